@@ -1,0 +1,19 @@
+"""Built-in agents, one file per algorithm. This module is only their list: importing it imports no torch."""
+
+from __future__ import annotations
+
+from rlhf_env.plugins import Register, hookimpl
+
+
+@hookimpl
+def register_agents(register: Register) -> None:
+    for name, attribute in {
+        "sft": "SFT",
+        "ppo": "PPO",
+        "grpo": "GRPO",
+        "dpo": "DPO",
+        "best_of_n": "BestOfN",
+        "reference": "Reference",
+        "random": "Random",
+    }.items():
+        register(name, f"rlhf_agents.{name}:{attribute}")

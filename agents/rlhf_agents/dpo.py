@@ -1,0 +1,180 @@
+"""Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290), online from groups or offline from pairs.
+
+Of the answers to a prompt, the best by reward (without the KL part) is preferred to the worst, and the policy is
+moved to prefer it too, by the margin of beta * log(pi / reference). That margin carries the KL penalty: `beta` is the
+weight of the environment's `kl` part, so the objective stays the environment's. A rollout of stored pairs
+(`preference_pairs`) goes the same way: its one part, "preference", is 1 for the chosen answer and 0 for the other.
+
+What it optimises is agreement with *comparisons*: how much better an answer is does not enter, so at a given beta it
+may go further from the reference than an algorithm that sees the reward. Options: IPO (Azar et al. 2023, arXiv
+2310.12036), conservative labels (cDPO), log-probabilities per token.
+
+Left out: pairs beyond best against worst, a reference that follows the policy, an SFT term.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf_env.errors import ConfigError
+from rlhf_env.learning.agent import Decision, Metrics, Setup
+from rlhf_env.learning.engine import Optimization
+from rlhf_env.learning.functional import PairLoss, minibatches, pair_loss, rows_of_groups
+from rlhf_env.learning.rollout import Rollout
+from rlhf_env.types import Observation
+
+
+def best_against_worst(returns: Tensor, group: Tensor, counted: Tensor) -> tuple[Tensor, int]:
+    """int64[P, 2], the rows (best, worst) of each group, and the number of ties: groups whose answers are all as good.
+
+    `returns` [B]; `group` int64[B]; rows not `counted` (bool[B]) stay out. Of equals, the first is taken.
+    """
+    pairs: list[tuple[int, int]] = []
+    ties = 0
+    for rows in rows_of_groups(group, counted):
+        if len(rows) < 2:
+            continue
+        values = returns[rows]
+        best, worst = int(values.argmax()), int(values.argmin())
+        if values[best] > values[worst]:
+            pairs.append((int(rows[best]), int(rows[worst])))
+        else:
+            ties += 1
+    return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2), ties
+
+
+class DPO:
+    """Prefers what is preferred, within reach of the reference."""
+
+    trains = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """`beta` is not here: it is the weight of the environment's `kl` part.
+
+        `group_size`: answers to a prompt, of which the best and the worst make a pair.
+        `loss`: "sigmoid" (DPO, eq. 7) or "ipo".
+        `label_smoothing`: the chance that a label is wrong, in [0, 0.5) (cDPO; sigmoid only).
+        `length_normalised`: compare log-probabilities per token instead of per answer.
+        `epochs`, `minibatches`: passes over the pairs of a rollout, and gradient steps per pass.
+        `optimization`: learning rate, gradient clipping and so on; `micro_batch_size` counts rows, two to a pair.
+        """
+
+        group_size: int = 4
+        loss: PairLoss = "sigmoid"
+        label_smoothing: float = 0.0
+        length_normalised: bool = False
+        epochs: int = 1
+        minibatches: int = 1
+        optimization: Optimization = Optimization(lr=1e-4)  # noqa: RUF009 - frozen
+
+        def __post_init__(self) -> None:
+            problems = [
+                f"{name} must be at least 1, got {getattr(self, name)}"
+                for name in ("epochs", "minibatches")
+                if getattr(self, name) < 1
+            ]
+            if self.loss not in ("sigmoid", "ipo"):
+                problems.append(f"loss must be sigmoid or ipo, got {self.loss!r}")
+            if not 0.0 <= self.label_smoothing < 0.5:
+                problems.append(f"label_smoothing must be in [0, 0.5), got {self.label_smoothing}")
+            if self.label_smoothing and self.loss == "ipo":
+                problems.append("label_smoothing belongs to the sigmoid loss: leave it out with ipo")
+            if self.optimization.micro_batch_size % 2:
+                problems.append(f"micro_batch_size must be even, for pairs: got {self.optimization.micro_batch_size}")
+            if problems:
+                raise ConfigError(*problems)
+
+    def __init__(self, setup: Setup, config: Config) -> None:
+        setup.require_groups(config.group_size)
+        if not setup.beta > 0.0:
+            raise ConfigError(
+                f"dpo's beta is the weight of the reward part 'kl', which is {setup.beta:g} here: "
+                "give the reward a 'kl' part with a positive weight (0.1, say)"
+            )
+        self.setup = setup
+        self.config = config
+        self.policy = setup.policy
+        self.optimizer = setup.engine.optimizer(self.policy.parameters(), config.optimization)
+        self._order = setup.stream("dpo minibatches")
+
+    def begin(self) -> dict[str, Any]:
+        return {"group_size": self.config.group_size}
+
+    def act(self, observation: Observation, /) -> Decision:
+        return Decision.of(self.policy.write(observation, self.setup.action_length))
+
+    def update(self, rollout: Rollout, /) -> Metrics:
+        """`epochs` passes of gradient steps over the rollout's pairs.
+
+        A group that is compared costs one preference label, a tie too; stored pairs were paid for when they were
+        labelled. A rollout without a pair changes nothing.
+        """
+        self.policy.eval()
+        pairs, ties = best_against_worst(rollout.returns(without=("kl",)), rollout.group, rollout.scored)
+        if not all("preference" in score.raw for score in rollout.scores):
+            self.setup.spending.add(preference_labels=len(pairs) + ties)
+        counts = {"pairs": float(len(pairs)), "ties": float(ties)}
+        if not len(pairs):
+            return counts
+        # Rows 2i and 2i + 1 are now pair i, whatever the groups were.
+        rollout = rollout.select(pairs.flatten())
+        rollout = self.setup.engine.local(rollout.with_extras(reference=self._reference_logprobs(rollout)))
+        steps = [
+            self._step(rollout.select(torch.stack([2 * chosen, 2 * chosen + 1], dim=1).flatten()))
+            for chosen in minibatches(len(pairs), self.config.minibatches, self.config.epochs, self._order)
+        ]
+        means = {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
+        return {**means, **counts, "beta": self.setup.beta, "lr": self.optimizer.lr}
+
+    def _reference_logprobs(self, rollout: Rollout) -> Tensor:
+        """float64[B, L]: log p of the agent's tokens under the reference, 0 elsewhere."""
+        laid_out = torch.zeros(rollout.tokens.shape, dtype=torch.float64)
+        for row, logprobs in enumerate(self.setup.reference.response_logprobs(rollout.episodes)):
+            start = len(rollout.episodes[row].prompt_ids)
+            laid_out[row, start : start + len(logprobs)] = torch.from_numpy(logprobs)
+        return laid_out.masked_fill(~rollout.actions, 0.0)
+
+    def _step(self, batch: Rollout) -> Metrics:
+        """One gradient step on a minibatch of pairs, rows 2i (chosen) and 2i + 1 (rejected)."""
+        chosen, beta, count = self.config, self.setup.beta, len(batch) // 2
+        found: Metrics = defaultdict(float)
+        for rows in self.optimizer.rows(len(batch)):
+            part = batch.select(rows)
+            seen = self.policy.evaluate(part.tokens, part.mask, part.actions)
+            log_ratio = (seen.logprobs.double() - part.extras["reference"]).sum(dim=1)
+            if chosen.length_normalised:
+                log_ratio = log_ratio / part.actions.sum(dim=1).clamp(min=1)
+            better, worse = log_ratio[0::2], log_ratio[1::2]
+            loss = pair_loss(better, worse, beta=beta, kind=chosen.loss, label_smoothing=chosen.label_smoothing).sum()
+            self.optimizer.backward(loss / count)
+            with torch.no_grad():
+                for name, value in {
+                    "loss": loss,
+                    "rewards/chosen": beta * better.sum(),
+                    "rewards/rejected": beta * worse.sum(),
+                    "rewards/accuracies": (better > worse).sum(),
+                    "rewards/margins": beta * (better - worse).sum(),
+                }.items():
+                    found[name] += float(value) / count
+        return {**found, "grad_norm": self.optimizer.step()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "policy": self.policy.state_dict(),
+            "sampling": self.policy.sampling_state(),
+            "optimizer": self.optimizer.state_dict(),
+            "order": dict(self._order.bit_generator.state),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        self.policy.load_state_dict(state["policy"])
+        self.policy.load_sampling_state(state["sampling"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._order.bit_generator.state = dict(state["order"])

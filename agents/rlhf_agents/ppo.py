@@ -1,0 +1,236 @@
+"""Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347), as language models are trained with it
+(Ouyang et al. 2022, arXiv 2203.02155).
+
+An action is a token, its state the text before it. Rewards are paid where they fall due - the KL penalty token by
+token, the score at the last token - and a learned value spreads them over the tokens by generalised advantage
+estimation. The end of a text is the end: only a text that was cut from outside is worth its last state's value.
+
+Left out: the mix with pretraining gradients (PPO-ptx), an adaptive KL weight (the `kl` reward part has one), normalised
+rewards.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rlhf_env.errors import ConfigError
+from rlhf_env.learning.agent import Decision, Metrics, Setup
+from rlhf_env.learning.engine import Optimization
+from rlhf_env.learning.functional import (
+    clipped_policy_loss,
+    clipped_value_loss,
+    explained_variance,
+    gae,
+    kl_estimate,
+    minibatches,
+    paid_to_actions,
+    require_exact_sampling,
+    require_stated,
+    stated_log_ratio,
+    token_weights,
+    weighted_sum,
+    whiten,
+)
+from rlhf_env.learning.rollout import Rollout
+from rlhf_env.policies import Policy, ValueHead
+from rlhf_env.types import Observation
+
+
+class PPO:
+    """Clipped policy gradient with a learned value."""
+
+    trains = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Each part has its switch.
+
+        `group_size`: neighbouring rows that answer one prompt. PPO does not compare them; rewards that do (diversity)
+            need more than one.
+        `gamma`, `lam`: discount per token, and GAE's lambda (1: no bootstrapping from the value, 0: all of it).
+        `epochs`, `minibatches`: passes over a rollout, and gradient steps per pass.
+        `clip`: how far a token's probability ratio may move the loss (eq. 7).
+        `target_kl`: stop the update after the gradient step whose policy was this far from the rollout's (0: never).
+        `whiten_advantages`: mean 0 and variance 1 over the rollout's tokens.
+        `entropy_coefficient`: weight of an entropy bonus.
+        `value_model`: a linear head on the policy's own trunk ("shared"), or on a copy that learns apart ("separate").
+        `value_coefficient`: weight of the value loss. With a separate model it only scales that model's gradient.
+        `value_clip`: bound on a value's change per update, in units of reward (0: none; it tends to hurt, Andrychowicz
+            et al. 2021, arXiv 2006.05990).
+        `optimization`: learning rate, gradient clipping and so on.
+        """
+
+        group_size: int = 1
+        gamma: float = 1.0
+        lam: float = 0.95
+        epochs: int = 2
+        minibatches: int = 1
+        clip: float = 0.2
+        target_kl: float = 0.0
+        whiten_advantages: bool = True
+        entropy_coefficient: float = 0.0
+        value_model: Literal["shared", "separate"] = "shared"
+        value_coefficient: float = 0.1
+        value_clip: float = 0.0
+        optimization: Optimization = Optimization()  # noqa: RUF009 - frozen
+
+        def __post_init__(self) -> None:
+            problems = [
+                f"{name} must be at least 1, got {getattr(self, name)}"
+                for name in ("group_size", "epochs", "minibatches")
+                if getattr(self, name) < 1
+            ]
+            problems += [
+                f"{name} must be in [0, 1], got {getattr(self, name)}"
+                for name in ("gamma", "lam")
+                if not 0.0 <= getattr(self, name) <= 1.0
+            ]
+            problems += [
+                f"{name} must not be negative, got {getattr(self, name)}"
+                for name in ("target_kl", "entropy_coefficient", "value_coefficient", "value_clip")
+                if not getattr(self, name) >= 0.0
+            ]
+            if not self.clip > 0.0:
+                problems.append(f"clip must be positive, got {self.clip}")
+            if self.value_model not in ("shared", "separate"):
+                problems.append(f"value_model must be shared or separate, got {self.value_model!r}")
+            if problems:
+                raise ConfigError(*problems)
+
+    def __init__(self, setup: Setup, config: Config) -> None:
+        setup.require_groups(config.group_size, least=1)
+        require_exact_sampling(setup.policy.sampling, "ppo")
+        self.setup = setup
+        self.config = config
+        self.policy = setup.policy
+        self.critic: Policy | None = copy.deepcopy(setup.policy).eval() if config.value_model == "separate" else None
+        self.value_head = ValueHead(self.policy.hidden_size, dtype=self.policy.dtype, device=self.policy.device)
+        trained = [*self.policy.parameters(), *self.value_head.parameters()]
+        if self.critic is not None:
+            trained += self.critic.parameters()
+        self.optimizer = setup.engine.optimizer(trained, config.optimization)
+        self._order = setup.stream("ppo minibatches")
+
+    def begin(self) -> dict[str, Any]:
+        return {"group_size": self.config.group_size}
+
+    def act(self, observation: Observation, /) -> Decision:
+        return Decision.of(self.policy.write(observation, self.setup.action_length))
+
+    def update(self, rollout: Rollout, /) -> Metrics:
+        """`epochs` passes of gradient steps over the rollout."""
+        require_stated(rollout, "ppo")
+        self.policy.eval()  # with dropout, the first ratio would not be 1
+        rollout = self._assess(self.setup.engine.local(rollout))
+        steps: list[Metrics] = []
+        for rows in minibatches(len(rollout), self.config.minibatches, self.config.epochs, self._order):
+            steps.append(self._step(rollout.select(rows)))
+            if self.config.target_kl > 0.0 and steps[-1]["approx_kl"] > self.config.target_kl:
+                break
+        values, targets = rollout.extras["values"], rollout.extras["targets"]
+        return {
+            **{name: sum(step[name] for step in steps) / len(steps) for name in steps[0]},
+            "explained_variance": explained_variance(values, targets, rollout.actions),
+            "gradient_steps": float(len(steps)),
+            "lr": self.optimizer.lr,
+        }
+
+    @torch.no_grad()
+    def _assess(self, rollout: Rollout) -> Rollout:
+        """The rollout with float64[B, L] each of `values` (before the update), `advantages` and `targets`."""
+        values, final_values = self._old_values(rollout)
+        advantages = gae(
+            paid_to_actions(rollout.rewards(), rollout.mask, rollout.actions),
+            values,
+            rollout.actions,
+            gamma=self.config.gamma,
+            lam=self.config.lam,
+            truncated=rollout.truncated,
+            final_values=final_values,
+        )
+        targets = advantages + values.masked_fill(~rollout.actions, 0.0)
+        if self.config.whiten_advantages:
+            advantages = whiten(advantages, rollout.actions)
+        return rollout.with_extras(values=values, advantages=advantages, targets=targets)
+
+    def _old_values(self, rollout: Rollout) -> tuple[Tensor, Tensor | None]:
+        """V [B, L] of the state in which each token was chosen; if texts were cut, also V [B] of the last state."""
+        tokens, mask = rollout.tokens, rollout.mask
+        cut = bool(rollout.truncated.any())
+        if cut:  # one place more, for the state after the longest text
+            tokens, mask = F.pad(tokens, (0, 1), value=self.policy.pad_id), F.pad(mask, (0, 1), value=False)
+        trunk = self.policy if self.critic is None else self.critic
+        nowhere = torch.zeros_like(mask)
+        values = torch.cat(
+            [
+                self.value_head(trunk.evaluate(tokens[rows], mask[rows], nowhere[rows]).hidden)
+                for rows in self.optimizer.rows(len(rollout))
+            ]
+        ).double()
+        if not cut:
+            return values, None
+        return values[:, :-1], values.gather(1, rollout.lengths[:, None]).squeeze(1)
+
+    def _step(self, batch: Rollout) -> Metrics:
+        """One gradient step on a minibatch."""
+        chosen = self.config
+        batch = batch.with_extras(weight=token_weights(batch.actions, "token-mean"))
+        found: Metrics = defaultdict(float)
+        for rows in self.optimizer.rows(len(batch)):
+            part = batch.select(rows)
+            extras, weight = part.extras, part.extras["weight"]
+            seen = self.policy.evaluate(part.tokens, part.mask, part.actions)
+            states = seen.hidden
+            if self.critic is not None:
+                states = self.critic.evaluate(part.tokens, part.mask, torch.zeros_like(part.mask)).hidden
+            values = self.value_head(states).double()
+            log_ratio = stated_log_ratio(seen.logprobs, part.logprobs, part.actions)
+
+            policy_loss = weighted_sum(clipped_policy_loss(log_ratio, extras["advantages"], chosen.clip), weight)
+            value_loss = weighted_sum(
+                clipped_value_loss(values, extras["values"], extras["targets"], chosen.value_clip), weight
+            )
+            entropy = weighted_sum(seen.entropy.double(), weight)
+            self.optimizer.backward(
+                policy_loss + chosen.value_coefficient * value_loss - chosen.entropy_coefficient * entropy
+            )
+            with torch.no_grad():
+                found["policy_loss"] += float(policy_loss)
+                found["value_loss"] += float(value_loss)
+                found["entropy"] += float(entropy)
+                # KL(old || new): the tokens were drawn from the old policy, where log p - log p is 0.
+                found["approx_kl"] += float(
+                    weighted_sum(kl_estimate(torch.zeros_like(log_ratio), log_ratio, "k3"), weight)
+                )
+                moved = (log_ratio.exp() - 1.0).abs() > chosen.clip
+                found["clip_fraction"] += float(weighted_sum(moved.double(), weight))
+        return {**found, "grad_norm": self.optimizer.step()}
+
+    def state_dict(self) -> dict[str, Any]:
+        state = {
+            "policy": self.policy.state_dict(),
+            "sampling": self.policy.sampling_state(),
+            "value_head": self.value_head.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "order": dict(self._order.bit_generator.state),
+        }
+        if self.critic is not None:
+            state["critic"] = self.critic.state_dict()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        self.policy.load_state_dict(state["policy"])
+        self.policy.load_sampling_state(state["sampling"])
+        self.value_head.load_state_dict(state["value_head"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._order.bit_generator.state = dict(state["order"])
+        if self.critic is not None:
+            self.critic.load_state_dict(state["critic"])

@@ -1,0 +1,55 @@
+"""Uniformly random tokens, as a control: what a task gives away for nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rlhf_env.learning.agent import Decision, Metrics, Setup
+from rlhf_env.learning.rollout import Rollout
+from rlhf_env.policies import Written
+from rlhf_env.types import Observation
+
+
+class Random:
+    """Draws each token uniformly from the vocabulary, the end token included, padding not."""
+
+    trains = False
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """There is nothing to set."""
+
+    def __init__(self, setup: Setup, config: Config) -> None:
+        self.setup = setup
+        self.config = config
+        self._draws = setup.stream("random tokens")
+        ids = np.arange(setup.tokenizer.vocab_size)
+        # Where padding is the end token, it has to stay: texts would never end.
+        fillers = {setup.tokenizer.pad_id} - {setup.tokenizer.end_id}
+        self._choices = ids[~np.isin(ids, list(fillers))]
+
+    def begin(self) -> dict[str, Any]:
+        return {}
+
+    def act(self, observation: Observation, /) -> Decision:
+        shape = (len(observation["input_ids"]), self.setup.action_length)
+        tokens = self._choices[self._draws.integers(len(self._choices), size=shape)]
+        ends = tokens == self.setup.tokenizer.end_id
+        after_end = ends.cumsum(axis=1) - ends > 0
+        tokens[after_end] = self.setup.tokenizer.vocab_size
+        logprobs = np.where(after_end, 0.0, -math.log(len(self._choices)))
+        return Decision.of(Written(tokens, logprobs))
+
+    def update(self, _rollout: Rollout, /) -> Metrics:
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"draws": dict(self._draws.bit_generator.state)}
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        self._draws.bit_generator.state = dict(state["draws"])

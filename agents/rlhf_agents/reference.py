@@ -1,0 +1,40 @@
+"""The frozen reference policy, as a control: what no training achieves. A trained agent must beat its reward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf_env.learning.agent import Decision, Metrics, Setup
+from rlhf_env.learning.rollout import Rollout
+from rlhf_env.types import Observation
+
+
+class Reference:
+    """Writes as the reference does, and learns nothing."""
+
+    trains = False
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """There is nothing to set."""
+
+    def __init__(self, setup: Setup, config: Config) -> None:
+        self.setup = setup
+        self.config = config
+
+    def begin(self) -> dict[str, Any]:
+        return {}
+
+    def act(self, observation: Observation, /) -> Decision:
+        return Decision.of(self.setup.reference.write(observation, self.setup.action_length))
+
+    def update(self, _rollout: Rollout, /) -> Metrics:
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sampling": self.setup.reference.sampling_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        self.setup.reference.load_sampling_state(state["sampling"])

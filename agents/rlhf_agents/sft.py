@@ -1,0 +1,91 @@
+"""Supervised fine-tuning: make the given texts likelier.
+
+Minimises the mean of -log pi(token) over the tokens that `rollout.actions` marks: the answers of demonstrations, or,
+for pretraining, every token but a text's first. The average is over tokens (not over texts, nor over micro-batches),
+so it is the negative log-likelihood of the data.
+
+Left out: packing of several texts into a row, label smoothing, weights for texts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf_env.errors import DataError
+from rlhf_env.learning.agent import Decision, Metrics, Setup
+from rlhf_env.learning.engine import Optimization
+from rlhf_env.learning.functional import token_weights, weighted_sum
+from rlhf_env.learning.rollout import Rollout
+from rlhf_env.types import Observation
+
+
+class SFT:
+    """Imitates demonstrations; one gradient step per update. `act` samples from the policy as it stands."""
+
+    trains = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """`optimization`: learning rate and so on. A small model from scratch likes 1e-3, a large one 2e-5."""
+
+        optimization: Optimization = Optimization(lr=5e-4)  # noqa: RUF009 - frozen
+
+    def __init__(self, setup: Setup, config: Config) -> None:
+        self.setup = setup
+        self.config = config
+        self.policy = setup.policy
+        self.optimizer = setup.engine.optimizer(self.policy.parameters(), config.optimization)
+        self._dropout = setup.stream("sft dropout")
+
+    def begin(self) -> dict[str, Any]:
+        return {}
+
+    def act(self, observation: Observation, /) -> Decision:
+        return Decision.of(self.policy.write(observation, self.setup.action_length))
+
+    def update(self, rollout: Rollout, /) -> Metrics:
+        """One gradient step on all of the rollout, with the policy's dropout.
+
+        Raises DataError when no token is to be learned.
+        """
+        if not rollout.actions.any():
+            raise DataError("sft: none of the texts has a token to learn (are the answers empty, or cut off?)")
+        rollout = self.setup.engine.local(rollout)
+        rollout = rollout.with_extras(weight=token_weights(rollout.actions, "token-mean"))
+        loss = 0.0
+        self.policy.train()
+        try:
+            with self.setup.engine.seeded(int(self._dropout.integers(2**63))):
+                for rows in self.optimizer.rows(len(rollout)):
+                    batch = rollout.select(rows)
+                    logprobs = self.policy.evaluate(batch.tokens, batch.mask, batch.actions).logprobs
+                    term = weighted_sum(-logprobs.double(), batch.extras["weight"])
+                    self.optimizer.backward(term)
+                    loss += float(term)
+        finally:
+            self.policy.eval()
+        return {
+            "loss": loss,
+            "perplexity": math.exp(loss),
+            "tokens": float(rollout.actions.sum()),
+            "skipped_texts": float((~rollout.actions.any(dim=1)).sum()),
+            "grad_norm": self.optimizer.step(),
+            "lr": self.optimizer.lr,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "policy": self.policy.state_dict(),
+            "sampling": self.policy.sampling_state(),
+            "optimizer": self.optimizer.state_dict(),
+            "dropout": dict(self._dropout.bit_generator.state),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        self.policy.load_state_dict(state["policy"])
+        self.policy.load_sampling_state(state["sampling"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._dropout.bit_generator.state = dict(state["dropout"])

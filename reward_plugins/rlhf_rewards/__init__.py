@@ -1,0 +1,16 @@
+"""Built-in rewards, one file each. This module is only their list: importing it imports no torch."""
+
+from __future__ import annotations
+
+from rlhf_env.plugins import Register, hookimpl
+
+
+@hookimpl
+def register_rewards(register: Register) -> None:
+    register("bradley_terry", "rlhf_rewards.bradley_terry:BradleyTerry")
+    register("kl", "rlhf_rewards.kl:KL")
+    register("diversity", "rlhf_rewards.diversity:Diversity")
+    register("length", "rlhf_rewards.length:Length")
+    register("repetition", "rlhf_rewards.repetition:Repetition")
+    register("sentiment", "rlhf_rewards.sentiment:Sentiment", needs="demo")
+    register("upbeat", "rlhf_rewards.upbeat:Upbeat", needs="demo")

@@ -1,0 +1,47 @@
+"""A bonus for saying something of one's own: n-grams a response has once, and no other answer to the prompt has.
+
+    score_i = |D_i - union of D_j, j != i| / N_i      N_i: n-grams of response i; D_i: the different ones among them
+
+It is the product of two shares: of different n-grams within the text (distinct-n: Li et al. 2016, "A
+Diversity-Promoting Objective Function for Neural Conversation Models", 1510.03055) and, of those, the ones no other
+member has. Not a measure of meaning: two paraphrases are as different as two topics.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from rlhf_env.errors import ConfigError
+from rlhf_env.types import Episode, Float
+from rlhf_rewards.ngrams import ngrams
+
+
+@dataclass(frozen=True)
+class Diversity:
+    """The share above over runs of `n` lower-cased words, in [0, 1].
+
+    A group of one is judged within the text alone; a text of fewer than `n` words is one run; an empty text scores 0.
+    """
+
+    n: int = 2
+
+    low: ClassVar[float] = 0.0
+    high: ClassVar[float] = 1.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.n, int) or isinstance(self.n, bool) or self.n < 1:
+            raise ConfigError(f"n: a number of words of at least 1, got {self.n!r}")
+
+    def group_rewards(self, group: Sequence[Episode], /) -> Float:
+        """float64[G]."""
+        runs = [ngrams(episode.response, self.n) for episode in group]
+        members_with = Counter(run for text in runs for run in set(text))
+        return np.array(
+            [sum(members_with[run] == 1 for run in set(text)) / len(text) if text else 0.0 for text in runs],
+            dtype=np.float64,
+        )

@@ -1,0 +1,75 @@
+"""One tree of exceptions. A message says what is wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class RlhfEnvError(Exception):
+    """Root of everything this project raises on purpose. `exit_code` is what the command line exits with."""
+
+    exit_code = 2
+
+
+class ConfigError(RlhfEnvError, ValueError):
+    """A setting, a file or an argument is wrong. `problems` holds each finding, in the order found."""
+
+    def __init__(self, *problems: str) -> None:
+        self.problems: tuple[str, ...] = problems
+        super().__init__("; ".join(problems))
+
+
+class UnknownName(ConfigError):
+    """A name that nobody registered, with the nearest known ones."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        self.kind, self.name = kind, name
+        super().__init__(f"unknown {kind} {name!r}{did_you_mean(name, known)}")
+
+
+class PluginError(ConfigError):
+    """A plugin cannot be loaded, or two claim one name."""
+
+
+class MissingExtra(ConfigError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f'{what} is not installed: pip install "rlhf-env[{extra}]"')
+
+
+class DataError(ConfigError):
+    """Input data (a prompt, a preference, a model folder, a checkpoint) that cannot be used."""
+
+
+class EnvironmentMisuse(RlhfEnvError, RuntimeError):
+    """The environment was called out of order or with an action it does not admit."""
+
+
+class RewardError(RlhfEnvError):
+    """A reward part broke its contract while a run was going: wrong count, not finite, raised."""
+
+    exit_code = 3
+
+
+class ContractError(RlhfEnvError, AssertionError):
+    """A reward or a task broke a rule of its kind under `rlhf_env.testing`. `rule` is the rule's short name."""
+
+    def __init__(self, rule: str, message: str) -> None:
+        self.rule = rule
+        super().__init__(f"[{rule}] {message}")
+
+
+class RunFailed(RlhfEnvError):
+    """A run met a fault it could not go on from (its last checkpoint is untouched)."""
+
+    exit_code = 3
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`": did you mean 'grpo'? Known: dpo, grpo, ppo"` - the tail of a message about an unknown name."""
+    names: Sequence[str] = sorted(set(known))
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    guess = f": did you mean {near[0]!r}?" if near else "."
+    return f"{guess} Known: {', '.join(names) or 'none'}"

@@ -1,0 +1,161 @@
+"""The external evaluator: what every agent is measured with, whatever it logs itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rlhf_env.envs.rewards import RewardMix, Score
+from rlhf_env.envs.tasks import held_out
+from rlhf_env.envs.text_vector_env import TextVectorEnv
+from rlhf_env.learning.agent import Agent
+from rlhf_env.learning.experiment import Workplace, evaluation_rewards
+from rlhf_env.learning.loop import collect
+from rlhf_env.types import Episode, Float, GroupReward, TokenReward, TokenScorer
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """log p(token) - log p_reference(token), token by token: its sum over a response estimates KL(policy || reference)."""
+
+    reference: TokenScorer
+    needs_logprobs = True
+
+    def token_rewards(self, episodes: Sequence[Episode], /) -> list[Float]:
+        """B arrays, float64[T_b], in nats."""
+        against = self.reference.response_logprobs(episodes)
+        return [
+            np.where(episode.actions, np.asarray(episode.logprobs) - logprobs, 0.0)
+            for episode, logprobs in zip(episodes, against, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Numbers over the evaluation prompts, and the texts behind them."""
+
+    metrics: Mapping[str, float]
+    samples: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Measures an agent on held-out prompts: the same prompts and the same sampling seeds for everyone.
+
+    Metrics: `objective` (the weighted reward that training maximises), `proxy` (its parts that judge a response alone: no
+    KL, no group bonus), `gold` (rewards no agent sees), `kl` (to the reference, in nats a response; an analytic bound for
+    agents that state `kl_bound`), `length`, `distinct_2`, `distinct_replies`, `cut_at_limit`, `inference_tokens` (written
+    per reply, thrown away ones included), `part/<name>`; `_std` is the spread over prompts.
+    """
+
+    workplace: Workplace
+    gold: RewardMix | None
+
+    @classmethod
+    def of(cls, workplace: Workplace) -> Evaluator:
+        return cls(workplace, evaluation_rewards(workplace.experiment, workplace))
+
+    def __call__(self, agent: Agent | None = None) -> Evaluation:
+        """Evaluate `agent` (default: the workplace's); its random streams and spending stay as they were."""
+        agent = self.workplace.agent if agent is None else agent
+        setup = self.workplace.setup
+        settings = self.workplace.experiment.evaluation
+        writers = (setup.policy, setup.reference)
+        streams = [writer.sampling_state() for writer in writers]
+        spent = setup.spending.as_dict()
+        for writer in writers:
+            writer.reseed(settings.seed)
+        try:
+            # A new environment each time: what rewards remember of training is read here and not added to.
+            rollout = collect(
+                self._environment(settings.prompts),
+                agent,
+                {"group_size": 1, "indices": list(range(settings.prompts))},
+                seed=settings.seed,
+            )
+        finally:
+            for writer, stream in zip(writers, streams, strict=True):
+                writer.load_sampling_state(stream)
+            thrown_away = setup.spending.generated_tokens - spent["generated_tokens"]
+            setup.spending.load(spent)
+        written = int(rollout.actions.sum()) + thrown_away
+        metrics = self._metrics(rollout.episodes, rollout.scores, agent)
+        metrics["inference_tokens"] = written / len(rollout)
+        return Evaluation(metrics, self._samples(rollout.episodes, rollout.scores))
+
+    def _environment(self, rows: int) -> TextVectorEnv:
+        """Held-out prompts, the training parts, the gold parts and the divergence, unweighted side by side."""
+        env = self.workplace.env
+        parts = {f"part/{name}": reward for name, reward in env.reward.parts.items()}
+        if self.gold is not None:
+            parts |= {f"gold/{name}": reward for name, reward in self.gold.parts.items()}
+        return TextVectorEnv(
+            rows,
+            task=held_out(env.task),
+            reward=RewardMix({**parts, "divergence": Divergence(self.workplace.setup.reference)}),
+            tokenizer=env.tokenizer,
+            max_new_tokens=env.max_new_tokens,
+            max_prompt_tokens=env.max_prompt_tokens,
+            action_length=env.action_length,
+            autoreset_mode="Disabled",
+        )
+
+    def _metrics(self, episodes: Sequence[Episode], scores: Sequence[Score], agent: Agent) -> dict[str, float]:
+        raw = {name: np.array([score.raw[name] for score in scores]) for name in scores[0].raw}
+        metrics = {name: float(values.mean()) for name, values in raw.items() if name.startswith("part/")}
+        sums = {"proxy": self._proxy(raw), "objective": self._objective(raw), "gold": self._gold(raw)}
+        for name, values in sums.items():
+            if values is not None:
+                metrics |= {name: float(values.mean()), f"{name}_std": float(values.std())}
+        bound = getattr(agent, "kl_bound", None)
+        metrics["kl"] = float(raw["divergence"].mean()) if bound is None else float(bound)
+        metrics["kl_is_bound"] = float(bound is not None)
+        metrics["length"] = float(np.mean([episode.actions.sum() for episode in episodes]))
+        metrics["cut_at_limit"] = float(np.mean([episode.finish_reason == "length" for episode in episodes]))
+        responses = [episode.response for episode in episodes]
+        metrics["distinct_2"] = distinct_n(responses, 2)
+        metrics["distinct_replies"] = len(set(responses)) / len(responses)
+        return metrics
+
+    def _weighted(self, raw: Mapping[str, Float], names: Sequence[str], weights: Mapping[str, float], to: str) -> Float:
+        return np.asarray(sum(weights[name] * raw[f"{to}/{name}"] for name in names), dtype=np.float64)
+
+    def _objective(self, raw: Mapping[str, Float]) -> Float:
+        mix = self.workplace.env.reward
+        return self._weighted(raw, list(mix.parts), mix.weights, "part")
+
+    def _proxy(self, raw: Mapping[str, Float]) -> Float | None:
+        mix = self.workplace.env.reward
+        alone = [name for name, part in mix.parts.items() if not isinstance(part, (TokenReward, GroupReward))]
+        return self._weighted(raw, alone, mix.weights, "part") if alone else None
+
+    def _gold(self, raw: Mapping[str, Float]) -> Float | None:
+        if self.gold is None:
+            return None
+        return self._weighted(raw, list(self.gold.parts), self.gold.weights, "gold")
+
+    def _samples(self, episodes: Sequence[Episode], scores: Sequence[Score]) -> list[dict[str, Any]]:
+        raw = {name: np.array([score.raw[name] for score in scores]) for name in scores[0].raw}
+        gold, proxy = self._gold(raw), self._proxy(raw)
+        return [
+            {
+                "prompt": str(episode.prompt.meta.get("turn", episode.prompt.text)),
+                "response": episode.response,
+                "finish_reason": episode.finish_reason,
+                "kl": float(raw["divergence"][i]),
+                **({"gold": float(gold[i])} if gold is not None else {}),
+                **({"proxy": float(proxy[i])} if proxy is not None else {}),
+            }
+            for i, episode in enumerate(episodes)
+        ]
+
+
+def distinct_n(texts: Sequence[str], n: int) -> float:
+    """Different n-grams of words over all n-grams, in all texts together (Li et al. 2016, arXiv 1510.03055); 0 if none."""
+    grams = [
+        tuple(words[i : i + n]) for words in (text.lower().split() for text in texts) for i in range(len(words) - n + 1)
+    ]
+    return len(set(grams)) / len(grams) if grams else 0.0

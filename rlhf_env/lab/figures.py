@@ -1,0 +1,513 @@
+"""The figures of a benchmark, each one drawn once for the page, for a paper (SVG) and for everywhere else (PNG).
+
+The same results give the same bytes. Each agent has one colour and one marker in every figure, from the Okabe-Ito
+palette, which stays distinct for colour-blind readers; names stand beside the lines, not in a legend to look up.
+
+On the page a figure is inline SVG with real text: its neutral colours are the page's own, so that it follows light and
+dark. Small panels instead of wide ones: a phone shows them one below the other, at a size that can still be read.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlhf_env.errors import DataError, MissingExtra
+from rlhf_env.lab.results import CONTROLS, Cell, CurvePoint, Results, SummaryRow, summary_rows
+from rlhf_env.shown_text import for_page
+from rlhf_env.types import Float
+
+# Okabe and Ito, "Color Universal Design" (2008), the darker ones first; their yellow is too pale for a line on white.
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+CONTROL_COLOURS = {"reference": "#7b818a", "random": "#a3a8b0"}
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+
+# Neutral colours as drawn, and what each becomes on the page, where the style sheet decides.
+INK, MUTED, LINE, PAPER = "#1d2430", "#5f6875", "#dfe3e8", "#fefefe"
+_PAGE_COLOURS = {INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)", PAPER: "var(--panel)"}
+
+_STYLE: dict[str, Any] = {
+    "font.size": 11,
+    "svg.fonttype": "none",  # text stays text: selectable, and in the reader's own font
+    "text.parse_math": False,  # names come from files: a `$` in one is a `$`
+    "axes.linewidth": 0.8,
+}
+
+MEASURES = {
+    "gold": ("Gold reward", "mean over held-out prompts"),
+    "proxy": ("Proxy reward", "mean over held-out prompts"),
+    "kl": ("KL to the reference", "nats per reply"),
+    "length": ("Length", "tokens per reply"),
+}
+
+_LONGEST_NAME = 15
+_PARTS_POINTS = 40
+
+
+@dataclass(frozen=True)
+class AgentStyle:
+    """How an agent looks in every figure and on the page."""
+
+    colour: str
+    marker: str
+    dash: str
+
+
+def agent_styles(agents: Sequence[str]) -> dict[str, AgentStyle]:
+    """Colour, marker and dash of each agent, by its place; the controls are grey."""
+    learners = [agent for agent in agents if agent not in CONTROLS]
+    styles = {
+        agent: AgentStyle(PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)], "-" if i < len(PALETTE) else "--")
+        for i, agent in enumerate(learners)
+    }
+    return styles | {agent: AgentStyle(CONTROL_COLOURS[agent], "o", "--") for agent in agents if agent in CONTROLS}
+
+
+@dataclass(frozen=True)
+class Series:
+    """One measure of one agent along training, over its finished seeds.
+
+    A `level` is the value of an agent that does not train: a line across, not a curve. `broken`: the curves of failed
+    seeds, as far as they came.
+    """
+
+    agent: str
+    x: Float
+    mean: Float
+    low: Float
+    high: Float
+    level: bool = False
+    broken: tuple[tuple[Float, Float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure that can be drawn. `name`: its file name without the ending; `description`: for who cannot see it."""
+
+    name: str
+    section: str
+    task: str
+    description: str
+    width: int
+    height: int
+    paint: Callable[[Any], None]
+
+
+def pictures(results: Results) -> list[Picture]:
+    """Every figure that these results have the data for, by task and section."""
+    return [picture for task, slug in _slugs(results.tasks).items() for picture in _pictures_of(results, task, slug)]
+
+
+def _pictures_of(results: Results, task: str, slug: str) -> Iterator[Picture]:
+    styles = agent_styles(results.agents)
+    for measure in ("gold", "proxy"):
+        if series := evaluation_curves(results, task, measure):
+            title, unit = MEASURES[measure]
+            told = f"{title} against generated tokens in training, a line per agent. {_ends(series)}"
+            paint = partial(_paint_curves, series=series, styles=styles, title=title, subtitle=unit)
+            yield Picture(f"{slug}--{measure}-curve", "curves", task, told, 480, 320, paint)
+    if paths := trade_offs(results, task):
+        told = "Gold reward against proxy reward at every checkpoint of every seed, one path per seed."
+        paint = partial(_paint_trade_off, paths=paths, styles=styles)
+        yield Picture(f"{slug}--gold-against-proxy", "trade", task, told, 480, 360, paint)
+    rows = [row for row in summary_rows(results) if row.task == task and row.kl is not None]
+    if rows:
+        ends = ", ".join(f"{row.agent} {row.kl.mean:.2f}" for row in rows if row.kl)
+        told = for_page(f"KL to the reference, in nats per reply: {ends}.")
+        paint = partial(_paint_kl, rows=rows, styles=styles)
+        yield Picture(f"{slug}--kl", "kl", task, told, 480, 100 + 32 * len(rows), paint)
+    for part, part_slug in _slugs(reward_parts(results, task)).items():
+        told = for_page(f"Reward part {part} along training, a line per agent.")
+        parts = part_curves(results, task, part)
+        paint = partial(_paint_curves, series=parts, styles=styles, title=part, subtitle="mean over the rollout")
+        yield Picture(f"{slug}--part-{part_slug}", "parts", task, told, 400, 270, paint)
+
+
+# --- From results to lines ---------------------------------------------------------------------------------------
+
+
+def evaluation_curves(results: Results, task: str, measure: str) -> list[Series]:
+    """`measure` at every checkpoint, as the evaluator saw it, for each agent that has it."""
+
+    def curve(cell: Cell) -> tuple[Float, Float]:
+        return _xy([(p.generated_tokens, getattr(p, measure)) for p in cell.curve])
+
+    found = [_series(agent, results.of(task, agent), curve) for agent in results.agents_on(task)]
+    return [series for series in found if series is not None]
+
+
+def part_curves(results: Results, task: str, part: str) -> list[Series]:
+    """A reward part along training, from each run's own metrics; noisy updates are averaged to a few points."""
+
+    def curve(cell: Cell) -> tuple[Float, Float]:
+        rows = results.metrics(cell)
+        return _thinned(*_xy([(row.get("spent/generated_tokens"), row.get(f"rollout/part/{part}")) for row in rows]))
+
+    found = [_series(agent, results.of(task, agent), curve) for agent in results.agents_on(task)]
+    return [series for series in found if series is not None]
+
+
+def reward_parts(results: Results, task: str) -> list[str]:
+    """The parts that some run on the task has logged."""
+    prefix = "rollout/part/"
+    cells = [cell for cell in results.cells if cell.task == task]
+    keys = {key for cell in cells for row in results.metrics(cell) for key in row if key.startswith(prefix)}
+    spreads = {key for key in keys if key.endswith("_std") and key.removesuffix("_std") in keys}
+    return sorted(key.removeprefix(prefix) for key in keys - spreads)
+
+
+def trade_offs(results: Results, task: str) -> dict[str, list[list[CurvePoint]]]:
+    """By agent, each seed's checkpoints that have both gold and proxy reward."""
+    paths: dict[str, list[list[CurvePoint]]] = {}
+    for cell in results.cells:
+        points = [p for p in cell.curve if p.gold is not None and p.proxy is not None]
+        if cell.task == task and points:
+            paths.setdefault(cell.agent, []).append(points)
+    return paths
+
+
+def _series(agent: str, cells: Sequence[Cell], curve: Callable[[Cell], tuple[Float, Float]]) -> Series | None:
+    finished = [xy for cell in cells if cell.finished and (xy := curve(cell))[0].size]
+    broken = tuple(xy for cell in cells if not cell.finished and (xy := curve(cell))[0].size)
+    if not finished and not broken:
+        return None
+    if not finished:
+        nothing = np.empty(0)
+        return Series(agent, nothing, nothing, nothing, nothing, broken=broken)
+    level = all(x[-1] <= 0 for x, _ in finished)
+    if level:
+        grid, lines = np.zeros(1), np.array([[y[-1]] for _, y in finished])
+    else:
+        # Seeds do not spend the same number of tokens per update. Before its first and after its last checkpoint a
+        # seed counts with that checkpoint: the policy it would hand over at this budget.
+        grid = np.unique(np.concatenate([x for x, _ in finished]))
+        lines = np.array([np.interp(grid, x, y) for x, y in finished])
+    return Series(agent, grid, lines.mean(axis=0), lines.min(axis=0), lines.max(axis=0), level, broken)
+
+
+def _xy(pairs: Sequence[tuple[Any, Any]]) -> tuple[Float, Float]:
+    """The pairs with two finite numbers, by x."""
+    kept = sorted((float(x), float(y)) for x, y in pairs if _is_finite(x) and _is_finite(y))
+    array = np.array(kept, dtype=np.float64).reshape(-1, 2)
+    return array[:, 0], array[:, 1]
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _thinned(x: Float, y: Float) -> tuple[Float, Float]:
+    """At most a few dozen points, each the mean of neighbouring ones."""
+    if x.size <= _PARTS_POINTS:
+        return x, y
+    bins = np.array_split(np.arange(x.size), _PARTS_POINTS)
+    return np.array([x[b].mean() for b in bins]), np.array([y[b].mean() for b in bins])
+
+
+# --- From lines to ink -------------------------------------------------------------------------------------------
+
+
+def _paint_curves(
+    figure: Any,
+    *,
+    series: Sequence[Series],
+    styles: Mapping[str, AgentStyle],
+    title: str,
+    subtitle: str,
+    left: float = 0.0,
+    width: float = 1.0,
+) -> None:
+    """Lines with bands in a part of the figure (`left`, `width`: fractions of it), names at their ends."""
+    low, high = focus({line.agent: [*line.low, *line.high, *(v for _, y in line.broken for v in y)] for line in series})
+    names = {line.agent: _curve_name(line, low, high) for line in series}
+    room = 24 + 6.6 * max(map(len, names.values()))
+    axes = _panel(figure, title, subtitle, left=left, width=width, margin_right=room)
+    end = max([1.0, *(float(x[-1]) for line in series for x in (line.x, *(x for x, _ in line.broken)) if x.size)])
+    name_at: dict[str, tuple[float, float]] = {}
+    for line in sorted(series, key=lambda line: not line.level):  # levels lie below curves
+        colour, dash = styles[line.agent].colour, styles[line.agent].dash
+        for x, y in line.broken:
+            axes.plot(x, y, color=colour, linewidth=1.0, linestyle=":")
+            _mark(axes, x[-1:], y[-1:], AgentStyle(colour, "x", ""), size=6, markeredgewidth=1.6)
+            name_at[line.agent] = (float(x[-1]), float(y[-1]))
+        if not line.x.size:
+            continue
+        x, points = (np.array([0.0, end]), [0, 0]) if line.level else (line.x, slice(None))
+        axes.fill_between(x, line.low[points], line.high[points], color=colour, alpha=0.16, linewidth=0)
+        axes.plot(x, line.mean[points], color=colour, linewidth=1.4 if line.level else 2.0, linestyle=dash)
+        name_at[line.agent] = (float(x[-1]), float(line.mean[-1]))
+    axes.set_xlim(0, end)
+    axes.set_ylim(low, high)
+    axes.set_xlabel("generated tokens in training", color=MUTED, fontsize=10, labelpad=5)
+    axes.xaxis.set_major_formatter(lambda value, _: short_count(value))
+    axes.xaxis.get_major_locator().set_params(nbins=5)
+    _name_ends(axes, name_at, names, styles)
+
+
+def _curve_name(line: Series, low: float, high: float) -> str:
+    """The agent's name; with its value if the line lies outside of the figure."""
+    end = float(line.mean[-1]) if line.x.size else low
+    if low <= end <= high:
+        return _shortened(line.agent)
+    return f"{_shortened(line.agent)} {'↓' if end < low else '↑'} {_minus(f'{end:.2f}')}"
+
+
+def _paint_trade_off(
+    figure: Any, *, paths: Mapping[str, Sequence[Sequence[CurvePoint]]], styles: Mapping[str, AgentStyle]
+) -> None:
+    x_low, x_high = focus({agent: [p.proxy for seed in seeds for p in seed] for agent, seeds in paths.items()})
+    y_low, y_high = focus({agent: [p.gold for seed in seeds for p in seed] for agent, seeds in paths.items()})
+
+    def final(agent: str) -> tuple[float, float]:
+        ends = np.array([(points[-1].proxy, points[-1].gold) for points in paths[agent]])
+        return float(ends[:, 0].mean()), float(ends[:, 1].mean())
+
+    names = {}
+    for agent in paths:
+        x, y = final(agent)
+        inside = x_low <= x <= x_high and y_low <= y <= y_high
+        names[agent] = _shortened(agent) if inside else f"{_shortened(agent)} (off scale)"
+    subtitle = "against proxy reward; a large mark is a seed's last checkpoint"
+    axes = _panel(figure, "Gold reward", subtitle, margin_right=30 + 6.2 * max(map(len, names.values())))
+    for agent, seeds in paths.items():
+        style = styles[agent]
+        for points in seeds:
+            proxy, gold = [p.proxy for p in points], [p.gold for p in points]
+            axes.plot(proxy, gold, color=style.colour, linewidth=1.0, alpha=0.45)
+            _mark(axes, proxy[:-1], gold[:-1], style, size=3.4, alpha=0.7)
+            _mark(axes, proxy[-1:], gold[-1:], style, size=8, markeredgecolor=PAPER, zorder=4)
+    axes.set_xlim(x_low, x_high)
+    axes.set_ylim(y_low, y_high)
+    axes.set_xlabel("proxy reward", color=MUTED, fontsize=10, labelpad=5)
+    # The key stands in the order of the marks, best gold at the top.
+    for i, agent in enumerate(sorted(paths, key=lambda agent: -final(agent)[1])):
+        x_key, y_key = 1 + 16 / _width(axes), 1 - (8 + 18 * i) / _height(axes)
+        _mark(axes, [x_key], [y_key], styles[agent], size=7, transform=axes.transAxes, clip_on=False)
+        _write(axes, names[agent], (x_key, y_key), 9)
+
+
+def _paint_kl(figure: Any, *, rows: Sequence[SummaryRow], styles: Mapping[str, AgentStyle]) -> None:
+    """A row per agent: a dot per seed, a bar at the mean, its value in words; hollow where it is a bound."""
+    names = max(len(_shortened(row.agent)) for row in rows)
+    subtitle = "nats per reply; a dot per seed, a bar at the mean"
+    axes = _panel(figure, "KL to the reference", subtitle, margin_left=22 + 6.8 * names, margin_right=74)
+    low, high = focus({row.agent: [0.0, *row.kl.values] for row in rows if row.kl})
+    for i, row in enumerate(rows):
+        if row.kl is None:
+            continue
+        value = f"{'≤ ' if row.kl_is_bound else ''}{_minus(f'{row.kl.mean:.2f}')}"
+        if row.kl.mean > high:
+            _write(axes, f"→ {value}", (1, i), 0, xycoords=("axes fraction", "data"))
+            continue
+        style = AgentStyle(styles[row.agent].colour, "o", "")
+        face = PAPER if row.kl_is_bound else style.colour
+        more = {"markerfacecolor": face, "markeredgecolor": style.colour, "clip_on": False, "zorder": 3}
+        _mark(axes, row.kl.values, [i] * len(row.kl.values), style, size=7.5, **more)
+        axes.plot([row.kl.mean] * 2, [i - 0.3, i + 0.3], color=INK, linewidth=1.6, zorder=4)
+        _write(axes, value, (1, i), 14, xycoords=("axes fraction", "data"))
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_yticks(range(len(rows)), [_shortened(row.agent) for row in rows], color=INK, fontsize=11)
+    axes.set_xlim(low, high)
+
+
+def _panel(
+    figure: Any,
+    title: str,
+    subtitle: str,
+    *,
+    left: float = 0.0,
+    width: float = 1.0,
+    margin_left: float = 46,
+    margin_right: float = 20,
+) -> Any:
+    """Axes with a title above their left edge, light horizontal rules and no box. Margins are in points."""
+    full_width, full_height = figure.get_size_inches() * 72
+    bottom, top = 42, 50
+    axes_width = width - (margin_left + margin_right) / full_width
+    axes_height = 1 - (bottom + top) / full_height
+    axes = figure.add_axes((left + margin_left / full_width, bottom / full_height, axes_width, axes_height))
+    axes.set_facecolor("none")
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(LINE)
+    axes.tick_params(colors=MUTED, labelsize=10, length=0, pad=5)
+    axes.grid(axis="y", color=LINE, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.yaxis.get_major_locator().set_params(nbins=5)
+    at = left + 10 / full_width
+    figure.text(at, 1 - 20 / full_height, _shortened(title, 60), color=INK, fontsize=12.5, fontweight="bold")
+    figure.text(at, 1 - 36 / full_height, subtitle, color=MUTED, fontsize=10)
+    return axes
+
+
+def _name_ends(
+    axes: Any, ends: Mapping[str, tuple[float, float]], names: Mapping[str, str], styles: Mapping[str, AgentStyle]
+) -> None:
+    """Each name right of the end of its line, moved apart where they would overlap, with a leader to its line."""
+    height, right = _height(axes), axes.get_xlim()[1]
+    low, high = axes.get_ylim()
+    by_height = sorted(((y - low) / (high - low) * height, x / right, agent) for agent, (x, y) in ends.items())
+    heights = spaced([min(max(y, 6.0), height) for y, _, _ in by_height], gap=14, top=height)
+    for (y, x, agent), shown in zip(by_height, heights, strict=True):
+        x_name, y_name = 1 + 12 / _width(axes), shown / height
+        if 0 <= y <= height:
+            leader = {"color": styles[agent].colour, "linewidth": 0.9, "transform": axes.transAxes, "clip_on": False}
+            axes.plot([x, x_name], [y / height, y_name], **leader)
+        _write(axes, names[agent], (x_name, y_name), 4)
+
+
+def _mark(axes: Any, x: Sequence[float | None], y: Sequence[float | None], style: AgentStyle, **more: Any) -> None:
+    size = more.pop("size")
+    axes.plot(x, y, color=style.colour, marker=style.marker, markersize=size, linestyle="", **more)
+
+
+def _write(
+    axes: Any, text: str, at: tuple[float, float], right: float, xycoords: str | tuple[str, str] = "axes fraction"
+) -> None:
+    """`text`, so many points to the right of a place."""
+    axes.annotate(text, at, (right, 0), xycoords=xycoords, textcoords="offset points", va="center", color=INK)
+
+
+def spaced(positions: Sequence[float], *, gap: float, top: float) -> list[float]:
+    """Sorted positions moved as little as one pass up and one down allow, until neighbours are `gap` apart."""
+    placed: list[float] = []
+    for position in positions:
+        placed.append(max(position, placed[-1] + gap) if placed else position)
+    ceiling = top
+    for i in reversed(range(len(placed))):
+        placed[i] = min(placed[i], ceiling)
+        ceiling = placed[i] - gap
+    return placed
+
+
+def focus(values: Mapping[str, Sequence[float | None]]) -> tuple[float, float]:
+    """The range of an axis: all agents, except controls so far off that everything else would be flat beside them."""
+    measured = {agent: [v for v in found if v is not None] for agent, found in values.items()}
+    shown = [v for agent, found in measured.items() if agent not in CONTROLS or agent == "reference" for v in found]
+    others = [v for found in measured.values() for v in found] or [0.0]
+    low, high = (min(shown), max(shown)) if shown else (min(others), max(others))
+    if max(high - min(others), max(others) - low) <= 2 * (high - low):
+        low, high = min(low, *others), max(high, *others)
+    room = 0.06 * (high - low) or 0.5
+    return low - room, high + room
+
+
+def _width(axes: Any) -> float:
+    return float(axes.get_position().width * axes.figure.get_size_inches()[0] * 72)
+
+
+def _height(axes: Any) -> float:
+    return float(axes.get_position().height * axes.figure.get_size_inches()[1] * 72)
+
+
+def short_count(value: float) -> str:
+    """1500 as 1.5k, 2000000 as 2M."""
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def _minus(number: str) -> str:
+    return number.replace("-", "−")
+
+
+def _shortened(name: str, longest: int = _LONGEST_NAME) -> str:
+    name = for_page(name).replace("\n", " ")
+    return name if len(name) <= longest else name[: longest - 1] + "…"
+
+
+def _ends(series: Sequence[Series]) -> str:
+    told = ", ".join(f"{line.agent} {line.mean[-1]:.2f}" for line in series if line.x.size)
+    return for_page(f"At the end: {told}." if told else "No seed finished.")
+
+
+def _slugs(names: Sequence[str]) -> dict[str, str]:
+    """A distinct, harmless file name for each name."""
+    slugs: dict[str, str] = {}
+    for name in names:
+        plain = re.sub(r"[^A-Za-z0-9_]+", "-", name).strip("-")[:60] or "unnamed"
+        slugs[name] = plain if plain not in slugs.values() else f"{plain}-{len(slugs)}"
+    return slugs
+
+
+# --- From ink to files -------------------------------------------------------------------------------------------
+
+
+def as_svg(picture: Picture) -> str:
+    """A file of its own, on white."""
+    return _rendered(picture, "svg").decode()
+
+
+def as_inline_svg(picture: Picture) -> str:
+    """An `<svg>` element for the page: no ids that another figure has too, the page's colours, no fixed size."""
+    svg = _rendered(picture, "svg", inline=True).decode()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
+    opening, rest = svg.split(">", 1)
+    opening = re.sub(r'\s(?:width|height|version)="[^"]*"', "", opening)
+    rest = re.sub(r'\bid="', f'id="{picture.name}-', rest)
+    rest = re.sub(r'(url\(#|href="#)', rf"\g<1>{picture.name}-", rest)
+    rest = re.sub(r"#[0-9a-f]{6}", lambda found: _PAGE_COLOURS.get(found[0], found[0]), rest)
+    label = picture.description.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+    return f'{opening} role="img" aria-label="{label}">{rest}'
+
+
+def as_png(picture: Picture, dpi: int = 200) -> bytes:
+    return _rendered(picture, "png", dpi=dpi)
+
+
+def demo_picture(results: Results, path: str | Path) -> Path:
+    """One wide PNG for a README: gold and proxy reward along training, side by side, for the first task."""
+    task, styles = results.tasks[0], agent_styles(results.agents)
+    curves = {measure: evaluation_curves(results, task, measure) for measure in ("gold", "proxy")}
+    panels = [(measure, series) for measure, series in curves.items() if series]
+    if not panels:
+        raise DataError(f"{results.folder}: no learning curves in these results")
+
+    def paint(figure: Any) -> None:
+        for i, (measure, series) in enumerate(panels):
+            title, subtitle = MEASURES[measure]
+            place = {"left": i / len(panels), "width": 1 / len(panels)}
+            _paint_curves(figure, series=series, styles=styles, title=title, subtitle=subtitle, **place)
+
+    path = Path(path)
+    path.write_bytes(as_png(Picture("demo", "", task, "", 400 * len(panels), 310, paint), dpi=144))
+    return path
+
+
+def _rendered(picture: Picture, kind: str, *, dpi: int = 72, inline: bool = False) -> bytes:
+    with _drawing(salt=picture.name) as new_figure:
+        size = (picture.width / 72, picture.height / 72)
+        figure = new_figure(figsize=size, facecolor="none" if inline else "white")
+        picture.paint(figure)
+        buffer = io.BytesIO()
+        # Without a date and a version in the file, the same results give the same bytes.
+        unsaid = ("Date", "Creator", "Format", "Type") if kind == "svg" else ("Software",)
+        figure.savefig(buffer, format=kind, dpi=dpi, metadata=dict.fromkeys(unsaid))
+        return buffer.getvalue()
+
+
+@contextmanager
+def _drawing(salt: str) -> Iterator[Callable[..., Any]]:
+    """matplotlib's Figure under our settings alone, whatever the user's matplotlibrc says. No window, no pyplot."""
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtra("matplotlib", "demo") from error
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # an agent may have a name in any script
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE | {"svg.hashsalt": salt})
+        yield Figure

@@ -1,0 +1,451 @@
+"""What a benchmark measured, read back from its folder, and the rows of its table.
+
+    runs/demo/
+      about.json           optional: title, what the gold reward is, the command, versions
+      benchmark.toml       the grid
+      results/*.json       one file per cell: a task, an agent and a seed
+      cells/...            the run of each cell, with its metrics.jsonl
+      reward_model.json    optional: how good the learned reward is on pairs it did not see
+
+Every table and figure is made from `Results`, never from a run in memory: the report of an old folder is the report
+it had on its first day. What is in those files is data, not trusted: each value is checked where it enters.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rlhf_env.errors import DataError
+from rlhf_env.learning.run_folder import read_metrics
+
+FORMAT = 1
+
+# Agents that learn nothing, and that an agent has to beat. They stand last, in this order.
+CONTROLS = ("reference", "random")
+
+# Fewer shared seeds than this carry numbers, but no statement about which agent is better.
+SEEDS_FOR_A_CLAIM = 5
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """A checkpoint as the evaluator saw it: means over the held-out prompts. A measure that was not taken is None."""
+
+    update: int
+    generated_tokens: float
+    gold: float | None = None
+    proxy: float | None = None
+    kl: float | None = None
+    length: float | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One reply to a held-out prompt."""
+
+    prompt: str
+    response: str
+    gold: float | None = None
+    proxy: float | None = None
+    kl: float | None = None
+    finish_reason: str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One agent on one task with one seed. `evaluation` and `spending` hold numbers only; a missing one has no key."""
+
+    task: str
+    agent: str
+    seed: int
+    status: str
+    reason: str = ""
+    error: str | None = None
+    run: str = ""
+    config_hash: str = ""
+    agent_settings: Mapping[str, Any] = field(default_factory=dict)
+    spending: Mapping[str, float] = field(default_factory=dict)
+    evaluation: Mapping[str, float] = field(default_factory=dict)
+    kl_is_bound: bool = False
+    curve: tuple[CurvePoint, ...] = ()
+    samples: tuple[Sample, ...] = ()
+
+    @property
+    def finished(self) -> bool:
+        return self.status == "finished"
+
+
+@dataclass(frozen=True)
+class RewardModelCard:
+    """Accuracy of the proxy on held-out pairs with its interval, beside the `ceiling` that the labels' noise sets."""
+
+    accuracy: float
+    low: float | None = None
+    high: float | None = None
+    pairs: int | None = None
+    held_out_pairs: int | None = None
+    ceiling: float | None = None
+    annotator: str = ""
+
+
+@dataclass(frozen=True)
+class About:
+    """The words around the numbers."""
+
+    title: str = ""
+    what_gold_is: str = ""
+    command: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Results:
+    """A benchmark as measured: its cells by task, agent (controls last) and seed."""
+
+    folder: Path
+    benchmark: str
+    cells: tuple[Cell, ...]
+    about: About = field(default_factory=About)
+    reward_model: RewardModelCard | None = None
+
+    @property
+    def tasks(self) -> list[str]:
+        return _distinct(cell.task for cell in self.cells)
+
+    @property
+    def agents(self) -> list[str]:
+        """Over all tasks, controls last: an agent's place decides its colour, so it has one colour everywhere."""
+        return sorted({cell.agent for cell in self.cells}, key=_agent_order)
+
+    @property
+    def seeds(self) -> int:
+        """The seeds behind every row: the smallest count of any agent on any task."""
+        return min(len(self.of(task, agent)) for task in self.tasks for agent in self.agents_on(task))
+
+    @property
+    def failed(self) -> int:
+        return sum(not cell.finished for cell in self.cells)
+
+    @property
+    def has_gold(self) -> bool:
+        return any("gold" in cell.evaluation for cell in self.cells)
+
+    def agents_on(self, task: str) -> list[str]:
+        return _distinct(cell.agent for cell in self.cells if cell.task == task)
+
+    def of(self, task: str, agent: str) -> list[Cell]:
+        return [cell for cell in self.cells if (cell.task, cell.agent) == (task, agent)]
+
+    def metrics(self, cell: Cell) -> list[dict[str, Any]]:
+        """The rows of a cell's `metrics.jsonl`, empty without one. Raises DataError naming a file that is broken."""
+        folder = self.run_folder(cell)
+        if folder is None:
+            return []
+        try:
+            rows = read_metrics(folder)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{folder / 'metrics.jsonl'}: not a file of metrics: {error}") from error
+        if not all(isinstance(row, dict) for row in rows):
+            raise DataError(f"{folder / 'metrics.jsonl'}: each line must be a JSON object")
+        return rows
+
+    def run_folder(self, cell: Cell) -> Path | None:
+        """Where the cell ran, if that is still there."""
+        folder = self.folder / cell.run
+        return folder if cell.run and folder.is_dir() else None
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One measure over the finished seeds of an agent."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return math.fsum(self.values) / len(self.values)
+
+    @property
+    def low(self) -> float:
+        return min(self.values)
+
+    @property
+    def high(self) -> float:
+        return max(self.values)
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """An agent on a task: each measure over its finished seeds, None where nothing was measured.
+
+    `kl_is_bound`: the KL is the analytic upper bound of the agent (best-of-n), not an estimate. `generated_tokens` were
+    spent in training; `inference_tokens` are spent for each reply that is shown.
+    """
+
+    task: str
+    agent: str
+    control: bool
+    seeds: int
+    failed: int
+    kl_is_bound: bool
+    gold: Spread | None
+    proxy: Spread | None
+    kl: Spread | None
+    length: Spread | None
+    distinct_2: Spread | None
+    generated_tokens: Spread | None
+    inference_tokens: Spread | None
+    seconds: Spread | None
+
+
+def summary_rows(results: Results) -> list[SummaryRow]:
+    """The table: a row per task and agent, in the order of the results. Failed seeds are counted, not averaged in."""
+    return [
+        _summary_row(task, agent, results.of(task, agent))
+        for task in results.tasks
+        for agent in results.agents_on(task)
+    ]
+
+
+def _summary_row(task: str, agent: str, cells: Sequence[Cell]) -> SummaryRow:
+    finished = [cell for cell in cells if cell.finished]
+
+    def measured(name: str) -> Spread | None:
+        return _spread(cell.evaluation.get(name) for cell in finished)
+
+    def spent(name: str) -> Spread | None:
+        return _spread(cell.spending.get(name) for cell in finished)
+
+    return SummaryRow(
+        task=task,
+        agent=agent,
+        control=agent in CONTROLS,
+        seeds=len(cells),
+        failed=len(cells) - len(finished),
+        kl_is_bound=any(cell.kl_is_bound for cell in finished),
+        gold=measured("gold"),
+        proxy=measured("proxy"),
+        kl=measured("kl"),
+        length=measured("length"),
+        distinct_2=measured("distinct_2"),
+        generated_tokens=spent("generated_tokens"),
+        inference_tokens=measured("inference_tokens"),
+        seconds=spent("seconds"),
+    )
+
+
+def _spread(values: Iterable[float | None]) -> Spread | None:
+    present = tuple(value for value in values if value is not None)
+    return Spread(present) if present else None
+
+
+def claim(results: Results) -> str:
+    """What the number of seeds entitles a reader to conclude."""
+    seeds = results.seeds
+    counted = f"{seeds} seed" if seeds == 1 else f"{seeds} seeds"
+    if seeds < SEEDS_FOR_A_CLAIM:
+        return f"{counted}: numbers, no claim"
+    return f"{counted}: mean and range; no test between agents was made"
+
+
+def read_results(folder: str | Path) -> Results:
+    """The benchmark in `folder`. Raises DataError naming the file that is missing, broken or contradicts another."""
+    folder = Path(folder)
+    files = sorted((folder / "results").glob("*.json"))
+    if not files:
+        raise DataError(f"{folder}: no results/*.json in it; is this the folder of a benchmark?")
+    names: set[str] = set()
+    cells: dict[tuple[str, str, int], Cell] = {}
+    for file in files:
+        record = _Record(file, _read_object(file))
+        cell = _cell(record, folder)
+        key = (cell.task, cell.agent, cell.seed)
+        if key in cells:
+            raise DataError(f"{file}: a second result for task {cell.task!r}, agent {cell.agent!r}, seed {cell.seed}")
+        cells[key] = cell
+        names.add(record.text("benchmark"))
+    if len(names) > 1:
+        raise DataError(f"{folder / 'results'}: results of several benchmarks: {', '.join(sorted(names))}")
+    return Results(
+        folder=folder,
+        benchmark=names.pop(),
+        cells=tuple(sorted(cells.values(), key=lambda cell: (cell.task, _agent_order(cell.agent), cell.seed))),
+        about=_about(folder / "about.json"),
+        reward_model=_reward_model(folder / "reward_model.json"),
+    )
+
+
+def _cell(record: _Record, folder: Path) -> Cell:
+    if record.data.get("format") != FORMAT:
+        raise DataError(f"{record.file}: format {record.data.get('format')!r}; this version reads format {FORMAT}")
+    status = record.text("status")
+    if status not in ("finished", "failed"):
+        raise DataError(f"{record.file}: status must be 'finished' or 'failed', got {status!r}")
+    run = record.text("run", "")
+    if not (folder / run).resolve().is_relative_to(folder.resolve()):
+        raise DataError(f"{record.file}: run {run!r} lies outside of the benchmark's folder")
+    evaluation = record.table("evaluation")
+    return Cell(
+        task=record.text("task"),
+        agent=record.text("agent"),
+        seed=record.integer("seed"),
+        status=status,
+        reason=record.text("reason", ""),
+        error=record.text("error", "") or None,
+        run=run,
+        config_hash=record.text("config_hash", ""),
+        agent_settings=record.table("agent_settings").data,
+        spending=record.table("spending").numbers(),
+        evaluation=evaluation.numbers(besides=("kl_is_bound",)),
+        kl_is_bound=evaluation.data.get("kl_is_bound") is True,
+        curve=tuple(_curve_point(point) for point in record.tables("curve")),
+        samples=tuple(_sample(sample) for sample in record.tables("samples")),
+    )
+
+
+def _curve_point(record: _Record) -> CurvePoint:
+    return CurvePoint(
+        update=record.integer("update"),
+        generated_tokens=record.number("generated_tokens") or 0.0,
+        gold=record.number("gold"),
+        proxy=record.number("proxy"),
+        kl=record.number("kl"),
+        length=record.number("length"),
+    )
+
+
+def _sample(record: _Record) -> Sample:
+    return Sample(
+        prompt=record.text("prompt"),
+        response=record.text("response"),
+        gold=record.number("gold"),
+        proxy=record.number("proxy"),
+        kl=record.number("kl"),
+        finish_reason=record.text("finish_reason", ""),
+    )
+
+
+def _about(file: Path) -> About:
+    if not file.exists():
+        return About()
+    record = _Record(file, _read_object(file))
+    versions = record.table("versions")
+    return About(
+        title=record.text("title", ""),
+        what_gold_is=record.text("what_gold_is", ""),
+        command=record.text("command", ""),
+        versions={name: versions.text(name) for name in sorted(versions.data)},
+    )
+
+
+def _reward_model(file: Path) -> RewardModelCard | None:
+    if not file.exists():
+        return None
+    record = _Record(file, _read_object(file))
+    accuracy = record.number("accuracy")
+    if accuracy is None:
+        raise DataError(f"{file}: accuracy is missing")
+    return RewardModelCard(
+        accuracy=accuracy,
+        low=record.number("low"),
+        high=record.number("high"),
+        pairs=record.integer("pairs", None),
+        held_out_pairs=record.integer("held_out_pairs", None),
+        ceiling=record.number("ceiling"),
+        annotator=record.text("annotator", ""),
+    )
+
+
+_REQUIRED: Any = object()
+
+
+@dataclass(frozen=True)
+class _Record:
+    """A JSON object, and the file and place it came from: what is wrong in it can be named."""
+
+    file: Path
+    data: Mapping[str, Any]
+    at: str = ""
+
+    def text(self, key: str, default: str = _REQUIRED) -> str:
+        text: str = self._get(key, default, "a text", lambda value: isinstance(value, str))
+        return text
+
+    def integer(self, key: str, default: _T = _REQUIRED) -> int | _T:
+        number: int | _T = self._get(key, default, "a whole number", lambda value: type(value) is int)
+        return number
+
+    def number(self, key: str) -> float | None:
+        """Null and absent are both "not measured"."""
+        value = self._get(key, None, "a number or null", _is_number)
+        return None if value is None else float(value)
+
+    def numbers(self, besides: Sequence[str] = ()) -> dict[str, float]:
+        """All of this object's measures, without those that are null."""
+        found = {key: self.number(key) for key in self.data if key not in besides}
+        return {key: value for key, value in found.items() if value is not None}
+
+    def table(self, key: str) -> _Record:
+        value = self._get(key, {}, "an object", lambda value: isinstance(value, dict))
+        return _Record(self.file, value, f"{self.at}{key}.")
+
+    def tables(self, key: str) -> list[_Record]:
+        value = self._get(
+            key,
+            [],
+            "a list of objects",
+            lambda value: isinstance(value, list) and all(isinstance(v, dict) for v in value),
+        )
+        return [_Record(self.file, item, f"{self.at}{key}[{i}].") for i, item in enumerate(value)]
+
+    def _get(self, key: str, default: Any, expected: str, fits: Callable[[Any], bool]) -> Any:
+        value = self.data.get(key)
+        if value is None and default is not _REQUIRED:
+            return default
+        if not fits(value):
+            found = "it is missing" if key not in self.data else f"got {str(value)[:80]!r}"
+            raise DataError(f"{self.file}: {self.at}{key} must be {expected}; {found}")
+        return value
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{file}: not a JSON file: {error}") from error
+    if not isinstance(data, dict):
+        raise DataError(f"{file}: must hold a JSON object")
+    return data
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON (write null for what was not measured)")
+
+
+def _finite(literal: str) -> float:
+    """1e999 is valid JSON and reads as infinity, which no axis can show."""
+    value = float(literal)
+    return value if math.isfinite(value) else _refuse_constant(literal)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e300  # JSON has integers that no float can hold
+
+
+def _is_list_of_objects(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
+
+
+def _agent_order(agent: str) -> tuple[int, str]:
+    return (1 + CONTROLS.index(agent) if agent in CONTROLS else 0, agent)
+
+
+def _distinct(items: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(items))

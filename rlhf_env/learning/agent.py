@@ -1,0 +1,104 @@
+"""What an agent is: an `act`, an `update` and a state. Everything else belongs to the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from rlhf_env.errors import ConfigError
+from rlhf_env.learning.engine import Engine
+from rlhf_env.learning.spending import Spending
+from rlhf_env.types import Float, Int, Observation, Tokenizer
+
+if TYPE_CHECKING:
+    from rlhf_env.envs.rewards import RewardMix
+    from rlhf_env.learning.rollout import Rollout
+    from rlhf_env.policies.policy import Policy, Written
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One action for every row.
+
+    `tokens` int64[B, k] (or [B] at action length 1), the value V where nothing is written; `logprobs` float64 of the
+    same shape: log p(token) under the policy that acted. `extras` are per-token arrays of that shape that the rollout
+    carries to `update`, laid out along the text.
+    """
+
+    tokens: Int
+    logprobs: Float
+    extras: Mapping[str, Float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, written: Written) -> Decision:
+        """What a policy wrote, in the shape of the environment's action: [B, k], or [B] when k is 1."""
+        if written.tokens.shape[1] == 1:
+            return cls(written.tokens[:, 0], written.logprobs[:, 0])
+        return cls(written.tokens, written.logprobs)
+
+
+class Agent(Protocol):
+    """A way to act in the environment and to learn from finished episodes.
+
+    An agent plugin is a class built as `Class(setup, Class.Config(...))`; `Config` is a frozen keyword-only dataclass.
+    """
+
+    def begin(self) -> dict[str, Any]:
+        """Options for the next `env.reset`: group size, level, ..."""
+
+    def act(self, observation: Observation, /) -> Decision:
+        """Choose the next tokens of every row (those of finished rows are ignored)."""
+
+    def update(self, rollout: Rollout, /) -> Metrics:
+        """Learn from one batch of finished episodes; finite numbers for the log."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything `act` and `update` depend on: nested dicts of tensors, arrays and plain values."""
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None: ...
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run lends to its agent.
+
+    `policy` is the writer to train; `reference` its frozen initial copy; `batch_size` the rows of a rollout (B);
+    `reward` the environment's mix. Random draws of an agent come from `stream(purpose)`.
+    """
+
+    policy: Policy
+    reference: Policy
+    tokenizer: Tokenizer
+    reward: RewardMix
+    batch_size: int
+    action_length: int
+    max_new_tokens: int
+    seed: int
+    engine: Engine = field(default_factory=Engine)
+    spending: Spending = field(default_factory=Spending)
+
+    @property
+    def beta(self) -> float:
+        """The weight of the KL penalty in the environment's objective; 0 when it has none.
+
+        Agents that carry the KL term themselves (DPO's implicit one) read it here, so the objective stays the
+        environment's.
+        """
+        part = self.reward.parts.get("kl")
+        return self.reward.weights.get("kl", 0.0) * float(getattr(part, "coefficient", 1.0))
+
+    def stream(self, purpose: str) -> np.random.Generator:
+        """An own random stream for each purpose, derived from the run's seed."""
+        return np.random.default_rng([self.seed, *purpose.encode()])
+
+    def require_groups(self, group_size: int, least: int = 2) -> None:
+        """Refuse a group size that compares nothing, or that does not fit the batch."""
+        if group_size < least:
+            raise ConfigError(f"group_size {group_size}: at least {least} responses to a prompt are compared")
+        if self.batch_size % group_size:
+            raise ConfigError(f"group_size {group_size} does not divide the batch of {self.batch_size} rows (num_envs)")

@@ -1,0 +1,123 @@
+"""Tables (TOML, plain dicts) to frozen dataclasses, all problems reported at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+from rlhf_env.errors import ConfigError, did_you_mean
+
+T = TypeVar("T")
+
+
+def from_table(cls: type[T], table: Mapping[str, Any], where: str) -> T:
+    """Build the dataclass `cls` from `table`; `where` begins each message, as in "[agent] lr: ...".
+
+    A field that is itself a dataclass takes a table of its own; its keys may also stand one level up where they are
+    unambiguous (`lr` instead of `optimization.lr`). Raises ConfigError with every problem found.
+    """
+    problems: list[str] = []
+    value = _build(cls, table, where, problems)
+    if problems:
+        raise ConfigError(*problems)
+    return typing.cast(T, value)
+
+
+def _build(cls: type[Any], table: Mapping[str, Any], where: str, problems: list[str]) -> Any:
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
+    nested = {name: hint for name, hint in fields.items() if isinstance(hint, type) and dataclasses.is_dataclass(hint)}
+    lifted = {
+        inner.name: name
+        for name, hint in nested.items()
+        for inner in dataclasses.fields(hint)
+        if inner.name not in fields
+    }
+    given: dict[str, Any] = {}
+    tables: dict[str, dict[str, Any]] = {}
+    for key, value in table.items():
+        if key in nested:
+            if isinstance(value, Mapping):
+                tables.setdefault(key, {}).update(value)
+            else:
+                given[key] = _checked(value, nested[key], f"{where} {key}", problems)
+        elif key in fields:
+            given[key] = _checked(value, fields[key], f"{where} {key}", problems)
+        elif key in lifted:
+            tables.setdefault(lifted[key], {})[key] = value
+        else:
+            problems.append(f"{where}: no setting {key!r}{did_you_mean(key, [*fields, *lifted])}")
+    for name, inner_table in tables.items():
+        default = next(f for f in dataclasses.fields(cls) if f.name == name)
+        base = _default_of(default)
+        # A nested table changes the default of this place, not the nested class's own.
+        start = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)} if base is not None else {}
+        given[name] = _build(nested[name], {**start, **inner_table}, f"{where} {name}", problems)
+    missing = [
+        field.name
+        for field in dataclasses.fields(cls)
+        if field.init and _default_of(field) is dataclasses.MISSING and field.name not in given
+    ]
+    problems.extend(f"{where}: the setting {name!r} is required" for name in missing)
+    if problems:
+        return None
+    try:
+        return cls(**given)
+    except ConfigError as error:
+        problems.extend(f"{where}: {problem}" for problem in error.problems)
+        return None
+
+
+def _default_of(field: dataclasses.Field[Any]) -> Any:
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return dataclasses.MISSING
+
+
+def _checked(value: Any, hint: Any, where: str, problems: list[str]) -> Any:
+    """`value` as the type the field declares, or a problem noted."""
+    if _fits(value, hint):
+        return float(value) if hint is float and isinstance(value, int) else value
+    problems.append(f"{where}: {value!r} is not {_spoken(hint)}")
+    return value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, option) for option in get_args(hint))
+    if origin is Literal:
+        return value in get_args(hint)
+    if hint in (int, float) and isinstance(value, bool):
+        return False
+    if hint is float:
+        return isinstance(value, (int, float))
+    if hint is Any:
+        return True
+    if hint is type(None):
+        return value is None
+    plain = origin or hint
+    return isinstance(value, plain) if isinstance(plain, type) else True
+
+
+def _spoken(hint: Any) -> str:
+    names: dict[Any, str] = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "a string",
+        dict: "a table",
+    }
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_spoken(option) for option in get_args(hint) if option is not type(None))
+    if origin is Literal:
+        return f"one of {', '.join(map(repr, get_args(hint)))}"
+    if origin in (list, tuple):
+        return "a list"
+    return str(names.get(hint) or names.get(origin) or getattr(hint, "__name__", hint))

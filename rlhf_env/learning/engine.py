@@ -1,0 +1,151 @@
+"""The only place that knows devices, threads, dtypes, gradient steps and metric reduction."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rlhf_env.errors import ConfigError, RunFailed
+from rlhf_env.learning.schedules import ScheduleName, multiplier
+from rlhf_env.learning.spending import Spending
+
+if TYPE_CHECKING:
+    from rlhf_env.learning.rollout import Rollout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimization:
+    """How gradients become steps; the same settings for every agent that trains.
+
+    `lr`: AdamW's learning rate. `schedule`, `warmup` (share of the budget), `floor`: its course over the budget.
+    `max_grad_norm`: the gradient is scaled down to this norm (0: never). `micro_batch_size`: rows per backward pass
+    (0: all
+    at once); a memory setting that changes no result.
+    """
+
+    lr: float = 2e-4
+    schedule: ScheduleName = "constant"
+    warmup: float = 0.0
+    floor: float = 0.0
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    max_grad_norm: float = 1.0
+    micro_batch_size: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise ConfigError(f"lr must be positive, got {self.lr}")
+        if self.schedule not in ("constant", "linear", "cosine"):
+            raise ConfigError(f"schedule must be constant, linear or cosine, got {self.schedule!r}")
+        for name in ("warmup", "floor", "weight_decay", "max_grad_norm", "micro_batch_size"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
+
+
+class Optimizer:
+    """AdamW over some parameters with accumulation, clipping and the run's schedule.
+
+    Call `backward(loss)` once per micro-batch - each loss a sum divided by the normaliser of the *whole* batch, so that
+    splitting changes nothing - and `step()` once.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], settings: Optimization, engine: Engine) -> None:
+        self.settings = settings
+        self._engine = engine
+        self._parameters = [p for p in parameters if p.requires_grad]
+        self._adamw = torch.optim.AdamW(
+            self._parameters,
+            lr=settings.lr,
+            betas=(settings.beta1, settings.beta2),
+            weight_decay=settings.weight_decay,
+        )
+
+    @property
+    def lr(self) -> float:
+        """The learning rate in force at the run's present progress."""
+        chosen = self.settings
+        return chosen.lr * multiplier(chosen.schedule, self._engine.progress, warmup=chosen.warmup, floor=chosen.floor)
+
+    def rows(self, count: int) -> Iterator[slice]:
+        """Slices of `micro_batch_size` rows that cover a batch of `count`."""
+        size = self.settings.micro_batch_size or count
+        return (slice(start, start + size) for start in range(0, count, size))
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradient of one micro-batch."""
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def step(self) -> float:
+        """One gradient step from what has been accumulated; the gradient's norm before clipping.
+
+        Raises RunFailed when the gradient is not finite: the parameters are left as they are.
+        """
+        limit = self.settings.max_grad_norm or float("inf")
+        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, limit))
+        if norm != norm or norm == float("inf"):
+            self._adamw.zero_grad(set_to_none=True)
+            raise RunFailed(f"the gradient is {norm}: lower the learning rate ({self.lr:g}) or look at the rewards")
+        for group in self._adamw.param_groups:
+            group["lr"] = self.lr
+        self._adamw.step()
+        self._adamw.zero_grad(set_to_none=True)
+        self._engine.spending.add(gradient_steps=1)
+        return norm
+
+    def state_dict(self) -> dict[str, Any]:
+        """Moments by parameter index (tensors), as AdamW keeps them."""
+        return {str(index): dict(values) for index, values in self._adamw.state_dict()["state"].items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        groups = self._adamw.state_dict()["param_groups"]
+        self._adamw.load_state_dict(
+            {"state": {int(index): dict(values) for index, values in state.items()}, "param_groups": groups}
+        )
+
+
+@dataclass
+class Engine:
+    """One process on one device. `progress` (share of the budget spent) is written by the loop before each update."""
+
+    spending: Spending = field(default_factory=Spending)
+    device: str = "cpu"
+    progress: float = 0.0
+
+    def optimizer(self, parameters: Iterable[Tensor], settings: Optimization) -> Optimizer:
+        return Optimizer(parameters, settings, self)
+
+    def place(self, module: torch.nn.Module) -> torch.nn.Module:
+        """The module, on this engine's device."""
+        return module.to(self.device)
+
+    def local(self, rollout: Rollout) -> Rollout:
+        """The rollout, its tensors on this engine's device."""
+        return rollout.to(self.device)
+
+    @contextmanager
+    def seeded(self, seed: int) -> Iterator[None]:
+        """Inside, the global generators (which dropout draws from) start at `seed`; afterwards they are as before."""
+        device = torch.device(self.device)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield
+
+
+def set_threads(threads: int | None = None) -> int:
+    """Use `threads` for tensor work (default: RLHF_ENV_THREADS, else 1); the number in force.
+
+    One is the default because small models gain nothing from two, and spinning threads on a busy machine cost
+    a factor of 2 to 46 (both measured on two cores).
+    """
+    chosen = threads if threads is not None else int(os.environ.get("RLHF_ENV_THREADS", "1"))
+    if chosen < 1:
+        raise ConfigError(f"threads must be at least 1, got {chosen}")
+    torch.set_num_threads(chosen)
+    return chosen

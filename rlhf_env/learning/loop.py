@@ -1,0 +1,314 @@
+"""The one loop: `collect()` writes episodes with an agent, `train()` repeats it until the budget is spent."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import FrameType
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from rlhf_env.envs.rewards import Score
+from rlhf_env.envs.text_vector_env import TextVectorEnv
+from rlhf_env.errors import ConfigError, RewardError, RlhfEnvError, RunFailed
+from rlhf_env.learning.agent import Agent, Decision, Metrics
+from rlhf_env.learning.engine import Engine
+from rlhf_env.learning.rollout import Rollout, finished
+from rlhf_env.learning.run_folder import RunFolder
+from rlhf_env.learning.spending import Budget, Spending
+from rlhf_env.types import Episode, Float
+
+Row = dict[str, Any]
+
+
+def collect(
+    env: TextVectorEnv, agent: Agent, options: Mapping[str, Any] | None = None, *, seed: int | None = None
+) -> Rollout:
+    """Reset the environment and write until every row has ended; the finished episodes, in the order of the rows.
+
+    `options` are added to what `agent.begin()` asks for. The environment must be in autoreset mode DISABLED (whole
+    episodes only).
+    """
+    if env.metadata["autoreset_mode"].value != "Disabled":
+        raise ConfigError("collect() needs an environment made with autoreset_mode='Disabled'")
+    observation, _ = env.reset(seed=seed, options={**agent.begin(), **(options or {})})
+    ended: dict[int, tuple[Episode, Score]] = {}
+    extras: dict[str, Float] = {}
+    while len(ended) < env.num_envs:
+        writing = env.writing
+        decision = agent.act({**observation, "writing": writing})
+        before = observation["attention_mask"].sum(axis=1)
+        _lay_out(extras, decision, writing, before, env)
+        observation, _, _, _, infos = env.step(action_for(env, decision))
+        news = finished(infos)
+        if not news and np.array_equal(observation["attention_mask"].sum(axis=1), before):
+            raise RunFailed("the agent wrote nothing in any row: act() must give at least one token to unfinished rows")
+        ended.update({row: (episode, score) for row, episode, score in news if row not in ended})
+    rows = [ended[row] for row in range(env.num_envs)]
+    rollout = Rollout.from_episodes(
+        [episode for episode, _ in rows],
+        [score for _, score in rows],
+        pad_id=env.tokenizer.pad_id,
+        group_size=env.group_size,
+        extras={
+            name: [values[row, len(episode.prompt_ids) : len(episode.ids)] for row, (episode, _) in enumerate(rows)]
+            for name, values in extras.items()
+        },
+    )
+    # What the agent stated counts, whether or not the environment asked for it as part of the action.
+    carried = dict(rollout.extras)
+    logprobs = carried.pop("logprobs").masked_fill(~rollout.actions, 0.0)
+    return replace(rollout, logprobs=logprobs, extras=carried, stated=True)
+
+
+def action_for(env: TextVectorEnv, decision: Decision) -> Any:
+    """The environment's action from an agent's decision: with probabilities where the space asks for them."""
+    if not env.reward.needs_logprobs:
+        return decision.tokens
+    return {"tokens": decision.tokens, "probs": np.exp(decision.logprobs)}
+
+
+def _lay_out(extras: dict[str, Float], decision: Decision, writing: Any, lengths: Any, env: TextVectorEnv) -> None:
+    """Put log-probabilities and per-token extras, [B, k], at the places [B, L] where the tokens will be written."""
+    tokens = np.asarray(decision.tokens).reshape(env.num_envs, -1)
+    width = env.max_prompt_tokens + env.max_new_tokens
+    ends = np.cumsum(tokens == env.tokenizer.end_id, axis=1) - (tokens == env.tokenizer.end_id) > 0
+    written = writing[:, None] & (tokens < env.tokenizer.vocab_size) & ~ends
+    places = lengths[:, None] + np.cumsum(written, axis=1) - 1
+    written &= places < width
+    rows, columns = np.nonzero(written)
+    for name, values in {**decision.extras, "logprobs": decision.logprobs}.items():
+        target = extras.setdefault(name, np.zeros((env.num_envs, width)))
+        target[rows, places[rows, columns]] = np.asarray(values).reshape(tokens.shape)[rows, columns]
+
+
+class Source(Protocol):
+    """Where an agent's next rollout comes from: an environment, demonstrations, preference pairs."""
+
+    def next(self, agent: Agent, /) -> Rollout: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None: ...
+
+
+class Shuffled:
+    """Indices 0..size-1 in shuffled epochs, a pure function of (seed, place): resuming needs the place alone."""
+
+    def __init__(self, size: int | None, seed: int) -> None:
+        self.size, self.seed, self.place = size, seed, 0
+        self._epoch, self._order = -1, np.zeros(0, dtype=np.int64)
+
+    def take(self, count: int) -> list[int]:
+        """The next `count` indices. An unbounded source gives new ones for ever."""
+        start, self.place = self.place, self.place + count
+        if self.size is None:
+            # Below 2^31, so that a seed and an index fit side by side in a task's own seed.
+            return [int(np.random.default_rng([self.seed, i]).integers(2**31)) for i in range(start, start + count)]
+        return [self._at(i, self.size) for i in range(start, start + count)]
+
+    def _at(self, place: int, size: int) -> int:
+        epoch, offset = divmod(place, size)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(size)
+        return int(self._order[offset])
+
+
+class EnvSource:
+    """Rollouts written in an environment; prompts in shuffled epochs, one per group."""
+
+    def __init__(self, env: TextVectorEnv, *, seed: int, spending: Spending) -> None:
+        self.env = env
+        self._prompts = Shuffled(env.task.size, seed)
+        self._spending = spending
+
+    def next(self, agent: Agent, /) -> Rollout:
+        wishes = agent.begin()
+        groups = self.env.num_envs // int(wishes.get("group_size", 1))
+        place = self._prompts.place
+        try:
+            rollout = collect(self.env, agent, {"indices": self._prompts.take(groups)})
+        except RlhfEnvError:
+            self._prompts.place = place  # these prompts were not used up: a resumed run takes them again
+            raise
+        self.env.settle()  # so that a checkpoint taken now holds what the rewards remember of this rollout
+        self._spending.add(
+            episodes=len(rollout), generated_tokens=int(rollout.actions.sum()), reward_calls=len(rollout)
+        )
+        return rollout
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"place": self._prompts.place, "rewards": self.env.reward.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        self._prompts.place = int(state["place"])
+        self.env.reward.load_state_dict(state["rewards"])
+
+
+class DataSource:
+    """Rollouts made from stored data: `make(indices)` builds one batch, in shuffled epochs."""
+
+    def __init__(self, size: int, batch_size: int, make: Callable[[Sequence[int]], Rollout], *, seed: int) -> None:
+        if size < 1:
+            raise ConfigError("there is no data to train on")
+        self.batch_size = min(batch_size, size)
+        self._make = make
+        self._indices = Shuffled(size, seed)
+
+    def next(self, _agent: Agent, /) -> Rollout:
+        return self._make(self._indices.take(self.batch_size))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"place": self._indices.place}
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        self._indices.place = int(state["place"])
+
+
+class Interrupted(RlhfEnvError):
+    """The run was asked to stop (Ctrl-C, SIGTERM) and did, after its update; `exit_code` as shells expect it."""
+
+    def __init__(self, signal_number: int, message: str) -> None:
+        self.exit_code = 128 + signal_number
+        super().__init__(message)
+
+
+@dataclass(frozen=True)
+class Training:
+    """How `train` ended: `reason` ("budget", or what `stop_when` said) and the rows of metrics of this call."""
+
+    reason: str
+    rows: Sequence[Row]
+
+
+def train(
+    agent: Agent,
+    source: Source,
+    budget: Budget,
+    *,
+    spending: Spending,
+    engine: Engine,
+    run: RunFolder | None = None,
+    resume: bool = False,
+    checkpoint_every: int = 0,
+    evaluate: Callable[[], Mapping[str, float]] | None = None,
+    evaluate_every: int = 0,
+    stop_when: Callable[[Row], str | None] | None = None,
+    on_update: Callable[[Row, float], None] | None = None,
+) -> Training:
+    """Collect and update until `budget` is spent.
+
+    Args:
+        run: where metrics and checkpoints go; without it nothing is written.
+        resume: go on from the run folder's newest valid checkpoint, if there is one.
+        checkpoint_every: updates between checkpoints (0: only at the end and on interruption).
+        evaluate, evaluate_every: numbers to log beside the update's own, every so many updates (and never at 0).
+        stop_when: reads a row of metrics; a reason to stop early, or None.
+        on_update: called with each row and the share of the budget spent (progress bars).
+
+    Raises Interrupted after SIGINT or SIGTERM, with the run saved; RewardError, with the run saved as of the last
+    update; whatever else goes wrong, with the last checkpoint left as it is.
+    """
+    rows: list[Row] = []
+    reason = "budget"
+
+    def save() -> None:
+        if run is not None:
+            state = {"agent": agent.state_dict(), "source": source.state_dict(), "spending": spending.as_dict()}
+            run.save(spending.updates, state, torch.get_num_threads())
+
+    if resume and run is not None and (restored := run.restore()) is not None:
+        state, _ = restored
+        agent.load_state_dict(state["agent"])
+        source.load_state_dict(state["source"])
+        spending.load(state["spending"])
+
+    with _catch_signals() as caught:
+        while budget.spent_fraction(spending) < 1.0:
+            started = time.perf_counter()
+            engine.progress = budget.spent_fraction(spending)
+            try:
+                rollout = source.next(agent)
+            except RewardError:
+                save()
+                raise
+            collected = time.perf_counter()
+            metrics = agent.update(rollout)
+            spending.add(updates=1, seconds=time.perf_counter() - started)
+            row: Row = {
+                "update": spending.updates,
+                **describe(rollout),
+                **_named(metrics),
+                **{f"spent/{name}": amount for name, amount in spending.as_dict().items() if name != "updates"},
+                "time/collect_share": (collected - started) / (time.perf_counter() - started),
+            }
+            if evaluate is not None and evaluate_every and spending.updates % evaluate_every == 0:
+                row |= {f"eval/{name}": value for name, value in evaluate().items()}
+            rows.append(row)
+            if run is not None:
+                run.log(row)
+            if on_update is not None:
+                on_update(row, budget.spent_fraction(spending))
+            if checkpoint_every and spending.updates % checkpoint_every == 0:
+                save()
+            if caught:
+                save()
+                where = f"; go on with --resume in {run.path}" if run is not None else ""
+                raise Interrupted(caught[0], f"stopped after update {spending.updates}{where}")
+            stopped = stop_when(row) if stop_when is not None else None
+            if stopped:
+                reason = stopped
+                break
+    save()
+    return Training(reason, rows)
+
+
+def describe(rollout: Rollout) -> Metrics:
+    """What any rollout with scores says about itself: reward and its parts, lengths, how texts ended."""
+    if not rollout.scores or not rollout.scores[0].raw:
+        return {}
+    totals = rollout.returns()
+    lengths = rollout.actions.sum(dim=1).double()
+    summary = {
+        "rollout/reward": float(totals.mean()),
+        "rollout/reward_std": float(totals.std(unbiased=False)),
+        "rollout/length": float(lengths.mean()),
+        "rollout/cut_at_limit": float(np.mean([e.finish_reason == "length" for e in rollout.episodes])),
+    }
+    for name in rollout.scores[0].raw:
+        values = rollout.part(name)
+        summary[f"rollout/part/{name}"] = float(values.mean())
+        summary[f"rollout/part/{name}_std"] = float(values.std(unbiased=False))
+    return summary
+
+
+def _named(metrics: Metrics) -> Metrics:
+    """Agents' metrics go under train/ unless they name a section themselves."""
+    return {name if "/" in name else f"train/{name}": value for name, value in metrics.items()}
+
+
+@contextlib.contextmanager
+def _catch_signals() -> Iterator[list[int]]:
+    """Collects the first SIGINT or SIGTERM, so that the update under way is finished; a second SIGINT stops at once."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+
+    def remember(number: int, _frame: FrameType | None) -> None:
+        if caught and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,189 @@
+"""Finished episodes as tensors: what every agent learns from, whoever produced them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlhf_env.envs.rewards import Score
+from rlhf_env.types import Episode, Float
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A batch of B texts. Every [B, L] tensor speaks about `tokens[b, t]` itself; masks are True where it counts.
+
+    `mask`: text (not padding). `actions`: chosen by the agent. `logprobs` (float64): of chosen tokens under the
+    policy that
+    wrote them, 0 elsewhere. `group` int64[B]: rows of one number answer one prompt. `truncated` bool[B]: cut from
+    outside, so a value is bootstrapped. `extras`: what `act` attached, float64[B, L] each. `stated`: whether `logprobs` are known; 0 otherwise.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    actions: Tensor
+    logprobs: Tensor
+    group: Tensor
+    truncated: Tensor
+    episodes: Sequence[Episode]
+    scores: Sequence[Score]
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+    stated: bool = False
+
+    @classmethod
+    def from_episodes(
+        cls,
+        episodes: Sequence[Episode],
+        scores: Sequence[Score],
+        *,
+        pad_id: int,
+        group_size: int = 1,
+        extras: Mapping[str, Sequence[Float]] | None = None,
+    ) -> Rollout:
+        """Pad on the right. `extras` hold one float64[T] per episode. Neighbours of `group_size` are a group."""
+        length = max(len(episode.prompt_ids) + len(episode.response_ids) for episode in episodes)
+        shape = (len(episodes), length)
+        tokens = np.full(shape, pad_id, dtype=np.int64)
+        mask, actions = np.zeros(shape, dtype=np.bool_), np.zeros(shape, dtype=np.bool_)
+        logprobs = np.zeros(shape)
+        laid_out = {name: np.zeros(shape) for name in extras or {}}
+        for row, episode in enumerate(episodes):
+            start, end = len(episode.prompt_ids), len(episode.prompt_ids) + len(episode.response_ids)
+            tokens[row, :start], tokens[row, start:end] = episode.prompt_ids, episode.response_ids
+            mask[row, :end] = True
+            actions[row, start:end] = episode.actions
+            if episode.logprobs is not None:
+                logprobs[row, start:end] = np.where(episode.actions, episode.logprobs, 0.0)
+            for name, values in (extras or {}).items():
+                laid_out[name][row, start:end] = values[row]
+        return cls(
+            tokens=torch.from_numpy(tokens),
+            mask=torch.from_numpy(mask),
+            actions=torch.from_numpy(actions),
+            logprobs=torch.from_numpy(logprobs),
+            group=torch.arange(len(episodes)) // group_size,
+            truncated=torch.tensor([episode.finish_reason == "truncated" for episode in episodes]),
+            episodes=tuple(episodes),
+            scores=tuple(scores),
+            extras={name: torch.from_numpy(values) for name, values in laid_out.items()},
+            stated=all(episode.logprobs is not None for episode in episodes),
+        )
+
+    def __len__(self) -> int:
+        return len(self.episodes)
+
+    @property
+    def lengths(self) -> Tensor:
+        """int64[B]: tokens of prompt and response."""
+        return self.mask.sum(dim=1)
+
+    def rewards(self, *, without: Sequence[str] = ()) -> Tensor:
+        """float64[B, L]: weighted rewards where they are due, leaving out the parts named.
+
+        Token parts are paid token by token, the others on the last token; a row's sum is the episode's reward.
+        """
+        paid = torch.zeros(self.tokens.shape, dtype=torch.float64)
+        for row, (episode, score) in enumerate(zip(self.episodes, self.scores, strict=True)):
+            start, end = len(episode.prompt_ids), len(episode.prompt_ids) + len(episode.response_ids)
+            for name, raw in score.raw.items():
+                if name in without or end == start:
+                    continue
+                if name in score.tokens:
+                    paid[row, start:end] += score.weights[name] * torch.from_numpy(score.tokens[name])
+                else:
+                    paid[row, end - 1] += score.weights[name] * raw
+        return paid.to(self.tokens.device)
+
+    def returns(self, *, without: Sequence[str] = ()) -> Tensor:
+        """float64[B]: the weighted sum of reward parts of each episode, leaving out the parts named."""
+        return torch.tensor(
+            [
+                sum((score.weights[name] * raw for name, raw in score.raw.items() if name not in without), 0.0)
+                for score in self.scores
+            ],
+            dtype=torch.float64,
+            device=self.tokens.device,
+        )
+
+    @property
+    def scored(self) -> Tensor:
+        """bool[B]: rows that were given a reward (those cut from outside were not)."""
+        return torch.tensor([bool(score.raw) for score in self.scores], device=self.tokens.device)
+
+    def part(self, name: str) -> Tensor:
+        """float64[B]: one reward part, unweighted."""
+        return torch.tensor([score.raw[name] for score in self.scores], dtype=torch.float64)
+
+    def to(self, device: str | torch.device) -> Rollout:
+        """The same rollout with its tensors on `device`."""
+        moved = {
+            name: getattr(self, name).to(device)
+            for name in ("tokens", "mask", "actions", "logprobs", "group", "truncated")
+        }
+        return replace(self, **moved, extras={name: values.to(device) for name, values in self.extras.items()})
+
+    def with_extras(self, **extras: Tensor) -> Rollout:
+        """The same rollout carrying more [B, L] tensors, which `select` cuts along."""
+        return replace(self, extras={**self.extras, **extras})
+
+    def select(self, rows: Tensor | slice | Sequence[int]) -> Rollout:
+        """Some rows, cropped to the longest of them."""
+        chosen = torch.arange(len(self))[rows].to(self.tokens.device)
+        length = int(self.lengths[chosen].max()) if len(chosen) else 0
+        picked = chosen.tolist()
+
+        def crop(tensor: Tensor) -> Tensor:
+            return tensor[chosen, :length]
+
+        return replace(
+            self,
+            tokens=crop(self.tokens),
+            mask=crop(self.mask),
+            actions=crop(self.actions),
+            logprobs=crop(self.logprobs),
+            group=self.group[chosen],
+            truncated=self.truncated[chosen],
+            episodes=tuple(self.episodes[i] for i in picked),
+            scores=tuple(self.scores[i] for i in picked),
+            extras={name: crop(values) for name, values in self.extras.items()},
+        )
+
+
+def finished(infos: Mapping[str, Any]) -> list[tuple[int, Episode, Score]]:
+    """The episodes that ended in a vector environment's step, read from its infos: (row, episode, score)."""
+    ended: list[tuple[int, Episode, Score]] = []
+    for row in np.flatnonzero(infos.get("_text_episode", [])):
+        episode: Episode = infos["text_episode"][row]
+        ended.append((int(row), episode, _score(infos, int(row), len(episode.response_ids))))
+    return ended
+
+
+def _score(infos: Mapping[str, Any], row: int, length: int) -> Score:
+    if not infos.get("_reward_parts", np.zeros(row + 1, dtype=np.bool_))[row]:
+        return Score(raw={}, weights={})  # cut from outside: never scored
+    return Score(
+        raw={name: float(v[row]) for name, v in infos["reward_parts"].items() if not name.startswith("_")},
+        weights={name: float(v[row]) for name, v in infos["reward_weights"].items() if not name.startswith("_")},
+        tokens={
+            name: np.asarray(v[row][:length], dtype=np.float64)
+            for name, v in infos.get("token_rewards", {}).items()
+            if not name.startswith("_")
+        },
+    )
+
+
+def demonstrations(episodes: Sequence[Episode], *, pad_id: int) -> Rollout:
+    """Texts to imitate, as a rollout without rewards: `actions` are the answers' tokens."""
+    return Rollout.from_episodes(episodes, [Score(raw={}, weights={})] * len(episodes), pad_id=pad_id)
+
+
+def preference_pairs(chosen: Sequence[Episode], rejected: Sequence[Episode], *, pad_id: int) -> Rollout:
+    """Preference pairs as a rollout: rows 2i (chosen, reward 1) and 2i + 1 (rejected, reward 0) are one group."""
+    rows = [episode for pair in zip(chosen, rejected, strict=True) for episode in pair]
+    scores = [Score(raw={"preference": 1.0 - i % 2}, weights={"preference": 1.0}) for i in range(len(rows))]
+    return Rollout.from_episodes(rows, scores, pad_id=pad_id, group_size=2)

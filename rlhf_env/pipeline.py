@@ -1,0 +1,528 @@
+"""The whole RLHF pipeline as one script: pretrain -> SFT -> preferences -> reward model -> RL -> table and report.
+
+Every stage leaves its result in the run folder and is passed over when it is there, so a second call goes on where the
+first one stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from rlhf_env import assets, plugins
+from rlhf_env.envs import chitchat
+from rlhf_env.envs.rewards import RewardMix
+from rlhf_env.envs.text_vector_env import TextVectorEnv
+from rlhf_env.envs.tokenizers import FileTokenizer
+from rlhf_env.feedback.annotators import SimulatedAnnotator
+from rlhf_env.feedback.pairs import Candidate, collect_pairs
+from rlhf_env.feedback.preferences import Author, PreferenceStore
+from rlhf_env.feedback.reward_model import RewardModelConfig, accuracy_with_interval, fit_reward_model
+from rlhf_env.lab.benchmark import Grid, run_benchmark, write_json
+from rlhf_env.lab.progress import benchmark_progress, note_of, stage
+from rlhf_env.learning.agent import Setup
+from rlhf_env.learning.engine import Engine
+from rlhf_env.learning.experiment import make_agent
+from rlhf_env.learning.loop import DataSource, collect, train
+from rlhf_env.learning.rollout import demonstrations
+from rlhf_env.learning.run_folder import RunFolder, versions
+from rlhf_env.learning.spending import Budget, Spending
+from rlhf_env.policies.language_model import LanguageModel
+from rlhf_env.policies.policy import Sampling
+from rlhf_env.types import Episode, Float, Prompt, Reward
+
+Tell = Callable[[float, str], None]
+
+
+# -------------------------------------------------------------------- the shipped models: pretraining and SFT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """A Llama: width, layers, attention heads, width of the MLP."""
+
+    hidden: int
+    layers: int
+    heads: int
+    intermediate: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """One supervised stage: so many updates of so many rows at a learning rate that falls as a cosine."""
+
+    updates: int
+    rows: int
+    lr: float
+    warmup: float = 0.03
+    floor: float = 0.02
+    weight_decay: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How the shipped models are made. Everything that changes them is here or in the corpus."""
+
+    vocabulary: int = 2048
+    row_length: int = 128
+    positions: int = 128
+    base: Size = field(default_factory=lambda: Size(hidden=192, layers=4, heads=6, intermediate=512))
+    judge: Size = field(default_factory=lambda: Size(hidden=128, layers=4, heads=4, intermediate=344))
+    pretraining: Course = field(default_factory=lambda: Course(updates=6500, rows=8, lr=2e-3))
+    fine_tuning: Course = field(default_factory=lambda: Course(updates=1100, rows=64, lr=5e-4))
+    judge_pretraining: Course = field(default_factory=lambda: Course(updates=2200, rows=8, lr=2.5e-3))
+    judge_fine_tuning: Course = field(default_factory=lambda: Course(updates=350, rows=64, lr=5e-4))
+    seed: int = 20_261_122
+
+    @property
+    def content_hash(self) -> str:
+        """Changes with any number above and with the corpus: what a cache of the results is named by."""
+        content = json.dumps([asdict(self), chitchat.corpus_hash()], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Models:
+    """Folders of the base model (policy and reference of the demo) and of the independent judge of fluency."""
+
+    base: str
+    judge: str
+
+    @classmethod
+    def shipped(cls) -> Models:
+        return cls(assets.resolve("rlhf-env/chitchat"), assets.resolve("rlhf-env/chitchat-judge"))
+
+
+def make_models(out: Path, *, recipe: Recipe | None = None, console: Console) -> Models:
+    """Tokenizer, base model (pretraining on conversations, SFT on replies) and judge, into `out`; resumable.
+
+    The judge never sees a conversation of the base model, nor the other way round; neither sees the held-out ones.
+    Writes `base/` and `judge/` (float16 safetensors, tokenizer) and `recipe.json` with the validation perplexities.
+    """
+    recipe = recipe or Recipe()
+    done = out / "recipe.json"
+    if done.exists() and json.loads(done.read_text())["content_hash"] == recipe.content_hash:
+        return Models(str(out / "base"), str(out / "judge"))
+    work = out / f"work-{recipe.content_hash}"
+    tokenizer = _train_tokenizer(recipe, work / "tokenizer")
+    unseen = {
+        "conversations": _packed(chitchat.conversations("held_out"), tokenizer, recipe.row_length),
+        "replies": _answers(chitchat.replies("held_out"), tokenizer),
+    }
+    perplexity: dict[str, float] = {}
+
+    def teach(name: Literal["base", "judge"], size: Size, courses: tuple[Course, Course], seed: int) -> LanguageModel:
+        model = _new_model(size, recipe, tokenizer, seed=seed)
+        stages = {
+            "conversations": _packed(chitchat.conversations(name), tokenizer, recipe.row_length),
+            "replies": _answers(chitchat.replies(name), tokenizer),
+        }
+        for place, (material, episodes) in enumerate(stages.items()):
+            with stage(console, f"The {name} learns from {material}") as tell:
+                _imitate(model, tokenizer, episodes, courses[place], seed + place, work / name / material, tell)
+            perplexity[f"{name}, {material}"] = _perplexity(model, unseen[material])
+        return model
+
+    base = teach("base", recipe.base, (recipe.pretraining, recipe.fine_tuning), recipe.seed)
+    judge = teach("judge", recipe.judge, (recipe.judge_pretraining, recipe.judge_fine_tuning), recipe.seed + 10)
+    typical = float(np.median([values.mean() for values in judge.response_logprobs(unseen["replies"])]))
+    for name, model in (("base", base), ("judge", judge)):
+        _save_half(model, tokenizer, out / name)
+    record = {
+        "content_hash": recipe.content_hash,
+        "corpus_hash": chitchat.corpus_hash(),
+        "recipe": asdict(recipe),
+        "parameters": {"base": _parameters(base), "judge": _parameters(judge)},
+        "held_out_perplexity": perplexity,
+        "median_reply_logprob_under_judge": typical,
+        "versions": versions(),
+        "threads": torch.get_num_threads(),
+    }
+    write_json(done, record)
+    shutil.rmtree(work)
+    console.print(f"Held-out perplexity: {perplexity}. Models in {out}", soft_wrap=True)
+    return Models(str(out / "base"), str(out / "judge"))
+
+
+def _train_tokenizer(recipe: Recipe, folder: Path) -> FileTokenizer:
+    """A byte-level BPE of the training conversations."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    if not (folder / "tokenizer.json").exists():
+        bpe = Tokenizer(models.BPE())
+        bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        bpe.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=recipe.vocabulary,
+            special_tokens=[chitchat.PAD, chitchat.END, chitchat.TURN],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        texts = (turn for split in ("base", "judge") for talk in chitchat.conversations(split) for turn in talk)
+        bpe.train_from_iterator(texts, trainer)
+        folder.mkdir(parents=True, exist_ok=True)
+        special = {"eos_token": chitchat.END, "pad_token": chitchat.PAD, "model_max_length": recipe.positions}
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", **special}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1))
+        bpe.save(str(folder / "tokenizer.json"))
+    return FileTokenizer(folder)
+
+
+def _new_model(size: Size, recipe: Recipe, tokenizer: FileTokenizer, *, seed: int) -> LanguageModel:
+    """A Llama with tied embeddings at random initial weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=size.hidden,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        intermediate_size=size.intermediate,
+        max_position_embeddings=recipe.positions,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_id,
+        eos_token_id=tokenizer.end_id,
+        bos_token_id=None,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return LanguageModel(LlamaForCausalLM(config), end_id=tokenizer.end_id, pad_id=tokenizer.pad_id)
+
+
+def _packed(talks: Sequence[Sequence[str]], tokenizer: FileTokenizer, length: int) -> list[Episode]:
+    """All conversations end to end, cut into rows of `length` tokens: every token but the first is to be predicted."""
+    ids = [token for talk in talks for token in tokenizer.encode(chitchat.text_of(talk))]
+    rows = [np.array(ids[start : start + length], dtype=np.int64) for start in range(0, len(ids) - length, length)]
+    return [_demonstration(row[:1], row[1:]) for row in rows]
+
+
+def _answers(pairs: Sequence[tuple[str, str]], tokenizer: FileTokenizer) -> list[Episode]:
+    """A turn and somebody's reply to it, closed by the end token: the reply is to be predicted."""
+    return [
+        _demonstration(
+            np.array(tokenizer.encode(said), dtype=np.int64),
+            np.array([*tokenizer.encode(reply), tokenizer.end_id], dtype=np.int64),
+        )
+        for said, reply in pairs
+    ]
+
+
+def _demonstration(prompt_ids: Any, response_ids: Any) -> Episode:
+    return Episode(
+        prompt=Prompt(id="", text=""),
+        prompt_ids=prompt_ids,
+        response="",
+        response_ids=response_ids,
+        finish_reason="stop",
+        actions=np.ones(len(response_ids), dtype=np.bool_),
+    )
+
+
+def _imitate(
+    policy: LanguageModel,
+    tokenizer: FileTokenizer,
+    episodes: Sequence[Episode],
+    course: Course,
+    seed: int,
+    folder: Path,
+    tell: Tell,
+) -> None:
+    """Supervised training of `policy` on demonstrations, through the one loop; resumable in `folder`."""
+    spending = Spending()
+    engine = Engine(spending)
+    setup = Setup(
+        policy=policy,
+        reference=policy,
+        tokenizer=tokenizer,
+        reward=RewardMix({"none": _nothing}),
+        batch_size=course.rows,
+        action_length=1,
+        max_new_tokens=1,
+        seed=seed,
+        engine=engine,
+        spending=spending,
+    )
+    settings = {"lr": course.lr, "schedule": "cosine", "warmup": course.warmup, "floor": course.floor}
+    agent = make_agent({"name": "sft", **settings, "weight_decay": course.weight_decay}, setup)
+    source = DataSource(
+        len(episodes),
+        course.rows,
+        lambda rows: demonstrations([episodes[i] for i in rows], pad_id=tokenizer.pad_id),
+        seed=seed,
+    )
+    with RunFolder(folder, json.dumps(""), resume=True, tensorboard=False) as run:
+        train(
+            agent,
+            source,
+            Budget(updates=course.updates),
+            spending=spending,
+            engine=engine,
+            run=run,
+            resume=True,
+            checkpoint_every=max(1, course.updates // 20),
+            on_update=lambda row, fraction: tell(fraction, note_of(row)),
+        )
+
+
+def _nothing(episodes: Sequence[Episode]) -> Float:
+    return np.zeros(len(episodes))
+
+
+def _perplexity(policy: LanguageModel, episodes: Sequence[Episode]) -> float:
+    """exp of the mean negative log-probability of a token to be predicted."""
+    values = np.concatenate(policy.response_logprobs(episodes))
+    return math.exp(-float(values.mean()))
+
+
+def _save_half(policy: LanguageModel, tokenizer: FileTokenizer, folder: Path) -> None:
+    """In float16: half the size, and rounding far below what training noise is."""
+    half = policy.frozen_copy().half()
+    half.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path(tokenizer.folder) / name, folder / name)
+
+
+def _parameters(policy: LanguageModel) -> int:
+    return sum(p.numel() for p in policy.parameters())
+
+
+# -------------------------------------------------------------------- the demo
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """The demo's settings, chosen on seeds other than those it reports (100 and up)."""
+
+    prompts: int = 2400
+    temperatures: tuple[float, ...] = (0.7, 1.0, 1.3)
+    held_out_pairs: float = 1 / 6
+    annotator_temperature: float = 0.5
+    reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
+    num_envs: int = 64
+    max_new_tokens: int = 32
+    max_prompt_tokens: int = 40
+    kl_weight: float = 0.05
+    diversity_weight: float = 0.2
+    generated_tokens: int = 40_000
+    max_kl: float = 12.0
+    evaluation_prompts: int = 256
+    evaluate_every: int = 10
+    agents: dict[str, dict[str, Any]] = field(
+        default_factory=lambda: {
+            "ppo": {"lr": 2e-4},
+            "grpo": {"lr": 2e-4},
+            "dpo": {"lr": 2e-4},
+            "best_of_n": {"n": 8},
+            "reference": {},
+            "random": {},
+        }
+    )
+    seed: int = 7
+
+    def gold(self, models: Models) -> dict[str, Any]:
+        """The gold reward as a table of settings: what the simulated annotator goes by, and no agent sees."""
+        record = json.loads((Path(models.judge).parent / "recipe.json").read_text(encoding="utf-8"))
+        return {"judge": models.judge, "typical": record["median_reply_logprob_under_judge"]}
+
+    def grid(self, models: Models, reward_model: Path, seeds: int) -> Grid:
+        """Agents x seeds: the same weights, prompts, rewards, budget and evaluation for all."""
+        return Grid(
+            name="demo",
+            seeds=seeds,
+            agents=self.agents,
+            experiment={
+                "task": {"name": "chitchat"},
+                "policy": {"model": models.base},
+                "environment": {
+                    "num_envs": self.num_envs,
+                    "max_new_tokens": self.max_new_tokens,
+                    "max_prompt_tokens": self.max_prompt_tokens,
+                },
+                "rewards": {
+                    "bradley_terry": {"weight": 1.0, "model": str(reward_model)},
+                    "kl": {"weight": self.kl_weight},
+                    "diversity": {"weight": self.diversity_weight},
+                },
+                "budget": {"generated_tokens": self.generated_tokens},
+                "max_kl": self.max_kl,
+                "evaluation": {
+                    "prompts": self.evaluation_prompts,
+                    "every": self.evaluate_every,
+                    "rewards": {"upbeat": self.gold(models)},
+                },
+            },
+        )
+
+
+def run_demo(
+    out: Path,
+    *,
+    from_scratch: bool = False,
+    seeds: int = 3,
+    jobs: int = 2,
+    console: Console,
+    settings: Demo | None = None,
+    models: Models | None = None,
+) -> Path:
+    """The demo; the path of its report. `models` stands in for the shipped ones."""
+    from rlhf_env.lab.report import read_results, rich_samples, rich_table, write_report
+    from rlhf_env.learning.engine import set_threads
+
+    settings = settings or Demo()
+    set_threads()
+    out.mkdir(parents=True, exist_ok=True)
+    if from_scratch:
+        recipe = Recipe()
+        models = make_models(_cache() / f"chitchat-{recipe.content_hash}", recipe=recipe, console=console)
+    models = models or Models.shipped()
+    console.rule("[bold]1-2  Preferences on replies of the base model")
+    preferences = _collect_preferences(settings, models, out / "preferences.sqlite", console)
+    console.rule("[bold]3  Reward model")
+    reward_model = _fit_reward_model(settings, models, preferences, out, console)
+    console.rule(f"[bold]4  {len(settings.agents)} agents x {seeds} seeds in one environment")
+    grid = settings.grid(models, reward_model, seeds)
+    with benchmark_progress(console, grid.cells()) as on_progress:
+        run_benchmark(grid, out, jobs=jobs, on_progress=on_progress)
+    console.rule("[bold]5-6  Table and report")
+    write_json(out / "about.json", _about(seeds))
+    results = read_results(out)
+    console.print(rich_table(results))
+    console.print(rich_samples(results))
+    report = write_report(out)
+    console.print(f"Report: {report}   TensorBoard: tensorboard --logdir {out / 'cells'}", soft_wrap=True)
+    return report
+
+
+def _collect_preferences(settings: Demo, models: Models, file: Path, console: Console) -> Path:
+    """The base model answers held-in prompts at several temperatures; a simulated annotator compares two answers each."""
+    if file.exists():
+        with PreferenceStore(file) as store:
+            console.print(f"{store.counts().comparisons:,} judgements stand in {file}")
+        return file
+    annotator = SimulatedAnnotator(
+        gold=_gold(settings, models), temperature=settings.annotator_temperature, name="simulated: gold + Bradley-Terry"
+    )
+    candidates: list[Candidate] = []
+    with stage(console, "The base model answers") as tell:
+        for temperature in settings.temperatures:
+            author = Author("policy", "chitchat-base", temperature)
+            for episode in _replies(settings, models, temperature):
+                candidates.append((episode, author))
+                if len(candidates) % settings.num_envs == 0:
+                    total = settings.prompts * len(settings.temperatures)
+                    tell(len(candidates) / total, f"{len(candidates):,} replies, temperature {temperature}")
+    partial = file.with_name(f".{file.name}.partial")
+    partial.unlink(missing_ok=True)
+    with console.status("The annotator compares..."), PreferenceStore(partial) as store:
+        judged = collect_pairs(candidates, annotator, np.random.default_rng(settings.seed), store=store)
+    partial.replace(file)
+    console.print(f"{len(judged):,} comparisons by an annotator whose noise is known, in {file}", soft_wrap=True)
+    return file
+
+
+def _replies(settings: Demo, models: Models, temperature: float) -> Iterator[Episode]:
+    """One reply to each of the first `settings.prompts` training prompts, at one temperature."""
+    policy = LanguageModel.from_pretrained(models.base, sampling=Sampling(temperature=temperature))
+    policy.reseed(settings.seed + round(1000 * temperature))
+    tokenizer = FileTokenizer(models.base)
+    env = TextVectorEnv(
+        settings.num_envs,
+        task="chitchat",
+        reward=RewardMix({"none": _nothing}),
+        tokenizer=tokenizer,
+        max_new_tokens=settings.max_new_tokens,
+        max_prompt_tokens=settings.max_prompt_tokens,
+        action_length=None,
+        autoreset_mode="Disabled",
+    )
+    spending = Spending()
+    setup = Setup(
+        policy=policy,
+        reference=policy,
+        tokenizer=tokenizer,
+        reward=env.reward,
+        batch_size=settings.num_envs,
+        action_length=env.action_length,
+        max_new_tokens=env.max_new_tokens,
+        seed=settings.seed,
+        engine=Engine(spending),
+        spending=spending,
+    )
+    writer = make_agent("reference", setup)
+    for start in range(0, settings.prompts, settings.num_envs):
+        wanted = list(range(start, min(start + settings.num_envs, settings.prompts)))
+        padded = (wanted * settings.num_envs)[: settings.num_envs]
+        yield from collect(env, writer, {"indices": padded}).episodes[: len(wanted)]
+
+
+def _fit_reward_model(settings: Demo, models: Models, preferences: Path, out: Path, console: Console) -> Path:
+    """A Bradley-Terry model on the pairs; its accuracy on unseen prompts beside what the annotator's noise allows."""
+    folder, card = out / "reward_model", out / "reward_model.json"
+    if not card.exists():
+        with PreferenceStore(preferences) as store:
+            training, held_out = store.split(settings.held_out_pairs)
+        with stage(console, f"Fitting {len(training):,} pairs") as tell:
+            model, _ = fit_reward_model(
+                training,
+                models.base,
+                settings.reward_model,
+                generator=torch.Generator().manual_seed(settings.seed),
+                progress=lambda step, steps, loss: tell(step / steps, f"loss {loss:.3f}"),
+            )
+        model.save(folder)
+        accuracy = accuracy_with_interval(*model.score_pairs(held_out))
+        gold = _gold(settings, models)
+        annotator = SimulatedAnnotator(gold=gold, temperature=settings.annotator_temperature)
+        difference = gold([p.chosen.episode(p.prompt) for p in held_out]) - gold(
+            [p.rejected.episode(p.prompt) for p in held_out]
+        )
+        record = {
+            "accuracy": accuracy.value,
+            "low": accuracy.low,
+            "high": accuracy.high,
+            "pairs": len(training),
+            "held_out_pairs": len(held_out),
+            "ceiling": annotator.expected_accuracy(difference),
+            "annotator": "prefers what the gold reward scores higher, with Bradley-Terry noise of temperature "
+            f"{settings.annotator_temperature:g} (in units of gold)",
+        }
+        write_json(card, record)
+    record = json.loads(card.read_text(encoding="utf-8"))
+    console.print(
+        f"Held-out accuracy {record['accuracy']:.3f} (95 % interval {record['low']:.3f} to {record['high']:.3f}, "
+        f"{record['held_out_pairs']} pairs on unseen prompts); the annotator's own noise allows {record['ceiling']:.3f}."
+    )
+    return folder
+
+
+def _gold(settings: Demo, models: Models) -> Reward:
+    target = plugins.host().load("reward", "upbeat")
+    reward: Reward = plugins.call_with(target, settings.gold(models), {}, "reward 'upbeat'")
+    return reward
+
+
+def _about(seeds: int) -> dict[str, Any]:
+    return {
+        "title": "rlhf-env demo: one environment, four agents, one table",
+        "what_gold_is": "upbeat, human-like small talk: sentiment, fluency under an independent language model, turn-taking, "
+        "minus repetition and copying. It is not quality, and it cannot tell a relevant reply from an irrelevant one",
+        "claims": f"{seeds} seeds: numbers, no claim" if seeds < 5 else f"{seeds} seeds",
+        "command": "rlhf-env demo",
+        "versions": versions(),
+    }
+
+
+def _cache() -> Path:
+    """Where models made on this machine are kept between runs."""
+    return Path(os.environ.get("RLHF_ENV_CACHE") or Path.home() / ".cache" / "rlhf-env")

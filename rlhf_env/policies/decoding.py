@@ -1,0 +1,177 @@
+"""Cached sampling: texts grow together, a token a step, and leave the batch when they are done.
+
+In the cache the texts stand flush right: every row's next token falls into the same slot, and the slots of a row are
+contiguous, so that sliding windows hold.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlhf_env.errors import RunFailed
+from rlhf_env.policies.forward_pass import forward_pass
+from rlhf_env.policies.policy import Sampling, Written
+from rlhf_env.types import Bool, Float, Int
+
+# Rows are dropped when the share still writing falls below this: dropping at every finish copies the cache too often.
+LIVE_SHARE = 0.75
+
+
+class Decoding:
+    """Texts being continued, with the keys and values of what was read of them.
+
+    `texts` int64[B, >=L] and `lengths` int64[B] hold prompt and what was written since. `rows` bool[B] says who writes;
+    a row that once stopped (end token, or not asked while others went on) does not come back.
+    """
+
+    def __init__(self, model: Any, texts: Int, lengths: Int, rows: Bool) -> None:
+        self.model = model
+        self.texts, self.lengths, self.live = texts.copy(), lengths.copy(), rows.copy()
+        self._held = np.flatnonzero(rows)  # which texts the rows of the cache belong to, ascending
+        self._cache: Any | None = None
+        self._mask = torch.empty(0)  # bool [rows of the cache, slots], True on text, and on the slots still to come
+
+    def continues(self, texts: Int, lengths: Int, rows: Bool) -> bool:
+        """Whether the asked rows are what this wrote last, so that it can go on from there."""
+        if len(texts) != len(self.texts) or not self.live[rows].all():
+            return False
+        if not np.array_equal(lengths[rows], self.lengths[rows]):
+            return False
+        width = min(texts.shape[1], self.texts.shape[1])
+        outside = np.arange(width) >= lengths[rows, None]
+        return bool(((texts[rows, :width] == self.texts[rows, :width]) | outside).all())
+
+    @torch.inference_mode()
+    def write(self, uniforms: Float, rows: Bool, sampling: Sampling, *, end_id: int, vocab_size: int) -> Written:
+        """Up to k tokens for each of `rows`. `uniforms` float64[B, k] in [0, 1) decide what is drawn, one a place."""
+        self.live &= rows
+        tokens = np.full(uniforms.shape, vocab_size, np.int64)
+        logprobs = np.zeros(uniforms.shape)
+        self._widen(uniforms.shape[1])
+        for place in range(uniforms.shape[1]):
+            live = np.flatnonzero(self.live)
+            if not len(live):
+                break
+            drawn, logprobs[live, place] = draw(
+                self._next_logits(live, uniforms.shape[1]), uniforms[live, place], sampling
+            )
+            tokens[live, place] = self.texts[live, self.lengths[live]] = drawn
+            self.lengths[live] += 1
+            self.live[live] = drawn != end_id
+        return Written(tokens, logprobs)
+
+    def _widen(self, length: int) -> None:
+        missing = int(self.lengths.max(initial=0)) + length - self.texts.shape[1]
+        if missing > 0:
+            self.texts = np.pad(self.texts, ((0, 0), (0, missing)))
+
+    def _next_logits(self, live: Int, room: int) -> Tensor:
+        """[len(live), V], after reading what the model has not read yet."""
+        if self._cache is None:
+            return self._read_prompts(room)
+        if len(live) < LIVE_SHARE * len(self._held):
+            self._keep(np.searchsorted(self._held, live))
+        logits = self._read_last_tokens()
+        if len(live) == len(self._held):
+            return logits
+        return logits[torch.from_numpy(np.searchsorted(self._held, live)).to(logits.device)]
+
+    def _read_prompts(self, room: int) -> Tensor:
+        from rlhf_env.policies.cache import flush_right, is_movable, roomy_cache
+
+        lengths = self.lengths[self._held]
+        width = int(lengths.max())
+        prompts = np.where(np.arange(width) < lengths[:, None], self.texts[self._held, :width], -1)
+        # Answers to one prompt share its keys and values: it is read once.
+        distinct, copies = np.unique(prompts, axis=0, return_inverse=True)
+        tokens = torch.from_numpy(distinct).to(self.model.device)
+        rows = torch.from_numpy(copies.reshape(-1)).to(tokens.device)
+        mask = tokens >= 0
+        last = mask.sum(1) - 1
+        columns = torch.arange(width, device=tokens.device) - (width - 1 - last)[:, None]  # where a slot's token is now
+        positions = torch.arange(width, device=tokens.device).expand_as(tokens)
+
+        self._cache = roomy_cache(self.model.config, width + room)
+        if is_movable(self._cache):
+            # Read flush left, where no padding is ever attended to, or attends to nothing (eager attention: NaN).
+            _, logits = forward_pass(
+                self.model,
+                tokens.clamp(min=0),
+                torch.ones_like(mask),
+                positions,
+                select=lambda states: states[torch.arange(len(last), device=last.device), last],
+                cache=self._cache,
+            )
+            flush_right(self._cache, rows, columns[rows].clamp(min=0))
+        else:  # a recurrent state must not have read padding last
+            places = columns.clamp(min=0)
+            _, logits = forward_pass(
+                self.model,
+                tokens.gather(1, places),
+                columns >= 0,
+                positions.gather(1, places),
+                select=lambda states: states[:, -1],
+                cache=self._cache,
+            )
+            self._cache.reorder_cache(rows)
+        self._mask = torch.nn.functional.pad(columns[rows] >= 0, (0, room), value=True)
+        return logits[rows]
+
+    def _read_last_tokens(self) -> Tensor:
+        # Rows that have stopped but are not dropped yet read a token that nobody looks at, at a position that exists.
+        lengths = np.where(self.live[self._held], self.lengths[self._held], 1)
+        tokens = self.texts[self._held, lengths - 1]
+        assert self._cache is not None
+        slots = self._cache.get_seq_length() + 1
+        if slots > self._mask.shape[1]:
+            self._mask = torch.nn.functional.pad(self._mask, (0, slots), value=True)
+        _, logits = forward_pass(
+            self.model,
+            torch.from_numpy(tokens[:, None]).to(self.model.device),
+            self._mask[:, :slots],
+            torch.from_numpy(lengths[:, None] - 1).to(self.model.device),
+            select=lambda states: states[:, -1],
+            cache=self._cache,
+        )
+        return logits
+
+    def _keep(self, places: Int) -> None:
+        rows = torch.from_numpy(places).to(self.model.device)
+        assert self._cache is not None
+        self._cache.reorder_cache(rows)
+        self._mask = self._mask[rows]
+        self._held = self._held[places]
+
+
+def draw(logits: Tensor, uniforms: Float, sampling: Sampling) -> tuple[Int, Float]:
+    """One token a row by inverting the distribution function: ids int64[R] and their log-probabilities float64[R].
+
+    `logits` [R, V]; `uniforms` float64[R] in [0, 1). A token of probability 0 is never drawn. RunFailed when the logits
+    of a row define no distribution.
+    """
+    scores = logits.to(torch.promote_types(logits.dtype, torch.float32)) / sampling.temperature
+    ids: Tensor | None = None
+    if sampling.top_k and sampling.top_k < scores.shape[1]:
+        scores, ids = scores.topk(sampling.top_k)
+    elif sampling.top_p < 1.0:
+        scores, ids = scores.sort(descending=True)
+    weights = (scores - scores.amax(-1, keepdim=True)).exp_()
+    cumulated = weights.cumsum(-1, dtype=torch.float64)
+    if sampling.top_p < 1.0:
+        likelier = cumulated - weights  # of all tokens before this one: exactly 0 for the first, which always stays
+        weights = weights.masked_fill(likelier >= sampling.top_p * cumulated[:, -1:], 0.0)
+        cumulated = weights.cumsum(-1, dtype=torch.float64)
+    total = cumulated[:, -1:]
+    if not bool(torch.isfinite(total).all()):
+        raise RunFailed("the policy's logits are not finite: it has diverged (lower the learning rate, clip gradients)")
+    # u is at most 1 - 2^-53, so in float64 u * total rounds to less than total: some place exceeds it. The first place
+    # that does was raised by its own weight, so that weight is not 0.
+    target = torch.from_numpy(uniforms).to(total.device)[:, None] * total
+    place = torch.searchsorted(cumulated, target, right=True)
+    logprobs = torch.log(weights.gather(-1, place).double() / total)
+    chosen = place if ids is None else ids.gather(-1, place)
+    return chosen[:, 0].cpu().numpy(), logprobs[:, 0].cpu().numpy()

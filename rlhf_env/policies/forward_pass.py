@@ -1,0 +1,51 @@
+"""One forward pass through any transformers causal LM, its head applied only where somebody reads the logits.
+
+A causal LM is a trunk (embeddings to final norm) and a head. The head is the model's own code, which may scale or cap
+the logits (Gemma, Granite, Cohere), so it is not called from here: a hook on the trunk hands it fewer states.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from rlhf_env.errors import ConfigError
+
+
+def forward_pass(
+    model: Any,
+    tokens: Tensor,
+    attention_mask: Tensor,
+    positions: Tensor,
+    *,
+    select: Callable[[Tensor], Tensor],
+    cache: Any | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The states [B, L, H] after the final norm, and the logits [N, V] of the states [N, H] that `select` picks.
+
+    `tokens`, `positions` [B, L]; `attention_mask` [B, length of the cache + L], True on text; the cache grows by L.
+    """
+    trunk = model.base_model
+    if trunk is model:
+        raise ConfigError(f"{type(model).__name__} is not a causal language model made of a trunk and a head")
+    seen: list[Tensor] = []
+
+    def keep_selected(_module: Any, _arguments: Any, output: Any) -> Any:
+        seen.append(output.last_hidden_state)
+        output.last_hidden_state = select(seen[0]).unsqueeze(0)
+        return output
+
+    inputs: dict[str, Any] = {"input_ids": tokens, "attention_mask": attention_mask, "use_cache": cache is not None}
+    if cache is not None:
+        inputs["past_key_values"] = cache
+    if "position_ids" in inspect.signature(trunk.forward).parameters:  # ALiBi models read positions off the mask
+        inputs["position_ids"] = positions
+    hook = trunk.register_forward_hook(keep_selected)
+    try:
+        logits = model(**inputs, return_dict=True).logits
+    finally:
+        hook.remove()
+    return seen[0], logits[0]

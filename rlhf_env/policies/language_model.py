@@ -1,0 +1,354 @@
+"""Any transformers causal language model as a policy."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rlhf_env.errors import ConfigError, DataError
+from rlhf_env.policies.decoding import Decoding
+from rlhf_env.policies.forward_pass import forward_pass
+from rlhf_env.policies.policy import Evaluation, Sampling, Written
+from rlhf_env.types import Bool, Episode, Float, Int, Observation
+
+# How much `response_logprobs` takes on at once: positions read, and logits (256 MB of float32).
+POSITIONS_AT_ONCE = 8192
+LOGITS_AT_ONCE = 2**26
+
+
+class LanguageModel(nn.Module):
+    """A causal LM of the transformers library as a `Policy`; see there for the methods.
+
+    `end_id` and `pad_id` default to those of the model's configuration (pad falls back to end). `seed` starts the
+    stream that `write` draws from, [B, length] numbers a call: what a row writes does not depend on when others stop.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        end_id: int | None = None,
+        pad_id: int | None = None,
+        sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.sampling = sampling
+        self._text_config: Any = model.config.get_text_config()
+        self._vocab_size = int(model.get_output_embeddings().weight.shape[0])
+        self._end_id = self._known_id("end_id", end_id, self._text_config.eos_token_id)
+        self._pad_id = self._known_id("pad_id", pad_id, self._text_config.pad_token_id, self._end_id)
+        # Torch keeps gradients from the padding token's embedding, which may well be the end token's. The masks say
+        # what is padding.
+        model.get_input_embeddings().padding_idx = None
+        self._generator = np.random.default_rng(seed)
+        self._decoding: Decoding | None = None  # what the last `write` left, for the next to go on from
+        self._weights_read: tuple[object, ...] = ()  # and the weights it was made with
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        end_id: int | None = None,
+        pad_id: int | None = None,
+        sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+        seed: int = 0,
+        revision: str | None = None,
+    ) -> LanguageModel:
+        """A model from a folder or, if there is no such folder, from the hub (or its cache on this machine).
+
+        Weights are read from safetensors only, code of the model's author is not run, and whatever precision is on
+        disk becomes `dtype`. DataError, in one line, when there is no usable model.
+        """
+        model = _load(name, dtype, revision)
+        return cls(model, end_id=end_id, pad_id=pad_id, sampling=sampling, seed=seed)
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write config and safetensors into a folder that transformers, and `from_pretrained`, can read."""
+        for config in (self._text_config, getattr(self.model, "generation_config", None)):
+            if config is not None:
+                config.eos_token_id, config.pad_token_id = self.end_id, self.pad_id
+        with _quiet_transformers():
+            self.model.save_pretrained(path)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    @property
+    def vocab_size(self) -> int:
+        return self._vocab_size
+
+    @property
+    def end_id(self) -> int:
+        return self._end_id
+
+    @property
+    def pad_id(self) -> int:
+        return self._pad_id
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self._text_config.hidden_size)
+
+    @property
+    def context(self) -> int | None:
+        """The longest text the model can read; None without a limit."""
+        limit = getattr(self._text_config, "max_position_embeddings", None)
+        return None if limit is None else int(limit)
+
+    def write(self, observation: Observation, length: int, rows: Bool | None = None) -> Written:
+        texts, mask = np.asarray(observation["input_ids"], np.int64), np.asarray(observation["attention_mask"], bool)
+        rows = observation.get("writing") if rows is None else rows
+        rows = np.ones(len(texts), bool) if rows is None else np.asarray(rows, bool)
+        lengths = mask.sum(1)
+        self._check_prompts(texts, mask, lengths, rows, length)
+        uniforms = self._generator.random((len(texts), length))
+
+        # Taken out while it works: a call that is interrupted leaves nothing half-written behind.
+        decoding, self._decoding = self._decoding, None
+        weights = self._weights()
+        if decoding is None or weights != self._weights_read or not decoding.continues(texts, lengths, rows):
+            decoding = Decoding(self.model, texts, lengths, rows)
+        with _without_dropout(self):
+            written = decoding.write(uniforms, rows, self.sampling, end_id=self.end_id, vocab_size=self.vocab_size)
+        if decoding.live.any():
+            self._decoding, self._weights_read = decoding, weights
+        return written
+
+    def evaluate(self, tokens: Tensor, mask: Tensor, where: Tensor) -> Evaluation:
+        if torch.is_grad_enabled():
+            self.forget()  # learning begins: the memory is worth more now
+        tokens, mask, where = (
+            tokens.to(self.device),
+            mask.to(self.device, torch.bool),
+            where.to(self.device, torch.bool),
+        )
+        if (mask[:, 1:] & ~mask[:, :-1]).any():  # padding on the left, or between: moved to the right and back
+            order = mask.int().argsort(dim=1, descending=True, stable=True)
+            moved = self.evaluate(tokens.gather(1, order), mask.gather(1, order), where.gather(1, order))
+            back = order.argsort(dim=1)
+            hidden = moved.hidden.gather(1, back[..., None].expand_as(moved.hidden))
+            return Evaluation(moved.logprobs.gather(1, back), moved.entropy.gather(1, back), hidden)
+        self._check_places(mask, where)
+        length = tokens.shape[1]
+        # The state at t - 1 speaks about t, so the last column is never read, nor is padding that all rows share.
+        read = min(int(mask.sum(1).max()), length - 1, self.context or length)
+        scored = where[:, 1 : read + 1]
+        states, logits = self._read(tokens[:, :read], mask[:, :read], scored)
+
+        scores = logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.sampling.temperature
+        distributions = scores.log_softmax(-1)
+        chosen = distributions.gather(-1, tokens[:, 1 : read + 1][scored].unsqueeze(-1)).squeeze(-1)
+        entropy = -(distributions.exp() * distributions).sum(-1)
+        nothing = torch.zeros(tokens.shape, dtype=scores.dtype, device=self.device)
+        hidden = F.pad(states.masked_fill(~mask[:, :read, None], 0.0), (0, 0, 1, length - 1 - read))
+        return Evaluation(nothing.masked_scatter(where, chosen), nothing.masked_scatter(where, entropy), hidden)
+
+    @torch.no_grad()
+    def response_logprobs(self, episodes: Sequence[Episode], /) -> list[Float]:
+        answers: list[Float] = [np.zeros(0)] * len(episodes)
+        with _without_dropout(self):
+            for batch in self._batches(episodes):
+                tokens, mask, where = _padded([episodes[index] for index in batch], self.pad_id)
+                logprobs = self.evaluate(tokens, mask, where).logprobs.double().cpu().numpy()
+                for row, index in enumerate(batch):
+                    start = len(episodes[index].prompt_ids)
+                    answers[index] = logprobs[row, start : start + len(episodes[index].response_ids)].copy()
+        return answers
+
+    def frozen_copy(self) -> LanguageModel:
+        frozen = copy.deepcopy(self)
+        return frozen.eval().requires_grad_(False)
+
+    def reseed(self, seed: int) -> None:
+        self._generator = np.random.default_rng(seed)
+
+    def sampling_state(self) -> dict[str, Any]:
+        return dict(self._generator.bit_generator.state)
+
+    def load_sampling_state(self, state: Mapping[str, Any], /) -> None:
+        self._generator.bit_generator.state = dict(state)
+
+    def forget(self) -> None:
+        """Free what `write` keeps for the next call.
+
+        It notices new weights by itself (an optimizer step, `load_state_dict`); call this after changing weights behind
+        autograd's back, through `parameter.data`.
+        """
+        self._decoding = None
+
+    def __getstate__(self) -> dict[str, Any]:  # for copy and pickle: the cache is not part of the policy
+        return {**self.__dict__, "_decoding": None}
+
+    def _read(self, tokens: Tensor, mask: Tensor, scored: Tensor) -> tuple[Tensor, Tensor]:
+        """States [B, L, H] and the logits [N, V] at the N places where `scored` is True."""
+        if not tokens.shape[1]:
+            return (
+                torch.zeros(len(tokens), 0, self.hidden_size, dtype=self.dtype, device=self.device),
+                torch.zeros(0, self.vocab_size, dtype=self.dtype, device=self.device),
+            )
+        # Nothing attends to padding on its right: the plain causal mask will do, and kernels are fastest with it.
+        attention_mask = torch.ones_like(mask)
+        positions = torch.arange(tokens.shape[1], device=self.device).expand_as(tokens)
+        return forward_pass(
+            self.model, tokens.masked_fill(~mask, 0), attention_mask, positions, select=lambda states: states[scored]
+        )
+
+    def _weights(self) -> tuple[object, ...]:
+        """Differs after every in-place change of a parameter that autograd knows of, and after every replacement."""
+        return tuple((parameter.data_ptr(), parameter._version) for parameter in self.parameters())
+
+    def _batches(self, episodes: Sequence[Episode]) -> Iterator[list[int]]:
+        """Indices of episodes, texts of like length together, each batch within the limits above."""
+        by_length = sorted(range(len(episodes)), key=lambda index: len(episodes[index].ids))
+        batch: list[int] = []
+        scored = 0
+        for index in by_length:
+            scored += len(episodes[index].response_ids)
+            positions = (len(batch) + 1) * len(episodes[index].ids)
+            if batch and (positions > POSITIONS_AT_ONCE or scored * self.vocab_size > LOGITS_AT_ONCE):
+                yield batch
+                batch, scored = [], len(episodes[index].response_ids)
+            batch.append(index)
+        if batch:
+            yield batch
+
+    def _known_id(self, name: str, *candidates: Any) -> int:
+        """The first candidate that says anything; the first id where a model has several end tokens."""
+        for candidate in candidates:
+            value = candidate[0] if isinstance(candidate, list | tuple) and candidate else candidate
+            if value is None or isinstance(value, list | tuple):
+                continue
+            if not 0 <= value < self._vocab_size:
+                raise ConfigError(f"{name}: {value} is outside the model's vocabulary of {self._vocab_size}")
+            return int(value)
+        raise ConfigError(f"{name}: the model's configuration names none: give one")
+
+    def _check_prompts(self, texts: Int, mask: Bool, lengths: Int, rows: Bool, length: int) -> None:
+        if (mask[:, 1:] > mask[:, :-1]).any():
+            raise ConfigError("attention_mask: observations are padded on the right")
+        if not rows.any():
+            return
+        if (lengths[rows] == 0).any():
+            row = int(np.flatnonzero(rows & (lengths == 0))[0])
+            raise DataError(f"row {row}: nothing to go on from, the prompt is empty (begin it with a start token)")
+        # The last token written is not read again, hence the one place more.
+        if self.context is not None and lengths[rows].max() + length > self.context + 1:
+            longest = int(lengths[rows].max())
+            raise DataError(
+                f"a text of {longest} tokens and {length} new ones exceed the model's context of {self.context}: "
+                "shorten the prompt or max_new_tokens"
+            )
+        inside = texts[rows][mask[rows]]
+        if inside.min() < 0 or inside.max() >= self.vocab_size:
+            raise DataError(f"a token id is outside the model's vocabulary of {self.vocab_size}")
+
+    def _check_places(self, mask: Tensor, where: Tensor) -> None:
+        if (where & ~mask).any():
+            raise ConfigError("where: asks for a place outside the text (mask is False there)")
+        if where[:, :1].any() or (where[:, 1:] & ~mask[:, :-1]).any():
+            raise ConfigError("where: asks for the first token of a text, which no distribution was stated for")
+        if self.context is not None and mask.shape[1] and int(mask.sum(1).max()) > self.context + 1:
+            raise DataError(f"a text of {int(mask.sum(1).max())} tokens exceeds the model's context of {self.context}")
+
+
+@contextmanager
+def _without_dropout(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards every submodule is in the mode it was in."""
+    training = [part for part in module.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No progress bars over a few files, no tables: what is wrong becomes an exception."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _padded(episodes: Sequence[Episode], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, mask, and where the agent chose: [B, L] each."""
+    width = max(len(episode.ids) for episode in episodes)
+    tokens = np.full((len(episodes), width), pad_id, np.int64)
+    mask, where = np.zeros(tokens.shape, bool), np.zeros(tokens.shape, bool)
+    for row, episode in enumerate(episodes):
+        start, end = len(episode.prompt_ids), len(episode.ids)
+        tokens[row, :end], mask[row, :end], where[row, start:end] = episode.ids, True, episode.actions
+    return torch.from_numpy(tokens), torch.from_numpy(mask), torch.from_numpy(where)
+
+
+def _load(name: str | Path, dtype: torch.dtype, revision: str | None) -> Any:
+    from huggingface_hub import constants
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    folder = Path(name).expanduser()
+    local = folder.is_dir()
+    if local:
+        _check_folder(folder)
+    elif folder.exists() or str(name).startswith(("/", ".", "~")):
+        raise DataError(f"model {str(name)!r}: there is no such folder")
+    try:
+        with _quiet_transformers():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                str(folder) if local else str(name),
+                dtype=dtype,
+                revision=revision,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as problem:
+        why = str(problem).strip().split("\n")[0]
+        if not local and constants.HF_HUB_OFFLINE:
+            why = "no such folder, not in this machine's hub cache, and HF_HUB_OFFLINE forbids fetching it"
+        elif not local:
+            why = f"no such folder, and the hub did not give it: {why}"
+        raise DataError(f"model {str(name)!r}: {why}") from None
+    missing = sorted(report["missing_keys"])
+    if missing:  # transformers would fill them with random numbers
+        raise DataError(f"model {str(name)!r}: {len(missing)} weights are missing, {missing[0]} among them")
+    for parameter in model.parameters():
+        # Out of the file's memory map: whoever rewrites the file changes nothing here, and the same weights give the
+        # same bits (kernels sum in another order where tensors do not begin at a multiple of 64 bytes).
+        parameter.data = parameter.data.clone()
+    return model
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise DataError(f"model {str(folder)!r}: not a model folder, config.json is missing")
+    if not any(folder.glob("*.safetensors")):
+        remedy = " (pickled weights are not read: save them as safetensors)" if any(folder.glob("*.bin")) else ""
+        raise DataError(f"model {str(folder)!r}: the weights, *.safetensors, are missing{remedy}")

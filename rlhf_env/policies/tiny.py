@@ -1,0 +1,73 @@
+"""Small random language models of the common families, for tests and for toy tasks that learn in seconds."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import torch
+
+from rlhf_env.errors import ConfigError, UnknownName
+from rlhf_env.policies.language_model import LanguageModel
+from rlhf_env.policies.policy import Sampling
+
+Family = Literal["llama", "gpt2", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3"]
+
+
+def tiny_language_model(
+    family: Family = "llama",
+    *,
+    vocab_size: int = 259,
+    hidden_size: int = 32,
+    layers: int = 2,
+    heads: int = 4,
+    key_value_heads: int | None = None,
+    context: int = 512,
+    window: int = 8,
+    dropout: float = 0.0,
+    init_std: float = 0.02,
+    end_id: int | None = None,
+    pad_id: int | None = None,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+) -> LanguageModel:
+    """A random model that the same arguments always give; the global generators are left as they were.
+
+    `init_std` 0.02 is nearly uniform over the vocabulary; 0.5 has opinions. `window` is for families with
+    sliding-window attention (mistral, gemma2, gemma3). GPT-2 has learned absolute positions and dropout everywhere,
+    the others rotary positions and dropout on attention only. The end token is the last id unless `end_id` says
+    otherwise, and also pads unless `pad_id` does. `seed` gives the weights and starts the sampling stream.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if family not in get_args(Family):
+        raise UnknownName("model family", family, get_args(Family))
+    if hidden_size % (2 * heads):
+        raise ConfigError(f"hidden_size: {hidden_size} does not split into {heads} heads of even width")
+    end_id = vocab_size - 1 if end_id is None else end_id
+    if not 0 <= end_id < vocab_size:
+        raise ConfigError(f"end_id: {end_id} is outside the model's vocabulary of {vocab_size}")
+    # Without a padding token in its configuration, because the weights of that token would start at zero.
+    special = {"bos_token_id": None, "eos_token_id": end_id, "pad_token_id": None}
+    if family == "gpt2":
+        shape: dict[str, Any] = {"n_embd": hidden_size, "n_layer": layers, "n_head": heads, "n_positions": context}
+        shape |= {"resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout}
+    else:
+        shape = {
+            "hidden_size": hidden_size,
+            "intermediate_size": 3 * hidden_size,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": key_value_heads or heads,
+            "head_dim": hidden_size // heads,
+            "max_position_embeddings": context,
+            "attention_dropout": dropout,
+        }
+        if family in ("mistral", "gemma2", "gemma3"):
+            shape["sliding_window"] = window
+    name = "gemma3_text" if family == "gemma3" else family
+    config = AutoConfig.for_model(name, vocab_size=vocab_size, initializer_range=init_std, **shape, **special)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return LanguageModel(model, end_id=end_id, pad_id=pad_id, sampling=sampling, seed=seed)

@@ -1,0 +1,20 @@
+"""What a state is worth: one number from a policy's hidden state."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class ValueHead(nn.Module):
+    """A linear map [.., H] -> [..]. It starts at zero: before the first update every state is worth nothing."""
+
+    def __init__(
+        self, hidden_size: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(hidden_size, dtype=dtype, device=device))
+        self.bias = nn.Parameter(torch.zeros((), dtype=dtype, device=device))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden.to(self.weight.dtype) @ self.weight + self.bias

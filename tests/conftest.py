@@ -1,0 +1,21 @@
+"""The tests' own world: one thread, the same hypothesis examples every time, nothing from the network."""
+
+from __future__ import annotations
+
+import os
+
+# Before anything imports torch: its thread pool on a small busy machine turns seconds into half a minute.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "same-every-time",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("same-every-time")

@@ -1,0 +1,188 @@
+"""What is called wrongly says so, with the remedy, and leaves the texts as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rlhf_env.envs.text_env import TextEnv
+from rlhf_env.envs.text_vector_env import TextVectorEnv
+from rlhf_env.errors import ConfigError, DataError, EnvironmentMisuse, RewardError, UnknownName
+from rlhf_env.types import Episode
+
+
+class Flat:
+    def response_logprobs(self, episodes: Any) -> list[Any]:
+        return [np.full(len(episode.response_ids), -2.0) for episode in episodes]
+
+
+WITH_PROBS: dict[str, Any] = {"reward": {"kl": 1.0}, "provided": {"reference": Flat()}}
+
+
+@pytest.mark.parametrize("make", [TextEnv, lambda: TextVectorEnv(1)], ids=["single", "vector"])
+def test_step_before_reset(make: Callable[[], Any]) -> None:
+    env = make()
+    with pytest.raises(EnvironmentMisuse, match=r"call reset\(\) first"):
+        env.step(np.array([97]) if isinstance(env, TextVectorEnv) else 97)
+    with pytest.raises(EnvironmentMisuse, match=r"call reset\(\) first"):
+        env.action_masks()
+
+
+def test_step_after_the_end() -> None:
+    env = TextEnv()
+    env.reset(seed=0)
+    env.step(258)
+    with pytest.raises(EnvironmentMisuse, match=r"after the text ended: call reset\(\)"):
+        env.step(97)
+    assert env.reset()[1]["prompt"] == "a:"
+
+
+@pytest.mark.parametrize("make", [TextEnv, lambda: TextVectorEnv(1)], ids=["single", "vector"])
+def test_after_close(make: Callable[[], Any]) -> None:
+    env = make()
+    env.reset(seed=0)
+    env.close()
+    for call in (env.reset, lambda: env.step(np.array([97]) if isinstance(env, TextVectorEnv) else 97)):
+        with pytest.raises(EnvironmentMisuse, match="closed: make a new one"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("action_length", "action", "says"),
+    [
+        (1, [97], r"an action has shape \(2,\), got \(1,\)"),
+        (1, [[97], [97]], r"shape \(2,\), got \(2, 1\)"),
+        (1, [97.0, 97.0], "token ids are integers, got an action of dtype float64"),
+        (1, [True, False], "dtype bool"),
+        (1, ["a", "b"], "token ids are integers"),
+        (1, {"tokens": [97, 97]}, "token ids are integers"),
+        (1, [97, -1], r"token id -1 in row 1 is outside 0\.\.258"),
+        (1, [259, 97], r"token id 259 in row 0 is outside 0\.\.258"),
+        (3, [[97, 97], [97, 97]], r"shape \(2, 3\), got \(2, 2\)"),
+        (3, [[97, 97, 260], [97, 97, 97]], r"token id 260 in row 0 is outside 0\.\.259"),
+        (1, np.array([2**63 + 5, 97], dtype=np.uint64), "in row 0 is outside"),
+    ],
+)
+def test_an_action_that_is_none(action_length: int, action: Any, says: str) -> None:
+    envs = TextVectorEnv(2, action_length=action_length)
+    before, _ = envs.reset(seed=0)
+    with pytest.raises(EnvironmentMisuse, match=says):
+        envs.step(action if isinstance(action, dict) else np.array(action))
+    assert np.array_equal(envs.observation()["input_ids"], before["input_ids"]), "nothing was written"
+
+
+@pytest.mark.parametrize(
+    ("action", "says"),
+    [
+        (np.array([97, 97]), "pass {'tokens': ids, 'probs'"),
+        ({"tokens": np.array([97, 97])}, "pass {'tokens': ids, 'probs'"),
+        ({"tokens": np.array([97, 97]), "probs": np.array([0.5, 0.5]), "more": 1}, "pass {'tokens': ids"),
+        ({"tokens": np.array([97, 97]), "probs": np.array([0.5])}, r"probs have shape \(1,\), tokens \(2,\)"),
+        ({"tokens": np.array([97, 97]), "probs": np.array([0.5, 0.0])}, r"probs must lie in \(0, 1\]"),
+        ({"tokens": np.array([97, 97]), "probs": np.array([1.5, 0.5])}, r"probs must lie in \(0, 1\]"),
+        ({"tokens": np.array([97, 97]), "probs": np.array([-1.0, 0.5])}, r"probs must lie in \(0, 1\]"),
+        ({"tokens": np.array([97, 97]), "probs": np.array([np.nan, 0.5])}, r"probs must lie in \(0, 1\]"),
+        ({"tokens": np.array([97, 97]), "probs": np.array([None, 0.5])}, "probs are numbers, got dtype object"),
+        ({"tokens": np.array([97, 97]), "probs": np.array(["x", "y"])}, "probs are numbers"),
+    ],
+    ids=str,
+)
+def test_probabilities_that_are_none(action: Any, says: str) -> None:
+    envs = TextVectorEnv(2, **WITH_PROBS)
+    envs.reset(seed=0)
+    with pytest.raises(EnvironmentMisuse, match=says):
+        envs.step(action)
+
+
+def test_a_prompt_that_does_not_fit_leaves_the_texts_as_they_were() -> None:
+    envs = TextVectorEnv(2, task={"name": "echo", "length": 2}, max_prompt_tokens=4, reward={"length": {"target": 3}})
+    before, _ = envs.reset(seed=0)
+    with pytest.raises(DataError, match=r"'echo/9/\d+' has 10 tokens, the environment takes 4: raise max_prompt_tokens"):
+        envs.reset(options={"level": 9})
+    assert np.array_equal(envs.observation()["input_ids"], before["input_ids"])
+
+
+def test_a_first_reset_that_fails_is_no_reset() -> None:
+    env = TextEnv(task="echo", max_prompt_tokens=2)
+    with pytest.raises(DataError, match="raise max_prompt_tokens"):
+        env.reset(seed=0)
+    with pytest.raises(EnvironmentMisuse, match="before reset"):
+        env.step(97)
+    envs = TextVectorEnv(2, autoreset_mode="Disabled")
+    with pytest.raises(EnvironmentMisuse, match="the first reset starts all rows"):
+        envs.reset(seed=0, options={"reset_mask": np.array([True, False])})
+
+
+def test_an_empty_prompt_is_refused() -> None:
+    env = TextEnv(task={"name": "prompts", "prompts": [""]}, reward={"length": {"target": 3}})
+    with pytest.raises(DataError, match="'prompts/0' has no token"):
+        env.reset(seed=0)
+
+
+def test_a_seed_list_of_the_wrong_length() -> None:
+    with pytest.raises(EnvironmentMisuse, match="1 seeds for 2 rows"):
+        TextVectorEnv(2).reset(seed=[1])
+
+
+@pytest.mark.parametrize("mask", [[True, False], np.array([1, 0]), np.array([False, False]), np.array([True])])
+def test_a_reset_mask_that_is_none(mask: Any) -> None:
+    envs = TextVectorEnv(2, autoreset_mode="Disabled")
+    envs.reset(seed=0)
+    if isinstance(mask, list):
+        envs.reset(options={"reset_mask": mask})  # a list of bools says it as well
+        return
+    with pytest.raises(EnvironmentMisuse, match=r"reset_mask must be bool\[2\]"):
+        envs.reset(options={"reset_mask": mask})
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "says"),
+    [
+        ({"num_envs": 0}, ConfigError, "num_envs must be a whole number of at least 1"),
+        ({"max_new_tokens": -5}, ConfigError, "max_new_tokens must be a whole number"),
+        ({"max_prompt_tokens": 2.5}, ConfigError, "max_prompt_tokens must be a whole number"),
+        ({"action_length": 0}, ConfigError, "action_length must be"),
+        ({"action_length": 17}, ConfigError, "action_length 17 is more than max_new_tokens 16"),
+        ({"max_episode_steps": 0}, ConfigError, "max_episode_steps must be"),
+        ({"autoreset_mode": "never"}, ConfigError, "autoreset_mode 'never' is not one of"),
+        ({"render_mode": "rgb_array"}, ConfigError, "render_mode 'rgb_array' is not one of"),
+        ({"task": "ecko"}, UnknownName, "unknown task 'ecko': did you mean 'echo'"),
+        ({"task": {"length": 3}}, ConfigError, "a task table needs a name"),
+        ({"task": {"name": "echo", "lenght": 3}}, ConfigError, "no setting 'lenght': did you mean 'length'"),
+        ({"task": {"name": "echo", "length": 0}}, ConfigError, "echo needs length >= 1"),
+        ({"tokenizer": "alphabet:aa"}, ConfigError, "an alphabet is one or more different symbols"),
+        ({"reward": {"lenght": 1.0}}, UnknownName, "unknown reward 'lenght': did you mean 'length'"),
+        ({"reward": {"kl": 0.1}}, ConfigError, "reward 'kl': the setting 'reference' is required"),
+    ],
+    ids=str,
+)
+def test_settings_that_are_wrong(settings: dict[str, Any], error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        TextVectorEnv(**{"num_envs": 1, **settings})
+
+
+def test_a_task_without_a_score_needs_a_reward() -> None:
+    with pytest.raises(ConfigError, match="the task Prompts has no score of its own: name a reward"):
+        TextEnv(task={"name": "prompts", "prompts": ["Hi."]})
+
+
+def test_a_failing_reward_loses_nothing() -> None:
+    class Moody:
+        mood = float("nan")
+
+        def __call__(self, episodes: Sequence[Episode], /) -> Any:
+            return np.full(len(episodes), self.mood)
+
+    moody = Moody()
+    envs = TextVectorEnv(2, reward={"moody": moody}, autoreset_mode="Disabled")
+    envs.reset(seed=0)
+    envs.step(np.array([97, 97]))
+    with pytest.raises(RewardError, match="reward 'moody' returned nan for episode 0"):
+        envs.step(np.array([258, 98]))
+    moody.mood = 0.5
+    _, paid, terminated, _, infos = envs.step(np.array([0, 258]))  # the text that had ended is scored now
+    assert paid.tolist() == [0.5, 0.5] and terminated.all()
+    assert [episode.response for episode in infos["text_episode"]] == ["a", "ab"]

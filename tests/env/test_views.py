@@ -1,0 +1,323 @@
+"""One machine, many views: the same tokens give the same bytes, whoever looks and however much is written at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlhf_env.envs.text_env import TextEnv
+from rlhf_env.envs.text_vector_env import TextVectorEnv
+from rlhf_env.types import Episode, Float, Options, Prompt
+
+# Alphabet "ab": a is 0, b is 1, the end token 2, pad 3; 4 in an action means "nothing here".
+END, NOTHING, LIMIT, ROWS = 2, 4, 4, 3
+
+
+class Talk:
+    """Five prompts; answers "b" once to whoever ends the first turn with "a"."""
+
+    size = 5
+
+    def prompt(self, index: int, _options: Options, /) -> Prompt:
+        return Prompt(id=f"talk/{index}", text="ab" * (1 + index % 2) + "a" * index)
+
+    def reply(self, episode: Episode, /) -> str | None:
+        turns = int((episode.response_ids == END).sum())
+        return "b" if turns == 1 and episode.response.endswith("a") else None
+
+
+class Weighing:
+    """A score and token rewards that show every difference: irrational weights of token, place and probability."""
+
+    needs_logprobs = True
+
+    def token_rewards(self, episodes: Sequence[Episode], /) -> list[Float]:
+        rewards = []
+        for episode in episodes:
+            assert episode.logprobs is not None
+            places = np.arange(1, len(episode.response_ids) + 1)
+            rewards.append(np.sqrt(places + episode.response_ids / math.pi) * np.where(episode.actions, 1.0, 0.1))
+            rewards[-1] += episode.logprobs
+        return rewards
+
+
+class ShareOfA:
+    def __call__(self, episodes: Sequence[Episode], /) -> Float:
+        return np.array([math.sin(len(episode.prompt_ids)) + episode.response.count("a") / 7 for episode in episodes])
+
+
+class Third:
+    def __call__(self, episodes: Sequence[Episode], /) -> Float:
+        return np.full(len(episodes), 1 / 3)
+
+
+SETTINGS: dict[str, Any] = {
+    "task": Talk(),
+    "tokenizer": "alphabet:ab",
+    "max_new_tokens": LIMIT,
+    "max_prompt_tokens": 8,
+}
+
+
+def rewards(with_probs: bool) -> dict[str, Any]:
+    parts: dict[str, Any] = {"share": (0.7, ShareOfA())}
+    if with_probs:
+        parts["weighing"] = (-0.3, Weighing())
+    return parts
+
+
+def action(tokens: Any, with_probs: bool) -> Any:
+    """An action whose probabilities depend on the tokens alone."""
+    tokens = np.asarray(tokens)
+    return {"tokens": tokens, "probs": 1.0 / (2.0 + tokens)} if with_probs else tokens
+
+
+def assert_same(one: Any, other: Any, where: str = "") -> None:
+    """Equal down to types, dtypes and bytes."""
+    assert type(one) is type(other), where
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_same(one[key], other[key], f"{where}/{key}")
+    elif isinstance(one, np.ndarray):
+        assert (one.dtype, one.shape) == (other.dtype, other.shape), where
+        if one.dtype == object:
+            for a, b in zip(one, other, strict=True):
+                assert_same(a, b, where)
+        else:
+            assert one.tobytes() == other.tobytes(), (where, one, other)
+    else:
+        assert one == other, where
+
+
+# ---------------------------------------------------------------- a vector of singles and the native vector, step by step
+
+
+@given(data=st.data(), seed=st.integers(0, 2**20), with_probs=st.booleans(), length=st.integers(1, LIMIT))
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP], ids=lambda mode: mode.name)
+def test_native_equals_a_vector_of_singles(
+    mode: AutoresetMode, data: st.DataObject, seed: int, with_probs: bool, length: int
+) -> None:
+    token = st.integers(0, 3 if length == 1 else NOTHING)
+    row = token if length == 1 else st.lists(token, min_size=length, max_size=length)
+    steps = data.draw(st.lists(st.lists(row, min_size=ROWS, max_size=ROWS), min_size=1, max_size=12))
+    settings = {**SETTINGS, "reward": rewards(with_probs), "action_length": length}
+    singles = SyncVectorEnv([lambda: TextEnv(**settings)] * ROWS, autoreset_mode=mode)
+    native = TextVectorEnv(ROWS, **settings, autoreset_mode=mode)
+    assert singles.single_action_space == native.single_action_space
+    assert singles.observation_space == native.observation_space
+    for one, other in zip(singles.reset(seed=seed), native.reset(seed=seed), strict=True):
+        assert_same(one, other, "reset")
+    for number, tokens in enumerate(steps):
+        answers = [envs.step(action(tokens, with_probs)) for envs in (singles, native)]
+        for name, one, other in zip(("obs", "rewards", "terminated", "truncated", "infos"), *answers, strict=True):
+            assert_same(one, other, f"step {number}, {name}")
+
+
+def test_native_equals_a_vector_of_singles_in_other_processes() -> None:
+    settings = {**SETTINGS, "reward": rewards(True), "action_length": 2}
+    processes = AsyncVectorEnv([lambda: TextEnv(**settings)] * ROWS)
+    native = TextVectorEnv(ROWS, **settings)
+    stream = np.random.default_rng(0)
+    try:
+        for one, other in zip(processes.reset(seed=7), native.reset(seed=7), strict=True):
+            assert_same(one, other)
+        for _ in range(12):
+            tokens = stream.integers(NOTHING + 1, size=(ROWS, 2))
+            answers = [envs.step(action(tokens, True)) for envs in (processes, native)]
+            for one, other in zip(*answers, strict=True):
+                assert_same(one, other)
+    finally:
+        processes.close()
+
+
+# ---------------------------------------------------------------- one token, a segment, a whole response at a time
+
+Harvest = list[list[tuple[Episode, float, dict[str, float], bytes]]]
+
+
+class Script:
+    """What one row wants to say, text after text, turn after turn: handed out in pieces of any size."""
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self.tokens = list(tokens)
+
+    def next_piece(self, room: int, length: int) -> list[int]:
+        """At most `length` tokens of this turn, filled up with "nothing here"; past its end the script ends its texts."""
+        piece: list[int] = []
+        while len(piece) < min(room, length) and (not piece or piece[-1] != END):
+            piece.append(self.tokens.pop(0) if self.tokens else END)
+        return piece + [NOTHING] * (length - len(piece))
+
+
+def room_in(observation: dict[str, Any], prompt_length: int) -> int:
+    return LIMIT - (int(observation["attention_mask"].sum()) - prompt_length)
+
+
+def from_single(scripts: Sequence[Sequence[int]], texts: int, seed: int, arguments: dict[str, Any]) -> Harvest:
+    found: Harvest = []
+    for row, tokens in enumerate(scripts):
+        env, script = TextEnv(**settings), Script(tokens)
+        length = env._machine.action_length
+        found.append([])
+        for text in range(texts):
+            observation, _ = env.reset(seed=seed + row if text == 0 else None)
+            prompt_length, terminated = int(observation["attention_mask"].sum()), False
+            while not terminated:
+                piece = script.next_piece(room_in(observation, prompt_length), length)
+                observation, reward, terminated, _, info = env.step(action(piece if length > 1 else piece[0], True))
+            parts = info["reward_parts"]
+            found[-1].append((info["text_episode"], reward, parts, observation["input_ids"].tobytes()))
+    return found
+
+
+def from_vector(envs: Any, scripts: Sequence[Sequence[int]], texts: int, seed: int, mode: AutoresetMode) -> Harvest:
+    length = envs.action_length if isinstance(envs, TextVectorEnv) else envs.envs[0]._machine.action_length
+    queues = [Script(tokens) for tokens in scripts]
+    found: Harvest = [[] for _ in queues]
+    observation, _ = envs.reset(seed=seed)
+    prompt_lengths = observation["attention_mask"].sum(axis=1)
+    resting = np.zeros(ROWS, dtype=np.bool_)  # NEXT_STEP: the next action of these rows is ignored
+    while min(map(len, found)) < texts:
+        pieces = []
+        for row, queue in enumerate(queues):
+            if resting[row]:
+                pieces.append([0] * length)
+                continue
+            room = LIMIT - int(observation["attention_mask"][row].sum() - prompt_lengths[row])
+            pieces.append(queue.next_piece(room, length))
+        tokens = np.array(pieces) if length > 1 else np.array(pieces)[:, 0]
+        observation, paid, terminated, _, infos = envs.step(action(tokens, True))
+        last, final = observation["input_ids"], infos
+        if mode is AutoresetMode.SAME_STEP and terminated.any():
+            last, final = {r: infos["final_obs"][r]["input_ids"] for r in np.flatnonzero(terminated)}, infos["final_info"]
+        for row in np.flatnonzero(terminated & ~resting):
+            parts = {k: float(v[row]) for k, v in final["reward_parts"].items() if not k.startswith("_")}
+            found[row].append((final["text_episode"][row], float(paid[row]), parts, last[row].tobytes()))
+        started = resting if mode is AutoresetMode.NEXT_STEP else terminated
+        if mode is AutoresetMode.DISABLED and terminated.all():
+            observation, _ = envs.reset()
+            started, resting = terminated, np.zeros(ROWS, dtype=np.bool_)
+        elif mode is AutoresetMode.SAME_STEP:
+            resting = np.zeros(ROWS, dtype=np.bool_)
+        else:
+            resting = terminated
+        prompt_lengths = np.where(started, observation["attention_mask"].sum(axis=1), prompt_lengths)
+    return [row[:texts] for row in found]
+
+
+@settings(max_examples=30)
+@given(
+    scripts=st.lists(st.lists(st.integers(0, 3), max_size=2 * LIMIT), min_size=ROWS, max_size=ROWS),
+    seed=st.integers(0, 2**20),
+)
+def test_the_same_tokens_are_the_same_episodes_in_every_view(scripts: list[list[int]], seed: int) -> None:
+    texts = 2
+    plain = {**SETTINGS, "reward": rewards(True)}
+    expected = from_single(scripts, texts, seed, {**plain, "action_length": 1})
+    for length in (1, 3, None):
+        settings = {**plain, "action_length": length}
+        singles: Callable[[AutoresetMode], Any] = lambda mode, s=settings: SyncVectorEnv(  # noqa: E731
+            [lambda: TextEnv(**s)] * ROWS, autoreset_mode=mode
+        )
+        views = {f"single, {length}": from_single(scripts, texts, seed, settings)}
+        for mode in (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP):
+            views[f"sync, {length}, {mode}"] = from_vector(singles(mode), scripts, texts, seed, mode)
+        for mode in AutoresetMode:
+            native = TextVectorEnv(ROWS, **settings, autoreset_mode=mode)
+            views[f"native, {length}, {mode}"] = from_vector(native, scripts, texts, seed, mode)
+        for view, found in views.items():
+            assert found == expected, view
+
+
+# ---------------------------------------------------------------- the ledger
+
+
+@given(scripts=st.lists(st.lists(st.integers(0, 3), max_size=LIMIT), min_size=ROWS, max_size=ROWS))
+def test_the_ledger_adds_up_exactly(scripts: list[list[int]]) -> None:
+    parts = {**rewards(True), "third": (0.1, Third())}
+    env = TextEnv(**SETTINGS, reward=parts, action_length=None)
+    for seed, tokens in enumerate(scripts):
+        env.reset(seed=seed)
+        script, terminated = Script(tokens), False
+        while not terminated:
+            _, reward, terminated, _, info = env.step(action(script.next_piece(1, LIMIT), True))
+        total = 0.0
+        for name, raw in info["reward_parts"].items():
+            total += info["reward_weights"][name] * raw
+        assert total == reward  # to the bit
+        tokens_paid = info["token_rewards"]["weighing"]
+        assert tokens_paid.shape == (LIMIT,)
+        assert not tokens_paid[info["response_length"] :].any()
+        assert info["reward_parts"]["weighing"] == float(tokens_paid[: info["response_length"]].sum())
+
+
+# ---------------------------------------------------------------- autoreset, by hand
+
+
+def test_next_step_ignores_the_action_of_a_row_that_ended() -> None:
+    envs = TextVectorEnv(2, max_new_tokens=2, reward=rewards(False))
+    envs.reset(seed=0)
+    assert envs.step(np.array([258, 97]))[2].tolist() == [True, False]
+    observation, paid, terminated, _, infos = envs.step(np.array([-5, 258]))  # row 0 only starts anew
+    assert paid[0] == 0.0 and terminated.tolist() == [False, True]
+    assert observation["attention_mask"].sum(axis=1).tolist() == [2, 4]
+    assert infos["_prompt"].tolist() == [True, False]
+
+
+def test_same_step_gives_the_last_observation_beside_the_first() -> None:
+    envs = TextVectorEnv(2, max_new_tokens=2, autoreset_mode="SameStep")
+    envs.reset(seed=0)
+    observation, _, terminated, _, infos = envs.step(np.array([258, 97]))
+    assert terminated.tolist() == [True, False]
+    assert observation["attention_mask"].sum(axis=1).tolist() == [2, 3]
+    assert infos["final_obs"][0]["attention_mask"].sum() == 3 and infos["final_obs"][1] is None
+    assert infos["final_info"]["text_episode"][0].finish_reason == "stop"
+    assert "text_episode" not in infos
+
+
+def test_disabled_keeps_a_row_ended_until_it_is_reset() -> None:
+    envs = TextVectorEnv(2, max_new_tokens=3, autoreset_mode=AutoresetMode.DISABLED)
+    envs.reset(seed=0)
+    _, paid, _, _, infos = envs.step(np.array([97, 258]))
+    assert infos["_text_episode"].tolist() == [False, True] and paid.tolist() == [0.0, 0.0]
+    observation, paid, terminated, _, infos = envs.step(np.array([97, 10**9]))
+    assert terminated.tolist() == [False, True] and paid.tolist() == [0.0, 0.0] and infos == {}
+    assert observation["input_ids"][1, 3] == 256
+    options = {"reset_mask": np.array([False, True])}
+    observation, infos = envs.reset(options=options)
+    assert list(options) == ["reset_mask"]
+    assert infos["_prompt"].tolist() == [False, True]
+    assert observation["attention_mask"].sum(axis=1).tolist() == [4, 2]
+    _, paid, terminated, _, _ = envs.step(np.array([97, 97]))
+    assert terminated.tolist() == [True, False] and paid.tolist() == [3 / 8, 0.0]
+
+
+# ---------------------------------------------------------------- truncation, length
+
+
+def test_the_length_limit_terminates_and_is_scored() -> None:
+    env = TextEnv(max_new_tokens=2)
+    env.reset(seed=0)
+    env.step(97)
+    _, reward, terminated, truncated, info = env.step(97)
+    assert (reward, terminated, truncated, info["finish_reason"]) == (2 / 8, True, False, "length")
+
+
+def test_max_episode_steps_truncates_without_a_score() -> None:
+    envs = TextVectorEnv(2, max_new_tokens=4, max_episode_steps=2, autoreset_mode=AutoresetMode.DISABLED)
+    envs.reset(seed=0)
+    envs.step(np.array([97, 97]))
+    _, paid, terminated, truncated, infos = envs.step(np.array([97, 258]))
+    assert paid.tolist() == [0.0, 1 / 8]
+    assert terminated.tolist() == [False, True] and truncated.tolist() == [True, True]
+    assert infos["finish_reason"].tolist() == ["truncated", "stop"]
+    assert infos["text_episode"][0].response == "aa"
+    assert infos["_reward_parts"].tolist() == [False, True]

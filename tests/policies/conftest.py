@@ -1,0 +1,68 @@
+"""Texts of random tokens, as observations and as evaluated sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from rlhf_env.policies import LanguageModel, Written
+from rlhf_env.types import Int, Observation
+
+torch.set_num_threads(1)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Prompts as an environment shows them, and as it shows them again once something was written."""
+
+    prompts: Sequence[Int]
+    width: int
+
+    @property
+    def observation(self) -> Observation:
+        return _observation(self.prompts, self.width)
+
+    def after(self, written: Written, vocab_size: int) -> Texts:
+        tokens = [row[row < vocab_size] for row in written.tokens]
+        return Texts([np.append(p, t) for p, t in zip(self.prompts, tokens, strict=True)], self.width)
+
+
+def _observation(texts: Sequence[Int], width: int) -> Observation:
+    ids, mask = np.zeros((len(texts), width), np.int64), np.zeros((len(texts), width), np.int8)
+    for row, text in enumerate(texts):
+        ids[row, : len(text)], mask[row, : len(text)] = text, 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@pytest.fixture
+def texts() -> Callable[..., Texts]:
+    """`texts(rows, width, longest, symbols)`: ragged prompts of 1 to `longest` tokens, some of them twice."""
+
+    def make(rows: int = 12, width: int = 40, longest: int = 12, symbols: int = 29, seed: int = 0) -> Texts:
+        rng = np.random.default_rng(seed)
+        prompts = [rng.integers(0, symbols, rng.integers(1, longest + 1)) for _ in range(rows)]
+        prompts[-1] = prompts[0]
+        return Texts(prompts, width)
+
+    return make
+
+
+@pytest.fixture
+def recomputed() -> Callable[..., list[np.ndarray]]:
+    """`recomputed(policy, before, written)`: log-probabilities of what was written, row by row, alone in a batch."""
+
+    def evaluate(policy: LanguageModel, before: Texts, written: Written) -> list[np.ndarray]:
+        answers = []
+        after = before.after(written, policy.vocab_size)
+        for prompt, text in zip(before.prompts, after.prompts, strict=True):
+            where = torch.arange(len(text)) >= len(prompt)
+            tokens, mask = torch.from_numpy(text)[None], torch.ones(1, len(text), dtype=torch.bool)
+            with torch.no_grad():
+                answers.append(policy.evaluate(tokens, mask, where[None]).logprobs[0, where].numpy())
+        return answers
+
+    return evaluate
