@@ -1,4 +1,4 @@
-"""rlhf-env: text generation as a Gymnasium environment, rewards and agents as plugins, and a laboratory to compare them.
+"""Text generation as a Gymnasium environment, rewards and RLHF agents as plugins, and a laboratory to compare them.
 
 Importing this package registers the environments; torch and transformers load when a policy is built.
 """

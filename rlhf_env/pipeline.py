@@ -24,7 +24,7 @@ from rlhf_env import assets, plugins
 from rlhf_env.envs import chitchat
 from rlhf_env.envs.rewards import RewardMix
 from rlhf_env.envs.text_vector_env import TextVectorEnv
-from rlhf_env.envs.tokenizers import FileTokenizer
+from rlhf_env.envs.tokenizers import FileTokenizer, load_tokenizer
 from rlhf_env.feedback.annotators import SimulatedAnnotator
 from rlhf_env.feedback.pairs import Candidate, collect_pairs
 from rlhf_env.feedback.preferences import Author, PreferenceStore
@@ -72,7 +72,11 @@ class Course:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How the shipped models are made. Everything that changes them is here or in the corpus."""
+    """How the shipped models are made. Everything that changes them is here or in the corpus.
+
+    `sharpening`: the base model's logits are divided by this temperature for good (in the gain of its last norm), so
+    that a model this small is readable when it is sampled at temperature 1. The judge is left as it is.
+    """
 
     vocabulary: int = 2048
     row_length: int = 128
@@ -83,6 +87,7 @@ class Recipe:
     fine_tuning: Course = field(default_factory=lambda: Course(updates=1100, rows=64, lr=5e-4))
     judge_pretraining: Course = field(default_factory=lambda: Course(updates=2200, rows=8, lr=2.5e-3))
     judge_fine_tuning: Course = field(default_factory=lambda: Course(updates=350, rows=64, lr=5e-4))
+    sharpening: float = 0.8
     seed: int = 20_261_122
 
     @property
@@ -96,24 +101,32 @@ class Recipe:
 class Models:
     """Folders of the base model (policy and reference of the demo) and of the independent judge of fluency."""
 
-    base: str
-    judge: str
+    base: str = "rlhf-env/chitchat"
+    judge: str = "rlhf-env/chitchat-judge"
 
     @classmethod
-    def shipped(cls) -> Models:
-        return cls(assets.resolve("rlhf-env/chitchat"), assets.resolve("rlhf-env/chitchat-judge"))
+    def within(cls, folder: Path) -> Models:
+        """Where `make_models` writes them."""
+        return cls(str(folder / "chitchat"), str(folder / "chitchat-judge"))
+
+    @property
+    def typical(self) -> float:
+        """The judge's median log-probability of a token of people's held-out replies, as `make_models` measured it."""
+        recipe = Path(assets.resolve(self.judge)).parent / "recipe.json"
+        return float(json.loads(recipe.read_text(encoding="utf-8"))["median_reply_logprob_under_judge"])
 
 
 def make_models(out: Path, *, recipe: Recipe | None = None, console: Console) -> Models:
     """Tokenizer, base model (pretraining on conversations, SFT on replies) and judge, into `out`; resumable.
 
     The judge never sees a conversation of the base model, nor the other way round; neither sees the held-out ones.
-    Writes `base/` and `judge/` (float16 safetensors, tokenizer) and `recipe.json` with the validation perplexities.
+    Writes `chitchat/` and `chitchat-judge/` (float16 safetensors, tokenizer) and `recipe.json` with the validation
+    perplexities.
     """
     recipe = recipe or Recipe()
     done = out / "recipe.json"
     if done.exists() and json.loads(done.read_text())["content_hash"] == recipe.content_hash:
-        return Models(str(out / "base"), str(out / "judge"))
+        return Models.within(out)
     work = out / f"work-{recipe.content_hash}"
     tokenizer = _train_tokenizer(recipe, work / "tokenizer")
     unseen = {
@@ -137,7 +150,9 @@ def make_models(out: Path, *, recipe: Recipe | None = None, console: Console) ->
     base = teach("base", recipe.base, (recipe.pretraining, recipe.fine_tuning), recipe.seed)
     judge = teach("judge", recipe.judge, (recipe.judge_pretraining, recipe.judge_fine_tuning), recipe.seed + 10)
     typical = float(np.median([values.mean() for values in judge.response_logprobs(unseen["replies"])]))
-    for name, model in (("base", base), ("judge", judge)):
+    _sharpen(base, recipe.sharpening)
+    perplexity["base, replies, sharpened"] = _perplexity(base, unseen["replies"])
+    for name, model in (("chitchat", base), ("chitchat-judge", judge)):
         _save_half(model, tokenizer, out / name)
     record = {
         "content_hash": recipe.content_hash,
@@ -152,7 +167,7 @@ def make_models(out: Path, *, recipe: Recipe | None = None, console: Console) ->
     write_json(done, record)
     shutil.rmtree(work)
     console.print(f"Held-out perplexity: {perplexity}. Models in {out}", soft_wrap=True)
-    return Models(str(out / "base"), str(out / "judge"))
+    return Models.within(out)
 
 
 def _train_tokenizer(recipe: Recipe, folder: Path) -> FileTokenizer:
@@ -285,6 +300,12 @@ def _perplexity(policy: LanguageModel, episodes: Sequence[Episode]) -> float:
     return math.exp(-float(values.mean()))
 
 
+def _sharpen(policy: LanguageModel, temperature: float) -> None:
+    """Divide the logits by `temperature` for good: tied embeddings read the last norm, whose gain is linear in them."""
+    with torch.no_grad():
+        policy.model.model.norm.weight.div_(temperature)
+
+
 def _save_half(policy: LanguageModel, tokenizer: FileTokenizer, folder: Path) -> None:
     """In float16: half the size, and rounding far below what training noise is."""
     half = policy.frozen_copy().half()
@@ -310,8 +331,8 @@ class Demo:
     annotator_temperature: float = 0.5
     reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
     num_envs: int = 64
-    max_new_tokens: int = 32
-    max_prompt_tokens: int = 40
+    max_new_tokens: int = 28
+    max_prompt_tokens: int = 48
     kl_weight: float = 0.05
     diversity_weight: float = 0.2
     generated_tokens: int = 40_000
@@ -332,8 +353,7 @@ class Demo:
 
     def gold(self, models: Models) -> dict[str, Any]:
         """The gold reward as a table of settings: what the simulated annotator goes by, and no agent sees."""
-        record = json.loads((Path(models.judge).parent / "recipe.json").read_text(encoding="utf-8"))
-        return {"judge": models.judge, "typical": record["median_reply_logprob_under_judge"]}
+        return {"judge": models.judge, "typical": models.typical}
 
     def grid(self, models: Models, reward_model: Path, seeds: int) -> Grid:
         """Agents x seeds: the same weights, prompts, rewards, budget and evaluation for all."""
@@ -350,7 +370,7 @@ class Demo:
                     "max_prompt_tokens": self.max_prompt_tokens,
                 },
                 "rewards": {
-                    "bradley_terry": {"weight": 1.0, "model": str(reward_model)},
+                    "bradley_terry": {"weight": 1.0, "model": str(reward_model.resolve())},
                     "kl": {"weight": self.kl_weight},
                     "diversity": {"weight": self.diversity_weight},
                 },
@@ -385,7 +405,7 @@ def run_demo(
     if from_scratch:
         recipe = Recipe()
         models = make_models(_cache() / f"chitchat-{recipe.content_hash}", recipe=recipe, console=console)
-    models = models or Models.shipped()
+    models = models or Models()
     console.rule("[bold]1-2  Preferences on replies of the base model")
     preferences = _collect_preferences(settings, models, out / "preferences.sqlite", console)
     console.rule("[bold]3  Reward model")
@@ -405,7 +425,7 @@ def run_demo(
 
 
 def _collect_preferences(settings: Demo, models: Models, file: Path, console: Console) -> Path:
-    """The base model answers held-in prompts at several temperatures; a simulated annotator compares two answers each."""
+    """The base model answers held-in prompts at several temperatures; a simulated annotator compares two answers."""
     if file.exists():
         with PreferenceStore(file) as store:
             console.print(f"{store.counts().comparisons:,} judgements stand in {file}")
@@ -435,7 +455,7 @@ def _replies(settings: Demo, models: Models, temperature: float) -> Iterator[Epi
     """One reply to each of the first `settings.prompts` training prompts, at one temperature."""
     policy = LanguageModel.from_pretrained(models.base, sampling=Sampling(temperature=temperature))
     policy.reseed(settings.seed + round(1000 * temperature))
-    tokenizer = FileTokenizer(models.base)
+    tokenizer = load_tokenizer(models.base)
     env = TextVectorEnv(
         settings.num_envs,
         task="chitchat",
@@ -501,7 +521,8 @@ def _fit_reward_model(settings: Demo, models: Models, preferences: Path, out: Pa
     record = json.loads(card.read_text(encoding="utf-8"))
     console.print(
         f"Held-out accuracy {record['accuracy']:.3f} (95 % interval {record['low']:.3f} to {record['high']:.3f}, "
-        f"{record['held_out_pairs']} pairs on unseen prompts); the annotator's own noise allows {record['ceiling']:.3f}."
+        f"{record['held_out_pairs']} pairs on unseen prompts); "
+        f"the annotator's own noise allows {record['ceiling']:.3f}."
     )
     return folder
 
@@ -515,8 +536,9 @@ def _gold(settings: Demo, models: Models) -> Reward:
 def _about(seeds: int) -> dict[str, Any]:
     return {
         "title": "rlhf-env demo: one environment, four agents, one table",
-        "what_gold_is": "upbeat, human-like small talk: sentiment, fluency under an independent language model, turn-taking, "
-        "minus repetition and copying. It is not quality, and it cannot tell a relevant reply from an irrelevant one",
+        "what_gold_is": "upbeat, human-like small talk: sentiment, fluency under an independent language model, "
+        "turn-taking, minus repetition and copying. It is not quality, and it cannot tell a relevant reply from an "
+        "irrelevant one",
         "claims": f"{seeds} seeds: numbers, no claim" if seeds < 5 else f"{seeds} seeds",
         "command": "rlhf-env demo",
         "versions": versions(),

@@ -181,8 +181,8 @@ def build(
 ) -> Any:
     """Load the plugin and call it with `parameters`.
 
-    `provided` are things of the run (a frozen reference policy, the tokenizer): each is passed only to a plugin that has
-    a parameter of that name which the user left out. Raises ConfigError that names the plugin and the parameter.
+    `provided` are things of the run (a frozen reference policy, the tokenizer): each is passed only to a plugin that
+    has a parameter of that name which the user left out. Raises ConfigError that names the plugin and the parameter.
     """
     factory = host().load(kind, name)
     return call_with(factory, parameters, provided or {}, where or f"{kind} {name!r}")

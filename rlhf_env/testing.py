@@ -163,7 +163,7 @@ class _Asked:
         kept = copy.deepcopy(list(episodes))
         handed = list(episodes)
         with _global_randomness_untouched("the reward"):
-            answer = self._answer(handed)
+            answer = self._answer(handed, kept)
         if len(handed) != len(kept):
             raise ContractError("pure", f"the reward changed the list it was handed: {len(kept)} -> {len(handed)}")
         for now, then in zip(handed, kept, strict=True):
@@ -179,17 +179,18 @@ class _Asked:
                 raise _broken("range", f"at most {self.high}", str(values.max()), episode)
         return answer
 
-    def _answer(self, episodes: list[Episode]) -> list[Float]:
+    def _answer(self, handed: list[Episode], kept: Sequence[Episode]) -> list[Float]:
+        """The reward's answer to `handed`, counted against `kept`: the reward may have changed what it was handed."""
         if isinstance(self.reward, TokenReward):
-            rows = self._ask(lambda: [np.asarray(row) for row in self.reward.token_rewards(episodes)], episodes)
-            if len(rows) != len(episodes):
-                raise ContractError("count", f"expected {len(episodes)} arrays, one per episode, got {len(rows)}")
+            rows = self._ask(lambda: [np.asarray(row) for row in self.reward.token_rewards(handed)], kept)
+            if len(rows) != len(kept):
+                raise ContractError("count", f"expected {len(kept)} arrays, one per episode, got {len(rows)}")
             return [
                 _numbers(row, len(episode.response_ids), "response token", [episode])
-                for row, episode in zip(rows, episodes, strict=True)
+                for row, episode in zip(rows, kept, strict=True)
             ]
         call = self.reward.group_rewards if isinstance(self.reward, GroupReward) else self.reward
-        values = _numbers(self._ask(lambda: np.asarray(call(episodes)), episodes), len(episodes), "episode", episodes)
+        values = _numbers(self._ask(lambda: np.asarray(call(handed)), kept), len(kept), "episode", kept)
         return list(values[:, None])
 
     def _ask(self, call: Callable[[], Any], episodes: Sequence[Episode]) -> Any:

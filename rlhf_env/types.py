@@ -22,7 +22,7 @@ Options = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the agent is asked. `id` is stable between runs; `meta` holds the task's own columns (an answer, a level)."""
+    """What the agent is asked. `id` is stable between runs; `meta` holds the task's own columns (answer, level)."""
 
     id: str
     text: str

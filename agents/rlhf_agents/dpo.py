@@ -162,7 +162,7 @@ class DPO:
                     "rewards/accuracies": (better > worse).sum(),
                     "rewards/margins": beta * (better - worse).sum(),
                 }.items():
-                    found[name] += float(value) / count
+                    found[name] += float(value.detach()) / count
         return {**found, "grad_norm": self.optimizer.step()}
 
     def state_dict(self) -> dict[str, Any]:

@@ -143,14 +143,16 @@ class GRPO:
             loss = weighted_sum(clipped_policy_loss(log_ratio, part.extras["advantages"], chosen.clip), weight)
             self.optimizer.backward(loss)
             with torch.no_grad():
-                found["policy_loss"] += float(loss)
-                found["entropy"] += float(weighted_sum(seen.entropy.double(), share))
-                # KL(old || new): the tokens were drawn from the old policy, where log p - log p is 0.
-                found["approx_kl"] += float(
-                    weighted_sum(kl_estimate(torch.zeros_like(token_log_ratio), token_log_ratio, "k3"), share)
-                )
                 moved = (log_ratio.exp() - 1.0).abs() > chosen.clip
-                found["clip_fraction"] += float(weighted_sum(moved.double(), share))
+                # KL(old || new): the tokens were drawn from the old policy, where log p - log p is 0.
+                strayed = kl_estimate(torch.zeros_like(token_log_ratio), token_log_ratio, "k3")
+                for name, value in {
+                    "policy_loss": loss,
+                    "entropy": weighted_sum(seen.entropy.double(), share),
+                    "approx_kl": weighted_sum(strayed, share),
+                    "clip_fraction": weighted_sum(moved.double(), share),
+                }.items():
+                    found[name] += float(value.detach())
         return {**found, "grad_norm": self.optimizer.step()}
 
     def state_dict(self) -> dict[str, Any]:

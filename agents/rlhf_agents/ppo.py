@@ -203,15 +203,17 @@ class PPO:
                 policy_loss + chosen.value_coefficient * value_loss - chosen.entropy_coefficient * entropy
             )
             with torch.no_grad():
-                found["policy_loss"] += float(policy_loss)
-                found["value_loss"] += float(value_loss)
-                found["entropy"] += float(entropy)
-                # KL(old || new): the tokens were drawn from the old policy, where log p - log p is 0.
-                found["approx_kl"] += float(
-                    weighted_sum(kl_estimate(torch.zeros_like(log_ratio), log_ratio, "k3"), weight)
-                )
                 moved = (log_ratio.exp() - 1.0).abs() > chosen.clip
-                found["clip_fraction"] += float(weighted_sum(moved.double(), weight))
+                # KL(old || new): the tokens were drawn from the old policy, where log p - log p is 0.
+                strayed = kl_estimate(torch.zeros_like(log_ratio), log_ratio, "k3")
+                for name, value in {
+                    "policy_loss": policy_loss,
+                    "value_loss": value_loss,
+                    "entropy": entropy,
+                    "approx_kl": weighted_sum(strayed, weight),
+                    "clip_fraction": weighted_sum(moved.double(), weight),
+                }.items():
+                    found[name] += float(value.detach())
         return {**found, "grad_norm": self.optimizer.step()}
 
     def state_dict(self) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class SFT:
                     logprobs = self.policy.evaluate(batch.tokens, batch.mask, batch.actions).logprobs
                     term = weighted_sum(-logprobs.double(), batch.extras["weight"])
                     self.optimizer.backward(term)
-                    loss += float(term)
+                    loss += float(term.detach())
         finally:
             self.policy.eval()
         return {

@@ -35,11 +35,10 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from rlhf_env.errors import DataError, MissingExtra
-from rlhf_env.types import Episode, Float
+from rlhf_env.errors import MissingExtra
+from rlhf_env.types import Episode, Float, Prompt, Tokenizer
 
 Item = TypeVar("Item")
-_ROWS = 64  # texts scored at once by the language model
 
 
 class Fluency(Protocol):
@@ -51,13 +50,14 @@ class Fluency(Protocol):
 
 @dataclass(frozen=True)
 class Upbeat:
-    """The gold reward above. `judge` is the folder of a transformers causal language model, or any `Fluency`.
+    """The gold reward above.
 
+    `judge` is a transformers causal language model (a shipped one, a folder, a hub name), or any `Fluency`.
     `typical` is the mean log-probability that this judge gives to people's replies (the median over held-out ones): it
     belongs to the judge and must be measured again for another one.
     """
 
-    judge: str | Path | Fluency
+    judge: str | Path | Fluency = "rlhf-env/chitchat-judge"
     typical: float = -3.7
 
     def __call__(self, episodes: Sequence[Episode], /) -> Float:
@@ -136,37 +136,28 @@ def _vader() -> Any:
 
 
 @cache
-def _language_model(folder: str) -> Fluency:
-    """A transformers model as `Fluency`; loaded once, and in float64 so that batch mates change nothing visible."""
-    if not (Path(folder) / "config.json").is_file():
-        raise DataError(f"judge: {folder!r} is not the folder of a language model (no config.json in it)")
+def _language_model(name: str) -> Fluency:
+    """A language model as `Fluency`; loaded once, and in float64 so that batch mates change nothing visible."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, local_files_only=True).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    from rlhf_env.envs.tokenizers import load_tokenizer
+    from rlhf_env.policies import LanguageModel
 
-    @torch.no_grad()
-    def mean_logprobs(rows: Sequence[tuple[list[int], list[int]]]) -> list[float]:
-        width = max(len(prompt) + len(reply) for prompt, reply in rows)
-        tokens = torch.tensor([[*prompt, *reply, *[0] * (width - len(prompt) - len(reply))] for prompt, reply in rows])
-        # Padded on the right and causal: what stands after a text cannot reach it, so no mask is needed.
-        logits = model(input_ids=tokens).logits[:, :-1]
-        logprobs = logits.log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0]
-        return [
-            float(row[len(prompt) - 1 : len(prompt) + len(reply) - 1].mean())
-            for row, (prompt, reply) in zip(logprobs, rows, strict=True)
-        ]
+    model = LanguageModel.from_pretrained(name, dtype=torch.float64).frozen_copy()
+    tokenizer = load_tokenizer(name)
 
     def fluency(prompts: Sequence[str], replies: Sequence[str], /) -> Float:
-        # Without a prompt, the reply opens a text: what stands before it is the end of the one before.
-        asked = [tokenizer(prompt).input_ids or [tokenizer.eos_token_id] for prompt in prompts]
-        rows = list(zip(asked, [tokenizer(reply).input_ids for reply in replies], strict=True))
-        by_length = sorted((i for i, row in enumerate(rows) if row[1]), key=lambda i: len(rows[i][0] + rows[i][1]))
-        means = np.zeros(len(rows))
-        for start in range(0, len(by_length), _ROWS):
-            chosen = by_length[start : start + _ROWS]
-            means[chosen] = mean_logprobs([rows[i] for i in chosen])
+        texts = [_demonstration(tokenizer, prompt, reply) for prompt, reply in zip(prompts, replies, strict=True)]
+        said = [i for i, text in enumerate(texts) if len(text.response_ids)]
+        means = np.zeros(len(texts))
+        means[said] = [values.mean() for values in model.response_logprobs([texts[i] for i in said])]
         return means.round(10)
 
     return fluency
+
+
+def _demonstration(tokenizer: Tokenizer, prompt: str, reply: str) -> Episode:
+    # Without a prompt, the reply opens a text: what stands before it is the end of the one before.
+    asked = np.array(tokenizer.encode(prompt) or [tokenizer.end_id], dtype=np.int64)
+    said = np.array(tokenizer.encode(reply), dtype=np.int64)
+    return Episode(Prompt("", prompt), asked, reply, said, "stop", np.ones(len(said), dtype=np.bool_))

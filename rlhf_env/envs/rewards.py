@@ -186,7 +186,7 @@ class TaskReward:
         return np.array([self.task.score(episode) for episode in episodes], dtype=np.float64)
 
 
-RewardSpec = RewardMix | AnyReward | str | Mapping[str, Any] | None
+RewardSpec = RewardMix | AnyReward | Callable[..., Any] | str | Mapping[str, Any] | None
 
 
 def load_rewards(spec: RewardSpec, task: Task, provided: Mapping[str, Any] | None = None) -> RewardMix:

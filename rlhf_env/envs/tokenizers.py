@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhf_env import assets
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.types import Tokenizer
 
@@ -129,13 +130,13 @@ def _special_tokens(folder: Path) -> dict[str, str]:
 
 
 def load_tokenizer(spec: str | Path | Tokenizer) -> Tokenizer:
-    """`"bytes"`, `"alphabet:0123"`, a folder with a tokenizer.json, a hub name, or a tokenizer as it is.
+    """`"bytes"`, `"alphabet:0123"`, a folder with a tokenizer.json, a shipped model, a hub name; or a tokenizer as it is.
 
     Raises DataError when nothing of that name can be loaded.
     """
     if not isinstance(spec, (str, Path)):
         return spec
-    text = str(spec)
+    text = assets.resolve(str(spec))
     if text == "bytes":
         return ByteTokenizer()
     if text.startswith("alphabet:"):

@@ -32,6 +32,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from rlhf_env import assets
 from rlhf_env.envs.tokenizers import load_tokenizer
 from rlhf_env.errors import ConfigError, DataError, RunFailed
 from rlhf_env.feedback.preferences import Preference, Response, split_by_prompt
@@ -100,7 +101,7 @@ class RewardModelConfig:
     """
 
     learning_rate: float = 3e-4
-    epochs: int = 3
+    epochs: int = 2
     batch_size: int = 32
     micro_batch_size: int = 8
     weight_decay: float = 0.01
@@ -170,6 +171,7 @@ class RewardModel(nn.Module):
     @classmethod
     def from_trunk(cls, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> RewardModel:
         """An unfitted model on the trunk of a saved language model. Raises DataError when there is none in `folder`."""
+        folder = assets.resolve(str(folder))
         return cls(_load_trunk(Path(folder), dtype), tokenizer_folder=folder)
 
     def forward(self, ids: Tensor, lengths: Tensor, *, dropout: float = 0.0, generator: Any = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Agents x tasks x seeds under equal conditions: one result file a cell, and a second call does only what is missing."""
+"""Agents x tasks x seeds under equal conditions: one result file a cell, and a second call completes them."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def run_experiment(
     resume: bool = False,
     on_update: Callable[[Row, float], None] | None = None,
 ) -> str:
-    """Train as the experiment says, evaluating on the way; why it ended. Agents that do not train are only evaluated."""
+    """Train as the experiment says, evaluating on the way; why it ended. Agents that do not train are evaluated."""
     experiment = workplace.experiment
     has_begun = resume and bool(read_metrics(run.path))
     if not has_begun:

@@ -19,7 +19,7 @@ from rlhf_env.types import Episode, Float, GroupReward, TokenReward, TokenScorer
 
 @dataclass(frozen=True)
 class Divergence:
-    """log p(token) - log p_reference(token), token by token: its sum over a response estimates KL(policy || reference)."""
+    """log p(token) - log p_reference(token): summed over a response, an estimate of KL(policy || reference)."""
 
     reference: TokenScorer
     needs_logprobs = True
@@ -45,10 +45,10 @@ class Evaluation:
 class Evaluator:
     """Measures an agent on held-out prompts: the same prompts and the same sampling seeds for everyone.
 
-    Metrics: `objective` (the weighted reward that training maximises), `proxy` (its parts that judge a response alone: no
-    KL, no group bonus), `gold` (rewards no agent sees), `kl` (to the reference, in nats a response; an analytic bound for
-    agents that state `kl_bound`), `length`, `distinct_2`, `distinct_replies`, `cut_at_limit`, `inference_tokens` (written
-    per reply, thrown away ones included), `part/<name>`; `_std` is the spread over prompts.
+    Metrics: `objective` (the weighted reward that training maximises), `proxy` (its parts that judge a response alone:
+    no KL, no group bonus), `gold` (rewards no agent sees), `kl` (to the reference, in nats a response; an analytic
+    bound for agents that state `kl_bound`), `length`, `distinct_2`, `distinct_replies`, `cut_at_limit`,
+    `inference_tokens` (written per reply, thrown away ones included), `part/<name>`; `_std` is the spread over prompts.
     """
 
     workplace: Workplace
@@ -154,7 +154,7 @@ class Evaluator:
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
-    """Different n-grams of words over all n-grams, in all texts together (Li et al. 2016, arXiv 1510.03055); 0 if none."""
+    """Different n-grams of words over all n-grams of all texts together (Li et al. 2016, arXiv 1510.03055)."""
     grams = [
         tuple(words[i : i + n]) for words in (text.lower().split() for text in texts) for i in range(len(words) - n + 1)
     ]

@@ -115,22 +115,22 @@ def _pictures_of(results: Results, task: str, slug: str) -> Iterator[Picture]:
             title, unit = MEASURES[measure]
             told = f"{title} against generated tokens in training, a line per agent. {_ends(series)}"
             paint = partial(_paint_curves, series=series, styles=styles, title=title, subtitle=unit)
-            yield Picture(f"{slug}--{measure}-curve", "curves", task, told, 480, 320, paint)
+            yield Picture(f"{slug}--{measure}-curve", "curves", task, told, 430, 300, paint)
     if paths := trade_offs(results, task):
         told = "Gold reward against proxy reward at every checkpoint of every seed, one path per seed."
         paint = partial(_paint_trade_off, paths=paths, styles=styles)
-        yield Picture(f"{slug}--gold-against-proxy", "trade", task, told, 480, 360, paint)
+        yield Picture(f"{slug}--gold-against-proxy", "trade", task, told, 430, 330, paint)
     rows = [row for row in summary_rows(results) if row.task == task and row.kl is not None]
     if rows:
         ends = ", ".join(f"{row.agent} {row.kl.mean:.2f}" for row in rows if row.kl)
         told = for_page(f"KL to the reference, in nats per reply: {ends}.")
         paint = partial(_paint_kl, rows=rows, styles=styles)
-        yield Picture(f"{slug}--kl", "kl", task, told, 480, 100 + 32 * len(rows), paint)
+        yield Picture(f"{slug}--kl", "kl", task, told, 430, 100 + 32 * len(rows), paint)
     for part, part_slug in _slugs(reward_parts(results, task)).items():
         told = for_page(f"Reward part {part} along training, a line per agent.")
         parts = part_curves(results, task, part)
         paint = partial(_paint_curves, series=parts, styles=styles, title=part, subtitle="mean over the rollout")
-        yield Picture(f"{slug}--part-{part_slug}", "parts", task, told, 400, 270, paint)
+        yield Picture(f"{slug}--part-{part_slug}", "parts", task, told, 350, 250, paint)
 
 
 # --- From results to lines ---------------------------------------------------------------------------------------
@@ -288,6 +288,7 @@ def _paint_trade_off(
             _mark(axes, proxy[-1:], gold[-1:], style, size=8, markeredgecolor=PAPER, zorder=4)
     axes.set_xlim(x_low, x_high)
     axes.set_ylim(y_low, y_high)
+    axes.xaxis.get_major_locator().set_params(nbins=6)
     axes.set_xlabel("proxy reward", color=MUTED, fontsize=10, labelpad=5)
     # The key stands in the order of the marks, best gold at the top.
     for i, agent in enumerate(sorted(paths, key=lambda agent: -final(agent)[1])):
@@ -366,8 +367,7 @@ def _name_ends(
         _write(axes, names[agent], (x_name, y_name), 4)
 
 
-def _mark(axes: Any, x: Sequence[float | None], y: Sequence[float | None], style: AgentStyle, **more: Any) -> None:
-    size = more.pop("size")
+def _mark(axes: Any, x: Any, y: Any, style: AgentStyle, *, size: float, **more: Any) -> None:
     axes.plot(x, y, color=style.colour, marker=style.marker, markersize=size, linestyle="", **more)
 
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -185,11 +184,11 @@ class Reply:
         if self.sample is None:
             return ""
         measured = (("gold", self.sample.gold), ("proxy", self.sample.proxy))
-        return "  ".join(f"{name} {value:.2f}" for name, value in measured if value is not None)
+        return " · ".join(f"{name} {value:.2f}".replace("-", "−") for name, value in measured if value is not None)
 
 
 def samples_side_by_side(results: Results, task: str) -> list[tuple[str, list[Reply]]]:
-    """Each held-out prompt with every agent's reply, the reference first; from the agent's first seed that has samples."""
+    """Each held-out prompt with every agent's reply, the reference first; from its first seed that has samples."""
     agents = sorted(results.agents_on(task), key=lambda agent: agent != "reference")
     cells = {agent: next((cell for cell in results.of(task, agent) if cell.samples), None) for agent in agents}
     longest = max((cell.samples for cell in cells.values() if cell), key=len, default=())
@@ -238,6 +237,7 @@ def _page(results: Results, pictures: Sequence[figures.Picture]) -> str:
         columns=COLUMNS,
         lines=lines(results),
         caption=caption(results),
+        claim=claim(results),
         styles=figures.agent_styles(results.agents),
         sections=_figures_by_section(results, pictures),
         samples={task: samples_side_by_side(results, task) for task in results.tasks},
@@ -247,20 +247,19 @@ def _page(results: Results, pictures: Sequence[figures.Picture]) -> str:
 
 
 def _shown(value: Any) -> Any:
-    """Every text on the page goes through here, before it is escaped."""
-    return for_page(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    """Every text on the page goes through here, before it is escaped; what is HTML already has gone through."""
+    return for_page(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def _figures_by_section(
     results: Results, pictures: Sequence[figures.Picture]
-) -> Mapping[str, list[tuple[str, list[Markup]]]]:
-    """By section, each task with its figures. Markup: an SVG from matplotlib, which escapes the names in it."""
+) -> Mapping[str, list[tuple[str, list[str]]]]:
+    """By section, each task with its figures as SVG, which enters the page as it is: matplotlib escapes names."""
+    by_place: dict[tuple[str, str], list[str]] = {}
+    for picture in pictures:
+        by_place.setdefault((picture.section, picture.task), []).append(figures.as_inline_svg(picture))
     return {
-        section: [
-            (task, [Markup(figures.as_inline_svg(p)) for p in pictures if (p.section, p.task) == (section, task)])  # noqa: S704
-            for task in results.tasks
-            if any((p.section, p.task) == (section, task) for p in pictures)
-        ]
+        section: [(task, by_place[section, task]) for task in results.tasks if (section, task) in by_place]
         for section in ("curves", "trade", "kl", "parts")
     }
 

@@ -292,6 +292,13 @@ def _cell(record: _Record, folder: Path) -> Cell:
     if not (folder / run).resolve().is_relative_to(folder.resolve()):
         raise DataError(f"{record.file}: run {run!r} lies outside of the benchmark's folder")
     evaluation = record.table("evaluation")
+    measured, spending = evaluation.numbers(besides=("kl_is_bound",)), record.table("spending").numbers()
+    curve = [_curve_point(point) for point in record.tables("curve")]
+    trained = spending.get("generated_tokens", 0.0)
+    if status == "finished" and curve and trained > curve[-1].generated_tokens:
+        # Between the last checkpoint and the end there may be training: the curve ends where the table's numbers are.
+        ends = {name: measured.get(name) for name in ("gold", "proxy", "kl", "length")}
+        curve.append(CurvePoint(int(spending.get("updates", 0)), trained, **ends))
     return Cell(
         task=record.text("task"),
         agent=record.text("agent"),
@@ -302,10 +309,10 @@ def _cell(record: _Record, folder: Path) -> Cell:
         run=run,
         config_hash=record.text("config_hash", ""),
         agent_settings=record.table("agent_settings").data,
-        spending=record.table("spending").numbers(),
-        evaluation=evaluation.numbers(besides=("kl_is_bound",)),
-        kl_is_bound=evaluation.data.get("kl_is_bound") is True,
-        curve=tuple(_curve_point(point) for point in record.tables("curve")),
+        spending=spending,
+        evaluation=measured,
+        kl_is_bound=bool(evaluation.data.get("kl_is_bound")),
+        curve=tuple(curve),
         samples=tuple(_sample(sample) for sample in record.tables("samples")),
     )
 
@@ -417,7 +424,8 @@ class _Record:
 
 def _read_object(file: Path) -> dict[str, Any]:
     try:
-        data = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
+        text = file.read_text(encoding="utf-8", errors="surrogatepass")  # models write lone surrogates too
+        data = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file}: not a JSON file: {error}") from error
     if not isinstance(data, dict):

@@ -22,13 +22,13 @@ from rlhf_env.learning.engine import Engine
 from rlhf_env.learning.loop import EnvSource
 from rlhf_env.learning.spending import Budget, Spending
 from rlhf_env.policies.language_model import LanguageModel
-from rlhf_env.policies.policy import Policy, Sampling
+from rlhf_env.policies.policy import Sampling
 from rlhf_env.policies.tiny import tiny_language_model
 
 
 @dataclass(frozen=True, kw_only=True)
 class PolicySettings:
-    """Who writes. `model`: a folder, a hub name, or "tiny" (a small random model that fits the tokenizer, for toy tasks).
+    """Who writes. `model`: a folder, a shipped model, a hub name, or "tiny" (small and random, for toy tasks).
 
     `tokenizer`: default the model's own; needed with "tiny": "bytes" or "alphabet:abc".
     """
@@ -130,8 +130,8 @@ def build(experiment: Experiment, *, policy: LanguageModel | None = None) -> Wor
     tokenizer = load_tokenizer(experiment.policy.tokenizer or experiment.policy.model)
     if tokenizer.vocab_size > policy.vocab_size:
         raise DataError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {experiment.policy.model} {policy.vocab_size}: "
-            "they do not belong together"
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {experiment.policy.model} has "
+            f"{policy.vocab_size}: they do not belong together"
         )
     env = TextVectorEnv(
         settings.num_envs,

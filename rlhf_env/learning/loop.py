@@ -42,7 +42,7 @@ def collect(
     extras: dict[str, Float] = {}
     while len(ended) < env.num_envs:
         writing = env.writing
-        decision = agent.act({**observation, "writing": writing})
+        decision = agent.act({**observation, "writing": writing})  # type: ignore[typeddict-item]  # env's dict is Any
         before = observation["attention_mask"].sum(axis=1)
         _lay_out(extras, decision, writing, before, env)
         observation, _, _, _, infos = env.step(action_for(env, decision))

@@ -21,7 +21,8 @@ class Rollout:
     `mask`: text (not padding). `actions`: chosen by the agent. `logprobs` (float64): of chosen tokens under the
     policy that
     wrote them, 0 elsewhere. `group` int64[B]: rows of one number answer one prompt. `truncated` bool[B]: cut from
-    outside, so a value is bootstrapped. `extras`: what `act` attached, float64[B, L] each. `stated`: whether `logprobs` are known; 0 otherwise.
+    outside, so a value is bootstrapped. `extras`: what `act` attached, float64[B, L] each. `stated`:
+    whether `logprobs` are known (0 otherwise).
     """
 
     tokens: Tensor

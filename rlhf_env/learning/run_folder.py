@@ -1,4 +1,4 @@
-"""A run's folder: the resolved experiment, versions, one JSON line of metrics per update, TensorBoard files, checkpoints."""
+"""A run's folder: the resolved experiment, versions, metrics (one JSON line an update), TensorBoard, checkpoints."""
 
 from __future__ import annotations
 

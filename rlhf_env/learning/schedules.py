@@ -11,7 +11,7 @@ ScheduleName = Literal["constant", "linear", "cosine"]
 def multiplier(name: ScheduleName, progress: float, *, warmup: float = 0.0, floor: float = 0.0) -> float:
     """The learning rate's multiplier.
 
-    A linear rise over the first `warmup` share of the budget, then constant, or a linear or half-cosine fall to `floor`.
+    A linear rise over the first `warmup` share of the budget, then constant, or a linear or cosine fall to `floor`.
     """
     if progress < warmup:
         # The first update, at progress 0, must move the parameters: rise from a tenth instead of zero.

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rlhf_env import assets
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.policies.decoding import Decoding
 from rlhf_env.policies.forward_pass import forward_pass
@@ -313,7 +314,7 @@ def _load(name: str | Path, dtype: torch.dtype, revision: str | None) -> Any:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    folder = Path(name).expanduser()
+    folder = Path(assets.resolve(str(name))).expanduser()
     local = folder.is_dir()
     if local:
         _check_folder(folder)

@@ -86,7 +86,8 @@ def build_world(
         context=32,
         dtype=dtype,
         seed=seed,
-        **{"hidden_size": 16, "layers": 1, "heads": 2, "init_std": 0.2, **model},
+        # GPT-2: transformers' Llama normalises in float32 whatever it is given, which hides what happens at 1e-12.
+        **{"family": "gpt2", "hidden_size": 16, "layers": 1, "heads": 2, "init_std": 0.2, **model},
     ).eval()
     reference = policy.frozen_copy()
     reward: dict[str, Any] = {"task": 1.0}
@@ -166,7 +167,7 @@ def assert_resumes(make_world: MakeWorld) -> Callable[..., None]:
 
         second = make_world(**world)
         fresh = make_agent(second.setup)
-        if hasattr(fresh, "policy"):
+        if fresh.trains:
             with torch.no_grad():
                 for parameter in fresh.policy.parameters():
                     parameter.add_(1.0)  # so that a weight which the state forgot shows

@@ -31,13 +31,13 @@ class Uniform:
         return [np.full(len(episode.response_ids), -math.log(259)) for episode in episodes]
 
 
-WITH_KL = {"reward": {"length": {"target": 4}, "kl": 0.1}, "provided": {"reference": Uniform()}}
+WITH_KL: dict[str, Any] = {"reward": {"length": {"target": 4}, "kl": 0.1}, "provided": {"reference": Uniform()}}
 
 
 @pytest.mark.parametrize("task", TASKS, ids=str)
 @pytest.mark.parametrize("name", IDS)
 def test_check_env_has_nothing_to_say(name: str, task: Any) -> None:
-    reward = {} if task in ("count", "echo") else {"reward": {"length": {"target": 4}}}
+    reward: dict[str, Any] = {} if task in ("count", "echo") else {"reward": {"length": {"target": 4}}}
     env = gym.make(name, task=task, render_mode="ansi", **reward)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

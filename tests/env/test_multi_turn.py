@@ -76,10 +76,14 @@ def test_the_environments_tokens_have_no_probability_of_the_agents() -> None:
 
     env = TextEnv(task=GuessTheLetter(), max_new_tokens=24, reward={"kl": 1.0}, provided={"reference": Flat()})
     env.reset(seed=0)
+    for _ in range(24):  # a text of the agent's tokens alone, of which nothing may be left in the next
+        env.step({"tokens": ord("z"), "probs": 0.5})
+    env.reset()
     for token in ids("a|m|"):
         *_, reward, terminated, _, info = env.step({"tokens": token, "probs": np.exp(-1.0)})
     assert terminated
     written = [0.0] * len("higher.")
+    assert info["text_episode"].actions.tolist() == [True] * 2 + [False] * 7 + [True] * 2
     assert info["text_episode"].logprobs.tolist() == pytest.approx([-1, -1, *written, -1, -1])
     assert info["token_rewards"]["kl"][:11].tolist() == pytest.approx([-1, -1, *written, -1, -1])
     assert reward == pytest.approx(-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,7 +80,7 @@ def test_new_options_or_a_seed_replace_the_old() -> None:
 
 def test_the_callers_dict_is_never_changed() -> None:
     envs = TextVectorEnv(2, task="echo", autoreset_mode=DISABLED)
-    options = {"group_size": 2, "level": 4, "reset_mask": np.array([True, True])}
+    options: dict[str, Any] = {"group_size": 2, "level": 4, "reset_mask": np.array([True, True])}
     before = copy.deepcopy(options)
     envs.reset(seed=0, options=options)
     envs.step(np.array([END, END]))

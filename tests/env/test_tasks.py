@@ -67,7 +67,7 @@ def test_a_training_run_never_sees_a_held_out_prompt() -> None:
     task = Prompts([f"{letter}?" for letter in "abcdefgh"], held_out_fraction=0.25)
     evaluation = {task.held_out().prompt(i, {}).text for i in range(2)}
     envs = TextVectorEnv(4, task=task, reward={"length": {"target": 3}})
-    seen = {text for seed in range(20) for text in envs.reset(seed=seed)[1]["prompt"]}
+    seen = {text for seed in range(60) for text in envs.reset(seed=seed)[1]["prompt"]}
     assert evaluation == {"g?", "h?"} and len(seen) == 6 and not seen & evaluation
 
 

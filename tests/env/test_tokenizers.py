@@ -127,5 +127,5 @@ def test_load_tokenizer_takes_names_folders_and_tokenizers(folder: Path) -> None
 
 def test_a_name_that_is_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(DataError, match="'no/such-tokenizer' is not 'bytes', 'alphabet:...' or a folder"):
+    with pytest.raises(DataError, match=r"'no/such-tokenizer' is not 'bytes', 'alphabet:\.\.\.' or a folder"):
         load_tokenizer("no/such-tokenizer")

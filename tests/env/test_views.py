@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -97,7 +98,7 @@ def assert_same(one: Any, other: Any, where: str = "") -> None:
         assert one == other, where
 
 
-# ---------------------------------------------------------------- a vector of singles and the native vector, step by step
+# ---------------------------------------------------------------- a vector of singles and the native vector
 
 
 @given(data=st.data(), seed=st.integers(0, 2**20), with_probs=st.booleans(), length=st.integers(1, LIMIT))
@@ -108,9 +109,9 @@ def test_native_equals_a_vector_of_singles(
     token = st.integers(0, 3 if length == 1 else NOTHING)
     row = token if length == 1 else st.lists(token, min_size=length, max_size=length)
     steps = data.draw(st.lists(st.lists(row, min_size=ROWS, max_size=ROWS), min_size=1, max_size=12))
-    settings = {**SETTINGS, "reward": rewards(with_probs), "action_length": length}
-    singles = SyncVectorEnv([lambda: TextEnv(**settings)] * ROWS, autoreset_mode=mode)
-    native = TextVectorEnv(ROWS, **settings, autoreset_mode=mode)
+    arguments = {**SETTINGS, "reward": rewards(with_probs), "action_length": length}
+    singles = SyncVectorEnv([lambda: TextEnv(**arguments)] * ROWS, autoreset_mode=mode)
+    native = TextVectorEnv(ROWS, **arguments, autoreset_mode=mode)
     assert singles.single_action_space == native.single_action_space
     assert singles.observation_space == native.observation_space
     for one, other in zip(singles.reset(seed=seed), native.reset(seed=seed), strict=True):
@@ -122,9 +123,9 @@ def test_native_equals_a_vector_of_singles(
 
 
 def test_native_equals_a_vector_of_singles_in_other_processes() -> None:
-    settings = {**SETTINGS, "reward": rewards(True), "action_length": 2}
-    processes = AsyncVectorEnv([lambda: TextEnv(**settings)] * ROWS)
-    native = TextVectorEnv(ROWS, **settings)
+    arguments = {**SETTINGS, "reward": rewards(True), "action_length": 2}
+    processes = AsyncVectorEnv([lambda: TextEnv(**arguments)] * ROWS)
+    native = TextVectorEnv(ROWS, **arguments)
     stream = np.random.default_rng(0)
     try:
         for one, other in zip(processes.reset(seed=7), native.reset(seed=7), strict=True):
@@ -150,7 +151,7 @@ class Script:
         self.tokens = list(tokens)
 
     def next_piece(self, room: int, length: int) -> list[int]:
-        """At most `length` tokens of this turn, filled up with "nothing here"; past its end the script ends its texts."""
+        """At most `length` tokens of this turn, filled up with "nothing here"; past its end a script ends its texts."""
         piece: list[int] = []
         while len(piece) < min(room, length) and (not piece or piece[-1] != END):
             piece.append(self.tokens.pop(0) if self.tokens else END)
@@ -164,7 +165,7 @@ def room_in(observation: dict[str, Any], prompt_length: int) -> int:
 def from_single(scripts: Sequence[Sequence[int]], texts: int, seed: int, arguments: dict[str, Any]) -> Harvest:
     found: Harvest = []
     for row, tokens in enumerate(scripts):
-        env, script = TextEnv(**settings), Script(tokens)
+        env, script = TextEnv(**arguments), Script(tokens)
         length = env._machine.action_length
         found.append([])
         for text in range(texts):
@@ -197,8 +198,11 @@ def from_vector(envs: Any, scripts: Sequence[Sequence[int]], texts: int, seed: i
         observation, paid, terminated, _, infos = envs.step(action(tokens, True))
         last, final = observation["input_ids"], infos
         if mode is AutoresetMode.SAME_STEP and terminated.any():
-            last, final = {r: infos["final_obs"][r]["input_ids"] for r in np.flatnonzero(terminated)}, infos["final_info"]
-        for row in np.flatnonzero(terminated & ~resting):
+            last, final = (
+                {r: infos["final_obs"][r]["input_ids"] for r in np.flatnonzero(terminated)},
+                infos["final_info"],
+            )
+        for row in map(int, np.flatnonzero(terminated & ~resting)):
             parts = {k: float(v[row]) for k, v in final["reward_parts"].items() if not k.startswith("_")}
             found[row].append((final["text_episode"][row], float(paid[row]), parts, last[row].tobytes()))
         started = resting if mode is AutoresetMode.NEXT_STEP else terminated
@@ -223,15 +227,15 @@ def test_the_same_tokens_are_the_same_episodes_in_every_view(scripts: list[list[
     plain = {**SETTINGS, "reward": rewards(True)}
     expected = from_single(scripts, texts, seed, {**plain, "action_length": 1})
     for length in (1, 3, None):
-        settings = {**plain, "action_length": length}
-        singles: Callable[[AutoresetMode], Any] = lambda mode, s=settings: SyncVectorEnv(  # noqa: E731
-            [lambda: TextEnv(**s)] * ROWS, autoreset_mode=mode
-        )
-        views = {f"single, {length}": from_single(scripts, texts, seed, settings)}
+        arguments = {**plain, "action_length": length}
+        make = partial(TextEnv, **arguments)
+        views = {f"single, {length}": from_single(scripts, texts, seed, arguments)}
         for mode in (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP):
-            views[f"sync, {length}, {mode}"] = from_vector(singles(mode), scripts, texts, seed, mode)
+            views[f"sync, {length}, {mode}"] = from_vector(
+                SyncVectorEnv([make] * ROWS, autoreset_mode=mode), scripts, texts, seed, mode
+            )
         for mode in AutoresetMode:
-            native = TextVectorEnv(ROWS, **settings, autoreset_mode=mode)
+            native = TextVectorEnv(ROWS, **arguments, autoreset_mode=mode)
             views[f"native, {length}, {mode}"] = from_vector(native, scripts, texts, seed, mode)
         for view, found in views.items():
             assert found == expected, view

@@ -15,7 +15,7 @@ import torch
 
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.feedback import reward_model
-from rlhf_env.feedback.preferences import Author, Preference, Response
+from rlhf_env.feedback.preferences import Author, Preference, Response, split_by_prompt
 from rlhf_env.feedback.reward_model import (
     RewardModel,
     RewardModelConfig,
@@ -107,7 +107,7 @@ class TestScore:
     def test_the_score_is_read_at_the_last_token(self, model: RewardModel, episodes: list[Episode]) -> None:
         ids = torch.from_numpy(episodes[3].ids)[None]
         hidden = model.trunk(input_ids=ids).last_hidden_state[0, -1]
-        np.testing.assert_allclose(model.score(episodes[3:4]), float(hidden @ model.head), rtol=0, atol=1e-10)
+        np.testing.assert_allclose(model.score(episodes[3:4]), (hidden @ model.head).item(), rtol=0, atol=1e-10)
 
     @pytest.mark.parametrize("filler", [0, 257, 258])
     def test_tokens_after_the_end_are_never_read(
@@ -297,6 +297,16 @@ class TestFit:
         assert (record.best, len(record.epochs)) == (1, 4)
         assert (model.head == weights[1]).all()
         assert (model.head != weights[3]).any()
+
+    def test_validation_is_independent_of_the_held_out_division(
+        self, trunk: Path, episode: Build, preference: Build
+    ) -> None:
+        """Training prompts all hash above the held-out share: dividing them by the same hash would validate on none."""
+        training, _ = split_by_prompt(self.pairs(episode, preference, 300), 0.3)
+        _, record = fit_reward_model(
+            training, trunk, RewardModelConfig(epochs=1, validation=0.2), generator=torch.Generator().manual_seed(0)
+        )
+        assert 0.1 < record.validation_pairs / len(training) < 0.3
 
     def test_without_validation_the_last_epoch_is_kept(self, trunk: Path, episode: Build, preference: Build) -> None:
         config = RewardModelConfig(epochs=2, validation=0.0)

@@ -1,0 +1,186 @@
+"""The mix: an exact ledger, and a part that answers wrongly is named before anything is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlhf_env.envs.rewards import RewardMix, Score
+from rlhf_env.errors import ConfigError, RewardError
+from rlhf_env.testing import make_episode
+from rlhf_env.types import Episode
+
+BATCH = [make_episode("p", response) for response in ("a", "bb", "ccc")]
+finite = st.floats(-1e6, 1e6)
+
+
+@dataclass
+class Answers:
+    """A reward that says what it is told."""
+
+    answer: Any
+
+    def __call__(self, episodes: Sequence[Episode], /) -> Any:
+        return self.answer
+
+
+@dataclass
+class AnswersPerToken:
+    answer: Any
+
+    def token_rewards(self, episodes: Sequence[Episode], /) -> Any:
+        return self.answer
+
+
+@dataclass
+class AnswersPerGroup:
+    answer: Any
+
+    def group_rewards(self, group: Sequence[Episode], /) -> Any:
+        return self.answer
+
+
+class CountsItsGroup:
+    def group_rewards(self, group: Sequence[Episode], /) -> Any:
+        return np.full(len(group), float(len(group)))
+
+
+@given(st.lists(st.tuples(finite, finite), min_size=1, max_size=6), st.lists(finite, min_size=2, max_size=2))
+def test_the_total_is_the_weighted_sum_in_order_to_the_bit(
+    parts: list[tuple[float, float]], tokens: list[float]
+) -> None:
+    mix = RewardMix(
+        {f"part {i}": (weight, Answers([raw])) for i, (weight, raw) in enumerate(parts)}
+        | {"tokens": (0.3, AnswersPerToken([np.array(tokens)]))}
+    )
+    (score,) = mix.score(BATCH[:1])
+    total = 0.0
+    for weight, raw in parts:
+        total += weight * raw
+    total += 0.3 * float(np.array(tokens).sum())
+    assert score.total == total
+    assert list(score.raw) == [*(f"part {i}" for i in range(len(parts))), "tokens"]
+
+
+def test_a_mix_by_hand() -> None:
+    mix = RewardMix({"one": Answers([1, 2, 3]), "half": (0.5, Answers(np.array([1.0, 0.0, -1.0], dtype=np.float32)))})
+    assert [score.total for score in mix.score(BATCH)] == [1.5, 2.0, 2.5]
+    assert mix.weights == {"one": 1.0, "half": 0.5}
+    assert not mix.needs_logprobs and not mix.scores_groups
+    assert Score(raw={}, weights={}).total == 0.0
+
+
+def test_a_weight_of_zero_is_kept_in_the_ledger() -> None:
+    (score,) = RewardMix({"seen": (0.0, Answers([7.0])), "paid": (2.0, Answers([1.5]))}).score(BATCH[:1])
+    assert score.raw == {"seen": 7.0, "paid": 1.5} and score.total == 3.0
+
+
+def test_groups_are_neighbours() -> None:
+    mix = RewardMix({"group": CountsItsGroup()})
+    assert mix.scores_groups
+    assert [score.total for score in mix.score(BATCH + BATCH[:1], group_size=2)] == [2.0] * 4
+    assert [score.total for score in mix.score(BATCH)] == [1.0] * 3
+
+
+class _OnAGraph:
+    """What a tensor that requires grad does when numpy asks for its values."""
+
+    def __array__(self, *_args: Any, **_kwargs: Any) -> Any:
+        raise RuntimeError("Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead.")
+
+
+WRONG = [
+    ([1.0, 2.0], r"shape \(2,\), expected \(3,\): one float per episode"),
+    (1.0, r"shape \(\), expected \(3,\)"),
+    (np.ones((3, 1)), r"shape \(3, 1\), expected \(3,\)"),
+    ([1.0, float("nan"), 0.0], r"returned nan for episode 1 \(1 of 3 are not finite\)"),
+    ([float("inf"), 0.0, float("-inf")], r"returned inf for episode 0 \(2 of 3"),
+    (["a", "b", "c"], "expected one float per episode"),
+    ("abc", "expected one float per episode"),
+    (None, "returned object values, expected one float per episode"),
+    ([1.0, None, 2.0], "returned object values"),
+    ([1 + 2j, 0, 0], "returned complex128 values"),
+    ([[1.0], [2.0, 3.0], []], "raised ValueError"),
+    (_OnAGraph(), "requires grad"),
+]
+
+
+@pytest.mark.parametrize(("answer", "says"), WRONG)
+def test_a_wrong_answer_names_the_part(answer: Any, says: str) -> None:
+    for part in (Answers(answer), AnswersPerGroup(answer)):
+        with pytest.raises(RewardError, match=f"reward 'odd' .*{says}"):
+            RewardMix({"fine": Answers([0, 0, 0]), "odd": part}).score(BATCH, group_size=3)
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (None, "raised TypeError"),
+        ([np.zeros(2), np.zeros(3)], "returned 2 rows for 3 episodes"),
+        ([np.zeros(2), np.zeros(3), np.zeros(3)], r"shape \(3,\), expected \(4,\): one float per token"),
+        ([np.zeros(2), np.zeros(3), np.full(4, np.nan)], "returned nan for token 0"),
+        ([0.0, 0.0, 0.0], r"shape \(\), expected \(2,\)"),
+        ([np.zeros(2), np.zeros(3), [1.0, [2.0]]], "raised ValueError"),
+        ([np.zeros(2), np.zeros(3), _OnAGraph()], "requires grad"),
+    ],
+)
+def test_wrong_token_rewards_name_the_part(answer: Any, says: str) -> None:
+    with pytest.raises(RewardError, match=f"reward 'odd' .*{says}"):
+        RewardMix({"odd": AnswersPerToken(answer)}).score(BATCH)
+
+
+def test_a_reward_that_raises_is_named() -> None:
+    class Raises:
+        def __call__(self, episodes: Sequence[Episode], /) -> Any:
+            raise ZeroDivisionError("division by zero")
+
+    with pytest.raises(RewardError, match="reward 'odd' raised ZeroDivisionError: division by zero") as caught:
+        RewardMix({"odd": Raises()}).score(BATCH)
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("parts", "says"),
+    [
+        ({}, "at least one part"),
+        ({"odd": 3}, "reward 'odd' is no reward: 3"),
+        ({"odd": Answers}, "reward 'odd' is no reward"),
+        ({"odd": ("1", Answers([0]))}, "reward 'odd': weight '1' is not a finite number"),
+        ({"odd": (True, Answers([0]))}, "weight True"),
+        ({"odd": (float("nan"), Answers([0]))}, "weight nan"),
+        ({"odd": (1.0, Answers([0]), 2)}, "a tuple of 3"),
+    ],
+)
+def test_parts_that_are_none(parts: Any, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        RewardMix(parts)
+
+
+def test_parts_that_remember_are_shown_episodes_and_keep_state() -> None:
+    class Counts:
+        seen = 0
+
+        def __call__(self, episodes: Sequence[Episode], /) -> Any:
+            return [float(self.seen)] * len(episodes)
+
+        def observe(self, episodes: Sequence[Episode], /) -> None:
+            self.seen += len(episodes)
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"seen": self.seen}
+
+        def load_state_dict(self, state: Any, /) -> None:
+            self.seen = state["seen"]
+
+    counts = Counts()
+    mix = RewardMix({"counts": counts, "fine": Answers([0, 0, 0])})
+    mix.observe(BATCH)
+    assert mix.state_dict() == {"counts": {"seen": 3}}
+    mix.load_state_dict({"counts": {"seen": 9}})
+    assert [score.total for score in mix.score(BATCH)] == [9.0] * 3
