@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test lint base-model clean
+.PHONY: help demo test test-wheel lint base-model clean
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
@@ -23,6 +23,22 @@ test: .venv/.ready  ## Lint, types, import rules, tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
+
+# A fresh environment that borrows .venv's dependencies. A plain path in a .pth file comes after the environment's own
+# packages and is not searched for further .pth files, so the editable install in .venv is out of sight. The tests come
+# out of the source distribution, without the packages beside them: what is imported is what the wheel brought.
+WHEEL := build/wheel
+test-wheel: .venv/.ready  ## The tests again, against the built wheel in an environment of its own
+	rm -rf $(WHEEL)
+	$(BIN)/python -m build --no-isolation --outdir $(WHEEL)/dist
+	$(BIN)/python -m venv --without-pip $(WHEEL)/venv
+	$(BIN)/python -m pip --python $(WHEEL)/venv/bin/python install --quiet --no-deps --no-index $(WHEEL)/dist/*.whl
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > $(WHEEL)/venv/lib/python3*/site-packages/borrowed.pth
+	mkdir $(WHEEL)/source
+	tar -xzf $(WHEEL)/dist/rlhf_env-*.tar.gz -C $(WHEEL)/source --strip-components=1
+	rm -r $(WHEEL)/source/rlhf_env $(WHEEL)/source/agents $(WHEEL)/source/reward_plugins
+	cd $(WHEEL)/source && ../venv/bin/python -m pytest tests/packaging/test_wheel.py
+	cd $(WHEEL)/source && ../venv/bin/python -m pytest -m "not packaging" --deselect tests/packaging/test_wheel.py
 
 lint: .venv/.ready  ## Lint, types and import rules alone
 	$(BIN)/ruff check .

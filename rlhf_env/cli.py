@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -155,26 +156,45 @@ def plugins() -> None:
 @app.command()
 def check(
     what: Annotated[str, typer.Argument(help="A TOML file (experiment or grid), or reward:NAME, task:NAME.")],
+    settings: Annotated[list[str] | None, typer.Argument(help="The plugin's settings, as in target=20.")] = None,
 ) -> None:
     """Check an experiment file, or attack a plugin with generated episodes. Says what is wrong, changes nothing."""
     kind, _, name = what.partition(":")
     if kind in ("reward", "task") and name:
-        _check_plugin(kind, name)
+        _check_plugin(kind, name, _settings(settings or []))
+    elif settings:
+        raise ConfigError(f"{' '.join(settings)}: settings are for reward:NAME and task:NAME; a file has its own")
     else:
         _check_file(Path(what))
     typer.echo("ok")
 
 
-def _check_plugin(kind: str, name: str) -> None:
+def _settings(words: Sequence[str]) -> dict[str, Any]:
+    """`["target=20", "letter=a"]` as TOML would read them; what is no TOML value is a string."""
+    import tomllib
+
+    settings: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not key or not equals:
+            raise ConfigError(f"{word!r} is not of the form KEY=VALUE")
+        try:
+            settings[key] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            settings[key] = value
+    return settings
+
+
+def _check_plugin(kind: str, name: str, settings: dict[str, Any]) -> None:
     from rlhf_env.envs.rewards import load_rewards
     from rlhf_env.envs.tasks import load_task
     from rlhf_env.envs.tokenizers import ByteTokenizer
     from rlhf_env.testing import check_reward, check_task
 
     if kind == "task":
-        check_task(load_task(name), ByteTokenizer())
+        check_task(load_task({"name": name, **settings}), ByteTokenizer())
     else:
-        check_reward(load_rewards(name, load_task("count")).parts[name])
+        check_reward(load_rewards({name: settings}, load_task("count")).parts[name])
 
 
 def _check_file(file: Path) -> None:
@@ -218,21 +238,30 @@ def _console() -> Console:
 
 def main() -> None:
     """Run a command; what went wrong is one line (or one per problem) on stderr and an exit status."""
+    if len(sys.argv) == 1:
+        sys.argv.append("--help")
     try:
-        app(standalone_mode=False)
+        status = app(standalone_mode=False)
     except RlhfEnvError as error:
         problems = error.problems if isinstance(error, ConfigError) else (str(error),)
-        for problem in problems[:20]:
-            print(f"rlhf-env: {problem}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, EOFError):
-        print("rlhf-env: stopped", file=sys.stderr)
-        sys.exit(130)
+        _complain(problems, error.exit_code)
+    except (KeyboardInterrupt, EOFError, typer.Abort):
+        status = 130
     except Exception as error:
-        click_exit = getattr(error, "exit_code", None)
-        if click_exit is None:
+        # Typer may bring its own copy of click, so that its errors are known by what they can do.
+        say: Callable[[], str] | None = getattr(error, "format_message", None)
+        if say is None:
             raise
-        show = getattr(error, "show", None)
-        if show is not None:
-            show()
-        sys.exit(click_exit)
+        _complain([say()], getattr(error, "exit_code", 2))
+    if status == 130:  # Ctrl-C where no run was under way that would have saved itself
+        _complain(["stopped"], 130)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _complain(problems: Sequence[str], status: int) -> NoReturn:
+    """One line on stderr for each of the first 20 problems."""
+    for problem in problems[:20]:
+        print(f"rlhf-env: {' '.join(problem.split())}", file=sys.stderr)
+    if len(problems) > 20:
+        print(f"rlhf-env: and {len(problems) - 20} more", file=sys.stderr)
+    sys.exit(status)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import tomli_w
 import torch
 from rich.console import Console
 
@@ -276,7 +277,8 @@ def _imitate(
         lambda rows: demonstrations([episodes[i] for i in rows], pad_id=tokenizer.pad_id),
         seed=seed,
     )
-    with RunFolder(folder, json.dumps(""), resume=True, tensorboard=False) as run:
+    described = tomli_w.dumps({"course": asdict(course), "seed": seed, "texts": len(episodes)})
+    with RunFolder(folder, described, resume=True, tensorboard=False) as run:
         train(
             agent,
             source,
@@ -341,7 +343,7 @@ class Demo:
     evaluate_every: int = 10
     agents: dict[str, dict[str, Any]] = field(
         default_factory=lambda: {
-            "ppo": {"lr": 2e-4},
+            "ppo": {"lr": 2e-4, "group_size": 4},
             "grpo": {"lr": 2e-4},
             "dpo": {"lr": 2e-4},
             "best_of_n": {"n": 8},

@@ -58,7 +58,7 @@ class Upbeat:
     """
 
     judge: str | Path | Fluency = "rlhf-env/chitchat-judge"
-    typical: float = -3.7
+    typical: float = -3.18
 
     def __call__(self, episodes: Sequence[Episode], /) -> Float:
         """float64[B]."""

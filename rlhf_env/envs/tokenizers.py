@@ -95,17 +95,21 @@ class FileTokenizer:
     def decode(self, ids: Sequence[int], /) -> str:
         return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True))
 
+    def filled_up(self, vocab_size: int) -> FileTokenizer:
+        """The same tokenizer with ids that stand for nothing on top, as models have that round their vocabulary up."""
+        end, pad = self._tokenizer.id_to_token(self.end_id), self._tokenizer.id_to_token(self.pad_id)
+        return _reopen(self.folder, end, pad, vocab_size)
+
     # Environments are pickled to worker processes: the file is read again there.
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (
-            self.folder,
-            self._tokenizer.id_to_token(self.end_id),
-            self._tokenizer.id_to_token(self.pad_id),
-        )
+        end, pad = self._tokenizer.id_to_token(self.end_id), self._tokenizer.id_to_token(self.pad_id)
+        return _reopen, (self.folder, end, pad, self.vocab_size)
 
 
-def _reopen(folder: str, end: str, pad: str) -> FileTokenizer:
-    return FileTokenizer(folder, end=end, pad=pad)
+def _reopen(folder: str, end: str | None, pad: str | None, vocab_size: int) -> FileTokenizer:
+    tokenizer = FileTokenizer(folder, end=end, pad=pad)
+    tokenizer.vocab_size = vocab_size
+    return tokenizer
 
 
 def _special_tokens(folder: Path) -> dict[str, str]:
@@ -130,7 +134,7 @@ def _special_tokens(folder: Path) -> dict[str, str]:
 
 
 def load_tokenizer(spec: str | Path | Tokenizer) -> Tokenizer:
-    """`"bytes"`, `"alphabet:0123"`, a folder with a tokenizer.json, a shipped model, a hub name; or a tokenizer as it is.
+    """`"bytes"`, `"alphabet:0123"`, a folder with a tokenizer.json, a shipped model, a hub name; or a tokenizer.
 
     Raises DataError when nothing of that name can be loaded.
     """

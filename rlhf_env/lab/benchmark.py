@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -17,7 +18,7 @@ from typing import Any
 
 import tomli_w
 
-from rlhf_env.errors import ConfigError, RlhfEnvError
+from rlhf_env.errors import ConfigError, RlhfEnvError, RunFailed
 from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.engine import set_threads
 from rlhf_env.learning.experiment import Experiment, Workplace, build, read_toml
@@ -25,7 +26,8 @@ from rlhf_env.learning.loop import Interrupted, Row, train
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
 
 RESULT_FORMAT = 1
-_NAME = re.compile(r"[A-Za-z0-9_.]+(-[A-Za-z0-9_.]+)*")  # "--" separates the parts of a result's file name
+# "--" separates the parts of a result's file name, and no part climbs out of the folder.
+_NAME = re.compile(r"\w[\w.]*(-[\w.]+)*", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +47,22 @@ class Grid:
     seeds: int = 3
 
     def __post_init__(self) -> None:
+        problems = []
         if not self.agents:
-            raise ConfigError("agents: name at least one, as in [agents.ppo]")
+            problems.append("agents: name at least one, as in [agents.ppo]")
         if self.seeds < 1:
-            raise ConfigError(f"seeds must be at least 1, got {self.seeds}")
-        for name in (*self.agents, *self.tasks):
+            problems.append(f"seeds must be at least 1, got {self.seeds}")
+        for name in (self.name, *self.agents, *(self.tasks or [_task_name(self.experiment)])):
             if not _NAME.fullmatch(name):
-                raise ConfigError(f"{name!r} is no name for a row: letters, digits, '_', '.', single '-'")
+                problems.append(f"{name!r} is no name for a file: letters, digits, '_', '.', single '-'")
+        for kind, tables in (("agents", self.agents), ("tasks", self.tasks)):
+            problems += [
+                f"{kind}.{name}: {table!r} is not a table"
+                for name, table in tables.items()
+                if not isinstance(table, Mapping)
+            ]
+        if problems:
+            raise ConfigError(*problems)
 
     @classmethod
     def load(cls, file: str | Path) -> Grid:
@@ -133,7 +144,10 @@ def run_benchmark(
 
 
 def run_cell(cell: Cell, folder: Path, on_update: Callable[[Row, float], None] | None = None) -> dict[str, Any]:
-    """Build, train, evaluate; the result that was written to `cell.result_file(folder)`."""
+    """Build, train, evaluate; the result that was written to `cell.result_file(folder)`.
+
+    Raises what the run raises, and RunFailed for an evaluation that is not finite: then no result is written.
+    """
     from rlhf_env.lab.evaluation import Evaluator
 
     workplace = build(cell.experiment)
@@ -142,6 +156,9 @@ def run_cell(cell: Cell, folder: Path, on_update: Callable[[Row, float], None] |
         reason = run_experiment(workplace, evaluator, run, resume=True, on_update=on_update)
     final = evaluator()
     curve = evaluation_curve(folder / cell.run)
+    diverged = [name for name, value in final.metrics.items() if not math.isfinite(value)]
+    if diverged:
+        raise RunFailed(f"the evaluation is not finite: {', '.join(diverged)}")
     result = {
         "format": RESULT_FORMAT,
         **_identity(cell, run.config_hash),
@@ -209,11 +226,20 @@ def evaluation_curve(run: Path) -> list[dict[str, float]]:
 
 
 def write_json(file: Path, content: Any) -> None:
-    """All of it or nothing: written beside and renamed."""
+    """All of it or nothing: written beside and renamed. A number that is not finite becomes null: JSON has no NaN."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.{os.getpid()}")
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8", errors="surrogatepass")
+    text = json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False)
+    partial.write_text(text, encoding="utf-8", errors="surrogatepass")
     partial.replace(file)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 # -------------------------------------------------------------------- worker processes
@@ -242,12 +268,13 @@ def _run_in_processes(cells: Sequence[Cell], folder: Path, jobs: int) -> Iterato
                     fraction, ended, row = worker.pipe.recv()
                     if ended is not None and ended != "finished":
                         _write_failure(cell, folder, ended)
-                except EOFError:
+                except (EOFError, OSError):  # at its end, or before it had read what it was sent
                     worker.process.join()
                     # No result is written: the next call goes on from the cell's last checkpoint.
                     fraction, ended, row = 0.0, _died(worker.process.exitcode), {}
-                    fresh = _start_worker()
-                    worker.process, worker.pipe = fresh.process, fresh.pipe
+                    if waiting:
+                        fresh = _start_worker()
+                        worker.process, worker.pipe = fresh.process, fresh.pipe
                 yield Progress(cell, fraction, None if ended is None else _outcome(ended), row)
                 if ended is not None:
                     _hand_over(worker, waiting, folder)
@@ -306,7 +333,7 @@ def _work(pipe: Connection) -> None:
         try:
             run_cell(cell, folder, report)
             pipe.send((1.0, "finished", {}))
-        except Interrupted:
+        except (Interrupted, KeyboardInterrupt):
             return
         except RlhfEnvError as error:
             pipe.send((1.0, str(error), {}))
@@ -356,7 +383,8 @@ def _describe(grid: Grid, folder: Path) -> None:
 
 
 def _task_name(experiment: Mapping[str, Any]) -> str:
-    return str(experiment.get("task", {}).get("name", "task"))
+    task = experiment.get("task", {})
+    return str(task.get("name", "task")) if isinstance(task, Mapping) else "task"
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

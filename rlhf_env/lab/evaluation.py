@@ -13,7 +13,7 @@ from rlhf_env.envs.tasks import held_out
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.learning.agent import Agent
 from rlhf_env.learning.experiment import Workplace, evaluation_rewards
-from rlhf_env.learning.loop import collect
+from rlhf_env.learning.loop import collect_with
 from rlhf_env.types import Episode, Float, GroupReward, TokenReward, TokenScorer
 
 
@@ -70,10 +70,11 @@ class Evaluator:
             writer.reseed(settings.seed)
         try:
             # A new environment each time: what rewards remember of training is read here and not added to.
-            rollout = collect(
+            # What the agent would ask for (an easier level, groups) does not hold: everyone gets the same prompts.
+            rollout = collect_with(
                 self._environment(settings.prompts),
                 agent,
-                {"group_size": 1, "indices": list(range(settings.prompts))},
+                {"indices": list(range(settings.prompts))},
                 seed=settings.seed,
             )
         finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,41 +25,46 @@ from rlhf_env.errors import DataError, RunFailed
 
 FORMAT_VERSION = 1
 _TENSORS, _STATE, _MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+_CONTENT = (_TENSORS, _STATE)
+_FOLDER = re.compile(r"step-(\d+)(\.replaced)?")
 
 
 def save(parent: Path, step: int, state: Mapping[str, Any], record: Mapping[str, Any], *, keep: int = 2) -> Path:
     """Write `state` (nested dicts and lists of tensors, arrays, plain values) as checkpoint `step`; its directory.
 
-    `record` goes into the manifest (versions, thread count, config hash). The newest `keep` checkpoints stay. Raises
-    RunFailed when the disk refuses: what stood before is untouched.
+    `record` goes into the manifest (versions, thread count, config hash). The newest `keep` checkpoints up to this one
+    stay (later ones are damaged, or the run would have gone on from there). Raises RunFailed when the disk refuses:
+    what stood before is untouched.
     """
-    parent.mkdir(parents=True, exist_ok=True)
-    _sweep(parent)
     final, partial = parent / f"step-{step:08d}", parent / f".tmp-{step}-{os.getpid()}"
+    replaced = parent / f"{final.name}.replaced"
     tensors: dict[str, Tensor] = {}
     plain = _take_apart(state, "", tensors, {})
     try:
+        parent.mkdir(parents=True, exist_ok=True)
+        _sweep(parent)
         partial.mkdir()
         save_file(tensors, partial / _TENSORS)
         (partial / _STATE).write_text(json.dumps(plain), encoding="utf-8")
-        for name in (_TENSORS, _STATE):
+        for name in _CONTENT:
             _sync(partial / name)
         files = {
-            name: {"sha256": _digest(partial / name), "bytes": (partial / name).stat().st_size}
-            for name in (_TENSORS, _STATE)
+            name: {"sha256": _digest(partial / name), "bytes": (partial / name).stat().st_size} for name in _CONTENT
         }
         manifest = {"format_version": FORMAT_VERSION, "step": step, "files": files, **record}
         (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         _sync(partial / _MANIFEST)
-        if final.exists():  # the same step saved again, by a run that was resumed from an older checkpoint
-            shutil.rmtree(final)
+        if final.exists():  # the same step saved again; the earlier one counts until the new one stands
+            shutil.rmtree(replaced, ignore_errors=True)
+            final.rename(replaced)
         partial.rename(final)
         _sync(parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         needed = sum(t.numel() * t.element_size() for t in tensors.values())
         raise RunFailed(f"cannot write checkpoint {final} (about {needed:,} bytes): {error}") from error
-    for old in list(_candidates(parent))[keep:]:
+    shutil.rmtree(replaced, ignore_errors=True)
+    for old in list(_candidates(parent, up_to=step))[keep:]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
@@ -75,7 +81,6 @@ def problems(folder: Path) -> list[str]:
     """What is wrong with a checkpoint directory; empty when it is whole."""
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        files: dict[str, dict[str, Any]] = manifest["files"]
         version = manifest["format_version"]
     except FileNotFoundError:
         return [f"{folder} has no {_MANIFEST}"]
@@ -83,12 +88,16 @@ def problems(folder: Path) -> list[str]:
         return [f"{folder / _MANIFEST} cannot be read: {error}"]
     if version != FORMAT_VERSION:
         return [f"{folder} has checkpoint format {version}, this version reads {FORMAT_VERSION}"]
+    try:
+        stated = {name: (manifest["files"][name]["bytes"], manifest["files"][name]["sha256"]) for name in _CONTENT}
+    except (KeyError, TypeError) as error:
+        return [f"{folder / _MANIFEST} does not say what the checkpoint holds: {error!r}"]
     found = []
-    for name in (_TENSORS, _STATE):
+    for name, (size, digest) in stated.items():
         file = folder / name
-        if name not in files or not file.is_file():
+        if not file.is_file():
             found.append(f"{file} is missing")
-        elif file.stat().st_size != files[name]["bytes"] or _digest(file) != files[name]["sha256"]:
+        elif file.stat().st_size != size or _digest(file) != digest:
             found.append(f"{file} is damaged (its content is not what the manifest says)")
     return found
 
@@ -99,14 +108,20 @@ def load(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if wrong:
         raise DataError(*wrong)
     manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-    plain = json.loads((folder / _STATE).read_text(encoding="utf-8"))
-    state: dict[str, Any] = _put_together(plain, load_file(folder / _TENSORS))
+    try:
+        plain = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+        state: dict[str, Any] = _put_together(plain, load_file(folder / _TENSORS))
+    except (ValueError, KeyError, SafetensorError) as error:  # whole, but not written by `save`
+        raise DataError(f"{folder} does not hold a checkpoint's state: {error!r}") from error
     return state, manifest
 
 
-def _candidates(parent: Path) -> Iterator[Path]:
-    """Checkpoint directories, newest step first."""
-    return iter(sorted((p for p in parent.glob("step-*") if p.is_dir()), reverse=True))
+def _candidates(parent: Path, up_to: int | None = None) -> Iterator[Path]:
+    """Checkpoint directories, newest step first; one that was about to be replaced comes after its replacement."""
+    found = [(int(m[1]), m[2] is None, p) for p in parent.glob("step-*") if (m := _FOLDER.fullmatch(p.name))]
+    for step, _, folder in sorted(found, reverse=True):
+        if folder.is_dir() and (up_to is None or step <= up_to):
+            yield folder
 
 
 def _sweep(parent: Path) -> None:
@@ -116,17 +131,20 @@ def _sweep(parent: Path) -> None:
 
 
 def _take_apart(value: Any, path: str, tensors: dict[str, Tensor], seen: dict[tuple[Any, ...], str]) -> Any:
-    """The JSON form of `value`; its tensors and arrays go to `tensors`, tied ones once."""
+    """The JSON form of `value`; its tensors and arrays go to `tensors`, tied tensors once."""
     if isinstance(value, np.ndarray):
-        return {"$array": _take_apart(torch.from_numpy(value.copy()), path, tensors, seen)["$tensor"]}
+        # Never looked up in `seen`: the copy's address is free again for the next array's copy.
+        return {"$array": _put_away(torch.from_numpy(value.copy()), path, tensors)}
     if isinstance(value, Tensor):
-        key = (value.data_ptr(), value.shape, value.stride(), value.dtype)
-        if value.numel() == 0 or key not in seen:
-            seen[key] = path
-            tensors[path] = value.detach().cpu().contiguous().clone()
-        return {"$tensor": seen[key]}
+        address = (value.device, value.data_ptr(), value.shape, value.stride(), value.dtype)
+        if value.numel() == 0 or address not in seen:
+            seen[address] = _put_away(value, path, tensors)
+        return {"$tensor": seen[address]}
     if isinstance(value, Mapping):
-        return {str(key): _take_apart(item, f"{path}/{key}", tensors, seen) for key, item in value.items()}
+        odd = [key for key in value if not isinstance(key, str) or key.startswith("$")]
+        if odd:
+            raise TypeError(f"keys of a checkpoint's tables are strings without a leading '$'; {path} has {odd[0]!r}")
+        return {key: _take_apart(item, f"{path}/{key}", tensors, seen) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_take_apart(item, f"{path}/{i}", tensors, seen) for i, item in enumerate(value)]
     if isinstance(value, np.generic):
@@ -134,6 +152,13 @@ def _take_apart(value: Any, path: str, tensors: dict[str, Tensor], seen: dict[tu
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise TypeError(f"a checkpoint holds tensors, arrays and plain values; {path or 'the state'} is {type(value)}")
+
+
+def _put_away(tensor: Tensor, path: str, tensors: dict[str, Tensor]) -> str:
+    """The name the tensor got: its path, numbered where another one has it ({"a/b": ...} beside {"a": {"b": ...}})."""
+    name = path if path not in tensors else f"{path}#{len(tensors)}"
+    tensors[name] = tensor.detach().cpu().contiguous().clone()
+    return name
 
 
 def _put_together(value: Any, tensors: Mapping[str, Tensor]) -> Any:

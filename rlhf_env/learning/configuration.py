@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -16,7 +17,8 @@ T = TypeVar("T")
 def from_table(cls: type[T], table: Mapping[str, Any], where: str) -> T:
     """Build the dataclass `cls` from `table`; `where` begins each message, as in "[agent] lr: ...".
 
-    A field that is itself a dataclass takes a table of its own; its keys may also stand one level up where they are
+    A field that is itself a dataclass takes a table of its own, which changes the field's default key by key (or stands
+    instead of it: `field(..., metadata={"whole": True})`); its keys may also stand one level up where they are
     unambiguous (`lr` instead of `optimization.lr`). Raises ConfigError with every problem found.
     """
     problems: list[str] = []
@@ -27,15 +29,13 @@ def from_table(cls: type[T], table: Mapping[str, Any], where: str) -> T:
 
 
 def _build(cls: type[Any], table: Mapping[str, Any], where: str, problems: list[str]) -> Any:
+    found_before = len(problems)
     hints = typing.get_type_hints(cls)
     fields = {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
     nested = {name: hint for name, hint in fields.items() if isinstance(hint, type) and dataclasses.is_dataclass(hint)}
-    lifted = {
-        inner.name: name
-        for name, hint in nested.items()
-        for inner in dataclasses.fields(hint)
-        if inner.name not in fields
-    }
+    inner_names = [(inner.name, name) for name, hint in nested.items() for inner in dataclasses.fields(hint)]
+    times = Counter(inner for inner, _ in inner_names)
+    lifted = {inner: name for inner, name in inner_names if inner not in fields and times[inner] == 1}
     given: dict[str, Any] = {}
     tables: dict[str, dict[str, Any]] = {}
     for key, value in table.items():
@@ -52,9 +52,9 @@ def _build(cls: type[Any], table: Mapping[str, Any], where: str, problems: list[
             problems.append(f"{where}: no setting {key!r}{did_you_mean(key, [*fields, *lifted])}")
     for name, inner_table in tables.items():
         default = next(f for f in dataclasses.fields(cls) if f.name == name)
-        base = _default_of(default)
+        base = dataclasses.MISSING if default.metadata.get("whole") else _default_of(default)
         # A nested table changes the default of this place, not the nested class's own.
-        start = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)} if base is not None else {}
+        start = {} if base is dataclasses.MISSING else {f.name: getattr(base, f.name) for f in dataclasses.fields(base)}
         given[name] = _build(nested[name], {**start, **inner_table}, f"{where} {name}", problems)
     missing = [
         field.name
@@ -62,12 +62,13 @@ def _build(cls: type[Any], table: Mapping[str, Any], where: str, problems: list[
         if field.init and _default_of(field) is dataclasses.MISSING and field.name not in given
     ]
     problems.extend(f"{where}: the setting {name!r} is required" for name in missing)
-    if problems:
+    if len(problems) > found_before:
         return None
     try:
         return cls(**given)
-    except ConfigError as error:
-        problems.extend(f"{where}: {problem}" for problem in error.problems)
+    except ValueError as error:
+        found = error.problems if isinstance(error, ConfigError) else (str(error),)
+        problems.extend(f"{where}: {problem}" for problem in found)
         return None
 
 
@@ -82,7 +83,9 @@ def _default_of(field: dataclasses.Field[Any]) -> Any:
 def _checked(value: Any, hint: Any, where: str, problems: list[str]) -> Any:
     """`value` as the type the field declares, or a problem noted."""
     if _fits(value, hint):
-        return float(value) if hint is float and isinstance(value, int) else value
+        if get_origin(hint) is tuple:  # TOML has lists only
+            return tuple(value)
+        return float(value) if hint is float else value
     problems.append(f"{where}: {value!r} is not {_spoken(hint)}")
     return value
 
@@ -96,13 +99,13 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint in (int, float) and isinstance(value, bool):
         return False
     if hint is float:
-        return isinstance(value, (int, float))
+        return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**1023)
     if hint is Any:
         return True
     if hint is type(None):
         return value is None
-    plain = origin or hint
-    return isinstance(value, plain) if isinstance(plain, type) else True
+    plain = (list, tuple) if origin is tuple else origin or hint
+    return isinstance(value, plain) if isinstance(plain, (type, tuple)) else True
 
 
 def _spoken(hint: Any) -> str:
@@ -120,4 +123,6 @@ def _spoken(hint: Any) -> str:
         return f"one of {', '.join(map(repr, get_args(hint)))}"
     if origin in (list, tuple):
         return "a list"
+    if dataclasses.is_dataclass(hint):
+        return "a table"
     return str(names.get(hint) or names.get(origin) or getattr(hint, "__name__", hint))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor
@@ -25,8 +26,7 @@ class Optimization:
 
     `lr`: AdamW's learning rate. `schedule`, `warmup` (share of the budget), `floor`: its course over the budget.
     `max_grad_norm`: the gradient is scaled down to this norm (0: never). `micro_batch_size`: rows per backward pass
-    (0: all
-    at once); a memory setting that changes no result.
+    (0: all at once); a memory setting that changes no result.
     """
 
     lr: float = 2e-4
@@ -40,13 +40,22 @@ class Optimization:
     micro_batch_size: int = 0
 
     def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise ConfigError(f"lr must be positive, got {self.lr}")
-        if self.schedule not in ("constant", "linear", "cosine"):
-            raise ConfigError(f"schedule must be constant, linear or cosine, got {self.schedule!r}")
-        for name in ("warmup", "floor", "weight_decay", "max_grad_norm", "micro_batch_size"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
+        problems = []
+        if not 0 < self.lr < math.inf:
+            problems.append(f"lr must be positive, got {self.lr}")
+        if self.schedule not in get_args(ScheduleName):
+            problems.append(f"schedule must be one of {', '.join(get_args(ScheduleName))}, got {self.schedule!r}")
+        for name in ("warmup", "floor"):
+            if not 0 <= getattr(self, name) <= 1:
+                problems.append(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                problems.append(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        for name in ("weight_decay", "max_grad_norm", "micro_batch_size"):
+            if not 0 <= getattr(self, name) < math.inf:
+                problems.append(f"{name} must not be negative, got {getattr(self, name)}")
+        if problems:
+            raise ConfigError(*problems)
 
 
 class Optimizer:
@@ -144,8 +153,8 @@ def set_threads(threads: int | None = None) -> int:
     One is the default because small models gain nothing from two, and spinning threads on a busy machine cost
     a factor of 2 to 46 (both measured on two cores).
     """
-    chosen = threads if threads is not None else int(os.environ.get("RLHF_ENV_THREADS", "1"))
-    if chosen < 1:
-        raise ConfigError(f"threads must be at least 1, got {chosen}")
+    wanted = os.environ.get("RLHF_ENV_THREADS", "1") if threads is None else str(threads)
+    if not wanted.isdecimal() or (chosen := int(wanted)) < 1:
+        raise ConfigError(f"threads must be a whole number of at least 1, got {wanted!r}")
     torch.set_num_threads(chosen)
     return chosen

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from rlhf_env import plugins
 from rlhf_env.envs.rewards import RewardMix, load_rewards
 from rlhf_env.envs.tasks import load_task
 from rlhf_env.envs.text_vector_env import TextVectorEnv
-from rlhf_env.envs.tokenizers import load_tokenizer
+from rlhf_env.envs.tokenizers import FileTokenizer, load_tokenizer
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.learning.agent import Agent, Setup
 from rlhf_env.learning.configuration import from_table
@@ -24,6 +25,7 @@ from rlhf_env.learning.spending import Budget, Spending
 from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.policies.policy import Sampling
 from rlhf_env.policies.tiny import tiny_language_model
+from rlhf_env.types import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,16 @@ class EnvironmentSettings:
     view: Literal["response", "token"] = "response"
     action_length: int | None = None
 
+    def __post_init__(self) -> None:
+        sizes = {name: getattr(self, name) for name in ("num_envs", "max_new_tokens", "max_prompt_tokens")}
+        problems = [f"{name} must be at least 1, got {size}" for name, size in sizes.items() if size < 1]
+        if self.action_length is not None and not 1 <= self.action_length <= self.max_new_tokens:
+            problems.append(
+                f"action_length must be in 1..{self.max_new_tokens} (max_new_tokens), got {self.action_length}"
+            )
+        if problems:
+            raise ConfigError(*problems)
+
     @property
     def length(self) -> int:
         """Tokens of one action."""
@@ -69,6 +81,13 @@ class EvaluationSettings:
     seed: int = 12_345
     rewards: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        problems = _negative(self, "every", "seed")
+        if self.prompts < 1:
+            problems.append(f"prompts must be at least 1, got {self.prompts}")
+        if problems:
+            raise ConfigError(*problems)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
@@ -85,10 +104,17 @@ class Experiment:
     environment: EnvironmentSettings = field(default_factory=EnvironmentSettings)
     rewards: dict[str, Any] = field(default_factory=lambda: {"task": 1.0})
     agent: dict[str, Any] = field(default_factory=lambda: {"name": "ppo"})
-    budget: Budget = field(default_factory=lambda: Budget(generated_tokens=100_000))
+    budget: Budget = field(default_factory=lambda: Budget(generated_tokens=100_000), metadata={"whole": True})
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     checkpoint_every: int = 10
     max_kl: float | None = None
+
+    def __post_init__(self) -> None:
+        problems = _negative(self, "seed", "checkpoint_every")
+        if self.max_kl is not None and not self.max_kl > 0:
+            problems.append(f"max_kl must be positive, got {self.max_kl}")
+        if problems:
+            raise ConfigError(*problems)
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any], where: str = "experiment") -> Experiment:
@@ -121,18 +147,18 @@ class Workplace:
 
 
 def build(experiment: Experiment, *, policy: LanguageModel | None = None) -> Workplace:
-    """Load the model, make the environment and the agent. `policy` stands in for `experiment.policy.model`."""
+    """Load the model, make the environment and the agent. `policy` stands in for `experiment.policy.model`.
+
+    Raises ConfigError; unknown names and wrong settings are found, all of them, before a model is loaded.
+    """
+    _check_plugins(experiment)
     settings = experiment.environment
-    policy = load_policy(experiment) if policy is None else policy
+    tokenizer = _load_tokenizer(experiment.policy)
+    policy = _load_policy(experiment, tokenizer) if policy is None else policy
+    tokenizer = _fitted(tokenizer, policy, experiment.policy.model)
     reference = policy.frozen_copy()
     reference.reseed(experiment.seed + 1)
     policy.reseed(experiment.seed)
-    tokenizer = load_tokenizer(experiment.policy.tokenizer or experiment.policy.model)
-    if tokenizer.vocab_size > policy.vocab_size:
-        raise DataError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {experiment.policy.model} has "
-            f"{policy.vocab_size}: they do not belong together"
-        )
     env = TextVectorEnv(
         settings.num_envs,
         task=load_task(experiment.task),
@@ -161,17 +187,53 @@ def build(experiment: Experiment, *, policy: LanguageModel | None = None) -> Wor
     return Workplace(experiment, env, setup, agent, EnvSource(env, seed=experiment.seed, spending=spending))
 
 
-def load_policy(experiment: Experiment) -> LanguageModel:
+def _check_plugins(experiment: Experiment) -> None:
+    """Name everything that the tables of plugins get wrong, not only the first thing."""
+    problems: list[str] = []
+
+    def look(check: Callable[[], Any]) -> None:
+        try:
+            check()
+        except ConfigError as error:
+            problems.extend(problem for problem in error.problems if problem not in problems)
+
+    known = plugins.host()
+    task = experiment.task.get("name")
+    if isinstance(task, str):
+        look(lambda: known.load("task", task))
+    for rewards in (experiment.rewards, experiment.evaluation.rewards):
+        for part, settings in rewards.items():
+            plugin = settings.get("plugin", part) if isinstance(settings, Mapping) else part
+            if plugin != "task" and isinstance(settings, (int, float, Mapping)):
+                look(partial(known.load, "reward", plugin))
+    look(lambda: _agent_and_config(experiment.agent))
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _load_tokenizer(wanted: PolicySettings) -> Tokenizer:
+    if wanted.model == "tiny" and wanted.tokenizer is None:
+        raise ConfigError('[policy] model "tiny" needs a tokenizer: tokenizer = "bytes" or "alphabet:ab="')
+    return load_tokenizer(wanted.tokenizer or wanted.model)
+
+
+def _load_policy(experiment: Experiment, tokenizer: Tokenizer) -> LanguageModel:
     """The model to train, at its initial weights."""
     import torch
 
     wanted = experiment.policy
     dtype = {"float32": torch.float32, "float64": torch.float64}[wanted.dtype]
     if wanted.model != "tiny":
-        return LanguageModel.from_pretrained(wanted.model, dtype=dtype, sampling=wanted.sampling)
-    if wanted.tokenizer is None:
-        raise ConfigError('[policy] model \'tiny\' needs a tokenizer: tokenizer = "bytes" or "alphabet:ab="')
-    tokenizer = load_tokenizer(wanted.tokenizer)
+        # The tokenizer says how a text ends: models that know several end tokens name another one first.
+        end, pad = tokenizer.end_id, tokenizer.pad_id
+        try:
+            return LanguageModel.from_pretrained(
+                wanted.model, dtype=dtype, end_id=end, pad_id=pad, sampling=wanted.sampling
+            )
+        except DataError:
+            raise
+        except ConfigError as error:
+            raise DataError(f"the tokenizer and the model {wanted.model} do not belong together: {error}") from error
     return tiny_language_model(
         vocab_size=tokenizer.vocab_size,
         end_id=tokenizer.end_id,
@@ -182,16 +244,39 @@ def load_policy(experiment: Experiment) -> LanguageModel:
     )
 
 
+def _fitted(tokenizer: Tokenizer, policy: LanguageModel, model: str) -> Tokenizer:
+    """The tokenizer with the model's vocabulary (which many models fill up to a round number), or DataError."""
+    if tokenizer.vocab_size < policy.vocab_size and isinstance(tokenizer, FileTokenizer):
+        tokenizer = tokenizer.filled_up(policy.vocab_size)
+    if tokenizer.vocab_size != policy.vocab_size:
+        raise DataError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model} has {policy.vocab_size}: "
+            "they do not belong together"
+        )
+    if tokenizer.end_id != policy.end_id:
+        raise DataError(
+            f"the tokenizer ends a text with token {tokenizer.end_id}, the model {model} with {policy.end_id}: "
+            "they do not belong together"
+        )
+    return tokenizer
+
+
 def make_agent(spec: str | Mapping[str, Any], setup: Setup) -> Agent:
     """An agent by name and settings: `{"name": "ppo", "lr": 1e-4}`. Raises ConfigError for what does not fit."""
+    target, config = _agent_and_config(spec)
+    agent: Agent = target(setup, config)
+    return agent
+
+
+def _agent_and_config(spec: str | Mapping[str, Any]) -> tuple[Any, Any]:
     table = {"name": spec} if isinstance(spec, str) else dict(spec)
     name = table.pop("name", None)
     if not isinstance(name, str):
         raise ConfigError("[agent] needs a name")
     target = plugins.host().load("agent", name)
-    config = from_table(target.Config, table, f"[agent] {name}")
-    agent: Agent = target(setup, config)
-    return agent
+    if not is_dataclass(getattr(target, "Config", None)):
+        raise ConfigError(f"agent {name!r}: {target!r} has no dataclass `Config`, as an agent plugin must")
+    return target, from_table(target.Config, table, f"[agent] {name}")
 
 
 def evaluation_rewards(experiment: Experiment, workplace: Workplace) -> RewardMix | None:
@@ -212,6 +297,12 @@ def read_toml(file: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{file} is not UTF-8: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file}: {error}") from error
+
+
+def _negative(settings: Any, *names: str) -> list[str]:
+    return [
+        f"{name} must not be negative, got {getattr(settings, name)}" for name in names if getattr(settings, name) < 0
+    ]
 
 
 def _without_none(value: Any) -> Any:

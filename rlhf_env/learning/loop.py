@@ -20,11 +20,13 @@ from rlhf_env.errors import ConfigError, RewardError, RlhfEnvError, RunFailed
 from rlhf_env.learning.agent import Agent, Decision, Metrics
 from rlhf_env.learning.engine import Engine
 from rlhf_env.learning.rollout import Rollout, finished
-from rlhf_env.learning.run_folder import RunFolder
+from rlhf_env.learning.run_folder import RunFolder, read_metrics
 from rlhf_env.learning.spending import Budget, Spending
 from rlhf_env.types import Episode, Float
 
 Row = dict[str, Any]
+
+_IDLE_LIMIT = 200
 
 
 def collect(
@@ -35,9 +37,14 @@ def collect(
     `options` are added to what `agent.begin()` asks for. The environment must be in autoreset mode DISABLED (whole
     episodes only).
     """
+    return collect_with(env, agent, {**agent.begin(), **(options or {})}, seed=seed)
+
+
+def collect_with(env: TextVectorEnv, agent: Agent, options: Mapping[str, Any], *, seed: int | None = None) -> Rollout:
+    """`collect` under exactly these options, whatever the agent would ask for."""
     if env.metadata["autoreset_mode"].value != "Disabled":
         raise ConfigError("collect() needs an environment made with autoreset_mode='Disabled'")
-    observation, _ = env.reset(seed=seed, options={**agent.begin(), **(options or {})})
+    observation, _ = env.reset(seed=seed, options=options)
     ended: dict[int, tuple[Episode, Score]] = {}
     extras: dict[str, Float] = {}
     while len(ended) < env.num_envs:
@@ -133,7 +140,7 @@ class EnvSource:
         groups = self.env.num_envs // int(wishes.get("group_size", 1))
         place = self._prompts.place
         try:
-            rollout = collect(self.env, agent, {"indices": self._prompts.take(groups)})
+            rollout = collect_with(self.env, agent, {**wishes, "indices": self._prompts.take(groups)})
         except RlhfEnvError:
             self._prompts.place = place  # these prompts were not used up: a resumed run takes them again
             raise
@@ -212,36 +219,47 @@ def train(
         stop_when: reads a row of metrics; a reason to stop early, or None.
         on_update: called with each row and the share of the budget spent (progress bars).
 
-    Raises Interrupted after SIGINT or SIGTERM, with the run saved; RewardError, with the run saved as of the last
-    update; whatever else goes wrong, with the last checkpoint left as it is.
+    Raises Interrupted after SIGINT or SIGTERM, with the run saved; RewardError, and ConfigError for a prompt that
+    cannot be used, with the run saved as of the last update; RunFailed when the budget is in a currency this agent does
+    not spend; whatever else goes wrong, with the last checkpoint left as it is.
     """
     rows: list[Row] = []
-    reason = "budget"
+    saved: int | None = None
+    idle = 0  # updates in a row that spent nothing of the budget
 
-    def save() -> None:
-        if run is not None:
-            state = {"agent": agent.state_dict(), "source": source.state_dict(), "spending": spending.as_dict()}
-            run.save(spending.updates, state, torch.get_num_threads())
+    def state() -> dict[str, Any]:
+        return {"agent": agent.state_dict(), "source": source.state_dict(), "spending": spending.as_dict()}
+
+    def save(content: Mapping[str, Any]) -> None:
+        nonlocal saved
+        updates = int(content["spending"]["updates"])
+        if run is not None and saved != updates:
+            run.save(updates, content, torch.get_num_threads())
+            saved = updates
 
     if resume and run is not None and (restored := run.restore()) is not None:
-        state, _ = restored
-        agent.load_state_dict(state["agent"])
-        source.load_state_dict(state["source"])
-        spending.load(state["spending"])
+        agent.load_state_dict(restored[0]["agent"])
+        source.load_state_dict(restored[0]["source"])
+        spending.load(restored[0]["spending"])
+        saved = spending.updates
+        for row in read_metrics(run.path):
+            if row["update"] == saved > 0 and stop_when is not None and (reason := stop_when(row)):
+                return Training(reason, rows)
 
     with _catch_signals() as caught:
-        while budget.spent_fraction(spending) < 1.0:
+        while (spent := budget.spent_fraction(spending)) < 1.0:
             started = time.perf_counter()
-            engine.progress = budget.spent_fraction(spending)
+            engine.progress = spent
+            before = state()  # what is lost in a rollout that fails, random draws too, is taken back
             try:
                 rollout = source.next(agent)
-            except RewardError:
-                save()
+            except (RewardError, ConfigError):
+                save(before)
                 raise
             collected = time.perf_counter()
             metrics = agent.update(rollout)
             spending.add(updates=1, seconds=time.perf_counter() - started)
-            row: Row = {
+            row = {
                 "update": spending.updates,
                 **describe(rollout),
                 **_named(metrics),
@@ -249,24 +267,34 @@ def train(
                 "time/collect_share": (collected - started) / (time.perf_counter() - started),
             }
             if evaluate is not None and evaluate_every and spending.updates % evaluate_every == 0:
-                row |= {f"eval/{name}": value for name, value in evaluate().items()}
+                try:
+                    row |= {f"eval/{name}": value for name, value in evaluate().items()}
+                except (RewardError, ConfigError):  # the update is done and not lost, only its evaluation
+                    if run is not None:
+                        run.log(row)
+                    save(state())
+                    raise
             rows.append(row)
             if run is not None:
                 run.log(row)
             if on_update is not None:
                 on_update(row, budget.spent_fraction(spending))
             if checkpoint_every and spending.updates % checkpoint_every == 0:
-                save()
+                save(state())
             if caught:
-                save()
+                save(state())
                 where = f"; go on with --resume in {run.path}" if run is not None else ""
                 raise Interrupted(caught[0], f"stopped after update {spending.updates}{where}")
-            stopped = stop_when(row) if stop_when is not None else None
-            if stopped:
-                reason = stopped
-                break
-    save()
-    return Training(reason, rows)
+            reason = stop_when(row) if stop_when is not None else None
+            if reason:
+                save(state())
+                return Training(reason, rows)
+            idle = idle + 1 if budget.spent_fraction(spending) == spent else 0
+            if idle >= _IDLE_LIMIT:
+                limits = ", ".join(budget.limits())
+                raise RunFailed(f"{idle} updates spent nothing of the budget ({limits}): this run would never end")
+    save(state())
+    return Training("budget", rows)
 
 
 def describe(rollout: Rollout) -> Metrics:

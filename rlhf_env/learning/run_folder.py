@@ -10,6 +10,7 @@ import math
 import os
 import platform
 import sys
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -45,23 +46,32 @@ class RunFolder:
         except OSError as error:
             raise ConfigError(f"cannot write in the run folder {self.path}: {error}") from error
         self._take_lock(self._lock)
-        described = self.path / "experiment.toml"
-        if described.exists() and not self._resume:
+        try:
+            self._describe(self.path / "experiment.toml")
+            _drop_half_line(self.path / "metrics.jsonl")
+            self._metrics = (self.path / "metrics.jsonl").open("a", encoding="utf-8")
+        except BaseException:
             self.close()
-            raise ConfigError(f"{self.path} already holds a run: choose another folder, or resume it with --resume")
-        if described.exists():
-            _refuse_other_experiment(described, self._toml)
-        else:
-            described.write_text(self._toml, encoding="utf-8")
-            record = {"versions": versions(), "config_hash": self.config_hash, "command": sys.argv}
-            (self.path / "record.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-        self._metrics = (self.path / "metrics.jsonl").open("a", encoding="utf-8")
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _describe(self, described: Path) -> None:
+        """Write down what runs here, or see that it is what ran here before."""
+        if not described.exists():
+            record = {"versions": versions(), "config_hash": self.config_hash, "command": sys.argv}
+            (self.path / "record.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+            partial = described.with_suffix(".tmp")
+            partial.write_text(self._toml, encoding="utf-8")
+            partial.replace(described)
+        elif self._resume:
+            _refuse_other_experiment(described, self._toml)
+        else:
+            raise ConfigError(f"{self.path} already holds a run: choose another folder, or resume it with --resume")
 
     def close(self) -> None:
         """Give the folder back. The lock goes with the process anyway, however it ends."""
@@ -167,18 +177,42 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _refuse_other_experiment(described: Path, toml: str) -> None:
-    import tomllib
+def _drop_half_line(file: Path) -> None:
+    """Cut off what a killed run left of its last row, so that the next row does not continue it."""
+    if file.exists():
+        content = file.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(file, whole)
 
-    before, now = tomllib.loads(described.read_text(encoding="utf-8")), tomllib.loads(toml)
+
+def _refuse_other_experiment(described: Path, toml: str) -> None:
+    try:
+        before = _flat(tomllib.loads(described.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{described} cannot be read, so nothing says what ran here: {error}") from error
+    now = _flat(tomllib.loads(toml))
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if changed:
         raise ConfigError(
             *(
-                f"{described.parent}: cannot resume with another [{key}]: was {before.get(key)!r}, now {now.get(key)!r}"
+                f"{described.parent}: cannot resume with another {key}: "
+                f"was {_spoken(before, key)}, now {_spoken(now, key)}"
                 for key in changed
             )
         )
+
+
+def _flat(table: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """{"agent": {"lr": 1}} -> {"agent.lr": 1}"""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= _flat(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
+    return flat
+
+
+def _spoken(flat: Mapping[str, Any], key: str) -> str:
+    return repr(flat[key]) if key in flat else "not set"
 
 
 def _finite(value: Any) -> Any:

@@ -3,40 +3,27 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from rlhf_rewards.kl import KL
 
 from rlhf_env.envs.text_vector_env import TextVectorEnv
+from rlhf_env.learning import checkpoints
 from rlhf_env.learning.agent import Agent, Setup
 from rlhf_env.learning.engine import Engine
 from rlhf_env.learning.loop import collect
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.spending import Spending
-from rlhf_env.policies import LanguageModel, tiny_language_model
-from rlhf_env.types import Episode, Float
+from rlhf_env.policies import tiny_language_model
+from rlhf_env.types import Episode, Prompt
 
 torch.set_num_threads(1)
-
-
-@dataclass(frozen=True)
-class TokenKL:
-    """The k1 estimate per token, negative: -(log pi - log reference)."""
-
-    reference: LanguageModel
-    needs_logprobs = True
-
-    def token_rewards(self, episodes: Sequence[Episode], /) -> list[Float]:
-        reference = self.reference.response_logprobs(episodes)
-        return [
-            other - episode.logprobs
-            for episode, other in zip(episodes, reference, strict=True)
-            if episode.logprobs is not None
-        ]
 
 
 @dataclass
@@ -92,7 +79,7 @@ def build_world(
     reference = policy.frozen_copy()
     reward: dict[str, Any] = {"task": 1.0}
     if kl:
-        reward["kl"] = (kl, TokenKL(reference))
+        reward["kl"] = (kl, KL(reference))
     env = TextVectorEnv(
         rows,
         task={"name": "count", "target": length} if task == "count" else task,
@@ -151,19 +138,15 @@ def gradient_of() -> Callable[[Any, Rollout], torch.Tensor]:
     return gradient
 
 
-def weights_of(agent: Any) -> torch.Tensor:
-    return torch.cat([p.detach().flatten().clone() for p in agent.policy.parameters()])
-
-
 @pytest.fixture
-def assert_resumes(make_world: MakeWorld) -> Callable[..., None]:
-    """Two updates, the state into a fresh agent, and both go on in the same bits."""
+def assert_resumes(make_world: MakeWorld, tmp_path: Path) -> Callable[..., None]:
+    """Two updates, the state through a checkpoint into a fresh agent, and both go on in the same bits."""
 
     def check(make_agent: Callable[[Setup], Any], **world: Any) -> None:
         first = make_world(**world)
         agent = make_agent(first.setup)
         first.learn(agent, 2)
-        state = copy.deepcopy(agent.state_dict())
+        state, _ = checkpoints.load(checkpoints.save(tmp_path, 2, agent.state_dict(), {}))
 
         second = make_world(**world)
         fresh = make_agent(second.setup)
@@ -177,7 +160,6 @@ def assert_resumes(make_world: MakeWorld) -> Callable[..., None]:
         assert torch.equal(rollout.logprobs, again.logprobs)
         for _ in range(2):
             assert agent.update(rollout) == fresh.update(again)
-            assert agent.setup.policy is not fresh.setup.policy
             assert torch.equal(weights_of_setup(agent), weights_of_setup(fresh))
         again, rollout = second.rollout(fresh), first.rollout(agent)
         assert torch.equal(rollout.tokens, again.tokens)
@@ -192,7 +174,6 @@ def weights_of_setup(agent: Any) -> torch.Tensor:
 @pytest.fixture
 def make_episode() -> Callable[..., Episode]:
     """`make_episode([0, 2], [0, 4])`: ids of prompt and response in the world's alphabet (4 is the end)."""
-    from rlhf_env.types import Prompt
 
     def make(prompt: list[int], response: list[int], logprobs: list[float] | None = None) -> Episode:
         return Episode(

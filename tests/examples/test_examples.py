@@ -1,0 +1,126 @@
+"""Every example runs as its docstring says, offline and from any folder, and shows what it promises to show."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SCRIPTS = {path.name: path.read_text(encoding="utf-8") for path in sorted(EXAMPLES.glob("*.py"))}
+
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Run a command in an empty folder; what it printed."""
+
+    def run(*command: object) -> str:
+        settings = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8", "COLUMNS": "110"}
+        finished = subprocess.run(
+            [str(part) for part in command],
+            check=False,
+            capture_output=True,
+            encoding="utf-8",
+            env=os.environ | settings,
+            cwd=tmp_path,
+            timeout=300,
+        )
+        assert finished.returncode == 0, finished.stderr
+        return finished.stdout
+
+    return run
+
+
+def _example(name: str) -> tuple[str, Path]:
+    return sys.executable, EXAMPLES / name
+
+
+def _rewards(output: str) -> list[float]:
+    """The rewards that a training run printed, in their order."""
+    return [float(number) for number in re.findall(r"update +\d+ +reward +(\S+)", output)]
+
+
+def test_each_example_has_a_test() -> None:
+    source = Path(__file__).read_text(encoding="utf-8")
+    for name in (*SCRIPTS, *(path.name for path in EXAMPLES.glob("*.toml"))):
+        assert f'"{name}"' in source, f"no test runs {name}"
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_each_says_what_it_shows_and_how_to_run_it(name: str) -> None:
+    docstring = ast.get_docstring(ast.parse(SCRIPTS[name]))
+    assert docstring and f"python examples/{name}" in docstring
+
+
+def test_hello(run: Run, tmp_path: Path) -> None:
+    assert len(SCRIPTS["hello.py"].splitlines()) < 25
+    output = run(*_example("hello.py"))
+    assert "The prompt is 'a:'" in output
+    (written,) = re.findall(r"^a: -> (.*)  \[stop\]  reward (\S+) = \+1\*task\((\S+)\)$", output, re.MULTILINE)
+    text, total, part = written
+    assert len(text) > 3 and total == part
+    assert f"a: -> {text[:1]}\na: -> {text[:2]}\n" in output, "one token a step"
+    assert "finish_reason   'stop'" in output and "reward_parts" in output
+    assert not list(tmp_path.iterdir()), "it leaves nothing behind"
+
+
+def test_custom_reward(run: Run) -> None:
+    output = run(*_example("custom_reward.py"))
+    assert "reward 0.667 = +1*laughter(0.667) +1*exclaims(0.000)" in output
+    rewards = _rewards(output)
+    assert rewards[-1] > rewards[0] + 1.0
+    (after,) = re.findall(r"after: +(.*)", output)
+    assert "haha" in after and "!'" in after
+
+
+def test_loop_by_hand(run: Run) -> None:
+    source = SCRIPTS["loop_by_hand.py"]
+    assert len(source.splitlines()) < 60
+    imported = {
+        alias.name for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert imported == {"TextVectorEnv", "Rollout", "finished", "tiny_language_model"}, "by hand"
+    rewards = _rewards(run(*_example("loop_by_hand.py")))
+    assert rewards[0] < 0.4 and rewards[-1] > 0.8
+
+
+def test_swap_agents(run: Run) -> None:
+    output = run(*_example("swap_agents.py"))
+    table = {line.split()[0]: line.split() for line in output.splitlines()[1:7]}
+    assert list(table) == ["ppo", "grpo", "dpo", "best_of_n", "reference", "random"]
+    objective = {agent: float(cells[1]) for agent, cells in table.items()}
+    for agent in ("ppo", "grpo", "dpo"):
+        assert objective[agent] > objective["reference"] + 0.5, agent
+        assert float(table[agent][3]) > 1.0, "it has left the reference"
+    assert objective["best_of_n"] > objective["reference"]
+    assert table["best_of_n"][3].startswith("≤") and table["random"][5] == "0"
+
+
+def test_benchmark(run: Run, tmp_path: Path) -> None:
+    grid = tomllib.loads((EXAMPLES / "benchmark.toml").read_text(encoding="utf-8"))
+    output = run(*_example("benchmark.py"), "results here")
+    folder = tmp_path / "results here"
+    assert len(list((folder / "results").glob("*.json"))) == len(grid["agents"]) * grid["seeds"] == 6
+    for agent in grid["agents"]:
+        assert re.search(rf"^ ?{agent} ", output, re.MULTILINE), f"{agent} is in the table"
+    assert "2 seeds: numbers, no claim" in output
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert all(agent in page for agent in grid["agents"]) and "<svg" in page
+
+
+def test_the_experiment_file(run: Run, tmp_path: Path) -> None:
+    assert tomllib.loads((EXAMPLES / "experiment.toml").read_text(encoding="utf-8"))["agent"]["name"] == "grpo"
+    output = run(Path(sys.executable).with_name("rlhf-env"), "train", EXAMPLES / "experiment.toml")
+    found = {name: float(value) for name, value in re.findall(r"^  (\S+) +(-?[\d.]+)$", output, re.MULTILINE)}
+    assert found["objective"] > 0.3 and found["kl"] > 1.0
+    folder = tmp_path / "runs" / "toy-grpo-seed0"
+    assert {"experiment.toml", "metrics.jsonl", "evaluation.json"} <= {path.name for path in folder.iterdir()}

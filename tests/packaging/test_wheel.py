@@ -1,0 +1,48 @@
+"""What the installed wheel holds: `make test-wheel` runs this. With an editable install there is no wheel to look at."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pytest
+
+PACKAGES = ("rlhf_env", "rlhf_agents", "rlhf_rewards")
+FILES = {path.as_posix() for path in distribution("rlhf-env").files or []}
+
+pytestmark = pytest.mark.skipif("rlhf_env/__init__.py" not in FILES, reason="an editable install: see make test-wheel")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_it_is_the_wheel_that_is_imported(package: str) -> None:
+    home = Path(str(importlib.import_module(package).__file__))
+    assert home.is_relative_to(sys.prefix)
+
+
+def test_three_packages_and_nothing_else_at_the_top() -> None:
+    top = {name.partition("/")[0] for name in FILES if not name.startswith("../")}  # ../ is the script, in bin
+    information = {name for name in top if name.endswith(".dist-info")}
+    assert top - information == set(PACKAGES) and len(information) == 1
+    assert not [name for name in FILES if "tests/" in name], "tests stay in the source distribution"
+
+
+def test_every_file_that_is_no_module_came_along() -> None:
+    expected = {f"{package}/py.typed" for package in PACKAGES}
+    expected |= {"rlhf_env/lab/report.html.jinja", "rlhf_env/assets/__init__.py"}
+    assert expected <= FILES
+    assert [name for name in FILES if name.endswith(".dist-info/licenses/LICENSE")]
+
+
+def test_what_it_says_of_itself() -> None:
+    about = distribution("rlhf-env")
+    points = {(point.group, point.name, point.value) for point in about.entry_points}
+    assert points == {
+        ("console_scripts", "rlhf-env", "rlhf_env.cli:main"),
+        ("rlhf_env", "tasks", "rlhf_env.envs.tasks"),
+        ("rlhf_env", "agents", "rlhf_agents"),
+        ("rlhf_env", "rewards", "rlhf_rewards"),
+    }
+    assert about.metadata["License-Expression"] == "Apache-2.0"
+    assert {"demo", "dev", "all"} <= set(about.metadata.get_all("Provides-Extra") or [])
