@@ -28,12 +28,13 @@ test: .venv/.ready  ## Lint, types, import rules, tests
 # packages and is not searched for further .pth files, so the editable install in .venv is out of sight. The tests come
 # out of the source distribution, without the packages beside them: what is imported is what the wheel brought.
 WHEEL := build/wheel
+PACKAGES_OF := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
 test-wheel: .venv/.ready  ## The tests again, against the built wheel in an environment of its own
 	rm -rf $(WHEEL)
 	$(BIN)/python -m build --no-isolation --outdir $(WHEEL)/dist
 	$(BIN)/python -m venv --without-pip $(WHEEL)/venv
 	$(BIN)/python -m pip --python $(WHEEL)/venv/bin/python install --quiet --no-deps --no-index $(WHEEL)/dist/*.whl
-	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > $(WHEEL)/venv/lib/python3*/site-packages/borrowed.pth
+	$(BIN)/python $(PACKAGES_OF) > "$$($(WHEEL)/venv/bin/python $(PACKAGES_OF))/borrowed.pth"
 	mkdir $(WHEEL)/source
 	tar -xzf $(WHEEL)/dist/rlhf_env-*.tar.gz -C $(WHEEL)/source --strip-components=1
 	rm -r $(WHEEL)/source/rlhf_env $(WHEEL)/source/agents $(WHEEL)/source/reward_plugins

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -233,7 +234,8 @@ def base_model(
 def _console() -> Console:
     from rich.console import Console
 
-    return Console()
+    # A pipe has no width of its own, and 80 columns would cut the table short.
+    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 110)
 
 
 def main() -> None:

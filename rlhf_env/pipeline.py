@@ -328,10 +328,13 @@ class Demo:
     """The demo's settings, chosen on seeds other than those it reports (100 and up)."""
 
     prompts: int = 2400
-    temperatures: tuple[float, ...] = (0.7, 1.0, 1.3)
+    temperatures: tuple[float, ...] = (0.7, 1.0, 1.4)
+    pairs_per_prompt: int = 3
     held_out_pairs: float = 1 / 6
     annotator_temperature: float = 0.5
-    reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
+    reward_model: RewardModelConfig = field(
+        default_factory=lambda: RewardModelConfig(learning_rate=5e-4, epochs=1, validation=0.02)
+    )
     num_envs: int = 64
     max_new_tokens: int = 28
     max_prompt_tokens: int = 48
@@ -447,7 +450,13 @@ def _collect_preferences(settings: Demo, models: Models, file: Path, console: Co
     partial = file.with_name(f".{file.name}.partial")
     partial.unlink(missing_ok=True)
     with console.status("The annotator compares..."), PreferenceStore(partial) as store:
-        judged = collect_pairs(candidates, annotator, np.random.default_rng(settings.seed), store=store)
+        judged = collect_pairs(
+            candidates,
+            annotator,
+            np.random.default_rng(settings.seed),
+            store=store,
+            pairs_per_prompt=settings.pairs_per_prompt,
+        )
     partial.replace(file)
     console.print(f"{len(judged):,} comparisons by an annotator whose noise is known, in {file}", soft_wrap=True)
     return file
@@ -493,7 +502,9 @@ def _fit_reward_model(settings: Demo, models: Models, preferences: Path, out: Pa
     folder, card = out / "reward_model", out / "reward_model.json"
     if not card.exists():
         with PreferenceStore(preferences) as store:
-            training, held_out = store.split(settings.held_out_pairs)
+            training, unseen = store.split(settings.held_out_pairs)
+        # One pair a prompt: the interval below takes pairs to be independent.
+        held_out = list({preference.prompt.id: preference for preference in unseen}.values())
         with stage(console, f"Fitting {len(training):,} pairs") as tell:
             model, _ = fit_reward_model(
                 training,

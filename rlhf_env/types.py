@@ -36,7 +36,8 @@ class Episode:
     `response_ids` (int64[T]) includes the end token when `finish_reason` is "stop". `actions` (bool[T]) is True where
     the agent chose the token; other positions were written by the environment (later turns of a conversation).
     `logprobs` (float64[T]) are those the writing policy stated, 0 where `actions` is False, or None when the
-    environment did not ask for them. `response` is the decoded response without the end token.
+    environment did not ask for them. `response` is the decoded response without the end token. In a conversation
+    `turns` are the agent's words, turn by turn; empty, where nobody else spoke: `response` is the one turn.
     """
 
     prompt: Prompt
@@ -46,6 +47,7 @@ class Episode:
     finish_reason: FinishReason
     actions: Bool
     logprobs: Float | None = None
+    turns: tuple[str, ...] = ()
 
     @property
     def ids(self) -> Int:
@@ -56,10 +58,11 @@ class Episode:
         """Equal in every field, arrays element by element."""
         if not isinstance(other, Episode):
             return NotImplemented
-        return (self.prompt, self.response, self.finish_reason) == (
+        return (self.prompt, self.response, self.finish_reason, self.turns) == (
             other.prompt,
             other.response,
             other.finish_reason,
+            other.turns,
         ) and all(
             np.array_equal(np.asarray(getattr(self, name)), np.asarray(getattr(other, name)))
             for name in ("prompt_ids", "response_ids", "actions", "logprobs")
@@ -127,7 +130,8 @@ class Task(Protocol):
 
     `prompt` is a pure function of (index, options); `size` is the number of distinct prompts, None when unbounded.
     A task may also have: `held_out() -> Task` (evaluation prompts that training never sees), `score(episode) -> float`
-    (its own reward, the part named "task"), `reply(episode) -> str | None` (the next message of a conversation),
+    (its own reward, the part named "task"), `reply(episode) -> str | None` (the next message of a conversation, of
+    which `episode.turns` is what the agent has said so far; None ends it),
     `action_mask(prompt, response_ids) -> bool[V]` (tokens allowed next), `option_names` (the reset options it reads).
     """
 

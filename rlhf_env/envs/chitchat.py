@@ -27,6 +27,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from rlhf_env.envs.splits import unit_interval
 from rlhf_env.errors import ConfigError, MissingExtra
 from rlhf_env.types import Options, Prompt
 
@@ -111,7 +112,7 @@ def prompts(split: Split) -> list[str]:
     if split == "held_out":  # "What do you like to do?" is asked in many conversations
         said -= _distinct_turns("base")
     # In an order of its own that mixes the conversations.
-    mixed = sorted(said, key=_unit_interval)
+    mixed = sorted(said, key=unit_interval)
     questions = [turn for turn in mixed if "?" in turn]
     statements = [turn for turn in mixed if "?" not in turn]
     return [turn for pair in zip(questions, statements, strict=False) for turn in pair]
@@ -183,13 +184,8 @@ def _dataset_file() -> Path:
 
 
 def _split_of(conversation_id: str) -> Split:
-    place = _unit_interval(conversation_id)
+    place = unit_interval(conversation_id)
     return next(split for split, upper in SPLITS.items() if place < upper)
-
-
-def _unit_interval(text: str) -> float:
-    """A number in [0, 1) that depends on the text alone (Python's own `hash` differs between processes)."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
 
 
 def _distinct_turns(split: Split) -> set[str]:

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from rlhf_env import plugins
+from rlhf_env.envs.splits import Part, held_out_texts
 from rlhf_env.errors import ConfigError, DataError
-from rlhf_env.types import Episode, Options, Prompt, Task
+from rlhf_env.types import Options, Prompt, Task
 
 
 @plugins.hookimpl
 def register_tasks(register: plugins.Register) -> None:
     register("prompts", "rlhf_env.envs.tasks:Prompts")
-    register("echo", "rlhf_env.envs.tasks:Echo")
-    register("count", "rlhf_env.envs.tasks:Count")
+    register("file", "rlhf_env.envs.file_task:File")
+    register("mixture", "rlhf_env.envs.mixture:Mixture")
+    register("count", "rlhf_env.envs.toy_tasks:Count")
+    register("echo", "rlhf_env.envs.toy_tasks:Echo")
+    register("increasing", "rlhf_env.envs.toy_tasks:Increasing")
+    register("enumerable", "rlhf_env.envs.toy_tasks:Enumerable")
+    register("guess", "rlhf_env.envs.toy_tasks:Guess")
     register("chitchat", "rlhf_env.envs.chitchat:Chitchat", needs="demo")
+    register("reasoning_gym", "rlhf_env.envs.reasoning_gym_task:ReasoningGym", needs="reasoning")
+    register("textarena", "rlhf_env.envs.textarena_task:TextArena", needs="textarena")
 
 
 def load_task(spec: str | Mapping[str, Any] | Task) -> Task:
@@ -43,11 +50,15 @@ def held_out(task: Task) -> Task:
 
 @dataclass(frozen=True)
 class Prompts:
-    """A list of prompts. The last `held_out_fraction` of them (at least one, if more than one) is for evaluation."""
+    """A list of prompts, about `held_out_fraction` of them (at least one, if more than one) for evaluation.
+
+    The text of a prompt decides on which side it is: equal prompts are on the same one, and it is there again when the
+    list has grown.
+    """
 
     prompts: Sequence[str]
     held_out_fraction: float = 0.0
-    first: int = 0  # the place of prompts[0] in the whole list, so that no held-out prompt has a training prompt's id
+    part: Part = "training"
 
     def __post_init__(self) -> None:
         if isinstance(self.prompts, str) or not self.prompts:
@@ -59,92 +70,32 @@ class Prompts:
         ]
         if problems:
             raise DataError(*problems[:20])
-        if not 0.0 <= self.held_out_fraction < 1.0:
-            raise ConfigError(f"held_out_fraction is a share in [0, 1), got {self.held_out_fraction}")
+        check_fraction(self.held_out_fraction)
 
-    @property
-    def _first_held_out(self) -> int:
-        count = len(self.prompts)
-        held = round(count * self.held_out_fraction)
-        return count - (max(held, 1) if self.held_out_fraction > 0 and count > 1 else 0)
+    @cached_property
+    def _places(self) -> list[int]:
+        return places_of(self.part, self.prompts, self.held_out_fraction)
 
     @property
     def size(self) -> int:
-        return self._first_held_out
+        return len(self._places)
 
     def prompt(self, index: int, _options: Options, /) -> Prompt:
-        place = index % self.size
-        return Prompt(id=f"prompts/{self.first + place}", text=self.prompts[place])
+        place = self._places[index % self.size]
+        return Prompt(id=f"prompts/{place}", text=self.prompts[place])
 
     def held_out(self) -> Prompts:
         """The prompts set aside; all of them where none were."""
-        first = self._first_held_out
-        return Prompts(self.prompts[first:], first=first) if first < len(self.prompts) else self
+        aside = replace(self, part="held_out")
+        return aside if aside.size < len(self.prompts) else self
 
 
-@dataclass(frozen=True)
-class Echo:
-    """Say the prompt back. Reward: the share of characters that agree, place by place, over the longer of the two.
-
-    Prompts are `length` symbols of `alphabet` followed by "=". The option `level` replaces `length` (a curriculum).
-    """
-
-    length: int = 3
-    alphabet: str = "ab"
-    first: int = 0
-
-    option_names = ("level",)
-
-    def __post_init__(self) -> None:
-        if self.length < 1 or not self.alphabet:
-            raise ConfigError(f"echo needs length >= 1 and a non-empty alphabet, got {self.length}, {self.alphabet!r}")
-
-    @property
-    def size(self) -> None:
-        return None
-
-    def prompt(self, index: int, options: Options, /) -> Prompt:
-        length = options.get("level", self.length)
-        if not isinstance(length, (int, np.integer)) or length < 1:
-            raise ConfigError(f"level: the number of symbols to echo, at least 1, got {length!r}")
-        length = int(length)
-        stream = np.random.default_rng([2 * index + self.first, length])
-        word = "".join(self.alphabet[i] for i in stream.integers(len(self.alphabet), size=length))
-        return Prompt(id=f"echo/{length}/{2 * index + self.first}", text=word + "=", meta={"answer": word})
-
-    def held_out(self) -> Echo:
-        """Draws from other random streams. With few words possible, texts still repeat: there are only so many."""
-        return Echo(self.length, self.alphabet, first=1)
-
-    def score(self, episode: Episode, /) -> float:
-        answer, response = str(episode.prompt.meta["answer"]), episode.response
-        longest = max(len(answer), len(response))
-        return sum(a == b for a, b in zip(answer, response, strict=False)) / longest
+def places_of(part: Part, texts: Sequence[str], held_out_fraction: float) -> list[int]:
+    """The indices into `texts` of one part; all of them where nothing can be set aside."""
+    held = held_out_texts(texts, held_out_fraction)
+    return [i for i, text in enumerate(texts) if not held or (text in held) == (part == "held_out")]
 
 
-@dataclass(frozen=True)
-class Count:
-    """Write many of one letter: the share of the response's characters that are `letter`, times how full it is.
-
-    Reward: (number of `letter`s in the response) / `target`, at most 1, minus the share of other characters. Every
-    policy finds a gradient here at once, which is what an environment's default task is for.
-    """
-
-    letter: str = "a"
-    target: int = 8
-
-    def __post_init__(self) -> None:
-        if len(self.letter) != 1 or self.target < 1:
-            raise ConfigError(f"count needs one letter and target >= 1, got {self.letter!r}, {self.target}")
-
-    @property
-    def size(self) -> int:
-        return 1
-
-    def prompt(self, _index: int, _options: Options, /) -> Prompt:
-        return Prompt(id=f"count/{self.letter}", text=f"{self.letter}:", meta={"letter": self.letter})
-
-    def score(self, episode: Episode, /) -> float:
-        hits = episode.response.count(self.letter)
-        others = len(episode.response) - hits
-        return min(hits / self.target, 1.0) - others / max(len(episode.response), 1)
+def check_fraction(held_out_fraction: float) -> None:
+    if not 0.0 <= held_out_fraction < 1.0:
+        raise ConfigError(f"held_out_fraction is a share in [0, 1), got {held_out_fraction}")

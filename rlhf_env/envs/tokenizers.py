@@ -29,7 +29,7 @@ class ByteTokenizer:
         return list(text.encode("utf-8", errors="surrogatepass"))
 
     def decode(self, ids: Sequence[int], /) -> str:
-        return bytes(i for i in ids if 0 <= i < 256).decode("utf-8", errors="replace")
+        return bytes([i for i in ids if 0 <= i < 256]).decode("utf-8", errors="replace")
 
 
 class AlphabetTokenizer:

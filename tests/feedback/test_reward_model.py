@@ -277,7 +277,7 @@ class TestFit:
         whole.backward()  # type: ignore[no-untyped-call]
         expected = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         loss, found = gradient(micro_batch_size)
-        assert abs(loss - float(whole)) < 1e-12
+        assert abs(loss - whole.item()) < 1e-12
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
     def test_the_best_epoch_is_kept(

@@ -1,4 +1,4 @@
-"""What the installed wheel holds: `make test-wheel` runs this. With an editable install there is no wheel to look at."""
+"""What the installed wheel holds: `make test-wheel` asks. An editable install has no wheel to look at."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ def test_observe_asks_the_reference_only_about_episodes_it_has_not_seen() -> Non
     batch = [episode("a", [1.0, 1.5]), episode("b", [0.1, 0.2])]
     kl.token_rewards(batch)
     kl.observe(batch)
-    assert reference.asked == 2
+    assert reference.asked == 2 and not kl._measured
     kl.observe([episode("c", [0.1, 0.2])])
     assert reference.asked == 3
 

@@ -46,9 +46,9 @@ class AnswersPerGroup:
         return self.answer
 
 
-class CountsItsGroup:
+class LengthOfTheFirst:
     def group_rewards(self, group: Sequence[Episode], /) -> Any:
-        return np.full(len(group), float(len(group)))
+        return np.full(len(group), float(len(group[0].response)))
 
 
 @given(st.lists(st.tuples(finite, finite), min_size=1, max_size=6), st.lists(finite, min_size=2, max_size=2))
@@ -82,10 +82,10 @@ def test_a_weight_of_zero_is_kept_in_the_ledger() -> None:
 
 
 def test_groups_are_neighbours() -> None:
-    mix = RewardMix({"group": CountsItsGroup()})
+    mix = RewardMix({"group": LengthOfTheFirst()})
     assert mix.scores_groups
-    assert [score.total for score in mix.score(BATCH + BATCH[:1], group_size=2)] == [2.0] * 4
-    assert [score.total for score in mix.score(BATCH)] == [1.0] * 3
+    assert [score.total for score in mix.score(BATCH + BATCH[:1], group_size=2)] == [1.0, 1.0, 3.0, 3.0]
+    assert [score.total for score in mix.score(BATCH)] == [1.0, 2.0, 3.0]
 
 
 class _OnAGraph:

@@ -1,0 +1,221 @@
+"""Stable-Baselines3 trains our language models in our environment: a bridge, not an agent.
+
+    env = TextVecEnv(TextVectorEnv(32, task="echo"))
+    policy = tiny_language_model(...)                     # any LanguageModel; it is trained in place
+    PPO(LanguageModelPolicy, env, policy_kwargs={"language_model": policy}).learn(100_000)
+
+An `Agent` here acts when the loop asks, and learns from the rollout that the loop hands it. Stable-Baselines3 owns its
+loop: it steps the environment itself, keeps single positions instead of episodes, and stops by its own count. Squeezed
+into `act` and `update` it would no longer be Stable-Baselines3's PPO, so it is in no roster; use it as it is, and
+measure what it trained like everything else (`policy` is still a `Policy`).
+
+It needs the token view (one token is one action) and a reward without a part that asks how likely the action was:
+Stable-Baselines3 has no place for that in an action. Every token written is a sample of its own whose whole prefix is
+read again, so expect a small fraction of the speed of this project's own PPO.
+
+This is the only file that imports stable_baselines3; `sb3_masked` next to it has the policy for sb3-contrib's
+MaskablePPO.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import gymnasium as gym
+import numpy as np
+import torch
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor, nn
+
+from rlhf_env.envs.text_vector_env import TextVectorEnv
+from rlhf_env.errors import ConfigError
+from rlhf_env.learning.functional import require_exact_sampling
+from rlhf_env.policies import LanguageModel, ValueHead
+from rlhf_env.policies.forward_pass import forward_pass
+from rlhf_env.types import Bool, Float
+
+# ---------------------------------------------------------------- the environment, as Stable-Baselines3 takes it
+
+
+class TextVecEnv(VecEnv):  # type: ignore[misc]  # untyped base
+    """A TextVectorEnv as Stable-Baselines3's kind of vector environment; all rows still advance in one step.
+
+    Ended rows start anew in the same step, whatever autoreset mode `env` was made with; their last observation is
+    `info["terminal_observation"]`. `set_options` takes the environment's reset options, the same for all rows.
+    Wrap it in Stable-Baselines3's VecMonitor to have returns and lengths in its log.
+    """
+
+    def __init__(self, env: TextVectorEnv) -> None:
+        if env.reward.needs_logprobs:
+            raise ConfigError(
+                "a reward part asks how likely each action was, which a Stable-Baselines3 policy cannot state: "
+                "leave that part (kl) out, or train with an agent of this project"
+            )
+        self.env = env  # first: the base class reads attributes through it
+        self._actions: Any = None
+        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+
+    def reset(self) -> Any:
+        if any(options != self._options[0] for options in self._options):
+            raise ConfigError("reset options hold for the whole environment: give all rows the same")
+        seeds = self._seeds if any(seed is not None for seed in self._seeds) else None
+        observation, _ = self.env.reset(seed=seeds, options=self._options[0] or None)
+        self.reset_infos = [self.env.latest_info(row) for row in range(self.num_envs)]
+        self._reset_seeds()
+        self._reset_options()
+        return observation
+
+    def step_async(self, actions: Any) -> None:
+        self._actions = actions
+
+    def step_wait(self) -> tuple[Any, Float, Bool, list[dict[str, Any]]]:
+        rewards, terminated, truncated, row_infos = self.env.advance(self._actions)
+        ended = terminated | truncated
+        infos = [dict(row_infos.get(row, {})) for row in range(self.num_envs)]
+        observation: Mapping[str, Any] = self.env.observation()
+        if ended.any():
+            for row in np.flatnonzero(ended):
+                infos[row]["terminal_observation"] = {key: value[row] for key, value in observation.items()}
+                infos[row]["TimeLimit.truncated"] = bool(truncated[row] and not terminated[row])
+            observation, _ = self.env.reset(options={"reset_mask": ended})
+            for row in np.flatnonzero(ended):
+                self.reset_infos[row] = self.env.latest_info(int(row))
+        return observation, rewards, ended, infos
+
+    def close(self) -> None:
+        self.env.close()
+
+    # The base class speaks of one environment per row. Here the rows share one, so an attribute is the same for all.
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        return [getattr(self.env, attr_name)] * len(self._rows(indices))
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        if len(self._rows(indices)) < self.num_envs:
+            raise ConfigError(f"{attr_name} belongs to all rows: set it without indices")
+        setattr(self.env, attr_name, value)
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        """Call a method of the environment once; each row's share, where the answer has one row per row."""
+        answer = getattr(self.env, method_name)(*args, **kwargs)
+        if isinstance(answer, (tuple, list, np.ndarray)) and len(answer) == self.num_envs:
+            return [answer[row] for row in self._rows(indices)]
+        return [answer] * len(self._rows(indices))
+
+    def env_is_wrapped(self, _wrapper_class: Any, indices: Any = None) -> list[bool]:
+        return [False] * len(self._rows(indices))
+
+    def _rows(self, indices: Any) -> Sequence[int]:
+        return list(self._get_indices(indices))
+
+
+# ---------------------------------------------------------------- the language model, as a policy of theirs
+
+
+class NextToken(BaseFeaturesExtractor):  # type: ignore[misc]  # untyped base
+    """What the model says after the last token of each text: its logits and the state they come from, [B, V + H]."""
+
+    def __init__(self, observation_space: gym.spaces.Dict, language_model: LanguageModel) -> None:
+        super().__init__(observation_space, language_model.vocab_size + language_model.hidden_size)
+        self.language_model = language_model
+
+    def forward(self, observation: Mapping[str, Tensor]) -> Tensor:
+        """`observation` as Stable-Baselines3 hands it over: ids and mask as floats [B, L], exact below 2^24."""
+        mask = observation["attention_mask"].bool()
+        lengths = mask.sum(1)
+        longest = int(lengths.max())
+        mask = mask[:, :longest]
+        # Padding is on the right, where the causal model does not look: what stands there does not matter, as long
+        # as the model knows the id.
+        tokens = observation["input_ids"][:, :longest].long().masked_fill(~mask, 0)
+        rows = torch.arange(len(tokens), device=tokens.device)
+        states, logits = forward_pass(
+            self.language_model.model,
+            tokens,
+            torch.ones_like(mask),
+            torch.arange(longest, device=tokens.device).expand_as(tokens),
+            select=lambda states: states[rows, lengths - 1],
+        )
+        last = states[rows, lengths - 1]
+        return torch.cat([logits / self.language_model.sampling.temperature, last], dim=1)
+
+    def train(self, mode: bool = True) -> Self:
+        """Dropout stays off: with it, the ratio of new to old probabilities would not start at 1."""
+        super().train(mode)
+        self.language_model.eval()
+        return self
+
+
+class Split(nn.Module):
+    """[B, V + H] into logits for the actor and a state for the critic: where their networks would have two MLPs."""
+
+    def __init__(self, vocab_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.vocab_size, self.latent_dim_pi, self.latent_dim_vf = vocab_size, vocab_size, hidden_size
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        return self.forward_actor(features), self.forward_critic(features)
+
+    def forward_actor(self, features: Tensor) -> Tensor:
+        return features[:, : self.vocab_size]
+
+    def forward_critic(self, features: Tensor) -> Tensor:
+        return features[:, self.vocab_size :]
+
+
+class ValueColumn(ValueHead):
+    """A ValueHead whose answer is [B, 1], as theirs are."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return super().forward(hidden).unsqueeze(-1)
+
+
+class SpeaksAsTheModel:
+    """For an actor-critic policy class of theirs: actions are the language model's next token, nothing else is added.
+
+    The value is a linear head on the model's last state, zero at first, and its loss also trains the model.
+    Their initialisation is left out: it would overwrite the model's weights.
+    """
+
+    def __init__(
+        self, observation_space: Any, action_space: Any, lr_schedule: Any, *, language_model: LanguageModel, **rest: Any
+    ) -> None:
+        if not isinstance(action_space, gym.spaces.Discrete):
+            raise ConfigError(f"a language model chooses one token a step, not {action_space}: use rlhf_env/Token-v0")
+        if action_space.n != language_model.vocab_size:
+            raise ConfigError(
+                f"the environment's tokenizer has {action_space.n} ids and the language model "
+                f"{language_model.vocab_size}: they must agree"
+            )
+        require_exact_sampling(language_model.sampling, "a Stable-Baselines3 policy")
+        self._constructed_with = {
+            "observation_space": observation_space,
+            "action_space": action_space,
+            "language_model": language_model,
+        }
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            features_extractor_class=NextToken,  # type: ignore[call-arg]  # the policy class we stand before
+            features_extractor_kwargs={"language_model": language_model},
+            **rest,
+        )
+
+    def _build(self: Any, lr_schedule: Any) -> None:
+        model: LanguageModel = self.features_extractor.language_model
+        self.mlp_extractor = Split(model.vocab_size, model.hidden_size)
+        self.action_net = nn.Identity()
+        self.value_net = ValueColumn(model.hidden_size, dtype=model.dtype)
+        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
+
+    def _get_constructor_parameters(self: Any) -> dict[str, Any]:
+        """What `policy.save` keeps beside the weights."""
+        return {**self._constructed_with, "lr_schedule": self._dummy_schedule}
+
+
+class LanguageModelPolicy(SpeaksAsTheModel, ActorCriticPolicy):  # type: ignore[misc]  # untyped base
+    """For PPO and A2C: `PPO(LanguageModelPolicy, env, policy_kwargs={"language_model": model})`."""

@@ -1,0 +1,52 @@
+"""A toy experiment that learns in milliseconds an update, and what the tests of the loop share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from rlhf_env.learning.experiment import EnvironmentSettings, EvaluationSettings, Experiment, PolicySettings
+from rlhf_env.learning.spending import Budget
+
+torch.set_num_threads(1)
+
+MakeExperiment = Callable[..., Experiment]
+
+# Settings with which each agent has something to remember: momentum, minibatch order, groups, temperature.
+AGENTS: dict[str, dict[str, Any]] = {
+    "ppo": {"minibatches": 2, "lr": 1e-2, "schedule": "linear"},
+    "grpo": {"minibatches": 2, "lr": 1e-2, "group_size": 4},
+    "dpo": {"minibatches": 2, "lr": 1e-2, "group_size": 4},
+    "sft": {"lr": 1e-2},
+    "best_of_n": {"n": 2},
+    "reference": {},
+    "random": {},
+}
+
+
+@pytest.fixture
+def toy() -> MakeExperiment:
+    """`toy("ppo", updates=3, view="token", lr=1e-3)`: echo two letters, with a KL penalty that has a memory."""
+
+    def make(agent: str = "ppo", *, updates: int = 3, view: str = "response", **changes: Any) -> Experiment:
+        table: dict[str, Any] = {
+            "name": "toy",
+            "task": {"name": "echo", "length": 2},
+            "policy": PolicySettings(tokenizer="alphabet:ab="),
+            "environment": EnvironmentSettings(
+                num_envs=8,
+                max_new_tokens=4,
+                max_prompt_tokens=3,
+                view=view,  # type: ignore[arg-type]
+            ),
+            "rewards": {"task": 1.0, "kl": {"weight": 0.1, "target": 0.01, "horizon": 16}},
+            "agent": {"name": agent, **AGENTS[agent]},
+            "budget": Budget(updates=updates),
+            "evaluation": EvaluationSettings(prompts=6),
+        }
+        return Experiment(**{**table, **changes})
+
+    return make

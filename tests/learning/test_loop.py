@@ -1,0 +1,468 @@
+"""`collect` lays out what an agent decides, whatever the view; `train` spends a budget and says what happened."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rlhf_env.envs.text_vector_env import TextVectorEnv
+from rlhf_env.errors import ConfigError, RewardError, RlhfEnvError, RunFailed
+from rlhf_env.learning import loop
+from rlhf_env.learning.agent import Decision
+from rlhf_env.learning.engine import Engine, Optimization
+from rlhf_env.learning.experiment import build
+from rlhf_env.learning.loop import DataSource, EnvSource, Interrupted, Shuffled, collect, train
+from rlhf_env.learning.rollout import Rollout, demonstrations
+from rlhf_env.learning.spending import Budget, Spending
+from rlhf_env.testing import make_episode
+from rlhf_env.types import Episode, Float, Observation
+
+# ---------------------------------------------------------------- collect
+
+# Alphabet "ab=": a is 0, b is 1, = is 2, the end token 3, pad 4; 5 in an action means "nothing here".
+END, VOCABULARY, LIMIT = 3, 5, 5
+TEXTS = [[0, 1, END], [END], [1, 1, 1, 1, 1, 0, 0, 0], [0, 0, 0, 0, END]]  # the third runs into the limit
+
+
+class Scripted:
+    """Writes the given texts `k` tokens at a time; every token's log-probability and value tell its row and place."""
+
+    def __init__(self, texts: Sequence[Sequence[int]], k: int) -> None:
+        self.texts, self.k = texts, k
+        self.begun: dict[str, Any] = {}
+
+    def begin(self) -> dict[str, Any]:
+        return self.begun
+
+    def act(self, observation: Observation, /) -> Decision:
+        lengths = observation["attention_mask"].sum(axis=1)
+        prompts = (observation["input_ids"] == 2).argmax(axis=1) + 1  # a prompt ends with its only "="
+        places = (lengths - prompts)[:, None] + np.arange(self.k)
+        tokens = np.array(
+            [
+                [text[place] if place < len(text) else VOCABULARY for place in row]
+                for text, row in zip(self.texts, places, strict=True)
+            ]
+        )
+        told = np.arange(len(self.texts))[:, None] + places / 10
+        if self.k == 1:
+            tokens, told = tokens[:, 0], told[:, 0]
+        return Decision(tokens, -1.0 - told, {"value": 100.0 + told})
+
+    def update(self, _rollout: Rollout, /) -> dict[str, float]:
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, _state: Any, /) -> None: ...
+
+
+@dataclass
+class StatedLogprobs:
+    """A token reward that reads what the agent stated: a wrong place would show in the reward."""
+
+    needs_logprobs = True
+
+    def token_rewards(self, episodes: Sequence[Episode], /) -> list[Float]:
+        return [np.asarray(episode.logprobs) * (1 + np.arange(len(episode.response_ids))) for episode in episodes]
+
+
+def echo_env(k: int, rows: int = 4, *, stated: bool = True, **settings: Any) -> TextVectorEnv:
+    reward: dict[str, Any] = {"task": 1.0, **({"stated": (0.5, StatedLogprobs())} if stated else {})}
+    defaults: dict[str, Any] = {"autoreset_mode": "Disabled", "max_new_tokens": LIMIT, "max_prompt_tokens": 4}
+    return TextVectorEnv(
+        rows,
+        task={"name": "echo", "length": 2},
+        reward=reward,
+        tokenizer="alphabet:ab=",
+        action_length=k,
+        **{**defaults, **settings},
+    )
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+@pytest.mark.parametrize("stated", [True, False], ids=["action with probs", "plain action"])
+def test_the_same_decisions_give_the_same_rollout_in_every_view(k: int, stated: bool) -> None:
+    whole, view = (collect(echo_env(length, stated=stated), Scripted(TEXTS, length), seed=7) for length in (LIMIT, k))
+    for name in ("tokens", "mask", "actions", "group", "truncated"):
+        assert torch.equal(getattr(whole, name), getattr(view, name)), name
+    # With probs in the action, the logprob passes through exp and log in the *episode* alone, not in the rollout.
+    assert torch.equal(whole.logprobs, view.logprobs)
+    assert torch.equal(whole.extras["value"], view.extras["value"])
+    assert [score.raw for score in whole.scores] == [score.raw for score in view.scores]
+    assert list(whole.episodes) == list(view.episodes)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, LIMIT])
+def test_logprobs_and_extras_lie_on_the_tokens_they_speak_of(k: int) -> None:
+    rollout = collect(echo_env(k), Scripted(TEXTS, k), seed=7)
+    lengths = [3, 1, 5, 5]
+    assert [episode.finish_reason for episode in rollout.episodes] == ["stop", "stop", "length", "stop"]
+    assert rollout.actions.sum(dim=1).tolist() == lengths
+    assert rollout.stated
+    for row, length in enumerate(lengths):
+        said = row + torch.arange(length, dtype=torch.float64) / 10
+        assert torch.equal(rollout.logprobs[row][rollout.actions[row]], -1.0 - said)
+        assert torch.equal(rollout.extras["value"][row][rollout.actions[row]], 100.0 + said)
+        assert not rollout.logprobs[row][~rollout.actions[row]].any()
+        assert not rollout.extras["value"][row][~rollout.actions[row]].any()
+
+
+def test_options_reach_the_environment_and_a_callers_win() -> None:
+    agent = Scripted([[END]] * 4, LIMIT)
+    agent.begun = {"group_size": 2, "level": 3}
+    rollout = collect(echo_env(LIMIT), agent, seed=0)
+    assert rollout.group.tolist() == [0, 0, 1, 1]
+    assert {len(episode.prompt_ids) for episode in rollout.episodes} == {4}
+    rollout = collect(echo_env(LIMIT), agent, {"level": 1, "indices": [5, 6]}, seed=0)
+    assert {len(episode.prompt_ids) for episode in rollout.episodes} == {2}
+    assert [episode.prompt.id for episode in rollout.episodes] == ["echo/1/10"] * 2 + ["echo/1/12"] * 2
+
+
+@pytest.mark.parametrize("k", [2, LIMIT])
+def test_an_agent_that_writes_nothing_is_stopped(k: int) -> None:
+    with pytest.raises(RunFailed, match="wrote nothing"):
+        collect(echo_env(k), Scripted([[0, END], [], [], []], k), seed=0)
+
+
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
+def test_an_environment_that_resets_itself_is_refused(mode: str) -> None:
+    with pytest.raises(ConfigError, match="Disabled"):
+        collect(echo_env(LIMIT, autoreset_mode=mode), Scripted(TEXTS, LIMIT))
+
+
+def test_a_row_cut_from_outside_is_truncated_and_not_scored() -> None:
+    rollout = collect(echo_env(1, max_episode_steps=2), Scripted(TEXTS, 1), seed=0)
+    assert rollout.truncated.tolist() == [True, False, True, True]
+    assert rollout.scored.tolist() == [False, True, False, False]
+    assert rollout.extras["value"][2][rollout.actions[2]].tolist() == [102.0, 102.1]
+
+
+# ---------------------------------------------------------------- sources
+
+
+@pytest.mark.parametrize("size", [1, 7, 10])
+def test_shuffled_epochs_are_permutations(size: int) -> None:
+    source = Shuffled(size, seed=3)
+    drawn = [index for _ in range(6) for index in source.take(size // 2 + 1)]
+    epochs = [drawn[start : start + size] for start in range(0, len(drawn) - size + 1, size)]
+    assert all(sorted(epoch) == list(range(size)) for epoch in epochs)
+    if size > 1:
+        assert epochs[0] != epochs[1]
+        assert Shuffled(size, seed=4).take(size) != epochs[0]
+
+
+@pytest.mark.parametrize("size", [None, 1, 7])
+def test_shuffled_goes_on_from_its_place_alone(size: int | None) -> None:
+    uncut = Shuffled(size, seed=3).take(30)
+    for place in range(30):
+        resumed = Shuffled(size, seed=3)
+        resumed.place = place
+        assert resumed.take(30 - place) == uncut[place:]
+
+
+def test_an_unbounded_source_gives_new_indices_that_fit_a_seed() -> None:
+    drawn = Shuffled(None, seed=3).take(1000)
+    assert len(set(drawn)) == 1000
+    assert all(0 <= index < 2**31 for index in drawn)
+
+
+def test_a_rollout_costs_what_it_costs() -> None:
+    spending = Spending()
+    source = EnvSource(echo_env(LIMIT), seed=0, spending=spending)
+    source.next(Scripted(TEXTS, LIMIT))
+    assert (spending.episodes, spending.generated_tokens, spending.reward_calls) == (4, 3 + 1 + 5 + 5, 4)
+
+
+class Begins(Scripted):
+    """Asks for other options each time, as a curriculum may."""
+
+    calls = 0
+
+    def begin(self) -> dict[str, Any]:
+        self.calls += 1
+        return {"group_size": 2}
+
+
+def test_an_agent_begins_once_a_rollout() -> None:
+    agent = Begins(TEXTS, LIMIT)
+    source = EnvSource(echo_env(LIMIT), seed=0, spending=Spending())
+    assert source.next(agent).group.tolist() == [0, 0, 1, 1]
+    source.next(agent)
+    assert agent.calls == 2
+
+
+class Breaks:
+    """A reward that fails once."""
+
+    broken = True
+
+    def __call__(self, episodes: Sequence[Episode], /) -> Float:
+        if self.broken:
+            self.broken = False
+            raise OSError("the judge does not answer")
+        return np.zeros(len(episodes))
+
+
+def test_prompts_of_a_failed_rollout_are_taken_again() -> None:
+    env, sound = echo_env(LIMIT), echo_env(LIMIT)
+    env.reward.parts["task"] = Breaks()
+    spending = Spending()
+    source, other = EnvSource(env, seed=0, spending=spending), EnvSource(sound, seed=0, spending=Spending())
+    with pytest.raises(RewardError, match="the judge does not answer"):
+        source.next(Scripted(TEXTS, LIMIT))
+    assert spending == Spending()
+    ids = [[e.prompt.id for e in s.next(Scripted(TEXTS, LIMIT)).episodes] for s in (source, other)]
+    assert ids[0] == ids[1]
+
+
+class Remembers:
+    """Counts the episodes it was shown."""
+
+    seen = 0
+
+    def __call__(self, episodes: Sequence[Episode], /) -> Float:
+        return np.zeros(len(episodes))
+
+    def observe(self, episodes: Sequence[Episode], /) -> None:
+        self.seen += len(episodes)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state: Any, /) -> None:
+        self.seen = state["seen"]
+
+
+def test_a_source_holds_what_rewards_remember_of_its_last_rollout() -> None:
+    env = echo_env(LIMIT)
+    env.reward.parts["task"] = Remembers()
+    source = EnvSource(env, seed=0, spending=Spending())
+    source.next(Scripted(TEXTS, LIMIT))
+    assert source.state_dict() == {"place": 4, "rewards": {"task": {"seen": 4}}}
+    source.next(Scripted(TEXTS, LIMIT))
+    assert source.state_dict() == {"place": 8, "rewards": {"task": {"seen": 8}}}
+
+
+def test_stored_data_comes_in_shuffled_epochs_and_goes_on_where_it_was() -> None:
+    episodes = [make_episode("Say it.", str(i)) for i in range(5)]
+
+    def source() -> DataSource:
+        return DataSource(5, 2, lambda rows: demonstrations([episodes[i] for i in rows], pad_id=256), seed=1)
+
+    agent, uncut = Scripted([], 1), source()
+    said = [[e.response for e in uncut.next(agent).episodes] for _ in range(5)]
+    assert sorted(word for batch in said for word in batch) == sorted("01234" * 2)
+    resumed = source()
+    resumed.load_state_dict({"place": 4})
+    assert [[e.response for e in resumed.next(agent).episodes] for _ in range(3)] == said[2:]
+    assert (
+        len(DataSource(5, 64, lambda rows: demonstrations([episodes[i] for i in rows], pad_id=256), seed=1).next(agent))
+        == 5
+    )
+    with pytest.raises(ConfigError, match="no data"):
+        DataSource(0, 2, lambda _rows: demonstrations([], pad_id=0), seed=0)
+
+
+# ---------------------------------------------------------------- train
+
+
+class Spends:
+    """A source and an agent in one that spend known amounts, and one parameter that is trained."""
+
+    def __init__(self, optimization: Optimization = Optimization()) -> None:  # noqa: B008 - frozen
+        self.spending = Spending()
+        self.engine = Engine(self.spending)
+        self.parameter = torch.nn.Parameter(torch.zeros(1))
+        self.optimizer = self.engine.optimizer([self.parameter], optimization)
+        self.rollout = demonstrations([make_episode()], pad_id=256)
+
+    def next(self, _agent: Any, /) -> Rollout:
+        self.spending.add(episodes=4, generated_tokens=10, reward_calls=8)
+        return self.rollout
+
+    def begin(self) -> dict[str, Any]:
+        return {}
+
+    def act(self, _observation: Observation, /) -> Decision:
+        raise AssertionError("nobody asks")
+
+    def update(self, _rollout: Rollout, /) -> dict[str, float]:
+        self.spending.add(preference_labels=3)
+        for _ in range(2):
+            self.optimizer.backward(self.parameter.sum())
+            self.optimizer.step()
+        return {"lr": self.optimizer.lr, "other/number": 1.0}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, _state: Any, /) -> None: ...
+
+    def train(self, budget: Budget, **how: Any) -> loop.Training:
+        return train(self, self, budget, spending=self.spending, engine=self.engine, **how)
+
+
+@pytest.mark.parametrize(
+    ("budget", "updates"),
+    [
+        ({"updates": 3}, 3),
+        ({"episodes": 12}, 3),
+        ({"episodes": 13}, 4),
+        ({"generated_tokens": 29}, 3),
+        ({"reward_calls": 17}, 3),
+        ({"preference_labels": 7}, 3),
+        ({"gradient_steps": 5}, 3),
+        ({"episodes": 100, "gradient_steps": 4}, 2),
+    ],
+    ids=str,
+)
+def test_the_first_limit_reached_ends_the_run(budget: dict[str, int], updates: int) -> None:
+    run = Spends()
+    training = run.train(Budget(**budget))
+    assert training.reason == "budget"
+    assert run.spending.updates == updates
+    assert [row["update"] for row in training.rows] == list(range(1, updates + 1))
+
+
+def test_seconds_are_those_of_collecting_and_updating(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(10_000))
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: next(clock))
+    run = Spends()
+    run.train(Budget(seconds=5), evaluate=lambda: {"slow": float(sum(next(clock) for _ in range(9)))}, evaluate_every=1)
+    assert (run.spending.updates, run.spending.seconds) == (3, 6)
+
+
+@pytest.mark.parametrize("limits", [{}, {"updates": 0}, {"episodes": -1}, {"seconds": math.nan}])
+def test_a_budget_without_a_usable_limit_is_refused(limits: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="budget"):
+        Budget(**limits)
+
+
+def test_a_budget_nobody_spends_ends_the_run() -> None:
+    run = Spends()
+    run.update = lambda _rollout: {}  # type: ignore[method-assign]
+    with pytest.raises(RunFailed, match="preference_labels"):
+        run.train(Budget(preference_labels=10))
+    assert run.spending.updates < 1000
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        ({"schedule": "constant"}, [1.0, 1.0, 1.0, 1.0]),
+        ({"schedule": "linear"}, [1.0, 0.75, 0.5, 0.25]),
+        ({"schedule": "linear", "floor": 0.2}, [1.0, 0.8, 0.6, 0.4]),
+        ({"schedule": "cosine"}, [1.0, 0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125)]),
+        ({"schedule": "constant", "warmup": 0.5}, [0.1, 0.55, 1.0, 1.0]),
+        ({"schedule": "linear", "warmup": 0.5}, [0.1, 0.55, 1.0, 0.5]),
+    ],
+    ids=str,
+)
+def test_the_learning_rate_follows_the_share_of_the_budget_spent(schedule: Any, rates: list[float]) -> None:
+    run = Spends(Optimization(lr=0.1, max_grad_norm=0.0, **schedule))
+    places = []
+    training = run.train(
+        Budget(episodes=16), on_update=lambda _row, share: places.append((run.parameter.item(), share))
+    )
+    assert [row["train/lr"] for row in training.rows] == pytest.approx([0.1 * rate for rate in rates], rel=1e-12)
+    assert [share for _, share in places] == [0.25, 0.5, 0.75, 1.0]
+    # AdamW moves a parameter of constant gradient by one learning rate a step, two steps an update.
+    walked = np.diff([0.0, *(place for place, _ in places)])
+    assert walked == pytest.approx([-2 * 0.1 * rate for rate in rates], rel=1e-5)
+
+
+def test_a_row_says_what_was_rolled_out_learned_and_spent(toy: Any) -> None:
+    experiment = replace(toy("ppo", updates=2), seed=3)
+    workplace = build(experiment)
+    seen: list[Rollout] = []
+    update = workplace.agent.update
+    workplace.agent.update = lambda rollout: seen.append(rollout) or update(rollout)  # type: ignore[func-returns-value]
+    training = train(
+        workplace.agent,
+        workplace.source,
+        experiment.budget,
+        spending=workplace.setup.spending,
+        engine=workplace.setup.engine,
+    )
+    row, rollout = training.rows[1], seen[1]
+    totals = np.array([score.total for score in rollout.scores])
+    assert row["rollout/reward"] == pytest.approx(totals.mean(), abs=1e-12)
+    assert row["rollout/reward_std"] == pytest.approx(totals.std(), abs=1e-12)
+    for part in ("task", "kl"):
+        assert row[f"rollout/part/{part}"] == pytest.approx(np.mean([s.raw[part] for s in rollout.scores]), abs=1e-12)
+    assert row["rollout/length"] == float(rollout.actions.sum(dim=1).double().mean())
+    assert row["rollout/cut_at_limit"] == np.mean([e.finish_reason == "length" for e in rollout.episodes])
+    assert row["spent/episodes"] == 16
+    assert row["spent/generated_tokens"] == sum(int(r.actions.sum()) for r in seen)
+    assert row["spent/gradient_steps"] == 2 * row["train/gradient_steps"]
+    assert 0.0 < row["time/collect_share"] < 1.0
+    assert {"train/policy_loss", "train/value_loss", "train/lr"} <= row.keys()
+
+
+def test_agents_may_name_a_section_themselves() -> None:
+    (row,) = Spends().train(Budget(updates=1)).rows
+    assert row["other/number"] == 1.0
+    assert "train/lr" in row
+    assert "train/other/number" not in row
+
+
+def test_evaluations_come_every_so_many_updates() -> None:
+    calls = iter(range(1, 100))
+    rows = Spends().train(Budget(updates=5), evaluate=lambda: {"n": float(next(calls))}, evaluate_every=2).rows
+    assert [row.get("eval/n") for row in rows] == [None, 1.0, None, 2.0, None]
+
+
+def test_a_reason_to_stop_ends_the_run_after_its_update() -> None:
+    run = Spends()
+    training = run.train(Budget(updates=9), stop_when=lambda row: "enough" if row["update"] == 4 else None)
+    assert (training.reason, run.spending.updates, len(training.rows)) == ("enough", 4, 4)
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_lets_the_update_under_way_finish(number: signal.Signals, exit_code: int) -> None:
+    run, before = Spends(), signal.getsignal(number)
+
+    def next_rollout(_agent: Any) -> Rollout:
+        if run.spending.updates == 1:
+            os.kill(os.getpid(), number)
+        return run.rollout
+
+    run.next = next_rollout  # type: ignore[method-assign]
+    with pytest.raises(Interrupted, match="after update 2") as stopped:
+        run.train(Budget(updates=9))
+    assert isinstance(stopped.value, RlhfEnvError)
+    assert stopped.value.exit_code == exit_code
+    assert (run.spending.updates, run.spending.gradient_steps) == (2, 4)
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_ctrl_c_stops_at_once() -> None:
+    run = Spends()
+
+    def next_rollout(_agent: Any) -> Rollout:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("not reached")
+
+    run.next = next_rollout  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        run.train(Budget(updates=9))
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
+    run = Spends()
+    run.optimizer.backward(run.parameter.sum() * math.inf)
+    with pytest.raises(RunFailed, match="lower the learning rate"):
+        run.optimizer.step()
+    assert run.parameter.item() == 0.0
+    assert run.spending.gradient_steps == 0
