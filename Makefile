@@ -5,6 +5,9 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
+# Two processes of tests; a file stays in one, so that what its tests share is made once.
+TWO := -n 2 --dist loadfile
+
 .PHONY: help demo test test-wheel lint base-model clean
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -22,7 +25,7 @@ test: .venv/.ready  ## Lint, types, import rules, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TWO)
 
 # A fresh environment that borrows .venv's dependencies. A plain path in a .pth file comes after the environment's own
 # packages and is not searched for further .pth files, so the editable install in .venv is out of sight. The tests come
@@ -39,7 +42,7 @@ test-wheel: .venv/.ready  ## The tests again, against the built wheel in an envi
 	tar -xzf $(WHEEL)/dist/rlhf_env-*.tar.gz -C $(WHEEL)/source --strip-components=1
 	rm -r $(WHEEL)/source/rlhf_env $(WHEEL)/source/agents $(WHEEL)/source/reward_plugins
 	cd $(WHEEL)/source && ../venv/bin/python -m pytest tests/packaging/test_wheel.py
-	cd $(WHEEL)/source && ../venv/bin/python -m pytest -m "not packaging" --deselect tests/packaging/test_wheel.py
+	cd $(WHEEL)/source && ../venv/bin/python -m pytest $(TWO) -m "not packaging" --deselect tests/packaging/test_wheel.py
 
 lint: .venv/.ready  ## Lint, types and import rules alone
 	$(BIN)/ruff check .

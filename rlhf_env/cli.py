@@ -90,8 +90,7 @@ def _train(experiment: Experiment, folder: Path, resume: bool) -> None:
     workplace = build(experiment)
     evaluator = Evaluator.of(workplace)
     with RunFolder(folder, experiment.to_toml(), resume=resume) as run, training_progress(console) as on_update:
-        reason = run_experiment(workplace, evaluator, run, resume=resume, on_update=on_update)
-    final = evaluator()
+        reason, final = run_experiment(workplace, evaluator, run, resume=resume, on_update=on_update)
     write_json(folder / "evaluation.json", {"metrics": dict(final.metrics), "samples": list(final.samples)})
     console.print(f"Ended: {reason}. On {experiment.evaluation.prompts} held-out prompts:")
     for key, value in sorted(final.metrics.items()):

@@ -327,7 +327,7 @@ def _parameters(policy: LanguageModel) -> int:
 class Demo:
     """The demo's settings, chosen on seeds other than those it reports (100 and up)."""
 
-    prompts: int = 2400
+    prompts: int = 2000
     temperatures: tuple[float, ...] = (0.7, 1.0, 1.4)
     pairs_per_prompt: int = 3
     held_out_pairs: float = 1 / 6
@@ -338,17 +338,17 @@ class Demo:
     num_envs: int = 64
     max_new_tokens: int = 28
     max_prompt_tokens: int = 48
-    kl_weight: float = 0.05
+    kl_weight: float = 0.08
     diversity_weight: float = 0.2
-    generated_tokens: int = 40_000
+    generated_tokens: int = 24_000
     max_kl: float = 12.0
-    evaluation_prompts: int = 256
-    evaluate_every: int = 10
+    evaluation_prompts: int = 128
+    evaluate_every: int = 8
     agents: dict[str, dict[str, Any]] = field(
         default_factory=lambda: {
             "ppo": {"lr": 2e-4, "group_size": 4},
             "grpo": {"lr": 2e-4},
-            "dpo": {"lr": 2e-4},
+            "dpo": {"lr": 1.2e-4},
             "best_of_n": {"n": 8},
             "reference": {},
             "random": {},

@@ -221,9 +221,9 @@ class TextVectorEnv(VectorEnv[Any, Any, Any]):
         terminated = np.zeros(self.num_envs, dtype=np.bool_)
         truncated = np.zeros(self.num_envs, dtype=np.bool_)
         infos: dict[int, Info] = {}
-        for row, episode, score in self._rows_to_score():
-            infos[row] = self._pay(row, episode, score, rewards)
-            terminated[row] = True
+        for done, episode, score in self._rows_to_score():
+            infos[done] = self._pay(done, episode, score, rewards)
+            terminated[done] = True
         if self.max_episode_steps is not None:
             truncated = stepping & (self._steps >= self.max_episode_steps)
             for row in np.flatnonzero(truncated & ~terminated):
@@ -510,7 +510,7 @@ class TextVectorEnv(VectorEnv[Any, Any, Any]):
         )
 
     def _turns(self, ids: Int, chosen: Bool) -> tuple[str, ...]:
-        """What the agent said, turn by turn: its end tokens close them, and a text may stop before the last is closed."""
+        """What the agent said, turn by turn: end tokens close them, and a text may stop before the last is closed."""
         turns: list[list[int]] = [[]]
         for token in ids[chosen].tolist():
             if token == self.tokenizer.end_id:

@@ -36,6 +36,7 @@ from rlhf_env import assets
 from rlhf_env.envs.tokenizers import load_tokenizer
 from rlhf_env.errors import ConfigError, DataError, RunFailed
 from rlhf_env.feedback.preferences import Preference, Response, split_by_prompt
+from rlhf_env.policies.language_model import quiet_transformers
 from rlhf_env.types import Episode, Float, Int, Prompt, Tokenizer
 
 Progress = Callable[[int, int, float], None]
@@ -289,7 +290,8 @@ class RewardModel(nn.Module):
         return load_tokenizer(self.tokenizer_folder)
 
     def _write(self, folder: Path) -> None:
-        self.trunk.save_pretrained(folder)
+        with quiet_transformers():
+            self.trunk.save_pretrained(folder)
         save_file({"head": self.head.detach().cpu().contiguous()}, folder / _HEAD)
         if self.tokenizer_folder is not None and Path(self.tokenizer_folder).is_dir():
             for pattern in _TOKENIZER_FILES:
@@ -451,9 +453,10 @@ def _load_trunk(folder: Path, dtype: torch.dtype) -> Any:
     if not (folder / "config.json").is_file():
         raise DataError(f"model folder {folder}: there is no config.json in it: name a folder that holds a saved model")
     try:
-        trunk, report = AutoModel.from_pretrained(
-            str(folder), dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-        )
+        with quiet_transformers():
+            trunk, report = AutoModel.from_pretrained(
+                str(folder), dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         raise DataError(f"model folder {folder}: {reason}") from error

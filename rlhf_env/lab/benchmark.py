@@ -19,6 +19,7 @@ from typing import Any
 import tomli_w
 
 from rlhf_env.errors import ConfigError, RlhfEnvError, RunFailed
+from rlhf_env.lab.evaluation import Evaluation, Evaluator
 from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.engine import set_threads
 from rlhf_env.learning.experiment import Experiment, Workplace, build, read_toml
@@ -148,13 +149,10 @@ def run_cell(cell: Cell, folder: Path, on_update: Callable[[Row, float], None] |
 
     Raises what the run raises, and RunFailed for an evaluation that is not finite: then no result is written.
     """
-    from rlhf_env.lab.evaluation import Evaluator
-
     workplace = build(cell.experiment)
     evaluator = Evaluator.of(workplace)
     with RunFolder(folder / cell.run, cell.experiment.to_toml(), resume=True) as run:
-        reason = run_experiment(workplace, evaluator, run, resume=True, on_update=on_update)
-    final = evaluator()
+        reason, final = run_experiment(workplace, evaluator, run, resume=True, on_update=on_update)
     curve = evaluation_curve(folder / cell.run)
     diverged = [name for name, value in final.metrics.items() if not math.isfinite(value)]
     if diverged:
@@ -176,19 +174,23 @@ def run_cell(cell: Cell, folder: Path, on_update: Callable[[Row, float], None] |
 
 def run_experiment(
     workplace: Workplace,
-    evaluator: Callable[[], Any],
+    evaluator: Callable[[], Evaluation],
     run: RunFolder,
     *,
     resume: bool = False,
     on_update: Callable[[Row, float], None] | None = None,
-) -> str:
-    """Train as the experiment says, evaluating on the way; why it ended. Agents that do not train are evaluated."""
+) -> tuple[str, Evaluation]:
+    """Train as the experiment says, evaluating before, on the way and after: why it ended, and the last evaluation.
+
+    Agents that do not train are evaluated once.
+    """
     experiment = workplace.experiment
-    has_begun = resume and bool(read_metrics(run.path))
-    if not has_begun:
-        run.log({"update": 0, "spent/generated_tokens": 0, **_eval_row(evaluator)})
-    if not getattr(workplace.agent, "trains", True):
-        return "does not train"
+    trains = getattr(workplace.agent, "trains", True)
+    first = None if resume and read_metrics(run.path) else evaluator()
+    if first is not None:
+        run.log({"update": 0, "spent/generated_tokens": 0, **_eval_row(first)})
+    if not trains:
+        return "does not train", first or evaluator()
 
     def kl_exceeded(row: Row) -> str | None:
         if experiment.max_kl is None or "rollout/part/kl" not in row:
@@ -211,7 +213,7 @@ def run_experiment(
         stop_when=kl_exceeded,
         on_update=on_update,
     )
-    return training.reason
+    return training.reason, evaluator()
 
 
 def evaluation_curve(run: Path) -> list[dict[str, float]]:
@@ -396,5 +398,5 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     return merged
 
 
-def _eval_row(evaluator: Callable[[], Any]) -> dict[str, float]:
-    return {f"eval/{name}": value for name, value in evaluator().metrics.items()}
+def _eval_row(evaluation: Evaluation) -> dict[str, float]:
+    return {f"eval/{name}": value for name, value in evaluation.metrics.items()}

@@ -42,11 +42,12 @@ class Column:
     measure: Callable[[SummaryRow], Spread | None]
     write: Callable[[float], str]
     is_bound: Callable[[SummaryRow], bool] = lambda row: False
+    with_range: bool = True  # what was spent is equal by design: a range of it would only be noise
 
 
 COLUMNS = (
-    Column("Gold", "reward that no agent was trained on", lambda row: row.gold, "{:.3f}".format),
-    Column("Proxy", "reward that the agents were trained on", lambda row: row.proxy, "{:.3f}".format),
+    Column("Gold", "reward that no agent was trained on", lambda row: row.gold, "{:.2f}".format),
+    Column("Proxy", "reward that the agents were trained on", lambda row: row.proxy, "{:.2f}".format),
     Column(
         "KL",
         "distance to the reference, nats per reply",
@@ -55,10 +56,16 @@ COLUMNS = (
         lambda row: row.kl_is_bound,
     ),
     Column("Length", "tokens per reply", lambda row: row.length, "{:.1f}".format),
-    Column("Distinct-2", "different word pairs over all word pairs", lambda row: row.distinct_2, "{:.3f}".format),
-    Column("Train tokens", "generated in training", lambda row: row.generated_tokens, short_count),
-    Column("Reply tokens", "generated for each reply shown", lambda row: row.inference_tokens, short_count),
-    Column("Seconds", "of training", lambda row: row.seconds, "{:.0f}".format),
+    Column("Distinct-2", "different word pairs over all word pairs", lambda row: row.distinct_2, "{:.2f}".format),
+    Column("Train tokens", "generated in training", lambda row: row.generated_tokens, short_count, with_range=False),
+    Column(
+        "Reply tokens",
+        "generated for each reply shown",
+        lambda row: row.inference_tokens,
+        short_count,
+        with_range=False,
+    ),
+    Column("Seconds", "of training", lambda row: row.seconds, "{:.0f}".format, with_range=False),
 )
 
 
@@ -94,8 +101,13 @@ def _value(column: Column, row: SummaryRow) -> Value:
     if spread is None:
         return Value()
     bound = "≤ " if column.is_bound(row) else ""
-    mean, low, high = (column.write(v).replace("-", "−") for v in (spread.mean, spread.low, spread.high))
-    return Value(bound + mean, f"{low} to {high}" if low != high else "")
+    mean, low, high = (_typeset(column.write(v)) for v in (spread.mean, spread.low, spread.high))
+    return Value(bound + mean, f"{low} to {high}" if column.with_range and low != high else "")
+
+
+def _typeset(number: str) -> str:
+    """With a true minus sign, and none before a number that rounds to zero."""
+    return number.replace("-", "−" if any(digit in number for digit in "123456789") else "")
 
 
 def _note(row: SummaryRow) -> str:
@@ -134,7 +146,7 @@ def rich_table(results: Results) -> Table:
     tasks = len(results.tasks) > 1
     if tasks:
         table.add_column("Task", overflow="fold", max_width=12)
-    table.add_column("Agent", overflow="fold", max_width=16 if not tasks else 12)
+    table.add_column("Agent", overflow="fold", min_width=9, max_width=16 if not tasks else 12)
     for column in COLUMNS:
         table.add_column(column.heading.replace(" ", "\n"), justify="right", no_wrap=True)
     for line in lines(results):
@@ -184,7 +196,7 @@ class Reply:
         if self.sample is None:
             return ""
         measured = (("gold", self.sample.gold), ("proxy", self.sample.proxy))
-        return " · ".join(f"{name} {value:.2f}".replace("-", "−") for name, value in measured if value is not None)
+        return " · ".join(f"{name} {_typeset(f'{value:.2f}')}" for name, value in measured if value is not None)
 
 
 def samples_side_by_side(results: Results, task: str) -> list[tuple[str, list[Reply]]]:

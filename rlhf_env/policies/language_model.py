@@ -80,7 +80,7 @@ class LanguageModel(nn.Module):
         for config in (self._text_config, getattr(self.model, "generation_config", None)):
             if config is not None:
                 config.eos_token_id, config.pad_token_id = self.end_id, self.pad_id
-        with _quiet_transformers():
+        with quiet_transformers():
             self.model.save_pretrained(path)
 
     @property
@@ -283,7 +283,7 @@ def _without_dropout(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """No progress bars over a few files, no tables: what is wrong becomes an exception."""
     from transformers.utils import logging
 
@@ -321,7 +321,7 @@ def _load(name: str | Path, dtype: torch.dtype, revision: str | None) -> Any:
     elif folder.exists() or str(name).startswith(("/", ".", "~")):
         raise DataError(f"model {str(name)!r}: there is no such folder")
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             model, report = AutoModelForCausalLM.from_pretrained(
                 str(folder) if local else str(name),
                 dtype=dtype,

@@ -50,9 +50,9 @@ def _rewards(output: str) -> list[float]:
 
 
 def test_each_example_has_a_test() -> None:
-    source = Path(__file__).read_text(encoding="utf-8")
+    tests = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parents[1].rglob("test_*.py"))
     for name in (*SCRIPTS, *(path.name for path in EXAMPLES.glob("*.toml"))):
-        assert f'"{name}"' in source, f"no test runs {name}"
+        assert f'"{name}"' in tests, f"no test runs {name}"
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -103,6 +103,13 @@ def test_swap_agents(run: Run) -> None:
         assert float(table[agent][3]) > 1.0, "it has left the reference"
     assert objective["best_of_n"] > objective["reference"]
     assert table["best_of_n"][3].startswith("≤") and table["random"][5] == "0"
+
+
+def test_stable_baselines3(run: Run) -> None:
+    assert len(SCRIPTS["sb3_ppo.py"].splitlines()) < 40
+    output = run(*_example("sb3_ppo.py"))
+    returns = [float(number) for number in re.findall(r"^after +\d+ steps +return (\S+)", output, re.MULTILINE)]
+    assert returns[0] < 0.5 and returns[-1] >= 0.9, "of a best return of 1"
 
 
 def test_benchmark(run: Run, tmp_path: Path) -> None:

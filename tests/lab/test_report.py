@@ -170,9 +170,9 @@ def test_every_form_of_the_table_holds_the_same_numbers(tmp_path: Path) -> None:
     page = texts_of(write_report(folder).read_text(encoding="utf-8"))
     terminal = " ".join(printed(rich_table(results)).split())
     assert (folder / "table.md").read_text(encoding="utf-8") == markdown_table(results)
-    assert "| grpo | 0.710 (0.700 to 0.720) | 1.620 (1.610 to 1.630) | 4.00 (3.00 to 5.00) |" in markdown_table(results)
-    assert "| random | 0.110 (0.100 to 0.120) | −2.000 (−2.010 to −1.990) |" in markdown_table(results)
-    for number in ("0.710", "0.700 to 0.720", "≤ 2.08", "−2.010 to −1.990", "102k"):
+    assert "| grpo | 0.71 (0.70 to 0.72) | 1.62 (1.61 to 1.63) | 4.00 (3.00 to 5.00) |" in markdown_table(results)
+    assert "| random | 0.11 (0.10 to 0.12) | −2.00 (−2.01 to −1.99) |" in markdown_table(results)
+    for number in ("0.71", "0.70 to 0.72", "≤ 2.08", "−2.01 to −1.99", "102k"):
         assert number in page
         assert number.replace(" to ", "…") in terminal
 
@@ -181,8 +181,8 @@ def test_the_terminal_table_fits_110_columns(tmp_path: Path) -> None:
     cells = [cell(agent, seed, task=task) for task in ("chitchat", "sums") for agent in AGENTS for seed in range(2)]
     shown = printed(rich_table(read_results(write(tmp_path / "demo", cells))))
     assert max(map(len, shown.splitlines())) <= 110
-    assert "…0.720" not in shown  # the range of two seeds ends at 0.710,
-    assert "0.700…0.710" in shown  # and is not cut
+    assert "…0.72" not in shown  # the range of two seeds ends at 0.71,
+    assert "0.70…0.71" in shown  # and is not cut
 
 
 @pytest.mark.parametrize(
@@ -371,7 +371,7 @@ def test_payloads_show_as_text(tmp_path: Path) -> None:
 def test_a_name_stays_in_its_cell_of_the_markdown_table(tmp_path: Path) -> None:
     cells = [cell("ppo", 0) | {"agent": "a|b [x](http://y) `c`\n| d", "run": ""}]
     table = markdown_table(read_results(write(tmp_path / "demo", cells)))
-    assert table.splitlines()[2].startswith(r"| a\|b \[x\](http://y) \`c\` \| d | 0.680 |")
+    assert table.splitlines()[2].startswith(r"| a\|b \[x\](http://y) \`c\` \| d | 0.68 |")
 
 
 def test_unseen_characters_are_shown_on_the_page_and_gone_in_the_terminal(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ AGENTS: dict[str, dict[str, Any]] = {
 def toy() -> MakeExperiment:
     """`toy("ppo", updates=3, view="token", lr=1e-3)`: echo two letters, with a KL penalty that has a memory."""
 
-    def make(agent: str = "ppo", *, updates: int = 3, view: str = "response", **changes: Any) -> Experiment:
+    def make(agent: str = "ppo", /, *, updates: int = 3, view: str = "response", **changes: Any) -> Experiment:
         table: dict[str, Any] = {
             "name": "toy",
             "task": {"name": "echo", "length": 2},

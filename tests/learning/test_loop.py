@@ -123,9 +123,10 @@ def test_options_reach_the_environment_and_a_callers_win() -> None:
     rollout = collect(echo_env(LIMIT), agent, seed=0)
     assert rollout.group.tolist() == [0, 0, 1, 1]
     assert {len(episode.prompt_ids) for episode in rollout.episodes} == {4}
-    rollout = collect(echo_env(LIMIT), agent, {"level": 1, "indices": [5, 6]}, seed=0)
-    assert {len(episode.prompt_ids) for episode in rollout.episodes} == {2}
-    assert [episode.prompt.id for episode in rollout.episodes] == ["echo/1/10"] * 2 + ["echo/1/12"] * 2
+    env = echo_env(LIMIT)
+    rollout = collect(env, agent, {"level": 2, "indices": [5, 6]}, seed=0)
+    asked = [env.task.prompt(index, {"level": 2}) for index in (5, 5, 6, 6)]
+    assert [episode.prompt for episode in rollout.episodes] == asked
 
 
 @pytest.mark.parametrize("k", [2, LIMIT])

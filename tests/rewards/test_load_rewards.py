@@ -11,7 +11,8 @@ from rlhf_rewards.repetition import Repetition
 
 from rlhf_env import plugins
 from rlhf_env.envs.rewards import FunctionReward, RewardMix, from_function, load_rewards
-from rlhf_env.envs.tasks import Count, Prompts
+from rlhf_env.envs.tasks import Prompts
+from rlhf_env.envs.toy_tasks import Count
 from rlhf_env.errors import ConfigError, RewardError, UnknownName
 from rlhf_env.testing import check_reward, make_episode
 

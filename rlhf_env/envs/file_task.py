@@ -1,0 +1,273 @@
+"""Prompts from a file: JSON Lines, CSV, or a data set that the `datasets` library knows.
+
+A row is `{"prompt": "..."}` or a conversation, `{"messages": [{"role": "user", "content": "..."}]}` (or such a list
+as the `prompt`). Every other column becomes metadata of the prompt, for rewards to read.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rlhf_env.envs.splits import Part
+from rlhf_env.envs.tasks import check_fraction, places_of
+from rlhf_env.errors import DataError, MissingExtra
+from rlhf_env.types import Options, Prompt
+
+_SHOWN = 20  # problems in one report
+_LINES, _TABLES = (".jsonl", ".ndjson"), (".csv", ".tsv")
+
+
+@dataclass(frozen=True)
+class File:
+    """The prompts of a file, read and checked as a whole when the task is made; DataError lists what is wrong with it.
+
+    A conversation is rendered to text here, once, and the tokenizer adds nothing to it later (`encode` adds no special
+    tokens), so a template that writes the begin token gives exactly one. If the last message is the assistant's, it is
+    taken for the answer: it is not part of the prompt and becomes `meta["completion"]`.
+
+    Args:
+        path: `*.jsonl`, `*.ndjson`, `*.csv`, `*.tsv`; a folder written by `datasets.save_to_disk`; or a hub data set,
+            "owner/name" (the last two need the extra `datasets`).
+        split: of a data set; files have none.
+        chat_template: "plain" writes `User: ...` a line and ends with `Assistant:`; otherwise the folder or hub name of
+            a model whose tokenizer's own chat template is applied, with its prompt for an answer.
+        held_out_fraction: the share set aside for evaluation, by a hash of the text: equal prompts stay together.
+    """
+
+    path: str
+    split: str = "train"
+    chat_template: str = "plain"
+    held_out_fraction: float = 0.0
+    part: Part = "training"
+
+    def __post_init__(self) -> None:
+        check_fraction(self.held_out_fraction)
+        _ = self._rows  # a file is refused when the task is made, not in the middle of a run
+
+    @cached_property
+    def _rows(self) -> list[Prompt]:
+        return _read(self.path, self.split, self.chat_template)
+
+    @cached_property
+    def _places(self) -> list[int]:
+        return places_of(self.part, [row.text for row in self._rows], self.held_out_fraction)
+
+    @property
+    def size(self) -> int:
+        return len(self._places)
+
+    def prompt(self, index: int, _options: Options, /) -> Prompt:
+        return self._rows[self._places[index % self.size]]
+
+    def held_out(self) -> File:
+        """The prompts set aside; all of them where none were."""
+        aside = replace(self, part="held_out")
+        return aside if aside.size < len(self._rows) else self
+
+
+def _read(path: str, split: str, chat_template: str) -> list[Prompt]:
+    """Every prompt of the file. Raises DataError with up to 20 problems."""
+    problems: list[str] = []
+    renderer = _Renderer(chat_template)
+    prompts: list[Prompt] = []
+    for where, row in _rows_of(path, split, problems.append):
+        prompt = _prompt_of(f"{Path(path).name}:{where.rpartition(' ')[2]}", row, renderer, where, problems.append)
+        if prompt is not None:
+            prompts.append(prompt)
+    if not problems and not prompts:
+        problems.append(f"{path}: no prompts: the file is empty")
+    if problems:
+        more = len(problems) - _SHOWN
+        raise DataError(*problems[:_SHOWN], *([f"... and {more} more problems in {path}"] if more > 0 else []))
+    return prompts
+
+
+# ---------------------------------------------------------------- rows
+
+Report = Callable[[str], None]
+
+
+def _rows_of(path: str, split: str, report: Report) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where, row): `where` is "prompts.jsonl, line 3". What is no row is reported and passed over."""
+    suffix = Path(path).suffix.lower()
+    if suffix in (*_LINES, *_TABLES):
+        try:
+            content = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf")  # the mark some spreadsheets begin with
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror}") from error
+        lines = list(_decoded(path, content.split(b"\n"), report))
+        return _json_rows(path, lines, report) if suffix in _LINES else _csv_rows(path, lines, suffix, report)
+    if Path(path).is_file():
+        known = ", ".join((*_LINES, *_TABLES))
+        raise DataError(f"{path}: the name of a file of prompts ends in one of {known}")
+    return _dataset_rows(path, split)
+
+
+def _decoded(path: str, lines: Sequence[bytes], report: Report) -> Iterator[str | None]:
+    """Each line as text, None where it is not UTF-8."""
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            report(f"{path}, line {number}: not UTF-8: byte 0x{line[error.start]:02x} at position {error.start + 1}")
+            yield None
+
+
+def _json_rows(path: str, lines: Sequence[str | None], report: Report) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(lines, start=1):
+        if line is None or not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            report(f"{where}: not JSON: {error.msg} at position {error.pos + 1}")
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets a thousand deep
+            report(f"{where}: not JSON that can be read: {error}")
+        else:
+            if isinstance(row, dict):
+                yield where, row
+            else:
+                report(f'{where}: expected an object, {{"prompt": ...}}, got {_kind(row)}')
+
+
+def _csv_rows(
+    path: str, lines: Sequence[str | None], suffix: str, report: Report
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    if any(line is None for line in lines):
+        return  # a quoted field may run over lines: what follows a missing one cannot be told
+    text = io.StringIO("\n".join(str(line) for line in lines), newline="")
+    reader = csv.reader(text, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
+    header: list[str] | None = None
+    number = 1
+    try:
+        for fields in reader:
+            where, number = f"{path}, line {number}", reader.line_num + 1
+            if not fields:
+                continue
+            if header is None:
+                header = fields
+                twice = sorted({name for name in header if header.count(name) > 1})
+                if twice:
+                    report(f"{where}: more than one column is named {', '.join(map(repr, twice))}")
+                    return
+            elif len(fields) != len(header):
+                report(f"{where}: {len(fields)} fields, the header has {len(header)}")
+            else:
+                yield where, dict(zip(header, fields, strict=True))
+    except csv.Error as error:
+        report(f"{path}, line {number}: not CSV: {error}")
+
+
+def _dataset_rows(path: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        raise MissingExtra(
+            f"datasets (needed to read {path!r}, which is no .jsonl or .csv file)", "datasets"
+        ) from error
+    try:
+        found = datasets.load_from_disk(path) if Path(path).is_dir() else datasets.load_dataset(path)
+    except Exception as error:  # the library, the hub and the network raise what they like
+        raise DataError(
+            f"{path!r} is neither a file (.jsonl, .csv), nor a folder that datasets.save_to_disk wrote, nor a data set "
+            f"that the hub gave ({type(error).__name__}): check the name, or the network"
+        ) from error
+    if isinstance(found, Mapping):
+        if split not in found:
+            raise DataError(f"{path}: no split {split!r}, it has {', '.join(sorted(found))}")
+        found = found[split]
+    return ((f"{path} [{split}], row {number}", dict(row)) for number, row in enumerate(found, start=1))
+
+
+# ---------------------------------------------------------------- a row as a prompt
+
+
+def _prompt_of(id_: str, row: dict[str, Any], renderer: _Renderer, where: str, report: Report) -> Prompt | None:
+    name = "prompt" if "prompt" in row else "messages"
+    if name not in row:
+        report(f"{where}: no field 'prompt' (or 'messages'), it has {', '.join(map(repr, row)) or 'none'}")
+        return None
+    meta = {key: value for key, value in row.items() if key not in ("prompt", "messages")}
+    content = row[name]
+    if isinstance(content, list):
+        problem = _wrong_messages(content)
+        if problem:
+            report(f"{where}, field {name!r}: {problem}")
+            return None
+        if content[-1]["role"] == "assistant":
+            meta["completion"] = content[-1]["content"]
+            content = content[:-1]
+        try:
+            content = renderer(content)
+        except DataError:
+            raise  # no template at all
+        except Exception as error:  # templates refuse conversations in words of their own
+            report(f"{where}, field {name!r}: the chat template refuses it: {error}")
+            return None
+    elif name == "messages":
+        report(f"{where}, field 'messages': expected a list of messages, got {_kind(content)}")
+        return None
+    if not isinstance(content, str):
+        report(f"{where}, field {name!r}: expected a text, got {_kind(content)}")
+        return None
+    if not content.strip():
+        report(f"{where}, field {name!r}: there is no text in it")
+        return None
+    return Prompt(id=id_, text=content, meta=meta)
+
+
+def _wrong_messages(messages: Sequence[Any]) -> str:
+    """What is wrong with a conversation; "" when nothing is."""
+    for number, message in enumerate(messages, start=1):
+        if not isinstance(message, Mapping):
+            return f"message {number}: expected an object with role and content, got {_kind(message)}"
+        for key in ("role", "content"):
+            if not isinstance(message.get(key), str):
+                return f"message {number}, {key!r}: expected a text, got {_kind(message.get(key))}"
+    asked = [message for message in messages[:-1] if message["content"].strip()]
+    if messages and messages[-1]["role"] != "assistant":
+        asked.append(messages[-1])
+    if not any(message["content"].strip() for message in asked):
+        return "there is nothing in it to answer"
+    return ""
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else type(value).__name__
+
+
+class _Renderer:
+    """Conversations to text, by the template that was named; its tokenizer is loaded when the first one comes."""
+
+    def __init__(self, chat_template: str) -> None:
+        self.chat_template = chat_template
+
+    def __call__(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        if self.chat_template == "plain":
+            return "".join(f"{m['role'].capitalize()}: {m['content']}\n" for m in messages) + "Assistant:"
+        return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        from rlhf_env import assets
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(assets.resolve(self.chat_template))
+        except Exception as error:  # the hub and the network raise what they like
+            raise DataError(
+                f"chat_template {self.chat_template!r} is neither 'plain' nor a tokenizer that can be loaded "
+                f"({type(error).__name__}): name a model's folder"
+            ) from error
+        if not tokenizer.chat_template:
+            raise DataError(f"chat_template {self.chat_template!r}: that tokenizer has no chat template of its own")
+        return tokenizer

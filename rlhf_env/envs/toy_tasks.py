@@ -1,0 +1,237 @@
+"""Small worlds with known answers: what tests, first experiments and exact mathematics use."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+
+import numpy as np
+
+from rlhf_env.envs.splits import Part, unit_interval
+from rlhf_env.envs.tasks import places_of
+from rlhf_env.errors import ConfigError
+from rlhf_env.types import Episode, Float, Options, Prompt
+
+_SET_ASIDE = 0.25  # of what a toy task can ask
+_FEW = 1024  # words that are listed rather than drawn
+
+
+@dataclass(frozen=True)
+class Count:
+    """Write many of one letter: the share of the response's characters that are `letter`, times how full it is.
+
+    Reward: (number of `letter`s in the response) / `target`, at most 1, minus the share of other characters. Every
+    policy finds a gradient here at once, which is what an environment's default task is for.
+    """
+
+    letter: str = "a"
+    target: int = 8
+
+    def __post_init__(self) -> None:
+        if len(self.letter) != 1 or self.target < 1:
+            raise ConfigError(f"count needs one letter and target >= 1, got {self.letter!r}, {self.target}")
+
+    @property
+    def size(self) -> int:
+        return 1
+
+    def prompt(self, _index: int, _options: Options, /) -> Prompt:
+        return Prompt(id=f"count/{self.letter}", text=f"{self.letter}:", meta={"letter": self.letter})
+
+    def score(self, episode: Episode, /) -> float:
+        hits = episode.response.count(self.letter)
+        others = len(episode.response) - hits
+        return min(hits / self.target, 1.0) - others / max(len(episode.response), 1)
+
+
+@dataclass(frozen=True)
+class Echo:
+    """Say the prompt back. Reward: the share of characters that agree, place by place, over the longer of the two.
+
+    Prompts are `length` symbols of `alphabet` followed by "=". The option `level` replaces `length` (a curriculum).
+    About a quarter of all words of a length is set aside for evaluation.
+    """
+
+    length: int = 3
+    alphabet: str = "ab"
+    part: Part = "training"
+
+    option_names = ("level",)
+
+    def __post_init__(self) -> None:
+        if self.length < 1 or not self.alphabet:
+            raise ConfigError(f"echo needs length >= 1 and a non-empty alphabet, got {self.length}, {self.alphabet!r}")
+
+    @property
+    def size(self) -> None:
+        return None
+
+    def prompt(self, index: int, options: Options, /) -> Prompt:
+        length = options.get("level", self.length)
+        if not isinstance(length, (int, np.integer)) or length < 1:
+            raise ConfigError(f"level: the number of symbols to echo, at least 1, got {length!r}")
+        word = self._word(np.random.default_rng([index, int(length)]), int(length))
+        return Prompt(id=f"echo/{word}", text=word + "=", meta={"answer": word})
+
+    def _word(self, stream: np.random.Generator, length: int) -> str:
+        symbols = "".join(sorted(set(self.alphabet)))
+        if len(symbols) ** length <= _FEW:
+            words = _few_words(symbols, length, self.part)
+            return words[stream.integers(len(words))]
+        while True:
+            word = "".join(symbols[i] for i in stream.integers(len(symbols), size=length))
+            if (unit_interval(word) < _SET_ASIDE) == (self.part == "held_out"):
+                return word
+
+    def held_out(self) -> Echo:
+        """Words that training never asks for. (Of a single possible word none can be set aside.)"""
+        return replace(self, part="held_out")
+
+    def score(self, episode: Episode, /) -> float:
+        answer, response = str(episode.prompt.meta["answer"]), episode.response
+        longest = max(len(answer), len(response))
+        return sum(a == b for a, b in zip(answer, response, strict=False)) / longest
+
+
+@lru_cache(maxsize=64)
+def _few_words(symbols: str, length: int, part: Part) -> list[str]:
+    words = ["".join(letters) for letters in itertools.product(symbols, repeat=length)]
+    return [words[place] for place in places_of(part, words, _SET_ASIDE)]
+
+
+@dataclass(frozen=True)
+class Increasing:
+    """Go on upwards: `"3<"` may be answered by `"4578"`. Numbers by default; `alphabet` may hold letters.
+
+    Reward: the symbols before the first that is not above the one before it, at most `length`, over `length` or the
+    response's length, whichever is more. Each of the possible starts leaves room for `length` symbols above it.
+    """
+
+    length: int = 4
+    alphabet: str = "0123456789"
+    part: Part = "training"
+
+    def __post_init__(self) -> None:
+        if len(set(self.alphabet)) != len(self.alphabet) or not 1 <= self.length < len(self.alphabet):
+            raise ConfigError(
+                f"increasing needs different symbols and a length from 1 to one less than their number, "
+                f"got {self.alphabet!r}, {self.length}"
+            )
+
+    @cached_property
+    def _starts(self) -> str:
+        starts = self.alphabet[: -self.length]
+        return "".join(starts[place] for place in places_of(self.part, starts, _SET_ASIDE))
+
+    @property
+    def size(self) -> int:
+        return len(self._starts)
+
+    def prompt(self, index: int, _options: Options, /) -> Prompt:
+        start = self._starts[index % self.size]
+        return Prompt(id=f"increasing/{start}", text=f"{start}<", meta={"start": start})
+
+    def held_out(self) -> Increasing:
+        aside = replace(self, part="held_out")
+        return aside if aside.size < len(self.alphabet) - self.length else self
+
+    def score(self, episode: Episode, /) -> float:
+        places = [self.alphabet.find(symbol) for symbol in str(episode.prompt.meta["start"]) + episode.response]
+        risen = sum(1 for _ in itertools.takewhile(lambda pair: pair[1] > pair[0], itertools.pairwise(places)))
+        return min(risen, self.length) / max(self.length, len(episode.response))
+
+
+@dataclass(frozen=True)
+class Enumerable:
+    """One prompt, and so few possible responses that everything about them can be calculated.
+
+    With the tokenizer `"alphabet:<symbols>"` and `max_new_tokens=longest` there are 1 + S + S^2 + ... responses of at
+    most `longest` symbols: 85 by default. `rewards` holds what each is worth, drawn from `seed`.
+    """
+
+    symbols: str = "abcd"
+    longest: int = 3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.symbols or len(set(self.symbols)) != len(self.symbols) or self.longest < 1:
+            raise ConfigError(
+                f"enumerable needs different symbols and longest >= 1, got {self.symbols!r}, {self.longest}"
+            )
+
+    @cached_property
+    def responses(self) -> tuple[str, ...]:
+        """Every response: the empty one first, shorter before longer, else in the order of the symbols."""
+        return tuple(
+            "".join(letters)
+            for length in range(self.longest + 1)
+            for letters in itertools.product(self.symbols, repeat=length)
+        )
+
+    @cached_property
+    def rewards(self) -> Float:
+        """float64[N]: the worth of `responses`, standard normal."""
+        return np.random.default_rng(self.seed).standard_normal(len(self.responses))
+
+    @cached_property
+    def _worth(self) -> dict[str, float]:
+        return dict(zip(self.responses, self.rewards.tolist(), strict=True))
+
+    @property
+    def size(self) -> int:
+        return 1
+
+    def prompt(self, _index: int, _options: Options, /) -> Prompt:
+        return Prompt(id="enumerable", text=self.symbols[0])
+
+    def score(self, episode: Episode, /) -> float:
+        """The table's entry; 0 for a text that is none of the responses (another tokenizer can write such)."""
+        return self._worth.get(episode.response, 0.0)
+
+
+@dataclass(frozen=True)
+class Guess:
+    """Find the secret letter: a conversation. Each wrong guess is answered by ">" (the secret is above it) or "<".
+
+        ?   d|   >   f|   <   e|            (the agent's turns end with its end token, here "|")
+
+    Any other turn than a single letter is answered by "!" and counts. `turns` guesses at most. Reward: 1 for the first
+    guess, 1 - 1/turns for the second, and so on; 0 without a hit. Halving is optimal: with the default seven letters
+    and three turns it earns (1 + 2 * 2/3 + 4 * 1/3) / 7 = 11/21. The option `level` is the number of letters in play.
+    """
+
+    alphabet: str = "abcdefg"
+    turns: int = 3
+
+    option_names = ("level",)
+
+    def __post_init__(self) -> None:
+        if list(self.alphabet) != sorted(set(self.alphabet)) or not self.alphabet or self.turns < 1:
+            raise ConfigError(
+                f"guess needs different letters in rising order and turns >= 1, got {self.alphabet!r}, {self.turns}"
+            )
+
+    @property
+    def size(self) -> int:
+        return len(self.alphabet)
+
+    def prompt(self, index: int, options: Options, /) -> Prompt:
+        letters = options.get("level", len(self.alphabet))
+        if not isinstance(letters, (int, np.integer)) or not 1 <= letters <= len(self.alphabet):
+            raise ConfigError(f"level: the number of letters in play, 1 to {len(self.alphabet)}, got {letters!r}")
+        secret = self.alphabet[index % int(letters)]
+        return Prompt(id=f"guess/{secret}", text="?", meta={"secret": secret})
+
+    def reply(self, episode: Episode, /) -> str | None:
+        secret, said = episode.prompt.meta["secret"], episode.turns or (episode.response,)
+        if said[-1] == secret or len(said) >= self.turns:
+            return None
+        if len(said[-1]) != 1 or said[-1] not in self.alphabet:
+            return "!"
+        return ">" if secret > said[-1] else "<"
+
+    def score(self, episode: Episode, /) -> float:
+        said = (episode.turns or (episode.response,))[: self.turns]
+        secret = episode.prompt.meta["secret"]
+        return 1.0 - said.index(secret) / self.turns if secret in said else 0.0

@@ -1,0 +1,275 @@
+"""A grid of runs: the same numbers however it is run, one failure costs one cell, and nothing is done twice."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlhf_env.errors import ConfigError, RunFailed
+from rlhf_env.lab import benchmark
+from rlhf_env.lab.benchmark import Grid, Progress, run_benchmark, run_cell, write_json
+from rlhf_env.lab.report import read_results, rich_table, write_report
+from rlhf_env.learning.experiment import Experiment
+from rlhf_env.learning.run_folder import RunFolder, read_metrics
+
+Toy = Mapping[str, Any]
+
+GOOD = {"ppo": {"lr": 1e-2}, "best_of_n": {"n": 2}}
+BAD = {
+    "groups-of-3": {"name": "grpo", "group_size": 3},  # refused when its worker builds it
+    "diverges": {"name": "ppo", "lr": 1e30},  # fails in the middle of its run
+}
+
+
+def grid_of(toy: Toy, agents: Mapping[str, Any], seeds: int = 2) -> Grid:
+    return Grid(name="toy-grid", agents=dict(agents), experiment=dict(toy), seeds=seeds)
+
+
+def results_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """By file name, without what a clock decides."""
+    found = {}
+    for file in sorted((folder / "results").iterdir()):
+        result = json.loads(file.read_text(encoding="utf-8"))
+        assert result["spending"].pop("seconds") >= 0.0
+        found[file.name] = result
+    return found
+
+
+def stamps(folder: Path) -> dict[Path, int]:
+    return {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.fixture(scope="module")
+def finished(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four rows by two seeds, half of them bad, in two processes."""
+    folder = tmp_path_factory.mktemp("two-jobs")
+    run_benchmark(grid_of(toy, {**GOOD, **BAD}), folder, jobs=2)
+    return folder
+
+
+# ---------------------------------------------------------------- what is in a result
+
+
+def test_every_cell_has_a_result(finished: Path) -> None:
+    assert set(results_of(finished)) == {
+        f"echo--{agent}--seed-{seed}.json" for agent in (*GOOD, *BAD) for seed in (0, 1)
+    }
+
+
+def test_a_result_says_what_was_run_spent_and_measured(finished: Path, toy: Toy) -> None:
+    result = results_of(finished)["echo--ppo--seed-1.json"]
+    assert (result["status"], result["reason"], result["error"]) == ("finished", "budget", None)
+    assert (result["task"], result["agent"], result["seed"]) == ("echo", "ppo", 1)
+    assert result["agent_settings"] == {"name": "ppo", "lr": 1e-2}
+    assert (result["spending"]["updates"], result["spending"]["episodes"]) == (40, 40 * 8)
+    assert [point["update"] for point in result["curve"]] == [0, 10, 20, 30, 40]
+    # The last evaluation is of the same parameters, prompts and random numbers as the one of the last update.
+    assert {name: result["curve"][-1][name] for name in result["evaluation"]} == result["evaluation"]
+    assert len(result["samples"]) == 12
+    assert (finished / result["run"] / "metrics.jsonl").is_file()
+    assert Experiment.load(finished / result["run"] / "experiment.toml").seed == 1
+    assert result["evaluation"]["objective"] > result["curve"][0]["objective"], "it learns"
+
+
+def test_an_agent_that_does_not_train_spends_nothing(finished: Path) -> None:
+    result = results_of(finished)["echo--best_of_n--seed-0.json"]
+    assert (result["status"], result["reason"]) == ("finished", "does not train")
+    assert set(result["spending"].values()) == {0}
+    assert [point["update"] for point in result["curve"]] == [0]
+
+
+def test_seeds_are_shared_and_differ(finished: Path) -> None:
+    results = results_of(finished)
+    for seed in (0, 1):
+        first, other = (results[f"echo--{agent}--seed-{seed}.json"]["curve"][0] for agent in ("ppo", "diverges"))
+        assert first == other, "the same initial weights, prompts and random numbers"
+    assert results["echo--ppo--seed-0.json"]["curve"][0] != results["echo--ppo--seed-1.json"]["curve"][0]
+
+
+# ---------------------------------------------------------------- the same however it is run
+
+
+def test_one_process_gives_the_same_results_and_a_second_call_does_nothing(
+    finished: Path, toy: Toy, tmp_path: Path
+) -> None:
+    grid = grid_of(toy, {**GOOD, **BAD})
+    run_benchmark(grid, tmp_path, jobs=1)
+    assert results_of(tmp_path) == results_of(finished)
+    before, told = stamps(tmp_path), list[Progress]()
+    files = run_benchmark(grid, tmp_path, jobs=2, on_progress=told.append)
+    assert not multiprocessing.active_children()
+    after = stamps(tmp_path)
+    grid_file = tmp_path / "benchmark.toml"
+    assert {file: t for file, t in after.items() if file != grid_file} == {
+        file: t for file, t in before.items() if file != grid_file
+    }
+    assert [progress.ended for progress in told] == ["finished"] * 8
+    assert files == [cell.result_file(tmp_path) for cell in grid.cells()]
+
+
+# ---------------------------------------------------------------- failures
+
+
+def test_a_failed_cell_is_written_as_such_and_the_others_go_on(finished: Path) -> None:
+    results = results_of(finished)
+    assert {name for name, result in results.items() if result["status"] == "failed"} == {
+        f"echo--{agent}--seed-{seed}.json" for agent in BAD for seed in (0, 1)
+    }
+    refused, diverged = (results[f"echo--{agent}--seed-0.json"] for agent in BAD)
+    assert refused["error"] == "group_size 3 does not divide the batch of 8 rows (num_envs)"
+    assert refused["curve"] == []
+    assert "lower the learning rate" in diverged["error"]
+    assert [point["update"] for point in diverged["curve"]] == [0]
+    assert diverged["spending"]["generated_tokens"] >= 0
+
+
+def test_the_report_of_a_benchmark_with_failures(finished: Path) -> None:
+    pytest.importorskip("matplotlib")
+    results = read_results(finished)
+    assert (results.failed, results.seeds, len(results.cells)) == (4, 2, 8)
+    assert rich_table(results).row_count == 4
+    assert write_report(finished).stat().st_size > 10_000
+
+
+def test_a_killed_worker_costs_its_cell_alone_and_the_next_call_goes_on(
+    finished: Path, toy: Toy, tmp_path: Path
+) -> None:
+    """The cell is one of the grid above: cut and gone on with, its result is the same."""
+    grid = grid_of(toy, {"ppo": GOOD["ppo"]}, seeds=1)
+    (cell,) = grid.cells()
+    ends: list[str | None] = []
+
+    def kill(progress: Progress) -> None:
+        ends.append(progress.ended)
+        for worker in multiprocessing.active_children():
+            worker.kill()
+
+    run_benchmark(grid, tmp_path, jobs=1, on_progress=kill)
+    assert ends[-1] == "failed"
+    assert not cell.result_file(tmp_path).exists()
+    begun = read_metrics(tmp_path / cell.run)
+    assert begun
+    assert len(begun) < 41
+    run_benchmark(grid, tmp_path, jobs=1)
+    (name, result), expected = next(iter(results_of(tmp_path).items())), results_of(finished)
+    assert result == expected[name]
+
+
+class Diverged:
+    """An evaluation of a model that has gone to pieces."""
+
+    metrics = {"gold": math.nan, "kl": math.inf, "length": 3.0}  # noqa: RUF012
+    samples = ()
+
+
+def test_an_evaluation_that_is_not_finite_is_a_failure(toy: Toy, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(benchmark, "run_experiment", lambda *_arguments, **_options: ("budget", Diverged()))
+    (cell,) = grid_of(toy, {"ppo": {}}, seeds=1).cells()
+    with pytest.raises(RunFailed, match="not finite: gold, kl"):
+        run_cell(cell, tmp_path)
+    assert not cell.result_file(tmp_path).exists()
+
+
+def test_what_json_cannot_hold_is_written_as_null(tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "x.json"
+    write_json(file, {"a": [math.nan, 1.5, {"b": -math.inf}], "c": (math.inf,), "d": "NaN", "e": "lone \ud83d"})
+    text = file.read_text(encoding="utf-8", errors="surrogatepass")
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "a": [None, 1.5, {"b": None}],
+        "c": [None],
+        "d": "NaN",
+        "e": "lone \ud83d",
+    }
+    assert [path.name for path in file.parent.iterdir()] == ["x.json"]
+
+
+def test_a_cell_whose_folder_holds_another_experiment_is_refused(toy: Toy, tmp_path: Path) -> None:
+    (cell,) = grid_of(toy, {"ppo": {}}, seeds=1).cells()
+    with RunFolder(tmp_path / cell.run, Experiment(seed=4).to_toml(), tensorboard=False):
+        pass
+    with pytest.raises(ConfigError, match="cannot resume with another"):
+        run_cell(cell, tmp_path)
+
+
+# ---------------------------------------------------------------- the file of a grid
+
+
+def problems_of(call: Any, *arguments: Any) -> list[str]:
+    with pytest.raises(ConfigError) as refused:
+        call(*arguments)
+    return list(refused.value.problems)
+
+
+def test_a_grid_round_trips_through_its_file(toy: Toy, tmp_path: Path) -> None:
+    grid = Grid(
+        name="g", agents=dict(GOOD), experiment=dict(toy), tasks={"short": {"task": {"name": "count"}}}, seeds=2
+    )
+    (tmp_path / "grid.toml").write_text(grid.to_toml())
+    assert Grid.load(tmp_path / "grid.toml") == grid
+
+
+def test_cells_are_agents_by_tasks_by_seeds(toy: Toy) -> None:
+    tasks = {"short": {"task": {"name": "echo", "length": 1}}, "wide": {"environment": {"num_envs": 4}}}
+    cells = Grid(name="g", agents={"a": {"name": "ppo"}, "ppo": {}}, experiment=dict(toy), tasks=tasks, seeds=2).cells()
+    assert [(cell.seed, cell.task, cell.agent) for cell in cells] == [
+        (seed, task, agent) for seed in (0, 1) for task in ("short", "wide") for agent in ("a", "ppo")
+    ]
+    short, wide = cells[0].experiment, cells[2].experiment
+    assert (short.task, short.environment.num_envs) == ({"name": "echo", "length": 1}, 8)
+    assert (wide.task, wide.environment.num_envs, wide.environment.max_new_tokens) == (toy["task"], 4, 4)
+    assert {cell.experiment.agent["name"] for cell in cells} == {"ppo"}
+    assert [cell.experiment.seed for cell in cells] == [0] * 4 + [1] * 4
+    assert len({cell.run for cell in cells}) == len({cell.key for cell in cells}) == 8
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ({"agents": {}}, "agents: name at least one"),
+        ({"agents": {"ppo": {}}, "seeds": 0}, "seeds must be at least 1"),
+        ({"agents": {"ppo": 3}}, "agents.ppo: 3 is not a table"),
+        ({"agents": {"ppo": {}}, "tasks": {"t": 3}}, "tasks.t: 3 is not a table"),
+        ({"agents": {"..": {}}}, "'..' is no name for a file"),
+        ({"agents": {"a--b": {}}}, "'a--b' is no name for a file"),
+        ({"agents": {"a/b": {}}}, "'a/b' is no name for a file"),
+        ({"agents": {"ppo": {}}, "name": "../out"}, "'../out' is no name for a file"),
+        ({"agents": {"ppo": {}}, "experiment": {"task": {"name": "a/b"}}}, "'a/b' is no name for a file"),
+        ({"agents": {"ppo": {}}, "sedes": 3}, "no setting 'sedes': did you mean 'seeds'?"),
+        ({}, "the setting 'agents' is required"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_grid_that_does_not_fit_is_refused_with_its_file(table: dict[str, Any], said: str, tmp_path: Path) -> None:
+    import tomli_w
+
+    (tmp_path / "grid.toml").write_text(tomli_w.dumps(table))
+    (problem,) = problems_of(Grid.load, tmp_path / "grid.toml")
+    assert problem.startswith(str(tmp_path / "grid.toml"))
+    assert said in problem
+
+
+@pytest.mark.parametrize(
+    ("experiment", "said"),
+    [
+        ({"task": "count"}, "task: 'count' is not a table"),
+        ({"environment": 3}, "environment: 3 is not a table"),
+        ({"buget": {}}, "no setting 'buget': did you mean 'budget'?"),
+    ],
+)
+def test_the_shared_experiment_is_checked_before_anything_runs(
+    experiment: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    (problem,) = problems_of(run_benchmark, Grid(name="g", agents={"ppo": {}}, experiment=experiment), tmp_path / "out")
+    assert said in problem
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_grids_do_not_mix_in_one_folder(finished: Path, toy: Toy) -> None:
+    (problem,) = problems_of(run_benchmark, grid_of(toy, GOOD), finished)
+    assert "another grid" in problem
