@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -409,7 +408,7 @@ def run_demo(
     out.mkdir(parents=True, exist_ok=True)
     if from_scratch:
         recipe = Recipe()
-        models = make_models(_cache() / f"chitchat-{recipe.content_hash}", recipe=recipe, console=console)
+        models = make_models(assets.cache_folder() / f"chitchat-{recipe.content_hash}", recipe=recipe, console=console)
     models = models or Models()
     console.rule("[bold]1-2  Preferences on replies of the base model")
     preferences = _collect_preferences(settings, models, out / "preferences.sqlite", console)
@@ -556,8 +555,3 @@ def _about(seeds: int) -> dict[str, Any]:
         "command": "rlhf-env demo",
         "versions": versions(),
     }
-
-
-def _cache() -> Path:
-    """Where models made on this machine are kept between runs."""
-    return Path(os.environ.get("RLHF_ENV_CACHE") or Path.home() / ".cache" / "rlhf-env")

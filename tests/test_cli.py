@@ -187,13 +187,13 @@ def test_bench_makes_a_report_and_report_makes_it_again(run: Run, toy: Path) -> 
     assert (ran.status, ran.err) == (0, "")
     folder = toy.parent / "runs" / "grid"
     page = (folder / "report.html").read_bytes()
-    assert "numbers, no claim" in ran.out
+    assert "numbers, no claim" in " ".join(ran.out.split())
     assert "Report: runs/grid/report.html" in ran.out
     (folder / "report.html").unlink()
     again = run("report", "runs/grid")
     assert (again.status, again.err) == (0, "")
     assert (folder / "report.html").read_bytes() == page
-    assert again.out.split("─")[-1] == ran.out.split("─")[-1]
+    assert ran.out.endswith(again.out), "the same table, under a progress bar"
 
 
 def test_a_report_of_nothing_is_refused(run: Run) -> None:
@@ -248,7 +248,6 @@ def test_check_says_what_a_plugin_does_wrong(run: Run) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (("seed = 0", "seed = 0"), ""),
         (('name = "ppo"', 'name = "poo"'), "unknown agent 'poo': did you mean 'ppo'?"),
         (("[budget]", "[budget"), "toy.toml: "),
         (("lr = 1e-2", 'lr = "abc"'), "[agent] ppo optimization lr: 'abc' is not a number"),
@@ -260,8 +259,7 @@ def test_check_says_what_a_plugin_does_wrong(run: Run) -> None:
 )
 def test_a_bad_file_is_one_line_and_status_2(change: tuple[str, str], said: str, run: Run, toy: Path) -> None:
     toy.write_text(EXPERIMENT.replace(*change))
-    if said:
-        refused(run("train", "toy.toml"), said)
+    refused(run("train", "toy.toml"), said)
 
 
 @pytest.mark.parametrize(
@@ -272,23 +270,17 @@ def test_a_bad_file_is_one_line_and_status_2(change: tuple[str, str], said: str,
         (["check", "no.toml"], "cannot read no.toml: No such file or directory"),
         (["train"], "Missing argument"),
         (["train", "toy.toml", "--sed", "1"], "--sed"),
-        (["train", "toy.toml", "--seed", "one"], "'one' is not a valid int"),
+        (["train", "toy.toml", "--seed", "one"], "--seed"),
         (["train", "toy.toml", "--seed", "-1"], "seed must not be negative, got -1"),
-        (["train", "toy.toml", "--threads", "0"], "0 is not in the range"),
+        (["train", "toy.toml", "--threads", "0"], "--threads"),
         (["train", "toy.toml", "--agent", "poo"], "unknown agent 'poo': did you mean 'ppo'?"),
         (["trian", "toy.toml"], "trian"),
-        (["bench", "toy.toml"], "the setting 'agents' is required"),
         (["check", "toy.toml", "target=3"], "a file has its own"),
     ],
     ids=" ".join,
 )
 def test_a_bad_command_is_one_line_and_status_2(arguments: list[str], said: str, run: Run, toy: Path) -> None:
-    ran = run(*arguments)
-    assert ran.status == 2
-    first = ran.err.splitlines()[0]
-    assert first.startswith("rlhf-env: ")
-    assert said in ran.err
-    assert "Traceback" not in ran.err
+    refused(run(*arguments), said)
 
 
 def test_of_very_many_problems_twenty_are_said(run: Run, monkeypatch: pytest.MonkeyPatch, toy: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 _OWNER = "rlhf-env/"
@@ -13,3 +14,8 @@ def resolve(name: str) -> str:
         return name
     folder = Path(__file__).parent / name.removeprefix(_OWNER)
     return str(folder) if folder.is_dir() else name
+
+
+def cache_folder() -> Path:
+    """Where what takes long to make is kept between runs: $RLHF_ENV_CACHE, else ~/.cache/rlhf-env."""
+    return Path(os.environ.get("RLHF_ENV_CACHE") or Path.home() / ".cache" / "rlhf-env")

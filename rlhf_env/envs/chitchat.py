@@ -19,14 +19,17 @@ import hashlib
 import importlib
 import itertools
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from rlhf_env import assets
 from rlhf_env.envs.splits import unit_interval
 from rlhf_env.errors import ConfigError, MissingExtra
 from rlhf_env.types import Options, Prompt
@@ -154,7 +157,26 @@ class Chitchat:
 
 @cache
 def _task_prompts(split: Split) -> tuple[str, ...]:
-    return tuple(prompts(split))
+    """`prompts(split)`, kept on disk: tidying takes seconds, and every worker process asks."""
+    kept = assets.cache_folder() / f"chitchat-{split}-{_fingerprint()}.json"
+    try:
+        return tuple(json.loads(kept.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        found = prompts(split)
+    with suppress(OSError):  # a home that cannot be written costs the seconds again, nothing else
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        partial = kept.with_name(f".{kept.name}.{os.getpid()}")
+        partial.write_text(json.dumps(found), encoding="utf-8")
+        partial.replace(kept)
+    return tuple(found)
+
+
+@cache
+def _fingerprint() -> str:
+    """Changes with the data set and with this file."""
+    digest = hashlib.sha256(_dataset_file().read_bytes())
+    digest.update(Path(__file__).read_bytes())
+    return digest.hexdigest()[:16]
 
 
 @cache

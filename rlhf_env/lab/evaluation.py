@@ -63,11 +63,13 @@ class Evaluator:
         agent = self.workplace.agent if agent is None else agent
         setup = self.workplace.setup
         settings = self.workplace.experiment.evaluation
+        # Common to all agents of one seed, so that they differ by what they learned; other seeds draw other samples.
+        seed = settings.seed + 1_000_003 * self.workplace.experiment.seed
         writers = (setup.policy, setup.reference)
         streams = [writer.sampling_state() for writer in writers]
         spent = setup.spending.as_dict()
         for writer in writers:
-            writer.reseed(settings.seed)
+            writer.reseed(seed)
         try:
             # A new environment each time: what rewards remember of training is read here and not added to.
             # What the agent would ask for (an easier level, groups) does not hold: everyone gets the same prompts.
@@ -75,7 +77,7 @@ class Evaluator:
                 self._environment(settings.prompts),
                 agent,
                 {"indices": list(range(settings.prompts))},
-                seed=settings.seed,
+                seed=seed,
             )
         finally:
             for writer, stream in zip(writers, streams, strict=True):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("chitchat_dataset", reason="the demo extra is not installed")
 
+from rlhf_env import assets
 from rlhf_env.envs import chitchat
 from rlhf_env.errors import ConfigError, MissingExtra
 
@@ -68,3 +71,9 @@ def test_unknown_split_and_missing_package_are_named(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(__import__("sys").modules, "chitchat_dataset", None)
     with pytest.raises(MissingExtra, match=r"rlhf-env\[demo\]"):
         chitchat._dataset_file()
+
+
+def test_the_shipped_models_are_made_of_this_corpus() -> None:
+    """Whoever changes the tidying or the splits must make the models anew: `make base-model`."""
+    recipe = json.loads((Path(assets.__file__).parent / "recipe.json").read_text(encoding="utf-8"))
+    assert recipe["corpus_hash"] == chitchat.corpus_hash()

@@ -215,3 +215,62 @@ def test_credit_goes_to_what_the_agent_said_and_to_nothing_else(length: int) -> 
         elsewhere[places] = False
         assert (advantages[row][elsewhere] == 0).all() and (rollout.logprobs[row][elsewhere] == 0).all()
         assert rollout.actions[row].sum() == len(places) and not rollout.actions[row][elsewhere].any()
+
+
+class Table:
+    """A policy that is a table of logits, one row per text, and learns by the plain policy gradient of `gae`."""
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+        self.logits: dict[bytes, Any] = {}
+        self.values: dict[bytes, float] = {}
+        self.stream = np.random.default_rng(0)
+
+    def begin(self) -> dict[str, Any]:
+        return {}
+
+    def _probs(self, text: bytes) -> Any:
+        logits = self.logits.setdefault(text, np.zeros(V))
+        odds = np.exp(logits - logits.max())
+        return odds / odds.sum()
+
+    def act(self, observation: Observation, /) -> Decision:
+        tokens, logprobs = (
+            np.zeros(len(observation["input_ids"]), dtype=np.int64),
+            np.zeros(len(observation["input_ids"])),
+        )
+        lengths = observation["attention_mask"].sum(axis=1)
+        for row in np.flatnonzero(observation["writing"]):
+            probs = self._probs(observation["input_ids"][row, : lengths[row]].tobytes())
+            tokens[row] = min(int(np.searchsorted(np.cumsum(probs), self.stream.random())), V - 1)
+            logprobs[row] = np.log(probs[tokens[row]])
+        return Decision(tokens, logprobs)
+
+    def update(self, rollout: Any, /) -> dict[str, float]:
+        rewards = paid_to_actions(rollout.rewards(), rollout.mask, rollout.actions)
+        chosen = list(zip(*np.nonzero(rollout.actions.numpy()), strict=True))
+        values = torch.zeros_like(rewards)
+        for row, place in chosen:
+            values[row, place] = self.values.get(rollout.tokens[row, :place].numpy().tobytes(), 0.0)
+        advantages = gae(rewards, values, rollout.actions, gamma=1.0, lam=1.0).numpy()
+        for row, place in chosen:
+            ids = rollout.tokens[row, : place + 1].numpy()
+            text = ids[:-1].tobytes()
+            self.values[text] = self.values.get(text, 0.0) + 0.02 * advantages[row, place]
+            gradient = -self._probs(text)
+            gradient[ids[-1]] += 1.0
+            self.logits[text] += self.rate * advantages[row, place] * gradient
+        return {}
+
+
+def test_the_game_can_be_learned() -> None:
+    game: dict[str, Any] = {**settings(1), "task": Guess("abc", turns=2), "max_new_tokens": 5}
+    env = TextVectorEnv(63, **game, autoreset_mode="Disabled")
+    agent, earned = Table(rate=0.2), []
+    for seed in range(220):
+        rollout = collect(env, agent, {"indices": [*range(3)] * 21}, seed=seed)  # type: ignore[arg-type]
+        earned.append(float(rollout.returns().mean()))
+        agent.update(rollout)
+    assert np.mean(earned[:3]) < 0.2
+    # A single turn earns at most 1/3; a second one after the answer makes it 1/2, halving 2/3.
+    assert np.mean(earned[-10:]) > 0.45

@@ -28,7 +28,7 @@ HELD_OUT: dict[str, dict[str, Any]] = {
     "increasing": {},
     "mixture": {"tasks": ["echo", "count", {"name": "prompts", "prompts": QUESTIONS, "held_out_fraction": 0.2}]},
     "prompts": {"prompts": QUESTIONS, "held_out_fraction": 0.2},
-    "reasoning_gym": {"dataset": "count_bits"},
+    "reasoning_gym": {"dataset": "count_bits", "settings": {"max_n": 40}},  # so few that they come again
     "textarena": {"game": "GuessTheNumber-v0"},
 }
 ONE_WORLD = {"count", "enumerable", "guess"}  # asked in training or not at all
