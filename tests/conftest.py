@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 # Before anything imports torch: its thread pool on a small busy machine turns seconds into half a minute.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["RLHF_ENV_CACHE"] = str(Path(__file__).parent.parent / "build" / "test-cache")
 
 from hypothesis import HealthCheck, settings
 

@@ -15,8 +15,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
 from rlhf_env.envs.splits import Part
 from rlhf_env.envs.tasks import check_fraction, places_of
+from rlhf_env.envs.tokenizers import tokenizer_folder
 from rlhf_env.errors import DataError, MissingExtra
 from rlhf_env.types import Options, Prompt
 
@@ -245,7 +249,10 @@ def _kind(value: Any) -> str:
 
 
 class _Renderer:
-    """Conversations to text, by the template that was named; its tokenizer is loaded when the first one comes."""
+    """Conversations to text, by the template that was named; it is read when the first one comes.
+
+    Templates are rendered here and not by transformers, whose tokenizers load torch, which environments must not.
+    """
 
     def __init__(self, chat_template: str) -> None:
         self.chat_template = chat_template
@@ -253,21 +260,34 @@ class _Renderer:
     def __call__(self, messages: Sequence[Mapping[str, Any]]) -> str:
         if self.chat_template == "plain":
             return "".join(f"{m['role'].capitalize()}: {m['content']}\n" for m in messages) + "Assistant:"
-        return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
+        template, tokens = self._template
+        return template.render(messages=list(messages), add_generation_prompt=True, **tokens)
 
     @cached_property
-    def _tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
-
-        from rlhf_env import assets
-
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(assets.resolve(self.chat_template))
-        except Exception as error:  # the hub and the network raise what they like
-            raise DataError(
-                f"chat_template {self.chat_template!r} is neither 'plain' nor a tokenizer that can be loaded "
-                f"({type(error).__name__}): name a model's folder"
-            ) from error
-        if not tokenizer.chat_template:
+    def _template(self) -> tuple[jinja2.Template, dict[str, str]]:
+        """The compiled template, and the special tokens it may name (`bos_token`, ...)."""
+        folder = tokenizer_folder(self.chat_template)
+        settings: dict[str, Any] = {}
+        if (folder / "tokenizer_config.json").is_file():
+            settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        source = settings.get("chat_template")
+        if (folder / "chat_template.jinja").is_file():
+            source = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        if not isinstance(source, str):
             raise DataError(f"chat_template {self.chat_template!r}: that tokenizer has no chat template of its own")
-        return tokenizer
+        # As transformers sets it up; the template is other people's, so it runs in the sandbox.
+        sandbox = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        sandbox.globals["raise_exception"] = _refuse_conversation
+        tokens = {
+            name: str(value["content"] if isinstance(value, dict) else value)
+            for name, value in settings.items()
+            if name.endswith("_token") and isinstance(value, (str, dict))
+        }
+        return sandbox.from_string(source), tokens
+
+
+def _refuse_conversation(message: str) -> None:
+    """What templates call when they cannot render."""
+    raise jinja2.TemplateError(message)

@@ -529,6 +529,7 @@ class TextVectorEnv(VectorEnv[Any, Any, Any]):
         The same as calling Gymnasium's `_add_info` for row after row, a key at a time: half the cost of a text's end.
         """
         infos: Info = {}
+        row_infos = dict(sorted(row_infos.items()))
         for key in dict.fromkeys(key for info in row_infos.values() for key in info):
             of_rows = {row: info[key] for row, info in row_infos.items() if key in info}
             rows, first = list(of_rows), next(iter(of_rows.values()))

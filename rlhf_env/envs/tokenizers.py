@@ -145,17 +145,22 @@ def load_tokenizer(spec: str | Path | Tokenizer) -> Tokenizer:
         return ByteTokenizer()
     if text.startswith("alphabet:"):
         return AlphabetTokenizer(text.removeprefix("alphabet:"))
-    if Path(text).is_dir():
-        return FileTokenizer(text)
-    return FileTokenizer(_from_hub(text))
+    return FileTokenizer(tokenizer_folder(text))
+
+
+def tokenizer_folder(name: str) -> Path:
+    """The local folder of a tokenizer's files: a folder as it is, a shipped model, a hub name (fetched, or cached)."""
+    folder = Path(assets.resolve(name))
+    return folder if folder.is_dir() else _from_hub(name)
 
 
 def _from_hub(name: str) -> Path:
     """The local folder of a hub model's tokenizer files (fetched, or from the cache)."""
     from huggingface_hub import snapshot_download
 
+    wanted = ["tokenizer*", "special_tokens_map.json", "chat_template.jinja"]
     try:
-        return Path(snapshot_download(name, allow_patterns=["tokenizer*", "special_tokens_map.json"]))
+        return Path(snapshot_download(name, allow_patterns=wanted))
     except Exception as error:
         raise DataError(
             f"tokenizer {name!r} is not 'bytes', 'alphabet:...' or a folder, and the hub did not give it "

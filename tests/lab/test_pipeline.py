@@ -66,13 +66,14 @@ DEMO = Demo(
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _a_slice_of_the_corpus() -> Iterator[None]:
+def _a_slice_of_the_corpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Every twelfth conversation: tidying all of them takes longer than everything else here."""
     cached = [chitchat._raw, chitchat._tidy_conversations, chitchat._task_prompts, chitchat._common_words]
     cached.append(chitchat.corpus_hash)
     some = dict(list(chitchat._raw().items())[::12])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chitchat, "_raw", lambda: some)
+        patch.setenv("RLHF_ENV_CACHE", str(tmp_path_factory.mktemp("cache")))  # the prompts kept there are of it all
         for function in cached[1:]:
             function.cache_clear()
         yield
