@@ -12,12 +12,19 @@ TWO := -n 2 --dist loadfile
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
-.venv/.ready: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt -e ".[dev]"
+# One environment, two levels of it: what the demo needs, and what the tests need on top.
+.venv/.demo: pyproject.toml constraints.txt
+	@echo "Setting up .venv: one to two minutes after the download"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo]"
 	@touch $@
 
-demo: .venv/.ready  ## The whole pipeline on real conversations; results in runs/demo
+.venv/.ready: .venv/.demo
+	@echo "Adding what the tests need"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: .venv/.demo  ## The whole pipeline on real conversations; results in runs/demo
 	$(BIN)/rlhf-env demo
 
 test: .venv/.ready  ## Lint, types, import rules, tests
@@ -50,8 +57,9 @@ lint: .venv/.ready  ## Lint, types and import rules alone
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-base-model: .venv/.ready  ## Make the shipped models anew (up to 40 minutes on 2 cores)
-	$(BIN)/rlhf-env pipeline base-model --threads 2
+base-model: .venv/.demo  ## Make the shipped models anew (up to 40 minutes on 2 cores)
+	$(BIN)/rlhf-env pipeline base-model --out runs/base-model --threads 2
+	cp -r runs/base-model/chitchat runs/base-model/chitchat-judge runs/base-model/recipe.json rlhf_env/assets/
 
 clean:  ## Remove the environment and what runs left
 	rm -rf .venv runs dist build

@@ -30,7 +30,11 @@ def test_three_packages_and_nothing_else_at_the_top() -> None:
 
 def test_every_file_that_is_no_module_came_along() -> None:
     expected = {f"{package}/py.typed" for package in PACKAGES}
-    expected |= {"rlhf_env/lab/report.html.jinja", "rlhf_env/assets/__init__.py"}
+    expected |= {"rlhf_env/lab/report.html.jinja", "rlhf_env/assets/__init__.py", "rlhf_env/assets/recipe.json"}
+    for model in ("chitchat", "chitchat-judge"):
+        expected |= {
+            f"rlhf_env/assets/{model}/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")
+        }
     assert expected <= FILES
     assert [name for name in FILES if name.endswith(".dist-info/licenses/LICENSE")]
 
