@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -34,9 +36,10 @@ Threads = Annotated[int | None, typer.Option(help="Threads for tensor work in ea
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Where results go. A second call does only what is missing.")] = Path(
-        "runs/demo"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where results go (default: runs/demo). A second call does only what is missing."),
+    ] = None,
     from_scratch: Annotated[
         bool, typer.Option("--from-scratch", help="Pretrain and fine-tune the base model here instead of using ours.")
     ] = False,
@@ -46,7 +49,9 @@ def demo(
     """The whole RLHF pipeline on real conversations: preferences, reward model, four agents, one table, one report."""
     from rlhf_env.pipeline import run_demo
 
-    run_demo(out, from_scratch=from_scratch, seeds=seeds, jobs=jobs, console=_console())
+    folder = out or Path("runs/demo-from-scratch" if from_scratch else "runs/demo")
+    with _interruptible():
+        run_demo(folder, from_scratch=from_scratch, seeds=seeds, jobs=jobs, console=_console())
 
 
 @app.command()
@@ -111,9 +116,20 @@ def bench(
     grid = Grid.load(file)
     folder = out or Path("runs") / grid.name
     console = _console()
-    with benchmark_progress(console, grid.cells()) as on_progress:
+    with _interruptible(), benchmark_progress(console, grid.cells()) as on_progress:
         run_benchmark(grid, folder, jobs=jobs, on_progress=on_progress)
     _show_report(folder, console)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C in work that is kept piece by piece: say how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        from rlhf_env.learning.loop import Interrupted
+
+        raise Interrupted(signal.SIGINT, "stopped and saved; the same command goes on from here") from stop
 
 
 @app.command()

@@ -25,6 +25,7 @@ from rlhf_env.envs import chitchat
 from rlhf_env.envs.rewards import RewardMix
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.envs.tokenizers import FileTokenizer, load_tokenizer
+from rlhf_env.errors import ConfigError
 from rlhf_env.feedback.annotators import SimulatedAnnotator
 from rlhf_env.feedback.pairs import Candidate, collect_pairs
 from rlhf_env.feedback.preferences import Author, PreferenceStore
@@ -405,11 +406,11 @@ def run_demo(
 
     settings = settings or Demo()
     set_threads()
-    out.mkdir(parents=True, exist_ok=True)
-    if from_scratch:
-        recipe = Recipe()
-        models = make_models(assets.cache_folder() / f"chitchat-{recipe.content_hash}", recipe=recipe, console=console)
-    models = models or Models()
+    own = assets.cache_folder() / f"chitchat-{Recipe().content_hash}" if from_scratch else None
+    models = models or (Models.within(own) if own else Models())
+    _claim_folder(out, settings, models)
+    if own:
+        make_models(own, console=console)
     console.rule("[bold]1-2  Preferences on replies of the base model")
     preferences = _collect_preferences(settings, models, out / "preferences.sqlite", console)
     console.rule("[bold]3  Reward model")
@@ -426,6 +427,17 @@ def run_demo(
     report = write_report(out)
     console.print(f"Report: {report}   TensorBoard: tensorboard --logdir {out / 'cells'}", soft_wrap=True)
     return report
+
+
+def _claim_folder(out: Path, settings: Demo, models: Models) -> None:
+    """Note what the folder's results are made with, and refuse to mix them with others'."""
+    made_with = json.loads(json.dumps({"settings": asdict(settings), "models": asdict(models)}))
+    note = out / "demo.json"
+    if note.exists() and json.loads(note.read_text(encoding="utf-8")) != made_with:
+        raise ConfigError(
+            f"{out} holds a demo of other settings or models (see {note}): choose another folder with --out"
+        )
+    write_json(note, made_with)
 
 
 def _collect_preferences(settings: Demo, models: Models, file: Path, console: Console) -> Path:
