@@ -57,8 +57,8 @@ lint: .venv/.ready  ## Lint, types and import rules alone
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-base-model: .venv/.demo  ## Make the shipped models anew (up to 40 minutes on 2 cores)
-	$(BIN)/rlhf-env pipeline base-model --out runs/base-model --threads 2
+base-model: .venv/.demo  ## Make the shipped models anew (up to 40 minutes)
+	$(BIN)/rlhf-env pipeline base-model --out runs/base-model
 	cp -r runs/base-model/chitchat runs/base-model/chitchat-judge runs/base-model/recipe.json rlhf_env/assets/
 
 clean:  ## Remove the environment and what runs left

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rlhf_env import assets
 from rlhf_env.errors import ConfigError, DataError
+from rlhf_env.policies.attention import in_own_precision
 from rlhf_env.policies.decoding import Decoding
 from rlhf_env.policies.forward_pass import forward_pass
 from rlhf_env.policies.policy import Evaluation, Sampling, Written
@@ -42,6 +43,7 @@ class LanguageModel(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        in_own_precision(model)
         self.model = model
         self.sampling = sampling
         self._text_config: Any = model.config.get_text_config()

@@ -64,10 +64,9 @@ class TestEvaluate:
                 expected = distribution[t - 1, tokens[row, t]] if where[row, t] else torch.zeros(())
                 entropy = -(distribution[t - 1].exp() @ distribution[t - 1]) if where[row, t] else torch.zeros(())
                 hidden = output.hidden_states[-1][0, t - 1] if 0 < t <= length else torch.zeros(policy.hidden_size)
-                tolerance = 1e-5 if family == "gemma2" else EXACT  # its attention's softmax is float32
-                assert abs(answer.logprobs[row, t] - expected) <= tolerance
-                assert abs(answer.entropy[row, t] - entropy) <= tolerance
-                assert (answer.hidden[row, t] - hidden).abs().max() <= tolerance
+                assert abs(answer.logprobs[row, t] - expected) <= EXACT
+                assert abs(answer.entropy[row, t] - entropy) <= EXACT
+                assert (answer.hidden[row, t] - hidden).abs().max() <= EXACT
 
     @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3", "gemma2"])
     @pytest.mark.parametrize(("left", "right"), [(1, 0), (15, 0), (0, 9), (4, 3)])

@@ -25,10 +25,10 @@ def stated(written: Written, vocab_size: int = 30) -> list[np.ndarray]:
     return [row[tokens < vocab_size] for row, tokens in zip(written.logprobs, written.tokens, strict=True)]
 
 
-def assert_same(some: list[np.ndarray], others: list[np.ndarray], tolerance: float = EXACT) -> None:
+def assert_same(some: list[np.ndarray], others: list[np.ndarray]) -> None:
     assert len(some) == len(others)
     for one, other in zip(some, others, strict=True):
-        np.testing.assert_allclose(one, other, rtol=0, atol=tolerance)
+        np.testing.assert_allclose(one, other, rtol=0, atol=EXACT)
 
 
 @pytest.mark.parametrize("family", get_args(Family))
@@ -37,9 +37,7 @@ def test_stated_logprobs_equal_recomputed_ones(family: Family, temperature: floa
     policy = opinionated(family, sampling=Sampling(temperature=temperature), key_value_heads=2)
     before = texts()
     written = policy.write(before.observation, 20)  # longer than the sliding windows
-    # Gemma 2 computes the softmax of its attention in float32 whatever the model's precision
-    tolerance = 1e-5 if family == "gemma2" else EXACT
-    assert_same(stated(written), recomputed(policy, before, written), tolerance)
+    assert_same(stated(written), recomputed(policy, before, written))
 
 
 def test_stated_logprobs_stay_exact_when_many_rows_finish_early(texts: Any, recomputed: Any) -> None:

@@ -1,0 +1,57 @@
+"""Attention with capped scores (Gemma 2) in the precision of the model.
+
+The library's own computes the softmax in float32 even where everything else is float64. Its sum then depends on how
+many places of padding the row has, and a log-probability on its batch mates, at 1e-7.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_NAME = "rlhf_env_capped"
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    **_others: Any,
+) -> tuple[Tensor, Tensor]:
+    """The states [B, L, heads, D] and the weights [B, heads, L, K] of `softmax(cap(scaling * q k) + mask) v`.
+
+    `query` [B, heads, L, D]; `key`, `value` [B, groups, K, D], each group serving heads / groups heads;
+    `attention_mask` [B, 1, L, K] is added to the scores; cap(x) = softcap * tanh(x / softcap).
+    """
+    heads = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(heads, dim=1), value.repeat_interleave(heads, dim=1)
+    scores = query @ key.transpose(2, 3) * scaling
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(query.dtype, torch.float32)).to(query.dtype)
+    weights = F.dropout(weights, dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+def in_own_precision(model: Any) -> None:
+    """Have a transformers model whose scores are capped attend in the precision it has; others are left as they are."""
+    config = model.config.get_text_config()
+    if getattr(config, "attn_logit_softcapping", None) is None or config._attn_implementation != "eager":
+        return
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import eager_mask
+
+    AttentionInterface.register(_NAME, attend)
+    AttentionMaskInterface.register(_NAME, eager_mask)
+    model.set_attn_implementation(_NAME)
