@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # Two processes of tests; a file stays in one, so that what its tests share is made once.
 TWO := -n 2 --dist loadfile
 
-.PHONY: help demo test test-wheel lint base-model clean
+.PHONY: help demo test test-wheel lint mutants base-model clean
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
@@ -57,7 +57,10 @@ lint: .venv/.ready  ## Lint, types and import rules alone
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-base-model: .venv/.demo  ## Make the shipped models anew (up to 40 minutes)
+mutants: .venv/.ready  ## Put known bugs back one at a time: the tests must see every one
+	$(BIN)/python tests/mutants.py
+
+base-model: .venv/.demo  ## Make the shipped models anew (up to 40 minutes on 2 cores)
 	$(BIN)/rlhf-env pipeline base-model --out runs/base-model
 	cp -r runs/base-model/chitchat runs/base-model/chitchat-judge runs/base-model/recipe.json rlhf_env/assets/
 

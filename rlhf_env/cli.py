@@ -124,12 +124,13 @@ def bench(
 @contextmanager
 def _interruptible() -> Iterator[None]:
     """Ctrl-C in work that is kept piece by piece: say how to go on."""
+    from rlhf_env.learning.loop import Interrupted
+
     try:
         yield
-    except KeyboardInterrupt as stop:
-        from rlhf_env.learning.loop import Interrupted
-
-        raise Interrupted(signal.SIGINT, "stopped and saved; the same command goes on from here") from stop
+    except (KeyboardInterrupt, Interrupted) as stop:
+        number = stop.exit_code - 128 if isinstance(stop, Interrupted) else signal.SIGINT
+        raise Interrupted(number, "stopped and saved; the same command goes on from here") from stop
 
 
 @app.command()
@@ -237,13 +238,15 @@ def _check_file(file: Path) -> None:
 def base_model(
     out: Annotated[Path, typer.Option(help="Folder for the two models and their recipe.")] = Path("runs/base-model"),
     threads: Threads = None,
+    jobs: Annotated[int, typer.Option(help="2: the judge learns alongside, in a process of its own.", min=1)] = 2,
 ) -> None:
     """Make the shipped models anew: tokenizer, base model (pretraining, SFT) and the independent judge of fluency."""
     from rlhf_env.learning.engine import set_threads
     from rlhf_env.pipeline import make_models
 
     set_threads(threads)
-    make_models(out, console=_console())
+    with _interruptible():
+        make_models(out, jobs=jobs, console=_console())
 
 
 def _console() -> Console:

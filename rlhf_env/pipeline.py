@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import multiprocessing
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -27,15 +29,17 @@ from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.envs.tokenizers import FileTokenizer, load_tokenizer
 from rlhf_env.errors import ConfigError
 from rlhf_env.feedback.annotators import SimulatedAnnotator
+from rlhf_env.feedback.calibration import accuracy_with_interval
+from rlhf_env.feedback.fitting import fit_reward_model
 from rlhf_env.feedback.pairs import Candidate, collect_pairs
 from rlhf_env.feedback.preferences import Author, PreferenceStore
-from rlhf_env.feedback.reward_model import RewardModelConfig, accuracy_with_interval, fit_reward_model
+from rlhf_env.feedback.reward_model import RewardModelConfig
 from rlhf_env.lab.benchmark import Grid, run_benchmark, write_json
 from rlhf_env.lab.progress import benchmark_progress, note_of, stage
 from rlhf_env.learning.agent import Setup
 from rlhf_env.learning.engine import Engine
 from rlhf_env.learning.experiment import make_agent
-from rlhf_env.learning.loop import DataSource, collect, train
+from rlhf_env.learning.loop import DataSource, Interrupted, collect, train
 from rlhf_env.learning.rollout import demonstrations
 from rlhf_env.learning.run_folder import RunFolder, versions
 from rlhf_env.learning.spending import Budget, Spending
@@ -44,6 +48,7 @@ from rlhf_env.policies.policy import Sampling
 from rlhf_env.types import Episode, Float, Prompt, Reward
 
 Tell = Callable[[float, str], None]
+_STAGES = ("conversations", "replies")
 
 
 # -------------------------------------------------------------------- the shipped models: pretraining and SFT
@@ -117,10 +122,11 @@ class Models:
         return float(json.loads(recipe.read_text(encoding="utf-8"))["median_reply_logprob_under_judge"])
 
 
-def make_models(out: Path, *, recipe: Recipe | None = None, console: Console) -> Models:
+def make_models(out: Path, *, recipe: Recipe | None = None, jobs: int = 1, console: Console) -> Models:
     """Tokenizer, base model (pretraining on conversations, SFT on replies) and judge, into `out`; resumable.
 
     The judge never sees a conversation of the base model, nor the other way round; neither sees the held-out ones.
+    With two `jobs` it learns at the same time, in a process of its own; the weights are the same.
     Writes `chitchat/` and `chitchat-judge/` (float16 safetensors, tokenizer) and `recipe.json` with the validation
     perplexities.
     """
@@ -130,36 +136,26 @@ def make_models(out: Path, *, recipe: Recipe | None = None, console: Console) ->
         return Models.within(out)
     work = out / f"work-{recipe.content_hash}"
     tokenizer = _train_tokenizer(recipe, work / "tokenizer")
-    unseen = {
-        "conversations": _packed(chitchat.conversations("held_out"), tokenizer, recipe.row_length),
-        "replies": _answers(chitchat.replies("held_out"), tokenizer),
+    alongside: AbstractContextManager[Any] = _judge_alongside(recipe, tokenizer, work) if jobs > 1 else nullcontext()
+    with alongside:
+        base = _teach("base", recipe, tokenizer, work, console)
+    judge = _teach("judge", recipe, tokenizer, work, console)  # what it has learned alongside is found, not done again
+    unseen = {what: _lessons("held_out", what, recipe, tokenizer) for what in _STAGES}
+    perplexity = {
+        f"{name}, {what}": _perplexity(model, unseen[what])
+        for name, models in (("base", base), ("judge", judge))
+        for what, model in models.items()
     }
-    perplexity: dict[str, float] = {}
-
-    def teach(name: Literal["base", "judge"], size: Size, courses: tuple[Course, Course], seed: int) -> LanguageModel:
-        model = _new_model(size, recipe, tokenizer, seed=seed)
-        stages = {
-            "conversations": _packed(chitchat.conversations(name), tokenizer, recipe.row_length),
-            "replies": _answers(chitchat.replies(name), tokenizer),
-        }
-        for place, (material, episodes) in enumerate(stages.items()):
-            with stage(console, f"The {name} learns from {material}") as tell:
-                _imitate(model, tokenizer, episodes, courses[place], seed + place, work / name / material, tell)
-            perplexity[f"{name}, {material}"] = _perplexity(model, unseen[material])
-        return model
-
-    base = teach("base", recipe.base, (recipe.pretraining, recipe.fine_tuning), recipe.seed)
-    judge = teach("judge", recipe.judge, (recipe.judge_pretraining, recipe.judge_fine_tuning), recipe.seed + 10)
-    typical = float(np.median([values.mean() for values in judge.response_logprobs(unseen["replies"])]))
-    _sharpen(base, recipe.sharpening)
-    perplexity["base, replies, sharpened"] = _perplexity(base, unseen["replies"])
-    for name, model in (("chitchat", base), ("chitchat-judge", judge)):
+    typical = float(np.median([values.mean() for values in judge["replies"].response_logprobs(unseen["replies"])]))
+    _sharpen(base["replies"], recipe.sharpening)
+    perplexity["base, replies, sharpened"] = _perplexity(base["replies"], unseen["replies"])
+    for name, model in (("chitchat", base["replies"]), ("chitchat-judge", judge["replies"])):
         _save_half(model, tokenizer, out / name)
     record = {
         "content_hash": recipe.content_hash,
         "corpus_hash": chitchat.corpus_hash(),
         "recipe": asdict(recipe),
-        "parameters": {"base": _parameters(base), "judge": _parameters(judge)},
+        "parameters": {"base": _parameters(base["replies"]), "judge": _parameters(judge["replies"])},
         "held_out_perplexity": perplexity,
         "median_reply_logprob_under_judge": typical,
         "versions": versions(),
@@ -169,6 +165,57 @@ def make_models(out: Path, *, recipe: Recipe | None = None, console: Console) ->
     shutil.rmtree(work)
     console.print(f"Held-out perplexity: {perplexity}. Models in {out}", soft_wrap=True)
     return Models.within(out)
+
+
+def _lessons(split: chitchat.Split, what: str, recipe: Recipe, tokenizer: FileTokenizer) -> list[Episode]:
+    if what == "conversations":
+        return _packed(chitchat.conversations(split), tokenizer, recipe.row_length)
+    return _answers(chitchat.replies(split), tokenizer)
+
+
+def _teach(
+    name: Literal["base", "judge"], recipe: Recipe, tokenizer: FileTokenizer, work: Path, console: Console
+) -> dict[str, LanguageModel]:
+    """The model after each of its two stages, conversations and replies."""
+    size, seed = (recipe.base, recipe.seed) if name == "base" else (recipe.judge, recipe.seed + 10)
+    courses = {
+        "base": (recipe.pretraining, recipe.fine_tuning),
+        "judge": (recipe.judge_pretraining, recipe.judge_fine_tuning),
+    }[name]
+    model = _new_model(size, recipe, tokenizer, seed=seed)
+    after: dict[str, LanguageModel] = {}
+    for place, (what, course) in enumerate(zip(_STAGES, courses, strict=True)):
+        episodes = _lessons(name, what, recipe, tokenizer)
+        with stage(console, f"The {name} learns from {what}") as tell:
+            _imitate(model, tokenizer, episodes, course, seed + place, work / name / what, tell)
+        after[what] = model.frozen_copy()
+    return after
+
+
+@contextmanager
+def _judge_alongside(recipe: Recipe, tokenizer: FileTokenizer, work: Path) -> Iterator[None]:
+    """Inside, the judge learns in a process of its own, leaving its checkpoints in `work`; waits for it at the end.
+
+    What goes wrong there is not raised here: teaching the judge again goes on from its checkpoints, and meets it.
+    """
+    context = multiprocessing.get_context("spawn")
+    child = context.Process(target=_teach_quietly, args=(recipe, tokenizer, work, torch.get_num_threads()))
+    child.start()
+    try:
+        yield
+    except BaseException:
+        child.terminate()  # it saves what it has, as after Ctrl-C
+        raise
+    finally:
+        child.join()
+
+
+def _teach_quietly(recipe: Recipe, tokenizer: FileTokenizer, work: Path, threads: int) -> None:
+    from rlhf_env.learning.engine import set_threads
+
+    set_threads(threads)
+    with suppress(Interrupted):  # Ctrl-C reaches both processes: the other one says so
+        _teach("judge", recipe, tokenizer, work, Console(quiet=True))
 
 
 def _train_tokenizer(recipe: Recipe, folder: Path) -> FileTokenizer:
@@ -414,7 +461,7 @@ def run_demo(
     models = models or (Models.within(own) if own else Models())
     _claim_folder(out, settings, models)
     if own:
-        make_models(own, console=console)
+        make_models(own, jobs=jobs, console=console)
     console.rule("[bold]1-2  Preferences on replies of the base model")
     preferences = _collect_preferences(settings, models, out / "preferences.sqlite", console)
     console.rule("[bold]3  Reward model")

@@ -6,6 +6,7 @@ import itertools
 import json
 import sqlite3
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -145,8 +146,16 @@ def test_the_models_are_whole_and_say_how_they_were_made(made: Path) -> None:
         assert tokenizer.decode(tokenizer.encode("Hey, how are you?")) == "Hey, how are you?"
 
 
-def test_a_recipe_that_was_killed_makes_what_an_uncut_one_makes(made: Path, tmp_path: Path) -> None:
-    make_models(tmp_path, recipe=RECIPE, console=QUIET)
+def test_a_recipe_that_was_killed_makes_what_an_uncut_one_makes(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def before(*arguments: Any) -> Iterator[None]:  # in this process: the other would not know the slice of the corpus
+        pipeline._teach_quietly(*arguments, threads=1)
+        yield
+
+    monkeypatch.setattr(pipeline, "_judge_alongside", before)
+    make_models(tmp_path, recipe=RECIPE, jobs=2, console=QUIET)  # nor does it matter when the judge learned
     for name in ("chitchat", "chitchat-judge"):
         one, other = (LanguageModel.from_pretrained(folder / name).state_dict() for folder in (made, tmp_path))
         assert all(torch.equal(one[key], other[key]) for key in one)
