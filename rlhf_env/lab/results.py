@@ -21,15 +21,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rlhf_env.errors import DataError
+from rlhf_env.lab.statistics import SEEDS_FOR_A_CLAIM
 from rlhf_env.learning.run_folder import read_metrics
 
 FORMAT = 1
 
 # Agents that learn nothing, and that an agent has to beat. They stand last, in this order.
 CONTROLS = ("reference", "random")
-
-# Fewer shared seeds than this carry numbers, but no statement about which agent is better.
-SEEDS_FOR_A_CLAIM = 5
 
 _T = TypeVar("_T")
 

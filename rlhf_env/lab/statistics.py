@@ -1,0 +1,238 @@
+"""What may be concluded from a few seeds: robust averages, intervals, tests, and the words they allow.
+
+**scores** are float64[S, K], one number per seed and task, higher is better, for one agent; two agents that are
+compared have the same seeds in the same rows. Averages and the stratified bootstrap (resampling seeds within each task)
+follow Agarwal et al. 2021, "Deep RL at the edge of the statistical precipice" (arXiv 2108.13264). All draws come from
+the `stream` that is given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from statistics import NormalDist
+from typing import Any, Literal
+
+import numpy as np
+
+from rlhf_env.errors import DataError
+from rlhf_env.types import Float
+
+Statistic = Callable[[Float], float]
+Verdict = Literal["better", "worse", "inconclusive"]
+
+# Fewer shared seeds than this carry numbers, but no statement about which agent is better.
+SEEDS_FOR_A_CLAIM = 5
+_EXACT_UP_TO = 14  # signs of so many seeds are all tried: 2^14 sums
+
+
+# ---------------------------------------------------------------- averages
+
+
+def mean(scores: Float) -> float:
+    """The mean over seeds and tasks."""
+    return float(_checked(scores).mean())
+
+
+def interquartile_mean(scores: Float) -> float:
+    """The mean of the middle half of all S * K scores: floor(S K / 4) are left out at each end.
+
+    Less shaken by a single bad seed than the mean, and less wasteful than the median.
+    """
+    ordered = np.sort(_checked(scores), axis=None)
+    cut = len(ordered) // 4
+    return float(ordered[cut : len(ordered) - cut].mean())
+
+
+def optimality_gap(scores: Float, target: float = 1.0) -> float:
+    """How far the scores fall short of `target` on average; what lies above it makes up for nothing."""
+    return float(np.maximum(target - _checked(scores), 0.0).mean())
+
+
+def performance_profile(scores: Float, thresholds: Float) -> Float:
+    """float64[N]: the share of runs above each of the `thresholds` [N], every task weighing the same."""
+    return np.asarray((_checked(scores)[..., None] > np.asarray(thresholds)).mean(axis=(0, 1)), dtype=np.float64)
+
+
+def probability_of_improvement(scores: Float, others: Float) -> float:
+    """How likely a run of the first agent scores above a run of the second on the same task, mean over tasks.
+
+    The Mann-Whitney statistic: all S * S pairs are compared, and ties count half.
+    """
+    a, b = _pair(scores, others, same_seeds=False)
+    difference = a[:, None, :] - b[None, :, :]
+    return float((np.sign(difference) / 2.0 + 0.5).mean())
+
+
+# ---------------------------------------------------------------- intervals
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number and the interval that covers the truth in `level` of all experiments; None where there is none."""
+
+    value: float
+    low: float | None
+    high: float | None
+    level: float = 0.95
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low is not None and self.high is not None and (self.low > 0.0 or self.high < 0.0)
+
+
+def estimate(
+    statistic: Callable[..., float],
+    *samples: Float,
+    stream: np.random.Generator,
+    level: float = 0.95,
+    resamples: int = 2000,
+) -> Estimate:
+    """`statistic(*samples)` with its stratified bootstrap interval; no interval from a single seed.
+
+    Seeds are redrawn within each task; where there are several samples, each by itself (for pairs take differences
+    first). The percentiles are those of Hesterberg 2015 (arXiv 1411.5279, sec. 4.2), widened as Student's t and the
+    n - 1 of a sample's variance demand: plain percentiles cover 90 % instead of 95 % at ten seeds.
+    """
+    checked = [_checked(sample) for sample in samples]
+    value, seeds = statistic(*checked), min(len(sample) for sample in checked)
+    if seeds < 2:
+        return Estimate(value, None, None, level)
+    redrawn = [statistic(*(_redraw(sample, stream) for sample in checked)) for _ in range(resamples)]
+    wide = math.sqrt(seeds / (seeds - 1)) * student_t((1.0 + level) / 2.0, seeds - 1)
+    tail = NormalDist().cdf(-wide)
+    low, high = np.quantile(redrawn, [tail, 1.0 - tail])
+    return Estimate(value, float(low), float(high), level)
+
+
+def _redraw(scores: Float, stream: np.random.Generator) -> Float:
+    rows = stream.integers(len(scores), size=scores.shape)
+    return np.take_along_axis(scores, rows, axis=0)
+
+
+def student_t(probability: float, degrees: int) -> float:
+    """The quantile of Student's t distribution with a whole number of `degrees` of freedom."""
+    if probability < 0.5:
+        return -student_t(1.0 - probability, degrees)
+    low, high = 0.0, 1.0
+    while _student_cdf(high, degrees) < probability:
+        low, high = high, 2.0 * high
+    for _ in range(100):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if _student_cdf(middle, degrees) < probability else (low, middle)
+    return high
+
+
+def _student_cdf(t: float, degrees: int) -> float:
+    """P(T <= t) for t >= 0 as a finite sum (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
+    angle = math.atan2(t, math.sqrt(degrees))
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = degrees % 2
+    term, total = (cosine, cosine) if odd else (1.0, 1.0)
+    for k in range(2 + odd, degrees - 1, 2):
+        term *= (k - 1) / k * cosine**2
+        total += term
+    if degrees == 1:
+        total = 0.0
+    return 0.5 + (angle + sine * total) / math.pi if odd else 0.5 + 0.5 * sine * total
+
+
+# ---------------------------------------------------------------- comparisons
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One agent against another: the mean of the paired differences, its p-value, and what it allows to say.
+
+    `p` is two-sided, of the test that neither is better; `adjusted` is `p` after Holm's correction for all comparisons
+    made together.
+    """
+
+    difference: Estimate
+    p: float
+    adjusted: float
+    verdict: Verdict
+
+
+def compare(
+    scores: Mapping[str, Float],
+    against: str,
+    *,
+    stream: np.random.Generator,
+    level: float = 0.95,
+    resamples: int = 2000,
+) -> dict[str, Comparison]:
+    """Every other agent of `scores` compared with `against` on shared seeds.
+
+    "better" or "worse" needs all of: five seeds, an interval that leaves out 0, and a p-value below 1 - `level` after
+    Holm's correction. Everything else is "inconclusive", which is not "equal".
+    """
+    if against not in scores:
+        raise DataError(f"there are no scores of {against!r}, only of {', '.join(scores)}")
+    others = [name for name in scores if name != against]
+    pairs = [_pair(scores[name], scores[against]) for name in others]
+    differences = [a - b for a, b in pairs]
+    found = [estimate(mean, d, stream=stream, level=level, resamples=resamples) for d in differences]
+    tests = [sign_flip_p(d, stream=stream) for d in differences]
+    return {
+        name: Comparison(difference, p, adjusted, _verdict(difference, adjusted, len(d), 1.0 - level))
+        for name, difference, d, p, adjusted in zip(others, found, differences, tests, holm(tests), strict=True)
+    }
+
+
+def _verdict(difference: Estimate, p: float, seeds: int, alpha: float) -> Verdict:
+    if seeds < SEEDS_FOR_A_CLAIM or p >= alpha or not difference.excludes_zero:
+        return "inconclusive"
+    return "better" if difference.value > 0.0 else "worse"
+
+
+def sign_flip_p(differences: Float, *, stream: np.random.Generator, draws: int = 20_000) -> float:
+    """Two-sided p-value of paired differences float64[S, K]: how often random signs give a mean as far from 0.
+
+    If neither agent is better, a seed's difference is as likely as its opposite (Fisher's randomisation test). A seed
+    keeps its sign over all tasks. All 2^S signs are tried up to 14 seeds, else `draws` of them.
+    """
+    of_seeds = _checked(differences).mean(axis=1)
+    seeds = len(of_seeds)
+    if seeds <= _EXACT_UP_TO:
+        signs = np.array(list(product((1.0, -1.0), repeat=seeds)))
+    else:
+        drawn = stream.integers(2, size=(draws - 1, seeds)) * 2.0 - 1.0
+        signs = np.concatenate([np.ones((1, seeds)), drawn])  # what was seen is one of the possibilities
+    sums = np.abs(signs @ of_seeds)
+    seen = abs(of_seeds.sum())
+    return float((sums >= seen - 1e-9 * max(seen, 1e-300)).mean())
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values corrected for being many (Holm 1979): reject those below alpha, and all are right with 1 - alpha."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    corrected = [0.0] * len(p_values)
+    least = 0.0
+    for place, index in enumerate(order):
+        least = max(least, min(1.0, (len(p_values) - place) * p_values[index]))
+        corrected[index] = least
+    return corrected
+
+
+# ---------------------------------------------------------------- checks
+
+
+def _checked(scores: Any) -> Float:
+    values = np.asarray(scores, dtype=np.float64)
+    if values.ndim == 1:
+        values = values[:, None]
+    if values.ndim != 2 or not values.size:
+        raise DataError(f"scores have a row per seed and a column per task, got shape {values.shape}")
+    if not np.isfinite(values).all():
+        raise DataError("a score is not finite: give runs that failed the score of the floor")
+    return values
+
+
+def _pair(scores: Float, others: Float, *, same_seeds: bool = True) -> tuple[Float, Float]:
+    a, b = _checked(scores), _checked(others)
+    if a.shape[1] != b.shape[1] or (same_seeds and len(a) != len(b)):
+        raise DataError(f"agents are compared on the same tasks and seeds, got scores of shapes {a.shape}, {b.shape}")
+    return a, b
