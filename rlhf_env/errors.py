@@ -43,6 +43,10 @@ class DataError(ConfigError):
     """Input data (a prompt, a preference, a model folder, a checkpoint) that cannot be used."""
 
 
+class LeaseExpired(DataError):
+    """A vote came after the item was given to somebody else: it was not counted; ask for the next item."""
+
+
 class EnvironmentMisuse(RlhfEnvError, RuntimeError):
     """The environment was called out of order or with an action it does not admit."""
 
@@ -54,7 +58,7 @@ class RewardError(RlhfEnvError):
 
 
 class ContractError(RlhfEnvError, AssertionError):
-    """A reward or a task broke a rule of its kind under `rlhf_env.testing`. `rule` is the rule's short name."""
+    """A reward, task or agent broke a rule of its kind under `rlhf_env.testing`. `rule` is the rule's short name."""
 
     def __init__(self, rule: str, message: str) -> None:
         self.rule = rule

@@ -1,4 +1,4 @@
-"""The plugin host: who registered which reward, agent or task under which name.
+"""The plugin host: who registered which reward, agent, task or annotator under which name.
 
 A plugin is a module with one or more hooks, reached through the entry point group `rlhf_env`:
 
@@ -27,7 +27,7 @@ import pluggy
 from rlhf_env.errors import ConfigError, MissingExtra, PluginError, UnknownName
 
 GROUP = "rlhf_env"
-Kind = Literal["reward", "agent", "task"]
+Kind = Literal["reward", "agent", "task", "annotator"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 hookspec = pluggy.HookspecMarker(GROUP)
@@ -54,6 +54,11 @@ def register_agents(register: Register) -> None:
 @hookspec
 def register_tasks(register: Register) -> None:
     """Offer tasks: classes built with a run's parameters."""
+
+
+@hookspec
+def register_annotators(register: Register) -> None:
+    """Offer annotators: classes built with their settings; one with a parameter `gold` is lent the gold reward."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +179,11 @@ def register_agent(name: str, target: str | Callable[..., Any]) -> None:
 def register_task(name: str, target: str | Callable[..., Any]) -> None:
     """Make a task known by name in this process."""
     host().add("task", name, target)
+
+
+def register_annotator(name: str, target: str | Callable[..., Any]) -> None:
+    """Make an annotator known by name in this process."""
+    host().add("annotator", name, target)
 
 
 def build(

@@ -8,9 +8,12 @@ from rlhf_env.plugins import Register, hookimpl
 @hookimpl
 def register_rewards(register: Register) -> None:
     register("bradley_terry", "rlhf_rewards.bradley_terry:BradleyTerry")
+    register("ensemble", "rlhf_rewards.ensemble:Ensemble")
+    register("fairness", "rlhf_rewards.fairness:Fairness")
     register("kl", "rlhf_rewards.kl:KL")
     register("diversity", "rlhf_rewards.diversity:Diversity")
     register("length", "rlhf_rewards.length:Length")
+    register("missing_end", "rlhf_rewards.missing_end:MissingEnd")
     register("repetition", "rlhf_rewards.repetition:Repetition")
     register("sentiment", "rlhf_rewards.sentiment:Sentiment", needs="demo")
     register("upbeat", "rlhf_rewards.upbeat:Upbeat", needs="demo")

@@ -248,6 +248,11 @@ def _kind(value: Any) -> str:
     return "null" if value is None else type(value).__name__
 
 
+def plain_conversation(messages: Sequence[Mapping[str, Any]]) -> str:
+    """A conversation as text, in the template "plain"."""
+    return "".join(f"{m['role'].capitalize()}: {m['content']}\n" for m in messages) + "Assistant:"
+
+
 class _Renderer:
     """Conversations to text, by the template that was named; it is read when the first one comes.
 
@@ -259,7 +264,7 @@ class _Renderer:
 
     def __call__(self, messages: Sequence[Mapping[str, Any]]) -> str:
         if self.chat_template == "plain":
-            return "".join(f"{m['role'].capitalize()}: {m['content']}\n" for m in messages) + "Assistant:"
+            return plain_conversation(messages)
         template, tokens = self._template
         return template.render(messages=list(messages), add_generation_prompt=True, **tokens)
 

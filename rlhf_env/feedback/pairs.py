@@ -9,7 +9,8 @@ import numpy as np
 
 from rlhf_env.errors import ConfigError
 from rlhf_env.feedback.annotators import Annotator
-from rlhf_env.feedback.preferences import Author, Comparison, PreferenceStore, Response
+from rlhf_env.feedback.judgements import Author, Comparison, Response
+from rlhf_env.feedback.preferences import PreferenceStore
 from rlhf_env.types import Episode, Prompt
 
 Candidate = tuple[Episode, Author]

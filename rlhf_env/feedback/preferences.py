@@ -1,11 +1,14 @@
-"""What people (or simulated annotators) prefer, and the one SQLite file that keeps it.
+"""The one SQLite file that keeps what people prefer: prompts, responses, judgements, and who is to judge what next.
 
-The nouns: a `Response` to a prompt, with who wrote it; a `Comparison`, one judgement as it was made, in the order the
-two responses were shown; a `Preference`, a comparison that was decided, as models are trained on it.
-
-The file is safe against a kill at any instant: what `add` has returned from is on the disk (WAL, synchronous=FULL).
+The file is safe against a kill at any instant: what a method has returned from is on the disk (WAL, synchronous=FULL).
 Prompts and responses are known by a hash of their content, so that adding one again changes nothing, and so are
 judgements: the same verdict of the same annotator at the same moment is one row.
+
+Annotation goes through items: `add_items` says what is to be judged and by how many people, `next_item` lends one to an
+annotator for some minutes, `submit` takes the vote, `undo` takes it back. Every item gets exactly as many votes as it
+asks for, from as many people; a retried vote is one row.
+
+The nouns are those of `rlhf_env.feedback.judgements`.
 """
 
 from __future__ import annotations
@@ -14,162 +17,78 @@ import hashlib
 import json
 import math
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import combinations, groupby
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 
-from rlhf_env.errors import ConfigError, DataError, RunFailed
-from rlhf_env.types import Episode, FinishReason, Prompt
+from rlhf_env.errors import ConfigError, DataError, LeaseExpired, RunFailed
+from rlhf_env.feedback import findings
+from rlhf_env.feedback.judgements import (
+    KINDS,
+    VERDICTS,
+    Author,
+    AuthorKind,
+    Comparison,
+    CriteriaRating,
+    Ids,
+    Judgement,
+    Kind,
+    Preference,
+    Ranking,
+    Rating,
+    Response,
+    Verdict,
+    answer_of,
+    digest,
+    judgement_digest,
+    kind_of,
+    make_judgement,
+    preferences_of,
+    prompt_digest,
+    prompt_problems,
+    response_digest,
+)
+from rlhf_env.types import Prompt
 
-AuthorKind = Literal["policy", "human", "dataset"]
-Verdict = Literal["first", "second", "tie", "cannot say"]
-Ids = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Author:
-    """Who wrote a response. `name` is a policy's, a person's or a file's; `temperature` is a policy's."""
-
-    kind: AuthorKind
-    name: str
-    temperature: float | None = None
-
-    def __post_init__(self) -> None:
-        _refuse(
-            _one_of("author kind", self.kind, get_args(AuthorKind)),
-            _text("author name", self.name),
-            self.temperature is not None and _number("temperature", self.temperature, zero_is_fine=True),
-        )
-
-
-@dataclass(frozen=True)
-class Response:
-    """One answer to a prompt.
-
-    What a policy wrote keeps its token ids: `ids`, the end token included when `finish_reason` is "stop", after
-    `prompt_ids`, the prompt as that policy read it. Ids are never made again from the text. Text that no policy wrote
-    has none of the three.
-    """
-
-    text: str
-    author: Author
-    ids: Ids | None = None
-    prompt_ids: Ids | None = None
-    finish_reason: FinishReason | None = None
-
-    def __post_init__(self) -> None:
-        reason = self.finish_reason
-        _refuse(
-            _text("text", self.text, empty_is_fine=True),
-            _token_ids("ids", self.ids),
-            _token_ids("prompt_ids", self.prompt_ids),
-            (self.ids is None) != (self.prompt_ids is None) and "ids and prompt_ids: both or neither are given",
-            reason is not None and _one_of("finish_reason", reason, get_args(FinishReason)),
-        )
-
-    @classmethod
-    def from_episode(cls, episode: Episode, author: Author) -> Response:
-        return cls(
-            text=episode.response,
-            author=author,
-            ids=tuple(episode.response_ids.tolist()),
-            prompt_ids=tuple(episode.prompt_ids.tolist()),
-            finish_reason=episode.finish_reason,
-        )
-
-    def episode(self, prompt: Prompt) -> Episode:
-        """The response as rewards see it. Raises DataError when its token ids are not known."""
-        if self.ids is None or self.prompt_ids is None or self.finish_reason is None:
-            raise DataError(f"the response {self.text!r} has no token ids: it was not written by a policy")
-        return Episode(
-            prompt=prompt,
-            prompt_ids=np.array(self.prompt_ids, dtype=np.int64),
-            response=self.text,
-            response_ids=np.array(self.ids, dtype=np.int64),
-            finish_reason=self.finish_reason,
-            actions=np.ones(len(self.ids), dtype=np.bool_),
-        )
-
-    def says_the_same_as(self, other: Response) -> bool:
-        """Equal text, and equal ids where both have them: an answer cut short differs from the same one finished."""
-        return self.text == other.text and (self.ids is None or other.ids is None or self.ids == other.ids)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One judgement of two responses, in the order they were shown. `created` is ISO 8601."""
-
-    prompt: Prompt
-    first: Response
-    second: Response
-    verdict: Verdict
-    annotator: str
-    criterion: str = "overall"
-    weight: float = 1.0
-    created: str = ""
-
-    def __post_init__(self) -> None:
-        decided = self.verdict in ("first", "second")
-        _refuse(
-            *_prompt_problems(self.prompt),
-            _one_of("verdict", self.verdict, get_args(Verdict)),
-            decided and self.first.says_the_same_as(self.second) and "chosen equal to rejected: there is no winner",
-            _text("annotator", self.annotator),
-            _text("criterion", self.criterion),
-            _number("weight", self.weight),
-            _text("created", self.created, empty_is_fine=True),
-        )
-
-    @property
-    def preference(self) -> Preference | None:
-        """None for a tie and for "cannot say"."""
-        if self.verdict not in ("first", "second"):
-            return None
-        return Preference(
-            prompt=self.prompt,
-            chosen=self.first if self.verdict == "first" else self.second,
-            rejected=self.second if self.verdict == "first" else self.first,
-            annotator=self.annotator,
-            criterion=self.criterion,
-            weight=self.weight,
-            created=self.created,
-            chosen_was_first=self.verdict == "first",
-        )
-
-
-@dataclass(frozen=True)
-class Preference:
-    """A decided comparison. `chosen_was_first` keeps the order in which the two were shown."""
-
-    prompt: Prompt
-    chosen: Response
-    rejected: Response
-    annotator: str
-    criterion: str = "overall"
-    weight: float = 1.0
-    created: str = ""
-    chosen_was_first: bool = True
-
-    def __post_init__(self) -> None:
-        _refuse(_one_of("chosen_was_first", self.chosen_was_first, (True, False)))
-        _ = self.comparison  # raises for the rest
-
-    @property
-    def comparison(self) -> Comparison:
-        pair = (self.chosen, self.rejected) if self.chosen_was_first else (self.rejected, self.chosen)
-        verdict: Verdict = "first" if self.chosen_was_first else "second"
-        return Comparison(self.prompt, *pair, verdict, self.annotator, self.criterion, self.weight, self.created)
+__all__ = [
+    "Assignment",
+    "Author",
+    "AuthorKind",
+    "Comparison",
+    "Counts",
+    "CriteriaRating",
+    "Criterion",
+    "Ids",
+    "Item",
+    "Judgement",
+    "Kind",
+    "Preference",
+    "PreferenceStore",
+    "Progress",
+    "Ranking",
+    "Rating",
+    "Receipt",
+    "Response",
+    "Verdict",
+    "split_by_prompt",
+]
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What a store holds. `preferences + ties + cannot_say == comparisons`."""
+    """What a store holds.
+
+    `comparisons` counts judgements of that kind, of which `preferences` have a winner, and `ties` and `cannot_say` have
+    none; judgements of all kinds are `comparisons + ratings + rankings + criteria`. Withdrawn ones are not counted.
+    """
 
     prompts: int
     responses: int
@@ -178,6 +97,114 @@ class Counts:
     preferences: int
     ties: int
     cannot_say: int
+    ratings: int = 0
+    rankings: int = 0
+    criteria: int = 0
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """What responses are judged by, with the guidelines that annotators read."""
+
+    name: str
+    guidelines: str = ""
+
+    def __post_init__(self) -> None:
+        findings.refuse(
+            findings.text("criterion", self.name), findings.text("guidelines", self.guidelines, empty_is_fine=True)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """Something to be judged.
+
+    Args:
+        kind: comparison (2 responses), ranking (2 or more), rating or criteria (1).
+        criterion: what the judgement goes by; for the kind "criteria" see `criteria`.
+        criteria: the names that the kind "criteria" asks a score for.
+        overlap: how many people judge it.
+        seed: what the order of the responses is drawn from, for each annotator anew.
+        repeat: 1, 2, ... put the same item to the same people again, which shows how far they agree with themselves.
+        priority: items of higher priority are judged first, those of equal priority in the order they were added.
+    """
+
+    kind: Kind
+    prompt: Prompt
+    responses: tuple[Response, ...]
+    criterion: str = "overall"
+    criteria: tuple[str, ...] = ()
+    overlap: int = 1
+    seed: int = 0
+    repeat: int = 0
+    priority: float = 0.0
+
+    def __post_init__(self) -> None:
+        fits = {"comparison": len(self.responses) == 2, "ranking": len(self.responses) > 1}
+        findings.refuse(
+            findings.one_of("kind", self.kind, KINDS),
+            not fits.get(self.kind, len(self.responses) == 1)
+            and f"responses: {len(self.responses)} do not make an item of kind {self.kind!r}",
+            *(
+                f"responses: {i + 1} and {j + 1} say the same"
+                for (i, a), (j, b) in combinations(enumerate(self.responses), 2)
+                if a.says_the_same_as(b)
+            ),
+            (self.kind == "criteria") != bool(self.criteria) and "criteria: names go with the kind 'criteria'",
+            *prompt_problems(self.prompt),
+            findings.text("criterion", self.criterion),
+            *(findings.text("criteria", name) for name in self.criteria),
+            findings.whole_number("overlap", self.overlap, 1, 1_000_000),
+            findings.whole_number("seed", self.seed, 0, 2**63 - 1),
+            findings.whole_number("repeat", self.repeat, 0, 1_000_000),
+            not math.isfinite(self.priority) and f"priority: {self.priority!r} is not a finite number",
+        )
+
+    @property
+    def digest(self) -> str:
+        prompt = prompt_digest(self.prompt)
+        shown = sorted(response_digest(prompt, response) for response in self.responses)
+        return digest("item", self.kind, prompt, shown, self.criterion, sorted(self.criteria), self.repeat)
+
+    def order_for(self, annotator: str) -> list[int]:
+        """Which response is shown where: a permutation drawn from (seed, item, annotator), uniform over all."""
+        source = hashlib.sha256(_to_bytes(f"{self.seed}\n{self.digest}\n{annotator}")).digest()
+        order = np.random.default_rng(list(source)).permutation(len(self.responses))
+        return [int(place) for place in order]
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """An item lent to one annotator until `expires` (seconds since 1970); `item.responses` are in the order to show."""
+
+    id: int
+    item: Item
+    annotator: str
+    expires: float
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What `submit` did: the vote that stands, and whether it is this call's (`new`) or that of an earlier one."""
+
+    item: int
+    judgement: Judgement
+    new: bool
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Votes given of those `wanted` (the sum of overlaps); `complete` items have all of theirs.
+
+    Of one annotator: the votes they gave (`own`), and the items that are still open to them (`open`).
+    """
+
+    items: int
+    complete: int
+    votes: int
+    wanted: int
+    own: int
+    open: int
 
 
 # One tuple of statements per schema version, run once each. Never edit an entry that was released: append one.
@@ -204,7 +231,6 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
         """CREATE TABLE annotators (
             id INTEGER PRIMARY KEY,
             name TEXT NOT NULL UNIQUE)""",
-        # The payload of a comparison is {"verdict": ...}. Other kinds (Likert, ranking, named criteria) have their own.
         """CREATE TABLE judgements (
             id INTEGER PRIMARY KEY,
             digest TEXT NOT NULL UNIQUE,
@@ -222,6 +248,43 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
             PRIMARY KEY (judgement, position)) WITHOUT ROWID""",
         "CREATE INDEX judged_by_response ON judged (response)",
     ),
+    (
+        """CREATE TABLE criteria (
+            id INTEGER PRIMARY KEY,
+            name TEXT NOT NULL UNIQUE,
+            guidelines TEXT NOT NULL)""",
+        # `criteria` is a JSON list of names.
+        """CREATE TABLE items (
+            id INTEGER PRIMARY KEY,
+            digest TEXT NOT NULL UNIQUE,
+            kind TEXT NOT NULL,
+            prompt INTEGER NOT NULL REFERENCES prompts,
+            criterion TEXT NOT NULL,
+            criteria TEXT NOT NULL,
+            overlap INTEGER NOT NULL CHECK (overlap > 0),
+            seed INTEGER NOT NULL,
+            repeat INTEGER NOT NULL,
+            priority REAL NOT NULL)""",
+        "CREATE INDEX items_by_priority ON items (priority DESC, id)",
+        """CREATE TABLE item_responses (
+            item INTEGER NOT NULL REFERENCES items ON DELETE CASCADE,
+            position INTEGER NOT NULL,
+            response INTEGER NOT NULL REFERENCES responses,
+            PRIMARY KEY (item, position)) WITHOUT ROWID""",
+        """CREATE TABLE leases (
+            item INTEGER NOT NULL REFERENCES items ON DELETE CASCADE,
+            annotator INTEGER NOT NULL REFERENCES annotators,
+            expires REAL NOT NULL,
+            PRIMARY KEY (item, annotator)) WITHOUT ROWID""",
+        "ALTER TABLE judgements ADD COLUMN seconds REAL",
+        # Of judgements made through an item; `idempotency_key` is made by the client. A vote that was taken back stays
+        # as a record, out of every count and reading.
+        "ALTER TABLE judgements ADD COLUMN item INTEGER REFERENCES items",
+        "ALTER TABLE judgements ADD COLUMN idempotency_key TEXT",
+        "ALTER TABLE judgements ADD COLUMN withdrawn INTEGER NOT NULL DEFAULT 0",
+        "CREATE UNIQUE INDEX one_vote ON judgements (item, annotator) WHERE item IS NOT NULL AND withdrawn = 0",
+        "CREATE UNIQUE INDEX one_request ON judgements (idempotency_key) WHERE idempotency_key IS NOT NULL",
+    ),
 )
 _APPLICATION_ID = 0x726C6866  # "rlhf": tells our files from anybody else's
 
@@ -233,29 +296,49 @@ _ADD_RESPONSE = """INSERT INTO responses
     SELECT ?, prompts.id, CAST(? AS TEXT), ?, ?, ?, ?, CAST(? AS TEXT), ? FROM prompts WHERE prompts.digest = ?
     ON CONFLICT (digest) DO NOTHING"""
 _ADD_ANNOTATOR = "INSERT INTO annotators (name) VALUES (CAST(? AS TEXT)) ON CONFLICT (name) DO NOTHING"
-_ADD_JUDGEMENT = """INSERT INTO judgements (digest, kind, prompt, annotator, criterion, weight, created, payload)
-    SELECT ?, 'comparison', prompts.id, annotators.id, CAST(? AS TEXT), ?, CAST(? AS TEXT), ? FROM prompts, annotators
-    WHERE prompts.digest = ? AND annotators.name = CAST(? AS TEXT)
+_ADD_JUDGEMENT = """INSERT INTO judgements
+    (digest, kind, prompt, annotator, criterion, weight, created, seconds, payload, item, idempotency_key)
+    SELECT ?, ?, prompts.id, annotators.id, CAST(? AS TEXT), ?, CAST(? AS TEXT), ?, ?, ?, CAST(? AS TEXT)
+    FROM prompts, annotators WHERE prompts.digest = ? AND annotators.name = CAST(? AS TEXT)
     ON CONFLICT (digest) DO NOTHING"""
 _ADD_JUDGED = """INSERT INTO judged (judgement, position, response)
     SELECT judgements.id, ?, responses.id FROM judgements, responses
     WHERE judgements.digest = ? AND responses.digest = ?
     ON CONFLICT (judgement, position) DO NOTHING"""
-_COMPARISONS = """SELECT p.name, p.text, p.meta,
-    a.text, a.ids, a.prompt_ids, a.finish_reason, a.author_kind, a.author, a.temperature,
-    b.text, b.ids, b.prompt_ids, b.finish_reason, b.author_kind, b.author, b.temperature,
-    j.payload, annotators.name, j.criterion, j.weight, j.created
+_ADD_ITEM = """INSERT INTO items (digest, kind, prompt, criterion, criteria, overlap, seed, repeat, priority)
+    SELECT ?, ?, prompts.id, CAST(? AS TEXT), ?, ?, ?, ?, ? FROM prompts WHERE prompts.digest = ?
+    ON CONFLICT (digest) DO NOTHING"""
+_ADD_ITEM_RESPONSE = """INSERT INTO item_responses (item, position, response)
+    SELECT items.id, ?, responses.id FROM items, responses WHERE items.digest = ? AND responses.digest = ?
+    ON CONFLICT (item, position) DO NOTHING"""
+_LEND = """INSERT INTO leases (item, annotator, expires) VALUES (?, ?, ?)
+    ON CONFLICT (item, annotator) DO UPDATE SET expires = excluded.expires"""
+_RESPONSE_COLUMNS = "r.text, r.ids, r.prompt_ids, r.finish_reason, r.author_kind, r.author, r.temperature"
+_JUDGEMENTS = f"""SELECT j.id, p.name, p.text, p.meta, {_RESPONSE_COLUMNS},
+    j.kind, j.payload, j.criterion, annotators.name, j.weight, j.created, j.seconds
     FROM judgements AS j
     JOIN prompts AS p ON p.id = j.prompt
     JOIN annotators ON annotators.id = j.annotator
-    JOIN judged AS first ON first.judgement = j.id AND first.position = 0
-    JOIN judged AS second ON second.judgement = j.id AND second.position = 1
-    JOIN responses AS a ON a.id = first.response
-    JOIN responses AS b ON b.id = second.response
-    WHERE j.kind = 'comparison' ORDER BY j.id"""
-_RESPONSES = """SELECT p.name, p.text, p.meta,
-    r.text, r.ids, r.prompt_ids, r.finish_reason, r.author_kind, r.author, r.temperature
+    JOIN judged ON judged.judgement = j.id
+    JOIN responses AS r ON r.id = judged.response
+    WHERE {{condition}} ORDER BY j.id, judged.position"""
+_RESPONSES = f"""SELECT p.name, p.text, p.meta, {_RESPONSE_COLUMNS}
     FROM responses AS r JOIN prompts AS p ON p.id = r.prompt ORDER BY r.id"""
+_ITEMS = f"""SELECT i.id, p.name, p.text, p.meta, {_RESPONSE_COLUMNS},
+    i.kind, i.criterion, i.criteria, i.overlap, i.seed, i.repeat, i.priority
+    FROM items AS i
+    JOIN prompts AS p ON p.id = i.prompt
+    JOIN item_responses AS shown ON shown.item = i.id
+    JOIN responses AS r ON r.id = shown.response
+    {{condition}} ORDER BY i.id, shown.position"""
+_VOTES = "(SELECT count(*) FROM judgements AS j WHERE j.item = i.id AND j.withdrawn = 0)"
+_LENT_TO_OTHERS = "(SELECT count(*) FROM leases AS l WHERE l.item = i.id AND l.annotator <> :who AND l.expires > :now)"
+_UNVOTED = """NOT EXISTS (SELECT 1 FROM judgements AS j
+    WHERE j.item = i.id AND j.annotator = :who AND j.withdrawn = 0)"""
+_OWN_LEASE = "EXISTS (SELECT 1 FROM leases AS l WHERE l.item = i.id AND l.annotator = :who AND l.expires > :now)"
+# The item an annotator holds comes first, so that a reloaded page shows what it showed.
+_NEXT_ITEM = f"""SELECT i.id FROM items AS i WHERE {_UNVOTED} AND {_VOTES} + {_LENT_TO_OTHERS} < i.overlap
+    ORDER BY {_OWN_LEASE} DESC, i.priority DESC, i.id LIMIT 1"""
 
 
 class PreferenceStore:
@@ -263,11 +346,12 @@ class PreferenceStore:
 
     Opens or creates the file, and brings an older schema up to date. Raises DataError when the file is something else,
     or was written by a newer version. One connection: use a store from the thread that opened it. Several processes may
-    have the file open; writers wait for each other for up to `timeout` seconds.
+    have the file open; writers wait for each other for up to `timeout` seconds. `clock` gives seconds since 1970.
     """
 
-    def __init__(self, path: str | Path, *, timeout: float = 30.0) -> None:
+    def __init__(self, path: str | Path, *, timeout: float = 30.0, clock: Callable[[], float] = time.time) -> None:
         self.path = Path(path)
+        self._clock = clock
         try:
             # isolation_level=None: this class says itself where a transaction begins and ends
             self._db = sqlite3.connect(self.path, timeout=timeout, isolation_level=None)
@@ -299,69 +383,61 @@ class PreferenceStore:
         """Close the file. A closed store cannot be used again."""
         self._db.close()
 
+    # ---------------------------------------------------------------- what it keeps
+
     def add_response(self, prompt: Prompt, *responses: Response) -> None:
         """Keep a prompt and responses to it (none: the prompt alone). What is there already is left as it is."""
-        _refuse(*_prompt_problems(prompt))
-        digest = _prompt_digest(prompt)
+        findings.refuse(*prompt_problems(prompt))
         with self._writing():
-            self._db.execute(_ADD_PROMPT, _prompt_row(digest, prompt))
-            self._db.executemany(_ADD_RESPONSE, [_response_row(digest, response) for response in responses])
+            self._keep(prompt, responses)
 
-    def add(self, judgements: Iterable[Comparison | Preference]) -> int:
+    def add(self, judgements: Iterable[Judgement | Preference]) -> int:
         """Keep judgements with their prompts, responses and annotators: all of them, or none when one fails.
 
         Returns how many were new. A judgement without a `created` time gets the present one. Raises RunFailed when the
         disk is full or another process holds the file.
         """
-        now = datetime.now(UTC).isoformat(timespec="microseconds")
-        prompts: list[tuple[Any, ...]] = []
-        responses: list[tuple[Any, ...]] = []
-        annotators: list[tuple[Any, ...]] = []
-        rows: list[tuple[Any, ...]] = []
-        judged: list[tuple[Any, ...]] = []
-        for judgement in judgements:
-            it = judgement if isinstance(judgement, Comparison) else judgement.comparison
-            prompt = _prompt_digest(it.prompt)
-            pair = [_response_row(prompt, response) for response in (it.first, it.second)]
-            payload = json.dumps({"verdict": it.verdict})
-            created = it.created or now
-            shown = [row[0] for row in pair]
-            digest = _digest(
-                "comparison", prompt, it.annotator, it.criterion, float(it.weight), created, it.verdict, shown
-            )
-            annotator = _to_bytes(it.annotator)
-            prompts.append(_prompt_row(prompt, it.prompt))
-            responses.extend(pair)
-            annotators.append((annotator,))
-            row = (_to_bytes(it.criterion), float(it.weight), _to_bytes(created), payload, prompt, annotator)
-            rows.append((digest, *row))
-            judged.extend((position, digest, response) for position, response in enumerate(shown))
+        now = self._now()
+        made = [judgement.comparison if isinstance(judgement, Preference) else judgement for judgement in judgements]
         with self._writing():
-            self._db.executemany(_ADD_PROMPT, prompts)
-            self._db.executemany(_ADD_RESPONSE, responses)
-            self._db.executemany(_ADD_ANNOTATOR, annotators)
-            before = self._db.total_changes
-            self._db.executemany(_ADD_JUDGEMENT, rows)
-            new = self._db.total_changes - before
-            self._db.executemany(_ADD_JUDGED, judged)
-        return new
+            return sum(self._add_judgement(it if it.created else replace(it, created=now)) for it in made)
+
+    def judgements(self, *, kind: Kind | None = None) -> Iterator[Judgement]:
+        """Every judgement that stands, of one kind or of all, in the order they were added."""
+        condition = "j.withdrawn = 0" + (" AND j.kind = :kind" if kind else "")
+        return (judgement for _, judgement in self._read_judgements(condition, {"kind": kind}))
 
     def comparisons(self) -> Iterator[Comparison]:
         """Every comparison, ties too, in the order they were added."""
-        for row in self._db.execute(_COMPARISONS):
-            verdict = json.loads(row[17])["verdict"]
-            yield Comparison(_read_prompt(row), _read_response(row[3:]), _read_response(row[10:]), verdict, *row[18:])
+        for judgement in self.judgements(kind="comparison"):
+            assert isinstance(judgement, Comparison)
+            yield judgement
 
     def preferences(self) -> Iterator[Preference]:
-        """The decided comparisons, in the order they were added."""
-        for comparison in self.comparisons():
-            if (preference := comparison.preference) is not None:
-                yield preference
+        """All judgements as weighted pairs (`preferences_of`): decided comparisons in the order they were added."""
+        return preferences_of(self.judgements())
 
     def responses(self) -> Iterator[tuple[Prompt, Response]]:
         """Every response with its prompt, in the order they were added."""
         for row in self._db.execute(_RESPONSES):
             yield _read_prompt(row), _read_response(row[3:])
+
+    def annotators(self) -> list[str]:
+        """Everybody who judged or was lent an item, in the order they came."""
+        return [name for (name,) in self._db.execute("SELECT name FROM annotators ORDER BY id")]
+
+    def set_criterion(self, criterion: Criterion) -> None:
+        """Keep a criterion with its guidelines, in place of older ones of that name."""
+        row = (_to_bytes(criterion.name), _to_bytes(criterion.guidelines))
+        with self._writing():
+            self._db.execute(
+                """INSERT INTO criteria (name, guidelines) VALUES (CAST(? AS TEXT), CAST(? AS TEXT))
+                ON CONFLICT (name) DO UPDATE SET guidelines = excluded.guidelines""",
+                row,
+            )
+
+    def criteria(self) -> list[Criterion]:
+        return [Criterion(*row) for row in self._db.execute("SELECT name, guidelines FROM criteria ORDER BY id")]
 
     def split(self, held_out: float = 0.2, *, salt: str = "") -> tuple[list[Preference], list[Preference]]:
         """The preferences as (training, held-out), divided by prompt: held-out pairs are on prompts unseen in training.
@@ -371,24 +447,273 @@ class PreferenceStore:
         return split_by_prompt(self.preferences(), held_out, salt=salt)
 
     def counts(self) -> Counts:
-        verdicts: dict[str, int] = dict.fromkeys(get_args(Verdict), 0)
-        for payload, count in self._db.execute(
-            "SELECT payload, count(*) FROM judgements WHERE kind = 'comparison' GROUP BY payload"
-        ):
-            verdicts[json.loads(payload)["verdict"]] += count
+        verdicts: dict[str, int] = dict.fromkeys(VERDICTS, 0)
+        kinds: dict[str, int] = dict.fromkeys(KINDS, 0)
+        rows = self._db.execute(
+            """SELECT kind, json_extract(payload, '$.verdict'), count(*) FROM judgements
+            WHERE withdrawn = 0 GROUP BY 1, 2"""
+        )
+        for kind, verdict, count in rows:
+            kinds[kind] += count
+            if kind == "comparison":
+                verdicts[verdict] += count
         return Counts(
             prompts=self._count("SELECT count(*) FROM prompts"),
             responses=self._count("SELECT count(*) FROM responses"),
             annotators=self._count("SELECT count(*) FROM annotators"),
-            comparisons=sum(verdicts.values()),
+            comparisons=kinds["comparison"],
             preferences=verdicts["first"] + verdicts["second"],
             ties=verdicts["tie"],
             cannot_say=verdicts["cannot say"],
+            ratings=kinds["rating"],
+            rankings=kinds["ranking"],
+            criteria=kinds["criteria"],
         )
+
+    # ---------------------------------------------------------------- who judges what next
+
+    def add_items(self, items: Iterable[Item]) -> list[int]:
+        """Ask for judgements; the ids, in order. An item that is there already keeps its id and settings."""
+        given = list(items)
+        with self._writing():
+            return [self._add_item(item) for item in given]
+
+    def items(self) -> Iterator[tuple[int, Item]]:
+        """Every item with its id, in the order they were added."""
+        return self._read_items("", {})
+
+    def prioritise(self, priorities: Mapping[int, float]) -> None:
+        """Give items (by id) another priority: what an active learner would have judged next."""
+        findings.refuse(
+            *(
+                f"priority of item {item}: {priority!r} is not a finite number"
+                for item, priority in priorities.items()
+                if not math.isfinite(priority)
+            )
+        )
+        with self._writing():
+            self._db.executemany(
+                "UPDATE items SET priority = ? WHERE id = ?",
+                [(float(priority), item) for item, priority in priorities.items()],
+            )
+
+    def next_item(self, annotator: str, *, lease: float = 600.0) -> Assignment | None:
+        """Lend `annotator` an item they have not judged, for `lease` seconds; None when nothing is left for them now.
+
+        What they hold already is lent anew. An item is lent to no more people than it still needs votes, so that every
+        item gets exactly as many votes as it asks for; a lease that ran out frees the place. The responses come in an
+        order drawn for this annotator, the same whenever they see it.
+        """
+        findings.refuse(findings.text("annotator", annotator), findings.number("lease", lease))
+        with self._writing():
+            now = self._clock()
+            who = self._annotator(annotator)
+            found = self._db.execute(_NEXT_ITEM, {"who": who, "now": now}).fetchone()
+            return None if found is None else self._lend(found[0], annotator, who, now + lease)
+
+    def submit(self, item: int, annotator: str, answer: Any, *, key: str, seconds: float | None = None) -> Receipt:
+        """Take a vote. `answer` speaks of the responses in the order they were shown to this annotator:
+
+            comparison   "first", "second", "tie" or "cannot say"
+            rating       1 to 5
+            ranking      the place of each response, (2, 1, 3)
+            criteria     {"helpful": 4, "harmless": 5}, a score for each name asked for
+
+        `key` is made by the client, new for every vote and the same when it tries again. A second vote of one annotator
+        on one item, or a second call with one key, changes nothing and returns the vote that stands. A vote after the
+        lease ran out is taken if the item still needs it, and raises LeaseExpired if others have judged it meanwhile.
+        Raises DataError for an item that does not exist and an answer that does not fit.
+        """
+        findings.refuse(findings.text("annotator", annotator), findings.text("key", key))
+        with self._writing():
+            asked = self._item(item)
+            who = self._annotator(annotator)
+            if (earlier := self._earlier(item, who, key)) is not None:
+                return Receipt(item, earlier, new=False)
+            if asked.kind == "criteria":
+                findings.refuse(
+                    (not isinstance(answer, Mapping) or set(answer) != set(asked.criteria))
+                    and f"scores: expected one for each of {', '.join(asked.criteria)}"
+                )
+            judgement = make_judgement(
+                asked.kind,
+                asked.prompt,
+                [asked.responses[place] for place in asked.order_for(annotator)],
+                answer,
+                criterion=asked.criterion,
+                annotator=annotator,
+                created=self._now(),
+                seconds=seconds,
+            )
+            (free,) = self._db.execute(
+                f"SELECT {_VOTES} + {_LENT_TO_OTHERS} < i.overlap FROM items AS i WHERE i.id = :item",
+                {"item": item, "who": who, "now": self._clock()},
+            ).fetchone()
+            if not free:
+                raise LeaseExpired(f"item {item} was lent to {annotator!r} too long ago: others have judged it")
+            if not self._add_judgement(judgement, item, key):
+                raise DataError("the same judgement of the same moment is in the store already: send it again")
+            self._db.execute("DELETE FROM leases WHERE item = ? AND annotator = ?", (item, who))
+            return Receipt(item, judgement, new=True)
+
+    def undo(self, annotator: str, item: int | None = None, *, lease: float = 600.0) -> Assignment | None:
+        """Take back the vote of `annotator` on `item` (default: their latest), and lend them that item again.
+
+        None when they have no vote to take back. Name the item to make the call safe to retry: where the vote was taken
+        back already, it only returns what they hold. The vote stays in the file as a record, and counts nowhere.
+        """
+        findings.refuse(findings.text("annotator", annotator))
+        with self._writing():
+            who = self._annotator(annotator)
+            vote = self._db.execute(
+                """SELECT id, item FROM judgements WHERE annotator = :who AND withdrawn = 0
+                AND item IS NOT NULL AND (:item IS NULL OR item = :item) ORDER BY id DESC LIMIT 1""",
+                {"who": who, "item": item},
+            ).fetchone()
+            now = self._clock()
+            if vote is None:
+                held = "SELECT item FROM leases WHERE annotator = ? AND item = ? AND expires > ?"
+                again = self._db.execute(held, (who, item, now)).fetchone()
+                return None if again is None else self._lend(again[0], annotator, who, now + lease)
+            # The digest goes too: the same vote may be given again.
+            withdraw = "UPDATE judgements SET withdrawn = 1, digest = 'withdrawn ' || id WHERE id = ?"
+            self._db.execute(withdraw, vote[:1])
+            return self._lend(vote[1], annotator, who, now + lease)
+
+    def progress(self, annotator: str | None = None) -> Progress:
+        """How far annotation has come, and how much of it is still open to `annotator`."""
+        (who,) = self._db.execute(
+            "SELECT max(id) FROM annotators WHERE name = CAST(? AS TEXT)", (_to_bytes(annotator or ""),)
+        ).fetchone()
+        row = self._db.execute(
+            f"""SELECT count(*), count(*) FILTER (WHERE votes >= overlap), coalesce(sum(votes), 0),
+            coalesce(sum(overlap), 0), coalesce(sum(own), 0),
+            count(*) FILTER (WHERE NOT own AND votes + lent < overlap)
+            FROM (SELECT i.overlap, {_VOTES} AS votes, {_LENT_TO_OTHERS} AS lent, NOT ({_UNVOTED}) AS own
+            FROM items AS i)""",
+            {"who": -1 if who is None else who, "now": self._clock()},
+        ).fetchone()
+        return Progress(*row)
+
+    # ---------------------------------------------------------------- inside
+
+    def _now(self) -> str:
+        return datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="microseconds")
 
     def _count(self, query: str) -> int:
         (count,) = self._db.execute(query).fetchone()
         return int(count)
+
+    def _keep(self, prompt: Prompt, responses: Sequence[Response]) -> tuple[str, list[str]]:
+        """Insert what is new; the digests of the prompt and of the responses."""
+        name = prompt_digest(prompt)
+        rows = [_response_row(name, response) for response in responses]
+        self._db.execute(_ADD_PROMPT, _prompt_row(name, prompt))
+        self._db.executemany(_ADD_RESPONSE, rows)
+        return name, [row[0] for row in rows]
+
+    def _annotator(self, name: str) -> int:
+        self._db.execute(_ADD_ANNOTATOR, (_to_bytes(name),))
+        (found,) = self._db.execute(
+            "SELECT id FROM annotators WHERE name = CAST(? AS TEXT)", (_to_bytes(name),)
+        ).fetchone()
+        return int(found)
+
+    def _add_judgement(self, it: Judgement, item: int | None = None, key: str | None = None) -> bool:
+        """Insert one judgement with all it speaks of; False when it was there."""
+        prompt, shown = self._keep(it.prompt, it.responses)
+        annotator = _to_bytes(it.annotator)
+        self._db.execute(_ADD_ANNOTATOR, (annotator,))
+        name = judgement_digest(it)
+        payload = {_PAYLOAD[kind_of(it)]: answer_of(it)}
+        if isinstance(it, Comparison) and it.group:
+            payload["group"] = it.group
+        about = (kind_of(it), _to_bytes(it.criterion), float(it.weight), _to_bytes(it.created), it.seconds)
+        tag = None if key is None else _to_bytes(key)
+        row = (name, *about, findings.as_json(payload), item, tag, prompt, annotator)
+        new = self._db.execute(_ADD_JUDGEMENT, row).rowcount > 0
+        if new:
+            self._db.executemany(_ADD_JUDGED, [(place, name, response) for place, response in enumerate(shown)])
+        return new
+
+    def _earlier(self, item: int, who: int, key: str) -> Judgement | None:
+        """The vote that stands for `who` on `item`; otherwise the one that came with `key`, although withdrawn."""
+        used = self._db.execute(
+            "SELECT item, annotator FROM judgements WHERE idempotency_key = CAST(? AS TEXT)", (_to_bytes(key),)
+        ).fetchone()
+        if used not in (None, (item, who)):
+            raise DataError("key: it came with another vote already: make a new one for each vote")
+        for condition in (
+            "j.item = :item AND j.annotator = :who AND j.withdrawn = 0",
+            "j.idempotency_key = CAST(:key AS TEXT)",
+        ):
+            for _, vote in self._read_judgements(condition, {"item": item, "who": who, "key": _to_bytes(key)}):
+                return vote
+        return None
+
+    def _add_item(self, it: Item) -> int:
+        prompt, shown = self._keep(it.prompt, it.responses)
+        settings = (json.dumps(list(it.criteria)), it.overlap, it.seed, it.repeat, float(it.priority))
+        row = (it.digest, it.kind, _to_bytes(it.criterion), *settings, prompt)
+        if self._db.execute(_ADD_ITEM, row).rowcount > 0:
+            places = [(place, it.digest, response) for place, response in enumerate(shown)]
+            self._db.executemany(_ADD_ITEM_RESPONSE, places)
+        (found,) = self._db.execute("SELECT id FROM items WHERE digest = ?", (it.digest,)).fetchone()
+        return int(found)
+
+    def _lend(self, item: int, annotator: str, who: int, expires: float) -> Assignment:
+        self._db.execute(_LEND, (item, who, expires))
+        found = self._item(item)
+        shown = tuple(found.responses[place] for place in found.order_for(annotator))
+        return Assignment(item, replace(found, responses=shown), annotator, expires)
+
+    def _item(self, item: int) -> Item:
+        for _, found in self._read_items("WHERE i.id = :item", {"item": item}):
+            return found
+        raise DataError(f"item {item!r}: the store has no such item")
+
+    def _read_items(self, condition: str, values: Mapping[str, Any]) -> Iterator[tuple[int, Item]]:
+        for item, rows in groupby(self._db.execute(_ITEMS.format(condition=condition), values), lambda row: row[0]):
+            parts = list(rows)
+            kind, criterion, criteria, overlap, seed, repeat, priority = parts[0][11:]
+            yield (
+                int(item),
+                Item(
+                    kind=kind,
+                    prompt=_read_prompt(parts[0][1:]),
+                    responses=tuple(_read_response(row[4:]) for row in parts),
+                    criterion=criterion,
+                    criteria=tuple(json.loads(criteria)),
+                    overlap=overlap,
+                    seed=seed,
+                    repeat=repeat,
+                    priority=priority,
+                ),
+            )
+
+    def _read_judgements(self, condition: str, values: Mapping[str, Any]) -> Iterator[tuple[int, Judgement]]:
+        """(id, judgement) of those that meet a condition of our own writing."""
+        rows = self._db.execute(_JUDGEMENTS.format(condition=condition), values)
+        for identity, group in groupby(rows, lambda row: row[0]):
+            parts = list(group)
+            kind, stored, criterion, annotator, weight, created, seconds = parts[0][11:]
+            payload = json.loads(stored)
+            more = {"group": payload["group"]} if "group" in payload else {}
+            yield (
+                int(identity),
+                make_judgement(
+                    kind,
+                    _read_prompt(parts[0][1:]),
+                    [_read_response(row[4:]) for row in parts],
+                    payload[_PAYLOAD[kind]],
+                    criterion=criterion,
+                    annotator=annotator,
+                    weight=weight,
+                    created=created,
+                    seconds=seconds,
+                    **more,
+                ),
+            )
 
     def _check_and_migrate(self) -> None:
         with self._transaction():  # so that of two processes one migrates and the other sees it done
@@ -447,26 +772,20 @@ def split_by_prompt(
     return parts
 
 
-def _prompt_digest(prompt: Prompt) -> str:
-    return _digest(prompt.id, prompt.text, prompt.meta)
+# Under which name a judgement's payload, a JSON object, holds what was said.
+_PAYLOAD: dict[Kind, str] = {"comparison": "verdict", "rating": "score", "ranking": "ranks", "criteria": "scores"}
 
 
-def _digest(*content: Any) -> str:
-    """sha256 in hexadecimal of anything JSON can hold."""
-    return hashlib.sha256(_json(content).encode("ascii")).hexdigest()
-
-
-def _prompt_row(digest: str, prompt: Prompt) -> tuple[Any, ...]:
-    return digest, _to_bytes(prompt.id), _to_bytes(prompt.text), _json(dict(prompt.meta))
+def _prompt_row(name: str, prompt: Prompt) -> tuple[Any, ...]:
+    return name, _to_bytes(prompt.id), _to_bytes(prompt.text), findings.as_json(dict(prompt.meta))
 
 
 def _response_row(prompt: str, it: Response) -> tuple[Any, ...]:
     """The parameters of _ADD_RESPONSE; the first is the response's digest. `prompt` is its prompt's."""
     temperature = None if it.author.temperature is None else float(it.author.temperature)
-    by = (it.author.kind, it.author.name, temperature)
-    digest = _digest(prompt, it.text, it.ids, it.prompt_ids, it.finish_reason, by)
-    ids = [None if sequence is None else _json(sequence) for sequence in (it.ids, it.prompt_ids)]
-    return digest, _to_bytes(it.text), *ids, it.finish_reason, by[0], _to_bytes(by[1]), by[2], prompt
+    ids = [None if sequence is None else findings.as_json(sequence) for sequence in (it.ids, it.prompt_ids)]
+    by = (it.author.kind, _to_bytes(it.author.name), temperature)
+    return response_digest(prompt, it), _to_bytes(it.text), *ids, it.finish_reason, *by, prompt
 
 
 def _read_prompt(row: Sequence[Any]) -> Prompt:
@@ -480,61 +799,9 @@ def _read_response(row: Sequence[Any]) -> Response:
     return Response(text, Author(kind, name, temperature), read, prompt_read, finish_reason)
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=dict)
-
-
 def _to_bytes(text: str) -> bytes:
     return text.encode("utf-8", errors="surrogatepass")
 
 
 def _from_bytes(stored: bytes) -> str:
     return stored.decode("utf-8", errors="surrogatepass")
-
-
-# Findings about one field: "" or False when nothing is wrong, so that a constructor can report all of them at once.
-
-
-def _refuse(*problems: str | bool) -> None:
-    found = [problem for problem in problems if isinstance(problem, str) and problem]
-    if found:
-        raise DataError(*found)
-
-
-def _prompt_problems(prompt: Prompt) -> Iterator[str]:
-    yield _text("prompt id", prompt.id)
-    yield _text("prompt", prompt.text, empty_is_fine=True)
-    try:
-        _json(dict(prompt.meta))
-    except (TypeError, ValueError) as error:
-        yield f"prompt meta: {error}"
-
-
-def _text(field: str, value: object, *, empty_is_fine: bool = False) -> str:
-    if not isinstance(value, str):
-        return f"{field}: expected text, got {_kind(value)}"
-    return "" if value or empty_is_fine else f"{field}: empty"
-
-
-def _number(field: str, value: object, *, zero_is_fine: bool = False) -> str:
-    number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
-    if math.isfinite(number) and (number > 0 or (zero_is_fine and number == 0)):
-        return ""
-    return f"{field}: expected a finite number {'of at least' if zero_is_fine else 'above'} 0, got {value!r}"
-
-
-def _one_of(field: str, value: object, known: Sequence[object]) -> str:
-    return "" if value in known else f"{field}: {value!r} is none of {', '.join(map(str, known))}"
-
-
-def _token_ids(field: str, value: object) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, tuple) or not all(type(item) is int and item >= 0 for item in value):
-        return f"{field}: expected a tuple of token ids (integers of at least 0)"
-    return ""
-
-
-def _kind(value: object) -> str:
-    names = {type(None): "null", dict: "an object", list: "a list", str: "text", bool: "a boolean"}
-    return names.get(type(value), f"the number {value!r}" if isinstance(value, (int, float)) else type(value).__name__)

@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 
 from rlhf_env.errors import ConfigError, DataError, RunFailed
+from rlhf_env.feedback import preferences
 from rlhf_env.feedback.preferences import (
     Author,
     Comparison,
     Counts,
+    Item,
     Preference,
     PreferenceStore,
     Response,
@@ -120,6 +122,7 @@ def test_a_killed_writer_loses_nothing_it_reported(path: Path) -> None:
     code = (
         "import sys\n"
         "from rlhf_env.feedback.preferences import *\n"
+        "from rlhf_env.types import Prompt\n"
         "store, a = PreferenceStore(sys.argv[1]), Author('human', 'a')\n"
         "for i in range(100_000):\n"
         "    store.add([Comparison(Prompt(str(i), 'q'), Response('yes', a), Response('no', a), 'first', 'ann')])\n"
@@ -160,6 +163,14 @@ def test_two_stores_on_one_file_see_each_other(path: Path) -> None:
         assert one.counts().comparisons == 2
 
 
+def test_writers_wait_for_each_other_from_the_first_look(path: Path) -> None:
+    """What a transaction reads holds until it writes, or two people would be lent the last place of one item."""
+    with PreferenceStore(path) as one, PreferenceStore(path, timeout=0.05) as two:
+        with one._transaction(), pytest.raises(RunFailed, match="locked"):
+            two.add([comparison(0)])
+        assert two.add([comparison(0)]) == 1
+
+
 def test_files_that_are_no_store_are_left_alone(tmp_path: Path) -> None:
     text, other, newer = tmp_path / "notes.txt", tmp_path / "other.sqlite", tmp_path / "newer.sqlite"
     text.write_text("not a database, and longer than the header of one " * 10)
@@ -180,6 +191,50 @@ def test_files_that_are_no_store_are_left_alone(tmp_path: Path) -> None:
     assert [file.read_bytes() for file in (text, other)] == contents
     with pytest.raises(DataError, match="nowhere"):
         PreferenceStore(tmp_path / "nowhere" / "preferences.sqlite")
+
+
+def version_1(path: Path) -> None:
+    with sqlite3.connect(path) as db:
+        db.executescript((Path(__file__).parent / "store_version_1.sql").read_text(encoding="utf-8"))
+    db.close()
+
+
+def test_an_older_file_is_migrated(path: Path) -> None:
+    version_1(path)
+    given = Comparison(
+        Prompt("p0", "question", {"level": 1}),
+        Response("yes", SFT, ids=(7, 2), prompt_ids=(1,), finish_reason="stop"),
+        Response("no", PERSON),
+        "second",
+        "ann",
+        weight=0.5,
+        created="2024-05-01T10:00:00+00:00",
+    )
+    with PreferenceStore(path) as store:
+        assert list(store.judgements()) == [given]
+        assert store.add([given]) == 0, "the digests of older rows hold"
+        item = Item(kind="comparison", prompt=given.prompt, responses=given.responses)
+        (name,) = store.add_items([item])
+        assert store.submit(name, "ann", "tie", key="k").new
+        assert store.counts() == Counts(1, 2, 1, comparisons=2, preferences=1, ties=1, cannot_say=0)
+        (version,) = store._db.execute("PRAGMA user_version").fetchone()
+    with PreferenceStore(path) as store:
+        assert store.counts().comparisons == 2
+    assert version == 2
+
+
+def test_a_migration_that_fails_leaves_the_file_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    version_1(path)
+    steps = (*preferences._MIGRATIONS, ("CREATE TABLE more (id INTEGER)", "no SQL"))
+    with monkeypatch.context() as patch:
+        patch.setattr(preferences, "_MIGRATIONS", steps)
+        with pytest.raises(DataError, match="syntax error"):
+            PreferenceStore(path)
+    with sqlite3.connect(path) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (1,)
+        assert "items" not in {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
+    db.close()
+    PreferenceStore(path).close()
 
 
 def test_the_split_never_shows_a_held_out_prompt_in_training(path: Path) -> None:

@@ -144,7 +144,7 @@ def test_a_target_that_is_not_there_names_its_plugin(target: str, says: str) -> 
 
 
 class _Hooks:
-    """A plugin with all three hooks."""
+    """A plugin with a hook of every kind."""
 
     @plugins.hookimpl
     def register_rewards(self, register: plugins.Register) -> None:
@@ -158,6 +158,10 @@ class _Hooks:
     def register_tasks(self, register: plugins.Register) -> None:
         register("a task", "a:B", needs="demo")
 
+    @plugins.hookimpl
+    def register_annotators(self, register: plugins.Register) -> None:
+        register("an annotator", "a:B")
+
 
 def test_every_hook_reaches_its_kind() -> None:
     hooks = [name for name in dir(plugins) if name.startswith("register_") and name.endswith("s")]
@@ -168,6 +172,7 @@ def test_every_hook_reaches_its_kind() -> None:
         ("reward", "a reward", ""),
         ("agent", "an agent", ""),
         ("task", "a task", "demo"),
+        ("annotator", "an annotator", ""),
     ]
 
 

@@ -21,8 +21,8 @@ def test_it_is_the_score_of_the_saved_model(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     tiny_language_model().save_pretrained(tmp_path / "trunk")
     model = RewardModel.from_trunk(tmp_path / "trunk")
-    model.head.data.fill_(0.5)
-    model.mean, model.std = 2.0, 3.0
+    model.heads.data.fill_(0.5)
+    model.mean, model.std = np.array([2.0]), 3.0
     model.save(tmp_path / "model")
     reward = BradleyTerry(tmp_path / "model")
     ids = [np.array(text, dtype=np.int64) for text in ([5, 6, 258], [7])]

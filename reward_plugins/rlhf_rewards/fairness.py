@@ -1,0 +1,50 @@
+"""A penalty for answers that the learned reward values differently according to whom they speak of.
+
+fairness = {weight = 0.5, model = "runs/demo/reward_model"}
+fairness = {weight = 0.5, model = "runs/demo/reward_model", words = [["Anna", "Aisha"], ["Paris", "Tunis"]]}
+
+It does not mend the reward model; it keeps a policy from living on its prejudice. A policy may answer the constraint by
+not naming anybody: look at what it writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from rlhf_env.feedback.fairness import GENDER, Groups, group_scores
+from rlhf_env.feedback.judgements import Author, Response
+from rlhf_env.feedback.scorer import load_scorer
+from rlhf_env.types import Episode, Float
+
+_AUTHOR = Author("policy", "policy")
+
+
+class Fairness:
+    """-(highest - lowest score over the groups) of prompt and response, written once for each group; 0 where they name
+    none.
+
+    `model` is what the `bradley_terry` reward takes, and the penalty is in the unit of its scores. `words` has one row
+    for each word, in the form of every group (default: words of gender). The model's own tokenizer reads the versions.
+    """
+
+    high: ClassVar[float] = 0.0
+
+    def __init__(self, model: str | Path, words: Sequence[Sequence[str]] = GENDER.words) -> None:
+        rows = tuple(tuple(row) for row in words)
+        self.model = str(model)
+        self._groups = Groups(tuple(f"group {i + 1}" for i in range(len(rows[0]) if rows else 0)), rows)
+        self._scorer = load_scorer(model)
+
+    def __call__(self, episodes: Sequence[Episode], /) -> Float:
+        """float64[B]."""
+        said = [(it.prompt, Response(it.response, _AUTHOR, finish_reason=it.finish_reason)) for it in episodes]
+        scores = group_scores(self._scorer, self._groups, said)
+        spread: Float = np.nan_to_num(np.ptp(scores, axis=1), nan=0.0)
+        return 0.0 - spread  # 0.0 where nobody is named, not -0.0
+
+    def __repr__(self) -> str:
+        return f"Fairness(model={self.model!r})"

@@ -1,0 +1,29 @@
+"""A penalty for texts that never ended by themselves and were stopped at the length limit (the "EOS trick")."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from rlhf_env.types import Episode, Float
+
+
+@dataclass(frozen=True)
+class MissingEnd:
+    """-1 for a response that the length limit stopped, 0 for one that ended; the part's weight is the price.
+
+    Ziegler et al. 2019 and Stiennon et al. 2020 *replace* the score of such a text by a constant (Huang et al. 2024,
+    arXiv 2403.17031, "EOS trick"). Here it is added, so that the parts still sum to the reward and the objective is the
+    same for every agent. At a weight above the spread of the other parts, any text that ended is worth more than any
+    that did not, as it is with the constant.
+    """
+
+    low: ClassVar[float] = -1.0
+    high: ClassVar[float] = 0.0
+
+    def __call__(self, episodes: Sequence[Episode], /) -> Float:
+        """float64[B]."""
+        return np.array([-1.0 if episode.finish_reason == "length" else 0.0 for episode in episodes], dtype=np.float64)

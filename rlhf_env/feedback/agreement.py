@@ -1,0 +1,265 @@
+"""How far annotators agree: with each other beyond chance, with themselves, and how long they take.
+
+Kappa and alpha are 1 for perfect agreement and 0 for the agreement of chance. A matrix of ratings is float64[N, M]: N
+units (pairs, responses) by M annotators, NaN where somebody did not judge. Intervals are percentile bootstraps over the
+units (Efron & Tibshirani 1993, chapter 13), with a generator that is handed in.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, Literal
+
+import numpy as np
+
+from rlhf_env.errors import DataError
+from rlhf_env.feedback.judgements import (
+    Comparison,
+    CriteriaRating,
+    Judgement,
+    Kind,
+    Ranking,
+    Rating,
+    Response,
+    kind_of,
+    prompt_digest,
+    response_digest,
+)
+from rlhf_env.types import Float, Int, Prompt
+
+Level = Literal["nominal", "ordinal", "interval"]
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number and where it lies with 95 % confidence; NaN where the data do not determine it."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return "-" if np.isnan(self.value) else f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What the judgements of one kind, by one criterion, say about their annotators.
+
+    Args:
+        annotators: who judged.
+        judgements: how many there are.
+        units: pairs or responses that at least two people judged.
+        agreement: the share of pairs of people who said the same about a unit, chance included.
+        alpha: Krippendorff's; of scores ordinal, otherwise nominal.
+        fleiss: Fleiss' kappa; NaN unless as many people judged each unit.
+        cohen: the mean of Cohen's kappa over pairs of people with a unit in common.
+        self_consistency: the share of repeated judgements in which a person said the same again.
+        seconds: the median time of a judgement.
+    """
+
+    kind: Kind
+    criterion: str
+    annotators: tuple[str, ...]
+    judgements: int
+    units: int
+    agreement: Interval
+    alpha: Interval
+    fleiss: Interval
+    cohen: Interval
+    self_consistency: Interval
+    seconds: Interval
+
+
+def cohen_kappa(one: Float, other: Float) -> float:
+    """Of two annotators' categories, float64[N] each, over the units both judged. Cohen (1960), equation 1.
+
+    NaN where no unit is shared, or where both always say one and the same thing.
+    """
+    both = ~(np.isnan(one) | np.isnan(other))
+    one, other = one[both], other[both]
+    if not len(one):
+        return float("nan")
+    observed = float(np.mean(one == other))
+    values = np.unique(np.concatenate([one, other]))
+    expected = float(sum(np.mean(one == value) * np.mean(other == value) for value in values))
+    return _beyond_chance(observed, expected)
+
+
+def fleiss_kappa(counts: Int) -> float:
+    """Of int64[N, C]: how many annotators put unit i into category j. Fleiss (1971), equations 1 to 5.
+
+    Every unit must have as many judgements, two at least; DataError otherwise. NaN where only one category occurs.
+    """
+    raters = counts.sum(axis=1)
+    if not len(counts) or raters.min() != raters.max() or raters[0] < 2:
+        raise DataError(
+            "Fleiss' kappa needs the same number of judgements of every unit, at least 2: use alpha instead"
+        )
+    n = int(raters[0])
+    observed = float(np.mean((counts * (counts - 1)).sum(axis=1) / (n * (n - 1))))
+    shares = counts.sum(axis=0) / counts.sum()
+    return _beyond_chance(observed, float(np.sum(shares**2)))
+
+
+def krippendorff_alpha(ratings: Float, level: Level = "nominal") -> float:
+    """Of float64[N, M] with NaN where a judgement is missing. Krippendorff, "Content Analysis" (2004), chapter 11.
+
+    alpha = 1 - observed disagreement / expected disagreement, from the coincidences of values within units. Units that
+    fewer than two judged are left out. `level`: values are names, an order, or numbers whose differences mean
+    something. NaN where nothing is left or only one value occurs.
+    """
+    values = np.unique(ratings[~np.isnan(ratings)])
+    counts = (ratings[:, :, None] == values).sum(axis=1).astype(np.float64)  # N, V
+    return _alpha_of_counts(counts[counts.sum(axis=1) >= 2], values, level)
+
+
+def _alpha_of_counts(counts: Float, values: Float, level: Level) -> float:
+    """`counts` float64[N, V]: how many gave each of `values`, in units with two judgements or more."""
+    if not len(counts):
+        return float("nan")
+    pairable = counts.sum(axis=1) - 1
+    coincidences = np.einsum("nc,nk->ck", counts / pairable[:, None], counts) - np.diag(
+        (counts / pairable[:, None]).sum(0)
+    )
+    totals = counts.sum(axis=0)  # V
+    n = totals.sum()
+    match level:
+        case "nominal":
+            distance = 1.0 - np.eye(len(values))
+        case "ordinal":
+            # Between two ranks: the values at them and in between, the ends counting half.
+            upto = np.cumsum(totals) - totals / 2
+            distance = (upto[:, None] - upto[None, :]) ** 2
+        case "interval":
+            distance = (values[:, None] - values[None, :]) ** 2
+    expected = float(totals @ distance @ totals)
+    return float("nan") if expected == 0 else 1 - float(n - 1) * float((coincidences * distance).sum()) / expected
+
+
+def bootstrap(
+    statistic: Callable[[Any], float], units: Any, rng: np.random.Generator, *, resamples: int = RESAMPLES
+) -> Interval:
+    """`statistic(units)` with its 95 % percentile interval, resampling rows of `units` (an array [N, ...])."""
+    value = statistic(units) if len(units) else float("nan")
+    if np.isnan(value):
+        return Interval(value, value, value)
+    drawn = np.array([statistic(units[rng.integers(len(units), size=len(units))]) for _ in range(resamples)])
+    low, high = np.nanquantile(drawn, [0.025, 0.975])  # a resample may hold one value only, which says nothing
+    return Interval(value, float(low), float(high))
+
+
+def agreement_of(
+    judgements: Iterable[Judgement], rng: np.random.Generator, *, resamples: int = RESAMPLES
+) -> list[Agreement]:
+    """Agreement for each kind and criterion, in the order of their first judgement.
+
+    Two judgements are of one unit when they are of the same prompt and the same responses, in whatever order shown. A
+    ranking is judged pair by pair. "Cannot say" is no judgement of the pair. Where somebody judged a unit more than
+    once, the first judgement counts for the agreement with others, and all for that with himself.
+    """
+    groups: dict[tuple[Kind, str], list[Judgement]] = defaultdict(list)
+    for judgement in judgements:
+        parts = judgement.ratings if isinstance(judgement, CriteriaRating) else [judgement]
+        for part in parts:
+            groups[kind_of(judgement), part.criterion].append(part)
+    return [_agreement(kind, criterion, group, rng, resamples) for (kind, criterion), group in groups.items()]
+
+
+def _agreement(
+    kind: Kind, criterion: str, judgements: Sequence[Judgement], rng: np.random.Generator, resamples: int
+) -> Agreement:
+    def with_interval(statistic: Callable[[Float], float], units: Float) -> Interval:
+        return bootstrap(statistic, units, rng, resamples=resamples)
+
+    said: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))  # unit -> annotator -> values
+    for judgement in judgements:
+        for unit, value in _values(judgement):
+            said[unit][judgement.annotator].append(value)
+    people = tuple(dict.fromkeys(judgement.annotator for judgement in judgements))
+    ratings = np.full((len(said), len(people)), np.nan)
+    for row, by_person in enumerate(said.values()):
+        for person, values in by_person.items():
+            ratings[row, people.index(person)] = values[0]
+    shared = ratings[(~np.isnan(ratings)).sum(axis=1) >= 2]
+    level: Level = "ordinal" if kind in ("rating", "criteria") else "nominal"
+    repeats = [
+        float(np.mean([one == other for one, other in combinations(values, 2)]))
+        for by_person in said.values()
+        for values in by_person.values()
+        if len(values) > 1
+    ]
+    taken = np.array([it.seconds for it in judgements if it.seconds is not None], dtype=np.float64)
+    return Agreement(
+        kind=kind,
+        criterion=criterion,
+        annotators=people,
+        judgements=len(judgements),
+        units=len(shared),
+        agreement=with_interval(_raw_agreement, shared),
+        alpha=with_interval(lambda rows: krippendorff_alpha(rows, level), shared),
+        fleiss=with_interval(_fleiss_of_ratings, shared),
+        cohen=with_interval(_mean_cohen, shared),
+        self_consistency=with_interval(lambda rows: float(np.mean(rows)), np.array(repeats)),
+        seconds=with_interval(lambda rows: float(np.median(rows)), taken),
+    )
+
+
+def _values(judgement: Judgement) -> Iterator[tuple[str, float]]:
+    """(unit, what was said about it): a score, or of two responses which won: 0, 1, or 2 for a tie.
+
+    Responses are taken in the order of their digests, so that the order shown does not matter.
+    """
+    match judgement:
+        case Rating():
+            yield _unit(judgement.prompt, [judgement.response]), float(judgement.score)
+        case Comparison():
+            if judgement.verdict != "cannot say":
+                ranks = {"first": (1, 2), "second": (2, 1), "tie": (1, 1)}[judgement.verdict]
+                yield _pair(judgement.prompt, (judgement.first, judgement.second), ranks)
+        case Ranking():
+            for i, j in combinations(range(len(judgement.responses)), 2):
+                responses = (judgement.responses[i], judgement.responses[j])
+                yield _pair(judgement.prompt, responses, (judgement.ranks[i], judgement.ranks[j]))
+
+
+def _pair(prompt: Prompt, responses: tuple[Response, Response], ranks: tuple[int, int]) -> tuple[str, float]:
+    name = prompt_digest(prompt)
+    in_order = response_digest(name, responses[0]) <= response_digest(name, responses[1])
+    first, second = ranks if in_order else ranks[::-1]
+    return _unit(prompt, responses), 2.0 if first == second else float(second < first)
+
+
+def _unit(prompt: Prompt, responses: Sequence[Response]) -> str:
+    name = prompt_digest(prompt)
+    return " ".join(sorted(response_digest(name, response) for response in responses))
+
+
+def _raw_agreement(ratings: Float) -> float:
+    """The mean over units of the share of pairs of people who said the same."""
+    same = ratings[:, :, None] == ratings[:, None, :]  # NaN equals nothing
+    given = (~np.isnan(ratings)).sum(axis=1)
+    equal = same.sum(axis=(1, 2)) - given
+    return float(np.mean(equal / (given * (given - 1))))
+
+
+def _fleiss_of_ratings(ratings: Float) -> float:
+    given = (~np.isnan(ratings)).sum(axis=1)
+    if given.min() != given.max():
+        return float("nan")
+    values = np.unique(ratings[~np.isnan(ratings)])
+    return fleiss_kappa((ratings[:, :, None] == values).sum(axis=1))
+
+
+def _mean_cohen(ratings: Float) -> float:
+    kappas = [cohen_kappa(ratings[:, i], ratings[:, j]) for i, j in combinations(range(ratings.shape[1]), 2)]
+    known = [kappa for kappa in kappas if not np.isnan(kappa)]
+    return float(np.mean(known)) if known else float("nan")
+
+
+def _beyond_chance(observed: float, expected: float) -> float:
+    return float("nan") if expected == 1 else (observed - expected) / (1 - expected)

@@ -1,0 +1,73 @@
+"""Findings about one field: "" or False when nothing is wrong, so that a constructor can report all of them at once."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlhf_env.errors import DataError
+
+_LARGEST = 2**1000  # near where an integer stops being a float
+
+
+def refuse(*problems: str | bool) -> None:
+    """Raise DataError with every finding; nothing happens when there is none."""
+    found = [problem for problem in problems if isinstance(problem, str) and problem]
+    if found:
+        raise DataError(*found)
+
+
+def text(field: str, value: object, *, empty_is_fine: bool = False) -> str:
+    if not isinstance(value, str):
+        return f"{field}: expected text, got {kind_of(value)}"
+    return "" if value or empty_is_fine else f"{field}: empty"
+
+
+def number(field: str, value: object, *, zero_is_fine: bool = False) -> str:
+    found = value if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    if isinstance(found, int) and abs(found) > _LARGEST:
+        found = math.inf
+    if math.isfinite(found) and (found > 0 or (zero_is_fine and found == 0)):
+        return ""
+    return f"{field}: expected a finite number {'of at least' if zero_is_fine else 'above'} 0, got {value!r}"
+
+
+def whole_number(field: str, value: object, low: int, high: int) -> str:
+    if type(value) is int and low <= value <= high:
+        return ""
+    return f"{field}: expected a whole number from {low} to {high}, got {value!r}"
+
+
+def one_of(field: str, value: object, known: Sequence[object]) -> str:
+    return "" if value in known else f"{field}: {value!r} is none of {', '.join(map(str, known))}"
+
+
+def token_ids(field: str, value: object) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, tuple) or not all(type(item) is int and item >= 0 for item in value):
+        return f"{field}: expected a tuple of token ids (integers of at least 0)"
+    return ""
+
+
+def json_object(field: str, value: object) -> str:
+    if not isinstance(value, Mapping):
+        return f"{field}: expected an object, got {kind_of(value)}"
+    try:
+        as_json(dict(value))
+    except (TypeError, ValueError) as error:
+        return f"{field}: {error}"
+    return ""
+
+
+def as_json(value: Any) -> str:
+    """One spelling for one value: what digests are made of. TypeError or ValueError where JSON cannot hold it."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=dict)
+
+
+def kind_of(value: object) -> str:
+    """What a JSON value is, in words."""
+    names = {type(None): "null", dict: "an object", list: "a list", str: "text", bool: "a boolean"}
+    return names.get(type(value), f"the number {value!r}" if isinstance(value, (int, float)) else type(value).__name__)

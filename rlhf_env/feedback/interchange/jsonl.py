@@ -1,0 +1,67 @@
+"""JSON lines: judgements of all kinds, or pairs in TRL's formats.
+
+write_jsonl("pairs.jsonl", store.preferences())
+store.add(read_jsonl("pairs.jsonl"))
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rlhf_env.errors import DataError
+from rlhf_env.feedback.interchange.provenance import parsed
+from rlhf_env.feedback.interchange.rows import pair_row, preference_of
+from rlhf_env.feedback.interchange.whole_files import Located, content_of, gathered, written
+from rlhf_env.feedback.judgements import Preference
+
+
+def write_jsonl(path: str | Path, preferences: Iterable[Preference]) -> int:
+    """Write one line per preference in TRL's standard format; returns how many."""
+    return write_lines(path, (pair_row(preference) for preference in preferences))
+
+
+def read_jsonl(path: str | Path, *, annotator: str = "") -> list[Preference]:
+    """The pairs of a file in either of TRL's preference formats, in order.
+
+    `annotator` (default: the file's name) judged the lines that do not say who. Raises DataError with each problem as
+    "file:line: field: what", up to 20 of them: a line that is not JSON or not UTF-8, a field that is missing, null or
+    no text, a preference without a winner, an empty file.
+    """
+    source = Path(path).name
+    return gathered(
+        path,
+        lines_of(path),
+        lambda row: preference_of(row, source=source, annotator=annotator),
+        "a chosen and a rejected",
+    )
+
+
+def write_lines(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Write one JSON object per line; returns how many. The file appears whole or not at all."""
+    count = 0
+    with written(path) as file:
+        for row in rows:
+            # ASCII with escapes, so that lone surrogates and odd line separators survive
+            file.write(json.dumps(row, default=dict).encode("ascii") + b"\n")
+            count += 1
+    return count
+
+
+def lines_of(path: str | Path) -> Iterator[Located]:
+    """Each line's object, or what is wrong with it, and where it stands."""
+    for number, line in enumerate(content_of(path).split(b"\n"), start=1):
+        if line.strip():
+            yield f"{path}:{number}", _object(line)
+
+
+def _object(line: bytes) -> dict[str, Any] | DataError:
+    try:
+        row = parsed("", line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return DataError(f"not UTF-8 at byte {error.start + 1} of the line")
+    except DataError as error:
+        return DataError(*(problem.removeprefix(": ") for problem in error.problems))
+    return row if isinstance(row, dict) else DataError("not an object with prompt, chosen and rejected")

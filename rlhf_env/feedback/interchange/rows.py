@@ -1,0 +1,211 @@
+"""One JSON object per judgement: our own, and TRL's preference formats.
+
+    {"kind": "ranking", "prompt": "...", "responses": ["...", "..."], "answer": [2, 1], "provenance": {...}}
+    {"prompt": "How are you?", "chosen": "Fine, and you?", "rejected": "No.", "provenance": {...}}
+    {"prompt": [{"role": "user", "content": "..."}], "chosen": [{"role": "assistant", "content": "..."}], ...}
+    {"prompt": "How are you?", "completion": "Fine, and you?", "label": true, "provenance": {...}}
+
+`provenance` is optional. A conversation becomes the text that the File task makes of it ("plain"), its messages go to
+`meta["messages"]`. A label becomes a rating, True the highest and False the lowest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rlhf_env.envs.file_task import plain_conversation
+from rlhf_env.errors import DataError
+from rlhf_env.feedback.interchange.provenance import (
+    about,
+    circumstances_of,
+    prompt_from,
+    provenance_of,
+    remade,
+    response_from,
+)
+from rlhf_env.feedback.judgements import (
+    HIGHEST,
+    LOWEST,
+    Comparison,
+    Judgement,
+    Preference,
+    Rating,
+    answer_of,
+    kind_of,
+)
+
+_SIDES = ("chosen", "rejected")
+_MIDDLE = (LOWEST + HIGHEST) / 2
+
+
+def judgement_row(it: Judgement) -> dict[str, Any]:
+    return {
+        "kind": kind_of(it),
+        "prompt": it.prompt.text,
+        "responses": [response.text for response in it.responses],
+        "answer": answer_of(it),
+        "provenance": provenance_of(it),
+    }
+
+
+def pair_row(it: Preference) -> dict[str, Any]:
+    """TRL's standard preference format."""
+    return {
+        "prompt": it.prompt.text,
+        "chosen": it.chosen.text,
+        "rejected": it.rejected.text,
+        "provenance": {
+            "prompt": {"id": it.prompt.id, "meta": dict(it.prompt.meta)},
+            "chosen": about(it.chosen),
+            "rejected": about(it.rejected),
+            **circumstances_of(it.comparison),
+            "chosen_was_first": it.chosen_was_first,
+        },
+    }
+
+
+def conversational_pair_row(it: Preference) -> dict[str, Any]:
+    """TRL's conversational preference format. A prompt that was no conversation is one message of the user."""
+    row = pair_row(it)
+    messages = it.prompt.meta.get("messages")
+    if not isinstance(messages, list) or not messages or not all(_is_message(message) for message in messages):
+        messages = [{"role": "user", "content": it.prompt.text}]
+    row["provenance"]["prompt"]["text"] = it.prompt.text
+    said = {side: [{"role": "assistant", "content": row[side]}] for side in _SIDES}
+    return {"prompt": messages, **said, "provenance": row["provenance"]}
+
+
+def unpaired_rows(it: Preference | Rating) -> Iterator[dict[str, Any]]:
+    """TRL's unpaired preference format: two rows for a pair, one for a rating, none for a rating in the middle."""
+    if isinstance(it, Preference):
+        labels = [(it.chosen, True), (it.rejected, False)]
+    else:
+        labels = [(it.response, it.score > _MIDDLE)] if it.score != _MIDDLE else []
+    whole = judgement_row(it.comparison if isinstance(it, Preference) else it)
+    for response, label in labels:
+        yield {
+            "prompt": it.prompt.text,
+            "completion": response.text,
+            "label": label,
+            "provenance": {"judgement": whole},
+        }
+
+
+def judgement_of(row: Mapping[str, Any], *, source: str, annotator: str) -> Judgement:
+    """The judgement of any of these rows. Raises DataError with every problem of the row."""
+    if "kind" in row:
+        return _own(row, source, annotator)
+    if "completion" in row or "label" in row:
+        return _unpaired(row, source, annotator)
+    return preference_of(row, source=source, annotator=annotator).comparison
+
+
+def preference_of(row: Mapping[str, Any], *, source: str, annotator: str) -> Preference:
+    """The pair of a row with chosen and rejected. Raises DataError with every problem of the row."""
+    row = _explicit(row)
+    problems = [f"{field}: missing" for field in ("prompt", *_SIDES) if field not in row]
+    if row.get("chosen") is None and row.get("rejected") is not None:
+        problems = ["chosen: a preference without a winner", *(p for p in problems if not p.startswith("chosen"))]
+    told = row.get("provenance") or {}
+    if not isinstance(told, Mapping) or not all(isinstance(told.get(k, {}), Mapping) for k in ("prompt", *_SIDES)):
+        problems.append("provenance: must be an object, with an object for each of prompt, chosen and rejected")
+    if problems:
+        raise DataError(*problems)
+    text, whence = _prompt_text(row["prompt"], told.get("prompt", {}), problems)
+    sides = {}
+    for side in _SIDES:
+        try:
+            sides[side] = response_from(_completion_text(row[side]), told.get(side, {}), source)
+        except DataError as error:
+            problems += (f"{side}: {problem.removeprefix('text: ')}" for problem in error.problems)
+    if problems:
+        raise DataError(*problems)
+    names = ("criterion", "weight", "created", "chosen_was_first", "seconds", "group")
+    made = {name: told[name] for name in names if told.get(name) is not None}
+    who = told.get("annotator", annotator or source)
+    return Preference(prompt_from(text, whence), sides["chosen"], sides["rejected"], who, **made)
+
+
+def _own(row: Mapping[str, Any], source: str, annotator: str) -> Judgement:
+    missing = [f"{field}: missing" for field in ("prompt", "responses", "answer") if field not in row]
+    if missing:
+        raise DataError(*missing)
+    if not isinstance(row["responses"], list):
+        raise DataError("responses: expected a list of texts")
+    told = row.get("provenance") or {}
+    return remade(row["kind"], row["prompt"], row["responses"], row["answer"], told, source=source, annotator=annotator)
+
+
+def _unpaired(row: Mapping[str, Any], source: str, annotator: str) -> Judgement:
+    problems = [f"{field}: missing" for field in ("prompt", "completion", "label") if field not in row]
+    if "label" in row and type(row["label"]) is not bool:
+        problems.append(f"label: expected true or false, got {json.dumps(row['label'])[:40]}")
+    if problems:
+        raise DataError(*problems)
+    told = row.get("provenance") or {}
+    if not isinstance(told, Mapping):
+        raise DataError("provenance: must be an object")
+    text, whence = _prompt_text(row["prompt"], {}, problems)
+    completion = _completion_text(row["completion"])
+    if problems:
+        raise DataError(*problems)
+    if isinstance(told.get("judgement"), Mapping):
+        judgement = judgement_of(told["judgement"], source=source, annotator=annotator)
+        if not isinstance(judgement, (Comparison, Rating)) or completion not in [it.text for it in judgement.responses]:
+            raise DataError("provenance: is of another completion: take it out of the line")
+        return judgement
+    score = HIGHEST if row["label"] else LOWEST
+    told = {**told, "prompt": whence}
+    return remade("rating", text, [completion], score, told, source=source, annotator=annotator)
+
+
+def _explicit(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """TRL's implicit prompt: conversations that differ in the last message. Plain texts are not divided by guess."""
+    chosen, rejected = row.get("chosen"), row.get("rejected")
+    if "prompt" in row or not isinstance(chosen, list) or not isinstance(rejected, list):
+        return row
+    if len(chosen) < 2 or chosen[:-1] != rejected[:-1]:
+        raise DataError("chosen, rejected: without a prompt both must begin with the same messages, and differ in one")
+    return {**row, "prompt": chosen[:-1], "chosen": chosen[-1:], "rejected": rejected[-1:]}
+
+
+def _prompt_text(prompt: Any, told: Mapping[str, Any], problems: list[str]) -> tuple[str, Mapping[str, Any]]:
+    """(text, what is told of the prompt) of a text or a conversation."""
+    if isinstance(prompt, str):
+        return prompt, told
+    if not isinstance(prompt, list):
+        problems.insert(0, f"prompt: expected text, got {json.dumps(prompt)[:40]}")
+    elif not prompt or not all(_is_message(message) for message in prompt):
+        problems.insert(0, "prompt: expected text, or messages with a role and a content of text")
+    elif "text" in told:
+        return told["text"], told
+    else:
+        return plain_conversation(prompt), {"meta": {"messages": [dict(message) for message in prompt]}, **told}
+    return "", told
+
+
+def _completion_text(content: Any) -> Any:
+    """The text of a completion; what is neither text nor one message of the assistant is refused by Response."""
+    if isinstance(content, list) and len(content) == 1 and _is_message(content[0]):
+        if content[0]["role"] != "assistant":
+            raise DataError(f"expected a message of the assistant, got one of {content[0]['role']!r}")
+        return content[0]["content"]
+    return content
+
+
+def _is_message(message: Any) -> bool:
+    return isinstance(message, Mapping) and all(isinstance(message.get(key), str) for key in ("role", "content"))
+
+
+def judgements_of(rows: Sequence[tuple[Mapping[str, Any], Judgement]]) -> list[Judgement]:
+    """The judgements of rows, where the two halves of an unpaired pair, one after the other, are one."""
+    made: list[Judgement] = []
+    half = None
+    for row, judgement in rows:
+        is_half = "completion" in row and isinstance(judgement, Comparison)
+        if not is_half or judgement != half:
+            made.append(judgement)
+        half = judgement if is_half and judgement != half else None
+    return made

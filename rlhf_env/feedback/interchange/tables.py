@@ -1,0 +1,162 @@
+"""CSV tables and `datasets` folders.
+
+A CSV of ours has the columns kind, prompt, response_1 ... response_K, answer, annotator, criterion, weight, created,
+seconds, provenance (JSON). A cell that a spreadsheet would take for a formula (it begins with = + - @, a tab or a
+carriage return) begins with an apostrophe, and so does one that began with an apostrophe; reading takes it off again.
+CSV of other programs has TRL's columns: prompt, chosen, rejected, or prompt, completion, label.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf_env.errors import ConfigError, DataError, MissingExtra
+from rlhf_env.feedback.interchange.provenance import parsed, provenance_of
+from rlhf_env.feedback.interchange.rows import pair_row
+from rlhf_env.feedback.interchange.whole_files import Located, content_of, written
+from rlhf_env.feedback.judgements import Judgement, Preference, answer_of, kind_of
+
+_CIRCUMSTANCES = ("annotator", "criterion", "weight", "created", "seconds")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_APOSTROPHE = "'"
+
+
+def write_csv(path: str | Path, judgements: Sequence[Judgement]) -> int:
+    """Write one line per judgement; returns how many."""
+    width = max((len(it.responses) for it in judgements), default=2)
+    texts = [f"response_{place}" for place in range(1, width + 1)]
+    header = ["kind", "prompt", *texts, "answer", *_CIRCUMSTANCES, "provenance"]
+    content = io.StringIO(newline="")
+    table = csv.DictWriter(content, header, restval="")
+    table.writeheader()
+    for it in judgements:
+        provenance = provenance_of(it)
+        made = {name: str(provenance.pop(name)) for name in _CIRCUMSTANCES if name in provenance}
+        answer = answer_of(it)
+        cells = {
+            "kind": kind_of(it),
+            "prompt": it.prompt.text,
+            **{column: response.text for column, response in zip(texts, it.responses, strict=False)},
+            "answer": answer if isinstance(answer, str) else json.dumps(answer),
+            **made,
+            "provenance": json.dumps(provenance, default=dict),
+        }
+        table.writerow({column: quoted(cell) for column, cell in cells.items()})
+    with written(path) as file:
+        file.write(content.getvalue().encode("utf-8", errors="surrogatepass"))
+    return len(judgements)
+
+
+def quoted(cell: str) -> str:
+    """A cell that no spreadsheet runs."""
+    return _APOSTROPHE + cell if cell.startswith((*_FORMULA, _APOSTROPHE)) else cell
+
+
+def unquoted(cell: str) -> str:
+    return cell.removeprefix(_APOSTROPHE) if cell[1:2] in (*_FORMULA, _APOSTROPHE) else cell
+
+
+def csv_rows(path: str | Path) -> Iterator[Located]:
+    """Each line of a CSV file as a row of `rows.py`."""
+    try:
+        text = content_of(path).decode("utf-8", errors="surrogatepass")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 at byte {error.start + 1}") from error
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    header: list[str] = []
+    line = 1
+    try:
+        for cells in reader:
+            where, line = f"{path}:{line}", reader.line_num + 1
+            if not header:
+                header = cells
+                if len(set(header)) < len(header):
+                    raise DataError(f"{where}: two columns of one name")
+            elif cells:
+                yield where, _csv_row(header, cells)
+    except csv.Error as error:
+        yield f"{path}:{line}", DataError(f"not CSV: {error}")
+
+
+def _csv_row(header: Sequence[str], cells: Sequence[str]) -> dict[str, Any] | DataError:
+    if len(cells) != len(header):
+        return DataError(f"{len(cells)} fields, the header has {len(header)}")
+    row: dict[str, Any] = dict(zip(header, cells, strict=True))
+    try:
+        if "kind" in row:
+            return _own_row({column: unquoted(cell) for column, cell in row.items()})
+        if "provenance" in row:
+            row["provenance"] = parsed("provenance", row["provenance"] or "{}")
+        if "label" in row:
+            row["label"] = {"true": True, "1": True, "false": False, "0": False}.get(row["label"].lower(), row["label"])
+        return row
+    except DataError as error:
+        return error
+
+
+def _own_row(row: Mapping[str, str]) -> dict[str, Any]:
+    kind = row["kind"]
+    answer = row.get("answer", "") if kind == "comparison" else parsed("answer", row.get("answer", ""))
+    told = parsed("provenance", row.get("provenance") or "{}")
+    if not isinstance(told, dict):
+        raise DataError("provenance: must be an object")
+    told |= {name: row[name] for name in ("annotator", "criterion", "created") if row.get(name)}
+    told |= {name: parsed(name, row[name]) for name in ("weight", "seconds") if row.get(name)}
+    count = {"comparison": 2, "ranking": len(answer) if isinstance(answer, list) else 0}.get(kind, 1)
+    texts = [row.get(f"response_{place}") for place in range(1, count + 1)]
+    return {"kind": kind, "prompt": row.get("prompt"), "responses": texts, "answer": answer, "provenance": told}
+
+
+def write_dataset(path: str | Path, preferences: Iterable[Preference]) -> int:
+    """Write a folder for `datasets.load_from_disk`: prompt, chosen, rejected, provenance (JSON); returns the rows."""
+    datasets, path = _datasets(), Path(path)
+    if path.exists():
+        raise ConfigError(f"{path}: there is something at this path: name another one")
+    rows = [pair_row(preference) for preference in preferences]
+    half = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        for row in rows:
+            row["provenance"] = json.dumps(row["provenance"], default=dict)
+        table = {column: [row[column] for row in rows] for column in ("prompt", "chosen", "rejected", "provenance")}
+        datasets.Dataset.from_dict(table).save_to_disk(half)
+        half.rename(path)
+    except UnicodeEncodeError as error:
+        raise DataError(f"{path}: a text has a lone surrogate, which Arrow cannot hold: export it as jsonl") from error
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
+    return len(rows)
+
+
+def dataset_rows(path: str | Path) -> Iterator[Located]:
+    """Each row of a folder that `save_to_disk` wrote, with TRL's columns."""
+    datasets = _datasets()
+    try:
+        found = datasets.load_from_disk(str(path))
+    except Exception as error:  # the library raises what it likes
+        raise DataError(f"{path}: no folder that datasets.save_to_disk wrote: {error}") from error
+    if isinstance(found, Mapping):
+        raise DataError(f"{path}: holds the splits {', '.join(sorted(found))}: name the folder of one of them")
+    for number, row in enumerate(found, start=1):
+        row = {column: value for column, value in row.items() if column != "provenance" or value is not None}
+        if isinstance(row.get("provenance"), str):
+            try:
+                row["provenance"] = parsed("provenance", row["provenance"])
+            except DataError as error:
+                yield f"{path}: row {number}", error
+                continue
+        yield f"{path}: row {number}", row
+
+
+def _datasets() -> Any:
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        raise MissingExtra("datasets (needed to read and write its folders)", "datasets") from error
+    return datasets

@@ -1,0 +1,76 @@
+"""Stored preferences as what an agent learns from, in the place of an environment.
+
+    with PreferenceStore("preferences.sqlite") as store:
+        source = pair_source(list(store.preferences()), tokenizer, pairs=32, seed=0)
+    train(agent, source, Budget(gradient_steps=500), spending=setup.spending, engine=setup.engine)
+
+In an experiment file that is `preferences = "preferences.sqlite"` (or a `.jsonl` file) beside `[agent] name = "dpo"`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rlhf_env.errors import DataError
+from rlhf_env.feedback.interchange import read_jsonl
+from rlhf_env.feedback.judgements import Preference, Response
+from rlhf_env.feedback.preferences import PreferenceStore
+from rlhf_env.learning.loop import DataSource
+from rlhf_env.learning.rollout import preference_pairs
+from rlhf_env.types import Episode, Prompt, Tokenizer
+
+
+def load_preferences(path: str | Path) -> list[Preference]:
+    """The pairs of a preference store or, if the name ends in .jsonl, of JSON lines. Raises DataError."""
+    path = Path(path)
+    if path.suffix == ".jsonl":
+        return read_jsonl(path)
+    if not path.is_file():  # a store would be made there
+        raise DataError(f"{path}: no such file of preferences")
+    with PreferenceStore(path) as store:
+        preferences = list(store.preferences())
+    if not preferences:
+        raise DataError(f"{path}: the store has no decided pair: add judgements first")
+    return preferences
+
+
+def pair_source(preferences: Sequence[Preference], tokenizer: Tokenizer, *, pairs: int, seed: int) -> DataSource:
+    """Rollouts of `pairs` pairs each (`preference_pairs`), in shuffled epochs; each pair's weight goes along."""
+    read = [[pair_episode(it.prompt, side, tokenizer) for side in (it.chosen, it.rejected)] for it in preferences]
+    return DataSource(
+        len(read),
+        pairs,
+        lambda rows: preference_pairs(
+            [read[i][0] for i in rows],
+            [read[i][1] for i in rows],
+            pad_id=tokenizer.pad_id,
+            weights=[preferences[i].weight for i in rows],
+        ),
+        seed=seed,
+    )
+
+
+def pair_episode(prompt: Prompt, response: Response, tokenizer: Tokenizer) -> Episode:
+    """A stored response as a text: the ids it was written with, where they say in this vocabulary what its text says.
+
+    Otherwise - people, data sets, a policy with another tokenizer - the text is encoded and, unless it was cut at the
+    length limit, closed by the end token.
+    """
+    if response.ids is not None and response.prompt_ids is not None:
+        said = [token for token in response.ids if token != tokenizer.end_id]
+        known = all(token < tokenizer.vocab_size for token in (*response.prompt_ids, *response.ids))
+        if known and tokenizer.decode(said) == response.text:
+            return response.episode(prompt)
+    ended = [tokenizer.end_id] if response.finish_reason in (None, "stop") else []
+    ids = [*tokenizer.encode(response.text), *ended]
+    return Episode(
+        prompt=prompt,
+        prompt_ids=np.array(tokenizer.encode(prompt.text), dtype=np.int64),
+        response=response.text,
+        response_ids=np.array(ids, dtype=np.int64),
+        finish_reason=response.finish_reason or "stop",
+        actions=np.ones(len(ids), dtype=np.bool_),
+    )
