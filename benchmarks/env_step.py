@@ -38,16 +38,17 @@ def whole_texts(envs: Any, rounds: int) -> float:
 
 
 def share_of_a_rollout(model: LanguageModel, texts: dict[str, Any]) -> float:
-    """The share of `step()` in writing one batch of texts, one token a step."""
+    """The share of `step()` in writing one batch of texts, one token a step; without what reading the clock takes."""
     envs = TextVectorEnv(ROWS, **texts, autoreset_mode="Disabled")
     observation, _ = envs.reset(seed=0)
     inside = 0.0
+    clock = min(-(time.process_time() - time.process_time()) for _ in range(100))
     started = time.process_time()
     while (writing := envs.writing).any():
         tokens = model.write({**observation, "writing": writing}, 1).tokens[:, 0]
         stepping = time.process_time()
         observation, *_ = envs.step(tokens)
-        inside += time.process_time() - stepping
+        inside += time.process_time() - stepping - clock
     return inside / (time.process_time() - started)
 
 

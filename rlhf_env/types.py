@@ -75,12 +75,15 @@ class Episode:
 class Observation(TypedDict):
     """`input_ids` int64[B, L] padded on the right; `attention_mask` int8[B, L], 1 on text. L is fixed.
 
-    `collect()` adds `writing` bool[B]: rows whose text is not finished, so that nothing is computed for the others.
+    `collect()` adds `writing` bool[B]: rows whose text is not finished, so that nothing is computed for the others; and
+    `prompts`, B of them, for agents that score texts of their own with the environment's reward. They hold the task's
+    columns, the right answer among them: what a policy reads is `input_ids`.
     """
 
     input_ids: Int
     attention_mask: npt.NDArray[np.int8]
     writing: NotRequired[Bool]
+    prompts: NotRequired[Sequence[Prompt]]
 
 
 @runtime_checkable

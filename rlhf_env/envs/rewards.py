@@ -58,6 +58,11 @@ class RewardMix:
                 )
         self.weights: dict[str, float] = {name: float(weight) for name, (weight, _) in pairs.items()}
         self.parts: dict[str, AnyReward] = {name: reward for name, (_, reward) in pairs.items()}
+        # Asked once: isinstance of a protocol takes longer than many a reward.
+        self._by_token = {name: part for name, part in self.parts.items() if isinstance(part, TokenReward)}
+        self._by_group = {name: part for name, part in self.parts.items() if isinstance(part, GroupReward)}
+        self._by_episode = {name: part for name, part in self.parts.items() if isinstance(part, Reward)}
+        self._remembering = {name: part for name, part in self.parts.items() if isinstance(part, Remembers)}
 
     @property
     def needs_logprobs(self) -> bool:
@@ -66,24 +71,25 @@ class RewardMix:
 
     @property
     def scores_groups(self) -> bool:
-        return any(isinstance(part, GroupReward) for part in self.parts.values())
+        return bool(self._by_group)
 
     def score(self, episodes: Sequence[Episode], group_size: int = 1) -> list[Score]:
         """One Score per episode. Neighbours of `group_size` are one group (responses to one prompt)."""
-        raw: dict[str, Float] = {}
+        raw: dict[str, list[float]] = {}
         tokens: dict[str, list[Float]] = {}
-        for name, part in self.parts.items():
-            if isinstance(part, TokenReward):
-                tokens[name] = _token_scores(name, part, episodes)
-                raw[name] = np.array([float(values.sum()) for values in tokens[name]], dtype=np.float64)
-            elif isinstance(part, GroupReward):
+        for name in self.parts:
+            if name in self._by_token:
+                tokens[name] = _token_scores(name, self._by_token[name], episodes)
+                raw[name] = [float(values.sum()) for values in tokens[name]]
+            elif name in self._by_group:
+                judge = self._by_group[name].group_rewards
                 groups = [episodes[i : i + group_size] for i in range(0, len(episodes), group_size)]
-                raw[name] = np.concatenate([_scores(name, part.group_rewards, group) for group in groups])
+                raw[name] = [score for group in groups for score in _scores(name, judge, group).tolist()]
             else:
-                raw[name] = _scores(name, part, episodes)
+                raw[name] = _scores(name, self._by_episode[name], episodes).tolist()
         return [
             Score(
-                raw={name: float(values[i]) for name, values in raw.items()},
+                raw={name: scores[i] for name, scores in raw.items()},
                 weights=self.weights,
                 tokens={name: values[i] for name, values in tokens.items()},
             )
@@ -92,17 +98,15 @@ class RewardMix:
 
     def observe(self, episodes: Sequence[Episode]) -> None:
         """Show finished episodes to the parts that remember (called when the environment resets)."""
-        for part in self.parts.values():
-            if isinstance(part, Remembers):
-                part.observe(episodes)
+        for part in self._remembering.values():
+            part.observe(episodes)
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: part.state_dict() for name, part in self.parts.items() if isinstance(part, Remembers)}
+        return {name: part.state_dict() for name, part in self._remembering.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        for name, part in self.parts.items():
-            if isinstance(part, Remembers):
-                part.load_state_dict(state[name])
+        for name, part in self._remembering.items():
+            part.load_state_dict(state[name])
 
 
 def _scores(name: str, reward: Callable[[Sequence[Episode]], Any], episodes: Sequence[Episode]) -> Float:

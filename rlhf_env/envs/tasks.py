@@ -33,6 +33,9 @@ def load_task(spec: str | Mapping[str, Any] | Task) -> Task:
     if isinstance(spec, str):
         spec = {"name": spec}
     if not isinstance(spec, Mapping):
+        missing = [name for name in ("size", "prompt") if not hasattr(spec, name)]
+        if missing:
+            raise ConfigError(f"{spec!r} is no task: it has no {' and no '.join(missing)}")
         return spec
     parameters = dict(spec)
     name = parameters.pop("name", None)

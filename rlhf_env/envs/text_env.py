@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from rlhf_env.envs.text_vector_env import Info, TextVectorEnv
+from rlhf_env.envs.text_vector_env import Info, TextVectorEnv, as_array
 from rlhf_env.errors import EnvironmentMisuse
 from rlhf_env.types import Bool
 
@@ -78,5 +78,5 @@ class TextEnv(gym.Env[Any, Any]):
 
 def _batched(action: Any) -> Any:
     if isinstance(action, Mapping):
-        return {key: np.asarray(value)[None] for key, value in action.items()}
-    return np.asarray(action)[None]
+        return {key: as_array(value)[None] for key, value in action.items()}
+    return as_array(action)[None]

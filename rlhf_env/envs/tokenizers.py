@@ -29,7 +29,11 @@ class ByteTokenizer:
         return list(text.encode("utf-8", errors="surrogatepass"))
 
     def decode(self, ids: Sequence[int], /) -> str:
-        return bytes([i for i in ids if 0 <= i < 256]).decode("utf-8", errors="replace")
+        try:
+            content = bytes([*ids])
+        except ValueError:  # ids that are no bytes
+            content = bytes([i for i in ids if 0 <= i < 256])
+        return content.decode("utf-8", errors="replace")
 
 
 class AlphabetTokenizer:
@@ -139,6 +143,9 @@ def load_tokenizer(spec: str | Path | Tokenizer) -> Tokenizer:
     Raises DataError when nothing of that name can be loaded.
     """
     if not isinstance(spec, (str, Path)):
+        missing = [name for name in ("vocab_size", "end_id", "pad_id", "encode", "decode") if not hasattr(spec, name)]
+        if missing:
+            raise ConfigError(f"{spec!r} is no tokenizer: it has no {', '.join(missing)}")
         return spec
     text = assets.resolve(str(spec))
     if text == "bytes":

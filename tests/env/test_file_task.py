@@ -14,6 +14,7 @@ from rlhf_env.envs.file_task import File
 from rlhf_env.envs.tasks import load_task
 from rlhf_env.envs.tokenizers import FileTokenizer
 from rlhf_env.errors import ConfigError, DataError, MissingExtra
+from rlhf_env.learning.experiment import Experiment, build
 from rlhf_env.testing import check_task
 from rlhf_env.types import Prompt
 
@@ -247,3 +248,21 @@ def test_the_command_line_exits_with_2_and_starts_nothing(
     said = capsys.readouterr().err
     assert caught.value.code == 2
     assert "bad.jsonl, line 2, field 'prompt'" in said and "bad.jsonl, line 3" in said and "Traceback" not in said
+
+
+def test_the_file_is_read_before_the_model_and_its_problems_come_with_all_others(tmp_path: Path) -> None:
+    bad = write(tmp_path / "bad.jsonl", [{"prompt": "fine"}, {"prompt": 3}, {"answer": 1}])
+    experiment = Experiment.from_table(
+        {
+            "task": {"name": "file", "path": bad},
+            "policy": {"model": str(tmp_path / "no-such-model"), "tokenizer": "bytes"},
+            "rewards": {"lenght": 1.0},
+            "agent": {"name": "pop"},
+        }
+    )
+    with pytest.raises(ConfigError) as caught:
+        build(experiment)
+    said = [problem.removeprefix(f"{bad}, ") for problem in caught.value.problems]
+    assert said[0] == "line 2, field 'prompt': expected a text, got int" and said[1].startswith("line 3: no field")
+    assert said[2].startswith("unknown reward 'lenght'") and said[3].startswith("unknown agent 'pop'")
+    assert len(said) == 4, "the model was not looked for"

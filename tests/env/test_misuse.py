@@ -97,6 +97,18 @@ def test_probabilities_that_are_none(action: Any, says: str) -> None:
         envs.step(action)
 
 
+@pytest.mark.parametrize("action", [[97, [98]], [[97], [97, 98]]], ids=str)
+def test_a_ragged_action(action: Any) -> None:
+    envs = TextVectorEnv(2)
+    envs.reset(seed=0)
+    with pytest.raises(EnvironmentMisuse, match="the same number of tokens in each row"):
+        envs.step(action)
+    env = TextEnv(action_length=2)
+    env.reset(seed=0)
+    with pytest.raises(EnvironmentMisuse, match="the same number of tokens in each row"):
+        env.step(action)
+
+
 def test_a_prompt_that_does_not_fit_leaves_the_texts_as_they_were() -> None:
     envs = TextVectorEnv(2, task={"name": "echo", "length": 2}, max_prompt_tokens=4, reward={"length": {"target": 3}})
     before, _ = envs.reset(seed=0)
@@ -124,9 +136,45 @@ def test_an_empty_prompt_is_refused() -> None:
         env.reset(seed=0)
 
 
-def test_a_seed_list_of_the_wrong_length() -> None:
-    with pytest.raises(EnvironmentMisuse, match="1 seeds for 2 rows"):
-        TextVectorEnv(2).reset(seed=[1])
+@pytest.mark.parametrize(
+    ("seed", "says"),
+    [
+        ([1], "1 seeds for 2 rows"),
+        (-1, "a seed is None or a whole number of at least 0"),
+        (1.5, "a seed is None or a whole number"),
+        ("ab", "a seed is None or a whole number"),
+        ([1, -2], "a seed is None or a whole number"),
+        ([1, 2.5], "a seed is None or a whole number"),
+    ],
+    ids=str,
+)
+def test_a_seed_that_is_none(seed: Any, says: str) -> None:
+    envs = TextVectorEnv(2, task="echo")
+    envs.reset(seed=0, options={"level": 5})
+    with pytest.raises(EnvironmentMisuse, match=says):
+        envs.reset(seed=seed, options={"level": 2})
+    assert all(len(text) == 6 for text in envs.reset()[1]["prompt"]), "a reset that was refused changes no option"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"indices": [-1, 0]}, "indices are whole numbers of at least 0"),
+        ({"indices": ["a", 0]}, "indices are whole numbers"),
+        ({"indices": [1.5, 0]}, "indices are whole numbers"),
+        ({"indices": 5}, "indices are whole numbers"),
+        ({"indices": None}, "indices are whole numbers"),
+        ({"indices": [1, 2, 3]}, "indices names 3 prompts, the environment has 2 groups"),
+        ({"levle": 1}, "reset option 'levle' is unknown: did you mean 'level'"),
+        ({1: 2}, "reset option 1 is unknown"),
+        (5, "reset options are a table"),
+        ([("level", 2)], "reset options are a table"),
+    ],
+    ids=str,
+)
+def test_options_that_are_none(options: Any, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        TextVectorEnv(2, task="echo").reset(seed=0, options=options)
 
 
 @pytest.mark.parametrize("mask", [[True, False], np.array([1, 0]), np.array([False, False]), np.array([True])])
@@ -153,6 +201,8 @@ def test_a_reset_mask_that_is_none(mask: Any) -> None:
         ({"render_mode": "rgb_array"}, ConfigError, "render_mode 'rgb_array' is not one of"),
         ({"task": "ecko"}, UnknownName, "unknown task 'ecko': did you mean 'echo'"),
         ({"task": {"length": 3}}, ConfigError, "a task table needs a name"),
+        ({"task": 5}, ConfigError, "5 is no task: it has no size and no prompt"),
+        ({"tokenizer": 5}, ConfigError, "5 is no tokenizer: it has no vocab_size, end_id, pad_id, encode, decode"),
         ({"task": {"name": "echo", "lenght": 3}}, ConfigError, "no setting 'lenght': did you mean 'length'"),
         ({"task": {"name": "echo", "length": 0}}, ConfigError, "echo needs length >= 1"),
         ({"tokenizer": "alphabet:aa"}, ConfigError, "an alphabet is one or more different symbols"),
@@ -188,3 +238,11 @@ def test_a_failing_reward_loses_nothing() -> None:
     _, paid, terminated, _, infos = envs.step(np.array([0, 258]))  # the text that had ended is scored now
     assert paid.tolist() == [0.5, 0.5] and terminated.all()
     assert [episode.response for episode in infos["text_episode"]] == ["a", "ab"]
+
+
+def test_probabilities_in_single_precision_are_read_as_they_are() -> None:
+    envs = TextVectorEnv(1, **WITH_PROBS)
+    envs.reset(seed=0)
+    stated = np.array([0.1], dtype=np.float32)
+    *_, infos = envs.step({"tokens": np.array([258]), "probs": stated})
+    assert infos["text_episode"][0].logprobs.tolist() == [np.log(np.float64(stated[0]))]

@@ -55,6 +55,25 @@ def test_indices_choose_the_prompts() -> None:
     assert env.reset()[1]["prompt"] == "c?", "the environment keeps what it was told, not the caller's list"
 
 
+def test_options_stay_in_force_when_rows_are_reset_by_mask() -> None:
+    """Gymnasium's own vectors take the mask out and hand an empty table to the singles."""
+    settings: dict[str, Any] = {"task": "echo", "max_new_tokens": 8}
+    views = [
+        SyncVectorEnv([lambda: TextEnv(**settings)] * 2, autoreset_mode=DISABLED),
+        TextVectorEnv(2, **settings, autoreset_mode=DISABLED),
+    ]
+    asked = []
+    for envs in views:
+        envs.reset(seed=3, options={"level": 6})
+        envs.step(np.array([END, 97]))
+        _, infos = envs.reset(options={"reset_mask": np.array([True, False])})
+        asked.append(texts(infos)[0])
+        assert len(asked[-1]) == 7
+        envs.reset(seed=3)
+        assert len(texts(envs.reset()[1])[0]) == 4, "a seed begins anew"
+    assert asked[0] == asked[1]
+
+
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP], ids=lambda mode: mode.name)
 def test_options_stay_in_force_across_autoreset(mode: AutoresetMode) -> None:
     def level_of(envs: object) -> list[int]:
@@ -178,3 +197,14 @@ def test_a_group_cannot_be_torn_apart() -> None:
         envs.reset(options={"reset_mask": np.array([True, True, False, False]), "group_size": 4})
     envs.reset(options={"reset_mask": np.array([True, True, False, False])})
     assert envs.group_size == 2
+
+
+def test_a_text_that_waited_for_its_group_is_forgotten_when_it_is_reset() -> None:
+    envs = TextVectorEnv(2, task=LETTERS, reward={"diversity": 1.0}, max_new_tokens=4, autoreset_mode=DISABLED)
+    envs.reset(seed=0, options={"group_size": 2})
+    envs.step(np.array([END, 97]))  # row 0 has ended and waits
+    envs.reset()
+    *_, infos = envs.step(np.array([97, END]))
+    assert infos == {}
+    *_, infos = envs.step(np.array([END, 97]))
+    assert [episode.response for episode in infos["text_episode"]] == ["a", ""]

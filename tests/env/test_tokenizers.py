@@ -6,6 +6,7 @@ import json
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -129,3 +130,7 @@ def test_a_name_that_is_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(DataError, match=r"'no/such-tokenizer' is not 'bytes', 'alphabet:\.\.\.' or a folder"):
         load_tokenizer("no/such-tokenizer")
+
+
+def test_bytes_of_an_array_are_its_ids_and_not_its_memory() -> None:
+    assert ByteTokenizer().decode(np.array([72, 105])) == "Hi"  # type: ignore[arg-type]  # no Sequence, but often at hand

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlhf_env import plugins
 from rlhf_env.envs.text_env import TextEnv
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.types import Episode, Float, Options, Prompt
@@ -122,23 +123,6 @@ def test_native_equals_a_vector_of_singles(
             assert_same(one, other, f"step {number}, {name}")
 
 
-def test_native_equals_a_vector_of_singles_in_other_processes() -> None:
-    arguments = {**SETTINGS, "reward": rewards(True), "action_length": 2}
-    processes = AsyncVectorEnv([lambda: TextEnv(**arguments)] * ROWS)
-    native = TextVectorEnv(ROWS, **arguments)
-    stream = np.random.default_rng(0)
-    try:
-        for one, other in zip(processes.reset(seed=7), native.reset(seed=7), strict=True):
-            assert_same(one, other)
-        for _ in range(12):
-            tokens = stream.integers(NOTHING + 1, size=(ROWS, 2))
-            answers = [envs.step(action(tokens, True)) for envs in (processes, native)]
-            for one, other in zip(*answers, strict=True):
-                assert_same(one, other)
-    finally:
-        processes.close()
-
-
 # ---------------------------------------------------------------- one token, a segment, a whole response at a time
 
 Harvest = list[list[tuple[Episode, float, dict[str, float], bytes]]]
@@ -147,98 +131,177 @@ Harvest = list[list[tuple[Episode, float, dict[str, float], bytes]]]
 class Script:
     """What one row wants to say, text after text, turn after turn: handed out in pieces of any size."""
 
-    def __init__(self, tokens: Sequence[int]) -> None:
-        self.tokens = list(tokens)
+    def __init__(self, tokens: Sequence[int], end: int) -> None:
+        self.tokens, self.end = list(tokens), end
 
-    def next_piece(self, room: int, length: int) -> list[int]:
+    def next_piece(self, room: int, length: int, nothing: int) -> list[int]:
         """At most `length` tokens of this turn, filled up with "nothing here"; past its end a script ends its texts."""
         piece: list[int] = []
-        while len(piece) < min(room, length) and (not piece or piece[-1] != END):
-            piece.append(self.tokens.pop(0) if self.tokens else END)
-        return piece + [NOTHING] * (length - len(piece))
+        while len(piece) < min(room, length) and (not piece or piece[-1] != self.end):
+            piece.append(self.tokens.pop(0) if self.tokens else self.end)
+        return piece + [nothing] * (length - len(piece))
 
 
-def room_in(observation: dict[str, Any], prompt_length: int) -> int:
-    return LIMIT - (int(observation["attention_mask"].sum()) - prompt_length)
-
-
-def from_single(scripts: Sequence[Sequence[int]], texts: int, seed: int, arguments: dict[str, Any]) -> Harvest:
-    found: Harvest = []
+def from_single(env: Any, scripts: Sequence[Sequence[int]], texts: int, seed: int) -> Harvest:
+    machine, found = env.unwrapped._machine, []
+    length, words = machine.action_length, machine.tokenizer
     for row, tokens in enumerate(scripts):
-        env, script = TextEnv(**arguments), Script(tokens)
-        length = env._machine.action_length
+        script = Script(tokens, words.end_id)
         found.append([])
         for text in range(texts):
             observation, _ = env.reset(seed=seed + row if text == 0 else None)
-            prompt_length, terminated = int(observation["attention_mask"].sum()), False
+            full, terminated = observation["attention_mask"].sum() + machine.max_new_tokens, False
             while not terminated:
-                piece = script.next_piece(room_in(observation, prompt_length), length)
+                piece = script.next_piece(full - observation["attention_mask"].sum(), length, words.vocab_size)
                 observation, reward, terminated, _, info = env.step(action(piece if length > 1 else piece[0], True))
             parts = info["reward_parts"]
             found[-1].append((info["text_episode"], reward, parts, observation["input_ids"].tobytes()))
     return found
 
 
-def from_vector(envs: Any, scripts: Sequence[Sequence[int]], texts: int, seed: int, mode: AutoresetMode) -> Harvest:
-    length = envs.action_length if isinstance(envs, TextVectorEnv) else envs.envs[0]._machine.action_length
-    queues = [Script(tokens) for tokens in scripts]
+def from_vector(envs: Any, scripts: Sequence[Sequence[int]], texts: int, seed: int, machine: TextVectorEnv) -> Harvest:
+    """Of all rows. `machine` has the settings of `envs`, which may be in other processes."""
+    mode, length, words = envs.metadata["autoreset_mode"], machine.action_length, machine.tokenizer
+    queues = [Script(tokens, words.end_id) for tokens in scripts]
     found: Harvest = [[] for _ in queues]
     observation, _ = envs.reset(seed=seed)
-    prompt_lengths = observation["attention_mask"].sum(axis=1)
+    full = observation["attention_mask"].sum(axis=1) + machine.max_new_tokens
     resting = np.zeros(ROWS, dtype=np.bool_)  # NEXT_STEP: the next action of these rows is ignored
     while min(map(len, found)) < texts:
-        pieces = []
-        for row, queue in enumerate(queues):
-            if resting[row]:
-                pieces.append([0] * length)
-                continue
-            room = LIMIT - int(observation["attention_mask"][row].sum() - prompt_lengths[row])
-            pieces.append(queue.next_piece(room, length))
-        tokens = np.array(pieces) if length > 1 else np.array(pieces)[:, 0]
-        observation, paid, terminated, _, infos = envs.step(action(tokens, True))
+        room = full - observation["attention_mask"].sum(axis=1)
+        tokens = np.array(
+            [
+                [0] * length if resting[row] else queue.next_piece(room[row], length, words.vocab_size)
+                for row, queue in enumerate(queues)
+            ]
+        )
+        observation, paid, terminated, _, infos = envs.step(action(tokens if length > 1 else tokens[:, 0], True))
         last, final = observation["input_ids"], infos
         if mode is AutoresetMode.SAME_STEP and terminated.any():
-            last, final = (
-                {r: infos["final_obs"][r]["input_ids"] for r in np.flatnonzero(terminated)},
-                infos["final_info"],
-            )
-        for row in map(int, np.flatnonzero(terminated & ~resting)):
+            last = {row: infos["final_obs"][row]["input_ids"] for row in np.flatnonzero(terminated)}
+            final = infos["final_info"]
+        for row in map(int, np.flatnonzero(terminated)):
             parts = {k: float(v[row]) for k, v in final["reward_parts"].items() if not k.startswith("_")}
             found[row].append((final["text_episode"][row], float(paid[row]), parts, last[row].tobytes()))
         started = resting if mode is AutoresetMode.NEXT_STEP else terminated
-        if mode is AutoresetMode.DISABLED and terminated.all():
-            observation, _ = envs.reset()
-            started, resting = terminated, np.zeros(ROWS, dtype=np.bool_)
-        elif mode is AutoresetMode.SAME_STEP:
-            resting = np.zeros(ROWS, dtype=np.bool_)
-        else:
-            resting = terminated
-        prompt_lengths = np.where(started, observation["attention_mask"].sum(axis=1), prompt_lengths)
+        resting = terminated if mode is AutoresetMode.NEXT_STEP else resting
+        if mode is AutoresetMode.DISABLED and terminated.any():
+            observation, _ = envs.reset(options={"reset_mask": terminated})
+        full = np.where(started, observation["attention_mask"].sum(axis=1) + machine.max_new_tokens, full)
     return [row[:texts] for row in found]
 
 
-@settings(max_examples=30)
+class Views:
+    """Every view of one machine; those in other processes are started once and serve all examples."""
+
+    def __init__(self, settings: dict[str, Any], lengths: Sequence[int | None], in_processes: Sequence[int | None]):
+        self.views: dict[str, tuple[Any, TextVectorEnv | None]] = {}
+        for length in lengths:
+            arguments = {**settings, "action_length": length}
+            machine = TextVectorEnv(**arguments)
+            self.views[f"single, {length}"] = gym.make("rlhf_env/Token-v0", **arguments), None
+            for mode in AutoresetMode:
+                for how in ("sync", "async") if length in in_processes else ("sync",):
+                    made = gym.make_vec(
+                        "rlhf_env/Token-v0",
+                        ROWS,
+                        vectorization_mode=how,
+                        vector_kwargs={"autoreset_mode": mode},
+                        **arguments,
+                    )
+                    self.views[f"{how}, {length}, {mode}"] = made, machine
+                native = gym.make_vec(
+                    "rlhf_env/Response-v0",
+                    ROWS,
+                    vectorization_mode="vector_entry_point",
+                    autoreset_mode=mode,
+                    **arguments,
+                )
+                self.views[f"native, {length}, {mode}"] = native, machine
+
+    def assert_same(self, scripts: Sequence[Sequence[int]], seed: int, texts: int = 2) -> Harvest:
+        expected: Harvest | None = None
+        for view, (env, machine) in self.views.items():
+            if machine is None:
+                found = from_single(env, scripts, texts, seed)
+            else:
+                found = from_vector(env, scripts, texts, seed, machine)
+            expected = found if expected is None else expected
+            assert found == expected, view
+        assert expected is not None
+        return expected
+
+    def close(self) -> None:
+        for env, _ in self.views.values():
+            env.close()
+
+
+@pytest.fixture(scope="module")
+def talking() -> Iterator[Views]:
+    views = Views({**SETTINGS, "reward": rewards(True)}, (1, 3, None), (1, 3, None))
+    assert len(views.views) == 3 * (1 + 3 * 3)
+    yield views
+    views.close()
+
+
+@settings(max_examples=25)
 @given(
     scripts=st.lists(st.lists(st.integers(0, 3), max_size=2 * LIMIT), min_size=ROWS, max_size=ROWS),
     seed=st.integers(0, 2**20),
 )
-def test_the_same_tokens_are_the_same_episodes_in_every_view(scripts: list[list[int]], seed: int) -> None:
-    texts = 2
-    plain = {**SETTINGS, "reward": rewards(True)}
-    expected = from_single(scripts, texts, seed, {**plain, "action_length": 1})
-    for length in (1, 3, None):
-        arguments = {**plain, "action_length": length}
-        make = partial(TextEnv, **arguments)
-        views = {f"single, {length}": from_single(scripts, texts, seed, arguments)}
-        for mode in (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP):
-            views[f"sync, {length}, {mode}"] = from_vector(
-                SyncVectorEnv([make] * ROWS, autoreset_mode=mode), scripts, texts, seed, mode
-            )
-        for mode in AutoresetMode:
-            native = TextVectorEnv(ROWS, **arguments, autoreset_mode=mode)
-            views[f"native, {length}, {mode}"] = from_vector(native, scripts, texts, seed, mode)
-        for view, found in views.items():
-            assert found == expected, view
+def test_the_same_tokens_are_the_same_episodes_in_every_view(
+    talking: Views, scripts: list[list[int]], seed: int
+) -> None:
+    talking.assert_same(scripts, seed)
+
+
+# What is said in each built-in task (of those without another package), as its symbols; "|" is the end token.
+BUILT_IN: dict[str, tuple[dict[str, Any], str]] = {
+    "count": ({}, "aab|"),
+    "echo": ({"length": 2}, "aabb|"),
+    "increasing": ({"length": 2}, "3579|"),
+    "enumerable": ({}, "abcd|"),
+    "guess": ({"alphabet": "abc"}, "abc|||"),
+    "prompts": ({"prompts": ["How are you?", "Hi.", "b"]}, "ab|"),
+    "file": ({"path": "prompts.jsonl"}, "ab|"),
+    "mixture": ({"tasks": ["echo", "guess"], "weights": [0.4, 0.6]}, "abd|||"),
+}
+
+
+@pytest.fixture(scope="module", params=list(BUILT_IN))
+def built_in(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Views, str]]:
+    parameters, symbols = BUILT_IN[request.param]
+    if request.param == "file":
+        file = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+        file.write_text('{"prompt": "How are you?"}\n{"prompt": "Hi."}\n', encoding="utf-8")
+        parameters = {"path": str(file)}
+    arguments = {
+        "task": {"name": request.param, **parameters},
+        "tokenizer": "alphabet:abcd" if request.param == "enumerable" else "bytes",
+        "max_new_tokens": 7,
+    }
+    score: Any = (0.7, ShareOfA()) if request.param in ("prompts", "file") else 0.7
+    reward = {"share" if isinstance(score, tuple) else "task": score, "weighing": (-0.3, Weighing())}
+    views = Views({**arguments, "reward": reward}, (1, 3, None), (3,))
+    yield views, symbols
+    views.close()
+
+
+@settings(max_examples=5)
+@given(data=st.data(), seed=st.integers(0, 2**20))
+def test_each_built_in_task_is_the_same_in_every_view(
+    built_in: tuple[Views, str], data: st.DataObject, seed: int
+) -> None:
+    views, symbols = built_in
+    words = views.views["single, 1"][0].unwrapped.tokenizer
+    ids = [words.end_id if symbol == "|" else words.encode(symbol)[0] for symbol in symbols]
+    row = st.lists(st.sampled_from(ids), min_size=4, max_size=12)
+    views.assert_same(data.draw(st.lists(row, min_size=ROWS, max_size=ROWS)), seed)
+
+
+def test_the_table_has_every_built_in_task_that_needs_no_other_package() -> None:
+    own = [entry for entry in plugins.host() if entry.kind == "task" and entry.target.startswith("rlhf_env.")]
+    assert set(BUILT_IN) == {entry.name for entry in own if not entry.needs}
 
 
 # ---------------------------------------------------------------- the ledger
@@ -250,9 +313,9 @@ def test_the_ledger_adds_up_exactly(scripts: list[list[int]]) -> None:
     env = TextEnv(**SETTINGS, reward=parts, action_length=None)
     for seed, tokens in enumerate(scripts):
         env.reset(seed=seed)
-        script, terminated = Script(tokens), False
+        script, terminated = Script(tokens, END), False
         while not terminated:
-            _, reward, terminated, _, info = env.step(action(script.next_piece(1, LIMIT), True))
+            _, reward, terminated, _, info = env.step(action(script.next_piece(1, LIMIT, NOTHING), True))
         total = 0.0
         for name, raw in info["reward_parts"].items():
             total += info["reward_weights"][name] * raw
