@@ -1,4 +1,4 @@
-"""Swap the algorithm, keep the environment: six agents, one task, one objective, one table.
+"""Swap the algorithm, keep the environment: eight agents, one task, one objective, one table.
 
     python examples/swap_agents.py
 
@@ -25,6 +25,8 @@ EXPERIMENT = Experiment(
 # A name and that algorithm's own settings; the controls and best_of_n do not train, so they have none.
 AGENTS = {
     "ppo": {"lr": 3e-3},
+    "reinforce": {"lr": 3e-3},
+    "rloo": {"lr": 3e-3, "group_size": 8},
     "grpo": {"lr": 3e-3, "group_size": 8},
     "dpo": {"lr": 3e-3},
     "best_of_n": {},

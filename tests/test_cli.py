@@ -14,6 +14,7 @@ import pytest
 
 from rlhf_env import cli, plugins
 from rlhf_env.errors import ConfigError
+from rlhf_env.learning.experiment import Experiment
 
 EXPERIMENT = """\
 name = "toy"
@@ -90,7 +91,19 @@ def refused(ran: Ran, *said: str, status: int = 2) -> None:
 
 # ---------------------------------------------------------------- what there is
 
-COMMANDS = ["demo", "train", "bench", "report", "plugins", "check", "pipeline", "pipeline base-model"]
+COMMANDS = [
+    "demo",
+    "train",
+    "evaluate",
+    "bench",
+    "report",
+    "scorecard",
+    "plugins",
+    "check",
+    "pipeline",
+    "pipeline base-model",
+]
+COMMANDS += ["lab", "lab exact", "lab agents"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -103,11 +116,12 @@ def test_every_command_explains_itself(command: str, run: Run) -> None:
 def test_without_a_command_the_commands_are_listed(run: Run) -> None:
     ran = run()
     assert (ran.status, ran.err) == (0, "")
-    for command in COMMANDS[:-1]:
-        assert command in ran.out
+    for command in COMMANDS:
+        assert command.split()[0] in ran.out
     assert {name.split()[0] for name in COMMANDS} == {
         *(command.callback.__name__ for command in cli.app.registered_commands if command.callback),
         "pipeline",
+        "lab",
     }
 
 
@@ -156,6 +170,19 @@ def test_train_with_another_agent_seed_and_folder(run: Run, toy: Path) -> None:
         run("train", "toy.toml", "--out", "here", "--resume", "--seed", "4"),
         "here: cannot resume with another seed: was 0, now 4",
     )
+
+
+def test_another_algorithm_is_one_word_in_python_in_a_file_and_on_the_command_line(run: Run, toy: Path) -> None:
+    in_python = Experiment.load(toy).with_agent("rloo")
+    assert run("train", "toy.toml", "--agent", "rloo", "--out", "by option").status == 0
+    toy.write_text(EXPERIMENT.replace('name = "ppo"\nlr = 1e-2', 'name = "rloo"'))
+    assert run("train", "toy.toml", "--out", "by file").status == 0
+    assert in_python == Experiment.load(toy)
+    for name in ("experiment.toml", "evaluation.json"):
+        by_option, by_file = ((toy.parent / how / name).read_text() for how in ("by option", "by file"))
+        assert by_option == by_file, name
+    assert Experiment.load(toy.parent / "by file" / "experiment.toml") == in_python
+    assert '"reason": "budget"' in by_file
 
 
 def test_a_reward_that_breaks_is_status_3_and_one_line(run: Run, toy: Path) -> None:
@@ -228,6 +255,18 @@ def test_check_says_everything_that_is_wrong_at_once(run: Run, toy: Path) -> Non
 def test_check_a_grid_builds_a_cell_of_every_row(run: Run, toy: Path) -> None:
     toy.write_text('[agents.ppo]\nlr = -1.0\n[agents.grpo]\ngroup_size = 1\n[experiment.policy]\ntokenizer = "bytes"\n')
     refused(run("check", "toy.toml"), "lr must be positive, got -1.0", "group_size 1")
+
+
+def test_check_an_agent_says_what_it_did_not_check(run: Run) -> None:
+    assert run("check", "agent:grpo", "group_size=8") == Ran(0, "ok\n", "")
+    ran = run("check", "agent:best_of_n")
+    assert (ran.status, ran.err) == (0, "")
+    *left_out, last = ran.out.splitlines()
+    assert last == "ok"
+    assert [line.split(":")[1].split(" (")[0] for line in left_out] == [" segments", " tokens", " learns"]
+    refused(run("check", "agent:grpo", "lr=1e-9"), "[learns] expected the mean task reward to be at least 0.5 above")
+    refused(run("check", "agent:grop"), "unknown agent 'grop': did you mean 'grpo'?")
+    refused(run("check", "agent:grpo", "group_size=1"), "group_size 1: at least 2 responses")
 
 
 def test_check_says_what_a_plugin_does_wrong(run: Run) -> None:

@@ -10,9 +10,15 @@ def register_agents(register: Register) -> None:
     for name, attribute in {
         "sft": "SFT",
         "ppo": "PPO",
+        "reinforce": "Reinforce",
+        "rloo": "RLOO",
         "grpo": "GRPO",
         "dpo": "DPO",
+        "kto": "KTO",
         "best_of_n": "BestOfN",
+        "curriculum": "Curriculum",
+        "options": "Options",
+        "rejection": "Rejection",
         "reference": "Reference",
         "random": "Random",
     }.items():

@@ -8,14 +8,14 @@ The agent states the policy's own log-probability of the answer that it gives. T
 gives it: its distribution favours high rewards, and its KL to the policy is at most log n - (n - 1) / n (Beirami et
 al. 2024, arXiv 2401.01879), stated as `kl_bound`. The environment's `kl` part therefore understates the distance.
 
-A limit: the candidates are scored before the environment sees them, so a reward that reads a prompt's metadata finds
-none.
+The candidates are scored before the environment sees them, with the prompts that `collect` lends (by hand, without it,
+a reward that reads a prompt's metadata finds none).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from rlhf_env.envs.rewards import RewardMix
 from rlhf_env.errors import ConfigError
 from rlhf_env.learning.agent import Decision, Metrics, Setup
 from rlhf_env.learning.rollout import Rollout
-from rlhf_env.types import Episode, GroupReward, Observation, Prompt
+from rlhf_env.types import Episode, GroupReward, Int, Observation, Prompt
 
 
 class BestOfN:
@@ -70,9 +70,13 @@ class BestOfN:
             "attention_mask": np.repeat(observation["attention_mask"], n, axis=0),
         }
         written = self.policy.write(many, self.setup.action_length)
+        lent: Sequence[Prompt | None] = observation.get("prompts") or [None] * len(observation["input_ids"])
+        prompts = [prompt for prompt in lent for _ in range(n)]
         candidates = [
-            self._episode(ids[mask.astype(bool)], tokens[tokens < self.policy.vocab_size])
-            for ids, mask, tokens in zip(many["input_ids"], many["attention_mask"], written.tokens, strict=True)
+            self._episode(prompt, ids[mask.astype(bool)], tokens[tokens < self.policy.vocab_size])
+            for prompt, ids, mask, tokens in zip(
+                prompts, many["input_ids"], many["attention_mask"], written.tokens, strict=True
+            )
         ]
         totals = np.array([score.total for score in self.reward.score(candidates)]).reshape(-1, n)
         best = np.arange(len(totals)) * n + totals.argmax(axis=1)
@@ -83,12 +87,14 @@ class BestOfN:
         )
         return Decision(written.tokens[best], written.logprobs[best])
 
-    def _episode(self, prompt_ids: np.ndarray[Any, Any], response_ids: np.ndarray[Any, Any]) -> Episode:
+    def _episode(self, prompt: Prompt | None, prompt_ids: Int, response_ids: Int) -> Episode:
         tokenizer = self.setup.tokenizer
         stopped = len(response_ids) > 0 and response_ids[-1] == tokenizer.end_id
-        text = tokenizer.decode(prompt_ids.tolist())
+        if prompt is None:
+            text = tokenizer.decode(prompt_ids.tolist())
+            prompt = Prompt(id=f"best_of_n/{text}", text=text)
         return Episode(
-            prompt=Prompt(id=f"best_of_n/{text}", text=text),
+            prompt=prompt,
             prompt_ids=prompt_ids,
             response=tokenizer.decode(response_ids[: len(response_ids) - stopped].tolist()),
             response_ids=response_ids,

@@ -3,11 +3,17 @@
 Of the answers to a prompt, the best by reward (without the KL part) is preferred to the worst, and the policy is
 moved to prefer it too, by the margin of beta * log(pi / reference). That margin carries the KL penalty: `beta` is the
 weight of the environment's `kl` part, so the objective stays the environment's. A rollout of stored pairs
-(`preference_pairs`) goes the same way: its one part, "preference", is 1 for the chosen answer and 0 for the other.
+(`preference_pairs`) goes the same way: its one part, "preference", is 1 for the chosen answer and 0 for the other, and
+that part's weight is the pair's.
 
-What it optimises is agreement with *comparisons*: how much better an answer is does not enter, so at a given beta it
-may go further from the reference than an algorithm that sees the reward. Options: IPO (Azar et al. 2023, arXiv
-2310.12036), conservative labels (cDPO), log-probabilities per token.
+With `labels` "hard", what it optimises is agreement with *comparisons*: how much better an answer is does not enter, so
+at a given beta it may go further from the reference than an algorithm that sees the reward. With "bradley-terry" it
+does enter: an annotator of that model prefers answer i to j with probability sigmoid(r_i - r_j), and the loss is its
+expectation over such labels. Each pair's is least where beta * (log-ratio_i - log-ratio_j) = r_i - r_j, so that of all
+pairs is least at the policy ~ reference * exp(reward / beta), which is the environment's optimum.
+
+Options: IPO (Azar et al. 2023, arXiv 2310.12036), conservative labels (cDPO), log-probabilities per token (which moves
+that optimum).
 
 Left out: pairs beyond best against worst, a reference that follows the policy, an SFT term.
 """
@@ -17,23 +23,33 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from rlhf_env.errors import ConfigError
+from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.learning.agent import Decision, Metrics, Setup
 from rlhf_env.learning.engine import Optimization
-from rlhf_env.learning.functional import PairLoss, minibatches, pair_loss, rows_of_groups
+from rlhf_env.learning.functional import (
+    PairLoss,
+    logprobs_under,
+    minibatches,
+    pair_loss,
+    require_beta,
+    rows_of_groups,
+)
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.types import Observation
 
 
-def best_against_worst(returns: Tensor, group: Tensor, counted: Tensor) -> tuple[Tensor, int]:
+def best_against_worst(
+    returns: Tensor, group: Tensor, counted: Tensor, *, keep_ties: bool = False
+) -> tuple[Tensor, int]:
     """int64[P, 2], the rows (best, worst) of each group, and the number of ties: groups whose answers are all as good.
 
-    `returns` [B]; `group` int64[B]; rows not `counted` (bool[B]) stay out. Of equals, the first is taken.
+    `returns` [B]; `group` int64[B]; rows not `counted` (bool[B]) stay out. Of equals, the first is taken. A tie gives
+    no pair, or, with `keep_ties`, its first row and its last.
     """
     pairs: list[tuple[int, int]] = []
     ties = 0
@@ -44,8 +60,10 @@ def best_against_worst(returns: Tensor, group: Tensor, counted: Tensor) -> tuple
         best, worst = int(values.argmax()), int(values.argmin())
         if values[best] > values[worst]:
             pairs.append((int(rows[best]), int(rows[worst])))
-        else:
-            ties += 1
+            continue
+        ties += 1
+        if keep_ties:
+            pairs.append((int(rows[0]), int(rows[-1])))
     return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2), ties
 
 
@@ -60,7 +78,9 @@ class DPO:
 
         `group_size`: answers to a prompt, of which the best and the worst make a pair.
         `loss`: "sigmoid" (DPO, eq. 7) or "ipo".
-        `label_smoothing`: the chance that a label is wrong, in [0, 0.5) (cDPO; sigmoid only).
+        `labels`: of pairs made here, "hard" (the better answer is preferred, always) or "bradley-terry" (as often as
+            sigmoid of the difference in reward says, in expectation; sigmoid loss only). Stored pairs have theirs.
+        `label_smoothing`: the chance that a hard label is wrong, in [0, 0.5) (cDPO; sigmoid only).
         `length_normalised`: compare log-probabilities per token instead of per answer.
         `epochs`, `minibatches`: passes over the pairs of a rollout, and gradient steps per pass.
         `optimization`: learning rate, gradient clipping and so on; `micro_batch_size` counts rows, two to a pair.
@@ -68,6 +88,7 @@ class DPO:
 
         group_size: int = 4
         loss: PairLoss = "sigmoid"
+        labels: Literal["hard", "bradley-terry"] = "hard"
         label_smoothing: float = 0.0
         length_normalised: bool = False
         epochs: int = 1
@@ -86,6 +107,12 @@ class DPO:
                 problems.append(f"label_smoothing must be in [0, 0.5), got {self.label_smoothing}")
             if self.label_smoothing and self.loss == "ipo":
                 problems.append("label_smoothing belongs to the sigmoid loss: leave it out with ipo")
+            if self.labels not in ("hard", "bradley-terry"):
+                problems.append(f"labels must be hard or bradley-terry, got {self.labels!r}")
+            if self.labels == "bradley-terry" and (self.label_smoothing or self.loss == "ipo"):
+                problems.append(
+                    "labels 'bradley-terry' say themselves how sure they are: leave out label_smoothing and ipo"
+                )
             if self.optimization.micro_batch_size % 2:
                 problems.append(f"micro_batch_size must be even, for pairs: got {self.optimization.micro_batch_size}")
             if problems:
@@ -93,11 +120,7 @@ class DPO:
 
     def __init__(self, setup: Setup, config: Config) -> None:
         setup.require_groups(config.group_size)
-        if not setup.beta > 0.0:
-            raise ConfigError(
-                f"dpo's beta is the weight of the reward part 'kl', which is {setup.beta:g} here: "
-                "give the reward a 'kl' part with a positive weight (0.1, say)"
-            )
+        require_beta(setup.beta, "dpo")
         self.setup = setup
         self.config = config
         self.policy = setup.policy
@@ -114,35 +137,40 @@ class DPO:
         """`epochs` passes of gradient steps over the rollout's pairs.
 
         A group that is compared costs one preference label, a tie too; stored pairs were paid for when they were
-        labelled. A rollout without a pair changes nothing.
+        labelled. A rollout without a pair changes nothing. Raises DataError for stored judgements of single answers.
         """
         self.policy.eval()
-        pairs, ties = best_against_worst(rollout.returns(without=("kl",)), rollout.group, rollout.scored)
-        if not all("preference" in score.raw for score in rollout.scores):
-            self.setup.spending.add(preference_labels=len(pairs) + ties)
+        returns = rollout.returns(without=("kl",))
+        soft = self.config.labels == "bradley-terry" and not rollout.judged
+        pairs, ties = best_against_worst(returns, rollout.group, rollout.scored, keep_ties=soft)
+        if rollout.judged and not len(pairs):
+            raise DataError(
+                "dpo compares answers to one prompt, and these were judged one by one: learn from them with kto"
+            )
+        if not rollout.judged:
+            self.setup.spending.add(preference_labels=len(pairs) + (0 if soft else ties))
         counts = {"pairs": float(len(pairs)), "ties": float(ties)}
         if not len(pairs):
             return counts
         # Rows 2i and 2i + 1 are now pair i, whatever the groups were.
         rollout = rollout.select(pairs.flatten())
-        rollout = self.setup.engine.local(rollout.with_extras(reference=self._reference_logprobs(rollout)))
-        steps = [
-            self._step(rollout.select(torch.stack([2 * chosen, 2 * chosen + 1], dim=1).flatten()))
-            for chosen in minibatches(len(pairs), self.config.minibatches, self.config.epochs, self._order)
-        ]
+        better, worse = returns[pairs[:, 0]], returns[pairs[:, 1]]
+        wrong = torch.sigmoid(worse - better) if soft else torch.full_like(better, self.config.label_smoothing)
+        weight = better if rollout.judged else torch.ones_like(better)  # a stored pair's return: 1 times its weight
+        rollout = rollout.with_extras(reference=logprobs_under(self.setup.reference, rollout))
+        rollout = self.setup.engine.local(rollout)
+        steps = []
+        for chosen in minibatches(len(pairs), self.config.minibatches, self.config.epochs, self._order):
+            rows = torch.stack([2 * chosen, 2 * chosen + 1], dim=1).flatten()
+            steps.append(self._step(rollout.select(rows), wrong[chosen], weight[chosen]))
         means = {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
         return {**means, **counts, "beta": self.setup.beta, "lr": self.optimizer.lr}
 
-    def _reference_logprobs(self, rollout: Rollout) -> Tensor:
-        """float64[B, L]: log p of the agent's tokens under the reference, 0 elsewhere."""
-        laid_out = torch.zeros(rollout.tokens.shape, dtype=torch.float64)
-        for row, logprobs in enumerate(self.setup.reference.response_logprobs(rollout.episodes)):
-            start = len(rollout.episodes[row].prompt_ids)
-            laid_out[row, start : start + len(logprobs)] = torch.from_numpy(logprobs)
-        return laid_out.masked_fill(~rollout.actions, 0.0)
+    def _step(self, batch: Rollout, wrong: Tensor, weight: Tensor) -> Metrics:
+        """One gradient step on a minibatch of pairs, rows 2i (chosen) and 2i + 1 (rejected).
 
-    def _step(self, batch: Rollout) -> Metrics:
-        """One gradient step on a minibatch of pairs, rows 2i (chosen) and 2i + 1 (rejected)."""
+        `wrong` [P] is the chance that a pair's label is wrong, `weight` [P] the pair's in the mean.
+        """
         chosen, beta, count = self.config, self.setup.beta, len(batch) // 2
         found: Metrics = defaultdict(float)
         for rows in self.optimizer.rows(len(batch)):
@@ -152,11 +180,13 @@ class DPO:
             if chosen.length_normalised:
                 log_ratio = log_ratio / part.actions.sum(dim=1).clamp(min=1)
             better, worse = log_ratio[0::2], log_ratio[1::2]
-            loss = pair_loss(better, worse, beta=beta, kind=chosen.loss, label_smoothing=chosen.label_smoothing).sum()
-            self.optimizer.backward(loss / count)
+            pairs = slice(rows.start // 2, rows.stop // 2)
+            terms = pair_loss(better, worse, beta=beta, kind=chosen.loss, label_smoothing=wrong[pairs])
+            loss = (weight[pairs] * terms).sum() / weight.sum()
+            self.optimizer.backward(loss)
             with torch.no_grad():
+                found["loss"] += float(loss.detach())
                 for name, value in {
-                    "loss": loss,
                     "rewards/chosen": beta * better.sum(),
                     "rewards/rejected": beta * worse.sum(),
                     "rewards/accuracies": (better > worse).sum(),

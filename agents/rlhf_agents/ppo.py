@@ -1,12 +1,19 @@
 """Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347), as language models are trained with it
 (Ouyang et al. 2022, arXiv 2203.02155).
 
-An action is a token, its state the text before it. Rewards are paid where they fall due - the KL penalty token by
-token, the score at the last token - and a learned value spreads them over the tokens by generalised advantage
-estimation. The end of a text is the end: only a text that was cut from outside is worth its last state's value.
+An action is a token, the end token too, its state the text before it. Rewards are paid where they fall due - the KL
+penalty token by token, the score at the last token - and a learned value spreads them over the tokens by generalised
+advantage estimation. The end of a text is the end: only a text that was cut from outside is worth its last state's
+value. A price for texts that never end ("EOS trick", Huang et al. 2024, arXiv 2403.17031) is a matter of what is wanted
+and not of the algorithm, hence a reward: `missing_end`.
 
-Left out: the mix with pretraining gradients (PPO-ptx), an adaptive KL weight (the `kl` reward part has one), normalised
-rewards.
+Texts of another or an older policy are corrected, always: the ratio is that to whoever wrote the text, cut off at
+`importance_cap`. On a rollout of its own it starts at 1.
+
+With `ptx_coefficient`, each gradient step also raises the likelihood of given texts (PPO-ptx, Ouyang et al., eq. 2).
+What is maximised is then the environment's objective plus that term.
+
+Left out: an adaptive KL weight (the `kl` reward part has one), normalised rewards.
 """
 
 from __future__ import annotations
@@ -14,17 +21,20 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlhf_env.errors import ConfigError
+from rlhf_env.envs.tasks import load_task
+from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.learning.agent import Decision, Metrics, Setup
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import (
+    beyond_clip,
     clipped_policy_loss,
     clipped_value_loss,
     explained_variance,
@@ -39,9 +49,52 @@ from rlhf_env.learning.functional import (
     weighted_sum,
     whiten,
 )
-from rlhf_env.learning.rollout import Rollout
+from rlhf_env.learning.loop import Shuffled
+from rlhf_env.learning.rollout import Rollout, demonstrations
 from rlhf_env.policies import Policy, ValueHead
-from rlhf_env.types import Observation
+from rlhf_env.types import Episode, Observation, Prompt, Task, Tokenizer
+
+
+def texts_to_predict(task: Task, tokenizer: Tokenizer, longest: int | None = None) -> list[Episode]:
+    """The prompts of a task as texts to make likelier.
+
+    Where a prompt's `meta` has a "completion", that is predicted, closed by the end token; otherwise every token but
+    the first. Raises ConfigError for a task without an end, DataError for texts with nothing to predict or of more than
+    `longest` tokens.
+    """
+    if task.size is None:
+        raise ConfigError(f"{type(task).__name__} makes prompts for ever: ptx_data needs a task with a list of texts")
+    episodes: list[Episode] = []
+    problems: list[str] = []
+    for prompt in (task.prompt(index, {}) for index in range(task.size)):
+        given, predicted = tokenizer.encode(prompt.text), []
+        if "completion" in prompt.meta:
+            predicted = [*tokenizer.encode(str(prompt.meta["completion"])), tokenizer.end_id]
+        else:
+            given, predicted = given[:1], given[1:]
+        length = len(given) + len(predicted)
+        if not given or not predicted:
+            problems.append(
+                f"ptx_data, {prompt.id}: a text of {length} tokens has none to predict from those before it"
+            )
+        elif longest is not None and length > longest:
+            problems.append(f"ptx_data, {prompt.id}: {length} tokens, the model takes {longest}: cut it in pieces")
+        else:
+            episodes.append(_text(prompt, given, predicted))
+    if problems:
+        raise DataError(*problems[:20], *([f"... and {len(problems) - 20} more texts"] if len(problems) > 20 else []))
+    return episodes
+
+
+def _text(prompt: Prompt, given: list[int], predicted: list[int]) -> Episode:
+    return Episode(
+        prompt=prompt,
+        prompt_ids=np.array(given, dtype=np.int64),
+        response="",
+        response_ids=np.array(predicted, dtype=np.int64),
+        finish_reason="stop",
+        actions=np.ones(len(predicted), dtype=np.bool_),
+    )
 
 
 class PPO:
@@ -57,7 +110,8 @@ class PPO:
             need more than one.
         `gamma`, `lam`: discount per token, and GAE's lambda (1: no bootstrapping from the value, 0: all of it).
         `epochs`, `minibatches`: passes over a rollout, and gradient steps per pass.
-        `clip`: how far a token's probability ratio may move the loss (eq. 7).
+        `clip`: how far a token's probability ratio may move the loss (eq. 7; 0: as far as `importance_cap`).
+        `importance_cap`: where that ratio is cut off, above 1 + `clip`. It binds on texts that an older policy wrote.
         `target_kl`: stop the update after the gradient step whose policy was this far from the rollout's (0: never).
         `whiten_advantages`: mean 0 and variance 1 over the rollout's tokens.
         `entropy_coefficient`: weight of an entropy bonus.
@@ -65,6 +119,12 @@ class PPO:
         `value_coefficient`: weight of the value loss. With a separate model it only scales that model's gradient.
         `value_clip`: bound on a value's change per update, in units of reward (0: none; it tends to hurt, Andrychowicz
             et al. 2021, arXiv 2006.05990).
+        `ptx_coefficient`: weight of the pretraining mix, per token of its texts (0: none). The paper's gamma weighs
+            whole texts: the same up to their mean length.
+        `ptx_data`: where its texts come from, a table like [task]: `{ name = "file", path = "texts.jsonl" }`. A prompt
+            with a column "completion" is a demonstration, of which the completion is predicted; otherwise the prompt
+            itself is the text.
+        `ptx_rows`: texts per gradient step, in shuffled epochs.
         `optimization`: learning rate, gradient clipping and so on.
         """
 
@@ -74,18 +134,22 @@ class PPO:
         epochs: int = 2
         minibatches: int = 1
         clip: float = 0.2
+        importance_cap: float = 3.0
         target_kl: float = 0.0
         whiten_advantages: bool = True
         entropy_coefficient: float = 0.0
         value_model: Literal["shared", "separate"] = "shared"
         value_coefficient: float = 0.1
         value_clip: float = 0.0
+        ptx_coefficient: float = 0.0
+        ptx_data: dict[str, Any] = field(default_factory=dict)
+        ptx_rows: int = 16
         optimization: Optimization = Optimization()  # noqa: RUF009 - frozen
 
         def __post_init__(self) -> None:
             problems = [
                 f"{name} must be at least 1, got {getattr(self, name)}"
-                for name in ("group_size", "epochs", "minibatches")
+                for name in ("group_size", "epochs", "minibatches", "ptx_rows")
                 if getattr(self, name) < 1
             ]
             problems += [
@@ -95,11 +159,20 @@ class PPO:
             ]
             problems += [
                 f"{name} must not be negative, got {getattr(self, name)}"
-                for name in ("target_kl", "entropy_coefficient", "value_coefficient", "value_clip")
+                for name in (
+                    "clip",
+                    "target_kl",
+                    "entropy_coefficient",
+                    "value_coefficient",
+                    "value_clip",
+                    "ptx_coefficient",
+                )
                 if not getattr(self, name) >= 0.0
             ]
-            if not self.clip > 0.0:
-                problems.append(f"clip must be positive, got {self.clip}")
+            if not self.importance_cap > 1.0 + max(self.clip, 0.0):
+                problems.append(f"importance_cap must be above 1 + the clip, got {self.importance_cap}")
+            if (self.ptx_coefficient > 0.0) != bool(self.ptx_data):
+                problems.append("ptx_coefficient above 0 and ptx_data belong together: give both, or neither")
             if self.value_model not in ("shared", "separate"):
                 problems.append(f"value_model must be shared or separate, got {self.value_model!r}")
             if problems:
@@ -118,6 +191,12 @@ class PPO:
             trained += self.critic.parameters()
         self.optimizer = setup.engine.optimizer(trained, config.optimization)
         self._order = setup.stream("ppo minibatches")
+        self._texts: list[Episode] = []
+        if config.ptx_coefficient:
+            context: int | None = getattr(setup.policy, "context", None)
+            longest = None if context is None else context + 1  # the last token is predicted and not read
+            self._texts = texts_to_predict(load_task(config.ptx_data), setup.tokenizer, longest)
+        self._texts_order = Shuffled(len(self._texts), int(setup.stream("ppo pretraining texts").integers(2**31)))
 
     def begin(self) -> dict[str, Any]:
         return {"group_size": self.config.group_size}
@@ -194,7 +273,8 @@ class PPO:
             values = self.value_head(states).double()
             log_ratio = stated_log_ratio(seen.logprobs, part.logprobs, part.actions)
 
-            policy_loss = weighted_sum(clipped_policy_loss(log_ratio, extras["advantages"], chosen.clip), weight)
+            terms = clipped_policy_loss(log_ratio, extras["advantages"], chosen.clip, cap=chosen.importance_cap)
+            policy_loss = weighted_sum(terms, weight)
             value_loss = weighted_sum(
                 clipped_value_loss(values, extras["values"], extras["targets"], chosen.value_clip), weight
             )
@@ -203,7 +283,6 @@ class PPO:
                 policy_loss + chosen.value_coefficient * value_loss - chosen.entropy_coefficient * entropy
             )
             with torch.no_grad():
-                moved = (log_ratio.exp() - 1.0).abs() > chosen.clip
                 # KL(old || new): the tokens were drawn from the old policy, where log p - log p is 0.
                 strayed = kl_estimate(torch.zeros_like(log_ratio), log_ratio, "k3")
                 for name, value in {
@@ -211,10 +290,26 @@ class PPO:
                     "value_loss": value_loss,
                     "entropy": entropy,
                     "approx_kl": weighted_sum(strayed, weight),
-                    "clip_fraction": weighted_sum(moved.double(), weight),
+                    "clip_fraction": weighted_sum(beyond_clip(log_ratio, chosen.clip).double(), weight),
                 }.items():
                     found[name] += float(value.detach())
+        if self._texts:
+            found["ptx_loss"] = self._mix_in()
         return {**found, "grad_norm": self.optimizer.step()}
+
+    def _mix_in(self) -> float:
+        """Add the next texts' part of the gradient; their mean negative log-likelihood per token."""
+        picked = [self._texts[index] for index in self._texts_order.take(self.config.ptx_rows)]
+        batch = self.setup.engine.local(demonstrations(picked, pad_id=self.policy.pad_id))
+        batch = batch.with_extras(weight=token_weights(batch.actions, "token-mean"))
+        loss = 0.0
+        for rows in self.optimizer.rows(len(batch)):
+            part = batch.select(rows)
+            logprobs = self.policy.evaluate(part.tokens, part.mask, part.actions).logprobs
+            term = weighted_sum(-logprobs.double(), part.extras["weight"])
+            self.optimizer.backward(self.config.ptx_coefficient * term)
+            loss += float(term.detach())
+        return loss
 
     def state_dict(self) -> dict[str, Any]:
         state = {
@@ -223,6 +318,7 @@ class PPO:
             "value_head": self.value_head.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "order": dict(self._order.bit_generator.state),
+            "texts_read": self._texts_order.place,
         }
         if self.critic is not None:
             state["critic"] = self.critic.state_dict()
@@ -234,5 +330,6 @@ class PPO:
         self.value_head.load_state_dict(state["value_head"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._order.bit_generator.state = dict(state["order"])
+        self._texts_order.place = int(state["texts_read"])
         if self.critic is not None:
             self.critic.load_state_dict(state["critic"])

@@ -26,6 +26,7 @@ class SFT:
     """Imitates demonstrations; one gradient step per update. `act` samples from the policy as it stands."""
 
     trains = True
+    imitates = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -49,8 +50,10 @@ class SFT:
     def update(self, rollout: Rollout, /) -> Metrics:
         """One gradient step on all of the rollout, with the policy's dropout.
 
-        Raises DataError when no token is to be learned.
+        Raises DataError when no token is to be learned, and for judged answers, of which some were rejected.
         """
+        if rollout.judged:
+            raise DataError("sft imitates what it is given, and of judged answers some were rejected: use dpo or kto")
         if not rollout.actions.any():
             raise DataError("sft: none of the texts has a token to learn (are the answers empty, or cut off?)")
         rollout = self.setup.engine.local(rollout)

@@ -19,12 +19,15 @@ from typing import Any
 import tomli_w
 
 from rlhf_env.errors import ConfigError, RlhfEnvError, RunFailed
+from rlhf_env.feedback.offline import load_preferences, pair_source
 from rlhf_env.lab.evaluation import Evaluation, Evaluator
+from rlhf_env.lab.health import WARNINGS_FILE, Alert, Watch
 from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.engine import set_threads
 from rlhf_env.learning.experiment import Experiment, Workplace, build, read_toml
-from rlhf_env.learning.loop import Interrupted, Row, train
+from rlhf_env.learning.loop import Interrupted, Row, Source, train
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
+from rlhf_env.learning.spending import Spending, Stopping
 
 RESULT_FORMAT = 1
 # "--" separates the parts of a result's file name, and no part climbs out of the folder.
@@ -38,7 +41,8 @@ class Grid:
     `agents`: a table per row of the leaderboard, its key the row's name; `name` inside it is the agent plugin (default:
     the key), the rest its settings. `experiment`: what all cells share (task, policy, environment, rewards, budget,
     evaluation). `tasks`: named changes to `experiment`; without any there is one task, named as in `experiment`.
-    `seeds`: how many (0, 1, ...).
+    `seeds`: how many (0, 1, ...). `optima`: by task, the highest score (gold, or proxy without one) that there is,
+    where it is known: the report measures what is left to it.
     """
 
     name: str = "benchmark"
@@ -46,6 +50,7 @@ class Grid:
     experiment: dict[str, Any] = field(default_factory=dict)
     tasks: dict[str, Any] = field(default_factory=dict)
     seeds: int = 3
+    optima: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         problems = []
@@ -53,7 +58,13 @@ class Grid:
             problems.append("agents: name at least one, as in [agents.ppo]")
         if self.seeds < 1:
             problems.append(f"seeds must be at least 1, got {self.seeds}")
-        for name in (self.name, *self.agents, *(self.tasks or [_task_name(self.experiment)])):
+        tasks = list(self.tasks) or [_task_name(self.experiment)]
+        for name, optimum in self.optima.items():
+            if name not in tasks:
+                problems.append(f"optima.{name}: no task of this name, only {', '.join(tasks)}")
+            if not math.isfinite(optimum):
+                problems.append(f"optima.{name} must be finite, got {optimum}")
+        for name in (self.name, *self.agents, *tasks):
             if not _NAME.fullmatch(name):
                 problems.append(f"{name!r} is no name for a file: letters, digits, '_', '.', single '-'")
         for kind, tables in (("agents", self.agents), ("tasks", self.tasks)):
@@ -87,7 +98,7 @@ class Grid:
         settings = {"name": agent, **self.agents[agent]}
         table = {**_merged(self.experiment, changes), "name": f"{self.name}/{task}/{agent}", "seed": seed}
         experiment = Experiment.from_table({**table, "agent": settings}, f"{self.name}, task {task}")
-        return Cell(self.name, task, agent, seed, experiment)
+        return Cell(self.name, task, agent, seed, experiment, self.optima.get(task))
 
 
 @dataclass(frozen=True)
@@ -99,6 +110,7 @@ class Cell:
     agent: str
     seed: int
     experiment: Experiment
+    optimum: float | None = None
 
     @property
     def key(self) -> str:
@@ -163,6 +175,7 @@ def run_cell(cell: Cell, folder: Path, on_update: Callable[[Row, float], None] |
         "status": "finished",
         "reason": reason,
         "error": None,
+        "weights": dict(workplace.env.reward.weights),
         "spending": workplace.setup.spending.as_dict(),
         "evaluation": dict(final.metrics),
         "curve": curve,
@@ -179,29 +192,43 @@ def run_experiment(
     *,
     resume: bool = False,
     on_update: Callable[[Row, float], None] | None = None,
+    on_alert: Callable[[Alert], None] | None = None,
 ) -> tuple[str, Evaluation]:
     """Train as the experiment says, evaluating before, on the way and after: why it ended, and the last evaluation.
 
+    What goes wrong on the way is told to `on_alert`, each kind once a run, and kept in the run's warnings.json.
     Agents that do not train are evaluated once.
     """
     experiment = workplace.experiment
     trains = getattr(workplace.agent, "trains", True)
+    source: Source = workplace.source
+    if experiment.preferences is not None:
+        pairs = max(1, experiment.environment.num_envs // 2)
+        stored = load_preferences(experiment.preferences)
+        source = pair_source(stored, workplace.setup.tokenizer, pairs=pairs, seed=experiment.seed)
     first = None if resume and read_metrics(run.path) else evaluator()
     if first is not None:
         run.log({"update": 0, "spent/generated_tokens": 0, **_eval_row(first)})
     if not trains:
         return "does not train", first or evaluator()
 
-    def kl_exceeded(row: Row) -> str | None:
-        if experiment.max_kl is None or "rollout/part/kl" not in row:
-            return None
-        part = workplace.env.reward.parts["kl"]
-        kl = -row["rollout/part/kl"] / float(getattr(part, "coefficient", 1.0))
-        return f"kl {kl:.2f} above max_kl {experiment.max_kl:g}" if kl > experiment.max_kl else None
+    stopping = Stopping(max_kl=experiment.max_kl, patience=experiment.patience, min_delta=experiment.min_delta)
+    stopping(read_metrics(run.path)[0])  # what was there before training is there to be improved on
+
+    watch = Watch.of(run.path)
+
+    def follow(row: Row, fraction: float) -> None:
+        if alerts := watch(row):
+            write_json(run.path / WARNINGS_FILE, [asdict(alert) for alert in watch.found])
+            if on_alert is not None:
+                for alert in alerts:
+                    on_alert(alert)
+        if on_update is not None:
+            on_update(row, fraction)
 
     training = train(
         workplace.agent,
-        workplace.source,
+        source,
         experiment.budget,
         spending=workplace.setup.spending,
         engine=workplace.setup.engine,
@@ -210,8 +237,8 @@ def run_experiment(
         checkpoint_every=experiment.checkpoint_every,
         evaluate=lambda: dict(evaluator().metrics),
         evaluate_every=experiment.evaluation.every,
-        stop_when=kl_exceeded,
-        on_update=on_update,
+        stop_when=stopping,
+        on_update=follow,
     )
     return training.reason, evaluator()
 
@@ -345,8 +372,6 @@ def _work(pipe: Connection) -> None:
 
 def _write_failure(cell: Cell, folder: Path, why: str) -> None:
     """A failed cell stays in the results, with the curve it got to."""
-    from rlhf_env.learning.spending import Spending
-
     rows = read_metrics(folder / cell.run)
     spent = {key.removeprefix("spent/"): value for key, value in (rows[-1] if rows else {}).items() if "spent/" in key}
     result = {
@@ -370,6 +395,7 @@ def _identity(cell: Cell, config_hash: str) -> dict[str, Any]:
         "agent": cell.agent,
         "seed": cell.seed,
         "agent_settings": cell.experiment.agent,
+        "optimum": cell.optimum,
         "config_hash": config_hash,
         "run": cell.run,
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +16,7 @@ from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.learning.agent import Agent
 from rlhf_env.learning.experiment import Workplace, evaluation_rewards
 from rlhf_env.learning.loop import collect_with
+from rlhf_env.learning.rollout import Rollout
 from rlhf_env.types import Episode, Float, GroupReward, TokenReward, TokenScorer
 
 
@@ -59,14 +62,26 @@ class Evaluator:
         return cls(workplace, evaluation_rewards(workplace.experiment, workplace))
 
     def __call__(self, agent: Agent | None = None) -> Evaluation:
-        """Evaluate `agent` (default: the workplace's); its random streams and spending stay as they were."""
+        """Evaluate `agent` (default: the workplace's); its state, its streams and the spending stay as they were."""
         agent = self.workplace.agent if agent is None else agent
+        rollout, thrown_away = self.texts(agent)
+        written = int(rollout.actions.sum()) + thrown_away
+        metrics = self._metrics(rollout.episodes, rollout.scores, agent)
+        metrics["inference_tokens"] = written / len(rollout)
+        return Evaluation(metrics, self._samples(rollout.episodes, rollout.scores))
+
+    def texts(self, agent: Agent) -> tuple[Rollout, int]:
+        """What `agent` writes for the evaluation prompts, and how many tokens beside it that it threw away.
+
+        Each score has `part/<name>`, `gold/<name>` and `divergence`; everything else stays as it was.
+        """
         setup = self.workplace.setup
         settings = self.workplace.experiment.evaluation
         # Common to all agents of one seed, so that they differ by what they learned; other seeds draw other samples.
         seed = settings.seed + 1_000_003 * self.workplace.experiment.seed
         writers = (setup.policy, setup.reference)
         streams = [writer.sampling_state() for writer in writers]
+        state = agent.state_dict()  # some draw from streams of their own
         spent = setup.spending.as_dict()
         for writer in writers:
             writer.reseed(seed)
@@ -80,14 +95,12 @@ class Evaluator:
                 seed=seed,
             )
         finally:
+            agent.load_state_dict(state)
             for writer, stream in zip(writers, streams, strict=True):
                 writer.load_sampling_state(stream)
             thrown_away = setup.spending.generated_tokens - spent["generated_tokens"]
             setup.spending.load(spent)
-        written = int(rollout.actions.sum()) + thrown_away
-        metrics = self._metrics(rollout.episodes, rollout.scores, agent)
-        metrics["inference_tokens"] = written / len(rollout)
-        return Evaluation(metrics, self._samples(rollout.episodes, rollout.scores))
+        return rollout, thrown_away
 
     def _environment(self, rows: int) -> TextVectorEnv:
         """Held-out prompts, the training parts, the gold parts and the divergence, unweighted side by side."""
@@ -107,12 +120,10 @@ class Evaluator:
         )
 
     def _metrics(self, episodes: Sequence[Episode], scores: Sequence[Score], agent: Agent) -> dict[str, float]:
-        raw = {name: np.array([score.raw[name] for score in scores]) for name in scores[0].raw}
+        raw = self._raw(scores)
         metrics = {name: float(values.mean()) for name, values in raw.items() if name.startswith("part/")}
-        sums = {"proxy": self._proxy(raw), "objective": self._objective(raw), "gold": self._gold(raw)}
-        for name, values in sums.items():
-            if values is not None:
-                metrics |= {name: float(values.mean()), f"{name}_std": float(values.std())}
+        for name, values in self.sums(scores).items():
+            metrics |= {name: float(values.mean()), f"{name}_std": float(values.std())}
         bound = getattr(agent, "kl_bound", None)
         metrics["kl"] = float(raw["divergence"].mean()) if bound is None else float(bound)
         metrics["kl_is_bound"] = float(bound is not None)
@@ -123,6 +134,21 @@ class Evaluator:
         metrics["distinct_replies"] = len(set(responses)) / len(responses)
         return metrics
 
+    def sums(self, scores: Sequence[Score]) -> dict[str, Float]:
+        """float64[N] each, of `texts`: "objective", and "proxy" and "gold" where there are such rewards."""
+        raw = self._raw(scores)
+        found = {"proxy": self._proxy(raw), "objective": self._objective(raw), "gold": self._gold(raw)}
+        return {name: values for name, values in found.items() if values is not None}
+
+    @property
+    def judges(self) -> list[str]:
+        """The names of the parts that judge a response alone, which together are the proxy."""
+        parts = self.workplace.env.reward.parts.items()
+        return [name for name, part in parts if not isinstance(part, (TokenReward, GroupReward))]
+
+    def _raw(self, scores: Sequence[Score]) -> dict[str, Float]:
+        return {name: np.array([score.raw[name] for score in scores]) for name in scores[0].raw}
+
     def _weighted(self, raw: Mapping[str, Float], names: Sequence[str], weights: Mapping[str, float], to: str) -> Float:
         return np.asarray(sum(weights[name] * raw[f"{to}/{name}"] for name in names), dtype=np.float64)
 
@@ -131,9 +157,8 @@ class Evaluator:
         return self._weighted(raw, list(mix.parts), mix.weights, "part")
 
     def _proxy(self, raw: Mapping[str, Float]) -> Float | None:
-        mix = self.workplace.env.reward
-        alone = [name for name, part in mix.parts.items() if not isinstance(part, (TokenReward, GroupReward))]
-        return self._weighted(raw, alone, mix.weights, "part") if alone else None
+        judges = self.judges
+        return self._weighted(raw, judges, self.workplace.env.reward.weights, "part") if judges else None
 
     def _gold(self, raw: Mapping[str, Float]) -> Float | None:
         if self.gold is None:
@@ -141,7 +166,7 @@ class Evaluator:
         return self._weighted(raw, list(self.gold.parts), self.gold.weights, "gold")
 
     def _samples(self, episodes: Sequence[Episode], scores: Sequence[Score]) -> list[dict[str, Any]]:
-        raw = {name: np.array([score.raw[name] for score in scores]) for name in scores[0].raw}
+        raw = self._raw(scores)
         gold, proxy = self._gold(raw), self._proxy(raw)
         return [
             {
@@ -158,7 +183,54 @@ class Evaluator:
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
     """Different n-grams of words over all n-grams of all texts together (Li et al. 2016, arXiv 1510.03055)."""
-    grams = [
-        tuple(words[i : i + n]) for words in (text.lower().split() for text in texts) for i in range(len(words) - n + 1)
-    ]
+    grams = [gram for text in texts for gram in _grams(text.lower().split(), n)]
     return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def repetition(text: str, n: int) -> float:
+    """1 - different n-grams of words over all n-grams of the text: 0 where nothing recurs (Welleck et al. 2020,
+    arXiv 1908.04319, "seq-rep-n"), and in a text of fewer than `n` words."""
+    grams = _grams(text.lower().split(), n)
+    return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def self_bleu(texts: Sequence[str], longest: int = 4) -> float:
+    """The mean BLEU of each text against all others: 1 when all say the same (Zhu et al. 2018, arXiv 1802.01886).
+
+    BLEU as in Papineni et al. 2002: clipped n-gram precisions of 1 to `longest` words (a shorter text: as many as it
+    has), their geometric mean, the brevity penalty against the nearest length. Without smoothing, a text that shares
+    no run of `longest` words with any other counts 0. Texts without words are left out; 0 for fewer than two others.
+    """
+    said = [words for words in (text.lower().split() for text in texts) if words]
+    if len(said) < 2:
+        return 0.0
+    counts = [[Counter(_grams(words, n)) for words in said] for n in range(1, longest + 1)]
+    most = [_two_largest(of_n) for of_n in counts]
+    lengths = Counter(map(len, said))
+    total = 0.0
+    for i, words in enumerate(said):
+        logs = []
+        for of_n, largest in zip(counts[: len(words)], most, strict=False):
+            clipped = sum(
+                min(count, largest[gram][0] if largest[gram][2] != i else largest[gram][1])
+                for gram, count in of_n[i].items()
+            )
+            logs.append(math.log(clipped / of_n[i].total()) if clipped else -math.inf)
+        others = [length for length, count in lengths.items() if count > (length == len(words))]
+        nearest = min(others, key=lambda length: (abs(length - len(words)), length))
+        total += math.exp(min(0.0, 1.0 - nearest / len(words)) + sum(logs) / len(logs))
+    return total / len(said)
+
+
+def _grams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+
+
+def _two_largest(counts: Sequence[Counter[tuple[str, ...]]]) -> dict[tuple[str, ...], tuple[int, int, int]]:
+    """Of each n-gram: the largest count in a text, the largest in any other text, and the number of the former."""
+    found: dict[tuple[str, ...], tuple[int, int, int]] = {}
+    for i, of_text in enumerate(counts):
+        for gram, count in of_text.items():
+            first, second, owner = found.get(gram, (0, 0, -1))
+            found[gram] = (count, first, i) if count > first else (first, max(second, count), owner)
+    return found

@@ -11,7 +11,7 @@ import numpy as np
 from rlhf_env.errors import ConfigError
 from rlhf_env.learning.engine import Engine
 from rlhf_env.learning.spending import Spending
-from rlhf_env.types import Float, Int, Observation, Tokenizer
+from rlhf_env.types import Float, Int, Observation, Task, Tokenizer
 
 if TYPE_CHECKING:
     from rlhf_env.envs.rewards import RewardMix
@@ -46,6 +46,12 @@ class Agent(Protocol):
     """A way to act in the environment and to learn from finished episodes.
 
     An agent plugin is a class built as `Class(setup, Class.Config(...))`; `Config` is a frozen keyword-only dataclass.
+    One that wraps another takes it as a third argument named `agent`; in a file, that one has a table of its own:
+    `agent = { name = "ppo", lr = 1e-4 }`.
+
+    A class may say of itself: `trains = False` (a control, measured as it is), `imitates = True` (it learns from
+    demonstrations, not from its own texts), `policy_writes = False` (its texts are not `setup.policy`'s alone, so that
+    others than the policy say how likely they are), `kl_bound` (of a distance to the policy that cannot be measured).
     """
 
     def begin(self) -> dict[str, Any]:
@@ -68,7 +74,8 @@ class Setup:
     """What a run lends to its agent.
 
     `policy` is the writer to train; `reference` its frozen initial copy; `batch_size` the rows of a rollout (B);
-    `reward` the environment's mix. Random draws of an agent come from `stream(purpose)`.
+    `reward` the environment's mix; `task` where its prompts come from (None: a run on stored data). Random draws of
+    an agent come from `stream(purpose)`.
     """
 
     policy: Policy
@@ -81,6 +88,7 @@ class Setup:
     seed: int
     engine: Engine = field(default_factory=Engine)
     spending: Spending = field(default_factory=Spending)
+    task: Task | None = None
 
     @property
     def beta(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -113,10 +114,16 @@ class Optimizer:
         return {str(index): dict(values) for index, values in self._adamw.state_dict()["state"].items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        groups = self._adamw.state_dict()["param_groups"]
-        self._adamw.load_state_dict(
-            {"state": {int(index): dict(values) for index, values in state.items()}, "param_groups": groups}
-        )
+        own = self._adamw.state_dict()
+        # Copies, or AdamW would go on in the caller's tensors. Its own, handed back, are spared.
+        moments = {
+            int(index): {
+                name: value if value is own["state"].get(int(index), {}).get(name) else copy.deepcopy(value)
+                for name, value in values.items()
+            }
+            for index, values in state.items()
+        }
+        self._adamw.load_state_dict({"state": moments, "param_groups": own["param_groups"]})
 
 
 @dataclass

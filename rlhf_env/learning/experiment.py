@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +17,7 @@ from rlhf_env import plugins
 from rlhf_env.envs.rewards import RewardMix, load_rewards
 from rlhf_env.envs.tasks import load_task
 from rlhf_env.envs.text_vector_env import TextVectorEnv
-from rlhf_env.envs.tokenizers import FileTokenizer, load_tokenizer
+from rlhf_env.envs.tokenizers import AlphabetTokenizer, FileTokenizer, load_tokenizer
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.learning.agent import Agent, Setup
 from rlhf_env.learning.configuration import from_table
@@ -23,16 +25,18 @@ from rlhf_env.learning.engine import Engine
 from rlhf_env.learning.loop import EnvSource
 from rlhf_env.learning.spending import Budget, Spending
 from rlhf_env.policies.language_model import LanguageModel
-from rlhf_env.policies.policy import Sampling
+from rlhf_env.policies.policy import Policy, Sampling
+from rlhf_env.policies.tabular import TabularPolicy
 from rlhf_env.policies.tiny import tiny_language_model
-from rlhf_env.types import Tokenizer
+from rlhf_env.types import Task, Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
 class PolicySettings:
-    """Who writes. `model`: a folder, a shipped model, a hub name, or "tiny" (small and random, for toy tasks).
+    """Who writes. `model`: a folder, a shipped model, a hub name, "tiny" (small and random, for toy tasks) or "table".
 
-    `tokenizer`: default the model's own; needed with "tiny": "bytes" or "alphabet:abc".
+    "table" is a table of logits, for tasks of one prompt and so few responses that they can be enumerated.
+    `tokenizer`: default the model's own; needed with "tiny" ("bytes" or "alphabet:abc") and "table" ("alphabet:abc").
     """
 
     model: str = "tiny"
@@ -93,8 +97,15 @@ class EvaluationSettings:
 class Experiment:
     """Everything a run depends on. `load` reads a TOML file; `to_toml` writes the resolved one.
 
-    `task`, `rewards` and `agent` are tables: a name (for rewards, the key) and the plugin's own settings. `max_kl` ends
-    a run early when the mean KL to the reference, summed over a response, exceeds it.
+    `preferences`: a preference store or a .jsonl file of pairs, `num_envs` / 2 a rollout, that the agent (dpo, kto)
+    learns from instead of texts it writes; the environment then only evaluates.
+
+    `task`, `rewards` and `agent` are tables: a name (for rewards, the key) and the plugin's own settings.
+
+    A run ends early when the mean KL of a rollout to the reference, summed over a response, is above `max_kl` (of the
+    KL itself, wherever a controller has put its weight); or when `patience` evaluations in a row (0: never) brought no
+    held-out objective that is above the best so far by more than `min_delta`. The evaluation before training counts as
+    the first; `[evaluation] every` says how often there is one.
     """
 
     name: str = "experiment"
@@ -104,15 +115,34 @@ class Experiment:
     environment: EnvironmentSettings = field(default_factory=EnvironmentSettings)
     rewards: dict[str, Any] = field(default_factory=lambda: {"task": 1.0})
     agent: dict[str, Any] = field(default_factory=lambda: {"name": "ppo"})
+    preferences: str | None = None
     budget: Budget = field(default_factory=lambda: Budget(generated_tokens=100_000), metadata={"whole": True})
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     checkpoint_every: int = 10
     max_kl: float | None = None
+    patience: int = 0
+    min_delta: float = 0.0
 
     def __post_init__(self) -> None:
-        problems = _negative(self, "seed", "checkpoint_every")
+        problems = _negative(self, "seed", "checkpoint_every", "patience")
         if self.max_kl is not None and not self.max_kl > 0:
             problems.append(f"max_kl must be positive, got {self.max_kl}")
+        if self.max_kl is not None and "kl" not in self.rewards:
+            problems.append(
+                "max_kl is measured by the reward part 'kl', which is not among [rewards]: add it (`kl = 0.0` measures "
+                "and costs nothing)"
+            )
+        if not 0 <= self.min_delta < math.inf:
+            problems.append(f"min_delta must not be negative, got {self.min_delta}")
+        if self.patience > 0 and self.evaluation.every == 0:
+            problems.append(
+                f"patience = {self.patience} counts evaluations on the way, and there are none: set `every` in "
+                "[evaluation] to a number of updates"
+            )
+        if self.max_kl is not None and self.preferences is not None:
+            problems.append("max_kl is measured on texts that the agent writes, and with `preferences` it writes none")
+        if self.preferences is not None and not self.budget.limits().keys() & {"updates", "gradient_steps", "seconds"}:
+            problems.append("with `preferences` the agent writes no texts: budget updates, gradient_steps or seconds")
         if problems:
             raise ConfigError(*problems)
 
@@ -146,12 +176,13 @@ class Workplace:
     source: EnvSource
 
 
-def build(experiment: Experiment, *, policy: LanguageModel | None = None) -> Workplace:
+def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
     """Load the model, make the environment and the agent. `policy` stands in for `experiment.policy.model`.
 
-    Raises ConfigError; unknown names and wrong settings are found, all of them, before a model is loaded.
+    Raises ConfigError; unknown names, wrong settings and bad files of prompts are found, all of them, before a model
+    is loaded.
     """
-    _check_plugins(experiment)
+    task = _checked_task(experiment)
     settings = experiment.environment
     tokenizer = _load_tokenizer(experiment.policy)
     policy = _load_policy(experiment, tokenizer) if policy is None else policy
@@ -161,7 +192,7 @@ def build(experiment: Experiment, *, policy: LanguageModel | None = None) -> Wor
     policy.reseed(experiment.seed)
     env = TextVectorEnv(
         settings.num_envs,
-        task=load_task(experiment.task),
+        task=task,
         reward=experiment.rewards,
         tokenizer=tokenizer,
         max_new_tokens=settings.max_new_tokens,
@@ -182,47 +213,61 @@ def build(experiment: Experiment, *, policy: LanguageModel | None = None) -> Wor
         seed=experiment.seed,
         engine=Engine(spending),
         spending=spending,
+        task=env.task,
     )
     agent = make_agent(experiment.agent, setup)
     return Workplace(experiment, env, setup, agent, EnvSource(env, seed=experiment.seed, spending=spending))
 
 
-def _check_plugins(experiment: Experiment) -> None:
-    """Name everything that the tables of plugins get wrong, not only the first thing."""
+def _checked_task(experiment: Experiment) -> Task:
+    """The task. Raises ConfigError for everything that the tables of plugins get wrong, not only the first thing."""
     problems: list[str] = []
 
-    def look(check: Callable[[], Any]) -> None:
+    def look(check: Callable[[], Any]) -> Any:
         try:
-            check()
+            return check()
         except ConfigError as error:
             problems.extend(problem for problem in error.problems if problem not in problems)
 
     known = plugins.host()
-    task = experiment.task.get("name")
-    if isinstance(task, str):
-        look(lambda: known.load("task", task))
+    task: Task = look(lambda: load_task(experiment.task))
     for rewards in (experiment.rewards, experiment.evaluation.rewards):
         for part, settings in rewards.items():
             plugin = settings.get("plugin", part) if isinstance(settings, Mapping) else part
             if plugin != "task" and isinstance(settings, (int, float, Mapping)):
                 look(partial(known.load, "reward", plugin))
-    look(lambda: _agent_and_config(experiment.agent))
+    look(lambda: _agent_factory(experiment.agent))
     if problems:
         raise ConfigError(*problems)
+    return task
 
 
 def _load_tokenizer(wanted: PolicySettings) -> Tokenizer:
     if wanted.model == "tiny" and wanted.tokenizer is None:
         raise ConfigError('[policy] model "tiny" needs a tokenizer: tokenizer = "bytes" or "alphabet:ab="')
+    if wanted.model == "table" and not (wanted.tokenizer or "").startswith("alphabet:"):
+        raise ConfigError('[policy] model "table" needs a tokenizer of few symbols: tokenizer = "alphabet:abcd"')
     return load_tokenizer(wanted.tokenizer or wanted.model)
 
 
-def _load_policy(experiment: Experiment, tokenizer: Tokenizer) -> LanguageModel:
+def _load_policy(experiment: Experiment, tokenizer: Tokenizer) -> Policy:
     """The model to train, at its initial weights."""
     import torch
 
     wanted = experiment.policy
     dtype = {"float32": torch.float32, "float64": torch.float64}[wanted.dtype]
+    if isinstance(tokenizer, AlphabetTokenizer) and wanted.model == "table":
+        task = load_task(experiment.task)
+        if task.size != 1:
+            raise ConfigError(f'[policy] model "table" answers one prompt, and the task has {task.size or "unbounded"}')
+        return TabularPolicy(
+            len(tokenizer.symbols),
+            experiment.environment.max_new_tokens,
+            prompt=tokenizer.encode(task.prompt(0, {}).text),
+            dtype=dtype,
+            sampling=wanted.sampling,
+            seed=experiment.seed,
+        )
     if wanted.model != "tiny":
         # The tokenizer says how a text ends: models that know several end tokens name another one first.
         end, pad = tokenizer.end_id, tokenizer.pad_id
@@ -244,7 +289,7 @@ def _load_policy(experiment: Experiment, tokenizer: Tokenizer) -> LanguageModel:
     )
 
 
-def _fitted(tokenizer: Tokenizer, policy: LanguageModel, model: str) -> Tokenizer:
+def _fitted(tokenizer: Tokenizer, policy: Policy, model: str) -> Tokenizer:
     """The tokenizer with the model's vocabulary (which many models fill up to a round number), or DataError."""
     if tokenizer.vocab_size < policy.vocab_size and isinstance(tokenizer, FileTokenizer):
         tokenizer = tokenizer.filled_up(policy.vocab_size)
@@ -262,21 +307,42 @@ def _fitted(tokenizer: Tokenizer, policy: LanguageModel, model: str) -> Tokenize
 
 
 def make_agent(spec: str | Mapping[str, Any], setup: Setup) -> Agent:
-    """An agent by name and settings: `{"name": "ppo", "lr": 1e-4}`. Raises ConfigError for what does not fit."""
-    target, config = _agent_and_config(spec)
-    agent: Agent = target(setup, config)
-    return agent
+    """An agent by name and settings: `{"name": "ppo", "lr": 1e-4}`. One that wraps another has it in `agent`:
+    `{"name": "curriculum", "levels": [1, 2], "agent": {"name": "ppo"}}`.
+
+    Raises ConfigError for what does not fit.
+    """
+    return _agent_factory(spec)(setup)
 
 
-def _agent_and_config(spec: str | Mapping[str, Any]) -> tuple[Any, Any]:
-    table = {"name": spec} if isinstance(spec, str) else dict(spec)
+def _agent_factory(spec: Any, where: str = "[agent]") -> Callable[[Setup], Agent]:
+    """What builds the agent from what a run lends. Names and settings, a wrapped agent's too, are checked here."""
+    table = dict(spec) if isinstance(spec, Mapping) else {"name": spec}
     name = table.pop("name", None)
     if not isinstance(name, str):
-        raise ConfigError("[agent] needs a name")
+        raise ConfigError(f"{where} needs a name")
     target = plugins.host().load("agent", name)
     if not is_dataclass(getattr(target, "Config", None)):
         raise ConfigError(f"agent {name!r}: {target!r} has no dataclass `Config`, as an agent plugin must")
-    return target, from_table(target.Config, table, f"[agent] {name}")
+    wraps = "agent" in signature(target).parameters
+    inner = table.pop("agent", None) if wraps else None
+    problems: list[str] = []
+    config = wrapped = None
+    try:
+        config = from_table(target.Config, table, f"{where} {name}")
+    except ConfigError as error:
+        problems.extend(error.problems)
+    try:
+        if wraps and inner is None:
+            raise ConfigError(f'{where} {name} wraps another agent: agent = {{ name = "ppo" }}, with its settings')
+        wrapped = _agent_factory(inner, f"{where} {name}: agent") if wraps else None
+    except ConfigError as error:
+        problems.extend(error.problems)
+    if problems:
+        raise ConfigError(*problems)
+    if wrapped is None:
+        return lambda setup: target(setup, config)
+    return lambda setup: target(setup, config, wrapped(setup))
 
 
 def evaluation_rewards(experiment: Experiment, workplace: Workplace) -> RewardMix | None:

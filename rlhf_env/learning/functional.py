@@ -9,6 +9,7 @@ so splitting the batch into micro-batches changes nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Literal
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.policies.policy import Sampling
+from rlhf_env.types import TokenScorer
 
 Aggregation = Literal["token-mean", "sequence-mean", "sequence-sum", "dr-grpo"]
 Divergence = Literal["k1", "k2", "k3"]
@@ -193,13 +195,30 @@ def _by_group(returns: Tensor, group: Tensor, counted: Tensor | None, of_group: 
 # ---------------------------------------------------------------- losses and estimates, one number per token or pair
 
 
-def clipped_policy_loss(log_ratio: Tensor, advantages: Tensor, clip: float) -> Tensor:
+def clipped_policy_loss(
+    log_ratio: Tensor, advantages: Tensor, clip: float, clip_high: float | None = None, *, cap: float = math.inf
+) -> Tensor:
     """Per token, to be minimised: -min(ratio A, clip(ratio, 1 - clip, 1 + clip) A) (PPO, Schulman et al. 2017, eq. 7).
 
-    `log_ratio` = log pi(token) - log pi_old(token), gradient through the former only; shapes equal.
+    `log_ratio` = log pi(token) - log of what its writer gave it, gradient through the former only; shapes equal.
+    `clip_high` is the upper bound, where it is another (DAPO, Yu et al. 2025, arXiv 2503.14476); a bound of 0 is none.
+
+    The ratio is the importance weight of a token that another or an older policy wrote. It is cut off at `cap` whatever
+    the advantage: a negative one, which the clip leaves alone, thus has the second clip of Ye et al. 2020 (1912.09729).
     """
-    ratio = log_ratio.exp()
-    return -torch.minimum(ratio * advantages, ratio.clamp(1.0 - clip, 1.0 + clip) * advantages)
+    low, high = _bounds(clip, clip_high)
+    ratio = log_ratio.clamp(max=math.log(cap)).exp()
+    return -torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages)
+
+
+def beyond_clip(log_ratio: Tensor, clip: float, clip_high: float | None = None) -> Tensor:
+    """bool, shape of `log_ratio`: the ratio is outside the bounds of `clipped_policy_loss`."""
+    low, high = _bounds(clip, clip_high)
+    return (log_ratio.exp() < low) | (log_ratio.exp() > high)
+
+
+def _bounds(clip: float, clip_high: float | None) -> tuple[float, float]:
+    return 1.0 - (clip or math.inf), 1.0 + ((clip if clip_high is None else clip_high) or math.inf)
 
 
 def clipped_value_loss(values: Tensor, old_values: Tensor, targets: Tensor, clip: float) -> Tensor:
@@ -218,8 +237,10 @@ def kl_estimate(logprobs: Tensor, other: Tensor, kind: Divergence) -> Tensor:
     """Per token: an estimate of KL(p || q) from a token drawn from p; `logprobs` is log p, `other` log q, same shape.
 
     With r = log q - log p (Schulman 2020, "Approximating KL divergence"): k1 = -r (unbiased), k2 = r^2 / 2,
-    k3 = exp(r) - 1 - r (unbiased, never negative). As *values* all are fine. As a *loss*, k1's expected gradient is 0
-    and k3's is that of KL(q || p): to pay for KL, put k1 into the reward (which is what the `kl` part does).
+    k3 = exp(r) - 1 - r (unbiased, never negative). As *values* all are fine. As a *loss*, differentiated through log p,
+    the expected gradient of k1 is 0, of k2 that of KL(p || q), of k3 that of KL(q || p) (Shah et al. 2025, arXiv
+    2512.21852), each of one token's distribution given the text before it. To pay for the KL of whole texts, put k1
+    into the reward, which is what the `kl` part does.
     """
     log_ratio = other - logprobs
     if kind == "k1":
@@ -232,11 +253,11 @@ def kl_estimate(logprobs: Tensor, other: Tensor, kind: Divergence) -> Tensor:
 
 
 def pair_loss(
-    chosen: Tensor, rejected: Tensor, *, beta: float, kind: PairLoss = "sigmoid", label_smoothing: float = 0.0
+    chosen: Tensor, rejected: Tensor, *, beta: float, kind: PairLoss = "sigmoid", label_smoothing: float | Tensor = 0.0
 ) -> Tensor:
     """[P]: the loss of each preference pair, from log pi(answer) - log reference(answer) of both, [P] each.
 
-    With h = chosen - rejected and s = `label_smoothing`, the chance that a label is wrong:
+    With h = chosen - rejected and s = `label_smoothing`, the chance that a label is wrong ([P], if pairs differ in it):
     - "sigmoid": -(1 - s) log sigmoid(beta h) - s log sigmoid(-beta h) (DPO, Rafailov et al. 2023, eq. 7; s > 0 is its
       conservative form, Mitchell 2023);
     - "ipo": (h - 1 / (2 beta))^2 (Azar et al. 2023, eq. 17), which knows no label smoothing.
@@ -248,6 +269,27 @@ def pair_loss(
         right, wrong = F.logsigmoid(beta * margin), F.logsigmoid(-beta * margin)
         return -(1.0 - label_smoothing) * right - label_smoothing * wrong
     raise ConfigError(f"a pair loss is sigmoid or ipo, got {kind!r}")
+
+
+def unpaired_loss(
+    log_ratio: Tensor,
+    desirable: Tensor,
+    reference_point: Tensor,
+    *,
+    beta: float,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> Tensor:
+    """[B]: lambda_y - v(x, y) of each labelled answer (KTO, Ethayarajh et al. 2024, arXiv 2402.01306, sec. 4.1, eq. 7).
+
+    v = lambda_D sigmoid(beta (r - z0)) for a desirable answer and lambda_U sigmoid(beta (z0 - r)) for another, with
+    r = `log_ratio` = log pi(answer) - log reference(answer) [B], z0 = `reference_point` (scalar, without gradient) and
+    the lambdas the two weights. `desirable` bool[B].
+    """
+    distance = beta * (log_ratio - reference_point.detach())
+    weight = torch.where(desirable, desirable_weight, undesirable_weight).to(log_ratio.dtype)
+    # 1 - sigmoid(x) = sigmoid(-x), which keeps its digits where the answer is far beyond the reference point.
+    return weight * torch.sigmoid(torch.where(desirable, -distance, distance))
 
 
 def explained_variance(values: Tensor, targets: Tensor, mask: Tensor) -> float:
@@ -273,6 +315,34 @@ def minibatches(rows: int, count: int, epochs: int, stream: np.random.Generator)
 def stated_log_ratio(logprobs: Tensor, stated: Tensor, actions: Tensor) -> Tensor:
     """float64[B, L]: log pi(token) - what its writer `stated`, no gradient into the latter; 0 off `actions`."""
     return (logprobs.double() - stated.detach()).masked_fill(~actions, 0.0)
+
+
+def truncated_importance_weights(log_ratio: Tensor, cap: float) -> Tensor:
+    """float64[B]: min(pi(answer) / mu(answer), `cap`) of each row, without gradient; 1 where pi = mu wrote it.
+
+    `log_ratio` [B, L] is that of each token to its writer mu, 0 off the agent's tokens (`stated_log_ratio`). Cutting
+    the weights off bounds the variance, at the price of a bias towards mu (Ionides 2008, "Truncated Importance
+    Sampling").
+    """
+    return log_ratio.detach().double().sum(dim=1).exp().clamp(max=cap)
+
+
+def logprobs_under(scorer: TokenScorer, rollout: Rollout) -> Tensor:
+    """float64[B, L]: log p of the agent's tokens under another policy (the reference), 0 elsewhere."""
+    laid_out = torch.zeros(rollout.tokens.shape, dtype=torch.float64)
+    for row, logprobs in enumerate(scorer.response_logprobs(rollout.episodes)):
+        start = len(rollout.episodes[row].prompt_ids)
+        laid_out[row, start : start + len(logprobs)] = torch.from_numpy(logprobs)
+    return laid_out.to(rollout.tokens.device).masked_fill(~rollout.actions, 0.0)
+
+
+def require_beta(beta: float, who: str) -> None:
+    """Refuse an objective without a KL penalty to an agent (`who`) that carries it in its own loss."""
+    if not beta > 0.0:
+        raise ConfigError(
+            f"{who}'s beta is the weight of the reward part 'kl', which is {beta:g} here: "
+            "give the reward a 'kl' part with a positive weight (0.1, say)"
+        )
 
 
 def require_stated(rollout: Rollout, agent: str) -> None:

@@ -14,14 +14,15 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from rlhf_env.envs.rewards import Score
+from rlhf_env.envs.rewards import RewardMix, Score
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.errors import ConfigError, RewardError, RlhfEnvError, RunFailed
 from rlhf_env.learning.agent import Agent, Decision, Metrics
 from rlhf_env.learning.engine import Engine
+from rlhf_env.learning.functional import groups_without_spread
 from rlhf_env.learning.rollout import Rollout, finished
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
-from rlhf_env.learning.spending import Budget, Spending
+from rlhf_env.learning.spending import Budget, Spending, Stopping
 from rlhf_env.types import Episode, Float
 
 Row = dict[str, Any]
@@ -45,11 +46,12 @@ def collect_with(env: TextVectorEnv, agent: Agent, options: Mapping[str, Any], *
     if env.metadata["autoreset_mode"].value != "Disabled":
         raise ConfigError("collect() needs an environment made with autoreset_mode='Disabled'")
     observation, _ = env.reset(seed=seed, options=options)
+    prompts = env.prompts
     ended: dict[int, tuple[Episode, Score]] = {}
     extras: dict[str, Float] = {}
     while len(ended) < env.num_envs:
         writing = env.writing
-        decision = agent.act({**observation, "writing": writing})  # type: ignore[typeddict-item]  # env's dict is Any
+        decision = agent.act({**observation, "writing": writing, "prompts": prompts})  # type: ignore[typeddict-item]
         before = observation["attention_mask"].sum(axis=1)
         _lay_out(extras, decision, writing, before, env)
         observation, _, _, _, infos = env.step(action_for(env, decision))
@@ -144,6 +146,7 @@ class EnvSource:
         except RlhfEnvError:
             self._prompts.place = place  # these prompts were not used up: a resumed run takes them again
             raise
+        rollout = replace(rollout, measured=_kl(rollout, self.env.reward))
         self.env.settle()  # so that a checkpoint taken now holds what the rewards remember of this rollout
         self._spending.add(
             episodes=len(rollout), generated_tokens=int(rollout.actions.sum()), reward_calls=len(rollout)
@@ -156,6 +159,17 @@ class EnvSource:
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
         self._prompts.place = int(state["place"])
         self.env.reward.load_state_dict(state["rewards"])
+
+
+def _kl(rollout: Rollout, reward: RewardMix) -> Metrics:
+    """The mean KL to the reference of a rollout, in nats a response, where a part `kl` has scored it.
+
+    The part's controller moves its coefficient as soon as it is shown the rollout: ask before that.
+    """
+    scored = [score.raw["kl"] for score in rollout.scores if "kl" in score.raw]
+    if not scored:
+        return {}
+    return {"kl": -float(np.mean(scored)) / float(getattr(reward.parts["kl"], "coefficient", 1.0))}
 
 
 class DataSource:
@@ -206,7 +220,7 @@ def train(
     checkpoint_every: int = 0,
     evaluate: Callable[[], Mapping[str, float]] | None = None,
     evaluate_every: int = 0,
-    stop_when: Callable[[Row], str | None] | None = None,
+    stop_when: Callable[[Row], str | None] | Stopping | None = None,
     on_update: Callable[[Row, float], None] | None = None,
 ) -> Training:
     """Collect and update until `budget` is spent.
@@ -216,7 +230,7 @@ def train(
         resume: go on from the run folder's newest valid checkpoint, if there is one.
         checkpoint_every: updates between checkpoints (0: only at the end and on interruption).
         evaluate, evaluate_every: numbers to log beside the update's own, every so many updates (and never at 0).
-        stop_when: reads a row of metrics; a reason to stop early, or None.
+        stop_when: reads each row of metrics, once; a reason to stop early, or None. What `Stopping` remembers is saved.
         on_update: called with each row and the share of the budget spent (progress bars).
 
     Raises Interrupted after SIGINT or SIGTERM, with the run saved; RewardError, and ConfigError for a prompt that
@@ -228,7 +242,8 @@ def train(
     idle = 0  # updates in a row that spent nothing of the budget
 
     def state() -> dict[str, Any]:
-        return {"agent": agent.state_dict(), "source": source.state_dict(), "spending": spending.as_dict()}
+        content = {"agent": agent.state_dict(), "source": source.state_dict(), "spending": spending.as_dict()}
+        return content | ({"stopping": stop_when.state_dict()} if isinstance(stop_when, Stopping) else {})
 
     def save(content: Mapping[str, Any]) -> None:
         nonlocal saved
@@ -241,6 +256,8 @@ def train(
         agent.load_state_dict(restored[0]["agent"])
         source.load_state_dict(restored[0]["source"])
         spending.load(restored[0]["spending"])
+        if isinstance(stop_when, Stopping):
+            stop_when.load_state_dict(restored[0].get("stopping", {}))
         saved = spending.updates
         for row in read_metrics(run.path):
             if row["update"] == saved > 0 and stop_when is not None and (reason := stop_when(row)):
@@ -279,13 +296,13 @@ def train(
                 run.log(row)
             if on_update is not None:
                 on_update(row, budget.spent_fraction(spending))
+            reason = stop_when(row) if stop_when is not None else None
             if checkpoint_every and spending.updates % checkpoint_every == 0:
                 save(state())
             if caught:
                 save(state())
                 where = f"; go on with --resume in {run.path}" if run is not None else ""
                 raise Interrupted(caught[0], f"stopped after update {spending.updates}{where}")
-            reason = stop_when(row) if stop_when is not None else None
             if reason:
                 save(state())
                 return Training(reason, rows)
@@ -298,7 +315,10 @@ def train(
 
 
 def describe(rollout: Rollout) -> Metrics:
-    """What any rollout with scores says about itself: reward and its parts, lengths, how texts ended."""
+    """What any rollout with scores says about itself: reward and its parts, lengths, how texts ended.
+
+    Where texts answer a prompt in groups, also the share of groups whose members all earned the same but for their KL.
+    """
     if not rollout.scores or not rollout.scores[0].raw:
         return {}
     totals = rollout.returns()
@@ -308,7 +328,12 @@ def describe(rollout: Rollout) -> Metrics:
         "rollout/reward_std": float(totals.std(unbiased=False)),
         "rollout/length": float(lengths.mean()),
         "rollout/cut_at_limit": float(np.mean([e.finish_reason == "length" for e in rollout.episodes])),
+        **{f"rollout/{name}": value for name, value in rollout.measured.items()},
     }
+    if len(rollout.group.unique()) < len(rollout):
+        summary["rollout/groups_without_spread"] = groups_without_spread(
+            rollout.returns(without=("kl",)), rollout.group, counted=rollout.scored
+        )
     for name in rollout.scores[0].raw:
         values = rollout.part(name)
         summary[f"rollout/part/{name}"] = float(values.mean())

@@ -22,7 +22,7 @@ class Rollout:
     policy that
     wrote them, 0 elsewhere. `group` int64[B]: rows of one number answer one prompt. `truncated` bool[B]: cut from
     outside, so a value is bootstrapped. `extras`: what `act` attached, float64[B, L] each. `stated`:
-    whether `logprobs` are known (0 otherwise).
+    whether `logprobs` are known (0 otherwise). `measured`: numbers about the whole batch that its source took down.
     """
 
     tokens: Tensor
@@ -35,6 +35,7 @@ class Rollout:
     scores: Sequence[Score]
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     stated: bool = False
+    measured: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_episodes(
@@ -116,6 +117,11 @@ class Rollout:
         """bool[B]: rows that were given a reward (those cut from outside were not)."""
         return torch.tensor([bool(score.raw) for score in self.scores], device=self.tokens.device)
 
+    @property
+    def judged(self) -> bool:
+        """Whether the rewards are stored judgements: the one part "preference", 1 for what is preferred and else 0."""
+        return bool(self.scores) and all(set(score.raw) == {"preference"} for score in self.scores)
+
     def part(self, name: str) -> Tensor:
         """float64[B]: one reward part, unweighted."""
         return torch.tensor([score.raw[name] for score in self.scores], dtype=torch.float64)
@@ -183,8 +189,23 @@ def demonstrations(episodes: Sequence[Episode], *, pad_id: int) -> Rollout:
     return Rollout.from_episodes(episodes, [Score(raw={}, weights={})] * len(episodes), pad_id=pad_id)
 
 
-def preference_pairs(chosen: Sequence[Episode], rejected: Sequence[Episode], *, pad_id: int) -> Rollout:
-    """Preference pairs as a rollout: rows 2i (chosen, reward 1) and 2i + 1 (rejected, reward 0) are one group."""
+def labelled_answers(episodes: Sequence[Episode], desirable: Sequence[bool], *, pad_id: int) -> Rollout:
+    """Answers that were judged one by one, as a rollout: reward 1 for a desirable one and 0 for another."""
+    scores = [
+        Score(raw={"preference": float(good)}, weights={"preference": 1.0})
+        for _, good in zip(episodes, desirable, strict=True)
+    ]
+    return Rollout.from_episodes(episodes, scores, pad_id=pad_id)
+
+
+def preference_pairs(
+    chosen: Sequence[Episode], rejected: Sequence[Episode], *, pad_id: int, weights: Sequence[float] | None = None
+) -> Rollout:
+    """Preference pairs as a rollout: rows 2i (chosen, reward 1) and 2i + 1 (rejected, reward 0) are one group.
+
+    `weights`, above 0, are those of the pairs (default: 1 each), and of the part "preference".
+    """
     rows = [episode for pair in zip(chosen, rejected, strict=True) for episode in pair]
-    scores = [Score(raw={"preference": 1.0 - i % 2}, weights={"preference": 1.0}) for i in range(len(rows))]
+    each = [1.0] * len(chosen) if weights is None else weights
+    scores = [Score(raw={"preference": 1.0 - i % 2}, weights={"preference": each[i // 2]}) for i in range(len(rows))]
     return Rollout.from_episodes(rows, scores, pad_id=pad_id, group_size=2)

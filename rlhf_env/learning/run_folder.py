@@ -38,6 +38,7 @@ class RunFolder:
         self._lock: IO[str] | None = None
         self._metrics: IO[str] | None = None
         self._writer: Any = None
+        self._purge_step: int | None = None
 
     def __enter__(self) -> RunFolder:
         try:
@@ -127,6 +128,7 @@ class RunFolder:
         partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         partial.replace(file)
         self._metrics = file.open("a", encoding="utf-8")
+        self._purge_step = step + 1
 
     def _tensorboard_writer(self) -> Any:
         if self._writer is None and self._tensorboard:
@@ -135,7 +137,8 @@ class RunFolder:
             except ImportError:  # an extra: runs work without it
                 self._tensorboard = False
                 return None
-            self._writer = SummaryWriter(str(self.path / "tensorboard"))
+            # On a resume, the points that are drawn again are taken back.
+            self._writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=self._purge_step)
         return self._writer
 
     def _take_lock(self, lock: IO[str]) -> None:

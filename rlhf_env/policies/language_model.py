@@ -168,7 +168,7 @@ class LanguageModel(nn.Module):
         answers: list[Float] = [np.zeros(0)] * len(episodes)
         with _without_dropout(self):
             for batch in self._batches(episodes):
-                tokens, mask, where = _padded([episodes[index] for index in batch], self.pad_id)
+                tokens, mask, where = padded([episodes[index] for index in batch], self.pad_id)
                 logprobs = self.evaluate(tokens, mask, where).logprobs.double().cpu().numpy()
                 for row, index in enumerate(batch):
                     start = len(episodes[index].prompt_ids)
@@ -300,7 +300,7 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _padded(episodes: Sequence[Episode], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
+def padded(episodes: Sequence[Episode], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens, mask, and where the agent chose: [B, L] each."""
     width = max(len(episode.ids) for episode in episodes)
     tokens = np.full((len(episodes), width), pad_id, np.int64)

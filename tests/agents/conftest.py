@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations_with_replacement, product
+from math import factorial, prod
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,12 @@ import pytest
 import torch
 from rlhf_rewards.kl import KL
 
+from rlhf_env import plugins
+from rlhf_env.envs.rewards import Score
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.agent import Agent, Setup
-from rlhf_env.learning.engine import Engine
+from rlhf_env.learning.engine import Engine, Optimization
 from rlhf_env.learning.loop import collect
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.spending import Spending
@@ -59,6 +63,7 @@ def build_world(
     rows: int = 32,
     length: int = 6,
     whole_responses: bool = True,
+    action_length: int | None = None,
     kl: float = 0.05,
     dtype: torch.dtype = torch.float64,
     task: Any = "count",
@@ -87,7 +92,7 @@ def build_world(
         tokenizer=f"alphabet:{symbols}",
         max_new_tokens=length,
         max_prompt_tokens=8,
-        action_length=None if whole_responses else 1,
+        action_length=action_length if whole_responses else 1,
         autoreset_mode="Disabled",
         max_episode_steps=max_episode_steps,
     )
@@ -104,6 +109,7 @@ def build_world(
         seed=seed,
         engine=Engine(spending=spending),
         spending=spending,
+        task=env.task,
     )
     return World(env, setup)
 
@@ -187,3 +193,160 @@ def make_episode() -> Callable[..., Episode]:
         )
 
     return make
+
+
+@pytest.fixture
+def with_returns() -> Callable[[Rollout, list[float | None]], Rollout]:
+    """The rollout with other rewards, one a row; None for a row that was never scored."""
+
+    def scored(rollout: Rollout, returns: list[float | None]) -> Rollout:
+        nothing = Score(raw={}, weights={})
+        scores = (nothing if r is None else Score(raw={"task": r}, weights={"task": 1.0}) for r in returns)
+        return replace(rollout, scores=tuple(scores))
+
+    return scored
+
+
+@pytest.fixture
+def assert_layout_changes_nothing(make_world: MakeWorld, gradient_of: Any) -> Callable[..., None]:
+    """N3, N4, N8, N34: the gradient knows neither padding, nor the order of rows, nor the size of micro-batches."""
+
+    def check(make_agent: Callable[..., Any], returns: Callable[[Rollout], Rollout] = lambda rollout: rollout) -> None:
+        world = make_world(rows=8)
+        agent = make_agent(world.setup)
+        rollout = returns(world.rollout(agent, seed=3))
+        whole = gradient_of(agent, rollout)
+        assert not rollout.mask.all()
+        assert whole.abs().max() > 1e-4
+        noise = torch.randint(0, 6, rollout.tokens.shape, generator=torch.Generator().manual_seed(0))
+        for tail in (noise, torch.full_like(noise, agent.policy.end_id)):
+            dirty = replace(
+                rollout,
+                tokens=torch.where(rollout.mask, rollout.tokens, tail),
+                logprobs=rollout.logprobs.masked_fill(~rollout.actions, float("nan")),
+            )
+            assert torch.equal(gradient_of(agent, dirty), whole)
+        shuffled = rollout.select(torch.tensor([5, 2, 7, 0, 1, 4, 3, 6]))
+        torch.testing.assert_close(gradient_of(agent, shuffled), whole, rtol=0, atol=1e-12)
+        for size in (1, 3, 5):
+            split = make_agent(make_world(rows=8).setup, optimization=Optimization(micro_batch_size=size))
+            torch.testing.assert_close(gradient_of(split, rollout), whole, rtol=0, atol=1e-12)
+
+    return check
+
+
+@pytest.fixture
+def assert_learns(make_world: MakeWorld) -> Callable[..., None]:
+    """Beats both controls by 0.6 (of a reward in [-1, 1]) after 25 updates; in the token view, the reference by 0.4."""
+
+    def check(make_agent: Callable[..., Any], seed: int) -> None:
+        def control(world: World, name: str, batches: int) -> float:
+            kind = plugins.host().load("agent", name)
+            return world.mean_score(kind(world.setup, kind.Config()), batches)
+
+        world = make_world(seed=seed)
+        controls = max(control(world, name, 8) for name in ("random", "reference"))
+        agent = make_agent(world.setup)
+        world.learn(agent, 25)
+        assert world.mean_score(agent) > controls + 0.6
+
+        world = make_world(seed=seed, whole_responses=False)
+        reference = control(world, "reference", 2)
+        agent = make_agent(world.setup, optimization=Optimization(lr=1e-2))
+        world.learn(agent, 8)
+        assert world.mean_score(agent, batches=2) > reference + 0.4
+
+    return check
+
+
+@dataclass(frozen=True)
+class Enumerated:
+    """A world whose answers can all be listed: what is an average over samples elsewhere is a sum here.
+
+    `answers`: every answer to one prompt, as a rollout that `setup.policy` wrote, scored by the environment's reward.
+    """
+
+    world: World
+    answers: Rollout
+
+    @classmethod
+    def of(cls, world: World) -> Enumerated:
+        policy, tokenizer, length = world.setup.policy, world.setup.tokenizer, world.setup.max_new_tokens
+        prompt = world.env.task.prompt(0, {})
+        symbols = [i for i in range(policy.vocab_size) if i != tokenizer.end_id]
+        shorter = [[*said, tokenizer.end_id] for size in range(length) for said in product(symbols, repeat=size)]
+        unstated = [
+            Episode(
+                prompt=prompt,
+                prompt_ids=np.array(tokenizer.encode(prompt.text), dtype=np.int64),
+                response=tokenizer.decode(response),  # the end token has no text
+                response_ids=np.array(response, dtype=np.int64),
+                finish_reason="stop" if response[-1] == tokenizer.end_id else "length",
+                actions=np.ones(len(response), dtype=np.bool_),
+            )
+            for response in [*shorter, *product(symbols, repeat=length)]
+        ]
+        stated = policy.response_logprobs(unstated)
+        episodes = [replace(episode, logprobs=logprobs) for episode, logprobs in zip(unstated, stated, strict=True)]
+        answers = Rollout.from_episodes(episodes, world.env.reward.score(episodes), pad_id=tokenizer.pad_id)
+        assert abs(float(answers.logprobs.sum(dim=1).exp().sum()) - 1.0) < 1e-12
+        return cls(world, answers)
+
+    @property
+    def logprobs(self) -> torch.Tensor:
+        """float64[N]: log pi(answer), with gradient."""
+        return self._of(self.world.setup.policy)
+
+    @property
+    def probabilities(self) -> torch.Tensor:
+        return self.logprobs.detach().exp()
+
+    def exact_gradient(self) -> torch.Tensor:
+        """Of -(E[reward] - beta KL(pi || reference)), by autograd through the sum over all answers."""
+        setup, logprobs = self.world.setup, self.logprobs
+        worth = self.answers.returns(without=("kl",)) - setup.beta * (logprobs - self._of(setup.reference).detach())
+        loss = -(logprobs.exp() * worth).sum()
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(setup.policy.parameters()))])
+
+    def expected_gradient(self, gradient: Callable[[Rollout], torch.Tensor], rows: int = 1) -> torch.Tensor:
+        """The mean of `gradient` over groups of `rows` independent answers, drawn from who wrote them.
+
+        Which row holds which answer makes no difference, so each set of answers is taken once, for all its orders.
+        """
+        likely = self.answers.logprobs.sum(dim=1).exp().tolist()
+        total = torch.zeros(())
+        for chosen in combinations_with_replacement(range(len(likely)), rows):
+            orders = factorial(rows) / prod(factorial(chosen.count(i)) for i in set(chosen))
+            rollout = replace(self.answers.select(list(chosen)), group=torch.zeros(rows, dtype=torch.int64))
+            total = total + orders * prod(likely[i] for i in chosen) * gradient(rollout)
+        return total
+
+    def _of(self, policy: Any) -> torch.Tensor:
+        logprobs = policy.evaluate(self.answers.tokens, self.answers.mask, self.answers.actions).logprobs
+        return logprobs.double().sum(dim=1)
+
+
+@pytest.fixture
+def enumerate_world(make_world: MakeWorld) -> Callable[..., Enumerated]:
+    """`enumerate_world(length=2, rows=1)`: all answers of up to 2 tokens, of a policy that has left its reference.
+
+    `moved_on`: the policy has changed since it wrote them.
+    """
+
+    def build(*, moved_on: bool = False, **world: Any) -> Enumerated:
+        made = make_world(**world)
+        stir(made.setup.policy, seed=1)
+        enumerated = Enumerated.of(made)
+        if moved_on:
+            stir(made.setup.policy, seed=2)
+        return enumerated
+
+    return build
+
+
+def stir(policy: Any, seed: int) -> None:
+    """Move every parameter a little, the same way for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))

@@ -45,9 +45,9 @@ def test_controls_learn_nothing_and_resume(make_world, assert_resumes, kind: Any
 
 
 def test_every_built_in_agent_loads_by_name() -> None:
-    names = ["best_of_n", "dpo", "grpo", "ppo", "random", "reference", "sft"]
+    names = ["best_of_n", "dpo", "grpo", "ppo", "random", "reference", "reinforce", "rejection", "rloo", "sft"]
     assert set(names) <= set(plugins.host().names("agent"))
     trains = {name: plugins.host().load("agent", name).trains for name in names}
-    assert [name for name in names if trains[name]] == ["dpo", "grpo", "ppo", "sft"]
+    assert [name for name in names if trains[name]] == ["dpo", "grpo", "ppo", "reinforce", "rejection", "rloo", "sft"]
     for name in names:
         plugins.host().load("agent", name).Config()

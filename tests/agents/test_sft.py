@@ -11,7 +11,7 @@ from rlhf_agents.sft import SFT
 
 from rlhf_env.errors import DataError
 from rlhf_env.learning.engine import Optimization
-from rlhf_env.learning.rollout import demonstrations
+from rlhf_env.learning.rollout import demonstrations, preference_pairs
 
 
 def sft(setup: Any, **settings: Any) -> SFT:
@@ -61,6 +61,12 @@ def test_texts_without_an_answer_are_counted_and_weigh_nothing(make_world, make_
     assert agent.update(demonstrations([full, empty], pad_id=5))["skipped_texts"] == 1
     with pytest.raises(DataError, match="none of the texts has a token to learn"):
         agent.update(demonstrations([empty], pad_id=5))
+
+
+def test_rejected_answers_are_not_imitated(make_world, make_episode) -> None:
+    pair = preference_pairs([make_episode([0, 2], [1, 4])], [make_episode([0, 2], [0, 4])], pad_id=5)
+    with pytest.raises(DataError, match="some were rejected: use dpo or kto"):
+        sft(make_world().setup).update(pair)
 
 
 def test_dropout_is_on_while_learning_and_draws_from_its_own_stream(make_world, make_episode) -> None:  # N12

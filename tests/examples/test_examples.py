@@ -95,10 +95,10 @@ def test_loop_by_hand(run: Run) -> None:
 
 def test_swap_agents(run: Run) -> None:
     output = run(*_example("swap_agents.py"))
-    table = {line.split()[0]: line.split() for line in output.splitlines()[1:7]}
-    assert list(table) == ["ppo", "grpo", "dpo", "best_of_n", "reference", "random"]
+    table = {line.split()[0]: line.split() for line in output.splitlines()[1:9]}
+    assert list(table) == ["ppo", "reinforce", "rloo", "grpo", "dpo", "best_of_n", "reference", "random"]
     objective = {agent: float(cells[1]) for agent, cells in table.items()}
-    for agent in ("ppo", "grpo", "dpo"):
+    for agent in ("ppo", "reinforce", "rloo", "grpo", "dpo"):
         assert objective[agent] > objective["reference"] + 0.5, agent
         assert float(table[agent][3]) > 1.0, "it has left the reference"
     assert objective["best_of_n"] > objective["reference"]

@@ -173,7 +173,7 @@ def test_distinct_n(texts: list[str], n: int, share: float) -> None:
 # ---------------------------------------------------------------- nothing is changed by asking
 
 
-@pytest.mark.parametrize("agent", ["ppo", "best_of_n", "reference"])
+@pytest.mark.parametrize("agent", ["ppo", "best_of_n", "reference", "random"])
 def test_evaluating_leaves_everything_as_it_was(agent: str, toy: Toy) -> None:
     watched, other = workplace_of(toy, agent), workplace_of(toy, agent)
     evaluator = Evaluator.of(watched)

@@ -18,9 +18,14 @@ MakeExperiment = Callable[..., Experiment]
 # Settings with which each agent has something to remember: momentum, minibatch order, groups, temperature.
 AGENTS: dict[str, dict[str, Any]] = {
     "ppo": {"minibatches": 2, "lr": 1e-2, "schedule": "linear"},
+    "reinforce": {"lr": 1e-2, "schedule": "cosine"},
+    "rloo": {"minibatches": 2, "lr": 1e-2, "group_size": 4},
+    "rejection": {"minibatches": 2, "lr": 1e-2, "group_size": 4},
     "grpo": {"minibatches": 2, "lr": 1e-2, "group_size": 4},
     "dpo": {"minibatches": 2, "lr": 1e-2, "group_size": 4},
     "sft": {"lr": 1e-2},
+    "options": {"minibatches": 2, "lr": 1e-2},
+    "curriculum": {"levels": [1, 2], "threshold": 0.0, "window": 12, "agent": {"name": "ppo", "lr": 1e-2}},
     "best_of_n": {"n": 2},
     "reference": {},
     "random": {},

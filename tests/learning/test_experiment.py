@@ -51,12 +51,14 @@ EXPERIMENTS = {
         environment=EnvironmentSettings(
             num_envs=2, max_new_tokens=3, max_prompt_tokens=4, view="token", action_length=1
         ),
-        rewards={"length": {"weight": -0.5, "target": 2}, "task": 1},
+        rewards={"length": {"weight": -0.5, "target": 2}, "task": 1, "kl": 0.0},
         agent={"name": "grpo", "lr": 1e-3, "group_size": 2},
         budget=Budget(updates=3),
         evaluation=EvaluationSettings(prompts=2, every=1, seed=1, rewards={"length": {"target": 9}}),
         checkpoint_every=0,
         max_kl=12,
+        patience=3,
+        min_delta=0.5,
     ),
     "two limits": Experiment(budget=Budget(seconds=60, gradient_steps=10)),
 }
@@ -127,7 +129,15 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ('[policy]\ndtype = "float16"', "'float16' is not one of 'float32', 'float64'"),
         ("seed = -1", "seed must not be negative, got -1"),
         ("checkpoint_every = -1", "checkpoint_every must not be negative"),
-        ("max_kl = 0.0", "max_kl must be positive"),
+        ("max_kl = 0.0\n[rewards]\nkl = 1.0", "max_kl must be positive"),
+        ("max_kl = 1.0", "max_kl is measured by the reward part 'kl', which is not among [rewards]"),
+        (
+            'max_kl = 1.0\npreferences = "pairs.jsonl"\n[budget]\nupdates = 3\n[rewards]\nkl = 1.0',
+            "with `preferences` it writes none",
+        ),
+        ("patience = -1", "patience must not be negative, got -1"),
+        ("min_delta = -0.1", "min_delta must not be negative, got -0.1"),
+        ("patience = 2", "patience = 2 counts evaluations on the way, and there are none: set `every` in [evaluation]"),
         ("[budget]\nupdates = 0", "budget updates must be a positive number, got 0"),
         ("[budget]", "a budget needs at least one limit"),
         ('[budget]\nupdates = "many"', "'many' is not a whole number"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from rlhf_env.errors import ConfigError
 from rlhf_env.learning.functional import (
+    beyond_clip,
     clipped_policy_loss,
     clipped_value_loss,
     explained_variance,
@@ -19,6 +22,7 @@ from rlhf_env.learning.functional import (
     groups_without_spread,
     kl_estimate,
     leave_one_out_advantages,
+    logprobs_under,
     masked_mean,
     masked_sum,
     minibatches,
@@ -27,9 +31,14 @@ from rlhf_env.learning.functional import (
     returns_to_go,
     stated_log_ratio,
     token_weights,
+    truncated_importance_weights,
+    unpaired_loss,
     weighted_sum,
     whiten,
 )
+from rlhf_env.learning.rollout import demonstrations
+from rlhf_env.testing import make_episode
+from rlhf_env.types import Episode, Float
 
 GARBAGE = (1e6, math.nan, math.inf)
 
@@ -166,19 +175,26 @@ def test_leave_one_out_by_hand() -> None:  # N32
     assert_close(advantages, f64(1 - 4, 2 - 3.5, 6 - 1.5).flatten())
 
 
-@pytest.mark.parametrize("scale_by_std", [True, False])
-def test_groups_do_not_touch_each_other(scale_by_std: bool) -> None:  # N26
+@pytest.mark.parametrize(
+    "advantages_of",
+    [
+        leave_one_out_advantages,
+        lambda *a: group_advantages(*a, scale_by_std=True),
+        lambda *a: group_advantages(*a, scale_by_std=False),
+    ],
+)
+def test_groups_do_not_touch_each_other(advantages_of) -> None:  # type: ignore[no-untyped-def]  # N26
     generator = torch.Generator().manual_seed(2)
     returns = torch.rand(12, generator=generator, dtype=torch.float64)
     group = torch.tensor([0, 1, 2] * 4)
-    before = group_advantages(returns, group, scale_by_std=scale_by_std)
-    other = torch.where(group == 1, returns * 100, returns)
-    after = group_advantages(other, group, scale_by_std=scale_by_std)
+    before = advantages_of(returns, group)
+    after = advantages_of(torch.where(group == 1, returns * 100, returns), group)
     assert torch.equal(before[group != 1], after[group != 1])
     for number in range(3):
         assert abs(float(after[group == number].sum())) < 1e-12 * 100
-    shifted = group_advantages(returns + 1000.0, group, scale_by_std=scale_by_std)
-    assert_close(before, shifted, 1e-10)
+    assert_close(before, advantages_of(returns + 1000.0, group), 1e-10)
+    order = torch.randperm(12, generator=generator)
+    assert_close(advantages_of(returns[order], group[order]), before[order])  # N8
 
 
 @pytest.mark.parametrize(
@@ -208,6 +224,29 @@ def test_clipped_policy_loss_in_its_four_regions() -> None:
     loss.sum().backward()
     assert log_ratio.grad is not None
     assert_close(log_ratio.grad, f64(0.0, 3.0, -1.0, 0.0).flatten())
+
+
+def test_a_wider_clip_upwards_and_none_at_all() -> None:
+    log_ratio, advantages = torch.log(f64(1.25, 1.25, 0.5, 9.0)).flatten(), f64(2.0, -2.0, -2.0, 2.0).flatten()
+    # Up to 1.28: the first two are inside; the third is bounded at 0.8, the last at 1.28.
+    assert_close(clipped_policy_loss(log_ratio, advantages, 0.2, 0.28), f64(-2.5, 2.5, 1.6, -2.56).flatten())
+    assert beyond_clip(log_ratio, 0.2, 0.28).tolist() == [False, False, True, True]
+    assert beyond_clip(log_ratio, 0.2).tolist() == [True, True, True, True]
+    assert_close(clipped_policy_loss(log_ratio, advantages, 0.0), -log_ratio.exp() * advantages)
+    assert not beyond_clip(log_ratio, 0.0).any()
+
+
+def test_importance_is_cut_off_at_the_cap() -> None:  # N15
+    """1 where the policy wrote the text; 0 <= w <= cap; no gradient beyond, whatever the sign of the advantage."""
+    log_ratio = torch.log(f64(1.0, 2.9, 4.0, 4.0, 0.0)).flatten().requires_grad_()
+    advantages = f64(1.0, -1.0, -1.0, 1.0, -1.0).flatten()
+    loss = clipped_policy_loss(log_ratio, advantages, 0.0, cap=3.0)
+    assert_close(loss.detach(), f64(-1.0, 2.9, 3.0, -3.0, 0.0).flatten())
+    loss[:4].sum().backward()
+    assert log_ratio.grad is not None
+    assert_close(log_ratio.grad[:4], f64(-1.0, 2.9, 0.0, 0.0).flatten())
+    clip_and_cap = clipped_policy_loss(torch.log(f64(9.0, 9.0).flatten()), f64(1.0, -1.0).flatten(), 0.2, cap=3.0)
+    assert_close(clip_and_cap, f64(-1.2, 3.0).flatten())
 
 
 def test_clipped_value_loss_and_its_gradient() -> None:  # N37
@@ -253,6 +292,7 @@ def test_gradients_of_kl_estimates_are_what_the_docstring_says() -> None:  # N20
     reverse = gradient((p().exp() * (p() - q)).sum())
     in_reward = gradient((drawn * kl_estimate(p(), q, "k1").detach() * p()).sum())
     assert_close(in_reward, reverse)
+    assert_close(gradient((drawn * kl_estimate(p(), q, "k2")).sum()), reverse)
     forward = gradient((q.exp() * (q - p())).sum())
     assert_close(gradient((drawn * kl_estimate(p(), q, "k3")).sum()), forward)
 
@@ -270,6 +310,46 @@ def test_pair_loss() -> None:  # N39
     assert_close(swapped - pair_loss(better, worse, beta=0.1), f64(0.2).flatten())
 
 
+def test_a_reference_speaks_about_actions_only() -> None:
+    """Whatever it says about words of the environment, and with prompts of other lengths."""
+    episodes = [make_episode("p", "abc"), replace(make_episode("pp", "ab"), actions=np.array([True, False, True]))]
+
+    class Reference:
+        def response_logprobs(self, episodes: Sequence[Episode], /) -> list[Float]:
+            return [-1.0 - np.arange(len(episode.response_ids)) for episode in episodes]
+
+    logprobs = logprobs_under(Reference(), demonstrations(episodes, pad_id=0))
+    assert torch.equal(logprobs, f64([0, -1, -2, -3, -4], [0, 0, -1, 0, -3]))
+
+
+def test_pairs_may_differ_in_how_sure_their_label_is() -> None:
+    better, worse = f64(1.5, 0.5).flatten(), f64(-0.5, 1.0).flatten()
+    each = [
+        pair_loss(better[i : i + 1], worse[i : i + 1], beta=0.3, label_smoothing=s) for i, s in enumerate((0.1, 0.5))
+    ]
+    assert_close(pair_loss(better, worse, beta=0.3, label_smoothing=f64(0.1, 0.5).flatten()), torch.cat(each))
+
+
+def test_unpaired_loss() -> None:
+    """KTO's eq. 7 by hand, on both sides of the reference point; far beyond it the digits stay."""
+    ratio = f64(2.0, -1.0, 2.0, 400.0).flatten().requires_grad_()
+    desirable, z0 = torch.tensor([True, True, False, True]), f64(0.5).squeeze().requires_grad_()
+    loss = unpaired_loss(ratio, desirable, z0, beta=0.2, desirable_weight=1.5, undesirable_weight=0.5)
+
+    def sigmoid(x: float) -> float:
+        return 1 / (1 + math.exp(-x))
+
+    gains = [sigmoid(0.2 * 1.5), sigmoid(0.2 * -1.5), sigmoid(0.2 * -1.5)]
+    hand = [1.5 * (1 - gains[0]), 1.5 * (1 - gains[1]), 0.5 * (1 - gains[2])]
+    assert_close(loss[:3].detach(), f64(*hand).flatten())
+    assert abs(float(loss[3].detach()) / (1.5 * math.exp(-0.2 * 399.5)) - 1) < 1e-12
+    loss.sum().backward()
+    assert ratio.grad is not None
+    slopes = [s * w * 0.2 * g * (1 - g) for s, w, g in zip((-1, -1, 1), (1.5, 1.5, 0.5), gains, strict=True)]
+    assert_close(ratio.grad[:3], f64(*slopes).flatten())
+    assert z0.grad is None  # the reference point is no way to learn
+
+
 def test_log_ratios_read_actions_only() -> None:  # N15
     actions = torch.tensor([[False, True, False]])
     now = f64([0, -1, 0]).requires_grad_()
@@ -280,6 +360,13 @@ def test_log_ratios_read_actions_only() -> None:  # N15
     assert stated.grad is None
     assert now.grad is not None
     assert torch.equal(now.grad, f64([0, 1, 0]))
+
+
+def test_importance_weights_are_bounded_and_carry_no_gradient() -> None:  # N15
+    log_ratio = f64([0, 0, 0], [0.5, -0.2, 0], [2, 0.1, 0], [900, 1, 0], [-900, 0, 0]).requires_grad_()
+    weights = truncated_importance_weights(log_ratio, 2.0)
+    assert_close(weights, f64(1, math.exp(0.3), 2, 2, 0).flatten())
+    assert not weights.requires_grad
 
 
 # ---------------------------------------------------------------- sums

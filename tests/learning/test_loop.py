@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 import os
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,13 +18,17 @@ import torch
 
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.errors import ConfigError, RewardError, RlhfEnvError, RunFailed
+from rlhf_env.lab.benchmark import run_experiment
+from rlhf_env.lab.evaluation import Evaluator
 from rlhf_env.learning import loop
 from rlhf_env.learning.agent import Decision
 from rlhf_env.learning.engine import Engine, Optimization
 from rlhf_env.learning.experiment import build
 from rlhf_env.learning.loop import DataSource, EnvSource, Interrupted, Shuffled, collect, train
 from rlhf_env.learning.rollout import Rollout, demonstrations
-from rlhf_env.learning.spending import Budget, Spending
+from rlhf_env.learning.run_folder import RunFolder, read_metrics
+from rlhf_env.learning.schedules import multiplier
+from rlhf_env.learning.spending import Budget, Spending, Stopping
 from rlhf_env.testing import make_episode
 from rlhf_env.types import Episode, Float, Observation
 
@@ -76,8 +83,8 @@ class StatedLogprobs:
         return [np.asarray(episode.logprobs) * (1 + np.arange(len(episode.response_ids))) for episode in episodes]
 
 
-def echo_env(k: int, rows: int = 4, *, stated: bool = True, **settings: Any) -> TextVectorEnv:
-    reward: dict[str, Any] = {"task": 1.0, **({"stated": (0.5, StatedLogprobs())} if stated else {})}
+def echo_env(k: int, rows: int = 4, *, stated: bool = True, task: Any = 1.0, **settings: Any) -> TextVectorEnv:
+    reward: dict[str, Any] = {"task": task, **({"stated": (0.5, StatedLogprobs())} if stated else {})}
     defaults: dict[str, Any] = {"autoreset_mode": "Disabled", "max_new_tokens": LIMIT, "max_prompt_tokens": 4}
     return TextVectorEnv(
         rows,
@@ -215,8 +222,7 @@ class Breaks:
 
 
 def test_prompts_of_a_failed_rollout_are_taken_again() -> None:
-    env, sound = echo_env(LIMIT), echo_env(LIMIT)
-    env.reward.parts["task"] = Breaks()
+    env, sound = echo_env(LIMIT, task=Breaks()), echo_env(LIMIT)
     spending = Spending()
     source, other = EnvSource(env, seed=0, spending=spending), EnvSource(sound, seed=0, spending=Spending())
     with pytest.raises(RewardError, match="the judge does not answer"):
@@ -245,8 +251,7 @@ class Remembers:
 
 
 def test_a_source_holds_what_rewards_remember_of_its_last_rollout() -> None:
-    env = echo_env(LIMIT)
-    env.reward.parts["task"] = Remembers()
+    env = echo_env(LIMIT, task=Remembers())
     source = EnvSource(env, seed=0, spending=Spending())
     source.next(Scripted(TEXTS, LIMIT))
     assert source.state_dict() == {"place": 4, "rewards": {"task": {"seen": 4}}}
@@ -324,6 +329,10 @@ class Spends:
         ({"preference_labels": 7}, 3),
         ({"gradient_steps": 5}, 3),
         ({"episodes": 100, "gradient_steps": 4}, 2),
+        # Of several, in their own units: 4 episodes, 10 tokens, 8 reward calls, 3 labels, 2 steps an update.
+        ({"episodes": 17, "generated_tokens": 31, "reward_calls": 100, "preference_labels": 100}, 4),
+        ({"updates": 9, "reward_calls": 33, "preference_labels": 13, "gradient_steps": 11}, 5),
+        ({"updates": 2, "seconds": 1e9, "generated_tokens": 1000}, 2),
     ],
     ids=str,
 )
@@ -421,6 +430,173 @@ def test_evaluations_come_every_so_many_updates() -> None:
     calls = iter(range(1, 100))
     rows = Spends().train(Budget(updates=5), evaluate=lambda: {"n": float(next(calls))}, evaluate_every=2).rows
     assert [row.get("eval/n") for row in rows] == [None, 1.0, None, 2.0, None]
+
+
+@pytest.mark.parametrize(
+    ("name", "warmup", "floor", "multipliers"),
+    [
+        ("constant", 0.0, 0.0, [1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("constant", 0.5, 0.0, [0.1, 0.55, 1.0, 1.0, 1.0]),
+        ("linear", 0.0, 0.0, [1.0, 0.75, 0.5, 0.25, 0.0]),
+        ("linear", 0.5, 0.2, [0.1, 0.55, 1.0, 0.6, 0.2]),
+        ("cosine", 0.0, 0.0, [1.0, 0.8535533905932737, 0.5, 0.1464466094067263, 0.0]),
+        ("cosine", 0.25, 0.1, [0.1, 1.0, 0.1 + 0.9 * 0.75, 0.1 + 0.9 * 0.25, 0.1]),
+        ("cosine", 1.0, 0.3, [0.1, 0.325, 0.55, 0.775, 1.0]),
+    ],
+)
+def test_schedules_by_hand(name: Any, warmup: float, floor: float, multipliers: list[float]) -> None:
+    """At 0, 1/4, 1/2, 3/4 and all of the budget. cos^2(pi/8) is 0.8535..., cos^2(pi/6) is 3/4."""
+    came = [multiplier(name, share / 4, warmup=warmup, floor=floor) for share in range(5)]
+    assert came == pytest.approx(multipliers, abs=1e-12)
+
+
+# ---------------------------------------------------------------- ending early
+
+
+def evaluations(stopping: Stopping, objectives: Sequence[float | None]) -> list[bool]:
+    return [stopping({"update": i, "eval/objective": value}) is not None for i, value in enumerate(objectives)]
+
+
+@pytest.mark.parametrize(
+    ("patience", "min_delta", "objectives", "stops_at"),
+    [
+        (2, 0.0, [1.0, 2.0, 3.0, 2.9, 3.0], 4),  # as good is not better
+        (2, 0.0, [1.0, 0.5, 1.1, 1.0, 0.9], 4),  # an improvement begins the count anew
+        (1, 0.0, [1.0, 0.5], 1),
+        (2, 0.1, [1.0, 1.05, 1.09], 2),  # small steps do not move what has to be beaten
+        (2, 0.1, [1.0, 1.05, 1.11, 1.2, 1.21], 4),
+        (2, 0.0, [None, math.nan], 1),
+        (3, 0.0, [-3.0, -2.0, math.nan, -1.0, -1.0, -1.0, -1.0], 6),
+        (0, 0.0, [1.0] * 50, None),
+    ],
+    ids=str,
+)
+def test_a_plateau_is_so_many_evaluations_without_a_better_one(
+    patience: int, min_delta: float, objectives: list[float | None], stops_at: int | None
+) -> None:
+    ended = evaluations(Stopping(patience=patience, min_delta=min_delta), objectives)
+    assert [i for i, stop in enumerate(ended) if stop][:1] == ([] if stops_at is None else [stops_at])
+
+
+def test_stopping_reads_a_row_once_and_passes_over_those_without_an_evaluation() -> None:
+    stopping = Stopping(patience=2)
+    assert stopping({"update": 0, "eval/objective": 1.0}) is None
+    for _ in range(5):
+        assert stopping({"update": 1, "eval/objective": 0.9}) is None
+    assert [stopping({"update": update}) for update in range(2, 9)] == [None] * 7
+    reason = "no better held-out objective in 2 evaluations (the best was 1)"
+    assert [stopping({"update": 9, "eval/objective": 1.0}) for _ in range(2)] == [reason, reason]
+    resumed = Stopping(patience=2)
+    resumed.load_state_dict(json.loads(json.dumps(stopping.state_dict())))
+    assert resumed({"update": 9, "eval/objective": 1.0}) == reason
+
+
+def test_stopping_on_kl_reads_the_kl_itself() -> None:
+    stopping = Stopping(max_kl=2.0)
+    assert stopping({"update": 1, "rollout/kl": 2.0, "rollout/part/kl": -5.0}) is None
+    assert stopping({"update": 2, "rollout/kl": 2.01, "rollout/part/kl": -1.0}) == "kl 2.01 above max_kl 2"
+    assert stopping({"update": 3}) is None
+
+
+def test_the_kl_of_a_rollout_is_unscaled_wherever_the_controller_goes(toy: Any) -> None:
+    """It moves by up to 20 % between the scoring of a rollout and the first look at its row."""
+    kl = {"weight": 0.1, "target": 1e-6, "horizon": 1}
+    experiment = toy("ppo", updates=3, rewards={"task": 1.0, "kl": kl})
+    experiment = replace(
+        experiment, agent={**experiment.agent, "lr": 0.05}, policy=replace(experiment.policy, dtype="float64")
+    )
+    workplace = build(experiment)
+    part = workplace.env.reward.parts["kl"]
+    exact, coefficients = [], []
+    update = workplace.agent.update
+
+    def look(rollout: Rollout) -> Any:
+        reference = workplace.setup.reference.response_logprobs(rollout.episodes)
+        exact.append(float(rollout.logprobs.sum(dim=1).mean()) - float(np.mean([row.sum() for row in reference])))
+        coefficients.append(part.coefficient)
+        return update(rollout)
+
+    workplace.agent.update = look  # type: ignore[method-assign]
+    setup = workplace.setup
+    rows = train(
+        workplace.agent, workplace.source, experiment.budget, spending=setup.spending, engine=setup.engine
+    ).rows
+    assert [row["rollout/kl"] for row in rows] == pytest.approx(exact, abs=1e-10)
+    assert abs(exact[-1]) > 0.01
+    assert len(set(coefficients)) > 1, "the controller moves"
+
+
+@pytest.mark.parametrize("checkpoint_every", [1, 2, 3])
+def test_a_plateau_outlives_a_kill(checkpoint_every: int, tmp_path: Path) -> None:
+    """The count is in the checkpoint: killed after any update, the run ends where it would have ended."""
+    objectives = [0.0, 1.0, 0.5, 2.0, 1.9, 2.0, 1.8, 9.0, 9.0]
+    reason = "no better held-out objective in 3 evaluations (the best was 2)"
+
+    class Killed(BaseException): ...
+
+    def run(folder: Path, kill_after: int | None = None) -> tuple[str, int, dict[str, Any]]:
+        work, stopping = Spends(), Stopping(patience=3)
+
+        def kill(row: Any, _share: float) -> None:
+            if row["update"] == kill_after:
+                raise Killed
+
+        with RunFolder(folder, "x = 1", resume=True, tensorboard=False) as run:
+            training = work.train(
+                Budget(updates=20),
+                run=run,
+                resume=True,
+                checkpoint_every=checkpoint_every,
+                evaluate=lambda: {"objective": objectives[work.spending.updates]},
+                evaluate_every=1,
+                stop_when=stopping,
+                on_update=kill,
+            )
+        return training.reason, work.spending.updates, stopping.state_dict()
+
+    whole = run(tmp_path / "whole")
+    assert whole == (reason, 6, {"best": 2.0, "stale": 3, "update": 6})
+    assert run(tmp_path / "whole") == whole, "and stays ended"
+    for cut in range(1, 6):
+        with pytest.raises(Killed):
+            run(tmp_path / str(cut), kill_after=cut)
+        assert run(tmp_path / str(cut)) == whole, f"killed after update {cut}"
+
+
+def test_an_experiment_without_progress_ends_early_and_says_so(toy: Any, tmp_path: Path) -> None:
+    experiment = toy("ppo", updates=9)
+    experiment = replace(
+        experiment,
+        agent={**experiment.agent, "lr": 1e-30},
+        rewards={"task": 1.0},
+        patience=2,
+        evaluation=replace(experiment.evaluation, every=3),
+    )
+    for _ in range(2):
+        workplace = build(experiment)
+        with RunFolder(tmp_path, experiment.to_toml(), resume=True, tensorboard=False) as run:
+            reason, final = run_experiment(workplace, Evaluator.of(workplace), run, resume=True)
+        # Update 0 is the best there is; those after updates 3 and 6 are as good.
+        best = final.metrics["objective"]
+        assert reason == f"no better held-out objective in 2 evaluations (the best was {best:.4g})"
+        assert [row["update"] for row in read_metrics(tmp_path)] == list(range(7))
+
+
+def test_after_a_resume_tensorboard_shows_each_update_once(tmp_path: Path) -> None:
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for kill_after in (3, None):
+        run = Spends()
+
+        def kill(row: Any, _share: float, kill_after: int | None = kill_after) -> None:
+            if row["update"] == kill_after:
+                raise KeyboardInterrupt
+
+        with RunFolder(tmp_path, "x = 1", resume=True) as folder, contextlib.suppress(KeyboardInterrupt):
+            # Killed after update 3, gone on with after update 2.
+            run.train(Budget(updates=5), run=folder, resume=True, checkpoint_every=2, on_update=kill)
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 2
+    events = reader.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [point.step for point in events.Scalars("spent/episodes")] == [1, 2, 3, 4, 5]
 
 
 def test_a_reason_to_stop_ends_the_run_after_its_update() -> None:

@@ -1,0 +1,166 @@
+"""A curriculum around any agent: easy prompts first (Bengio et al. 2009, "Curriculum learning", ICML).
+
+It writes and learns as the agent inside does, and adds one thing: the reset option `level`, with which tasks such as
+`echo`, `guess` and `reasoning_gym` say how hard their prompts are. The level rises by what is achieved, or by how much
+has been spent. The environment stays the same one, so the objective does, too.
+
+    [agent]
+    name = "curriculum"
+    levels = [1, 2, 4, 8]
+    agent = { name = "ppo", lr = 1e-3 }
+
+Levels are for rollouts alone. The evaluator resets without options: it measures at the level that the task itself was
+given (`length` of `echo`), whatever level training has reached. End with that one.
+
+It pays where an answer earns nothing until nearly all of it is right. Where parts of an answer are paid for, as in
+`echo`, there is a gradient from the first update on, and easy levels can cost more than they give.
+
+Left out: going back to an easier level, mixing levels within a rollout, choosing levels by learning progress (Matiisen
+et al. 2017, arXiv 1707.00183).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rlhf_env.errors import ConfigError
+from rlhf_env.learning.agent import Agent, Decision, Metrics, Setup
+from rlhf_env.learning.rollout import Rollout
+from rlhf_env.types import Observation
+
+
+class Curriculum:
+    """Raises the task's level while `agent` learns. What else it is asked (`trains`, `policy`), that one answers."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Which levels, and what raises them. The agent to wrap is no setting: it is built first, and handed in.
+
+        `levels`: the task's, from the first to the last, rising.
+        `by`: "success" goes up when a level has been learned. "budget" and "updates" go up at the places in `starts`.
+        `threshold`, `window`, `patience`: success is the mean of `part` over the last `window` episodes of a level;
+            the level is learned when that was at least `threshold` after each of `patience` updates in a row.
+        `part`: the reward part that says how well a text did, unweighted.
+        `starts`: where each level begins: shares of the budget in [0, 1), or numbers of updates; the first is 0.
+            Empty, with "budget": every level has the same share.
+        """
+
+        levels: tuple[int, ...]
+        by: Literal["success", "budget", "updates"] = "success"
+        threshold: float = 0.8
+        window: int = 128
+        patience: int = 1
+        part: str = "task"
+        starts: tuple[float, ...] = ()
+
+        def __post_init__(self) -> None:
+            problems = [
+                f"{name} must be at least 1, got {getattr(self, name)}"
+                for name in ("window", "patience")
+                if getattr(self, name) < 1
+            ]
+            if not self.levels or not all(type(level) is int for level in self.levels) or not _rise(self.levels):
+                problems.append(f"levels must be whole numbers that rise, one or more, got {list(self.levels)}")
+            if not math.isfinite(self.threshold):
+                problems.append(f"threshold must be finite, got {self.threshold}")
+            if self.by not in ("success", "budget", "updates"):
+                problems.append(f"by must be success, budget or updates, got {self.by!r}")
+            else:
+                problems += self._wrong_starts()
+            if problems:
+                raise ConfigError(*problems)
+
+        def _wrong_starts(self) -> list[str]:
+            if self.by == "success" or (self.by == "budget" and not self.starts):
+                return [f"starts are for by = budget and by = updates, not {self.by}"] if self.starts else []
+            if len(self.starts) != len(self.levels) or self.starts[0] != 0 or not _rise(self.starts):
+                return [
+                    f"starts must be one number for each of the {len(self.levels)} levels, 0 first and rising, "
+                    f"got {list(self.starts)}"
+                ]
+            if self.by == "budget" and not self.starts[-1] < 1:
+                return [f"starts are shares of the budget, below 1, got {list(self.starts)}"]
+            return []
+
+    def __init__(self, setup: Setup, config: Config, agent: Agent) -> None:
+        self.setup = setup
+        self.config = config
+        self.agent = agent
+        task = setup.task
+        if task is None or "level" not in getattr(task, "option_names", ()):
+            asked = "a run without a task" if task is None else f"the task {type(task).__name__}"
+            raise ConfigError(
+                f"{asked} has no levels: a curriculum needs a task that reads the reset option 'level' "
+                "(echo, guess, reasoning_gym)"
+            )
+        if config.part not in setup.reward.parts:
+            raise ConfigError(f"part {config.part!r} is none of the reward's: {', '.join(setup.reward.parts)}")
+        for level in config.levels:  # a level that the task does not have is refused now, not hours from now
+            task.prompt(0, {"level": level})
+        self._place = 0  # in `levels`
+        self._updates = 0
+        self._recent: list[float] = []  # of the last episodes at this level
+        self._streak = 0  # updates in a row after which success was high enough
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "agent":  # not there yet: this is being copied
+            raise AttributeError(name)
+        return getattr(self.agent, name)
+
+    def begin(self) -> dict[str, Any]:
+        config = self.config
+        if config.by == "budget":
+            starts = config.starts or [place / len(config.levels) for place in range(len(config.levels))]
+            self._place = _last_begun(starts, self.setup.engine.progress)
+        elif config.by == "updates":
+            self._place = _last_begun(config.starts, self._updates)
+        return {**self.agent.begin(), "level": config.levels[self._place]}
+
+    def act(self, observation: Observation, /) -> Decision:
+        return self.agent.act(observation)
+
+    def update(self, rollout: Rollout, /) -> Metrics:
+        """The agent's update; then, by success, perhaps the next level. Texts that were cut off count for nothing."""
+        metrics = {**self.agent.update(rollout), "curriculum/level": float(self.config.levels[self._place])}
+        self._updates += 1
+        scores = [score.raw[self.config.part] for score in rollout.scores if self.config.part in score.raw]
+        if self.config.by == "success":
+            self._recent = [*self._recent, *scores][-self.config.window :]
+            metrics["curriculum/success"] = sum(self._recent) / max(len(self._recent), 1)
+            self._judge(metrics["curriculum/success"])
+        elif scores:
+            metrics["curriculum/success"] = sum(scores) / len(scores)
+        return metrics
+
+    def _judge(self, success: float) -> None:
+        learned = len(self._recent) == self.config.window and success >= self.config.threshold
+        self._streak = self._streak + 1 if learned else 0
+        if self._streak >= self.config.patience and self._place + 1 < len(self.config.levels):
+            self._place, self._streak, self._recent = self._place + 1, 0, []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "agent": self.agent.state_dict(),
+            "place": self._place,
+            "updates": self._updates,
+            "recent": list(self._recent),
+            "streak": self._streak,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        self.agent.load_state_dict(state["agent"])
+        self._place, self._updates = int(state["place"]), int(state["updates"])
+        self._recent, self._streak = list(state["recent"]), int(state["streak"])
+
+
+def _rise(numbers: Sequence[float]) -> bool:
+    return all(low < high for low, high in itertools.pairwise(numbers))
+
+
+def _last_begun(starts: Sequence[float], now: float) -> int:
+    """The place of the last start at or before `now`; the first is 0."""
+    return sum(start <= now for start in starts) - 1

@@ -1,0 +1,200 @@
+"""Kahneman-Tversky optimisation (Ethayarajh et al. 2024, arXiv 2402.01306): from answers that were judged one by one.
+
+An answer is desirable or it is not. Its log-ratio to the reference policy, beta * log(pi / reference), is a gain or a
+loss next to a reference point, and what is maximised is a utility that saturates on both sides: answers that are far
+beyond the point already, or hopeless, move little. `beta` is the weight of the environment's `kl` part.
+
+The reference point z0 stands for KL(policy || reference). As in the paper it is estimated from mismatched pairs, the
+prompt of one row with the answer of another, clamped at 0, and has no gradient. It is taken over the rows of a gradient
+step.
+
+Online, an answer is desirable when its reward (without the KL part) is above the mean of its group, or, where no two
+rows answer one prompt, of the batch; the ones exactly there are not judged. Offline, labels come with the rollout:
+single answers (`labelled_answers`), or pairs (`preference_pairs`), whose halves are judged one by one.
+
+What it optimises is that utility, not the environment's objective: how much better an answer is does not enter.
+
+Left out: utilities of other shapes, the weights of stored pairs (each half counts once).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf_env.errors import ConfigError
+from rlhf_env.learning.agent import Decision, Metrics, Setup
+from rlhf_env.learning.engine import Optimization
+from rlhf_env.learning.functional import logprobs_under, minibatches, require_beta, rows_of_groups, unpaired_loss
+from rlhf_env.learning.rollout import Rollout, demonstrations
+from rlhf_env.types import Observation
+
+
+def above_the_mean(returns: Tensor, group: Tensor, counted: Tensor) -> Tensor:
+    """int64[B]: 1 for a return above its group's mean, -1 below it, 0 on it and for rows not `counted` (bool[B]).
+
+    `returns` [B]; `group` int64[B]. Where no group has two rows, they are compared with the mean of all.
+    """
+    groups = list(rows_of_groups(group, counted))
+    if all(len(rows) < 2 for rows in groups):
+        groups = [torch.cat(groups)]
+    verdicts = torch.zeros_like(group)
+    for rows in groups:
+        values = returns[rows]
+        if len(rows) > 1 and bool(values.min() != values.max()):  # the mean of equals may be off by a rounding
+            verdicts[rows] = (values - values.mean()).sign().long()
+    return verdicts
+
+
+def mismatched(rollout: Rollout, *, pad_id: int) -> Rollout:
+    """Each row's prompt with an answer to another one: the same place's in the next group (j = i + 1 mod m, sec. 4.1).
+
+    With a single group, the next row's answer. Rows are those of `rollout`, without rewards.
+    """
+    groups = list(rows_of_groups(rollout.group))
+    answers = [rollout.episodes[0]] * len(rollout)
+    for rows, following in zip(groups, [*groups[1:], groups[0]], strict=True):
+        others = following.roll(-1) if len(groups) == 1 else following
+        for place, row in enumerate(rows.tolist()):
+            answers[row] = rollout.episodes[int(others[place % len(others)])]
+    episodes = [
+        replace(asked, response=said.response, response_ids=said.response_ids, actions=said.actions, logprobs=None)
+        for asked, said in zip(rollout.episodes, answers, strict=True)
+    ]
+    return demonstrations(episodes, pad_id=pad_id)
+
+
+class KTO:
+    """Makes desirable answers likelier than the reference point, and others less likely."""
+
+    trains = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """`beta` is not here: it is the weight of the environment's `kl` part.
+
+        `group_size`: answers to a prompt, whose mean reward divides them; 1: the batch's mean does.
+        `desirable_weight`, `undesirable_weight`: lambda_D and lambda_U. Where one kind is rarer, the paper raises its
+            weight until (lambda_D * desirable rows) / (lambda_U * undesirable rows) is in [1, 1.5].
+        `epochs`, `minibatches`: passes over the judged rows of a rollout, and gradient steps per pass.
+        `optimization`: learning rate, gradient clipping and so on.
+        """
+
+        group_size: int = 4
+        desirable_weight: float = 1.0
+        undesirable_weight: float = 1.0
+        epochs: int = 1
+        minibatches: int = 1
+        optimization: Optimization = Optimization(lr=1e-4)  # noqa: RUF009 - frozen
+
+        def __post_init__(self) -> None:
+            problems = [
+                f"{name} must be at least 1, got {getattr(self, name)}"
+                for name in ("group_size", "epochs", "minibatches")
+                if getattr(self, name) < 1
+            ]
+            problems += [
+                f"{name} must be positive, got {getattr(self, name)}"
+                for name in ("desirable_weight", "undesirable_weight")
+                if not getattr(self, name) > 0.0
+            ]
+            if problems:
+                raise ConfigError(*problems)
+
+    def __init__(self, setup: Setup, config: Config) -> None:
+        setup.require_groups(config.group_size, least=1)
+        require_beta(setup.beta, "kto")
+        self.setup = setup
+        self.config = config
+        self.policy = setup.policy
+        self.optimizer = setup.engine.optimizer(self.policy.parameters(), config.optimization)
+        self._order = setup.stream("kto minibatches")
+
+    def begin(self) -> dict[str, Any]:
+        return {"group_size": self.config.group_size}
+
+    def act(self, observation: Observation, /) -> Decision:
+        return Decision.of(self.policy.write(observation, self.setup.action_length))
+
+    def update(self, rollout: Rollout, /) -> Metrics:
+        """`epochs` passes of gradient steps over the rows that were judged.
+
+        A row that is judged here costs one preference label, one exactly on the mean too; stored judgements were paid
+        for when they were made. A rollout without a judgement changes nothing.
+        """
+        self.policy.eval()
+        if rollout.judged:
+            verdicts = torch.where(rollout.part("preference") > 0.5, 1, -1)
+        else:
+            verdicts = above_the_mean(rollout.returns(without=("kl",)), rollout.group, rollout.scored)
+            self.setup.spending.add(preference_labels=int(rollout.scored.sum()))
+        judged = verdicts.nonzero().squeeze(1)
+        counts = {
+            "desirable": float((verdicts > 0).sum()),
+            "undesirable": float((verdicts < 0).sum()),
+            "not_judged": float((verdicts == 0).sum()),
+        }
+        if not len(judged):
+            return counts
+        desirable = verdicts[judged] > 0
+        rollout = self._beside_the_reference(rollout.select(judged))
+        strangers = self._beside_the_reference(mismatched(rollout, pad_id=self.policy.pad_id))
+        steps = [
+            self._step(rollout.select(rows), strangers.select(rows), desirable[rows])
+            for rows in minibatches(len(rollout), self.config.minibatches, self.config.epochs, self._order)
+        ]
+        means = {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
+        return {**means, **counts, "beta": self.setup.beta, "lr": self.optimizer.lr}
+
+    def _beside_the_reference(self, rollout: Rollout) -> Rollout:
+        return self.setup.engine.local(rollout.with_extras(reference=logprobs_under(self.setup.reference, rollout)))
+
+    def _log_ratio(self, part: Rollout) -> Tensor:
+        """float64[B]: log pi(answer) - log reference(answer)."""
+        logprobs = self.policy.evaluate(part.tokens, part.mask, part.actions).logprobs
+        return (logprobs.double() - part.extras["reference"]).sum(dim=1)
+
+    @torch.no_grad()
+    def _reference_point(self, strangers: Rollout) -> Tensor:
+        """Scalar z0: the mean log-ratio of mismatched pairs, at least 0."""
+        ratios = [self._log_ratio(strangers.select(rows)) for rows in self.optimizer.rows(len(strangers))]
+        return torch.cat(ratios).mean().clamp(min=0.0)
+
+    def _step(self, batch: Rollout, strangers: Rollout, desirable: Tensor) -> Metrics:
+        """One gradient step on a minibatch, `desirable` bool[B]; `strangers` are its mismatched pairs."""
+        chosen = self.config
+        point = self._reference_point(strangers)
+        found: Metrics = defaultdict(float, reference_point=float(point))
+        for rows in self.optimizer.rows(len(batch)):
+            log_ratio, good = self._log_ratio(batch.select(rows)), desirable[rows]
+            loss = unpaired_loss(
+                log_ratio,
+                good,
+                point,
+                beta=self.setup.beta,
+                desirable_weight=chosen.desirable_weight,
+                undesirable_weight=chosen.undesirable_weight,
+            ).sum()
+            self.optimizer.backward(loss / len(batch))
+            found["loss"] += float(loss.detach()) / len(batch)
+            found["right_side"] += float(((log_ratio > point) == good).sum()) / len(batch)
+        return {**found, "grad_norm": self.optimizer.step()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "policy": self.policy.state_dict(),
+            "sampling": self.policy.sampling_state(),
+            "optimizer": self.optimizer.state_dict(),
+            "order": dict(self._order.bit_generator.state),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        self.policy.load_state_dict(state["policy"])
+        self.policy.load_sampling_state(state["sampling"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._order.bit_generator.state = dict(state["order"])

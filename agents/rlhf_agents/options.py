@@ -1,0 +1,375 @@
+"""Two levels: a manager chooses one of K options, the option's writer writes the next `action_length` tokens.
+
+    manager     z ~ mu(z | text)          where a segment begins
+    writer z    y_t ~ pi_z(y_t | text)    until the segment, or the text, ends
+
+These are options in the sense of the option-critic (Bacon et al. 2017, arXiv 1609.05140) that last for one action of
+the environment: one token, a segment, or a whole response. Each writer is a copy of the policy with two linear heads
+on its last state: its bid, of which the softmax over the writers is mu, and its value Q(text, z). Both levels learn by
+clipped policy gradient, each in a decision process of its own, with one critic for both (DAC, Zhang and Whiteson 2019,
+arXiv 1904.12691): a writer's steps are tokens, the manager's are segments, and a text is worth
+V = sum_z mu(z) Q(., z) to the manager. With one option it is PPO.
+
+The probability that a token is stated to have is its own, whichever option wrote it: the marginal
+
+    p(y_t | text) = sum_z w(z) pi_z(y_t | text)    w(z) ~ mu(z | text where the segment began) prod_{j<t} pi_z(y_j)
+
+over the options, given the tokens of the segment before it. Their product is how likely the agent writes the text, so
+the environment's KL penalty is that of the texts, and a beginner's is 0: its writers are the reference. What was
+decided is more than the tokens: the option, and its and the tokens' log-probability given it, travel with the text as
+`extras`. Ratios are of those.
+
+The cost of being exact: every writer reads the whole text twice for each segment, so short segments are dear; and K
+writers are K models. Left out: writers that share a trunk (an embedding or an adapter for each option), learned ends of
+options, a manager that sets goals instead of choosing (FeUdal, Vezhnevets et al. 2017, arXiv 1703.01161), anything
+that keeps options apart from each other.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rlhf_env.errors import ConfigError, DataError
+from rlhf_env.learning.agent import Decision, Metrics, Setup
+from rlhf_env.learning.engine import Optimization
+from rlhf_env.learning.functional import (
+    clipped_policy_loss,
+    clipped_value_loss,
+    explained_variance,
+    gae,
+    kl_estimate,
+    minibatches,
+    paid_to_actions,
+    require_exact_sampling,
+    stated_log_ratio,
+    token_weights,
+    weighted_sum,
+    whiten,
+)
+from rlhf_env.learning.rollout import Rollout
+from rlhf_env.policies import ValueHead
+from rlhf_env.types import Float, Int, Observation
+
+EXTRAS = ("option", "segment_start", "option_logprob", "writer_logprob")
+
+
+def marginal_logprobs(choice: Tensor, written: Tensor) -> Tensor:
+    """[B, k]: log p of each token of a segment given those before it, whichever option wrote it.
+
+    `choice` [B, K]: log mu(z) where the segment began; `written` [B, k, K]: log pi_z of each token, 0 where there is
+    none (which then has 0).
+    """
+    joint = choice[:, None] + written.cumsum(dim=1)
+    before = torch.cat([choice[:, None], joint[:, :-1]], dim=1)
+    return joint.logsumexp(-1) - before.logsumexp(-1)
+
+
+class Reading(NamedTuple):
+    """What all writers make of given texts, float64[B, L, K] each, K the options.
+
+    `logprobs`: of tokens[b, t], where asked. `choice` and `values`: log mu(z) and Q(., z) of the text before
+    tokens[b, t].
+    """
+
+    logprobs: Tensor
+    choice: Tensor
+    values: Tensor
+
+
+class Options:
+    """A manager and K writers."""
+
+    trains = True
+    policy_writes = False  # not alone: what is stated is the mixture of all writers
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Both levels share these.
+
+        `options`: K, the number of writers.
+        `group_size`: neighbouring rows that answer one prompt, for rewards that compare them.
+        `lam`: lambda of generalised advantage estimation, per token for writers and per segment for the manager.
+            There is no discount.
+        `epochs`, `minibatches`: passes over a rollout, and gradient steps per pass.
+        `clip`: how far the ratio of a token's or an option's probability may move the loss.
+        `whiten_advantages`: mean 0 and variance 1 over the rollout's tokens, and over its segments.
+        `value_coefficient`: weight of the value loss.
+        `option_entropy_coefficient`: weight of a bonus for the entropy of the manager's choice. Without one it may
+            settle on a single option early.
+        `optimization`: learning rate, gradient clipping and so on.
+        """
+
+        options: int = 2
+        group_size: int = 1
+        lam: float = 0.95
+        epochs: int = 2
+        minibatches: int = 1
+        clip: float = 0.2
+        whiten_advantages: bool = True
+        value_coefficient: float = 0.1
+        option_entropy_coefficient: float = 0.0
+        optimization: Optimization = Optimization()  # noqa: RUF009 - frozen
+
+        def __post_init__(self) -> None:
+            problems = [
+                f"{name} must be at least 1, got {getattr(self, name)}"
+                for name in ("options", "group_size", "epochs", "minibatches")
+                if getattr(self, name) < 1
+            ]
+            problems += [
+                f"{name} must not be negative, got {getattr(self, name)}"
+                for name in ("value_coefficient", "option_entropy_coefficient")
+                if not getattr(self, name) >= 0.0
+            ]
+            if not 0.0 <= self.lam <= 1.0:
+                problems.append(f"lam must be in [0, 1], got {self.lam}")
+            if not self.clip > 0.0:
+                problems.append(f"clip must be positive, got {self.clip}")
+            if problems:
+                raise ConfigError(*problems)
+
+    def __init__(self, setup: Setup, config: Config) -> None:
+        setup.require_groups(config.group_size, least=1)
+        require_exact_sampling(setup.policy.sampling, "options")
+        self.setup = setup
+        self.config = config
+        self.policy = setup.policy
+        self.writers = [self.policy, *(copy.deepcopy(self.policy) for _ in range(config.options - 1))]
+        self.bids = nn.ModuleList(self._head() for _ in self.writers)
+        self.values = nn.ModuleList(self._head() for _ in self.writers)
+        trained = [parameter for writer in self.writers for parameter in writer.parameters()]
+        self.optimizer = setup.engine.optimizer(
+            [*trained, *self.bids.parameters(), *self.values.parameters()], config.optimization
+        )
+        self._order = setup.stream("options minibatches")
+
+    def _head(self) -> ValueHead:
+        return ValueHead(self.policy.hidden_size, dtype=self.policy.dtype, device=self.policy.device)
+
+    # ---------------------------------------------------------------- writing
+
+    def begin(self) -> dict[str, Any]:
+        return {"group_size": self.config.group_size}
+
+    @torch.no_grad()
+    def act(self, observation: Observation, /) -> Decision:
+        """An option for each row, and what its writer goes on with."""
+        texts = np.asarray(observation["input_ids"], dtype=np.int64)
+        lengths = np.asarray(observation["attention_mask"]).sum(axis=1, dtype=np.int64)
+        writing = np.asarray(observation.get("writing", np.ones(len(texts), dtype=np.bool_)))
+        k, nothing = self.setup.action_length, self.policy.vocab_size
+        chances, seeds = self._draw(len(texts))
+        tokens = np.full((len(texts), k), nothing, dtype=np.int64)
+        logprobs, extras = np.zeros(tokens.shape), {name: np.zeros(tokens.shape) for name in EXTRAS}
+        if writing.any():
+            ahead = np.full((int(writing.sum()), 1), nothing, dtype=np.int64)  # nothing yet: where a token will be
+            choice = self._read_on(texts[writing], lengths[writing], ahead).choice[:, 0]
+            options = np.zeros(len(texts), dtype=np.int64)
+            cumulated = choice.exp().cumsum(dim=1).cpu().numpy()[:, :-1]
+            options[writing] = (cumulated <= chances[writing, None]).sum(axis=1)
+            for option, writer in enumerate(self.writers):
+                if option:
+                    writer.reseed(int(seeds[option]))
+                if (rows := writing & (options == option)).any():
+                    tokens[rows] = writer.write(observation, k, rows).tokens[rows]
+
+            written = self._read_on(texts[writing], lengths[writing], tokens[writing]).logprobs
+            chosen = torch.from_numpy(options[writing]).to(choice.device)[:, None]
+            logprobs[writing] = marginal_logprobs(choice, written).cpu().numpy()
+            extras["option"][:] = options[:, None]
+            extras["segment_start"][:, 0] = 1.0
+            extras["option_logprob"][writing] = choice.gather(1, chosen).cpu().numpy()
+            extras["writer_logprob"][writing] = of_option(written, chosen.expand(-1, k)).cpu().numpy()
+        shape = tokens.shape if k > 1 else tokens.shape[:1]
+        carried = {name: values.reshape(shape) for name, values in extras.items()}
+        return Decision(tokens.reshape(shape), logprobs.reshape(shape), carried)
+
+    def _draw(self, rows: int) -> tuple[Float, Int]:
+        """Chances float64[B] and seeds int64[K] from the policy's own stream: who reseeds it governs all writers."""
+        stream = np.random.Generator(np.random.PCG64(0))
+        stream.bit_generator.state = self.policy.sampling_state()
+        chances, seeds = stream.random(rows), stream.integers(2**63 - 1, size=len(self.writers))
+        self.policy.load_sampling_state(dict(stream.bit_generator.state))
+        return chances, seeds
+
+    def _read_on(self, texts: Int, lengths: Int, new: Int) -> Reading:
+        """The k places after each of the texts int64[B, L], where `new` int64[B, k] stands, as far as it is tokens."""
+        counts = (new < self.policy.vocab_size).sum(axis=1)
+        width = int(lengths.max()) + new.shape[1]
+        columns = np.arange(width)
+        mask = columns < (lengths + counts)[:, None]
+        where = mask & (columns >= lengths[:, None])
+        tokens = np.zeros(mask.shape, dtype=np.int64)
+        tokens[:, : texts.shape[1]] = texts[:, :width]
+        tokens[where] = new[new < self.policy.vocab_size]
+        for writer in self.writers:
+            writer.eval()
+        seen = self._read(torch.from_numpy(tokens), torch.from_numpy(mask), torch.from_numpy(where))
+        places = torch.from_numpy(lengths[:, None] + np.arange(new.shape[1])).to(seen.choice.device)
+        rows = torch.arange(len(places), device=places.device)[:, None]
+        return Reading(*(values[rows, places] for values in seen))
+
+    def _read(self, tokens: Tensor, mask: Tensor, where: Tensor) -> Reading:
+        """All writers on texts [B, L]; log-probabilities `where` asked."""
+        seen = [writer.evaluate(tokens, mask, where) for writer in self.writers]
+        states = [evaluation.hidden for evaluation in seen]
+        return Reading(
+            logprobs=torch.stack([evaluation.logprobs.double() for evaluation in seen], dim=-1),
+            choice=_applied(self.bids, states).log_softmax(-1),
+            values=_applied(self.values, states),
+        )
+
+    # ---------------------------------------------------------------- learning
+
+    def update(self, rollout: Rollout, /) -> Metrics:
+        """`epochs` passes of gradient steps over the rollout, for both levels at once.
+
+        Raises DataError for texts that another agent wrote: they were made by no option.
+        """
+        missing = [name for name in EXTRAS if name not in rollout.extras]
+        if missing:
+            raise DataError(
+                f"options learns from texts that it wrote itself, and these carry no {', '.join(missing)}: "
+                "learn from texts of others with sft or dpo"
+            )
+        for writer in self.writers:
+            writer.eval()  # with dropout, the first ratio would not be 1
+        rollout = self._assess(self.setup.engine.local(rollout))
+        steps = [
+            self._step(rollout.select(rows))
+            for rows in minibatches(len(rollout), self.config.minibatches, self.config.epochs, self._order)
+        ]
+        return {
+            **{name: sum(step[name] for step in steps) / len(steps) for name in steps[0]},
+            "explained_variance": explained_variance(
+                rollout.extras["values"], rollout.extras["targets"], rollout.actions
+            ),
+            "lr": self.optimizer.lr,
+        }
+
+    @torch.no_grad()
+    def _assess(self, rollout: Rollout) -> Rollout:
+        """The rollout with the credit of tokens and of segments, float64[B, L] each, before the update."""
+        # One place more, for the state after the longest text.
+        tokens, mask = F.pad(rollout.tokens, (0, 1)), F.pad(rollout.mask, (0, 1))
+        readings = [
+            self._read(tokens[rows], mask[rows], torch.zeros_like(mask[rows]))
+            for rows in self.optimizer.rows(len(rollout))
+        ]
+        choice, values = (torch.cat([getattr(seen, name) for seen in readings]) for name in ("choice", "values"))
+        worth = (choice.exp() * values).sum(-1)  # V: what a text is worth before an option is chosen
+        option, starts = _options(rollout), _starts(rollout)
+        own = of_option(values[:, :-1], option)
+        # Where a text was cut from outside, the next decision would have been the manager's.
+        cut: dict[str, Any] = {
+            "truncated": rollout.truncated,
+            "final_values": worth.gather(1, rollout.lengths[:, None])[:, 0],
+        }
+        paid = paid_to_actions(rollout.rewards(), rollout.mask, rollout.actions)
+        earned = paid_to_actions(paid, rollout.mask, starts)
+        advantages = gae(paid, own, rollout.actions, gamma=1.0, lam=self.config.lam, **cut)
+        option_advantages = gae(earned, worth[:, :-1], starts, gamma=1.0, lam=self.config.lam, **cut)
+        targets = advantages + own.masked_fill(~rollout.actions, 0.0)
+        if self.config.whiten_advantages:
+            advantages, option_advantages = whiten(advantages, rollout.actions), whiten(option_advantages, starts)
+        return rollout.with_extras(
+            values=own, targets=targets, advantages=advantages, option_advantages=option_advantages
+        )
+
+    def _step(self, batch: Rollout) -> Metrics:
+        """One gradient step on a minibatch."""
+        chosen = self.config
+        # The same weight for what either level decided: log mu(z) and log pi_z(y) add up to log p(z, y).
+        batch = batch.with_extras(
+            weight=token_weights(batch.actions, "token-mean"), share=token_weights(_starts(batch), "token-mean")
+        )
+        found: Metrics = defaultdict(float)
+        for rows in self.optimizer.rows(len(batch)):
+            part = batch.select(rows)
+            extras, weight, share = part.extras, part.extras["weight"], part.extras["share"]
+            option, starts = _options(part), _starts(part)
+            seen = self._read(part.tokens, part.mask, part.actions)
+            log_ratio = stated_log_ratio(of_option(seen.logprobs, option), extras["writer_logprob"], part.actions)
+            option_log_ratio = stated_log_ratio(of_option(seen.choice, option), extras["option_logprob"], starts)
+            entropy = -(seen.choice.exp() * seen.choice).sum(-1)
+
+            writer_loss = weighted_sum(clipped_policy_loss(log_ratio, extras["advantages"], chosen.clip), weight)
+            manager_loss = weighted_sum(
+                clipped_policy_loss(option_log_ratio, extras["option_advantages"], chosen.clip),
+                weight.masked_fill(~starts, 0.0),
+            )
+            value_loss = weighted_sum(
+                clipped_value_loss(of_option(seen.values, option), extras["values"], extras["targets"], 0.0), weight
+            )
+            self.optimizer.backward(
+                writer_loss
+                + manager_loss
+                + chosen.value_coefficient * value_loss
+                - chosen.option_entropy_coefficient * weighted_sum(entropy, weight.masked_fill(~starts, 0.0))
+            )
+            with torch.no_grad():
+                # KL(old || new): the tokens were drawn from the old policy, where log p - log p is 0.
+                strayed, option_strayed = (
+                    kl_estimate(torch.zeros_like(moved), moved, "k3") for moved in (log_ratio, option_log_ratio)
+                )
+                for name, value in {
+                    "policy_loss": writer_loss,
+                    "option_loss": manager_loss,
+                    "value_loss": value_loss,
+                    "approx_kl": weighted_sum(strayed, weight),
+                    "option_kl": weighted_sum(option_strayed, share),
+                    "option_entropy": weighted_sum(entropy, share),
+                    "first_option": weighted_sum((option == 0).double(), share),
+                }.items():
+                    found[name] += float(value.detach())
+        return {**found, "grad_norm": self.optimizer.step()}
+
+    # ---------------------------------------------------------------- state
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "writers": {str(option): writer.state_dict() for option, writer in enumerate(self.writers)},
+            "bids": self.bids.state_dict(),
+            "values": self.values.state_dict(),
+            "sampling": self.policy.sampling_state(),
+            "optimizer": self.optimizer.state_dict(),
+            "order": dict(self._order.bit_generator.state),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        for option, writer in enumerate(self.writers):
+            writer.load_state_dict(state["writers"][str(option)])
+        self.bids.load_state_dict(state["bids"])
+        self.values.load_state_dict(state["values"])
+        self.policy.load_sampling_state(state["sampling"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._order.bit_generator.state = dict(state["order"])
+
+
+def of_option(values: Tensor, option: Tensor) -> Tensor:
+    """[B, L]: values[b, t, option[b, t]] of `values` [B, L, K] and `option` int64[B, L]."""
+    return values.gather(-1, option[..., None]).squeeze(-1)
+
+
+def _options(rollout: Rollout) -> Tensor:
+    """int64[B, L]: the option under which each token was written; 0 off `actions`, whatever stands there."""
+    return rollout.extras["option"].masked_fill(~rollout.actions, 0.0).long()
+
+
+def _starts(rollout: Rollout) -> Tensor:
+    """bool[B, L]: the first token of each segment."""
+    return rollout.actions & (rollout.extras["segment_start"] > 0.0)
+
+
+def _applied(heads: nn.ModuleList, states: Sequence[Tensor]) -> Tensor:
+    """float64[B, L, K]: each head on its writer's states [B, L, H]."""
+    return torch.stack([head(state).double() for head, state in zip(heads, states, strict=True)], dim=-1)

@@ -1,0 +1,164 @@
+"""REINFORCE (Williams 1992): make an answer likelier by how much better it was than expected.
+
+The gradient of E[return] is E[(return - b) * grad log pi(answer)] for any baseline b that the answer has no part in. A
+text's tokens share its return, the KL penalty in it, and one gradient step is made on each rollout.
+
+Off-policy texts are corrected, always: each answer is weighted by min(pi / mu, `importance_cap`), where mu is whoever
+wrote it. On a rollout of its own that weight is 1. (The KL penalty in an old text's return stays that of its writer.)
+
+Left out: a learned baseline (that is ppo), whitened advantages, an entropy bonus.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from rlhf_env.errors import ConfigError
+from rlhf_env.learning.agent import Decision, Metrics, Setup
+from rlhf_env.learning.engine import Optimization
+from rlhf_env.learning.functional import (
+    paid_to_actions,
+    require_exact_sampling,
+    require_stated,
+    returns_to_go,
+    stated_log_ratio,
+    token_weights,
+    truncated_importance_weights,
+    weighted_sum,
+)
+from rlhf_env.learning.rollout import Rollout
+from rlhf_env.types import Observation
+
+
+def policy_gradient_loss(logprobs: Tensor, advantages: Tensor, importance: Tensor) -> Tensor:
+    """[B, L], to be minimised: -w_b A_bt log pi(token), whose gradient is the policy gradient's (Williams 1992).
+
+    `logprobs` and `advantages` [B, L]; `importance` w [B] are weights without gradient, 1 on-policy.
+    """
+    return -importance[:, None] * advantages * logprobs
+
+
+class Reinforce:
+    """The policy gradient as it stands, one step per rollout."""
+
+    trains = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """`group_size`: neighbouring rows that answer one prompt. They are not compared (that is rloo); rewards that do
+            (diversity) need more than one.
+        `baseline`: what a return is compared with. "running" is the exponential moving average of the mean returns of
+            earlier rollouts (0 before the first): it changes no expectation. "batch" is the mean of this rollout's
+            returns: each row's own share in it makes the expected gradient (B - 1) / B of the true one. Or "none".
+        `baseline_decay`: how much of that average one rollout leaves, in [0, 1).
+        `reward_to_go`: credit a token with the rewards from there on, instead of all of the text's. It changes no
+            expectation; it has something to say where rewards are paid before the end, as KL is.
+        `importance_cap`: the largest importance weight of an answer, at least 1.
+        `optimization`: learning rate, gradient clipping and so on.
+        """
+
+        group_size: int = 1
+        baseline: Literal["none", "running", "batch"] = "running"
+        baseline_decay: float = 0.9
+        reward_to_go: bool = False
+        importance_cap: float = 3.0
+        optimization: Optimization = Optimization()  # noqa: RUF009 - frozen
+
+        def __post_init__(self) -> None:
+            problems = []
+            if self.group_size < 1:
+                problems.append(f"group_size must be at least 1, got {self.group_size}")
+            if self.baseline not in ("none", "running", "batch"):
+                problems.append(f"baseline must be none, running or batch, got {self.baseline!r}")
+            if not 0.0 <= self.baseline_decay < 1.0:
+                problems.append(f"baseline_decay must be in [0, 1), got {self.baseline_decay}")
+            if not self.importance_cap >= 1.0:
+                problems.append(f"importance_cap must be at least 1, got {self.importance_cap}")
+            if problems:
+                raise ConfigError(*problems)
+
+    def __init__(self, setup: Setup, config: Config) -> None:
+        setup.require_groups(config.group_size, least=1)
+        require_exact_sampling(setup.policy.sampling, "reinforce")
+        if config.baseline == "batch" and setup.batch_size < 2:
+            raise ConfigError("baseline 'batch' compares a text with others, and num_envs is 1: use 'running'")
+        self.setup = setup
+        self.config = config
+        self.policy = setup.policy
+        self.optimizer = setup.engine.optimizer(self.policy.parameters(), config.optimization)
+        self._mean, self._mean_weight = 0.0, 0.0  # of earlier rollouts' returns; how much of the average they fill
+
+    def begin(self) -> dict[str, Any]:
+        return {"group_size": self.config.group_size}
+
+    def act(self, observation: Observation, /) -> Decision:
+        return Decision.of(self.policy.write(observation, self.setup.action_length))
+
+    def update(self, rollout: Rollout, /) -> Metrics:
+        """One gradient step. Rows without a score (cut from outside) are left out; without any row, nothing changes."""
+        require_stated(rollout, "reinforce")
+        self.policy.eval()  # with dropout, the importance weights would not be 1
+        unscored = {"rows_without_score": float((~rollout.scored).sum())}
+        rollout = self.setup.engine.local(rollout.select(rollout.scored))
+        if not len(rollout):
+            return unscored
+        returns = rollout.returns()
+        baseline = self._baseline(returns)
+        rollout = rollout.with_extras(
+            advantages=self._credit(rollout, returns) - baseline,
+            weight=token_weights(rollout.actions, "sequence-sum"),
+            share=token_weights(rollout.actions, "token-mean"),
+        )
+        found: Metrics = defaultdict(float)
+        for rows in self.optimizer.rows(len(rollout)):
+            part = rollout.select(rows)
+            seen = self.policy.evaluate(part.tokens, part.mask, part.actions)
+            importance = truncated_importance_weights(
+                stated_log_ratio(seen.logprobs, part.logprobs, part.actions), self.config.importance_cap
+            )
+            terms = policy_gradient_loss(seen.logprobs.double(), part.extras["advantages"], importance)
+            loss = weighted_sum(terms, part.extras["weight"])
+            self.optimizer.backward(loss)
+            for name, value in {
+                "policy_loss": loss,
+                "entropy": weighted_sum(seen.entropy.double(), part.extras["share"]),
+                "importance_weight": importance.sum() / len(rollout),
+            }.items():
+                found[name] += float(value.detach())
+        return {**found, **unscored, "baseline": baseline, "grad_norm": self.optimizer.step(), "lr": self.optimizer.lr}
+
+    def _credit(self, rollout: Rollout, returns: Tensor) -> Tensor:
+        """float64[B, L]: what each of the agent's tokens is credited with, before the baseline."""
+        if not self.config.reward_to_go:
+            return returns[:, None].expand(rollout.tokens.shape)
+        return returns_to_go(paid_to_actions(rollout.rewards(), rollout.mask, rollout.actions), rollout.actions)
+
+    def _baseline(self, returns: Tensor) -> float:
+        """What this rollout's returns float64[B] are compared with; the running mean then takes them in."""
+        # The mean of equals is their value exactly, whatever rounding says: nothing is learned from them.
+        mean = float(returns.mean().clamp(returns.min(), returns.max()))
+        if self.config.baseline == "batch":
+            return mean
+        earlier, new = self._mean, 1.0 - self.config.baseline_decay
+        self._mean_weight = self.config.baseline_decay * self._mean_weight + new
+        self._mean += (mean - self._mean) * new / self._mean_weight
+        return earlier if self.config.baseline == "running" else 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "policy": self.policy.state_dict(),
+            "sampling": self.policy.sampling_state(),
+            "optimizer": self.optimizer.state_dict(),
+            "baseline": {"mean": self._mean, "weight": self._mean_weight},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        self.policy.load_state_dict(state["policy"])
+        self.policy.load_sampling_state(state["sampling"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._mean, self._mean_weight = float(state["baseline"]["mean"]), float(state["baseline"]["weight"])

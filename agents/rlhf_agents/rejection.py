@@ -1,0 +1,122 @@
+"""Rejection-sampling fine-tuning: write several answers, imitate the best (RAFT, Dong et al. 2023, arXiv 2304.06767).
+
+Of the answers to a prompt, the `keep` best by return are demonstrations for a supervised step (`sft`, dropout and all);
+the others are thrown away, and paid for like any. Only ranks count: how much better an answer is does not enter, and
+nothing is learned *against* a bad one. Texts are imitated whoever wrote them, so old ones need no correction.
+
+Where it ends. Without a `kl` part nothing holds the policy back: probability moves on to the best answers it finds,
+until nothing else is written. With one, answers are ranked by their total return, r - beta * log(pi / reference), and
+in that all of them tie at the optimum of the objective, pi* ~ reference * exp(r / beta): there, nothing is kept. But
+steps do not shrink on the way, for ranks do not: the policy circles pi* at a distance that the learning rate sets.
+
+Left out: ranking across prompts, rounds of data kept on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf_agents.sft import SFT
+from rlhf_env.errors import ConfigError, DataError
+from rlhf_env.learning.agent import Decision, Metrics, Setup
+from rlhf_env.learning.engine import Optimization
+from rlhf_env.learning.functional import groups_without_spread, minibatches, rows_of_groups
+from rlhf_env.learning.rollout import Rollout
+from rlhf_env.types import Observation
+
+
+def best_of_groups(returns: Tensor, group: Tensor, keep: int, *, counted: Tensor | None = None) -> Tensor:
+    """int64[N]: the rows of each group that are as good as its `keep`-th best, and better than its worst.
+
+    Ties at the border are all kept, so the order of rows decides nothing; a group of equals keeps none. `returns` [B];
+    `group` int64[B]; rows that are not `counted` (bool[B]; no score) stay out.
+    """
+    kept = [torch.zeros(0, dtype=torch.int64, device=group.device)]
+    for rows in rows_of_groups(group, counted):
+        if len(rows):
+            values = returns[rows]
+            border = values.topk(min(keep, len(rows))).values[-1]
+            kept.append(rows[(values >= border) & (values > values.min())])
+    return torch.cat(kept)
+
+
+class Rejection:
+    """Imitates the best of its own answers."""
+
+    trains = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """`group_size`: answers to a prompt, at least 2; it must divide the environment's rows.
+        `keep`: how many of them are imitated, fewer than `group_size`.
+        `epochs`, `minibatches`: passes over the answers that were kept, and gradient steps per pass.
+        `optimization`: learning rate, gradient clipping and so on.
+        """
+
+        group_size: int = 4
+        keep: int = 1
+        epochs: int = 1
+        minibatches: int = 1
+        optimization: Optimization = Optimization(lr=5e-4)  # noqa: RUF009 - frozen
+
+        def __post_init__(self) -> None:
+            problems = [
+                f"{name} must be at least 1, got {getattr(self, name)}"
+                for name in ("keep", "epochs", "minibatches")
+                if getattr(self, name) < 1
+            ]
+            if 2 <= self.group_size <= self.keep:
+                problems.append(f"keep must be less than group_size {self.group_size}, got {self.keep}")
+            if problems:
+                raise ConfigError(*problems)
+
+    def __init__(self, setup: Setup, config: Config) -> None:
+        setup.require_groups(config.group_size)
+        self.setup = setup
+        self.config = config
+        self.policy = setup.policy
+        self.imitation = SFT(setup, SFT.Config(optimization=config.optimization))
+        self.optimizer = self.imitation.optimizer
+        self._order = setup.stream("rejection minibatches")
+
+    def begin(self) -> dict[str, Any]:
+        return {"group_size": self.config.group_size}
+
+    def act(self, observation: Observation, /) -> Decision:
+        return self.imitation.act(observation)
+
+    def update(self, rollout: Rollout, /) -> Metrics:
+        """`epochs` passes of supervised steps over the answers kept; where there are none, nothing changes.
+
+        Raises DataError for texts that nobody scored (those cut from outside aside).
+        """
+        if not (rollout.scored | rollout.truncated).any():
+            raise DataError("rejection ranks texts by reward, and these have none: learn from demonstrations with sft")
+        returns = rollout.returns()
+        kept = best_of_groups(returns, rollout.group, self.config.keep, counted=rollout.scored)
+        counts = {
+            "kept": float(len(kept)),
+            "rows_without_score": float((~rollout.scored).sum()),
+            "groups_without_spread": groups_without_spread(returns, rollout.group, counted=rollout.scored),
+        }
+        if not len(kept):
+            return counts
+        best = rollout.select(kept)
+        steps = [
+            self.imitation.update(best.select(rows))
+            for rows in minibatches(len(best), self.config.minibatches, self.config.epochs, self._order)
+        ]
+        means = {name: sum(step[name] for step in steps) / len(steps) for name in ("loss", "grad_norm")}
+        return {**means, **counts, "kept_reward": float(returns[kept].mean()), "lr": self.optimizer.lr}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"imitation": self.imitation.state_dict(), "order": dict(self._order.bit_generator.state)}
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        self.imitation.load_state_dict(state["imitation"])
+        self._order.bit_generator.state = dict(state["order"])

@@ -1,0 +1,157 @@
+"""RLOO: REINFORCE with the other answers to the same prompt for a baseline (Ahmadian et al. 2024, arXiv 2402.14740).
+
+An action is a whole answer. Its advantage is its return, the KL penalty in it, less the mean return of the group's
+*other* answers; being independent of the answer, that baseline leaves the policy gradient unbiased. No value model.
+
+The paper makes one gradient step on each rollout. Where `epochs` or `minibatches` ask for more, the loss is PPO's with
+an answer's probability ratio in the place of a token's. Texts of another or an older policy are corrected, always: the
+ratio is that to whoever wrote the answer, cut off at `importance_cap`. On a rollout of its own it starts at 1.
+
+Left out: advantages scaled by their standard deviation (that is grpo).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf_env.errors import ConfigError
+from rlhf_env.learning.agent import Decision, Metrics, Setup
+from rlhf_env.learning.engine import Optimization
+from rlhf_env.learning.functional import (
+    beyond_clip,
+    clipped_policy_loss,
+    groups_without_spread,
+    kl_estimate,
+    leave_one_out_advantages,
+    minibatches,
+    require_exact_sampling,
+    require_stated,
+    stated_log_ratio,
+    token_weights,
+    weighted_sum,
+)
+from rlhf_env.learning.rollout import Rollout
+from rlhf_env.types import Observation
+
+
+class RLOO:
+    """Policy gradient over whole answers, each compared with the group's others."""
+
+    trains = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """What the paper has, unless told otherwise.
+
+        `group_size`: answers to a prompt, at least 2; it must divide the environment's rows.
+        `clip`: how far an answer's probability ratio may move the loss (0: as far as `importance_cap`). It binds from
+            the second gradient step on a rollout. A ratio of whole answers moves with their length: longer answers want
+            a wider clip.
+        `importance_cap`: where that ratio is cut off, above 1 + `clip`. It binds on texts that an older policy wrote.
+        `epochs`, `minibatches`: passes over a rollout, and gradient steps per pass.
+        `optimization`: learning rate, gradient clipping and so on.
+        """
+
+        group_size: int = 4
+        clip: float = 0.2
+        importance_cap: float = 3.0
+        epochs: int = 1
+        minibatches: int = 1
+        optimization: Optimization = Optimization()  # noqa: RUF009 - frozen
+
+        def __post_init__(self) -> None:
+            problems = [
+                f"{name} must be at least 1, got {getattr(self, name)}"
+                for name in ("epochs", "minibatches")
+                if getattr(self, name) < 1
+            ]
+            if not self.clip >= 0.0:
+                problems.append(f"clip must not be negative, got {self.clip}")
+            elif not self.importance_cap > 1.0 + self.clip:
+                problems.append(f"importance_cap must be above 1 + clip = {1.0 + self.clip}, got {self.importance_cap}")
+            if problems:
+                raise ConfigError(*problems)
+
+    def __init__(self, setup: Setup, config: Config) -> None:
+        setup.require_groups(config.group_size)
+        require_exact_sampling(setup.policy.sampling, "rloo")
+        self.setup = setup
+        self.config = config
+        self.policy = setup.policy
+        self.optimizer = setup.engine.optimizer(self.policy.parameters(), config.optimization)
+        self._order = setup.stream("rloo minibatches")
+
+    def begin(self) -> dict[str, Any]:
+        return {"group_size": self.config.group_size}
+
+    def act(self, observation: Observation, /) -> Decision:
+        return Decision.of(self.policy.write(observation, self.setup.action_length))
+
+    def update(self, rollout: Rollout, /) -> Metrics:
+        """`epochs` passes of gradient steps.
+
+        Rows without a score (cut from outside) are left out; without any row, nothing changes.
+        """
+        require_stated(rollout, "rloo")
+        self.policy.eval()  # with dropout, the first ratio would not be 1
+        unscored = {"rows_without_score": float((~rollout.scored).sum())}
+        rollout = self.setup.engine.local(rollout.select(rollout.scored))
+        if not len(rollout):
+            return unscored
+        returns = rollout.returns()
+        advantages = leave_one_out_advantages(returns, rollout.group)
+        steps = [
+            self._step(rollout.select(rows), advantages[rows])
+            for rows in minibatches(len(rollout), self.config.minibatches, self.config.epochs, self._order)
+        ]
+        return {
+            **{name: sum(step[name] for step in steps) / len(steps) for name in steps[0]},
+            **unscored,
+            "groups_without_spread": groups_without_spread(returns, rollout.group),
+            "lr": self.optimizer.lr,
+        }
+
+    def _step(self, batch: Rollout, advantages: Tensor) -> Metrics:
+        """One gradient step on a minibatch: the mean over its answers, `advantages` [B]."""
+        chosen = self.config
+        batch = batch.with_extras(share=token_weights(batch.actions, "token-mean"))
+        found: Metrics = defaultdict(float)
+        for rows in self.optimizer.rows(len(batch)):
+            part = batch.select(rows)
+            seen = self.policy.evaluate(part.tokens, part.mask, part.actions)
+            token_log_ratio = stated_log_ratio(seen.logprobs, part.logprobs, part.actions)
+            log_ratio = token_log_ratio.sum(dim=1)
+            terms = clipped_policy_loss(log_ratio, advantages[rows], chosen.clip, cap=chosen.importance_cap)
+            loss = terms.sum() / len(batch)
+            self.optimizer.backward(loss)
+            with torch.no_grad():
+                # KL(old || new): the tokens were drawn from the old policy, where log p - log p is 0.
+                strayed = kl_estimate(torch.zeros_like(token_log_ratio), token_log_ratio, "k3")
+                for name, value in {
+                    "policy_loss": loss,
+                    "entropy": weighted_sum(seen.entropy.double(), part.extras["share"]),
+                    "approx_kl": weighted_sum(strayed, part.extras["share"]),
+                    "clip_fraction": beyond_clip(log_ratio, chosen.clip).sum() / len(batch),
+                }.items():
+                    found[name] += float(value.detach())
+        return {**found, "grad_norm": self.optimizer.step()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "policy": self.policy.state_dict(),
+            "sampling": self.policy.sampling_state(),
+            "optimizer": self.optimizer.state_dict(),
+            "order": dict(self._order.bit_generator.state),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        self.policy.load_state_dict(state["policy"])
+        self.policy.load_sampling_state(state["sampling"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._order.bit_generator.state = dict(state["order"])
