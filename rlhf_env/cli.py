@@ -545,6 +545,36 @@ def show_agreement(
         typer.echo("no judgements yet")
 
 
+@preferences_app.command("tournament")
+def show_tournament(
+    store: StoreFile,
+    criterion: Annotated[str, typer.Option(help="The criterion that was judged by.")] = "overall",
+    seed: Annotated[int, typer.Option(help="Seed of the intervals.", min=0)] = 0,
+) -> None:
+    """Who writes the better responses: win rate and Bradley-Terry rating (Elo's scale), with 95 % intervals."""
+    import numpy as np
+
+    from rlhf_env.feedback.tournament import tournament
+    from rlhf_env.shown_text import for_terminal
+
+    with _open_store(store) as opened:
+        made = [it for it in opened.comparisons() if it.criterion == criterion]
+    found = tournament(made, np.random.default_rng(seed))
+    if not found:
+        typer.echo(f"no two authors were compared by {criterion} yet")
+        return
+    names = []
+    for it in found:
+        at = "" if it.author.temperature is None else f" at {it.author.temperature:g}"
+        names.append(f"{it.author.kind} {for_terminal(it.author.name)}{at}")
+    width = max(len(name) for name in names)
+    typer.echo(f"{'':{width}}  comparisons  {'win rate':20}  rating")
+    for name, it in zip(names, found, strict=True):
+        rating = it.rating
+        points = "-" if np.isnan(rating.value) else f"{rating.value:.0f} [{rating.low:.0f}, {rating.high:.0f}]"
+        typer.echo(f"{name:{width}}  {it.comparisons:11,}  {it.win_rate!s:20}  {points}")
+
+
 @contextmanager
 def _open_store(file: Path) -> Iterator[PreferenceStore]:
     """A store that is there: reading must not make one."""

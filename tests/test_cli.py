@@ -98,6 +98,7 @@ COMMANDS = [
     "bench",
     "report",
     "scorecard",
+    "annotate",
     "plugins",
     "check",
     "pipeline",

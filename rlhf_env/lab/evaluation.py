@@ -100,7 +100,7 @@ class Evaluator:
                 writer.load_sampling_state(stream)
             thrown_away = setup.spending.generated_tokens - spent["generated_tokens"]
             setup.spending.load(spent)
-        return rollout, thrown_away
+        return rollout, int(thrown_away)
 
     def _environment(self, rows: int) -> TextVectorEnv:
         """Held-out prompts, the training parts, the gold parts and the divergence, unweighted side by side."""

@@ -23,7 +23,9 @@ from typing import Any
 import numpy as np
 
 from rlhf_env.errors import DataError, MissingExtra
-from rlhf_env.lab.results import CONTROLS, Cell, CurvePoint, Results, SummaryRow, summary_rows
+from rlhf_env.lab.comparison import Conclusions, Overview, Ranking
+from rlhf_env.lab.results import CONTROLS, REFERENCE, Cell, CurvePoint, Results, SummaryRow, summary_rows
+from rlhf_env.lab.statistics import Estimate, performance_profile
 from rlhf_env.shown_text import for_page
 from rlhf_env.types import Float
 
@@ -92,7 +94,10 @@ class Series:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure that can be drawn. `name`: its file name without the ending; `description`: for who cannot see it."""
+    """A figure that can be drawn. `name`: its file name without the ending; `description`: for who cannot see it.
+
+    `task`: empty where the figure is about all of them.
+    """
 
     name: str
     section: str
@@ -103,9 +108,45 @@ class Picture:
     paint: Callable[[Any], None]
 
 
-def pictures(results: Results) -> list[Picture]:
-    """Every figure that these results have the data for, by task and section."""
-    return [picture for task, slug in _slugs(results.tasks).items() for picture in _pictures_of(results, task, slug)]
+def pictures(results: Results, conclusions: Conclusions | None = None) -> list[Picture]:
+    """Every figure that these results have the data for, by task and section; comparisons only of `conclusions`."""
+    styles = agent_styles(results.agents)
+    drawn = [picture for task, slug in _slugs(results.tasks).items() for picture in _pictures_of(results, task, slug)]
+    if conclusions is None:
+        return drawn
+    slugs = _slugs(results.tasks)
+    compared = [_ranking_picture(ranking, slugs[ranking.task], styles) for ranking in conclusions.rankings]
+    drawn += [picture for picture in compared if picture is not None]
+    if conclusions.overview is not None:
+        drawn += _overview_pictures(conclusions.overview, styles)
+    return drawn
+
+
+def _ranking_picture(ranking: Ranking, slug: str, styles: Mapping[str, AgentStyle]) -> Picture | None:
+    rows = [
+        (standing.agent, standing.against[REFERENCE].difference, standing.against[REFERENCE].verdict)
+        for standing in ranking.standings
+        if REFERENCE in standing.against
+    ]
+    if not rows:
+        return None
+    ends = ", ".join(f"{agent} {difference.value:.2f} ({verdict})" for agent, difference, verdict in rows)
+    told = for_page(f"Difference to the reference in {ranking.measure} reward, with 95 % interval: {ends}.")
+    title, subtitle = f"{ranking.measure.capitalize()} against the reference", "paired difference, 95 % interval"
+    paint = partial(_paint_estimates, rows=rows, styles=styles, title=title, subtitle=subtitle)
+    return Picture(f"{slug}--against-reference", "leaderboard", ranking.task, told, 430, 100 + 32 * len(rows), paint)
+
+
+def _overview_pictures(overview: Overview, styles: Mapping[str, AgentStyle]) -> Iterator[Picture]:
+    rows = [(row.agent, row.average, _minus(f"{row.average.value:.2f}")) for row in overview.agents]
+    ends = ", ".join(f"{agent} {value}" for agent, _, value in rows)
+    told = for_page(f"Interquartile mean of normalised scores with 95 % interval: {ends}.")
+    title, subtitle = "Interquartile mean", "normalised score over all tasks, 95 % interval"
+    paint = partial(_paint_estimates, rows=rows, styles=styles, title=title, subtitle=subtitle)
+    yield Picture("all-tasks--interquartile-mean", "overview", "", told, 430, 300, paint)
+    told = "Performance profile: the share of an agent's runs above each normalised score, a line per agent."
+    paint = partial(_paint_profile, overview=overview, styles=styles)
+    yield Picture("all-tasks--performance-profile", "overview", "", told, 430, 300, paint)
 
 
 def _pictures_of(results: Results, task: str, slug: str) -> Iterator[Picture]:
@@ -290,11 +331,7 @@ def _paint_trade_off(
     axes.set_ylim(y_low, y_high)
     axes.xaxis.get_major_locator().set_params(nbins=6)
     axes.set_xlabel("proxy reward", color=MUTED, fontsize=10, labelpad=5)
-    # The key stands in the order of the marks, best gold at the top.
-    for i, agent in enumerate(sorted(paths, key=lambda agent: -final(agent)[1])):
-        x_key, y_key = 1 + 16 / _width(axes), 1 - (8 + 18 * i) / _height(axes)
-        _mark(axes, [x_key], [y_key], styles[agent], size=7, transform=axes.transAxes, clip_on=False)
-        _write(axes, names[agent], (x_key, y_key), 9)
+    _write_key(axes, {agent: names[agent] for agent in sorted(paths, key=lambda agent: -final(agent)[1])}, styles)
 
 
 def _paint_kl(figure: Any, *, rows: Sequence[SummaryRow], styles: Mapping[str, AgentStyle]) -> None:
@@ -319,6 +356,60 @@ def _paint_kl(figure: Any, *, rows: Sequence[SummaryRow], styles: Mapping[str, A
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_yticks(range(len(rows)), [_shortened(row.agent) for row in rows], color=INK, fontsize=11)
     axes.set_xlim(low, high)
+
+
+def _paint_estimates(
+    figure: Any,
+    *,
+    rows: Sequence[tuple[str, Estimate, str]],
+    styles: Mapping[str, AgentStyle],
+    title: str,
+    subtitle: str,
+) -> None:
+    """A row per agent: a dot at the value on a line over its interval, words beside it, and a rule at zero."""
+    names, words = max(len(_shortened(agent)) for agent, _, _ in rows), max(len(text) for _, _, text in rows)
+    axes = _panel(figure, title, subtitle, margin_left=22 + 6.8 * names, margin_right=30 + 6.2 * words)
+    low, high = focus({agent: [0.0, found.low, found.high, found.value] for agent, found, _ in rows})
+    axes.axvline(0.0, color=MUTED, linewidth=1.0, zorder=1)
+    for i, (agent, found, text) in enumerate(rows):
+        _write(axes, text, (1, i), 14, xycoords=("axes fraction", "data"))
+        if not low <= found.value <= high:
+            below = found.value < low
+            _write(axes, "←" if below else "→", (0 if below else 1, i), 0, xycoords=("axes fraction", "data"))
+            continue
+        colour = styles[agent].colour
+        if found.low is not None and found.high is not None:
+            axes.plot([found.low, found.high], [i, i], color=colour, linewidth=5, alpha=0.32, solid_capstyle="round")
+        _mark(axes, [found.value], [i], AgentStyle(colour, "o", ""), size=8, zorder=3)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_yticks(range(len(rows)), [_shortened(agent) for agent, _, _ in rows], color=INK, fontsize=11)
+    axes.set_xlim(low, high)
+    axes.xaxis.get_major_locator().set_params(nbins=5)
+
+
+def _paint_profile(figure: Any, *, overview: Overview, styles: Mapping[str, AgentStyle]) -> None:
+    low, high = focus({row.agent: [float(score) for score in row.scores.flat] for row in overview.agents})
+    names = {row.agent: _shortened(row.agent) for row in overview.agents}
+    subtitle = "share of runs above a normalised score"
+    axes = _panel(figure, "Performance profile", subtitle, margin_right=30 + 6.2 * max(map(len, names.values())))
+    thresholds = np.linspace(low, high, 201)
+    for row in overview.agents:
+        style = styles[row.agent]
+        shares = performance_profile(row.scores, thresholds)
+        axes.plot(thresholds, shares, color=style.colour, linewidth=2.0, linestyle=style.dash, drawstyle="steps-post")
+    axes.set_xlim(low, high)
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_xlabel("normalised score (0: reference, 1: top)", color=MUTED, fontsize=10, labelpad=5)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    _write_key(axes, names, styles)
+
+
+def _write_key(axes: Any, names: Mapping[str, str], styles: Mapping[str, AgentStyle]) -> None:
+    """Marks and names at the right, from the top, in the order given: that of the marks or lines beside them."""
+    for i, (agent, name) in enumerate(names.items()):
+        x_key, y_key = 1 + 16 / _width(axes), 1 - (8 + 18 * i) / _height(axes)
+        _mark(axes, [x_key], [y_key], styles[agent], size=7, transform=axes.transAxes, clip_on=False)
+        _write(axes, name, (x_key, y_key), 9)
 
 
 def _panel(

@@ -1,6 +1,6 @@
-"""The report of a benchmark: one HTML page that needs nothing else, the table as Markdown, the figures as files.
+"""The report of a benchmark: one HTML page that needs nothing else, its tables as Markdown and LaTeX, figures as files.
 
-The table for the terminal, the page and the Markdown file is one table: the same columns, the same formatted numbers.
+A table is made once, as a `Sheet`, for the page, Markdown, LaTeX and the terminal: the same formatted numbers in all.
 The page has no script and loads nothing. What models wrote enters it through the template, which escapes every value;
 a policy in its head forbids whatever would get past that.
 """
@@ -12,7 +12,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,32 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf_env.lab import figures
+from rlhf_env.lab.comparison import Across, Conclusions, Overview, Ranking, Standing, conclude
 from rlhf_env.lab.figures import short_count
-from rlhf_env.lab.results import Cell, Results, Sample, Spread, SummaryRow, claim, read_results, summary_rows
+from rlhf_env.lab.results import (
+    CONTROLS,
+    REFERENCE,
+    Cell,
+    Results,
+    Sample,
+    Spread,
+    SummaryRow,
+    claim,
+    read_results,
+    summary_rows,
+)
+from rlhf_env.lab.statistics import Comparison, Estimate
 from rlhf_env.shown_text import for_page, for_terminal
 
-__all__ = ["markdown_table", "read_results", "rich_samples", "rich_table", "summary_rows", "write_report"]
+__all__ = [
+    "latex_table",
+    "markdown_table",
+    "read_results",
+    "rich_samples",
+    "rich_table",
+    "summary_rows",
+    "write_report",
+]
 
 # Prompts shown at once on the page; the rest unfolds.
 _OPEN_PROMPTS = 6
@@ -71,15 +92,16 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Value:
-    """A place in the table: the mean over seeds and, where they differ, the range. Empty: nothing was measured."""
+    """A place in a table: a number or word and, in small, its range. Empty: nothing was measured."""
 
     mean: str = "–"
     range: str = ""
+    verdict: str = ""  # "better", "worse" or "inconclusive" where the place says one
 
 
 @dataclass(frozen=True)
 class Line:
-    """A row of the table as it is written everywhere."""
+    """A row of a table as it is written everywhere. `task`: empty in a table over all of them."""
 
     task: str
     agent: str
@@ -88,8 +110,132 @@ class Line:
     values: tuple[Value, ...]
 
 
+@dataclass(frozen=True)
+class Sheet:
+    """A table in words and numbers. `headings`: each column's name and meaning; `notes`: what must stand beside it."""
+
+    name: str
+    title: str
+    headings: tuple[tuple[str, str], ...]
+    lines: tuple[Line, ...]
+    notes: tuple[str, ...]
+
+
+def sheets(results: Results, conclusions: Conclusions) -> list[Sheet]:
+    """The tables of a benchmark: who is better, over all tasks and by task, where seeds allow it; then all measures."""
+    found = [_leaderboard(conclusions.rankings)] if conclusions.rankings else []
+    if conclusions.overview is not None:
+        found.insert(0, _overview(conclusions.overview))
+    headings = tuple((column.heading, column.meaning) for column in COLUMNS)
+    return [*found, Sheet("table", "All measures", headings, tuple(lines(results)), tuple(caption(results)))]
+
+
+def _leaderboard(rankings: Sequence[Ranking]) -> Sheet:
+    measures = sorted({ranking.measure for ranking in rankings})
+    named = {ranking.rival for ranking in rankings if ranking.rival != ranking.best}
+    rival = named.pop() if len(named) == 1 else "best"
+    headings = (
+        ("/".join(measures).capitalize(), "mean over seeds and its 95 % interval"),
+        ("To reference", "mean paired difference to the reference, seed by seed"),
+        ("Verdict", "against the reference"),
+        (f"To {rival}", "mean paired difference to the agent named best, or to the one chosen beforehand"),
+        ("Verdict", "against that agent"),
+    )
+    found = [_standing(ranking, standing) for ranking in rankings for standing in ranking.standings]
+    return Sheet("leaderboard", "Leaderboard", headings, tuple(found), tuple(_how_compared(rankings)))
+
+
+def _standing(ranking: Ranking, standing: Standing) -> Line:
+    rival = ranking.rival or ""
+    to_reference, to_rival = standing.against.get(REFERENCE), standing.against.get(rival)
+    values = (
+        _estimated(standing.score),
+        *_compared(to_reference),
+        *(
+            (Value("best" if rival == ranking.best else "rival"), Value())
+            if standing.agent == rival
+            else _compared(to_rival)
+        ),
+    )
+    note = f"{standing.floored} of {len(ranking.seeds)} at the floor" if standing.floored else ""
+    return Line(ranking.task, standing.agent, standing.agent in CONTROLS, note, values)
+
+
+def _compared(comparison: Comparison | None) -> tuple[Value, Value]:
+    if comparison is None:
+        return Value(), Value()
+    verdict = Value(comparison.verdict, f"p {_p(comparison.adjusted)}", comparison.verdict)
+    return _estimated(comparison.difference, signed=True), verdict
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _estimated(found: Estimate | None, *, signed: bool = False) -> Value:
+    if found is None:
+        return Value()
+    value, *ends = (
+        _typeset(f"{number:+.2f}" if signed else f"{number:.2f}")
+        for number in (found.value, found.low, found.high)
+        if number is not None
+    )
+    return Value(value, " to ".join(ends))
+
+
+def _how_compared(rankings: Sequence[Ranking]) -> Iterator[str]:
+    yield (
+        "Differences are paired by seed. Small numbers are 95 % intervals (bootstrap over seeds) and p-values (sign "
+        "flips), corrected by Holm for all comparisons with one agent on one task. Inconclusive is not equal."
+    )
+    powerless = [ranking for ranking in rankings if ranking.least_p >= 0.05]
+    if powerless:
+        where = ", ".join(
+            f"{ranking.task}: {len(ranking.seeds)} seeds, p at least {_p(ranking.least_p)}" for ranking in powerless
+        )
+        yield f"So few seeds for so many comparisons cannot show a difference, however large ({where})."
+    if any(ranking.rival == ranking.best for ranking in rankings):
+        yield (
+            "The best agent was picked on these same seeds, which flatters it: a claim against it is stronger with "
+            "another's name in statistics.json, chosen beforehand."
+        )
+    if any(standing.floored for ranking in rankings for standing in ranking.standings):
+        floors = ", ".join(f"{ranking.task} {_typeset(f'{ranking.floor:.2f}')}" for ranking in rankings)
+        yield f"A run without a score counts with the floor, the worst finished run of its task ({floors})."
+
+
+def _overview(overview: Overview) -> Sheet:
+    headings = (
+        ("Interquartile mean", "mean of the middle half of all normalised scores"),
+        ("Optimality gap", "how far below 1 the scores lie on average; lower is better"),
+        ("P(improvement)", "how likely a run of the agent beats one of the reference"),
+        ("To reference", "mean paired difference of normalised scores"),
+        ("Verdict", "against the reference, over all tasks"),
+    )
+    tops = ", ".join(
+        f"{task} {_typeset(f'{top:.2f}')} ({f'mean of {agent}' if agent else 'known optimum'})"
+        for task, (top, agent) in overview.tops.items()
+    )
+    notes = (
+        f"Normalised by task: 0 is the mean of the reference, 1 the top: {tops}.",
+        f"{len(overview.seeds)} seeds on {len(overview.tops)} tasks; 95 % intervals resample seeds within tasks.",
+        *(f"Left out: {why}." for why in overview.left_out),
+    )
+    return Sheet("overview", "All tasks together", headings, tuple(map(_across, overview.agents)), notes)
+
+
+def _across(row: Across) -> Line:
+    values = (
+        _estimated(row.average),
+        _estimated(row.gap),
+        _estimated(row.improvement),
+        *_compared(row.against_reference),
+    )
+    return Line("", row.agent, row.agent in CONTROLS, "", values)
+
+
 def lines(results: Results) -> list[Line]:
-    """The table in words and numbers, a line per task and agent."""
+    """All measures, a line per task and agent."""
     return [
         Line(row.task, row.agent, row.control, _note(row), tuple(_value(column, row) for column in COLUMNS))
         for row in summary_rows(results)
@@ -121,28 +267,79 @@ def caption(results: Results) -> list[str]:
     if any(row.kl_is_bound for row in rows):
         said.append("KL with ≤ is the agent's analytic upper bound, not an estimate.")
     if results.failed:
-        said.append(f"{results.failed} of {len(results.cells)} runs failed; they are counted, not averaged in.")
+        said.append(
+            f"{results.failed} of {len(results.cells)} runs failed: in what agents are ranked by they count with the "
+            "floor, the worst finished run of the task; the other columns are without them."
+        )
     return said
 
 
 def markdown_table(results: Results) -> str:
-    """The table for a README or an issue, with its caption."""
-    tasks = len(results.tasks) > 1
-    headings = (["Task"] if tasks else []) + ["Agent", *(column.heading for column in COLUMNS)]
-    ruler = ["---"] * (len(headings) - len(COLUMNS)) + ["---:"] * len(COLUMNS)
-    table = [headings, ruler]
-    for line in lines(results):
-        names = ([_markdown(line.task)] if tasks else []) + [
-            _markdown(line.agent) + (f" ({line.note})" if line.note else "")
-        ]
-        table.append(names + [f"{v.mean} ({v.range})" if v.range else v.mean for v in line.values])
+    """The tables for a README or an issue, with their captions."""
+    return _markdown_tables(sheets(results, conclude(results)), len(results.tasks) > 1)
+
+
+def _markdown_tables(tables: Sequence[Sheet], tasks: bool) -> str:
+    titles = [f"**{sheet.title}**\n\n" if len(tables) > 1 else "" for sheet in tables]
+    return "\n".join(title + _markdown_sheet(sheet, tasks) for title, sheet in zip(titles, tables, strict=True))
+
+
+def _markdown_sheet(sheet: Sheet, tasks: bool) -> str:
+    table = _plain(sheet, tasks, _markdown, "{} ({})".format)
+    names = len(table[0]) - len(sheet.headings)
+    table.insert(1, ["---"] * names + ["---:"] * len(sheet.headings))
     rows = ["| " + " | ".join(cells) + " |" for cells in table]
-    return "\n".join(rows) + "\n\n" + " ".join(caption(results)) + "\n"
+    return "\n".join(rows) + "\n\n" + _markdown(" ".join(sheet.notes)) + "\n"
+
+
+def latex_table(results: Results) -> str:
+    """The tables for a paper: `tabular` environments with the rules of the booktabs package."""
+    return _latex_tables(sheets(results, conclude(results)), len(results.tasks) > 1)
+
+
+def _latex_tables(tables: Sequence[Sheet], tasks: bool) -> str:
+    return "% \\usepackage{booktabs}\n" + "\n".join(_latex_sheet(sheet, tasks) for sheet in tables)
+
+
+def _latex_sheet(sheet: Sheet, tasks: bool) -> str:
+    table = _plain(sheet, tasks, _latex, r"{} {{\footnotesize ({})}}".format)
+    names = len(table[0]) - len(sheet.headings)
+    head, *body = (" & ".join(cells) + r" \\" for cells in table)
+    return "\n".join(
+        [
+            f"% {sheet.title}",
+            rf"\begin{{tabular}}{{{'l' * names}{'r' * len(sheet.headings)}}}",
+            r"\toprule",
+            head,
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            *(f"% {_latex(note)}" for note in sheet.notes),
+            "",
+        ]
+    )
+
+
+def _plain(
+    sheet: Sheet, tasks: bool, escape: Callable[[str], str], with_range: Callable[[str, str], str]
+) -> list[list[str]]:
+    """The headings and the rows of a sheet as escaped texts, the range beside its number."""
+    by_task = tasks and any(line.task for line in sheet.lines)
+    table = [(["Task"] if by_task else []) + ["Agent", *(escape(heading) for heading, _ in sheet.headings)]]
+    for line in sheet.lines:
+        agent = escape(line.agent) + (f" ({line.note})" if line.note else "")
+        values = [with_range(escape(v.mean), escape(v.range)) if v.range else escape(v.mean) for v in line.values]
+        table.append(([escape(line.task)] if by_task else []) + [agent, *values])
+    return table
 
 
 def rich_table(results: Results) -> Table:
-    """The table for a terminal of 110 columns; the range stands below the mean."""
-    table = Table(caption=" ".join(caption(results)), caption_justify="left", pad_edge=False, box=None, padding=(0, 1))
+    """All measures for a terminal of 110 columns; the range stands below the mean, the verdict below the agent."""
+    said, verdicts = caption(results), _verdicts(conclude(results))
+    if verdicts:
+        said.append("Better, worse, inconclusive: against the reference.")
+    table = Table(caption=" ".join(said), caption_justify="left", pad_edge=False, box=None, padding=(0, 1))
     tasks = len(results.tasks) > 1
     if tasks:
         table.add_column("Task", overflow="fold", max_width=12)
@@ -151,11 +348,23 @@ def rich_table(results: Results) -> Table:
         table.add_column(column.heading.replace(" ", "\n"), justify="right", no_wrap=True)
     for line in lines(results):
         agent = Text(for_terminal(line.agent), style="dim" if line.control else "bold")
+        if (line.task, line.agent) in verdicts:
+            agent.append(f"\n{verdicts[line.task, line.agent]}", style="not bold dim")
         if line.note:
             agent.append(f"\n{line.note}", style="red")
         cells = [Text(v.mean).append(f"\n{_tight(v.range)}", style="dim") for v in line.values]
         table.add_row(*([Text(for_terminal(line.task))] if tasks else []), agent, *cells)
     return table
+
+
+def _verdicts(conclusions: Conclusions) -> dict[tuple[str, str], str]:
+    """By task and agent, the verdict against the reference."""
+    return {
+        (ranking.task, standing.agent): standing.against[REFERENCE].verdict
+        for ranking in conclusions.rankings
+        for standing in ranking.standings
+        if REFERENCE in standing.against
+    }
 
 
 def _tight(range_: str) -> str:
@@ -218,25 +427,31 @@ def _reply(agent: str, cell: Cell | None, index: int, prompt: str) -> Reply:
 
 
 def write_report(folder: str | Path) -> Path:
-    """Make `report.html`, `table.md` and `figures/` of the benchmark in `folder`; the page's path.
+    """Make `report.html`, `table.md`, `table.tex` and `figures/` of the benchmark in `folder`; the page's path.
 
-    The same results give the same bytes. Raises DataError naming a file that cannot be read, MissingExtra without
-    matplotlib.
+    The same results give the same bytes: the seed of all resampling is kept in `statistics.json`. Raises DataError
+    naming a file that cannot be read, MissingExtra without matplotlib.
     """
     results = read_results(folder)
-    pictures = figures.pictures(results)
-    page = _page(results, pictures)
+    conclusions = conclude(results)
+    tables, tasks = sheets(results, conclusions), len(results.tasks) > 1
+    pictures = figures.pictures(results, conclusions)
+    page = _page(results, conclusions, tables, pictures)
     drawn = results.folder / "figures"
     drawn.mkdir(exist_ok=True)
     for picture in pictures:
         _replace(drawn / f"{picture.name}.svg", figures.as_svg(picture).encode())
         _replace(drawn / f"{picture.name}.png", figures.as_png(picture))
-    _replace(results.folder / "table.md", markdown_table(results).encode())
+    _replace(results.folder / "statistics.json", (json.dumps(asdict(results.comparing), indent=1) + "\n").encode())
+    _replace(results.folder / "table.md", _markdown_tables(tables, tasks).encode())
+    _replace(results.folder / "table.tex", _latex_tables(tables, tasks).encode())
     _replace(results.folder / "report.html", page.encode())
     return results.folder / "report.html"
 
 
-def _page(results: Results, pictures: Sequence[figures.Picture]) -> str:
+def _page(
+    results: Results, conclusions: Conclusions, tables: Sequence[Sheet], pictures: Sequence[figures.Picture]
+) -> str:
     environment = jinja2.Environment(
         autoescape=True, finalize=_shown, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -246,9 +461,8 @@ def _page(results: Results, pictures: Sequence[figures.Picture]) -> str:
     return template.render(
         results=results,
         title=results.about.title or results.benchmark,
-        columns=COLUMNS,
-        lines=lines(results),
-        caption=caption(results),
+        sheets={"overview": None, "leaderboard": None} | {sheet.name: sheet for sheet in tables},
+        checks=conclusions.checks,
         claim=claim(results),
         styles=figures.agent_styles(results.agents),
         sections=_figures_by_section(results, pictures),
@@ -271,8 +485,8 @@ def _figures_by_section(
     for picture in pictures:
         by_place.setdefault((picture.section, picture.task), []).append(figures.as_inline_svg(picture))
     return {
-        section: [(task, by_place[section, task]) for task in results.tasks if (section, task) in by_place]
-        for section in ("curves", "trade", "kl", "parts")
+        section: [(task, by_place[section, task]) for task in ("", *results.tasks) if (section, task) in by_place]
+        for section in ("overview", "leaderboard", "curves", "trade", "kl", "parts")
     }
 
 
@@ -297,6 +511,23 @@ def _runs(results: Results) -> Iterator[Run]:
 def _markdown(text: str) -> str:
     """`text` in a Markdown cell, as text."""
     return re.sub(r"([\\`*\[\]|~#])", r"\\\1", for_terminal(text)).replace("&", "&amp;").replace("<", "&lt;")
+
+
+def _latex(text: str) -> str:
+    """`text` as text of LaTeX; signs that its classic engines do not know as the commands for them."""
+    return "".join(_LATEX.get(character, character) for character in for_terminal(text))
+
+
+_LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "−": "$-$",
+    "≤": r"$\le$",
+    "–": "--",
+}
 
 
 def _replace(file: Path, content: bytes) -> None:

@@ -3,6 +3,7 @@
     runs/demo/
       about.json           optional: title, what the gold reward is, the command, versions
       benchmark.toml       the grid
+      statistics.json      optional: the seed of the intervals, and whom agents are compared with besides the reference
       results/*.json       one file per cell: a task, an agent and a seed
       cells/...            the run of each cell, with its metrics.jsonl
       reward_model.json    optional: how good the learned reward is on pairs it did not see
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,7 +28,11 @@ from rlhf_env.learning.run_folder import read_metrics
 FORMAT = 1
 
 # Agents that learn nothing, and that an agent has to beat. They stand last, in this order.
-CONTROLS = ("reference", "random")
+REFERENCE, RANDOM = "reference", "random"
+CONTROLS = (REFERENCE, RANDOM)
+
+# What agents are ranked by on a task: the first of these that was measured there.
+SCORES = ("gold", "proxy", "objective")
 
 _T = TypeVar("_T")
 
@@ -58,7 +63,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Cell:
-    """One agent on one task with one seed. `evaluation` and `spending` hold numbers only; a missing one has no key."""
+    """One agent on one task with one seed. `evaluation` and `spending` hold numbers only; a missing one has no key.
+
+    `weights`: of the reward's parts. `optimum`: the highest score there is on the task, where that is known.
+    """
 
     task: str
     agent: str
@@ -69,6 +77,8 @@ class Cell:
     run: str = ""
     config_hash: str = ""
     agent_settings: Mapping[str, Any] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
+    optimum: float | None = None
     spending: Mapping[str, float] = field(default_factory=dict)
     evaluation: Mapping[str, float] = field(default_factory=dict)
     kl_is_bound: bool = False
@@ -104,6 +114,18 @@ class About:
 
 
 @dataclass(frozen=True)
+class Comparing:
+    """How a folder's runs are compared, so that its report comes out the same every time.
+
+    `seed`: of all resampling. `rival`: the agent everyone is compared with besides the reference, on every task that
+    it ran on; empty: the agent with the best mean on the task.
+    """
+
+    seed: int = 0
+    rival: str = ""
+
+
+@dataclass(frozen=True)
 class Results:
     """A benchmark as measured: its cells by task, agent (controls last) and seed."""
 
@@ -112,6 +134,7 @@ class Results:
     cells: tuple[Cell, ...]
     about: About = field(default_factory=About)
     reward_model: RewardModelCard | None = None
+    comparing: Comparing = field(default_factory=Comparing)
 
     @property
     def tasks(self) -> list[str]:
@@ -141,6 +164,39 @@ class Results:
     def of(self, task: str, agent: str) -> list[Cell]:
         return [cell for cell in self.cells if (cell.task, cell.agent) == (task, agent)]
 
+    def shared_seeds(self, task: str) -> list[int]:
+        """The seeds that every agent on the task has run, whatever came of them."""
+        seeds = [{cell.seed for cell in self.of(task, agent)} for agent in self.agents_on(task)]
+        return sorted(set.intersection(*seeds))
+
+    def measure(self, task: str) -> str | None:
+        """What agents are ranked by on the task: gold, else proxy, else objective; None if no run has any of them."""
+        ended = [cell.evaluation for cell in self.cells if cell.task == task and cell.finished]
+        return next((name for name in SCORES if any(name in evaluation for evaluation in ended)), None)
+
+    def floor(self, task: str) -> float | None:
+        """The worst score of any finished run on the task: what a run without a score of its own is given."""
+        return min(
+            (s for cell in self.cells if cell.task == task and (s := self.own_score(cell)) is not None), default=None
+        )
+
+    def own_score(self, cell: Cell) -> float | None:
+        """The cell's measure if it finished and has it. Failed and diverged runs have none."""
+        measure = self.measure(cell.task)
+        return cell.evaluation.get(measure) if cell.finished and measure else None
+
+    def score(self, cell: Cell) -> float | None:
+        """What the cell counts with: its own score or the floor; None where no run of the task finished."""
+        own = self.own_score(cell)
+        return self.floor(cell.task) if own is None else own
+
+    def optimum(self, task: str) -> float | None:
+        """The highest score there is on the task, if the benchmark knows it. Raises DataError where runs disagree."""
+        known = {cell.optimum for cell in self.cells if cell.task == task and cell.optimum is not None}
+        if len(known) > 1:
+            raise DataError(f"{self.folder / 'results'}: several optima for task {task!r}: {sorted(known)}")
+        return known.pop() if known else None
+
     def metrics(self, cell: Cell) -> list[dict[str, Any]]:
         """The rows of a cell's `metrics.jsonl`, empty without one. Raises DataError naming a file that is broken."""
         folder = self.run_folder(cell)
@@ -162,7 +218,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Spread:
-    """One measure over the finished seeds of an agent."""
+    """One measure over the seeds of an agent."""
 
     values: tuple[float, ...]
 
@@ -183,6 +239,7 @@ class Spread:
 class SummaryRow:
     """An agent on a task: each measure over its finished seeds, None where nothing was measured.
 
+    What agents are ranked by on the task is over all seeds, `floored` of them at the floor for want of a score.
     `kl_is_bound`: the KL is the analytic upper bound of the agent (best-of-n), not an estimate. `generated_tokens` were
     spent in training; `inference_tokens` are spent for each reply that is shown.
     """
@@ -192,6 +249,7 @@ class SummaryRow:
     control: bool
     seeds: int
     failed: int
+    floored: int
     kl_is_bound: bool
     gold: Spread | None
     proxy: Spread | None
@@ -204,18 +262,20 @@ class SummaryRow:
 
 
 def summary_rows(results: Results) -> list[SummaryRow]:
-    """The table: a row per task and agent, in the order of the results. Failed seeds are counted, not averaged in."""
-    return [
-        _summary_row(task, agent, results.of(task, agent))
-        for task in results.tasks
-        for agent in results.agents_on(task)
-    ]
+    """The table: a row per task and agent, in the order of the results.
+
+    Failed seeds count with the floor in what agents are ranked by; the other measures are without them.
+    """
+    return [_summary_row(results, task, agent) for task in results.tasks for agent in results.agents_on(task)]
 
 
-def _summary_row(task: str, agent: str, cells: Sequence[Cell]) -> SummaryRow:
+def _summary_row(results: Results, task: str, agent: str) -> SummaryRow:
+    cells, ranked_by = results.of(task, agent), results.measure(task)
     finished = [cell for cell in cells if cell.finished]
 
     def measured(name: str) -> Spread | None:
+        if name == ranked_by:
+            return _spread(results.score(cell) for cell in cells)
         return _spread(cell.evaluation.get(name) for cell in finished)
 
     def spent(name: str) -> Spread | None:
@@ -227,6 +287,7 @@ def _summary_row(task: str, agent: str, cells: Sequence[Cell]) -> SummaryRow:
         control=agent in CONTROLS,
         seeds=len(cells),
         failed=len(cells) - len(finished),
+        floored=sum(results.own_score(cell) is None for cell in cells) if ranked_by else 0,
         kl_is_bound=any(cell.kl_is_bound for cell in finished),
         gold=measured("gold"),
         proxy=measured("proxy"),
@@ -246,11 +307,13 @@ def _spread(values: Iterable[float | None]) -> Spread | None:
 
 def claim(results: Results) -> str:
     """What the number of seeds entitles a reader to conclude."""
-    seeds = results.seeds
+    seeds, shared = results.seeds, min(len(results.shared_seeds(task)) for task in results.tasks)
     counted = f"{seeds} seed" if seeds == 1 else f"{seeds} seeds"
-    if seeds < SEEDS_FOR_A_CLAIM:
+    if shared < seeds:
+        counted += f", {shared} of them shared by all agents"
+    if shared < SEEDS_FOR_A_CLAIM:
         return f"{counted}: numbers, no claim"
-    return f"{counted}: mean and range; no test between agents was made"
+    return f"{counted}: verdicts come from paired tests on the shared seeds"
 
 
 def read_results(folder: str | Path) -> Results:
@@ -277,6 +340,7 @@ def read_results(folder: str | Path) -> Results:
         cells=tuple(sorted(cells.values(), key=lambda cell: (cell.task, _agent_order(cell.agent), cell.seed))),
         about=_about(folder / "about.json"),
         reward_model=_reward_model(folder / "reward_model.json"),
+        comparing=_comparing(folder / "statistics.json", {agent for _, agent, _ in cells}),
     )
 
 
@@ -307,6 +371,8 @@ def _cell(record: _Record, folder: Path) -> Cell:
         run=run,
         config_hash=record.text("config_hash", ""),
         agent_settings=record.table("agent_settings").data,
+        weights=record.table("weights").numbers(),
+        optimum=record.number("optimum"),
         spending=spending,
         evaluation=measured,
         kl_is_bound=bool(evaluation.data.get("kl_is_bound")),
@@ -348,6 +414,18 @@ def _about(file: Path) -> About:
         command=record.text("command", ""),
         versions={name: versions.text(name) for name in sorted(versions.data)},
     )
+
+
+def _comparing(file: Path, agents: Set[str]) -> Comparing:
+    if not file.exists():
+        return Comparing()
+    record = _Record(file, _read_object(file))
+    seed, rival = record.integer("seed", 0), record.text("rival", "")
+    if seed < 0:
+        raise DataError(f"{file}: seed must not be negative, got {seed}")
+    if rival and rival not in agents:
+        raise DataError(f"{file}: rival {rival!r} is no agent of this benchmark: {', '.join(sorted(agents))}")
+    return Comparing(seed, rival)
 
 
 def _reward_model(file: Path) -> RewardModelCard | None:

@@ -330,7 +330,7 @@ def describe(rollout: Rollout) -> Metrics:
         "rollout/cut_at_limit": float(np.mean([e.finish_reason == "length" for e in rollout.episodes])),
         **{f"rollout/{name}": value for name, value in rollout.measured.items()},
     }
-    if len(rollout.group.unique()) < len(rollout):
+    if len(set(rollout.group.tolist())) < len(rollout):
         summary["rollout/groups_without_spread"] = groups_without_spread(
             rollout.returns(without=("kl",)), rollout.group, counted=rollout.scored
         )

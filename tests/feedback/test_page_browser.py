@@ -39,8 +39,8 @@ HOSTILE = '</div><img src=x onerror="window.broken=1"><script>window.broken=1</s
 
 # The pipe's ends have to be the descriptors 3 and 4.
 LAUNCH = """
-import os, sys
-ends = [os.dup(int(end)) for end in sys.argv[1:3]]
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
 os.dup2(ends[0], 3), os.dup2(ends[1], 4)
 os.execv(sys.argv[3], sys.argv[3:])
 """
@@ -133,7 +133,7 @@ class Tab:
 
     def settle(self) -> None:
         """Until keys count again: shortly after an item came they do not, and nothing on the page shows it."""
-        time.sleep(0.5)
+        time.sleep(0.43)
 
 
 @pytest.fixture

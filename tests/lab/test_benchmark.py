@@ -14,6 +14,7 @@ import pytest
 from rlhf_env.errors import ConfigError, RunFailed
 from rlhf_env.lab import benchmark
 from rlhf_env.lab.benchmark import Grid, Progress, run_benchmark, run_cell, write_json
+from rlhf_env.lab.comparison import conclude
 from rlhf_env.lab.report import read_results, rich_table, write_report
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
@@ -28,7 +29,7 @@ BAD = {
 
 
 def grid_of(toy: Toy, agents: Mapping[str, Any], seeds: int = 2) -> Grid:
-    return Grid(name="toy-grid", agents=dict(agents), experiment=dict(toy), seeds=seeds)
+    return Grid(name="toy-grid", agents=dict(agents), experiment=dict(toy), seeds=seeds, optima={"echo": 1.0})
 
 
 def results_of(folder: Path) -> dict[str, dict[str, Any]]:
@@ -67,6 +68,8 @@ def test_a_result_says_what_was_run_spent_and_measured(finished: Path, toy: Toy)
     assert (result["status"], result["reason"], result["error"]) == ("finished", "budget", None)
     assert (result["task"], result["agent"], result["seed"]) == ("echo", "ppo", 1)
     assert result["agent_settings"] == {"name": "ppo", "lr": 1e-2}
+    assert result["weights"] == {"length": 1.0, "kl": 0.05, "diversity": 0.1}
+    assert result["optimum"] == 1.0
     assert (result["spending"]["updates"], result["spending"]["episodes"]) == (40, 40 * 8)
     assert [point["update"] for point in result["curve"]] == [0, 10, 20, 30, 40]
     # The last evaluation is of the same parameters, prompts and random numbers as the one of the last update.
@@ -135,6 +138,13 @@ def test_the_report_of_a_benchmark_with_failures(finished: Path) -> None:
     assert (results.failed, results.seeds, len(results.cells)) == (4, 2, 8)
     assert rich_table(results).row_count == 4
     assert write_report(finished).stat().st_size > 10_000
+
+
+def test_the_reward_ledger_of_real_runs_adds_up(finished: Path) -> None:
+    (ledger,) = (check for check in conclude(read_results(finished)).checks if "sum of its parts" in check.name)
+    assert ledger.outcome == "holds", ledger.said
+    # ppo: 40 rollouts, evaluations at 0, 10, .. 40 and the last; best_of_n: at 0 and the last; for two seeds.
+    assert ledger.said.startswith(f"{2 * (40 + 5 + 1 + 1 + 1)} stored rewards")
 
 
 def test_a_killed_worker_costs_its_cell_alone_and_the_next_call_goes_on(
@@ -235,6 +245,7 @@ def test_cells_are_agents_by_tasks_by_seeds(toy: Toy) -> None:
         ({"agents": {"ppo": {}}, "seeds": 0}, "seeds must be at least 1"),
         ({"agents": {"ppo": 3}}, "agents.ppo: 3 is not a table"),
         ({"agents": {"ppo": {}}, "tasks": {"t": 3}}, "tasks.t: 3 is not a table"),
+        ({"agents": {"ppo": {}}, "tasks": {"t": {}}, "optima": {"u": 1.0}}, "optima.u: no task of this name, only t"),
         ({"agents": {"..": {}}}, "'..' is no name for a file"),
         ({"agents": {"a--b": {}}}, "'a--b' is no name for a file"),
         ({"agents": {"a/b": {}}}, "'a/b' is no name for a file"),

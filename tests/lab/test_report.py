@@ -17,8 +17,9 @@ import pytest
 from rich.console import Console, RenderableType
 
 from rlhf_env.errors import DataError, MissingExtra
-from rlhf_env.lab import figures
+from rlhf_env.lab import comparison, figures
 from rlhf_env.lab.report import (
+    latex_table,
     markdown_table,
     read_results,
     rich_samples,
@@ -137,6 +138,24 @@ def grid(agents: Sequence[str] = AGENTS, seeds: int = 3) -> list[dict[str, Any]]
     return [cell(agent, seed) for agent in agents for seed in range(seeds)]
 
 
+def two_tasks(folder: Path) -> Path:
+    """Six seeds of three agents on two tasks, one run failed: all that can be compared is. No curves, to be quick."""
+    cells = [
+        cell(a, s, task=task) for task in ("chitchat", "sums") for a in ("dpo", "ppo", "reference") for s in range(6)
+    ]
+    for each in cells:
+        each.update(run="", curve=[], samples=[])
+    cells[9].update(status="failed", error="loss is not finite")
+    return write(folder, cells)
+
+
+@pytest.fixture
+def rough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer resamples than in a real report."""
+    monkeypatch.setattr(comparison, "_RESAMPLES", 100)
+    monkeypatch.setattr(comparison, "_REPEATS", 4)
+
+
 # --- Numbers --------------------------------------------------------------------------------------------------------
 
 
@@ -187,7 +206,11 @@ def test_the_terminal_table_fits_110_columns(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("seeds", "said"),
-    [(1, "1 seed: numbers, no claim"), (3, "3 seeds: numbers, no claim"), (5, "5 seeds: mean and range")],
+    [
+        (1, "1 seed: numbers, no claim"),
+        (4, "4 seeds: numbers, no claim"),
+        (5, "5 seeds: verdicts come from paired tests"),
+    ],
 )
 def test_few_seeds_claim_nothing(tmp_path: Path, seeds: int, said: str) -> None:
     results = read_results(write(tmp_path / "demo", grid(["ppo"], seeds)))
@@ -195,7 +218,7 @@ def test_few_seeds_claim_nothing(tmp_path: Path, seeds: int, said: str) -> None:
     assert said in markdown_table(results)
 
 
-def test_a_failed_run_is_counted_and_not_averaged_in(tmp_path: Path) -> None:
+def test_a_failed_run_is_counted_and_scored_at_the_floor(tmp_path: Path) -> None:
     cells = grid(["ppo", "reference"])
     cells[1].update(
         status="failed", error="loss is not finite", evaluation={"gold": -99.0}, curve=cells[1]["curve"][:4]
@@ -205,7 +228,8 @@ def test_a_failed_run_is_counted_and_not_averaged_in(tmp_path: Path) -> None:
     row = summary_rows(results)[0]
     assert (row.failed, row.seeds) == (1, 3)
     assert row.gold is not None
-    assert row.gold.values == pytest.approx((0.68, 0.70))
+    assert row.gold.values == pytest.approx((0.68, 0.51, 0.70))  # the worst finished run is one of the reference
+    assert row.kl is not None and row.kl.values == (3.0, 5.0)  # no other measure is made up
     page = texts_of(write_report(folder).read_text(encoding="utf-8"))
     assert "1 of 3 failed" in page
     assert "1 of 6 runs failed" in page
@@ -216,7 +240,7 @@ def test_a_failed_run_is_counted_and_not_averaged_in(tmp_path: Path) -> None:
 def test_an_agent_whose_every_run_failed_still_has_its_row(tmp_path: Path) -> None:
     failed = [cell("dpo", s, status="failed", evaluation=None, spending=None, samples=[], curve=[]) for s in range(2)]
     folder = write(tmp_path / "demo", grid(["ppo"], 2) + failed)
-    assert "| dpo (2 of 2 failed) | – | – |" in markdown_table(read_results(folder))
+    assert "| dpo (2 of 2 failed) | 0.68 | – | – |" in markdown_table(read_results(folder))
     assert "(no reply)" in texts_of(write_report(folder).read_text(encoding="utf-8"))
 
 
@@ -273,6 +297,84 @@ def test_the_report_is_the_same_every_time(tmp_path: Path) -> None:
     write_report(second)
     assert contents(first) == kept == contents(second)
     assert {"report.html", "table.md", "figures/chitchat--gold-curve.png", "figures/chitchat--kl.svg"} <= kept.keys()
+
+
+@pytest.mark.usefixtures("rough")
+def test_comparisons_come_out_the_same_every_time_from_the_seed_in_the_folder(tmp_path: Path) -> None:
+    first, second = two_tasks(tmp_path / "a"), two_tasks(tmp_path / "b")
+    write_report(first)
+    kept = contents(first)
+    assert json.loads(kept["statistics.json"]) == {"seed": 0, "rival": ""}
+    write_report(second)
+    assert contents(second) == kept
+    drawn = {"figures/chitchat--against-reference.svg", "figures/all-tasks--performance-profile.png"}
+    assert {"table.md", "table.tex", "figures/all-tasks--interquartile-mean.svg", *drawn} <= kept.keys()
+    (first / "statistics.json").write_text('{"seed": 1, "rival": "dpo"}', encoding="utf-8")
+    write_report(first)
+    assert contents(first)["table.md"] != kept["table.md"]
+    assert json.loads((first / "statistics.json").read_text(encoding="utf-8")) == {"seed": 1, "rival": "dpo"}
+
+
+@pytest.mark.usefixtures("rough")
+def test_comparisons_stand_in_every_form_of_the_table(tmp_path: Path) -> None:
+    """Offsets of a seed are common to all agents: a difference is the same for every seed, and its interval a point."""
+    folder = two_tasks(tmp_path / "demo")
+    page = texts_of(write_report(folder).read_text(encoding="utf-8"))
+    results = read_results(folder)
+    markdown, latex = markdown_table(results), latex_table(results)
+    assert re.search(
+        r"\| chitchat \| dpo \| 0\.6[78] \([^)]*\) \| \+0\.14 \(\+0\.14 to \+0\.14\) \| inconclusive \(p 0\.062\) \|",
+        markdown,
+    )
+    for said in ("+0.14", "p 0.062", "All tasks together", "1 of 6 at the floor", "Does the benchmark hold?"):
+        assert said in page
+    for said in ("+0.14", "p 0.062", "1 of 6 at the floor", r"95 \% intervals", r"\begin{tabular}{llrrrrr}"):
+        assert said in latex
+    assert "0.062" in markdown and "**Leaderboard**" in markdown
+    assert printed(rich_table(results)).count("inconclusive") == 4 + 1  # and once in the caption
+    assert (folder / "table.tex").read_text(encoding="utf-8") == latex
+    assert (folder / "table.md").read_text(encoding="utf-8") == markdown
+
+
+def test_few_seeds_leave_no_room_for_verdicts(tmp_path: Path) -> None:
+    folder = write(tmp_path / "demo", grid(["ppo", "reference"], 4))
+    page = texts_of(write_report(folder).read_text(encoding="utf-8").split("</style>")[1])
+    assert "4 seeds: numbers, no claim" in page
+    for absent in ("Leaderboard", "Verdict", "better", "inconclusive", "interval"):
+        assert absent not in page, absent
+    assert markdown_table(read_results(folder)).count("| Agent |") == 1
+
+
+@pytest.mark.usefixtures("rough")
+def test_the_page_says_where_no_verdict_was_possible(tmp_path: Path) -> None:
+    said = "So few seeds for so many comparisons cannot show a difference, however large (chitchat: {} p at least {})"
+    five = markdown_table(read_results(write(tmp_path / "five", grid(["ppo", "reference"], 5))))
+    assert said.format("5 seeds,", "0.062") in five
+    eight = markdown_table(read_results(write(tmp_path / "eight", grid(["ppo", "reference"], 8))))
+    assert "So few seeds" not in eight
+
+
+def test_a_name_is_text_in_the_latex_table(tmp_path: Path) -> None:
+    cells = [cell("ppo", 0) | {"agent": "a_b & 50% $x$ #1 {y} \\input{/etc/passwd} ~^", "run": ""}]
+    (row,) = [
+        line for line in latex_table(read_results(write(tmp_path / "demo", cells))).splitlines() if "a\\_b" in line
+    ]
+    name = r"a\_b \& 50\% \$x\$ \#1 \{y\} \textbackslash{}input\{/etc/passwd\} \textasciitilde{}\textasciicircum{}"
+    assert row.startswith(name + " & 0.68 & ")
+    assert row.endswith(r" \\")
+
+
+@pytest.mark.parametrize(
+    ("statistics", "said"),
+    [
+        ({"rival": "dqn"}, "rival 'dqn' is no agent of this benchmark: ppo"),
+        ({"seed": -1}, "seed must not be negative"),
+        ({"seed": "x"}, "seed must be a whole number"),
+    ],
+)
+def test_a_broken_file_of_statistics_is_named(tmp_path: Path, statistics: dict[str, Any], said: str) -> None:
+    with pytest.raises(DataError, match=rf"statistics\.json: {said}"):
+        read_results(write(tmp_path / "demo", [cell()], statistics=statistics))
 
 
 def test_the_page_needs_nothing_from_anywhere(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ pytestmark = pytest.mark.packaging
 def test_each_bug_can_be_put_back(mutant: Mutant) -> None:
     assert (ROOT / mutant.file).read_text(encoding="utf-8").count(mutant.right) == 1
     assert mutant.wrong != mutant.right
-    assert (ROOT / mutant.seen_by).exists()
+    assert (ROOT / mutant.seen_by.split("::")[0]).exists()
 
 
 def test_the_numeric_suite_is_there() -> None:
-    assert [part for part in NUMERIC if not (ROOT / part).exists()] == []
+    assert [part for part in NUMERIC if not (ROOT / part.split("::")[0]).exists()] == []

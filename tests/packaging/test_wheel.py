@@ -30,6 +30,8 @@ def test_three_packages_and_nothing_else_at_the_top() -> None:
 
 def test_every_file_that_is_no_module_came_along() -> None:
     expected = {f"{package}/py.typed" for package in PACKAGES}
+    page = ("index.html", "page.css", "page.js", "kinds.js", "server.js")
+    expected |= {f"rlhf_env/feedback/page/static/{name}" for name in page}
     expected |= {"rlhf_env/lab/report.html.jinja", "rlhf_env/assets/__init__.py", "rlhf_env/assets/recipe.json"}
     for model in ("chitchat", "chitchat-judge"):
         expected |= {
@@ -47,6 +49,7 @@ def test_what_it_says_of_itself() -> None:
         ("rlhf_env", "tasks", "rlhf_env.envs.tasks"),
         ("rlhf_env", "agents", "rlhf_agents"),
         ("rlhf_env", "rewards", "rlhf_rewards"),
+        ("rlhf_env", "annotators", "rlhf_env.feedback.annotators"),
     }
     assert about.metadata["License-Expression"] == "Apache-2.0"
     assert {"demo", "dev", "all"} <= set(about.metadata.get_all("Provides-Extra") or [])

@@ -1,0 +1,349 @@
+"""Stable-Baselines3's own PPO and A2C (Raffin et al. 2021, JMLR 22(268)) as an agent of this project.
+
+The loop, the writing and the rewards are this project's, the KL penalty among them; what learns is their code. A
+rollout becomes a rollout buffer of theirs in which each token the agent chose is one step: its value,
+log-probability and reward, and where its text begins. Their `compute_returns_and_advantage` and their `train()` then
+run as they are. A response is so many steps as it has tokens, so every view trains alike. The reward of a text that was
+cut from outside has gamma times the value of its last state added, as their `collect_rollouts` does.
+
+It is slow. Their minibatches are of single tokens in random order, over which the texts before them are read again:
+with the same number of gradient steps, `ppo` reads a text once a pass and this agent once for each minibatch that holds
+a token of it.
+
+What is not as in `PPO(...).learn(...)`, each on purpose: an observation in the buffer is the place of a token in the
+rollout instead of the text before it, so that a minibatch reads a text once for all its tokens; the buffer holds
+float64 where theirs holds float32, so that the first ratio is 1 to the last digits; minibatch orders come from the
+agent's own stream; the optimizer refuses a gradient that is not finite; dropout is off, and `gamma` is 1 by default.
+What is as there: advantages are normalised in each minibatch, and a last minibatch of one token is left as it is.
+
+Left out: gSDE, orthogonal initialisation and callbacks, which have no meaning here. To let Stable-Baselines3 own the
+loop too, see `sb3`.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rlhf_env.envs.global_generators import lent_generators
+from rlhf_env.errors import ConfigError, DataError, RunFailed
+from rlhf_env.learning.agent import Decision, Metrics, Setup
+from rlhf_env.learning.functional import paid_to_actions, require_exact_sampling, require_stated
+from rlhf_env.learning.rollout import Rollout
+from rlhf_env.learning.schedules import ScheduleName, multiplier
+from rlhf_env.policies import Policy, ValueHead
+from rlhf_env.types import Observation
+
+with lent_generators(0):  # rich, which they import, draws a number as it loads
+    from stable_baselines3 import A2C, PPO
+    from stable_baselines3.common.buffers import RolloutBuffer
+    from stable_baselines3.common.logger import Logger
+
+PLACE = gym.spaces.Box(0, np.iinfo(np.int64).max, (2,), np.int64)  # an observation: row and position of a token
+
+
+class TextActorCritic(nn.Module):
+    """What `PPO.train` and `A2C.train` ask of a policy, answered by a writer of this project and a linear value head.
+
+    Places int64[N, 2] are (row, position) in the texts last given to `read`. The value of a place is that of the state
+    in which its token is chosen; the place after a text's last token is the state the text ends in.
+    """
+
+    def __init__(
+        self,
+        _observation_space: Any,
+        _action_space: Any,
+        lr_schedule: Any,
+        *,
+        writer: Policy,
+        optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
+        optimizer_kwargs: Mapping[str, Any] | None = None,
+        use_sde: bool = False,  # they pass it always
+    ) -> None:
+        super().__init__()
+        if optimizer_kwargs is None:
+            optimizer_kwargs = {"eps": 1e-5}  # as their ActorCriticPolicy has it for Adam
+        self.writer = writer
+        self.value_head = ValueHead(writer.hidden_size, dtype=writer.dtype, device=writer.device)
+        learned = [p for p in (*writer.parameters(), *self.value_head.parameters()) if p.requires_grad]
+        self.optimizer = optimizer_class(learned, lr=lr_schedule(1), **optimizer_kwargs)  # type: ignore[call-arg]
+        self._tokens, self._mask = torch.empty(0, 0), torch.empty(0, 0)
+
+    def read(self, rollout: Rollout) -> None:
+        """Speak about these texts from now on."""
+        self._tokens = F.pad(rollout.tokens, (0, 1), value=self.writer.pad_id)
+        self._mask = F.pad(rollout.mask, (0, 1), value=False)
+
+    def evaluate_actions(self, places: Tensor, _actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Value, log-probability and entropy of the tokens at `places`, float64[N] each, with gradient.
+
+        (The actions are the tokens that stand there.)
+        """
+        row, position, tokens, mask = self._texts_at(places)
+        where = torch.zeros_like(mask)
+        where[row, position] = True
+        seen = self.writer.evaluate(tokens, mask, where)
+        values = self.value_head(seen.hidden[row, position])
+        return values.double(), seen.logprobs[row, position].double(), seen.entropy[row, position].double()
+
+    def predict_values(self, places: Tensor) -> Tensor:
+        """float64[N]: the value of each place."""
+        row, position, tokens, mask = self._texts_at(places)
+        hidden = self.writer.evaluate(tokens, mask, torch.zeros_like(mask)).hidden
+        return torch.as_tensor(self.value_head(hidden[row, position])).double()
+
+    def _texts_at(self, places: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Row and position [N] in the texts that `places` are in, and these texts and their mask, each text once."""
+        rows, row = places[:, 0].unique(return_inverse=True)
+        end = int(places[:, 1].max()) + 1
+        return row, places[:, 1], self._tokens[rows, :end], self._mask[rows, :end]
+
+    def set_training_mode(self, _mode: bool) -> None:
+        """Dropout stays off: with it, the ratio of new to old probabilities would not start at 1."""
+        self.writer.eval()
+
+
+class ExactRolloutBuffer(RolloutBuffer):  # type: ignore[misc]  # untyped base
+    """Theirs, in float64."""
+
+    def reset(self) -> None:
+        super().reset()
+        for name in ("rewards", "returns", "episode_starts", "values", "log_probs", "advantages"):
+            setattr(self, name, getattr(self, name).astype(np.float64))
+
+
+class SB3:
+    """Rollouts of this project's loop, learned from by Stable-Baselines3."""
+
+    trains = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """The names, and but for `gamma` the defaults, are those of Stable-Baselines3's PPO.
+
+        `algorithm`: "ppo", or "a2c": one gradient step on the whole rollout. (Their A2C differs by default in
+            `learning_rate` 7e-4, `gae_lambda` 1.0 and `normalize_advantage` false.)
+        `group_size`: neighbouring rows that answer one prompt; they are not compared.
+        `learning_rate`, `schedule`: its start, and its course over the budget.
+        `n_epochs`, `batch_size`: passes over a rollout, and tokens per gradient step (ppo).
+        `gamma`, `gae_lambda`: discount per token (theirs: 0.99), and GAE's lambda.
+        `clip_range`: how far a token's probability ratio may move the loss (ppo).
+        `clip_range_vf`: bound on a value's change per update, in units of reward (ppo; 0: none).
+        `target_kl`: stop the update before a gradient step from 1.5 times this far from the rollout's policy (ppo; 0:
+            never).
+        `normalize_advantage`: mean 0 and variance 1 in each minibatch.
+        `ent_coef`, `vf_coef`: weights of the entropy bonus and of the value's mean squared error.
+        `max_grad_norm`: the gradient is scaled down to this norm.
+        `use_rms_prop`: RMSprop as in the A2C paper instead of Adam (a2c).
+        """
+
+        algorithm: Literal["ppo", "a2c"] = "ppo"
+        group_size: int = 1
+        learning_rate: float = 3e-4
+        schedule: ScheduleName = "constant"
+        n_epochs: int = 10
+        batch_size: int = 64
+        gamma: float = 1.0
+        gae_lambda: float = 0.95
+        clip_range: float = 0.2
+        clip_range_vf: float = 0.0
+        target_kl: float = 0.0
+        normalize_advantage: bool = True
+        ent_coef: float = 0.0
+        vf_coef: float = 0.5
+        max_grad_norm: float = 0.5
+        use_rms_prop: bool = True
+
+        def __post_init__(self) -> None:
+            problems = [
+                f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
+                for name, known in {"algorithm": ("ppo", "a2c"), "schedule": get_args(ScheduleName)}.items()
+                if getattr(self, name) not in known
+            ]
+            problems += [
+                f"{name} must be at least {least}, got {getattr(self, name)}"
+                for name, least in {"group_size": 1, "n_epochs": 1}.items()
+                if getattr(self, name) < least
+            ]
+            if self.batch_size < 2:
+                problems.append(f"batch_size must be at least 2 (one token has no spread), got {self.batch_size}")
+            problems += [
+                f"{name} must be in [0, 1], got {getattr(self, name)}"
+                for name in ("gamma", "gae_lambda")
+                if not 0.0 <= getattr(self, name) <= 1.0
+            ]
+            problems += [
+                f"{name} must be above 0, got {getattr(self, name)}"
+                for name in ("learning_rate", "clip_range", "max_grad_norm")
+                if not 0.0 < getattr(self, name) < math.inf
+            ]
+            problems += [
+                f"{name} must not be negative, got {getattr(self, name)}"
+                for name in ("clip_range_vf", "target_kl", "ent_coef", "vf_coef")
+                if not 0.0 <= getattr(self, name) < math.inf
+            ]
+            if problems:
+                raise ConfigError(*problems)
+
+    def __init__(self, setup: Setup, config: Config) -> None:
+        setup.require_groups(config.group_size, least=1)
+        require_exact_sampling(setup.policy.sampling, "sb3")
+        self.setup = setup
+        self.config = config
+        self.policy = setup.policy
+        self.learner = _learner(setup, config)
+        self.actor_critic: TextActorCritic = self.learner.policy
+        self.optimizer = self.actor_critic.optimizer
+        self.optimizer.register_step_pre_hook(lambda *_: self._before_step())
+        self._order = setup.stream("sb3 minibatches")
+
+    def begin(self) -> dict[str, Any]:
+        return {"group_size": self.config.group_size}
+
+    def act(self, observation: Observation, /) -> Decision:
+        return Decision.of(self.policy.write(observation, self.setup.action_length))
+
+    def update(self, rollout: Rollout, /) -> Metrics:
+        """`train()` of theirs on a buffer of the rollout's tokens."""
+        require_stated(rollout, "sb3")
+        spending, learner = self.setup.engine.spending, self.learner
+        before = spending.gradient_steps
+        learner.rollout_buffer = self._buffer(self.setup.engine.local(rollout))
+        learner._current_progress_remaining = 1.0 - self.setup.engine.progress
+        with lent_generators(int(self._order.integers(2**32))):  # they draw the orders of minibatches there
+            learner.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        return {**_metrics(learner.logger), "gradient_steps": float(spending.gradient_steps - before)}
+
+    @torch.no_grad()
+    def _buffer(self, rollout: Rollout) -> ExactRolloutBuffer:
+        """The agent's tokens, text after text, with their returns and advantages."""
+        actor_critic, config = self.actor_critic, self.config
+        actor_critic.set_training_mode(False)
+        actor_critic.read(rollout)
+        places = rollout.actions.nonzero()  # row by row, each in the order of its text
+        if len(places) < 2:
+            raise DataError(f"sb3 learns from the spread of tokens, and this rollout has {len(places)}: more num_envs")
+        row, position = places.unbind(dim=1)
+        chosen = rollout.tokens[row, position]
+        seen = [actor_critic.evaluate_actions(part, part) for part in places.split(config.batch_size)]
+        values, logprobs = (torch.cat(found) for found in list(zip(*seen, strict=True))[:2])
+        stated = rollout.logprobs[row, position]
+        if config.algorithm == "a2c" and float((logprobs - stated).abs().max()) > 0.1:
+            raise DataError(
+                "a2c takes every text for one of the present policy, and these are of another: use texts that the "
+                'agent has just written, or algorithm = "ppo"'
+            )
+
+        rewards = paid_to_actions(rollout.rewards(), rollout.mask, rollout.actions)[row, position]
+        starts = torch.cat([row.new_ones(1, dtype=torch.bool), row[1:] != row[:-1]])
+        cut = starts.roll(-1) & rollout.truncated[row]  # the last tokens of the texts that were cut
+        if cut.any():
+            ends = torch.stack([row, rollout.lengths[row]], dim=1)[cut]
+            rewards[cut] += config.gamma * torch.cat(
+                [actor_critic.predict_values(part) for part in ends.split(config.batch_size)]
+            )
+
+        buffer = ExactRolloutBuffer(
+            len(places),
+            PLACE,
+            self.learner.action_space,
+            device=self.learner.device,
+            gamma=config.gamma,
+            gae_lambda=config.gae_lambda,
+        )
+        columns = (column.cpu().numpy() for column in (places, chosen, rewards, starts))
+        for place, token, reward, start, value, logprob in zip(*columns, values, stated, strict=True):
+            buffer.add(place, token, reward, start, value, logprob)
+        # Every text ends in the buffer, so nothing comes after its last step.
+        buffer.compute_returns_and_advantage(last_values=torch.zeros(1), dones=np.ones(1))
+        return buffer
+
+    def _before_step(self) -> None:
+        """Refuse a gradient that is not finite, before it is in the parameters; count the others."""
+        gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if not all(bool(gradient.isfinite().all()) for gradient in gradients):
+            self.optimizer.zero_grad(set_to_none=True)
+            rate = self.config.learning_rate
+            raise RunFailed(f"the gradient is not finite: lower the learning_rate ({rate:g}) or look at the rewards")
+        self.setup.engine.spending.add(gradient_steps=1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "policy": self.policy.state_dict(),
+            "sampling": self.policy.sampling_state(),
+            "value_head": self.actor_critic.value_head.state_dict(),
+            "optimizer": {str(index): dict(moments) for index, moments in self._moments().items()},
+            "order": dict(self._order.bit_generator.state),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        self.policy.load_state_dict(state["policy"])
+        self.policy.load_sampling_state(state["sampling"])
+        self.actor_critic.value_head.load_state_dict(state["value_head"])
+        # A copy, or the optimizer would go on in the caller's tensors.
+        moments = {int(index): copy.deepcopy(dict(values)) for index, values in state["optimizer"].items()}
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        self._order.bit_generator.state = dict(state["order"])
+
+    def _moments(self) -> dict[int, dict[str, Any]]:
+        """The optimizer's memory by parameter index. (Its learning rate is set anew at each update.)"""
+        moments: dict[int, dict[str, Any]] = self.optimizer.state_dict()["state"]
+        return moments
+
+
+def _learner(setup: Setup, config: SB3.Config) -> Any:
+    """Their PPO or A2C without an environment, made as their `load` makes one."""
+    shared: dict[str, Any] = {
+        "policy": TextActorCritic,
+        "env": None,
+        "learning_rate": lambda left: config.learning_rate * multiplier(config.schedule, 1.0 - left),
+        "n_steps": 1,  # of a first buffer that is never filled: each update brings its own
+        "gamma": config.gamma,
+        "gae_lambda": config.gae_lambda,
+        "ent_coef": config.ent_coef,
+        "vf_coef": config.vf_coef,
+        "max_grad_norm": config.max_grad_norm,
+        "normalize_advantage": config.normalize_advantage,
+        "policy_kwargs": {"writer": setup.policy},
+        "device": setup.engine.device,
+        "_init_setup_model": False,
+    }
+    if config.algorithm == "a2c":
+        learner = A2C(**shared, use_rms_prop=config.use_rms_prop)
+    else:
+        learner = PPO(
+            **shared,
+            n_epochs=config.n_epochs,
+            batch_size=config.batch_size,
+            clip_range=config.clip_range,
+            clip_range_vf=config.clip_range_vf or None,
+            target_kl=config.target_kl or None,
+        )
+    learner.observation_space = PLACE
+    learner.action_space = gym.spaces.Discrete(setup.policy.vocab_size)
+    learner.n_envs = 1
+    learner._setup_model()
+    learner.set_logger(Logger(folder=None, output_formats=[]))
+    return learner
+
+
+def _metrics(logger: Any) -> Metrics:
+    """What `train()` recorded, under this project's names where it has one."""
+    found = {name.removeprefix("train/"): float(value) for name, value in logger.name_to_value.items()}
+    renamed = {"learning_rate": "lr", "policy_gradient_loss": "policy_loss"}
+    metrics = {renamed.get(name, name): value for name, value in found.items()}
+    del metrics["n_updates"]
+    metrics["entropy"] = -metrics.pop("entropy_loss")
+    if math.isnan(metrics["explained_variance"]):  # of returns that are all the same
+        metrics["explained_variance"] = 0.0
+    return metrics

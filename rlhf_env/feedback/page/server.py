@@ -1,0 +1,531 @@
+"""The annotation page's web server: static files, and a small JSON interface in front of a preference store.
+
+Whoever has the link may judge: it carries a random token, which the page gives in exchange for a session and forgets.
+The token stands behind the "#" of the link, the part that a browser never sends: no log holds it. A name is a label
+there, not an account; people who share the link trust each other.
+
+What other web pages in the same browser could try is refused before anything is read: a foreign Host (DNS rebinding), a
+POST from a foreign Origin or without the session's CSRF token, content in a frame. The page itself may load nothing but
+its own script and style. Sessions are signed, not stored: they outlive the server, so that after a crash the page goes
+on where it was.
+
+    GET  /api/session    who is judging, with the session's CSRF token; null before `enter`
+    POST /api/enter      {token, annotator}: begin a session, or go on under another name
+    POST /api/next       {}: the item that the annotator holds, or one lent to them now
+    POST /api/vote       {item, answer, key, seconds}: `PreferenceStore.submit`, then as `next`
+    POST /api/undo       {item}: `PreferenceStore.undo`, then as `next`; null for the latest vote
+    GET  /api/agreement  how far annotators agree
+
+An error is {"problems": [...]}: 409 where the item went to others meanwhile, 422 for what cannot be accepted, 503 where
+the store could not be written (the same request may be sent again).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hmac
+import ipaddress
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from rlhf_env.errors import ConfigError, DataError, LeaseExpired, MissingExtra, RlhfEnvError
+from rlhf_env.feedback import findings
+from rlhf_env.feedback.agreement import Interval, agreement_of
+from rlhf_env.feedback.preferences import Assignment, PreferenceStore
+from rlhf_env.shown_text import for_page, for_terminal
+
+try:
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.datastructures import MutableHeaders
+    from starlette.requests import ClientDisconnect, Request
+    from starlette.responses import JSONResponse, Response
+    from starlette.routing import Route
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+except ModuleNotFoundError as missing:
+    raise MissingExtra("the annotation page's web server (starlette, uvicorn)", "annotate") from missing
+
+__all__ = ["PageConfig", "page", "serve"]
+
+T = TypeVar("T")
+
+_FOLDER = Path(__file__).parent / "static"
+# The only files there are: no request's path ever becomes a file's.
+_STATIC = {
+    "/": ("index.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+    "/kinds.js": ("kinds.js", "text/javascript"),
+    "/server.js": ("server.js", "text/javascript"),
+}
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'; "
+        "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+    ),
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Cache-Control": "no-store",
+}
+_LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
+
+BODY_BYTES = 64 * 1024
+BODY_SECONDS = 10.0
+REQUESTS_PER_WINDOW = 600
+WINDOW_SECONDS = 10.0
+TEXT_CHARACTERS = 50_000
+NAME_CHARACTERS = 100
+KEY_CHARACTERS = 200
+CONNECTIONS = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageConfig:
+    """Where the page is served.
+
+    Args:
+        store: the preference store, an SQLite file. Its neighbour `<store>.key` keeps the key that signs sessions.
+        host: the address to listen on.
+        port: 0 takes a free one.
+        remote: allow an address that other machines reach. What they send is not encrypted.
+        names: host names by which other machines reach the page; requests under any other name are refused.
+        lease: seconds for which an item is kept for whoever sees it.
+    """
+
+    store: Path
+    host: str = "127.0.0.1"
+    port: int = 0
+    remote: bool = False
+    names: tuple[str, ...] = ()
+    lease: float = 600.0
+
+    def __post_init__(self) -> None:
+        findings.refuse(
+            findings.whole_number("port", self.port, 0, 65535),
+            findings.number("lease", self.lease),
+            not self.is_local
+            and not self.remote
+            and f"host: other machines reach {self.host}: say --remote if they may, or go through an SSH tunnel",
+            self._listens_everywhere
+            and not self.names
+            and f"names: {self.host} is no name to reach the page by: give one (--name), as annotators type it",
+        )
+
+    @property
+    def is_local(self) -> bool:
+        if self.host == "localhost":
+            return True
+        address = _address(self.host)
+        return address is not None and address.is_loopback
+
+    @property
+    def _listens_everywhere(self) -> bool:
+        address = _address(self.host)
+        return not self.host or (address is not None and address.is_unspecified)
+
+    @property
+    def known_as(self) -> tuple[str, ...]:
+        """The names under which the page may be asked for, the first one for the link."""
+        own = "" if self._listens_everywhere else f"[{self.host}]" if ":" in self.host else self.host
+        found = (own, *self.names, *(_LOOPBACK_NAMES if self.is_local else ()))
+        return tuple(dict.fromkeys(name.lower() for name in found if name))
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+def serve(config: PageConfig, announce: Callable[[str], None] = print) -> None:
+    """Serve the page until Ctrl-C. `announce` gets the link, token and all, once.
+
+    Raises ConfigError where the address cannot be listened on, and what opening the store raises.
+    """
+    keys = Keys.of(config.store)
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    try:
+        listening = socket.create_server((config.host, config.port), family=family)
+    except OSError as error:
+        raise ConfigError(
+            f"{config.host} port {config.port}: {os.strerror(error.errno or 0)}; choose another"
+        ) from error
+    with listening:
+        port = listening.getsockname()[1]
+        settings = uvicorn.Config(
+            page(config, keys, port=port),
+            log_level="error",
+            ws="none",
+            access_log=False,
+            proxy_headers=False,  # who is asking is who is connected: no header decides it
+            server_header=False,
+            limit_concurrency=CONNECTIONS,
+            timeout_keep_alive=5,
+            timeout_graceful_shutdown=5,
+        )
+        announce(f"http://{config.known_as[0]}:{port}/#token={keys.token}")
+        uvicorn.Server(settings).run(sockets=[listening])
+
+
+def page(config: PageConfig, keys: Keys, *, port: int, clock: Callable[[], float] = time.time) -> ASGIApp:
+    """The page as an ASGI application, for a server that listens on `port`. `clock` is the store's."""
+    desk = _Desk(config, keys, clock)
+    application = Starlette(
+        routes=[
+            *(Route(path, _static(*file)) for path, file in _STATIC.items()),
+            Route("/api/session", desk.session),
+            Route("/api/enter", desk.enter, methods=["POST"]),
+            Route("/api/next", desk.next, methods=["POST"]),
+            Route("/api/vote", desk.vote, methods=["POST"]),
+            Route("/api/undo", desk.undo, methods=["POST"]),
+            Route("/api/agreement", desk.agreement),
+        ],
+        exception_handlers={Refused: _on_refused, RlhfEnvError: _on_error, ClientDisconnect: _on_disconnect},
+        lifespan=desk.open,
+    )
+    ports = ("", f":{port}") if port == 80 else (f":{port}",)
+    return Guard(application, frozenset(name + end for name in config.known_as for end in ports))
+
+
+class _Json(JSONResponse):
+    """In ASCII: what people and models write may hold half a surrogate pair, which UTF-8 cannot."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, separators=(",", ":")).encode("ascii")
+
+
+class Refused(Exception):
+    """A request that is turned down with an HTTP status."""
+
+    def __init__(self, status: int, problem: str) -> None:
+        self.status, self.problem = status, problem
+        super().__init__(problem)
+
+
+async def _on_refused(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Refused)
+    return _problems(error.status, error.problem)
+
+
+async def _on_error(_: Request, error: Exception) -> Response:
+    if isinstance(error, LeaseExpired):
+        return _problems(409, str(error))
+    return _problems(422, *error.problems) if isinstance(error, ConfigError) else _problems(503, str(error))
+
+
+async def _on_disconnect(_: Request, error: Exception) -> Response:
+    return _problems(400, str(error))  # nobody is there to read it
+
+
+def _problems(status: int, *problems: str) -> Response:
+    return _Json({"problems": [for_page(problem) for problem in problems]}, status)
+
+
+def _static(name: str, kind: str) -> Callable[[Request], Response]:
+    content = (_FOLDER / name).read_bytes()
+    return lambda request: Response(content, media_type=kind)
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What is derived from a store's secret: the token of the link, and the signatures of sessions."""
+
+    secret: bytes
+
+    @classmethod
+    def of(cls, store: Path) -> Keys:
+        """Read `<store>.key`, or make it: 32 random bytes that only their owner can read."""
+        file = Path(f"{store}.key")
+        try:
+            with contextlib.suppress(FileExistsError):
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+                with os.fdopen(os.open(file, flags, 0o600), "wb") as made:
+                    made.write(secrets.token_bytes(32))
+            secret, mode = file.read_bytes(), file.stat().st_mode
+        except OSError as error:
+            raise DataError(f"{file}: {error.strerror}") from error
+        if len(secret) != 32 or mode & 0o077:
+            raise DataError(f"{file}: not 32 bytes that only you can read: delete it, and a new one is made")
+        return cls(secret)
+
+    def sign(self, purpose: str, content: str = "") -> str:
+        signature = hmac.digest(self.secret, json.dumps([purpose, content]).encode("ascii"), "sha256")
+        return base64.urlsafe_b64encode(signature).decode("ascii").rstrip("=")
+
+    @property
+    def token(self) -> str:
+        return self.sign("token")
+
+    @property
+    def cookie(self) -> str:
+        """Its name. Cookies know no ports: two stores' pages on one machine must not overwrite each other's."""
+        return "annotate_" + self.sign("cookie")[:12]
+
+    def session(self, annotator: str) -> str:
+        """A cookie's value: who is judging, with something that nobody can guess, signed."""
+        content = json.dumps([annotator, secrets.token_urlsafe(16)]).encode("ascii")
+        value = base64.urlsafe_b64encode(content).decode("ascii").rstrip("=")
+        return f"{value}.{self.sign('session', value)}"
+
+    def annotator(self, session: str) -> str | None:
+        """Who is judging; None unless the session was signed here."""
+        value, _, signature = session.partition(".")
+        if not _same(signature, self.sign("session", value)):
+            return None
+        name = json.loads(base64.urlsafe_b64decode(value + "=" * (-len(value) % 4)))[0]
+        assert isinstance(name, str)
+        return name
+
+    def csrf(self, session: str) -> str:
+        return self.sign("csrf", session)
+
+
+def _same(given: str, expected: str) -> bool:
+    """In a time that does not tell how much of it was right."""
+    return hmac.compare_digest(given.encode("utf-8", "surrogatepass"), expected.encode("ascii"))
+
+
+class Guard:
+    """Every request passes here first: known Host, own Origin, not too many; every response gets the headers."""
+
+    def __init__(self, application: ASGIApp, hosts: frozenset[str]) -> None:
+        self._application = application
+        self._hosts = hosts
+        self._window = 0
+        self._requests: dict[str, int] = {}  # by address, of this window
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":  # the server starts or ends
+            await self._application(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(_HEADERS)
+            await send(message)
+
+        try:
+            self._check(Request(scope))
+        except Refused as refused:
+            await _problems(refused.status, refused.problem)(scope, receive, send_with_headers)
+        else:
+            await self._application(scope, receive, send_with_headers)
+
+    def _check(self, request: Request) -> None:
+        given = request.headers.getlist("host")
+        host = given[0].lower() if len(given) == 1 else ""
+        if host not in self._hosts:
+            raise Refused(421, "this page is not served under that name")
+        if request.method not in ("GET", "HEAD", "POST"):
+            raise Refused(405, f"{request.method}: GET and POST only")
+        if request.method == "POST" and request.headers.getlist("origin") != [f"http://{host}"]:
+            raise Refused(403, "the request does not come from this page")
+        window = int(time.monotonic() / WINDOW_SECONDS)
+        if window != self._window:
+            self._window, self._requests = window, {}
+        address = request.client.host if request.client else ""
+        self._requests[address] = self._requests.get(address, 0) + 1
+        if self._requests[address] > REQUESTS_PER_WINDOW:
+            raise Refused(429, "too many requests: wait some seconds")
+
+
+class _Desk:
+    """The handlers, in front of one store that one thread works with: a vote waits for the disk, the loop does not."""
+
+    def __init__(self, config: PageConfig, keys: Keys, clock: Callable[[], float]) -> None:
+        self._config = config
+        self._keys = keys
+        self._clock = clock
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._store: PreferenceStore
+        self._agreement: list[dict[str, Any]] = []
+        self._agreement_until = 0.0
+        self._counting = asyncio.Lock()
+
+    @contextlib.asynccontextmanager
+    async def open(self, _: Starlette) -> AsyncIterator[None]:
+        def open_store() -> None:
+            self._store = PreferenceStore(self._config.store, clock=self._clock)
+
+        await self._in_thread(open_store)
+        try:
+            yield
+        finally:
+            await self._in_thread(lambda: self._store.close())
+            self._thread.shutdown()
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    # ---------------------------------------------------------------- handlers
+
+    async def session(self, request: Request) -> Response:
+        try:
+            return self._introduction(*self._session(request))
+        except Refused:
+            return _Json({"annotator": None, "csrf": None})
+
+    async def enter(self, request: Request) -> Response:
+        given = await _body(request, "token", "annotator")
+        if not (isinstance(given["token"], str) and _same(given["token"], self._keys.token)):
+            self._with_csrf(request)  # already in: go on under another name
+        name = given["annotator"].strip() if isinstance(given["annotator"], str) else given["annotator"]
+        findings.refuse(
+            findings.text("name", name)
+            or (len(name) > NAME_CHARACTERS and f"name: longer than {NAME_CHARACTERS} characters")
+            or (for_terminal(name) != name and "name: it has characters that nobody can see")
+        )
+        session = self._keys.session(name)
+        response = self._introduction(session, name)
+        response.set_cookie(self._keys.cookie, session, httponly=True, samesite="strict", path="/")
+        return response
+
+    async def next(self, request: Request) -> Response:
+        annotator = self._with_csrf(request)
+        await _body(request)
+        return await self._in_thread(lambda: self._what_next(annotator))
+
+    async def vote(self, request: Request) -> Response:
+        annotator = self._with_csrf(request)
+        given = await _body(request, "item", "answer", "key", "seconds")
+        findings.refuse(
+            findings.whole_number("item", given["item"], 1, 2**63 - 1),
+            findings.text("key", given["key"])
+            or (len(given["key"]) > KEY_CHARACTERS and f"key: longer than {KEY_CHARACTERS} characters"),
+        )
+
+        def submit() -> Response:
+            receipt = self._store.submit(
+                given["item"], annotator, given["answer"], key=given["key"], seconds=given["seconds"]
+            )
+            return self._what_next(annotator, voted=receipt.item, new=receipt.new)
+
+        return await self._in_thread(submit)
+
+    async def undo(self, request: Request) -> Response:
+        annotator = self._with_csrf(request)
+        given = await _body(request, "item")
+        findings.refuse(given["item"] is not None and findings.whole_number("item", given["item"], 1, 2**63 - 1))
+
+        def undo() -> Response:
+            back = self._store.undo(annotator, given["item"], lease=self._config.lease)
+            return self._what_next(annotator, back, undone=None if back is None else back.id)
+
+        return await self._in_thread(undo)
+
+    async def agreement(self, request: Request) -> Response:
+        """With a connection of its own, and no more than a twentieth of the time: nobody waits for it with a vote."""
+        self._session(request)
+        async with self._counting:
+            if time.monotonic() >= self._agreement_until:
+                start = time.monotonic()
+                self._agreement = await asyncio.to_thread(self._count_agreement)
+                took = time.monotonic() - start
+                self._agreement_until = time.monotonic() + max(2.0, 20 * took)
+        return _Json({"agreement": self._agreement})
+
+    # ---------------------------------------------------------------- inside
+
+    def _session(self, request: Request) -> tuple[str, str]:
+        """The session and who is judging in it."""
+        session = request.cookies.get(self._keys.cookie, "")
+        annotator = self._keys.annotator(session)
+        if annotator is None:
+            raise Refused(401, "no session: open the link that rlhf-env annotate shows")
+        return session, annotator
+
+    def _with_csrf(self, request: Request) -> str:
+        session, annotator = self._session(request)
+        if not _same(request.headers.get("x-csrf-token", ""), self._keys.csrf(session)):
+            raise Refused(403, "the request does not come from this page: load it again")
+        return annotator
+
+    def _introduction(self, session: str, annotator: str) -> Response:
+        return _Json({"annotator": for_page(annotator), "csrf": self._keys.csrf(session)})
+
+    def _what_next(self, annotator: str, back: Assignment | None = None, **more: Any) -> Response:
+        """In the store's thread. `back` is the item that an undo returned: the store may hold another one first."""
+        lent = back or self._store.next_item(annotator, lease=self._config.lease)
+        guidelines = {it.name: it.guidelines for it in self._store.criteria()}
+        item = None if lent is None else _shown(lent, guidelines, max(0.0, lent.expires - self._clock()))
+        return _Json({**more, "item": item, "progress": vars(self._store.progress(annotator))})
+
+    def _count_agreement(self) -> list[dict[str, Any]]:
+        with PreferenceStore(self._config.store) as store:
+            found = agreement_of(store.judgements(), np.random.default_rng(0), resamples=200)
+        return [
+            {
+                "kind": it.kind,
+                "criterion": for_page(it.criterion),
+                "judgements": it.judgements,
+                "annotators": len(it.annotators),
+                "units": it.units,
+                "agreement": _interval(it.agreement),
+                "alpha": _interval(it.alpha),
+                "self_consistency": _interval(it.self_consistency),
+                "seconds": _interval(it.seconds),
+            }
+            for it in found
+        ]
+
+
+async def _body(request: Request, *fields: str) -> Mapping[str, Any]:
+    """The JSON object that a request carries; a field it leaves out is None. Refused where it is too long or slow."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise Refused(415, "expected application/json")
+    content = bytearray()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in request.stream():
+                content += chunk
+                if len(content) > BODY_BYTES:
+                    raise Refused(413, f"longer than {BODY_BYTES} bytes")
+    except TimeoutError as error:
+        raise Refused(408, "the request came too slowly") from error
+    try:
+        given = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DataError("the request is not JSON") from error
+    if not isinstance(given, dict):
+        raise DataError(f"the request: expected an object, got {findings.kind_of(given)}")
+    findings.refuse(*(f"{name[:40]}: no such field" for name in given if name not in fields))
+    return {name: given.get(name) for name in fields}
+
+
+def _shown(lent: Assignment, guidelines: Mapping[str, str], remaining: float) -> dict[str, Any]:
+    """What the page gets to see of an item: nothing that says who wrote a response."""
+    names: Sequence[str] = lent.item.criteria or (lent.item.criterion,)
+    return {
+        "id": lent.id,
+        "kind": lent.item.kind,
+        "prompt": _text(lent.item.prompt.text),
+        "responses": [_text(response.text) for response in lent.item.responses],
+        # The name is what a vote says; the label is what can be shown.
+        "criteria": [{"name": n, "label": for_page(n), "guidelines": for_page(guidelines.get(n, ""))} for n in names],
+        "lease": remaining,
+    }
+
+
+def _text(text: str) -> dict[str, Any]:
+    """Fit to be shown; `length` says so where it is cut."""
+    return {"text": for_page(text[:TEXT_CHARACTERS]), "length": len(text) if len(text) > TEXT_CHARACTERS else None}
+
+
+def _interval(found: Interval) -> list[float] | None:
+    return None if np.isnan(found.value) else [found.value, found.low, found.high]

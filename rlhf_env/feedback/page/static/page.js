@@ -1,0 +1,240 @@
+// The page: who is judging, one item after the other, and what went wrong, in words.
+
+import * as server from "./server.js";
+import { button, el, kinds } from "./kinds.js";
+
+const $ = (id) => document.getElementById(id);
+const SETTLE = 400; // ms: the second half of a double click must not judge the next item
+const WAITING = " – trying again. What you judged is kept.";
+
+let controls = null; // of the item shown; null while there is none, or while a vote is on its way
+let shownAt = 0;
+let hiddenFor = 0;
+let hiddenSince = 0;
+let expiry = 0;
+
+// ---------------------------------------------------------------- text that others wrote
+
+// The server writes what cannot be seen as ⟨U+202E⟩; here it gets a colour that plain text cannot have.
+function written({ text, length = null }) {
+  const parts = text.split(/(⟨U\+[0-9A-F]{4,6}⟩)/);
+  const nodes = parts.map((part, i) => (i % 2 ? el("span", { class: "unseen" }, part) : part));
+  if (length !== null) nodes.push(el("span", { class: "unseen" }, ` cut here: ${length.toLocaleString()} characters in all`));
+  return el("div", { class: "text", dir: "auto" }, ...(text ? nodes : [el("span", { class: "unseen" }, "empty")]));
+}
+
+function notice(text, ...more) {
+  $("notice").replaceChildren(...(text ? [el("p", {}, text, ...more)] : []));
+}
+
+const waiting = (why) => notice(why + WAITING);
+
+// ---------------------------------------------------------------- who is judging
+
+function ask(token, problem) {
+  leave();
+  const name = el("input", { id: "annotator", autocomplete: "nickname", maxlength: "100", required: true });
+  const form = el(
+    "form",
+    { class: "panel enter" },
+    el("h2", {}, "Who is judging?"),
+    el("p", {}, "Your name is kept with every judgement. Use the same one each time."),
+    el("label", { for: "annotator" }, "Your name"),
+    name,
+    el("button", { class: "main" }, "Start"),
+  );
+  form.onsubmit = async (event) => {
+    event.preventDefault();
+    try {
+      const said = await server.enter(token, name.value);
+      server.forget();
+      begin(said);
+    } catch (error) {
+      notice(error.message);
+    }
+  };
+  $("task").replaceChildren(form);
+  notice(problem ?? "");
+  name.focus();
+}
+
+function leave() {
+  controls = null;
+  clearTimeout(expiry);
+  $("who").hidden = $("progress").hidden = document.querySelector("footer").hidden = true;
+}
+
+async function begin({ annotator }) {
+  $("name").textContent = annotator;
+  $("who").hidden = $("progress").hidden = document.querySelector("footer").hidden = false;
+  await attempt(() => (server.pending() ? server.deliver(waiting) : server.next(waiting)));
+}
+
+// ---------------------------------------------------------------- one item after the other
+
+// Do something that ends in the next item being shown, or in an explanation.
+async function attempt(request, said = () => "") {
+  const before = controls;
+  controls = null;
+  document.body.classList.add("busy");
+  try {
+    const answer = await request();
+    show(answer);
+    notice(said(answer));
+  } catch (error) {
+    if (error.status === 409) {
+      await attempt(
+        () => server.next(waiting),
+        () => "Your vote was not counted: the item was yours for too long, and others have judged it. Here is the next one.",
+      );
+    } else if (error.status === 401) {
+      ask(null, error.message);
+    } else {
+      controls = before;
+      notice(error.message ?? String(error), " ", el("button", { type: "button", onclick: () => location.reload() }, "Load the page again"));
+    }
+  } finally {
+    document.body.classList.remove("busy");
+  }
+}
+
+function show({ item, progress }) {
+  count(progress);
+  clearTimeout(expiry);
+  const undo = button("Undo", "u", takeBack, { class: "undo", disabled: !progress.own });
+  if (item === null) {
+    const left = progress.wanted - progress.votes;
+    const why = !progress.items
+      ? "Nothing was asked for yet: “rlhf-env preferences ask” makes items."
+      : left
+        ? `${left} votes are still to come, from others or of items that others hold now.`
+        : "Every item has the votes it asks for.";
+    const again = button("Look again", "r", () => attempt(() => server.next(waiting)), { class: "main" });
+    $("task").replaceChildren(el("section", { class: "panel done" }, el("h2", {}, "Nothing left for you"), el("p", {}, why)), el("div", { class: "actions" }, undo, again));
+    controls = { keys: [["r", "Look again"]], press: (key) => key === "r" && (again.click(), true) };
+  } else {
+    controls = kinds[item.kind](item, (answer) => submit(item, answer));
+    const { question, card, actions } = controls;
+    const guidelines = item.kind !== "criteria" && item.criteria[0].guidelines;
+    const title = el("h2", { tabindex: "-1" }, question);
+    const many = item.responses.length > 1;
+    $("task").replaceChildren(
+      title,
+      guidelines ? el("p", { class: "guidelines" }, guidelines) : "",
+      el("section", { class: "prompt", "aria-label": "Prompt" }, el("h3", {}, "Prompt"), written(item.prompt)),
+      el(
+        "div",
+        { class: many ? "responses" : "responses single" },
+        ...item.responses.map((response, i) => {
+          const label = many ? `Response ${i + 1}` : "Response";
+          const below = card(i);
+          return el("article", { class: "panel", "aria-label": label }, el("h3", {}, label), written(response), below.length ? el("div", { class: "choose" }, ...below) : "");
+        }),
+      ),
+      el("div", { class: `actions ${item.kind}`, role: "group", "aria-label": "Your judgement" }, ...actions, undo),
+    );
+    title.focus({ preventScroll: true });
+    scrollTo(0, 0);
+    expiry = setTimeout(runOut, Math.min(item.lease * 1000, 2 ** 31 - 1));
+  }
+  const keys = [...controls.keys, ["u", "Undo the last vote"]];
+  $("shortcuts").replaceChildren(...keys.flatMap(([key, meaning]) => [el("dt", {}, el("kbd", {}, key)), el("dd", {}, meaning)]));
+  shownAt = performance.now();
+  hiddenFor = 0;
+  hiddenSince = document.hidden ? shownAt : 0;
+  compare();
+}
+
+const settled = () => controls !== null && performance.now() - shownAt > SETTLE;
+
+function submit(item, answer) {
+  if (!settled()) return;
+  const hidden = hiddenFor + (hiddenSince ? performance.now() - hiddenSince : 0);
+  const seconds = Math.max(0, performance.now() - shownAt - hidden) / 1000;
+  attempt(() => server.vote(item.id, answer, seconds, waiting), (said) => (said.new ? "" : "You had judged that one before: the first vote stands."));
+}
+
+function takeBack() {
+  if (!settled()) return;
+  attempt(() => server.undo(waiting), (said) => (said.undone === null ? "There is no vote of yours to take back." : "Taken back: judge it again."));
+}
+
+function runOut() {
+  const again = el("button", { type: "button", onclick: () => attempt(() => server.next(waiting)) }, "Ask for it again");
+  notice("This item was kept for you for a while, and is now free for others. Your vote counts if nobody else took it.", " ", again);
+}
+
+// ---------------------------------------------------------------- how it goes
+
+function count({ votes, wanted, own, open }) {
+  $("meter").max = Math.max(1, wanted);
+  $("meter").value = votes;
+  $("counts").textContent = `${votes.toLocaleString()} of ${wanted.toLocaleString()} votes · ${own.toLocaleString()} yours · ${open.toLocaleString()} open to you`;
+}
+
+const percent = (number) => `${Math.round(100 * number)} %`;
+const spread = (found, write) => (found === null ? "–" : `${write(found[0])} (${write(found[1])} to ${write(found[2])})`);
+
+async function compare() {
+  try {
+    const { agreement } = await server.agreement();
+    const heads = ["", "Judgements by people", "By two or more", "Said the same", "Krippendorff’s α", "Same again", "Seconds"];
+    const rows = agreement.map((it) => [
+      `${it.kind}, ${it.criterion}`,
+      `${it.judgements.toLocaleString()} by ${it.annotators}`,
+      it.units.toLocaleString(),
+      spread(it.agreement, percent),
+      spread(it.alpha, (x) => x.toFixed(2)),
+      spread(it.self_consistency, percent),
+      spread(it.seconds, (x) => x.toFixed(1)),
+    ]);
+    const shares = agreement.filter((it) => it.agreement).map((it) => `${percent(it.agreement[0])} said the same (${it.kind}, ${it.criterion})`);
+    $("agreement").firstChild.textContent = ["Agreement", ...shares.slice(0, 3)].join(" · ");
+    $("agreements").replaceChildren(
+      agreement.length
+        ? el(
+            "table",
+            {},
+            el("thead", {}, el("tr", {}, ...heads.map((head) => el("th", { scope: "col" }, head)))),
+            el("tbody", {}, ...rows.map(([name, ...cells]) => el("tr", {}, el("th", { scope: "row" }, name), ...cells.map((cell) => el("td", {}, cell))))),
+          )
+        : el("p", {}, "No judgements yet."),
+      el("p", { class: "fine" }, "In brackets: 95 % intervals."),
+    );
+  } catch (error) {
+    $("agreements").replaceChildren(el("p", {}, error.message));
+  }
+}
+
+// ---------------------------------------------------------------- keyboard, tab, start
+
+document.addEventListener("keydown", (event) => {
+  const plain = !(event.ctrlKey || event.metaKey || event.altKey || event.repeat || event.isComposing);
+  const typing = event.target.matches("input:not([type=radio]), textarea");
+  const own = event.key === "Enter" && event.target.matches("button, summary, a"); // it presses what has the focus
+  if (!plain || typing || own || !$("keys").checked || !settled()) return;
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  if (key === "u") takeBack();
+  else if (key === "?") $("help").open = !$("help").open;
+  else if (!controls.press(key)) return;
+  event.preventDefault();
+});
+
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) hiddenSince = performance.now();
+  else if (hiddenSince) [hiddenFor, hiddenSince] = [hiddenFor + performance.now() - hiddenSince, 0];
+});
+
+$("keys").checked = localStorage.getItem("keys") !== "off";
+$("keys").addEventListener("change", () => localStorage.setItem("keys", $("keys").checked ? "on" : "off"));
+$("switch").addEventListener("click", () => ask(null));
+
+const token = new URLSearchParams(location.hash.slice(1)).get("token");
+if (token) history.replaceState(null, "", "/"); // out of the address bar and of the history
+try {
+  const known = await server.session();
+  if (known.annotator !== null) begin(known);
+  else ask(token, token ? "" : "Open the link that “rlhf-env annotate” shows: it holds the key to this page.");
+} catch (error) {
+  ask(token, error.message);
+}
