@@ -82,6 +82,21 @@ def test_a_file_reads_its_special_tokens(folder: Path) -> None:
     assert (twin.end_id, twin.pad_id, twin.vocab_size) == (tokenizer.end_id, tokenizer.pad_id, tokenizer.vocab_size)
 
 
+def test_a_file_that_wraps_texts_in_special_tokens_gives_the_texts_own_ids(folder: Path) -> None:  # N14
+    """Prompt and response end to end are the whole text: no second beginning, no end but the one that was written."""
+    from tokenizers import Tokenizer, processors
+
+    file, plain = folder / "tokenizer.json", FileTokenizer(folder)
+    wrapping = Tokenizer.from_file(str(file))
+    tokens = [("<end>", plain.end_id), ("<pad>", plain.pad_id)]
+    wrapping.post_processor = processors.TemplateProcessing(single="<pad> $A <end>", special_tokens=tokens)
+    assert wrapping.encode("the cat").ids == [plain.pad_id, *plain.encode("the cat"), plain.end_id]
+    wrapping.save(str(file))
+    tokenizer = FileTokenizer(folder)
+    assert tokenizer.encode("the cat") == plain.encode("the cat")
+    assert tokenizer.encode("the") + tokenizer.encode(" cat sat") == tokenizer.encode("the cat sat")
+
+
 def test_ids_with_holes_fit_the_vocabulary(tmp_path: Path) -> None:
     from tokenizers import Tokenizer, models
 
