@@ -4,16 +4,16 @@
     policy = tiny_language_model(...)                     # any LanguageModel; it is trained in place
     PPO(LanguageModelPolicy, env, policy_kwargs={"language_model": policy}).learn(100_000)
 
-An `Agent` here acts when the loop asks, and learns from the rollout that the loop hands it. Stable-Baselines3 owns its
-loop: it steps the environment itself, keeps single positions instead of episodes, and stops by its own count. Squeezed
-into `act` and `update` it would no longer be Stable-Baselines3's PPO, so it is in no roster; use it as it is, and
-measure what it trained like everything else (`policy` is still a `Policy`).
+Stable-Baselines3 owns the loop here: it steps the environment itself, keeps single positions instead of episodes, and
+stops by its own count. That is for those who have it so already; measure what it trained like everything else (`policy`
+is still a `Policy`). The agent `sb3` of the roster (`sb3_agent`) is the other way round: this project's loop, budget,
+KL penalty and checkpoints, and of Stable-Baselines3 the update.
 
 It needs the token view (one token is one action) and a reward without a part that asks how likely the action was:
 Stable-Baselines3 has no place for that in an action. Every token written is a sample of its own whose whole prefix is
 read again, so expect a small fraction of the speed of this project's own PPO.
 
-This is the only file that imports stable_baselines3; `sb3_masked` next to it has the policy for sb3-contrib's
+Only this file and `sb3_agent` import stable_baselines3; `sb3_masked` next to them has the policy for sb3-contrib's
 MaskablePPO.
 """
 

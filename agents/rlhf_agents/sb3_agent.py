@@ -8,7 +8,7 @@ cut from outside has gamma times the value of its last state added, as their `co
 
 It is slow. Their minibatches are of single tokens in random order, over which the texts before them are read again:
 with the same number of gradient steps, `ppo` reads a text once a pass and this agent once for each minibatch that holds
-a token of it.
+a token of it. (64 texts of 20 tokens on a CPU: an update took 5 times as long.)
 
 What is not as in `PPO(...).learn(...)`, each on purpose: an observation in the buffer is the place of a token in the
 rollout instead of the text before it, so that a minibatch reads a text once for all its tokens; the buffer holds
@@ -103,7 +103,7 @@ class TextActorCritic(nn.Module):
 
     def _texts_at(self, places: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Row and position [N] in the texts that `places` are in, and these texts and their mask, each text once."""
-        rows, row = places[:, 0].unique(return_inverse=True)
+        rows, row = torch.unique(places[:, 0], return_inverse=True)
         end = int(places[:, 1].max()) + 1
         return row, places[:, 1], self._tokens[rows, :end], self._mask[rows, :end]
 
@@ -235,7 +235,7 @@ class SB3:
             raise DataError(f"sb3 learns from the spread of tokens, and this rollout has {len(places)}: more num_envs")
         row, position = places.unbind(dim=1)
         chosen = rollout.tokens[row, position]
-        seen = [actor_critic.evaluate_actions(part, part) for part in places.split(config.batch_size)]
+        seen = [actor_critic.evaluate_actions(part, part) for part in torch.split(places, config.batch_size)]
         values, logprobs = (torch.cat(found) for found in list(zip(*seen, strict=True))[:2])
         stated = rollout.logprobs[row, position]
         if config.algorithm == "a2c" and float((logprobs - stated).abs().max()) > 0.1:
@@ -250,7 +250,7 @@ class SB3:
         if cut.any():
             ends = torch.stack([row, rollout.lengths[row]], dim=1)[cut]
             rewards[cut] += config.gamma * torch.cat(
-                [actor_critic.predict_values(part) for part in ends.split(config.batch_size)]
+                [actor_critic.predict_values(part) for part in torch.split(ends, config.batch_size)]
             )
 
         buffer = ExactRolloutBuffer(
@@ -278,11 +278,12 @@ class SB3:
         self.setup.engine.spending.add(gradient_steps=1)
 
     def state_dict(self) -> dict[str, Any]:
+        moments = self.optimizer.state_dict()["state"]  # by parameter index; the learning rate is set at each update
         return {
             "policy": self.policy.state_dict(),
             "sampling": self.policy.sampling_state(),
             "value_head": self.actor_critic.value_head.state_dict(),
-            "optimizer": {str(index): dict(moments) for index, moments in self._moments().items()},
+            "optimizer": {str(index): dict(values) for index, values in moments.items()},
             "order": dict(self._order.bit_generator.state),
         }
 
@@ -294,11 +295,6 @@ class SB3:
         moments = {int(index): copy.deepcopy(dict(values)) for index, values in state["optimizer"].items()}
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         self._order.bit_generator.state = dict(state["order"])
-
-    def _moments(self) -> dict[int, dict[str, Any]]:
-        """The optimizer's memory by parameter index. (Its learning rate is set anew at each update.)"""
-        moments: dict[int, dict[str, Any]] = self.optimizer.state_dict()["state"]
-        return moments
 
 
 def _learner(setup: Setup, config: SB3.Config) -> Any:

@@ -280,14 +280,15 @@ def unpaired_loss(
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
 ) -> Tensor:
-    """[B]: lambda_y - v(x, y) of each labelled answer (KTO, Ethayarajh et al. 2024, arXiv 2402.01306, sec. 4.1, eq. 7).
+    """[B]: lambda_y - v(x, y) of each labelled answer (KTO, Ethayarajh et al. 2024, arXiv 2402.01306, sec. 4.1).
 
     v = lambda_D sigmoid(beta (r - z0)) for a desirable answer and lambda_U sigmoid(beta (z0 - r)) for another, with
     r = `log_ratio` = log pi(answer) - log reference(answer) [B], z0 = `reference_point` (scalar, without gradient) and
     the lambdas the two weights. `desirable` bool[B].
     """
     distance = beta * (log_ratio - reference_point.detach())
-    weight = torch.where(desirable, desirable_weight, undesirable_weight).to(log_ratio.dtype)
+    # Tensors, because torch would make float32 of two plain numbers.
+    weight = torch.where(desirable, log_ratio.new_tensor(desirable_weight), log_ratio.new_tensor(undesirable_weight))
     # 1 - sigmoid(x) = sigmoid(-x), which keeps its digits where the answer is far beyond the reference point.
     return weight * torch.sigmoid(torch.where(desirable, -distance, distance))
 

@@ -55,7 +55,7 @@ def log_ratios(agent: KTO, episodes: Any) -> np.ndarray:
 
 
 def gradient_by_hand(agent: KTO, rollout: Rollout, z0: float, weights: tuple[float, float] = (1.0, 1.0)) -> Any:
-    """The mean of lambda - v over the rows and its gradient, z0 a plain number (eq. 7, written once more)."""
+    """The mean of lambda - v over the rows and its gradient, z0 a plain number (sec. 4.1, written once more)."""
     logprobs = agent.policy.evaluate(rollout.tokens, rollout.mask, rollout.actions).logprobs.sum(1)
     reference = [values.sum() for values in agent.setup.reference.response_logprobs(rollout.episodes)]
     beta, terms = agent.setup.beta, []

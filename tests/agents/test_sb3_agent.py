@@ -8,16 +8,31 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rlhf_agents.sb3_agent import SB3, TextActorCritic
+from rlhf_agents.sb3_agent import SB3
 
 from rlhf_env import plugins
+from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.errors import ConfigError, DataError, RunFailed
 from rlhf_env.learning.functional import gae, paid_to_actions
+from rlhf_env.learning.loop import collect
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.policies import Sampling, TabularPolicy
 from rlhf_env.testing import check_agent
+from rlhf_env.types import Episode, Options, Prompt
 
 EVERY_ALGORITHM = pytest.mark.parametrize("algorithm", ["ppo", "a2c"])
+
+
+class OnlyA:
+    """Worth a third for each a; asked with "a"."""
+
+    size = 1
+
+    def prompt(self, index: int, _options: Options, /) -> Prompt:
+        return Prompt(id=f"a/{index % 1}", text="a")
+
+    def score(self, episode: Episode, /) -> float:
+        return episode.response.count("a") / 3
 
 
 def sb3(setup: Any, **settings: Any) -> SB3:
@@ -48,25 +63,27 @@ def our_values(agent: SB3, rollout: Rollout) -> tuple[torch.Tensor, torch.Tensor
 # ---------------------------------------------------------------- what they are handed
 
 
-@pytest.mark.parametrize("cut", [None, 3])
+@pytest.mark.parametrize(
+    "view",
+    [{}, {"action_length": 2}, {"whole_responses": False}, {"whole_responses": False, "max_episode_steps": 3}],
+    ids=["response", "segment", "token", "cut"],
+)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_they_are_handed_our_numbers(make_world, cut: int | None, dtype: torch.dtype, tolerance: float) -> None:
+def test_they_are_handed_our_numbers(make_world, view: dict[str, Any], dtype: torch.dtype, tolerance: float) -> None:
     """Each token of the agent is a step of theirs, and their GAE of these steps is ours of the texts."""
-    world = make_world(rows=24, kl=0.3, dtype=dtype, whole_responses=cut is None, max_episode_steps=cut)
+    world = make_world(rows=24, kl=0.3, dtype=dtype, **view)
     agent = with_a_value(sb3(world.setup, gamma=0.9, gae_lambda=0.7, batch_size=5))
-    world.rollout(agent)
+    world.learn(agent, 1)  # off the reference, so that KL is paid on every token
     rollout = world.rollout(agent)
     assert len(set(rollout.lengths.tolist())) > 1
-    if cut:
-        assert {bool(row) for row in rollout.truncated} == {True, False}
+    assert {bool(row) for row in rollout.truncated} == ({True, False} if "max_episode_steps" in view else {False})
 
     buffer = agent._buffer(rollout)
     where = rollout.actions
     values, final = our_values(agent, rollout)
     rewards = paid_to_actions(rollout.rewards(), rollout.mask, where)
-    advantages = gae(
-        rewards, values, where, gamma=0.9, lam=0.7, truncated=rollout.truncated, final_values=final
-    )
+    advantages = gae(rewards, values, where, gamma=0.9, lam=0.7, truncated=rollout.truncated, final_values=final)
+    assert rewards.count_nonzero() > rollout.scored.sum()
     assert buffer.full
     assert buffer.observations[:, 0].tolist() == where.nonzero().tolist()
     assert buffer.actions[:, 0, 0].tolist() == rollout.tokens[where].tolist()
@@ -83,21 +100,11 @@ def test_they_are_handed_our_numbers(make_world, cut: int | None, dtype: torch.d
     assert buffer.episode_starts[:, 0].tolist() == [float(t == 0) for length in lengths for t in range(length)]
 
 
-def test_every_view_hands_them_the_same(make_world) -> None:
-    found = []
-    for view in ({"whole_responses": False}, {"action_length": 2}, {}):
-        world = make_world(rows=8, **view)
-        agent = with_a_value(sb3(world.setup))
-        found.append(agent._buffer(world.rollout(agent, seed=4)))
-    for other in found[1:]:
-        assert np.array_equal(found[0].actions, other.actions)
-        np.testing.assert_allclose(other.advantages, found[0].advantages, rtol=0, atol=1e-12)
-
-
 def test_tokens_that_the_agent_did_not_choose_are_no_steps(make_world) -> None:
     """And what is paid on them goes to the choice before."""
     world = make_world(rows=8, kl=0.3)
     agent = with_a_value(sb3(world.setup))
+    world.learn(agent, 1)  # off the reference, so that KL is paid on every token
     rollout = world.rollout(agent, seed=3)
     chosen = rollout.actions.clone()
     start = len(rollout.episodes[0].prompt_ids)
@@ -147,29 +154,23 @@ def test_the_first_gradient_is_that_of_the_published_loss(make_world, algorithm:
 
 def test_a_table_of_logits_learns_too(make_world) -> None:
     """Any policy can be trained, not only a transformer."""
-    from rlhf_env.envs.text_vector_env import TextVectorEnv
-    from rlhf_env.learning.loop import collect
-
     policy = TabularPolicy(2, 3, seed=1)
     env = TextVectorEnv(
         32,
-        task={"name": "prompts", "prompts": ["a"]},
-        reward={"length": 1.0},
+        task=OnlyA(),
         tokenizer="alphabet:ab",
         max_new_tokens=3,
         max_prompt_tokens=1,
         action_length=3,
         autoreset_mode="Disabled",
     )
-    setup = replace(
-        make_world(rows=32).setup, policy=policy, reference=policy.frozen_copy(), action_length=3, max_new_tokens=3
-    )
-    agent = sb3(setup, learning_rate=0.05)
     env.reset(seed=0)
-    before = collect(env, agent).returns().mean()
-    for _ in range(6):
+    setup = replace(make_world().setup, policy=policy, action_length=3, max_new_tokens=3)
+    agent = sb3(setup, learning_rate=0.05)
+    before = float(collect(env, agent).returns().mean())
+    for _ in range(8):
         agent.update(collect(env, agent))
-    assert abs(float(collect(env, agent).returns().mean() - before)) > 0.0
+    assert before < 0.6 < 0.9 < float(collect(env, agent).returns().mean())
 
 
 # ---------------------------------------------------------------- what it spends, keeps and refuses
@@ -184,7 +185,7 @@ def test_gradient_steps_are_counted_as_they_are_made(make_world) -> None:
     assert agent.update(rollout)["gradient_steps"] == steps
     assert world.setup.spending.gradient_steps == steps
     early = sb3(world.setup, learning_rate=0.05, n_epochs=10, batch_size=1000, target_kl=1e-3)
-    made = early.update(rollout)["gradient_steps"]
+    made = early.update(world.rollout(early))["gradient_steps"]
     assert 1 <= made < 10  # it stops before the step from too far
     assert world.setup.spending.gradient_steps == steps + made
 
@@ -197,6 +198,7 @@ def test_the_learning_rate_follows_the_budget(make_world) -> None:
     assert abs(agent.optimizer.param_groups[0]["lr"] - 0.025) < 1e-15
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # inf * 0 in their GAE
 def test_a_gradient_that_is_not_finite_leaves_the_parameters(make_world, with_returns) -> None:
     world = make_world(rows=4)
     agent = sb3(world.setup)
@@ -256,14 +258,16 @@ def test_every_wrong_setting_is_named() -> None:
     assert sorted(named) == sorted(fields)
 
 
-@EVERY_ALGORITHM
-def test_it_keeps_the_contract(algorithm: str) -> None:
-    assert check_agent({"name": "sb3", "algorithm": algorithm, "learning_rate": 0.01}) == []
+def test_a2c_keeps_the_contract() -> None:
+    """As ppo does, which test_check_agent puts through it by the agent's name."""
+    assert check_agent({"name": "sb3", "algorithm": "a2c", "learning_rate": 0.01}) == []
 
 
 @EVERY_ALGORITHM
 def test_it_goes_on_in_the_same_bits(assert_resumes, algorithm: str) -> None:
-    assert_resumes(lambda setup: sb3(setup, algorithm=algorithm, batch_size=16), rows=8, dtype=torch.float32)
+    # Slowly, for a2c takes no text of a policy that it has left.
+    settings: dict[str, Any] = {"algorithm": algorithm, "batch_size": 16, "learning_rate": 1e-5}
+    assert_resumes(lambda setup: sb3(setup, **settings), rows=8, dtype=torch.float32)
 
 
 def test_only_its_own_stream_orders_the_minibatches(make_world) -> None:
@@ -294,7 +298,6 @@ def test_a_minibatch_reads_each_text_once(make_world) -> None:
 
     agent.policy.evaluate = watch
     places = rollout.actions.nonzero()
-    assert isinstance(agent.actor_critic, TextActorCritic)
     agent.actor_critic.evaluate_actions(places, places)
     assert sizes == [8] and len(places) > 8
 

@@ -4,10 +4,13 @@ Stable-Baselines3 is a dependency. TRL is none: its half is skipped without it. 
 
     pip install "trl>=1.16,<2"
 
-TRL's trainers do their own padding, masking, scoring and adding up; they are only given token ids. Their models compute
-in float64 like ours, but their log-probabilities pass through float32: hence `HEAD`, not 1e-10. A mistake in a
-mask, a sign or an average is off by 1e-3 and more. What is *not* compared: GPT-2 prompts of unequal length in TRL's
-GRPO, which pads them on the left without telling the model the positions.
+TRL's trainers do their own padding, masking, scoring and adding up: they are given token ids (GRPO's loss, which has no
+collator, also masks and the log-probabilities of older policies). Their models compute in float64 like ours, but their
+log-probabilities pass through float32: hence `SINGLE`, not `DOUBLE`. With TRL 1.16 and that one kernel in float64, the
+losses and gradients here agree to 3e-15; a mistake in a mask, a sign or an average is off by 1e-3 and more.
+
+What is not compared: GPT-2 prompts of unequal length in TRL's GRPO, which pads them on the left without telling the
+model the positions.
 """
 
 from __future__ import annotations
@@ -41,15 +44,18 @@ from rlhf_env.policies import LanguageModel, tiny_language_model
 from rlhf_env.testing import make_episode
 from rlhf_env.types import Episode
 
-HEAD = 2e-6  # float32: log-probabilities of up to 20 a text, 6e-8 of each
-ADVANTAGES = 1e-6  # float32: TRL's rewards
+SINGLE = 1e-6  # of the largest number compared: what passes through float32 keeps
+DOUBLE = 1e-10
 BETA = 0.3
 LONGEST = 6
 ALPHABET = AlphabetTokenizer("ab:=")
 
 
 def assert_close(actual: Any, expected: Any, tolerance: float) -> None:
-    torch.testing.assert_close(torch.as_tensor(actual), torch.as_tensor(expected), rtol=0.0, atol=tolerance)
+    """To `tolerance` times the largest number of `expected`, or times 1 where that is less."""
+    actual, expected = (torch.as_tensor(numbers, dtype=torch.float64) for numbers in (actual, expected))
+    largest = max(1.0, float(expected.abs().max()))
+    torch.testing.assert_close(actual, expected, rtol=0.0, atol=tolerance * largest)
 
 
 # ---------------------------------------------------------------- Stable-Baselines3
@@ -154,7 +160,7 @@ def setup() -> Setup:
         "gpt2", vocab_size=6, end_id=4, pad_id=5, context=32, hidden_size=16, heads=2, init_std=0.2, dropout=0.1
     )
     reference = policy.frozen_copy()
-    stir(policy, seed=1)
+    stir(policy, seed=2)
     return Setup(
         policy=policy,
         reference=reference,
@@ -234,8 +240,8 @@ def test_dpo_is_that_of_trl(theirs: Theirs, setup: Setup, loss_type: str, ours: 
         loss = trainer.compute_loss(trainer.model, batch) * at_once / len(rows)
         loss.backward()
         total += float(loss.detach())
-    assert_close(total, metrics["loss"], HEAD)
-    assert_close(gradient(trainer.model), expected, HEAD)
+    assert_close(total, metrics["loss"], SINGLE)
+    assert_close(gradient(trainer.model), expected, SINGLE)
 
 
 def test_kto_is_that_of_trl(theirs: Theirs, setup: Setup) -> None:
@@ -268,11 +274,11 @@ def test_kto_is_that_of_trl(theirs: Theirs, setup: Setup) -> None:
     )
     loss = trainer.compute_loss(trainer.model, batch)
     loss.backward()
-    assert_close(float(loss.detach()), metrics["loss"], HEAD)
-    assert_close(gradient(trainer.model), expected, HEAD)
+    assert_close(float(loss.detach()), metrics["loss"], SINGLE)
+    assert_close(gradient(trainer.model), expected, SINGLE)
 
 
-@pytest.mark.parametrize("margin", [0.0, 0.4])
+@pytest.mark.parametrize("margin", [0.0, 0.5])
 @pytest.mark.parametrize("centring", [0.0, 0.1])
 def test_the_loss_of_reward_models_is_that_of_trl(theirs: Theirs, margin: float, centring: float) -> None:
     """Bradley-Terry on the state at the last token, in float64 throughout."""
@@ -302,9 +308,9 @@ def test_the_loss_of_reward_models_is_that_of_trl(theirs: Theirs, margin: float,
     rows = [{"chosen_ids": good.tolist(), "rejected_ids": bad.tolist(), "margin": margin} for good, bad in pairs]
     loss = trainer.compute_loss(trainer.model, trainer.data_collator(rows))
     loss.backward()
-    assert_close(float(loss.detach()), cost, 1e-10 if not margin else HEAD)
-    assert_close(gradient(classifier.transformer), gradient(model.trunk), 1e-10 if not margin else HEAD)
-    assert_close(classifier.score.weight.grad, model.heads.grad, 1e-10 if not margin else HEAD)
+    assert_close(float(loss.detach()), cost, DOUBLE)
+    assert_close(gradient(classifier.transformer), gradient(model.trunk), DOUBLE)
+    assert_close(classifier.score.weight.grad, model.heads.grad, DOUBLE)
 
 
 @pytest.mark.parametrize(
@@ -341,7 +347,8 @@ def test_advantages_of_groups_are_those_of_trl(
         if ours is None
         else group_advantages(returns, group, counted=counted, **ours)
     )
-    torch.testing.assert_close(expected.double(), actual, rtol=ADVANTAGES, atol=ADVANTAGES)
+    for rows in torch.arange(16).split(4):
+        assert_close(expected[rows], actual[rows], SINGLE)
 
 
 @pytest.mark.parametrize(
@@ -368,7 +375,7 @@ def test_grpo_is_that_of_trl(theirs: Theirs, setup: Setup, theirs_are: dict[str,
     returns = [1.0, -0.5, 0.25, 0.0, -2.0, 1.0, 3.0, 0.5]
     written = [episode(*row) for row in said]
     older = setup.policy.frozen_copy()
-    stir(older, seed=2)
+    stir(older, seed=3)
     episodes = [replace(it, logprobs=p) for it, p in zip(written, older.response_logprobs(written), strict=True)]
     scores = [Score(raw={"task": r}, weights={"task": 1.0}) for r in returns]
     rollout = Rollout.from_episodes(episodes, scores, pad_id=5, group_size=4)
@@ -387,6 +394,7 @@ def test_grpo_is_that_of_trl(theirs: Theirs, setup: Setup, theirs_are: dict[str,
         beta=0.0,
         epsilon=0.2,
         delta=3.0,
+        use_bias_correction_kl=False,  # their default is not the paper's: the estimate times the ratio (DeepSeek-V3.2)
         **theirs_are,
     )
     trainer.beta = BETA  # told of it before, the trainer would look for a reference model to load
@@ -402,5 +410,5 @@ def test_grpo_is_that_of_trl(theirs: Theirs, setup: Setup, theirs_are: dict[str,
     }
     loss = trainer.compute_loss(trainer.model, inputs)
     loss.backward()
-    assert_close(float(loss.detach()), metrics["policy_loss"] + metrics["kl_loss"], HEAD)
-    assert_close(gradient(trainer.model), expected, HEAD)
+    assert_close(float(loss.detach()), metrics["policy_loss"] + metrics["kl_loss"], SINGLE)
+    assert_close(gradient(trainer.model), expected, SINGLE)
