@@ -13,6 +13,8 @@ The others end elsewhere, and `tests/lab/test_exact_agents.py` says where:
   loss has its minimum at pi*.) With the loss "ipo", `dpo` goes to reference * exp(win rate against itself / beta);
 - `grpo` with `kl_in_loss` goes where that term balances its own gradient, in which a group's mean takes the share 1/G
   off the reward and not off the penalty;
+- `options` writes with several tables, so it has no one policy that could be compared state by state; its gradient is
+  the objective's (`tests/agents/test_options.py`);
 - `best_of_n` does not learn: it writes `rlhf_env.lab.exact.best_of_n` of its policy.
 """
 
@@ -40,6 +42,7 @@ AGENTS: Mapping[str, Mapping[str, Any]] = {
     "grpo, as Dr. GRPO": {"name": "grpo", "scale_by_std": False, "aggregation": "dr-grpo", **_BOLD},
     "ppo": {"name": "ppo", **_BOLD},
     "ppo, unwhitened": {"name": "ppo", "whiten_advantages": False, **_BOLD},
+    "sb3": {"name": "sb3", "learning_rate": 0.05, "schedule": "linear"},
 }
 """Agents that end at the optimum, with settings that are bold enough for a table."""
 
