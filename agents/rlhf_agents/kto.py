@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from rlhf_env.errors import ConfigError
-from rlhf_env.learning.agent import Decision, Metrics, Setup
+from rlhf_env.learning.agent import Decision, Metrics, Setup, learned_state, load_learned_state
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import logprobs_under, minibatches, require_beta, rows_of_groups, unpaired_loss
 from rlhf_env.learning.rollout import Rollout, demonstrations
@@ -186,15 +186,7 @@ class KTO:
         return {**found, "grad_norm": self.optimizer.step()}
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "policy": self.policy.state_dict(),
-            "sampling": self.policy.sampling_state(),
-            "optimizer": self.optimizer.state_dict(),
-            "order": dict(self._order.bit_generator.state),
-        }
+        return learned_state(self.policy, self.optimizer, self._order)
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
-        self.policy.load_state_dict(state["policy"])
-        self.policy.load_sampling_state(state["sampling"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self._order.bit_generator.state = dict(state["order"])
+        load_learned_state(state, self.policy, self.optimizer, self._order)

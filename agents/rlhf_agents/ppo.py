@@ -31,7 +31,7 @@ from torch import Tensor
 
 from rlhf_env.envs.tasks import load_task
 from rlhf_env.errors import ConfigError, DataError
-from rlhf_env.learning.agent import Decision, Metrics, Setup
+from rlhf_env.learning.agent import Decision, Metrics, Setup, learned_state, load_learned_state
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import (
     beyond_clip,
@@ -313,11 +313,8 @@ class PPO:
 
     def state_dict(self) -> dict[str, Any]:
         state = {
-            "policy": self.policy.state_dict(),
-            "sampling": self.policy.sampling_state(),
+            **learned_state(self.policy, self.optimizer, self._order),
             "value_head": self.value_head.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "order": dict(self._order.bit_generator.state),
             "texts_read": self._texts_order.place,
         }
         if self.critic is not None:
@@ -325,11 +322,8 @@ class PPO:
         return state
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
-        self.policy.load_state_dict(state["policy"])
-        self.policy.load_sampling_state(state["sampling"])
+        load_learned_state(state, self.policy, self.optimizer, self._order)
         self.value_head.load_state_dict(state["value_head"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self._order.bit_generator.state = dict(state["order"])
         self._texts_order.place = int(state["texts_read"])
         if self.critic is not None:
             self.critic.load_state_dict(state["critic"])

@@ -8,7 +8,7 @@ cut from outside has gamma times the value of its last state added, as their `co
 
 It is slow. Their minibatches are of single tokens in random order, over which the texts before them are read again:
 with the same number of gradient steps, `ppo` reads a text once a pass and this agent once for each minibatch that holds
-a token of it. (64 texts of 20 tokens on a CPU: an update took 5 times as long.)
+a token of it.
 
 What is not as in `PPO(...).learn(...)`, each on purpose: an observation in the buffer is the place of a token in the
 rollout instead of the text before it, so that a minibatch reads a text once for all its tokens; the buffer holds

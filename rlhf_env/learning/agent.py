@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from rlhf_env.errors import ConfigError
-from rlhf_env.learning.engine import Engine
+from rlhf_env.learning.engine import Engine, Optimizer
 from rlhf_env.learning.spending import Spending
 from rlhf_env.types import Float, Int, Observation, Task, Tokenizer
 
@@ -110,3 +110,23 @@ class Setup:
             raise ConfigError(f"group_size {group_size}: at least {least} responses to a prompt are compared")
         if self.batch_size % group_size:
             raise ConfigError(f"group_size {group_size} does not divide the batch of {self.batch_size} rows (num_envs)")
+
+
+def learned_state(policy: Policy, optimizer: Optimizer, order: np.random.Generator) -> dict[str, Any]:
+    """The state of an agent that is a policy, its optimizer and the stream its minibatches are drawn from."""
+    return {
+        "policy": policy.state_dict(),
+        "sampling": policy.sampling_state(),
+        "optimizer": optimizer.state_dict(),
+        "order": dict(order.bit_generator.state),
+    }
+
+
+def load_learned_state(
+    state: Mapping[str, Any], policy: Policy, optimizer: Optimizer, order: np.random.Generator
+) -> None:
+    """Give `learned_state` back."""
+    policy.load_state_dict(state["policy"])
+    policy.load_sampling_state(state["sampling"])
+    optimizer.load_state_dict(state["optimizer"])
+    order.bit_generator.state = dict(state["order"])

@@ -157,8 +157,7 @@ class Engine:
 def set_threads(threads: int | None = None) -> int:
     """Use `threads` for tensor work (default: RLHF_ENV_THREADS, else 1); the number in force.
 
-    One is the default because small models gain nothing from two, and spinning threads on a busy machine cost
-    a factor of 2 to 46 (both measured on two cores).
+    One is the default because small models gain nothing from two, and threads that spin on a busy machine cost much.
     """
     wanted = os.environ.get("RLHF_ENV_THREADS", "1") if threads is None else str(threads)
     if not wanted.isdecimal() or (chosen := int(wanted)) < 1:

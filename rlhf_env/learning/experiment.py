@@ -185,7 +185,7 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
     task = _checked_task(experiment)
     settings = experiment.environment
     tokenizer = _load_tokenizer(experiment.policy)
-    policy = _load_policy(experiment, tokenizer) if policy is None else policy
+    policy = _load_policy(experiment, tokenizer, task) if policy is None else policy
     tokenizer = _fitted(tokenizer, policy, experiment.policy.model)
     reference = policy.frozen_copy()
     reference.reseed(experiment.seed + 1)
@@ -250,14 +250,13 @@ def _load_tokenizer(wanted: PolicySettings) -> Tokenizer:
     return load_tokenizer(wanted.tokenizer or wanted.model)
 
 
-def _load_policy(experiment: Experiment, tokenizer: Tokenizer) -> Policy:
+def _load_policy(experiment: Experiment, tokenizer: Tokenizer, task: Task) -> Policy:
     """The model to train, at its initial weights."""
     import torch
 
     wanted = experiment.policy
     dtype = {"float32": torch.float32, "float64": torch.float64}[wanted.dtype]
     if isinstance(tokenizer, AlphabetTokenizer) and wanted.model == "table":
-        task = load_task(experiment.task)
         if task.size != 1:
             raise ConfigError(f'[policy] model "table" answers one prompt, and the task has {task.size or "unbounded"}')
         return TabularPolicy(
