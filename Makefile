@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # Two processes of tests; a file stays in one, so that what its tests share is made once.
 TWO := -n 2 --dist loadfile
 
-.PHONY: help demo test test-wheel lint mutants base-model clean
+.PHONY: help demo test test-wheel lint mutants faults-annotation base-model bench-speed growth long-run compat clean
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
@@ -60,9 +60,30 @@ lint: .venv/.ready  ## Lint, types and import rules alone
 mutants: .venv/.ready  ## Put known bugs back one at a time: the tests must see every one
 	$(BIN)/python tests/mutants.py
 
+faults-annotation: .venv/.ready  ## Kill the annotation server among votes, 40 times: none may be lost (2 to 4 minutes)
+	$(BIN)/python tests/faults/annotation_server.py
+
 base-model: .venv/.demo  ## Make the shipped models anew (up to 40 minutes on 2 cores)
 	$(BIN)/rlhf-env pipeline base-model --out runs/base-model
 	cp -r runs/base-model/chitchat runs/base-model/chitchat-judge runs/base-model/recipe.json rlhf_env/assets/
+
+# Peers: `.venv/bin/pip install -c constraints.txt -e ".[bench]"`; a script without its peer says so and goes on.
+bench-speed: .venv/.ready  ## Ratios of speed against other libraries, on this machine (a quarter of an hour)
+	@for script in env_step generate generate_ragged grpo rloo dpo reward_model ppo sb3_ppo update_memory; do \
+		$(BIN)/python benchmarks/$$script.py || exit 1; \
+	done
+
+growth: .venv/.ready  ## How time and memory grow with batch, length, vocabulary, group; docs/growth.png (minutes)
+	$(BIN)/python benchmarks/growth.py
+
+MINUTES ?= 60
+long-run: .venv/.ready  ## Train for MINUTES (an hour): memory, files, threads and descriptors may not grow
+	$(BIN)/python tests/faults/long_run.py --minutes $(MINUTES)
+
+# Environments of their own, from the index: whatever build of torch it has (see tests/compat.py for the small one).
+compat:  ## The tests against the oldest and the newest versions that pyproject.toml admits (gigabytes)
+	$(PYTHON) tests/compat.py oldest
+	$(PYTHON) tests/compat.py newest
 
 clean:  ## Remove the environment and what runs left
 	rm -rf .venv runs dist build

@@ -2,8 +2,8 @@
 
     python examples/benchmark.py [folder]        (default: runs/toy-benchmark)
 
-`benchmark.toml` beside this script says what is compared. Runs go on in two processes; a second call finds their
-results and only makes the table and the report again. `rlhf-env bench examples/benchmark.toml` does the same.
+`quick_benchmark.toml` beside this script says what is compared. Runs go on in two processes; a second call finds their
+results and only makes the table and the report again. `rlhf-env bench examples/quick_benchmark.toml` does the same.
 """
 
 import sys
@@ -18,7 +18,7 @@ from rlhf_env.lab.report import read_results, rich_samples, rich_table, write_re
 
 
 def main() -> None:
-    grid = Grid.load(Path(__file__).with_name("benchmark.toml"))
+    grid = Grid.load(Path(__file__).with_name("quick_benchmark.toml"))
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else f"runs/{grid.name}")
     width = None if sys.stdout.isatty() else 110  # a pipe has no width of its own; the table needs this much
     console = Console(highlight=False, soft_wrap=True, width=width)

@@ -19,13 +19,18 @@ class ConfigError(RlhfEnvError, ValueError):
         self.problems: tuple[str, ...] = problems
         super().__init__("; ".join(problems))
 
+    def found_in(self, where: str) -> None:
+        """Lead each problem by the file or the table it was found in, where it does not begin so; then `raise`."""
+        self.problems = tuple(it if it.startswith(where) else f"{where}: {it}" for it in self.problems)
+        self.args = ("; ".join(self.problems),)
+
 
 class UnknownName(ConfigError):
-    """A name that nobody registered, with the nearest known ones."""
+    """A name that nobody registered, with the nearest known ones, and why there may be fewer than there should be."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+    def __init__(self, kind: str, name: str, known: Iterable[str], absent: Iterable[str] = ()) -> None:
         self.kind, self.name = kind, name
-        super().__init__(f"unknown {kind} {name!r}{did_you_mean(name, known)}")
+        super().__init__("; ".join([f"unknown {kind} {name!r}{did_you_mean(name, known)}", *absent]))
 
 
 class PluginError(ConfigError):

@@ -29,11 +29,13 @@ from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.envs.tokenizers import FileTokenizer, load_tokenizer
 from rlhf_env.errors import ConfigError
 from rlhf_env.feedback.annotators import SimulatedAnnotator
-from rlhf_env.feedback.calibration import accuracy_with_interval
+from rlhf_env.feedback.calibration import accuracy_with_interval, expected_calibration_error
 from rlhf_env.feedback.fitting import fit_reward_model
 from rlhf_env.feedback.pairs import Candidate, collect_pairs
 from rlhf_env.feedback.preferences import Author, PreferenceStore
 from rlhf_env.feedback.reward_model import RewardModelConfig
+from rlhf_env.feedback.scorecard import make_scorecard
+from rlhf_env.feedback.scorer import pair_log_odds
 from rlhf_env.lab.benchmark import Grid, run_benchmark, write_json
 from rlhf_env.lab.progress import benchmark_progress, note_of, stage
 from rlhf_env.learning.agent import Setup
@@ -378,13 +380,15 @@ class Demo:
     seeds the demo reports, all on the prompts it reports. A demonstration, not a benchmark.
     """
 
-    prompts: int = 2000
+    prompts: int = 5000
     temperatures: tuple[float, ...] = (0.7, 1.0, 1.4)
     pairs_per_prompt: int = 3
     held_out_pairs: float = 1 / 6
     annotator_temperature: float = 0.5
     reward_model: RewardModelConfig = field(
-        default_factory=lambda: RewardModelConfig(learning_rate=5e-4, epochs=1, validation=0.02)
+        default_factory=lambda: RewardModelConfig(
+            head="reply", head_epochs=4, epochs=0, dropout=0.2, micro_batch_size=32, patience=4, validation=0.05
+        )
     )
     num_envs: int = 64
     max_new_tokens: int = 28
@@ -462,10 +466,7 @@ def run_demo(
     _claim_folder(out, settings, models)
     if own:
         make_models(own, jobs=jobs, console=console)
-    console.rule("[bold]1-2  Preferences on replies of the base model")
-    preferences = _collect_preferences(settings, models, out / "preferences.sqlite", console)
-    console.rule("[bold]3  Reward model")
-    reward_model = _fit_reward_model(settings, models, preferences, out, console)
+    reward_model = learn_reward_model(out, settings=settings, models=models, console=console)
     console.rule(f"[bold]4  {len(settings.agents)} agents x {seeds} seeds in one environment")
     grid = settings.grid(models, reward_model, seeds)
     with benchmark_progress(console, grid.cells()) as on_progress:
@@ -478,6 +479,24 @@ def run_demo(
     report = write_report(out)
     console.print(f"Report: {report}   TensorBoard: tensorboard --logdir {out / 'cells'}", soft_wrap=True)
     return report
+
+
+def learn_reward_model(
+    folder: Path, *, settings: Demo | None = None, models: Models | None = None, console: Console
+) -> Path:
+    """The demo's preferences and the reward model fitted to them, in `folder`; resumable. The path of the model.
+
+    Writes `preferences.sqlite`, `reward_model/` (what the reward `bradley_terry` takes) and `reward_model.json`: its
+    accuracy on unseen prompts beside what the annotator's noise allows. What is there is not done again; ConfigError
+    when it was made with other settings.
+    """
+    settings, models = settings or Demo(), models or Models()
+    folder.mkdir(parents=True, exist_ok=True)
+    _claim_folder(folder, settings, models)
+    console.rule("[bold]1-2  Preferences on replies of the base model")
+    preferences = _collect_preferences(settings, models, folder / "preferences.sqlite", console)
+    console.rule("[bold]3  Reward model")
+    return _fit_reward_model(settings, models, preferences, folder, console)
 
 
 def _claim_folder(out: Path, settings: Demo, models: Models) -> None:
@@ -576,28 +595,38 @@ def _fit_reward_model(settings: Demo, models: Models, preferences: Path, out: Pa
                 progress=lambda step, steps, loss: tell(step / steps, f"loss {loss:.3f}"),
             )
         model.save(folder)
-        accuracy = accuracy_with_interval(*model.score_pairs(held_out))
+        log_odds = pair_log_odds(model, held_out)
+        accuracy = accuracy_with_interval(log_odds, np.zeros_like(log_odds))
         gold = _gold(settings, models)
         annotator = SimulatedAnnotator(gold=gold, temperature=settings.annotator_temperature)
-        difference = gold([p.chosen.episode(p.prompt) for p in held_out]) - gold(
-            [p.rejected.episode(p.prompt) for p in held_out]
-        )
+        sides = [(p.prompt, response) for p in held_out for response in (p.chosen, p.rejected)]
+        worth = gold([response.episode(prompt) for prompt, response in sides])
         record = {
             "accuracy": accuracy.value,
             "low": accuracy.low,
             "high": accuracy.high,
             "pairs": len(training),
             "held_out_pairs": len(held_out),
-            "ceiling": annotator.expected_accuracy(difference),
+            "calibration_error": expected_calibration_error(log_odds),
+            "ceiling": annotator.expected_accuracy(worth[::2] - worth[1::2]),
             "annotator": "prefers what the gold reward scores higher, with Bradley-Terry noise of temperature "
             f"{settings.annotator_temperature:g} (in units of gold)",
         }
+        with console.status("Writing the scorecard"):
+            make_scorecard(
+                model,
+                held_out,
+                gold=[(*side, float(value)) for side, value in zip(sides, worth, strict=True)],
+                gold_is="upbeat",
+                rng=np.random.default_rng(settings.seed),
+            ).save(out / "scorecard.json")
         write_json(card, record)
     record = json.loads(card.read_text(encoding="utf-8"))
     console.print(
         f"Held-out accuracy {record['accuracy']:.3f} (95 % interval {record['low']:.3f} to {record['high']:.3f}, "
         f"{record['held_out_pairs']} pairs on unseen prompts); "
-        f"the annotator's own noise allows {record['ceiling']:.3f}."
+        f"the annotator's own noise allows {record['ceiling']:.3f}. "
+        + (f"Calibration error {record['calibration_error']:.3f}." if "calibration_error" in record else "")
     )
     return folder
 

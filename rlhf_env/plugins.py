@@ -11,22 +11,35 @@ A plugin is a module with one or more hooks, reached through the entry point gro
 
 Discovery is global, activation explicit: an installed plugin does nothing until a run names it. Targets are strings
 "module:Attr", so listing plugins imports none of them. The built-ins come in by the same door.
+
+The environment variable `RLHF_ENV_PLUGINS` says who is let in, by the names of distributions or entry points: `a,b`
+only these, `-a,-b` all but these, empty nobody (`rlhf-env --no-plugins`). The built-ins always are. A module may say
+for which version of these hooks it was made, `RLHF_ENV_API = 1`; one of another version is not asked.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
-from collections.abc import Callable, Iterable, Iterator
+import os
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args, get_type_hints
 
 import pluggy
 
-from rlhf_env.errors import ConfigError, MissingExtra, PluginError, UnknownName
+from rlhf_env.errors import ConfigError, DataError, MissingExtra, PluginError, UnknownName
 
 GROUP = "rlhf_env"
+OWN = "rlhf-env"  # the distribution of the built-ins
+API = 1  # of the hooks below
+CHOICE = "RLHF_ENV_PLUGINS"
+PATIENCE = 3.0  # seconds that one plugin module may take to be imported: everybody waits for it at every command
 Kind = Literal["reward", "agent", "task", "annotator"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -97,20 +110,69 @@ class Failure:
     error: str
 
 
-class PluginHost:
-    """All plugins of one process. `entries` are loaded one by one, so one that breaks is listed and passed over."""
+class _TooSlow(BaseException):
+    """Not an Exception: a plugin that catches those while it is imported must not catch this."""
 
-    def __init__(self, points: Iterable[EntryPoint]) -> None:
+
+@contextlib.contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """Raise _TooSlow in the block after so many seconds. Without effect outside the main thread."""
+    if threading.current_thread() is not threading.main_thread() or signal.getitimer(signal.ITIMER_REAL)[0]:
+        yield
+        return
+
+    def give_up(*_: object) -> None:
+        raise _TooSlow
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+
+
+class PluginHost:
+    """All plugins of one process. `points` are loaded one by one, so one that breaks is listed and passed over.
+
+    `choice`: as RLHF_ENV_PLUGINS says; None lets everybody in. `left_out`: whom it kept out, who was not imported.
+    """
+
+    def __init__(self, points: Iterable[EntryPoint], *, choice: str | None = None) -> None:
         self._hooks = pluggy.PluginManager(GROUP)
         self._hooks.add_hookspecs(importlib.import_module(__name__))
         self._entries: dict[tuple[Kind, str], list[Entry]] = {}
         self.failures: list[Failure] = []
-        for point in points:
-            origin = point.dist.name if point.dist else point.value
+        self.left_out: list[str] = []
+        for point in self._let_in(list(points), choice):
+            origin = _origin(point)
             try:
-                self.add_module(point.load(), origin)
-            except Exception as error:
+                with _at_most(PATIENCE):
+                    module = point.load()
+                    if (version := getattr(module, "RLHF_ENV_API", API)) != API:
+                        raise PluginError(f"made for version {version!r} of the plugin hooks, and this is {API}")
+                    self.add_module(module, origin)
+            except (Exception, SystemExit) as error:
                 self.failures.append(Failure(origin, f"{point.value}: {type(error).__name__}: {error}"))
+            except _TooSlow:
+                slow = f"not imported within {PATIENCE:g} s: it should import what is heavy when a plugin is built"
+                self.failures.append(Failure(origin, f"{point.value}: {slow}"))
+
+    def _let_in(self, points: Sequence[EntryPoint], choice: str | None) -> Iterator[EntryPoint]:
+        words = [word.strip() for word in (choice or "").split(",") if word.strip()]
+        wanted = {_canonical(word) for word in words if word[0] != "-"}
+        unwanted = {_canonical(word[1:]) for word in words if word[0] == "-"}
+        known = {_canonical(name) for point in points for name in (point.name, _origin(point))}
+        for name in sorted((wanted | unwanted) - known):
+            self.failures.append(Failure(CHOICE, f"{choice!r} names {name!r}, and no such plugin is installed"))
+        everybody = choice is None or (bool(unwanted) and not wanted)
+        for point in points:
+            names = {_canonical(point.name), _canonical(_origin(point))}
+            if _origin(point) == OWN or (not names & unwanted and (everybody or names & wanted)):
+                yield point
+            else:
+                self.left_out.append(_origin(point))
 
     def add_module(self, module: object, origin: str) -> None:
         """Take in the hooks of one plugin module (or of any object with hook methods)."""
@@ -147,12 +209,27 @@ class PluginHost:
 
     def load(self, kind: Kind, name: str) -> Any:
         """The registered object. Raises UnknownName, PluginError (conflict, import) or MissingExtra."""
+        return self.entry(kind, name).load()
+
+    def entry(self, kind: Kind, name: str) -> Entry:
+        """Who offers it, not imported. Raises UnknownName, or PluginError for a conflict."""
         entries = self._entries.get((kind, name))
         if not entries:
-            raise UnknownName(kind, name, self.names(kind))
+            absent = [f"failed to load: {one.origin} ({one.error})" for one in self.failures if one.origin != CHOICE]
+            absent += [f"kept out by {CHOICE}: {', '.join(self.left_out)}"] if self.left_out else []
+            raise UnknownName(kind, name, self.names(kind), absent)
         if len(entries) > 1:
             raise PluginError(_conflict(entries))
-        return entries[0].load()
+        return entries[0]
+
+
+def _origin(point: EntryPoint) -> str:
+    return point.dist.name if point.dist else point.value
+
+
+def _canonical(name: str) -> str:
+    """As installers compare names of distributions (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _conflict(entries: list[Entry]) -> str:
@@ -163,7 +240,7 @@ def _conflict(entries: list[Entry]) -> str:
 @functools.cache
 def host() -> PluginHost:
     """The plugins installed in this process, discovered once."""
-    return PluginHost(entry_points(group=GROUP))
+    return PluginHost(entry_points(group=GROUP), choice=os.environ.get(CHOICE))
 
 
 def register_reward(name: str, target: str | Callable[..., Any]) -> None:
@@ -198,18 +275,29 @@ def build(
     return call_with(factory, parameters, provided or {}, where or f"{kind} {name!r}")
 
 
+_PLAIN = (bool, int, float, str, list, dict)  # what a file can hold; other objects are between caller and plugin
+
+
 def call_with(factory: Callable[..., Any], parameters: dict[str, Any], provided: dict[str, Any], where: str) -> Any:
     """`factory(**parameters)` with what it asks for of `provided`, and errors that say which parameter is wrong."""
     import inspect
 
     from rlhf_env.errors import did_you_mean
+    from rlhf_env.plain_data import fits, is_plain, spoken
 
     accepted = inspect.signature(factory).parameters
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values())
     unknown = [] if open_ended else [key for key in parameters if key not in accepted]
-    if unknown:
-        known = [key for key in accepted if key not in provided]
-        raise ConfigError(*(f"{where}: no setting {key!r}{did_you_mean(key, known)}" for key in unknown))
+    known = [key for key in accepted if key not in provided]
+    problems = [f"{where}: no setting {key!r}{did_you_mean(key, known)}" for key in unknown]
+    hints = _annotations(factory)
+    problems += [
+        f"{where}: the setting {key!r} is {spoken(hints[key])}, not {value!r}"
+        for key, value in parameters.items()
+        if key in hints and isinstance(value, _PLAIN) and is_plain(hints[key]) and not fits(value, hints[key])
+    ]
+    if problems:
+        raise ConfigError(*problems)
     filled = {key: value for key, value in provided.items() if key in accepted and key not in parameters}
     missing = [
         key
@@ -223,7 +311,18 @@ def call_with(factory: Callable[..., Any], parameters: dict[str, Any], provided:
         raise ConfigError(*(f"{where}: the setting {key!r} is required" for key in missing))
     try:
         return factory(**parameters, **filled)
+    except (DataError, UnknownName):  # they say what they are about
+        raise
+    except ConfigError as error:
+        error.found_in(where)
+        raise
     except (TypeError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
         raise ConfigError(f"{where}: {error}") from error
+
+
+def _annotations(factory: Callable[..., Any]) -> dict[str, Any]:
+    """What the plugin says its settings are; nothing where that cannot be found out."""
+    try:
+        return get_type_hints(factory.__init__ if isinstance(factory, type) else factory)
+    except Exception:  # names that only a type checker knows
+        return {}

@@ -135,7 +135,8 @@ class Task(Protocol):
     A task may also have: `held_out() -> Task` (evaluation prompts that training never sees), `score(episode) -> float`
     (its own reward, the part named "task"), `reply(episode) -> str | None` (the next message of a conversation, of
     which `episode.turns` is what the agent has said so far; None ends it),
-    `action_mask(prompt, response_ids) -> bool[V]` (tokens allowed next), `option_names` (the reset options it reads).
+    `action_mask(prompt, response_ids) -> bool[V]` (tokens allowed next), `option_names` (the reset options it reads),
+    `well_formed(episode) -> bool` (whether an answer, right or wrong, has the form asked for: the evaluator counts).
     """
 
     @property

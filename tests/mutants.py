@@ -127,17 +127,17 @@ MUTANTS = (
     Mutant(
         "N10",
         "the temperature is missing when texts are scored",
-        "rlhf_env/policies/language_model.py",
-        "torch.float32)) / self.sampling.temperature\n",
-        "torch.float32))\n",
+        "rlhf_env/policies/lm_head.py",
+        "    return scores.div_(temperature) if temperature != 1.0 else scores, slope\n",
+        "    return scores, slope\n",
         "tests/policies/test_writing.py",
     ),
     Mutant(
         "N10",
         "log-probabilities instead of logits are divided by the temperature",
         "rlhf_env/policies/language_model.py",
-        "        distributions = scores.log_softmax(-1)\n",
-        "        distributions = logits.log_softmax(-1) / self.sampling.temperature\n",
+        "            logprobs, entropy = head.score(states[scored], chosen, temperature)\n",
+        "            logprobs, entropy = (value / temperature for value in head.score(states[scored], chosen, 1.0))\n",
         "tests/policies/test_writing.py",
     ),
     Mutant(

@@ -78,7 +78,8 @@ class BestOfN:
                 prompts, many["input_ids"], many["attention_mask"], written.tokens, strict=True
             )
         ]
-        totals = np.array([score.total for score in self.reward.score(candidates)]).reshape(-1, n)
+        # One that could not be scored is given only where none of its rivals could.
+        totals = np.array([it.total if it.raw else -math.inf for it in self.reward.score(candidates)]).reshape(-1, n)
         best = np.arange(len(totals)) * n + totals.argmax(axis=1)
         lengths = (written.tokens < self.policy.vocab_size).sum(axis=1)
         # The environment's loop counts the answer that is given; the others are counted here.
@@ -124,4 +125,4 @@ def _judging_parts(reward: RewardMix) -> RewardMix:
             f"best_of_n has nothing to choose by: none of the reward's parts ({', '.join(reward.parts)}) judges "
             "one answer by its text alone; add one that does"
         )
-    return RewardMix(parts)
+    return RewardMix(parts, failures=reward.failures)

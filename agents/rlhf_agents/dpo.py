@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -33,12 +33,13 @@ from rlhf_env.learning.agent import Decision, Metrics, Setup, learned_state, loa
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import (
     PairLoss,
-    logprobs_under,
+    beside_reference,
     minibatches,
     pair_loss,
     require_beta,
     rows_of_groups,
 )
+from rlhf_env.learning.ranges import Choice, Multiple, Ranges
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.types import Observation
 
@@ -85,6 +86,8 @@ class DPO:
         `epochs`, `minibatches`: passes over the pairs of a rollout, and gradient steps per pass.
         `optimization`: learning rate, gradient clipping and so on; `micro_batch_size` counts rows, two to a pair.
         """
+
+        ranges: ClassVar[Ranges] = {"lr": Multiple(0.25, 4.0), "epochs": Choice(1, 2)}
 
         group_size: int = 4
         loss: PairLoss = "sigmoid"
@@ -157,7 +160,7 @@ class DPO:
         better, worse = returns[pairs[:, 0]], returns[pairs[:, 1]]
         wrong = torch.sigmoid(worse - better) if soft else torch.full_like(better, self.config.label_smoothing)
         weight = better if rollout.judged else torch.ones_like(better)  # a stored pair's return: 1 times its weight
-        rollout = rollout.with_extras(reference=logprobs_under(self.setup.reference, rollout))
+        rollout = beside_reference(self.setup.reference, rollout)
         rollout = self.setup.engine.local(rollout)
         steps = []
         for chosen in minibatches(len(pairs), self.config.minibatches, self.config.epochs, self._order):
@@ -173,14 +176,14 @@ class DPO:
         """
         chosen, beta, count = self.config, self.setup.beta, len(batch) // 2
         found: Metrics = defaultdict(float)
-        for rows in self.optimizer.rows(len(batch)):
+        for rows in self.optimizer.rows(batch.lengths, together=2):
             part = batch.select(rows)
             seen = self.policy.evaluate(part.tokens, part.mask, part.actions)
             log_ratio = (seen.logprobs.double() - part.extras["reference"]).sum(dim=1)
             if chosen.length_normalised:
                 log_ratio = log_ratio / part.actions.sum(dim=1).clamp(min=1)
             better, worse = log_ratio[0::2], log_ratio[1::2]
-            pairs = slice(rows.start // 2, rows.stop // 2)
+            pairs = rows[::2] // 2
             terms = pair_loss(better, worse, beta=beta, kind=chosen.loss, label_smoothing=wrong[pairs])
             loss = (weight[pairs] * terms).sum() / weight.sum()
             self.optimizer.backward(loss)

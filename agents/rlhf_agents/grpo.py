@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -35,12 +35,12 @@ from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import (
     Aggregation,
     Divergence,
+    beside_reference,
     beyond_clip,
     clipped_policy_loss,
     group_advantages,
     groups_without_spread,
     kl_estimate,
-    logprobs_under,
     minibatches,
     require_beta,
     require_exact_sampling,
@@ -49,6 +49,7 @@ from rlhf_env.learning.functional import (
     token_weights,
     weighted_sum,
 )
+from rlhf_env.learning.ranges import Choice, Multiple, Ranges
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.types import Observation
 
@@ -83,6 +84,8 @@ class GRPO:
         `epochs`, `minibatches`: passes over a rollout, and gradient steps per pass.
         `optimization`: learning rate, gradient clipping and so on.
         """
+
+        ranges: ClassVar[Ranges] = {"lr": Multiple(0.25, 4.0), "epochs": Choice(1, 2), "scale_by_std": Choice(True, False)}
 
         group_size: int = 4
         scale_by_std: bool = True
@@ -153,7 +156,7 @@ class GRPO:
         )
         rollout = rollout.with_extras(advantages=advantages[:, None].expand(rollout.tokens.shape))
         if self.config.kl_in_loss is not None:
-            rollout = rollout.with_extras(reference=logprobs_under(self.setup.reference, rollout))
+            rollout = beside_reference(self.setup.reference, rollout)
         steps = [
             self._step(rollout.select(rows))
             for rows in minibatches(len(rollout), self.config.minibatches, self.config.epochs, self._order)
@@ -172,7 +175,7 @@ class GRPO:
             share=token_weights(batch.actions, "token-mean"),
         )
         found: Metrics = defaultdict(float)
-        for rows in self.optimizer.rows(len(batch)):
+        for rows in self.optimizer.rows(batch.lengths):
             part = batch.select(rows)
             weight, share = part.extras["weight"], part.extras["share"]
             seen = self.policy.evaluate(part.tokens, part.mask, part.actions)

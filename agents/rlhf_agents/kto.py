@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ from rlhf_env.errors import ConfigError
 from rlhf_env.learning.agent import Decision, Metrics, Setup, learned_state, load_learned_state
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import logprobs_under, minibatches, require_beta, rows_of_groups, unpaired_loss
+from rlhf_env.learning.ranges import Choice, Multiple, Ranges
 from rlhf_env.learning.rollout import Rollout, demonstrations
 from rlhf_env.types import Observation
 
@@ -84,6 +85,8 @@ class KTO:
         `epochs`, `minibatches`: passes over the judged rows of a rollout, and gradient steps per pass.
         `optimization`: learning rate, gradient clipping and so on.
         """
+
+        ranges: ClassVar[Ranges] = {"lr": Multiple(0.25, 4.0), "epochs": Choice(1, 2)}
 
         group_size: int = 4
         desirable_weight: float = 1.0
@@ -162,7 +165,7 @@ class KTO:
     @torch.no_grad()
     def _reference_point(self, strangers: Rollout) -> Tensor:
         """Scalar z0: the mean log-ratio of mismatched pairs, at least 0."""
-        ratios = [self._log_ratio(strangers.select(rows)) for rows in self.optimizer.rows(len(strangers))]
+        ratios = [self._log_ratio(strangers.select(rows)) for rows in self.optimizer.rows(strangers.lengths)]
         return torch.cat(ratios).mean().clamp(min=0.0)
 
     def _step(self, batch: Rollout, strangers: Rollout, desirable: Tensor) -> Metrics:
@@ -170,7 +173,7 @@ class KTO:
         chosen = self.config
         point = self._reference_point(strangers)
         found: Metrics = defaultdict(float, reference_point=float(point))
-        for rows in self.optimizer.rows(len(batch)):
+        for rows in self.optimizer.rows(batch.lengths):
             log_ratio, good = self._log_ratio(batch.select(rows)), desirable[rows]
             loss = unpaired_loss(
                 log_ratio,

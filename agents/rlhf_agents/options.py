@@ -42,6 +42,7 @@ from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.learning.agent import Decision, Metrics, Setup
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import (
+    beyond_clip,
     clipped_policy_loss,
     clipped_value_loss,
     explained_variance,
@@ -57,7 +58,8 @@ from rlhf_env.learning.functional import (
 )
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.policies import ValueHead
-from rlhf_env.types import Float, Int, Observation
+from rlhf_env.policies.streams import RowStreams
+from rlhf_env.types import Int, Observation
 
 EXTRAS = ("option", "segment_start", "option_logprob", "writer_logprob")
 
@@ -167,7 +169,10 @@ class Options:
         lengths = np.asarray(observation["attention_mask"]).sum(axis=1, dtype=np.int64)
         writing = np.asarray(observation.get("writing", np.ones(len(texts), dtype=np.bool_)))
         k, nothing = self.setup.action_length, self.policy.vocab_size
-        chances, seeds = self._draw(len(texts))
+        streams = RowStreams.of(self.policy.sampling_state())  # of all writers: who reseeds the policy governs them
+        chances = streams.next(len(texts), 1)[:, 0]
+        streams.take(writing)
+        state = streams.state()
         tokens = np.full((len(texts), k), nothing, dtype=np.int64)
         logprobs, extras = np.zeros(tokens.shape), {name: np.zeros(tokens.shape) for name in EXTRAS}
         if writing.any():
@@ -177,10 +182,10 @@ class Options:
             cumulated = choice.exp().cumsum(dim=1).cpu().numpy()[:, :-1]
             options[writing] = (cumulated <= chances[writing, None]).sum(axis=1)
             for option, writer in enumerate(self.writers):
-                if option:
-                    writer.reseed(int(seeds[option]))
                 if (rows := writing & (options == option)).any():
+                    writer.load_sampling_state(state)
                     tokens[rows] = writer.write(observation, k, rows).tokens[rows]
+                    state = writer.sampling_state()
 
             written = self._read_on(texts[writing], lengths[writing], tokens[writing]).logprobs
             chosen = torch.from_numpy(options[writing]).to(choice.device)[:, None]
@@ -189,17 +194,10 @@ class Options:
             extras["segment_start"][:, 0] = 1.0
             extras["option_logprob"][writing] = choice.gather(1, chosen).cpu().numpy()
             extras["writer_logprob"][writing] = of_option(written, chosen.expand(-1, k)).cpu().numpy()
+        self.policy.load_sampling_state(state)
         shape = tokens.shape if k > 1 else tokens.shape[:1]
         carried = {name: values.reshape(shape) for name, values in extras.items()}
         return Decision(tokens.reshape(shape), logprobs.reshape(shape), carried)
-
-    def _draw(self, rows: int) -> tuple[Float, Int]:
-        """Chances float64[B] and seeds int64[K] from the policy's own stream: who reseeds it governs all writers."""
-        stream = np.random.Generator(np.random.PCG64(0))
-        stream.bit_generator.state = self.policy.sampling_state()
-        chances, seeds = stream.random(rows), stream.integers(2**63 - 1, size=len(self.writers))
-        self.policy.load_sampling_state(dict(stream.bit_generator.state))
-        return chances, seeds
 
     def _read_on(self, texts: Int, lengths: Int, new: Int) -> Reading:
         """The k places after each of the texts int64[B, L], where `new` int64[B, k] stands, as far as it is tokens."""
@@ -261,11 +259,10 @@ class Options:
         """The rollout with the credit of tokens and of segments, float64[B, L] each, before the update."""
         # One place more, for the state after the longest text.
         tokens, mask = F.pad(rollout.tokens, (0, 1)), F.pad(rollout.mask, (0, 1))
-        readings = [
-            self._read(tokens[rows], mask[rows], torch.zeros_like(mask[rows]))
-            for rows in self.optimizer.rows(len(rollout))
-        ]
-        choice, values = (torch.cat([getattr(seen, name) for seen in readings]) for name in ("choice", "values"))
+        parts = list(self.optimizer.rows(rollout.lengths))
+        readings = [self._read(tokens[rows], mask[rows], torch.zeros_like(mask[rows])) for rows in parts]
+        back = torch.cat(parts).argsort()
+        choice, values = (torch.cat([getattr(seen, name) for seen in readings])[back] for name in ("choice", "values"))
         worth = (choice.exp() * values).sum(-1)  # V: what a text is worth before an option is chosen
         option, starts = _options(rollout), _starts(rollout)
         own = of_option(values[:, :-1], option)
@@ -293,7 +290,7 @@ class Options:
             weight=token_weights(batch.actions, "token-mean"), share=token_weights(_starts(batch), "token-mean")
         )
         found: Metrics = defaultdict(float)
-        for rows in self.optimizer.rows(len(batch)):
+        for rows in self.optimizer.rows(batch.lengths):
             part = batch.select(rows)
             extras, weight, share = part.extras, part.extras["weight"], part.extras["share"]
             option, starts = _options(part), _starts(part)
@@ -326,6 +323,7 @@ class Options:
                     "option_loss": manager_loss,
                     "value_loss": value_loss,
                     "approx_kl": weighted_sum(strayed, weight),
+                    "clip_fraction": weighted_sum(beyond_clip(log_ratio, chosen.clip).double(), weight),
                     "option_kl": weighted_sum(option_strayed, share),
                     "option_entropy": weighted_sum(entropy, share),
                     "first_option": weighted_sum((option == 0).double(), share),

@@ -22,7 +22,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -50,6 +50,7 @@ from rlhf_env.learning.functional import (
     whiten,
 )
 from rlhf_env.learning.loop import Shuffled
+from rlhf_env.learning.ranges import Choice, Multiple, Ranges, Uniform
 from rlhf_env.learning.rollout import Rollout, demonstrations
 from rlhf_env.policies import Policy, ValueHead
 from rlhf_env.types import Episode, Observation, Prompt, Task, Tokenizer
@@ -127,6 +128,8 @@ class PPO:
         `ptx_rows`: texts per gradient step, in shuffled epochs.
         `optimization`: learning rate, gradient clipping and so on.
         """
+
+        ranges: ClassVar[Ranges] = {"lr": Multiple(0.25, 4.0), "epochs": Choice(1, 2, 4), "lam": Uniform(0.9, 1.0)}
 
         group_size: int = 1
         gamma: float = 1.0
@@ -248,12 +251,10 @@ class PPO:
             tokens, mask = F.pad(tokens, (0, 1), value=self.policy.pad_id), F.pad(mask, (0, 1), value=False)
         trunk = self.policy if self.critic is None else self.critic
         nowhere = torch.zeros_like(mask)
-        values = torch.cat(
-            [
-                self.value_head(trunk.evaluate(tokens[rows], mask[rows], nowhere[rows]).hidden)
-                for rows in self.optimizer.rows(len(rollout))
-            ]
-        ).double()
+        values = torch.zeros(tokens.shape, dtype=torch.float64, device=tokens.device)
+        for rows in self.optimizer.rows(rollout.lengths):
+            seen = trunk.evaluate(tokens[rows], mask[rows], nowhere[rows])
+            values[rows] = self.value_head(seen.hidden).double()
         if not cut:
             return values, None
         return values[:, :-1], values.gather(1, rollout.lengths[:, None]).squeeze(1)
@@ -263,7 +264,7 @@ class PPO:
         chosen = self.config
         batch = batch.with_extras(weight=token_weights(batch.actions, "token-mean"))
         found: Metrics = defaultdict(float)
-        for rows in self.optimizer.rows(len(batch)):
+        for rows in self.optimizer.rows(batch.lengths):
             part = batch.select(rows)
             extras, weight = part.extras, part.extras["weight"]
             seen = self.policy.evaluate(part.tokens, part.mask, part.actions)
@@ -303,7 +304,7 @@ class PPO:
         batch = self.setup.engine.local(demonstrations(picked, pad_id=self.policy.pad_id))
         batch = batch.with_extras(weight=token_weights(batch.actions, "token-mean"))
         loss = 0.0
-        for rows in self.optimizer.rows(len(batch)):
+        for rows in self.optimizer.rows(batch.lengths):
             part = batch.select(rows)
             logprobs = self.policy.evaluate(part.tokens, part.mask, part.actions).logprobs
             term = weighted_sum(-logprobs.double(), part.extras["weight"])

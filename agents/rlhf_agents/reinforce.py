@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -31,6 +31,7 @@ from rlhf_env.learning.functional import (
     truncated_importance_weights,
     weighted_sum,
 )
+from rlhf_env.learning.ranges import Choice, Multiple, Ranges
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.types import Observation
 
@@ -61,6 +62,8 @@ class Reinforce:
         `importance_cap`: the largest importance weight of an answer, at least 1.
         `optimization`: learning rate, gradient clipping and so on.
         """
+
+        ranges: ClassVar[Ranges] = {"lr": Multiple(0.25, 4.0), "baseline": Choice("running", "batch")}
 
         group_size: int = 1
         baseline: Literal["none", "running", "batch"] = "running"
@@ -115,7 +118,7 @@ class Reinforce:
             share=token_weights(rollout.actions, "token-mean"),
         )
         found: Metrics = defaultdict(float)
-        for rows in self.optimizer.rows(len(rollout)):
+        for rows in self.optimizer.rows(rollout.lengths):
             part = rollout.select(rows)
             seen = self.policy.evaluate(part.tokens, part.mask, part.actions)
             importance = truncated_importance_weights(

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.learning.agent import Decision, Metrics, Setup
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import groups_without_spread, minibatches, rows_of_groups
+from rlhf_env.learning.ranges import Choice, Multiple, Ranges
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.types import Observation
 
@@ -57,6 +58,8 @@ class Rejection:
         `epochs`, `minibatches`: passes over the answers that were kept, and gradient steps per pass.
         `optimization`: learning rate, gradient clipping and so on.
         """
+
+        ranges: ClassVar[Ranges] = {"lr": Multiple(0.25, 4.0), "epochs": Choice(1, 2, 4)}
 
         group_size: int = 4
         keep: int = 1

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ from rlhf_env.learning.functional import (
     token_weights,
     weighted_sum,
 )
+from rlhf_env.learning.ranges import Choice, Multiple, Ranges
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.types import Observation
 
@@ -57,6 +58,8 @@ class RLOO:
         `epochs`, `minibatches`: passes over a rollout, and gradient steps per pass.
         `optimization`: learning rate, gradient clipping and so on.
         """
+
+        ranges: ClassVar[Ranges] = {"lr": Multiple(0.25, 4.0), "epochs": Choice(1, 2)}
 
         group_size: int = 4
         clip: float = 0.2
@@ -122,7 +125,7 @@ class RLOO:
         chosen = self.config
         batch = batch.with_extras(share=token_weights(batch.actions, "token-mean"))
         found: Metrics = defaultdict(float)
-        for rows in self.optimizer.rows(len(batch)):
+        for rows in self.optimizer.rows(batch.lengths):
             part = batch.select(rows)
             seen = self.policy.evaluate(part.tokens, part.mask, part.actions)
             token_log_ratio = stated_log_ratio(seen.logprobs, part.logprobs, part.actions)

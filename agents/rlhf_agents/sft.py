@@ -62,7 +62,7 @@ class SFT:
         self.policy.train()
         try:
             with self.setup.engine.seeded(int(self._dropout.integers(2**63))):
-                for rows in self.optimizer.rows(len(rollout)):
+                for rows in self.optimizer.rows(rollout.lengths):
                     batch = rollout.select(rows)
                     logprobs = self.policy.evaluate(batch.tokens, batch.mask, batch.actions).logprobs
                     term = weighted_sum(-logprobs.double(), batch.extras["weight"])

@@ -11,6 +11,7 @@ def register_rewards(register: Register) -> None:
     register("ensemble", "rlhf_rewards.ensemble:Ensemble")
     register("fairness", "rlhf_rewards.fairness:Fairness")
     register("kl", "rlhf_rewards.kl:KL")
+    register("http", "rlhf_rewards.http:Http")
     register("diversity", "rlhf_rewards.diversity:Diversity")
     register("length", "rlhf_rewards.length:Length")
     register("missing_end", "rlhf_rewards.missing_end:MissingEnd")

@@ -22,6 +22,7 @@ from rlhf_env.envs.splits import Part
 from rlhf_env.envs.tasks import check_fraction, places_of
 from rlhf_env.envs.tokenizers import tokenizer_folder
 from rlhf_env.errors import DataError, MissingExtra
+from rlhf_env.plain_data import LONGEST_LINE, read_file, read_json
 from rlhf_env.types import Options, Prompt
 
 _SHOWN = 20  # problems in one report
@@ -102,11 +103,7 @@ def _rows_of(path: str, split: str, report: Report) -> Iterator[tuple[str, dict[
     """(where, row): `where` is "prompts.jsonl, line 3". What is no row is reported and passed over."""
     suffix = Path(path).suffix.lower()
     if suffix in (*_LINES, *_TABLES):
-        try:
-            content = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf")  # the mark some spreadsheets begin with
-        except OSError as error:
-            raise DataError(f"cannot read {path}: {error.strerror}") from error
-        lines = list(_decoded(path, content.split(b"\n"), report))
+        lines = list(_decoded(path, read_file(path).split(b"\n"), report))
         return _json_rows(path, lines, report) if suffix in _LINES else _csv_rows(path, lines, suffix, report)
     if Path(path).is_file():
         known = ", ".join((*_LINES, *_TABLES))
@@ -117,6 +114,10 @@ def _rows_of(path: str, split: str, report: Report) -> Iterator[tuple[str, dict[
 def _decoded(path: str, lines: Sequence[bytes], report: Report) -> Iterator[str | None]:
     """Each line as text, None where it is not UTF-8."""
     for number, line in enumerate(lines, start=1):
+        if len(line) > LONGEST_LINE:
+            report(f"{path}, line {number}: {len(line):,} bytes, and a line may have {LONGEST_LINE:,}")
+            yield None
+            continue
         try:
             yield line.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -130,7 +131,7 @@ def _json_rows(path: str, lines: Sequence[str | None], report: Report) -> Iterat
             continue
         where = f"{path}, line {number}"
         try:
-            row = json.loads(line)
+            row = read_json(line)
         except json.JSONDecodeError as error:
             report(f"{where}: not JSON: {error.msg} at position {error.pos + 1}")
         except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets a thousand deep
@@ -224,6 +225,9 @@ def _prompt_of(id_: str, row: dict[str, Any], renderer: _Renderer, where: str, r
         return None
     if not content.strip():
         report(f"{where}, field {name!r}: there is no text in it")
+        return None
+    if len(content) > LONGEST_LINE:
+        report(f"{where}, field {name!r}: {len(content):,} characters, and a prompt may have {LONGEST_LINE:,}")
         return None
     return Prompt(id=id_, text=content, meta=meta)
 

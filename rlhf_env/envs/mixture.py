@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_env.envs.tasks import held_out, load_task
+from rlhf_env.envs.tasks import held_out, load_task, well_formed
 from rlhf_env.errors import ConfigError
 from rlhf_env.types import Bool, Episode, Float, Int, Options, Prompt, Task
 
@@ -51,12 +51,15 @@ class Mixture:
         self.option_names = ("weights", *sorted(inner - {"weights"}))
         # Whoever uses a task asks whether it has a score, a reply, a mask: the mixture has what it can stand for.
         have = {
-            name: [hasattr(task, name) for task in self.tasks.values()] for name in ("score", "reply", "action_mask")
+            name: [hasattr(task, name) for task in self.tasks.values()]
+            for name in ("score", "reply", "action_mask", "well_formed")
         }
         if all(have["score"]):
             self.score = self._score
         if any(have["reply"]):
             self.reply = self._reply
+        if any(have["well_formed"]):
+            self.well_formed = self._well_formed
         if all(have["action_mask"]):
             self.action_mask = self._action_mask
         elif any(have["action_mask"]):
@@ -94,6 +97,10 @@ class Mixture:
         task, own = self._own(episode.prompt)
         answer: str | None = task.reply(replace(episode, prompt=own)) if hasattr(task, "reply") else None
         return answer
+
+    def _well_formed(self, episode: Episode, /) -> bool:
+        task, own = self._own(episode.prompt)
+        return well_formed(task, replace(episode, prompt=own))
 
     def _action_mask(self, prompt: Prompt, response_ids: Int, /) -> Bool:
         task, own = self._own(prompt)

@@ -1,29 +1,42 @@
 """The reward mix and its ledger: a weighted sum of parts that keeps the parts.
 
 `sum(weight_i * raw_i) == reward` holds exactly (the same float64 operations in the same order), for every episode.
+What a part answers is checked here and nowhere else, whoever answers: an object, another process, a server.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
+import pickle
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 
 from rlhf_env import plugins
+from rlhf_env.envs.isolation import Limits, RewardFailed, isolated
 from rlhf_env.errors import ConfigError, RewardError, did_you_mean
 from rlhf_env.types import AnyReward, Episode, Float, GroupReward, Remembers, Reward, Task, TokenReward
+
+# A score beyond this is taken for a mistake: squared and summed over a batch it would not fit into float32.
+LARGEST_SCORE = 1e15
 
 
 @dataclass(frozen=True)
 class Score:
-    """What one episode earned. `raw` holds each part unweighted; `tokens` the token parts, float64[T] unweighted."""
+    """What one episode earned. `raw` holds each part unweighted; `tokens` the token parts, float64[T] unweighted.
+
+    `failed`: what the parts that could not score it did ("raised ..."). Where one of them is to be skipped, all of
+    `raw` is empty: an episode without a score, which nothing may be learned from.
+    """
 
     raw: Mapping[str, float]
     weights: Mapping[str, float]
     tokens: Mapping[str, Float] = field(default_factory=dict)
+    failed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def total(self) -> float:
@@ -34,14 +47,48 @@ class Score:
         return total
 
 
+@dataclass(frozen=True, kw_only=True)
+class Failures:
+    """What becomes of episodes that a part fails to score: it raised, hung, died, or gave NaN or no sane number.
+
+    `on_error`: "stop" ends the run with a RewardError. "skip" leaves the episode without a score; it is left out of the
+        update, and counted. A number stands in for the score, unweighted (of a token part: for each token's).
+    `max_bad_fraction`: more of a rollout's episodes than this end the run all the same.
+
+    An answer of the wrong form (their number, their type) is nobody's episode and always ends the run.
+    """
+
+    on_error: Literal["stop", "skip"] | float = "stop"
+    max_bad_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.on_error not in ("stop", "skip") and not (_is_number(self.on_error) and _sane(self.on_error)):
+            problems.append(f'on_error: "stop", "skip" or a number to score with, got {self.on_error!r}')
+        if not _is_number(self.max_bad_fraction) or not 0.0 <= self.max_bad_fraction <= 1.0:
+            problems.append(f"max_bad_fraction: a share of the episodes in [0, 1], got {self.max_bad_fraction!r}")
+        if problems:
+            raise ConfigError(*problems)
+
+    def allowed(self, rows: int) -> int:
+        """How many of `rows` episodes may fail."""
+        return 0 if self.on_error == "stop" else math.floor(self.max_bad_fraction * rows + 1e-9)
+
+
 class RewardMix:
     """`RewardMix({"bradley_terry": (1.0, model), "kl": (0.05, KL(reference))})`.
 
     A bare reward instead of a pair has weight 1. Scores are validated here and nowhere else: every part must return
-    one finite number per episode (per token for a TokenReward), or a RewardError names it.
+    one finite number per episode (per token for a TokenReward), or a RewardError names it; `failures` may say
+    otherwise of a part.
     """
 
-    def __init__(self, parts: Mapping[str, AnyReward | tuple[float, AnyReward]]) -> None:
+    def __init__(
+        self,
+        parts: Mapping[str, AnyReward | tuple[float, AnyReward]],
+        *,
+        failures: Mapping[str, Failures] | None = None,
+    ) -> None:
         pairs = {name: part if isinstance(part, tuple) else (1.0, part) for name, part in parts.items()}
         if not pairs:
             raise ConfigError("a reward mix needs at least one part")
@@ -58,11 +105,19 @@ class RewardMix:
                 )
         self.weights: dict[str, float] = {name: float(weight) for name, (weight, _) in pairs.items()}
         self.parts: dict[str, AnyReward] = {name: reward for name, (_, reward) in pairs.items()}
+        self.failures: dict[str, Failures] = {name: (failures or {}).get(name, Failures()) for name in self.parts}
         # Asked once: isinstance of a protocol takes longer than many a reward.
         self._by_token = {name: part for name, part in self.parts.items() if isinstance(part, TokenReward)}
         self._by_group = {name: part for name, part in self.parts.items() if isinstance(part, GroupReward)}
-        self._by_episode = {name: part for name, part in self.parts.items() if isinstance(part, Reward)}
         self._remembering = {name: part for name, part in self.parts.items() if isinstance(part, Remembers)}
+        self._calls: dict[str, Callable[[Sequence[Episode]], Any]] = {
+            name: self._by_token[name].token_rewards
+            if name in self._by_token
+            else self._by_group[name].group_rewards
+            if name in self._by_group
+            else part  # type: ignore[misc]  # a Reward, as was checked above
+            for name, part in self.parts.items()
+        }
 
     @property
     def needs_logprobs(self) -> bool:
@@ -73,33 +128,121 @@ class RewardMix:
     def scores_groups(self) -> bool:
         return bool(self._by_group)
 
-    def score(self, episodes: Sequence[Episode], group_size: int = 1) -> list[Score]:
-        """One Score per episode. Neighbours of `group_size` are one group (responses to one prompt)."""
-        raw: dict[str, list[float]] = {}
-        tokens: dict[str, list[Float]] = {}
+    def score(self, episodes: Sequence[Episode], group_size: int = 1, *, rows: int = 0) -> list[Score]:
+        """One Score per episode. Neighbours of `group_size` are one group (responses to one prompt).
+
+        `rows`: the episodes of the whole rollout, where these are some of them: `max_bad_fraction` is of those.
+        """
+        rows = max(rows, len(episodes))
+        values: dict[str, list[Any]] = {}
+        failed: dict[str, dict[int, str]] = {}
         for name in self.parts:
-            if name in self._by_token:
-                tokens[name] = _token_scores(name, self._by_token[name], episodes)
-                raw[name] = [float(values.sum()) for values in tokens[name]]
-            elif name in self._by_group:
-                judge = self._by_group[name].group_rewards
-                groups = [episodes[i : i + group_size] for i in range(0, len(episodes), group_size)]
-                raw[name] = [score for group in groups for score in _scores(name, judge, group).tolist()]
-            else:
-                raw[name] = _scores(name, self._by_episode[name], episodes).tolist()
-        return [
-            Score(
-                raw={name: scores[i] for name, scores in raw.items()},
-                weights=self.weights,
-                tokens={name: values[i] for name, values in tokens.items()},
+            values[name], failed[name] = [], {}
+            size = group_size if name in self._by_group else max(len(episodes), 1)
+            for start in range(0, len(episodes), size):
+                left = self.failures[name].allowed(rows) - len(failed[name])
+                found, why = self._ask(name, episodes[start : start + size], left)
+                values[name] += found
+                failed[name] |= {start + place: did for place, did in why.items()}
+        return [self._score_of(row, values, failed) for row in range(len(episodes))]
+
+    def _score_of(
+        self, row: int, values: Mapping[str, Sequence[Any]], failed: Mapping[str, Mapping[int, str]]
+    ) -> Score:
+        why = {name: rows[row] for name, rows in failed.items() if row in rows}
+        if any(self.failures[name].on_error == "skip" for name in why):
+            return Score(raw={}, weights={}, failed=why)
+        tokens: dict[str, Float] = {name: values[name][row] for name in self._by_token}
+        raw = {name: float(tokens[name].sum()) if name in tokens else values[name][row] for name in self.parts}
+        return Score(raw=raw, weights=self.weights, tokens=tokens, failed=why)
+
+    def require_few_failures(self, scores: Sequence[Score], episodes: Sequence[Episode]) -> None:
+        """RewardError where a part has failed for too many of a whole rollout, or no episode of it has a score."""
+        for name, failures in self.failures.items():
+            failed = {row: score.failed[name] for row, score in enumerate(scores) if name in score.failed}
+            if len(failed) > failures.allowed(len(scores)):
+                raise self._too_many(name, failed, episodes)
+        for name in scores[0].failed if not any(score.raw for score in scores) else ():
+            raise self._too_many(name, dict.fromkeys(range(len(scores)), scores[0].failed[name]), episodes)
+
+    def _ask(self, name: str, episodes: Sequence[Episode], allowed: int) -> tuple[list[Any], dict[int, str]]:
+        """A part's scores, float or float64[T] each; and why some of them are what stands in for one, by place.
+
+        Raises RewardError for more than `allowed` of those, and for an answer of the wrong form.
+        """
+        try:
+            answer = self._calls[name](episodes)
+        except (Exception, SystemExit) as error:
+            return self._after_error(name, episodes, allowed, error)
+        values, failed = (_token_values if name in self._by_token else _values)(name, answer, episodes)
+        return self._filled(name, episodes, values, failed, allowed)
+
+    def _after_error(
+        self, name: str, episodes: Sequence[Episode], allowed: int, error: BaseException
+    ) -> tuple[list[Any], dict[int, str]]:
+        """Find the episodes that it was about, by asking for each of them alone."""
+        if isinstance(error, RewardError) and len(episodes) > max(allowed, 0):
+            raise RewardError(f"reward {name!r}: {error}") from error
+        if len(episodes) == 1 or name in self._by_group or isinstance(error, RewardError):  # which is about all
+            failed = dict.fromkeys(range(len(episodes)), _what_it_did(error))
+            return self._filled(name, episodes, [0.0] * len(episodes), failed, allowed, error)
+        if allowed <= 0 and isinstance(error, RewardFailed) and error.lost:  # to look for it would take as long again
+            together = (
+                f"when it was to score {len(episodes)} episodes (prompts {_id(episodes[0])} to {_id(episodes[-1])})"
             )
-            for i in range(len(episodes))
-        ]
+            raise RewardError(f"reward {name!r} {_what_it_did(error)}, {together}") from error
+        values: list[Any] = []
+        failed = {}
+        for place, episode in enumerate(episodes):
+            found, why = self._ask(name, [episode], 1)
+            values += found
+            if why:
+                failed[place] = why[0]
+                if len(failed) > max(allowed, 0):
+                    raise self._too_many(name, failed, episodes) from error
+        if not failed and allowed <= 0:
+            raise RewardError(
+                f"reward {name!r} {_what_it_did(error)} for {len(episodes)} episodes together, and for none alone"
+            ) from error
+        return values, failed
+
+    def _filled(
+        self,
+        name: str,
+        episodes: Sequence[Episode],
+        values: list[Any],
+        failed: dict[int, str],
+        allowed: int,
+        error: BaseException | None = None,
+    ) -> tuple[list[Any], dict[int, str]]:
+        """`values` with what stands in for those that `failed`."""
+        if failed and len(failed) > max(allowed, 0):
+            raise self._too_many(name, failed, episodes) from error
+        said = self.failures[name].on_error
+        stand_in = 0.0 if isinstance(said, str) else float(said)  # of an episode to be skipped it is not looked at
+        for place in failed:
+            count = len(episodes[place].response_ids)
+            values[place] = np.full(count, stand_in) if name in self._by_token else stand_in
+        return values, failed
+
+    def _too_many(self, name: str, failed: Mapping[int, str], episodes: Sequence[Episode]) -> RewardError:
+        place, did = next(iter(failed.items()))
+        first = f"{did} for episode {place} of 0..{len(episodes) - 1} (prompt {_id(episodes[place])})"
+        failures = self.failures[name]
+        if failures.on_error == "stop":
+            return RewardError(f"reward {name!r} {first}")
+        return RewardError(
+            f"reward {name!r} failed for {len(failed)} of {len(episodes)} episodes, and max_bad_fraction is "
+            f"{failures.max_bad_fraction:g} of a rollout: it {first}"
+        )
 
     def observe(self, episodes: Sequence[Episode]) -> None:
         """Show finished episodes to the parts that remember (called when the environment resets)."""
-        for part in self._remembering.values():
-            part.observe(episodes)
+        for name, part in self._remembering.items():
+            try:
+                part.observe(episodes)
+            except RewardFailed as error:
+                raise RewardError(f"reward {name!r} {error}, when it was shown {len(episodes)} episodes") from error
 
     def state_dict(self) -> dict[str, Any]:
         return {name: part.state_dict() for name, part in self._remembering.items()}
@@ -109,39 +252,62 @@ class RewardMix:
             part.load_state_dict(state[name])
 
 
-def _scores(name: str, reward: Callable[[Sequence[Episode]], Any], episodes: Sequence[Episode]) -> Float:
-    """float64[len(episodes)], checked."""
-    try:
-        values = np.asarray(reward(episodes))
-    except Exception as error:
-        raise RewardError(f"reward {name!r} raised {type(error).__name__}: {error}") from error
-    return _checked(name, values, len(episodes), "episode")
+def _what_it_did(error: BaseException) -> str:
+    if isinstance(error, (RewardFailed, RewardError)):
+        return str(error)
+    return f"raised {type(error).__name__}: {error}"
 
 
-def _token_scores(name: str, reward: TokenReward, episodes: Sequence[Episode]) -> list[Float]:
+def _id(episode: Episode) -> str:
+    return repr(episode.prompt.id)
+
+
+def _values(name: str, answer: Any, episodes: Sequence[Episode]) -> tuple[list[Any], dict[int, str]]:
+    """The scores, float each, and what is wrong with those that are not sane."""
+    values = _as_floats(name, answer, len(episodes), "episode")
+    insane = np.flatnonzero(~_sane(values)).tolist()
+    return values.tolist(), {place: _returned(values[place]) for place in insane}
+
+
+def _token_values(name: str, answer: Any, episodes: Sequence[Episode]) -> tuple[list[Any], dict[int, str]]:
+    """As `_values`, float64[T] each."""
     try:
-        rows = [np.asarray(row) for row in reward.token_rewards(episodes)]
+        rows = list(answer)
     except Exception as error:
         raise RewardError(f"reward {name!r} raised {type(error).__name__}: {error}") from error
     if len(rows) != len(episodes):
         raise RewardError(f"reward {name!r} returned {len(rows)} rows for {len(episodes)} episodes")
-    return [
-        _checked(name, row, len(episode.response_ids), "token") for row, episode in zip(rows, episodes, strict=True)
-    ]
+    values = [_as_floats(name, row, len(it.response_ids), "token") for row, it in zip(rows, episodes, strict=True)]
+    failed = {}
+    for place, row in enumerate(values):
+        for token in np.flatnonzero(~_sane(row))[:1].tolist():
+            failed[place] = f"{_returned(row[token])} at token {token}"
+    return list(values), failed
 
 
-def _checked(name: str, values: np.ndarray[Any, Any], count: int, what: str) -> Float:
+def _as_floats(name: str, answer: Any, count: int, what: str) -> Float:
+    """float64[count], finite or not. Raises RewardError for an answer of another form."""
+    try:
+        values = np.asarray(answer)
+    except Exception as error:  # ragged lists; tensors, of which the error says what to do
+        raise RewardError(f"reward {name!r} raised {type(error).__name__}: {error}") from error
     if values.dtype.kind not in "fiub":
         raise RewardError(f"reward {name!r} returned {values.dtype} values, expected one float per {what}")
     if values.shape != (count,):
         raise RewardError(f"reward {name!r} returned shape {values.shape}, expected ({count},): one float per {what}")
-    floats = values.astype(np.float64)
-    bad = np.flatnonzero(~np.isfinite(floats))
-    if bad.size:
-        raise RewardError(
-            f"reward {name!r} returned {floats[bad[0]]} for {what} {bad[0]} ({bad.size} of {count} are not finite)"
-        )
-    return floats
+    return values.astype(np.float64)
+
+
+def _sane(values: Any) -> Any:
+    return np.abs(values) <= LARGEST_SCORE  # NaN is not
+
+
+def _returned(value: float) -> str:
+    return f"returned {value:g}" + (f" (beyond {LARGEST_SCORE:g})" if np.isfinite(value) else "")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -199,7 +365,9 @@ def load_rewards(spec: RewardSpec, task: Task, provided: Mapping[str, Any] | Non
     - None: the task's own score, as the part "task";
     - "length": that plugin with its defaults; a reward object: that reward; a function: `from_function` of it;
     - {"length": 0.5}: a weight; {"length": {"weight": 0.5, "target": 20}}: a weight and the plugin's settings. The key
-      names the part; a `plugin` entry names the plugin where that differs. "task" is the task's own score.
+      names the part; a `plugin` entry names the plugin where that differs. "task" is the task's own score. `on_error`
+      and `max_bad_fraction` are those of `Failures`; with `isolate = true`, or any of the `isolation.Limits`
+      (`timeout`, `memory_mb`, `env_vars`), the reward runs in a process of its own.
 
     `provided` holds what the run can lend to a reward: `reference`, `tokenizer`.
     """
@@ -212,29 +380,114 @@ def load_rewards(spec: RewardSpec, task: Task, provided: Mapping[str, Any] | Non
     if not isinstance(spec, Mapping):
         spec = {_name_of(spec): spec}
     parts: dict[str, AnyReward | tuple[float, AnyReward]] = {}
+    failures: dict[str, Failures] = {}
     for name, value in spec.items():
-        parts[name] = _load_part(name, value, task, dict(provided or {}))
-    return RewardMix(parts)
+        if isinstance(value, (int, float, Mapping)):
+            table = RewardTable.read(name, value)
+            parts[name] = table.weight, _load_part(table, task, dict(provided or {}))
+            failures[name] = table.failures
+        elif inspect.isfunction(value):
+            parts[name] = from_function(value)
+        elif isinstance(value, tuple) and len(value) == 2 and inspect.isfunction(value[1]):
+            parts[name] = value[0], from_function(value[1])
+        else:
+            parts[name] = value  # an object or (weight, object): RewardMix checks it
+    return RewardMix(parts, failures=failures)
 
 
-def _load_part(name: str, value: Any, task: Task, provided: dict[str, Any]) -> AnyReward | tuple[float, AnyReward]:
-    if inspect.isfunction(value):
-        return from_function(value)
-    if isinstance(value, tuple) and len(value) == 2 and inspect.isfunction(value[1]):
-        return value[0], from_function(value[1])
-    if isinstance(value, tuple) or not isinstance(value, (int, float, Mapping)):
-        return value  # an object or (weight, object): RewardMix checks it
-    settings: dict[str, Any] = dict(value) if isinstance(value, Mapping) else {"weight": value}
-    weight = settings.pop("weight", 1.0)
-    plugin = settings.pop("plugin", name)
-    if plugin == "task":
+@dataclass(frozen=True, kw_only=True)
+class RewardTable:
+    """What a table of [rewards] says: of the mix (`weight`, `failures`), of the process, and the `plugin`'s own
+    `settings`. `limits`: of a process of its own, or None."""
+
+    name: str
+    plugin: str
+    weight: float
+    failures: Failures
+    limits: Limits | None
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, name: str, value: Any) -> RewardTable:
+        """Raises ConfigError that names the part."""
+        settings: dict[str, Any] = dict(value) if isinstance(value, Mapping) else {"weight": value}
+        problems: list[str] = []
+
+        def take(kind: type[Any]) -> Any:
+            given = {it.name: settings.pop(it.name) for it in fields(kind) if it.name in settings}
+            try:
+                return kind(**given), bool(given)
+            except ConfigError as error:
+                problems.extend(f"reward {name!r}: {problem}" for problem in error.problems)
+                return None, True
+
+        weight, plugin = settings.pop("weight", 1.0), settings.pop("plugin", name)
+        failures, _ = take(Failures)
+        limits, limited = take(Limits)
+        isolate = settings.pop("isolate", limited)
+        if not isinstance(plugin, str):
+            problems.append(f"reward {name!r}: `plugin` is the name of a reward, got {plugin!r}")
+        if not isinstance(isolate, bool):
+            problems.append(f"reward {name!r}: isolate: true or false, got {isolate!r}")
+        elif limited and not isolate:
+            problems.append(
+                f"reward {name!r}: timeout, memory_mb and env_vars need a process of its own: isolate = true"
+            )
+        if problems:
+            raise ConfigError(*problems)
+        return cls(
+            name=name,
+            plugin=plugin,
+            weight=weight,
+            failures=failures,
+            limits=limits if isolate else None,
+            settings=settings,
+        )
+
+    def require_plugin(self) -> None:
+        """Raises ConfigError where there is no such plugin, or it cannot be imported (unless another process will)."""
+        if self.plugin != "task":
+            entry = plugins.host().entry("reward", self.plugin)
+            if self.limits is None:
+                entry.load()
+
+
+def _load_part(table: RewardTable, task: Task, provided: dict[str, Any]) -> AnyReward:
+    where = f"reward {table.name!r}"
+    if table.plugin == "task":
         if not hasattr(task, "score"):
             raise ConfigError(f"the task {type(task).__name__} has no score of its own: name a reward")
-        return weight, TaskReward(task)
-    target = plugins.host().load("reward", plugin)
+        if table.settings:
+            raise ConfigError(*(f"{where}: the task's own score has no setting {key!r}" for key in table.settings))
+        build: Callable[[], AnyReward] = partial(TaskReward, task)
+    else:
+        entry = plugins.host().entry("reward", table.plugin)
+        lent = provided if table.limits is None else {key: it for key, it in provided.items() if _can_be_sent(key, it)}
+        build = partial(_build, entry, dict(table.settings), lent, where)
+    if table.limits is None:
+        return build()
+    try:
+        return isolated(build, table.limits)
+    except ConfigError as error:
+        said = [p if p.startswith(where) else f"{where}: {p}" for p in error.problems]
+        hint = " (a process of its own is lent the tokenizer, and not the run's models)"
+        raise ConfigError(*(p + hint if p.endswith("'reference' is required") else p for p in said)) from error
+
+
+def _build(entry: plugins.Entry, settings: dict[str, Any], provided: dict[str, Any], where: str) -> AnyReward:
+    target = entry.load()
     if isinstance(target, type):
-        return weight, plugins.call_with(target, settings, provided, f"reward {name!r}")
-    return weight, from_function(target, **settings)
+        reward: AnyReward = plugins.call_with(target, settings, provided, where)
+        return reward
+    return from_function(target, **settings)
+
+
+def _can_be_sent(name: str, lent: Any) -> bool:
+    """Whether it can go to another process. Models stay where they are: a copy would cost their memory again."""
+    try:
+        return name == "tokenizer" and bool(pickle.dumps(lent))
+    except Exception:  # pickle raises what the object likes
+        return False
 
 
 def _name_of(reward: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from rlhf_env import plugins
 from rlhf_env.envs.splits import Part, held_out_texts
 from rlhf_env.errors import ConfigError, DataError
-from rlhf_env.types import Options, Prompt, Task
+from rlhf_env.types import Episode, Options, Prompt, Task
 
 
 @plugins.hookimpl
@@ -18,9 +18,11 @@ def register_tasks(register: plugins.Register) -> None:
     register("prompts", "rlhf_env.envs.tasks:Prompts")
     register("file", "rlhf_env.envs.file_task:File")
     register("mixture", "rlhf_env.envs.mixture:Mixture")
+    register("validation", "rlhf_env.envs.validation_task:Validation")
     register("count", "rlhf_env.envs.toy_tasks:Count")
     register("echo", "rlhf_env.envs.toy_tasks:Echo")
     register("increasing", "rlhf_env.envs.toy_tasks:Increasing")
+    register("addition", "rlhf_env.envs.addition_task:Addition")
     register("enumerable", "rlhf_env.envs.toy_tasks:Enumerable")
     register("guess", "rlhf_env.envs.toy_tasks:Guess")
     register("chitchat", "rlhf_env.envs.chitchat:Chitchat", needs="demo")
@@ -91,6 +93,15 @@ class Prompts:
         """The prompts set aside; all of them where none were."""
         aside = replace(self, part="held_out")
         return aside if aside.size < len(self.prompts) else self
+
+
+def well_formed(task: Task, episode: Episode) -> bool:
+    """Whether the answer has the form that the task asks for, right or wrong.
+
+    A task may say so (`well_formed(episode) -> bool`); for any other an answer is in form that ended by itself.
+    """
+    declared = getattr(task, "well_formed", None)
+    return episode.finish_reason != "length" if declared is None else bool(declared(episode))
 
 
 def places_of(part: Part, texts: Sequence[str], held_out_fraction: float) -> list[int]:

@@ -36,7 +36,8 @@ class TextVectorEnv(VectorEnv[Any, Any, Any]):
 
     Rewards are paid when a text ends; then `info` holds `text_episode` (an Episode), `finish_reason`, `reward_parts`
     (unweighted; `sum(weight * part) == reward`), `reward_weights`, `token_rewards` (per part, float64[max_new_tokens],
-    unweighted, zero past the end), `prompt_length` and `response_length`.
+    unweighted, zero past the end), `prompt_length` and `response_length`. A text that a reward part failed on and is to
+    skip (see `rewards.Failures`) is `truncated` without a score; `reward_failures` says what the part did.
 
     If the task has an `action_mask`, `info["action_mask"]` and `action_masks()` say which tokens are allowed next,
     bool[B, V], and a forbidden one is refused like one outside the vocabulary; of an action of several tokens, each is
@@ -236,11 +237,12 @@ class TextVectorEnv(VectorEnv[Any, Any, Any]):
         infos: dict[int, Info] = {}
         for row, episode, score in self._rows_to_score() if self._unpaid else ():
             infos[row] = self._pay(row, episode, score, rewards)
-            terminated[row] = True
+            (terminated if score.raw else truncated)[row] = True
         if self.max_episode_steps is not None:
             self._steps += ~self._done
-            truncated = (self._steps >= self.max_episode_steps) & ~self._done
-            for row in (truncated & ~terminated).nonzero()[0].tolist():
+            late = (self._steps >= self.max_episode_steps) & ~self._done & ~terminated & ~truncated
+            truncated |= late
+            for row in late.nonzero()[0].tolist():
                 infos[row] = {"text_episode": self._episode(row, "truncated"), "finish_reason": "truncated"}
                 self._rest(row)
                 self._unpaid.discard(row)
@@ -351,7 +353,7 @@ class TextVectorEnv(VectorEnv[Any, Any, Any]):
         asked: dict[int, tuple[Prompt, Int, Bool | None]] = {}
         for index in dict.fromkeys(chosen.values()):  # a group shares its prompt: read and encode it once
             prompt = self.task.prompt(index, self._options)
-            ids = self._encode(prompt)
+            ids = self.prompt_ids(prompt)
             asked[index] = prompt, ids, self._mask_after(prompt, ids[:0]) if self._action_mask is not None else None
         self.settle(rows)
         if not self._prompts:
@@ -401,13 +403,14 @@ class TextVectorEnv(VectorEnv[Any, Any, Any]):
             self._orders[key] = np.random.default_rng([seed, _PROMPT_ORDER, epoch]).permutation(size)
         return int(self._orders[key][place])
 
-    def _encode(self, prompt: Prompt) -> Int:
+    def prompt_ids(self, prompt: Prompt) -> Int:
+        """int64[P]. Raises DataError for a prompt without a token, and for one that is too long."""
         ids = self.tokenizer.encode(prompt.text)
         if not ids:
             raise DataError(f"prompt {prompt.id!r} has no token: the first response token needs one before it")
         if len(ids) > self.max_prompt_tokens:
             raise DataError(
-                f"prompt {prompt.id!r} has {len(ids)} tokens, the environment takes {self.max_prompt_tokens}: "
+                f"prompt {prompt.id[:60]!r} has {len(ids)} tokens, the environment takes {self.max_prompt_tokens}: "
                 f"raise max_prompt_tokens or shorten it ({prompt.text[:60]!r})"
             )
         return np.array(ids, dtype=np.int64)
@@ -527,14 +530,17 @@ class TextVectorEnv(VectorEnv[Any, Any, Any]):
         if not rows:
             return []
         episodes = [self._episode(row, self._reasons[row]) for row in rows]
-        scores = self.reward.score(episodes, self._group_size if self._waits_for_group else 1)
+        scores = self.reward.score(episodes, self._group_size if self._waits_for_group else 1, rows=self.num_envs)
         return list(zip(rows, episodes, scores, strict=True))
 
     def _pay(self, row: int, episode: Episode, score: Score, rewards: Float) -> Info:
         """Put the reward where it belongs; the info of a finished row."""
+        self._unpaid.discard(row)
+        failed = {"reward_failures": dict(score.failed)} if score.failed else {}
+        if not score.raw:
+            return {"text_episode": episode, "finish_reason": episode.finish_reason, **failed}
         rewards[row] = score.total
         self._unobserved[row] = episode
-        self._unpaid.discard(row)
         token_rewards = {name: np.zeros(self.max_new_tokens) for name in score.tokens}
         for name, values in score.tokens.items():
             token_rewards[name][: len(values)] = values
@@ -546,6 +552,7 @@ class TextVectorEnv(VectorEnv[Any, Any, Any]):
             "reward_parts": dict(score.raw),
             "reward_weights": dict(score.weights),
             "token_rewards": token_rewards,
+            **failed,
         }
 
     def _episode(self, row: int, reason: FinishReason) -> Episode:

@@ -23,10 +23,14 @@ class Count:
 
     Reward: (number of `letter`s in the response) / `target`, at most 1, minus the share of other characters. Every
     policy finds a gradient here at once, which is what an environment's default task is for.
+
+    `exact`: the reward is 1 for `target` letters and nothing else, and 0 for all other responses. It is sparse: a
+    policy has to come upon the one response by chance before there is anything to learn from.
     """
 
     letter: str = "a"
     target: int = 8
+    exact: bool = False
 
     def __post_init__(self) -> None:
         if len(self.letter) != 1 or self.target < 1:
@@ -40,6 +44,8 @@ class Count:
         return Prompt(id=f"count/{self.letter}", text=f"{self.letter}:", meta={"letter": self.letter})
 
     def score(self, episode: Episode, /) -> float:
+        if self.exact:
+            return float(episode.response == self.letter * self.target)
         hits = episode.response.count(self.letter)
         others = len(episode.response) - hits
         return min(hits / self.target, 1.0) - others / max(len(episode.response), 1)
@@ -92,6 +98,10 @@ class Echo:
         answer, response = str(episode.prompt.meta["answer"]), episode.response
         longest = max(len(answer), len(response))
         return sum(a == b for a, b in zip(answer, response, strict=False)) / longest
+
+    def well_formed(self, episode: Episode, /) -> bool:
+        """A word over the alphabet."""
+        return bool(episode.response) and set(episode.response) <= set(self.alphabet)
 
 
 @lru_cache(maxsize=64)
@@ -227,9 +237,16 @@ class Guess:
         secret, said = episode.prompt.meta["secret"], episode.turns or (episode.response,)
         if said[-1] == secret or len(said) >= self.turns:
             return None
-        if len(said[-1]) != 1 or said[-1] not in self.alphabet:
+        if not self._is_guess(said[-1]):
             return "!"
         return ">" if secret > said[-1] else "<"
+
+    def well_formed(self, episode: Episode, /) -> bool:
+        """Every turn is a guess."""
+        return all(map(self._is_guess, episode.turns or (episode.response,)))
+
+    def _is_guess(self, turn: str) -> bool:
+        return len(turn) == 1 and turn in self.alphabet
 
     def score(self, episode: Episode, /) -> float:
         said = (episode.turns or (episode.response,))[: self.turns]

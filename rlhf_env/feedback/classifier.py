@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.judgements import Response
-from rlhf_env.feedback.reward_model import batches_of_like_length, padded
+from rlhf_env.feedback.reward_model import batches_of_like_length, distinct, padded
 from rlhf_env.policies.language_model import quiet_transformers
 from rlhf_env.types import Episode, Float, Int, Prompt
 
@@ -72,6 +72,7 @@ class SequenceClassifier:
     def _scores(self, texts: Sequence[Int]) -> Float:
         for text in texts:
             self._check(text)
+        texts, places = distinct(texts)
         scores = np.empty(len(texts), dtype=np.float64)
         # A model without a padding token cannot tell where a padded text ends: it reads one at a time.
         lengths = [len(text) for text in texts]
@@ -82,7 +83,7 @@ class SequenceClassifier:
             device = self._model.device
             logits = self._model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
             scores[batch] = logits[:, 0].double().cpu().numpy()
-        return scores
+        return scores[places]
 
     def _check(self, text: Int) -> None:
         if not len(text):

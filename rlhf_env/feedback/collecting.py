@@ -123,7 +123,7 @@ def items_of(
     if size < 2:
         raise ConfigError(f"size: {size!r} responses are no ranking")
     items: list[Item] = []
-    for prompt, group in _by_prompt(responses):
+    for prompt, group in by_prompt(responses):
         order = [group[i] for i in rng.permutation(len(group))]
         possible: list[tuple[Response, ...]]
         match kind:
@@ -169,7 +169,7 @@ def _answer(annotator: Annotator, kind: Kind, episodes: Sequence[Episode], rng: 
     raise ConfigError(f"annotator {annotator.name!r} does not judge items of kind {kind!r}")
 
 
-def _by_prompt(responses: Iterable[tuple[Prompt, Response]]) -> list[tuple[Prompt, list[Response]]]:
+def by_prompt(responses: Iterable[tuple[Prompt, Response]]) -> list[tuple[Prompt, list[Response]]]:
     """The responses to each prompt, without those that say what an earlier one said."""
     groups: dict[tuple[str, str], tuple[Prompt, list[Response]]] = {}
     for prompt, response in responses:

@@ -147,7 +147,7 @@ def fit_ensemble(
         raise ConfigError(f"models: {models!r} is not a number of at least 1")
     fitted = []
     for _ in range(models):
-        model = RewardModel.from_trunk(trunk, members=config.members, dtype=dtype)
+        model = RewardModel.from_trunk(trunk, members=config.members, head=config.head, dtype=dtype)
         model.scatter_heads(generator)
         fitted.append(fit_reward_model(judgements, model, config, generator=generator, progress=progress)[0])
     return RewardEnsemble(fitted)

@@ -22,8 +22,8 @@ from rlhf_env.feedback.calibration import accuracy_with_interval
 from rlhf_env.feedback.fairness import Counterfactual
 from rlhf_env.feedback.judgements import HIGHEST, LOWEST, Preference, Ranking, Rating, Response
 from rlhf_env.feedback.preferences import split_by_prompt
-from rlhf_env.feedback.reward_model import Epoch, RewardModel, RewardModelConfig, TrainingRecord
-from rlhf_env.types import Int, Prompt
+from rlhf_env.feedback.reward_model import Epoch, RewardModel, RewardModelConfig, Text, TrainingRecord, distinct_texts
+from rlhf_env.types import Prompt
 
 Progress = Callable[[int, int, float], None]
 """Called after every gradient step with (steps done, steps planned, loss of the step)."""
@@ -53,7 +53,7 @@ def fit_reward_model(
     if isinstance(trunk, RewardModel):
         model = trunk
     else:
-        model = RewardModel.from_trunk(trunk, members=config.members, dtype=dtype)
+        model = RewardModel.from_trunk(trunk, members=config.members, head=config.head, dtype=dtype)
         if config.members > 1:
             model.scatter_heads(generator)
     # The salt makes this division independent of the one that took the held-out prompts away. It looks at prompts only.
@@ -65,48 +65,58 @@ def fit_reward_model(
         raise DataError("fairness is above 0, and there are no counterfactual texts to be fair about")
     lessons, unseen = _lessons(model, fitting, config), _lessons(model, validating, config)
     swaps = list(zip(*(iter(model.read([side for pair in counterfactuals for side in pair])),) * 2, strict=True))
-    model.check(
-        [text for lesson in (*lessons, *unseen) for text in lesson.texts] + [text for it in swaps for text in it]
-    )
+    texts = [text for lesson in (*lessons, *unseen) for text in lesson.texts]
+    to_learn = [text for lesson in lessons for text in lesson.texts] + [text for it in swaps for text in it]
+    model.check([*texts, *to_learn])
 
     objective = _Objective(model, config, generator)
     units = _units(lessons)
     weight = _member_weights(lessons, units, len(model.heads), generator).to(model.heads)
     units_at_once = max(1, round(config.batch_size * len(units) / len(lessons)))
-    steps = config.epochs * math.ceil(len(units) / units_at_once)
-    optimizer = _optimizer(objective, config)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warmup_then_linear(steps, config.warmup))
+    steps_an_epoch = math.ceil(len(units) / units_at_once)
+    steps = (config.head_epochs + config.epochs) * steps_an_epoch
     model.mean, model.std = np.zeros(len(model.heads)), 1.0
+    if config.head_epochs or (model.hidden is not None and model.record is None):
+        objective.remember(to_learn)
 
     epochs: list[Epoch] = []
     best, best_weights = 0, {}
     done = 0
-    for index in range(config.epochs):
-        costs = []
-        order = torch.randperm(len(units), generator=generator).tolist()
-        for start in range(0, len(order), units_at_once):
-            batch = [i for unit in order[start : start + units_at_once] for i in units[unit]]
-            optimizer.zero_grad()
-            costs.append(objective.accumulate(lessons, weight, batch))
-            if config.fairness:
-                drawn = torch.randint(len(swaps), (config.batch_size,), generator=generator).tolist()
-                costs[-1] += objective.accumulate_fairness([swaps[i] for i in drawn])
-            if not math.isfinite(costs[-1]):
-                raise RunFailed(f"the reward model diverged at step {done + 1}: lower learning_rate")
-            nn.utils.clip_grad_norm_(objective.parameters(), config.max_gradient_norm)
-            optimizer.step()
-            schedule.step()
-            done += 1
-            if progress is not None:
-                progress(done, steps, costs[-1])
-        epochs.append(Epoch(float(np.mean(costs)), *_validate(model, objective, unseen)))
-        now, then = epochs[index].validation_loss, epochs[best].validation_loss
-        if index == 0 or now is None or then is None or now < then:
-            best, best_weights = index, {name: value.clone() for name, value in model.state_dict().items()}
-        elif index - best >= config.patience:
-            break
-    model.load_state_dict(best_weights)
-    model.normalise([text for lesson in (*lessons, *unseen) for text in lesson.texts])
+    for passes, head_alone in ((config.head_epochs, True), (config.epochs, False)):
+        if not passes:
+            continue
+        if not head_alone:
+            objective.forget()
+        optimizer = _optimizer(objective, config, head_alone=head_alone)
+        shape = _warmup_then_linear(passes * steps_an_epoch, config.warmup)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, shape)
+        begun = len(epochs)
+        for index in range(begun, begun + passes):
+            costs = []
+            order = torch.randperm(len(units), generator=generator).tolist()
+            for start in range(0, len(order), units_at_once):
+                batch = [i for unit in order[start : start + units_at_once] for i in units[unit]]
+                optimizer.zero_grad()
+                costs.append(objective.accumulate(lessons, weight, batch))
+                if config.fairness:
+                    drawn = torch.randint(len(swaps), (config.batch_size,), generator=generator).tolist()
+                    costs[-1] += objective.accumulate_fairness([swaps[i] for i in drawn])
+                if not math.isfinite(costs[-1]):
+                    raise RunFailed(f"the reward model diverged at step {done + 1}: lower learning_rate")
+                nn.utils.clip_grad_norm_(objective.parameters(), config.max_gradient_norm)
+                optimizer.step()
+                schedule.step()
+                done += 1
+                if progress is not None:
+                    progress(done, steps, costs[-1])
+            epochs.append(Epoch(float(np.mean(costs)), *_validate(model, objective, unseen)))
+            now, then = epochs[index].validation_loss, epochs[best].validation_loss
+            if index == 0 or now is None or then is None or now < then:
+                best, best_weights = index, {name: value.clone() for name, value in model.state_dict().items()}
+            elif index - max(best, begun - 1) >= config.patience:
+                break
+        model.load_state_dict(best_weights)
+    model.normalise(texts)
     model.record = TrainingRecord(config, len(fitting), len(validating), done, tuple(epochs), best)
     return model, model.record
 
@@ -115,7 +125,7 @@ def fit_reward_model(
 class _Lesson:
     """A judgement as the model reads it: texts, best first; one text has a `rating` from 0."""
 
-    texts: tuple[Int, ...]
+    texts: tuple[Text, ...]
     weight: float
     rating: int = -1
     group: str = ""
@@ -177,11 +187,24 @@ class _Objective(nn.Module):
     def __init__(self, model: RewardModel, config: RewardModelConfig, generator: torch.Generator) -> None:
         super().__init__()
         self.model, self.config = model, config
-        self._dropout = {"dropout": config.dropout, "generator": generator}
+        self._dropout: dict[str, Any] = {"dropout": config.dropout, "generator": generator}
         # The lowest threshold and the logarithms of the steps between them: they stay in order. Steps of 1 at first.
         start = torch.zeros(HIGHEST - LOWEST)
         start[0] = -(HIGHEST - LOWEST - 1) / 2
         self.thresholds = nn.Parameter(start.to(model.heads))
+        self._features: Tensor | None = None  # of the texts in _places, while the trunk is left as it is
+        self._places: dict[int, int] = {}
+
+    def remember(self, texts: Sequence[Text]) -> None:
+        """Have the trunk read these texts (the very objects) once and for all, until it is to `forget` them."""
+        read, places = distinct_texts(texts)
+        self._features = self.model.frozen_features(read)
+        self._places = {id(text): place for text, place in zip(texts, places, strict=True)}
+        if self.model.hidden is not None and self.model.record is None:
+            self.model.hidden.measure(self._features)
+
+    def forget(self) -> None:
+        self._features = None
 
     def accumulate(self, lessons: Sequence[_Lesson], weight: Tensor, batch: Sequence[int]) -> float:
         """Add the gradient of the batch's loss to the parameters; returns the loss. Micro-batches change neither.
@@ -210,7 +233,7 @@ class _Objective(nn.Module):
             total += float(loss.detach())
         return total
 
-    def accumulate_fairness(self, swaps: Sequence[tuple[Int, Int]]) -> float:
+    def accumulate_fairness(self, swaps: Sequence[tuple[Text, Text]]) -> float:
         """Add the gradient of `fairness` times the counterfactual penalty, a mean over members and `swaps`."""
         total = 0.0
         for start in range(0, len(swaps), self.config.micro_batch_size):
@@ -235,11 +258,12 @@ class _Objective(nn.Module):
             return losses.plackett_luce_loss(scores)
         return losses.ranking_pairs_loss(scores, margin=margin, label_smoothing=label_smoothing)
 
-    def _scores(self, texts: Sequence[Int]) -> Tensor:
+    def _scores(self, texts: Sequence[Text]) -> Tensor:
         """[M, len(texts)]; a text that comes several times (the pairs of a group share theirs) is read once."""
-        places: dict[bytes, int] = {}
-        column = [places.setdefault(text.tobytes(), len(places)) for text in texts]
-        return self.model.raw([np.frombuffer(text, dtype=np.int64) for text in places], **self._dropout)[:, column]
+        if self._features is not None:
+            return self.model.judge(self._features[[self._places[id(text)] for text in texts]], **self._dropout)
+        read, places = distinct_texts(texts)
+        return self.model.raw(read, **self._dropout)[:, places]
 
     def _terms(self, scores: Tensor, lessons: Sequence[_Lesson]) -> Tensor:
         """[M, N]: what lessons of K texts each cost, penalties included; scores [M, N, K]."""
@@ -266,7 +290,7 @@ def _validate(
     """(loss, accuracy) of the members' mean, without margin or penalties; None for what cannot be measured."""
     if not lessons:
         return None, None
-    scores = iter(torch.from_numpy(model.score_ids([text for lesson in lessons for text in lesson.texts])))
+    scores = iter(torch.from_numpy(model.score_texts([text for lesson in lessons for text in lesson.texts])))
     by_row = [torch.stack([next(scores) for _ in lesson.texts]) for lesson in lessons]
     cost = sum(
         lesson.weight * float(objective.likelihood(row[None, None], [lesson]))
@@ -279,17 +303,18 @@ def _validate(
     return cost, accuracy_with_interval(chosen, rejected).value
 
 
-def _optimizer(objective: _Objective, config: RewardModelConfig) -> torch.optim.Optimizer:
+def _optimizer(objective: _Objective, config: RewardModelConfig, *, head_alone: bool = False) -> torch.optim.Optimizer:
     """AdamW; gains, heads and thresholds do not decay towards zero, matrices do."""
     spared = {id(objective.model.heads)}
-    parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    left = {id(parameter) for parameter in objective.model.trunk.parameters()} if head_alone else set()
+    parameters = [p for p in objective.parameters() if p.requires_grad and id(p) not in left]
     decays: Callable[[Any], bool] = lambda parameter: parameter.ndim > 1 and id(parameter) not in spared  # noqa: E731
     return torch.optim.AdamW(
         [
             {"params": [p for p in parameters if decays(p)], "weight_decay": config.weight_decay},
             {"params": [p for p in parameters if not decays(p)], "weight_decay": 0.0},
         ],
-        lr=config.learning_rate,
+        lr=config.head_learning_rate if head_alone else config.learning_rate,
     )
 
 

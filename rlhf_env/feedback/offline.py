@@ -18,9 +18,10 @@ from rlhf_env.errors import DataError
 from rlhf_env.feedback.interchange import read_jsonl
 from rlhf_env.feedback.judgements import Preference, Response
 from rlhf_env.feedback.preferences import PreferenceStore
+from rlhf_env.learning.functional import beside_reference
 from rlhf_env.learning.loop import DataSource
-from rlhf_env.learning.rollout import preference_pairs
-from rlhf_env.types import Episode, Prompt, Tokenizer
+from rlhf_env.learning.rollout import Rollout, preference_pairs
+from rlhf_env.types import Episode, Float, Prompt, Tokenizer, TokenScorer
 
 
 def load_preferences(path: str | Path) -> list[Preference]:
@@ -37,20 +38,42 @@ def load_preferences(path: str | Path) -> list[Preference]:
     return preferences
 
 
-def pair_source(preferences: Sequence[Preference], tokenizer: Tokenizer, *, pairs: int, seed: int) -> DataSource:
-    """Rollouts of `pairs` pairs each (`preference_pairs`), in shuffled epochs; each pair's weight goes along."""
+def pair_source(
+    preferences: Sequence[Preference],
+    tokenizer: Tokenizer,
+    *,
+    pairs: int,
+    seed: int,
+    reference: TokenScorer | None = None,
+) -> DataSource:
+    """Rollouts of `pairs` pairs each (`preference_pairs`), in shuffled epochs; each pair's weight goes along.
+
+    So do, as the extra "reference", the log-probabilities under a `reference`: computed here and now, once for all
+    epochs, in an order that no resumed run changes.
+    """
     read = [[pair_episode(it.prompt, side, tokenizer) for side in (it.chosen, it.rejected)] for it in preferences]
-    return DataSource(
-        len(read),
-        pairs,
-        lambda rows: preference_pairs(
+    known = None if reference is None else _Known([episode for pair in read for episode in pair], reference)
+
+    def rollout(rows: Sequence[int]) -> Rollout:
+        made = preference_pairs(
             [read[i][0] for i in rows],
             [read[i][1] for i in rows],
             pad_id=tokenizer.pad_id,
             weights=[preferences[i].weight for i in rows],
-        ),
-        seed=seed,
-    )
+        )
+        return made if known is None else beside_reference(known, made)
+
+    return DataSource(len(read), pairs, rollout, seed=seed)
+
+
+class _Known:
+    """A `TokenScorer` of given episodes, which it has scored."""
+
+    def __init__(self, episodes: Sequence[Episode], scorer: TokenScorer) -> None:
+        self._logprobs = dict(zip(episodes, scorer.response_logprobs(episodes), strict=True))
+
+    def response_logprobs(self, episodes: Sequence[Episode], /) -> list[Float]:
+        return [self._logprobs[episode] for episode in episodes]
 
 
 def pair_episode(prompt: Prompt, response: Response, tokenizer: Tokenizer) -> Episode:

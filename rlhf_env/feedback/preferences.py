@@ -6,7 +6,8 @@ judgements: the same verdict of the same annotator at the same moment is one row
 
 Annotation goes through items: `add_items` says what is to be judged and by how many people, `next_item` lends one to an
 annotator for some minutes, `submit` takes the vote, `undo` takes it back. Every item gets exactly as many votes as it
-asks for, from as many people; a retried vote is one row.
+asks for, from as many people; a retried vote is one row. An item's purpose stays with its votes: `evaluation` compares
+authors blind (`rlhf_env.feedback.tournament`), `verification` checks a reward model (`rlhf_env.feedback.verification`).
 
 The nouns are those of `rlhf_env.feedback.judgements`.
 """
@@ -25,7 +26,7 @@ from datetime import UTC, datetime
 from itertools import combinations, groupby
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -62,6 +63,7 @@ __all__ = [
     "Assignment",
     "Author",
     "AuthorKind",
+    "Check",
     "Comparison",
     "Counts",
     "CriteriaRating",
@@ -73,6 +75,7 @@ __all__ = [
     "Preference",
     "PreferenceStore",
     "Progress",
+    "Purpose",
     "Ranking",
     "Rating",
     "Receipt",
@@ -80,6 +83,10 @@ __all__ = [
     "Verdict",
     "split_by_prompt",
 ]
+
+
+Purpose = Literal["collection", "evaluation", "verification"]
+PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 
 
 @dataclass(frozen=True)
@@ -127,6 +134,7 @@ class Item:
         seed: what the order of the responses is drawn from, for each annotator anew.
         repeat: 1, 2, ... put the same item to the same people again, which shows how far they agree with themselves.
         priority: items of higher priority are judged first, those of equal priority in the order they were added.
+        purpose: what the votes are for. The same responses with another purpose are another item.
     """
 
     kind: Kind
@@ -138,6 +146,7 @@ class Item:
     seed: int = 0
     repeat: int = 0
     priority: float = 0.0
+    purpose: Purpose = "collection"
 
     def __post_init__(self) -> None:
         fits = {"comparison": len(self.responses) == 2, "ranking": len(self.responses) > 1}
@@ -158,19 +167,51 @@ class Item:
             findings.whole_number("seed", self.seed, 0, 2**63 - 1),
             findings.whole_number("repeat", self.repeat, 0, 1_000_000),
             not math.isfinite(self.priority) and f"priority: {self.priority!r} is not a finite number",
+            findings.one_of("purpose", self.purpose, PURPOSES),
         )
 
     @property
     def digest(self) -> str:
         prompt = prompt_digest(self.prompt)
         shown = sorted(response_digest(prompt, response) for response in self.responses)
-        return digest("item", self.kind, prompt, shown, self.criterion, sorted(self.criteria), self.repeat)
+        # What schema version 2 did not know stays out where it is not given, so that digests of its rows hold.
+        later = [] if self.purpose == "collection" else [self.purpose]
+        return digest("item", self.kind, prompt, shown, self.criterion, sorted(self.criteria), self.repeat, *later)
 
     def order_for(self, annotator: str) -> list[int]:
         """Which response is shown where: a permutation drawn from (seed, item, annotator), uniform over all."""
         source = hashlib.sha256(_to_bytes(f"{self.seed}\n{self.digest}\n{annotator}")).digest()
         order = np.random.default_rng(list(source)).permutation(len(self.responses))
         return [int(place) for place in order]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """A reward model's opinion of a pair, put before people: an item for verification and why it was chosen.
+
+    Args:
+        item: a comparison of the purpose verification. Of one that is in the store already its votes count here too.
+        model: the name of the model.
+        reason: why this pair, in a word or two.
+        favoured: the response of the two that the model scores higher.
+        log_odds: by how much, 0 or more: the log-odds it gives that one over the other.
+    """
+
+    item: Item
+    model: str
+    reason: str
+    favoured: Response
+    log_odds: float
+
+    def __post_init__(self) -> None:
+        findings.refuse(
+            (self.item.kind, self.item.purpose) != ("comparison", "verification")
+            and "item: expected a comparison of the purpose verification",
+            self.favoured not in self.item.responses and "favoured: none of the item's responses",
+            findings.text("model", self.model),
+            findings.text("reason", self.reason),
+            findings.number("log_odds", self.log_odds, zero_is_fine=True),
+        )
 
 
 @dataclass(frozen=True)
@@ -205,6 +246,10 @@ class Progress:
     wanted: int
     own: int
     open: int
+
+    @property
+    def left(self) -> int:
+        return self.wanted - self.votes
 
 
 # One tuple of statements per schema version, run once each. Never edit an entry that was released: append one.
@@ -285,6 +330,17 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE UNIQUE INDEX one_vote ON judgements (item, annotator) WHERE item IS NOT NULL AND withdrawn = 0",
         "CREATE UNIQUE INDEX one_request ON judgements (idempotency_key) WHERE idempotency_key IS NOT NULL",
     ),
+    (
+        "ALTER TABLE items ADD COLUMN purpose TEXT NOT NULL DEFAULT 'collection'",
+        # Never shown to who judges the item.
+        """CREATE TABLE checks (
+            item INTEGER NOT NULL REFERENCES items ON DELETE CASCADE,
+            model TEXT NOT NULL,
+            reason TEXT NOT NULL,
+            favoured INTEGER NOT NULL REFERENCES responses,
+            log_odds REAL NOT NULL CHECK (log_odds >= 0),
+            PRIMARY KEY (item, model, reason)) WITHOUT ROWID""",
+    ),
 )
 _APPLICATION_ID = 0x726C6866  # "rlhf": tells our files from anybody else's
 
@@ -305,17 +361,20 @@ _ADD_JUDGED = """INSERT INTO judged (judgement, position, response)
     SELECT judgements.id, ?, responses.id FROM judgements, responses
     WHERE judgements.digest = ? AND responses.digest = ?
     ON CONFLICT (judgement, position) DO NOTHING"""
-_ADD_ITEM = """INSERT INTO items (digest, kind, prompt, criterion, criteria, overlap, seed, repeat, priority)
-    SELECT ?, ?, prompts.id, CAST(? AS TEXT), ?, ?, ?, ?, ? FROM prompts WHERE prompts.digest = ?
+_ADD_ITEM = """INSERT INTO items (digest, kind, prompt, criterion, criteria, overlap, seed, repeat, priority, purpose)
+    SELECT ?, ?, prompts.id, CAST(? AS TEXT), ?, ?, ?, ?, ?, ? FROM prompts WHERE prompts.digest = ?
     ON CONFLICT (digest) DO NOTHING"""
 _ADD_ITEM_RESPONSE = """INSERT INTO item_responses (item, position, response)
     SELECT items.id, ?, responses.id FROM items, responses WHERE items.digest = ? AND responses.digest = ?
     ON CONFLICT (item, position) DO NOTHING"""
+_ADD_CHECK = """INSERT INTO checks (item, model, reason, favoured, log_odds)
+    SELECT ?, CAST(? AS TEXT), CAST(? AS TEXT), responses.id, ? FROM responses WHERE responses.digest = ?
+    ON CONFLICT (item, model, reason) DO UPDATE SET favoured = excluded.favoured, log_odds = excluded.log_odds"""
 _LEND = """INSERT INTO leases (item, annotator, expires) VALUES (?, ?, ?)
     ON CONFLICT (item, annotator) DO UPDATE SET expires = excluded.expires"""
 _RESPONSE_COLUMNS = "r.text, r.ids, r.prompt_ids, r.finish_reason, r.author_kind, r.author, r.temperature"
 _JUDGEMENTS = f"""SELECT j.id, p.name, p.text, p.meta, {_RESPONSE_COLUMNS},
-    j.kind, j.payload, j.criterion, annotators.name, j.weight, j.created, j.seconds
+    j.kind, j.payload, j.criterion, annotators.name, j.weight, j.created, j.seconds, j.item
     FROM judgements AS j
     JOIN prompts AS p ON p.id = j.prompt
     JOIN annotators ON annotators.id = j.annotator
@@ -325,7 +384,7 @@ _JUDGEMENTS = f"""SELECT j.id, p.name, p.text, p.meta, {_RESPONSE_COLUMNS},
 _RESPONSES = f"""SELECT p.name, p.text, p.meta, {_RESPONSE_COLUMNS}
     FROM responses AS r JOIN prompts AS p ON p.id = r.prompt ORDER BY r.id"""
 _ITEMS = f"""SELECT i.id, p.name, p.text, p.meta, {_RESPONSE_COLUMNS},
-    i.kind, i.criterion, i.criteria, i.overlap, i.seed, i.repeat, i.priority
+    i.kind, i.criterion, i.criteria, i.overlap, i.seed, i.repeat, i.priority, i.purpose
     FROM items AS i
     JOIN prompts AS p ON p.id = i.prompt
     JOIN item_responses AS shown ON shown.item = i.id
@@ -405,13 +464,17 @@ class PreferenceStore:
     def judgements(self, *, kind: Kind | None = None) -> Iterator[Judgement]:
         """Every judgement that stands, of one kind or of all, in the order they were added."""
         condition = "j.withdrawn = 0" + (" AND j.kind = :kind" if kind else "")
-        return (judgement for _, judgement in self._read_judgements(condition, {"kind": kind}))
+        return (judgement for _, _, judgement in self._read_judgements(condition, {"kind": kind}))
 
     def comparisons(self) -> Iterator[Comparison]:
         """Every comparison, ties too, in the order they were added."""
         for judgement in self.judgements(kind="comparison"):
             assert isinstance(judgement, Comparison)
             yield judgement
+
+    def votes(self) -> Iterator[tuple[int | None, Judgement]]:
+        """Every judgement that stands, with the id of the item that it was made through; None for one that came in."""
+        return ((item, judgement) for _, item, judgement in self._read_judgements("j.withdrawn = 0", {}))
 
     def preferences(self) -> Iterator[Preference]:
         """All judgements as weighted pairs (`preferences_of`): decided comparisons in the order they were added."""
@@ -481,6 +544,35 @@ class PreferenceStore:
     def items(self) -> Iterator[tuple[int, Item]]:
         """Every item with its id, in the order they were added."""
         return self._read_items("", {})
+
+    def add_checks(self, checks: Iterable[Check]) -> list[int]:
+        """Ask people about a reward model's opinions; the items' ids, in order.
+
+        One vote of a person on a pair serves every model and reason that asks about it. The opinion of a model that
+        asks again for the same reason takes the place of its older one.
+        """
+        given = list(checks)
+        with self._writing():
+            return [self._add_check(check) for check in given]
+
+    def checks(self) -> Iterator[tuple[int, Check]]:
+        """Every check with its item's id, those of one item together."""
+        items = dict(self.items())
+        rows = self._db.execute(
+            f"""SELECT c.item, c.model, c.reason, c.log_odds, {_RESPONSE_COLUMNS} FROM checks AS c
+            JOIN responses AS r ON r.id = c.favoured ORDER BY c.item, c.model, c.reason"""
+        ).fetchall()
+        for item, model, reason, log_odds, *favoured in rows:
+            yield (
+                int(item),
+                Check(
+                    item=items[item],
+                    model=model,
+                    reason=reason,
+                    favoured=_read_response(favoured),
+                    log_odds=log_odds,
+                ),
+            )
 
     def prioritise(self, priorities: Mapping[int, float]) -> None:
         """Give items (by id) another priority: what an active learner would have judged next."""
@@ -647,19 +739,26 @@ class PreferenceStore:
             "j.item = :item AND j.annotator = :who AND j.withdrawn = 0",
             "j.idempotency_key = CAST(:key AS TEXT)",
         ):
-            for _, vote in self._read_judgements(condition, {"item": item, "who": who, "key": _to_bytes(key)}):
+            for _, _, vote in self._read_judgements(condition, {"item": item, "who": who, "key": _to_bytes(key)}):
                 return vote
         return None
 
     def _add_item(self, it: Item) -> int:
         prompt, shown = self._keep(it.prompt, it.responses)
-        settings = (json.dumps(list(it.criteria)), it.overlap, it.seed, it.repeat, float(it.priority))
+        settings = (json.dumps(list(it.criteria)), it.overlap, it.seed, it.repeat, float(it.priority), it.purpose)
         row = (it.digest, it.kind, _to_bytes(it.criterion), *settings, prompt)
         if self._db.execute(_ADD_ITEM, row).rowcount > 0:
             places = [(place, it.digest, response) for place, response in enumerate(shown)]
             self._db.executemany(_ADD_ITEM_RESPONSE, places)
         (found,) = self._db.execute("SELECT id FROM items WHERE digest = ?", (it.digest,)).fetchone()
         return int(found)
+
+    def _add_check(self, it: Check) -> int:
+        item = self._add_item(it.item)
+        favoured = response_digest(prompt_digest(it.item.prompt), it.favoured)
+        row = (item, _to_bytes(it.model), _to_bytes(it.reason), float(it.log_odds), favoured)
+        self._db.execute(_ADD_CHECK, row)
+        return item
 
     def _lend(self, item: int, annotator: str, who: int, expires: float) -> Assignment:
         self._db.execute(_LEND, (item, who, expires))
@@ -675,7 +774,7 @@ class PreferenceStore:
     def _read_items(self, condition: str, values: Mapping[str, Any]) -> Iterator[tuple[int, Item]]:
         for item, rows in groupby(self._db.execute(_ITEMS.format(condition=condition), values), lambda row: row[0]):
             parts = list(rows)
-            kind, criterion, criteria, overlap, seed, repeat, priority = parts[0][11:]
+            kind, criterion, criteria, overlap, seed, repeat, priority, purpose = parts[0][11:]
             yield (
                 int(item),
                 Item(
@@ -688,19 +787,23 @@ class PreferenceStore:
                     seed=seed,
                     repeat=repeat,
                     priority=priority,
+                    purpose=purpose,
                 ),
             )
 
-    def _read_judgements(self, condition: str, values: Mapping[str, Any]) -> Iterator[tuple[int, Judgement]]:
-        """(id, judgement) of those that meet a condition of our own writing."""
+    def _read_judgements(
+        self, condition: str, values: Mapping[str, Any]
+    ) -> Iterator[tuple[int, int | None, Judgement]]:
+        """(id, item, judgement) of those that meet a condition of our own writing."""
         rows = self._db.execute(_JUDGEMENTS.format(condition=condition), values)
         for identity, group in groupby(rows, lambda row: row[0]):
             parts = list(group)
-            kind, stored, criterion, annotator, weight, created, seconds = parts[0][11:]
+            kind, stored, criterion, annotator, weight, created, seconds, item = parts[0][11:]
             payload = json.loads(stored)
             more = {"group": payload["group"]} if "group" in payload else {}
             yield (
                 int(identity),
+                item,
                 make_judgement(
                     kind,
                     _read_prompt(parts[0][1:]),

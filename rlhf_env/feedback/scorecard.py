@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from rlhf_env.feedback.calibration import (
     expected_calibration_error,
     reliability,
     wilson_interval,
+    win_probability,
 )
 from rlhf_env.feedback.interchange import read_judgements
 from rlhf_env.feedback.judgements import CriteriaRating, Judgement, Preference, Rating, Response, preferences_of
@@ -48,6 +50,8 @@ EDITS: Mapping[str, Callable[[str], str]] = {
 away, or put where a letter or digit stood last (other punctuation is left alone)."""
 
 _SMALLEST_SLICE = 20
+MOST_POINTS = 400  # texts kept for the pictures
+_EXAMPLES = 2  # of each edit
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,27 @@ class Slice:
 
 
 @dataclass(frozen=True)
+class Point:
+    """One response: its score, its characters, and its `repetition`."""
+
+    score: float
+    length: int
+    repetition: float
+
+
+@dataclass(frozen=True)
+class Flip:
+    """A pair whose verdict an `edit` turned: the log-odds of the chosen response before and after."""
+
+    edit: str
+    prompt: str
+    chosen: str
+    rejected: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
 class Scorecard:
     """Correlations with length (in characters) and repetition are Spearman's, over all different responses.
 
@@ -96,7 +121,11 @@ class Scorecard:
     `margin` is the mean log-odds given to the chosen response. `calibration_error` stands beside what chance alone
     gives a calibrated model on as many pairs. `longer_preferred` is the share of pairs in which (the model, people)
     prefer the longer response. `flips` is, by edit of `EDITS`, the share of pairs of another verdict once both texts
-    are edited.
+    are edited; `flip_examples` are a few of them. `points` are responses to draw, at most 400, evenly out of all.
+
+    `intervals` holds 95 % intervals, by the name of the number: over prompts for means and shares (of
+    `longer_preferred` the model's), a bootstrap over prompts for `calibration_error`, and the large-sample ones of rank
+    correlations, which take texts to be independent. `agreement` has those of its two numbers, `people` and `model`.
     """
 
     pairs: int
@@ -116,6 +145,9 @@ class Scorecard:
     best_of_four: BestOfFour | None
     slices: tuple[Slice, ...]
     flips: Mapping[str, float] | None
+    flip_examples: tuple[Flip, ...]
+    points: tuple[Point, ...]
+    intervals: Mapping[str, tuple[float, float]]
     notes: tuple[str, ...]
 
     @property
@@ -132,6 +164,32 @@ class Scorecard:
             Path(path).write_text(text + "\n", encoding="utf-8")
         except OSError as error:
             raise RunFailed(f"scorecard {path}: cannot be written: {error}") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> Scorecard:
+        """What `save` wrote. Raises DataError for a file that is no scorecard, or one of an older version."""
+        try:
+            told: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+            told.pop("worst_slice")
+            built: dict[str, Any] = {
+                "accuracy": Accuracy(**told.pop("accuracy")),
+                "reliability": tuple(Bin(**it) for it in told.pop("reliability")),
+                "slices": tuple(Slice(it["name"], Accuracy(**it["accuracy"])) for it in told.pop("slices")),
+                "flip_examples": tuple(Flip(**it) for it in told.pop("flip_examples")),
+                "points": tuple(Point(**it) for it in told.pop("points")),
+                "intervals": {name: (float(low), float(high)) for name, (low, high) in told.pop("intervals").items()},
+                "notes": tuple(told.pop("notes")),
+            }
+            for name, kind in (("gold", Correlation), ("agreement", Agreement), ("best_of_four", BestOfFour)):
+                value = told.pop(name)
+                built[name] = None if value is None else kind(**value)
+            pair = told.pop("longer_preferred")
+            return cls(**told, **built, longer_preferred=None if pair is None else (float(pair[0]), float(pair[1])))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DataError(
+                f"scorecard {path}: cannot be read ({type(error).__name__}: {error}): make it again with "
+                "`rlhf-env scorecard`"
+            ) from error
 
 
 def scorecard_of(
@@ -175,8 +233,9 @@ def make_scorecard(
     texts = list({_key(text): text for it in preferences for text in _sides(it)}.values())
     scores = scorer.score_responses(texts)
     lengths = np.array([_length(response) for _, response in texts], dtype=np.float64)
+    repeated = np.array([repetition(response.text) for _, response in texts])
     worth = {_key((prompt, response)): value for prompt, response, value in gold}
-    agreement = _agreement(preferences, delta)
+    agreement, intervals = _agreement(preferences, delta)
     if agreement is None:
         notes.append("agreement: no pair was judged by more than one person")
     best_of_four = _best_of_four(scorer, preferences, gold)
@@ -184,11 +243,27 @@ def make_scorecard(
         notes.append("best of four: no prompt has four responses of which it is known which is best")
     if not gold:
         notes.append("gold: neither a gold reward nor ratings of single responses are given")
-    flips = None
+    flips: Mapping[str, float] | None = None
+    examples: tuple[Flip, ...] = ()
     try:
-        flips = _flips(scorer, preferences)
+        flips, flip_intervals, examples = _flips(scorer, preferences)
+        intervals |= flip_intervals
     except DataError as error:
         notes.append(f"flips: edited text cannot be read: {error}")
+    correlation = _gold_correlation(scorer, gold) if worth else None
+    by_length, by_repetition = spearman(scores, lengths), spearman(scores, repeated)
+    ranks = {"length_correlation": by_length, "repetition_correlation": by_repetition}
+    intervals |= {name: spearman_interval(rho, len(texts)) for name, rho in ranks.items() if rho is not None}
+    if correlation is not None and correlation.spearman is not None and correlation.kendall is not None:
+        intervals["spearman"] = spearman_interval(correlation.spearman, correlation.texts)
+        intervals["kendall"] = kendall_interval(correlation.kendall, correlation.texts)
+    intervals["margin"] = _mean_interval(delta, prompts)
+    intervals["brier"] = _mean_interval(np.square(win_probability(-delta)), prompts)
+    intervals["calibration_error"] = _calibration_interval(delta, prompts, rng)
+    longer = _longer_preferred(preferences, delta)
+    if longer is not None:
+        intervals["longer_preferred"] = longer[1]
+    shown = np.unique(np.linspace(0, len(texts) - 1, min(MOST_POINTS, len(texts))).astype(int))
     return Scorecard(
         pairs=len(preferences),
         prompts=len(set(prompts)),
@@ -198,15 +273,18 @@ def make_scorecard(
         calibration_error_by_chance=calibration_error_by_chance(delta, rng),
         brier=brier_score(delta),
         reliability=tuple(reliability(delta)),
-        gold=_gold_correlation(scorer, gold) if worth else None,
+        gold=correlation,
         gold_is=gold_is,
-        length_correlation=spearman(scores, lengths),
-        repetition_correlation=spearman(scores, np.array([repetition(response.text) for _, response in texts])),
-        longer_preferred=_longer_preferred(preferences, delta),
+        length_correlation=by_length,
+        repetition_correlation=by_repetition,
+        longer_preferred=None if longer is None else longer[0],
         agreement=agreement,
         best_of_four=best_of_four,
         slices=tuple(_slices(preferences, right)),
         flips=flips,
+        flip_examples=examples,
+        points=tuple(Point(float(scores[i]), int(lengths[i]), float(repeated[i])) for i in shown),
+        intervals=intervals,
         notes=tuple(notes),
     )
 
@@ -267,6 +345,24 @@ def kendall(a: Float, b: Float) -> float | None:
     return balance / float(np.sqrt(untied_a * untied_b)) if untied_a and untied_b else None
 
 
+def spearman_interval(rho: float, count: int) -> tuple[float, float]:
+    """95 %, by Fisher's z with variance 1.06 / (count - 3) (Fieller, Hartley and Pearson 1957); [-1, 1] below 5."""
+    return _fisher_interval(rho, 1.06 / (count - 3) if count > 4 else np.inf)
+
+
+def kendall_interval(tau: float, count: int) -> tuple[float, float]:
+    """95 %, by Fisher's z with variance 0.437 / (count - 4) (Fieller, Hartley and Pearson 1957); [-1, 1] below 5."""
+    return _fisher_interval(tau, 0.437 / (count - 4) if count > 4 else np.inf)
+
+
+def _fisher_interval(value: float, variance: float) -> tuple[float, float]:
+    if abs(value) >= 1.0 and np.isfinite(variance):
+        return value, value
+    half = NormalDist().inv_cdf(0.975) * float(np.sqrt(variance))
+    middle = float(np.arctanh(np.clip(value, -0.999999, 0.999999)))
+    return float(np.tanh(middle - half)), float(np.tanh(middle + half))
+
+
 def repetition(text: str) -> float:
     """The share of words and word pairs that are not the first of their kind, in [0, 1); 0 for an empty text."""
     words = text.lower().split()
@@ -296,26 +392,61 @@ def _clustered(right: Float, prompts: Sequence[str]) -> Accuracy:
     p (1 - p) / (variance of p between prompts) independent pairs have the same variance; never more than there are.
     """
     share = float(right.mean())
-    of_prompt: dict[str, float] = {}
-    for prompt, value in zip(prompts, right, strict=True):
-        of_prompt[prompt] = of_prompt.get(prompt, 0.0) + float(value) - share
-    variance = sum(value**2 for value in of_prompt.values()) / len(right) ** 2
+    variance = _variance_between(right, prompts)
     # Where all are right there is no variance to go by: one pair per prompt is the cautious answer.
-    effective = min(len(right), share * (1 - share) / variance) if variance > 0 else len(of_prompt)
+    effective = min(len(right), share * (1 - share) / variance) if variance > 0 else len(set(prompts))
     return Accuracy(share, *wilson_interval(share, effective), len(right))
 
 
-def _longer_preferred(preferences: Sequence[Preference], delta: Float) -> tuple[float, float] | None:
-    """The share of pairs of unequal length in which (the model, people) prefer the longer; None without any."""
+def _mean_interval(values: Float, prompts: Sequence[str]) -> tuple[float, float]:
+    """95 % of the mean, by its variance between prompts: pairs of one prompt are not independent."""
+    middle = float(values.mean())
+    half = NormalDist().inv_cdf(0.975) * float(np.sqrt(_variance_between(values, prompts)))
+    return middle - half, middle + half
+
+
+def _variance_between(values: Float, prompts: Sequence[str]) -> float:
+    """Of the mean of `values`: the sum over prompts of their squared total deviation, over the count squared."""
+    of_prompt: dict[str, float] = {}
+    for prompt, deviation in zip(prompts, values - values.mean(), strict=True):
+        of_prompt[prompt] = of_prompt.get(prompt, 0.0) + float(deviation)
+    return sum(value**2 for value in of_prompt.values()) / len(values) ** 2
+
+
+def _calibration_interval(delta: Float, prompts: Sequence[str], rng: np.random.Generator) -> tuple[float, float]:
+    """95 %, from 200 draws of as many prompts. Redrawn errors are larger than the truth, as measured ones are."""
+    rows: dict[str, list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        rows.setdefault(prompt, []).append(row)
+    groups = [np.array(group) for group in rows.values()]
+    drawn = [
+        expected_calibration_error(
+            delta[np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))])]
+        )
+        for _ in range(200)
+    ]
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _longer_preferred(
+    preferences: Sequence[Preference], delta: Float
+) -> tuple[tuple[float, float], tuple[float, float]] | None:
+    """The share of pairs of unequal length in which (the model, people) prefer the longer, and the interval of the
+    model's; None without any."""
     longer = np.array([np.sign(_length(it.chosen) - _length(it.rejected)) for it in preferences])
     unequal = longer != 0
     if not unequal.any():
         return None
     by_model = (np.sign(delta) * longer)[unequal]
-    return float(np.mean((by_model > 0) + 0.5 * (by_model == 0))), float(np.mean(longer[unequal] > 0))
+    prompts = [it.prompt.text for it, counts in zip(preferences, unequal, strict=True) if counts]
+    share = _clustered(np.asarray((by_model > 0) + 0.5 * (by_model == 0)), prompts)
+    return (share.value, float(np.mean(longer[unequal] > 0))), (share.low, share.high)
 
 
-def _agreement(preferences: Sequence[Preference], delta: Float) -> Agreement | None:
+def _agreement(
+    preferences: Sequence[Preference], delta: Float
+) -> tuple[Agreement | None, dict[str, tuple[float, float]]]:
     votes: dict[
         object, list[tuple[str, float, float]]
     ] = {}  # per pair: who, for which side, which side the model is on
@@ -324,7 +455,7 @@ def _agreement(preferences: Sequence[Preference], delta: Float) -> Agreement | N
         side = 1.0 if repr(one) < repr(other) else -1.0
         pair = (it.criterion, frozenset((one, other)))
         votes.setdefault(pair, []).append((it.annotator, side, side * float(np.sign(difference))))
-    people, model, pairs = [], [], 0
+    people, model, of_pair, pairs = [], [], [], 0
     for cast in votes.values():
         by_person = {who: (side, model_side) for who, side, model_side in cast}  # a person's last word
         if len(by_person) < 2:
@@ -335,7 +466,12 @@ def _agreement(preferences: Sequence[Preference], delta: Float) -> Agreement | N
             others = np.sign(total - side)
             people.append(0.5 + 0.5 * side * others)
             model.append(0.5 + 0.5 * model_side * others)
-    return Agreement(float(np.mean(people)), float(np.mean(model)), pairs, len(people)) if pairs else None
+            of_pair.append(str(pairs))
+    if not pairs:
+        return None, {}
+    shares = {name: _clustered(np.array(values), of_pair) for name, values in (("people", people), ("model", model))}
+    found = Agreement(shares["people"].value, shares["model"].value, pairs, len(people))
+    return found, {name: (it.low, it.high) for name, it in shares.items()}
 
 
 def _best_of_four(scorer: Scorer, preferences: Sequence[Preference], gold: Sequence[Valued]) -> BestOfFour | None:
@@ -387,13 +523,15 @@ def _slices(preferences: Sequence[Preference], right: Float) -> Iterator[Slice]:
             yield Slice(name, _clustered(right[members], [preferences[i].prompt.text for i in members]))
 
 
-def _flips(scorer: Scorer, preferences: Sequence[Preference]) -> dict[str, float]:
-    """By edit, the share of pairs the scorer judges otherwise when both responses are edited.
+def _flips(
+    scorer: Scorer, preferences: Sequence[Preference]
+) -> tuple[dict[str, float], dict[str, tuple[float, float]], tuple[Flip, ...]]:
+    """By edit, the share of pairs the scorer judges otherwise when both responses are edited; intervals; examples.
 
     The text is read anew before and after, so that nothing but the edit differs.
     """
 
-    def verdicts(edit: Callable[[str], str]) -> Float:
+    def log_odds(edit: Callable[[str], str]) -> Float:
         edited = [
             replace(
                 it,
@@ -402,8 +540,7 @@ def _flips(scorer: Scorer, preferences: Sequence[Preference]) -> dict[str, float
             )
             for it in apart
         ]
-        signs: Float = np.sign(pair_log_odds(scorer, edited))
-        return signs
+        return pair_log_odds(scorer, edited)
 
     # Without their ids two responses may say the same: those have no verdict to flip.
     apart = [
@@ -413,10 +550,25 @@ def _flips(scorer: Scorer, preferences: Sequence[Preference]) -> dict[str, float
     ]
     if not apart:
         raise DataError("no pair of responses differs in its words")
-    before = verdicts(_unedited)
-    flipped = {name: verdicts(edit) != before for name, edit in EDITS.items()}
+    before, after = log_odds(_unedited), {name: log_odds(edit) for name, edit in EDITS.items()}
+    flipped = {name: np.sign(odds) != np.sign(before) for name, odds in after.items()}
+    examples = tuple(
+        Flip(
+            name,
+            apart[i].prompt.text,
+            apart[i].chosen.text,
+            apart[i].rejected.text,
+            float(before[i]),
+            float(after[name][i]),
+        )
+        for name, rows in flipped.items()
+        for i in sorted(np.flatnonzero(rows), key=lambda i: -abs(before[i]))[:_EXAMPLES]  # the surest of the turned
+    )
     flipped["any of them"] = np.any(list(flipped.values()), axis=0)
-    return {name: float(rows.mean()) for name, rows in flipped.items()}
+    prompts = [it.prompt.text for it in apart]
+    shares = {name: _clustered(rows.astype(np.float64), prompts) for name, rows in flipped.items()}
+    intervals = {f"flips: {name}": (it.low, it.high) for name, it in shares.items()}
+    return {name: it.value for name, it in shares.items()}, intervals, examples
 
 
 def _unedited(text: str) -> str:
@@ -446,54 +598,95 @@ def _author(response: Response) -> str:
 # ---------------------------------------------------------------- to read
 
 
+@dataclass(frozen=True)
+class Measure:
+    """One number as it is written everywhere: its name, value and interval (empty where there is none), and what it
+    means or is to be compared with."""
+
+    name: str
+    value: str
+    interval: str
+    meaning: str
+
+
 def scorecard_table(card: Scorecard) -> Table:
-    """The scorecard as a table for the terminal: what was measured, its value, and what to compare it with."""
+    """The scorecard as a table for the terminal."""
     from rich.table import Table
 
-    table = Table("measure", "value", "compare with", title=f"{card.pairs:,} pairs on {card.prompts:,} prompts")
-    for row in _rows(card):
-        table.add_row(*row)
+    table = Table(
+        "measure", "value", "95 % interval", "compare with", title=f"{card.pairs:,} pairs on {card.prompts:,} prompts"
+    )
+    for it in measures(card):
+        table.add_row(it.name, it.value, it.interval, it.meaning)
     return table
 
 
-def _rows(card: Scorecard) -> Iterator[tuple[str, str, str]]:
+def measures(card: Scorecard) -> Iterator[Measure]:
+    """Every number of the scorecard, in the order to read them; last what is not measured, and why."""
+
+    def measure(name: str, key: str, value: float | None, meaning: str) -> Measure:
+        return Measure(name, _number(value), _interval(card.intervals.get(key)), meaning)
+
     a = card.accuracy
-    yield "accuracy", f"{a.value:.3f}", f"95 % interval {a.low:.3f} to {a.high:.3f}; 0.5 is a coin"
+    yield Measure(
+        "accuracy",
+        _number(a.value),
+        _interval((a.low, a.high)),
+        "how often it prefers what people chose; 0.5 is a coin",
+    )
     if card.agreement is not None:
         it = card.agreement
-        yield (
+        yield measure(
             "agreement with people",
-            f"{it.model:.3f}",
-            f"people among themselves {it.people:.3f} ({it.pairs} pairs, {it.votes} votes)",
+            "model",
+            it.model,
+            f"with the majority of the others, on {it.pairs} pairs of {it.votes} votes",
         )
-    yield "mean margin", f"{card.margin:.3f}", "log-odds for the chosen response; 0 is indifference"
-    yield (
+        yield measure("people among themselves", "people", it.people, "the same for a person: the model's ceiling")
+    yield measure("mean margin", "margin", card.margin, "log-odds for the chosen response; 0 is indifference")
+    yield measure(
         "calibration error",
-        f"{card.calibration_error:.3f}",
-        f"{card.calibration_error_by_chance:.3f} by chance if calibrated; 0.05 is good",
+        "calibration_error",
+        card.calibration_error,
+        f"stated against observed odds: {card.calibration_error_by_chance:.3f} by chance if calibrated; 0.05 is good",
     )
-    yield "Brier score", f"{card.brier:.3f}", "0 is perfect, 0.25 a coin"
+    yield measure("Brier score", "brier", card.brier, "squared error of its probabilities: 0 is perfect, 0.25 a coin")
     if card.gold is not None:
-        rho, tau = (_number(value) for value in (card.gold.spearman, card.gold.kendall))
-        yield f"rank correlation with {card.gold_is}", f"{rho} / {tau}", f"Spearman / Kendall, {card.gold.texts} texts"
-    yield "score and length", _number(card.length_correlation), "Spearman; people's taste may have some"
-    yield "score and repetition", _number(card.repetition_correlation), "Spearman; above 0 invites loops"
+        texts = f"with {card.gold_is}, {card.gold.texts:,} texts; 1 is the same order"
+        yield measure("rank correlation, Spearman", "spearman", card.gold.spearman, texts)
+        yield measure("rank correlation, Kendall", "kendall", card.gold.kendall, texts)
+    yield measure(
+        "score and length", "length_correlation", card.length_correlation, "Spearman; people's taste may have some"
+    )
+    yield measure(
+        "score and repetition",
+        "repetition_correlation",
+        card.repetition_correlation,
+        "Spearman; above 0 invites loops",
+    )
     if card.longer_preferred is not None:
         by_model, by_people = card.longer_preferred
-        yield "prefers the longer", f"{by_model:.3f}", f"people {by_people:.3f}"
+        yield measure(
+            "prefers the longer", "longer_preferred", by_model, f"people do in {by_people:.3f} of these pairs"
+        )
     if card.best_of_four is not None:
         best = card.best_of_four
-        yield "best of four", f"{best.value:.3f}", f"{best.low:.3f} to {best.high:.3f} ({best.prompts}); chance 0.25"
+        told = f"finds the best of four, {best.prompts} prompts; chance 0.25"
+        yield Measure("best of four", _number(best.value), _interval((best.low, best.high)), told)
     worst = card.worst_slice
     if worst is not None:
         w = worst.accuracy
-        where = f"{w.low:.3f} to {w.high:.3f}: {worst.name} ({w.pairs} pairs), lowest of {len(card.slices)}"
-        yield "worst slice", f"{w.value:.3f}", where
+        told = f"{worst.name} ({w.pairs} pairs), lowest of {len(card.slices)}: one of many is low by chance"
+        yield Measure("worst slice", _number(w.value), _interval((w.low, w.high)), told)
     for name, share in (card.flips or {}).items():
-        yield f"verdict flips: {name}", f"{share:.3f}", "meaning unchanged: 0 is right"
+        yield measure(f"verdict flips: {name}", f"flips: {name}", share, "the meaning is unchanged: 0 is right")
     for note in card.notes:
-        measure, _, why = note.partition(": ")
-        yield measure, "-", why
+        name, _, why = note.partition(": ")
+        yield Measure(name, "-", "", why)
+
+
+def _interval(ends: tuple[float, float] | None) -> str:
+    return "" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
 
 
 def _number(value: float | None) -> str:

@@ -1,23 +1,33 @@
-"""Human evaluation: who writes the better responses, from comparisons that were made blind.
+"""Human evaluation: who writes the better responses, from comparisons that are made blind.
+
+`blind_pairs` makes the items that people judge on the annotation page, `tournament` reads what came out.
 
 Two numbers for each author. The win rate is what was seen: the share of comparisons won, a tie counting half; it
 depends on whom one was compared with. The rating does not: it is the strength in the Bradley-Terry model, where i beats
 j with probability sigmoid(strength_i - strength_j), on Elo's scale (400 points are odds of ten to one; the mean is 0).
 
-Judgements of one prompt depend on each other, so that intervals resample prompts, not judgements.
+Judgements of one prompt depend on each other, so that intervals resample prompts, not judgements. Where every prompt
+came out alike there is nothing to resample: the win rate then has Wilson's interval with prompts as trials, the rating
+none (its ends are NaN).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import combinations
+from typing import Any
 
 import numpy as np
 
+from rlhf_env.errors import ConfigError
 from rlhf_env.feedback.agreement import RESAMPLES, Interval, bootstrap
-from rlhf_env.feedback.judgements import Author, Comparison, prompt_digest
-from rlhf_env.types import Float
+from rlhf_env.feedback.calibration import wilson_interval
+from rlhf_env.feedback.judgements import Author, Comparison, Response, prompt_digest
+from rlhf_env.feedback.preferences import Item, PreferenceStore
+from rlhf_env.types import Float, Prompt
 
 ELO = 400 / np.log(10)
 _SHARES = {"first": (1.0, 0.0), "second": (0.0, 1.0), "tie": (0.5, 0.5)}  # of a judgement, by what it said
@@ -31,6 +41,60 @@ class Contender:
     comparisons: int
     win_rate: Interval
     rating: Interval
+
+    @property
+    def name(self) -> str:
+        """As written: make it fit to be shown."""
+        at = "" if self.author.temperature is None else f" at {self.author.temperature:g}"
+        return f"{self.author.kind} {self.author.name}{at}"
+
+
+@dataclass(frozen=True)
+class BlindPairs:
+    """Items for evaluation; `prompts` were answered by two authors or more, and `same` pairs say the same.
+
+    Nobody can prefer one of two equal responses: such pairs are no items, and the win rate is one among different ones.
+    """
+
+    items: Sequence[Item]
+    prompts: int
+    same: int
+
+
+def blind_pairs(answers: Sequence[Sequence[tuple[Prompt, Response]]], **settings: Any) -> BlindPairs:
+    """Every two authors' responses to one prompt as an item; `answers[i]` are those of one author.
+
+    Prompts are compared by text. Of several responses of one author to a prompt the first is taken, so that nobody
+    counts for more. `settings` are those of Item: criterion, overlap, seed. Raises ConfigError where nothing can be
+    compared.
+    """
+    by_prompt: dict[str, list[tuple[Prompt, Response]]] = defaultdict(list)
+    for given in answers:
+        for text, answer in {prompt.text: (prompt, it) for prompt, it in reversed(given)}.items():
+            by_prompt[text].append(answer)
+    shared = [found for found in by_prompt.values() if len(found) > 1]
+    if not shared:
+        raise ConfigError("no two of them answer the same prompt: have them answer the same ones, word for word")
+    met = [(found[0][0], (one, other)) for found in shared for (_, one), (_, other) in combinations(found, 2)]
+    apart = [(prompt, pair) for prompt, pair in met if not pair[0].says_the_same_as(pair[1])]
+    items = [
+        Item(kind="comparison", prompt=prompt, responses=pair, purpose="evaluation", **settings)
+        for prompt, pair in apart
+    ]
+    return BlindPairs(items, len(shared), len(met) - len(apart))
+
+
+def contests(store: PreferenceStore) -> Mapping[str, list[Comparison]]:
+    """By criterion, the comparisons that say who is better, wherever they come from.
+
+    Verdicts on a reward model's opinions are left out: those pairs were chosen for what the model thinks of them.
+    """
+    checked = {item for item, asked in store.items() if asked.purpose == "verification"}
+    found: dict[str, list[Comparison]] = defaultdict(list)
+    for item, judgement in store.votes():
+        if isinstance(judgement, Comparison) and item not in checked:
+            found[judgement.criterion].append(judgement)
+    return found
 
 
 def tournament(
@@ -54,12 +118,14 @@ def tournament(
     found = []
     for place, author in enumerate(authors):
         own = wins[wins[:, place].sum(1) + wins[:, :, place].sum(1) > 0]  # a draw without one of them has no rate
+        win_rate = bootstrap(partial(_win_rate, place), own, rng, resamples=resamples)
+        rating = bootstrap(partial(_rating, place), wins, rng, resamples=resamples)
         found.append(
             Contender(
                 author=author,
                 comparisons=round(float(own[:, place].sum() + own[:, :, place].sum())),
-                win_rate=bootstrap(partial(_win_rate, place), own, rng, resamples=resamples),
-                rating=bootstrap(partial(_rating, place), wins, rng, resamples=resamples),
+                win_rate=_unless_alike(win_rate, *wilson_interval(win_rate.value, len(own))),
+                rating=_unless_alike(rating, np.nan, np.nan),
             )
         )
     return sorted(found, key=lambda contender: -contender.win_rate.value)
@@ -90,6 +156,11 @@ def strengths(wins: Float) -> Float:
             break
     centred: Float = strength - strength.mean()
     return centred
+
+
+def _unless_alike(found: Interval, low: float, high: float) -> Interval:
+    """`found`, or these ends where no resample differed from the others."""
+    return found if found.low != found.high else Interval(found.value, low, high)
 
 
 def _win_rate(place: int, wins: Float) -> float:

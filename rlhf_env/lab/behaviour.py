@@ -18,8 +18,8 @@ import numpy as np
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.calibration import wilson_interval
 from rlhf_env.feedback.selection import k_centre, ngram_vectors
-from rlhf_env.lab.statistics import Estimate, holm, sign_flip_p, student_t
-from rlhf_env.types import Float, Int
+from rlhf_env.lab.statistics import Estimate, holm, sign_flip_p, student_mean
+from rlhf_env.types import Bool, Float, Int
 
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 
@@ -135,7 +135,21 @@ def format_changes(before: Sequence[str], after: Sequence[str]) -> list[RateChan
     ]
 
 
-def rate_change(name: str, before: Sequence[bool] | Float, after: Sequence[bool] | Float) -> RateChange:
+def tone_changes(before: Float | None, after: Float | None) -> list[RateChange]:
+    """How often texts of either set sound positive or negative, from sentiment in [-1, 1]; none without it.
+
+    0.05 to either side of 0 is where the scale's authors draw the lines (Hutto and Gilbert 2014, see the reward
+    `sentiment`).
+    """
+    if before is None or after is None:
+        return []
+    return [
+        rate_change("positive in tone", before >= 0.05, after >= 0.05),
+        rate_change("negative in tone", before <= -0.05, after <= -0.05),
+    ]
+
+
+def rate_change(name: str, before: Sequence[bool] | Bool, after: Sequence[bool] | Bool) -> RateChange:
     """Two shares and their difference, with the interval of Newcombe 1998 (Statistics in Medicine 17, method 10).
 
     It is built from the two Wilson intervals, so it has a width where a share is 0 or 1. The two sets count as
@@ -258,7 +272,7 @@ def paid_phrases(
     ps = holm([sign_flip_p(losses[phrase] - usual[phrase], stream=stream) for phrase in tested])
     found = []
     for phrase, p in zip(tested, ps, strict=True):
-        change, pay = changes[phrase], _mean(losses[phrase])
+        change, pay = changes[phrase], student_mean(losses[phrase])
         gained = change.z > 0 and change.p < alpha
         found.append(
             PaidPhrase(
@@ -320,15 +334,6 @@ def _usual(pay: Mapping[str, float], words: Mapping[str, float]) -> dict[str, fl
         phrase: words[phrase] * float(np.median([pay[p] / words[p] for p in pay if not _overlap(p, phrase)] or [0.0]))
         for phrase in pay
     }
-
-
-def _mean(values: Float) -> Estimate:
-    """With Student's 95 % interval."""
-    mean = float(values.mean())
-    if len(values) < 2:
-        return Estimate(mean, None, None)
-    wide = student_t(0.975, len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
-    return Estimate(mean, mean - wide, mean + wide)
 
 
 def _overlap(phrase: str, other: str) -> bool:

@@ -4,32 +4,32 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import os
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from dataclasses import asdict, dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
-from rlhf_env.errors import ConfigError, RlhfEnvError, RunFailed
+from rlhf_env.errors import ConfigError, RunFailed
 from rlhf_env.feedback.offline import load_preferences, pair_source
 from rlhf_env.lab.evaluation import Evaluation, Evaluator
 from rlhf_env.lab.health import WARNINGS_FILE, Alert, Watch
+from rlhf_env.lab.processes import Progress, run_jobs
+from rlhf_env.lab.results import FORMAT, SCORES, read_trials
+from rlhf_env.lab.tuning import FIRST_SEED, Tuning, what_was_tried
+from rlhf_env.learning.checkpoints import fingerprint
 from rlhf_env.learning.configuration import from_table
-from rlhf_env.learning.engine import set_threads
 from rlhf_env.learning.experiment import Experiment, Workplace, build, read_toml
-from rlhf_env.learning.loop import Interrupted, Row, Source, train
-from rlhf_env.learning.run_folder import RunFolder, read_metrics
+from rlhf_env.learning.folder_lock import hold
+from rlhf_env.learning.loop import Row, Source, train
+from rlhf_env.learning.run_folder import RunFolder, read_metrics, versions
 from rlhf_env.learning.spending import Spending, Stopping
 
-RESULT_FORMAT = 1
+REWARD_MODEL = "$reward_model"  # in a grid's tables: the model that its own [reward_model] makes
 # "--" separates the parts of a result's file name, and no part climbs out of the folder.
 _NAME = re.compile(r"\w[\w.]*(-[\w.]+)*", re.ASCII)
 
@@ -40,24 +40,33 @@ class Grid:
 
     `agents`: a table per row of the leaderboard, its key the row's name; `name` inside it is the agent plugin (default:
     the key), the rest its settings. `experiment`: what all cells share (task, policy, environment, rewards, budget,
-    evaluation). `tasks`: named changes to `experiment`; without any there is one task, named as in `experiment`.
-    `seeds`: how many (0, 1, ...). `optima`: by task, the highest score (gold, or proxy without one) that there is,
-    where it is known: the report measures what is left to it.
+    evaluation). `tasks`: named changes to `experiment`; without any there is one task, named as in `experiment`. A
+    table `agents` among the changes holds, by row, settings for that task (a model of another size wants another `lr`).
+    `seeds`: how many (0, 1, ...). `tuning`: how each agent's settings are chosen; without it they are the file's.
+    `optima`: by task, the highest score (gold, or proxy without one) that there is, where it is known: the report
+    measures what is left to it.
+    `reward_model`: the demo's reward model, made in the benchmark's folder before anything runs, with these changes to
+    the demo's settings; where a reward's table has the model "$reward_model", it is meant.
+    `title`, `what_gold_is`: words for the report.
     """
 
     name: str = "benchmark"
+    title: str = ""
+    what_gold_is: str = ""
     agents: dict[str, Any]
     experiment: dict[str, Any] = field(default_factory=dict)
     tasks: dict[str, Any] = field(default_factory=dict)
     seeds: int = 3
+    tuning: Tuning = field(default_factory=Tuning)
     optima: dict[str, float] = field(default_factory=dict)
+    reward_model: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         problems = []
         if not self.agents:
             problems.append("agents: name at least one, as in [agents.ppo]")
-        if self.seeds < 1:
-            problems.append(f"seeds must be at least 1, got {self.seeds}")
+        if not 1 <= self.seeds <= FIRST_SEED:
+            problems.append(f"seeds must be at least 1 and at most {FIRST_SEED}, got {self.seeds}")
         tasks = list(self.tasks) or [_task_name(self.experiment)]
         for name, optimum in self.optima.items():
             if name not in tasks:
@@ -67,12 +76,27 @@ class Grid:
         for name in (self.name, *self.agents, *tasks):
             if not _NAME.fullmatch(name):
                 problems.append(f"{name!r} is no name for a file: letters, digits, '_', '.', single '-'")
-        for kind, tables in (("agents", self.agents), ("tasks", self.tasks)):
+        on_tasks = {
+            f"tasks.{task}.agents": changes.get("agents", {})
+            for task, changes in self.tasks.items()
+            if isinstance(changes, Mapping)
+        }
+        for kind, tables in (("agents", self.agents), ("tasks", self.tasks), *on_tasks.items()):
             problems += [
                 f"{kind}.{name}: {table!r} is not a table"
-                for name, table in tables.items()
+                for name, table in (tables.items() if isinstance(tables, Mapping) else [("", tables)])
                 if not isinstance(table, Mapping)
             ]
+        problems += [
+            f"{where}.{name}: no row of this name, only {', '.join(self.agents)}"
+            for where, tables in on_tasks.items()
+            for name in (tables if isinstance(tables, Mapping) else ())
+            if name not in self.agents
+        ]
+        if self.reward_model is None and f"'{REWARD_MODEL}'" in str([self.experiment, self.tasks]):
+            problems.append(
+                f"{REWARD_MODEL} is the model that a table [reward_model] makes, and there is no such table"
+            )
         if problems:
             raise ConfigError(*problems)
 
@@ -82,28 +106,67 @@ class Grid:
         return from_table(cls, read_toml(file), str(file))
 
     def to_toml(self) -> str:
-        return tomli_w.dumps(asdict(self))
+        return tomli_w.dumps({key: value for key, value in asdict(self).items() if value is not None})
 
-    def cells(self) -> list[Cell]:
-        """Every cell, seeds outermost, so that a run cut short has whole comparisons. Checks every experiment."""
+    def cells(self, folder: Path | None = None, only: Sequence[str] = ()) -> list[Cell]:
+        """Every cell, seeds outermost, so that a run cut short has whole comparisons. Checks every experiment.
+
+        `folder`: the benchmark's, where its reward model is. `only`: those that match one of some "task/agent/seed", of
+        which the end may be left out, and "*" and "?" stand for anything. Raises ConfigError when one matches nothing.
+        """
         tasks = self.tasks or {_task_name(self.experiment): {}}
-        return [
-            self._cell(task, changes, agent, seed)
+        cells = [
+            self._cell(task, changes, agent, seed, folder)
             for seed in range(self.seeds)
             for task, changes in tasks.items()
             for agent in self.agents
         ]
+        unmatched = [pattern for pattern in only if not any(cell.matches(pattern) for cell in cells)]
+        if unmatched:
+            raise ConfigError(
+                *(
+                    f"--only {pattern}: no such task/agent/seed; tasks are {', '.join(tasks)}; agents "
+                    f"{', '.join(self.agents)}; seeds 0 to {self.seeds - 1}"
+                    for pattern in unmatched
+                )
+            )
+        return [cell for cell in cells if not only or any(cell.matches(pattern) for pattern in only)]
 
-    def _cell(self, task: str, changes: Mapping[str, Any], agent: str, seed: int) -> Cell:
-        settings = {"name": agent, **self.agents[agent]}
-        table = {**_merged(self.experiment, changes), "name": f"{self.name}/{task}/{agent}", "seed": seed}
-        experiment = Experiment.from_table({**table, "agent": settings}, f"{self.name}, task {task}")
-        return Cell(self.name, task, agent, seed, experiment, self.optima.get(task))
+    def _cell(self, task: str, changes: Mapping[str, Any], agent: str, seed: int, folder: Path | None) -> Cell:
+        on_task = changes.get("agents", {}).get(agent, {})
+        settings = {"name": agent, **self.agents[agent], **on_task}
+        shared = _merged(self.experiment, {key: value for key, value in changes.items() if key != "agents"})
+        table = {**shared, "name": f"{self.name}/{task}/{agent}", "seed": seed, "agent": settings}
+        if self.reward_model is not None and folder is not None:
+            table = _placed(table, str(reward_model_of(folder)))
+        return Cell(
+            self.name,
+            task,
+            agent,
+            seed,
+            Experiment.from_table(table, f"{self.name}, task {task}"),
+            self.optima.get(task),
+        )
+
+    def trials(self, cells: Sequence[Cell]) -> list[Cell]:
+        """What is tried before `cells` can run with the best settings; none for an agent without a choice."""
+        found = []
+        for cell in {(cell.task, cell.agent): cell for cell in cells}.values():
+            drawn = self.tuning.configurations_of(cell.experiment.agent)
+            for configuration, settings in enumerate(drawn if len(drawn) > 1 else ()):
+                for number in range(self.tuning.seeds):
+                    experiment = self.tuning.trial(cell.experiment, settings, number)
+                    found.append(
+                        replace(
+                            cell, seed=experiment.seed, experiment=experiment, configuration=configuration, trial=True
+                        )
+                    )
+        return found
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One agent on one task with one seed."""
+    """One agent on one task with one seed: a result of the report or, while tuning, a `trial` of a `configuration`."""
 
     benchmark: str
     task: str
@@ -111,49 +174,130 @@ class Cell:
     seed: int
     experiment: Experiment
     optimum: float | None = None
+    configuration: int = 0
+    trial: bool = False
 
     @property
     def key(self) -> str:
-        return f"{self.task}--{self.agent}--seed-{self.seed}"
+        tried = f"--try-{self.configuration}" if self.trial else ""
+        return f"{self.task}--{self.agent}{tried}--seed-{self.seed}"
+
+    @property
+    def title(self) -> str:
+        tried = f" · try {self.configuration}" if self.trial else ""
+        return f"{self.task} · {self.agent}{tried} · seed {self.seed}"
 
     @property
     def run(self) -> str:
         """The run folder, relative to the benchmark's."""
+        if self.trial:
+            return f"tuning/runs/{self.task}/{self.agent}/try-{self.configuration}/seed-{self.seed}"
         return f"cells/{self.task}/{self.agent}/seed-{self.seed}"
 
     def result_file(self, folder: Path) -> Path:
-        return folder / "results" / f"{self.key}.json"
+        return folder / ("tuning" if self.trial else "results") / f"{self.key}.json"
+
+    def matches(self, pattern: str) -> bool:
+        """Whether it is one of "task/agent/seed", of which the end may be left out."""
+        wanted, names = pattern.split("/"), (self.task, self.agent, str(self.seed))
+        return len(wanted) <= 3 and all(map(fnmatchcase, names, wanted))
+
+    def work(self, folder: Path, on_update: Callable[[Row, float], None]) -> dict[str, Any]:
+        return run_cell(self, folder, on_update)
+
+    def failed(self, folder: Path, why: str) -> None:
+        """A failed cell stays in the results, with the curve it got to."""
+        rows = read_metrics(folder / self.run)
+        last = rows[-1] if rows else {}
+        spent = {key.removeprefix("spent/"): value for key, value in last.items() if "spent/" in key}
+        result = {
+            "format": FORMAT,
+            **_identity(self, ""),
+            "status": "failed",
+            "reason": "error",
+            "error": why.splitlines()[0] if why else "unknown",
+            "spending": {**Spending().as_dict(), **spent},
+            "evaluation": {},
+            "curve": evaluation_curve(folder / self.run),
+            "samples": [],
+        }
+        write_json(self.result_file(folder), result)
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far a cell is: `fraction` of its budget, `ended` None, "finished" or "failed"."""
-
-    cell: Cell
-    fraction: float
-    ended: str | None = None
-    row: Row = field(default_factory=dict)
+def reward_model_of(folder: Path) -> Path:
+    """Where the model of a grid's [reward_model] is."""
+    return folder.resolve() / "reward_model"
 
 
 def run_benchmark(
-    grid: Grid, folder: str | Path, *, jobs: int = 2, on_progress: Callable[[Progress], None] | None = None
+    grid: Grid,
+    folder: str | Path,
+    *,
+    jobs: int = 2,
+    only: Sequence[str] = (),
+    prepare: Callable[[], object] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> list[Path]:
-    """Run what is missing, in `jobs` processes; the result files of all cells.
+    """Tune, then run what is missing, in `jobs` processes; the result files of all cells.
 
     A failed cell is written down as such and the others go on; a killed worker costs its cell alone, which the next
-    call resumes from its checkpoint.
+    call resumes from its checkpoint. `only`: see `Grid.cells`. `prepare` is called first if a cell that is missing
+    needs the grid's reward model, and makes it (`rlhf_env.pipeline.learn_reward_model`).
+
+    Raises ConfigError when another process is at work in `folder`, or when it holds results of another grid.
     """
     folder = Path(folder)
-    cells = grid.cells()
-    _describe(grid, folder)
-    missing = [cell for cell in cells if not cell.result_file(folder).exists()]
-    tell = on_progress or (lambda _progress: None)
+    cells = grid.cells(folder, only)
+    grid.trials(cells)  # refuses settings that no agent has before anything is written
+    with hold(folder):
+        _describe(grid, folder)
+        missing = [cell for cell in cells if not cell.result_file(folder).exists()]
+        _prepare(missing, folder, prepare)
+
+        def tell(progress: Progress) -> None:
+            if on_progress is not None:
+                on_progress(_with_outcome(progress, folder))
+
+        trials = grid.trials(missing)
+        run_jobs(trials, folder, jobs=jobs, on_progress=tell)
+        unfinished = [trial for trial in trials if not trial.result_file(folder).exists()]
+        return run_jobs(list(_tuned(cells, unfinished, folder, tell)), folder, jobs=jobs, on_progress=tell)
+
+
+def _prepare(missing: Sequence[Cell], folder: Path, prepare: Callable[[], object] | None) -> None:
+    model = reward_model_of(folder)
+    if any(str(model) in cell.experiment.to_toml() for cell in missing):
+        if prepare is not None:
+            prepare()
+        if not model.is_dir():
+            raise ConfigError(f"{model} is not there: `rlhf-env bench` makes it, as pipeline.learn_reward_model does")
+
+
+def _with_outcome(progress: Progress, folder: Path) -> Progress:
+    """How a job ended and what it scored, from its result: also of one that had ended before."""
+    if progress.ended in (None, "died"):
+        return progress
+    result = json.loads(progress.job.result_file(folder).read_text(encoding="utf-8", errors="surrogatepass"))
+    measures = ("objective",) if getattr(progress.job, "trial", False) else SCORES  # what it is chosen or ranked by
+    score = next((result["evaluation"][name] for name in measures if name in result["evaluation"]), None)
+    return replace(progress, ended=result["status"], why=result["error"] or "", score=score)
+
+
+def _tuned(
+    cells: Sequence[Cell], unfinished: Sequence[Cell], folder: Path, tell: Callable[[Progress], None]
+) -> Iterator[Cell]:
+    """`cells` with the settings that came out best; without those whose tuning is not complete, trials `unfinished`."""
+    chosen = {(tried.task, tried.agent): tried for tried in what_was_tried(read_trials(folder)) if tried.chosen}
+    waiting = {(trial.task, trial.agent) for trial in unfinished}
     for cell in cells:
-        if cell not in missing:
-            tell(Progress(cell, 1.0, "finished"))
-    for progress in _run_in_processes(missing, folder, max(1, min(jobs, len(missing)))):
-        tell(progress)
-    return [cell.result_file(folder) for cell in cells]
+        best = chosen.get((cell.task, cell.agent))
+        if (cell.task, cell.agent) in waiting:
+            tell(Progress(cell, 0.0, "died", why="its tuning was cut short: the next call goes on"))
+        elif best is None or cell.result_file(folder).exists():
+            yield cell
+        else:
+            tuned = replace(cell.experiment, agent=dict(best.settings))
+            yield replace(cell, experiment=tuned, configuration=best.configuration)
 
 
 def run_cell(cell: Cell, folder: Path, on_update: Callable[[Row, float], None] | None = None) -> dict[str, Any]:
@@ -163,14 +307,15 @@ def run_cell(cell: Cell, folder: Path, on_update: Callable[[Row, float], None] |
     """
     workplace = build(cell.experiment)
     evaluator = Evaluator.of(workplace)
-    with RunFolder(folder / cell.run, cell.experiment.to_toml(), resume=True) as run:
+    # A damaged checkpoint costs the way from the one before it, not the cell.
+    with RunFolder(folder / cell.run, cell.experiment.to_toml(), resume=True, allow_partial=True) as run:
         reason, final = run_experiment(workplace, evaluator, run, resume=True, on_update=on_update)
     curve = evaluation_curve(folder / cell.run)
     diverged = [name for name, value in final.metrics.items() if not math.isfinite(value)]
     if diverged:
         raise RunFailed(f"the evaluation is not finite: {', '.join(diverged)}")
     result = {
-        "format": RESULT_FORMAT,
+        "format": FORMAT,
         **_identity(cell, run.config_hash),
         "status": "finished",
         "reason": reason,
@@ -205,7 +350,9 @@ def run_experiment(
     if experiment.preferences is not None:
         pairs = max(1, experiment.environment.num_envs // 2)
         stored = load_preferences(experiment.preferences)
-        source = pair_source(stored, workplace.setup.tokenizer, pairs=pairs, seed=experiment.seed)
+        lent = workplace.setup
+        source = pair_source(stored, lent.tokenizer, pairs=pairs, seed=experiment.seed, reference=lent.reference)
+    run.began_with("initial weights", fingerprint(workplace.setup.reference.state_dict()))
     first = None if resume and read_metrics(run.path) else evaluator()
     if first is not None:
         run.log({"update": 0, "spent/generated_tokens": 0, **_eval_row(first)})
@@ -271,123 +418,6 @@ def _finite(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
-# -------------------------------------------------------------------- worker processes
-
-
-@dataclass
-class _Worker:
-    process: BaseProcess
-    pipe: Connection
-    cell: Cell | None = None
-
-
-def _run_in_processes(cells: Sequence[Cell], folder: Path, jobs: int) -> Iterator[Progress]:
-    """Hand cells to `jobs` workers that stay (loading torch once each); replace one that dies."""
-    waiting = list(cells)
-    workers = [_start_worker() for _ in range(min(jobs, len(waiting)))]
-    try:
-        for worker in workers:
-            _hand_over(worker, waiting, folder)
-        while any(worker.cell for worker in workers):
-            ready = wait([worker.pipe for worker in workers if worker.cell])
-            for worker in [worker for worker in workers if worker.pipe in ready]:
-                cell = worker.cell
-                assert cell is not None
-                try:
-                    fraction, ended, row = worker.pipe.recv()
-                    if ended is not None and ended != "finished":
-                        _write_failure(cell, folder, ended)
-                except (EOFError, OSError):  # at its end, or before it had read what it was sent
-                    worker.process.join()
-                    # No result is written: the next call goes on from the cell's last checkpoint.
-                    fraction, ended, row = 0.0, _died(worker.process.exitcode), {}
-                    if waiting:
-                        fresh = _start_worker()
-                        worker.process, worker.pipe = fresh.process, fresh.pipe
-                yield Progress(cell, fraction, None if ended is None else _outcome(ended), row)
-                if ended is not None:
-                    _hand_over(worker, waiting, folder)
-    finally:
-        for worker in workers:
-            with suppress(OSError):
-                worker.pipe.send(None)
-            if worker.cell is not None:  # we were interrupted: the worker saves its run and ends
-                worker.process.terminate()
-        for worker in workers:
-            worker.process.join()
-
-
-def _died(exit_code: int | None) -> str:
-    return f"its process died (exit code {exit_code}): call again to go on from its last checkpoint"
-
-
-def _outcome(ended: str) -> str:
-    return "finished" if ended == "finished" else "failed"
-
-
-def _hand_over(worker: _Worker, waiting: list[Cell], folder: Path) -> None:
-    worker.cell = waiting.pop(0) if waiting else None
-    if worker.cell is not None:
-        worker.pipe.send((worker.cell, folder))
-
-
-def _start_worker() -> _Worker:
-    context = multiprocessing.get_context("spawn")  # forking a process that has used torch's threads can deadlock
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs,), daemon=True)
-    process.start()
-    theirs.close()
-    return _Worker(process, ours)
-
-
-def _work(pipe: Connection) -> None:
-    """A worker's life: cells in, progress out. Ctrl-C reaches it too; the run under way is saved by `train`."""
-    set_threads()
-    while True:
-        try:
-            job = pipe.recv()
-        except (EOFError, KeyboardInterrupt):
-            return
-        if job is None:
-            return
-        cell, folder = job
-        last = 0.0
-
-        def report(row: Row, fraction: float) -> None:
-            nonlocal last
-            if time.monotonic() - last > 0.2:
-                last = time.monotonic()
-                pipe.send((fraction, None, row))
-
-        try:
-            run_cell(cell, folder, report)
-            pipe.send((1.0, "finished", {}))
-        except (Interrupted, KeyboardInterrupt):
-            return
-        except RlhfEnvError as error:
-            pipe.send((1.0, str(error), {}))
-        except Exception as error:  # a plugin may raise anything; the other cells go on
-            pipe.send((1.0, f"{type(error).__name__}: {error}", {}))
-
-
-def _write_failure(cell: Cell, folder: Path, why: str) -> None:
-    """A failed cell stays in the results, with the curve it got to."""
-    rows = read_metrics(folder / cell.run)
-    spent = {key.removeprefix("spent/"): value for key, value in (rows[-1] if rows else {}).items() if "spent/" in key}
-    result = {
-        "format": RESULT_FORMAT,
-        **_identity(cell, ""),
-        "status": "failed",
-        "reason": "error",
-        "error": why.splitlines()[0] if why else "unknown",
-        "spending": {**Spending().as_dict(), **spent},
-        "evaluation": {},
-        "curve": evaluation_curve(folder / cell.run),
-        "samples": [],
-    }
-    write_json(cell.result_file(folder), result)
-
-
 def _identity(cell: Cell, config_hash: str) -> dict[str, Any]:
     return {
         "benchmark": cell.benchmark,
@@ -395,6 +425,8 @@ def _identity(cell: Cell, config_hash: str) -> dict[str, Any]:
         "agent": cell.agent,
         "seed": cell.seed,
         "agent_settings": cell.experiment.agent,
+        "configuration": cell.configuration,
+        "experiment": cell.experiment.to_toml(),
         "optimum": cell.optimum,
         "config_hash": config_hash,
         "run": cell.run,
@@ -403,11 +435,26 @@ def _identity(cell: Cell, config_hash: str) -> dict[str, Any]:
 
 def _describe(grid: Grid, folder: Path) -> None:
     """Keep the grid beside its results, and refuse to mix two grids in one folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file, text = folder / "benchmark.toml", grid.to_toml()
-    if file.exists() and file.read_text(encoding="utf-8") != text and any((folder / "results").glob("*.json")):
+    file, about = folder / "benchmark.toml", folder / "about.json"
+    begun = [*folder.glob("results/*.json"), *folder.glob("tuning/*.json")]
+    if grid.reward_model is not None:
+        begun += folder.glob("preferences.sqlite")
+    if begun and file.exists() and Grid.load(file) != grid:
         raise ConfigError(f"{folder} holds results of another grid ({file} differs): choose another folder")
-    file.write_text(text, encoding="utf-8")
+    file.write_text(grid.to_toml(), encoding="utf-8")
+    if not about.exists():
+        command = f"rlhf-env bench {file.name}"
+        words = {"title": grid.title, "what_gold_is": grid.what_gold_is, "command": command, "versions": versions()}
+        write_json(about, words)
+
+
+def _placed(value: Any, model: str) -> Any:
+    """`value` with the path of the reward model where its placeholder stands."""
+    if isinstance(value, Mapping):
+        return {key: _placed(item, model) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_placed(item, model) for item in value]
+    return model if value == REWARD_MODEL else value
 
 
 def _task_name(experiment: Mapping[str, Any]) -> str:

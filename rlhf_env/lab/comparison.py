@@ -251,7 +251,7 @@ def _same_agent_twice(results: Results, rankings: Sequence[Ranking]) -> Check:
 
 
 def _controls_lose(results: Results, rankings: Sequence[Ranking]) -> Check:
-    """The random writer below the reference, the reference below every agent, by their means on every task."""
+    """The random writer not above the reference, the reference below every agent, by their means on every task."""
     found = [_order_on(results, task, rankings) for task in results.tasks]
     checked = [ok for ok, _ in found if ok is not None]
     outcome: Any = "not checked" if not checked else "holds" if all(checked) else "does not hold"
@@ -273,10 +273,12 @@ def _order_on(results: Results, task: str, rankings: Sequence[Ranking]) -> tuple
         if REFERENCE in standing.against
     }
     if RANDOM in means:
-        below = means[RANDOM] < reference
-        holds &= below
-        verdict = f" ({verdicts[RANDOM]})" if RANDOM in verdicts else ""
-        said.append(f"random lies {'below' if below else 'NOT below'} the reference{verdict}")
+        # A reference that has learned nothing (a random model on a toy task) is no better than chance.
+        below, verdict = means[RANDOM] < reference, verdicts.get(RANDOM, "")
+        level = verdict == "inconclusive"
+        holds &= below or level
+        where_it_lies = "below" if below else "by chance above" if level else "NOT below"
+        said.append(f"random lies {where_it_lies} the reference{verdict and f' ({verdict})'}")
     else:
         said.append("there is no random control")
     agents = [agent for agent in means if agent not in CONTROLS]

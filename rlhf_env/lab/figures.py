@@ -24,7 +24,7 @@ import numpy as np
 
 from rlhf_env.errors import DataError, MissingExtra
 from rlhf_env.lab.comparison import Conclusions, Overview, Ranking
-from rlhf_env.lab.results import CONTROLS, REFERENCE, Cell, CurvePoint, Results, SummaryRow, summary_rows
+from rlhf_env.lab.results import CONTROLS, REFERENCE, Cell, Results, SummaryRow, summary_rows
 from rlhf_env.lab.statistics import Estimate, performance_profile
 from rlhf_env.shown_text import for_page
 from rlhf_env.types import Float
@@ -50,6 +50,7 @@ MEASURES = {
     "proxy": ("Proxy reward", "mean over held-out prompts"),
     "kl": ("KL to the reference", "nats per reply"),
     "length": ("Length", "tokens per reply"),
+    "distinct_2": ("Diversity", "different word pairs over all word pairs"),
 }
 
 _LONGEST_NAME = 15
@@ -138,7 +139,7 @@ def _ranking_picture(ranking: Ranking, slug: str, styles: Mapping[str, AgentStyl
 
 
 def _overview_pictures(overview: Overview, styles: Mapping[str, AgentStyle]) -> Iterator[Picture]:
-    rows = [(row.agent, row.average, _minus(f"{row.average.value:.2f}")) for row in overview.agents]
+    rows = [(row.agent, row.average, typeset(f"{row.average.value:.2f}")) for row in overview.agents]
     ends = ", ".join(f"{agent} {value}" for agent, _, value in rows)
     told = for_page(f"Interquartile mean of normalised scores with 95 % interval: {ends}.")
     title, subtitle = "Interquartile mean", "normalised score over all tasks, 95 % interval"
@@ -151,16 +152,21 @@ def _overview_pictures(overview: Overview, styles: Mapping[str, AgentStyle]) -> 
 
 def _pictures_of(results: Results, task: str, slug: str) -> Iterator[Picture]:
     styles = agent_styles(results.agents)
-    for measure in ("gold", "proxy"):
+    for measure, section in (("gold", "curves"), ("proxy", "curves"), ("length", "drift"), ("distinct_2", "drift")):
         if series := evaluation_curves(results, task, measure):
             title, unit = MEASURES[measure]
             told = f"{title} against generated tokens in training, a line per agent. {_ends(series)}"
             paint = partial(_paint_curves, series=series, styles=styles, title=title, subtitle=unit)
-            yield Picture(f"{slug}--{measure}-curve", "curves", task, told, 430, 300, paint)
-    if paths := trade_offs(results, task):
+            yield Picture(f"{slug}--{measure}-curve", section, task, told, 430, 300, paint)
+    if paths := trade_offs(results, task, "proxy", "gold"):
         told = "Gold reward against proxy reward at every checkpoint of every seed, one path per seed."
-        paint = partial(_paint_trade_off, paths=paths, styles=styles)
+        paint = partial(_paint_trade_off, paths=paths, styles=styles, x="proxy", y="gold")
         yield Picture(f"{slug}--gold-against-proxy", "trade", task, told, 430, 330, paint)
+    for measure in ("gold", "proxy"):
+        if paths := trade_offs(results, task, "kl", measure):
+            told = f"{MEASURES[measure][0]} against KL to the reference at every checkpoint, one path per seed."
+            paint = partial(_paint_trade_off, paths=paths, styles=styles, x="kl", y=measure)
+            yield Picture(f"{slug}--{measure}-against-kl", "frontier", task, told, 430, 330, paint)
     rows = [row for row in summary_rows(results) if row.task == task and row.kl is not None]
     if rows:
         ends = ", ".join(f"{row.agent} {row.kl.mean:.2f}" for row in rows if row.kl)
@@ -207,13 +213,14 @@ def reward_parts(results: Results, task: str) -> list[str]:
     return sorted(key.removeprefix(prefix) for key in keys - spreads)
 
 
-def trade_offs(results: Results, task: str) -> dict[str, list[list[CurvePoint]]]:
-    """By agent, each seed's checkpoints that have both gold and proxy reward."""
-    paths: dict[str, list[list[CurvePoint]]] = {}
+def trade_offs(results: Results, task: str, x: str, y: str) -> dict[str, list[Float]]:
+    """By agent, the path of each seed: float64[checkpoints, 2], measures `x` and `y` where both were taken."""
+    paths: dict[str, list[Float]] = {}
     for cell in results.cells:
-        points = [p for p in cell.curve if p.gold is not None and p.proxy is not None]
-        if cell.task == task and points:
-            paths.setdefault(cell.agent, []).append(points)
+        points = [(getattr(p, x), getattr(p, y)) for p in cell.curve]
+        taken = [point for point in points if None not in point]
+        if cell.task == task and taken:
+            paths.setdefault(cell.agent, []).append(np.array(taken, dtype=np.float64))
     return paths
 
 
@@ -272,14 +279,14 @@ def _paint_curves(
     low, high = focus({line.agent: [*line.low, *line.high, *(v for _, y in line.broken for v in y)] for line in series})
     names = {line.agent: _curve_name(line, low, high) for line in series}
     room = 24 + 6.6 * max(map(len, names.values()))
-    axes = _panel(figure, title, subtitle, left=left, width=width, margin_right=room)
+    axes = panel(figure, title, subtitle, left=left, width=width, margin_right=room)
     end = max([1.0, *(float(x[-1]) for line in series for x in (line.x, *(x for x, _ in line.broken)) if x.size)])
     name_at: dict[str, tuple[float, float]] = {}
     for line in sorted(series, key=lambda line: not line.level):  # levels lie below curves
         colour, dash = styles[line.agent].colour, styles[line.agent].dash
         for x, y in line.broken:
             axes.plot(x, y, color=colour, linewidth=1.0, linestyle=":")
-            _mark(axes, x[-1:], y[-1:], AgentStyle(colour, "x", ""), size=6, markeredgewidth=1.6)
+            mark(axes, x[-1:], y[-1:], AgentStyle(colour, "x", ""), size=6, markeredgewidth=1.6)
             name_at[line.agent] = (float(x[-1]), float(y[-1]))
         if not line.x.size:
             continue
@@ -292,7 +299,7 @@ def _paint_curves(
     axes.set_xlabel("generated tokens in training", color=MUTED, fontsize=10, labelpad=5)
     axes.xaxis.set_major_formatter(lambda value, _: short_count(value))
     axes.xaxis.get_major_locator().set_params(nbins=5)
-    _name_ends(axes, name_at, names, styles)
+    name_ends(axes, name_at, names, styles)
 
 
 def _curve_name(line: Series, low: float, high: float) -> str:
@@ -300,37 +307,40 @@ def _curve_name(line: Series, low: float, high: float) -> str:
     end = float(line.mean[-1]) if line.x.size else low
     if low <= end <= high:
         return _shortened(line.agent)
-    return f"{_shortened(line.agent)} {'↓' if end < low else '↑'} {_minus(f'{end:.2f}')}"
+    return f"{_shortened(line.agent)} {'↓' if end < low else '↑'} {typeset(f'{end:.2f}')}"
 
 
 def _paint_trade_off(
-    figure: Any, *, paths: Mapping[str, Sequence[Sequence[CurvePoint]]], styles: Mapping[str, AgentStyle]
+    figure: Any, *, paths: Mapping[str, Sequence[Float]], styles: Mapping[str, AgentStyle], x: str, y: str
 ) -> None:
-    x_low, x_high = focus({agent: [p.proxy for seed in seeds for p in seed] for agent, seeds in paths.items()})
-    y_low, y_high = focus({agent: [p.gold for seed in seeds for p in seed] for agent, seeds in paths.items()})
+    (x_low, x_high), (y_low, y_high) = (
+        focus({agent: [float(v) for points in seeds for v in points[:, axis]] for agent, seeds in paths.items()})
+        for axis in (0, 1)
+    )
 
     def final(agent: str) -> tuple[float, float]:
-        ends = np.array([(points[-1].proxy, points[-1].gold) for points in paths[agent]])
-        return float(ends[:, 0].mean()), float(ends[:, 1].mean())
+        across, up = np.array([points[-1] for points in paths[agent]]).mean(axis=0)
+        return float(across), float(up)
 
     names = {}
     for agent in paths:
-        x, y = final(agent)
-        inside = x_low <= x <= x_high and y_low <= y <= y_high
+        across, up = final(agent)
+        inside = x_low <= across <= x_high and y_low <= up <= y_high
         names[agent] = _shortened(agent) if inside else f"{_shortened(agent)} (off scale)"
-    subtitle = "against proxy reward; a large mark is a seed's last checkpoint"
-    axes = _panel(figure, "Gold reward", subtitle, margin_right=30 + 6.2 * max(map(len, names.values())))
+    against = MEASURES[x][0] if x == "kl" else MEASURES[x][0].lower()
+    subtitle = f"against {against}; large: a seed's last checkpoint"
+    axes = panel(figure, MEASURES[y][0], subtitle, margin_right=30 + 6.2 * max(map(len, names.values())))
     for agent, seeds in paths.items():
         style = styles[agent]
         for points in seeds:
-            proxy, gold = [p.proxy for p in points], [p.gold for p in points]
-            axes.plot(proxy, gold, color=style.colour, linewidth=1.0, alpha=0.45)
-            _mark(axes, proxy[:-1], gold[:-1], style, size=3.4, alpha=0.7)
-            _mark(axes, proxy[-1:], gold[-1:], style, size=8, markeredgecolor=PAPER, zorder=4)
+            across, up = points.T
+            axes.plot(across, up, color=style.colour, linewidth=1.0, alpha=0.45)
+            mark(axes, across[:-1], up[:-1], style, size=3.4, alpha=0.7)
+            mark(axes, across[-1:], up[-1:], style, size=8, markeredgecolor=PAPER, zorder=4)
     axes.set_xlim(x_low, x_high)
     axes.set_ylim(y_low, y_high)
     axes.xaxis.get_major_locator().set_params(nbins=6)
-    axes.set_xlabel("proxy reward", color=MUTED, fontsize=10, labelpad=5)
+    axes.set_xlabel(f"{against}, nats per reply" if x == "kl" else against, color=MUTED, fontsize=10, labelpad=5)
     _write_key(axes, {agent: names[agent] for agent in sorted(paths, key=lambda agent: -final(agent)[1])}, styles)
 
 
@@ -338,21 +348,21 @@ def _paint_kl(figure: Any, *, rows: Sequence[SummaryRow], styles: Mapping[str, A
     """A row per agent: a dot per seed, a bar at the mean, its value in words; hollow where it is a bound."""
     names = max(len(_shortened(row.agent)) for row in rows)
     subtitle = "nats per reply; a dot per seed, a bar at the mean"
-    axes = _panel(figure, "KL to the reference", subtitle, margin_left=22 + 6.8 * names, margin_right=74)
+    axes = panel(figure, "KL to the reference", subtitle, margin_left=22 + 6.8 * names, margin_right=74)
     low, high = focus({row.agent: [0.0, *row.kl.values] for row in rows if row.kl})
     for i, row in enumerate(rows):
         if row.kl is None:
             continue
-        value = f"{'≤ ' if row.kl_is_bound else ''}{_minus(f'{row.kl.mean:.2f}')}"
+        value = f"{'≤ ' if row.kl_is_bound else ''}{typeset(f'{row.kl.mean:.2f}')}"
         if row.kl.mean > high:
-            _write(axes, f"→ {value}", (1, i), 0, xycoords=("axes fraction", "data"))
+            write(axes, f"→ {value}", (1, i), 0, xycoords=("axes fraction", "data"))
             continue
         style = AgentStyle(styles[row.agent].colour, "o", "")
         face = PAPER if row.kl_is_bound else style.colour
         more = {"markerfacecolor": face, "markeredgecolor": style.colour, "clip_on": False, "zorder": 3}
-        _mark(axes, row.kl.values, [i] * len(row.kl.values), style, size=7.5, **more)
+        mark(axes, row.kl.values, [i] * len(row.kl.values), style, size=7.5, **more)
         axes.plot([row.kl.mean] * 2, [i - 0.3, i + 0.3], color=INK, linewidth=1.6, zorder=4)
-        _write(axes, value, (1, i), 14, xycoords=("axes fraction", "data"))
+        write(axes, value, (1, i), 14, xycoords=("axes fraction", "data"))
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_yticks(range(len(rows)), [_shortened(row.agent) for row in rows], color=INK, fontsize=11)
     axes.set_xlim(low, high)
@@ -368,19 +378,19 @@ def _paint_estimates(
 ) -> None:
     """A row per agent: a dot at the value on a line over its interval, words beside it, and a rule at zero."""
     names, words = max(len(_shortened(agent)) for agent, _, _ in rows), max(len(text) for _, _, text in rows)
-    axes = _panel(figure, title, subtitle, margin_left=22 + 6.8 * names, margin_right=30 + 6.2 * words)
+    axes = panel(figure, title, subtitle, margin_left=22 + 6.8 * names, margin_right=30 + 6.2 * words)
     low, high = focus({agent: [0.0, found.low, found.high, found.value] for agent, found, _ in rows})
     axes.axvline(0.0, color=MUTED, linewidth=1.0, zorder=1)
     for i, (agent, found, text) in enumerate(rows):
-        _write(axes, text, (1, i), 14, xycoords=("axes fraction", "data"))
+        write(axes, text, (1, i), 14, xycoords=("axes fraction", "data"))
         if not low <= found.value <= high:
             below = found.value < low
-            _write(axes, "←" if below else "→", (0 if below else 1, i), 0, xycoords=("axes fraction", "data"))
+            write(axes, "←" if below else "→", (0 if below else 1, i), 0, xycoords=("axes fraction", "data"))
             continue
         colour = styles[agent].colour
         if found.low is not None and found.high is not None:
             axes.plot([found.low, found.high], [i, i], color=colour, linewidth=5, alpha=0.32, solid_capstyle="round")
-        _mark(axes, [found.value], [i], AgentStyle(colour, "o", ""), size=8, zorder=3)
+        mark(axes, [found.value], [i], AgentStyle(colour, "o", ""), size=8, zorder=3)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_yticks(range(len(rows)), [_shortened(agent) for agent, _, _ in rows], color=INK, fontsize=11)
     axes.set_xlim(low, high)
@@ -391,7 +401,7 @@ def _paint_profile(figure: Any, *, overview: Overview, styles: Mapping[str, Agen
     low, high = focus({row.agent: [float(score) for score in row.scores.flat] for row in overview.agents})
     names = {row.agent: _shortened(row.agent) for row in overview.agents}
     subtitle = "share of runs above a normalised score"
-    axes = _panel(figure, "Performance profile", subtitle, margin_right=30 + 6.2 * max(map(len, names.values())))
+    axes = panel(figure, "Performance profile", subtitle, margin_right=30 + 6.2 * max(map(len, names.values())))
     thresholds = np.linspace(low, high, 201)
     for row in overview.agents:
         style = styles[row.agent]
@@ -408,11 +418,11 @@ def _write_key(axes: Any, names: Mapping[str, str], styles: Mapping[str, AgentSt
     """Marks and names at the right, from the top, in the order given: that of the marks or lines beside them."""
     for i, (agent, name) in enumerate(names.items()):
         x_key, y_key = 1 + 16 / _width(axes), 1 - (8 + 18 * i) / _height(axes)
-        _mark(axes, [x_key], [y_key], styles[agent], size=7, transform=axes.transAxes, clip_on=False)
-        _write(axes, name, (x_key, y_key), 9)
+        mark(axes, [x_key], [y_key], styles[agent], size=7, transform=axes.transAxes, clip_on=False)
+        write(axes, name, (x_key, y_key), 9)
 
 
-def _panel(
+def panel(
     figure: Any,
     title: str,
     subtitle: str,
@@ -442,7 +452,7 @@ def _panel(
     return axes
 
 
-def _name_ends(
+def name_ends(
     axes: Any, ends: Mapping[str, tuple[float, float]], names: Mapping[str, str], styles: Mapping[str, AgentStyle]
 ) -> None:
     """Each name right of the end of its line, moved apart where they would overlap, with a leader to its line."""
@@ -455,14 +465,15 @@ def _name_ends(
         if 0 <= y <= height:
             leader = {"color": styles[agent].colour, "linewidth": 0.9, "transform": axes.transAxes, "clip_on": False}
             axes.plot([x, x_name], [y / height, y_name], **leader)
-        _write(axes, names[agent], (x_name, y_name), 4)
+        write(axes, names[agent], (x_name, y_name), 4)
 
 
-def _mark(axes: Any, x: Any, y: Any, style: AgentStyle, *, size: float, **more: Any) -> None:
+def mark(axes: Any, x: Any, y: Any, style: AgentStyle, *, size: float, **more: Any) -> None:
+    """Dots in an agent's colour and shape, without a line."""
     axes.plot(x, y, color=style.colour, marker=style.marker, markersize=size, linestyle="", **more)
 
 
-def _write(
+def write(
     axes: Any, text: str, at: tuple[float, float], right: float, xycoords: str | tuple[str, str] = "axes fraction"
 ) -> None:
     """`text`, so many points to the right of a place."""
@@ -509,8 +520,9 @@ def short_count(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _minus(number: str) -> str:
-    return number.replace("-", "−")
+def typeset(number: str) -> str:
+    """With a true minus sign, and none before a number that rounds to zero."""
+    return number.replace("-", "−" if any(digit in number for digit in "123456789") else "")
 
 
 def _shortened(name: str, longest: int = _LONGEST_NAME) -> str:

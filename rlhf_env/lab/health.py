@@ -22,6 +22,7 @@ WARNINGS_FILE = "warnings.json"
 WINDOW = 10
 # The value function starts knowing nothing, and is given this long.
 VALUE_WARM_UP = 30
+_KEPT = VALUE_WARM_UP + 2 * WINDOW
 # A KL below 0 is told when it is this many standard errors and this many nats away. A correct run has mean >= 0 in
 # every window, and is judged after every update: 5 leaves it one false alert in three million windows.
 KL_DEVIATIONS, KL_ROUNDING = 5.0, 1e-3
@@ -69,6 +70,7 @@ class Watch:
         while self._rows and self._rows[-1]["update"] >= row["update"]:
             self._rows.pop()
         self._rows.append(row)
+        del self._rows[_KEPT:-_KEPT]  # rules look at a run's first rows and at its latest
         known = {alert.name for alert in self.found}
         new = [
             Alert(name, int(row["update"]), message, remedy)
@@ -96,7 +98,7 @@ def _negative_kl(_rows: Sequence[Row], latest: Sequence[Row]) -> str | None:
 
 
 def _entropy_collapse(rows: Sequence[Row], latest: Sequence[Row]) -> str | None:
-    before, now = _compared(rows, latest, "train/entropy")
+    before, now = _compared(rows, latest, "rollout/entropy")
     if before is None or now is None or not now < ENTROPY_LEFT * before:
         return None
     return f"entropy fell from {before:.3g} to {now:.3g} nats a token: the policy writes nearly the same every time"

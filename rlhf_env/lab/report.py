@@ -13,18 +13,16 @@ import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import resources
+from difflib import SequenceMatcher
 from pathlib import Path
-from typing import Any
 
-import jinja2
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rlhf_env.lab import figures
+from rlhf_env.lab import figures, page
 from rlhf_env.lab.comparison import Across, Conclusions, Overview, Ranking, Standing, conclude
-from rlhf_env.lab.figures import short_count
+from rlhf_env.lab.figures import short_count, typeset
 from rlhf_env.lab.results import (
     CONTROLS,
     REFERENCE,
@@ -37,8 +35,10 @@ from rlhf_env.lab.results import (
     read_results,
     summary_rows,
 )
+from rlhf_env.lab.scorecard_page import section_of
 from rlhf_env.lab.statistics import Comparison, Estimate
-from rlhf_env.shown_text import for_page, for_terminal
+from rlhf_env.lab.tuning import what_was_tried
+from rlhf_env.shown_text import for_terminal
 
 __all__ = [
     "latex_table",
@@ -89,6 +89,30 @@ COLUMNS = (
     Column("Seconds", "of training", lambda row: row.seconds, "{:.0f}".format, with_range=False),
 )
 
+REPLY_COLUMNS = (
+    Column("Entropy", "of the policy, nats per token", lambda row: row.entropy, "{:.2f}".format),
+    Column("Different", "share of different replies", lambda row: row.distinct_replies, "{:.1%}".format),
+    Column("Cut", "share of replies cut off at the limit", lambda row: row.cut_at_limit, "{:.1%}".format),
+    Column(
+        "Off form",
+        "share of replies without the form that the task asks for, or without an end",
+        lambda row: row.format_failures,
+        "{:.1%}".format,
+    ),
+)
+
+
+SPENDING_COLUMNS = (
+    Column("Tokens", "generated in training", lambda row: row.generated_tokens, short_count, with_range=False),
+    Column("Reward calls", "responses scored in training", lambda row: row.reward_calls, short_count, with_range=False),
+    Column(
+        "Labels", "preferences between two responses", lambda row: row.preference_labels, short_count, with_range=False
+    ),
+    Column("Gradient steps", "of the optimizer", lambda row: row.gradient_steps, short_count, with_range=False),
+    Column("Seconds", "of training", lambda row: row.seconds, "{:.0f}".format),
+    Column("Reply tokens", "generated for each reply that is shown", lambda row: row.inference_tokens, short_count),
+)
+
 
 @dataclass(frozen=True)
 class Value:
@@ -126,8 +150,48 @@ def sheets(results: Results, conclusions: Conclusions) -> list[Sheet]:
     found = [_leaderboard(conclusions.rankings)] if conclusions.rankings else []
     if conclusions.overview is not None:
         found.insert(0, _overview(conclusions.overview))
-    headings = tuple((column.heading, column.meaning) for column in COLUMNS)
-    return [*found, Sheet("table", "All measures", headings, tuple(lines(results)), tuple(caption(results)))]
+    found.append(_measures("table", "All measures", COLUMNS, results, caption(results)))
+    replies = _measures("replies", "The replies", REPLY_COLUMNS, results, [])
+    if any(value != Value() for line in replies.lines for value in line.values):
+        found.append(replies)
+    spending = _measures("spending", "What was spent", SPENDING_COLUMNS, results, [])
+    if any(value != Value() for line in spending.lines for value in line.values[1:4]):  # more than the table above has
+        found.append(spending)
+    return [*found, _tuning(results)] if results.trials else found
+
+
+def _tuning(results: Results) -> Sheet:
+    """Every configuration that was tried, in which settings it differs from the file's own, and the one taken."""
+    tried = what_was_tried(results.trials)
+    own = {(one.task, one.agent): one.settings for one in tried if one.configuration == 0}
+    found = []
+    for one in tried:
+        before = own.get((one.task, one.agent), {})
+        changed = [f"{name} {value}" for name, value in one.settings.items() if before.get(name) != value]
+        score = Value("failed") if one.score is None else Value(typeset(f"{one.score:.3f}"))
+        shown = (
+            Value(", ".join(changed) if one.configuration else "as in the file"),
+            score,
+            Value("yes" if one.chosen else ""),
+        )
+        found.append(Line(one.task, one.agent, False, "", shown))
+    tokens = sum(trial.spending.get("generated_tokens", 0.0) for trial in results.trials)
+    seconds = sum(trial.spending.get("seconds", 0.0) for trial in results.trials)
+    headings = (
+        ("Settings", "the file's own, or what was drawn for it from the ranges that the agent declares"),
+        ("Objective", "mean at the end of the trials, on training prompts held apart for them"),
+        ("Taken", "the highest objective; a configuration with a failed trial is out"),
+    )
+    note = (
+        f"{len(results.trials)} trials, with seeds and prompts that no number above is of: {short_count(tokens)} "
+        f"tokens and {short_count(seconds)} seconds in all, beside the budgets."
+    )
+    return Sheet("tuning", "What was tried", headings, tuple(found), (note,))
+
+
+def _measures(name: str, title: str, columns: Sequence[Column], results: Results, notes: Sequence[str]) -> Sheet:
+    headings = tuple((column.heading, column.meaning) for column in columns)
+    return Sheet(name, title, headings, tuple(lines(results, columns)), tuple(notes))
 
 
 def _leaderboard(rankings: Sequence[Ranking]) -> Sheet:
@@ -176,7 +240,7 @@ def _estimated(found: Estimate | None, *, signed: bool = False) -> Value:
     if found is None:
         return Value()
     value, *ends = (
-        _typeset(f"{number:+.2f}" if signed else f"{number:.2f}")
+        typeset(f"{number:+.2f}" if signed else f"{number:.2f}")
         for number in (found.value, found.low, found.high)
         if number is not None
     )
@@ -200,7 +264,7 @@ def _how_compared(rankings: Sequence[Ranking]) -> Iterator[str]:
             "another's name in statistics.json, chosen beforehand."
         )
     if any(standing.floored for ranking in rankings for standing in ranking.standings):
-        floors = ", ".join(f"{ranking.task} {_typeset(f'{ranking.floor:.2f}')}" for ranking in rankings)
+        floors = ", ".join(f"{ranking.task} {typeset(f'{ranking.floor:.2f}')}" for ranking in rankings)
         yield f"A run without a score counts with the floor, the worst finished run of its task ({floors})."
 
 
@@ -213,7 +277,7 @@ def _overview(overview: Overview) -> Sheet:
         ("Verdict", "against the reference, over all tasks"),
     )
     tops = ", ".join(
-        f"{task} {_typeset(f'{top:.2f}')} ({f'mean of {agent}' if agent else 'known optimum'})"
+        f"{task} {typeset(f'{top:.2f}')} ({f'mean of {agent}' if agent else 'known optimum'})"
         for task, (top, agent) in overview.tops.items()
     )
     notes = (
@@ -234,10 +298,10 @@ def _across(row: Across) -> Line:
     return Line("", row.agent, row.agent in CONTROLS, "", values)
 
 
-def lines(results: Results) -> list[Line]:
-    """All measures, a line per task and agent."""
+def lines(results: Results, columns: Sequence[Column] = COLUMNS) -> list[Line]:
+    """The measures of `columns`, a line per task and agent."""
     return [
-        Line(row.task, row.agent, row.control, _note(row), tuple(_value(column, row) for column in COLUMNS))
+        Line(row.task, row.agent, row.control, _note(row), tuple(_value(column, row) for column in columns))
         for row in summary_rows(results)
     ]
 
@@ -247,13 +311,8 @@ def _value(column: Column, row: SummaryRow) -> Value:
     if spread is None:
         return Value()
     bound = "≤ " if column.is_bound(row) else ""
-    mean, low, high = (_typeset(column.write(v)) for v in (spread.mean, spread.low, spread.high))
+    mean, low, high = (typeset(column.write(v)) for v in (spread.mean, spread.low, spread.high))
     return Value(bound + mean, f"{low} to {high}" if column.with_range and low != high else "")
-
-
-def _typeset(number: str) -> str:
-    """With a true minus sign, and none before a number that rounds to zero."""
-    return number.replace("-", "−" if any(digit in number for digit in "123456789") else "")
 
 
 def _note(row: SummaryRow) -> str:
@@ -405,7 +464,7 @@ class Reply:
         if self.sample is None:
             return ""
         measured = (("gold", self.sample.gold), ("proxy", self.sample.proxy))
-        return " · ".join(f"{name} {_typeset(f'{value:.2f}')}" for name, value in measured if value is not None)
+        return " · ".join(f"{name} {typeset(f'{value:.2f}')}" for name, value in measured if value is not None)
 
 
 def samples_side_by_side(results: Results, task: str) -> list[tuple[str, list[Reply]]]:
@@ -417,6 +476,65 @@ def samples_side_by_side(results: Results, task: str) -> list[tuple[str, list[Re
         (prompt.prompt, [_reply(agent, cells[agent], i, prompt.prompt) for agent in agents])
         for i, prompt in enumerate(longest)
     ]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A held-out prompt answered by the reference, as the policy was before training, and after it; `why` this one."""
+
+    why: str
+    prompt: str
+    before: Reply
+    after: Reply
+
+
+def before_and_after(results: Results, task: str) -> dict[str, list[Change]]:
+    """By agent: its best, median and worst reply, and the two that changed most, in reward and in words.
+
+    Of the first seed with samples, by gold reward (without one, proxy). Words: 1 - `difflib`'s ratio of common ones.
+    """
+    found: dict[str, list[Change]] = {}
+    for agent in [agent for agent in results.agents_on(task) if agent not in CONTROLS]:
+        cell = next((cell for cell in results.of(task, agent) if cell.samples), None)
+        if cell is None:
+            continue
+        started = next((it for it in results.of(task, REFERENCE) if it.seed == cell.seed and it.samples), None)
+        pairs = [
+            (_reply(REFERENCE, started, i, said.prompt), Reply(agent, cell.seed, said))
+            for i, said in enumerate(cell.samples)
+        ]
+        picked: dict[int, list[str]] = {}
+        for why, place in _worth_showing(
+            [(before.sample, said) for (before, _), said in zip(pairs, cell.samples, strict=True)]
+        ):
+            picked.setdefault(place, []).append(why)
+        found[agent] = [
+            Change(", ".join(whys), cell.samples[place].prompt, *pairs[place]) for place, whys in picked.items()
+        ]
+    return found
+
+
+def _worth_showing(pairs: Sequence[tuple[Sample | None, Sample]]) -> Iterator[tuple[str, int]]:
+    """Which of (before, after) to show, and why. Of equals the first."""
+    measure = next((name for name in ("gold", "proxy") if all(getattr(s, name) is not None for _, s in pairs)), None)
+    if measure is not None:
+        scores = [float(getattr(after, measure)) for _, after in pairs]
+        ranked = sorted(range(len(pairs)), key=lambda i: -scores[i])
+        yield from (("best", ranked[0]), ("median", ranked[len(ranked) // 2]), ("worst", ranked[-1]))
+        moved = {
+            i: abs(scores[i] - float(getattr(before, measure)))
+            for i, (before, _) in enumerate(pairs)
+            if before is not None and getattr(before, measure) is not None
+        }
+        if moved:
+            yield f"most changed in {measure}", max(moved, key=lambda i: moved[i])
+    rewritten = {i: _distance(before.response, after.response) for i, (before, after) in enumerate(pairs) if before}
+    if rewritten:
+        yield "most changed in words", max(rewritten, key=lambda i: rewritten[i])
+
+
+def _distance(text: str, other: str) -> float:
+    return 1.0 - SequenceMatcher(None, text.split(), other.split(), autojunk=False).ratio()
 
 
 def _reply(agent: str, cell: Cell | None, index: int, prompt: str) -> Reply:
@@ -436,7 +554,7 @@ def write_report(folder: str | Path) -> Path:
     conclusions = conclude(results)
     tables, tasks = sheets(results, conclusions), len(results.tasks) > 1
     pictures = figures.pictures(results, conclusions)
-    page = _page(results, conclusions, tables, pictures)
+    html = _page(results, conclusions, tables, pictures)
     drawn = results.folder / "figures"
     drawn.mkdir(exist_ok=True)
     for picture in pictures:
@@ -445,36 +563,29 @@ def write_report(folder: str | Path) -> Path:
     _replace(results.folder / "statistics.json", (json.dumps(asdict(results.comparing), indent=1) + "\n").encode())
     _replace(results.folder / "table.md", _markdown_tables(tables, tasks).encode())
     _replace(results.folder / "table.tex", _latex_tables(tables, tasks).encode())
-    _replace(results.folder / "report.html", page.encode())
+    _replace(results.folder / "report.html", html.encode())
     return results.folder / "report.html"
 
 
 def _page(
     results: Results, conclusions: Conclusions, tables: Sequence[Sheet], pictures: Sequence[figures.Picture]
 ) -> str:
-    environment = jinja2.Environment(
-        autoescape=True, finalize=_shown, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    template = environment.from_string(
-        resources.files("rlhf_env.lab").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    )
+    template = page.environment().get_template("report.html.jinja")
     return template.render(
         results=results,
         title=results.about.title or results.benchmark,
-        sheets={"overview": None, "leaderboard": None} | {sheet.name: sheet for sheet in tables},
+        sheets={"overview": None, "leaderboard": None, "replies": None, "spending": None, "tuning": None}
+        | {sheet.name: sheet for sheet in tables},
         checks=conclusions.checks,
         claim=claim(results),
         styles=figures.agent_styles(results.agents),
         sections=_figures_by_section(results, pictures),
+        changes={task: before_and_after(results, task) for task in results.tasks},
         samples={task: samples_side_by_side(results, task) for task in results.tasks},
         open_prompts=_OPEN_PROMPTS,
+        scorecard=section_of(results.folder),
         runs=list(_runs(results)),
     )
-
-
-def _shown(value: Any) -> Any:
-    """Every text on the page goes through here, before it is escaped; what is HTML already has gone through."""
-    return for_page(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def _figures_by_section(
@@ -486,7 +597,7 @@ def _figures_by_section(
         by_place.setdefault((picture.section, picture.task), []).append(figures.as_inline_svg(picture))
     return {
         section: [(task, by_place[section, task]) for task in ("", *results.tasks) if (section, task) in by_place]
-        for section in ("overview", "leaderboard", "curves", "trade", "kl", "parts")
+        for section in ("overview", "leaderboard", "curves", "trade", "frontier", "kl", "drift", "parts")
     }
 
 
@@ -505,6 +616,8 @@ def _runs(results: Results) -> Iterator[Run]:
         folder = results.run_folder(cell)
         has_file = folder is not None and (folder / "experiment.toml").is_file()
         command = f"rlhf-env train {shlex.quote(f'{cell.run}/experiment.toml')}" if has_file else results.about.command
+        if (results.folder / "benchmark.toml").is_file():
+            command = f"rlhf-env bench benchmark.toml --only {cell.task}/{cell.agent}/{cell.seed} --out again"
         yield Run(cell, settings, command)
 
 

@@ -6,6 +6,7 @@
       statistics.json      optional: the seed of the intervals, and whom agents are compared with besides the reference
       results/*.json       one file per cell: a task, an agent and a seed
       cells/...            the run of each cell, with its metrics.jsonl
+      tuning/*.json        optional: one file per trial, like a result
       reward_model.json    optional: how good the learned reward is on pairs it did not see
 
 Every table and figure is made from `Results`, never from a run in memory: the report of an old folder is the report
@@ -47,6 +48,7 @@ class CurvePoint:
     proxy: float | None = None
     kl: float | None = None
     length: float | None = None
+    distinct_2: float | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,23 @@ class Cell:
     @property
     def finished(self) -> bool:
         return self.status == "finished"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One seed of one configuration of an agent's settings, tried on a task before the reported runs.
+
+    `objective`: what training maximises, on prompts held apart for it, at the end; None, and an `error`, if it failed.
+    """
+
+    task: str
+    agent: str
+    configuration: int
+    seed: int
+    settings: Mapping[str, Any]
+    objective: float | None = None
+    error: str = ""
+    spending: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -135,6 +154,7 @@ class Results:
     about: About = field(default_factory=About)
     reward_model: RewardModelCard | None = None
     comparing: Comparing = field(default_factory=Comparing)
+    trials: tuple[Trial, ...] = ()
 
     @property
     def tasks(self) -> list[str]:
@@ -240,8 +260,9 @@ class SummaryRow:
     """An agent on a task: each measure over its finished seeds, None where nothing was measured.
 
     What agents are ranked by on the task is over all seeds, `floored` of them at the floor for want of a score.
-    `kl_is_bound`: the KL is the analytic upper bound of the agent (best-of-n), not an estimate. `generated_tokens` were
-    spent in training; `inference_tokens` are spent for each reply that is shown.
+    `kl_is_bound`: the KL is the analytic upper bound of the agent (best-of-n), not an estimate; where texts are so few
+    that it is a sum over all of them, it is that. `generated_tokens` were spent in training; `inference_tokens` are
+    spent for each reply that is shown. The other measures are those of `evaluation.Evaluator`.
     """
 
     task: str
@@ -256,9 +277,16 @@ class SummaryRow:
     kl: Spread | None
     length: Spread | None
     distinct_2: Spread | None
+    distinct_replies: Spread | None
+    entropy: Spread | None
+    cut_at_limit: Spread | None
+    format_failures: Spread | None
     generated_tokens: Spread | None
     inference_tokens: Spread | None
     seconds: Spread | None
+    reward_calls: Spread | None
+    preference_labels: Spread | None
+    gradient_steps: Spread | None
 
 
 def summary_rows(results: Results) -> list[SummaryRow]:
@@ -291,12 +319,19 @@ def _summary_row(results: Results, task: str, agent: str) -> SummaryRow:
         kl_is_bound=any(cell.kl_is_bound for cell in finished),
         gold=measured("gold"),
         proxy=measured("proxy"),
-        kl=measured("kl"),
+        kl=measured("kl_exact") or measured("kl"),
         length=measured("length"),
         distinct_2=measured("distinct_2"),
+        distinct_replies=measured("distinct_replies"),
+        entropy=measured("entropy"),
+        cut_at_limit=measured("cut_at_limit"),
+        format_failures=measured("format_failures"),
         generated_tokens=spent("generated_tokens"),
         inference_tokens=measured("inference_tokens"),
         seconds=spent("seconds"),
+        reward_calls=spent("reward_calls"),
+        preference_labels=spent("preference_labels"),
+        gradient_steps=spent("gradient_steps"),
     )
 
 
@@ -341,7 +376,29 @@ def read_results(folder: str | Path) -> Results:
         about=_about(folder / "about.json"),
         reward_model=_reward_model(folder / "reward_model.json"),
         comparing=_comparing(folder / "statistics.json", {agent for _, agent, _ in cells}),
+        trials=read_trials(folder),
     )
+
+
+def read_trials(folder: Path) -> tuple[Trial, ...]:
+    """The trials that a benchmark's tuning has made so far, by task, agent, configuration and seed."""
+    found = []
+    for file in (folder / "tuning").glob("*.json"):
+        record = _Record(file, _read_object(file))
+        run = _cell(record, folder)
+        found.append(
+            Trial(
+                task=run.task,
+                agent=run.agent,
+                configuration=record.integer("configuration"),
+                seed=run.seed,
+                settings=run.agent_settings,
+                objective=run.evaluation.get("objective") if run.finished else None,
+                error=run.error or "",
+                spending=run.spending,
+            )
+        )
+    return tuple(sorted(found, key=lambda trial: (trial.task, trial.agent, trial.configuration, trial.seed)))
 
 
 def _cell(record: _Record, folder: Path) -> Cell:
@@ -359,7 +416,7 @@ def _cell(record: _Record, folder: Path) -> Cell:
     trained = spending.get("generated_tokens", 0.0)
     if status == "finished" and curve and trained > curve[-1].generated_tokens:
         # Between the last checkpoint and the end there may be training: the curve ends where the table's numbers are.
-        ends = {name: measured.get(name) for name in ("gold", "proxy", "kl", "length")}
+        ends = {name: measured.get(name) for name in ("gold", "proxy", "kl", "length", "distinct_2")}
         curve.append(CurvePoint(int(spending.get("updates", 0)), trained, **ends))
     return Cell(
         task=record.text("task"),
@@ -389,6 +446,7 @@ def _curve_point(record: _Record) -> CurvePoint:
         proxy=record.number("proxy"),
         kl=record.number("kl"),
         length=record.number("length"),
+        distinct_2=record.number("distinct_2"),
     )
 
 

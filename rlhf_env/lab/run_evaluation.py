@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rlhf_env import plugins
 from rlhf_env.envs.rewards import RewardMix
-from rlhf_env.errors import ConfigError, DataError
+from rlhf_env.envs.tasks import held_out, well_formed
+from rlhf_env.errors import ConfigError, DataError, MissingExtra, RewardError, UnknownName
 from rlhf_env.feedback.calibration import wilson_interval
 from rlhf_env.lab.behaviour import (
     Cluster,
@@ -27,16 +29,17 @@ from rlhf_env.lab.behaviour import (
     paid_phrases,
     phrase_changes,
     rate_change,
+    tone_changes,
 )
 from rlhf_env.lab.benchmark import write_json
-from rlhf_env.lab.evaluation import Evaluator, distinct_n, repetition, self_bleu
+from rlhf_env.lab.evaluation import Evaluator, distinct_n, entropy, repetition, self_bleu
 from rlhf_env.lab.statistics import Estimate, estimate, mean
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.agent import Decision, Metrics, Setup
 from rlhf_env.learning.experiment import Experiment, Workplace, build
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.shown_text import for_terminal
-from rlhf_env.types import Episode, Float, Observation, Tokenizer
+from rlhf_env.types import Episode, Float, Observation, Reward, Tokenizer
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -64,9 +67,11 @@ class RunEvaluation:
     """The agent of a run after `update` updates, and its reference, on the same `prompts` held-out prompts.
 
     `win_rate`: of "proxy" and "gold", the share of prompts on which the agent's answer scores higher (equal: 1/2) with
-    Wilson's interval. `kl`: KL(agent || reference) in nats a response by two estimators, k1 and k3. Both are unbiased;
-    where the agent has all but stopped writing something that the reference does write, k3 has its mean from texts too
-    rare to be drawn, and comes out too small. For an agent whose distance can only be bounded, `kl_bound` instead.
+    Wilson's interval. `kl`: KL(agent || reference) in nats a response by two estimators, k1 and k3, and where so few
+    texts are possible that it is a sum, "exact". Both estimators are unbiased; where the agent has all but stopped
+    writing something that the reference does write, k3 has its mean from texts too rare to be drawn, and comes out too
+    small. For an agent whose distance can only be bounded, `kl_bound` instead. `rates` are shares of texts: cut off,
+    without the form that the task asks for, positive or negative in tone, refusals, and other formats.
     `phrases` are those gained and lost significantly, `paid` those the proxy reward pays for.
     """
 
@@ -100,23 +105,30 @@ def evaluate_run(folder: str | Path, *, prompts: int | None = None) -> RunEvalua
     evaluator = Evaluator.of(replace(workplace, experiment=experiment))
     ours, _ = evaluator.texts(workplace.agent)
     theirs, _ = evaluator.texts(_Reference(workplace.setup))
+    if unscored := 2 * experiment.evaluation.prompts - len(ours) - len(theirs):
+        raise RewardError(
+            f"answers are compared prompt by prompt, and {unscored} of them have no score: mend the reward, or give it "
+            "a number to score with (on_error)"
+        )
     # One stream for all intervals: the same run gives the same file.
     stream = np.random.default_rng([experiment.evaluation.seed, *b"intervals"])
     after, before = ([episode.response for episode in rollout.episodes] for rollout in (ours, theirs))
     sums, other_sums = evaluator.sums(ours.scores), evaluator.sums(theirs.scores)
     bound = getattr(workplace.agent, "kl_bound", None)
     score = _proxy(evaluator, ours)
+    exact = evaluator.exact_kl(workplace.agent)
+    tones = _tone(theirs), _tone(ours)
     return RunEvaluation(
         run=str(folder),
         update=update,
         agent=str(experiment.agent.get("name")),
         prompts=len(ours),
-        measures=list(_measures(evaluator, ours, theirs, stream)),
+        measures=list(_measures(evaluator, ours, theirs, stream, chosen=bound is not None)),
         win_rate={name: _win_rate(sums[name], other_sums[name]) for name in ("proxy", "gold") if name in sums},
-        kl=_kl(ours, stream) if bound is None else {},
+        kl=_kl(ours, stream, exact) if bound is None else {},
         kl_bound=None if bound is None else float(bound),
         phrases=[change for change in phrase_changes(before, after) if change.p < 0.05],
-        rates=[*_endings(theirs, ours), *format_changes(before, after)],
+        rates=[*_endings(evaluator, theirs, ours), *tone_changes(*tones), *format_changes(before, after)],
         clusters=clusters(before, after),
         paid=[] if score is None else paid_phrases(before, after, score, stream=stream),
     )
@@ -150,6 +162,8 @@ def load_run(folder: str | Path) -> tuple[Workplace, int]:
 class _Reference:
     """The reference as an agent."""
 
+    trains = False
+
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
 
@@ -172,12 +186,17 @@ class _Reference:
 # ---------------------------------------------------------------- numbers
 
 
-def _measures(evaluator: Evaluator, ours: Rollout, theirs: Rollout, stream: np.random.Generator) -> Iterator[Measure]:
+def _measures(
+    evaluator: Evaluator, ours: Rollout, theirs: Rollout, stream: np.random.Generator, *, chosen: bool
+) -> Iterator[Measure]:
+    """`chosen`: the agent's texts are chosen from several, so that their tokens tell no entropy."""
     per_prompt = [_per_prompt(evaluator, rollout) for rollout in (ours, theirs)]
     for name, values in per_prompt[0].items():
         others = per_prompt[1][name]
         difference = estimate(mean, values - others, stream=stream)
         yield Measure(name, float(values.mean()), float(others.mean()), difference)
+    if not chosen:
+        yield Measure("entropy, nats a token", entropy(ours), entropy(theirs))
     together = [_together(rollout) for rollout in (ours, theirs)]
     for name, value in together[0].items():
         yield Measure(name, value, together[1][name])
@@ -191,7 +210,17 @@ def _per_prompt(evaluator: Evaluator, rollout: Rollout) -> dict[str, Float]:
         **{name: rollout.part(name).numpy() for name in parts},
         "length": rollout.actions.sum(dim=1).double().numpy(),
         "repetition_2": np.array([repetition(episode.response, 2) for episode in rollout.episodes]),
+        **({} if (tone := _tone(rollout)) is None else {"sentiment": tone}),
     }
+
+
+def _tone(rollout: Rollout) -> Float | None:
+    """float64[N] in [-1, 1]: how positive each text sounds, by the reward plugin `sentiment`; None without it."""
+    try:
+        judge: Reward = plugins.host().load("reward", "sentiment")()
+    except (MissingExtra, UnknownName):
+        return None
+    return np.asarray(judge(rollout.episodes), dtype=np.float64)
 
 
 def _together(rollout: Rollout) -> dict[str, float]:
@@ -211,17 +240,18 @@ def perplexity_under_reference(rollout: Rollout) -> float:
     return math.exp(-(float(stated) - divergence) / max(int(rollout.actions.sum()), 1))
 
 
-def _kl(rollout: Rollout, stream: np.random.Generator) -> dict[str, Estimate]:
+def _kl(rollout: Rollout, stream: np.random.Generator, exact: float | None) -> dict[str, Estimate]:
     """k1 and k3 of Schulman 2020 (see `learning.functional.kl_estimate`), summed over each text.
 
     Of a token drawn from p, both have the mean KL(p || q) of the state it was drawn in.
     """
     k1 = [score.tokens["divergence"] for score in rollout.scores]
     sums = {"k1": k1, "k3": [np.expm1(-values) + values for values in k1]}
-    return {
+    found = {
         name: estimate(mean, np.array([values.sum() for values in of_texts]), stream=stream)
         for name, of_texts in sums.items()
     }
+    return found if exact is None else {**found, "exact": Estimate(exact, None, None)}
 
 
 def _win_rate(ours: Float, theirs: Float) -> Estimate:
@@ -229,11 +259,12 @@ def _win_rate(ours: Float, theirs: Float) -> Estimate:
     return Estimate(share, *wilson_interval(share, len(ours)))
 
 
-def _endings(before: Rollout, after: Rollout) -> Iterator[RateChange]:
-    cut = [
-        np.array([e.finish_reason == "length" for e in rollout.episodes], dtype=float) for rollout in (before, after)
-    ]
+def _endings(evaluator: Evaluator, before: Rollout, after: Rollout) -> Iterator[RateChange]:
+    task = held_out(evaluator.workplace.env.task)
+    cut = [[episode.finish_reason == "length" for episode in rollout.episodes] for rollout in (before, after)]
+    off = [[not well_formed(task, episode) for episode in rollout.episodes] for rollout in (before, after)]
     yield rate_change("cut at the limit", *cut)
+    yield rate_change("without the form asked for", *off)
 
 
 def _proxy(evaluator: Evaluator, rollout: Rollout) -> Score | None:

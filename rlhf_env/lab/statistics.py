@@ -101,10 +101,25 @@ def estimate(
     if seeds < 2:
         return Estimate(value, None, None, level)
     redrawn = [statistic(*(_redraw(sample, stream) for sample in checked)) for _ in range(resamples)]
+    low, high = widened_percentiles(redrawn, seeds, level)
+    return Estimate(value, low, high, level)
+
+
+def widened_percentiles(redrawn: Sequence[float], seeds: int, level: float = 0.95) -> tuple[float, float]:
+    """The interval that bootstrap values of samples of so many `seeds` (two or more) give, as `estimate` has it."""
     wide = math.sqrt(seeds / (seeds - 1)) * student_t((1.0 + level) / 2.0, seeds - 1)
     tail = NormalDist().cdf(-wide)
     low, high = np.quantile(redrawn, [tail, 1.0 - tail])
-    return Estimate(value, float(low), float(high), level)
+    return float(low), float(high)
+
+
+def student_mean(values: Float, level: float = 0.95) -> Estimate:
+    """The mean of float64[N] with Student's interval; none from a single value."""
+    mean = float(values.mean())
+    if len(values) < 2:
+        return Estimate(mean, None, None, level)
+    wide = student_t((1.0 + level) / 2.0, len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return Estimate(mean, mean - wide, mean + wide, level)
 
 
 def _redraw(scores: Float, stream: np.random.Generator) -> Float:

@@ -1,7 +1,11 @@
 """Checkpoints: a directory of safetensors and JSON, whole or not there at all. No pickle.
 
-A checkpoint is written as `.tmp-<step>-<pid>`, each file fsynced, `manifest.json` (sizes and sha256 of the others)
-last; then it is renamed and its parent fsynced. A directory without a manifest that matches is not a checkpoint.
+A checkpoint is written as `.tmp-<step>-<pid>`, each file fsynced, `manifest.json` (sizes and sha256 of the others, and
+a sha256 of what it says itself) last; then it is renamed and its parent fsynced. A directory without a manifest that
+matches is not a checkpoint.
+
+Formats: 2, this one. 1: one random stream for all rows, and a manifest that vouched for the other files only; nothing
+can make one of format 2 of it, because what its rows would have drawn from streams of their own is not in it.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from torch import Tensor
 
 from rlhf_env.errors import DataError, RunFailed
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _TENSORS, _STATE, _MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 _CONTENT = (_TENSORS, _STATE)
 _FOLDER = re.compile(r"step-(\d+)(\.replaced)?")
@@ -52,7 +56,8 @@ def save(parent: Path, step: int, state: Mapping[str, Any], record: Mapping[str,
             name: {"sha256": _digest(partial / name), "bytes": (partial / name).stat().st_size} for name in _CONTENT
         }
         manifest = {"format_version": FORMAT_VERSION, "step": step, "files": files, **record}
-        (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        sealed = {**manifest, "sha256": _seal(manifest)}
+        (partial / _MANIFEST).write_text(json.dumps(sealed, indent=1), encoding="utf-8")
         _sync(partial / _MANIFEST)
         if final.exists():  # the same step saved again; the earlier one counts until the new one stands
             shutil.rmtree(replaced, ignore_errors=True)
@@ -62,7 +67,10 @@ def save(parent: Path, step: int, state: Mapping[str, Any], record: Mapping[str,
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         needed = sum(t.numel() * t.element_size() for t in tensors.values())
-        raise RunFailed(f"cannot write checkpoint {final} (about {needed:,} bytes): {error}") from error
+        raise RunFailed(
+            f"cannot write checkpoint {final} (about {needed:,} bytes): {error}. What stood before is whole: make "
+            "room, then go on with --resume"
+        ) from error
     shutil.rmtree(replaced, ignore_errors=True)
     for old in list(_candidates(parent, up_to=step))[keep:]:
         shutil.rmtree(old, ignore_errors=True)
@@ -71,10 +79,23 @@ def save(parent: Path, step: int, state: Mapping[str, Any], record: Mapping[str,
 
 def latest(parent: Path) -> Path | None:
     """The newest valid checkpoint under `parent`, or None. Damaged ones are passed over."""
+    return survey(parent)[0]
+
+
+def survey(parent: Path) -> tuple[Path | None, dict[Path, list[str]]]:
+    """The newest valid checkpoint under `parent`, if there is one, and what is wrong with each that is newer."""
+    wrong: dict[Path, list[str]] = {}
     for folder in _candidates(parent):
-        if not problems(folder):
-            return folder
-    return None
+        found = problems(folder)
+        if not found:
+            return folder, wrong
+        wrong[folder] = found
+    return None, wrong
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a checkpoint that is of no use, so that none is looked for in it; its new place."""
+    return folder.rename(folder.with_name(f"{folder.name}.set-aside-{os.getpid()}"))
 
 
 def problems(folder: Path) -> list[str]:
@@ -87,7 +108,9 @@ def problems(folder: Path) -> list[str]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         return [f"{folder / _MANIFEST} cannot be read: {error}"]
     if version != FORMAT_VERSION:
-        return [f"{folder} has checkpoint format {version}, this version reads {FORMAT_VERSION}"]
+        return [_other_format(folder, manifest)]
+    if manifest.pop("sha256", None) != _seal(manifest):
+        return [f"{folder / _MANIFEST} is damaged (it does not say what it said when it was written)"]
     try:
         stated = {name: (manifest["files"][name]["bytes"], manifest["files"][name]["sha256"]) for name in _CONTENT}
     except (KeyError, TypeError) as error:
@@ -102,18 +125,43 @@ def problems(folder: Path) -> list[str]:
     return found
 
 
+def manifest_of(folder: Path) -> dict[str, Any]:
+    """What a valid checkpoint says about itself."""
+    content: dict[str, Any] = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+    return content
+
+
 def load(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """(state, manifest). Raises DataError that names the file when anything is missing or damaged."""
     wrong = problems(folder)
     if wrong:
         raise DataError(*wrong)
-    manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
     try:
         plain = json.loads((folder / _STATE).read_text(encoding="utf-8"))
         state: dict[str, Any] = _put_together(plain, load_file(folder / _TENSORS))
     except (ValueError, KeyError, SafetensorError) as error:  # whole, but not written by `save`
         raise DataError(f"{folder} does not hold a checkpoint's state: {error!r}") from error
-    return state, manifest
+    return state, manifest_of(folder)
+
+
+def _other_format(folder: Path, manifest: Mapping[str, Any]) -> str:
+    version, versions = manifest["format_version"], manifest.get("versions")
+    maker = versions.get("rlhf-env") if isinstance(versions, Mapping) else None
+    newer = isinstance(version, int) and version > FORMAT_VERSION
+    remedy = "use that version or a later one" if newer else "finish the run with that version, or start it anew"
+    return (
+        f"{folder} has checkpoint format {version}, this version of rlhf-env reads {FORMAT_VERSION}: it was made by "
+        f"rlhf-env {maker or 'of another version'}; {remedy}"
+    )
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 of names, types, shapes and bits: equal for the same weights, wherever they came from."""
+    whole = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        whole.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return whole.hexdigest()
 
 
 def _candidates(parent: Path, up_to: int | None = None) -> Iterator[Path]:
@@ -171,6 +219,10 @@ def _put_together(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if isinstance(value, list):
         return [_put_together(item, tensors) for item in value]
     return value
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(file: Path) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import types
 import typing
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar, get_origin
 
 from rlhf_env.errors import ConfigError, did_you_mean
+from rlhf_env.plain_data import fits, spoken
 
 T = TypeVar("T")
 
@@ -82,47 +82,9 @@ def _default_of(field: dataclasses.Field[Any]) -> Any:
 
 def _checked(value: Any, hint: Any, where: str, problems: list[str]) -> Any:
     """`value` as the type the field declares, or a problem noted."""
-    if _fits(value, hint):
+    if fits(value, hint):
         if get_origin(hint) is tuple:  # TOML has lists only
             return tuple(value)
         return float(value) if hint is float else value
-    problems.append(f"{where}: {value!r} is not {_spoken(hint)}")
+    problems.append(f"{where}: {value!r} is not {spoken(hint)}")
     return value
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin = get_origin(hint)
-    if origin in (Union, types.UnionType):
-        return any(_fits(value, option) for option in get_args(hint))
-    if origin is Literal:
-        return value in get_args(hint)
-    if hint in (int, float) and isinstance(value, bool):
-        return False
-    if hint is float:
-        return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**1023)
-    if hint is Any:
-        return True
-    if hint is type(None):
-        return value is None
-    plain = (list, tuple) if origin is tuple else origin or hint
-    return isinstance(value, plain) if isinstance(plain, (type, tuple)) else True
-
-
-def _spoken(hint: Any) -> str:
-    names: dict[Any, str] = {
-        int: "a whole number",
-        float: "a number",
-        bool: "true or false",
-        str: "a string",
-        dict: "a table",
-    }
-    origin = get_origin(hint)
-    if origin in (Union, types.UnionType):
-        return " or ".join(_spoken(option) for option in get_args(hint) if option is not type(None))
-    if origin is Literal:
-        return f"one of {', '.join(map(repr, get_args(hint)))}"
-    if origin in (list, tuple):
-        return "a list"
-    if dataclasses.is_dataclass(hint):
-        return "a table"
-    return str(names.get(hint) or names.get(origin) or getattr(hint, "__name__", hint))

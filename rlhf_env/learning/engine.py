@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, get_args
@@ -17,6 +17,8 @@ from rlhf_env.errors import ConfigError, RunFailed
 from rlhf_env.learning.schedules import ScheduleName, multiplier
 from rlhf_env.learning.spending import Spending
 
+LARGE = 5_000_000  # parameters from which a second thread pays
+
 if TYPE_CHECKING:
     from rlhf_env.learning.rollout import Rollout
 
@@ -27,7 +29,8 @@ class Optimization:
 
     `lr`: AdamW's learning rate. `schedule`, `warmup` (share of the budget), `floor`: its course over the budget.
     `max_grad_norm`: the gradient is scaled down to this norm (0: never). `micro_batch_size`: rows per backward pass
-    (0: all at once); a memory setting that changes no result.
+    (0: no limit), and `micro_batch_tokens`: tokens, padding counted (0: no limit); texts of like length go together.
+    Settings of memory and speed, which change no result but the last digits.
     """
 
     lr: float = 2e-4
@@ -39,6 +42,7 @@ class Optimization:
     beta2: float = 0.95
     max_grad_norm: float = 1.0
     micro_batch_size: int = 0
+    micro_batch_tokens: int = 4096
 
     def __post_init__(self) -> None:
         problems = []
@@ -52,7 +56,7 @@ class Optimization:
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 problems.append(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        for name in ("weight_decay", "max_grad_norm", "micro_batch_size"):
+        for name in ("weight_decay", "max_grad_norm", "micro_batch_size", "micro_batch_tokens"):
             if not 0 <= getattr(self, name) < math.inf:
                 problems.append(f"{name} must not be negative, got {getattr(self, name)}")
         if problems:
@@ -83,10 +87,28 @@ class Optimizer:
         chosen = self.settings
         return chosen.lr * multiplier(chosen.schedule, self._engine.progress, warmup=chosen.warmup, floor=chosen.floor)
 
-    def rows(self, count: int) -> Iterator[slice]:
-        """Slices of `micro_batch_size` rows that cover a batch of `count`."""
-        size = self.settings.micro_batch_size or count
-        return (slice(start, start + size) for start in range(0, count, size))
+    def rows(self, lengths: Tensor, *, together: int = 1) -> Iterator[Tensor]:
+        """The micro-batches of a batch of texts of `lengths` int64[B], as row numbers int64[b]; B may be 0.
+
+        A batch within the limits is one, in its own order. Of others, texts of like length go together, the longest
+        first: what does not fit into memory fails at once. Neighbours of `together` (a pair) are never parted, and go
+        alone if they are beyond the limits.
+        """
+        size, tokens = self.settings.micro_batch_size or math.inf, self.settings.micro_batch_tokens or math.inf
+        longest = lengths.reshape(-1, together).amax(dim=1).tolist()
+        order: Sequence[int] = range(len(longest))
+        if len(lengths) > size or len(lengths) * max(longest, default=0) > tokens:
+            order = sorted(order, key=lambda unit: -longest[unit])
+        batch: list[int] = []
+        width = 0
+        for unit in order:
+            grown, width = len(batch) + together, max(width, longest[unit])
+            if batch and (grown > size or grown * width > tokens):
+                yield torch.tensor(batch)
+                batch, width = [], longest[unit]
+            batch += range(unit * together, (unit + 1) * together)
+        if batch:
+            yield torch.tensor(batch)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of one micro-batch."""
@@ -154,13 +176,23 @@ class Engine:
             yield
 
 
-def set_threads(threads: int | None = None) -> int:
-    """Use `threads` for tensor work (default: RLHF_ENV_THREADS, else 1); the number in force.
-
-    One is the default because small models gain nothing from two, and threads that spin on a busy machine cost much.
-    """
-    wanted = os.environ.get("RLHF_ENV_THREADS", "1") if threads is None else str(threads)
+def set_threads(threads: int | None = None, *, parameters: int = 0) -> int:
+    """Use `threads` for tensor work (default: RLHF_ENV_THREADS, else `sensible_threads(parameters)`); that number."""
+    default = os.environ.get("RLHF_ENV_THREADS") or str(sensible_threads(parameters))
+    wanted = default if threads is None else str(threads)
     if not wanted.isdecimal() or (chosen := int(wanted)) < 1:
         raise ConfigError(f"threads must be a whole number of at least 1, got {wanted!r}")
     torch.set_num_threads(chosen)
     return chosen
+
+
+def sensible_threads(parameters: int) -> int:
+    """One for a model of fewer parameters than `LARGE`, which gains nothing from two; else one per idle core.
+
+    A core counts as idle by the load average of the last minute: threads that wait for each other on a busy machine
+    spin, and make everything on it many times slower.
+    """
+    if parameters < LARGE:
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores - round(os.getloadavg()[0]))

@@ -14,8 +14,8 @@ from typing import Any, Literal
 import tomli_w
 
 from rlhf_env import plugins
-from rlhf_env.envs.rewards import RewardMix, load_rewards
-from rlhf_env.envs.tasks import load_task
+from rlhf_env.envs.rewards import RewardMix, RewardTable, load_rewards
+from rlhf_env.envs.tasks import held_out, load_task
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.envs.tokenizers import AlphabetTokenizer, FileTokenizer, load_tokenizer
 from rlhf_env.errors import ConfigError, DataError
@@ -24,11 +24,18 @@ from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.engine import Engine
 from rlhf_env.learning.loop import EnvSource
 from rlhf_env.learning.spending import Budget, Spending
-from rlhf_env.policies.language_model import LanguageModel
+from rlhf_env.plain_data import read_file
+from rlhf_env.policies.language_model import ROWS_AT_ONCE, LanguageModel
 from rlhf_env.policies.policy import Policy, Sampling
 from rlhf_env.policies.tabular import TabularPolicy
 from rlhf_env.policies.tiny import tiny_language_model
 from rlhf_env.types import Task, Tokenizer
+
+# What no machine that this is for can hold: a mistyped size is a message, and not the end of all that runs there.
+_MOST = 2**20  # texts side by side, tokens of a text, prompts of an evaluation
+_MOST_TOKENS = 2**28  # of all texts side by side: 2 GiB of ids
+_SEEDS = 2**40  # seeds are multiplied and added to, and torch takes 64 bits
+_LARGEST = 2**20  # bytes of a TOML file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +44,26 @@ class PolicySettings:
 
     "table" is a table of logits, for tasks of one prompt and so few responses that they can be enumerated.
     `tokenizer`: default the model's own; needed with "tiny" ("bytes" or "alphabet:abc") and "table" ("alphabet:abc").
+
+    `rows_at_once`: texts that are sampled side by side and whose keys and values are kept: it bounds the memory. More
+    are written in several waves; with fewer than `num_envs`, acting token by token reads all texts anew at each step.
+    `fused`: sample by a quicker way through the models of the common families, whose weights it copies for as long;
+    false: through the library's modules, with the same results up to rounding.
     """
 
     model: str = "tiny"
     tokenizer: str | None = None
     dtype: Literal["float32", "float64"] = "float32"
     sampling: Sampling = field(default_factory=Sampling)
+    rows_at_once: int = ROWS_AT_ONCE
+    fused: bool = True
+
+    def __post_init__(self) -> None:
+        problems = [f"{name} must not be empty" for name in ("model", "tokenizer") if getattr(self, name) == ""]
+        if self.rows_at_once < 1:
+            problems.append(f"rows_at_once must be at least 1, got {self.rows_at_once}")
+        if problems:
+            raise ConfigError(*problems)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +78,12 @@ class EnvironmentSettings:
 
     def __post_init__(self) -> None:
         sizes = {name: getattr(self, name) for name in ("num_envs", "max_new_tokens", "max_prompt_tokens")}
-        problems = [f"{name} must be at least 1, got {size}" for name, size in sizes.items() if size < 1]
+        problems = [p for name, size in sizes.items() for p in _outside(name, size)]
+        if not problems and self.num_envs * (self.max_prompt_tokens + self.max_new_tokens) > _MOST_TOKENS:
+            problems.append(
+                f"num_envs = {self.num_envs:,} texts of {self.max_prompt_tokens:,} + {self.max_new_tokens:,} tokens "
+                f"are more than {_MOST_TOKENS:,} tokens: take fewer texts, or shorter ones"
+            )
         if self.action_length is not None and not 1 <= self.action_length <= self.max_new_tokens:
             problems.append(
                 f"action_length must be in 1..{self.max_new_tokens} (max_new_tokens), got {self.action_length}"
@@ -86,9 +112,8 @@ class EvaluationSettings:
     rewards: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        problems = _negative(self, "every", "seed")
-        if self.prompts < 1:
-            problems.append(f"prompts must be at least 1, got {self.prompts}")
+        problems = [*_negative(self, "every"), *_no_seed(self.seed)]
+        problems += _outside("prompts", self.prompts)
         if problems:
             raise ConfigError(*problems)
 
@@ -124,7 +149,9 @@ class Experiment:
     min_delta: float = 0.0
 
     def __post_init__(self) -> None:
-        problems = _negative(self, "seed", "checkpoint_every", "patience")
+        problems = [*_no_seed(self.seed), *_negative(self, "checkpoint_every", "patience")]
+        if not self.name or not self.name.isprintable():
+            problems.append(f"name must be one or more printable characters, got {self.name!r}")
         if self.max_kl is not None and not self.max_kl > 0:
             problems.append(f"max_kl must be positive, got {self.max_kl}")
         if self.max_kl is not None and "kl" not in self.rewards:
@@ -174,6 +201,21 @@ class Workplace:
     setup: Setup
     agent: Agent
     source: EnvSource
+
+    def check_prompts(self) -> None:
+        """Encode the prompts of training and evaluation: the first 10,000, 8 of a task without end.
+
+        Raises DataError with all of them that do not fit.
+        """
+        problems: dict[str, None] = {}
+        for task in (self.env.task, held_out(self.env.task)):
+            for index in range(8 if task.size is None else min(task.size, 10_000)):
+                try:
+                    self.env.prompt_ids(task.prompt(index, {}))
+                except DataError as error:
+                    problems |= dict.fromkeys(error.problems)
+        if problems:
+            raise DataError(*problems)
 
 
 def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
@@ -229,17 +271,21 @@ def _checked_task(experiment: Experiment) -> Task:
         except ConfigError as error:
             problems.extend(problem for problem in error.problems if problem not in problems)
 
-    known = plugins.host()
     task: Task = look(lambda: load_task(experiment.task))
     for rewards in (experiment.rewards, experiment.evaluation.rewards):
         for part, settings in rewards.items():
-            plugin = settings.get("plugin", part) if isinstance(settings, Mapping) else part
-            if plugin != "task" and isinstance(settings, (int, float, Mapping)):
-                look(partial(known.load, "reward", plugin))
+            if isinstance(settings, (bool, str, list)):  # what a file may hold and no reward is
+                problems.append(f"[rewards] {part}: a weight or a table of settings is needed, got {settings!r}")
+            elif isinstance(settings, (int, float, Mapping)):
+                look(partial(_check_reward, part, settings))
     look(lambda: _agent_factory(experiment.agent))
     if problems:
         raise ConfigError(*problems)
     return task
+
+
+def _check_reward(part: str, settings: Any) -> None:
+    RewardTable.read(part, settings).require_plugin()
 
 
 def _load_tokenizer(wanted: PolicySettings) -> Tokenizer:
@@ -272,7 +318,13 @@ def _load_policy(experiment: Experiment, tokenizer: Tokenizer, task: Task) -> Po
         end, pad = tokenizer.end_id, tokenizer.pad_id
         try:
             return LanguageModel.from_pretrained(
-                wanted.model, dtype=dtype, end_id=end, pad_id=pad, sampling=wanted.sampling
+                wanted.model,
+                dtype=dtype,
+                end_id=end,
+                pad_id=pad,
+                sampling=wanted.sampling,
+                rows_at_once=wanted.rows_at_once,
+                fused=wanted.fused,
             )
         except DataError:
             raise
@@ -285,6 +337,8 @@ def _load_policy(experiment: Experiment, tokenizer: Tokenizer, task: Task) -> Po
         dtype=dtype,
         seed=experiment.seed,
         sampling=wanted.sampling,
+        rows_at_once=wanted.rows_at_once,
+        fused=wanted.fused,
     )
 
 
@@ -339,9 +393,17 @@ def _agent_factory(spec: Any, where: str = "[agent]") -> Callable[[Setup], Agent
         problems.extend(error.problems)
     if problems:
         raise ConfigError(*problems)
-    if wrapped is None:
-        return lambda setup: target(setup, config)
-    return lambda setup: target(setup, config, wrapped(setup))
+
+    def make(setup: Setup) -> Agent:
+        inside = () if wrapped is None else (wrapped(setup),)
+        try:
+            made: Agent = target(setup, config, *inside)
+        except ConfigError as error:
+            error.found_in(f"{where} {name}")
+            raise
+        return made
+
+    return make
 
 
 def evaluation_rewards(experiment: Experiment, workplace: Workplace) -> RewardMix | None:
@@ -354,14 +416,27 @@ def evaluation_rewards(experiment: Experiment, workplace: Workplace) -> RewardMi
 
 def read_toml(file: str | Path) -> dict[str, Any]:
     """A TOML file as plain data. Raises ConfigError that names the file and the line."""
+    content = read_file(file, _LARGEST)
     try:
-        return tomllib.loads(Path(file).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {file}: {error.strerror}") from error
+        return tomllib.loads(content.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{file} is not UTF-8: {error}") from error
-    except tomllib.TOMLDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{file}, line {line}: not UTF-8: byte 0x{content[error.start]:02x}") from error
+    except (ValueError, RecursionError) as error:  # not TOML; a number of thousands of digits, brackets too deep
         raise ConfigError(f"{file}: {error}") from error
+
+
+def _outside(name: str, size: int) -> list[str]:
+    """The problem of a size that is none, or that is far too large."""
+    if size < 1:
+        return [f"{name} must be at least 1, got {size}"]
+    return [f"{name} must be at most {_MOST:,}, got {size:,}"] if size > _MOST else []
+
+
+def _no_seed(seed: int) -> list[str]:
+    if seed < 0:
+        return [f"seed must not be negative, got {seed}"]
+    return [f"seed must be less than {_SEEDS:,}, got {seed:,}"] if seed >= _SEEDS else []
 
 
 def _negative(settings: Any, *names: str) -> list[str]:

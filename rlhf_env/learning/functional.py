@@ -337,6 +337,13 @@ def logprobs_under(scorer: TokenScorer, rollout: Rollout) -> Tensor:
     return laid_out.to(rollout.tokens.device).masked_fill(~rollout.actions, 0.0)
 
 
+def beside_reference(reference: TokenScorer, rollout: Rollout) -> Rollout:
+    """The rollout with `logprobs_under` the reference as extra "reference"; one that has it is given back as it is."""
+    if "reference" in rollout.extras:
+        return rollout
+    return rollout.with_extras(reference=logprobs_under(reference, rollout))
+
+
 def require_beta(beta: float, who: str) -> None:
     """Refuse an objective without a KL penalty to an agent (`who`) that carries it in its own loss."""
     if not beta > 0.0:

@@ -13,10 +13,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rlhf_env.envs.rewards import RewardMix, Score
 from rlhf_env.envs.text_vector_env import TextVectorEnv
-from rlhf_env.errors import ConfigError, RewardError, RlhfEnvError, RunFailed
+from rlhf_env.errors import ConfigError, DataError, RewardError, RlhfEnvError, RunFailed
 from rlhf_env.learning.agent import Agent, Decision, Metrics
 from rlhf_env.learning.engine import Engine
 from rlhf_env.learning.functional import groups_without_spread
@@ -36,7 +37,8 @@ def collect(
     """Reset the environment and write until every row has ended; the finished episodes, in the order of the rows.
 
     `options` are added to what `agent.begin()` asks for. The environment must be in autoreset mode DISABLED (whole
-    episodes only).
+    episodes only). Raises RewardError where a reward part fails more often than it may; rows that it failed on, and
+    that are to be skipped, are there without a score.
     """
     return collect_with(env, agent, {**agent.begin(), **(options or {})}, seed=seed)
 
@@ -60,6 +62,7 @@ def collect_with(env: TextVectorEnv, agent: Agent, options: Mapping[str, Any], *
             raise RunFailed("the agent wrote nothing in any row: act() must give at least one token to unfinished rows")
         ended.update({row: (episode, score) for row, episode, score in news if row not in ended})
     rows = [ended[row] for row in range(env.num_envs)]
+    env.reward.require_few_failures([score for _, score in rows], [episode for episode, _ in rows])
     rollout = Rollout.from_episodes(
         [episode for episode, _ in rows],
         [score for _, score in rows],
@@ -130,7 +133,11 @@ class Shuffled:
 
 
 class EnvSource:
-    """Rollouts written in an environment; prompts in shuffled epochs, one per group."""
+    """Rollouts written in an environment; prompts in shuffled epochs, one per group.
+
+    Rows that a reward part failed on, and that are to be skipped, are left out: whatever an agent makes of the others
+    is what it would make of a rollout without them. `failed/<part>` counts the failures that a part may have.
+    """
 
     def __init__(self, env: TextVectorEnv, *, seed: int, spending: Spending) -> None:
         self.env = env
@@ -146,12 +153,14 @@ class EnvSource:
         except RlhfEnvError:
             self._prompts.place = place  # these prompts were not used up: a resumed run takes them again
             raise
-        rollout = replace(rollout, measured=_kl(rollout, self.env.reward))
+        measured = {**_divergence(rollout, self.env.reward), **_failures(rollout, self.env.reward)}
+        rollout = replace(rollout, measured=measured)
         self.env.settle()  # so that a checkpoint taken now holds what the rewards remember of this rollout
         self._spending.add(
             episodes=len(rollout), generated_tokens=int(rollout.actions.sum()), reward_calls=len(rollout)
         )
-        return rollout
+        kept = rollout.scored | rollout.truncated
+        return rollout if bool(kept.all()) else rollout.select(kept)
 
     def state_dict(self) -> dict[str, Any]:
         return {"place": self._prompts.place, "rewards": self.env.reward.state_dict()}
@@ -161,15 +170,28 @@ class EnvSource:
         self.env.reward.load_state_dict(state["rewards"])
 
 
-def _kl(rollout: Rollout, reward: RewardMix) -> Metrics:
+def _failures(rollout: Rollout, reward: RewardMix) -> Metrics:
+    """How many rows each part failed on, of the parts that do not end the run when they do."""
+    lenient = [name for name, failures in reward.failures.items() if failures.on_error != "stop"]
+    return {f"failed/{name}": float(sum(name in score.failed for score in rollout.scores)) for name in lenient}
+
+
+def _divergence(rollout: Rollout, reward: RewardMix) -> Metrics:
     """The mean KL to the reference of a rollout, in nats a response, where a part `kl` has scored it.
 
-    The part's controller moves its coefficient as soon as it is shown the rollout: ask before that.
+    Two estimates of the same number (see `functional.kl_estimate`): `kl` is k1, `kl_k3` is k3, which is never negative
+    and less noisy while the policies are near each other. The part's controller moves its coefficient as soon as it is
+    shown the rollout: ask before that.
     """
-    scored = [score.raw["kl"] for score in rollout.scores if "kl" in score.raw]
+    scored = [score for score in rollout.scores if "kl" in score.raw]
     if not scored:
         return {}
-    return {"kl": -float(np.mean(scored)) / float(getattr(reward.parts["kl"], "coefficient", 1.0))}
+    coefficient = float(getattr(reward.parts["kl"], "coefficient", 1.0))
+    found = {"kl": -float(np.mean([score.raw["kl"] for score in scored])) / coefficient}
+    if all("kl" in score.tokens for score in scored):
+        log_ratios = [score.tokens["kl"] / -coefficient for score in scored]
+        found["kl_k3"] = float(np.mean([(np.expm1(-values) + values).sum() for values in log_ratios]))
+    return found
 
 
 class DataSource:
@@ -202,7 +224,11 @@ class Interrupted(RlhfEnvError):
 
 @dataclass(frozen=True)
 class Training:
-    """How `train` ended: `reason` ("budget", or what `stop_when` said) and the rows of metrics of this call."""
+    """How `train` ended: `reason` ("budget", or what `stop_when` said).
+
+    `rows`: the metrics of this call, where there is no run folder that has them (`read_metrics`): a run of a million
+    updates keeps them in a file, not in memory.
+    """
 
     reason: str
     rows: Sequence[Row]
@@ -252,12 +278,8 @@ def train(
             run.save(updates, content, torch.get_num_threads())
             saved = updates
 
-    if resume and run is not None and (restored := run.restore()) is not None:
-        agent.load_state_dict(restored[0]["agent"])
-        source.load_state_dict(restored[0]["source"])
-        spending.load(restored[0]["spending"])
-        if isinstance(stop_when, Stopping):
-            stop_when.load_state_dict(restored[0].get("stopping", {}))
+    if resume and run is not None and (restored := run.restore(torch.get_num_threads())) is not None:
+        _go_on(restored[0], agent, source, spending, stop_when)
         saved = spending.updates
         for row in read_metrics(run.path):
             if row["update"] == saved > 0 and stop_when is not None and (reason := stop_when(row)):
@@ -275,13 +297,15 @@ def train(
                 raise
             collected = time.perf_counter()
             metrics = agent.update(rollout)
-            spending.add(updates=1, seconds=time.perf_counter() - started)
+            took = time.perf_counter() - started
+            spending.add(updates=1, seconds=took)
             row = {
                 "update": spending.updates,
                 **describe(rollout),
                 **_named(metrics),
                 **{f"spent/{name}": amount for name, amount in spending.as_dict().items() if name != "updates"},
-                "time/collect_share": (collected - started) / (time.perf_counter() - started),
+                "time/collect_share": (collected - started) / took,
+                "time/tokens_per_second": int(rollout.actions.sum()) / took,
             }
             if evaluate is not None and evaluate_every and spending.updates % evaluate_every == 0:
                 try:
@@ -291,9 +315,10 @@ def train(
                         run.log(row)
                     save(state())
                     raise
-            rows.append(row)
             if run is not None:
                 run.log(row)
+            else:
+                rows.append(row)
             if on_update is not None:
                 on_update(row, budget.spent_fraction(spending))
             reason = stop_when(row) if stop_when is not None else None
@@ -301,7 +326,7 @@ def train(
                 save(state())
             if caught:
                 save(state())
-                where = f"; go on with --resume in {run.path}" if run is not None else ""
+                where = f", saved in {run.path}" if run is not None else ""
                 raise Interrupted(caught[0], f"stopped after update {spending.updates}{where}")
             if reason:
                 save(state())
@@ -314,22 +339,44 @@ def train(
     return Training("budget", rows)
 
 
-def describe(rollout: Rollout) -> Metrics:
+def _go_on(state: Mapping[str, Any], agent: Agent, source: Source, spending: Spending, stop_when: object) -> None:
+    """Give everything its state back. Raises DataError for a checkpoint of another model or agent."""
+    try:
+        agent.load_state_dict(state["agent"])
+        source.load_state_dict(state["source"])
+        spending.load(state["spending"])
+        if isinstance(stop_when, Stopping):
+            stop_when.load_state_dict(state.get("stopping", {}))
+    except RlhfEnvError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # theirs: any may come
+        why = str(error).strip().splitlines() or [""]
+        raise DataError(
+            "the checkpoint does not fit what was built: another model, task or version than the run was begun with "
+            f"({type(error).__name__}: {why[-1].strip()})"
+        ) from error
+
+
+def describe(rollout: Rollout) -> Row:
     """What any rollout with scores says about itself: reward and its parts, lengths, how texts ended.
 
+    `rollout/entropy` is that of the policy in nats a token, sampled: the mean of -log p over the tokens that it drew.
     Where texts answer a prompt in groups, also the share of groups whose members all earned the same but for their KL.
     """
     if not rollout.scores or not rollout.scores[0].raw:
         return {}
     totals = rollout.returns()
     lengths = rollout.actions.sum(dim=1).double()
-    summary = {
+    summary: Row = {
         "rollout/reward": float(totals.mean()),
         "rollout/reward_std": float(totals.std(unbiased=False)),
         "rollout/length": float(lengths.mean()),
         "rollout/cut_at_limit": float(np.mean([e.finish_reason == "length" for e in rollout.episodes])),
         **{f"rollout/{name}": value for name, value in rollout.measured.items()},
+        "histogram/reward": histogram(totals),
     }
+    if rollout.stated and bool(rollout.actions.any()):
+        summary["rollout/entropy"] = -float(rollout.logprobs.sum() / rollout.actions.sum())
     if len(set(rollout.group.tolist())) < len(rollout):
         summary["rollout/groups_without_spread"] = groups_without_spread(
             rollout.returns(without=("kl",)), rollout.group, counted=rollout.scored
@@ -338,7 +385,17 @@ def describe(rollout: Rollout) -> Metrics:
         values = rollout.part(name)
         summary[f"rollout/part/{name}"] = float(values.mean())
         summary[f"rollout/part/{name}_std"] = float(values.std(unbiased=False))
+        summary[f"histogram/part/{name}"] = histogram(values)
     return summary
+
+
+def histogram(values: Tensor, bins: int = 10) -> dict[str, Any]:
+    """`values` counted in `bins` of equal width: few numbers, for a row of metrics is kept for ever.
+
+    From the least (`low`) to the largest (`high`); where all are equal, half a unit to either side.
+    """
+    counts, edges = np.histogram(values.cpu().numpy(), bins=bins)
+    return {"low": float(edges[0]), "high": float(edges[-1]), "counts": counts.tolist()}
 
 
 def _named(metrics: Metrics) -> Metrics:

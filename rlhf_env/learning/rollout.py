@@ -114,7 +114,7 @@ class Rollout:
 
     @property
     def scored(self) -> Tensor:
-        """bool[B]: rows that were given a reward (those cut from outside were not)."""
+        """bool[B]: rows that were given a reward (those cut from outside, or that a part failed on, were not)."""
         return torch.tensor([bool(score.raw) for score in self.scores], device=self.tokens.device)
 
     @property
@@ -171,8 +171,10 @@ def finished(infos: Mapping[str, Any]) -> list[tuple[int, Episode, Score]]:
 
 
 def _score(infos: Mapping[str, Any], row: int, length: int) -> Score:
+    known = infos.get("reward_failures", {}).items()
+    failed = {name: str(did[row]) for name, did in known if not name.startswith("_") and did[row] is not None}
     if not infos.get("_reward_parts", np.zeros(row + 1, dtype=np.bool_))[row]:
-        return Score(raw={}, weights={})  # cut from outside: never scored
+        return Score(raw={}, weights={}, failed=failed)  # cut from outside, or not to be scored
     return Score(
         raw={name: float(v[row]) for name, v in infos["reward_parts"].items() if not name.startswith("_")},
         weights={name: float(v[row]) for name, v in infos["reward_weights"].items() if not name.startswith("_")},
@@ -181,6 +183,7 @@ def _score(infos: Mapping[str, Any], row: int, length: int) -> Score:
             for name, v in infos.get("token_rewards", {}).items()
             if not name.startswith("_")
         },
+        failed=failed,
     )
 
 

@@ -1,8 +1,13 @@
-"""A run's folder: the resolved experiment, versions, metrics (one JSON line an update), TensorBoard, checkpoints."""
+"""A run's folder: the resolved experiment, versions, metrics (one JSON line an update), TensorBoard, checkpoints.
+
+Metrics are numbers by name, and histograms: `{"low", "high", "counts"}`, bins of equal width.
+
+`record.json` says what the run was made with, and of each time that it was gone on with, what was not as before: an
+entry of `resumed` whose `not_exact` is empty ends in the same bits as a run that was never stopped.
+"""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -11,13 +16,16 @@ import os
 import platform
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from rlhf_env.errors import ConfigError, DataError
+from rlhf_env.errors import ConfigError, DataError, RunFailed
 from rlhf_env.learning import checkpoints
+from rlhf_env.learning.folder_lock import hold
+from rlhf_env.learning.tracking import WandbRun
 
 _DISTRIBUTIONS = ("rlhf-env", "torch", "transformers", "gymnasium", "numpy", "stable-baselines3")
 
@@ -25,30 +33,45 @@ _DISTRIBUTIONS = ("rlhf-env", "torch", "transformers", "gymnasium", "numpy", "st
 class RunFolder:
     """One run's directory, held by one process at a time (use it as a context manager).
 
-    Raises ConfigError when another process holds it, or when it holds a run and `resume` is False.
+    `wandb` names a project on Weights & Biases that metrics go to as well. A run whose files are damaged or missing is
+    refused, each problem named; with `allow_partial` it goes on with what is whole. `lost` then says, a line each, what
+    is gone, and `not_exact` what is not as it was when the checkpoint was made.
+
+    Raises ConfigError when another process holds the folder, or when it holds a run and `resume` is False.
     """
 
     def __init__(
-        self, path: str | Path, experiment_toml: str, *, resume: bool = False, tensorboard: bool = True
+        self,
+        path: str | Path,
+        experiment_toml: str,
+        *,
+        resume: bool = False,
+        allow_partial: bool = False,
+        tensorboard: bool = True,
+        wandb: str | None = None,
     ) -> None:
         self.path = Path(path)
+        self.lost: list[str] = []
+        self.not_exact: list[str] = []
         self._toml = experiment_toml
         self._resume = resume
+        self._allow_partial = allow_partial
         self._tensorboard = tensorboard
         self._lock: IO[str] | None = None
         self._metrics: IO[str] | None = None
         self._writer: Any = None
+        self._wandb = wandb
+        self._tracking: WandbRun | None = None
         self._purge_step: int | None = None
 
     def __enter__(self) -> RunFolder:
+        self._lock = hold(self.path)
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / "lock").open("a+", encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"cannot write in the run folder {self.path}: {error}") from error
-        self._take_lock(self._lock)
-        try:
-            self._describe(self.path / "experiment.toml")
+            self._refuse_what_ran_here()
+            self._refuse_lost_rows()
+            if self._wandb is not None:  # before anything is written: it may not be able to start
+                self._tracking = WandbRun(self._wandb, self.path, self._toml)
+            self._describe()
             _drop_half_line(self.path / "metrics.jsonl")
             self._metrics = (self.path / "metrics.jsonl").open("a", encoding="utf-8")
         except BaseException:
@@ -61,72 +84,183 @@ class RunFolder:
     ) -> None:
         self.close()
 
-    def _describe(self, described: Path) -> None:
-        """Write down what runs here, or see that it is what ran here before."""
-        if not described.exists():
-            record = {"versions": versions(), "config_hash": self.config_hash, "command": sys.argv}
-            (self.path / "record.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-            partial = described.with_suffix(".tmp")
-            partial.write_text(self._toml, encoding="utf-8")
-            partial.replace(described)
-        elif self._resume:
-            _refuse_other_experiment(described, self._toml)
-        else:
+    def _refuse_what_ran_here(self) -> None:
+        """See that a run that is here already is this one, and may go on."""
+        described, record = self.path / "experiment.toml", self.path / "record.json"
+        newest = checkpoints.latest(self.path / "checkpoints")
+        if not described.exists() and newest is None:
+            return  # nothing ran here
+        if not self._resume:
             raise ConfigError(f"{self.path} already holds a run: choose another folder, or resume it with --resume")
+        made_with = None if newest is None else checkpoints.manifest_of(newest).get("config_hash")
+        if made_with != self.config_hash:
+            if not described.exists():
+                raise DataError(f"{described} is missing, and {newest} is of another experiment than this one")
+            _refuse_other_experiment(described, self._toml)
+        elif not described.exists() or described.read_bytes() != self._toml.encode():
+            # The checkpoint is of this very experiment, so it is the file that is not what it was.
+            self._without(f"{described} is missing or damaged", "it is written anew", described)
+        if _read_record(record) is None:
+            self._without(
+                f"{record} is missing or damaged", "what the run was begun with is not known any more", record
+            )
+
+    def _refuse_lost_rows(self) -> None:
+        """See that the metrics can be read."""
+        file = self.path / "metrics.jsonl"
+        rows, unreadable = _rows_of(file)
+        if unreadable:
+            self._without(
+                f"{file}, line {unreadable[0]}: no row of metrics ({len(unreadable)} such)", "they are dropped"
+            )
+            _replace(file, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def _without(self, problem: str, consequence: str, file: Path | None = None) -> None:
+        """Refuse a problem; or where that is allowed, note it as lost and remove what is left of the file."""
+        if not self._allow_partial:
+            raise DataError(f"{problem}: put it back, or go on without it (--allow-partial): {consequence}")
+        self.lost.append(f"{problem}: {consequence}")
+        if file is not None:
+            file.unlink(missing_ok=True)
+
+    def _describe(self) -> None:
+        """Write down what runs here."""
+        described, record = self.path / "experiment.toml", self.path / "record.json"
+        if not record.exists():
+            begun = {"versions": versions(), "config_hash": self.config_hash, "command": sys.argv}
+            _replace(record, json.dumps(begun, indent=1))
+        if not described.exists():
+            _replace(described, self._toml)
 
     def close(self) -> None:
         """Give the folder back. The lock goes with the process anyway, however it ends."""
-        for stream in (self._metrics, self._writer, self._lock):
+        for stream in (self._metrics, self._writer, self._tracking, self._lock):
             if stream is not None:
-                stream.close()
-        self._metrics = self._writer = self._lock = None
+                with suppress(OSError):  # a disk that is full has been told of when it was written to
+                    stream.close()
+        self._metrics = self._writer = self._tracking = self._lock = None
 
     @property
     def config_hash(self) -> str:
         return hashlib.sha256(self._toml.encode()).hexdigest()[:16]
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Append one row of metrics (`row["update"]` says where), as a whole JSON line and as TensorBoard scalars."""
+        """Append one row of metrics (`row["update"]` says where): a whole JSON line, and TensorBoard's events.
+
+        Raises RunFailed when the disk refuses; half a line is never read back.
+        """
         if self._metrics is None:
             raise RuntimeError("the run folder is not open")
         clean = {key: _finite(value) for key, value in row.items()}
-        self._metrics.write(json.dumps(clean, allow_nan=False) + "\n")
-        self._metrics.flush()
+        try:
+            self._metrics.write(json.dumps(clean, allow_nan=False) + "\n")
+            self._metrics.flush()
+            self._to_tensorboard(clean)
+        except OSError as error:
+            raise self._refused(error) from error
+        if self._tracking is not None:
+            self._tracking.log(clean)
+
+    def _to_tensorboard(self, row: Mapping[str, Any]) -> None:
         writer = self._tensorboard_writer()
-        if writer is not None:
-            for key, value in clean.items():
-                if isinstance(value, (int, float)) and key != "update":
-                    writer.add_scalar(key, value, int(row["update"]))
+        if writer is None:
+            return
+        for key, value in row.items():
+            if isinstance(value, Mapping):
+                writer.add_histogram_raw(key, **_tensorboard_bins(value), global_step=int(row["update"]))
+            elif isinstance(value, (int, float)) and key != "update":
+                writer.add_scalar(key, value, int(row["update"]))
+
+    def _refused(self, error: OSError) -> RunFailed:
+        return RunFailed(
+            f"cannot write the metrics of {self.path}: {error.strerror or error}. The last checkpoint is whole: make "
+            "room, then go on with --resume"
+        )
 
     def save(self, step: int, state: Mapping[str, Any], threads: int) -> Path:
-        """Write a checkpoint of `state`; metrics up to here are made durable first."""
-        if self._metrics is not None:
-            os.fsync(self._metrics.fileno())
+        """Write a checkpoint of `state`; metrics up to here are made durable first. Raises RunFailed."""
+        try:
+            if self._metrics is not None:
+                os.fsync(self._metrics.fileno())
+        except OSError as error:
+            raise self._refused(error) from error
         record = {"versions": versions(), "threads": threads, "config_hash": self.config_hash}
         return checkpoints.save(self.path / "checkpoints", step, state, record)
 
-    def restore(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """(state, manifest) of the newest valid checkpoint, and the metrics cut back to it; None without one."""
+    @property
+    def threads(self) -> int | None:
+        """How many the newest valid checkpoint was made with: a resumed run needs as many to end in the same bits."""
         folder = checkpoints.latest(self.path / "checkpoints")
+        return None if folder is None else int(checkpoints.manifest_of(folder)["threads"])
+
+    def restore(self, threads: int | None = None) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """(state, manifest) of the newest checkpoint, and the metrics cut back to it; None where none was saved yet.
+
+        What is not as it was then (this run has `threads`) is in `not_exact` and in record.json. Raises DataError for
+        a checkpoint, or rows of metrics before it, that are damaged or missing; if `allow_partial`, what is damaged is
+        set aside, and the newest valid checkpoint is taken.
+        """
+        folder, wrong = checkpoints.survey(self.path / "checkpoints")
+        problems = [problem for found in reversed(wrong.values()) for problem in found]
         if folder is None:
-            damaged = [p for c in sorted((self.path / "checkpoints").glob("step-*")) for p in checkpoints.problems(c)]
-            if damaged:
-                raise DataError("no valid checkpoint is left", *damaged)
+            if problems:
+                raise DataError("no valid checkpoint is left: start the run anew in another folder", *problems)
             self._cut_metrics(0)
             return None
+        if wrong and not self._allow_partial:
+            again = f"{folder.name} is whole: --allow-partial goes on from there, and does what came after it again"
+            raise DataError(*problems, again)
+        for damaged in wrong:
+            self.lost.append(f"{damaged.name}: set aside, and what came after {folder.name} is done again")
+            checkpoints.set_aside(damaged)
         state, manifest = checkpoints.load(folder)
-        self._cut_metrics(int(manifest["step"]))
+        step = int(manifest["step"])
+        kept = {row["update"] for row in read_metrics(self.path)}
+        if missing := [update for update in range(1, step + 1) if update not in kept]:
+            self._without(
+                f"{self.path / 'metrics.jsonl'} has no rows of updates {missing[0]} to {missing[-1]}",
+                "they stay missing",
+            )
+        self._cut_metrics(step)
+        self._note_resume(manifest, threads)
         return state, manifest
+
+    def began_with(self, what: str, fingerprint: str) -> None:
+        """Write down what the run depends on and no file here holds. ConfigError where it was begun with another."""
+        record = _read_record(self.path / "record.json") or {}
+        before = record.setdefault(what, fingerprint)
+        if before != fingerprint:
+            raise ConfigError(
+                f"{self.path}: cannot resume: {what} are not those that the run was begun with (sha256 was "
+                f"{before[:12]}, now {fingerprint[:12]}): put the model back, or start anew in another folder"
+            )
+        _replace(self.path / "record.json", json.dumps(record, indent=1))
+
+    def _note_resume(self, manifest: Mapping[str, Any], threads: int | None) -> None:
+        before, now = (
+            {"threads": at, **made}
+            for at, made in (
+                (manifest.get("threads"), manifest.get("versions", {})),
+                (threads or manifest.get("threads"), versions()),
+            )
+        )
+        self.not_exact = [
+            f"{name} {before.get(name, 'none')} -> {now.get(name, 'none')}"
+            for name in now | before
+            if before.get(name) != now.get(name)
+        ]
+        record = _read_record(self.path / "record.json") or {}
+        entry = {"update": manifest["step"], "not_exact": self.not_exact, "lost": self.lost}
+        record["resumed"] = [*record.get("resumed", []), entry]
+        _replace(self.path / "record.json", json.dumps(record, indent=1))
 
     def _cut_metrics(self, step: int) -> None:
         """Keep the rows up to `step`: what came later is done again. A half-written last line goes."""
         if self._metrics is not None:
             self._metrics.close()
         file = self.path / "metrics.jsonl"
-        rows = [row for row in read_metrics(self.path) if row["update"] <= step] if file.exists() else []
-        partial = file.with_suffix(".tmp")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        partial.replace(file)
+        rows = [row for row in read_metrics(self.path) if row["update"] <= step]
+        _replace(file, "".join(json.dumps(row) + "\n" for row in rows))
         self._metrics = file.open("a", encoding="utf-8")
         self._purge_step = step + 1
 
@@ -141,32 +275,78 @@ class RunFolder:
             self._writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=self._purge_step)
         return self._writer
 
-    def _take_lock(self, lock: IO[str]) -> None:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock.seek(0)
-            holder = lock.read().strip() or "another process"
-            lock.close()
-            self._lock = None
-            raise ConfigError(f"{self.path} is in use ({holder}): wait for it, or choose another folder") from error
-        lock.seek(0)
-        lock.truncate()
-        lock.write(f"pid {os.getpid()}")
-        lock.flush()
+
+def drawn(update: int) -> bool:
+    """Whether a curve needs this update: all of the first 1,000, then half of the next 1,000, a quarter of the next
+    2,000, ...: 500 more with every doubling, so that the files of a run of a million updates stay small.
+    """
+    return update % (1 << (update // 1000).bit_length()) == 0
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
-    """The rows of `metrics.jsonl`, whole lines only."""
-    return list(_whole_rows(Path(folder) / "metrics.jsonl"))
+    """The rows of `metrics.jsonl`, whole lines only. Raises DataError for a line that is no row."""
+    file = Path(folder) / "metrics.jsonl"
+    rows, unreadable = _rows_of(file)
+    if unreadable:
+        raise DataError(f"{file}, line {unreadable[0]}: no row of metrics: the file is damaged")
+    return rows
 
 
-def _whole_rows(file: Path) -> Iterator[dict[str, Any]]:
-    if not file.exists():
-        return
-    for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):  # the last line of a killed run may be half written
-            yield json.loads(line)
+def _rows_of(file: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """The rows of a file of metrics, and the numbers of lines that are none."""
+    rows: list[dict[str, Any]] = []
+    unreadable = []
+    content = file.read_bytes() if file.exists() else b""
+    for number, line in enumerate(content.split(b"\n")[:-1], 1):  # the last of a killed run may be half written
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict) and isinstance(row.get("update"), int):
+            rows.append(row)
+        else:
+            unreadable.append(number)
+    return rows, unreadable
+
+
+def _read_record(file: Path) -> dict[str, Any] | None:
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _replace(file: Path, text: str) -> None:
+    """All of it or nothing, whatever happens meanwhile. Raises RunFailed when the disk refuses."""
+    partial = file.with_suffix(".tmp")
+    try:
+        with partial.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(file)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise RunFailed(f"cannot write {file} ({len(text):,} bytes): {error.strerror or error}: make room") from error
+
+
+def _tensorboard_bins(histogram: Mapping[str, Any]) -> dict[str, Any]:
+    """A histogram as TensorBoard takes it. Sums are those of values in the middle of their bins."""
+    counts, low, high = histogram["counts"], histogram["low"], histogram["high"]
+    width = (high - low) / len(counts)
+    middles = [low + (i + 0.5) * width for i in range(len(counts))]
+    return {
+        "min": low,
+        "max": high,
+        "num": sum(counts),
+        "sum": sum(count * at for count, at in zip(counts, middles, strict=True)),
+        "sum_squares": sum(count * at**2 for count, at in zip(counts, middles, strict=True)),
+        # Upper ends. An empty bin below the first says where that one begins.
+        "bucket_limits": [low + i * width for i in range(len(counts))] + [high],
+        "bucket_counts": [0, *counts],
+    }
 
 
 def versions() -> dict[str, str]:

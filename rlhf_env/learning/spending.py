@@ -55,9 +55,13 @@ class Budget:
         limits = self.limits()
         if not limits:
             raise ConfigError(f"a budget needs at least one limit: {', '.join(f.name for f in fields(self))}")
-        for name, limit in limits.items():
-            if not isinstance(limit, (int, float)) or isinstance(limit, bool) or not limit > 0:
-                raise ConfigError(f"budget {name} must be a positive number, got {limit!r}")
+        problems = [
+            f"budget {name} must be a positive number, got {limit!r}"
+            for name, limit in limits.items()
+            if not isinstance(limit, (int, float)) or isinstance(limit, bool) or not 0 < limit < math.inf
+        ]
+        if problems:
+            raise ConfigError(*problems)
 
     def limits(self) -> dict[str, float]:
         return {name: limit for name, limit in asdict(self).items() if limit is not None}

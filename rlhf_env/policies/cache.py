@@ -55,13 +55,14 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
             self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
         self._key_room[:, :, start : self.length] = key_states
         self._value_room[:, :, start : self.length] = value_states
-        self.keys, self.values = self._key_room[:, :, : self.length], self._value_room[:, :, : self.length]
-        return self.keys, self.values
+        return self._in_use()
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Keep the rows `beam_idx`, in that order; a row may be named many times or never."""
-        if self.keys is not None and self.values is not None:
-            self._hold(self.keys.index_select(0, beam_idx), self.values.index_select(0, beam_idx))
+        if self.is_initialized:
+            self._key_room = self._key_room.index_select(0, beam_idx)
+            self._value_room = self._value_room.index_select(0, beam_idx)
+            self._in_use()
 
     def rearrange(self, rows: Tensor, columns: Tensor) -> None:
         if self.keys is not None and self.values is not None:
@@ -75,7 +76,11 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
 
     def _hold(self, keys: Tensor, values: Tensor) -> None:
         self._key_room, self._value_room = self._moved(keys, keys), self._moved(values, values)
+        self._in_use()
+
+    def _in_use(self) -> tuple[Tensor, Tensor]:
         self.keys, self.values = self._key_room[:, :, : self.length], self._value_room[:, :, : self.length]
+        return self.keys, self.values
 
     def _moved(self, old: Tensor | None, like: Tensor) -> Tensor:
         """New room, of the rows, heads and width of `like`, that begins with `old`."""

@@ -10,30 +10,38 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rlhf_env.errors import RunFailed
 from rlhf_env.policies.forward_pass import forward_pass
+from rlhf_env.policies.fused import FusedStep
 from rlhf_env.policies.policy import Sampling, Written
 from rlhf_env.types import Bool, Float, Int
 
 # Rows are dropped when the share still writing falls below this: dropping at every finish copies the cache too often.
 LIVE_SHARE = 0.75
 
+# A draw first finds the block of so many tokens, then the token: the running sum over the vocabulary is what costs.
+BLOCK = 64
+
 
 class Decoding:
     """Texts being continued, with the keys and values of what was read of them.
 
     `texts` int64[B, >=L] and `lengths` int64[B] hold prompt and what was written since. `rows` bool[B] says who writes;
-    a row that once stopped (end token, or not asked while others went on) does not come back.
+    a row that once stopped (end token, or not asked while others went on) does not come back. `fused`: what reads one
+    token more, of the model's present weights; None: the model itself.
     """
 
-    def __init__(self, model: Any, texts: Int, lengths: Int, rows: Bool) -> None:
+    def __init__(self, model: Any, texts: Int, lengths: Int, rows: Bool, fused: FusedStep | None = None) -> None:
         self.model = model
+        self.fused = fused
         self.texts, self.lengths, self.live = texts.copy(), lengths.copy(), rows.copy()
         self._held = np.flatnonzero(rows)  # which texts the rows of the cache belong to, ascending
         self._cache: Any | None = None
         self._mask = torch.empty(0)  # bool [rows of the cache, slots], True on text, and on the slots still to come
+        self._ragged = False  # whether any of it is False
 
     def continues(self, texts: Int, lengths: Int, rows: Bool) -> bool:
         """Whether the asked rows are what this wrote last, so that it can go on from there."""
@@ -118,7 +126,8 @@ class Decoding:
                 cache=self._cache,
             )
             self._cache.reorder_cache(rows)
-        self._mask = torch.nn.functional.pad(columns[rows] >= 0, (0, room), value=True)
+        self._mask = F.pad(columns[rows] >= 0, (0, room), value=True)
+        self._ragged = bool((lengths != width).any())
         return logits[rows]
 
     def _read_last_tokens(self) -> Tensor:
@@ -128,7 +137,10 @@ class Decoding:
         assert self._cache is not None
         slots = self._cache.get_seq_length() + 1
         if slots > self._mask.shape[1]:
-            self._mask = torch.nn.functional.pad(self._mask, (0, slots), value=True)
+            self._mask = F.pad(self._mask, (0, slots), value=True)
+        if self.fused is not None:
+            read = torch.from_numpy(np.stack([tokens, lengths - 1])).to(self.model.device)
+            return self.fused(read[0], read[1], self._cache, self._mask[:, :slots] if self._ragged else None)
         _, logits = forward_pass(
             self.model,
             torch.from_numpy(tokens[:, None]).to(self.model.device),
@@ -153,18 +165,21 @@ def draw(logits: Tensor, uniforms: Float, sampling: Sampling) -> tuple[Int, Floa
     `logits` [R, V]; `uniforms` float64[R] in [0, 1). A token of probability 0 is never drawn. RunFailed when the logits
     of a row define no distribution.
     """
-    scores = logits.to(torch.promote_types(logits.dtype, torch.float32)) / sampling.temperature
+    scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if sampling.temperature != 1.0:
+        scores = scores / sampling.temperature
     ids: Tensor | None = None
     if sampling.top_k and sampling.top_k < scores.shape[1]:
         scores, ids = scores.topk(sampling.top_k)
     elif sampling.top_p < 1.0:
         scores, ids = scores.sort(descending=True)
-    weights = (scores - scores.amax(-1, keepdim=True)).exp_()
-    cumulated = weights.cumsum(-1, dtype=torch.float64)
+    weights = scores.softmax(-1)
     if sampling.top_p < 1.0:
+        cumulated = weights.cumsum(-1, dtype=torch.float64)
         likelier = cumulated - weights  # of all tokens before this one: exactly 0 for the first, which always stays
         weights = weights.masked_fill(likelier >= sampling.top_p * cumulated[:, -1:], 0.0)
-        cumulated = weights.cumsum(-1, dtype=torch.float64)
+    blocked = weights.shape[1] > 2 * BLOCK
+    cumulated = (_block_sums(weights) if blocked else weights).cumsum(-1, dtype=torch.float64)
     total = cumulated[:, -1:]
     if not bool(torch.isfinite(total).all()):
         raise RunFailed("the policy's logits are not finite: it has diverged (lower the learning rate, clip gradients)")
@@ -172,6 +187,28 @@ def draw(logits: Tensor, uniforms: Float, sampling: Sampling) -> tuple[Int, Floa
     # that does was raised by its own weight, so that weight is not 0.
     target = torch.from_numpy(uniforms).to(total.device)[:, None] * total
     place = torch.searchsorted(cumulated, target, right=True)
+    if blocked:
+        place = _place_in_block(weights, place, target - F.pad(cumulated, (1, 0)).gather(-1, place))
     logprobs = torch.log(weights.gather(-1, place).double() / total)
     chosen = place if ids is None else ids.gather(-1, place)
     return chosen[:, 0].cpu().numpy(), logprobs[:, 0].cpu().numpy()
+
+
+def _block_sums(weights: Tensor) -> Tensor:
+    """[R, ceil(V / BLOCK)]: what every BLOCK places of `weights` [R, V] sum to; the last block may be shorter."""
+    whole = weights.shape[1] // BLOCK * BLOCK
+    sums = weights[:, :whole].reshape(len(weights), -1, BLOCK).sum(-1)
+    if whole == weights.shape[1]:
+        return sums
+    return torch.cat([sums, weights[:, whole:].sum(-1, keepdim=True)], dim=1)
+
+
+def _place_in_block(weights: Tensor, block: Tensor, rest: Tensor) -> Tensor:
+    """int64[R, 1]: the first place of each row's `block` up to which its weights sum to more than `rest` [R, 1]."""
+    columns = block * BLOCK + torch.arange(BLOCK, device=block.device)
+    beyond = columns >= weights.shape[1]
+    inside = weights.gather(-1, columns.masked_fill(beyond, 0)).masked_fill(beyond, 0.0)
+    cumulated = inside.cumsum(-1, dtype=torch.float64)
+    # The block's sum was rounded otherwise: kept within what the places themselves sum to, or no place would exceed it.
+    most = torch.nextafter(cumulated[:, -1:], torch.zeros_like(rest))
+    return block * BLOCK + torch.searchsorted(cumulated, rest.clamp(min=0.0).minimum(most), right=True)

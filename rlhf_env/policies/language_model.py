@@ -18,19 +18,29 @@ from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.policies.attention import in_own_precision
 from rlhf_env.policies.decoding import Decoding
 from rlhf_env.policies.forward_pass import forward_pass
+from rlhf_env.policies.fused import FusedStep, can_fuse
+from rlhf_env.policies.lm_head import LinearHead, is_all_there_is, linear_head, score_logits
 from rlhf_env.policies.policy import Evaluation, Sampling, Written
+from rlhf_env.policies.streams import RowStreams
 from rlhf_env.types import Bool, Episode, Float, Int, Observation
 
-# How much `response_logprobs` takes on at once: positions read, and logits (256 MB of float32).
+# How much `response_logprobs` takes on at once: positions read, and logits (256 MB of float32) of a head of the model's
+# own making; those of a linear head are never all there.
 POSITIONS_AT_ONCE = 8192
 LOGITS_AT_ONCE = 2**26
+
+# Texts written side by side: more gain little, and every one keeps its keys and values.
+ROWS_AT_ONCE = 256
 
 
 class LanguageModel(nn.Module):
     """A causal LM of the transformers library as a `Policy`; see there for the methods.
 
     `end_id` and `pad_id` default to those of the model's configuration (pad falls back to end). `seed` starts the
-    stream that `write` draws from, [B, length] numbers a call: what a row writes does not depend on when others stop.
+    streams that `write` draws from, one a row: what a row writes does not depend on the others.
+
+    `rows_at_once`: texts that `write` keeps keys and values of, and so its memory; more are written in several waves,
+    and read anew at every call. `fused`: sample by `FusedStep` where it knows the model; the results are the same.
     """
 
     def __init__(
@@ -41,11 +51,16 @@ class LanguageModel(nn.Module):
         pad_id: int | None = None,
         sampling: Sampling = Sampling(),  # noqa: B008 - frozen
         seed: int = 0,
+        rows_at_once: int = ROWS_AT_ONCE,
+        fused: bool = True,
     ) -> None:
         super().__init__()
+        if rows_at_once < 1:
+            raise ConfigError(f"rows_at_once must be at least 1, got {rows_at_once}")
         in_own_precision(model)
         self.model = model
         self.sampling = sampling
+        self.rows_at_once, self.fused = rows_at_once, fused
         self._text_config: Any = model.config.get_text_config()
         self._vocab_size = int(model.get_output_embeddings().weight.shape[0])
         self._end_id = self._known_id("end_id", end_id, self._text_config.eos_token_id)
@@ -53,9 +68,10 @@ class LanguageModel(nn.Module):
         # Torch keeps gradients from the padding token's embedding, which may well be the end token's. The masks say
         # what is padding.
         model.get_input_embeddings().padding_idx = None
-        self._generator = np.random.default_rng(seed)
+        self._streams = RowStreams(seed)
         self._decoding: Decoding | None = None  # what the last `write` left, for the next to go on from
         self._weights_read: tuple[object, ...] = ()  # and the weights it was made with
+        self._known_head: tuple[object, bool] = (None, False)  # a head, and whether it is all that makes logits
 
     @classmethod
     def from_pretrained(
@@ -68,6 +84,8 @@ class LanguageModel(nn.Module):
         sampling: Sampling = Sampling(),  # noqa: B008 - frozen
         seed: int = 0,
         revision: str | None = None,
+        rows_at_once: int = ROWS_AT_ONCE,
+        fused: bool = True,
     ) -> LanguageModel:
         """A model from a folder or, if there is no such folder, from the hub (or its cache on this machine).
 
@@ -75,7 +93,15 @@ class LanguageModel(nn.Module):
         disk becomes `dtype`. DataError, in one line, when there is no usable model.
         """
         model = _load(name, dtype, revision)
-        return cls(model, end_id=end_id, pad_id=pad_id, sampling=sampling, seed=seed)
+        return cls(
+            model,
+            end_id=end_id,
+            pad_id=pad_id,
+            sampling=sampling,
+            seed=seed,
+            rows_at_once=rows_at_once,
+            fused=fused,
+        )
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write config and safetensors into a folder that transformers, and `from_pretrained`, can read."""
@@ -121,18 +147,33 @@ class LanguageModel(nn.Module):
         rows = np.ones(len(texts), bool) if rows is None else np.asarray(rows, bool)
         lengths = mask.sum(1)
         self._check_prompts(texts, mask, lengths, rows, length)
-        uniforms = self._generator.random((len(texts), length))
+        uniforms = self._streams.next(len(texts), length)
 
         # Taken out while it works: a call that is interrupted leaves nothing half-written behind.
         decoding, self._decoding = self._decoding, None
         weights = self._weights()
-        if decoding is None or weights != self._weights_read or not decoding.continues(texts, lengths, rows):
-            decoding = Decoding(self.model, texts, lengths, rows)
-        with _without_dropout(self):
-            written = decoding.write(uniforms, rows, self.sampling, end_id=self.end_id, vocab_size=self.vocab_size)
-        if decoding.live.any():
+        if decoding is not None and weights == self._weights_read and decoding.continues(texts, lengths, rows):
+            waves, fused = [rows], decoding.fused
+        else:
+            decoding, waves = None, list(self._waves(rows))
+            fused = FusedStep(self.model) if self.fused and can_fuse(self.model) else None
+        written = Written(np.full(uniforms.shape, self.vocab_size, np.int64), np.zeros(uniforms.shape))
+        for wave in waves:
+            if decoding is None or len(waves) > 1:
+                decoding = Decoding(self.model, texts, lengths, wave, fused)
+            with _without_dropout(self):
+                piece = decoding.write(uniforms, wave, self.sampling, end_id=self.end_id, vocab_size=self.vocab_size)
+            written.tokens[wave], written.logprobs[wave] = piece.tokens[wave], piece.logprobs[wave]
+        self._streams.take((written.tokens < self.vocab_size).sum(1))
+        if decoding is not None and len(waves) == 1 and decoding.live.any():
             self._decoding, self._weights_read = decoding, weights
         return written
+
+    def _waves(self, rows: Bool) -> Iterator[Bool]:
+        """`rows` bool[B] in parts of at most `rows_at_once`."""
+        asked = np.flatnonzero(rows)
+        for start in range(0, len(asked), self.rows_at_once):
+            yield np.isin(np.arange(len(rows)), asked[start : start + self.rows_at_once])
 
     def evaluate(self, tokens: Tensor, mask: Tensor, where: Tensor) -> Evaluation:
         if torch.is_grad_enabled():
@@ -153,15 +194,17 @@ class LanguageModel(nn.Module):
         # The state at t - 1 speaks about t, so the last column is never read, nor is padding that all rows share.
         read = min(int(mask.sum(1).max()), length - 1, self.context or length)
         scored = where[:, 1 : read + 1]
-        states, logits = self._read(tokens[:, :read], mask[:, :read], scored)
-
-        scores = logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.sampling.temperature
-        distributions = scores.log_softmax(-1)
-        chosen = distributions.gather(-1, tokens[:, 1 : read + 1][scored].unsqueeze(-1)).squeeze(-1)
-        entropy = -(distributions.exp() * distributions).sum(-1)
-        nothing = torch.zeros(tokens.shape, dtype=scores.dtype, device=self.device)
+        chosen, temperature = tokens[:, 1 : read + 1][scored], self.sampling.temperature
+        head = self._linear_head()
+        own = torch.zeros_like(scored) if head is not None else scored  # where the model's own code makes logits
+        states, logits = self._read(tokens[:, :read], mask[:, :read], own)
+        if head is not None:
+            logprobs, entropy = head.score(states[scored], chosen, temperature)
+        else:
+            logprobs, entropy = score_logits(logits, chosen, temperature)
+        nothing = torch.zeros(tokens.shape, dtype=logprobs.dtype, device=self.device)
         hidden = F.pad(states.masked_fill(~mask[:, :read, None], 0.0), (0, 0, 1, length - 1 - read))
-        return Evaluation(nothing.masked_scatter(where, chosen), nothing.masked_scatter(where, entropy), hidden)
+        return Evaluation(nothing.masked_scatter(where, logprobs), nothing.masked_scatter(where, entropy), hidden)
 
     @torch.no_grad()
     def response_logprobs(self, episodes: Sequence[Episode], /) -> list[Float]:
@@ -180,13 +223,13 @@ class LanguageModel(nn.Module):
         return frozen.eval().requires_grad_(False)
 
     def reseed(self, seed: int) -> None:
-        self._generator = np.random.default_rng(seed)
+        self._streams = RowStreams(seed)
 
     def sampling_state(self) -> dict[str, Any]:
-        return dict(self._generator.bit_generator.state)
+        return self._streams.state()
 
     def load_sampling_state(self, state: Mapping[str, Any], /) -> None:
-        self._generator.bit_generator.state = dict(state)
+        self._streams = RowStreams.of(state)
 
     def forget(self) -> None:
         """Free what `write` keeps for the next call.
@@ -213,6 +256,17 @@ class LanguageModel(nn.Module):
             self.model, tokens.masked_fill(~mask, 0), attention_mask, positions, select=lambda states: states[scored]
         )
 
+    def _linear_head(self) -> LinearHead | None:
+        """The head, if its `score` is what the model's own code would give; one seen before is not tried again."""
+        head = linear_head(self.model)
+        if head is None:
+            return None
+        module = self.model.get_output_embeddings()
+        if self._known_head[0] is not module:
+            with _without_dropout(self):
+                self._known_head = (module, is_all_there_is(head, self.model))
+        return head if self._known_head[1] else None
+
     def _weights(self) -> tuple[object, ...]:
         """Differs after every in-place change of a parameter that autograd knows of, and after every replacement."""
         return tuple((parameter.data_ptr(), parameter._version) for parameter in self.parameters())
@@ -221,11 +275,12 @@ class LanguageModel(nn.Module):
         """Indices of episodes, texts of like length together, each batch within the limits above."""
         by_length = sorted(range(len(episodes)), key=lambda index: len(episodes[index].ids))
         batch: list[int] = []
-        scored = 0
+        scored, chunked = 0, self._linear_head() is not None
         for index in by_length:
             scored += len(episodes[index].response_ids)
             positions = (len(batch) + 1) * len(episodes[index].ids)
-            if batch and (positions > POSITIONS_AT_ONCE or scored * self.vocab_size > LOGITS_AT_ONCE):
+            logits = 0 if chunked else scored * self.vocab_size
+            if batch and (positions > POSITIONS_AT_ONCE or logits > LOGITS_AT_ONCE):
                 yield batch
                 batch, scored = [], len(episodes[index].response_ids)
             batch.append(index)

@@ -17,6 +17,7 @@ from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.policies.decoding import draw
 from rlhf_env.policies.language_model import padded
 from rlhf_env.policies.policy import Evaluation, Sampling, Written
+from rlhf_env.policies.streams import RowStreams
 from rlhf_env.types import Bool, Episode, Float, Observation
 
 
@@ -98,7 +99,7 @@ class TabularPolicy(nn.Module):
         self.sampling = sampling
         start = np.random.default_rng([seed, *b"table"]).normal(0.0, init_std, (self.tree.states, symbols + 1))
         self.logits = nn.Parameter(torch.from_numpy(start).to(dtype))
-        self._generator = np.random.default_rng(seed)
+        self._streams = RowStreams(seed)
 
     @property
     def device(self) -> torch.device:
@@ -131,7 +132,7 @@ class TabularPolicy(nn.Module):
         rows = np.ones(len(texts), bool) if rows is None else np.asarray(rows, bool)
         if (mask[:, 1:] > mask[:, :-1]).any():
             raise ConfigError("attention_mask: observations are padded on the right")
-        uniforms = self._generator.random((len(texts), length))
+        uniforms = self._streams.next(len(texts), length)
         tokens, logprobs = np.full(uniforms.shape, self.vocab_size, np.int64), np.zeros(uniforms.shape)
 
         asked = np.flatnonzero(rows)
@@ -147,6 +148,7 @@ class TabularPolicy(nn.Module):
             drawn, logprobs[live, place] = draw(logits[state[live]], uniforms[live, place], self.sampling)
             tokens[live, place] = drawn
             state[live] = np.where(drawn == self.end_id, -1, state[live] * self.tree.symbols + 1 + drawn)
+        self._streams.take((tokens < self.vocab_size).sum(1))
         return Written(tokens, logprobs)
 
     def evaluate(self, tokens: Tensor, mask: Tensor, where: Tensor) -> Evaluation:
@@ -188,13 +190,13 @@ class TabularPolicy(nn.Module):
         return frozen.eval().requires_grad_(False)
 
     def reseed(self, seed: int) -> None:
-        self._generator = np.random.default_rng(seed)
+        self._streams = RowStreams(seed)
 
     def sampling_state(self) -> dict[str, Any]:
-        return dict(self._generator.bit_generator.state)
+        return self._streams.state()
 
     def load_sampling_state(self, state: Mapping[str, Any], /) -> None:
-        self._generator.bit_generator.state = dict(state)
+        self._streams = RowStreams.of(state)
 
     def _states(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """int64[B, L + 1]: the number of the response that stands before each place; -1 inside the prompt, and where

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from rlhf_env.errors import ConfigError, UnknownName
-from rlhf_env.policies.language_model import LanguageModel
+from rlhf_env.policies.language_model import ROWS_AT_ONCE, LanguageModel
 from rlhf_env.policies.policy import Sampling
 
 Family = Literal["llama", "gpt2", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3"]
@@ -30,13 +30,15 @@ def tiny_language_model(
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
     sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+    rows_at_once: int = ROWS_AT_ONCE,
+    fused: bool = True,
 ) -> LanguageModel:
     """A random model that the same arguments always give; the global generators are left as they were.
 
     `init_std` 0.02 is nearly uniform over the vocabulary; 0.5 has opinions. `window` is for families with
     sliding-window attention (mistral, gemma2, gemma3). GPT-2 has learned absolute positions and dropout everywhere,
     the others rotary positions and dropout on attention only. The end token is the last id unless `end_id` says
-    otherwise, and also pads unless `pad_id` does. `seed` gives the weights and starts the sampling stream.
+    otherwise, and also pads unless `pad_id` does. `seed` gives the weights and starts the sampling streams.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -70,4 +72,6 @@ def tiny_language_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    return LanguageModel(model, end_id=end_id, pad_id=pad_id, sampling=sampling, seed=seed)
+    return LanguageModel(
+        model, end_id=end_id, pad_id=pad_id, sampling=sampling, seed=seed, rows_at_once=rows_at_once, fused=fused
+    )

@@ -39,6 +39,8 @@ TASKS: dict[str, tuple[dict[str, Any], Any, str | None]] = {
     "echo": ({}, None, None),
     "increasing": ({}, None, None),
     "enumerable": ({}, None, None),
+    "addition": ({}, None, None),
+    "validation": ({"task": "addition"}, None, None),
     "guess": ({}, None, None),
     "prompts": ({"prompts": ["How are you?", "Hi."]}, LENGTH, None),
     "file": ({"path": "prompts.jsonl"}, LENGTH, None),

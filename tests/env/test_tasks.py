@@ -25,6 +25,8 @@ ARGUMENTS: dict[str, list[dict[str, Any]]] = {
     "chitchat": [{}, {"split": "judge"}],
     "count": [{}, {"letter": "z", "target": 3}],
     "echo": [{}, {"length": 1}, {"length": 12, "alphabet": "xyz"}],
+    "addition": [{}, {"largest": 3}],
+    "validation": [{"task": "count"}, {"task": {"name": "addition"}, "share": 0.3}],
     "enumerable": [{}, {"symbols": "xy", "longest": 5, "seed": 3}],
     "file": [{"path": "prompts.jsonl"}, {"path": "prompts.csv", "held_out_fraction": 0.3}],
     "guess": [{}, {"alphabet": "xyz", "turns": 1}],

@@ -113,7 +113,7 @@ def test_stable_baselines3(run: Run) -> None:
 
 
 def test_benchmark(run: Run, tmp_path: Path) -> None:
-    grid = tomllib.loads((EXAMPLES / "benchmark.toml").read_text(encoding="utf-8"))
+    grid = tomllib.loads((EXAMPLES / "quick_benchmark.toml").read_text(encoding="utf-8"))
     output = run(*_example("benchmark.py"), "results here")
     folder = tmp_path / "results here"
     assert len(list((folder / "results").glob("*.json"))) == len(grid["agents"]) * grid["seeds"] == 6

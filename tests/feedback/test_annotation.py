@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from rlhf_env.errors import DataError, LeaseExpired
+from rlhf_env.feedback.judgements import digest, prompt_digest, response_digest
 from rlhf_env.feedback.preferences import (
     Assignment,
     Author,
@@ -24,6 +25,7 @@ from rlhf_env.feedback.preferences import (
     Item,
     PreferenceStore,
     Progress,
+    Purpose,
     Ranking,
     Rating,
     Response,
@@ -219,6 +221,21 @@ def test_priority_and_repeats(store: PreferenceStore) -> None:
         store.submit(shown.id, "ann", "first", key=str(shown.id))
         order.append(shown.id)
     assert order == [three, two, one]
+
+
+def test_a_purpose_makes_another_item_and_none_leaves_it_as_it_was(store: PreferenceStore) -> None:
+    """What schema version 2 called an item is still called so: a pair asked for again is no second item."""
+    it = pair(0)
+    name = prompt_digest(it.prompt)
+    shown = sorted(response_digest(name, response) for response in it.responses)
+    assert it.digest == digest("item", "comparison", name, shown, "overall", [], 0)
+    purposes: list[Purpose] = ["collection", "evaluation", "verification"]
+    asked = [pair(0, purpose=purpose) for purpose in purposes]
+    names = store.add_items([*asked, it])
+    assert names == [1, 2, 3, 1]
+    assert [item for _, item in store.items()] == asked
+    with pytest.raises(DataError, match="purpose: 'fun' is none of collection, evaluation, verification"):
+        pair(0, purpose="fun")
 
 
 def test_the_order_shown_is_drawn_per_annotator_without_bias_and_kept(store: PreferenceStore) -> None:

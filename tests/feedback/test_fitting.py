@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from rlhf_env.feedback.losses import (
     weighted_mean,
 )
 from rlhf_env.feedback.preferences import Author, Preference, Response, split_by_prompt
-from rlhf_env.feedback.reward_model import RewardModel, RewardModelConfig
+from rlhf_env.feedback.reward_model import HeadKind, RewardModel, RewardModelConfig, TrainingRecord
 from rlhf_env.feedback.scorer import pair_log_odds
 from rlhf_env.types import Prompt
 
@@ -63,10 +64,10 @@ class TestFit:
         assert record.epochs[record.best].validation_loss == min(it.validation_loss or 9 for it in record.epochs)
 
         texts = {
-            tuple(ids): np.array(ids)
-            for ids in model.read([(it.prompt, side) for it in training for side in (it.chosen, it.rejected)])
+            tuple(text.ids): text
+            for text in model.read([(it.prompt, side) for it in training for side in (it.chosen, it.rejected)])
         }
-        scores = model.score_ids(list(texts.values()))
+        scores = model.score_texts(list(texts.values()))
         assert abs(scores.mean()) < 1e-4
         assert abs(scores.std() - 1) < 1e-4
 
@@ -130,6 +131,45 @@ class TestFit:
         assert (model.heads == weights[1]).all()
         assert (model.heads != weights[3]).any()
 
+    @pytest.mark.parametrize("head", ["linear", "reply"])
+    def test_passes_over_the_head_leave_the_trunk_as_it_is(
+        self, head: HeadKind, trunk: Path, episode: Build, preference: Build
+    ) -> None:
+        """States that were read once give what reading them at every step gives, and the head learns from them."""
+        training, unseen = (self.pairs(episode, preference, count, seed) for count, seed in ((120, 0), (100, 1)))
+        config = RewardModelConfig(
+            head=head, head_epochs=3, epochs=0, head_learning_rate=1e-2, patience=3, max_gradient_norm=1e9
+        )
+
+        def fit() -> tuple[RewardModel, TrainingRecord]:
+            return fit_reward_model(training, trunk, config, generator=torch.Generator().manual_seed(0))
+
+        model, record = fit()
+        before = RewardModel.from_trunk(trunk).trunk.state_dict()
+        assert all((value == before[name]).all() for name, value in model.trunk.state_dict().items())
+        assert record.epochs[-1].loss < record.epochs[0].loss - 0.02
+        assert head == "linear" or accuracy_with_interval(*model.score_pairs(unseen)).low > 0.6
+        assert (len(record.epochs), record.steps) == (3, 3 * math.ceil(record.pairs / config.batch_size))
+        with pytest.MonkeyPatch.context() as patch:
+            forget = fitting._Objective.forget
+            remember = fitting._Objective.remember
+
+            def only_measure(objective: Any, texts: Any) -> None:
+                remember(objective, texts)
+                forget(objective)
+
+            patch.setattr(fitting._Objective, "remember", only_measure)
+            again, _ = fit()
+        np.testing.assert_allclose(again.score_pairs(unseen), model.score_pairs(unseen), rtol=0, atol=1e-3)
+
+    def test_the_trunk_learns_after_the_head(self, trunk: Path, episode: Build, preference: Build) -> None:
+        training = self.pairs(episode, preference, 40)
+        config = RewardModelConfig(head="reply", head_epochs=1, epochs=1, validation=0.0)
+        model, record = fit_reward_model(training, trunk, config, generator=torch.Generator().manual_seed(0))
+        before = RewardModel.from_trunk(trunk).trunk.state_dict()
+        assert any((value != before[name]).any() for name, value in model.trunk.state_dict().items())
+        assert (record.steps, record.best) == (4, 1)
+
     def test_validation_is_independent_of_the_held_out_division(
         self, trunk: Path, episode: Build, preference: Build
     ) -> None:
@@ -164,8 +204,8 @@ class TestFit:
 
     def test_bad_settings_and_empty_data(self, trunk: Path) -> None:
         with pytest.raises(ConfigError) as caught:
-            RewardModelConfig(learning_rate=-1.0, epochs=0, validation=1.0)
-        assert [problem.split(":")[0] for problem in caught.value.problems] == ["learning_rate", "epochs", "validation"]
+            RewardModelConfig(learning_rate=-1.0, epochs=-1, validation=1.0)
+        assert [problem.split(":")[0] for problem in caught.value.problems] == ["learning_rate", "validation", "epochs"]
         with pytest.raises(DataError, match="no judgements"):
             fit_reward_model([], trunk, RewardModelConfig(), generator=torch.Generator())
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from rlhf_agents.dpo import DPO
 
 from rlhf_env.envs.tokenizers import load_tokenizer
 from rlhf_env.errors import ConfigError, DataError
@@ -16,8 +20,9 @@ from rlhf_env.feedback.preferences import PreferenceStore
 from rlhf_env.lab.benchmark import run_experiment
 from rlhf_env.lab.evaluation import Evaluator
 from rlhf_env.learning.experiment import Experiment, build
+from rlhf_env.learning.functional import logprobs_under
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
-from rlhf_env.types import Prompt
+from rlhf_env.types import Episode, Float, Prompt, TokenScorer
 
 TOKENIZER = load_tokenizer("alphabet:ab:")  # a 0, b 1, : 2, end 3, pad 4
 PROMPT, HUMAN = Prompt("count/a", "a:"), Author("human", "eva")
@@ -77,6 +82,31 @@ def test_a_source_of_pairs(tmp_path: Path, suffix: str) -> None:
     again = pair_source(preferences, TOKENIZER, pairs=2, seed=0)
     again.load_state_dict({"place": 2})
     assert again.next(None).episodes == rollouts[1].episodes  # type: ignore[arg-type]
+
+
+class Counted:
+    """A scorer that takes down how many episodes it is asked about."""
+
+    def __init__(self, scorer: TokenScorer) -> None:
+        self.scorer, self.asked = scorer, list[int]()
+
+    def response_logprobs(self, episodes: Sequence[Episode], /) -> list[Float]:
+        self.asked.append(len(episodes))
+        return self.scorer.response_logprobs(episodes)
+
+
+def test_the_reference_reads_every_pair_once() -> None:
+    """Three epochs of learning cost one reading, and what went along is what would have been read."""
+    setup = build(experiment()).setup
+    reference = Counted(setup.reference)
+    source = pair_source(PAIRS, setup.tokenizer, pairs=3, seed=0, reference=reference)
+    agent = DPO(replace(setup, reference=reference), DPO.Config())  # type: ignore[arg-type]
+    for _ in range(4):
+        rollout = source.next(agent)
+        expected = logprobs_under(setup.reference, rollout)
+        torch.testing.assert_close(rollout.extras["reference"], expected, rtol=0, atol=1e-10)
+        agent.update(rollout)
+    assert reference.asked == [8]
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:

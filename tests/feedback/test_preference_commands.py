@@ -12,7 +12,7 @@ import pytest
 from rlhf_env import cli
 from rlhf_env.feedback.collecting import judge_items
 from rlhf_env.feedback.judgements import Comparison
-from rlhf_env.feedback.preferences import Author, Item, PreferenceStore, Response
+from rlhf_env.feedback.preferences import Author, Criterion, Item, PreferenceStore, Response
 from rlhf_env.types import Episode, Prompt
 
 Run = Callable[..., tuple[int, str, str]]
@@ -50,6 +50,20 @@ def test_import_show_export(run: Run, tmp_path: Path) -> None:
     assert "zoe@example.org" in (tmp_path / "all.jsonl").read_text()
     status, said, _ = run("import", "s.sqlite", "all.jsonl")
     assert said == "0 new of 1 judgements are in s.sqlite\n"
+
+
+def test_what_others_wrote_does_not_reach_the_terminal_as_it_is(run: Run, tmp_path: Path) -> None:
+    """S9: criteria, guidelines, authors, and a file's name in what is said about it."""
+    clear = "\x1b[2J\x1b]0;title\x07\u202e"
+    texts = [Response(side, Author("policy", f"{side}{clear}")) for side in "ab"]
+    with PreferenceStore(tmp_path / "s.sqlite") as store:
+        store.set_criterion(Criterion(f"kind{clear}", clear))
+        store.add([Comparison(Prompt("p", "q"), texts[0], texts[1], "first", "z", f"kind{clear}")])
+    (tmp_path / f"x{clear}.json").write_text("")
+    for words in (["show"], ["agreement"], ["tournament", "--criterion", f"kind{clear}"], ["import", f"x{clear}.json"]):
+        _, said, errors = run(words[0], "s.sqlite", *words[1:])
+        assert "\x1b" not in said + errors and "\u202e" not in said + errors
+        assert "kind" in said or "policy a" in said or "x.json" in errors
 
 
 def test_one_bad_line_takes_nothing_in(run: Run, tmp_path: Path) -> None:

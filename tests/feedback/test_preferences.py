@@ -220,7 +220,7 @@ def test_an_older_file_is_migrated(path: Path) -> None:
         (version,) = store._db.execute("PRAGMA user_version").fetchone()
     with PreferenceStore(path) as store:
         assert store.counts().comparisons == 2
-    assert version == 2
+    assert version == 3
 
 
 def test_a_migration_that_fails_leaves_the_file_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.feedback import reward_model
 from rlhf_env.feedback.fitting import fit_reward_model
 from rlhf_env.feedback.preferences import Author, Preference, Response
-from rlhf_env.feedback.reward_model import RewardModel, RewardModelConfig
+from rlhf_env.feedback.reward_model import RewardModel, RewardModelConfig, Text
 from rlhf_env.types import Episode, Prompt
 
 Build = Callable[..., Any]
@@ -53,6 +54,16 @@ class TestScore:
         monkeypatch.setattr(reward_model, "POSITIONS_AT_ONCE", 25)
         np.testing.assert_allclose(model.score(episodes[::-1] * 2), whole, rtol=0, atol=1e-10)
 
+    def test_equal_texts_are_read_once(
+        self, model: RewardModel, episodes: list[Episode], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        read: list[int] = []
+        raw = model.raw
+        monkeypatch.setattr(model, "raw", lambda texts: read.append(len(texts)) or raw(texts))
+        scores = model.score([episodes[i] for i in (2, 0, 2, 2, 4, 0)])
+        assert sum(read) == 3
+        np.testing.assert_array_equal(scores, model.score([episodes[i] for i in (0, 2, 4)])[[1, 0, 1, 1, 2, 0]])
+
     def test_the_score_is_read_at_the_last_token(self, model: RewardModel, episodes: list[Episode]) -> None:
         ids = torch.from_numpy(episodes[3].ids)[None]
         hidden = model.trunk(input_ids=ids).last_hidden_state[0, -1]
@@ -67,7 +78,7 @@ class TestScore:
         lengths = torch.tensor([len(it.ids) for it in episodes])
         for row, it in enumerate(episodes):
             ids[row, : len(it.ids)] = torch.from_numpy(it.ids)
-        np.testing.assert_allclose(model(ids, lengths)[0].detach(), model.score(episodes), rtol=0, atol=1e-10)
+        np.testing.assert_allclose(model(ids, lengths, lengths)[0].detach(), model.score(episodes), rtol=0, atol=1e-10)
 
     def test_an_end_token_in_the_prompt_does_not_end_the_text(self, model: RewardModel, episode: Build) -> None:
         one, two = episode([7, 8], prompt=[258, 5, 258]), episode([9, 8], prompt=[258, 5, 258])
@@ -97,8 +108,76 @@ class TestScore:
         sides = Response("b", zoe), Response("bc", zoe, finish_reason="length")
         chosen, rejected = model.read([(Prompt("p", "a"), side) for side in sides])
         a, b, c, end = (model._tokenizer().encode(letter)[0] for letter in ("a", "b", "c", "<end>"))
-        assert chosen.tolist() == [a, b, end]
-        assert rejected.tolist() == [a, b, c]
+        assert (chosen.ids.tolist(), chosen.start) == ([a, b, end], 1)
+        assert (rejected.ids.tolist(), rejected.start) == ([a, b, c], 1)
+
+
+class TestReplyHead:
+    """The head that reads the whole response and how likely the trunk finds it."""
+
+    @pytest.fixture
+    def reads_all(self, trunk: Path) -> RewardModel:
+        made = RewardModel.from_trunk(trunk, head="reply", members=2, dtype=torch.float64)
+        with torch.no_grad():
+            made.heads.copy_(torch.randn(made.heads.shape, generator=torch.Generator().manual_seed(1)))
+        return made
+
+    def test_padding_and_batch_mates_change_nothing(
+        self, reads_all: RewardModel, episodes: list[Episode], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        given = [*episodes, replace(episodes[0], response_ids=episodes[0].response_ids[:0])]
+        alone = np.concatenate([reads_all.score_members([it]) for it in given], axis=1)
+        np.testing.assert_allclose(reads_all.score_members(given), alone, rtol=0, atol=1e-10)
+        monkeypatch.setattr(reward_model, "LOGITS_AT_ONCE", 259 * 7)
+        np.testing.assert_allclose(reads_all.score_members(given), alone, rtol=0, atol=1e-10)
+
+    def test_what_it_reads_is_what_the_language_model_says(
+        self, reads_all: RewardModel, trunk: Path, episodes: list[Episode]
+    ) -> None:
+        from rlhf_env.policies import LanguageModel
+
+        texts = [Text.of(it) for it in episodes]
+        features = reads_all.frozen_features(texts).numpy()
+        width = reads_all.trunk.config.hidden_size
+        policy = LanguageModel.from_pretrained(trunk, dtype=torch.float64, end_id=258, pad_id=258)
+        for row, it, logprobs in zip(features, episodes, policy.response_logprobs(episodes), strict=True):
+            states = reads_all.trunk(input_ids=torch.from_numpy(it.ids)[None]).last_hidden_state[0].detach()
+            start = len(it.prompt_ids)
+            mean, numbers = row[width : 2 * width], row[2 * width :]
+            np.testing.assert_allclose(mean, states[start:].mean(dim=0), rtol=0, atol=1e-10)
+            softer = (states[start - 1 : -1] @ policy_embeddings(reads_all) / 1.6).log_softmax(dim=1)
+            said = softer[torch.arange(len(softer)), torch.from_numpy(it.response_ids)]
+            expected = [said.mean().item(), -(softer.exp() * softer).sum(dim=1).mean().item()]
+            np.testing.assert_allclose(numbers[4:6], expected, rtol=0, atol=1e-10)
+            expected = [logprobs.mean(), logprobs.min(), logprobs[-1], len(logprobs)]
+            np.testing.assert_allclose(numbers[[0, 6, 7, 8]], expected, rtol=0, atol=1e-10)
+
+    def test_where_the_response_begins_matters(self, reads_all: RewardModel, episode: Build) -> None:
+        one, two = (
+            reads_all.score([episode(said, prompt=asked)]) for asked, said in (([5, 6], [7, 8]), ([5], [6, 7, 8]))
+        )
+        assert abs(one - two) > 1e-3
+        together = reads_all.score([episode([7, 8], prompt=[5, 6]), episode([6, 7, 8], prompt=[5])])
+        np.testing.assert_allclose(together, [*one, *two], rtol=0, atol=1e-10)
+
+    def test_it_is_saved_whole_and_an_older_reader_is_told(
+        self, reads_all: RewardModel, model: RewardModel, episodes: list[Episode], tmp_path: Path
+    ) -> None:
+        assert reads_all.hidden is not None
+        reads_all.hidden.measure(reads_all.frozen_features([Text.of(it) for it in episodes]))
+        for it, number in ((reads_all, 2), (model, 1)):
+            it.save(tmp_path / str(number))
+            assert json.loads((tmp_path / str(number) / "reward_model.json").read_text())["format"] == number
+            assert (RewardModel.load(tmp_path / str(number)).score(episodes) == it.score(episodes)).all()
+
+    def test_a_trunk_with_another_output_is_refused(self, reads_all: RewardModel) -> None:
+        reads_all.trunk.config.tie_word_embeddings = False
+        with pytest.raises(ConfigError, match="tie_word_embeddings"):
+            RewardModel(reads_all.trunk, head="reply")
+
+
+def policy_embeddings(model: RewardModel) -> torch.Tensor:
+    return model.trunk.get_input_embeddings().weight.detach().T  # type: ignore[no-any-return]
 
 
 class TestFiles:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -23,14 +24,18 @@ from rlhf_env.feedback.preferences import PreferenceStore
 from rlhf_env.feedback.reward_model import RewardModel
 from rlhf_env.feedback.scorecard import (
     EDITS,
+    MOST_POINTS,
     Scorecard,
     kendall,
+    kendall_interval,
     make_scorecard,
+    measures,
     read_data,
     repetition,
     scorecard_of,
     scorecard_table,
     spearman,
+    spearman_interval,
 )
 from rlhf_env.types import Episode, Float, Prompt
 
@@ -157,6 +162,53 @@ class TestNumbers:
         turned = {"first letter": 2 / 3, "any of them": 2 / 3}
         assert flips == {"whitespace": 0.0, "final punctuation": 0.0, **turned}
 
+    def test_examples_of_flips_are_the_surest_of_the_turned(self) -> None:
+        capitals = Scores(lambda text: sum(letter.isupper() for letter in text), unit=0.5)
+        pairs = [pair("Ab", "bc", "1"), pair("AB", "bC D", "2"), pair("ABC", "bc", "3"), pair("Xb", "yc", "4")]
+        examples = card(capitals, pairs).flip_examples
+        assert [(it.edit, it.prompt, it.before, it.after) for it in examples] == [
+            ("first letter", "1", 0.5, -0.5),
+            ("first letter", "4", 0.5, -0.5),
+        ]
+        assert (examples[0].chosen, examples[0].rejected) == ("Ab", "bc")
+
+    def test_intervals_are_over_prompts(self) -> None:
+        """Each prompt's pairs five times over: no more is known than before. The margin's by hand: deltas 2, 3, -2, 1
+        have mean 1 and squared deviations 1, 4, 9, 0."""
+        pairs = [pair("aaa", "a", "1"), pair("aaaa", "a", "2"), pair("a", "aaa", "3"), pair("aa", "b", "4")]
+        one, five = card(LENGTH, pairs).intervals, card(LENGTH, pairs * 5).intervals
+        half = 1.959963984540054 * math.sqrt(14) / 4
+        np.testing.assert_allclose(one["margin"], [1 - half, 1 + half], atol=1e-12)
+        for name in ("margin", "brier", "longer_preferred"):
+            np.testing.assert_allclose(five[name], one[name], atol=1e-12, err_msg=name)
+        alike = [pair(f"a{'a' * more}", "", prompt) for prompt in "123" for more in (0, 2)]  # 1 and 3 on every prompt
+        np.testing.assert_allclose(card(LENGTH, alike).intervals["margin"], [2, 2], atol=1e-12)
+        low, high = one["calibration_error"]
+        assert 0 <= low < high <= 1
+
+    def test_every_number_has_its_interval(self) -> None:
+        rng = np.random.default_rng(0)
+        pairs = [
+            pair(*(rng.choice(["a b.", "a a a", "cde f", "Gh", "b"], size=2, replace=False)), f"{i % 7}", who)
+            for i in range(30)
+            for who in ("ann", "bob")
+        ]
+        gold = [(it.prompt, it.chosen, float(len(it.chosen.text))) for it in pairs]
+        found = card(LENGTH, pairs, gold=gold)
+        for it in measures(found):
+            assert it.interval or it.value == "-", it.name
+        for name, (low, high) in found.intervals.items():
+            assert low <= high, name
+        assert found.agreement is not None
+        assert found.intervals["model"][0] < found.agreement.model < found.intervals["model"][1]
+
+    def test_points_are_drawn_evenly_out_of_all(self) -> None:
+        found = card(LENGTH, [pair("a" * (i + 1), "b b", f"{i}") for i in range(900)])
+        assert len(found.points) == MOST_POINTS
+        assert found.points[0].length == 1
+        assert max(it.length for it in found.points) > 890
+        assert all(it.score == it.length for it in found.points)
+
     def test_what_is_not_measured_says_why(self) -> None:
         found = card(LENGTH, [pair("aaa", "a")])
         assert (found.agreement, found.best_of_four, found.gold, found.worst_slice) == (None, None, None, None)
@@ -189,6 +241,22 @@ class TestRanks:
         for a in (np.ones(3), np.zeros(0), np.zeros(1)):
             assert spearman(a, np.arange(len(a))) is None
             assert kendall(a, np.arange(len(a))) is None
+
+    def test_rank_intervals_cover_as_often_as_they_say(self) -> None:
+        """Of normal pairs of correlation r, Spearman's is 6/pi asin(r/2) and Kendall's 2/pi asin(r)."""
+        rng, inside = np.random.default_rng(0), np.zeros(2)
+        truth = 6 / math.pi * math.asin(0.3), 2 / math.pi * math.asin(0.6)
+        for _ in range(300):
+            a, noise = rng.standard_normal((2, 40))
+            b = 0.6 * a + 0.8 * noise
+            rho, tau = spearman(a, b), kendall(a, b)
+            assert rho is not None
+            assert tau is not None
+            for i, (low, high) in enumerate((spearman_interval(rho, 40), kendall_interval(tau, 40))):
+                inside[i] += low <= truth[i] <= high
+        assert (abs(inside / 300 - 0.95) < 0.04).all(), inside / 300
+        assert spearman_interval(0.5, 4)[0] < -0.99
+        assert kendall_interval(1.0, 9) == (1.0, 1.0)
 
     def test_repetition_by_hand(self) -> None:
         """Three words and two pairs, one kind of each: 1 - 2 / 5."""
@@ -254,6 +322,11 @@ class TestFiles:
         saved = json.loads((tmp_path / "new" / "card.json").read_text())
         assert saved["accuracy"]["value"] == found.accuracy.value
         assert set(saved) == {*Scorecard.__dataclass_fields__, "worst_slice"}
+        assert Scorecard.load(tmp_path / "new" / "card.json") == found
+        for broken in ("{}", "[]", json.dumps({**saved, "pears": 1}), json.dumps({**saved, "reliability": [{}]})):
+            (tmp_path / "broken.json").write_text(broken)
+            with pytest.raises(DataError, match="make it again"):
+                Scorecard.load(tmp_path / "broken.json")
         console = Console(width=120, record=True, file=(tmp_path / "shown").open("w"))
         console.print(scorecard_table(found))
         shown = console.export_text()
@@ -315,6 +388,11 @@ class TestFiles:
         assert "calibration error" in out
         card = json.loads((tmp_path / "model.scorecard.json").read_text())
         assert card["pairs"] == len(read_data(data, held_out=0.5)[0]) < 30
+        if importlib.util.find_spec("matplotlib") is not None:
+            assert f"{card['pairs']} judgements" in (tmp_path / "model.scorecard.html").read_text()
+            status, out, _ = run(str(model), str(data), "--html", str(tmp_path / "pages" / "card.html"))
+            assert (status, "pages/card.html" in out) == (0, True)
+            assert "30 judgements" in (tmp_path / "pages" / "card.html").read_text()
         for arguments, said in (
             ((str(model), str(data), "--held-out", "half"), "a share such as 0.2 or 1/6"),
             ((str(model), str(tmp_path / "absent.jsonl")), "absent.jsonl"),

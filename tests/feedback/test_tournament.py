@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +12,11 @@ import pytest
 from typer.testing import CliRunner
 
 from rlhf_env.cli import app
+from rlhf_env.errors import ConfigError
+from rlhf_env.feedback.calibration import wilson_interval
 from rlhf_env.feedback.judgements import Author, Comparison, Response, Verdict
 from rlhf_env.feedback.preferences import PreferenceStore
-from rlhf_env.feedback.tournament import ELO, Contender, strengths, tournament
+from rlhf_env.feedback.tournament import ELO, Contender, blind_pairs, contests, strengths, tournament
 from rlhf_env.types import Prompt
 
 ANN, BOB, CID = (Author("policy", name, 1.0) for name in ("ann", "bob", "cid"))
@@ -86,6 +89,89 @@ def test_intervals_hold_the_truth_and_know_that_judgements_of_a_prompt_repeat_ea
     for alone, repeated in zip(once, five, strict=True):
         widths = [found.win_rate.high - found.win_rate.low for found in (alone, repeated)]
         assert 0.8 < widths[1] / widths[0] < 1.25
+
+
+def test_prompts_that_came_out_alike_are_no_certainty() -> None:
+    """Three wins of three are not 100 % [100 %, 100 %], as resampling them would have it."""
+    ann, bob = run([judged(i, ANN, BOB, "first") for i in range(3)])
+    assert (ann.win_rate.value, ann.win_rate.low, ann.win_rate.high) == (1.0, *wilson_interval(1.0, 3))
+    assert (bob.win_rate.low, bob.win_rate.high) == wilson_interval(0.0, 3)
+    assert math.isnan(ann.rating.low) and math.isnan(ann.rating.high)
+    assert ann.rating.value == pytest.approx(200 * math.log10(3.5 / 0.5), abs=1e-9)
+
+
+def said(author: Author, **answers: str) -> list[tuple[Prompt, Response]]:
+    return [(Prompt(f"{author.name} {name}", f"question {name}"), Response(it, author)) for name, it in answers.items()]
+
+
+def test_blind_pairs_are_every_two_answers_to_one_prompt() -> None:
+    """Prompts are one by their text; the first of several answers counts, and what says the same is no pair."""
+    ann = [*said(ANN, p="a", q="same", r="alone"), *said(ANN, p="a second thought")]
+    found = blind_pairs([ann, said(BOB, p="b", q="same"), said(CID, p="c", q="other")], overlap=2, seed=5)
+    texts = {tuple(response.text for response in item.responses) for item in found.items}
+    assert texts == {("a", "b"), ("a", "c"), ("b", "c"), ("same", "other")}
+    assert len(found.items) == 5, "on the second prompt both say the same against the third"
+    assert (found.prompts, found.same) == (2, 1)
+    assert {(it.purpose, it.overlap, it.seed, it.kind) for it in found.items} == {("evaluation", 2, 5, "comparison")}
+    with pytest.raises(ConfigError, match="no two of them answer the same prompt"):
+        blind_pairs([said(ANN, p="a"), said(BOB, q="b")])
+
+
+def test_the_command_that_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """JSON lines and a run's samples; each by its name, all of it judged blind through the store."""
+    monkeypatch.chdir(tmp_path)
+    lines = [{"prompt": f"q{i}", "response": f"ours {i}"} for i in range(3)]
+    Path("mine.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    Path("run.json").write_text(
+        json.dumps({"samples": [{"prompt": f"q{i}", "response": f"run {i}"} for i in range(2)]})
+    )
+    asked = CliRunner().invoke(app, ["preferences", "evaluate", "s.sqlite", "mine.jsonl", "ppo=run.json"])
+    assert asked.stdout == (
+        "2 pairs on 2 prompts asked for, 0 left out that say the same; 0 of 2 votes on 2 items, 0 complete\n"
+    )
+    with PreferenceStore("s.sqlite") as store:
+        for item, asked_for in list(store.items()):
+            wins = [asked_for.responses[place].text[:3] for place in asked_for.order_for("z")].index("run")
+            store.submit(item, "z", ("first", "second")[wins], key=str(item))
+        (made,) = contests(store).values()
+    winner, loser = run(made)
+    assert (winner.author, loser.author) == (Author("policy", "ppo"), Author("policy", "mine"))
+    assert (winner.win_rate.value, winner.name) == (1.0, "policy ppo")
+    Path("bad.json").write_text("[]")
+    for words, says in (
+        (["mine.jsonl"], "two or more sources are needed"),
+        (["mine.jsonl", "mine.jsonl"], "each with a name of its own"),
+        (["mine.jsonl", "bad.json"], "no samples of a run"),
+        (["mine.jsonl", "there-is-none.jsonl"], "there-is-none.jsonl"),
+    ):
+        refused = CliRunner().invoke(app, ["preferences", "evaluate", "t.sqlite", *words])
+        assert isinstance(refused.exception, ConfigError)
+        assert says in str(refused.exception)
+    assert not Path("t.sqlite").exists()
+
+
+RUN = """
+task = { name = "echo" }
+policy = { model = "tiny", tokenizer = "alphabet:abcd:=" }
+environment = { max_new_tokens = 4 }
+agent = { name = "%s" }
+"""
+
+
+def test_run_folders_write_on_their_held_out_prompts(tmp_path: Path) -> None:
+    """Two runs that need no checkpoint; what they wrote keeps its token ids, so that reward models can read it."""
+    for name in ("reference", "random"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "experiment.toml").write_text(RUN % name)
+    path, sources = tmp_path / "s.sqlite", [str(tmp_path / name) for name in ("reference", "random")]
+    asked = CliRunner().invoke(app, ["preferences", "evaluate", str(path), *sources, "--prompts", "3"])
+    assert asked.exit_code == 0, asked.output
+    with PreferenceStore(path) as store:
+        items = [item for _, item in store.items()]
+    assert len({item.prompt.text for item in items}) == len(items) > 1
+    for item in items:
+        assert [response.author.name for response in item.responses] == ["reference", "random"]
+        assert all(response.episode(item.prompt).response == response.text for response in item.responses)
 
 
 def test_the_command(tmp_path: Path) -> None:

@@ -6,13 +6,14 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from rlhf_env import cli
-from rlhf_env.errors import ConfigError, DataError
+from rlhf_env.errors import ConfigError, DataError, MissingExtra
 from rlhf_env.lab.behaviour import (
     FORMATS,
     clusters,
@@ -21,12 +22,14 @@ from rlhf_env.lab.behaviour import (
     phrase_changes,
     rate_change,
     times_said,
+    tone_changes,
     without,
     words_of,
 )
 from rlhf_env.lab.benchmark import run_experiment
 from rlhf_env.lab.evaluation import Evaluator, repetition, self_bleu
-from rlhf_env.lab.run_evaluation import evaluate_run, load_run
+from rlhf_env.lab.run_evaluation import _tone, evaluate_run, load_run
+from rlhf_env.lab.statistics import Estimate
 from rlhf_env.learning.experiment import Experiment, build
 from rlhf_env.learning.run_folder import RunFolder
 from rlhf_env.types import Float
@@ -293,8 +296,58 @@ def test_a_run_against_its_reference(trained: Path) -> None:
     assert length.low > 0, "it was trained to write more"
     assert found.win_rate["proxy"].value > 0.8
     assert abs(measures["part/kl"].reference) < 1e-6
-    ended = next(it for it in found.rates if it.name == "cut at the limit")
-    assert ended.after == final["cut_at_limit"]
+    rates = {it.name: it for it in found.rates}
+    assert rates["cut at the limit"].after == final["cut_at_limit"]
+    assert rates["without the form asked for"].after == final["format_failures"] > 0.0
+    assert {"refusal", "positive in tone", "negative in tone"} <= rates.keys()
+    assert measures["entropy, nats a token"].agent == pytest.approx(final["entropy"], abs=1e-12)
+    assert measures["entropy, nats a token"].reference > final["entropy"], "it has settled on something"
+    assert measures["sentiment"].difference is not None
+    assert "exact" not in found.kl
+
+
+def test_the_tone_of_two_policies() -> None:
+    before = ["It is a table.", "I hate it, it is terrible.", "What an awful day!", "Yes."]
+    after = ["I love it, it is great!", "Thank you, wonderful!", "What an awful day!", "Yes."]
+    tones = [
+        _tone(cast(Any, SimpleNamespace(episodes=[SimpleNamespace(response=text) for text in texts])))
+        for texts in (before, after)
+    ]
+    positive, negative = tone_changes(*tones)
+    assert (positive.name, positive.before, positive.after) == ("positive in tone", 0.25, 0.75)  # "Yes." is, a little
+    assert (negative.name, negative.before, negative.after) == ("negative in tone", 0.5, 0.25)
+    lines = tone_changes(np.array([0.05, 0.049]), np.array([-0.05, -0.049]))
+    assert [(it.before, it.after) for it in lines] == [(0.5, 0.0), (0.0, 0.5)]
+    assert tone_changes(None, None) == []
+
+
+def test_without_a_word_list_there_is_no_tone(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Host:
+        def load(self, _kind: str, _name: str) -> Any:
+            raise MissingExtra("vaderSentiment", "demo")
+
+    monkeypatch.setattr("rlhf_env.plugins.host", Host)
+    assert _tone(cast(Any, SimpleNamespace(episodes=[]))) is None
+
+
+def test_where_responses_can_be_enumerated_the_kl_is_a_sum(tmp_path: Path) -> None:
+    experiment = Experiment.from_table(
+        {
+            "task": {"name": "enumerable"},
+            "policy": {"model": "table", "tokenizer": "alphabet:abcd", "dtype": "float64"},
+            "environment": {"num_envs": 32, "max_new_tokens": 3, "max_prompt_tokens": 1},
+            "rewards": {"task": 1.0, "kl": 0.1},
+            "agent": {"name": "grpo", "lr": 0.1, "group_size": 4},
+            "budget": {"updates": 4},
+            "evaluation": {"prompts": 8},
+        }
+    )
+    workplace = build(experiment)
+    with RunFolder(tmp_path / "run", experiment.to_toml(), tensorboard=False) as run:
+        _, final = run_experiment(workplace, Evaluator.of(workplace), run)
+    found = evaluate_run(tmp_path / "run")
+    assert found.kl["exact"] == Estimate(final.metrics["kl_exact"], None, None)
+    assert found.kl["exact"].value > 0.01
 
 
 def test_perplexity_under_the_reference_is_that_of_its_own_scores(trained: Path) -> None:

@@ -216,6 +216,7 @@ def test_one_agent_under_two_names_needs_runs_that_differ() -> None:
             "random lies below the reference (worse); 2 of 2 agents lie above the reference",
         ),
         ((0.6, 0.5, 0.7, 0.8), "does not hold", "random lies NOT below the reference (better)"),
+        ((0.5, 0.5, 0.7, 0.8), "holds", "random lies by chance above the reference (inconclusive); 2 of 2"),
         ((0.1, 0.5, 0.4, 0.8), "does not hold", "1 of 2 agents lie above the reference, dpo does NOT (1 by test)"),
         ((0.1, 0.5, 0.5, 0.5), "does not hold", "0 of 2 agents lie above the reference, dpo and ppo do NOT"),
     ],

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from rlhf_env.envs.tasks import held_out, load_task
+from rlhf_env.lab import exact
 from rlhf_env.lab.evaluation import Evaluation, Evaluator, distinct_n
 from rlhf_env.learning.experiment import Experiment, Workplace, build
+from rlhf_env.policies.tabular import TabularPolicy
 
 Toy = Mapping[str, Any]
 
@@ -217,3 +219,96 @@ def test_a_failed_evaluation_gives_the_streams_back(toy: Toy) -> None:
     with pytest.raises(Exception, match="no judge"):
         evaluator()
     assert workplace.setup.policy.sampling_state() == before
+
+
+# ---------------------------------------------------------------- KL, entropy, form
+
+
+ENUMERABLE = {
+    "task": {"name": "enumerable"},
+    "environment": {"num_envs": 8, "max_new_tokens": 3, "max_prompt_tokens": 1},
+    "rewards": {"task": 1.0, "kl": 0.1},
+}
+
+
+@pytest.mark.parametrize(("model", "lr"), [("table", 0.2), ("tiny", 1e-2)])
+def test_the_exact_kl_of_enumerable_responses(toy: Toy, model: str, lr: float) -> None:
+    """Against the mean of many sampled ones; for a table also against the sum of `lab.exact`."""
+    policy = {"model": model, "tokenizer": "alphabet:abcd", "dtype": "float64"}
+    many = {"prompts": 1500}
+    workplace = workplace_of(
+        toy, {"name": "grpo", "lr": lr, "group_size": 4}, policy=policy, evaluation=many, **ENUMERABLE
+    )
+    learn(workplace, 6)
+    metrics = Evaluator.of(workplace)().metrics
+    assert 0.05 < metrics["kl_exact"] < 3.0
+    error = (metrics["kl_high"] - metrics["kl_low"]) / (2 * 1.96)
+    assert abs(metrics["kl"] - metrics["kl_exact"]) < 4 * error < 0.5 * metrics["kl_exact"]
+    if model == "table":
+        ours, theirs = workplace.setup.policy, workplace.setup.reference
+        assert isinstance(ours, TabularPolicy)
+        assert isinstance(theirs, TabularPolicy)
+        logprobs = [exact.response_logprobs(table.tree, table.logits.detach()) for table in (ours, theirs)]
+        assert metrics["kl_exact"] == pytest.approx(float(exact.kl(*logprobs)), abs=1e-12)
+    for control in ("random", "reference", "best_of_n"):
+        short = {**ENUMERABLE, "policy": policy, "evaluation": {"prompts": 4}}
+        assert "kl_exact" not in evaluated(toy, control, **short).metrics, "its texts are not the trained policy's"
+
+
+def test_too_many_responses_are_sampled(toy: Toy) -> None:
+    assert "kl_exact" not in evaluated(toy, "ppo").metrics
+
+
+def test_the_interval_of_the_kl_is_that_of_a_mean(toy: Toy) -> None:
+    workplace = workplace_of(toy, {"name": "ppo", "lr": 3e-2})
+    learn(workplace, 3)
+    evaluation = Evaluator.of(workplace)()
+    kls = np.array([sample["kl"] for sample in evaluation.samples])
+    wide = 2.200985160082949 * kls.std(ddof=1) / math.sqrt(12)  # Student's t at 0.975 with 11 degrees of freedom
+    assert evaluation.metrics["kl_low"] == pytest.approx(kls.mean() - wide, abs=1e-9)
+    assert evaluation.metrics["kl_high"] == pytest.approx(kls.mean() + wide, abs=1e-9)
+    assert "kl_low" not in evaluated(toy, "best_of_n").metrics, "a bound has no interval"
+
+
+def test_the_entropy_is_that_of_the_policy_on_its_own_samples(toy: Toy) -> None:
+    workplace = workplace_of(toy, {"name": "ppo", "lr": 3e-2}, evaluation={"prompts": 800})
+    learn(workplace, 5)
+    evaluator = Evaluator.of(workplace)
+    rollout, _ = evaluator.texts(workplace.agent)
+    with torch.no_grad():
+        exactly = workplace.setup.policy.evaluate(rollout.tokens, rollout.mask, rollout.actions).entropy
+    assert evaluator().metrics["entropy"] == pytest.approx(float(exactly.sum() / rollout.actions.sum()), rel=0.03)
+    assert evaluated(toy, "random").metrics["entropy"] == pytest.approx(math.log(4), abs=1e-12)
+    assert "entropy" not in evaluated(toy, "best_of_n").metrics
+
+
+def test_form_is_the_tasks_to_declare(toy: Toy) -> None:
+    """`echo` asks for a word over "ab"; `count` says nothing, so that its answers only have to end."""
+    echoed = evaluated(toy)
+    wrong = [not (sample["response"] and set(sample["response"]) <= set("ab")) for sample in echoed.samples]
+    assert 0 < sum(wrong) < len(wrong)
+    assert echoed.metrics["format_failures"] == np.mean(wrong)
+    assert wrong != [sample["finish_reason"] == "length" for sample in echoed.samples]
+    counted = evaluated(toy, task={"name": "count"}, policy={"model": "tiny", "tokenizer": "alphabet:ab:"}).metrics
+    assert 0.0 < counted["format_failures"] == counted["cut_at_limit"] < 1.0
+    both = evaluated(toy, task={"name": "mixture", "tasks": [toy["task"], {"name": "echo", "length": 2}]})
+    wrong = [not (sample["response"] and set(sample["response"]) <= set("ab")) for sample in both.samples]
+    assert both.metrics["format_failures"] == np.mean(wrong)
+
+
+@pytest.mark.parametrize("kl", [{"kl": 0.05}, {}, {"kl": {"weight": 0.1, "target": 2.0, "horizon": 8}}])
+def test_the_reference_reads_the_texts_once(toy: Toy, kl: dict[str, Any]) -> None:
+    workplace = workplace_of(toy, {"name": "ppo", "lr": 3e-2}, rewards={"length": {"target": 3}, **kl})
+    learn(workplace, 4)
+    plain = Evaluator.of(workplace)()
+    reference, calls = workplace.setup.reference, []
+    read = reference.response_logprobs
+    reference.response_logprobs = lambda episodes: calls.append(len(episodes)) or read(episodes)  # type: ignore
+    assert Evaluator.of(workplace)() == plain
+    assert calls == [12]
+    rollout, _ = Evaluator.of(workplace).texts(workplace.agent)
+    under = np.array([row.sum() for row in read(rollout.episodes)])
+    kls = rollout.logprobs.sum(dim=1).numpy() - under
+    assert plain.metrics["kl"] == pytest.approx(kls.mean(), abs=1e-12)
+    assert [sample["kl"] for sample in plain.samples] == pytest.approx(kls, abs=1e-12)
+    assert abs(kls).max() > 0.1

@@ -248,7 +248,7 @@ class TestOtherEnds:
             end = end + 8.0 * step(end)
         assert float(step(end).norm()) < 1e-4
         found, meant = (response_logprobs(policy.tree, one) for one in (policy.logits.detach(), end))
-        assert float(kl(found, meant)) < 0.01 * float(kl(found, objective.optimal_logprobs))
+        assert float(kl(found, meant)) < 0.02 * float(kl(found, objective.optimal_logprobs))
         assert trained.shortfall > 2 * WITHIN
 
     def test_rejection_circles_the_optimum(self) -> None:

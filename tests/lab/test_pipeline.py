@@ -25,7 +25,7 @@ from rlhf_env import pipeline
 from rlhf_env.envs import chitchat
 from rlhf_env.envs.tokenizers import load_tokenizer
 from rlhf_env.feedback.reward_model import RewardModelConfig
-from rlhf_env.lab import benchmark
+from rlhf_env.lab import benchmark, processes
 from rlhf_env.lab.report import read_results
 from rlhf_env.learning.run_folder import read_metrics
 from rlhf_env.pipeline import Course, Demo, Models, Recipe, Size, make_models, run_demo
@@ -203,7 +203,7 @@ def test_held_out_conversations_stay_held_out(made: Path, lessons: list[Lesson])
 def in_this_process(cells: Sequence[Any], folder: Path, _jobs: int) -> Iterator[Any]:
     for cell in cells:
         benchmark.run_cell(cell, folder)
-        yield benchmark.Progress(cell, 1.0, "finished")
+        yield processes.Progress(cell, 1.0, "finished")
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +211,7 @@ def demo(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
     out = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
         # Workers would have the whole corpus, and time to load it.
-        patch.setattr(benchmark, "_run_in_processes", in_this_process)
+        patch.setattr(processes, "_run_in_processes", in_this_process)
         report = run_demo(out, seeds=1, console=QUIET, settings=DEMO, models=Models.within(made))
         assert report == out / "report.html"
         yield out
@@ -255,6 +255,7 @@ def test_the_reward_model_says_how_good_it_is(demo: Path) -> None:
     card = json.loads((demo / "reward_model.json").read_text())
     assert 0.0 <= card["low"] <= card["accuracy"] <= card["high"] <= 1.0
     assert 0.5 < card["ceiling"] < 1.0
+    assert 0.0 <= card["calibration_error"] <= 0.5
     assert card["held_out_pairs"] >= 3
     assert card["pairs"] > card["held_out_pairs"]
 

@@ -8,6 +8,7 @@ import math
 import re
 import sys
 from collections.abc import Sequence
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from rich.console import Console, RenderableType
 from rlhf_env.errors import DataError, MissingExtra
 from rlhf_env.lab import comparison, figures
 from rlhf_env.lab.report import (
+    before_and_after,
     latex_table,
     markdown_table,
     read_results,
@@ -149,6 +151,12 @@ def two_tasks(folder: Path) -> Path:
     return write(folder, cells)
 
 
+@pytest.fixture(autouse=True)
+def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PNG files of few pixels, to be quick."""
+    monkeypatch.setattr(figures, "as_png", partial(figures.as_png, dpi=20))
+
+
 @pytest.fixture
 def rough(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer resamples than in a real report."""
@@ -274,6 +282,78 @@ def test_names_at_line_ends_keep_their_distance_and_stay_inside() -> None:
     assert figures.spaced([10.0, 50.0], gap=14, top=100) == [10.0, 50.0]
     assert figures.spaced([10.0, 12.0, 13.0], gap=14, top=100) == [10.0, 24.0, 38.0]
     assert figures.spaced([90.0, 95.0, 99.0], gap=14, top=100) == [72.0, 86.0, 100.0]
+
+
+def test_before_and_after_are_the_replies_worth_showing(tmp_path: Path) -> None:
+    """Five prompts: the best, the middle, the worst; one gold moved most on, one said otherwise in every word."""
+
+    def samples(*said: tuple[str, float]) -> list[dict[str, Any]]:
+        return [{"prompt": f"prompt {i}", "response": text, "gold": gold} for i, (text, gold) in enumerate(said)]
+
+    before = samples(("a b", 0.8), ("a b", 0.4), ("a b", 0.5), ("a b", 0.1), ("a b", 0.3))
+    after = samples(("a b", 0.9), ("a c", 0.5), ("a b", -0.1), ("a b", 0.6), ("c d e", 0.4))
+    cells = [
+        cell("reference", 0, samples=samples(("x", 0.0))),
+        cell("reference", 1, samples=before),
+        cell("ppo", 0, samples=[]),
+        cell("ppo", 1, samples=after),
+        cell("dpo", 2, samples=after),
+    ]
+    folder = write(tmp_path / "demo", cells)
+    found = before_and_after(read_results(folder), "chitchat")
+    assert list(found) == ["dpo", "ppo"], "whoever trains, not the controls"
+    shown = [(it.why, it.prompt, it.before.sample.response, it.after.sample.gold) for it in found["ppo"]]
+    assert shown == [
+        ("best", "prompt 0", "a b", 0.9),
+        ("median", "prompt 1", "a b", 0.5),
+        ("worst, most changed in gold", "prompt 2", "a b", -0.1),
+        ("most changed in words", "prompt 4", "a b", 0.4),
+    ]
+    assert all(it.before.seed == it.after.seed == 1 for it in found["ppo"]), "both of one seed"
+    alone = [(it.why, it.before.sample) for it in found["dpo"]]  # the reference has no seed 2
+    assert alone == [("best", None), ("median", None), ("worst", None)]
+    page = texts_of(write_report(folder).read_text(encoding="utf-8"))
+    assert "Before and after" in page
+    assert "worst, most changed in gold" in page
+
+
+def test_figures_show_what_reward_costs_and_how_replies_drift(tmp_path: Path) -> None:
+    cells = grid(["dpo", "ppo", "best_of_n", "reference"], 2)
+    for result in cells:
+        for point in result["curve"]:
+            point["distinct_2"] = 0.8 - 0.1 * point["kl"]
+    results = read_results(write(tmp_path / "demo", cells))
+    drawn = {picture.name: picture.section for picture in figures.pictures(results)}
+    assert {name for name, section in drawn.items() if section == "drift"} == {
+        "chitchat--length-curve",
+        "chitchat--distinct_2-curve",
+    }
+    assert {name for name, section in drawn.items() if section == "frontier"} == {
+        "chitchat--gold-against-kl",
+        "chitchat--proxy-against-kl",
+    }
+    paths = figures.trade_offs(results, "chitchat", "kl", "gold")
+    first, last = paths["ppo"][1][0], paths["ppo"][1][-1]
+    assert first == pytest.approx([0.0, GOLD["reference"]])
+    assert last == pytest.approx([3.0 * (1 - math.exp(-3.5)), GOLD["ppo"]])
+    (drift,) = [it for it in figures.evaluation_curves(results, "chitchat", "distinct_2") if it.agent == "ppo"]
+    assert drift.mean[0] == pytest.approx(0.8)
+    assert drift.mean[-1] < 0.6
+
+
+def test_the_replies_have_a_table_of_their_own_where_they_were_measured(tmp_path: Path) -> None:
+    plain = read_results(write(tmp_path / "plain", grid(["ppo", "reference"], 2)))
+    assert "Off form" not in markdown_table(plain)
+    cells = grid(["ppo", "reference"], 2)
+    for result in cells:
+        result["evaluation"] |= {"entropy": 1.25, "cut_at_limit": 0.5, "format_failures": 0.125 * result["seed"]}
+        result["evaluation"]["kl_exact"] = 0.75
+    folder = write(tmp_path / "measured", cells)
+    table = markdown_table(read_results(folder))
+    assert "| ppo | 1.25 | – | 50.0% | 6.2% (0.0% to 12.5%) |" in table
+    assert "Off form" in texts_of(write_report(folder).read_text(encoding="utf-8"))
+    assert "Off form" in latex_table(read_results(folder))
+    assert summary_rows(read_results(folder))[0].kl.mean == 0.75, "the sum, where there is one, and not its estimate"
 
 
 def test_replies_stand_side_by_side_only_for_the_same_prompt(tmp_path: Path) -> None:

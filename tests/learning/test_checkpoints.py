@@ -146,7 +146,7 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_passed_over(tmp_path: Path,
 def test_any_flipped_bit_is_noticed(tmp_path: Path, seed: int) -> None:
     folder = checkpoints.save(tmp_path, 1, STATE, {})
     stream = np.random.default_rng(seed)
-    for name in ("tensors.safetensors", "state.json"):
+    for name in ("tensors.safetensors", "state.json", "manifest.json"):
         file = folder / name
         before = file.read_bytes()
         for place in stream.integers(len(before), size=10):
@@ -168,9 +168,10 @@ def test_a_manifest_of_another_shape_is_refused(tmp_path: Path, files: Any) -> N
 def test_another_format_version_is_refused_with_both_numbers(tmp_path: Path) -> None:
     folder = checkpoints.save(tmp_path, 1, STATE, {})
     manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps({**manifest, "format_version": 2}))
-    with pytest.raises(DataError, match="format 2, this version reads 1"):
-        checkpoints.load(folder)
+    for version, remedy in ((3, "use that version or a later one"), (1, "finish the run with that version")):
+        (folder / "manifest.json").write_text(json.dumps({**manifest, "format_version": version}))
+        with pytest.raises(DataError, match=f"format {version}, this version of rlhf-env reads 2.*{remedy}"):
+            checkpoints.load(folder)
     assert checkpoints.latest(tmp_path) is None
 
 

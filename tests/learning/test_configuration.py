@@ -193,6 +193,7 @@ def test_a_plain_value_error_of_a_plugin_is_a_problem_too() -> None:
         {"weight_decay": -1.0},
         {"max_grad_norm": float("nan")},
         {"micro_batch_size": -1},
+        {"micro_batch_tokens": -1},
     ],
     ids=str,
 )

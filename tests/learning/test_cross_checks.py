@@ -36,7 +36,7 @@ from torch import Tensor
 from rlhf_env.envs.rewards import RewardMix, Score
 from rlhf_env.envs.tokenizers import AlphabetTokenizer
 from rlhf_env.feedback import fitting
-from rlhf_env.feedback.reward_model import RewardModel, RewardModelConfig
+from rlhf_env.feedback.reward_model import RewardModel, RewardModelConfig, Text
 from rlhf_env.learning.agent import Setup
 from rlhf_env.learning.functional import gae, group_advantages, leave_one_out_advantages, logprobs_under
 from rlhf_env.learning.rollout import Rollout, labelled_answers, preference_pairs
@@ -295,7 +295,7 @@ def test_the_loss_of_reward_models_is_that_of_trl(theirs: Theirs, margin: float,
 
     pairs = [[episode(row[0], row[side]).ids for side in (1, 2)] for row in PAIRS]
     wanted = RewardModelConfig(micro_batch_size=2, margin=margin, centring=centring)
-    lessons = [fitting._Lesson(texts=tuple(texts), weight=1.0) for texts in pairs]
+    lessons = [fitting._Lesson(texts=tuple(Text(ids, 0) for ids in texts), weight=1.0) for texts in pairs]
     weight = torch.ones(1, len(pairs), dtype=torch.float64)
     cost = fitting._Objective(model, wanted, torch.Generator()).accumulate(lessons, weight, range(len(pairs)))
 

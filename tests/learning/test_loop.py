@@ -416,6 +416,19 @@ def test_a_row_says_what_was_rolled_out_learned_and_spent(toy: Any) -> None:
     assert row["spent/generated_tokens"] == sum(int(r.actions.sum()) for r in seen)
     assert row["spent/gradient_steps"] == 2 * row["train/gradient_steps"]
     assert 0.0 < row["time/collect_share"] < 1.0
+    took = row["spent/seconds"] - training.rows[0]["spent/seconds"]
+    assert row["time/tokens_per_second"] == pytest.approx(int(rollout.actions.sum()) / took, rel=1e-6)
+    drawn = np.concatenate([episode.logprobs for episode in rollout.episodes])
+    assert row["rollout/entropy"] == pytest.approx(-drawn.mean(), abs=1e-12)
+    coefficient = -row["rollout/part/kl"] / row["rollout/kl"]
+    assert coefficient == pytest.approx(0.9, abs=1e-12), "the controller has moved it"
+    log_ratios = [score.tokens["kl"] / -coefficient for score in rollout.scores]
+    assert row["rollout/kl"] == pytest.approx(np.mean([values.sum() for values in log_ratios]), abs=1e-12)
+    k3 = np.mean([(np.exp(-values) - 1 + values).sum() for values in log_ratios])
+    assert 0 < row["rollout/kl_k3"] == pytest.approx(k3, abs=1e-12)
+    for name, values in (("reward", totals), ("part/task", [s.raw["task"] for s in rollout.scores])):
+        counts, edges = np.histogram(values, bins=10)
+        assert row[f"histogram/{name}"] == {"low": edges[0], "high": edges[-1], "counts": counts.tolist()}
     assert {"train/policy_loss", "train/value_loss", "train/lr"} <= row.keys()
 
 

@@ -101,6 +101,7 @@ def run_once(
     kill_after: int | None = None,
     dropout: float = 0.0,
     evaluated: bool = True,
+    allow_partial: bool = False,
     **how: Any,
 ) -> Left:
     """A process's life: build everything anew, go on if there is something to go on with, train."""
@@ -116,7 +117,9 @@ def run_once(
             raise Killed
 
     try:
-        with RunFolder(folder, experiment.to_toml(), resume=True, tensorboard=False) as run:
+        with RunFolder(
+            folder, experiment.to_toml(), resume=True, allow_partial=allow_partial, tensorboard=False
+        ) as run:
             train(
                 workplace.agent,
                 recorder,
@@ -246,15 +249,21 @@ def test_a_run_that_stopped_for_a_reason_has_stopped(toy: Any, tmp_path: Path) -
     assert_same_bits(again.state, first.state)
 
 
-def test_the_newest_checkpoint_damaged_the_one_before_is_taken(toy: Any, tmp_path: Path) -> None:
+def test_the_newest_checkpoint_damaged_the_one_before_is_offered(toy: Any, tmp_path: Path) -> None:
+    """Refused by name; taken where that is allowed, and what was damaged is kept beside."""
     experiment = toy("ppo")
     uncut = run_once(experiment, tmp_path)
     tensors = tmp_path / "checkpoints" / "step-00000003" / "tensors.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-10])
-    resumed = run_once(experiment, tmp_path)
+    with pytest.raises(DataError, match="step-00000003/tensors.safetensors is damaged") as refused:
+        run_once(experiment, tmp_path)
+    assert refused.value.problems[-1].startswith("step-00000002 is whole: --allow-partial goes on from there")
+    resumed = run_once(experiment, tmp_path, allow_partial=True)
     assert len(resumed.seen) == 1
     assert_same_bits(resumed.state, uncut.state)
     assert not checkpoints.problems(tensors.parent)
+    aside = [path.name for path in (tmp_path / "checkpoints").iterdir() if "set-aside" in path.name]
+    assert [name.partition("-set")[0].partition(".set")[0] for name in aside] == ["step-00000003"]
 
 
 # ---------------------------------------------------------------- faults of a reward
@@ -475,7 +484,8 @@ def test_a_killed_command_is_gone_on_with_exactly(number: signal.Signals, toy: A
         assert process.exitcode == -number
     else:
         assert process.exitcode == 128 + number
-        assert said == f"rlhf-env: stopped after update {updates}; go on with --resume in {folder}\n"
+        again = f"rlhf-env train {file} --out {folder} --resume"
+        assert said == f"rlhf-env: stopped after update {updates}, saved in {folder}; go on with: {again}\n"
         assert weights(folder)[0] == f"step-{updates:08d}"
 
     refused = command("train", str(file), "--out", str(folder), errors=errors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -77,6 +78,8 @@ def test_a_plugin_is_found_with_its_origin_and_loads(distribution: Distribution)
             "from rlhf_env.plugins import hookimpl\n@hookimpl\ndef register_rewards(register): register('', 'a:B')",
             "no usable name",
         ),
+        ("raise SystemExit(0)", "SystemExit: 0"),
+        ("RLHF_ENV_API = 2", "made for version 2 of the plugin hooks, and this is 1"),
     ],
 )
 def test_a_broken_plugin_is_listed_and_harmless(distribution: Distribution, source: str, says: str) -> None:
@@ -89,6 +92,63 @@ def test_a_broken_plugin_is_listed_and_harmless(distribution: Distribution, sour
     (failure,) = host.failures
     assert failure.origin == "broken-dist" and says in failure.error and "broken_mod" in failure.error
     assert host.load("reward", "good")
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["import time\ntime.sleep(60)", "while True:\n    try:\n        while True: pass\n    except Exception: pass"],
+    ids=["sleeps", "busy"],
+)
+def test_one_that_takes_too_long_is_left_behind(
+    distribution: Distribution, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plugins, "PATIENCE", 0.05)
+    before = signal.getsignal(signal.SIGALRM)
+    host = PluginHost(distribution("slow-dist", "slow_mod", source))
+    (failure,) = host.failures
+    assert failure.origin == "slow-dist" and "not imported within 0.05 s" in failure.error
+    assert signal.getsignal(signal.SIGALRM) is before and signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("choice", "names", "left_out"),
+    [
+        (None, ["one", "two"], []),
+        ("", [], ["one-dist", "Two.Dist"]),
+        ("one-dist", ["one"], ["Two.Dist"]),
+        (" one_dist , two-dist ", ["one", "two"], []),
+        ("-ONE.dist", ["two"], ["one-dist"]),
+        ("-plugin", [], ["one-dist", "Two.Dist"]),
+        ("one-dist,-one-dist", [], ["one-dist", "Two.Dist"]),
+    ],
+    ids=repr,
+)
+def test_who_is_let_in(distribution: Distribution, choice: str | None, names: list[str], left_out: list[str]) -> None:
+    points = [
+        *distribution("one-dist", "one_mod", GOOD.format(name="one", module="one_mod")),
+        *distribution("Two.Dist", "two_mod", GOOD.format(name="two", module="two_mod")),
+    ]
+    host = PluginHost(points, choice=choice)
+    assert (host.names("reward"), host.left_out, host.failures) == (names, left_out, [])
+    assert ("one_mod" in sys.modules, "two_mod" in sys.modules) == ("one" in names, "two" in names)
+
+
+def test_a_choice_of_nobody_says_so_and_the_built_ins_stay(distribution: Distribution) -> None:
+    (point,) = (it for it in entry_points(group="rlhf_env") if it.value == "rlhf_rewards")
+    host = PluginHost([point, *distribution("one-dist", "one_mod", "raise RuntimeError")], choice="oen-dist")
+    (failure,) = host.failures
+    assert failure.origin == "RLHF_ENV_PLUGINS" and "'oen-dist', and no such plugin is installed" in failure.error
+    assert "kl" in host.names("reward")
+
+
+def test_who_is_absent_is_said_where_a_name_is_unknown(distribution: Distribution) -> None:
+    points = [
+        *distribution("broken-dist", "broken_mod", "raise RuntimeError('bad day')"),
+        *distribution("other-dist", "other_mod", ""),
+    ]
+    host = PluginHost(points, choice="-other-dist")
+    with pytest.raises(UnknownName, match=r"failed to load: broken-dist \(.*bad day\); kept out .*: other-dist"):
+        host.load("reward", "mine")
 
 
 def test_two_of_one_name_are_refused_when_used_and_both_are_named(distribution: Distribution) -> None:
@@ -233,7 +293,7 @@ def test_what_a_run_lends_fills_what_the_user_left_out() -> None:
         ({"length": 1, "scael": 2}, "task 'made': no setting 'scael': did you mean 'scale'"),
         ({}, "task 'made': the setting 'length' is required"),
         ({"length": -1}, "task 'made': length must not be negative"),
-        ({"length": "x"}, "task 'made': '<' not supported"),
+        ({"length": "x"}, "task 'made': the setting 'length' is a whole number, not 'x'"),
     ],
 )
 def test_a_wrong_setting_names_plugin_and_setting(parameters: dict[str, Any], says: str) -> None:

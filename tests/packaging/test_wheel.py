@@ -32,7 +32,8 @@ def test_every_file_that_is_no_module_came_along() -> None:
     expected = {f"{package}/py.typed" for package in PACKAGES}
     page = ("index.html", "page.css", "page.js", "kinds.js", "server.js")
     expected |= {f"rlhf_env/feedback/page/static/{name}" for name in page}
-    expected |= {"rlhf_env/lab/report.html.jinja", "rlhf_env/assets/__init__.py", "rlhf_env/assets/recipe.json"}
+    expected |= {f"rlhf_env/lab/{name}.html.jinja" for name in ("report", "scorecard")}
+    expected |= {"rlhf_env/assets/__init__.py", "rlhf_env/assets/recipe.json"}
     for model in ("chitchat", "chitchat-judge"):
         expected |= {
             f"rlhf_env/assets/{model}/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")

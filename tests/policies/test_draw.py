@@ -55,10 +55,11 @@ def test_truncation(sampling: Sampling, expected: list[float]) -> None:
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(top_k=4), Sampling(top_p=0.999)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_impossible_tokens_never_come(sampling: Sampling, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("width", [50, 333])  # in one go, and by blocks
+def test_impossible_tokens_never_come(sampling: Sampling, dtype: torch.dtype, width: int) -> None:
     rng = np.random.default_rng(0)
-    logits = torch.from_numpy(rng.normal(0, 4, (400, 50))).to(dtype)
-    impossible = torch.from_numpy(rng.random((400, 50)) < 0.5)
+    logits = torch.from_numpy(rng.normal(0, 4, (400, width))).to(dtype)
+    impossible = torch.from_numpy(rng.random((400, width)) < 0.5)
     impossible[:, [0, -1]] = True  # both ends, where an off-by-one would land
     logits[impossible] = -torch.inf
     for uniform in (0.0, 0.5, ALMOST_ONE):
@@ -73,6 +74,14 @@ def test_logprobs_are_those_of_log_softmax() -> None:
     ids, logprobs = draw(logits, rng.random(300), Sampling(temperature=1.7))
     expected = (logits / 1.7).log_softmax(-1)[torch.arange(300), torch.from_numpy(ids)]
     np.testing.assert_allclose(logprobs, expected.numpy(), rtol=0, atol=1e-12)
+
+
+def test_blocks_find_the_token_that_the_running_sum_finds() -> None:
+    rng = np.random.default_rng(0)
+    logits, uniforms = torch.from_numpy(rng.normal(0, 2, (500, 333))), rng.random(500)
+    running = logits.softmax(-1).cumsum(-1).numpy()
+    expected = [np.searchsorted(row, u, side="right") for row, u in zip(running, uniforms, strict=True)]
+    np.testing.assert_array_equal(draw(logits, uniforms, Sampling())[0], expected)
 
 
 def test_bad_settings_are_named_all_at_once() -> None:

@@ -16,9 +16,18 @@ from rlhf_env.policies.tiny import Family
 EXACT = 1e-10
 
 
+WAY = {"fused": True}
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["fused", "general"])
+def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test goes both ways; `opinionated` makes its models for the one it is on."""
+    monkeypatch.setitem(WAY, "fused", request.param)
+
+
 def opinionated(family: Family = "llama", **changes: Any) -> LanguageModel:
     """A model far from uniform, so that errors show."""
-    return tiny_language_model(family, **{"vocab_size": 30, "init_std": 0.3, "seed": 3, **changes})
+    return tiny_language_model(family, **{"vocab_size": 30, "init_std": 0.3, "seed": 3, **WAY, **changes})
 
 
 def stated(written: Written, vocab_size: int = 30) -> list[np.ndarray]:
@@ -81,6 +90,41 @@ def test_batch_mates_and_padding_change_nothing(family: Family, texts: Any) -> N
     np.testing.assert_allclose(wider.logprobs, together.logprobs, rtol=0, atol=EXACT)
 
 
+def test_a_text_does_not_depend_on_the_other_rows(texts: Any) -> None:
+    """Nor on how many there are, nor on how long their earlier texts went on."""
+    alone, among = (opinionated("gpt2", init_std=0.05, vocab_size=6) for _ in range(2))
+    own, others = texts(rows=3, symbols=5), texts(rows=9, symbols=5, seed=1)
+    for call in range(4):
+        mates = [prompt[call % 2 :] if len(prompt) > 1 else prompt for prompt in others.prompts]
+        some = alone.write(own.observation, 25)
+        all_of_them = among.write(type(own)([*own.prompts, *mates], 50).observation, 25)
+        np.testing.assert_array_equal(all_of_them.tokens[:3], some.tokens)
+        np.testing.assert_allclose(all_of_them.logprobs[:3], some.logprobs, rtol=0, atol=EXACT)
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 5])
+def test_waves_change_nothing_and_bound_the_cache(
+    rows_at_once: int, texts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = texts()
+    whole = opinionated().write(before.observation, 9)
+    held, read = [], Decoding._read_prompts
+    monkeypatch.setattr(Decoding, "_read_prompts", lambda self, room: held.append(len(self._held)) or read(self, room))
+    policy = opinionated(rows_at_once=rows_at_once)
+    rows = np.arange(12) != 7
+    waves = policy.write(before.observation, 9, rows)
+    np.testing.assert_array_equal(waves.tokens[rows], whole.tokens[rows])
+    np.testing.assert_allclose(waves.logprobs[rows], whole.logprobs[rows], rtol=0, atol=EXACT)
+    assert (waves.tokens[7] == 30).all() and not waves.logprobs[7].any()
+    assert max(held) == rows_at_once and sum(held) == 11
+    assert policy._decoding is None
+
+
+def test_a_wave_has_a_row_at_least() -> None:
+    with pytest.raises(ConfigError, match="rows_at_once must be at least 1, got 0"):
+        opinionated(rows_at_once=0)
+
+
 def test_pad_and_end_may_be_one_token(texts: Any) -> None:
     one, two = opinionated(end_id=29, pad_id=29), opinionated(end_id=29, pad_id=0)
     # Neither the padding itself nor the end token inside a prompt means anything to the sampler.
@@ -105,19 +149,15 @@ class TestTokenByToken:
 
     @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3"])
     @pytest.mark.parametrize("step", [1, 3])
-    def test_equals_a_whole_response(
-        self, family: Family, step: int, texts: Any, prefills: list[int], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_equals_a_whole_response(self, family: Family, step: int, texts: Any, prefills: list[int]) -> None:
         vocab_size, total = 8, 18
         start = texts(rows=16, symbols=7)
         policy = opinionated(family, vocab_size=vocab_size, init_std=0.1)
-        uniforms = np.random.default_rng(1).random((16, total))
-        monkeypatch.setattr(policy, "_generator", _Given(uniforms))
-        whole = policy.write(start.observation, total)
+        whole, later = policy.write(start.observation, total), policy.write(start.observation, total)
+        policy.reseed(3)
         policy.forget()
         prefills.clear()
 
-        monkeypatch.setattr(policy, "_generator", _Given(*np.split(uniforms, total // step, axis=1)))
         current, live = start, np.ones(16, bool)
         pieces = []
         for _ in range(total // step):
@@ -127,6 +167,7 @@ class TestTokenByToken:
         np.testing.assert_array_equal(np.hstack([piece.tokens for piece in pieces]), whole.tokens)
         np.testing.assert_allclose(np.hstack([p.logprobs for p in pieces]), whole.logprobs, rtol=0, atol=EXACT)
         assert len(prefills) == 1
+        np.testing.assert_array_equal(policy.write(start.observation, total).tokens, later.tokens)
         assert 0 < (~live).sum() < 16  # some rows finished on the way and kept their text
 
     def test_other_texts_are_read_anew(self, texts: Any, recomputed: Any, prefills: list[int]) -> None:
@@ -171,7 +212,7 @@ class TestTokenByToken:
             for name, parameter in other.model.model.layers[0].self_attn.named_parameters():
                 policy.model.model.layers[0].self_attn.get_submodule(name.split(".")[0]).weight = parameter
         live = np.array([prompt[-1] != 29 for prompt in current.prompts])
-        written = policy.write(current.observation, 1, live)
+        written = policy.write(current.observation, 3, live)
         assert_same(stated(written), recomputed(policy, current, written))
 
     def test_a_failed_call_leaves_no_cache(self, texts: Any, recomputed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,17 +284,6 @@ class TestBadInput:
             policy.model.lm_head.weight.fill_(torch.nan)
         with pytest.raises(RunFailed, match="diverged"):
             policy.write(texts().observation, 1)
-
-
-class _Given:
-    """A generator whose numbers are known."""
-
-    def __init__(self, *uniforms: np.ndarray) -> None:
-        self.uniforms = list(uniforms)
-
-    def random(self, shape: tuple[int, int]) -> np.ndarray:
-        assert self.uniforms[0].shape == shape
-        return self.uniforms.pop(0)
 
 
 def _interrupt(*_: Any) -> None:

@@ -17,7 +17,7 @@ from rlhf_env.envs.tasks import load_task
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.feedback.ensemble import RewardEnsemble, combined
 from rlhf_env.feedback.judgements import Author, Response
-from rlhf_env.feedback.reward_model import RewardModel
+from rlhf_env.feedback.reward_model import RewardModel, Text
 from rlhf_env.feedback.scorer import load_scorer
 from rlhf_env.policies.tiny import tiny_language_model
 from rlhf_env.testing import check_reward, make_episode
@@ -61,7 +61,7 @@ class TestCombined:
 class TestMembers:
     def test_heads_on_one_trunk_are_models_of_their_own(self, trunk: Path) -> None:
         shared = model(trunk, 0, members=3, std=2.0)
-        raw = shared.raw([it.ids for it in EPISODES]).detach().numpy()
+        raw = shared.raw([Text.of(it) for it in EPISODES]).detach().numpy()
         expected = (raw - np.array([[0.0], [1.0], [2.0]])) / 2.0
         np.testing.assert_allclose(shared.score_members(EPISODES), expected, rtol=0, atol=1e-10)
         np.testing.assert_allclose(shared.score(EPISODES), expected.mean(axis=0), rtol=0, atol=1e-10)
@@ -69,7 +69,7 @@ class TestMembers:
     def test_normalising_aligns_the_members_and_keeps_their_odds(self, trunk: Path) -> None:
         shared = model(trunk, 0, members=3)
         before = shared.score_members(EPISODES)
-        shared.normalise([it.ids for it in EPISODES])
+        shared.normalise([Text.of(it) for it in EPISODES])
         after = shared.score_members(EPISODES)
         np.testing.assert_allclose(after.mean(axis=1), 0.0, atol=1e-10)
         assert abs(after.mean(axis=0).std() - 1.0) < 1e-10

@@ -23,7 +23,7 @@ from rlhf_env.feedback.interchange.rows import (
     unpaired_rows,
 )
 from rlhf_env.feedback.interchange.tables import csv_rows, dataset_rows, write_csv, write_dataset
-from rlhf_env.feedback.interchange.whole_files import Located, content_of, gathered, written
+from rlhf_env.feedback.interchange.whole_files import Located, gathered, written
 from rlhf_env.feedback.judgements import (
     Comparison,
     CriteriaRating,
@@ -34,6 +34,7 @@ from rlhf_env.feedback.judgements import (
     Response,
     preferences_of,
 )
+from rlhf_env.plain_data import read_file
 
 Format = Literal["jsonl", "csv", "trl", "trl-conversational", "trl-unpaired", "datasets", "argilla", "label-studio"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -132,7 +133,7 @@ def _write_array(path: str | Path, records: list[dict[str, Any]]) -> int:
 
 def _array(path: str | Path) -> Iterator[Located]:
     try:
-        records = parsed("", content_of(path).decode("utf-8"))
+        records = parsed("", read_file(path).decode("utf-8"))
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 at byte {error.start + 1}") from error
     except DataError as error:

@@ -14,8 +14,9 @@ from typing import Any
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.interchange.provenance import parsed
 from rlhf_env.feedback.interchange.rows import pair_row, preference_of
-from rlhf_env.feedback.interchange.whole_files import Located, content_of, gathered, written
+from rlhf_env.feedback.interchange.whole_files import Located, gathered, written
 from rlhf_env.feedback.judgements import Preference
+from rlhf_env.plain_data import LONGEST_LINE, read_file
 
 
 def write_jsonl(path: str | Path, preferences: Iterable[Preference]) -> int:
@@ -52,12 +53,14 @@ def write_lines(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
 
 def lines_of(path: str | Path) -> Iterator[Located]:
     """Each line's object, or what is wrong with it, and where it stands."""
-    for number, line in enumerate(content_of(path).split(b"\n"), start=1):
+    for number, line in enumerate(read_file(path).split(b"\n"), start=1):
         if line.strip():
             yield f"{path}:{number}", _object(line)
 
 
 def _object(line: bytes) -> dict[str, Any] | DataError:
+    if len(line) > LONGEST_LINE:
+        return DataError(f"{len(line):,} bytes, and a line may have {LONGEST_LINE:,}")
     try:
         row = parsed("", line.decode("utf-8"))
     except UnicodeDecodeError as error:

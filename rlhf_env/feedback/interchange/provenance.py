@@ -9,6 +9,7 @@ from typing import Any
 
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.judgements import Author, Comparison, Judgement, Kind, Response, make_judgement
+from rlhf_env.plain_data import read_json
 from rlhf_env.types import Prompt
 
 _CIRCUMSTANCES = ("annotator", "criterion", "weight", "created", "seconds", "group")
@@ -104,13 +105,9 @@ def in_order(answer: Any) -> Any:
 def parsed(field: str, content: str) -> Any:
     """JSON inside a text cell. Raises DataError that names the field."""
     try:
-        return json.loads(content, parse_constant=_no_constant)
+        return read_json(content)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{field}: not JSON: {error}") from error
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
 
 
 def _tuple(ids: Any) -> Any:

@@ -20,8 +20,9 @@ from typing import Any
 from rlhf_env.errors import ConfigError, DataError, MissingExtra
 from rlhf_env.feedback.interchange.provenance import parsed, provenance_of
 from rlhf_env.feedback.interchange.rows import pair_row
-from rlhf_env.feedback.interchange.whole_files import Located, content_of, written
+from rlhf_env.feedback.interchange.whole_files import Located, written
 from rlhf_env.feedback.judgements import Judgement, Preference, answer_of, kind_of
+from rlhf_env.plain_data import read_file
 
 _CIRCUMSTANCES = ("annotator", "criterion", "weight", "created", "seconds")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -66,7 +67,7 @@ def unquoted(cell: str) -> str:
 def csv_rows(path: str | Path) -> Iterator[Located]:
     """Each line of a CSV file as a row of `rows.py`."""
     try:
-        text = content_of(path).decode("utf-8", errors="surrogatepass")
+        text = read_file(path).decode("utf-8", errors="surrogatepass")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 at byte {error.start + 1}") from error
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)

@@ -34,14 +34,6 @@ def written(path: str | Path) -> Iterator[BinaryIO]:
         half.unlink(missing_ok=True)
 
 
-def content_of(path: str | Path) -> bytes:
-    """The bytes of a file, without the mark that some programs begin it with. Raises DataError."""
-    try:
-        return Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf")
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}") from error
-
-
 def gathered(path: str | Path, contents: Iterable[Located], make: Callable[[Any], T], wanted: str) -> list[T]:
     """`make(content)` of each; DataError with the problems of all, up to 20, each with its place."""
     made: list[T] = []

@@ -15,6 +15,11 @@ on where it was.
     POST /api/vote       {item, answer, key, seconds}: `PreferenceStore.submit`, then as `next`
     POST /api/undo       {item}: `PreferenceStore.undo`, then as `next`; null for the latest vote
     GET  /api/agreement  how far annotators agree
+    POST /api/results    {token}: who writes the better responses, and how often people share a reward model's opinions
+
+Judging is blind, and results could tell who wrote what: whoever still has something to judge must not see them. They
+are for the owner, who has a link of his own with another token, and for annotators once every item has its votes. Who
+opens the owner's link should not be judging.
 
 An error is {"problems": [...]}: 409 where the item went to others meanwhile, 422 for what cannot be accepted, 503 where
 the store could not be written (the same request may be sent again).
@@ -44,9 +49,12 @@ from rlhf_env.errors import ConfigError, DataError, LeaseExpired, MissingExtra, 
 from rlhf_env.feedback import findings
 from rlhf_env.feedback.agreement import Interval, agreement_of
 from rlhf_env.feedback.preferences import Assignment, PreferenceStore
+from rlhf_env.feedback.tournament import contests, tournament
+from rlhf_env.feedback.verification import outcomes
 from rlhf_env.shown_text import for_page, for_terminal
 
 try:
+    import h11
     import uvicorn
     from starlette.applications import Starlette
     from starlette.datastructures import MutableHeaders
@@ -54,6 +62,7 @@ try:
     from starlette.responses import JSONResponse, Response
     from starlette.routing import Route
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from uvicorn.protocols.http.h11_impl import H11Protocol
 except ModuleNotFoundError as missing:
     raise MissingExtra("the annotation page's web server (starlette, uvicorn)", "annotate") from missing
 
@@ -69,6 +78,8 @@ _STATIC = {
     "/page.js": ("page.js", "text/javascript"),
     "/kinds.js": ("kinds.js", "text/javascript"),
     "/server.js": ("server.js", "text/javascript"),
+    "/results": ("results.html", "text/html"),
+    "/results.js": ("results.js", "text/javascript"),
 }
 _HEADERS = {
     "Content-Security-Policy": (
@@ -86,6 +97,7 @@ _LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 
 BODY_BYTES = 64 * 1024
 BODY_SECONDS = 10.0
+REQUEST_SECONDS = 15.0
 REQUESTS_PER_WINDOW = 600
 WINDOW_SECONDS = 10.0
 TEXT_CHARACTERS = 50_000
@@ -153,8 +165,8 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         return None
 
 
-def serve(config: PageConfig, announce: Callable[[str], None] = print) -> None:
-    """Serve the page until Ctrl-C. `announce` gets the link, token and all, once.
+def serve(config: PageConfig, announce: Callable[[str, str], None] = print) -> None:
+    """Serve the page until Ctrl-C. `announce` gets two links, tokens and all, once: to judge, and to the results.
 
     Raises ConfigError where the address cannot be listened on, and what opening the store raises.
     """
@@ -170,6 +182,7 @@ def serve(config: PageConfig, announce: Callable[[str], None] = print) -> None:
         port = listening.getsockname()[1]
         settings = uvicorn.Config(
             page(config, keys, port=port),
+            http=Patient,
             log_level="error",
             ws="none",
             access_log=False,
@@ -179,7 +192,8 @@ def serve(config: PageConfig, announce: Callable[[str], None] = print) -> None:
             timeout_keep_alive=5,
             timeout_graceful_shutdown=5,
         )
-        announce(f"http://{config.known_as[0]}:{port}/#token={keys.token}")
+        address = f"http://{config.known_as[0]}:{port}"
+        announce(f"{address}/#token={keys.token}", f"{address}/results#token={keys.owner}")
         uvicorn.Server(settings).run(sockets=[listening])
 
 
@@ -195,12 +209,47 @@ def page(config: PageConfig, keys: Keys, *, port: int, clock: Callable[[], float
             Route("/api/vote", desk.vote, methods=["POST"]),
             Route("/api/undo", desk.undo, methods=["POST"]),
             Route("/api/agreement", desk.agreement),
+            Route("/api/results", desk.results, methods=["POST"]),
         ],
         exception_handlers={Refused: _on_refused, RlhfEnvError: _on_error, ClientDisconnect: _on_disconnect},
         lifespan=desk.open,
     )
     ports = ("", f":{port}") if port == 80 else (f":{port}",)
     return Guard(application, frozenset(name + end for name in config.known_as for end in ports))
+
+
+class Patient(H11Protocol):
+    """uvicorn's own protocol, but not for ever: a request is here, head and body, within `REQUEST_SECONDS`.
+
+    uvicorn waits for the next request of a connection, never for the rest of one: somebody who sends a byte now and
+    then would hold it until no connection is left.
+    """
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.their_state in (h11.IDLE, h11.SEND_BODY):
+            self._wait()
+        else:
+            self._stop_waiting()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        if self._deadline is None:  # what came in the meantime buys no time
+            self._deadline = self.loop.call_later(REQUEST_SECONDS, self.transport.abort)
+
+    def _stop_waiting(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
 
 
 class _Json(JSONResponse):
@@ -244,7 +293,7 @@ def _static(name: str, kind: str) -> Callable[[Request], Response]:
 
 @dataclass(frozen=True)
 class Keys:
-    """What is derived from a store's secret: the token of the link, and the signatures of sessions."""
+    """What is derived from a store's secret: the tokens of the links, and the signatures of sessions."""
 
     secret: bytes
 
@@ -271,6 +320,11 @@ class Keys:
     @property
     def token(self) -> str:
         return self.sign("token")
+
+    @property
+    def owner(self) -> str:
+        """Opens the results, and nothing else."""
+        return self.sign("owner")
 
     @property
     def cookie(self) -> str:
@@ -345,6 +399,33 @@ class Guard:
             raise Refused(429, "too many requests: wait some seconds")
 
 
+class _Count:
+    """What takes long to count, made anew when asked, and no more than a twentieth of the time.
+
+    `count` reads the store through a connection of its own, in a thread: nobody waits for it with a vote.
+    """
+
+    def __init__(self, store: Path, count: Callable[[PreferenceStore], dict[str, Any]]) -> None:
+        self._store = store
+        self._count = count
+        self._counting = asyncio.Lock()
+        self._found: dict[str, Any] = {}
+        self._until = 0.0
+
+    async def __call__(self) -> Response:
+        async with self._counting:
+            if time.monotonic() >= self._until:
+                start = time.monotonic()
+                self._found = await asyncio.to_thread(self._read)
+                end = time.monotonic()
+                self._until = end + max(2.0, 20 * (end - start))
+        return _Json(self._found)
+
+    def _read(self) -> dict[str, Any]:
+        with PreferenceStore(self._store) as store:
+            return self._count(store)
+
+
 class _Desk:
     """The handlers, in front of one store that one thread works with: a vote waits for the disk, the loop does not."""
 
@@ -354,9 +435,8 @@ class _Desk:
         self._clock = clock
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._store: PreferenceStore
-        self._agreement: list[dict[str, Any]] = []
-        self._agreement_until = 0.0
-        self._counting = asyncio.Lock()
+        self._agreement = _Count(config.store, _agreement)
+        self._results = _Count(config.store, _results)
 
     @contextlib.asynccontextmanager
     async def open(self, _: Starlette) -> AsyncIterator[None]:
@@ -430,15 +510,23 @@ class _Desk:
         return await self._in_thread(undo)
 
     async def agreement(self, request: Request) -> Response:
-        """With a connection of its own, and no more than a twentieth of the time: nobody waits for it with a vote."""
         self._session(request)
-        async with self._counting:
-            if time.monotonic() >= self._agreement_until:
-                start = time.monotonic()
-                self._agreement = await asyncio.to_thread(self._count_agreement)
-                took = time.monotonic() - start
-                self._agreement_until = time.monotonic() + max(2.0, 20 * took)
-        return _Json({"agreement": self._agreement})
+        return await self._agreement()
+
+    async def results(self, request: Request) -> Response:
+        token = (await _body(request, "token"))["token"]
+        if token is not None:
+            if not (isinstance(token, str) and _same(token, self._keys.owner)):
+                raise Refused(401, "this link does not open the results: take the one that rlhf-env annotate shows")
+        else:
+            self._with_csrf(request)
+            progress = await self._in_thread(self._store.progress)
+            if progress.complete < progress.items:
+                raise Refused(
+                    403,
+                    f"Judging is blind: results come when every item has its votes; {progress.left:,} are missing.",
+                )
+        return await self._results()
 
     # ---------------------------------------------------------------- inside
 
@@ -466,10 +554,10 @@ class _Desk:
         item = None if lent is None else _shown(lent, guidelines, max(0.0, lent.expires - self._clock()))
         return _Json({**more, "item": item, "progress": vars(self._store.progress(annotator))})
 
-    def _count_agreement(self) -> list[dict[str, Any]]:
-        with PreferenceStore(self._config.store) as store:
-            found = agreement_of(store.judgements(), np.random.default_rng(0), resamples=200)
-        return [
+
+def _agreement(store: PreferenceStore) -> dict[str, Any]:
+    return {
+        "agreement": [
             {
                 "kind": it.kind,
                 "criterion": for_page(it.criterion),
@@ -481,8 +569,44 @@ class _Desk:
                 "self_consistency": _interval(it.self_consistency),
                 "seconds": _interval(it.seconds),
             }
-            for it in found
+            for it in agreement_of(store.judgements(), np.random.default_rng(0), resamples=200)
         ]
+    }
+
+
+def _results(store: PreferenceStore) -> dict[str, Any]:
+    """The numbers of `preferences tournament` and `preferences verified`."""
+    return {
+        "progress": vars(store.progress()),
+        "contests": [
+            {
+                "criterion": for_page(criterion),
+                "contenders": [
+                    {
+                        "name": for_page(it.name),
+                        "comparisons": it.comparisons,
+                        "win_rate": _interval(it.win_rate),
+                        "rating": _interval(it.rating),
+                    }
+                    for it in contenders
+                ],
+            }
+            for criterion, made in contests(store).items()
+            if (contenders := tournament(made, np.random.default_rng(0)))
+        ],
+        "verified": [
+            {
+                "model": for_page(it.model),
+                "reason": for_page(it.reason),
+                "why": it.why,
+                "pairs": it.pairs,
+                "votes": it.votes,
+                "agreement": [it.agreement, it.low, it.high] if it.votes else None,
+                "stated": it.stated if it.votes else None,
+            }
+            for it in outcomes(store)
+        ],
+    }
 
 
 async def _body(request: Request, *fields: str) -> Mapping[str, Any]:
@@ -514,6 +638,7 @@ def _shown(lent: Assignment, guidelines: Mapping[str, str], remaining: float) ->
     return {
         "id": lent.id,
         "kind": lent.item.kind,
+        "purpose": lent.item.purpose,
         "prompt": _text(lent.item.prompt.text),
         "responses": [_text(response.text) for response in lent.item.responses],
         # The name is what a vote says; the label is what can be shown.
@@ -527,5 +652,10 @@ def _text(text: str) -> dict[str, Any]:
     return {"text": for_page(text[:TEXT_CHARACTERS]), "length": len(text) if len(text) > TEXT_CHARACTERS else None}
 
 
-def _interval(found: Interval) -> list[float] | None:
-    return None if np.isnan(found.value) else [found.value, found.low, found.high]
+def _interval(found: Interval) -> list[float | None] | None:
+    """[value, low, high]; the ends, or all of it, null where they are not known."""
+    return None if np.isnan(found.value) else [_known(it) for it in (found.value, found.low, found.high)]
+
+
+def _known(number: float) -> float | None:
+    return None if np.isnan(number) else number

@@ -5,7 +5,11 @@ import { button, el, kinds } from "./kinds.js";
 
 const $ = (id) => document.getElementById(id);
 const SETTLE = 400; // ms: the second half of a double click must not judge the next item
-const WAITING = " – trying again. What you judged is kept.";
+const WAITING = " – trying again. What you judged is kept: leave this tab open. If it lasts, “rlhf-env annotate” has to be started again, on the same port.";
+const PURPOSES = {
+  evaluation: "A blind comparison: who wrote which response is not shown.",
+  verification: "You are checking a reward model here. What it thinks is not shown: judge as you always do.",
+};
 
 let controls = null; // of the item shown; null while there is none, or while a vote is on its way
 let shownAt = 0;
@@ -105,10 +109,10 @@ function show({ item, progress }) {
   if (item === null) {
     const left = progress.wanted - progress.votes;
     const why = !progress.items
-      ? "Nothing was asked for yet: “rlhf-env preferences ask” makes items."
+      ? "Nothing was asked for yet: “rlhf-env preferences ask”, “evaluate” and “verify” make items."
       : left
         ? `${left} votes are still to come, from others or of items that others hold now.`
-        : "Every item has the votes it asks for.";
+        : "Every item has the votes it asks for: the results are open.";
     const again = button("Look again", "r", () => attempt(() => server.next(waiting)), { class: "main" });
     $("task").replaceChildren(el("section", { class: "panel done" }, el("h2", {}, "Nothing left for you"), el("p", {}, why)), el("div", { class: "actions" }, undo, again));
     controls = { keys: [["r", "Look again"]], press: (key) => key === "r" && (again.click(), true) };
@@ -120,6 +124,7 @@ function show({ item, progress }) {
     const many = item.responses.length > 1;
     $("task").replaceChildren(
       title,
+      item.purpose in PURPOSES ? el("p", { class: "purpose" }, PURPOSES[item.purpose]) : "",
       guidelines ? el("p", { class: "guidelines" }, guidelines) : "",
       el("section", { class: "prompt", "aria-label": "Prompt" }, el("h3", {}, "Prompt"), written(item.prompt)),
       el(
@@ -229,6 +234,7 @@ $("keys").checked = localStorage.getItem("keys") !== "off";
 $("keys").addEventListener("change", () => localStorage.setItem("keys", $("keys").checked ? "on" : "off"));
 $("switch").addEventListener("click", () => ask(null));
 
+addEventListener("hashchange", () => location.reload()); // a link opened in this tab loads nothing by itself
 const token = new URLSearchParams(location.hash.slice(1)).get("token");
 if (token) history.replaceState(null, "", "/"); // out of the address bar and of the history
 try {

@@ -34,7 +34,7 @@ async function insist(path, body, onWait) {
       return await send("POST", path, body);
     } catch (error) {
       if (!mayPass(error)) throw error;
-      onWait(error instanceof Refused ? error.message : "the server cannot be reached");
+      onWait(error instanceof Refused ? error.message : "The server cannot be reached");
       await new Promise((go) => setTimeout(go, wait));
     }
   }
@@ -55,6 +55,8 @@ export async function enter(token, annotator) {
 export const next = (onWait) => insist("/api/next", {}, onWait);
 
 export const agreement = () => send("GET", "/api/agreement");
+
+export const results = (token) => send("POST", "/api/results", { token });
 
 const recall = (what) => JSON.parse(sessionStorage.getItem(what) ?? "null");
 const keep = (what, value) => sessionStorage.setItem(what, JSON.stringify(value));

@@ -1,0 +1,100 @@
+"""What grpo.py and rloo.py share: 8 prompts x 4 answers x 64 tokens through TRL's trainer and through an agent of ours.
+
+"update" is the learning step on given texts: loss and gradient norm must agree. "rollout and update" writes the texts
+too, and reads them with the reference where there is a KL penalty.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import side_by_side as bench
+
+from rlhf_env import plugins
+from rlhf_env.envs.rewards import Score, load_rewards
+from rlhf_env.learning.engine import Optimization
+from rlhf_env.learning.functional import group_advantages, leave_one_out_advantages
+from rlhf_env.learning.loop import collect
+from rlhf_env.learning.rollout import Rollout
+
+PROMPTS, GROUP = 8, 4
+ROWS = PROMPTS * GROUP
+
+
+def liked(completion_ids: Any, **_others: Any) -> list[float]:
+    """A reward that costs nothing."""
+    return [float(sum(map(int, ids)) % 11) for ids in completion_ids]
+
+
+def compare(name: str, size: str, *, beta: float, rounds: int, at_least: float | None, **theirs_are: Any) -> None:
+    """`name`: of TRL's trainer and, in small letters, of our agent; `beta`: the weight of the KL penalty."""
+    trl = bench.peer("trl", bench.TRL)
+    policy = bench.model(size)
+    episodes = bench.texts(policy.vocab_size, ROWS, per_prompt=GROUP)
+    prompts = [bench.Words(policy.vocab_size).decode(it.prompt_ids.tolist()) for it in episodes[::GROUP]]
+    asked = [{"prompt": prompts[row // GROUP]} for row in range(ROWS)]
+    trainer = bench.trainer(
+        trl,
+        name,
+        policy.model,
+        liked,
+        rows=asked,
+        num_generations=GROUP,
+        per_device_train_batch_size=ROWS,
+        max_completion_length=bench.ANSWER,
+        beta=beta,
+        **theirs_are,
+    )
+    rewards: dict[str, Any] = {"liked": liked, **({"kl": beta} if beta else {})}
+    reference = policy.frozen_copy()
+    mix = load_rewards(rewards, bench.Given(prompts), {"reference": reference})
+    setup = bench.setup(policy, reference, mix, ROWS)
+    kind = plugins.host().load("agent", name.lower())
+    agent = kind(setup, kind.Config(group_size=GROUP, optimization=Optimization(lr=1e-6, beta2=0.999)))
+
+    worth = liked([it.response_ids for it in episodes])
+    scores = [Score(raw={"liked": value}, weights={"liked": 1.0}) for value in worth]
+    rollout = bench.stated_by(policy, Rollout.from_episodes(episodes, scores, pad_id=1, group_size=GROUP))
+    if name == "GRPO":
+        advantages = group_advantages(rollout.returns(), rollout.group, scale_by_std=True)
+    else:
+        advantages = leave_one_out_advantages(rollout.returns(), rollout.group)
+    prompt_ids, prompt_mask = bench.padded([it.prompt_ids for it in episodes], left=True)
+    ids, mask = bench.padded([it.response_ids for it in episodes])
+    batch = {
+        "prompt_ids": prompt_ids,
+        "prompt_mask": prompt_mask,
+        "completion_ids": ids,
+        "completion_mask": mask,
+        "advantages": advantages.float(),
+        "old_logps": rollout.logprobs.sum(1).float(),
+        "num_items_in_batch": mask.sum(),
+    }
+    metrics = agent.update(rollout)
+    loss, norm = bench.step_of(trainer, batch)
+    bench.same("loss", metrics["policy_loss"], loss)
+    bench.same("gradient norm", metrics["grad_norm"], norm)
+
+    def our_update() -> float:
+        agent.update(rollout)
+        return float(rollout.actions.sum())
+
+    def their_update() -> float:
+        bench.step_of(trainer, batch)
+        return float(mask.sum())
+
+    env = bench.environment(prompts, rewards, setup)
+
+    def ours() -> float:
+        written = collect(env, agent)
+        agent.update(written)
+        return float(written.actions.sum())
+
+    def theirs() -> float:
+        written = trainer._generate_and_score_completions(asked)
+        bench.step_of(trainer, written)
+        return float(written["completion_mask"].sum())
+
+    what = f"TRL {name}, {size}, {PROMPTS} x {GROUP} x {bench.ANSWER}"
+    bench.take_turns(f"{what}, update", our_update, their_update, rounds=rounds)
+    bench.take_turns(f"{what}, rollout and update", ours, theirs, rounds=rounds, at_least=at_least)

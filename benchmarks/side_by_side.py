@@ -1,0 +1,262 @@
+"""What the scripts beside it share: two sides that take turns on one machine, the models, the texts, TRL's trainers.
+
+A ratio is theirs over ours in processor time, so that more than 1 means that ours is faster. The sides take turns, so
+that whatever else the machine does falls on both; a line ends with the median, the least and the greatest of the
+rounds. Absolute times are this machine's; ratios travel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlhf_env.envs.rewards import RewardMix
+from rlhf_env.envs.text_vector_env import TextVectorEnv
+from rlhf_env.learning.agent import Setup
+from rlhf_env.learning.functional import logprobs_under
+from rlhf_env.learning.rollout import Rollout
+from rlhf_env.policies import LanguageModel
+from rlhf_env.types import Episode, Prompt
+
+SIZES = {
+    "S": {"hidden_size": 128, "num_hidden_layers": 4, "vocab_size": 2048},  # 1.1 M parameters
+    "M": {"hidden_size": 320, "num_hidden_layers": 6, "vocab_size": 8192},  # 10.6 M
+}
+PROMPT, ANSWER = 32, 64
+SAME_LOSS = 1e-4
+TRL = 'pip install -e ".[bench]"'
+
+
+def arguments(description: str | None, *, rounds: int = 5, sizes: str = "S") -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=rounds, help="turns of each side (default: %(default)s)")
+    parser.add_argument("--sizes", default=sizes, help="S (1.1 M parameters), M (10.6 M), or SM (default: %(default)s)")
+    found = parser.parse_args()
+    heading()
+    return found
+
+
+def heading() -> None:
+    torch.set_num_threads(1)
+    print(f"{'processor time, theirs / ours':64} {'median':>7} {'min':>7} {'max':>7}  at least", flush=True)
+
+
+def peer(name: str, install: str) -> Any:
+    """The library to compare with. Without it, the script ends with a line that says how to get it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as missing:
+        print(f"{name}: not measured, {missing} (to compare: {install})")
+        sys.exit(0)
+
+
+def model(size: str, seed: int = 0, **other: int) -> LanguageModel:
+    """A random Llama in float32, its head tied to the embeddings; `other` than the size says."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = SIZES[size] | other
+    config = LlamaConfig(
+        **shape,
+        intermediate_size=3 * shape["hidden_size"],
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=1,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made = LlamaForCausalLM(config)
+    return LanguageModel(made, end_id=0, pad_id=1)
+
+
+def setup(policy: LanguageModel, reference: LanguageModel, reward: RewardMix, rows: int) -> Setup:
+    """What a run lends to its agent."""
+    return Setup(
+        policy=policy,
+        reference=reference,
+        tokenizer=Words(policy.vocab_size),
+        reward=reward,
+        batch_size=rows,
+        action_length=ANSWER,
+        max_new_tokens=ANSWER,
+        seed=0,
+    )
+
+
+class Words:
+    """The words w2, w3, ... as tokens, 0 the end and 1 the padding."""
+
+    end_id, pad_id = 0, 1
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+
+    def encode(self, text: str) -> list[int]:
+        return [int(word[1:]) for word in text.split()]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return " ".join(f"w{token}" for token in ids)
+
+
+class Given:
+    """A task of these prompts."""
+
+    def __init__(self, prompts: Sequence[str]) -> None:
+        self.prompts, self.size = prompts, len(prompts)
+
+    def prompt(self, index: int, _options: Any) -> Prompt:
+        return Prompt(str(index), self.prompts[index])
+
+
+def environment(prompts: Sequence[str], rewards: dict[str, Any], agent_setup: Setup) -> TextVectorEnv:
+    """Where the prompts are answered, a whole answer a step."""
+    return TextVectorEnv(
+        agent_setup.batch_size,
+        task=Given(prompts),
+        reward=rewards,
+        tokenizer=agent_setup.tokenizer,
+        max_new_tokens=ANSWER,
+        max_prompt_tokens=PROMPT,
+        action_length=ANSWER,
+        autoreset_mode="Disabled",
+        provided={"reference": agent_setup.reference},
+    )
+
+
+def texts(vocab_size: int, rows: int, *, answer: int | Sequence[int] = ANSWER, per_prompt: int = 1) -> list[Episode]:
+    """Random prompts and answers of these lengths; `per_prompt` neighbours share theirs."""
+    stream = np.random.default_rng(0)
+    lengths = [answer] * rows if isinstance(answer, int) else list(answer)
+    made = []
+    for row in range(rows):
+        if row % per_prompt == 0:
+            prompt = stream.integers(2, vocab_size, PROMPT)
+        ids = stream.integers(2, vocab_size, lengths[row])
+        every = np.ones(len(ids), dtype=np.bool_)
+        made.append(Episode(Prompt(str(row // per_prompt), ""), prompt, "", ids, "length", every))
+    return made
+
+
+def stated_by(policy: LanguageModel, rollout: Rollout) -> Rollout:
+    """The rollout, as if the policy had written it."""
+    from dataclasses import replace
+
+    return replace(rollout, logprobs=logprobs_under(policy, rollout), stated=True)
+
+
+def hub_tokenizer(vocab_size: int) -> Any:
+    """`Words` as transformers knows tokenizers."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {"<end>": 0, "<pad>": 1} | {f"w{token}": token for token in range(2, vocab_size)}
+    rules = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    rules.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=rules, eos_token="<end>", pad_token="<pad>")
+
+
+def trainer(trl: Any, name: str, model: Any, *arguments: Any, rows: Sequence[dict[str, Any]], **settings: Any) -> Any:
+    """`trl.<name>Trainer` on a copy of a transformers model, with an optimizer.
+
+    In float32 and without gradient checkpointing. TRL comes with bfloat16 and with it, which on a CPU is slower.
+    """
+    import datasets
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    warnings.filterwarnings("ignore")
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
+    exact = {"bf16": False, "gradient_checkpointing": False}
+    folder = tempfile.mkdtemp()
+    model = copy.deepcopy(model)
+    model.save_pretrained(folder)
+    model.config._name_or_path = folder  # from where a trainer reads its reference
+    made = getattr(trl, f"{name}Trainer")(
+        model,
+        *arguments,
+        args=getattr(trl, f"{name}Config")(
+            output_dir=folder, report_to="none", use_cpu=True, disable_tqdm=True, **exact, **settings
+        ),
+        train_dataset=datasets.Dataset.from_list(list(rows)),
+        processing_class=hub_tokenizer(model.config.vocab_size),
+    )
+    if getattr(made, "ref_model", None) is not None:
+        made.ref_model.float()
+    made.create_optimizer()
+    made.current_gradient_accumulation_steps = 1  # set by `train`, which is not called
+    made.model.train()
+    return made
+
+
+def step_of(trainer: Any, batch: Any) -> tuple[float, float]:
+    """One update of a TRL trainer on a prepared batch: the loss, and the gradient's norm."""
+    with trainer.compute_loss_context_manager():
+        loss = trainer.compute_loss(trainer.model, batch)
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), 1.0)
+    trainer.optimizer.step()
+    trainer.optimizer.zero_grad(set_to_none=True)
+    return float(loss.detach()), float(norm)
+
+
+def same(name: str, ours: float, theirs: float, within: float = SAME_LOSS) -> None:
+    """Ends the script unless both sides came to the same number."""
+    if not abs(ours - theirs) <= within * max(1.0, abs(theirs)):
+        sys.exit(f"{name}: ours {ours:.6g}, theirs {theirs:.6g}: not the same work, so there is nothing to compare")
+
+
+def take_turns(
+    name: str,
+    ours: Callable[[], float],
+    theirs: Callable[[], float],
+    *,
+    rounds: int,
+    at_least: float | None = None,
+    warm_up: bool = True,
+) -> None:
+    """Prints a line. Each side does its work and says how much of it that was: tokens, pairs.
+
+    `warm_up`: each does it once before, for what is made once.
+    """
+    if warm_up:
+        ours(), theirs()
+    ratios = []
+    for _ in range(rounds):
+        mine = per_unit(ours)
+        ratios.append(per_unit(theirs) / mine)
+    median = statistics.median(ratios)
+    bound = "" if at_least is None else f"{at_least:9.2f}"
+    print(f"{name:64} {median:7.2f} {min(ratios):7.2f} {max(ratios):7.2f} {bound}", flush=True)
+
+
+def per_unit(work: Callable[[], float]) -> float:
+    started = time.process_time()
+    amount = work()
+    return (time.process_time() - started) / amount
+
+
+def padded(ids: Sequence[Any], *, left: bool = False) -> tuple[Tensor, Tensor]:
+    """Ids and mask, int64[B, L] each."""
+    width = max(map(len, ids))
+    rows = torch.ones(len(ids), width, dtype=torch.int64)
+    mask = torch.zeros(len(ids), width, dtype=torch.int64)
+    for row, some in enumerate(ids):
+        place = slice(width - len(some), width) if left else slice(0, len(some))
+        rows[row, place], mask[row, place] = torch.as_tensor(np.asarray(some)), 1
+    return rows, mask

@@ -1,0 +1,201 @@
+"""The score of a server: `POST {"prompts": [...], "responses": [...]}`, answered by `{"scores": [...]}`.
+
+What may pass is waited for: a connection refused or broken, an answer that does not come in time, a status of 5xx or
+429 are tried again, `attempts` times in all and within `deadline` seconds. What will not pass is an error at once: any
+other status, redirects too, which are not followed, and an answer that is not one finite number per text. No score is
+made up: whoever calls gets the server's, or a RewardError.
+
+judge = {plugin = "http", url = "https://example.org/score", token_env = "JUDGE_TOKEN"}
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import os
+import socket
+import ssl
+import sys
+import threading
+import time
+import urllib.parse
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from rlhf_env.errors import ConfigError, RewardError
+from rlhf_env.types import Episode, Float
+
+_LONGEST_ANSWER = 1 << 20  # bytes, and as many as this for each text:
+_BYTES_A_SCORE = 64
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 8.0  # seconds
+
+
+class _Passing(Exception):
+    """A failure after which it is worth asking again."""
+
+
+@dataclass(eq=False)
+class Http:
+    """Scores from a server; any network is only ever asked for the `url` given here.
+
+    Args:
+        url: http:// or https://. A user name and password in it are sent as basic authentication. Messages leave them
+            out, and what follows a "?"; the run folder's experiment.toml does not.
+        token_env: the environment variable that holds a token, sent as `Authorization: Bearer ...`.
+        attempts: how often one batch is asked for, at most.
+        patience: seconds for one answer, from connecting to its last byte.
+        deadline: seconds for all attempts and the pauses between them.
+        seed: draws the pauses: each is between half and all of 0.25 s, 0.5 s, 1 s and so on, up to 8 s, so that many
+            runs do not come back at the same moment.
+    """
+
+    url: str
+    token_env: str = ""
+    attempts: int = 4
+    patience: float = 10.0
+    deadline: float = 60.0
+    seed: int = 0
+    jitter: np.random.Generator | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        problems = []
+        try:
+            parts = urllib.parse.urlsplit(self.url)
+            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        except (ValueError, AttributeError):
+            usable = False
+        if not usable:
+            problems.append("url: http://HOST/PATH or https://HOST/PATH is needed")
+        elif not parts.path.isascii() or not parts.query.isascii() or any(c.isspace() for c in self.url):
+            problems.append("url: spaces and letters beyond ASCII must be written as %XX")
+        if self.attempts < 1:
+            problems.append(f"attempts must be at least 1, got {self.attempts}")
+        problems += [
+            f"{name} must be above 0 seconds, got {getattr(self, name)}"
+            for name in ("patience", "deadline")
+            if not 0.0 < getattr(self, name) < float("inf")
+        ]
+        if self.token_env and not os.environ.get(self.token_env):
+            problems.append(f"token_env: there is no environment variable {self.token_env} with a token in it")
+        if problems:
+            raise ConfigError(*problems)
+        self._parts = parts
+        self._jitter = np.random.default_rng(self.seed) if self.jitter is None else self.jitter
+
+    def __repr__(self) -> str:
+        return f"Http({self.shown_url})"
+
+    @property
+    def shown_url(self) -> str:
+        """The URL as it may stand in a log: without user, password, query and fragment."""
+        host = self._parts.hostname or ""
+        host = f"[{host}]" if ":" in host else host
+        port = "" if self._parts.port is None else f":{self._parts.port}"
+        return f"{self._parts.scheme}://{host}{port}{self._parts.path}"
+
+    def __call__(self, episodes: Sequence[Episode], /) -> Float:
+        """float64[B]. Raises RewardError."""
+        if not episodes:
+            return np.zeros(0)
+        body = json.dumps(
+            {"prompts": [it.prompt.text for it in episodes], "responses": [it.response for it in episodes]}
+        ).encode()
+        end = time.monotonic() + self.deadline
+        for attempt in range(1, self.attempts + 1):
+            try:
+                answer = self._ask(body, len(episodes), min(self.patience, end - time.monotonic()))
+            except _Passing as error:
+                most = min(_FIRST_PAUSE * 2.0 ** (attempt - 1), _LONGEST_PAUSE)
+                pause = float(self._jitter.uniform(0.5 * most, most))
+                if attempt == self.attempts or time.monotonic() + pause >= end:
+                    times = "once" if attempt == 1 else f"{attempt} times"
+                    raise self._error(f"{error}; asked {times}, in at most {self.deadline:g} s") from error
+                time.sleep(pause)
+            else:
+                return self._scores(answer, len(episodes))
+        raise AssertionError("the last attempt returns or raises")
+
+    def _ask(self, body: bytes, count: int, seconds: float) -> bytes:
+        """One request; the body of its answer. Raises _Passing or RewardError."""
+        secure = {"context": ssl.create_default_context()} if self._parts.scheme == "https" else {}
+        kind: Any = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+        connection = kind(self._parts.hostname, self._parts.port, timeout=max(seconds, 0.001), **secure)
+        late = threading.Event()
+
+        def hang_up() -> None:
+            """A server that drips may satisfy every single read: only this ends it."""
+            late.set()
+            with suppress(OSError):
+                if connection.sock is not None:
+                    connection.sock.shutdown(socket.SHUT_RDWR)
+
+        timer = threading.Timer(max(seconds, 0.001), hang_up)
+        timer.daemon = True
+        timer.start()
+        most = _LONGEST_ANSWER + _BYTES_A_SCORE * count
+        try:
+            path = urllib.parse.urlunsplit(("", "", self._parts.path or "/", self._parts.query, ""))
+            connection.request("POST", path, body=body, headers=self._headers())
+            answer = connection.getresponse()
+            if answer.status >= 500 or answer.status == 429:
+                raise _Passing(f"{answer.status} {answer.reason}")
+            if answer.status in range(300, 400):
+                raise self._error(
+                    f"{answer.status} {answer.reason}: redirects are not followed, give the final address"
+                )
+            if answer.status != 200:
+                raise self._error(f"{answer.status} {answer.reason}")
+            if (answer.length or 0) > most:
+                raise self._error(f"an answer of {answer.length:,} bytes, and {most:,} are enough for {count} scores")
+            content: bytes = answer.read(most + 1)
+        except (OSError, http.client.HTTPException) as error:
+            if late.is_set() or isinstance(error, TimeoutError):
+                raise _Passing(f"no answer within {seconds:.3g} s") from error
+            if isinstance(error, ssl.SSLCertVerificationError):
+                raise self._error(f"its certificate is not valid: {error.verify_message}") from error
+            raise _Passing(f"{type(error).__name__}: {error}") from error
+        finally:
+            timer.cancel()
+            connection.close()
+        if len(content) > most:
+            raise self._error(f"an answer of more than {most:,} bytes, which are enough for {count} scores")
+        if late.is_set() or answer.length:  # cut off in the middle
+            raise _Passing(f"an answer that is not complete within {seconds:.3g} s")
+        return content
+
+    def _headers(self) -> dict[str, str]:
+        headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "rlhf-env"}
+        if self.token_env:
+            headers["Authorization"] = f"Bearer {os.environ.get(self.token_env, '')}"
+        elif self._parts.username is not None:
+            user, password = (urllib.parse.unquote(it or "") for it in (self._parts.username, self._parts.password))
+            headers["Authorization"] = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+        return headers
+
+    def _scores(self, content: bytes, count: int) -> Float:
+        def no_number(name: str) -> float:
+            raise ValueError(f"{name} is no score")
+
+        try:
+            said = json.loads(content, parse_constant=no_number)
+        except (ValueError, RecursionError) as error:
+            raise self._error(f"the answer is no JSON: {error}") from error
+        scores = said.get("scores") if isinstance(said, dict) else None
+        if not isinstance(scores, list):
+            raise self._error('the answer has no list "scores": {"scores": [0.5, ...]} is expected')
+        if len(scores) != count:
+            raise self._error(f"{len(scores)} scores for {count} texts")
+        for place, score in enumerate(scores):
+            if isinstance(score, bool) or not isinstance(score, (int, float)):
+                raise self._error(f"score {place} is {json.dumps(score)[:40]}, not a number")
+            if not abs(score) <= sys.float_info.max:  # 1e999 is JSON, and so is a whole number of 400 digits
+                raise self._error(f"score {place} is not finite")
+        return np.array(scores, dtype=np.float64)
+
+    def _error(self, what: str) -> RewardError:
+        return RewardError(f"POST {self.shown_url}: {what}")

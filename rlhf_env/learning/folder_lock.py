@@ -1,0 +1,34 @@
+"""One process at a time in a folder."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from typing import IO
+
+from rlhf_env.errors import ConfigError
+
+
+def hold(folder: Path) -> IO[str]:
+    """Make `folder` if it is not there, and hold it until the file returned is closed or the process ends, however.
+
+    Raises ConfigError when another process holds it (its process id is said), or when nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("a+", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot write in the folder {folder}: {error}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.seek(0)
+        holder = lock.read().strip() or "another process"
+        lock.close()
+        raise ConfigError(f"{folder} is in use ({holder}): wait for it, or choose another folder") from error
+    lock.seek(0)
+    lock.truncate()
+    lock.write(f"pid {os.getpid()}")
+    lock.flush()
+    return lock

@@ -1,0 +1,85 @@
+"""Where a setting may be drawn from when agents are tuned. An agent declares `ranges` beside its settings:
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        ranges: ClassVar[Ranges] = {"lr": Multiple(0.25, 4.0), "epochs": Choice(1, 2, 4)}
+
+        epochs: int = 2
+        optimization: Optimization = Optimization()
+
+A name is a setting's, as it stands in a file: `lr`, not `optimization.lr`. An agent without ranges is not tuned.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from rlhf_env.errors import ConfigError
+
+
+class Range(Protocol):
+    """What a setting may be."""
+
+    def draw(self, own: Any, stream: np.random.Generator, /) -> Any:
+        """A value; `own` is the one that the file has, or the default."""
+
+
+Ranges = Mapping[str, Range]
+
+
+@dataclass(frozen=True)
+class Multiple:
+    """`own` times a factor that is log-uniform between `low` and `high`.
+
+    For what has a scale that the agent cannot know, as a learning rate has one that depends on model and task.
+    """
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.low < self.high < math.inf:
+            raise ConfigError(f"a multiple lies between 0 < low < high, got {self.low} and {self.high}")
+
+    def draw(self, own: Any, stream: np.random.Generator, /) -> float:
+        return _short(own * math.exp(stream.uniform(math.log(self.low), math.log(self.high))))
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """A number between `low` and `high`."""
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not -math.inf < self.low < self.high < math.inf:
+            raise ConfigError(f"a uniform range needs low < high, got {self.low} and {self.high}")
+
+    def draw(self, own: Any, stream: np.random.Generator, /) -> float:
+        return _short(stream.uniform(self.low, self.high))
+
+
+@dataclass(frozen=True, init=False)
+class Choice:
+    """One of some values, all as likely: `Choice(1, 2, 4)`."""
+
+    values: tuple[Any, ...]
+
+    def __init__(self, *values: Any) -> None:
+        if len(values) < 2:
+            raise ConfigError(f"a choice is among two values or more, got {values}")
+        object.__setattr__(self, "values", values)
+
+    def draw(self, own: Any, stream: np.random.Generator, /) -> Any:
+        return self.values[stream.integers(len(self.values))]
+
+
+def _short(value: float) -> float:
+    """Three digits: more would be written into files and tables, and say nothing."""
+    return float(f"{value:.3g}")

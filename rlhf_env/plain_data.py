@@ -1,0 +1,103 @@
+"""Plain data, as TOML, JSON and CSV files hold it: how much of it is read, and whether it fits an annotation.
+
+What others wrote is read up to a size: a file that is larger is refused before it fills the memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from rlhf_env.errors import DataError
+
+LARGEST_FILE = 2**30  # bytes, which are read as a whole
+LONGEST_LINE = 2**22  # bytes of a line, characters of a prompt
+
+
+def read_file(path: str | Path, largest: int = LARGEST_FILE) -> bytes:
+    """The bytes of a file, without the mark that some programs begin it with (a BOM).
+
+    Raises DataError that names it: it cannot be read, or is larger than `largest` bytes.
+    """
+    try:
+        with Path(path).open("rb") as stream:
+            content = stream.read(largest + 1)
+    except (OSError, ValueError) as error:  # a name with NUL in it is a ValueError
+        raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    if len(content) > largest:
+        raise DataError(f"{path} is larger than {largest:,} bytes, of which no more are read: split it")
+    return content.removeprefix(b"\xef\xbb\xbf")
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether `value` is what the annotation `hint` says. What it says of the elements of lists is not looked at."""
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return any(fits(value, option) for option in get_args(hint))
+    if origin is Literal:
+        return value in get_args(hint)
+    if hint in (int, float) and isinstance(value, bool):
+        return False
+    if hint is float:
+        return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**1023)
+    if hint is int:
+        return isinstance(value, int) and -(2**63) <= value < 2**63  # what TOML promises, and what torch takes
+    if hint is Any:
+        return True
+    if hint is type(None):
+        return value is None
+    plain = (list, tuple) if origin is tuple else origin or hint
+    return isinstance(value, plain) if isinstance(plain, (type, tuple)) else True
+
+
+def is_plain(hint: Any) -> bool:
+    """Whether it is made of nothing but what files can hold."""
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return all(map(is_plain, get_args(hint)))
+    return origin is Literal or (origin or hint) in (bool, int, float, str, list, tuple, dict, type(None))
+
+
+def spoken(hint: Any) -> str:
+    """The annotation in words: "a whole number"."""
+    names: dict[Any, str] = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "a string",
+        dict: "a table",
+    }
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(spoken(option) for option in get_args(hint) if option is not type(None))
+    if origin is Literal:
+        return f"one of {', '.join(map(repr, get_args(hint)))}"
+    if origin in (list, tuple):
+        return "a list"
+    if dataclasses.is_dataclass(hint):
+        return "a table"
+    return str(names.get(hint) or names.get(origin) or getattr(hint, "__name__", hint))
+
+
+def read_json(text: str | bytes) -> Any:
+    """JSON by the letter: no NaN, and no field twice in an object, since which one was meant cannot be told.
+
+    Raises ValueError (JSONDecodeError where it is no JSON), and RecursionError for brackets too deep.
+    """
+    return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_once)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"{', '.join(map(repr, twice))} stands more than once in one object")
+    return table

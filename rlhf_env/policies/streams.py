@@ -1,0 +1,66 @@
+"""One stream of random numbers for each row: what a row draws does not depend on who else draws, or how often."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import numpy as np
+
+from rlhf_env.errors import DataError
+from rlhf_env.types import Bool, Float, Int
+
+_STEP = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio, odd
+
+
+class RowStreams:
+    """Number n of row i is a function of (seed, i, n) alone: SplitMix64 (Steele, Lea, Flood 2014), keyed by the row.
+
+    A row whose text took t tokens has taken t numbers, so that it makes no difference whether the text was written in
+    one call or token by token, nor how long the others went on.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = int(seed)
+        self._start = np.random.SeedSequence(self.seed).generate_state(1, np.uint64)
+        self._taken = np.zeros(0, np.uint64)  # numbers taken so far, of the rows seen so far
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> Self:
+        """As they were when they gave `state`. DataError for the state of anything else."""
+        seed, taken = state.get("seed"), state.get("taken")
+        if not isinstance(seed, int) or not isinstance(taken, list):
+            raise DataError("the state of the sampling streams is not of this version of rlhf-env: start the run anew")
+        streams = cls(seed)
+        streams._taken = np.array(taken, np.uint64)
+        return streams
+
+    def state(self) -> dict[str, Any]:
+        """As JSON knows it."""
+        return {"seed": self.seed, "taken": self._taken.tolist()}
+
+    def next(self, rows: int, length: int) -> Float:
+        """float64[rows, length] in [0, 1): the next numbers of the first `rows` rows. Nothing is taken."""
+        taken = self._taken_by(rows)
+        keys = _mixed(self._start + np.arange(1, rows + 1, dtype=np.uint64) * _STEP)
+        places = taken[:, None] + np.arange(1, length + 1, dtype=np.uint64)
+        numbers: Float = (_mixed(keys[:, None] + places * _STEP) >> np.uint64(11)) * 2.0**-53
+        return numbers
+
+    def take(self, counts: Int | Bool) -> None:
+        """Move the first len(counts) rows on, each by so many numbers."""
+        self._taken_by(len(counts))
+        self._taken[: len(counts)] += np.asarray(counts, np.uint64)
+
+    def _taken_by(self, rows: int) -> Any:
+        missing = rows - len(self._taken)
+        if missing > 0:
+            self._taken = np.pad(self._taken, (0, missing))
+        return self._taken[:rows]
+
+
+def _mixed(z: Any) -> Any:
+    """SplitMix64's output function of uint64, element by element; overflow is meant."""
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))

@@ -1,0 +1,523 @@
+"""Bad inputs: each is refused with exit status 2 and a line for each problem, which names it and says what to do.
+
+    python tests/bad_inputs.py              # all of them: `N of N`
+    python tests/bad_inputs.py budget csv   # those with a word in their names
+
+Each goes through the command line and, where there is one, through the same door of the Python API, which raises a
+ConfigError of the same text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sqlite3
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rlhf_env import cli
+from rlhf_env.envs.file_task import File
+from rlhf_env.errors import ConfigError
+from rlhf_env.feedback.collecting import read_responses
+from rlhf_env.feedback.interchange import read_judgements
+from rlhf_env.feedback.preferences import PreferenceStore
+from rlhf_env.learning.experiment import Experiment, build, evaluation_rewards
+from rlhf_env.shown_text import for_terminal
+
+Content = str | bytes | Callable[[Path], object]
+
+TOY = """\
+name = "toy"
+
+[task]
+name = "echo"
+length = 2
+
+[policy]
+tokenizer = "alphabet:ab="
+
+[environment]
+num_envs = 8
+max_new_tokens = 4
+max_prompt_tokens = 4
+
+[rewards]
+length = { target = 2 }
+
+[agent]
+name = "ppo"
+lr = 1e-2
+
+[budget]
+updates = 2
+
+[evaluation]
+prompts = 4
+"""
+TASK, TOKENIZER, AGENT = 'name = "echo"\nlength = 2', 'tokenizer = "alphabet:ab="', 'name = "ppo"\nlr = 1e-2'
+REWARD, TEXTS, BUDGET = "length = { target = 2 }", "max_new_tokens = 4", "updates = 2"
+PROMPTS = (
+    TOY.replace(TASK, 'name = "file"\npath = "PATH"')
+    .replace("alphabet:ab=", "bytes")
+    .replace("max_prompt_tokens = 4", "max_prompt_tokens = 16")
+)
+
+
+@dataclass(frozen=True)
+class Bad:
+    """`command` among `files` is refused with a line for each of `says`, in order, that has these words in it.
+
+    `python` raises the same by the Python API.
+    """
+
+    what: str
+    command: tuple[str, ...]
+    says: tuple[str, ...]
+    files: Mapping[str, Content | None] = field(default_factory=dict)
+    python: Callable[[], object] | None = None
+
+    def __str__(self) -> str:
+        return self.what
+
+
+BAD: list[Bad] = []
+
+
+def experiment(what: str, old: str, new: str, *says: str, files: Mapping[str, Content | None] | None = None) -> None:
+    """The toy experiment with `new` in the place of `old` ("": at the beginning)."""
+    assert old in TOY, old
+    experiment_file(what, TOY.replace(old, new, 1), *says, files=files)
+
+
+def experiment_file(
+    what: str, content: Content | None, *says: str, files: Mapping[str, Content | None] | None = None
+) -> None:
+    all_files = {**(files or {}), "toy.toml": content}
+    BAD.append(Bad(what, ("check", "toy.toml"), says, all_files, _from_toml))
+
+
+def _from_toml() -> None:
+    made = Experiment.load("toy.toml")
+    workplace = build(made)
+    workplace.check_prompts()
+    evaluation_rewards(made, workplace)
+
+
+def prompts(what: str, content: Content | None, *says: str, name: str = "a.jsonl") -> None:
+    """A file of prompts, or what stands in its place."""
+    files = {"toy.toml": PROMPTS.replace("PATH", name), name: content}
+    BAD.append(Bad(f"prompts: {what}", ("check", "toy.toml"), says, files, lambda: File(name)))
+
+
+def judgements(what: str, content: Content | None, *says: str, name: str = "a.jsonl") -> None:
+    command = ("preferences", "import", "s.db", name)
+    BAD.append(Bad(f"judgements: {what}", command, says, {name: content}, lambda: read_judgements(name)))
+
+
+def responses(what: str, content: Content | None, *says: str, name: str = "a.jsonl") -> None:
+    command = ("preferences", "responses", "s.db", name)
+    BAD.append(Bad(f"responses: {what}", command, says, {name: content}, lambda: read_responses(Path(name), None)))
+
+
+def store(what: str, content: Content | None, *says: str) -> None:
+    def opened() -> None:
+        with PreferenceStore("s.db"):
+            pass
+
+    BAD.append(Bad(f"store: {what}", ("preferences", "show", "s.db"), says, {"s.db": content}, opened))
+
+
+def command(words: str, *says: str, **files: Content | None) -> None:
+    """`rlhf-env WORDS` among the toy experiment, a folder, a text and a store without content."""
+    there: dict[str, Content | None] = {"toy.toml": TOY, "folder/in it": "", "text": "x", "s.db": _empty_store}
+    named = {name.replace("_DOT_", ".").replace("_IN_", "/"): content for name, content in files.items()}
+    BAD.append(Bad(f"rlhf-env {words}", tuple(words.split()), says, {**there, **named}))
+
+
+def _empty_store(path: Path) -> None:
+    with PreferenceStore(path):
+        pass
+
+
+def _database(sql: str) -> Callable[[Path], None]:
+    def make(path: Path) -> None:
+        with contextlib.closing(sqlite3.connect(path)) as made:
+            made.executescript(sql)
+
+    return make
+
+
+def _link(to: str) -> Callable[[Path], None]:
+    return lambda path: path.symlink_to(to)
+
+
+# ---------------------------------------------------------------- files of experiments
+
+experiment_file("no TOML file", _link("nowhere"), "cannot read toy.toml: No such file or directory")
+experiment_file("a folder for a TOML file", None, "cannot read toy.toml: Is a directory")
+experiment_file("a link to itself", _link("toy.toml"), "cannot read toy.toml: Too many levels of symbolic links")
+experiment_file("an endless TOML file", _link("/dev/zero"), "toy.toml is larger than 1,048,576 bytes")
+experiment_file("an empty TOML file", "", 'toy.toml: [policy] model "tiny" needs a tokenizer: tokenizer = "bytes"')
+experiment_file("TOML that is not UTF-8", b'seed = 1\nname = "\xff"\n', "toy.toml, line 2: not UTF-8: byte 0xff")
+experiment_file("TOML with NUL", b'name = "\x00"\n', "toy.toml: Illegal character '\\x00' (at line 1, column 9)")
+experiment_file(
+    "a bracket not closed", TOY.replace("[budget]", "[budget"), "at the end of a table declaration (at line"
+)
+experiment_file("a table twice", TOY + "[task]\n", "toy.toml: Cannot declare ('task',) twice (at line")
+experiment_file("a key twice", "seed = 1\nseed = 2\n" + TOY, "toy.toml: Cannot overwrite a value (at line 2, column")
+experiment_file("brackets too deep", "a = " + "[" * 5000 + "]" * 5000, "toy.toml: maximum recursion depth exceeded")
+experiment_file("5,000 digits", "seed = " + "9" * 5000, "toy.toml: Exceeds the limit (4300 digits)")
+experiment_file("a date for a number", "seed = 2020-01-01\n" + TOY, "toy.toml seed: datetime.date(2020, 1, 1) is not a")
+experiment_file("an array of tables", TOY.replace("[task]", "[[task]]"), "toy.toml task: [{'name': 'echo'")
+experiment_file("an unknown key", "sede = 3\n" + TOY, "toy.toml: no setting 'sede': did you mean 'seed'? Known:")
+experiment("an unknown table", "[budget]", "[bugdet]", "toy.toml: no setting 'bugdet': did you mean 'budget'?")
+experiment(
+    "an unknown nested key", "num_envs", "num_env", "environment: no setting 'num_env': did you mean 'num_envs'?"
+)
+experiment("a string for a table", 'name = "toy"\n\n[task]\n' + TASK, 'task = "echo"', "toy.toml task: 'echo' is not a")
+experiment("no name", '"toy"', '""', "toy.toml: name must be one or more printable characters, got ''")
+experiment("a name with NUL", '"toy"', '"a\\u0000"', "name must be one or more printable characters, got 'a\\x00'")
+for wrong, said in {
+    '"one"': "seed: 'one' is not a whole number",
+    "true": "seed: True is not a whole number",
+    "1.0": "seed: 1.0 is not a whole number",
+    "nan": "seed: nan is not a whole number",
+    "[1]": "seed: [1] is not a whole number",
+    "1_000_000_000_000_000_000_000": "seed: 1000000000000000000000 is not a whole number",
+    "-1": "seed must not be negative, got -1",
+    "2_000_000_000_000": "seed must be less than 1,099,511,627,776, got 2,000,000,000,000",
+}.items():
+    experiment_file(f"seed = {wrong}", f"seed = {wrong}\n{TOY}", f"toy.toml{' ' if 'must' not in said else ': '}{said}")
+experiment_file("max_kl = -1", "max_kl = -1.0\n" + TOY, "max_kl must be positive, got -1.0", "among [rewards]: add it")
+experiment_file("patience alone", "patience = 3\n" + TOY, "toy.toml: patience = 3 counts evaluations on the way")
+experiment_file("no such preferences", 'preferences = "no.db"\n' + TOY, "toy.toml: no.db: no such file of preferences")
+BAD[-1] = Bad(BAD[-1].what, BAD[-1].command, BAD[-1].says, BAD[-1].files)  # read when a run begins
+
+# ---------------------------------------------------------------- settings, each with its table
+
+experiment(
+    "temperature 0", "[policy]", "[policy.sampling]\ntemperature = 0\n[policy]", "temperature: 0.0 is not above 0"
+)
+experiment(
+    "three of sampling",
+    "[policy]",
+    "[policy.sampling]\ntop_p = 2.0\ntop_k = -1\ntemperature = inf\n[policy]",
+    "toy.toml policy sampling: temperature: inf is not above 0",
+    "toy.toml policy sampling: top_k: -1 is negative",
+    "toy.toml policy sampling: top_p: 2.0 is not in (0, 1]",
+)
+experiment("top_p for ppo", "[policy]", "[policy.sampling]\ntop_p = 0.9\n[policy]", "ppo learns by probability ratios")
+experiment("dtype", "[policy]", '[policy]\ndtype = "float16"', "policy dtype: 'float16' is not one of 'float32', 'floa")
+experiment("no tokenizer", TOKENIZER, "", 'toy.toml: [policy] model "tiny" needs a tokenizer')
+experiment("an empty tokenizer", TOKENIZER, 'tokenizer = ""', "toy.toml policy: tokenizer must not be empty")
+experiment("an empty model", "[policy]", '[policy]\nmodel = ""', "toy.toml policy: model must not be empty")
+experiment("a symbol twice", "alphabet:ab=", "alphabet:aab", "one or more different symbols, got 'aab'")
+experiment("no symbols", "alphabet:ab=", "alphabet:", "one or more different symbols, got ''")
+experiment("no such tokenizer", "alphabet:ab=", "no/such", "tokenizer 'no/such' is not 'bytes', 'alphabet:...' or a")
+experiment("no tokenizer in a folder", "alphabet:ab=", ".", ". has no tokenizer.json: name a folder that holds")
+experiment("a damaged tokenizer", "alphabet:ab=", ".", "is not a tokenizer file", files={"tokenizer.json": "{"})
+experiment("no such model folder", "[policy]", '[policy]\nmodel = "./no"', "model './no': there is no such folder")
+experiment("no model in a folder", "[policy]", '[policy]\nmodel = "."', "not a model folder, config.json is missing")
+experiment(
+    "weights in pickle",
+    "[policy]",
+    '[policy]\nmodel = "."',
+    "(pickled weights are not read: save them as safetens",
+    files={"config.json": "{}", "pytorch_model.bin": "x"},
+)
+experiment("no such model", TOKENIZER, 'model = "no/such"', "'no/such' is not")
+experiment(
+    "another vocabulary", TOKENIZER, 'tokenizer = "bytes"\nmodel = "rlhf-env/chitchat"', "they do not belong toge"
+)
+experiment(
+    "many prompts of a table", "[policy]", '[policy]\nmodel = "table"', '"table" answers one prompt, and the task'
+)
+experiment(
+    "max_new_tokens = -5", TEXTS, "max_new_tokens = -5", "environment: max_new_tokens must be at least 1, got -5"
+)
+experiment("too large a length", TEXTS, "max_new_tokens = 2_000_000", "max_new_tokens must be at most 1,048,576, got 2")
+experiment(
+    "too many texts", "num_envs = 8", "num_envs = 4_000_000_000_000", "num_envs must be at most 1,048,576, got 4"
+)
+experiment("too many tokens", TEXTS, "max_new_tokens = 1_000_000\nnum_envs = 1_000_000\n#", "Cannot overwrite a value")
+experiment("a view", TEXTS, f'{TEXTS}\nview = "words"', "environment view: 'words' is not one of 'response', 'token'")
+experiment(
+    "an action_length", TEXTS, f"{TEXTS}\naction_length = 9", "action_length must be in 1..4 (max_new_tokens), got"
+)
+experiment(
+    "three of the environment",
+    TEXTS,
+    'max_new_tokens = "many"\nnum_env = 3',
+    "toy.toml environment max_new_tokens: 'many' is not a whole number",
+    "toy.toml environment: no setting 'num_env'",
+)
+experiment("a budget of nothing", BUDGET, "", "budget: a budget needs at least one limit: updates, episodes")
+experiment(
+    "three budgets",
+    BUDGET,
+    "updates = -2\nepisodes = 0\nseconds = inf",
+    "budget updates must be a positive number, got -2",
+    "budget episodes must be a positive number, got 0",
+    "budget seconds must be a positive number, got inf",
+)
+experiment("half a budget", BUDGET, "updates = 2.5", "toy.toml budget updates: 2.5 is not a whole number")
+experiment("evaluation prompts", "prompts = 4", "prompts = 0", "toy.toml evaluation: prompts must be at least 1, got 0")
+
+# ---------------------------------------------------------------- plugins: names and settings
+
+experiment("no task name", TASK, "", "toy.toml: a task table needs a name, got {}")
+experiment("a task by number", TASK, "name = 3", "toy.toml: a task table needs a name, got {'name': 3}")
+experiment("a task by path", '"echo"', '"os:system"', "unknown task 'os:system'")
+experiment(
+    "three unknown plugins",
+    f"[rewards]\n{REWARD}\n\n[agent]\n{AGENT}",
+    '[rewards]\nlenght = 1.0\n\n[agent]\nname = "pppo"',
+    "unknown reward 'lenght': did you mean 'length'?",
+    "unknown agent 'pppo': did you mean 'ppo'?",
+)
+experiment("a task's key", "length = 2\n", "lenght = 2\n", "task 'echo': no setting 'lenght': did you mean 'length'?")
+for wrong in ('"x"', "true", "2.0", "nan", "[]", "{}"):
+    told = "task 'echo': the setting 'length' is a whole number, not "
+    experiment(f"length = {wrong}", "length = 2\n", f"length = {wrong}\n", told)
+experiment("a length of -1", "length = 2\n", "length = -1\n", "echo needs length >= 1 and a non-empty alphabet, got -1")
+experiment(
+    "a prompt outside the alphabet", '"alphabet:ab="\n', '"alphabet:ab"\n', *["outside the alphabet 'ab': '='"] * 4
+)
+experiment(
+    "prompts longer than the context",
+    "max_prompt_tokens = 4",
+    "max_prompt_tokens = 2",
+    *["the environment takes 2"] * 4,
+)
+for value, said in {
+    "[]": "task 'prompts': prompts: a list of one or more strings is needed",
+    '"abc"': "task 'prompts': prompts: a list of one or more strings is needed",
+    "[1]": "prompts[0] is int, not a string",
+    '[""]': "prompt 'prompts/0' has no token: the first response token needs one before it",
+}.items():
+    experiment(f"prompts = {value}", TASK, f'name = "prompts"\nprompts = {value}', f"toy.toml: {said}")
+experiment("no rewards", REWARD, "", "toy.toml: a reward mix needs at least one part")
+for value in ('"abc"', "true", "[1]"):
+    experiment(f"a reward = {value}", REWARD, f"length = {value}", "length: a weight or a table of settings is needed")
+experiment("a reward by number", REWARD, "x = { plugin = 3 }", "[rewards] x: `plugin` is the name of a reward, got 3")
+experiment("a reward by path", REWARD, 'x = { plugin = "os:system" }', "toy.toml: unknown reward 'os:system'. Known:")
+experiment("a reward's key", REWARD, "length = { taget = 2 }", "no setting 'taget': did you mean 'target'?")
+experiment("a reward without target", REWARD, "length = {}", "reward 'length': the setting 'target' is required")
+for value in ('"two"', "nan", "2.5", "[2]", "true"):
+    told = "toy.toml: reward 'length': the setting 'target' is a whole number, not "
+    experiment(f"target = {value}", REWARD, f"length = {{ target = {value} }}", told)
+experiment("target = -2", REWARD, "length = { target = -2 }", "target: a number of tokens of at least 1, got -2")
+for value in ("nan", "inf", '"x"', "true", "[]"):
+    weighted = f"length = {{ weight = {value}, target = 2 }}"
+    experiment(f"weight = {value}", REWARD, weighted, "toy.toml: reward 'length': weight ")
+experiment(
+    "a gold reward", "prompts = 4", "prompts = 4\nrewards = { lenght = 1.0 }", "unknown reward 'lenght': did you"
+)
+experiment("no agent", AGENT, "", "toy.toml: [agent] needs a name")
+experiment("an agent by number", AGENT, "name = 1", "toy.toml: [agent] needs a name")
+experiment("an agent by path", AGENT, 'name = "os:system"', "toy.toml: unknown agent 'os:system'. Known:")
+experiment(
+    "three of an agent",
+    "lr = 1e-2",
+    'lr = -1\nclip = "x"\nganma = 1',
+    "[agent] ppo clip: 'x' is not a number",
+    "[agent] ppo: no setting 'ganma': did you mean 'gamma'?",
+    "[agent] ppo optimization: lr must be positive, got -1.0",
+)
+for value, said in {'"abc"': "lr: 'abc' is not a number", "nan": "lr must be positive, got nan"}.items():
+    experiment(f"lr = {value}", "lr = 1e-2", f"lr = {value}", said)
+for size in (-1, 0, 1):
+    experiment(f"a group of {size}", AGENT, f'name = "grpo"\ngroup_size = {size}', "[agent] grpo: group_size ")
+experiment("a group of 3", AGENT, 'name = "rloo"\ngroup_size = 3', "group_size 3 does not divide the batch of 8 rows")
+experiment("nobody wrapped", AGENT, 'name = "curriculum"\nlevels = [1]', "curriculum wraps another agent: agent = {")
+experiment("a wrapped number", AGENT, 'name = "curriculum"\nlevels = [1]\nagent = 3', "curriculum: agent needs a name")
+
+# ---------------------------------------------------------------- prompts, judgements, responses, stores
+
+prompts("nothing there", _link("nowhere"), "toy.toml: cannot read a.jsonl: No such file or directory")
+prompts("a folder", None, "cannot read a.jsonl: Is a directory")
+prompts("an empty file", "", "a.jsonl: no prompts: the file is empty")
+prompts("blank lines", "\n\n", "a.jsonl: no prompts: the file is empty")
+prompts("another ending", '{"prompt": "a"}', "a.txt: the name of a file of prompts ends in one of .jsonl", name="a.txt")
+prompts(
+    "ten kinds of bad line",
+    '{"text": "a"}\n{"prompt": "fine"}\n[1]\n{"prompt": null}\n{"prompt": 3}\n{"prompt": " "}\n{"prompt": []}\n'
+    '{"messages": [{"role": "user"}]}\n{"prompt": "a", "prompt": "b"}\n{"prompt": "a", "x": NaN}\n{bad\n',
+    "a.jsonl, line 1: no field 'prompt' (or 'messages'), it has 'text'",
+    "a.jsonl, line 3: expected an object",
+    "a.jsonl, line 4, field 'prompt': expected a text, got null",
+    "a.jsonl, line 5, field 'prompt': expected a text, got int",
+    "a.jsonl, line 6, field 'prompt': there is no text in it",
+    "a.jsonl, line 7, field 'prompt': there is nothing in it to answer",
+    "a.jsonl, line 8, field 'messages': message 1, 'content': expected a text, got null",
+    "a.jsonl, line 9: not JSON that can be read: 'prompt' stands more than once",
+    "a.jsonl, line 10: not JSON that can be read: NaN is no number",
+    "a.jsonl, line 11: not JSON: ",
+)
+prompts("twenty and more", "{}\n" * 30, *["no field 'prompt'"] * 20, "and 1 more")
+prompts("not UTF-8", b'{"prompt": "\xff"}\n', "a.jsonl, line 1: not UTF-8: byte 0xff at position 13")
+prompts("a line of 4 MiB", '{"prompt": "' + "a" * 2**22 + '"}', "a.jsonl, line 1: 4,194,318 bytes, and a line may have")
+prompts(
+    "brackets too deep", '{"prompt": ' + "[" * 10**5 + "]" * 10**5 + "}", "line 1: not JSON that can be read: maximum"
+)
+prompts(
+    "csv: no column", "a,b\n1,2\n", "a.csv, line 2: no field 'prompt' (or 'messages'), it has 'a', 'b'", name="a.csv"
+)
+prompts("csv: a column twice", "prompt,prompt\n1,2\n", "more than one column is named 'prompt'", name="a.csv")
+prompts("csv: a field missing", "prompt,b\n1\n", "a.csv, line 2: 1 fields, the header has 2", name="a.csv")
+prompts("csv: a quote not closed", 'prompt,b\n"1,2\n', "a.csv, line 2: not CSV", name="a.csv")
+judgements("nothing there", _link("nowhere"), "cannot read a.jsonl: No such file or directory")
+judgements("chosen equal to rejected", '{"prompt": "a", "chosen": "b", "rejected": "b"}', "a.jsonl:1: chosen equal to")
+judgements(
+    "five kinds of bad line",
+    '{"prompt": "a", "chosen": null, "rejected": "b"}\n{"prompt": "a"}\n{"prompt": 3, "chosen": "x", "rejected": "y"}\n'
+    '{"prompt": "a", "prompt": "b", "chosen": "x", "rejected": "y"}\nxx\n',
+    "a.jsonl:1: chosen: a preference without a winner",
+    "a.jsonl:2: chosen: missing",
+    "a.jsonl:2: rejected: missing",
+    "a.jsonl:3: prompt: expected text, got 3",
+    "a.jsonl:4: not JSON: 'prompt' stands more than once in one object",
+    "a.jsonl:5: not JSON",
+)
+judgements("another ending", "x", "a.txt: judgements come as .jsonl, .ndjson, .csv, .json, or a folder", name="a.txt")
+judgements("another JSON", '{"a": 1}', "a.json: expected a list of Argilla records or Label Studio", name="a.json")
+judgements("a line of 4 MiB", " " * 2**22 + "{}", "a.jsonl:1: 4,194,306 bytes, and a line may have 4,194,304")
+responses(
+    "four kinds of bad line",
+    '{"prompt": "a"}\n{"response": "b"}\n{"prompt": 1, "response": "b"}\nx\n',
+    "a.jsonl:1: response: missing",
+    "a.jsonl:2: prompt: missing",
+    "a.jsonl:3: prompt: expected text",
+    "a.jsonl:4: not JSON",
+)
+store("corrupt", b"SQLite format 3\0" + b"\x07" * 4000, "preference store s.db: file is not a database")
+store("a text", "hello", "preference store s.db: file is not a database")
+store("another database", _database("create table x (a)"), "s.db is a database, but no preference store")
+
+# ---------------------------------------------------------------- commands
+
+command("trian toy.toml", "No such command 'trian'. Did you mean 'train'?")
+command("lab exat", "No such command 'exat'. Did you mean 'exact'?")
+command("plugins x", "Got unexpected extra argument(s) (x)")
+command("train", "Missing argument 'file'.")
+command("train no.toml", "cannot read no.toml: No such file or directory")
+command("train toy.toml --sed 1", "No such option: --sed (Possible options: --seed)")
+command("train toy.toml --seed one", "Invalid value for '--seed'")
+command("train toy.toml --seed 1.5", "Invalid value for '--seed'")
+command("train toy.toml --seed -1", "seed must not be negative, got -1")
+command("train toy.toml --seed 99999999999999999999", "seed must be less than 1,099,511,627,776")
+command("train toy.toml --threads 0", "Invalid value for '--threads'")
+command("train toy.toml --agent poo", "toy.toml with --agent poo: unknown agent 'poo': did you mean 'ppo'? Known:")
+command("train toy.toml --out toy.toml", "cannot write in the folder toy.toml")
+command("train out.toml", "'../../x-ppo-seed0' would lie outside of runs/", out_DOT_toml=TOY.replace("toy", "../../x"))
+command("train abs.toml", "'/x-ppo-seed0' would lie outside of runs/", abs_DOT_toml=TOY.replace('"toy"', '"/x"'))
+command(
+    "train toy.toml --out r --resume",
+    "r/experiment.toml cannot be read, so nothing says what ran here",
+    r_IN_experiment_DOT_toml="[x",
+)
+command("train toy.toml --out r", "r already holds a run: choose another folder", r_IN_experiment_DOT_toml=TOY)
+command("bench no.toml", "cannot read no.toml: No such file or directory")
+command("bench out.toml", "'../x' is no name for a file", out_DOT_toml='name = "../x"\n[agents.ppo]\n')
+command(
+    "bench out.toml",
+    "out.toml agents: 3 is not a table",
+    "out.toml: no setting 'naem': did you mean 'name'?",
+    out_DOT_toml="agents = 3\nnaem = 1\n",
+)
+command("report folder", "folder: no results/*.json in it; is this the folder of a benchmark?")
+command("report text", "text: no results/*.json in it")
+command("report r", "r/results/a--b--seed-0.json: not a JSON file", **{"r_IN_results_IN_a--b--seed-0_DOT_json": "{"})
+command("evaluate folder", "folder holds no run: it has no experiment.toml")
+command("evaluate text", "text holds no run: it has no experiment.toml")
+command("scorecard folder s.db --held-out x", "--held-out x: a share such as 0.2 or 1/6 is needed")
+command("annotate --store no.db", "preference store no.db: there is no such file")
+command("annotate --store s.db --port 70000", "Invalid value for '--port'")
+command("annotate --store s.db --lease nan", "lease: expected a finite number above 0, got nan")
+command("preferences show folder", "preference store folder: there is no such file")
+command("preferences ask s.db --kind raking", "unknown kind of judgement 'raking': did you mean 'ranking'?")
+command("preferences ask s.db --overlap 0", "Invalid value for '--overlap'")
+command("preferences export s.db o --format xml", "format: 'xml' is none of jsonl, csv, trl")
+command("preferences simulate s.db text", "text: Expected '=' after a key")
+command("preferences evaluate s.db text", "two or more sources are needed, each with a name of its own: say NAME=PATH")
+command("check reward:lenght", "unknown reward 'lenght': did you mean 'length'?")
+command("check task:cuont", "unknown task 'cuont': did you mean 'count'?")
+command("check agent:grop", "unknown agent 'grop': did you mean 'grpo'?")
+command("check reward:length target", "'target' is not of the form KEY=VALUE")
+command("check reward:length target=3 target=4", "'target=4': 'target' is set twice")
+command("check reward:length tagret=3", "no setting 'tagret': did you mean 'target'?")
+command("check toy.toml a=1", "a=1: settings are for reward:, task: and agent:NAME; a file has its own")
+command("check \x1b[31mx\u202e.toml", "rlhf-env: cannot read x.toml: No such file or directory")
+command("lab exact --beta nan", "beta must be positive, got nan")
+command("lab exact --symbols 26 --longest 9", "more than can be summed over in reasonable time")
+
+
+# ---------------------------------------------------------------- going through them
+
+
+def wrong_with(bad: Bad, folder: Path) -> str:
+    """ "" where it is refused as it must be; else what is not so. `folder` is empty, and the working directory."""
+    for name, content in bad.files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if content is None:
+            path.mkdir()
+        elif callable(content):
+            content(path)
+        else:
+            path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+    status, lines = _said(bad.command)
+    if status != 2:
+        return f"exit status {status}, said {lines}"
+    if len(lines) != len(bad.says) or any(said not in line for line, said in zip(lines, bad.says, strict=False)):
+        return f"said {lines}, expected {list(bad.says)}"
+    if any(not line.startswith("rlhf-env: ") for line in lines):
+        return f"not a line of ours among {lines}"
+    return "" if bad.python is None else _wrong_with_python(bad.python, lines)
+
+
+def _wrong_with_python(call: Callable[[], object], lines: list[str]) -> str:
+    try:
+        call()
+    except ConfigError as error:
+        missing = [
+            problem for problem in error.problems[:20] if not any(for_terminal(problem) in line for line in lines)
+        ]
+        return f"by Python it says {missing}, and the command {lines}" if missing else ""
+    except Exception as error:
+        return f"by Python {type(error).__name__}: {error}"
+    return "Python takes it"
+
+
+def _said(words: tuple[str, ...]) -> tuple[object, list[str]]:
+    """Exit status and the lines on stderr of `rlhf-env WORDS`, run in this process."""
+    errors, before = io.StringIO(), sys.argv
+    sys.argv = ["rlhf-env", *words]
+    try:
+        with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
+            cli.main()
+    except SystemExit as end:
+        return end.code, errors.getvalue().splitlines()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}", []
+    finally:
+        sys.argv = before
+    return 0, []
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    chosen = [bad for bad in BAD if all(word in bad.what for word in sys.argv[1:])]
+    taken = 0
+    for one in chosen:
+        with tempfile.TemporaryDirectory() as place, contextlib.chdir(place):
+            why = wrong_with(one, Path(place))
+        taken += bool(why)
+        if why:
+            print(f"NOT REFUSED {one}: {why}")
+    print(f"{len(chosen) - taken} of {len(chosen)} refused")
+    sys.exit(bool(taken))

@@ -1,0 +1,75 @@
+"""What a benchmark shows while it runs: who is how far, what fails, and how long it will take."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+from rich.console import Console
+
+from rlhf_env.lab.benchmark import Cell
+from rlhf_env.lab.processes import Progress
+from rlhf_env.lab.progress import GridProgress, benchmark_progress
+from rlhf_env.learning.experiment import Experiment
+
+
+def cells(agent: str, task: str = "echo", seeds: int = 3) -> list[Cell]:
+    return [Cell("b", task, agent, seed, Experiment()) for seed in range(seeds)]
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def shown(progress: GridProgress) -> list[str]:
+    console = Console(width=100, file=io.StringIO(), record=True)
+    console.print(progress.table())
+    return console.export_text().splitlines()
+
+
+def test_the_table_and_the_time_left_by_hand() -> None:
+    clock = Clock()
+    ppo, dpo = cells("ppo"), cells("dpo")
+    trial = replace(dpo[0], seed=1000, trial=True)
+    progress = GridProgress([trial, *ppo, *dpo], jobs=2, clock=clock)
+    assert "time left: not known yet" in shown(progress)[-1]
+    row = {line.split()[1]: line for line in shown(progress) if "/" in line}
+    assert "tuning 0/1" in row["dpo"] and "0/3" in row["ppo"]
+
+    assert progress.take_in(Progress(ppo[0], 0.0)) == ""
+    clock.now = 10.0
+    line = progress.take_in(Progress(ppo[0], 1.0, "finished", score=0.4))
+    # Six jobs are left, each expected to take the only duration known, in two processes: 30 s.
+    assert line == "1 of 7 · echo · ppo · seed 0: 0.40 in 10 s · about 30 s left"
+    progress.take_in(Progress(ppo[1], 0.0))
+    clock.now = 14.0
+    assert progress.take_in(Progress(ppo[1], 1.0, "failed", why="it diverged")).endswith("seed 1: failed: it diverged")
+    assert progress.take_in(Progress(ppo[2], 1.0, "finished", score=0.6)) == "", "it had ended before this call"
+    progress.take_in(Progress(trial, 0.0))
+    clock.now = 15.0
+    progress.take_in(Progress(trial, 1.0, "finished", score=9.0))
+    progress.take_in(Progress(dpo[0], 0.5, row={"rollout/reward": 0.25}))
+    lines = shown(progress)
+    row = {line.split()[1]: line for line in lines if "/" in line}
+    assert "3/3  0.50  1 failed" in row["ppo"], "the mean of what has a score, trials apart"
+    assert "0/3" in row["dpo"] and "9.00" not in row["dpo"]
+    assert any("echo · dpo · seed 0" in line and "50%" in line and "reward 0.25" in line for line in lines)
+    # Two and a half runs of dpo: of its task, runs took 10 and 4 s, and a trial counts for trials alone.
+    assert "4 of 7 · 15 s so far · about 9 s left" in lines[-1]
+
+
+def test_a_log_has_a_line_for_each_run_that_ends_and_a_terminal_a_table() -> None:
+    for terminal in (False, True):
+        console = Console(width=100, file=io.StringIO(), force_terminal=terminal)
+        first, second = cells("[red]ppo", seeds=2)
+        with benchmark_progress(console, [first, second]) as tell:
+            for cell, ended in ((first, "finished"), (second, "failed")):
+                tell(Progress(cell, 0.0))
+                tell(Progress(cell, 1.0, ended, why="[bold]why", score=0.5))  # type: ignore[arg-type]
+        text = console.file.getvalue()  # type: ignore[attr-defined]
+        assert "2 of 2 · echo · [red]ppo · seed 1: failed: [bold]why" in text, "a failure is kept in both"
+        assert ("1 of 2 · echo · [red]ppo · seed 0: 0.50 in" in text) is not terminal
+        assert ("Seeds done, mean score" in text) is terminal

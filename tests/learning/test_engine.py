@@ -1,0 +1,95 @@
+"""Micro-batches and threads: what the engine decides for everybody."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from rlhf_env.cli import app
+from rlhf_env.errors import ConfigError
+from rlhf_env.learning import engine
+from rlhf_env.learning.engine import LARGE, Engine, Optimization, sensible_threads, set_threads
+
+LENGTHS = torch.tensor([3, 9, 4, 9, 2, 5, 8, 1])
+
+
+def parts(lengths: torch.Tensor = LENGTHS, together: int = 1, **settings: int) -> list[list[int]]:
+    parameter = torch.zeros(1, requires_grad=True)
+    rows = Engine().optimizer([parameter], Optimization(**settings)).rows(lengths, together=together)
+    return [part.tolist() for part in rows]
+
+
+class TestMicroBatches:
+    def test_a_batch_within_the_limits_keeps_its_order(self) -> None:
+        whole = [list(range(8))]
+        assert parts(micro_batch_tokens=0) == parts(micro_batch_tokens=72) == parts(micro_batch_size=8) == whole
+
+    def test_like_lengths_go_together_longest_first(self) -> None:
+        assert parts(micro_batch_size=3, micro_batch_tokens=0) == [[1, 3, 6], [5, 2, 0], [4, 7]]
+
+    def test_padding_counts(self) -> None:
+        """18 tokens: two of 9; 8 and 5 padded to 8; 4, 3, 2 and 1 padded to 4."""
+        assert parts(micro_batch_tokens=18) == [[1, 3], [6, 5], [2, 0, 4, 7]]
+
+    def test_both_limits_hold(self) -> None:
+        assert parts(micro_batch_tokens=18, micro_batch_size=3) == [[1, 3], [6, 5], [2, 0, 4], [7]]
+
+    def test_a_text_beyond_the_limit_goes_alone(self) -> None:
+        assert parts(micro_batch_tokens=4)[:4] == [[1], [3], [6], [5]]
+
+    def test_pairs_are_not_parted(self) -> None:
+        """Of pairs, the longer text counts: 9, 9, 5 and 8."""
+        assert parts(together=2, micro_batch_tokens=18) == [[0, 1], [2, 3], [6, 7], [4, 5]]
+        assert parts(together=2, micro_batch_tokens=36) == [[0, 1, 2, 3], [6, 7, 4, 5]]
+
+    def test_no_rows(self) -> None:
+        assert parts(LENGTHS[:0]) == parts(LENGTHS[:0], together=2) == []
+
+    @pytest.mark.parametrize("settings", [{"micro_batch_size": 3}, {"micro_batch_tokens": 11}, {}])
+    def test_every_row_once(self, settings: dict[str, int]) -> None:
+        assert sorted(row for part in parts(**settings) for row in part) == list(range(8))
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """`machine(cores, load)`; torch's threads and the environment are put back."""
+    monkeypatch.delenv("RLHF_ENV_THREADS", raising=False)
+    before = torch.get_num_threads()
+
+    def make(cores: int, load: float) -> None:
+        monkeypatch.setattr(engine.os, "sched_getaffinity", lambda _pid: set(range(cores)), raising=False)
+        monkeypatch.setattr(engine.os, "getloadavg", lambda: (load, 9.0, 9.0))
+
+    yield make
+    torch.set_num_threads(before)
+
+
+class TestThreads:
+    def test_small_models_get_one(self, machine: Any) -> None:
+        machine(8, 0.0)
+        assert sensible_threads(0) == sensible_threads(LARGE - 1) == set_threads() == torch.get_num_threads() == 1
+
+    @pytest.mark.parametrize(("load", "threads"), [(0.0, 4), (0.4, 4), (0.6, 3), (2.0, 2), (3.4, 1), (30.0, 1)])
+    def test_larger_ones_get_the_idle_cores(self, machine: Any, load: float, threads: int) -> None:
+        machine(4, load)
+        assert sensible_threads(LARGE) == set_threads(parameters=LARGE) == torch.get_num_threads() == threads
+
+    def test_whoever_says_a_number_gets_it(self, machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        machine(4, 0.0)
+        monkeypatch.setenv("RLHF_ENV_THREADS", "2")
+        assert set_threads(parameters=LARGE) == 2
+        assert set_threads(1, parameters=LARGE) == 1
+        monkeypatch.setenv("RLHF_ENV_THREADS", "many")
+        with pytest.raises(ConfigError, match="whole number"):
+            set_threads()
+
+    @pytest.mark.parametrize("command", ["train", "bench", "demo", "evaluate"])
+    def test_commands_take_a_number(self, command: str) -> None:
+        help_text = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).output
+        assert "--threads" in help_text
+        assert "RLHF_ENV_THREADS" not in os.environ

@@ -1,0 +1,259 @@
+"""Scores from a server: what may pass is asked again, what will not is an error at once, and nothing is made up."""
+
+from __future__ import annotations
+
+import base64
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import numpy as np
+import pytest
+from rlhf_rewards import http
+from rlhf_rewards.http import Http
+
+from rlhf_env.envs.rewards import load_rewards
+from rlhf_env.envs.toy_tasks import Count
+from rlhf_env.errors import ConfigError, RewardError
+from rlhf_env.testing import make_episode
+
+BATCH = [make_episode("q1", "a"), make_episode("q2\ud800", "b é")]
+GOOD = b'{"scores": [0.5, -2]}'
+
+Answer = Callable[[BaseHTTPRequestHandler], None]
+
+
+def say(status: int, body: bytes = GOOD, **headers: str) -> Answer:
+    def answer(asked: BaseHTTPRequestHandler) -> None:
+        asked.send_response(status)
+        asked.send_header("Content-Length", str(len(body)))
+        for name, value in headers.items():
+            asked.send_header(name, value)
+        asked.end_headers()
+        asked.wfile.write(body)
+
+    return answer
+
+
+def hang_up(asked: BaseHTTPRequestHandler) -> None:
+    asked.connection.shutdown(socket.SHUT_RDWR)
+
+
+def stop_in_the_middle(asked: BaseHTTPRequestHandler) -> None:
+    asked.send_response(200)
+    asked.send_header("Content-Length", str(len(GOOD)))
+    asked.end_headers()
+    asked.wfile.write(GOOD[:5])
+
+
+def drip(asked: BaseHTTPRequestHandler) -> None:
+    """Each byte comes soon enough; all of them never."""
+    for byte in b"HTTP/1.1 200 OK\r\n" + b"X: 1\r\n" * 1000:
+        asked.wfile.write(bytes([byte]))
+        time.sleep(0.02)
+
+
+def endless(asked: BaseHTTPRequestHandler) -> None:
+    asked.send_response(200)
+    asked.end_headers()
+    for _ in range(100 << 4):
+        asked.wfile.write(b" " * (1 << 16))
+
+
+class Server(ThreadingHTTPServer):
+    """On loopback; gives the answers it was given, in order, and the last again. `seen`: what it was asked."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        self.answers: Sequence[Answer] = [say(200)]
+        self.seen: list[tuple[str, dict[str, str], bytes]] = []
+        super().__init__(("127.0.0.1", 0), _Handler)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/score"
+
+    def handle_error(self, *_: Any) -> None:
+        """Of clients that have gone."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        server: Any = self.server
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        server.seen.append((self.path, dict(self.headers), body))
+        server.answers[min(len(server.seen), len(server.answers)) - 1](self)
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(http, "_FIRST_PAUSE", 0.004)
+    with Server() as one:
+        thread = threading.Thread(target=one.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield one
+        one.shutdown()
+        thread.join()
+
+
+def test_prompts_and_responses_go_out_and_scores_come_back(server: Server) -> None:
+    scores = Http(server.url + "?model=x")(BATCH)
+    assert scores.dtype == np.float64 and scores.tolist() == [0.5, -2.0]
+    ((path, headers, body),) = server.seen
+    assert path == "/score?model=x" and headers["Content-Type"] == "application/json"
+    assert "Authorization" not in headers
+    assert json.loads(body) == {"prompts": ["q1", "q2\ud800"], "responses": ["a", "b é"]}
+    assert Http(server.url)([]).tolist() == [] and len(server.seen) == 1
+
+
+@pytest.mark.parametrize(
+    "first",
+    [say(500), say(503), say(429), hang_up, stop_in_the_middle, drip],
+    ids=["500", "503", "429", "hung up", "half an answer", "drip"],
+)
+def test_what_may_pass_is_asked_again(server: Server, first: Answer) -> None:
+    server.answers = [first, say(200)]
+    assert Http(server.url, patience=0.25)(BATCH).tolist() == [0.5, -2.0]
+    assert len(server.seen) == 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (say(500), "500 Internal Server Error; asked 3 times"),
+        (drip, r"no answer within 0\.1 s; asked 3 times"),
+        (lambda _: time.sleep(0.3), r"no answer within 0\.1 s; asked 3 times"),
+    ],
+    ids=["500", "drip", "silence"],
+)
+def test_but_only_so_often(server: Server, answer: Answer, says: str) -> None:
+    server.answers = [answer]
+    with pytest.raises(RewardError, match=says):
+        Http(server.url, attempts=3, patience=0.1)(BATCH)
+    assert len(server.seen) == 3
+
+
+def test_and_only_for_so_long(server: Server) -> None:
+    server.answers = [drip]
+    began = time.monotonic()
+    with pytest.raises(RewardError, match=r"asked (once|2 times)"):
+        Http(server.url, attempts=1000, patience=0.2, deadline=0.3)(BATCH)
+    assert time.monotonic() - began < 5.0 and len(server.seen) <= 3
+
+
+def test_nobody_there_is_asked_again_and_then_said() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with pytest.raises(
+        RewardError, match=rf"POST http://127\.0\.0\.1:{port}/: ConnectionRefusedError: .* asked 2 times"
+    ):
+        Http(f"http://127.0.0.1:{port}/", attempts=2, jitter=_Still())(BATCH)  # type: ignore[arg-type]
+
+
+class _Still:
+    """A generator that draws no pause."""
+
+    def uniform(self, _low: float, _high: float) -> float:
+        return 0.0
+
+
+def test_pauses_are_drawn_from_the_generator_and_double(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.answers = [say(500)]
+    slept: list[float] = []
+    monkeypatch.setattr(http.time, "sleep", slept.append)
+    for _ in range(2):
+        with pytest.raises(RewardError):
+            Http(server.url, attempts=4, seed=3)(BATCH)
+    stream = np.random.default_rng(3)
+    expected = [float(stream.uniform(most / 2, most)) for most in (0.004, 0.008, 0.016)]
+    assert slept == expected * 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (say(401), "401 Unauthorized"),
+        (say(404), "404 Not Found"),
+        (say(302, Location="http://127.0.0.1:1/"), "302 Found: redirects are not followed"),
+        (say(204, b""), "204 No Content"),
+        (say(200, b"{scores"), "the answer is no JSON"),
+        (say(200, b"[" * 100_000), "the answer is no JSON"),
+        (say(200, b"\xff\xfe\xff"), "the answer is no JSON"),
+        (say(200, b"[0.5, 1.0]"), 'has no list "scores"'),
+        (say(200, b'{"score": [0.5, 1.0]}'), 'has no list "scores"'),
+        (say(200, b'{"scores": {"0": 1}}'), 'has no list "scores"'),
+        (say(200, b'{"scores": [0.5]}'), "1 scores for 2 texts"),
+        (say(200, b'{"scores": [0.5, NaN]}'), "NaN is no score"),
+        (say(200, b'{"scores": [0.5, Infinity]}'), "Infinity is no score"),
+        (say(200, b'{"scores": [0.5, 1e999]}'), "score 1 is not finite"),
+        (say(200, b'{"scores": [0.5, 1' + b"0" * 400 + b"]}"), "score 1 is not finite"),
+        (say(200, b'{"scores": [0.5, "1"]}'), 'score 1 is "1", not a number'),
+        (say(200, b'{"scores": [null, 1]}'), "score 0 is null, not a number"),
+        (say(200, b'{"scores": [true, 1]}'), "score 0 is true, not a number"),
+        (say(200, b"", **{"Content-Length": str(100 << 20)}), "."),
+        (endless, "an answer of more than 1,048,704 bytes"),
+    ],
+)
+def test_what_will_not_pass_is_an_error_at_the_first_answer(server: Server, answer: Answer, says: str) -> None:
+    server.answers = [answer, say(200)]
+    with pytest.raises(RewardError, match=says):
+        Http(server.url)(BATCH)
+    assert len(server.seen) == 1
+
+
+def test_a_hundred_megabytes_are_refused_before_they_are_read(server: Server) -> None:
+    def announce(asked: BaseHTTPRequestHandler) -> None:
+        asked.send_response(200)
+        asked.send_header("Content-Length", str(100 << 20))
+        asked.end_headers()
+
+    server.answers = [announce]
+    with pytest.raises(RewardError, match="an answer of 104,857,600 bytes, and 1,048,704 are enough for 2 scores"):
+        Http(server.url)(BATCH)
+    assert len(server.seen) == 1
+
+
+def test_who_asks_is_told_by_token_or_password_and_no_message_holds_them(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUDGE_TOKEN", "canary-token")
+    Http(server.url, token_env="JUDGE_TOKEN")(BATCH)
+    assert server.seen[-1][1]["Authorization"] == "Bearer canary-token"
+    secret = server.url.replace("http://", "http://user:canary%21@") + "?key=canary#canary"
+    Http(secret)(BATCH)
+    assert server.seen[-1][1]["Authorization"] == "Basic " + base64.b64encode(b"user:canary!").decode()
+    server.answers = [say(401)]
+    mix = load_rewards({"judge": {"plugin": "http", "url": secret}}, Count("a", 4))
+    with pytest.raises(RewardError) as caught:
+        mix.score(BATCH)
+    assert str(caught.value) == f"reward 'judge': POST {server.url}: 401 Unauthorized"
+    assert "canary" not in f"{caught.value} {mix.parts['judge']!r}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"url": "judge.example.org/score"}, "url: http://HOST/PATH"),
+        ({"url": "ftp://judge.example.org/"}, "url: http://HOST/PATH"),
+        ({"url": "http:///score"}, "url: http://HOST/PATH"),
+        ({"url": "http://host:port/"}, "url: http://HOST/PATH"),
+        ({"url": "http://host/a b"}, "url: spaces"),
+        ({"url": "http://host/", "attempts": 0}, "attempts must be at least 1, got 0"),
+        ({"url": "http://host/", "patience": 0.0}, "patience must be above 0 seconds"),
+        ({"url": "http://host/", "deadline": float("inf")}, "deadline must be above 0 seconds, got inf"),
+        (
+            {"url": "http://host/", "token_env": "NO_SUCH_TOKEN"},
+            "token_env: there is no environment variable NO_SUCH_TOKEN",
+        ),
+    ],
+)
+def test_settings_that_cannot_be_meant(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=f"reward 'judge': {says}"):
+        load_rewards({"judge": {"plugin": "http", **settings}}, Count("a", 4))
