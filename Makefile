@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # Two processes of tests; a file stays in one, so that what its tests share is made once.
 TWO := -n 2 --dist loadfile
 
-.PHONY: help demo test test-wheel lint mutants faults-annotation base-model bench-speed growth long-run compat clean
+.PHONY: help demo test test-wheel lint mutants resume-matrix faults faults-annotation base-model bench-speed growth long-run compat clean
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
@@ -59,6 +59,12 @@ lint: .venv/.ready  ## Lint, types and import rules alone
 
 mutants: .venv/.ready  ## Put known bugs back one at a time: the tests must see every one
 	$(BIN)/python tests/mutants.py
+
+resume-matrix: .venv/.ready  ## Kill every agent at every kind of moment and go on: `N of N exact`
+	$(BIN)/python tests/faults/resume_matrix.py
+
+faults: .venv/.ready  ## Do everything that can happen to a run, for real: `N of N survived`
+	$(BIN)/python tests/faults/run.py
 
 faults-annotation: .venv/.ready  ## Kill the annotation server among votes, 40 times: none may be lost (2 to 4 minutes)
 	$(BIN)/python tests/faults/annotation_server.py

@@ -10,8 +10,8 @@ forked from one that has imported everything.
 
 A line is c * size^exponent, fitted in logarithms by least squares, with the 95 % interval of its slope (Student's t on
 the residuals, so that a curve which is no power law has a wide one). Doubling the size then costs 2^exponent: 2 at
-exponent 1. Points under 1 MB are too near the noise of pages, and left out of a fit. A random model ends a text now
-and then by itself: of 256 tokens asked for, 241 are written on average. Needs Linux.
+exponent 1. Points under 10 MB are left out: so little is a matter of whether freed memory could be used again. A random
+model ends a text now and then by itself: of 256 tokens asked for, 241 are written on average. Needs Linux.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ COSTS = {
     "seconds": ("Processor time, seconds", ("writing_seconds", "update_seconds")),
     "megabytes": ("Memory on top, MB", ("writing_megabytes", "update_megabytes")),
 }
-LEAST_MEGABYTES = 1.0
+LEAST_MEGABYTES = 10.0
 T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571}  # Student's t, 97.5 %, by degrees of freedom
 
 Point = dict[str, float]
@@ -189,6 +189,8 @@ def draw(found: dict[str, dict[int, Point]], file: Path) -> None:
                 if fit is not None:
                     panel.plot(sizes, fit.factor * sizes**fit.exponent, color=colour, linewidth=1.4)
                     name += f": {fit}"
+                elif shown.sum() < len(sizes):
+                    name += f": {'mostly ' if shown.any() else ''}under {LEAST_MEGABYTES:g} MB"
                 panel.text(0.04, 0.95 - 0.1 * place, name, transform=panel.transAxes, color=colour, va="top")
             panel.set_xscale("log", base=2)
             panel.set_yscale("log")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import signal
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -1087,6 +1088,9 @@ def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 110)
 
 
+_THE_DISK_REFUSES = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO)
+
+
 def main() -> None:
     """Run a command; what went wrong is one line (or one per problem) on stderr and an exit status."""
     if len(sys.argv) == 1:
@@ -1099,6 +1103,7 @@ def main() -> None:
         raise Terminated
 
     signal.signal(signal.SIGTERM, terminate)
+    sys.excepthook = _traceback
     try:
         status = app(standalone_mode=False)
     except RlhfEnvError as error:
@@ -1106,6 +1111,11 @@ def main() -> None:
         _complain(problems, error.exit_code)
     except (KeyboardInterrupt, EOFError, typer.Abort):
         status = 130
+    except OSError as error:
+        if error.errno not in _THE_DISK_REFUSES:
+            raise
+        where = f"cannot write {error.filename}" if error.filename else "cannot write"
+        _complain([f"{where}: {error.strerror}: make room (what was whole before still is)"], 3)
     except Exception as error:
         # Typer may bring its own copy of click, so that its errors are known by what they can do.
         say: Callable[[], str] | None = getattr(error, "format_message", None)
@@ -1118,12 +1128,25 @@ def main() -> None:
     sys.exit(status if isinstance(status, int) else 0)
 
 
+def _traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A fault of ours keeps its traceback, without what opens doors: it will be sent to somebody."""
+    import traceback
+
+    from rlhf_env.shown_text import without_secrets
+
+    sys.stderr.write(without_secrets("".join(traceback.format_exception(kind, error, trace))))
+
+
+_LONGEST_LINE = 2_000  # characters of a problem
+
+
 def _complain(problems: Sequence[str], status: int) -> NoReturn:
-    """One line on stderr for each of the first 20 problems."""
-    from rlhf_env.shown_text import for_terminal
+    """One line on stderr for each of the first 20 problems, none of them longer than a page."""
+    from rlhf_env.shown_text import for_terminal, without_secrets
 
     for problem in problems[:20]:
-        print(f"rlhf-env: {for_terminal(problem)}", file=sys.stderr)
+        line = for_terminal(without_secrets(problem))
+        print(f"rlhf-env: {line if len(line) <= _LONGEST_LINE else line[:_LONGEST_LINE] + ' ...'}", file=sys.stderr)
     if len(problems) > 20:
         print(f"rlhf-env: and {len(problems) - 20} more", file=sys.stderr)
     sys.exit(status)

@@ -323,6 +323,6 @@ def call_with(factory: Callable[..., Any], parameters: dict[str, Any], provided:
 def _annotations(factory: Callable[..., Any]) -> dict[str, Any]:
     """What the plugin says its settings are; nothing where that cannot be found out."""
     try:
-        return get_type_hints(factory.__init__ if isinstance(factory, type) else factory)
+        return get_type_hints(factory.__init__ if isinstance(factory, type) else factory)  # type: ignore[misc]
     except Exception:  # names that only a type checker knows
         return {}

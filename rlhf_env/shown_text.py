@@ -3,11 +3,12 @@
 A language model can write an escape sequence that clears the terminal, or a mark that turns the reading direction of
 everything after it. `for_page` makes such characters visible, because whoever reads a report wants to know that they
 are there; `for_terminal` takes them out, because a terminal line should stay a line. Escaping HTML is the template's
-job, not theirs.
+job, not theirs. `without_secrets` takes out what must not be kept in a log or a record.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 
@@ -20,6 +21,25 @@ _ESCAPE_SEQUENCE = re.compile(
     r"|\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)?"
     r"|\x1b[ -/]*[0-~]"
 )
+
+# Every pattern begins at a fixed mark and goes on by a class of characters: the time is linear in the text.
+_SECRETS = (
+    (re.compile(r"(?<=://)[^\s/@?#'\"]{1,500}@"), "***@"),  # user and password of an URL
+    (re.compile(r"(?<=[?&])([\w.-]{1,100})=[^\s&#'\"]+"), r"\1=***"),  # what its query says
+    (re.compile(r"\bhf_[A-Za-z0-9]{8,}"), "hf_***"),  # tokens of the Hugging Face hub
+    (re.compile(r"\b(bearer|basic) +[\w.~+/=-]{8,}", re.IGNORECASE), r"\1 ***"),
+)
+_SECRET_NAMES = ("TOKEN", "SECRET", "PASSWORD", "API_KEY")
+
+
+def without_secrets(text: str) -> str:
+    """`text` with *** for what opens doors: in URLs, after "Bearer", and in variables of the environment named so."""
+    for name, value in os.environ.items():
+        if len(value) >= 8 and any(word in name.upper() for word in _SECRET_NAMES):
+            text = text.replace(value, "***")
+    for pattern, shown in _SECRETS:
+        text = pattern.sub(shown, text)
+    return text
 
 
 def for_page(text: str) -> str:

@@ -303,7 +303,7 @@ for value, said in {
 experiment("no rewards", REWARD, "", "toy.toml: a reward mix needs at least one part")
 for value in ('"abc"', "true", "[1]"):
     experiment(f"a reward = {value}", REWARD, f"length = {value}", "length: a weight or a table of settings is needed")
-experiment("a reward by number", REWARD, "x = { plugin = 3 }", "[rewards] x: `plugin` is the name of a reward, got 3")
+experiment("a reward by number", REWARD, "x = { plugin = 3 }", "x': `plugin` is the name of a reward, got 3")
 experiment("a reward by path", REWARD, 'x = { plugin = "os:system" }', "toy.toml: unknown reward 'os:system'. Known:")
 experiment("a reward's key", REWARD, "length = { taget = 2 }", "no setting 'taget': did you mean 'target'?")
 experiment("a reward without target", REWARD, "length = {}", "reward 'length': the setting 'target' is required")

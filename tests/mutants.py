@@ -365,7 +365,7 @@ MUTANTS = (
         "N40",
         "the order of prompts starts anew after a resume",
         "rlhf_env/learning/loop.py",
-        '        source.load_state_dict(restored[0]["source"])\n',
+        '        source.load_state_dict(state["source"])\n',
         "",
         "tests/learning/test_resume.py::test_checkpoints_far_apart_are_as_exact",
     ),

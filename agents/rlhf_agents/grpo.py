@@ -85,7 +85,11 @@ class GRPO:
         `optimization`: learning rate, gradient clipping and so on.
         """
 
-        ranges: ClassVar[Ranges] = {"lr": Multiple(0.25, 4.0), "epochs": Choice(1, 2), "scale_by_std": Choice(True, False)}
+        ranges: ClassVar[Ranges] = {
+            "lr": Multiple(0.25, 4.0),
+            "epochs": Choice(1, 2),
+            "scale_by_std": Choice(True, False),
+        }
 
         group_size: int = 4
         scale_by_std: bool = True

@@ -96,8 +96,11 @@ def isolated(build: Callable[[], AnyReward], limits: Limits) -> AnyReward:
         raise ConfigError(f"cannot run in a process of its own, to which it must be sent: {error}") from error
     child = _Child(limits)
     welcome = _build(child, request, limits)
-    kinds = {"token": IsolatedTokenReward, "group": IsolatedGroupReward, "episode": IsolatedReward}
-    return kinds[str(welcome["kind"])](request, limits, child, welcome)
+    if welcome["kind"] == "token":
+        return IsolatedTokenReward(request, limits, child, welcome)
+    if welcome["kind"] == "group":
+        return IsolatedGroupReward(request, limits, child, welcome)
+    return IsolatedReward(request, limits, child, welcome)
 
 
 def _build(child: _Child, request: bytes, limits: Limits) -> dict[str, Any]:
@@ -327,12 +330,13 @@ def _made(request: bytearray) -> tuple[Any, dict[str, Any]]:
         json.dumps(state)
     except (TypeError, ValueError) as error:
         return None, {"refused": [f"its state cannot leave its process, because it is more than plain values: {error}"]}
-    bounds = {name: float(bound) if _is_number(bound := getattr(reward, name, None)) else None for name in _BOUNDS}
-    needs_logprobs = bool(getattr(reward, "needs_logprobs", False))
-    return reward, {"kind": kind, "state": state, "needs_logprobs": needs_logprobs, **bounds}
-
-
-_BOUNDS = ("low", "high")
+    bounds: dict[str, Any] = {name: getattr(reward, name, None) for name in ("low", "high")}
+    return reward, {
+        "kind": kind,
+        "state": state,
+        "needs_logprobs": bool(getattr(reward, "needs_logprobs", False)),
+        **{name: float(bound) if _is_number(bound) else None for name, bound in bounds.items()},
+    }
 
 
 def _answered(reward: Any, request: bytearray) -> dict[str, Any]:

@@ -137,8 +137,10 @@ def _special_tokens(folder: Path) -> dict[str, str]:
     return found
 
 
-def load_tokenizer(spec: str | Path | Tokenizer) -> Tokenizer:
+def load_tokenizer(spec: str | Path | Tokenizer, *, revision: str | None = None) -> Tokenizer:
     """`"bytes"`, `"alphabet:0123"`, a folder with a tokenizer.json, a shipped model, a hub name; or a tokenizer.
+
+    `revision` is of a hub name.
 
     Raises DataError when nothing of that name can be loaded.
     """
@@ -152,22 +154,22 @@ def load_tokenizer(spec: str | Path | Tokenizer) -> Tokenizer:
         return ByteTokenizer()
     if text.startswith("alphabet:"):
         return AlphabetTokenizer(text.removeprefix("alphabet:"))
-    return FileTokenizer(tokenizer_folder(text))
+    return FileTokenizer(tokenizer_folder(text, revision))
 
 
-def tokenizer_folder(name: str) -> Path:
+def tokenizer_folder(name: str, revision: str | None = None) -> Path:
     """The local folder of a tokenizer's files: a folder as it is, a shipped model, a hub name (fetched, or cached)."""
     folder = Path(assets.resolve(name))
-    return folder if folder.is_dir() else _from_hub(name)
+    return folder if folder.is_dir() else _from_hub(name, revision)
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, revision: str | None) -> Path:
     """The local folder of a hub model's tokenizer files (fetched, or from the cache)."""
     from huggingface_hub import snapshot_download
 
     wanted = ["tokenizer*", "special_tokens_map.json", "chat_template.jinja"]
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except Exception as error:
         raise DataError(
             f"tokenizer {name!r} is not 'bytes', 'alphabet:...' or a folder, and the hub did not give it "

@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 from rlhf_env.errors import RlhfEnvError
 from rlhf_env.learning.engine import set_threads
 from rlhf_env.learning.loop import Interrupted, Row
+from rlhf_env.shown_text import without_secrets
 
 _BETWEEN_NEWS = 0.2  # seconds: what a job tells more often is not sent
 
@@ -62,7 +63,8 @@ def run_jobs(
 ) -> list[Path]:
     """Do what has no result file yet, in order, in up to `jobs` processes; the result files of all.
 
-    With 0 `jobs` it is done in this process, for a debugger. Stopped by an exception (Ctrl-C), it sends SIGTERM to those at work, in which `train` saves its run, and waits.
+    With 0 `jobs` it is done in this process, for a debugger. Stopped by an exception (Ctrl-C), it sends SIGTERM to
+    those at work, on which `train` saves its run, and waits.
     """
     missing = [job for job in work if not job.result_file(folder).exists()]
     tell = on_progress or (lambda _progress: None)
@@ -181,9 +183,9 @@ def _outcome(job: Job, folder: Path, report: Callable[[Row, float], None]) -> tu
     except Interrupted:
         raise
     except RlhfEnvError as error:
-        return 1.0, "failed", {}, str(error)
+        return 1.0, "failed", {}, without_secrets(str(error))
     except Exception as error:  # a plugin may raise anything; the other jobs go on
-        return 1.0, "failed", {}, f"{type(error).__name__}: {error}"
+        return 1.0, "failed", {}, without_secrets(f"{type(error).__name__}: {error}")
     return 1.0, "finished"
 
 

@@ -160,15 +160,18 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     whole = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        whole.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        whole.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return whole.hexdigest()
 
 
 def _candidates(parent: Path, up_to: int | None = None) -> Iterator[Path]:
-    """Checkpoint directories, newest step first; one that was about to be replaced comes after its replacement."""
+    """Checkpoint directories, newest step first; one that was about to be replaced comes after its replacement.
+
+    A link is none: it leads out of the run's folder, and `save` makes no links.
+    """
     found = [(int(m[1]), m[2] is None, p) for p in parent.glob("step-*") if (m := _FOLDER.fullmatch(p.name))]
     for step, _, folder in sorted(found, reverse=True):
-        if folder.is_dir() and (up_to is None or step <= up_to):
+        if folder.is_dir() and not folder.is_symlink() and (up_to is None or step <= up_to):
             yield folder
 
 

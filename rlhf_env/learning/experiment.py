@@ -45,6 +45,8 @@ class PolicySettings:
     "table" is a table of logits, for tasks of one prompt and so few responses that they can be enumerated.
     `tokenizer`: default the model's own; needed with "tiny" ("bytes" or "alphabet:abc") and "table" ("alphabet:abc").
 
+    `revision`: of a hub name, a branch, tag or commit: with a commit, what its owner changes later changes nothing.
+
     `rows_at_once`: texts that are sampled side by side and whose keys and values are kept: it bounds the memory. More
     are written in several waves; with fewer than `num_envs`, acting token by token reads all texts anew at each step.
     `fused`: sample by a quicker way through the models of the common families, whose weights it copies for as long;
@@ -57,6 +59,7 @@ class PolicySettings:
     sampling: Sampling = field(default_factory=Sampling)
     rows_at_once: int = ROWS_AT_ONCE
     fused: bool = True
+    revision: str | None = None
 
     def __post_init__(self) -> None:
         problems = [f"{name} must not be empty" for name in ("model", "tokenizer") if getattr(self, name) == ""]
@@ -293,7 +296,7 @@ def _load_tokenizer(wanted: PolicySettings) -> Tokenizer:
         raise ConfigError('[policy] model "tiny" needs a tokenizer: tokenizer = "bytes" or "alphabet:ab="')
     if wanted.model == "table" and not (wanted.tokenizer or "").startswith("alphabet:"):
         raise ConfigError('[policy] model "table" needs a tokenizer of few symbols: tokenizer = "alphabet:abcd"')
-    return load_tokenizer(wanted.tokenizer or wanted.model)
+    return load_tokenizer(wanted.tokenizer or wanted.model, revision=None if wanted.tokenizer else wanted.revision)
 
 
 def _load_policy(experiment: Experiment, tokenizer: Tokenizer, task: Task) -> Policy:
@@ -320,6 +323,7 @@ def _load_policy(experiment: Experiment, tokenizer: Tokenizer, task: Task) -> Po
             return LanguageModel.from_pretrained(
                 wanted.model,
                 dtype=dtype,
+                revision=wanted.revision,
                 end_id=end,
                 pad_id=pad,
                 sampling=wanted.sampling,

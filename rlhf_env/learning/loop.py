@@ -266,6 +266,7 @@ def train(
     rows: list[Row] = []
     saved: int | None = None
     idle = 0  # updates in a row that spent nothing of the budget
+    reason: str | None = None
 
     def state() -> dict[str, Any]:
         content = {"agent": agent.state_dict(), "source": source.state_dict(), "spending": spending.as_dict()}
@@ -324,19 +325,17 @@ def train(
             reason = stop_when(row) if stop_when is not None else None
             if checkpoint_every and spending.updates % checkpoint_every == 0:
                 save(state())
-            if caught:
-                save(state())
-                where = f", saved in {run.path}" if run is not None else ""
-                raise Interrupted(caught[0], f"stopped after update {spending.updates}{where}")
-            if reason:
-                save(state())
-                return Training(reason, rows)
+            if caught or reason:
+                break
             idle = idle + 1 if budget.spent_fraction(spending) == spent else 0
             if idle >= _IDLE_LIMIT:
                 limits = ", ".join(budget.limits())
                 raise RunFailed(f"{idle} updates spent nothing of the budget ({limits}): this run would never end")
-    save(state())
-    return Training("budget", rows)
+        save(state())
+        if caught:  # in the last save, too
+            where = f", saved in {run.path}" if run is not None else ""
+            raise Interrupted(caught[0], f"stopped after update {spending.updates}{where}")
+    return Training(reason or "budget", rows)
 
 
 def _go_on(state: Mapping[str, Any], agent: Agent, source: Source, spending: Spending, stop_when: object) -> None:

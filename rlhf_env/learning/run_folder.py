@@ -26,6 +26,7 @@ from rlhf_env.errors import ConfigError, DataError, RunFailed
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.folder_lock import hold
 from rlhf_env.learning.tracking import WandbRun
+from rlhf_env.shown_text import without_secrets
 
 _DISTRIBUTIONS = ("rlhf-env", "torch", "transformers", "gymnasium", "numpy", "stable-baselines3")
 
@@ -127,7 +128,8 @@ class RunFolder:
         """Write down what runs here."""
         described, record = self.path / "experiment.toml", self.path / "record.json"
         if not record.exists():
-            begun = {"versions": versions(), "config_hash": self.config_hash, "command": sys.argv}
+            command = [without_secrets(word) for word in sys.argv]
+            begun = {"versions": versions(), "config_hash": self.config_hash, "command": command}
             _replace(record, json.dumps(begun, indent=1))
         if not described.exists():
             _replace(described, self._toml)
@@ -162,14 +164,19 @@ class RunFolder:
             self._tracking.log(clean)
 
     def _to_tensorboard(self, row: Mapping[str, Any]) -> None:
+        """The row as events; of a long run fewer and fewer rows (`drawn`), but every evaluation."""
         writer = self._tensorboard_writer()
         if writer is None:
             return
+        update = int(row["update"])
+        shown = drawn(update)
         for key, value in row.items():
+            if not shown and not key.startswith("eval/"):
+                continue
             if isinstance(value, Mapping):
-                writer.add_histogram_raw(key, **_tensorboard_bins(value), global_step=int(row["update"]))
+                writer.add_histogram_raw(key, **_tensorboard_bins(value), global_step=update)
             elif isinstance(value, (int, float)) and key != "update":
-                writer.add_scalar(key, value, int(row["update"]))
+                writer.add_scalar(key, value, update)
 
     def _refused(self, error: OSError) -> RunFailed:
         return RunFailed(

@@ -47,7 +47,9 @@ def attend(
 def in_own_precision(model: Any) -> None:
     """Have a transformers model whose scores are capped attend in the precision it has; others are left as they are."""
     config = model.config.get_text_config()
-    if getattr(config, "attn_logit_softcapping", None) is None or config._attn_implementation != "eager":
+    if getattr(config, "attn_logit_softcapping", None) is None:
+        return
+    if config._attn_implementation not in ("eager", "sdpa"):  # sdpa, the default of older versions, leaves the cap out
         return
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask

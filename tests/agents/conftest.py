@@ -238,7 +238,7 @@ def assert_layout_changes_nothing(make_world: MakeWorld, gradient_of: Any) -> Ca
 
 @pytest.fixture
 def assert_learns(make_world: MakeWorld) -> Callable[..., None]:
-    """Beats both controls by 0.6 (of a reward in [-1, 1]) after some updates; in the token view, the reference by 0.4."""
+    """Beats both controls by 0.6 (of a reward in [-1, 1]) after `updates`; in the token view, the reference by 0.4."""
 
     def check(make_agent: Callable[..., Any], seed: int, updates: int = 25) -> None:
         def control(world: World, name: str, batches: int) -> float:

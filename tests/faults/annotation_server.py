@@ -30,6 +30,9 @@ import httpx2 as httpx
 from rich.console import Console
 from rich.progress import track
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from faults.catalogue import fault
+
 from rlhf_env.feedback.preferences import Author, Item, PreferenceStore, Response
 from rlhf_env.types import Prompt
 
@@ -147,6 +150,13 @@ def run(folder: Path, *, rounds: int, votes: int, seed: int = 0) -> tuple[str, b
         f"{time.monotonic() - start:.0f} s"
     )
     return line, not lost and not twice and sound == rounds
+
+
+@fault("F36", "the annotation server killed with -9 among votes, 8 times")
+def killed_among_votes(folder: Path) -> str:
+    said, well = run(folder, rounds=8, votes=40)
+    assert well, said
+    return said
 
 
 if __name__ == "__main__":

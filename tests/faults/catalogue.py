@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 NOT_HERE = 77  # the exit status of a fault that this machine cannot have
-PATIENCE = 300  # seconds for one fault: what hangs has not survived
+PATIENCE = 600  # seconds for one fault: what hangs has not survived
 
 
 @dataclass(frozen=True)

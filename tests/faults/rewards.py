@@ -130,7 +130,7 @@ def stops(folder: Path, settings: str, *said: str, updates: int = 2) -> None:
     assert sorted(run.glob("checkpoints/step-*"))[-1].name.endswith(str(updates)), list(run.glob("checkpoints/*"))
 
 
-@fault("F17", "a reward raises in the third rollout: exit 3 with plugin and row; the run is resumable", quick=True)
+@fault("F17", "a reward raises in the third rollout: exit 3 with plugin and row; the run is resumable")
 def raises(folder: Path) -> None:
     stops(folder, 'how = "raises"\nafter = 3', "raised ZeroDivisionError: a bad day", "episode 0 of 0..15")
     (folder / "odd_rewards.py").write_text(ODD.replace('raise ZeroDivisionError("a bad day")', "return 0.0"))

@@ -172,7 +172,8 @@ def terminated(folder: Path) -> str:
         newest = checkpoints.latest(trial.run / "checkpoints")
         # What was learned from is in the checkpoint: nothing is done again.
         assert len(lines) == (rows[-1] if rows else 0), (lines, rows)
-        assert (0 if newest is None else checkpoints.manifest_of(newest)["step"]) == (rows[-1] if rows else 0)
+        saved = 0 if newest is None else checkpoints.manifest_of(newest)["step"]
+        assert saved == (rows[-1] if rows else 0), (place, saved, rows, ended)
         trial.resume()
     return "20 of 20: exit 143, the update finished and saved, exact"
 

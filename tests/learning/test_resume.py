@@ -255,7 +255,7 @@ def test_the_newest_checkpoint_damaged_the_one_before_is_offered(toy: Any, tmp_p
     uncut = run_once(experiment, tmp_path)
     tensors = tmp_path / "checkpoints" / "step-00000003" / "tensors.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-10])
-    with pytest.raises(DataError, match="step-00000003/tensors.safetensors is damaged") as refused:
+    with pytest.raises(DataError, match=r"step-00000003/tensors\.safetensors is damaged") as refused:
         run_once(experiment, tmp_path)
     assert refused.value.problems[-1].startswith("step-00000002 is whole: --allow-partial goes on from there")
     resumed = run_once(experiment, tmp_path, allow_partial=True)
@@ -303,7 +303,7 @@ def _said(text: str) -> Episode:
 
 
 FAULTS = {
-    "nan": r"reward 'faulty' returned nan for episode 1 \(1 of 8 are not finite\)",
+    "nan": r"reward 'faulty' returned nan for episode 1 of 0\.\.7",
     "wrong length": r"reward 'faulty' returned shape \(7,\), expected \(8,\)",
     "raises": r"reward 'faulty' raised ZeroDivisionError: division by zero",
 }

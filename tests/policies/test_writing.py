@@ -54,7 +54,7 @@ def test_stated_logprobs_stay_exact_when_many_rows_finish_early(texts: Any, reco
     before = texts(rows=40, symbols=5)
     written = policy.write(before.observation, 25)
     lengths = (written.tokens < 6).sum(1)
-    assert lengths.min() == 1 and lengths.max() > 15
+    assert lengths.min() == 1 and lengths.max() > 10
     assert_same(stated(written, 6), recomputed(policy, before, written))
 
 
@@ -168,7 +168,7 @@ class TestTokenByToken:
         np.testing.assert_allclose(np.hstack([p.logprobs for p in pieces]), whole.logprobs, rtol=0, atol=EXACT)
         assert len(prefills) == 1
         np.testing.assert_array_equal(policy.write(start.observation, total).tokens, later.tokens)
-        assert 0 < (~live).sum() < 16  # some rows finished on the way and kept their text
+        assert (~live).any()  # some rows finished on the way and kept their text
 
     def test_other_texts_are_read_anew(self, texts: Any, recomputed: Any, prefills: list[int]) -> None:
         policy = opinionated(end_id=29, init_std=0.1)

@@ -1,0 +1,437 @@
+"""Who is not trusted, and what they cannot do: one probe for each row of the project's list (S1 to S20).
+
+Held elsewhere: the annotation page (S8 to S13, S17 and S20) in tests/feedback/test_page.py and test_formats.py; rewards
+in processes of their own (S7) in tests/rewards; a score from a server (S16) beside it.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import json
+import os
+import pickle
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from re import _constants as marks  # type: ignore[attr-defined]
+from re import _parser as parser  # type: ignore[attr-defined]
+from typing import Any
+
+import pytest
+import rlhf_agents
+import rlhf_rewards
+import torch
+
+import rlhf_env
+from rlhf_env import cli, plain_data, plugins
+from rlhf_env.errors import DataError
+from rlhf_env.feedback.preferences import PreferenceStore
+from rlhf_env.feedback.scorer import load_scorer
+from rlhf_env.learning import checkpoints
+from rlhf_env.learning.run_folder import RunFolder
+from rlhf_env.policies.language_model import LanguageModel
+from rlhf_env.shown_text import for_terminal, without_secrets
+
+PACKAGES = [Path(str(package.__file__)).parent for package in (rlhf_env, rlhf_agents, rlhf_rewards)]
+SOURCES = {file: ast.parse(file.read_bytes()) for package in PACKAGES for file in package.rglob("*.py")}
+
+
+class Payload:
+    """Unpickled, it leaves a file: what read it has run it."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.marker,)
+
+
+@pytest.fixture
+def payload(tmp_path: Path) -> Iterator[bytes]:
+    marker = tmp_path / "payload has run"
+    content = pickle.dumps(Payload(marker))
+    pickle.loads(content)
+    assert marker.exists(), "the payload works"
+    marker.unlink()
+    yield content
+    assert not marker.exists(), "somebody has run the payload"
+
+
+NODES = [(file, node) for file, tree in SOURCES.items() for node in ast.walk(tree)]
+
+
+@functools.cache
+def calls() -> list[tuple[Path, ast.Call, str]]:
+    """(file, call, what is called, as it stands there) of the three packages."""
+    return [(file, node, ast.unparse(node.func)) for file, node in NODES if isinstance(node, ast.Call)]
+
+
+@functools.cache
+def imports() -> list[tuple[str, str]]:
+    """(file, module) of the three packages."""
+    found = [(file.name, node.module or "") for file, node in NODES if isinstance(node, ast.ImportFrom)]
+    return found + [(file.name, it.name) for file, node in NODES if isinstance(node, ast.Import) for it in node.names]
+
+
+# ---------------------------------------------------------------- S1 to S4: files of others
+
+
+def test_no_code_reads_a_format_that_runs_code() -> None:
+    """S1, S2, S5. Also no zip of Stable-Baselines3: whoever loads one with SB3 itself trusts it."""
+    unsafe = re.compile(
+        r"(torch\.(load|save|hub\..*)|joblib\..*|dill\..*|shelve\..*|marshal\..*|yaml\.(load|unsafe_load)|np\.load"
+        r"|eval|exec|os\.(system|popen)|load_from_zip_file|(\w+\.)*(PPO|A2C|MaskablePPO|BaseAlgorithm)\.load)"
+    )
+    assert not [f"{file.name}: {name}" for file, _, name in calls() if unsafe.fullmatch(name)]
+    assert unsafe.fullmatch("torch.load") and unsafe.fullmatch("stable_baselines3.PPO.load")
+    # Between a run and its own child: requests are pickles, and answers JSON.
+    assert {file for file, name in imports() if name == "pickle"} <= {"isolation.py", "rewards.py"}
+    assert {file.name for file, _, name in calls() if name == "pickle.loads"} <= {"isolation.py"}
+
+
+def test_nothing_unpacks_archives_or_runs_a_shell() -> None:
+    """S15: an archive's members have names that climb."""
+    assert not [found for found in imports() if found[1].split(".")[0] in ("tarfile", "zipfile")]
+    assert not [file.name for file, _, name in calls() if name.endswith("unpack_archive")]
+    assert not [file.name for file, call, _ in calls() for word in call.keywords if word.arg == "shell"], (
+        "subprocess with a shell"
+    )
+
+
+def _signed(folder: Path, name: str, content: bytes) -> None:
+    """Put `content` in the place of a checkpoint's file and make its manifest say so: a forger can."""
+    (folder / name).write_bytes(content)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "manifest.json"])
+def test_a_pickle_in_a_checkpoint_is_not_run(name: str, payload: bytes, tmp_path: Path) -> None:
+    """S1."""
+    folder = checkpoints.save(tmp_path, 1, {"weights": torch.zeros(2)}, {})
+    if name == "manifest.json":
+        (folder / name).write_bytes(payload)
+    else:
+        _signed(folder, name, payload)
+    with pytest.raises(DataError, match=str(folder)):
+        checkpoints.load(folder)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors", "model.pt"])
+def test_a_pickle_in_a_models_folder_is_not_run(name: str, payload: bytes, tmp_path: Path) -> None:
+    """S1, S4."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "gpt2", "n_layer": 1, "n_embd": 4, "n_head": 1}')
+    (folder / name).write_bytes(payload)
+    with pytest.raises(DataError, match="model"):
+        LanguageModel.from_pretrained(folder)
+    (folder / "reward_model.json").write_text('{"format": 1, "sha256": {}}')
+    with pytest.raises(DataError, match="reward_model"):
+        load_scorer(folder)
+
+
+def test_code_that_comes_with_a_model_is_not_run(tmp_path: Path) -> None:
+    """S3: `auto_map` names a module in the folder, which would be imported."""
+    folder, marker = tmp_path / "model", tmp_path / "ran"
+    folder.mkdir()
+    (folder / "modeling_theirs.py").write_text(f"import pathlib\npathlib.Path({str(marker)!r}).touch()\nTheirs = 1\n")
+    for name in ("config.json", "tokenizer_config.json"):
+        mapped = {f"Auto{kind}": "modeling_theirs.Theirs" for kind in ("Config", "ModelForCausalLM", "Tokenizer")}
+        (folder / name).write_text(json.dumps({"model_type": "theirs", "auto_map": mapped}))
+    (folder / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    with pytest.raises(DataError):
+        LanguageModel.from_pretrained(folder)
+    with pytest.raises(DataError):
+        load_scorer(folder)
+    assert not marker.exists()
+
+
+def test_every_door_to_transformers_is_shut_to_code_and_pickles() -> None:
+    """S3, S4. There is no switch: neither a file nor an option can say otherwise."""
+    doors = [(file, call, name) for file, call, name in calls() if re.fullmatch(r"Auto\w+\.from_pretrained", name)]
+    assert len(doors) >= 4
+    for file, call, name in doors:
+        said = {word.arg: ast.unparse(word.value) for word in call.keywords}
+        assert said.get("trust_remote_code") == "False", (file, name)
+        assert "Model" not in name or said.get("use_safetensors") == "True", (file, name)
+    named = [
+        file.name
+        for file, node in NODES
+        if isinstance(node, ast.keyword) and node.arg == "trust_remote_code" and ast.unparse(node.value) != "False"
+    ]
+    assert not named
+
+
+def test_transformers_is_new_enough() -> None:
+    """S3: with versions below 5.3 a config.json alone ran code."""
+    project = Path(__file__).parents[1] / "pyproject.toml"
+    (wanted,) = [it for it in tomllib.loads(project.read_text())["project"]["dependencies"] if "transformers" in it]
+    lowest = re.search(r">=(\d+)\.(\d+)", wanted)
+    assert lowest is not None
+    assert tuple(map(int, lowest.groups())) >= (5, 3)
+
+
+def test_a_revision_of_a_hub_model_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """S4: by model and tokenizer alike."""
+    from rlhf_env.envs import tokenizers
+    from rlhf_env.learning.experiment import Experiment, PolicySettings, build
+
+    asked: list[Any] = []
+
+    def fetched(name: str, **wanted: Any) -> str:
+        asked.append((name, wanted["revision"]))
+        raise OSError
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetched)
+    settings = PolicySettings(model="owner/name", revision="0123abc")
+    with pytest.raises(DataError, match="owner/name"):
+        build(Experiment(policy=settings))
+    assert asked == [("owner/name", "0123abc")]
+    assert 'revision = "0123abc"' in Experiment(policy=settings).to_toml()
+    assert tokenizers.load_tokenizer("bytes").vocab_size == 259
+
+
+# ---------------------------------------------------------------- S5, S6: plugins
+
+
+def test_listing_and_help_import_no_plugin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """S5, S6: only a name that was registered is imported, and only when it is used."""
+    marker = tmp_path / "imported"
+    (tmp_path / "body_of_a_plugin.py").write_text(f"import pathlib\npathlib.Path({str(marker)!r}).touch()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    plugins.register_reward("bodily", "body_of_a_plugin:Reward")
+    try:
+        for words in (["plugins"], ["--help"], ["check", "--help"], ["check", "reward:body_of_a_plugin:Reward"]):
+            _run(monkeypatch, *words)
+            assert not marker.exists(), words
+        assert "bodily" in capsys.readouterr().out
+        assert _run(monkeypatch, "check", "reward:bodily") == 2
+        assert marker.exists(), "the probe would have shown it"
+    finally:
+        plugins.host()._entries.pop(("reward", "bodily"))
+
+
+def _run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["rlhf-env", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0)
+
+
+# ---------------------------------------------------------------- S9, S19: what is shown and kept
+
+
+def test_a_terminal_gets_text_and_no_orders(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """S9: colours, titles, bidi and zero-width marks, in an error that repeats what a file says."""
+    assert for_terminal("a\x1b[2J\x1b]0;title\x07b\u202ec\u200bd\n\re\x9b1mf") == "abcd ef"
+    assert _run(monkeypatch, "check", "\x1b[31mred\u202e\u200b\x07.toml") == 2
+    said = capsys.readouterr().err
+    assert said == "rlhf-env: cannot read red.toml: No such file or directory\n"
+
+
+CANARY = "c4n4ry-0123456789"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"cannot reach https://user:{CANARY}@host/path",
+        f"https://host/score?key={CANARY}&n=1",
+        f"token hf_{'A' * 10}c4n4ryc4n4ry",
+        f"Authorization: Bearer {CANARY}",
+        f"in the environment: {CANARY}",
+    ],
+)
+def test_secrets_are_taken_out(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S19."""
+    monkeypatch.setenv("MY_API_KEY", CANARY)
+    shown = without_secrets(text)
+    assert "c4n4ry" not in shown
+    assert "***" in shown
+    assert without_secrets("a?b=c of 3 tokens, see https://host/a@b").startswith("a?b=")
+
+
+def test_a_canary_is_in_no_record_log_or_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """S19: the command is recorded, an error repeats its argument, a fault of ours has a traceback."""
+    monkeypatch.setenv("HF_TOKEN", CANARY)
+    monkeypatch.setattr(sys, "argv", ["rlhf-env", "train", f"https://me:{CANARY}@host/a.toml?key={CANARY}", CANARY])
+    with RunFolder(tmp_path / "run", 'name = "toy"\n', tensorboard=False) as run:
+        run.log({"update": 1})
+        run.save(1, {"weights": torch.zeros(1)}, 1)
+    kept = [file for file in (tmp_path / "run").rglob("*") if file.is_file()]
+    assert len(kept) >= 5
+    assert not [file for file in kept if CANARY.encode() in file.read_bytes()]
+    assert "https://***@host/a.toml?key=***" in (tmp_path / "run" / "record.json").read_text()
+    assert _run(monkeypatch, "check", f"https://me:{CANARY}@host/{CANARY}") == 2
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    try:
+        raise ZeroDivisionError(f"by {CANARY}")
+    except ZeroDivisionError as error:
+        cli._traceback(type(error), error, error.__traceback__)
+    said = capsys.readouterr().err
+    assert "ZeroDivisionError: by ***" in said
+    assert CANARY not in said
+
+
+# ---------------------------------------------------------------- S14, S15: names that are more than names
+
+HOSTILE = ["'; DROP TABLE responses; --", '" OR 1=1 --', "../../etc/passwd", "%2e%2e%2f", "a\x00b", "x' UNION SELECT 1"]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_sql_in_text_is_text(text: str, tmp_path: Path) -> None:
+    """S14: every column that others fill. What the page takes is in tests/feedback/test_page.py."""
+    from rlhf_env.feedback.preferences import Author, Comparison, Response
+    from rlhf_env.types import Prompt
+
+    sides = Response(text, Author("human", text)), Response("other", Author("human", text))
+    made = Comparison(Prompt(text, text), *sides, "first", annotator=text, criterion=text)
+    with PreferenceStore(tmp_path / "s.db") as store:
+        store.add([made])
+        (back,) = store.judgements()
+    assert (back.prompt.text, back.annotator, back.criterion, back.first.text) == (text, text, text, text)
+
+
+def test_statements_are_made_of_our_own_constants() -> None:
+    """S14: nothing that is put into a statement comes from outside; values go by parameters."""
+    for file, call, name in calls():
+        if name.rpartition(".")[2] in ("execute", "executemany", "executescript") and call.args:
+            statement = call.args[0]
+            if isinstance(statement, ast.JoinedStr):
+                inside = [part.value for part in statement.values if isinstance(part, ast.FormattedValue)]
+                assert all(re.fullmatch(r"_[A-Z_]+|len\(_[A-Z]+\)", ast.unparse(it)) for it in inside), (
+                    file.name,
+                    ast.unparse(statement),
+                )
+
+
+@pytest.mark.parametrize("name", ["..", "../x", "a/../../../x", "/etc/x", "a/../..", "..\\..\\x/../../.."], ids=str)
+def test_no_run_lies_outside_of_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S15: a name in a file that others wrote."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(rlhf_env.errors.ConfigError, match="outside of runs/"):
+        cli._inside_runs(f"{name}/../x" if name == ".." else name)
+
+
+def test_no_link_leads_out_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S15."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "toy").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(rlhf_env.errors.ConfigError, match="outside of runs/"):
+        cli._inside_runs("toy")
+    assert cli._inside_runs("grid/task/ppo-seed0") == Path("runs/grid/task/ppo-seed0")
+
+
+def test_a_link_is_no_checkpoint(tmp_path: Path) -> None:
+    """S15: neither read nor thrown away."""
+    outside = checkpoints.save(tmp_path / "elsewhere", 9, {"weights": torch.ones(1)}, {})
+    inside = checkpoints.save(tmp_path / "run", 1, {"weights": torch.zeros(1)}, {})
+    (tmp_path / "run" / outside.name).symlink_to(outside)
+    assert checkpoints.latest(tmp_path / "run") == inside
+    checkpoints.save(tmp_path / "run", 10, {"weights": torch.zeros(1)}, {}, keep=1)
+    assert (outside / "manifest.json").exists()
+
+
+# ---------------------------------------------------------------- S16 to S18: what could be made to work too much
+
+
+def test_who_speaks_to_a_network() -> None:
+    """S16: the reward that was given a URL, the hub for a model's name, and the page, which fetches nothing."""
+    network = ("socket", "ssl", "http.client", "urllib.request", "requests", "httpx", "aiohttp", "huggingface_hub")
+    found = {file for file, name in imports() if name in network or name.split(".")[0] in ("requests", "httpx")}
+    assert found <= {"http.py", "server.py", "isolation.py", "tokenizers.py", "language_model.py"}
+    page = next(file for file in SOURCES if file.name == "server.py")
+    assert not re.search(r"urllib\.request|http\.client|create_connection|\.connect\(\(", page.read_text())
+
+
+def test_a_file_is_read_up_to_a_size(tmp_path: Path) -> None:
+    """S17. Lines and sizes of an experiment: tests/bad_inputs.py."""
+    file = tmp_path / "a"
+    file.write_bytes(b"0123456789")
+    assert plain_data.read_file(file, 10) == b"0123456789"
+    with pytest.raises(DataError, match="larger than 9 bytes"):
+        plain_data.read_file(file, 9)
+    with pytest.raises(DataError, match="larger than 9 bytes"):
+        plain_data.read_file("/dev/zero", 9)
+
+
+# Repeats in repeats that a fixed character separates: no text can be split among them in two ways.
+SEPARATED = {
+    r"\w[\w.]*(-[\w.]+)*": "the hyphen",
+    r"\w+(?:['’]\w+)*": "the apostrophe",
+    r"^\W*(hi|hey|hello|hola|sup|yo|howdy)\b(\W+(there|you|hi|hey|hello|everyone|guys))*\W*$": "a word",
+}
+
+
+def test_patterns_take_a_time_that_is_linear() -> None:
+    """S18: in what we match texts of models with, no repeat without end lies in another."""
+    patterns = {
+        call.args[0].value
+        for _, call, name in calls()
+        if re.fullmatch(r"re\.(compile|search|match|fullmatch|sub|findall|split|finditer)", name)
+        and call.args
+        and isinstance(call.args[0], ast.Constant)
+    }
+    assert len(patterns) > 15
+    assert not [it for it in patterns if _nested(parser.parse(it)) and it not in SEPARATED]
+    assert _nested(parser.parse("(a+)+b")) and _nested(parser.parse(r"(\w*x?)*"))
+
+
+def _nested(parsed: Any, inside: bool = False) -> bool:
+    """Whether a repeat without end lies in another one."""
+    for operator, argument in parsed:
+        repeats = operator in (marks.MAX_REPEAT, marks.MIN_REPEAT) and argument[1] is marks.MAXREPEAT
+        if repeats and inside:
+            return True
+        for part in argument if isinstance(argument, (tuple, list)) else (argument,):
+            for branch in part if isinstance(part, list) else (part,):
+                if isinstance(branch, parser.SubPattern) and _nested(branch, inside or repeats):
+                    return True
+    return False
+
+
+# ---------------------------------------------------------------- the page's rows, and the document
+
+
+def test_the_rows_of_the_page_are_held() -> None:
+    """S8, S10 to S13, S17, S20: each has its tests where the page is tested."""
+    tests = Path(__file__).parent / "feedback"
+    held = (tests / "test_page.py").read_text() + (tests / "test_formats.py").read_text()
+    for name in (
+        "test_what_others_wrote_is_data",  # S8
+        "test_the_page_makes_text_nodes_only_and_loads_nothing",
+        "test_unseen_characters_are_written_out",  # S9
+        "test_a_foreign_page_cannot_vote",  # S10
+        "test_dns_rebinding_ends_at_the_host",  # S11
+        "test_where_it_listens",  # S12
+        "test_nobody_enters_without_the_token",
+        "test_the_cookie_and_the_secret",  # S13
+        "test_no_path_becomes_a_file",  # S15
+        "test_caps",  # S17
+        "test_a_slow_request_is_cut_off",
+        "test_no_cell_of_a_csv_is_a_formula",  # S20
+    ):
+        assert f"def {name}(" in held, name
+
+
+@pytest.mark.skipif(not (Path(__file__).parents[1] / "SECURITY.md").exists(), reason="not in a source distribution")
+def test_the_document_says_what_there_is() -> None:
+    said = (Path(__file__).parents[1] / "SECURITY.md").read_text().lower()
+    for word in ("trusted", "not trusted", "trust_remote_code", "safetensors", "isolate", "127.0.0.1", "report"):
+        assert word in said, word
+    assert os.sep + "work" not in said
