@@ -191,7 +191,7 @@ def test_a_reward_that_breaks_is_status_3_and_one_line(run: Run, toy: Path) -> N
     toy.write_text(EXPERIMENT.replace("length = { target = 2 }", "nan = 1.0"))
     ran = run("train", "toy.toml")
     plugins.host()._entries.pop(("reward", "nan"))
-    refused(ran, "reward 'part/nan' returned nan for episode 0 (4 of 4 are not finite)", status=3)
+    refused(ran, "reward 'part/nan' returned nan for episode 0 of 0..3 (prompt 'echo/bb')", status=3)
 
 
 # ---------------------------------------------------------------- bench and report

@@ -240,12 +240,12 @@ class TextVectorEnv(VectorEnv[Any, Any, Any]):
             (terminated if score.raw else truncated)[row] = True
         if self.max_episode_steps is not None:
             self._steps += ~self._done
-            late = (self._steps >= self.max_episode_steps) & ~self._done & ~terminated & ~truncated
-            truncated |= late
-            for row in late.nonzero()[0].tolist():
+            late = (self._steps >= self.max_episode_steps) & ~self._done
+            for row in (late & ~terminated & ~truncated).nonzero()[0].tolist():
                 infos[row] = {"text_episode": self._episode(row, "truncated"), "finish_reason": "truncated"}
                 self._rest(row)
                 self._unpaid.discard(row)
+            truncated |= late  # an end in the last step is both, as in Gymnasium's TimeLimit
         if infos:
             for row, info in infos.items():
                 self._latest[row] = info

@@ -22,6 +22,7 @@ END = 258
 QUESTIONS = [f"What is {i % 9} + {i % 8}?" for i in range(80)]  # 72 different ones, 8 of them twice
 
 HELD_OUT: dict[str, dict[str, Any]] = {
+    "addition": {},
     "chitchat": {},
     "echo": {"length": 4},
     "file": {"path": "prompts.jsonl", "held_out_fraction": 0.2},
@@ -30,6 +31,7 @@ HELD_OUT: dict[str, dict[str, Any]] = {
     "prompts": {"prompts": QUESTIONS, "held_out_fraction": 0.2},
     "reasoning_gym": {"dataset": "count_bits", "settings": {"max_n": 40}},  # so few that they come again
     "textarena": {"game": "GuessTheNumber-v0"},
+    "validation": {"task": {"name": "echo", "length": 4}},
 }
 ONE_WORLD = {"count", "enumerable", "guess"}  # asked in training or not at all
 PACKAGES = {"chitchat": "chitchat_dataset", "reasoning_gym": "reasoning_gym", "textarena": "textarena"}

@@ -257,6 +257,7 @@ def test_the_same_tokens_are_the_same_episodes_in_every_view(
 
 # What is said in each built-in task (of those without another package), as its symbols; "|" is the end token.
 BUILT_IN: dict[str, tuple[dict[str, Any], str]] = {
+    "addition": ({}, "123|"),
     "count": ({}, "aab|"),
     "echo": ({"length": 2}, "aabb|"),
     "increasing": ({"length": 2}, "3579|"),
@@ -265,6 +266,7 @@ BUILT_IN: dict[str, tuple[dict[str, Any], str]] = {
     "prompts": ({"prompts": ["How are you?", "Hi.", "b"]}, "ab|"),
     "file": ({"path": "prompts.jsonl"}, "ab|"),
     "mixture": ({"tasks": ["echo", "guess"], "weights": [0.4, 0.6]}, "abd|||"),
+    "validation": ({"task": {"name": "echo", "length": 2}}, "aabb|"),
 }
 
 

@@ -149,7 +149,7 @@ def test_a_second_call_does_nothing_and_says_how_everything_ended(finished: Path
     changed = {file.name for file, stamp in stamps(finished).items() if before.get(file) != stamp}
     assert changed <= {"benchmark.toml", "lock"}
     assert [progress.ended for progress in told] == ["finished", "finished", "failed", "failed"] * 2
-    assert told[2].why == "group_size 3 does not divide the batch of 8 rows (num_envs)"
+    assert told[2].why == "[agent] grpo: group_size 3 does not divide the batch of 8 rows (num_envs)"
     assert files == [cell.result_file(finished) for cell in grid.cells()]
 
 
@@ -199,7 +199,7 @@ def test_a_failed_cell_is_written_as_such_and_the_others_go_on(finished: Path) -
         f"echo--{agent}--seed-{seed}.json" for agent in BAD for seed in (0, 1)
     }
     refused, diverged = (results[f"echo--{agent}--seed-0.json"] for agent in BAD)
-    assert refused["error"] == "group_size 3 does not divide the batch of 8 rows (num_envs)"
+    assert refused["error"] == "[agent] grpo: group_size 3 does not divide the batch of 8 rows (num_envs)"
     assert refused["curve"] == []
     assert "lower the learning rate" in diverged["error"]
     assert [point["update"] for point in diverged["curve"]] == [0]
