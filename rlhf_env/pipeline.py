@@ -395,7 +395,7 @@ class Demo:
     max_prompt_tokens: int = 48
     kl_weight: float = 0.08
     diversity_weight: float = 0.2
-    generated_tokens: int = 24_000
+    generated_tokens: int = 32_000
     max_kl: float = 12.0
     evaluation_prompts: int = 128
     evaluate_every: int = 8
