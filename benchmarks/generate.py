@@ -1,6 +1,6 @@
 """Sampling beside transformers' `generate`: one batch of prompts, every response of the same length.
 
-    OMP_NUM_THREADS=1 python benchmarks/generate.py --model S
+    OMP_NUM_THREADS=1 python benchmarks/generate.py --sizes SM
 
 Both sides continue the same prompts with the same weights in float32, by plain sampling at temperature 1, the end token
 suppressed. They take turns, so that whatever else the machine does falls on both; the processor's time counts, not the
@@ -10,13 +10,11 @@ wall's. `generate` keeps no log-probabilities, we do. Absolute times are this ma
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+from side_by_side import heading, take_turns
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf_env.policies import LanguageModel
@@ -55,43 +53,24 @@ def never_ending(model: Any) -> Any:
     return model
 
 
-def seconds(work: Callable[[], int]) -> tuple[float, int]:
-    """The processor's seconds, and how many tokens were written."""
-    started = time.process_time()
-    tokens = work()
-    return time.process_time() - started, tokens
-
-
-def interleaved(ours: Callable[[], int], theirs: Callable[[], int], rounds: int) -> list[float]:
-    """Their time over ours, round by round, after one that is not counted."""
-    ratios = []
-    for counted in [False] + [True] * rounds:
-        (our_time, our_tokens), (their_time, their_tokens) = seconds(ours), seconds(theirs)
-        if our_tokens != their_tokens:
-            raise SystemExit(f"the sides did not do the same: {our_tokens} and {their_tokens} tokens")
-        if counted:
-            ratios.append(their_time / our_time)
-    return ratios
-
-
-def report(name: str, ratios: list[float], bound: float) -> None:
-    print(f"{'':52} {'median':>7} {'min':>7} {'max':>7}")
-    spread = f"{statistics.median(ratios):7.2f} {min(ratios):7.2f} {max(ratios):7.2f}"
-    print(f"ratio {name:46} {spread}   at least {bound:g}", flush=True)
-
-
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    arguments.add_argument("--model", choices=MODELS, default="S", help="the size of the model (default S)")
+    arguments.add_argument("--sizes", default="SM", help="of the models: letters of S, M, L (default: %(default)s)")
     arguments.add_argument("--rows", type=int, help="prompts side by side (default 32; 8 for L)")
     arguments.add_argument("--prompt-tokens", type=int, default=32)
     arguments.add_argument("--new-tokens", type=int, default=64)
     arguments.add_argument("--rounds", type=int, default=9)
     arguments.add_argument("--general", action="store_true", help="without the fused step")
     chosen = arguments.parse_args()
-    torch.set_num_threads(1)
-    rows = chosen.rows or (8 if chosen.model == "L" else 32)
-    model = never_ending(model_of_size(chosen.model))
+    heading()
+    with quiet_transformers():
+        for size in chosen.sizes:
+            measure(size, chosen)
+
+
+def measure(size: str, chosen: argparse.Namespace) -> None:
+    rows = chosen.rows or (8 if size == "L" else 32)
+    model = never_ending(model_of_size(size))
     prompts = np.random.default_rng(0).integers(2, model.config.vocab_size, (rows, chosen.prompt_tokens))
     mask = np.ones_like(prompts)
     policy = LanguageModel(model, fused=not chosen.general)
@@ -105,10 +84,9 @@ def main() -> None:
         texts = model.generate(**batch, do_sample=True, top_k=0, max_new_tokens=chosen.new_tokens)
         return int(texts[:, chosen.prompt_tokens :].numel())
 
-    with quiet_transformers():
-        ratios = interleaved(ours, theirs, chosen.rounds)
-    name = f"{chosen.model}: {rows} prompts of {chosen.prompt_tokens}, {chosen.new_tokens} new tokens each"
-    report(name, ratios, AT_LEAST[chosen.model])
+    name = f"generate {size}: {rows} prompts of {chosen.prompt_tokens}, {chosen.new_tokens} new tokens each"
+    assert ours() == theirs() == rows * chosen.new_tokens, "the sides did not do the same"
+    take_turns(name, ours, theirs, rounds=chosen.rounds, at_least=AT_LEAST[size], warm_up=False)
 
 
 if __name__ == "__main__":

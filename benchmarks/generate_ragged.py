@@ -1,6 +1,6 @@
 """Sampling beside transformers' `generate`: many prompts whose responses end early, as most do.
 
-    OMP_NUM_THREADS=1 python benchmarks/generate_ragged.py --model S
+    OMP_NUM_THREADS=1 python benchmarks/generate_ragged.py --sizes SM
 
 `generate` takes the prompts in waves and runs each to its longest response; we take all at once and drop the rows that
 are done. The same weights, the same prompts, and the same lengths on both sides, drawn once: geometric, of mean 29, cut
@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from generate import MODELS, interleaved, model_of_size, report
+from generate import model_of_size
+from side_by_side import heading, take_turns
 
 from rlhf_env.policies import LanguageModel
 from rlhf_env.policies.language_model import quiet_transformers
@@ -42,14 +43,20 @@ class Scripted:
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    arguments.add_argument("--model", choices=[name for name in MODELS if name in AT_LEAST], default="S")
+    arguments.add_argument("--sizes", default="SM", help="of the models: letters of S, M (default: %(default)s)")
     arguments.add_argument("--prompts", type=int, default=96)
     arguments.add_argument("--prompt-tokens", type=int, default=32)
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--general", action="store_true", help="without the fused step")
     chosen = arguments.parse_args()
-    torch.set_num_threads(1)
-    model = model_of_size(chosen.model)
+    heading()
+    with quiet_transformers():
+        for size in chosen.sizes:
+            measure(size, chosen)
+
+
+def measure(size: str, chosen: argparse.Namespace) -> None:
+    model = model_of_size(size)
     random = np.random.default_rng(0)
     prompts = random.integers(2, model.config.vocab_size, (chosen.prompts, chosen.prompt_tokens))
     lengths = random.geometric(1 / MEAN, chosen.prompts).clip(max=LONGEST)
@@ -80,10 +87,9 @@ def main() -> None:
         return tokens
 
     model.generation_config.eos_token_id = None
-    with quiet_transformers():
-        ratios = interleaved(ours, theirs, chosen.rounds)
-    name = f"{chosen.model}: {chosen.prompts} prompts, responses of {lengths.mean():.1f} on average"
-    report(name, ratios, AT_LEAST[chosen.model])
+    name = f"generate {size}: {chosen.prompts} prompts, responses of {lengths.mean():.1f} on average"
+    assert ours() == theirs() == lengths.sum(), "the sides did not do the same"
+    take_turns(name, ours, theirs, rounds=chosen.rounds, at_least=AT_LEAST[size], warm_up=False)
 
 
 if __name__ == "__main__":
