@@ -11,11 +11,39 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bad_inputs import TOY as EXPERIMENT
 
 from rlhf_env import cli, plugins
 from rlhf_env.errors import ConfigError
 from rlhf_env.learning.experiment import Experiment
+
+EXPERIMENT = """\
+name = "toy"
+
+[task]
+name = "echo"
+length = 2
+
+[policy]
+tokenizer = "alphabet:ab="
+
+[environment]
+num_envs = 8
+max_new_tokens = 4
+max_prompt_tokens = 4
+
+[rewards]
+length = { target = 2 }
+
+[agent]
+name = "ppo"
+lr = 1e-2
+
+[budget]
+updates = 2
+
+[evaluation]
+prompts = 4
+"""
 
 
 @dataclass(frozen=True)
