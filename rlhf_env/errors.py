@@ -3,13 +3,45 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+Key = str | int
 
 
 class RlhfEnvError(Exception):
     """Root of everything this project raises on purpose. `exit_code` is what the command line exits with."""
 
     exit_code = 2
+
+
+class Problem(str):
+    """One finding. `keys` lead to the setting, or to the table, that it is about, from the outermost table.
+
+    `said`: the words that name a setting of that table; "" where the keys lead all the way.
+    """
+
+    keys: tuple[Key, ...]
+    said: str
+
+    def __new__(cls, text: str, keys: Sequence[Key] = (), said: str | None = None) -> Problem:
+        problem = super().__new__(cls, text)
+        problem.keys = tuple(keys)
+        problem.said = text if said is None else said
+        return problem
+
+    def led_by(self, where: str, *, instead_of: str = "") -> Problem:
+        """The same with `where` before it, unless it begins so. What it began with `instead_of` that is taken off."""
+        if self.startswith((f"{where} ", f"{where}:", f"{where},")):
+            return self
+        rest = f": {self}"
+        if instead_of and self.startswith((f"{instead_of} ", f"{instead_of}:")):
+            rest = self.removeprefix(instead_of)
+        return Problem(f"{where}{',' if rest[0] == ' ' else ''}{rest}", self.keys, self.said)
+
+    def under(self, *keys: Key) -> Problem:
+        """The same, as it is seen from the table that has those keys."""
+        return Problem(self, (*keys, *self.keys), self.said)
 
 
 class ConfigError(RlhfEnvError, ValueError):
@@ -19,10 +51,14 @@ class ConfigError(RlhfEnvError, ValueError):
         self.problems: tuple[str, ...] = problems
         super().__init__("; ".join(problems))
 
-    def found_in(self, where: str) -> None:
-        """Lead each problem by the file or the table it was found in, where it does not begin so; then `raise`."""
-        self.problems = tuple(it if it.startswith(where) else f"{where}: {it}" for it in self.problems)
+    def change(self, how: Callable[[Problem], Problem]) -> None:
+        """Say each problem as `how` says it; then `raise`."""
+        self.problems = tuple(how(it if isinstance(it, Problem) else Problem(it)) for it in self.problems)
         self.args = ("; ".join(self.problems),)
+
+    def found_in(self, where: str) -> None:
+        """Lead each problem by what it was found in, where it does not begin so; then `raise`."""
+        self.change(lambda problem: problem.led_by(where))
 
 
 class UnknownName(ConfigError):
@@ -30,7 +66,7 @@ class UnknownName(ConfigError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str], absent: Iterable[str] = ()) -> None:
         self.kind, self.name = kind, name
-        super().__init__("; ".join([f"unknown {kind} {name!r}{did_you_mean(name, known)}", *absent]))
+        super().__init__(Problem("; ".join([f"unknown {kind} {name!r}{did_you_mean(name, known)}", *absent]), (), ""))
 
 
 class PluginError(ConfigError):
@@ -76,9 +112,23 @@ class RunFailed(RlhfEnvError):
     exit_code = 3
 
 
+class DiskRefused(RunFailed):
+    """The disk does not take a file: it is full, say. What stood before is whole, and work can go on from there."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`": did you mean 'grpo'? Known: dpo, grpo, ppo"` - the tail of a message about an unknown name."""
     names: Sequence[str] = sorted(set(known))
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     guess = f": did you mean {near[0]!r}?" if near else "."
     return f"{guess} Known: {', '.join(names) or 'none'}"
+
+
+@contextmanager
+def under(*keys: Key) -> Iterator[None]:
+    """What goes wrong inside is about the setting, or the table, that these keys lead to."""
+    try:
+        yield
+    except ConfigError as error:
+        error.change(lambda problem: problem.under(*keys))
+        raise

@@ -22,7 +22,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -34,7 +34,10 @@ from rlhf_env import assets
 from rlhf_env.envs.tokenizers import load_tokenizer
 from rlhf_env.errors import ConfigError, DataError, RunFailed
 from rlhf_env.feedback.judgements import Preference, Response
+from rlhf_env.plain_data import refuse_misfits
+from rlhf_env.policies.anatomy import anatomy_of
 from rlhf_env.policies.language_model import quiet_transformers
+from rlhf_env.policies.trunk import layout_of, read
 from rlhf_env.types import Episode, Float, Int, Prompt, Tokenizer
 
 RankingLoss = Literal["pairs", "plackett-luce"]
@@ -101,6 +104,7 @@ class RewardModelConfig:
     patience: int = 1
 
     def __post_init__(self) -> None:
+        refuse_misfits(self)
         above_zero = ("learning_rate", "head_learning_rate", "batch_size", "micro_batch_size", "max_gradient_norm")
         whole = ("epochs", "head_epochs")
         shares = ("warmup", "dropout", "validation")
@@ -128,17 +132,7 @@ class RewardModelConfig:
                     f"label_smoothing: {self.label_smoothing!r} is not in [0, 0.5): from there on labels mean nothing"
                 ]
             ),
-            *(
-                []
-                if self.ranking_loss in get_args(RankingLoss)
-                else [f"ranking_loss: {self.ranking_loss!r} is none of {', '.join(get_args(RankingLoss))}"]
-            ),
             *([] if self.epochs or self.head_epochs else ["epochs, head_epochs: both are 0, so nothing is fitted"]),
-            *(
-                []
-                if self.head in get_args(HeadKind)
-                else [f"head: {self.head!r} is none of {', '.join(get_args(HeadKind))}"]
-            ),
         )
 
 
@@ -253,8 +247,7 @@ class RewardModel(nn.Module):
         """What the trunk has to say about each text, [B, F']: the last state, and for the head "reply" the rest."""
         positions = torch.arange(ids.shape[1], device=ids.device)
         mask = positions < lengths[:, None]
-        told = {"position_ids": positions.expand_as(ids)} if self._takes_positions else {}
-        hidden = self.trunk(input_ids=ids, attention_mask=mask.long(), use_cache=False, **told).last_hidden_state
+        hidden = self._states(ids, mask, positions)
         last: Tensor = hidden[torch.arange(len(ids), device=ids.device), lengths - 1]
         if self.hidden is None:
             return last
@@ -262,6 +255,18 @@ class RewardModel(nn.Module):
         mean = (hidden * response[..., None]).sum(dim=1) / response.sum(dim=1, keepdim=True).clamp(min=1)
         likelihoods = _likelihoods(hidden, self.trunk.get_input_embeddings().weight, ids, response, lengths)
         return torch.cat([last, mean, likelihoods], dim=1)
+
+    def _states(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        """The trunk's [B, L, H]; what stands on padding means nothing."""
+        anatomy = anatomy_of(self.trunk)
+        if anatomy is not None:
+            layout = layout_of(ids, mask)
+            return read(anatomy, layout).index_select(0, layout.places.flatten()).view(*ids.shape, -1)
+        told = {"position_ids": positions.expand_as(ids)} if self._takes_positions else {}
+        states: Tensor = self.trunk(
+            input_ids=ids, attention_mask=mask.long(), use_cache=False, **told
+        ).last_hidden_state
+        return states
 
     def judge(self, features: Tensor, *, dropout: float = 0.0, generator: Any = None) -> Tensor:
         """Scores [M, B] before normalisation, of what `features` gave."""

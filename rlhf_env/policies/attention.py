@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_NAME = "rlhf_env_capped"
+CAPPED = "rlhf_env_capped"  # by this name transformers knows it
 
 
 def attend(
@@ -54,6 +54,6 @@ def in_own_precision(model: Any) -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask
 
-    AttentionInterface.register(_NAME, attend)
-    AttentionMaskInterface.register(_NAME, eager_mask)
-    model.set_attn_implementation(_NAME)
+    AttentionInterface.register(CAPPED, attend)
+    AttentionMaskInterface.register(CAPPED, eager_mask)
+    model.set_attn_implementation(CAPPED)

@@ -104,7 +104,9 @@ class Decoding:
         positions = torch.arange(width, device=tokens.device).expand_as(tokens)
 
         self._cache = roomy_cache(self.model.config, width + room)
-        if is_movable(self._cache):
+        if self.fused is not None:
+            logits = self.fused.read(tokens, mask, self._cache, rows, columns[rows].clamp(min=0))
+        elif is_movable(self._cache):
             # Read flush left, where no padding is ever attended to, or attends to nothing (eager attention: NaN).
             _, logits = forward_pass(
                 self.model,

@@ -15,13 +15,15 @@ from torch import Tensor, nn
 
 from rlhf_env import assets
 from rlhf_env.errors import ConfigError, DataError
+from rlhf_env.policies.anatomy import Anatomy, anatomy_of, drops_out
 from rlhf_env.policies.attention import in_own_precision
 from rlhf_env.policies.decoding import Decoding
 from rlhf_env.policies.forward_pass import forward_pass
-from rlhf_env.policies.fused import FusedStep, can_fuse
+from rlhf_env.policies.fused import FusedStep
 from rlhf_env.policies.lm_head import LinearHead, is_all_there_is, linear_head, score_logits
 from rlhf_env.policies.policy import Evaluation, Sampling, Written
 from rlhf_env.policies.streams import RowStreams
+from rlhf_env.policies.trunk import layout_of, read
 from rlhf_env.types import Bool, Episode, Float, Int, Observation
 
 # How much `response_logprobs` takes on at once: positions read, and logits (256 MB of float32) of a head of the model's
@@ -40,7 +42,8 @@ class LanguageModel(nn.Module):
     streams that `write` draws from, one a row: what a row writes does not depend on the others.
 
     `rows_at_once`: texts that `write` keeps keys and values of, and so its memory; more are written in several waves,
-    and read anew at every call. `fused`: sample by `FusedStep` where it knows the model; the results are the same.
+    and read anew at every call. `fused`: sample by `FusedStep` and learn by `trunk.read` where they know the model
+    (and no dropout is on); the results are the same.
     """
 
     def __init__(
@@ -156,7 +159,8 @@ class LanguageModel(nn.Module):
             waves, fused = [rows], decoding.fused
         else:
             decoding, waves = None, list(self._waves(rows))
-            fused = FusedStep(self.model) if self.fused and can_fuse(self.model) else None
+            anatomy = self._anatomy()
+            fused = None if anatomy is None else FusedStep(self.model, anatomy)
         written = Written(np.full(uniforms.shape, self.vocab_size, np.int64), np.zeros(uniforms.shape))
         for wave in waves:
             if decoding is None or len(waves) > 1:
@@ -192,18 +196,24 @@ class LanguageModel(nn.Module):
         self._check_places(mask, where)
         length = tokens.shape[1]
         # The state at t - 1 speaks about t, so the last column is never read, nor is padding that all rows share.
-        read = min(int(mask.sum(1).max()), length - 1, self.context or length)
-        scored = where[:, 1 : read + 1]
-        chosen, temperature = tokens[:, 1 : read + 1][scored], self.sampling.temperature
-        head = self._linear_head()
-        own = torch.zeros_like(scored) if head is not None else scored  # where the model's own code makes logits
-        states, logits = self._read(tokens[:, :read], mask[:, :read], own)
-        if head is not None:
-            logprobs, entropy = head.score(states[scored], chosen, temperature)
+        width = min(int(mask.sum(1).max()), length - 1, self.context or length)
+        tokens, mask, scored = tokens[:, : width + 1], mask[:, :width], where[:, 1 : width + 1]
+        chosen, temperature = tokens[:, 1:][scored], self.sampling.temperature
+        head, anatomy = self._linear_head(), self._anatomy()
+        if anatomy is not None and head is not None and width and not drops_out(self.model):
+            layout = layout_of(tokens[:, :width], mask)
+            flat = read(anatomy, layout)
+            logprobs, entropy = head.score(flat.index_select(0, layout.places[scored]), chosen, temperature)
+            states = flat.index_select(0, layout.places.flatten()).view(*mask.shape, -1)
         else:
-            logprobs, entropy = score_logits(logits, chosen, temperature)
-        nothing = torch.zeros(tokens.shape, dtype=logprobs.dtype, device=self.device)
-        hidden = F.pad(states.masked_fill(~mask[:, :read, None], 0.0), (0, 0, 1, length - 1 - read))
+            own = torch.zeros_like(scored) if head is not None else scored  # where the model's own code makes logits
+            states, logits = self._read(tokens[:, :width], mask, own)
+            if head is not None:
+                logprobs, entropy = head.score(states[scored], chosen, temperature)
+            else:
+                logprobs, entropy = score_logits(logits, chosen, temperature)
+        nothing = torch.zeros(where.shape, dtype=logprobs.dtype, device=self.device)
+        hidden = F.pad(states.masked_fill(~mask[..., None], 0.0), (0, 0, 1, length - 1 - width))
         return Evaluation(nothing.masked_scatter(where, logprobs), nothing.masked_scatter(where, entropy), hidden)
 
     @torch.no_grad()
@@ -255,6 +265,10 @@ class LanguageModel(nn.Module):
         return forward_pass(
             self.model, tokens.masked_fill(~mask, 0), attention_mask, positions, select=lambda states: states[scored]
         )
+
+    def _anatomy(self) -> Anatomy | None:
+        """What the quick ways need to know; None where the model's own code has to do."""
+        return anatomy_of(self.model) if self.fused else None
 
     def _linear_head(self) -> LinearHead | None:
         """The head, if its `score` is what the model's own code would give; one seen before is not tried again."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from rlhf_env.policies.forward_pass import forward_pass
+from rlhf_env.policies.linear import image, weight_gradient
 
 # Logits at once, and probabilities kept for the backward pass: 16 MB and 64 MB of float32.
 LOGITS_AT_ONCE = 2**22
@@ -150,9 +151,9 @@ class _Score(torch.autograd.Function):
                 to_scores /= ctx.temperature
             to_logits = to_scores.to(weight.dtype)
             if to_states is not None:
-                torch.mm(to_logits, weight, out=to_states[rows])
+                to_states[rows] = image(to_logits, weight.t())
             if to_weight is not None:
-                to_weight.addmm_(to_logits.T, states[rows])
+                to_weight += weight_gradient(to_logits, states[rows])
             if to_bias is not None:
                 to_bias += to_logits.sum(0)
         return to_states, to_weight, to_bias, None, None, None
@@ -168,7 +169,7 @@ def _scores(
     states: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, soft_cap: float | None
 ) -> tuple[Tensor, Tensor | None]:
     """The logits [n, V] at the temperature, and the slope of the cap there [n, V], if there is one."""
-    logits = F.linear(states, weight, bias)
+    logits = image(states, weight, bias)
     scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
     slope = None
     if soft_cap is not None:

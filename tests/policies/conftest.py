@@ -52,8 +52,11 @@ def texts() -> Callable[..., Texts]:
 
 
 @pytest.fixture
-def recomputed() -> Callable[..., list[np.ndarray]]:
-    """`recomputed(policy, before, written)`: log-probabilities of what was written, row by row, alone in a batch."""
+def recomputed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[np.ndarray]]:
+    """`recomputed(policy, before, written)`: log-probabilities of what was written, row by row, alone in a batch.
+
+    The quick way and the model's own code must say the same.
+    """
 
     def evaluate(policy: LanguageModel, before: Texts, written: Written) -> list[np.ndarray]:
         answers = []
@@ -62,7 +65,12 @@ def recomputed() -> Callable[..., list[np.ndarray]]:
             where = torch.arange(len(text)) >= len(prompt)
             tokens, mask = torch.from_numpy(text)[None], torch.ones(1, len(text), dtype=torch.bool)
             with torch.no_grad():
-                answers.append(policy.evaluate(tokens, mask, where[None]).logprobs[0, where].numpy())
+                said = policy.evaluate(tokens, mask, where[None]).logprobs[0, where].numpy()
+                with monkeypatch.context() as patch:
+                    patch.setattr(policy, "fused", False)
+                    own_code = policy.evaluate(tokens, mask, where[None]).logprobs[0, where].numpy()
+            np.testing.assert_allclose(said, own_code, rtol=0, atol=1e-10 if said.dtype == np.float64 else 2e-5)
+            answers.append(said)
         return answers
 
     return evaluate

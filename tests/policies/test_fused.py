@@ -11,7 +11,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlhf_env.policies import LanguageModel, tiny_language_model
-from rlhf_env.policies.fused import FusedStep, can_fuse
+from rlhf_env.policies.anatomy import anatomy_of
+from rlhf_env.policies.fused import FusedStep
 from rlhf_env.policies.tiny import Family
 
 ROTARY = {
@@ -108,9 +109,9 @@ def test_variants_of_llama(changes: dict[str, Any], texts: Any, recomputed: Any,
 
 
 def test_what_it_does_not_know_goes_the_general_way() -> None:
-    assert can_fuse(llama())
-    assert not can_fuse(llama(rope_parameters=ROTARY["dynamic"]))
-    assert not can_fuse(llama().bfloat16())
+    assert anatomy_of(llama()) is not None
+    assert anatomy_of(llama(rope_parameters=ROTARY["dynamic"])) is None
+    assert anatomy_of(llama().bfloat16()) is None
     hooked = llama()
     hooked.model.layers[0].mlp.register_forward_hook(lambda *_: None)
     adapted = llama()
@@ -120,11 +121,11 @@ def test_what_it_does_not_know_goes_the_general_way() -> None:
     mixed = llama()
     mixed.lm_head.float()
     for model in (hooked, adapted, replaced, mixed):
-        assert not can_fuse(model)
+        assert anatomy_of(model) is None
     gpt2 = {"n_embd": 32, "n_layer": 1, "n_head": 2, "vocab_size": 9}
     for odd in ("add_cross_attention", "reorder_and_upcast_attn"):
-        assert not can_fuse(AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", **gpt2, **{odd: True})))
-    assert not can_fuse(AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt_neo", **SMALL_NEO)))
+        assert anatomy_of(AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", **gpt2, **{odd: True}))) is None
+    assert anatomy_of(AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt_neo", **SMALL_NEO))) is None
 
 
 class Doubled(nn.Linear):

@@ -1,0 +1,58 @@
+"""Linear maps by oneDNN: the same products and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlhf_env.policies import linear as module
+from rlhf_env.policies.linear import has_onednn, image, linear
+
+
+def parts(rows: int, width: int, outputs: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    stream = torch.Generator().manual_seed(0)
+    shapes = (rows, width), (outputs, width), (outputs,)
+    return [torch.randn(shape, dtype=dtype, generator=stream, requires_grad=True) for shape in shapes]
+
+
+@pytest.mark.parametrize("shape", [(70, 8, 24), (70, 24, 8), (3, 5, 1), (1, 1, 1)])
+def test_products_and_gradients(shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LARGE_PRODUCT", 0)
+    x, weight, bias = parts(*shape)
+    assert has_onednn(x)
+    answer, expected = linear(x, weight, bias), torch.nn.functional.linear(x, weight, bias)
+    torch.testing.assert_close(answer, expected, rtol=1e-5, atol=1e-5)
+    g = torch.randn(answer.shape, generator=torch.Generator().manual_seed(1))
+    for ours, theirs in zip(
+        torch.autograd.grad(answer, (x, weight, bias), g),
+        torch.autograd.grad(expected, (x, weight, bias), g),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
+
+
+def test_gradcheck() -> None:
+    assert torch.autograd.gradcheck(linear, tuple(parts(7, 3, 5, torch.float64)))
+
+
+def test_of_a_view_and_without_what_does_not_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LARGE_PRODUCT", 0)
+    x, weight, _ = parts(12, 8, 6)
+    weight = weight.detach()
+    answer = linear(x[::2, 1:5], weight[:, 1:5])
+    torch.testing.assert_close(answer, x[::2, 1:5] @ weight[:, 1:5].T, rtol=1e-5, atol=1e-5)
+    answer.sum().backward()
+    assert x.grad is not None and weight.grad is None
+
+
+def test_small_products_and_other_precisions_stay_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(*_: object) -> Tensor:
+        raise AssertionError("not for oneDNN")
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", nobody, raising=False)
+    image(*[part.detach() for part in parts(10, 8, 6)])
+    monkeypatch.setattr(module, "LARGE_PRODUCT", 0)
+    image(*[part.detach() for part in parts(10, 8, 6, torch.float64)])
+    with pytest.raises(AssertionError, match="not for oneDNN"):
+        image(*[part.detach() for part in parts(10, 8, 6)])
