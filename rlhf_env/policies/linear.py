@@ -2,8 +2,9 @@
 
 In float32 on a CPU, torch multiplies matrices by MKL, which on processors of other makers than its own leaves their
 widest instructions unused: on a Zen 5 core oneDNN took 0.4 to 0.45 of its time for the products of a training step. On
-Intel's they are about even. oneDNN compiles a kernel for every new shape (some 0.5 ms), so that small products stay
-where they are.
+Intel's they are about even. oneDNN compiles a kernel for every new shape (some 0.5 ms) and keeps it for ever (some
+0.5 MB): small products stay where they are, and so do those of a number of rows that is not `round_up` of itself, of
+which a run of uneven texts would have thousands.
 """
 
 from __future__ import annotations
@@ -25,11 +26,23 @@ def has_onednn(like: Tensor) -> bool:
     return built_in and like.dtype == torch.float32 and like.device.type == "cpu"
 
 
+def round_up(rows: int) -> int:
+    """The next of 16 numbers between two powers of 2 (of all multiples of 8 below 256)."""
+    return -(-rows // _step(rows)) * _step(rows)
+
+
+def round_down(rows: int) -> int:
+    """The one before; `rows` themselves where they are fewer than 8."""
+    return rows // _step(rows) * _step(rows) or rows
+
+
+def _step(rows: int) -> int:
+    return 8 if rows < 256 else 1 << (rows.bit_length() - 5)
+
+
 def image(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [N, in] -> x weight^T + bias, [N, out]. Without gradients."""
-    if x.dtype == weight.dtype and len(x) * weight.numel() >= LARGE_PRODUCT and has_onednn(x):
-        return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], ""))
-    return F.linear(x, weight, bias)
+    return _product(x, weight, bias) if _pays(x, weight, rows=len(x)) else F.linear(x, weight, bias)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -39,9 +52,20 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def weight_gradient(g: Tensor, x: Tensor) -> Tensor:
     """g^T x, [out, in], of `g` [N, out] and `x` [N, in]."""
+    if not _pays(x, g.t(), rows=len(x)):
+        return g.t() @ x
     if x.shape[1] > g.shape[1]:
-        return image(g.t(), x.t())
-    return image(x.t(), g.t()).t()  # this way round it is the quicker one
+        return _product(g.t(), x.t())
+    return _product(x.t(), g.t()).t()  # this way round it is the quicker one
+
+
+def _pays(x: Tensor, weight: Tensor, *, rows: int) -> bool:
+    large = x.numel() * weight.shape[0] >= LARGE_PRODUCT and rows == round_up(rows)
+    return large and x.dtype == weight.dtype and has_onednn(x)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], ""))
 
 
 class _Linear(torch.autograd.Function):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from rlhf_env.policies.forward_pass import forward_pass
-from rlhf_env.policies.linear import image, weight_gradient
+from rlhf_env.policies.linear import has_onednn, image, round_down, round_up, weight_gradient
 
 # Logits at once, and probabilities kept for the backward pass: 16 MB and 64 MB of float32.
 LOGITS_AT_ONCE = 2**22
@@ -44,10 +44,13 @@ class LinearHead:
 
         In the precision of the states, but at least float32. Differentiable once in states, weight and bias.
         """
-        scored: tuple[Tensor, Tensor] = _Score.apply(  # type: ignore[no-untyped-call]
+        count = len(states)
+        spare = round_up(count) - count if has_onednn(states) else 0
+        states, chosen = F.pad(states, (0, 0, 0, spare)), F.pad(chosen, (0, spare))
+        logprobs, entropy = _Score.apply(  # type: ignore[no-untyped-call]
             states, self.weight, self.bias, chosen, temperature, self.soft_cap
         )
-        return scored
+        return logprobs[:count], entropy[:count]
 
 
 def score_logits(logits: Tensor, chosen: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -161,7 +164,7 @@ class _Score(torch.autograd.Function):
 
 def _chunks(rows: int, vocab_size: int) -> Iterator[slice]:
     """Slices that cover `rows`, each of no more logits than `LOGITS_AT_ONCE`, but of one row at least."""
-    at_once = max(1, LOGITS_AT_ONCE // vocab_size)
+    at_once = max(1, round_down(LOGITS_AT_ONCE // vocab_size))
     return (slice(first, min(first + at_once, rows)) for first in range(0, rows, at_once))
 
 

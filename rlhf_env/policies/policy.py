@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, Self
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_env.errors import ConfigError
+from rlhf_env.plain_data import refuse_misfits
 from rlhf_env.types import Bool, Episode, Float, Int, Observation
 
 
@@ -27,8 +27,9 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
+        refuse_misfits(self)
         problems = []
-        if not 0.0 < self.temperature < math.inf:
+        if not self.temperature > 0.0:
             problems.append(f"temperature: {self.temperature} is not above 0 (for greedy text use top_k=1)")
         if self.top_k < 0:
             problems.append(f"top_k: {self.top_k} is negative (0 keeps every token)")

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from rlhf_env.policies.anatomy import Anatomy, Layer, root_mean_square, turned, weight_of
-from rlhf_env.policies.linear import linear
+from rlhf_env.policies.linear import has_onednn, linear, round_up
 from rlhf_env.types import Bool, Int
 
 # Rows are read side by side whose own places are at least this share of the longest row's: the rest would be padding.
@@ -117,13 +117,18 @@ def layout_of(tokens: Tensor, mask: Tensor) -> Layout:
 def read(anatomy: Anatomy, layout: Layout, *, keep: list[tuple[Tensor, Tensor]] | None = None) -> Tensor:
     """The states [N, H] after the final norm, place by place; with gradients where they are on.
 
-    `keep` is filled with keys and values [N, key_heads, head_size] of each layer.
+    `keep` is filled with keys and values [N or more, key_heads, head_size] of each layer.
     """
-    x = anatomy.embed(layout.tokens)
+    like = next(anatomy.norm.parameters())
+    count = len(layout.tokens)
+    # Places that nobody looks at make up a number of rows that a kernel is kept for.
+    spare = round_up(count) - count if has_onednn(like) else 0
+    tokens, positions = F.pad(layout.tokens, (0, spare)), F.pad(layout.positions, (0, spare))
+    x = anatomy.embed(tokens)
     if anatomy.learned_positions is not None:
-        x = x + anatomy.learned_positions(layout.positions)
+        x = x + anatomy.learned_positions(positions)
     angles = {
-        name: (cosine[layout.positions], sine[layout.positions])
+        name: (cosine[positions], sine[positions])
         for name, (cosine, sine) in anatomy.angles(x, layout.places.shape[1]).items()
     }
     windows = {layer.window for layer in anatomy.layers}
@@ -132,7 +137,7 @@ def read(anatomy: Anatomy, layout: Layout, *, keep: list[tuple[Tensor, Tensor]] 
         looked = _attention(layer, _normed(layer.before_attention, x), angles, layout.bands, seen[layer.window], keep)
         x = _added(layer.out, looked, x, layer.after_attention)
         x = _added(layer.down, _activated(layer, _normed(layer.before_mlp, x)), x, layer.after_mlp)
-    return _normed(anatomy.norm, x)
+    return _normed(anatomy.norm, x)[:count]
 
 
 def _attention(
@@ -154,7 +159,7 @@ def _attention(
         looking = cast(Tensor, _Turn.apply(looking, *angles[layer.rotation]))  # type: ignore[no-untyped-call]
     queries, keys = looking[:, :heads], looking[:, heads:]
     if keep is not None:
-        keep.append((keys, values))
+        keep.append((keys, values))  # with spare places at the end
     found = []
     for band, visible in zip(bands, seen, strict=True):
         own = queries[band.start : band.start + band.count]
@@ -166,6 +171,9 @@ def _attention(
         )
         out = _seen(layer, q, k, v, visible).transpose(1, 2).flatten(0, 1).flatten(1)
         found.append(out if band.kept is None else out.index_select(0, band.kept))
+    spare = len(x) - sum(map(len, found))
+    if spare:
+        found.append(found[0].new_zeros(spare, found[0].shape[1]))
     return found[0] if len(found) == 1 else torch.cat(found)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rlhf_env.policies import linear as module
-from rlhf_env.policies.linear import has_onednn, image, linear
+from rlhf_env.policies.linear import has_onednn, image, linear, round_down, round_up
 
 
 def parts(rows: int, width: int, outputs: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -16,7 +16,7 @@ def parts(rows: int, width: int, outputs: int, dtype: torch.dtype = torch.float3
     return [torch.randn(shape, dtype=dtype, generator=stream, requires_grad=True) for shape in shapes]
 
 
-@pytest.mark.parametrize("shape", [(70, 8, 24), (70, 24, 8), (3, 5, 1), (1, 1, 1)])
+@pytest.mark.parametrize("shape", [(72, 8, 24), (72, 24, 8), (8, 5, 1)])
 def test_products_and_gradients(shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LARGE_PRODUCT", 0)
     x, weight, bias = parts(*shape)
@@ -32,13 +32,21 @@ def test_products_and_gradients(shape: tuple[int, int, int], monkeypatch: pytest
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
 
 
+def test_few_numbers_of_rows() -> None:
+    rounded = [round_up(rows) for rows in range(1, 5000)]
+    assert all(rows <= up < 1.07 * rows + 8 for rows, up in enumerate(rounded, 1))
+    assert [round_up(rows) for rows in rounded] == rounded == [round_down(up) for up in rounded]
+    assert len({rows for rows in rounded if 1024 < rows <= 2048}) == 16
+    assert [round_down(rows) for rows in (1, 7, 8, 9, 1398)] == [1, 7, 8, 8, 1344]
+
+
 def test_gradcheck() -> None:
     assert torch.autograd.gradcheck(linear, tuple(parts(7, 3, 5, torch.float64)))
 
 
 def test_of_a_view_and_without_what_does_not_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LARGE_PRODUCT", 0)
-    x, weight, _ = parts(12, 8, 6)
+    x, weight, _ = parts(16, 8, 6)
     weight = weight.detach()
     answer = linear(x[::2, 1:5], weight[:, 1:5])
     torch.testing.assert_close(answer, x[::2, 1:5] @ weight[:, 1:5].T, rtol=1e-5, atol=1e-5)
@@ -51,8 +59,9 @@ def test_small_products_and_other_precisions_stay_with_torch(monkeypatch: pytest
         raise AssertionError("not for oneDNN")
 
     monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", nobody, raising=False)
-    image(*[part.detach() for part in parts(10, 8, 6)])
+    image(*[part.detach() for part in parts(8, 8, 6)])
     monkeypatch.setattr(module, "LARGE_PRODUCT", 0)
-    image(*[part.detach() for part in parts(10, 8, 6, torch.float64)])
+    image(*[part.detach() for part in parts(8, 8, 6, torch.float64)])
+    image(*[part.detach() for part in parts(9, 8, 6)])  # no round number of rows
     with pytest.raises(AssertionError, match="not for oneDNN"):
-        image(*[part.detach() for part in parts(10, 8, 6)])
+        image(*[part.detach() for part in parts(8, 8, 6)])
