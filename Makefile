@@ -73,11 +73,17 @@ base-model: .venv/.demo  ## Make the shipped models anew (up to 40 minutes on 2 
 	$(BIN)/rlhf-env pipeline base-model --out runs/base-model
 	cp -r runs/base-model/chitchat runs/base-model/chitchat-judge runs/base-model/recipe.json rlhf_env/assets/
 
-# Peers: `.venv/bin/pip install -c constraints.txt -e ".[bench]"`; a script without its peer says so and goes on.
-bench-speed: .venv/.ready  ## Ratios of speed against other libraries, on this machine (a quarter of an hour)
-	@for script in env_step generate generate_ragged grpo rloo dpo reward_model ppo sb3_ppo update_memory; do \
-		$(BIN)/python benchmarks/$$script.py || exit 1; \
-	done
+# The peers: TRL and what it needs; and the last TRL with a PPO trainer, apart from it.
+.venv/.bench: .venv/.ready
+	@echo "Adding whom to compare with"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/trl-1.12 "trl==1.12.*"
+	@touch $@
+
+BENCHMARKS := startup env_step generate generate_ragged grpo rloo dpo reward_model sb3_ppo slow_rewards update_memory
+bench-speed: .venv/.bench  ## Ratios of speed against other libraries, on this machine (a quarter of an hour)
+	@for script in $(BENCHMARKS); do $(BIN)/python benchmarks/$$script.py || exit 1; done
+	@PYTHONPATH=build/trl-1.12 $(BIN)/python benchmarks/ppo.py
 
 growth: .venv/.ready  ## How time and memory grow with batch, length, vocabulary, group; docs/growth.png (minutes)
 	$(BIN)/python benchmarks/growth.py

@@ -55,7 +55,7 @@ def never_ending(model: Any) -> Any:
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    arguments.add_argument("--sizes", default="SM", help="of the models: letters of S, M, L (default: %(default)s)")
+    arguments.add_argument("--sizes", default="SML", help="of the models: letters of S, M, L (default: %(default)s)")
     arguments.add_argument("--rows", type=int, help="prompts side by side (default 32; 8 for L)")
     arguments.add_argument("--prompt-tokens", type=int, default=32)
     arguments.add_argument("--new-tokens", type=int, default=64)

@@ -11,6 +11,6 @@ import side_by_side as bench
 AT_LEAST = {"S": 2.2, "M": 1.8}
 
 if __name__ == "__main__":
-    given = bench.arguments(__doc__)
+    given = bench.arguments(__doc__, sizes="SM")
     for size in given.sizes:
         groups.compare("GRPO", size, beta=0.0, rounds=given.rounds, at_least=AT_LEAST[size], loss_type="grpo")

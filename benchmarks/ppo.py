@@ -2,9 +2,9 @@
 
     python benchmarks/ppo.py [--sizes SM]
 
-TRL 1.12 does not live beside the newer one of the other scripts. In an environment of its own:
+TRL 1.12 stands beside the newer one of the other scripts, in a folder of its own (`make bench-speed` puts it there):
 
-    python -m venv trl-ppo && trl-ppo/bin/pip install -e . "trl==1.12" && trl-ppo/bin/python benchmarks/ppo.py
+    pip install --no-deps --target build/trl-1.12 "trl==1.12.*" && PYTHONPATH=build/trl-1.12 python benchmarks/ppo.py
 
 Everything is in it on both sides: writing, the reference's and a reward model's reading, advantages, 16 gradient steps.
 TRL's value model is a model of its own. Ours is a copy too ("separate"), or a linear head on the policy's trunk
@@ -30,7 +30,7 @@ from rlhf_env.learning.loop import collect
 from rlhf_env.types import Episode, Float
 
 ROWS, EPOCHS, MINIBATCHES, BETA = 32, 4, 4, 0.05
-INSTALL = 'pip install "trl==1.12", in an environment of its own'
+INSTALL = 'make bench-speed'
 
 
 class Scored:
