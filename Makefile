@@ -82,6 +82,7 @@ base-model: .venv/.demo  ## Make the shipped models anew (up to 40 minutes on 2 
 
 BENCHMARKS := startup env_step generate generate_ragged grpo rloo dpo reward_model sb3_ppo slow_rewards update_memory
 bench-speed: .venv/.bench  ## Ratios of speed against other libraries, on this machine (a quarter of an hour)
+	@$(BIN)/python benchmarks/side_by_side.py
 	@for script in $(BENCHMARKS); do $(BIN)/python benchmarks/$$script.py || exit 1; done
 	@PYTHONPATH=build/trl-1.12 $(BIN)/python benchmarks/ppo.py
 
@@ -94,8 +95,7 @@ long-run: .venv/.ready  ## Train for MINUTES (an hour): memory, files, threads a
 
 # Environments of their own, from the index: whatever build of torch it has (see tests/compat.py for the small one).
 compat:  ## The tests against the oldest and the newest versions that pyproject.toml admits (gigabytes)
-	$(PYTHON) tests/compat.py oldest
-	$(PYTHON) tests/compat.py newest
+	$(PYTHON) tests/compat.py both
 
 clean:  ## Remove the environment and what runs left
 	rm -rf .venv runs dist build

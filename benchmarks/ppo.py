@@ -30,7 +30,7 @@ from rlhf_env.learning.loop import collect
 from rlhf_env.types import Episode, Float
 
 ROWS, EPOCHS, MINIBATCHES, BETA = 32, 4, 4, 0.05
-INSTALL = 'make bench-speed'
+INSTALL = "make bench-speed"
 
 
 class Scored:

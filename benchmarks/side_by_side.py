@@ -8,14 +8,18 @@ rounds. Absolute times are this machine's; ratios travel.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import importlib
+import os
+import platform
 import statistics
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,9 +52,9 @@ def arguments(description: str | None, *, rounds: int = 5, sizes: str = "S") -> 
     return found
 
 
-def heading() -> None:
+def heading(what: str = "processor time, theirs / ours") -> None:
     torch.set_num_threads(1)
-    print(f"{'processor time, theirs / ours':64} {'median':>7} {'min':>7} {'max':>7}  at least", flush=True)
+    print(f"{what:64} {'median':>7} {'min':>7} {'max':>7}  at least", flush=True)
 
 
 def peer(name: str, install: str) -> Any:
@@ -123,8 +127,8 @@ class Given:
         return Prompt(str(index), self.prompts[index])
 
 
-def environment(prompts: Sequence[str], rewards: dict[str, Any], agent_setup: Setup) -> TextVectorEnv:
-    """Where the prompts are answered, a whole answer a step."""
+def environment(prompts: Sequence[str], rewards: RewardMix | dict[str, Any], agent_setup: Setup) -> TextVectorEnv:
+    """Where the prompts are answered, a whole answer a step unless the setup says otherwise."""
     return TextVectorEnv(
         agent_setup.batch_size,
         task=Given(prompts),
@@ -132,7 +136,7 @@ def environment(prompts: Sequence[str], rewards: dict[str, Any], agent_setup: Se
         tokenizer=agent_setup.tokenizer,
         max_new_tokens=ANSWER,
         max_prompt_tokens=PROMPT,
-        action_length=ANSWER,
+        action_length=agent_setup.action_length,
         autoreset_mode="Disabled",
         provided={"reference": agent_setup.reference},
     )
@@ -229,26 +233,63 @@ def take_turns(
     rounds: int,
     at_least: float | None = None,
     warm_up: bool = True,
+    clock: Callable[[], float] = time.process_time,
 ) -> None:
     """Prints a line. Each side does its work and says how much of it that was: tokens, pairs.
 
-    `warm_up`: each does it once before, for what is made once.
+    `warm_up`: each does it once before, for what is made once. `clock`: what is compared, in seconds.
     """
     if warm_up:
         ours(), theirs()
     ratios = []
     for _ in range(rounds):
-        mine = per_unit(ours)
-        ratios.append(per_unit(theirs) / mine)
+        mine = per_unit(ours, clock)
+        ratios.append(per_unit(theirs, clock) / mine)
     median = statistics.median(ratios)
     bound = "" if at_least is None else f"{at_least:9.2f}"
     print(f"{name:64} {median:7.2f} {min(ratios):7.2f} {max(ratios):7.2f} {bound}", flush=True)
+    if at_least is not None and median < at_least:
+        print(f"    ours spends {spent(ours)}", flush=True)
 
 
-def per_unit(work: Callable[[], float]) -> float:
-    started = time.process_time()
+# What the operations of a step do, by a part of their names; the first that fits.
+KINDS = {
+    "attention": ("attention", "bmm", "_softmax"),
+    "matrix products": ("linear", "addmm", "aten::mm", "mkldnn"),
+    "copies": ("copy", "cat", "index", "gather", "scatter", "clone", "fill", "empty"),
+    "optimizer": ("addcdiv", "lerp", "Optimizer", "sqrt"),
+}
+
+
+def spent(work: Callable[[], float]) -> str:
+    """Where the time of one call goes, in shares: what a ratio that was not reached is up against."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        work()
+    shares = dict.fromkeys([*KINDS, "other operations"], 0.0)
+    for event in profile.key_averages():
+        kind = next((kind for kind, names in KINDS.items() if any(name in event.key for name in names)), None)
+        shares[kind or "other operations"] += event.self_cpu_time_total
+    whole = sum(shares.values())
+    return ", ".join(f"{time / whole:.0%} on {kind}" for kind, time in sorted(shares.items(), key=lambda it: -it[1]))
+
+
+def machine() -> str:
+    """Processor, cores and versions, in a line."""
+    from importlib.metadata import version
+
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), model)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    widest = torch.backends.cpu.get_cpu_capability()
+    return f"{model}, {cores} cores, {widest}, torch {torch.__version__}, transformers {version('transformers')}"
+
+
+def per_unit(work: Callable[[], float], clock: Callable[[], float] = time.process_time) -> float:
+    started = clock()
     amount = work()
-    return (time.process_time() - started) / amount
+    return (clock() - started) / amount
 
 
 def padded(ids: Sequence[Any], *, left: bool = False) -> tuple[Tensor, Tensor]:
@@ -260,3 +301,7 @@ def padded(ids: Sequence[Any], *, left: bool = False) -> tuple[Tensor, Tensor]:
         place = slice(width - len(some), width) if left else slice(0, len(some))
         rows[row, place], mask[row, place] = torch.as_tensor(np.asarray(some)), 1
     return rows, mask
+
+
+if __name__ == "__main__":
+    print(machine())

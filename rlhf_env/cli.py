@@ -9,20 +9,20 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from fractions import Fraction
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from rlhf_env.errors import ConfigError, MissingExtra, RlhfEnvError, UnknownName
+from rlhf_env.errors import ConfigError, MissingExtra, Problem, RlhfEnvError, RunFailed, UnknownName, under
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from rlhf_env.feedback.preferences import Judgement, PreferenceStore, Progress, Response
     from rlhf_env.lab.benchmark import Grid
+    from rlhf_env.lab.evaluation import Evaluator
     from rlhf_env.lab.health import Alert
     from rlhf_env.learning.experiment import Experiment, Workplace
     from rlhf_env.types import Prompt
@@ -45,7 +45,9 @@ app.add_typer(preferences_app, name="preferences")
 
 StoreFile = Annotated[Path, typer.Argument(help="The preference store, an SQLite file.")]
 Jobs = Annotated[int, typer.Option(help="Processes to run cells in.", min=1)]
-Threads = Annotated[int | None, typer.Option(help="Threads for tensor work in each process (default 1).", min=1)]
+Threads = Annotated[
+    int | None, typer.Option(help="Threads for tensor work in each process (default 1).", min=1, max=1024)
+]
 
 
 @app.callback()
@@ -55,6 +57,12 @@ def options(
         typer.Option("--no-plugins", help="Leave other distributions' plugins alone, as with RLHF_ENV_PLUGINS=''."),
     ] = False,
 ) -> None:
+    ranks = os.environ.get("WORLD_SIZE", "")
+    if ranks.isdecimal() and int(ranks) > 1:
+        raise ConfigError(
+            f"WORLD_SIZE is {ranks}: a run is one process, and a launcher such as torchrun would start {ranks} of them "
+            "that do the same work: start rlhf-env alone (--jobs spreads a benchmark's cells), without WORLD_SIZE"
+        )
     if no_plugins:
         os.environ["RLHF_ENV_PLUGINS"] = ""  # for the processes that a command starts, too
 
@@ -107,6 +115,7 @@ def train(
             help="Threads for tensor work (default: 1, from 5 million parameters on one per idle core; a resumed run "
             "goes on with as many as it had).",
             min=1,
+            max=1024,
         ),
     ] = None,
     wandb: Annotated[
@@ -125,18 +134,25 @@ def train(
 
     from rlhf_env.learning.engine import set_threads
     from rlhf_env.learning.experiment import Experiment
+    from rlhf_env.toml_files import naming_lines
 
     set_threads(threads)
     experiment = Experiment.load(file)
+    flags = {}
     if agent is not None and agent != experiment.agent.get("name"):
         experiment = experiment.with_agent(agent)
+        flags["agent"] = f"--agent {agent}"
     if seed is not None:
-        experiment = replace(experiment, seed=seed)
+        flags["seed"] = f"--seed {seed}"
+        with naming_lines(file, flags):
+            experiment = replace(experiment, seed=seed)
     name = experiment.agent.get("name", "agent")
     folder = out or _inside_runs(f"{experiment.name}-{name}-seed{experiment.seed}")
-    where = str(file) if agent is None else f"{file} with --agent {agent}"
     with _interruptible(folder):
-        _train(experiment, where, folder, wandb, threads, resume=resume or allow_partial, allow_partial=allow_partial)
+        with naming_lines(file, flags):
+            workplace, evaluator = _built(experiment)
+        again = resume or allow_partial
+        _train(workplace, evaluator, folder, wandb, threads, resume=again, allow_partial=allow_partial)
 
 
 def _inside_runs(name: str) -> Path:
@@ -147,32 +163,24 @@ def _inside_runs(name: str) -> Path:
     return folder
 
 
-@contextmanager
-def _found_in(where: str) -> Iterator[None]:
-    """What is wrong with an experiment is said with the file that it came from."""
-    try:
-        yield
-    except ConfigError as error:
-        error.found_in(where)
-        raise
-
-
-def _built(experiment: Experiment, where: str) -> Workplace:
-    """`build`, and a look at what is used later only: every prompt, and the file of preferences."""
+def _built(experiment: Experiment) -> tuple[Workplace, Evaluator]:
+    """`build`, and a look at what is used later only: every prompt, the file of preferences, rewards that evaluate."""
     from rlhf_env.feedback.offline import load_preferences
+    from rlhf_env.lab.evaluation import Evaluator
     from rlhf_env.learning.experiment import build
 
-    with _found_in(where):
-        workplace = build(experiment)
+    workplace = build(experiment)
+    with under("task"):
         workplace.check_prompts()
-        if experiment.preferences is not None:
+    if experiment.preferences is not None:
+        with under("preferences"):
             load_preferences(experiment.preferences)
-    return workplace
+    return workplace, Evaluator.of(workplace)
 
 
 def _train(
-    experiment: Experiment,
-    where: str,
+    workplace: Workplace,
+    evaluator: Evaluator,
     folder: Path,
     wandb: str | None,
     threads: int | None,
@@ -183,15 +191,11 @@ def _train(
     from rich.markup import escape
 
     from rlhf_env.lab.benchmark import run_experiment, write_json
-    from rlhf_env.lab.evaluation import Evaluator
     from rlhf_env.lab.progress import training_progress
     from rlhf_env.learning.engine import set_threads
     from rlhf_env.learning.run_folder import RunFolder
 
-    console = _console()
-    workplace = _built(experiment, where)
-    with _found_in(where):
-        evaluator = Evaluator.of(workplace)
+    console, experiment = _console(), workplace.experiment
 
     def warn(alert: Alert) -> None:
         console.print(f"[yellow]Warning[/yellow] {escape(str(alert))}", highlight=False)
@@ -260,16 +264,23 @@ def bench(
     """
     from rlhf_env.lab.benchmark import Grid, run_benchmark
     from rlhf_env.lab.progress import benchmark_progress
+    from rlhf_env.toml_files import naming_lines
 
     _threads_everywhere(threads)
     grid = Grid.load(file)
     folder = out or Path("runs") / grid.name
     console = _console()
+    with naming_lines(file):
+        grid.require_plugins(grid.cells(folder))
     cells = grid.cells(folder, only or ())
     prepare = _maker_of_reward_model(grid, folder, file, console)
     with _interruptible(), benchmark_progress(console, [*grid.trials(cells), *cells], jobs=jobs) as on_progress:
-        run_benchmark(grid, folder, jobs=jobs, only=only or (), prepare=prepare, on_progress=on_progress)
-    _show_report(folder, console)
+        results = run_benchmark(grid, folder, jobs=jobs, only=only or (), prepare=prepare, on_progress=on_progress)
+    left = sum(not file.exists() for file in results)
+    if left < len(results):
+        _show_report(folder, console)
+    if left:
+        raise RunFailed(f"{left} of {len(results)} cells are not done (see above): the same command goes on with them")
 
 
 def _maker_of_reward_model(grid: Grid, folder: Path, file: Path, console: Console) -> Callable[[], object] | None:
@@ -278,8 +289,10 @@ def _maker_of_reward_model(grid: Grid, folder: Path, file: Path, console: Consol
         return None
     from rlhf_env.learning.configuration import from_table
     from rlhf_env.pipeline import Demo, learn_reward_model
+    from rlhf_env.toml_files import naming_lines
 
-    settings = from_table(Demo, grid.reward_model, f"{file} [reward_model]")
+    with naming_lines(file), under("reward_model"):
+        settings = from_table(Demo, grid.reward_model, f"{file} [reward_model]")
     return lambda: learn_reward_model(folder, settings=settings, console=console)
 
 
@@ -352,7 +365,8 @@ def scorecard(
 
     set_threads()
     try:
-        share = float(Fraction(held_out))
+        above, _, below = held_out.partition("/")
+        share = float(above) / float(below or 1)
     except (ValueError, ZeroDivisionError) as error:
         raise ConfigError(f"--held-out {held_out}: a share such as 0.2 or 1/6 is needed") from error
     card = scorecard_of(model, data, held_out=share, gold=gold)
@@ -480,27 +494,29 @@ def _check_plugin(kind: str, name: str, settings: dict[str, Any]) -> None:
 
 def _check_file(file: Path) -> None:
     from rlhf_env.lab.benchmark import REWARD_MODEL, Grid
-    from rlhf_env.learning.experiment import Experiment, evaluation_rewards, read_toml
+    from rlhf_env.learning.experiment import Experiment
+    from rlhf_env.toml_files import naming_lines, read_toml
 
-    table: dict[str, Any] = read_toml(file)
-    if "agents" in table:
+    if "agents" not in read_toml(file):
+        experiment = Experiment.load(file)
+        with naming_lines(file):
+            _built(experiment)
+        return
+    grid = Grid.load(file)
+    with naming_lines(file):
         # Building one cell of each row finds what reading alone cannot: models, plugins, settings.
-        grid = Grid.load(file)
         cells = [cell for cell in grid.cells() if cell.seed == 0]
-        experiments = [cell.experiment for cell in cells if REWARD_MODEL not in cell.experiment.to_toml()]
-        _maker_of_reward_model(grid, Path(), file, _console())
-        if len(experiments) < len(cells):
-            typer.echo("not checked: cells with the reward model that `rlhf-env bench` makes first")
-    else:
-        experiments = [Experiment.load(file)]
-    problems: list[str] = []
-    for experiment in experiments:
+    _maker_of_reward_model(grid, Path(), file, _console())
+    whole = [cell for cell in cells if REWARD_MODEL not in cell.experiment.to_toml()]
+    if len(whole) < len(cells):
+        typer.echo("not checked: cells with the reward model that `rlhf-env bench` makes first")
+    problems: dict[str, None] = {}
+    for cell in whole:
         try:
-            workplace = _built(experiment, str(file))
-            with _found_in(str(file)):
-                evaluation_rewards(experiment, workplace)
+            with naming_lines(file), grid.blamed(cell.task, cell.agent):
+                _built(cell.experiment)
         except ConfigError as error:
-            problems.extend(problem for problem in error.problems if problem not in problems)
+            problems |= dict.fromkeys(error.problems)
     if problems:
         raise ConfigError(*problems)
 
@@ -807,18 +823,25 @@ def simulate_annotators(
     from rlhf_env.envs.tasks import load_task
     from rlhf_env.feedback.annotators import load_annotator
     from rlhf_env.feedback.collecting import judge_items
-    from rlhf_env.learning.experiment import read_toml
+    from rlhf_env.toml_files import naming_lines, read_toml
 
     table: dict[str, Any] = read_toml(settings)
-    if not all(isinstance(table.get(part), dict) and "name" in table[part] for part in ("gold", "annotator")):
-        raise ConfigError(f"{settings}: expected the tables [gold] and [annotator], each with a name")
-    gold = dict(table["gold"])
-    name = gold.pop("name")
-    reward: Any = load_rewards({name: gold}, load_task("count")).parts[name]
-    crowd = [
-        load_annotator(table["annotator"], reward, person=f"{table['annotator']['name']} {number}")
-        for number in range(1, people + 1)
-    ]
+    with naming_lines(settings):
+        parts = {part: table.get(part) for part in ("gold", "annotator")}
+        nameless = [
+            part for part, it in parts.items() if not (isinstance(it, dict) and isinstance(it.get("name"), str))
+        ]
+        if nameless:
+            raise ConfigError(*(Problem(f"expected a table [{part}] with a name", (part,), "") for part in nameless))
+        gold = dict(table["gold"])
+        name = gold.pop("name")
+        with under("gold"):
+            reward: Any = load_rewards({name: gold}, load_task("count")).parts[name]
+        with under("annotator"):
+            crowd = [
+                load_annotator(table["annotator"], reward, person=f"{table['annotator']['name']} {number}")
+                for number in range(1, people + 1)
+            ]
     with _open_store(store) as opened:
         votes = [
             judge_items(opened, annotator, np.random.default_rng([seed, place]))
@@ -965,6 +988,7 @@ def _answers(path: Path, name: str, prompts: int | None) -> list[tuple[Prompt, R
             return [(prompt_from(it["prompt"], {}), Response(it["response"], author)) for it in samples]
         except (OSError, ValueError, TypeError, KeyError) as error:
             if isinstance(error, ConfigError):
+                error.found_in(str(path))
                 raise
             raise ConfigError(f"{path}: no samples of a run can be read from it: {error!r}") from error
     return read_responses(path, author)
@@ -1089,6 +1113,7 @@ def _console() -> Console:
 
 
 _THE_DISK_REFUSES = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO)
+_NO_SUCH_PLACE = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM)  # what --out may name
 
 
 def main() -> None:
@@ -1112,6 +1137,8 @@ def main() -> None:
     except (KeyboardInterrupt, EOFError, typer.Abort):
         status = 130
     except OSError as error:
+        if error.errno in _NO_SUCH_PLACE and error.filename:
+            _complain([f"cannot work in {error.filename}: {error.strerror}: name another place"], 2)
         if error.errno not in _THE_DISK_REFUSES:
             raise
         where = f"cannot write {error.filename}" if error.filename else "cannot write"

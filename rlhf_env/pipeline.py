@@ -45,6 +45,7 @@ from rlhf_env.learning.loop import DataSource, Interrupted, collect, train
 from rlhf_env.learning.rollout import demonstrations
 from rlhf_env.learning.run_folder import RunFolder, versions
 from rlhf_env.learning.spending import Budget, Spending
+from rlhf_env.plain_data import refuse_misfits
 from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.policies.policy import Sampling
 from rlhf_env.types import Episode, Float, Prompt, Reward
@@ -65,6 +66,9 @@ class Size:
     heads: int
     intermediate: int
 
+    def __post_init__(self) -> None:
+        refuse_misfits(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Course:
@@ -76,6 +80,9 @@ class Course:
     warmup: float = 0.03
     floor: float = 0.02
     weight_decay: float = 0.1
+
+    def __post_init__(self) -> None:
+        refuse_misfits(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +104,9 @@ class Recipe:
     judge_fine_tuning: Course = field(default_factory=lambda: Course(updates=350, rows=64, lr=5e-4))
     sharpening: float = 0.8
     seed: int = 20_261_122
+
+    def __post_init__(self) -> None:
+        refuse_misfits(self)
 
     @property
     def content_hash(self) -> str:
@@ -410,6 +420,24 @@ class Demo:
         }
     )
     seed: int = 7
+
+    def __post_init__(self) -> None:
+        refuse_misfits(self)
+        problems = [
+            f"{name} must be at least 1, got {getattr(self, name)}"
+            for name in ("prompts", "pairs_per_prompt", "num_envs", "max_new_tokens", "max_prompt_tokens")
+            if getattr(self, name) < 1
+        ]
+        if len(self.temperatures) < 2 or min(self.temperatures) <= 0:
+            problems.append(f"temperatures: two or more above 0 give answers to compare, got {self.temperatures}")
+        if not 0 < self.held_out_pairs < 1:
+            problems.append(f"held_out_pairs is a share of the prompts in (0, 1), got {self.held_out_pairs}")
+        if self.annotator_temperature < 0:
+            problems.append(f"annotator_temperature must not be negative, got {self.annotator_temperature}")
+        if not 0 <= self.seed < 2**40:
+            problems.append(f"seed must be in 0..2^40, got {self.seed}")
+        if problems:
+            raise ConfigError(*problems)
 
     def gold(self, models: Models) -> dict[str, Any]:
         """The gold reward as a table of settings: what the simulated annotator goes by, and no agent sees."""

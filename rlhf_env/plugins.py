@@ -29,11 +29,12 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from types import SimpleNamespace
 from typing import Any, Literal, Protocol, get_args, get_type_hints
 
 import pluggy
 
-from rlhf_env.errors import ConfigError, DataError, MissingExtra, PluginError, UnknownName
+from rlhf_env.errors import ConfigError, DataError, MissingExtra, PluginError, Problem, UnknownName, under
 
 GROUP = "rlhf_env"
 OWN = "rlhf-env"  # the distribution of the built-ins
@@ -271,7 +272,8 @@ def build(
     `provided` are things of the run (a frozen reference policy, the tokenizer): each is passed only to a plugin that
     has a parameter of that name which the user left out. Raises ConfigError that names the plugin and the parameter.
     """
-    factory = host().load(kind, name)
+    with under("name"):
+        factory = host().load(kind, name)
     return call_with(factory, parameters, provided or {}, where or f"{kind} {name!r}")
 
 
@@ -289,10 +291,10 @@ def call_with(factory: Callable[..., Any], parameters: dict[str, Any], provided:
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values())
     unknown = [] if open_ended else [key for key in parameters if key not in accepted]
     known = [key for key in accepted if key not in provided]
-    problems = [f"{where}: no setting {key!r}{did_you_mean(key, known)}" for key in unknown]
+    problems = [Problem(f"{where}: no setting {key!r}{did_you_mean(key, known)}", (key,), "") for key in unknown]
     hints = _annotations(factory)
     problems += [
-        f"{where}: the setting {key!r} is {spoken(hints[key])}, not {value!r}"
+        Problem(f"{where}: the setting {key!r} is {spoken(hints[key])}, not {value!r}", (key,), "")
         for key, value in parameters.items()
         if key in hints and isinstance(value, _PLAIN) and is_plain(hints[key]) and not fits(value, hints[key])
     ]
@@ -321,8 +323,10 @@ def call_with(factory: Callable[..., Any], parameters: dict[str, Any], provided:
 
 
 def _annotations(factory: Callable[..., Any]) -> dict[str, Any]:
-    """What the plugin says its settings are; nothing where that cannot be found out."""
-    try:
-        return get_type_hints(factory.__init__ if isinstance(factory, type) else factory)  # type: ignore[misc]
-    except Exception:  # names that only a type checker knows
-        return {}
+    """What the plugin says its settings are; of those nothing that cannot be found out."""
+    function = factory.__init__ if isinstance(factory, type) else factory  # type: ignore[misc]
+    found: dict[str, Any] = {}
+    for name, hint in getattr(function, "__annotations__", {}).items():
+        with contextlib.suppress(Exception):  # names that only a type checker knows
+            found |= get_type_hints(SimpleNamespace(__annotations__={name: hint}), getattr(function, "__globals__", {}))
+    return found

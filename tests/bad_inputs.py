@@ -12,11 +12,12 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import sqlite3
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rlhf_env import cli
@@ -60,6 +61,9 @@ prompts = 4
 """
 TASK, TOKENIZER, AGENT = 'name = "echo"\nlength = 2', 'tokenizer = "alphabet:ab="', 'name = "ppo"\nlr = 1e-2'
 REWARD, TEXTS, BUDGET = "length = { target = 2 }", "max_new_tokens = 4", "updates = 2"
+GRID = "seeds = 1\n" + TOY.replace(f"[agent]\n{AGENT}\n\n", "").replace("\n[", "\n[experiment.").replace(
+    'name = "toy"\n', ""
+)
 PROMPTS = (
     TOY.replace(TASK, 'name = "file"\npath = "PATH"')
     .replace("alphabet:ab=", "bytes")
@@ -71,7 +75,7 @@ PROMPTS = (
 class Bad:
     """`command` among `files` is refused with a line for each of `says`, in order, that has these words in it.
 
-    `python` raises the same by the Python API.
+    `python` raises the same by the Python API. `lines`: of the file, one of which each must name.
     """
 
     what: str
@@ -79,6 +83,7 @@ class Bad:
     says: tuple[str, ...]
     files: Mapping[str, Content | None] = field(default_factory=dict)
     python: Callable[[], object] | None = None
+    lines: range | None = None
 
     def __str__(self) -> str:
         return self.what
@@ -87,10 +92,23 @@ class Bad:
 BAD: list[Bad] = []
 
 
-def experiment(what: str, old: str, new: str, *says: str, files: Mapping[str, Content | None] | None = None) -> None:
-    """The toy experiment with `new` in the place of `old` ("": at the beginning)."""
+def experiment(
+    what: str,
+    old: str,
+    new: str,
+    *says: str,
+    files: Mapping[str, Content | None] | None = None,
+    lines: range | None = None,
+) -> None:
+    """The toy experiment with `new` in the place of `old`; what is said names a line of it, or its table's header.
+
+    Where another table is to blame, one of `lines`.
+    """
     assert old in TOY, old
     experiment_file(what, TOY.replace(old, new, 1), *says, files=files)
+    start = TOY.index(old)
+    first = TOY.count("\n", 0, max(TOY.rfind("\n[", 0, start) + 1, 0)) + 1
+    BAD[-1] = replace(BAD[-1], lines=lines or range(first, TOY.count("\n", 0, start) + new.count("\n") + 2))
 
 
 def experiment_file(
@@ -105,6 +123,14 @@ def _from_toml() -> None:
     workplace = build(made)
     workplace.check_prompts()
     evaluation_rewards(made, workplace)
+
+
+def grid(what: str, table: str, *says: str, ahead: bool = False, word: str = "check") -> None:
+    """A grid of the toy experiment and ppo, `table` at its end or its beginning; what is said names a line of it."""
+    before, after = ("", f"\n{GRID}\n[agents.ppo]\n") if ahead else (f"{GRID}\n[agents.ppo]\n", "\n")
+    first = before.count("\n") + 1
+    lines = range(first, first + table.count("\n") + 1)
+    BAD.append(Bad(f"grid: {what}", (word, "g.toml"), says, {"g.toml": before + table + after}, lines=lines))
 
 
 def prompts(what: str, content: Content | None, *says: str, name: str = "a.jsonl") -> None:
@@ -161,25 +187,27 @@ experiment_file("no TOML file", _link("nowhere"), "cannot read toy.toml: No such
 experiment_file("a folder for a TOML file", None, "cannot read toy.toml: Is a directory")
 experiment_file("a link to itself", _link("toy.toml"), "cannot read toy.toml: Too many levels of symbolic links")
 experiment_file("an endless TOML file", _link("/dev/zero"), "toy.toml is larger than 1,048,576 bytes")
-experiment_file("an empty TOML file", "", 'toy.toml: [policy] model "tiny" needs a tokenizer: tokenizer = "bytes"')
+experiment_file("an empty TOML file", "", '[policy] model "tiny" needs a tokenizer: tokenizer = "bytes"')
 experiment_file("TOML that is not UTF-8", b'seed = 1\nname = "\xff"\n', "toy.toml, line 2: not UTF-8: byte 0xff")
-experiment_file("TOML with NUL", b'name = "\x00"\n', "toy.toml: Illegal character '\\x00' (at line 1, column 9)")
+experiment_file("TOML with NUL", b'name = "\x00"\n', "line 1: Illegal character '\\x00' (column 9)")
 experiment_file(
-    "a bracket not closed", TOY.replace("[budget]", "[budget"), "at the end of a table declaration (at line"
+    "a bracket not closed",
+    TOY.replace("[budget]", "[budget"),
+    "line 22: Expected ']' at the end of a table declaration (col",
 )
-experiment_file("a table twice", TOY + "[task]\n", "toy.toml: Cannot declare ('task',) twice (at line")
-experiment_file("a key twice", "seed = 1\nseed = 2\n" + TOY, "toy.toml: Cannot overwrite a value (at line 2, column")
-experiment_file("brackets too deep", "a = " + "[" * 5000 + "]" * 5000, "toy.toml: maximum recursion depth exceeded")
-experiment_file("5,000 digits", "seed = " + "9" * 5000, "toy.toml: Exceeds the limit (4300 digits)")
-experiment_file("a date for a number", "seed = 2020-01-01\n" + TOY, "toy.toml seed: datetime.date(2020, 1, 1) is not a")
-experiment_file("an array of tables", TOY.replace("[task]", "[[task]]"), "toy.toml task: [{'name': 'echo'")
-experiment_file("an unknown key", "sede = 3\n" + TOY, "toy.toml: no setting 'sede': did you mean 'seed'? Known:")
-experiment("an unknown table", "[budget]", "[bugdet]", "toy.toml: no setting 'bugdet': did you mean 'budget'?")
+experiment_file("a table twice", TOY + "[task]\n", "line 27: Cannot declare ('task',) twice (column 6)")
+experiment_file("a key twice", "seed = 1\nseed = 2\n" + TOY, "line 2: Cannot overwrite a value (column")
+experiment_file("brackets too deep", "a = " + "[" * 5000 + "]" * 5000, "line 1: brackets too deep to be read")
+experiment_file("5,000 digits", "seed = " + "9" * 5000, "Exceeds the limit (4300 digits)")
+experiment_file("a date for a number", "seed = 2020-01-01\n" + TOY, "seed: datetime.date(2020, 1, 1) is not a")
+experiment_file("an array of tables", TOY.replace("[task]", "[[task]]"), "task: [{'name': 'echo'")
+experiment_file("an unknown key", "sede = 3\n" + TOY, "no setting 'sede': did you mean 'seed'? Known:")
+experiment("an unknown table", "[budget]", "[bugdet]", "no setting 'bugdet': did you mean 'budget'?")
 experiment(
     "an unknown nested key", "num_envs", "num_env", "environment: no setting 'num_env': did you mean 'num_envs'?"
 )
-experiment("a string for a table", 'name = "toy"\n\n[task]\n' + TASK, 'task = "echo"', "toy.toml task: 'echo' is not a")
-experiment("no name", '"toy"', '""', "toy.toml: name must be one or more printable characters, got ''")
+experiment("a string for a table", 'name = "toy"\n\n[task]\n' + TASK, 'task = "echo"', "task: 'echo' is not a")
+experiment("no name", '"toy"', '""', "name must be one or more printable characters, got ''")
 experiment("a name with NUL", '"toy"', '"a\\u0000"', "name must be one or more printable characters, got 'a\\x00'")
 for wrong, said in {
     '"one"': "seed: 'one' is not a whole number",
@@ -191,11 +219,13 @@ for wrong, said in {
     "-1": "seed must not be negative, got -1",
     "2_000_000_000_000": "seed must be less than 1,099,511,627,776, got 2,000,000,000,000",
 }.items():
-    experiment_file(f"seed = {wrong}", f"seed = {wrong}\n{TOY}", f"toy.toml{' ' if 'must' not in said else ': '}{said}")
+    experiment_file(
+        f"seed = {wrong}", f"seed = {wrong}\n{TOY}", f"toy.toml, line 1{':' if 'must' in said else ','} {said}"
+    )
 experiment_file("max_kl = -1", "max_kl = -1.0\n" + TOY, "max_kl must be positive, got -1.0", "among [rewards]: add it")
-experiment_file("patience alone", "patience = 3\n" + TOY, "toy.toml: patience = 3 counts evaluations on the way")
-experiment_file("no such preferences", 'preferences = "no.db"\n' + TOY, "toy.toml: no.db: no such file of preferences")
-BAD[-1] = Bad(BAD[-1].what, BAD[-1].command, BAD[-1].says, BAD[-1].files)  # read when a run begins
+experiment_file("patience alone", "patience = 3\n" + TOY, "patience = 3 counts evaluations on the way")
+experiment_file("no such preferences", 'preferences = "no.db"\n' + TOY, "no.db: no such file of preferences")
+BAD[-1] = replace(BAD[-1], python=None)  # read when a run begins
 
 # ---------------------------------------------------------------- settings, each with its table
 
@@ -205,16 +235,22 @@ experiment(
 experiment(
     "three of sampling",
     "[policy]",
-    "[policy.sampling]\ntop_p = 2.0\ntop_k = -1\ntemperature = inf\n[policy]",
-    "toy.toml policy sampling: temperature: inf is not above 0",
-    "toy.toml policy sampling: top_k: -1 is negative",
-    "toy.toml policy sampling: top_p: 2.0 is not in (0, 1]",
+    "[policy.sampling]\ntop_p = 2.0\ntop_k = -1\ntemperature = -1\n[policy]",
+    "policy sampling: temperature: -1.0 is not above 0",
+    "policy sampling: top_k: -1 is negative",
+    "policy sampling: top_p: 2.0 is not in (0, 1]",
 )
-experiment("top_p for ppo", "[policy]", "[policy.sampling]\ntop_p = 0.9\n[policy]", "ppo learns by probability ratios")
+experiment(
+    "top_p for ppo",
+    "[policy]",
+    "[policy.sampling]\ntop_p = 0.9\n[policy]",
+    "ppo learns by probability ratios",
+    lines=range(20, 22),
+)
 experiment("dtype", "[policy]", '[policy]\ndtype = "float16"', "policy dtype: 'float16' is not one of 'float32', 'floa")
-experiment("no tokenizer", TOKENIZER, "", 'toy.toml: [policy] model "tiny" needs a tokenizer')
-experiment("an empty tokenizer", TOKENIZER, 'tokenizer = ""', "toy.toml policy: tokenizer must not be empty")
-experiment("an empty model", "[policy]", '[policy]\nmodel = ""', "toy.toml policy: model must not be empty")
+experiment("no tokenizer", TOKENIZER, "", '[policy] model "tiny" needs a tokenizer')
+experiment("an empty tokenizer", TOKENIZER, 'tokenizer = ""', "policy: tokenizer must not be empty")
+experiment("an empty model", "[policy]", '[policy]\nmodel = ""', "policy: model must not be empty")
 experiment("a symbol twice", "alphabet:ab=", "alphabet:aab", "one or more different symbols, got 'aab'")
 experiment("no symbols", "alphabet:ab=", "alphabet:", "one or more different symbols, got ''")
 experiment("no such tokenizer", "alphabet:ab=", "no/such", "tokenizer 'no/such' is not 'bytes', 'alphabet:...' or a")
@@ -252,25 +288,25 @@ experiment(
     "three of the environment",
     TEXTS,
     'max_new_tokens = "many"\nnum_env = 3',
-    "toy.toml environment max_new_tokens: 'many' is not a whole number",
-    "toy.toml environment: no setting 'num_env'",
+    "environment max_new_tokens: 'many' is not a whole number",
+    "environment: no setting 'num_env'",
 )
 experiment("a budget of nothing", BUDGET, "", "budget: a budget needs at least one limit: updates, episodes")
 experiment(
     "three budgets",
     BUDGET,
-    "updates = -2\nepisodes = 0\nseconds = inf",
+    "updates = -2\nepisodes = 0\nseconds = -0.0",
     "budget updates must be a positive number, got -2",
     "budget episodes must be a positive number, got 0",
-    "budget seconds must be a positive number, got inf",
+    "budget seconds must be a positive number, got -0.0",
 )
-experiment("half a budget", BUDGET, "updates = 2.5", "toy.toml budget updates: 2.5 is not a whole number")
-experiment("evaluation prompts", "prompts = 4", "prompts = 0", "toy.toml evaluation: prompts must be at least 1, got 0")
+experiment("half a budget", BUDGET, "updates = 2.5", "budget updates: 2.5 is not a whole number")
+experiment("evaluation prompts", "prompts = 4", "prompts = 0", "evaluation: prompts must be at least 1, got 0")
 
 # ---------------------------------------------------------------- plugins: names and settings
 
-experiment("no task name", TASK, "", "toy.toml: a task table needs a name, got {}")
-experiment("a task by number", TASK, "name = 3", "toy.toml: a task table needs a name, got {'name': 3}")
+experiment("no task name", TASK, "", "a task table needs a name, got {}")
+experiment("a task by number", TASK, "name = 3", "a task table needs a name, got {'name': 3}")
 experiment("a task by path", '"echo"', '"os:system"', "unknown task 'os:system'")
 experiment(
     "three unknown plugins",
@@ -285,13 +321,18 @@ for wrong in ('"x"', "true", "2.0", "nan", "[]", "{}"):
     experiment(f"length = {wrong}", "length = 2\n", f"length = {wrong}\n", told)
 experiment("a length of -1", "length = 2\n", "length = -1\n", "echo needs length >= 1 and a non-empty alphabet, got -1")
 experiment(
-    "a prompt outside the alphabet", '"alphabet:ab="\n', '"alphabet:ab"\n', *["outside the alphabet 'ab': '='"] * 4
+    "a prompt outside the alphabet",
+    '"alphabet:ab="\n',
+    '"alphabet:ab"\n',
+    *["outside the alphabet 'ab': '='"] * 4,
+    lines=range(3, 4),
 )
 experiment(
     "prompts longer than the context",
     "max_prompt_tokens = 4",
     "max_prompt_tokens = 2",
     *["the environment takes 2"] * 4,
+    lines=range(3, 4),
 )
 for value, said in {
     "[]": "task 'prompts': prompts: a list of one or more strings is needed",
@@ -299,36 +340,36 @@ for value, said in {
     "[1]": "prompts[0] is int, not a string",
     '[""]': "prompt 'prompts/0' has no token: the first response token needs one before it",
 }.items():
-    experiment(f"prompts = {value}", TASK, f'name = "prompts"\nprompts = {value}', f"toy.toml: {said}")
-experiment("no rewards", REWARD, "", "toy.toml: a reward mix needs at least one part")
+    experiment(f"prompts = {value}", TASK, f'name = "prompts"\nprompts = {value}', f"{said}")
+experiment("no rewards", REWARD, "", "a reward mix needs at least one part")
 for value in ('"abc"', "true", "[1]"):
     experiment(f"a reward = {value}", REWARD, f"length = {value}", "length: a weight or a table of settings is needed")
 experiment("a reward by number", REWARD, "x = { plugin = 3 }", "x': `plugin` is the name of a reward, got 3")
-experiment("a reward by path", REWARD, 'x = { plugin = "os:system" }', "toy.toml: unknown reward 'os:system'. Known:")
+experiment("a reward by path", REWARD, 'x = { plugin = "os:system" }', "unknown reward 'os:system'. Known:")
 experiment("a reward's key", REWARD, "length = { taget = 2 }", "no setting 'taget': did you mean 'target'?")
 experiment("a reward without target", REWARD, "length = {}", "reward 'length': the setting 'target' is required")
 for value in ('"two"', "nan", "2.5", "[2]", "true"):
-    told = "toy.toml: reward 'length': the setting 'target' is a whole number, not "
+    told = "reward 'length': the setting 'target' is a whole number, not "
     experiment(f"target = {value}", REWARD, f"length = {{ target = {value} }}", told)
 experiment("target = -2", REWARD, "length = { target = -2 }", "target: a number of tokens of at least 1, got -2")
 for value in ("nan", "inf", '"x"', "true", "[]"):
     weighted = f"length = {{ weight = {value}, target = 2 }}"
-    experiment(f"weight = {value}", REWARD, weighted, "toy.toml: reward 'length': weight ")
+    experiment(f"weight = {value}", REWARD, weighted, "reward 'length': weight ")
 experiment(
     "a gold reward", "prompts = 4", "prompts = 4\nrewards = { lenght = 1.0 }", "unknown reward 'lenght': did you"
 )
-experiment("no agent", AGENT, "", "toy.toml: [agent] needs a name")
-experiment("an agent by number", AGENT, "name = 1", "toy.toml: [agent] needs a name")
-experiment("an agent by path", AGENT, 'name = "os:system"', "toy.toml: unknown agent 'os:system'. Known:")
+experiment("no agent", AGENT, "", "[agent] needs a name")
+experiment("an agent by number", AGENT, "name = 1", "[agent] needs a name")
+experiment("an agent by path", AGENT, 'name = "os:system"', "unknown agent 'os:system'. Known:")
 experiment(
     "three of an agent",
     "lr = 1e-2",
     'lr = -1\nclip = "x"\nganma = 1',
-    "[agent] ppo clip: 'x' is not a number",
+    "[agent] ppo clip: 'x' is not a finite number",
     "[agent] ppo: no setting 'ganma': did you mean 'gamma'?",
     "[agent] ppo optimization: lr must be positive, got -1.0",
 )
-for value, said in {'"abc"': "lr: 'abc' is not a number", "nan": "lr must be positive, got nan"}.items():
+for value, said in {'"abc"': "lr: 'abc' is not a finite number", "nan": "lr: nan is not a finite number"}.items():
     experiment(f"lr = {value}", "lr = 1e-2", f"lr = {value}", said)
 for size in (-1, 0, 1):
     experiment(f"a group of {size}", AGENT, f'name = "grpo"\ngroup_size = {size}', "[agent] grpo: group_size ")
@@ -336,9 +377,78 @@ experiment("a group of 3", AGENT, 'name = "rloo"\ngroup_size = 3', "group_size 3
 experiment("nobody wrapped", AGENT, 'name = "curriculum"\nlevels = [1]', "curriculum wraps another agent: agent = {")
 experiment("a wrapped number", AGENT, 'name = "curriculum"\nlevels = [1]\nagent = 3', "curriculum: agent needs a name")
 
+for value in ("inf", "nan", "-inf", '"x"', "true"):
+    experiment(f"clip = {value}", "lr = 1e-2", f"clip = {value}", "[agent] ppo clip: ")
+experiment("inf for a limit", BUDGET, "seconds = inf", "budget seconds: inf is not a finite number")
+experiment(
+    "inf for a temperature", TASK, f"{TASK}\n[policy.sampling]\ntemperature = inf", "sampling temperature: inf is n"
+)
+experiment_file(
+    "inf for a patience's delta", "min_delta = inf\n" + TOY, "line 1, min_delta: inf is not a finite number"
+)
+experiment(
+    "a string of many lines before it",
+    TASK,
+    f'{TASK}\nalphabet = """\n[agent]\nlr = 3\n"""\nlenght = 2',
+    "task 'echo': no setting 'lenght': did you mean 'length'?",
+)
+experiment("a task within", TASK, 'name = "validation"\ntask = { name = "echo", lenght = 2 }', "no setting 'lenght'")
+experiment(
+    "a list of tasks", TASK, 'name = "mixture"\ntasks = [\n  "echo",\n  { name = "eco" },\n]', "unknown task 'eco'"
+)
+experiment("tasks by number", TASK, 'name = "mixture"\ntasks = 3', "a list or a table of tasks is needed, got 3")
+experiment(
+    "weights of nan", TASK, 'name = "mixture"\ntasks = ["echo"]\nweights = [nan]', "weights: one number for each"
+)
+experiment(
+    "an agent within an agent",
+    AGENT,
+    'name = "curriculum"\nlevels = [1]\n[agent.agent]\nname = "ppo"\nclip = "x"',
+    "[agent] curriculum: agent ppo clip: 'x' is not a finite number",
+)
+
+# ---------------------------------------------------------------- grids
+
+for table, told in {
+    "tasks = 3": "tasks: 3 is not a table",
+    "seeds_ = 3": "no setting 'seeds_': did you mean 'seeds'?",
+    'optima = { echo = "x" }': "optima: {'echo': 'x'} is not a table, each a finite number",
+    "optima = { ecco = 1.0 }": "optima.ecco: no task of this name, only echo",
+    "tuning = 3": "tuning: 3 is not a table",
+    "tuning = { budget = nan }": "tuning budget: nan is not a finite number",
+    "tuning = { seeds = 0 }": "tuning: seeds must be at least 1, got 0",
+    "title = 3": "title: 3 is not a string",
+    "reward_model = 3": "reward_model: 3 is not a table",
+    "reward_model = { promts = 9 }": "[reward_model]: no setting 'promts': did you mean 'prompts'?",
+    "reward_model = { prompts = 0 }": "[reward_model]: prompts must be at least 1, got 0",
+    "reward_model = { temperatures = [nan] }": "[reward_model] temperatures: [nan] is not a list, each a finite number",
+    "reward_model = { temperatures = [1.0] }": "temperatures: two or more above 0 give answers to compare",
+    "reward_model = { held_out_pairs = 2.0 }": "held_out_pairs is a share of the prompts in (0, 1), got 2.0",
+    "reward_model = { learning_rate = inf }": "[reward_model] reward_model learning_rate: inf is not a finite number",
+}.items():
+    grid(table, table, told, ahead=True)
+for table, told in {
+    '[agents.x]\nname = "nope"': "unknown agent 'nope'",
+    "[agents.x]\nname = 3": "[agent] needs a name",
+    '[agents."a/b"]\nname = "ppo"': "'a/b' is no name for a file",
+    '[agents.y]\nname = "ppo"\nlr = -1': "[agent] ppo optimization: lr must be positive, got -1.0",
+    '[tasks."../x"]': "'../x' is no name for a file",
+    "[tasks]\na = 3": "tasks.a: 3 is not a table",
+    "[tasks.a]\nenvironment = 3": "task a environment: 3 is not a table",
+    '[tasks.a]\ntask = "echo"': "task a task: 'echo' is not a table",
+    "[tasks.a.environment]\nnum_envs = 0": "environment: num_envs must be at least 1, got 0",
+    "[tasks.a.agents]\nppo = 3": "tasks.a.agents.ppo: 3 is not a table",
+    "[tasks.a.agents.nope]\nlr = 1": "tasks.a.agents.nope: no row of this name, only ppo",
+    '[tasks.a.agents.ppo]\nlr = "x"': "[agent] ppo optimization lr: 'x' is not a finite number",
+    '[tasks.a.task]\nname = "echo"\nlenght = 3': "task 'echo': no setting 'lenght'",
+    "[tasks.a.rewards]\nlenght = 3": "unknown reward 'lenght': did you mean 'length'?",
+}.items():
+    grid(table, table, told)
+    grid(f"{table}, bench", table, told, word="bench")
+
 # ---------------------------------------------------------------- prompts, judgements, responses, stores
 
-prompts("nothing there", _link("nowhere"), "toy.toml: cannot read a.jsonl: No such file or directory")
+prompts("nothing there", _link("nowhere"), "cannot read a.jsonl: No such file or directory")
 prompts("a folder", None, "cannot read a.jsonl: Is a directory")
 prompts("an empty file", "", "a.jsonl: no prompts: the file is empty")
 prompts("blank lines", "\n\n", "a.jsonl: no prompts: the file is empty")
@@ -408,10 +518,10 @@ command("train no.toml", "cannot read no.toml: No such file or directory")
 command("train toy.toml --sed 1", "No such option: --sed (Possible options: --seed)")
 command("train toy.toml --seed one", "Invalid value for '--seed'")
 command("train toy.toml --seed 1.5", "Invalid value for '--seed'")
-command("train toy.toml --seed -1", "seed must not be negative, got -1")
-command("train toy.toml --seed 99999999999999999999", "seed must be less than 1,099,511,627,776")
+command("train toy.toml --seed -1", "--seed -1: seed must not be negative, got -1")
+command("train toy.toml --seed 99999999999999999", "--seed 99999999999999999: seed must be less than 1,099,511")
 command("train toy.toml --threads 0", "Invalid value for '--threads'")
-command("train toy.toml --agent poo", "toy.toml with --agent poo: unknown agent 'poo': did you mean 'ppo'? Known:")
+command("train toy.toml --agent poo", "--agent poo: unknown agent 'poo': did you mean 'ppo'? Known:")
 command("train toy.toml --out toy.toml", "cannot write in the folder toy.toml")
 command("train out.toml", "'../../x-ppo-seed0' would lie outside of runs/", out_DOT_toml=TOY.replace("toy", "../../x"))
 command("train abs.toml", "'/x-ppo-seed0' would lie outside of runs/", abs_DOT_toml=TOY.replace('"toy"', '"/x"'))
@@ -425,8 +535,8 @@ command("bench no.toml", "cannot read no.toml: No such file or directory")
 command("bench out.toml", "'../x' is no name for a file", out_DOT_toml='name = "../x"\n[agents.ppo]\n')
 command(
     "bench out.toml",
-    "out.toml agents: 3 is not a table",
-    "out.toml: no setting 'naem': did you mean 'name'?",
+    "out.toml, line 1, agents: 3 is not a table",
+    "out.toml, line 2: no setting 'naem': did you mean 'name'?",
     out_DOT_toml="agents = 3\nnaem = 1\n",
 )
 command("report folder", "folder: no results/*.json in it; is this the folder of a benchmark?")
@@ -442,7 +552,7 @@ command("preferences show folder", "preference store folder: there is no such fi
 command("preferences ask s.db --kind raking", "unknown kind of judgement 'raking': did you mean 'ranking'?")
 command("preferences ask s.db --overlap 0", "Invalid value for '--overlap'")
 command("preferences export s.db o --format xml", "format: 'xml' is none of jsonl, csv, trl")
-command("preferences simulate s.db text", "text: Expected '=' after a key")
+command("preferences simulate s.db text", "text, line 1: Expected '=' after a key")
 command("preferences evaluate s.db text", "two or more sources are needed, each with a name of its own: say NAME=PATH")
 command("check reward:lenght", "unknown reward 'lenght': did you mean 'length'?")
 command("check task:cuont", "unknown task 'cuont': did you mean 'count'?")
@@ -452,6 +562,71 @@ command("check reward:length target=3 target=4", "'target=4': 'target' is set tw
 command("check reward:length tagret=3", "no setting 'tagret': did you mean 'target'?")
 command("check toy.toml a=1", "a=1: settings are for reward:, task: and agent:NAME; a file has its own")
 command("check \x1b[31mx\u202e.toml", "rlhf-env: cannot read x.toml: No such file or directory")
+SIMULATED = '[gold]\nname = "length"\ntarget = 3\n[annotator]\nname = "simulated"\n'
+for old, new, told in (
+    ('"length"', '["length"]', "line 1: expected a table [gold] with a name"),
+    ("[gold]", "[[gold]]", "line 1: expected a table [gold] with a name"),
+    ("[annotator]", "[annotater]", "expected a table [annotator] with a name"),
+    ("target = 3", 'target = "x"', "line 3: reward 'length': the setting 'target' is a whole number, not 'x'"),
+    ("target = 3", "target = 3\nweight = nan", "line 4: reward 'length': weight nan is not a finite number"),
+    ('"length"', '"lenght"', "line 1: unknown reward 'lenght': did you mean 'length'?"),
+    ('"length"\ntarget = 3', '"kl"', "line 1: reward 'kl': the setting 'reference' is required"),
+    ('"simulated"', '"simulatd"', "line 5: unknown annotator 'simulatd': did you mean 'simulated'?"),
+    (
+        '"simulated"',
+        '"simulated"\ntemperature = inf',
+        "line 6: annotator 'simulated': the setting 'temperature' is a fin",
+    ),
+    (
+        '"simulated"',
+        '"simulated"\nthresholds = [3, 2, 1, 0]',
+        "line 6: annotator 'simulated': thresholds: [3, 2, 1, 0]",
+    ),
+):
+    command("preferences simulate s.db a.toml", told, a_DOT_toml=SIMULATED.replace(old, new))
+command("preferences simulate s.db no.toml", "cannot read no.toml: No such file or directory")
+command("preferences evaluate s.db one=text", "two or more sources are needed, each with a name of its own")
+command("preferences verify s.db --model folder", "folder is not a reward model: there is no reward_model.json")
+command("preferences verify no.db --model folder", "preference store no.db: there is no such file")
+command(
+    "preferences import s.db no.jsonl text", "cannot read no.jsonl: No such file", "text: judgements come as .jsonl"
+)
+command("preferences tournament no.db", "preference store no.db: there is no such file")
+command("annotate --store s.db --lease inf", "lease: expected a finite number above 0, got inf")
+command("annotate --store s.db --host 0.0.0.0 --remote", "names: 0.0.0.0 is no name to reach the page by")
+command("annotate --store s.db --host 0.0.0.0 --remote --name a/b", "names: 'a/b' is no name of a host")
+command("annotate --store s.db --host 256.0.0.1", "host: other machines reach 256.0.0.1: say --remote if they may")
+for share in ("nan", "1/0", "1e400", "1e-99999999", "-1", "2", "inf/inf"):
+    command(
+        f"scorecard folder a.jsonl --held-out {share}", "", a_DOT_jsonl='{"prompt":"a","chosen":"b","rejected":"c"}'
+    )
+command("evaluate r", "r has no checkpoint yet: train further", r_IN_experiment_DOT_toml=TOY)
+command("evaluate r", "r/experiment.toml, line 1: Expected ']'", r_IN_experiment_DOT_toml="[x")
+command(
+    "report r",
+    "r/results/a--b--seed-0.json: must hold a JSON object",
+    **{"r_IN_results_IN_a--b--seed-0_DOT_json": "[]"},
+)
+command("report r", "NaN is not JSON (write null for what", **{"r_IN_results_IN_a--b--seed-0_DOT_json": "NaN"})
+command("train toy.toml --threads 99999999999999999999", "Invalid value for '--threads'")
+command(
+    "train toy.toml --agent curriculum", "--agent curriculum: [agent] curriculum: the setting 'levels'", "wraps another"
+)
+command("lab exact --beta inf", "beta must be positive, got inf")
+command("lab exact --symbols 27", "Invalid value for '--symbols'")
+command("lab labels --quick --out text", "cannot work in text: File exists: name another place")
+command("lab labels --quick --out text/x", "cannot work in text/x: Not a directory: name another place")
+command("lab labels --seeds 0", "Invalid value for '--seeds'")
+command("lab overoptimization --jobs 0", "Invalid value for '--jobs'")
+command("lab regularisation --seeds 0", "Invalid value for '--seeds'")
+command("lab agents --seeds 0", "Invalid value for '--seeds'")
+command("pipeline reward-model --prompts 9", "Invalid value for '--prompts'")
+command("pipeline reward-model --epochs -1", "Invalid value for '--epochs'")
+command("pipeline base-model --jobs 0", "Invalid value for '--jobs'")
+command("demo --seeds 0", "Invalid value for '--seeds'")
+command("check agent:ppo clip=inf", "[agent] ppo clip: inf is not a finite number")
+command("check reward:length target=3 weight=nan", "reward 'length': weight nan is not a finite number")
+command("check reward:ensemble model=folder penalty=inf", "the setting 'penalty' is a finite number, not inf")
 command("lab exact --beta nan", "beta must be positive, got nan")
 command("lab exact --symbols 26 --longest 9", "more than can be summed over in reasonable time")
 
@@ -477,6 +652,10 @@ def wrong_with(bad: Bad, folder: Path) -> str:
         return f"said {lines}, expected {list(bad.says)}"
     if any(not line.startswith("rlhf-env: ") for line in lines):
         return f"not a line of ours among {lines}"
+    place = rf"^rlhf-env: {re.escape(bad.command[-1])}, line (\d+)[:,]"
+    named = [int(number) for number in re.findall(place, "\n".join(lines), re.MULTILINE)]
+    if bad.lines is not None and (len(named) < len(lines) or not set(named) <= set(bad.lines)):
+        return f"said {lines}, and not each names one of the lines {bad.lines}"
     return "" if bad.python is None else _wrong_with_python(bad.python, lines)
 
 

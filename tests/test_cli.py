@@ -241,8 +241,8 @@ def test_check_says_everything_that_is_wrong_at_once(run: Run, toy: Path) -> Non
     toy.write_text(EXPERIMENT.replace("num_envs", "num_env").replace("updates = 2", "updates = 0"))
     refused(
         run("check", "toy.toml"),
-        "toy.toml environment: no setting 'num_env': did you mean 'num_envs'?",
-        "toy.toml budget: budget updates must be a positive number, got 0",
+        "toy.toml, line 11, environment: no setting 'num_env': did you mean 'num_envs'?",
+        "toy.toml, line 23, budget: budget updates must be a positive number, got 0",
     )
     toy.write_text(EXPERIMENT.replace("ppo", "pppo").replace('"echo"', '"eco"').replace("length = {", "lenght = {"))
     refused(
@@ -289,8 +289,8 @@ def test_check_says_what_a_plugin_does_wrong(run: Run) -> None:
     ("change", "said"),
     [
         (('name = "ppo"', 'name = "poo"'), "unknown agent 'poo': did you mean 'ppo'?"),
-        (("[budget]", "[budget"), "toy.toml: "),
-        (("lr = 1e-2", 'lr = "abc"'), "[agent] ppo optimization lr: 'abc' is not a number"),
+        (("[budget]", "[budget"), "toy.toml, line 22: "),
+        (("lr = 1e-2", 'lr = "abc"'), "[agent] ppo optimization lr: 'abc' is not a finite number"),
         (("[policy]", '[policy]\nmodel = "/no/such/folder"'), "model '/no/such/folder': there is no such folder"),
         (("[policy]", '[policy]\nmodel = "."'), "model '.': not a model folder, config.json is missing"),
         (("length = 2\n\n", 'length = 9\nalphabet = "a"\n\n'), "has 10 tokens, the environment takes 4"),

@@ -16,6 +16,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from re import _constants as marks  # type: ignore[attr-defined]
 from re import _parser as parser  # type: ignore[attr-defined]
@@ -28,9 +29,12 @@ import torch
 
 import rlhf_env
 from rlhf_env import cli, plain_data, plugins
+from rlhf_env.envs.rewards import load_rewards
+from rlhf_env.envs.tasks import load_task
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.preferences import PreferenceStore
 from rlhf_env.feedback.scorer import load_scorer
+from rlhf_env.lab.processes import _outcome
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.run_folder import RunFolder
 from rlhf_env.policies.language_model import LanguageModel
@@ -107,6 +111,8 @@ def _signed(folder: Path, name: str, content: bytes) -> None:
     (folder / name).write_bytes(content)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    del manifest["sha256"]
+    manifest["sha256"] = checkpoints._seal(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -118,6 +124,7 @@ def test_a_pickle_in_a_checkpoint_is_not_run(name: str, payload: bytes, tmp_path
         (folder / name).write_bytes(payload)
     else:
         _signed(folder, name, payload)
+        assert checkpoints.problems(folder) == [], "it is refused for what is in it, and not as damaged"
     with pytest.raises(DataError, match=str(folder)):
         checkpoints.load(folder)
 
@@ -195,6 +202,15 @@ def test_a_revision_of_a_hub_model_is_asked_for(monkeypatch: pytest.MonkeyPatch)
     assert asked == [("owner/name", "0123abc")]
     assert 'revision = "0123abc"' in Experiment(policy=settings).to_toml()
     assert tokenizers.load_tokenizer("bytes").vocab_size == 259
+
+    def loaded(name: str, **wanted: Any) -> Any:
+        asked.append((name, wanted["revision"]))
+        raise OSError
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", loaded)
+    with pytest.raises(DataError, match="owner/name"):
+        build(Experiment(policy=replace(settings, tokenizer="bytes")))
+    assert asked[1:] == [("owner/name", "0123abc")]
 
 
 # ---------------------------------------------------------------- S5, S6: plugins
@@ -284,6 +300,39 @@ def test_a_canary_is_in_no_record_log_or_message(
     said = capsys.readouterr().err
     assert "ZeroDivisionError: by ***" in said
     assert CANARY not in said
+
+
+def test_a_canary_is_in_no_result_of_a_cell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """S19: why a cell of a benchmark failed is kept, and shown in the report."""
+    monkeypatch.setenv("HF_TOKEN", CANARY)
+
+    class Job:
+        def __init__(self, error: Exception) -> None:
+            self.error = error
+
+        def work(self, *_: Any) -> None:
+            raise self.error
+
+    for error in (DataError(f"at https://me:{CANARY}@host/: no"), ValueError(f"key {CANARY}")):
+        outcome = _outcome(Job(error), tmp_path, lambda *_: None)  # type: ignore[arg-type]
+        assert outcome[1] == "failed"
+        assert "***" in outcome[3] and CANARY not in str(outcome)
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="no /proc")
+def test_a_canary_is_in_no_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    """S7, S19: neither on the command line of a reward's process, which everybody may read, nor in its environment."""
+    monkeypatch.setenv("HF_TOKEN", CANARY)
+    monkeypatch.setenv("http_proxy", f"http://me:{CANARY}@proxy/")
+    monkeypatch.setattr(sys, "argv", ["rlhf-env", "train", f"https://me:{CANARY}@host/"])
+    mix = load_rewards({"length": {"isolate": True, "target": 3}}, load_task("count"))
+    child = Path(f"/proc/{mix.parts['length'].pid}")  # type: ignore[union-attr]
+    assert b"isolation" in (child / "cmdline").read_bytes() and b"PATH=" in (child / "environ").read_bytes()
+    assert CANARY.encode() not in (child / "cmdline").read_bytes() + (child / "environ").read_bytes()
+    most = re.findall(
+        r"^Max (cpu time|address space|open files|core file size) +(\S+)", (child / "limits").read_text(), re.M
+    )
+    assert len(most) == 4 and "unlimited" not in dict(most).values(), "what is busy for ever ends, whoever is left"
 
 
 # ---------------------------------------------------------------- S14, S15: names that are more than names

@@ -6,6 +6,9 @@ other status, redirects too, which are not followed, and an answer that is not o
 made up: whoever calls gets the server's, or a RewardError.
 
 judge = {plugin = "http", url = "https://example.org/score", token_env = "JUDGE_TOKEN"}
+
+In a rollout the server is asked about texts that have ended while the others are still being written, as far as they
+end in different steps: with `action_length = 16`, say, but not with whole responses a step, which all end in one.
 """
 
 from __future__ import annotations
@@ -39,6 +42,27 @@ class _Passing(Exception):
     """A failure after which it is worth asking again."""
 
 
+class _Call:
+    """One call of the reward, which another thread may end."""
+
+    def __init__(self) -> None:
+        self.connection: Any = None
+        self.over = threading.Event()
+
+    def hang_up(self) -> None:
+        self.over.set()
+        self.cut()
+
+    def cut(self) -> None:
+        """A server that drips may satisfy every single read: only this ends it."""
+        with suppress(OSError):
+            if self.connection is not None and self.connection.sock is not None:
+                self.connection.sock.shutdown(socket.SHUT_RDWR)
+
+    def pause(self, seconds: float) -> None:
+        self.over.wait(seconds)
+
+
 @dataclass(eq=False)
 class Http:
     """Scores from a server; any network is only ever asked for the `url` given here.
@@ -50,6 +74,7 @@ class Http:
         attempts: how often one batch is asked for, at most.
         patience: seconds for one answer, from connecting to its last byte.
         deadline: seconds for all attempts and the pauses between them.
+        connections: batches that the server may be asked about at the same time, where texts end one after the other.
         seed: draws the pauses: each is between half and all of 0.25 s, 0.5 s, 1 s and so on, up to 8 s, so that many
             runs do not come back at the same moment.
     """
@@ -59,8 +84,10 @@ class Http:
     attempts: int = 4
     patience: float = 10.0
     deadline: float = 60.0
+    connections: int = 1
     seed: int = 0
     jitter: np.random.Generator | None = field(default=None, repr=False)
+    _calls: list[_Call] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
         problems = []
@@ -73,8 +100,11 @@ class Http:
             problems.append("url: http://HOST/PATH or https://HOST/PATH is needed")
         elif not parts.path.isascii() or not parts.query.isascii() or any(c.isspace() for c in self.url):
             problems.append("url: spaces and letters beyond ASCII must be written as %XX")
-        if self.attempts < 1:
-            problems.append(f"attempts must be at least 1, got {self.attempts}")
+        problems += [
+            f"{name} must be at least 1, got {getattr(self, name)}"
+            for name in ("attempts", "connections")
+            if getattr(self, name) < 1
+        ]
         problems += [
             f"{name} must be above 0 seconds, got {getattr(self, name)}"
             for name in ("patience", "deadline")
@@ -105,36 +135,47 @@ class Http:
         body = json.dumps(
             {"prompts": [it.prompt.text for it in episodes], "responses": [it.response for it in episodes]}
         ).encode()
+        self._calls.append(call := _Call())
+        try:
+            return self._scores(self._patiently(call, body, len(episodes)), len(episodes))
+        finally:
+            self._calls.remove(call)
+
+    def hang_up(self) -> None:
+        """End what is asked in other threads."""
+        for call in tuple(self._calls):
+            call.hang_up()
+
+    def _patiently(self, call: _Call, body: bytes, count: int) -> bytes:
+        """The body of the answer, asked for as often as it may be. Raises RewardError."""
         end = time.monotonic() + self.deadline
         for attempt in range(1, self.attempts + 1):
             try:
-                answer = self._ask(body, len(episodes), min(self.patience, end - time.monotonic()))
+                return self._ask(call, body, count, min(self.patience, end - time.monotonic()))
             except _Passing as error:
                 most = min(_FIRST_PAUSE * 2.0 ** (attempt - 1), _LONGEST_PAUSE)
                 pause = float(self._jitter.uniform(0.5 * most, most))
                 if attempt == self.attempts or time.monotonic() + pause >= end:
                     times = "once" if attempt == 1 else f"{attempt} times"
                     raise self._error(f"{error}; asked {times}, in at most {self.deadline:g} s") from error
-                time.sleep(pause)
-            else:
-                return self._scores(answer, len(episodes))
+                call.pause(pause)
+            if call.over.is_set():
+                raise self._error("hung up: nobody waits for the answer any more")
         raise AssertionError("the last attempt returns or raises")
 
-    def _ask(self, body: bytes, count: int, seconds: float) -> bytes:
+    def _ask(self, call: _Call, body: bytes, count: int, seconds: float) -> bytes:
         """One request; the body of its answer. Raises _Passing or RewardError."""
         secure = {"context": ssl.create_default_context()} if self._parts.scheme == "https" else {}
         kind: Any = http.client.HTTPSConnection if secure else http.client.HTTPConnection
         connection = kind(self._parts.hostname, self._parts.port, timeout=max(seconds, 0.001), **secure)
+        call.connection = connection
         late = threading.Event()
 
-        def hang_up() -> None:
-            """A server that drips may satisfy every single read: only this ends it."""
+        def too_late() -> None:
             late.set()
-            with suppress(OSError):
-                if connection.sock is not None:
-                    connection.sock.shutdown(socket.SHUT_RDWR)
+            call.cut()
 
-        timer = threading.Timer(max(seconds, 0.001), hang_up)
+        timer = threading.Timer(max(seconds, 0.001), too_late)
         timer.daemon = True
         timer.start()
         most = _LONGEST_ANSWER + _BYTES_A_SCORE * count

@@ -118,6 +118,8 @@ def _build(child: _Child, request: bytes, limits: Limits) -> dict[str, Any]:
 class _Isolated:
     """What the three kinds share: the process, and asking it."""
 
+    connections = 1  # a process that is busy listens to nobody
+
     def __init__(self, request: bytes, limits: Limits, child: _Child, welcome: Mapping[str, Any]) -> None:
         self.limits = limits
         self.needs_logprobs = bool(welcome["needs_logprobs"])
@@ -125,11 +127,16 @@ class _Isolated:
         self._request = request
         self._state: Any = welcome["state"]  # None: the reward remembers nothing
         self._child = child
+        self._turn = threading.RLock()  # one question at a time, whoever asks
 
     @property
     def pid(self) -> int:
         """Of the process that answers next."""
         return self._ready().pid
+
+    def hang_up(self) -> None:
+        """End the call under way in another thread, and the process with it; the next call has another."""
+        self._child.kill()
 
     def observe(self, episodes: Sequence[Episode], /) -> None:
         if self._state is not None:
@@ -143,11 +150,12 @@ class _Isolated:
             self._state = self._ask("load_state_dict", dict(state))
 
     def _ask(self, method: str, argument: Any) -> Any:
-        said = self._ready().ask(pickle.dumps((method, argument)), self.limits.timeout)
+        with self._turn:
+            said = self._ready().ask(pickle.dumps((method, argument)), self.limits.timeout)
+            if said.get("gone"):
+                self._child.end()
         if "answer" in said:
             return said["answer"]
-        if said.get("gone"):
-            self._child.end()
         if said.get("speaks_for_all"):
             raise RewardError(str(said["raised"]))
         raise RewardFailed(f"raised {said['raised']}")
@@ -238,13 +246,22 @@ class _Child:
         """Kill it, and what it has started. Once is enough."""
         self._end()
 
+    def kill(self) -> None:
+        """As `end`, from another thread than the one that asks: that one finds it dead, and puts it away."""
+        if self.alive:
+            _kill_group(self._process)
+
 
 def _kill(process: subprocess.Popen[bytes], ours: socket.socket, owner: int) -> None:
     ours.close()
     if os.getpid() == owner:  # not in a process that was forked from the one which started it
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
+        _kill_group(process)
         process.wait()
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _environment(more: Sequence[str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_env.envs.tasks import held_out, load_task, well_formed
-from rlhf_env.errors import ConfigError
+from rlhf_env.errors import ConfigError, under
 from rlhf_env.types import Bool, Episode, Float, Int, Options, Prompt, Task
 
 TaskSpec = str | Mapping[str, Any] | Task
@@ -39,8 +39,11 @@ class Mixture:
     held_out: Callable[[], Mixture]
 
     def __init__(self, tasks: Sequence[TaskSpec] | Mapping[str, TaskSpec], weights: Weights | None = None) -> None:
-        named = tasks.items() if isinstance(tasks, Mapping) else zip(_labels(tasks), tasks, strict=True)
-        self.tasks: dict[str, Task] = {label: load_task(spec) for label, spec in named}
+        named = dict(tasks) if isinstance(tasks, Mapping) else dict(zip(_labels(tasks), tasks, strict=True))
+        self.tasks: dict[str, Task] = {}
+        for place, (label, spec) in enumerate(named.items()):
+            with under("tasks", label if isinstance(tasks, Mapping) else place):
+                self.tasks[label] = load_task(spec)
         if not self.tasks:
             raise ConfigError("mixture: one or more tasks are needed")
         wrong = [label for label in self.tasks if not label or "/" in label]
@@ -135,7 +138,7 @@ class Mixture:
 
 
 def _labels(tasks: Sequence[TaskSpec]) -> list[str]:
-    if isinstance(tasks, str):
+    if isinstance(tasks, str) or not isinstance(tasks, Sequence):
         raise ConfigError(f"mixture: a list or a table of tasks is needed, got {tasks!r}")
     labels: list[str] = []
     for spec in tasks:

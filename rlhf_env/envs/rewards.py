@@ -9,7 +9,9 @@ from __future__ import annotations
 import inspect
 import math
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, Literal
@@ -18,11 +20,16 @@ import numpy as np
 
 from rlhf_env import plugins
 from rlhf_env.envs.isolation import Limits, RewardFailed, isolated
-from rlhf_env.errors import ConfigError, RewardError, did_you_mean
+from rlhf_env.envs.waiting import Asking, WaitsOutside
+from rlhf_env.errors import ConfigError, Problem, RewardError, did_you_mean, under
+from rlhf_env.plain_data import fits
 from rlhf_env.types import AnyReward, Episode, Float, GroupReward, Remembers, Reward, Task, TokenReward
 
 # A score beyond this is taken for a mistake: squared and summed over a batch it would not fit into float32.
 LARGEST_SCORE = 1e15
+
+# What a part says about some episodes: float or float64[T] each, and why some of them only stand in for one, by place.
+_Answers = tuple[list[Any], dict[int, str]]
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,9 @@ class RewardMix:
     A bare reward instead of a pair has weight 1. Scores are validated here and nowhere else: every part must return
     one finite number per episode (per token for a TokenReward), or a RewardError names it; `failures` may say
     otherwise of a part.
+
+    A part is asked about identical texts once (members of a group excepted). Parts that wait outside this process
+    (`WaitsOutside`: another process, a server) are asked all at the same time, and while the others calculate.
     """
 
     def __init__(
@@ -96,7 +106,7 @@ class RewardMix:
             if len(pair) != 2:
                 raise ConfigError(f"reward {name!r}: expected a reward or (weight, reward), got a tuple of {len(pair)}")
         for name, (weight, reward) in pairs.items():
-            if not isinstance(weight, (int, float)) or isinstance(weight, bool) or not np.isfinite(weight):
+            if not fits(weight, float):
                 raise ConfigError(f"reward {name!r}: weight {weight!r} is not a finite number")
             if not isinstance(reward, (TokenReward, GroupReward, Reward)) or isinstance(reward, type):
                 raise ConfigError(
@@ -110,6 +120,7 @@ class RewardMix:
         self._by_token = {name: part for name, part in self.parts.items() if isinstance(part, TokenReward)}
         self._by_group = {name: part for name, part in self.parts.items() if isinstance(part, GroupReward)}
         self._remembering = {name: part for name, part in self.parts.items() if isinstance(part, Remembers)}
+        self._outside = {name: part for name, part in self.parts.items() if isinstance(part, WaitsOutside)}
         self._calls: dict[str, Callable[[Sequence[Episode]], Any]] = {
             name: self._by_token[name].token_rewards
             if name in self._by_token
@@ -128,22 +139,43 @@ class RewardMix:
     def scores_groups(self) -> bool:
         return bool(self._by_group)
 
+    @property
+    def waits_outside(self) -> bool:
+        """Whether a part waits for another process or a server, so that other work can be done meanwhile."""
+        return bool(self._outside)
+
     def score(self, episodes: Sequence[Episode], group_size: int = 1, *, rows: int = 0) -> list[Score]:
         """One Score per episode. Neighbours of `group_size` are one group (responses to one prompt).
 
         `rows`: the episodes of the whole rollout, where these are some of them: `max_bad_fraction` is of those.
         """
-        rows = max(rows, len(episodes))
-        values: dict[str, list[Any]] = {}
-        failed: dict[str, dict[int, str]] = {}
-        for name in self.parts:
-            values[name], failed[name] = [], {}
-            size = group_size if name in self._by_group else max(len(episodes), 1)
-            for start in range(0, len(episodes), size):
-                left = self.failures[name].allowed(rows) - len(failed[name])
-                found, why = self._ask(name, episodes[start : start + size], left)
-                values[name] += found
-                failed[name] |= {start + place: did for place, did in why.items()}
+        if self._outside and len(self.parts) > 1:
+            with self.scoring() as scoring:
+                scoring.begin(episodes, group_size, rows=rows)
+                return scoring.finish()
+        return self._scores(episodes, {name: self._part(name, episodes, group_size, rows) for name in self.parts})
+
+    @contextmanager
+    def scoring(self) -> Iterator[Scoring]:
+        """A context in which texts can be handed in batch by batch, and are scored while the caller goes on."""
+        with Asking() as asking:
+            yield Scoring(self, asking)
+
+    def _part(self, name: str, episodes: Sequence[Episode], group_size: int, rows: int) -> _Answers:
+        """What one part says about all of these."""
+        allowed = self.failures[name].allowed(max(rows, len(episodes)))
+        values: list[Any] = []
+        failed: dict[int, str] = {}
+        size = group_size if name in self._by_group else max(len(episodes), 1)
+        for start in range(0, len(episodes), size):
+            found, why = self._ask(name, episodes[start : start + size], allowed - len(failed))
+            values += found
+            failed |= {start + place: did for place, did in why.items()}
+        return values, failed
+
+    def _scores(self, episodes: Sequence[Episode], answers: Mapping[str, _Answers]) -> list[Score]:
+        values = {name: found for name, (found, _) in answers.items()}
+        failed = {name: why for name, (_, why) in answers.items()}
         return [self._score_of(row, values, failed) for row in range(len(episodes))]
 
     def _score_of(
@@ -165,21 +197,42 @@ class RewardMix:
         for name in scores[0].failed if not any(score.raw for score in scores) else ():
             raise self._too_many(name, dict.fromkeys(range(len(scores)), scores[0].failed[name]), episodes)
 
-    def _ask(self, name: str, episodes: Sequence[Episode], allowed: int) -> tuple[list[Any], dict[int, str]]:
-        """A part's scores, float or float64[T] each; and why some of them are what stands in for one, by place.
+    def _ask(self, name: str, episodes: Sequence[Episode], allowed: int) -> _Answers:
+        """A part's answer to one question; identical texts are in it once.
 
-        Raises RewardError for more than `allowed` of those, and for an answer of the wrong form.
+        Raises RewardError for more failures than `allowed`, and for an answer of the wrong form.
         """
+        distinct, places = self._distinct(name, episodes)
         try:
-            answer = self._calls[name](episodes)
+            answer = self._calls[name](distinct)
         except (Exception, SystemExit) as error:
-            return self._after_error(name, episodes, allowed, error)
-        values, failed = (_token_values if name in self._by_token else _values)(name, answer, episodes)
-        return self._filled(name, episodes, values, failed, allowed)
+            found, why = self._after_error(name, distinct, allowed, error)
+        else:
+            found, why = (_token_values if name in self._by_token else _values)(name, answer, distinct)
+        failed = {row: why[place] for row, place in enumerate(places) if place in why}
+        return self._filled(name, episodes, [found[place] for place in places], failed, allowed)
 
-    def _after_error(
-        self, name: str, episodes: Sequence[Episode], allowed: int, error: BaseException
-    ) -> tuple[list[Any], dict[int, str]]:
+    def _distinct(self, name: str, episodes: Sequence[Episode]) -> tuple[Sequence[Episode], Sequence[int]]:
+        """The episodes that differ in what the part may look at, and the place among them of each of `episodes`.
+
+        Two are of one prompt that hold the same object, as rows of a group do: its columns may be anything.
+        """
+        if name in self._by_group or len(episodes) == 1:
+            return episodes, range(len(episodes))
+        stated = getattr(self.parts[name], "needs_logprobs", False)  # else it does not read them
+        distinct: list[Episode] = []
+        place_of: dict[Any, int] = {}
+        places: list[int] = []
+        for it in episodes:
+            logprobs = it.logprobs.tobytes() if stated and it.logprobs is not None else None
+            text = id(it.prompt), it.response_ids.tobytes(), it.actions.tobytes(), it.finish_reason, logprobs
+            if text not in place_of:
+                place_of[text] = len(distinct)
+                distinct.append(it)
+            places.append(place_of[text])
+        return distinct, places
+
+    def _after_error(self, name: str, episodes: Sequence[Episode], allowed: int, error: BaseException) -> _Answers:
         """Find the episodes that it was about, by asking for each of them alone."""
         if isinstance(error, RewardError) and len(episodes) > max(allowed, 0):
             raise RewardError(f"reward {name!r}: {error}") from error
@@ -214,7 +267,7 @@ class RewardMix:
         failed: dict[int, str],
         allowed: int,
         error: BaseException | None = None,
-    ) -> tuple[list[Any], dict[int, str]]:
+    ) -> _Answers:
         """`values` with what stands in for those that `failed`."""
         if failed and len(failed) > max(allowed, 0):
             raise self._too_many(name, failed, episodes) from error
@@ -252,6 +305,50 @@ class RewardMix:
             part.load_state_dict(state[name])
 
 
+class Scoring:
+    """Batches of texts on their way to their scores (`RewardMix.scoring`).
+
+    Each part is asked what `RewardMix.score` would ask it, batch after batch and in that order: parts that wait outside
+    this process in threads of their own, the others in `begin`. Of several failures, the one that would have come
+    first is raised.
+    """
+
+    def __init__(self, mix: RewardMix, asking: Asking) -> None:
+        self._mix, self._asking = mix, asking
+        self._batches: list[tuple[Sequence[Episode], dict[str, Future[_Answers]]]] = []
+
+    def begin(self, episodes: Sequence[Episode], group_size: int = 1, *, rows: int = 0) -> None:
+        """Hand in a batch, as to `RewardMix.score`. Raises RewardError where that is sure already."""
+        mix = self._mix
+        questions = {name: partial(mix._part, name, episodes, group_size, rows) for name in mix.parts}
+        answers: dict[str, Future[_Answers]] = {
+            name: self._asking.ask(mix._outside[name], question) if name in mix._outside else Future()
+            for name, question in questions.items()
+        }
+        self._batches.append((episodes, answers))
+        for name, question in questions.items():
+            if name in mix._outside:
+                continue
+            try:
+                answers[name].set_result(question())
+            except RewardError as error:
+                answers[name].set_exception(error)
+                self.finish()  # raises this one, or one that comes before it
+        for answer in (each for _, every in self._batches for each in every.values()):
+            if not answer.done():
+                break
+            answer.result()
+
+    def finish(self) -> list[Score]:
+        """The scores of all batches, in their order. Raises RewardError."""
+        found = [
+            (episodes, {name: answer.result() for name, answer in answers.items()})
+            for episodes, answers in self._batches
+        ]
+        self._batches.clear()
+        return [score for episodes, answers in found for score in self._mix._scores(episodes, answers)]
+
+
 def _what_it_did(error: BaseException) -> str:
     if isinstance(error, (RewardFailed, RewardError)):
         return str(error)
@@ -262,14 +359,14 @@ def _id(episode: Episode) -> str:
     return repr(episode.prompt.id)
 
 
-def _values(name: str, answer: Any, episodes: Sequence[Episode]) -> tuple[list[Any], dict[int, str]]:
+def _values(name: str, answer: Any, episodes: Sequence[Episode]) -> _Answers:
     """The scores, float each, and what is wrong with those that are not sane."""
     values = _as_floats(name, answer, len(episodes), "episode")
     insane = np.flatnonzero(~_sane(values)).tolist()
     return values.tolist(), {place: _returned(values[place]) for place in insane}
 
 
-def _token_values(name: str, answer: Any, episodes: Sequence[Episode]) -> tuple[list[Any], dict[int, str]]:
+def _token_values(name: str, answer: Any, episodes: Sequence[Episode]) -> _Answers:
     """As `_values`, float64[T] each."""
     try:
         rows = list(answer)
@@ -383,8 +480,9 @@ def load_rewards(spec: RewardSpec, task: Task, provided: Mapping[str, Any] | Non
     failures: dict[str, Failures] = {}
     for name, value in spec.items():
         if isinstance(value, (int, float, Mapping)):
-            table = RewardTable.read(name, value)
-            parts[name] = table.weight, _load_part(table, task, dict(provided or {}))
+            with under(name):
+                table = RewardTable.read(name, value)
+                parts[name] = table.weight, _load_part(table, task, dict(provided or {}))
             failures[name] = table.failures
         elif inspect.isfunction(value):
             parts[name] = from_function(value)
@@ -422,6 +520,8 @@ class RewardTable:
                 return None, True
 
         weight, plugin = settings.pop("weight", 1.0), settings.pop("plugin", name)
+        if not fits(weight, float):
+            problems.append(Problem(f"reward {name!r}: weight {weight!r} is not a finite number", ("weight",), ""))
         failures, _ = take(Failures)
         limits, limited = take(Limits)
         isolate = settings.pop("isolate", limited)

@@ -9,7 +9,7 @@ from typing import Any
 
 from rlhf_env import plugins
 from rlhf_env.envs.splits import Part, held_out_texts
-from rlhf_env.errors import ConfigError, DataError
+from rlhf_env.errors import ConfigError, DataError, Problem
 from rlhf_env.types import Episode, Options, Prompt, Task
 
 
@@ -42,7 +42,7 @@ def load_task(spec: str | Mapping[str, Any] | Task) -> Task:
     parameters = dict(spec)
     name = parameters.pop("name", None)
     if not isinstance(name, str):
-        raise ConfigError(f"a task table needs a name, got {dict(spec)!r}")
+        raise ConfigError(Problem(f"a task table needs a name, got {dict(spec)!r}", ("name",), ""))
     task: Task = plugins.build("task", name, parameters)
     return task
 

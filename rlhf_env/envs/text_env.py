@@ -25,6 +25,8 @@ class TextEnv(gym.Env[Any, Any]):
     def __init__(self, *, render_mode: str | None = None, **arguments: Any) -> None:
         self._machine = TextVectorEnv(1, render_mode=render_mode, autoreset_mode=AutoresetMode.DISABLED, **arguments)
         self.render_mode = render_mode
+        # Its own: before Gymnasium 1.4, vector environments write their autoreset mode into what they find here.
+        self.metadata = {**type(self).metadata}
         self.observation_space = self._machine.single_observation_space
         self.action_space = self._machine.single_action_space
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import gymnasium as gym
@@ -12,7 +13,7 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from rlhf_env.envs.rewards import RewardSpec, Score, load_rewards
+from rlhf_env.envs.rewards import RewardSpec, Score, Scoring, load_rewards
 from rlhf_env.envs.tasks import load_task
 from rlhf_env.envs.tokenizers import load_tokenizer
 from rlhf_env.errors import ConfigError, DataError, EnvironmentMisuse, did_you_mean
@@ -137,6 +138,8 @@ class TextVectorEnv(VectorEnv[Any, Any, Any]):
         self._options: dict[str, Any] = {}
         self._group_size = 1
         self._unobserved: dict[int, Episode] = {}
+        self._scoring: Scoring | None = None  # within `scoring_meanwhile`
+        self._handed_in: list[tuple[int, Episode]] = []  # to it, by row
         self._allowed: dict[int, Bool] = {}  # the task's mask for the next token of each row that writes
         # As arrays, because numpy takes twice as long to calculate with a Python number.
         self._one: Int = np.array(1)
@@ -212,6 +215,23 @@ class TextVectorEnv(VectorEnv[Any, Any, Any]):
         """bool[B]: rows whose text is not finished."""
         return self._writing.copy()
 
+    @contextmanager
+    def scoring_meanwhile(self) -> Iterator[None]:
+        """A context in which texts are scored while others are written, where a part waits outside this process.
+
+        Such a part is asked as soon as a text has ended, and the rewards of all rows are paid in the step in which the
+        last of them ends: the same rewards as without. For autoreset mode DISABLED; every row is reset before. Where no
+        part waits outside, nothing is otherwise. Leaving it before that step drops what is not paid.
+        """
+        if not self.reward.waits_outside:
+            yield
+            return
+        with self.reward.scoring() as self._scoring:
+            try:
+                yield
+            finally:
+                self._scoring, self._handed_in = None, []
+
     def settle(self, rows: Int | None = None) -> None:
         """Show the ended texts (of `rows`) to the rewards that remember, as the next reset would."""
         chosen = range(self.num_envs) if rows is None else map(int, rows)
@@ -235,17 +255,19 @@ class TextVectorEnv(VectorEnv[Any, Any, Any]):
         terminated = np.zeros(self.num_envs, dtype=np.bool_)
         truncated = np.zeros(self.num_envs, dtype=np.bool_)
         infos: dict[int, Info] = {}
-        for row, episode, score in self._rows_to_score() if self._unpaid else ():
-            infos[row] = self._pay(row, episode, score, rewards)
-            (terminated if score.raw else truncated)[row] = True
+        due = self._rows_due() if self._unpaid else ()
         if self.max_episode_steps is not None:
             self._steps += ~self._done
             late = (self._steps >= self.max_episode_steps) & ~self._done
-            for row in (late & ~terminated & ~truncated).nonzero()[0].tolist():
-                infos[row] = {"text_episode": self._episode(row, "truncated"), "finish_reason": "truncated"}
-                self._rest(row)
-                self._unpaid.discard(row)
+            for row in late.nonzero()[0].tolist():
+                if row not in due:
+                    infos[row] = {"text_episode": self._episode(row, "truncated"), "finish_reason": "truncated"}
+                    self._rest(row)
+                    self._unpaid.discard(row)
             truncated |= late  # an end in the last step is both, as in Gymnasium's TimeLimit
+        for row, episode, score in self._scored(due) if due or self._handed_in else ():
+            infos[row] = self._pay(row, episode, score, rewards)
+            (terminated if score.raw else truncated)[row] = True
         if infos:
             for row, info in infos.items():
                 self._latest[row] = info
@@ -521,17 +543,31 @@ class TextVectorEnv(VectorEnv[Any, Any, Any]):
         self._writing[row] = False
         self._allowed.pop(row, None)
 
-    def _rows_to_score(self) -> list[tuple[int, Episode, Score]]:
+    def _rows_due(self) -> list[int]:
         """The rows whose reward is due now: finished ones, and where a part scores groups, whole groups."""
         rows = sorted(self._unpaid)
         if self._waits_for_group:
             size = self._group_size
             rows = [row for row in rows if self._unpaid.issuperset(range(row - row % size, row - row % size + size))]
-        if not rows:
+        return rows
+
+    def _scored(self, due: Sequence[int]) -> list[tuple[int, Episode, Score]]:
+        """The rows that are paid now; those that are scored meanwhile, when nobody writes any more."""
+        ended = [(row, self._episode(row, self._reasons[row])) for row in due]
+        episodes = [episode for _, episode in ended]
+        group_size = self._group_size if self._waits_for_group else 1
+        if self._scoring is None:
+            scores = self.reward.score(episodes, group_size, rows=self.num_envs)
+            return [(row, episode, score) for (row, episode), score in zip(ended, scores, strict=True)]
+        if ended:
+            self._scoring.begin(episodes, group_size, rows=self.num_envs)
+            self._handed_in += ended
+            self._unpaid.difference_update(due)
+            self._done[due] = True
+        if self._writing.any():
             return []
-        episodes = [self._episode(row, self._reasons[row]) for row in rows]
-        scores = self.reward.score(episodes, self._group_size if self._waits_for_group else 1, rows=self.num_envs)
-        return list(zip(rows, episodes, scores, strict=True))
+        ended, self._handed_in = self._handed_in, []
+        return [(row, episode, score) for (row, episode), score in zip(ended, self._scoring.finish(), strict=True)]
 
     def _pay(self, row: int, episode: Episode, score: Score, rewards: Float) -> Info:
         """Put the reward where it belongs; the info of a finished row."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from rlhf_env.envs.splits import Part, held_out_texts, unit_interval
 from rlhf_env.envs.tasks import check_fraction, load_task
+from rlhf_env.errors import under
 from rlhf_env.types import Options, Prompt, Task
 
 _TRIES = 1000  # of indices, for a prompt on the wanted side of an unbounded task
@@ -24,7 +25,9 @@ class Validation:
 
     def __init__(self, task: str | Mapping[str, Any] | Task, share: float = 0.2, part: Part = "training") -> None:
         check_fraction(share)
-        self.task, self.share, self.part = load_task(task), share, part
+        with under("task"):
+            self.task = load_task(task)
+        self.share, self.part = share, part
 
     @property
     def size(self) -> int | None:

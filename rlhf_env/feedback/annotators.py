@@ -19,6 +19,7 @@ import numpy.typing as npt
 from rlhf_env import plugins
 from rlhf_env.errors import ConfigError
 from rlhf_env.feedback.judgements import HIGHEST, LOWEST, Verdict
+from rlhf_env.plain_data import refuse_misfits
 from rlhf_env.types import Episode, Float, Reward
 
 
@@ -99,18 +100,14 @@ class SimulatedAnnotator:
     name: str = "simulated"
 
     def __post_init__(self) -> None:
+        refuse_misfits(self)
         problems = []
-        if not (np.isfinite(self.temperature) and self.temperature >= 0):
+        if not self.temperature >= 0:
             problems.append(f"temperature: {self.temperature!r} is not a finite number of at least 0")
         if not 0.0 <= self.flip_rate <= 0.5:
             problems.append(
                 f"flip_rate: {self.flip_rate!r} is not between 0 and 0.5 (above, verdicts mean the opposite)"
             )
-        problems += (
-            f"{name}: {getattr(self, name)!r} is not a finite number"
-            for name in ("length_bias", "position_bias")
-            if not np.isfinite(getattr(self, name))
-        )
         rising = all(low < high for low, high in zip(self.thresholds, self.thresholds[1:], strict=False))
         if len(self.thresholds) != HIGHEST - LOWEST or not rising:
             problems.append(f"thresholds: {self.thresholds!r} are not {HIGHEST - LOWEST} rising numbers")

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
-from rlhf_env.errors import ConfigError, RunFailed
+from rlhf_env.errors import ConfigError, Problem, RunFailed, under
 from rlhf_env.feedback.offline import load_preferences, pair_source
 from rlhf_env.lab.evaluation import Evaluation, Evaluator
 from rlhf_env.lab.health import WARNINGS_FILE, Alert, Watch
@@ -23,11 +24,14 @@ from rlhf_env.lab.results import FORMAT, SCORES, read_trials
 from rlhf_env.lab.tuning import FIRST_SEED, Tuning, what_was_tried
 from rlhf_env.learning.checkpoints import fingerprint
 from rlhf_env.learning.configuration import from_table
-from rlhf_env.learning.experiment import Experiment, Workplace, build, read_toml
+from rlhf_env.learning.experiment import Experiment, Workplace, build, check_plugins
 from rlhf_env.learning.folder_lock import hold
 from rlhf_env.learning.loop import Row, Source, train
 from rlhf_env.learning.run_folder import RunFolder, read_metrics, versions
 from rlhf_env.learning.spending import Spending, Stopping
+from rlhf_env.plain_data import refuse_misfits
+from rlhf_env.toml_files import naming_lines, narrowed, read_toml
+from rlhf_env.whole_files import write_whole
 
 REWARD_MODEL = "$reward_model"  # in a grid's tables: the model that its own [reward_model] makes
 # "--" separates the parts of a result's file name, and no part climbs out of the folder.
@@ -62,20 +66,25 @@ class Grid:
     reward_model: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        problems = []
+        refuse_misfits(self)
+        problems: list[str] = []
         if not self.agents:
             problems.append("agents: name at least one, as in [agents.ppo]")
         if not 1 <= self.seeds <= FIRST_SEED:
             problems.append(f"seeds must be at least 1 and at most {FIRST_SEED}, got {self.seeds}")
         tasks = list(self.tasks) or [_task_name(self.experiment)]
-        for name, optimum in self.optima.items():
+        for name in self.optima:
             if name not in tasks:
                 problems.append(f"optima.{name}: no task of this name, only {', '.join(tasks)}")
-            if not math.isfinite(optimum):
-                problems.append(f"optima.{name} must be finite, got {optimum}")
-        for name in (self.name, *self.agents, *tasks):
+        named: dict[tuple[str, ...], str] = {
+            ("name",): self.name,
+            **{("agents", name): name for name in self.agents},
+            **{("tasks", name): name for name in tasks},
+        }
+        for keys, name in named.items():
             if not _NAME.fullmatch(name):
-                problems.append(f"{name!r} is no name for a file: letters, digits, '_', '.', single '-'")
+                said = f"{name!r} is no name for a file: letters, digits, '_', '.', single '-'"
+                problems.append(Problem(said, keys, ""))
         on_tasks = {
             f"tasks.{task}.agents": changes.get("agents", {})
             for task, changes in self.tasks.items()
@@ -103,7 +112,9 @@ class Grid:
     @classmethod
     def load(cls, file: str | Path) -> Grid:
         """From a TOML file. Raises ConfigError with every problem found."""
-        return from_table(cls, read_toml(file), str(file))
+        table = read_toml(file)
+        with naming_lines(file):
+            return from_table(cls, table, str(file))
 
     def to_toml(self) -> str:
         return tomli_w.dumps({key: value for key, value in asdict(self).items() if value is not None})
@@ -115,12 +126,16 @@ class Grid:
         which the end may be left out, and "*" and "?" stand for anything. Raises ConfigError when one matches nothing.
         """
         tasks = self.tasks or {_task_name(self.experiment): {}}
-        cells = [
-            self._cell(task, changes, agent, seed, folder)
-            for seed in range(self.seeds)
-            for task, changes in tasks.items()
-            for agent in self.agents
-        ]
+        cells: list[Cell] = []
+        problems: dict[str, None] = {}
+        for seed, (task, changes), agent in product(range(self.seeds), tasks.items(), self.agents):
+            try:
+                with self.blamed(task, agent):
+                    cells.append(self._cell(task, changes, agent, seed, folder))
+            except ConfigError as error:
+                problems |= dict.fromkeys(error.problems)
+        if problems:
+            raise ConfigError(*problems)
         unmatched = [pattern for pattern in only if not any(cell.matches(pattern) for cell in cells)]
         if unmatched:
             raise ConfigError(
@@ -148,11 +163,48 @@ class Grid:
             self.optima.get(task),
         )
 
+    @contextmanager
+    def blamed(self, task: str, agent: str) -> Iterator[None]:
+        """What is wrong with the experiment of a cell is wrong in the tables of this grid that it was made of."""
+        changes = self.tasks.get(task, {})
+
+        def placed(problem: Problem) -> Problem:
+            if problem.keys[:1] == ("agent",):
+                rest = problem.keys[1:]
+                own = changes.get("agents", {}).get(agent, {})
+                tables = {("agents", agent): self.agents[agent], ("tasks", task, "agents", agent): own}
+            else:
+                rest = problem.keys
+                tables = {("experiment",): self.experiment, ("tasks", task): changes}
+            found = {path: narrowed(Problem(problem, rest, problem.said), table) for path, table in tables.items()}
+            shared, special = found
+            path = special if found[special] and len(found[special]) >= len(found[shared]) else shared
+            return Problem(problem, (*path, *found[path]), problem.said)
+
+        try:
+            yield
+        except ConfigError as error:
+            error.change(placed)
+            raise
+
+    def require_plugins(self, cells: Sequence[Cell]) -> None:
+        """Raises ConfigError for names and settings that no plugin has, as far as no model is needed to find them."""
+        problems: dict[str, None] = {}
+        for cell in {(cell.task, cell.agent): cell for cell in cells}.values():
+            try:
+                with self.blamed(cell.task, cell.agent):
+                    check_plugins(cell.experiment)
+            except ConfigError as error:
+                problems |= dict.fromkeys(error.problems)
+        if problems:
+            raise ConfigError(*problems)
+
     def trials(self, cells: Sequence[Cell]) -> list[Cell]:
         """What is tried before `cells` can run with the best settings; none for an agent without a choice."""
         found = []
         for cell in {(cell.task, cell.agent): cell for cell in cells}.values():
-            drawn = self.tuning.configurations_of(cell.experiment.agent)
+            with self.blamed(cell.task, cell.agent), under("agent"):
+                drawn = self.tuning.configurations_of(cell.experiment.agent)
             for configuration, settings in enumerate(drawn if len(drawn) > 1 else ()):
                 for number in range(self.tuning.seeds):
                     experiment = self.tuning.trial(cell.experiment, settings, number)
@@ -402,12 +454,9 @@ def evaluation_curve(run: Path) -> list[dict[str, float]]:
 
 
 def write_json(file: Path, content: Any) -> None:
-    """All of it or nothing: written beside and renamed. A number that is not finite becomes null: JSON has no NaN."""
+    """All of it or nothing. A number that is not finite becomes null: JSON has no NaN."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    text = json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False)
-    partial.write_text(text, encoding="utf-8", errors="surrogatepass")
-    partial.replace(file)
+    write_whole(file, json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False))
 
 
 def _finite(content: Any) -> Any:
@@ -441,7 +490,7 @@ def _describe(grid: Grid, folder: Path) -> None:
         begun += folder.glob("preferences.sqlite")
     if begun and file.exists() and Grid.load(file) != grid:
         raise ConfigError(f"{folder} holds results of another grid ({file} differs): choose another folder")
-    file.write_text(grid.to_toml(), encoding="utf-8")
+    write_whole(file, grid.to_toml())
     if not about.exists():
         command = f"rlhf-env bench {file.name}"
         words = {"title": grid.title, "what_gold_is": grid.what_gold_is, "command": command, "versions": versions()}

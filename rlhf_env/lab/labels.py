@@ -17,16 +17,15 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from rich.table import Table
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from rlhf_env import plugins
 from rlhf_env.errors import ConfigError, DataError
@@ -34,7 +33,9 @@ from rlhf_env.feedback.calibration import win_probability
 from rlhf_env.feedback.selection import disagreement_priority, random_priority, uncertainty_priority
 from rlhf_env.lab.benchmark import write_json
 from rlhf_env.lab.statistics import Comparison, Estimate, compare, estimate, mean
+from rlhf_env.plain_data import refuse_misfits
 from rlhf_env.types import Episode, Float
+from rlhf_env.whole_files import write_whole
 
 World = Literal["chitchat", "made-up"]
 Tell = Callable[[float, str], None]
@@ -74,14 +75,12 @@ class Study:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        whole = ("prompts", "held_out", "max_new_tokens", "pool", "batch", "rounds", "seeds")
+        refuse_misfits(self)
         problems = [
             f"{name}: {getattr(self, name)!r} is not a whole number of at least 1"
-            for name in whole
-            if not (isinstance(getattr(self, name), int) and getattr(self, name) >= 1)
+            for name in ("prompts", "held_out", "max_new_tokens", "pool", "batch", "rounds", "seeds")
+            if getattr(self, name) < 1
         ]
-        if self.world not in get_args(World):
-            problems.append(f"world: {self.world!r} is none of {', '.join(get_args(World))}")
         if self.members < 2:
             problems.append(f"members: {self.members!r} cannot disagree: at least 2 are needed")
         if not (self.temperature > 0 and self.ridge > 0):
@@ -412,9 +411,7 @@ def _kept_pool(study: Study, file: Path, tell: Tell) -> Pool:
     """The pool in `file`, made where there is none: all of it or nothing."""
     if not file.exists():
         pool = make_pool(study, tell)
-        partial = file.with_name(f".{file.name}.{os.getpid()}")
-        save_file({name: np.ascontiguousarray(value) for name, value in vars(pool).items()}, partial)
-        partial.replace(file)
+        write_whole(file, save({name: np.ascontiguousarray(value) for name, value in vars(pool).items()}))
     try:
         return Pool(**load_file(file))
     except (SafetensorError, TypeError) as error:

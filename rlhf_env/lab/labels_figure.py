@@ -20,6 +20,7 @@ from rlhf_env.lab.figures import (
     write,
 )
 from rlhf_env.lab.labels import Found
+from rlhf_env.whole_files import write_whole
 
 STYLES = {
     "random": AgentStyle("#7b818a", "o", "--"),
@@ -36,8 +37,8 @@ def labels_picture(found: Found) -> Picture:
 def write_pictures(found: Found, folder: Path) -> list[Path]:
     """labels.svg and labels.png. Raises MissingExtra without matplotlib."""
     picture = labels_picture(found)
-    (folder / "labels.svg").write_text(as_svg(picture), encoding="utf-8")
-    (folder / "labels.png").write_bytes(as_png(picture, dpi=144))
+    write_whole(folder / "labels.svg", as_svg(picture))
+    write_whole(folder / "labels.png", as_png(picture, dpi=144))
     return [folder / "labels.svg", folder / "labels.png"]
 
 

@@ -41,6 +41,7 @@ from rlhf_env.lab.progress import job_progress
 from rlhf_env.learning.experiment import Experiment, Workplace, build
 from rlhf_env.learning.folder_lock import hold
 from rlhf_env.learning.loop import Row, collect_with
+from rlhf_env.plain_data import refuse_misfits
 from rlhf_env.types import Episode, Float, Task
 
 Tell = Callable[[Row, float], None]
@@ -68,6 +69,9 @@ class Proxy:
     members: int = 1
     combination: Combination = "mean"
     penalty: float = 0.5
+
+    def __post_init__(self) -> None:
+        refuse_misfits(self)
 
     @property
     def fits(self) -> list[Fitting]:
@@ -105,6 +109,9 @@ class Climb:
     num_envs: int = 32
     offline: bool = False
     beta: float = 0.0
+
+    def __post_init__(self) -> None:
+        refuse_misfits(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +205,7 @@ class Study:
     claims: tuple[Change, ...] = CLAIMS
 
     def __post_init__(self) -> None:
+        refuse_misfits(self)
         problems = [
             f"{name} must be at least 1, got {getattr(self, name)}"
             for name in ("seeds", "pair_prompts", "measured_prompts")

@@ -11,6 +11,7 @@ import numpy as np
 
 from rlhf_env.lab.figures import INK, LINE, MUTED, PALETTE, Picture, as_png, as_svg
 from rlhf_env.lab.overoptimization_findings import BEST_OF_N, Findings, Line
+from rlhf_env.whole_files import write_whole
 
 _LOWEST = -1.5  # a policy gone to pieces would flatten everything else
 
@@ -58,8 +59,8 @@ def save_picture(findings: Findings, folder: str | Path) -> list[Path]:
     """overoptimization.png and .svg in `folder`. Raises MissingExtra without matplotlib."""
     drawn = picture(findings)
     files = [Path(folder) / f"{drawn.name}.png", Path(folder) / f"{drawn.name}.svg"]
-    files[0].write_bytes(as_png(drawn, dpi=144))
-    files[1].write_text(as_svg(drawn), encoding="utf-8")
+    write_whole(files[0], as_png(drawn, dpi=144))
+    write_whole(files[1], as_svg(drawn))
     return files
 
 

@@ -31,6 +31,7 @@ from rlhf_env.lab.scaling_fits import (
 )
 from rlhf_env.lab.statistics import SEEDS_FOR_A_CLAIM, Comparison, Estimate, compare, estimate, mean
 from rlhf_env.types import Float
+from rlhf_env.whole_files import write_whole
 
 BEST_OF_N = "best-of-n"
 
@@ -332,7 +333,7 @@ def save_findings(findings: Findings, folder: str | Path) -> Path:
     """Write overoptimization.json and overoptimization.md into `folder`; the path of the latter."""
     file = Path(folder) / "overoptimization.md"
     write_json(file.with_suffix(".json"), as_json(findings))
-    file.write_text(as_markdown(findings), encoding="utf-8")
+    write_whole(file, as_markdown(findings))
     return file
 
 

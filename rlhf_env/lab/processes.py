@@ -14,7 +14,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from rlhf_env.errors import RlhfEnvError
+from rlhf_env.errors import DiskRefused, RlhfEnvError
 from rlhf_env.learning.engine import set_threads
 from rlhf_env.learning.loop import Interrupted, Row
 from rlhf_env.shown_text import without_secrets
@@ -46,8 +46,9 @@ class Job(Protocol):
 class Progress:
     """How far a job is: `fraction` of it, the last `row` of metrics, and how it `ended`, None while it is at work.
 
-    "died": its process is gone. No result is written, and the next call goes on from its last checkpoint. `why`: it
-    failed, or died. `score`: of a run that has been evaluated, if whoever runs the jobs knows of one.
+    "died": its process is gone, or found no room on the disk. No result is written, and the next call goes on from its
+    last checkpoint. `why`: it failed, or died. `score`: of a run that has been evaluated, if whoever runs the jobs
+    knows of one.
     """
 
     job: Job
@@ -171,8 +172,11 @@ def _serve(pipe: Connection) -> None:
                 pipe.send((fraction, None, row))
 
         try:
-            pipe.send(_outcome(job, folder, report))
+            outcome = _outcome(job, folder, report)
+            pipe.send(outcome)
         except (Interrupted, KeyboardInterrupt):
+            return
+        if outcome[1] == "died":  # another process is started in its place
             return
 
 
@@ -182,6 +186,8 @@ def _outcome(job: Job, folder: Path, report: Callable[[Row, float], None]) -> tu
         job.work(folder, report)
     except Interrupted:
         raise
+    except DiskRefused as error:  # not the job's fault: a result that says it failed would stand for good
+        return 0.0, "died", {}, f"{error}: the next call goes on"
     except RlhfEnvError as error:
         return 1.0, "failed", {}, without_secrets(str(error))
     except Exception as error:  # a plugin may raise anything; the other jobs go on

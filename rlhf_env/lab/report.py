@@ -8,7 +8,6 @@ a policy in its head forbids whatever would get past that.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,6 +38,7 @@ from rlhf_env.lab.scorecard_page import section_of
 from rlhf_env.lab.statistics import Comparison, Estimate
 from rlhf_env.lab.tuning import what_was_tried
 from rlhf_env.shown_text import for_terminal
+from rlhf_env.whole_files import write_whole
 
 __all__ = [
     "latex_table",
@@ -558,12 +558,12 @@ def write_report(folder: str | Path) -> Path:
     drawn = results.folder / "figures"
     drawn.mkdir(exist_ok=True)
     for picture in pictures:
-        _replace(drawn / f"{picture.name}.svg", figures.as_svg(picture).encode())
-        _replace(drawn / f"{picture.name}.png", figures.as_png(picture))
-    _replace(results.folder / "statistics.json", (json.dumps(asdict(results.comparing), indent=1) + "\n").encode())
-    _replace(results.folder / "table.md", _markdown_tables(tables, tasks).encode())
-    _replace(results.folder / "table.tex", _latex_tables(tables, tasks).encode())
-    _replace(results.folder / "report.html", html.encode())
+        write_whole(drawn / f"{picture.name}.svg", figures.as_svg(picture))
+        write_whole(drawn / f"{picture.name}.png", figures.as_png(picture))
+    write_whole(results.folder / "statistics.json", json.dumps(asdict(results.comparing), indent=1) + "\n")
+    write_whole(results.folder / "table.md", _markdown_tables(tables, tasks))
+    write_whole(results.folder / "table.tex", _latex_tables(tables, tasks))
+    write_whole(results.folder / "report.html", html)
     return results.folder / "report.html"
 
 
@@ -641,10 +641,3 @@ _LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "≤": r"$\le$",
     "–": "--",
 }
-
-
-def _replace(file: Path, content: bytes) -> None:
-    """Whoever looks at the file meanwhile sees the old one or the new one, never half of it."""
-    partial = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    partial.write_bytes(content)
-    partial.replace(file)

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 
 from rlhf_env import plugins
-from rlhf_env.errors import ConfigError, PluginError
+from rlhf_env.errors import ConfigError, PluginError, under
 from rlhf_env.lab.results import Trial
 from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.ranges import Ranges
 from rlhf_env.learning.spending import Budget
+from rlhf_env.plain_data import refuse_misfits
 
 FIRST_SEED = 1000  # of the trials: the report's seeds are 0, 1, ... and end below
 
@@ -43,6 +44,7 @@ class Tuning:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        refuse_misfits(self)
         problems = [
             f"{name} must be at least {least}, got {getattr(self, name)}"
             for name, least in (("configurations", 1), ("seeds", 1), ("seed", 0))
@@ -91,7 +93,8 @@ class Tuning:
 def _ranges(settings: Mapping[str, Any]) -> tuple[Ranges, Any]:
     """What an agent declares, and its Config with these settings. Raises what building the agent would raise."""
     name = settings["name"]
-    config = plugins.host().load("agent", name).Config
+    with under("name"):
+        config = plugins.host().load("agent", name).Config
     ranges: Ranges = getattr(config, "ranges", {})
     if not ranges:
         return {}, None

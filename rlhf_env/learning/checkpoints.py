@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rlhf_env.errors import DataError, RunFailed
+from rlhf_env.errors import DataError, DiskRefused
 
 FORMAT_VERSION = 2
 _TENSORS, _STATE, _MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
@@ -37,7 +37,7 @@ def save(parent: Path, step: int, state: Mapping[str, Any], record: Mapping[str,
     """Write `state` (nested dicts and lists of tensors, arrays, plain values) as checkpoint `step`; its directory.
 
     `record` goes into the manifest (versions, thread count, config hash). The newest `keep` checkpoints up to this one
-    stay (later ones are damaged, or the run would have gone on from there). Raises RunFailed when the disk refuses:
+    stay (later ones are damaged, or the run would have gone on from there). Raises DiskRefused:
     what stood before is untouched.
     """
     final, partial = parent / f"step-{step:08d}", parent / f".tmp-{step}-{os.getpid()}"
@@ -67,7 +67,7 @@ def save(parent: Path, step: int, state: Mapping[str, Any], record: Mapping[str,
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         needed = sum(t.numel() * t.element_size() for t in tensors.values())
-        raise RunFailed(
+        raise DiskRefused(
             f"cannot write checkpoint {final} (about {needed:,} bytes): {error}. What stood before is whole: make "
             "room, then go on with --resume"
         ) from error

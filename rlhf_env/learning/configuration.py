@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, TypeVar, get_origin
 
-from rlhf_env.errors import ConfigError, did_you_mean
+from rlhf_env.errors import ConfigError, Key, Problem, did_you_mean
 from rlhf_env.plain_data import fits, spoken
 
 T = TypeVar("T")
@@ -21,15 +21,20 @@ def from_table(cls: type[T], table: Mapping[str, Any], where: str) -> T:
     instead of it: `field(..., metadata={"whole": True})`); its keys may also stand one level up where they are
     unambiguous (`lr` instead of `optimization.lr`). Raises ConfigError with every problem found.
     """
-    problems: list[str] = []
-    value = _build(cls, table, where, problems)
+    problems: list[Problem] = []
+    value = _build(cls, table, where, (), problems)
     if problems:
         raise ConfigError(*problems)
     return typing.cast(T, value)
 
 
-def _build(cls: type[Any], table: Mapping[str, Any], where: str, problems: list[str]) -> Any:
+def _build(cls: type[Any], table: Mapping[str, Any], where: str, keys: tuple[str, ...], problems: list[Problem]) -> Any:
+    """`keys` lead to `table` from the outermost one."""
     found_before = len(problems)
+
+    def note(said: str, *within: Key) -> None:
+        problems.append(Problem(f"{where}: {said}", (*keys, *within), "" if within else said))
+
     hints = typing.get_type_hints(cls)
     fields = {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
     nested = {name: hint for name, hint in fields.items() if isinstance(hint, type) and dataclasses.is_dataclass(hint)}
@@ -43,32 +48,33 @@ def _build(cls: type[Any], table: Mapping[str, Any], where: str, problems: list[
             if isinstance(value, Mapping):
                 tables.setdefault(key, {}).update(value)
             else:
-                given[key] = _checked(value, nested[key], f"{where} {key}", problems)
+                given[key] = _checked(value, nested[key], f"{where} {key}", (*keys, key), problems)
         elif key in fields:
-            given[key] = _checked(value, fields[key], f"{where} {key}", problems)
+            given[key] = _checked(value, fields[key], f"{where} {key}", (*keys, key), problems)
         elif key in lifted:
             tables.setdefault(lifted[key], {})[key] = value
         else:
-            problems.append(f"{where}: no setting {key!r}{did_you_mean(key, [*fields, *lifted])}")
+            note(f"no setting {key!r}{did_you_mean(key, [*fields, *lifted])}", key)
     for name, inner_table in tables.items():
         default = next(f for f in dataclasses.fields(cls) if f.name == name)
         base = dataclasses.MISSING if default.metadata.get("whole") else _default_of(default)
         # A nested table changes the default of this place, not the nested class's own.
         start = {} if base is dataclasses.MISSING else {f.name: getattr(base, f.name) for f in dataclasses.fields(base)}
-        given[name] = _build(nested[name], {**start, **inner_table}, f"{where} {name}", problems)
+        given[name] = _build(nested[name], {**start, **inner_table}, f"{where} {name}", (*keys, name), problems)
     missing = [
         field.name
         for field in dataclasses.fields(cls)
         if field.init and _default_of(field) is dataclasses.MISSING and field.name not in given
     ]
-    problems.extend(f"{where}: the setting {name!r} is required" for name in missing)
+    for name in missing:
+        note(f"the setting {name!r} is required")
     if len(problems) > found_before:
         return None
     try:
         return cls(**given)
     except ValueError as error:
-        found = error.problems if isinstance(error, ConfigError) else (str(error),)
-        problems.extend(f"{where}: {problem}" for problem in found)
+        for problem in error.problems if isinstance(error, ConfigError) else (str(error),):
+            note(problem, *getattr(problem, "keys", ()))
         return None
 
 
@@ -80,11 +86,11 @@ def _default_of(field: dataclasses.Field[Any]) -> Any:
     return dataclasses.MISSING
 
 
-def _checked(value: Any, hint: Any, where: str, problems: list[str]) -> Any:
+def _checked(value: Any, hint: Any, where: str, keys: tuple[str, ...], problems: list[Problem]) -> Any:
     """`value` as the type the field declares, or a problem noted."""
     if fits(value, hint):
         if get_origin(hint) is tuple:  # TOML has lists only
             return tuple(value)
         return float(value) if hint is float else value
-    problems.append(f"{where}: {value!r} is not {spoken(hint)}")
+    problems.append(Problem(f"{where}: {value!r} is not {spoken(hint)}", keys, ""))
     return value

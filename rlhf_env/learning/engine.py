@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from rlhf_env.errors import ConfigError, RunFailed
 from rlhf_env.learning.schedules import ScheduleName, multiplier
 from rlhf_env.learning.spending import Spending
+from rlhf_env.plain_data import refuse_misfits
 
 LARGE = 5_000_000  # parameters from which a second thread pays
 
@@ -45,11 +46,10 @@ class Optimization:
     micro_batch_tokens: int = 4096
 
     def __post_init__(self) -> None:
+        refuse_misfits(self)
         problems = []
-        if not 0 < self.lr < math.inf:
+        if not self.lr > 0:
             problems.append(f"lr must be positive, got {self.lr}")
-        if self.schedule not in get_args(ScheduleName):
-            problems.append(f"schedule must be one of {', '.join(get_args(ScheduleName))}, got {self.schedule!r}")
         for name in ("warmup", "floor"):
             if not 0 <= getattr(self, name) <= 1:
                 problems.append(f"{name} must be in [0, 1], got {getattr(self, name)}")
@@ -57,7 +57,7 @@ class Optimization:
             if not 0 <= getattr(self, name) < 1:
                 problems.append(f"{name} must be in [0, 1), got {getattr(self, name)}")
         for name in ("weight_decay", "max_grad_norm", "micro_batch_size", "micro_batch_tokens"):
-            if not 0 <= getattr(self, name) < math.inf:
+            if not getattr(self, name) >= 0:
                 problems.append(f"{name} must not be negative, got {getattr(self, name)}")
         if problems:
             raise ConfigError(*problems)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from functools import partial
@@ -18,24 +16,24 @@ from rlhf_env.envs.rewards import RewardMix, RewardTable, load_rewards
 from rlhf_env.envs.tasks import held_out, load_task
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.envs.tokenizers import AlphabetTokenizer, FileTokenizer, load_tokenizer
-from rlhf_env.errors import ConfigError, DataError
+from rlhf_env.errors import ConfigError, DataError, Problem, under
 from rlhf_env.learning.agent import Agent, Setup
 from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.engine import Engine
 from rlhf_env.learning.loop import EnvSource
 from rlhf_env.learning.spending import Budget, Spending
-from rlhf_env.plain_data import read_file
+from rlhf_env.plain_data import refuse_misfits
 from rlhf_env.policies.language_model import ROWS_AT_ONCE, LanguageModel
 from rlhf_env.policies.policy import Policy, Sampling
 from rlhf_env.policies.tabular import TabularPolicy
 from rlhf_env.policies.tiny import tiny_language_model
+from rlhf_env.toml_files import naming_lines, read_toml
 from rlhf_env.types import Task, Tokenizer
 
 # What no machine that this is for can hold: a mistyped size is a message, and not the end of all that runs there.
 _MOST = 2**20  # texts side by side, tokens of a text, prompts of an evaluation
 _MOST_TOKENS = 2**28  # of all texts side by side: 2 GiB of ids
 _SEEDS = 2**40  # seeds are multiplied and added to, and torch takes 64 bits
-_LARGEST = 2**20  # bytes of a TOML file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +60,7 @@ class PolicySettings:
     revision: str | None = None
 
     def __post_init__(self) -> None:
+        refuse_misfits(self)
         problems = [f"{name} must not be empty" for name in ("model", "tokenizer") if getattr(self, name) == ""]
         if self.rows_at_once < 1:
             problems.append(f"rows_at_once must be at least 1, got {self.rows_at_once}")
@@ -80,6 +79,7 @@ class EnvironmentSettings:
     action_length: int | None = None
 
     def __post_init__(self) -> None:
+        refuse_misfits(self)
         sizes = {name: getattr(self, name) for name in ("num_envs", "max_new_tokens", "max_prompt_tokens")}
         problems = [p for name, size in sizes.items() for p in _outside(name, size)]
         if not problems and self.num_envs * (self.max_prompt_tokens + self.max_new_tokens) > _MOST_TOKENS:
@@ -115,6 +115,7 @@ class EvaluationSettings:
     rewards: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        refuse_misfits(self)
         problems = [*_negative(self, "every"), *_no_seed(self.seed)]
         problems += _outside("prompts", self.prompts)
         if problems:
@@ -152,6 +153,7 @@ class Experiment:
     min_delta: float = 0.0
 
     def __post_init__(self) -> None:
+        refuse_misfits(self)
         problems = [*_no_seed(self.seed), *_negative(self, "checkpoint_every", "patience")]
         if not self.name or not self.name.isprintable():
             problems.append(f"name must be one or more printable characters, got {self.name!r}")
@@ -162,7 +164,7 @@ class Experiment:
                 "max_kl is measured by the reward part 'kl', which is not among [rewards]: add it (`kl = 0.0` measures "
                 "and costs nothing)"
             )
-        if not 0 <= self.min_delta < math.inf:
+        if not self.min_delta >= 0:
             problems.append(f"min_delta must not be negative, got {self.min_delta}")
         if self.patience > 0 and self.evaluation.every == 0:
             problems.append(
@@ -184,7 +186,9 @@ class Experiment:
     @classmethod
     def load(cls, file: str | Path) -> Experiment:
         """From a TOML file; relative paths of models stay relative to the working directory."""
-        return cls.from_table(read_toml(file), str(file))
+        table = read_toml(file)
+        with naming_lines(file):
+            return cls.from_table(table, str(file))
 
     def to_toml(self) -> str:
         """The resolved file: every setting that is in force and not None."""
@@ -227,24 +231,26 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
     Raises ConfigError; unknown names, wrong settings and bad files of prompts are found, all of them, before a model
     is loaded.
     """
-    task = _checked_task(experiment)
+    task = check_plugins(experiment)
     settings = experiment.environment
-    tokenizer = _load_tokenizer(experiment.policy)
-    policy = _load_policy(experiment, tokenizer, task) if policy is None else policy
-    tokenizer = _fitted(tokenizer, policy, experiment.policy.model)
+    with under("policy"):
+        tokenizer = _load_tokenizer(experiment.policy)
+        policy = _load_policy(experiment, tokenizer, task) if policy is None else policy
+        tokenizer = _fitted(tokenizer, policy, experiment.policy.model)
     reference = policy.frozen_copy()
     reference.reseed(experiment.seed + 1)
     policy.reseed(experiment.seed)
+    with under("rewards"):
+        reward = load_rewards(experiment.rewards, task, {"reference": reference, "tokenizer": tokenizer})
     env = TextVectorEnv(
         settings.num_envs,
         task=task,
-        reward=experiment.rewards,
+        reward=reward,
         tokenizer=tokenizer,
         max_new_tokens=settings.max_new_tokens,
         max_prompt_tokens=settings.max_prompt_tokens,
         action_length=settings.length,
         autoreset_mode="Disabled",
-        provided={"reference": reference},
     )
     spending = Spending()
     setup = Setup(
@@ -260,35 +266,39 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
         spending=spending,
         task=env.task,
     )
-    agent = make_agent(experiment.agent, setup)
-    return Workplace(experiment, env, setup, agent, EnvSource(env, seed=experiment.seed, spending=spending))
+    with under("agent"):
+        agent = make_agent(experiment.agent, setup)
+    source = EnvSource(env, seed=experiment.seed, spending=spending, reference=reference)
+    return Workplace(experiment, env, setup, agent, source)
 
 
-def _checked_task(experiment: Experiment) -> Task:
-    """The task. Raises ConfigError for everything that the tables of plugins get wrong, not only the first thing."""
+def check_plugins(experiment: Experiment) -> Task:
+    """The task. Raises ConfigError for everything that the tables of plugins get wrong, as far as no model is needed
+    to find it."""
     problems: list[str] = []
 
-    def look(check: Callable[[], Any]) -> Any:
+    def look(check: Callable[[], Any], *keys: str) -> Any:
         try:
-            return check()
+            with under(*keys):
+                return check()
         except ConfigError as error:
             problems.extend(problem for problem in error.problems if problem not in problems)
 
-    task: Task = look(lambda: load_task(experiment.task))
-    for rewards in (experiment.rewards, experiment.evaluation.rewards):
+    task: Task = look(lambda: load_task(experiment.task), "task")
+    for keys, rewards in (("rewards",), experiment.rewards), (("evaluation", "rewards"), experiment.evaluation.rewards):
         for part, settings in rewards.items():
-            if isinstance(settings, (bool, str, list)):  # what a file may hold and no reward is
-                problems.append(f"[rewards] {part}: a weight or a table of settings is needed, got {settings!r}")
-            elif isinstance(settings, (int, float, Mapping)):
-                look(partial(_check_reward, part, settings))
-    look(lambda: _agent_factory(experiment.agent))
+            look(partial(_check_reward, part, settings), *keys, part)
+    look(lambda: _agent_factory(experiment.agent), "agent")
     if problems:
         raise ConfigError(*problems)
     return task
 
 
 def _check_reward(part: str, settings: Any) -> None:
-    RewardTable.read(part, settings).require_plugin()
+    if isinstance(settings, (bool, str, list)):  # what a file may hold and no reward is
+        raise ConfigError(f"[rewards] {part}: a weight or a table of settings is needed, got {settings!r}")
+    if isinstance(settings, (int, float, Mapping)):
+        RewardTable.read(part, settings).require_plugin()
 
 
 def _load_tokenizer(wanted: PolicySettings) -> Tokenizer:
@@ -377,8 +387,9 @@ def _agent_factory(spec: Any, where: str = "[agent]") -> Callable[[Setup], Agent
     table = dict(spec) if isinstance(spec, Mapping) else {"name": spec}
     name = table.pop("name", None)
     if not isinstance(name, str):
-        raise ConfigError(f"{where} needs a name")
-    target = plugins.host().load("agent", name)
+        raise ConfigError(Problem(f"{where} needs a name", ("name",), ""))
+    with under("name"):
+        target = plugins.host().load("agent", name)
     if not is_dataclass(getattr(target, "Config", None)):
         raise ConfigError(f"agent {name!r}: {target!r} has no dataclass `Config`, as an agent plugin must")
     wraps = "agent" in signature(target).parameters
@@ -392,7 +403,8 @@ def _agent_factory(spec: Any, where: str = "[agent]") -> Callable[[Setup], Agent
     try:
         if wraps and inner is None:
             raise ConfigError(f'{where} {name} wraps another agent: agent = {{ name = "ppo" }}, with its settings')
-        wrapped = _agent_factory(inner, f"{where} {name}: agent") if wraps else None
+        with under("agent"):
+            wrapped = _agent_factory(inner, f"{where} {name}: agent") if wraps else None
     except ConfigError as error:
         problems.extend(error.problems)
     if problems:
@@ -415,19 +427,8 @@ def evaluation_rewards(experiment: Experiment, workplace: Workplace) -> RewardMi
     if not experiment.evaluation.rewards:
         return None
     provided = {"reference": workplace.setup.reference, "tokenizer": workplace.setup.tokenizer}
-    return load_rewards(experiment.evaluation.rewards, workplace.env.task, provided)
-
-
-def read_toml(file: str | Path) -> dict[str, Any]:
-    """A TOML file as plain data. Raises ConfigError that names the file and the line."""
-    content = read_file(file, _LARGEST)
-    try:
-        return tomllib.loads(content.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{file}, line {line}: not UTF-8: byte 0x{content[error.start]:02x}") from error
-    except (ValueError, RecursionError) as error:  # not TOML; a number of thousands of digits, brackets too deep
-        raise ConfigError(f"{file}: {error}") from error
+    with under("evaluation", "rewards"):
+        return load_rewards(experiment.evaluation.rewards, workplace.env.task, provided)
 
 
 def _outside(name: str, size: int) -> list[str]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from rlhf_env.errors import ConfigError
+from rlhf_env.errors import ConfigError, DiskRefused
 
 
 def hold(folder: Path) -> IO[str]:
     """Make `folder` if it is not there, and hold it until the file returned is closed or the process ends, however.
 
-    Raises ConfigError when another process holds it (its process id is said), or when nothing can be written there.
+    Raises ConfigError when another process holds it (its process id is said), or when nothing can be written there;
+    DiskRefused when there is no room.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -27,8 +29,13 @@ def hold(folder: Path) -> IO[str]:
         holder = lock.read().strip() or "another process"
         lock.close()
         raise ConfigError(f"{folder} is in use ({holder}): wait for it, or choose another folder") from error
-    lock.seek(0)
-    lock.truncate()
-    lock.write(f"pid {os.getpid()}")
-    lock.flush()
+    try:
+        lock.seek(0)
+        lock.truncate()
+        lock.write(f"pid {os.getpid()}")
+        lock.flush()
+    except OSError as error:
+        with suppress(OSError):
+            lock.close()
+        raise DiskRefused(f"{lock.name} cannot be written: {error.strerror or error}: make room") from error
     return lock

@@ -24,7 +24,7 @@ from rlhf_env.learning.functional import groups_without_spread
 from rlhf_env.learning.rollout import Rollout, finished
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
 from rlhf_env.learning.spending import Budget, Spending, Stopping
-from rlhf_env.types import Episode, Float
+from rlhf_env.types import Episode, Float, TokenScorer
 
 Row = dict[str, Any]
 
@@ -39,6 +39,9 @@ def collect(
     `options` are added to what `agent.begin()` asks for. The environment must be in autoreset mode DISABLED (whole
     episodes only). Raises RewardError where a reward part fails more often than it may; rows that it failed on, and
     that are to be skipped, are there without a score.
+
+    Rewards that wait outside this process score texts that have ended while the others are being written (see
+    `TextVectorEnv.scoring_meanwhile`).
     """
     return collect_with(env, agent, {**agent.begin(), **(options or {})}, seed=seed)
 
@@ -51,16 +54,19 @@ def collect_with(env: TextVectorEnv, agent: Agent, options: Mapping[str, Any], *
     prompts = env.prompts
     ended: dict[int, tuple[Episode, Score]] = {}
     extras: dict[str, Float] = {}
-    while len(ended) < env.num_envs:
-        writing = env.writing
-        decision = agent.act({**observation, "writing": writing, "prompts": prompts})  # type: ignore[typeddict-item]
-        before = observation["attention_mask"].sum(axis=1)
-        _lay_out(extras, decision, writing, before, env)
-        observation, _, _, _, infos = env.step(action_for(env, decision))
-        news = finished(infos)
-        if not news and np.array_equal(observation["attention_mask"].sum(axis=1), before):
-            raise RunFailed("the agent wrote nothing in any row: act() must give at least one token to unfinished rows")
-        ended.update({row: (episode, score) for row, episode, score in news if row not in ended})
+    with env.scoring_meanwhile():
+        while len(ended) < env.num_envs:
+            writing = env.writing
+            decision = agent.act({**observation, "writing": writing, "prompts": prompts})  # type: ignore[typeddict-item]
+            before = observation["attention_mask"].sum(axis=1)
+            _lay_out(extras, decision, writing, before, env)
+            observation, _, _, _, infos = env.step(action_for(env, decision))
+            news = finished(infos)
+            if not news and np.array_equal(observation["attention_mask"].sum(axis=1), before):
+                raise RunFailed(
+                    "the agent wrote nothing in any row: act() must give at least one token to unfinished rows"
+                )
+            ended.update({row: (episode, score) for row, episode, score in news if row not in ended})
     rows = [ended[row] for row in range(env.num_envs)]
     env.reward.require_few_failures([score for _, score in rows], [episode for episode, _ in rows])
     rollout = Rollout.from_episodes(
@@ -137,10 +143,16 @@ class EnvSource:
 
     Rows that a reward part failed on, and that are to be skipped, are left out: whatever an agent makes of the others
     is what it would make of a rollout without them. `failed/<part>` counts the failures that a part may have.
+
+    Where the reward part `kl` has read the texts with this `reference`, its log-probabilities go along as the extra
+    "reference", so that an agent which needs them does not read the texts again.
     """
 
-    def __init__(self, env: TextVectorEnv, *, seed: int, spending: Spending) -> None:
+    def __init__(
+        self, env: TextVectorEnv, *, seed: int, spending: Spending, reference: TokenScorer | None = None
+    ) -> None:
         self.env = env
+        self._reference = reference
         self._prompts = Shuffled(env.task.size, seed)
         self._spending = spending
 
@@ -154,7 +166,7 @@ class EnvSource:
             self._prompts.place = place  # these prompts were not used up: a resumed run takes them again
             raise
         measured = {**_divergence(rollout, self.env.reward), **_failures(rollout, self.env.reward)}
-        rollout = replace(rollout, measured=measured)
+        rollout = _beside_what_kl_read(replace(rollout, measured=measured), self.env.reward, self._reference)
         self.env.settle()  # so that a checkpoint taken now holds what the rewards remember of this rollout
         self._spending.add(
             episodes=len(rollout), generated_tokens=int(rollout.actions.sum()), reward_calls=len(rollout)
@@ -192,6 +204,25 @@ def _divergence(rollout: Rollout, reward: RewardMix) -> Metrics:
         log_ratios = [score.tokens["kl"] / -coefficient for score in scored]
         found["kl_k3"] = float(np.mean([(np.expm1(-values) + values).sum() for values in log_ratios]))
     return found
+
+
+def _beside_what_kl_read(rollout: Rollout, reward: RewardMix, reference: TokenScorer | None) -> Rollout:
+    """With log p_ref as the extra "reference", where it follows from what `kl` has paid for every row of this rollout.
+
+    That is -coefficient * (log p - log p_ref) for each token, as long as the controller has not moved the coefficient.
+    """
+    part = reward.parts.get("kl")
+    coefficient = float(getattr(part, "coefficient", 0.0))
+    if reference is None or getattr(part, "reference", None) is not reference or not coefficient:
+        return rollout
+    if any("kl" not in score.tokens or "kl" in score.failed for score in rollout.scores):
+        return rollout
+    known = torch.zeros(rollout.tokens.shape, dtype=torch.float64)
+    for row, (episode, score) in enumerate(zip(rollout.episodes, rollout.scores, strict=True)):
+        assert episode.logprobs is not None  # `kl` has read them
+        start, paid = len(episode.prompt_ids), score.tokens["kl"]
+        known[row, start : start + len(paid)] = torch.from_numpy(episode.logprobs + paid / coefficient)
+    return rollout.with_extras(reference=known.masked_fill(~rollout.actions, 0.0))
 
 
 class DataSource:

@@ -22,11 +22,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from rlhf_env.errors import ConfigError, DataError, RunFailed
+from rlhf_env.errors import ConfigError, DataError, DiskRefused
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.folder_lock import hold
 from rlhf_env.learning.tracking import WandbRun
 from rlhf_env.shown_text import without_secrets
+from rlhf_env.whole_files import write_whole
 
 _DISTRIBUTIONS = ("rlhf-env", "torch", "transformers", "gymnasium", "numpy", "stable-baselines3")
 
@@ -114,7 +115,7 @@ class RunFolder:
             self._without(
                 f"{file}, line {unreadable[0]}: no row of metrics ({len(unreadable)} such)", "they are dropped"
             )
-            _replace(file, "".join(json.dumps(row) + "\n" for row in rows))
+            write_whole(file, "".join(json.dumps(row) + "\n" for row in rows))
 
     def _without(self, problem: str, consequence: str, file: Path | None = None) -> None:
         """Refuse a problem; or where that is allowed, note it as lost and remove what is left of the file."""
@@ -130,9 +131,9 @@ class RunFolder:
         if not record.exists():
             command = [without_secrets(word) for word in sys.argv]
             begun = {"versions": versions(), "config_hash": self.config_hash, "command": command}
-            _replace(record, json.dumps(begun, indent=1))
+            write_whole(record, json.dumps(begun, indent=1))
         if not described.exists():
-            _replace(described, self._toml)
+            write_whole(described, self._toml)
 
     def close(self) -> None:
         """Give the folder back. The lock goes with the process anyway, however it ends."""
@@ -149,7 +150,7 @@ class RunFolder:
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one row of metrics (`row["update"]` says where): a whole JSON line, and TensorBoard's events.
 
-        Raises RunFailed when the disk refuses; half a line is never read back.
+        Raises DiskRefused; half a line is never read back.
         """
         if self._metrics is None:
             raise RuntimeError("the run folder is not open")
@@ -178,14 +179,14 @@ class RunFolder:
             elif isinstance(value, (int, float)) and key != "update":
                 writer.add_scalar(key, value, update)
 
-    def _refused(self, error: OSError) -> RunFailed:
-        return RunFailed(
+    def _refused(self, error: OSError) -> DiskRefused:
+        return DiskRefused(
             f"cannot write the metrics of {self.path}: {error.strerror or error}. The last checkpoint is whole: make "
             "room, then go on with --resume"
         )
 
     def save(self, step: int, state: Mapping[str, Any], threads: int) -> Path:
-        """Write a checkpoint of `state`; metrics up to here are made durable first. Raises RunFailed."""
+        """Write a checkpoint of `state`; metrics up to here are made durable first. Raises DiskRefused."""
         try:
             if self._metrics is not None:
                 os.fsync(self._metrics.fileno())
@@ -241,7 +242,7 @@ class RunFolder:
                 f"{self.path}: cannot resume: {what} are not those that the run was begun with (sha256 was "
                 f"{before[:12]}, now {fingerprint[:12]}): put the model back, or start anew in another folder"
             )
-        _replace(self.path / "record.json", json.dumps(record, indent=1))
+        write_whole(self.path / "record.json", json.dumps(record, indent=1))
 
     def _note_resume(self, manifest: Mapping[str, Any], threads: int | None) -> None:
         before, now = (
@@ -259,7 +260,7 @@ class RunFolder:
         record = _read_record(self.path / "record.json") or {}
         entry = {"update": manifest["step"], "not_exact": self.not_exact, "lost": self.lost}
         record["resumed"] = [*record.get("resumed", []), entry]
-        _replace(self.path / "record.json", json.dumps(record, indent=1))
+        write_whole(self.path / "record.json", json.dumps(record, indent=1))
 
     def _cut_metrics(self, step: int) -> None:
         """Keep the rows up to `step`: what came later is done again. A half-written last line goes."""
@@ -267,7 +268,7 @@ class RunFolder:
             self._metrics.close()
         file = self.path / "metrics.jsonl"
         rows = [row for row in read_metrics(self.path) if row["update"] <= step]
-        _replace(file, "".join(json.dumps(row) + "\n" for row in rows))
+        write_whole(file, "".join(json.dumps(row) + "\n" for row in rows))
         self._metrics = file.open("a", encoding="utf-8")
         self._purge_step = step + 1
 
@@ -322,21 +323,6 @@ def _read_record(file: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) else None
-
-
-def _replace(file: Path, text: str) -> None:
-    """All of it or nothing, whatever happens meanwhile. Raises RunFailed when the disk refuses."""
-    partial = file.with_suffix(".tmp")
-    try:
-        with partial.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(file)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
-        raise RunFailed(f"cannot write {file} ({len(text):,} bytes): {error.strerror or error}: make room") from error
 
 
 def _tensorboard_bins(histogram: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from rlhf_agents.kto import KTO, above_the_mean, mismatched
 from rlhf_env.envs.rewards import Score
 from rlhf_env.errors import ConfigError
 from rlhf_env.learning.engine import Optimization
+from rlhf_env.learning.functional import logprobs_under
 from rlhf_env.learning.rollout import Rollout, labelled_answers, preference_pairs
 from rlhf_env.types import Episode
 
@@ -93,6 +94,20 @@ def test_the_loss_away_from_the_reference(strayed: KTO, labelled: Rollout, cross
     assert abs(metrics["reference_point"] - z0) < 1e-12
     assert abs(metrics["loss"] - loss) < 1e-12
     assert metrics["right_side"] == ((distance > 0) == np.array(GOOD)).mean()
+
+
+def test_what_a_stored_row_says_of_the_reference_is_not_computed_again(
+    strayed: KTO, labelled: Rollout, crossed: Any, gradient_of, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reference reads the mismatched pairs alone, which each batch makes anew."""
+    reference, asked = strayed.setup.reference, []
+    knows = labelled.with_extras(reference=logprobs_under(reference, labelled))
+    expected = gradient_of(strayed, labelled)
+    response_logprobs = reference.response_logprobs
+    monkeypatch.setattr(reference, "response_logprobs", lambda said: asked.extend(said) or response_logprobs(said))
+    torch.testing.assert_close(gradient_of(strayed, knows), expected, rtol=0, atol=1e-12)
+    assert [it.ids.tolist() for it in asked] == [it.ids.tolist() for it in crossed]
+    assert (gradient_of(strayed, knows.with_extras(reference=knows.logprobs)) - expected).abs().max() > 1e-4
 
 
 def test_the_reference_point_is_never_below_zero(make_world, labelled: Rollout, crossed: Any) -> None:

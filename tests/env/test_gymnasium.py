@@ -99,6 +99,13 @@ def test_make_vec_in_every_mode(name: str, mode: str) -> None:
     envs.close()
 
 
+def test_a_vector_keeps_its_mode_when_another_is_made() -> None:
+    modes = list(AutoresetMode)
+    made = [gym.make_vec(IDS[0], 1, vectorization_mode="sync", vector_kwargs={"autoreset_mode": it}) for it in modes]
+    assert [envs.metadata["autoreset_mode"] for envs in made] == modes
+    assert "autoreset_mode" not in TextEnv.metadata
+
+
 def test_make_vec_is_native_by_default() -> None:
     envs = gym.make_vec("rlhf_env/Response-v0", num_envs=3, max_episode_steps=1)
     assert isinstance(envs, TextVectorEnv)

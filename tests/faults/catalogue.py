@@ -17,6 +17,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def survive(one: Fault, patience: float = PATIENCE) -> Outcome:
         sys.stderr.flush()
         child = os.fork()
         if child == 0:
-            os.setpgid(0, 0)
+            os.setpgid(0, 0)  # a group of its own
             status, words = 1, ""
             try:
                 words = str(one.inject(folder) or "")
@@ -89,12 +90,16 @@ def survive(one: Fault, patience: float = PATIENCE) -> Outcome:
                 said.write_text(words, encoding="utf-8", errors="replace")
                 os._exit(status)
         deadline = time.monotonic() + patience
-        while (ended := os.waitpid(child, os.WNOHANG))[0] == 0:
-            if time.monotonic() > deadline:
+        try:
+            while (ended := os.waitpid(child, os.WNOHANG))[0] == 0:
+                if time.monotonic() > deadline:
+                    os.kill(child, signal.SIGKILL)
+                    os.waitpid(child, 0)
+                    return Outcome(False, f"still at it after {patience:.0f} s")
+                time.sleep(0.005)
+        finally:  # whatever it has started, and itself where Ctrl-C came
+            with suppress(ProcessLookupError):
                 os.killpg(child, signal.SIGKILL)
-                os.waitpid(child, 0)
-                return Outcome(False, f"still at it after {patience:.0f} s")
-            time.sleep(0.005)
         status = os.waitstatus_to_exitcode(ended[1])
         if not said.exists():
             return Outcome(False, f"its process ended with status {status}")

@@ -58,8 +58,9 @@ class Running:
         except BaseException:
             traceback.print_exc()
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError):  # it may have forbidden itself to write
+                    stream.flush()
             os._exit(status)
 
     def said(self) -> str:

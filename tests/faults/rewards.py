@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import sys
 import textwrap
@@ -12,11 +13,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from faults import resume_matrix
 from faults.catalogue import fault
 from faults.processes import Ended, rlhf_env
 
 from rlhf_env import plugins
 from rlhf_env.envs.rewards import load_rewards
+from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.envs.toy_tasks import Count
 from rlhf_env.errors import RewardError
 from rlhf_env.testing import make_episode
@@ -27,10 +30,10 @@ checkpoint_every = 1
 [task]
 name = "count"
 [policy]
-tokenizer = "alphabet:ab:"
+tokenizer = "alphabet:abcdefgh:"
 [environment]
 num_envs = 16
-max_new_tokens = 6
+max_new_tokens = 12
 [agent]
 name = "grpo"
 group_size = 4
@@ -49,6 +52,16 @@ from itertools import count
 import numpy as np
 
 calls = count()
+ANSWERS = {
+    "too_few": lambda n: [0.5] * (n - 1),
+    "scalar": lambda n: 0.5,
+    "text": lambda n: "good",
+    "nothing": lambda n: None,
+    "matrix": lambda n: np.zeros((n, 1)),
+    "nones": lambda n: [None] * n,
+    "words": lambda n: ["0.5"] * n,
+    "on_a_graph": lambda n: __import__("torch").ones(n, requires_grad=True),
+}
 
 class Odd:
     def __init__(self, how, after=0, rows=None):
@@ -57,6 +70,8 @@ class Odd:
     def __call__(self, episodes):
         if next(calls) < self.after:
             return np.zeros(len(episodes))
+        if self.how in ANSWERS:
+            return ANSWERS[self.how](len(episodes))
         scores = np.zeros(len(episodes))
         for row, episode in enumerate(episodes):
             if self.rows is None or row in self.rows:
@@ -94,22 +109,30 @@ class Odd:
     def grabs(self):
         held = []
         while True:
-            held.append(bytearray(os.urandom(1)) * (1 << 24))
+            held.append(os.urandom(1) * (1 << 24))
 
     def dies(self):
+        open(__file__ + ".died", "w").close()
         os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def train(folder: Path, settings: str, *more: str) -> tuple[Ended, Path]:
-    """A run of three updates with the reward `odd` set so, in the folder that is given back."""
-    (folder / "odd_rewards.py").write_text(ODD, encoding="utf-8")
+def train(
+    folder: Path, settings: str, *more: str, source: str = ODD, prepare: Callable[[], object] | None = None
+) -> tuple[Ended, Path]:
+    """A run of three updates with the reward `odd` set so, in the folder that is given back.
+
+    `source`: its code; `prepare` is called first in its process.
+    """
+    (folder / "odd_rewards.py").write_text(source, encoding="utf-8")
     file, run = folder / "experiment.toml", folder / "run"
     file.write_text(EXPERIMENT.format(settings=settings), encoding="utf-8")
 
     def before() -> None:
         sys.path.insert(0, str(folder))
         plugins.register_reward("odd", "odd_rewards:Odd")
+        if prepare is not None:
+            prepare()
 
     return rlhf_env("train", str(file), "--out", str(run), *more, before=before), run
 
@@ -120,36 +143,32 @@ def rows(run: Path) -> list[dict[str, float]]:
     return [row for row in said if row["update"] > 0]
 
 
-def stops(folder: Path, settings: str, *said: str, updates: int = 2) -> None:
-    """Exit 3 with one line of these words, and a run that goes on when the reward is well again."""
-    ended, run = train(folder, settings)
+def stops(
+    folder: Path, settings: str, *said: str, updates: int = 2, prepare: Callable[[], object] | None = None
+) -> str:
+    """Exit 3 with one line of these words, and a run that goes on when the reward is well again. The line."""
+    ended, run = train(folder, settings, prepare=prepare)
     assert ended.status == 3, ended
     (line,) = ended.stderr.splitlines()
     assert all(words in line for words in ("reward 'odd'", *said)), line
     assert len(rows(run)) == updates
     assert sorted(run.glob("checkpoints/step-*"))[-1].name.endswith(str(updates)), list(run.glob("checkpoints/*"))
+    return line
 
 
 @fault("F17", "a reward raises in the third rollout: exit 3 with plugin and row; the run is resumable")
 def raises(folder: Path) -> None:
-    stops(folder, 'how = "raises"\nafter = 3', "raised ZeroDivisionError: a bad day", "episode 0 of 0..15")
-    (folder / "odd_rewards.py").write_text(ODD.replace('raise ZeroDivisionError("a bad day")', "return 0.0"))
-
-    def before() -> None:
-        sys.path.insert(0, str(folder))
-        plugins.register_reward("odd", "odd_rewards:Odd")
-
-    resumed = rlhf_env(
-        "train", str(folder / "experiment.toml"), "--out", str(folder / "run"), "--resume", before=before
-    )
-    assert resumed.status == 0 and len(rows(folder / "run")) == 3, resumed
+    stops(folder, 'how = "raises"\nafter = 3', "raised ZeroDivisionError: a bad day", "episode 0 of 0..")
+    mend = ODD.replace('raise ZeroDivisionError("a bad day")', "return 0.0")
+    resumed, run = train(folder, 'how = "raises"\nafter = 3', "--resume", source=mend)
+    assert resumed.status == 0 and len(rows(run)) == 3, resumed
 
 
 @fault("F17", "a reward raises for one row in 16, skipped: the row is counted, the run ends well", quick=True)
 def skips(folder: Path) -> None:
     ended, run = train(folder, 'how = "nan"\nrows = [5]\non_error = "skip"\nmax_bad_fraction = 0.25')
     assert ended.status == 0, ended
-    assert [row["rollout/failed/odd"] for row in rows(run)] == [1.0] * 3
+    assert all(1 <= row["rollout/failed/odd"] <= 4 for row in rows(run)), "the row, and those of the same text"
 
 
 @fault("F18", "NaN for all: more than max_bad_fraction ends the run before it learns from any")
@@ -168,6 +187,14 @@ def not_sane(folder: Path) -> None:
         ended, run = train(place, f'how = "{how}"\nrows = [2]\non_error = "skip"\nmax_bad_fraction = 0.25')
         assert ended.status == 0, ended
         assert all(np.isfinite(row[key]) for row in rows(run) for key in row if isinstance(row[key], float))
+
+
+@fault("F20", "8 of 8 answers of a wrong form, whatever on_error says: exit 3, got and expected")
+def wrong_form(folder: Path) -> None:
+    for how in ("too_few", "scalar", "text", "nothing", "matrix", "nones", "words", "on_a_graph"):
+        (place := folder / how).mkdir()
+        line = stops(place, f'how = "{how}"\nafter = 2\non_error = "skip"\nmax_bad_fraction = 1.0', updates=1)
+        assert re.search(r"returned .+expected|tensor\.detach", line), line
 
 
 def batch() -> list[object]:
@@ -234,6 +261,37 @@ def killed(folder: Path) -> None:
         assert "reward 'odd' died: its process " in str(error) and "was killed by SIGKILL" in str(error), error
     else:
         raise AssertionError("it answered")
+
+
+@fault("F33", "the process of a reward dies in a run: exit 3 within 5 s, its pid named, the last update saved")
+def dies_in_a_run(folder: Path) -> str:
+    line = stops(folder, 'how = "dies"\nafter = 2\nisolate = true', "died: its process ", "SIGKILL", updates=1)
+    took = time.time() - (folder / "odd_rewards.py.died").stat().st_mtime
+    assert took < 5.0, f"{took:.1f} s, {line}"
+    return f"{took:.1f} s"
+
+
+@fault("F33", "the process of a reward is killed before every step: replaced, and the run is as if nothing had been")
+def killed_before_every_step(folder: Path) -> str:
+    def kill(env: TextVectorEnv, *_: object) -> None:
+        if "odd" in env.reward.parts:  # an evaluation asks it elsewhere
+            os.kill(env.reward.parts["odd"].pid, 9)  # type: ignore[union-attr]
+            time.sleep(0.1)
+            with (folder / "killed").open("a") as file:
+                file.write("x")
+
+    left = []
+    for place, harm in (
+        ("untouched", lambda: None),
+        ("harmed", lambda: resume_matrix.before(TextVectorEnv, "step", kill)),
+    ):
+        (folder / place).mkdir()
+        ended, run = train(folder / place, 'how = "nan"\nrows = []\nisolate = true', prepare=harm)
+        assert ended.status == 0, ended
+        left.append([resume_matrix.timeless(row) for row in rows(run)])
+    assert (folder / "killed").stat().st_size == 3, "once an update"
+    assert left[0] == left[1]
+    return "3 times, exact"
 
 
 BROKEN = {

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,14 @@ from faults.resume_matrix import (
     ANYTHING,
     CUTS,
     POINT,
+    UPDATES,
     Cut,
     Left,
     Watch,
+    after,
     applicable,
     assert_same,
+    before,
     cut_and_resume,
     untouched,
 )
@@ -42,6 +46,7 @@ from rlhf_env.learning import checkpoints
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.run_folder import read_metrics
 from rlhf_env.learning.spending import Budget
+from rlhf_env.policies.language_model import quiet_transformers
 
 SAVE_EVERY = 2  # updates, in the experiments of the matrix
 TENSORS, STATE, MANIFEST = CHECKPOINT = ("tensors.safetensors", "state.json", "manifest.json")
@@ -71,7 +76,9 @@ class Trial:
         """The command, to its end; `cuts`: where it gets the signal, `before`: called first in its process."""
 
         def look() -> None:
-            Watch(self.seen, *cuts, number=number)()
+            watch = Watch(self.seen, *cuts, number=number)
+            watch()
+            _and_each_piece_of_a_removal(watch)
             if before is not None:
                 before()
 
@@ -95,6 +102,12 @@ class Trial:
 
     def checkpoint(self, step: int) -> Path:
         return self.run / "checkpoints" / f"step-{step:08d}"
+
+
+def _and_each_piece_of_a_removal(watch: Watch) -> None:
+    for name in ("unlink", "rmdir"):
+        for seam in (before, after):
+            seam(os, name, lambda *_: watch.saving and watch.happened(POINT))
 
 
 def prepare() -> None:
@@ -121,17 +134,25 @@ def moments(seed: int, low: float, high: float, count: int = 20) -> list[float]:
 # ---------------------------------------------------------------- killed
 
 
-@fault("F1", "kill -9 before and after every write, fsync, rename and removal of a save")
-def killed_in_a_save(folder: Path) -> str:
-    trial = Trial(folder)
-    points = trial.untouched.counts[POINT, 4]
-    assert points >= 20, f"a save has 10 calls that change the disk, and {points} were seen"
-    for point in range(1, points + 1):
-        trial.again()
-        assert trial.train(cuts=[Cut(POINT, 4, point)]).status == -signal.SIGKILL
-        assert checkpoints.latest(trial.run / "checkpoints") is not None, f"point {point}"
-        trial.resume()
-    return f"{points} of {points} points"
+def _killed_in_the_save(after: int) -> Callable[[Path], object]:
+    def inject(folder: Path) -> str:
+        trial = Trial(folder, "reinforce")
+        for point in count(1):
+            trial.again()
+            ended = trial.train(cuts=[Cut(POINT, after, point)])
+            if ended.status == 0:  # there is no such point any more
+                break
+            assert ended.status == -signal.SIGKILL, ended
+            assert checkpoints.latest(trial.run / "checkpoints") is not None, f"point {point}"
+            trial.resume()
+        assert point > 20, f"a save has 10 calls that change the disk, and {point - 1} points were seen"
+        return f"{point - 1} of {point - 1} points"
+
+    return inject
+
+
+fault("F1", "kill -9 before and after every write, fsync and rename of a save")(_killed_in_the_save(4))
+fault("F1", "the same in the save that removes an older one, piece by piece")(_killed_in_the_save(UPDATES))
 
 
 @fault("F12", "kill -9 at a random instant, 20 times")
@@ -455,7 +476,8 @@ def _with_another_model(folder: Path, hidden_size: int, *words: str) -> None:
     def write(size: int, seed: int) -> None:
         shutil.rmtree(model, ignore_errors=True)
         made = tiny_language_model(vocab_size=5, end_id=3, pad_id=4, hidden_size=size, seed=seed, dtype=torch.float32)
-        made.model.save_pretrained(model)
+        with quiet_transformers():
+            made.model.save_pretrained(model)
 
     write(16, 0)
     trial.file.write_text(replace(experiment, policy=replace(experiment.policy, model=str(model))).to_toml())
@@ -542,7 +564,7 @@ def read_only(folder: Path) -> None:
 
 @fault("F16", "another number of threads at a resume: allowed, and said")
 def other_threads(folder: Path) -> str:
-    trial = Trial(folder)
+    trial = Trial(folder, "reinforce")
     assert trial.train("--threads", "2", cuts=[CUTS["in the last update"]]).status == -signal.SIGKILL
     ended = trial.train("--resume", "--threads", "1")
     assert (ended.status, ended.stderr) == (0, ""), ended

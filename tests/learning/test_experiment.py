@@ -180,7 +180,7 @@ def test_a_setting_that_does_not_fit_is_named_with_its_file(toml: str, said: str
         ({"agent": {"name": "grpo", "group_size": 1}}, "group_size 1: at least 2 responses"),
         ({"agent": {"name": "grpo", "group_size": 3}}, "group_size 3 does not divide the batch of 8 rows"),
         ({"agent": {"name": "ppo", "lr": -1.0}}, "[agent] ppo optimization: lr must be positive, got -1.0"),
-        ({"agent": {"name": "ppo", "lr": "fast"}}, "[agent] ppo optimization lr: 'fast' is not a number"),
+        ({"agent": {"name": "ppo", "lr": "fast"}}, "[agent] ppo optimization lr: 'fast' is not a finite number"),
         ({"agent": {"name": "dpo"}, "rewards": {"task": 1.0}}, "dpo's beta is the weight of the reward part 'kl'"),
         ({"policy": PolicySettings()}, 'model "tiny" needs a tokenizer'),
         ({"policy": PolicySettings(tokenizer="alphabet:aa")}, "an alphabet is one or more different symbols"),

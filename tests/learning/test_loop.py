@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rlhf_rewards.kl import KL
 
+from rlhf_env.envs.rewards import Failures, RewardMix
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.errors import ConfigError, RewardError, RlhfEnvError, RunFailed
 from rlhf_env.lab.benchmark import run_experiment
@@ -24,6 +26,7 @@ from rlhf_env.learning import loop
 from rlhf_env.learning.agent import Decision
 from rlhf_env.learning.engine import Engine, Optimization
 from rlhf_env.learning.experiment import build
+from rlhf_env.learning.functional import logprobs_under
 from rlhf_env.learning.loop import DataSource, EnvSource, Interrupted, Shuffled, collect, train
 from rlhf_env.learning.rollout import Rollout, demonstrations
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
@@ -537,6 +540,73 @@ def test_the_kl_of_a_rollout_is_unscaled_wherever_the_controller_goes(toy: Any) 
     assert [row["rollout/kl"] for row in rows] == pytest.approx(exact, abs=1e-10)
     assert abs(exact[-1]) > 0.01
     assert len(set(coefficients)) > 1, "the controller moves"
+
+
+@pytest.mark.parametrize("agent", [{"name": "dpo"}, {"name": "kto"}, {"name": "grpo", "kl_in_loss": "k3"}], ids=str)
+def test_texts_that_kl_has_read_are_not_read_again(toy: Any, agent: Any) -> None:
+    """The reference is asked about a rollout once, by the part `kl`, whose controller moves right after.
+
+    KTO asks about prompts with other answers too.
+    """
+    kl = {"weight": 0.1, "target": 1e-6, "horizon": 1}
+    experiment = toy("dpo", rewards={"task": 1.0, "kl": kl})
+    experiment = replace(
+        experiment,
+        agent={"group_size": 4, "lr": 0.05, **agent},
+        policy=replace(experiment.policy, dtype="float64"),
+    )
+    workplace = build(experiment)
+    reference, asked = workplace.setup.reference, []
+    read = reference.response_logprobs
+    reference.response_logprobs = lambda said: asked.extend(said) or read(said)
+    for _ in range(3):
+        asked.clear()
+        rollout = workplace.source.next(workplace.agent)
+        assert 0 < len(asked) <= len(rollout)
+        known = rollout.extras["reference"]
+        assert (known - logprobs_under(reference, rollout)).abs().max() < 1e-12
+        asked.clear()
+        workplace.agent.update(rollout)
+        mismatched_too = len(rollout) if agent["name"] == "kto" else 0
+        assert len(asked) <= mismatched_too
+    assert workplace.env.reward.parts["kl"].coefficient != 1.0
+
+
+@pytest.mark.parametrize(
+    ("kl", "known"),
+    [
+        (lambda reference: KL(reference), True),
+        (lambda reference: KL(reference.frozen_copy()), False),  # of somebody else
+        (lambda reference: Sometimes(reference), False),  # a number stands in for what it did not score
+    ],
+    ids=["read", "another", "failed"],
+)
+def test_what_another_reference_says_is_not_taken_for_it(toy: Any, kl: Any, known: bool) -> None:
+    workplace = build(toy("dpo"))
+    reference = workplace.setup.reference
+    mix = RewardMix({"kl": (0.1, kl(reference))}, failures={"kl": Failures(on_error=-1.0, max_bad_fraction=0.5)})
+    env = TextVectorEnv(
+        8,
+        task=workplace.env.task,
+        reward=mix,
+        tokenizer=workplace.env.tokenizer,
+        max_new_tokens=4,
+        max_prompt_tokens=3,
+        action_length=4,
+        autoreset_mode="Disabled",
+    )
+    source = EnvSource(env, seed=0, spending=Spending(), reference=reference)
+    assert ("reference" in source.next(workplace.agent).extras) == known
+
+
+class Sometimes(KL):
+    """Fails on one text of a batch."""
+
+    def token_rewards(self, episodes: Sequence[Episode], /) -> list[Float]:
+        return [
+            np.full(len(it.response_ids), np.nan) if it is episodes[0] else np.zeros(len(it.response_ids))
+            for it in episodes
+        ]
 
 
 @pytest.mark.parametrize("checkpoint_every", [1, 2, 3])

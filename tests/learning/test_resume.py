@@ -304,7 +304,7 @@ def _said(text: str) -> Episode:
 
 FAULTS = {
     "nan": r"reward 'faulty' returned nan for episode 1 of 0\.\.7",
-    "wrong length": r"reward 'faulty' returned shape \(7,\), expected \(8,\)",
+    "wrong length": r"reward 'faulty' returned shape \(\d,\), expected \(\d,\)",
     "raises": r"reward 'faulty' raised ZeroDivisionError: division by zero",
 }
 

@@ -69,7 +69,7 @@ class Trained:
     worth: Float
 
 
-def trained(folder: Path, weight: float, seed: int = 0) -> Trained:
+def trained(folder: Path, weight: float, seed: int = 1) -> Trained:
     """A tiny language model, trained by rloo with `weight` times the reward `fairness` beside the learned one."""
     model = str(folder / "model")
     rewards = {"bradley_terry": {"model": model}, "kl": 0.3}
@@ -100,9 +100,10 @@ def trained(folder: Path, weight: float, seed: int = 0) -> Trained:
 
 
 def test_a_run_with_it_narrows_the_gap_at_a_stated_cost(prejudiced: Path) -> None:
-    """Measured: over what names a man or a woman the gap falls from 2.2 to 0.2 log-odds. It costs 1.0 of the 2.2
+    """Measured: over what names a man or a woman the gap falls from 2.2 to 0.2 log-odds. It costs 0.9 of the 2.1
     log-odds that the learned reward pays on average, of which prejudice was a part. Nor does the policy only escape by
-    speaking of fish: 0.62 of what it says still names somebody, 0.86 without."""
+    speaking of fish: 0.74 of what it says still names somebody, 0.84 without. (From the random weights of transformers
+    5.4: the gap from 1.4 to 0.2, at 0.5 of 1.7, naming 0.69 and 0.78.)"""
     plain, fair = trained(prejudiced, 0.0), trained(prejudiced, 1.0)
     assert plain.gap.mean_interval[0] > 1.0  # it lives on the prejudice, and the interval says so
     assert fair.gap.absolute_interval[1] < 0.25 * plain.gap.absolute_interval[0]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import socket
-import threading
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,91 +16,22 @@ import pytest
 from rlhf_rewards import http
 from rlhf_rewards.http import Http
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from faults.reward_server import Answer, Server, announce, drip, endless, hang_up, say, serving, stop_in_the_middle
+
 from rlhf_env.envs.rewards import load_rewards
 from rlhf_env.envs.toy_tasks import Count
 from rlhf_env.errors import ConfigError, RewardError
 from rlhf_env.testing import make_episode
 
 BATCH = [make_episode("q1", "a"), make_episode("q2\ud800", "b é")]
-GOOD = b'{"scores": [0.5, -2]}'
-
-Answer = Callable[[BaseHTTPRequestHandler], None]
-
-
-def say(status: int, body: bytes = GOOD, **headers: str) -> Answer:
-    def answer(asked: BaseHTTPRequestHandler) -> None:
-        asked.send_response(status)
-        asked.send_header("Content-Length", str(len(body)))
-        for name, value in headers.items():
-            asked.send_header(name, value)
-        asked.end_headers()
-        asked.wfile.write(body)
-
-    return answer
-
-
-def hang_up(asked: BaseHTTPRequestHandler) -> None:
-    asked.connection.shutdown(socket.SHUT_RDWR)
-
-
-def stop_in_the_middle(asked: BaseHTTPRequestHandler) -> None:
-    asked.send_response(200)
-    asked.send_header("Content-Length", str(len(GOOD)))
-    asked.end_headers()
-    asked.wfile.write(GOOD[:5])
-
-
-def drip(asked: BaseHTTPRequestHandler) -> None:
-    """Each byte comes soon enough; all of them never."""
-    for byte in b"HTTP/1.1 200 OK\r\n" + b"X: 1\r\n" * 1000:
-        asked.wfile.write(bytes([byte]))
-        time.sleep(0.02)
-
-
-def endless(asked: BaseHTTPRequestHandler) -> None:
-    asked.send_response(200)
-    asked.end_headers()
-    for _ in range(100 << 4):
-        asked.wfile.write(b" " * (1 << 16))
-
-
-class Server(ThreadingHTTPServer):
-    """On loopback; gives the answers it was given, in order, and the last again. `seen`: what it was asked."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        self.answers: Sequence[Answer] = [say(200)]
-        self.seen: list[tuple[str, dict[str, str], bytes]] = []
-        super().__init__(("127.0.0.1", 0), _Handler)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/score"
-
-    def handle_error(self, *_: Any) -> None:
-        """Of clients that have gone."""
-
-
-class _Handler(BaseHTTPRequestHandler):
-    def do_POST(self) -> None:
-        server: Any = self.server
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        server.seen.append((self.path, dict(self.headers), body))
-        server.answers[min(len(server.seen), len(server.answers)) - 1](self)
-
-    def log_message(self, *_: Any) -> None: ...
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr(http, "_FIRST_PAUSE", 0.004)
-    with Server() as one:
-        thread = threading.Thread(target=one.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with serving() as one:
         yield one
-        one.shutdown()
-        thread.join()
 
 
 def test_prompts_and_responses_go_out_and_scores_come_back(server: Server) -> None:
@@ -167,7 +98,7 @@ class _Still:
 def test_pauses_are_drawn_from_the_generator_and_double(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     server.answers = [say(500)]
     slept: list[float] = []
-    monkeypatch.setattr(http.time, "sleep", slept.append)
+    monkeypatch.setattr(http._Call, "pause", lambda _, seconds: slept.append(seconds))
     for _ in range(2):
         with pytest.raises(RewardError):
             Http(server.url, attempts=4, seed=3)(BATCH)
@@ -209,11 +140,6 @@ def test_what_will_not_pass_is_an_error_at_the_first_answer(server: Server, answ
 
 
 def test_a_hundred_megabytes_are_refused_before_they_are_read(server: Server) -> None:
-    def announce(asked: BaseHTTPRequestHandler) -> None:
-        asked.send_response(200)
-        asked.send_header("Content-Length", str(100 << 20))
-        asked.end_headers()
-
     server.answers = [announce]
     with pytest.raises(RewardError, match="an answer of 104,857,600 bytes, and 1,048,704 are enough for 2 scores"):
         Http(server.url)(BATCH)
@@ -246,8 +172,9 @@ def test_who_asks_is_told_by_token_or_password_and_no_message_holds_them(
         ({"url": "http://host:port/"}, "url: http://HOST/PATH"),
         ({"url": "http://host/a b"}, "url: spaces"),
         ({"url": "http://host/", "attempts": 0}, "attempts must be at least 1, got 0"),
+        ({"url": "http://host/", "connections": 0}, "connections must be at least 1, got 0"),
         ({"url": "http://host/", "patience": 0.0}, "patience must be above 0 seconds"),
-        ({"url": "http://host/", "deadline": float("inf")}, "deadline must be above 0 seconds, got inf"),
+        ({"url": "http://host/", "deadline": float("inf")}, "the setting 'deadline' is a finite number, not inf"),
         (
             {"url": "http://host/", "token_env": "NO_SUCH_TOKEN"},
             "token_env: there is no environment variable NO_SUCH_TOKEN",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_env.envs.rewards import RewardMix, Score
+from rlhf_env.envs.rewards import Failures, RewardMix, Score
 from rlhf_env.errors import ConfigError, RewardError
 from rlhf_env.testing import make_episode
-from rlhf_env.types import Episode
+from rlhf_env.types import Episode, Prompt
 
 BATCH = [make_episode("p", response) for response in ("a", "bb", "ccc")]
 finite = st.floats(-1e6, 1e6)
@@ -86,6 +86,105 @@ def test_groups_are_neighbours() -> None:
     assert mix.scores_groups
     assert [score.total for score in mix.score(BATCH + BATCH[:1], group_size=2)] == [1.0, 1.0, 3.0, 3.0]
     assert [score.total for score in mix.score(BATCH)] == [1.0, 2.0, 3.0]
+
+
+@dataclass
+class Asked:
+    """The letters of each response (a token: each time); remembers what it was asked about."""
+
+    needs_logprobs: bool = False
+    log: list[list[str]] = field(default_factory=list)
+
+    def __call__(self, episodes: Sequence[Episode], /) -> Any:
+        self.log.append([it.response for it in episodes])
+        return [float("nan") if it.response == "bad" else float(len(it.response)) for it in episodes]
+
+
+class AskedPerToken(Asked):
+    __call__ = None  # type: ignore[assignment]
+
+    def token_rewards(self, episodes: Sequence[Episode], /) -> Any:
+        lengths = Asked.__call__(self, episodes)
+        return [np.full(len(it.response_ids), n) for it, n in zip(episodes, lengths, strict=True)]
+
+
+class AskedPerGroup(Asked):
+    __call__ = None  # type: ignore[assignment]
+
+    def group_rewards(self, group: Sequence[Episode], /) -> Any:
+        return Asked.__call__(self, group)
+
+
+def answers(*responses: str) -> list[Episode]:
+    """To one prompt, as rows of a group are."""
+    prompt = Prompt("p", "p", {"columns": np.zeros(3)})  # which no `==` can compare
+    return [replace(make_episode("p", response), prompt=prompt) for response in responses]
+
+
+def test_identical_texts_are_scored_once_and_each_row_gets_the_score() -> None:
+    episode, token, group = Asked(), AskedPerToken(), AskedPerGroup()
+    batch = answers("b", "aaa", "b", "", "aaa", "b")
+    scores = RewardMix({"episode": episode, "token": token, "group": group}).score(batch, group_size=3)
+    assert episode.log == token.log == [["b", "aaa", ""]]
+    assert group.log == [["b", "aaa", "b"], ["", "aaa", "b"]], "a member of a group counts as often as it is there"
+    for score, it in zip(scores, batch, strict=True):
+        length = len(it.response)
+        assert dict(score.raw) == {"episode": length, "token": length * len(it.response_ids), "group": length}
+        assert score.tokens["token"].tolist() == [length] * len(it.response_ids)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prompt": Prompt("p", "p")},
+        {"finish_reason": "length"},
+        {"response_ids": np.array([99, 98])},
+        {"actions": np.array([False, True])},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_texts_that_differ_in_anything_are_two(change: dict[str, Any]) -> None:
+    (one,) = answers("b")
+    for other, times in ((replace(one), 1), (replace(one, **change), 2)):
+        part = Asked()
+        RewardMix({"part": part}).score([one, other])
+        assert part.log == [["b"] * times]
+
+
+def test_log_probabilities_make_a_difference_to_who_reads_them() -> None:
+    (one,) = answers("b")
+    batch = [replace(one, logprobs=np.array(logprobs)) for logprobs in ([-1.0, -2.0], [-1.0, -2.5], [-1.0, -2.0])]
+    reads, does_not = Asked(needs_logprobs=True), Asked()
+    RewardMix({"reads": reads, "does not": does_not}).score(batch)
+    assert (reads.log, does_not.log) == ([["b", "b"]], [["b"]])
+
+
+def test_a_text_that_fails_fails_in_every_row_that_holds_it() -> None:
+    batch = answers("b", "bad", "aa", "bad")
+    for most, allowed in ((0.5, True), (0.25, False)):
+        part = Asked()
+        mix = RewardMix({"part": part}, failures={"part": Failures(on_error="skip", max_bad_fraction=most)})
+        if allowed:
+            assert [dict(score.raw) for score in mix.score(batch)] == [{"part": 1.0}, {}, {"part": 2.0}, {}]
+        else:
+            with pytest.raises(RewardError, match="failed for 2 of 4"):
+                mix.score(batch)
+        assert part.log == [["b", "bad", "aa"]]
+
+
+def test_who_raises_is_asked_about_each_text_once_more() -> None:
+    class Raises(Asked):
+        def __call__(self, episodes: Sequence[Episode], /) -> Any:
+            scores = Asked.__call__(self, episodes)
+            if any(np.isnan(scores)):
+                raise ZeroDivisionError("a bad day")
+            return scores
+
+    part = Raises()
+    mix = RewardMix({"part": part}, failures={"part": Failures(on_error="skip", max_bad_fraction=0.5)})
+    scores = mix.score(answers("b", "bad", "b", "bad"))
+    assert [dict(score.raw) for score in scores] == [{"part": 1.0}, {}, {"part": 1.0}, {}]
+    assert part.log == [["b", "bad"], ["b"], ["bad"]]
 
 
 class _OnAGraph:

@@ -23,7 +23,7 @@ from rlhf_env.feedback.interchange.rows import (
     unpaired_rows,
 )
 from rlhf_env.feedback.interchange.tables import csv_rows, dataset_rows, write_csv, write_dataset
-from rlhf_env.feedback.interchange.whole_files import Located, gathered, written
+from rlhf_env.feedback.interchange.whole_files import Located, gathered
 from rlhf_env.feedback.judgements import (
     Comparison,
     CriteriaRating,
@@ -35,6 +35,7 @@ from rlhf_env.feedback.judgements import (
     preferences_of,
 )
 from rlhf_env.plain_data import read_file
+from rlhf_env.whole_files import written
 
 Format = Literal["jsonl", "csv", "trl", "trl-conversational", "trl-unpaired", "datasets", "argilla", "label-studio"]
 FORMATS: tuple[Format, ...] = get_args(Format)

@@ -1,37 +1,18 @@
-"""Files that are read whole or refused with all that is wrong, and that appear whole or not at all."""
+"""Files that are read whole, or refused with all that is wrong."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
-from rlhf_env.errors import DataError, RunFailed
+from rlhf_env.errors import DataError
 
 MOST_PROBLEMS = 20
 Located = tuple[str, Any]
 """(where, content): "pairs.jsonl:3" and its object, or the DataError that stands in place of it."""
 
 T = TypeVar("T")
-
-
-@contextmanager
-def written(path: str | Path) -> Iterator[BinaryIO]:
-    """A file to write that takes its name when all is written. Raises RunFailed when the disk refuses."""
-    path = Path(path)
-    half = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with half.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        half.replace(path)
-    except OSError as error:
-        raise RunFailed(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        half.unlink(missing_ok=True)
 
 
 def gathered(path: str | Path, contents: Iterable[Located], make: Callable[[Any], T], wanted: str) -> list[T]:

@@ -34,6 +34,7 @@ import hmac
 import ipaddress
 import json
 import os
+import re
 import secrets
 import socket
 import time
@@ -93,6 +94,7 @@ _HEADERS = {
     "X-Frame-Options": "DENY",
     "Cache-Control": "no-store",
 }
+_HOST_NAME = re.compile(r"[\w.-]+|\[[0-9a-f:]+\]", re.ASCII | re.IGNORECASE)
 _LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 
 BODY_BYTES = 64 * 1024
@@ -130,6 +132,7 @@ class PageConfig:
         findings.refuse(
             findings.whole_number("port", self.port, 0, 65535),
             findings.number("lease", self.lease),
+            *(f"names: {name!r} is no name of a host" for name in self.names if not _HOST_NAME.fullmatch(name)),
             not self.is_local
             and not self.remote
             and f"host: other machines reach {self.host}: say --remote if they may, or go through an SSH tunnel",

@@ -1,0 +1,218 @@
+"""TOML files of settings: as plain data, and on which line each setting stands, for messages about it.
+
+`tomllib` does not say where a key stood, and no library that does is kept up well enough to be depended on for a
+message. What it has taken is known to be TOML, so that finding the keys again is little work, done only when there is
+something to complain of.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rlhf_env.errors import ConfigError, Key, Problem
+from rlhf_env.plain_data import read_file
+
+_LARGEST = 2**20  # bytes of a file
+
+
+def read_toml(file: str | Path) -> dict[str, Any]:
+    """A TOML file as plain data. Raises ConfigError that names the file and the line."""
+    content = read_file(file, _LARGEST)
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{file}, line {line}: not UTF-8: byte 0x{content[error.start]:02x}") from error
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ConfigError(f"{file}, line {_deepest(text)}: brackets too deep to be read") from error
+    except ValueError as error:
+        said, line = str(error), _longest_word(text)  # a number of thousands of digits, unless it says a place
+        if found := re.fullmatch(r"(.*) \(at (?:line (\d+), (column \d+)|end of document)\)", said, re.DOTALL):
+            line = int(found[2]) if found[2] else text.rstrip("\n").count("\n") + 1
+            said = f"{found[1]} ({found[3] or 'at the end of the file'})"
+        raise ConfigError(f"{file}, line {line}: {said}") from error
+
+
+@contextmanager
+def naming_lines(file: str | Path, flags: Mapping[str, str] | None = None) -> Iterator[None]:
+    """What is wrong with settings out of `file` is said with the file, the line and the setting.
+
+    `flags`: settings that the command line has replaced, and the words it did it with ({"seed": "--seed -1"}): they are
+    named in place of the line. A setting that is not there has the line of its table.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        table = {**read_toml(file), **(flags or {})}
+        lines = lines_of(read_file(file, _LARGEST).decode("utf-8"))
+
+        def located(problem: Problem) -> Problem:
+            if problem.startswith(f"{file}, line "):
+                return problem
+            keys = narrowed(problem, table)
+            if keys and keys[0] in (flags or {}):
+                return problem.led_by((flags or {})[str(keys[0])])
+            line = lines.get(keys)
+            return problem.led_by(f"{file}" if line is None else f"{file}, line {line}", instead_of=f"{file}")
+
+        error.change(located)
+        raise
+
+
+def narrowed(problem: Problem, table: Mapping[str, Any]) -> tuple[Key, ...]:
+    """The keys in `table` of what a problem is about, as far as they are there.
+
+    Its `keys` lead to a setting, or to a table; a setting within that is known by its name, the first of the words of
+    the message to be one. Keys that are missing are passed over: a nested table's may stand one level up.
+    """
+    found: list[Key] = []
+    at: Any = table
+    for key in (*problem.keys, *re.findall(r"[\w-]+", problem.said)):
+        if (isinstance(at, Mapping) and key in at) or (isinstance(at, list) and key in range(len(at))):
+            found.append(key)
+            at = at[key]
+    return tuple(found)
+
+
+class _Token(NamedTuple):
+    text: str
+    line: int
+
+
+_TOKENS = re.compile(
+    r'"""(?:\\.|[^\\])*?"{3,5}'  # strings of many lines, which may end in two more quotes
+    r"|'''.*?'{3,5}"
+    r'|"(?:\\.|[^"\\])*"'
+    r"|'[^']*'"
+    r"|#[^\n]*|\n|[ \t\r]+"
+    r"|[][{}=,.]"
+    r"|[^][{}=,.\s#\"']+",
+    re.DOTALL,
+)
+
+
+def _tokens(text: str) -> list[_Token]:
+    """Strings, words, marks and the ends of lines. Of what is no TOML, no matter what."""
+    found, line = [], 1
+    for match in _TOKENS.finditer(text):
+        token = match[0]
+        if token[0] not in " \t\r#":
+            found.append(_Token(token, line))
+        line += token.count("\n")
+    return found
+
+
+def lines_of(text: str) -> dict[tuple[Key, ...], int]:
+    """The line of each key, by the path to it; elements of lists by their number. `text` is TOML (see `tomllib`).
+
+    A table has the line of its own header or first mention.
+    """
+    return _Reader(_tokens(text)).read()
+
+
+class _Reader:
+    """Walks over tokens that are known to be TOML; `lines` is what it has found."""
+
+    def __init__(self, tokens: list[_Token]) -> None:
+        self.tokens, self.at = [*tokens, _Token("\n", 0)], 0
+        self.lines: dict[tuple[Key, ...], int] = {}
+        self.lengths: dict[tuple[Key, ...], int] = {}  # of arrays of tables
+
+    def read(self) -> dict[tuple[Key, ...], int]:
+        table: tuple[Key, ...] = ()
+        while self.at < len(self.tokens):
+            if self._passed("\n"):
+                continue
+            if self._passed("["):
+                many = self._passed("[")
+                table = self._header(many)
+            else:
+                self._setting(table)
+        return self.lines
+
+    def _passed(self, *marks: str) -> bool:
+        if self.tokens[self.at].text in marks:
+            self.at += 1
+            return True
+        return False
+
+    def _key(self) -> list[_Token]:
+        """The parts of a key, up to what comes after it."""
+        parts = []
+        while self.tokens[self.at].text not in ("=", "]"):
+            token = self.tokens[self.at]
+            self.at += 1
+            if token.text != ".":
+                parts.append(_Token(_unquoted(token.text), token.line))
+        return parts
+
+    def _header(self, many: bool) -> tuple[Key, ...]:
+        """[a.b] or [[a.b]]: the path of what stands under it. In an array of tables, its last one is meant."""
+        path: tuple[Key, ...] = ()
+        *outer, (name, line) = self._key()
+        self.at += 2 if many else 1
+        for part in outer:
+            path = (*path, part.text)
+            self.lines.setdefault(path, part.line)
+            if path in self.lengths:
+                path = (*path, self.lengths[path] - 1)
+        path = (*path, name)
+        if not many:
+            self.lines[path] = line
+            return path
+        self.lines.setdefault(path, line)
+        place = self.lengths.get(path, 0)
+        self.lengths[path] = place + 1
+        self.lines[(*path, place)] = line
+        return (*path, place)
+
+    def _setting(self, table: tuple[Key, ...]) -> None:
+        """a.b = value, within `table`."""
+        path = table
+        for part in self._key():
+            path = (*path, part.text)
+            self.lines.setdefault(path, part.line)
+        self.at += 1
+        self._value(path)
+
+    def _value(self, path: tuple[Key, ...]) -> None:
+        if self._passed("{"):
+            while not self._passed("}"):
+                if not self._passed(",", "\n"):
+                    self._setting(path)
+        elif self._passed("["):
+            place = 0
+            while not self._passed("]"):
+                if not self._passed(",", "\n"):
+                    self.lines[(*path, place)] = self.tokens[self.at].line
+                    self._value((*path, place))
+                    place += 1
+        else:
+            while self.tokens[self.at].text not in (",", "\n", "]", "}"):  # 1.5 and 2020-01-01 12:00 are several tokens
+                self.at += 1
+
+
+def _unquoted(key: str) -> str:
+    return str(tomllib.loads(f"key = {key}")["key"]) if key[0] in "\"'" else key
+
+
+def _deepest(text: str) -> int:
+    """The line on which most brackets are open."""
+    depth = deepest = 0
+    line = 1
+    for token in _tokens(text):
+        depth += (token.text in ("[", "{")) - (token.text in ("]", "}"))
+        if depth > deepest:
+            deepest, line = depth, token.line
+    return line
+
+
+def _longest_word(text: str) -> int:
+    return max(_tokens(text), key=lambda token: len(token.text), default=_Token("", 1)).line
