@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hmac
 import json
 import math
 import re
@@ -477,6 +478,33 @@ def test_the_cookie_and_the_secret(path: Path, keys: Keys) -> None:
     secret.write_bytes(b"short")
     with pytest.raises(DataError, match="delete it"):
         Keys.of(path)
+
+
+def test_keys_are_compared_in_a_time_that_tells_nothing(
+    path: Path, keys: Keys, enter: Enter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S13: hmac.compare_digest decides about both links, a session and its token, and nothing beside it does."""
+    fill(path, *pairs(1))
+    ann = enter()
+    cookie, _, signature = ann.headers["Cookie"].rpartition(".")
+    send, own = ann.client.request, {"Origin": OWN}
+    compares: dict[str, Callable[[str], httpx.Response]] = {
+        keys.token: lambda key: send("POST", "/api/enter", json={"token": key, "annotator": "Ann"}, headers=own),
+        keys.owner: lambda key: send("POST", "/api/results", json={"token": key}, headers=own),
+        signature: lambda key: send("GET", "/api/agreement", headers={"Cookie": f"{cookie}.{key}"}),
+        ann.headers["X-CSRF-Token"]: lambda key: send(
+            "POST", "/api/next", json={}, headers={**ann.headers, "X-CSRF-Token": key}
+        ),
+    }
+    usual = hmac.compare_digest
+    for expected, ask in compares.items():
+        for answer in (True, False):
+            monkeypatch.setattr(
+                hmac,
+                "compare_digest",
+                lambda a, b, it=expected, says=answer: says if b == it.encode() else usual(a, b),
+            )
+            assert [ask(given).status_code == 200 for given in (expected, "x")] == [answer, answer]
 
 
 INJECTIONS = ["'; DROP TABLE judgements; --", '" OR 1=1 --', "x') UNION SELECT * FROM responses --", "%' OR '1'='1"]
