@@ -13,7 +13,7 @@ from rlhf_env import TextVectorEnv
 from rlhf_env.learning.rollout import Rollout, finished
 from rlhf_env.policies import tiny_language_model
 
-GROUP, UPDATES = 8, 80
+GROUP, UPDATES = 8, 100
 
 torch.set_num_threads(1)  # such a small model gains nothing from more
 env = TextVectorEnv(
@@ -28,7 +28,7 @@ words = env.tokenizer
 policy = tiny_language_model(
     vocab_size=words.vocab_size, end_id=words.end_id, pad_id=words.pad_id, dtype=torch.float32, init_std=0.1
 )
-optimizer = torch.optim.AdamW(policy.parameters(), lr=6e-3)
+optimizer = torch.optim.AdamW(policy.parameters(), lr=3e-3)
 
 for update in range(1, UPDATES + 1):
     # Reset: 64 texts begin. Eight neighbours share a prompt.

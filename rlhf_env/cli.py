@@ -101,7 +101,12 @@ def train(
     agent: Annotated[str | None, typer.Option(help="Another agent than the file's, with its default settings.")] = None,
     seed: Annotated[int | None, typer.Option(help="Another seed than the file's.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder (default: runs/<name>-<agent>-seed<seed>).")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's last checkpoint.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on from the run folder's last checkpoint; from the start where there is none."
+        ),
+    ] = False,
     allow_partial: Annotated[
         bool,
         typer.Option(
@@ -205,6 +210,8 @@ def _train(
         training_progress(console) as on_update,
     ):
         parameters = sum(parameter.numel() for parameter in workplace.setup.policy.parameters())
+        if resume and not any(folder.glob("checkpoints/step-*")):
+            console.print(f"No checkpoint in {escape(str(folder))}: from the start", highlight=False, soft_wrap=True)
         set_threads(threads or run.threads, parameters=parameters)
         reason, final = run_experiment(workplace, evaluator, run, resume=resume, on_update=on_update, on_alert=warn)
     ended = {"reason": reason, "metrics": dict(final.metrics), "samples": list(final.samples)}
@@ -483,6 +490,9 @@ def _check_plugin(kind: str, name: str, settings: dict[str, Any]) -> None:
     from rlhf_env.envs.tokenizers import ByteTokenizer
     from rlhf_env.testing import check_agent, check_reward, check_task
 
+    chosen_by = "plugin" if kind == "reward" else "name"
+    if chosen_by in settings:
+        raise ConfigError(f"{chosen_by}={settings[chosen_by]}: {kind}:{name} says already which {kind} it is")
     if kind == "agent":
         for left_out in check_agent({"name": name, **settings}):
             typer.echo(f"not checked: {left_out}")

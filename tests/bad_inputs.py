@@ -506,6 +506,7 @@ responses(
 )
 store("corrupt", b"SQLite format 3\0" + b"\x07" * 4000, "preference store s.db: file is not a database")
 store("a text", "hello", "preference store s.db: file is not a database")
+store("a text of one byte", "x", "preference store s.db: file is not a database")
 store("another database", _database("create table x (a)"), "s.db is a database, but no preference store")
 
 # ---------------------------------------------------------------- commands
@@ -550,6 +551,9 @@ command("annotate --store s.db --port 70000", "Invalid value for '--port'")
 command("annotate --store s.db --lease nan", "lease: expected a finite number above 0, got nan")
 command("preferences show folder", "preference store folder: there is no such file")
 command("preferences ask s.db --kind raking", "unknown kind of judgement 'raking': did you mean 'ranking'?")
+command("preferences ask s.db --kind criteria --criteria a,b,a", "criteria: 'a' stands there twice")
+command("preferences ask s.db --kind criteria", "criteria: names go with the kind 'criteria'")
+command("preferences ask s.db --criteria a", "criteria: names go with the kind 'criteria'")
 command("preferences ask s.db --overlap 0", "Invalid value for '--overlap'")
 command("preferences export s.db o --format xml", "format: 'xml' is none of jsonl, csv, trl")
 command("preferences simulate s.db text", "text, line 1: Expected '=' after a key")
@@ -557,6 +561,9 @@ command("preferences evaluate s.db text", "two or more sources are needed, each 
 command("check reward:lenght", "unknown reward 'lenght': did you mean 'length'?")
 command("check task:cuont", "unknown task 'cuont': did you mean 'count'?")
 command("check agent:grop", "unknown agent 'grop': did you mean 'grpo'?")
+command("check task:count name=echo", "name=echo: task:count says already which task it is")
+command("check agent:ppo name=grpo", "name=grpo: agent:ppo says already which agent it is")
+command("check reward:length plugin=http", "plugin=http: reward:length says already which reward it is")
 command("check reward:length target", "'target' is not of the form KEY=VALUE")
 command("check reward:length target=3 target=4", "'target=4': 'target' is set twice")
 command("check reward:length tagret=3", "no setting 'tagret': did you mean 'target'?")
@@ -590,6 +597,11 @@ command("preferences verify s.db --model folder", "folder is not a reward model:
 command("preferences verify no.db --model folder", "preference store no.db: there is no such file")
 command(
     "preferences import s.db no.jsonl text", "cannot read no.jsonl: No such file", "text: judgements come as .jsonl"
+)
+command(
+    "preferences import text a.jsonl",
+    "preference store text: file is not a database",
+    a_DOT_jsonl='{"prompt":"a","chosen":"b","rejected":"c"}',
 )
 command("preferences tournament no.db", "preference store no.db: there is no such file")
 command("annotate --store s.db --lease inf", "lease: expected a finite number above 0, got inf")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
@@ -10,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["RLHF_ENV_CACHE"] = str(Path(__file__).parent.parent / "build" / "test-cache")
 
+import typer.main
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
@@ -21,3 +23,6 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("same-every-time")
+
+# Putting the commands together takes longer than most of them do: the tests of a process share them.
+typer.main.get_command = functools.cache(typer.main.get_command)

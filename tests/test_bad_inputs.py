@@ -28,8 +28,8 @@ def test_it_is_refused_by_name(bad: Bad, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_the_list_is_long_and_says_nothing_twice() -> None:
     assert len(BAD) > 150
-    twice = [what for what, times in Counter((bad.what, bad.command, bad.says) for bad in BAD).items() if times > 1]
-    assert not twice
+    rows = Counter((bad.what, bad.command, bad.says, str(bad.files)) for bad in BAD)
+    assert not [row for row, times in rows.items() if times > 1]
 
 
 def test_what_is_taken_or_said_otherwise_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,7 +165,8 @@ def test_train_with_another_agent_seed_and_folder(run: Run, toy: Path) -> None:
     assert 'name = "grpo"' in resolved
     assert "seed = 3" in resolved
     assert "lr" not in resolved, "another agent has its own default settings"
-    assert run("train", "toy.toml", "--agent", "ppo", "--out", "here").status == 0
+    new = run("train", "toy.toml", "--agent", "ppo", "--out", "here", "--resume")
+    assert (new.status, new.out.splitlines()[0]) == (0, "No checkpoint in here: from the start")
     assert "lr = 0.01" in (toy.parent / "here" / "experiment.toml").read_text()
     refused(
         run("train", "toy.toml", "--out", "here", "--resume", "--seed", "4"),

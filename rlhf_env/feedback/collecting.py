@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_env.errors import ConfigError, DataError
+from rlhf_env.feedback import findings
 from rlhf_env.feedback.annotators import Annotator, Ranks, Rates
 from rlhf_env.feedback.interchange.jsonl import lines_of
 from rlhf_env.feedback.interchange.provenance import prompt_from, response_from
@@ -22,7 +23,7 @@ from rlhf_env.feedback.interchange.tables import csv_rows
 from rlhf_env.feedback.interchange.whole_files import gathered
 from rlhf_env.feedback.judgements import Author, Kind, Response
 from rlhf_env.feedback.pairs import Candidate
-from rlhf_env.feedback.preferences import Item, PreferenceStore
+from rlhf_env.feedback.preferences import Item, PreferenceStore, criteria_names_problems
 from rlhf_env.policies.policy import Policy
 from rlhf_env.types import Episode, Observation, Prompt, Tokenizer
 
@@ -122,6 +123,7 @@ def items_of(
         raise ConfigError(f"per_prompt: {per_prompt!r} is not a number of at least 1, or None for all")
     if size < 2:
         raise ConfigError(f"size: {size!r} responses are no ranking")
+    findings.refuse(*criteria_names_problems(kind, settings.get("criteria", ())))  # where there is nothing to ask, too
     items: list[Item] = []
     for prompt, group in by_prompt(responses):
         order = [group[i] for i in rng.permutation(len(group))]

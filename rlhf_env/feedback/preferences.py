@@ -159,10 +159,9 @@ class Item:
                 for (i, a), (j, b) in combinations(enumerate(self.responses), 2)
                 if a.says_the_same_as(b)
             ),
-            (self.kind == "criteria") != bool(self.criteria) and "criteria: names go with the kind 'criteria'",
+            *criteria_names_problems(self.kind, self.criteria),
             *prompt_problems(self.prompt),
             findings.text("criterion", self.criterion),
-            *(findings.text("criteria", name) for name in self.criteria),
             findings.whole_number("overlap", self.overlap, 1, 1_000_000),
             findings.whole_number("seed", self.seed, 0, 2**63 - 1),
             findings.whole_number("repeat", self.repeat, 0, 1_000_000),
@@ -411,6 +410,8 @@ class PreferenceStore:
     def __init__(self, path: str | Path, *, timeout: float = 30.0, clock: Callable[[], float] = time.time) -> None:
         self.path = Path(path)
         self._clock = clock
+        if self.path.is_file() and self.path.stat().st_size == 1:  # SQLite takes one byte for an empty database
+            raise DataError(f"preference store {self.path}: file is not a database")
         try:
             # isolation_level=None: this class says itself where a transaction begins and ends
             self._db = sqlite3.connect(self.path, timeout=timeout, isolation_level=None)
@@ -855,6 +856,15 @@ class PreferenceStore:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             raise
+
+
+def criteria_names_problems(kind: Kind, names: Sequence[str]) -> list[str | bool]:
+    """What keeps an item of the kind from asking a score for each of these names."""
+    return [
+        (kind == "criteria") != bool(names) and "criteria: names go with the kind 'criteria'",
+        *(findings.text("criteria", name) for name in names),
+        *(f"criteria: {name!r} stands there twice" for place, name in enumerate(names) if name in names[:place]),
+    ]
 
 
 def split_by_prompt(

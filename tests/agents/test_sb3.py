@@ -305,7 +305,7 @@ def test_maskable_ppo_learns_and_writes_no_forbidden_token() -> None:
     learner.learn(6_144)
     assert before < 0.6 * ThreeDifferent.best
     assert mean_return(env, learner, masked=True) >= 0.9 * ThreeDifferent.best
-    assert len(task.responses) > 1000
+    assert len(task.responses) > 200  # equal answers are scored once a step
     for response in task.responses:
         assert len(response) == 3 and set(response) <= set("abc")
         assert response[0] != response[1] != response[2]

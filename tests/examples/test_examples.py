@@ -90,7 +90,7 @@ def test_loop_by_hand(run: Run) -> None:
     }
     assert imported == {"TextVectorEnv", "Rollout", "finished", "tiny_language_model"}, "by hand"
     rewards = _rewards(run(*_example("loop_by_hand.py")))
-    assert rewards[0] < 0.4 and rewards[-1] > 0.8
+    assert rewards[0] < 0.3 and rewards[-1] > 0.6  # how far depends on the random weights that transformers draws
 
 
 def test_swap_agents(run: Run) -> None:

@@ -17,7 +17,7 @@ from rlhf_rewards import http
 from rlhf_rewards.http import Http
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from faults.reward_server import Answer, Server, announce, drip, endless, hang_up, say, serving, stop_in_the_middle
+from faults.reward_server import Answer, Asked, Server, announce, drip, hang_up, say, serving, stop_in_the_middle
 
 from rlhf_env.envs.rewards import load_rewards
 from rlhf_env.envs.toy_tasks import Count
@@ -129,7 +129,6 @@ def test_pauses_are_drawn_from_the_generator_and_double(server: Server, monkeypa
         (say(200, b'{"scores": [null, 1]}'), "score 0 is null, not a number"),
         (say(200, b'{"scores": [true, 1]}'), "score 0 is true, not a number"),
         (say(200, b"", **{"Content-Length": str(100 << 20)}), "."),
-        (endless, "an answer of more than 1,048,704 bytes"),
     ],
 )
 def test_what_will_not_pass_is_an_error_at_the_first_answer(server: Server, answer: Answer, says: str) -> None:
@@ -144,6 +143,23 @@ def test_a_hundred_megabytes_are_refused_before_they_are_read(server: Server) ->
     with pytest.raises(RewardError, match="an answer of 104,857,600 bytes, and 1,048,704 are enough for 2 scores"):
         Http(server.url)(BATCH)
     assert len(server.seen) == 1
+
+
+def test_a_hundred_megabytes_that_nobody_announced_are_not_read_to_their_end(server: Server) -> None:
+    """S17. What was sent and not read lies in the sockets' buffers."""
+    sent = []
+
+    def endless(asked: Asked) -> None:
+        asked.send_response(200)
+        asked.end_headers()
+        for _ in range(100):
+            asked.wfile.write(b" " * 2**20)
+            sent.append(2**20)
+
+    server.answers = [endless, say(200)]
+    with pytest.raises(RewardError, match="an answer of more than 1,048,704 bytes, which are enough for 2 scores"):
+        Http(server.url)(BATCH)
+    assert len(server.seen) == 1 and 0 < sum(sent) < 50 * 2**20
 
 
 def test_who_asks_is_told_by_token_or_password_and_no_message_holds_them(
