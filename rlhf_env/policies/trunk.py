@@ -91,23 +91,15 @@ def layout_of(tokens: Tensor, mask: Tensor) -> Layout:
     own = lengths - shared
     # What a row shares with the one above it may be that row's own, or shared with one further up.
     owner = np.maximum.accumulate(np.where(np.arange(width) >= shared[:, None], np.arange(rows)[:, None], 0), axis=0)
-    base, flat_rows = np.zeros(rows, np.int64), []
     groups = _alike(own, shared)
-    total = 0
-    for group in groups:
-        base[group] = total + np.cumsum(own[group]) - own[group]
-        total += int(own[group].sum())
-        flat_rows.append(group)
+    arranged = np.concatenate(groups)
+    base = np.zeros(rows, np.int64)  # where a row's own places begin in the flat list
+    base[arranged] = np.cumsum(own[arranged]) - own[arranged]
     places = base[owner] + np.arange(width) - shared[owner]
     places[texts < 0] = 0
-    bands, start = [], 0
-    for group in groups:
-        count = int(own[group].sum())
-        bands.append(_band(group, start, count, own, shared, lengths, places, device))
-        start += count
-    arranged = np.concatenate(flat_rows)
+    bands = [_band(group, int(base[group[0]]), own, shared, lengths, places, device) for group in groups]
     row_of = np.repeat(arranged, own[arranged])
-    positions = np.arange(total) - base[row_of] + shared[row_of]
+    positions = np.arange(len(row_of)) - base[row_of] + shared[row_of]
     back = np.empty(rows, np.int64)
     back[order] = np.arange(rows)
     ids = torch.from_numpy(np.stack([texts[row_of, positions], positions])).to(device)
@@ -286,10 +278,8 @@ def _alike(own: Int, shared: Int) -> list[Int]:
     return [np.array(group) for group in groups]
 
 
-def _band(
-    group: Int, start: int, count: int, own: Int, shared: Int, lengths: Int, places: Int, device: torch.device
-) -> Band:
-    wide, long = int(own[group].max()), int(lengths[group].max())
+def _band(group: Int, start: int, own: Int, shared: Int, lengths: Int, places: Int, device: torch.device) -> Band:
+    count, wide, long = int(own[group].sum()), int(own[group].max()), int(lengths[group].max())
     queries = kept = None
     if count < len(group) * wide:
         inside: Bool = np.arange(wide) < own[group, None]
