@@ -18,6 +18,7 @@ import contextlib
 import copy
 import io
 import tempfile
+import warnings
 from typing import Any
 
 import side_by_side as bench
@@ -44,6 +45,7 @@ class Scored:
 
 
 def their_trainer(policy: Any, classifier: Any, prompts: list[list[int]]) -> Any:
+    warnings.filterwarnings("ignore")
     ppo = bench.peer("trl.experimental.ppo", INSTALL)
     import datasets
     from transformers.utils import logging

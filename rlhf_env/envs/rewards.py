@@ -217,7 +217,7 @@ class RewardMix:
 
         Two are of one prompt that hold the same object, as rows of a group do: its columns may be anything.
         """
-        if name in self._by_group or len(episodes) == 1:
+        if name in self._by_group or len({it.response_ids.tobytes() for it in episodes}) == len(episodes):
             return episodes, range(len(episodes))
         stated = getattr(self.parts[name], "needs_logprobs", False)  # else it does not read them
         distinct: list[Episode] = []

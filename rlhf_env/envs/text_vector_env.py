@@ -632,9 +632,10 @@ class TextVectorEnv(VectorEnv[Any, Any, Any]):
         every_row = sorted(row_infos)
         of_rows = [row_infos[row] for row in every_row]
         infos: Info = {}
-        for key in dict.fromkeys(key for info in of_rows for key in info):
-            rows = [row for row, info in zip(every_row, of_rows, strict=True) if key in info]
-            values = [info[key] for info in of_rows if key in info]
+        alike = all(info.keys() == of_rows[0].keys() for info in of_rows)
+        for key in of_rows[0] if alike else dict.fromkeys(key for info in of_rows for key in info):
+            rows = every_row if alike else [row for row in every_row if key in row_infos[row]]
+            values = [row_infos[row][key] for row in rows]
             first = values[0]
             if isinstance(first, dict) and key != "final_obs":
                 infos[key] = self._collated(dict(zip(rows, values, strict=True)))
