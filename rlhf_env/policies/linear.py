@@ -1,10 +1,9 @@
 """Linear maps of many rows by oneDNN, where the rows are many enough.
 
 In float32 on a CPU, torch multiplies matrices by MKL, which on processors of other makers than its own leaves their
-widest instructions unused: on a Zen 5 core oneDNN took 0.4 to 0.45 of its time for the products of a training step. On
-Intel's they are about even. oneDNN compiles a kernel for every new shape (some 0.5 ms) and keeps it for ever (some
-0.5 MB): small products stay where they are, and so do those of a number of rows that is not `round_up` of itself, of
-which a run of uneven texts would have thousands.
+widest instructions unused; oneDNN uses them. It compiles a kernel for every new shape and keeps it for ever: small
+products stay where they are, and so do those of a number of rows that is not `round_up` of itself, of which a run of
+uneven texts would have thousands.
 """
 
 from __future__ import annotations

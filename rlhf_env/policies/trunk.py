@@ -5,8 +5,7 @@ prompt, the chosen and the rejected) is there once: norms, projections and MLPs 
 at texts again, each place at the places before it in its own text. Gradients flow back along the same ways, so that a
 shared place gathers them from all of its texts.
 
-With the library's own modules the same places would be read in four times as many operations, and padding and shared
-beginnings in each row anew.
+The library's own modules would read padding, and shared beginnings in each row anew.
 """
 
 from __future__ import annotations
