@@ -173,7 +173,7 @@ def draw(found: dict[str, dict[int, Point]], file: Path) -> None:
     from matplotlib import pyplot
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    from rlhf_env.lab.figures import INK, LINE, MUTED, PALETTE, PAPER
+    from rlhf_env.lab.drawing import INK, LINE, MUTED, PALETTE, PAPER
 
     figure, panels = pyplot.subplots(2, 4, figsize=(13, 6.4), sharey="row", layout="constrained", facecolor=PAPER)
     for row, (title, costs) in enumerate(COSTS.values()):

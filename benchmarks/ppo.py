@@ -25,7 +25,7 @@ import side_by_side as bench
 from rlhf_agents.ppo import PPO
 
 from rlhf_env.envs.rewards import load_rewards
-from rlhf_env.feedback.reward_model import RewardModel
+from rlhf_env.feedback.reward_models.model import RewardModel
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.loop import collect
 from rlhf_env.types import Episode, Float

@@ -38,21 +38,25 @@ from rlhf_env import plugins
 from rlhf_env.envs.chitchat import Chitchat, Split
 from rlhf_env.envs.tokenizers import load_tokenizer
 from rlhf_env.errors import RlhfEnvError
-from rlhf_env.feedback.annotators import SimulatedAnnotator
-from rlhf_env.feedback.calibration import accuracy_with_interval, expected_calibration_error, win_probability
-from rlhf_env.feedback.collecting import sample_responses
-from rlhf_env.feedback.fitting import fit_reward_model
+from rlhf_env.feedback.asking.annotators import SimulatedAnnotator
+from rlhf_env.feedback.asking.collecting import sample_responses
+from rlhf_env.feedback.asking.pairs import Candidate, collect_pairs
 from rlhf_env.feedback.judgements import Preference
-from rlhf_env.feedback.pairs import Candidate, collect_pairs
-from rlhf_env.feedback.preferences import PreferenceStore
-from rlhf_env.feedback.reward_model import RewardModel, Text, distinct_texts
-from rlhf_env.feedback.scorer import pair_log_odds
-from rlhf_env.lab.benchmark import write_json
+from rlhf_env.feedback.reward_models.calibration import (
+    accuracy_with_interval,
+    expected_calibration_error,
+    win_probability,
+)
+from rlhf_env.feedback.reward_models.fitting import fit_reward_model
+from rlhf_env.feedback.reward_models.model import RewardModel, Text, distinct_texts
+from rlhf_env.feedback.reward_models.scorer import pair_log_odds
+from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.lab.progress import stage
 from rlhf_env.learning.engine import set_threads
-from rlhf_env.pipeline import Demo, Models
+from rlhf_env.pipeline.settings import Demo, Models
 from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.types import Episode, Float
+from rlhf_env.whole_files import write_json
 
 DEMO, MODELS = Demo(), Models()
 SEEDS: dict[Split, int] = {"base": 1_000_007, "held_out": 1_500_007}
@@ -188,7 +192,7 @@ def line(labels: int, point: Point) -> str:
 
 def draw(found: dict[int, Point], file: Path) -> None:
     """Accuracy under its ceiling on the left, points short of it on the right."""
-    from rlhf_env.lab.figures import MUTED, PALETTE, Picture, as_png, panel, short_count
+    from rlhf_env.lab.drawing import MUTED, PALETTE, Picture, as_png, panel, short_count
 
     labels, points = list(found), list(found.values())
 

@@ -13,8 +13,9 @@ import numpy as np
 import side_by_side as bench
 import torch
 
-from rlhf_env.feedback import fitting
-from rlhf_env.feedback.reward_model import RewardModel, RewardModelConfig, Text
+from rlhf_env.feedback.reward_models import fitting
+from rlhf_env.feedback.reward_models.config import RewardModelConfig
+from rlhf_env.feedback.reward_models.model import RewardModel, Text
 
 PAIRS, TOKENS = 16, 96
 

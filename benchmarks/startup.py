@@ -15,7 +15,7 @@ import subprocess
 import sys
 
 AT_MOST = 0.5
-CALL = "import sys; from rlhf_env.cli import main; sys.argv = {words}\ntry: main()\nexcept SystemExit: pass\n"
+CALL = "import sys; from rlhf_env.cli.main import main; sys.argv = {words}\ntry: main()\nexcept SystemExit: pass\n"
 WORK = {
     "import rlhf_env": "import rlhf_env",
     "rlhf-env --help": CALL.format(words=["rlhf-env", "--help"]),

@@ -12,9 +12,13 @@ from pathlib import Path
 from rich.console import Console
 
 from rlhf_env.errors import MissingExtra
-from rlhf_env.lab.benchmark import Grid, run_benchmark
-from rlhf_env.lab.progress import benchmark_progress
-from rlhf_env.lab.report import read_results, rich_samples, rich_table, write_report
+from rlhf_env.lab.benchmark.grid import Grid
+from rlhf_env.lab.benchmark.live_table import benchmark_progress
+from rlhf_env.lab.benchmark.reading import read_results
+from rlhf_env.lab.benchmark.run import run_benchmark
+from rlhf_env.lab.report.formats import rich_table
+from rlhf_env.lab.report.report import write_report
+from rlhf_env.lab.report.samples import rich_samples
 
 
 def main() -> None:

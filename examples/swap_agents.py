@@ -8,7 +8,7 @@ by one external evaluator on the same prompts, with the same random draws. What 
 
 import time
 
-from rlhf_env.lab.evaluation import Evaluator
+from rlhf_env.lab.evaluation.evaluator import Evaluator
 from rlhf_env.learning.engine import set_threads
 from rlhf_env.learning.experiment import EnvironmentSettings, Experiment, PolicySettings, build
 from rlhf_env.learning.loop import train

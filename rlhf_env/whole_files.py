@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import glob
+import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from rlhf_env.errors import DiskRefused
 
@@ -63,3 +65,17 @@ def _lives(pid: int) -> bool:
     except PermissionError:  # somebody else's
         return True
     return True
+
+
+def write_json(file: Path, content: Any) -> None:
+    """All of it or nothing. A number that is not finite becomes null: JSON has no NaN."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -20,12 +20,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from rlhf_env import cli
+from rlhf_env.cli import main as cli
 from rlhf_env.envs.file_task import File
 from rlhf_env.errors import ConfigError
-from rlhf_env.feedback.collecting import read_responses
+from rlhf_env.feedback.asking.collecting import read_responses
 from rlhf_env.feedback.interchange import read_judgements
-from rlhf_env.feedback.preferences import PreferenceStore
+from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.learning.experiment import Experiment, build, evaluation_rewards
 from rlhf_env.shown_text import for_terminal
 

@@ -1,7 +1,7 @@
 """Who is not trusted, and what they cannot do: one probe for each row of the project's list (S1 to S20).
 
-Held elsewhere: the annotation page (S8 to S13, S17 and S20) in tests/feedback/test_page.py and test_formats.py; rewards
-in processes of their own (S7) in tests/rewards; a score from a server (S16) beside it.
+Held elsewhere: the annotation page (S8 to S13, S17 and S20) in tests/feedback/page/test_page.py and test_formats.py;
+rewards in processes of their own (S7) in tests/rewards; a score from a server (S16) beside it.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ import rlhf_rewards
 import torch
 
 import rlhf_env
-from rlhf_env import cli, plain_data, plugins
+from rlhf_env import plain_data, plugins
+from rlhf_env.cli import main as cli
 from rlhf_env.envs.rewards import load_rewards
 from rlhf_env.envs.tasks import load_task
 from rlhf_env.errors import DataError
-from rlhf_env.feedback.preferences import PreferenceStore
-from rlhf_env.feedback.scorer import load_scorer
-from rlhf_env.lab.processes import _outcome
+from rlhf_env.feedback.reward_models.loading import load_scorer
+from rlhf_env.feedback.store.store import PreferenceStore
+from rlhf_env.lab.processes import outcome_of
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.run_folder import RunFolder
 from rlhf_env.policies.language_model import LanguageModel
@@ -314,7 +315,7 @@ def test_a_canary_is_in_no_result_of_a_cell(monkeypatch: pytest.MonkeyPatch, tmp
             raise self.error
 
     for error in (DataError(f"at https://me:{CANARY}@host/: no"), ValueError(f"key {CANARY}")):
-        outcome = _outcome(Job(error), tmp_path, lambda *_: None)  # type: ignore[arg-type]
+        outcome = outcome_of(Job(error), tmp_path, lambda *_: None)  # type: ignore[arg-type]
         assert outcome[1] == "failed"
         assert "***" in outcome[3] and CANARY not in str(outcome)
 
@@ -342,8 +343,8 @@ HOSTILE = ["'; DROP TABLE responses; --", '" OR 1=1 --', "../../etc/passwd", "%2
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_sql_in_text_is_text(text: str, tmp_path: Path) -> None:
-    """S14: every column that others fill. What the page takes is in tests/feedback/test_page.py."""
-    from rlhf_env.feedback.preferences import Author, Comparison, Response
+    """S14: every column that others fill. What the page takes is in tests/feedback/page/test_page.py."""
+    from rlhf_env.feedback.judgements import Author, Comparison, Response
     from rlhf_env.types import Prompt
 
     sides = Response(text, Author("human", text)), Response("other", Author("human", text))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf_env.feedback.scorer import load_scorer
+from rlhf_env.feedback.reward_models.loading import load_scorer
 from rlhf_env.types import Episode, Float
 
 

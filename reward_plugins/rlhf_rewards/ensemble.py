@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rlhf_env.errors import ConfigError
-from rlhf_env.feedback.scorer import load_scorer
+from rlhf_env.feedback.reward_models.loading import load_scorer
 from rlhf_env.types import Episode, Float
 
 if TYPE_CHECKING:
-    from rlhf_env.feedback.ensemble import Combination
+    from rlhf_env.feedback.reward_models.ensemble import Combination
 
 
 class Ensemble:
@@ -31,7 +31,7 @@ class Ensemble:
     def __init__(
         self, model: str | Path | Sequence[str | Path], combination: Combination = "worst", penalty: float = 1.0
     ) -> None:
-        from rlhf_env.feedback.ensemble import RewardEnsemble, combined
+        from rlhf_env.feedback.reward_models.ensemble import RewardEnsemble, combined
 
         if not penalty >= 0:
             raise ConfigError(f"penalty: {penalty!r} is not a number of at least 0")

@@ -15,9 +15,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from rlhf_env.feedback.fairness import GENDER, Groups, group_scores
 from rlhf_env.feedback.judgements import Author, Response
-from rlhf_env.feedback.scorer import load_scorer
+from rlhf_env.feedback.reward_models.fairness import GENDER, Groups, group_scores
+from rlhf_env.feedback.reward_models.loading import load_scorer
 from rlhf_env.types import Episode, Float
 
 _AUTHOR = Author("policy", "policy")

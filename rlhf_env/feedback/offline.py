@@ -17,7 +17,7 @@ import numpy as np
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.interchange import read_jsonl
 from rlhf_env.feedback.judgements import Preference, Response
-from rlhf_env.feedback.preferences import PreferenceStore
+from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.learning.functional import beside_reference
 from rlhf_env.learning.loop import DataSource
 from rlhf_env.learning.rollout import Rollout, preference_pairs

@@ -81,7 +81,7 @@ def run_jobs(
 def _run_here(work: Sequence[Job], folder: Path) -> Generator[Progress, None, None]:
     for job in work:
         yield Progress(job, 0.0)
-        progress = Progress(job, *_outcome(job, folder, lambda _row, _fraction: None))
+        progress = Progress(job, *outcome_of(job, folder, lambda _row, _fraction: None))
         if progress.ended == "failed":
             job.failed(folder, progress.why)
         yield progress
@@ -172,7 +172,7 @@ def _serve(pipe: Connection) -> None:
                 pipe.send((fraction, None, row))
 
         try:
-            outcome = _outcome(job, folder, report)
+            outcome = outcome_of(job, folder, report)
             pipe.send(outcome)
         except (Interrupted, KeyboardInterrupt):
             return
@@ -180,7 +180,7 @@ def _serve(pipe: Connection) -> None:
             return
 
 
-def _outcome(job: Job, folder: Path, report: Callable[[Row, float], None]) -> tuple[Any, ...]:
+def outcome_of(job: Job, folder: Path, report: Callable[[Row, float], None]) -> tuple[Any, ...]:
     """Do the job: what comes after `job` in the last Progress of it. Raises Interrupted and KeyboardInterrupt only."""
     try:
         job.work(folder, report)

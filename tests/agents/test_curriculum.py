@@ -20,7 +20,7 @@ from rlhf_env import plugins
 from rlhf_env.envs.rewards import Score
 from rlhf_env.envs.toy_tasks import Guess
 from rlhf_env.errors import ConfigError
-from rlhf_env.lab.evaluation import Evaluator
+from rlhf_env.lab.evaluation.evaluator import Evaluator
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.experiment import Experiment, build
 from rlhf_env.learning.loop import train

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rlhf_env.cli import main
+from rlhf_env.cli.main import main
 from rlhf_env.envs.file_task import File
 from rlhf_env.envs.tasks import load_task
 from rlhf_env.envs.tokenizers import FileTokenizer

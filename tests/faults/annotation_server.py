@@ -37,7 +37,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from faults.catalogue import fault
 from faults.processes import Running, rlhf_env, started
 
-from rlhf_env.feedback.preferences import Author, Item, PreferenceStore, Response
+from rlhf_env.feedback.judgements import Author, Response
+from rlhf_env.feedback.store.items import Item
+from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.types import Prompt
 
 CLIENTS = 4

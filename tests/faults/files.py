@@ -16,7 +16,7 @@ from faults.resume_matrix import after, before
 from faults.several_processes import GRID, in_one_process, results
 from faults.training import Trial, limited, named
 
-from rlhf_env import cli
+from rlhf_env.cli import main as cli
 from rlhf_env.learning.run_folder import RunFolder
 
 

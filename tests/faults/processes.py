@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from rlhf_env import cli
+from rlhf_env.cli import main as cli
 
 torch.set_num_threads(1)  # a pool of threads would not come along
 

@@ -39,8 +39,8 @@ from faults.processes import rlhf_env, warm_up
 from rlhf_env import plugins
 from rlhf_env.envs.rewards import RewardMix
 from rlhf_env.envs.text_vector_env import TextVectorEnv
-from rlhf_env.lab import benchmark
-from rlhf_env.lab.evaluation import Evaluator
+from rlhf_env.lab.benchmark import run as benchmark
+from rlhf_env.lab.evaluation.evaluator import Evaluator
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.experiment import EnvironmentSettings, EvaluationSettings, Experiment, PolicySettings
 from rlhf_env.learning.loop import DataSource, EnvSource, Shuffled

@@ -19,10 +19,10 @@ from typing import Any
 from faults.catalogue import fault
 from faults.processes import rlhf_env
 
-from rlhf_env import cli
-from rlhf_env.lab import benchmark
+from rlhf_env.cli import main as cli
+from rlhf_env.lab.benchmark import run as benchmark
 
-MAIN = "from rlhf_env.cli import main; main()"
+MAIN = "from rlhf_env.cli.main import main; main()"
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_env.feedback.preferences import Author, Preference, Response
+from rlhf_env.feedback.judgements import Author, Preference, Response
 from rlhf_env.policies.tiny import tiny_language_model
 from rlhf_env.types import Episode, Prompt
 

@@ -16,9 +16,9 @@ from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.feedback.interchange import write_jsonl
 from rlhf_env.feedback.judgements import Author, Preference, Response
 from rlhf_env.feedback.offline import load_preferences, pair_episode, pair_source
-from rlhf_env.feedback.preferences import PreferenceStore
-from rlhf_env.lab.benchmark import run_experiment
-from rlhf_env.lab.evaluation import Evaluator
+from rlhf_env.feedback.store.store import PreferenceStore
+from rlhf_env.lab.evaluation.evaluator import Evaluator
+from rlhf_env.lab.evaluation.runs import run_experiment
 from rlhf_env.learning.experiment import Experiment, build
 from rlhf_env.learning.functional import logprobs_under
 from rlhf_env.learning.run_folder import RunFolder, read_metrics

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_env import cli
-from rlhf_env.feedback.collecting import judge_items
-from rlhf_env.feedback.judgements import Comparison
-from rlhf_env.feedback.preferences import Author, Criterion, Item, PreferenceStore, Response
+from rlhf_env.cli import main as cli
+from rlhf_env.feedback.asking.collecting import judge_items
+from rlhf_env.feedback.judgements import Author, Comparison, Response
+from rlhf_env.feedback.store.items import Criterion, Item
+from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.types import Episode, Prompt
 
 Run = Callable[..., tuple[int, str, str]]

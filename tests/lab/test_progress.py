@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from rlhf_env.lab.benchmark import Cell
+from rlhf_env.lab.benchmark.cells import Cell
+from rlhf_env.lab.benchmark.live_table import GridProgress, benchmark_progress
 from rlhf_env.lab.processes import Progress
-from rlhf_env.lab.progress import GridProgress, benchmark_progress
 from rlhf_env.learning.experiment import Experiment
 
 

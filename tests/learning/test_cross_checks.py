@@ -35,8 +35,9 @@ from torch import Tensor
 
 from rlhf_env.envs.rewards import RewardMix, Score
 from rlhf_env.envs.tokenizers import AlphabetTokenizer
-from rlhf_env.feedback import fitting
-from rlhf_env.feedback.reward_model import RewardModel, RewardModelConfig, Text
+from rlhf_env.feedback.reward_models import fitting
+from rlhf_env.feedback.reward_models.config import RewardModelConfig
+from rlhf_env.feedback.reward_models.model import RewardModel, Text
 from rlhf_env.learning.agent import Setup
 from rlhf_env.learning.functional import gae, group_advantages, leave_one_out_advantages, logprobs_under
 from rlhf_env.learning.rollout import Rollout, labelled_answers, preference_pairs

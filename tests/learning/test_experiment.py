@@ -23,12 +23,12 @@ from rlhf_env.learning.experiment import (
     PolicySettings,
     build,
     evaluation_rewards,
-    read_toml,
 )
 from rlhf_env.learning.loop import collect
 from rlhf_env.learning.spending import Budget
 from rlhf_env.policies import tiny_language_model
 from rlhf_env.policies.policy import Sampling
+from rlhf_env.toml_files import read_toml
 
 
 def problems_of(call: Any, *arguments: Any) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_env.lab.health import VALUE_WARM_UP, WINDOW, Alert, Watch
+from rlhf_env.lab.evaluation.health import VALUE_WARM_UP, WINDOW, Alert, Watch
 from rlhf_env.learning.experiment import build
 from rlhf_env.learning.loop import train
 from rlhf_env.learning.run_folder import RunFolder, drawn, read_metrics

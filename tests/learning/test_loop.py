@@ -20,8 +20,8 @@ from rlhf_rewards.kl import KL
 from rlhf_env.envs.rewards import Failures, RewardMix
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.errors import ConfigError, RewardError, RlhfEnvError, RunFailed
-from rlhf_env.lab.benchmark import run_experiment
-from rlhf_env.lab.evaluation import Evaluator
+from rlhf_env.lab.evaluation.evaluator import Evaluator
+from rlhf_env.lab.evaluation.runs import run_experiment
 from rlhf_env.learning import loop
 from rlhf_env.learning.agent import Decision
 from rlhf_env.learning.engine import Engine, Optimization

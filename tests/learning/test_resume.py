@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_env import cli, plugins
+from rlhf_env import plugins
+from rlhf_env.cli import main as cli
 from rlhf_env.errors import ConfigError, DataError, RewardError, RunFailed
-from rlhf_env.lab.benchmark import run_experiment
-from rlhf_env.lab.evaluation import Evaluator
+from rlhf_env.lab.evaluation.evaluator import Evaluator
+from rlhf_env.lab.evaluation.runs import run_experiment
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.experiment import Experiment, Workplace, build
 from rlhf_env.learning.loop import DataSource, Row, Source, train

@@ -13,7 +13,7 @@ import pytest
 import tomli_w
 import torch
 
-from rlhf_env import cli
+from rlhf_env.cli import main as cli
 from rlhf_env.errors import ConfigError, MissingExtra
 from rlhf_env.learning.loop import histogram
 from rlhf_env.learning.run_folder import RunFolder, read_metrics

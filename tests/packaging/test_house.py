@@ -35,7 +35,7 @@ sys.exit(" ".join({"torch", "transformers"} & set(sys.modules)) or 0)
 LIST_PLUGINS = f"""
 import contextlib, io, sys, time
 with contextlib.redirect_stdout(io.StringIO()) as listed:
-    from rlhf_env.cli import app
+    from rlhf_env.cli.main import app
     app(["plugins"], standalone_mode=False)
 assert "bradley_terry" in listed.getvalue() and "failed:" not in listed.getvalue(), listed.getvalue()
 loaded = [name for name in {HEAVY!r} if name in sys.modules]

@@ -12,7 +12,7 @@ import torch
 from rlhf_rewards.bradley_terry import BradleyTerry
 
 from rlhf_env.errors import DataError
-from rlhf_env.feedback.reward_model import RewardModel
+from rlhf_env.feedback.reward_models.model import RewardModel
 from rlhf_env.policies.tiny import tiny_language_model
 from rlhf_env.types import Episode, GroupReward, Prompt, Reward, TokenReward
 

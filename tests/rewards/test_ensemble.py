@@ -15,10 +15,10 @@ from rlhf_rewards.ensemble import Ensemble
 from rlhf_env.envs.rewards import load_rewards
 from rlhf_env.envs.tasks import load_task
 from rlhf_env.errors import ConfigError, DataError
-from rlhf_env.feedback.ensemble import RewardEnsemble, combined
 from rlhf_env.feedback.judgements import Author, Response
-from rlhf_env.feedback.reward_model import RewardModel, Text
-from rlhf_env.feedback.scorer import load_scorer
+from rlhf_env.feedback.reward_models.ensemble import RewardEnsemble, combined
+from rlhf_env.feedback.reward_models.loading import load_scorer
+from rlhf_env.feedback.reward_models.model import RewardModel, Text
 from rlhf_env.policies.tiny import tiny_language_model
 from rlhf_env.testing import check_reward, make_episode
 from rlhf_env.types import Reward

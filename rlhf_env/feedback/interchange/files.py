@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.feedback.interchange.argilla import argilla_judgements, argilla_record
+from rlhf_env.feedback.interchange.gathering import Located, gathered
 from rlhf_env.feedback.interchange.jsonl import lines_of, write_lines
 from rlhf_env.feedback.interchange.label_studio import label_studio_judgements, label_studio_tasks
 from rlhf_env.feedback.interchange.provenance import parsed
@@ -23,7 +24,6 @@ from rlhf_env.feedback.interchange.rows import (
     unpaired_rows,
 )
 from rlhf_env.feedback.interchange.tables import csv_rows, dataset_rows, write_csv, write_dataset
-from rlhf_env.feedback.interchange.whole_files import Located, gathered
 from rlhf_env.feedback.judgements import (
     Comparison,
     CriteriaRating,

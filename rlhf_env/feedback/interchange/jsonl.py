@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_env.errors import DataError
+from rlhf_env.feedback.interchange.gathering import Located, gathered
 from rlhf_env.feedback.interchange.provenance import parsed
 from rlhf_env.feedback.interchange.rows import pair_row, preference_of
-from rlhf_env.feedback.interchange.whole_files import Located, gathered
 from rlhf_env.feedback.judgements import Preference
 from rlhf_env.plain_data import LONGEST_LINE, read_file
 from rlhf_env.whole_files import written

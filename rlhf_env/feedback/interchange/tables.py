@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_env.errors import ConfigError, DataError, MissingExtra
+from rlhf_env.feedback.interchange.gathering import Located
 from rlhf_env.feedback.interchange.provenance import parsed, provenance_of
 from rlhf_env.feedback.interchange.rows import pair_row
-from rlhf_env.feedback.interchange.whole_files import Located
 from rlhf_env.feedback.judgements import Judgement, Preference, answer_of, kind_of
 from rlhf_env.plain_data import read_file
 from rlhf_env.whole_files import written

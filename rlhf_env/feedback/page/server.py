@@ -48,10 +48,11 @@ import numpy as np
 
 from rlhf_env.errors import ConfigError, DataError, LeaseExpired, MissingExtra, RlhfEnvError
 from rlhf_env.feedback import findings
-from rlhf_env.feedback.agreement import Interval, agreement_of
-from rlhf_env.feedback.preferences import Assignment, PreferenceStore
-from rlhf_env.feedback.tournament import contests, tournament
-from rlhf_env.feedback.verification import outcomes
+from rlhf_env.feedback.asking.agreement import Interval, agreement_of
+from rlhf_env.feedback.asking.tournament import contests, tournament
+from rlhf_env.feedback.asking.verification import outcomes
+from rlhf_env.feedback.store.items import Assignment
+from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.shown_text import for_page, for_terminal
 
 try:

@@ -1,0 +1,112 @@
+"""`rlhf-env demo`, `rlhf-env bench` and `rlhf-env report`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rlhf_env.cli.shared import LEARNING, Jobs, Threads, app, interruptible, make_console, threads_everywhere
+from rlhf_env.errors import ConfigError, RunFailed, under
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from rlhf_env.lab.benchmark.grid import Grid
+
+
+@app.command(rich_help_panel=LEARNING)
+def demo(
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where results go (default: runs/demo). A second call does only what is missing."),
+    ] = None,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Pretrain and fine-tune the base model here instead of using ours.")
+    ] = False,
+    seeds: Annotated[int, typer.Option(help="Seeds for every agent.", min=1)] = 3,
+    jobs: Jobs = 2,
+    threads: Threads = None,
+) -> None:
+    """The whole RLHF pipeline on real conversations: preferences, reward model, four agents, one table, one report."""
+    from rlhf_env.pipeline.demo import run_demo
+
+    threads_everywhere(threads)
+    folder = out or Path("runs/demo-from-scratch" if from_scratch else "runs/demo")
+    with interruptible():
+        run_demo(folder, from_scratch=from_scratch, seeds=seeds, jobs=jobs, console=make_console())
+
+
+@app.command(rich_help_panel=LEARNING)
+def bench(
+    file: Annotated[
+        Path, typer.Argument(help="The grid, a TOML file: [agents.*], [experiment], [tasks.*], seeds, [tuning].")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Benchmark folder (default: runs/<name>).")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Only these cells, as TASK/AGENT/SEED: chitchat/ppo/3, chitchat/ppo, chitchat, '*/ppo'."),
+    ] = None,
+    jobs: Jobs = 2,
+    threads: Threads = None,
+) -> None:
+    """Compare agents at equal budgets: a grid of agents x tasks x seeds. A second call does only what is missing.
+
+    First comes what the file asks for: its reward model ([reward_model]), and tries of settings for every agent
+    ([tuning]). One call at a time works in a folder; Ctrl-C leaves what is done, and runs that the next call goes on
+    with.
+    """
+    from rlhf_env.lab.benchmark.grid import Grid
+    from rlhf_env.lab.benchmark.live_table import benchmark_progress
+    from rlhf_env.lab.benchmark.run import run_benchmark
+    from rlhf_env.toml_files import naming_lines
+
+    threads_everywhere(threads)
+    grid = Grid.load(file)
+    folder = out or Path("runs") / grid.name
+    console = make_console()
+    with naming_lines(file):
+        grid.require_plugins(grid.cells(folder))
+    cells = grid.cells(folder, only or ())
+    prepare = maker_of_reward_model(grid, folder, file, console)
+    with interruptible(), benchmark_progress(console, [*grid.trials(cells), *cells], jobs=jobs) as on_progress:
+        results = run_benchmark(grid, folder, jobs=jobs, only=only or (), prepare=prepare, on_progress=on_progress)
+    left = sum(not file.exists() for file in results)
+    if left < len(results):
+        _show_report(folder, console)
+    if left:
+        raise RunFailed(f"{left} of {len(results)} cells are not done (see above): the same command goes on with them")
+
+
+def maker_of_reward_model(grid: Grid, folder: Path, file: Path, console: Console) -> Callable[[], object] | None:
+    """What makes the model of the grid's [reward_model]. Raises ConfigError for a setting that the demo lacks."""
+    if grid.reward_model is None:
+        return None
+    from rlhf_env.learning.configuration import from_table
+    from rlhf_env.pipeline.reward_model import learn_reward_model
+    from rlhf_env.pipeline.settings import Demo
+    from rlhf_env.toml_files import naming_lines
+
+    with naming_lines(file), under("reward_model"):
+        settings = from_table(Demo, grid.reward_model, f"{file} [reward_model]")
+    return lambda: learn_reward_model(folder, settings=settings, console=console)
+
+
+@app.command(rich_help_panel=LEARNING)
+def report(folder: Annotated[Path, typer.Argument(help="A benchmark folder (with results/ in it).")]) -> None:
+    """Make the table and report.html of a benchmark folder from its results, again."""
+    _show_report(folder, make_console())
+
+
+def _show_report(folder: Path, console: Console) -> None:
+    from rlhf_env.lab.benchmark.reading import read_results
+    from rlhf_env.lab.report.formats import rich_table
+    from rlhf_env.lab.report.report import write_report
+
+    console.print(rich_table(read_results(folder)))
+    try:
+        console.print(f"Report: {write_report(folder)}", highlight=False, soft_wrap=True)
+    except ConfigError as missing:  # pictures are an extra; the table is not
+        console.print(f"No report.html: {missing}", highlight=False, soft_wrap=True)

@@ -1,0 +1,114 @@
+"""The command line. Every command imports what it needs when it runs, so that `--help` and `plugins` are quick."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from types import FrameType, TracebackType
+from typing import Annotated, NoReturn
+
+import typer
+
+from rlhf_env.cli import benchmarks, checking, preferences, reward_models, studies, training
+from rlhf_env.cli.shared import FEEDBACK, LEARNING, Terminated, app, lab_app, pipeline_app, preferences_app
+from rlhf_env.errors import ConfigError, RlhfEnvError
+
+GROUPS = (
+    benchmarks,
+    checking,
+    preferences,
+    reward_models,
+    studies,
+    training,
+)  # importing them registers their commands
+
+app.add_typer(preferences_app, name="preferences", rich_help_panel=FEEDBACK)
+app.add_typer(pipeline_app, name="pipeline", rich_help_panel=FEEDBACK)
+app.add_typer(lab_app, name="lab", rich_help_panel=LEARNING)
+
+
+@app.callback()
+def options(
+    no_plugins: Annotated[
+        bool,
+        typer.Option("--no-plugins", help="Leave other distributions' plugins alone, as with RLHF_ENV_PLUGINS=''."),
+    ] = False,
+) -> None:
+    ranks = os.environ.get("WORLD_SIZE", "")
+    if ranks.isdecimal() and int(ranks) > 1:
+        raise ConfigError(
+            f"WORLD_SIZE is {ranks}: a run is one process, and a launcher such as torchrun would start {ranks} of them "
+            "that do the same work: start rlhf-env alone (--jobs spreads a benchmark's cells), without WORLD_SIZE"
+        )
+    if no_plugins:
+        os.environ["RLHF_ENV_PLUGINS"] = ""  # for the processes that a command starts, too
+
+
+_THE_DISK_REFUSES = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO)
+_NO_SUCH_PLACE = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM)  # what --out may name
+
+
+def main() -> None:
+    """Run a command; what went wrong is one line (or one per problem) on stderr and an exit status."""
+    if len(sys.argv) == 1:
+        sys.argv.append("--help")
+    terminated = False
+
+    def terminate(_number: int, _frame: FrameType | None) -> None:
+        nonlocal terminated
+        terminated = True
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    sys.excepthook = _traceback
+    try:
+        status = app(standalone_mode=False)
+    except RlhfEnvError as error:
+        problems = error.problems if isinstance(error, ConfigError) else (str(error),)
+        _complain(problems, error.exit_code)
+    except (KeyboardInterrupt, EOFError, typer.Abort):
+        status = 130
+    except OSError as error:
+        if error.errno in _NO_SUCH_PLACE and error.filename:
+            _complain([f"cannot work in {error.filename}: {error.strerror}: name another place"], 2)
+        if error.errno not in _THE_DISK_REFUSES:
+            raise
+        where = f"cannot write {error.filename}" if error.filename else "cannot write"
+        _complain([f"{where}: {error.strerror}: make room (what was whole before still is)"], 3)
+    except Exception as error:
+        # Typer may bring its own copy of click, so that its errors are known by what they can do.
+        say: Callable[[], str] | None = getattr(error, "format_message", None)
+        if say is None:
+            raise
+        words = say()  # none where a group was called without a command: its help was shown
+        _complain([words] if words else [], getattr(error, "exit_code", 2))
+    if status == 130:  # where no run was under way that would have saved itself
+        _complain(["stopped"], 143 if terminated else 130)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A fault of ours keeps its traceback, without what opens doors: it will be sent to somebody."""
+    import traceback
+
+    from rlhf_env.shown_text import without_secrets
+
+    sys.stderr.write(without_secrets("".join(traceback.format_exception(kind, error, trace))))
+
+
+_LONGEST_LINE = 2_000  # characters of a problem
+
+
+def _complain(problems: Sequence[str], status: int) -> NoReturn:
+    """One line on stderr for each of the first 20 problems, none of them longer than a page."""
+    from rlhf_env.shown_text import for_terminal, without_secrets
+
+    for problem in problems[:20]:
+        line = for_terminal(without_secrets(problem))
+        print(f"rlhf-env: {line if len(line) <= _LONGEST_LINE else line[:_LONGEST_LINE] + ' ...'}", file=sys.stderr)
+    if len(problems) > 20:
+        print(f"rlhf-env: and {len(problems) - 20} more", file=sys.stderr)
+    sys.exit(status)

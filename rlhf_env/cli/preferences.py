@@ -1,0 +1,435 @@
+"""`rlhf-env preferences ...` and `rlhf-env annotate`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rlhf_env.cli.shared import FEEDBACK, app, interruptible, preferences_app, stage_on_stderr
+from rlhf_env.errors import ConfigError, Problem, UnknownName, under
+
+if TYPE_CHECKING:
+    from rlhf_env.feedback.judgements import Judgement, Response
+    from rlhf_env.feedback.store.items import Progress
+    from rlhf_env.feedback.store.store import PreferenceStore
+    from rlhf_env.types import Prompt
+
+
+StoreFile = Annotated[Path, typer.Argument(help="The preference store, an SQLite file.")]
+
+
+@app.command(rich_help_panel=FEEDBACK)
+def annotate(
+    store: Annotated[Path, typer.Option(help="The preference store, an SQLite file with items to judge.")],
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8765,
+    remote: Annotated[
+        bool, typer.Option("--remote", help="Allow a HOST that other machines reach: unencrypted.")
+    ] = False,
+    name: Annotated[list[str] | None, typer.Option(help="A host name by which other machines reach the page.")] = None,
+    lease: Annotated[float, typer.Option(help="Minutes for which an item is kept for whoever sees it.")] = 10.0,
+) -> None:
+    """A local web page on which people judge what a store asks for. Ctrl-C ends it, and the same command goes on.
+
+    `preferences ask`, `evaluate` and `verify` make what is to be judged. The second link shows results while judging
+    goes on: not for judges, who see them when everything is judged.
+    """
+    from rlhf_env.feedback.page.server import PageConfig, serve
+
+    config = PageConfig(store=store, host=host, port=port, remote=remote, names=tuple(name or ()), lease=60 * lease)
+    with _open_store(store) as opened:
+        typer.echo(_progress_line(opened.progress()))
+    with interruptible():
+        serve(config, _announce)
+
+
+def _announce(judge: str, results: str) -> None:
+    typer.echo(f"Open {judge}\nThe link is the key: whoever has it may judge.")
+    typer.echo(f"Results, for whoever does not judge: {results}")
+
+
+@preferences_app.command("import")
+def import_preferences(
+    store: StoreFile,
+    files: Annotated[
+        list[Path], typer.Argument(help=".jsonl, .csv, .json (Argilla, Label Studio), a datasets folder.")
+    ],
+    annotator: Annotated[str, typer.Option(help="Who judged what does not say who (default: the file's name).")] = "",
+) -> None:
+    """Take judgements into a store, made if need be: all of the files, or nothing where one line is bad."""
+    from rlhf_env.feedback.interchange import read_judgements
+    from rlhf_env.feedback.store.store import PreferenceStore
+
+    judgements: list[Judgement] = []
+    problems: list[str] = []
+    for file in files:
+        try:
+            judgements += read_judgements(file, annotator=annotator)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(*problems)
+    with PreferenceStore(store) as opened:
+        new = opened.add(judgements)
+    typer.echo(f"{new:,} new of {len(judgements):,} judgements are in {store}")
+
+
+@preferences_app.command("responses")
+def import_responses(
+    store: StoreFile,
+    file: Annotated[Path, typer.Argument(help=".jsonl or .csv with the columns prompt and response.")],
+    human: Annotated[str, typer.Option(help="The person who wrote them (default: the file is their source).")] = "",
+) -> None:
+    """Take in responses that people wrote or that exist already, to be judged later."""
+    from rlhf_env.feedback.asking.collecting import read_responses
+    from rlhf_env.feedback.judgements import Author
+    from rlhf_env.feedback.store.store import PreferenceStore
+
+    found = read_responses(file, Author("human", human) if human else None)
+    with PreferenceStore(store) as opened:
+        for prompt, response in found:
+            opened.add_response(prompt, response)
+    typer.echo(f"{len(found):,} responses are in {store}")
+
+
+@preferences_app.command("export")
+def export_preferences(
+    store: StoreFile,
+    file: Annotated[Path, typer.Argument(help="The file to write, or the folder of the format datasets.")],
+    format: Annotated[
+        str,
+        typer.Option(help="jsonl, csv, trl, trl-conversational, trl-unpaired, datasets, argilla or label-studio."),
+    ] = "jsonl",
+    emails: Annotated[bool, typer.Option("--emails", help="Keep names that are e-mail addresses.")] = False,
+) -> None:
+    """Write the judgements of a store for other programs. jsonl, csv, argilla and label-studio hold all kinds."""
+    from typing import cast
+
+    from rlhf_env.feedback.interchange import Format, without_emails, write_judgements
+
+    with _open_store(store) as opened:
+        judgements = opened.judgements() if emails else without_emails(opened.judgements())
+        count = write_judgements(file, judgements, cast(Format, format))
+    typer.echo(f"{count:,} {'rows' if format == 'datasets' else 'records'} are in {file}")
+
+
+@preferences_app.command("ask")
+def ask_for_judgements(
+    store: StoreFile,
+    kind: Annotated[str, typer.Option(help="comparison, rating, ranking or criteria.")] = "comparison",
+    overlap: Annotated[int, typer.Option(help="How many people judge each.", min=1)] = 1,
+    per_prompt: Annotated[int, typer.Option(help="Items of each prompt, 0 for all there are.", min=0)] = 1,
+    size: Annotated[int, typer.Option(help="Responses in one ranking.", min=2)] = 4,
+    criterion: Annotated[str, typer.Option(help="What to judge by.")] = "overall",
+    criteria: Annotated[str, typer.Option(help="Of the kind criteria: their names, with commas.")] = "",
+    repeat: Annotated[int, typer.Option(help="1, 2, ... asks the same people again.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Draws the items and the order they are shown in.", min=0)] = 0,
+) -> None:
+    """Make items for annotators out of the responses of a store."""
+    from typing import cast, get_args
+
+    import numpy as np
+
+    from rlhf_env.feedback.asking.collecting import items_of
+    from rlhf_env.feedback.judgements import Kind
+
+    if kind not in get_args(Kind):
+        raise UnknownName("kind of judgement", kind, get_args(Kind))
+    names = tuple(name.strip() for name in criteria.split(",") if name.strip())
+    with _open_store(store) as opened:
+        settings = {"overlap": overlap, "criterion": criterion, "criteria": names, "repeat": repeat, "seed": seed}
+        rng = np.random.default_rng(seed)
+        items = items_of(
+            opened.responses(), cast(Kind, kind), rng, per_prompt=per_prompt or None, size=size, **settings
+        )
+        opened.add_items(items)
+        typer.echo(f"{len(items):,} items asked for; {_progress_line(opened.progress())}")
+
+
+@preferences_app.command("simulate")
+def simulate_annotators(
+    store: StoreFile,
+    settings: Annotated[Path, typer.Argument(help="A TOML file with the tables [gold] (a reward) and [annotator].")],
+    people: Annotated[int, typer.Option(help="How many annotators, called NAME 1, NAME 2, ...", min=1)] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of their noise.", min=0)] = 0,
+) -> None:
+    """Have simulated annotators judge the open items of a store."""
+    import numpy as np
+
+    from rlhf_env.envs.rewards import load_rewards
+    from rlhf_env.envs.tasks import load_task
+    from rlhf_env.feedback.asking.annotators import load_annotator
+    from rlhf_env.feedback.asking.collecting import judge_items
+    from rlhf_env.toml_files import naming_lines, read_toml
+
+    table: dict[str, Any] = read_toml(settings)
+    with naming_lines(settings):
+        parts = {part: table.get(part) for part in ("gold", "annotator")}
+        nameless = [
+            part for part, it in parts.items() if not (isinstance(it, dict) and isinstance(it.get("name"), str))
+        ]
+        if nameless:
+            raise ConfigError(*(Problem(f"expected a table [{part}] with a name", (part,), "") for part in nameless))
+        gold = dict(table["gold"])
+        name = gold.pop("name")
+        with under("gold"):
+            reward: Any = load_rewards({name: gold}, load_task("count")).parts[name]
+        with under("annotator"):
+            crowd = [
+                load_annotator(table["annotator"], reward, person=f"{table['annotator']['name']} {number}")
+                for number in range(1, people + 1)
+            ]
+    with _open_store(store) as opened:
+        votes = [
+            judge_items(opened, annotator, np.random.default_rng([seed, place]))
+            for place, annotator in enumerate(crowd)
+        ]
+        typer.echo(f"{sum(votes):,} votes; {_progress_line(opened.progress())}")
+
+
+@preferences_app.command("show")
+def show_preferences(store: StoreFile) -> None:
+    """What a store holds, and how far annotation has come."""
+    from rlhf_env.shown_text import for_terminal
+
+    with _open_store(store) as opened:
+        for name, count in vars(opened.counts()).items():
+            typer.echo(f"{name.replace('_', ' '):12} {count:8,}")
+        typer.echo(f"pairs        {sum(1 for _ in opened.preferences()):8,}")
+        typer.echo(_progress_line(opened.progress()))
+        for criterion in opened.criteria():
+            typer.echo(f"criterion {for_terminal(criterion.name)}: {for_terminal(criterion.guidelines)}")
+
+
+@preferences_app.command("agreement")
+def show_agreement(
+    store: StoreFile, seed: Annotated[int, typer.Option(help="Seed of the intervals.", min=0)] = 0
+) -> None:
+    """How far annotators agree with each other and with themselves, with 95 % bootstrap intervals."""
+    import numpy as np
+
+    from rlhf_env.feedback.asking.agreement import agreement_of
+    from rlhf_env.shown_text import for_terminal
+
+    with _open_store(store) as opened:
+        found = agreement_of(opened.judgements(), np.random.default_rng(seed))
+    for it in found:
+        typer.echo(
+            f"{it.kind} by {for_terminal(it.criterion)}: {it.judgements:,} judgements of {len(it.annotators):,} "
+            f"people, {it.units:,} judged by two or more"
+        )
+        for name in ("agreement", "alpha", "fleiss", "cohen", "self_consistency", "seconds"):
+            typer.echo(f"  {name.replace('_', ' '):17} {getattr(it, name)}")
+    if not found:
+        typer.echo("no judgements yet")
+
+
+@preferences_app.command("tournament")
+def show_tournament(
+    store: StoreFile,
+    criterion: Annotated[str, typer.Option(help="The criterion that was judged by.")] = "overall",
+    seed: Annotated[int, typer.Option(help="Seed of the intervals.", min=0)] = 0,
+) -> None:
+    """Who writes the better responses: win rate and Bradley-Terry rating (Elo's scale), with 95 % intervals."""
+    import numpy as np
+
+    from rlhf_env.feedback.asking.tournament import contests, tournament
+    from rlhf_env.shown_text import for_terminal
+
+    with _open_store(store) as opened:
+        made = contests(opened).get(criterion, [])
+    found = tournament(made, np.random.default_rng(seed))
+    if not found:
+        typer.echo(f"no two authors were compared by {for_terminal(criterion)} yet")
+        return
+    names = [for_terminal(it.name) for it in found]
+    width = max(len(name) for name in names)
+    typer.echo(f"{'':{width}}  comparisons  {'win rate':20}  rating")
+    for name, it in zip(names, found, strict=True):
+        rating = it.rating
+        span = "(every prompt alike)" if np.isnan(rating.low) else f"[{rating.low:.0f}, {rating.high:.0f}]"
+        points = "-" if np.isnan(rating.value) else f"{rating.value:.0f} {span}"
+        typer.echo(f"{name:{width}}  {it.comparisons:11,}  {it.win_rate!s:20}  {points}")
+
+
+@preferences_app.command("evaluate")
+def ask_who_is_better(
+    store: StoreFile,
+    answers: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[NAME=]PATH...",
+            help="Two or more: a run folder, a JSONL or CSV file with the columns prompt and response, or the "
+            "evaluation.json or result file of a run. NAME (default: the file's) is who the results speak of.",
+        ),
+    ],
+    overlap: Annotated[int, typer.Option(help="How many people judge each pair.", min=1)] = 1,
+    criterion: Annotated[str, typer.Option(help="What to judge by.")] = "overall",
+    prompts: Annotated[
+        int | None, typer.Option(help="Held-out prompts of a run folder (default: as many as it says).", min=2)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Draws the order that pairs are shown in.", min=0)] = 0,
+) -> None:
+    """Have people judge, blind, who answers the same prompts better: agents, models, other people.
+
+    Makes items for `rlhf-env annotate`, in STORE (made if need be). The page never says who wrote a response; win rates
+    and ratings are on its page of results and in `preferences tournament`.
+    """
+    from rlhf_env.feedback.asking.tournament import blind_pairs
+    from rlhf_env.feedback.store.store import PreferenceStore
+    from rlhf_env.learning.engine import set_threads
+
+    set_threads()
+    named = [word.rpartition("=")[::2] for word in answers]
+    sources = {name or Path(path).stem: Path(path) for name, path in named}
+    if len(sources) != len(answers) or len(sources) < 2:
+        raise ConfigError("two or more sources are needed, each with a name of its own: say NAME=PATH")
+    with stage_on_stderr("Reading what they wrote") as tell:
+        written = []
+        for place, (name, path) in enumerate(sources.items()):
+            tell(place / len(sources), f"{place + 1} of {len(sources)}")
+            written.append(_answers(path, name, prompts))
+    pairs = blind_pairs(written, overlap=overlap, criterion=criterion, seed=seed)
+    with PreferenceStore(store) as opened:
+        opened.add_items(pairs.items)
+        typer.echo(
+            f"{len(pairs.items):,} pairs on {pairs.prompts:,} prompts asked for, {pairs.same:,} left out that say "
+            f"the same; {_progress_line(opened.progress())}"
+        )
+
+
+def _answers(path: Path, name: str, prompts: int | None) -> list[tuple[Prompt, Response]]:
+    """What a source wrote, under the name of a policy: a run writes anew, at its newest checkpoint."""
+    import json
+
+    from rlhf_env.feedback.asking.collecting import read_responses
+    from rlhf_env.feedback.interchange.provenance import prompt_from
+    from rlhf_env.feedback.judgements import Author, Response
+
+    author = Author("policy", name)
+    if path.is_dir():
+        from dataclasses import replace
+
+        from rlhf_env.lab.evaluation.evaluator import Evaluator
+        from rlhf_env.lab.evaluation.runs import load_run
+
+        workplace, _ = load_run(path)
+        if prompts is not None:
+            evaluation = replace(workplace.experiment.evaluation, prompts=prompts)
+            workplace = replace(workplace, experiment=replace(workplace.experiment, evaluation=evaluation))
+        rollout, _ = Evaluator.of(workplace).texts(workplace.agent)
+        return [(episode.prompt, Response.from_episode(episode, author)) for episode in rollout.episodes]
+    if path.suffix.lower() == ".json":
+        try:
+            samples = json.loads(path.read_text(encoding="utf-8"))["samples"]
+            return [(prompt_from(it["prompt"], {}), Response(it["response"], author)) for it in samples]
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            if isinstance(error, ConfigError):
+                error.found_in(str(path))
+                raise
+            raise ConfigError(f"{path}: no samples of a run can be read from it: {error!r}") from error
+    return read_responses(path, author)
+
+
+@preferences_app.command("verify")
+def ask_about_a_reward_model(
+    store: StoreFile,
+    model: Annotated[
+        list[str],
+        typer.Option(help="A reward model: a folder or hub name. Several are one ensemble.", show_default=False),
+    ],
+    count: Annotated[int, typer.Option(help="Pairs for each reason.", min=1)] = 20,
+    overlap: Annotated[int, typer.Option(help="How many people judge each pair.", min=1)] = 1,
+    criterion: Annotated[str, typer.Option(help="What to judge by.")] = "overall",
+    confidence: Annotated[
+        float, typer.Option(help="A model surer than this that contradicts a judgement is to be checked.")
+    ] = 0.8,
+    name: Annotated[str, typer.Option(help="What results call the model (default: as given).")] = "",
+    seed: Annotated[int, typer.Option(help="Draws the random pairs and the order they are shown in.", min=0)] = 0,
+) -> None:
+    """Put a reward model's most doubtful opinions before people; `preferences verified` shows what came out.
+
+    Scores every response in STORE and asks for blind judgements of pairs, COUNT for each reason:
+
+    - disagreement: the members of the ensemble disagree most
+
+    - above people: a policy's response is scored above all that people wrote for the prompt
+
+    - repetitive, long: the favourite of its prompt is among the most repetitive, or longest, twentieth
+
+    - contradicted: a judgement in STORE says the opposite of a confident model
+
+    - random: any pair, what the others are to be compared with
+    """
+    import numpy as np
+
+    from rlhf_env.feedback.asking.verification import REASONS, checks_of, opinions, recorded
+    from rlhf_env.feedback.reward_models.loading import load_scorer
+    from rlhf_env.learning.engine import set_threads
+
+    set_threads()
+    with _open_store(store) as opened:
+        models = [load_scorer(it) for it in model]
+        with stage_on_stderr("Scoring responses") as tell:
+            candidates = opinions(models, opened.responses(), on_progress=tell)
+        checks = checks_of(
+            candidates,
+            recorded(opened, criterion),
+            np.random.default_rng(seed),
+            model=name or " + ".join(model),
+            count=count,
+            confidence=confidence,
+            overlap=overlap,
+            criterion=criterion,
+            seed=seed,
+        )
+        items = opened.add_checks(checks)
+        for reason in REASONS:
+            pairs = [check for check in checks if check.reason == reason]
+            surest = f", the first by {pairs[0].log_odds:.2f} log-odds" if pairs else ""
+            typer.echo(f"{reason:13} {len(pairs):5,} pairs{surest}")
+        typer.echo(f"{len(set(items)):,} different pairs to verify; {_progress_line(opened.progress())}")
+
+
+@preferences_app.command("verified")
+def show_verified(store: StoreFile) -> None:
+    """How often people share a reward model's opinion, by the reason they were asked, with 95 % intervals.
+
+    `expected` is the model's own mean probability for the response it favours: people agree less often where it is too
+    sure. Reasons are those of `preferences verify`; read the others against `random`.
+    """
+    from itertools import groupby
+
+    from rlhf_env.feedback.asking.verification import outcomes
+    from rlhf_env.shown_text import for_terminal
+
+    with _open_store(store) as opened:
+        found = outcomes(opened)
+    for model, rows in groupby(found, lambda it: it.model):
+        typer.echo(f"{for_terminal(model)}\n  {'':13}  pairs  votes  {'people agree':20}  expected")
+        for it in rows:
+            expected = f"{it.stated:.2f}" if it.votes else "-"
+            typer.echo(f"  {for_terminal(it.reason):13}  {it.pairs:5,}  {it.votes:5,}  {it!s:20}  {expected}")
+    if not found:
+        typer.echo("no reward model was put before people yet: preferences verify does it")
+
+
+@contextmanager
+def _open_store(file: Path) -> Iterator[PreferenceStore]:
+    """A store that is there: reading must not make one."""
+    from rlhf_env.feedback.store.store import PreferenceStore
+
+    if not file.is_file():
+        raise ConfigError(f"preference store {file}: there is no such file (import or responses make one)")
+    with PreferenceStore(file) as store:
+        yield store
+
+
+def _progress_line(progress: Progress) -> str:
+    return (
+        f"{progress.votes:,} of {progress.wanted:,} votes on {progress.items:,} items, {progress.complete:,} complete"
+    )

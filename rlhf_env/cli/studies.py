@@ -1,0 +1,155 @@
+"""`rlhf-env lab ...`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rlhf_env.cli.shared import Jobs, Threads, interruptible, lab_app, make_console
+from rlhf_env.errors import ConfigError, MissingExtra
+
+
+@lab_app.command("exact")
+def exact(
+    symbols: Annotated[int, typer.Option(help="Symbols beside the end token.", min=1, max=26)] = 4,
+    longest: Annotated[int, typer.Option(help="Symbols of the longest response.", min=1)] = 3,
+    batch: Annotated[int, typer.Option(help="Responses in a batch, all of one group.", min=2)] = 2,
+    beta: Annotated[float, typer.Option(help="Weight of the KL penalty.")] = 0.5,
+    seed: Annotated[int, typer.Option(help="Draws the rewards, the reference and the policy.", min=0)] = 0,
+) -> None:
+    """The known optimum, and the exact bias and noise of every policy-gradient estimator and KL placement.
+
+    Sums over every batch of responses to one prompt: nothing here is sampled.
+    """
+    from rlhf_env.lab.studies.exact.estimators import Batches, example, rich_tables
+    from rlhf_env.learning.engine import set_threads
+    from rlhf_env.policies import ResponseTree
+
+    set_threads()
+    batches = Batches.of(ResponseTree(symbols, longest), batch)  # first: it refuses what is too large
+    make_console().print(rich_tables(*example(symbols, longest, beta, seed), batches))
+
+
+@lab_app.command("agents")
+def exact_agents(
+    seeds: Annotated[int, typer.Option(help="Seeds for every agent.", min=1)] = 10,
+) -> None:
+    """Train agents on the enumerable task through the real loop: how near do they come to the exact optimum?"""
+    from rlhf_env.lab.studies.exact.agents import reach, rich_table
+    from rlhf_env.learning.engine import set_threads
+
+    set_threads()
+    found = list(reach(seeds))
+    console = make_console()
+    console.print(rich_table(found))
+    hits, trials = sum(one.hits for one in found), seeds * len(found)
+    console.print(f"{hits} of {trials} within 1 %", highlight=False)
+
+
+@lab_app.command("labels")
+def labels(
+    quick: Annotated[bool, typer.Option("--quick", help="Made-up pairs in place of real replies: seconds.")] = False,
+    seeds: Annotated[int | None, typer.Option(help="Seeds for every strategy (default 12).", min=1)] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder (default: runs/labels). A second call does only what is missing.")
+    ] = None,
+    threads: Threads = None,
+) -> None:
+    """Which pair next? How many labels a reward model needs when pairs are chosen at random, by the model's own
+    uncertainty, or by an ensemble's disagreement.
+
+    Replies of the shipped base model, judged by a noisy annotator; the head of a reward model learns from them on
+    frozen features. Writes labels.json, labels.png and labels.svg. A few minutes.
+    """
+    from dataclasses import replace
+
+    from rlhf_env.lab.progress import stage
+    from rlhf_env.lab.studies.labels import QUICK, Study, rich_table, run_study
+    from rlhf_env.lab.studies.labels_figure import write_pictures
+    from rlhf_env.learning.engine import set_threads
+
+    set_threads(threads)
+    study = QUICK if quick else Study()
+    study = study if seeds is None else replace(study, seeds=seeds)
+    folder = out or Path("runs/labels-quick" if quick else "runs/labels")
+    console = make_console()
+    with interruptible(), stage(console, "Labels needed") as tell:
+        found = run_study(study, folder, tell)
+    console.print(rich_table(found))
+    console.print(f"In short: {found.sentence}.", highlight=False)
+    try:
+        write_pictures(found, folder)
+    except MissingExtra as missing:  # pictures are an extra; the numbers are not
+        console.print(f"No picture: {missing}", highlight=False, soft_wrap=True)
+    console.print(f"Results: {folder}/labels.json", highlight=False, soft_wrap=True)
+
+
+@lab_app.command("overoptimization")
+def overoptimization(
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where everything goes (default: runs/overoptimization). A second call does only what is missing."
+        ),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A small form in a few minutes, of two seeds: it allows no claim.")
+    ] = False,
+    seeds: Annotated[
+        int | None, typer.Option(help="Seeds (default 8: the fewest with which one of five claims can be made).", min=1)
+    ] = None,
+    jobs: Jobs = 2,
+) -> None:
+    """How far can a learned reward be climbed before the true one falls, and what moves that peak?
+
+    A gold reward labels pairs, and proxies of several sizes, label counts and noise rates are fitted to them.
+    Agents climb the proxies (without a KL penalty, but for DPO), and best-of-n beside them; gold and proxy are
+    measured against d = sqrt(KL to the reference), and the laws of Gao et al. 2023 fitted. Five claims are tested
+    over seeds: more labels or a larger proxy move the peak outwards, label noise inwards, two kinds of ensemble
+    raise it. What is not so is said to be not so.
+
+    Leaves overoptimization.md (in words), .json (all numbers), .png and .svg in the folder.
+    """
+    from dataclasses import replace
+
+    from rlhf_env.lab.studies.overoptimization.figure import save_picture
+    from rlhf_env.lab.studies.overoptimization.findings import conclude, rich_table, save_findings
+    from rlhf_env.lab.studies.overoptimization.run import run_study
+    from rlhf_env.lab.studies.overoptimization.study import Study
+    from rlhf_env.learning.engine import set_threads
+
+    set_threads()
+    study = Study.quick() if quick else Study()
+    study = study if seeds is None else replace(study, seeds=seeds)
+    folder = out or Path("runs/overoptimization-quick" if quick else "runs/overoptimization")
+    console = make_console()
+    with interruptible():
+        run_study(study, folder, jobs=jobs, console=console)
+    findings = conclude(study, folder)
+    console.print(rich_table(findings))
+    try:
+        save_picture(findings, folder)
+    except ConfigError as missing:  # pictures are an extra; the numbers are not
+        console.print(f"No picture: {missing}", highlight=False, soft_wrap=True)
+    console.print(f"In words: {save_findings(findings, folder)}", highlight=False, soft_wrap=True)
+
+
+@lab_app.command("regularisation")
+def regularisation(
+    seeds: Annotated[int, typer.Option(help="Seeds for every restraint.", min=1)] = 8,
+    threads: Threads = None,
+) -> None:
+    """What keeps a reward model from learning noisy labels by heart: dropout, weight decay, early stopping and a
+    penalty on large scores, each against none. Half a minute.
+    """
+    from rlhf_env.lab.progress import stage
+    from rlhf_env.lab.studies.regularisation import compare_restraints, rich_table
+    from rlhf_env.learning.engine import set_threads
+
+    set_threads(threads)
+    console = make_console()
+    with stage(console, "Fitting") as tell:
+        found = compare_restraints(seeds, tell)
+    console.print(rich_table(found))

@@ -1,0 +1,1 @@
+"""Whom to ask about what, and what the answers are worth."""

@@ -1,0 +1,182 @@
+"""Where responses come from: written by a policy at several temperatures, by people, or out of a file; and what to ask.
+
+for episode, author in sample_responses(policy, tokenizer, prompts, (0.7, 1.0), name="sft", max_new_tokens=32): ...
+store.add_items(items_of(store.responses(), "comparison", np.random.default_rng(0), overlap=3))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlhf_env.errors import ConfigError, DataError
+from rlhf_env.feedback import findings
+from rlhf_env.feedback.asking.annotators import Annotator, Ranks, Rates
+from rlhf_env.feedback.asking.pairs import Candidate
+from rlhf_env.feedback.interchange.gathering import gathered
+from rlhf_env.feedback.interchange.jsonl import lines_of
+from rlhf_env.feedback.interchange.provenance import prompt_from, response_from
+from rlhf_env.feedback.interchange.tables import csv_rows
+from rlhf_env.feedback.judgements import Author, Kind, Response
+from rlhf_env.feedback.store.items import Item, criteria_names_problems
+from rlhf_env.feedback.store.store import PreferenceStore
+from rlhf_env.policies.policy import Policy
+from rlhf_env.types import Episode, Observation, Prompt, Tokenizer
+
+
+def sample_responses(
+    policy: Policy,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    temperatures: Sequence[float],
+    *,
+    name: str,
+    max_new_tokens: int,
+    each: int = 1,
+    batch_size: int = 64,
+) -> Iterator[Candidate]:
+    """`each` responses to every prompt at every temperature, with the policy (called `name`) and temperature as author.
+
+    They come temperature by temperature, prompts in order. What the policy's `sampling` has beside the temperature
+    stays; its random stream goes on from where it is, and `batch_size` decides which draw falls to which prompt.
+    """
+    if each < 1 or batch_size < 1 or max_new_tokens < 1 or not temperatures:
+        raise ConfigError("sample_responses: each, batch_size, max_new_tokens and temperatures must be at least 1")
+    asked = [prompt for prompt in prompts for _ in range(each)]
+    for temperature in temperatures:
+        author = Author("policy", name, float(temperature))
+        for start in range(0, len(asked), batch_size):
+            batch = asked[start : start + batch_size]
+            for episode in _written(policy, tokenizer, batch, temperature, max_new_tokens):
+                yield episode, author
+
+
+def _written(
+    policy: Policy, tokenizer: Tokenizer, prompts: Sequence[Prompt], temperature: float, max_new_tokens: int
+) -> Iterator[Episode]:
+    ids = [np.array(tokenizer.encode(prompt.text), dtype=np.int64) for prompt in prompts]
+    padded = np.full((len(ids), max(map(len, ids))), tokenizer.pad_id, dtype=np.int64)
+    mask = np.zeros(padded.shape, dtype=np.int8)
+    for row, text in enumerate(ids):
+        padded[row, : len(text)], mask[row, : len(text)] = text, 1
+    observation: Observation = {"input_ids": padded, "attention_mask": mask}
+    usual = policy.sampling
+    policy.sampling = replace(usual, temperature=temperature)
+    try:
+        written = policy.write(observation, max_new_tokens)
+    finally:
+        policy.sampling = usual
+    for prompt, prompt_ids, tokens in zip(prompts, ids, written.tokens, strict=True):
+        response = tokens[tokens < policy.vocab_size]
+        stopped = len(response) > 0 and response[-1] == tokenizer.end_id
+        yield Episode(
+            prompt=prompt,
+            prompt_ids=prompt_ids,
+            response=tokenizer.decode(response[: len(response) - stopped].tolist()),
+            response_ids=response,
+            finish_reason="stop" if stopped else "length",
+            actions=np.ones(len(response), dtype=np.bool_),
+        )
+
+
+def read_responses(path: str | Path, author: Author | None = None) -> list[tuple[Prompt, Response]]:
+    """Responses that people wrote or that exist already, from JSON lines or CSV: columns prompt and response.
+
+    `author` (default: the file) wrote those of a line that has no column `author` with a person's name. Equal prompts
+    get equal ids. Raises DataError with each problem as "file:line: field: what", up to 20.
+    """
+    default = author or Author("dataset", Path(path).name)
+    rows = csv_rows(path) if Path(path).suffix.lower() == ".csv" else lines_of(path)
+    return gathered(path, rows, lambda row: _response_of(row, default), "and a response")
+
+
+def _response_of(row: Mapping[str, Any], author: Author) -> tuple[Prompt, Response]:
+    missing = [f"{field}: missing" for field in ("prompt", "response") if field not in row]
+    if not missing and not isinstance(row["prompt"], str):
+        missing = ["prompt: expected text"]
+    if missing:
+        raise DataError(*missing)
+    by = ["human", row["author"], None] if row.get("author") else [author.kind, author.name, author.temperature]
+    return prompt_from(row["prompt"], {}), response_from(row["response"], {"author": by}, author.name)
+
+
+def items_of(
+    responses: Iterable[tuple[Prompt, Response]],
+    kind: Kind,
+    rng: np.random.Generator,
+    *,
+    per_prompt: int | None = 1,
+    size: int = 4,
+    **settings: Any,
+) -> list[Item]:
+    """What to have judged: items of one kind, from responses in any order; prompts in the order seen.
+
+    Of each prompt's different responses, `per_prompt` items are drawn without replacement (None: all there are): pairs
+    for comparisons, single responses for ratings and criteria, and for rankings the responses in a random order, cut
+    into items of `size` (a rest of one is left out). `settings` are those of Item: criterion, criteria, overlap, seed.
+    """
+    if per_prompt is not None and per_prompt < 1:
+        raise ConfigError(f"per_prompt: {per_prompt!r} is not a number of at least 1, or None for all")
+    if size < 2:
+        raise ConfigError(f"size: {size!r} responses are no ranking")
+    findings.refuse(*criteria_names_problems(kind, settings.get("criteria", ())))  # where there is nothing to ask, too
+    items: list[Item] = []
+    for prompt, group in by_prompt(responses):
+        order = [group[i] for i in rng.permutation(len(group))]
+        possible: list[tuple[Response, ...]]
+        match kind:
+            case "comparison":
+                pairs = list(combinations(group, 2))
+                possible = [pairs[i] for i in rng.permutation(len(pairs))]
+            case "ranking":
+                cut = [tuple(order[start : start + size]) for start in range(0, len(order), size)]
+                possible = [part for part in cut if len(part) > 1]
+            case _:
+                possible = [(response,) for response in order]
+        items += (
+            Item(kind=kind, prompt=prompt, responses=shown, **settings)
+            for shown in possible[: len(possible) if per_prompt is None else per_prompt]
+        )
+    return items
+
+
+def judge_items(store: PreferenceStore, annotator: Annotator, rng: np.random.Generator) -> int:
+    """Have an annotator judge every item of the store that is open to him; returns the votes given.
+
+    Raises ConfigError for a kind he does not judge (see Ranks, Rates), DataError for responses without token ids,
+    which rewards cannot read.
+    """
+    votes = 0
+    while (assignment := store.next_item(annotator.name)) is not None:
+        item = assignment.item
+        episodes = [response.episode(item.prompt) for response in item.responses]
+        answer = _answer(annotator, item.kind, episodes, rng)
+        store.submit(assignment.id, annotator.name, answer, key=f"{rng.integers(2**63):x}{rng.integers(2**63):x}")
+        votes += 1
+    return votes
+
+
+def _answer(annotator: Annotator, kind: Kind, episodes: Sequence[Episode], rng: np.random.Generator) -> Any:
+    match kind:
+        case "comparison":
+            return annotator.compare([(episodes[0], episodes[1])], rng)[0]
+        case "ranking" if isinstance(annotator, Ranks):
+            return annotator.rank([episodes], rng)[0]
+        case "rating" if isinstance(annotator, Rates):
+            return annotator.rate(episodes, rng)[0]
+    raise ConfigError(f"annotator {annotator.name!r} does not judge items of kind {kind!r}")
+
+
+def by_prompt(responses: Iterable[tuple[Prompt, Response]]) -> list[tuple[Prompt, list[Response]]]:
+    """The responses to each prompt, without those that say what an earlier one said."""
+    groups: dict[tuple[str, str], tuple[Prompt, list[Response]]] = {}
+    for prompt, response in responses:
+        _, group = groups.setdefault((prompt.id, prompt.text), (prompt, []))
+        if not any(response.says_the_same_as(other) for other in group):
+            group.append(response)
+    return list(groups.values())

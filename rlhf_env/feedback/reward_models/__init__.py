@@ -1,0 +1,1 @@
+"""Reward models: learned from judgements, calibrated, examined."""

@@ -1,0 +1,133 @@
+"""A reward model trained elsewhere: any sequence classification model of transformers with one label.
+
+What TRL's RewardTrainer saves, and what most reward models of the hub are. Its own forward pass gives the score, so
+that where the score is read (the last token, the first, a pooler) is as it was in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+
+from rlhf_env.errors import DataError
+from rlhf_env.feedback.judgements import Response
+from rlhf_env.feedback.reward_models.model import batches_of_like_length, distinct, padded
+from rlhf_env.policies.language_model import quiet_transformers
+from rlhf_env.types import Episode, Float, Int, Prompt
+
+_ENDED = ("stop", "task", None)  # None: text that nobody cut short
+
+
+class SequenceClassifier:
+    """`score` is the logit of the model's one label, in log-odds for a model that was fitted to preferences.
+
+    The model has its own tokenizer, so what it reads is text: prompt and response as one string, and the end token when
+    the response ended, as TRL writes it. A prompt that a task rendered with the model's chat template is in that
+    template already. In a folder without tokenizer files the token ids of the episodes are read as they are.
+    """
+
+    log_odds_per_point = 1.0
+    members = 1
+
+    def __init__(self, model: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
+        self.name = str(model)
+        self._model = _load(self.name, dtype)
+        self._tokenizer = _load_tokenizer(self.name)
+        config = self._model.config.get_text_config()
+        self._pad: int | None = config.pad_token_id
+        self._vocab_size = int(self._model.get_input_embeddings().weight.shape[0])
+        self._context: int | None = getattr(config, "max_position_embeddings", None)
+
+    def score(self, episodes: Sequence[Episode]) -> Float:
+        """float64[B]. Raises DataError for a text that is empty or too long, or has ids outside the vocabulary."""
+        if self._tokenizer is None:
+            return self._scores([episode.ids for episode in episodes])
+        return self._scores([self._encode(it.prompt.text, it.response, it.finish_reason) for it in episodes])
+
+    def score_members(self, episodes: Sequence[Episode]) -> Float:
+        """float64[1, B]."""
+        return self.score(episodes)[None]
+
+    def score_responses(self, responses: Sequence[tuple[Prompt, Response]]) -> Float:
+        """float64[B]."""
+        if self._tokenizer is None:
+            return self._scores([response.episode(prompt).ids for prompt, response in responses])
+        return self._scores([self._encode(prompt.text, it.text, it.finish_reason) for prompt, it in responses])
+
+    def _encode(self, prompt: str, response: str, finish_reason: str | None) -> Int:
+        assert self._tokenizer is not None
+        text = (prompt + response).encode("utf-8", errors="replace").decode("utf-8")  # lone surrogates: as elsewhere
+        ids = list(self._tokenizer(text, truncation=False)["input_ids"])
+        end = self._tokenizer.eos_token_id
+        if end is not None and finish_reason in _ENDED and ids[-1:] != [end]:
+            ids.append(end)
+        return np.array(ids, dtype=np.int64)
+
+    @torch.no_grad()
+    def _scores(self, texts: Sequence[Int]) -> Float:
+        for text in texts:
+            self._check(text)
+        texts, places = distinct(texts)
+        scores = np.empty(len(texts), dtype=np.float64)
+        # A model without a padding token cannot tell where a padded text ends: it reads one at a time.
+        lengths = [len(text) for text in texts]
+        alone = ([i] for i in range(len(texts)))
+        for batch in alone if self._pad is None else batches_of_like_length(lengths):
+            ids, ends = padded([texts[i] for i in batch], self._pad or 0)
+            mask = (torch.arange(ids.shape[1]) < ends[:, None]).long()
+            device = self._model.device
+            logits = self._model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
+            scores[batch] = logits[:, 0].double().cpu().numpy()
+        return scores[places]
+
+    def _check(self, text: Int) -> None:
+        if not len(text):
+            raise DataError("a text without a token cannot be scored")
+        if self._context is not None and len(text) > self._context:
+            raise DataError(f"a text of {len(text)} tokens exceeds the context of {self._context} of {self.name}")
+        if text.min() < 0 or text.max() >= self._vocab_size:
+            raise DataError(
+                f"a token id is outside the vocabulary of {self._vocab_size} of {self.name}, which has no tokenizer of "
+                "its own: save the tokenizer with the model"
+            )
+
+
+def _load(name: str, dtype: torch.dtype) -> Any:
+    from transformers import AutoModelForSequenceClassification
+
+    try:
+        with quiet_transformers():
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                name, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise DataError(f"reward model {name}: {str(error).strip().splitlines()[0]}") from error
+    if report["missing_keys"]:  # they would be random numbers
+        missing = min(report["missing_keys"])
+        raise DataError(
+            f"reward model {name}: weights are missing, {missing} among them: it is not a sequence classification "
+            "model (fit a reward model on a language model with fit_reward_model)"
+        )
+    if model.config.num_labels != 1:
+        raise DataError(f"reward model {name}: it has {model.config.num_labels} labels, and a reward is one number")
+    return model.eval().requires_grad_(False)
+
+
+def _load_tokenizer(name: str) -> Any:
+    """The model's own tokenizer, or None when its folder has none."""
+    from transformers import AutoTokenizer
+
+    if Path(name).is_dir() and not any(
+        any(Path(name).glob(pattern)) for pattern in ("tokenizer*", "vocab.*", "*.model")
+    ):
+        return None
+    try:
+        with quiet_transformers():
+            return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise DataError(f"tokenizer of reward model {name}: {str(error).strip().splitlines()[0]}") from error

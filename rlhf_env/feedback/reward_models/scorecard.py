@@ -1,0 +1,403 @@
+"""How good a reward model is, before anybody optimises against it: the scorecard.
+
+Everything is measured on judgements the model has not been fitted to; that they are is for the caller to see to
+(`PreferenceStore.split`, `rlhf-env scorecard --held-out`). What the data cannot show is None, and `notes` says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import NormalDist
+
+import numpy as np
+
+from rlhf_env import plugins
+from rlhf_env.errors import DataError
+from rlhf_env.feedback.interchange import read_judgements
+from rlhf_env.feedback.judgements import CriteriaRating, Judgement, Preference, Rating, Response, preferences_of
+from rlhf_env.feedback.reward_models.calibration import (
+    Accuracy,
+    brier_score,
+    calibration_error_by_chance,
+    expected_calibration_error,
+    reliability,
+    wilson_interval,
+    win_probability,
+)
+from rlhf_env.feedback.reward_models.card import Agreement, BestOfFour, Correlation, Flip, Point, Scorecard, Slice
+from rlhf_env.feedback.reward_models.loading import load_scorer
+from rlhf_env.feedback.reward_models.ranks import kendall, kendall_interval, spearman, spearman_interval
+from rlhf_env.feedback.reward_models.scorer import Scorer, pair_log_odds
+from rlhf_env.feedback.store.split import split_by_prompt
+from rlhf_env.feedback.store.store import PreferenceStore
+from rlhf_env.text_measures import repeated_share
+from rlhf_env.types import Float, Prompt
+
+Text = tuple[Prompt, Response]
+Valued = tuple[Prompt, Response, float]
+"""A response and what it is known to be worth."""
+
+EDITS: Mapping[str, Callable[[str], str]] = {
+    "whitespace": lambda text: text.replace(" ", "  "),
+    "first letter": lambda text: text[:1].swapcase() + text[1:],
+    "final punctuation": lambda text: text[:-1] if text.endswith(".") else text + "." * text[-1:].isalnum(),
+}
+"""Edits that change no meaning: every space doubled; the case of the first letter turned; a full stop at the end taken
+away, or put where a letter or digit stood last (other punctuation is left alone)."""
+
+_SMALLEST_SLICE = 20
+MOST_POINTS = 400  # texts kept for the pictures
+_EXAMPLES = 2  # of each edit
+
+
+def scorecard_of(
+    model: str | Path, data: str | Path, *, held_out: float = 1.0, gold: str | None = None, seed: int = 0
+) -> Scorecard:
+    """The scorecard of a model by folder on data by file (`load_scorer`, `read_data`).
+
+    `gold` is the name of a reward to compare ranks with, in place of the ratings in the data; its responses need their
+    token ids. `seed` draws what chance alone gives in calibration.
+    """
+    preferences, valued = read_data(data, held_out=held_out)
+    scorer = load_scorer(model)
+    if gold is not None:
+        reward = plugins.build("reward", gold, {})
+        texts = list({_key(text): text for it in preferences for text in _sides(it)}.values())
+        worth = reward([response.episode(prompt) for prompt, response in texts])
+        valued = [(*text, float(value)) for text, value in zip(texts, worth, strict=True)]
+    rng = np.random.default_rng(seed)
+    return make_scorecard(scorer, preferences, gold=valued, gold_is=gold or "people's ratings", rng=rng)
+
+
+def make_scorecard(
+    scorer: Scorer,
+    preferences: Sequence[Preference],
+    *,
+    gold: Sequence[Valued] = (),
+    gold_is: str = "gold",
+    rng: np.random.Generator,
+) -> Scorecard:
+    """Measure `scorer` on judgements it has not seen.
+
+    `gold` holds what responses are known to be worth: a gold reward's scores, or people's mean ratings; `gold_is` says
+    which. `rng` draws what chance alone gives in calibration. Raises DataError when there are no preferences.
+    """
+    if not preferences:
+        raise DataError("a scorecard needs at least one preference")
+    notes: list[str] = []
+    delta = pair_log_odds(scorer, preferences)
+    right = np.asarray((delta > 0) + 0.5 * (delta == 0))
+    prompts = [it.prompt.text for it in preferences]
+    texts = list({_key(text): text for it in preferences for text in _sides(it)}.values())
+    scores = scorer.score_responses(texts)
+    lengths = np.array([_length(response) for _, response in texts], dtype=np.float64)
+    repeated = np.array([repeated_share(response.text) for _, response in texts])
+    worth = {_key((prompt, response)): value for prompt, response, value in gold}
+    agreement, intervals = _agreement(preferences, delta)
+    if agreement is None:
+        notes.append("agreement: no pair was judged by more than one person")
+    best_of_four = _best_of_four(scorer, preferences, gold)
+    if best_of_four is None:
+        notes.append("best of four: no prompt has four responses of which it is known which is best")
+    if not gold:
+        notes.append("gold: neither a gold reward nor ratings of single responses are given")
+    flips: Mapping[str, float] | None = None
+    examples: tuple[Flip, ...] = ()
+    try:
+        flips, flip_intervals, examples = _flips(scorer, preferences)
+        intervals |= flip_intervals
+    except DataError as error:
+        notes.append(f"flips: edited text cannot be read: {error}")
+    correlation = _gold_correlation(scorer, gold) if worth else None
+    by_length, by_repetition = spearman(scores, lengths), spearman(scores, repeated)
+    ranks = {"length_correlation": by_length, "repetition_correlation": by_repetition}
+    intervals |= {name: spearman_interval(rho, len(texts)) for name, rho in ranks.items() if rho is not None}
+    if correlation is not None and correlation.spearman is not None and correlation.kendall is not None:
+        intervals["spearman"] = spearman_interval(correlation.spearman, correlation.texts)
+        intervals["kendall"] = kendall_interval(correlation.kendall, correlation.texts)
+    intervals["margin"] = _mean_interval(delta, prompts)
+    intervals["brier"] = _mean_interval(np.square(win_probability(-delta)), prompts)
+    intervals["calibration_error"] = _calibration_interval(delta, prompts, rng)
+    longer = _longer_preferred(preferences, delta)
+    if longer is not None:
+        intervals["longer_preferred"] = longer[1]
+    shown = np.unique(np.linspace(0, len(texts) - 1, min(MOST_POINTS, len(texts))).astype(int))
+    return Scorecard(
+        pairs=len(preferences),
+        prompts=len(set(prompts)),
+        accuracy=_clustered(right, prompts),
+        margin=float(delta.mean()),
+        calibration_error=expected_calibration_error(delta),
+        calibration_error_by_chance=calibration_error_by_chance(delta, rng),
+        brier=brier_score(delta),
+        reliability=tuple(reliability(delta)),
+        gold=correlation,
+        gold_is=gold_is,
+        length_correlation=by_length,
+        repetition_correlation=by_repetition,
+        longer_preferred=None if longer is None else longer[0],
+        agreement=agreement,
+        best_of_four=best_of_four,
+        slices=tuple(_slices(preferences, right)),
+        flips=flips,
+        flip_examples=examples,
+        points=tuple(Point(float(scores[i]), int(lengths[i]), float(repeated[i])) for i in shown),
+        intervals=intervals,
+        notes=tuple(notes),
+    )
+
+
+def read_data(path: str | Path, *, held_out: float = 1.0) -> tuple[list[Preference], list[Valued]]:
+    """The pairs of a preference store or of a file of judgements, and the mean overall rating of each rated response.
+
+    `held_out` below 1 keeps the prompts that `PreferenceStore.split(held_out)` holds out. Raises DataError for a file
+    that is neither, or that has no pair.
+    """
+    path = Path(path)
+    if path.is_file() and path.open("rb").read(16) == b"SQLite format 3\0":
+        with PreferenceStore(path) as store:
+            judgements = list(store.judgements())
+    else:
+        judgements = read_judgements(path)
+    _, preferences = split_by_prompt(preferences_of(judgements), held_out)
+    if not preferences:
+        raise DataError(f"{path}: no pair of responses of which one is preferred, among {len(judgements)} judgements")
+    kept = {it.prompt.text for it in preferences}
+    return preferences, [valued for valued in _mean_ratings(judgements) if valued[0].text in kept]
+
+
+def _mean_ratings(judgements: Sequence[Judgement]) -> list[Valued]:
+    ratings = [it for it in judgements if isinstance(it, Rating)]
+    ratings += [rating for it in judgements if isinstance(it, CriteriaRating) for rating in it.ratings]
+    scores: dict[object, tuple[Text, list[int]]] = {}
+    for it in ratings:
+        if it.criterion == "overall":
+            text = (it.prompt, it.response)
+            scores.setdefault(_key(text), (text, []))[1].append(it.score)
+    return [(*text, float(np.mean(values))) for text, values in scores.values()]
+
+
+# ---------------------------------------------------------------- rank correlations
+
+
+def _gold_correlation(scorer: Scorer, gold: Sequence[Valued]) -> Correlation:
+    scores = scorer.score_responses([(prompt, response) for prompt, response, _ in gold])
+    values = np.array([value for _, _, value in gold])
+    return Correlation(spearman(scores, values), kendall(scores, values), len(gold))
+
+
+# ---------------------------------------------------------------- pairs
+
+
+def _clustered(right: Float, prompts: Sequence[str]) -> Accuracy:
+    """Accuracy with Wilson's interval at the effective number of pairs: those of one prompt are not independent.
+
+    p (1 - p) / (variance of p between prompts) independent pairs have the same variance; never more than there are.
+    """
+    share = float(right.mean())
+    variance = _variance_between(right, prompts)
+    # Where all are right there is no variance to go by: one pair per prompt is the cautious answer.
+    effective = min(len(right), share * (1 - share) / variance) if variance > 0 else len(set(prompts))
+    return Accuracy(share, *wilson_interval(share, effective), len(right))
+
+
+def _mean_interval(values: Float, prompts: Sequence[str]) -> tuple[float, float]:
+    """95 % of the mean, by its variance between prompts: pairs of one prompt are not independent."""
+    middle = float(values.mean())
+    half = NormalDist().inv_cdf(0.975) * float(np.sqrt(_variance_between(values, prompts)))
+    return middle - half, middle + half
+
+
+def _variance_between(values: Float, prompts: Sequence[str]) -> float:
+    """Of the mean of `values`: the sum over prompts of their squared total deviation, over the count squared."""
+    of_prompt: dict[str, float] = {}
+    for prompt, deviation in zip(prompts, values - values.mean(), strict=True):
+        of_prompt[prompt] = of_prompt.get(prompt, 0.0) + float(deviation)
+    return sum(value**2 for value in of_prompt.values()) / len(values) ** 2
+
+
+def _calibration_interval(delta: Float, prompts: Sequence[str], rng: np.random.Generator) -> tuple[float, float]:
+    """95 %, from 200 draws of as many prompts. Redrawn errors are larger than the truth, as measured ones are."""
+    rows: dict[str, list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        rows.setdefault(prompt, []).append(row)
+    groups = [np.array(group) for group in rows.values()]
+    drawn = [
+        expected_calibration_error(
+            delta[np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))])]
+        )
+        for _ in range(200)
+    ]
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _longer_preferred(
+    preferences: Sequence[Preference], delta: Float
+) -> tuple[tuple[float, float], tuple[float, float]] | None:
+    """The share of pairs of unequal length in which (the model, people) prefer the longer, and the interval of the
+    model's; None without any."""
+    longer = np.array([np.sign(_length(it.chosen) - _length(it.rejected)) for it in preferences])
+    unequal = longer != 0
+    if not unequal.any():
+        return None
+    by_model = (np.sign(delta) * longer)[unequal]
+    prompts = [it.prompt.text for it, counts in zip(preferences, unequal, strict=True) if counts]
+    share = _clustered(np.asarray((by_model > 0) + 0.5 * (by_model == 0)), prompts)
+    return (share.value, float(np.mean(longer[unequal] > 0))), (share.low, share.high)
+
+
+def _agreement(
+    preferences: Sequence[Preference], delta: Float
+) -> tuple[Agreement | None, dict[str, tuple[float, float]]]:
+    votes: dict[
+        object, list[tuple[str, float, float]]
+    ] = {}  # per pair: who, for which side, which side the model is on
+    for it, difference in zip(preferences, delta, strict=True):
+        one, other = (_key(text) for text in _sides(it))
+        side = 1.0 if repr(one) < repr(other) else -1.0
+        pair = (it.criterion, frozenset((one, other)))
+        votes.setdefault(pair, []).append((it.annotator, side, side * float(np.sign(difference))))
+    people, model, of_pair, pairs = [], [], [], 0
+    for cast in votes.values():
+        by_person = {who: (side, model_side) for who, side, model_side in cast}  # a person's last word
+        if len(by_person) < 2:
+            continue
+        pairs += 1
+        total = sum(side for side, _ in by_person.values())
+        for side, model_side in by_person.values():
+            others = np.sign(total - side)
+            people.append(0.5 + 0.5 * side * others)
+            model.append(0.5 + 0.5 * model_side * others)
+            of_pair.append(str(pairs))
+    if not pairs:
+        return None, {}
+    shares = {name: _clustered(np.array(values), of_pair) for name, values in (("people", people), ("model", model))}
+    found = Agreement(shares["people"].value, shares["model"].value, pairs, len(people))
+    return found, {name: (it.low, it.high) for name, it in shares.items()}
+
+
+def _best_of_four(scorer: Scorer, preferences: Sequence[Preference], gold: Sequence[Valued]) -> BestOfFour | None:
+    """By gold where it knows four responses to a prompt; else where one response was preferred to three others."""
+    fours: list[tuple[list[Text], set[int]]] = []
+    by_prompt: dict[str, dict[object, tuple[Text, float]]] = {}
+    for prompt, response, value in gold:
+        by_prompt.setdefault(prompt.text, {})[_key((prompt, response))] = ((prompt, response), value)
+    for known in by_prompt.values():
+        if len(known) >= 4:
+            four = list(known.values())[:4]
+            highest = max(value for _, value in four)
+            fours.append(([text for text, _ in four], {i for i, (_, value) in enumerate(four) if value == highest}))
+    if not fours:
+        beaten: dict[object, dict[object, Text]] = {}
+        for it in preferences:
+            chosen, rejected = _sides(it)
+            beaten.setdefault(_key(chosen), {_key(chosen): chosen})[_key(rejected)] = rejected
+        fours = [(list(texts.values())[:4], {0}) for texts in beaten.values() if len(texts) >= 4]
+    if not fours:
+        return None
+    scores = scorer.score_responses([text for texts, _ in fours for text in texts]).reshape(-1, 4)
+    hits = []
+    for row, (_, best) in zip(scores, fours, strict=True):
+        picked = set(np.flatnonzero(row == row.max()).tolist())
+        hits.append(len(picked & best) / len(picked))
+    value = float(np.mean(hits))
+    return BestOfFour(value, *wilson_interval(value, len(hits)), len(hits))
+
+
+def _slices(preferences: Sequence[Preference], right: Float) -> Iterator[Slice]:
+    """Accuracy by what pairs have in common, where 20 pairs or more do and not all of them."""
+    rows: dict[str, list[int]] = {}
+    middle = float(np.median([len(it.prompt.text) for it in preferences]))
+    for i, it in enumerate(preferences):
+        difference = _length(it.chosen) - _length(it.rejected)
+        names = [
+            f"criterion: {it.criterion}",
+            f"annotator: {it.annotator}",
+            "the chosen is " + ("longer" if difference > 0 else "shorter" if difference < 0 else "as long"),
+            "shorter prompts" if len(it.prompt.text) <= middle else "longer prompts",
+            *(f"written by: {name}" for name in sorted({_author(it.chosen), _author(it.rejected)})),
+            *(f"{key}: {value}" for key, value in it.prompt.meta.items() if isinstance(value, str | int | bool)),
+        ]
+        for name in names:
+            rows.setdefault(name, []).append(i)
+    for name, members in rows.items():
+        if _SMALLEST_SLICE <= len(members) < len(preferences):
+            yield Slice(name, _clustered(right[members], [preferences[i].prompt.text for i in members]))
+
+
+def _flips(
+    scorer: Scorer, preferences: Sequence[Preference]
+) -> tuple[dict[str, float], dict[str, tuple[float, float]], tuple[Flip, ...]]:
+    """By edit, the share of pairs the scorer judges otherwise when both responses are edited; intervals; examples.
+
+    The text is read anew before and after, so that nothing but the edit differs.
+    """
+
+    def log_odds(edit: Callable[[str], str]) -> Float:
+        edited = [
+            replace(
+                it,
+                chosen=replace(it.chosen, text=edit(it.chosen.text), ids=None, prompt_ids=None),
+                rejected=replace(it.rejected, text=edit(it.rejected.text), ids=None, prompt_ids=None),
+            )
+            for it in apart
+        ]
+        return pair_log_odds(scorer, edited)
+
+    # Without their ids two responses may say the same: those have no verdict to flip.
+    apart = [
+        it
+        for it in preferences
+        if all(edit(it.chosen.text) != edit(it.rejected.text) for edit in (_unedited, *EDITS.values()))
+    ]
+    if not apart:
+        raise DataError("no pair of responses differs in its words")
+    before, after = log_odds(_unedited), {name: log_odds(edit) for name, edit in EDITS.items()}
+    flipped = {name: np.sign(odds) != np.sign(before) for name, odds in after.items()}
+    examples = tuple(
+        Flip(
+            name,
+            apart[i].prompt.text,
+            apart[i].chosen.text,
+            apart[i].rejected.text,
+            float(before[i]),
+            float(after[name][i]),
+        )
+        for name, rows in flipped.items()
+        for i in sorted(np.flatnonzero(rows), key=lambda i: -abs(before[i]))[:_EXAMPLES]  # the surest of the turned
+    )
+    flipped["any of them"] = np.any(list(flipped.values()), axis=0)
+    prompts = [it.prompt.text for it in apart]
+    shares = {name: _clustered(rows.astype(np.float64), prompts) for name, rows in flipped.items()}
+    intervals = {f"flips: {name}": (it.low, it.high) for name, it in shares.items()}
+    return {name: it.value for name, it in shares.items()}, intervals, examples
+
+
+def _unedited(text: str) -> str:
+    return text
+
+
+def _sides(it: Preference) -> tuple[Text, Text]:
+    return (it.prompt, it.chosen), (it.prompt, it.rejected)
+
+
+def _key(text: Text) -> tuple[str, str, object]:
+    """Equal for texts that say the same, whoever wrote them."""
+    prompt, response = text
+    return prompt.text, response.text, response.ids
+
+
+def _length(response: Response) -> int:
+    """Characters: known for any text, whoever wrote it and in whatever language."""
+    return len(response.text)
+
+
+def _author(response: Response) -> str:
+    author = response.author
+    return author.name if author.temperature is None else f"{author.name} at temperature {author.temperature:g}"
+
+
+# ---------------------------------------------------------------- to read

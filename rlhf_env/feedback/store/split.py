@@ -1,0 +1,28 @@
+"""Training and held-out items, split by prompt."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+from rlhf_env.errors import ConfigError
+from rlhf_env.feedback.judgements import Preference
+from rlhf_env.feedback.store.schema import to_bytes
+
+
+def split_by_prompt(
+    preferences: Iterable[Preference], held_out: float, *, salt: str = ""
+) -> tuple[list[Preference], list[Preference]]:
+    """(training, held-out), in order. Held out is where the hash of (salt, prompt text) falls below `held_out`.
+
+    The hash makes the division stable: new preferences never move an old prompt to the other side. Prompts are compared
+    by text, so that two ids of one text do not leak. `held_out` is a fraction of prompts, met in expectation.
+    """
+    if not 0.0 <= held_out <= 1.0:
+        raise ConfigError(f"held_out: {held_out!r} is not a fraction between 0 and 1")
+    parts: tuple[list[Preference], list[Preference]] = ([], [])
+    for preference in preferences:
+        hashed = hashlib.sha256(to_bytes(f"{salt}\n{preference.prompt.text}")).digest()
+        place = int.from_bytes(hashed[:6], "big") / 2**48  # 48 bits: the quotient is exact and below 1
+        parts[place < held_out].append(preference)
+    return parts

@@ -1,0 +1,334 @@
+"""What a benchmark's results allow to say: rankings by task, all tasks together, and what checks the benchmark itself.
+
+A run counts with its score on the task (`Results.measure`); one that failed or diverged counts with the floor, the
+worst score of any finished run on that task. Only seeds that every agent has run are compared, and below
+`SEEDS_FOR_A_CLAIM` of them nothing is. All resampling is seeded by `Results.comparing`, a stream for each purpose: the
+same results give the same intervals, and another agent's rows change nobody's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from rlhf_env.lab.benchmark.results import CONTROLS, RANDOM, REFERENCE, Cell, Results
+from rlhf_env.lab.statistics import (
+    SEEDS_FOR_A_CLAIM,
+    Comparison,
+    Estimate,
+    compare,
+    estimate,
+    interquartile_mean,
+    mean,
+    optimality_gap,
+    probability_of_improvement,
+)
+from rlhf_env.types import Float
+
+_RESAMPLES = 2000  # of the bootstrap, for each interval
+# One agent under two names, so many times; chance alone makes 5 % of the comparisons claims.
+_REPEATS, _MOST_FALSE_CLAIMS = 200, 0.07
+# A stored float64 mean of weighted parts, and a float32 one over the texts of a rollout.
+_EVALUATION_TOLERANCE, _ROLLOUT_TOLERANCE = 1e-9, 1e-4
+
+
+@dataclass(frozen=True)
+class Standing:
+    """An agent on a task: its mean score, and by opponent how it compares. `floored`: its runs without a score."""
+
+    agent: str
+    score: Estimate
+    floored: int
+    against: Mapping[str, Comparison]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The agents on a task by mean score, controls last.
+
+    `measure`: what the scores are; `best`: the agent, controls aside, with the highest mean; `rival`: who everyone is
+    compared with besides the reference, chosen beforehand or else the best; None where there is none.
+    """
+
+    task: str
+    measure: str
+    floor: float
+    seeds: tuple[int, ...]
+    standings: tuple[Standing, ...]
+    best: str | None
+    rival: str | None
+
+    @property
+    def least_p(self) -> float:
+        """The smallest corrected p of so many seeds and comparisons: all signs are equal, times Holm's factor."""
+        return min(1.0, 2.0 ** (1 - len(self.seeds)) * max(1, len(self.standings) - 1))
+
+
+@dataclass(frozen=True)
+class Across:
+    """An agent over all tasks, on the normalised scale.
+
+    `improvement`: how likely one of its runs beats one of the reference. `against_reference`: paired, over all tasks.
+    """
+
+    agent: str
+    scores: Float
+    average: Estimate
+    gap: Estimate
+    improvement: Estimate | None
+    against_reference: Comparison | None
+
+
+@dataclass(frozen=True)
+class Overview:
+    """Agents over several tasks, with scores (score - reference) / (top - reference).
+
+    `tops`: by task, the known optimum, or else the best agent's mean, and whose it is ("" for an optimum). Both ends of
+    the scale are taken as given: intervals do not contain their uncertainty. `left_out`: what is not in it, and why.
+    """
+
+    tops: Mapping[str, tuple[float, str]]
+    seeds: tuple[int, ...]
+    agents: tuple[Across, ...]
+    left_out: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Check:
+    """Something that has to be so in every benchmark; `said` is what was done and what came of it."""
+
+    name: str
+    outcome: Literal["holds", "does not hold", "not checked"]
+    said: str
+
+
+@dataclass(frozen=True)
+class Conclusions:
+    """Everything that is concluded from `Results`. A task of few seeds has no ranking; one task has no overview."""
+
+    rankings: tuple[Ranking, ...]
+    overview: Overview | None
+    checks: tuple[Check, ...]
+
+    def ranking(self, task: str) -> Ranking | None:
+        return next((ranking for ranking in self.rankings if ranking.task == task), None)
+
+
+def conclude(results: Results) -> Conclusions:
+    """All comparisons and checks of `results`: seconds for a grid of hundreds of runs."""
+    rankings = tuple(ranking for task in results.tasks if (ranking := _ranking(results, task)) is not None)
+    checks = (_same_agent_twice(results, rankings), _controls_lose(results, rankings), _ledger(results))
+    return Conclusions(rankings, _overview(results, rankings), checks)
+
+
+def _stream(results: Results, purpose: str) -> np.random.Generator:
+    return np.random.default_rng([results.comparing.seed, *purpose.encode("utf-8", "surrogatepass")])
+
+
+def _scores(results: Results, task: str, agent: str, seeds: Sequence[int]) -> Float:
+    """float64[S], a score for each of `seeds`."""
+    of_seed = {cell.seed: results.score(cell) for cell in results.of(task, agent)}
+    return np.array([of_seed[seed] for seed in seeds], dtype=np.float64)
+
+
+# ---------------------------------------------------------------- one task
+
+
+def _ranking(results: Results, task: str) -> Ranking | None:
+    seeds, measure, floor = results.shared_seeds(task), results.measure(task), results.floor(task)
+    if len(seeds) < SEEDS_FOR_A_CLAIM or measure is None or floor is None:
+        return None
+    scores = {agent: _scores(results, task, agent, seeds) for agent in results.agents_on(task)}
+    best = _best({agent: mean(found) for agent, found in scores.items()})
+    rival = results.comparing.rival if results.comparing.rival in scores else best
+    compared = {
+        other: compare(scores, other, stream=_stream(results, f"against/{task}/{other}"), resamples=_RESAMPLES)
+        for other in (REFERENCE, rival)
+        if other in scores
+    }
+    standings = [
+        Standing(
+            agent,
+            estimate(mean, found, stream=_stream(results, f"mean/{task}/{agent}"), resamples=_RESAMPLES),
+            sum(results.own_score(cell) is None for cell in results.of(task, agent) if cell.seed in seeds),
+            {other: made[agent] for other, made in compared.items() if agent in made},
+        )
+        for agent, found in scores.items()
+    ]
+    standings.sort(key=lambda standing: _place(standing.agent, standing.score.value))
+    return Ranking(task, measure, floor, tuple(seeds), tuple(standings), best, rival)
+
+
+def _place(agent: str, score: float) -> tuple[int, float, str]:
+    return (CONTROLS.index(agent) + 1 if agent in CONTROLS else 0, -score, agent)
+
+
+def _best(means: Mapping[str, float]) -> str | None:
+    return max((agent for agent in means if agent not in CONTROLS), key=lambda agent: means[agent], default=None)
+
+
+# ---------------------------------------------------------------- several tasks
+
+
+def _overview(results: Results, rankings: Sequence[Ranking]) -> Overview | None:
+    tops: dict[str, tuple[float, str]] = {}
+    zeros: dict[str, float] = {}
+    left_out = [
+        f"task {task}: fewer than {SEEDS_FOR_A_CLAIM} shared seeds, or no score"
+        for task in results.tasks
+        if task not in {ranking.task for ranking in rankings}
+    ]
+    for ranking in rankings:
+        means = {standing.agent: standing.score.value for standing in ranking.standings}
+        zero, optimum = means.get(REFERENCE), results.optimum(ranking.task)
+        top = (optimum, "") if optimum is not None else (means[ranking.best], ranking.best) if ranking.best else None
+        if zero is None or top is None or top[0] <= zero:
+            why = "no reference to measure from" if zero is None else "nothing above the reference"
+            left_out.append(f"task {ranking.task}: {why}, so it has no scale")
+            continue
+        zeros[ranking.task], tops[ranking.task] = zero, top
+    everywhere = [agent for agent in results.agents if all(agent in results.agents_on(task) for task in tops)]
+    left_out += [f"agent {agent}: not on every task" for agent in results.agents if agent not in everywhere]
+    seeds = sorted(set.intersection(*(set(r.seeds) for r in rankings if r.task in tops))) if tops else []
+    if len(tops) < 2 or len(seeds) < SEEDS_FOR_A_CLAIM:
+        return None
+
+    def normalised(agent: str) -> Float:
+        columns = [
+            (_scores(results, task, agent, seeds) - zeros[task]) / (top - zeros[task])
+            for task, (top, _) in tops.items()
+        ]
+        return np.stack(columns, axis=1)
+
+    scores = {agent: normalised(agent) for agent in everywhere}
+    compared = compare(scores, REFERENCE, stream=_stream(results, "against/all tasks"), resamples=_RESAMPLES)
+
+    def across(agent: str) -> Across:
+        def interval(statistic: Callable[..., float], *samples: Float) -> Estimate:
+            stream = _stream(results, f"{statistic.__name__}/all tasks/{agent}")
+            return estimate(statistic, *samples, stream=stream, resamples=_RESAMPLES)
+
+        own = scores[agent]
+        improvement = None
+        if agent != REFERENCE:
+            improvement = interval(probability_of_improvement, own, scores[REFERENCE])
+        average, gap = interval(interquartile_mean, own), interval(optimality_gap, own)
+        return Across(agent, own, average, gap, improvement, compared.get(agent))
+
+    rows = sorted(map(across, everywhere), key=lambda row: _place(row.agent, row.average.value))
+    return Overview(tops, tuple(seeds), tuple(rows), tuple(left_out))
+
+
+# ---------------------------------------------------------------- the benchmark checks itself
+
+
+def _same_agent_twice(results: Results, rankings: Sequence[Ranking]) -> Check:
+    """A/A: two draws with replacement from one agent's own runs are one agent under two names."""
+    name = "One agent under two names"
+    runs = [
+        scores
+        for ranking in rankings
+        for agent in results.agents_on(ranking.task)
+        if np.ptp(scores := _scores(results, ranking.task, agent, ranking.seeds)) > 0.0
+    ]
+    if not runs:
+        return Check(name, "not checked", f"It takes {SEEDS_FOR_A_CLAIM} shared seeds of an agent whose runs differ.")
+    stream, claims = _stream(results, "one agent under two names"), 0
+    for repeat in range(_REPEATS):
+        own = runs[repeat % len(runs)]
+        twice = {title: stream.choice(own, size=len(own)) for title in ("one", "other")}
+        claims += compare(twice, "one", stream=stream, resamples=200)["other"].verdict != "inconclusive"
+    allowed = int(_MOST_FALSE_CLAIMS * _REPEATS)
+    said = (
+        f"{_REPEATS} times, in turn for every agent and task, an agent's runs were drawn twice with replacement, and "
+        f"the two draws compared like two agents: {claims} were called different, at most {allowed} may be."
+    )
+    return Check(name, "holds" if claims <= allowed else "does not hold", said)
+
+
+def _controls_lose(results: Results, rankings: Sequence[Ranking]) -> Check:
+    """The random writer not above the reference, the reference below every agent, by their means on every task."""
+    found = [_order_on(results, task, rankings) for task in results.tasks]
+    checked = [ok for ok, _ in found if ok is not None]
+    outcome: Any = "not checked" if not checked else "holds" if all(checked) else "does not hold"
+    return Check("The controls lose", outcome, " ".join(said for _, said in found))
+
+
+def _order_on(results: Results, task: str, rankings: Sequence[Ranking]) -> tuple[bool | None, str]:
+    where = f"On {task}: " if len(results.tasks) > 1 else ""
+    scored = {agent: [results.score(cell) for cell in results.of(task, agent)] for agent in results.agents_on(task)}
+    means = {a: math.fsum(s for s in found if s is not None) / len(found) for a, found in scored.items()}
+    if REFERENCE not in means or results.measure(task) is None:
+        return None, f"{where}there is no score of a reference to compare with."
+    reference, said, holds = means[REFERENCE], [], True
+    verdicts = {
+        standing.agent: standing.against[REFERENCE].verdict
+        for ranking in rankings
+        if ranking.task == task
+        for standing in ranking.standings
+        if REFERENCE in standing.against
+    }
+    if RANDOM in means:
+        # A reference that has learned nothing (a random model on a toy task) is no better than chance.
+        below, verdict = means[RANDOM] < reference, verdicts.get(RANDOM, "")
+        level = verdict == "inconclusive"
+        holds &= below or level
+        where_it_lies = "below" if below else "by chance above" if level else "NOT below"
+        said.append(f"random lies {where_it_lies} the reference{verdict and f' ({verdict})'}")
+    else:
+        said.append("there is no random control")
+    agents = [agent for agent in means if agent not in CONTROLS]
+    behind = [agent for agent in agents if means[agent] <= reference]
+    holds &= not behind
+    said.append(f"{len(agents) - len(behind)} of {len(agents)} agents lie above the reference")
+    if behind:
+        said[-1] += f", {_listed(behind)} {'does' if len(behind) == 1 else 'do'} NOT"
+    if verdicts:
+        better = sum(verdicts[agent] == "better" for agent in agents)
+        said[-1] += f" ({better} by test)"
+    return holds, where + "; ".join(said) + "."
+
+
+def _ledger(results: Results) -> Check:
+    """sum(weight * part) == reward, in every evaluation and every row of metrics of every run that kept its weights."""
+    name, kept = "The reward is the sum of its parts", [cell for cell in results.cells if cell.weights]
+    sums = [(cell, *entry) for cell in kept for entry in _entries(results, cell)]
+    if not sums:
+        return Check(name, "not checked", "No run has kept its weights beside its reward parts.")
+    wrong = [(cell, place, off) for cell, place, off, allowed in sums if off > allowed]
+    unchecked = len(results.cells) - len({id(cell) for cell, *_ in sums})
+    without = f" {unchecked} of {len(results.cells)} runs have no parts to add." if unchecked else ""
+    if wrong:
+        cell, place, off = max(wrong, key=lambda found: found[2])
+        said = (
+            f"Of {len(sums):,} stored rewards {len(wrong):,} differ from the weighted sum of their parts; the worst by "
+            f"{off:.1g} of its size, in the {place} of {cell.agent} on {cell.task}, seed {cell.seed}."
+        )
+        return Check(name, "does not hold", said + without)
+    worst = max(off for _, _, off, _ in sums)
+    return Check(name, "holds", f"{len(sums):,} stored rewards added up again; largest deviation {worst:.0e}.{without}")
+
+
+def _entries(results: Results, cell: Cell) -> Iterator[tuple[str, float, float]]:
+    """Where a reward stands beside all its parts: the place, how far off the sum is (relative), how far it may be."""
+    rows: list[tuple[str, str, str, float, Mapping[str, Any]]] = []
+    if cell.finished:
+        rows.append(("final evaluation", "", "objective", _EVALUATION_TOLERANCE, cell.evaluation))
+    for logged in results.metrics(cell):
+        update = logged.get("update")
+        rows.append((f"evaluation at update {update}", "eval/", "objective", _EVALUATION_TOLERANCE, logged))
+        rows.append((f"rollout of update {update}", "rollout/", "reward", _ROLLOUT_TOLERANCE, logged))
+    for place, prefix, total, allowed, row in rows:
+        numbers: list[Any] = [row.get(prefix + name) for name in (total, *(f"part/{part}" for part in cell.weights))]
+        if all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
+            reward, *parts = numbers
+            paid = [weight * part for weight, part in zip(cell.weights.values(), parts, strict=True)]
+            yield place, abs(math.fsum(paid) - reward) / max(1.0, abs(reward), *map(abs, paid)), allowed
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

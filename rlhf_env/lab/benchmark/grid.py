@@ -1,0 +1,231 @@
+"""A grid: agents x tasks x seeds, as a TOML file says it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from rlhf_env.errors import ConfigError, Problem, under
+from rlhf_env.lab.benchmark.cells import Cell
+from rlhf_env.lab.benchmark.tuning import FIRST_SEED, Tuning
+from rlhf_env.learning.configuration import from_table
+from rlhf_env.learning.experiment import Experiment, check_plugins
+from rlhf_env.plain_data import refuse_misfits
+from rlhf_env.toml_files import naming_lines, narrowed, read_toml
+
+REWARD_MODEL = "$reward_model"  # in a grid's tables: the model that its own [reward_model] makes
+# "--" separates the parts of a result's file name, and no part climbs out of the folder.
+_NAME = re.compile(r"\w[\w.]*(-[\w.]+)*", re.ASCII)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """A benchmark: what its TOML file says.
+
+    `agents`: a table per row of the leaderboard, its key the row's name; `name` inside it is the agent plugin (default:
+    the key), the rest its settings. `experiment`: what all cells share (task, policy, environment, rewards, budget,
+    evaluation). `tasks`: named changes to `experiment`; without any there is one task, named as in `experiment`. A
+    table `agents` among the changes holds, by row, settings for that task (a model of another size wants another `lr`).
+    `seeds`: how many (0, 1, ...). `tuning`: how each agent's settings are chosen; without it they are the file's.
+    `optima`: by task, the highest score (gold, or proxy without one) that there is, where it is known: the report
+    measures what is left to it.
+    `reward_model`: the demo's reward model, made in the benchmark's folder before anything runs, with these changes to
+    the demo's settings; where a reward's table has the model "$reward_model", it is meant.
+    `title`, `what_gold_is`: words for the report.
+    """
+
+    name: str = "benchmark"
+    title: str = ""
+    what_gold_is: str = ""
+    agents: dict[str, Any]
+    experiment: dict[str, Any] = field(default_factory=dict)
+    tasks: dict[str, Any] = field(default_factory=dict)
+    seeds: int = 3
+    tuning: Tuning = field(default_factory=Tuning)
+    optima: dict[str, float] = field(default_factory=dict)
+    reward_model: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        refuse_misfits(self)
+        problems: list[str] = []
+        if not self.agents:
+            problems.append("agents: name at least one, as in [agents.ppo]")
+        if not 1 <= self.seeds <= FIRST_SEED:
+            problems.append(f"seeds must be at least 1 and at most {FIRST_SEED}, got {self.seeds}")
+        tasks = list(self.tasks) or [_task_name(self.experiment)]
+        for name in self.optima:
+            if name not in tasks:
+                problems.append(f"optima.{name}: no task of this name, only {', '.join(tasks)}")
+        named: dict[tuple[str, ...], str] = {
+            ("name",): self.name,
+            **{("agents", name): name for name in self.agents},
+            **{("tasks", name): name for name in tasks},
+        }
+        for keys, name in named.items():
+            if not _NAME.fullmatch(name):
+                said = f"{name!r} is no name for a file: letters, digits, '_', '.', single '-'"
+                problems.append(Problem(said, keys, ""))
+        on_tasks = {
+            f"tasks.{task}.agents": changes.get("agents", {})
+            for task, changes in self.tasks.items()
+            if isinstance(changes, Mapping)
+        }
+        for kind, tables in (("agents", self.agents), ("tasks", self.tasks), *on_tasks.items()):
+            problems += [
+                f"{kind}.{name}: {table!r} is not a table"
+                for name, table in (tables.items() if isinstance(tables, Mapping) else [("", tables)])
+                if not isinstance(table, Mapping)
+            ]
+        problems += [
+            f"{where}.{name}: no row of this name, only {', '.join(self.agents)}"
+            for where, tables in on_tasks.items()
+            for name in (tables if isinstance(tables, Mapping) else ())
+            if name not in self.agents
+        ]
+        if self.reward_model is None and f"'{REWARD_MODEL}'" in str([self.experiment, self.tasks]):
+            problems.append(
+                f"{REWARD_MODEL} is the model that a table [reward_model] makes, and there is no such table"
+            )
+        if problems:
+            raise ConfigError(*problems)
+
+    @classmethod
+    def load(cls, file: str | Path) -> Grid:
+        """From a TOML file. Raises ConfigError with every problem found."""
+        table = read_toml(file)
+        with naming_lines(file):
+            return from_table(cls, table, str(file))
+
+    def to_toml(self) -> str:
+        return tomli_w.dumps({key: value for key, value in asdict(self).items() if value is not None})
+
+    def cells(self, folder: Path | None = None, only: Sequence[str] = ()) -> list[Cell]:
+        """Every cell, seeds outermost, so that a run cut short has whole comparisons. Checks every experiment.
+
+        `folder`: the benchmark's, where its reward model is. `only`: those that match one of some "task/agent/seed", of
+        which the end may be left out, and "*" and "?" stand for anything. Raises ConfigError when one matches nothing.
+        """
+        tasks = self.tasks or {_task_name(self.experiment): {}}
+        cells: list[Cell] = []
+        problems: dict[str, None] = {}
+        for seed, (task, changes), agent in product(range(self.seeds), tasks.items(), self.agents):
+            try:
+                with self.blamed(task, agent):
+                    cells.append(self._cell(task, changes, agent, seed, folder))
+            except ConfigError as error:
+                problems |= dict.fromkeys(error.problems)
+        if problems:
+            raise ConfigError(*problems)
+        unmatched = [pattern for pattern in only if not any(cell.matches(pattern) for cell in cells)]
+        if unmatched:
+            raise ConfigError(
+                *(
+                    f"--only {pattern}: no such task/agent/seed; tasks are {', '.join(tasks)}; agents "
+                    f"{', '.join(self.agents)}; seeds 0 to {self.seeds - 1}"
+                    for pattern in unmatched
+                )
+            )
+        return [cell for cell in cells if not only or any(cell.matches(pattern) for pattern in only)]
+
+    def _cell(self, task: str, changes: Mapping[str, Any], agent: str, seed: int, folder: Path | None) -> Cell:
+        on_task = changes.get("agents", {}).get(agent, {})
+        settings = {"name": agent, **self.agents[agent], **on_task}
+        shared = _merged(self.experiment, {key: value for key, value in changes.items() if key != "agents"})
+        table = {**shared, "name": f"{self.name}/{task}/{agent}", "seed": seed, "agent": settings}
+        if self.reward_model is not None and folder is not None:
+            table = _placed(table, str(reward_model_of(folder)))
+        return Cell(
+            self.name,
+            task,
+            agent,
+            seed,
+            Experiment.from_table(table, f"{self.name}, task {task}"),
+            self.optima.get(task),
+        )
+
+    @contextmanager
+    def blamed(self, task: str, agent: str) -> Iterator[None]:
+        """What is wrong with the experiment of a cell is wrong in the tables of this grid that it was made of."""
+        changes = self.tasks.get(task, {})
+
+        def placed(problem: Problem) -> Problem:
+            if problem.keys[:1] == ("agent",):
+                rest = problem.keys[1:]
+                own = changes.get("agents", {}).get(agent, {})
+                tables = {("agents", agent): self.agents[agent], ("tasks", task, "agents", agent): own}
+            else:
+                rest = problem.keys
+                tables = {("experiment",): self.experiment, ("tasks", task): changes}
+            found = {path: narrowed(Problem(problem, rest, problem.said), table) for path, table in tables.items()}
+            shared, special = found
+            path = special if found[special] and len(found[special]) >= len(found[shared]) else shared
+            return Problem(problem, (*path, *found[path]), problem.said)
+
+        try:
+            yield
+        except ConfigError as error:
+            error.change(placed)
+            raise
+
+    def require_plugins(self, cells: Sequence[Cell]) -> None:
+        """Raises ConfigError for names and settings that no plugin has, as far as no model is needed to find them."""
+        problems: dict[str, None] = {}
+        for cell in {(cell.task, cell.agent): cell for cell in cells}.values():
+            try:
+                with self.blamed(cell.task, cell.agent):
+                    check_plugins(cell.experiment)
+            except ConfigError as error:
+                problems |= dict.fromkeys(error.problems)
+        if problems:
+            raise ConfigError(*problems)
+
+    def trials(self, cells: Sequence[Cell]) -> list[Cell]:
+        """What is tried before `cells` can run with the best settings; none for an agent without a choice."""
+        found = []
+        for cell in {(cell.task, cell.agent): cell for cell in cells}.values():
+            with self.blamed(cell.task, cell.agent), under("agent"):
+                drawn = self.tuning.configurations_of(cell.experiment.agent)
+            for configuration, settings in enumerate(drawn if len(drawn) > 1 else ()):
+                for number in range(self.tuning.seeds):
+                    experiment = self.tuning.trial(cell.experiment, settings, number)
+                    found.append(
+                        replace(
+                            cell, seed=experiment.seed, experiment=experiment, configuration=configuration, trial=True
+                        )
+                    )
+        return found
+
+
+def reward_model_of(folder: Path) -> Path:
+    """Where the model of a grid's [reward_model] is."""
+    return folder.resolve() / "reward_model"
+
+
+def _placed(value: Any, model: str) -> Any:
+    """`value` with the path of the reward model where its placeholder stands."""
+    if isinstance(value, Mapping):
+        return {key: _placed(item, model) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_placed(item, model) for item in value]
+    return model if value == REWARD_MODEL else value
+
+
+def _task_name(experiment: Mapping[str, Any]) -> str:
+    task = experiment.get("task", {})
+    return str(task.get("name", "task")) if isinstance(task, Mapping) else "task"
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `changes`, tables merged key by key (a changed task or reward table replaces the old one whole)."""
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = {**merged[key], **value} if both and key not in ("task", "rewards") else value
+    return merged

@@ -1,0 +1,259 @@
+"""Result files read back and checked field by field."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rlhf_env.errors import DataError
+from rlhf_env.lab.benchmark.results import (
+    FORMAT,
+    About,
+    Cell,
+    Comparing,
+    CurvePoint,
+    Results,
+    RewardModelCard,
+    Sample,
+    Trial,
+    agent_order,
+)
+
+
+def read_results(folder: str | Path) -> Results:
+    """The benchmark in `folder`. Raises DataError naming the file that is missing, broken or contradicts another."""
+    folder = Path(folder)
+    files = sorted((folder / "results").glob("*.json"))
+    if not files:
+        raise DataError(f"{folder}: no results/*.json in it; is this the folder of a benchmark?")
+    names: set[str] = set()
+    cells: dict[tuple[str, str, int], Cell] = {}
+    for file in files:
+        record = _Record(file, _read_object(file))
+        cell = _cell(record, folder)
+        key = (cell.task, cell.agent, cell.seed)
+        if key in cells:
+            raise DataError(f"{file}: a second result for task {cell.task!r}, agent {cell.agent!r}, seed {cell.seed}")
+        cells[key] = cell
+        names.add(record.text("benchmark"))
+    if len(names) > 1:
+        raise DataError(f"{folder / 'results'}: results of several benchmarks: {', '.join(sorted(names))}")
+    return Results(
+        folder=folder,
+        benchmark=names.pop(),
+        cells=tuple(sorted(cells.values(), key=lambda cell: (cell.task, agent_order(cell.agent), cell.seed))),
+        about=_about(folder / "about.json"),
+        reward_model=_reward_model(folder / "reward_model.json"),
+        comparing=_comparing(folder / "statistics.json", {agent for _, agent, _ in cells}),
+        trials=read_trials(folder),
+    )
+
+
+def read_trials(folder: Path) -> tuple[Trial, ...]:
+    """The trials that a benchmark's tuning has made so far, by task, agent, configuration and seed."""
+    found = []
+    for file in (folder / "tuning").glob("*.json"):
+        record = _Record(file, _read_object(file))
+        run = _cell(record, folder)
+        found.append(
+            Trial(
+                task=run.task,
+                agent=run.agent,
+                configuration=record.integer("configuration"),
+                seed=run.seed,
+                settings=run.agent_settings,
+                objective=run.evaluation.get("objective") if run.finished else None,
+                error=run.error or "",
+                spending=run.spending,
+            )
+        )
+    return tuple(sorted(found, key=lambda trial: (trial.task, trial.agent, trial.configuration, trial.seed)))
+
+
+def _cell(record: _Record, folder: Path) -> Cell:
+    if record.data.get("format") != FORMAT:
+        raise DataError(f"{record.file}: format {record.data.get('format')!r}; this version reads format {FORMAT}")
+    status = record.text("status")
+    if status not in ("finished", "failed"):
+        raise DataError(f"{record.file}: status must be 'finished' or 'failed', got {status!r}")
+    run = record.text("run", "")
+    if not (folder / run).resolve().is_relative_to(folder.resolve()):
+        raise DataError(f"{record.file}: run {run!r} lies outside of the benchmark's folder")
+    evaluation = record.table("evaluation")
+    measured, spending = evaluation.numbers(besides=("kl_is_bound",)), record.table("spending").numbers()
+    curve = [_curve_point(point) for point in record.tables("curve")]
+    trained = spending.get("generated_tokens", 0.0)
+    if status == "finished" and curve and trained > curve[-1].generated_tokens:
+        # Between the last checkpoint and the end there may be training: the curve ends where the table's numbers are.
+        ends = {name: measured.get(name) for name in ("gold", "proxy", "kl", "length", "distinct_2")}
+        curve.append(CurvePoint(int(spending.get("updates", 0)), trained, **ends))
+    return Cell(
+        task=record.text("task"),
+        agent=record.text("agent"),
+        seed=record.integer("seed"),
+        status=status,
+        reason=record.text("reason", ""),
+        error=record.text("error", "") or None,
+        run=run,
+        config_hash=record.text("config_hash", ""),
+        agent_settings=record.table("agent_settings").data,
+        weights=record.table("weights").numbers(),
+        optimum=record.number("optimum"),
+        spending=spending,
+        evaluation=measured,
+        kl_is_bound=bool(evaluation.data.get("kl_is_bound")),
+        curve=tuple(curve),
+        samples=tuple(_sample(sample) for sample in record.tables("samples")),
+    )
+
+
+def _curve_point(record: _Record) -> CurvePoint:
+    return CurvePoint(
+        update=record.integer("update"),
+        generated_tokens=record.number("generated_tokens") or 0.0,
+        gold=record.number("gold"),
+        proxy=record.number("proxy"),
+        kl=record.number("kl"),
+        length=record.number("length"),
+        distinct_2=record.number("distinct_2"),
+    )
+
+
+def _sample(record: _Record) -> Sample:
+    return Sample(
+        prompt=record.text("prompt"),
+        response=record.text("response"),
+        gold=record.number("gold"),
+        proxy=record.number("proxy"),
+        kl=record.number("kl"),
+        finish_reason=record.text("finish_reason", ""),
+    )
+
+
+def _about(file: Path) -> About:
+    if not file.exists():
+        return About()
+    record = _Record(file, _read_object(file))
+    versions = record.table("versions")
+    return About(
+        title=record.text("title", ""),
+        what_gold_is=record.text("what_gold_is", ""),
+        command=record.text("command", ""),
+        versions={name: versions.text(name) for name in sorted(versions.data)},
+    )
+
+
+def _comparing(file: Path, agents: Set[str]) -> Comparing:
+    if not file.exists():
+        return Comparing()
+    record = _Record(file, _read_object(file))
+    seed, rival = record.integer("seed", 0), record.text("rival", "")
+    if seed < 0:
+        raise DataError(f"{file}: seed must not be negative, got {seed}")
+    if rival and rival not in agents:
+        raise DataError(f"{file}: rival {rival!r} is no agent of this benchmark: {', '.join(sorted(agents))}")
+    return Comparing(seed, rival)
+
+
+def _reward_model(file: Path) -> RewardModelCard | None:
+    if not file.exists():
+        return None
+    record = _Record(file, _read_object(file))
+    accuracy = record.number("accuracy")
+    if accuracy is None:
+        raise DataError(f"{file}: accuracy is missing")
+    return RewardModelCard(
+        accuracy=accuracy,
+        low=record.number("low"),
+        high=record.number("high"),
+        pairs=record.integer("pairs", None),
+        held_out_pairs=record.integer("held_out_pairs", None),
+        ceiling=record.number("ceiling"),
+        annotator=record.text("annotator", ""),
+    )
+
+
+_T = TypeVar("_T")
+_REQUIRED: Any = object()
+
+
+@dataclass(frozen=True)
+class _Record:
+    """A JSON object, and the file and place it came from: what is wrong in it can be named."""
+
+    file: Path
+    data: Mapping[str, Any]
+    at: str = ""
+
+    def text(self, key: str, default: str = _REQUIRED) -> str:
+        text: str = self._get(key, default, "a text", lambda value: isinstance(value, str))
+        return text
+
+    def integer(self, key: str, default: _T = _REQUIRED) -> int | _T:
+        number: int | _T = self._get(key, default, "a whole number", lambda value: type(value) is int)
+        return number
+
+    def number(self, key: str) -> float | None:
+        """Null and absent are both "not measured"."""
+        value = self._get(key, None, "a number or null", _is_number)
+        return None if value is None else float(value)
+
+    def numbers(self, besides: Sequence[str] = ()) -> dict[str, float]:
+        """All of this object's measures, without those that are null."""
+        found = {key: self.number(key) for key in self.data if key not in besides}
+        return {key: value for key, value in found.items() if value is not None}
+
+    def table(self, key: str) -> _Record:
+        value = self._get(key, {}, "an object", lambda value: isinstance(value, dict))
+        return _Record(self.file, value, f"{self.at}{key}.")
+
+    def tables(self, key: str) -> list[_Record]:
+        value = self._get(
+            key,
+            [],
+            "a list of objects",
+            lambda value: isinstance(value, list) and all(isinstance(v, dict) for v in value),
+        )
+        return [_Record(self.file, item, f"{self.at}{key}[{i}].") for i, item in enumerate(value)]
+
+    def _get(self, key: str, default: Any, expected: str, fits: Callable[[Any], bool]) -> Any:
+        value = self.data.get(key)
+        if value is None and default is not _REQUIRED:
+            return default
+        if not fits(value):
+            found = "it is missing" if key not in self.data else f"got {str(value)[:80]!r}"
+            raise DataError(f"{self.file}: {self.at}{key} must be {expected}; {found}")
+        return value
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        text = file.read_text(encoding="utf-8", errors="surrogatepass")  # models write lone surrogates too
+        data = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{file}: not a JSON file: {error}") from error
+    if not isinstance(data, dict):
+        raise DataError(f"{file}: must hold a JSON object")
+    return data
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON (write null for what was not measured)")
+
+
+def _finite(literal: str) -> float:
+    """1e999 is valid JSON and reads as infinity, which no axis can show."""
+    value = float(literal)
+    return value if math.isfinite(value) else _refuse_constant(literal)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e300  # JSON has integers that no float can hold
+
+
+def _is_list_of_objects(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)

@@ -1,0 +1,239 @@
+"""What a benchmark measured, read back from its folder, and the rows of its table.
+
+    runs/demo/
+      about.json           optional: title, what the gold reward is, the command, versions
+      benchmark.toml       the grid
+      statistics.json      optional: the seed of the intervals, and whom agents are compared with besides the reference
+      results/*.json       one file per cell: a task, an agent and a seed
+      cells/...            the run of each cell, with its metrics.jsonl
+      tuning/*.json        optional: one file per trial, like a result
+      reward_model.json    optional: how good the learned reward is on pairs it did not see
+
+Every table and figure is made from `Results`, never from a run in memory: the report of an old folder is the report
+it had on its first day. What is in those files is data, not trusted: each value is checked where it enters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlhf_env.errors import DataError
+from rlhf_env.learning.run_folder import read_metrics
+
+FORMAT = 1
+
+# Agents that learn nothing, and that an agent has to beat. They stand last, in this order.
+REFERENCE, RANDOM = "reference", "random"
+CONTROLS = (REFERENCE, RANDOM)
+
+# What agents are ranked by on a task: the first of these that was measured there.
+SCORES = ("gold", "proxy", "objective")
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """A checkpoint as the evaluator saw it: means over the held-out prompts. A measure that was not taken is None."""
+
+    update: int
+    generated_tokens: float
+    gold: float | None = None
+    proxy: float | None = None
+    kl: float | None = None
+    length: float | None = None
+    distinct_2: float | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One reply to a held-out prompt."""
+
+    prompt: str
+    response: str
+    gold: float | None = None
+    proxy: float | None = None
+    kl: float | None = None
+    finish_reason: str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One agent on one task with one seed. `evaluation` and `spending` hold numbers only; a missing one has no key.
+
+    `weights`: of the reward's parts. `optimum`: the highest score there is on the task, where that is known.
+    """
+
+    task: str
+    agent: str
+    seed: int
+    status: str
+    reason: str = ""
+    error: str | None = None
+    run: str = ""
+    config_hash: str = ""
+    agent_settings: Mapping[str, Any] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
+    optimum: float | None = None
+    spending: Mapping[str, float] = field(default_factory=dict)
+    evaluation: Mapping[str, float] = field(default_factory=dict)
+    kl_is_bound: bool = False
+    curve: tuple[CurvePoint, ...] = ()
+    samples: tuple[Sample, ...] = ()
+
+    @property
+    def finished(self) -> bool:
+        return self.status == "finished"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One seed of one configuration of an agent's settings, tried on a task before the reported runs.
+
+    `objective`: what training maximises, on prompts held apart for it, at the end; None, and an `error`, if it failed.
+    """
+
+    task: str
+    agent: str
+    configuration: int
+    seed: int
+    settings: Mapping[str, Any]
+    objective: float | None = None
+    error: str = ""
+    spending: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RewardModelCard:
+    """Accuracy of the proxy on held-out pairs with its interval, beside the `ceiling` that the labels' noise sets."""
+
+    accuracy: float
+    low: float | None = None
+    high: float | None = None
+    pairs: int | None = None
+    held_out_pairs: int | None = None
+    ceiling: float | None = None
+    annotator: str = ""
+
+
+@dataclass(frozen=True)
+class About:
+    """The words around the numbers."""
+
+    title: str = ""
+    what_gold_is: str = ""
+    command: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Comparing:
+    """How a folder's runs are compared, so that its report comes out the same every time.
+
+    `seed`: of all resampling. `rival`: the agent everyone is compared with besides the reference, on every task that
+    it ran on; empty: the agent with the best mean on the task.
+    """
+
+    seed: int = 0
+    rival: str = ""
+
+
+@dataclass(frozen=True)
+class Results:
+    """A benchmark as measured: its cells by task, agent (controls last) and seed."""
+
+    folder: Path
+    benchmark: str
+    cells: tuple[Cell, ...]
+    about: About = field(default_factory=About)
+    reward_model: RewardModelCard | None = None
+    comparing: Comparing = field(default_factory=Comparing)
+    trials: tuple[Trial, ...] = ()
+
+    @property
+    def tasks(self) -> list[str]:
+        return _distinct(cell.task for cell in self.cells)
+
+    @property
+    def agents(self) -> list[str]:
+        """Over all tasks, controls last: an agent's place decides its colour, so it has one colour everywhere."""
+        return sorted({cell.agent for cell in self.cells}, key=agent_order)
+
+    @property
+    def seeds(self) -> int:
+        """The seeds behind every row: the smallest count of any agent on any task."""
+        return min(len(self.of(task, agent)) for task in self.tasks for agent in self.agents_on(task))
+
+    @property
+    def failed(self) -> int:
+        return sum(not cell.finished for cell in self.cells)
+
+    @property
+    def has_gold(self) -> bool:
+        return any("gold" in cell.evaluation for cell in self.cells)
+
+    def agents_on(self, task: str) -> list[str]:
+        return _distinct(cell.agent for cell in self.cells if cell.task == task)
+
+    def of(self, task: str, agent: str) -> list[Cell]:
+        return [cell for cell in self.cells if (cell.task, cell.agent) == (task, agent)]
+
+    def shared_seeds(self, task: str) -> list[int]:
+        """The seeds that every agent on the task has run, whatever came of them."""
+        seeds = [{cell.seed for cell in self.of(task, agent)} for agent in self.agents_on(task)]
+        return sorted(set.intersection(*seeds))
+
+    def measure(self, task: str) -> str | None:
+        """What agents are ranked by on the task: gold, else proxy, else objective; None if no run has any of them."""
+        ended = [cell.evaluation for cell in self.cells if cell.task == task and cell.finished]
+        return next((name for name in SCORES if any(name in evaluation for evaluation in ended)), None)
+
+    def floor(self, task: str) -> float | None:
+        """The worst score of any finished run on the task: what a run without a score of its own is given."""
+        return min(
+            (s for cell in self.cells if cell.task == task and (s := self.own_score(cell)) is not None), default=None
+        )
+
+    def own_score(self, cell: Cell) -> float | None:
+        """The cell's measure if it finished and has it. Failed and diverged runs have none."""
+        measure = self.measure(cell.task)
+        return cell.evaluation.get(measure) if cell.finished and measure else None
+
+    def score(self, cell: Cell) -> float | None:
+        """What the cell counts with: its own score or the floor; None where no run of the task finished."""
+        own = self.own_score(cell)
+        return self.floor(cell.task) if own is None else own
+
+    def optimum(self, task: str) -> float | None:
+        """The highest score there is on the task, if the benchmark knows it. Raises DataError where runs disagree."""
+        known = {cell.optimum for cell in self.cells if cell.task == task and cell.optimum is not None}
+        if len(known) > 1:
+            raise DataError(f"{self.folder / 'results'}: several optima for task {task!r}: {sorted(known)}")
+        return known.pop() if known else None
+
+    def metrics(self, cell: Cell) -> list[dict[str, Any]]:
+        """The rows of a cell's `metrics.jsonl`, empty without one. Raises DataError naming a file that is broken."""
+        folder = self.run_folder(cell)
+        if folder is None:
+            return []
+        try:
+            rows = read_metrics(folder)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{folder / 'metrics.jsonl'}: not a file of metrics: {error}") from error
+        if not all(isinstance(row, dict) for row in rows):
+            raise DataError(f"{folder / 'metrics.jsonl'}: each line must be a JSON object")
+        return rows
+
+    def run_folder(self, cell: Cell) -> Path | None:
+        """Where the cell ran, if that is still there."""
+        folder = self.folder / cell.run
+        return folder if cell.run and folder.is_dir() else None
+
+
+def agent_order(agent: str) -> tuple[int, str]:
+    return (1 + CONTROLS.index(agent) if agent in CONTROLS else 0, agent)
+
+
+def _distinct(items: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(items))

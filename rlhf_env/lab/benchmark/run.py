@@ -1,0 +1,105 @@
+"""Agents x tasks x seeds under equal conditions: one result file a cell, and a second call completes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rlhf_env.errors import ConfigError
+from rlhf_env.lab.benchmark.cells import Cell
+from rlhf_env.lab.benchmark.grid import Grid, reward_model_of
+from rlhf_env.lab.benchmark.reading import read_trials
+from rlhf_env.lab.benchmark.results import SCORES
+from rlhf_env.lab.benchmark.tuning import what_was_tried
+from rlhf_env.lab.processes import Progress, run_jobs
+from rlhf_env.learning.folder_lock import hold
+from rlhf_env.learning.run_folder import versions
+from rlhf_env.whole_files import write_json, write_whole
+
+
+def run_benchmark(
+    grid: Grid,
+    folder: str | Path,
+    *,
+    jobs: int = 2,
+    only: Sequence[str] = (),
+    prepare: Callable[[], object] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> list[Path]:
+    """Tune, then run what is missing, in `jobs` processes; the result files of all cells.
+
+    A failed cell is written down as such and the others go on; a killed worker costs its cell alone, which the next
+    call resumes from its checkpoint. `only`: see `Grid.cells`. `prepare` is called first if a cell that is missing
+    needs the grid's reward model, and makes it (`rlhf_env.pipeline.reward_model.learn_reward_model`).
+
+    Raises ConfigError when another process is at work in `folder`, or when it holds results of another grid.
+    """
+    folder = Path(folder)
+    cells = grid.cells(folder, only)
+    grid.trials(cells)  # refuses settings that no agent has before anything is written
+    with hold(folder):
+        _describe(grid, folder)
+        missing = [cell for cell in cells if not cell.result_file(folder).exists()]
+        _prepare(missing, folder, prepare)
+
+        def tell(progress: Progress) -> None:
+            if on_progress is not None:
+                on_progress(_with_outcome(progress, folder))
+
+        trials = grid.trials(missing)
+        run_jobs(trials, folder, jobs=jobs, on_progress=tell)
+        unfinished = [trial for trial in trials if not trial.result_file(folder).exists()]
+        return run_jobs(list(_tuned(cells, unfinished, folder, tell)), folder, jobs=jobs, on_progress=tell)
+
+
+def _prepare(missing: Sequence[Cell], folder: Path, prepare: Callable[[], object] | None) -> None:
+    model = reward_model_of(folder)
+    if any(str(model) in cell.experiment.to_toml() for cell in missing):
+        if prepare is not None:
+            prepare()
+        if not model.is_dir():
+            raise ConfigError(f"{model} is not there: `rlhf-env bench` makes it, as pipeline.learn_reward_model does")
+
+
+def _with_outcome(progress: Progress, folder: Path) -> Progress:
+    """How a job ended and what it scored, from its result: also of one that had ended before."""
+    if progress.ended in (None, "died"):
+        return progress
+    result = json.loads(progress.job.result_file(folder).read_text(encoding="utf-8", errors="surrogatepass"))
+    measures = ("objective",) if getattr(progress.job, "trial", False) else SCORES  # what it is chosen or ranked by
+    score = next((result["evaluation"][name] for name in measures if name in result["evaluation"]), None)
+    return replace(progress, ended=result["status"], why=result["error"] or "", score=score)
+
+
+def _tuned(
+    cells: Sequence[Cell], unfinished: Sequence[Cell], folder: Path, tell: Callable[[Progress], None]
+) -> Iterator[Cell]:
+    """`cells` with the settings that came out best; without those whose tuning is not complete, trials `unfinished`."""
+    chosen = {(tried.task, tried.agent): tried for tried in what_was_tried(read_trials(folder)) if tried.chosen}
+    waiting = {(trial.task, trial.agent) for trial in unfinished}
+    for cell in cells:
+        best = chosen.get((cell.task, cell.agent))
+        if (cell.task, cell.agent) in waiting:
+            tell(Progress(cell, 0.0, "died", why="its tuning was cut short: the next call goes on"))
+        elif best is None or cell.result_file(folder).exists():
+            yield cell
+        else:
+            tuned = replace(cell.experiment, agent=dict(best.settings))
+            yield replace(cell, experiment=tuned, configuration=best.configuration)
+
+
+def _describe(grid: Grid, folder: Path) -> None:
+    """Keep the grid beside its results, and refuse to mix two grids in one folder."""
+    file, about = folder / "benchmark.toml", folder / "about.json"
+    begun = [*folder.glob("results/*.json"), *folder.glob("tuning/*.json")]
+    if grid.reward_model is not None:
+        begun += folder.glob("preferences.sqlite")
+    if begun and file.exists() and Grid.load(file) != grid:
+        raise ConfigError(f"{folder} holds results of another grid ({file} differs): choose another folder")
+    write_whole(file, grid.to_toml())
+    if not about.exists():
+        command = f"rlhf-env bench {file.name}"
+        words = {"title": grid.title, "what_gold_is": grid.what_gold_is, "command": command, "versions": versions()}
+        write_json(about, words)

@@ -1,0 +1,154 @@
+"""Settings for every agent alike: as many tries each, on prompts and seeds that no result is reported on.
+
+An agent says what may be drawn (`ranges` beside its `Config`). The first configuration tried is the file's own; the
+others are drawn from the ranges. A trial is an ordinary run with less budget, on the training prompts alone: some of
+them are set apart to evaluate on (the task `validation`), so what is chosen has not seen the held-out prompts. It is
+measured once, at its end, by the training objective: gold is what nobody is to see.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from rlhf_env import plugins
+from rlhf_env.errors import ConfigError, PluginError, under
+from rlhf_env.lab.benchmark.results import Trial
+from rlhf_env.learning.configuration import from_table
+from rlhf_env.learning.experiment import Experiment
+from rlhf_env.learning.ranges import Ranges
+from rlhf_env.learning.spending import Budget
+from rlhf_env.plain_data import refuse_misfits
+
+FIRST_SEED = 1000  # of the trials: the report's seeds are 0, 1, ... and end below
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """How agents are tuned, for each task anew.
+
+    `configurations`: tried for every agent that declares ranges, the file's own settings among them; 1 is no tuning.
+    `seeds`: runs of each configuration. `budget`: of such a run, as a share of what a reported run has. `seed`: of the
+    draws.
+
+    The configuration with the highest mean objective is taken, the first of equals; one with a failed run is not.
+    """
+
+    configurations: int = 1
+    seeds: int = 1
+    budget: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        refuse_misfits(self)
+        problems = [
+            f"{name} must be at least {least}, got {getattr(self, name)}"
+            for name, least in (("configurations", 1), ("seeds", 1), ("seed", 0))
+            if getattr(self, name) < least
+        ]
+        if not 0.0 < self.budget <= 1.0:
+            problems.append(f"budget is a share of a run's, in (0, 1], got {self.budget}")
+        if problems:
+            raise ConfigError(*problems)
+
+    def configurations_of(self, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """What is tried for an agent: its own `settings` (a table as under [agent]), then drawn ones.
+
+        Only its own without ranges to draw from. Each setting has a stream of its own: agents that declare one range
+        try the same values of it, and a range that is added changes no other's.
+        """
+        own = dict(settings)
+        ranges, config = _ranges(own) if self.configurations > 1 else ({}, None)
+        if not ranges:
+            return [own]
+        streams = {name: np.random.default_rng([self.seed, *name.encode()]) for name in ranges}
+        drawn = [
+            {**own, **{name: place.draw(_setting(config, name), streams[name]) for name, place in ranges.items()}}
+            for _ in range(self.configurations - 1)
+        ]
+        return [own, *drawn]
+
+    def trial(self, experiment: Experiment, settings: Mapping[str, Any], number: int) -> Experiment:
+        """`experiment` as a trial of `settings` on the `number`-th seed: less budget, validation prompts."""
+        budget: dict[str, Any] = {
+            name: limit * self.budget if name == "seconds" else math.ceil(limit * self.budget)
+            for name, limit in experiment.budget.limits().items()
+        }
+        every = experiment.evaluation.every if experiment.patience else 0
+        return replace(
+            experiment,
+            name=f"{experiment.name}/tuning",
+            seed=FIRST_SEED + number,
+            task={"name": "validation", "task": experiment.task},
+            agent=dict(settings),
+            budget=Budget(**budget),
+            evaluation=replace(experiment.evaluation, every=every),
+        )
+
+
+def _ranges(settings: Mapping[str, Any]) -> tuple[Ranges, Any]:
+    """What an agent declares, and its Config with these settings. Raises what building the agent would raise."""
+    name = settings["name"]
+    with under("name"):
+        config = plugins.host().load("agent", name).Config
+    ranges: Ranges = getattr(config, "ranges", {})
+    if not ranges:
+        return {}, None
+    own = {key: value for key, value in settings.items() if key not in ("name", "agent")}
+    return ranges, from_table(config, own, f"[agents] {name}")
+
+
+def _setting(config: Any, name: str) -> Any:
+    """By its name in a file: a field of the Config, or of a table within it (`lr`)."""
+    tables = [value for field in fields(config) if is_dataclass(value := getattr(config, field.name))]
+    for place in (config, *tables):
+        if any(field.name == name for field in fields(place)):
+            return getattr(place, name)
+    raise PluginError(f"{type(config).__qualname__}.ranges: there is no setting {name!r}")
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A configuration of an agent on a task: the mean objective of its trials, None where one failed (`error`)."""
+
+    task: str
+    agent: str
+    configuration: int
+    settings: Mapping[str, Any]
+    seeds: int
+    score: float | None
+    error: str
+    chosen: bool
+
+
+def what_was_tried(trials: Sequence[Trial]) -> list[Tried]:
+    """Every configuration, by task and agent; one of each agent's is `chosen`, the file's own where all have failed."""
+    found: list[Tried] = []
+    for task, agent in dict.fromkeys((trial.task, trial.agent) for trial in trials):
+        of_agent = [trial for trial in trials if (trial.task, trial.agent) == (task, agent)]
+        rows = [
+            _tried([trial for trial in of_agent if trial.configuration == number])
+            for number in sorted({trial.configuration for trial in of_agent})
+        ]
+        best = max(rows, key=lambda row: (-math.inf if row.score is None else row.score, -row.configuration))
+        found += [replace(row, chosen=row is best) for row in rows]
+    return found
+
+
+def _tried(trials: Sequence[Trial]) -> Tried:
+    first = trials[0]
+    scores = [trial.objective for trial in trials if trial.objective is not None]
+    return Tried(
+        task=first.task,
+        agent=first.agent,
+        configuration=first.configuration,
+        settings=first.settings,
+        seeds=len(trials),
+        score=math.fsum(scores) / len(scores) if len(scores) == len(trials) else None,
+        error=next((trial.error for trial in trials if trial.error), ""),
+        chosen=False,
+    )

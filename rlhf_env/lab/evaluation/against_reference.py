@@ -1,0 +1,353 @@
+"""A run's agent against its reference on held-out prompts: what it gained, what that cost, and how it changed.
+
+evaluation = evaluate_run("runs/toy-ppo-seed0")
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rlhf_env import plugins
+from rlhf_env.envs.rewards import RewardMix
+from rlhf_env.envs.tasks import held_out, well_formed
+from rlhf_env.errors import MissingExtra, RewardError, UnknownName
+from rlhf_env.feedback.reward_models.calibration import wilson_interval
+from rlhf_env.lab.evaluation.behaviour import (
+    Cluster,
+    PaidPhrase,
+    PhraseChange,
+    RateChange,
+    clusters,
+    format_changes,
+    paid_phrases,
+    phrase_changes,
+    rate_change,
+    tone_changes,
+)
+from rlhf_env.lab.evaluation.evaluator import Evaluator, entropy
+from rlhf_env.lab.evaluation.runs import load_run
+from rlhf_env.lab.statistics import Estimate, estimate, mean
+from rlhf_env.learning.agent import Decision, Metrics, Setup
+from rlhf_env.learning.rollout import Rollout
+from rlhf_env.shown_text import for_terminal
+from rlhf_env.text_measures import distinct_n, repetition, self_bleu
+from rlhf_env.types import Episode, Float, Observation, Reward, Tokenizer
+from rlhf_env.whole_files import write_json
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+
+Score = Callable[[Sequence[tuple[int, str]]], Float]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number of the agent's texts and of the reference's.
+
+    `difference` is the mean over prompts of agent - reference, with its 95 % interval; None for what is a property of
+    all texts together.
+    """
+
+    name: str
+    agent: float
+    reference: float
+    difference: Estimate | None = None
+
+
+@dataclass(frozen=True)
+class RunEvaluation:
+    """The agent of a run after `update` updates, and its reference, on the same `prompts` held-out prompts.
+
+    `win_rate`: of "proxy" and "gold", the share of prompts on which the agent's answer scores higher (equal: 1/2) with
+    Wilson's interval. `kl`: KL(agent || reference) in nats a response by two estimators, k1 and k3, and where so few
+    texts are possible that it is a sum, "exact". Both estimators are unbiased; where the agent has all but stopped
+    writing something that the reference does write, k3 has its mean from texts too rare to be drawn, and comes out too
+    small. For an agent whose distance can only be bounded, `kl_bound` instead. `rates` are shares of texts: cut off,
+    without the form that the task asks for, positive or negative in tone, refusals, and other formats.
+    `phrases` are those gained and lost significantly, `paid` those the proxy reward pays for.
+    """
+
+    run: str
+    update: int
+    agent: str
+    prompts: int
+    measures: Sequence[Measure]
+    win_rate: Mapping[str, Estimate]
+    kl: Mapping[str, Estimate]
+    kl_bound: float | None
+    phrases: Sequence[PhraseChange]
+    rates: Sequence[RateChange]
+    clusters: Sequence[Cluster]
+    paid: Sequence[PaidPhrase]
+
+    def save(self, file: str | Path) -> None:
+        write_json(Path(file), asdict(self))
+
+
+def evaluate_run(folder: str | Path, *, prompts: int | None = None) -> RunEvaluation:
+    """The run in `folder`, from its newest valid checkpoint, on `prompts` held-out prompts (default: as it says).
+
+    Both write with the evaluator's random numbers. Raises ConfigError for a folder that holds no run, DataError for one
+    without a checkpoint that can be used.
+    """
+    workplace, update = load_run(folder)
+    experiment = workplace.experiment
+    if prompts is not None:
+        experiment = replace(experiment, evaluation=replace(experiment.evaluation, prompts=prompts))
+    evaluator = Evaluator.of(replace(workplace, experiment=experiment))
+    ours, _ = evaluator.texts(workplace.agent)
+    theirs, _ = evaluator.texts(_Reference(workplace.setup))
+    if unscored := 2 * experiment.evaluation.prompts - len(ours) - len(theirs):
+        raise RewardError(
+            f"answers are compared prompt by prompt, and {unscored} of them have no score: mend the reward, or give it "
+            "a number to score with (on_error)"
+        )
+    # One stream for all intervals: the same run gives the same file.
+    stream = np.random.default_rng([experiment.evaluation.seed, *b"intervals"])
+    after, before = ([episode.response for episode in rollout.episodes] for rollout in (ours, theirs))
+    sums, other_sums = evaluator.sums(ours.scores), evaluator.sums(theirs.scores)
+    bound = getattr(workplace.agent, "kl_bound", None)
+    score = _proxy(evaluator, ours)
+    exact = evaluator.exact_kl(workplace.agent)
+    tones = tone_of(theirs), tone_of(ours)
+    return RunEvaluation(
+        run=str(folder),
+        update=update,
+        agent=str(experiment.agent.get("name")),
+        prompts=len(ours),
+        measures=list(_measures(evaluator, ours, theirs, stream, chosen=bound is not None)),
+        win_rate={name: _win_rate(sums[name], other_sums[name]) for name in ("proxy", "gold") if name in sums},
+        kl=_kl(ours, stream, exact) if bound is None else {},
+        kl_bound=None if bound is None else float(bound),
+        phrases=[change for change in phrase_changes(before, after) if change.p < 0.05],
+        rates=[*_endings(evaluator, theirs, ours), *tone_changes(*tones), *format_changes(before, after)],
+        clusters=clusters(before, after),
+        paid=[] if score is None else paid_phrases(before, after, score, stream=stream),
+    )
+
+
+class _Reference:
+    """The reference as an agent."""
+
+    trains = False
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+
+    def begin(self) -> dict[str, Any]:
+        return {}
+
+    def act(self, observation: Observation, /) -> Decision:
+        return Decision.of(self.setup.reference.write(observation, self.setup.action_length))
+
+    def update(self, _rollout: Rollout, /) -> Metrics:
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sampling": self.setup.reference.sampling_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        self.setup.reference.load_sampling_state(state["sampling"])
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def _measures(
+    evaluator: Evaluator, ours: Rollout, theirs: Rollout, stream: np.random.Generator, *, chosen: bool
+) -> Iterator[Measure]:
+    """`chosen`: the agent's texts are chosen from several, so that their tokens tell no entropy."""
+    per_prompt = [_per_prompt(evaluator, rollout) for rollout in (ours, theirs)]
+    for name, values in per_prompt[0].items():
+        others = per_prompt[1][name]
+        difference = estimate(mean, values - others, stream=stream)
+        yield Measure(name, float(values.mean()), float(others.mean()), difference)
+    if not chosen:
+        yield Measure("entropy, nats a token", entropy(ours), entropy(theirs))
+    together = [_together(rollout) for rollout in (ours, theirs)]
+    for name, value in together[0].items():
+        yield Measure(name, value, together[1][name])
+
+
+def _per_prompt(evaluator: Evaluator, rollout: Rollout) -> dict[str, Float]:
+    """float64[N] each: what one text has a value of."""
+    parts = [name for name in rollout.scores[0].raw if name != "divergence"]
+    return {
+        **evaluator.sums(rollout.scores),
+        **{name: rollout.part(name).numpy() for name in parts},
+        "length": rollout.actions.sum(dim=1).double().numpy(),
+        "repetition_2": np.array([repetition(episode.response, 2) for episode in rollout.episodes]),
+        **({} if (tone := tone_of(rollout)) is None else {"sentiment": tone}),
+    }
+
+
+def tone_of(rollout: Rollout) -> Float | None:
+    """float64[N] in [-1, 1]: how positive each text sounds, by the reward plugin `sentiment`; None without it."""
+    try:
+        judge: Reward = plugins.host().load("reward", "sentiment")()
+    except (MissingExtra, UnknownName):
+        return None
+    return np.asarray(judge(rollout.episodes), dtype=np.float64)
+
+
+def _together(rollout: Rollout) -> dict[str, float]:
+    texts = [episode.response for episode in rollout.episodes]
+    return {
+        "perplexity under the reference": perplexity_under_reference(rollout),
+        **{f"distinct_{n}": distinct_n(texts, n) for n in (1, 2, 3)},
+        "distinct replies": len(set(texts)) / len(texts),
+        "self_bleu": self_bleu(texts),
+    }
+
+
+def perplexity_under_reference(rollout: Rollout) -> float:
+    """exp(- mean over the agent's tokens of log p_reference), of a rollout of `Evaluator.texts`; end tokens count."""
+    stated = rollout.logprobs[rollout.actions].sum()
+    divergence = sum(score.raw["divergence"] for score in rollout.scores)
+    return math.exp(-(float(stated) - divergence) / max(int(rollout.actions.sum()), 1))
+
+
+def _kl(rollout: Rollout, stream: np.random.Generator, exact: float | None) -> dict[str, Estimate]:
+    """k1 and k3 of Schulman 2020 (see `learning.functional.kl_estimate`), summed over each text.
+
+    Of a token drawn from p, both have the mean KL(p || q) of the state it was drawn in.
+    """
+    k1 = [score.tokens["divergence"] for score in rollout.scores]
+    sums = {"k1": k1, "k3": [np.expm1(-values) + values for values in k1]}
+    found = {
+        name: estimate(mean, np.array([values.sum() for values in of_texts]), stream=stream)
+        for name, of_texts in sums.items()
+    }
+    return found if exact is None else {**found, "exact": Estimate(exact, None, None)}
+
+
+def _win_rate(ours: Float, theirs: Float) -> Estimate:
+    share = float(np.mean((ours > theirs) + 0.5 * (ours == theirs)))
+    return Estimate(share, *wilson_interval(share, len(ours)))
+
+
+def _endings(evaluator: Evaluator, before: Rollout, after: Rollout) -> Iterator[RateChange]:
+    task = held_out(evaluator.workplace.env.task)
+    cut = [[episode.finish_reason == "length" for episode in rollout.episodes] for rollout in (before, after)]
+    off = [[not well_formed(task, episode) for episode in rollout.episodes] for rollout in (before, after)]
+    yield rate_change("cut at the limit", *cut)
+    yield rate_change("without the form asked for", *off)
+
+
+def _proxy(evaluator: Evaluator, rollout: Rollout) -> Score | None:
+    """The proxy reward of other texts in the place of the rollout's; None without one, or in conversations."""
+    mix, tokenizer = evaluator.workplace.env.reward, evaluator.workplace.setup.tokenizer
+    if not evaluator.judges or any(episode.turns for episode in rollout.episodes):
+        return None
+    judge = RewardMix({name: (mix.weights[name], mix.parts[name]) for name in evaluator.judges})
+
+    def score(pairs: Sequence[tuple[int, str]]) -> Float:
+        episodes = [_saying(rollout.episodes[i], text, tokenizer) for i, text in pairs]
+        return np.array([each.total for each in judge.score(episodes)])
+
+    return score
+
+
+def _saying(episode: Episode, text: str, tokenizer: Tokenizer) -> Episode:
+    """The episode as if its response were `text`. The unchanged text too is encoded anew, so that both are alike."""
+    end = [tokenizer.end_id] if episode.finish_reason == "stop" else []
+    ids = np.array([*tokenizer.encode(text), *end], dtype=np.int64)
+    return replace(episode, response=text, response_ids=ids, actions=np.ones(len(ids), dtype=np.bool_), logprobs=None)
+
+
+# ---------------------------------------------------------------- the terminal
+
+
+def rich_tables(found: RunEvaluation, rows: int = 8) -> Group:
+    """The evaluation as tables: numbers first, then how behaviour changed, `rows` lines of each kind."""
+    from rich.console import Group
+
+    return Group(_numbers(found), *(table for table in _behaviour(found, rows) if table.row_count))
+
+
+def _numbers(found: RunEvaluation) -> Table:
+    title = f"{found.agent} after {found.update} updates, on {found.prompts} held-out prompts"
+    table = _table(title, "", "agent", "reference", "difference [95 %]")
+    for name, rate in found.win_rate.items():
+        table.add_row(f"win rate, {name}", _interval(rate, ".3f"), "0.500", "")
+    for name, kl in found.kl.items():
+        table.add_row(f"KL to the reference, {name}", _interval(kl), "0", "nats a response")
+    if found.kl_bound is not None:
+        table.add_row("KL to the reference, at most", f"{found.kl_bound:.4g}", "0", "nats a response")
+    for it in found.measures:
+        change = "" if it.difference is None else _interval(it.difference)
+        table.add_row(it.name, f"{it.agent:.4g}", f"{it.reference:.4g}", change)
+    for share in found.rates:
+        if share.before or share.after:
+            change = _interval(share.difference, "+.3f")
+            table.add_row(f"share, {share.name}", f"{share.after:.3f}", f"{share.before:.3f}", change)
+    if _disagree(found.kl):
+        table.caption = (
+            "k3 is below k1: the agent never writes what the reference does write at times (such as the end), and no "
+            "sample shows k3 that. Believe k1."
+        )
+    return table
+
+
+def _behaviour(found: RunEvaluation, rows: int) -> Iterator[Table]:
+    gained, lost = ([it for it in found.phrases if (it.z > 0) is up] for up in (True, False))
+    for title, changes in (("Phrases gained", gained[:rows]), ("Phrases lost", lost[: -rows - 1 : -1])):
+        table = _table(f"{title} (p < 0.05 after Holm)", "phrase", "before", "after", "z")
+        for it in changes:
+            table.add_row(_shown(it.phrase), f"{it.before:.1%}", f"{it.after:.1%}", f"{it.z:+.1f}")
+        yield table
+    table = _table(
+        "What the reward pays for", "phrase", "pay a text [95 %]", "usual", "before", "after", "times", "brought in", ""
+    )
+    for paid in [it for it in found.paid if it.exploited or it.pay.value > 0][:rows]:
+        table.add_row(
+            _shown(paid.phrase),
+            _interval(paid.pay, "+.3g"),
+            f"{paid.usual:+.3g}",
+            f"{paid.before:.1%}",
+            f"{paid.after:.1%}",
+            f"{paid.times:.1f}",
+            f"{paid.brought_in:+.3g}",
+            "exploited" if paid.exploited else "",
+        )
+    yield table
+    table = _table("Kinds of answers", "typical", "before", "after")
+    for kind in found.clusters[:rows]:
+        table.add_row(_shown(kind.typical), f"{kind.before:.1%}", f"{kind.after:.1%}")
+    yield table
+
+
+def _disagree(kl: Mapping[str, Estimate]) -> bool:
+    k1, k3 = kl.get("k1"), kl.get("k3")
+    return bool(k1 and k3 and k1.low is not None and k3.high is not None and k3.high < k1.low)
+
+
+def _table(title: str, first: str, *others: str) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    table.add_column(first)
+    for name in others:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _shown(text: str) -> str:
+    """Model text for one cell: a line without escape sequences, not read as markup, and not too long."""
+    from rich.markup import escape
+
+    line = for_terminal(text)
+    return escape(line if len(line) <= 60 else f"{line[:57]}...")
+
+
+def _interval(it: Estimate, form: str = ".4g") -> str:
+    if it.low is None or it.high is None:
+        return format(it.value, form)
+    return f"{it.value:{form}} \\[{it.low:{form}}, {it.high:{form}}]"

@@ -1,0 +1,287 @@
+"""The external evaluator: what every agent is measured with, whatever it logs itself."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from rlhf_env.envs.rewards import RewardMix, Score
+from rlhf_env.envs.tasks import held_out, well_formed
+from rlhf_env.envs.text_vector_env import TextVectorEnv
+from rlhf_env.lab.statistics import Estimate, student_mean
+from rlhf_env.learning.agent import Agent
+from rlhf_env.learning.experiment import Workplace, evaluation_rewards
+from rlhf_env.learning.loop import collect_with
+from rlhf_env.learning.rollout import Rollout
+from rlhf_env.policies.tabular import TabularPolicy
+from rlhf_env.text_measures import distinct_n
+from rlhf_env.types import Episode, Float, GroupReward, Prompt, TokenReward, TokenScorer
+
+# So many texts, all prompts together, are read for an exact KL: no more than the samples of an evaluation.
+_ENUMERABLE = 256
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """log p(token) - log p_reference(token): summed over a response, an estimate of KL(policy || reference)."""
+
+    reference: TokenScorer
+    needs_logprobs = True
+
+    def token_rewards(self, episodes: Sequence[Episode], /) -> list[Float]:
+        """B arrays, float64[T_b], in nats."""
+        against = self.reference.response_logprobs(episodes)
+        return [
+            np.where(episode.actions, np.asarray(episode.logprobs) - logprobs, 0.0)
+            for episode, logprobs in zip(episodes, against, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Numbers over the evaluation prompts, and the texts behind them."""
+
+    metrics: Mapping[str, float]
+    samples: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Measures an agent on held-out prompts: the same prompts and the same sampling seeds for everyone.
+
+    Metrics: `objective` (the weighted reward that training maximises), `proxy` (its parts that judge a response alone:
+    no KL, no group bonus), `gold` (rewards no agent sees), `part/<name>`; `_std` is the spread over prompts. `kl` (to
+    the reference, in nats a response, from the texts written, with its 95 % interval `kl_low` to `kl_high`; for agents
+    that state `kl_bound`, that analytic bound), `kl_exact` (where so few texts are possible that it is a sum: see
+    `exact_kl`), `entropy` (of the policy, in nats a token: the mean of -log p over the tokens it drew; not of agents
+    with a bound, whose texts are chosen from several). `length`, `distinct_2`, `distinct_replies`, `cut_at_limit` (the
+    share of replies that were cut off there), `format_failures` (of those without the form that the task asks for: see
+    `envs.tasks.well_formed`), `inference_tokens` (written per reply, thrown away ones included).
+    """
+
+    workplace: Workplace
+    gold: RewardMix | None
+
+    @classmethod
+    def of(cls, workplace: Workplace) -> Evaluator:
+        return cls(workplace, evaluation_rewards(workplace.experiment, workplace))
+
+    def __call__(self, agent: Agent | None = None) -> Evaluation:
+        """Evaluate `agent` (default: the workplace's); its state, its streams and the spending stay as they were."""
+        agent = self.workplace.agent if agent is None else agent
+        rollout, thrown_away = self.texts(agent)
+        written = int(rollout.actions.sum()) + thrown_away
+        metrics = self._metrics(rollout, agent)
+        metrics["inference_tokens"] = written / len(rollout)
+        if (unscored := self.workplace.experiment.evaluation.prompts - len(rollout)) > 0:
+            metrics["rows_without_score"] = float(unscored)
+        return Evaluation(metrics, self._samples(rollout.episodes, rollout.scores))
+
+    def texts(self, agent: Agent) -> tuple[Rollout, int]:
+        """What `agent` writes for the evaluation prompts, and how many tokens beside it that it threw away.
+
+        Texts that a reward part failed on, and is to skip, are left out.
+        Each score has `part/<name>`, `gold/<name>` and `divergence`; everything else stays as it was.
+        """
+        setup = self.workplace.setup
+        settings = self.workplace.experiment.evaluation
+        # Common to all agents of one seed, so that they differ by what they learned; other seeds draw other samples.
+        seed = settings.seed + 1_000_003 * self.workplace.experiment.seed
+        writers = (setup.policy, setup.reference)
+        streams = [writer.sampling_state() for writer in writers]
+        state = agent.state_dict()  # some draw from streams of their own
+        spent = setup.spending.as_dict()
+        for writer in writers:
+            writer.reseed(seed)
+        try:
+            # A new environment each time: what rewards remember of training is read here and not added to.
+            # What the agent would ask for (an easier level, groups) does not hold: everyone gets the same prompts.
+            rollout = collect_with(
+                self._environment(settings.prompts),
+                agent,
+                {"indices": list(range(settings.prompts))},
+                seed=seed,
+            )
+        finally:
+            agent.load_state_dict(state)
+            for writer, stream in zip(writers, streams, strict=True):
+                writer.load_sampling_state(stream)
+            thrown_away = setup.spending.generated_tokens - spent["generated_tokens"]
+            setup.spending.load(spent)
+        if not bool(rollout.scored.all()):  # some part failed on the others, and is to skip them
+            rollout = rollout.select(rollout.scored)
+        if (coefficient := self._kl_coefficient) is not None:
+            rollout = replace(rollout, scores=tuple(_with_divergence(score, coefficient) for score in rollout.scores))
+        return rollout, int(thrown_away)
+
+    @property
+    def _kl_coefficient(self) -> float | None:
+        """Of the reward part `kl`, if it is the log-ratio to this very reference, which then reads the texts once."""
+        part = self.workplace.env.reward.parts.get("kl")
+        if getattr(part, "reference", None) is not self.workplace.setup.reference or not isinstance(part, TokenReward):
+            return None
+        return float(getattr(part, "coefficient", 0.0)) or None
+
+    def _environment(self, rows: int) -> TextVectorEnv:
+        """Held-out prompts, the training parts, the gold parts and the divergence, unweighted side by side."""
+        env = self.workplace.env
+        parts = {f"part/{name}": reward for name, reward in env.reward.parts.items()}
+        failures = {f"part/{name}": it for name, it in env.reward.failures.items()}
+        if self.gold is not None:
+            parts |= {f"gold/{name}": reward for name, reward in self.gold.parts.items()}
+            failures |= {f"gold/{name}": it for name, it in self.gold.failures.items()}
+        if self._kl_coefficient is None:
+            parts["divergence"] = Divergence(self.workplace.setup.reference)
+        return TextVectorEnv(
+            rows,
+            task=held_out(env.task),
+            reward=RewardMix(parts, failures=failures),
+            tokenizer=env.tokenizer,
+            max_new_tokens=env.max_new_tokens,
+            max_prompt_tokens=env.max_prompt_tokens,
+            action_length=env.action_length,
+            autoreset_mode="Disabled",
+        )
+
+    def _metrics(self, rollout: Rollout, agent: Agent) -> dict[str, float]:
+        episodes, scores = rollout.episodes, rollout.scores
+        raw = self._raw(scores)
+        metrics = {name: float(values.mean()) for name, values in raw.items() if name.startswith("part/")}
+        for name, values in self.sums(scores).items():
+            metrics |= {name: float(values.mean()), f"{name}_std": float(values.std())}
+        bound = getattr(agent, "kl_bound", None)
+        metrics["kl_is_bound"] = float(bound is not None)
+        if bound is None:
+            metrics |= named_interval("kl", student_mean(raw["divergence"]))
+            metrics["entropy"] = entropy(rollout)
+            if (exact := self.exact_kl(agent)) is not None:
+                metrics["kl_exact"] = exact
+        else:
+            metrics["kl"] = float(bound)
+        task = held_out(self.workplace.env.task)
+        metrics["format_failures"] = float(np.mean([not well_formed(task, episode) for episode in episodes]))
+        metrics["length"] = float(np.mean([episode.actions.sum() for episode in episodes]))
+        metrics["cut_at_limit"] = float(np.mean([episode.finish_reason == "length" for episode in episodes]))
+        responses = [episode.response for episode in episodes]
+        metrics["distinct_2"] = distinct_n(responses, 2)
+        metrics["distinct_replies"] = len(set(responses)) / len(responses)
+        return metrics
+
+    def exact_kl(self, agent: Agent) -> float | None:
+        """KL(agent || reference) in nats a response, the mean over the evaluation prompts, as a sum over all texts.
+
+        None where these are too many (see `_ENUMERABLE`), and where an agent's texts are not its policy's alone.
+        """
+        env, setup = self.workplace.env, self.workplace.setup
+        task = held_out(env.task)
+        alone = getattr(agent, "policy_writes", getattr(agent, "trains", True)) and setup.policy.sampling.exact
+        if not alone or hasattr(task, "reply") or hasattr(task, "action_mask"):
+            return None
+        choices = [token for token in range(setup.policy.vocab_size) if token != setup.policy.end_id]
+        if isinstance(setup.policy, TabularPolicy):  # it never writes padding, and has no word for it
+            choices.remove(setup.policy.pad_id)
+        longest = env.max_new_tokens
+        possible = sum(len(choices) ** length for length in range(longest + 1))
+        if possible > _ENUMERABLE:
+            return None
+        asked = Counter(task.prompt(i, {}).text for i in range(self.workplace.experiment.evaluation.prompts))
+        if possible * len(asked) > _ENUMERABLE:
+            return None
+        total = 0.0
+        for text, times in asked.items():
+            texts = list(_every_text(env.tokenizer.encode(text), choices, setup.policy.end_id, longest))
+            ours, theirs = (
+                np.array([row.sum() for row in writer.response_logprobs(texts)])
+                for writer in (setup.policy, setup.reference)
+            )
+            total += times * float((np.exp(ours) * (ours - theirs)).sum())
+        return total / asked.total()
+
+    def sums(self, scores: Sequence[Score]) -> dict[str, Float]:
+        """float64[N] each, of `texts`: "objective", and "proxy" and "gold" where there are such rewards."""
+        raw = self._raw(scores)
+        found = {"proxy": self._proxy(raw), "objective": self._objective(raw), "gold": self._gold(raw)}
+        return {name: values for name, values in found.items() if values is not None}
+
+    @property
+    def judges(self) -> list[str]:
+        """The names of the parts that judge a response alone, which together are the proxy."""
+        parts = self.workplace.env.reward.parts.items()
+        return [name for name, part in parts if not isinstance(part, (TokenReward, GroupReward))]
+
+    def _raw(self, scores: Sequence[Score]) -> dict[str, Float]:
+        return {name: np.array([score.raw[name] for score in scores]) for name in scores[0].raw}
+
+    def _weighted(self, raw: Mapping[str, Float], names: Sequence[str], weights: Mapping[str, float], to: str) -> Float:
+        return np.asarray(sum(weights[name] * raw[f"{to}/{name}"] for name in names), dtype=np.float64)
+
+    def _objective(self, raw: Mapping[str, Float]) -> Float:
+        mix = self.workplace.env.reward
+        return self._weighted(raw, list(mix.parts), mix.weights, "part")
+
+    def _proxy(self, raw: Mapping[str, Float]) -> Float | None:
+        judges = self.judges
+        return self._weighted(raw, judges, self.workplace.env.reward.weights, "part") if judges else None
+
+    def _gold(self, raw: Mapping[str, Float]) -> Float | None:
+        if self.gold is None:
+            return None
+        return self._weighted(raw, list(self.gold.parts), self.gold.weights, "gold")
+
+    def _samples(self, episodes: Sequence[Episode], scores: Sequence[Score]) -> list[dict[str, Any]]:
+        raw = self._raw(scores)
+        gold, proxy = self._gold(raw), self._proxy(raw)
+        return [
+            {
+                "prompt": str(episode.prompt.meta.get("turn", episode.prompt.text)),
+                "response": episode.response,
+                "finish_reason": episode.finish_reason,
+                "kl": float(raw["divergence"][i]),
+                **({"gold": float(gold[i])} if gold is not None else {}),
+                **({"proxy": float(proxy[i])} if proxy is not None else {}),
+            }
+            for i, episode in enumerate(episodes)
+        ]
+
+
+def _with_divergence(score: Score, coefficient: float) -> Score:
+    """With `divergence` read off what the part `kl` charged, -coefficient * divergence."""
+    log_ratios = score.tokens["part/kl"] / -coefficient
+    return replace(
+        score,
+        raw={**score.raw, "divergence": float(log_ratios.sum())},
+        weights={**score.weights, "divergence": 1.0},
+        tokens={**score.tokens, "divergence": log_ratios},
+    )
+
+
+def _every_text(prompt: Sequence[int], choices: Sequence[int], end: int, longest: int) -> Iterator[Episode]:
+    """Every response that can be written: any `choices` and then `end`, or as many as fit."""
+    nothing = Prompt(id="every text", text="")
+    for length in range(longest + 1):
+        for written in itertools.product(choices, repeat=length):
+            ids = [*written, end] if length < longest else list(written)
+            yield Episode(
+                prompt=nothing,
+                prompt_ids=np.array(prompt, dtype=np.int64),
+                response="",
+                response_ids=np.array(ids, dtype=np.int64),
+                finish_reason="stop" if length < longest else "length",
+                actions=np.ones(len(ids), dtype=np.bool_),
+            )
+
+
+def named_interval(name: str, found: Estimate) -> dict[str, float]:
+    """`name`, and where there is an interval `name_low` and `name_high`."""
+    ends = {f"{name}_low": found.low, f"{name}_high": found.high}
+    return {name: found.value, **{key: end for key, end in ends.items() if end is not None}}
+
+
+def entropy(rollout: Rollout) -> float:
+    """Of the policy that wrote the rollout, in nats a token: the mean of -log p over the tokens that it drew."""
+    return -float(rollout.logprobs.sum()) / max(int(rollout.actions.sum()), 1)

@@ -1,0 +1,103 @@
+"""The report of a benchmark: one HTML page that needs nothing else, its tables as Markdown and LaTeX, figures as files.
+
+A table is made once, as a `Sheet`, for the page, Markdown, LaTeX and the terminal: the same formatted numbers in all.
+The page has no script and loads nothing. What models wrote enters it through the template, which escapes every value;
+a policy in its head forbids whatever would get past that.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rlhf_env.lab.benchmark.comparison import Conclusions, conclude
+from rlhf_env.lab.benchmark.reading import read_results
+from rlhf_env.lab.benchmark.results import Cell, Results
+from rlhf_env.lab.benchmark.summary import claim
+from rlhf_env.lab.drawing import Picture, as_inline_svg, as_png, as_svg
+from rlhf_env.lab.report import figures
+from rlhf_env.lab.report import html as page
+from rlhf_env.lab.report.formats import latex_tables, markdown_tables
+from rlhf_env.lab.report.samples import before_and_after, samples_side_by_side
+from rlhf_env.lab.report.scorecard_page import section_of
+from rlhf_env.lab.report.sheets import Sheet, sheets
+from rlhf_env.whole_files import write_whole
+
+# Prompts shown at once on the page; the rest unfolds.
+_OPEN_PROMPTS = 6
+
+
+def write_report(folder: str | Path) -> Path:
+    """Make `report.html`, `table.md`, `table.tex` and `figures/` of the benchmark in `folder`; the page's path.
+
+    The same results give the same bytes: the seed of all resampling is kept in `statistics.json`. Raises DataError
+    naming a file that cannot be read, MissingExtra without matplotlib.
+    """
+    results = read_results(folder)
+    conclusions = conclude(results)
+    tables, tasks = sheets(results, conclusions), len(results.tasks) > 1
+    pictures = figures.pictures(results, conclusions)
+    html = _page(results, conclusions, tables, pictures)
+    drawn = results.folder / "figures"
+    drawn.mkdir(exist_ok=True)
+    for picture in pictures:
+        write_whole(drawn / f"{picture.name}.svg", as_svg(picture))
+        write_whole(drawn / f"{picture.name}.png", as_png(picture))
+    write_whole(results.folder / "statistics.json", json.dumps(asdict(results.comparing), indent=1) + "\n")
+    write_whole(results.folder / "table.md", markdown_tables(tables, tasks))
+    write_whole(results.folder / "table.tex", latex_tables(tables, tasks))
+    write_whole(results.folder / "report.html", html)
+    return results.folder / "report.html"
+
+
+def _page(results: Results, conclusions: Conclusions, tables: Sequence[Sheet], pictures: Sequence[Picture]) -> str:
+    template = page.environment().get_template("report.html.jinja")
+    return template.render(
+        results=results,
+        title=results.about.title or results.benchmark,
+        sheets={"overview": None, "leaderboard": None, "replies": None, "spending": None, "tuning": None}
+        | {sheet.name: sheet for sheet in tables},
+        checks=conclusions.checks,
+        claim=claim(results),
+        styles=figures.agent_styles(results.agents),
+        sections=_figures_by_section(results, pictures),
+        changes={task: before_and_after(results, task) for task in results.tasks},
+        samples={task: samples_side_by_side(results, task) for task in results.tasks},
+        open_prompts=_OPEN_PROMPTS,
+        scorecard=section_of(results.folder),
+        runs=list(_runs(results)),
+    )
+
+
+def _figures_by_section(results: Results, pictures: Sequence[Picture]) -> Mapping[str, list[tuple[str, list[str]]]]:
+    """By section, each task with its figures as SVG, which enters the page as it is: matplotlib escapes names."""
+    by_place: dict[tuple[str, str], list[str]] = {}
+    for picture in pictures:
+        by_place.setdefault((picture.section, picture.task), []).append(as_inline_svg(picture))
+    return {
+        section: [(task, by_place[section, task]) for task in ("", *results.tasks) if (section, task) in by_place]
+        for section in ("overview", "leaderboard", "curves", "trade", "frontier", "kl", "drift", "parts")
+    }
+
+
+@dataclass(frozen=True)
+class Run:
+    """One cell as listed under "how to reproduce"."""
+
+    cell: Cell
+    settings: str
+    command: str
+
+
+def _runs(results: Results) -> Iterator[Run]:
+    for cell in results.cells:
+        settings = json.dumps(cell.agent_settings, sort_keys=True, ensure_ascii=False) if cell.agent_settings else ""
+        folder = results.run_folder(cell)
+        has_file = folder is not None and (folder / "experiment.toml").is_file()
+        command = f"rlhf-env train {shlex.quote(f'{cell.run}/experiment.toml')}" if has_file else results.about.command
+        if (results.folder / "benchmark.toml").is_file():
+            command = f"rlhf-env bench benchmark.toml --only {cell.task}/{cell.agent}/{cell.seed} --out again"
+        yield Run(cell, settings, command)

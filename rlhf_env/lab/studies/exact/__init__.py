@@ -1,0 +1,1 @@
+"""The enumerable world: optima, gradients and KL as sums."""

@@ -1,0 +1,1 @@
+"""How far a learned reward can be climbed before the true one falls."""

@@ -1,0 +1,75 @@
+"""Watching a plugin while it is called: what it raises, and whether it touches global generators."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from rlhf_env.errors import ContractError
+from rlhf_env.types import Episode
+
+
+def broken(rule: str, expected: str, came: str, *episodes: Episode) -> ContractError:
+    shown = "; ".join(
+        f"prompt {episode.prompt.text[:60]!a}, response {episode.response[:60]!a}"
+        f"{'...' if len(episode.response) > 60 else ''} ({len(episode.response)} characters, {episode.finish_reason})"
+        for episode in episodes[:3]
+    )
+    more = f" and {len(episodes) - 3} more" if len(episodes) > 3 else ""
+    return ContractError(rule, f"expected {expected}, got {came}, for {shown}{more}")
+
+
+@contextmanager
+def global_randomness_untouched(who: str) -> Iterator[None]:
+    """Raise when the block drew from (or seeded) a global generator; leave the generators as they were."""
+    torch: Any = sys.modules.get("torch")
+    python, numpy = random.getstate(), np.random.get_state(legacy=False)  # noqa: NPY002  # that nobody uses it
+    torch_state = torch.get_rng_state() if torch else None
+    yield
+    drew = [
+        name
+        for name, same in (
+            ("random", random.getstate() == python),
+            ("numpy.random", not difference(np.random.get_state(legacy=False), numpy)),  # noqa: NPY002
+            ("torch", torch is None or bool((torch.get_rng_state() == torch_state).all())),
+        )
+        if not same
+    ]
+    random.setstate(python)
+    np.random.set_state(numpy)  # noqa: NPY002
+    if torch is not None:
+        torch.set_rng_state(torch_state)
+    if drew:
+        raise ContractError(
+            "global random state", f"{who} used the global generator of {' and '.join(drew)}: keep one of its own"
+        )
+
+
+def difference(one: Any, other: Any, place: str = "") -> str:
+    """Where two nested structures of tensors, arrays and plain values first differ in a bit; "" if they do not."""
+    if one is other:
+        return ""
+    if dataclasses.is_dataclass(one):
+        one, other = vars(one), vars(other)
+    if isinstance(one, Mapping):
+        if one.keys() != other.keys():
+            return f"{place or 'its keys'}: {sorted(map(str, one))} and {sorted(map(str, other))}"
+        found = (difference(one[key], other[key], f"{place}/{key}") for key in one)
+        return next(filter(None, found), "")
+    if isinstance(one, (list, tuple)):
+        if len(one) != len(other):
+            return f"{place}: {len(one)} and {len(other)} entries"
+        found = (difference(a, b, f"{place}/{i}") for i, (a, b) in enumerate(zip(one, other, strict=True)))
+        return next(filter(None, found), "")
+    if hasattr(one, "detach"):
+        one, other = one.detach().cpu().numpy(), other.detach().cpu().numpy()
+    if isinstance(one, np.ndarray):
+        same = one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+        return "" if same else f"{place}: {one} and {other}"
+    return "" if repr(one) == repr(other) else f"{place}: {one!r} and {other!r}"

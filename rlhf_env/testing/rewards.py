@@ -1,0 +1,154 @@
+"""`check_reward`."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rlhf_env.envs.rewards import from_function
+from rlhf_env.errors import ContractError
+from rlhf_env.testing.episodes import by_prompt, episodes_of
+from rlhf_env.testing.observing import broken, global_randomness_untouched
+from rlhf_env.types import AnyReward, Episode, Float, GroupReward, Remembers, Tokenizer, TokenReward
+
+
+def check_reward(
+    reward: AnyReward | Callable[..., Any],
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    seed: int = 0,
+    meta: Mapping[str, Any] | None = None,
+    tokenizer: Tokenizer | None = None,
+    longest: int = 10_000,
+    tolerance: float = 1e-12,
+) -> None:
+    """Attack a reward with generated episodes; raise ContractError at the first rule it breaks.
+
+    The rules, by the `rule` of the error: "raised" (it scores every text), "count" (one float per episode, token or
+    member), "finite", "range", "deterministic" (same question, same bits), "pure" (episodes stay as they are),
+    "global random state", "batch mates" (neither the number of episodes nor the others among them nor their order
+    changes a score by more than `tolerance`), "memory" (scoring teaches nothing; a saved state loads).
+
+    Args:
+        reward: a Reward, TokenReward or GroupReward, or a function in TRL's convention.
+        low, high: the range each value must keep (of a TokenReward: each token's); the attributes of that name where
+            the reward has them. None is no bound.
+        meta: columns of the task that the reward reads, the same for every prompt.
+        tokenizer: whose ids the episodes carry (a reward with a model inside knows one vocabulary); bytes by default.
+        longest: characters of the longest response. Lower it for a reward with a limited context.
+    """
+    if isinstance(reward, type):
+        raise ContractError("raised", f"{reward.__name__} is a class: check an instance, {reward.__name__}(...)")
+    scored: Any = from_function(reward) if inspect.isfunction(reward) else reward
+    low = getattr(scored, "low", None) if low is None else low
+    high = getattr(scored, "high", None) if high is None else high
+    episodes = episodes_of(np.random.default_rng(seed), meta, tokenizer, longest)
+    score = _Asked(scored, low, high)
+    before = copy.deepcopy(scored.state_dict()) if isinstance(scored, Remembers) else None
+
+    # A GroupReward sees the answers to one prompt; the others see whatever is in the batch.
+    batches = by_prompt(episodes) if isinstance(scored, GroupReward) else [episodes]
+    for batch in batches:
+        together = score(batch)
+        again = score(batch)
+        for episode, first, second in zip(batch, together, again, strict=True):
+            if first.tobytes() != second.tobytes():
+                raise broken("deterministic", "the same score when asked twice", f"{first} and {second}", episode)
+        order = np.random.default_rng(seed).permutation(len(batch))
+        _same_scores("in another order", batch, together, order, score([batch[i] for i in order]), tolerance)
+        if isinstance(scored, GroupReward):
+            score(batch[:1])
+            score(batch[:2])
+            continue
+        alone = [score([episode])[0] for episode in batch]
+        _same_scores("alone", batch, together, np.arange(len(batch)), alone, tolerance)
+        twins = score([batch[0], batch[-1], batch[0]])
+        _same_scores("beside other mates", batch, together, np.array([0, len(batch) - 1, 0]), twins, tolerance)
+
+    if isinstance(scored, Remembers):
+        _check_memory(scored, before)
+
+
+class _Asked:
+    """The reward, asked under observation: each answer has been checked for count, finiteness, range and side effects.
+
+    An answer is one float64 array per episode: its one score, or of a TokenReward its token scores.
+    """
+
+    def __init__(self, reward: Any, low: float | None, high: float | None) -> None:
+        self.reward, self.low, self.high = reward, low, high
+
+    def __call__(self, episodes: Sequence[Episode]) -> list[Float]:
+        kept = copy.deepcopy(list(episodes))
+        handed = list(episodes)
+        with global_randomness_untouched("the reward"):
+            answer = self._answer(handed, kept)
+        if len(handed) != len(kept):
+            raise ContractError("pure", f"the reward changed the list it was handed: {len(kept)} -> {len(handed)}")
+        for now, then in zip(handed, kept, strict=True):
+            if now != then or now.prompt.meta != then.prompt.meta:
+                raise broken("pure", "episodes that stay as they are", "a changed one", then)
+        for episode, values in zip(kept, answer, strict=True):
+            bad = values[~np.isfinite(values)]
+            if bad.size:
+                raise broken("finite", "finite numbers", str(bad[0]), episode)
+            if self.low is not None and (values < self.low).any():
+                raise broken("range", f"at least {self.low}", str(values.min()), episode)
+            if self.high is not None and (values > self.high).any():
+                raise broken("range", f"at most {self.high}", str(values.max()), episode)
+        return answer
+
+    def _answer(self, handed: list[Episode], kept: Sequence[Episode]) -> list[Float]:
+        """The reward's answer to `handed`, counted against `kept`: the reward may have changed what it was handed."""
+        if isinstance(self.reward, TokenReward):
+            rows = self._ask(lambda: [np.asarray(row) for row in self.reward.token_rewards(handed)], kept)
+            if len(rows) != len(kept):
+                raise ContractError("count", f"expected {len(kept)} arrays, one per episode, got {len(rows)}")
+            return [
+                _numbers(row, len(episode.response_ids), "response token", [episode])
+                for row, episode in zip(rows, kept, strict=True)
+            ]
+        call = self.reward.group_rewards if isinstance(self.reward, GroupReward) else self.reward
+        values = _numbers(self._ask(lambda: np.asarray(call(handed)), kept), len(kept), "episode", kept)
+        return list(values[:, None])
+
+    def _ask(self, call: Callable[[], Any], episodes: Sequence[Episode]) -> Any:
+        try:
+            return call()
+        except Exception as error:  # whatever a plugin raises, the report names the text that made it
+            came = f"{type(error).__name__}: {error}"
+            raise broken("raised", "a score for every text", came, *episodes) from error
+
+
+def _numbers(values: Any, count: int, what: str, episodes: Sequence[Episode]) -> Float:
+    if values.dtype.kind not in "fiub" or values.shape != (count,):
+        came = f"{values.dtype} of shape {values.shape}"
+        raise broken("count", f"one float per {what}, shape ({count},)", came, *episodes)
+    floats: Float = values.astype(np.float64)
+    return floats
+
+
+def _same_scores(
+    how: str, batch: Sequence[Episode], together: Sequence[Float], rows: Any, answers: Sequence[Float], tolerance: float
+) -> None:
+    for row, answer in zip(rows, answers, strict=True):
+        if not np.allclose(answer, together[row], rtol=0.0, atol=tolerance):
+            expected, came = f"{together[row]}, its score in a batch of {len(batch)}", f"{answer} {how}"
+            raise broken("batch mates", expected, came, batch[row])
+
+
+def _check_memory(reward: Remembers, before: Mapping[str, Any] | None) -> None:
+    state = reward.state_dict()
+    if repr(state) != repr(before):
+        raise ContractError("memory", f"scoring changed the state from {before} to {state}: learn in observe() only")
+    try:
+        reward.load_state_dict(copy.deepcopy(state))
+    except Exception as error:
+        raise ContractError("memory", f"its own state_dict does not load: {type(error).__name__}: {error}") from error
+    if repr(reward.state_dict()) != repr(state):
+        raise ContractError("memory", f"state {state} loads as {reward.state_dict()}")

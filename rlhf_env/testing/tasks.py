@@ -1,0 +1,121 @@
+"""`check_task`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from rlhf_env.envs.tokenizers import ByteTokenizer
+from rlhf_env.errors import ContractError
+from rlhf_env.testing.episodes import ODD_RESPONSES, can_say, make_episode
+from rlhf_env.testing.observing import broken, global_randomness_untouched
+from rlhf_env.types import Episode, Prompt, Task, Tokenizer
+
+_LOOKED_AT = 200  # prompts of a task that are compared; unbounded and large tasks are sampled
+
+
+def check_task(task: Task, tokenizer: Tokenizer | None = None) -> None:
+    """Hold a task to its protocol; raise ContractError at the first rule it breaks.
+
+    The rules: "size", "prompt" (a Prompt with an id and a text), "pure" (a function of index and options alone),
+    "ids" (two prompts never share an id, an id never has two texts), "encodes" (at least one token, ids in the
+    vocabulary), "held_out" (evaluation shares no id with training, unless it is the same task), "score" (finite on
+    empty and odd responses), "reply", "action_mask", "option_names", "global random state".
+    """
+    tokenizer = ByteTokenizer() if tokenizer is None else tokenizer
+    size = task.size
+    if size is not None and (not isinstance(size, (int, np.integer)) or isinstance(size, bool) or size < 1):
+        raise ContractError("size", f"expected the number of prompts (at least 1) or None, got {size!r}")
+    names = getattr(task, "option_names", ())
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise ContractError("option_names", f"expected a tuple of strings, got {names!r}")
+    with global_randomness_untouched("the task"):
+        prompts = _prompts_of(task)
+        _check_ids(prompts)
+        for prompt in prompts[:20]:
+            _check_encoding(prompt, tokenizer)
+            for response in ODD_RESPONSES:
+                _check_answers(task, prompt, response, tokenizer)
+        split = getattr(task, "held_out", None)
+        if split is None:
+            return
+        evaluation = split()
+        if evaluation is task:
+            return
+        held = _prompts_of(evaluation)
+    _check_ids(held)
+    shared = {prompt.id for prompt in prompts} & {prompt.id for prompt in held}
+    if shared:
+        raise ContractError("held_out", f"training and evaluation share the prompts {sorted(shared)[:5]}")
+
+
+def _prompts_of(task: Task) -> list[Prompt]:
+    """The first prompts of a task, each asked for twice, forwards and backwards."""
+    indices = range(_LOOKED_AT if task.size is None else min(int(task.size), _LOOKED_AT))
+    options: dict[str, Any] = {}
+    forwards = [task.prompt(index, options) for index in indices]
+    backwards = [task.prompt(index, options) for index in reversed(indices)]
+    if options:
+        raise ContractError("pure", f"prompt() changed the options it was handed: {options}")
+    for index, first, second in zip(indices, forwards, reversed(backwards), strict=True):
+        if not isinstance(first, Prompt) or not isinstance(first.id, str) or not isinstance(first.text, str):
+            raise ContractError("prompt", f"prompt({index}) must be a Prompt with id and text, got {first!r}")
+        if not first.id:
+            raise ContractError("prompt", f"prompt({index}) has an empty id")
+        if first != second:
+            raise ContractError("pure", f"prompt({index}) was {first!r} and then {second!r}")
+    if task.size is not None and len({prompt.id for prompt in forwards}) < len(forwards):
+        seen: dict[str, int] = {}
+        for index, prompt in zip(indices, forwards, strict=True):
+            if prompt.id in seen:
+                raise ContractError("ids", f"prompts {seen[prompt.id]} and {index} share the id {prompt.id!r}")
+            seen[prompt.id] = index
+    return forwards
+
+
+def _check_ids(prompts: Sequence[Prompt]) -> None:
+    texts: dict[str, str] = {}
+    for prompt in prompts:
+        if texts.setdefault(prompt.id, prompt.text) != prompt.text:
+            raise ContractError("ids", f"{prompt.id!r} names two texts: {texts[prompt.id]!r} and {prompt.text!r}")
+
+
+def _check_encoding(prompt: Prompt, tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode(prompt.text)
+    if not ids or not all(0 <= i < tokenizer.vocab_size for i in ids):
+        raise ContractError(
+            "encodes",
+            f"prompt {prompt.id!r} ({prompt.text[:60]!a}) must give token ids in 0..{tokenizer.vocab_size - 1}",
+        )
+
+
+def _check_answers(task: Any, prompt: Prompt, response: str, tokenizer: Tokenizer) -> None:
+    """What the task says to one finished response: score, reply, mask."""
+    if not can_say(tokenizer, response):
+        return
+    made = make_episode(prompt.text, response, tokenizer)
+    episode = Episode(prompt, made.prompt_ids, made.response, made.response_ids, "stop", made.actions, made.logprobs)
+    if hasattr(task, "score"):
+        first, second = (_said("score", task.score, episode) for _ in range(2))
+        if not isinstance(first, (int, float, np.number)) or not np.isfinite(first):
+            raise broken("score", "a finite float", repr(first), episode)
+        if first != second:
+            raise broken("score", "the same score when asked twice", f"{first} and {second}", episode)
+    if hasattr(task, "reply"):
+        answer = _said("reply", task.reply, episode)
+        if answer is not None and not isinstance(answer, str):
+            raise broken("reply", "a string, or None at the end of the conversation", repr(answer), episode)
+    if hasattr(task, "action_mask"):
+        mask = np.asarray(_said("action_mask", lambda made: task.action_mask(prompt, made.response_ids[:-1]), episode))
+        if mask.dtype != np.bool_ or mask.shape != (tokenizer.vocab_size,) or not mask.any():
+            expected = f"bool[{tokenizer.vocab_size}] that allows a token"
+            raise broken("action_mask", expected, f"{mask.dtype} of shape {mask.shape}", episode)
+
+
+def _said(rule: str, call: Callable[[Episode], Any], episode: Episode) -> Any:
+    try:
+        return call(episode)
+    except Exception as error:
+        raise broken(rule, "an answer to every text", f"{type(error).__name__}: {error}", episode) from error

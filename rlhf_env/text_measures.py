@@ -1,0 +1,70 @@
+"""Measures of texts by runs of words (n-grams): distinctness, repetition, self-BLEU."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+
+
+def distinct_n(texts: Sequence[str], n: int) -> float:
+    """Different n-grams of words over all n-grams of all texts together (Li et al. 2016, arXiv 1510.03055)."""
+    grams = [gram for text in texts for gram in _grams(text.lower().split(), n)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def repetition(text: str, n: int) -> float:
+    """1 - different n-grams of words over all n-grams of the text: 0 where nothing recurs (Welleck et al. 2020,
+    arXiv 1908.04319, "seq-rep-n"), and in a text of fewer than `n` words."""
+    grams = _grams(text.lower().split(), n)
+    return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def self_bleu(texts: Sequence[str], longest: int = 4) -> float:
+    """The mean BLEU of each text against all others: 1 when all say the same (Zhu et al. 2018, arXiv 1802.01886).
+
+    BLEU as in Papineni et al. 2002: clipped n-gram precisions of 1 to `longest` words (a shorter text: as many as it
+    has), their geometric mean, the brevity penalty against the nearest length. Without smoothing, a text that shares
+    no run of `longest` words with any other counts 0. Texts without words are left out; 0 for fewer than two others.
+    """
+    said = [words for words in (text.lower().split() for text in texts) if words]
+    if len(said) < 2:
+        return 0.0
+    counts = [[Counter(_grams(words, n)) for words in said] for n in range(1, longest + 1)]
+    most = [_two_largest(of_n) for of_n in counts]
+    lengths = Counter(map(len, said))
+    total = 0.0
+    for i, words in enumerate(said):
+        logs = []
+        for of_n, largest in zip(counts[: len(words)], most, strict=False):
+            clipped = sum(
+                min(count, largest[gram][0] if largest[gram][2] != i else largest[gram][1])
+                for gram, count in of_n[i].items()
+            )
+            logs.append(math.log(clipped / of_n[i].total()) if clipped else -math.inf)
+        others = [length for length, count in lengths.items() if count > (length == len(words))]
+        nearest = min(others, key=lambda length: (abs(length - len(words)), length))
+        total += math.exp(min(0.0, 1.0 - nearest / len(words)) + sum(logs) / len(logs))
+    return total / len(said)
+
+
+def _grams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+
+
+def _two_largest(counts: Sequence[Counter[tuple[str, ...]]]) -> dict[tuple[str, ...], tuple[int, int, int]]:
+    """Of each n-gram: the largest count in a text, the largest in any other text, and the number of the former."""
+    found: dict[tuple[str, ...], tuple[int, int, int]] = {}
+    for i, of_text in enumerate(counts):
+        for gram, count in of_text.items():
+            first, second, owner = found.get(gram, (0, 0, -1))
+            found[gram] = (count, first, i) if count > first else (first, max(second, count), owner)
+    return found
+
+
+def repeated_share(text: str) -> float:
+    """The share of words and word pairs that are not the first of their kind, in [0, 1); 0 for an empty text."""
+    words = text.lower().split()
+    runs = [*words, *pairwise(words)]
+    return 1.0 - len(set(runs)) / len(runs) if runs else 0.0

@@ -1,0 +1,362 @@
+"""The command line: every command says what it does, does it, and says in one line what is wrong."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlhf_env import plugins
+from rlhf_env.cli import main as cli
+from rlhf_env.errors import ConfigError
+from rlhf_env.learning.experiment import Experiment
+
+EXPERIMENT = """\
+name = "toy"
+
+[task]
+name = "echo"
+length = 2
+
+[policy]
+tokenizer = "alphabet:ab="
+
+[environment]
+num_envs = 8
+max_new_tokens = 4
+max_prompt_tokens = 4
+
+[rewards]
+length = { target = 2 }
+
+[agent]
+name = "ppo"
+lr = 1e-2
+
+[budget]
+updates = 2
+
+[evaluation]
+prompts = 4
+"""
+
+
+@dataclass(frozen=True)
+class Ran:
+    status: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """`run("train", "toy.toml")` in an empty folder and in this process: status, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["rlhf-env", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        return Ran(int(ended.value.code or 0), said.out, said.err)
+
+    return call
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Path:
+    file = tmp_path / "toy.toml"
+    file.write_text(EXPERIMENT)
+    return file
+
+
+def refused(ran: Ran, *said: str, status: int = 2) -> None:
+    """Exit status, and one line per problem on stderr, in the order given."""
+    lines = ran.err.splitlines()
+    assert ran.status == status, ran
+    assert len(lines) == len(said), ran.err
+    for line, words in zip(lines, said, strict=True):
+        assert line.startswith("rlhf-env: ")
+        assert words in line
+    assert "Traceback" not in ran.err
+
+
+# ---------------------------------------------------------------- what there is
+
+COMMANDS = [
+    "demo",
+    "train",
+    "evaluate",
+    "bench",
+    "report",
+    "scorecard",
+    "annotate",
+    "plugins",
+    "check",
+    "pipeline",
+    "pipeline base-model",
+]
+COMMANDS += ["lab", "lab exact", "lab agents", "lab labels", "lab regularisation"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str, run: Run) -> None:
+    ran = run(*command.split(), "--help")
+    assert (ran.status, ran.err) == (0, "")
+    assert "Usage" in ran.out
+
+
+def test_without_a_command_the_commands_are_listed(run: Run) -> None:
+    ran = run()
+    assert (ran.status, ran.err) == (0, "")
+    for command in COMMANDS:
+        assert command.split()[0] in ran.out
+    assert {name.split()[0] for name in COMMANDS} == {
+        *(command.callback.__name__ for command in cli.app.registered_commands if command.callback),
+        "pipeline",
+        "lab",
+    }
+
+
+def test_plugins_lists_what_is_there(run: Run) -> None:
+    ran = run("plugins")
+    assert (ran.status, ran.err) == (0, "")
+    for kind, names in {
+        "agents": ["ppo", "grpo", "dpo", "sft", "best_of_n", "reference", "random"],
+        "rewards": ["bradley_terry", "kl", "diversity", "length", "repetition", "sentiment"],
+        "tasks": ["prompts", "echo", "count", "chitchat"],
+    }.items():
+        section = ran.out.split(f"{kind}\n")[1]
+        for name in names:
+            assert re.search(rf"^  {name} +rlhf-env  rlhf_", section, re.MULTILINE), name
+    assert "failed" not in ran.out
+    assert "failed" not in ran.out
+
+
+# ---------------------------------------------------------------- train
+
+
+def test_train_leaves_a_run_and_says_what_it_came_to(run: Run, toy: Path) -> None:
+    ran = run("train", "toy.toml")
+    assert (ran.status, ran.err) == (0, "")
+    assert "Ended: budget. On 4 held-out prompts:" in ran.out
+    assert re.search(r"^  objective +-?\d\.\d{4}$", ran.out, re.MULTILINE)
+    folder = toy.parent / "runs" / "toy-ppo-seed0"
+    assert "Run folder: runs/toy-ppo-seed0" in ran.out
+    names = {path.name for path in folder.iterdir()}
+    assert {"experiment.toml", "record.json", "metrics.jsonl", "evaluation.json", "checkpoints"} <= names
+    refused(run("train", "toy.toml"), "already holds a run: choose another folder, or resume it with --resume")
+    again = run("train", "toy.toml", "--resume")
+    assert (again.status, again.out.split("Ended")[1]) == (0, ran.out.split("Ended")[1])
+
+
+def test_train_with_another_agent_seed_and_folder(run: Run, toy: Path) -> None:
+    ran = run("train", "toy.toml", "--agent", "grpo", "--seed", "3")
+    assert ran.status == 0
+    resolved = (toy.parent / "runs" / "toy-grpo-seed3" / "experiment.toml").read_text()
+    assert 'name = "grpo"' in resolved
+    assert "seed = 3" in resolved
+    assert "lr" not in resolved, "another agent has its own default settings"
+    new = run("train", "toy.toml", "--agent", "ppo", "--out", "here", "--resume")
+    assert (new.status, new.out.splitlines()[0]) == (0, "No checkpoint in here: from the start")
+    assert "lr = 0.01" in (toy.parent / "here" / "experiment.toml").read_text()
+    refused(
+        run("train", "toy.toml", "--out", "here", "--resume", "--seed", "4"),
+        "here: cannot resume with another seed: was 0, now 4",
+    )
+
+
+def test_another_algorithm_is_one_word_in_python_in_a_file_and_on_the_command_line(run: Run, toy: Path) -> None:
+    in_python = Experiment.load(toy).with_agent("rloo")
+    assert run("train", "toy.toml", "--agent", "rloo", "--out", "by option").status == 0
+    toy.write_text(EXPERIMENT.replace('name = "ppo"\nlr = 1e-2', 'name = "rloo"'))
+    assert run("train", "toy.toml", "--out", "by file").status == 0
+    assert in_python == Experiment.load(toy)
+    for name in ("experiment.toml", "evaluation.json"):
+        by_option, by_file = ((toy.parent / how / name).read_text() for how in ("by option", "by file"))
+        assert by_option == by_file, name
+    assert Experiment.load(toy.parent / "by file" / "experiment.toml") == in_python
+    assert '"reason": "budget"' in by_file
+
+
+def test_a_reward_that_breaks_is_status_3_and_one_line(run: Run, toy: Path) -> None:
+    plugins.register_reward("nan", lambda completions: [float("nan")] * len(completions))
+    toy.write_text(EXPERIMENT.replace("length = { target = 2 }", "nan = 1.0"))
+    ran = run("train", "toy.toml")
+    plugins.host()._entries.pop(("reward", "nan"))
+    refused(ran, "reward 'part/nan' returned nan for episode 0 of 0..3 (prompt 'echo/bb')", status=3)
+
+
+# ---------------------------------------------------------------- bench and report
+
+GRID = """\
+name = "grid"
+seeds = 1
+
+[agents.reference]
+[agents.random]
+
+"""
+
+
+def test_bench_makes_a_report_and_report_makes_it_again(run: Run, toy: Path) -> None:
+    pytest.importorskip("matplotlib")
+    experiment = re.sub(r"^\[(?!experiment)(.*)\]", r"[experiment.\1]", EXPERIMENT, flags=re.MULTILINE)
+    experiment = experiment.replace('name = "toy"\n', "").replace('[experiment.agent]\nname = "ppo"\nlr = 1e-2\n', "")
+    toy.write_text(GRID + experiment)
+    ran = run("bench", "toy.toml", "--jobs", "1")
+    assert (ran.status, ran.err) == (0, "")
+    folder = toy.parent / "runs" / "grid"
+    page = (folder / "report.html").read_bytes()
+    assert "numbers, no claim" in " ".join(ran.out.split())
+    assert "Report: runs/grid/report.html" in ran.out
+    (folder / "report.html").unlink()
+    again = run("report", "runs/grid")
+    assert (again.status, again.err) == (0, "")
+    assert (folder / "report.html").read_bytes() == page
+    assert ran.out.endswith(again.out), "the same table, under a progress bar"
+
+
+def test_a_report_of_nothing_is_refused(run: Run) -> None:
+    refused(run("report", "nowhere"), "nowhere: no results/*.json in it")
+
+
+# ---------------------------------------------------------------- check
+
+
+def test_check_a_good_file_and_good_plugins(run: Run, toy: Path) -> None:
+    for arguments in (["toy.toml"], ["task:count"], ["reward:repetition"], ["reward:length", "target=20"]):
+        assert run("check", *arguments) == Ran(0, "ok\n", "")
+    assert not (toy.parent / "runs").exists()
+
+
+def test_check_says_everything_that_is_wrong_at_once(run: Run, toy: Path) -> None:
+    toy.write_text(EXPERIMENT.replace("num_envs", "num_env").replace("updates = 2", "updates = 0"))
+    refused(
+        run("check", "toy.toml"),
+        "toy.toml, line 11, environment: no setting 'num_env': did you mean 'num_envs'?",
+        "toy.toml, line 23, budget: budget updates must be a positive number, got 0",
+    )
+    toy.write_text(EXPERIMENT.replace("ppo", "pppo").replace('"echo"', '"eco"').replace("length = {", "lenght = {"))
+    refused(
+        run("check", "toy.toml"),
+        "unknown task 'eco': did you mean 'echo'?",
+        "unknown reward 'lenght': did you mean 'length'?",
+        "unknown agent 'pppo': did you mean 'ppo'?",
+    )
+
+
+def test_check_a_grid_builds_a_cell_of_every_row(run: Run, toy: Path) -> None:
+    toy.write_text('[agents.ppo]\nlr = -1.0\n[agents.grpo]\ngroup_size = 1\n[experiment.policy]\ntokenizer = "bytes"\n')
+    refused(run("check", "toy.toml"), "lr must be positive, got -1.0", "group_size 1")
+
+
+def test_check_an_agent_says_what_it_did_not_check(run: Run) -> None:
+    assert run("check", "agent:grpo", "group_size=8") == Ran(0, "ok\n", "")
+    ran = run("check", "agent:best_of_n")
+    assert (ran.status, ran.err) == (0, "")
+    *left_out, last = ran.out.splitlines()
+    assert last == "ok"
+    assert [line.split(":")[1].split(" (")[0] for line in left_out] == [" segments", " tokens", " learns"]
+    refused(run("check", "agent:grpo", "lr=1e-9"), "[learns] expected the mean task reward to be at least 0.5 above")
+    refused(run("check", "agent:grop"), "unknown agent 'grop': did you mean 'grpo'?")
+    refused(run("check", "agent:grpo", "group_size=1"), "group_size 1: at least 2 responses")
+
+
+def test_check_says_what_a_plugin_does_wrong(run: Run) -> None:
+    plugins.register_reward("late", lambda completions: [0.0] * (len(completions) - 1))
+    ran = run("check", "reward:late")
+    plugins.host()._entries.pop(("reward", "late"))
+    refused(ran, "[count] expected one float per episode")
+    refused(run("check", "reward:length"), "reward 'length': the setting 'target' is required")
+    refused(run("check", "reward:length", "taget=20"), "no setting 'taget': did you mean 'target'?")
+    refused(run("check", "reward:length", "target"), "'target' is not of the form KEY=VALUE")
+    refused(run("check", "reward:lenght"), "unknown reward 'lenght': did you mean 'length'?")
+    refused(run("check", "task:cuont"), "unknown task 'cuont': did you mean 'count'?")
+
+
+# ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (('name = "ppo"', 'name = "poo"'), "unknown agent 'poo': did you mean 'ppo'?"),
+        (("[budget]", "[budget"), "toy.toml, line 22: "),
+        (("lr = 1e-2", 'lr = "abc"'), "[agent] ppo optimization lr: 'abc' is not a finite number"),
+        (("[policy]", '[policy]\nmodel = "/no/such/folder"'), "model '/no/such/folder': there is no such folder"),
+        (("[policy]", '[policy]\nmodel = "."'), "model '.': not a model folder, config.json is missing"),
+        (("length = 2\n\n", 'length = 9\nalphabet = "a"\n\n'), "has 10 tokens, the environment takes 4"),
+        (("[policy]", "[policy.sampling]\ntemperature = 0\n[policy]"), "temperature: 0.0 is not above 0"),
+    ],
+)
+def test_a_bad_file_is_one_line_and_status_2(change: tuple[str, str], said: str, run: Run, toy: Path) -> None:
+    toy.write_text(EXPERIMENT.replace(*change))
+    refused(run("train", "toy.toml"), said)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "no.toml"], "cannot read no.toml: No such file or directory"),
+        (["bench", "no.toml"], "cannot read no.toml: No such file or directory"),
+        (["check", "no.toml"], "cannot read no.toml: No such file or directory"),
+        (["train"], "Missing argument"),
+        (["train", "toy.toml", "--sed", "1"], "--sed"),
+        (["train", "toy.toml", "--seed", "one"], "--seed"),
+        (["train", "toy.toml", "--seed", "-1"], "seed must not be negative, got -1"),
+        (["train", "toy.toml", "--threads", "0"], "--threads"),
+        (["train", "toy.toml", "--agent", "poo"], "unknown agent 'poo': did you mean 'ppo'?"),
+        (["trian", "toy.toml"], "trian"),
+        (["check", "toy.toml", "target=3"], "a file has its own"),
+    ],
+    ids=" ".join,
+)
+def test_a_bad_command_is_one_line_and_status_2(arguments: list[str], said: str, run: Run, toy: Path) -> None:
+    refused(run(*arguments), said)
+
+
+def test_of_very_many_problems_twenty_are_said(run: Run, monkeypatch: pytest.MonkeyPatch, toy: Path) -> None:
+    def complain(_file: Any) -> Any:
+        raise ConfigError(*(f"problem {n}" for n in range(25)))
+
+    monkeypatch.setattr("rlhf_env.learning.experiment.Experiment.load", complain)
+    ran = run("train", "toy.toml")
+    assert ran.err.splitlines() == [*(f"rlhf-env: problem {n}" for n in range(20)), "rlhf-env: and 5 more"]
+
+
+def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, toy: Path) -> None:
+    def fault(_file: Any) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("rlhf_env.learning.experiment.Experiment.load", fault)
+    monkeypatch.setattr(sys, "argv", ["rlhf-env", "train", str(toy)])
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+
+
+@pytest.fixture(scope="module")
+def installed() -> Iterator[Path]:
+    """The console script beside the interpreter that runs the tests."""
+    script = Path(sys.executable).with_name("rlhf-env")
+    if not script.exists():
+        pytest.skip("the console script is not installed")
+    yield script
+
+
+def test_the_installed_command(installed: Path, tmp_path: Path) -> None:
+    """Once for real: the entry point, the exit status, the streams."""
+    (tmp_path / "toy.toml").write_text(EXPERIMENT.replace("ppo", "poo"))
+    ran = subprocess.run(
+        [installed, "train", "toy.toml"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
+    )
+    refused(Ran(ran.returncode, ran.stdout, ran.stderr), "unknown agent 'poo': did you mean 'ppo'?")

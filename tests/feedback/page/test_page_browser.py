@@ -1,0 +1,303 @@
+"""The annotation page in a real browser, by keyboard: Chromium, spoken to through its debugging pipe."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlhf_env.feedback.judgements import Author, Comparison, CriteriaRating, Ranking, Rating, Response
+from rlhf_env.feedback.store.items import Criterion, Item
+from rlhf_env.feedback.store.store import PreferenceStore
+from rlhf_env.types import Prompt
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
+
+PATIENCE = 30.0
+PERSON = Author("human", "the author's name")
+HOSTILE = '</div><img src=x onerror="window.broken=1"><script>window.broken=1</script>\u202eabc'
+
+# The pipe's ends have to be the descriptors 3 and 4.
+LAUNCH = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
+os.dup2(ends[0], 3), os.dup2(ends[1], 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+
+
+class Tab:
+    """One tab of a headless Chromium with a profile of its own, over the DevTools protocol: JSON, ended by NUL."""
+
+    def __init__(self, profile: Path) -> None:
+        to_read, self._write = os.pipe()
+        self._read, to_write = os.pipe()
+        options = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--no-first-run",
+            "--remote-debugging-pipe",
+            f"--user-data-dir={profile}",
+        ]
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", LAUNCH, str(to_read), str(to_write), str(CHROMIUM), *options],
+            pass_fds=(to_read, to_write),
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        os.close(to_read)
+        os.close(to_write)
+        self._buffer = b""
+        self._number = 0
+        self._session: str | None = None
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self.complaints: list[str] = []
+        for domain in ("Page", "Runtime", "Log"):
+            self.call(f"{domain}.enable")
+
+    def close(self) -> None:
+        os.killpg(self._process.pid, signal.SIGKILL)  # its own group: the browser starts processes of its own
+        self._process.wait()
+        os.close(self._read)
+        os.close(self._write)
+
+    def call(self, method: str, **parameters: Any) -> Any:
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": parameters}
+        if self._session:
+            message["sessionId"] = self._session
+        os.write(self._write, json.dumps(message).encode() + b"\0")
+        while True:
+            while b"\0" not in self._buffer:
+                read = os.read(self._read, 1 << 20)
+                assert read, "the browser has ended"
+                self._buffer += read
+            line, _, self._buffer = self._buffer.partition(b"\0")
+            said = json.loads(line)
+            if said.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded"):
+                self.complaints.append(json.dumps(said["params"]))
+            if said.get("id") == self._number:
+                assert "error" not in said, said
+                return said["result"]
+
+    def value(self, expression: str) -> Any:
+        said = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in said, said
+        return said["result"].get("value")
+
+    def until(self, expression: str) -> None:
+        end = time.monotonic() + PATIENCE
+        while not self.value(expression):
+            assert time.monotonic() < end, f"{expression} never came: {self.value('document.body.innerText')}"
+            time.sleep(0.03)
+
+    def sees(self, text: str) -> None:
+        self.until(f"(document.body?.innerText ?? '').includes({json.dumps(text)})")
+
+    def press(self, *keys: str) -> None:
+        codes = {"Enter": 13, "Tab": 9, "Backspace": 8}
+        for key in keys:
+            named = {"key": key, "windowsVirtualKeyCode": codes.get(key, ord(key[0].upper())), "text": key}
+            if key in codes:
+                named["text"] = "\r" if key == "Enter" else ""
+            for kind in ("keyDown" if named["text"] else "rawKeyDown", "keyUp"):
+                self.call("Input.dispatchKeyEvent", type=kind, **named)
+
+    def enter(self, link: str, name: str) -> None:
+        self.call("Page.navigate", url=link)
+        self.sees("Who is judging?")
+        self.call("Input.insertText", text=name)
+        self.press("Enter")
+
+    def settle(self) -> None:
+        """Until keys count again: shortly after an item came they do not, and nothing on the page shows it."""
+        time.sleep(0.43)
+
+
+@pytest.fixture
+def tab(tmp_path: Path) -> Iterator[Tab]:
+    opened = Tab(tmp_path / "profile")
+    yield opened
+    opened.close()
+
+
+@contextlib.contextmanager
+def served(store: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    command = [sys.executable, "-c", "from rlhf_env.cli.main import main; main()", "annotate", "--store", str(store)]
+    with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            yield process.stdout.readline().split()[1], process
+        finally:
+            process.kill()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def test_all_kinds_by_keyboard(tab: Tab, tmp_path: Path) -> None:
+    """Enter a name, judge one item of each kind, undo one: no mouse. What others wrote stays text."""
+    path = tmp_path / "prefs.sqlite"
+    prompt = Prompt("p", HOSTILE)
+    texts = [Response(text, PERSON) for text in (HOSTILE, "b", "c")]
+    with PreferenceStore(path) as store:
+        store.set_criterion(Criterion("kind", HOSTILE))
+        store.add_items(
+            [
+                Item(kind="comparison", prompt=prompt, responses=tuple(texts[:2])),
+                Item(kind="rating", prompt=prompt, responses=tuple(texts[:1]), criterion="kind"),
+                Item(kind="ranking", prompt=prompt, responses=tuple(texts)),
+                Item(kind="criteria", prompt=prompt, responses=tuple(texts[:1]), criteria=("kind", "__proto__")),
+            ]
+        )
+    with served(path, "--port", "0") as (link, _):
+        tab.enter(link, "Ann")
+        tab.sees("Which response is better?")
+        assert tab.value("location.href").endswith("/"), "the token is out of the address bar"
+        assert "the author's name" not in tab.value("document.documentElement.outerHTML")
+        assert tab.value("document.querySelector('.text').innerText") == HOSTILE.replace("\u202e", "⟨U+202E⟩")
+        tab.press("1")  # too early: the second half of a double click, say
+        tab.settle()
+        tab.press("2")
+        tab.sees("How good is this response by “kind”?")
+        tab.press("2")
+        tab.settle()
+        tab.press("u")
+        tab.sees("Taken back")
+        tab.settle()
+        tab.press("t")
+        tab.sees("How good is this response by “kind”?")
+        tab.settle()
+        tab.press("4")
+        tab.sees("Put the responses in order")
+        tab.settle()
+        tab.press("3", "1", "Backspace", "=", "2", "1", "Enter")
+        tab.sees("by each of these")
+        tab.settle()
+        tab.press("5", "2", "Enter")  # the last score moves the focus to the button: Enter presses it
+        tab.sees("Nothing left for you")
+        tab.sees("4 of 4 votes · 4 yours · 0 open to you")
+        assert tab.value("window.broken ?? null") is None
+        assert tab.complaints == []
+    with PreferenceStore(path) as store:
+        comparison, rating, ranking, criteria = store.judgements()
+    assert isinstance(comparison, Comparison) and comparison.verdict == "tie"
+    assert isinstance(rating, Rating) and rating.score == 4
+    assert isinstance(ranking, Ranking) and ranking.ranks == (2, 1, 1)
+    assert isinstance(criteria, CriteriaRating) and criteria.scores == {"kind": 5, "__proto__": 2}
+    assert {it.annotator for it in (comparison, rating, ranking, criteria)} == {"Ann"}
+    assert comparison.seconds is not None and 0.4 < comparison.seconds < PATIENCE
+
+
+def test_a_double_click_and_a_lost_lease(tab: Tab, tmp_path: Path) -> None:
+    path = tmp_path / "prefs.sqlite"
+    pairs = [
+        Item(kind="comparison", prompt=Prompt(f"p{i}", f"question {i}"), responses=(Response("a", PERSON), texts))
+        for i, texts in enumerate([Response("b", PERSON)] * 3)
+    ]
+    with PreferenceStore(path) as store:
+        one, two, *_ = store.add_items(pairs)
+    with served(path, "--port", "0", "--lease", "0.02") as (link, _):
+        tab.enter(link, "Ann")
+        tab.sees("question 0")
+        tab.settle()
+        place = tab.value(
+            "(({x, y}) => ({x: x + 9, y: y + 9}))(document.querySelector('article button').getBoundingClientRect())"
+        )
+        for clicks in (1, 2):
+            for kind in ("mousePressed", "mouseReleased"):
+                tab.call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=clicks, **place)
+        tab.sees("1 of 3 votes")
+        tab.sees("question 1")
+        tab.sees("is now free for others")
+        with PreferenceStore(path) as store:
+            assert store.submit(two, "Ben", "tie", key="Ben").new
+        tab.press("1")
+        tab.sees("Your vote was not counted")
+        tab.sees("question 2")
+    with PreferenceStore(path) as store:
+        votes = [(it.prompt.id, it.annotator) for it in store.comparisons()]
+    assert votes == [("p0", "Ann"), ("p1", "Ben")]
+    assert one == 1
+
+
+PLACE_OF_GOOD = "[...document.querySelectorAll('article .text')].findIndex((it) => it.innerText === 'good')"
+
+
+def test_two_annotators_at_once_through_a_crash_to_the_results(tab: Tab, tmp_path: Path) -> None:
+    """Two browsers, 3 pairs of two authors, 2 votes each. The server is killed while both judge; nothing is lost."""
+    path = tmp_path / "prefs.sqlite"
+    ours, theirs = Author("policy", "<i>secret"), Author("policy", "theirs")
+    pairs = [
+        Item(
+            kind="comparison",
+            prompt=Prompt(f"p{i}", f"question {i}"),
+            responses=(Response("good", ours), Response("bad", theirs)),
+            purpose="evaluation",
+            overlap=2,
+        )
+        for i in range(3)
+    ]
+    with PreferenceStore(path) as store:
+        store.add_items(pairs)
+    other = Tab(tmp_path / "another profile")
+    port = str(free_port())
+
+    def judge_both(votes: int) -> None:
+        """Each prefers what is good, at the same time, and sees both votes counted."""
+        tab.settle()
+        for one in (tab, other):
+            one.press(str(1 + one.value(PLACE_OF_GOOD)))
+        for one in (tab, other):
+            one.until(f"parseInt(document.getElementById('counts').innerText) >= {votes} - 1")
+
+    with served(path, "--port", port) as (link, server):
+        for one, name in ((tab, "Ann"), (other, "Ben")):
+            one.enter(link, name)
+            one.sees("who wrote which response is not shown")
+            assert "secret" not in one.value("document.documentElement.outerHTML")
+        judge_both(2)
+        server.kill()
+        server.wait()
+        tab.settle()
+        for one in (tab, other):
+            one.press("t")
+            one.sees("The server cannot be reached – trying again. What you judged is kept")
+            one.sees("“rlhf-env annotate” has to be started again, on the same port")
+    with PreferenceStore(path) as store:
+        assert store.progress().votes == 2, "what was acknowledged is there"
+    with served(path, "--port", port):
+        for one in (tab, other):
+            one.sees("question 2")
+        judge_both(6)
+        other.sees("Nothing left for you")
+        other.value("document.querySelector('a[href=\"/results\"]').click()")
+        other.sees("policy <i>secret")
+        other.sees("6 of 6 votes · 3 of 3 items complete")
+        other.sees("83 % (")  # 4 wins and 2 ties of 6
+        assert not [it for it in other.complaints if '"source": "network"' not in it], other.complaints
+    other.close()
+    with PreferenceStore(path) as store:
+        votes = [
+            (it.prompt.id, it.annotator, it.preference and it.preference.chosen.text) for it in store.comparisons()
+        ]
+    expected = {(f"p{i}", who, None if i == 1 else "good") for i in range(3) for who in ("Ann", "Ben")}
+    assert (set(votes), len(votes)) == (expected, 6)
