@@ -1,12 +1,24 @@
-"""A bridge to reasoning-gym (Apache-2.0): a hundred generators of problems, each scoring answers in its own way."""
+"""A bridge to reasoning-gym (Apache-2.0): a hundred generators of problems, each scoring answers in its own way.
+
+Some of its data sets draw from Python sets, whose order changes with the hash seed of the process. Their problems are
+made in a child process with a fixed hash seed, so that an index means the same question in every process.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import os
+import pickle
 import re
+import subprocess
+import sys
+import threading
 import warnings
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +34,9 @@ from rlhf_env.types import Episode, Options, Prompt
 
 _NOT_A_NUMBER = re.compile(r"\bnan\b", re.IGNORECASE)
 _SET_ASIDE = 0.25
+# Data sets of reasoning-gym 0.1.25 whose questions or answers change with the hash seed (a test
+# compares all data sets in processes with different hash seeds).
+UNSTEADY = frozenset({"isomorphic_strings", "knight_swap", "polynomial_multiplication", "ransom_note", "word_ladder"})
 _TRIES = 200  # problems looked at for one of the right part: a generator may know very few different ones
 
 
@@ -30,6 +45,9 @@ class ReasoningGym:
     """Problems of one reasoning-gym data set; the score is its own `score_answer` of the answer, in [0, 1].
 
     The answer is what stands in the last `<answer>...</answer>`, or else the whole response without surrounding space.
+    An empty response is no answer; `<answer></answer>` is the empty one, which a few problems of `ab` ask for. Two data
+    sets are scored here and not by their own function, which pays 1.0 for wrong answers: `game_of_life_halting` for any
+    text, `coin_flip` for "0" wherever the probability begins with 0.
     The prompt is the question as it is: how to answer can be said in a model's system prompt. About a quarter of all
     questions, by a hash of their text, is set aside for evaluation.
 
@@ -72,7 +90,9 @@ class ReasoningGym:
             question = str(entry["question"])
             if (unit_interval(question) < _SET_ASIDE) == (self.part == "held_out"):
                 meta = {"answer": entry["answer"], "level": level, "entry": entry}
-                return Prompt(id=f"{self.dataset}/{self.seed}/{level}/{number}", text=question, meta=meta)
+                # The digest tells apart what other settings, or another version of the library, ask under this number.
+                digest = hashlib.sha256(question.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+                return Prompt(id=f"{self.dataset}/{self.seed}/{level}/{number}/{digest}", text=question, meta=meta)
         raise DataError(
             f"reasoning_gym {self.dataset!r} (level {level}): none of {_TRIES} problems is for "
             f"{'evaluation' if self.part == 'held_out' else 'training'}: it has too few different ones"
@@ -84,7 +104,12 @@ class ReasoningGym:
 
     def score(self, episode: Episode, /) -> float:
         entry, level = episode.prompt.meta["entry"], episode.prompt.meta["level"]
-        answer = extract_answer(episode.response) or episode.response.strip()
+        tagged = extract_answer(episode.response)
+        answer = episode.response.strip() if tagged is None else tagged
+        if tagged is None and not answer:
+            return 0.0
+        if self.dataset in _SCORED_HERE:
+            return _SCORED_HERE[self.dataset](answer, str(entry["answer"]))
         if _NOT_A_NUMBER.search(answer) and not _NOT_A_NUMBER.search(str(entry["answer"])):
             return 0.0  # some scorers compare numbers in a way that takes this one for the best of all
         try:
@@ -108,7 +133,7 @@ class ReasoningGym:
         if level not in self._levels:
             try:
                 with _quietly(self.seed):
-                    self._levels[level] = _Problems(self._generator(level))
+                    self._levels[level] = _Problems(self._generator(level), self._elsewhere(level))
             except Exception as error:  # each configuration has checks of its own
                 at = "" if level is None else f" at level {level}"
                 raise ConfigError(f"reasoning_gym {self.dataset!r}{at}: {type(error).__name__}: {error}") from error
@@ -127,6 +152,13 @@ class ReasoningGym:
             curriculum.set_attr_level(name, min(int(level), len(attribute.levels) - 1))
         return DATASETS[self.dataset][0](curriculum.generate_configuration(settings))
 
+    def _elsewhere(self, level: int | None) -> _SteadyProcess | None:
+        """Where the problems are made, if this process would make others than the next one."""
+        mixed = [dict(part).get("name") for part in self.settings.get("datasets", ())]
+        if sys.flags.hash_randomization and UNSTEADY.intersection([self.dataset, *mixed]):
+            return _SteadyProcess(self.dataset, dict(self.settings), self.seed, level)
+        return None
+
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.dataset, self.settings, self.level, self.seed, self.part)  # generators are made anew
 
@@ -136,8 +168,9 @@ class _Problems:
 
     _MANY = 2**31
 
-    def __init__(self, dataset: Any) -> None:
+    def __init__(self, dataset: Any, elsewhere: _SteadyProcess | None = None) -> None:
         self.dataset = dataset
+        self._elsewhere = elsewhere
         try:
             self.size = self._MANY
             self[self._MANY - 1]
@@ -145,9 +178,101 @@ class _Problems:
             self.size = len(dataset)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
+        if self._elsewhere is not None:
+            return self._elsewhere[number]
         with _quietly(number):
             entry: dict[str, Any] = self.dataset[number]
         return entry
+
+
+class _SteadyProcess:
+    """Problems made in a child process whose hash seed is 0. The child starts at the first question and ends with us.
+
+    Both sides are this program, so they speak in pickles. A fork starts a child of its own: two processes on one pipe
+    would read each other's problems.
+    """
+
+    def __init__(self, *problems: Any) -> None:
+        self._problems = problems  # data set, settings, seed, level
+        self._lock = threading.Lock()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._owner = 0
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        with self._lock:
+            child = self._running()
+            assert child.stdin is not None and child.stdout is not None
+            try:
+                pickle.dump(number, child.stdin)
+                child.stdin.flush()
+                answer = pickle.load(child.stdout)
+            except (OSError, EOFError) as error:
+                raise DataError(
+                    f"reasoning_gym {self._problems[0]!r}: the process that makes its problems is gone (status "
+                    f"{child.poll()}): start again"
+                ) from error
+        if isinstance(answer, Exception):
+            raise answer
+        entry: dict[str, Any] = answer
+        return entry
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._child is None or self._owner != os.getpid():
+            self._child = subprocess.Popen(
+                [sys.executable, "-c", "from rlhf_env.envs.reasoning_gym_task import serve; serve()"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={**os.environ, "PYTHONHASHSEED": "0"},
+            )
+            self._owner = os.getpid()
+            assert self._child.stdin is not None
+            pickle.dump(self._problems, self._child.stdin)
+            weakref.finalize(self, _end, self._child, self._owner)
+        return self._child
+
+
+def _end(child: subprocess.Popen[bytes], owner: int) -> None:
+    """Close the pipe, at which the child ends by itself."""
+    if owner == os.getpid() and child.stdin is not None and child.stdout is not None:
+        child.stdin.close()
+        child.stdout.close()
+        child.wait()
+
+
+def serve() -> None:
+    """The child's side: problems by number, until the pipe closes. What the library prints goes to stderr."""
+    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    dataset, settings, seed, level = pickle.load(requests)
+    problems = ReasoningGym(dataset, settings, None, seed)._problems(level)
+    while True:
+        try:
+            number = pickle.load(requests)
+        except (EOFError, KeyboardInterrupt):
+            return
+        try:
+            answer: Any = problems[number]
+        except Exception as error:
+            answer = error
+        pickle.dump(answer, answers)
+        answers.flush()
+
+
+def _halting(answer: str, right: str) -> float:
+    """True or False, by the letter: the library's own function takes every text for True."""
+    return float(answer.strip().lower() == right.lower())
+
+
+def _probability(answer: str, right: str) -> float:
+    """1 within 1e-4 of the probability, a fraction or a decimal. The library also pays for digits that agree from the
+    left, over the shorter of both texts, so that "0" earns 1.0 wherever the probability begins with 0."""
+    try:
+        return float(abs(Fraction(answer.replace(",", "")) - Fraction(right)) <= Fraction(1, 10_000))
+    except (ValueError, ZeroDivisionError):
+        return 0.0
+
+
+_SCORED_HERE: dict[str, Callable[[str, str], float]] = {"coin_flip": _probability, "game_of_life_halting": _halting}
 
 
 @contextmanager

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -17,13 +20,29 @@ from rlhf_env.envs.text_env import TextEnv
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.testing import check_task, make_episode
 
-# Every data set needs no argument but this one, which mixes others.
-SETTINGS: dict[str, dict[str, Any]] = {"composite": {"datasets": [{"name": "chain_sum", "weight": 1.0}]}}
+# One mixes others and must be told which; one searches for seconds unless its puzzles need no solution.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "composite": {"datasets": [{"name": "chain_sum", "weight": 1.0}]},
+    "knight_swap": {"impossible_ratio": 1.0},
+}
 # They tell no single answer: any that keeps the rules is right.
 OPEN = {"boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"}
 
-# It takes whatever is not "True" for "False".
-GENEROUS = {"game_of_life_halting"}
+# Several seconds a problem: these are asked for one.
+SLOW = {"futoshiki", "intermediate_integration", "puzzle24", "quantum_lock", "zebra_puzzles"}
+NONSENSE = ("", "é 😀", "nan", "[[", "I do not know", "0", "True", "<answer></answer>")
+# In a process of its own: a line per data set that says what it asks.
+ASK = """
+import hashlib, sys
+out, sys.stdout = sys.stdout, sys.stderr  # some data sets print
+from rlhf_env.envs.reasoning_gym_task import ReasoningGym
+mixed, slow = eval(sys.argv[1]), eval(sys.argv[2])
+for name in sys.argv[3:]:
+    task = ReasoningGym(name, mixed.get(name, {}))
+    prompts = [task.prompt(index, {}) for index in range(1 if name in slow else 2)]
+    asked = repr([(prompt.id, prompt.text, prompt.meta["answer"]) for prompt in prompts])
+    print(name, hashlib.sha256(asked.encode("utf-8", "surrogatepass")).hexdigest(), file=out)
+"""
 
 
 def score(task: ReasoningGym, response: str, index: int = 0) -> float:
@@ -40,8 +59,48 @@ def test_every_dataset_builds_asks_and_knows_its_own_answer(name: str) -> None:
     if name not in OPEN:
         assert score(task, str(prompt.meta["answer"])) == 1.0
         assert score(task, f"It must be... <answer>{prompt.meta['answer']}</answer>.") == 1.0
-    for nonsense in ("", "é 😀", "nan", "[["):
-        assert 0.0 <= score(task, nonsense) < 1.0 or name in GENEROUS
+    for nonsense in NONSENSE:
+        right = nonsense.strip() == str(prompt.meta["answer"])
+        assert 0.0 <= score(task, nonsense) < 1.0 or right, f"{nonsense!r} is paid in full"
+
+
+def test_every_process_asks_the_same_questions() -> None:
+    def process(hash_seed: str) -> subprocess.Popen[str]:
+        words = [sys.executable, "-c", ASK, repr(SETTINGS), repr(SLOW), *sorted(DATASETS)]
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True)
+
+    one, other = (started.communicate()[0].splitlines() for started in [process("1"), process("2")])
+    assert [line.split()[0] for line in one] == sorted(DATASETS)
+    assert [line for line, again in zip(one, other, strict=True) if line != again] == []
+
+
+def test_an_id_names_what_is_asked() -> None:
+    easy, hard = (ReasoningGym("chain_sum", {"max_terms": terms, "min_terms": terms}).prompt(0, {}) for terms in (2, 6))
+    assert easy.text != hard.text and easy.id != hard.id
+
+
+def test_a_probability_is_not_guessed_by_its_first_digit() -> None:
+    """reasoning-gym 0.1.25 pays 1.0 for "0" wherever the oracle's answer begins with 0."""
+    task = ReasoningGym("coin_flip")
+    index = next(i for i in range(50) if str(task.prompt(i, {}).meta["answer"]).startswith("0."))
+    right = str(task.prompt(index, {}).meta["answer"])
+    assert [score(task, answer, index) for answer in ("0", right, f"{right}1", "no")] == [0.0, 1.0, 1.0, 0.0]
+
+
+def test_halting_is_true_or_false() -> None:
+    """reasoning-gym 0.1.25 takes every text that is not empty for True, and every right answer too."""
+    task = ReasoningGym("game_of_life_halting")
+    for index in range(4):
+        right = str(task.prompt(index, {}).meta["answer"])
+        wrong = "False" if right == "True" else "True"
+        assert [score(task, answer, index) for answer in (right, wrong, "perhaps")] == [1.0, 0.0, 0.0]
+
+
+def test_an_empty_answer_is_given_in_tags() -> None:
+    task = ReasoningGym("ab")
+    index = next(i for i in range(500) if task.prompt(i, {}).meta["answer"] == "")
+    assert [score(task, answer, index) for answer in ("<answer></answer>", "", "A#")] == [1.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("name", ["chain_sum", "prime_factorization", "pool_matrix", "word_sorting"])
