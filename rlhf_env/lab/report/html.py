@@ -13,7 +13,7 @@ from rlhf_env.shown_text import for_page
 def environment() -> jinja2.Environment:
     """For templates of this package; every value is escaped, and nothing in it is missing unnoticed."""
     return jinja2.Environment(
-        loader=jinja2.PackageLoader("rlhf_env.lab", "."),
+        loader=jinja2.PackageLoader("rlhf_env.lab.report", "."),
         autoescape=True,
         finalize=_shown,
         trim_blocks=True,
@@ -24,7 +24,7 @@ def environment() -> jinja2.Environment:
 
 def style() -> str:
     """The style sheet of the report, which stands in its template."""
-    report = resources.files("rlhf_env.lab").joinpath("report.html.jinja").read_text(encoding="utf-8")
+    report = resources.files("rlhf_env.lab.report").joinpath("report.html.jinja").read_text(encoding="utf-8")
     return report.partition("<style>")[2].partition("</style>")[0]
 
 
