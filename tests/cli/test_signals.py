@@ -126,7 +126,7 @@ def test_a_benchmark_goes_on_inside_the_run_that_was_cut(tmp_path: Path) -> None
 
     def here() -> None:
         benchmark.run_jobs = lambda *arguments, **settings: run_jobs(*arguments, **{**settings, "jobs": 0})
-        import_module("rlhf_env.cli.main")._show_report = lambda *_: None  # type: ignore[attr-defined]
+        import_module("rlhf_env.cli.benchmarks")._show_report = lambda *_: None  # type: ignore[attr-defined]
 
     def before() -> None:
         here()

@@ -19,7 +19,7 @@ from typing import Any
 from faults.catalogue import fault
 from faults.processes import rlhf_env
 
-from rlhf_env.cli import main as cli
+from rlhf_env.cli import benchmarks
 from rlhf_env.lab.benchmark import run as benchmark
 
 MAIN = "from rlhf_env.cli.main import main; main()"
@@ -76,7 +76,7 @@ def in_one_process() -> None:
     """In a process that runs a benchmark: no others, and no report."""
     run_jobs = benchmark.run_jobs
     benchmark.run_jobs = lambda *arguments, **settings: run_jobs(*arguments, **{**settings, "jobs": 0})
-    cli._show_report = lambda *_: None  # type: ignore[assignment]
+    benchmarks._show_report = lambda *_: None  # type: ignore[assignment]
 
 
 def results(folder: Path) -> dict[str, Mapping[str, Any]]:

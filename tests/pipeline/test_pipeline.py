@@ -28,6 +28,7 @@ from rlhf_env.lab import processes
 from rlhf_env.lab.benchmark import run as benchmark
 from rlhf_env.lab.benchmark.reading import read_results
 from rlhf_env.learning.run_folder import read_metrics
+from rlhf_env.pipeline import base_model
 from rlhf_env.pipeline import demo as pipeline
 from rlhf_env.pipeline.base_model import Course, Recipe, Size, make_models
 from rlhf_env.pipeline.demo import run_demo
@@ -102,7 +103,7 @@ class Killed(BaseException):
 def made(tmp_path_factory: pytest.TempPathFactory, lessons: list[Lesson]) -> Path:
     """Models made by a recipe that was killed in its third stage and called again."""
     out = tmp_path_factory.mktemp("models")
-    imitate, calls = pipeline._imitate, itertools.count(1)
+    imitate, calls = base_model._imitate, itertools.count(1)
 
     def watched(policy: Any, tokenizer: Any, episodes: Sequence[Any], *rest: Any) -> None:
         folder = rest[2]
@@ -112,7 +113,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, lessons: list[Lesson]) -> Pat
         imitate(policy, tokenizer, episodes, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "_imitate", watched)
+        patch.setattr(base_model, "_imitate", watched)
         with pytest.raises(Killed):
             make_models(out, recipe=RECIPE, console=QUIET)
         rows = [read_metrics(folder.parent) for folder in sorted(out.rglob("metrics.jsonl"))]
@@ -154,7 +155,7 @@ def test_a_recipe_that_was_killed_makes_what_an_uncut_one_makes(
 ) -> None:
     @contextmanager
     def before(*arguments: Any) -> Iterator[None]:  # in this process: the other would not know the slice of the corpus
-        pipeline._teach_quietly(*arguments, threads=1)
+        base_model._teach_quietly(*arguments, threads=1)
         yield
 
     monkeypatch.setattr(pipeline, "_judge_alongside", before)

@@ -244,7 +244,7 @@ def test_what_is_no_check() -> None:
 
 def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From a store to the queue to what came out, with two models that are loaded by name."""
-    from rlhf_env.feedback.reward_models import scorer
+    from rlhf_env.feedback.reward_models import loading
 
     path = tmp_path / "s.sqlite"
     texts = [f"{side}{i}" for i in range(5) for side in "ab"]
@@ -252,7 +252,7 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "one": Lookup({text: float(text[0] == "a") * 2 for text in texts}),
         "two": Lookup({text: float(text[0] == "b") for text in texts}),
     }
-    monkeypatch.setattr(scorer, "load_scorer", models.__getitem__)
+    monkeypatch.setattr(loading, "load_scorer", models.__getitem__)
 
     def run(*words: str) -> str:
         said = CliRunner().invoke(app, ["preferences", *words])

@@ -17,10 +17,11 @@ import pytest
 import tomli_w
 
 from rlhf_env.errors import ConfigError, RunFailed
+from rlhf_env.lab.benchmark import cells
 from rlhf_env.lab.benchmark import run as benchmark
 from rlhf_env.lab.benchmark.cells import run_cell
 from rlhf_env.lab.benchmark.comparison import conclude
-from rlhf_env.lab.benchmark.grid import Grid
+from rlhf_env.lab.benchmark.grid import REWARD_MODEL, Grid
 from rlhf_env.lab.benchmark.reading import read_results
 from rlhf_env.lab.benchmark.run import run_benchmark
 from rlhf_env.lab.processes import Progress
@@ -234,7 +235,7 @@ class Diverged:
 
 
 def test_an_evaluation_that_is_not_finite_is_a_failure(toy: Toy, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(benchmark, "run_experiment", lambda *_arguments, **_options: ("budget", Diverged()))
+    monkeypatch.setattr(cells, "run_experiment", lambda *_arguments, **_options: ("budget", Diverged()))
     (cell,) = grid_of(toy, {"ppo": {}}, seeds=1).cells()
     with pytest.raises(RunFailed, match="not finite: gold, kl"):
         run_cell(cell, tmp_path)
@@ -361,7 +362,7 @@ def test_settings_on_a_task_change_the_agents_own(toy: Toy) -> None:
 
 def test_a_reward_model_is_made_once_where_a_cell_needs_it(toy: Toy, tmp_path: Path) -> None:
     """What is made stands in for a model here: what is seen is when it is called for, and that the cells find it."""
-    learned = {"rewards": {"bradley_terry": {"model": benchmark.REWARD_MODEL}}}
+    learned = {"rewards": {"bradley_terry": {"model": REWARD_MODEL}}}
     grid = Grid(
         agents={"reference": {}},
         experiment=dict(toy),

@@ -18,6 +18,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from rlhf_env.errors import DataError, MissingExtra
+from rlhf_env.lab import drawing
 from rlhf_env.lab.benchmark import comparison
 from rlhf_env.lab.benchmark.reading import read_results
 from rlhf_env.lab.benchmark.summary import claim, summary_rows
@@ -273,9 +274,9 @@ def test_a_far_off_control_does_not_flatten_the_others() -> None:
 
 
 def test_names_at_line_ends_keep_their_distance_and_stay_inside() -> None:
-    assert figures.spaced([10.0, 50.0], gap=14, top=100) == [10.0, 50.0]
-    assert figures.spaced([10.0, 12.0, 13.0], gap=14, top=100) == [10.0, 24.0, 38.0]
-    assert figures.spaced([90.0, 95.0, 99.0], gap=14, top=100) == [72.0, 86.0, 100.0]
+    assert drawing.spaced([10.0, 50.0], gap=14, top=100) == [10.0, 50.0]
+    assert drawing.spaced([10.0, 12.0, 13.0], gap=14, top=100) == [10.0, 24.0, 38.0]
+    assert drawing.spaced([90.0, 95.0, 99.0], gap=14, top=100) == [72.0, 86.0, 100.0]
 
 
 def test_before_and_after_are_the_replies_worth_showing(tmp_path: Path) -> None:

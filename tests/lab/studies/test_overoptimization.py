@@ -21,6 +21,7 @@ from rlhf_env.errors import ConfigError, DataError, RunFailed
 from rlhf_env.feedback.offline import load_preferences
 from rlhf_env.feedback.reward_models.config import RewardModelConfig
 from rlhf_env.feedback.reward_models.model import RewardModel
+from rlhf_env.lab.studies.overoptimization import proxies
 from rlhf_env.lab.studies.overoptimization import run as overoptimization
 from rlhf_env.lab.studies.overoptimization.cells import runs
 from rlhf_env.lab.studies.overoptimization.findings import Findings, as_markdown, conclude, save_findings
@@ -323,7 +324,7 @@ def test_a_reward_model_that_fails_ends_the_study_and_says_why(
     def fails(*_arguments: Any, **_options: Any) -> Any:
         raise DataError("no such luck")
 
-    monkeypatch.setattr(overoptimization, "fit_reward_model", fails)
+    monkeypatch.setattr(proxies, "fit_reward_model", fails)
     with pytest.raises(RunFailed, match="14-labels-1-layers-0-flipped · seed-0: no such luck"):
         run_study(study, tmp_path, jobs=0, console=QUIET)
 
@@ -351,13 +352,13 @@ def test_members_have_their_own_sample_of_the_pairs_and_their_own_start(
         seen[at] = [it.prompt.text for it in preferences], generator.initial_seed()
         raise DataError("seen")
 
-    monkeypatch.setattr(overoptimization, "fit_reward_model", noted)
+    monkeypatch.setattr(proxies, "fit_reward_model", noted)
     (alone,) = study.proxies["noisy"].fits
     for fitting in (alone, *study.proxies["worst-case"].fits):
         for seed in range(2):
             at = seed, fitting.bootstrap
             with pytest.raises(DataError, match="seen"):
-                overoptimization._Fit(study, seed, fitting).work(finished, lambda _row, _fraction: None)
+                proxies.ProxyFit(study, seed, fitting).work(finished, lambda _row, _fraction: None)
     assert len({start for _, start in seen.values()}) == 6
     for (seed, bootstrap), (prompts, _) in seen.items():
         assert len(prompts) == 14
