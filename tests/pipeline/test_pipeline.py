@@ -29,7 +29,6 @@ from rlhf_env.lab.benchmark import run as benchmark
 from rlhf_env.lab.benchmark.reading import read_results
 from rlhf_env.learning.run_folder import read_metrics
 from rlhf_env.pipeline import base_model
-from rlhf_env.pipeline import demo as pipeline
 from rlhf_env.pipeline.base_model import Course, Recipe, Size, make_models
 from rlhf_env.pipeline.demo import run_demo
 from rlhf_env.pipeline.settings import Demo, Models
@@ -158,7 +157,7 @@ def test_a_recipe_that_was_killed_makes_what_an_uncut_one_makes(
         base_model._teach_quietly(*arguments, threads=1)
         yield
 
-    monkeypatch.setattr(pipeline, "_judge_alongside", before)
+    monkeypatch.setattr(base_model, "_judge_alongside", before)
     make_models(tmp_path, recipe=RECIPE, jobs=2, console=QUIET)  # nor does it matter when the judge learned
     for name in ("chitchat", "chitchat-judge"):
         one, other = (LanguageModel.from_pretrained(folder / name).state_dict() for folder in (made, tmp_path))
@@ -168,7 +167,7 @@ def test_a_recipe_that_was_killed_makes_what_an_uncut_one_makes(
 
 
 def test_a_made_recipe_is_found_by_its_content(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "_train_tokenizer", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr(base_model, "_train_tokenizer", lambda *_: pytest.fail("made again"))
     assert make_models(made, recipe=RECIPE, console=QUIET) == Models.within(made)
     hashes = {
         RECIPE.content_hash,
