@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
@@ -18,10 +18,12 @@ from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.envs.tokenizers import AlphabetTokenizer, FileTokenizer, load_tokenizer
 from rlhf_env.errors import ConfigError, DataError, Problem, under
 from rlhf_env.learning.agent import Agent, Setup
+from rlhf_env.learning.checkpoints import fingerprint
 from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.engine import Engine
-from rlhf_env.learning.loop import EnvSource
-from rlhf_env.learning.spending import Budget, Spending
+from rlhf_env.learning.loop import EnvSource, Row, Source, Training, train
+from rlhf_env.learning.run_folder import RunFolder, read_metrics
+from rlhf_env.learning.spending import Budget, Spending, Stopping
 from rlhf_env.plain_data import refuse_misfits
 from rlhf_env.policies.language_model import ROWS_AT_ONCE, LanguageModel
 from rlhf_env.policies.policy import Policy, Sampling
@@ -201,13 +203,86 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Workplace:
-    """An experiment built: the environment, the agent, and what they share."""
+    """An experiment built: the environment, the agent, what they share, and where the agent's rollouts come from.
+
+    workplace = build(Experiment.load("experiment.toml"))
+    training = workplace.train()
+    print(training.reason, training.rows[-1]["rollout/reward"])
+    """
 
     experiment: Experiment
     env: TextVectorEnv
     setup: Setup
     agent: Agent
-    source: EnvSource
+    source: Source
+
+    def train(
+        self,
+        *,
+        run: RunFolder | None = None,
+        resume: bool = False,
+        evaluate: Callable[[], Mapping[str, float]] | None = None,
+        on_update: Callable[[Row, float], None] | None = None,
+    ) -> Training:
+        """Train as the experiment says, until its budget is spent or one of its rules for stopping has a reason.
+
+        Args:
+            run: where metrics and checkpoints go, an open run folder; without one, nothing is written and the rows of
+                metrics are in the result.
+            resume: continue from the newest checkpoint in `run`, if there is one.
+            evaluate: numbers of the agent as it now is, asked before training and every `[evaluation] every` updates;
+                `lambda: Evaluator.of(workplace)().metrics` gives those of held-out prompts.
+            on_update: called with each row of metrics and the share of the budget that is spent.
+
+        An agent that does not train is only evaluated. Raises ConfigError where the experiment needs something that is
+        missing here: evaluations for `patience`, a source of pairs for `preferences`; and what `train` raises.
+        """
+        experiment, setup = self.experiment, self.setup
+        if experiment.patience and evaluate is None:
+            raise ConfigError(
+                f"patience = {experiment.patience} counts evaluations: pass `evaluate`, or use rlhf_env.run"
+            )
+        if experiment.preferences is not None and isinstance(self.source, EnvSource):
+            raise ConfigError(
+                "`preferences` are what the agent learns from: pass a source of pairs, or use rlhf_env.run"
+            )
+        if run is not None:
+            run.began_with("initial weights", fingerprint(setup.reference.state_dict()))
+        rows = read_metrics(run.path) if run is not None and resume else []
+        if evaluate is not None and not rows:
+            rows = [{"update": 0, "spent/generated_tokens": 0, **{f"eval/{k}": v for k, v in evaluate().items()}}]
+            if run is not None:
+                run.log(rows[0])
+        first = [] if run is not None else rows
+        if not getattr(self.agent, "trains", True):
+            return Training("does not train", first)
+        stopping = Stopping(max_kl=experiment.max_kl, patience=experiment.patience, min_delta=experiment.min_delta)
+        if rows:
+            stopping(rows[0])  # what was there before training is there to be improved on
+        training = train(
+            self.agent,
+            self.source,
+            experiment.budget,
+            spending=setup.spending,
+            engine=setup.engine,
+            run=run,
+            resume=resume,
+            checkpoint_every=experiment.checkpoint_every,
+            evaluate=evaluate,
+            evaluate_every=experiment.evaluation.every,
+            stop_when=stopping,
+            on_update=on_update,
+        )
+        return replace(training, rows=[*first, *training.rows])
+
+    @cached_property
+    def evaluation_rewards(self) -> RewardMix | None:
+        """The rewards that only the evaluator sees (the gold reward), or None. Raises ConfigError."""
+        if not self.experiment.evaluation.rewards:
+            return None
+        provided = {"reference": self.setup.reference, "tokenizer": self.setup.tokenizer}
+        with under("evaluation", "rewards"):
+            return load_rewards(self.experiment.evaluation.rewards, self.env.task, provided)
 
     def check_prompts(self) -> None:
         """Encode the prompts of training and evaluation: the first 10,000, 8 of a task without end.
@@ -420,15 +495,6 @@ def _agent_factory(spec: Any, where: str = "[agent]") -> Callable[[Setup], Agent
         return made
 
     return make
-
-
-def evaluation_rewards(experiment: Experiment, workplace: Workplace) -> RewardMix | None:
-    """The rewards that only the evaluator sees (the gold reward), or None."""
-    if not experiment.evaluation.rewards:
-        return None
-    provided = {"reference": workplace.setup.reference, "tokenizer": workplace.setup.tokenizer}
-    with under("evaluation", "rewards"):
-        return load_rewards(experiment.evaluation.rewards, workplace.env.task, provided)
 
 
 def _outside(name: str, size: int) -> list[str]:

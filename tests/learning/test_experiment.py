@@ -22,7 +22,6 @@ from rlhf_env.learning.experiment import (
     Experiment,
     PolicySettings,
     build,
-    evaluation_rewards,
 )
 from rlhf_env.learning.loop import collect
 from rlhf_env.learning.spending import Budget
@@ -349,7 +348,7 @@ def test_the_reference_is_the_initial_policy_and_stays(toy: Any) -> None:
 
 def test_gold_rewards_may_use_what_the_run_lends(toy: Any) -> None:
     experiment = toy("ppo", evaluation=EvaluationSettings(rewards={"kl": 2.0, "length": {"target": 2}, "task": 1.0}))
-    gold = evaluation_rewards(experiment, build(experiment))
+    gold = build(experiment).evaluation_rewards
     assert gold is not None
     assert gold.weights == {"kl": 2.0, "length": 1.0, "task": 1.0}
-    assert evaluation_rewards(toy("ppo"), build(toy("ppo"))) is None
+    assert build(toy("ppo")).evaluation_rewards is None
