@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -272,7 +273,11 @@ def _say_nothing(_row: Row, _fraction: float) -> None:
 
 
 def _warn(alert: Alert) -> None:
-    warnings.warn(str(alert), RuntimeWarning, stacklevel=2)
+    """As a Python warning about the caller's line, the nearest that is not this project's own."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("rlhf_"):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(str(alert), RuntimeWarning, stacklevel=level)
 
 
 def load_run(folder: str | Path) -> Run:
