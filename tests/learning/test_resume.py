@@ -510,7 +510,7 @@ def test_ctrl_c_before_a_run_is_under_way_is_status_130(toy: Any, slow: None, tm
         time.sleep(10)
         raise AssertionError("not reached")
 
-    monkeypatch.setattr("rlhf_env.learning.experiment.build", interrupted)
+    monkeypatch.setattr("rlhf_env.lab.evaluation.runs.build", interrupted)
     process = command("train", str(file), "--out", str(tmp_path / "run"), errors=errors)
     process.join(60)
     assert (process.exitcode, errors.read_text()) == (130, "rlhf-env: stopped\n")
