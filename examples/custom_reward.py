@@ -13,12 +13,9 @@ from typing import ClassVar
 
 import gymnasium as gym
 import numpy as np
+import torch
 
 import rlhf_env
-from rlhf_env.learning.engine import set_threads
-from rlhf_env.learning.experiment import EnvironmentSettings, Experiment, PolicySettings, build
-from rlhf_env.learning.loop import collect, train
-from rlhf_env.learning.spending import Budget
 from rlhf_env.testing import check_reward
 
 
@@ -43,18 +40,18 @@ def exclaims(completions: list[str], **_columns: list) -> list[float]:
 rlhf_env.register_reward("laughter", Laughter)
 rlhf_env.register_reward("exclaims", exclaims)
 
-EXPERIMENT = Experiment(
+EXPERIMENT = rlhf_env.Experiment(
     task={"name": "prompts", "prompts": ["?"]},
     rewards={"laughter": {"weight": 1.0, "wanted": 3}, "exclaims": 1.0},
     agent={"name": "grpo", "lr": 5e-3, "group_size": 8},
-    policy=PolicySettings(model="tiny", tokenizer="alphabet:ha! ?"),
-    environment=EnvironmentSettings(num_envs=64, max_new_tokens=8, max_prompt_tokens=4),
-    budget=Budget(updates=80),
+    policy=rlhf_env.PolicySettings(model="tiny", tokenizer="alphabet:ha! ?"),
+    environment=rlhf_env.EnvironmentSettings(num_envs=64, max_new_tokens=8, max_prompt_tokens=4),
+    budget=rlhf_env.Budget(updates=80),
 )
 
 
 def main() -> None:
-    set_threads(1)
+    torch.set_num_threads(1)  # such a small model gains nothing from more
     check_reward(Laughter())
     print("Laughter keeps the contract of rewards: finite, in range, one float a text, whoever else is in the batch.\n")
 
@@ -65,16 +62,9 @@ def main() -> None:
     print(f"  {env.render()}\n")
 
     print("By name in an experiment:")
-    workplace = build(EXPERIMENT)
+    workplace = rlhf_env.build(EXPERIMENT)
     show_replies("before", workplace)
-    train(
-        workplace.agent,
-        workplace.source,
-        EXPERIMENT.budget,
-        spending=workplace.setup.spending,
-        engine=workplace.setup.engine,
-        on_update=show_progress,
-    )
+    workplace.train(on_update=show_progress)
     show_replies("after", workplace)
 
 
@@ -85,8 +75,8 @@ def show_progress(row: dict, _share_spent: float) -> None:
         print(f"  update {row['update']:3}  reward {reward:.2f} {'█' * round(10 * reward):20}  {parts}")
 
 
-def show_replies(when: str, workplace) -> None:
-    replies = [episode.response for episode in collect(workplace.env, workplace.agent, seed=1).episodes]
+def show_replies(when: str, workplace: rlhf_env.Workplace) -> None:
+    replies = [episode.response for episode in rlhf_env.collect(workplace.env, workplace.agent, seed=1).episodes]
     print(f"  {when + ':':8} {'  '.join(map(repr, replies[:6]))}")
 
 

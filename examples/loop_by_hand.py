@@ -9,9 +9,7 @@ prompt are each other's baseline, and what was better than their mean becomes li
 
 import torch
 
-from rlhf_env import TextVectorEnv
-from rlhf_env.learning.rollout import Rollout, finished
-from rlhf_env.policies import tiny_language_model
+from rlhf_env import Rollout, TextVectorEnv, finished, tiny_language_model
 
 GROUP, UPDATES = 8, 100
 

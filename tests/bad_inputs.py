@@ -26,7 +26,7 @@ from rlhf_env.errors import ConfigError
 from rlhf_env.feedback.asking.collecting import read_responses
 from rlhf_env.feedback.interchange import read_judgements
 from rlhf_env.feedback.store.store import PreferenceStore
-from rlhf_env.learning.experiment import Experiment, build, evaluation_rewards
+from rlhf_env.learning.experiment import Experiment, build
 from rlhf_env.shown_text import for_terminal
 
 Content = str | bytes | Callable[[Path], object]
@@ -122,7 +122,7 @@ def _from_toml() -> None:
     made = Experiment.load("toy.toml")
     workplace = build(made)
     workplace.check_prompts()
-    evaluation_rewards(made, workplace)
+    _ = workplace.evaluation_rewards
 
 
 def grid(what: str, table: str, *says: str, ahead: bool = False, word: str = "check") -> None:

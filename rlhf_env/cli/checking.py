@@ -10,7 +10,6 @@ import typer
 
 from rlhf_env.cli.benchmarks import maker_of_reward_model
 from rlhf_env.cli.shared import PLUGINS, app, make_console
-from rlhf_env.cli.training import build_parts
 from rlhf_env.errors import ConfigError
 
 
@@ -98,13 +97,14 @@ def _check_plugin(kind: str, name: str, settings: dict[str, Any]) -> None:
 
 def _check_file(file: Path) -> None:
     from rlhf_env.lab.benchmark.grid import REWARD_MODEL, Grid
+    from rlhf_env.lab.evaluation.runs import prepare
     from rlhf_env.learning.experiment import Experiment
     from rlhf_env.toml_files import naming_lines, read_toml
 
     if "agents" not in read_toml(file):
         experiment = Experiment.load(file)
         with naming_lines(file):
-            build_parts(experiment)
+            prepare(experiment)
         return
     grid = Grid.load(file)
     with naming_lines(file):
@@ -118,7 +118,7 @@ def _check_file(file: Path) -> None:
     for cell in whole:
         try:
             with naming_lines(file), grid.blamed(cell.task, cell.agent):
-                build_parts(cell.experiment)
+                prepare(cell.experiment)
         except ConfigError as error:
             problems |= dict.fromkeys(error.problems)
     if problems:

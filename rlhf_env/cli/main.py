@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from rlhf_env import __version__
 from rlhf_env.cli import benchmarks, checking, preferences, reward_models, studies, training
 from rlhf_env.cli.shared import FEEDBACK, LEARNING, Terminated, app, lab_app, pipeline_app, preferences_app
 from rlhf_env.errors import ConfigError, RlhfEnvError
@@ -30,11 +31,20 @@ app.add_typer(pipeline_app, name="pipeline", rich_help_panel=FEEDBACK)
 app.add_typer(lab_app, name="lab", rich_help_panel=LEARNING)
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"rlhf-env {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     no_plugins: Annotated[
         bool,
         typer.Option("--no-plugins", help="Leave other distributions' plugins alone, as with RLHF_ENV_PLUGINS=''."),
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Say which version this is.")
     ] = False,
 ) -> None:
     ranks = os.environ.get("WORLD_SIZE", "")

@@ -317,7 +317,7 @@ def _answers(path: Path, name: str, prompts: int | None) -> list[tuple[Prompt, R
         from rlhf_env.lab.evaluation.evaluator import Evaluator
         from rlhf_env.lab.evaluation.runs import load_run
 
-        workplace, _ = load_run(path)
+        workplace = load_run(path).workplace
         if prompts is not None:
             evaluation = replace(workplace.experiment.evaluation, prompts=prompts)
             workplace = replace(workplace, experiment=replace(workplace.experiment, evaluation=evaluation))

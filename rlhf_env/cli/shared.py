@@ -3,22 +3,44 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
+class Verbatim(TyperGroup):
+    """Commands whose help shows square brackets as they are written: [rewards] is a table, and no markup for rich."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.help = _verbatim(self.help)
+        for command in self.commands.values():
+            if isinstance(command, TyperCommand):  # a group has seen to itself
+                command.help = _verbatim(command.help)
+                for parameter in command.params:
+                    if isinstance(parameter, (TyperArgument, TyperOption)):
+                        parameter.help = _verbatim(parameter.help)
+
+
+def _verbatim(text: str | None) -> str | None:
+    """As `rich.markup.escape` has it, without loading rich for commands that print no help."""
+    return None if text is None else re.sub(r"\[(?=[a-z#/@])", r"\\[", text)
+
+
 app = typer.Typer(
     name="rlhf-env",
+    cls=Verbatim,
     help="Text generation as a Gymnasium environment, rewards and RLHF agents as plugins, and a laboratory.",
     no_args_is_help=True,
     add_completion=False,
@@ -26,9 +48,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-pipeline_app = typer.Typer(no_args_is_help=True, help="Single stages of the RLHF pipeline.")
-lab_app = typer.Typer(no_args_is_help=True, help="Studies: sums over everything, labels, over-optimisation.")
-preferences_app = typer.Typer(no_args_is_help=True, help="Preference stores: what people and annotators say.")
+pipeline_app = typer.Typer(cls=Verbatim, no_args_is_help=True, help="Single stages of the RLHF pipeline.")
+lab_app = typer.Typer(
+    cls=Verbatim, no_args_is_help=True, help="Studies: sums over everything, labels, over-optimisation."
+)
+preferences_app = typer.Typer(
+    cls=Verbatim, no_args_is_help=True, help="Preference stores: what people and annotators say."
+)
 # Panels of `rlhf-env --help`.
 LEARNING, FEEDBACK, PLUGINS = "Train and compare", "Preferences and reward models", "Plugins"
 Jobs = Annotated[int, typer.Option(help="Processes to run cells in.", min=1)]

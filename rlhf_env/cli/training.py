@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlhf_env.cli.shared import LEARNING, Threads, app, interruptible, make_console
-from rlhf_env.errors import ConfigError, under
+from rlhf_env.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rlhf_env.lab.evaluation.evaluator import Evaluator
-    from rlhf_env.lab.evaluation.health import Alert
-    from rlhf_env.learning.experiment import Experiment, Workplace
+    from rich.console import Console
+
+    from rlhf_env.lab.evaluation.runs import Run
 
 
 @app.command(rich_help_panel=LEARNING)
@@ -58,6 +58,7 @@ def train(
     """
     from dataclasses import replace
 
+    from rlhf_env.lab.evaluation.runs import prepare, run
     from rlhf_env.learning.engine import set_threads
     from rlhf_env.learning.experiment import Experiment
     from rlhf_env.toml_files import naming_lines
@@ -76,9 +77,12 @@ def train(
     folder = out or _inside_runs(f"{experiment.name}-{name}-seed{experiment.seed}")
     with interruptible(folder):
         with naming_lines(file, flags):
-            workplace, evaluator = build_parts(experiment)
-        again = resume or allow_partial
-        _train(workplace, evaluator, folder, wandb, threads, resume=again, allow_partial=allow_partial)
+            workplace = prepare(experiment)
+        console = make_console()
+        finished = run(
+            workplace, folder, resume, allow_partial=allow_partial, threads=threads, wandb=wandb, console=console
+        )
+    _say_how_it_ended(finished, console)
 
 
 def _inside_runs(name: str) -> Path:
@@ -89,61 +93,17 @@ def _inside_runs(name: str) -> Path:
     return folder
 
 
-def build_parts(experiment: Experiment) -> tuple[Workplace, Evaluator]:
-    """`build`, and a look at what is used later only: every prompt, the file of preferences, rewards that evaluate."""
-    from rlhf_env.feedback.offline import load_preferences
-    from rlhf_env.lab.evaluation.evaluator import Evaluator
-    from rlhf_env.learning.experiment import build
-
-    workplace = build(experiment)
-    with under("task"):
-        workplace.check_prompts()
-    if experiment.preferences is not None:
-        with under("preferences"):
-            load_preferences(experiment.preferences)
-    return workplace, Evaluator.of(workplace)
-
-
-def _train(
-    workplace: Workplace,
-    evaluator: Evaluator,
-    folder: Path,
-    wandb: str | None,
-    threads: int | None,
-    *,
-    resume: bool,
-    allow_partial: bool,
-) -> None:
+def _say_how_it_ended(finished: Run, console: Console) -> None:
     from rich.markup import escape
 
-    from rlhf_env.lab.evaluation.runs import run_experiment
-    from rlhf_env.lab.progress import training_progress
-    from rlhf_env.learning.engine import set_threads
-    from rlhf_env.learning.run_folder import RunFolder
-    from rlhf_env.whole_files import write_json
-
-    console, experiment = make_console(), workplace.experiment
-
-    def warn(alert: Alert) -> None:
-        console.print(f"[yellow]Warning[/yellow] {escape(str(alert))}", highlight=False)
-
-    with (
-        RunFolder(folder, experiment.to_toml(), resume=resume, allow_partial=allow_partial, wandb=wandb) as run,
-        training_progress(console) as on_update,
-    ):
-        parameters = sum(parameter.numel() for parameter in workplace.setup.policy.parameters())
-        if resume and not any(folder.glob("checkpoints/step-*")):
-            console.print(f"No checkpoint in {escape(str(folder))}: from the start", highlight=False, soft_wrap=True)
-        set_threads(threads or run.threads, parameters=parameters)
-        reason, final = run_experiment(workplace, evaluator, run, resume=resume, on_update=on_update, on_alert=warn)
-    ended = {"reason": reason, "metrics": dict(final.metrics), "samples": list(final.samples)}
-    write_json(folder / "evaluation.json", ended)
-    for line in (*(f"Lost: {lost}" for lost in run.lost), *(f"Not exact: {change}" for change in run.not_exact)):
+    lost = [f"Lost: {line}" for line in finished.lost]
+    not_exact = [f"Not exact: {change}" for change in finished.not_exact]
+    for line in (*lost, *not_exact):
         console.print(f"[yellow]{escape(line)}[/yellow]", highlight=False, soft_wrap=True)
-    console.print(f"Ended: {reason}. On {experiment.evaluation.prompts} held-out prompts:")
-    for key, value in sorted(final.metrics.items()):
+    console.print(f"Ended: {finished.reason}. On {finished.experiment.evaluation.prompts} held-out prompts:")
+    for key, value in sorted(finished.evaluation.metrics.items()):
         console.print(f"  {key:24s} {value:10.4f}", highlight=False)
-    console.print(f"Run folder: {folder}", highlight=False, soft_wrap=True)
+    console.print(f"Run folder: {finished.folder}", highlight=False, soft_wrap=True)
 
 
 @app.command(rich_help_panel=LEARNING)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
@@ -15,20 +15,20 @@ from rlhf_env import plugins
 from rlhf_env.envs.rewards import RewardMix, RewardTable, load_rewards
 from rlhf_env.envs.tasks import held_out, load_task
 from rlhf_env.envs.text_vector_env import TextVectorEnv
-from rlhf_env.envs.tokenizers import AlphabetTokenizer, FileTokenizer, load_tokenizer
 from rlhf_env.errors import ConfigError, DataError, Problem, under
 from rlhf_env.learning.agent import Agent, Setup
+from rlhf_env.learning.checkpoints import fingerprint
 from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.engine import Engine
-from rlhf_env.learning.loop import EnvSource
-from rlhf_env.learning.spending import Budget, Spending
+from rlhf_env.learning.loop import EnvSource, Row, Source, Training, train
+from rlhf_env.learning.models import fitted, load_policy, load_tokenizer_of
+from rlhf_env.learning.run_folder import RunFolder, read_metrics
+from rlhf_env.learning.spending import Budget, Spending, Stopping
 from rlhf_env.plain_data import refuse_misfits
-from rlhf_env.policies.language_model import ROWS_AT_ONCE, LanguageModel
+from rlhf_env.policies.language_model import ROWS_AT_ONCE
 from rlhf_env.policies.policy import Policy, Sampling
-from rlhf_env.policies.tabular import TabularPolicy
-from rlhf_env.policies.tiny import tiny_language_model
 from rlhf_env.toml_files import naming_lines, read_toml
-from rlhf_env.types import Task, Tokenizer
+from rlhf_env.types import Task
 
 # What no machine that this is for can hold: a mistyped size is a message, and not the end of all that runs there.
 _MOST = 2**20  # texts side by side, tokens of a text, prompts of an evaluation
@@ -201,13 +201,86 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Workplace:
-    """An experiment built: the environment, the agent, and what they share."""
+    """An experiment built: the environment, the agent, what they share, and where the agent's rollouts come from.
+
+    workplace = build(Experiment.load("experiment.toml"))
+    training = workplace.train()
+    print(training.reason, training.rows[-1]["rollout/reward"])
+    """
 
     experiment: Experiment
     env: TextVectorEnv
     setup: Setup
     agent: Agent
-    source: EnvSource
+    source: Source
+
+    def train(
+        self,
+        *,
+        run: RunFolder | None = None,
+        resume: bool = False,
+        evaluate: Callable[[], Mapping[str, float]] | None = None,
+        on_update: Callable[[Row, float], None] | None = None,
+    ) -> Training:
+        """Train as the experiment says, until its budget is spent or one of its rules for stopping has a reason.
+
+        Args:
+            run: where metrics and checkpoints go, an open run folder; without one, nothing is written and the rows of
+                metrics are in the result.
+            resume: continue from the newest checkpoint in `run`, if there is one.
+            evaluate: numbers of the agent as it now is, asked before training and every `[evaluation] every` updates;
+                `lambda: Evaluator.of(workplace)().metrics` gives those of held-out prompts.
+            on_update: called with each row of metrics and the share of the budget that is spent.
+
+        An agent that does not train is only evaluated. Raises ConfigError where the experiment needs something that is
+        missing here: evaluations for `patience`, a source of pairs for `preferences`; and what `train` raises.
+        """
+        experiment, setup = self.experiment, self.setup
+        if experiment.patience and evaluate is None:
+            raise ConfigError(
+                f"patience = {experiment.patience} counts evaluations: pass `evaluate`, or use rlhf_env.run"
+            )
+        if experiment.preferences is not None and isinstance(self.source, EnvSource):
+            raise ConfigError(
+                "`preferences` are what the agent learns from: pass a source of pairs, or use rlhf_env.run"
+            )
+        if run is not None:
+            run.began_with("initial weights", fingerprint(setup.reference.state_dict()))
+        rows = read_metrics(run.path) if run is not None and resume else []
+        if evaluate is not None and not rows:
+            rows = [{"update": 0, "spent/generated_tokens": 0, **{f"eval/{k}": v for k, v in evaluate().items()}}]
+            if run is not None:
+                run.log(rows[0])
+        first = [] if run is not None else rows
+        if not getattr(self.agent, "trains", True):
+            return Training("does not train", first)
+        stopping = Stopping(max_kl=experiment.max_kl, patience=experiment.patience, min_delta=experiment.min_delta)
+        if rows:
+            stopping(rows[0])  # what was there before training is there to be improved on
+        training = train(
+            self.agent,
+            self.source,
+            experiment.budget,
+            spending=setup.spending,
+            engine=setup.engine,
+            run=run,
+            resume=resume,
+            checkpoint_every=experiment.checkpoint_every,
+            evaluate=evaluate,
+            evaluate_every=experiment.evaluation.every,
+            stop_when=stopping,
+            on_update=on_update,
+        )
+        return replace(training, rows=[*first, *training.rows])
+
+    @cached_property
+    def evaluation_rewards(self) -> RewardMix | None:
+        """The rewards that only the evaluator sees (the gold reward), or None. Raises ConfigError."""
+        if not self.experiment.evaluation.rewards:
+            return None
+        provided = {"reference": self.setup.reference, "tokenizer": self.setup.tokenizer}
+        with under("evaluation", "rewards"):
+            return load_rewards(self.experiment.evaluation.rewards, self.env.task, provided)
 
     def check_prompts(self) -> None:
         """Encode the prompts of training and evaluation: the first 10,000, 8 of a task without end.
@@ -234,9 +307,9 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
     task = check_plugins(experiment)
     settings = experiment.environment
     with under("policy"):
-        tokenizer = _load_tokenizer(experiment.policy)
-        policy = _load_policy(experiment, tokenizer, task) if policy is None else policy
-        tokenizer = _fitted(tokenizer, policy, experiment.policy.model)
+        tokenizer = load_tokenizer_of(experiment.policy)
+        policy = load_policy(experiment, tokenizer, task) if policy is None else policy
+        tokenizer = fitted(tokenizer, policy, experiment.policy.model)
     reference = policy.frozen_copy()
     reference.reseed(experiment.seed + 1)
     policy.reseed(experiment.seed)
@@ -301,78 +374,6 @@ def _check_reward(part: str, settings: Any) -> None:
         RewardTable.read(part, settings).require_plugin()
 
 
-def _load_tokenizer(wanted: PolicySettings) -> Tokenizer:
-    if wanted.model == "tiny" and wanted.tokenizer is None:
-        raise ConfigError('[policy] model "tiny" needs a tokenizer: tokenizer = "bytes" or "alphabet:ab="')
-    if wanted.model == "table" and not (wanted.tokenizer or "").startswith("alphabet:"):
-        raise ConfigError('[policy] model "table" needs a tokenizer of few symbols: tokenizer = "alphabet:abcd"')
-    return load_tokenizer(wanted.tokenizer or wanted.model, revision=None if wanted.tokenizer else wanted.revision)
-
-
-def _load_policy(experiment: Experiment, tokenizer: Tokenizer, task: Task) -> Policy:
-    """The model to train, at its initial weights."""
-    import torch
-
-    wanted = experiment.policy
-    dtype = {"float32": torch.float32, "float64": torch.float64}[wanted.dtype]
-    if isinstance(tokenizer, AlphabetTokenizer) and wanted.model == "table":
-        if task.size != 1:
-            raise ConfigError(f'[policy] model "table" answers one prompt, and the task has {task.size or "unbounded"}')
-        return TabularPolicy(
-            len(tokenizer.symbols),
-            experiment.environment.max_new_tokens,
-            prompt=tokenizer.encode(task.prompt(0, {}).text),
-            dtype=dtype,
-            sampling=wanted.sampling,
-            seed=experiment.seed,
-        )
-    if wanted.model != "tiny":
-        # The tokenizer says how a text ends: models that know several end tokens name another one first.
-        end, pad = tokenizer.end_id, tokenizer.pad_id
-        try:
-            return LanguageModel.from_pretrained(
-                wanted.model,
-                dtype=dtype,
-                revision=wanted.revision,
-                end_id=end,
-                pad_id=pad,
-                sampling=wanted.sampling,
-                rows_at_once=wanted.rows_at_once,
-                fused=wanted.fused,
-            )
-        except DataError:
-            raise
-        except ConfigError as error:
-            raise DataError(f"the tokenizer and the model {wanted.model} do not belong together: {error}") from error
-    return tiny_language_model(
-        vocab_size=tokenizer.vocab_size,
-        end_id=tokenizer.end_id,
-        pad_id=tokenizer.pad_id,
-        dtype=dtype,
-        seed=experiment.seed,
-        sampling=wanted.sampling,
-        rows_at_once=wanted.rows_at_once,
-        fused=wanted.fused,
-    )
-
-
-def _fitted(tokenizer: Tokenizer, policy: Policy, model: str) -> Tokenizer:
-    """The tokenizer with the model's vocabulary (which many models fill up to a round number), or DataError."""
-    if tokenizer.vocab_size < policy.vocab_size and isinstance(tokenizer, FileTokenizer):
-        tokenizer = tokenizer.filled_up(policy.vocab_size)
-    if tokenizer.vocab_size != policy.vocab_size:
-        raise DataError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model} has {policy.vocab_size}: "
-            "they do not belong together"
-        )
-    if tokenizer.end_id != policy.end_id:
-        raise DataError(
-            f"the tokenizer ends a text with token {tokenizer.end_id}, the model {model} with {policy.end_id}: "
-            "they do not belong together"
-        )
-    return tokenizer
-
-
 def make_agent(spec: str | Mapping[str, Any], setup: Setup) -> Agent:
     """An agent by name and settings: `{"name": "ppo", "lr": 1e-4}`. One that wraps another has it in `agent`:
     `{"name": "curriculum", "levels": [1, 2], "agent": {"name": "ppo"}}`.
@@ -420,15 +421,6 @@ def _agent_factory(spec: Any, where: str = "[agent]") -> Callable[[Setup], Agent
         return made
 
     return make
-
-
-def evaluation_rewards(experiment: Experiment, workplace: Workplace) -> RewardMix | None:
-    """The rewards that only the evaluator sees (the gold reward), or None."""
-    if not experiment.evaluation.rewards:
-        return None
-    provided = {"reference": workplace.setup.reference, "tokenizer": workplace.setup.tokenizer}
-    with under("evaluation", "rewards"):
-        return load_rewards(experiment.evaluation.rewards, workplace.env.task, provided)
 
 
 def _outside(name: str, size: int) -> list[str]:

@@ -93,7 +93,9 @@ class RunFolder:
         if not described.exists() and newest is None:
             return  # nothing ran here
         if not self._resume:
-            raise ConfigError(f"{self.path} already holds a run: choose another folder, or resume it with --resume")
+            raise ConfigError(
+                f"{self.path} already holds a run: choose another folder, or resume it with --resume (resume=True)"
+            )
         made_with = None if newest is None else checkpoints.manifest_of(newest).get("config_hash")
         if made_with != self.config_hash:
             if not described.exists():
@@ -145,7 +147,7 @@ class RunFolder:
 
     @property
     def config_hash(self) -> str:
-        return hashlib.sha256(self._toml.encode()).hexdigest()[:16]
+        return config_hash(self._toml)
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one row of metrics (`row["update"]` says where): a whole JSON line, and TensorBoard's events.
@@ -154,7 +156,7 @@ class RunFolder:
         """
         if self._metrics is None:
             raise RuntimeError("the run folder is not open")
-        clean = {key: _finite(value) for key, value in row.items()}
+        clean = as_logged(row)
         try:
             self._metrics.write(json.dumps(clean, allow_nan=False) + "\n")
             self._metrics.flush()
@@ -289,6 +291,16 @@ def drawn(update: int) -> bool:
     2,000, ...: 500 more with every doubling, so that the files of a run of a million updates stay small.
     """
     return update % (1 << (update // 1000).bit_length()) == 0
+
+
+def config_hash(experiment_toml: str) -> str:
+    """What a resolved experiment is known by in the files that belong to it."""
+    return hashlib.sha256(experiment_toml.encode()).hexdigest()[:16]
+
+
+def as_logged(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of metrics as a file has it: a number that is not finite is None."""
+    return {key: _finite(value) for key, value in row.items()}
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, Any]]:

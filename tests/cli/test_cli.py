@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.main import get_command
 
+import rlhf_env
 from rlhf_env import plugins
 from rlhf_env.cli import main as cli
 from rlhf_env.errors import ConfigError
@@ -125,6 +127,37 @@ def test_without_a_command_the_commands_are_listed(run: Run) -> None:
         "pipeline",
         "lab",
     }
+
+
+def test_it_says_its_version(run: Run) -> None:
+    assert run("--version") == Ran(0, f"rlhf-env {rlhf_env.__version__}\n", "")
+
+
+def _all_commands() -> Iterator[tuple[str, Any]]:
+    """Every command and group, by the words it is called with, as it is before the help is made of it."""
+    groups: list[tuple[str, Any]] = [("", get_command(cli.app))]
+    while groups:
+        words, group = groups.pop()
+        yield words, group
+        for name, command in group.commands.items():
+            if hasattr(command, "commands"):
+                groups.append((f"{words} {name}", command))
+            else:
+                yield f"{words} {name}", command
+
+
+def test_help_shows_what_stands_in_square_brackets(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To rich, [rewards] is markup, and would be gone."""
+    monkeypatch.setenv("COLUMNS", "300")
+    bracketed = 0
+    for words, command in _all_commands():
+        out = " ".join(run(*words.split(), "--help").out.split())
+        written = [command.callback.__doc__ or "", *(getattr(it, "help", "") or "" for it in command.params)]
+        wanted = {name for text in written for name in re.findall(r"\[[a-z#/@][^][]*\]", text)}
+        assert all(name in out for name in wanted), (words, wanted)
+        assert "\\[" not in out, words
+        bracketed += len(wanted)
+    assert bracketed > 3
 
 
 def test_plugins_lists_what_is_there(run: Run) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+import rlhf_env
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPTS = {path.name: path.read_text(encoding="utf-8") for path in sorted(EXAMPLES.glob("*.py"))}
 
@@ -61,6 +63,25 @@ def test_each_says_what_it_shows_and_how_to_run_it(name: str) -> None:
     assert docstring and f"python examples/{name}" in docstring
 
 
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_each_imports_what_anybody_may(name: str) -> None:
+    """Of this project the public names, its exceptions and its checks; no module that may move."""
+    tree = ast.parse(SCRIPTS[name])
+    modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    named = {node.module or "": node.names for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    ours = {module for module in {*modules, *named} if module.startswith("rlhf_")}
+    assert ours <= {"rlhf_env", "rlhf_env.errors", "rlhf_env.testing"}
+    used = {alias.name for alias in named.get("rlhf_env", [])}
+    used |= {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "rlhf_env"
+    }
+    assert used <= set(rlhf_env.__all__)
+    others = {module.partition(".")[0] for module in {*modules, *named} - ours}
+    assert others - sys.stdlib_module_names <= {"gymnasium", "numpy", "torch", "stable_baselines3"}
+
+
 def test_hello(run: Run, tmp_path: Path) -> None:
     assert len(SCRIPTS["hello.py"].splitlines()) < 25
     output = run(*_example("hello.py"))
@@ -88,7 +109,7 @@ def test_loop_by_hand(run: Run) -> None:
     imported = {
         alias.name for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom) for alias in node.names
     }
-    assert imported == {"TextVectorEnv", "Rollout", "finished", "tiny_language_model"}, "by hand"
+    assert imported == {"Rollout", "TextVectorEnv", "finished", "tiny_language_model"}, "by hand"
     rewards = _rewards(run(*_example("loop_by_hand.py")))
     assert rewards[0] < 0.3 and rewards[-1] > 0.6  # how far depends on the random weights that transformers draws
 
@@ -118,7 +139,7 @@ def test_benchmark(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "results here"
     assert len(list((folder / "results").glob("*.json"))) == len(grid["agents"]) * grid["seeds"] == 6
     for agent in grid["agents"]:
-        assert re.search(rf"^ ?{agent} ", output, re.MULTILINE), f"{agent} is in the table"
+        assert re.search(rf"^\| {agent} \|", output, re.MULTILINE), f"{agent} is in the table"
     assert "2 seeds: numbers, no claim" in output
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert all(agent in page for agent in grid["agents"]) and "<svg" in page

@@ -39,7 +39,7 @@ from faults.processes import rlhf_env, warm_up
 from rlhf_env import plugins
 from rlhf_env.envs.rewards import RewardMix
 from rlhf_env.envs.text_vector_env import TextVectorEnv
-from rlhf_env.lab.benchmark import run as benchmark
+from rlhf_env.lab.evaluation import runs
 from rlhf_env.lab.evaluation.evaluator import Evaluator
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.experiment import EnvironmentSettings, EvaluationSettings, Experiment, PolicySettings
@@ -236,7 +236,7 @@ class Watch:
             before(owner, name, lambda *_, name=name: self.happened(name))
             before(owner, name, lambda *_: self._in_a_save())
             after(owner, name, lambda *_: self._in_a_save())
-        before(benchmark, "write_json", lambda file, *_: file.name == "evaluation.json" and self.happened("result"))
+        before(runs, "write_json", lambda file, *_: file.name == "evaluation.json" and self.happened("result"))
         before(RunFolder, "log", self._half_a_row)
         before(Evaluator, "texts", lambda *_: setattr(self, "evaluating", True))
         after(Evaluator, "texts", lambda *_: setattr(self, "evaluating", False))
@@ -351,7 +351,7 @@ def untouched(case: str) -> Untouched:
 
     def look() -> None:
         watch()
-        after(benchmark, "write_json", tell)
+        after(runs, "write_json", tell)
 
     ended = rlhf_env("train", str(file), "--out", str(run), before=look)
     assert (ended.status, ended.stderr) == (0, ""), ended.stderr

@@ -17,11 +17,10 @@ from rlhf_env.feedback.interchange import write_jsonl
 from rlhf_env.feedback.judgements import Author, Preference, Response
 from rlhf_env.feedback.offline import load_preferences, pair_episode, pair_source
 from rlhf_env.feedback.store.store import PreferenceStore
-from rlhf_env.lab.evaluation.evaluator import Evaluator
-from rlhf_env.lab.evaluation.runs import run_experiment
+from rlhf_env.lab.evaluation.runs import run
 from rlhf_env.learning.experiment import Experiment, build
 from rlhf_env.learning.functional import logprobs_under
-from rlhf_env.learning.run_folder import RunFolder, read_metrics
+from rlhf_env.learning.run_folder import read_metrics
 from rlhf_env.types import Episode, Float, Prompt, TokenScorer
 
 TOKENIZER = load_tokenizer("alphabet:ab:")  # a 0, b 1, : 2, end 3, pad 4
@@ -138,26 +137,19 @@ def test_an_experiment_on_stored_preferences(tmp_path: Path, agent: str) -> None
     wanted = experiment(
         agent={"name": agent, "lr": 3e-3}, budget={"updates": 20}, preferences=str(stored(tmp_path, ".sqlite"))
     )
-    workplace = build(wanted)
-    evaluator = Evaluator.of(workplace)
-    before = evaluator().metrics["proxy"]
-    with RunFolder(tmp_path / "run", wanted.to_toml()) as run:
-        reason, final = run_experiment(workplace, evaluator, run)
-    assert reason == "budget"
-    assert final.metrics["proxy"] > before + 0.2
-    spent = workplace.setup.spending
+    trained = run(wanted, tmp_path / "run")
+    before, *_ = trained.metrics
+    assert trained.reason == "budget"
+    assert trained.evaluation.metrics["proxy"] > before["eval/proxy"] + 0.2
+    spent = trained.spending
     assert (spent.updates, spent.generated_tokens, spent.reward_calls, spent.preference_labels) == (20, 0, 0, 0)
     assert len(read_metrics(tmp_path / "run")) >= 20
 
 
 def test_an_agent_that_needs_its_own_texts_says_so(tmp_path: Path) -> None:
     wanted = experiment(agent={"name": "ppo"}, budget={"updates": 2}, preferences=str(stored(tmp_path, ".jsonl")))
-    workplace = build(wanted)
-    with (
-        RunFolder(tmp_path / "run", wanted.to_toml()) as run,
-        pytest.raises(DataError, match="stated log-probabilities"),
-    ):
-        run_experiment(workplace, Evaluator.of(workplace), run)
+    with pytest.raises(DataError, match="stated log-probabilities"):
+        run(wanted, tmp_path / "run")
 
 
 def test_what_stored_preferences_do_not_spend() -> None:

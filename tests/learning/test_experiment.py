@@ -22,9 +22,8 @@ from rlhf_env.learning.experiment import (
     Experiment,
     PolicySettings,
     build,
-    evaluation_rewards,
 )
-from rlhf_env.learning.loop import collect
+from rlhf_env.learning.loop import collect, train
 from rlhf_env.learning.spending import Budget
 from rlhf_env.policies import tiny_language_model
 from rlhf_env.policies.policy import Sampling
@@ -349,7 +348,58 @@ def test_the_reference_is_the_initial_policy_and_stays(toy: Any) -> None:
 
 def test_gold_rewards_may_use_what_the_run_lends(toy: Any) -> None:
     experiment = toy("ppo", evaluation=EvaluationSettings(rewards={"kl": 2.0, "length": {"target": 2}, "task": 1.0}))
-    gold = evaluation_rewards(experiment, build(experiment))
+    gold = build(experiment).evaluation_rewards
     assert gold is not None
     assert gold.weights == {"kl": 2.0, "length": 1.0, "task": 1.0}
-    assert evaluation_rewards(toy("ppo"), build(toy("ppo"))) is None
+    assert build(toy("ppo")).evaluation_rewards is None
+
+
+# ---------------------------------------------------------------- Workplace.train
+
+
+def test_a_workplace_trains_as_its_experiment_says(toy: Any) -> None:
+    """The budget, the schedule over it, the evaluations: what the loop does with the same settings."""
+    experiment = replace(
+        toy("ppo", updates=4),
+        evaluation=EvaluationSettings(prompts=4, every=2),
+        agent={"name": "ppo", "lr": 1e-2, "schedule": "linear"},
+    )
+    whole, by_hand = build(experiment), build(experiment)
+    seen: list[tuple[int, float]] = []
+    training = whole.train(on_update=lambda row, spent: seen.append((row["update"], spent)))
+    assert training.reason == "budget"
+    assert [row["update"] for row in training.rows] == [1, 2, 3, 4]
+    assert seen == [(1, 0.25), (2, 0.5), (3, 0.75), (4, 1.0)]
+    lent = by_hand.setup
+    train(by_hand.agent, by_hand.source, experiment.budget, spending=lent.spending, engine=lent.engine)
+    ours, theirs = (it.setup.policy.state_dict() for it in (whole, by_hand))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+    asked: list[int] = []
+    again = build(experiment)
+    evaluated = again.train(evaluate=lambda: {"objective": float(len(asked)), "n": asked.append(1) or 0.0})
+    assert [(row["update"], row.get("eval/objective")) for row in evaluated.rows] == [
+        (0, 0.0),
+        (1, None),
+        (2, 1.0),
+        (3, None),
+        (4, 2.0),
+    ]
+
+
+def test_a_workplace_stops_when_its_experiment_says(toy: Any) -> None:
+    patient = replace(toy("ppo", updates=9), patience=2, evaluation=EvaluationSettings(prompts=4, every=1))
+    with pytest.raises(ConfigError, match="patience = 2 counts evaluations: pass `evaluate`"):
+        build(patient).train()
+    workplace = build(patient)
+    training = workplace.train(evaluate=lambda: {"objective": 1.0})
+    assert training.reason == "no better held-out objective in 2 evaluations (the best was 1)"
+    assert workplace.setup.spending.updates == 2
+    control = build(toy("reference")).train()
+    assert (control.reason, list(control.rows)) == ("does not train", [])
+
+
+def test_a_workplace_without_pairs_does_not_learn_from_preferences(toy: Any) -> None:
+    experiment = replace(toy("dpo", updates=2), preferences="pairs.jsonl")
+    with pytest.raises(ConfigError, match="pass a source of pairs"):
+        build(experiment).train()

@@ -20,8 +20,7 @@ from rlhf_rewards.kl import KL
 from rlhf_env.envs.rewards import Failures, RewardMix
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.errors import ConfigError, RewardError, RlhfEnvError, RunFailed
-from rlhf_env.lab.evaluation.evaluator import Evaluator
-from rlhf_env.lab.evaluation.runs import run_experiment
+from rlhf_env.lab.evaluation.runs import run as run_it
 from rlhf_env.learning import loop
 from rlhf_env.learning.agent import Decision
 from rlhf_env.learning.engine import Engine, Optimization
@@ -656,12 +655,10 @@ def test_an_experiment_without_progress_ends_early_and_says_so(toy: Any, tmp_pat
         evaluation=replace(experiment.evaluation, every=3),
     )
     for _ in range(2):
-        workplace = build(experiment)
-        with RunFolder(tmp_path, experiment.to_toml(), resume=True, tensorboard=False) as run:
-            reason, final = run_experiment(workplace, Evaluator.of(workplace), run, resume=True)
+        ended = run_it(experiment, tmp_path, resume=True)
         # Update 0 is the best there is; those after updates 3 and 6 are as good.
-        best = final.metrics["objective"]
-        assert reason == f"no better held-out objective in 2 evaluations (the best was {best:.4g})"
+        best = ended.evaluation.metrics["objective"]
+        assert ended.reason == f"no better held-out objective in 2 evaluations (the best was {best:.4g})"
         assert [row["update"] for row in read_metrics(tmp_path)] == list(range(7))
 
 

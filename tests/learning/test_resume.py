@@ -20,7 +20,7 @@ from rlhf_env import plugins
 from rlhf_env.cli import main as cli
 from rlhf_env.errors import ConfigError, DataError, RewardError, RunFailed
 from rlhf_env.lab.evaluation.evaluator import Evaluator
-from rlhf_env.lab.evaluation.runs import run_experiment
+from rlhf_env.lab.evaluation.runs import run
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.experiment import Experiment, Workplace, build
 from rlhf_env.learning.loop import DataSource, Row, Source, train
@@ -400,20 +400,15 @@ def test_max_kl_ends_a_run_and_the_run_stays_ended(toy: Any, tmp_path: Path) -> 
     experiment = replace(toy("ppo", updates=50, rewards={"task": 1.0, "kl": 0.01}), max_kl=0.5)
     experiment = replace(experiment, agent={**experiment.agent, "lr": 0.05})
 
-    def run() -> tuple[str, Workplace]:
-        workplace = build(experiment)
-        with RunFolder(tmp_path, experiment.to_toml(), resume=True, tensorboard=False) as folder:
-            return run_experiment(workplace, Evaluator.of(workplace), folder, resume=True)[0], workplace
-
-    reason, workplace = run()
+    ended = run(experiment, tmp_path, resume=True)
     rows = read_metrics(tmp_path)
-    assert 0 < workplace.setup.spending.updates < 50
+    assert 0 < ended.update < 50
     assert -rows[-1]["rollout/part/kl"] > 0.5
     assert all(-row["rollout/part/kl"] <= 0.5 for row in rows[1:-1])
-    assert reason == f"kl {-rows[-1]['rollout/part/kl']:.2f} above max_kl 0.5"
+    assert ended.reason == f"kl {-rows[-1]['rollout/part/kl']:.2f} above max_kl 0.5"
     assert rows[0]["update"] == 0
     assert {name for name in rows[0] if not name.startswith("eval/")} == {"update", "spent/generated_tokens"}
-    assert run()[0] == reason
+    assert run(experiment, tmp_path, resume=True).reason == ended.reason
     assert read_metrics(tmp_path) == rows
 
 
@@ -515,7 +510,7 @@ def test_ctrl_c_before_a_run_is_under_way_is_status_130(toy: Any, slow: None, tm
         time.sleep(10)
         raise AssertionError("not reached")
 
-    monkeypatch.setattr("rlhf_env.learning.experiment.build", interrupted)
+    monkeypatch.setattr("rlhf_env.lab.evaluation.runs.build", interrupted)
     process = command("train", str(file), "--out", str(tmp_path / "run"), errors=errors)
     process.join(60)
     assert (process.exitcode, errors.read_text()) == (130, "rlhf-env: stopped\n")

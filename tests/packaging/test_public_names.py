@@ -7,12 +7,44 @@ import importlib
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 
 import gymnasium as gym
 import pytest
 
 import rlhf_env
+from rlhf_env import plugins
+
+# Changed here on purpose only: a name that is added is promised, and one that goes is a line of CHANGELOG.
+PUBLIC = """
+    Experiment PolicySettings EnvironmentSettings EvaluationSettings Budget run Run load_run evaluate_run
+    Grid run_benchmark read_results markdown_table write_report
+    build Workplace Evaluator collect Rollout finished
+    TextEnv TextVectorEnv Episode Observation Prompt Task Tokenizer load_tokenizer
+    Reward TokenReward GroupReward RewardMix Score from_function
+    Policy Sampling LanguageModel tiny_language_model Agent Decision Setup Optimization
+    PreferenceStore load_scorer
+    hookimpl Register register_agent register_annotator register_reward register_task
+    __version__
+"""
+
+
+def test_the_public_names() -> None:
+    assert rlhf_env.__all__ == sorted(PUBLIC.split())
+    assert dir(rlhf_env) == rlhf_env.__all__
+
+
+def test_every_kind_of_plugin_can_be_registered_by_hand() -> None:
+    assert {f"register_{kind}" for kind in plugins.KINDS} <= set(rlhf_env.__all__)
+
+
+@pytest.mark.parametrize("name", sorted(rlhf_env.__all__))
+def test_every_public_class_and_function_says_what_it_is(name: str) -> None:
+    """In its own words: what a dataclass or a protocol gets by itself is none."""
+    value = getattr(rlhf_env, name)
+    if isinstance(value, (type, FunctionType)):
+        said = value.__doc__ or ""
+        assert len(said.split()) >= 4 and not said.startswith(f"{name}("), said
 
 
 @pytest.mark.parametrize("name", rlhf_env.__all__)
@@ -29,7 +61,7 @@ def test_every_public_name_has_its_home_and_its_type() -> None:
     source = ast.parse(Path(str(rlhf_env.__file__)).read_text(encoding="utf-8"))
     (typed,) = [node for node in source.body if isinstance(node, ast.If)]
     seen_by_type_checkers = {
-        (alias.name, statement.module)
+        (alias.asname, statement.module)  # `as`: only so is an imported name public to them
         for statement in typed.body
         if isinstance(statement, ast.ImportFrom)
         for alias in statement.names

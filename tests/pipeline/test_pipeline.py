@@ -25,7 +25,7 @@ from rlhf_env.envs import chitchat
 from rlhf_env.envs.tokenizers import load_tokenizer
 from rlhf_env.feedback.reward_models.config import RewardModelConfig
 from rlhf_env.lab import processes
-from rlhf_env.lab.benchmark import run as benchmark
+from rlhf_env.lab.benchmark.cells import run_cell
 from rlhf_env.lab.benchmark.reading import read_results
 from rlhf_env.learning.run_folder import read_metrics
 from rlhf_env.pipeline import base_model
@@ -205,7 +205,7 @@ def test_held_out_conversations_stay_held_out(made: Path, lessons: list[Lesson])
 
 def in_this_process(cells: Sequence[Any], folder: Path, _jobs: int) -> Iterator[Any]:
     for cell in cells:
-        benchmark.run_cell(cell, folder)
+        run_cell(cell, folder)
         yield processes.Progress(cell, 1.0, "finished")
 
 

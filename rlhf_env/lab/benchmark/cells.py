@@ -9,13 +9,15 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rlhf_env.errors import RunFailed
 from rlhf_env.lab.benchmark.results import FORMAT
-from rlhf_env.lab.evaluation.evaluator import Evaluator
-from rlhf_env.lab.evaluation.runs import evaluation_curve, run_experiment
+from rlhf_env.lab.evaluation.health import Alert
+from rlhf_env.lab.evaluation.runs import evaluation_curve, run
 from rlhf_env.learning.experiment import Experiment, build
 from rlhf_env.learning.loop import Row
-from rlhf_env.learning.run_folder import RunFolder, read_metrics
+from rlhf_env.learning.run_folder import config_hash, read_metrics
 from rlhf_env.learning.spending import Spending
 from rlhf_env.whole_files import write_json
 
@@ -85,32 +87,41 @@ def run_cell(cell: Cell, folder: Path, on_update: Callable[[Row, float], None] |
 
     Raises what the run raises, and RunFailed for an evaluation that is not finite: then no result is written.
     """
-    workplace = build(cell.experiment)
-    evaluator = Evaluator.of(workplace)
-    # A damaged checkpoint costs the way from the one before it, not the cell.
-    with RunFolder(folder / cell.run, cell.experiment.to_toml(), resume=True, allow_partial=True) as run:
-        reason, final = run_experiment(workplace, evaluator, run, resume=True, on_update=on_update)
-    curve = evaluation_curve(folder / cell.run)
+    where = folder / cell.run
+    finished = run(
+        build(cell.experiment),
+        where,
+        resume=True,
+        allow_partial=True,  # a damaged checkpoint costs the way from the one before it, not the cell
+        threads=torch.get_num_threads(),  # as its process has them
+        on_update=on_update,
+        on_warning=_kept_in_the_folder,
+    )
+    final = finished.evaluation
     diverged = [name for name, value in final.metrics.items() if not math.isfinite(value)]
     if diverged:
         raise RunFailed(f"the evaluation is not finite: {', '.join(diverged)}")
     result = {
         "format": FORMAT,
-        **_identity(cell, run.config_hash),
+        **_identity(cell, config_hash(cell.experiment.to_toml())),
         "status": "finished",
-        "reason": reason,
+        "reason": finished.reason,
         "error": None,
-        "weights": dict(workplace.env.reward.weights),
-        "spending": workplace.setup.spending.as_dict(),
+        "weights": dict(finished.workplace.env.reward.weights),
+        "spending": finished.spending.as_dict(),
         "evaluation": dict(final.metrics),
-        "curve": curve,
+        "curve": evaluation_curve(where),
         "samples": list(final.samples[:32]),
     }
     write_json(cell.result_file(folder), result)
     return result
 
 
-def _identity(cell: Cell, config_hash: str) -> dict[str, Any]:
+def _kept_in_the_folder(_warning: Alert) -> None:
+    """Nobody reads along in a worker: warnings.json of the run has it."""
+
+
+def _identity(cell: Cell, hashed: str) -> dict[str, Any]:
     return {
         "benchmark": cell.benchmark,
         "task": cell.task,
@@ -120,6 +131,6 @@ def _identity(cell: Cell, config_hash: str) -> dict[str, Any]:
         "configuration": cell.configuration,
         "experiment": cell.experiment.to_toml(),
         "optimum": cell.optimum,
-        "config_hash": config_hash,
+        "config_hash": hashed,
         "run": cell.run,
     }

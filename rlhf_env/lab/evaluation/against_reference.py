@@ -97,8 +97,8 @@ def evaluate_run(folder: str | Path, *, prompts: int | None = None) -> RunEvalua
     Both write with the evaluator's random numbers. Raises ConfigError for a folder that holds no run, DataError for one
     without a checkpoint that can be used.
     """
-    workplace, update = load_run(folder)
-    experiment = workplace.experiment
+    run = load_run(folder)
+    workplace, experiment = run.workplace, run.experiment
     if prompts is not None:
         experiment = replace(experiment, evaluation=replace(experiment.evaluation, prompts=prompts))
     evaluator = Evaluator.of(replace(workplace, experiment=experiment))
@@ -119,7 +119,7 @@ def evaluate_run(folder: str | Path, *, prompts: int | None = None) -> RunEvalua
     tones = tone_of(theirs), tone_of(ours)
     return RunEvaluation(
         run=str(folder),
-        update=update,
+        update=run.update,
         agent=str(experiment.agent.get("name")),
         prompts=len(ours),
         measures=list(_measures(evaluator, ours, theirs, stream, chosen=bound is not None)),

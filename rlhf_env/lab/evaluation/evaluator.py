@@ -15,7 +15,7 @@ from rlhf_env.envs.tasks import held_out, well_formed
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.lab.statistics import Estimate, student_mean
 from rlhf_env.learning.agent import Agent
-from rlhf_env.learning.experiment import Workplace, evaluation_rewards
+from rlhf_env.learning.experiment import Workplace
 from rlhf_env.learning.loop import collect_with
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.policies.tabular import TabularPolicy
@@ -69,7 +69,7 @@ class Evaluator:
 
     @classmethod
     def of(cls, workplace: Workplace) -> Evaluator:
-        return cls(workplace, evaluation_rewards(workplace.experiment, workplace))
+        return cls(workplace, workplace.evaluation_rewards)
 
     def __call__(self, agent: Agent | None = None) -> Evaluation:
         """Evaluate `agent` (default: the workplace's); its state, its streams and the spending stay as they were."""

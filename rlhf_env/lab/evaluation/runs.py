@@ -1,102 +1,290 @@
-"""An experiment from its first evaluation to its last, and a finished run read back."""
+"""`run`: what `rlhf-env train` does, from Python; `load_run` reads a run back from its folder."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
-from dataclasses import asdict
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from rlhf_env.errors import ConfigError, DataError
+import torch
+
+from rlhf_env.errors import ConfigError, DataError, under
 from rlhf_env.feedback.offline import load_preferences, pair_source
-from rlhf_env.lab.evaluation.evaluator import Evaluation
+from rlhf_env.lab.evaluation.evaluator import Evaluation, Evaluator
 from rlhf_env.lab.evaluation.health import WARNINGS_FILE, Alert, Watch
 from rlhf_env.learning import checkpoints
-from rlhf_env.learning.checkpoints import fingerprint
+from rlhf_env.learning.agent import Agent
+from rlhf_env.learning.engine import set_threads
 from rlhf_env.learning.experiment import Experiment, Workplace, build
-from rlhf_env.learning.loop import Row, Source, train
-from rlhf_env.learning.run_folder import RunFolder, read_metrics
-from rlhf_env.learning.spending import Stopping
+from rlhf_env.learning.loop import EnvSource, Row
+from rlhf_env.learning.run_folder import RunFolder, as_logged, config_hash, read_metrics
+from rlhf_env.learning.spending import Spending
+from rlhf_env.policies.policy import Policy
+from rlhf_env.toml_files import naming_lines
 from rlhf_env.whole_files import write_json
 
+if TYPE_CHECKING:
+    from rich.console import Console
 
-def run_experiment(
-    workplace: Workplace,
-    evaluator: Callable[[], Evaluation],
-    run: RunFolder,
-    *,
-    resume: bool = False,
-    on_update: Callable[[Row, float], None] | None = None,
-    on_alert: Callable[[Alert], None] | None = None,
-) -> tuple[str, Evaluation]:
-    """Train as the experiment says, evaluating before, on the way and after: why it ended, and the last evaluation.
+EVALUATION_FILE = "evaluation.json"
 
-    What goes wrong on the way is told to `on_alert`, each kind once a run, and kept in the run's warnings.json.
-    Agents that do not train are evaluated once.
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Run:
+    """A training run: what was measured, and the agent as it is now.
+
+        run = rlhf_env.run("experiment.toml")
+        run.evaluation.metrics["objective"], run.reason
+        [row["rollout/reward"] for row in run.metrics[1:]]
+
+    `run` makes it, and `load_run` reads it back from a folder, at its newest checkpoint.
+
+    Attributes:
+        workplace: the environment, the agent, the policy and its reference, to be used further.
+        folder: where the run's files are; None where it left none.
+        reason: why it ended: "budget", "does not train", or what a rule for stopping said; None if it has not ended.
+        warnings: what went wrong on the way, each kind once (see `Alert`).
+        lost: what a resume with `allow_partial` could not find any more, one line each.
+        not_exact: what was not as before when the run was resumed, so that its bits may differ from those of an
+            uninterrupted run.
     """
-    experiment = workplace.experiment
-    trains = getattr(workplace.agent, "trains", True)
-    source: Source = workplace.source
-    if experiment.preferences is not None:
-        pairs = max(1, experiment.environment.num_envs // 2)
+
+    workplace: Workplace
+    folder: Path | None
+    reason: str | None
+    warnings: Sequence[Alert] = ()
+    lost: Sequence[str] = ()
+    not_exact: Sequence[str] = ()
+    _rows: Sequence[Row] = ()
+    _evaluation: Evaluation | None = None
+
+    def __repr__(self) -> str:
+        experiment = self.experiment
+        what = f"{experiment.name!r}, {experiment.agent.get('name')}, seed {experiment.seed}"
+        told = "".join(f", {warning.name}" for warning in self.warnings)
+        ended = "not ended" if self.reason is None else f"ended: {self.reason}"
+        return f"Run({what}: {ended}, update {self.update}{told}; {self.folder or 'no folder'})"
+
+    @property
+    def experiment(self) -> Experiment:
+        return self.workplace.experiment
+
+    @property
+    def agent(self) -> Agent:
+        return self.workplace.agent
+
+    @property
+    def policy(self) -> Policy:
+        """The model, with the weights it has now."""
+        return self.workplace.setup.policy
+
+    @property
+    def spending(self) -> Spending:
+        """What the run has cost: updates, episodes, generated tokens, seconds, ..."""
+        return self.workplace.setup.spending
+
+    @property
+    def update(self) -> int:
+        """How many updates the agent has behind it."""
+        return self.spending.updates
+
+    @cached_property
+    def metrics(self) -> list[Row]:
+        """One row for each update, after that of the evaluation before training (update 0); null (None) is not finite.
+
+        Read from the folder when it is first asked for.
+        """
+        return list(self._rows) if self.folder is None else read_metrics(self.folder)
+
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        """Metrics and samples on held-out prompts; of a run that has not ended, the agent is evaluated here and now."""
+        return Evaluator.of(self.workplace)() if self._evaluation is None else self._evaluation
+
+
+def run(
+    experiment: Experiment | Workplace | Mapping[str, Any] | str | Path,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    *,
+    allow_partial: bool = False,
+    threads: int | None = None,
+    wandb: str | None = None,
+    console: Console | None = None,
+    on_update: Callable[[Row, float], None] | None = None,
+    on_warning: Callable[[Alert], None] | None = None,
+) -> Run:
+    """Train as an experiment says: evaluate, train until the budget is spent or a rule says stop, evaluate.
+
+        run = rlhf_env.run({"policy": {"tokenizer": "alphabet:ab:"}, "agent": {"name": "grpo"}})
+        print(run.evaluation.metrics["objective"])
+
+    The same run as `rlhf-env train` makes of the same file, bit for bit. It says nothing on the way, but for Python
+    warnings about what goes wrong in it.
+
+    Args:
+        experiment: an `Experiment`, the path of a TOML file, such a file's content as a dict, or what `build` made.
+        folder: where metrics, checkpoints and the evaluation go. Default: nothing is written to disk, and a run that is
+            interrupted is gone.
+        resume: continue from the newest checkpoint in `folder`; from the start where there is none.
+        allow_partial: resume a run whose files are damaged or missing with what is whole (see `Run.lost`).
+        threads: for tensor work while it trains (default: as many as the run had before; else 1, for models of five
+            million parameters or more one for each idle core).
+        wandb: a project on Weights & Biases that metrics go to as well.
+        console: show a progress bar, and warnings, on this console of `rich`.
+        on_update: called with each row of metrics and the share of the budget that is spent.
+        on_warning: called with each warning, instead of Python's `warnings.warn`.
+
+    Ctrl-C or SIGTERM: the update under way is finished, the run is saved in `folder`, and Interrupted is raised.
+    Raises ConfigError for settings that are wrong (with the line, if they come from a file), for a folder that holds a
+    run unless `resume` is set, and what `train` raises.
+    """
+    if folder is None and (resume or allow_partial or wandb):
+        raise ConfigError("only a run with a folder can be resumed or tracked: pass `folder`")
+    resume = resume or allow_partial
+    threads_before = torch.get_num_threads()
+    set_threads(threads)
+    try:
+        workplace = _with_pairs(experiment) if isinstance(experiment, Workplace) else prepare(experiment)
+        with ExitStack() as stack:
+            opened = None
+            if folder is not None:
+                toml = workplace.experiment.to_toml()
+                opened = RunFolder(folder, toml, resume=resume, allow_partial=allow_partial, wandb=wandb)
+                stack.enter_context(opened)
+            if console is not None:
+                on_update, on_warning = stack.enter_context(_shown_on(console, opened, resume, on_update, on_warning))
+            size = sum(parameter.numel() for parameter in workplace.setup.policy.parameters())
+            set_threads(threads or (None if opened is None else opened.threads), parameters=size)
+            return _trained(workplace, opened, resume, on_update or _say_nothing, on_warning or _warn)
+    finally:
+        torch.set_num_threads(threads_before)
+
+
+def prepare(experiment: Experiment | Mapping[str, Any] | str | Path) -> Workplace:
+    """The experiment, built; and a look at what is used later only: every prompt, stored preferences, the gold reward.
+
+    Raises ConfigError; of a file, with the line.
+    """
+    if isinstance(experiment, (str, Path)):
+        with naming_lines(experiment):
+            return prepare(Experiment.load(experiment))
+    workplace = build(experiment if isinstance(experiment, Experiment) else Experiment.from_table(experiment))
+    with under("task"):
+        workplace.check_prompts()
+    workplace = _with_pairs(workplace)
+    _ = workplace.evaluation_rewards
+    return workplace
+
+
+def _with_pairs(workplace: Workplace) -> Workplace:
+    """With the experiment's `preferences`, where it names any, as the source of rollouts."""
+    experiment, setup = workplace.experiment, workplace.setup
+    if experiment.preferences is None or not isinstance(workplace.source, EnvSource):
+        return workplace
+    with under("preferences"):
         stored = load_preferences(experiment.preferences)
-        lent = workplace.setup
-        source = pair_source(stored, lent.tokenizer, pairs=pairs, seed=experiment.seed, reference=lent.reference)
-    run.began_with("initial weights", fingerprint(workplace.setup.reference.state_dict()))
-    first = None if resume and read_metrics(run.path) else evaluator()
-    if first is not None:
-        run.log({"update": 0, "spent/generated_tokens": 0, **_eval_row(first)})
-    if not trains:
-        return "does not train", first or evaluator()
+    pairs = max(1, experiment.environment.num_envs // 2)
+    source = pair_source(stored, setup.tokenizer, pairs=pairs, seed=experiment.seed, reference=setup.reference)
+    return replace(workplace, source=source)
 
-    stopping = Stopping(max_kl=experiment.max_kl, patience=experiment.patience, min_delta=experiment.min_delta)
-    stopping(read_metrics(run.path)[0])  # what was there before training is there to be improved on
 
-    watch = Watch.of(run.path)
+def _trained(
+    workplace: Workplace,
+    opened: RunFolder | None,
+    resume: bool,
+    on_update: Callable[[Row, float], None],
+    on_warning: Callable[[Alert], None],
+) -> Run:
+    evaluator = Evaluator.of(workplace)
+    watch = Watch() if opened is None else Watch.of(opened.path)
+    before: Evaluation | None = None
+
+    def evaluate() -> Mapping[str, float]:
+        evaluation = evaluator()
+        if workplace.setup.spending.updates == 0:
+            nonlocal before
+            before = evaluation
+        return evaluation.metrics
 
     def follow(row: Row, fraction: float) -> None:
-        if alerts := watch(row):
-            write_json(run.path / WARNINGS_FILE, [asdict(alert) for alert in watch.found])
-            if on_alert is not None:
-                for alert in alerts:
-                    on_alert(alert)
-        if on_update is not None:
-            on_update(row, fraction)
+        new = watch(row)
+        if new and opened is not None:
+            write_json(opened.path / WARNINGS_FILE, [asdict(alert) for alert in watch.found])
+        for alert in new:
+            on_warning(alert)
+        on_update(row, fraction)
 
-    training = train(
-        workplace.agent,
-        source,
-        experiment.budget,
-        spending=workplace.setup.spending,
-        engine=workplace.setup.engine,
-        run=run,
-        resume=resume,
-        checkpoint_every=experiment.checkpoint_every,
-        evaluate=lambda: dict(evaluator().metrics),
-        evaluate_every=experiment.evaluation.every,
-        stop_when=stopping,
-        on_update=follow,
+    training = workplace.train(run=opened, resume=resume, evaluate=evaluate, on_update=follow)
+    untrained = workplace.setup.spending.updates == 0
+    final = before if untrained and before is not None else evaluator()
+    finished = Run(
+        workplace=workplace,
+        folder=None if opened is None else opened.path,
+        reason=training.reason,
+        warnings=tuple(watch.found),
+        lost=() if opened is None else tuple(opened.lost),
+        not_exact=() if opened is None else tuple(opened.not_exact),
+        _rows=[as_logged(row) for row in training.rows],
+        _evaluation=final,
     )
-    return training.reason, evaluator()
+    if opened is not None:
+        ended = {"reason": training.reason, "update": finished.update}
+        evaluated = {"metrics": dict(final.metrics), "samples": list(final.samples)}
+        write_json(opened.path / EVALUATION_FILE, ended | evaluated)
+    return finished
 
 
-def evaluation_curve(run: Path) -> list[dict[str, float]]:
-    """The evaluations logged on the way: update, generated tokens, and the evaluator's metrics."""
-    curve = []
-    for row in read_metrics(run):
-        point = {key.removeprefix("eval/"): value for key, value in row.items() if key.startswith("eval/")}
-        if point:
-            tokens = row.get("spent/generated_tokens", 0)
-            curve.append({"update": row["update"], "generated_tokens": tokens, **point})
-    return curve
+@contextmanager
+def _shown_on(
+    console: Console,
+    opened: RunFolder | None,
+    resume: bool,
+    on_update: Callable[[Row, float], None] | None,
+    on_warning: Callable[[Alert], None] | None,
+) -> Iterator[tuple[Callable[[Row, float], None], Callable[[Alert], None]]]:
+    """What to call with rows and with warnings, so that they are seen on the console too."""
+    from rich.markup import escape
+
+    from rlhf_env.lab.progress import training_progress
+
+    if resume and opened is not None and not any(opened.path.glob("checkpoints/step-*")):
+        console.print(f"No checkpoint in {escape(str(opened.path))}: from the start", highlight=False, soft_wrap=True)
+    with training_progress(console) as advance:
+
+        def update(row: Row, fraction: float) -> None:
+            advance(row, fraction)
+            (on_update or _say_nothing)(row, fraction)
+
+        def warn(alert: Alert) -> None:
+            console.print(f"[yellow]Warning[/yellow] {escape(str(alert))}", highlight=False)
+
+        yield update, on_warning or warn
 
 
-def _eval_row(evaluation: Evaluation) -> dict[str, float]:
-    return {f"eval/{name}": value for name, value in evaluation.metrics.items()}
+def _say_nothing(_row: Row, _fraction: float) -> None:
+    """The default for `on_update`."""
 
 
-def load_run(folder: str | Path) -> tuple[Workplace, int]:
-    """A run built again as it was at its newest valid checkpoint, and the update that was."""
+def _warn(alert: Alert) -> None:
+    """As a Python warning about the caller's line, the nearest that is not this project's own."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("rlhf_"):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(str(alert), RuntimeWarning, stacklevel=level)
+
+
+def load_run(folder: str | Path) -> Run:
+    """A run as it was at its newest valid checkpoint: the agent and its policy with their weights, and the metrics.
+
+    Raises ConfigError for a folder that holds no run, DataError for one without a checkpoint that can be used.
+    """
     folder = Path(folder)
     described = folder / "experiment.toml"
     if not described.is_file():
@@ -110,11 +298,37 @@ def load_run(folder: str | Path) -> tuple[Workplace, int]:
     if newest is None:
         if getattr(workplace.agent, "trains", True):
             raise DataError(f"{folder} has no checkpoint yet: train further, with a smaller checkpoint_every")
-        return workplace, 0
+        return _read_back(workplace, folder)
     state, manifest = checkpoints.load(newest)
-    if manifest.get("config_hash") != hashlib.sha256(described.read_bytes()).hexdigest()[:16]:
+    if manifest.get("config_hash") != config_hash(described.read_bytes().decode()):
         raise DataError(f"{described} is not what {newest} was trained with: it was changed; put it back")
     workplace.agent.load_state_dict(state["agent"])
+    workplace.setup.spending.load(state["spending"])
     if "rewards" in state["source"]:
         workplace.env.reward.load_state_dict(state["source"]["rewards"])
-    return workplace, int(manifest["step"])
+    return _read_back(workplace, folder)
+
+
+def _read_back(workplace: Workplace, folder: Path) -> Run:
+    file = folder / EVALUATION_FILE
+    ended = json.loads(file.read_text(encoding="utf-8", errors="surrogatepass")) if file.exists() else {}
+    if ended.get("update", workplace.setup.spending.updates) != workplace.setup.spending.updates:
+        ended = {}  # of another checkpoint than the one that was read
+    return Run(
+        workplace=workplace,
+        folder=folder,
+        reason=ended.get("reason"),
+        warnings=tuple(Watch.of(folder).found),
+        _evaluation=Evaluation(ended["metrics"], ended["samples"]) if ended else None,
+    )
+
+
+def evaluation_curve(run: Path) -> list[dict[str, float]]:
+    """The evaluations logged on the way: update, generated tokens, and the evaluator's metrics."""
+    curve = []
+    for row in read_metrics(run):
+        point = {key.removeprefix("eval/"): value for key, value in row.items() if key.startswith("eval/")}
+        if point:
+            tokens = row.get("spent/generated_tokens", 0)
+            curve.append({"update": row["update"], "generated_tokens": tokens, **point})
+    return curve

@@ -17,13 +17,13 @@ import pytest
 import tomli_w
 
 from rlhf_env.errors import ConfigError, RunFailed
-from rlhf_env.lab.benchmark import cells
 from rlhf_env.lab.benchmark import run as benchmark
 from rlhf_env.lab.benchmark.cells import run_cell
 from rlhf_env.lab.benchmark.comparison import conclude
 from rlhf_env.lab.benchmark.grid import REWARD_MODEL, Grid
 from rlhf_env.lab.benchmark.reading import read_results
 from rlhf_env.lab.benchmark.run import run_benchmark
+from rlhf_env.lab.evaluation.evaluator import Evaluator
 from rlhf_env.lab.processes import Progress
 from rlhf_env.lab.report.formats import rich_table
 from rlhf_env.lab.report.report import write_report
@@ -235,7 +235,7 @@ class Diverged:
 
 
 def test_an_evaluation_that_is_not_finite_is_a_failure(toy: Toy, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(cells, "run_experiment", lambda *_arguments, **_options: ("budget", Diverged()))
+    monkeypatch.setattr(Evaluator, "__call__", lambda *_arguments: Diverged())
     (cell,) = grid_of(toy, {"ppo": {}}, seeds=1).cells()
     with pytest.raises(RunFailed, match="not finite: gold, kl"):
         run_cell(cell, tmp_path)

@@ -28,10 +28,9 @@ from rlhf_env.lab.evaluation.behaviour import (
     words_of,
 )
 from rlhf_env.lab.evaluation.evaluator import Evaluator
-from rlhf_env.lab.evaluation.runs import load_run, run_experiment
+from rlhf_env.lab.evaluation.runs import load_run, run
 from rlhf_env.lab.statistics import Estimate
-from rlhf_env.learning.experiment import Experiment, build
-from rlhf_env.learning.run_folder import RunFolder
+from rlhf_env.learning.experiment import Experiment
 from rlhf_env.text_measures import repetition, self_bleu
 from rlhf_env.types import Float
 
@@ -270,17 +269,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
     )
     folder = tmp_path_factory.mktemp("runs") / "echo"
-    workplace = build(experiment)
-    with RunFolder(folder, experiment.to_toml(), tensorboard=False) as run:
-        _, final = run_experiment(workplace, Evaluator.of(workplace), run)
+    final = run(experiment, folder).evaluation
     (folder / "final.json").write_text(json.dumps(dict(final.metrics)))
     return folder
 
 
 def test_a_run_is_built_again_as_it_ended(trained: Path) -> None:
-    workplace, update = load_run(trained)
-    assert update == 15
-    assert dict(Evaluator.of(workplace)().metrics) == json.loads((trained / "final.json").read_text())
+    again = load_run(trained)
+    assert again.update == 15
+    assert dict(Evaluator.of(again.workplace)().metrics) == json.loads((trained / "final.json").read_text())
 
 
 def test_a_run_against_its_reference(trained: Path) -> None:
@@ -343,16 +340,14 @@ def test_where_responses_can_be_enumerated_the_kl_is_a_sum(tmp_path: Path) -> No
             "evaluation": {"prompts": 8},
         }
     )
-    workplace = build(experiment)
-    with RunFolder(tmp_path / "run", experiment.to_toml(), tensorboard=False) as run:
-        _, final = run_experiment(workplace, Evaluator.of(workplace), run)
+    final = run(experiment, tmp_path / "run").evaluation
     found = evaluate_run(tmp_path / "run")
     assert found.kl["exact"] == Estimate(final.metrics["kl_exact"], None, None)
     assert found.kl["exact"].value > 0.01
 
 
 def test_perplexity_under_the_reference_is_that_of_its_own_scores(trained: Path) -> None:
-    workplace, _ = load_run(trained)
+    workplace = load_run(trained).workplace
     rollout, _ = Evaluator.of(workplace).texts(workplace.agent)
     logprobs = np.concatenate(workplace.setup.reference.response_logprobs(rollout.episodes))
     found = {it.name: it for it in evaluate_run(trained).measures}["perplexity under the reference"]
@@ -361,9 +356,7 @@ def test_perplexity_under_the_reference_is_that_of_its_own_scores(trained: Path)
 
 def test_an_untrained_agent_is_its_reference(tmp_path: Path, toy: dict[str, Any]) -> None:
     experiment = Experiment.from_table({**toy, "agent": {"name": "reference"}})
-    workplace = build(experiment)
-    with RunFolder(tmp_path / "run", experiment.to_toml(), tensorboard=False) as run:
-        run_experiment(workplace, Evaluator.of(workplace), run)
+    run(experiment, tmp_path / "run")
     found = evaluate_run(tmp_path / "run")
     assert {rate.value for rate in found.win_rate.values()} == {0.5}
     assert all(abs(kl.value) < 1e-6 for kl in found.kl.values())
@@ -376,7 +369,7 @@ def test_an_earlier_checkpoint_stands_in_for_a_damaged_one(trained: Path, tmp_pa
 
     copy = Path(shutil.copytree(trained, tmp_path / "copy"))
     (copy / "checkpoints" / "step-00000015" / "state.json").write_text("{}")
-    assert load_run(copy)[1] == 10
+    assert load_run(copy).update == 10
     (copy / "checkpoints" / "step-00000010" / "state.json").unlink()
     with pytest.raises(DataError, match=r"no valid checkpoint is left; .*is missing; .*is damaged"):
         load_run(copy)

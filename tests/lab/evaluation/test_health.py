@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlhf_env.lab.evaluation.evaluator import Evaluator
 from rlhf_env.lab.evaluation.health import RULES, VALUE_WARM_UP, WARNINGS_FILE, WINDOW, Alert, Watch
-from rlhf_env.lab.evaluation.runs import run_experiment
+from rlhf_env.lab.evaluation.runs import run
 from rlhf_env.learning.agent import Decision
 from rlhf_env.learning.experiment import Experiment, Workplace, build
-from rlhf_env.learning.run_folder import RunFolder, read_metrics
+from rlhf_env.learning.run_folder import read_metrics
 from rlhf_env.types import Observation
 
 Toy = Mapping[str, Any]
@@ -49,8 +48,8 @@ def alerts(
     if bug is not None:
         workplace = replace(workplace, agent=bug(workplace))
     told: list[Alert] = []
-    with RunFolder(folder, workplace.experiment.to_toml(), tensorboard=False) as run:
-        run_experiment(workplace, Evaluator.of(workplace), run, on_alert=told.append)
+    finished = run(workplace, folder, on_warning=told.append)
+    assert list(finished.warnings) == told
     kept = json.loads((folder / WARNINGS_FILE).read_text()) if (folder / WARNINGS_FILE).exists() else []
     assert [Alert(**alert) for alert in kept] == told
     return told

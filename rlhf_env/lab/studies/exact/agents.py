@@ -32,7 +32,6 @@ from rlhf_env.envs.toy_tasks import Enumerable
 from rlhf_env.errors import ConfigError
 from rlhf_env.lab.studies.exact.world import Objective
 from rlhf_env.learning.experiment import Experiment, Workplace, build
-from rlhf_env.learning.loop import train
 from rlhf_env.policies.tabular import TabularPolicy
 
 _BOLD = {"lr": 0.1, "schedule": "linear", "max_grad_norm": 0.0}  # the logits of a table have far to go
@@ -90,7 +89,7 @@ def train_exactly(experiment: Experiment) -> Trained:
     if not isinstance(task, Enumerable):
         raise ConfigError(f"the optimum is known for the task 'enumerable', not for {type(task).__name__}")
     objective = Objective.of_task(task, _table(setup.reference), setup.beta)
-    train(workplace.agent, workplace.source, experiment.budget, spending=setup.spending, engine=setup.engine)
+    workplace.train()
     return Trained(workplace, objective)
 
 
