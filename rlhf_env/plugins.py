@@ -1,4 +1,4 @@
-"""The plugin host: who registered which reward, agent, task or annotator under which name.
+"""The plugin host: who registered which reward, agent, task, annotator or kind of judgement under which name.
 
 A plugin is a module with one or more hooks, reached through the entry point group `rlhf_env`:
 
@@ -41,7 +41,7 @@ OWN = "rlhf-env"  # the distribution of the built-ins
 API = 1  # of the hooks below
 CHOICE = "RLHF_ENV_PLUGINS"
 PATIENCE = 3.0  # seconds that one plugin module may take to be imported: everybody waits for it at every command
-Kind = Literal["reward", "agent", "task", "annotator"]
+Kind = Literal["reward", "agent", "task", "annotator", "judgement"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 hookspec = pluggy.HookspecMarker(GROUP)
@@ -73,6 +73,11 @@ def register_tasks(register: Register) -> None:
 @hookspec
 def register_annotators(register: Register) -> None:
     """Offer annotators: classes built with their settings; one with a parameter `gold` is lent the gold reward."""
+
+
+@hookspec
+def register_judgements(register: Register) -> None:
+    """Offer kinds of judgement: each a `rlhf_env.feedback.kinds.JudgementKind` of the name it is registered under."""
 
 
 @dataclass(frozen=True)
@@ -262,6 +267,11 @@ def register_task(name: str, target: str | Callable[..., Any]) -> None:
 def register_annotator(name: str, target: str | Callable[..., Any]) -> None:
     """Make an annotator known by name in this process."""
     host().add("annotator", name, target)
+
+
+def register_judgement(name: str, target: str | Callable[..., Any]) -> None:
+    """Make a kind of judgement known by name in this process: a `JudgementKind`, or "module:Attr"."""
+    host().add("judgement", name, target)
 
 
 def build(

@@ -1,6 +1,6 @@
 """Who is not trusted, and what they cannot do: one probe for each row of the project's list (S1 to S20).
 
-Held elsewhere: the annotation page (S8 to S13, S17 and S20) in tests/feedback/page/test_page.py and test_formats.py;
+Held elsewhere: the annotation page (S8 to S13, S17 and S20) in tests/feedback/page/ and interchange/test_formats.py;
 rewards in processes of their own (S7) in tests/rewards; a score from a server (S16) beside it.
 """
 
@@ -349,8 +349,9 @@ HOSTILE = ["'; DROP TABLE responses; --", '" OR 1=1 --', "../../etc/passwd", "%2
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_sql_in_text_is_text(text: str, tmp_path: Path) -> None:
-    """S14: every column that others fill. What the page takes is in tests/feedback/page/test_page.py."""
-    from rlhf_env.feedback.judgements import Author, Comparison, Response
+    """S14: every column that others fill. What the page takes is in tests/feedback/page/test_page_security.py."""
+    from rlhf_env.feedback.judgements import Author, Response
+    from rlhf_env.feedback.kinds import Comparison
     from rlhf_env.types import Prompt
 
     sides = Response(text, Author("human", text)), Response("other", Author("human", text))
@@ -516,7 +517,7 @@ def _nested(parsed: Any, inside: bool = False) -> bool:
 def test_the_rows_of_the_page_are_held() -> None:
     """S8, S10 to S13, S17, S20: each has its tests where the page is tested."""
     tests = Path(__file__).parent / "feedback"
-    held = (tests / "page/test_page.py").read_text() + (tests / "interchange/test_formats.py").read_text()
+    held = "".join(file.read_text() for file in tests.rglob("test_*.py"))
     for name in (
         "test_what_others_wrote_is_data",  # S8
         "test_the_page_makes_text_nodes_only_and_loads_nothing",

@@ -120,32 +120,30 @@ def export_preferences(
 @preferences_app.command("ask")
 def ask_for_judgements(
     store: StoreFile,
-    kind: Annotated[str, typer.Option(help="comparison, rating, ranking or criteria.")] = "comparison",
+    kind: Annotated[
+        str, typer.Option(help="comparison, rating, ranking, criteria, or a plugin's kind.")
+    ] = "comparison",
     overlap: Annotated[int, typer.Option(help="How many people judge each.", min=1)] = 1,
     per_prompt: Annotated[int, typer.Option(help="Items of each prompt, 0 for all there are.", min=0)] = 1,
-    size: Annotated[int, typer.Option(help="Responses in one ranking.", min=2)] = 4,
+    size: Annotated[int, typer.Option(help="Responses in one ranking, or other item of any number.", min=2)] = 4,
     criterion: Annotated[str, typer.Option(help="What to judge by.")] = "overall",
     criteria: Annotated[str, typer.Option(help="Of the kind criteria: their names, with commas.")] = "",
     repeat: Annotated[int, typer.Option(help="1, 2, ... asks the same people again.", min=0)] = 0,
     seed: Annotated[int, typer.Option(help="Draws the items and the order they are shown in.", min=0)] = 0,
 ) -> None:
     """Make items for annotators out of the responses of a store."""
-    from typing import cast, get_args
-
     import numpy as np
 
     from rlhf_env.feedback.asking.collecting import items_of
-    from rlhf_env.feedback.judgements import Kind
+    from rlhf_env.feedback.kinds import kind_names
 
-    if kind not in get_args(Kind):
-        raise UnknownName("kind of judgement", kind, get_args(Kind))
+    if kind not in kind_names():
+        raise UnknownName("kind of judgement", kind, kind_names())
     names = tuple(name.strip() for name in criteria.split(",") if name.strip())
     with _open_store(store) as opened:
         settings = {"overlap": overlap, "criterion": criterion, "criteria": names, "repeat": repeat, "seed": seed}
         rng = np.random.default_rng(seed)
-        items = items_of(
-            opened.responses(), cast(Kind, kind), rng, per_prompt=per_prompt or None, size=size, **settings
-        )
+        items = items_of(opened.responses(), kind, rng, per_prompt=per_prompt or None, size=size, **settings)
         opened.add_items(items)
         typer.echo(f"{len(items):,} items asked for; {_progress_line(opened.progress())}")
 
@@ -197,8 +195,10 @@ def show_preferences(store: StoreFile) -> None:
     from rlhf_env.shown_text import for_terminal
 
     with _open_store(store) as opened:
-        for name, count in vars(opened.counts()).items():
-            typer.echo(f"{name.replace('_', ' '):12} {count:8,}")
+        counts = opened.counts()
+        kept = {"prompts": counts.prompts, "responses": counts.responses, "annotators": counts.annotators}
+        for name, count in {**kept, **counts.judgements}.items():
+            typer.echo(f"{for_terminal(name):12} {count:8,}")
         typer.echo(f"pairs        {sum(1 for _ in opened.preferences()):8,}")
         typer.echo(_progress_line(opened.progress()))
         for criterion in opened.criteria():

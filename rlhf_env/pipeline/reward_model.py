@@ -71,7 +71,7 @@ def _collect_preferences(settings: Demo, models: Models, file: Path, console: Co
     """The base model answers held-in prompts at several temperatures; a simulated annotator compares two answers."""
     if file.exists():
         with PreferenceStore(file) as store:
-            console.print(f"{store.counts().comparisons:,} judgements stand in {file}")
+            console.print(f"{store.counts().judgements['comparisons']:,} judgements stand in {file}")
         return file
     annotator = SimulatedAnnotator(
         gold=_gold(settings, models), temperature=settings.annotator_temperature, name="simulated: gold + Bradley-Terry"

@@ -1,15 +1,28 @@
-"""A little world of preferences: a two-layer model on disk, and episodes written by hand."""
+"""A little world of preferences: a two-layer model on disk, episodes by hand, and a plugin's kind of judgement."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from rlhf_env.feedback.judgements import Author, Preference, Response
+from rlhf_env import plugins
+from rlhf_env.feedback import findings
+from rlhf_env.feedback.judgements import Author, Preference, Response, judgement_problems
+from rlhf_env.feedback.kinds import (
+    HIGHEST,
+    LOWEST,
+    ChoiceInput,
+    Form,
+    JudgementKind,
+    Option,
+    Rating,
+    TextInput,
+)
 from rlhf_env.policies.tiny import tiny_language_model
 from rlhf_env.types import Episode, Prompt
 
@@ -71,3 +84,66 @@ def preference(author: Author) -> Callable[..., Preference]:
         )
 
     return build
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """Whether one would send this response as it is, and a word on why."""
+
+    prompt: Prompt
+    response: Response
+    accepted: bool
+    annotator: str
+    comment: str = ""
+    criterion: str = "overall"
+    weight: float = 1.0
+    created: str = ""
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        findings.refuse(
+            findings.one_of("accepted", self.accepted, (True, False)),
+            findings.text("comment", self.comment, empty_is_fine=True),
+            findings.text("criterion", self.criterion),
+            *judgement_problems(self),
+        )
+
+    @property
+    def responses(self) -> tuple[Response, ...]:
+        return (self.response,)
+
+
+def _acceptance_as_rating(it: Acceptance) -> list[Rating]:
+    score = HIGHEST if it.accepted else LOWEST
+    return [Rating(it.prompt, it.response, score, it.annotator, it.criterion, it.weight, it.created, it.seconds)]
+
+
+def _acceptance_form(guidelines: Mapping[str, str]) -> Form:
+    sides = (Option(value=True, label="As it is"), Option(value=False, label="Not like this"))
+    return Form(
+        question="Would you send this response?",
+        inputs=(
+            ChoiceInput(name="accepted", label="Send it", options=sides),
+            TextInput(name="comment", label="Why?"),
+        ),
+    )
+
+
+ACCEPTANCE = JudgementKind(
+    name="acceptance",
+    plural="acceptances",
+    judgement=Acceptance,
+    responses=("response",),
+    answer=("accepted", "comment"),
+    form=_acceptance_form,
+    ratings=_acceptance_as_rating,
+    tallies={"accepted": (True,), "refused": (False,)},
+)
+
+
+@pytest.fixture
+def acceptance(monkeypatch: pytest.MonkeyPatch) -> JudgementKind:
+    """A kind of judgement that a plugin would offer, known for one test."""
+    monkeypatch.setattr(plugins.host(), "_entries", dict(plugins.host()._entries))
+    plugins.register_judgement("acceptance", ACCEPTANCE)
+    return ACCEPTANCE

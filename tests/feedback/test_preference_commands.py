@@ -11,7 +11,8 @@ import pytest
 
 from rlhf_env.cli import main as cli
 from rlhf_env.feedback.asking.collecting import judge_items
-from rlhf_env.feedback.judgements import Author, Comparison, Response
+from rlhf_env.feedback.judgements import Author, Response
+from rlhf_env.feedback.kinds import Comparison
 from rlhf_env.feedback.store.items import Criterion, Item
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.types import Episode, Prompt

@@ -222,6 +222,10 @@ class _Hooks:
     def register_annotators(self, register: plugins.Register) -> None:
         register("an annotator", "a:B")
 
+    @plugins.hookimpl
+    def register_judgements(self, register: plugins.Register) -> None:
+        register("a judgement", "a:B")
+
 
 def test_every_hook_reaches_its_kind() -> None:
     hooks = [name for name in dir(plugins) if name.startswith("register_") and name.endswith("s")]
@@ -233,6 +237,7 @@ def test_every_hook_reaches_its_kind() -> None:
         ("agent", "an agent", ""),
         ("task", "a task", "demo"),
         ("annotator", "an annotator", ""),
+        ("judgement", "a judgement", ""),
     ]
 
 

@@ -30,7 +30,7 @@ def test_three_packages_and_nothing_else_at_the_top() -> None:
 
 def test_every_file_that_is_no_module_came_along() -> None:
     expected = {f"{package}/py.typed" for package in PACKAGES}
-    page = ("index.html", "page.css", "page.js", "kinds.js", "server.js")
+    page = ("index.html", "page.css", "page.js", "forms.js", "server.js")
     expected |= {f"rlhf_env/feedback/page/static/{name}" for name in page}
     expected |= {f"rlhf_env/lab/{name}.html.jinja" for name in ("report", "scorecard")}
     expected |= {"rlhf_env/assets/__init__.py", "rlhf_env/assets/recipe.json"}

@@ -8,29 +8,19 @@ units (Efron & Tibshirani 1993, chapter 13), with a generator that is handed in.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from rlhf_env.errors import DataError
-from rlhf_env.feedback.judgements import (
-    Comparison,
-    CriteriaRating,
-    Judgement,
-    Kind,
-    Ranking,
-    Rating,
-    Response,
-    kind_of,
-    prompt_digest,
-    response_digest,
-)
-from rlhf_env.types import Float, Int, Prompt
+from rlhf_env.feedback.judgements import Judgement
+from rlhf_env.feedback.kinds import kind_of
+from rlhf_env.feedback.kinds.kind import Level, Opinion
+from rlhf_env.types import Float, Int
 
-Level = Literal["nominal", "ordinal", "interval"]
 RESAMPLES = 1000
 
 
@@ -48,31 +38,28 @@ class Interval:
 
 @dataclass(frozen=True)
 class Agreement:
-    """What the judgements of one kind, by one criterion, say about their annotators.
+    """What the judgements of one kind, by one criterion, say about their annotators."""
 
-    Args:
-        annotators: who judged.
-        judgements: how many there are.
-        units: pairs or responses that at least two people judged.
-        agreement: the share of pairs of people who said the same about a unit, chance included.
-        alpha: Krippendorff's; of scores ordinal, otherwise nominal.
-        fleiss: Fleiss' kappa; NaN unless as many people judged each unit.
-        cohen: the mean of Cohen's kappa over pairs of people with a unit in common.
-        self_consistency: the share of repeated judgements in which a person said the same again.
-        seconds: the median time of a judgement.
-    """
-
-    kind: Kind
+    kind: str
     criterion: str
     annotators: tuple[str, ...]
+    """Who judged."""
     judgements: int
+    """How many there are."""
     units: int
+    """Pairs or responses that at least two people judged."""
     agreement: Interval
+    """The share of pairs of people who said the same about a unit, chance included."""
     alpha: Interval
+    """Krippendorff's, at the level of the kind: ordinal for scores, otherwise nominal."""
     fleiss: Interval
+    """Fleiss' kappa; NaN unless as many people judged each unit."""
     cohen: Interval
+    """The mean of Cohen's kappa over pairs of people with a unit in common."""
     self_consistency: Interval
+    """The share of repeated judgements in which a person said the same again."""
     seconds: Interval
+    """The median time of a judgement."""
 
 
 def cohen_kappa(one: Float, other: Float) -> float:
@@ -158,42 +145,55 @@ def agreement_of(
 ) -> list[Agreement]:
     """Agreement for each kind and criterion, in the order of their first judgement.
 
-    Two judgements are of one unit when they are of the same prompt and the same responses, in whatever order shown. A
-    ranking is judged pair by pair. "Cannot say" is no judgement of the pair. Where somebody judged a unit more than
+    Two judgements are of one unit when they are of the same prompt and the same responses, in whatever order shown;
+    what was said of a unit, each kind says itself (`JudgementKind.opinions`). Where somebody judged a unit more than
     once, the first judgement counts for the agreement with others, and all for that with himself.
     """
-    groups: dict[tuple[Kind, str], list[Judgement]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[_Judged]] = defaultdict(list)
+    levels: dict[str, Level] = {}
     for judgement in judgements:
-        parts = judgement.ratings if isinstance(judgement, CriteriaRating) else [judgement]
-        for part in parts:
-            groups[kind_of(judgement), part.criterion].append(part)
-    return [_agreement(kind, criterion, group, rng, resamples) for (kind, criterion), group in groups.items()]
+        kind = kind_of(judgement)
+        levels[kind.name] = kind.level
+        for criterion, opinions in kind.opinions_of(judgement).items():
+            judged = _Judged(annotator=judgement.annotator, seconds=judgement.seconds, opinions=opinions)
+            groups[kind.name, criterion].append(judged)
+    return [
+        _agreement(kind, criterion, levels[kind], group, rng, resamples) for (kind, criterion), group in groups.items()
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Judged:
+    """A judgement by one criterion, as far as agreement goes."""
+
+    annotator: str
+    seconds: float | None
+    opinions: Sequence[Opinion]
 
 
 def _agreement(
-    kind: Kind, criterion: str, judgements: Sequence[Judgement], rng: np.random.Generator, resamples: int
+    kind: str, criterion: str, level: Level, judgements: Sequence[_Judged], rng: np.random.Generator, resamples: int
 ) -> Agreement:
     def with_interval(statistic: Callable[[Float], float], units: Float) -> Interval:
         return bootstrap(statistic, units, rng, resamples=resamples)
 
-    said: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))  # unit -> annotator -> values
+    values_of: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))  # unit, annotator
     for judgement in judgements:
-        for unit, value in _values(judgement):
-            said[unit][judgement.annotator].append(value)
+        for unit, value in judgement.opinions:
+            values_of[unit][judgement.annotator].append(value)
     people = tuple(dict.fromkeys(judgement.annotator for judgement in judgements))
-    ratings = np.full((len(said), len(people)), np.nan)
-    for row, by_person in enumerate(said.values()):
+    ratings = np.full((len(values_of), len(people)), np.nan)
+    for row, by_person in enumerate(values_of.values()):
         for person, values in by_person.items():
             ratings[row, people.index(person)] = values[0]
     shared = ratings[(~np.isnan(ratings)).sum(axis=1) >= 2]
-    level: Level = "ordinal" if kind in ("rating", "criteria") else "nominal"
     repeats = [
         float(np.mean([one == other for one, other in combinations(values, 2)]))
-        for by_person in said.values()
+        for by_person in values_of.values()
         for values in by_person.values()
         if len(values) > 1
     ]
-    taken = np.array([it.seconds for it in judgements if it.seconds is not None], dtype=np.float64)
+    seconds = np.array([one.seconds for one in judgements if one.seconds is not None], dtype=np.float64)
     return Agreement(
         kind=kind,
         criterion=criterion,
@@ -205,38 +205,8 @@ def _agreement(
         fleiss=with_interval(_fleiss_of_ratings, shared),
         cohen=with_interval(_mean_cohen, shared),
         self_consistency=with_interval(lambda rows: float(np.mean(rows)), np.array(repeats)),
-        seconds=with_interval(lambda rows: float(np.median(rows)), taken),
+        seconds=with_interval(lambda rows: float(np.median(rows)), seconds),
     )
-
-
-def _values(judgement: Judgement) -> Iterator[tuple[str, float]]:
-    """(unit, what was said about it): a score, or of two responses which won: 0, 1, or 2 for a tie.
-
-    Responses are taken in the order of their digests, so that the order shown does not matter.
-    """
-    match judgement:
-        case Rating():
-            yield _unit(judgement.prompt, [judgement.response]), float(judgement.score)
-        case Comparison():
-            if judgement.verdict != "cannot say":
-                ranks = {"first": (1, 2), "second": (2, 1), "tie": (1, 1)}[judgement.verdict]
-                yield _pair(judgement.prompt, (judgement.first, judgement.second), ranks)
-        case Ranking():
-            for i, j in combinations(range(len(judgement.responses)), 2):
-                responses = (judgement.responses[i], judgement.responses[j])
-                yield _pair(judgement.prompt, responses, (judgement.ranks[i], judgement.ranks[j]))
-
-
-def _pair(prompt: Prompt, responses: tuple[Response, Response], ranks: tuple[int, int]) -> tuple[str, float]:
-    name = prompt_digest(prompt)
-    in_order = response_digest(name, responses[0]) <= response_digest(name, responses[1])
-    first, second = ranks if in_order else ranks[::-1]
-    return _unit(prompt, responses), 2.0 if first == second else float(second < first)
-
-
-def _unit(prompt: Prompt, responses: Sequence[Response]) -> str:
-    name = prompt_digest(prompt)
-    return " ".join(sorted(response_digest(name, response) for response in responses))
 
 
 def _raw_agreement(ratings: Float) -> float:

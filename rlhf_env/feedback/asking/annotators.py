@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from rlhf_env import plugins
 from rlhf_env.errors import ConfigError
-from rlhf_env.feedback.judgements import HIGHEST, LOWEST, Verdict
+from rlhf_env.feedback.kinds import HIGHEST, LOWEST, Verdict
 from rlhf_env.plain_data import refuse_misfits
 from rlhf_env.types import Episode, Float, Reward
 
@@ -52,6 +52,14 @@ class Rates(Protocol):
 
     def rate(self, episodes: Sequence[Episode], rng: np.random.Generator, /) -> list[int]:
         """A score from 1 to 5 of each."""
+
+
+@runtime_checkable
+class Judges(Protocol):
+    """An annotator who judges kinds that are neither compared, ranked nor rated (`JudgementKind.simulation`)."""
+
+    def judge(self, kind: str, episodes: Sequence[Episode], rng: np.random.Generator, /) -> object:
+        """The answer to one item of the kind."""
 
 
 def load_annotator(settings: Mapping[str, Any], gold: Reward | None = None, *, person: str = "") -> Annotator:

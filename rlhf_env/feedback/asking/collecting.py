@@ -16,13 +16,14 @@ import numpy as np
 
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.feedback import findings
-from rlhf_env.feedback.asking.annotators import Annotator, Ranks, Rates
+from rlhf_env.feedback.asking.annotators import Annotator, Judges, Ranks, Rates
 from rlhf_env.feedback.asking.pairs import Candidate
 from rlhf_env.feedback.interchange.gathering import gathered
 from rlhf_env.feedback.interchange.jsonl import lines_of
 from rlhf_env.feedback.interchange.provenance import prompt_from, response_from
 from rlhf_env.feedback.interchange.tables import csv_rows
-from rlhf_env.feedback.judgements import Author, Kind, Response
+from rlhf_env.feedback.judgements import Author, Response
+from rlhf_env.feedback.kinds import kind_named
 from rlhf_env.feedback.store.items import Item, criteria_names_problems
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.policies.policy import Policy
@@ -107,7 +108,7 @@ def _response_of(row: Mapping[str, Any], author: Author) -> tuple[Prompt, Respon
 
 def items_of(
     responses: Iterable[tuple[Prompt, Response]],
-    kind: Kind,
+    kind: str,
     rng: np.random.Generator,
     *,
     per_prompt: int | None = 1,
@@ -116,28 +117,29 @@ def items_of(
 ) -> list[Item]:
     """What to have judged: items of one kind, from responses in any order; prompts in the order seen.
 
-    Of each prompt's different responses, `per_prompt` items are drawn without replacement (None: all there are): pairs
-    for comparisons, single responses for ratings and criteria, and for rankings the responses in a random order, cut
-    into items of `size` (a rest of one is left out). `settings` are those of Item: criterion, criteria, overlap, seed.
+    Of each prompt's different responses, `per_prompt` items are drawn without replacement (None: all there are). A kind
+    of a fixed number of responses, such as a comparison of two, gets combinations of that many. A kind of any number,
+    such as a ranking, gets the responses in a random order, cut into items of `size` (a rest of one is left out).
+    `settings` are those of Item: criterion, criteria, overlap, seed.
     """
     if per_prompt is not None and per_prompt < 1:
         raise ConfigError(f"per_prompt: {per_prompt!r} is not a number of at least 1, or None for all")
     if size < 2:
         raise ConfigError(f"size: {size!r} responses are no ranking")
     findings.refuse(*criteria_names_problems(kind, settings.get("criteria", ())))  # where there is nothing to ask, too
+    count = kind_named(kind).count
     items: list[Item] = []
     for prompt, group in by_prompt(responses):
         order = [group[i] for i in rng.permutation(len(group))]
         possible: list[tuple[Response, ...]]
-        match kind:
-            case "comparison":
-                pairs = list(combinations(group, 2))
-                possible = [pairs[i] for i in rng.permutation(len(pairs))]
-            case "ranking":
-                cut = [tuple(order[start : start + size]) for start in range(0, len(order), size)]
-                possible = [part for part in cut if len(part) > 1]
-            case _:
-                possible = [(response,) for response in order]
+        if count is None:
+            parts = [tuple(order[start : start + size]) for start in range(0, len(order), size)]
+            possible = [part for part in parts if len(part) > 1]
+        elif count == 1:
+            possible = [(response,) for response in order]
+        else:
+            sets = list(combinations(group, count))
+            possible = [sets[i] for i in rng.permutation(len(sets))]
         items += (
             Item(kind=kind, prompt=prompt, responses=shown, **settings)
             for shown in possible[: len(possible) if per_prompt is None else per_prompt]
@@ -148,28 +150,30 @@ def items_of(
 def judge_items(store: PreferenceStore, annotator: Annotator, rng: np.random.Generator) -> int:
     """Have an annotator judge every item of the store that is open to him; returns the votes given.
 
-    Raises ConfigError for a kind he does not judge (see Ranks, Rates), DataError for responses without token ids,
-    which rewards cannot read.
+    Raises ConfigError for a kind he does not judge (see Ranks, Rates, Judges), DataError for responses without token
+    ids, which rewards cannot read.
     """
     votes = 0
     while (assignment := store.next_item(annotator.name)) is not None:
         item = assignment.item
         episodes = [response.episode(item.prompt) for response in item.responses]
-        answer = _answer(annotator, item.kind, episodes, rng)
+        answer = _answer(annotator, item, episodes, rng)
         store.submit(assignment.id, annotator.name, answer, key=f"{rng.integers(2**63):x}{rng.integers(2**63):x}")
         votes += 1
     return votes
 
 
-def _answer(annotator: Annotator, kind: Kind, episodes: Sequence[Episode], rng: np.random.Generator) -> Any:
-    match kind:
-        case "comparison":
+def _answer(annotator: Annotator, item: Item, episodes: Sequence[Episode], rng: np.random.Generator) -> object:
+    match kind_named(item.kind).simulation:
+        case "compare":
             return annotator.compare([(episodes[0], episodes[1])], rng)[0]
-        case "ranking" if isinstance(annotator, Ranks):
+        case "rank" if isinstance(annotator, Ranks):
             return annotator.rank([episodes], rng)[0]
-        case "rating" if isinstance(annotator, Rates):
+        case "rate" if isinstance(annotator, Rates):
             return annotator.rate(episodes, rng)[0]
-    raise ConfigError(f"annotator {annotator.name!r} does not judge items of kind {kind!r}")
+        case "judge" if isinstance(annotator, Judges):
+            return annotator.judge(item.kind, episodes, rng)
+    raise ConfigError(f"annotator {annotator.name!r} does not judge items of kind {item.kind!r}")
 
 
 def by_prompt(responses: Iterable[tuple[Prompt, Response]]) -> list[tuple[Prompt, list[Response]]]:

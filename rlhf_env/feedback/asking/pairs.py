@@ -9,7 +9,8 @@ import numpy as np
 
 from rlhf_env.errors import ConfigError
 from rlhf_env.feedback.asking.annotators import Annotator
-from rlhf_env.feedback.judgements import Author, Comparison, Response
+from rlhf_env.feedback.judgements import Author, Response
+from rlhf_env.feedback.kinds import Comparison
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.types import Episode, Prompt
 

@@ -24,7 +24,8 @@ import numpy as np
 
 from rlhf_env.errors import ConfigError
 from rlhf_env.feedback.asking.agreement import RESAMPLES, Interval, bootstrap
-from rlhf_env.feedback.judgements import Author, Comparison, Response, prompt_digest
+from rlhf_env.feedback.judgements import Author, Response, prompt_digest
+from rlhf_env.feedback.kinds import Comparison
 from rlhf_env.feedback.reward_models.calibration import wilson_interval
 from rlhf_env.feedback.store.items import Item
 from rlhf_env.feedback.store.store import PreferenceStore

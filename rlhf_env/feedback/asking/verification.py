@@ -28,7 +28,8 @@ import numpy as np
 
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.feedback.asking.selection import disagreement_priority
-from rlhf_env.feedback.judgements import Comparison, Preference, Response, preferences_of
+from rlhf_env.feedback.judgements import Preference, Response
+from rlhf_env.feedback.kinds import Comparison, preferences_of
 from rlhf_env.feedback.reward_models.calibration import wilson_interval, win_probability
 from rlhf_env.feedback.reward_models.scorer import Scorer
 from rlhf_env.feedback.store.items import Check, Item

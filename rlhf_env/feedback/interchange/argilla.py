@@ -3,10 +3,9 @@
     [{"id": "...", "fields": {"prompt": "...", "response_1": "...", "response_2": "..."}, "metadata": {...},
       "responses": {"preference": [{"value": "response_2", "user_id": "..."}]}, "suggestions": {}, "vectors": {}}]
 
-Of a record's responses in the sense of Argilla (the answers of its annotators), the shape tells the kind: the name of a
-field, "tie" or "cannot say" is a comparison; a list of names, best first, a ranking; a whole number a rating, and a
-score by that criterion when the question is not named "rating". We write one record per judgement. Draft and discarded
-answers, where the file says so, are passed over.
+A record's "responses" are the answers of its annotators, question by question; which kind of judgement they are, each
+kind says itself (`JudgementKind.argilla`). We write one record per judgement. Draft and discarded answers, where the
+file says so, are passed over.
 """
 
 from __future__ import annotations
@@ -18,27 +17,27 @@ from typing import Any
 
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.interchange.provenance import in_order, parsed, provenance_of, remade
-from rlhf_env.feedback.judgements import Judgement, Kind, answer_of, judgement_digest, kind_of
+from rlhf_env.feedback.judgements import Judgement
+from rlhf_env.feedback.kinds import Part, kind_of, kinds
 
-_QUESTIONS: dict[Kind, str] = {"comparison": "preference", "rating": "rating", "ranking": "ranking"}
 _PEOPLE = uuid.UUID("6e3f1f0c-4f6e-4c4e-9d5e-6a5f0b1c2d3e")  # the namespace of our annotators' ids
 
 
-def argilla_record(it: Judgement) -> dict[str, Any]:
-    names = [f"response_{place}" for place in range(1, len(it.responses) + 1)]
-    kind, answer = kind_of(it), answer_of(it)
-    value: Any = {"first": names[0], "second": names[-1]}.get(answer, answer) if kind == "comparison" else answer
-    if kind == "ranking":
-        value = [name for _, name in sorted(zip(answer, names, strict=True), key=lambda placed: placed[0])]
-    scores = answer if kind == "criteria" else {_QUESTIONS[kind]: value}
-    whose = str(user_of(it.annotator))
-    provenance = {**provenance_of(it), "kind": kind, "answer": answer}
+def argilla_record(judgement: Judgement) -> dict[str, Any]:
+    names = [f"response_{place}" for place in range(1, len(judgement.responses) + 1)]
+    texts = [response.text for response in judgement.responses]
+    kind = kind_of(judgement)
+    answer = kind.answer_of(judgement)
+    user = str(user_of(judgement.annotator))
+    provenance = {**provenance_of(judgement), "kind": kind.name, "answer": answer}
     return {
-        "id": judgement_digest(it)[:32],
-        "fields": {"prompt": it.prompt.text, **dict(zip(names, (r.text for r in it.responses), strict=True))},
-        "metadata": {"criterion": it.criterion, "provenance": json.dumps(provenance, default=dict)},
+        "id": kind.digest(judgement)[:32],
+        "fields": {"prompt": judgement.prompt.text, **dict(zip(names, texts, strict=True))},
+        "metadata": {"criterion": judgement.criterion, "provenance": json.dumps(provenance, default=dict)},
         "suggestions": {},
-        "responses": {name: [{"value": score, "user_id": whose}] for name, score in scores.items()},
+        "responses": {
+            part.name: [{"value": part.value, "user_id": user}] for part in kind.in_argilla.write(answer, names)
+        },
         "vectors": {},
         "_server_id": None,
     }
@@ -56,8 +55,8 @@ def argilla_judgements(record: Any, *, source: str, annotator: str) -> list[Judg
     if not isinstance(fields, Mapping) or not isinstance(answers, Mapping):
         raise DataError("not a record with fields and responses")
     metadata = record.get("metadata")
-    told = metadata.get("provenance") if isinstance(metadata, Mapping) else None
-    provenance = parsed("provenance", told) if isinstance(told, str) else {}
+    stored = metadata.get("provenance") if isinstance(metadata, Mapping) else None
+    provenance = parsed("provenance", stored) if isinstance(stored, str) else {}
     if not isinstance(provenance, Mapping):
         raise DataError("provenance: must be an object")
     prompt = next((fields[name] for name in ("prompt", "instruction") if name in fields), None)
@@ -65,11 +64,11 @@ def argilla_judgements(record: Any, *, source: str, annotator: str) -> list[Judg
     crowd = {name: provenance[name] for name in ("prompt", "responses", "criterion") if name in provenance}
     made: list[Judgement] = []
     problems: list[str] = []
-    for who, kind, answer in _answers(answers, names):
-        ours = who == str(user_of(str(provenance.get("annotator")))) and kind == provenance.get("kind")
+    for user, kind, answer in _answers(answers, names):
+        ours = user == str(user_of(str(provenance.get("annotator")))) and kind == provenance.get("kind")
         if ours and in_order(provenance.get("answer")) == in_order(answer):
             answer = provenance["answer"]
-        about = provenance if ours else {**crowd, "annotator": annotator or f"argilla user {who}"}
+        about = provenance if ours else {**crowd, "annotator": annotator or f"argilla user {user}"}
         texts = [fields[name] for name in names]
         try:
             made.append(remade(kind, prompt, texts, answer, about, source=source, annotator=annotator))
@@ -80,36 +79,23 @@ def argilla_judgements(record: Any, *, source: str, annotator: str) -> list[Judg
     return made
 
 
-def _answers(questions: Mapping[str, Any], names: list[str]) -> Iterator[tuple[str, Kind, Any]]:
-    """(user, kind, answer) of each: the scores that one user gave by criteria are one answer."""
-    scores: dict[str, dict[str, Any]] = {}
+def _answers(questions: Mapping[str, Any], names: list[str]) -> Iterator[tuple[str, str, Any]]:
+    """(user, kind, answer) of each. The fields that one user gave of one kind are one answer, after the others."""
+    by_name_first = sorted(kinds(), key=lambda kind: kind.in_argilla.by_shape)
+    fields: dict[tuple[str, str], dict[str, object]] = {}
     for question, answers in questions.items():
-        if not isinstance(answers, list) or not all(isinstance(it, Mapping) and "value" in it for it in answers):
+        if not isinstance(answers, list) or not all(isinstance(one, Mapping) and "value" in one for one in answers):
             raise DataError(f"responses.{question}: expected a list of objects with value and user_id")
         for given in answers:
-            who, value = str(given.get("user_id")), given["value"]
             if given.get("status", "submitted") != "submitted":
                 continue
-            if isinstance(value, list):
-                yield who, "ranking", _ranks(question, value, names)
-            elif isinstance(value, str):
-                sides = dict(zip(names, ("first", "second"), strict=False))
-                yield who, "comparison", sides.get(value, value)
-            elif question == _QUESTIONS["rating"]:
-                yield who, "rating", value
-            else:
-                scores.setdefault(who, {})[question] = value
-    for who, by_criterion in scores.items():
-        yield who, "criteria", by_criterion
-
-
-def _ranks(question: str, value: list[Any], names: list[str]) -> list[int]:
-    """The place of each response. Argilla's server also writes {"value": name, "rank": place}, where places may tie."""
-    places = {}
-    for place, entry in enumerate(value, start=1):
-        name, rank = (entry.get("value"), entry.get("rank")) if isinstance(entry, Mapping) else (entry, None)
-        places[str(name)] = rank if type(rank) is int else place
-    if set(places) != set(names):
-        raise DataError(f"responses.{question}: does not rank {', '.join(names)}")
-    dense = sorted(set(places.values()))
-    return [1 + dense.index(places[name]) for name in names]
+            user, part = str(given.get("user_id")), Part(name=question, value=given["value"])
+            for kind in by_name_first:
+                if (answered := kind.in_argilla.read(part, names)) is not None:
+                    if answered.field is None:
+                        yield user, kind.name, answered.value
+                    else:
+                        fields.setdefault((user, kind.name), {})[answered.field] = answered.value
+                    break
+    for (user, name), values in fields.items():
+        yield user, name, values

@@ -24,16 +24,8 @@ from rlhf_env.feedback.interchange.rows import (
     unpaired_rows,
 )
 from rlhf_env.feedback.interchange.tables import csv_rows, dataset_rows, write_csv, write_dataset
-from rlhf_env.feedback.judgements import (
-    Comparison,
-    CriteriaRating,
-    Judgement,
-    Preference,
-    Ranking,
-    Rating,
-    Response,
-    preferences_of,
-)
+from rlhf_env.feedback.judgements import Judgement, Preference, Response
+from rlhf_env.feedback.kinds import ScoredResponse, kind_of, preferences_of
 from rlhf_env.plain_data import read_file
 from rlhf_env.whole_files import written
 
@@ -56,7 +48,7 @@ def write_judgements(path: str | Path, judgements: Iterable[Judgement], format: 
         case "trl-conversational":
             return write_lines(path, map(conversational_pair_row, preferences_of(judgements)))
         case "trl-unpaired":
-            return write_lines(path, (row for it in _pairs_and_ratings(judgements) for row in unpaired_rows(it)))
+            return write_lines(path, (row for one in _pairs_and_ratings(judgements) for row in unpaired_rows(one)))
         case "datasets":
             return write_dataset(path, preferences_of(judgements))
         case "argilla":
@@ -104,26 +96,16 @@ def without_emails(judgements: Iterable[Judgement]) -> Iterator[Judgement]:
     def by(response: Response) -> Response:
         return replace(response, author=replace(response.author, name=unnamed(response.author.name)))
 
-    for it in judgements:
-        who = unnamed(it.annotator)
-        match it:
-            case Comparison():
-                yield replace(it, annotator=who, first=by(it.first), second=by(it.second))
-            case Ranking():
-                yield replace(it, annotator=who, responses=tuple(map(by, it.responses)))
-            case Rating() | CriteriaRating():
-                yield replace(it, annotator=who, response=by(it.response))
-
-
-def _pairs_and_ratings(judgements: Iterable[Judgement]) -> Iterator[Preference | Rating]:
     for judgement in judgements:
-        match judgement:
-            case Rating():
-                yield judgement
-            case CriteriaRating():
-                yield from judgement.ratings
-            case Comparison() | Ranking():
-                yield from preferences_of([judgement])
+        who, responses = unnamed(judgement.annotator), [by(response) for response in judgement.responses]
+        yield kind_of(judgement).again(judgement, responses, annotator=who)
+
+
+def _pairs_and_ratings(judgements: Iterable[Judgement]) -> Iterator[Preference | ScoredResponse]:
+    for judgement in judgements:
+        kind = kind_of(judgement)
+        yield from kind.ratings(judgement)
+        yield from kind.pairs(judgement)
 
 
 def _write_array(path: str | Path, records: list[dict[str, Any]]) -> int:

@@ -5,11 +5,10 @@
         [{"from_name": "preference", "to_name": "response_1,response_2", "type": "pairwise",
           "value": {"selected": "left"}}]}]}]
 
-`pairwise` is a comparison, `choices` of "tie" or "cannot say" one without a winner, `rating` a rating (a score by that
-criterion when the tag is not named "rating"), `ranker` a ranking of the responses' names or of the ids of `data.items`
-(id, and body or text). Responses are the texts of `data` whose names begin with response, answer, generation or text.
-`lead_time` is the seconds that an annotation took. We write one task per judgement; cancelled annotations are passed
-over, and people are known by the number that `completed_by` gives, never by their e-mail.
+Which kind of judgement a result is, each kind says itself (`JudgementKind.label_studio`). Responses are the texts of
+`data` whose names begin with response, answer, generation or text, or the `data.items` (id, and body or text) that are
+ranked. `lead_time` is the seconds that an annotation took. We write one task per judgement; cancelled annotations are
+passed over, and people are known by the number that `completed_by` gives, never by their e-mail.
 """
 
 from __future__ import annotations
@@ -20,57 +19,43 @@ from typing import Any
 
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.interchange.provenance import in_order, parsed, provenance_of, remade
-from rlhf_env.feedback.judgements import Judgement, Kind, answer_of, kind_of
+from rlhf_env.feedback.judgements import Judgement
+from rlhf_env.feedback.kinds import Part, kind_of, kinds
 
-_SIDES = {"left": "first", "right": "second"}
 _TEXTS = ("response", "answer", "generation", "text")
 
 
 def label_studio_tasks(judgements: Iterable[Judgement]) -> list[dict[str, Any]]:
     people: dict[str, int] = {}
     return [
-        _task(number, it, people.setdefault(it.annotator, len(people) + 1))
-        for number, it in enumerate(judgements, start=1)
+        _task(number, judgement, people.setdefault(judgement.annotator, len(people) + 1))
+        for number, judgement in enumerate(judgements, start=1)
     ]
 
 
-def _task(number: int, it: Judgement, person: int) -> dict[str, Any]:
-    names = [f"response_{place}" for place in range(1, len(it.responses) + 1)]
-    provenance = {**provenance_of(it), "kind": kind_of(it), "answer": answer_of(it), "completed_by": person}
-    annotation = {"id": number, "completed_by": person, "was_cancelled": False, "result": _results(it, names)}
-    if it.seconds is not None:
-        annotation["lead_time"] = it.seconds
-    if it.created:
-        annotation["created_at"] = it.created
+def _task(number: int, judgement: Judgement, person: int) -> dict[str, Any]:
+    names = [f"response_{place}" for place in range(1, len(judgement.responses) + 1)]
+    kind = kind_of(judgement)
+    answer = kind.answer_of(judgement)
+    provenance = {**provenance_of(judgement), "kind": kind.name, "answer": answer, "completed_by": person}
+    results = [
+        {"from_name": part.name, "to_name": part.about or names[0], "type": part.type, "value": part.value}
+        for part in kind.in_label_studio.write(answer, names)
+    ]
+    annotation = {"id": number, "completed_by": person, "was_cancelled": False, "result": results}
+    if judgement.seconds is not None:
+        annotation["lead_time"] = judgement.seconds
+    if judgement.created:
+        annotation["created_at"] = judgement.created
     data: dict[str, Any] = {
-        "prompt": it.prompt.text,
-        **{name: response.text for name, response in zip(names, it.responses, strict=True)},
-        "criterion": it.criterion,
+        "prompt": judgement.prompt.text,
+        **{name: response.text for name, response in zip(names, judgement.responses, strict=True)},
+        "criterion": judgement.criterion,
         "provenance": json.dumps(provenance, default=dict),
     }
-    if kind_of(it) == "ranking":
+    if kind.in_label_studio.lists_items:
         data["items"] = [{"id": name, "title": "", "body": data[name]} for name in names]
     return {"id": number, "data": data, "annotations": [annotation]}
-
-
-def _results(it: Judgement, names: list[str]) -> list[dict[str, Any]]:
-    def result(tag: str, to: str, kind: str, value: Any) -> dict[str, Any]:
-        return {"from_name": tag, "to_name": to, "type": kind, "value": value}
-
-    answer = answer_of(it)
-    match kind_of(it):
-        case "comparison" if answer in _SIDES.values():
-            side = next(side for side, verdict in _SIDES.items() if verdict == answer)
-            return [result("preference", ",".join(names), "pairwise", {"selected": side})]
-        case "comparison":
-            return [result("undecided", names[0], "choices", {"choices": [answer]})]
-        case "rating":
-            return [result("rating", names[0], "rating", {"rating": answer})]
-        case "ranking":
-            order = [name for _, name in sorted(zip(answer, names, strict=True), key=lambda placed: placed[0])]
-            return [result("rank", "items", "ranker", {"ranker": {"rank": order}})]
-        case _:
-            return [result(name, names[0], "rating", {"rating": score}) for name, score in answer.items()]
 
 
 def label_studio_judgements(task: Any, *, source: str, annotator: str) -> list[Judgement]:
@@ -79,11 +64,11 @@ def label_studio_judgements(task: Any, *, source: str, annotator: str) -> list[J
     annotations = task.get("annotations") if isinstance(task, Mapping) else None
     if not isinstance(data, Mapping) or not isinstance(annotations, list):
         raise DataError("not a task with data and annotations")
-    told = parsed("provenance", data["provenance"]) if isinstance(data.get("provenance"), str) else {}
-    if not isinstance(told, Mapping):
+    provenance = parsed("provenance", data["provenance"]) if isinstance(data.get("provenance"), str) else {}
+    if not isinstance(provenance, Mapping):
         raise DataError("provenance: must be an object")
     texts = _texts(data)
-    crowd = {name: told[name] for name in ("prompt", "responses", "criterion") if name in told}
+    crowd = {name: provenance[name] for name in ("prompt", "responses", "criterion") if name in provenance}
     made: list[Judgement] = []
     problems: list[str] = []
     for place, annotation in enumerate(annotations, start=1):
@@ -95,11 +80,11 @@ def label_studio_judgements(task: Any, *, source: str, annotator: str) -> list[J
             kind, answer = _answer(annotation["result"], list(texts))
             who = annotation.get("completed_by")
             person = who.get("id") if isinstance(who, Mapping) else who
-            ours = told.get("completed_by") == person and told.get("kind") == kind
-            if ours and in_order(told.get("answer")) == in_order(answer):
-                answer = told["answer"]
+            ours = provenance.get("completed_by") == person and provenance.get("kind") == kind
+            if ours and in_order(provenance.get("answer")) == in_order(answer):
+                answer = provenance["answer"]
             name = annotator or f"label-studio user {person}"
-            about = told if ours else {**crowd, "annotator": name, **_circumstances(annotation)}
+            about = provenance if ours else {**crowd, "annotator": name, **_circumstances(annotation)}
             made.append(
                 remade(
                     kind, data.get("prompt"), list(texts.values()), answer, about, source=source, annotator=annotator
@@ -120,34 +105,23 @@ def _texts(data: Mapping[str, Any]) -> dict[str, Any]:
     return {name: text for name, text in data.items() if name.startswith(_TEXTS)}
 
 
-def _answer(results: list[Any], names: list[str]) -> tuple[Kind, Any]:
-    scores: dict[str, Any] = {}
+def _answer(results: list[Any], names: list[str]) -> tuple[str, Any]:
+    """(kind, answer): the first whole answer, or the fields of one kind put together."""
+    by_name_first = sorted(kinds(), key=lambda kind: kind.in_label_studio.by_shape)
+    fields: dict[str, dict[str, object]] = {}
     for result in results:
-        kind = result.get("type") if isinstance(result, Mapping) else None
-        value = result.get("value") if isinstance(result, Mapping) else None
-        tag = result.get("from_name") if isinstance(result, Mapping) else None
-        match kind, value:
-            case "pairwise", {"selected": side}:
-                return "comparison", _SIDES.get(str(side), side)
-            case "choices", {"choices": [choice]}:
-                return "comparison", choice
-            case "ranker", {"ranker": {} as order}:
-                return "ranking", _ranks(
-                    [name for ids in order.values() if isinstance(ids, list) for name in ids], names
-                )
-            case "rating", {"rating": score} if tag == "rating":
-                return "rating", score
-            case "rating", {"rating": score}:
-                scores[str(tag)] = score
-    if not scores:
-        raise DataError("result: none of pairwise, choices, rating, ranker")
-    return "criteria", scores
-
-
-def _ranks(order: list[Any], names: list[str]) -> list[int]:
-    if sorted(map(str, order)) != sorted(names):
-        raise DataError(f"ranker: does not rank {', '.join(names)}")
-    return [1 + [str(name) for name in order].index(name) for name in names]
+        if not isinstance(result, Mapping):
+            continue
+        part = Part(name=str(result.get("from_name")), value=result.get("value"), type=str(result.get("type")))
+        for kind in by_name_first:
+            if (answered := kind.in_label_studio.read(part, names)) is not None:
+                if answered.field is None:
+                    return kind.name, answered.value
+                fields.setdefault(kind.name, {})[answered.field] = answered.value
+                break
+    for name, values in fields.items():
+        return name, values
+    raise DataError("result: none of pairwise, choices, rating, ranker")
 
 
 def _circumstances(annotation: Mapping[str, Any]) -> dict[str, Any]:

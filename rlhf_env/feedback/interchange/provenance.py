@@ -8,27 +8,31 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlhf_env.errors import DataError
-from rlhf_env.feedback.judgements import Author, Comparison, Judgement, Kind, Response, make_judgement
+from rlhf_env.feedback.judgements import Author, Judgement, Preference, Response
+from rlhf_env.feedback.kinds import kind_named
+from rlhf_env.feedback.kinds.kind import CIRCUMSTANCES, group_of
 from rlhf_env.plain_data import read_json
 from rlhf_env.types import Prompt
 
-_CIRCUMSTANCES = ("annotator", "criterion", "weight", "created", "seconds", "group")
 
-
-def provenance_of(it: Judgement) -> dict[str, Any]:
+def provenance_of(judgement: Judgement) -> dict[str, Any]:
     """Of a judgement: its prompt's id and metadata, each response in the order shown, and how it was made."""
     return {
-        "prompt": {"id": it.prompt.id, "meta": dict(it.prompt.meta)},
-        "responses": [about(response) for response in it.responses],
-        **circumstances_of(it),
+        "prompt": {"id": judgement.prompt.id, "meta": dict(judgement.prompt.meta)},
+        "responses": [about(response) for response in judgement.responses],
+        **circumstances_of(judgement, group_of(judgement)),
     }
 
 
-def circumstances_of(it: Judgement) -> dict[str, Any]:
+def circumstances_of(judged: Judgement | Preference, group: str) -> dict[str, Any]:
     """Who judged, when, by what: only what is known."""
-    group = it.group if isinstance(it, Comparison) else ""
-    given = {"annotator": it.annotator, "criterion": it.criterion, "weight": it.weight, "created": it.created}
-    return given | ({} if it.seconds is None else {"seconds": it.seconds}) | ({"group": group} if group else {})
+    given = {
+        "annotator": judged.annotator,
+        "criterion": judged.criterion,
+        "weight": judged.weight,
+        "created": judged.created,
+    }
+    return given | ({} if judged.seconds is None else {"seconds": judged.seconds}) | ({"group": group} if group else {})
 
 
 def about(response: Response) -> dict[str, Any]:
@@ -42,7 +46,7 @@ def about(response: Response) -> dict[str, Any]:
 
 
 def remade(
-    kind: Kind, prompt: Any, texts: Sequence[Any], answer: Any, provenance: Any, *, source: str, annotator: str
+    kind: str, prompt: Any, texts: Sequence[Any], answer: Any, provenance: Any, *, source: str, annotator: str
 ) -> Judgement:
     """The judgement that `provenance` (an object, or {} when a file has none) completes.
 
@@ -65,12 +69,10 @@ def remade(
         problems.insert(0, f"prompt: expected text, got {json.dumps(prompt)[:40]}")
     if problems:
         raise DataError(*problems)
-    made = {name: provenance[name] for name in _CIRCUMSTANCES if provenance.get(name) is not None}
+    made = {name: provenance[name] for name in CIRCUMSTANCES if provenance.get(name) is not None}
     made.setdefault("annotator", annotator or source)
     made.setdefault("criterion", "overall")
-    if kind != "comparison":
-        made.pop("group", None)
-    return make_judgement(kind, prompt_from(prompt, provenance.get("prompt", {})), responses, answer, **made)
+    return kind_named(kind)(prompt_from(prompt, provenance.get("prompt", {})), responses, answer, **made)
 
 
 def prompt_from(text: str, told: Mapping[str, Any]) -> Prompt:

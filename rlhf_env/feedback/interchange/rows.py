@@ -25,68 +25,62 @@ from rlhf_env.feedback.interchange.provenance import (
     remade,
     response_from,
 )
-from rlhf_env.feedback.judgements import (
-    HIGHEST,
-    LOWEST,
-    Comparison,
-    Judgement,
-    Preference,
-    Rating,
-    answer_of,
-    kind_of,
-)
+from rlhf_env.feedback.judgements import Judgement, Preference
+from rlhf_env.feedback.kinds import HIGHEST, LOWEST, Comparison, Rating, ScoredResponse, kind_of
 
 _SIDES = ("chosen", "rejected")
 _MIDDLE = (LOWEST + HIGHEST) / 2
 
 
-def judgement_row(it: Judgement) -> dict[str, Any]:
+def judgement_row(judgement: Judgement) -> dict[str, Any]:
+    kind = kind_of(judgement)
     return {
-        "kind": kind_of(it),
-        "prompt": it.prompt.text,
-        "responses": [response.text for response in it.responses],
-        "answer": answer_of(it),
-        "provenance": provenance_of(it),
+        "kind": kind.name,
+        "prompt": judgement.prompt.text,
+        "responses": [response.text for response in judgement.responses],
+        "answer": kind.answer_of(judgement),
+        "provenance": provenance_of(judgement),
     }
 
 
-def pair_row(it: Preference) -> dict[str, Any]:
+def pair_row(pair: Preference) -> dict[str, Any]:
     """TRL's standard preference format."""
     return {
-        "prompt": it.prompt.text,
-        "chosen": it.chosen.text,
-        "rejected": it.rejected.text,
+        "prompt": pair.prompt.text,
+        "chosen": pair.chosen.text,
+        "rejected": pair.rejected.text,
         "provenance": {
-            "prompt": {"id": it.prompt.id, "meta": dict(it.prompt.meta)},
-            "chosen": about(it.chosen),
-            "rejected": about(it.rejected),
-            **circumstances_of(it.comparison),
-            "chosen_was_first": it.chosen_was_first,
+            "prompt": {"id": pair.prompt.id, "meta": dict(pair.prompt.meta)},
+            "chosen": about(pair.chosen),
+            "rejected": about(pair.rejected),
+            **circumstances_of(pair, pair.group),
+            "chosen_was_first": pair.chosen_was_first,
         },
     }
 
 
-def conversational_pair_row(it: Preference) -> dict[str, Any]:
+def conversational_pair_row(pair: Preference) -> dict[str, Any]:
     """TRL's conversational preference format. A prompt that was no conversation is one message of the user."""
-    row = pair_row(it)
-    messages = it.prompt.meta.get("messages")
+    row = pair_row(pair)
+    messages = pair.prompt.meta.get("messages")
     if not isinstance(messages, list) or not messages or not all(_is_message(message) for message in messages):
-        messages = [{"role": "user", "content": it.prompt.text}]
-    row["provenance"]["prompt"]["text"] = it.prompt.text
-    said = {side: [{"role": "assistant", "content": row[side]}] for side in _SIDES}
-    return {"prompt": messages, **said, "provenance": row["provenance"]}
+        messages = [{"role": "user", "content": pair.prompt.text}]
+    row["provenance"]["prompt"]["text"] = pair.prompt.text
+    answers = {side: [{"role": "assistant", "content": row[side]}] for side in _SIDES}
+    return {"prompt": messages, **answers, "provenance": row["provenance"]}
 
 
-def unpaired_rows(it: Preference | Rating) -> Iterator[dict[str, Any]]:
+def unpaired_rows(judged: Preference | ScoredResponse) -> Iterator[dict[str, Any]]:
     """TRL's unpaired preference format: two rows for a pair, one for a rating, none for a rating in the middle."""
-    if isinstance(it, Preference):
-        labels = [(it.chosen, True), (it.rejected, False)]
+    if isinstance(judged, Preference):
+        labels = [(judged.chosen, True), (judged.rejected, False)]
+        whole = judgement_row(Comparison.of(judged))
     else:
-        labels = [(it.response, it.score > _MIDDLE)] if it.score != _MIDDLE else []
-    whole = judgement_row(it.comparison if isinstance(it, Preference) else it)
+        labels = [(judged.response, judged.score > _MIDDLE)] if judged.score != _MIDDLE else []
+        whole = judgement_row(judged)
     for response, label in labels:
         yield {
-            "prompt": it.prompt.text,
+            "prompt": judged.prompt.text,
             "completion": response.text,
             "label": label,
             "provenance": {"judgement": whole},
@@ -99,7 +93,7 @@ def judgement_of(row: Mapping[str, Any], *, source: str, annotator: str) -> Judg
         return _own(row, source, annotator)
     if "completion" in row or "label" in row:
         return _unpaired(row, source, annotator)
-    return preference_of(row, source=source, annotator=annotator).comparison
+    return Comparison.of(preference_of(row, source=source, annotator=annotator))
 
 
 def preference_of(row: Mapping[str, Any], *, source: str, annotator: str) -> Preference:
@@ -153,7 +147,8 @@ def _unpaired(row: Mapping[str, Any], source: str, annotator: str) -> Judgement:
         raise DataError(*problems)
     if isinstance(told.get("judgement"), Mapping):
         judgement = judgement_of(told["judgement"], source=source, annotator=annotator)
-        if not isinstance(judgement, (Comparison, Rating)) or completion not in [it.text for it in judgement.responses]:
+        texts = [response.text for response in judgement.responses]
+        if not isinstance(judgement, (Comparison, Rating)) or completion not in texts:
             raise DataError("provenance: is of another completion: take it out of the line")
         return judgement
     score = HIGHEST if row["label"] else LOWEST

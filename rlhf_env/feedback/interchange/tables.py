@@ -21,7 +21,8 @@ from rlhf_env.errors import ConfigError, DataError, MissingExtra
 from rlhf_env.feedback.interchange.gathering import Located
 from rlhf_env.feedback.interchange.provenance import parsed, provenance_of
 from rlhf_env.feedback.interchange.rows import pair_row
-from rlhf_env.feedback.judgements import Judgement, Preference, answer_of, kind_of
+from rlhf_env.feedback.judgements import Judgement, Preference
+from rlhf_env.feedback.kinds import kind_named, kind_of
 from rlhf_env.plain_data import read_file
 from rlhf_env.whole_files import written
 
@@ -32,22 +33,23 @@ _APOSTROPHE = "'"
 
 def write_csv(path: str | Path, judgements: Sequence[Judgement]) -> int:
     """Write one line per judgement; returns how many."""
-    width = max((len(it.responses) for it in judgements), default=2)
+    width = max((len(judgement.responses) for judgement in judgements), default=2)
     texts = [f"response_{place}" for place in range(1, width + 1)]
     header = ["kind", "prompt", *texts, "answer", *_CIRCUMSTANCES, "provenance"]
     content = io.StringIO(newline="")
     table = csv.DictWriter(content, header, restval="")
     table.writeheader()
-    for it in judgements:
-        provenance = provenance_of(it)
-        made = {name: str(provenance.pop(name)) for name in _CIRCUMSTANCES if name in provenance}
-        answer = answer_of(it)
+    for judgement in judgements:
+        provenance = provenance_of(judgement)
+        circumstances = {name: str(provenance.pop(name)) for name in _CIRCUMSTANCES if name in provenance}
+        kind = kind_of(judgement)
+        answer = kind.answer_of(judgement)
         cells = {
-            "kind": kind_of(it),
-            "prompt": it.prompt.text,
-            **{column: response.text for column, response in zip(texts, it.responses, strict=False)},
-            "answer": answer if isinstance(answer, str) else json.dumps(answer),
-            **made,
+            "kind": kind.name,
+            "prompt": judgement.prompt.text,
+            **{column: response.text for column, response in zip(texts, judgement.responses, strict=False)},
+            "answer": str(answer) if kind.text_answer else json.dumps(answer),
+            **circumstances,
             "provenance": json.dumps(provenance, default=dict),
         }
         table.writerow({column: quoted(cell) for column, cell in cells.items()})
@@ -104,16 +106,16 @@ def _csv_row(header: Sequence[str], cells: Sequence[str]) -> dict[str, Any] | Da
 
 
 def _own_row(row: Mapping[str, str]) -> dict[str, Any]:
-    kind = row["kind"]
-    answer = row.get("answer", "") if kind == "comparison" else parsed("answer", row.get("answer", ""))
+    kind = kind_named(row["kind"])
+    answer = row.get("answer", "") if kind.text_answer else parsed("answer", row.get("answer", ""))
     told = parsed("provenance", row.get("provenance") or "{}")
     if not isinstance(told, dict):
         raise DataError("provenance: must be an object")
     told |= {name: row[name] for name in ("annotator", "criterion", "created") if row.get(name)}
     told |= {name: parsed(name, row[name]) for name in ("weight", "seconds") if row.get(name)}
-    count = {"comparison": 2, "ranking": len(answer) if isinstance(answer, list) else 0}.get(kind, 1)
+    count = kind.count if kind.count is not None else len(answer) if isinstance(answer, list) else 0
     texts = [row.get(f"response_{place}") for place in range(1, count + 1)]
-    return {"kind": kind, "prompt": row.get("prompt"), "responses": texts, "answer": answer, "provenance": told}
+    return {"kind": kind.name, "prompt": row.get("prompt"), "responses": texts, "answer": answer, "provenance": told}
 
 
 def write_dataset(path: str | Path, preferences: Iterable[Preference]) -> int:

@@ -28,29 +28,24 @@ the store could not be written (the same request may be sent again).
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
-import hmac
 import ipaddress
 import json
 import os
 import re
-import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from rlhf_env.errors import ConfigError, DataError, LeaseExpired, MissingExtra, RlhfEnvError
 from rlhf_env.feedback import findings
-from rlhf_env.feedback.asking.agreement import Interval, agreement_of
-from rlhf_env.feedback.asking.tournament import contests, tournament
-from rlhf_env.feedback.asking.verification import outcomes
+from rlhf_env.feedback.page.counting import Recount
+from rlhf_env.feedback.page.keys import Keys, is_same
+from rlhf_env.feedback.page.shown import shown_agreement, shown_item, shown_results
 from rlhf_env.feedback.store.items import Assignment
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.shown_text import for_page, for_terminal
@@ -78,7 +73,7 @@ _STATIC = {
     "/": ("index.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
-    "/kinds.js": ("kinds.js", "text/javascript"),
+    "/forms.js": ("forms.js", "text/javascript"),
     "/server.js": ("server.js", "text/javascript"),
     "/results": ("results.html", "text/html"),
     "/results.js": ("results.js", "text/javascript"),
@@ -103,7 +98,6 @@ BODY_SECONDS = 10.0
 REQUEST_SECONDS = 15.0
 REQUESTS_PER_WINDOW = 600
 WINDOW_SECONDS = 10.0
-TEXT_CHARACTERS = 50_000
 NAME_CHARACTERS = 100
 KEY_CHARACTERS = 200
 CONNECTIONS = 200
@@ -295,70 +289,6 @@ def _static(name: str, kind: str) -> Callable[[Request], Response]:
     return lambda request: Response(content, media_type=kind)
 
 
-@dataclass(frozen=True)
-class Keys:
-    """What is derived from a store's secret: the tokens of the links, and the signatures of sessions."""
-
-    secret: bytes
-
-    @classmethod
-    def of(cls, store: Path) -> Keys:
-        """Read `<store>.key`, or make it: 32 random bytes that only their owner can read."""
-        file = Path(f"{store}.key")
-        try:
-            with contextlib.suppress(FileExistsError):
-                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-                with os.fdopen(os.open(file, flags, 0o600), "wb") as made:
-                    made.write(secrets.token_bytes(32))
-            secret, mode = file.read_bytes(), file.stat().st_mode
-        except OSError as error:
-            raise DataError(f"{file}: {error.strerror}") from error
-        if len(secret) != 32 or mode & 0o077:
-            raise DataError(f"{file}: not 32 bytes that only you can read: delete it, and a new one is made")
-        return cls(secret)
-
-    def sign(self, purpose: str, content: str = "") -> str:
-        signature = hmac.digest(self.secret, json.dumps([purpose, content]).encode("ascii"), "sha256")
-        return base64.urlsafe_b64encode(signature).decode("ascii").rstrip("=")
-
-    @property
-    def token(self) -> str:
-        return self.sign("token")
-
-    @property
-    def owner(self) -> str:
-        """Opens the results, and nothing else."""
-        return self.sign("owner")
-
-    @property
-    def cookie(self) -> str:
-        """Its name. Cookies know no ports: two stores' pages on one machine must not overwrite each other's."""
-        return "annotate_" + self.sign("cookie")[:12]
-
-    def session(self, annotator: str) -> str:
-        """A cookie's value: who is judging, with something that nobody can guess, signed."""
-        content = json.dumps([annotator, secrets.token_urlsafe(16)]).encode("ascii")
-        value = base64.urlsafe_b64encode(content).decode("ascii").rstrip("=")
-        return f"{value}.{self.sign('session', value)}"
-
-    def annotator(self, session: str) -> str | None:
-        """Who is judging; None unless the session was signed here."""
-        value, _, signature = session.partition(".")
-        if not _same(signature, self.sign("session", value)):
-            return None
-        name = json.loads(base64.urlsafe_b64decode(value + "=" * (-len(value) % 4)))[0]
-        assert isinstance(name, str)
-        return name
-
-    def csrf(self, session: str) -> str:
-        return self.sign("csrf", session)
-
-
-def _same(given: str, expected: str) -> bool:
-    """In a time that does not tell how much of it was right."""
-    return hmac.compare_digest(given.encode("utf-8", "surrogatepass"), expected.encode("ascii"))
-
-
 class Guard:
     """Every request passes here first: known Host, own Origin, not too many; every response gets the headers."""
 
@@ -403,33 +333,6 @@ class Guard:
             raise Refused(429, "too many requests: wait some seconds")
 
 
-class _Count:
-    """What takes long to count, made anew when asked, and no more than a twentieth of the time.
-
-    `count` reads the store through a connection of its own, in a thread: nobody waits for it with a vote.
-    """
-
-    def __init__(self, store: Path, count: Callable[[PreferenceStore], dict[str, Any]]) -> None:
-        self._store = store
-        self._count = count
-        self._counting = asyncio.Lock()
-        self._found: dict[str, Any] = {}
-        self._until = 0.0
-
-    async def __call__(self) -> Response:
-        async with self._counting:
-            if time.monotonic() >= self._until:
-                start = time.monotonic()
-                self._found = await asyncio.to_thread(self._read)
-                end = time.monotonic()
-                self._until = end + max(2.0, 20 * (end - start))
-        return _Json(self._found)
-
-    def _read(self) -> dict[str, Any]:
-        with PreferenceStore(self._store) as store:
-            return self._count(store)
-
-
 class _Desk:
     """The handlers, in front of one store that one thread works with: a vote waits for the disk, the loop does not."""
 
@@ -439,8 +342,8 @@ class _Desk:
         self._clock = clock
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._store: PreferenceStore
-        self._agreement = _Count(config.store, _agreement)
-        self._results = _Count(config.store, _results)
+        self._agreement = Recount(config.store, shown_agreement)
+        self._results = Recount(config.store, shown_results)
 
     @contextlib.asynccontextmanager
     async def open(self, _: Starlette) -> AsyncIterator[None]:
@@ -467,7 +370,7 @@ class _Desk:
 
     async def enter(self, request: Request) -> Response:
         given = await _body(request, "token", "annotator")
-        if not (isinstance(given["token"], str) and _same(given["token"], self._keys.token)):
+        if not (isinstance(given["token"], str) and is_same(given["token"], self._keys.token)):
             self._with_csrf(request)  # already in: go on under another name
         name = given["annotator"].strip() if isinstance(given["annotator"], str) else given["annotator"]
         findings.refuse(
@@ -515,12 +418,12 @@ class _Desk:
 
     async def agreement(self, request: Request) -> Response:
         self._session(request)
-        return await self._agreement()
+        return _Json(await self._agreement())
 
     async def results(self, request: Request) -> Response:
         token = (await _body(request, "token"))["token"]
         if token is not None:
-            if not (isinstance(token, str) and _same(token, self._keys.owner)):
+            if not (isinstance(token, str) and is_same(token, self._keys.owner)):
                 raise Refused(401, "this link does not open the results: take the one that rlhf-env annotate shows")
         else:
             self._with_csrf(request)
@@ -530,7 +433,7 @@ class _Desk:
                     403,
                     f"Judging is blind: results come when every item has its votes; {progress.left:,} are missing.",
                 )
-        return await self._results()
+        return _Json(await self._results())
 
     # ---------------------------------------------------------------- inside
 
@@ -544,7 +447,7 @@ class _Desk:
 
     def _with_csrf(self, request: Request) -> str:
         session, annotator = self._session(request)
-        if not _same(request.headers.get("x-csrf-token", ""), self._keys.csrf(session)):
+        if not is_same(request.headers.get("x-csrf-token", ""), self._keys.csrf(session)):
             raise Refused(403, "the request does not come from this page: load it again")
         return annotator
 
@@ -555,62 +458,8 @@ class _Desk:
         """In the store's thread. `back` is the item that an undo returned: the store may hold another one first."""
         lent = back or self._store.next_item(annotator, lease=self._config.lease)
         guidelines = {it.name: it.guidelines for it in self._store.criteria()}
-        item = None if lent is None else _shown(lent, guidelines, max(0.0, lent.expires - self._clock()))
+        item = None if lent is None else shown_item(lent, guidelines, max(0.0, lent.expires - self._clock()))
         return _Json({**more, "item": item, "progress": vars(self._store.progress(annotator))})
-
-
-def _agreement(store: PreferenceStore) -> dict[str, Any]:
-    return {
-        "agreement": [
-            {
-                "kind": it.kind,
-                "criterion": for_page(it.criterion),
-                "judgements": it.judgements,
-                "annotators": len(it.annotators),
-                "units": it.units,
-                "agreement": _interval(it.agreement),
-                "alpha": _interval(it.alpha),
-                "self_consistency": _interval(it.self_consistency),
-                "seconds": _interval(it.seconds),
-            }
-            for it in agreement_of(store.judgements(), np.random.default_rng(0), resamples=200)
-        ]
-    }
-
-
-def _results(store: PreferenceStore) -> dict[str, Any]:
-    """The numbers of `preferences tournament` and `preferences verified`."""
-    return {
-        "progress": vars(store.progress()),
-        "contests": [
-            {
-                "criterion": for_page(criterion),
-                "contenders": [
-                    {
-                        "name": for_page(it.name),
-                        "comparisons": it.comparisons,
-                        "win_rate": _interval(it.win_rate),
-                        "rating": _interval(it.rating),
-                    }
-                    for it in contenders
-                ],
-            }
-            for criterion, made in contests(store).items()
-            if (contenders := tournament(made, np.random.default_rng(0)))
-        ],
-        "verified": [
-            {
-                "model": for_page(it.model),
-                "reason": for_page(it.reason),
-                "why": it.why,
-                "pairs": it.pairs,
-                "votes": it.votes,
-                "agreement": [it.agreement, it.low, it.high] if it.votes else None,
-                "stated": it.stated if it.votes else None,
-            }
-            for it in outcomes(store)
-        ],
-    }
 
 
 async def _body(request: Request, *fields: str) -> Mapping[str, Any]:
@@ -631,35 +480,6 @@ async def _body(request: Request, *fields: str) -> Mapping[str, Any]:
     except (ValueError, RecursionError) as error:
         raise DataError("the request is not JSON") from error
     if not isinstance(given, dict):
-        raise DataError(f"the request: expected an object, got {findings.kind_of(given)}")
+        raise DataError(f"the request: expected an object, got {findings.in_words(given)}")
     findings.refuse(*(f"{name[:40]}: no such field" for name in given if name not in fields))
     return {name: given.get(name) for name in fields}
-
-
-def _shown(lent: Assignment, guidelines: Mapping[str, str], remaining: float) -> dict[str, Any]:
-    """What the page gets to see of an item: nothing that says who wrote a response."""
-    names: Sequence[str] = lent.item.criteria or (lent.item.criterion,)
-    return {
-        "id": lent.id,
-        "kind": lent.item.kind,
-        "purpose": lent.item.purpose,
-        "prompt": _text(lent.item.prompt.text),
-        "responses": [_text(response.text) for response in lent.item.responses],
-        # The name is what a vote says; the label is what can be shown.
-        "criteria": [{"name": n, "label": for_page(n), "guidelines": for_page(guidelines.get(n, ""))} for n in names],
-        "lease": remaining,
-    }
-
-
-def _text(text: str) -> dict[str, Any]:
-    """Fit to be shown; `length` says so where it is cut."""
-    return {"text": for_page(text[:TEXT_CHARACTERS]), "length": len(text) if len(text) > TEXT_CHARACTERS else None}
-
-
-def _interval(found: Interval) -> list[float | None] | None:
-    """[value, low, high]; the ends, or all of it, null where they are not known."""
-    return None if np.isnan(found.value) else [_known(it) for it in (found.value, found.low, found.high)]
-
-
-def _known(number: float) -> float | None:
-    return None if np.isnan(number) else number

@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rlhf_env.errors import ConfigError, DataError, RunFailed
-from rlhf_env.feedback.judgements import HIGHEST, LOWEST, Preference, Ranking, Rating, Response
+from rlhf_env.feedback.judgements import Judgement, Preference
+from rlhf_env.feedback.kinds import HIGHEST, LOWEST, Lesson, kind_of, lesson_of_pair
 from rlhf_env.feedback.reward_models import losses
 from rlhf_env.feedback.reward_models.calibration import accuracy_with_interval
 from rlhf_env.feedback.reward_models.config import Epoch, RewardModelConfig, TrainingRecord
@@ -25,14 +26,13 @@ from rlhf_env.feedback.reward_models.ensemble import RewardEnsemble
 from rlhf_env.feedback.reward_models.fairness import Counterfactual
 from rlhf_env.feedback.reward_models.model import RewardModel, Text, distinct_texts
 from rlhf_env.feedback.store.split import split_by_prompt
-from rlhf_env.types import Prompt
 
 Progress = Callable[[int, int, float], None]
 """Called after every gradient step with (steps done, steps planned, loss of the step)."""
 
 
 def fit_reward_model(
-    judgements: Sequence[Preference | Ranking | Rating],
+    judgements: Sequence[Preference | Judgement],
     trunk: str | Path | RewardModel,
     config: RewardModelConfig,
     *,
@@ -41,16 +41,15 @@ def fit_reward_model(
     dtype: torch.dtype = torch.float32,
     progress: Progress | None = None,
 ) -> tuple[RewardModel, TrainingRecord]:
-    """Fit a reward model to judgements; `trunk` is a model folder, or a RewardModel to go on from (changed; it
-    keeps its heads).
+    """Fit a reward model to judgements of any kind.
 
-    Pairs of one `group` stay in one batch, and so do the responses of a ranking. Ratings bring the thresholds between
-    classes with them, which are fitted along and dropped. `counterfactuals` are what `config.fairness` acts on.
+    `trunk` is a model folder, or a RewardModel to train further (it is changed, and keeps its heads). Pairs of one
+    `group` stay in one batch, and so do the responses of a ranking. Ratings bring the thresholds between classes with
+    them, which are fitted along and dropped. `counterfactuals` are what `config.fairness` acts on.
 
-    Deterministic given `generator`, which draws the order of the judgements, the dropout and, with several
-    members, their first heads and their bootstrap. Keep
-    held-out judgements away: `PreferenceStore.split`. Raises DataError when there is nothing to fit, RunFailed when it
-    diverges.
+    Deterministic given `generator`, which draws the order of the judgements, the dropout and, with several members,
+    their first heads and their bootstrap. Keep held-out judgements away: `PreferenceStore.split`. Raises DataError when
+    there is nothing to fit, RunFailed when it diverges.
     """
     if isinstance(trunk, RewardModel):
         model = trunk
@@ -59,8 +58,7 @@ def fit_reward_model(
         if config.members > 1:
             model.scatter_heads(generator)
     # The salt makes this division independent of the one that took the held-out prompts away. It looks at prompts only.
-    pairs_or_not = cast("Sequence[Preference]", judgements)
-    fitting, validating = split_by_prompt(pairs_or_not, config.validation, salt="validation")
+    fitting, validating = split_by_prompt(judgements, config.validation, salt="validation")
     if not fitting:
         raise DataError(f"no judgements to fit a reward model to: got {len(judgements)}")
     if config.fairness and not counterfactuals:
@@ -134,32 +132,31 @@ class _Lesson:
 
 
 def _lessons(
-    model: RewardModel, judgements: Sequence[Preference | Ranking | Rating], config: RewardModelConfig
+    model: RewardModel, judgements: Sequence[Preference | Judgement], config: RewardModelConfig
 ) -> list[_Lesson]:
     """What there is to learn, in order. A ranking with ties is the pairs that it decides."""
-    said: list[tuple[Prompt, list[Response], float, int, str]] = []
-    problems = []
-    for it in judgements:
-        if isinstance(it, Rating):
-            said.append((it.prompt, [it.response], it.weight, it.score - LOWEST, ""))
-        elif isinstance(it, Preference):
-            said.append((it.prompt, [it.chosen, it.rejected], it.weight, -1, it.group))
-        elif len(set(it.ranks)) == len(it.ranks):
-            best_first = sorted(zip(it.ranks, it.responses, strict=True), key=lambda placed: placed[0])
-            said.append((it.prompt, [response for _, response in best_first], it.weight, -1, ""))
-        elif config.ranking_loss == "pairs":
-            said += ((p.prompt, [p.chosen, p.rejected], p.weight, -1, p.group) for p in it.preferences)
-        else:
-            problems.append(
-                f"the ranking of {it.annotator!r} on prompt {it.prompt.id!r} has ties, which Plackett-Luce does not "
-                "know: set ranking_loss = 'pairs'"
-            )
+    whole_orders = config.ranking_loss == "plackett-luce"
+    lessons: list[Lesson] = []
+    problems: list[str] = []
+    for judgement in judgements:
+        if isinstance(judgement, Preference):
+            lessons.append(lesson_of_pair(judgement))
+            continue
+        try:
+            lessons += kind_of(judgement).lessons_of(judgement, whole_orders=whole_orders)
+        except DataError as error:
+            problems += error.problems
     if problems:
         raise DataError(*problems)
-    texts = iter(model.read([(prompt, response) for prompt, responses, *_ in said for response in responses]))
+    texts = iter(model.read([(lesson.prompt, response) for lesson in lessons for response in lesson.responses]))
     return [
-        _Lesson(tuple(next(texts) for _ in responses), weight, rating, group)
-        for _, responses, weight, rating, group in said
+        _Lesson(
+            texts=tuple(next(texts) for _ in lesson.responses),
+            weight=lesson.weight,
+            rating=-1 if lesson.score is None else lesson.score - LOWEST,
+            group=lesson.group,
+        )
+        for lesson in lessons
     ]
 
 
@@ -326,7 +323,7 @@ def _warmup_then_linear(steps: int, warmup: float) -> Callable[[int], float]:
 
 
 def fit_ensemble(
-    judgements: Sequence[Preference | Ranking | Rating],
+    judgements: Sequence[Preference | Judgement],
     trunk: str | Path,
     config: RewardModelConfig,
     *,

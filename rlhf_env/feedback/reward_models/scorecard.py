@@ -16,7 +16,8 @@ import numpy as np
 from rlhf_env import plugins
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.interchange import read_judgements
-from rlhf_env.feedback.judgements import CriteriaRating, Judgement, Preference, Rating, Response, preferences_of
+from rlhf_env.feedback.judgements import Judgement, Preference, Response
+from rlhf_env.feedback.kinds import kind_of, preferences_of
 from rlhf_env.feedback.reward_models.calibration import (
     Accuracy,
     brier_score,
@@ -169,13 +170,11 @@ def read_data(path: str | Path, *, held_out: float = 1.0) -> tuple[list[Preferen
 
 
 def _mean_ratings(judgements: Sequence[Judgement]) -> list[Valued]:
-    ratings = [it for it in judgements if isinstance(it, Rating)]
-    ratings += [rating for it in judgements if isinstance(it, CriteriaRating) for rating in it.ratings]
     scores: dict[object, tuple[Text, list[int]]] = {}
-    for it in ratings:
-        if it.criterion == "overall":
-            text = (it.prompt, it.response)
-            scores.setdefault(_key(text), (text, []))[1].append(it.score)
+    for rating in (rating for judgement in judgements for rating in kind_of(judgement).ratings(judgement)):
+        if rating.criterion == "overall":
+            text = (rating.prompt, rating.response)
+            scores.setdefault(_key(text), (text, []))[1].append(rating.score)
     return [(*text, float(np.mean(values))) for text, values in scores.values()]
 
 

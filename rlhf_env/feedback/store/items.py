@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal, get_args
@@ -12,16 +12,8 @@ from typing import Literal, get_args
 import numpy as np
 
 from rlhf_env.feedback import findings
-from rlhf_env.feedback.judgements import (
-    KINDS,
-    Judgement,
-    Kind,
-    Response,
-    digest,
-    prompt_digest,
-    prompt_problems,
-    response_digest,
-)
+from rlhf_env.feedback.judgements import Judgement, Response, digest, prompt_digest, prompt_problems, response_digest
+from rlhf_env.feedback.kinds import kind_named, kinds
 from rlhf_env.feedback.store.schema import to_bytes
 from rlhf_env.types import Prompt
 
@@ -31,22 +23,14 @@ PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 
 @dataclass(frozen=True)
 class Counts:
-    """What a store holds.
-
-    `comparisons` counts judgements of that kind, of which `preferences` have a winner, and `ties` and `cannot_say` have
-    none; judgements of all kinds are `comparisons + ratings + rankings + criteria`. Withdrawn ones are not counted.
-    """
+    """How much a store holds. Withdrawn judgements are not counted."""
 
     prompts: int
     responses: int
     annotators: int
-    comparisons: int
-    preferences: int
-    ties: int
-    cannot_say: int
-    ratings: int = 0
-    rankings: int = 0
-    criteria: int = 0
+    judgements: Mapping[str, int]
+    """By what each kind calls them: "comparisons", of which "preferences" have a winner, "ties" and "cannot say" none;
+    "ratings", "rankings", "criteria", and those of other kinds."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +61,7 @@ class Item:
         purpose: what the votes are for. The same responses with another purpose are another item.
     """
 
-    kind: Kind
+    kind: str
     prompt: Prompt
     responses: tuple[Response, ...]
     criterion: str = "overall"
@@ -89,10 +73,9 @@ class Item:
     purpose: Purpose = "collection"
 
     def __post_init__(self) -> None:
-        fits = {"comparison": len(self.responses) == 2, "ranking": len(self.responses) > 1}
+        kind = kind_named(self.kind)
         findings.refuse(
-            findings.one_of("kind", self.kind, KINDS),
-            not fits.get(self.kind, len(self.responses) == 1)
+            (len(self.responses) < 2 if kind.count is None else len(self.responses) != kind.count)
             and f"responses: {len(self.responses)} do not make an item of kind {self.kind!r}",
             *(
                 f"responses: {i + 1} and {j + 1} say the same"
@@ -191,10 +174,13 @@ class Progress:
         return self.wanted - self.votes
 
 
-def criteria_names_problems(kind: Kind, names: Sequence[str]) -> list[str | bool]:
+def criteria_names_problems(kind: str, names: Sequence[str]) -> list[str]:
     """What keeps an item of the kind from asking a score for each of these names."""
-    return [
-        (kind == "criteria") != bool(names) and "criteria: names go with the kind 'criteria'",
-        *(findings.text("criteria", name) for name in names),
-        *(f"criteria: {name!r} stands there twice" for place, name in enumerate(names) if name in names[:place]),
+    problems = []
+    if kind_named(kind).many_criteria != bool(names):
+        scored = " or ".join(repr(one.name) for one in kinds() if one.many_criteria)
+        problems.append(f"criteria: names go with the kind {scored}")
+    problems += [findings.text("criteria", name) for name in names]
+    return problems + [
+        f"criteria: {name!r} stands there twice" for place, name in enumerate(names) if name in names[:place]
     ]

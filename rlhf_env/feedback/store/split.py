@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from typing import Protocol, TypeVar
 
 from rlhf_env.errors import ConfigError
-from rlhf_env.feedback.judgements import Preference
 from rlhf_env.feedback.store.schema import to_bytes
+from rlhf_env.types import Prompt
 
 
-def split_by_prompt(
-    preferences: Iterable[Preference], held_out: float, *, salt: str = ""
-) -> tuple[list[Preference], list[Preference]]:
+class OnPrompt(Protocol):
+    """A preference or a judgement."""
+
+    @property
+    def prompt(self) -> Prompt: ...
+
+
+P = TypeVar("P", bound=OnPrompt)
+
+
+def split_by_prompt(judged: Iterable[P], held_out: float, *, salt: str = "") -> tuple[list[P], list[P]]:
     """(training, held-out), in order. Held out is where the hash of (salt, prompt text) falls below `held_out`.
 
     The hash makes the division stable: new preferences never move an old prompt to the other side. Prompts are compared
@@ -20,9 +29,9 @@ def split_by_prompt(
     """
     if not 0.0 <= held_out <= 1.0:
         raise ConfigError(f"held_out: {held_out!r} is not a fraction between 0 and 1")
-    parts: tuple[list[Preference], list[Preference]] = ([], [])
-    for preference in preferences:
-        hashed = hashlib.sha256(to_bytes(f"{salt}\n{preference.prompt.text}")).digest()
+    parts: tuple[list[P], list[P]] = ([], [])
+    for one in judged:
+        hashed = hashlib.sha256(to_bytes(f"{salt}\n{one.prompt.text}")).digest()
         place = int.from_bytes(hashed[:6], "big") / 2**48  # 48 bits: the quotient is exact and below 1
-        parts[place < held_out].append(preference)
+        parts[place < held_out].append(one)
     return parts

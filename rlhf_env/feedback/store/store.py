@@ -1,75 +1,32 @@
 """The one SQLite file that keeps what people prefer: prompts, responses, judgements, and who is to judge what next.
 
 The file is safe against a kill at any instant: what a method has returned from is on the disk (WAL, synchronous=FULL).
-Prompts and responses are known by a hash of their content, so that adding one again changes nothing, and so are
-judgements: the same verdict of the same annotator at the same moment is one row.
-
 Annotation goes through items: `add_items` says what is to be judged and by how many people, `next_item` lends one to an
 annotator for some minutes, `submit` takes the vote, `undo` takes it back. Every item gets exactly as many votes as it
 asks for, from as many people; a retried vote is one row. An item's purpose stays with its votes: `evaluation` compares
 authors blind (`rlhf_env.feedback.asking.tournament`), `verification` checks a reward model
 (`rlhf_env.feedback.asking.verification`).
 
-The nouns are those of `rlhf_env.feedback.judgements`.
+The nouns are those of `rlhf_env.feedback.judgements` and `rlhf_env.feedback.kinds`. The file is `database.py`, what it
+keeps is `records.py`; here is who judges what next.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import sqlite3
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from itertools import groupby
-from pathlib import Path
-from types import TracebackType
-from typing import Any
 
-from rlhf_env.errors import DataError, LeaseExpired, RunFailed
+from rlhf_env.errors import DataError, LeaseExpired
 from rlhf_env.feedback import findings
-from rlhf_env.feedback.judgements import (
-    KINDS,
-    VERDICTS,
-    Author,
-    Comparison,
-    Judgement,
-    Kind,
-    Preference,
-    Response,
-    answer_of,
-    judgement_digest,
-    kind_of,
-    make_judgement,
-    preferences_of,
-    prompt_digest,
-    prompt_problems,
-    response_digest,
-)
-from rlhf_env.feedback.store.items import Assignment, Check, Counts, Criterion, Item, Progress, Receipt
-from rlhf_env.feedback.store.schema import APPLICATION_ID, MIGRATIONS, from_bytes, to_bytes
-from rlhf_env.feedback.store.split import split_by_prompt
-from rlhf_env.types import Prompt
+from rlhf_env.feedback.judgements import Judgement, prompt_digest, response_digest
+from rlhf_env.feedback.kinds import kind_named
+from rlhf_env.feedback.store.items import Assignment, Check, Item, Progress, Receipt
+from rlhf_env.feedback.store.records import RESPONSE_COLUMNS, Records, read_prompt, read_response
+from rlhf_env.feedback.store.schema import to_bytes
 
-# Text goes in as bytes: sqlite3 refuses a lone surrogate, which is legal in a prompt.
-_ADD_PROMPT = """INSERT INTO prompts (digest, name, text, meta)
-    VALUES (?, CAST(? AS TEXT), CAST(? AS TEXT), ?) ON CONFLICT (digest) DO NOTHING"""
-_ADD_RESPONSE = """INSERT INTO responses
-    (digest, prompt, text, ids, prompt_ids, finish_reason, author_kind, author, temperature)
-    SELECT ?, prompts.id, CAST(? AS TEXT), ?, ?, ?, ?, CAST(? AS TEXT), ? FROM prompts WHERE prompts.digest = ?
-    ON CONFLICT (digest) DO NOTHING"""
-_ADD_ANNOTATOR = "INSERT INTO annotators (name) VALUES (CAST(? AS TEXT)) ON CONFLICT (name) DO NOTHING"
-_ADD_JUDGEMENT = """INSERT INTO judgements
-    (digest, kind, prompt, annotator, criterion, weight, created, seconds, payload, item, idempotency_key)
-    SELECT ?, ?, prompts.id, annotators.id, CAST(? AS TEXT), ?, CAST(? AS TEXT), ?, ?, ?, CAST(? AS TEXT)
-    FROM prompts, annotators WHERE prompts.digest = ? AND annotators.name = CAST(? AS TEXT)
-    ON CONFLICT (digest) DO NOTHING"""
-_ADD_JUDGED = """INSERT INTO judged (judgement, position, response)
-    SELECT judgements.id, ?, responses.id FROM judgements, responses
-    WHERE judgements.digest = ? AND responses.digest = ?
-    ON CONFLICT (judgement, position) DO NOTHING"""
 _ADD_ITEM = """INSERT INTO items (digest, kind, prompt, criterion, criteria, overlap, seed, repeat, priority, purpose)
     SELECT ?, ?, prompts.id, CAST(? AS TEXT), ?, ?, ?, ?, ?, ? FROM prompts WHERE prompts.digest = ?
     ON CONFLICT (digest) DO NOTHING"""
@@ -81,18 +38,7 @@ _ADD_CHECK = """INSERT INTO checks (item, model, reason, favoured, log_odds)
     ON CONFLICT (item, model, reason) DO UPDATE SET favoured = excluded.favoured, log_odds = excluded.log_odds"""
 _LEND = """INSERT INTO leases (item, annotator, expires) VALUES (?, ?, ?)
     ON CONFLICT (item, annotator) DO UPDATE SET expires = excluded.expires"""
-_RESPONSE_COLUMNS = "r.text, r.ids, r.prompt_ids, r.finish_reason, r.author_kind, r.author, r.temperature"
-_JUDGEMENTS = f"""SELECT j.id, p.name, p.text, p.meta, {_RESPONSE_COLUMNS},
-    j.kind, j.payload, j.criterion, annotators.name, j.weight, j.created, j.seconds, j.item
-    FROM judgements AS j
-    JOIN prompts AS p ON p.id = j.prompt
-    JOIN annotators ON annotators.id = j.annotator
-    JOIN judged ON judged.judgement = j.id
-    JOIN responses AS r ON r.id = judged.response
-    WHERE {{condition}} ORDER BY j.id, judged.position"""
-_RESPONSES = f"""SELECT p.name, p.text, p.meta, {_RESPONSE_COLUMNS}
-    FROM responses AS r JOIN prompts AS p ON p.id = r.prompt ORDER BY r.id"""
-_ITEMS = f"""SELECT i.id, p.name, p.text, p.meta, {_RESPONSE_COLUMNS},
+_ITEMS = f"""SELECT i.id, p.name, p.text, p.meta, {RESPONSE_COLUMNS},
     i.kind, i.criterion, i.criteria, i.overlap, i.seed, i.repeat, i.priority, i.purpose
     FROM items AS i
     JOIN prompts AS p ON p.id = i.prompt
@@ -109,142 +55,13 @@ _NEXT_ITEM = f"""SELECT i.id FROM items AS i WHERE {_UNVOTED} AND {_VOTES} + {_L
     ORDER BY {_OWN_LEASE} DESC, i.priority DESC, i.id LIMIT 1"""
 
 
-class PreferenceStore:
+class PreferenceStore(Records):
     """`with PreferenceStore("preferences.sqlite") as store: store.add(comparisons)`.
 
     Opens or creates the file, and brings an older schema up to date. Raises DataError when the file is something else,
     or was written by a newer version. One connection: use a store from the thread that opened it. Several processes may
     have the file open; writers wait for each other for up to `timeout` seconds. `clock` gives seconds since 1970.
     """
-
-    def __init__(self, path: str | Path, *, timeout: float = 30.0, clock: Callable[[], float] = time.time) -> None:
-        self.path = Path(path)
-        self._clock = clock
-        if self.path.is_file() and self.path.stat().st_size == 1:  # SQLite takes one byte for an empty database
-            raise DataError(f"preference store {self.path}: file is not a database")
-        try:
-            # isolation_level=None: this class says itself where a transaction begins and ends
-            self._db = sqlite3.connect(self.path, timeout=timeout, isolation_level=None)
-        except sqlite3.Error as error:
-            raise DataError(f"preference store {self.path}: {error}") from error
-        try:
-            self._db.text_factory = from_bytes
-            self._db.execute("PRAGMA foreign_keys = ON")
-            # A crash of the machine loses no judgement whose `add` has returned.
-            self._db.execute("PRAGMA synchronous = FULL")
-            self._check_and_migrate()
-            self._db.execute("PRAGMA journal_mode = WAL")
-        except sqlite3.Error as error:
-            self._db.close()
-            raise DataError(f"preference store {self.path}: {error}") from error
-        except BaseException:
-            self._db.close()
-            raise
-
-    def __enter__(self) -> PreferenceStore:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file. A closed store cannot be used again."""
-        self._db.close()
-
-    # ---------------------------------------------------------------- what it keeps
-
-    def add_response(self, prompt: Prompt, *responses: Response) -> None:
-        """Keep a prompt and responses to it (none: the prompt alone). What is there already is left as it is."""
-        findings.refuse(*prompt_problems(prompt))
-        with self._writing():
-            self._keep(prompt, responses)
-
-    def add(self, judgements: Iterable[Judgement | Preference]) -> int:
-        """Keep judgements with their prompts, responses and annotators: all of them, or none when one fails.
-
-        Returns how many were new. A judgement without a `created` time gets the present one. Raises RunFailed when the
-        disk is full or another process holds the file.
-        """
-        now = self._now()
-        made = [judgement.comparison if isinstance(judgement, Preference) else judgement for judgement in judgements]
-        with self._writing():
-            return sum(self._add_judgement(it if it.created else replace(it, created=now)) for it in made)
-
-    def judgements(self, *, kind: Kind | None = None) -> Iterator[Judgement]:
-        """Every judgement that stands, of one kind or of all, in the order they were added."""
-        condition = "j.withdrawn = 0" + (" AND j.kind = :kind" if kind else "")
-        return (judgement for _, _, judgement in self._read_judgements(condition, {"kind": kind}))
-
-    def comparisons(self) -> Iterator[Comparison]:
-        """Every comparison, ties too, in the order they were added."""
-        for judgement in self.judgements(kind="comparison"):
-            assert isinstance(judgement, Comparison)
-            yield judgement
-
-    def votes(self) -> Iterator[tuple[int | None, Judgement]]:
-        """Every judgement that stands, with the id of the item that it was made through; None for one that came in."""
-        return ((item, judgement) for _, item, judgement in self._read_judgements("j.withdrawn = 0", {}))
-
-    def preferences(self) -> Iterator[Preference]:
-        """All judgements as weighted pairs (`preferences_of`): decided comparisons in the order they were added."""
-        return preferences_of(self.judgements())
-
-    def responses(self) -> Iterator[tuple[Prompt, Response]]:
-        """Every response with its prompt, in the order they were added."""
-        for row in self._db.execute(_RESPONSES):
-            yield _read_prompt(row), _read_response(row[3:])
-
-    def annotators(self) -> list[str]:
-        """Everybody who judged or was lent an item, in the order they came."""
-        return [name for (name,) in self._db.execute("SELECT name FROM annotators ORDER BY id")]
-
-    def set_criterion(self, criterion: Criterion) -> None:
-        """Keep a criterion with its guidelines, in place of older ones of that name."""
-        row = (to_bytes(criterion.name), to_bytes(criterion.guidelines))
-        with self._writing():
-            self._db.execute(
-                """INSERT INTO criteria (name, guidelines) VALUES (CAST(? AS TEXT), CAST(? AS TEXT))
-                ON CONFLICT (name) DO UPDATE SET guidelines = excluded.guidelines""",
-                row,
-            )
-
-    def criteria(self) -> list[Criterion]:
-        return [Criterion(*row) for row in self._db.execute("SELECT name, guidelines FROM criteria ORDER BY id")]
-
-    def split(self, held_out: float = 0.2, *, salt: str = "") -> tuple[list[Preference], list[Preference]]:
-        """The preferences as (training, held-out), divided by prompt: held-out pairs are on prompts unseen in training.
-
-        `split_by_prompt` says how.
-        """
-        return split_by_prompt(self.preferences(), held_out, salt=salt)
-
-    def counts(self) -> Counts:
-        verdicts: dict[str, int] = dict.fromkeys(VERDICTS, 0)
-        kinds: dict[str, int] = dict.fromkeys(KINDS, 0)
-        rows = self._db.execute(
-            """SELECT kind, json_extract(payload, '$.verdict'), count(*) FROM judgements
-            WHERE withdrawn = 0 GROUP BY 1, 2"""
-        )
-        for kind, verdict, count in rows:
-            kinds[kind] += count
-            if kind == "comparison":
-                verdicts[verdict] += count
-        return Counts(
-            prompts=self._count("SELECT count(*) FROM prompts"),
-            responses=self._count("SELECT count(*) FROM responses"),
-            annotators=self._count("SELECT count(*) FROM annotators"),
-            comparisons=kinds["comparison"],
-            preferences=verdicts["first"] + verdicts["second"],
-            ties=verdicts["tie"],
-            cannot_say=verdicts["cannot say"],
-            ratings=kinds["rating"],
-            rankings=kinds["ranking"],
-            criteria=kinds["criteria"],
-        )
-
-    # ---------------------------------------------------------------- who judges what next
 
     def add_items(self, items: Iterable[Item]) -> list[int]:
         """Ask for judgements; the ids, in order. An item that is there already keeps its id and settings."""
@@ -270,7 +87,7 @@ class PreferenceStore:
         """Every check with its item's id, those of one item together."""
         items = dict(self.items())
         rows = self._db.execute(
-            f"""SELECT c.item, c.model, c.reason, c.log_odds, {_RESPONSE_COLUMNS} FROM checks AS c
+            f"""SELECT c.item, c.model, c.reason, c.log_odds, {RESPONSE_COLUMNS} FROM checks AS c
             JOIN responses AS r ON r.id = c.favoured ORDER BY c.item, c.model, c.reason"""
         ).fetchall()
         for item, model, reason, log_odds, *favoured in rows:
@@ -280,7 +97,7 @@ class PreferenceStore:
                     item=items[item],
                     model=model,
                     reason=reason,
-                    favoured=_read_response(favoured),
+                    favoured=read_response(favoured),
                     log_odds=log_odds,
                 ),
             )
@@ -314,7 +131,7 @@ class PreferenceStore:
             found = self._db.execute(_NEXT_ITEM, {"who": who, "now": now}).fetchone()
             return None if found is None else self._lend(found[0], annotator, who, now + lease)
 
-    def submit(self, item: int, annotator: str, answer: Any, *, key: str, seconds: float | None = None) -> Receipt:
+    def submit(self, item: int, annotator: str, answer: object, *, key: str, seconds: float | None = None) -> Receipt:
         """Take a vote. `answer` speaks of the responses in the order they were shown to this annotator:
 
             comparison   "first", "second", "tie" or "cannot say"
@@ -333,13 +150,13 @@ class PreferenceStore:
             who = self._annotator(annotator)
             if (earlier := self._earlier(item, who, key)) is not None:
                 return Receipt(item, earlier, new=False)
-            if asked.kind == "criteria":
+            kind = kind_named(asked.kind)
+            if kind.many_criteria:
                 findings.refuse(
                     (not isinstance(answer, Mapping) or set(answer) != set(asked.criteria))
-                    and f"scores: expected one for each of {', '.join(asked.criteria)}"
+                    and f"{kind.answer[0]}: expected one for each of {', '.join(asked.criteria)}"
                 )
-            judgement = make_judgement(
-                asked.kind,
+            judgement = kind(
                 asked.prompt,
                 [asked.responses[place] for place in asked.order_for(annotator)],
                 answer,
@@ -400,45 +217,6 @@ class PreferenceStore:
 
     # ---------------------------------------------------------------- inside
 
-    def _now(self) -> str:
-        return datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="microseconds")
-
-    def _count(self, query: str) -> int:
-        (count,) = self._db.execute(query).fetchone()
-        return int(count)
-
-    def _keep(self, prompt: Prompt, responses: Sequence[Response]) -> tuple[str, list[str]]:
-        """Insert what is new; the digests of the prompt and of the responses."""
-        name = prompt_digest(prompt)
-        rows = [_response_row(name, response) for response in responses]
-        self._db.execute(_ADD_PROMPT, _prompt_row(name, prompt))
-        self._db.executemany(_ADD_RESPONSE, rows)
-        return name, [row[0] for row in rows]
-
-    def _annotator(self, name: str) -> int:
-        self._db.execute(_ADD_ANNOTATOR, (to_bytes(name),))
-        (found,) = self._db.execute(
-            "SELECT id FROM annotators WHERE name = CAST(? AS TEXT)", (to_bytes(name),)
-        ).fetchone()
-        return int(found)
-
-    def _add_judgement(self, it: Judgement, item: int | None = None, key: str | None = None) -> bool:
-        """Insert one judgement with all it speaks of; False when it was there."""
-        prompt, shown = self._keep(it.prompt, it.responses)
-        annotator = to_bytes(it.annotator)
-        self._db.execute(_ADD_ANNOTATOR, (annotator,))
-        name = judgement_digest(it)
-        payload = {_PAYLOAD[kind_of(it)]: answer_of(it)}
-        if isinstance(it, Comparison) and it.group:
-            payload["group"] = it.group
-        about = (kind_of(it), to_bytes(it.criterion), float(it.weight), to_bytes(it.created), it.seconds)
-        tag = None if key is None else to_bytes(key)
-        row = (name, *about, findings.as_json(payload), item, tag, prompt, annotator)
-        new = self._db.execute(_ADD_JUDGEMENT, row).rowcount > 0
-        if new:
-            self._db.executemany(_ADD_JUDGED, [(place, name, response) for place, response in enumerate(shown)])
-        return new
-
     def _earlier(self, item: int, who: int, key: str) -> Judgement | None:
         """The vote that stands for `who` on `item`; otherwise the one that came with `key`, although withdrawn."""
         used = self._db.execute(
@@ -482,7 +260,7 @@ class PreferenceStore:
             return found
         raise DataError(f"item {item!r}: the store has no such item")
 
-    def _read_items(self, condition: str, values: Mapping[str, Any]) -> Iterator[tuple[int, Item]]:
+    def _read_items(self, condition: str, values: Mapping[str, object]) -> Iterator[tuple[int, Item]]:
         for item, rows in groupby(self._db.execute(_ITEMS.format(condition=condition), values), lambda row: row[0]):
             parts = list(rows)
             kind, criterion, criteria, overlap, seed, repeat, priority, purpose = parts[0][11:]
@@ -490,8 +268,8 @@ class PreferenceStore:
                 int(item),
                 Item(
                     kind=kind,
-                    prompt=_read_prompt(parts[0][1:]),
-                    responses=tuple(_read_response(row[4:]) for row in parts),
+                    prompt=read_prompt(parts[0][1:]),
+                    responses=tuple(read_response(row[4:]) for row in parts),
                     criterion=criterion,
                     criteria=tuple(json.loads(criteria)),
                     overlap=overlap,
@@ -501,95 +279,3 @@ class PreferenceStore:
                     purpose=purpose,
                 ),
             )
-
-    def _read_judgements(
-        self, condition: str, values: Mapping[str, Any]
-    ) -> Iterator[tuple[int, int | None, Judgement]]:
-        """(id, item, judgement) of those that meet a condition of our own writing."""
-        rows = self._db.execute(_JUDGEMENTS.format(condition=condition), values)
-        for identity, group in groupby(rows, lambda row: row[0]):
-            parts = list(group)
-            kind, stored, criterion, annotator, weight, created, seconds, item = parts[0][11:]
-            payload = json.loads(stored)
-            more = {"group": payload["group"]} if "group" in payload else {}
-            yield (
-                int(identity),
-                item,
-                make_judgement(
-                    kind,
-                    _read_prompt(parts[0][1:]),
-                    [_read_response(row[4:]) for row in parts],
-                    payload[_PAYLOAD[kind]],
-                    criterion=criterion,
-                    annotator=annotator,
-                    weight=weight,
-                    created=created,
-                    seconds=seconds,
-                    **more,
-                ),
-            )
-
-    def _check_and_migrate(self) -> None:
-        with self._transaction():  # so that of two processes one migrates and the other sees it done
-            version = self._count("PRAGMA user_version")
-            ours = self._count("PRAGMA application_id") == APPLICATION_ID
-            if not ours and (version or self._count("SELECT count(*) FROM sqlite_master")):
-                raise DataError(f"{self.path} is a database, but no preference store")
-            if version > len(MIGRATIONS):
-                raise DataError(
-                    f"preference store {self.path} has schema version {version}, and this rlhf-env knows versions "
-                    f"up to {len(MIGRATIONS)}: upgrade rlhf-env"
-                )
-            for statement in (statement for migration in MIGRATIONS[version:] for statement in migration):
-                self._db.execute(statement)
-            if version < len(MIGRATIONS):
-                # PRAGMA takes no parameters; both numbers are our own constants
-                self._db.execute(f"PRAGMA application_id = {APPLICATION_ID:d}")
-                self._db.execute(f"PRAGMA user_version = {len(MIGRATIONS):d}")
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            with self._transaction():
-                yield
-        except sqlite3.Error as error:
-            raise RunFailed(f"preference store {self.path}: {error}; nothing of this call was kept") from error
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            # A full disk has rolled back already.
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
-
-
-# Under which name a judgement's payload, a JSON object, holds what was said.
-_PAYLOAD: dict[Kind, str] = {"comparison": "verdict", "rating": "score", "ranking": "ranks", "criteria": "scores"}
-
-
-def _prompt_row(name: str, prompt: Prompt) -> tuple[Any, ...]:
-    return name, to_bytes(prompt.id), to_bytes(prompt.text), findings.as_json(dict(prompt.meta))
-
-
-def _response_row(prompt: str, it: Response) -> tuple[Any, ...]:
-    """The parameters of _ADD_RESPONSE; the first is the response's digest. `prompt` is its prompt's."""
-    temperature = None if it.author.temperature is None else float(it.author.temperature)
-    ids = [None if sequence is None else findings.as_json(sequence) for sequence in (it.ids, it.prompt_ids)]
-    by = (it.author.kind, to_bytes(it.author.name), temperature)
-    return response_digest(prompt, it), to_bytes(it.text), *ids, it.finish_reason, *by, prompt
-
-
-def _read_prompt(row: Sequence[Any]) -> Prompt:
-    name, text, meta = row[:3]
-    return Prompt(name, text, json.loads(meta))
-
-
-def _read_response(row: Sequence[Any]) -> Response:
-    text, ids, prompt_ids, finish_reason, kind, name, temperature = row[:7]
-    read, prompt_read = (None if stored is None else tuple(json.loads(stored)) for stored in (ids, prompt_ids))
-    return Response(text, Author(kind, name, temperature), read, prompt_read, finish_reason)

@@ -17,7 +17,8 @@ from rlhf_env.feedback.asking.agreement import (
     fleiss_kappa,
     krippendorff_alpha,
 )
-from rlhf_env.feedback.judgements import Author, Comparison, CriteriaRating, Judgement, Ranking, Rating, Response
+from rlhf_env.feedback.judgements import Author, Judgement, Response
+from rlhf_env.feedback.kinds import Comparison, CriteriaRating, Ranking, Rating
 from rlhf_env.types import Float, Prompt
 
 # Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011), part C: four observers, twelve units.

@@ -14,7 +14,8 @@ import pytest
 from rlhf_env.errors import ConfigError
 from rlhf_env.feedback.asking.annotators import SimulatedAnnotator
 from rlhf_env.feedback.asking.pairs import collect_pairs
-from rlhf_env.feedback.judgements import Author, Comparison
+from rlhf_env.feedback.judgements import Author
+from rlhf_env.feedback.kinds import Comparison
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.types import Episode, Float
 

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from rlhf_env.cli.shared import app
 from rlhf_env.errors import ConfigError
 from rlhf_env.feedback.asking.tournament import ELO, Contender, blind_pairs, contests, strengths, tournament
-from rlhf_env.feedback.judgements import Author, Comparison, Response, Verdict
+from rlhf_env.feedback.judgements import Author, Response
+from rlhf_env.feedback.kinds import Comparison, Verdict
 from rlhf_env.feedback.reward_models.calibration import wilson_interval
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.types import Prompt

@@ -15,7 +15,8 @@ from rlhf_env.cli.shared import app
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.feedback.asking.tournament import contests
 from rlhf_env.feedback.asking.verification import Candidate, checks_of, opinions, outcomes, recorded
-from rlhf_env.feedback.judgements import Author, Comparison, Response, Verdict
+from rlhf_env.feedback.judgements import Author, Response
+from rlhf_env.feedback.kinds import Comparison, Verdict
 from rlhf_env.feedback.reward_models.calibration import wilson_interval
 from rlhf_env.feedback.store.items import Check, Item
 from rlhf_env.feedback.store.store import PreferenceStore

@@ -14,16 +14,8 @@ import pytest
 
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.feedback.interchange import FORMATS, Format, read_judgements, write_judgements
-from rlhf_env.feedback.judgements import (
-    Author,
-    Comparison,
-    CriteriaRating,
-    Judgement,
-    Ranking,
-    Rating,
-    Response,
-    preferences_of,
-)
+from rlhf_env.feedback.judgements import Author, Judgement, Response
+from rlhf_env.feedback.kinds import Comparison, CriteriaRating, Ranking, Rating, preferences_of
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.types import Prompt
 
@@ -78,7 +70,7 @@ def test_lone_surrogates_come_back(tmp_path: Path, format: Format) -> None:
 def test_pairs_come_back_exactly(tmp_path: Path, format: Format, text: str) -> None:
     if format == "datasets":
         pytest.importorskip("datasets")
-    pairs = [it.comparison for it in preferences_of(one_of_each(text))]
+    pairs = [Comparison.of(it) for it in preferences_of(one_of_each(text))]
     assert len(pairs) > 6
     assert through(tmp_path, one_of_each(text), format) == pairs
 
@@ -86,7 +78,7 @@ def test_pairs_come_back_exactly(tmp_path: Path, format: Format, text: str) -> N
 def test_unpaired_rows_come_back_as_pairs_and_ratings(tmp_path: Path) -> None:
     given = one_of_each()
     back = through(tmp_path, given, "trl-unpaired")
-    rankings = [it.comparison for ranking in given if isinstance(ranking, Ranking) for it in ranking.preferences]
+    rankings = [Comparison.of(it) for ranking in given if isinstance(ranking, Ranking) for it in ranking.preferences]
     scores = given[8].ratings  # type: ignore[union-attr]
     assert back == [given[0], given[3], given[4], *rankings, *scores]
     rows = [json.loads(line) for line in (tmp_path / "file.jsonl").read_text().splitlines()]

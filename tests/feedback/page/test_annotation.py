@@ -15,17 +15,8 @@ from typing import Any
 import pytest
 
 from rlhf_env.errors import DataError, LeaseExpired
-from rlhf_env.feedback.judgements import (
-    Author,
-    Comparison,
-    CriteriaRating,
-    Ranking,
-    Rating,
-    Response,
-    digest,
-    prompt_digest,
-    response_digest,
-)
+from rlhf_env.feedback.judgements import Author, Response, digest, prompt_digest, response_digest
+from rlhf_env.feedback.kinds import Comparison, CriteriaRating, Ranking, Rating
 from rlhf_env.feedback.store.items import Assignment, Criterion, Item, Progress, Purpose
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.types import Prompt
@@ -102,8 +93,8 @@ def test_each_kind_from_item_to_judgement(store: PreferenceStore, kind: str) -> 
     assert (made.prompt, made.responses, made.criterion) == (given.prompt, given.responses, given.criterion)
     assert list(store.judgements()) == [made]
     assert store.progress("ann") == Progress(items=1, complete=1, votes=1, wanted=1, own=1, open=0)
-    counts = store.counts()
-    assert (counts.comparisons, counts.ratings, counts.rankings, counts.criteria) == tuple(kind == k for k in KINDS)
+    counts = store.counts().judgements
+    assert [counts[word] for word in ("comparisons", "ratings", "rankings", "criteria")] == [kind == k for k in KINDS]
 
 
 def test_an_answer_that_does_not_fit_is_refused_and_changes_nothing(store: PreferenceStore) -> None:
@@ -162,7 +153,11 @@ def test_undo_takes_the_vote_back_and_lends_the_item_again(store: PreferenceStor
     assert back.id == two
     assert store.next_item("bob") is None, "the place is kept for who took the vote back"
     assert [it.prompt.id for it in store.judgements()] == ["p0"]
-    assert (store.progress("ann").votes, store.progress("ann").own, store.counts().comparisons) == (1, 1, 1)
+    assert (store.progress("ann").votes, store.progress("ann").own, store.counts().judgements["comparisons"]) == (
+        1,
+        1,
+        1,
+    )
     again = store.undo("ann", two)
     assert again is not None
     assert again.id == two, "a retried undo takes nothing more back"

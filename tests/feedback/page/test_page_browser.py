@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from rlhf_env.feedback.judgements import Author, Comparison, CriteriaRating, Ranking, Rating, Response
+from rlhf_env.feedback.judgements import Author, Response
+from rlhf_env.feedback.kinds import Comparison, CriteriaRating, Ranking, Rating
 from rlhf_env.feedback.store.items import Criterion, Item
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.types import Prompt

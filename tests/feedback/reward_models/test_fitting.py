@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from rlhf_env.errors import ConfigError, DataError
-from rlhf_env.feedback.judgements import Author, Preference, Ranking, Rating, Response
+from rlhf_env.feedback.judgements import Author, Preference, Response
+from rlhf_env.feedback.kinds import Ranking, Rating
 from rlhf_env.feedback.reward_models import fitting
 from rlhf_env.feedback.reward_models.calibration import accuracy_with_interval, win_probability
 from rlhf_env.feedback.reward_models.config import HeadKind, RewardModelConfig, TrainingRecord

@@ -18,7 +18,8 @@ from rich.console import Console
 from rlhf_env.cli import main as cli
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.feedback.interchange import write_judgements
-from rlhf_env.feedback.judgements import Author, Comparison, Preference, Rating, Response
+from rlhf_env.feedback.judgements import Author, Preference, Response
+from rlhf_env.feedback.kinds import Comparison, Rating
 from rlhf_env.feedback.reward_models.calibration import wilson_interval, win_probability
 from rlhf_env.feedback.reward_models.card import Scorecard, measures, scorecard_table
 from rlhf_env.feedback.reward_models.model import RewardModel

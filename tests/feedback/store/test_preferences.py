@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from rlhf_env.errors import ConfigError, DataError, RunFailed
-from rlhf_env.feedback.judgements import Author, Comparison, Preference, Response, Verdict
-from rlhf_env.feedback.store import store as preferences
+from rlhf_env.feedback.judgements import Author, Preference, Response
+from rlhf_env.feedback.kinds import Comparison, Verdict
+from rlhf_env.feedback.store import database
 from rlhf_env.feedback.store.items import Counts, Item
 from rlhf_env.feedback.store.split import split_by_prompt
 from rlhf_env.feedback.store.store import PreferenceStore
@@ -40,6 +41,12 @@ def comparison(i: int, verdict: Verdict = "first", **settings: Any) -> Compariso
     return Comparison(Prompt(f"p{i}", f"question {i}", {"level": i}), first, second, verdict, "ann", **settings)
 
 
+def counted(prompts: int, responses: int, annotators: int, **judgements: int) -> Counts:
+    words = ("comparisons", "preferences", "ties", "cannot say", "ratings", "rankings", "criteria")
+    given = {word.replace("_", " "): count for word, count in judgements.items()}
+    return Counts(prompts, responses, annotators, {word: given.get(word, 0) for word in words})
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "preferences.sqlite"
@@ -54,8 +61,8 @@ def test_what_goes_in_comes_out_in_order(path: Path) -> None:
         assert list(store.comparisons()) == given
         decided = [given[0], given[2], given[4]]
         assert list(store.preferences()) == [it.preference for it in decided]
-        assert [it.comparison for it in store.preferences()] == decided
-        assert store.counts() == Counts(5, 10, 1, comparisons=5, preferences=3, ties=1, cannot_say=1)
+        assert [Comparison.of(it) for it in store.preferences()] == decided
+        assert store.counts() == counted(5, 10, 1, comparisons=5, preferences=3, ties=1, cannot_say=1)
 
 
 @pytest.mark.parametrize("text", ODD_TEXTS)
@@ -84,7 +91,7 @@ def test_adding_again_changes_nothing(path: Path) -> None:
 def test_one_annotator_may_judge_a_pair_again_later(path: Path) -> None:
     with PreferenceStore(path) as store:
         store.add([comparison(0, "first"), comparison(0, "first", created="2024-06-01T10:00:00+00:00")])
-        assert store.counts().comparisons == 2
+        assert store.counts().judgements["comparisons"] == 2
 
 
 def test_responses_that_differ_only_in_ids_or_author_are_two(path: Path) -> None:
@@ -107,14 +114,16 @@ def test_a_failing_judgement_takes_the_whole_call_with_it(path: Path) -> None:
         store._db.execute("CREATE TRIGGER full BEFORE INSERT ON judged BEGIN SELECT RAISE(ABORT, 'disk full'); END")
         with pytest.raises(RunFailed, match=r"preferences\.sqlite: disk full; nothing of this call was kept"):
             store.add([comparison(0)])
-        assert store.counts() == Counts(0, 0, 0, 0, 0, 0, 0)
+        assert store.counts() == counted(0, 0, 0)
 
 
 def test_a_killed_writer_loses_nothing_it_reported(path: Path) -> None:
     """The child adds one judgement at a time, says so, and is killed with -9 in the middle."""
     code = (
         "import sys\n"
-        "from rlhf_env.feedback.store.store import *\n"
+        "from rlhf_env.feedback.judgements import Author, Response\n"
+        "from rlhf_env.feedback.kinds import Comparison\n"
+        "from rlhf_env.feedback.store.store import PreferenceStore\n"
         "from rlhf_env.types import Prompt\n"
         "store, a = PreferenceStore(sys.argv[1]), Author('human', 'a')\n"
         "for i in range(100_000):\n"
@@ -131,8 +140,8 @@ def test_a_killed_writer_loses_nothing_it_reported(path: Path) -> None:
     child.wait()
     child.stdout.close()
     with PreferenceStore(path) as store:
-        assert reported <= store.counts().comparisons <= reported + 1
-        assert store.counts().comparisons == len(list(store.preferences()))
+        assert reported <= store.counts().judgements["comparisons"] <= reported + 1
+        assert store.counts().judgements["comparisons"] == len(list(store.preferences()))
         assert store._db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         assert store._db.execute("PRAGMA foreign_key_check").fetchall() == []
 
@@ -153,7 +162,7 @@ def test_two_stores_on_one_file_see_each_other(path: Path) -> None:
         one.add([comparison(0)])
         two.add([comparison(1)])
         assert one.counts() == two.counts()
-        assert one.counts().comparisons == 2
+        assert one.counts().judgements["comparisons"] == 2
 
 
 def test_writers_wait_for_each_other_from_the_first_look(path: Path) -> None:
@@ -209,18 +218,18 @@ def test_an_older_file_is_migrated(path: Path) -> None:
         item = Item(kind="comparison", prompt=given.prompt, responses=given.responses)
         (name,) = store.add_items([item])
         assert store.submit(name, "ann", "tie", key="k").new
-        assert store.counts() == Counts(1, 2, 1, comparisons=2, preferences=1, ties=1, cannot_say=0)
+        assert store.counts() == counted(1, 2, 1, comparisons=2, preferences=1, ties=1)
         (version,) = store._db.execute("PRAGMA user_version").fetchone()
     with PreferenceStore(path) as store:
-        assert store.counts().comparisons == 2
+        assert store.counts().judgements["comparisons"] == 2
     assert version == 3
 
 
 def test_a_migration_that_fails_leaves_the_file_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     version_1(path)
-    steps = (*preferences.MIGRATIONS, ("CREATE TABLE more (id INTEGER)", "no SQL"))
+    steps = (*database.MIGRATIONS, ("CREATE TABLE more (id INTEGER)", "no SQL"))
     with monkeypatch.context() as patch:
-        patch.setattr(preferences, "MIGRATIONS", steps)
+        patch.setattr(database, "MIGRATIONS", steps)
         with pytest.raises(DataError, match="syntax error"):
             PreferenceStore(path)
     with sqlite3.connect(path) as db:

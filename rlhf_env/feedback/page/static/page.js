@@ -1,7 +1,7 @@
 // The page: who is judging, one item after the other, and what went wrong, in words.
 
 import * as server from "./server.js";
-import { button, el, kinds } from "./kinds.js";
+import { button, controlsOf, el } from "./forms.js";
 
 const $ = (id) => document.getElementById(id);
 const SETTLE = 400; // ms: the second half of a double click must not judge the next item
@@ -117,9 +117,9 @@ function show({ item, progress }) {
     $("task").replaceChildren(el("section", { class: "panel done" }, el("h2", {}, "Nothing left for you"), el("p", {}, why)), el("div", { class: "actions" }, undo, again));
     controls = { keys: [["r", "Look again"]], press: (key) => key === "r" && (again.click(), true) };
   } else {
-    controls = kinds[item.kind](item, (answer) => submit(item, answer));
-    const { question, card, actions } = controls;
-    const guidelines = item.kind !== "criteria" && item.criteria[0].guidelines;
+    controls = controlsOf(item, (answer) => submit(item, answer));
+    const { question, card, layout, actions } = controls;
+    const { guidelines } = item.form;
     const title = el("h2", { tabindex: "-1" }, question);
     const many = item.responses.length > 1;
     $("task").replaceChildren(
@@ -136,7 +136,7 @@ function show({ item, progress }) {
           return el("article", { class: "panel", "aria-label": label }, el("h3", {}, label), written(response), below.length ? el("div", { class: "choose" }, ...below) : "");
         }),
       ),
-      el("div", { class: `actions ${item.kind}`, role: "group", "aria-label": "Your judgement" }, ...actions, undo),
+      el("div", { class: `actions ${layout}`.trim(), role: "group", "aria-label": "Your judgement" }, ...actions, undo),
     );
     title.focus({ preventScroll: true });
     scrollTo(0, 0);

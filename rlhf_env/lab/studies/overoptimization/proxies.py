@@ -15,7 +15,8 @@ from rlhf_env.errors import ConfigError, RunFailed
 from rlhf_env.feedback.asking.annotators import SimulatedAnnotator
 from rlhf_env.feedback.asking.pairs import collect_pairs
 from rlhf_env.feedback.interchange import write_judgements
-from rlhf_env.feedback.judgements import Author, Comparison
+from rlhf_env.feedback.judgements import Author
+from rlhf_env.feedback.kinds import Comparison
 from rlhf_env.feedback.reward_models.fitting import fit_reward_model
 from rlhf_env.feedback.reward_models.model import RewardModel
 from rlhf_env.lab.studies.overoptimization.study import Fitting, Study, Tell

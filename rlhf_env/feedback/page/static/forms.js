@@ -1,7 +1,9 @@
-// The four kinds of judgement. Each function takes an item and `submit(answer)`, and gives
+// The form of an item, drawn from the inputs that the server sends: the page knows inputs, not kinds of judgement.
+// `controlsOf(item, submit)` gives
 //   question   what is asked, as text
 //   card(i)    nodes that go under response i
-//   actions    nodes for the bar at the bottom
+//   layout     the class of the bar at the bottom
+//   actions    nodes for that bar
 //   keys       [[key, meaning]], as shown to people
 //   press(key) true when the key meant something
 
@@ -22,44 +24,27 @@ const digit = (i) => (i < 9 ? String(i + 1) : null); // the tenth response has a
 
 const ORDINALS = ["1st", "2nd", "3rd"];
 const ordinal = (place) => ORDINALS[place - 1] ?? `${place}th`;
-const SCALE = ["very bad", "bad", "fair", "good", "very good"];
-const by = (item) => (item.criteria[0].name === "overall" ? "" : ` by “${item.criteria[0].label}”`);
+const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
-function comparison(item, submit) {
-  const choices = [
-    ["1", "first", "Response 1 is better"],
-    ["2", "second", "Response 2 is better"],
-    ["t", "tie", "Equally good"],
-    ["n", "cannot say", "Cannot say"],
-  ];
+// One choice, each option a button that judges at once: under its response, or in the bar.
+function choice({ inputs: [{ options, steps }] }, item, submit) {
+  const press = (option) => () => submit(option.value);
+  const ends = [options[0], options.at(-1)];
   return {
-    question: `Which response is better${by(item)}?`,
-    card: (i) => [button(`Response ${i + 1} is better`, choices[i][0], () => submit(choices[i][1]), { class: "main" })],
-    actions: choices.slice(2).map(([key, answer, label]) => button(label, key, () => submit(answer))),
-    keys: choices.map(([key, , label]) => [key, label]),
+    layout: steps ? "steps" : "",
+    card: (i) => options.filter((it) => it.under === i).map((it) => button(it.label, it.key, press(it), { class: "main" })),
+    actions: options.filter((it) => it.under === null).map((it) => button(it.label, it.key, press(it), steps ? { class: "score" } : {})),
+    keys: steps ? [[ends.map((it) => it.key).join(" – "), capital(ends.map((it) => it.label).join(" to "))]] : options.map((it) => [it.key, it.label]),
     press(key) {
-      const choice = choices.find(([its]) => its === key);
-      if (choice) submit(choice[1]);
-      return Boolean(choice);
+      const found = options.find((it) => it.key && it.key === key);
+      if (found) submit(found.value);
+      return Boolean(found);
     },
   };
 }
 
-function rating(item, submit) {
-  return {
-    question: `How good is this response${by(item)}?`,
-    card: () => [],
-    actions: SCALE.map((label, i) => button(label, String(i + 1), () => submit(i + 1), { class: "score" })),
-    keys: [["1 – 5", "Very bad to very good"]],
-    press(key) {
-      if (!/^[1-5]$/.test(key)) return false;
-      submit(Number(key));
-      return true;
-    },
-  };
-}
-
-function ranking(item, submit) {
+// The responses put in order, one after the other.
+function order(form, item, submit) {
   const count = item.responses.length;
   let groups = []; // [[best], [next, its equal], ...]
   let tieNext = false;
@@ -109,7 +94,7 @@ function ranking(item, submit) {
   }
   update();
   return {
-    question: `Put the responses in order${by(item)}, the best first.`,
+    layout: "",
     card: (i) => [buttons[i], places[i]],
     actions: [summary, tie, back, done],
     keys: [
@@ -129,55 +114,58 @@ function ranking(item, submit) {
   };
 }
 
-function criteria(item, submit) {
-  const scores = item.criteria.map(() => null);
-  const done = button("Submit scores", "Enter", () => finish(), { class: "main", disabled: true });
-  const rows = item.criteria.map((criterion, row) =>
-    el(
-      "fieldset",
-      {},
-      el("legend", {}, criterion.label),
-      criterion.guidelines ? el("p", { class: "guidelines" }, criterion.guidelines) : "",
-      el("div", { class: "scale" }, ...SCALE.map((label, i) => choice(row, i + 1, label))),
-    ),
-  );
+// Several inputs, or words: a row for each, and a button that submits them together. Every choice has to be made.
+function sheet({ inputs, submit: label }, item, submit) {
+  const values = inputs.map((input) => (input.type === "text" ? "" : null));
+  const done = button(label, "Enter", () => finish(), { class: "main", disabled: values.includes(null) });
+  const rows = inputs.map((input, row) => {
+    const guidelines = input.guidelines ? el("p", { class: "guidelines" }, input.guidelines) : "";
+    return el("fieldset", {}, el("legend", {}, input.label), guidelines, input.type === "text" ? words(input, row) : scale(input, row));
+  });
 
-  function choice(row, score, label) {
-    const input = el("input", { type: "radio", name: `criterion ${row}`, onchange: () => set(row, score) });
-    return el("label", {}, input, el("span", {}, el("b", {}, String(score)), " ", label));
+  function words(input, row) {
+    const area = el("textarea", { rows: "3", "aria-label": input.label });
+    area.oninput = () => (values[row] = area.value);
+    return area;
   }
-  function set(row, score) {
-    scores[row] = score;
-    done.disabled = scores.includes(null);
+  function scale({ options, steps }, row) {
+    return el("div", { class: steps ? "scale" : "scale words" }, ...options.map((option, i) => radio(row, i, option.label)));
+  }
+  function radio(row, i, text) {
+    const input = el("input", { type: "radio", name: `criterion ${row}`, onchange: () => set(row, i) });
+    return el("label", {}, input, el("span", {}, el("b", {}, String(i + 1)), " ", text));
+  }
+  function set(row, i) {
+    values[row] = inputs[row].options[i].value;
+    done.disabled = values.includes(null);
   }
   function finish() {
-    if (scores.includes(null)) rows[scores.indexOf(null)].querySelector("input").focus();
+    if (values.includes(null)) focusRow(values.indexOf(null));
+    else if (inputs.length === 1 && inputs[0].name === "") submit(values[0]);
     // an own field whatever its name: "__proto__" is a name like any other
-    else submit(Object.fromEntries(item.criteria.map((criterion, row) => [criterion.name, scores[row]])));
+    else submit(Object.fromEntries(inputs.map((input, row) => [input.name, values[row]])));
   }
-  function score(number) {
+  function choose(number) {
     const focused = rows.findIndex((row) => row.contains(document.activeElement));
-    const row = focused >= 0 ? focused : scores.indexOf(null);
-    if (row < 0) return;
-    rows[row].querySelectorAll("input")[number - 1].checked = true;
-    set(row, number);
+    const row = focused >= 0 ? focused : values.indexOf(null);
+    const radios = rows[row]?.querySelectorAll("input") ?? [];
+    if (number > radios.length) return;
+    radios[number - 1].checked = true;
+    set(row, number - 1);
     if (row + 1 < rows.length) focusRow(row + 1);
     else done.focus();
   }
   function focusRow(row) {
-    (rows[row].querySelector("input:checked") ?? rows[row].querySelector("input")).focus();
+    (rows[row].querySelector("input:checked") ?? rows[row].querySelector("input, textarea")).focus();
   }
+  const most = Math.max(0, ...inputs.map((input) => input.options?.length ?? 0));
   return {
-    question: "How good is this response by each of these?",
+    layout: "sheet",
     card: () => [],
     actions: [el("div", { class: "scores" }, ...rows), done],
-    keys: [
-      ["1 – 5", "Score the next criterion, very bad to very good"],
-      ["Tab, arrows", "Go back and change a score"],
-      ["Enter", "Submit the scores"],
-    ],
+    keys: [...(most ? [[`1 – ${Math.min(most, 9)}`, "Answer the next question"]] : []), ["Tab, arrows", "Go back and change an answer"], ["Enter", label]],
     press(key) {
-      if (/^[1-5]$/.test(key)) score(Number(key));
+      if (/^[1-9]$/.test(key)) choose(Number(key));
       else if (key === "Enter") finish();
       else return false;
       return true;
@@ -185,4 +173,10 @@ function criteria(item, submit) {
   };
 }
 
-export const kinds = { comparison, rating, ranking, criteria };
+export function controlsOf(item, submit) {
+  const { inputs } = item.form;
+  const alone = inputs.length === 1 && inputs[0].name === "";
+  const draw = (alone && { choice, order }[inputs[0].type]) || sheet;
+  const controls = draw(item.form, item, submit);
+  return { ...controls, question: item.form.question, keys: item.form.shortcuts.length ? item.form.shortcuts : controls.keys };
+}

@@ -9,14 +9,12 @@ from typing import Any
 import pytest
 
 from rlhf_env.errors import DataError
-from rlhf_env.feedback.judgements import (
-    Author,
+from rlhf_env.feedback.judgements import Author, Preference, Response
+from rlhf_env.feedback.kinds import (
     Comparison,
     CriteriaRating,
-    Preference,
     Ranking,
     Rating,
-    Response,
     criteria_preferences,
     preferences_of,
     rating_preferences,
@@ -48,7 +46,7 @@ def test_a_ranking_is_all_its_pairs_in_one_group() -> None:
     assert {(it.chosen.text, it.rejected.text): it.chosen_was_first for it in pairs}["b", "a"] is False
     assert {(it.chosen.text, it.rejected.text): it.chosen_was_first for it in pairs}["b", "c"] is True
     assert all((it.annotator, it.created, it.seconds) == ("ann", "now", 9.0) for it in pairs)
-    assert all(it.comparison.preference == it for it in pairs)
+    assert all(Comparison.of(it).preference == it for it in pairs)
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
@@ -133,6 +131,6 @@ def test_what_makes_no_sense_is_refused(make: Any, says: str) -> None:
 
 def test_a_group_is_no_verdict() -> None:
     """Pairs of one ranking differ in nothing but who won: their comparisons keep the group."""
-    for one, two in combinations([it.comparison for it in ranking([1, 2, 3]).preferences], 2):
+    for one, two in combinations([Comparison.of(it) for it in ranking([1, 2, 3]).preferences], 2):
         assert one.group == two.group
         assert one != two

@@ -1,0 +1,169 @@
+"""A comparison: which of two responses is better, a tie, or neither to be told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from rlhf_env.feedback import findings
+from rlhf_env.feedback.judgements import Preference, Response, judgement_problems, no_winner_problem
+from rlhf_env.feedback.kinds.dialects import Answered, Dialect, Names, Part
+from rlhf_env.feedback.kinds.form import ChoiceInput, Form, Option, by_criterion
+from rlhf_env.feedback.kinds.kind import JudgementKind, Opinion, opinion_of_pair
+from rlhf_env.types import Prompt
+
+Verdict = Literal["first", "second", "tie", "cannot say"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One judgement of two responses, in the order they were shown."""
+
+    prompt: Prompt
+    first: Response
+    second: Response
+    verdict: Verdict
+    annotator: str
+    criterion: str = "overall"
+    weight: float = 1.0
+    created: str = ""
+    """When, as ISO 8601."""
+    seconds: float | None = None
+    """How long the judgement took."""
+    group: str = ""
+    """Not empty for a pair that was read off a larger judgement (see `Preference.group`)."""
+
+    def __post_init__(self) -> None:
+        decided = self.verdict in ("first", "second")
+        findings.refuse(
+            findings.one_of("verdict", self.verdict, VERDICTS),
+            decided and no_winner_problem(self.first, self.second),
+            *judgement_problems(self),
+            findings.text("criterion", self.criterion),
+            findings.text("group", self.group, empty_is_fine=True),
+        )
+
+    @classmethod
+    def of(cls, pair: Preference) -> Comparison:
+        """The comparison that a preference says the same as."""
+        first, second = (pair.chosen, pair.rejected) if pair.chosen_was_first else (pair.rejected, pair.chosen)
+        return cls(
+            prompt=pair.prompt,
+            first=first,
+            second=second,
+            verdict="first" if pair.chosen_was_first else "second",
+            annotator=pair.annotator,
+            criterion=pair.criterion,
+            weight=pair.weight,
+            created=pair.created,
+            seconds=pair.seconds,
+            group=pair.group,
+        )
+
+    @property
+    def responses(self) -> tuple[Response, ...]:
+        return self.first, self.second
+
+    @property
+    def preference(self) -> Preference | None:
+        """The pair with the weight of the judgement.
+
+        None for "cannot say", and for a tie: that says two scores are equal, which no pair with a winner can.
+        """
+        if self.verdict not in ("first", "second"):
+            return None
+        return Preference(
+            prompt=self.prompt,
+            chosen=self.first if self.verdict == "first" else self.second,
+            rejected=self.second if self.verdict == "first" else self.first,
+            annotator=self.annotator,
+            criterion=self.criterion,
+            weight=self.weight,
+            created=self.created,
+            chosen_was_first=self.verdict == "first",
+            seconds=self.seconds,
+            group=self.group,
+        )
+
+
+def _pairs(comparison: Comparison) -> Iterable[Preference]:
+    return () if comparison.preference is None else (comparison.preference,)
+
+
+def _opinions(comparison: Comparison) -> Mapping[str, list[Opinion]]:
+    """ "Cannot say" is no opinion of the pair."""
+    ranks = {"first": (1, 2), "second": (2, 1), "tie": (1, 1)}.get(comparison.verdict)
+    pair = (comparison.first, comparison.second)
+    return {comparison.criterion: [] if ranks is None else [opinion_of_pair(comparison.prompt, pair, ranks)]}
+
+
+def _form(guidelines: Mapping[str, str]) -> Form:
+    criterion, text = next(iter(guidelines.items()))
+    return Form(
+        question=f"Which response is better{by_criterion(criterion)}?",
+        guidelines=text,
+        inputs=(
+            ChoiceInput(
+                options=(
+                    Option(value="first", key="1", label="Response 1 is better", under=0),
+                    Option(value="second", key="2", label="Response 2 is better", under=1),
+                    Option(value="tie", key="t", label="Equally good"),
+                    Option(value="cannot say", key="n", label="Cannot say"),
+                )
+            ),
+        ),
+    )
+
+
+# Argilla: the question "preference", with the name of a response, "tie" or "cannot say" as its value. Label Studio:
+# `pairwise`, or `choices` of "tie" or "cannot say".
+
+
+def _to_argilla(answer: object, names: Names) -> list[Part]:
+    sides = {"first": names[0], "second": names[-1]}
+    return [Part(name="preference", value=sides.get(str(answer), answer))]
+
+
+def _from_argilla(part: Part, names: Names) -> Answered | None:
+    if not isinstance(part.value, str):
+        return None
+    sides = dict(zip(names, ("first", "second"), strict=False))
+    return Answered(value=sides.get(part.value, part.value))
+
+
+_SIDES = {"left": "first", "right": "second"}
+
+
+def _to_label_studio(answer: object, names: Names) -> list[Part]:
+    for side, verdict in _SIDES.items():
+        if verdict == answer:
+            return [Part(name="preference", type="pairwise", value={"selected": side}, about=",".join(names))]
+    return [Part(name="undecided", type="choices", value={"choices": [answer]})]
+
+
+def _from_label_studio(part: Part, _: Names) -> Answered | None:
+    match part.type, part.value:
+        case "pairwise", {"selected": side}:
+            return Answered(value=_SIDES.get(str(side), side))
+        case "choices", {"choices": [choice]}:
+            return Answered(value=choice)
+    return None
+
+
+COMPARISON = JudgementKind(
+    name="comparison",
+    plural="comparisons",
+    judgement=Comparison,
+    responses=("first", "second"),
+    answer=("verdict",),
+    text_answer=True,
+    form=_form,
+    pairs=_pairs,
+    opinions=_opinions,
+    tallies={"preferences": ("first", "second"), "ties": ("tie",), "cannot say": ("cannot say",)},
+    simulation="compare",
+    argilla=Dialect(write=_to_argilla, read=_from_argilla),
+    label_studio=Dialect(write=_to_label_studio, read=_from_label_studio),
+)

@@ -1,0 +1,122 @@
+"""A rating by criteria: a score of one response for each of several named criteria."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from rlhf_env.feedback import findings
+from rlhf_env.feedback.judgements import Preference, Response, judgement_problems
+from rlhf_env.feedback.kinds.dialects import Answered, Dialect, Names, Part
+from rlhf_env.feedback.kinds.form import ChoiceInput, Form
+from rlhf_env.feedback.kinds.kind import HIGHEST, LOWEST, JudgementKind
+from rlhf_env.feedback.kinds.rating import SCALE, Rating, rating_preferences
+from rlhf_env.types import Prompt
+
+
+@dataclass(frozen=True)
+class CriteriaRating:
+    """One response, a Likert score for each named criterion."""
+
+    prompt: Prompt
+    response: Response
+    scores: Mapping[str, int] = field(hash=False)
+    """{"helpful": 4, "harmless": 5}"""
+    annotator: str
+    weight: float = 1.0
+    created: str = ""
+    """When, as ISO 8601."""
+    seconds: float | None = None
+    """How long the judgement took."""
+
+    def __post_init__(self) -> None:
+        findings.refuse(*_score_problems(self.scores), *judgement_problems(self))
+
+    @property
+    def criterion(self) -> str:
+        """Which scores these are: "harmless, helpful"."""
+        return ", ".join(sorted(self.scores))
+
+    @property
+    def responses(self) -> tuple[Response, ...]:
+        return (self.response,)
+
+    @property
+    def ratings(self) -> list[Rating]:
+        """One rating per criterion."""
+        return [
+            Rating(self.prompt, self.response, score, self.annotator, name, self.weight, self.created, self.seconds)
+            for name, score in self.scores.items()
+        ]
+
+
+def criteria_preferences(judgements: Iterable[CriteriaRating]) -> Iterator[Preference]:
+    """The pairs of each criterion by itself, under its name: `rating_preferences` of every named score."""
+    return rating_preferences(rating for judgement in judgements for rating in judgement.ratings)
+
+
+def _score_problems(scores: object) -> Iterator[str]:
+    if not isinstance(scores, Mapping) or not scores:
+        yield "scores: expected a score for each of one or more named criteria"
+        return
+    for name, score in scores.items():
+        yield findings.text("criterion", name) or findings.whole_number(f"scores[{name}]", score, LOWEST, HIGHEST)
+
+
+def _ratings(judgement: CriteriaRating) -> list[Rating]:
+    return judgement.ratings
+
+
+def _form(guidelines: Mapping[str, str]) -> Form:
+    return Form(
+        question="How good is this response by each of these?",
+        inputs=tuple(
+            ChoiceInput(name=name, label=name, guidelines=text, options=SCALE, steps=True)
+            for name, text in guidelines.items()
+        ),
+        submit="Submit scores",
+        shortcuts=(
+            ("1 – 5", "Score the next criterion, very bad to very good"),
+            ("Tab, arrows", "Go back and change a score"),
+            ("Enter", "Submit the scores"),
+        ),
+    )
+
+
+# Argilla and Label Studio: a rating by that criterion for each question, or tag, that is not named "rating".
+
+
+def _to_argilla(answer: object, _: Names) -> list[Part]:
+    assert isinstance(answer, Mapping)
+    return [Part(name=name, value=score) for name, score in answer.items()]
+
+
+def _from_argilla(part: Part, _: Names) -> Answered | None:
+    return Answered(value=part.value, field=part.name)
+
+
+def _to_label_studio(answer: object, _: Names) -> list[Part]:
+    assert isinstance(answer, Mapping)
+    return [Part(name=name, type="rating", value={"rating": score}) for name, score in answer.items()]
+
+
+def _from_label_studio(part: Part, _: Names) -> Answered | None:
+    match part.type, part.value:
+        case "rating", {"rating": score}:
+            return Answered(value=score, field=part.name)
+    return None
+
+
+CRITERIA = JudgementKind(
+    name="criteria",
+    plural="criteria",
+    judgement=CriteriaRating,
+    responses=("response",),
+    answer=("scores",),
+    many_criteria=True,
+    form=_form,
+    ratings=_ratings,
+    level="ordinal",
+    argilla=Dialect(write=_to_argilla, read=_from_argilla),
+    label_studio=Dialect(write=_to_label_studio, read=_from_label_studio),
+)

@@ -1,0 +1,105 @@
+"""The SQLite file behind a preference store: opened or made, brought up to date, and written whole or not at all."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rlhf_env.errors import DataError, RunFailed
+from rlhf_env.feedback.store.schema import APPLICATION_ID, MIGRATIONS, from_bytes
+
+
+class Database:
+    """An open file with the tables of `schema.py`.
+
+    Opens or creates the file, and brings an older schema up to date. Raises DataError when the file is something else,
+    or was written by a newer version. One connection: use it from the thread that opened it. Several processes may
+    have the file open; writers wait for each other for up to `timeout` seconds. `clock` gives seconds since 1970.
+    """
+
+    def __init__(self, path: str | Path, *, timeout: float = 30.0, clock: Callable[[], float] = time.time) -> None:
+        self.path = Path(path)
+        self._clock = clock
+        if self.path.is_file() and self.path.stat().st_size == 1:  # SQLite takes one byte for an empty database
+            raise DataError(f"preference store {self.path}: file is not a database")
+        try:
+            # isolation_level=None: this class says itself where a transaction begins and ends
+            self._db = sqlite3.connect(self.path, timeout=timeout, isolation_level=None)
+        except sqlite3.Error as error:
+            raise DataError(f"preference store {self.path}: {error}") from error
+        try:
+            self._db.text_factory = from_bytes
+            self._db.execute("PRAGMA foreign_keys = ON")
+            # A crash of the machine loses no judgement whose `add` has returned.
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._check_and_migrate()
+            self._db.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.Error as error:
+            self._db.close()
+            raise DataError(f"preference store {self.path}: {error}") from error
+        except BaseException:
+            self._db.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file. A closed store cannot be used again."""
+        self._db.close()
+
+    def _now(self) -> str:
+        return datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="microseconds")
+
+    def _count(self, query: str) -> int:
+        (count,) = self._db.execute(query).fetchone()
+        return int(count)
+
+    def _check_and_migrate(self) -> None:
+        with self._transaction():  # so that of two processes one migrates and the other sees it done
+            version = self._count("PRAGMA user_version")
+            ours = self._count("PRAGMA application_id") == APPLICATION_ID
+            if not ours and (version or self._count("SELECT count(*) FROM sqlite_master")):
+                raise DataError(f"{self.path} is a database, but no preference store")
+            if version > len(MIGRATIONS):
+                raise DataError(
+                    f"preference store {self.path} has schema version {version}, and this rlhf-env knows versions "
+                    f"up to {len(MIGRATIONS)}: upgrade rlhf-env"
+                )
+            for statement in (statement for migration in MIGRATIONS[version:] for statement in migration):
+                self._db.execute(statement)
+            if version < len(MIGRATIONS):
+                # PRAGMA takes no parameters; both numbers are our own constants
+                self._db.execute(f"PRAGMA application_id = {APPLICATION_ID:d}")
+                self._db.execute(f"PRAGMA user_version = {len(MIGRATIONS):d}")
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            with self._transaction():
+                yield
+        except sqlite3.Error as error:
+            raise RunFailed(f"preference store {self.path}: {error}; nothing of this call was kept") from error
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            # A full disk has rolled back already.
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise

@@ -1,0 +1,187 @@
+"""The annotation page's server: killed, crowded, slow, and where it cannot listen."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("starlette", reason="the extra 'annotate' is not installed")
+pytest.importorskip("uvicorn", reason="the extra 'annotate' is not installed")
+import httpx2 as httpx
+import uvicorn
+
+from rlhf_env.cli import main as cli
+from rlhf_env.errors import ConfigError
+from rlhf_env.feedback.judgements import Author
+from rlhf_env.feedback.page import server
+from rlhf_env.feedback.page.keys import Keys
+from rlhf_env.feedback.page.server import PageConfig
+from rlhf_env.feedback.store.items import Item
+from rlhf_env.feedback.store.store import PreferenceStore
+
+OWN = "http://127.0.0.1:8765"
+PERSON = Author("human", "the author's name")
+
+Enter = Callable[..., Any]
+Pairs = Callable[..., list[Item]]
+Fill = Callable[..., list[int]]
+Votes = Callable[[Path], list[Any]]
+
+
+FAULTS = Path(__file__).parents[2] / "faults" / "annotation_server.py"
+
+
+def test_killed_among_votes_every_acknowledged_one_is_there_once() -> None:
+    """F36, small: the whole of it is `make faults-annotation`."""
+    command = [sys.executable, str(FAULTS), "--rounds", "2", "--votes", "25"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert re.fullmatch(
+        r"2 rounds, \d+ acknowledged votes: 0 lost, 0 twice; integrity_check ok 2 of 2; .*\n", done.stdout
+    ), done.stderr
+    assert done.returncode == 0
+
+
+@contextlib.contextmanager
+def served(monkeypatch: pytest.MonkeyPatch, path: Path, **settings: Any) -> Iterator[str]:
+    """What `rlhf-env annotate` serves, on a free port, in a thread: its address."""
+    servers: list[uvicorn.Server] = []
+    links: list[str] = []
+    ready = threading.Event()
+    run = uvicorn.Server.run
+
+    def kept(it: uvicorn.Server, **arguments: Any) -> None:
+        servers.append(it)
+        ready.set()
+        run(it, **arguments)
+
+    monkeypatch.setattr(uvicorn.Server, "run", kept)
+    config = PageConfig(store=path, **settings)
+    thread = threading.Thread(target=server.serve, args=(config, lambda *both: links.extend(both)))
+    thread.start()
+    assert ready.wait(30)
+    judge, results = links
+    assert judge.partition("/#token=")[2] == Keys.of(path).token
+    assert results.partition("/results#token=")[2] == Keys.of(path).owner
+    try:
+        yield judge.partition("/#")[0]
+    finally:
+        servers[0].should_exit = True
+        thread.join()
+
+
+def test_eight_annotators_at_once_give_every_pair_its_votes(
+    path: Path, monkeypatch: pytest.MonkeyPatch, pairs: Pairs, fill: Fill, votes: Votes
+) -> None:
+    """F38, through the server: 3 votes from 3 people on each of 16 pairs, although two people leave in between.
+
+    What the two hold, and never judge, is free for others when the lease is over.
+    """
+    names = fill(path, *pairs(16, overlap=3))
+    everybody = threading.Barrier(8)
+    with served(monkeypatch, path, lease=0.5) as address:
+
+        def annotate(number: int) -> None:
+            with httpx.Client(base_url=address, headers={"Origin": address}) as client:
+                entered = {"token": Keys.of(path).token, "annotator": f"person {number}"}
+                client.headers["X-CSRF-Token"] = client.post("/api/enter", json=entered).json()["csrf"]
+                said = client.post("/api/next", json={})
+                everybody.wait()  # all eight hold one
+                while number > 1 and said.json()["progress"]["votes"] < 48:
+                    if (item := said.json()["item"]) is None:
+                        time.sleep(0.05)  # others hold what is left
+                    else:
+                        vote = {"item": item["id"], "answer": "tie", "key": f"{number} {item['id']}", "seconds": 1}
+                        assert client.post("/api/vote", json=vote).status_code in (200, 409)
+                    said = client.post("/api/next", json={})
+
+        with ThreadPoolExecutor(8) as people:
+            list(people.map(annotate, range(8)))
+    with PreferenceStore(path) as store:
+        given = [(item, it.annotator) for item, it in store.votes()]
+    assert len(set(given)) == len(given) == 48
+    assert Counter(item for item, _ in given) == dict.fromkeys(names, 3)
+
+
+def test_a_slow_request_is_cut_off(path: Path, monkeypatch: pytest.MonkeyPatch, fill: Fill) -> None:
+    """S17: heads, bodies, and bodies that nobody reads, a byte at a time; who is quick may stay."""
+    fill(path)
+    monkeypatch.setattr(server, "REQUEST_SECONDS", 1.0)
+    with served(monkeypatch, path) as address:
+        host = address.removeprefix("http://")
+
+        def trickled(first: str) -> tuple[float, bytes]:
+            """Seconds until the server ends it, and what it said: `first` at once, then a byte now and then."""
+            begin, heard = time.monotonic(), b""
+            with socket.create_connection(("127.0.0.1", int(host.partition(":")[2]))) as connection:
+                connection.settimeout(0.05)
+                connection.sendall(first.encode())
+                while time.monotonic() - begin < 30:
+                    try:
+                        connection.sendall(b"x")
+                        if not (got := connection.recv(65536)):
+                            break
+                        heard += got
+                    except TimeoutError:
+                        continue  # nothing was said
+                    except OSError:
+                        break
+            return time.monotonic() - begin, heard
+
+        body = f"Host: {host}\r\nContent-Type: application/json\r\nContent-Length: 60000\r\n"
+        cases = {
+            "": b"",
+            f"GET / HTTP/1.1\r\nHost: {host}\r\nX: ": b"",
+            f"POST /api/enter HTTP/1.1\r\n{body}Origin: {address}\r\n\r\n{{": b"",
+            f"POST /api/enter HTTP/1.1\r\n{body}Origin: http://evil.example\r\n\r\n{{": b"HTTP/1.1 403",
+            f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\nGET / HTTP/1.1\r\nX: ": b"HTTP/1.1 200",
+        }
+        with ThreadPoolExecutor(len(cases)) as slow:
+            for (first, expected), (took, heard) in zip(cases.items(), slow.map(trickled, cases), strict=True):
+                assert 0.9 < took < 25, first
+                assert heard[: len(expected)] == expected and (expected or not heard), heard
+        port = int(host.partition(":")[2])
+        crowd = [socket.create_connection(("127.0.0.1", port)) for _ in range(server.CONNECTIONS)]
+        end = time.monotonic() + 30
+        while httpx.get(address).status_code != 200:  # 503 at first, until those who say nothing are gone
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        for one in crowd:
+            one.close()
+        try:
+            status = httpx.get(address, headers={"X": "x" * 200_000}).status_code
+        except httpx.TransportError:
+            status = 400  # it was cut off before all of it was sent
+        assert status == 400, "a head without end is not read to its end"
+        with httpx.Client(base_url=address) as quick:
+            assert [quick.get("/").status_code for _ in range(3) if not time.sleep(0.4)] == [200] * 3
+
+
+def test_a_port_in_use_is_one_line(path: Path, fill: Fill) -> None:
+    fill(path)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(ConfigError, match="Address already in use; choose another"),
+    ):
+        server.serve(PageConfig(store=path, port=taken.getsockname()[1]))
+
+
+def test_a_store_that_is_not_there_is_not_made(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["rlhf-env", "annotate", "--store", str(path)])
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    assert "there is no such file" in capsys.readouterr().err
+    assert list(path.parent.iterdir()) == []
