@@ -33,7 +33,7 @@ def annotate(
     name: Annotated[list[str] | None, typer.Option(help="A host name by which other machines reach the page.")] = None,
     lease: Annotated[float, typer.Option(help="Minutes for which an item is kept for whoever sees it.")] = 10.0,
 ) -> None:
-    """A local web page on which people judge what a store asks for. Ctrl-C ends it, and the same command goes on.
+    """A local web page on which people judge what a store asks for. Ctrl-C ends it; the same command resumes.
 
     `preferences ask`, `evaluate` and `verify` make what is to be judged. The second link shows results while judging
     goes on: not for judges, who see them when everything is judged.
@@ -89,11 +89,11 @@ def import_responses(
     from rlhf_env.feedback.judgements import Author
     from rlhf_env.feedback.store.store import PreferenceStore
 
-    found = read_responses(file, Author("human", human) if human else None)
+    responses = read_responses(file, Author("human", human) if human else None)
     with PreferenceStore(store) as opened:
-        for prompt, response in found:
+        for prompt, response in responses:
             opened.add_response(prompt, response)
-    typer.echo(f"{len(found):,} responses are in {store}")
+    typer.echo(f"{len(responses):,} responses are in {store}")
 
 
 @preferences_app.command("export")
@@ -216,15 +216,15 @@ def show_agreement(
     from rlhf_env.shown_text import for_terminal
 
     with _open_store(store) as opened:
-        found = agreement_of(opened.judgements(), np.random.default_rng(seed))
-    for it in found:
+        agreements = agreement_of(opened.judgements(), np.random.default_rng(seed))
+    for agreement in agreements:
         typer.echo(
-            f"{it.kind} by {for_terminal(it.criterion)}: {it.judgements:,} judgements of {len(it.annotators):,} "
-            f"people, {it.units:,} judged by two or more"
+            f"{agreement.kind} by {for_terminal(agreement.criterion)}: {agreement.judgements:,} judgements of "
+            f"{len(agreement.annotators):,} people, {agreement.units:,} judged by two or more"
         )
         for name in ("agreement", "alpha", "fleiss", "cohen", "self_consistency", "seconds"):
-            typer.echo(f"  {name.replace('_', ' '):17} {getattr(it, name)}")
-    if not found:
+            typer.echo(f"  {name.replace('_', ' '):17} {getattr(agreement, name)}")
+    if not agreements:
         typer.echo("no judgements yet")
 
 
@@ -241,19 +241,19 @@ def show_tournament(
     from rlhf_env.shown_text import for_terminal
 
     with _open_store(store) as opened:
-        made = contests(opened).get(criterion, [])
-    found = tournament(made, np.random.default_rng(seed))
-    if not found:
+        comparisons = contests(opened).get(criterion, [])
+    contenders = tournament(comparisons, np.random.default_rng(seed))
+    if not contenders:
         typer.echo(f"no two authors were compared by {for_terminal(criterion)} yet")
         return
-    names = [for_terminal(it.name) for it in found]
+    names = [for_terminal(contender.name) for contender in contenders]
     width = max(len(name) for name in names)
     typer.echo(f"{'':{width}}  comparisons  {'win rate':20}  rating")
-    for name, it in zip(names, found, strict=True):
-        rating = it.rating
+    for name, contender in zip(names, contenders, strict=True):
+        rating = contender.rating
         span = "(every prompt alike)" if np.isnan(rating.low) else f"[{rating.low:.0f}, {rating.high:.0f}]"
         points = "-" if np.isnan(rating.value) else f"{rating.value:.0f} {span}"
-        typer.echo(f"{name:{width}}  {it.comparisons:11,}  {it.win_rate!s:20}  {points}")
+        typer.echo(f"{name:{width}}  {contender.comparisons:11,}  {contender.win_rate!s:20}  {points}")
 
 
 @preferences_app.command("evaluate")
@@ -408,13 +408,14 @@ def show_verified(store: StoreFile) -> None:
     from rlhf_env.shown_text import for_terminal
 
     with _open_store(store) as opened:
-        found = outcomes(opened)
-    for model, rows in groupby(found, lambda it: it.model):
+        all_outcomes = outcomes(opened)
+    for model, rows in groupby(all_outcomes, lambda outcome: outcome.model):
         typer.echo(f"{for_terminal(model)}\n  {'':13}  pairs  votes  {'people agree':20}  expected")
-        for it in rows:
-            expected = f"{it.stated:.2f}" if it.votes else "-"
-            typer.echo(f"  {for_terminal(it.reason):13}  {it.pairs:5,}  {it.votes:5,}  {it!s:20}  {expected}")
-    if not found:
+        for outcome in rows:
+            expected = f"{outcome.stated:.2f}" if outcome.votes else "-"
+            counts = f"{outcome.pairs:5,}  {outcome.votes:5,}"
+            typer.echo(f"  {for_terminal(outcome.reason):13}  {counts}  {outcome!s:20}  {expected}")
+    if not all_outcomes:
         typer.echo("no reward model was put before people yet: preferences verify does it")
 
 

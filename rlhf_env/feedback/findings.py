@@ -14,9 +14,9 @@ _LARGEST = 2**1000  # near where an integer stops being a float
 
 def refuse(*problems: str | bool) -> None:
     """Raise DataError with every finding; nothing happens when there is none."""
-    found = [problem for problem in problems if isinstance(problem, str) and problem]
-    if found:
-        raise DataError(*found)
+    wrong = [problem for problem in problems if isinstance(problem, str) and problem]
+    if wrong:
+        raise DataError(*wrong)
 
 
 def text(field: str, value: object, *, empty_is_fine: bool = False) -> str:
@@ -26,10 +26,10 @@ def text(field: str, value: object, *, empty_is_fine: bool = False) -> str:
 
 
 def number(field: str, value: object, *, zero_is_fine: bool = False) -> str:
-    found = value if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
-    if isinstance(found, int) and abs(found) > _LARGEST:
-        found = math.inf
-    if math.isfinite(found) and (found > 0 or (zero_is_fine and found == 0)):
+    amount = value if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    if isinstance(amount, int) and abs(amount) > _LARGEST:
+        amount = math.inf
+    if math.isfinite(amount) and (amount > 0 or (zero_is_fine and amount == 0)):
         return ""
     return f"{field}: expected a finite number {'of at least' if zero_is_fine else 'above'} 0, got {value!r}"
 

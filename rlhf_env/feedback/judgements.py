@@ -7,8 +7,9 @@ for each kind, and says how it becomes pairs); a `Preference`, the weighted pair
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Literal, Protocol, get_args
 
 import numpy as np
@@ -179,6 +180,13 @@ def prompt_problems(prompt: Prompt) -> Iterator[str]:
 
 def no_winner_problem(chosen: Response, rejected: Response) -> str:
     return "chosen equal to rejected: there is no winner" if chosen.says_the_same_as(rejected) else ""
+
+
+def repetition_problems(responses: Sequence[Response]) -> Iterator[str]:
+    """Nobody can put two responses in order that say the same."""
+    for (i, one), (j, other) in combinations(enumerate(responses, start=1), 2):
+        if one.says_the_same_as(other):
+            yield f"responses: {i} and {j} say the same"
 
 
 def circumstance_problems(annotator: object, weight: object, created: object, seconds: object) -> Iterator[str]:

@@ -10,9 +10,8 @@ In an experiment file that is `preferences = "preferences.sqlite"` (or a `.jsonl
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
 
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.interchange import read_jsonl
@@ -51,7 +50,10 @@ def pair_source(
     So do, as the extra "reference", the log-probabilities under a `reference`: computed here and now, once for all
     epochs, in an order that no resumed run changes.
     """
-    read = [[pair_episode(it.prompt, side, tokenizer) for side in (it.chosen, it.rejected)] for it in preferences]
+    read = [
+        [pair_episode(preference.prompt, side, tokenizer) for side in (preference.chosen, preference.rejected)]
+        for preference in preferences
+    ]
     known = None if reference is None else _Known([episode for pair in read for episode in pair], reference)
 
     def rollout(rows: Sequence[int]) -> Rollout:
@@ -83,17 +85,15 @@ def pair_episode(prompt: Prompt, response: Response, tokenizer: Tokenizer) -> Ep
     length limit, closed by the end token.
     """
     if response.ids is not None and response.prompt_ids is not None:
-        said = [token for token in response.ids if token != tokenizer.end_id]
+        tokens = [token for token in response.ids if token != tokenizer.end_id]
         known = all(token < tokenizer.vocab_size for token in (*response.prompt_ids, *response.ids))
-        if known and tokenizer.decode(said) == response.text:
+        if known and tokenizer.decode(tokens) == response.text:
             return response.episode(prompt)
-    ended = [tokenizer.end_id] if response.finish_reason in (None, "stop") else []
-    ids = [*tokenizer.encode(response.text), *ended]
-    return Episode(
-        prompt=prompt,
-        prompt_ids=np.array(tokenizer.encode(prompt.text), dtype=np.int64),
-        response=response.text,
-        response_ids=np.array(ids, dtype=np.int64),
+    end = [tokenizer.end_id] if response.finish_reason in (None, "stop") else []
+    read = replace(
+        response,
+        ids=(*tokenizer.encode(response.text), *end),
+        prompt_ids=tuple(tokenizer.encode(prompt.text)),
         finish_reason=response.finish_reason or "stop",
-        actions=np.ones(len(ids), dtype=np.bool_),
     )
+    return read.episode(prompt)

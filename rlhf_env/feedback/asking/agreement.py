@@ -26,7 +26,7 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Interval:
-    """A number and where it lies with 95 % confidence; NaN where the data do not determine it."""
+    """A number with its 95 % interval; NaN where the data do not determine it."""
 
     value: float
     low: float

@@ -195,7 +195,7 @@ class SimulatedAnnotator:
         distinct = {id(episode): episode for episode in episodes}
         gold = np.asarray(self.gold(list(distinct.values())), dtype=np.float64) if distinct else np.zeros(0)
         if self.length_bias:
-            gold = gold + self.length_bias * np.array([len(it.response.split()) for it in distinct.values()])
+            gold = gold + self.length_bias * np.array([len(episode.response.split()) for episode in distinct.values()])
         place = {key: i for i, key in enumerate(distinct)}
         return gold[[place[id(episode)] for episode in episodes]]
 
@@ -237,5 +237,5 @@ def expected_agreement(
     is the self-consistency that asking twice finds.
     """
     delta, length = np.asarray(difference, dtype=np.float64), np.asarray(words, dtype=np.float64)
-    p, q = (it.shuffled_probability(delta + it.length_bias * length) for it in (one, other))
+    p, q = (annotator.shuffled_probability(delta + annotator.length_bias * length) for annotator in (one, other))
     return float(np.mean(p * q + (1 - p) * (1 - q)))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlhf_env.errors import ConfigError
+from rlhf_env.feedback.reward_models.calibration import win_probability
 from rlhf_env.types import Float, Int
 
 # ---------------------------------------------------------------- prompts
@@ -16,15 +17,13 @@ from rlhf_env.types import Float, Int
 
 @dataclass(frozen=True)
 class Diversity:
-    """How different `count` texts are, in Euclidean distances of their vectors.
-
-    `mean_distance` is that between two of them drawn at random, `nearest` the mean distance to the nearest other one
-    (0 where everything has a duplicate). Both are NaN for fewer than 2 texts.
-    """
+    """How different texts are, in Euclidean distances of their vectors; NaN for fewer than 2 texts."""
 
     count: int
     mean_distance: float
+    """Between two of the texts, drawn at random."""
     nearest: float
+    """The mean distance to the nearest other text: 0 where every text has a duplicate."""
 
 
 def ngram_vectors(texts: Sequence[str], *, n: int = 2, size: int = 1024) -> Float:
@@ -46,27 +45,27 @@ def ngram_vectors(texts: Sequence[str], *, n: int = 2, size: int = 1024) -> Floa
 
 
 def k_centre(vectors: Float, count: int, *, first: int = 0) -> Int:
-    """int64[count]: rows that lie far apart, in the order chosen: each next one is farthest from all before.
+    """int64[count]: rows that lie far apart, in the order picked: each next one is farthest from all before.
 
-    Gonzalez (1985): the largest distance from any row to its nearest chosen one is at most twice the best possible.
+    Gonzalez (1985): the largest distance from any row to its nearest picked one is at most twice the best possible.
     `vectors` float64[N, D] are embeddings of any kind, or `ngram_vectors`. Of equal distances the earlier row is taken.
     """
     if not 0 <= count <= len(vectors) or not (0 <= first < len(vectors) or not count):
         raise ConfigError(f"cannot choose {count} of {len(vectors)} texts, beginning with number {first}")
-    chosen = np.zeros(count, dtype=np.int64)
+    rows = np.zeros(count, dtype=np.int64)
     nearest = np.full(len(vectors), np.inf)
     pick = first
     for place in range(count):
-        chosen[place] = pick
+        rows[place] = pick
         nearest = np.minimum(nearest, _distances(vectors, vectors[pick]))
-        nearest[pick] = -1.0  # a duplicate of a chosen row, at 0, comes before the row itself
+        nearest[pick] = -1.0  # a duplicate of a picked row, at 0, comes before the row itself
         pick = int(nearest.argmax())
-    return chosen
+    return rows
 
 
-def covering_radius(vectors: Float, chosen: Int) -> float:
-    """The largest distance from any row to its nearest chosen one: what k-centre keeps small."""
-    return float(np.min([_distances(vectors, vectors[row]) for row in chosen], axis=0).max())
+def covering_radius(vectors: Float, rows: Int) -> float:
+    """The largest distance from any row to the nearest of `rows`: what k-centre keeps small."""
+    return float(np.min([_distances(vectors, vectors[row]) for row in rows], axis=0).max())
 
 
 def diversity(vectors: Float) -> Diversity:
@@ -99,7 +98,7 @@ def uncertainty_priority(first: Float, second: Float) -> Float:
 
     Largest, ln 2, where the model cannot tell them apart. It may be that nobody can: see `disagreement_priority`.
     """
-    p = _win_probability(first, second)
+    p = win_probability(first - second)
     return np.asarray(-(_xlogx(p) + _xlogx(1 - p)))
 
 
@@ -110,13 +109,9 @@ def disagreement_priority(first: Float, second: Float) -> Float:
     members' entropies (BALD, Houlsby et al. 2011, 1112.5745, equation 2). It is 0 where all are unsure alike, since
     there the noise is in the pair and no label helps.
     """
-    p = _win_probability(first, second)
+    p = win_probability(first - second)
     mean = p.mean(axis=0)
     return np.asarray((_xlogx(p) + _xlogx(1 - p)).mean(axis=0) - (_xlogx(mean) + _xlogx(1 - mean)))
-
-
-def _win_probability(first: Float, second: Float) -> Float:
-    return np.asarray(0.5 + 0.5 * np.tanh((first - second) / 2))  # sigmoid without overflow
 
 
 def _xlogx(p: Float) -> Float:

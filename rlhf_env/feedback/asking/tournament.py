@@ -37,12 +37,15 @@ _SHARES = {"first": (1.0, 0.0), "second": (0.0, 1.0), "tie": (0.5, 0.5)}  # of a
 
 @dataclass(frozen=True)
 class Contender:
-    """An author: comparisons with other authors, how many of them were won, and how strong that says they are."""
+    """An author in comparisons with other authors."""
 
     author: Author
     comparisons: int
+    """How many comparisons with other authors there are."""
     win_rate: Interval
+    """The share of them that was won, a tie counting half."""
     rating: Interval
+    """The strength in the Bradley-Terry model, on Elo's scale."""
 
     @property
     def name(self) -> str:
@@ -53,14 +56,13 @@ class Contender:
 
 @dataclass(frozen=True)
 class BlindPairs:
-    """Items for evaluation; `prompts` were answered by two authors or more, and `same` pairs say the same.
-
-    Nobody can prefer one of two equal responses: such pairs are no items, and the win rate is one among different ones.
-    """
+    """Items for evaluation."""
 
     items: Sequence[Item]
     prompts: int
+    """Prompts that two authors or more have answered."""
     same: int
+    """Pairs that are left out because they say the same: nobody can prefer one of two equal responses."""
 
 
 def blind_pairs(answers: Sequence[Sequence[tuple[Prompt, Response]]], **settings: Any) -> BlindPairs:
@@ -72,12 +74,12 @@ def blind_pairs(answers: Sequence[Sequence[tuple[Prompt, Response]]], **settings
     """
     by_prompt: dict[str, list[tuple[Prompt, Response]]] = defaultdict(list)
     for given in answers:
-        for text, answer in {prompt.text: (prompt, it) for prompt, it in reversed(given)}.items():
+        for text, answer in {prompt.text: (prompt, response) for prompt, response in reversed(given)}.items():
             by_prompt[text].append(answer)
-    shared = [found for found in by_prompt.values() if len(found) > 1]
+    shared = [answered for answered in by_prompt.values() if len(answered) > 1]
     if not shared:
         raise ConfigError("no two of them answer the same prompt: have them answer the same ones, word for word")
-    met = [(found[0][0], (one, other)) for found in shared for (_, one), (_, other) in combinations(found, 2)]
+    met = [(answered[0][0], (one, other)) for answered in shared for (_, one), (_, other) in combinations(answered, 2)]
     apart = [(prompt, pair) for prompt, pair in met if not pair[0].says_the_same_as(pair[1])]
     items = [
         Item(kind="comparison", prompt=prompt, responses=pair, purpose="evaluation", **settings)
@@ -92,11 +94,11 @@ def contests(store: PreferenceStore) -> Mapping[str, list[Comparison]]:
     Verdicts on a reward model's opinions are left out: those pairs were chosen for what the model thinks of them.
     """
     checked = {item for item, asked in store.items() if asked.purpose == "verification"}
-    found: dict[str, list[Comparison]] = defaultdict(list)
+    by_criterion: dict[str, list[Comparison]] = defaultdict(list)
     for item, judgement in store.votes():
         if isinstance(judgement, Comparison) and item not in checked:
-            found[judgement.criterion].append(judgement)
-    return found
+            by_criterion[judgement.criterion].append(judgement)
+    return by_criterion
 
 
 def tournament(
@@ -106,23 +108,27 @@ def tournament(
 
     "Cannot say" is no result, and two responses of one author say nothing about who is better: both are left out.
     """
-    results = [it for it in comparisons if it.verdict in _SHARES and it.first.author != it.second.author]
-    authors = list(dict.fromkeys(response.author for it in results for response in it.responses))
+    results = [
+        comparison
+        for comparison in comparisons
+        if comparison.verdict in _SHARES and comparison.first.author != comparison.second.author
+    ]
+    authors = list(dict.fromkeys(response.author for comparison in results for response in comparison.responses))
     places = {author: place for place, author in enumerate(authors)}
     prompts: dict[str, int] = {}
-    rows = [prompts.setdefault(prompt_digest(it.prompt), len(prompts)) for it in results]
+    rows = [prompts.setdefault(prompt_digest(comparison.prompt), len(prompts)) for comparison in results]
     wins = np.zeros((len(prompts), len(authors), len(authors)))  # P, A, A: how often row beat column
-    for on, it in zip(rows, results, strict=True):
-        one, other = (places[response.author] for response in it.responses)
-        share, rest = _SHARES[it.verdict]
+    for on, comparison in zip(rows, results, strict=True):
+        one, other = (places[response.author] for response in comparison.responses)
+        share, rest = _SHARES[comparison.verdict]
         wins[on, one, other] += share
         wins[on, other, one] += rest
-    found = []
+    contenders = []
     for place, author in enumerate(authors):
         own = wins[wins[:, place].sum(1) + wins[:, :, place].sum(1) > 0]  # a draw without one of them has no rate
         win_rate = bootstrap(partial(_win_rate, place), own, rng, resamples=resamples)
         rating = bootstrap(partial(_rating, place), wins, rng, resamples=resamples)
-        found.append(
+        contenders.append(
             Contender(
                 author=author,
                 comparisons=round(float(own[:, place].sum() + own[:, :, place].sum())),
@@ -130,7 +136,7 @@ def tournament(
                 rating=_unless_alike(rating, np.nan, np.nan),
             )
         )
-    return sorted(found, key=lambda contender: -contender.win_rate.value)
+    return sorted(contenders, key=lambda contender: -contender.win_rate.value)
 
 
 def strengths(wins: Float) -> Float:
@@ -160,9 +166,9 @@ def strengths(wins: Float) -> Float:
     return centred
 
 
-def _unless_alike(found: Interval, low: float, high: float) -> Interval:
-    """`found`, or these ends where no resample differed from the others."""
-    return found if found.low != found.high else Interval(found.value, low, high)
+def _unless_alike(interval: Interval, low: float, high: float) -> Interval:
+    """`interval`, or these ends where no resample differed from the others."""
+    return interval if interval.low != interval.high else Interval(interval.value, low, high)
 
 
 def _win_rate(place: int, wins: Float) -> float:

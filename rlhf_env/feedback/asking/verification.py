@@ -54,11 +54,12 @@ _BATCH = 256  # responses between two reports of progress
 
 @dataclass(frozen=True)
 class Candidate:
-    """A prompt's responses and what each of M members thinks of them: float64[M, K], in log-odds."""
+    """A prompt's responses, and what the members of an ensemble think of them."""
 
     prompt: Prompt
     responses: Sequence[Response]
     scores: Float
+    """float64[M, K]: by M members of K responses, in log-odds."""
 
 
 def opinions(
@@ -81,15 +82,18 @@ def opinions(
     if not texts:
         raise DataError("no prompt in the store has two different responses: there is nothing to compare")
     together = RewardEnsemble(models)
-    written = all(None not in (it.ids, it.prompt_ids, it.finish_reason) for _, it in texts)
+    written = all(None not in (response.ids, response.prompt_ids, response.finish_reason) for _, response in texts)
     parts = []
     for start in range(0, len(texts), _BATCH):
         batch = texts[start : start + _BATCH]
         if written:
-            said = together.score_members([it.episode(prompt) for prompt, it in batch]) * together.log_odds_per_point
+            scores = (
+                together.score_members([response.episode(prompt) for prompt, response in batch])
+                * together.log_odds_per_point
+            )
         else:
-            said = np.stack([model.score_responses(batch) * model.log_odds_per_point for model in models])
-        parts.append(said)
+            scores = np.stack([model.score_responses(batch) * model.log_odds_per_point for model in models])
+        parts.append(scores)
         on_progress(min(1.0, (start + _BATCH) / len(texts)))
     ends = np.cumsum([len(group) for _, group in groups])[:-1]
     split = np.split(np.concatenate(parts, axis=1), ends, axis=1)
@@ -99,8 +103,8 @@ def opinions(
 def recorded(store: PreferenceStore, criterion: str = "overall") -> list[Preference]:
     """What people said of pairs by `criterion` so far, verdicts of verification left out."""
     checked = {item for item, asked in store.items() if asked.purpose == "verification"}
-    said = preferences_of(judgement for item, judgement in store.votes() if item not in checked)
-    return [it for it in said if it.criterion == criterion]
+    preferences = preferences_of(judgement for item, judgement in store.votes() if item not in checked)
+    return [preference for preference in preferences if preference.criterion == criterion]
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,7 @@ def checks_of(
     """
     if count < 1 or not 0.5 <= confidence < 1:
         raise ConfigError(f"count: at least 1 is needed, confidence: between 1/2 and 1; got {count} and {confidence}")
-    found: dict[str, Iterator[_Pair]] = {
+    by_reason: dict[str, Iterator[_Pair]] = {
         "disagreement": _disagreement(candidates),
         "above people": _above_people(candidates),
         "repetitive": _in_the_tail(candidates, repeated_share),
@@ -139,7 +143,7 @@ def checks_of(
         "contradicted": _contradicted(candidates, preferences, float(np.log(confidence / (1 - confidence)))),
         "random": _random(candidates, rng),
     }
-    queues = [[(reason, pair) for pair in _most_urgent(pairs, count)] for reason, pairs in found.items()]
+    queues = [[(reason, pair) for pair in _most_urgent(pairs, count)] for reason, pairs in by_reason.items()]
     turns = [turn for turn in chain.from_iterable(zip_longest(*queues)) if turn is not None]
     return [
         Check(
@@ -169,68 +173,78 @@ def _most_urgent(pairs: Iterable[_Pair], count: int) -> list[_Pair]:
     return sorted(best.values(), key=lambda pair: -pair.urgency)[:count]
 
 
-def _pair(it: Candidate, one: int, other: int, urgency: float | None = None) -> _Pair:
+def _pair(candidate: Candidate, one: int, other: int, urgency: float | None = None) -> _Pair:
     """Of two responses, whichever the members favour on average first; more urgent the surer they are by default."""
-    scores = it.scores.mean(axis=0)
+    scores = candidate.scores.mean(axis=0)
     high, low = (one, other) if scores[one] >= scores[other] else (other, one)
     log_odds = float(scores[high] - scores[low])
-    return _Pair(it.prompt, (it.responses[high], it.responses[low]), log_odds, log_odds if urgency is None else urgency)
+    return _Pair(
+        candidate.prompt,
+        (candidate.responses[high], candidate.responses[low]),
+        log_odds,
+        log_odds if urgency is None else urgency,
+    )
 
 
 def _disagreement(candidates: Sequence[Candidate]) -> Iterator[_Pair]:
-    for it in candidates:
-        if len(it.scores) > 1:
-            first, second = np.array(list(combinations(range(len(it.responses)), 2))).T
-            worth = disagreement_priority(it.scores[:, first], it.scores[:, second])
+    for candidate in candidates:
+        if len(candidate.scores) > 1:
+            first, second = np.array(list(combinations(range(len(candidate.responses)), 2))).T
+            worth = disagreement_priority(candidate.scores[:, first], candidate.scores[:, second])
             top = int(worth.argmax())
             if worth[top] > 1e-12:  # rounding is no disagreement
-                yield _pair(it, int(first[top]), int(second[top]), float(worth[top]))
+                yield _pair(candidate, int(first[top]), int(second[top]), float(worth[top]))
 
 
 def _above_people(candidates: Sequence[Candidate]) -> Iterator[_Pair]:
-    for it in candidates:
-        scores = it.scores.mean(axis=0)
-        policies = [i for i, response in enumerate(it.responses) if response.author.kind == "policy"]
-        others = [i for i, response in enumerate(it.responses) if response.author.kind != "policy"]
+    for candidate in candidates:
+        scores = candidate.scores.mean(axis=0)
+        policies = [i for i, response in enumerate(candidate.responses) if response.author.kind == "policy"]
+        others = [i for i, response in enumerate(candidate.responses) if response.author.kind != "policy"]
         if policies and others:
             high, best = max(policies, key=lambda i: scores[i]), max(others, key=lambda i: scores[i])
             if scores[high] > scores[best]:
-                yield _pair(it, high, best)
+                yield _pair(candidate, high, best)
 
 
 def _in_the_tail(candidates: Sequence[Candidate], measure: Callable[[str], float]) -> Iterator[_Pair]:
-    measured = [np.array([measure(response.text) for response in it.responses], dtype=np.float64) for it in candidates]
+    measured = [
+        np.array([measure(response.text) for response in candidate.responses], dtype=np.float64)
+        for candidate in candidates
+    ]
     bound = float(np.quantile(np.concatenate(measured), _TAIL))
-    for it, values in zip(candidates, measured, strict=True):
-        scores = it.scores.mean(axis=0)
+    for candidate, values in zip(candidates, measured, strict=True):
+        scores = candidate.scores.mean(axis=0)
         high = int(scores.argmax())
         less = np.flatnonzero(values < values[high])
         if values[high] >= bound and len(less):
-            yield _pair(it, high, int(less[scores[less].argmax()]))
+            yield _pair(candidate, high, int(less[scores[less].argmax()]))
 
 
 def _contradicted(
     candidates: Sequence[Candidate], preferences: Iterable[Preference], at_least: float
 ) -> Iterator[_Pair]:
-    by_text = {it.prompt.text: it for it in candidates}
+    by_text = {candidate.prompt.text: candidate for candidate in candidates}
     for preference in preferences:
-        it = by_text.get(preference.prompt.text)
-        if it is None:
+        candidate = by_text.get(preference.prompt.text)
+        if candidate is None:
             continue
         sides = (preference.chosen, preference.rejected)
-        places = [next((i for i, r in enumerate(it.responses) if r.says_the_same_as(side)), None) for side in sides]
-        chosen, rejected = places
-        if chosen is None or rejected is None or chosen == rejected:
+        places = [
+            next((i for i, r in enumerate(candidate.responses) if r.says_the_same_as(side)), None) for side in sides
+        ]
+        winner, loser = places
+        if winner is None or loser is None or winner == loser:
             continue
-        pair = _pair(it, chosen, rejected)
-        if pair.responses[0] is it.responses[rejected] and pair.log_odds > at_least:
+        pair = _pair(candidate, winner, loser)
+        if pair.responses[0] is candidate.responses[loser] and pair.log_odds > at_least:
             yield pair
 
 
 def _random(candidates: Sequence[Candidate], rng: np.random.Generator) -> Iterator[_Pair]:
-    for it in candidates:
-        one, other = rng.choice(len(it.responses), size=2, replace=False)
-        yield _pair(it, int(one), int(other), float(rng.random()))
+    for candidate in candidates:
+        one, other = rng.choice(len(candidate.responses), size=2, replace=False)
+        yield _pair(candidate, int(one), int(other), float(rng.random()))
 
 
 # ---------------------------------------------------------------- what came out
@@ -238,21 +252,21 @@ def _random(candidates: Sequence[Candidate], rng: np.random.Generator) -> Iterat
 
 @dataclass(frozen=True)
 class Outcome:
-    """How often people share a model's opinion of the pairs that one reason chose.
-
-    `agreement` is the mean over prompts of the share of votes for the response that the model favours, a tie counting
-    half; `low` and `high` are Wilson's 95 % interval with prompts as trials. `stated` is what the model expects of it:
-    its mean probability for that response. NaN without `votes`; "cannot say" is none. `pairs` were asked about.
-    """
+    """How often people share a model's opinion of the pairs that were asked about for one reason."""
 
     model: str
     reason: str
     pairs: int
+    """Pairs that people were asked about."""
     votes: int
+    """Verdicts on them; "cannot say" is none. Without votes the numbers below are NaN."""
     agreement: float
+    """The mean over prompts of the share of votes for the response that the model favours, a tie counting half."""
     low: float
+    """With `high`, Wilson's 95 % interval of the agreement; prompts are the trials."""
     high: float
     stated: float
+    """What the model expects of the agreement: its mean probability for the response that it favours."""
 
     @property
     def why(self) -> str:
@@ -274,8 +288,8 @@ def outcomes(store: PreferenceStore) -> list[Outcome]:
     for item, check in store.checks():
         asked[check.model, check.reason].append((item, check))
     order: dict[str, int] = {reason: place for place, reason in enumerate(REASONS)}
-    found = sorted(asked.items(), key=lambda it: (it[0][0], order.get(it[0][1], len(order))))
-    return [_outcome(model, reason, checks, votes) for (model, reason), checks in found]
+    in_order = sorted(asked.items(), key=lambda entry: (entry[0][0], order.get(entry[0][1], len(order))))
+    return [_outcome(model, reason, checks, votes) for (model, reason), checks in in_order]
 
 
 def _outcome(
@@ -285,8 +299,8 @@ def _outcome(
     for item, check in checks:
         for vote in votes.get(item, ()):
             if vote.verdict != "cannot say":
-                said = vote.preference
-                agreed = 0.5 if said is None else float(said.chosen == check.favoured)
+                preference = vote.preference
+                agreed = 0.5 if preference is None else float(preference.chosen == check.favoured)
                 of_prompt[check.item.prompt.text].append((agreed, float(win_probability(check.log_odds))))
     if not of_prompt:
         return Outcome(model, reason, len(checks), 0, *[float("nan")] * 4)

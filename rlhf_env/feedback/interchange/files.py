@@ -66,11 +66,11 @@ def read_judgements(path: str | Path, *, annotator: str = "") -> list[Judgement]
     """
     source = Path(path).name
     suffix = Path(path).suffix.lower()
-    told: dict[str, Any] = {"source": source, "annotator": annotator}
+    names: dict[str, Any] = {"source": source, "annotator": annotator}
     if suffix == ".json":
         records = list(_array(path))
         tasks = any(isinstance(record, dict) and "annotations" in record for _, record in records)
-        read = partial(label_studio_judgements if tasks else argilla_judgements, **told)
+        read = partial(label_studio_judgements if tasks else argilla_judgements, **names)
         judged = [judgement for made in gathered(path, records, read, "responses and judged") for judgement in made]
         if not judged:
             raise DataError(f"{path}: nobody has judged anything in it")
@@ -83,7 +83,7 @@ def read_judgements(path: str | Path, *, annotator: str = "") -> list[Judgement]
         rows = dataset_rows(path)
     else:
         raise DataError(f"{path}: judgements come as .jsonl, .ndjson, .csv, .json, or a folder of the datasets library")
-    return judgements_of(gathered(path, rows, lambda row: (row, judgement_of(row, **told)), "a chosen and a rejected"))
+    return judgements_of(gathered(path, rows, lambda row: (row, judgement_of(row, **names)), "a chosen and a rejected"))
 
 
 def without_emails(judgements: Iterable[Judgement]) -> Iterator[Judgement]:

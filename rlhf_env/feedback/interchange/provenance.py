@@ -19,7 +19,7 @@ def provenance_of(judgement: Judgement) -> dict[str, Any]:
     """Of a judgement: its prompt's id and metadata, each response in the order shown, and how it was made."""
     return {
         "prompt": {"id": judgement.prompt.id, "meta": dict(judgement.prompt.meta)},
-        "responses": [about(response) for response in judgement.responses],
+        "responses": [about_response(response) for response in judgement.responses],
         **circumstances_of(judgement, group_of(judgement)),
     }
 
@@ -35,7 +35,7 @@ def circumstances_of(judged: Judgement | Preference, group: str) -> dict[str, An
     return given | ({} if judged.seconds is None else {"seconds": judged.seconds}) | ({"group": group} if group else {})
 
 
-def about(response: Response) -> dict[str, Any]:
+def about_response(response: Response) -> dict[str, Any]:
     """Everything of a response but its text."""
     return {
         "author": [response.author.kind, response.author.name, response.author.temperature],
@@ -55,12 +55,14 @@ def remade(
     """
     if not isinstance(provenance, Mapping) or not isinstance(provenance.get("prompt", {}), Mapping):
         raise DataError("provenance: must be an object, with an object for the prompt")
-    told = provenance.get("responses", [{}] * len(texts))
-    if not isinstance(told, list) or len(told) != len(texts):
-        raise DataError(f"provenance: tells of {len(told) if isinstance(told, list) else 0} of {len(texts)} responses")
+    about_each = provenance.get("responses", [{}] * len(texts))
+    if not isinstance(about_each, list) or len(about_each) != len(texts):
+        raise DataError(
+            f"provenance: tells of {len(about_each) if isinstance(about_each, list) else 0} of {len(texts)} responses"
+        )
     problems: list[str] = []
     responses: list[Response] = []
-    for place, (text, more) in enumerate(zip(texts, told, strict=True), start=1):
+    for place, (text, more) in enumerate(zip(texts, about_each, strict=True), start=1):
         try:
             responses.append(response_from(text, more, source))
         except DataError as error:
@@ -75,25 +77,25 @@ def remade(
     return kind_named(kind)(prompt_from(prompt, provenance.get("prompt", {})), responses, answer, **made)
 
 
-def prompt_from(text: str, told: Mapping[str, Any]) -> Prompt:
+def prompt_from(text: str, about: Mapping[str, Any]) -> Prompt:
     """Without an id of its own a prompt is named by its text: the same text has the same id in every file."""
     name = hashlib.sha256(json.dumps(text).encode("ascii")).hexdigest()[:16]
-    return Prompt(told.get("id", name), text, told.get("meta", {}))
+    return Prompt(about.get("id", name), text, about.get("meta", {}))
 
 
-def response_from(text: Any, told: Any, source: str) -> Response:
-    """The response of which a file tells `told`. Raises DataError."""
-    if not isinstance(told, Mapping):
+def response_from(text: Any, about: Any, source: str) -> Response:
+    """The response that a file says `about`, beside its text. Raises DataError."""
+    if not isinstance(about, Mapping):
         raise DataError("provenance: must be an object for each response")
-    author = told.get("author", ["dataset", source, None])
+    author = about.get("author", ["dataset", source, None])
     if not isinstance(author, list) or len(author) != 3:
         raise DataError("author: expected [kind, name, temperature]")
     return Response(
         text=text,
         author=Author(*author),
-        ids=_tuple(told.get("ids")),
-        prompt_ids=_tuple(told.get("prompt_ids")),
-        finish_reason=told.get("finish_reason"),
+        ids=_tuple(about.get("ids")),
+        prompt_ids=_tuple(about.get("prompt_ids")),
+        finish_reason=about.get("finish_reason"),
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from rlhf_env.envs.file_task import plain_conversation
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.interchange.provenance import (
-    about,
+    about_response,
     circumstances_of,
     prompt_from,
     provenance_of,
@@ -51,8 +51,8 @@ def pair_row(pair: Preference) -> dict[str, Any]:
         "rejected": pair.rejected.text,
         "provenance": {
             "prompt": {"id": pair.prompt.id, "meta": dict(pair.prompt.meta)},
-            "chosen": about(pair.chosen),
-            "rejected": about(pair.rejected),
+            "chosen": about_response(pair.chosen),
+            "rejected": about_response(pair.rejected),
             **circumstances_of(pair, pair.group),
             "chosen_was_first": pair.chosen_was_first,
         },
@@ -102,24 +102,26 @@ def preference_of(row: Mapping[str, Any], *, source: str, annotator: str) -> Pre
     problems = [f"{field}: missing" for field in ("prompt", *_SIDES) if field not in row]
     if row.get("chosen") is None and row.get("rejected") is not None:
         problems = ["chosen: a preference without a winner", *(p for p in problems if not p.startswith("chosen"))]
-    told = row.get("provenance") or {}
-    if not isinstance(told, Mapping) or not all(isinstance(told.get(k, {}), Mapping) for k in ("prompt", *_SIDES)):
+    provenance = row.get("provenance") or {}
+    if not isinstance(provenance, Mapping) or not all(
+        isinstance(provenance.get(k, {}), Mapping) for k in ("prompt", *_SIDES)
+    ):
         problems.append("provenance: must be an object, with an object for each of prompt, chosen and rejected")
     if problems:
         raise DataError(*problems)
-    text, whence = _prompt_text(row["prompt"], told.get("prompt", {}), problems)
+    text, about_prompt = _prompt_text(row["prompt"], provenance.get("prompt", {}), problems)
     sides = {}
     for side in _SIDES:
         try:
-            sides[side] = response_from(_completion_text(row[side]), told.get(side, {}), source)
+            sides[side] = response_from(_completion_text(row[side]), provenance.get(side, {}), source)
         except DataError as error:
             problems += (f"{side}: {problem.removeprefix('text: ')}" for problem in error.problems)
     if problems:
         raise DataError(*problems)
     names = ("criterion", "weight", "created", "chosen_was_first", "seconds", "group")
-    made = {name: told[name] for name in names if told.get(name) is not None}
-    who = told.get("annotator", annotator or source)
-    return Preference(prompt_from(text, whence), sides["chosen"], sides["rejected"], who, **made)
+    circumstances = {name: provenance[name] for name in names if provenance.get(name) is not None}
+    who = provenance.get("annotator", annotator or source)
+    return Preference(prompt_from(text, about_prompt), sides["chosen"], sides["rejected"], who, **circumstances)
 
 
 def _own(row: Mapping[str, Any], source: str, annotator: str) -> Judgement:
@@ -128,8 +130,10 @@ def _own(row: Mapping[str, Any], source: str, annotator: str) -> Judgement:
         raise DataError(*missing)
     if not isinstance(row["responses"], list):
         raise DataError("responses: expected a list of texts")
-    told = row.get("provenance") or {}
-    return remade(row["kind"], row["prompt"], row["responses"], row["answer"], told, source=source, annotator=annotator)
+    provenance = row.get("provenance") or {}
+    return remade(
+        row["kind"], row["prompt"], row["responses"], row["answer"], provenance, source=source, annotator=annotator
+    )
 
 
 def _unpaired(row: Mapping[str, Any], source: str, annotator: str) -> Judgement:
@@ -138,22 +142,22 @@ def _unpaired(row: Mapping[str, Any], source: str, annotator: str) -> Judgement:
         problems.append(f"label: expected true or false, got {json.dumps(row['label'])[:40]}")
     if problems:
         raise DataError(*problems)
-    told = row.get("provenance") or {}
-    if not isinstance(told, Mapping):
+    provenance = row.get("provenance") or {}
+    if not isinstance(provenance, Mapping):
         raise DataError("provenance: must be an object")
-    text, whence = _prompt_text(row["prompt"], {}, problems)
+    text, about_prompt = _prompt_text(row["prompt"], {}, problems)
     completion = _completion_text(row["completion"])
     if problems:
         raise DataError(*problems)
-    if isinstance(told.get("judgement"), Mapping):
-        judgement = judgement_of(told["judgement"], source=source, annotator=annotator)
+    if isinstance(provenance.get("judgement"), Mapping):
+        judgement = judgement_of(provenance["judgement"], source=source, annotator=annotator)
         texts = [response.text for response in judgement.responses]
         if not isinstance(judgement, (Comparison, Rating)) or completion not in texts:
             raise DataError("provenance: is of another completion: take it out of the line")
         return judgement
     score = HIGHEST if row["label"] else LOWEST
-    told = {**told, "prompt": whence}
-    return remade("rating", text, [completion], score, told, source=source, annotator=annotator)
+    provenance = {**provenance, "prompt": about_prompt}
+    return remade("rating", text, [completion], score, provenance, source=source, annotator=annotator)
 
 
 def _explicit(row: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -166,19 +170,19 @@ def _explicit(row: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**row, "prompt": chosen[:-1], "chosen": chosen[-1:], "rejected": rejected[-1:]}
 
 
-def _prompt_text(prompt: Any, told: Mapping[str, Any], problems: list[str]) -> tuple[str, Mapping[str, Any]]:
-    """(text, what is told of the prompt) of a text or a conversation."""
+def _prompt_text(prompt: Any, about: Mapping[str, Any], problems: list[str]) -> tuple[str, Mapping[str, Any]]:
+    """(text, what is known about the prompt) of a text or a conversation."""
     if isinstance(prompt, str):
-        return prompt, told
+        return prompt, about
     if not isinstance(prompt, list):
         problems.insert(0, f"prompt: expected text, got {json.dumps(prompt)[:40]}")
     elif not prompt or not all(_is_message(message) for message in prompt):
         problems.insert(0, "prompt: expected text, or messages with a role and a content of text")
-    elif "text" in told:
-        return told["text"], told
+    elif "text" in about:
+        return about["text"], about
     else:
-        return plain_conversation(prompt), {"meta": {"messages": [dict(message) for message in prompt]}, **told}
-    return "", told
+        return plain_conversation(prompt), {"meta": {"messages": [dict(message) for message in prompt]}, **about}
+    return "", about
 
 
 def _completion_text(content: Any) -> Any:

@@ -108,14 +108,20 @@ def _csv_row(header: Sequence[str], cells: Sequence[str]) -> dict[str, Any] | Da
 def _own_row(row: Mapping[str, str]) -> dict[str, Any]:
     kind = kind_named(row["kind"])
     answer = row.get("answer", "") if kind.text_answer else parsed("answer", row.get("answer", ""))
-    told = parsed("provenance", row.get("provenance") or "{}")
-    if not isinstance(told, dict):
+    provenance = parsed("provenance", row.get("provenance") or "{}")
+    if not isinstance(provenance, dict):
         raise DataError("provenance: must be an object")
-    told |= {name: row[name] for name in ("annotator", "criterion", "created") if row.get(name)}
-    told |= {name: parsed(name, row[name]) for name in ("weight", "seconds") if row.get(name)}
+    provenance |= {name: row[name] for name in ("annotator", "criterion", "created") if row.get(name)}
+    provenance |= {name: parsed(name, row[name]) for name in ("weight", "seconds") if row.get(name)}
     count = kind.count if kind.count is not None else len(answer) if isinstance(answer, list) else 0
     texts = [row.get(f"response_{place}") for place in range(1, count + 1)]
-    return {"kind": kind.name, "prompt": row.get("prompt"), "responses": texts, "answer": answer, "provenance": told}
+    return {
+        "kind": kind.name,
+        "prompt": row.get("prompt"),
+        "responses": texts,
+        "answer": answer,
+        "provenance": provenance,
+    }
 
 
 def write_dataset(path: str | Path, preferences: Iterable[Preference]) -> int:
@@ -142,12 +148,12 @@ def dataset_rows(path: str | Path) -> Iterator[Located]:
     """Each row of a folder that `save_to_disk` wrote, with TRL's columns."""
     datasets = _datasets()
     try:
-        found = datasets.load_from_disk(str(path))
+        dataset = datasets.load_from_disk(str(path))
     except Exception as error:  # the library raises what it likes
         raise DataError(f"{path}: no folder that datasets.save_to_disk wrote: {error}") from error
-    if isinstance(found, Mapping):
-        raise DataError(f"{path}: holds the splits {', '.join(sorted(found))}: name the folder of one of them")
-    for number, row in enumerate(found, start=1):
+    if isinstance(dataset, Mapping):
+        raise DataError(f"{path}: holds the splits {', '.join(sorted(dataset))}: name the folder of one of them")
+    for number, row in enumerate(dataset, start=1):
         row = {column: value for column, value in row.items() if column != "provenance" or value is not None}
         if isinstance(row.get("provenance"), str):
             try:

@@ -12,7 +12,7 @@
 """
 
 from rlhf_env.feedback.kinds.comparison import VERDICTS, Comparison, Verdict
-from rlhf_env.feedback.kinds.criteria import CriteriaRating, criteria_preferences
+from rlhf_env.feedback.kinds.criteria import CriteriaRating
 from rlhf_env.feedback.kinds.dialects import Answered, Dialect, Part
 from rlhf_env.feedback.kinds.form import ChoiceInput, Form, Option, OrderInput, TextInput
 from rlhf_env.feedback.kinds.kind import HIGHEST, LOWEST, JudgementKind, Lesson, ScoredResponse, lesson_of_pair
@@ -40,7 +40,6 @@ __all__ = [
     "ScoredResponse",
     "TextInput",
     "Verdict",
-    "criteria_preferences",
     "kind_named",
     "kind_names",
     "kind_of",

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from rlhf_env.feedback import findings
-from rlhf_env.feedback.judgements import Preference, Response, judgement_problems
+from rlhf_env.feedback.judgements import Response, judgement_problems
 from rlhf_env.feedback.kinds.dialects import Answered, Dialect, Names, Part
 from rlhf_env.feedback.kinds.form import ChoiceInput, Form
 from rlhf_env.feedback.kinds.kind import HIGHEST, LOWEST, JudgementKind
-from rlhf_env.feedback.kinds.rating import SCALE, Rating, rating_preferences
+from rlhf_env.feedback.kinds.rating import SCALE, Rating
 from rlhf_env.types import Prompt
 
 
@@ -48,11 +48,6 @@ class CriteriaRating:
             Rating(self.prompt, self.response, score, self.annotator, name, self.weight, self.created, self.seconds)
             for name, score in self.scores.items()
         ]
-
-
-def criteria_preferences(judgements: Iterable[CriteriaRating]) -> Iterator[Preference]:
-    """The pairs of each criterion by itself, under its name: `rating_preferences` of every named score."""
-    return rating_preferences(rating for judgement in judgements for rating in judgement.ratings)
 
 
 def _score_problems(scores: object) -> Iterator[str]:

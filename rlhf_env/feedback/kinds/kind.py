@@ -208,11 +208,11 @@ class JudgementKind:
         """sha256 of everything a judgement says, order of the responses included: two that are equal are one."""
         prompt = prompt_digest(judgement.prompt)
         shown = [response_digest(prompt, response) for response in judgement.responses]
-        said = [judgement.criterion, float(judgement.weight), judgement.created, self.answer_of(judgement), shown]
+        content = [judgement.criterion, float(judgement.weight), judgement.created, self.answer_of(judgement), shown]
         # What schema version 1 did not know stays out where it is not given, so that digests of its rows hold.
         group = group_of(judgement)
         later = [] if judgement.seconds is None and not group else [judgement.seconds, group]
-        return digest(self.name, prompt, judgement.annotator, *said, *later)
+        return digest(self.name, prompt, judgement.annotator, *content, *later)
 
     def _values(self, judgement: Judgement) -> dict[str, object]:
         return {name: _plain(getattr(judgement, name)) for name in self.answer}

@@ -8,7 +8,7 @@ from itertools import combinations
 
 from rlhf_env.errors import DataError
 from rlhf_env.feedback import findings
-from rlhf_env.feedback.judgements import Preference, Response, judgement_problems
+from rlhf_env.feedback.judgements import Preference, Response, judgement_problems, repetition_problems
 from rlhf_env.feedback.kinds.dialects import Answered, Dialect, Names, Part, order_of
 from rlhf_env.feedback.kinds.form import Form, OrderInput, by_criterion
 from rlhf_env.feedback.kinds.kind import (
@@ -42,11 +42,7 @@ class Ranking:
         findings.refuse(
             len(self.responses) < 2 and f"responses: a ranking needs at least 2, got {len(self.responses)}",
             _rank_problem(self.ranks, len(self.responses)),
-            *(
-                f"responses: {i + 1} and {j + 1} say the same"
-                for (i, a), (j, b) in combinations(enumerate(self.responses), 2)
-                if a.says_the_same_as(b)
-            ),
+            *repetition_problems(self.responses),
             *judgement_problems(self),
             findings.text("criterion", self.criterion),
         )

@@ -6,11 +6,11 @@ there, not an account; people who share the link trust each other.
 
 What other web pages in the same browser could try is refused before anything is read: a foreign Host (DNS rebinding), a
 POST from a foreign Origin or without the session's CSRF token, content in a frame. The page itself may load nothing but
-its own script and style. Sessions are signed, not stored: they outlive the server, so that after a crash the page goes
-on where it was.
+its own script and style. Sessions are signed, not stored: they outlive the server, so that the page resumes
+after a crash.
 
     GET  /api/session    who is judging, with the session's CSRF token; null before `enter`
-    POST /api/enter      {token, annotator}: begin a session, or go on under another name
+    POST /api/enter      {token, annotator}: begin a session, or change the name of one
     POST /api/next       {}: the item that the annotator holds, or one lent to them now
     POST /api/vote       {item, answer, key, seconds}: `PreferenceStore.submit`, then as `next`
     POST /api/undo       {item}: `PreferenceStore.undo`, then as `next`; null for the latest vote
@@ -152,8 +152,8 @@ class PageConfig:
     def known_as(self) -> tuple[str, ...]:
         """The names under which the page may be asked for, the first one for the link."""
         own = "" if self._listens_everywhere else f"[{self.host}]" if ":" in self.host else self.host
-        found = (own, *self.names, *(_LOOPBACK_NAMES if self.is_local else ()))
-        return tuple(dict.fromkeys(name.lower() for name in found if name))
+        names = (own, *self.names, *(_LOOPBACK_NAMES if self.is_local else ()))
+        return tuple(dict.fromkeys(name.lower() for name in names if name))
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
@@ -371,7 +371,7 @@ class _Desk:
     async def enter(self, request: Request) -> Response:
         given = await _body(request, "token", "annotator")
         if not (isinstance(given["token"], str) and is_same(given["token"], self._keys.token)):
-            self._with_csrf(request)  # already in: go on under another name
+            self._with_csrf(request)  # already in: another name
         name = given["annotator"].strip() if isinstance(given["annotator"], str) else given["annotator"]
         findings.refuse(
             findings.text("name", name)
@@ -457,7 +457,7 @@ class _Desk:
     def _what_next(self, annotator: str, back: Assignment | None = None, **more: Any) -> Response:
         """In the store's thread. `back` is the item that an undo returned: the store may hold another one first."""
         lent = back or self._store.next_item(annotator, lease=self._config.lease)
-        guidelines = {it.name: it.guidelines for it in self._store.criteria()}
+        guidelines = {criterion.name: criterion.guidelines for criterion in self._store.criteria()}
         item = None if lent is None else shown_item(lent, guidelines, max(0.0, lent.expires - self._clock()))
         return _Json({**more, "item": item, "progress": vars(self._store.progress(annotator))})
 

@@ -66,17 +66,17 @@ def shown_agreement(store: PreferenceStore) -> Shown:
     return {
         "agreement": [
             {
-                "kind": it.kind,
-                "criterion": for_page(it.criterion),
-                "judgements": it.judgements,
-                "annotators": len(it.annotators),
-                "units": it.units,
-                "agreement": _interval(it.agreement),
-                "alpha": _interval(it.alpha),
-                "self_consistency": _interval(it.self_consistency),
-                "seconds": _interval(it.seconds),
+                "kind": row.kind,
+                "criterion": for_page(row.criterion),
+                "judgements": row.judgements,
+                "annotators": len(row.annotators),
+                "units": row.units,
+                "agreement": _interval(row.agreement),
+                "alpha": _interval(row.alpha),
+                "self_consistency": _interval(row.self_consistency),
+                "seconds": _interval(row.seconds),
             }
-            for it in agreement_of(store.judgements(), np.random.default_rng(0), resamples=200)
+            for row in agreement_of(store.judgements(), np.random.default_rng(0), resamples=200)
         ]
     }
 
@@ -90,12 +90,12 @@ def shown_results(store: PreferenceStore) -> Shown:
                 "criterion": for_page(criterion),
                 "contenders": [
                     {
-                        "name": for_page(it.name),
-                        "comparisons": it.comparisons,
-                        "win_rate": _interval(it.win_rate),
-                        "rating": _interval(it.rating),
+                        "name": for_page(row.name),
+                        "comparisons": row.comparisons,
+                        "win_rate": _interval(row.win_rate),
+                        "rating": _interval(row.rating),
                     }
-                    for it in contenders
+                    for row in contenders
                 ],
             }
             for criterion, made in contests(store).items()
@@ -103,15 +103,15 @@ def shown_results(store: PreferenceStore) -> Shown:
         ],
         "verified": [
             {
-                "model": for_page(it.model),
-                "reason": for_page(it.reason),
-                "why": it.why,
-                "pairs": it.pairs,
-                "votes": it.votes,
-                "agreement": [it.agreement, it.low, it.high] if it.votes else None,
-                "stated": it.stated if it.votes else None,
+                "model": for_page(row.model),
+                "reason": for_page(row.reason),
+                "why": row.why,
+                "pairs": row.pairs,
+                "votes": row.votes,
+                "agreement": [row.agreement, row.low, row.high] if row.votes else None,
+                "stated": row.stated if row.votes else None,
             }
-            for it in outcomes(store)
+            for row in outcomes(store)
         ],
     }
 
@@ -121,9 +121,13 @@ def _text(text: str) -> Shown:
     return {"text": for_page(text[:TEXT_CHARACTERS]), "length": len(text) if len(text) > TEXT_CHARACTERS else None}
 
 
-def _interval(found: Interval) -> list[float | None] | None:
+def _interval(interval: Interval) -> list[float | None] | None:
     """[value, low, high]; the ends, or all of it, null where they are not known."""
-    return None if np.isnan(found.value) else [_known(it) for it in (found.value, found.low, found.high)]
+    return (
+        None
+        if np.isnan(interval.value)
+        else [_known(number) for number in (interval.value, interval.low, interval.high)]
+    )
 
 
 def _known(number: float) -> float | None:

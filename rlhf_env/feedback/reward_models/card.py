@@ -114,7 +114,7 @@ class Scorecard:
     @property
     def worst_slice(self) -> Slice | None:
         """The slice of the lowest accuracy. One of many is low by chance: read its interval."""
-        return min(self.slices, key=lambda it: it.accuracy.value, default=None)
+        return min(self.slices, key=lambda one: one.accuracy.value, default=None)
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON, the worst slice in its own place."""
@@ -130,22 +130,26 @@ class Scorecard:
     def load(cls, path: str | Path) -> Scorecard:
         """What `save` wrote. Raises DataError for a file that is no scorecard, or one of an older version."""
         try:
-            told: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-            told.pop("worst_slice")
+            content: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+            content.pop("worst_slice")
             built: dict[str, Any] = {
-                "accuracy": Accuracy(**told.pop("accuracy")),
-                "reliability": tuple(Bin(**it) for it in told.pop("reliability")),
-                "slices": tuple(Slice(it["name"], Accuracy(**it["accuracy"])) for it in told.pop("slices")),
-                "flip_examples": tuple(Flip(**it) for it in told.pop("flip_examples")),
-                "points": tuple(Point(**it) for it in told.pop("points")),
-                "intervals": {name: (float(low), float(high)) for name, (low, high) in told.pop("intervals").items()},
-                "notes": tuple(told.pop("notes")),
+                "accuracy": Accuracy(**content.pop("accuracy")),
+                "reliability": tuple(Bin(**fields) for fields in content.pop("reliability")),
+                "slices": tuple(
+                    Slice(fields["name"], Accuracy(**fields["accuracy"])) for fields in content.pop("slices")
+                ),
+                "flip_examples": tuple(Flip(**fields) for fields in content.pop("flip_examples")),
+                "points": tuple(Point(**fields) for fields in content.pop("points")),
+                "intervals": {
+                    name: (float(low), float(high)) for name, (low, high) in content.pop("intervals").items()
+                },
+                "notes": tuple(content.pop("notes")),
             }
             for name, kind in (("gold", Correlation), ("agreement", Agreement), ("best_of_four", BestOfFour)):
-                value = told.pop(name)
+                value = content.pop(name)
                 built[name] = None if value is None else kind(**value)
-            pair = told.pop("longer_preferred")
-            return cls(**told, **built, longer_preferred=None if pair is None else (float(pair[0]), float(pair[1])))
+            pair = content.pop("longer_preferred")
+            return cls(**content, **built, longer_preferred=None if pair is None else (float(pair[0]), float(pair[1])))
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataError(
                 f"scorecard {path}: cannot be read ({type(error).__name__}: {error}): make it again with "
@@ -171,8 +175,8 @@ def scorecard_table(card: Scorecard) -> Table:
     table = Table(
         "measure", "value", "95 % interval", "compare with", title=f"{card.pairs:,} pairs on {card.prompts:,} prompts"
     )
-    for it in measures(card):
-        table.add_row(it.name, it.value, it.interval, it.meaning)
+    for one in measures(card):
+        table.add_row(one.name, one.value, one.interval, one.meaning)
     return table
 
 
@@ -190,14 +194,16 @@ def measures(card: Scorecard) -> Iterator[Measure]:
         "how often it prefers what people chose; 0.5 is a coin",
     )
     if card.agreement is not None:
-        it = card.agreement
+        agreement = card.agreement
         yield measure(
             "agreement with people",
             "model",
-            it.model,
-            f"with the majority of the others, on {it.pairs} pairs of {it.votes} votes",
+            agreement.model,
+            f"with the majority of the others, on {agreement.pairs} pairs of {agreement.votes} votes",
         )
-        yield measure("people among themselves", "people", it.people, "the same for a person: the model's ceiling")
+        yield measure(
+            "people among themselves", "people", agreement.people, "the same for a person: the model's ceiling"
+        )
     yield measure("mean margin", "margin", card.margin, "log-odds for the chosen response; 0 is indifference")
     yield measure(
         "calibration error",
@@ -226,13 +232,13 @@ def measures(card: Scorecard) -> Iterator[Measure]:
         )
     if card.best_of_four is not None:
         best = card.best_of_four
-        told = f"finds the best of four, {best.prompts} prompts; chance 0.25"
-        yield Measure("best of four", _number(best.value), _interval((best.low, best.high)), told)
+        meaning = f"finds the best of four, {best.prompts} prompts; chance 0.25"
+        yield Measure("best of four", _number(best.value), _interval((best.low, best.high)), meaning)
     worst = card.worst_slice
     if worst is not None:
         w = worst.accuracy
-        told = f"{worst.name} ({w.pairs} pairs), lowest of {len(card.slices)}: one of many is low by chance"
-        yield Measure("worst slice", _number(w.value), _interval((w.low, w.high)), told)
+        meaning = f"{worst.name} ({w.pairs} pairs), lowest of {len(card.slices)}: one of many is low by chance"
+        yield Measure("worst slice", _number(w.value), _interval((w.low, w.high)), meaning)
     for name, share in (card.flips or {}).items():
         yield measure(f"verdict flips: {name}", f"flips: {name}", share, "the meaning is unchanged: 0 is right")
     for note in card.notes:

@@ -73,13 +73,15 @@ class RewardEnsemble:
     def score_members(self, episodes: Sequence[Episode]) -> Float:
         """float64[M, B], M over all models."""
         unit = self.log_odds_per_point
-        return np.concatenate([it.score_members(episodes) * (it.log_odds_per_point / unit) for it in self.models])
+        return np.concatenate(
+            [model.score_members(episodes) * (model.log_odds_per_point / unit) for model in self.models]
+        )
 
     def score_responses(self, responses: Sequence[tuple[Prompt, Response]]) -> Float:
         """float64[B]: the mean of all members."""
         unit = self.log_odds_per_point
-        each = [it.score_responses(responses) * (it.log_odds_per_point / unit) for it in self.models]
-        return np.asarray(np.average(each, axis=0, weights=[it.members for it in self.models]))
+        each = [model.score_responses(responses) * (model.log_odds_per_point / unit) for model in self.models]
+        return np.asarray(np.average(each, axis=0, weights=[model.members for model in self.models]))
 
     def save(self, path: str | Path) -> None:
         """Write a folder with a folder per model, whole or not at all, in place of an older ensemble.

@@ -71,8 +71,8 @@ class Groups:
         if len(set(zip(prompts, responses, strict=True))) == 1:
             return ()
         return tuple(
-            (replace(prompt, text=asked), replace(response, text=said, ids=None, prompt_ids=None))
-            for asked, said in zip(prompts, responses, strict=True)
+            (replace(prompt, text=prompt_text), replace(response, text=response_text, ids=None, prompt_ids=None))
+            for prompt_text, response_text in zip(prompts, responses, strict=True)
         )
 
     def counterfactuals(self, texts: Iterable[Text]) -> list[Counterfactual]:
@@ -80,7 +80,7 @@ class Groups:
         return [pair for text in texts for pair in combinations(self.versions_of(text), 2)]
 
     def _version(self, text: str, group: int) -> str:
-        return self._pattern.sub(lambda found: _in_case_of(found[0], self._row(found[0])[group]), text)
+        return self._pattern.sub(lambda match: _in_case_of(match[0], self._row(match[0])[group]), text)
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
@@ -163,7 +163,7 @@ def group_scores(scorer: Scorer, groups: Groups, texts: Sequence[Text]) -> Float
     return scores
 
 
-def _in_case_of(found: str, word: str) -> str:
-    if found.isupper() and len(found) > 1:
+def _in_case_of(replaced: str, word: str) -> str:
+    if replaced.isupper() and len(replaced) > 1:
         return word.upper()
-    return word[0].upper() + word[1:] if found[0].isupper() else word
+    return word[0].upper() + word[1:] if replaced[0].isupper() else word

@@ -2,7 +2,7 @@
 
 Everything works in the dtype it is given, float64 included, and stays finite for scores at +-1e4. Axis letters: **P**
 preference pairs, **N** rankings of **K** responses, **B** rated responses, **C** classes of a rating. Leading axes (the
-members of an ensemble) are carried along. `weighted_mean` makes the number that is minimised.
+members of an ensemble) are carried along.
 """
 
 from __future__ import annotations
@@ -20,15 +20,6 @@ from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.feedback.judgements import Preference
 from rlhf_env.learning.functional import pair_loss
 from rlhf_env.types import Float, TokenScorer
-
-
-def weighted_mean(terms: Tensor, weight: Tensor | None = None) -> Tensor:
-    """[...]: the mean of `terms` [..., P] over P, weighted by `weight` (of a shape that broadcasts) where given."""
-    if weight is None:
-        return terms.mean(dim=-1)
-    weight = weight.to(terms.dtype)
-    return (weight * terms).sum(dim=-1) / weight.expand_as(terms).sum(dim=-1)
-
 
 # ---------------------------------------------------------------- pairs and rankings
 
@@ -146,14 +137,18 @@ def reweighted(
     A pair's log-ratio is that of both its responses. Weights multiply those the preferences have; a pair of which the
     wanted policy would never write either response is left out. Raises DataError for responses without token ids.
     """
-    episodes = [side.episode(it.prompt) for it in preferences for side in (it.chosen, it.rejected)]
+    episodes = [
+        side.episode(preference.prompt)
+        for preference in preferences
+        for side in (preference.chosen, preference.rejected)
+    ]
     by_wanted, by_drawn = (
         np.array([values.sum() for values in policy.response_logprobs(episodes)]) for policy in (wanted, drawn)
     )
     weights = importance_weights((by_wanted - by_drawn).reshape(-1, 2).sum(axis=1), cap=cap)
     kept = [
-        replace(it, weight=it.weight * float(value))
-        for it, value in zip(preferences, weights.values, strict=True)
-        if it.weight * value > 0
+        replace(preference, weight=preference.weight * float(value))
+        for preference, value in zip(preferences, weights.values, strict=True)
+        if preference.weight * value > 0
     ]
     return kept, weights

@@ -189,7 +189,13 @@ class RewardModel(nn.Module):
 
     def score_pairs(self, preferences: Sequence[Preference]) -> tuple[Float, Float]:
         """The scores of chosen and rejected, float64[P] each."""
-        scores = self.score_responses([(it.prompt, side) for it in preferences for side in (it.chosen, it.rejected)])
+        scores = self.score_responses(
+            [
+                (preference.prompt, side)
+                for preference in preferences
+                for side in (preference.chosen, preference.rejected)
+            ]
+        )
         return scores[0::2], scores[1::2]
 
     def score_texts(self, texts: Sequence[Text]) -> Float:

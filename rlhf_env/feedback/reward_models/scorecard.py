@@ -65,7 +65,7 @@ def scorecard_of(
     scorer = load_scorer(model)
     if gold is not None:
         reward = plugins.build("reward", gold, {})
-        texts = list({_key(text): text for it in preferences for text in _sides(it)}.values())
+        texts = list({_key(text): text for preference in preferences for text in _sides(preference)}.values())
         worth = reward([response.episode(prompt) for prompt, response in texts])
         valued = [(*text, float(value)) for text, value in zip(texts, worth, strict=True)]
     rng = np.random.default_rng(seed)
@@ -90,8 +90,8 @@ def make_scorecard(
     notes: list[str] = []
     delta = pair_log_odds(scorer, preferences)
     right = np.asarray((delta > 0) + 0.5 * (delta == 0))
-    prompts = [it.prompt.text for it in preferences]
-    texts = list({_key(text): text for it in preferences for text in _sides(it)}.values())
+    prompts = [preference.prompt.text for preference in preferences]
+    texts = list({_key(text): text for preference in preferences for text in _sides(preference)}.values())
     scores = scorer.score_responses(texts)
     lengths = np.array([_length(response) for _, response in texts], dtype=np.float64)
     repeated = np.array([repeated_share(response.text) for _, response in texts])
@@ -165,7 +165,7 @@ def read_data(path: str | Path, *, held_out: float = 1.0) -> tuple[list[Preferen
     _, preferences = split_by_prompt(preferences_of(judgements), held_out)
     if not preferences:
         raise DataError(f"{path}: no pair of responses of which one is preferred, among {len(judgements)} judgements")
-    kept = {it.prompt.text for it in preferences}
+    kept = {preference.prompt.text for preference in preferences}
     return preferences, [valued for valued in _mean_ratings(judgements) if valued[0].text in kept]
 
 
@@ -238,12 +238,14 @@ def _longer_preferred(
 ) -> tuple[tuple[float, float], tuple[float, float]] | None:
     """The share of pairs of unequal length in which (the model, people) prefer the longer, and the interval of the
     model's; None without any."""
-    longer = np.array([np.sign(_length(it.chosen) - _length(it.rejected)) for it in preferences])
+    longer = np.array(
+        [np.sign(_length(preference.chosen) - _length(preference.rejected)) for preference in preferences]
+    )
     unequal = longer != 0
     if not unequal.any():
         return None
     by_model = (np.sign(delta) * longer)[unequal]
-    prompts = [it.prompt.text for it, counts in zip(preferences, unequal, strict=True) if counts]
+    prompts = [preference.prompt.text for preference, counts in zip(preferences, unequal, strict=True) if counts]
     share = _clustered(np.asarray((by_model > 0) + 0.5 * (by_model == 0)), prompts)
     return (share.value, float(np.mean(longer[unequal] > 0))), (share.low, share.high)
 
@@ -254,11 +256,11 @@ def _agreement(
     votes: dict[
         object, list[tuple[str, float, float]]
     ] = {}  # per pair: who, for which side, which side the model is on
-    for it, difference in zip(preferences, delta, strict=True):
-        one, other = (_key(text) for text in _sides(it))
+    for preference, difference in zip(preferences, delta, strict=True):
+        one, other = (_key(text) for text in _sides(preference))
         side = 1.0 if repr(one) < repr(other) else -1.0
-        pair = (it.criterion, frozenset((one, other)))
-        votes.setdefault(pair, []).append((it.annotator, side, side * float(np.sign(difference))))
+        pair = (preference.criterion, frozenset((one, other)))
+        votes.setdefault(pair, []).append((preference.annotator, side, side * float(np.sign(difference))))
     people, model, of_pair, pairs = [], [], [], 0
     for cast in votes.values():
         by_person = {who: (side, model_side) for who, side, model_side in cast}  # a person's last word
@@ -274,8 +276,8 @@ def _agreement(
     if not pairs:
         return None, {}
     shares = {name: _clustered(np.array(values), of_pair) for name, values in (("people", people), ("model", model))}
-    found = Agreement(shares["people"].value, shares["model"].value, pairs, len(people))
-    return found, {name: (it.low, it.high) for name, it in shares.items()}
+    agreement = Agreement(shares["people"].value, shares["model"].value, pairs, len(people))
+    return agreement, {name: (share.low, share.high) for name, share in shares.items()}
 
 
 def _best_of_four(scorer: Scorer, preferences: Sequence[Preference], gold: Sequence[Valued]) -> BestOfFour | None:
@@ -291,8 +293,8 @@ def _best_of_four(scorer: Scorer, preferences: Sequence[Preference], gold: Seque
             fours.append(([text for text, _ in four], {i for i, (_, value) in enumerate(four) if value == highest}))
     if not fours:
         beaten: dict[object, dict[object, Text]] = {}
-        for it in preferences:
-            chosen, rejected = _sides(it)
+        for preference in preferences:
+            chosen, rejected = _sides(preference)
             beaten.setdefault(_key(chosen), {_key(chosen): chosen})[_key(rejected)] = rejected
         fours = [(list(texts.values())[:4], {0}) for texts in beaten.values() if len(texts) >= 4]
     if not fours:
@@ -309,16 +311,20 @@ def _best_of_four(scorer: Scorer, preferences: Sequence[Preference], gold: Seque
 def _slices(preferences: Sequence[Preference], right: Float) -> Iterator[Slice]:
     """Accuracy by what pairs have in common, where 20 pairs or more do and not all of them."""
     rows: dict[str, list[int]] = {}
-    middle = float(np.median([len(it.prompt.text) for it in preferences]))
-    for i, it in enumerate(preferences):
-        difference = _length(it.chosen) - _length(it.rejected)
+    middle = float(np.median([len(preference.prompt.text) for preference in preferences]))
+    for i, preference in enumerate(preferences):
+        difference = _length(preference.chosen) - _length(preference.rejected)
         names = [
-            f"criterion: {it.criterion}",
-            f"annotator: {it.annotator}",
+            f"criterion: {preference.criterion}",
+            f"annotator: {preference.annotator}",
             "the chosen is " + ("longer" if difference > 0 else "shorter" if difference < 0 else "as long"),
-            "shorter prompts" if len(it.prompt.text) <= middle else "longer prompts",
-            *(f"written by: {name}" for name in sorted({_author(it.chosen), _author(it.rejected)})),
-            *(f"{key}: {value}" for key, value in it.prompt.meta.items() if isinstance(value, str | int | bool)),
+            "shorter prompts" if len(preference.prompt.text) <= middle else "longer prompts",
+            *(f"written by: {name}" for name in sorted({_author(preference.chosen), _author(preference.rejected)})),
+            *(
+                f"{key}: {value}"
+                for key, value in preference.prompt.meta.items()
+                if isinstance(value, str | int | bool)
+            ),
         ]
         for name in names:
             rows.setdefault(name, []).append(i)
@@ -338,19 +344,19 @@ def _flips(
     def log_odds(edit: Callable[[str], str]) -> Float:
         edited = [
             replace(
-                it,
-                chosen=replace(it.chosen, text=edit(it.chosen.text), ids=None, prompt_ids=None),
-                rejected=replace(it.rejected, text=edit(it.rejected.text), ids=None, prompt_ids=None),
+                pair,
+                chosen=replace(pair.chosen, text=edit(pair.chosen.text), ids=None, prompt_ids=None),
+                rejected=replace(pair.rejected, text=edit(pair.rejected.text), ids=None, prompt_ids=None),
             )
-            for it in apart
+            for pair in apart
         ]
         return pair_log_odds(scorer, edited)
 
     # Without their ids two responses may say the same: those have no verdict to flip.
     apart = [
-        it
-        for it in preferences
-        if all(edit(it.chosen.text) != edit(it.rejected.text) for edit in (_unedited, *EDITS.values()))
+        pair
+        for pair in preferences
+        if all(edit(pair.chosen.text) != edit(pair.rejected.text) for edit in (_unedited, *EDITS.values()))
     ]
     if not apart:
         raise DataError("no pair of responses differs in its words")
@@ -369,18 +375,18 @@ def _flips(
         for i in sorted(np.flatnonzero(rows), key=lambda i: -abs(before[i]))[:_EXAMPLES]  # the surest of the turned
     )
     flipped["any of them"] = np.any(list(flipped.values()), axis=0)
-    prompts = [it.prompt.text for it in apart]
+    prompts = [pair.prompt.text for pair in apart]
     shares = {name: _clustered(rows.astype(np.float64), prompts) for name, rows in flipped.items()}
-    intervals = {f"flips: {name}": (it.low, it.high) for name, it in shares.items()}
-    return {name: it.value for name, it in shares.items()}, intervals, examples
+    intervals = {f"flips: {name}": (share.low, share.high) for name, share in shares.items()}
+    return {name: share.value for name, share in shares.items()}, intervals, examples
 
 
 def _unedited(text: str) -> str:
     return text
 
 
-def _sides(it: Preference) -> tuple[Text, Text]:
-    return (it.prompt, it.chosen), (it.prompt, it.rejected)
+def _sides(preference: Preference) -> tuple[Text, Text]:
+    return (preference.prompt, preference.chosen), (preference.prompt, preference.rejected)
 
 
 def _key(text: Text) -> tuple[str, str, object]:

@@ -35,6 +35,8 @@ class Scorer(Protocol):
 
 def pair_log_odds(scorer: Scorer, preferences: Sequence[Preference]) -> Float:
     """float64[P]: the log-odds the scorer gives the chosen response over the rejected one."""
-    scores = scorer.score_responses([(it.prompt, side) for it in preferences for side in (it.chosen, it.rejected)])
+    scores = scorer.score_responses(
+        [(preference.prompt, side) for preference in preferences for side in (preference.chosen, preference.rejected)]
+    )
     difference: Float = (scores[0::2] - scores[1::2]) * scorer.log_odds_per_point
     return difference

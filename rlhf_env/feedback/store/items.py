@@ -6,13 +6,20 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Literal, get_args
 
 import numpy as np
 
 from rlhf_env.feedback import findings
-from rlhf_env.feedback.judgements import Judgement, Response, digest, prompt_digest, prompt_problems, response_digest
+from rlhf_env.feedback.judgements import (
+    Judgement,
+    Response,
+    digest,
+    prompt_digest,
+    prompt_problems,
+    repetition_problems,
+    response_digest,
+)
 from rlhf_env.feedback.kinds import kind_named, kinds
 from rlhf_env.feedback.store.schema import to_bytes
 from rlhf_env.types import Prompt
@@ -48,40 +55,33 @@ class Criterion:
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """Something to be judged.
-
-    Args:
-        kind: comparison (2 responses), ranking (2 or more), rating or criteria (1).
-        criterion: what the judgement goes by; for the kind "criteria" see `criteria`.
-        criteria: the names that the kind "criteria" asks a score for.
-        overlap: how many people judge it.
-        seed: what the order of the responses is drawn from, for each annotator anew.
-        repeat: 1, 2, ... put the same item to the same people again, which shows how far they agree with themselves.
-        priority: items of higher priority are judged first, those of equal priority in the order they were added.
-        purpose: what the votes are for. The same responses with another purpose are another item.
-    """
+    """Something to be judged."""
 
     kind: str
+    """The kind of judgement that is asked for; it says how many responses there are."""
     prompt: Prompt
     responses: tuple[Response, ...]
     criterion: str = "overall"
+    """What to judge by; a kind of many criteria has `criteria` instead."""
     criteria: tuple[str, ...] = ()
+    """The names that a kind of many criteria asks a score for."""
     overlap: int = 1
+    """How many people judge it."""
     seed: int = 0
+    """What the order of the responses is drawn from, for each annotator anew."""
     repeat: int = 0
+    """1, 2, ... put the same item to the same people again, which shows how far they agree with themselves."""
     priority: float = 0.0
+    """Items of higher priority are judged first, those of equal priority in the order they were added."""
     purpose: Purpose = "collection"
+    """What the votes are for. The same responses with another purpose are another item."""
 
     def __post_init__(self) -> None:
         kind = kind_named(self.kind)
         findings.refuse(
             (len(self.responses) < 2 if kind.count is None else len(self.responses) != kind.count)
             and f"responses: {len(self.responses)} do not make an item of kind {self.kind!r}",
-            *(
-                f"responses: {i + 1} and {j + 1} say the same"
-                for (i, a), (j, b) in combinations(enumerate(self.responses), 2)
-                if a.says_the_same_as(b)
-            ),
+            *repetition_problems(self.responses),
             *criteria_names_problems(self.kind, self.criteria),
             *prompt_problems(self.prompt),
             findings.text("criterion", self.criterion),
@@ -109,21 +109,18 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """A reward model's opinion of a pair, put before people: an item for verification and why it was chosen.
-
-    Args:
-        item: a comparison of the purpose verification. Of one that is in the store already its votes count here too.
-        model: the name of the model.
-        reason: why this pair, in a word or two.
-        favoured: the response of the two that the model scores higher.
-        log_odds: by how much, 0 or more: the log-odds it gives that one over the other.
-    """
+    """A reward model's opinion of a pair, put before people: an item for verification, and the reason for it."""
 
     item: Item
+    """A comparison of the purpose verification. If the store has it already, its votes count here too."""
     model: str
+    """The name of the model."""
     reason: str
+    """Why this pair, in a word or two."""
     favoured: Response
+    """The response of the two that the model scores higher."""
     log_odds: float
+    """By how much, 0 or more: the log-odds that the model gives the one over the other."""
 
     def __post_init__(self) -> None:
         findings.refuse(
@@ -138,36 +135,41 @@ class Check:
 
 @dataclass(frozen=True)
 class Assignment:
-    """An item lent to one annotator until `expires` (seconds since 1970); `item.responses` are in the order to show."""
+    """An item lent to one annotator."""
 
     id: int
     item: Item
+    """Its responses are in the order to show."""
     annotator: str
     expires: float
+    """Until when, in seconds since 1970."""
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """What `submit` did: the vote that stands, and whether it is this call's (`new`) or that of an earlier one."""
+    """What `submit` did."""
 
     item: int
     judgement: Judgement
+    """The vote that stands."""
     new: bool
+    """Whether it is this call's vote, and not that of an earlier call."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Votes given of those `wanted` (the sum of overlaps); `complete` items have all of theirs.
-
-    Of one annotator: the votes they gave (`own`), and the items that are still open to them (`open`).
-    """
+    """How far annotation has come, for everybody and for one annotator."""
 
     items: int
     complete: int
+    """Items that have all their votes."""
     votes: int
     wanted: int
+    """Votes asked for: the sum of overlaps."""
     own: int
+    """Votes that the annotator gave."""
     open: int
+    """Items that are still open to the annotator."""
 
     @property
     def left(self) -> int:

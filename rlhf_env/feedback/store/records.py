@@ -165,10 +165,10 @@ class Records(Database):
 
     def _annotator(self, name: str) -> int:
         self._db.execute(_ADD_ANNOTATOR, (to_bytes(name),))
-        (found,) = self._db.execute(
+        (identity,) = self._db.execute(
             "SELECT id FROM annotators WHERE name = CAST(? AS TEXT)", (to_bytes(name),)
         ).fetchone()
-        return int(found)
+        return int(identity)
 
     def _add_judgement(self, judgement: Judgement, item: int | None = None, key: str | None = None) -> bool:
         """Insert one judgement with all it speaks of; False when it was there."""

@@ -128,8 +128,8 @@ class PreferenceStore(Records):
         with self._writing():
             now = self._clock()
             who = self._annotator(annotator)
-            found = self._db.execute(_NEXT_ITEM, {"who": who, "now": now}).fetchone()
-            return None if found is None else self._lend(found[0], annotator, who, now + lease)
+            row = self._db.execute(_NEXT_ITEM, {"who": who, "now": now}).fetchone()
+            return None if row is None else self._lend(row[0], annotator, who, now + lease)
 
     def submit(self, item: int, annotator: str, answer: object, *, key: str, seconds: float | None = None) -> Receipt:
         """Take a vote. `answer` speaks of the responses in the order they were shown to this annotator:
@@ -232,32 +232,39 @@ class PreferenceStore(Records):
                 return vote
         return None
 
-    def _add_item(self, it: Item) -> int:
-        prompt, shown = self._keep(it.prompt, it.responses)
-        settings = (json.dumps(list(it.criteria)), it.overlap, it.seed, it.repeat, float(it.priority), it.purpose)
-        row = (it.digest, it.kind, to_bytes(it.criterion), *settings, prompt)
+    def _add_item(self, item: Item) -> int:
+        prompt, shown = self._keep(item.prompt, item.responses)
+        settings = (
+            json.dumps(list(item.criteria)),
+            item.overlap,
+            item.seed,
+            item.repeat,
+            float(item.priority),
+            item.purpose,
+        )
+        row = (item.digest, item.kind, to_bytes(item.criterion), *settings, prompt)
         if self._db.execute(_ADD_ITEM, row).rowcount > 0:
-            places = [(place, it.digest, response) for place, response in enumerate(shown)]
+            places = [(place, item.digest, response) for place, response in enumerate(shown)]
             self._db.executemany(_ADD_ITEM_RESPONSE, places)
-        (found,) = self._db.execute("SELECT id FROM items WHERE digest = ?", (it.digest,)).fetchone()
-        return int(found)
+        (identity,) = self._db.execute("SELECT id FROM items WHERE digest = ?", (item.digest,)).fetchone()
+        return int(identity)
 
-    def _add_check(self, it: Check) -> int:
-        item = self._add_item(it.item)
-        favoured = response_digest(prompt_digest(it.item.prompt), it.favoured)
-        row = (item, to_bytes(it.model), to_bytes(it.reason), float(it.log_odds), favoured)
+    def _add_check(self, check: Check) -> int:
+        item = self._add_item(check.item)
+        favoured = response_digest(prompt_digest(check.item.prompt), check.favoured)
+        row = (item, to_bytes(check.model), to_bytes(check.reason), float(check.log_odds), favoured)
         self._db.execute(_ADD_CHECK, row)
         return item
 
     def _lend(self, item: int, annotator: str, who: int, expires: float) -> Assignment:
         self._db.execute(_LEND, (item, who, expires))
-        found = self._item(item)
-        shown = tuple(found.responses[place] for place in found.order_for(annotator))
-        return Assignment(item, replace(found, responses=shown), annotator, expires)
+        asked = self._item(item)
+        shown = tuple(asked.responses[place] for place in asked.order_for(annotator))
+        return Assignment(item, replace(asked, responses=shown), annotator, expires)
 
     def _item(self, item: int) -> Item:
-        for _, found in self._read_items("WHERE i.id = :item", {"item": item}):
-            return found
+        for _, asked in self._read_items("WHERE i.id = :item", {"item": item}):
+            return asked
         raise DataError(f"item {item!r}: the store has no such item")
 
     def _read_items(self, condition: str, values: Mapping[str, object]) -> Iterator[tuple[int, Item]]:

@@ -15,7 +15,6 @@ from rlhf_env.feedback.kinds import (
     CriteriaRating,
     Ranking,
     Rating,
-    criteria_preferences,
     preferences_of,
     rating_preferences,
 )
@@ -89,7 +88,7 @@ def test_criteria_are_rated_one_by_one() -> None:
         CriteriaRating(PROMPT, *responses("a"), scores={"helpful": 5, "harmless": 1}, annotator="ann"),
         CriteriaRating(PROMPT, *responses("b"), scores={"helpful": 2, "harmless": 4}, annotator="ann"),
     ]
-    pairs = list(criteria_preferences(made))
+    pairs = list(preferences_of(made))
     assert {(it.criterion, it.chosen.text) for it in pairs} == {("helpful", "a"), ("harmless", "b")}
     assert [it.weight for it in pairs] == [1.0, 1.0]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,3 +122,41 @@ def votes() -> Callable[[Path], list[Any]]:
             return list(store.judgements())
 
     return read
+
+
+@pytest.fixture
+def serving(monkeypatch: pytest.MonkeyPatch) -> Callable[..., contextlib.AbstractContextManager[str]]:
+    """`with serving(path, lease=0.5) as address`: what `rlhf-env annotate` serves, on a free port, in a thread."""
+    import uvicorn
+
+    from rlhf_env.feedback.page import server
+    from rlhf_env.feedback.page.keys import Keys
+    from rlhf_env.feedback.page.server import PageConfig
+
+    @contextlib.contextmanager
+    def served(path: Path, **settings: Any) -> Iterator[str]:
+        servers: list[uvicorn.Server] = []
+        links: list[str] = []
+        ready = threading.Event()
+        run = uvicorn.Server.run
+
+        def kept(it: uvicorn.Server, **arguments: Any) -> None:
+            servers.append(it)
+            ready.set()
+            run(it, **arguments)
+
+        monkeypatch.setattr(uvicorn.Server, "run", kept)
+        config = PageConfig(store=path, **settings)
+        thread = threading.Thread(target=server.serve, args=(config, lambda *both: links.extend(both)))
+        thread.start()
+        assert ready.wait(30)
+        judge, results = links
+        assert judge.partition("/#token=")[2] == Keys.of(path).token
+        assert results.partition("/results#token=")[2] == Keys.of(path).owner
+        try:
+            yield judge.partition("/#")[0]
+        finally:
+            servers[0].should_exit = True
+            thread.join()
+
+    return served

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from rlhf_env.feedback.judgements import Author, Response
-from rlhf_env.feedback.kinds import Comparison, CriteriaRating, Ranking, Rating
+from rlhf_env.feedback.kinds import Comparison, CriteriaRating, JudgementKind, Ranking, Rating
+from rlhf_env.feedback.page.keys import Keys
 from rlhf_env.feedback.store.items import Criterion, Item
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.types import Prompt
@@ -206,6 +207,32 @@ def test_all_kinds_by_keyboard(tab: Tab, tmp_path: Path) -> None:
     assert isinstance(criteria, CriteriaRating) and criteria.scores == {"kind": 5, "__proto__": 2}
     assert {it.annotator for it in (comparison, rating, ranking, criteria)} == {"Ann"}
     assert comparison.seconds is not None and 0.4 < comparison.seconds < PATIENCE
+
+
+def test_a_kind_of_a_plugin_by_keyboard(tab: Tab, tmp_path: Path, acceptance: JudgementKind, serving: Any) -> None:
+    """A choice and words: the digits choose, the focus goes on to the words, and the button submits both."""
+    path = tmp_path / "prefs.sqlite"
+    texts = [Response(text, PERSON) for text in ("yes", "no")]
+    with PreferenceStore(path) as store:
+        store.add_items([Item(kind="acceptance", prompt=Prompt("p", "q"), responses=(text,)) for text in texts])
+    with serving(path) as address:
+        tab.enter(f"{address}/#token={Keys.of(path).token}", "Ann")
+        tab.sees("Would you send this response?")
+        tab.sees("Not like this")
+        tab.settle()
+        tab.press("Enter")  # a choice is missing: the focus goes to it
+        assert tab.value("document.activeElement.type") == "radio"
+        tab.press("2")
+        tab.call("Input.insertText", text="1 reason, u see")  # no key judges while somebody writes
+        tab.press("Tab", "Enter")
+        tab.sees("1 of 2 votes")
+        tab.settle()
+        tab.press("1", "Tab", "Enter")
+        tab.sees("Nothing left for you")
+        assert tab.complaints == []
+    with PreferenceStore(path) as store:
+        answers = [acceptance.answer_of(it) for it in store.judgements()]
+    assert answers == [{"accepted": False, "comment": "1 reason, u see"}, {"accepted": True, "comment": ""}]
 
 
 def test_a_double_click_and_a_lost_lease(tab: Tab, tmp_path: Path) -> None:

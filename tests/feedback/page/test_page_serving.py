@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import socket
 import subprocess
@@ -10,34 +9,28 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 pytest.importorskip("starlette", reason="the extra 'annotate' is not installed")
 pytest.importorskip("uvicorn", reason="the extra 'annotate' is not installed")
 import httpx2 as httpx
-import uvicorn
 
 from rlhf_env.cli import main as cli
 from rlhf_env.errors import ConfigError
-from rlhf_env.feedback.judgements import Author
 from rlhf_env.feedback.page import server
 from rlhf_env.feedback.page.keys import Keys
 from rlhf_env.feedback.page.server import PageConfig
 from rlhf_env.feedback.store.items import Item
 from rlhf_env.feedback.store.store import PreferenceStore
 
-OWN = "http://127.0.0.1:8765"
-PERSON = Author("human", "the author's name")
-
-Enter = Callable[..., Any]
 Pairs = Callable[..., list[Item]]
 Fill = Callable[..., list[int]]
-Votes = Callable[[Path], list[Any]]
+Serving = Callable[..., AbstractContextManager[str]]
 
 
 FAULTS = Path(__file__).parents[2] / "faults" / "annotation_server.py"
@@ -53,36 +46,8 @@ def test_killed_among_votes_every_acknowledged_one_is_there_once() -> None:
     assert done.returncode == 0
 
 
-@contextlib.contextmanager
-def served(monkeypatch: pytest.MonkeyPatch, path: Path, **settings: Any) -> Iterator[str]:
-    """What `rlhf-env annotate` serves, on a free port, in a thread: its address."""
-    servers: list[uvicorn.Server] = []
-    links: list[str] = []
-    ready = threading.Event()
-    run = uvicorn.Server.run
-
-    def kept(it: uvicorn.Server, **arguments: Any) -> None:
-        servers.append(it)
-        ready.set()
-        run(it, **arguments)
-
-    monkeypatch.setattr(uvicorn.Server, "run", kept)
-    config = PageConfig(store=path, **settings)
-    thread = threading.Thread(target=server.serve, args=(config, lambda *both: links.extend(both)))
-    thread.start()
-    assert ready.wait(30)
-    judge, results = links
-    assert judge.partition("/#token=")[2] == Keys.of(path).token
-    assert results.partition("/results#token=")[2] == Keys.of(path).owner
-    try:
-        yield judge.partition("/#")[0]
-    finally:
-        servers[0].should_exit = True
-        thread.join()
-
-
 def test_eight_annotators_at_once_give_every_pair_its_votes(
-    path: Path, monkeypatch: pytest.MonkeyPatch, pairs: Pairs, fill: Fill, votes: Votes
+    path: Path, pairs: Pairs, fill: Fill, serving: Serving
 ) -> None:
     """F38, through the server: 3 votes from 3 people on each of 16 pairs, although two people leave in between.
 
@@ -90,7 +55,7 @@ def test_eight_annotators_at_once_give_every_pair_its_votes(
     """
     names = fill(path, *pairs(16, overlap=3))
     everybody = threading.Barrier(8)
-    with served(monkeypatch, path, lease=0.5) as address:
+    with serving(path, lease=0.5) as address:
 
         def annotate(number: int) -> None:
             with httpx.Client(base_url=address, headers={"Origin": address}) as client:
@@ -114,11 +79,11 @@ def test_eight_annotators_at_once_give_every_pair_its_votes(
     assert Counter(item for item, _ in given) == dict.fromkeys(names, 3)
 
 
-def test_a_slow_request_is_cut_off(path: Path, monkeypatch: pytest.MonkeyPatch, fill: Fill) -> None:
+def test_a_slow_request_is_cut_off(path: Path, monkeypatch: pytest.MonkeyPatch, fill: Fill, serving: Serving) -> None:
     """S17: heads, bodies, and bodies that nobody reads, a byte at a time; who is quick may stay."""
     fill(path)
     monkeypatch.setattr(server, "REQUEST_SECONDS", 1.0)
-    with served(monkeypatch, path) as address:
+    with serving(path) as address:
         host = address.removeprefix("http://")
 
         def trickled(first: str) -> tuple[float, bytes]:

@@ -25,7 +25,6 @@ from rlhf_env.feedback.reward_models.losses import (
     likert_loss,
     plackett_luce_loss,
     ranking_pairs_loss,
-    weighted_mean,
 )
 from rlhf_env.feedback.reward_models.model import RewardModel
 from rlhf_env.feedback.reward_models.scorer import pair_log_odds
@@ -33,6 +32,10 @@ from rlhf_env.feedback.store.split import split_by_prompt
 from rlhf_env.types import Prompt
 
 Build = Callable[..., Any]
+
+
+def weighted_mean(terms: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return (weight * terms).sum() / weight.sum()
 
 
 class TestFit:

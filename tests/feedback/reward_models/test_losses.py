@@ -22,12 +22,15 @@ from rlhf_env.feedback.reward_models.losses import (
     plackett_luce_loss,
     ranking_pairs_loss,
     reweighted,
-    weighted_mean,
 )
 from rlhf_env.types import Episode, Float
 
 Build = Callable[..., Any]
 EXACT: dict[str, float] = {"rtol": 0, "atol": 1e-12}
+
+
+def weighted_mean(terms: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return (weight * terms).sum() / weight.sum()
 
 
 def doubles(*values: Any) -> torch.Tensor:
