@@ -9,8 +9,8 @@ from typing import Any
 
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.judgements import Author, Judgement, Preference, Response
-from rlhf_env.feedback.kinds import kind_named
-from rlhf_env.feedback.kinds.kind import CIRCUMSTANCES, group_of
+from rlhf_env.feedback.kinds import kind_named, kind_of
+from rlhf_env.feedback.kinds.kind import CIRCUMSTANCES
 from rlhf_env.plain_data import read_json
 from rlhf_env.types import Prompt
 
@@ -20,11 +20,11 @@ def provenance_of(judgement: Judgement) -> dict[str, Any]:
     return {
         "prompt": {"id": judgement.prompt.id, "meta": dict(judgement.prompt.meta)},
         "responses": [about_response(response) for response in judgement.responses],
-        **circumstances_of(judgement, group_of(judgement)),
+        **circumstances_of(judgement, kind_of(judgement).group_of(judgement)),
     }
 
 
-def circumstances_of(judged: Judgement | Preference, group: str) -> dict[str, Any]:
+def circumstances_of(judged: Judgement | Preference, group: object) -> dict[str, Any]:
     """Who judged, when, by what: only what is known."""
     given = {
         "annotator": judged.annotator,

@@ -11,7 +11,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol
 
 from rlhf_env.errors import DataError
 from rlhf_env.feedback import findings
@@ -61,18 +61,6 @@ def lesson_of_pair(preference: Preference) -> Lesson:
         weight=preference.weight,
         group=preference.group,
     )
-
-
-@runtime_checkable
-class Grouped(Protocol):
-    """A judgement that was read off a larger one (see `Preference.group`)."""
-
-    @property
-    def group(self) -> str: ...
-
-
-def group_of(judgement: Judgement) -> str:
-    return judgement.group if isinstance(judgement, Grouped) else ""
 
 
 def opinion_of(prompt: Prompt, response: Response, value: float) -> Opinion:
@@ -170,6 +158,10 @@ class JudgementKind:
         """Who judged, when, by what: the fields for it that this kind has."""
         return {name: getattr(judgement, name) for name in CIRCUMSTANCES if name in self._fields}
 
+    def group_of(self, judgement: Judgement) -> object:
+        """The larger judgement that it was read off (see `Preference.group`); "" for one that stands alone."""
+        return getattr(judgement, "group") if "group" in self._fields else ""  # noqa: B009
+
     def __call__(
         self, prompt: Prompt, responses: Sequence[Response], answer: object, **circumstances: object
     ) -> Judgement:
@@ -195,7 +187,7 @@ class JudgementKind:
 
     def payload_of(self, judgement: Judgement) -> dict[str, object]:
         """What a store keeps of the judgement beside its circumstances."""
-        group = group_of(judgement)
+        group = self.group_of(judgement)
         return self._values(judgement) | ({"group": group} if group else {})
 
     def answer_in(self, payload: Mapping[str, object]) -> object:
@@ -210,7 +202,7 @@ class JudgementKind:
         shown = [response_digest(prompt, response) for response in judgement.responses]
         content = [judgement.criterion, float(judgement.weight), judgement.created, self.answer_of(judgement), shown]
         # What schema version 1 did not know stays out where it is not given, so that digests of its rows hold.
-        group = group_of(judgement)
+        group = self.group_of(judgement)
         later = [] if judgement.seconds is None and not group else [judgement.seconds, group]
         return digest(self.name, prompt, judgement.annotator, *content, *later)
 
