@@ -33,11 +33,11 @@ from rlhf_env.learning.agent import Decision, Metrics, Setup, learned_state, loa
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import (
     PairLoss,
-    beside_reference,
     minibatches,
     pair_loss,
     require_beta,
     rows_of_groups,
+    with_reference_logprobs,
 )
 from rlhf_env.learning.ranges import Choice, Multiple, Ranges
 from rlhf_env.learning.rollout import Rollout
@@ -160,7 +160,7 @@ class DPO:
         better, worse = returns[pairs[:, 0]], returns[pairs[:, 1]]
         wrong = torch.sigmoid(worse - better) if soft else torch.full_like(better, self.config.label_smoothing)
         weight = better if rollout.judged else torch.ones_like(better)  # a stored pair's return: 1 times its weight
-        rollout = beside_reference(self.setup.reference, rollout)
+        rollout = with_reference_logprobs(self.setup.reference, rollout)
         rollout = self.setup.engine.local(rollout)
         steps = []
         for chosen in minibatches(len(pairs), self.config.minibatches, self.config.epochs, self._order):

@@ -35,19 +35,19 @@ from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import (
     Aggregation,
     Divergence,
-    beside_reference,
-    beyond_clip,
     clipped_policy_loss,
     group_advantages,
     groups_without_spread,
     kl_estimate,
     minibatches,
+    outside_clip,
     require_beta,
     require_exact_sampling,
     require_stated,
     stated_log_ratio,
     token_weights,
     weighted_sum,
+    with_reference_logprobs,
 )
 from rlhf_env.learning.ranges import Choice, Multiple, Ranges
 from rlhf_env.learning.rollout import Rollout
@@ -160,7 +160,7 @@ class GRPO:
         )
         rollout = rollout.with_extras(advantages=advantages[:, None].expand(rollout.tokens.shape))
         if self.config.kl_in_loss is not None:
-            rollout = beside_reference(self.setup.reference, rollout)
+            rollout = with_reference_logprobs(self.setup.reference, rollout)
         steps = [
             self._step(rollout.select(rows))
             for rows in minibatches(len(rollout), self.config.minibatches, self.config.epochs, self._order)
@@ -201,7 +201,7 @@ class GRPO:
                     "policy_loss": loss,
                     "entropy": weighted_sum(seen.entropy.double(), share),
                     "approx_kl": weighted_sum(strayed, share),
-                    "clip_fraction": weighted_sum(beyond_clip(log_ratio, *clip).double(), share),
+                    "clip_fraction": weighted_sum(outside_clip(log_ratio, *clip).double(), share),
                     **({} if chosen.kl_in_loss is None else {"kl_loss": penalty}),
                 }.items():
                     found[name] += float(value.detach())

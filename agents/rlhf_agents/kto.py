@@ -30,7 +30,13 @@ from torch import Tensor
 from rlhf_env.errors import ConfigError
 from rlhf_env.learning.agent import Decision, Metrics, Setup, learned_state, load_learned_state
 from rlhf_env.learning.engine import Optimization
-from rlhf_env.learning.functional import beside_reference, minibatches, require_beta, rows_of_groups, unpaired_loss
+from rlhf_env.learning.functional import (
+    minibatches,
+    require_beta,
+    rows_of_groups,
+    unpaired_loss,
+    with_reference_logprobs,
+)
 from rlhf_env.learning.ranges import Choice, Multiple, Ranges
 from rlhf_env.learning.rollout import Rollout, demonstrations
 from rlhf_env.types import Observation
@@ -155,7 +161,7 @@ class KTO:
         return {**means, **counts, "beta": self.setup.beta, "lr": self.optimizer.lr}
 
     def _beside_the_reference(self, rollout: Rollout) -> Rollout:
-        return self.setup.engine.local(beside_reference(self.setup.reference, rollout))
+        return self.setup.engine.local(with_reference_logprobs(self.setup.reference, rollout))
 
     def _log_ratio(self, part: Rollout) -> Tensor:
         """float64[B]: log pi(answer) - log reference(answer)."""

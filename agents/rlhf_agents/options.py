@@ -42,13 +42,13 @@ from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.learning.agent import Decision, Metrics, Setup
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import (
-    beyond_clip,
     clipped_policy_loss,
     clipped_value_loss,
     explained_variance,
     gae,
     kl_estimate,
     minibatches,
+    outside_clip,
     paid_to_actions,
     require_exact_sampling,
     stated_log_ratio,
@@ -323,7 +323,7 @@ class Options:
                     "option_loss": manager_loss,
                     "value_loss": value_loss,
                     "approx_kl": weighted_sum(strayed, weight),
-                    "clip_fraction": weighted_sum(beyond_clip(log_ratio, chosen.clip).double(), weight),
+                    "clip_fraction": weighted_sum(outside_clip(log_ratio, chosen.clip).double(), weight),
                     "option_kl": weighted_sum(option_strayed, share),
                     "option_entropy": weighted_sum(entropy, share),
                     "first_option": weighted_sum((option == 0).double(), share),

@@ -34,13 +34,13 @@ from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.learning.agent import Decision, Metrics, Setup, learned_state, load_learned_state
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import (
-    beyond_clip,
     clipped_policy_loss,
     clipped_value_loss,
     explained_variance,
     gae,
     kl_estimate,
     minibatches,
+    outside_clip,
     paid_to_actions,
     require_exact_sampling,
     require_stated,
@@ -291,7 +291,7 @@ class PPO:
                     "value_loss": value_loss,
                     "entropy": entropy,
                     "approx_kl": weighted_sum(strayed, weight),
-                    "clip_fraction": weighted_sum(beyond_clip(log_ratio, chosen.clip).double(), weight),
+                    "clip_fraction": weighted_sum(outside_clip(log_ratio, chosen.clip).double(), weight),
                 }.items():
                     found[name] += float(value.detach())
         if self._texts:

@@ -24,12 +24,12 @@ from rlhf_env.errors import ConfigError
 from rlhf_env.learning.agent import Decision, Metrics, Setup, learned_state, load_learned_state
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import (
-    beyond_clip,
     clipped_policy_loss,
     groups_without_spread,
     kl_estimate,
     leave_one_out_advantages,
     minibatches,
+    outside_clip,
     require_exact_sampling,
     require_stated,
     stated_log_ratio,
@@ -140,7 +140,7 @@ class RLOO:
                     "policy_loss": loss,
                     "entropy": weighted_sum(seen.entropy.double(), part.extras["share"]),
                     "approx_kl": weighted_sum(strayed, part.extras["share"]),
-                    "clip_fraction": beyond_clip(log_ratio, chosen.clip).sum() / len(batch),
+                    "clip_fraction": outside_clip(log_ratio, chosen.clip).sum() / len(batch),
                 }.items():
                     found[name] += float(value.detach())
         return {**found, "grad_norm": self.optimizer.step()}

@@ -221,7 +221,7 @@ def test_what_it_cannot_learn_from_is_refused(make_world) -> None:
     world = make_world(rows=4)
     agent = sb3(world.setup, algorithm="a2c")
     rollout = world.rollout(agent)
-    with pytest.raises(DataError, match="whose writer stated log-probabilities"):
+    with pytest.raises(DataError, match="needs the log-probabilities of the policy that wrote"):
         agent.update(replace(rollout, stated=False))
     with pytest.raises(DataError, match="these are of another"):
         agent.update(replace(rollout, logprobs=rollout.logprobs - 0.2))
