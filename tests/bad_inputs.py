@@ -461,18 +461,18 @@ prompts(
     "a.jsonl, line 3: expected an object",
     "a.jsonl, line 4, field 'prompt': expected a text, got null",
     "a.jsonl, line 5, field 'prompt': expected a text, got int",
-    "a.jsonl, line 6, field 'prompt': there is no text in it",
-    "a.jsonl, line 7, field 'prompt': there is nothing in it to answer",
+    "a.jsonl, line 6, field 'prompt': it has no text",
+    "a.jsonl, line 7, field 'prompt': no message asks for an answer",
     "a.jsonl, line 8, field 'messages': message 1, 'content': expected a text, got null",
-    "a.jsonl, line 9: not JSON that can be read: 'prompt' stands more than once",
-    "a.jsonl, line 10: not JSON that can be read: NaN is no number",
+    "a.jsonl, line 9: this JSON cannot be read: 'prompt' stands more than once",
+    "a.jsonl, line 10: this JSON cannot be read: NaN is no number",
     "a.jsonl, line 11: not JSON: ",
 )
 prompts("twenty and more", "{}\n" * 30, *["no field 'prompt'"] * 20, "and 1 more")
 prompts("not UTF-8", b'{"prompt": "\xff"}\n', "a.jsonl, line 1: not UTF-8: byte 0xff at position 13")
-prompts("a line of 4 MiB", '{"prompt": "' + "a" * 2**22 + '"}', "a.jsonl, line 1: 4,194,318 bytes, and a line may have")
+prompts("a line of 4 MiB", '{"prompt": "' + "a" * 2**22 + '"}', "a.jsonl, line 1: 4,194,318 bytes, a line may have")
 prompts(
-    "brackets too deep", '{"prompt": ' + "[" * 10**5 + "]" * 10**5 + "}", "line 1: not JSON that can be read: maximum"
+    "brackets too deep", '{"prompt": ' + "[" * 10**5 + "]" * 10**5 + "}", "line 1: this JSON cannot be read: maximum"
 )
 prompts(
     "csv: no column", "a,b\n1,2\n", "a.csv, line 2: no field 'prompt' (or 'messages'), it has 'a', 'b'", name="a.csv"
@@ -495,7 +495,7 @@ judgements(
 )
 judgements("another ending", "x", "a.txt: judgements come as .jsonl, .ndjson, .csv, .json, or a folder", name="a.txt")
 judgements("another JSON", '{"a": 1}', "a.json: expected a list of Argilla records or Label Studio", name="a.json")
-judgements("a line of 4 MiB", " " * 2**22 + "{}", "a.jsonl:1: 4,194,306 bytes, and a line may have 4,194,304")
+judgements("a line of 4 MiB", " " * 2**22 + "{}", "a.jsonl:1: 4,194,306 bytes, a line may have at most 4,194,304")
 responses(
     "four kinds of bad line",
     '{"prompt": "a"}\n{"response": "b"}\n{"prompt": 1, "response": "b"}\nx\n',
