@@ -464,8 +464,8 @@ prompts(
     "a.jsonl, line 6, field 'prompt': it has no text",
     "a.jsonl, line 7, field 'prompt': no message asks for an answer",
     "a.jsonl, line 8, field 'messages': message 1, 'content': expected a text, got null",
-    "a.jsonl, line 9: this JSON cannot be read: 'prompt' stands more than once",
-    "a.jsonl, line 10: this JSON cannot be read: NaN is no number",
+    "a.jsonl, line 9: this JSON cannot be read: an object has the field 'prompt' more than once",
+    "a.jsonl, line 10: this JSON cannot be read: NaN is not a number",
     "a.jsonl, line 11: not JSON: ",
 )
 prompts("twenty and more", "{}\n" * 30, *["no field 'prompt'"] * 20, "and 1 more")
@@ -490,7 +490,7 @@ judgements(
     "a.jsonl:2: chosen: missing",
     "a.jsonl:2: rejected: missing",
     "a.jsonl:3: prompt: expected text, got 3",
-    "a.jsonl:4: not JSON: 'prompt' stands more than once in one object",
+    "a.jsonl:4: not JSON: an object has the field 'prompt' more than once",
     "a.jsonl:5: not JSON",
 )
 judgements("another ending", "x", "a.txt: judgements come as .jsonl, .ndjson, .csv, .json, or a folder", name="a.txt")
