@@ -481,7 +481,9 @@ prompts("csv: a column twice", "prompt,prompt\n1,2\n", "more than one column is 
 prompts("csv: a field missing", "prompt,b\n1\n", "a.csv, line 2: 1 fields, the header has 2", name="a.csv")
 prompts("csv: a quote not closed", 'prompt,b\n"1,2\n', "a.csv, line 2: not CSV", name="a.csv")
 judgements("nothing there", _link("nowhere"), "cannot read a.jsonl: No such file or directory")
-judgements("chosen equal to rejected", '{"prompt": "a", "chosen": "b", "rejected": "b"}', "a.jsonl:1: chosen equal to")
+judgements(
+    "chosen equal to rejected", '{"prompt": "a", "chosen": "b", "rejected": "b"}', "a.jsonl:1: selected equal to"
+)
 judgements(
     "five kinds of bad line",
     '{"prompt": "a", "chosen": null, "rejected": "b"}\n{"prompt": "a"}\n{"prompt": 3, "chosen": "x", "rejected": "y"}\n'
@@ -702,13 +704,13 @@ def _said(words: tuple[str, ...]) -> tuple[object, list[str]]:
 
 if __name__ == "__main__":
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    chosen = [bad for bad in BAD if all(word in bad.what for word in sys.argv[1:])]
+    selected = [bad for bad in BAD if all(word in bad.what for word in sys.argv[1:])]
     taken = 0
-    for one in chosen:
+    for one in selected:
         with tempfile.TemporaryDirectory() as place, contextlib.chdir(place):
             why = wrong_with(one, Path(place))
         taken += bool(why)
         if why:
             print(f"NOT REFUSED {one}: {why}")
-    print(f"{len(chosen) - taken} of {len(chosen)} refused")
+    print(f"{len(selected) - taken} of {len(selected)} refused")
     sys.exit(bool(taken))

@@ -40,14 +40,14 @@ def collect_pairs(
         raise ConfigError(
             f"pairs_per_prompt: {pairs_per_prompt!r} is not a number of at least 1, or None for all pairs"
         )
-    chosen: list[tuple[Candidate, Candidate]] = []
+    shown: list[tuple[Candidate, Candidate]] = []
     for group in _by_prompt(candidates):
         possible = list(combinations(group, 2))
         count = len(possible) if pairs_per_prompt is None else min(pairs_per_prompt, len(possible))
         for i in rng.permutation(len(possible))[:count]:
             first, second = possible[i]
-            chosen.append((first, second) if rng.random() < 0.5 else (second, first))
-    verdicts = annotator.compare([(first[0], second[0]) for first, second in chosen], rng)
+            shown.append((first, second) if rng.random() < 0.5 else (second, first))
+    verdicts = annotator.compare([(first[0], second[0]) for first, second in shown], rng)
     comparisons = [
         Comparison(
             prompt=first[0].prompt,
@@ -58,7 +58,7 @@ def collect_pairs(
             criterion=criterion,
             created=created,
         )
-        for (first, second), verdict in zip(chosen, verdicts, strict=True)
+        for (first, second), verdict in zip(shown, verdicts, strict=True)
     ]
     if store is not None:
         store.add(comparisons)

@@ -46,27 +46,27 @@ def ngram_vectors(texts: Sequence[str], *, n: int = 2, size: int = 1024) -> Floa
 
 
 def k_centre(vectors: Float, count: int, *, first: int = 0) -> Int:
-    """int64[count]: rows that lie far apart, in the order chosen: each next one is farthest from all before.
+    """int64[count]: rows that are far apart, in the order of selection: each is the farthest from all before it.
 
-    Gonzalez (1985): the largest distance from any row to its nearest chosen one is at most twice the best possible.
+    Gonzalez (1985): the largest distance from any row to its nearest selected one is at most twice the best possible.
     `vectors` float64[N, D] are embeddings of any kind, or `ngram_vectors`. Of equal distances the earlier row is taken.
     """
     if not 0 <= count <= len(vectors) or not (0 <= first < len(vectors) or not count):
         raise ConfigError(f"cannot choose {count} of {len(vectors)} texts, beginning with number {first}")
-    chosen = np.zeros(count, dtype=np.int64)
+    selected = np.zeros(count, dtype=np.int64)
     nearest = np.full(len(vectors), np.inf)
     pick = first
     for place in range(count):
-        chosen[place] = pick
+        selected[place] = pick
         nearest = np.minimum(nearest, _distances(vectors, vectors[pick]))
-        nearest[pick] = -1.0  # a duplicate of a chosen row, at 0, comes before the row itself
+        nearest[pick] = -1.0  # a duplicate of a selected row, at 0, comes before the row itself
         pick = int(nearest.argmax())
-    return chosen
+    return selected
 
 
-def covering_radius(vectors: Float, chosen: Int) -> float:
-    """The largest distance from any row to its nearest chosen one: what k-centre keeps small."""
-    return float(np.min([_distances(vectors, vectors[row]) for row in chosen], axis=0).max())
+def covering_radius(vectors: Float, selected: Int) -> float:
+    """The largest distance from any row to its nearest selected one: what k-centre keeps small."""
+    return float(np.min([_distances(vectors, vectors[row]) for row in selected], axis=0).max())
 
 
 def diversity(vectors: Float) -> Diversity:
