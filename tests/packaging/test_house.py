@@ -96,6 +96,11 @@ def _texts() -> Iterator[tuple[Path, str]]:
                 continue
 
 
+def test_the_glossary_names_modules_that_exist() -> None:
+    named = re.findall(r"`([\w/]+\.py)`", (HOUSE / "docs" / "glossary.md").read_text(encoding="utf-8"))
+    assert len(named) > 40 and [name for name in named if not (HOUSE / name).is_file()] == []
+
+
 # Not renamed yet: the environment's own files say `chosen` of tokens that the agent wrote.
 SAY_CHOSEN_OF_TOKENS = {"rlhf_env/envs/text_vector_env.py", "rlhf_env/envs/text_buffer.py"}
 

@@ -17,7 +17,7 @@ PLACES, WORDS, WIDTH = 11, 7, 5
 
 
 def parts(bias: bool = True, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    """States, weight, bias in float64, and the tokens targets."""
+    """States, weight, bias in float64, and the target tokens."""
     generator = torch.Generator().manual_seed(0)
     states, weight, offset = (
         (scale * torch.randn(shape, generator=generator, dtype=torch.float64)).requires_grad_()

@@ -163,7 +163,7 @@ class _Reference:
 def _measures(
     evaluator: Evaluator, ours: Rollout, theirs: Rollout, stream: np.random.Generator, *, selected: bool
 ) -> Iterator[Measure]:
-    """`chosen`: the agent's texts are selected from several, so that their tokens tell no entropy."""
+    """`selected`: the agent selects its texts from several samples, so that their tokens give no entropy."""
     per_prompt = [_per_prompt(evaluator, rollout) for rollout in (ours, theirs)]
     for name, values in per_prompt[0].items():
         others = per_prompt[1][name]
