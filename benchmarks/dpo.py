@@ -15,7 +15,7 @@ from rlhf_agents.dpo import DPO
 
 from rlhf_env.envs.rewards import load_rewards
 from rlhf_env.learning.engine import Optimization
-from rlhf_env.learning.functional import beside_reference
+from rlhf_env.learning.functional import with_reference_logprobs
 from rlhf_env.learning.rollout import Rollout, preference_pairs
 
 PAIRS, BETA = 8, 0.1
@@ -26,7 +26,7 @@ def compare(size: str, rounds: int) -> None:
     policy, reference = bench.model(size), bench.model(size, seed=1)
     episodes = bench.texts(policy.vocab_size, 2 * PAIRS, per_prompt=2)
     live = preference_pairs(episodes[0::2], episodes[1::2], pad_id=1)
-    cached = beside_reference(reference, live)
+    cached = with_reference_logprobs(reference, live)
     setup = bench.setup(policy, reference, load_rewards({"kl": BETA}, bench.Given([""]), {"reference": reference}), 16)
     agent = DPO(setup, DPO.Config(group_size=2, optimization=Optimization(lr=1e-6, beta2=0.999)))
 

@@ -61,32 +61,32 @@ def main() -> None:
     arguments.add_argument("--new-tokens", type=int, default=64)
     arguments.add_argument("--rounds", type=int, default=9)
     arguments.add_argument("--general", action="store_true", help="without the fused step")
-    chosen = arguments.parse_args()
+    given = arguments.parse_args()
     heading()
     with quiet_transformers():
-        for size in chosen.sizes:
-            measure(size, chosen)
+        for size in given.sizes:
+            measure(size, given)
 
 
-def measure(size: str, chosen: argparse.Namespace) -> None:
-    rows = chosen.rows or (8 if size == "L" else 32)
+def measure(size: str, given: argparse.Namespace) -> None:
+    rows = given.rows or (8 if size == "L" else 32)
     model = never_ending(model_of_size(size))
-    prompts = np.random.default_rng(0).integers(2, model.config.vocab_size, (rows, chosen.prompt_tokens))
+    prompts = np.random.default_rng(0).integers(2, model.config.vocab_size, (rows, given.prompt_tokens))
     mask = np.ones_like(prompts)
-    policy = LanguageModel(model, fused=not chosen.general)
+    policy = LanguageModel(model, fused=not given.general)
     batch = {"input_ids": torch.from_numpy(prompts), "attention_mask": torch.from_numpy(mask)}
 
     def ours() -> int:
-        written = policy.write({"input_ids": prompts, "attention_mask": mask}, chosen.new_tokens)
+        written = policy.write({"input_ids": prompts, "attention_mask": mask}, given.new_tokens)
         return int((written.tokens < policy.vocab_size).sum())
 
     def theirs() -> int:
-        texts = model.generate(**batch, do_sample=True, top_k=0, max_new_tokens=chosen.new_tokens)
-        return int(texts[:, chosen.prompt_tokens :].numel())
+        texts = model.generate(**batch, do_sample=True, top_k=0, max_new_tokens=given.new_tokens)
+        return int(texts[:, given.prompt_tokens :].numel())
 
-    name = f"generate {size}: {rows} prompts of {chosen.prompt_tokens}, {chosen.new_tokens} new tokens each"
-    assert ours() == theirs() == rows * chosen.new_tokens, "the sides did not do the same"
-    rounds = 3 * chosen.rounds if size == "S" else chosen.rounds  # short turns, of uneven length
+    name = f"generate {size}: {rows} prompts of {given.prompt_tokens}, {given.new_tokens} new tokens each"
+    assert ours() == theirs() == rows * given.new_tokens, "the sides did not do the same"
+    rounds = 3 * given.rounds if size == "S" else given.rounds  # short turns, of uneven length
     take_turns(name, ours, theirs, rounds=rounds, at_least=AT_LEAST[size], warm_up=False)
 
 

@@ -48,19 +48,19 @@ def main() -> None:
     arguments.add_argument("--prompt-tokens", type=int, default=32)
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--general", action="store_true", help="without the fused step")
-    chosen = arguments.parse_args()
+    given = arguments.parse_args()
     heading()
     with quiet_transformers():
-        for size in chosen.sizes:
-            measure(size, chosen)
+        for size in given.sizes:
+            measure(size, given)
 
 
-def measure(size: str, chosen: argparse.Namespace) -> None:
+def measure(size: str, given: argparse.Namespace) -> None:
     model = model_of_size(size)
     random = np.random.default_rng(0)
-    prompts = random.integers(2, model.config.vocab_size, (chosen.prompts, chosen.prompt_tokens))
-    lengths = random.geometric(1 / MEAN, chosen.prompts).clip(max=LONGEST)
-    policy = LanguageModel(model, fused=not chosen.general)
+    prompts = random.integers(2, model.config.vocab_size, (given.prompts, given.prompt_tokens))
+    lengths = random.geometric(1 / MEAN, given.prompts).clip(max=LONGEST)
+    policy = LanguageModel(model, fused=not given.general)
     policy._streams = Scripted(lengths)  # type: ignore[assignment]
 
     def ours() -> int:
@@ -81,15 +81,15 @@ def measure(size: str, chosen: argparse.Namespace) -> None:
                 top_k=0,
                 max_new_tokens=LONGEST,
                 eos_token_id=None,
-                stopping_criteria=[lambda ids, _scores, ends=ends, **_: ids.shape[1] - chosen.prompt_tokens >= ends],
+                stopping_criteria=[lambda ids, _scores, ends=ends, **_: ids.shape[1] - given.prompt_tokens >= ends],
             )
-            tokens += int(ends.clamp(max=texts.shape[1] - chosen.prompt_tokens).sum())
+            tokens += int(ends.clamp(max=texts.shape[1] - given.prompt_tokens).sum())
         return tokens
 
     model.generation_config.eos_token_id = None
-    name = f"generate {size}: {chosen.prompts} prompts, responses of {lengths.mean():.1f} on average"
+    name = f"generate {size}: {given.prompts} prompts, responses of {lengths.mean():.1f} on average"
     assert ours() == theirs() == lengths.sum(), "the sides did not do the same"
-    take_turns(name, ours, theirs, rounds=chosen.rounds, at_least=AT_LEAST[size], warm_up=False)
+    take_turns(name, ours, theirs, rounds=given.rounds, at_least=AT_LEAST[size], warm_up=False)
 
 
 if __name__ == "__main__":

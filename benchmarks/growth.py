@@ -226,10 +226,10 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="four sizes of each instead of five, and one round")
     parser.add_argument("--rounds", type=int, default=3, help="times that each point is measured (default: 3)")
     parser.add_argument("--out", type=Path, default=Path("docs/growth.png"), help="the picture (default: %(default)s)")
-    chosen = parser.parse_args()
+    given = parser.parse_args()
     torch.set_num_threads(1)
-    sizes = {axis: some[:4] if chosen.small else some for axis, some in SIZES.items()}
-    rounds = 1 if chosen.small else chosen.rounds
+    sizes = {axis: some[:4] if given.small else some for axis, some in SIZES.items()}
+    rounds = 1 if given.small else given.rounds
     found: dict[str, dict[int, Point]] = {}
     print(f"{'':12} {'size':>7} {'writing':>18} {'GRPO update':>18}", flush=True)
     for axis, some in sizes.items():
@@ -244,8 +244,8 @@ def main() -> None:
         for name, (_, costs) in COSTS.items():
             fits = [law(found[axis], cost) or "too small" for cost in costs]
             print(f"{'exponent of ' + name:20} {fits[0]!s:>18} {fits[1]!s:>18}", flush=True)
-    draw(found, chosen.out)
-    print(f"picture: {chosen.out}")
+    draw(found, given.out)
+    print(f"picture: {given.out}")
 
 
 if __name__ == "__main__":

@@ -232,18 +232,18 @@ def draw(found: dict[int, Point], file: Path) -> None:
     file.write_bytes(as_png(Picture("reward_curve", "", "", "", 800, 310, paint), dpi=144))
 
 
-def run(chosen: argparse.Namespace, console: Console) -> None:
-    work: Path = chosen.work
+def run(given: argparse.Namespace, console: Console) -> None:
+    work: Path = given.work
     work.mkdir(parents=True, exist_ok=True)
-    made_with = {"prompts": chosen.prompts, "held_out": chosen.held_out, "each": chosen.each}
+    made_with = {"prompts": given.prompts, "held_out": given.held_out, "each": given.each}
     note = work / "settings.json"
     if note.exists() and json.loads(note.read_text(encoding="utf-8")) != made_with:
         sys.exit(f"{work} was begun with other settings (see {note}): name another folder with --work")
     write_json(note, made_with)
-    every = preferences("held_out", chosen.held_out, 1, work, console)
+    every = preferences("held_out", given.held_out, 1, work, console)
     unseen = list({it.prompt.id: it for it in every}.values())  # one a prompt: the interval takes pairs as independent
-    training = preferences("base", chosen.prompts, chosen.each, work, console)
-    wanted, file = sizes(len(training), chosen.points), work / "points.json"
+    training = preferences("base", given.prompts, given.each, work, console)
+    wanted, file = sizes(len(training), given.points), work / "points.json"
     known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     gold: Float = np.zeros(0)
     if any(str(labels) not in known for labels in wanted):
@@ -260,8 +260,8 @@ def run(chosen: argparse.Namespace, console: Console) -> None:
             write_json(file, known)
         found[labels] = known[str(labels)]
         print(line(labels, found[labels]), flush=True)
-    draw(found, chosen.out)
-    print(f"picture: {chosen.out}")
+    draw(found, given.out)
+    print(f"picture: {given.out}")
 
 
 def fitted(training: Sequence[Preference], console: Console) -> RewardModel:
@@ -300,16 +300,16 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("docs/reward_curve.png"), help="the picture (default: %(default)s)"
     )
-    chosen = parser.parse_args()
+    given = parser.parse_args()
     for name in ("prompts", "held_out", "each", "points"):
-        if getattr(chosen, name) < 1:
-            parser.error(f"--{name.replace('_', '-')}: {getattr(chosen, name)} is not a number of at least 1")
+        if getattr(given, name) < 1:
+            parser.error(f"--{name.replace('_', '-')}: {getattr(given, name)} is not a number of at least 1")
     set_threads(1)
     console = Console(stderr=True)
     try:
-        run(chosen, console)
+        run(given, console)
     except KeyboardInterrupt:
-        console.print(f"Stopped. What is done is in {chosen.work}: the same command goes on from there.")
+        console.print(f"Stopped. What is done is in {given.work}: the same command goes on from there.")
         sys.exit(130)
     except RlhfEnvError as problem:
         sys.exit(str(problem))

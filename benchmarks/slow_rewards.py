@@ -82,10 +82,10 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     arguments.add_argument("--rounds", type=int, default=3, help="turns of each side (default: %(default)s)")
     arguments.add_argument("--milliseconds", type=float, default=20.0, help="a text (default: %(default)s)")
-    chosen = arguments.parse_args()
+    given = arguments.parse_args()
     bench.heading("wall time, one after the other / ours")
     http = plugins.host().load("reward", "http")
-    seconds = chosen.milliseconds / 1e3
+    seconds = given.milliseconds / 1e3
     with server(seconds) as one, server(seconds) as two:
         for what, rewards in {
             "HTTP": [http(one)],
@@ -94,7 +94,7 @@ def main() -> None:
             "two HTTP": [http(one), http(two)],
         }.items():
             for action_length in (1, 16, bench.ANSWER):
-                measure(f"{what}, {chosen.milliseconds:g} ms a text", rewards, action_length, chosen.rounds)
+                measure(f"{what}, {given.milliseconds:g} ms a text", rewards, action_length, given.rounds)
 
 
 def measure(what: str, rewards: Sequence[Any], action_length: int, rounds: int) -> None:

@@ -10,7 +10,7 @@ Key = str | int
 
 
 class RlhfEnvError(Exception):
-    """Root of everything this project raises on purpose. `exit_code` is what the command line exits with."""
+    """The root of all exceptions that this project raises on purpose; a command ends with its `exit_code`."""
 
     exit_code = 2
 
@@ -45,24 +45,24 @@ class Problem(str):
 
 
 class ConfigError(RlhfEnvError, ValueError):
-    """A setting, a file or an argument is wrong. `problems` holds each finding, in the order found."""
+    """A setting, a file or an argument is wrong. `problems` lists every problem."""
 
     def __init__(self, *problems: str) -> None:
         self.problems: tuple[str, ...] = problems
         super().__init__("; ".join(problems))
 
     def change(self, how: Callable[[Problem], Problem]) -> None:
-        """Say each problem as `how` says it; then `raise`."""
+        """Replace each problem by what `how` makes of it; the caller then raises again."""
         self.problems = tuple(how(it if isinstance(it, Problem) else Problem(it)) for it in self.problems)
         self.args = ("; ".join(self.problems),)
 
     def found_in(self, where: str) -> None:
-        """Lead each problem by what it was found in, where it does not begin so; then `raise`."""
+        """Put `where` before each problem that does not begin with it; the caller then raises again."""
         self.change(lambda problem: problem.led_by(where))
 
 
 class UnknownName(ConfigError):
-    """A name that nobody registered, with the nearest known ones, and why there may be fewer than there should be."""
+    """A name that nobody registered. The message has the nearest known name, and names plugins that failed to load."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], absent: Iterable[str] = ()) -> None:
         self.kind, self.name = kind, name
@@ -70,7 +70,7 @@ class UnknownName(ConfigError):
 
 
 class PluginError(ConfigError):
-    """A plugin cannot be loaded, or two claim one name."""
+    """A plugin cannot be loaded, or two plugins have the same name."""
 
 
 class MissingExtra(ConfigError):
@@ -85,21 +85,21 @@ class DataError(ConfigError):
 
 
 class LeaseExpired(DataError):
-    """A vote came after the item was given to somebody else: it was not counted; ask for the next item."""
+    """A vote that came after the item was given to somebody else. It was not counted; ask for the next item."""
 
 
 class EnvironmentMisuse(RlhfEnvError, RuntimeError):
-    """The environment was called out of order or with an action it does not admit."""
+    """The environment was called out of order, or with an action that is not in its action space."""
 
 
 class RewardError(RlhfEnvError):
-    """A reward part broke its contract while a run was going: wrong count, not finite, raised."""
+    """A reward part failed during a run: it raised, or its answer has the wrong length or is not finite."""
 
     exit_code = 3
 
 
 class ContractError(RlhfEnvError, AssertionError):
-    """A reward, task or agent broke a rule of its kind under `rlhf_env.testing`. `rule` is the rule's short name."""
+    """A check of `rlhf_env.testing` failed: a reward, task or agent breaks its contract. `rule` names the rule."""
 
     def __init__(self, rule: str, message: str) -> None:
         self.rule = rule
@@ -107,17 +107,17 @@ class ContractError(RlhfEnvError, AssertionError):
 
 
 class RunFailed(RlhfEnvError):
-    """A run met a fault it could not go on from (its last checkpoint is untouched)."""
+    """A run had to stop. Its last checkpoint is untouched."""
 
     exit_code = 3
 
 
 class DiskRefused(RunFailed):
-    """The disk does not take a file: it is full, say. What stood before is whole, and work can go on from there."""
+    """A file cannot be written, because the disk is full, for example. The earlier files are whole."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`": did you mean 'grpo'? Known: dpo, grpo, ppo"` - the tail of a message about an unknown name."""
+    """The end of a message about an unknown name: `": did you mean 'grpo'? Known: dpo, grpo, ppo"`."""
     names: Sequence[str] = sorted(set(known))
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     guess = f": did you mean {near[0]!r}?" if near else "."
@@ -126,7 +126,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 @contextmanager
 def under(*keys: Key) -> Iterator[None]:
-    """What goes wrong inside is about the setting, or the table, that these keys lead to."""
+    """Problems raised inside get `keys` before their own: they are about a setting in the table at these keys."""
     try:
         yield
     except ConfigError as error:

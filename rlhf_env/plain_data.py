@@ -18,9 +18,9 @@ LONGEST_LINE = 2**22  # bytes of a line, characters of a prompt
 
 
 def read_file(path: str | Path, largest: int = LARGEST_FILE) -> bytes:
-    """The bytes of a file, without the mark that some programs begin it with (a BOM).
+    """The bytes of a file, without a byte order mark.
 
-    Raises DataError that names it: it cannot be read, or is larger than `largest` bytes.
+    Raises DataError, with the file's name, when it cannot be read or is larger than `largest` bytes.
     """
     try:
         with Path(path).open("rb") as stream:
@@ -28,7 +28,7 @@ def read_file(path: str | Path, largest: int = LARGEST_FILE) -> bytes:
     except (OSError, ValueError) as error:  # a name with NUL in it is a ValueError
         raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     if len(content) > largest:
-        raise DataError(f"{path} is larger than {largest:,} bytes, of which no more are read: split it")
+        raise DataError(f"{path} is larger than {largest:,} bytes, the most that is read: split it")
     return content.removeprefix(b"\xef\xbb\xbf")
 
 
@@ -105,15 +105,15 @@ def spoken(hint: Any) -> str:
 
 
 def read_json(text: str | bytes) -> Any:
-    """JSON by the letter: no NaN, and no field twice in an object, since which one was meant cannot be told.
+    """Strict JSON: no NaN, and no field twice in one object, because nobody can tell which one is meant.
 
-    Raises ValueError (JSONDecodeError where it is no JSON), and RecursionError for brackets too deep.
+    Raises ValueError (JSONDecodeError if it is not JSON), and RecursionError if brackets are nested too deeply.
     """
     return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_once)
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -121,5 +121,5 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(table) < len(pairs):
         names = [name for name, _ in pairs]
         twice = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(f"{', '.join(map(repr, twice))} stands more than once in one object")
+        raise ValueError(f"an object has the field {', '.join(map(repr, twice))} more than once")
     return table

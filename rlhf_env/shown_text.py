@@ -1,9 +1,9 @@
-"""Text that others wrote (models, annotators, files), made fit to be shown.
+"""Makes text of others (models, annotators, files) safe to show.
 
-A language model can write an escape sequence that clears the terminal, or a mark that turns the reading direction of
-everything after it. `for_page` makes such characters visible, because whoever reads a report wants to know that they
-are there; `for_terminal` takes them out, because a terminal line should stay a line. Escaping HTML is the template's
-job, not theirs. `without_secrets` takes out what must not be kept in a log or a record.
+A language model can write an escape sequence that clears the terminal, or a character that reverses the reading
+direction of everything after it. `for_page` makes such characters visible, so that whoever reads a report sees them;
+`for_terminal` removes them, so that a terminal line stays a line. Neither escapes HTML: the templates do. Finally,
+`without_secrets` removes what must not be kept in a log or a record.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 import unicodedata
 
 # Control, format (bidi, zero width), surrogate, private use, line and paragraph separator.
-_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
+_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
 
 # CSI sequences (colours, cursor), OSC strings (titles, links), and the short escapes, as ECMA-48 builds them.
 _ESCAPE_SEQUENCE = re.compile(
@@ -22,10 +22,10 @@ _ESCAPE_SEQUENCE = re.compile(
     r"|\x1b[ -/]*[0-~]"
 )
 
-# Every pattern begins at a fixed mark and goes on by a class of characters: the time is linear in the text.
+# Every pattern is a fixed mark followed by characters of one class, so that matching takes linear time.
 _SECRETS = (
     (re.compile(r"(?<=://)[^\s/@?#'\"]{1,500}@"), "***@"),  # user and password of an URL
-    (re.compile(r"(?<=[?&])([\w.-]{1,100})=[^\s&#'\"]+"), r"\1=***"),  # what its query says
+    (re.compile(r"(?<=[?&])([\w.-]{1,100})=[^\s&#'\"]+"), r"\1=***"),  # the values in its query
     (re.compile(r"\bhf_[A-Za-z0-9]{8,}"), "hf_***"),  # tokens of the Hugging Face hub
     (re.compile(r"\b(bearer|basic) +[\w.~+/=-]{8,}", re.IGNORECASE), r"\1 ***"),
 )
@@ -33,7 +33,7 @@ _SECRET_NAMES = ("TOKEN", "SECRET", "PASSWORD", "API_KEY")
 
 
 def without_secrets(text: str) -> str:
-    """`text` with *** for what opens doors: in URLs, after "Bearer", and in variables of the environment named so."""
+    """`text` with *** for credentials: in URLs, after "Bearer", and the values of environment variables for secrets."""
     for name, value in os.environ.items():
         if len(value) >= 8 and any(word in name.upper() for word in _SECRET_NAMES):
             text = text.replace(value, "***")
@@ -43,14 +43,14 @@ def without_secrets(text: str) -> str:
 
 
 def for_page(text: str) -> str:
-    """`text` with each unseen character written out, as in `⟨U+202E⟩`; line breaks and tabs stay."""
-    return "".join(f"⟨U+{ord(c):04X}⟩" if _is_unseen(c) and c not in "\n\t" else c for c in text)
+    """`text` with each invisible character written out, like `⟨U+202E⟩`; line breaks and tabs stay."""
+    return "".join(f"⟨U+{ord(c):04X}⟩" if _is_invisible(c) and c not in "\n\t" else c for c in text)
 
 
 def for_terminal(text: str) -> str:
-    """`text` on one line, without escape sequences and unseen characters."""
-    return "".join(c for c in " ".join(_ESCAPE_SEQUENCE.sub("", text).split()) if not _is_unseen(c))
+    """`text` on one line, without escape sequences and invisible characters."""
+    return "".join(c for c in " ".join(_ESCAPE_SEQUENCE.sub("", text).split()) if not _is_invisible(c))
 
 
-def _is_unseen(character: str) -> bool:
-    return unicodedata.category(character) in _UNSEEN
+def _is_invisible(character: str) -> bool:
+    return unicodedata.category(character) in _INVISIBLE

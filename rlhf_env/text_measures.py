@@ -1,4 +1,4 @@
-"""Measures of texts by runs of words (n-grams): distinctness, repetition, self-BLEU."""
+"""Measures of texts by n-grams of words: distinctness, repetition, self-BLEU."""
 
 from __future__ import annotations
 
@@ -9,33 +9,36 @@ from itertools import pairwise
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
-    """Different n-grams of words over all n-grams of all texts together (Li et al. 2016, arXiv 1510.03055)."""
+    """Number of distinct n-grams over number of n-grams, in all texts together (Li et al. 2016, arXiv 1510.03055)."""
     grams = [gram for text in texts for gram in _grams(text.lower().split(), n)]
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
 def repetition(text: str, n: int) -> float:
-    """1 - different n-grams of words over all n-grams of the text: 0 where nothing recurs (Welleck et al. 2020,
-    arXiv 1908.04319, "seq-rep-n"), and in a text of fewer than `n` words."""
+    """1 - distinct n-grams over n-grams of the text ("seq-rep-n": Welleck et al. 2020, arXiv 1908.04319).
+
+    It is 0 if no n-gram is repeated, and for a text of fewer than `n` words.
+    """
     grams = _grams(text.lower().split(), n)
     return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def self_bleu(texts: Sequence[str], longest: int = 4) -> float:
-    """The mean BLEU of each text against all others: 1 when all say the same (Zhu et al. 2018, arXiv 1802.01886).
+    """The mean BLEU of each text against all others: 1 if all texts are equal (Zhu et al. 2018, arXiv 1802.01886).
 
-    BLEU as in Papineni et al. 2002: clipped n-gram precisions of 1 to `longest` words (a shorter text: as many as it
-    has), their geometric mean, the brevity penalty against the nearest length. Without smoothing, a text that shares
-    no run of `longest` words with any other counts 0. Texts without words are left out; 0 for fewer than two others.
+    BLEU as in Papineni et al. 2002: the geometric mean of the clipped n-gram precisions for 1 to `longest` words (up to
+    its own length for a shorter text), times the brevity penalty against the nearest length. There is no smoothing: a
+    text that shares no n-gram of `longest` words with another text scores 0. Texts without words are left out. With
+    fewer than two texts left, the result is 0.
     """
-    said = [words for words in (text.lower().split() for text in texts) if words]
-    if len(said) < 2:
+    texts_words = [words for words in (text.lower().split() for text in texts) if words]
+    if len(texts_words) < 2:
         return 0.0
-    counts = [[Counter(_grams(words, n)) for words in said] for n in range(1, longest + 1)]
+    counts = [[Counter(_grams(words, n)) for words in texts_words] for n in range(1, longest + 1)]
     most = [_two_largest(of_n) for of_n in counts]
-    lengths = Counter(map(len, said))
+    lengths = Counter(map(len, texts_words))
     total = 0.0
-    for i, words in enumerate(said):
+    for i, words in enumerate(texts_words):
         logs = []
         for of_n, largest in zip(counts[: len(words)], most, strict=False):
             clipped = sum(
@@ -46,7 +49,7 @@ def self_bleu(texts: Sequence[str], longest: int = 4) -> float:
         others = [length for length, count in lengths.items() if count > (length == len(words))]
         nearest = min(others, key=lambda length: (abs(length - len(words)), length))
         total += math.exp(min(0.0, 1.0 - nearest / len(words)) + sum(logs) / len(logs))
-    return total / len(said)
+    return total / len(texts_words)
 
 
 def _grams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
@@ -54,17 +57,17 @@ def _grams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
 
 
 def _two_largest(counts: Sequence[Counter[tuple[str, ...]]]) -> dict[tuple[str, ...], tuple[int, int, int]]:
-    """Of each n-gram: the largest count in a text, the largest in any other text, and the number of the former."""
-    found: dict[tuple[str, ...], tuple[int, int, int]] = {}
+    """For each n-gram: its largest count in one text, the largest in another text, and the number of the first text."""
+    largest: dict[tuple[str, ...], tuple[int, int, int]] = {}
     for i, of_text in enumerate(counts):
         for gram, count in of_text.items():
-            first, second, owner = found.get(gram, (0, 0, -1))
-            found[gram] = (count, first, i) if count > first else (first, max(second, count), owner)
-    return found
+            first, second, owner = largest.get(gram, (0, 0, -1))
+            largest[gram] = (count, first, i) if count > first else (first, max(second, count), owner)
+    return largest
 
 
 def repeated_share(text: str) -> float:
-    """The share of words and word pairs that are not the first of their kind, in [0, 1); 0 for an empty text."""
+    """The share of words and word pairs that are repeats of an earlier one, in [0, 1); 0 for an empty text."""
     words = text.lower().split()
     runs = [*words, *pairwise(words)]
     return 1.0 - len(set(runs)) / len(runs) if runs else 0.0

@@ -1,8 +1,8 @@
-"""TOML files of settings: as plain data, and on which line each setting stands, for messages about it.
+"""TOML files of settings: their plain data, and the line of every setting, for error messages.
 
-`tomllib` does not say where a key stood, and no library that does is kept up well enough to be depended on for a
-message. What it has taken is known to be TOML, so that finding the keys again is little work, done only when there is
-something to complain of.
+`tomllib` does not say on which line a key is, and no library that does is maintained well enough to depend on. A text
+that `tomllib` has read is valid TOML, so finding its keys again takes little code. It runs only when there is an error
+to report.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LARGEST = 2**20  # bytes of a file
 
 
 def read_toml(file: str | Path) -> dict[str, Any]:
-    """A TOML file as plain data. Raises ConfigError that names the file and the line."""
+    """A TOML file as plain data. Raises ConfigError with file and line."""
     content = read_file(file, _LARGEST)
     try:
         text = content.decode("utf-8")
@@ -42,10 +42,10 @@ def read_toml(file: str | Path) -> dict[str, Any]:
 
 @contextmanager
 def naming_lines(file: str | Path, flags: Mapping[str, str] | None = None) -> Iterator[None]:
-    """What is wrong with settings out of `file` is said with the file, the line and the setting.
+    """Errors about settings from `file` get the file and the line of the setting.
 
-    `flags`: settings that the command line has replaced, and the words it did it with ({"seed": "--seed -1"}): they are
-    named in place of the line. A setting that is not there has the line of its table.
+    `flags` are settings that the command line has replaced, with its words ({"seed": "--seed -1"}): a message names the
+    words instead of the line. A setting that is missing in the file gets the line of its table.
     """
     try:
         yield
@@ -87,7 +87,7 @@ class _Token(NamedTuple):
 
 
 _TOKENS = re.compile(
-    r'"""(?:\\.|[^\\])*?"{3,5}'  # strings of many lines, which may end in two more quotes
+    r'"""(?:\\.|[^\\])*?"{3,5}'  # multi-line strings; they may end with two more quotes
     r"|'''.*?'{3,5}"
     r'|"(?:\\.|[^"\\])*"'
     r"|'[^']*'"
@@ -99,26 +99,26 @@ _TOKENS = re.compile(
 
 
 def _tokens(text: str) -> list[_Token]:
-    """Strings, words, marks and the ends of lines. Of what is no TOML, no matter what."""
-    found, line = [], 1
+    """Strings, words, punctuation and line ends of valid TOML, without comments and spaces."""
+    tokens, line = [], 1
     for match in _TOKENS.finditer(text):
         token = match[0]
         if token[0] not in " \t\r#":
-            found.append(_Token(token, line))
+            tokens.append(_Token(token, line))
         line += token.count("\n")
-    return found
+    return tokens
 
 
 def lines_of(text: str) -> dict[tuple[Key, ...], int]:
-    """The line of each key, by the path to it; elements of lists by their number. `text` is TOML (see `tomllib`).
+    """The line of each key, by its path; elements of lists are numbered. `text` must be valid TOML.
 
-    A table has the line of its own header or first mention.
+    A table has the line of its header, or that of its first key where it has no header.
     """
     return _Reader(_tokens(text)).read()
 
 
 class _Reader:
-    """Walks over tokens that are known to be TOML; `lines` is what it has found."""
+    """Reads the tokens of valid TOML and fills `lines`."""
 
     def __init__(self, tokens: list[_Token]) -> None:
         self.tokens, self.at = [*tokens, _Token("\n", 0)], 0
@@ -144,7 +144,7 @@ class _Reader:
         return False
 
     def _key(self) -> list[_Token]:
-        """The parts of a key, up to what comes after it."""
+        """The parts of a key, up to "=" or "]"."""
         parts = []
         while self.tokens[self.at].text not in ("=", "]"):
             token = self.tokens[self.at]
@@ -154,7 +154,7 @@ class _Reader:
         return parts
 
     def _header(self, many: bool) -> tuple[Key, ...]:
-        """[a.b] or [[a.b]]: the path of what stands under it. In an array of tables, its last one is meant."""
+        """[a.b] or [[a.b]]: the path of the settings below it, in an array of tables that of its last table."""
         path: tuple[Key, ...] = ()
         *outer, (name, line) = self._key()
         self.at += 2 if many else 1

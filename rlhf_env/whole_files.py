@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written beside their place, made durable, renamed."""
+"""Atomic file writes: a temporary file is written, fsynced and renamed, so that a file is complete or unchanged."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from rlhf_env.errors import DiskRefused
 
 @contextmanager
 def written(path: str | Path, size: int | None = None) -> Iterator[BinaryIO]:
-    """A file to write that takes its name when all is written; until then, what was there before is there.
+    """A file to write into, which replaces `path` when the context ends without an error.
 
-    What a process that was killed left half written is removed. Raises DiskRefused, which says how
-    large the file was to be, if `size`, in bytes, is known.
+    Temporary files of killed processes are removed. Raises DiskRefused; its message has the size of the file if `size`,
+    in bytes, is given.
     """
     path = Path(path)
     half = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -33,7 +33,7 @@ def written(path: str | Path, size: int | None = None) -> Iterator[BinaryIO]:
     except OSError as error:
         large = "" if size is None else f" ({size:,} bytes)"
         raise DiskRefused(
-            f"{path}{large} cannot be written: {error.strerror or error}. What stood before is whole: make room, or "
+            f"{path}{large} cannot be written: {error.strerror or error}. The earlier file is whole: make room, or "
             "write elsewhere"
         ) from error
     finally:
@@ -42,14 +42,14 @@ def written(path: str | Path, size: int | None = None) -> Iterator[BinaryIO]:
 
 
 def write_whole(path: str | Path, content: str | bytes) -> None:
-    """`written`, of what is known already; half a surrogate pair in a text stays what it is."""
+    """Write `content` with `written`; lone surrogates in a text are kept."""
     data = content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass")
     with written(path, len(data)) as file:
         file.write(data)
 
 
 def _sweep(path: Path) -> None:
-    """Remove what killed writers of `path` left behind: their process ids, which are in the names, live no more."""
+    """Remove temporary files of `path` whose process (its id is in the name) no longer exists."""
     for half in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         pid = half.name.removesuffix(".tmp").rpartition(".")[2]
         if pid.isdecimal() and not _lives(int(pid)):
@@ -62,13 +62,13 @@ def _lives(pid: int) -> bool:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:  # somebody else's
+    except PermissionError:  # the process is another user's
         return True
     return True
 
 
 def write_json(file: Path, content: Any) -> None:
-    """All of it or nothing. A number that is not finite becomes null: JSON has no NaN."""
+    """Write JSON atomically. A number that is not finite becomes null, because JSON has no NaN."""
     file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False))
 

@@ -461,18 +461,18 @@ prompts(
     "a.jsonl, line 3: expected an object",
     "a.jsonl, line 4, field 'prompt': expected a text, got null",
     "a.jsonl, line 5, field 'prompt': expected a text, got int",
-    "a.jsonl, line 6, field 'prompt': there is no text in it",
-    "a.jsonl, line 7, field 'prompt': there is nothing in it to answer",
+    "a.jsonl, line 6, field 'prompt': it has no text",
+    "a.jsonl, line 7, field 'prompt': no message asks for an answer",
     "a.jsonl, line 8, field 'messages': message 1, 'content': expected a text, got null",
-    "a.jsonl, line 9: not JSON that can be read: 'prompt' stands more than once",
-    "a.jsonl, line 10: not JSON that can be read: NaN is no number",
+    "a.jsonl, line 9: this JSON cannot be read: an object has the field 'prompt' more than once",
+    "a.jsonl, line 10: this JSON cannot be read: NaN is not a number",
     "a.jsonl, line 11: not JSON: ",
 )
 prompts("twenty and more", "{}\n" * 30, *["no field 'prompt'"] * 20, "and 1 more")
 prompts("not UTF-8", b'{"prompt": "\xff"}\n', "a.jsonl, line 1: not UTF-8: byte 0xff at position 13")
-prompts("a line of 4 MiB", '{"prompt": "' + "a" * 2**22 + '"}', "a.jsonl, line 1: 4,194,318 bytes, and a line may have")
+prompts("a line of 4 MiB", '{"prompt": "' + "a" * 2**22 + '"}', "a.jsonl, line 1: 4,194,318 bytes, a line may have")
 prompts(
-    "brackets too deep", '{"prompt": ' + "[" * 10**5 + "]" * 10**5 + "}", "line 1: not JSON that can be read: maximum"
+    "brackets too deep", '{"prompt": ' + "[" * 10**5 + "]" * 10**5 + "}", "line 1: this JSON cannot be read: maximum"
 )
 prompts(
     "csv: no column", "a,b\n1,2\n", "a.csv, line 2: no field 'prompt' (or 'messages'), it has 'a', 'b'", name="a.csv"
@@ -481,7 +481,9 @@ prompts("csv: a column twice", "prompt,prompt\n1,2\n", "more than one column is 
 prompts("csv: a field missing", "prompt,b\n1\n", "a.csv, line 2: 1 fields, the header has 2", name="a.csv")
 prompts("csv: a quote not closed", 'prompt,b\n"1,2\n', "a.csv, line 2: not CSV", name="a.csv")
 judgements("nothing there", _link("nowhere"), "cannot read a.jsonl: No such file or directory")
-judgements("chosen equal to rejected", '{"prompt": "a", "chosen": "b", "rejected": "b"}', "a.jsonl:1: chosen equal to")
+judgements(
+    "chosen equal to rejected", '{"prompt": "a", "chosen": "b", "rejected": "b"}', "a.jsonl:1: selected equal to"
+)
 judgements(
     "five kinds of bad line",
     '{"prompt": "a", "chosen": null, "rejected": "b"}\n{"prompt": "a"}\n{"prompt": 3, "chosen": "x", "rejected": "y"}\n'
@@ -490,12 +492,12 @@ judgements(
     "a.jsonl:2: chosen: missing",
     "a.jsonl:2: rejected: missing",
     "a.jsonl:3: prompt: expected text, got 3",
-    "a.jsonl:4: not JSON: 'prompt' stands more than once in one object",
+    "a.jsonl:4: not JSON: an object has the field 'prompt' more than once",
     "a.jsonl:5: not JSON",
 )
 judgements("another ending", "x", "a.txt: judgements come as .jsonl, .ndjson, .csv, .json, or a folder", name="a.txt")
 judgements("another JSON", '{"a": 1}', "a.json: expected a list of Argilla records or Label Studio", name="a.json")
-judgements("a line of 4 MiB", " " * 2**22 + "{}", "a.jsonl:1: 4,194,306 bytes, and a line may have 4,194,304")
+judgements("a line of 4 MiB", " " * 2**22 + "{}", "a.jsonl:1: 4,194,306 bytes, a line may have at most 4,194,304")
 responses(
     "four kinds of bad line",
     '{"prompt": "a"}\n{"response": "b"}\n{"prompt": 1, "response": "b"}\nx\n',
@@ -702,13 +704,13 @@ def _said(words: tuple[str, ...]) -> tuple[object, list[str]]:
 
 if __name__ == "__main__":
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    chosen = [bad for bad in BAD if all(word in bad.what for word in sys.argv[1:])]
+    selected = [bad for bad in BAD if all(word in bad.what for word in sys.argv[1:])]
     taken = 0
-    for one in chosen:
+    for one in selected:
         with tempfile.TemporaryDirectory() as place, contextlib.chdir(place):
             why = wrong_with(one, Path(place))
         taken += bool(why)
         if why:
             print(f"NOT REFUSED {one}: {why}")
-    print(f"{len(chosen) - taken} of {len(chosen)} refused")
+    print(f"{len(selected) - taken} of {len(selected)} refused")
     sys.exit(bool(taken))

@@ -102,10 +102,10 @@ def main() -> None:
     parser.add_argument("end", choices=(*ENDS, "both"))
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "compat", help="where environments are made")
     parser.add_argument("--keep", action="store_true", help="leave the environment, and use one that is there")
-    chosen, for_pytest = parser.parse_known_args()
-    ends = ENDS if chosen.end == "both" else (chosen.end,)
-    out = chosen.out.absolute()
-    held = [holds(end, out / end, for_pytest or TESTS, chosen.keep) for end in ends]
+    given, for_pytest = parser.parse_known_args()
+    ends = ENDS if given.end == "both" else (given.end,)
+    out = given.out.absolute()
+    held = [holds(end, out / end, for_pytest or TESTS, given.keep) for end in ends]
     sys.exit(0 if all(held) else 1)
 
 

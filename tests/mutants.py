@@ -80,7 +80,7 @@ MUTANTS = (
         "N3",
         "text is told from padding by comparing with the padding token",
         "rlhf_env/policies/language_model.py",
-        "        self._check_places(mask, where)\n        length = tokens.shape[1]\n",
+        "        self._check_scored(mask, where)\n        length = tokens.shape[1]\n",
         "        mask = mask & (tokens != self.pad_id)\n        length = tokens.shape[1]\n",
         "tests/policies",
     ),
@@ -136,8 +136,8 @@ MUTANTS = (
         "N10",
         "log-probabilities instead of logits are divided by the temperature",
         "rlhf_env/policies/language_model.py",
-        "            logprobs, entropy = head.score(states[scored], chosen, temperature)\n",
-        "            logprobs, entropy = (value / temperature for value in head.score(states[scored], chosen, 1.0))\n",
+        "logprobs, entropy = head.score(states[scored], targets, temperature)\n",
+        "logprobs, entropy = (value / temperature for value in head.score(states[scored], targets, 1.0))\n",
         "tests/policies/test_writing.py",
     ),
     Mutant(
@@ -344,8 +344,8 @@ MUTANTS = (
         "N39",
         "chosen and rejected are swapped",
         "rlhf_env/learning/functional.py",
-        "    margin = chosen - rejected\n",
-        "    margin = rejected - chosen\n",
+        "    margin = given - rejected\n",
+        "    margin = rejected - given\n",
     ),
     Mutant(
         "PPO",
@@ -417,8 +417,8 @@ MUTANTS = (
         "N39",
         "prompt tokens are in DPO's sums",
         "agents/rlhf_agents/dpo.py",
-        "seen = self.policy.evaluate(part.tokens, part.mask, part.actions)",
-        "seen = self.policy.evaluate(part.tokens, part.mask, part.mask & (part.mask.cumsum(1) > 1))",
+        "scores = self.policy.evaluate(part.tokens, part.mask, part.actions)",
+        "scores = self.policy.evaluate(part.tokens, part.mask, part.mask & (part.mask.cumsum(1) > 1))",
         "tests/agents/test_dpo.py",
     ),
     Mutant(
@@ -476,11 +476,11 @@ def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("numbers", nargs="*", help="only these (N21 ...); default: all")
     arguments.add_argument("--jobs", type=int, default=2, help="runs side by side (default 2)")
-    chosen = arguments.parse_args()
-    mutants = [mutant for mutant in MUTANTS if not chosen.numbers or mutant.number in chosen.numbers]
+    given = arguments.parse_args()
+    mutants = [mutant for mutant in MUTANTS if not given.numbers or mutant.number in given.numbers]
     with tempfile.TemporaryDirectory() as folder:
         trees: queue.Queue[Path] = queue.Queue()
-        for job in range(chosen.jobs):
+        for job in range(given.jobs):
             trees.put(copy_tree(Path(folder) / str(job)))
         failed, seconds = run_suite(Path(folder) / "0")
         if failed is not None:
@@ -502,7 +502,7 @@ def main() -> int:
             print(f"{mutant.number:4} {mutant.bug}: {verdict} ({seconds:.0f} s)", flush=True)
             return killer is not None
 
-        with ThreadPoolExecutor(chosen.jobs) as pool:
+        with ThreadPoolExecutor(given.jobs) as pool:
             killed = sum(pool.map(attempt, mutants))
     print(f"{killed} killed of {len(mutants)}")
     return 0 if killed == len(mutants) else 1

@@ -1,15 +1,15 @@
-"""Best of n: write n answers, give the one that the reward likes best. No training; the cost is paid at every answer.
+"""Best of n: write n answers and give the one with the highest reward. It does not train; every answer costs n samples.
 
-Answers are compared by the environment's reward without the KL part, without parts that need log-probabilities and
-without parts that compare a group: those are about how the answer was found, or about its neighbours. The samples
-thrown away are charged to the run's spending.
+The reward for this choice is the environment's, without the KL part and other parts that need log-probabilities, and
+without parts that compare a group: those do not judge an answer by its text alone. The discarded samples are counted in
+the run's spending.
 
-The agent states the policy's own log-probability of the answer that it gives. That is *not* how likely best-of-n
-gives it: its distribution favours high rewards, and its KL to the policy is at most log n - (n - 1) / n (Beirami et
-al. 2024, arXiv 2401.01879), stated as `kl_bound`. The environment's `kl` part therefore understates the distance.
+The agent states the policy's log-probability of the answer. That is *not* the probability with which best-of-n gives
+it: its distribution favours high rewards, and its KL to the policy is at most log n - (n - 1) / n (Beirami et al. 2024,
+arXiv 2401.01879), which `kl_bound` states. The environment's `kl` part therefore understates the distance.
 
-The candidates are scored before the environment sees them, with the prompts that `collect` lends (by hand, without it,
-a reward that reads a prompt's metadata finds none).
+The candidates are scored before the environment sees them, with the prompts that `collect` puts into the observation.
+(If you call `act` without them, rewards that read a prompt's metadata find none.)
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class BestOfN:
     def __init__(self, setup: Setup, config: Config) -> None:
         if setup.action_length != setup.max_new_tokens:
             raise ConfigError(
-                f"best_of_n chooses among whole answers, and an action here is {setup.action_length} of up to "
+                f"best_of_n compares whole answers, and an action here is {setup.action_length} of up to "
                 f"{setup.max_new_tokens} tokens: use the view rlhf_env/Response-v0 (action_length = max_new_tokens)"
             )
         self.setup = setup
@@ -78,11 +78,11 @@ class BestOfN:
                 prompts, many["input_ids"], many["attention_mask"], written.tokens, strict=True
             )
         ]
-        # One that could not be scored is given only where none of its rivals could.
+        # An answer whose reward failed is given only if the rewards of all n failed.
         totals = np.array([it.total if it.raw else -math.inf for it in self.reward.score(candidates)]).reshape(-1, n)
         best = np.arange(len(totals)) * n + totals.argmax(axis=1)
         lengths = (written.tokens < self.policy.vocab_size).sum(axis=1)
-        # The environment's loop counts the answer that is given; the others are counted here.
+        # The loop counts the answer that is given; the other samples are counted here.
         self.setup.spending.add(
             generated_tokens=int(lengths.sum() - lengths[best].sum()), reward_calls=len(candidates) - len(best)
         )
@@ -114,7 +114,7 @@ class BestOfN:
 
 
 def _judging_parts(reward: RewardMix) -> RewardMix:
-    """The parts of a mix that can judge an answer by itself. ConfigError when there are none."""
+    """The parts of a mix that judge an answer by its text alone. ConfigError when there are none."""
     parts = {
         name: (reward.weights[name], part)
         for name, part in reward.parts.items()
@@ -122,7 +122,7 @@ def _judging_parts(reward: RewardMix) -> RewardMix:
     }
     if not parts:
         raise ConfigError(
-            f"best_of_n has nothing to choose by: none of the reward's parts ({', '.join(reward.parts)}) judges "
+            f"best_of_n cannot compare answers: none of the reward's parts ({', '.join(reward.parts)}) judges "
             "one answer by its text alone; add one that does"
         )
     return RewardMix(parts, failures=reward.failures)

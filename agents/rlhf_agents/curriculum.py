@@ -1,19 +1,19 @@
 """A curriculum around any agent: easy prompts first (Bengio et al. 2009, "Curriculum learning", ICML).
 
-It writes and learns as the agent inside does, and adds one thing: the reset option `level`, with which tasks such as
-`echo`, `guess` and `reasoning_gym` say how hard their prompts are. The level rises by what is achieved, or by how much
-has been spent. The environment stays the same one, so the objective does, too.
+It writes and learns like the agent inside, and adds one thing: the reset option `level`, by which tasks such as `echo`,
+`guess` and `reasoning_gym` set the difficulty of their prompts. The level rises with success, or with the share of the
+budget that is spent. Environment and objective stay the same.
 
     [agent]
     name = "curriculum"
     levels = [1, 2, 4, 8]
     agent = { name = "ppo", lr = 1e-3 }
 
-Levels are for rollouts alone. The evaluator resets without options: it measures at the level that the task itself was
-given (`length` of `echo`), whatever level training has reached. End with that one.
+Levels apply to rollouts only. The evaluator resets without options: it measures at the level of the task's own settings
+(`length` of `echo`), whatever level training has reached. Let the last level be that one.
 
-It pays where an answer earns nothing until nearly all of it is right. Where parts of an answer are paid for, as in
-`echo`, there is a gradient from the first update on, and easy levels can cost more than they give.
+A curriculum helps if an answer earns nothing until nearly all of it is right. If parts of an answer earn a reward, as
+in `echo`, there is a gradient from the first update on, and easy levels can cost more than they gain.
 
 Left out: going back to an easier level, mixing levels within a rollout, choosing levels by learning progress (Matiisen
 et al. 2017, arXiv 1707.00183).
@@ -92,60 +92,60 @@ class Curriculum:
         self.agent = agent
         task = setup.task
         if task is None or "level" not in getattr(task, "option_names", ()):
-            asked = "a run without a task" if task is None else f"the task {type(task).__name__}"
+            what = "a run without a task" if task is None else f"the task {type(task).__name__}"
             raise ConfigError(
-                f"{asked} has no levels: a curriculum needs a task that reads the reset option 'level' "
+                f"{what} has no levels: a curriculum needs a task that reads the reset option 'level' "
                 "(echo, guess, reasoning_gym)"
             )
         if config.part not in setup.reward.parts:
             raise ConfigError(f"part {config.part!r} is none of the reward's: {', '.join(setup.reward.parts)}")
-        for level in config.levels:  # a level that the task does not have is refused now, not hours from now
+        for level in config.levels:  # a level that the task refuses is an error now, not hours later
             task.prompt(0, {"level": level})
-        self._place = 0  # in `levels`
+        self._index = 0  # of the present level in `levels`
         self._updates = 0
-        self._recent: list[float] = []  # of the last episodes at this level
-        self._streak = 0  # updates in a row after which success was high enough
+        self._recent: list[float] = []  # successes of the last episodes at this level
+        self._streak = 0  # the number of updates in a row after which success was high enough
 
     def __getattr__(self, name: str) -> Any:
-        if name == "agent":  # not there yet: this is being copied
+        if name == "agent":  # not set yet, while this object is being copied
             raise AttributeError(name)
         return getattr(self.agent, name)
 
     def begin(self) -> dict[str, Any]:
         config = self.config
         if config.by == "budget":
-            starts = config.starts or [place / len(config.levels) for place in range(len(config.levels))]
-            self._place = _last_begun(starts, self.setup.engine.progress)
+            starts = config.starts or [index / len(config.levels) for index in range(len(config.levels))]
+            self._index = _last_begun(starts, self.setup.engine.progress)
         elif config.by == "updates":
-            self._place = _last_begun(config.starts, self._updates)
-        return {**self.agent.begin(), "level": config.levels[self._place]}
+            self._index = _last_begun(config.starts, self._updates)
+        return {**self.agent.begin(), "level": config.levels[self._index]}
 
     def act(self, observation: Observation, /) -> Decision:
         return self.agent.act(observation)
 
     def update(self, rollout: Rollout, /) -> Metrics:
-        """The agent's update; then, by success, perhaps the next level. Texts that were cut off count for nothing."""
-        metrics = {**self.agent.update(rollout), "curriculum/level": float(self.config.levels[self._place])}
+        """The agent's update, and with `by` "success" perhaps the next level. Texts that were cut do not count."""
+        metrics = {**self.agent.update(rollout), "curriculum/level": float(self.config.levels[self._index])}
         self._updates += 1
         scores = [score.raw[self.config.part] for score in rollout.scores if self.config.part in score.raw]
         if self.config.by == "success":
             self._recent = [*self._recent, *scores][-self.config.window :]
             metrics["curriculum/success"] = sum(self._recent) / max(len(self._recent), 1)
-            self._judge(metrics["curriculum/success"])
+            self._perhaps_rise(metrics["curriculum/success"])
         elif scores:
             metrics["curriculum/success"] = sum(scores) / len(scores)
         return metrics
 
-    def _judge(self, success: float) -> None:
+    def _perhaps_rise(self, success: float) -> None:
         learned = len(self._recent) == self.config.window and success >= self.config.threshold
         self._streak = self._streak + 1 if learned else 0
-        if self._streak >= self.config.patience and self._place + 1 < len(self.config.levels):
-            self._place, self._streak, self._recent = self._place + 1, 0, []
+        if self._streak >= self.config.patience and self._index + 1 < len(self.config.levels):
+            self._index, self._streak, self._recent = self._index + 1, 0, []
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "agent": self.agent.state_dict(),
-            "place": self._place,
+            "place": self._index,
             "updates": self._updates,
             "recent": list(self._recent),
             "streak": self._streak,
@@ -153,7 +153,7 @@ class Curriculum:
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
         self.agent.load_state_dict(state["agent"])
-        self._place, self._updates = int(state["place"]), int(state["updates"])
+        self._index, self._updates = int(state["place"]), int(state["updates"])
         self._recent, self._streak = list(state["recent"]), int(state["streak"])
 
 
@@ -162,5 +162,5 @@ def _rise(numbers: Sequence[float]) -> bool:
 
 
 def _last_begun(starts: Sequence[float], now: float) -> int:
-    """The place of the last start at or before `now`; the first is 0."""
+    """The index of the last start at or before `now`."""
     return sum(start <= now for start in starts) - 1

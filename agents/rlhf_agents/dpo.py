@@ -1,16 +1,17 @@
 """Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290), online from groups or offline from pairs.
 
-Of the answers to a prompt, the best by reward (without the KL part) is preferred to the worst, and the policy is
-moved to prefer it too, by the margin of beta * log(pi / reference). That margin carries the KL penalty: `beta` is the
-weight of the environment's `kl` part, so the objective stays the environment's. A rollout of stored pairs
-(`preference_pairs`) goes the same way: its one part, "preference", is 1 for the chosen answer and 0 for the other, and
-that part's weight is the pair's.
+Of the answers to a prompt, the best by reward (without the KL part) is chosen and the worst is rejected; the loss
+raises the difference of their beta * log(pi / reference). The KL penalty is implicit in that: `beta` is the weight of
+the environment's `kl` part, so the objective stays the environment's. A rollout of stored pairs (`preference_pairs`) is
+treated alike: its one part, "preference", is 1 for the chosen answer and 0 for the rejected one, and the weight of that
+part is the pair's.
 
-With `labels` "hard", what it optimises is agreement with *comparisons*: how much better an answer is does not enter, so
-at a given beta it may go further from the reference than an algorithm that sees the reward. With "bradley-terry" it
-does enter: an annotator of that model prefers answer i to j with probability sigmoid(r_i - r_j), and the loss is its
-expectation over such labels. Each pair's is least where beta * (log-ratio_i - log-ratio_j) = r_i - r_j, so that of all
-pairs is least at the policy ~ reference * exp(reward / beta), which is the environment's optimum.
+With `labels` "hard" the objective is agreement with *comparisons*. It ignores how much better an answer is, so at a
+given beta the policy may go further from the reference than with an algorithm that sees the reward. With
+"bradley-terry" the difference counts: an annotator of that model prefers answer i to j with probability
+sigmoid(r_i - r_j), and the loss is the expectation over such labels. For each pair it has its minimum where
+beta * (log-ratio_i - log-ratio_j) = r_i - r_j, and for all pairs together at the environment's optimum, the policy
+~ reference * exp(reward / beta).
 
 Options: IPO (Azar et al. 2023, arXiv 2310.12036), conservative labels (cDPO), log-probabilities per token (which moves
 that optimum).
@@ -33,11 +34,11 @@ from rlhf_env.learning.agent import Decision, Metrics, Setup, learned_state, loa
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import (
     PairLoss,
-    beside_reference,
     minibatches,
     pair_loss,
     require_beta,
     rows_of_groups,
+    with_reference_logprobs,
 )
 from rlhf_env.learning.ranges import Choice, Multiple, Ranges
 from rlhf_env.learning.rollout import Rollout
@@ -139,64 +140,64 @@ class DPO:
     def update(self, rollout: Rollout, /) -> Metrics:
         """`epochs` passes of gradient steps over the rollout's pairs.
 
-        A group that is compared costs one preference label, a tie too; stored pairs were paid for when they were
-        labelled. A rollout without a pair changes nothing. Raises DataError for stored judgements of single answers.
+        Each compared group costs one preference label, even if it is a tie. Stored pairs cost none: they were counted
+        when they were labelled. A rollout without a pair changes nothing. Raises DataError for stored judgements of
+        single answers.
         """
         self.policy.eval()
         returns = rollout.returns(without=("kl",))
         soft = self.config.labels == "bradley-terry" and not rollout.judged
         pairs, ties = best_against_worst(returns, rollout.group, rollout.scored, keep_ties=soft)
         if rollout.judged and not len(pairs):
-            raise DataError(
-                "dpo compares answers to one prompt, and these were judged one by one: learn from them with kto"
-            )
+            raise DataError("dpo needs two answers to a prompt to compare, and these were judged one by one: use kto")
         if not rollout.judged:
             self.setup.spending.add(preference_labels=len(pairs) + (0 if soft else ties))
         counts = {"pairs": float(len(pairs)), "ties": float(ties)}
         if not len(pairs):
             return counts
-        # Rows 2i and 2i + 1 are now pair i, whatever the groups were.
+        # From here on, rows 2i and 2i + 1 are pair i.
         rollout = rollout.select(pairs.flatten())
         better, worse = returns[pairs[:, 0]], returns[pairs[:, 1]]
         wrong = torch.sigmoid(worse - better) if soft else torch.full_like(better, self.config.label_smoothing)
-        weight = better if rollout.judged else torch.ones_like(better)  # a stored pair's return: 1 times its weight
-        rollout = beside_reference(self.setup.reference, rollout)
+        # The return of a stored pair's chosen answer is 1 times the weight of the pair.
+        weight = better if rollout.judged else torch.ones_like(better)
+        rollout = with_reference_logprobs(self.setup.reference, rollout)
         rollout = self.setup.engine.local(rollout)
         steps = []
-        for chosen in minibatches(len(pairs), self.config.minibatches, self.config.epochs, self._order):
-            rows = torch.stack([2 * chosen, 2 * chosen + 1], dim=1).flatten()
-            steps.append(self._step(rollout.select(rows), wrong[chosen], weight[chosen]))
+        for minibatch in minibatches(len(pairs), self.config.minibatches, self.config.epochs, self._order):
+            rows = torch.stack([2 * minibatch, 2 * minibatch + 1], dim=1).flatten()
+            steps.append(self._step(rollout.select(rows), wrong[minibatch], weight[minibatch]))
         means = {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
         return {**means, **counts, "beta": self.setup.beta, "lr": self.optimizer.lr}
 
     def _step(self, batch: Rollout, wrong: Tensor, weight: Tensor) -> Metrics:
         """One gradient step on a minibatch of pairs, rows 2i (chosen) and 2i + 1 (rejected).
 
-        `wrong` [P] is the chance that a pair's label is wrong, `weight` [P] the pair's in the mean.
+        `wrong` [P] is the probability that a pair's label is wrong; `weight` [P] is the pair's weight in the mean.
         """
-        chosen, beta, count = self.config, self.setup.beta, len(batch) // 2
-        found: Metrics = defaultdict(float)
+        config, beta, count = self.config, self.setup.beta, len(batch) // 2
+        metrics: Metrics = defaultdict(float)
         for rows in self.optimizer.rows(batch.lengths, together=2):
             part = batch.select(rows)
-            seen = self.policy.evaluate(part.tokens, part.mask, part.actions)
-            log_ratio = (seen.logprobs.double() - part.extras["reference"]).sum(dim=1)
-            if chosen.length_normalised:
+            scores = self.policy.evaluate(part.tokens, part.mask, part.actions)
+            log_ratio = (scores.logprobs.double() - part.extras["reference"]).sum(dim=1)
+            if config.length_normalised:
                 log_ratio = log_ratio / part.actions.sum(dim=1).clamp(min=1)
             better, worse = log_ratio[0::2], log_ratio[1::2]
             pairs = rows[::2] // 2
-            terms = pair_loss(better, worse, beta=beta, kind=chosen.loss, label_smoothing=wrong[pairs])
+            terms = pair_loss(better, worse, beta=beta, kind=config.loss, label_smoothing=wrong[pairs])
             loss = (weight[pairs] * terms).sum() / weight.sum()
             self.optimizer.backward(loss)
             with torch.no_grad():
-                found["loss"] += float(loss.detach())
+                metrics["loss"] += float(loss.detach())
                 for name, value in {
                     "rewards/chosen": beta * better.sum(),
                     "rewards/rejected": beta * worse.sum(),
                     "rewards/accuracies": (better > worse).sum(),
                     "rewards/margins": beta * (better - worse).sum(),
                 }.items():
-                    found[name] += float(value.detach()) / count
-        return {**found, "grad_norm": self.optimizer.step()}
+                    metrics[name] += float(value.detach()) / count
+        return {**metrics, "grad_norm": self.optimizer.step()}
 
     def state_dict(self) -> dict[str, Any]:
         return learned_state(self.policy, self.optimizer, self._order)

@@ -1,20 +1,20 @@
 """Group-relative policy optimisation (Shao et al. 2024, arXiv 2402.03300).
 
-Several answers to one prompt are each other's baseline: an answer's advantage, the same for all of its tokens, is its
-return less the group's mean, over the group's standard deviation. No value model.
+The answers to one prompt are a group. The advantage of an answer, the same for all its tokens, is its return minus the
+group's mean, divided by the group's standard deviation. There is no value model.
 
-Other than in the paper, the KL penalty is in the reward, where the environment has put it. `kl_in_loss` moves it to the
-loss: the returns are then those without the `kl` part, whose weight is the loss term's beta. Of the estimates, "k2" has
-the gradient of KL(policy || reference), and the paper's "k3" that of the other direction, KL(reference || policy)
-(Shah et al. 2025, arXiv 2512.21852): with it, the objective is no longer the environment's. In either form a token
-answers for its own KL alone, and not for that of the text it leads to.
+Unlike in the paper, the KL penalty is in the reward, where the environment puts it. `kl_in_loss` moves it to the loss:
+the returns then leave out the `kl` part, and its weight is the beta of the loss term. Of the estimates, "k2" has the
+gradient of KL(policy || reference), and the paper's "k3" that of the other direction, KL(reference || policy) (Shah et
+al. 2025, arXiv 2512.21852): with k3, the objective is no longer the environment's. With both, a token's gradient has
+the KL of its own distribution only, not that of the text after it.
 
 Options lead to Dr. GRPO (Liu et al. 2025, arXiv 2503.20783: `scale_by_std` off, `aggregation` "dr-grpo"), to the wider
 clip upwards of DAPO (Yu et al. 2025, arXiv 2503.14476: `clip_high`) and to GSPO (Zheng et al. 2025, arXiv 2507.18071:
 `importance` "sequence", a `clip` near 3e-4).
 
-Texts of another or an older policy are corrected, always: the ratio is that to whoever wrote the text, cut off at
-`importance_cap`. On a rollout of its own it starts at 1.
+Texts of another or an older policy are always corrected: the probability ratio is relative to the policy that wrote the
+text, capped at `importance_cap`. On texts that the agent has just written it starts at 1.
 
 Left out: process rewards, resampling of groups without spread.
 """
@@ -35,19 +35,19 @@ from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import (
     Aggregation,
     Divergence,
-    beside_reference,
-    beyond_clip,
     clipped_policy_loss,
     group_advantages,
     groups_without_spread,
     kl_estimate,
     minibatches,
+    outside_clip,
     require_beta,
     require_exact_sampling,
     require_stated,
     stated_log_ratio,
     token_weights,
     weighted_sum,
+    with_reference_logprobs,
 )
 from rlhf_env.learning.ranges import Choice, Multiple, Ranges
 from rlhf_env.learning.rollout import Rollout
@@ -149,7 +149,8 @@ class GRPO:
     def update(self, rollout: Rollout, /) -> Metrics:
         """`epochs` passes of gradient steps.
 
-        Rows without a score teach nothing (but a KL term in the loss) and do not touch their group's mean.
+        Rows without a score have advantage 0 (a KL term in the loss still applies) and are left out of the group's
+        mean.
         """
         require_stated(rollout, "grpo")
         self.policy.eval()  # with dropout, the first ratio would not be 1
@@ -160,7 +161,7 @@ class GRPO:
         )
         rollout = rollout.with_extras(advantages=advantages[:, None].expand(rollout.tokens.shape))
         if self.config.kl_in_loss is not None:
-            rollout = beside_reference(self.setup.reference, rollout)
+            rollout = with_reference_logprobs(self.setup.reference, rollout)
         steps = [
             self._step(rollout.select(rows))
             for rows in minibatches(len(rollout), self.config.minibatches, self.config.epochs, self._order)
@@ -173,39 +174,39 @@ class GRPO:
 
     def _step(self, batch: Rollout) -> Metrics:
         """One gradient step on a minibatch."""
-        chosen = self.config
+        config = self.config
         batch = batch.with_extras(
-            weight=token_weights(batch.actions, chosen.aggregation, longest=self.setup.max_new_tokens),
+            weight=token_weights(batch.actions, config.aggregation, longest=self.setup.max_new_tokens),
             share=token_weights(batch.actions, "token-mean"),
         )
-        found: Metrics = defaultdict(float)
+        metrics: Metrics = defaultdict(float)
         for rows in self.optimizer.rows(batch.lengths):
             part = batch.select(rows)
             weight, share = part.extras["weight"], part.extras["share"]
-            seen = self.policy.evaluate(part.tokens, part.mask, part.actions)
-            token_log_ratio = log_ratio = stated_log_ratio(seen.logprobs, part.logprobs, part.actions)
-            if chosen.importance == "sequence":
+            scores = self.policy.evaluate(part.tokens, part.mask, part.actions)
+            token_log_ratio = log_ratio = stated_log_ratio(scores.logprobs, part.logprobs, part.actions)
+            if config.importance == "sequence":
                 log_ratio = sequence_log_ratio(log_ratio, part.actions)
-            clip = (chosen.clip, chosen.clip_high)
-            terms = clipped_policy_loss(log_ratio, part.extras["advantages"], *clip, cap=chosen.importance_cap)
+            clip = (config.clip, config.clip_high)
+            terms = clipped_policy_loss(log_ratio, part.extras["advantages"], *clip, cap=config.importance_cap)
             loss = weighted_sum(terms, weight)
             penalty = torch.zeros_like(loss)
-            if chosen.kl_in_loss is not None:
-                estimate = kl_estimate(seen.logprobs.double(), part.extras["reference"], chosen.kl_in_loss)
+            if config.kl_in_loss is not None:
+                estimate = kl_estimate(scores.logprobs.double(), part.extras["reference"], config.kl_in_loss)
                 penalty = self.setup.beta * weighted_sum(estimate, weight)
             self.optimizer.backward(loss + penalty)
             with torch.no_grad():
                 # KL(old || new): the tokens were drawn from the old policy, where log p - log p is 0.
-                strayed = kl_estimate(torch.zeros_like(token_log_ratio), token_log_ratio, "k3")
+                token_kl = kl_estimate(torch.zeros_like(token_log_ratio), token_log_ratio, "k3")
                 for name, value in {
                     "policy_loss": loss,
-                    "entropy": weighted_sum(seen.entropy.double(), share),
-                    "approx_kl": weighted_sum(strayed, share),
-                    "clip_fraction": weighted_sum(beyond_clip(log_ratio, *clip).double(), share),
-                    **({} if chosen.kl_in_loss is None else {"kl_loss": penalty}),
+                    "entropy": weighted_sum(scores.entropy.double(), share),
+                    "approx_kl": weighted_sum(token_kl, share),
+                    "clip_fraction": weighted_sum(outside_clip(log_ratio, *clip).double(), share),
+                    **({} if config.kl_in_loss is None else {"kl_loss": penalty}),
                 }.items():
-                    found[name] += float(value.detach())
-        return {**found, "grad_norm": self.optimizer.step()}
+                    metrics[name] += float(value.detach())
+        return {**metrics, "grad_norm": self.optimizer.step()}
 
     def state_dict(self) -> dict[str, Any]:
         return learned_state(self.policy, self.optimizer, self._order)

@@ -1,18 +1,18 @@
 """Kahneman-Tversky optimisation (Ethayarajh et al. 2024, arXiv 2402.01306): from answers that were judged one by one.
 
-An answer is desirable or it is not. Its log-ratio to the reference policy, beta * log(pi / reference), is a gain or a
-loss next to a reference point, and what is maximised is a utility that saturates on both sides: answers that are far
-beyond the point already, or hopeless, move little. `beta` is the weight of the environment's `kl` part.
+An answer is desirable or undesirable. Its implicit reward, beta * log(pi / reference), is a gain or a loss relative to
+a reference point. The objective is a utility of it that saturates on both sides: answers far above or far below the
+point have little gradient. `beta` is the weight of the environment's `kl` part.
 
 The reference point z0 stands for KL(policy || reference). As in the paper it is estimated from mismatched pairs, the
 prompt of one row with the answer of another, clamped at 0, and has no gradient. It is taken over the rows of a gradient
 step.
 
-Online, an answer is desirable when its reward (without the KL part) is above the mean of its group, or, where no two
-rows answer one prompt, of the batch; the ones exactly there are not judged. Offline, labels come with the rollout:
-single answers (`labelled_answers`), or pairs (`preference_pairs`), whose halves are judged one by one.
+Online, an answer is desirable if its reward (without the KL part) is above the mean of its group or, if no two rows
+answer the same prompt, of the batch. Answers exactly at the mean are left out. Offline, the labels come with the
+rollout: single answers (`labelled_answers`), or pairs (`preference_pairs`), of which each answer counts by itself.
 
-What it optimises is that utility, not the environment's objective: how much better an answer is does not enter.
+The utility is not the environment's objective: it ignores how much better an answer is.
 
 Left out: utilities of other shapes, the weights of stored pairs (each half counts once).
 """
@@ -30,7 +30,13 @@ from torch import Tensor
 from rlhf_env.errors import ConfigError
 from rlhf_env.learning.agent import Decision, Metrics, Setup, learned_state, load_learned_state
 from rlhf_env.learning.engine import Optimization
-from rlhf_env.learning.functional import beside_reference, minibatches, require_beta, rows_of_groups, unpaired_loss
+from rlhf_env.learning.functional import (
+    minibatches,
+    require_beta,
+    rows_of_groups,
+    unpaired_loss,
+    with_reference_logprobs,
+)
 from rlhf_env.learning.ranges import Choice, Multiple, Ranges
 from rlhf_env.learning.rollout import Rollout, demonstrations
 from rlhf_env.types import Observation
@@ -127,8 +133,8 @@ class KTO:
     def update(self, rollout: Rollout, /) -> Metrics:
         """`epochs` passes of gradient steps over the rows that were judged.
 
-        A row that is judged here costs one preference label, one exactly on the mean too; stored judgements were paid
-        for when they were made. A rollout without a judgement changes nothing.
+        Each row judged here costs one preference label, also a row exactly at the mean. Stored judgements cost none:
+        they were counted when they were made. A rollout without a judgement changes nothing.
         """
         self.policy.eval()
         if rollout.judged:
@@ -145,17 +151,17 @@ class KTO:
         if not len(judged):
             return counts
         desirable = verdicts[judged] > 0
-        rollout = self._beside_the_reference(rollout.select(judged))
-        strangers = self._beside_the_reference(mismatched(rollout, pad_id=self.policy.pad_id))
+        rollout = self._with_reference(rollout.select(judged))
+        mismatches = self._with_reference(mismatched(rollout, pad_id=self.policy.pad_id))
         steps = [
-            self._step(rollout.select(rows), strangers.select(rows), desirable[rows])
+            self._step(rollout.select(rows), mismatches.select(rows), desirable[rows])
             for rows in minibatches(len(rollout), self.config.minibatches, self.config.epochs, self._order)
         ]
         means = {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
         return {**means, **counts, "beta": self.setup.beta, "lr": self.optimizer.lr}
 
-    def _beside_the_reference(self, rollout: Rollout) -> Rollout:
-        return self.setup.engine.local(beside_reference(self.setup.reference, rollout))
+    def _with_reference(self, rollout: Rollout) -> Rollout:
+        return self.setup.engine.local(with_reference_logprobs(self.setup.reference, rollout))
 
     def _log_ratio(self, part: Rollout) -> Tensor:
         """float64[B]: log pi(answer) - log reference(answer)."""
@@ -163,16 +169,16 @@ class KTO:
         return (logprobs.double() - part.extras["reference"]).sum(dim=1)
 
     @torch.no_grad()
-    def _reference_point(self, strangers: Rollout) -> Tensor:
+    def _reference_point(self, mismatches: Rollout) -> Tensor:
         """Scalar z0: the mean log-ratio of mismatched pairs, at least 0."""
-        ratios = [self._log_ratio(strangers.select(rows)) for rows in self.optimizer.rows(strangers.lengths)]
+        ratios = [self._log_ratio(mismatches.select(rows)) for rows in self.optimizer.rows(mismatches.lengths)]
         return torch.cat(ratios).mean().clamp(min=0.0)
 
-    def _step(self, batch: Rollout, strangers: Rollout, desirable: Tensor) -> Metrics:
-        """One gradient step on a minibatch, `desirable` bool[B]; `strangers` are its mismatched pairs."""
-        chosen = self.config
-        point = self._reference_point(strangers)
-        found: Metrics = defaultdict(float, reference_point=float(point))
+    def _step(self, batch: Rollout, mismatches: Rollout, desirable: Tensor) -> Metrics:
+        """One gradient step on a minibatch, `desirable` bool[B]; `mismatches` are its mismatched pairs."""
+        config = self.config
+        point = self._reference_point(mismatches)
+        metrics: Metrics = defaultdict(float, reference_point=float(point))
         for rows in self.optimizer.rows(batch.lengths):
             log_ratio, good = self._log_ratio(batch.select(rows)), desirable[rows]
             loss = unpaired_loss(
@@ -180,13 +186,13 @@ class KTO:
                 good,
                 point,
                 beta=self.setup.beta,
-                desirable_weight=chosen.desirable_weight,
-                undesirable_weight=chosen.undesirable_weight,
+                desirable_weight=config.desirable_weight,
+                undesirable_weight=config.undesirable_weight,
             ).sum()
             self.optimizer.backward(loss / len(batch))
-            found["loss"] += float(loss.detach()) / len(batch)
-            found["right_side"] += float(((log_ratio > point) == good).sum()) / len(batch)
-        return {**found, "grad_norm": self.optimizer.step()}
+            metrics["loss"] += float(loss.detach()) / len(batch)
+            metrics["right_side"] += float(((log_ratio > point) == good).sum()) / len(batch)
+        return {**metrics, "grad_norm": self.optimizer.step()}
 
     def state_dict(self) -> dict[str, Any]:
         return learned_state(self.policy, self.optimizer, self._order)

@@ -10,19 +10,18 @@ clipped policy gradient, each in a decision process of its own, with one critic 
 arXiv 1904.12691): a writer's steps are tokens, the manager's are segments, and a text is worth
 V = sum_z mu(z) Q(., z) to the manager. With one option it is PPO.
 
-The probability that a token is stated to have is its own, whichever option wrote it: the marginal
+The agent states the marginal probability of each token over the options, given the tokens of its segment before it:
 
     p(y_t | text) = sum_z w(z) pi_z(y_t | text)    w(z) ~ mu(z | text where the segment began) prod_{j<t} pi_z(y_j)
 
-over the options, given the tokens of the segment before it. Their product is how likely the agent writes the text, so
-the environment's KL penalty is that of the texts, and a beginner's is 0: its writers are the reference. What was
-decided is more than the tokens: the option, and its and the tokens' log-probability given it, travel with the text as
-`extras`. Ratios are of those.
+The product over a text is the probability that the agent writes it, so the environment's KL penalty is that of the
+texts. At the start it is 0, because all writers are the reference. The option of each token, its log-probability, and
+the token's log-probability given the option travel with the text as `extras`; probability ratios are of those.
 
-The cost of being exact: every writer reads the whole text twice for each segment, so short segments are dear; and K
-writers are K models. Left out: writers that share a trunk (an embedding or an adapter for each option), learned ends of
-options, a manager that sets goals instead of choosing (FeUdal, Vezhnevets et al. 2017, arXiv 1703.01161), anything
-that keeps options apart from each other.
+Being exact has a price: every writer reads the whole text twice for each segment, so short segments are expensive, and
+K writers are K models. Left out: writers that share a trunk (an embedding or an adapter for each option), learned ends
+of options, a manager that sets goals instead of choosing (FeUdal, Vezhnevets et al. 2017, arXiv 1703.01161), and a term
+that keeps options different from each other.
 """
 
 from __future__ import annotations
@@ -42,13 +41,13 @@ from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.learning.agent import Decision, Metrics, Setup
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import (
-    beyond_clip,
     clipped_policy_loss,
     clipped_value_loss,
     explained_variance,
     gae,
     kl_estimate,
     minibatches,
+    outside_clip,
     paid_to_actions,
     require_exact_sampling,
     stated_log_ratio,
@@ -65,10 +64,10 @@ EXTRAS = ("option", "segment_start", "option_logprob", "writer_logprob")
 
 
 def marginal_logprobs(choice: Tensor, written: Tensor) -> Tensor:
-    """[B, k]: log p of each token of a segment given those before it, whichever option wrote it.
+    """[B, k]: log p of each token of a segment given the tokens before it, summed over the options.
 
-    `choice` [B, K]: log mu(z) where the segment began; `written` [B, k, K]: log pi_z of each token, 0 where there is
-    none (which then has 0).
+    `choice` [B, K]: log mu(z) at the start of the segment. `written` [B, k, K]: log pi_z of each token, 0 where there
+    is no token; the result is 0 there, too.
     """
     joint = choice[:, None] + written.cumsum(dim=1)
     before = torch.cat([choice[:, None], joint[:, :-1]], dim=1)
@@ -76,22 +75,21 @@ def marginal_logprobs(choice: Tensor, written: Tensor) -> Tensor:
 
 
 class Reading(NamedTuple):
-    """What all writers make of given texts, float64[B, L, K] each, K the options.
-
-    `logprobs`: of tokens[b, t], where asked. `choice` and `values`: log mu(z) and Q(., z) of the text before
-    tokens[b, t].
-    """
+    """The scores of given texts by all writers, float64[B, L, K] each, K the number of options."""
 
     logprobs: Tensor
+    """log pi_z(tokens[b, t]), where asked for."""
     choice: Tensor
+    """log mu(z) of the text before tokens[b, t]."""
     values: Tensor
+    """Q(., z) of the text before tokens[b, t]."""
 
 
 class Options:
     """A manager and K writers."""
 
     trains = True
-    policy_writes = False  # not alone: what is stated is the mixture of all writers
+    policy_writes = False  # the stated log-probabilities are those of the mixture of all writers
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -164,23 +162,24 @@ class Options:
 
     @torch.no_grad()
     def act(self, observation: Observation, /) -> Decision:
-        """An option for each row, and what its writer goes on with."""
+        """Draw an option for each row; its writer then writes the next tokens."""
         texts = np.asarray(observation["input_ids"], dtype=np.int64)
         lengths = np.asarray(observation["attention_mask"]).sum(axis=1, dtype=np.int64)
         writing = np.asarray(observation.get("writing", np.ones(len(texts), dtype=np.bool_)))
         k, nothing = self.setup.action_length, self.policy.vocab_size
-        streams = RowStreams.of(self.policy.sampling_state())  # of all writers: who reseeds the policy governs them
+        # The policy's streams serve all writers, so that reseeding the policy reseeds them all.
+        streams = RowStreams.of(self.policy.sampling_state())
         chances = streams.next(len(texts), 1)[:, 0]
         streams.take(writing)
         state = streams.state()
         tokens = np.full((len(texts), k), nothing, dtype=np.int64)
         logprobs, extras = np.zeros(tokens.shape), {name: np.zeros(tokens.shape) for name in EXTRAS}
         if writing.any():
-            ahead = np.full((int(writing.sum()), 1), nothing, dtype=np.int64)  # nothing yet: where a token will be
+            ahead = np.full((int(writing.sum()), 1), nothing, dtype=np.int64)  # one column without a token: the state
             choice = self._read_on(texts[writing], lengths[writing], ahead).choice[:, 0]
             options = np.zeros(len(texts), dtype=np.int64)
-            cumulated = choice.exp().cumsum(dim=1).cpu().numpy()[:, :-1]
-            options[writing] = (cumulated <= chances[writing, None]).sum(axis=1)
+            cumulative = choice.exp().cumsum(dim=1).cpu().numpy()[:, :-1]
+            options[writing] = (cumulative <= chances[writing, None]).sum(axis=1)
             for option, writer in enumerate(self.writers):
                 if (rows := writing & (options == option)).any():
                     writer.load_sampling_state(state)
@@ -188,19 +187,22 @@ class Options:
                     state = writer.sampling_state()
 
             written = self._read_on(texts[writing], lengths[writing], tokens[writing]).logprobs
-            chosen = torch.from_numpy(options[writing]).to(choice.device)[:, None]
+            own_option = torch.from_numpy(options[writing]).to(choice.device)[:, None]
             logprobs[writing] = marginal_logprobs(choice, written).cpu().numpy()
             extras["option"][:] = options[:, None]
             extras["segment_start"][:, 0] = 1.0
-            extras["option_logprob"][writing] = choice.gather(1, chosen).cpu().numpy()
-            extras["writer_logprob"][writing] = of_option(written, chosen.expand(-1, k)).cpu().numpy()
+            extras["option_logprob"][writing] = choice.gather(1, own_option).cpu().numpy()
+            extras["writer_logprob"][writing] = of_option(written, own_option.expand(-1, k)).cpu().numpy()
         self.policy.load_sampling_state(state)
         shape = tokens.shape if k > 1 else tokens.shape[:1]
-        carried = {name: values.reshape(shape) for name, values in extras.items()}
-        return Decision(tokens.reshape(shape), logprobs.reshape(shape), carried)
+        extras = {name: values.reshape(shape) for name, values in extras.items()}
+        return Decision(tokens.reshape(shape), logprobs.reshape(shape), extras)
 
     def _read_on(self, texts: Int, lengths: Int, new: Int) -> Reading:
-        """The k places after each of the texts int64[B, L], where `new` int64[B, k] stands, as far as it is tokens."""
+        """All writers on the k columns after each of `texts` int64[B, L], which hold `new` int64[B, k].
+
+        In `new`, the value V stands for no token.
+        """
         counts = (new < self.policy.vocab_size).sum(axis=1)
         width = int(lengths.max()) + new.shape[1]
         columns = np.arange(width)
@@ -211,17 +213,17 @@ class Options:
         tokens[where] = new[new < self.policy.vocab_size]
         for writer in self.writers:
             writer.eval()
-        seen = self._read(torch.from_numpy(tokens), torch.from_numpy(mask), torch.from_numpy(where))
-        places = torch.from_numpy(lengths[:, None] + np.arange(new.shape[1])).to(seen.choice.device)
-        rows = torch.arange(len(places), device=places.device)[:, None]
-        return Reading(*(values[rows, places] for values in seen))
+        reading = self._read(torch.from_numpy(tokens), torch.from_numpy(mask), torch.from_numpy(where))
+        positions = torch.from_numpy(lengths[:, None] + np.arange(new.shape[1])).to(reading.choice.device)
+        rows = torch.arange(len(positions), device=positions.device)[:, None]
+        return Reading(*(values[rows, positions] for values in reading))
 
     def _read(self, tokens: Tensor, mask: Tensor, where: Tensor) -> Reading:
-        """All writers on texts [B, L]; log-probabilities `where` asked."""
-        seen = [writer.evaluate(tokens, mask, where) for writer in self.writers]
-        states = [evaluation.hidden for evaluation in seen]
+        """All writers on texts [B, L], with log-probabilities where `where` is True."""
+        evaluations = [writer.evaluate(tokens, mask, where) for writer in self.writers]
+        states = [evaluation.hidden for evaluation in evaluations]
         return Reading(
-            logprobs=torch.stack([evaluation.logprobs.double() for evaluation in seen], dim=-1),
+            logprobs=torch.stack([evaluation.logprobs.double() for evaluation in evaluations], dim=-1),
             choice=_applied(self.bids, states).log_softmax(-1),
             values=_applied(self.values, states),
         )
@@ -257,16 +259,18 @@ class Options:
     @torch.no_grad()
     def _assess(self, rollout: Rollout) -> Rollout:
         """The rollout with the credit of tokens and of segments, float64[B, L] each, before the update."""
-        # One place more, for the state after the longest text.
+        # One column more, for the state after the longest text.
         tokens, mask = F.pad(rollout.tokens, (0, 1)), F.pad(rollout.mask, (0, 1))
         parts = list(self.optimizer.rows(rollout.lengths))
         readings = [self._read(tokens[rows], mask[rows], torch.zeros_like(mask[rows])) for rows in parts]
         back = torch.cat(parts).argsort()
-        choice, values = (torch.cat([getattr(seen, name) for seen in readings])[back] for name in ("choice", "values"))
-        worth = (choice.exp() * values).sum(-1)  # V: what a text is worth before an option is chosen
+        choice, values = (
+            torch.cat([getattr(reading, name) for reading in readings])[back] for name in ("choice", "values")
+        )
+        worth = (choice.exp() * values).sum(-1)  # V: the value of a text before an option is drawn
         option, starts = _options(rollout), _starts(rollout)
         own = of_option(values[:, :-1], option)
-        # Where a text was cut from outside, the next decision would have been the manager's.
+        # After a text that was cut from outside, the manager would have decided next: bootstrap its value.
         cut: dict[str, Any] = {
             "truncated": rollout.truncated,
             "final_values": worth.gather(1, rollout.lengths[:, None])[:, 0],
@@ -284,52 +288,52 @@ class Options:
 
     def _step(self, batch: Rollout) -> Metrics:
         """One gradient step on a minibatch."""
-        chosen = self.config
-        # The same weight for what either level decided: log mu(z) and log pi_z(y) add up to log p(z, y).
+        config = self.config
+        # Decisions of both levels have the same weight: log mu(z) and log pi_z(y) add up to log p(z, y).
         batch = batch.with_extras(
             weight=token_weights(batch.actions, "token-mean"), share=token_weights(_starts(batch), "token-mean")
         )
-        found: Metrics = defaultdict(float)
+        metrics: Metrics = defaultdict(float)
         for rows in self.optimizer.rows(batch.lengths):
             part = batch.select(rows)
             extras, weight, share = part.extras, part.extras["weight"], part.extras["share"]
             option, starts = _options(part), _starts(part)
-            seen = self._read(part.tokens, part.mask, part.actions)
-            log_ratio = stated_log_ratio(of_option(seen.logprobs, option), extras["writer_logprob"], part.actions)
-            option_log_ratio = stated_log_ratio(of_option(seen.choice, option), extras["option_logprob"], starts)
-            entropy = -(seen.choice.exp() * seen.choice).sum(-1)
+            reading = self._read(part.tokens, part.mask, part.actions)
+            log_ratio = stated_log_ratio(of_option(reading.logprobs, option), extras["writer_logprob"], part.actions)
+            option_log_ratio = stated_log_ratio(of_option(reading.choice, option), extras["option_logprob"], starts)
+            entropy = -(reading.choice.exp() * reading.choice).sum(-1)
 
-            writer_loss = weighted_sum(clipped_policy_loss(log_ratio, extras["advantages"], chosen.clip), weight)
+            writer_loss = weighted_sum(clipped_policy_loss(log_ratio, extras["advantages"], config.clip), weight)
             manager_loss = weighted_sum(
-                clipped_policy_loss(option_log_ratio, extras["option_advantages"], chosen.clip),
+                clipped_policy_loss(option_log_ratio, extras["option_advantages"], config.clip),
                 weight.masked_fill(~starts, 0.0),
             )
             value_loss = weighted_sum(
-                clipped_value_loss(of_option(seen.values, option), extras["values"], extras["targets"], 0.0), weight
+                clipped_value_loss(of_option(reading.values, option), extras["values"], extras["targets"], 0.0), weight
             )
             self.optimizer.backward(
                 writer_loss
                 + manager_loss
-                + chosen.value_coefficient * value_loss
-                - chosen.option_entropy_coefficient * weighted_sum(entropy, weight.masked_fill(~starts, 0.0))
+                + config.value_coefficient * value_loss
+                - config.option_entropy_coefficient * weighted_sum(entropy, weight.masked_fill(~starts, 0.0))
             )
             with torch.no_grad():
                 # KL(old || new): the tokens were drawn from the old policy, where log p - log p is 0.
-                strayed, option_strayed = (
+                token_kl, option_kl = (
                     kl_estimate(torch.zeros_like(moved), moved, "k3") for moved in (log_ratio, option_log_ratio)
                 )
                 for name, value in {
                     "policy_loss": writer_loss,
                     "option_loss": manager_loss,
                     "value_loss": value_loss,
-                    "approx_kl": weighted_sum(strayed, weight),
-                    "clip_fraction": weighted_sum(beyond_clip(log_ratio, chosen.clip).double(), weight),
-                    "option_kl": weighted_sum(option_strayed, share),
+                    "approx_kl": weighted_sum(token_kl, weight),
+                    "clip_fraction": weighted_sum(outside_clip(log_ratio, config.clip).double(), weight),
+                    "option_kl": weighted_sum(option_kl, share),
                     "option_entropy": weighted_sum(entropy, share),
                     "first_option": weighted_sum((option == 0).double(), share),
                 }.items():
-                    found[name] += float(value.detach())
-        return {**found, "grad_norm": self.optimizer.step()}
+                    metrics[name] += float(value.detach())
+        return {**metrics, "grad_norm": self.optimizer.step()}
 
     # ---------------------------------------------------------------- state
 
@@ -359,7 +363,7 @@ def of_option(values: Tensor, option: Tensor) -> Tensor:
 
 
 def _options(rollout: Rollout) -> Tensor:
-    """int64[B, L]: the option under which each token was written; 0 off `actions`, whatever stands there."""
+    """int64[B, L]: the option under which each token was written; 0 off `actions`, whatever the extra holds there."""
     return rollout.extras["option"].masked_fill(~rollout.actions, 0.0).long()
 
 

@@ -1,17 +1,17 @@
 """Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347), as language models are trained with it
 (Ouyang et al. 2022, arXiv 2203.02155).
 
-An action is a token, the end token too, its state the text before it. Rewards are paid where they fall due - the KL
-penalty token by token, the score at the last token - and a learned value spreads them over the tokens by generalised
-advantage estimation. The end of a text is the end: only a text that was cut from outside is worth its last state's
-value. A price for texts that never end ("EOS trick", Huang et al. 2024, arXiv 2403.17031) is a matter of what is wanted
-and not of the algorithm, hence a reward: `missing_end`.
+An action is a token (the end token, too), and its state is the text before it. The KL penalty is a reward for every
+token, the score is a reward at the last token, and generalised advantage estimation with a learned value function
+assigns credit to the tokens. The value after the end of a text is 0; only after a text that was cut from outside it is
+the value of the last state. A penalty for texts that never end ("EOS trick", Huang et al. 2024, arXiv 2403.17031) is a
+part of the objective and not of the algorithm, hence a reward: `missing_end`.
 
-Texts of another or an older policy are corrected, always: the ratio is that to whoever wrote the text, cut off at
-`importance_cap`. On a rollout of its own it starts at 1.
+Texts of another or an older policy are always corrected: the probability ratio is relative to the policy that wrote the
+text, capped at `importance_cap`. On texts that the agent has just written it starts at 1.
 
 With `ptx_coefficient`, each gradient step also raises the likelihood of given texts (PPO-ptx, Ouyang et al., eq. 2).
-What is maximised is then the environment's objective plus that term.
+The objective is then the environment's plus that term.
 
 Left out: an adaptive KL weight (the `kl` reward part has one), normalised rewards.
 """
@@ -34,13 +34,13 @@ from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.learning.agent import Decision, Metrics, Setup, learned_state, load_learned_state
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import (
-    beyond_clip,
     clipped_policy_loss,
     clipped_value_loss,
     explained_variance,
     gae,
     kl_estimate,
     minibatches,
+    outside_clip,
     paid_to_actions,
     require_exact_sampling,
     require_stated,
@@ -244,64 +244,64 @@ class PPO:
         return rollout.with_extras(values=values, advantages=advantages, targets=targets)
 
     def _old_values(self, rollout: Rollout) -> tuple[Tensor, Tensor | None]:
-        """V [B, L] of the state in which each token was chosen; if texts were cut, also V [B] of the last state."""
+        """V [B, L] of the state from which each token was drawn; if texts were cut, also V [B] of the last states."""
         tokens, mask = rollout.tokens, rollout.mask
         cut = bool(rollout.truncated.any())
-        if cut:  # one place more, for the state after the longest text
+        if cut:  # one column more, for the state after the longest text
             tokens, mask = F.pad(tokens, (0, 1), value=self.policy.pad_id), F.pad(mask, (0, 1), value=False)
         trunk = self.policy if self.critic is None else self.critic
         nowhere = torch.zeros_like(mask)
         values = torch.zeros(tokens.shape, dtype=torch.float64, device=tokens.device)
         for rows in self.optimizer.rows(rollout.lengths):
-            seen = trunk.evaluate(tokens[rows], mask[rows], nowhere[rows])
-            values[rows] = self.value_head(seen.hidden).double()
+            scores = trunk.evaluate(tokens[rows], mask[rows], nowhere[rows])
+            values[rows] = self.value_head(scores.hidden).double()
         if not cut:
             return values, None
         return values[:, :-1], values.gather(1, rollout.lengths[:, None]).squeeze(1)
 
     def _step(self, batch: Rollout) -> Metrics:
         """One gradient step on a minibatch."""
-        chosen = self.config
+        config = self.config
         batch = batch.with_extras(weight=token_weights(batch.actions, "token-mean"))
-        found: Metrics = defaultdict(float)
+        metrics: Metrics = defaultdict(float)
         for rows in self.optimizer.rows(batch.lengths):
             part = batch.select(rows)
             extras, weight = part.extras, part.extras["weight"]
-            seen = self.policy.evaluate(part.tokens, part.mask, part.actions)
-            states = seen.hidden
+            scores = self.policy.evaluate(part.tokens, part.mask, part.actions)
+            states = scores.hidden
             if self.critic is not None:
                 states = self.critic.evaluate(part.tokens, part.mask, torch.zeros_like(part.mask)).hidden
             values = self.value_head(states).double()
-            log_ratio = stated_log_ratio(seen.logprobs, part.logprobs, part.actions)
+            log_ratio = stated_log_ratio(scores.logprobs, part.logprobs, part.actions)
 
-            terms = clipped_policy_loss(log_ratio, extras["advantages"], chosen.clip, cap=chosen.importance_cap)
+            terms = clipped_policy_loss(log_ratio, extras["advantages"], config.clip, cap=config.importance_cap)
             policy_loss = weighted_sum(terms, weight)
             value_loss = weighted_sum(
-                clipped_value_loss(values, extras["values"], extras["targets"], chosen.value_clip), weight
+                clipped_value_loss(values, extras["values"], extras["targets"], config.value_clip), weight
             )
-            entropy = weighted_sum(seen.entropy.double(), weight)
+            entropy = weighted_sum(scores.entropy.double(), weight)
             self.optimizer.backward(
-                policy_loss + chosen.value_coefficient * value_loss - chosen.entropy_coefficient * entropy
+                policy_loss + config.value_coefficient * value_loss - config.entropy_coefficient * entropy
             )
             with torch.no_grad():
                 # KL(old || new): the tokens were drawn from the old policy, where log p - log p is 0.
-                strayed = kl_estimate(torch.zeros_like(log_ratio), log_ratio, "k3")
+                token_kl = kl_estimate(torch.zeros_like(log_ratio), log_ratio, "k3")
                 for name, value in {
                     "policy_loss": policy_loss,
                     "value_loss": value_loss,
                     "entropy": entropy,
-                    "approx_kl": weighted_sum(strayed, weight),
-                    "clip_fraction": weighted_sum(beyond_clip(log_ratio, chosen.clip).double(), weight),
+                    "approx_kl": weighted_sum(token_kl, weight),
+                    "clip_fraction": weighted_sum(outside_clip(log_ratio, config.clip).double(), weight),
                 }.items():
-                    found[name] += float(value.detach())
+                    metrics[name] += float(value.detach())
         if self._texts:
-            found["ptx_loss"] = self._mix_in()
-        return {**found, "grad_norm": self.optimizer.step()}
+            metrics["ptx_loss"] = self._mix_in()
+        return {**metrics, "grad_norm": self.optimizer.step()}
 
     def _mix_in(self) -> float:
-        """Add the next texts' part of the gradient; their mean negative log-likelihood per token."""
-        picked = [self._texts[index] for index in self._texts_order.take(self.config.ptx_rows)]
-        batch = self.setup.engine.local(demonstrations(picked, pad_id=self.policy.pad_id))
+        """Add the gradient of the next pretraining texts; returns their mean negative log-likelihood per token."""
+        texts = [self._texts[index] for index in self._texts_order.take(self.config.ptx_rows)]
+        batch = self.setup.engine.local(demonstrations(texts, pad_id=self.policy.pad_id))
         batch = batch.with_extras(weight=token_weights(batch.actions, "token-mean"))
         loss = 0.0
         for rows in self.optimizer.rows(batch.lengths):

@@ -1,4 +1,4 @@
-"""Uniformly random tokens, as a control: what a task gives away for nothing."""
+"""Uniformly random tokens, as a control: the reward that a task gives without any skill."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Random:
         self.config = config
         self._draws = setup.stream("random tokens")
         ids = np.arange(setup.tokenizer.vocab_size)
-        # Where padding is the end token, it has to stay: texts would never end.
+        # Padding is never drawn, unless it is also the end token: without that, no text would end.
         fillers = {setup.tokenizer.pad_id} - {setup.tokenizer.end_id}
         self._choices = ids[~np.isin(ids, list(fillers))]
 

@@ -1,4 +1,4 @@
-"""The frozen reference policy, as a control: what no training achieves. A trained agent must beat its reward."""
+"""The frozen reference policy, as a control without training: a trained agent must beat its reward."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""REINFORCE (Williams 1992): make an answer likelier by how much better it was than expected.
+"""REINFORCE (Williams 1992): raise the log-probability of an answer in proportion to return minus baseline.
 
-The gradient of E[return] is E[(return - b) * grad log pi(answer)] for any baseline b that the answer has no part in. A
-text's tokens share its return, the KL penalty in it, and one gradient step is made on each rollout.
+The gradient of E[return] is E[(return - b) * grad log pi(answer)] for any baseline b that does not depend on the
+answer. All tokens of a text have its return, which includes the KL penalty. There is one gradient step per rollout.
 
-Off-policy texts are corrected, always: each answer is weighted by min(pi / mu, `importance_cap`), where mu is whoever
-wrote it. On a rollout of its own that weight is 1. (The KL penalty in an old text's return stays that of its writer.)
+Off-policy texts are always corrected: each answer has the weight min(pi / mu, `importance_cap`), where mu is the policy
+that wrote it. On texts that the agent has just written the weight is 1. (The KL penalty in the return of an old text
+stays that of its writer.)
 
 Left out: a learned baseline (that is ppo), whitened advantages, an entropy bonus.
 """
@@ -117,33 +118,39 @@ class Reinforce:
             weight=token_weights(rollout.actions, "sequence-sum"),
             share=token_weights(rollout.actions, "token-mean"),
         )
-        found: Metrics = defaultdict(float)
+        metrics: Metrics = defaultdict(float)
         for rows in self.optimizer.rows(rollout.lengths):
             part = rollout.select(rows)
-            seen = self.policy.evaluate(part.tokens, part.mask, part.actions)
+            scores = self.policy.evaluate(part.tokens, part.mask, part.actions)
             importance = truncated_importance_weights(
-                stated_log_ratio(seen.logprobs, part.logprobs, part.actions), self.config.importance_cap
+                stated_log_ratio(scores.logprobs, part.logprobs, part.actions), self.config.importance_cap
             )
-            terms = policy_gradient_loss(seen.logprobs.double(), part.extras["advantages"], importance)
+            terms = policy_gradient_loss(scores.logprobs.double(), part.extras["advantages"], importance)
             loss = weighted_sum(terms, part.extras["weight"])
             self.optimizer.backward(loss)
             for name, value in {
                 "policy_loss": loss,
-                "entropy": weighted_sum(seen.entropy.double(), part.extras["share"]),
+                "entropy": weighted_sum(scores.entropy.double(), part.extras["share"]),
                 "importance_weight": importance.sum() / len(rollout),
             }.items():
-                found[name] += float(value.detach())
-        return {**found, **unscored, "baseline": baseline, "grad_norm": self.optimizer.step(), "lr": self.optimizer.lr}
+                metrics[name] += float(value.detach())
+        return {
+            **metrics,
+            **unscored,
+            "baseline": baseline,
+            "grad_norm": self.optimizer.step(),
+            "lr": self.optimizer.lr,
+        }
 
     def _credit(self, rollout: Rollout, returns: Tensor) -> Tensor:
-        """float64[B, L]: what each of the agent's tokens is credited with, before the baseline."""
+        """float64[B, L]: the return of each of the agent's tokens, before the baseline is subtracted."""
         if not self.config.reward_to_go:
             return returns[:, None].expand(rollout.tokens.shape)
         return returns_to_go(paid_to_actions(rollout.rewards(), rollout.mask, rollout.actions), rollout.actions)
 
     def _baseline(self, returns: Tensor) -> float:
-        """What this rollout's returns float64[B] are compared with; the running mean then takes them in."""
-        # The mean of equals is their value exactly, whatever rounding says: nothing is learned from them.
+        """The baseline for this rollout's returns float64[B]; afterwards the running mean includes them."""
+        # Clamped, because the mean of equal returns may round: it must be exactly their value, for advantages of 0.
         mean = float(returns.mean().clamp(returns.min(), returns.max()))
         if self.config.baseline == "batch":
             return mean

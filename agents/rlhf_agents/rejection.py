@@ -1,13 +1,14 @@
 """Rejection-sampling fine-tuning: write several answers, imitate the best (RAFT, Dong et al. 2023, arXiv 2304.06767).
 
-Of the answers to a prompt, the `keep` best by return are demonstrations for a supervised step (`sft`, dropout and all);
-the others are thrown away, and paid for like any. Only ranks count: how much better an answer is does not enter, and
-nothing is learned *against* a bad one. Texts are imitated whoever wrote them, so old ones need no correction.
+Of the answers to a prompt, the `keep` best by return are demonstrations for a supervised step (`sft`, with its
+dropout). The others are thrown away, but counted in the budget. Only ranks matter: it ignores how much better an answer
+is, and learns nothing *against* a bad one. Imitation does not depend on who wrote a text, so old texts need no
+correction.
 
-Where it ends. Without a `kl` part nothing holds the policy back: probability moves on to the best answers it finds,
-until nothing else is written. With one, answers are ranked by their total return, r - beta * log(pi / reference), and
-in that all of them tie at the optimum of the objective, pi* ~ reference * exp(r / beta): there, nothing is kept. But
-steps do not shrink on the way, for ranks do not: the policy circles pi* at a distance that the learning rate sets.
+Where it converges: without a `kl` part, the policy concentrates on the best answers it finds, until it writes nothing
+else. With one, answers are ranked by their total return, r - beta * log(pi / reference). At the optimum of the
+objective, pi* ~ reference * exp(r / beta), all returns are equal, so none is kept. But ranks, and therefore gradients,
+do not shrink near it: the policy circles pi* at a distance that depends on the learning rate.
 
 Left out: ranking across prompts, rounds of data kept on disk.
 """
@@ -94,9 +95,9 @@ class Rejection:
         return self.imitation.act(observation)
 
     def update(self, rollout: Rollout, /) -> Metrics:
-        """`epochs` passes of supervised steps over the answers kept; where there are none, nothing changes.
+        """`epochs` passes of supervised steps over the kept answers; if none is kept, nothing changes.
 
-        Raises DataError for texts that nobody scored (those cut from outside aside).
+        Raises DataError if no text has a score, unless all of them were cut from outside.
         """
         if not (rollout.scored | rollout.truncated).any():
             raise DataError("rejection ranks texts by reward, and these have none: learn from demonstrations with sft")

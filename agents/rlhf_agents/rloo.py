@@ -1,11 +1,13 @@
-"""RLOO: REINFORCE with the other answers to the same prompt for a baseline (Ahmadian et al. 2024, arXiv 2402.14740).
+"""RLOO: REINFORCE with the other answers to the same prompt as the baseline (Ahmadian et al. 2024, arXiv 2402.14740).
 
-An action is a whole answer. Its advantage is its return, the KL penalty in it, less the mean return of the group's
-*other* answers; being independent of the answer, that baseline leaves the policy gradient unbiased. No value model.
+An action is a whole answer. Its advantage is its return (with the KL penalty) minus the mean return of the *other*
+answers in its group. That baseline is independent of the answer, so it leaves the policy gradient unbiased. There is no
+value model.
 
-The paper makes one gradient step on each rollout. Where `epochs` or `minibatches` ask for more, the loss is PPO's with
-an answer's probability ratio in the place of a token's. Texts of another or an older policy are corrected, always: the
-ratio is that to whoever wrote the answer, cut off at `importance_cap`. On a rollout of its own it starts at 1.
+The paper makes one gradient step per rollout. If `epochs` or `minibatches` ask for more, the loss is PPO's with the
+probability ratio of an answer in place of a token's. Texts of another or an older policy are always corrected: the
+ratio is relative to the policy that wrote the answer, capped at `importance_cap`. On texts that the agent has just
+written it starts at 1.
 
 Left out: advantages scaled by their standard deviation (that is grpo).
 """
@@ -24,12 +26,12 @@ from rlhf_env.errors import ConfigError
 from rlhf_env.learning.agent import Decision, Metrics, Setup, learned_state, load_learned_state
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import (
-    beyond_clip,
     clipped_policy_loss,
     groups_without_spread,
     kl_estimate,
     leave_one_out_advantages,
     minibatches,
+    outside_clip,
     require_exact_sampling,
     require_stated,
     stated_log_ratio,
@@ -122,28 +124,28 @@ class RLOO:
 
     def _step(self, batch: Rollout, advantages: Tensor) -> Metrics:
         """One gradient step on a minibatch: the mean over its answers, `advantages` [B]."""
-        chosen = self.config
+        config = self.config
         batch = batch.with_extras(share=token_weights(batch.actions, "token-mean"))
-        found: Metrics = defaultdict(float)
+        metrics: Metrics = defaultdict(float)
         for rows in self.optimizer.rows(batch.lengths):
             part = batch.select(rows)
-            seen = self.policy.evaluate(part.tokens, part.mask, part.actions)
-            token_log_ratio = stated_log_ratio(seen.logprobs, part.logprobs, part.actions)
+            scores = self.policy.evaluate(part.tokens, part.mask, part.actions)
+            token_log_ratio = stated_log_ratio(scores.logprobs, part.logprobs, part.actions)
             log_ratio = token_log_ratio.sum(dim=1)
-            terms = clipped_policy_loss(log_ratio, advantages[rows], chosen.clip, cap=chosen.importance_cap)
+            terms = clipped_policy_loss(log_ratio, advantages[rows], config.clip, cap=config.importance_cap)
             loss = terms.sum() / len(batch)
             self.optimizer.backward(loss)
             with torch.no_grad():
                 # KL(old || new): the tokens were drawn from the old policy, where log p - log p is 0.
-                strayed = kl_estimate(torch.zeros_like(token_log_ratio), token_log_ratio, "k3")
+                token_kl = kl_estimate(torch.zeros_like(token_log_ratio), token_log_ratio, "k3")
                 for name, value in {
                     "policy_loss": loss,
-                    "entropy": weighted_sum(seen.entropy.double(), part.extras["share"]),
-                    "approx_kl": weighted_sum(strayed, part.extras["share"]),
-                    "clip_fraction": beyond_clip(log_ratio, chosen.clip).sum() / len(batch),
+                    "entropy": weighted_sum(scores.entropy.double(), part.extras["share"]),
+                    "approx_kl": weighted_sum(token_kl, part.extras["share"]),
+                    "clip_fraction": outside_clip(log_ratio, config.clip).sum() / len(batch),
                 }.items():
-                    found[name] += float(value.detach())
-        return {**found, "grad_norm": self.optimizer.step()}
+                    metrics[name] += float(value.detach())
+        return {**metrics, "grad_norm": self.optimizer.step()}
 
     def state_dict(self) -> dict[str, Any]:
         return learned_state(self.policy, self.optimizer, self._order)

@@ -4,14 +4,14 @@
     policy = tiny_language_model(...)                     # any LanguageModel; it is trained in place
     PPO(LanguageModelPolicy, env, policy_kwargs={"language_model": policy}).learn(100_000)
 
-Stable-Baselines3 owns the loop here: it steps the environment itself, keeps single positions instead of episodes, and
-stops by its own count. That is for those who have it so already; measure what it trained like everything else (`policy`
-is still a `Policy`). The agent `sb3` of the roster (`sb3_agent`) is the other way round: this project's loop, budget,
-KL penalty and checkpoints, and of Stable-Baselines3 the update.
+Stable-Baselines3 owns the loop here: it steps the environment, stores single positions instead of episodes, and stops
+by its own count. This is for code that uses Stable-Baselines3 already; evaluate the result like any other (`policy` is
+still a `Policy`). The agent `sb3` (in `sb3_agent`) is the reverse: this project's loop, budget, KL penalty and
+checkpoints with the update of Stable-Baselines3.
 
-It needs the token view (one token is one action) and a reward without a part that asks how likely the action was:
-Stable-Baselines3 has no place for that in an action. Every token written is a sample of its own whose whole prefix is
-read again, so expect a small fraction of the speed of this project's own PPO.
+It needs the token view (one token is one action) and a reward without parts that need log-probabilities, because
+actions in Stable-Baselines3 do not carry them. Every token is a sample whose whole prefix is read again, so expect a
+small fraction of the speed of this project's own PPO.
 
 Only this file and `sb3_agent` import stable_baselines3; `sb3_masked` next to them has the policy for sb3-contrib's
 MaskablePPO.
@@ -37,15 +37,15 @@ from rlhf_env.policies import LanguageModel, ValueHead
 from rlhf_env.policies.forward_pass import forward_pass
 from rlhf_env.types import Bool, Float
 
-# ---------------------------------------------------------------- the environment, as Stable-Baselines3 takes it
+# ---------------------------------------------------------------- the environment
 
 
 class TextVecEnv(VecEnv):  # type: ignore[misc]  # untyped base
-    """A TextVectorEnv as Stable-Baselines3's kind of vector environment; all rows still advance in one step.
+    """A TextVectorEnv as a vector environment of Stable-Baselines3; all rows still advance in one step.
 
-    Ended rows start anew in the same step, whatever autoreset mode `env` was made with; their last observation is
-    `info["terminal_observation"]`. `set_options` takes the environment's reset options, the same for all rows.
-    Wrap it in Stable-Baselines3's VecMonitor to have returns and lengths in its log.
+    Rows that end are reset in the same step, whatever the autoreset mode of `env`; their last observation is
+    `info["terminal_observation"]`. `set_options` takes the environment's reset options, the same for all rows. Wrap it
+    in Stable-Baselines3's VecMonitor to have returns and lengths in its log.
     """
 
     def __init__(self, env: TextVectorEnv) -> None:
@@ -88,7 +88,7 @@ class TextVecEnv(VecEnv):  # type: ignore[misc]  # untyped base
     def close(self) -> None:
         self.env.close()
 
-    # The base class speaks of one environment per row. Here the rows share one, so an attribute is the same for all.
+    # The base class has one environment per row. Here the rows share one, so an attribute is the same for all.
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
         return [getattr(self.env, attr_name)] * len(self._rows(indices))
@@ -99,7 +99,7 @@ class TextVecEnv(VecEnv):  # type: ignore[misc]  # untyped base
         setattr(self.env, attr_name, value)
 
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        """Call a method of the environment once; each row's share, where the answer has one row per row."""
+        """Call a method of the environment once; an answer with one entry per row is split among the rows."""
         answer = getattr(self.env, method_name)(*args, **kwargs)
         if isinstance(answer, (tuple, list, np.ndarray)) and len(answer) == self.num_envs:
             return [answer[row] for row in self._rows(indices)]
@@ -112,24 +112,23 @@ class TextVecEnv(VecEnv):  # type: ignore[misc]  # untyped base
         return list(self._get_indices(indices))
 
 
-# ---------------------------------------------------------------- the language model, as a policy of theirs
+# ---------------------------------------------------------------- the language model as a policy
 
 
 class NextToken(BaseFeaturesExtractor):  # type: ignore[misc]  # untyped base
-    """What the model says after the last token of each text: its logits and the state they come from, [B, V + H]."""
+    """Features [B, V + H]: the logits of the next token of each text, and the hidden state that they come from."""
 
     def __init__(self, observation_space: gym.spaces.Dict, language_model: LanguageModel) -> None:
         super().__init__(observation_space, language_model.vocab_size + language_model.hidden_size)
         self.language_model = language_model
 
     def forward(self, observation: Mapping[str, Tensor]) -> Tensor:
-        """`observation` as Stable-Baselines3 hands it over: ids and mask as floats [B, L], exact below 2^24."""
+        """`observation` comes as floats [B, L]: ids (exact below 2^24) and mask."""
         mask = observation["attention_mask"].bool()
         lengths = mask.sum(1)
         longest = int(lengths.max())
         mask = mask[:, :longest]
-        # Padding is on the right, where the causal model does not look: what stands there does not matter, as long
-        # as the model knows the id.
+        # Padding is on the right, where causal attention never looks: any id of the vocabulary will do there.
         tokens = observation["input_ids"][:, :longest].long().masked_fill(~mask, 0)
         rows = torch.arange(len(tokens), device=tokens.device)
         states, logits = forward_pass(
@@ -150,7 +149,7 @@ class NextToken(BaseFeaturesExtractor):  # type: ignore[misc]  # untyped base
 
 
 class Split(nn.Module):
-    """[B, V + H] into logits for the actor and a state for the critic: where their networks would have two MLPs."""
+    """Splits [B, V + H] into logits for the actor and a hidden state for the critic, in place of their two MLPs."""
 
     def __init__(self, vocab_size: int, hidden_size: int) -> None:
         super().__init__()
@@ -167,24 +166,24 @@ class Split(nn.Module):
 
 
 class ValueColumn(ValueHead):
-    """A ValueHead whose answer is [B, 1], as theirs are."""
+    """A ValueHead with outputs [B, 1], as Stable-Baselines3 expects."""
 
     def forward(self, hidden: Tensor) -> Tensor:
         return super().forward(hidden).unsqueeze(-1)
 
 
 class SpeaksAsTheModel:
-    """For an actor-critic policy class of theirs: actions are the language model's next token, nothing else is added.
+    """A mixin for their actor-critic policies: an action is the next token, drawn from the language model itself.
 
-    The value is a linear head on the model's last state, zero at first, and its loss also trains the model.
-    Their initialisation is left out: it would overwrite the model's weights.
+    The value is a linear head on the model's last hidden state, initialised to zero; its loss also trains the model.
+    Their weight initialisation is left out, because it would overwrite the model's weights.
     """
 
     def __init__(
         self, observation_space: Any, action_space: Any, lr_schedule: Any, *, language_model: LanguageModel, **rest: Any
     ) -> None:
         if not isinstance(action_space, gym.spaces.Discrete):
-            raise ConfigError(f"a language model chooses one token a step, not {action_space}: use rlhf_env/Token-v0")
+            raise ConfigError(f"a language model draws one token per step, not {action_space}: use rlhf_env/Token-v0")
         if action_space.n != language_model.vocab_size:
             raise ConfigError(
                 f"the environment's tokenizer has {action_space.n} ids and the language model "
@@ -213,7 +212,7 @@ class SpeaksAsTheModel:
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
 
     def _get_constructor_parameters(self: Any) -> dict[str, Any]:
-        """What `policy.save` keeps beside the weights."""
+        """What `policy.save` stores with the weights."""
         return {**self._constructed_with, "lr_schedule": self._dummy_schedule}
 
 

@@ -1,20 +1,20 @@
 """Stable-Baselines3's own PPO and A2C (Raffin et al. 2021, JMLR 22(268)) as an agent of this project.
 
-The loop, the writing and the rewards are this project's, the KL penalty among them; what learns is their code. A
-rollout becomes a rollout buffer of theirs in which each token the agent chose is one step: its value,
-log-probability and reward, and where its text begins. Their `compute_returns_and_advantage` and their `train()` then
-run as they are. A response is so many steps as it has tokens, so every view trains alike. The reward of a text that was
-cut from outside has gamma times the value of its last state added, as their `collect_rollouts` does.
+The loop, the sampling and the rewards (with the KL penalty) are this project's; the update is their code. A rollout
+becomes their rollout buffer, in which each token that the agent wrote is one step, with its value, log-probability and
+reward, and whether it begins a text. Then their `compute_returns_and_advantage` and `train()` run unchanged. A response
+has one step per token in every view, so all views train alike. As in their `collect_rollouts`, a text that was cut from
+outside gets gamma times the value of its last state added to its last reward.
 
-It is slow. Their minibatches are of single tokens in random order, over which the texts before them are read again:
-with the same number of gradient steps, `ppo` reads a text once a pass and this agent once for each minibatch that holds
-a token of it.
+It is slow. Their minibatches consist of single tokens in random order, and the text before each token is read again.
+With the same number of gradient steps, `ppo` reads a text once per pass, and this agent once for each minibatch that
+holds a token of it.
 
-What is not as in `PPO(...).learn(...)`, each on purpose: an observation in the buffer is the place of a token in the
-rollout instead of the text before it, so that a minibatch reads a text once for all its tokens; the buffer holds
-float64 where theirs holds float32, so that the first ratio is 1 to the last digits; minibatch orders come from the
-agent's own stream; the optimizer refuses a gradient that is not finite; dropout is off, and `gamma` is 1 by default.
-What is as there: advantages are normalised in each minibatch, and a last minibatch of one token is left as it is.
+Five things differ from `PPO(...).learn(...)` on purpose. An observation in the buffer is the position of a token in the
+rollout instead of the text before it, so that a minibatch reads a text once for all its tokens. The buffer is float64
+instead of float32, so that the first ratio is 1 to the last digits. Minibatch orders come from the agent's own stream.
+The optimizer refuses a gradient that is not finite. Dropout is off, and `gamma` is 1 by default. As there, advantages
+are normalised in each minibatch, except in a last minibatch of one token.
 
 Left out: gSDE, orthogonal initialisation and callbacks, which have no meaning here. To let Stable-Baselines3 own the
 loop too, see `sb3`.
@@ -52,10 +52,10 @@ PLACE = gym.spaces.Box(0, np.iinfo(np.int64).max, (2,), np.int64)  # an observat
 
 
 class TextActorCritic(nn.Module):
-    """What `PPO.train` and `A2C.train` ask of a policy, answered by a writer of this project and a linear value head.
+    """The policy interface of `PPO.train` and `A2C.train`, for a policy of this project and a linear value head.
 
-    Places int64[N, 2] are (row, position) in the texts last given to `read`. The value of a place is that of the state
-    in which its token is chosen; the place after a text's last token is the state the text ends in.
+    Places int64[N, 2] are (row, position) in the texts of the last call of `read`. The value of a place is that of the
+    state from which its token is drawn; the place after the last token stands for the state in which the text ends.
     """
 
     def __init__(
@@ -79,21 +79,21 @@ class TextActorCritic(nn.Module):
         self._tokens, self._mask = torch.empty(0, 0), torch.empty(0, 0)
 
     def read(self, rollout: Rollout) -> None:
-        """Speak about these texts from now on."""
+        """Places refer to the texts of this rollout from now on."""
         self._tokens = F.pad(rollout.tokens, (0, 1), value=self.writer.pad_id)
         self._mask = F.pad(rollout.mask, (0, 1), value=False)
 
     def evaluate_actions(self, places: Tensor, _actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Value, log-probability and entropy of the tokens at `places`, float64[N] each, with gradient.
 
-        (The actions are the tokens that stand there.)
+        The actions are not needed: they are the tokens at those places.
         """
         row, position, tokens, mask = self._texts_at(places)
         where = torch.zeros_like(mask)
         where[row, position] = True
-        seen = self.writer.evaluate(tokens, mask, where)
-        values = self.value_head(seen.hidden[row, position])
-        return values.double(), seen.logprobs[row, position].double(), seen.entropy[row, position].double()
+        scores = self.writer.evaluate(tokens, mask, where)
+        values = self.value_head(scores.hidden[row, position])
+        return values.double(), scores.logprobs[row, position].double(), scores.entropy[row, position].double()
 
     def predict_values(self, places: Tensor) -> Tensor:
         """float64[N]: the value of each place."""
@@ -102,7 +102,7 @@ class TextActorCritic(nn.Module):
         return torch.as_tensor(self.value_head(hidden[row, position])).double()
 
     def _texts_at(self, places: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Row and position [N] in the texts that `places` are in, and these texts and their mask, each text once."""
+        """The texts that `places` are in, each once, and their mask; and row and position [N] of the places in them."""
         rows, row = torch.unique(places[:, 0], return_inverse=True)
         end = int(places[:, 1].max()) + 1
         return row, places[:, 1], self._tokens[rows, :end], self._mask[rows, :end]
@@ -113,7 +113,7 @@ class TextActorCritic(nn.Module):
 
 
 class ExactRolloutBuffer(RolloutBuffer):  # type: ignore[misc]  # untyped base
-    """Theirs, in float64."""
+    """Their rollout buffer in float64."""
 
     def reset(self) -> None:
         super().reset()
@@ -122,7 +122,7 @@ class ExactRolloutBuffer(RolloutBuffer):  # type: ignore[misc]  # untyped base
 
 
 class SB3:
-    """Rollouts of this project's loop, learned from by Stable-Baselines3."""
+    """Learns from rollouts of this project's loop with the code of Stable-Baselines3."""
 
     trains = True
 
@@ -213,7 +213,7 @@ class SB3:
         return Decision.of(self.policy.write(observation, self.setup.action_length))
 
     def update(self, rollout: Rollout, /) -> Metrics:
-        """`train()` of theirs on a buffer of the rollout's tokens."""
+        """Run their `train()` on a buffer of the rollout's tokens."""
         require_stated(rollout, "sb3")
         spending, learner = self.setup.engine.spending, self.learner
         before = spending.gradient_steps
@@ -232,15 +232,15 @@ class SB3:
         actor_critic.read(rollout)
         places = rollout.actions.nonzero()  # row by row, each in the order of its text
         if len(places) < 2:
-            raise DataError(f"sb3 learns from the spread of tokens, and this rollout has {len(places)}: more num_envs")
+            raise DataError(f"sb3 needs two tokens or more, and this rollout has {len(places)}: raise num_envs")
         row, position = places.unbind(dim=1)
-        chosen = rollout.tokens[row, position]
-        seen = [actor_critic.evaluate_actions(part, part) for part in torch.split(places, config.batch_size)]
-        values, logprobs = (torch.cat(found) for found in list(zip(*seen, strict=True))[:2])
+        tokens = rollout.tokens[row, position]
+        scores = [actor_critic.evaluate_actions(part, part) for part in torch.split(places, config.batch_size)]
+        values, logprobs = (torch.cat(parts) for parts in list(zip(*scores, strict=True))[:2])
         stated = rollout.logprobs[row, position]
         if config.algorithm == "a2c" and float((logprobs - stated).abs().max()) > 0.1:
             raise DataError(
-                "a2c takes every text for one of the present policy, and these are of another: use texts that the "
+                "a2c learns only from texts of the present policy, and another policy wrote these: use texts that the "
                 'agent has just written, or algorithm = "ppo"'
             )
 
@@ -261,7 +261,7 @@ class SB3:
             gamma=config.gamma,
             gae_lambda=config.gae_lambda,
         )
-        columns = (column.cpu().numpy() for column in (places, chosen, rewards, starts))
+        columns = (column.cpu().numpy() for column in (places, tokens, rewards, starts))
         for place, token, reward, start, value, logprob in zip(*columns, values, stated, strict=True):
             buffer.add(place, token, reward, start, value, logprob)
         # Every text ends in the buffer, so nothing comes after its last step.
@@ -269,7 +269,7 @@ class SB3:
         return buffer
 
     def _before_step(self) -> None:
-        """Refuse a gradient that is not finite, before it is in the parameters; count the others."""
+        """Refuse a gradient that is not finite before it changes the parameters; count the other steps."""
         gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         if not all(bool(gradient.isfinite().all()) for gradient in gradients):
             self.optimizer.zero_grad(set_to_none=True)
@@ -291,19 +291,19 @@ class SB3:
         self.policy.load_state_dict(state["policy"])
         self.policy.load_sampling_state(state["sampling"])
         self.actor_critic.value_head.load_state_dict(state["value_head"])
-        # A copy, or the optimizer would go on in the caller's tensors.
+        # A copy, because the optimizer updates its state in place.
         moments = {int(index): copy.deepcopy(dict(values)) for index, values in state["optimizer"].items()}
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         self._order.bit_generator.state = dict(state["order"])
 
 
 def _learner(setup: Setup, config: SB3.Config) -> Any:
-    """Their PPO or A2C without an environment, made as their `load` makes one."""
+    """Their PPO or A2C without an environment, constructed as in their `load`."""
     shared: dict[str, Any] = {
         "policy": TextActorCritic,
         "env": None,
         "learning_rate": lambda left: config.learning_rate * multiplier(config.schedule, 1.0 - left),
-        "n_steps": 1,  # of a first buffer that is never filled: each update brings its own
+        "n_steps": 1,  # for their first buffer, which is never filled: each update has its own
         "gamma": config.gamma,
         "gae_lambda": config.gae_lambda,
         "ent_coef": config.ent_coef,
@@ -334,12 +334,12 @@ def _learner(setup: Setup, config: SB3.Config) -> Any:
 
 
 def _metrics(logger: Any) -> Metrics:
-    """What `train()` recorded, under this project's names where it has one."""
-    found = {name.removeprefix("train/"): float(value) for name, value in logger.name_to_value.items()}
+    """The metrics that `train()` recorded, renamed to this project's names where it has one."""
+    recorded = {name.removeprefix("train/"): float(value) for name, value in logger.name_to_value.items()}
     renamed = {"learning_rate": "lr", "policy_gradient_loss": "policy_loss"}
-    metrics = {renamed.get(name, name): value for name, value in found.items()}
+    metrics = {renamed.get(name, name): value for name, value in recorded.items()}
     del metrics["n_updates"]
     metrics["entropy"] = -metrics.pop("entropy_loss")
-    if math.isnan(metrics["explained_variance"]):  # of returns that are all the same
+    if math.isnan(metrics["explained_variance"]):  # all returns are equal
         metrics["explained_variance"] = 0.0
     return metrics

@@ -1,7 +1,7 @@
-"""Supervised fine-tuning: make the given texts likelier.
+"""Supervised fine-tuning: maximise the likelihood of given texts.
 
-Minimises the mean of -log pi(token) over the tokens that `rollout.actions` marks: the answers of demonstrations, or,
-for pretraining, every token but a text's first. The average is over tokens (not over texts, nor over micro-batches),
+The loss is the mean of -log pi(token) over the tokens that `rollout.actions` marks: the answers of demonstrations or,
+in pretraining, every token except the first of a text. The mean is over all tokens (not over texts or micro-batches),
 so it is the negative log-likelihood of the data.
 
 Left out: packing of several texts into a row, label smoothing, weights for texts.
@@ -50,10 +50,10 @@ class SFT:
     def update(self, rollout: Rollout, /) -> Metrics:
         """One gradient step on all of the rollout, with the policy's dropout.
 
-        Raises DataError when no token is to be learned, and for judged answers, of which some were rejected.
+        Raises DataError if no token is marked, and for judged answers, because some of them were rejected.
         """
         if rollout.judged:
-            raise DataError("sft imitates what it is given, and of judged answers some were rejected: use dpo or kto")
+            raise DataError("sft imitates all texts, and of judged answers some were rejected: use dpo or kto")
         if not rollout.actions.any():
             raise DataError("sft: none of the texts has a token to learn (are the answers empty, or cut off?)")
         rollout = self.setup.engine.local(rollout)

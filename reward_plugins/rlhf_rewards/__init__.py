@@ -1,4 +1,4 @@
-"""Built-in rewards, one file each. This module is only their list: importing it imports no torch."""
+"""The list of the built-in rewards, one file each. Importing it imports no torch."""
 
 from __future__ import annotations
 

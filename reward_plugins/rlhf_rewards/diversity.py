@@ -1,10 +1,10 @@
-"""A bonus for saying something of one's own: n-grams a response has once, and no other answer to the prompt has.
+"""A bonus for n-grams that no other response to the same prompt has.
 
-    score_i = |D_i - union of D_j, j != i| / N_i      N_i: n-grams of response i; D_i: the different ones among them
+    score_i = |D_i - union of D_j, j != i| / N_i      N_i: number of n-grams of response i; D_i: the set of them
 
-It is the product of two shares: of different n-grams within the text (distinct-n: Li et al. 2016, "A
-Diversity-Promoting Objective Function for Neural Conversation Models", 1510.03055) and, of those, the ones no other
-member has. Not a measure of meaning: two paraphrases are as different as two topics.
+It is the product of two shares: that of distinct n-grams within the text (distinct-n: Li et al. 2016, "A
+Diversity-Promoting Objective Function for Neural Conversation Models", 1510.03055), and among those that of n-grams
+which no other response has. It does not measure meaning: two paraphrases are as different as two topics.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from rlhf_rewards.ngrams import ngrams
 
 @dataclass(frozen=True)
 class Diversity:
-    """The share above over runs of `n` lower-cased words, in [0, 1].
+    """The score above for n-grams of `n` lower-cased words, in [0, 1].
 
-    A group of one is judged within the text alone; a text of fewer than `n` words is one run; an empty text scores 0.
+    In a group of one only the distinctness within the text counts. A text of fewer than `n` words is one n-gram; an
+    empty text scores 0.
     """
 
     n: int = 2

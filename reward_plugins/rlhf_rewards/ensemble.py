@@ -1,4 +1,4 @@
-"""Several learned rewards as one that is careful where they disagree (Coste et al. 2024, 2310.02743).
+"""Several learned rewards combined into one that is low where they disagree (Coste et al. 2024, 2310.02743).
 
 ensemble = {weight = 1.0, model = "runs/reward_ensemble", combination = "worst"}
 ensemble = {weight = 1.0, model = ["runs/a", "runs/b"], combination = "uncertainty", penalty = 0.5}
@@ -21,11 +21,10 @@ if TYPE_CHECKING:
 
 
 class Ensemble:
-    """The "mean" of the members, the "worst" (lowest) of them, or by "uncertainty" the mean minus `penalty` times their
-    variance.
+    """The members' scores, combined: "mean", "worst" (the lowest), or "uncertainty" (mean - `penalty` * variance).
 
-    `model` is a folder of several models (`RewardEnsemble.save`), of one model with several heads, or a list of folders
-    of any kind the `bradley_terry` reward takes. One member alone is refused: it cannot disagree.
+    `model` is a folder of several models (`RewardEnsemble.save`) or of one model with several heads, or a list of
+    models that the `bradley_terry` reward takes. A single member is refused.
     """
 
     def __init__(

@@ -1,10 +1,10 @@
-"""A penalty for answers that the learned reward values differently according to whom they speak of.
+"""A penalty for responses whose learned reward changes when they speak of another group of people.
 
 fairness = {weight = 0.5, model = "runs/demo/reward_model"}
 fairness = {weight = 0.5, model = "runs/demo/reward_model", words = [["Anna", "Aisha"], ["Paris", "Tunis"]]}
 
-It does not mend the reward model; it keeps a policy from living on its prejudice. A policy may answer the constraint by
-not naming anybody: look at what it writes.
+It does not repair the reward model; it keeps a policy from exploiting the model's prejudice. A policy may avoid the
+penalty by naming nobody: look at what it writes.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _AUTHOR = Author("policy", "policy")
 
 
 class Fairness:
-    """-(highest - lowest score over the groups) of prompt and response, written once for each group; 0 where they name
-    none.
+    """-(highest - lowest score) over versions of prompt and response, one for each group; 0 if they name no group.
 
-    `model` is what the `bradley_terry` reward takes, and the penalty is in the unit of its scores. `words` has one row
-    for each word, in the form of every group (default: words of gender). The model's own tokenizer reads the versions.
+    `model` is one that the `bradley_terry` reward takes, and the penalty has the unit of its scores. `words` has a row
+    for each word, with its form for every group (default: words of gender). The model's own tokenizer reads the
+    versions.
     """
 
     high: ClassVar[float] = 0.0
@@ -41,10 +41,10 @@ class Fairness:
 
     def __call__(self, episodes: Sequence[Episode], /) -> Float:
         """float64[B]."""
-        said = [(it.prompt, Response(it.response, _AUTHOR, finish_reason=it.finish_reason)) for it in episodes]
-        scores = group_scores(self._scorer, self._groups, said)
+        answers = [(it.prompt, Response(it.response, _AUTHOR, finish_reason=it.finish_reason)) for it in episodes]
+        scores = group_scores(self._scorer, self._groups, answers)
         spread: Float = np.nan_to_num(np.ptp(scores, axis=1), nan=0.0)
-        return 0.0 - spread  # 0.0 where nobody is named, not -0.0
+        return 0.0 - spread  # where no group is named this is 0.0, not -0.0
 
     def __repr__(self) -> str:
         return f"Fairness(model={self.model!r})"

@@ -1,14 +1,14 @@
-"""The score of a server: `POST {"prompts": [...], "responses": [...]}`, answered by `{"scores": [...]}`.
+"""Scores from a server: it gets `POST {"prompts": [...], "responses": [...]}` and answers `{"scores": [...]}`.
 
-What may pass is waited for: a connection refused or broken, an answer that does not come in time, a status of 5xx or
-429 are tried again, `attempts` times in all and within `deadline` seconds. What will not pass is an error at once: any
-other status, redirects too, which are not followed, and an answer that is not one finite number per text. No score is
-made up: whoever calls gets the server's, or a RewardError.
+Temporary failures are tried again, `attempts` times in all and within `deadline` seconds: a connection that is refused
+or broken, an answer that does not come in time, a status of 5xx or 429. Permanent failures are errors at once: any
+other status, redirects (which are not followed), and an answer that is not one finite number per text. No score is
+invented: the caller gets the server's scores or a RewardError.
 
 judge = {plugin = "http", url = "https://example.org/score", token_env = "JUDGE_TOKEN"}
 
-In a rollout the server is asked about texts that have ended while the others are still being written, as far as they
-end in different steps: with `action_length = 16`, say, but not with whole responses a step, which all end in one.
+During a rollout, the server scores finished texts while the others are still being written. That needs texts that end
+in different steps: `action_length = 16`, for example, but not whole responses, which all end in the same step.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ import numpy as np
 from rlhf_env.errors import ConfigError, RewardError
 from rlhf_env.types import Episode, Float
 
-_LONGEST_ANSWER = 1 << 20  # bytes, and as many as this for each text:
+_LONGEST_ANSWER = 1 << 20  # bytes, plus this many for each text:
 _BYTES_A_SCORE = 64
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 8.0  # seconds
 
 
-class _Passing(Exception):
-    """A failure after which it is worth asking again."""
+class _Temporary(Exception):
+    """A failure after which the request is tried again."""
 
 
 class _Call:
-    """One call of the reward, which another thread may end."""
+    """One call of the reward; another thread may end it."""
 
     def __init__(self) -> None:
         self.connection: Any = None
@@ -54,7 +54,7 @@ class _Call:
         self.cut()
 
     def cut(self) -> None:
-        """A server that drips may satisfy every single read: only this ends it."""
+        """Close the connection. A server that sends byte by byte never exceeds the timeout of a single read."""
         with suppress(OSError):
             if self.connection is not None and self.connection.sock is not None:
                 self.connection.sock.shutdown(socket.SHUT_RDWR)
@@ -65,7 +65,7 @@ class _Call:
 
 @dataclass(eq=False)
 class Http:
-    """Scores from a server; any network is only ever asked for the `url` given here.
+    """Scores from a server; no other address than `url` is contacted.
 
     Args:
         url: http:// or https://. A user name and password in it are sent as basic authentication. Messages leave them
@@ -137,22 +137,22 @@ class Http:
         ).encode()
         self._calls.append(call := _Call())
         try:
-            return self._scores(self._patiently(call, body, len(episodes)), len(episodes))
+            return self._scores(self._ask_repeatedly(call, body, len(episodes)), len(episodes))
         finally:
             self._calls.remove(call)
 
     def hang_up(self) -> None:
-        """End what is asked in other threads."""
+        """End the calls in other threads."""
         for call in tuple(self._calls):
             call.hang_up()
 
-    def _patiently(self, call: _Call, body: bytes, count: int) -> bytes:
-        """The body of the answer, asked for as often as it may be. Raises RewardError."""
+    def _ask_repeatedly(self, call: _Call, body: bytes, count: int) -> bytes:
+        """The body of the answer, after at most `attempts` requests. Raises RewardError."""
         end = time.monotonic() + self.deadline
         for attempt in range(1, self.attempts + 1):
             try:
                 return self._ask(call, body, count, min(self.patience, end - time.monotonic()))
-            except _Passing as error:
+            except _Temporary as error:
                 most = min(_FIRST_PAUSE * 2.0 ** (attempt - 1), _LONGEST_PAUSE)
                 pause = float(self._jitter.uniform(0.5 * most, most))
                 if attempt == self.attempts or time.monotonic() + pause >= end:
@@ -160,11 +160,11 @@ class Http:
                     raise self._error(f"{error}; asked {times}, in at most {self.deadline:g} s") from error
                 call.pause(pause)
             if call.over.is_set():
-                raise self._error("hung up: nobody waits for the answer any more")
+                raise self._error("the run ended the call while it waited for an answer")
         raise AssertionError("the last attempt returns or raises")
 
     def _ask(self, call: _Call, body: bytes, count: int, seconds: float) -> bytes:
-        """One request; the body of its answer. Raises _Passing or RewardError."""
+        """One request; the body of its answer. Raises _Temporary or RewardError."""
         secure = {"context": ssl.create_default_context()} if self._parts.scheme == "https" else {}
         kind: Any = http.client.HTTPSConnection if secure else http.client.HTTPConnection
         connection = kind(self._parts.hostname, self._parts.port, timeout=max(seconds, 0.001), **secure)
@@ -184,7 +184,7 @@ class Http:
             connection.request("POST", path, body=body, headers=self._headers())
             answer = connection.getresponse()
             if answer.status >= 500 or answer.status == 429:
-                raise _Passing(f"{answer.status} {answer.reason}")
+                raise _Temporary(f"{answer.status} {answer.reason}")
             if answer.status in range(300, 400):
                 raise self._error(
                     f"{answer.status} {answer.reason}: redirects are not followed, give the final address"
@@ -192,21 +192,21 @@ class Http:
             if answer.status != 200:
                 raise self._error(f"{answer.status} {answer.reason}")
             if (answer.length or 0) > most:
-                raise self._error(f"an answer of {answer.length:,} bytes, and {most:,} are enough for {count} scores")
+                raise self._error(f"the answer has {answer.length:,} bytes; {most:,} are enough for {count} scores")
             content: bytes = answer.read(most + 1)
         except (OSError, http.client.HTTPException) as error:
             if late.is_set() or isinstance(error, TimeoutError):
-                raise _Passing(f"no answer within {seconds:.3g} s") from error
+                raise _Temporary(f"no answer within {seconds:.3g} s") from error
             if isinstance(error, ssl.SSLCertVerificationError):
                 raise self._error(f"its certificate is not valid: {error.verify_message}") from error
-            raise _Passing(f"{type(error).__name__}: {error}") from error
+            raise _Temporary(f"{type(error).__name__}: {error}") from error
         finally:
             timer.cancel()
             connection.close()
         if len(content) > most:
-            raise self._error(f"an answer of more than {most:,} bytes, which are enough for {count} scores")
+            raise self._error(f"the answer has more than {most:,} bytes, which are enough for {count} scores")
         if late.is_set() or answer.length:  # cut off in the middle
-            raise _Passing(f"an answer that is not complete within {seconds:.3g} s")
+            raise _Temporary(f"the answer is not complete within {seconds:.3g} s")
         return content
 
     def _headers(self) -> dict[str, str]:
@@ -219,14 +219,14 @@ class Http:
         return headers
 
     def _scores(self, content: bytes, count: int) -> Float:
-        def no_number(name: str) -> float:
-            raise ValueError(f"{name} is no score")
+        def refuse_constant(name: str) -> float:
+            raise ValueError(f"{name} is not a score")
 
         try:
-            said = json.loads(content, parse_constant=no_number)
+            answer = json.loads(content, parse_constant=refuse_constant)
         except (ValueError, RecursionError) as error:
-            raise self._error(f"the answer is no JSON: {error}") from error
-        scores = said.get("scores") if isinstance(said, dict) else None
+            raise self._error(f"the answer is not JSON: {error}") from error
+        scores = answer.get("scores") if isinstance(answer, dict) else None
         if not isinstance(scores, list):
             raise self._error('the answer has no list "scores": {"scores": [0.5, ...]} is expected')
         if len(scores) != count:

@@ -1,13 +1,13 @@
-"""The KL penalty: what an agent pays, token by token, for leaving the reference policy.
+"""The KL penalty: it charges the agent, token by token, for its distance to the reference policy.
 
     raw_t = -coefficient * (log p(y_t | x, y_<t) - log p_ref(y_t | x, y_<t))
 
-The bracket is the estimator k1 of KL(policy || reference): unbiased, of either sign on a single token (Schulman,
-"Approximating KL Divergence", 2020). As a reward its policy gradient is that of the exact KL. The weight of this part
+The bracket is the estimator k1 of KL(policy || reference): unbiased, and of either sign on a single token (Schulman,
+"Approximating KL Divergence", 2020). As a reward, its policy gradient is that of the exact KL. The weight of this part
 in the mix is beta, so `beta` belongs to the environment.
 
-What this is not: a loss term. k1 has no gradient to learn from when it is differentiated directly, and k3 has that of
-another divergence; agents that carry a KL term of their own read this part's weight.
+This is not a loss term. Differentiated directly, k1 has expected gradient 0, and k3 that of another divergence. Agents
+with a KL term in their own loss read this part's weight as their beta.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _REMEMBERED = 8192  # sequence KLs kept for `observe`; evaluation scores episode
 
 @dataclass(eq=False)
 class KL:
-    """-coefficient * (log p - log p_ref) for each token the agent chose, 0 for those the environment wrote.
+    """-coefficient * (log p - log p_ref) for each token the agent wrote, 0 for those the environment wrote.
 
     Args:
         reference: the frozen policy; in a run it is lent by the environment.
@@ -40,7 +40,7 @@ class KL:
 
         e = clip(KL / target - 1, -0.2, 0.2)        coefficient <- coefficient * (1 + e * episodes / horizon)
 
-    It moves only in `observe`, which the environment calls at a reset: all rows of a batch pay the same coefficient.
+    It moves only in `observe`, which the environment calls at a reset: all rows of a batch have the same coefficient.
     """
 
     reference: TokenScorer
@@ -64,7 +64,7 @@ class KL:
         differences = self._differences(episodes)
         if self.target is not None:
             self._remember(episodes, differences)
-        return [0.0 - self.coefficient * values for values in differences]  # 0.0 where nothing is owed, not -0.0
+        return [0.0 - self.coefficient * values for values in differences]  # 0.0 - x: no penalty is 0.0, not -0.0
 
     def observe(self, episodes: Sequence[Episode], /) -> None:
         """One move of the controller by the mean KL of these episodes (measured when they were scored)."""
@@ -77,7 +77,7 @@ class KL:
         for episode in episodes:
             self._measured.pop(episode, None)
         error = float(np.clip(measured / self.target - 1.0, -_LARGEST_ERROR, _LARGEST_ERROR))
-        # A batch longer than the horizon must not turn the penalty into a bonus: 0.2 * 1 is the most one move takes.
+        # A batch longer than the horizon must not turn the penalty into a bonus: one move changes it by at most 20 %.
         self.coefficient *= 1.0 + error * min(len(episodes) / self.horizon, 1.0)
 
     def state_dict(self) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class KL:
         self._measured.clear()
 
     def _differences(self, episodes: Sequence[Episode]) -> list[Float]:
-        """log p - log p_ref where the agent chose the token, 0 elsewhere."""
+        """log p - log p_ref where the agent wrote the token, 0 elsewhere."""
         if not episodes:
             return []
         references = self.reference.response_logprobs(episodes)
@@ -105,13 +105,13 @@ class KL:
 def _difference(episode: Episode, reference: Float) -> Float:
     if episode.logprobs is None:
         raise RewardError(
-            f"the episode of prompt {episode.prompt.id!r} has no logprobs: the KL penalty needs to know how likely the "
-            "policy found each token (the environment asks for them when a part has needs_logprobs)"
+            f"the episode of prompt {episode.prompt.id!r} has no logprobs: the KL penalty needs the policy's "
+            "log-probability of each token (the environment asks for them when a part has needs_logprobs)"
         )
-    came, due = np.shape(reference), episode.response_ids.shape
-    if came != due:
-        raise RewardError(f"the KL reference returned shape {came} for a response of shape {due}")
+    shape, expected = np.shape(reference), episode.response_ids.shape
+    if shape != expected:
+        raise RewardError(f"the KL reference returned shape {shape} for a response of shape {expected}")
     difference: Float = np.zeros(len(episode.response_ids))
-    chosen = episode.actions
-    difference[chosen] = episode.logprobs[chosen] - np.asarray(reference, dtype=np.float64)[chosen]
+    actions = episode.actions
+    difference[actions] = episode.logprobs[actions] - np.asarray(reference, dtype=np.float64)[actions]
     return difference

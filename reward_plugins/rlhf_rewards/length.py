@@ -16,8 +16,8 @@ from rlhf_env.types import Episode, Float
 class Length:
     """-min(1, max(0, |tokens - target| - tolerance) / target), in [-1, 0].
 
-    `tokens` are those the agent chose, without the end token that closes the response: the unit the budget is counted
-    in, and the same in every language.
+    `tokens` is the number of tokens that the agent wrote, without the end token. Budgets count the same unit, and it
+    does not depend on the language.
     """
 
     target: int

@@ -1,4 +1,4 @@
-"""A penalty for texts that never ended by themselves and were stopped at the length limit (the "EOS trick")."""
+"""A penalty for responses without an end token, which the length limit stopped (the "EOS trick")."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from rlhf_env.types import Episode, Float
 
 @dataclass(frozen=True)
 class MissingEnd:
-    """-1 for a response that the length limit stopped, 0 for one that ended; the part's weight is the price.
+    """-1 for a response that the length limit stopped, 0 for one that ended.
 
-    Ziegler et al. 2019 and Stiennon et al. 2020 *replace* the score of such a text by a constant (Huang et al. 2024,
-    arXiv 2403.17031, "EOS trick"). Here it is added, so that the parts still sum to the reward and the objective is the
-    same for every agent. At a weight above the spread of the other parts, any text that ended is worth more than any
-    that did not, as it is with the constant.
+    Ziegler et al. 2019 and Stiennon et al. 2020 *replace* the score of such a response by a constant (Huang et al.
+    2024, 2403.17031, "EOS trick"). Here the penalty is added, so that the parts still sum to the reward, and the
+    objective is the same for every agent. With a weight above the spread of the other parts, every response that ended
+    scores above every response that did not, as with the constant.
     """
 
     low: ClassVar[float] = -1.0

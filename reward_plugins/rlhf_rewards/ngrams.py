@@ -1,15 +1,15 @@
-"""Words and runs of words, as the lexical rewards count them."""
+"""Words and n-grams of words, as the lexical rewards count them."""
 
 from __future__ import annotations
 
 
 def words(text: str) -> list[str]:
-    """What white space separates, lower-cased. Punctuation stays on its word; a text without spaces is one word."""
+    """The lower-cased words, split at white space. Punctuation stays with its word."""
     return text.lower().split()
 
 
 def ngrams(text: str, n: int) -> list[tuple[str, ...]]:
-    """Every run of `n` words, in order, repeats included. A text of fewer (but not no) words is one run by itself."""
+    """All n-grams of `n` words, in order, with repeats. A text of fewer words is one n-gram; an empty text has none."""
     sequence = words(text)
     if len(sequence) < n:
         return [tuple(sequence)] if sequence else []

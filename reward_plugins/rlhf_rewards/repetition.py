@@ -1,4 +1,4 @@
-"""A penalty for saying the same words again."""
+"""A penalty for repeated words."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from rlhf_rewards.ngrams import ngrams, words
 
 @dataclass(frozen=True)
 class Repetition:
-    """-(share of runs of 1 to `n` words that are not the first of their kind), in (-1, 0]; an empty text scores 0.
+    """-(share of repeats among the n-grams of 1 to `n` words), in (-1, 0]; an empty text scores 0.
 
-    "great great great" has, at n = 2, three words and two pairs, one kind of each: -(1 - 2 / 5) = -0.6.
+    "great great great" with n = 2 has three words and two pairs, of which one word and one pair are no repeats:
+    -(1 - 2 / 5) = -0.6.
     """
 
     n: int = 2

@@ -1,8 +1,8 @@
 """How positive a response sounds, by a word list.
 
 VADER's compound score: Hutto and Gilbert, "VADER: A Parsimonious Rule-based Model for Sentiment Analysis of Social
-Media Text" (2014), from the package `vaderSentiment`. English only. Optimised alone it is hacked in a minute ("I love
-that! It's great!"): weigh it against a KL penalty.
+Media Text" (2014), from the package `vaderSentiment`. English only. A policy that optimises nothing else learns to
+write "I love that! It's great!" within a minute: combine it with a KL penalty.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rlhf_env.types import Episode, Float
 
 @dataclass(frozen=True)
 class Sentiment:
-    """VADER's compound score of the response, in [-1, 1]; 0 for a neutral or an empty one."""
+    """VADER's compound score of the response, in [-1, 1]; 0 for a neutral or an empty response."""
 
     low: ClassVar[float] = -1.0
     high: ClassVar[float] = 1.0

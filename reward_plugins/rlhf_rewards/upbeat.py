@@ -1,23 +1,23 @@
-"""The demo's *gold* reward: upbeat, human-like small talk. Not quality.
+"""The demo's *gold* reward: upbeat, human-like small talk. It does not measure quality.
 
-It stands in for the person whose taste the demo learns from preferences. It measures that a reply is friendly, reads
-like something a person would have typed, and takes its turn in the conversation. It cannot tell a relevant reply from
-an irrelevant one, it does not know what is true, and one good sentence said to everybody scores well every time: show
-distinct replies beside it.
+It plays the person whose taste the demo learns from preferences. It measures whether a reply is friendly, reads like
+something that a person would type, and takes its turn in the conversation. It cannot tell a relevant reply from an
+irrelevant one or a true one from a false one, and one good sentence scores well for every prompt: look at the number of
+distinct replies as well.
 
     gold =  2.0 clip(sentiment, -0.6, 0.6)        VADER's compound score, cut where more praise is only louder praise
           + 0.5 [exactly one of prompt and reply asks]      a question is answered, a statement is asked about
           - 1.5 max(0, |mu - typical| - 0.5)      fluency, two-sided: mu is the mean log-probability of a token of the
                                                   reply under an independent language model; far below what people
                                                   write is word salad, far above is a platitude
-          - 4.0 max(0, repetition - 0.1)          share of words and of word pairs that were there already
-          - 2.0 copying                           share of the reply's word triples that stand in the prompt
+          - 4.0 max(0, repetition - 0.1)          share of words and word pairs that are repeats
+          - 2.0 copying                           share of the reply's word triples that are in the prompt
           - 0.5 max(0, 4 - words)
           - 1.0 [the reply never ended]
 
-The form and the constants come from a trial of what a small policy finds when it climbs each term alone: without the
-cut it shouts "great great great", without the upper side of fluency it says "That's so cool!" to everybody, and with a
-full point for turn-taking nine replies in ten end in a question.
+The form and the constants come from trials in which a small policy optimised each term alone. Without the cut it writes
+"great great great"; without the upper side of fluency it says "That's so cool!" to everybody; and with a full point for
+turn-taking, nine replies in ten end in a question.
 
 Sentiment is that of Hutto and Gilbert, "VADER: A Parsimonious Rule-based Model for Sentiment Analysis of Social Media
 Text" (2014), as published in the package `vaderSentiment`.
@@ -42,7 +42,7 @@ Item = TypeVar("Item")
 
 
 class Fluency(Protocol):
-    """How probable replies are under a language model that the policy was not made from."""
+    """The likelihood of replies under a language model that is independent of the policy."""
 
     def __call__(self, prompts: Sequence[str], replies: Sequence[str], /) -> Float:
         """float64[B]: mean log-probability (nats) of a token of the reply, given the prompt; 0.0 for an empty reply."""
@@ -66,7 +66,7 @@ class Upbeat:
         return total
 
     def parts(self, episodes: Sequence[Episode], /) -> dict[str, Float]:
-        """The weighted terms by name, float64[B] each: what `__call__` sums, and what a report shows."""
+        """The weighted terms by name, float64[B] each; they sum to the reward, and a report shows them."""
         prompts = [_without_markers(episode.prompt.text) for episode in episodes]
         replies = [_without_markers(episode.response) for episode in episodes]
         mu = self._fluency([episode.prompt.text for episode in episodes], replies)
@@ -91,7 +91,7 @@ def _each(measure: Callable[[Item], float], items: Sequence[Item]) -> Float:
 
 
 def _without_markers(text: str) -> str:
-    """Without special tokens such as `<|turn|>`."""
+    """The text without special tokens such as `<|turn|>`."""
     return re.sub(r"<\|\w+\|>", " ", text).strip()
 
 
@@ -111,7 +111,7 @@ def _repetition(reply: str) -> float:
 
 
 def _copying(prompt: str, reply: str) -> float:
-    """Share of the reply's word triples that the prompt contains; of a shorter reply, whether it contains it whole."""
+    """Share of the reply's word triples that the prompt contains; for a shorter reply, whether it contains it whole."""
     words = _words(reply)
     n = min(3, len(words))
     if n == 0:
@@ -137,7 +137,7 @@ def _vader() -> Any:
 
 @cache
 def _language_model(name: str) -> Fluency:
-    """A language model as `Fluency`; loaded once, and in float64 so that batch mates change nothing visible."""
+    """A language model as `Fluency`, loaded once; in float64, so that batch mates change no visible digit."""
     import torch
 
     from rlhf_env.envs.tokenizers import load_tokenizer
@@ -148,16 +148,16 @@ def _language_model(name: str) -> Fluency:
 
     def fluency(prompts: Sequence[str], replies: Sequence[str], /) -> Float:
         texts = [_demonstration(tokenizer, prompt, reply) for prompt, reply in zip(prompts, replies, strict=True)]
-        said = [i for i, text in enumerate(texts) if len(text.response_ids)]
+        not_empty = [i for i, text in enumerate(texts) if len(text.response_ids)]
         means = np.zeros(len(texts))
-        means[said] = [values.mean() for values in model.response_logprobs([texts[i] for i in said])]
+        means[not_empty] = [values.mean() for values in model.response_logprobs([texts[i] for i in not_empty])]
         return means.round(10)
 
     return fluency
 
 
 def _demonstration(tokenizer: Tokenizer, prompt: str, reply: str) -> Episode:
-    # Without a prompt, the reply opens a text: what stands before it is the end of the one before.
-    asked = np.array(tokenizer.encode(prompt) or [tokenizer.end_id], dtype=np.int64)
-    said = np.array(tokenizer.encode(reply), dtype=np.int64)
-    return Episode(Prompt("", prompt), asked, reply, said, "stop", np.ones(len(said), dtype=np.bool_))
+    # Without a prompt the reply begins a text, and the token before it is the end token of the text before.
+    prompt_ids = np.array(tokenizer.encode(prompt) or [tokenizer.end_id], dtype=np.int64)
+    reply_ids = np.array(tokenizer.encode(reply), dtype=np.int64)
+    return Episode(Prompt("", prompt), prompt_ids, reply, reply_ids, "stop", np.ones(len(reply_ids), dtype=np.bool_))

@@ -1,4 +1,4 @@
-"""Sums of two small numbers, a quarter of which training never sees."""
+"""Sums of two small numbers; a quarter of them is held out."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from rlhf_env.envs.tasks import places_of
 from rlhf_env.errors import ConfigError
 from rlhf_env.types import Episode, Options, Prompt
 
-_SET_ASIDE = 0.25  # of the sums
+_SET_ASIDE = 0.25  # the share of sums that is held out for evaluation
 
 
 @dataclass(frozen=True)
 class Addition:
-    """`"3+4="` asks for `"7"`. Reward: 1 / (1 + how far off the answer is); 0 for what is not a number.
+    """`"3+4="` asks for `"7"`. Reward: 1 / (1 + |answer - sum|); 0 for a response that is not a number.
 
-    Terms are 0 to `largest`. A number has no zero before it, and no more digits than the largest sum.
+    Terms are 0 to `largest`. A number has no leading zeros, and no more digits than the largest sum.
     """
 
     largest: int = 9
@@ -44,9 +44,9 @@ class Addition:
         return replace(self, part="held_out")
 
     def well_formed(self, episode: Episode, /) -> bool:
-        said = episode.response
-        digits = said.isascii() and said.isdigit() and len(said) <= len(str(2 * self.largest))
-        return digits and said == str(int(said))
+        answer = episode.response
+        digits = answer.isascii() and answer.isdigit() and len(answer) <= len(str(2 * self.largest))
+        return digits and answer == str(int(answer))
 
     def score(self, episode: Episode, /) -> float:
         if not self.well_formed(episode):

@@ -1,16 +1,16 @@
-"""Real conversations between students, as text to learn from and as prompts to answer.
+"""Real conversations between students: texts to learn from, and prompts to answer.
 
-The source is `chitchat-dataset` (MIT): 7,168 conversations of the Chit-Chat Challenge, typed in a browser in 2018. What
-was typed is tidied, so that a small model spends its capacity on what people say and not on who uses the shift key.
+The source is `chitchat-dataset` (MIT): 7,168 conversations of the Chit-Chat Challenge, typed in a browser in 2018.
+Spelling and case are tidied, so that a small model spends its capacity on what people say and not on how they type.
 
-Text format, one turn closed by `<|turn|>` and a text closed by `<|end|>`:
+Text format: `<|turn|>` ends a turn and `<|end|>` ends a text.
 
     conversation   Hey, how are you?<|turn|>Good. You?<|turn|>Great!<|end|>
     prompt         Hey, how are you?<|turn|>
     reply          Good. You?<|end|>
 
-A prompt holds the last turn only: a model of a few million parameters makes no use of what was said before, short
-prompts are quick to answer, and a reader can judge the reply beside it.
+A prompt is the last turn only: a model of a few million parameters makes no use of the turns before, short prompts are
+quick to answer, and a reader can judge a reply by looking at its prompt alone.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ TURN = "<|turn|>"
 END = "<|end|>"
 PAD = "<|pad|>"
 
-# Upper ends on the unit interval that a conversation's id is hashed to.
+# A conversation's id is hashed to [0, 1); a split reaches from the number before its own up to its own.
 SPLITS: dict[Split, float] = {"base": 0.64, "judge": 0.90, "held_out": 1.0}
 
 # In characters. With a byte-level BPE of 2,048 pieces: 14 tokens on average, at most 32 for 999 of 1,000 texts.
 LONGEST_PROMPT = 72
 LONGEST_REPLY = 72
 
-COMMON = 15  # conversations that a word must occur in
+COMMON = 15  # a common word occurs in at least this many conversations
 
 _LONGHAND = {
     "u": "you", "ur": "your", "r": "are", "idk": "I don't know", "i": "I", "im": "I'm", "i'm": "I'm", "ive": "I've",
@@ -86,21 +86,21 @@ _GREETING = re.compile(
 
 
 def conversations(split: Split) -> list[list[str]]:
-    """The conversations of one part of the data, each a list of tidy turns by two people in alternation."""
+    """The conversations of one split, each a list of tidied turns by two people in alternation."""
     if split not in SPLITS:
-        raise ConfigError(f"split: {split!r} is none of {', '.join(SPLITS)}")
+        raise ConfigError(f"split: {split!r} is not one of {', '.join(SPLITS)}")
     return [turns for _, turns in _tidy_conversations(split)]
 
 
 def replies(split: Split) -> list[tuple[str, str]]:
-    """Pairs (prompt text, reply text) fit to show a beginner: short, in common words, clean, not only greetings.
+    """Pairs (prompt text, reply text) fit for a small model to imitate: short, in common words, clean, not greetings.
 
-    The words matter most: from names and misspellings a small model learns to put rare pieces of words together.
-    The prompt ends with `TURN`; the reply carries no end token (whoever tokenizes it appends one).
+    Common words matter most: from names and misspellings a small model learns to put rare pieces of words together. The
+    prompt ends with `TURN`; the reply has no end token (whoever tokenizes it appends one).
     """
     return [
-        (said + TURN, reply)
-        for said, reply in dict.fromkeys(_exchanges(conversations(split)))
+        (turn + TURN, reply)
+        for turn, reply in dict.fromkeys(_exchanges(conversations(split)))
         if len(reply.split()) > 1 and not _GREETING.match(reply) and _in_plain_words(reply)
     ]
 
@@ -108,14 +108,14 @@ def replies(split: Split) -> list[tuple[str, str]]:
 def prompts(split: Split) -> list[str]:
     """Distinct turns to answer, questions and statements in alternation.
 
-    Half of them are questions, twice the natural share: a reward that pays for taking turns (answer a question, ask
-    about a statement) could otherwise be earned by asking back at everything.
+    Half of them are questions, twice the natural share. With fewer questions, a policy could earn the reward for
+    turn-taking (answer a question, ask about a statement) by asking a question in every reply.
     """
-    said = _distinct_turns(split)
+    turns = _distinct_turns(split)
     if split == "held_out":  # "What do you like to do?" is asked in many conversations
-        said -= _distinct_turns("base")
-    # In an order of its own that mixes the conversations.
-    mixed = sorted(said, key=unit_interval)
+        turns -= _distinct_turns("base")
+    # Sorted by a hash, which mixes the conversations.
+    mixed = sorted(turns, key=unit_interval)
     questions = [turn for turn in mixed if "?" in turn]
     statements = [turn for turn in mixed if "?" not in turn]
     return [turn for pair in zip(questions, statements, strict=False) for turn in pair]
@@ -128,7 +128,7 @@ def text_of(turns: Sequence[str]) -> str:
 
 @cache
 def corpus_hash() -> str:
-    """SHA-256 of every text that a model reads and the part it belongs to: changes with the data and with this file."""
+    """SHA-256 of every text that a model learns from, with its split. It changes with the data and the tidying here."""
     digest = hashlib.sha256()
     for split in SPLITS:
         digest.update(json.dumps([split, _tidy_conversations(split), replies(split)]).encode())
@@ -137,7 +137,7 @@ def corpus_hash() -> str:
 
 @dataclass(frozen=True)
 class Chitchat:
-    """Answer somebody's last turn. No evaluation prompt is a training prompt, or comes from a conversation of one."""
+    """Answer somebody's last turn. No held-out prompt is a training prompt, or comes from a training conversation."""
 
     split: Split = "base"
 
@@ -146,7 +146,7 @@ class Chitchat:
         return len(_task_prompts(self.split))
 
     def prompt(self, index: int, _options: Options, /) -> Prompt:
-        """The turn at `index` modulo `size`; even ones ask, odd ones tell. `meta["turn"]` is it without marker."""
+        """The turn at `index` modulo `size`, a question if that is even; `meta["turn"]` is its text without marker."""
         turns = _task_prompts(self.split)
         turn = turns[index % len(turns)]
         return Prompt(id=f"chitchat/{self.split}/{index % len(turns)}", text=turn + TURN, meta={"turn": turn})
@@ -158,22 +158,22 @@ class Chitchat:
 @cache
 def _task_prompts(split: Split) -> tuple[str, ...]:
     """`prompts(split)`, kept on disk: tidying takes seconds, and every worker process asks."""
-    kept = assets.cache_folder() / f"chitchat-{split}-{_fingerprint()}.json"
+    file = assets.cache_folder() / f"chitchat-{split}-{_fingerprint()}.json"
     try:
-        return tuple(json.loads(kept.read_text(encoding="utf-8")))
+        return tuple(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError):
-        found = prompts(split)
-    with suppress(OSError):  # a home that cannot be written costs the seconds again, nothing else
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        partial = kept.with_name(f".{kept.name}.{os.getpid()}")
-        partial.write_text(json.dumps(found), encoding="utf-8")
-        partial.replace(kept)
-    return tuple(found)
+        texts = prompts(split)
+    with suppress(OSError):  # if the cache cannot be written, the next process tidies again
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_name(f".{file.name}.{os.getpid()}")
+        partial.write_text(json.dumps(texts), encoding="utf-8")
+        partial.replace(file)
+    return tuple(texts)
 
 
 @cache
 def _fingerprint() -> str:
-    """Changes with the data set and with this file."""
+    """A hash of the data set and of this file: the cache of prompts is valid for these."""
     digest = hashlib.sha256(_dataset_file().read_bytes())
     digest.update(Path(__file__).read_bytes())
     return digest.hexdigest()[:16]
@@ -206,12 +206,12 @@ def _dataset_file() -> Path:
 
 
 def _split_of(conversation_id: str) -> Split:
-    place = unit_interval(conversation_id)
-    return next(split for split, upper in SPLITS.items() if place < upper)
+    position = unit_interval(conversation_id)
+    return next(split for split, upper in SPLITS.items() if position < upper)
 
 
 def _distinct_turns(split: Split) -> set[str]:
-    return {said for said, _ in _exchanges(conversations(split)) if len(said.split()) > 2 and _in_plain_words(said)}
+    return {turn for turn, _ in _exchanges(conversations(split)) if len(turn.split()) > 2 and _in_plain_words(turn)}
 
 
 def _in_plain_words(text: str) -> bool:
@@ -220,7 +220,7 @@ def _in_plain_words(text: str) -> bool:
 
 @cache
 def _common_words() -> frozenset[str]:
-    """What people say in at least `COMMON` of the training conversations: 3,765 words, 94 in 100 of those written."""
+    """The words in at least `COMMON` of the training conversations: 3,765 words, which make up 94 % of the text."""
     used_in = Counter(word for turns in conversations("base") for word in set(_words(" ".join(turns))))
     return frozenset(word for word, count in used_in.items() if count >= COMMON)
 
@@ -230,12 +230,12 @@ def _words(text: str) -> list[str]:
 
 
 def _exchanges(talks: Sequence[Sequence[str]]) -> Iterator[tuple[str, str]]:
-    """(last turn, reply), both cut at sentence ends to the length limits, without what a demo should not print."""
+    """(turn, reply), both cut at sentence ends to the length limits, without texts that a demo should not print."""
     for turns in talks:
         for before, after in itertools.pairwise(turns):
-            said, reply = _last_sentences(before, LONGEST_PROMPT), _first_sentences(after, LONGEST_REPLY)
-            if said and reply and not _UNWANTED.search(said) and not _UNWANTED.search(reply):
-                yield said, reply
+            turn, reply = _last_sentences(before, LONGEST_PROMPT), _first_sentences(after, LONGEST_REPLY)
+            if turn and reply and not _UNWANTED.search(turn) and not _UNWANTED.search(reply):
+                yield turn, reply
 
 
 def _last_sentences(turn: str, limit: int) -> str:
@@ -273,7 +273,7 @@ def _tidy_message(message: str) -> str:
 
 
 def _closed(text: str) -> str:
-    """With a final mark: a question mark after what plainly asks, else a full stop."""
+    """With a final mark: a question mark if the last sentence plainly asks, else a full stop."""
     if re.search(r"[.!?][)\"']?$|[:;=]-?\S$", text):  # ... or an emoticon
         return text
     last = re.split(r"[.!?]\s", text)[-1]

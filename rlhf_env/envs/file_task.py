@@ -31,11 +31,11 @@ _LINES, _TABLES = (".jsonl", ".ndjson"), (".csv", ".tsv")
 
 @dataclass(frozen=True)
 class File:
-    """The prompts of a file, read and checked as a whole when the task is made; DataError lists what is wrong with it.
+    """The prompts of a file. The whole file is read and checked when the task is made; DataError lists all problems.
 
-    A conversation is rendered to text here, once, and the tokenizer adds nothing to it later (`encode` adds no special
-    tokens), so a template that writes the begin token gives exactly one. If the last message is the assistant's, it is
-    taken for the answer: it is not part of the prompt and becomes `meta["completion"]`.
+    A conversation is rendered to text once, here. The tokenizer adds no special tokens later, so a template that writes
+    the begin token gives exactly one. If the last message is the assistant's, it counts as the answer: it is left out
+    of the prompt and becomes `meta["completion"]`.
 
     Args:
         path: `*.jsonl`, `*.ndjson`, `*.csv`, `*.tsv`; a folder written by `datasets.save_to_disk`; or a hub data set,
@@ -72,7 +72,7 @@ class File:
         return self._rows[self._places[index % self.size]]
 
     def held_out(self) -> File:
-        """The prompts set aside; all of them where none were."""
+        """The held-out prompts; all prompts if none were held out."""
         aside = replace(self, part="held_out")
         return aside if aside.size < len(self._rows) else self
 
@@ -100,7 +100,7 @@ Report = Callable[[str], None]
 
 
 def _rows_of(path: str, split: str, report: Report) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where, row): `where` is "prompts.jsonl, line 3". What is no row is reported and passed over."""
+    """(where, row), with `where` like "prompts.jsonl, line 3". A line that is not a row is reported and skipped."""
     suffix = Path(path).suffix.lower()
     if suffix in (*_LINES, *_TABLES):
         lines = list(_decoded(path, read_file(path).split(b"\n"), report))
@@ -115,7 +115,7 @@ def _decoded(path: str, lines: Sequence[bytes], report: Report) -> Iterator[str 
     """Each line as text, None where it is not UTF-8."""
     for number, line in enumerate(lines, start=1):
         if len(line) > LONGEST_LINE:
-            report(f"{path}, line {number}: {len(line):,} bytes, and a line may have {LONGEST_LINE:,}")
+            report(f"{path}, line {number}: {len(line):,} bytes, a line may have at most {LONGEST_LINE:,}")
             yield None
             continue
         try:
@@ -135,7 +135,7 @@ def _json_rows(path: str, lines: Sequence[str | None], report: Report) -> Iterat
         except json.JSONDecodeError as error:
             report(f"{where}: not JSON: {error.msg} at position {error.pos + 1}")
         except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets a thousand deep
-            report(f"{where}: not JSON that can be read: {error}")
+            report(f"{where}: this JSON cannot be read: {error}")
         else:
             if isinstance(row, dict):
                 yield where, row
@@ -147,7 +147,7 @@ def _csv_rows(
     path: str, lines: Sequence[str | None], suffix: str, report: Report
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     if any(line is None for line in lines):
-        return  # a quoted field may run over lines: what follows a missing one cannot be told
+        return  # a quoted field may span lines, so nothing after an unreadable line can be trusted
     text = io.StringIO("\n".join(str(line) for line in lines), newline="")
     reader = csv.reader(text, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
     header: list[str] | None = None
@@ -176,11 +176,11 @@ def _dataset_rows(path: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]
         import datasets
     except ModuleNotFoundError as error:
         raise MissingExtra(
-            f"datasets (needed to read {path!r}, which is no .jsonl or .csv file)", "datasets"
+            f"datasets (needed to read {path!r}, which is not a .jsonl or .csv file)", "datasets"
         ) from error
     try:
         found = datasets.load_from_disk(path) if Path(path).is_dir() else datasets.load_dataset(path)
-    except Exception as error:  # the library, the hub and the network raise what they like
+    except Exception as error:  # the library, the hub and the network raise exceptions of many kinds
         raise DataError(
             f"{path!r} is neither a file (.jsonl, .csv), nor a folder that datasets.save_to_disk wrote, nor a data set "
             f"that the hub gave ({type(error).__name__}): check the name, or the network"
@@ -213,8 +213,8 @@ def _prompt_of(id_: str, row: dict[str, Any], renderer: _Renderer, where: str, r
         try:
             content = renderer(content)
         except DataError:
-            raise  # no template at all
-        except Exception as error:  # templates refuse conversations in words of their own
+            raise  # there is no template
+        except Exception as error:  # templates refuse conversations with exceptions of their own
             report(f"{where}, field {name!r}: the chat template refuses it: {error}")
             return None
     elif name == "messages":
@@ -224,27 +224,27 @@ def _prompt_of(id_: str, row: dict[str, Any], renderer: _Renderer, where: str, r
         report(f"{where}, field {name!r}: expected a text, got {_kind(content)}")
         return None
     if not content.strip():
-        report(f"{where}, field {name!r}: there is no text in it")
+        report(f"{where}, field {name!r}: it has no text")
         return None
     if len(content) > LONGEST_LINE:
-        report(f"{where}, field {name!r}: {len(content):,} characters, and a prompt may have {LONGEST_LINE:,}")
+        report(f"{where}, field {name!r}: {len(content):,} characters, a prompt may have at most {LONGEST_LINE:,}")
         return None
     return Prompt(id=id_, text=content, meta=meta)
 
 
 def _wrong_messages(messages: Sequence[Any]) -> str:
-    """What is wrong with a conversation; "" when nothing is."""
+    """The problem of a conversation; "" if it has none."""
     for number, message in enumerate(messages, start=1):
         if not isinstance(message, Mapping):
             return f"message {number}: expected an object with role and content, got {_kind(message)}"
         for key in ("role", "content"):
             if not isinstance(message.get(key), str):
                 return f"message {number}, {key!r}: expected a text, got {_kind(message.get(key))}"
-    asked = [message for message in messages[:-1] if message["content"].strip()]
+    prompt = [message for message in messages[:-1] if message["content"].strip()]
     if messages and messages[-1]["role"] != "assistant":
-        asked.append(messages[-1])
-    if not any(message["content"].strip() for message in asked):
-        return "there is nothing in it to answer"
+        prompt.append(messages[-1])
+    if not any(message["content"].strip() for message in prompt):
+        return "no message asks for an answer"
     return ""
 
 
@@ -258,9 +258,9 @@ def plain_conversation(messages: Sequence[Mapping[str, Any]]) -> str:
 
 
 class _Renderer:
-    """Conversations to text, by the template that was named; it is read when the first one comes.
+    """Renders conversations to text by a chat template, which is read when the first conversation comes.
 
-    Templates are rendered here and not by transformers, whose tokenizers load torch, which environments must not.
+    Templates are rendered here and not by transformers, because its tokenizers load torch, and environments must not.
     """
 
     def __init__(self, chat_template: str) -> None:
@@ -283,8 +283,8 @@ class _Renderer:
         if (folder / "chat_template.jinja").is_file():
             source = (folder / "chat_template.jinja").read_text(encoding="utf-8")
         if not isinstance(source, str):
-            raise DataError(f"chat_template {self.chat_template!r}: that tokenizer has no chat template of its own")
-        # As transformers sets it up; the template is other people's, so it runs in the sandbox.
+            raise DataError(f"chat_template {self.chat_template!r}: the tokenizer there has no chat template")
+        # Set up as in transformers. Other people wrote the template, so it runs in a sandbox.
         sandbox = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
@@ -298,5 +298,5 @@ class _Renderer:
 
 
 def _refuse_conversation(message: str) -> None:
-    """What templates call when they cannot render."""
+    """Templates call this, as `raise_exception`, when they cannot render a conversation."""
     raise jinja2.TemplateError(message)

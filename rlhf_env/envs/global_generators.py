@@ -1,4 +1,4 @@
-"""For other people's code that draws from the global random generators: it is lent seeded ones."""
+"""Seeded global random generators, lent to other people's code that draws from them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 
 @contextmanager
 def lent_generators(seed: int) -> Iterator[None]:
-    """`random` and `numpy.random`, seeded inside; afterwards they are as they were, so that nobody else notices."""
-    python, numpy = random.getstate(), np.random.get_state(legacy=False)  # noqa: NPY002  # that is what it is about
+    """Seed `random` and `numpy.random` inside the context, and restore their states afterwards."""
+    python, numpy = random.getstate(), np.random.get_state(legacy=False)  # noqa: NPY002  # global on purpose
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
     try:

@@ -1,11 +1,12 @@
-"""A reward in a process of its own: one that hangs, leaks or dies costs its answer, and not the run.
+"""A reward in a process of its own: if it hangs, leaks or dies, that costs its answer and not the run.
 
-It contains mistakes and is no sandbox. The child has limits of memory, processor time and open files, and sees only a
-short list of environment variables; but it is the same user on the same machine, with the same files and network.
+This contains mistakes; it is not a sandbox. The child has limits of memory, processor time and open files, and sees
+only a short list of environment variables. But it is the same user on the same machine, with the same files and
+network.
 
-Requests go to the child as pickles, for the run trusts itself. Answers come back as JSON: a pickle would let the child
-run code in the run. It is made by hand and not with a pool of `multiprocessing`, whose processes may not be started by
-the daemonic ones that cells of a benchmark run in.
+Requests go to the child as pickles, because the child may trust the run. Answers come back as JSON, because a pickle
+would let the child execute code in the run. `multiprocessing` cannot be used: cells of a benchmark run in its daemonic
+processes, which may not start processes of its kind.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from typing import Any
 from rlhf_env.errors import ConfigError, RewardError
 from rlhf_env.types import AnyReward, Episode, GroupReward, Remembers, TokenReward
 
-_START_SECONDS = 60.0  # for importing and building the reward, a model included; longer where the timeout is
+_START_SECONDS = 60.0  # for importing and building the reward with its model; at least the timeout
 _OPEN_FILES = 256
 _LONGEST_ANSWER = 1 << 25  # bytes; a batch of 512 texts with a number for each of 1,024 tokens is a third of it
 _SERVE = "from rlhf_env.envs.isolation import serve; serve()"
@@ -73,9 +74,9 @@ class Limits:
 
 
 class RewardFailed(Exception):
-    """A reward in a process of its own has not answered. `str` says what it did: "raised ZeroDivisionError: ...".
+    """An isolated reward gave no answer. Its text says what the reward did: "raised ZeroDivisionError: ...".
 
-    `lost`: its process is gone, because it died or took too long, so that asking again costs as much again.
+    `lost`: the process is gone because it died or took too long, so that another attempt costs another process.
     """
 
     def __init__(self, did: str, *, lost: bool = False) -> None:
@@ -84,11 +85,11 @@ class RewardFailed(Exception):
 
 
 def isolated(build: Callable[[], AnyReward], limits: Limits) -> AnyReward:
-    """The reward that `build` makes, in a process that is started now, and again whenever it is gone.
+    """The reward that `build` makes, in a process that starts now, and again whenever it has died.
 
-    `build` and what it holds must be known by an importable name. It is called in the process, which imports what it
-    needs; the run itself imports none of it. Calls raise RewardFailed, or RewardError where the reward did. Raises
-    ConfigError for a reward that cannot be made there.
+    `build` must be picklable by an importable name. It is called in the process, which imports what it needs; the run
+    imports none of it. Calls raise RewardFailed, or RewardError if the reward raised that. Raises ConfigError if the
+    reward cannot be built.
     """
     try:
         request = pickle.dumps(build)
@@ -118,7 +119,7 @@ def _build(child: _Child, request: bytes, limits: Limits) -> dict[str, Any]:
 class _Isolated:
     """What the three kinds share: the process, and asking it."""
 
-    connections = 1  # a process that is busy listens to nobody
+    connections = 1  # one call at a time
 
     def __init__(self, request: bytes, limits: Limits, child: _Child, welcome: Mapping[str, Any]) -> None:
         self.limits = limits
@@ -135,7 +136,7 @@ class _Isolated:
         return self._ready().pid
 
     def hang_up(self) -> None:
-        """End the call under way in another thread, and the process with it; the next call has another."""
+        """Kill the process, which ends the call in another thread; the next call starts a new process."""
         self._child.kill()
 
     def observe(self, episodes: Sequence[Episode], /) -> None:
@@ -161,7 +162,7 @@ class _Isolated:
         raise RewardFailed(f"raised {said['raised']}")
 
     def _ready(self) -> _Child:
-        """The child, or in the place of one that is gone another, which remembers what it did."""
+        """The child; if it has died, a new one with the state of the old."""
         if not self._child.alive:
             self._child.end()
             self._child = _Child(self.limits)
@@ -187,7 +188,7 @@ class IsolatedGroupReward(_Isolated):
 
 
 class _Child:
-    """One process with a socket to it. It leads a process group, so that what it starts ends with it."""
+    """A process with a socket to it. It leads a process group, so that processes it starts end with it."""
 
     def __init__(self, limits: Limits) -> None:
         ours, theirs = socket.socketpair()
@@ -211,7 +212,7 @@ class _Child:
         return self._end.alive and self._process.poll() is None
 
     def ask(self, request: bytes, seconds: float) -> dict[str, Any]:
-        """Its answer. Raises RewardFailed, and the process is gone, if there is none within `seconds`."""
+        """The child's answer. Raises RewardFailed, after killing it, if there is none within `seconds`."""
         try:
             deadline = time.monotonic() + seconds
             _send(self._socket, request, deadline)
@@ -227,12 +228,12 @@ class _Child:
         except (ValueError, RecursionError) as error:
             self.end()
             raise RewardFailed(f"answered what is no answer: {error}", lost=True) from error
-        except BaseException:  # Ctrl-C: its answer would be taken for that to the next request
+        except BaseException:  # Ctrl-C: otherwise its answer would be read as that to the next request
             self.end()
             raise
 
     def _how_it_ended(self) -> str:
-        with suppress(subprocess.TimeoutExpired):  # its end of the socket is closed a moment before it is gone
+        with suppress(subprocess.TimeoutExpired):  # it closes its end of the socket a moment before it exits
             self._process.wait(1.0)
         status = self._process.poll()
         self.end()
@@ -243,18 +244,18 @@ class _Child:
         return f"its process {self.pid} was killed by {signal.Signals(-status).name}"
 
     def end(self) -> None:
-        """Kill it, and what it has started. Once is enough."""
+        """Kill the child and the processes that it started. Further calls do nothing."""
         self._end()
 
     def kill(self) -> None:
-        """As `end`, from another thread than the one that asks: that one finds it dead, and puts it away."""
+        """Kill the child from another thread; the thread that waits for its answer then cleans up."""
         if self.alive:
             _kill_group(self._process)
 
 
 def _kill(process: subprocess.Popen[bytes], ours: socket.socket, owner: int) -> None:
     ours.close()
-    if os.getpid() == owner:  # not in a process that was forked from the one which started it
+    if os.getpid() == owner:  # not in a fork of the process that started it
         _kill_group(process)
         process.wait()
 
@@ -267,7 +268,7 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
 def _environment(more: Sequence[str]) -> dict[str, str]:
     seen = {name: value for name, value in os.environ.items() if _VARIABLES.fullmatch(name) or name in more}
     one_thread = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS") if name not in seen}
-    # It finds what this process finds, scripts' folders too.
+    # The child imports from the same folders as this process, also from those of scripts.
     return seen | one_thread | {"PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
 
 
@@ -311,7 +312,7 @@ def _is_number(value: Any) -> bool:
 
 
 def serve() -> None:
-    """The child's life, by the arguments that `_Child` gives it: limits, the reward, then question by question."""
+    """The child's main loop. The first request builds the reward; each later one is a call."""
     number, memory_mb, timeout = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
     line = socket.socket(fileno=number)
     threading.Thread(target=_end_with, args=(line,), daemon=True).start()
@@ -363,7 +364,7 @@ def _answered(reward: Any, request: bytearray) -> dict[str, Any]:
         if method in ("observe", "load_state_dict"):
             answer = reward.state_dict()
         return {"answer": _plain(answer)}
-    except MemoryError as error:  # what it still holds it would hold for ever
+    except MemoryError as error:  # the process ends, because it may never free what it allocated
         return {"raised": f"MemoryError: {error}".strip(": "), "gone": True}
     except RewardError as error:
         return {"raised": str(error), "speaks_for_all": True}
@@ -389,14 +390,14 @@ def _as_json(said: dict[str, Any]) -> bytes:
 
 
 def _limit(what: int, most: int) -> None:
-    """As much as asked, or less where the run itself may not have that much."""
+    """Set a limit to `most`, or to the run's own limit if that is lower."""
     _, hard = resource.getrlimit(what)
     most = most if hard == resource.RLIM_INFINITY else min(most, hard)
     resource.setrlimit(what, (most, most))
 
 
 def _allow_processor_time(seconds: float) -> None:
-    """From now on. It ends what is busy for ever once nobody is left to kill it."""
+    """Limit processor time from now on, which ends an endless loop even if nobody is left to kill it."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     most = math.ceil(used.ru_utime + used.ru_stime + seconds * (os.cpu_count() or 1)) + 1
@@ -404,7 +405,7 @@ def _allow_processor_time(seconds: float) -> None:
 
 
 def _end_with(line: socket.socket) -> None:
-    """When the run is gone there is nobody to answer."""
+    """Exit when the run is gone."""
     hung_up = select.poll()
     hung_up.register(line, 0)  # hang-ups are always reported
     hung_up.poll()

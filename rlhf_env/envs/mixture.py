@@ -1,4 +1,4 @@
-"""Several tasks as one: each prompt comes from one of them, drawn by weight, and goes back to it to be scored."""
+"""Several tasks as one: each prompt comes from a task drawn by weight, and the same task scores the response."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ Weights = Sequence[float] | Mapping[str, float]
 class Mixture:
     """A mixture of tasks.
 
-    `prompt.meta["task"]` is the label of the task a prompt came from; a mixture within one puts its own before it,
-    with a slash. Prompts are drawn at random, not in epochs; of a task that has so many, neighbouring indices give
-    different ones.
+    `prompt.meta["task"]` is the label of the task that a prompt came from ("outer/inner" for a mixture in a mixture).
+    Prompts are drawn at random, not in epochs. Neighbouring indices give different prompts of a task, if it has enough.
 
-    The mixture has a `score` if all tasks have one, and a `reply` if any has (a text of the others then ends with the
-    finish reason "task" as well). Evaluation mixes the held-out prompts of those tasks that have any.
+    The mixture has a `score` if all tasks have one, and a `reply` if any task has one (texts of the other tasks then
+    also end with the finish reason "task"). Evaluation mixes the held-out prompts of the tasks that have any.
 
     Args:
         tasks: names, tables or tasks; as a table, its keys are the labels. In a list the names are, from the second
@@ -48,11 +47,11 @@ class Mixture:
             raise ConfigError("mixture: one or more tasks are needed")
         wrong = [label for label in self.tasks if not label or "/" in label]
         if wrong:
-            raise ConfigError(f"mixture: a label is a word without a slash, got {', '.join(map(repr, wrong))}")
+            raise ConfigError(f"mixture: a label must be a word without a slash, got {', '.join(map(repr, wrong))}")
         self.weights = self._shares(dict.fromkeys(self.tasks, 1.0) if weights is None else weights)
         inner = {name for task in self.tasks.values() for name in getattr(task, "option_names", ())}
         self.option_names = ("weights", *sorted(inner - {"weights"}))
-        # Whoever uses a task asks whether it has a score, a reply, a mask: the mixture has what it can stand for.
+        # Users of a task look whether it has a score, a reply or a mask: the mixture has those that its tasks support.
         have = {
             name: [hasattr(task, name) for task in self.tasks.values()]
             for name in ("score", "reply", "action_mask", "well_formed")
@@ -79,14 +78,14 @@ class Mixture:
         stream = np.random.default_rng(index)
         label = list(self.tasks)[int((np.cumsum(shares)[:-1] <= stream.random()).sum())]
         task = self.tasks[label]
-        # Without end: an index of its own, or a mixture within would draw the very number that was drawn here.
+        # An unbounded task gets a newly drawn index: with this one, an inner mixture would repeat the draw made here.
         place = int(stream.integers(2**31)) if task.size is None else index % task.size
         inner = task.prompt(place, {name: value for name, value in options.items() if name != "weights"})
         path = f"{label}/{inner.meta['task']}" if "task" in inner.meta else label
         return Prompt(id=f"{label}/{inner.id}", text=inner.text, meta={**inner.meta, "task": path})
 
     def _held_out(self) -> Mixture:
-        # A task without held-out prompts takes no part: its prompts are those that training sees.
+        # Tasks without held-out prompts are left out: training sees all their prompts.
         aside = {label: held_out(task) for label, task in self.tasks.items()}
         shares = dict(zip(self.tasks, self.weights.tolist(), strict=True))
         aside = {label: task for label, task in aside.items() if task is not self.tasks[label] and shares[label] > 0}

@@ -1,4 +1,4 @@
-"""A bridge to reasoning-gym (Apache-2.0): a hundred generators of problems, each scoring answers in its own way.
+"""A bridge to reasoning-gym (Apache-2.0): a hundred generators of problems, each with its own scoring of answers.
 
 Some of its data sets draw from Python sets, whose order changes with the hash seed of the process. Their problems are
 made in a child process with a fixed hash seed, so that an index means the same question in every process.
@@ -37,21 +37,22 @@ _SET_ASIDE = 0.25
 # Data sets of reasoning-gym 0.1.25 whose questions or answers change with the hash seed (a test
 # compares all data sets in processes with different hash seeds).
 UNSTEADY = frozenset({"isomorphic_strings", "knight_swap", "polynomial_multiplication", "ransom_note", "word_ladder"})
-_TRIES = 200  # problems looked at for one of the right part: a generator may know very few different ones
+_TRIES = 200  # attempts to find a problem of the right part: some generators have very few different problems
 
 
 @dataclass(frozen=True)
 class ReasoningGym:
-    """Problems of one reasoning-gym data set; the score is its own `score_answer` of the answer, in [0, 1].
+    """Problems of one reasoning-gym data set; the score is the data set's own `score_answer`, in [0, 1].
 
-    The answer is what stands in the last `<answer>...</answer>`, or else the whole response without surrounding space.
-    An empty response is no answer; `<answer></answer>` is the empty one, which a few problems of `ab` ask for. Two data
-    sets are scored here and not by their own function, which pays 1.0 for wrong answers: `game_of_life_halting` for any
-    text, `coin_flip` for "0" wherever the probability begins with 0.
-    The prompt is the question as it is: how to answer can be said in a model's system prompt. About a quarter of all
-    questions, by a hash of their text, is set aside for evaluation.
+    The answer is the content of the last `<answer>...</answer>`, or else the whole response without surrounding space.
+    An empty response is not an answer; `<answer></answer>` is the empty answer, which a few problems of `ab` ask for.
+    Two data sets are scored here and not by their own function, which gives 1.0 to wrong answers:
+    `game_of_life_halting` to any text, `coin_flip` to "0" if the probability begins with 0.
 
-    `prompt.meta` holds `answer` (the oracle's; None for problems with many), `level` and `entry`, the whole problem.
+    The prompt is the bare question; a model's system prompt may say how to answer. About a quarter of all questions, by
+    a hash of their text, is held out for evaluation.
+
+    `prompt.meta` holds `answer` (the oracle's; None for problems with many), `level`, and the whole problem as `entry`.
 
     Args:
         dataset: a name of reasoning-gym's, "leg_counting".
@@ -90,12 +91,13 @@ class ReasoningGym:
             question = str(entry["question"])
             if (unit_interval(question) < _SET_ASIDE) == (self.part == "held_out"):
                 meta = {"answer": entry["answer"], "level": level, "entry": entry}
-                # The digest tells apart what other settings, or another version of the library, ask under this number.
+                # Other settings, or another version of the library, ask other questions under this number: their
+                # digests differ.
                 digest = hashlib.sha256(question.encode("utf-8", "surrogatepass")).hexdigest()[:8]
                 return Prompt(id=f"{self.dataset}/{self.seed}/{level}/{number}/{digest}", text=question, meta=meta)
         raise DataError(
             f"reasoning_gym {self.dataset!r} (level {level}): none of {_TRIES} problems is for "
-            f"{'evaluation' if self.part == 'held_out' else 'training'}: it has too few different ones"
+            f"{'evaluation' if self.part == 'held_out' else 'training'}: it has too few different problems"
         )
 
     def held_out(self) -> ReasoningGym:
@@ -111,11 +113,11 @@ class ReasoningGym:
         if self.dataset in _SCORED_HERE:
             return _SCORED_HERE[self.dataset](answer, str(entry["answer"]))
         if _NOT_A_NUMBER.search(answer) and not _NOT_A_NUMBER.search(str(entry["answer"])):
-            return 0.0  # some scorers compare numbers in a way that takes this one for the best of all
+            return 0.0  # some scorers compare numbers in a way that gives NaN the best score
         try:
             with _quietly(0):
                 score = float(self._problems(level).dataset.score_answer(answer, entry))
-        except Exception:  # the parsers of some data sets raise at text that is no answer at all
+        except Exception:  # the parsers of some data sets raise on text that is not an answer
             return 0.0
         return score if np.isfinite(score) else 0.0
 
@@ -124,7 +126,7 @@ class ReasoningGym:
         return {}
 
     def _problems(self, level: Any) -> _Problems:
-        """The generator at a level, made once. Raises ConfigError for settings that it refuses."""
+        """The generator of a level, made once. Raises ConfigError for settings that reasoning-gym refuses."""
         if level is not None and (not isinstance(level, (int, np.integer)) or isinstance(level, bool) or level < 0):
             raise ConfigError(f"level: a whole number from 0 up, got {level!r}")
         if level is not None and self.dataset not in CURRICULA:
@@ -141,7 +143,7 @@ class ReasoningGym:
 
     def _generator(self, level: int | None) -> Any:
         settings = {**self.settings, "seed": self.seed}
-        if self.dataset == "composite":  # from plain data, as a file of settings holds it
+        if self.dataset == "composite":  # its parts come as plain data from the settings file
             settings["datasets"] = [
                 DatasetSpec(**{"weight": 1.0, "config": {}, **dict(part)}) for part in settings.get("datasets", ())
             ]
@@ -153,7 +155,7 @@ class ReasoningGym:
         return DATASETS[self.dataset][0](curriculum.generate_configuration(settings))
 
     def _elsewhere(self, level: int | None) -> _SteadyProcess | None:
-        """Where the problems are made, if this process would make others than the next one."""
+        """The child process that makes the problems, if they depend on the hash seed of the process; else None."""
         mixed = [dict(part).get("name") for part in self.settings.get("datasets", ())]
         if sys.flags.hash_randomization and UNSTEADY.intersection([self.dataset, *mixed]):
             return _SteadyProcess(self.dataset, dict(self.settings), self.seed, level)
@@ -164,7 +166,7 @@ class ReasoningGym:
 
 
 class _Problems:
-    """A data set, and how many problems can be asked of it: nearly all make them from any number on the spot."""
+    """A data set and its number of problems. Nearly all data sets make a problem from any number on the spot."""
 
     _MANY = 2**31
 
@@ -188,8 +190,8 @@ class _Problems:
 class _SteadyProcess:
     """Problems made in a child process whose hash seed is 0. The child starts at the first question and ends with us.
 
-    Both sides are this program, so they speak in pickles. A fork starts a child of its own: two processes on one pipe
-    would read each other's problems.
+    Both sides are this program, so they exchange pickles. After a fork, the new process starts a child of its own: two
+    processes on one pipe would read each other's problems.
     """
 
     def __init__(self, *problems: Any) -> None:
@@ -232,7 +234,7 @@ class _SteadyProcess:
 
 
 def _end(child: subprocess.Popen[bytes], owner: int) -> None:
-    """Close the pipe, at which the child ends by itself."""
+    """Close the pipe; the child then ends by itself."""
     if owner == os.getpid() and child.stdin is not None and child.stdout is not None:
         child.stdin.close()
         child.stdout.close()
@@ -259,13 +261,16 @@ def serve() -> None:
 
 
 def _halting(answer: str, right: str) -> float:
-    """True or False, by the letter: the library's own function takes every text for True."""
+    """1 if the answer is the right one of "true" and "false". The library's function reads every text as true."""
     return float(answer.strip().lower() == right.lower())
 
 
 def _probability(answer: str, right: str) -> float:
-    """1 within 1e-4 of the probability, a fraction or a decimal. The library also pays for digits that agree from the
-    left, over the shorter of both texts, so that "0" earns 1.0 wherever the probability begins with 0."""
+    """1 if the answer, a fraction or a decimal, is within 1e-4 of the probability.
+
+    The library compares digits from the left, up to the end of the shorter text, so that "0" earns 1.0 whenever the
+    probability begins with 0.
+    """
     try:
         return float(abs(Fraction(answer.replace(",", "")) - Fraction(right)) <= Fraction(1, 10_000))
     except (ValueError, ZeroDivisionError):
@@ -277,7 +282,7 @@ _SCORED_HERE: dict[str, Callable[[str, str], float]] = {"coin_flip": _probabilit
 
 @contextmanager
 def _quietly(seed: int) -> Iterator[None]:
-    """For generators that divide by zero and look at the result, and for those that draw from global generators."""
+    """Without warnings (some data sets divide by zero on purpose), and with seeded global random generators."""
     with warnings.catch_warnings(), lent_generators(seed):
         warnings.simplefilter("ignore")
         yield

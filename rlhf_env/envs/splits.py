@@ -1,4 +1,4 @@
-"""Which texts are for training and which for evaluation: the text alone decides, so equal prompts are never parted."""
+"""Training and held-out texts: a hash of the text decides, so that equal prompts are always on the same side."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def unit_interval(text: str) -> float:
 
 
 def held_out_texts(texts: Iterable[str], fraction: float) -> frozenset[str]:
-    """About `fraction` of the different texts; where there are two, at least one, and not all of them.
+    """About `fraction` of the different texts; of two texts or more, at least one and not all.
 
-    A text added to the others moves none of them to the other side (except where one side had been empty without it).
+    When a text is added, the other texts stay on their sides (unless one side would be empty without the new text).
     """
     ranked = sorted(set(texts), key=unit_interval)
     if fraction <= 0 or len(ranked) < 2:

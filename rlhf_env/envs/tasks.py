@@ -31,13 +31,13 @@ def register_tasks(register: plugins.Register) -> None:
 
 
 def load_task(spec: str | Mapping[str, Any] | Task) -> Task:
-    """A task as it is, `"echo"`, or `{"name": "echo", "length": 3}`."""
+    """The task of a name, `"echo"`, or of a table, `{"name": "echo", "length": 3}`; a task is returned unchanged."""
     if isinstance(spec, str):
         spec = {"name": spec}
     if not isinstance(spec, Mapping):
         missing = [name for name in ("size", "prompt") if not hasattr(spec, name)]
         if missing:
-            raise ConfigError(f"{spec!r} is no task: it has no {' and no '.join(missing)}")
+            raise ConfigError(f"{spec!r} is not a task: it has no {' and no '.join(missing)}")
         return spec
     parameters = dict(spec)
     name = parameters.pop("name", None)
@@ -48,17 +48,17 @@ def load_task(spec: str | Mapping[str, Any] | Task) -> Task:
 
 
 def held_out(task: Task) -> Task:
-    """The task's evaluation prompts, which training never sees; a task that has none is evaluated on its own."""
+    """The task's held-out prompts, which training never sees; the task itself if it has none."""
     split = getattr(task, "held_out", None)
     return split() if split is not None else task
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """A list of prompts, about `held_out_fraction` of them (at least one, if more than one) for evaluation.
+    """A list of prompts, of which about `held_out_fraction` are for evaluation (of two or more, at least one).
 
-    The text of a prompt decides on which side it is: equal prompts are on the same one, and it is there again when the
-    list has grown.
+    A hash of a prompt's text decides on which side it is. So equal prompts are on the same side, and a prompt stays on
+    its side when the list grows.
     """
 
     prompts: Sequence[str]
@@ -90,7 +90,7 @@ class Prompts:
         return Prompt(id=f"prompts/{place}", text=self.prompts[place])
 
     def held_out(self) -> Prompts:
-        """The prompts set aside; all of them where none were."""
+        """The held-out prompts; all prompts if none were held out."""
         aside = replace(self, part="held_out")
         return aside if aside.size < len(self.prompts) else self
 
@@ -98,18 +98,19 @@ class Prompts:
 def well_formed(task: Task, episode: Episode) -> bool:
     """Whether the answer has the form that the task asks for, right or wrong.
 
-    A task may say so (`well_formed(episode) -> bool`); for any other an answer is in form that ended by itself.
+    A task may decide this itself (`well_formed(episode) -> bool`). For other tasks, an answer must end before the
+    limit.
     """
     declared = getattr(task, "well_formed", None)
     return episode.finish_reason != "length" if declared is None else bool(declared(episode))
 
 
 def places_of(part: Part, texts: Sequence[str], held_out_fraction: float) -> list[int]:
-    """The indices into `texts` of one part; all of them where nothing can be set aside."""
+    """The indices into `texts` of one part; all of them if nothing can be held out."""
     held = held_out_texts(texts, held_out_fraction)
     return [i for i, text in enumerate(texts) if not held or (text in held) == (part == "held_out")]
 
 
 def check_fraction(held_out_fraction: float) -> None:
     if not 0.0 <= held_out_fraction < 1.0:
-        raise ConfigError(f"held_out_fraction is a share in [0, 1), got {held_out_fraction}")
+        raise ConfigError(f"held_out_fraction must be in [0, 1), got {held_out_fraction}")

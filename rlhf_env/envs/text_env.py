@@ -1,4 +1,4 @@
-"""Text generation as a Gymnasium environment: the vector machine seen through one row."""
+"""Text generation as a Gymnasium environment: a `TextVectorEnv` with one row."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from rlhf_env.types import Bool
 
 
 class TextEnv(gym.Env[Any, Any]):
-    """One text at a time. Arguments, observation, action, reward, info: as in TextVectorEnv, without the row axis.
+    """One text at a time. Arguments, observation, action, reward and info are those of TextVectorEnv without row axis.
 
-    A bare `reset()` keeps the options in force, so they survive the autoreset of Gymnasium's vector environments.
+    `reset()` without options keeps the present ones, so that they survive the autoreset of Gymnasium's vector
+    environments.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["ansi", "human"], "render_fps": 4}  # noqa: RUF012
@@ -25,7 +26,7 @@ class TextEnv(gym.Env[Any, Any]):
     def __init__(self, *, render_mode: str | None = None, **arguments: Any) -> None:
         self._machine = TextVectorEnv(1, render_mode=render_mode, autoreset_mode=AutoresetMode.DISABLED, **arguments)
         self.render_mode = render_mode
-        # Its own: before Gymnasium 1.4, vector environments write their autoreset mode into what they find here.
+        # A copy: before Gymnasium 1.4, vector environments write their autoreset mode into this dict.
         self.metadata = {**type(self).metadata}
         self.observation_space = self._machine.single_observation_space
         self.action_space = self._machine.single_action_space

@@ -1,4 +1,4 @@
-"""A bridge to textarena (MIT): its games for one player as conversations between the agent and the game."""
+"""A bridge to textarena (MIT): its one-player games as conversations between the agent and the game."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _FORMATTING = textarena.wrappers.ActionFormattingWrapper
 
 @dataclass(frozen=True)
 class TextArena:
-    """One game of textarena's for one player, "GuessTheNumber-v0". The score is the game's own reward at its end.
+    """A one-player game of textarena, for example "GuessTheNumber-v0". The score is the game's own reward at its end.
 
-    The prompt is the game's introduction, each reply what the game says to a turn. As in textarena, a turn without
-    square brackets is put into them where the game asks for brackets. A game that is not over when the text is full is
-    worth 0. Every index begins another game; evaluation plays others than training (a game with few beginnings repeats
-    them all the same).
+    The prompt is the game's introduction, and each reply is the game's answer to a turn. As in textarena, a turn
+    without square brackets is put into brackets if the game wants them. A game that is not over when the text is full
+    scores 0. Every index starts a game of its own, and evaluation plays other games than training. (Games with few
+    different starts repeat them, in evaluation too.)
 
-    Played here with nothing but the package: 2048, Bandit, Blackjack, Countdown, Crosswords, Cryptarithm,
+    These need nothing but the package: 2048, Bandit, Blackjack, Countdown, Crosswords, Cryptarithm,
     FifteenPuzzle, FrozenLake, GuessTheNumber, LightsOut, LogicPuzzle, Mastermind, Minesweeper, PegJump, RushHour,
     Secretary, Set, Slitherlink, Sokoban, Sudoku, ThreeCardMonte, TowerOfHanoi. Wordle, Hangman, WordLadder, WordSearch
-    need word lists that nltk downloads; GuessWho and TwentyQuestions ask a model over the network, with a key.
+    need word lists that nltk downloads. GuessWho and TwentyQuestions ask a model over the network, with a key.
 
     Args:
         game: an id of textarena's, without its endings "-train" and "-raw".
@@ -49,7 +49,7 @@ class TextArena:
             self._play(0, ())
         except LookupError as error:
             raise DataError(
-                f"textarena's {self.game} needs word lists that are not here: with a network, run once "
+                f"textarena's {self.game} needs word lists that are not installed: with a network, run once "
                 "`python -m nltk.downloader words averaged_perceptron_tagger_eng`"
             ) from error
         except (Exception, SyntaxError) as error:  # games have requirements of their own: keys, files, players, Python
@@ -57,7 +57,7 @@ class TextArena:
                 f"textarena's {self.game} cannot be played by one player here: {type(error).__name__}: {error}"
             ) from error
         if not isinstance(self._game.state, textarena.SinglePlayerState):
-            raise ConfigError(f"textarena's {self.game} is no game for one player")
+            raise ConfigError(f"textarena's {self.game} is not a game for one player")
 
     @property
     def size(self) -> None:
@@ -65,46 +65,46 @@ class TextArena:
 
     def prompt(self, index: int, _options: Options, /) -> Prompt:
         number = 2 * index + (self.part == "held_out")
-        return Prompt(id=f"{self.game}/{number}", text=self._play(number, ()).heard + "\n", meta={"game": number})
+        return Prompt(id=f"{self.game}/{number}", text=self._play(number, ()).message + "\n", meta={"game": number})
 
     def held_out(self) -> TextArena:
-        """Games of other numbers."""
+        """Games that training does not play."""
         return replace(self, part="held_out")
 
     def reply(self, episode: Episode, /) -> str | None:
-        standing = self._standing(episode)
-        return None if standing.over else f"\n{standing.heard}\n"
+        state = self._state_after(episode)
+        return None if state.over else f"\n{state.message}\n"
 
     def score(self, episode: Episode, /) -> float:
-        return self._standing(episode).reward
+        return self._state_after(episode).reward
 
-    def _standing(self, episode: Episode) -> _Standing:
+    def _state_after(self, episode: Episode) -> _GameState:
         return self._play(int(episode.prompt.meta["game"]), episode.turns or (episode.response,))
 
-    def _play(self, number: int, turns: Sequence[str]) -> _Standing:
-        """The game played anew from its beginning, so that a reply depends on nothing but what was said."""
+    def _play(self, number: int, turns: Sequence[str]) -> _GameState:
+        """Play the game from its beginning, so that a reply depends on the turns alone."""
         over = False
         with lent_generators(number):
             self._game.reset(num_players=1, seed=number)
-            heard = self._heard()
+            message = self._new_messages()
             for turn in turns:
                 over, _ = self._game.step(self._formatted(turn))
-                heard = self._heard()
+                message = self._new_messages()
                 if over:
                     break
         rewards = self._game.state.rewards if over else None
-        return _Standing(heard, bool(over), float(rewards[0]) if rewards else 0.0)
+        return _GameState(message, bool(over), float(rewards[0]) if rewards else 0.0)
 
     @cached_property
     def _game(self) -> Any:
         with lent_generators(0):
             return textarena.make(f"{self.game}-raw", **self.settings)
 
-    def _heard(self) -> str:
-        """What the game has said since it was last asked."""
+    def _new_messages(self) -> str:
+        """The game's messages since the last call."""
         _, messages = self._game.get_observation()
-        said = textarena.ObservationType.PLAYER_ACTION
-        return "\n".join(str(message) for _, message, kind in messages if kind != said)
+        own = textarena.ObservationType.PLAYER_ACTION  # the agent's turns, which textarena repeats
+        return "\n".join(str(message) for _, message, kind in messages if kind != own)
 
     def _formatted(self, turn: str) -> str:
         if _FORMATTING not in (ENV_REGISTRY[self.game].default_wrappers or ()):
@@ -112,11 +112,15 @@ class TextArena:
         return str(_FORMATTING(self._game).action(turn))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.game, self.settings, self.part)  # a game under way is no part of the task
+        return type(self), (
+            self.game,
+            self.settings,
+            self.part,
+        )  # the running game is not part of the task
 
 
 @dataclass(frozen=True)
-class _Standing:
-    heard: str
+class _GameState:
+    message: str
     over: bool
     reward: float

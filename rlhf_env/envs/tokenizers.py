@@ -1,7 +1,7 @@
-"""Text to token ids and back, without torch.
+"""Tokenizers: text to token ids and back, without torch.
 
-Ids are made from text once, when a prompt enters the environment; what the agent writes stays ids for ever after
-(decoding and encoding again would change them), and is decoded once, when the episode ends.
+A prompt is encoded once, when it enters the environment. A response stays what the agent wrote, token ids: encoding its
+decoded text again could give other ids. It is decoded once, when the episode ends.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from rlhf_env.types import Tokenizer
 
 
 class ByteTokenizer:
-    """UTF-8 bytes as ids 0-255, then pad (256), begin (257, never written by itself) and end (258).
+    """UTF-8 bytes as ids 0-255, then pad (256), begin (257, which `encode` never adds) and end (258).
 
-    Any string goes in, lone surrogates and NUL too; bytes that are not UTF-8 come out as U+FFFD.
+    It encodes any string, with lone surrogates and NUL too, and decodes bytes that are not UTF-8 to U+FFFD.
     """
 
     vocab_size = 259
@@ -31,13 +31,13 @@ class ByteTokenizer:
     def decode(self, ids: Sequence[int], /) -> str:
         try:
             content = bytes([*ids])
-        except ValueError:  # ids that are no bytes
+        except ValueError:  # ids that are not bytes
             content = bytes([i for i in ids if 0 <= i < 256])
         return content.decode("utf-8", errors="replace")
 
 
 class AlphabetTokenizer:
-    """One id per listed symbol, then end, then pad: the smallest world there is (toy tasks, the enumerable tier)."""
+    """One id per listed symbol, then end, then pad, for toy tasks and the enumerable tier."""
 
     def __init__(self, symbols: str) -> None:
         if not symbols or len(set(symbols)) != len(symbols):
@@ -100,11 +100,11 @@ class FileTokenizer:
         return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True))
 
     def filled_up(self, vocab_size: int) -> FileTokenizer:
-        """The same tokenizer with ids that stand for nothing on top, as models have that round their vocabulary up."""
+        """The same tokenizer with unused ids at the end, for a model whose vocabulary is rounded up."""
         end, pad = self._tokenizer.id_to_token(self.end_id), self._tokenizer.id_to_token(self.pad_id)
         return _reopen(self.folder, end, pad, vocab_size)
 
-    # Environments are pickled to worker processes: the file is read again there.
+    # Environments are pickled to worker processes, which read the file again.
     def __reduce__(self) -> tuple[Any, ...]:
         end, pad = self._tokenizer.id_to_token(self.end_id), self._tokenizer.id_to_token(self.pad_id)
         return _reopen, (self.folder, end, pad, self.vocab_size)
@@ -140,14 +140,12 @@ def _special_tokens(folder: Path) -> dict[str, str]:
 def load_tokenizer(spec: str | Path | Tokenizer, *, revision: str | None = None) -> Tokenizer:
     """`"bytes"`, `"alphabet:0123"`, a folder with a tokenizer.json, a shipped model, a hub name; or a tokenizer.
 
-    `revision` is of a hub name.
-
-    Raises DataError when nothing of that name can be loaded.
+    `revision` is that of a hub repository. Raises DataError when nothing of that name can be loaded.
     """
     if not isinstance(spec, (str, Path)):
         missing = [name for name in ("vocab_size", "end_id", "pad_id", "encode", "decode") if not hasattr(spec, name)]
         if missing:
-            raise ConfigError(f"{spec!r} is no tokenizer: it has no {', '.join(missing)}")
+            raise ConfigError(f"{spec!r} is not a tokenizer: it has no {', '.join(missing)}")
         return spec
     text = assets.resolve(str(spec))
     if text == "bytes":
@@ -158,7 +156,7 @@ def load_tokenizer(spec: str | Path | Tokenizer, *, revision: str | None = None)
 
 
 def tokenizer_folder(name: str, revision: str | None = None) -> Path:
-    """The local folder of a tokenizer's files: a folder as it is, a shipped model, a hub name (fetched, or cached)."""
+    """The local folder with a tokenizer's files, for a folder, a shipped model or a hub name (fetched, or cached)."""
     folder = Path(assets.resolve(name))
     return folder if folder.is_dir() else _from_hub(name, revision)
 

@@ -1,4 +1,4 @@
-"""Small worlds with known answers: what tests, first experiments and exact mathematics use."""
+"""Toy tasks with known answers, for tests, first experiments and exact mathematics."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from rlhf_env.envs.tasks import places_of
 from rlhf_env.errors import ConfigError
 from rlhf_env.types import Episode, Float, Options, Prompt
 
-_SET_ASIDE = 0.25  # of what a toy task can ask
-_FEW = 1024  # words that are listed rather than drawn
+_SET_ASIDE = 0.25  # the share of prompts that is held out for evaluation
+_FEW = 1024  # up to this many possible words are listed; more are drawn until one fits
 
 
 @dataclass(frozen=True)
 class Count:
-    """Write many of one letter: the share of the response's characters that are `letter`, times how full it is.
+    """Write one letter many times.
 
-    Reward: (number of `letter`s in the response) / `target`, at most 1, minus the share of other characters. Every
-    policy finds a gradient here at once, which is what an environment's default task is for.
+    Reward: (number of `letter`s in the response) / `target`, at most 1, minus the share of other characters. Any policy
+    has a gradient here from the first update on, as the default task of an environment should have.
 
-    `exact`: the reward is 1 for `target` letters and nothing else, and 0 for all other responses. It is sparse: a
-    policy has to come upon the one response by chance before there is anything to learn from.
+    With `exact` the reward is sparse: 1 for `target` letters and nothing else, 0 for every other response. A policy has
+    to write that one response by chance before it can learn anything.
     """
 
     letter: str = "a"
@@ -53,10 +53,10 @@ class Count:
 
 @dataclass(frozen=True)
 class Echo:
-    """Say the prompt back. Reward: the share of characters that agree, place by place, over the longer of the two.
+    """Repeat the prompt. Reward: the number of positions with the right character, over the longer text's length.
 
     Prompts are `length` symbols of `alphabet` followed by "=". The option `level` replaces `length` (a curriculum).
-    About a quarter of all words of a length is set aside for evaluation.
+    About a quarter of all words of each length is held out for evaluation.
     """
 
     length: int = 3
@@ -91,7 +91,7 @@ class Echo:
                 return word
 
     def held_out(self) -> Echo:
-        """Words that training never asks for. (Of a single possible word none can be set aside.)"""
+        """Words that training never asks for. (If there is only one word, it is in both parts.)"""
         return replace(self, part="held_out")
 
     def score(self, episode: Episode, /) -> float:
@@ -100,7 +100,7 @@ class Echo:
         return sum(a == b for a, b in zip(answer, response, strict=False)) / longest
 
     def well_formed(self, episode: Episode, /) -> bool:
-        """A word over the alphabet."""
+        """Whether the response is a word over the alphabet."""
         return bool(episode.response) and set(episode.response) <= set(self.alphabet)
 
 
@@ -112,10 +112,10 @@ def _few_words(symbols: str, length: int, part: Part) -> list[str]:
 
 @dataclass(frozen=True)
 class Increasing:
-    """Go on upwards: `"3<"` may be answered by `"4578"`. Numbers by default; `alphabet` may hold letters.
+    """Continue an increasing sequence: `"3<"` may be answered by `"4578"`. `alphabet` may hold letters as well.
 
-    Reward: the symbols before the first that is not above the one before it, at most `length`, over `length` or the
-    response's length, whichever is more. Each of the possible starts leaves room for `length` symbols above it.
+    Reward: the number of symbols up to the first that is not above its predecessor, at most `length`, divided by
+    `length` or by the response's length, whichever is larger. Every prompt leaves room for `length` larger symbols.
     """
 
     length: int = 4
@@ -147,17 +147,17 @@ class Increasing:
         return aside if aside.size < len(self.alphabet) - self.length else self
 
     def score(self, episode: Episode, /) -> float:
-        places = [self.alphabet.find(symbol) for symbol in str(episode.prompt.meta["start"]) + episode.response]
-        risen = sum(1 for _ in itertools.takewhile(lambda pair: pair[1] > pair[0], itertools.pairwise(places)))
-        return min(risen, self.length) / max(self.length, len(episode.response))
+        ranks = [self.alphabet.find(symbol) for symbol in str(episode.prompt.meta["start"]) + episode.response]
+        increases = sum(1 for _ in itertools.takewhile(lambda pair: pair[1] > pair[0], itertools.pairwise(ranks)))
+        return min(increases, self.length) / max(self.length, len(episode.response))
 
 
 @dataclass(frozen=True)
 class Enumerable:
-    """One prompt, and so few possible responses that everything about them can be calculated.
+    """One prompt with so few possible responses that every expectation over them can be computed exactly.
 
     With the tokenizer `"alphabet:<symbols>"` and `max_new_tokens=longest` there are 1 + S + S^2 + ... responses of at
-    most `longest` symbols: 85 by default. `rewards` holds what each is worth, drawn from `seed`.
+    most `longest` symbols: 85 by default. `rewards` is the table of their rewards, drawn from `seed`.
     """
 
     symbols: str = "abcd"
@@ -172,7 +172,7 @@ class Enumerable:
 
     @cached_property
     def responses(self) -> tuple[str, ...]:
-        """Every response: the empty one first, shorter before longer, else in the order of the symbols."""
+        """All responses, by length (the empty one first), and those of one length in the order of the symbols."""
         return tuple(
             "".join(letters)
             for length in range(self.longest + 1)
@@ -181,11 +181,11 @@ class Enumerable:
 
     @cached_property
     def rewards(self) -> Float:
-        """float64[N]: the worth of `responses`, standard normal."""
+        """float64[N]: the reward of each of `responses`, standard normal."""
         return np.random.default_rng(self.seed).standard_normal(len(self.responses))
 
     @cached_property
-    def _worth(self) -> dict[str, float]:
+    def _reward_of(self) -> dict[str, float]:
         return dict(zip(self.responses, self.rewards.tolist(), strict=True))
 
     @property
@@ -196,19 +196,20 @@ class Enumerable:
         return Prompt(id="enumerable", text=self.symbols[0])
 
     def score(self, episode: Episode, /) -> float:
-        """The table's entry; 0 for a text that is none of the responses (another tokenizer can write such)."""
-        return self._worth.get(episode.response, 0.0)
+        """The table's entry; 0 for a text that is not in the table (other tokenizers can write such texts)."""
+        return self._reward_of.get(episode.response, 0.0)
 
 
 @dataclass(frozen=True)
 class Guess:
-    """Find the secret letter: a conversation. Each wrong guess is answered by ">" (the secret is above it) or "<".
+    """Find the secret letter in a conversation: the task answers a wrong guess by ">" (the secret is above) or "<".
 
         ?   d|   >   f|   <   e|            (the agent's turns end with its end token, here "|")
 
-    Any other turn than a single letter is answered by "!" and counts. `turns` guesses at most. Reward: 1 for the first
-    guess, 1 - 1/turns for the second, and so on; 0 without a hit. Halving is optimal: with the default seven letters
-    and three turns it earns (1 + 2 * 2/3 + 4 * 1/3) / 7 = 11/21. The option `level` is the number of letters in play.
+    A turn that is not a single letter is answered by "!" and counts as a guess. There are at most `turns` guesses.
+    Reward: 1 if the first guess is right, 1 - 1/turns if the second is, and so on; 0 if none is. Binary search is
+    optimal: with the default seven letters and three turns it earns (1 + 2 * 2/3 + 4 * 1/3) / 7 = 11/21. The option
+    `level` is the number of letters in play.
     """
 
     alphabet: str = "abcdefg"
@@ -234,21 +235,21 @@ class Guess:
         return Prompt(id=f"guess/{secret}", text="?", meta={"secret": secret})
 
     def reply(self, episode: Episode, /) -> str | None:
-        secret, said = episode.prompt.meta["secret"], episode.turns or (episode.response,)
-        if said[-1] == secret or len(said) >= self.turns:
+        secret, guesses = episode.prompt.meta["secret"], episode.turns or (episode.response,)
+        if guesses[-1] == secret or len(guesses) >= self.turns:
             return None
-        if not self._is_guess(said[-1]):
+        if not self._is_guess(guesses[-1]):
             return "!"
-        return ">" if secret > said[-1] else "<"
+        return ">" if secret > guesses[-1] else "<"
 
     def well_formed(self, episode: Episode, /) -> bool:
-        """Every turn is a guess."""
+        """Whether every turn is a single letter of the alphabet."""
         return all(map(self._is_guess, episode.turns or (episode.response,)))
 
     def _is_guess(self, turn: str) -> bool:
         return len(turn) == 1 and turn in self.alphabet
 
     def score(self, episode: Episode, /) -> float:
-        said = (episode.turns or (episode.response,))[: self.turns]
+        guesses = (episode.turns or (episode.response,))[: self.turns]
         secret = episode.prompt.meta["secret"]
-        return 1.0 - said.index(secret) / self.turns if secret in said else 0.0
+        return 1.0 - guesses.index(secret) / self.turns if secret in guesses else 0.0

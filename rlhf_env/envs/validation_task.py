@@ -1,4 +1,4 @@
-"""For choosing settings: another task's training prompts, some of which stand in for its held-out ones."""
+"""A validation split for choosing settings: part of a task's training prompts takes the place of its held-out ones."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _TRIES = 1000  # of indices, for a prompt on the wanted side of an unbounded tas
 
 
 class Validation:
-    """`task` without its held-out prompts: about `share` of its training prompts are evaluated on, the rest trained on.
+    """The training prompts of `task`: about `share` of them are for evaluation, the others for training.
 
-    What is chosen by such evaluations has not seen the prompts that results are reported on. The text of a prompt
-    decides on which side it is; a task of one prompt has it on both.
+    So settings are chosen without looking at the held-out prompts on which results are reported. A hash of a prompt's
+    text decides on which side it is. A task with a single prompt has it on both sides.
     """
 
     def __init__(self, task: str | Mapping[str, Any] | Task, share: float = 0.2, part: Part = "training") -> None:
@@ -35,7 +35,7 @@ class Validation:
 
     @cached_property
     def _places(self) -> list[int]:
-        """The indices into a bounded task of one side; all of them where nothing can be set aside."""
+        """The indices of this side's prompts in a bounded task; all of them if nothing can be held out."""
         texts = [_salted(self.task.prompt(index, {})) for index in range(self.task.size or 0)]
         aside = held_out_texts(texts, self.share)
         return [i for i, text in enumerate(texts) if not aside or (text in aside) == (self.part == "held_out")]
@@ -59,12 +59,12 @@ class Validation:
         return self if self.size is not None and self.size == aside.size == self.task.size else aside
 
     def __getattr__(self, name: str) -> Any:
-        """A score, a reply, an action mask, names of options: what the task has, and nothing that it has not."""
+        """Everything else (score, reply, action mask, option names) is the task's own, if it has it."""
         if name.startswith("_") or name == "task":
             raise AttributeError(name)
         return getattr(self.task, name)
 
 
 def _salted(prompt: Prompt) -> str:
-    """Tasks that set prompts aside do it by the same hash of the text, and have left none below their share."""
+    """The text to hash. Tasks hold out the texts with the lowest hashes, so that a second split needs another hash."""
     return f"validation/{prompt.text}"

@@ -1,4 +1,4 @@
-"""Asking what waits outside this process while this one goes on: in threads, of which none is left behind."""
+"""Slow rewards in threads, so that they are computed while texts are being written; no thread is left behind."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Protocol, Self, TypeVar, runtime_checkable
 
-_AGAIN = 0.02  # seconds between two hang-ups: the first may have come before the call was where it could be ended
+_AGAIN = 0.02  # seconds between two hang-ups: the first may come before the call can be interrupted
 
 Answer = TypeVar("Answer")
 
 
 @runtime_checkable
 class WaitsOutside(Protocol):
-    """A reward that another process or a server computes, so that this one has nothing to do until the answer comes.
+    """A reward that another process or a server computes, while this process only waits for the answer.
 
-    It is called from other threads than the one that made it, while texts are being written. `connections`: how many
-    calls it takes at the same time.
+    It is called in threads, while texts are being written.
     """
 
     @property
-    def connections(self) -> int: ...
+    def connections(self) -> int:
+        """How many calls it takes at the same time."""
 
     def hang_up(self) -> None:
-        """End the calls that are under way in other threads: they raise, soon. Calls that come later are answered."""
+        """End the calls that are running in other threads: they raise soon. Later calls are answered."""
 
 
 class Asking:
-    """A context in which questions are answered in threads, of which each that is asked has one for each connection.
+    """A context in which rewards are called in threads: each reward has one thread per connection.
 
-    Its questions are begun in their order. Leaving the context hangs up on whoever is still at an answer, drops the
-    questions that wait, and waits for the threads.
+    Calls of a reward start in the order in which they were asked for. Leaving the context hangs up on running calls,
+    drops those that have not started, and waits for the threads to end.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Asking:
         self._asked: dict[Future[object], WaitsOutside] = {}
 
     def ask(self, whom: WaitsOutside, question: Callable[[], Answer]) -> Future[Answer]:
-        """What `question`, which calls `whom`, will return or raise."""
+        """The future result of `question`, a function that calls the reward `whom`."""
         if id(whom) not in self._threads:
             self._threads[id(whom)] = ThreadPoolExecutor(whom.connections, thread_name_prefix="reward")
         answer = self._threads[id(whom)].submit(question)

@@ -17,7 +17,7 @@ from rlhf_env.errors import DataError
 from rlhf_env.feedback.interchange import read_jsonl
 from rlhf_env.feedback.judgements import Preference, Response
 from rlhf_env.feedback.store.store import PreferenceStore
-from rlhf_env.learning.functional import beside_reference
+from rlhf_env.learning.functional import with_reference_logprobs
 from rlhf_env.learning.loop import DataSource
 from rlhf_env.learning.rollout import Rollout, preference_pairs
 from rlhf_env.types import Episode, Float, Prompt, Tokenizer, TokenScorer
@@ -63,7 +63,7 @@ def pair_source(
             pad_id=tokenizer.pad_id,
             weights=[preferences[i].weight for i in rows],
         )
-        return made if known is None else beside_reference(known, made)
+        return made if known is None else with_reference_logprobs(known, made)
 
     return DataSource(len(read), pairs, rollout, seed=seed)
 

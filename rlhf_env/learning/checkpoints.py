@@ -1,11 +1,11 @@
-"""Checkpoints: a directory of safetensors and JSON, whole or not there at all. No pickle.
+"""Checkpoints: directories of safetensors and JSON that are either complete or do not exist. No pickle.
 
-A checkpoint is written as `.tmp-<step>-<pid>`, each file fsynced, `manifest.json` (sizes and sha256 of the others, and
-a sha256 of what it says itself) last; then it is renamed and its parent fsynced. A directory without a manifest that
-matches is not a checkpoint.
+A checkpoint is written as `.tmp-<step>-<pid>`, and each file is fsynced. `manifest.json` comes last: it has the sizes
+and sha256 of the other files, and a sha256 of its own content. Then the directory is renamed and its parent fsynced. A
+directory whose manifest is missing, or does not match, is not a checkpoint.
 
-Formats: 2, this one. 1: one random stream for all rows, and a manifest that vouched for the other files only; nothing
-can make one of format 2 of it, because what its rows would have drawn from streams of their own is not in it.
+The format is version 2. Version 1 had one random stream for all rows, and a manifest without a checksum of its own. It
+cannot be converted, because the state of a random stream per row cannot be derived from it.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _FOLDER = re.compile(r"step-(\d+)(\.replaced)?")
 def save(parent: Path, step: int, state: Mapping[str, Any], record: Mapping[str, Any], *, keep: int = 2) -> Path:
     """Write `state` (nested dicts and lists of tensors, arrays, plain values) as checkpoint `step`; its directory.
 
-    `record` goes into the manifest (versions, thread count, config hash). The newest `keep` checkpoints up to this one
-    stay (later ones are damaged, or the run would have gone on from there). Raises DiskRefused:
-    what stood before is untouched.
+    `record` goes into the manifest (versions, thread count, config hash). Of the checkpoints up to this step, the
+    newest `keep` are kept. (Checkpoints of later steps are damaged, or the run would have been resumed from them.)
+    Raises DiskRefused when the disk is full; earlier checkpoints are untouched then.
     """
     final, partial = parent / f"step-{step:08d}", parent / f".tmp-{step}-{os.getpid()}"
     replaced = parent / f"{final.name}.replaced"
@@ -59,7 +59,7 @@ def save(parent: Path, step: int, state: Mapping[str, Any], record: Mapping[str,
         sealed = {**manifest, "sha256": _seal(manifest)}
         (partial / _MANIFEST).write_text(json.dumps(sealed, indent=1), encoding="utf-8")
         _sync(partial / _MANIFEST)
-        if final.exists():  # the same step saved again; the earlier one counts until the new one stands
+        if final.exists():  # the same step again: the earlier one is valid until the new one is in place
             shutil.rmtree(replaced, ignore_errors=True)
             final.rename(replaced)
         partial.rename(final)
@@ -68,8 +68,8 @@ def save(parent: Path, step: int, state: Mapping[str, Any], record: Mapping[str,
         shutil.rmtree(partial, ignore_errors=True)
         needed = sum(t.numel() * t.element_size() for t in tensors.values())
         raise DiskRefused(
-            f"cannot write checkpoint {final} (about {needed:,} bytes): {error}. What stood before is whole: make "
-            "room, then go on with --resume"
+            f"cannot write checkpoint {final} (about {needed:,} bytes): {error}. Earlier checkpoints are whole: make "
+            "room, then resume with --resume"
         ) from error
     shutil.rmtree(replaced, ignore_errors=True)
     for old in list(_candidates(parent, up_to=step))[keep:]:
@@ -78,28 +78,28 @@ def save(parent: Path, step: int, state: Mapping[str, Any], record: Mapping[str,
 
 
 def latest(parent: Path) -> Path | None:
-    """The newest valid checkpoint under `parent`, or None. Damaged ones are passed over."""
+    """The newest valid checkpoint under `parent`, or None. Damaged ones are skipped."""
     return survey(parent)[0]
 
 
 def survey(parent: Path) -> tuple[Path | None, dict[Path, list[str]]]:
-    """The newest valid checkpoint under `parent`, if there is one, and what is wrong with each that is newer."""
-    wrong: dict[Path, list[str]] = {}
+    """The newest valid checkpoint under `parent`, if there is one, and the problems of every newer one."""
+    damaged: dict[Path, list[str]] = {}
     for folder in _candidates(parent):
-        found = problems(folder)
-        if not found:
-            return folder, wrong
-        wrong[folder] = found
-    return None, wrong
+        defects = problems(folder)
+        if not defects:
+            return folder, damaged
+        damaged[folder] = defects
+    return None, damaged
 
 
 def set_aside(folder: Path) -> Path:
-    """Rename a checkpoint that is of no use, so that none is looked for in it; its new place."""
+    """Rename a damaged checkpoint so that it no longer counts as one; returns its new path."""
     return folder.rename(folder.with_name(f"{folder.name}.set-aside-{os.getpid()}"))
 
 
 def problems(folder: Path) -> list[str]:
-    """What is wrong with a checkpoint directory; empty when it is whole."""
+    """The problems of a checkpoint directory, in words; none if it is complete and undamaged."""
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         version = manifest["format_version"]
@@ -110,36 +110,36 @@ def problems(folder: Path) -> list[str]:
     if version != FORMAT_VERSION:
         return [_other_format(folder, manifest)]
     if manifest.pop("sha256", None) != _seal(manifest):
-        return [f"{folder / _MANIFEST} is damaged (it does not say what it said when it was written)"]
+        return [f"{folder / _MANIFEST} is damaged (its content has changed since it was written)"]
     try:
         stated = {name: (manifest["files"][name]["bytes"], manifest["files"][name]["sha256"]) for name in _CONTENT}
     except (KeyError, TypeError) as error:
-        return [f"{folder / _MANIFEST} does not say what the checkpoint holds: {error!r}"]
-    found = []
+        return [f"{folder / _MANIFEST} does not list the checkpoint's files: {error!r}"]
+    defects = []
     for name, (size, digest) in stated.items():
         file = folder / name
         if not file.is_file():
-            found.append(f"{file} is missing")
+            defects.append(f"{file} is missing")
         elif file.stat().st_size != size or _digest(file) != digest:
-            found.append(f"{file} is damaged (its content is not what the manifest says)")
-    return found
+            defects.append(f"{file} is damaged (its content differs from what the manifest says)")
+    return defects
 
 
 def manifest_of(folder: Path) -> dict[str, Any]:
-    """What a valid checkpoint says about itself."""
+    """The manifest of a valid checkpoint."""
     content: dict[str, Any] = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
     return content
 
 
 def load(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(state, manifest). Raises DataError that names the file when anything is missing or damaged."""
-    wrong = problems(folder)
-    if wrong:
-        raise DataError(*wrong)
+    """(state, manifest). Raises DataError, naming the file, when anything is missing or damaged."""
+    defects = problems(folder)
+    if defects:
+        raise DataError(*defects)
     try:
         plain = json.loads((folder / _STATE).read_text(encoding="utf-8"))
         state: dict[str, Any] = _put_together(plain, load_file(folder / _TENSORS))
-    except (ValueError, KeyError, SafetensorError) as error:  # whole, but not written by `save`
+    except (ValueError, KeyError, SafetensorError) as error:  # undamaged, but not written by `save`
         raise DataError(f"{folder} does not hold a checkpoint's state: {error!r}") from error
     return state, manifest_of(folder)
 
@@ -156,35 +156,39 @@ def _other_format(folder: Path, manifest: Mapping[str, Any]) -> str:
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 of names, types, shapes and bits: equal for the same weights, wherever they came from."""
-    whole = hashlib.sha256()
+    """sha256 of names, types, shapes and bits: equal weights have equal fingerprints, whatever file they came from."""
+    digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
-        whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        whole.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return whole.hexdigest()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _candidates(parent: Path, up_to: int | None = None) -> Iterator[Path]:
-    """Checkpoint directories, newest step first; one that was about to be replaced comes after its replacement.
+    """Checkpoint directories, newest step first; one that was being replaced comes after its replacement.
 
-    A link is none: it leads out of the run's folder, and `save` makes no links.
+    Symbolic links are left out: they lead out of the run's folder, and `save` makes none.
     """
-    found = [(int(m[1]), m[2] is None, p) for p in parent.glob("step-*") if (m := _FOLDER.fullmatch(p.name))]
-    for step, _, folder in sorted(found, reverse=True):
+    steps = [(int(m[1]), m[2] is None, p) for p in parent.glob("step-*") if (m := _FOLDER.fullmatch(p.name))]
+    for step, _, folder in sorted(steps, reverse=True):
         if folder.is_dir() and not folder.is_symlink() and (up_to is None or step <= up_to):
             yield folder
 
 
 def _sweep(parent: Path) -> None:
-    """Remove what earlier, killed writers left unfinished."""
+    """Remove the unfinished directories of writers that were killed."""
     for leftover in parent.glob(".tmp-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _take_apart(value: Any, path: str, tensors: dict[str, Tensor], seen: dict[tuple[Any, ...], str]) -> Any:
-    """The JSON form of `value`; its tensors and arrays go to `tensors`, tied tensors once."""
+    """The JSON form of `value`. Its tensors and arrays go into `tensors`; tied tensors go there once.
+
+    `path` is where `value` stands in the state; `seen` maps the memory of a tensor to the name under which it was
+    saved.
+    """
     if isinstance(value, np.ndarray):
-        # Never looked up in `seen`: the copy's address is free again for the next array's copy.
+        # Not looked up in `seen`: the copy's memory is freed, and the next copy may get the same address.
         return {"$array": _put_away(torch.from_numpy(value.copy()), path, tensors)}
     if isinstance(value, Tensor):
         address = (value.device, value.data_ptr(), value.shape, value.stride(), value.dtype)
@@ -206,7 +210,7 @@ def _take_apart(value: Any, path: str, tensors: dict[str, Tensor], seen: dict[tu
 
 
 def _put_away(tensor: Tensor, path: str, tensors: dict[str, Tensor]) -> str:
-    """The name the tensor got: its path, numbered where another one has it ({"a/b": ...} beside {"a": {"b": ...}})."""
+    """Put the tensor into `tensors`; its name there is its path, numbered if taken ({"a/b": x, "a": {"b": y}})."""
     name = path if path not in tensors else f"{path}#{len(tensors)}"
     tensors[name] = tensor.detach().cpu().contiguous().clone()
     return name

@@ -1,4 +1,4 @@
-"""The only place that knows devices, threads, dtypes, gradient steps and metric reduction."""
+"""Devices, threads, dtypes, gradient steps and metric reduction: no other module knows them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rlhf_env.learning.schedules import ScheduleName, multiplier
 from rlhf_env.learning.spending import Spending
 from rlhf_env.plain_data import refuse_misfits
 
-LARGE = 5_000_000  # parameters from which a second thread pays
+LARGE = 5_000_000  # a model of this many parameters gains from a second thread
 
 if TYPE_CHECKING:
     from rlhf_env.learning.rollout import Rollout
@@ -64,10 +64,10 @@ class Optimization:
 
 
 class Optimizer:
-    """AdamW over some parameters with accumulation, clipping and the run's schedule.
+    """AdamW with gradient accumulation, gradient clipping and the run's learning-rate schedule.
 
-    Call `backward(loss)` once per micro-batch - each loss a sum divided by the normaliser of the *whole* batch, so that
-    splitting changes nothing - and `step()` once.
+    Call `backward(loss)` once per micro-batch, then `step()` once. Each loss must be a sum that is divided by the
+    normaliser of the *whole* batch; then splitting the batch changes nothing.
     """
 
     def __init__(self, parameters: Iterable[Tensor], settings: Optimization, engine: Engine) -> None:
@@ -83,16 +83,18 @@ class Optimizer:
 
     @property
     def lr(self) -> float:
-        """The learning rate in force at the run's present progress."""
-        chosen = self.settings
-        return chosen.lr * multiplier(chosen.schedule, self._engine.progress, warmup=chosen.warmup, floor=chosen.floor)
+        """The learning rate at the run's present progress."""
+        settings = self.settings
+        return settings.lr * multiplier(
+            settings.schedule, self._engine.progress, warmup=settings.warmup, floor=settings.floor
+        )
 
     def rows(self, lengths: Tensor, *, together: int = 1) -> Iterator[Tensor]:
         """The micro-batches of a batch of texts of `lengths` int64[B], as row numbers int64[b]; B may be 0.
 
-        A batch within the limits is one, in its own order. Of others, texts of like length go together, the longest
-        first: what does not fit into memory fails at once. Neighbours of `together` (a pair) are never parted, and go
-        alone if they are beyond the limits.
+        A batch within the limits is one micro-batch, in its own order. A larger batch is sorted by length, the longest
+        texts first, so that a micro-batch that does not fit into memory fails at once. Every `together` neighbours (2:
+        a pair) stay in one micro-batch; if they alone exceed the limits, they are one.
         """
         size, tokens = self.settings.micro_batch_size or math.inf, self.settings.micro_batch_tokens or math.inf
         longest = lengths.reshape(-1, together).amax(dim=1).tolist()
@@ -102,8 +104,8 @@ class Optimizer:
         batch: list[int] = []
         width = 0
         for unit in order:
-            grown, width = len(batch) + together, max(width, longest[unit])
-            if batch and (grown > size or grown * width > tokens):
+            rows, width = len(batch) + together, max(width, longest[unit])
+            if batch and (rows > size or rows * width > tokens):
                 yield torch.tensor(batch)
                 batch, width = [], longest[unit]
             batch += range(unit * together, (unit + 1) * together)
@@ -115,9 +117,9 @@ class Optimizer:
         loss.backward()  # type: ignore[no-untyped-call]
 
     def step(self) -> float:
-        """One gradient step from what has been accumulated; the gradient's norm before clipping.
+        """One gradient step with the accumulated gradient; returns its norm before clipping.
 
-        Raises RunFailed when the gradient is not finite: the parameters are left as they are.
+        Raises RunFailed when the gradient is not finite; the parameters do not change then.
         """
         limit = self.settings.max_grad_norm or float("inf")
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, limit))
@@ -137,7 +139,8 @@ class Optimizer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         own = self._adamw.state_dict()
-        # Copies, or AdamW would go on in the caller's tensors. Its own, handed back, are spared.
+        # AdamW updates these tensors in place, so it gets copies of the caller's. Tensors that are its own already are
+        # not copied.
         moments = {
             int(index): {
                 name: value if value is own["state"].get(int(index), {}).get(name) else copy.deepcopy(value)
@@ -150,7 +153,7 @@ class Optimizer:
 
 @dataclass
 class Engine:
-    """One process on one device. `progress` (share of the budget spent) is written by the loop before each update."""
+    """One process on one device. Before each update, the loop sets `progress`, the share of the budget spent so far."""
 
     spending: Spending = field(default_factory=Spending)
     device: str = "cpu"
@@ -169,7 +172,7 @@ class Engine:
 
     @contextmanager
     def seeded(self, seed: int) -> Iterator[None]:
-        """Inside, the global generators (which dropout draws from) start at `seed`; afterwards they are as before."""
+        """Inside, torch's global generators (dropout draws from them) start at `seed`; afterwards they are restored."""
         device = torch.device(self.device)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
@@ -177,20 +180,23 @@ class Engine:
 
 
 def set_threads(threads: int | None = None, *, parameters: int = 0) -> int:
-    """Use `threads` for tensor work (default: RLHF_ENV_THREADS, else `sensible_threads(parameters)`); that number."""
+    """Let torch use `threads` threads, and return that number.
+
+    The default is the environment variable RLHF_ENV_THREADS, or else `sensible_threads(parameters)`.
+    """
     default = os.environ.get("RLHF_ENV_THREADS") or str(sensible_threads(parameters))
     wanted = default if threads is None else str(threads)
-    if not wanted.isdecimal() or (chosen := int(wanted)) < 1:
+    if not wanted.isdecimal() or (number := int(wanted)) < 1:
         raise ConfigError(f"threads must be a whole number of at least 1, got {wanted!r}")
-    torch.set_num_threads(chosen)
-    return chosen
+    torch.set_num_threads(number)
+    return number
 
 
 def sensible_threads(parameters: int) -> int:
-    """One for a model of fewer parameters than `LARGE`, which gains nothing from two; else one per idle core.
+    """1 for a model of fewer parameters than `LARGE`, which gains nothing from two; otherwise one per idle core.
 
-    A core counts as idle by the load average of the last minute: threads that wait for each other on a busy machine
-    spin, and make everything on it many times slower.
+    The idle cores are all cores minus the load average of the last minute. On a busy machine, threads that wait for
+    each other spin, and make everything many times slower.
     """
     if parameters < LARGE:
         return 1

@@ -1,4 +1,4 @@
-"""One process at a time in a folder."""
+"""A lock that lets one process at a time write into a folder."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from rlhf_env.errors import ConfigError, DiskRefused
 
 
 def hold(folder: Path) -> IO[str]:
-    """Make `folder` if it is not there, and hold it until the file returned is closed or the process ends, however.
+    """Make `folder` if it does not exist, and lock it until the returned file is closed or the process ends.
 
-    Raises ConfigError when another process holds it (its process id is said), or when nothing can be written there;
-    DiskRefused when there is no room.
+    Raises ConfigError when another process holds the lock (the message names its process id), or when the folder cannot
+    be written to; DiskRefused when the disk is full.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

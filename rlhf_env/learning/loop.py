@@ -382,7 +382,7 @@ def _go_on(state: Mapping[str, Any], agent: Agent, source: Source, spending: Spe
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # theirs: any may come
         why = str(error).strip().splitlines() or [""]
         raise DataError(
-            "the checkpoint does not fit what was built: another model, task or version than the run was begun with "
+            "the checkpoint does not fit what was built: another model, task or version than the run was started with "
             f"({type(error).__name__}: {why[-1].strip()})"
         ) from error
 

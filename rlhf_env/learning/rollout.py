@@ -1,4 +1,4 @@
-"""Finished episodes as tensors: what every agent learns from, whoever produced them."""
+"""The rollout: finished episodes as tensors, from which every agent learns, whether they were sampled or stored."""
 
 from __future__ import annotations
 
@@ -16,26 +16,28 @@ from rlhf_env.types import Episode, Float
 
 @dataclass(frozen=True)
 class Rollout:
-    """A batch of B texts. Every [B, L] tensor speaks about `tokens[b, t]` itself; masks are True where it counts.
-
-    `mask`: text (not padding). `actions`: chosen by the agent. `logprobs` (float64): of chosen tokens under the
-    policy that
-    wrote them, 0 elsewhere. `group` int64[B]: rows of one number answer one prompt. `truncated` bool[B]: cut from
-    outside, so a value is bootstrapped. `extras`: what `act` attached, float64[B, L] each. `stated`:
-    whether `logprobs` are known (0 otherwise). `measured`: numbers about the whole batch that its source took down.
-    """
+    """A batch of B texts. Every [B, L] tensor speaks about `tokens[b, t]` itself."""
 
     tokens: Tensor
+    """int64[B, L], padded on the right."""
     mask: Tensor
+    """bool[B, L], True on text."""
     actions: Tensor
+    """bool[B, L], True on tokens that the agent wrote."""
     logprobs: Tensor
+    """float64[B, L]: of the agent's tokens, under the policy that wrote them; 0 elsewhere."""
     group: Tensor
+    """int64[B]: rows with the same number answer the same prompt."""
     truncated: Tensor
+    """bool[B]: the row was cut from outside, so that a value has to be bootstrapped there."""
     episodes: Sequence[Episode]
     scores: Sequence[Score]
     extras: Mapping[str, Tensor] = field(default_factory=dict)
+    """float64[B, L] each: what the agent's `act` attached to its tokens."""
     stated: bool = False
+    """Whether `logprobs` are known; if not, they are 0."""
     measured: Mapping[str, float] = field(default_factory=dict)
+    """Numbers about the whole batch that whoever made it measured, for the log."""
 
     @classmethod
     def from_episodes(
@@ -47,7 +49,7 @@ class Rollout:
         group_size: int = 1,
         extras: Mapping[str, Sequence[Float]] | None = None,
     ) -> Rollout:
-        """Pad on the right. `extras` hold one float64[T] per episode. Neighbours of `group_size` are a group."""
+        """Pad on the right. `extras` hold one float64[T] per episode. Every `group_size` neighbours are a group."""
         length = max(len(episode.prompt_ids) + len(episode.response_ids) for episode in episodes)
         shape = (len(episodes), length)
         tokens = np.full(shape, pad_id, dtype=np.int64)
@@ -85,9 +87,10 @@ class Rollout:
         return self.mask.sum(dim=1)
 
     def rewards(self, *, without: Sequence[str] = ()) -> Tensor:
-        """float64[B, L]: weighted rewards where they are due, leaving out the parts named.
+        """float64[B, L]: the weighted rewards at the tokens that earned them, leaving out the parts named.
 
-        Token parts are paid token by token, the others on the last token; a row's sum is the episode's reward.
+        Parts with token rewards stand at their tokens, the others at the last token. A row sums to the episode's
+        reward.
         """
         paid = torch.zeros(self.tokens.shape, dtype=torch.float64)
         for row, (episode, score) in enumerate(zip(self.episodes, self.scores, strict=True)):
@@ -114,12 +117,12 @@ class Rollout:
 
     @property
     def scored(self) -> Tensor:
-        """bool[B]: rows that were given a reward (those cut from outside, or that a part failed on, were not)."""
+        """bool[B]: rows that have a reward. Rows that were cut from outside, or where a part failed, have none."""
         return torch.tensor([bool(score.raw) for score in self.scores], device=self.tokens.device)
 
     @property
     def judged(self) -> bool:
-        """Whether the rewards are stored judgements: the one part "preference", 1 for what is preferred and else 0."""
+        """Whether the rewards are stored judgements: their one part is "preference", 1 if preferred and else 0."""
         return bool(self.scores) and all(set(score.raw) == {"preference"} for score in self.scores)
 
     def part(self, name: str) -> Tensor:
@@ -135,17 +138,17 @@ class Rollout:
         return replace(self, **moved, extras={name: values.to(device) for name, values in self.extras.items()})
 
     def with_extras(self, **extras: Tensor) -> Rollout:
-        """The same rollout carrying more [B, L] tensors, which `select` cuts along."""
+        """The same rollout with more [B, L] tensors in `extras`."""
         return replace(self, extras={**self.extras, **extras})
 
     def select(self, rows: Tensor | slice | Sequence[int]) -> Rollout:
         """Some rows, cropped to the longest of them."""
-        chosen = torch.arange(len(self))[rows].to(self.tokens.device)
-        length = int(self.lengths[chosen].max()) if len(chosen) else 0
-        picked = chosen.tolist()
+        indices = torch.arange(len(self))[rows].to(self.tokens.device)
+        length = int(self.lengths[indices].max()) if len(indices) else 0
+        numbers = indices.tolist()
 
         def crop(tensor: Tensor) -> Tensor:
-            return tensor[chosen, :length]
+            return tensor[indices, :length]
 
         return replace(
             self,
@@ -153,10 +156,10 @@ class Rollout:
             mask=crop(self.mask),
             actions=crop(self.actions),
             logprobs=crop(self.logprobs),
-            group=self.group[chosen],
-            truncated=self.truncated[chosen],
-            episodes=tuple(self.episodes[i] for i in picked),
-            scores=tuple(self.scores[i] for i in picked),
+            group=self.group[indices],
+            truncated=self.truncated[indices],
+            episodes=tuple(self.episodes[i] for i in numbers),
+            scores=tuple(self.scores[i] for i in numbers),
             extras={name: crop(values) for name, values in self.extras.items()},
         )
 
@@ -188,12 +191,12 @@ def _score(infos: Mapping[str, Any], row: int, length: int) -> Score:
 
 
 def demonstrations(episodes: Sequence[Episode], *, pad_id: int) -> Rollout:
-    """Texts to imitate, as a rollout without rewards: `actions` are the answers' tokens."""
+    """Texts to imitate as a rollout without rewards; `actions` are the tokens of the answers."""
     return Rollout.from_episodes(episodes, [Score(raw={}, weights={})] * len(episodes), pad_id=pad_id)
 
 
 def labelled_answers(episodes: Sequence[Episode], desirable: Sequence[bool], *, pad_id: int) -> Rollout:
-    """Answers that were judged one by one, as a rollout: reward 1 for a desirable one and 0 for another."""
+    """Answers that were judged one by one as a rollout: reward 1 for a desirable answer, 0 for an undesirable one."""
     scores = [
         Score(raw={"preference": float(good)}, weights={"preference": 1.0})
         for _, good in zip(episodes, desirable, strict=True)
@@ -206,7 +209,7 @@ def preference_pairs(
 ) -> Rollout:
     """Preference pairs as a rollout: rows 2i (chosen, reward 1) and 2i + 1 (rejected, reward 0) are one group.
 
-    `weights`, above 0, are those of the pairs (default: 1 each), and of the part "preference".
+    `weights`, above 0, are the weights of the pairs (default: 1 each); they become those of the part "preference".
     """
     rows = [episode for pair in zip(chosen, rejected, strict=True) for episode in pair]
     each = [1.0] * len(chosen) if weights is None else weights

@@ -2,8 +2,8 @@
 
 Metrics are numbers by name, and histograms: `{"low", "high", "counts"}`, bins of equal width.
 
-`record.json` says what the run was made with, and of each time that it was gone on with, what was not as before: an
-entry of `resumed` whose `not_exact` is empty ends in the same bits as a run that was never stopped.
+`record.json` holds versions, config hash and command of the run, and an entry in `resumed` for each time that it was
+resumed. If `not_exact` is empty in all of these, the run ends in the same bits as one that was never stopped.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class RunFolder:
         self.close()
 
     def _refuse_what_ran_here(self) -> None:
-        """See that a run that is here already is this one, and may go on."""
+        """Refuse the folder if it holds another experiment's run, or a run that is not to be resumed."""
         described, record = self.path / "experiment.toml", self.path / "record.json"
         newest = checkpoints.latest(self.path / "checkpoints")
         if not described.exists() and newest is None:
@@ -102,15 +102,13 @@ class RunFolder:
                 raise DataError(f"{described} is missing, and {newest} is of another experiment than this one")
             _refuse_other_experiment(described, self._toml)
         elif not described.exists() or described.read_bytes() != self._toml.encode():
-            # The checkpoint is of this very experiment, so it is the file that is not what it was.
+            # The checkpoint is of this experiment, so the file must have changed since.
             self._without(f"{described} is missing or damaged", "it is written anew", described)
         if _read_record(record) is None:
-            self._without(
-                f"{record} is missing or damaged", "what the run was begun with is not known any more", record
-            )
+            self._without(f"{record} is missing or damaged", "how the run was started is no longer known", record)
 
     def _refuse_lost_rows(self) -> None:
-        """See that the metrics can be read."""
+        """Refuse, or drop, rows of metrics that cannot be read."""
         file = self.path / "metrics.jsonl"
         rows, unreadable = _rows_of(file)
         if unreadable:
@@ -120,15 +118,15 @@ class RunFolder:
             write_whole(file, "".join(json.dumps(row) + "\n" for row in rows))
 
     def _without(self, problem: str, consequence: str, file: Path | None = None) -> None:
-        """Refuse a problem; or where that is allowed, note it as lost and remove what is left of the file."""
+        """Refuse the run; with `allow_partial`, add the problem to `lost` and remove the rest of the file."""
         if not self._allow_partial:
-            raise DataError(f"{problem}: put it back, or go on without it (--allow-partial): {consequence}")
+            raise DataError(f"{problem}: put it back, or resume without it (--allow-partial): {consequence}")
         self.lost.append(f"{problem}: {consequence}")
         if file is not None:
             file.unlink(missing_ok=True)
 
     def _describe(self) -> None:
-        """Write down what runs here."""
+        """Write experiment.toml and record.json, if they do not exist."""
         described, record = self.path / "experiment.toml", self.path / "record.json"
         if not record.exists():
             command = [without_secrets(word) for word in sys.argv]
@@ -138,7 +136,7 @@ class RunFolder:
             write_whole(described, self._toml)
 
     def close(self) -> None:
-        """Give the folder back. The lock goes with the process anyway, however it ends."""
+        """Close the files and release the lock. (It is released at the end of the process in any case.)"""
         for stream in (self._metrics, self._writer, self._tracking, self._lock):
             if stream is not None:
                 with suppress(OSError):  # a disk that is full has been told of when it was written to
@@ -199,7 +197,7 @@ class RunFolder:
 
     @property
     def threads(self) -> int | None:
-        """How many the newest valid checkpoint was made with: a resumed run needs as many to end in the same bits."""
+        """The thread count of the newest valid checkpoint; a resumed run needs the same to end in the same bits."""
         folder = checkpoints.latest(self.path / "checkpoints")
         return None if folder is None else int(checkpoints.manifest_of(folder)["threads"])
 
@@ -218,10 +216,10 @@ class RunFolder:
             self._cut_metrics(0)
             return None
         if wrong and not self._allow_partial:
-            again = f"{folder.name} is whole: --allow-partial goes on from there, and does what came after it again"
+            again = f"{folder.name} is whole: --allow-partial resumes from there and repeats the updates after it"
             raise DataError(*problems, again)
         for damaged in wrong:
-            self.lost.append(f"{damaged.name}: set aside, and what came after {folder.name} is done again")
+            self.lost.append(f"{damaged.name}: set aside; the updates after {folder.name} are repeated")
             checkpoints.set_aside(damaged)
         state, manifest = checkpoints.load(folder)
         step = int(manifest["step"])
@@ -236,12 +234,15 @@ class RunFolder:
         return state, manifest
 
     def began_with(self, what: str, fingerprint: str) -> None:
-        """Write down what the run depends on and no file here holds. ConfigError where it was begun with another."""
+        """Record the fingerprint of something outside the folder that the run depends on, such as its model.
+
+        Raises ConfigError if the run was started with another.
+        """
         record = _read_record(self.path / "record.json") or {}
         before = record.setdefault(what, fingerprint)
         if before != fingerprint:
             raise ConfigError(
-                f"{self.path}: cannot resume: {what} are not those that the run was begun with (sha256 was "
+                f"{self.path}: cannot resume: {what} are not those that the run was started with (sha256 was "
                 f"{before[:12]}, now {fingerprint[:12]}): put the model back, or start anew in another folder"
             )
         write_whole(self.path / "record.json", json.dumps(record, indent=1))

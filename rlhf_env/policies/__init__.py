@@ -1,4 +1,4 @@
-"""Who writes the texts."""
+"""Policies: what writes the texts, and scores them."""
 
 from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.policies.policy import Evaluation, Policy, Sampling, Written

@@ -1,8 +1,8 @@
 """What the common families of language models are made of: one description of a layer for all of them.
 
-The library's own code runs each family through modules of its own, in many small operations. Whoever knows which
-matrices there are, and in which order they act, can do the same in fewer: `fused` for a token more, `trunk` for whole
-texts.
+The transformers library has separate modules for each family, and runs them in many small operations. All families
+have the same matrices in nearly the same order, so one piece of code can compute any of them in fewer operations:
+`fused` decodes one token more, `trunk` reads whole texts. Both follow the description given here.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from rlhf_env.policies.attention import CAPPED
 
-# Where position p is turned by an angle that depends on p alone ("dynamic" and "longrope" look at the longest text).
+# Rotary embeddings in which the angle depends on the position alone: one table serves every text. (In "dynamic" and
+# "longrope" it depends on the longest text of the batch as well.)
 ROTARY_TYPES = {"default", "linear", "llama3", "yarn"}
 
-# How attention is computed there: the same sums, in some order.
+# Implementations of attention in transformers that compute the same formula, up to the order of sums.
 ATTENTIONS = {"sdpa", "eager", CAPPED}
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -33,31 +34,45 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Layer:
-    """One layer, as the modules that it is made of. Those of a tuple read the same input, their outputs side by side.
+    """One transformer layer: attention, then an MLP, each added to the residual stream.
 
-    `key_heads` heads of keys and values, `head_size` wide, each serve the same number of query heads. `norms`: of
-    queries and keys. `up`: gate and up, or up alone. `window`: how many positions are attended to, its own included;
-    None: all. `softcap`: see `attention.attend`. `rotation`: which of the model's tables of angles turns queries and
-    keys; None where positions are learned.
+    The modules are the model's own. Those in a tuple read the same input; their outputs are concatenated.
     """
 
     before_attention: nn.Module
+    """The norm before attention."""
     qkv: tuple[nn.Module, ...]
-    norms: tuple[nn.Module, nn.Module] | None
+    """The projections to queries, keys and values, or the one module that makes all three."""
+    qk_norms: tuple[nn.Module, nn.Module] | None
+    """The norms of queries and of keys, head by head (Qwen 3, Gemma 3)."""
     out: nn.Module
+    """The projection of what attention gives."""
     after_attention: nn.Module | None
+    """The norm between `out` and the residual stream (Gemma 2 and 3)."""
     before_mlp: nn.Module
+    """The norm before the MLP."""
     up: tuple[nn.Module, ...]
+    """The projections to gate and up, or to up alone."""
     activation: Callable[[Tensor], Tensor]
+    """The activation of the gate, or of up where there is no gate."""
     down: nn.Module
+    """The projection back to the width of the residual stream."""
     after_mlp: nn.Module | None
+    """The norm between `down` and the residual stream (Gemma 2 and 3)."""
     heads: int
-    key_heads: int
+    """The number of query heads."""
+    kv_heads: int
+    """The number of heads of keys and values; each serves heads / kv_heads query heads (grouped-query attention)."""
     head_size: int
+    """The width of one head."""
     scaling: float
+    """The factor of the scores q k."""
     softcap: float | None
+    """The cap of the scores, see `attention.attend`."""
     window: int | None
-    rotation: str | None
+    """Sliding-window attention: how many positions a query looks at, its own included. None: all before it."""
+    rotary_table: str | None
+    """Which of `Anatomy.rotary_tables` rotates queries and keys; None where positions are learned."""
 
     @property
     def gated(self) -> bool:
@@ -66,33 +81,40 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Anatomy:
-    """A trunk: what looks a token up, `learned_positions` or `rotary` angles, layers, and the last norm."""
+    """A trunk, which is a language model without its head."""
 
     embed: nn.Module
+    """The token embedding."""
     learned_positions: nn.Module | None
+    """The position embedding (GPT-2); None where positions are rotary."""
     rotary: nn.Module | None
+    """The module that computes rotary embeddings; None where positions are learned."""
     layers: tuple[Layer, ...]
     norm: nn.Module
+    """The norm after the last layer."""
 
-    def angles(self, like: Tensor, positions: int) -> dict[str, tuple[Tensor, Tensor]]:
-        """By `Layer.rotation`, cosines and signed sines [positions, 1, head_size]: see `turned`."""
-        names = {layer.rotation for layer in self.layers if layer.rotation is not None}
-        places = torch.arange(positions, device=like.device)[None]
+    def rotary_tables(self, like: Tensor, positions: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """Cosines and signed sines [positions, 1, head_size], as `apply_rotary` takes them, by `Layer.rotary_table`.
+
+        They have the device and the precision of `like`.
+        """
+        names = {layer.rotary_table for layer in self.layers if layer.rotary_table is not None}
+        every_position = torch.arange(positions, device=like.device)[None]
         tables: dict[str, tuple[Tensor, Tensor]] = {}
         for name in names:
             assert self.rotary is not None
-            cosine, sine = self.rotary(like, places, **({"layer_type": name} if name != "all" else {}))
-            half = sine.shape[-1] // 2
+            cosine, sine = self.rotary(like, every_position, **({"layer_type": name} if name != "all" else {}))
+            half = sine.shape[-1] // 2  # transformers repeats the angles of the first half in the second
             signed = torch.cat([-sine[0, :, :half], sine[0, :, half:]], dim=-1)
             tables[name] = cosine[0].unsqueeze(1), signed.unsqueeze(1)
         return tables
 
 
 def anatomy_of(model: Any) -> Anatomy | None:
-    """Of a causal LM of the transformers library, or of its trunk alone; None where it is not exactly that.
+    """The anatomy of a causal LM of the transformers library, or of its trunk; None for a model that is not known.
 
-    Which is to say: of another family, with settings that change what is computed, or touched by an adapter, a hook,
-    a quantisation. In float32 or float64.
+    A model is known if it belongs to one of the families below, is in float32 or float64, and computes what its family
+    computes: no setting, adapter, hook or quantisation changes that.
     """
     from transformers import (
         Gemma2ForCausalLM,
@@ -144,17 +166,20 @@ def anatomy_of(model: Any) -> Anatomy | None:
     )
 
 
-def drops_out(model: Any) -> bool:
-    """Whether dropout is on somewhere in the model."""
-    attends = getattr(model.config.get_text_config(), "attention_dropout", 0.0)
+def has_dropout(model: Any) -> bool:
+    """Whether dropout is active somewhere in the model."""
+    attention_dropout = getattr(model.config.get_text_config(), "attention_dropout", 0.0)
     return any(
-        module.training and (getattr(module, "p", 0.0) if isinstance(module, nn.Dropout) else attends)
+        module.training and (getattr(module, "p", 0.0) if isinstance(module, nn.Dropout) else attention_dropout)
         for module in model.modules()
     )
 
 
-def weight_of(*modules: Any) -> tuple[Tensor, Tensor | None]:
-    """Matrix [out, in] and bias [out], if there is one, of linear maps side by side."""
+def weight_and_bias(*modules: Any) -> tuple[Tensor, Tensor | None]:
+    """Weight [out, in] and bias [out], None if there is none, of one linear layer with the outputs of all `modules`.
+
+    GPT-2's Conv1D stores its weight transposed.
+    """
     weights = [module.weight if isinstance(module, nn.Linear) else module.weight.t() for module in modules]
     biases = [module.bias for module in modules if module.bias is not None]
     if len(modules) == 1:
@@ -162,32 +187,37 @@ def weight_of(*modules: Any) -> tuple[Tensor, Tensor | None]:
     return torch.cat(weights), torch.cat(biases) if biases else None
 
 
-def root_mean_square(module: Any) -> tuple[Tensor, float] | None:
-    """Factor [H] and epsilon of a root-mean-square norm that may be computed in its own way, else None.
+def rms_norm_weight(module: Any) -> tuple[Tensor, float] | None:
+    """Weight [H] and epsilon of an RMS norm in float32; None where the module itself has to be called.
 
-    The library's compute in float32 whatever the model's precision is, so that in float64 only theirs has the same
-    bits.
+    That is so for a LayerNorm, and for any other precision: RMS norms of transformers compute in float32 whatever the
+    model's precision is, and code of our own would not round as they do.
     """
     if isinstance(module, nn.LayerNorm) or module.weight.dtype != torch.float32:
         return None
     weight: Tensor = module.weight
-    if "Gemma" in type(module).__name__:  # stored as the difference from 1
+    if "Gemma" in type(module).__name__:  # which stores the weight minus 1
         weight = 1.0 + weight
     return weight, float(module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps)
 
 
-def turned(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """`x` [.., heads, D] turned by its positions' angles; the sine of the first half with the sign of `rotate_half`."""
+def apply_rotary(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Rotary embedding of `x` [.., heads, D]; `cosine`, `sine` [.., 1, D] of its positions, from `rotary_tables`.
+
+    The pair (x[i], x[i + D/2]) is rotated by one angle: the first becomes x[i] cos - x[i + D/2] sin, the second
+    x[i + D/2] cos + x[i] sin. Rolling by D/2 puts each element's partner in its place. The minus is in the table: the
+    sines of the first half are stored negative, which saves the negation and concatenation of `rotate_half`.
+    """
     return x.roll(x.shape[-1] // 2, -1).mul_(sine).addcmul_(x, cosine)
 
 
 def _is_plain(model: Any) -> bool:
-    """Whether every module is as the library makes it, all in one precision: float32 or float64."""
+    """Whether every module is as the library makes it, and all are in one precision, float32 or float64."""
     from transformers.pytorch_utils import Conv1D
 
     kinds = {(parameter.dtype, parameter.device) for parameter in model.parameters()}
     plain = len(kinds) == 1 and kinds.pop()[0] in (torch.float32, torch.float64)
-    for module in model.modules():  # an adapter, a quantised layer, somebody's hook
+    for module in model.modules():  # False for an adapter, a quantised layer, somebody's hook
         plain &= not (module._forward_hooks or module._forward_pre_hooks)
         plain &= not (module._backward_hooks or module._backward_pre_hooks)
         plain &= "forward" not in vars(module)
@@ -198,7 +228,7 @@ def _is_plain(model: Any) -> bool:
 
 
 def _rotary_layer(layer: Any, config: Any) -> Layer:
-    """Of Llama, Mistral, Qwen 2 and 3, Gemma 1 to 3."""
+    """A layer of Llama, Mistral, Qwen 2 and 3, Gemma 1 to 3."""
     attention, mlp = layer.self_attn, layer.mlp
     between = getattr(layer, "pre_feedforward_layernorm", None)  # Gemma 2 and 3 have norms on both sides
     window = getattr(attention, "sliding_window", None)
@@ -208,7 +238,7 @@ def _rotary_layer(layer: Any, config: Any) -> Layer:
     return Layer(
         before_attention=layer.input_layernorm,
         qkv=(attention.q_proj, attention.k_proj, attention.v_proj),
-        norms=(attention.q_norm, attention.k_norm) if hasattr(attention, "q_norm") else None,
+        qk_norms=(attention.q_norm, attention.k_norm) if hasattr(attention, "q_norm") else None,
         out=attention.o_proj,
         after_attention=None if between is None else layer.post_attention_layernorm,
         before_mlp=layer.post_attention_layernorm if between is None else between,
@@ -217,12 +247,12 @@ def _rotary_layer(layer: Any, config: Any) -> Layer:
         down=mlp.down_proj,
         after_mlp=None if between is None else layer.post_feedforward_layernorm,
         heads=config.num_attention_heads,
-        key_heads=config.num_key_value_heads,
+        kv_heads=config.num_key_value_heads,
         head_size=attention.head_dim,
         scaling=attention.scaling,
         softcap=getattr(attention, "attn_logit_softcapping", None),
         window=window,
-        rotation=attention.layer_type if config.model_type == "gemma3_text" else "all",
+        rotary_table=attention.layer_type if config.model_type == "gemma3_text" else "all",
     )
 
 
@@ -231,7 +261,7 @@ def _gpt2_layer(layer: Any, config: Any) -> Layer:
     return Layer(
         before_attention=layer.ln_1,
         qkv=(attention.c_attn,),
-        norms=None,
+        qk_norms=None,
         out=attention.c_proj,
         after_attention=None,
         before_mlp=layer.ln_2,
@@ -240,10 +270,10 @@ def _gpt2_layer(layer: Any, config: Any) -> Layer:
         down=mlp.c_proj,
         after_mlp=None,
         heads=attention.num_heads,
-        key_heads=attention.num_heads,
+        kv_heads=attention.num_heads,
         head_size=attention.head_dim,
         scaling=attention.scaling,
         softcap=None,
         window=None,
-        rotation=None,
+        rotary_table=None,
     )

@@ -1,7 +1,7 @@
 """Attention with capped scores (Gemma 2) in the precision of the model.
 
-The library's own computes the softmax in float32 even where everything else is float64. Its sum then depends on how
-many places of padding the row has, and a log-probability on its batch mates, at 1e-7.
+The transformers library computes its softmax in float32 even where everything else is float64. The rounding of its sum
+then depends on how much padding a row has, and so a log-probability depends on the other rows of the batch, at 1e-7.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-CAPPED = "rlhf_env_capped"  # by this name transformers knows it
+CAPPED = "rlhf_env_capped"  # the name under which transformers knows this implementation
 
 
 def attend(
@@ -27,7 +27,7 @@ def attend(
     softcap: float | None = None,
     **_others: Any,
 ) -> tuple[Tensor, Tensor]:
-    """The states [B, L, heads, D] and the weights [B, heads, L, K] of `softmax(cap(scaling * q k) + mask) v`.
+    """Outputs [B, L, heads, D] and weights [B, heads, L, K] of attention `softmax(cap(scaling * q k) + mask) v`.
 
     `query` [B, heads, L, D]; `key`, `value` [B, groups, K, D], each group serving heads / groups heads;
     `attention_mask` [B, 1, L, K] is added to the scores; cap(x) = softcap * tanh(x / softcap).
@@ -44,12 +44,12 @@ def attend(
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
-def in_own_precision(model: Any) -> None:
-    """Have a transformers model whose scores are capped attend in the precision it has; others are left as they are."""
+def attend_in_own_precision(model: Any) -> None:
+    """Make a transformers model with capped scores attend in its own precision. Other models do not change."""
     config = model.config.get_text_config()
     if getattr(config, "attn_logit_softcapping", None) is None:
         return
-    if config._attn_implementation not in ("eager", "sdpa"):  # sdpa, the default of older versions, leaves the cap out
+    if config._attn_implementation not in ("eager", "sdpa"):  # sdpa, the default of older versions, ignores the cap
         return
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask

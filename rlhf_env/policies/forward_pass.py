@@ -1,7 +1,8 @@
-"""One forward pass through any transformers causal LM, its head applied only where somebody reads the logits.
+"""One forward pass through any transformers causal LM that computes logits only where somebody reads them.
 
-A causal LM is a trunk (embeddings to final norm) and a head. The head is the model's own code, which may scale or cap
-the logits (Gemma, Granite, Cohere), so it is not called from here: a hook on the trunk hands it fewer states.
+A causal LM is a trunk (from the embedding to the final norm) and a head. The head is the model's own code and may scale
+or cap the logits (Gemma, Granite, Cohere), so the model itself has to call it. A hook between the two hands it only
+those states whose logits are wanted.
 """
 
 from __future__ import annotations
@@ -31,21 +32,21 @@ def forward_pass(
     trunk = model.base_model
     if trunk is model:
         raise ConfigError(f"{type(model).__name__} is not a causal language model made of a trunk and a head")
-    seen: list[Tensor] = []
+    states: list[Tensor] = []
 
     def keep_selected(_module: Any, _arguments: Any, output: Any) -> Any:
-        seen.append(output.last_hidden_state)
-        output.last_hidden_state = select(seen[0]).unsqueeze(0)
+        states.append(output.last_hidden_state)
+        output.last_hidden_state = select(states[0]).unsqueeze(0)
         return output
 
     inputs: dict[str, Any] = {"input_ids": tokens, "attention_mask": attention_mask, "use_cache": cache is not None}
     if cache is not None:
         inputs["past_key_values"] = cache
-    if "position_ids" in inspect.signature(trunk.forward).parameters:  # ALiBi models read positions off the mask
+    if "position_ids" in inspect.signature(trunk.forward).parameters:  # ALiBi models take positions from the mask
         inputs["position_ids"] = positions
     hook = trunk.register_forward_hook(keep_selected)
     try:
         logits = model(**inputs, return_dict=True).logits
     finally:
         hook.remove()
-    return seen[0], logits[0]
+    return states[0], logits[0]

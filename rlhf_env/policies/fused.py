@@ -1,8 +1,9 @@
-"""One token more for every row, computed straight from the weights of the common families.
+"""Prefill and decode steps of the common families, computed straight from their weights.
 
-At the sizes where one row's token costs little, a step through the library's modules is mostly bookkeeping. Here a
-layer is some twenty tensor operations: one matrix for query, key and value, one for gate and up, no mask when no row is
-padded. The matrices are copies, so a `FusedStep` is of the weights it was made from, and is made anew for others.
+In a small model, a decode step (one token more for every row) through the modules of transformers is mostly Python.
+Here a layer is some twenty tensor operations: one matmul for queries, keys and values, one for gate and up, and no mask
+where no row has padding. Joined matrices are copies: a `FusedStep` has the weights of the moment at which it was made,
+and other weights need another one.
 """
 
 from __future__ import annotations
@@ -15,32 +16,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlhf_env.policies.anatomy import Anatomy, Layer, root_mean_square, turned, weight_of
+from rlhf_env.policies.anatomy import Anatomy, Layer, apply_rotary, rms_norm_weight, weight_and_bias
 from rlhf_env.policies.linear import has_onednn
-from rlhf_env.policies.trunk import layout_of, read
+from rlhf_env.policies.trunk import hidden_states, prefix_tree
 
-Map = Callable[[Tensor], Tensor]
+Norm = Callable[[Tensor], Tensor]
 
 
 class Linear:
-    """x [R, in] -> x weight^T + bias, of a `weight` [out, in].
+    """A linear layer x [R, in] -> x weight^T + bias, with `weight` [out, in].
 
-    In float32 on a CPU by oneDNN, the weight in the order that it reads: with few rows 1.6 to 2 times as fast.
+    In float32 on a CPU the matmul is oneDNN's, and the weight is stored in the blocks in which oneDNN reads it: with
+    few rows that is 1.6 to 2 times as fast.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight, self.bias = weight, bias
         self.packed = has_onednn(weight)
         if self.packed:
-            self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, 32)  # it is told how many rows to expect
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, 32)  # 32: how many rows to expect
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.packed:
             return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], ""))
         return F.linear(x, self.weight, self.bias)
 
-    def onto(self, x: Tensor, residual: Tensor) -> Tensor:
-        """`residual` plus the image of `x`."""
+    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        """`residual` + x weight^T + bias; oneDNN adds while it multiplies."""
         if self.packed:
             summed = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")
             return cast(Tensor, summed)
@@ -48,125 +50,137 @@ class Linear:
 
 
 class Block:
-    """One layer, of copies of its matrices."""
+    """One transformer layer with copies of its matrices."""
 
     def __init__(self, layer: Layer) -> None:
-        self.of = layer
+        self.layer = layer
         self.before_attention, self.before_mlp = _norm(layer.before_attention), _norm(layer.before_mlp)
-        self.norms = None if layer.norms is None else (_norm(layer.norms[0]), _norm(layer.norms[1]))
+        self.qk_norms = None if layer.qk_norms is None else (_norm(layer.qk_norms[0]), _norm(layer.qk_norms[1]))
         self.after_attention = None if layer.after_attention is None else _norm(layer.after_attention)
         self.after_mlp = None if layer.after_mlp is None else _norm(layer.after_mlp)
         self.qkv, self.out = _linear(*layer.qkv), _linear(layer.out)
         self.up, self.down = _linear(*layer.up), _linear(layer.down)
 
-    def __call__(self, x: Tensor, turn: tuple[Tensor, Tensor] | None, layer: Any, bias: Tensor | None) -> Tensor:
-        attended = self.attend(self.before_attention(x), turn, layer, bias)
-        x = self._added(self.out, attended, x, self.after_attention)
+    def __call__(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: Any, bias: Tensor | None) -> Tensor:
+        """The residual stream [R, H] after this layer; the arguments as in `attend`."""
+        attended = self.attend(self.before_attention(x), rotary, cache, bias)
+        x = self._add_to_residual(self.out, attended, x, self.after_attention)
         up = self.up(self.before_mlp(x))
-        if self.of.gated:
+        if self.layer.gated:
             gate, up = up.chunk(2, dim=-1)
-            up = self.of.activation(gate).mul_(up)
+            up = self.layer.activation(gate).mul_(up)
         else:
-            up = self.of.activation(up)
-        return self._added(self.down, up, x, self.after_mlp)
+            up = self.layer.activation(up)
+        return self._add_to_residual(self.down, up, x, self.after_mlp)
 
-    def attend(self, x: Tensor, turn: tuple[Tensor, Tensor] | None, layer: Any, bias: Tensor | None) -> Tensor:
-        """[R, heads * head_size] from `x` [R, H]; the new key and value go into the cache's `layer`."""
-        of, rows, heads = self.of, len(x), self.of.heads
-        both = heads + of.key_heads
-        projected = self.qkv(x).view(rows, -1, of.head_size)
-        looking, values = projected[:, :both], projected[:, both:]
-        if self.norms is not None:
-            looking = torch.cat([self.norms[0](looking[:, :heads]), self.norms[1](looking[:, heads:])], dim=1)
-        if turn is not None:
-            looking = turned(looking, *turn)
-        keys, values = layer.update(looking[:, heads:].unsqueeze(2), values.unsqueeze(2))
-        if of.window is not None:  # slots of a row are contiguous, and its newest is the last
-            keys, values = keys[:, :, -of.window :], values[:, :, -of.window :]
+    def attend(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: Any, bias: Tensor | None) -> Tensor:
+        """Attention [R, heads * head_size] of one new token per row, `x` [R, H], to everything in the cache.
+
+        `rotary`: cosine and sine of the tokens' positions, None without rotary embeddings. `cache`: the key/value cache
+        of this layer, which grows by the new token. `bias` [R * kv_heads, 1, slots]: -inf on padding, else 0; None
+        where no slot is padding.
+        """
+        layer, rows, heads = self.layer, len(x), self.layer.heads
+        query_and_key_heads = heads + layer.kv_heads
+        projected = self.qkv(x).view(rows, -1, layer.head_size)  # [R, heads + 2 * kv_heads, D]
+        queries_keys, values = projected[:, :query_and_key_heads], projected[:, query_and_key_heads:]
+        if self.qk_norms is not None:
+            query_norm, key_norm = self.qk_norms
+            queries_keys = torch.cat([query_norm(queries_keys[:, :heads]), key_norm(queries_keys[:, heads:])], dim=1)
+        if rotary is not None:
+            queries_keys = apply_rotary(queries_keys, *rotary)
+        # [R, kv_heads, slots, D], the new token in the last slot.
+        keys, values = cache.update(queries_keys[:, heads:].unsqueeze(2), values.unsqueeze(2))
+        if layer.window is not None:  # texts are left-padded: the window of every row is its last slots
+            keys, values = keys[:, :, -layer.window :], values[:, :, -layer.window :]
+        # One batched matmul for all rows and heads: its batch is R * kv_heads, and the query heads that share a key
+        # head are the rows of one matrix, [R * kv_heads, heads / kv_heads, D]. Grouped-query attention copies no key.
         keys, values = keys.flatten(0, 1), values.flatten(0, 1)
-        queries = looking[:, :heads].reshape(len(keys), -1, of.head_size)
+        queries = queries_keys[:, :heads].reshape(len(keys), -1, layer.head_size)
         if bias is not None:
             bias = bias[:, :, -keys.shape[1] :]
-        if of.softcap is not None:
-            scores = torch.bmm(queries, keys.transpose(1, 2)).mul_(of.scaling / of.softcap).tanh_()
-            scores = scores.mul_(of.softcap) if bias is None else torch.add(bias, scores, alpha=of.softcap)
+        # Scores [R * kv_heads, heads / kv_heads, slots]. No causal mask: the newest token may look at every slot.
+        if layer.softcap is not None:
+            scores = torch.bmm(queries, keys.transpose(1, 2)).mul_(layer.scaling / layer.softcap).tanh_()
+            scores = scores.mul_(layer.softcap) if bias is None else torch.add(bias, scores, alpha=layer.softcap)
         elif bias is not None:
-            scores = torch.baddbmm(bias, queries, keys.transpose(1, 2), alpha=of.scaling)
+            scores = torch.baddbmm(bias, queries, keys.transpose(1, 2), alpha=layer.scaling)
         else:
-            scores = torch.bmm(queries, keys.transpose(1, 2)).mul_(of.scaling)
+            scores = torch.bmm(queries, keys.transpose(1, 2)).mul_(layer.scaling)
         return torch.bmm(scores.softmax(-1), values).view(rows, -1)
 
-    def _added(self, linear: Linear, x: Tensor, residual: Tensor, norm: Map | None) -> Tensor:
-        return linear.onto(x, residual) if norm is None else norm(linear(x)).add_(residual)
+    def _add_to_residual(self, linear: Linear, x: Tensor, residual: Tensor, norm: Norm | None) -> Tensor:
+        return linear.add_to(residual, x) if norm is None else norm(linear(x)).add_(residual)
 
 
 class FusedStep:
-    """The logits after a text, and after one token more, for a model of this anatomy. Holds copies of its matrices.
+    """Prefill and decode of a model with this anatomy: logits of the next token, from copies of its matrices.
 
-    The cache is a `roomy_cache` in which the texts stand flush right.
+    The key/value cache is a `preallocated_cache` in which the texts are left-padded.
     """
 
     def __init__(self, model: Any, anatomy: Anatomy) -> None:
         self._anatomy = anatomy
-        self._tables: dict[str, tuple[Tensor, Tensor]] = {}
+        self._rotary_tables: dict[str, tuple[Tensor, Tensor]] = {}
         self._blocks = [Block(layer) for layer in anatomy.layers]
         self._norm = _norm(anatomy.norm)
         self._head = _linear(model.get_output_embeddings())
         self._cap: float | None = getattr(model.config, "final_logit_softcapping", None)
 
     def __call__(self, tokens: Tensor, positions: Tensor, cache: Any, mask: Tensor | None) -> Tensor:
-        """[R, V] after `tokens` int64[R] at `positions` int64[R] of the texts; the cache grows by one.
+        """Decode: the logits [R, V] after one token more per row, `tokens` int64[R] at `positions` int64[R].
 
-        `mask` bool[R, length of the cache + 1], True on text; None when all is.
+        The cache grows by one slot. `mask` bool[R, slots in use + 1] is True on text; None: there is no padding.
         """
         x = self._anatomy.embed(tokens)
         if self._anatomy.learned_positions is not None:
             x = x + self._anatomy.learned_positions(positions)
-        turns = {name: (cosine[positions], sine[positions]) for name, (cosine, sine) in self._angles(cache).items()}
+        rotary = {name: (cosine[positions], sine[positions]) for name, (cosine, sine) in self._tables(cache).items()}
         bias = None
-        if mask is not None:
+        if mask is not None:  # [R, slots] -> [R * kv_heads, 1, slots], added to the scores of every layer
             bias = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill_(~mask, -torch.inf)
-            bias = bias.repeat_interleave(self._blocks[0].of.key_heads, dim=0).unsqueeze(1)
-        for block, layer in zip(self._blocks, cache.layers, strict=True):
-            x = block(x, turns.get(block.of.rotation or ""), layer, bias)
+            bias = bias.repeat_interleave(self._blocks[0].layer.kv_heads, dim=0).unsqueeze(1)
+        for block, layer_cache in zip(self._blocks, cache.layers, strict=True):
+            x = block(x, rotary.get(block.layer.rotary_table or ""), layer_cache, bias)
         return self._logits(self._norm(x))
 
-    def read(self, tokens: Tensor, mask: Tensor, cache: Any, rows: Tensor, columns: Tensor) -> Tensor:
-        """[B, V] after texts `tokens` int64[B, L], flush left, `mask` bool[B, L] True on text; into the empty cache.
+    def prefill(self, tokens: Tensor, mask: Tensor, cache: Any, rows: Tensor, columns: Tensor) -> Tensor:
+        """Prefill: the logits [B, V] after `tokens` int64[B, L], right-padded, `mask` bool[B, L] True on text.
 
-        There, row r is text `rows[r]`, and its slot s is that text's place `columns[r, s]`.
+        Fills the empty cache: slot s of its row r holds the key and value of token `columns[r, s]` of text `rows[r]`.
         """
-        layout = layout_of(tokens, mask)
-        kept: list[tuple[Tensor, Tensor]] = []
-        states = read(self._anatomy, layout, keep=kept)
-        places = layout.places[rows].gather(1, columns)
-        for layer, (keys, values) in zip(cache.layers, kept, strict=True):
-            layer.update(keys[places].transpose(1, 2), values[places].transpose(1, 2))
-        last = layout.places.gather(1, mask.sum(1, keepdim=True) - 1).squeeze(1)
+        tree = prefix_tree(tokens, mask)
+        keys_values: list[tuple[Tensor, Tensor]] = []
+        states = hidden_states(self._anatomy, tree, keys_values=keys_values)
+        nodes = tree.nodes[rows].gather(1, columns)  # the node of every slot, [rows of the cache, slots]
+        for layer_cache, (keys, values) in zip(cache.layers, keys_values, strict=True):
+            layer_cache.update(keys[nodes].transpose(1, 2), values[nodes].transpose(1, 2))
+        last = tree.nodes.gather(1, mask.sum(1, keepdim=True) - 1).squeeze(1)
         return self._logits(states[last])
 
     def _logits(self, states: Tensor) -> Tensor:
         logits: Tensor = self._head(states)
         return logits if self._cap is None else logits.div_(self._cap).tanh_().mul_(self._cap)
 
-    def _angles(self, cache: Any) -> dict[str, tuple[Tensor, Tensor]]:
-        """`Anatomy.angles` for every position that the cache can hold."""
+    def _tables(self, cache: Any) -> dict[str, tuple[Tensor, Tensor]]:
+        """`Anatomy.rotary_tables` with every position of the cache; they double when the cache outgrows them."""
         needed = cache.get_seq_length() + 1
-        if not self._tables or len(next(iter(self._tables.values()))[0]) < needed:
-            self._tables = self._anatomy.angles(cast(Tensor, self._anatomy.embed.weight), 2 * needed)
-        return self._tables
+        if not self._rotary_tables or len(next(iter(self._rotary_tables.values()))[0]) < needed:
+            weight = cast(Tensor, self._anatomy.embed.weight)
+            self._rotary_tables = self._anatomy.rotary_tables(weight, 2 * needed)
+        return self._rotary_tables
 
 
-def _linear(*parts: Any) -> Linear:
-    """A copy of the parts, their outputs side by side."""
-    weight, bias = weight_of(*parts)
+def _linear(*modules: Any) -> Linear:
+    """One linear layer with the outputs of all modules."""
+    weight, bias = weight_and_bias(*modules)
     return Linear(weight.detach().contiguous(), None if bias is None else bias.detach())
 
 
-def _norm(module: Any) -> Map:
-    """The module itself; in float32, the same of root-mean-square norms in one operation."""
-    found = root_mean_square(module)
-    if found is None:
-        return cast(Map, module)
-    weight, eps = found
+def _norm(module: Any) -> Norm:
+    """One fused operation for an RMS norm in float32, the module itself for any other norm."""
+    weight_eps = rms_norm_weight(module)
+    if weight_eps is None:
+        return cast(Norm, module)
+    weight, eps = weight_eps
     return partial(F.rms_norm, normalized_shape=weight.shape, weight=weight.detach(), eps=eps)

@@ -15,23 +15,23 @@ from torch import Tensor, nn
 
 from rlhf_env import assets
 from rlhf_env.errors import ConfigError, DataError
-from rlhf_env.policies.anatomy import Anatomy, anatomy_of, drops_out
-from rlhf_env.policies.attention import in_own_precision
+from rlhf_env.policies.anatomy import Anatomy, anatomy_of, has_dropout
+from rlhf_env.policies.attention import attend_in_own_precision
 from rlhf_env.policies.decoding import Decoding
 from rlhf_env.policies.forward_pass import forward_pass
 from rlhf_env.policies.fused import FusedStep
-from rlhf_env.policies.lm_head import LinearHead, is_all_there_is, linear_head, score_logits
+from rlhf_env.policies.lm_head import LinearHead, gives_the_logits, linear_head, score_logits
 from rlhf_env.policies.policy import Evaluation, Sampling, Written
 from rlhf_env.policies.streams import RowStreams
-from rlhf_env.policies.trunk import layout_of, read
+from rlhf_env.policies.trunk import hidden_states, prefix_tree
 from rlhf_env.types import Bool, Episode, Float, Int, Observation
 
-# How much `response_logprobs` takes on at once: positions read, and logits (256 MB of float32) of a head of the model's
-# own making; those of a linear head are never all there.
+# The size of a batch of `response_logprobs`, in tokens, and in logits (256 MB of float32) where the model's own head
+# computes them. Those of a linear head never exist as a whole.
 POSITIONS_AT_ONCE = 8192
 LOGITS_AT_ONCE = 2**26
 
-# Texts written side by side: more gain little, and every one keeps its keys and values.
+# The number of texts written side by side. More gain little, and each needs memory for its keys and values.
 ROWS_AT_ONCE = 256
 
 
@@ -39,11 +39,11 @@ class LanguageModel(nn.Module):
     """A causal LM of the transformers library as a `Policy`; see there for the methods.
 
     `end_id` and `pad_id` default to those of the model's configuration (pad falls back to end). `seed` starts the
-    streams that `write` draws from, one a row: what a row writes does not depend on the others.
+    random streams that `write` draws from, one per row: what a row writes does not depend on the other rows.
 
-    `rows_at_once`: texts that `write` keeps keys and values of, and so its memory; more are written in several waves,
-    and read anew at every call. `fused`: sample by `FusedStep` and learn by `trunk.read` where they know the model
-    (and no dropout is on); the results are the same.
+    `rows_at_once` bounds the memory of the key/value cache: more texts are written in several waves, and then every
+    call reads them from the start. `fused`: sample with `FusedStep` and learn with `trunk.hidden_states` where they
+    know the model's family (and no dropout is active); the results are the same.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         if rows_at_once < 1:
             raise ConfigError(f"rows_at_once must be at least 1, got {rows_at_once}")
-        in_own_precision(model)
+        attend_in_own_precision(model)
         self.model = model
         self.sampling = sampling
         self.rows_at_once, self.fused = rows_at_once, fused
@@ -68,13 +68,13 @@ class LanguageModel(nn.Module):
         self._vocab_size = int(model.get_output_embeddings().weight.shape[0])
         self._end_id = self._known_id("end_id", end_id, self._text_config.eos_token_id)
         self._pad_id = self._known_id("pad_id", pad_id, self._text_config.pad_token_id, self._end_id)
-        # Torch keeps gradients from the padding token's embedding, which may well be the end token's. The masks say
-        # what is padding.
+        # The embedding of torch's `padding_idx` gets no gradient, and the padding token may be the end token, which has
+        # to learn. Our masks say what is padding.
         model.get_input_embeddings().padding_idx = None
         self._streams = RowStreams(seed)
-        self._decoding: Decoding | None = None  # what the last `write` left, for the next to go on from
-        self._weights_read: tuple[object, ...] = ()  # and the weights it was made with
-        self._known_head: tuple[object, bool] = (None, False)  # a head, and whether it is all that makes logits
+        self._decoding: Decoding | None = None  # of the last call of `write`; the next may continue it
+        self._decoding_weights: tuple[object, ...] = ()  # `_weights()` when it was made
+        self._known_head: tuple[object, bool] = (None, False)  # a head, and whether it alone gives the logits
 
     @classmethod
     def from_pretrained(
@@ -152,10 +152,10 @@ class LanguageModel(nn.Module):
         self._check_prompts(texts, mask, lengths, rows, length)
         uniforms = self._streams.next(len(texts), length)
 
-        # Taken out while it works: a call that is interrupted leaves nothing half-written behind.
+        # Not kept while it works: an interrupted call must not leave a half-written cache to the next.
         decoding, self._decoding = self._decoding, None
         weights = self._weights()
-        if decoding is not None and weights == self._weights_read and decoding.continues(texts, lengths, rows):
+        if decoding is not None and weights == self._decoding_weights and decoding.continues(texts, lengths, rows):
             waves, fused = [rows], decoding.fused
         else:
             decoding, waves = None, list(self._waves(rows))
@@ -170,48 +170,52 @@ class LanguageModel(nn.Module):
             written.tokens[wave], written.logprobs[wave] = piece.tokens[wave], piece.logprobs[wave]
         self._streams.take((written.tokens < self.vocab_size).sum(1))
         if decoding is not None and len(waves) == 1 and decoding.live.any():
-            self._decoding, self._weights_read = decoding, weights
+            self._decoding, self._decoding_weights = decoding, weights
         return written
 
     def _waves(self, rows: Bool) -> Iterator[Bool]:
-        """`rows` bool[B] in parts of at most `rows_at_once`."""
+        """The rows of `rows` bool[B] in groups of at most `rows_at_once`, bool[B] each."""
         asked = np.flatnonzero(rows)
         for start in range(0, len(asked), self.rows_at_once):
             yield np.isin(np.arange(len(rows)), asked[start : start + self.rows_at_once])
 
     def evaluate(self, tokens: Tensor, mask: Tensor, where: Tensor) -> Evaluation:
         if torch.is_grad_enabled():
-            self.forget()  # learning begins: the memory is worth more now
+            self.forget()  # learning begins, and needs the memory of the cache
         tokens, mask, where = (
             tokens.to(self.device),
             mask.to(self.device, torch.bool),
             where.to(self.device, torch.bool),
         )
-        if (mask[:, 1:] & ~mask[:, :-1]).any():  # padding on the left, or between: moved to the right and back
+        if (mask[:, 1:] & ~mask[:, :-1]).any():  # padding on the left or in between: to the right, and back
             order = mask.int().argsort(dim=1, descending=True, stable=True)
             moved = self.evaluate(tokens.gather(1, order), mask.gather(1, order), where.gather(1, order))
             back = order.argsort(dim=1)
             hidden = moved.hidden.gather(1, back[..., None].expand_as(moved.hidden))
             return Evaluation(moved.logprobs.gather(1, back), moved.entropy.gather(1, back), hidden)
-        self._check_places(mask, where)
+        self._check_scored(mask, where)
         length = tokens.shape[1]
-        # The state at t - 1 speaks about t, so the last column is never read, nor is padding that all rows share.
+        # The hidden state of token t - 1 gives the distribution of token t. So the model need not read the last column,
+        # nor columns in which every row has padding: it reads `width` columns, and `scored` says at which of them the
+        # distribution of the next token is asked for.
         width = min(int(mask.sum(1).max()), length - 1, self.context or length)
         tokens, mask, scored = tokens[:, : width + 1], mask[:, :width], where[:, 1 : width + 1]
-        chosen, temperature = tokens[:, 1:][scored], self.sampling.temperature
+        targets, temperature = tokens[:, 1:][scored], self.sampling.temperature
         head, anatomy = self._linear_head(), self._anatomy()
-        if anatomy is not None and head is not None and width and not drops_out(self.model):
-            layout = layout_of(tokens[:, :width], mask)
-            flat = read(anatomy, layout)
-            logprobs, entropy = head.score(flat.index_select(0, layout.places[scored]), chosen, temperature)
-            states = flat.index_select(0, layout.places.flatten()).view(*mask.shape, -1)
+        if anatomy is not None and head is not None and width and not has_dropout(self.model):
+            tree = prefix_tree(tokens[:, :width], mask)
+            node_states = hidden_states(anatomy, tree)
+            logprobs, entropy = head.score(node_states.index_select(0, tree.nodes[scored]), targets, temperature)
+            states = node_states.index_select(0, tree.nodes.flatten()).view(*mask.shape, -1)
         else:
-            own = torch.zeros_like(scored) if head is not None else scored  # where the model's own code makes logits
-            states, logits = self._read(tokens[:, :width], mask, own)
+            needs_logits = torch.zeros_like(scored) if head is not None else scored
+            states, logits = self._forward(tokens[:, :width], mask, needs_logits)
             if head is not None:
-                logprobs, entropy = head.score(states[scored], chosen, temperature)
+                logprobs, entropy = head.score(states[scored], targets, temperature)
             else:
-                logprobs, entropy = score_logits(logits, chosen, temperature)
+                logprobs, entropy = score_logits(logits, targets, temperature)
+        # Everything in the answer speaks about token t itself: `where` spreads the scores over [B, L], and the states
+        # move one column to the right, with zeros where no state was computed.
         nothing = torch.zeros(where.shape, dtype=logprobs.dtype, device=self.device)
         hidden = F.pad(states.masked_fill(~mask[..., None], 0.0), (0, 0, 1, length - 1 - width))
         return Evaluation(nothing.masked_scatter(where, logprobs), nothing.masked_scatter(where, entropy), hidden)
@@ -242,58 +246,63 @@ class LanguageModel(nn.Module):
         self._streams = RowStreams.of(state)
 
     def forget(self) -> None:
-        """Free what `write` keeps for the next call.
+        """Free the key/value cache that `write` keeps for the next call.
 
-        It notices new weights by itself (an optimizer step, `load_state_dict`); call this after changing weights behind
-        autograd's back, through `parameter.data`.
+        `write` itself notices an optimizer step or `load_state_dict`. Call this after you have changed weights in a way
+        that autograd does not see, through `parameter.data`.
         """
         self._decoding = None
 
     def __getstate__(self) -> dict[str, Any]:  # for copy and pickle: the cache is not part of the policy
         return {**self.__dict__, "_decoding": None}
 
-    def _read(self, tokens: Tensor, mask: Tensor, scored: Tensor) -> tuple[Tensor, Tensor]:
-        """States [B, L, H] and the logits [N, V] at the N places where `scored` is True."""
+    def _forward(self, tokens: Tensor, mask: Tensor, needs_logits: Tensor) -> tuple[Tensor, Tensor]:
+        """By the model's own code: states [B, L, H], and logits [N, V] at the N tokens where `needs_logits` is True."""
         if not tokens.shape[1]:
             return (
                 torch.zeros(len(tokens), 0, self.hidden_size, dtype=self.dtype, device=self.device),
                 torch.zeros(0, self.vocab_size, dtype=self.dtype, device=self.device),
             )
-        # Nothing attends to padding on its right: the plain causal mask will do, and kernels are fastest with it.
+        # Causal attention never looks to the right, where the padding is: the plain causal mask is enough, and the
+        # attention kernels are fastest with it.
         attention_mask = torch.ones_like(mask)
         positions = torch.arange(tokens.shape[1], device=self.device).expand_as(tokens)
         return forward_pass(
-            self.model, tokens.masked_fill(~mask, 0), attention_mask, positions, select=lambda states: states[scored]
+            self.model,
+            tokens.masked_fill(~mask, 0),
+            attention_mask,
+            positions,
+            select=lambda states: states[needs_logits],
         )
 
     def _anatomy(self) -> Anatomy | None:
-        """What the quick ways need to know; None where the model's own code has to do."""
+        """The anatomy that `FusedStep` and `trunk` need; None where the model's own code has to do the work."""
         return anatomy_of(self.model) if self.fused else None
 
     def _linear_head(self) -> LinearHead | None:
-        """The head, if its `score` is what the model's own code would give; one seen before is not tried again."""
+        """The head, if it alone gives the model's logits; each head is tried once."""
         head = linear_head(self.model)
         if head is None:
             return None
         module = self.model.get_output_embeddings()
         if self._known_head[0] is not module:
             with _without_dropout(self):
-                self._known_head = (module, is_all_there_is(head, self.model))
+                self._known_head = (module, gives_the_logits(head, self.model))
         return head if self._known_head[1] else None
 
     def _weights(self) -> tuple[object, ...]:
-        """Differs after every in-place change of a parameter that autograd knows of, and after every replacement."""
+        """A value that differs after every in-place change that autograd sees, and after parameters are replaced."""
         return tuple((parameter.data_ptr(), parameter._version) for parameter in self.parameters())
 
     def _batches(self, episodes: Sequence[Episode]) -> Iterator[list[int]]:
-        """Indices of episodes, texts of like length together, each batch within the limits above."""
+        """Batches of indices of `episodes`, sorted by length, each within the limits at the top of this file."""
         by_length = sorted(range(len(episodes)), key=lambda index: len(episodes[index].ids))
         batch: list[int] = []
-        scored, chunked = 0, self._linear_head() is not None
+        scored, has_linear_head = 0, self._linear_head() is not None
         for index in by_length:
             scored += len(episodes[index].response_ids)
             positions = (len(batch) + 1) * len(episodes[index].ids)
-            logits = 0 if chunked else scored * self.vocab_size
+            logits = 0 if has_linear_head else scored * self.vocab_size
             if batch and (positions > POSITIONS_AT_ONCE or logits > LOGITS_AT_ONCE):
                 yield batch
                 batch, scored = [], len(episodes[index].response_ids)
@@ -302,7 +311,7 @@ class LanguageModel(nn.Module):
             yield batch
 
     def _known_id(self, name: str, *candidates: Any) -> int:
-        """The first candidate that says anything; the first id where a model has several end tokens."""
+        """The first candidate that is an id; of a list (several end tokens) its first id."""
         for candidate in candidates:
             value = candidate[0] if isinstance(candidate, list | tuple) and candidate else candidate
             if value is None or isinstance(value, list | tuple):
@@ -319,8 +328,10 @@ class LanguageModel(nn.Module):
             return
         if (lengths[rows] == 0).any():
             row = int(np.flatnonzero(rows & (lengths == 0))[0])
-            raise DataError(f"row {row}: nothing to go on from, the prompt is empty (begin it with a start token)")
-        # The last token written is not read again, hence the one place more.
+            raise DataError(
+                f"row {row}: the prompt is empty, so there is nothing to continue (begin it with a start token)"
+            )
+        # The model never reads the last token that is written: a text may be one token longer than the context.
         if self.context is not None and lengths[rows].max() + length > self.context + 1:
             longest = int(lengths[rows].max())
             raise DataError(
@@ -331,9 +342,9 @@ class LanguageModel(nn.Module):
         if inside.min() < 0 or inside.max() >= self.vocab_size:
             raise DataError(f"a token id is outside the model's vocabulary of {self.vocab_size}")
 
-    def _check_places(self, mask: Tensor, where: Tensor) -> None:
+    def _check_scored(self, mask: Tensor, where: Tensor) -> None:
         if (where & ~mask).any():
-            raise ConfigError("where: asks for a place outside the text (mask is False there)")
+            raise ConfigError("where: asks for a token outside the text (mask is False there)")
         if where[:, :1].any() or (where[:, 1:] & ~mask[:, :-1]).any():
             raise ConfigError("where: asks for the first token of a text, which no distribution was stated for")
         if self.context is not None and mask.shape[1] and int(mask.sum(1).max()) > self.context + 1:
@@ -355,7 +366,7 @@ def _without_dropout(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bars over a few files, no tables: what is wrong becomes an exception."""
+    """No progress bars and no warnings of transformers; errors are still exceptions."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -370,7 +381,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def padded(episodes: Sequence[Episode], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens, mask, and where the agent chose: [B, L] each."""
+    """Tokens, mask, and which tokens the agent wrote, [B, L] each, padded on the right."""
     width = max(len(episode.ids) for episode in episodes)
     tokens = np.full((len(episodes), width), pad_id, np.int64)
     mask, where = np.zeros(tokens.shape, bool), np.zeros(tokens.shape, bool)
@@ -412,8 +423,8 @@ def _load(name: str | Path, dtype: torch.dtype, revision: str | None) -> Any:
     if missing:  # transformers would fill them with random numbers
         raise DataError(f"model {str(name)!r}: {len(missing)} weights are missing, {missing[0]} among them")
     for parameter in model.parameters():
-        # Out of the file's memory map: whoever rewrites the file changes nothing here, and the same weights give the
-        # same bits (kernels sum in another order where tensors do not begin at a multiple of 64 bytes).
+        # Copied out of the file's memory map. Then rewriting the file changes nothing here, and the same weights give
+        # the same bits (kernels sum in another order if a tensor does not begin at a multiple of 64 bytes).
         parameter.data = parameter.data.clone()
     return model
 

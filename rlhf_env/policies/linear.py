@@ -1,9 +1,9 @@
-"""Linear maps of many rows by oneDNN, where the rows are many enough.
+"""Matmuls of linear layers: by oneDNN where they are large, by torch's default elsewhere.
 
-In float32 on a CPU, torch multiplies matrices by MKL, which on processors of other makers than its own leaves their
-widest instructions unused; oneDNN uses them. It compiles a kernel for every new shape and keeps it for ever: small
-products stay where they are, and so do those of a number of rows that is not `round_up` of itself, of which a run of
-uneven texts would have thousands.
+In float32 on a CPU, torch multiplies matrices with MKL, which does not use the widest instructions of processors that
+are not Intel's; oneDNN does. But oneDNN compiles a kernel for every new shape and never frees it, and a run with texts
+of all lengths has thousands of shapes. So small matmuls stay with MKL, and so do those whose number of rows is not one
+of the round numbers that `round_up` gives: callers pad to one of those.
 """
 
 from __future__ import annotations
@@ -15,55 +15,60 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Multiplications from which on it pays, a shape being used a few times (once per layer).
-LARGE_PRODUCT = 2**24
+# oneDNN pays from this many multiplications on, if a shape is used a few times (once per layer).
+LARGE_MATMUL = 2**24
 
 
 def has_onednn(like: Tensor) -> bool:
-    """Whether oneDNN can take matrices like this one."""
+    """Whether oneDNN can multiply matrices with the precision and device of `like`."""
     built_in = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
     return built_in and like.dtype == torch.float32 and like.device.type == "cpu"
 
 
 def round_up(rows: int) -> int:
-    """The next of 16 numbers between two powers of 2 (of all multiples of 8 below 256)."""
-    return -(-rows // _step(rows)) * _step(rows)
+    """The smallest round number that is at least `rows`.
+
+    Round numbers are the multiples of 8 up to 256, and from there on 16 numbers from each power of 2 to the next.
+    """
+    return -(-rows // _step(rows)) * _step(rows)  # -(-a // b) is a / b, rounded up
 
 
 def round_down(rows: int) -> int:
-    """The one before; `rows` themselves where they are fewer than 8."""
+    """The largest round number that is at most `rows`; `rows` itself below 8."""
     return rows // _step(rows) * _step(rows) or rows
 
 
 def _step(rows: int) -> int:
+    """The distance between round numbers at `rows`: a sixteenth of the largest power of 2 that is at most `rows`."""
     return 8 if rows < 256 else 1 << (rows.bit_length() - 5)
 
 
-def image(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [N, in] -> x weight^T + bias, [N, out]. Without gradients."""
-    return _product(x, weight, bias) if _pays(x, weight, rows=len(x)) else F.linear(x, weight, bias)
+def matmul(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x weight^T + bias, [N, out], of `x` [N, in]. Autograd does not see it."""
+    return _onednn(x, weight, bias) if _pays(x, weight, rows=len(x)) else F.linear(x, weight, bias)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`image` with gradients, once."""
+    """`matmul`, differentiable once."""
     return cast(Tensor, _Linear.apply(x, weight, bias))  # type: ignore[no-untyped-call]
 
 
 def weight_gradient(g: Tensor, x: Tensor) -> Tensor:
-    """g^T x, [out, in], of `g` [N, out] and `x` [N, in]."""
+    """The gradient g^T x of the weight, [out, in], for outputs with gradient `g` [N, out] of inputs `x` [N, in]."""
     if not _pays(x, g.t(), rows=len(x)):
         return g.t() @ x
     if x.shape[1] > g.shape[1]:
-        return _product(g.t(), x.t())
-    return _product(x.t(), g.t()).t()  # this way round it is the quicker one
+        return _onednn(g.t(), x.t())
+    return _onednn(x.t(), g.t()).t()  # oneDNN is quicker with the larger matrix second
 
 
 def _pays(x: Tensor, weight: Tensor, *, rows: int) -> bool:
-    large = x.numel() * weight.shape[0] >= LARGE_PRODUCT and rows == round_up(rows)
+    """Whether oneDNN is worth it; `rows` is the number that varies from batch to batch."""
+    large = x.numel() * weight.shape[0] >= LARGE_MATMUL and rows == round_up(rows)
     return large and x.dtype == weight.dtype and has_onednn(x)
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], ""))
 
 
@@ -71,15 +76,15 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return image(x, weight, bias)
+        return matmul(x, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        to_x, to_weight, to_bias = ctx.needs_input_grad
+        for_x, for_weight, for_bias = ctx.needs_input_grad
         return (
-            image(g, weight.t()) if to_x else None,
-            weight_gradient(g, x) if to_weight else None,
-            g.sum(0) if to_bias else None,
+            matmul(g, weight.t()) if for_x else None,
+            weight_gradient(g, x) if for_weight else None,
+            g.sum(0) if for_bias else None,
         )

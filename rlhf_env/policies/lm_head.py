@@ -1,12 +1,13 @@
-"""Log-probabilities and entropies straight from states: the logits of a batch never exist as a whole.
+"""Log-probabilities and entropies straight from hidden states: the logits of a batch never exist as a whole.
 
-What autograd keeps of `log_softmax(states @ weight.T)` is several tensors [N, V]; at 4,096 places and a vocabulary of
-49,152 each is 0.8 GB. Here the head runs over a few rows at a time, and its backward is written by hand: with z the
-logits at the temperature, p = softmax(z) and H the entropy,
+For `log_softmax(states @ weight.T)` autograd keeps several tensors [N, V]; with 4,096 tokens and a vocabulary of 49,152
+each takes 0.8 GB. Here the head runs on a few rows at a time, and the backward pass is written by hand. With z the
+logits divided by the temperature, p = softmax(z), c the target token and H the entropy,
 
     d log p_c / d z_j = [j = c] - p_j        d H / d z_j = -p_j (log p_j + H)
 
-The probabilities of the first rows, as many as fit, are kept for it; those of the others are made again.
+The backward pass needs p: the probabilities of the first rows are kept, as many as fit into a fixed amount of memory,
+and those of the other rows are computed again.
 """
 
 from __future__ import annotations
@@ -21,51 +22,49 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from rlhf_env.policies.forward_pass import forward_pass
-from rlhf_env.policies.linear import has_onednn, image, round_down, round_up, weight_gradient
+from rlhf_env.policies.linear import has_onednn, matmul, round_down, round_up, weight_gradient
 
-# Logits at once, and probabilities kept for the backward pass: 16 MB and 64 MB of float32.
+# The number of logits at a time, and of probabilities kept for the backward pass: 16 MB and 64 MB of float32.
 LOGITS_AT_ONCE = 2**22
 PROBABILITIES_KEPT = 2**24
 
 
 @dataclass(frozen=True)
 class LinearHead:
-    """A head that is `cap(states @ weight.T + bias)`, cap(z) = soft_cap * tanh(z / soft_cap).
-
-    `weight` [V, H]; `bias` [V], if there is one; without a `soft_cap` nothing is capped.
-    """
+    """A head whose logits are `cap(states @ weight.T + bias)`, with cap(z) = soft_cap * tanh(z / soft_cap)."""
 
     weight: Tensor
+    """[V, H]"""
     bias: Tensor | None
+    """[V]"""
     soft_cap: float | None
+    """None: no cap."""
 
-    def score(self, states: Tensor, chosen: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probability of `chosen` int64[N] and entropy, [N] each, of the distributions at `states` [N, H].
+    def score(self, states: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """Log-probability of `targets` int64[N] and entropy, [N] each, of the distributions at `states` [N, H].
 
         In the precision of the states, but at least float32. Differentiable once in states, weight and bias.
         """
         count = len(states)
-        spare = round_up(count) - count if has_onednn(states) else 0
-        states, chosen = F.pad(states, (0, 0, 0, spare)), F.pad(chosen, (0, spare))
+        # oneDNN keeps a kernel for round numbers of rows only (see `linear`): pad with rows that nobody looks at.
+        padding = round_up(count) - count if has_onednn(states) else 0
+        states, targets = F.pad(states, (0, 0, 0, padding)), F.pad(targets, (0, padding))
         logprobs, entropy = _Score.apply(  # type: ignore[no-untyped-call]
-            states, self.weight, self.bias, chosen, temperature, self.soft_cap
+            states, self.weight, self.bias, targets, temperature, self.soft_cap
         )
         return logprobs[:count], entropy[:count]
 
 
-def score_logits(logits: Tensor, chosen: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """As `LinearHead.score`, from logits [N, V] that a model's own head has made."""
+def score_logits(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """The same as `LinearHead.score`, from logits [N, V] that the model's own head has computed."""
     scores = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
     distributions = scores.log_softmax(-1)
-    logprobs = distributions.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
+    logprobs = distributions.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
     return logprobs, -(distributions.exp() * distributions).sum(-1)
 
 
 def linear_head(model: Any) -> LinearHead | None:
-    """The head of a causal LM, where it is a plain `nn.Linear` that somebody may read past; otherwise None.
-
-    An adapter, a hook or a subclass makes it another head.
-    """
+    """The head of a causal LM if it is a plain `nn.Linear`; None if it is a subclass, or has an adapter or a hook."""
     head = model.get_output_embeddings()
     hooked = type(head) is nn.Linear and (head._forward_hooks or head._forward_pre_hooks or head._backward_hooks)
     if type(head) is not nn.Linear or hooked or "forward" in vars(head):
@@ -75,10 +74,10 @@ def linear_head(model: Any) -> LinearHead | None:
 
 
 @torch.no_grad()
-def is_all_there_is(head: LinearHead, model: Any) -> bool:
-    """Whether the logits of `model` are those of `head`: some families scale theirs, or do what nobody has foreseen.
+def gives_the_logits(head: LinearHead, model: Any) -> bool:
+    """Whether `head` alone computes the logits of `model`; some families scale theirs afterwards, for instance.
 
-    Asked of the model itself, with two states made up, large enough for a cap to show.
+    Found out by trying: model and head get the same two made-up states, large enough for a cap to show.
     """
     hidden = head.weight.shape[1]
     states = torch.linspace(-1.0, 1.0, hidden, dtype=torch.float64).repeat(2, 1)
@@ -102,7 +101,7 @@ class _Score(torch.autograd.Function):
         states: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        chosen: Tensor,
+        targets: Tensor,
         temperature: float,
         soft_cap: float | None,
     ) -> tuple[Tensor, Tensor]:
@@ -111,26 +110,30 @@ class _Score(torch.autograd.Function):
         precision = torch.promote_types(states.dtype, torch.float32)
         logprobs = torch.empty(len(states), dtype=precision, device=states.device)
         entropy = torch.empty_like(logprobs)
-        # A cap's slope needs the logits, so that there is nothing to gain from keeping what comes after them.
-        keeps = any(ctx.needs_input_grad) and soft_cap is None
-        kept = logprobs.new_empty(PROBABILITIES_KEPT // len(weight) if keeps else 0, len(weight))[: len(states)]
+        # The gradient of a cap needs the logits themselves, so with one the backward pass computes them again anyway.
+        keep = any(ctx.needs_input_grad) and soft_cap is None
+        kept = logprobs.new_empty(PROBABILITIES_KEPT // len(weight) if keep else 0, len(weight))[: len(states)]
         for rows in _chunks(len(states), len(weight)):
             scores, _ = _scores(states[rows], weight, bias, temperature, soft_cap)
-            own = kept[rows] if rows.stop <= len(kept) else torch.empty_like(scores)
-            torch.softmax(scores, -1, out=own)
-            largest, where = scores.max(-1, keepdim=True)
-            scores -= largest  # all of them at most 0, and with them no rounding makes an entropy negative
-            log_normalizer = -own.gather(1, where).log().squeeze(1)
-            logprobs[rows] = scores.gather(1, chosen[rows, None]).squeeze(1) - log_normalizer
-            entropy[rows] = log_normalizer - torch.linalg.vecdot(own, scores)
-        ctx.save_for_backward(states, weight, bias, chosen, entropy, kept)
+            probabilities = kept[rows] if rows.stop <= len(kept) else torch.empty_like(scores)
+            torch.softmax(scores, -1, out=probabilities)
+            # log p = z - max(z) - log_normalizer, where the likeliest token has z - max(z) = 0: its probability gives
+            # the normalizer without another pass over the vocabulary. All scores are now at most 0, so that the entropy
+            # log_normalizer - sum(p * scores) is a sum of terms that are not negative, however they round.
+            largest, likeliest = scores.max(-1, keepdim=True)
+            scores -= largest
+            log_normalizer = -probabilities.gather(1, likeliest).log().squeeze(1)
+            logprobs[rows] = scores.gather(1, targets[rows, None]).squeeze(1) - log_normalizer
+            entropy[rows] = log_normalizer - torch.linalg.vecdot(probabilities, scores)
+        ctx.save_for_backward(states, weight, bias, targets, entropy, kept)
         return logprobs, entropy
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, to_logprobs: Tensor | None, to_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
-        states, weight, bias, chosen, entropy, kept = ctx.saved_tensors
-        to_states, to_weight, to_bias = (
+    def backward(ctx: Any, d_logprobs: Tensor | None, d_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
+        # d_x is the gradient of the loss with respect to x.
+        states, weight, bias, targets, entropy, kept = ctx.saved_tensors
+        d_states, d_weight, d_bias = (
             torch.zeros_like(tensor) if needed else None
             for tensor, needed in zip((states, weight, bias), ctx.needs_input_grad, strict=False)
         )
@@ -140,30 +143,32 @@ class _Score(torch.autograd.Function):
             else:
                 scores, slope = _scores(states[rows], weight, bias, ctx.temperature, ctx.soft_cap)
                 probabilities = torch.softmax(scores, -1, out=scores)
-            if to_logprobs is None:
-                to_scores = torch.zeros_like(probabilities)
+            if d_logprobs is None:
+                d_scores = torch.zeros_like(probabilities)
             else:
-                to_scores = probabilities * -to_logprobs[rows, None]
-                to_scores.scatter_add_(1, chosen[rows, None], to_logprobs[rows, None])
-            if to_entropy is not None:
+                d_scores = probabilities * -d_logprobs[rows, None]
+                d_scores.scatter_add_(1, targets[rows, None], d_logprobs[rows, None])
+            if d_entropy is not None:
+                # p (log p + H), with 0 log 0 = 0
                 surprise = torch.special.xlogy(probabilities, probabilities) + probabilities * entropy[rows, None]
-                to_scores -= surprise * to_entropy[rows, None]
+                d_scores -= surprise * d_entropy[rows, None]
+            # Back through the cap and the temperature to the logits, and through the matmul to its inputs.
             if slope is not None:
-                to_scores *= slope
+                d_scores *= slope
             if ctx.temperature != 1.0:
-                to_scores /= ctx.temperature
-            to_logits = to_scores.to(weight.dtype)
-            if to_states is not None:
-                to_states[rows] = image(to_logits, weight.t())
-            if to_weight is not None:
-                to_weight += weight_gradient(to_logits, states[rows])
-            if to_bias is not None:
-                to_bias += to_logits.sum(0)
-        return to_states, to_weight, to_bias, None, None, None
+                d_scores /= ctx.temperature
+            d_logits = d_scores.to(weight.dtype)
+            if d_states is not None:
+                d_states[rows] = matmul(d_logits, weight.t())
+            if d_weight is not None:
+                d_weight += weight_gradient(d_logits, states[rows])
+            if d_bias is not None:
+                d_bias += d_logits.sum(0)
+        return d_states, d_weight, d_bias, None, None, None
 
 
 def _chunks(rows: int, vocab_size: int) -> Iterator[slice]:
-    """Slices that cover `rows`, each of no more logits than `LOGITS_AT_ONCE`, but of one row at least."""
+    """Slices that cover `rows`, each with at most `LOGITS_AT_ONCE` logits and at least one row."""
     at_once = max(1, round_down(LOGITS_AT_ONCE // vocab_size))
     return (slice(first, min(first + at_once, rows)) for first in range(0, rows, at_once))
 
@@ -171,8 +176,8 @@ def _chunks(rows: int, vocab_size: int) -> Iterator[slice]:
 def _scores(
     states: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, soft_cap: float | None
 ) -> tuple[Tensor, Tensor | None]:
-    """The logits [n, V] at the temperature, and the slope of the cap there [n, V], if there is one."""
-    logits = image(states, weight, bias)
+    """The logits [n, V] divided by the temperature, and the derivative of the cap [n, V] if there is a cap."""
+    logits = matmul(states, weight, bias)
     scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
     slope = None
     if soft_cap is not None:

@@ -1,4 +1,4 @@
-"""What an agent may ask of whoever writes the texts: a language model, a table of logits, another engine."""
+"""The policy protocol: what an agent may ask of a language model, a table of logits or another engine."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from rlhf_env.types import Bool, Episode, Float, Int, Observation
 class Sampling:
     """The distribution that tokens are drawn from, given a model's logits.
 
-    The temperature divides the logits; then the `top_k` likeliest tokens are kept (0: all), then the fewest of those
-    that together have probability `top_p` (1: all).
+    The temperature divides the logits. Then the `top_k` likeliest tokens are kept (0: all), and of those the smallest
+    set of the likeliest whose probabilities sum to `top_p` or more (1: all).
     """
 
     temperature: float = 1.0
@@ -40,36 +40,32 @@ class Sampling:
 
     @property
     def exact(self) -> bool:
-        """Nothing is cut off: `evaluate` then speaks of the very distribution that `write` draws from."""
+        """Whether no token is cut off, so that `evaluate` scores by the distribution that `write` draws from."""
         return self.top_k == 0 and self.top_p == 1.0
 
 
 @dataclass(frozen=True, eq=False)
 class Written:
-    """New tokens, k places a row.
-
-    `tokens` int64[B, k] ends with the end token where there is one; places after it, and rows that were not asked,
-    hold the value `vocab_size`. `logprobs` float64[B, k] are those of the distribution sampled from (truncated, if
-    `Sampling` truncates), and 0 in unused places.
-    """
+    """New tokens, k columns per row."""
 
     tokens: Int
+    """int64[B, k]: a row ends with the end token if there is one. After it, and in rows that were not asked to write,
+    the value is `vocab_size`."""
     logprobs: Float
+    """float64[B, k]: under the distribution that was sampled from, truncated if `Sampling` truncates; 0 where there is
+    no token."""
 
 
 class Evaluation(NamedTuple):
-    """How a policy sees given texts; every tensor speaks about `tokens[b, t]` itself.
-
-    `logprobs` [B, L]: log p(tokens[b, t] | tokens[b, <t]) where asked, exactly 0 and without gradient elsewhere.
-    `entropy` [B, L]: of the distribution that tokens[b, t] was drawn from, in nats, 0 where not asked.
-    `hidden` [B, L, H]: the state in which tokens[b, t] is chosen, that is, the last layer's state one position earlier
-    (after the final norm); 0 where no text precedes. It also exists at the first padding place: the state after the
-    last token.
-    """
+    """A policy's scores of given texts; every tensor speaks about `tokens[b, t]` itself."""
 
     logprobs: Tensor
+    """[B, L]: log p(tokens[b, t] | tokens[b, <t]) where asked for; exactly 0 and without gradient elsewhere."""
     entropy: Tensor
+    """[B, L]: the entropy, in nats, of the distribution that tokens[b, t] was drawn from; 0 where not asked for."""
     hidden: Tensor
+    """[B, L, H]: the state from which tokens[b, t] is drawn, that is, the hidden state of the token before it, after
+    the final norm; 0 where no text precedes. At the first token of padding it is the state after the last token."""
 
 
 class Policy(Protocol):
@@ -103,29 +99,27 @@ class Policy(Protocol):
     def write(self, observation: Observation, length: int, rows: Bool | None = None) -> Written:
         """Up to `length` next tokens for each row of `rows` (bool[B]; default: `observation["writing"]`, else all).
 
-        A row's text ends at the end token.
-
-        Calls that continue the texts of the call before, token by token, do not read them again.
+        A row's text ends at the end token. A call that continues the texts of the call before does not read them again.
         """
 
     def evaluate(self, tokens: Tensor, mask: Tensor, where: Tensor) -> Evaluation:
         """Score given texts: `tokens` int64[B, L]; `mask` bool[B, L], True on text; `where` bool[B, L], True to score.
 
-        Log-probabilities are those at `sampling.temperature`, never truncated. ConfigError when `where` asks for a
-        place outside the text, or for the first token of one.
+        Log-probabilities are those at `sampling.temperature`, never truncated. ConfigError when `where` asks for
+        padding or for the first token of a text.
         """
 
     def response_logprobs(self, episodes: Sequence[Episode], /) -> list[Float]:
-        """log p(response token | text before it), B arrays float64[T_b], 0 where the agent did not choose the token."""
+        """log p(response token | text before it), B arrays float64[T_b], 0 where the agent did not write the token."""
 
     def frozen_copy(self) -> Policy:
-        """An independent copy that does not train: a reference."""
+        """An independent copy whose parameters do not train: a reference policy."""
 
     def reseed(self, seed: int) -> None:
-        """Start the stream that drives `write` anew."""
+        """Start the random streams of `write` again from `seed`."""
 
     def sampling_state(self) -> dict[str, Any]:
-        """The place in that stream, as JSON knows it."""
+        """Where those streams are, ready for JSON."""
 
     def load_sampling_state(self, state: Mapping[str, Any], /) -> None: ...
 

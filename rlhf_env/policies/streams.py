@@ -1,4 +1,4 @@
-"""One stream of random numbers for each row: what a row draws does not depend on who else draws, or how often."""
+"""One stream of random numbers per row: what a row draws does not depend on what other rows draw, or how much."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _STEP = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio, odd
 
 
 class RowStreams:
-    """Number n of row i is a function of (seed, i, n) alone: SplitMix64 (Steele, Lea, Flood 2014), keyed by the row.
+    """The n-th number of row i is a function of (seed, i, n) alone: SplitMix64 (Steele, Lea, Flood 2014), keyed by row.
 
-    A row whose text took t tokens has taken t numbers, so that it makes no difference whether the text was written in
-    one call or token by token, nor how long the others went on.
+    A row takes one number for each token. So it makes no difference whether a text is written in one call or token by
+    token, or how long the texts of other rows are.
     """
 
     def __init__(self, seed: int) -> None:
@@ -27,7 +27,7 @@ class RowStreams:
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Self:
-        """As they were when they gave `state`. DataError for the state of anything else."""
+        """The streams that gave `state`. DataError if it is the state of something else."""
         seed, taken = state.get("seed"), state.get("taken")
         if not isinstance(seed, int) or not isinstance(taken, list):
             raise DataError("the state of the sampling streams is not of this version of rlhf-env: start the run anew")
@@ -36,19 +36,19 @@ class RowStreams:
         return streams
 
     def state(self) -> dict[str, Any]:
-        """As JSON knows it."""
+        """The seed and how many numbers each row has taken, ready for JSON."""
         return {"seed": self.seed, "taken": self._taken.tolist()}
 
     def next(self, rows: int, length: int) -> Float:
-        """float64[rows, length] in [0, 1): the next numbers of the first `rows` rows. Nothing is taken."""
+        """The next numbers of the first `rows` rows, float64[rows, length] in [0, 1). They count as taken by `take`."""
         taken = self._taken_by(rows)
         keys = _mixed(self._start + np.arange(1, rows + 1, dtype=np.uint64) * _STEP)
-        places = taken[:, None] + np.arange(1, length + 1, dtype=np.uint64)
-        numbers: Float = (_mixed(keys[:, None] + places * _STEP) >> np.uint64(11)) * 2.0**-53
+        indices = taken[:, None] + np.arange(1, length + 1, dtype=np.uint64)
+        numbers: Float = (_mixed(keys[:, None] + indices * _STEP) >> np.uint64(11)) * 2.0**-53
         return numbers
 
     def take(self, counts: Int | Bool) -> None:
-        """Move the first len(counts) rows on, each by so many numbers."""
+        """Row i has taken counts[i] numbers more."""
         self._taken_by(len(counts))
         self._taken[: len(counts)] += np.asarray(counts, np.uint64)
 
@@ -60,7 +60,7 @@ class RowStreams:
 
 
 def _mixed(z: Any) -> Any:
-    """SplitMix64's output function of uint64, element by element; overflow is meant."""
+    """SplitMix64's output function, element by element on uint64; the overflow is intended."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))

@@ -1,4 +1,4 @@
-"""A table of logits, one row for each state: the policy of worlds so small that everything can be summed over."""
+"""A table of logits, one row per state: a policy for tasks so small that one can sum over all responses."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from rlhf_env.types import Bool, Episode, Float, Observation
 
 @dataclass(frozen=True)
 class ResponseTree:
-    """Every response of at most `longest` out of `symbols` tokens, and the states in which they are written.
+    """All responses of at most `longest` tokens out of `symbols`, and the states in which they are written.
 
-    A state is what has been written so far, as long as a token is still to be chosen: one of the symbols
-    0..symbols - 1, or the end, whose id is `symbols`. At the length limit nothing is chosen any more, so that a
-    response of full length has no end token. Texts are numbered shorter before longer, else in the order of their ids,
-    as in `Enumerable.responses`: text i followed by symbol a is text i * symbols + 1 + a, and the text of state i is
-    that of response i.
+    A state is the text so far, of fewer than `longest` symbols. In a state the policy draws one of the symbols
+    0..symbols - 1, or the end token, whose id is `symbols`. A response of full length has no end token, because nothing
+    is drawn after it. Texts are numbered by length, and those of one length in the order of their ids, as in
+    `Enumerable.responses`: text i followed by symbol a is text i * symbols + 1 + a. State i and response i have one
+    text.
     """
 
     symbols: int
@@ -46,12 +46,12 @@ class ResponseTree:
 
     @property
     def responses(self) -> int:
-        """N, the number of responses: 1 + 4 + 16 + 64 = 85 of four symbols, at most three long."""
+        """N, the number of responses: 1 + 4 + 16 + 64 = 85 for four symbols and at most three tokens."""
         return self.states + int(self.symbols**self.longest)
 
     @cached_property
     def _written(self) -> list[list[tuple[int, int]]]:
-        """For each response, (state, token) of each choice."""
+        """For each response, the (state, token) of every draw."""
         paths: list[list[tuple[int, int]]] = [[]]
         for text in range(1, self.responses):
             parent, symbol = divmod(text - 1, self.symbols)
@@ -65,19 +65,19 @@ class ResponseTree:
 
     @cached_property
     def choices(self) -> tuple[Tensor, Tensor]:
-        """The state in which each token was chosen and the token's id, int64[N, T] each, 0 off `mask`."""
+        """The state in which each token is drawn, and the token's id: int64[N, T] each, 0 where `mask` is False."""
         filled = [[*path, *[(0, 0)] * (self.longest - len(path))] for path in self._written]
         state, token = torch.tensor(filled).unbind(-1)
         return state, token
 
 
 class TabularPolicy(nn.Module):
-    """A softmax over a row of logits for every state, as a `Policy`; see there for the methods.
+    """A softmax over a row of logits per state, as a `Policy`; see there for the methods.
 
-    It speaks the language of `AlphabetTokenizer` (symbols, then end, then pad) and answers the one `prompt`, a list of
-    ids; padding has probability 0 and no logit. `hidden` is the state as a one-hot vector, so that a `ValueHead` on it
-    is a table of values; it is 0 where nothing is left to choose. Logits start normal with standard deviation
-    `init_std`, drawn from `seed`, which also starts the stream that `write` draws from.
+    Its vocabulary is that of `AlphabetTokenizer` (symbols, then end, then pad). It answers one `prompt`, a list of ids,
+    and no other. Padding has probability 0 and no logit. `hidden` is the state as a one-hot vector, so that a
+    `ValueHead` on it is a table of values; it is 0 where no token is drawn any more. Logits are initialised with normal
+    numbers of standard deviation `init_std`, drawn from `seed`, which also starts the stream that `write` draws from.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class TabularPolicy(nn.Module):
         return self.tree.states
 
     def write(self, observation: Observation, length: int, rows: Bool | None = None) -> Written:
-        """Rows whose response has ended, or is as long as can be, are given nothing."""
+        """As in `Policy`. Rows whose response has ended, or has its full length, get no token."""
         texts, mask = np.asarray(observation["input_ids"], np.int64), np.asarray(observation["attention_mask"], bool)
         rows = observation.get("writing") if rows is None else rows
         rows = np.ones(len(texts), bool) if rows is None else np.asarray(rows, bool)
@@ -141,12 +141,12 @@ class TabularPolicy(nn.Module):
         state = np.full(len(texts), -1)
         state[asked] = after.gather(1, ends[:, None]).squeeze(1).numpy()
         logits = self.logits.detach()
-        for place in range(length):
+        for step in range(length):
             live = np.flatnonzero((state >= 0) & (state < self.tree.states))
             if not len(live):
                 break
-            drawn, logprobs[live, place] = draw(logits[state[live]], uniforms[live, place], self.sampling)
-            tokens[live, place] = drawn
+            drawn, logprobs[live, step] = draw(logits[state[live]], uniforms[live, step], self.sampling)
+            tokens[live, step] = drawn
             state[live] = np.where(drawn == self.end_id, -1, state[live] * self.tree.symbols + 1 + drawn)
         self._streams.take((tokens < self.vocab_size).sum(1))
         return Written(tokens, logprobs)
@@ -155,25 +155,26 @@ class TabularPolicy(nn.Module):
         tokens = tokens.to(self.device)
         mask, where = mask.to(self.device, torch.bool), where.to(self.device, torch.bool)
         if (where & ~mask).any():
-            raise ConfigError("where: asks for a place outside the text (mask is False there)")
+            raise ConfigError("where: asks for a token outside the text (mask is False there)")
         state = self._states(tokens, mask)[:, :-1]
         exists = (state >= 0) & (state < self.tree.states)
         if (where & ~exists).any():
             raise ConfigError(
-                "where: asks for a token that no state of this table chooses: of the prompt, after the end token, or "
+                "where: asks for a token that this table never draws: of the prompt, after the end token, or "
                 f"beyond the {self.tree.longest} tokens of the longest response"
             )
         scores = self.logits[state[where]]
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) / self.sampling.temperature
         distributions = scores.log_softmax(-1)
         entropy = -(distributions.exp() * distributions).sum(-1)
-        every = F.pad(distributions, (0, 1), value=-torch.inf)  # padding is a token of the vocabulary, never chosen
-        chosen = every.gather(-1, tokens[where].unsqueeze(-1)).squeeze(-1)
+        # Padding is a token of the vocabulary with probability 0.
+        with_padding = F.pad(distributions, (0, 1), value=-torch.inf)
+        logprobs = with_padding.gather(-1, tokens[where].unsqueeze(-1)).squeeze(-1)
         nothing = torch.zeros(tokens.shape, dtype=scores.dtype, device=self.device)
-        # A state is told where text precedes, the first padding place included.
-        told = exists & F.pad(mask, (1, 0))[:, :-1]
-        hidden = F.one_hot(state.masked_fill(~told, 0), self.tree.states).to(self.dtype) * told[..., None]
-        return Evaluation(nothing.masked_scatter(where, chosen), nothing.masked_scatter(where, entropy), hidden)
+        # There is a state wherever text precedes, the first token of padding included.
+        has_state = exists & F.pad(mask, (1, 0))[:, :-1]
+        hidden = F.one_hot(state.masked_fill(~has_state, 0), self.tree.states).to(self.dtype) * has_state[..., None]
+        return Evaluation(nothing.masked_scatter(where, logprobs), nothing.masked_scatter(where, entropy), hidden)
 
     @torch.no_grad()
     def response_logprobs(self, episodes: Sequence[Episode], /) -> list[Float]:
@@ -199,24 +200,27 @@ class TabularPolicy(nn.Module):
         self._streams = RowStreams.of(state)
 
     def _states(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """int64[B, L + 1]: the number of the response that stands before each place; -1 inside the prompt, and where
-        what stands there is no response (something follows the end, say). DataError for another prompt."""
+        """int64[B, L + 1]: the number of the response before each token, and before the end of the row.
+
+        -1 inside the prompt, and where the text before is no response (if it goes on after the end token, for
+        instance). DataError for another prompt.
+        """
         rows, length = tokens.shape
         prompt = torch.tensor(self.prompt, device=tokens.device)
         states = torch.full((rows, length + 1), -1, device=tokens.device)
         state = torch.zeros(rows, dtype=torch.int64, device=tokens.device)
-        seen = torch.zeros_like(state)
+        tokens_read = torch.zeros_like(state)
         for t in range(length):
-            reading, token = mask[:, t], tokens[:, t]
-            asking = reading & (seen < len(prompt))
-            other = asking & (token != prompt[seen.clamp(max=len(prompt) - 1)])
-            if other.any():
-                row = int(other.nonzero()[0])
+            is_text, token = mask[:, t], tokens[:, t]
+            in_prompt = is_text & (tokens_read < len(prompt))
+            differs = in_prompt & (token != prompt[tokens_read.clamp(max=len(prompt) - 1)])
+            if differs.any():
+                row = int(differs.nonzero()[0])
                 raise DataError(f"row {row}: this table answers the prompt {list(self.prompt)} and no other")
-            states[:, t] = state.masked_fill(seen < len(prompt), -1)
-            goes_on = (state >= 0) & (state < self.tree.states) & (token >= 0) & (token < self.tree.symbols)
-            grown = torch.where(goes_on, state * self.tree.symbols + 1 + token, -1)
-            state = torch.where(reading & ~asking, grown, state)
-            seen = seen + reading
-        states[:, length] = state.masked_fill(seen < len(prompt), -1)
+            states[:, t] = state.masked_fill(tokens_read < len(prompt), -1)
+            is_symbol = (state >= 0) & (state < self.tree.states) & (token >= 0) & (token < self.tree.symbols)
+            longer = torch.where(is_symbol, state * self.tree.symbols + 1 + token, -1)
+            state = torch.where(is_text & ~in_prompt, longer, state)
+            tokens_read = tokens_read + is_text
+        states[:, length] = state.masked_fill(tokens_read < len(prompt), -1)
         return states

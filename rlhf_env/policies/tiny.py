@@ -33,12 +33,12 @@ def tiny_language_model(
     rows_at_once: int = ROWS_AT_ONCE,
     fused: bool = True,
 ) -> LanguageModel:
-    """A random model that the same arguments always give; the global generators are left as they were.
+    """A model with random weights; the same arguments give the same weights, and no global generator is used.
 
-    `init_std` 0.02 is nearly uniform over the vocabulary; 0.5 has opinions. `window` is for families with
-    sliding-window attention (mistral, gemma2, gemma3). GPT-2 has learned absolute positions and dropout everywhere,
-    the others rotary positions and dropout on attention only. The end token is the last id unless `end_id` says
-    otherwise, and also pads unless `pad_id` does. `seed` gives the weights and starts the sampling streams.
+    With `init_std` 0.02 the distribution over the vocabulary is nearly uniform, with 0.5 it is far from it. `window` is
+    for families with sliding-window attention (mistral, gemma2, gemma3). GPT-2 has learned absolute positions, and
+    dropout everywhere; the others have rotary positions, and dropout in attention only. The default of `end_id` is the
+    last id, and that of `pad_id` is the end token. `seed` gives the weights and starts the sampling streams.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -1,11 +1,21 @@
-"""Whole texts through the layers of the common families, no place twice: what scoring and learning read.
+"""Runs whole texts through the layers of the common families and computes every distinct prefix once.
 
-The places of all texts lie in one flat list, padding left out, and a beginning that several texts share (answers to one
-prompt, the chosen and the rejected) is there once: norms, projections and MLPs see nothing else. Attention alone looks
-at texts again, each place at the places before it in its own text. Gradients flow back along the same ways, so that a
-shared place gathers them from all of its texts.
+Scoring and learning need the hidden state of every token of a batch. A padded batch [B, L] wastes work twice: on the
+padding, and on prefixes that several texts have in common (the prompt of a group of answers; the prompt of a preferred
+and a rejected one). In a causal model a hidden state depends on nothing but the tokens up to it, so equal prefixes have
+equal hidden states, and one computation serves all texts.
 
-The library's own modules would read padding, and shared beginnings in each row anew.
+The batch therefore becomes a prefix tree (a trie). A node is one token after one prefix. All N nodes lie in one flat
+list without padding, and whatever works token by token (embedding, norms, projections, MLPs) runs on that list, [N, H].
+Attention alone looks across tokens. It gathers rectangles from the list: every text asks (queries) from the nodes that
+it added to the tree, and is answered (keys, values) by all nodes from its beginning on. For example:
+
+    text         shared with the text above   nodes       queries   keys
+    a b c d      -                            0 1 2 3     0 1 2 3   0 1 2 3
+    a b c e f    a b c                        0 1 2 4 5   4 5       0 1 2 4 5
+    a b g        a b                          0 1 6       6         0 1 6
+
+Gathering is differentiable: the gradient of a shared node is the sum over all texts that pass through it.
 """
 
 from __future__ import annotations
@@ -19,197 +29,252 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from rlhf_env.policies.anatomy import Anatomy, Layer, root_mean_square, turned, weight_of
+from rlhf_env.policies.anatomy import Anatomy, Layer, apply_rotary, rms_norm_weight, weight_and_bias
 from rlhf_env.policies.linear import has_onednn, linear, round_up
 from rlhf_env.types import Bool, Int
 
-# Rows are read side by side whose own places are at least this share of the longest row's: the rest would be padding.
-LIKE_LENGTH = 0.6
+# A bucket takes rows that have at least this share of the queries of its longest row; the rest of a row is padding.
+BUCKET_FILL = 0.6
 
 
 @dataclass(frozen=True, eq=False)
-class Band:
-    """Texts that attend side by side: b rows of q own places each, padded to the longest, and k places to look at.
-
-    `start`: of the rows' own places in the flat list, one row after another, `count` of them. `queries` int64[b * q]:
-    these places with padding; `kept` int64[count]: where among them the places are; None: all rows own q places.
-    `keys` int64[b * k]: what the rows consist of from their beginnings on. `first` int64[b]: how many places of a row
-    stand before its own. `square`: each row owns all that it looks at.
-    """
+class Bucket:
+    """Rows (texts) that attend as one rectangle: b rows, padded to q queries and k keys each."""
 
     rows: int
+    """b, the number of rows."""
     start: int
+    """The rows' own nodes are neighbours in the flat list, one row after another; this is the first of them ..."""
     count: int
-    queries: Tensor | None
-    kept: Tensor | None
-    keys: Tensor
-    first: Tensor
-    square: bool
+    """... and this is how many they are."""
+    query_nodes: Tensor | None
+    """int64[b * q]: the node of every query, padding included. None where all rows have q queries: no padding."""
+    unpadded: Tensor | None
+    """int64[count]: the indices in `query_nodes` that are no padding. None where there is none."""
+    key_nodes: Tensor
+    """int64[b * k]: the node of every key, from the beginning of the text on."""
+    prefix_lengths: Tensor
+    """int64[b]: the number of tokens in a row before its first query."""
+    has_prefix: bool
+    """Whether any of `prefix_lengths` is above 0."""
 
-    def visible(self, window: int | None) -> Tensor | None:
-        """Which keys a query may look at, bool [b or 1, 1, q, k]; None: those that a plain causal mask shows."""
-        if self.square and window is None:
+    def attention_mask(self, window: int | None) -> Tensor | None:
+        """bool[b or 1, 1, q, k], True where a query may look at a key; None: the plain causal mask of a square.
+
+        `window`: the number of positions that sliding-window attention looks at, the query's own included.
+        """
+        if not self.has_prefix and window is None:
             return None
-        wide, long = self._shape
-        first = self.first[:1] if bool((self.first == self.first[0]).all()) else self.first
-        here = first[:, None, None, None] + torch.arange(wide, device=first.device)[:, None]
-        there = torch.arange(long, device=first.device)
-        seen = there <= here
-        return seen if window is None else seen & (there > here - window)
+        # Query i of a row stands at position prefix_length + i of its text, key j at position j.
+        # One mask [1, 1, q, k] serves all rows where all prefixes have one length.
+        prefix = self.prefix_lengths
+        prefix = prefix[:1] if bool((prefix == prefix[0]).all()) else prefix
+        query_positions = prefix[:, None, None, None] + torch.arange(self._queries, device=prefix.device)[:, None]
+        key_positions = torch.arange(self._keys, device=prefix.device)
+        causal = key_positions <= query_positions
+        return causal if window is None else causal & (key_positions > query_positions - window)
 
     @property
-    def _shape(self) -> tuple[int, int]:
-        own = self.count if self.queries is None else len(self.queries)
-        return own // self.rows, len(self.keys) // self.rows
+    def _queries(self) -> int:
+        """q, the number of queries of every row."""
+        return (self.count if self.query_nodes is None else len(self.query_nodes)) // self.rows
+
+    @property
+    def _keys(self) -> int:
+        """k, the number of keys of every row."""
+        return len(self.key_nodes) // self.rows
 
 
 @dataclass(frozen=True, eq=False)
-class Layout:
-    """Where the places of texts [B, L] lie in a flat list of the N that differ.
+class PrefixTree:
+    """The N nodes of the texts [B, L]; two tokens are one node where their texts are equal up to and with them."""
 
-    `places` int64[B, L]: of each token (0 on padding); `tokens`, `positions` int64[N]: what stands there, and how far
-    from the beginning. Two tokens share a place where everything up to and with them is equal.
-    """
-
-    places: Tensor
+    nodes: Tensor
+    """int64[B, L]: the node of every token; 0 on padding."""
     tokens: Tensor
+    """int64[N]: the token id of every node."""
     positions: Tensor
-    bands: tuple[Band, ...]
+    """int64[N]: the position of every node in its text, 0 for the first."""
+    buckets: tuple[Bucket, ...]
 
 
-def layout_of(tokens: Tensor, mask: Tensor) -> Layout:
-    """Of `tokens` int64[B, L], flush left; `mask` bool[B, L], True on text, of which each row has some."""
+def prefix_tree(tokens: Tensor, mask: Tensor) -> PrefixTree:
+    """The prefix tree of `tokens` int64[B, L], padded on the right; `mask` bool[B, L] is True on text.
+
+    Every row must have at least one token.
+    """
     device = tokens.device
     texts: Int = np.where(mask.cpu().numpy(), tokens.cpu().numpy(), -1)
-    order = _sorted(texts)
+    # Sorted like words in a dictionary: the text with which a row has the longest prefix in common is the row above.
+    order = _dictionary_order(texts)
     texts = texts[order]
     rows, width = texts.shape
     lengths = (texts >= 0).sum(1)
+
+    # shared[r]: how many tokens row r has in common with the row above. `equal` is True column by column; the running
+    # product is 1 up to the first difference and 0 from there on, so that its sum is the length of the common prefix.
     equal = (texts[1:] == texts[:-1]) & (texts[1:] >= 0)
-    shared = np.concatenate([[0], np.cumprod(equal, axis=1).sum(1)])  # with the row above
-    own = lengths - shared
-    # What a row shares with the one above it may be that row's own, or shared with one further up.
-    owner = np.maximum.accumulate(np.where(np.arange(width) >= shared[:, None], np.arange(rows)[:, None], 0), axis=0)
-    groups = _alike(own, shared)
-    arranged = np.concatenate(groups)
-    base = np.zeros(rows, np.int64)  # where a row's own places begin in the flat list
-    base[arranged] = np.cumsum(own[arranged]) - own[arranged]
-    places = base[owner] + np.arange(width) - shared[owner]
-    places[texts < 0] = 0
-    bands = [_band(group, int(base[group[0]]), own, shared, lengths, places, device) for group in groups]
-    row_of = np.repeat(arranged, own[arranged])
-    positions = np.arange(len(row_of)) - base[row_of] + shared[row_of]
-    back = np.empty(rows, np.int64)
-    back[order] = np.arange(rows)
-    ids = torch.from_numpy(np.stack([texts[row_of, positions], positions])).to(device)
-    return Layout(torch.from_numpy(places[back]).to(device), ids[0], ids[1], tuple(bands))
+    shared = np.concatenate([[0], np.cumprod(equal, axis=1).sum(1)])
+    own = lengths - shared  # the number of nodes that row r adds to the tree
+
+    # owner[r, c]: the row that added the node of token c of row r. From column shared[r] on that is r itself. Before,
+    # it is whoever owns that column in the row above: the largest row number so far that stands in the column.
+    starts_here = np.where(np.arange(width) >= shared[:, None], np.arange(rows)[:, None], 0)
+    owner = np.maximum.accumulate(starts_here, axis=0)
+
+    # The flat list holds the own nodes of one row after another, and the rows of one bucket are neighbours.
+    # base[r]: the node at which the own nodes of row r begin (a cumulative sum without the row itself).
+    groups = _bucket_rows(own, shared)
+    flat_order = np.concatenate(groups)
+    base = np.zeros(rows, np.int64)
+    base[flat_order] = np.cumsum(own[flat_order]) - own[flat_order]
+
+    # The own nodes of a row are its columns from shared[row] on: column c is node base[row] + c - shared[row].
+    nodes = base[owner] + np.arange(width) - shared[owner]
+    nodes[texts < 0] = 0
+    buckets = [_bucket(group, int(base[group[0]]), own, shared, lengths, nodes, device) for group in groups]
+
+    # The same the other way round, node by node: the row that owns it, and its column there.
+    row_of_node = np.repeat(flat_order, own[flat_order])
+    positions = np.arange(len(row_of_node)) - base[row_of_node] + shared[row_of_node]
+
+    # Back to the order in which the caller gave the texts; token ids and positions go to the device in one transfer.
+    caller_order = np.empty(rows, np.int64)
+    caller_order[order] = np.arange(rows)
+    ids = torch.from_numpy(np.stack([texts[row_of_node, positions], positions])).to(device)
+    return PrefixTree(torch.from_numpy(nodes[caller_order]).to(device), ids[0], ids[1], tuple(buckets))
 
 
-def read(anatomy: Anatomy, layout: Layout, *, keep: list[tuple[Tensor, Tensor]] | None = None) -> Tensor:
-    """The states [N, H] after the final norm, place by place; with gradients where they are on.
+def hidden_states(
+    anatomy: Anatomy, tree: PrefixTree, *, keys_values: list[tuple[Tensor, Tensor]] | None = None
+) -> Tensor:
+    """The states [N, H] of all nodes after the final norm; with gradients where they are enabled.
 
-    `keep` is filled with keys and values [N or more, key_heads, head_size] of each layer.
+    To the list `keys_values` the keys and values of each layer are appended, [N or more, kv_heads, head_size] each.
     """
-    like = next(anatomy.norm.parameters())
-    count = len(layout.tokens)
-    # Places that nobody looks at make up a number of rows that a kernel is kept for.
-    spare = round_up(count) - count if has_onednn(like) else 0
-    tokens, positions = F.pad(layout.tokens, (0, spare)), F.pad(layout.positions, (0, spare))
+    weight = next(anatomy.norm.parameters())
+    count = len(tree.tokens)
+    # oneDNN keeps a kernel for round numbers of rows only: padding nodes at the end of the list make the number round.
+    # Every layer computes something for them, nobody looks at them, and the last line drops them.
+    padding = round_up(count) - count if has_onednn(weight) else 0
+    tokens, positions = F.pad(tree.tokens, (0, padding)), F.pad(tree.positions, (0, padding))
     x = anatomy.embed(tokens)
     if anatomy.learned_positions is not None:
         x = x + anatomy.learned_positions(positions)
-    angles = {
+    # Cosines and sines are tables by position: each node takes the rows of its position.
+    rotary = {
         name: (cosine[positions], sine[positions])
-        for name, (cosine, sine) in anatomy.angles(x, layout.places.shape[1]).items()
+        for name, (cosine, sine) in anatomy.rotary_tables(x, tree.nodes.shape[1]).items()
     }
+    # Masks depend on the window alone, and layers have one or two different windows: made once for all layers.
     windows = {layer.window for layer in anatomy.layers}
-    seen = {window: [band.visible(window) for band in layout.bands] for window in windows}
+    masks = {window: [bucket.attention_mask(window) for bucket in tree.buckets] for window in windows}
     for layer in anatomy.layers:
-        looked = _attention(layer, _normed(layer.before_attention, x), angles, layout.bands, seen[layer.window], keep)
-        x = _added(layer.out, looked, x, layer.after_attention)
-        x = _added(layer.down, _activated(layer, _normed(layer.before_mlp, x)), x, layer.after_mlp)
-    return _normed(anatomy.norm, x)[:count]
+        attended = _attention(
+            layer, _norm(layer.before_attention, x), rotary, tree.buckets, masks[layer.window], keys_values
+        )
+        x = _add_to_residual(layer.out, attended, x, layer.after_attention)
+        x = _add_to_residual(layer.down, _gate_and_up(layer, _norm(layer.before_mlp, x)), x, layer.after_mlp)
+    return _norm(anatomy.norm, x)[:count]
 
 
 def _attention(
     layer: Layer,
     x: Tensor,
-    angles: dict[str, tuple[Tensor, Tensor]],
-    bands: tuple[Band, ...],
-    seen: list[Tensor | None],
-    keep: list[tuple[Tensor, Tensor]] | None,
+    rotary: dict[str, tuple[Tensor, Tensor]],
+    buckets: tuple[Bucket, ...],
+    masks: list[Tensor | None],
+    keys_values: list[tuple[Tensor, Tensor]] | None,
 ) -> Tensor:
-    """[N, heads * head_size]: what every place of `x` [N, H] sees in its text up to itself."""
-    heads, both = layer.heads, layer.heads + layer.key_heads
-    projected = linear(x, *weight_of(*layer.qkv)).view(len(x), -1, layer.head_size)
-    looking, values = projected[:, :both], projected[:, both:]
-    if layer.norms is not None:
-        queries, keys = _normed(layer.norms[0], looking[:, :heads]), _normed(layer.norms[1], looking[:, heads:])
-        looking = torch.cat([queries, keys], dim=1)
-    if layer.rotation is not None:
-        looking = cast(Tensor, _Turn.apply(looking, *angles[layer.rotation]))  # type: ignore[no-untyped-call]
-    queries, keys = looking[:, :heads], looking[:, heads:]
-    if keep is not None:
-        keep.append((keys, values))  # with spare places at the end
-    found = []
-    for band, visible in zip(bands, seen, strict=True):
-        own = queries[band.start : band.start + band.count]
-        if band.queries is not None:
-            own = queries.index_select(0, band.queries)
-        q, k, v = (
-            part.view(band.rows, -1, *part.shape[1:]).transpose(1, 2)
-            for part in (own, keys.index_select(0, band.keys), values.index_select(0, band.keys))
+    """Self-attention of every node of `x` [N, H] over its own text, [N, heads * head_size], before the projection."""
+    # One matmul for queries, keys and values: [N, heads + 2 * kv_heads, head_size]. Queries and keys stay together as
+    # long as the same is done to both.
+    heads, query_and_key_heads = layer.heads, layer.heads + layer.kv_heads
+    projected = linear(x, *weight_and_bias(*layer.qkv)).view(len(x), -1, layer.head_size)
+    queries_keys, values = projected[:, :query_and_key_heads], projected[:, query_and_key_heads:]
+    if layer.qk_norms is not None:
+        query_norm, key_norm = layer.qk_norms
+        queries_keys = torch.cat(
+            [_norm(query_norm, queries_keys[:, :heads]), _norm(key_norm, queries_keys[:, heads:])], dim=1
         )
-        out = _seen(layer, q, k, v, visible).transpose(1, 2).flatten(0, 1).flatten(1)
-        found.append(out if band.kept is None else out.index_select(0, band.kept))
-    spare = len(x) - sum(map(len, found))
-    if spare:
-        found.append(found[0].new_zeros(spare, found[0].shape[1]))
-    return found[0] if len(found) == 1 else torch.cat(found)
+    if layer.rotary_table is not None:
+        cosine, sine = rotary[layer.rotary_table]
+        queries_keys = cast(Tensor, _Rotary.apply(queries_keys, cosine, sine))  # type: ignore[no-untyped-call]
+    queries, keys = queries_keys[:, :heads], queries_keys[:, heads:]
+    if keys_values is not None:
+        keys_values.append((keys, values))  # with the padding nodes at the end
+    outputs = []
+    for bucket, mask in zip(buckets, masks, strict=True):
+        # A bucket's own nodes are neighbours in the flat list: a slice, spread out where shorter rows need padding.
+        bucket_queries = queries[bucket.start : bucket.start + bucket.count]
+        if bucket.query_nodes is not None:
+            bucket_queries = queries.index_select(0, bucket.query_nodes)
+        # [b * q, heads, D] -> [b, q, heads, D] -> [b, heads, q, D], and keys and values alike with k.
+        q, k, v = (
+            flat.view(bucket.rows, -1, *flat.shape[1:]).transpose(1, 2)
+            for flat in (
+                bucket_queries,
+                keys.index_select(0, bucket.key_nodes),
+                values.index_select(0, bucket.key_nodes),
+            )
+        )
+        # [b, heads, q, D] -> [b * q, heads * D], and out with the padding: the order of the flat list again.
+        output = _scaled_dot_product(layer, q, k, v, mask).transpose(1, 2).flatten(0, 1).flatten(1)
+        outputs.append(output if bucket.unpadded is None else output.index_select(0, bucket.unpadded))
+    padding = len(x) - sum(map(len, outputs))
+    if padding:
+        outputs.append(outputs[0].new_zeros(padding, outputs[0].shape[1]))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def _seen(layer: Layer, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
-    """[b, heads, q, D]; `visible` bool[b or 1, 1, q, k], None for the plain causal mask."""
-    grouped = layer.heads != layer.key_heads
+def _scaled_dot_product(layer: Layer, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention [b, heads, q, D]; `mask` bool[b or 1, 1, q, k], None for the plain causal mask."""
+    grouped = layer.heads != layer.kv_heads  # grouped-query attention: several query heads share a key head
     if layer.softcap is None:
         return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=visible, is_causal=visible is None, scale=layer.scaling, enable_gqa=grouped
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=layer.scaling, enable_gqa=grouped
         )
+    # Torch's kernel has no soft cap: the same by hand, softcap * tanh(scaling * q k / softcap).
     if grouped:
-        k, v = (part.repeat_interleave(layer.heads // layer.key_heads, dim=1) for part in (k, v))
+        k, v = (heads.repeat_interleave(layer.heads // layer.kv_heads, dim=1) for heads in (k, v))
     scores = layer.softcap * torch.tanh(q @ k.transpose(2, 3) * (layer.scaling / layer.softcap))
-    if visible is None:
-        visible = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
-    return scores.masked_fill(~visible, -torch.inf).softmax(-1) @ v
+    if mask is None:
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+    return scores.masked_fill(~mask, -torch.inf).softmax(-1) @ v
 
 
-def _activated(layer: Layer, x: Tensor) -> Tensor:
-    image = [linear(x, *weight_of(module)) for module in layer.up]
+def _gate_and_up(layer: Layer, x: Tensor) -> Tensor:
+    """The MLP up to its last matmul: act(x W_up), or act(x W_gate) * (x W_up) where it is gated."""
+    projected = [linear(x, *weight_and_bias(module)) for module in layer.up]
     if not layer.gated:
-        return layer.activation(image[0])
+        return layer.activation(projected[0])
     if layer.activation is F.silu:
-        return cast(Tensor, _Swiglu.apply(*image))  # type: ignore[no-untyped-call]
-    return layer.activation(image[0]) * image[1]
+        return cast(Tensor, _SwiGLU.apply(*projected))  # type: ignore[no-untyped-call]
+    return layer.activation(projected[0]) * projected[1]
 
 
-def _added(module: nn.Module, x: Tensor, residual: Tensor, norm: nn.Module | None) -> Tensor:
-    """`residual` plus the image of `x`, normed if there is a norm."""
-    image = linear(x, *weight_of(module))
-    return residual + (image if norm is None else _normed(norm, image))
+def _add_to_residual(module: nn.Module, x: Tensor, residual: Tensor, norm: nn.Module | None) -> Tensor:
+    """`residual` plus the projection of `x` by `module`, which goes through `norm` first if there is one."""
+    projected = linear(x, *weight_and_bias(module))
+    return residual + (projected if norm is None else _norm(norm, projected))
 
 
-def _normed(module: nn.Module, x: Tensor) -> Tensor:
-    found = root_mean_square(module)
-    if found is None:
+def _norm(module: nn.Module, x: Tensor) -> Tensor:
+    weight_eps = rms_norm_weight(module)
+    if weight_eps is None:
         return cast(Tensor, module(x))
-    return cast(Tensor, _RootMeanSquare.apply(x, *found))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _RMSNorm.apply(x, *weight_eps))  # type: ignore[no-untyped-call]
 
 
-class _RootMeanSquare(torch.autograd.Function):
-    """y = w x / r with r = sqrt(mean(x^2) + eps) over the last axis; d x = (w g - x mean(w g x) / r^2) / r."""
+class _RMSNorm(torch.autograd.Function):
+    """y = w x / r with r = sqrt(mean(x^2) + eps) over the last axis; d x = (w g - x mean(w g x) / r^2) / r.
+
+    It keeps its input and one number per row for the backward pass; autograd would keep several tensors of that size.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        # 1 / r. `vecdot` sums x * x without a tensor of all squares.
         inverse: Tensor = torch.linalg.vecdot(x, x).div_(x.shape[-1]).add_(eps).rsqrt_().unsqueeze(-1)
         ctx.save_for_backward(x, weight, inverse)
         return (x * inverse).mul_(weight)
@@ -218,33 +283,33 @@ class _RootMeanSquare(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, inverse = ctx.saved_tensors
-        to_x = to_weight = None
+        x_gradient = weight_gradient = None
         if ctx.needs_input_grad[1]:
-            to_weight = (x * inverse).mul_(g).flatten(0, -2).sum(0)
+            weight_gradient = (x * inverse).mul_(g).flatten(0, -2).sum(0)
         if ctx.needs_input_grad[0]:
-            scaled = g * weight
-            back = torch.linalg.vecdot(scaled, x).unsqueeze(-1).mul_(inverse.square()).div_(x.shape[-1])
-            to_x = scaled.addcmul_(x, back, value=-1.0).mul_(inverse)
-        return to_x, to_weight, None
+            weighted = g * weight
+            along_x = torch.linalg.vecdot(weighted, x).unsqueeze(-1).mul_(inverse.square()).div_(x.shape[-1])
+            x_gradient = weighted.addcmul_(x, along_x, value=-1.0).mul_(inverse)
+        return x_gradient, weight_gradient, None
 
 
-class _Turn(torch.autograd.Function):
-    """`turned`; backwards, by the opposite angle."""
+class _Rotary(torch.autograd.Function):
+    """`apply_rotary`; a rotation's gradient is the rotation by the opposite angle."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         ctx.save_for_backward(cosine, sine)
-        return turned(x, cosine, sine)
+        return apply_rotary(x, cosine, sine)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         cosine, sine = ctx.saved_tensors
-        return turned(g, cosine, -sine), None, None
+        return apply_rotary(g, cosine, -sine), None, None
 
 
-class _Swiglu(torch.autograd.Function):
-    """silu(gate) * up."""
+class _SwiGLU(torch.autograd.Function):
+    """silu(gate) * up; the backward pass computes silu(gate) again instead of keeping it."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
@@ -258,40 +323,47 @@ class _Swiglu(torch.autograd.Function):
         return torch.ops.aten.silu_backward(g * up, gate), F.silu(gate).mul_(g)
 
 
-def _sorted(texts: Int) -> Int:
-    """An order of the rows in which those with the longest common beginnings are neighbours."""
-    # Big-endian numbers of one sign compare as their bytes do.
+def _dictionary_order(texts: Int) -> Int:
+    """The order of the rows, int64[B], in which rows with long common prefixes are neighbours; padding is -1."""
+    # Each row as one string of bytes, which numpy sorts in a single call. Big-endian numbers that are not negative
+    # compare as their bytes do, hence texts + 1 and ">u8" (unsigned, 8 bytes, the highest first).
     keys = np.ascontiguousarray((texts + 1).astype(">u8")).view(np.dtype((np.void, 8 * texts.shape[1]))).ravel()
     return np.argsort(keys, kind="stable")
 
 
-def _alike(own: Int, shared: Int) -> list[Int]:
-    """The rows that own any place, in groups that can attend side by side: `own` and `shared` int64[B] places."""
+def _bucket_rows(own: Int, shared: Int) -> list[Int]:
+    """The rows of every bucket; `own`, `shared` int64[B] count tokens. Rows that add no node are in no bucket.
+
+    Rows without a shared prefix come first and by themselves (the plain causal mask, torch's quickest, serves them).
+    The longest come first: a bucket is as wide as its first row, and takes rows until one would be mostly padding.
+    """
     groups: list[list[int]] = []
-    longest, whole = 0, True
+    widest, without_prefix = 0, True
     for row in sorted(np.flatnonzero(own).tolist(), key=lambda row: (shared[row] > 0, -own[row], row)):
-        if not groups or (shared[row] == 0) != whole or own[row] < LIKE_LENGTH * longest:
+        if not groups or (shared[row] == 0) != without_prefix or own[row] < BUCKET_FILL * widest:
             groups.append([])
-            longest, whole = int(own[row]), bool(shared[row] == 0)
+            widest, without_prefix = int(own[row]), bool(shared[row] == 0)
         groups[-1].append(row)
     return [np.array(group) for group in groups]
 
 
-def _band(group: Int, start: int, own: Int, shared: Int, lengths: Int, places: Int, device: torch.device) -> Band:
-    count, wide, long = int(own[group].sum()), int(own[group].max()), int(lengths[group].max())
-    queries = kept = None
-    if count < len(group) * wide:
-        inside: Bool = np.arange(wide) < own[group, None]
-        columns = np.minimum(shared[group, None] + np.arange(wide), lengths[group, None] - 1)
-        queries = torch.from_numpy(places[group[:, None], columns].reshape(-1)).to(device)
-        kept = torch.from_numpy(np.flatnonzero(inside)).to(device)
-    return Band(
+def _bucket(group: Int, start: int, own: Int, shared: Int, lengths: Int, nodes: Int, device: torch.device) -> Bucket:
+    """The bucket of the rows `group`, whose own nodes begin at `start`; the other arguments as in `prefix_tree`."""
+    count, q, k = int(own[group].sum()), int(own[group].max()), int(lengths[group].max())
+    query_nodes = unpadded = None
+    if count < len(group) * q:
+        # Query i of a row is its column shared + i. Behind its end a row repeats its last column, a node that exists.
+        columns = np.minimum(shared[group, None] + np.arange(q), lengths[group, None] - 1)
+        query_nodes = torch.from_numpy(nodes[group[:, None], columns].reshape(-1)).to(device)
+        is_query: Bool = np.arange(q) < own[group, None]
+        unpadded = torch.from_numpy(np.flatnonzero(is_query)).to(device)
+    return Bucket(
         rows=len(group),
         start=start,
         count=count,
-        queries=queries,
-        kept=kept,
-        keys=torch.from_numpy(places[group, :long].reshape(-1)).to(device),
-        first=torch.from_numpy(shared[group]).to(device),
-        square=not shared[group].any(),
+        query_nodes=query_nodes,
+        unpadded=unpadded,
+        key_nodes=torch.from_numpy(nodes[group, :k].reshape(-1)).to(device),  # node 0 behind the end: the mask hides it
+        prefix_lengths=torch.from_numpy(shared[group]).to(device),
+        has_prefix=bool(shared[group].any()),
     )

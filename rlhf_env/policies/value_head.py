@@ -1,4 +1,4 @@
-"""What a state is worth: one number from a policy's hidden state."""
+"""The value head: one number, the value of a state, from a policy's hidden state."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class ValueHead(nn.Module):
-    """A linear map [.., H] -> [..]. It starts at zero: before the first update every state is worth nothing."""
+    """A linear map [.., H] -> [..], initialised to zero: before the first update every value is 0."""
 
     def __init__(
         self, hidden_size: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None

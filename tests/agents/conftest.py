@@ -316,10 +316,10 @@ class Enumerated:
         """
         likely = self.answers.logprobs.sum(dim=1).exp().tolist()
         total = torch.zeros(())
-        for chosen in combinations_with_replacement(range(len(likely)), rows):
-            orders = factorial(rows) / prod(factorial(chosen.count(i)) for i in set(chosen))
-            rollout = replace(self.answers.select(list(chosen)), group=torch.zeros(rows, dtype=torch.int64))
-            total = total + orders * prod(likely[i] for i in chosen) * gradient(rollout)
+        for indices in combinations_with_replacement(range(len(likely)), rows):
+            orders = factorial(rows) / prod(factorial(indices.count(i)) for i in set(indices))
+            rollout = replace(self.answers.select(list(indices)), group=torch.zeros(rows, dtype=torch.int64))
+            total = total + orders * prod(likely[i] for i in indices) * gradient(rollout)
         return total
 
     def _of(self, policy: Any) -> torch.Tensor:

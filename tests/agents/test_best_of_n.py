@@ -74,7 +74,7 @@ def test_it_needs_something_to_choose_by(make_world) -> None:
 
     setup = make_world().setup
     only_kl = RewardMix({"kl": setup.reward.parts["kl"]})
-    with pytest.raises(ConfigError, match="nothing to choose by"):
+    with pytest.raises(ConfigError, match="cannot compare answers"):
         best_of(replace(setup, reward=only_kl))
 
 

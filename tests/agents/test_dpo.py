@@ -236,7 +236,7 @@ def test_the_weights_of_stored_pairs(make_world, pairs: Rollout, gradient_of) ->
 
 def test_answers_judged_one_by_one_are_refused(make_world, pairs: Rollout) -> None:
     single = labelled_answers(pairs.episodes, [True, False] * 4, pad_id=5)
-    with pytest.raises(DataError, match="judged one by one: learn from them with kto"):
+    with pytest.raises(DataError, match="judged one by one: use kto"):
         dpo(make_world().setup).update(single)
 
 

@@ -200,7 +200,7 @@ def test_wrapping_changes_no_weight() -> None:
     ("writer", "settings", "says"),
     [
         ({"vocab_size": 9}, {}, "the environment's tokenizer has 5 ids and the language model 9"),
-        ({}, {"action_length": 2}, "chooses one token a step"),
+        ({}, {"action_length": 2}, "draws one token per step"),
         ({"sampling": Sampling(top_k=2)}, {}, "top_k 2"),
     ],
 )

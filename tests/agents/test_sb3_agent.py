@@ -48,7 +48,7 @@ def with_a_value(agent: SB3) -> SB3:
 
 
 def our_values(agent: SB3, rollout: Rollout) -> tuple[torch.Tensor, torch.Tensor]:
-    """V [B, L] of the state each token was chosen in, and [B] of the state each text ends in; a text at a time."""
+    """V [B, L] of the state each token was drawn from, and [B] of the state each text ends in; a text at a time."""
     values, final = torch.zeros(rollout.tokens.shape, dtype=torch.float64), []
     for row, length in enumerate(rollout.lengths.tolist()):
         text = torch.cat([rollout.tokens[row, :length], torch.zeros(1, dtype=torch.int64)])[None]
@@ -106,14 +106,14 @@ def test_tokens_that_the_agent_did_not_choose_are_no_steps(make_world) -> None:
     agent = with_a_value(sb3(world.setup))
     world.learn(agent, 1)  # off the reference, so that KL is paid on every token
     rollout = world.rollout(agent, seed=3)
-    chosen = rollout.actions.clone()
+    mask = rollout.actions.clone()
     start = len(rollout.episodes[0].prompt_ids)
     long = rollout.actions.sum(dim=1) >= 3
     assert long.any()
-    chosen[long, start + 1] = False
-    partly = replace(rollout, actions=chosen)
+    mask[long, start + 1] = False
+    partly = replace(rollout, actions=mask)
     buffer = agent._buffer(partly)
-    assert buffer.observations[:, 0].tolist() == chosen.nonzero().tolist()
+    assert buffer.observations[:, 0].tolist() == mask.nonzero().tolist()
     assert abs(buffer.rewards.sum() - float(rollout.returns().sum())) < 1e-12
 
 
@@ -221,9 +221,9 @@ def test_what_it_cannot_learn_from_is_refused(make_world) -> None:
     world = make_world(rows=4)
     agent = sb3(world.setup, algorithm="a2c")
     rollout = world.rollout(agent)
-    with pytest.raises(DataError, match="whose writer stated log-probabilities"):
+    with pytest.raises(DataError, match="needs the log-probabilities of the policy that wrote"):
         agent.update(replace(rollout, stated=False))
-    with pytest.raises(DataError, match="these are of another"):
+    with pytest.raises(DataError, match="another policy wrote these"):
         agent.update(replace(rollout, logprobs=rollout.logprobs - 0.2))
     only = torch.zeros_like(rollout.actions)
     only[0, int(rollout.lengths[0]) - 1] = True

@@ -88,12 +88,12 @@ def learn(envs: Any, updates: int) -> float:
 
         here = torch.stack(counted)
         seen_ids, seen_masks = torch.stack(ids)[here], torch.stack(masks)[here]
-        chosen, old, gain = torch.stack(actions)[here], torch.stack(logprobs)[here], torch.stack(advantages)[here]
+        taken, old, gain = torch.stack(actions)[here], torch.stack(logprobs)[here], torch.stack(advantages)[here]
         target = gain + torch.stack(values)[here]
         gain = (gain - gain.mean()) / (gain.std() + 1e-8)
-        for rows in torch.cat([torch.randperm(len(chosen)) for _ in range(4)]).split(128):
+        for rows in torch.cat([torch.randperm(len(taken)) for _ in range(4)]).split(128):
             distribution, value = network(seen_ids[rows], seen_masks[rows])
-            ratio = (distribution.log_prob(chosen[rows]) - old[rows]).exp()
+            ratio = (distribution.log_prob(taken[rows]) - old[rows]).exp()
             policy_loss = -torch.min(ratio * gain[rows], ratio.clamp(0.8, 1.2) * gain[rows]).mean()
             loss = policy_loss + 0.5 * (value - target[rows]).square().mean() - 0.003 * distribution.entropy().mean()
             optimizer.zero_grad()

@@ -168,16 +168,16 @@ def test_every_bad_line_is_named_with_its_field(tmp_path: Path) -> None:
         "line 3: no field 'prompt' (or 'messages'), it has 'text', 'answer'",
         "line 4, field 'prompt': expected a text, got null",
         "line 5, field 'prompt': expected a text, got int",
-        "line 6, field 'prompt': there is no text in it",
+        "line 6, field 'prompt': it has no text",
         'line 7: expected an object, {"prompt": ...}, got list',
         "line 9, field 'messages': expected a list of messages, got str",
-        "line 10, field 'messages': there is nothing in it to answer",
+        "line 10, field 'messages': no message asks for an answer",
         "line 11, field 'messages': message 1, 'content': expected a text, got null",
-        "line 12, field 'messages': there is nothing in it to answer",
+        "line 12, field 'messages': no message asks for an answer",
         "line 13, field 'messages': message 1: expected an object with role and content, got str",
     ]
     assert found[:-2] == wanted
-    assert found[-2].startswith("line 14: not JSON that can be read") and found[-1].startswith("line 15: not JSON")
+    assert found[-2].startswith("line 14: this JSON cannot be read") and found[-1].startswith("line 15: this JSON")
 
 
 def test_a_report_stops_at_twenty(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_a_report_stops_at_twenty(tmp_path: Path) -> None:
         ("a.csv", b"prompt,a\nHi,1,2\n", "line 2: 3 fields, the header has 2"),
         ("a.csv", b"prompt\nHi\n\xff\xfe\n", "line 3: not UTF-8: byte 0xff at position 1"),
         ("a.csv", b'prompt\nHi\n"open', "line 3: not CSV: unexpected end of data"),
-        ("a.csv", b"prompt,messages\n,Hi\n", "line 2, field 'prompt': there is no text in it"),
+        ("a.csv", b"prompt,messages\n,Hi\n", "line 2, field 'prompt': it has no text"),
         ("a.txt", b"Hi", "ends in one of .jsonl"),
     ],
 )

@@ -108,7 +108,7 @@ def test_the_game_by_hand() -> None:
     episode, reward = alone(1, 4, wild=False)  # the secret is "e"
     assert (text_of(episode), episode.response) == ("d|>f|<e|", "d>f<e")
     assert episode.turns == ("d", "f", "e")
-    assert "".join(".-"[not chosen] for chosen in episode.actions) == "..-..-.."
+    assert "".join(".-"[not action] for action in episode.actions) == "..-..-.."
     assert episode.finish_reason == "task" and reward == pytest.approx(1 / 3)
     first, reward = alone(1, 3, wild=False)
     assert text_of(first) == "d|" and first.finish_reason == "task" and reward == 1.0
@@ -248,12 +248,12 @@ class Table:
 
     def update(self, rollout: Any, /) -> dict[str, float]:
         rewards = paid_to_actions(rollout.rewards(), rollout.mask, rollout.actions)
-        chosen = list(zip(*np.nonzero(rollout.actions.numpy()), strict=True))
+        places = list(zip(*np.nonzero(rollout.actions.numpy()), strict=True))
         values = torch.zeros_like(rewards)
-        for row, place in chosen:
+        for row, place in places:
             values[row, place] = self.values.get(rollout.tokens[row, :place].numpy().tobytes(), 0.0)
         advantages = gae(rewards, values, rollout.actions, gamma=1.0, lam=1.0).numpy()
-        for row, place in chosen:
+        for row, place in places:
             ids = rollout.tokens[row, : place + 1].numpy()
             text = ids[:-1].tobytes()
             self.values[text] = self.values.get(text, 0.0) + 0.02 * advantages[row, place]

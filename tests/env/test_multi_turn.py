@@ -62,7 +62,7 @@ def test_a_conversation_is_one_text(action_length: int | None) -> None:
     episode = info["text_episode"]
     assert episode.response_ids.tolist() == ids("a|higher.z|lower.m|")
     assert episode.response == "ahigher.zlower.m", "end tokens are not text"
-    agent = "".join("." if chosen else "-" for chosen in episode.actions)
+    agent = "".join("." if action else "-" for action in episode.actions)
     assert agent == "..-------..------.."
     assert info["finish_reason"] == "task" and reward == 1 / 3
     text = observation["input_ids"][: observation["attention_mask"].sum()]

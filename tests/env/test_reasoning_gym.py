@@ -146,5 +146,5 @@ def test_a_dataset_of_one_question_has_nothing_to_set_aside() -> None:
         try:
             sides.append(part.prompt(0, {}).text)
         except DataError as error:
-            assert "too few different ones" in str(error)
+            assert "too few different problems" in str(error)
     assert len(sides) == 1

@@ -87,7 +87,7 @@ def test_the_contract() -> None:
     [
         ({"game": "GuessTheNumbers-v0"}, "did you mean 'GuessTheNumber-v0'"),
         ({"game": "ConnectFour-v0"}, "cannot be played by one player"),
-        ({"game": "MarketEntryGame-v0"}, "no game for one player"),
+        ({"game": "MarketEntryGame-v0"}, "not a game for one player"),
         ({"game": "GuessTheNumber-v0", "settings": {"numbers": 3}}, "numbers"),
     ],
 )

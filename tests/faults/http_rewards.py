@@ -128,11 +128,11 @@ def _ends(answer: Answer, *said: str) -> Callable[[Path], object]:
 for what, answer, said in (
     ("401", say(401), "401 Unauthorized"),
     ("404", say(404), "404 Not Found"),
-    ("malformed JSON", say(200, b'{"scores": [0.5'), "the answer is no JSON"),
+    ("malformed JSON", say(200, b'{"scores": [0.5'), "the answer is not JSON"),
     ("a missing key", say(200, b'{"score": [0.5]}'), 'no list "scores"'),
     ("the wrong length", say(200, b'{"scores": [0.5]}'), "1 scores for "),
-    ("NaN", not_a_number, "NaN is no score"),
-    ("100 MB, announced", announce, "an answer of 104,857,600 bytes"),
-    ("100 MB, not announced", endless, "an answer of more than"),
+    ("NaN", not_a_number, "NaN is not a score"),
+    ("100 MB, announced", announce, "the answer has 104,857,600 bytes"),
+    ("100 MB, not announced", endless, "the answer has more than"),
 ):
     fault("HTTP", f"{what}: exit 3 at the first answer")(_ends(answer, said))

@@ -170,14 +170,14 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0, help="for how long (default: %(default)g)")
     parser.add_argument("--agent", default="ppo", help="by name (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="keep the run and samples.json here (default: nothing is kept)")
-    chosen = parser.parse_args()
+    given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="long-run-") as place:
-        folder = chosen.out or Path(place)
+        folder = given.out or Path(place)
         run, said, temporary = folder / "run", folder / "said.txt", Path(place) / "tmp"
         folder.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
         file = folder / "long.toml"
-        file.write_text(EXPERIMENT.format(agent=chosen.agent), encoding="utf-8")
+        file.write_text(EXPERIMENT.format(agent=given.agent), encoding="utf-8")
         with said.open("wb") as out:
             process = subprocess.Popen(
                 [Path(sys.executable).parent / "rlhf-env", "train", file, "--out", run, "--threads", "1"],
@@ -186,7 +186,7 @@ def main() -> None:
                 env=os.environ | {"TMPDIR": str(temporary)},
             )
             try:
-                samples = watch(process, run, 60 * chosen.minutes)
+                samples = watch(process, run, 60 * given.minutes)
                 if process.poll() is not None:
                     sys.exit(f"it ended by itself, with {process.returncode}: {said.read_text()[-2000:]}")
                 wrong = findings(samples) + ending(process, said)
@@ -194,12 +194,12 @@ def main() -> None:
                 process.kill()
                 process.wait()
         wrong += leftovers(run, temporary)
-        if chosen.out is not None:
+        if given.out is not None:
             (folder / "samples.json").write_text(json.dumps([asdict(it) for it in samples]), encoding="utf-8")
     settled = [it for it in samples if it.seconds >= WARM_UP * samples[-1].seconds]
     first, last = settled[0], settled[-1]
     print(
-        f"{chosen.minutes:g} minutes, {last.updates:,} updates of {chosen.agent}: resident memory "
+        f"{given.minutes:g} minutes, {last.updates:,} updates of {given.agent}: resident memory "
         f"{last.resident / first.resident - 1:+.1%} ({last.resident / 2**20:.0f} MiB), {last.files} open files, "
         f"{last.threads} threads, {last.metrics / last.updates:,.0f} bytes of metrics an update, "
         f"{last.tensorboard / 2**20:.1f} MiB of TensorBoard, {last.checkpoints} checkpoints: "

@@ -398,8 +398,8 @@ if __name__ == "__main__":
     given = options.parse_args()
     warm_up()
     start, exact, cells, kinds = time.monotonic(), 0, 0, set()
-    chosen = [case for case in CASES if not given.agents or any(word in case for word in given.agents)]
-    for case in chosen:
+    selected = [case for case in CASES if not given.agents or any(word in case for word in given.agents)]
+    for case in selected:
         began, lost = time.monotonic(), []
         cuts = applicable(case, *given.cut)
         for name, cut in cuts.items():
@@ -414,5 +414,5 @@ if __name__ == "__main__":
         for line in lost:
             print(f"      NOT EXACT {line}", flush=True)
     took = time.monotonic() - start
-    print(f"{exact} of {cells} exact: {len(chosen)} agents x {len(kinds)} cuts, those that apply; {took:.0f} s")
+    print(f"{exact} of {cells} exact: {len(selected)} agents x {len(kinds)} cuts, those that apply; {took:.0f} s")
     sys.exit(exact != cells)

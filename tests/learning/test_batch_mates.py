@@ -68,9 +68,9 @@ def texts_of(policy: LanguageModel, rows: int, action_length: int) -> list[tuple
         rollout = collect(env, Writes(policy, action_length), {"indices": range(first, first + rows)}, seed=0)  # type: ignore[arg-type]
         assert [it.prompt.text for it in rollout.episodes] == PROMPTS[first : first + rows]
         for row in range(len(found) - first, rows):
-            chosen = rollout.actions[row]
+            actions = rollout.actions[row]
             paid = float(rollout.returns()[row])
-            found.append((rollout.tokens[row][chosen].numpy(), rollout.logprobs[row][chosen].numpy(), paid))
+            found.append((rollout.tokens[row][actions].numpy(), rollout.logprobs[row][actions].numpy(), paid))
     return found
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from rlhf_env.errors import ConfigError
 from rlhf_env.learning.functional import (
-    beyond_clip,
     clipped_policy_loss,
     clipped_value_loss,
     explained_variance,
@@ -26,6 +25,7 @@ from rlhf_env.learning.functional import (
     masked_mean,
     masked_sum,
     minibatches,
+    outside_clip,
     paid_to_actions,
     pair_loss,
     returns_to_go,
@@ -230,10 +230,10 @@ def test_a_wider_clip_upwards_and_none_at_all() -> None:
     log_ratio, advantages = torch.log(f64(1.25, 1.25, 0.5, 9.0)).flatten(), f64(2.0, -2.0, -2.0, 2.0).flatten()
     # Up to 1.28: the first two are inside; the third is bounded at 0.8, the last at 1.28.
     assert_close(clipped_policy_loss(log_ratio, advantages, 0.2, 0.28), f64(-2.5, 2.5, 1.6, -2.56).flatten())
-    assert beyond_clip(log_ratio, 0.2, 0.28).tolist() == [False, False, True, True]
-    assert beyond_clip(log_ratio, 0.2).tolist() == [True, True, True, True]
+    assert outside_clip(log_ratio, 0.2, 0.28).tolist() == [False, False, True, True]
+    assert outside_clip(log_ratio, 0.2).tolist() == [True, True, True, True]
     assert_close(clipped_policy_loss(log_ratio, advantages, 0.0), -log_ratio.exp() * advantages)
-    assert not beyond_clip(log_ratio, 0.0).any()
+    assert not outside_clip(log_ratio, 0.0).any()
 
 
 def test_importance_is_cut_off_at_the_cap() -> None:  # N15

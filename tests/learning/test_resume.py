@@ -258,7 +258,7 @@ def test_the_newest_checkpoint_damaged_the_one_before_is_offered(toy: Any, tmp_p
     tensors.write_bytes(tensors.read_bytes()[:-10])
     with pytest.raises(DataError, match=r"step-00000003/tensors\.safetensors is damaged") as refused:
         run_once(experiment, tmp_path)
-    assert refused.value.problems[-1].startswith("step-00000002 is whole: --allow-partial goes on from there")
+    assert refused.value.problems[-1].startswith("step-00000002 is whole: --allow-partial resumes from there")
     resumed = run_once(experiment, tmp_path, allow_partial=True)
     assert len(resumed.seen) == 1
     assert_same_bits(resumed.state, uncut.state)

@@ -1,4 +1,4 @@
-"""Linear maps by oneDNN: the same products and gradients."""
+"""Linear layers by oneDNN: the same matmuls and gradients."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rlhf_env.policies import linear as module
-from rlhf_env.policies.linear import has_onednn, image, linear, round_down, round_up
+from rlhf_env.policies.linear import has_onednn, linear, matmul, round_down, round_up
 
 
 def parts(rows: int, width: int, outputs: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -18,7 +18,7 @@ def parts(rows: int, width: int, outputs: int, dtype: torch.dtype = torch.float3
 
 @pytest.mark.parametrize("shape", [(72, 8, 24), (72, 24, 8), (8, 5, 1)])
 def test_products_and_gradients(shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LARGE_PRODUCT", 0)
+    monkeypatch.setattr(module, "LARGE_MATMUL", 0)
     x, weight, bias = parts(*shape)
     assert has_onednn(x)
     answer, expected = linear(x, weight, bias), torch.nn.functional.linear(x, weight, bias)
@@ -45,7 +45,7 @@ def test_gradcheck() -> None:
 
 
 def test_of_a_view_and_without_what_does_not_learn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LARGE_PRODUCT", 0)
+    monkeypatch.setattr(module, "LARGE_MATMUL", 0)
     x, weight, _ = parts(16, 8, 6)
     weight = weight.detach()
     answer = linear(x[::2, 1:5], weight[:, 1:5])
@@ -59,9 +59,9 @@ def test_small_products_and_other_precisions_stay_with_torch(monkeypatch: pytest
         raise AssertionError("not for oneDNN")
 
     monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", nobody, raising=False)
-    image(*[part.detach() for part in parts(8, 8, 6)])
-    monkeypatch.setattr(module, "LARGE_PRODUCT", 0)
-    image(*[part.detach() for part in parts(8, 8, 6, torch.float64)])
-    image(*[part.detach() for part in parts(9, 8, 6)])  # no round number of rows
+    matmul(*[part.detach() for part in parts(8, 8, 6)])
+    monkeypatch.setattr(module, "LARGE_MATMUL", 0)
+    matmul(*[part.detach() for part in parts(8, 8, 6, torch.float64)])
+    matmul(*[part.detach() for part in parts(9, 8, 6)])  # no round number of rows
     with pytest.raises(AssertionError, match="not for oneDNN"):
-        image(*[part.detach() for part in parts(8, 8, 6)])
+        matmul(*[part.detach() for part in parts(8, 8, 6)])

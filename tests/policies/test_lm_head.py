@@ -17,7 +17,7 @@ PLACES, WORDS, WIDTH = 11, 7, 5
 
 
 def parts(bias: bool = True, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    """States, weight, bias in float64, and the tokens chosen."""
+    """States, weight, bias in float64, and the target tokens."""
     generator = torch.Generator().manual_seed(0)
     states, weight, offset = (
         (scale * torch.randn(shape, generator=generator, dtype=torch.float64)).requires_grad_()
@@ -43,14 +43,14 @@ class TestScore:
     def test_against_autograd_over_all_logits(
         self, bias: bool, soft_cap: float | None, temperature: float, asked: str
     ) -> None:
-        states, weight, offset, chosen = parts(bias)
+        states, weight, offset, targets = parts(bias)
         inputs = [tensor for tensor in (states, weight, offset) if tensor is not None]
         logits = states @ weight.T + (0.0 if offset is None else offset)
         if soft_cap is not None:
             logits = soft_cap * torch.tanh(logits / soft_cap)
         distribution = torch.distributions.Categorical(logits=logits / temperature)
-        expected = distribution.log_prob(chosen), distribution.entropy()
-        answer = LinearHead(weight, offset, soft_cap).score(states, chosen, temperature)
+        expected = distribution.log_prob(targets), distribution.entropy()
+        answer = LinearHead(weight, offset, soft_cap).score(states, targets, temperature)
         for ours, theirs in zip(answer, expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=EXACT)
 
@@ -65,26 +65,26 @@ class TestScore:
 
     @pytest.mark.parametrize(("bias", "soft_cap", "temperature"), KINDS)
     def test_gradcheck(self, bias: bool, soft_cap: float | None, temperature: float) -> None:
-        states, weight, offset, chosen = parts(bias)
+        states, weight, offset, targets = parts(bias)
 
         def score(states: Tensor, weight: Tensor, *offset: Tensor) -> tuple[Tensor, Tensor]:
-            return LinearHead(weight, *(offset or (None,)), soft_cap).score(states, chosen, temperature)
+            return LinearHead(weight, *(offset or (None,)), soft_cap).score(states, targets, temperature)
 
         inputs = tuple(tensor for tensor in (states, weight, offset) if tensor is not None)
         assert torch.autograd.gradcheck(score, inputs, atol=1e-8)
 
     def test_a_certain_token_has_entropy_and_gradient_zero(self) -> None:
         states, weight, offset, _ = parts(scale=1e4)
-        chosen = (states @ weight.T + offset).argmax(-1)
-        logprobs, entropy = LinearHead(weight, offset, None).score(states, chosen, 1.0)
+        targets = (states @ weight.T + offset).argmax(-1)
+        logprobs, entropy = LinearHead(weight, offset, None).score(states, targets, 1.0)
         assert not logprobs.any() and not entropy.any()
         (logprobs.sum() + entropy.sum()).backward()
         assert not states.grad.any() and not weight.grad.any()
 
     def test_gradient_only_for_what_learns_and_twice_the_same(self) -> None:
-        states, weight, offset, chosen = parts()
+        states, weight, offset, targets = parts()
         weight.requires_grad_(False)
-        logprobs, _ = LinearHead(weight, offset, None).score(states, chosen, 1.0)
+        logprobs, _ = LinearHead(weight, offset, None).score(states, targets, 1.0)
         first = torch.autograd.grad(logprobs.sum(), (states, offset), retain_graph=True)
         for one, other in zip(first, torch.autograd.grad(logprobs.sum(), (states, offset)), strict=True):
             assert torch.equal(one, other)

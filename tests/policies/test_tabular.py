@@ -142,7 +142,7 @@ class TestEvaluate:
         for text, place in (([END, 1], 3), ([1, 2, 3, END], 5), ([1, PAD, 1], 4), ([1], 1)):
             tokens, mask, where = batch([text])
             where[:] = torch.arange(where.shape[1]) == place
-            with pytest.raises(ConfigError, match="no state of this table chooses"):
+            with pytest.raises(ConfigError, match="this table never draws"):
                 table().evaluate(tokens, mask, where)
         tokens, mask, where = batch([[1], [1, 2]])
         with pytest.raises(ConfigError, match="outside the text"):

@@ -1,4 +1,4 @@
-"""Whole texts read place by place, no place twice: the same states and gradients as the model's own code."""
+"""Hidden states by prefix tree, every distinct prefix once: the same states and gradients as the model's own code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from rlhf_env.policies import LanguageModel, tiny_language_model, trunk
 from rlhf_env.policies.anatomy import anatomy_of
 from rlhf_env.policies.tiny import Family
-from rlhf_env.policies.trunk import layout_of, read
+from rlhf_env.policies.trunk import hidden_states, prefix_tree
 
 
 def group_texts(vocab_size: int = 19, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -29,34 +29,53 @@ def group_texts(vocab_size: int = 19, seed: int = 0) -> tuple[Tensor, Tensor]:
     return tokens, mask
 
 
-class TestLayout:
-    def test_two_tokens_share_a_place_if_their_texts_are_equal_so_far(self) -> None:
+class TestPrefixTree:
+    def test_two_tokens_share_a_node_if_their_texts_are_equal_so_far(self) -> None:
         tokens, mask = group_texts()
-        layout = layout_of(tokens, mask)
+        tree = prefix_tree(tokens, mask)
         beginnings = {
             (row, column): tuple(tokens[row, : column + 1].tolist()) for row, column in mask.nonzero().tolist()
         }
-        place_of: dict[tuple[int, ...], int] = {}
+        node_of: dict[tuple[int, ...], int] = {}
         for (row, column), beginning in beginnings.items():
-            place = int(layout.places[row, column])
-            assert place_of.setdefault(beginning, place) == place
-            assert (int(layout.tokens[place]), int(layout.positions[place])) == (beginning[-1], column)
-        assert sorted(place_of.values()) == list(range(len(layout.tokens)))  # none twice, none unused
+            node = int(tree.nodes[row, column])
+            assert node_of.setdefault(beginning, node) == node
+            assert (int(tree.tokens[node]), int(tree.positions[node])) == (beginning[-1], column)
+        assert sorted(node_of.values()) == list(range(len(tree.tokens)))  # none twice, none unused
 
-    def test_every_place_is_looked_from_once(self) -> None:
-        layout = layout_of(*group_texts())
-        assert sum(band.count for band in layout.bands) == len(layout.tokens)
-        assert [band.start for band in layout.bands] == np.cumsum([0] + [b.count for b in layout.bands])[:-1].tolist()
+    def test_every_node_is_a_query_once(self) -> None:
+        tree = prefix_tree(*group_texts())
+        assert sum(bucket.count for bucket in tree.buckets) == len(tree.tokens)
+        assert [bucket.start for bucket in tree.buckets] == np.cumsum([0] + [b.count for b in tree.buckets])[
+            :-1
+        ].tolist()
+
+    def test_the_example_of_the_header(self) -> None:
+        a, b, c, d, e, f, g = range(7)
+        rows = [[a, b, c, d], [a, b, c, e, f], [a, b, g]]
+        lengths = torch.tensor([len(row) for row in rows])
+        tokens = torch.tensor([row + [0] * (5 - len(row)) for row in rows])
+        tree = prefix_tree(tokens, torch.arange(5) < lengths[:, None])
+        assert tree.nodes.tolist() == [[0, 1, 2, 3, 0], [0, 1, 2, 4, 5], [0, 1, 6, 0, 0]]
+        assert tree.tokens.tolist() == [a, b, c, d, e, f, g]
+        assert [(b.start, b.count, b.key_nodes.tolist()) for b in tree.buckets] == [
+            (0, 4, [0, 1, 2, 3]),
+            (4, 2, [0, 1, 2, 4, 5]),
+            (6, 1, [0, 1, 6]),
+        ]
 
     def test_a_prompt_with_four_answers_is_there_once(self) -> None:
         tokens = torch.arange(32).reshape(4, 8)
         tokens[:, :5] = tokens[0, :5]
-        layout = layout_of(tokens, torch.ones_like(tokens, dtype=torch.bool))
-        assert len(layout.tokens) == 5 + 4 * 3
-        assert [(band.rows, band.count, band.queries) for band in layout.bands] == [(1, 8, None), (3, 9, None)]
+        tree = prefix_tree(tokens, torch.ones_like(tokens, dtype=torch.bool))
+        assert len(tree.tokens) == 5 + 4 * 3
+        assert [(bucket.rows, bucket.count, bucket.query_nodes) for bucket in tree.buckets] == [
+            (1, 8, None),
+            (3, 9, None),
+        ]
 
 
-def said(policy: LanguageModel) -> tuple[Tensor, Tensor, list[Tensor]]:
+def scores_of(policy: LanguageModel) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Log-probabilities and entropies, states, and the gradient of all of them."""
     tokens, mask = group_texts()
     answer = policy.evaluate(tokens, mask, mask & (torch.arange(17) > 2))
@@ -68,10 +87,10 @@ def said(policy: LanguageModel) -> tuple[Tensor, Tensor, list[Tensor]]:
 
 @pytest.mark.parametrize("family", get_args(Family))
 def test_as_the_models_own_code(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gradients of root-mean-square norms pass through float32 in the library's modules, whatever the precision."""
-    monkeypatch.setattr(trunk, "LIKE_LENGTH", 0.8)  # many bands
+    """Gradients of RMS norms pass through float32 in the library's modules, whatever the precision."""
+    monkeypatch.setattr(trunk, "BUCKET_FILL", 0.8)  # many buckets
     changes = {"vocab_size": 19, "window": 5, "key_value_heads": None if family == "gpt2" else 2, "init_std": 0.5}
-    ours, theirs = (said(tiny_language_model(family, fused=fused, **changes)) for fused in (True, False))
+    ours, theirs = (scores_of(tiny_language_model(family, fused=fused, **changes)) for fused in (True, False))
     for one, other in zip(ours[:2], theirs[:2], strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
     tolerance = 1e-10 if family == "gpt2" else 1e-5
@@ -83,7 +102,7 @@ def test_the_same_in_float32() -> None:
     """Its own norms instead of the modules'."""
     for family in ("llama", "gemma3"):
         changes = {"vocab_size": 19, "init_std": 0.1, "dtype": torch.float32}
-        ours, theirs = (said(tiny_language_model(family, fused=fused, **changes)) for fused in (True, False))
+        ours, theirs = (scores_of(tiny_language_model(family, fused=fused, **changes)) for fused in (True, False))
         torch.testing.assert_close(ours[0], theirs[0], rtol=0, atol=1e-5)
         for one, other in zip(ours[2], theirs[2], strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * max(1.0, float(other.abs().max())))
@@ -95,21 +114,24 @@ def test_gradients_of_its_own_operations() -> None:
     weight = torch.randn(8, dtype=torch.float64, generator=stream, requires_grad=True)
     angle = torch.randn(3, 1, 4, dtype=torch.float64, generator=stream)
     cosine, sine = torch.cat([angle.cos()] * 2, -1), torch.cat([-angle.sin(), angle.sin()], -1)
-    assert torch.autograd.gradcheck(lambda *those: trunk._RootMeanSquare.apply(*those, 1e-3), (x, weight))
-    assert torch.autograd.gradcheck(lambda those: trunk._Turn.apply(those, cosine, sine), (x,))
-    assert torch.autograd.gradcheck(trunk._Swiglu.apply, (y, z))
+    assert torch.autograd.gradcheck(lambda *those: trunk._RMSNorm.apply(*those, 1e-3), (x, weight))
+    assert torch.autograd.gradcheck(lambda those: trunk._Rotary.apply(those, cosine, sine), (x,))
+    assert torch.autograd.gradcheck(trunk._SwiGLU.apply, (y, z))
     norm = torch.nn.RMSNorm(8, eps=1e-3, dtype=torch.float64)
-    torch.testing.assert_close(trunk._RootMeanSquare.apply(x, norm.weight, 1e-3), norm(x), rtol=0, atol=1e-14)
+    torch.testing.assert_close(trunk._RMSNorm.apply(x, norm.weight, 1e-3), norm(x), rtol=0, atol=1e-14)
 
 
-def test_dropout_goes_the_models_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With it, what a place becomes is drawn anew for every text."""
+def test_with_dropout_the_models_own_code_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With dropout, equal prefixes have different states: the model's own code reads them."""
     reads: list[int] = []
-    monkeypatch.setattr("rlhf_env.policies.language_model.read", lambda *those: reads.append(1) or read(*those))
+    monkeypatch.setattr(
+        "rlhf_env.policies.language_model.hidden_states",
+        lambda *inputs: reads.append(1) or hidden_states(*inputs),
+    )
     for dropout, training, expected in ((0.1, True, 0), (0.1, False, 1), (0.0, True, 1)):
         for family in ("llama", "gpt2"):
             reads.clear()
-            said(tiny_language_model(family, vocab_size=19, dropout=dropout).train(training))
+            scores_of(tiny_language_model(family, vocab_size=19, dropout=dropout).train(training))
             assert len(reads) == expected
 
 
@@ -120,13 +142,13 @@ def test_keys_and_values_are_those_of_the_cache() -> None:
     tokens, mask = group_texts()
     anatomy = anatomy_of(policy.model)
     assert anatomy is not None
-    layout = layout_of(tokens, mask)
+    tree = prefix_tree(tokens, mask)
     kept: list[tuple[Tensor, Tensor]] = []
     with torch.no_grad():
-        read(anatomy, layout, keep=kept)
+        hidden_states(anatomy, tree, keys_values=kept)
         cache = DynamicCache()
         policy.model(input_ids=tokens, past_key_values=cache)
     for layer, (keys, values) in zip(cache.layers, kept, strict=True):
         for ours, theirs in ((keys, layer.keys), (values, layer.values)):
-            difference = ours[layout.places].transpose(1, 2) - theirs
+            difference = ours[tree.nodes].transpose(1, 2) - theirs
             assert float((difference * mask[:, None, :, None]).abs().max()) < 1e-10

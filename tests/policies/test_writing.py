@@ -60,9 +60,9 @@ def test_stated_logprobs_stay_exact_when_many_rows_finish_early(texts: Any, reco
 
 def test_rows_are_dropped_and_tokens_follow_the_end_token_never(texts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     batches = []
-    read = Decoding._read_last_tokens
+    read = Decoding._decode
     monkeypatch.setattr(
-        Decoding, "_read_last_tokens", lambda self: batches.append((len(self._held), self.live.sum())) or read(self)
+        Decoding, "_decode", lambda self: batches.append((len(self._cached_rows), self.live.sum())) or read(self)
     )
     written = opinionated(init_std=0.05, vocab_size=6).write(texts(rows=40, symbols=5).observation, 25)
     assert all(live >= 0.75 * held for held, live in batches)
@@ -108,8 +108,10 @@ def test_waves_change_nothing_and_bound_the_cache(
 ) -> None:
     before = texts()
     whole = opinionated().write(before.observation, 9)
-    held, read = [], Decoding._read_prompts
-    monkeypatch.setattr(Decoding, "_read_prompts", lambda self, room: held.append(len(self._held)) or read(self, room))
+    held, read = [], Decoding._prefill
+    monkeypatch.setattr(
+        Decoding, "_prefill", lambda self, room: held.append(len(self._cached_rows)) or read(self, room)
+    )
     policy = opinionated(rows_at_once=rows_at_once)
     rows = np.arange(12) != 7
     waves = policy.write(before.observation, 9, rows)
@@ -143,8 +145,8 @@ class TestTokenByToken:
     def prefills(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         """Grows by one whenever texts are read from the start."""
         count: list[int] = []
-        read = Decoding._read_prompts
-        monkeypatch.setattr(Decoding, "_read_prompts", lambda self, room: count.append(1) or read(self, room))
+        read = Decoding._prefill
+        monkeypatch.setattr(Decoding, "_prefill", lambda self, room: count.append(1) or read(self, room))
         return count
 
     @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3"])

@@ -114,15 +114,15 @@ def test_pauses_are_drawn_from_the_generator_and_double(server: Server, monkeypa
         (say(404), "404 Not Found"),
         (say(302, Location="http://127.0.0.1:1/"), "302 Found: redirects are not followed"),
         (say(204, b""), "204 No Content"),
-        (say(200, b"{scores"), "the answer is no JSON"),
-        (say(200, b"[" * 100_000), "the answer is no JSON"),
-        (say(200, b"\xff\xfe\xff"), "the answer is no JSON"),
+        (say(200, b"{scores"), "the answer is not JSON"),
+        (say(200, b"[" * 100_000), "the answer is not JSON"),
+        (say(200, b"\xff\xfe\xff"), "the answer is not JSON"),
         (say(200, b"[0.5, 1.0]"), 'has no list "scores"'),
         (say(200, b'{"score": [0.5, 1.0]}'), 'has no list "scores"'),
         (say(200, b'{"scores": {"0": 1}}'), 'has no list "scores"'),
         (say(200, b'{"scores": [0.5]}'), "1 scores for 2 texts"),
-        (say(200, b'{"scores": [0.5, NaN]}'), "NaN is no score"),
-        (say(200, b'{"scores": [0.5, Infinity]}'), "Infinity is no score"),
+        (say(200, b'{"scores": [0.5, NaN]}'), "NaN is not a score"),
+        (say(200, b'{"scores": [0.5, Infinity]}'), "Infinity is not a score"),
         (say(200, b'{"scores": [0.5, 1e999]}'), "score 1 is not finite"),
         (say(200, b'{"scores": [0.5, 1' + b"0" * 400 + b"]}"), "score 1 is not finite"),
         (say(200, b'{"scores": [0.5, "1"]}'), 'score 1 is "1", not a number'),
@@ -140,7 +140,7 @@ def test_what_will_not_pass_is_an_error_at_the_first_answer(server: Server, answ
 
 def test_a_hundred_megabytes_are_refused_before_they_are_read(server: Server) -> None:
     server.answers = [announce]
-    with pytest.raises(RewardError, match="an answer of 104,857,600 bytes, and 1,048,704 are enough for 2 scores"):
+    with pytest.raises(RewardError, match="the answer has 104,857,600 bytes; 1,048,704 are enough for 2 scores"):
         Http(server.url)(BATCH)
     assert len(server.seen) == 1
 
@@ -157,7 +157,7 @@ def test_a_hundred_megabytes_that_nobody_announced_are_not_read_to_their_end(ser
             sent.append(2**20)
 
     server.answers = [endless, say(200)]
-    with pytest.raises(RewardError, match="an answer of more than 1,048,704 bytes, which are enough for 2 scores"):
+    with pytest.raises(RewardError, match="the answer has more than 1,048,704 bytes, which are enough for 2 scores"):
         Http(server.url)(BATCH)
     assert len(server.seen) == 1 and 0 < sum(sent) < 50 * 2**20
 

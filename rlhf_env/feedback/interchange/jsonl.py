@@ -61,7 +61,7 @@ def lines_of(path: str | Path) -> Iterator[Located]:
 
 def _object(line: bytes) -> dict[str, Any] | DataError:
     if len(line) > LONGEST_LINE:
-        return DataError(f"{len(line):,} bytes, and a line may have {LONGEST_LINE:,}")
+        return DataError(f"{len(line):,} bytes, a line may have at most {LONGEST_LINE:,}")
     try:
         row = parsed("", line.decode("utf-8"))
     except UnicodeDecodeError as error:

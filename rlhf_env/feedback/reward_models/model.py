@@ -37,7 +37,7 @@ from rlhf_env.feedback.judgements import Preference, Response
 from rlhf_env.feedback.reward_models.config import Epoch, HeadKind, RewardModelConfig, TrainingRecord
 from rlhf_env.policies.anatomy import anatomy_of
 from rlhf_env.policies.language_model import quiet_transformers
-from rlhf_env.policies.trunk import layout_of, read
+from rlhf_env.policies.trunk import hidden_states, prefix_tree
 from rlhf_env.types import Episode, Float, Int, Prompt, Tokenizer
 
 POSITIONS_AT_ONCE = 8192  # tokens and padding in one forward pass when scoring
@@ -149,11 +149,11 @@ class RewardModel(nn.Module):
         return torch.cat([last, mean, likelihoods], dim=1)
 
     def _states(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        """The trunk's [B, L, H]; what stands on padding means nothing."""
+        """The trunk's hidden states [B, L, H]; those on padding mean nothing."""
         anatomy = anatomy_of(self.trunk)
         if anatomy is not None:
-            layout = layout_of(ids, mask)
-            return read(anatomy, layout).index_select(0, layout.places.flatten()).view(*ids.shape, -1)
+            tree = prefix_tree(ids, mask)
+            return hidden_states(anatomy, tree).index_select(0, tree.nodes.flatten()).view(*ids.shape, -1)
         told = {"position_ids": positions.expand_as(ids)} if self._takes_positions else {}
         states: Tensor = self.trunk(
             input_ids=ids, attention_mask=mask.long(), use_cache=False, **told

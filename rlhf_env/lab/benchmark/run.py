@@ -77,10 +77,10 @@ def _tuned(
     cells: Sequence[Cell], unfinished: Sequence[Cell], folder: Path, tell: Callable[[Progress], None]
 ) -> Iterator[Cell]:
     """`cells` with the settings that came out best; without those whose tuning is not complete, trials `unfinished`."""
-    chosen = {(tried.task, tried.agent): tried for tried in what_was_tried(read_trials(folder)) if tried.chosen}
+    best_of = {(tried.task, tried.agent): tried for tried in what_was_tried(read_trials(folder)) if tried.best}
     waiting = {(trial.task, trial.agent) for trial in unfinished}
     for cell in cells:
-        best = chosen.get((cell.task, cell.agent))
+        best = best_of.get((cell.task, cell.agent))
         if (cell.task, cell.agent) in waiting:
             tell(Progress(cell, 0.0, "died", why="its tuning was cut short: the next call goes on"))
         elif best is None or cell.result_file(folder).exists():

@@ -122,11 +122,11 @@ class Tried:
     seeds: int
     score: float | None
     error: str
-    chosen: bool
+    best: bool
 
 
 def what_was_tried(trials: Sequence[Trial]) -> list[Tried]:
-    """Every configuration, by task and agent; one of each agent's is `chosen`, the file's own where all have failed."""
+    """Every configuration, by task and agent; one of each agent's is `best`, the file's own if all have failed."""
     found: list[Tried] = []
     for task, agent in dict.fromkeys((trial.task, trial.agent) for trial in trials):
         of_agent = [trial for trial in trials if (trial.task, trial.agent) == (task, agent)]
@@ -135,7 +135,7 @@ def what_was_tried(trials: Sequence[Trial]) -> list[Tried]:
             for number in sorted({trial.configuration for trial in of_agent})
         ]
         best = max(rows, key=lambda row: (-math.inf if row.score is None else row.score, -row.configuration))
-        found += [replace(row, chosen=row is best) for row in rows]
+        found += [replace(row, best=row is best) for row in rows]
     return found
 
 
@@ -150,5 +150,5 @@ def _tried(trials: Sequence[Trial]) -> Tried:
         seeds=len(trials),
         score=math.fsum(scores) / len(scores) if len(scores) == len(trials) else None,
         error=next((trial.error for trial in trials if trial.error), ""),
-        chosen=False,
+        best=False,
     )

@@ -122,7 +122,7 @@ def evaluate_run(folder: str | Path, *, prompts: int | None = None) -> RunEvalua
         update=run.update,
         agent=str(experiment.agent.get("name")),
         prompts=len(ours),
-        measures=list(_measures(evaluator, ours, theirs, stream, chosen=bound is not None)),
+        measures=list(_measures(evaluator, ours, theirs, stream, selected=bound is not None)),
         win_rate={name: _win_rate(sums[name], other_sums[name]) for name in ("proxy", "gold") if name in sums},
         kl=_kl(ours, stream, exact) if bound is None else {},
         kl_bound=None if bound is None else float(bound),
@@ -161,15 +161,15 @@ class _Reference:
 
 
 def _measures(
-    evaluator: Evaluator, ours: Rollout, theirs: Rollout, stream: np.random.Generator, *, chosen: bool
+    evaluator: Evaluator, ours: Rollout, theirs: Rollout, stream: np.random.Generator, *, selected: bool
 ) -> Iterator[Measure]:
-    """`chosen`: the agent's texts are chosen from several, so that their tokens tell no entropy."""
+    """`selected`: the agent selects its texts from several samples, so that their tokens give no entropy."""
     per_prompt = [_per_prompt(evaluator, rollout) for rollout in (ours, theirs)]
     for name, values in per_prompt[0].items():
         others = per_prompt[1][name]
         difference = estimate(mean, values - others, stream=stream)
         yield Measure(name, float(values.mean()), float(others.mean()), difference)
-    if not chosen:
+    if not selected:
         yield Measure("entropy, nats a token", entropy(ours), entropy(theirs))
     together = [_together(rollout) for rollout in (ours, theirs)]
     for name, value in together[0].items():

@@ -130,7 +130,7 @@ def _tuning(results: Results) -> Sheet:
         shown = (
             Value(", ".join(changed) if one.configuration else "as in the file"),
             score,
-            Value("yes" if one.chosen else ""),
+            Value("yes" if one.best else ""),
         )
         found.append(Line(one.task, one.agent, False, "", shown))
     tokens = sum(trial.spending.get("generated_tokens", 0.0) for trial in results.trials)

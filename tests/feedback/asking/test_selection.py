@@ -22,12 +22,12 @@ from rlhf_env.feedback.asking.selection import (
 
 def test_each_choice_is_farthest_from_those_before() -> None:
     vectors = np.random.default_rng(0).standard_normal((40, 3))
-    chosen = k_centre(vectors, 10, first=7)
-    assert chosen[0] == 7
-    assert len(set(chosen.tolist())) == 10
+    selected = k_centre(vectors, 10, first=7)
+    assert selected[0] == 7
+    assert len(set(selected.tolist())) == 10
     for place in range(1, 10):
-        gap = np.linalg.norm(vectors[:, None] - vectors[chosen[:place]], axis=2).min(axis=1)
-        assert gap[chosen[place]] == gap.max()
+        gap = np.linalg.norm(vectors[:, None] - vectors[selected[:place]], axis=2).min(axis=1)
+        assert gap[selected[place]] == gap.max()
 
 
 def test_the_radius_is_at_most_twice_the_best() -> None:
@@ -41,11 +41,11 @@ def test_the_radius_is_at_most_twice_the_best() -> None:
 def test_selection_finds_every_kind_of_prompt() -> None:
     texts = ["how is the weather today"] * 30 + ["write a poem about cats", "what is two and two", "How Is The Weather"]
     vectors = ngram_vectors(texts)
-    chosen = k_centre(vectors, 4)
-    assert {texts[i] for i in chosen} == set(texts)
+    selected = k_centre(vectors, 4)
+    assert {texts[i] for i in selected} == set(texts)
     first = diversity(vectors[:4])
     assert (first.mean_distance, first.nearest) == (0.0, 0.0)
-    assert diversity(vectors[chosen]).nearest > 0.5
+    assert diversity(vectors[selected]).nearest > 0.5
     everything = k_centre(vectors, len(texts))
     assert sorted(everything.tolist()) == list(range(len(texts))), "duplicates come last, and once"
 

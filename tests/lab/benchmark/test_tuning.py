@@ -42,8 +42,8 @@ def test_draws_stay_in_their_ranges_and_fill_them() -> None:
     uniform = np.array([Uniform(0.9, 1.0).draw(0.95, stream) for _ in range(2000)])
     assert uniform.min() >= 0.9 and uniform.max() <= 1.0
     assert abs(uniform.mean() - 0.95) < 4 * 0.1 / np.sqrt(12 * 2000)
-    chosen = [Choice(1, 2, 4).draw(2, stream) for _ in range(2000)]
-    assert set(chosen) == {1, 2, 4} and abs(chosen.count(4) / 2000 - 1 / 3) < 4 * np.sqrt(2 / 9 / 2000)
+    drawn = [Choice(1, 2, 4).draw(2, stream) for _ in range(2000)]
+    assert set(drawn) == {1, 2, 4} and abs(drawn.count(4) / 2000 - 1 / 3) < 4 * np.sqrt(2 / 9 / 2000)
 
 
 @pytest.mark.parametrize("make", [lambda: Multiple(0.0, 1.0), lambda: Uniform(1.0, 1.0), lambda: Choice(1)])
@@ -141,20 +141,22 @@ def trial(configuration: int, objective: float | None, seed: int = FIRST_SEED, a
     return Trial("echo", agent, configuration, seed, {"lr": configuration}, objective, error)
 
 
-def chosen(*trials: Trial) -> list[int]:
-    return [tried.configuration for tried in what_was_tried(trials) if tried.chosen]
+def best_configurations(*trials: Trial) -> list[int]:
+    return [tried.configuration for tried in what_was_tried(trials) if tried.best]
 
 
 def test_the_highest_mean_is_chosen_and_a_failed_run_rules_out() -> None:
-    assert chosen(trial(0, 0.1), trial(1, 0.3), trial(2, 0.2)) == [1]
-    assert chosen(trial(0, 0.1), trial(1, 0.1)) == [0], "of equals the first: the file's own"
+    assert best_configurations(trial(0, 0.1), trial(1, 0.3), trial(2, 0.2)) == [1]
+    assert best_configurations(trial(0, 0.1), trial(1, 0.1)) == [0], "of equals the first: the file's own"
     two = (trial(0, 0.2, 0), trial(0, 0.2, 1), trial(1, 0.9, 0), trial(1, -0.7, 1))
-    assert chosen(*two) == [0]
+    assert best_configurations(*two) == [0]
     assert [tried.score for tried in what_was_tried(two)] == [0.2, pytest.approx(0.1, abs=1e-12)]
     (_, ruled_out) = what_was_tried((trial(0, 0.1), trial(1, 0.9, 0), trial(1, None, 1)))
-    assert (ruled_out.score, ruled_out.error, ruled_out.chosen) == (None, "it diverged", False)
-    assert chosen(trial(0, None), trial(1, None)) == [0]
-    assert chosen(trial(0, 0.1), trial(1, 0.2), trial(0, 0.2, agent="dpo"), trial(1, 0.1, agent="dpo")) == [1, 0]
+    assert (ruled_out.score, ruled_out.error, ruled_out.best) == (None, "it diverged", False)
+    assert best_configurations(trial(0, None), trial(1, None)) == [0]
+    assert best_configurations(
+        trial(0, 0.1), trial(1, 0.2), trial(0, 0.2, agent="dpo"), trial(1, 0.1, agent="dpo")
+    ) == [1, 0]
 
 
 # ---------------------------------------------------------------- from a grid to its results
@@ -184,7 +186,7 @@ def test_everything_tried_is_kept_and_results_have_the_best(tuned: Path) -> None
     assert len(list((tuned / "tuning").glob("*.json"))) == 6
     of_ppo = {one.configuration: one for one in tried if one.agent == "ppo"}
     best = max(of_ppo.values(), key=lambda one: one.score or -9.0)
-    assert best.chosen
+    assert best.best
     for seed in (0, 1):
         result = json.loads((tuned / "results" / f"echo--ppo--seed-{seed}.json").read_text())
         assert result["agent_settings"] == best.settings and result["configuration"] == best.configuration

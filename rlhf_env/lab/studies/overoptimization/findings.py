@@ -229,10 +229,10 @@ class _Pool:
         scores = self.scores(proxy, seed)
         zero, unit = self.unit(proxy, seed)
         weights = np.array([[best_of_n_weights(row, n) for row in scores] for n in counts])
-        gold, chosen = (
+        gold, proxies = (
             np.einsum("cpn,pn->cp", weights, it) for it in (self.gold_units(self.gold), (scores - zero) / unit)
         )
-        return np.sqrt([best_of_n_kl(n) for n in counts]), gold, chosen
+        return np.sqrt([best_of_n_kl(n) for n in counts]), gold, proxies
 
 
 def _best_of(pool: _Pool, n: int, stream: np.random.Generator) -> BestOf:
