@@ -12,9 +12,9 @@ import side_by_side as bench
 
 from rlhf_env import plugins
 from rlhf_env.envs.rewards import Score, load_rewards
+from rlhf_env.learning.collect import collect
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import group_advantages, leave_one_out_advantages
-from rlhf_env.learning.loop import collect
 from rlhf_env.learning.rollout import Rollout
 
 PROMPTS, GROUP = 8, 4

@@ -15,9 +15,10 @@ import gymnasium as gym
 import numpy as np
 
 import rlhf_env
+from rlhf_env.learning.collect import collect
 from rlhf_env.learning.engine import set_threads
 from rlhf_env.learning.experiment import EnvironmentSettings, Experiment, PolicySettings, build
-from rlhf_env.learning.loop import collect, train
+from rlhf_env.learning.loop import train
 from rlhf_env.learning.spending import Budget
 from rlhf_env.testing import check_reward
 

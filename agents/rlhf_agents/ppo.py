@@ -49,9 +49,9 @@ from rlhf_env.learning.functional import (
     weighted_sum,
     whiten,
 )
-from rlhf_env.learning.loop import Shuffled
 from rlhf_env.learning.ranges import Choice, Multiple, Ranges, Uniform
 from rlhf_env.learning.rollout import Rollout, demonstrations
+from rlhf_env.learning.sources import Shuffled
 from rlhf_env.policies import Policy, ValueHead
 from rlhf_env.types import Episode, Observation, Prompt, Task, Tokenizer
 

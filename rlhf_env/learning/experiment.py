@@ -20,7 +20,7 @@ from rlhf_env.errors import ConfigError, DataError, Problem, under
 from rlhf_env.learning.agent import Agent, Setup
 from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.engine import Engine
-from rlhf_env.learning.loop import EnvSource
+from rlhf_env.learning.sources import EnvSource
 from rlhf_env.learning.spending import Budget, Spending
 from rlhf_env.plain_data import refuse_misfits
 from rlhf_env.policies.language_model import ROWS_AT_ONCE, LanguageModel

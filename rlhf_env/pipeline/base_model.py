@@ -25,9 +25,11 @@ from rlhf_env.lab.progress import note_of, stage
 from rlhf_env.learning.agent import Setup
 from rlhf_env.learning.engine import Engine
 from rlhf_env.learning.experiment import make_agent
-from rlhf_env.learning.loop import DataSource, Interrupted, train
+from rlhf_env.learning.loop import train
 from rlhf_env.learning.rollout import demonstrations
 from rlhf_env.learning.run_folder import RunFolder, versions
+from rlhf_env.learning.signals import Interrupted
+from rlhf_env.learning.sources import DataSource
 from rlhf_env.learning.spending import Budget, Spending
 from rlhf_env.pipeline.settings import Models
 from rlhf_env.plain_data import refuse_misfits

@@ -216,7 +216,7 @@ class _Life:
     def write(self, seed: int, options: Mapping[str, Any] | None = None) -> Rollout:
         """One rollout, under the options that the agent asks for unless told otherwise."""
         from rlhf_env.errors import RlhfEnvError
-        from rlhf_env.learning.loop import collect_with
+        from rlhf_env.learning.collect import collect_with
 
         asked = self.ask("begin", self.agent.begin) if options is None else options
         if not isinstance(asked, dict) or not all(isinstance(name, str) for name in asked):

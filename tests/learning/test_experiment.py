@@ -16,6 +16,7 @@ import torch
 from rlhf_env import plugins
 from rlhf_env.envs.tokenizers import FileTokenizer
 from rlhf_env.errors import ConfigError, DataError
+from rlhf_env.learning.collect import collect
 from rlhf_env.learning.experiment import (
     EnvironmentSettings,
     EvaluationSettings,
@@ -24,7 +25,6 @@ from rlhf_env.learning.experiment import (
     build,
     evaluation_rewards,
 )
-from rlhf_env.learning.loop import collect
 from rlhf_env.learning.spending import Budget
 from rlhf_env.policies import tiny_language_model
 from rlhf_env.policies.policy import Sampling

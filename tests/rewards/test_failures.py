@@ -17,7 +17,7 @@ from rlhf_env.envs.toy_tasks import Count
 from rlhf_env.errors import ConfigError, RewardError
 from rlhf_env.learning.agent import Decision
 from rlhf_env.learning.functional import leave_one_out_advantages
-from rlhf_env.learning.loop import EnvSource
+from rlhf_env.learning.sources import EnvSource
 from rlhf_env.learning.spending import Spending
 from rlhf_env.testing import make_episode
 from rlhf_env.types import Episode

@@ -15,8 +15,8 @@ from rlhf_env.envs.tasks import held_out, well_formed
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.lab.statistics import Estimate, student_mean
 from rlhf_env.learning.agent import Agent
+from rlhf_env.learning.collect import collect_with
 from rlhf_env.learning.experiment import Workplace, evaluation_rewards
-from rlhf_env.learning.loop import collect_with
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.policies.tabular import TabularPolicy
 from rlhf_env.text_measures import distinct_n

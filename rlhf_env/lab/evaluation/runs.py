@@ -14,8 +14,9 @@ from rlhf_env.lab.evaluation.health import WARNINGS_FILE, Alert, Watch
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.checkpoints import fingerprint
 from rlhf_env.learning.experiment import Experiment, Workplace, build
-from rlhf_env.learning.loop import Row, Source, train
+from rlhf_env.learning.loop import Row, train
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
+from rlhf_env.learning.sources import Source
 from rlhf_env.learning.spending import Stopping
 from rlhf_env.whole_files import write_json
 

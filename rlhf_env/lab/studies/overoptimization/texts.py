@@ -14,8 +14,8 @@ from rlhf_env.envs.tasks import held_out
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.errors import RunFailed
 from rlhf_env.lab.studies.overoptimization.study import ROWS_AT_ONCE, Study, Tell
+from rlhf_env.learning.collect import collect_with
 from rlhf_env.learning.experiment import Workplace, build
-from rlhf_env.learning.loop import collect_with
 from rlhf_env.types import Episode, Task
 
 
