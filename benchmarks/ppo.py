@@ -24,7 +24,7 @@ from typing import Any
 import side_by_side as bench
 from rlhf_agents.ppo import PPO
 
-from rlhf_env.envs.rewards import load_rewards
+from rlhf_env.envs.reward_tables import load_rewards
 from rlhf_env.feedback.reward_models.model import RewardModel
 from rlhf_env.learning.collect import collect
 from rlhf_env.learning.engine import Optimization

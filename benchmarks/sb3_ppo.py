@@ -16,7 +16,7 @@ import torch
 from rlhf_agents.ppo import PPO
 from rlhf_agents.sb3 import LanguageModelPolicy, TextVecEnv
 
-from rlhf_env.envs.rewards import load_rewards
+from rlhf_env.envs.reward_tables import load_rewards
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.learning.agent import Setup
 from rlhf_env.learning.collect import collect

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from gymnasium.envs.registration import register, registry
 
 if TYPE_CHECKING:
-    from rlhf_env.envs.rewards import RewardMix, Score, from_function
+    from rlhf_env.envs.reward_tables import from_function
+    from rlhf_env.envs.rewards import RewardMix
     from rlhf_env.envs.text_env import TextEnv
     from rlhf_env.envs.text_vector_env import TextVectorEnv
     from rlhf_env.plugins import hookimpl, register_agent, register_reward, register_task
-    from rlhf_env.types import Episode, GroupReward, Observation, Prompt, Reward, Task, TokenReward
+    from rlhf_env.types import Episode, GroupReward, Observation, Prompt, Reward, Score, Task, TokenReward
 
 __version__ = "0.1.0"
 
@@ -22,8 +23,8 @@ _HOMES = {
     "TextEnv": "rlhf_env.envs.text_env",
     "TextVectorEnv": "rlhf_env.envs.text_vector_env",
     "RewardMix": "rlhf_env.envs.rewards",
-    "Score": "rlhf_env.envs.rewards",
-    "from_function": "rlhf_env.envs.rewards",
+    "Score": "rlhf_env.types",
+    "from_function": "rlhf_env.envs.reward_tables",
     "hookimpl": "rlhf_env.plugins",
     "register_agent": "rlhf_env.plugins",
     "register_reward": "rlhf_env.plugins",

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -59,7 +59,7 @@ from rlhf_env.learning.functional import (
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.policies import ValueHead
 from rlhf_env.policies.streams import RowStreams
-from rlhf_env.types import Int, Observation
+from rlhf_env.types import Int, Observation, ResetOptions, State
 
 EXTRAS = ("option", "segment_start", "option_logprob", "writer_logprob")
 
@@ -159,7 +159,7 @@ class Options:
 
     # ---------------------------------------------------------------- writing
 
-    def begin(self) -> dict[str, Any]:
+    def begin(self) -> ResetOptions:
         return {"group_size": self.config.group_size}
 
     @torch.no_grad()
@@ -333,7 +333,7 @@ class Options:
 
     # ---------------------------------------------------------------- state
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {
             "writers": {str(option): writer.state_dict() for option, writer in enumerate(self.writers)},
             "bids": self.bids.state_dict(),
@@ -343,7 +343,7 @@ class Options:
             "order": dict(self._order.bit_generator.state),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+    def load_state_dict(self, state: State, /) -> None:
         for option, writer in enumerate(self.writers):
             writer.load_state_dict(state["writers"][str(option)])
         self.bids.load_state_dict(state["bids"])

@@ -41,7 +41,7 @@ from rlhf_env.learning.functional import paid_to_actions, require_exact_sampling
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.schedules import ScheduleName, multiplier
 from rlhf_env.policies import Policy, ValueHead
-from rlhf_env.types import Observation
+from rlhf_env.types import Observation, ResetOptions, State
 
 with lent_generators(0):  # rich, which they import, draws a number as it loads
     from stable_baselines3 import A2C, PPO
@@ -206,7 +206,7 @@ class SB3:
         self.optimizer.register_step_pre_hook(lambda *_: self._before_step())
         self._order = setup.stream("sb3 minibatches")
 
-    def begin(self) -> dict[str, Any]:
+    def begin(self) -> ResetOptions:
         return {"group_size": self.config.group_size}
 
     def act(self, observation: Observation, /) -> Decision:
@@ -277,7 +277,7 @@ class SB3:
             raise RunFailed(f"the gradient is not finite: lower the learning_rate ({rate:g}) or look at the rewards")
         self.setup.engine.spending.add(gradient_steps=1)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         moments = self.optimizer.state_dict()["state"]  # by parameter index; the learning rate is set at each update
         return {
             "policy": self.policy.state_dict(),
@@ -287,7 +287,7 @@ class SB3:
             "order": dict(self._order.bit_generator.state),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+    def load_state_dict(self, state: State, /) -> None:
         self.policy.load_state_dict(state["policy"])
         self.policy.load_sampling_state(state["sampling"])
         self.actor_critic.value_head.load_state_dict(state["value_head"])

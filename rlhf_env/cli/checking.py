@@ -79,7 +79,7 @@ def _settings(words: Sequence[str]) -> dict[str, Any]:
 
 
 def _check_plugin(kind: str, name: str, settings: dict[str, Any]) -> None:
-    from rlhf_env.envs.rewards import load_rewards
+    from rlhf_env.envs.reward_tables import load_rewards
     from rlhf_env.envs.tasks import load_task
     from rlhf_env.envs.tokenizers import ByteTokenizer
     from rlhf_env.testing import check_agent, check_reward, check_task

@@ -160,7 +160,7 @@ def simulate_annotators(
     """Have simulated annotators judge the open items of a store."""
     import numpy as np
 
-    from rlhf_env.envs.rewards import load_rewards
+    from rlhf_env.envs.reward_tables import load_rewards
     from rlhf_env.envs.tasks import load_task
     from rlhf_env.feedback.asking.annotators import load_annotator
     from rlhf_env.feedback.asking.collecting import judge_items

@@ -32,7 +32,7 @@ from typing import Any, Literal
 from rlhf_env import assets
 from rlhf_env.envs.splits import unit_interval
 from rlhf_env.errors import ConfigError, MissingExtra
-from rlhf_env.types import Options, Prompt
+from rlhf_env.types import Prompt, ResetOptions
 
 Split = Literal["base", "judge", "held_out"]
 
@@ -145,7 +145,7 @@ class Chitchat:
     def size(self) -> int:
         return len(_task_prompts(self.split))
 
-    def prompt(self, index: int, _options: Options, /) -> Prompt:
+    def prompt(self, index: int, _options: ResetOptions, /) -> Prompt:
         """The turn at `index` modulo `size`; even ones ask, odd ones tell. `meta["turn"]` is it without marker."""
         turns = _task_prompts(self.split)
         turn = turns[index % len(turns)]

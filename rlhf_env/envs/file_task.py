@@ -23,7 +23,7 @@ from rlhf_env.envs.tasks import check_fraction, places_of
 from rlhf_env.envs.tokenizers import tokenizer_folder
 from rlhf_env.errors import DataError, MissingExtra
 from rlhf_env.plain_data import LONGEST_LINE, read_file, read_json
-from rlhf_env.types import Options, Prompt
+from rlhf_env.types import Prompt, ResetOptions
 
 _SHOWN = 20  # problems in one report
 _LINES, _TABLES = (".jsonl", ".ndjson"), (".csv", ".tsv")
@@ -68,7 +68,7 @@ class File:
     def size(self) -> int:
         return len(self._places)
 
-    def prompt(self, index: int, _options: Options, /) -> Prompt:
+    def prompt(self, index: int, _options: ResetOptions, /) -> Prompt:
         return self._rows[self._places[index % self.size]]
 
     def held_out(self) -> File:

@@ -30,7 +30,7 @@ from reasoning_gym.utils import extract_answer
 from rlhf_env.envs.global_generators import lent_generators
 from rlhf_env.envs.splits import Part, unit_interval
 from rlhf_env.errors import ConfigError, DataError, did_you_mean
-from rlhf_env.types import Episode, Options, Prompt
+from rlhf_env.types import Episode, Prompt, ResetOptions
 
 _NOT_A_NUMBER = re.compile(r"\bnan\b", re.IGNORECASE)
 _SET_ASIDE = 0.25
@@ -80,7 +80,7 @@ class ReasoningGym:
     def size(self) -> None:
         return None
 
-    def prompt(self, index: int, options: Options, /) -> Prompt:
+    def prompt(self, index: int, options: ResetOptions, /) -> Prompt:
         level = options.get("level", self.level)
         problems = self._problems(level)
         stream = np.random.default_rng(index)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 from rlhf_env import plugins
 from rlhf_env.envs.splits import Part, held_out_texts
 from rlhf_env.errors import ConfigError, DataError, Problem
-from rlhf_env.types import Episode, Options, Prompt, Task
+from rlhf_env.types import Episode, HoldsOut, JudgesForm, Prompt, ReadsOptions, ResetOptions, Task
 
 
 @plugins.hookimpl
@@ -30,7 +29,11 @@ def register_tasks(register: plugins.Register) -> None:
     register("textarena", "rlhf_env.envs.textarena_task:TextArena", needs="textarena")
 
 
-def load_task(spec: str | Mapping[str, Any] | Task) -> Task:
+# A task as a user writes it: a name, a table with a name and settings, or the task itself.
+TaskSpec = str | Mapping[str, object] | Task
+
+
+def load_task(spec: TaskSpec) -> Task:
     """A task as it is, `"echo"`, or `{"name": "echo", "length": 3}`."""
     if isinstance(spec, str):
         spec = {"name": spec}
@@ -49,8 +52,7 @@ def load_task(spec: str | Mapping[str, Any] | Task) -> Task:
 
 def held_out(task: Task) -> Task:
     """The task's evaluation prompts, which training never sees; a task that has none is evaluated on its own."""
-    split = getattr(task, "held_out", None)
-    return split() if split is not None else task
+    return task.held_out() if isinstance(task, HoldsOut) else task
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Prompts:
     def size(self) -> int:
         return len(self._places)
 
-    def prompt(self, index: int, _options: Options, /) -> Prompt:
+    def prompt(self, index: int, _options: ResetOptions, /) -> Prompt:
         place = self._places[index % self.size]
         return Prompt(id=f"prompts/{place}", text=self.prompts[place])
 
@@ -100,8 +102,12 @@ def well_formed(task: Task, episode: Episode) -> bool:
 
     A task may say so (`well_formed(episode) -> bool`); for any other an answer is in form that ended by itself.
     """
-    declared = getattr(task, "well_formed", None)
-    return episode.finish_reason != "length" if declared is None else bool(declared(episode))
+    return bool(task.well_formed(episode)) if isinstance(task, JudgesForm) else episode.finish_reason != "length"
+
+
+def option_names(task: Task) -> tuple[str, ...]:
+    """The reset options that the task reads."""
+    return tuple(task.option_names) if isinstance(task, ReadsOptions) else ()
 
 
 def places_of(part: Part, texts: Sequence[str], held_out_fraction: float) -> list[int]:

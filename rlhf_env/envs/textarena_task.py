@@ -13,7 +13,7 @@ from textarena.envs.registration import ENV_REGISTRY
 from rlhf_env.envs.global_generators import lent_generators
 from rlhf_env.envs.splits import Part
 from rlhf_env.errors import ConfigError, DataError, did_you_mean
-from rlhf_env.types import Episode, Options, Prompt
+from rlhf_env.types import Episode, Prompt, ResetOptions
 
 _FORMATTING = textarena.wrappers.ActionFormattingWrapper
 
@@ -63,7 +63,7 @@ class TextArena:
     def size(self) -> None:
         return None
 
-    def prompt(self, index: int, _options: Options, /) -> Prompt:
+    def prompt(self, index: int, _options: ResetOptions, /) -> Prompt:
         number = 2 * index + (self.part == "held_out")
         return Prompt(id=f"{self.game}/{number}", text=self._play(number, ()).heard + "\n", meta={"game": number})
 

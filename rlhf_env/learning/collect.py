@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_env.envs.rewards import Score
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.errors import ConfigError, RunFailed
 from rlhf_env.learning.agent import Agent, Decision
 from rlhf_env.learning.rollout import Rollout, finished
-from rlhf_env.types import Episode, Float
+from rlhf_env.types import Episode, Float, Score
 
 
 def collect(
@@ -42,7 +41,7 @@ def collect_with(env: TextVectorEnv, agent: Agent, options: Mapping[str, Any], *
     with env.scoring_meanwhile():
         while len(ended) < env.num_envs:
             writing = env.writing
-            decision = agent.act({**observation, "writing": writing, "prompts": prompts})  # type: ignore[typeddict-item]
+            decision = agent.act({**observation, "writing": writing, "prompts": prompts})
             before = observation["attention_mask"].sum(axis=1)
             _lay_out(extras, decision, writing, before, env)
             observation, _, _, _, infos = env.step(action_for(env, decision))

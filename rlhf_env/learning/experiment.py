@@ -12,7 +12,8 @@ from typing import Any, Literal
 import tomli_w
 
 from rlhf_env import plugins
-from rlhf_env.envs.rewards import RewardMix, RewardTable, load_rewards
+from rlhf_env.envs.reward_tables import RewardTable, load_rewards
+from rlhf_env.envs.rewards import RewardMix
 from rlhf_env.envs.tasks import held_out, load_task
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.envs.tokenizers import AlphabetTokenizer, FileTokenizer, load_tokenizer

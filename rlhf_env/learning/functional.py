@@ -348,7 +348,7 @@ def require_beta(beta: float, who: str) -> None:
     """Refuse an objective without a KL penalty to an agent (`who`) that carries it in its own loss."""
     if not beta > 0.0:
         raise ConfigError(
-            f"{who}'s beta is the weight of the reward part 'kl', which is {beta:g} here: "
+            f"{who}'s beta is the weight of the reward's KL penalty, which is {beta:g} here: "
             "give the reward a 'kl' part with a positive weight (0.1, say)"
         )
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from rlhf_env.errors import ConfigError, DataError, RewardError, RlhfEnvError, RunFailed
 from rlhf_env.learning.agent import Agent, Metrics
 from rlhf_env.learning.engine import Engine
-from rlhf_env.learning.functional import groups_without_spread
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
 from rlhf_env.learning.signals import Interrupted, catch_signals
@@ -164,7 +163,7 @@ def describe(rollout: Rollout) -> Row:
     """What any rollout with scores says about itself: reward and its parts, lengths, how texts ended.
 
     `rollout/entropy` is that of the policy in nats a token, sampled: the mean of -log p over the tokens that it drew.
-    Where texts answer a prompt in groups, also the share of groups whose members all earned the same but for their KL.
+    What the source has `measured` stands beside it.
     """
     if not rollout.scores or not rollout.scores[0].raw:
         return {}
@@ -180,16 +179,12 @@ def describe(rollout: Rollout) -> Row:
     }
     if rollout.stated and bool(rollout.actions.any()):
         summary["rollout/entropy"] = -float(rollout.logprobs.sum() / rollout.actions.sum())
-    if len(set(rollout.group.tolist())) < len(rollout):
-        summary["rollout/groups_without_spread"] = groups_without_spread(
-            rollout.returns(without=("kl",)), rollout.group, counted=rollout.scored
-        )
-    for name in rollout.scores[0].raw:
-        values = rollout.part(name)
-        summary[f"rollout/part/{name}"] = float(values.mean())
+    parts = {name: rollout.part(name) for name in rollout.scores[0].raw}
+    for name, values in parts.items():
         summary[f"rollout/part/{name}_std"] = float(values.std(unbiased=False))
         summary[f"histogram/part/{name}"] = histogram(values)
-    return summary
+    # After the spreads: where one part is called "a" and another "a_std", the second has its mean under its own name.
+    return summary | {f"rollout/part/{name}": float(values.mean()) for name, values in parts.items()}
 
 
 def histogram(values: Tensor, bins: int = 10) -> dict[str, Any]:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 
-from rlhf_env.envs.rewards import RewardMix
+from rlhf_env.envs.rewards import KLPart, RewardMix
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.errors import ConfigError, RlhfEnvError
 from rlhf_env.learning.agent import Agent, Metrics
 from rlhf_env.learning.collect import collect_with
+from rlhf_env.learning.functional import groups_without_spread
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.spending import Spending
-from rlhf_env.types import TokenScorer
+from rlhf_env.types import State, TokenScorer
 
 
 class Source(Protocol):
@@ -24,9 +25,9 @@ class Source(Protocol):
 
     def next(self, agent: Agent, /) -> Rollout: ...
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> State: ...
 
-    def load_state_dict(self, state: Mapping[str, Any], /) -> None: ...
+    def load_state_dict(self, state: State, /) -> None: ...
 
 
 class Shuffled:
@@ -57,7 +58,7 @@ class EnvSource:
     Rows that a reward part failed on, and that are to be skipped, are left out: whatever an agent makes of the others
     is what it would make of a rollout without them. `failed/<part>` counts the failures that a part may have.
 
-    Where the reward part `kl` has read the texts with this `reference`, its log-probabilities go along as the extra
+    Where the mix's KL penalty has read the texts with this `reference`, its log-probabilities go along as the extra
     "reference", so that an agent which needs them does not read the texts again.
     """
 
@@ -78,8 +79,13 @@ class EnvSource:
         except RlhfEnvError:
             self._prompts.place = place  # these prompts were not used up: a resumed run takes them again
             raise
-        measured = {**_divergence(rollout, self.env.reward), **_failures(rollout, self.env.reward)}
-        rollout = _beside_what_kl_read(replace(rollout, measured=measured), self.env.reward, self._reference)
+        measured = {
+            **_divergence(rollout, self.env.reward.kl),
+            **_failures(rollout, self.env.reward),
+            **_spread(rollout, self.env.reward.kl_names),
+            **_worth(rollout, self.env.reward),
+        }
+        rollout = _beside_what_kl_read(replace(rollout, measured=measured), self.env.reward.kl, self._reference)
         self.env.settle()  # so that a checkpoint taken now holds what the rewards remember of this rollout
         self._spending.add(
             episodes=len(rollout), generated_tokens=int(rollout.actions.sum()), reward_calls=len(rollout)
@@ -87,10 +93,10 @@ class EnvSource:
         kept = rollout.scored | rollout.truncated
         return rollout if bool(kept.all()) else rollout.select(kept)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {"place": self._prompts.place, "rewards": self.env.reward.state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+    def load_state_dict(self, state: State, /) -> None:
         self._prompts.place = int(state["place"])
         self.env.reward.load_state_dict(state["rewards"])
 
@@ -101,39 +107,55 @@ def _failures(rollout: Rollout, reward: RewardMix) -> Metrics:
     return {f"failed/{name}": float(sum(name in score.failed for score in rollout.scores)) for name in lenient}
 
 
-def _divergence(rollout: Rollout, reward: RewardMix) -> Metrics:
-    """The mean KL to the reference of a rollout, in nats a response, where a part `kl` has scored it.
-
-    Two estimates of the same number (see `functional.kl_estimate`): `kl` is k1, `kl_k3` is k3, which is never negative
-    and less noisy while the policies are near each other. The part's controller moves its coefficient as soon as it is
-    shown the rollout: ask before that.
-    """
-    scored = [score for score in rollout.scores if "kl" in score.raw]
-    if not scored:
+def _spread(rollout: Rollout, kl: Sequence[str] = ()) -> Metrics:
+    """Where texts answer a prompt in groups: the share of groups whose members all earned the same but for their KL."""
+    if not rollout.scores or len(set(rollout.group.tolist())) == len(rollout):
         return {}
-    coefficient = float(getattr(reward.parts["kl"], "coefficient", 1.0))
-    found = {"kl": -float(np.mean([score.raw["kl"] for score in scored])) / coefficient}
-    if all("kl" in score.tokens for score in scored):
-        log_ratios = [score.tokens["kl"] / -coefficient for score in scored]
-        found["kl_k3"] = float(np.mean([(np.expm1(-values) + values).sum() for values in log_ratios]))
-    return found
+    returns = rollout.returns(without=kl)
+    return {"groups_without_spread": groups_without_spread(returns, rollout.group, counted=rollout.scored)}
 
 
-def _beside_what_kl_read(rollout: Rollout, reward: RewardMix, reference: TokenScorer | None) -> Rollout:
-    """With log p_ref as the extra "reference", where it follows from what `kl` has paid for every row of this rollout.
+def _worth(rollout: Rollout, reward: RewardMix) -> Metrics:
+    """The spread of what the texts earned without their KL, where that is not all they earn."""
+    if not bool(rollout.scored.any()) or len(reward.parts) == len(reward.kl_names):
+        return {}
+    returns = rollout.returns(without=reward.kl_names)[rollout.scored]
+    return {"reward_without_kl_std": float(returns.std(unbiased=False))}
+
+
+def _divergence(rollout: Rollout, kl: KLPart | None) -> Metrics:
+    """The mean KL to the reference of a rollout, in nats a response, where the mix has a KL penalty that scored it.
+
+    `kl_std` is its spread over the texts. Two estimates of the same number (see `functional.kl_estimate`): `kl` is k1,
+    `kl_k3` is k3, which is never negative and less noisy while the policies are near each other. The penalty's
+    controller moves its coefficient as soon as it is shown the rollout: ask before that.
+    """
+    scores = [score for score in rollout.scores if score.raw]
+    if kl is None or not scores or not kl.penalty.coefficient:
+        return {}
+    coefficient = float(kl.penalty.coefficient)
+    log_ratios = [score.tokens[kl.name] / -coefficient for score in scores]
+    return {
+        "kl": -float(np.mean([score.raw[kl.name] for score in scores])) / coefficient,
+        "kl_std": float(np.std([score.raw[kl.name] for score in scores])) / abs(coefficient),
+        "kl_k3": float(np.mean([(np.expm1(-values) + values).sum() for values in log_ratios])),
+    }
+
+
+def _beside_what_kl_read(rollout: Rollout, kl: KLPart | None, reference: TokenScorer | None) -> Rollout:
+    """With log p_ref as the extra "reference", where it follows from what the KL penalty has paid for every row.
 
     That is -coefficient * (log p - log p_ref) for each token, as long as the controller has not moved the coefficient.
     """
-    part = reward.parts.get("kl")
-    coefficient = float(getattr(part, "coefficient", 0.0))
-    if reference is None or getattr(part, "reference", None) is not reference or not coefficient:
+    if kl is None or reference is None or kl.penalty.reference is not reference or not kl.penalty.coefficient:
         return rollout
-    if any("kl" not in score.tokens or "kl" in score.failed for score in rollout.scores):
+    if any(kl.name not in score.tokens or kl.name in score.failed for score in rollout.scores):
         return rollout
+    coefficient = float(kl.penalty.coefficient)
     known = torch.zeros(rollout.tokens.shape, dtype=torch.float64)
     for row, (episode, score) in enumerate(zip(rollout.episodes, rollout.scores, strict=True)):
-        assert episode.logprobs is not None  # `kl` has read them
-        start, paid = len(episode.prompt_ids), score.tokens["kl"]
+        assert episode.logprobs is not None  # the penalty has read them
+        start, paid = len(episode.prompt_ids), score.tokens[kl.name]
         known[row, start : start + len(paid)] = torch.from_numpy(episode.logprobs + paid / coefficient)
     return rollout.with_extras(reference=known.masked_fill(~rollout.actions, 0.0))
 
@@ -149,10 +171,11 @@ class DataSource:
         self._indices = Shuffled(size, seed)
 
     def next(self, _agent: Agent, /) -> Rollout:
-        return self._make(self._indices.take(self.batch_size))
+        rollout = self._make(self._indices.take(self.batch_size))
+        return replace(rollout, measured={**rollout.measured, **_spread(rollout)})
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {"place": self._indices.place}
 
-    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+    def load_state_dict(self, state: State, /) -> None:
         self._indices.place = int(state["place"])

@@ -9,11 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_env.envs.rewards import from_function
+from rlhf_env.envs.reward_tables import from_function
 from rlhf_env.errors import ContractError
 from rlhf_env.testing.episodes import by_prompt, episodes_of
 from rlhf_env.testing.observing import broken, global_randomness_untouched
-from rlhf_env.types import AnyReward, Episode, Float, GroupReward, Remembers, Tokenizer, TokenReward
+from rlhf_env.types import (
+    AnyReward,
+    BoundedAbove,
+    BoundedBelow,
+    Episode,
+    Float,
+    GroupReward,
+    Remembers,
+    Tokenizer,
+    TokenReward,
+)
 
 
 def check_reward(
@@ -44,9 +54,11 @@ def check_reward(
     """
     if isinstance(reward, type):
         raise ContractError("raised", f"{reward.__name__} is a class: check an instance, {reward.__name__}(...)")
-    scored: Any = from_function(reward) if inspect.isfunction(reward) else reward
-    low = getattr(scored, "low", None) if low is None else low
-    high = getattr(scored, "high", None) if high is None else high
+    scored: AnyReward = from_function(reward) if inspect.isfunction(reward) else reward
+    if low is None and isinstance(scored, BoundedBelow):
+        low = scored.low
+    if high is None and isinstance(scored, BoundedAbove):
+        high = scored.high
     episodes = episodes_of(np.random.default_rng(seed), meta, tokenizer, longest)
     score = _Asked(scored, low, high)
     before = copy.deepcopy(scored.state_dict()) if isinstance(scored, Remembers) else None

@@ -9,11 +9,11 @@ import pytest
 import torch
 from rlhf_agents.grpo import GRPO, sequence_log_ratio
 
-from rlhf_env.envs.rewards import Score
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.rollout import Rollout, demonstrations
 from rlhf_env.policies import Sampling
+from rlhf_env.types import Score
 
 
 def grpo(setup: Any, **settings: Any) -> GRPO:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_env.envs.rewards import Failures, RewardMix, Score, load_rewards
+from rlhf_env.envs.reward_tables import load_rewards
+from rlhf_env.envs.rewards import Failures, RewardMix
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.envs.tokenizers import AlphabetTokenizer
 from rlhf_env.envs.toy_tasks import Count
@@ -20,7 +21,7 @@ from rlhf_env.learning.functional import leave_one_out_advantages
 from rlhf_env.learning.sources import EnvSource
 from rlhf_env.learning.spending import Spending
 from rlhf_env.testing import make_episode
-from rlhf_env.types import Episode
+from rlhf_env.types import Episode, Score
 
 BATCH = [make_episode(f"q{n}", "a" * n) for n in range(1, 5)]
 SKIP = Failures(on_error="skip", max_bad_fraction=0.25)

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from rlhf_env import plugins
-from rlhf_env.envs.rewards import Failures, RewardMix, load_rewards
+from rlhf_env.envs.reward_tables import load_rewards
+from rlhf_env.envs.rewards import Failures, RewardMix
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.envs.tokenizers import AlphabetTokenizer
 from rlhf_env.envs.toy_tasks import Count

@@ -12,6 +12,7 @@ from rlhf_env.feedback.offline import load_preferences, pair_source
 from rlhf_env.lab.evaluation.evaluator import Evaluation
 from rlhf_env.lab.evaluation.health import WARNINGS_FILE, Alert, Watch
 from rlhf_env.learning import checkpoints
+from rlhf_env.learning.agent import traits
 from rlhf_env.learning.checkpoints import fingerprint
 from rlhf_env.learning.experiment import Experiment, Workplace, build
 from rlhf_env.learning.loop import Row, train
@@ -36,7 +37,7 @@ def run_experiment(
     Agents that do not train are evaluated once.
     """
     experiment = workplace.experiment
-    trains = getattr(workplace.agent, "trains", True)
+    trains = traits(workplace.agent).trains
     source: Source = workplace.source
     if experiment.preferences is not None:
         pairs = max(1, experiment.environment.num_envs // 2)
@@ -109,7 +110,7 @@ def load_run(folder: str | Path) -> tuple[Workplace, int]:
         raise DataError("no valid checkpoint is left", *damaged)
     workplace = build(experiment)
     if newest is None:
-        if getattr(workplace.agent, "trains", True):
+        if traits(workplace.agent).trains:
             raise DataError(f"{folder} has no checkpoint yet: train further, with a smaller checkpoint_every")
         return workplace, 0
     state, manifest = checkpoints.load(newest)
