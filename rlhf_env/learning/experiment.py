@@ -160,11 +160,6 @@ class Experiment:
             problems.append(f"name must be one or more printable characters, got {self.name!r}")
         if self.max_kl is not None and not self.max_kl > 0:
             problems.append(f"max_kl must be positive, got {self.max_kl}")
-        if self.max_kl is not None and "kl" not in self.rewards:
-            problems.append(
-                "max_kl is measured by the reward part 'kl', which is not among [rewards]: add it (`kl = 0.0` measures "
-                "and costs nothing)"
-            )
         if not self.min_delta >= 0:
             problems.append(f"min_delta must not be negative, got {self.min_delta}")
         if self.patience > 0 and self.evaluation.every == 0:
@@ -243,6 +238,15 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
     policy.reseed(experiment.seed)
     with under("rewards"):
         reward = load_rewards(experiment.rewards, task, {"reference": reference, "tokenizer": tokenizer})
+    if experiment.max_kl is not None and reward.kl is None:
+        raise ConfigError(
+            Problem(
+                "max_kl is measured by a KL penalty, and none is among [rewards]: add one (`kl = 0.0` measures and "
+                "costs nothing)",
+                ("max_kl",),
+                "",
+            )
+        )
     env = TextVectorEnv(
         settings.num_envs,
         task=task,

@@ -79,19 +79,16 @@ class EnvSource:
         except RlhfEnvError:
             self._prompts.place = place  # these prompts were not used up: a resumed run takes them again
             raise
-        measured = {
-            **_divergence(rollout, self.env.reward.kl),
-            **_failures(rollout, self.env.reward),
-            **_spread(rollout, self.env.reward.kl_names),
-            **_worth(rollout, self.env.reward),
-        }
-        rollout = _beside_what_kl_read(replace(rollout, measured=measured), self.env.reward.kl, self._reference)
+        mix = self.env.reward
+        measured = {**_divergence(rollout, mix.kl), **_failures(rollout, mix)}
+        rollout = _beside_what_kl_read(rollout, mix.kl, self._reference)
         self.env.settle()  # so that a checkpoint taken now holds what the rewards remember of this rollout
         self._spending.add(
             episodes=len(rollout), generated_tokens=int(rollout.actions.sum()), reward_calls=len(rollout)
         )
         kept = rollout.scored | rollout.truncated
-        return rollout if bool(kept.all()) else rollout.select(kept)
+        rollout = rollout if bool(kept.all()) else rollout.select(kept)
+        return replace(rollout, measured={**measured, **_spread(rollout, mix.kl_names), **_worth(rollout, mix)})
 
     def state_dict(self) -> State:
         return {"place": self._prompts.place, "rewards": self.env.reward.state_dict()}

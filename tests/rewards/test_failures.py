@@ -232,13 +232,13 @@ def test_a_failed_row_changes_nothing_for_the_others() -> None:
 def test_failures_are_counted_and_paid_for() -> None:
     spending = Spending()
     source = EnvSource(environment(Fails("nan", 2), SKIP), seed=0, spending=spending)
-    assert source.next(Writer(1, 2, 3, 4)).measured == {"failed/odd": 1.0}  # type: ignore[arg-type]
+    assert source.next(Writer(1, 2, 3, 4)).measured["failed/odd"] == 1.0  # type: ignore[arg-type]
     assert (spending.episodes, spending.reward_calls, spending.generated_tokens) == (4, 4, 14)
     source = EnvSource(environment(Fails("nan", 2), NUMBER), seed=0, spending=spending)
     rollout = source.next(Writer(1, 2, 3, 4))  # type: ignore[arg-type]
-    assert rollout.measured == {"failed/odd": 1.0} and rollout.returns().tolist() == [1.0, -3.0, 3.0, 4.0]
+    assert rollout.measured["failed/odd"] == 1.0 and rollout.returns().tolist() == [1.0, -3.0, 3.0, 4.0]
     source = EnvSource(environment(Fails("raise"), Failures()), seed=0, spending=spending)
-    assert source.next(Writer(1, 2, 3, 4)).measured == {}  # type: ignore[arg-type]
+    assert "failed/odd" not in source.next(Writer(1, 2, 3, 4)).measured  # type: ignore[arg-type]
 
 
 def test_too_many_take_no_prompts_and_a_score_says_so_itself() -> None:

@@ -9,6 +9,7 @@ dark. Small panels instead of wide ones: a phone shows them one below the other,
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -189,7 +190,8 @@ def reward_parts(results: Results, task: str) -> list[str]:
     prefix = "rollout/part/"
     cells = [cell for cell in results.cells if cell.task == task]
     keys = {key for cell in cells for row in results.metrics(cell) for key in row if key.startswith(prefix)}
-    spreads = {key for key in keys if key.endswith("_std") and key.removesuffix("_std") in keys}
+    # "a_std" is the spread of the part "a"; unless it has a spread itself, for then it is a part that is called so.
+    spreads = {key for key in keys if key.removesuffix("_std") in keys - {key} and f"{key}_std" not in keys}
     return sorted(key.removeprefix(prefix) for key in keys - spreads)
 
 
@@ -424,7 +426,8 @@ def _slugs(names: Sequence[str]) -> dict[str, str]:
     slugs: dict[str, str] = {}
     for name in names:
         plain = re.sub(r"[^A-Za-z0-9_]+", "-", name).strip("-")[:60] or "unnamed"
-        slugs[name] = plain if plain not in slugs.values() else f"{plain}-{len(slugs)}"
+        numbered = (plain if number == 0 else f"{plain}-{number}" for number in itertools.count())
+        slugs[name] = next(slug for slug in numbered if slug not in slugs.values())
     return slugs
 
 
