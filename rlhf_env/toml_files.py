@@ -66,14 +66,14 @@ def naming_lines(file: str | Path, flags: Mapping[str, str] | None = None) -> It
         raise
 
 
-def narrowed(problem: Problem, table: Mapping[str, Any]) -> tuple[Key, ...]:
+def narrowed(problem: Problem, table: Mapping[str, object]) -> tuple[Key, ...]:
     """The keys in `table` of what a problem is about, as far as they are there.
 
     Its `keys` lead to a setting, or to a table; a setting within that is known by its name, the first of the words of
     the message to be one. Keys that are missing are passed over: a nested table's may stand one level up.
     """
     found: list[Key] = []
-    at: Any = table
+    at: object = table
     for key in (*problem.keys, *re.findall(r"[\w-]+", problem.said)):
         if (isinstance(at, Mapping) and key in at) or (isinstance(at, list) and key in range(len(at))):
             found.append(key)

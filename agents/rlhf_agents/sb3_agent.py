@@ -299,7 +299,7 @@ class SB3:
 
 def _learner(setup: Setup, config: SB3.Config) -> Any:
     """Their PPO or A2C without an environment, made as their `load` makes one."""
-    shared: dict[str, Any] = {
+    shared: dict[str, object] = {
         "policy": TextActorCritic,
         "env": None,
         "learning_rate": lambda left: config.learning_rate * multiplier(config.schedule, 1.0 - left),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -64,7 +64,7 @@ def _settings(words: Sequence[str]) -> dict[str, Any]:
     """`["target=20", "letter=a"]` as TOML would read them; what is no TOML value is a string."""
     import tomllib
 
-    settings: dict[str, Any] = {}
+    settings: dict[str, object] = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not key or not equals:
@@ -78,7 +78,7 @@ def _settings(words: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
-def _check_plugin(kind: str, name: str, settings: dict[str, Any]) -> None:
+def _check_plugin(kind: str, name: str, settings: Mapping[str, object]) -> None:
     from rlhf_env.envs.reward_tables import load_rewards
     from rlhf_env.envs.tasks import load_task
     from rlhf_env.envs.tokenizers import ByteTokenizer

@@ -193,7 +193,7 @@ def _tidy_conversations(split: Split) -> list[tuple[str, list[str]]]:
 @cache
 def _raw() -> dict[str, Any]:
     """The data set as published: conversations by id."""
-    data: dict[str, Any] = json.loads(_dataset_file().read_text(encoding="utf-8"))
+    data: dict[str, object] = json.loads(_dataset_file().read_text(encoding="utf-8"))
     return dict(sorted(data.items()))
 
 

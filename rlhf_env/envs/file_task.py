@@ -195,7 +195,7 @@ def _dataset_rows(path: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]
 # ---------------------------------------------------------------- a row as a prompt
 
 
-def _prompt_of(id_: str, row: dict[str, Any], renderer: _Renderer, where: str, report: Report) -> Prompt | None:
+def _prompt_of(id_: str, row: Mapping[str, object], renderer: _Renderer, where: str, report: Report) -> Prompt | None:
     name = "prompt" if "prompt" in row else "messages"
     if name not in row:
         report(f"{where}: no field 'prompt' (or 'messages'), it has {', '.join(map(repr, row)) or 'none'}")
@@ -248,7 +248,7 @@ def _wrong_messages(messages: Sequence[Any]) -> str:
     return ""
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     return "null" if value is None else type(value).__name__
 
 
@@ -266,7 +266,7 @@ class _Renderer:
     def __init__(self, chat_template: str) -> None:
         self.chat_template = chat_template
 
-    def __call__(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def __call__(self, messages: Sequence[Mapping[str, object]]) -> str:
         if self.chat_template == "plain":
             return plain_conversation(messages)
         template, tokens = self._template
@@ -276,7 +276,7 @@ class _Renderer:
     def _template(self) -> tuple[jinja2.Template, dict[str, str]]:
         """The compiled template, and the special tokens it may name (`bos_token`, ...)."""
         folder = tokenizer_folder(self.chat_template)
-        settings: dict[str, Any] = {}
+        settings: dict[str, object] = {}
         if (folder / "tokenizer_config.json").is_file():
             settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         source = settings.get("chat_template")

@@ -123,7 +123,7 @@ class ReasoningGym:
     def _levels(self) -> dict[int | None, _Problems]:
         return {}
 
-    def _problems(self, level: Any) -> _Problems:
+    def _problems(self, level: object) -> _Problems:
         """The generator at a level, made once. Raises ConfigError for settings that it refuses."""
         if level is not None and (not isinstance(level, (int, np.integer)) or isinstance(level, bool) or level < 0):
             raise ConfigError(f"level: a whole number from 0 up, got {level!r}")

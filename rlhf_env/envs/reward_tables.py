@@ -28,7 +28,9 @@ class FunctionReward:
 
     def __call__(self, episodes: Sequence[Episode], /) -> Float:
         names = {key for episode in episodes for key in episode.prompt.meta}
-        columns: dict[str, Any] = {key: [episode.prompt.meta.get(key) for episode in episodes] for key in sorted(names)}
+        columns: dict[str, object] = {
+            key: [episode.prompt.meta.get(key) for episode in episodes] for key in sorted(names)
+        }
         columns["prompts"] = [episode.prompt.text for episode in episodes]
         columns["completions"] = [episode.response for episode in episodes]
         columns["completion_ids"] = [episode.response_ids.tolist() for episode in episodes]
@@ -40,7 +42,7 @@ class FunctionReward:
         return np.asarray([0.0 if value is None else value for value in answer])
 
 
-def from_function(function: Callable[..., Sequence[float | None]], **arguments: Any) -> FunctionReward:
+def from_function(function: Callable[..., Sequence[float | None]], **arguments: object) -> FunctionReward:
     """Lift `f(prompts, completions, **columns) -> list[float]` into a Reward; it works unchanged.
 
     `columns` are the task's metadata and `completion_ids`, one list each, as far as the function takes them;
@@ -68,7 +70,7 @@ class TaskReward:
 RewardSpec = RewardMix | AnyReward | Callable[..., Any] | str | Mapping[str, Any] | None
 
 
-def load_rewards(spec: RewardSpec, task: Task, provided: Mapping[str, Any] | None = None) -> RewardMix:
+def load_rewards(spec: RewardSpec, task: Task, provided: Mapping[str, object] | None = None) -> RewardMix:
     """A RewardMix from whatever a user writes.
 
     - None: the task's own score, as the part "task";
@@ -194,7 +196,7 @@ def _build(entry: plugins.Entry, settings: dict[str, Any], provided: dict[str, A
     return from_function(target, **settings)
 
 
-def _can_be_sent(name: str, lent: Any) -> bool:
+def _can_be_sent(name: str, lent: object) -> bool:
     """Whether it can go to another process. Models stay where they are: a copy would cost their memory again."""
     try:
         return name == "tokenizer" and bool(pickle.dumps(lent))
@@ -202,5 +204,5 @@ def _can_be_sent(name: str, lent: Any) -> bool:
         return False
 
 
-def _name_of(reward: Any) -> str:
+def _name_of(reward: object) -> str:
     return str(getattr(reward, "__name__", type(reward).__name__)).lower()

@@ -438,7 +438,7 @@ def response_digest(prompt: str, it: Response) -> str:
     return digest(prompt, it.text, it.ids, it.prompt_ids, it.finish_reason, by)
 
 
-def digest(*content: Any) -> str:
+def digest(*content: object) -> str:
     """sha256 in hexadecimal of anything JSON can hold."""
     return hashlib.sha256(findings.as_json(content).encode("ascii")).hexdigest()
 

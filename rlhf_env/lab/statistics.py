@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -235,7 +235,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 # ---------------------------------------------------------------- checks
 
 
-def _checked(scores: Any) -> Float:
+def _checked(scores: object) -> Float:
     values = np.asarray(scores, dtype=np.float64)
     if values.ndim == 1:
         values = values[:, None]

@@ -33,7 +33,7 @@ _CONTENT = (_TENSORS, _STATE)
 _FOLDER = re.compile(r"step-(\d+)(\.replaced)?")
 
 
-def save(parent: Path, step: int, state: Mapping[str, Any], record: Mapping[str, Any], *, keep: int = 2) -> Path:
+def save(parent: Path, step: int, state: Mapping[str, object], record: Mapping[str, object], *, keep: int = 2) -> Path:
     """Write `state` (nested dicts and lists of tensors, arrays, plain values) as checkpoint `step`; its directory.
 
     `record` goes into the manifest (versions, thread count, config hash). The newest `keep` checkpoints up to this one
@@ -127,7 +127,7 @@ def problems(folder: Path) -> list[str]:
 
 def manifest_of(folder: Path) -> dict[str, Any]:
     """What a valid checkpoint says about itself."""
-    content: dict[str, Any] = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+    content: dict[str, object] = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
     return content
 
 
@@ -138,13 +138,13 @@ def load(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise DataError(*wrong)
     try:
         plain = json.loads((folder / _STATE).read_text(encoding="utf-8"))
-        state: dict[str, Any] = _put_together(plain, load_file(folder / _TENSORS))
+        state: dict[str, object] = _put_together(plain, load_file(folder / _TENSORS))
     except (ValueError, KeyError, SafetensorError) as error:  # whole, but not written by `save`
         raise DataError(f"{folder} does not hold a checkpoint's state: {error!r}") from error
     return state, manifest_of(folder)
 
 
-def _other_format(folder: Path, manifest: Mapping[str, Any]) -> str:
+def _other_format(folder: Path, manifest: Mapping[str, object]) -> str:
     version, versions = manifest["format_version"], manifest.get("versions")
     maker = versions.get("rlhf-env") if isinstance(versions, Mapping) else None
     newer = isinstance(version, int) and version > FORMAT_VERSION
@@ -212,7 +212,7 @@ def _put_away(tensor: Tensor, path: str, tensors: dict[str, Tensor]) -> str:
     return name
 
 
-def _put_together(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+def _put_together(value: object, tensors: Mapping[str, Tensor]) -> Any:
     if isinstance(value, dict):
         if "$tensor" in value:
             return tensors[value["$tensor"]]
@@ -224,7 +224,7 @@ def _put_together(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     return value
 
 
-def _seal(manifest: Mapping[str, Any]) -> str:
+def _seal(manifest: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 

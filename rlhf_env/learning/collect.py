@@ -16,7 +16,7 @@ from rlhf_env.types import Episode, Float, Score
 
 
 def collect(
-    env: TextVectorEnv, agent: Agent, options: Mapping[str, Any] | None = None, *, seed: int | None = None
+    env: TextVectorEnv, agent: Agent, options: Mapping[str, object] | None = None, *, seed: int | None = None
 ) -> Rollout:
     """Reset the environment and write until every row has ended; the finished episodes, in the order of the rows.
 
@@ -30,7 +30,9 @@ def collect(
     return collect_with(env, agent, {**agent.begin(), **(options or {})}, seed=seed)
 
 
-def collect_with(env: TextVectorEnv, agent: Agent, options: Mapping[str, Any], *, seed: int | None = None) -> Rollout:
+def collect_with(
+    env: TextVectorEnv, agent: Agent, options: Mapping[str, object], *, seed: int | None = None
+) -> Rollout:
     """`collect` under exactly these options, whatever the agent would ask for."""
     if env.metadata["autoreset_mode"].value != "Disabled":
         raise ConfigError("collect() needs an environment made with autoreset_mode='Disabled'")

@@ -113,7 +113,7 @@ def make_models(out: Path, *, recipe: Recipe | None = None, jobs: int = 1, conso
         return Models.within(out)
     work = out / f"work-{recipe.content_hash}"
     tokenizer = _train_tokenizer(recipe, work / "tokenizer")
-    alongside: AbstractContextManager[Any] = _judge_alongside(recipe, tokenizer, work) if jobs > 1 else nullcontext()
+    alongside: AbstractContextManager[object] = _judge_alongside(recipe, tokenizer, work) if jobs > 1 else nullcontext()
     with alongside:
         base = _teach("base", recipe, tokenizer, work, console)
     judge = _teach("judge", recipe, tokenizer, work, console)  # what it has learned alongside is found, not done again

@@ -25,7 +25,7 @@ def attend(
     scaling: float,
     dropout: float = 0.0,
     softcap: float | None = None,
-    **_others: Any,
+    **_others: object,
 ) -> tuple[Tensor, Tensor]:
     """The states [B, L, heads, D] and the weights [B, heads, L, K] of `softmax(cap(scaling * q k) + mask) v`.
 

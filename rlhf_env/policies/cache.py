@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 
-def roomy_cache(config: Any, slots: int) -> Any:
+def roomy_cache(config: object, slots: int) -> Any:
     """A transformers cache for a model of `config`, with room for `slots` positions before it has to move.
 
     Layers that are no plain attention (recurrent ones, say) stay as transformers makes them.
@@ -45,7 +45,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
         self.length = 0
         self._key_room = self._value_room = torch.empty(0)
 
-    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         """Take in new positions, [B, heads, n, D]; returns everything held."""
         start, self.length = self.length, self.length + key_states.shape[-2]
         if not self.is_initialized or self.length > self.slots:
@@ -91,5 +91,5 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
         return room
 
 
-def _is_attention(layer: Any) -> bool:
+def _is_attention(layer: object) -> bool:
     return type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)

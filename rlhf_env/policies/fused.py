@@ -59,7 +59,7 @@ class Block:
         self.qkv, self.out = _linear(*layer.qkv), _linear(layer.out)
         self.up, self.down = _linear(*layer.up), _linear(layer.down)
 
-    def __call__(self, x: Tensor, turn: tuple[Tensor, Tensor] | None, layer: Any, bias: Tensor | None) -> Tensor:
+    def __call__(self, x: Tensor, turn: tuple[Tensor, Tensor] | None, layer: object, bias: Tensor | None) -> Tensor:
         attended = self.attend(self.before_attention(x), turn, layer, bias)
         x = self._added(self.out, attended, x, self.after_attention)
         up = self.up(self.before_mlp(x))
@@ -157,13 +157,13 @@ class FusedStep:
         return self._tables
 
 
-def _linear(*parts: Any) -> Linear:
+def _linear(*parts: object) -> Linear:
     """A copy of the parts, their outputs side by side."""
     weight, bias = weight_of(*parts)
     return Linear(weight.detach().contiguous(), None if bias is None else bias.detach())
 
 
-def _norm(module: Any) -> Map:
+def _norm(module: object) -> Map:
     """The module itself; in float32, the same of root-mean-square norms in one operation."""
     found = root_mean_square(module)
     if found is None:

@@ -238,7 +238,7 @@ class LanguageModel(nn.Module):
     def sampling_state(self) -> dict[str, Any]:
         return self._streams.state()
 
-    def load_sampling_state(self, state: Mapping[str, Any], /) -> None:
+    def load_sampling_state(self, state: Mapping[str, object], /) -> None:
         self._streams = RowStreams.of(state)
 
     def forget(self) -> None:

@@ -75,7 +75,7 @@ def linear_head(model: Any) -> LinearHead | None:
 
 
 @torch.no_grad()
-def is_all_there_is(head: LinearHead, model: Any) -> bool:
+def is_all_there_is(head: LinearHead, model: object) -> bool:
     """Whether the logits of `model` are those of `head`: some families scale theirs, or do what nobody has foreseen.
 
     Asked of the model itself, with two states made up, large enough for a cap to show.

@@ -26,7 +26,7 @@ class RowStreams:
         self._taken = np.zeros(0, np.uint64)  # numbers taken so far, of the rows seen so far
 
     @classmethod
-    def of(cls, state: Mapping[str, Any]) -> Self:
+    def of(cls, state: Mapping[str, object]) -> Self:
         """As they were when they gave `state`. DataError for the state of anything else."""
         seed, taken = state.get("seed"), state.get("taken")
         if not isinstance(seed, int) or not isinstance(taken, list):

@@ -195,7 +195,7 @@ class TabularPolicy(nn.Module):
     def sampling_state(self) -> dict[str, Any]:
         return self._streams.state()
 
-    def load_sampling_state(self, state: Mapping[str, Any], /) -> None:
+    def load_sampling_state(self, state: Mapping[str, object], /) -> None:
         self._streams = RowStreams.of(state)
 
     def _states(self, tokens: Tensor, mask: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ def check_task(task: Task, tokenizer: Tokenizer | None = None) -> None:
 def _prompts_of(task: Task) -> list[Prompt]:
     """The first prompts of a task, each asked for twice, forwards and backwards."""
     indices = range(_LOOKED_AT if task.size is None else min(int(task.size), _LOOKED_AT))
-    options: dict[str, Any] = {}
+    options: dict[str, object] = {}
     forwards = [task.prompt(index, options) for index in indices]
     backwards = [task.prompt(index, options) for index in reversed(indices)]
     if options:
@@ -113,7 +113,7 @@ def _check_answers(task: Task, prompt: Prompt, response: str, tokenizer: Tokeniz
             raise broken("action_mask", expected, f"{mask.dtype} of shape {mask.shape}", episode)
 
 
-def _said(rule: str, call: Callable[[Episode], Any], episode: Episode) -> Any:
+def _said(rule: str, call: Callable[[Episode], object], episode: Episode) -> Any:
     try:
         return call(episode)
     except Exception as error:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -54,7 +54,7 @@ class Rates(Protocol):
         """A score from 1 to 5 of each."""
 
 
-def load_annotator(settings: Mapping[str, Any], gold: Reward | None = None, *, person: str = "") -> Annotator:
+def load_annotator(settings: Mapping[str, object], gold: Reward | None = None, *, person: str = "") -> Annotator:
     """The annotator that a table names: {"name": "simulated", "temperature": 0.3}. Raises ConfigError.
 
     `gold`, and `person` as its own name, are lent to an annotator that asks for them.

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rlhf_env.errors import DataError
@@ -27,7 +27,7 @@ _PEOPLE = uuid.UUID("6e3f1f0c-4f6e-4c4e-9d5e-6a5f0b1c2d3e")  # the namespace of 
 def argilla_record(it: Judgement) -> dict[str, Any]:
     names = [f"response_{place}" for place in range(1, len(it.responses) + 1)]
     kind, answer = kind_of(it), answer_of(it)
-    value: Any = {"first": names[0], "second": names[-1]}.get(answer, answer) if kind == "comparison" else answer
+    value: object = {"first": names[0], "second": names[-1]}.get(answer, answer) if kind == "comparison" else answer
     if kind == "ranking":
         value = [name for _, name in sorted(zip(answer, names, strict=True), key=lambda placed: placed[0])]
     scores = answer if kind == "criteria" else {_QUESTIONS[kind]: value}
@@ -80,9 +80,9 @@ def argilla_judgements(record: Any, *, source: str, annotator: str) -> list[Judg
     return made
 
 
-def _answers(questions: Mapping[str, Any], names: list[str]) -> Iterator[tuple[str, Kind, Any]]:
+def _answers(questions: Mapping[str, object], names: list[str]) -> Iterator[tuple[str, Kind, Any]]:
     """(user, kind, answer) of each: the scores that one user gave by criteria are one answer."""
-    scores: dict[str, dict[str, Any]] = {}
+    scores: dict[str, dict[str, object]] = {}
     for question, answers in questions.items():
         if not isinstance(answers, list) or not all(isinstance(it, Mapping) and "value" in it for it in answers):
             raise DataError(f"responses.{question}: expected a list of objects with value and user_id")
@@ -103,7 +103,7 @@ def _answers(questions: Mapping[str, Any], names: list[str]) -> Iterator[tuple[s
         yield who, "criteria", by_criterion
 
 
-def _ranks(question: str, value: list[Any], names: list[str]) -> list[int]:
+def _ranks(question: str, value: Sequence[object], names: list[str]) -> list[int]:
     """The place of each response. Argilla's server also writes {"value": name, "rank": place}, where places may tie."""
     places = {}
     for place, entry in enumerate(value, start=1):

@@ -15,7 +15,7 @@ over, and people are known by the number that `completed_by` gives, never by the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rlhf_env.errors import DataError
@@ -42,7 +42,7 @@ def _task(number: int, it: Judgement, person: int) -> dict[str, Any]:
         annotation["lead_time"] = it.seconds
     if it.created:
         annotation["created_at"] = it.created
-    data: dict[str, Any] = {
+    data: dict[str, object] = {
         "prompt": it.prompt.text,
         **{name: response.text for name, response in zip(names, it.responses, strict=True)},
         "criterion": it.criterion,
@@ -54,7 +54,7 @@ def _task(number: int, it: Judgement, person: int) -> dict[str, Any]:
 
 
 def _results(it: Judgement, names: list[str]) -> list[dict[str, Any]]:
-    def result(tag: str, to: str, kind: str, value: Any) -> dict[str, Any]:
+    def result(tag: str, to: str, kind: str, value: object) -> dict[str, Any]:
         return {"from_name": tag, "to_name": to, "type": kind, "value": value}
 
     answer = answer_of(it)
@@ -73,7 +73,7 @@ def _results(it: Judgement, names: list[str]) -> list[dict[str, Any]]:
             return [result(name, names[0], "rating", {"rating": score}) for name, score in answer.items()]
 
 
-def label_studio_judgements(task: Any, *, source: str, annotator: str) -> list[Judgement]:
+def label_studio_judgements(task: object, *, source: str, annotator: str) -> list[Judgement]:
     """Every annotation of a task. Raises DataError with every problem of the task."""
     data = task.get("data") if isinstance(task, Mapping) else None
     annotations = task.get("annotations") if isinstance(task, Mapping) else None
@@ -112,7 +112,7 @@ def label_studio_judgements(task: Any, *, source: str, annotator: str) -> list[J
     return made
 
 
-def _texts(data: Mapping[str, Any]) -> dict[str, Any]:
+def _texts(data: Mapping[str, object]) -> dict[str, Any]:
     """The responses by name: the items that a ranker ranks, or the texts of the task."""
     items = data.get("items")
     if isinstance(items, list) and all(isinstance(item, Mapping) and "id" in item for item in items):
@@ -120,8 +120,8 @@ def _texts(data: Mapping[str, Any]) -> dict[str, Any]:
     return {name: text for name, text in data.items() if name.startswith(_TEXTS)}
 
 
-def _answer(results: list[Any], names: list[str]) -> tuple[Kind, Any]:
-    scores: dict[str, Any] = {}
+def _answer(results: Sequence[object], names: list[str]) -> tuple[Kind, Any]:
+    scores: dict[str, object] = {}
     for result in results:
         kind = result.get("type") if isinstance(result, Mapping) else None
         value = result.get("value") if isinstance(result, Mapping) else None
@@ -144,12 +144,12 @@ def _answer(results: list[Any], names: list[str]) -> tuple[Kind, Any]:
     return "criteria", scores
 
 
-def _ranks(order: list[Any], names: list[str]) -> list[int]:
+def _ranks(order: Sequence[object], names: list[str]) -> list[int]:
     if sorted(map(str, order)) != sorted(names):
         raise DataError(f"ranker: does not rank {', '.join(names)}")
     return [1 + [str(name) for name in order].index(name) for name in names]
 
 
-def _circumstances(annotation: Mapping[str, Any]) -> dict[str, Any]:
+def _circumstances(annotation: Mapping[str, object]) -> dict[str, Any]:
     given = {"seconds": annotation.get("lead_time"), "created": annotation.get("created_at")}
     return {name: value for name, value in given.items() if value is not None}

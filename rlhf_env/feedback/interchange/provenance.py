@@ -95,7 +95,7 @@ def response_from(text: Any, told: Any, source: str) -> Response:
     )
 
 
-def in_order(answer: Any) -> Any:
+def in_order(answer: object) -> Any:
     """A ranking as other programs keep it, best first and without equal places; any other answer as it is."""
     if isinstance(answer, list) and all(type(rank) is int for rank in answer):
         return sorted(range(len(answer)), key=lambda place: answer[place])
@@ -110,5 +110,5 @@ def parsed(field: str, content: str) -> Any:
         raise DataError(f"{field}: not JSON: {error}") from error
 
 
-def _tuple(ids: Any) -> Any:
+def _tuple(ids: object) -> Any:
     return tuple(ids) if isinstance(ids, list) else ids  # what is no list is refused by Response

@@ -93,7 +93,7 @@ def unpaired_rows(it: Preference | Rating) -> Iterator[dict[str, Any]]:
         }
 
 
-def judgement_of(row: Mapping[str, Any], *, source: str, annotator: str) -> Judgement:
+def judgement_of(row: Mapping[str, object], *, source: str, annotator: str) -> Judgement:
     """The judgement of any of these rows. Raises DataError with every problem of the row."""
     if "kind" in row:
         return _own(row, source, annotator)
@@ -138,7 +138,7 @@ def _own(row: Mapping[str, Any], source: str, annotator: str) -> Judgement:
     return remade(row["kind"], row["prompt"], row["responses"], row["answer"], told, source=source, annotator=annotator)
 
 
-def _unpaired(row: Mapping[str, Any], source: str, annotator: str) -> Judgement:
+def _unpaired(row: Mapping[str, object], source: str, annotator: str) -> Judgement:
     problems = [f"{field}: missing" for field in ("prompt", "completion", "label") if field not in row]
     if "label" in row and type(row["label"]) is not bool:
         problems.append(f"label: expected true or false, got {json.dumps(row['label'])[:40]}")
@@ -161,7 +161,7 @@ def _unpaired(row: Mapping[str, Any], source: str, annotator: str) -> Judgement:
     return remade("rating", text, [completion], score, told, source=source, annotator=annotator)
 
 
-def _explicit(row: Mapping[str, Any]) -> Mapping[str, Any]:
+def _explicit(row: Mapping[str, object]) -> Mapping[str, Any]:
     """TRL's implicit prompt: conversations that differ in the last message. Plain texts are not divided by guess."""
     chosen, rejected = row.get("chosen"), row.get("rejected")
     if "prompt" in row or not isinstance(chosen, list) or not isinstance(rejected, list):
@@ -186,7 +186,7 @@ def _prompt_text(prompt: Any, told: Mapping[str, Any], problems: list[str]) -> t
     return "", told
 
 
-def _completion_text(content: Any) -> Any:
+def _completion_text(content: object) -> Any:
     """The text of a completion; what is neither text nor one message of the assistant is refused by Response."""
     if isinstance(content, list) and len(content) == 1 and _is_message(content[0]):
         if content[0]["role"] != "assistant":
@@ -195,11 +195,11 @@ def _completion_text(content: Any) -> Any:
     return content
 
 
-def _is_message(message: Any) -> bool:
+def _is_message(message: object) -> bool:
     return isinstance(message, Mapping) and all(isinstance(message.get(key), str) for key in ("role", "content"))
 
 
-def judgements_of(rows: Sequence[tuple[Mapping[str, Any], Judgement]]) -> list[Judgement]:
+def judgements_of(rows: Sequence[tuple[Mapping[str, object], Judgement]]) -> list[Judgement]:
     """The judgements of rows, where the two halves of an unpaired pair, one after the other, are one."""
     made: list[Judgement] = []
     half = None

@@ -129,7 +129,7 @@ class RewardModel(nn.Module):
         return len(self.heads)
 
     def forward(
-        self, ids: Tensor, lengths: Tensor, starts: Tensor, *, dropout: float = 0.0, generator: Any = None
+        self, ids: Tensor, lengths: Tensor, starts: Tensor, *, dropout: float = 0.0, generator: object = None
     ) -> Tensor:
         """Scores [M, B] before normalisation, of `ids` int64[B, L], texts of `lengths` int64[B] padded on the right;
         responses begin at `starts` int64[B]."""
@@ -216,7 +216,7 @@ class RewardModel(nn.Module):
                     f"{self._vocab_size}: was the text written with another tokenizer?"
                 )
 
-    def raw(self, texts: Sequence[Text], **dropout: Any) -> Tensor:
+    def raw(self, texts: Sequence[Text], **dropout: object) -> Tensor:
         """Scores [M, B] before normalisation, with gradient. `dropout` and `generator` as in `forward`."""
         self.check(texts)
         return self(*self._batch(texts), **dropout)  # type: ignore[no-any-return]

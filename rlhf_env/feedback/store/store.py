@@ -314,7 +314,7 @@ class PreferenceStore:
             found = self._db.execute(_NEXT_ITEM, {"who": who, "now": now}).fetchone()
             return None if found is None else self._lend(found[0], annotator, who, now + lease)
 
-    def submit(self, item: int, annotator: str, answer: Any, *, key: str, seconds: float | None = None) -> Receipt:
+    def submit(self, item: int, annotator: str, answer: object, *, key: str, seconds: float | None = None) -> Receipt:
         """Take a vote. `answer` speaks of the responses in the order they were shown to this annotator:
 
             comparison   "first", "second", "tie" or "cannot say"
@@ -482,7 +482,7 @@ class PreferenceStore:
             return found
         raise DataError(f"item {item!r}: the store has no such item")
 
-    def _read_items(self, condition: str, values: Mapping[str, Any]) -> Iterator[tuple[int, Item]]:
+    def _read_items(self, condition: str, values: Mapping[str, object]) -> Iterator[tuple[int, Item]]:
         for item, rows in groupby(self._db.execute(_ITEMS.format(condition=condition), values), lambda row: row[0]):
             parts = list(rows)
             kind, criterion, criteria, overlap, seed, repeat, priority, purpose = parts[0][11:]
@@ -503,7 +503,7 @@ class PreferenceStore:
             )
 
     def _read_judgements(
-        self, condition: str, values: Mapping[str, Any]
+        self, condition: str, values: Mapping[str, object]
     ) -> Iterator[tuple[int, int | None, Judgement]]:
         """(id, item, judgement) of those that meet a condition of our own writing."""
         rows = self._db.execute(_JUDGEMENTS.format(condition=condition), values)

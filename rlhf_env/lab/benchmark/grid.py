@@ -208,7 +208,7 @@ def reward_model_of(folder: Path) -> Path:
     return folder.resolve() / "reward_model"
 
 
-def _placed(value: Any, model: str) -> Any:
+def _placed(value: object, model: str) -> Any:
     """`value` with the path of the reward model where its placeholder stands."""
     if isinstance(value, Mapping):
         return {key: _placed(item, model) for key, item in value.items()}
@@ -217,7 +217,7 @@ def _placed(value: Any, model: str) -> Any:
     return model if value == REWARD_MODEL else value
 
 
-def _task_name(experiment: Mapping[str, Any]) -> str:
+def _task_name(experiment: Mapping[str, object]) -> str:
     task = experiment.get("task", {})
     return str(task.get("name", "task")) if isinstance(task, Mapping) else "task"
 

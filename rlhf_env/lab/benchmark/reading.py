@@ -220,7 +220,7 @@ class _Record:
         )
         return [_Record(self.file, item, f"{self.at}{key}[{i}].") for i, item in enumerate(value)]
 
-    def _get(self, key: str, default: Any, expected: str, fits: Callable[[Any], bool]) -> Any:
+    def _get(self, key: str, default: object, expected: str, fits: Callable[[object], bool]) -> Any:
         value = self.data.get(key)
         if value is None and default is not _REQUIRED:
             return default
@@ -255,5 +255,5 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < 1e300  # JSON has integers that no float can hold
 
 
-def _is_list_of_objects(value: Any) -> bool:
+def _is_list_of_objects(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(item, dict) for item in value)

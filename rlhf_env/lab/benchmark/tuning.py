@@ -55,7 +55,7 @@ class Tuning:
         if problems:
             raise ConfigError(*problems)
 
-    def configurations_of(self, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def configurations_of(self, settings: Mapping[str, object]) -> list[dict[str, Any]]:
         """What is tried for an agent: its own `settings` (a table as under [agent]), then drawn ones.
 
         Only its own without ranges to draw from. Each setting has a stream of its own: agents that declare one range

@@ -248,7 +248,7 @@ def _thinned(x: Float, y: Float) -> tuple[Float, Float]:
 
 
 def _paint_curves(
-    figure: Any,
+    figure: object,
     *,
     series: Sequence[Series],
     styles: Mapping[str, AgentStyle],
@@ -293,7 +293,7 @@ def _curve_name(line: Series, low: float, high: float) -> str:
 
 
 def _paint_trade_off(
-    figure: Any, *, paths: Mapping[str, Sequence[Float]], styles: Mapping[str, AgentStyle], x: str, y: str
+    figure: object, *, paths: Mapping[str, Sequence[Float]], styles: Mapping[str, AgentStyle], x: str, y: str
 ) -> None:
     (x_low, x_high), (y_low, y_high) = (
         focus({agent: [float(v) for points in seeds for v in points[:, axis]] for agent, seeds in paths.items()})
@@ -326,7 +326,7 @@ def _paint_trade_off(
     _write_key(axes, {agent: names[agent] for agent in sorted(paths, key=lambda agent: -final(agent)[1])}, styles)
 
 
-def _paint_kl(figure: Any, *, rows: Sequence[SummaryRow], styles: Mapping[str, AgentStyle]) -> None:
+def _paint_kl(figure: object, *, rows: Sequence[SummaryRow], styles: Mapping[str, AgentStyle]) -> None:
     """A row per agent: a dot per seed, a bar at the mean, its value in words; hollow where it is a bound."""
     names = max(len(shortened(row.agent)) for row in rows)
     subtitle = "nats per reply; a dot per seed, a bar at the mean"
@@ -351,7 +351,7 @@ def _paint_kl(figure: Any, *, rows: Sequence[SummaryRow], styles: Mapping[str, A
 
 
 def _paint_estimates(
-    figure: Any,
+    figure: object,
     *,
     rows: Sequence[tuple[str, Estimate, str]],
     styles: Mapping[str, AgentStyle],
@@ -379,7 +379,7 @@ def _paint_estimates(
     axes.xaxis.get_major_locator().set_params(nbins=5)
 
 
-def _paint_profile(figure: Any, *, overview: Overview, styles: Mapping[str, AgentStyle]) -> None:
+def _paint_profile(figure: object, *, overview: Overview, styles: Mapping[str, AgentStyle]) -> None:
     low, high = focus({row.agent: [float(score) for score in row.scores.flat] for row in overview.agents})
     names = {row.agent: shortened(row.agent) for row in overview.agents}
     subtitle = "share of runs above a normalised score"
@@ -442,7 +442,7 @@ def demo_picture(results: Results, path: str | Path) -> Path:
     if not panels:
         raise DataError(f"{results.folder}: no learning curves in these results")
 
-    def paint(figure: Any) -> None:
+    def paint(figure: object) -> None:
         for i, (measure, series) in enumerate(panels):
             title, subtitle = MEASURES[measure]
             place = {"left": i / len(panels), "width": 1 / len(panels)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -44,7 +43,7 @@ def section_of(folder: str | Path) -> Markup:
     return Markup() if found is None else _rendered(Scorecard.load(found), alone=False)
 
 
-def _rendered(card: Scorecard, **told: Any) -> Markup:
+def _rendered(card: Scorecard, **told: object) -> Markup:
     template = page.environment().get_template("scorecard.html.jinja")
     rendered = template.render(
         card=card,
@@ -76,7 +75,7 @@ def pictures(card: Scorecard) -> list[Picture]:
     return drawn
 
 
-def _paint_reliability(figure: Any, *, bins: Sequence[Bin]) -> None:
+def _paint_reliability(figure: object, *, bins: Sequence[Bin]) -> None:
     sizes = sorted({it.pairs for it in bins})
     each = f"{sizes[0]} to {sizes[-1]} pairs" if len(sizes) > 1 else f"{sizes[0]} pairs"
     axes = panel(figure, "Right against stated", f"share of pairs; each dot is {each}")
@@ -90,7 +89,7 @@ def _paint_reliability(figure: Any, *, bins: Sequence[Bin]) -> None:
     axes.xaxis.get_major_locator().set_params(nbins=6)
 
 
-def _paint_scatter(figure: Any, *, points: Sequence[Point], by: str, said: str, unit: str) -> None:
+def _paint_scatter(figure: object, *, points: Sequence[Point], by: str, said: str, unit: str) -> None:
     axes = panel(figure, f"Score against {by}", said)
     x, y = np.array([getattr(it, by) for it in points], dtype=np.float64), np.array([it.score for it in points])
     mark(axes, x, y, _DOT, size=4, alpha=0.35, markeredgewidth=0)

@@ -50,7 +50,7 @@ AGENTS: Mapping[str, Mapping[str, Any]] = {
 WITHIN = 0.01
 
 
-def enumerable_experiment(agent: Mapping[str, Any], seed: int) -> Experiment:
+def enumerable_experiment(agent: Mapping[str, object], seed: int) -> Experiment:
     """Four symbols and the end, at most three: 85 responses. The seed draws rewards, reference and samples."""
     return Experiment.from_table(
         {
@@ -94,7 +94,7 @@ def train_exactly(experiment: Experiment) -> Trained:
     return Trained(workplace, objective)
 
 
-def _table(policy: Any) -> TabularPolicy:
+def _table(policy: object) -> TabularPolicy:
     if not isinstance(policy, TabularPolicy):
         raise ConfigError('the optimum is known for a table of logits: [policy] model = "table"')
     return policy

@@ -34,8 +34,8 @@ def runs(study: Study, folder: Path) -> list[Cell]:
 
 def _run(study: Study, folder: Path, proxy: str, agent: str, seed: int) -> Cell:
     climb = study.climbs[agent]
-    rewards: dict[str, Any] = {"proxy": _reward(study, folder, proxy, seed)}
-    offline: Mapping[str, Any] = {"preferences": str(pairs_file(folder, seed))} if climb.offline else {}
+    rewards: dict[str, object] = {"proxy": _reward(study, folder, proxy, seed)}
+    offline: Mapping[str, object] = {"preferences": str(pairs_file(folder, seed))} if climb.offline else {}
     if climb.beta:
         rewards["kl"] = {"weight": climb.beta}
     experiment = study.experiment(

@@ -90,7 +90,9 @@ class ProxyFit:
 
 def fit_result(study: Study, folder: Path, seed: int, fitting: Fitting) -> dict[str, Any]:
     """What was written about a model: its accuracy, its scores of the pool, and so on."""
-    found: dict[str, Any] = json.loads(ProxyFit(study, seed, fitting).result_file(folder).read_text(encoding="utf-8"))
+    found: dict[str, object] = json.loads(
+        ProxyFit(study, seed, fitting).result_file(folder).read_text(encoding="utf-8")
+    )
     return found
 
 

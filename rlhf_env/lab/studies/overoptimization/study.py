@@ -204,7 +204,7 @@ class Study:
             climbs={name: replace(climb, updates=24, every=6, num_envs=16) for name, climb in usual.climbs.items()},
         )
 
-    def experiment(self, **tables: Any) -> Experiment:
+    def experiment(self, **tables: object) -> Experiment:
         """What every stage has in common, and `tables` beside it."""
         common = {
             "task": self.task,
@@ -220,5 +220,5 @@ class Study:
         return Experiment.from_table({**common, **tables}, NAME)
 
     def as_json(self) -> dict[str, Any]:
-        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        plain: dict[str, object] = json.loads(json.dumps(asdict(self)))
         return plain
