@@ -35,6 +35,7 @@ from typing import Any, Literal, Protocol, get_args, get_type_hints
 import pluggy
 
 from rlhf_env.errors import ConfigError, DataError, MissingExtra, PluginError, Problem, UnknownName, under
+from rlhf_env.types import JsonObject
 
 GROUP = "rlhf_env"
 OWN = "rlhf-env"  # the distribution of the built-ins
@@ -264,9 +265,7 @@ def register_annotator(name: str, target: str | Callable[..., Any]) -> None:
     host().add("annotator", name, target)
 
 
-def build(
-    kind: Kind, name: str, parameters: dict[str, Any], provided: dict[str, Any] | None = None, *, where: str = ""
-) -> Any:
+def build(kind: Kind, name: str, parameters: JsonObject, provided: JsonObject | None = None, *, where: str = "") -> Any:
     """Load the plugin and call it with `parameters`.
 
     `provided` are things of the run (a frozen reference policy, the tokenizer): each is passed only to a plugin that
@@ -280,7 +279,7 @@ def build(
 _PLAIN = (bool, int, float, str, list, dict)  # what a file can hold; other objects are between caller and plugin
 
 
-def call_with(factory: Callable[..., Any], parameters: dict[str, Any], provided: dict[str, Any], where: str) -> Any:
+def call_with(factory: Callable[..., Any], parameters: JsonObject, provided: JsonObject, where: str) -> Any:
     """`factory(**parameters)` with what it asks for of `provided`, and errors that say which parameter is wrong."""
     import inspect
 
@@ -322,10 +321,10 @@ def call_with(factory: Callable[..., Any], parameters: dict[str, Any], provided:
         raise ConfigError(f"{where}: {error}") from error
 
 
-def _annotations(factory: Callable[..., Any]) -> dict[str, Any]:
+def _annotations(factory: Callable[..., Any]) -> JsonObject:
     """What the plugin says its settings are; of those nothing that cannot be found out."""
     function = factory.__init__ if isinstance(factory, type) else factory  # type: ignore[misc]
-    found: dict[str, Any] = {}
+    found: JsonObject = {}
     for name, hint in getattr(function, "__annotations__", {}).items():
         with contextlib.suppress(Exception):  # names that only a type checker knows
             found |= get_type_hints(SimpleNamespace(__annotations__={name: hint}), getattr(function, "__globals__", {}))

@@ -12,15 +12,16 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rlhf_env.errors import ConfigError, Key, Problem
 from rlhf_env.plain_data import read_file
+from rlhf_env.types import JsonObject
 
 _LARGEST = 2**20  # bytes of a file
 
 
-def read_toml(file: str | Path) -> dict[str, Any]:
+def read_toml(file: str | Path) -> JsonObject:
     """A TOML file as plain data. Raises ConfigError that names the file and the line."""
     content = read_file(file, _LARGEST)
     try:

@@ -19,6 +19,10 @@ Bool = npt.NDArray[np.bool_]
 FinishReason = Literal["stop", "task", "length", "truncated"]
 # Reset options: `group_size`, `indices`, and the names that a task reads.
 ResetOptions = Mapping[str, Any]
+# An object of JSON, a table of TOML, a row of a file: named plain values, as they are read and before they are checked,
+# or as they are written. Who only reads one takes any mapping.
+JsonObject = dict[str, Any]
+JsonView = Mapping[str, Any]
 # What a `state_dict` gives: nested dicts of tensors, arrays and plain values.
 State = dict[str, Any]
 

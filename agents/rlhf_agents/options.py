@@ -31,7 +31,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -59,7 +59,7 @@ from rlhf_env.learning.functional import (
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.policies import ValueHead
 from rlhf_env.policies.streams import RowStreams
-from rlhf_env.types import Int, Observation, ResetOptions, State
+from rlhf_env.types import Int, JsonObject, Observation, ResetOptions, State
 
 EXTRAS = ("option", "segment_start", "option_logprob", "writer_logprob")
 
@@ -267,7 +267,7 @@ class Options:
         option, starts = _options(rollout), _starts(rollout)
         own = of_option(values[:, :-1], option)
         # Where a text was cut from outside, the next decision would have been the manager's.
-        cut: dict[str, Any] = {
+        cut: JsonObject = {
             "truncated": rollout.truncated,
             "final_values": worth.gather(1, rollout.lengths[:, None])[:, 0],
         }

@@ -21,7 +21,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -52,7 +52,7 @@ from rlhf_env.learning.ranges import Choice, Multiple, Ranges, Uniform
 from rlhf_env.learning.rollout import Rollout, demonstrations
 from rlhf_env.learning.sources import Shuffled
 from rlhf_env.policies import Policy, ValueHead
-from rlhf_env.types import Episode, Observation, Prompt, ResetOptions, State, Task, Tokenizer
+from rlhf_env.types import Episode, JsonObject, Observation, Prompt, ResetOptions, State, Task, Tokenizer
 
 
 def texts_to_predict(task: Task, tokenizer: Tokenizer, longest: int | None = None) -> list[Episode]:
@@ -144,7 +144,7 @@ class PPO:
         value_coefficient: float = 0.1
         value_clip: float = 0.0
         ptx_coefficient: float = 0.0
-        ptx_data: dict[str, Any] = field(default_factory=dict)
+        ptx_data: JsonObject = field(default_factory=dict)
         ptx_rows: int = 16
         optimization: Optimization = Optimization()  # noqa: RUF009 - frozen
 

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -41,7 +40,7 @@ from rlhf_env.learning.functional import paid_to_actions, require_exact_sampling
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.schedules import ScheduleName, multiplier
 from rlhf_env.policies import Policy, ValueHead
-from rlhf_env.types import Observation, ResetOptions, State
+from rlhf_env.types import JsonView, Observation, ResetOptions, State
 
 with lent_generators(0):  # rich, which they import, draws a number as it loads
     from stable_baselines3 import A2C, PPO
@@ -66,7 +65,7 @@ class TextActorCritic(nn.Module):
         *,
         writer: Policy,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
-        optimizer_kwargs: Mapping[str, Any] | None = None,
+        optimizer_kwargs: JsonView | None = None,
         use_sde: bool = False,  # they pass it always
     ) -> None:
         super().__init__()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -12,6 +12,7 @@ from rlhf_env.cli.benchmarks import maker_of_reward_model
 from rlhf_env.cli.shared import PLUGINS, app, make_console
 from rlhf_env.cli.training import build_parts
 from rlhf_env.errors import ConfigError
+from rlhf_env.types import JsonObject
 
 
 @app.command(rich_help_panel=PLUGINS)
@@ -60,7 +61,7 @@ def check(
     typer.echo("ok")
 
 
-def _settings(words: Sequence[str]) -> dict[str, Any]:
+def _settings(words: Sequence[str]) -> JsonObject:
     """`["target=20", "letter=a"]` as TOML would read them; what is no TOML value is a string."""
     import tomllib
 

@@ -11,6 +11,7 @@ import typer
 
 from rlhf_env.cli.shared import FEEDBACK, app, interruptible, preferences_app, stage_on_stderr
 from rlhf_env.errors import ConfigError, Problem, UnknownName, under
+from rlhf_env.types import JsonObject
 
 if TYPE_CHECKING:
     from rlhf_env.feedback.judgements import Judgement, Response
@@ -166,7 +167,7 @@ def simulate_annotators(
     from rlhf_env.feedback.asking.collecting import judge_items
     from rlhf_env.toml_files import naming_lines, read_toml
 
-    table: dict[str, Any] = read_toml(settings)
+    table: JsonObject = read_toml(settings)
     with naming_lines(settings):
         parts = {part: table.get(part) for part in ("gold", "annotator")}
         nameless = [

@@ -27,12 +27,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rlhf_env import assets
 from rlhf_env.envs.splits import unit_interval
 from rlhf_env.errors import ConfigError, MissingExtra
-from rlhf_env.types import Prompt, ResetOptions
+from rlhf_env.types import JsonObject, Prompt, ResetOptions
 
 Split = Literal["base", "judge", "held_out"]
 
@@ -191,7 +191,7 @@ def _tidy_conversations(split: Split) -> list[tuple[str, list[str]]]:
 
 
 @cache
-def _raw() -> dict[str, Any]:
+def _raw() -> JsonObject:
     """The data set as published: conversations by id."""
     data: dict[str, object] = json.loads(_dataset_file().read_text(encoding="utf-8"))
     return dict(sorted(data.items()))

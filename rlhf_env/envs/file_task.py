@@ -23,7 +23,7 @@ from rlhf_env.envs.tasks import check_fraction, places_of
 from rlhf_env.envs.tokenizers import tokenizer_folder
 from rlhf_env.errors import DataError, MissingExtra
 from rlhf_env.plain_data import LONGEST_LINE, read_file, read_json
-from rlhf_env.types import Prompt, ResetOptions
+from rlhf_env.types import JsonObject, JsonView, Prompt, ResetOptions
 
 _SHOWN = 20  # problems in one report
 _LINES, _TABLES = (".jsonl", ".ndjson"), (".csv", ".tsv")
@@ -99,7 +99,7 @@ def _read(path: str, split: str, chat_template: str) -> list[Prompt]:
 Report = Callable[[str], None]
 
 
-def _rows_of(path: str, split: str, report: Report) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows_of(path: str, split: str, report: Report) -> Iterator[tuple[str, JsonObject]]:
     """(where, row): `where` is "prompts.jsonl, line 3". What is no row is reported and passed over."""
     suffix = Path(path).suffix.lower()
     if suffix in (*_LINES, *_TABLES):
@@ -125,7 +125,7 @@ def _decoded(path: str, lines: Sequence[bytes], report: Report) -> Iterator[str 
             yield None
 
 
-def _json_rows(path: str, lines: Sequence[str | None], report: Report) -> Iterator[tuple[str, dict[str, Any]]]:
+def _json_rows(path: str, lines: Sequence[str | None], report: Report) -> Iterator[tuple[str, JsonObject]]:
     for number, line in enumerate(lines, start=1):
         if line is None or not line.strip():
             continue
@@ -143,9 +143,7 @@ def _json_rows(path: str, lines: Sequence[str | None], report: Report) -> Iterat
                 report(f'{where}: expected an object, {{"prompt": ...}}, got {_kind(row)}')
 
 
-def _csv_rows(
-    path: str, lines: Sequence[str | None], suffix: str, report: Report
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def _csv_rows(path: str, lines: Sequence[str | None], suffix: str, report: Report) -> Iterator[tuple[str, JsonObject]]:
     if any(line is None for line in lines):
         return  # a quoted field may run over lines: what follows a missing one cannot be told
     text = io.StringIO("\n".join(str(line) for line in lines), newline="")
@@ -171,7 +169,7 @@ def _csv_rows(
         report(f"{path}, line {number}: not CSV: {error}")
 
 
-def _dataset_rows(path: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _dataset_rows(path: str, split: str) -> Iterator[tuple[str, JsonObject]]:
     try:
         import datasets
     except ModuleNotFoundError as error:
@@ -252,7 +250,7 @@ def _kind(value: object) -> str:
     return "null" if value is None else type(value).__name__
 
 
-def plain_conversation(messages: Sequence[Mapping[str, Any]]) -> str:
+def plain_conversation(messages: Sequence[JsonView]) -> str:
     """A conversation as text, in the template "plain"."""
     return "".join(f"{m['role'].capitalize()}: {m['content']}\n" for m in messages) + "Assistant:"
 

@@ -40,6 +40,7 @@ from rlhf_env.types import (
     Episode,
     Float,
     GroupReward,
+    JsonObject,
     KLPenalty,
     ReadsLogprobs,
     Remembers,
@@ -48,7 +49,7 @@ from rlhf_env.types import (
 )
 
 # What a child says: a table of JSON. Its answer may be anything that the reward returned, and `RewardMix` looks at it.
-Said = dict[str, Any]
+Said = JsonObject
 _Unchecked = Any
 
 _START_SECONDS = 60.0  # for importing and building the reward, a model included; longer where the timeout is

@@ -16,7 +16,7 @@ from rlhf_env.envs.isolation import Limits, isolated
 from rlhf_env.envs.rewards import Failures, RewardMix
 from rlhf_env.errors import ConfigError, Problem, did_you_mean, under
 from rlhf_env.plain_data import fits
-from rlhf_env.types import AnyReward, Episode, Float, ScoresItself, Task
+from rlhf_env.types import AnyReward, Episode, Float, JsonObject, JsonView, ScoresItself, Task
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class FunctionReward:
     """A function in the convention of TRL reward functions, as a Reward."""
 
     function: Callable[..., Sequence[float | None]]
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    arguments: JsonView = field(default_factory=dict)
 
     def __call__(self, episodes: Sequence[Episode], /) -> Float:
         names = {key for episode in episodes for key in episode.prompt.meta}
@@ -67,7 +67,7 @@ class TaskReward:
         return np.array([self.task.score(episode) for episode in episodes], dtype=np.float64)
 
 
-RewardSpec = RewardMix | AnyReward | Callable[..., Any] | str | Mapping[str, Any] | None
+RewardSpec = RewardMix | AnyReward | Callable[..., object] | str | JsonView | None
 
 
 def load_rewards(spec: RewardSpec, task: Task, provided: Mapping[str, object] | None = None) -> RewardMix:
@@ -117,12 +117,12 @@ class RewardTable:
     weight: float
     failures: Failures
     limits: Limits | None
-    settings: Mapping[str, Any]
+    settings: JsonView
 
     @classmethod
-    def read(cls, name: str, value: Any) -> RewardTable:
+    def read(cls, name: str, value: object) -> RewardTable:
         """Raises ConfigError that names the part."""
-        settings: dict[str, Any] = dict(value) if isinstance(value, Mapping) else {"weight": value}
+        settings: JsonObject = dict(value) if isinstance(value, Mapping) else {"weight": value}
         problems: list[str] = []
 
         def take(kind: type[Any]) -> Any:
@@ -166,7 +166,7 @@ class RewardTable:
                 entry.load()
 
 
-def _load_part(table: RewardTable, task: Task, provided: dict[str, Any]) -> AnyReward:
+def _load_part(table: RewardTable, task: Task, provided: JsonObject) -> AnyReward:
     where = f"reward {table.name!r}"
     if table.plugin == "task":
         if not isinstance(task, ScoresItself):
@@ -188,7 +188,7 @@ def _load_part(table: RewardTable, task: Task, provided: dict[str, Any]) -> AnyR
         raise ConfigError(*(p + hint if p.endswith("'reference' is required") else p for p in said)) from error
 
 
-def _build(entry: plugins.Entry, settings: dict[str, Any], provided: dict[str, Any], where: str) -> AnyReward:
+def _build(entry: plugins.Entry, settings: JsonObject, provided: JsonObject, where: str) -> AnyReward:
     target = entry.load()
     if isinstance(target, type):
         reward: AnyReward = plugins.call_with(target, settings, provided, where)

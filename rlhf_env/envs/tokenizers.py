@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rlhf_env import assets
 from rlhf_env.errors import ConfigError, DataError
@@ -18,7 +17,7 @@ from rlhf_env.types import Tokenizer
 class ByteTokenizer:
     """UTF-8 bytes as ids 0-255, then pad (256), begin (257, never written by itself) and end (258).
 
-    Any string goes in, lone surrogates and NUL too; bytes that are not UTF-8 come out as U+FFFD.
+    Every string goes in, lone surrogates and NUL too; bytes that are not UTF-8 come out as U+FFFD.
     """
 
     vocab_size = 259
@@ -105,7 +104,7 @@ class FileTokenizer:
         return _reopen(self.folder, end, pad, vocab_size)
 
     # Environments are pickled to worker processes: the file is read again there.
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         end, pad = self._tokenizer.id_to_token(self.end_id), self._tokenizer.id_to_token(self.pad_id)
         return _reopen, (self.folder, end, pad, self.vocab_size)
 

@@ -206,7 +206,7 @@ class Guess:
 
         ?   d|   >   f|   <   e|            (the agent's turns end with its end token, here "|")
 
-    Any other turn than a single letter is answered by "!" and counts. `turns` guesses at most. Reward: 1 for the first
+    A turn that is not a single letter is answered by "!" and counts. `turns` guesses at most. Reward: 1 for the first
     guess, 1 - 1/turns for the second, and so on; 0 without a hit. Halving is optimal: with the default seven letters
     and three turns it earns (1 + 2 * 2/3 + 4 * 1/3) / 7 = 11/21. The option `level` is the number of letters in play.
     """

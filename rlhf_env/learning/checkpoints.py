@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rlhf_env.errors import DataError, DiskRefused
+from rlhf_env.types import JsonObject
 
 FORMAT_VERSION = 2
 _TENSORS, _STATE, _MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
@@ -125,13 +126,13 @@ def problems(folder: Path) -> list[str]:
     return found
 
 
-def manifest_of(folder: Path) -> dict[str, Any]:
+def manifest_of(folder: Path) -> JsonObject:
     """What a valid checkpoint says about itself."""
     content: dict[str, object] = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
     return content
 
 
-def load(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def load(folder: Path) -> tuple[JsonObject, JsonObject]:
     """(state, manifest). Raises DataError that names the file when anything is missing or damaged."""
     wrong = problems(folder)
     if wrong:
@@ -181,7 +182,7 @@ def _sweep(parent: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _take_apart(value: Any, path: str, tensors: dict[str, Tensor], seen: dict[tuple[Any, ...], str]) -> Any:
+def _take_apart(value: Any, path: str, tensors: dict[str, Tensor], seen: dict[tuple[object, ...], str]) -> Any:
     """The JSON form of `value`; its tensors and arrays go to `tensors`, tied tensors once."""
     if isinstance(value, np.ndarray):
         # Never looked up in `seen`: the copy's address is free again for the next array's copy.

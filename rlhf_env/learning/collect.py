@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
+from rlhf_env.envs.actions import Actions
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.errors import ConfigError, RunFailed
 from rlhf_env.learning.agent import Agent, Decision
 from rlhf_env.learning.rollout import Rollout, finished
-from rlhf_env.types import Episode, Float, Score
+from rlhf_env.types import Bool, Episode, Float, Int, Score
 
 
 def collect(
@@ -71,14 +71,14 @@ def collect_with(
     return replace(rollout, logprobs=logprobs, extras=carried, stated=True)
 
 
-def action_for(env: TextVectorEnv, decision: Decision) -> Any:
+def action_for(env: TextVectorEnv, decision: Decision) -> Actions:
     """The environment's action from an agent's decision: with probabilities where the space asks for them."""
     if not env.reward.needs_logprobs:
         return decision.tokens
     return {"tokens": decision.tokens, "probs": np.exp(decision.logprobs)}
 
 
-def _lay_out(extras: dict[str, Float], decision: Decision, writing: Any, lengths: Any, env: TextVectorEnv) -> None:
+def _lay_out(extras: dict[str, Float], decision: Decision, writing: Bool, lengths: Int, env: TextVectorEnv) -> None:
     """Put log-probabilities and per-token extras, [B, k], at the places [B, L] where the tokens will be written."""
     tokens = np.asarray(decision.tokens).reshape(env.num_envs, -1)
     width = env.max_prompt_tokens + env.max_new_tokens

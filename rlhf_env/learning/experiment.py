@@ -29,7 +29,7 @@ from rlhf_env.policies.policy import Policy, Sampling
 from rlhf_env.policies.tabular import TabularPolicy
 from rlhf_env.policies.tiny import tiny_language_model
 from rlhf_env.toml_files import naming_lines, read_toml
-from rlhf_env.types import Task, Tokenizer
+from rlhf_env.types import JsonObject, JsonView, Task, Tokenizer
 
 # What no machine that this is for can hold: a mistyped size is a message, and not the end of all that runs there.
 _MOST = 2**20  # texts side by side, tokens of a text, prompts of an evaluation
@@ -113,7 +113,7 @@ class EvaluationSettings:
     prompts: int = 128
     every: int = 0
     seed: int = 12_345
-    rewards: dict[str, Any] = field(default_factory=dict)
+    rewards: JsonObject = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         refuse_misfits(self)
@@ -140,11 +140,11 @@ class Experiment:
 
     name: str = "experiment"
     seed: int = 0
-    task: dict[str, Any] = field(default_factory=lambda: {"name": "count"})
+    task: JsonObject = field(default_factory=lambda: {"name": "count"})
     policy: PolicySettings = field(default_factory=PolicySettings)
     environment: EnvironmentSettings = field(default_factory=EnvironmentSettings)
-    rewards: dict[str, Any] = field(default_factory=lambda: {"task": 1.0})
-    agent: dict[str, Any] = field(default_factory=lambda: {"name": "ppo"})
+    rewards: JsonObject = field(default_factory=lambda: {"task": 1.0})
+    agent: JsonObject = field(default_factory=lambda: {"name": "ppo"})
     preferences: str | None = None
     budget: Budget = field(default_factory=lambda: Budget(generated_tokens=100_000), metadata={"whole": True})
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
@@ -175,7 +175,7 @@ class Experiment:
             raise ConfigError(*problems)
 
     @classmethod
-    def from_table(cls, table: Mapping[str, Any], where: str = "experiment") -> Experiment:
+    def from_table(cls, table: JsonView, where: str = "experiment") -> Experiment:
         """From plain data. Raises ConfigError with every problem found."""
         return from_table(cls, table, where)
 
@@ -190,7 +190,7 @@ class Experiment:
         """The resolved file: every setting that is in force and not None."""
         return tomli_w.dumps(_without_none(asdict(self)))
 
-    def with_agent(self, agent: str | Mapping[str, Any]) -> Experiment:
+    def with_agent(self, agent: str | JsonView) -> Experiment:
         """The same experiment with another agent: swapping the algorithm is this one word."""
         return replace(self, agent={"name": agent} if isinstance(agent, str) else dict(agent))
 
@@ -378,7 +378,7 @@ def _fitted(tokenizer: Tokenizer, policy: Policy, model: str) -> Tokenizer:
     return tokenizer
 
 
-def make_agent(spec: str | Mapping[str, Any], setup: Setup) -> Agent:
+def make_agent(spec: str | JsonView, setup: Setup) -> Agent:
     """An agent by name and settings: `{"name": "ppo", "lr": 1e-4}`. One that wraps another has it in `agent`:
     `{"name": "curriculum", "levels": [1, 2], "agent": {"name": "ppo"}}`.
 

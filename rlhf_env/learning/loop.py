@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +18,9 @@ from rlhf_env.learning.run_folder import RunFolder, read_metrics
 from rlhf_env.learning.signals import Interrupted, catch_signals
 from rlhf_env.learning.sources import Source
 from rlhf_env.learning.spending import Budget, Spending, Stopping
+from rlhf_env.types import JsonObject, JsonView
 
-Row = dict[str, Any]
+Row = JsonObject
 
 _IDLE_LIMIT = 200
 
@@ -71,11 +71,11 @@ def train(
     idle = 0  # updates in a row that spent nothing of the budget
     reason: str | None = None
 
-    def state() -> dict[str, Any]:
+    def state() -> JsonObject:
         content = {"agent": agent.state_dict(), "source": source.state_dict(), "spending": spending.as_dict()}
         return content | ({"stopping": stop_when.state_dict()} if isinstance(stop_when, Stopping) else {})
 
-    def save(content: Mapping[str, Any]) -> None:
+    def save(content: JsonView) -> None:
         nonlocal saved
         updates = int(content["spending"]["updates"])
         if run is not None and saved != updates:
@@ -141,7 +141,7 @@ def train(
     return Training(reason or "budget", rows)
 
 
-def _go_on(state: Mapping[str, Any], agent: Agent, source: Source, spending: Spending, stop_when: object) -> None:
+def _go_on(state: JsonView, agent: Agent, source: Source, spending: Spending, stop_when: object) -> None:
     """Give everything its state back. Raises DataError for a checkpoint of another model or agent."""
     try:
         agent.load_state_dict(state["agent"])
@@ -187,7 +187,7 @@ def describe(rollout: Rollout) -> Row:
     return summary | {f"rollout/part/{name}": float(values.mean()) for name, values in parts.items()}
 
 
-def histogram(values: Tensor, bins: int = 10) -> dict[str, Any]:
+def histogram(values: Tensor, bins: int = 10) -> JsonObject:
     """`values` counted in `bins` of equal width: few numbers, for a row of metrics is kept for ever.
 
     From the least (`low`) to the largest (`high`); where all are equal, half a unit to either side.

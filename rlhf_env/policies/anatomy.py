@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlhf_env.policies.attention import CAPPED
+from rlhf_env.policies.untyped import HFConfig, HFModel, HFModule
 
 # Where position p is turned by an angle that depends on p alone ("dynamic" and "longrope" look at the longest text).
 ROTARY_TYPES = {"default", "linear", "llama3", "yarn"}
@@ -88,7 +89,7 @@ class Anatomy:
         return tables
 
 
-def anatomy_of(model: Any) -> Anatomy | None:
+def anatomy_of(model: HFModel) -> Anatomy | None:
     """Of a causal LM of the transformers library, or of its trunk alone; None where it is not exactly that.
 
     Which is to say: of another family, with settings that change what is computed, or touched by an adapter, a hook,
@@ -144,7 +145,7 @@ def anatomy_of(model: Any) -> Anatomy | None:
     )
 
 
-def drops_out(model: Any) -> bool:
+def drops_out(model: HFModel) -> bool:
     """Whether dropout is on somewhere in the model."""
     attends = getattr(model.config.get_text_config(), "attention_dropout", 0.0)
     return any(
@@ -153,7 +154,7 @@ def drops_out(model: Any) -> bool:
     )
 
 
-def weight_of(*modules: Any) -> tuple[Tensor, Tensor | None]:
+def weight_of(*modules: HFModule) -> tuple[Tensor, Tensor | None]:
     """Matrix [out, in] and bias [out], if there is one, of linear maps side by side."""
     weights = [module.weight if isinstance(module, nn.Linear) else module.weight.t() for module in modules]
     biases = [module.bias for module in modules if module.bias is not None]
@@ -162,7 +163,7 @@ def weight_of(*modules: Any) -> tuple[Tensor, Tensor | None]:
     return torch.cat(weights), torch.cat(biases) if biases else None
 
 
-def root_mean_square(module: Any) -> tuple[Tensor, float] | None:
+def root_mean_square(module: HFModule) -> tuple[Tensor, float] | None:
     """Factor [H] and epsilon of a root-mean-square norm that may be computed in its own way, else None.
 
     The library's compute in float32 whatever the model's precision is, so that in float64 only theirs has the same
@@ -181,7 +182,7 @@ def turned(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     return x.roll(x.shape[-1] // 2, -1).mul_(sine).addcmul_(x, cosine)
 
 
-def _is_plain(model: Any) -> bool:
+def _is_plain(model: HFModel) -> bool:
     """Whether every module is as the library makes it, all in one precision: float32 or float64."""
     from transformers.pytorch_utils import Conv1D
 
@@ -197,7 +198,7 @@ def _is_plain(model: Any) -> bool:
     return plain
 
 
-def _rotary_layer(layer: Any, config: Any) -> Layer:
+def _rotary_layer(layer: HFModule, config: HFConfig) -> Layer:
     """Of Llama, Mistral, Qwen 2 and 3, Gemma 1 to 3."""
     attention, mlp = layer.self_attn, layer.mlp
     between = getattr(layer, "pre_feedforward_layernorm", None)  # Gemma 2 and 3 have norms on both sides
@@ -226,7 +227,7 @@ def _rotary_layer(layer: Any, config: Any) -> Layer:
     )
 
 
-def _gpt2_layer(layer: Any, config: Any) -> Layer:
+def _gpt2_layer(layer: HFModule, config: HFConfig) -> Layer:
     attention, mlp = layer.attn, layer.mlp
     return Layer(
         before_attention=layer.ln_1,

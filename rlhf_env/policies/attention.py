@@ -6,11 +6,11 @@ many places of padding the row has, and a log-probability on its batch mates, at
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from rlhf_env.policies.untyped import HFModel
 
 CAPPED = "rlhf_env_capped"  # by this name transformers knows it
 
@@ -44,7 +44,7 @@ def attend(
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
-def in_own_precision(model: Any) -> None:
+def in_own_precision(model: HFModel) -> None:
     """Have a transformers model whose scores are capped attend in the precision it has; others are left as they are."""
     config = model.config.get_text_config()
     if getattr(config, "attn_logit_softcapping", None) is None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from rlhf_env.policies.untyped import HFCache
 
-def roomy_cache(config: object, slots: int) -> Any:
+
+def roomy_cache(config: object, slots: int) -> HFCache:
     """A transformers cache for a model of `config`, with room for `slots` positions before it has to move.
 
     Layers that are no plain attention (recurrent ones, say) stay as transformers makes them.
@@ -19,12 +19,12 @@ def roomy_cache(config: object, slots: int) -> Any:
     return cache
 
 
-def is_movable(cache: Any) -> bool:
+def is_movable(cache: HFCache) -> bool:
     """Whether positions can change their slots: not so in a recurrent state."""
     return all(isinstance(layer, RoomyLayer) for layer in cache.layers)
 
 
-def flush_right(cache: Any, rows: Tensor, columns: Tensor) -> None:
+def flush_right(cache: HFCache, rows: Tensor, columns: Tensor) -> None:
     """Rearrange every layer: `rows` [R] names the row, `columns` [R, slots] the slot, that each comes from."""
     for layer in cache.layers:
         layer.rearrange(rows, columns)

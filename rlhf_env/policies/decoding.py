@@ -6,8 +6,6 @@ contiguous, so that sliding windows hold.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -17,6 +15,7 @@ from rlhf_env.errors import RunFailed
 from rlhf_env.policies.forward_pass import forward_pass
 from rlhf_env.policies.fused import FusedStep
 from rlhf_env.policies.policy import Sampling, Written
+from rlhf_env.policies.untyped import HFCache, HFModel
 from rlhf_env.types import Bool, Float, Int
 
 # Rows are dropped when the share still writing falls below this: dropping at every finish copies the cache too often.
@@ -34,12 +33,12 @@ class Decoding:
     token more, of the model's present weights; None: the model itself.
     """
 
-    def __init__(self, model: Any, texts: Int, lengths: Int, rows: Bool, fused: FusedStep | None = None) -> None:
+    def __init__(self, model: HFModel, texts: Int, lengths: Int, rows: Bool, fused: FusedStep | None = None) -> None:
         self.model = model
         self.fused = fused
         self.texts, self.lengths, self.live = texts.copy(), lengths.copy(), rows.copy()
         self._held = np.flatnonzero(rows)  # which texts the rows of the cache belong to, ascending
-        self._cache: Any | None = None
+        self._cache: HFCache | None = None
         self._mask = torch.empty(0)  # bool [rows of the cache, slots], True on text, and on the slots still to come
         self._ragged = False  # whether any of it is False
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from torch import Tensor
 from rlhf_env.policies.anatomy import Anatomy, Layer, root_mean_square, turned, weight_of
 from rlhf_env.policies.linear import has_onednn
 from rlhf_env.policies.trunk import layout_of, read
+from rlhf_env.policies.untyped import HFCache, HFModel, HFModule
 
 Map = Callable[[Tensor], Tensor]
 
@@ -70,7 +71,7 @@ class Block:
             up = self.of.activation(up)
         return self._added(self.down, up, x, self.after_mlp)
 
-    def attend(self, x: Tensor, turn: tuple[Tensor, Tensor] | None, layer: Any, bias: Tensor | None) -> Tensor:
+    def attend(self, x: Tensor, turn: tuple[Tensor, Tensor] | None, layer: HFModule, bias: Tensor | None) -> Tensor:
         """[R, heads * head_size] from `x` [R, H]; the new key and value go into the cache's `layer`."""
         of, rows, heads = self.of, len(x), self.of.heads
         both = heads + of.key_heads
@@ -106,7 +107,7 @@ class FusedStep:
     The cache is a `roomy_cache` in which the texts stand flush right.
     """
 
-    def __init__(self, model: Any, anatomy: Anatomy) -> None:
+    def __init__(self, model: HFModel, anatomy: Anatomy) -> None:
         self._anatomy = anatomy
         self._tables: dict[str, tuple[Tensor, Tensor]] = {}
         self._blocks = [Block(layer) for layer in anatomy.layers]
@@ -114,7 +115,7 @@ class FusedStep:
         self._head = _linear(model.get_output_embeddings())
         self._cap: float | None = getattr(model.config, "final_logit_softcapping", None)
 
-    def __call__(self, tokens: Tensor, positions: Tensor, cache: Any, mask: Tensor | None) -> Tensor:
+    def __call__(self, tokens: Tensor, positions: Tensor, cache: HFCache, mask: Tensor | None) -> Tensor:
         """[R, V] after `tokens` int64[R] at `positions` int64[R] of the texts; the cache grows by one.
 
         `mask` bool[R, length of the cache + 1], True on text; None when all is.
@@ -131,7 +132,7 @@ class FusedStep:
             x = block(x, turns.get(block.of.rotation or ""), layer, bias)
         return self._logits(self._norm(x))
 
-    def read(self, tokens: Tensor, mask: Tensor, cache: Any, rows: Tensor, columns: Tensor) -> Tensor:
+    def read(self, tokens: Tensor, mask: Tensor, cache: HFCache, rows: Tensor, columns: Tensor) -> Tensor:
         """[B, V] after texts `tokens` int64[B, L], flush left, `mask` bool[B, L] True on text; into the empty cache.
 
         There, row r is text `rows[r]`, and its slot s is that text's place `columns[r, s]`.
@@ -149,7 +150,7 @@ class FusedStep:
         logits: Tensor = self._head(states)
         return logits if self._cap is None else logits.div_(self._cap).tanh_().mul_(self._cap)
 
-    def _angles(self, cache: Any) -> dict[str, tuple[Tensor, Tensor]]:
+    def _angles(self, cache: HFCache) -> dict[str, tuple[Tensor, Tensor]]:
         """`Anatomy.angles` for every position that the cache can hold."""
         needed = cache.get_seq_length() + 1
         if not self._tables or len(next(iter(self._tables.values()))[0]) < needed:

@@ -24,7 +24,8 @@ from rlhf_env.policies.lm_head import LinearHead, is_all_there_is, linear_head, 
 from rlhf_env.policies.policy import Evaluation, Sampling, Written
 from rlhf_env.policies.streams import RowStreams
 from rlhf_env.policies.trunk import layout_of, read
-from rlhf_env.types import Bool, Episode, Float, Int, Observation
+from rlhf_env.policies.untyped import HFConfig, HFModel
+from rlhf_env.types import Bool, Episode, Float, Int, Observation, State
 
 # How much `response_logprobs` takes on at once: positions read, and logits (256 MB of float32) of a head of the model's
 # own making; those of a linear head are never all there.
@@ -48,7 +49,7 @@ class LanguageModel(nn.Module):
 
     def __init__(
         self,
-        model: Any,
+        model: HFModel,
         *,
         end_id: int | None = None,
         pad_id: int | None = None,
@@ -64,7 +65,7 @@ class LanguageModel(nn.Module):
         self.model = model
         self.sampling = sampling
         self.rows_at_once, self.fused = rows_at_once, fused
-        self._text_config: Any = model.config.get_text_config()
+        self._text_config: HFConfig = model.config.get_text_config()
         self._vocab_size = int(model.get_output_embeddings().weight.shape[0])
         self._end_id = self._known_id("end_id", end_id, self._text_config.eos_token_id)
         self._pad_id = self._known_id("pad_id", pad_id, self._text_config.pad_token_id, self._end_id)
@@ -235,7 +236,7 @@ class LanguageModel(nn.Module):
     def reseed(self, seed: int) -> None:
         self._streams = RowStreams(seed)
 
-    def sampling_state(self) -> dict[str, Any]:
+    def sampling_state(self) -> State:
         return self._streams.state()
 
     def load_sampling_state(self, state: Mapping[str, object], /) -> None:
@@ -249,7 +250,7 @@ class LanguageModel(nn.Module):
         """
         self._decoding = None
 
-    def __getstate__(self) -> dict[str, Any]:  # for copy and pickle: the cache is not part of the policy
+    def __getstate__(self) -> State:  # for copy and pickle: the cache is not part of the policy
         return {**self.__dict__, "_decoding": None}
 
     def _read(self, tokens: Tensor, mask: Tensor, scored: Tensor) -> tuple[Tensor, Tensor]:
@@ -380,7 +381,7 @@ def padded(episodes: Sequence[Episode], pad_id: int) -> tuple[Tensor, Tensor, Te
     return torch.from_numpy(tokens), torch.from_numpy(mask), torch.from_numpy(where)
 
 
-def _load(name: str | Path, dtype: torch.dtype, revision: str | None) -> Any:
+def _load(name: str | Path, dtype: torch.dtype, revision: str | None) -> HFModel:
     from huggingface_hub import constants
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from rlhf_env.policies.forward_pass import forward_pass
 from rlhf_env.policies.linear import has_onednn, image, round_down, round_up, weight_gradient
+from rlhf_env.policies.untyped import AutogradContext, HFModel
 
 # Logits at once, and probabilities kept for the backward pass: 16 MB and 64 MB of float32.
 LOGITS_AT_ONCE = 2**22
@@ -61,7 +61,7 @@ def score_logits(logits: Tensor, chosen: Tensor, temperature: float) -> tuple[Te
     return logprobs, -(distributions.exp() * distributions).sum(-1)
 
 
-def linear_head(model: Any) -> LinearHead | None:
+def linear_head(model: HFModel) -> LinearHead | None:
     """The head of a causal LM, where it is a plain `nn.Linear` that somebody may read past; otherwise None.
 
     An adapter, a hook or a subclass makes it another head.
@@ -98,7 +98,7 @@ class _Score(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: AutogradContext,
         states: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -128,7 +128,9 @@ class _Score(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, to_logprobs: Tensor | None, to_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: AutogradContext, to_logprobs: Tensor | None, to_entropy: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         states, weight, bias, chosen, entropy, kept = ctx.saved_tensors
         to_states, to_weight, to_bias = (
             torch.zeros_like(tensor) if needed else None

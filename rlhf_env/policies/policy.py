@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rlhf_env.errors import ConfigError
 from rlhf_env.plain_data import refuse_misfits
-from rlhf_env.types import Bool, Episode, Float, Int, Observation
+from rlhf_env.types import Bool, Episode, Float, Int, Observation, State
 
 
 @dataclass(frozen=True)
@@ -124,14 +124,14 @@ class Policy(Protocol):
     def reseed(self, seed: int) -> None:
         """Start the stream that drives `write` anew."""
 
-    def sampling_state(self) -> dict[str, Any]:
+    def sampling_state(self) -> State:
         """The place in that stream, as JSON knows it."""
 
     def load_sampling_state(self, state: Mapping[str, object], /) -> None: ...
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> State: ...
 
     def load_state_dict(self, state_dict: Mapping[str, object], /) -> Any: ...
 

@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 
 from rlhf_env.errors import DataError
-from rlhf_env.types import Bool, Float, Int
+from rlhf_env.types import Bool, Float, Int, State
 
 _STEP = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio, odd
 
@@ -35,7 +35,7 @@ class RowStreams:
         streams._taken = np.array(taken, np.uint64)
         return streams
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """As JSON knows it."""
         return {"seed": self.seed, "taken": self._taken.tolist()}
 

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from rlhf_env.policies.decoding import draw
 from rlhf_env.policies.language_model import padded
 from rlhf_env.policies.policy import Evaluation, Sampling, Written
 from rlhf_env.policies.streams import RowStreams
-from rlhf_env.types import Bool, Episode, Float, Observation
+from rlhf_env.types import Bool, Episode, Float, Observation, State
 
 
 @dataclass(frozen=True)
@@ -192,7 +191,7 @@ class TabularPolicy(nn.Module):
     def reseed(self, seed: int) -> None:
         self._streams = RowStreams(seed)
 
-    def sampling_state(self) -> dict[str, Any]:
+    def sampling_state(self) -> State:
         return self._streams.state()
 
     def load_sampling_state(self, state: Mapping[str, object], /) -> None:

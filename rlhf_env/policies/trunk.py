@@ -11,7 +11,7 @@ The library's own modules would read padding, and shared beginnings in each row 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from rlhf_env.policies.anatomy import Anatomy, Layer, root_mean_square, turned, weight_of
 from rlhf_env.policies.linear import has_onednn, linear, round_up
+from rlhf_env.policies.untyped import AutogradContext
 from rlhf_env.types import Bool, Int
 
 # Rows are read side by side whose own places are at least this share of the longest row's: the rest would be padding.
@@ -209,14 +210,14 @@ class _RootMeanSquare(torch.autograd.Function):
     """y = w x / r with r = sqrt(mean(x^2) + eps) over the last axis; d x = (w g - x mean(w g x) / r^2) / r."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(ctx: AutogradContext, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         inverse: Tensor = torch.linalg.vecdot(x, x).div_(x.shape[-1]).add_(eps).rsqrt_().unsqueeze(-1)
         ctx.save_for_backward(x, weight, inverse)
         return (x * inverse).mul_(weight)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: AutogradContext, g: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, inverse = ctx.saved_tensors
         to_x = to_weight = None
         if ctx.needs_input_grad[1]:
@@ -232,13 +233,13 @@ class _Turn(torch.autograd.Function):
     """`turned`; backwards, by the opposite angle."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    def forward(ctx: AutogradContext, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         ctx.save_for_backward(cosine, sine)
         return turned(x, cosine, sine)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: AutogradContext, g: Tensor) -> tuple[Tensor | None, ...]:
         cosine, sine = ctx.saved_tensors
         return turned(g, cosine, -sine), None, None
 
@@ -247,13 +248,13 @@ class _Swiglu(torch.autograd.Function):
     """silu(gate) * up."""
 
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+    def forward(ctx: AutogradContext, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
         return F.silu(gate).mul_(up)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: AutogradContext, g: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         return torch.ops.aten.silu_backward(g * up, gate), F.silu(gate).mul_(g)
 

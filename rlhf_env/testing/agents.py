@@ -17,7 +17,7 @@ from rlhf_env.envs.tokenizers import AlphabetTokenizer
 from rlhf_env.errors import ConfigError, ContractError
 from rlhf_env.testing.episodes import make_episode
 from rlhf_env.testing.observing import broken, difference, global_randomness_untouched
-from rlhf_env.types import Episode, Observation, Prompt, ResetOptions
+from rlhf_env.types import Episode, JsonObject, JsonView, Observation, Prompt, ResetOptions
 
 if TYPE_CHECKING:
     from rlhf_env.learning.agent import Agent, Decision, Metrics, Setup
@@ -32,7 +32,7 @@ _EXACT = 1e-10  # log-probabilities in float64: right paths differ by 4e-15, wro
 
 
 def check_agent(
-    make_agent: str | Mapping[str, Any] | Callable[[Setup], Agent],
+    make_agent: str | JsonView | Callable[[Setup], Agent],
     *,
     updates: int = 15,
     margin: float = 0.5,
@@ -86,7 +86,7 @@ def check_agent(
     return left_out
 
 
-def _builder(make_agent: str | Mapping[str, Any] | Callable[[Setup], Agent]) -> Callable[[Setup], Agent]:
+def _builder(make_agent: str | JsonView | Callable[[Setup], Agent]) -> Callable[[Setup], Agent]:
     from rlhf_env.learning.experiment import make_agent as by_name
 
     if isinstance(make_agent, type):
@@ -215,7 +215,7 @@ class _Life:
         if not frozen or not all(field.kw_only for field in dataclasses.fields(config)):
             raise ContractError("interface", f"{kind.__name__}.Config must be @dataclass(frozen=True, kw_only=True)")
 
-    def write(self, seed: int, options: Mapping[str, Any] | None = None) -> Rollout:
+    def write(self, seed: int, options: JsonView | None = None) -> Rollout:
         """One rollout, under the options that the agent asks for unless told otherwise."""
         from rlhf_env.errors import RlhfEnvError
         from rlhf_env.learning.collect import collect_with
@@ -379,7 +379,7 @@ def _check_learning(life: _Life, updates: int, margin: float, seed: int) -> None
         )
 
 
-def _through_a_checkpoint(state: Any) -> dict[str, Any]:
+def _through_a_checkpoint(state: object) -> JsonObject:
     from rlhf_env.learning import checkpoints
 
     if not isinstance(state, dict):

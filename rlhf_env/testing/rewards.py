@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from rlhf_env.types import (
     Episode,
     Float,
     GroupReward,
+    JsonView,
     Remembers,
     Tokenizer,
     TokenReward,
@@ -32,7 +33,7 @@ def check_reward(
     low: float | None = None,
     high: float | None = None,
     seed: int = 0,
-    meta: Mapping[str, Any] | None = None,
+    meta: JsonView | None = None,
     tokenizer: Tokenizer | None = None,
     longest: int = 10_000,
     tolerance: float = 1e-12,
@@ -154,7 +155,7 @@ def _same_scores(
             raise broken("batch mates", expected, came, batch[row])
 
 
-def _check_memory(reward: Remembers, before: Mapping[str, Any] | None) -> None:
+def _check_memory(reward: Remembers, before: JsonView | None) -> None:
     state = reward.state_dict()
     if repr(state) != repr(before):
         raise ContractError("memory", f"scoring changed the state from {before} to {state}: learn in observe() only")

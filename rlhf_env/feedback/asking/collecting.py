@@ -6,7 +6,7 @@ store.add_items(items_of(store.responses(), "comparison", np.random.default_rng(
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -26,7 +26,7 @@ from rlhf_env.feedback.judgements import Author, Kind, Response
 from rlhf_env.feedback.store.items import Item, criteria_names_problems
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.policies.policy import Policy
-from rlhf_env.types import Episode, Observation, Prompt, Tokenizer
+from rlhf_env.types import Episode, JsonView, Observation, Prompt, Tokenizer
 
 
 def sample_responses(
@@ -95,7 +95,7 @@ def read_responses(path: str | Path, author: Author | None = None) -> list[tuple
     return gathered(path, rows, lambda row: _response_of(row, default), "and a response")
 
 
-def _response_of(row: Mapping[str, Any], author: Author) -> tuple[Prompt, Response]:
+def _response_of(row: JsonView, author: Author) -> tuple[Prompt, Response]:
     missing = [f"{field}: missing" for field in ("prompt", "response") if field not in row]
     if not missing and not isinstance(row["prompt"], str):
         missing = ["prompt: expected text"]

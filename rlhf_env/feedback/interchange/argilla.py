@@ -19,12 +19,13 @@ from typing import Any
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.interchange.provenance import in_order, parsed, provenance_of, remade
 from rlhf_env.feedback.judgements import Judgement, Kind, answer_of, judgement_digest, kind_of
+from rlhf_env.types import JsonObject
 
 _QUESTIONS: dict[Kind, str] = {"comparison": "preference", "rating": "rating", "ranking": "ranking"}
 _PEOPLE = uuid.UUID("6e3f1f0c-4f6e-4c4e-9d5e-6a5f0b1c2d3e")  # the namespace of our annotators' ids
 
 
-def argilla_record(it: Judgement) -> dict[str, Any]:
+def argilla_record(it: Judgement) -> JsonObject:
     names = [f"response_{place}" for place in range(1, len(it.responses) + 1)]
     kind, answer = kind_of(it), answer_of(it)
     value: object = {"first": names[0], "second": names[-1]}.get(answer, answer) if kind == "comparison" else answer

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.feedback.interchange.argilla import argilla_judgements, argilla_record
@@ -35,6 +35,7 @@ from rlhf_env.feedback.judgements import (
     preferences_of,
 )
 from rlhf_env.plain_data import read_file
+from rlhf_env.types import JsonObject
 from rlhf_env.whole_files import written
 
 Format = Literal["jsonl", "csv", "trl", "trl-conversational", "trl-unpaired", "datasets", "argilla", "label-studio"]
@@ -74,7 +75,7 @@ def read_judgements(path: str | Path, *, annotator: str = "") -> list[Judgement]
     """
     source = Path(path).name
     suffix = Path(path).suffix.lower()
-    told: dict[str, Any] = {"source": source, "annotator": annotator}
+    told: JsonObject = {"source": source, "annotator": annotator}
     if suffix == ".json":
         records = list(_array(path))
         tasks = any(isinstance(record, dict) and "annotations" in record for _, record in records)
@@ -126,7 +127,7 @@ def _pairs_and_ratings(judgements: Iterable[Judgement]) -> Iterator[Preference |
                 yield from preferences_of([judgement])
 
 
-def _write_array(path: str | Path, records: list[dict[str, Any]]) -> int:
+def _write_array(path: str | Path, records: list[JsonObject]) -> int:
     with written(path) as file:
         file.write(json.dumps(records, default=dict, indent=1).encode("ascii") + b"\n")
     return len(records)

@@ -21,12 +21,13 @@ from typing import Any
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.interchange.provenance import in_order, parsed, provenance_of, remade
 from rlhf_env.feedback.judgements import Judgement, Kind, answer_of, kind_of
+from rlhf_env.types import JsonObject
 
 _SIDES = {"left": "first", "right": "second"}
 _TEXTS = ("response", "answer", "generation", "text")
 
 
-def label_studio_tasks(judgements: Iterable[Judgement]) -> list[dict[str, Any]]:
+def label_studio_tasks(judgements: Iterable[Judgement]) -> list[JsonObject]:
     people: dict[str, int] = {}
     return [
         _task(number, it, people.setdefault(it.annotator, len(people) + 1))
@@ -34,7 +35,7 @@ def label_studio_tasks(judgements: Iterable[Judgement]) -> list[dict[str, Any]]:
     ]
 
 
-def _task(number: int, it: Judgement, person: int) -> dict[str, Any]:
+def _task(number: int, it: Judgement, person: int) -> JsonObject:
     names = [f"response_{place}" for place in range(1, len(it.responses) + 1)]
     provenance = {**provenance_of(it), "kind": kind_of(it), "answer": answer_of(it), "completed_by": person}
     annotation = {"id": number, "completed_by": person, "was_cancelled": False, "result": _results(it, names)}
@@ -53,8 +54,8 @@ def _task(number: int, it: Judgement, person: int) -> dict[str, Any]:
     return {"id": number, "data": data, "annotations": [annotation]}
 
 
-def _results(it: Judgement, names: list[str]) -> list[dict[str, Any]]:
-    def result(tag: str, to: str, kind: str, value: object) -> dict[str, Any]:
+def _results(it: Judgement, names: list[str]) -> list[JsonObject]:
+    def result(tag: str, to: str, kind: str, value: object) -> JsonObject:
         return {"from_name": tag, "to_name": to, "type": kind, "value": value}
 
     answer = answer_of(it)
@@ -112,7 +113,7 @@ def label_studio_judgements(task: object, *, source: str, annotator: str) -> lis
     return made
 
 
-def _texts(data: Mapping[str, object]) -> dict[str, Any]:
+def _texts(data: Mapping[str, object]) -> JsonObject:
     """The responses by name: the items that a ranker ranks, or the texts of the task."""
     items = data.get("items")
     if isinstance(items, list) and all(isinstance(item, Mapping) and "id" in item for item in items):
@@ -150,6 +151,6 @@ def _ranks(order: Sequence[object], names: list[str]) -> list[int]:
     return [1 + [str(name) for name in order].index(name) for name in names]
 
 
-def _circumstances(annotation: Mapping[str, object]) -> dict[str, Any]:
+def _circumstances(annotation: Mapping[str, object]) -> JsonObject:
     given = {"seconds": annotation.get("lead_time"), "created": annotation.get("created_at")}
     return {name: value for name, value in given.items() if value is not None}

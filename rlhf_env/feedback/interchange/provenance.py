@@ -10,12 +10,12 @@ from typing import Any
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.judgements import Author, Comparison, Judgement, Kind, Response, make_judgement
 from rlhf_env.plain_data import read_json
-from rlhf_env.types import Prompt
+from rlhf_env.types import JsonObject, JsonView, Prompt
 
 _CIRCUMSTANCES = ("annotator", "criterion", "weight", "created", "seconds", "group")
 
 
-def provenance_of(it: Judgement) -> dict[str, Any]:
+def provenance_of(it: Judgement) -> JsonObject:
     """Of a judgement: its prompt's id and metadata, each response in the order shown, and how it was made."""
     return {
         "prompt": {"id": it.prompt.id, "meta": dict(it.prompt.meta)},
@@ -24,14 +24,14 @@ def provenance_of(it: Judgement) -> dict[str, Any]:
     }
 
 
-def circumstances_of(it: Judgement) -> dict[str, Any]:
+def circumstances_of(it: Judgement) -> JsonObject:
     """Who judged, when, by what: only what is known."""
     group = it.group if isinstance(it, Comparison) else ""
     given = {"annotator": it.annotator, "criterion": it.criterion, "weight": it.weight, "created": it.created}
     return given | ({} if it.seconds is None else {"seconds": it.seconds}) | ({"group": group} if group else {})
 
 
-def about(response: Response) -> dict[str, Any]:
+def about(response: Response) -> JsonObject:
     """Everything of a response but its text."""
     return {
         "author": [response.author.kind, response.author.name, response.author.temperature],
@@ -73,7 +73,7 @@ def remade(
     return make_judgement(kind, prompt_from(prompt, provenance.get("prompt", {})), responses, answer, **made)
 
 
-def prompt_from(text: str, told: Mapping[str, Any]) -> Prompt:
+def prompt_from(text: str, told: JsonView) -> Prompt:
     """Without an id of its own a prompt is named by its text: the same text has the same id in every file."""
     name = hashlib.sha256(json.dumps(text).encode("ascii")).hexdigest()[:16]
     return Prompt(told.get("id", name), text, told.get("meta", {}))

@@ -35,12 +35,13 @@ from rlhf_env.feedback.judgements import (
     answer_of,
     kind_of,
 )
+from rlhf_env.types import JsonObject, JsonView
 
 _SIDES = ("chosen", "rejected")
 _MIDDLE = (LOWEST + HIGHEST) / 2
 
 
-def judgement_row(it: Judgement) -> dict[str, Any]:
+def judgement_row(it: Judgement) -> JsonObject:
     return {
         "kind": kind_of(it),
         "prompt": it.prompt.text,
@@ -50,7 +51,7 @@ def judgement_row(it: Judgement) -> dict[str, Any]:
     }
 
 
-def pair_row(it: Preference) -> dict[str, Any]:
+def pair_row(it: Preference) -> JsonObject:
     """TRL's standard preference format."""
     return {
         "prompt": it.prompt.text,
@@ -66,7 +67,7 @@ def pair_row(it: Preference) -> dict[str, Any]:
     }
 
 
-def conversational_pair_row(it: Preference) -> dict[str, Any]:
+def conversational_pair_row(it: Preference) -> JsonObject:
     """TRL's conversational preference format. A prompt that was no conversation is one message of the user."""
     row = pair_row(it)
     messages = it.prompt.meta.get("messages")
@@ -77,7 +78,7 @@ def conversational_pair_row(it: Preference) -> dict[str, Any]:
     return {"prompt": messages, **said, "provenance": row["provenance"]}
 
 
-def unpaired_rows(it: Preference | Rating) -> Iterator[dict[str, Any]]:
+def unpaired_rows(it: Preference | Rating) -> Iterator[JsonObject]:
     """TRL's unpaired preference format: two rows for a pair, one for a rating, none for a rating in the middle."""
     if isinstance(it, Preference):
         labels = [(it.chosen, True), (it.rejected, False)]
@@ -102,7 +103,7 @@ def judgement_of(row: Mapping[str, object], *, source: str, annotator: str) -> J
     return preference_of(row, source=source, annotator=annotator).comparison
 
 
-def preference_of(row: Mapping[str, Any], *, source: str, annotator: str) -> Preference:
+def preference_of(row: JsonView, *, source: str, annotator: str) -> Preference:
     """The pair of a row with chosen and rejected. Raises DataError with every problem of the row."""
     row = _explicit(row)
     problems = [f"{field}: missing" for field in ("prompt", *_SIDES) if field not in row]
@@ -128,7 +129,7 @@ def preference_of(row: Mapping[str, Any], *, source: str, annotator: str) -> Pre
     return Preference(prompt_from(text, whence), sides["chosen"], sides["rejected"], who, **made)
 
 
-def _own(row: Mapping[str, Any], source: str, annotator: str) -> Judgement:
+def _own(row: JsonView, source: str, annotator: str) -> Judgement:
     missing = [f"{field}: missing" for field in ("prompt", "responses", "answer") if field not in row]
     if missing:
         raise DataError(*missing)
@@ -161,7 +162,7 @@ def _unpaired(row: Mapping[str, object], source: str, annotator: str) -> Judgeme
     return remade("rating", text, [completion], score, told, source=source, annotator=annotator)
 
 
-def _explicit(row: Mapping[str, object]) -> Mapping[str, Any]:
+def _explicit(row: Mapping[str, object]) -> JsonView:
     """TRL's implicit prompt: conversations that differ in the last message. Plain texts are not divided by guess."""
     chosen, rejected = row.get("chosen"), row.get("rejected")
     if "prompt" in row or not isinstance(chosen, list) or not isinstance(rejected, list):
@@ -171,7 +172,7 @@ def _explicit(row: Mapping[str, object]) -> Mapping[str, Any]:
     return {**row, "prompt": chosen[:-1], "chosen": chosen[-1:], "rejected": rejected[-1:]}
 
 
-def _prompt_text(prompt: Any, told: Mapping[str, Any], problems: list[str]) -> tuple[str, Mapping[str, Any]]:
+def _prompt_text(prompt: Any, told: JsonView, problems: list[str]) -> tuple[str, JsonView]:
     """(text, what is told of the prompt) of a text or a conversation."""
     if isinstance(prompt, str):
         return prompt, told

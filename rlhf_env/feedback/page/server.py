@@ -54,6 +54,7 @@ from rlhf_env.feedback.asking.verification import outcomes
 from rlhf_env.feedback.store.items import Assignment
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.shown_text import for_page, for_terminal
+from rlhf_env.types import JsonObject, JsonView
 
 try:
     import h11
@@ -409,11 +410,11 @@ class _Count:
     `count` reads the store through a connection of its own, in a thread: nobody waits for it with a vote.
     """
 
-    def __init__(self, store: Path, count: Callable[[PreferenceStore], dict[str, Any]]) -> None:
+    def __init__(self, store: Path, count: Callable[[PreferenceStore], JsonObject]) -> None:
         self._store = store
         self._count = count
         self._counting = asyncio.Lock()
-        self._found: dict[str, Any] = {}
+        self._found: JsonObject = {}
         self._until = 0.0
 
     async def __call__(self) -> Response:
@@ -425,7 +426,7 @@ class _Count:
                 self._until = end + max(2.0, 20 * (end - start))
         return _Json(self._found)
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self) -> JsonObject:
         with PreferenceStore(self._store) as store:
             return self._count(store)
 
@@ -559,7 +560,7 @@ class _Desk:
         return _Json({**more, "item": item, "progress": vars(self._store.progress(annotator))})
 
 
-def _agreement(store: PreferenceStore) -> dict[str, Any]:
+def _agreement(store: PreferenceStore) -> JsonObject:
     return {
         "agreement": [
             {
@@ -578,7 +579,7 @@ def _agreement(store: PreferenceStore) -> dict[str, Any]:
     }
 
 
-def _results(store: PreferenceStore) -> dict[str, Any]:
+def _results(store: PreferenceStore) -> JsonObject:
     """The numbers of `preferences tournament` and `preferences verified`."""
     return {
         "progress": vars(store.progress()),
@@ -613,7 +614,7 @@ def _results(store: PreferenceStore) -> dict[str, Any]:
     }
 
 
-async def _body(request: Request, *fields: str) -> Mapping[str, Any]:
+async def _body(request: Request, *fields: str) -> JsonView:
     """The JSON object that a request carries; a field it leaves out is None. Refused where it is too long or slow."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise Refused(415, "expected application/json")
@@ -636,7 +637,7 @@ async def _body(request: Request, *fields: str) -> Mapping[str, Any]:
     return {name: given.get(name) for name in fields}
 
 
-def _shown(lent: Assignment, guidelines: Mapping[str, str], remaining: float) -> dict[str, Any]:
+def _shown(lent: Assignment, guidelines: Mapping[str, str], remaining: float) -> JsonObject:
     """What the page gets to see of an item: nothing that says who wrote a response."""
     names: Sequence[str] = lent.item.criteria or (lent.item.criterion,)
     return {
@@ -651,7 +652,7 @@ def _shown(lent: Assignment, guidelines: Mapping[str, str], remaining: float) ->
     }
 
 
-def _text(text: str) -> dict[str, Any]:
+def _text(text: str) -> JsonObject:
     """Fit to be shown; `length` says so where it is cut."""
     return {"text": for_page(text[:TEXT_CHARACTERS]), "length": len(text) if len(text) > TEXT_CHARACTERS else None}
 

@@ -6,10 +6,11 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rlhf_env.errors import DataError, RunFailed
 from rlhf_env.feedback.reward_models.calibration import Accuracy, Bin
+from rlhf_env.types import JsonObject
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -130,9 +131,9 @@ class Scorecard:
     def load(cls, path: str | Path) -> Scorecard:
         """What `save` wrote. Raises DataError for a file that is no scorecard, or one of an older version."""
         try:
-            told: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+            told: JsonObject = json.loads(Path(path).read_text(encoding="utf-8"))
             told.pop("worst_slice")
-            built: dict[str, Any] = {
+            built: JsonObject = {
                 "accuracy": Accuracy(**told.pop("accuracy")),
                 "reliability": tuple(Bin(**it) for it in told.pop("reliability")),
                 "slices": tuple(Slice(it["name"], Accuracy(**it["accuracy"])) for it in told.pop("slices")),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from rlhf_env.errors import DataError
 from rlhf_env.feedback.judgements import Response
 from rlhf_env.feedback.reward_models.model import batches_of_like_length, distinct, padded
 from rlhf_env.policies.language_model import quiet_transformers
+from rlhf_env.policies.untyped import HFModel
 from rlhf_env.types import Episode, Float, Int, Prompt
 
 _ENDED = ("stop", "task", None)  # None: text that nobody cut short
@@ -97,7 +97,7 @@ class SequenceClassifier:
             )
 
 
-def _load(name: str, dtype: torch.dtype) -> Any:
+def _load(name: str, dtype: torch.dtype) -> HFModel:
     from transformers import AutoModelForSequenceClassification
 
     try:
@@ -118,7 +118,7 @@ def _load(name: str, dtype: torch.dtype) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def _load_tokenizer(name: str) -> Any:
+def _load_tokenizer(name: str) -> HFModel:
     """The model's own tokenizer, or None when its folder has none."""
     from transformers import AutoTokenizer
 

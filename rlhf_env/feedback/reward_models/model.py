@@ -38,7 +38,8 @@ from rlhf_env.feedback.reward_models.config import Epoch, HeadKind, RewardModelC
 from rlhf_env.policies.anatomy import anatomy_of
 from rlhf_env.policies.language_model import quiet_transformers
 from rlhf_env.policies.trunk import layout_of, read
-from rlhf_env.types import Episode, Float, Int, Prompt, Tokenizer
+from rlhf_env.policies.untyped import HFModel
+from rlhf_env.types import Episode, Float, Int, JsonObject, Prompt, Tokenizer
 
 POSITIONS_AT_ONCE = 8192  # tokens and padding in one forward pass when scoring
 LOGITS_AT_ONCE = 2**26  # 256 MB of float32
@@ -78,7 +79,7 @@ class RewardModel(nn.Module):
     """
 
     def __init__(
-        self, trunk: Any, *, members: int = 1, head: HeadKind = "linear", tokenizer_folder: str | Path | None = None
+        self, trunk: HFModel, *, members: int = 1, head: HeadKind = "linear", tokenizer_folder: str | Path | None = None
     ) -> None:
         super().__init__()
         self.trunk = trunk.eval()
@@ -438,7 +439,7 @@ def _text(prompt: Prompt, response: Response, tokenizer: Tokenizer | None) -> Te
     return Text(np.array([*asked, *tokenizer.encode(response.text), *ended], dtype=np.int64), len(asked))
 
 
-def _load_trunk(folder: Path, dtype: torch.dtype) -> Any:
+def _load_trunk(folder: Path, dtype: torch.dtype) -> HFModel:
     from transformers import AutoModel
 
     if not (folder / "config.json").is_file():
@@ -456,11 +457,11 @@ def _load_trunk(folder: Path, dtype: torch.dtype) -> Any:
     return trunk
 
 
-def _read_card(path: Path) -> dict[str, Any]:
+def _read_card(path: Path) -> JsonObject:
     """The JSON of a reward model, checked. Raises DataError."""
     file = path / _CARD
     try:
-        card: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        card: JsonObject = json.loads(file.read_text(encoding="utf-8"))
         if card["format"] not in _FORMATS.values():
             known = " and ".join(map(str, _FORMATS.values()))
             raise DataError(f"{file} has format {card['format']}, and this rlhf-env reads formats {known}")
@@ -481,7 +482,7 @@ def _read_card(path: Path) -> dict[str, Any]:
     return card
 
 
-def _record_from_json(content: dict[str, Any] | None) -> TrainingRecord | None:
+def _record_from_json(content: JsonObject | None) -> TrainingRecord | None:
     if content is None:
         return None
     epochs = tuple(Epoch(**epoch) for epoch in content["epochs"])

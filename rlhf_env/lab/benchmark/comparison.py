@@ -27,7 +27,7 @@ from rlhf_env.lab.statistics import (
     optimality_gap,
     probability_of_improvement,
 )
-from rlhf_env.types import Float
+from rlhf_env.types import Float, JsonView
 
 _RESAMPLES = 2000  # of the bootstrap, for each interval
 # One agent under two names, so many times; chance alone makes 5 % of the comparisons claims.
@@ -315,7 +315,7 @@ def _ledger(results: Results) -> Check:
 
 def _entries(results: Results, cell: Cell) -> Iterator[tuple[str, float, float]]:
     """Where a reward stands beside all its parts: the place, how far off the sum is (relative), how far it may be."""
-    rows: list[tuple[str, str, str, float, Mapping[str, Any]]] = []
+    rows: list[tuple[str, str, str, float, JsonView]] = []
     if cell.finished:
         rows.append(("final evaluation", "", "objective", _EVALUATION_TOLERANCE, cell.evaluation))
     for logged in results.metrics(cell):

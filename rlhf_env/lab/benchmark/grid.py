@@ -19,6 +19,7 @@ from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.experiment import Experiment, check_plugins
 from rlhf_env.plain_data import refuse_misfits
 from rlhf_env.toml_files import naming_lines, narrowed, read_toml
+from rlhf_env.types import JsonObject, JsonView
 
 REWARD_MODEL = "$reward_model"  # in a grid's tables: the model that its own [reward_model] makes
 # "--" separates the parts of a result's file name, and no part climbs out of the folder.
@@ -44,13 +45,13 @@ class Grid:
     name: str = "benchmark"
     title: str = ""
     what_gold_is: str = ""
-    agents: dict[str, Any]
-    experiment: dict[str, Any] = field(default_factory=dict)
-    tasks: dict[str, Any] = field(default_factory=dict)
+    agents: JsonObject
+    experiment: JsonObject = field(default_factory=dict)
+    tasks: JsonObject = field(default_factory=dict)
     seeds: int = 3
     tuning: Tuning = field(default_factory=Tuning)
     optima: dict[str, float] = field(default_factory=dict)
-    reward_model: dict[str, Any] | None = None
+    reward_model: JsonObject | None = None
 
     def __post_init__(self) -> None:
         refuse_misfits(self)
@@ -134,7 +135,7 @@ class Grid:
             )
         return [cell for cell in cells if not only or any(cell.matches(pattern) for pattern in only)]
 
-    def _cell(self, task: str, changes: Mapping[str, Any], agent: str, seed: int, folder: Path | None) -> Cell:
+    def _cell(self, task: str, changes: JsonView, agent: str, seed: int, folder: Path | None) -> Cell:
         on_task = changes.get("agents", {}).get(agent, {})
         settings = {"name": agent, **self.agents[agent], **on_task}
         shared = _merged(self.experiment, {key: value for key, value in changes.items() if key != "agents"})
@@ -222,7 +223,7 @@ def _task_name(experiment: Mapping[str, object]) -> str:
     return str(task.get("name", "task")) if isinstance(task, Mapping) else "task"
 
 
-def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def _merged(base: JsonView, changes: JsonView) -> JsonObject:
     """`base` with `changes`, tables merged key by key (a changed task or reward table replaces the old one whole)."""
     merged = dict(base)
     for key, value in changes.items():

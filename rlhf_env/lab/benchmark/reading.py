@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from rlhf_env.lab.benchmark.results import (
     Trial,
     agent_order,
 )
+from rlhf_env.types import JsonObject, JsonView
 
 
 def read_results(folder: str | Path) -> Results:
@@ -186,7 +187,7 @@ class _Record:
     """A JSON object, and the file and place it came from: what is wrong in it can be named."""
 
     file: Path
-    data: Mapping[str, Any]
+    data: JsonView
     at: str = ""
 
     def text(self, key: str, default: str = _REQUIRED) -> str:
@@ -230,7 +231,7 @@ class _Record:
         return value
 
 
-def _read_object(file: Path) -> dict[str, Any]:
+def _read_object(file: Path) -> JsonObject:
     try:
         text = file.read_text(encoding="utf-8", errors="surrogatepass")  # models write lone surrogates too
         data = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)

@@ -6,7 +6,6 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from rlhf_env.learning.experiment import Workplace, evaluation_rewards
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.policies.tabular import TabularPolicy
 from rlhf_env.text_measures import distinct_n
-from rlhf_env.types import Episode, Float, MasksActions, Prompt, Replies, Score, TokenScorer
+from rlhf_env.types import Episode, Float, JsonObject, JsonView, MasksActions, Prompt, Replies, Score, TokenScorer
 
 # So many texts, all prompts together, are read for an exact KL: no more than the samples of an evaluation.
 _ENUMERABLE = 256
@@ -49,7 +48,7 @@ class Evaluation:
     """Numbers over the evaluation prompts, and the texts behind them."""
 
     metrics: Mapping[str, float]
-    samples: Sequence[Mapping[str, Any]]
+    samples: Sequence[JsonView]
 
 
 @dataclass(frozen=True)
@@ -242,7 +241,7 @@ class Evaluator:
             return None
         return self._weighted(raw, list(self.gold.parts), self.gold.weights, "gold")
 
-    def _samples(self, rollout: Rollout) -> list[dict[str, Any]]:
+    def _samples(self, rollout: Rollout) -> list[JsonObject]:
         raw, kls = self._raw(rollout.scores), divergences(rollout)
         gold, proxy = self._gold(raw), self._proxy(raw)
         return [

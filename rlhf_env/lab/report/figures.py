@@ -31,6 +31,7 @@ from rlhf_env.lab.drawing import (
     PALETTE,
     PAPER,
     AgentStyle,
+    Axes,
     Picture,
     as_png,
     axes_height,
@@ -396,7 +397,7 @@ def _paint_profile(figure: object, *, overview: Overview, styles: Mapping[str, A
     _write_key(axes, names, styles)
 
 
-def _write_key(axes: Any, names: Mapping[str, str], styles: Mapping[str, AgentStyle]) -> None:
+def _write_key(axes: Axes, names: Mapping[str, str], styles: Mapping[str, AgentStyle]) -> None:
     """Marks and names at the right, from the top, in the order given: that of the marks or lines beside them."""
     for i, (agent, name) in enumerate(names.items()):
         x_key, y_key = 1 + 16 / axes_width(axes), 1 - (8 + 18 * i) / axes_height(axes)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,10 +21,10 @@ from rlhf_env.feedback.reward_models.model import RewardModel
 from rlhf_env.feedback.reward_models.scorer import pair_log_odds
 from rlhf_env.lab.statistics import Comparison, compare
 from rlhf_env.policies.tiny import tiny_language_model
-from rlhf_env.types import Float, Prompt
+from rlhf_env.types import Float, JsonView, Prompt
 
 WITHOUT = "none"
-RESTRAINTS: Mapping[str, Mapping[str, Any]] = {
+RESTRAINTS: Mapping[str, JsonView] = {
     WITHOUT: {},
     "dropout": {"dropout": 0.8},
     "weight decay": {"weight_decay": 100.0},
@@ -36,7 +35,7 @@ RESTRAINTS: Mapping[str, Mapping[str, Any]] = {
 
 PAIRS, UNSEEN, WRONG = 60, 300, 0.33
 _LETTERS = (97, 98, 99)
-_SETTINGS: Mapping[str, Any] = {
+_SETTINGS: JsonView = {
     "learning_rate": 2e-3,
     "epochs": 20,
     "micro_batch_size": 32,

@@ -22,7 +22,6 @@ from rlhf_env.feedback.offline import load_preferences
 from rlhf_env.feedback.reward_models.config import RewardModelConfig
 from rlhf_env.feedback.reward_models.model import RewardModel
 from rlhf_env.lab.studies.overoptimization import proxies
-from rlhf_env.lab.studies.overoptimization import run as overoptimization
 from rlhf_env.lab.studies.overoptimization.cells import runs
 from rlhf_env.lab.studies.overoptimization.findings import Findings, as_markdown, conclude, save_findings
 from rlhf_env.lab.studies.overoptimization.laws import (

@@ -24,7 +24,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rich.table import Table
 
@@ -34,9 +33,10 @@ from rlhf_env.lab.studies.exact.world import Objective
 from rlhf_env.learning.experiment import Experiment, Workplace, build
 from rlhf_env.learning.loop import train
 from rlhf_env.policies.tabular import TabularPolicy
+from rlhf_env.types import JsonView
 
 _BOLD = {"lr": 0.1, "schedule": "linear", "max_grad_norm": 0.0}  # the logits of a table have far to go
-AGENTS: Mapping[str, Mapping[str, Any]] = {
+AGENTS: Mapping[str, JsonView] = {
     "reinforce": {"name": "reinforce", **_BOLD},
     "rloo": {"name": "rloo", **_BOLD},
     "grpo": {"name": "grpo", **_BOLD},

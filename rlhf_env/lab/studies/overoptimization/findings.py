@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.table import Table
@@ -32,7 +31,7 @@ from rlhf_env.lab.studies.overoptimization.laws import (
 from rlhf_env.lab.studies.overoptimization.proxies import fit_result
 from rlhf_env.lab.studies.overoptimization.study import Change, Proxy, Study
 from rlhf_env.lab.studies.overoptimization.texts import pool_of
-from rlhf_env.types import Float
+from rlhf_env.types import Float, JsonObject, JsonView
 from rlhf_env.whole_files import write_json, write_whole
 
 BEST_OF_N = "best-of-n"
@@ -164,7 +163,7 @@ def _line(
     return Line(proxy, agent, points, fit, fit.doubts)
 
 
-def _checkpoints(result: Mapping[str, Any], pool: _Pool) -> Points:
+def _checkpoints(result: JsonView, pool: _Pool) -> Points:
     curve, seed = result["curve"], int(result["seed"])
     kl, gold, proxy = (np.array([point[name] for point in curve], dtype=float) for name in ("kl", "gold", "proxy"))
     zero, unit = pool.unit(result["task"], seed)
@@ -188,7 +187,7 @@ class _Pool:
     study: Study
     gold: Float
     logprobs: Float
-    fits: Mapping[tuple[int, str], Mapping[str, Any]]
+    fits: Mapping[tuple[int, str], JsonView]
 
     @classmethod
     def read(cls, study: Study, folder: Path) -> _Pool:
@@ -305,7 +304,7 @@ def _peak(points: Points) -> tuple[float, float, bool] | None:
 # ---------------------------------------------------------------- in words
 
 
-def as_json(findings: Findings) -> dict[str, Any]:
+def as_json(findings: Findings) -> JsonObject:
     """All numbers, as plain data."""
     return {
         "format": 1,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from rlhf_env.feedback.reward_models.fitting import fit_reward_model
 from rlhf_env.feedback.reward_models.model import RewardModel
 from rlhf_env.lab.studies.overoptimization.study import Fitting, Study, Tell
 from rlhf_env.lab.studies.overoptimization.texts import pool_of, read_replies
-from rlhf_env.types import Float
+from rlhf_env.types import Float, JsonObject
 from rlhf_env.whole_files import write_json
 
 
@@ -88,7 +87,7 @@ class ProxyFit:
         raise RunFailed(f"{self.title}: {why}")
 
 
-def fit_result(study: Study, folder: Path, seed: int, fitting: Fitting) -> dict[str, Any]:
+def fit_result(study: Study, folder: Path, seed: int, fitting: Fitting) -> JsonObject:
     """What was written about a model: its accuracy, its scores of the pool, and so on."""
     found: dict[str, object] = json.loads(
         ProxyFit(study, seed, fitting).result_file(folder).read_text(encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 from rlhf_env.errors import ConfigError
 from rlhf_env.feedback.reward_models.config import RewardModelConfig
@@ -13,6 +13,7 @@ from rlhf_env.feedback.reward_models.ensemble import Combination
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.loop import Row
 from rlhf_env.plain_data import refuse_misfits
+from rlhf_env.types import JsonObject
 
 Tell = Callable[[Row, float], None]
 NAME = "overoptimization"
@@ -69,7 +70,7 @@ class Climb:
     weight of the KL part, for agents that cannot do without (DPO).
     """
 
-    agent: dict[str, Any]
+    agent: JsonObject
     updates: int
     every: int
     num_envs: int = 32
@@ -146,9 +147,9 @@ class Study:
     """
 
     seeds: int = 8
-    task: dict[str, Any] = field(default_factory=lambda: {"name": "chitchat"})
+    task: JsonObject = field(default_factory=lambda: {"name": "chitchat"})
     policy: str = "rlhf-env/chitchat"
-    gold: dict[str, Any] = field(default_factory=lambda: {"upbeat": 1.0})
+    gold: JsonObject = field(default_factory=lambda: {"upbeat": 1.0})
     max_new_tokens: int = 28
     max_prompt_tokens: int = 48
     pair_prompts: int = 2048
@@ -219,6 +220,6 @@ class Study:
         }
         return Experiment.from_table({**common, **tables}, NAME)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         plain: dict[str, object] = json.loads(json.dumps(asdict(self)))
         return plain
