@@ -13,7 +13,7 @@ from typing import Any
 import side_by_side as bench
 from rlhf_agents.dpo import DPO
 
-from rlhf_env.envs.rewards import load_rewards
+from rlhf_env.envs.reward_tables import load_rewards
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import with_reference_logprobs
 from rlhf_env.learning.rollout import Rollout, preference_pairs

@@ -11,11 +11,12 @@ from typing import Any
 import side_by_side as bench
 
 from rlhf_env import plugins
-from rlhf_env.envs.rewards import Score, load_rewards
+from rlhf_env.envs.reward_tables import load_rewards
+from rlhf_env.learning.collect import collect
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import group_advantages, leave_one_out_advantages
-from rlhf_env.learning.loop import collect
 from rlhf_env.learning.rollout import Rollout
+from rlhf_env.types import Score
 
 PROMPTS, GROUP = 8, 4
 ROWS = PROMPTS * GROUP

@@ -33,9 +33,10 @@ import torch
 from rlhf_agents.grpo import GRPO
 from update_memory import megabytes
 
-from rlhf_env.envs.rewards import RewardMix, from_function
+from rlhf_env.envs.reward_tables import from_function
+from rlhf_env.envs.rewards import RewardMix
 from rlhf_env.envs.text_vector_env import TextVectorEnv
-from rlhf_env.learning.loop import collect
+from rlhf_env.learning.collect import collect
 
 BASE = {"batch": 32, "length": 32, "vocabulary": 2048, "group": 4}
 SIZES = {

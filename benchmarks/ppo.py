@@ -24,10 +24,10 @@ from typing import Any
 import side_by_side as bench
 from rlhf_agents.ppo import PPO
 
-from rlhf_env.envs.rewards import load_rewards
+from rlhf_env.envs.reward_tables import load_rewards
 from rlhf_env.feedback.reward_models.model import RewardModel
+from rlhf_env.learning.collect import collect
 from rlhf_env.learning.engine import Optimization
-from rlhf_env.learning.loop import collect
 from rlhf_env.types import Episode, Float
 
 ROWS, EPOCHS, MINIBATCHES, BETA = 32, 4, 4, 0.05

@@ -16,11 +16,11 @@ import torch
 from rlhf_agents.ppo import PPO
 from rlhf_agents.sb3 import LanguageModelPolicy, TextVecEnv
 
-from rlhf_env.envs.rewards import load_rewards
+from rlhf_env.envs.reward_tables import load_rewards
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.learning.agent import Setup
+from rlhf_env.learning.collect import collect
 from rlhf_env.learning.engine import Optimization
-from rlhf_env.learning.loop import collect
 
 ROWS, EPOCHS, MINIBATCHES, AT_LEAST = 32, 4, 4, 30.0
 

@@ -27,7 +27,7 @@ import side_by_side as bench
 from rlhf_env import plugins
 from rlhf_env.envs.isolation import Limits, isolated
 from rlhf_env.envs.rewards import RewardMix
-from rlhf_env.learning.loop import collect
+from rlhf_env.learning.collect import collect
 from rlhf_env.types import Episode
 
 ROWS, VOCABULARY = 32, 32  # of so few tokens a model without training takes the end token once in 32

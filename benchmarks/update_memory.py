@@ -21,9 +21,11 @@ import groups
 import side_by_side as bench
 import torch
 
-from rlhf_env.envs.rewards import RewardMix, Score, from_function
+from rlhf_env.envs.reward_tables import from_function
+from rlhf_env.envs.rewards import RewardMix
 from rlhf_env.learning.functional import group_advantages
 from rlhf_env.learning.rollout import Rollout
+from rlhf_env.types import Score
 
 ROWS, TOKENS = 32, 128
 SIDES = {"ours": "ours", "plain": "ours, all logits", "trl": "TRL"}

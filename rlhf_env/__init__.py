@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 from gymnasium.envs.registration import register, registry
 
 if TYPE_CHECKING:
+    from rlhf_env.envs.reward_tables import from_function as from_function
     from rlhf_env.envs.rewards import RewardMix as RewardMix
-    from rlhf_env.envs.rewards import Score as Score
-    from rlhf_env.envs.rewards import from_function as from_function
     from rlhf_env.envs.text_env import TextEnv as TextEnv
     from rlhf_env.envs.text_vector_env import TextVectorEnv as TextVectorEnv
     from rlhf_env.envs.tokenizers import load_tokenizer as load_tokenizer
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from rlhf_env.learning.agent import Agent as Agent
     from rlhf_env.learning.agent import Decision as Decision
     from rlhf_env.learning.agent import Setup as Setup
+    from rlhf_env.learning.collect import collect as collect
     from rlhf_env.learning.engine import Optimization as Optimization
     from rlhf_env.learning.experiment import EnvironmentSettings as EnvironmentSettings
     from rlhf_env.learning.experiment import EvaluationSettings as EvaluationSettings
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from rlhf_env.learning.experiment import PolicySettings as PolicySettings
     from rlhf_env.learning.experiment import Workplace as Workplace
     from rlhf_env.learning.experiment import build as build
-    from rlhf_env.learning.loop import collect as collect
     from rlhf_env.learning.rollout import Rollout as Rollout
     from rlhf_env.learning.rollout import finished as finished
     from rlhf_env.learning.spending import Budget as Budget
@@ -60,6 +59,7 @@ if TYPE_CHECKING:
     from rlhf_env.types import Observation as Observation
     from rlhf_env.types import Prompt as Prompt
     from rlhf_env.types import Reward as Reward
+    from rlhf_env.types import Score as Score
     from rlhf_env.types import Task as Task
     from rlhf_env.types import Tokenizer as Tokenizer
     from rlhf_env.types import TokenReward as TokenReward
@@ -88,7 +88,7 @@ _HOMES = {
     "build": "rlhf_env.learning.experiment",
     "Workplace": "rlhf_env.learning.experiment",
     "Evaluator": "rlhf_env.lab.evaluation.evaluator",
-    "collect": "rlhf_env.learning.loop",
+    "collect": "rlhf_env.learning.collect",
     "Rollout": "rlhf_env.learning.rollout",
     "finished": "rlhf_env.learning.rollout",
     # The environment, its tasks and its rewards.
@@ -104,8 +104,8 @@ _HOMES = {
     "TokenReward": "rlhf_env.types",
     "GroupReward": "rlhf_env.types",
     "RewardMix": "rlhf_env.envs.rewards",
-    "Score": "rlhf_env.envs.rewards",
-    "from_function": "rlhf_env.envs.rewards",
+    "Score": "rlhf_env.types",
+    "from_function": "rlhf_env.envs.reward_tables",
     # Who writes, and who learns.
     "Policy": "rlhf_env.policies.policy",
     "Sampling": "rlhf_env.policies.policy",

@@ -35,14 +35,15 @@ from typing import Any, Literal, Protocol, get_args, get_type_hints
 import pluggy
 
 from rlhf_env.errors import ConfigError, DataError, MissingExtra, PluginError, Problem, UnknownName, under
+from rlhf_env.types import JsonObject
 
 GROUP = "rlhf_env"
 OWN = "rlhf-env"  # the distribution of the built-ins
 API = 1  # of the hooks below
 CHOICE = "RLHF_ENV_PLUGINS"
 PATIENCE = 3.0  # seconds that one plugin module may take to be imported: everybody waits for it at every command
-Kind = Literal["reward", "agent", "task", "annotator", "judgement"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+PluginKind = Literal["reward", "agent", "task", "annotator", "judgement"]
+PLUGIN_KINDS: tuple[PluginKind, ...] = get_args(PluginKind)
 
 hookspec = pluggy.HookspecMarker(GROUP)
 hookimpl = pluggy.HookimplMarker(GROUP)
@@ -84,7 +85,7 @@ def register_judgements(register: Register) -> None:
 class Entry:
     """One registered plugin. `origin` is the distribution (or script) that offers it."""
 
-    kind: Kind
+    kind: PluginKind
     name: str
     target: str | Callable[..., Any]
     origin: str
@@ -148,7 +149,7 @@ class PluginHost:
     def __init__(self, points: Iterable[EntryPoint], *, choice: str | None = None) -> None:
         self._hooks = pluggy.PluginManager(GROUP)
         self._hooks.add_hookspecs(importlib.import_module(__name__))
-        self._entries: dict[tuple[Kind, str], list[Entry]] = {}
+        self._entries: dict[tuple[PluginKind, str], list[Entry]] = {}
         self.failures: list[Failure] = []
         self.left_out: list[str] = []
         for point in self._let_in(list(points), choice):
@@ -185,13 +186,19 @@ class PluginHost:
         if self._hooks.is_registered(module):
             return
         self._hooks.register(module)
-        for kind in KINDS:
+        for kind in PLUGIN_KINDS:
             others = [plugin for plugin in self._hooks.get_plugins() if plugin is not module]
             caller = self._hooks.subset_hook_caller(f"register_{kind}s", others)
             caller(register=functools.partial(self.add, kind, origin=origin))
 
     def add(
-        self, kind: Kind, name: str, target: str | Callable[..., Any], *, origin: str = "this process", needs: str = ""
+        self,
+        kind: PluginKind,
+        name: str,
+        target: str | Callable[..., Any],
+        *,
+        origin: str = "this process",
+        needs: str = "",
     ) -> None:
         """Register one plugin. Two of one name from different origins are both kept, and refused when used."""
         if not name or not isinstance(name, str):
@@ -203,21 +210,21 @@ class PluginHost:
 
     def __iter__(self) -> Iterator[Entry]:
         """Every entry, by kind and name."""
-        for _, entries in sorted(self._entries.items(), key=lambda item: (KINDS.index(item[0][0]), item[0][1])):
+        for _, entries in sorted(self._entries.items(), key=lambda item: (PLUGIN_KINDS.index(item[0][0]), item[0][1])):
             yield from entries
 
-    def names(self, kind: Kind) -> list[str]:
+    def names(self, kind: PluginKind) -> list[str]:
         return sorted(name for of_kind, name in self._entries if of_kind == kind)
 
     def conflicts(self) -> list[str]:
         """One sentence for each name that more than one distribution claims."""
         return [_conflict(entries) for entries in self._entries.values() if len(entries) > 1]
 
-    def load(self, kind: Kind, name: str) -> Any:
+    def load(self, kind: PluginKind, name: str) -> Any:
         """The registered object. Raises UnknownName, PluginError (conflict, import) or MissingExtra."""
         return self.entry(kind, name).load()
 
-    def entry(self, kind: Kind, name: str) -> Entry:
+    def entry(self, kind: PluginKind, name: str) -> Entry:
         """Who offers it, not imported. Raises UnknownName, or PluginError for a conflict."""
         entries = self._entries.get((kind, name))
         if not entries:
@@ -274,8 +281,8 @@ def register_judgement(name: str, target: str | Callable[..., Any]) -> None:
     host().add("judgement", name, target)
 
 
-def build(
-    kind: Kind, name: str, parameters: dict[str, Any], provided: dict[str, Any] | None = None, *, where: str = ""
+def build_plugin(
+    kind: PluginKind, name: str, parameters: JsonObject, provided: JsonObject | None = None, *, where: str = ""
 ) -> Any:
     """Load the plugin and call it with `parameters`.
 
@@ -290,7 +297,7 @@ def build(
 _PLAIN = (bool, int, float, str, list, dict)  # what a file can hold; other objects are between caller and plugin
 
 
-def call_with(factory: Callable[..., Any], parameters: dict[str, Any], provided: dict[str, Any], where: str) -> Any:
+def call_with(factory: Callable[..., Any], parameters: JsonObject, provided: JsonObject, where: str) -> Any:
     """`factory(**parameters)` with what it asks for of `provided`, and errors that say which parameter is wrong."""
     import inspect
 
@@ -332,10 +339,10 @@ def call_with(factory: Callable[..., Any], parameters: dict[str, Any], provided:
         raise ConfigError(f"{where}: {error}") from error
 
 
-def _annotations(factory: Callable[..., Any]) -> dict[str, Any]:
+def _annotations(factory: Callable[..., Any]) -> JsonObject:
     """What the plugin says its settings are; of those nothing that cannot be found out."""
     function = factory.__init__ if isinstance(factory, type) else factory  # type: ignore[misc]
-    found: dict[str, Any] = {}
+    found: JsonObject = {}
     for name, hint in getattr(function, "__annotations__", {}).items():
         with contextlib.suppress(Exception):  # names that only a type checker knows
             found |= get_type_hints(SimpleNamespace(__annotations__={name: hint}), getattr(function, "__globals__", {}))

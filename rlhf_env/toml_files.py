@@ -12,15 +12,16 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rlhf_env.errors import ConfigError, Key, Problem
 from rlhf_env.plain_data import read_file
+from rlhf_env.types import JsonObject
 
 _LARGEST = 2**20  # bytes of a file
 
 
-def read_toml(file: str | Path) -> dict[str, Any]:
+def read_toml(file: str | Path) -> JsonObject:
     """A TOML file as plain data. Raises ConfigError with file and line."""
     content = read_file(file, _LARGEST)
     try:
@@ -66,14 +67,14 @@ def naming_lines(file: str | Path, flags: Mapping[str, str] | None = None) -> It
         raise
 
 
-def narrowed(problem: Problem, table: Mapping[str, Any]) -> tuple[Key, ...]:
+def narrowed(problem: Problem, table: Mapping[str, object]) -> tuple[Key, ...]:
     """The keys in `table` of what a problem is about, as far as they are there.
 
     Its `keys` lead to a setting, or to a table; a setting within that is known by its name, the first of the words of
     the message to be one. Keys that are missing are passed over: a nested table's may stand one level up.
     """
     found: list[Key] = []
-    at: Any = table
+    at: object = table
     for key in (*problem.keys, *re.findall(r"[\w-]+", problem.said)):
         if (isinstance(at, Mapping) and key in at) or (isinstance(at, list) and key in range(len(at))):
             found.append(key)

@@ -17,7 +17,14 @@ Int = npt.NDArray[np.int64]
 Float = npt.NDArray[np.float64]
 Bool = npt.NDArray[np.bool_]
 FinishReason = Literal["stop", "task", "length", "truncated"]
-Options = Mapping[str, Any]
+# Reset options: `group_size`, `indices`, and the names that a task reads.
+ResetOptions = Mapping[str, Any]
+# An object of JSON, a table of TOML, a row of a file: named plain values, as they are read and before they are checked,
+# or as they are written. Who only reads one takes any mapping.
+JsonObject = dict[str, Any]
+JsonView = Mapping[str, Any]
+# What a `state_dict` gives: nested dicts of tensors, arrays and plain values.
+State = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,42 @@ class Episode:
         return hash((self.prompt, self.finish_reason, self.response_ids.tobytes()))
 
 
+@dataclass(frozen=True, eq=False)
+class Score:
+    """What one episode earned. `raw` holds each part unweighted; `tokens` the token parts, float64[T] unweighted.
+
+    `failed`: what the parts that could not score it did ("raised ..."). Where one of them is to be skipped, all of
+    `raw` is empty: an episode without a score, which nothing may be learned from. That of a text that was cut from
+    outside is empty as well.
+    """
+
+    raw: Mapping[str, float]
+    weights: Mapping[str, float]
+    tokens: Mapping[str, Float] = field(default_factory=dict)
+    failed: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def total(self) -> float:
+        """sum(weight_i * raw_i), added in the order of the parts."""
+        total = 0.0
+        for name, raw in self.raw.items():  # not `sum`: from Python 3.12 on it compensates, and numpy's floats do not
+            total += self.weights[name] * raw
+        return total
+
+    def __eq__(self, other: object) -> bool:
+        """Equal in every field, arrays element by element."""
+        if not isinstance(other, Score):
+            return NotImplemented
+        return (
+            (self.raw, self.weights, self.failed) == (other.raw, other.weights, other.failed)
+            and self.tokens.keys() == other.tokens.keys()
+            and all(np.array_equal(values, other.tokens[name]) for name, values in self.tokens.items())
+        )
+
+    def __hash__(self) -> int:
+        return hash((*self.raw.items(), *self.weights.items()))
+
+
 class Observation(TypedDict):
     """`input_ids` int64[B, L] padded on the right; `attention_mask` int8[B, L], 1 on text. L is fixed.
 
@@ -114,6 +157,46 @@ AnyReward = Reward | TokenReward | GroupReward
 
 
 @runtime_checkable
+class KLPenalty(TokenReward, Protocol):
+    """The token reward that charges a policy for leaving a reference: what it is and not what it is called.
+
+    `token_rewards` are -`coefficient` * (log p - log p_ref) for each token the agent chose. A controller may move
+    `coefficient` between rollouts. A mix has one at most (`RewardMix.kl`), and its weight times the coefficient is the
+    `beta` of agents that carry the KL term themselves.
+    """
+
+    @property
+    def coefficient(self) -> float: ...
+
+    @property
+    def reference(self) -> TokenScorer: ...
+
+
+@runtime_checkable
+class ReadsLogprobs(Protocol):
+    """A reward that reads `episode.logprobs`, if `needs_logprobs` is true: actions then carry them."""
+
+    @property
+    def needs_logprobs(self) -> bool: ...
+
+
+@runtime_checkable
+class BoundedBelow(Protocol):
+    """A reward that says which number its scores are never below (None: there is none)."""
+
+    @property
+    def low(self) -> float | None: ...
+
+
+@runtime_checkable
+class BoundedAbove(Protocol):
+    """A reward that says which number its scores are never above (None: there is none)."""
+
+    @property
+    def high(self) -> float | None: ...
+
+
+@runtime_checkable
 class Remembers(Protocol):
     """A reward with memory (novelty, an adaptive KL weight).
 
@@ -123,26 +206,69 @@ class Remembers(Protocol):
 
     def observe(self, episodes: Sequence[Episode], /) -> None: ...
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> State: ...
 
-    def load_state_dict(self, state: Mapping[str, Any], /) -> None: ...
+    def load_state_dict(self, state: State, /) -> None: ...
 
 
 class Task(Protocol):
     """Where prompts come from: an indexed source.
 
     `prompt` is a pure function of (index, options); `size` is the number of distinct prompts, None when unbounded.
-    A task may also have: `held_out() -> Task` (evaluation prompts that training never sees), `score(episode) -> float`
-    (its own reward, the part named "task"), `reply(episode) -> str | None` (the next message of a conversation, of
-    which `episode.turns` is what the agent has said so far; None ends it),
-    `action_mask(prompt, response_ids) -> bool[V]` (tokens allowed next), `option_names` (the reset options it reads),
-    `well_formed(episode) -> bool` (whether an answer, right or wrong, has the form asked for: the evaluator counts).
+    What a task may offer beyond that are the protocols below: `HoldsOut`, `ScoresItself`, `Replies`, `MasksActions`,
+    `ReadsOptions`, `JudgesForm`. They are looked for once, as methods and attributes of the object or its class: a task
+    that wraps another has those of its own, and what `__getattr__` would find does not count.
     """
 
     @property
     def size(self) -> int | None: ...
 
-    def prompt(self, index: int, options: Options, /) -> Prompt: ...
+    def prompt(self, index: int, options: ResetOptions, /) -> Prompt: ...
+
+
+@runtime_checkable
+class HoldsOut(Protocol):
+    """A task with evaluation prompts that training never sees."""
+
+    def held_out(self) -> Task: ...
+
+
+@runtime_checkable
+class ScoresItself(Protocol):
+    """A task with a reward of its own, the part named "task"."""
+
+    def score(self, episode: Episode, /) -> float: ...
+
+
+@runtime_checkable
+class Replies(Protocol):
+    """A task that answers: a conversation. `episode.turns` is what the agent has said so far."""
+
+    def reply(self, episode: Episode, /) -> str | None:
+        """The next message; None ends the conversation."""
+
+
+@runtime_checkable
+class MasksActions(Protocol):
+    """A task in which not every token may follow."""
+
+    def action_mask(self, prompt: Prompt, response_ids: Int, /) -> Bool:
+        """bool[V]: the tokens allowed next."""
+
+
+@runtime_checkable
+class ReadsOptions(Protocol):
+    """A task that reads reset options of its own, by these names."""
+
+    @property
+    def option_names(self) -> Sequence[str]: ...
+
+
+@runtime_checkable
+class JudgesForm(Protocol):
+    """A task that says whether an answer, right or wrong, has the form it asked for: the evaluator counts."""
+
+    def well_formed(self, episode: Episode, /) -> bool: ...
 
 
 class Tokenizer(Protocol):
@@ -157,6 +283,7 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int], /) -> str: ...
 
 
+@runtime_checkable
 class TokenScorer(Protocol):
     """Whatever can say how likely a response was: a frozen reference policy, as the KL penalty needs it."""
 

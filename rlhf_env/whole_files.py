@@ -67,13 +67,13 @@ def _lives(pid: int) -> bool:
     return True
 
 
-def write_json(file: Path, content: Any) -> None:
+def write_json(file: Path, content: object) -> None:
     """Write JSON atomically. A number that is not finite becomes null, because JSON has no NaN."""
     file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False))
 
 
-def _finite(content: Any) -> Any:
+def _finite(content: object) -> Any:
     if isinstance(content, Mapping):
         return {key: _finite(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):

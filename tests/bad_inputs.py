@@ -222,7 +222,7 @@ for wrong, said in {
     experiment_file(
         f"seed = {wrong}", f"seed = {wrong}\n{TOY}", f"toy.toml, line 1{':' if 'must' in said else ','} {said}"
     )
-experiment_file("max_kl = -1", "max_kl = -1.0\n" + TOY, "max_kl must be positive, got -1.0", "among [rewards]: add it")
+experiment_file("max_kl = -1", "max_kl = -1.0\n" + TOY, "max_kl must be positive, got -1.0")
 experiment_file("patience alone", "patience = 3\n" + TOY, "patience = 3 counts evaluations on the way")
 experiment_file("no such preferences", 'preferences = "no.db"\n' + TOY, "no.db: no such file of preferences")
 BAD[-1] = replace(BAD[-1], python=None)  # read when a run begins

@@ -409,7 +409,7 @@ MUTANTS = (
         "N32",
         "the KL penalty is paid in the reward and a second time in the loss",
         "agents/rlhf_agents/grpo.py",
-        'rollout.returns(without=() if self.config.kl_in_loss is None else ("kl",))',
+        "rollout.returns(without=() if self.config.kl_in_loss is None else self.setup.reward.kl_names)",
         "rollout.returns()",
         "tests/agents/test_grpo.py",
     ),

@@ -31,7 +31,7 @@ import rlhf_env
 from rlhf_env import plain_data, plugins
 from rlhf_env.cli import main as cli
 from rlhf_env.cli import training
-from rlhf_env.envs.rewards import load_rewards
+from rlhf_env.envs.reward_tables import load_rewards
 from rlhf_env.envs.tasks import load_task
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.reward_models.loading import load_scorer

@@ -131,7 +131,7 @@ def test_a_plugins_settings(entry: plugins.Entry) -> None:
 
 @pytest.mark.parametrize("value", [*BAD, [1.0]], ids=str)
 def test_the_weight_of_a_reward(value: Any) -> None:
-    from rlhf_env.envs.rewards import load_rewards
+    from rlhf_env.envs.reward_tables import load_rewards
     from rlhf_env.envs.tasks import load_task
 
     _refused("weight", load_rewards, {"length": {"weight": value, "target": 3}}, load_task("count"))

@@ -15,9 +15,8 @@ The candidates are scored before the environment sees them, with the prompts tha
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -25,7 +24,7 @@ from rlhf_env.envs.rewards import RewardMix
 from rlhf_env.errors import ConfigError
 from rlhf_env.learning.agent import Decision, Metrics, Setup
 from rlhf_env.learning.rollout import Rollout
-from rlhf_env.types import Episode, GroupReward, Int, Observation, Prompt
+from rlhf_env.types import Episode, GroupReward, Int, Observation, Prompt, ResetOptions, State
 
 
 class BestOfN:
@@ -60,7 +59,7 @@ class BestOfN:
         n = self.config.n
         return math.log(n) - (n - 1) / n
 
-    def begin(self) -> dict[str, Any]:
+    def begin(self) -> ResetOptions:
         return {}
 
     def act(self, observation: Observation, /) -> Decision:
@@ -106,10 +105,10 @@ class BestOfN:
     def update(self, _rollout: Rollout, /) -> Metrics:
         return {"kl_bound": self.kl_bound}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {"sampling": self.policy.sampling_state()}
 
-    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+    def load_state_dict(self, state: State, /) -> None:
         self.policy.load_sampling_state(state["sampling"])
 
 
@@ -118,7 +117,7 @@ def _judging_parts(reward: RewardMix) -> RewardMix:
     parts = {
         name: (reward.weights[name], part)
         for name, part in reward.parts.items()
-        if name != "kl" and not getattr(part, "needs_logprobs", False) and not isinstance(part, GroupReward)
+        if name not in reward.kl_names and not reward.reads_logprobs(name) and not isinstance(part, GroupReward)
     }
     if not parts:
         raise ConfigError(

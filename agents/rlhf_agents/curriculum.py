@@ -23,14 +23,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from rlhf_env.envs.tasks import option_names
 from rlhf_env.errors import ConfigError
-from rlhf_env.learning.agent import Agent, Decision, Metrics, Setup
+from rlhf_env.learning.agent import Agent, Decision, Metrics, Setup, traits
 from rlhf_env.learning.rollout import Rollout
-from rlhf_env.types import Observation
+from rlhf_env.types import Observation, ResetOptions, State
 
 
 class Curriculum:
@@ -91,7 +92,7 @@ class Curriculum:
         self.config = config
         self.agent = agent
         task = setup.task
-        if task is None or "level" not in getattr(task, "option_names", ()):
+        if task is None or "level" not in option_names(task):
             what = "a run without a task" if task is None else f"the task {type(task).__name__}"
             raise ConfigError(
                 f"{what} has no levels: a curriculum needs a task that reads the reset option 'level' "
@@ -106,12 +107,28 @@ class Curriculum:
         self._recent: list[float] = []  # successes of the last episodes at this level
         self._streak = 0  # the number of updates in a row after which success was high enough
 
+    @property
+    def trains(self) -> bool:
+        return traits(self.agent).trains
+
+    @property
+    def imitates(self) -> bool:
+        return traits(self.agent).imitates
+
+    @property
+    def policy_writes(self) -> bool:
+        return traits(self.agent).policy_writes
+
+    @property
+    def kl_bound(self) -> float | None:
+        return traits(self.agent).kl_bound
+
     def __getattr__(self, name: str) -> Any:
         if name == "agent":  # not set yet, while this object is being copied
             raise AttributeError(name)
         return getattr(self.agent, name)
 
-    def begin(self) -> dict[str, Any]:
+    def begin(self) -> ResetOptions:
         config = self.config
         if config.by == "budget":
             starts = config.starts or [index / len(config.levels) for index in range(len(config.levels))]
@@ -142,7 +159,7 @@ class Curriculum:
         if self._streak >= self.config.patience and self._index + 1 < len(self.config.levels):
             self._index, self._streak, self._recent = self._index + 1, 0, []
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {
             "agent": self.agent.state_dict(),
             "place": self._index,
@@ -151,7 +168,7 @@ class Curriculum:
             "streak": self._streak,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+    def load_state_dict(self, state: State, /) -> None:
         self.agent.load_state_dict(state["agent"])
         self._index, self._updates = int(state["place"]), int(state["updates"])
         self._recent, self._streak = list(state["recent"]), int(state["streak"])

@@ -22,9 +22,8 @@ Left out: pairs beyond best against worst, a reference that follows the policy, 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -42,7 +41,7 @@ from rlhf_env.learning.functional import (
 )
 from rlhf_env.learning.ranges import Choice, Multiple, Ranges
 from rlhf_env.learning.rollout import Rollout
-from rlhf_env.types import Observation
+from rlhf_env.types import Observation, ResetOptions, State
 
 
 def best_against_worst(
@@ -131,7 +130,7 @@ class DPO:
         self.optimizer = setup.engine.optimizer(self.policy.parameters(), config.optimization)
         self._order = setup.stream("dpo minibatches")
 
-    def begin(self) -> dict[str, Any]:
+    def begin(self) -> ResetOptions:
         return {"group_size": self.config.group_size}
 
     def act(self, observation: Observation, /) -> Decision:
@@ -145,7 +144,7 @@ class DPO:
         single answers.
         """
         self.policy.eval()
-        returns = rollout.returns(without=("kl",))
+        returns = rollout.returns(without=self.setup.reward.kl_names)
         soft = self.config.labels == "bradley-terry" and not rollout.judged
         pairs, ties = best_against_worst(returns, rollout.group, rollout.scored, keep_ties=soft)
         if rollout.judged and not len(pairs):
@@ -199,8 +198,8 @@ class DPO:
                     metrics[name] += float(value.detach()) / count
         return {**metrics, "grad_norm": self.optimizer.step()}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return learned_state(self.policy, self.optimizer, self._order)
 
-    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+    def load_state_dict(self, state: State, /) -> None:
         load_learned_state(state, self.policy, self.optimizer, self._order)

@@ -22,9 +22,8 @@ Left out: process rewards, resampling of groups without spread.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -34,7 +33,7 @@ from rlhf_env.learning.agent import Decision, Metrics, Setup, learned_state, loa
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import (
     Aggregation,
-    Divergence,
+    KLEstimator,
     clipped_policy_loss,
     group_advantages,
     groups_without_spread,
@@ -51,7 +50,7 @@ from rlhf_env.learning.functional import (
 )
 from rlhf_env.learning.ranges import Choice, Multiple, Ranges
 from rlhf_env.learning.rollout import Rollout
-from rlhf_env.types import Observation
+from rlhf_env.types import Observation, ResetOptions, State
 
 
 def sequence_log_ratio(log_ratio: Tensor, actions: Tensor) -> Tensor:
@@ -98,7 +97,7 @@ class GRPO:
         clip: float = 0.2
         clip_high: float | None = None
         importance_cap: float = 3.0
-        kl_in_loss: Divergence | None = None
+        kl_in_loss: KLEstimator | None = None
         epochs: int = 1
         minibatches: int = 1
         optimization: Optimization = Optimization()  # noqa: RUF009 - frozen
@@ -119,7 +118,7 @@ class GRPO:
             if self.kl_in_loss == "k1":
                 problems.append(
                     "kl_in_loss 'k1' would teach nothing: as a loss, the expected gradient of log p is 0. "
-                    "Leave it out (the 'kl' part of the reward is k1, and there it works), or take k2"
+                    "Leave it out (the KL part of the reward is k1, and there it works), or take k2"
                 )
             elif self.kl_in_loss not in (None, "k2", "k3"):
                 problems.append(f"kl_in_loss must be k2 or k3, got {self.kl_in_loss!r}")
@@ -140,7 +139,7 @@ class GRPO:
         self.optimizer = setup.engine.optimizer(self.policy.parameters(), config.optimization)
         self._order = setup.stream("grpo minibatches")
 
-    def begin(self) -> dict[str, Any]:
+    def begin(self) -> ResetOptions:
         return {"group_size": self.config.group_size}
 
     def act(self, observation: Observation, /) -> Decision:
@@ -155,7 +154,7 @@ class GRPO:
         require_stated(rollout, "grpo")
         self.policy.eval()  # with dropout, the first ratio would not be 1
         rollout = self.setup.engine.local(rollout)
-        returns = rollout.returns(without=() if self.config.kl_in_loss is None else ("kl",))
+        returns = rollout.returns(without=() if self.config.kl_in_loss is None else self.setup.reward.kl_names)
         advantages = group_advantages(
             returns, rollout.group, scale_by_std=self.config.scale_by_std, counted=rollout.scored
         )
@@ -208,8 +207,8 @@ class GRPO:
                     metrics[name] += float(value.detach())
         return {**metrics, "grad_norm": self.optimizer.step()}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return learned_state(self.policy, self.optimizer, self._order)
 
-    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+    def load_state_dict(self, state: State, /) -> None:
         load_learned_state(state, self.policy, self.optimizer, self._order)

@@ -20,9 +20,8 @@ Left out: utilities of other shapes, the weights of stored pairs (each half coun
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -39,7 +38,7 @@ from rlhf_env.learning.functional import (
 )
 from rlhf_env.learning.ranges import Choice, Multiple, Ranges
 from rlhf_env.learning.rollout import Rollout, demonstrations
-from rlhf_env.types import Observation
+from rlhf_env.types import Observation, ResetOptions, State
 
 
 def above_the_mean(returns: Tensor, group: Tensor, counted: Tensor) -> Tensor:
@@ -124,7 +123,7 @@ class KTO:
         self.optimizer = setup.engine.optimizer(self.policy.parameters(), config.optimization)
         self._order = setup.stream("kto minibatches")
 
-    def begin(self) -> dict[str, Any]:
+    def begin(self) -> ResetOptions:
         return {"group_size": self.config.group_size}
 
     def act(self, observation: Observation, /) -> Decision:
@@ -140,7 +139,9 @@ class KTO:
         if rollout.judged:
             verdicts = torch.where(rollout.part("preference") > 0.5, 1, -1)
         else:
-            verdicts = above_the_mean(rollout.returns(without=("kl",)), rollout.group, rollout.scored)
+            verdicts = above_the_mean(
+                rollout.returns(without=self.setup.reward.kl_names), rollout.group, rollout.scored
+            )
             self.setup.spending.add(preference_labels=int(rollout.scored.sum()))
         judged = verdicts.nonzero().squeeze(1)
         counts = {
@@ -194,8 +195,8 @@ class KTO:
             metrics["right_side"] += float(((log_ratio > point) == good).sum()) / len(batch)
         return {**metrics, "grad_norm": self.optimizer.step()}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return learned_state(self.policy, self.optimizer, self._order)
 
-    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+    def load_state_dict(self, state: State, /) -> None:
         load_learned_state(state, self.policy, self.optimizer, self._order)

@@ -28,9 +28,9 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -58,7 +58,7 @@ from rlhf_env.learning.functional import (
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.policies import ValueHead
 from rlhf_env.policies.streams import RowStreams
-from rlhf_env.types import Int, Observation
+from rlhf_env.types import Int, JsonObject, Observation, ResetOptions, State
 
 EXTRAS = ("option", "segment_start", "option_logprob", "writer_logprob")
 
@@ -157,7 +157,7 @@ class Options:
 
     # ---------------------------------------------------------------- writing
 
-    def begin(self) -> dict[str, Any]:
+    def begin(self) -> ResetOptions:
         return {"group_size": self.config.group_size}
 
     @torch.no_grad()
@@ -271,7 +271,7 @@ class Options:
         option, starts = _options(rollout), _starts(rollout)
         own = of_option(values[:, :-1], option)
         # After a text that was cut from outside, the manager would have decided next: bootstrap its value.
-        cut: dict[str, Any] = {
+        cut: JsonObject = {
             "truncated": rollout.truncated,
             "final_values": worth.gather(1, rollout.lengths[:, None])[:, 0],
         }
@@ -337,7 +337,7 @@ class Options:
 
     # ---------------------------------------------------------------- state
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {
             "writers": {str(option): writer.state_dict() for option, writer in enumerate(self.writers)},
             "bids": self.bids.state_dict(),
@@ -347,7 +347,7 @@ class Options:
             "order": dict(self._order.bit_generator.state),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+    def load_state_dict(self, state: State, /) -> None:
         for option, writer in enumerate(self.writers):
             writer.load_state_dict(state["writers"][str(option)])
         self.bids.load_state_dict(state["bids"])

@@ -20,9 +20,8 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -49,11 +48,11 @@ from rlhf_env.learning.functional import (
     weighted_sum,
     whiten,
 )
-from rlhf_env.learning.loop import Shuffled
 from rlhf_env.learning.ranges import Choice, Multiple, Ranges, Uniform
 from rlhf_env.learning.rollout import Rollout, demonstrations
+from rlhf_env.learning.sources import Shuffled
 from rlhf_env.policies import Policy, ValueHead
-from rlhf_env.types import Episode, Observation, Prompt, Task, Tokenizer
+from rlhf_env.types import Episode, JsonObject, Observation, Prompt, ResetOptions, State, Task, Tokenizer
 
 
 def texts_to_predict(task: Task, tokenizer: Tokenizer, longest: int | None = None) -> list[Episode]:
@@ -145,7 +144,7 @@ class PPO:
         value_coefficient: float = 0.1
         value_clip: float = 0.0
         ptx_coefficient: float = 0.0
-        ptx_data: dict[str, Any] = field(default_factory=dict)
+        ptx_data: JsonObject = field(default_factory=dict)
         ptx_rows: int = 16
         optimization: Optimization = Optimization()  # noqa: RUF009 - frozen
 
@@ -201,7 +200,7 @@ class PPO:
             self._texts = texts_to_predict(load_task(config.ptx_data), setup.tokenizer, longest)
         self._texts_order = Shuffled(len(self._texts), int(setup.stream("ppo pretraining texts").integers(2**31)))
 
-    def begin(self) -> dict[str, Any]:
+    def begin(self) -> ResetOptions:
         return {"group_size": self.config.group_size}
 
     def act(self, observation: Observation, /) -> Decision:
@@ -312,7 +311,7 @@ class PPO:
             loss += float(term.detach())
         return loss
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         state = {
             **learned_state(self.policy, self.optimizer, self._order),
             "value_head": self.value_head.state_dict(),
@@ -322,7 +321,7 @@ class PPO:
             state["critic"] = self.critic.state_dict()
         return state
 
-    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+    def load_state_dict(self, state: State, /) -> None:
         load_learned_state(state, self.policy, self.optimizer, self._order)
         self.value_head.load_state_dict(state["value_head"])
         self._texts_order.place = int(state["texts_read"])

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from rlhf_env.learning.agent import Decision, Metrics, Setup
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.policies import Written
-from rlhf_env.types import Observation
+from rlhf_env.types import Observation, ResetOptions, State
 
 
 class Random:
@@ -33,7 +31,7 @@ class Random:
         fillers = {setup.tokenizer.pad_id} - {setup.tokenizer.end_id}
         self._choices = ids[~np.isin(ids, list(fillers))]
 
-    def begin(self) -> dict[str, Any]:
+    def begin(self) -> ResetOptions:
         return {}
 
     def act(self, observation: Observation, /) -> Decision:
@@ -48,8 +46,8 @@ class Random:
     def update(self, _rollout: Rollout, /) -> Metrics:
         return {}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {"draws": dict(self._draws.bit_generator.state)}
 
-    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+    def load_state_dict(self, state: State, /) -> None:
         self._draws.bit_generator.state = dict(state["draws"])

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from rlhf_env.learning.agent import Decision, Metrics, Setup
 from rlhf_env.learning.rollout import Rollout
-from rlhf_env.types import Observation
+from rlhf_env.types import Observation, ResetOptions, State
 
 
 class Reference:
@@ -24,7 +22,7 @@ class Reference:
         self.setup = setup
         self.config = config
 
-    def begin(self) -> dict[str, Any]:
+    def begin(self) -> ResetOptions:
         return {}
 
     def act(self, observation: Observation, /) -> Decision:
@@ -33,8 +31,8 @@ class Reference:
     def update(self, _rollout: Rollout, /) -> Metrics:
         return {}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {"sampling": self.setup.reference.sampling_state()}
 
-    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+    def load_state_dict(self, state: State, /) -> None:
         self.setup.reference.load_sampling_state(state["sampling"])

@@ -13,9 +13,8 @@ Left out: a learned baseline (that is ppo), whitened advantages, an entropy bonu
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -34,7 +33,7 @@ from rlhf_env.learning.functional import (
 )
 from rlhf_env.learning.ranges import Choice, Multiple, Ranges
 from rlhf_env.learning.rollout import Rollout
-from rlhf_env.types import Observation
+from rlhf_env.types import Observation, ResetOptions, State
 
 
 def policy_gradient_loss(logprobs: Tensor, advantages: Tensor, importance: Tensor) -> Tensor:
@@ -97,7 +96,7 @@ class Reinforce:
         self.optimizer = setup.engine.optimizer(self.policy.parameters(), config.optimization)
         self._mean, self._mean_weight = 0.0, 0.0  # of earlier rollouts' returns; how much of the average they fill
 
-    def begin(self) -> dict[str, Any]:
+    def begin(self) -> ResetOptions:
         return {"group_size": self.config.group_size}
 
     def act(self, observation: Observation, /) -> Decision:
@@ -159,7 +158,7 @@ class Reinforce:
         self._mean += (mean - self._mean) * new / self._mean_weight
         return earlier if self.config.baseline == "running" else 0.0
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {
             "policy": self.policy.state_dict(),
             "sampling": self.policy.sampling_state(),
@@ -167,7 +166,7 @@ class Reinforce:
             "baseline": {"mean": self._mean, "weight": self._mean_weight},
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+    def load_state_dict(self, state: State, /) -> None:
         self.policy.load_state_dict(state["policy"])
         self.policy.load_sampling_state(state["sampling"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -15,9 +15,8 @@ Left out: ranking across prompts, rounds of data kept on disk.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -29,7 +28,7 @@ from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import groups_without_spread, minibatches, rows_of_groups
 from rlhf_env.learning.ranges import Choice, Multiple, Ranges
 from rlhf_env.learning.rollout import Rollout
-from rlhf_env.types import Observation
+from rlhf_env.types import Observation, ResetOptions, State
 
 
 def best_of_groups(returns: Tensor, group: Tensor, keep: int, *, counted: Tensor | None = None) -> Tensor:
@@ -88,7 +87,7 @@ class Rejection:
         self.optimizer = self.imitation.optimizer
         self._order = setup.stream("rejection minibatches")
 
-    def begin(self) -> dict[str, Any]:
+    def begin(self) -> ResetOptions:
         return {"group_size": self.config.group_size}
 
     def act(self, observation: Observation, /) -> Decision:
@@ -118,9 +117,9 @@ class Rejection:
         means = {name: sum(step[name] for step in steps) / len(steps) for name in ("loss", "grad_norm")}
         return {**means, **counts, "kept_reward": float(returns[kept].mean()), "lr": self.optimizer.lr}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {"imitation": self.imitation.state_dict(), "order": dict(self._order.bit_generator.state)}
 
-    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+    def load_state_dict(self, state: State, /) -> None:
         self.imitation.load_state_dict(state["imitation"])
         self._order.bit_generator.state = dict(state["order"])

@@ -15,9 +15,8 @@ Left out: advantages scaled by their standard deviation (that is grpo).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -40,7 +39,7 @@ from rlhf_env.learning.functional import (
 )
 from rlhf_env.learning.ranges import Choice, Multiple, Ranges
 from rlhf_env.learning.rollout import Rollout
-from rlhf_env.types import Observation
+from rlhf_env.types import Observation, ResetOptions, State
 
 
 class RLOO:
@@ -92,7 +91,7 @@ class RLOO:
         self.optimizer = setup.engine.optimizer(self.policy.parameters(), config.optimization)
         self._order = setup.stream("rloo minibatches")
 
-    def begin(self) -> dict[str, Any]:
+    def begin(self) -> ResetOptions:
         return {"group_size": self.config.group_size}
 
     def act(self, observation: Observation, /) -> Decision:
@@ -147,8 +146,8 @@ class RLOO:
                     metrics[name] += float(value.detach())
         return {**metrics, "grad_norm": self.optimizer.step()}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return learned_state(self.policy, self.optimizer, self._order)
 
-    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+    def load_state_dict(self, state: State, /) -> None:
         load_learned_state(state, self.policy, self.optimizer, self._order)

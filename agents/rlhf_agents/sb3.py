@@ -19,7 +19,7 @@ MaskablePPO.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import gymnasium as gym
@@ -30,12 +30,15 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
-from rlhf_env.envs.text_vector_env import TextVectorEnv
+from rlhf_env.envs.actions import Actions
+from rlhf_env.envs.text_vector_env import TextVectorEnv, row_of
 from rlhf_env.errors import ConfigError
 from rlhf_env.learning.functional import require_exact_sampling
 from rlhf_env.policies import LanguageModel, ValueHead
 from rlhf_env.policies.forward_pass import forward_pass
-from rlhf_env.types import Bool, Float
+from rlhf_env.types import Bool, Float, JsonObject, Observation
+
+Indices = int | Iterable[int] | None  # of rows, as Stable-Baselines3 asks; None is all
 
 # ---------------------------------------------------------------- the environment
 
@@ -55,10 +58,10 @@ class TextVecEnv(VecEnv):  # type: ignore[misc]  # untyped base
                 "leave that part (kl) out, or train with an agent of this project"
             )
         self.env = env  # first: the base class reads attributes through it
-        self._actions: Any = None
+        self._actions: Actions = ()
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
 
-    def reset(self) -> Any:
+    def reset(self) -> Observation:
         if any(options != self._options[0] for options in self._options):
             raise ConfigError("reset options hold for the whole environment: give all rows the same")
         seeds = self._seeds if any(seed is not None for seed in self._seeds) else None
@@ -68,17 +71,17 @@ class TextVecEnv(VecEnv):  # type: ignore[misc]  # untyped base
         self._reset_options()
         return observation
 
-    def step_async(self, actions: Any) -> None:
+    def step_async(self, actions: Actions) -> None:
         self._actions = actions
 
-    def step_wait(self) -> tuple[Any, Float, Bool, list[dict[str, Any]]]:
+    def step_wait(self) -> tuple[Observation, Float, Bool, list[JsonObject]]:
         rewards, terminated, truncated, row_infos = self.env.advance(self._actions)
         ended = terminated | truncated
-        infos = [dict(row_infos.get(row, {})) for row in range(self.num_envs)]
-        observation: Mapping[str, Any] = self.env.observation()
+        infos: list[JsonObject] = [dict(row_infos.get(row, {})) for row in range(self.num_envs)]
+        observation = self.env.observation()
         if ended.any():
             for row in np.flatnonzero(ended):
-                infos[row]["terminal_observation"] = {key: value[row] for key, value in observation.items()}
+                infos[row]["terminal_observation"] = row_of(observation, int(row))
                 infos[row]["TimeLimit.truncated"] = bool(truncated[row] and not terminated[row])
             observation, _ = self.env.reset(options={"reset_mask": ended})
             for row in np.flatnonzero(ended):
@@ -90,25 +93,25 @@ class TextVecEnv(VecEnv):  # type: ignore[misc]  # untyped base
 
     # The base class has one environment per row. Here the rows share one, so an attribute is the same for all.
 
-    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+    def get_attr(self, attr_name: str, indices: Indices = None) -> list[object]:
         return [getattr(self.env, attr_name)] * len(self._rows(indices))
 
-    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+    def set_attr(self, attr_name: str, value: object, indices: Indices = None) -> None:
         if len(self._rows(indices)) < self.num_envs:
             raise ConfigError(f"{attr_name} belongs to all rows: set it without indices")
         setattr(self.env, attr_name, value)
 
-    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+    def env_method(self, method_name: str, *args: object, indices: Indices = None, **kwargs: object) -> list[object]:
         """Call a method of the environment once; an answer with one entry per row is split among the rows."""
         answer = getattr(self.env, method_name)(*args, **kwargs)
         if isinstance(answer, (tuple, list, np.ndarray)) and len(answer) == self.num_envs:
             return [answer[row] for row in self._rows(indices)]
         return [answer] * len(self._rows(indices))
 
-    def env_is_wrapped(self, _wrapper_class: Any, indices: Any = None) -> list[bool]:
+    def env_is_wrapped(self, _wrapper_class: object, indices: Indices = None) -> list[bool]:
         return [False] * len(self._rows(indices))
 
-    def _rows(self, indices: Any) -> Sequence[int]:
+    def _rows(self, indices: Indices) -> Sequence[int]:
         return list(self._get_indices(indices))
 
 
@@ -148,7 +151,7 @@ class NextToken(BaseFeaturesExtractor):  # type: ignore[misc]  # untyped base
         return self
 
 
-class Split(nn.Module):
+class ActorCriticSplit(nn.Module):
     """Splits [B, V + H] into logits for the actor and a hidden state for the critic, in place of their two MLPs."""
 
     def __init__(self, vocab_size: int, hidden_size: int) -> None:
@@ -206,12 +209,12 @@ class SpeaksAsTheModel:
 
     def _build(self: Any, lr_schedule: Any) -> None:
         model: LanguageModel = self.features_extractor.language_model
-        self.mlp_extractor = Split(model.vocab_size, model.hidden_size)
+        self.mlp_extractor = ActorCriticSplit(model.vocab_size, model.hidden_size)
         self.action_net = nn.Identity()
         self.value_net = ValueColumn(model.hidden_size, dtype=model.dtype)
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
 
-    def _get_constructor_parameters(self: Any) -> dict[str, Any]:
+    def _get_constructor_parameters(self: Any) -> JsonObject:
         """What `policy.save` stores with the weights."""
         return {**self._constructed_with, "lr_schedule": self._dummy_schedule}
 

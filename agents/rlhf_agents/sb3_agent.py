@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -41,7 +40,7 @@ from rlhf_env.learning.functional import paid_to_actions, require_exact_sampling
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.schedules import ScheduleName, multiplier
 from rlhf_env.policies import Policy, ValueHead
-from rlhf_env.types import Observation
+from rlhf_env.types import JsonView, Observation, ResetOptions, State
 
 with lent_generators(0):  # rich, which they import, draws a number as it loads
     from stable_baselines3 import A2C, PPO
@@ -66,7 +65,7 @@ class TextActorCritic(nn.Module):
         *,
         writer: Policy,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
-        optimizer_kwargs: Mapping[str, Any] | None = None,
+        optimizer_kwargs: JsonView | None = None,
         use_sde: bool = False,  # they pass it always
     ) -> None:
         super().__init__()
@@ -206,7 +205,7 @@ class SB3:
         self.optimizer.register_step_pre_hook(lambda *_: self._before_step())
         self._order = setup.stream("sb3 minibatches")
 
-    def begin(self) -> dict[str, Any]:
+    def begin(self) -> ResetOptions:
         return {"group_size": self.config.group_size}
 
     def act(self, observation: Observation, /) -> Decision:
@@ -277,7 +276,7 @@ class SB3:
             raise RunFailed(f"the gradient is not finite: lower the learning_rate ({rate:g}) or look at the rewards")
         self.setup.engine.spending.add(gradient_steps=1)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         moments = self.optimizer.state_dict()["state"]  # by parameter index; the learning rate is set at each update
         return {
             "policy": self.policy.state_dict(),
@@ -287,7 +286,7 @@ class SB3:
             "order": dict(self._order.bit_generator.state),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+    def load_state_dict(self, state: State, /) -> None:
         self.policy.load_state_dict(state["policy"])
         self.policy.load_sampling_state(state["sampling"])
         self.actor_critic.value_head.load_state_dict(state["value_head"])
@@ -299,7 +298,7 @@ class SB3:
 
 def _learner(setup: Setup, config: SB3.Config) -> Any:
     """Their PPO or A2C without an environment, constructed as in their `load`."""
-    shared: dict[str, Any] = {
+    shared: dict[str, object] = {
         "policy": TextActorCritic,
         "env": None,
         "learning_rate": lambda left: config.learning_rate * multiplier(config.schedule, 1.0 - left),

@@ -10,16 +10,14 @@ Left out: packing of several texts into a row, label smoothing, weights for text
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from rlhf_env.errors import DataError
 from rlhf_env.learning.agent import Decision, Metrics, Setup
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import token_weights, weighted_sum
 from rlhf_env.learning.rollout import Rollout
-from rlhf_env.types import Observation
+from rlhf_env.types import Observation, ResetOptions, State
 
 
 class SFT:
@@ -41,7 +39,7 @@ class SFT:
         self.optimizer = setup.engine.optimizer(self.policy.parameters(), config.optimization)
         self._dropout = setup.stream("sft dropout")
 
-    def begin(self) -> dict[str, Any]:
+    def begin(self) -> ResetOptions:
         return {}
 
     def act(self, observation: Observation, /) -> Decision:
@@ -79,7 +77,7 @@ class SFT:
             "lr": self.optimizer.lr,
         }
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {
             "policy": self.policy.state_dict(),
             "sampling": self.policy.sampling_state(),
@@ -87,7 +85,7 @@ class SFT:
             "dropout": dict(self._dropout.bit_generator.state),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+    def load_state_dict(self, state: State, /) -> None:
         self.policy.load_state_dict(state["policy"])
         self.policy.load_sampling_state(state["sampling"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -12,14 +12,14 @@ with a KL term in their own loss read this part's weight as their beta.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from rlhf_env.errors import ConfigError, RewardError
-from rlhf_env.types import Episode, Float, TokenScorer
+from rlhf_env.types import Episode, Float, State, TokenScorer
 
 _LARGEST_ERROR = 0.2  # Ziegler et al. 2019 clip the proportional error to this
 _REMEMBERED = 8192  # sequence KLs kept for `observe`; evaluation scores episodes that are never observed
@@ -80,10 +80,10 @@ class KL:
         # A batch longer than the horizon must not turn the penalty into a bonus: one move changes it by at most 20 %.
         self.coefficient *= 1.0 + error * min(len(episodes) / self.horizon, 1.0)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {"coefficient": self.coefficient}
 
-    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+    def load_state_dict(self, state: State, /) -> None:
         self.coefficient = float(state["coefficient"])
         self._measured.clear()
 

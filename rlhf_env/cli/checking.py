@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from rlhf_env.cli.benchmarks import maker_of_reward_model
 from rlhf_env.cli.shared import PLUGINS, app, make_console
 from rlhf_env.errors import ConfigError
+from rlhf_env.types import JsonObject
 
 
 @app.command(rich_help_panel=PLUGINS)
@@ -59,11 +60,11 @@ def check(
     typer.echo("ok")
 
 
-def _settings(words: Sequence[str]) -> dict[str, Any]:
+def _settings(words: Sequence[str]) -> JsonObject:
     """`["target=20", "letter=a"]` as TOML would read them; what is no TOML value is a string."""
     import tomllib
 
-    settings: dict[str, Any] = {}
+    settings: dict[str, object] = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not key or not equals:
@@ -77,8 +78,8 @@ def _settings(words: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
-def _check_plugin(kind: str, name: str, settings: dict[str, Any]) -> None:
-    from rlhf_env.envs.rewards import load_rewards
+def _check_plugin(kind: str, name: str, settings: Mapping[str, object]) -> None:
+    from rlhf_env.envs.reward_tables import load_rewards
     from rlhf_env.envs.tasks import load_task
     from rlhf_env.envs.tokenizers import ByteTokenizer
     from rlhf_env.testing import check_agent, check_reward, check_task

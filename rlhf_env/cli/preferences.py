@@ -11,10 +11,11 @@ import typer
 
 from rlhf_env.cli.shared import FEEDBACK, app, interruptible, preferences_app, stage_on_stderr
 from rlhf_env.errors import ConfigError, Problem, UnknownName, under
+from rlhf_env.types import JsonObject
 
 if TYPE_CHECKING:
     from rlhf_env.feedback.judgements import Judgement, Response
-    from rlhf_env.feedback.store.items import Progress
+    from rlhf_env.feedback.store.items import VoteProgress
     from rlhf_env.feedback.store.store import PreferenceStore
     from rlhf_env.types import Prompt
 
@@ -158,13 +159,13 @@ def simulate_annotators(
     """Have simulated annotators judge the open items of a store."""
     import numpy as np
 
-    from rlhf_env.envs.rewards import load_rewards
+    from rlhf_env.envs.reward_tables import load_rewards
     from rlhf_env.envs.tasks import load_task
     from rlhf_env.feedback.asking.annotators import load_annotator
     from rlhf_env.feedback.asking.collecting import judge_items
     from rlhf_env.toml_files import naming_lines, read_toml
 
-    table: dict[str, Any] = read_toml(settings)
+    table: JsonObject = read_toml(settings)
     with naming_lines(settings):
         parts = {part: table.get(part) for part in ("gold", "annotator")}
         nameless = [
@@ -430,7 +431,7 @@ def _open_store(file: Path) -> Iterator[PreferenceStore]:
         yield store
 
 
-def _progress_line(progress: Progress) -> str:
+def _progress_line(progress: VoteProgress) -> str:
     return (
         f"{progress.votes:,} of {progress.wanted:,} votes on {progress.items:,} items, {progress.complete:,} complete"
     )

@@ -80,7 +80,7 @@ def interruptible(run: Path | None = None) -> Iterator[None]:
 
     The same one; with --resume where it trains in the folder `run`. Before there is anything in it, nothing is said.
     """
-    from rlhf_env.learning.loop import Interrupted
+    from rlhf_env.learning.signals import Interrupted
 
     try:
         yield

@@ -8,7 +8,7 @@ from functools import cached_property
 from rlhf_env.envs.splits import Part
 from rlhf_env.envs.tasks import places_of
 from rlhf_env.errors import ConfigError
-from rlhf_env.types import Episode, Options, Prompt
+from rlhf_env.types import Episode, Prompt, ResetOptions
 
 _SET_ASIDE = 0.25  # the share of sums that is held out for evaluation
 
@@ -36,7 +36,7 @@ class Addition:
     def size(self) -> int:
         return len(self._sums)
 
-    def prompt(self, index: int, _options: Options, /) -> Prompt:
+    def prompt(self, index: int, _options: ResetOptions, /) -> Prompt:
         a, b = self._sums[index % self.size]
         return Prompt(id=f"addition/{a}+{b}", text=f"{a}+{b}=", meta={"answer": str(a + b)})
 

@@ -27,12 +27,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rlhf_env import assets
 from rlhf_env.envs.splits import unit_interval
 from rlhf_env.errors import ConfigError, MissingExtra
-from rlhf_env.types import Options, Prompt
+from rlhf_env.types import JsonObject, Prompt, ResetOptions
 
 Split = Literal["base", "judge", "held_out"]
 
@@ -145,7 +145,7 @@ class Chitchat:
     def size(self) -> int:
         return len(_task_prompts(self.split))
 
-    def prompt(self, index: int, _options: Options, /) -> Prompt:
+    def prompt(self, index: int, _options: ResetOptions, /) -> Prompt:
         """The turn at `index` modulo `size`, a question if that is even; `meta["turn"]` is its text without marker."""
         turns = _task_prompts(self.split)
         turn = turns[index % len(turns)]
@@ -191,9 +191,9 @@ def _tidy_conversations(split: Split) -> list[tuple[str, list[str]]]:
 
 
 @cache
-def _raw() -> dict[str, Any]:
+def _raw() -> JsonObject:
     """The data set as published: conversations by id."""
-    data: dict[str, Any] = json.loads(_dataset_file().read_text(encoding="utf-8"))
+    data: dict[str, object] = json.loads(_dataset_file().read_text(encoding="utf-8"))
     return dict(sorted(data.items()))
 
 

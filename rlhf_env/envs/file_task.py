@@ -23,7 +23,7 @@ from rlhf_env.envs.tasks import check_fraction, places_of
 from rlhf_env.envs.tokenizers import tokenizer_folder
 from rlhf_env.errors import DataError, MissingExtra
 from rlhf_env.plain_data import LONGEST_LINE, read_file, read_json
-from rlhf_env.types import Options, Prompt
+from rlhf_env.types import JsonObject, JsonView, Prompt, ResetOptions
 
 _SHOWN = 20  # problems in one report
 _LINES, _TABLES = (".jsonl", ".ndjson"), (".csv", ".tsv")
@@ -68,7 +68,7 @@ class File:
     def size(self) -> int:
         return len(self._places)
 
-    def prompt(self, index: int, _options: Options, /) -> Prompt:
+    def prompt(self, index: int, _options: ResetOptions, /) -> Prompt:
         return self._rows[self._places[index % self.size]]
 
     def held_out(self) -> File:
@@ -99,7 +99,7 @@ def _read(path: str, split: str, chat_template: str) -> list[Prompt]:
 Report = Callable[[str], None]
 
 
-def _rows_of(path: str, split: str, report: Report) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows_of(path: str, split: str, report: Report) -> Iterator[tuple[str, JsonObject]]:
     """(where, row), with `where` like "prompts.jsonl, line 3". A line that is not a row is reported and skipped."""
     suffix = Path(path).suffix.lower()
     if suffix in (*_LINES, *_TABLES):
@@ -125,7 +125,7 @@ def _decoded(path: str, lines: Sequence[bytes], report: Report) -> Iterator[str 
             yield None
 
 
-def _json_rows(path: str, lines: Sequence[str | None], report: Report) -> Iterator[tuple[str, dict[str, Any]]]:
+def _json_rows(path: str, lines: Sequence[str | None], report: Report) -> Iterator[tuple[str, JsonObject]]:
     for number, line in enumerate(lines, start=1):
         if line is None or not line.strip():
             continue
@@ -143,9 +143,7 @@ def _json_rows(path: str, lines: Sequence[str | None], report: Report) -> Iterat
                 report(f'{where}: expected an object, {{"prompt": ...}}, got {_kind(row)}')
 
 
-def _csv_rows(
-    path: str, lines: Sequence[str | None], suffix: str, report: Report
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def _csv_rows(path: str, lines: Sequence[str | None], suffix: str, report: Report) -> Iterator[tuple[str, JsonObject]]:
     if any(line is None for line in lines):
         return  # a quoted field may span lines, so nothing after an unreadable line can be trusted
     text = io.StringIO("\n".join(str(line) for line in lines), newline="")
@@ -171,7 +169,7 @@ def _csv_rows(
         report(f"{path}, line {number}: not CSV: {error}")
 
 
-def _dataset_rows(path: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _dataset_rows(path: str, split: str) -> Iterator[tuple[str, JsonObject]]:
     try:
         import datasets
     except ModuleNotFoundError as error:
@@ -195,7 +193,7 @@ def _dataset_rows(path: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]
 # ---------------------------------------------------------------- a row as a prompt
 
 
-def _prompt_of(id_: str, row: dict[str, Any], renderer: _Renderer, where: str, report: Report) -> Prompt | None:
+def _prompt_of(id_: str, row: Mapping[str, object], renderer: _Renderer, where: str, report: Report) -> Prompt | None:
     name = "prompt" if "prompt" in row else "messages"
     if name not in row:
         report(f"{where}: no field 'prompt' (or 'messages'), it has {', '.join(map(repr, row)) or 'none'}")
@@ -248,11 +246,11 @@ def _wrong_messages(messages: Sequence[Any]) -> str:
     return ""
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     return "null" if value is None else type(value).__name__
 
 
-def plain_conversation(messages: Sequence[Mapping[str, Any]]) -> str:
+def plain_conversation(messages: Sequence[JsonView]) -> str:
     """A conversation as text, in the template "plain"."""
     return "".join(f"{m['role'].capitalize()}: {m['content']}\n" for m in messages) + "Assistant:"
 
@@ -266,7 +264,7 @@ class _Renderer:
     def __init__(self, chat_template: str) -> None:
         self.chat_template = chat_template
 
-    def __call__(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def __call__(self, messages: Sequence[Mapping[str, object]]) -> str:
         if self.chat_template == "plain":
             return plain_conversation(messages)
         template, tokens = self._template
@@ -276,7 +274,7 @@ class _Renderer:
     def _template(self) -> tuple[jinja2.Template, dict[str, str]]:
         """The compiled template, and the special tokens it may name (`bos_token`, ...)."""
         folder = tokenizer_folder(self.chat_template)
-        settings: dict[str, Any] = {}
+        settings: dict[str, object] = {}
         if (folder / "tokenizer_config.json").is_file():
             settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         source = settings.get("chat_template")

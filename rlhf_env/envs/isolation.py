@@ -25,19 +25,38 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeGuard, runtime_checkable
+
+import numpy as np
 
 from rlhf_env.errors import ConfigError, RewardError
-from rlhf_env.types import AnyReward, Episode, GroupReward, Remembers, TokenReward
+from rlhf_env.types import (
+    AnyReward,
+    BoundedAbove,
+    BoundedBelow,
+    Episode,
+    Float,
+    GroupReward,
+    JsonObject,
+    KLPenalty,
+    ReadsLogprobs,
+    Remembers,
+    State,
+    TokenReward,
+)
+
+# What a child says: a table of JSON. Its answer may be anything that the reward returned, and `RewardMix` looks at it.
+Said = JsonObject
+_Unchecked = Any
 
 _START_SECONDS = 60.0  # for importing and building the reward with its model; at least the timeout
 _OPEN_FILES = 256
 _LONGEST_ANSWER = 1 << 25  # bytes; a batch of 512 texts with a number for each of 1,024 tokens is a third of it
-_SERVE = "from rlhf_env.envs.isolation import serve; serve()"
+_SERVE = "from rlhf_env.envs.isolation import serve_reward; serve_reward()"
 _HEADER = 8  # bytes that say how long a message is
 
 # What a child sees of the environment: how to find programs, libraries and caches, and in which language to speak.
@@ -97,6 +116,8 @@ def isolated(build: Callable[[], AnyReward], limits: Limits) -> AnyReward:
         raise ConfigError(f"cannot run in a process of its own, to which it must be sent: {error}") from error
     child = _Child(limits)
     welcome = _build(child, request, limits)
+    if welcome["kind"] == "kl":
+        return IsolatedKLPenalty(request, limits, child, welcome)
     if welcome["kind"] == "token":
         return IsolatedTokenReward(request, limits, child, welcome)
     if welcome["kind"] == "group":
@@ -104,7 +125,7 @@ def isolated(build: Callable[[], AnyReward], limits: Limits) -> AnyReward:
     return IsolatedReward(request, limits, child, welcome)
 
 
-def _build(child: _Child, request: bytes, limits: Limits) -> dict[str, Any]:
+def _build(child: _Child, request: bytes, limits: Limits) -> Said:
     """What a newly started child says about the reward that it has made. Raises ConfigError."""
     try:
         said = child.ask(request, max(_START_SECONDS, limits.timeout))
@@ -121,12 +142,13 @@ class _Isolated:
 
     connections = 1  # one call at a time
 
-    def __init__(self, request: bytes, limits: Limits, child: _Child, welcome: Mapping[str, Any]) -> None:
+    def __init__(self, request: bytes, limits: Limits, child: _Child, welcome: Said) -> None:
         self.limits = limits
         self.needs_logprobs = bool(welcome["needs_logprobs"])
         self.low, self.high = welcome["low"], welcome["high"]
         self._request = request
-        self._state: Any = welcome["state"]  # None: the reward remembers nothing
+        self._coefficient = float(welcome.get("coefficient", 1.0))  # of a KL penalty, as its process last said
+        self._state: State | None = welcome["state"]  # None: the reward remembers nothing
         self._child = child
         self._turn = threading.RLock()  # one question at a time, whoever asks
 
@@ -143,19 +165,20 @@ class _Isolated:
         if self._state is not None:
             self._state = self._ask("observe", list(episodes))
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {} if self._state is None else dict(self._state)
 
-    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+    def load_state_dict(self, state: State, /) -> None:
         if self._state is not None:
             self._state = self._ask("load_state_dict", dict(state))
 
-    def _ask(self, method: str, argument: Any) -> Any:
+    def _ask(self, method: str, argument: object) -> _Unchecked:
         with self._turn:
             said = self._ready().ask(pickle.dumps((method, argument)), self.limits.timeout)
             if said.get("gone"):
                 self._child.end()
         if "answer" in said:
+            self._coefficient = float(said.get("coefficient", self._coefficient))
             return said["answer"]
         if said.get("speaks_for_all"):
             raise RewardError(str(said["raised"]))
@@ -173,17 +196,41 @@ class _Isolated:
 
 
 class IsolatedReward(_Isolated):
-    def __call__(self, episodes: Sequence[Episode], /) -> Any:
+    def __call__(self, episodes: Sequence[Episode], /) -> _Unchecked:
         return self._ask("__call__", list(episodes))
 
 
 class IsolatedTokenReward(_Isolated):
-    def token_rewards(self, episodes: Sequence[Episode], /) -> Any:
+    def token_rewards(self, episodes: Sequence[Episode], /) -> _Unchecked:
         return self._ask("token_rewards", list(episodes))
 
 
+class IsolatedKLPenalty(IsolatedTokenReward):
+    @property
+    def coefficient(self) -> float:
+        return self._coefficient
+
+    @property
+    def reference(self) -> IsolatedReference:
+        return IsolatedReference(self)
+
+    def reference_logprobs(self, episodes: Sequence[Episode], /) -> _Unchecked:
+        return self._ask("reference_logprobs", list(episodes))
+
+
+@dataclass(frozen=True)
+class IsolatedReference:
+    """The reference of a KL penalty in a process of its own, which holds it."""
+
+    penalty: IsolatedKLPenalty
+
+    def response_logprobs(self, episodes: Sequence[Episode], /) -> list[Float]:
+        """log p(response token | text before it): B arrays, float64[T_b]."""
+        return [np.asarray(row, dtype=np.float64) for row in self.penalty.reference_logprobs(episodes)]
+
+
 class IsolatedGroupReward(_Isolated):
-    def group_rewards(self, group: Sequence[Episode], /) -> Any:
+    def group_rewards(self, group: Sequence[Episode], /) -> _Unchecked:
         return self._ask("group_rewards", list(group))
 
 
@@ -211,12 +258,12 @@ class _Child:
     def alive(self) -> bool:
         return self._end.alive and self._process.poll() is None
 
-    def ask(self, request: bytes, seconds: float) -> dict[str, Any]:
+    def ask(self, request: bytes, seconds: float) -> Said:
         """The child's answer. Raises RewardFailed, after killing it, if there is none within `seconds`."""
         try:
             deadline = time.monotonic() + seconds
             _send(self._socket, request, deadline)
-            said: dict[str, Any] = json.loads(_receive(self._socket, deadline))
+            said: Said = json.loads(_receive(self._socket, deadline))
             if not isinstance(said, dict):
                 raise ValueError(f"it said {said!r}")
             return said
@@ -304,14 +351,14 @@ def _wait_until(one: socket.socket, deadline: float | None) -> None:
         one.settimeout(left)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 # ---------------------------------------------------------------- in the child
 
 
-def serve() -> None:
+def serve_reward() -> None:
     """The child's main loop. The first request builds the reward; each later one is a call."""
     number, memory_mb, timeout = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
     line = socket.socket(fileno=number)
@@ -319,7 +366,7 @@ def serve() -> None:
     _limit(resource.RLIMIT_AS, memory_mb << 20)
     _limit(resource.RLIMIT_NOFILE, _OPEN_FILES)
     _limit(resource.RLIMIT_CORE, 0)
-    reward: Any = None
+    reward: AnyReward | None = None
     while True:
         try:
             request = _receive(line)
@@ -335,35 +382,52 @@ def serve() -> None:
             return
 
 
-def _made(request: bytearray) -> tuple[Any, dict[str, Any]]:
+def _made(request: bytearray) -> tuple[AnyReward | None, Said]:
     try:
         reward = pickle.loads(request)()
     except ConfigError as error:
         return None, {"refused": error.problems}
     except Exception as error:  # whatever a plugin raises while it is imported and built
         return None, {"refused": [f"{type(error).__name__}: {error}"]}
-    kind = "token" if isinstance(reward, TokenReward) else "group" if isinstance(reward, GroupReward) else "episode"
+    kind = (
+        "kl"
+        if isinstance(reward, KLPenalty)
+        else "token"
+        if isinstance(reward, TokenReward)
+        else "group"
+        if isinstance(reward, GroupReward)
+        else "episode"
+    )
     state = reward.state_dict() if isinstance(reward, Remembers) else None
     try:
         json.dumps(state)
     except (TypeError, ValueError) as error:
         return None, {"refused": [f"its state cannot leave its process, because it is more than plain values: {error}"]}
-    bounds: dict[str, Any] = {name: getattr(reward, name, None) for name in ("low", "high")}
+    low = reward.low if isinstance(reward, BoundedBelow) else None
+    high = reward.high if isinstance(reward, BoundedAbove) else None
     return reward, {
         "kind": kind,
         "state": state,
-        "needs_logprobs": bool(getattr(reward, "needs_logprobs", False)),
-        **{name: float(bound) if _is_number(bound) else None for name, bound in bounds.items()},
+        "needs_logprobs": isinstance(reward, ReadsLogprobs) and bool(reward.needs_logprobs),
+        "low": float(low) if _is_number(low) else None,
+        "high": float(high) if _is_number(high) else None,
+        **_coefficient(reward),
     }
 
 
-def _answered(reward: Any, request: bytearray) -> dict[str, Any]:
+def _coefficient(reward: object) -> dict[str, float]:
+    """Where a KL penalty's controller stands, which moves in its process and is asked for in ours."""
+    return {"coefficient": float(reward.coefficient)} if isinstance(reward, KLPenalty) else {}
+
+
+def _answered(reward: Any, request: bytearray) -> Said:
     try:
         method, argument = pickle.loads(request)
-        answer = getattr(reward, method)(argument)
+        asked = reward.reference.response_logprobs if method == "reference_logprobs" else getattr(reward, method)
+        answer = asked(argument)
         if method in ("observe", "load_state_dict"):
             answer = reward.state_dict()
-        return {"answer": _plain(answer)}
+        return {"answer": _plain(answer), **_coefficient(reward)}
     except MemoryError as error:  # the process ends, because it may never free what it allocated
         return {"raised": f"MemoryError: {error}".strip(": "), "gone": True}
     except RewardError as error:
@@ -372,14 +436,21 @@ def _answered(reward: Any, request: bytearray) -> dict[str, Any]:
         return {"raised": f"{type(error).__name__}: {error}"}
 
 
-def _plain(answer: Any) -> Any:
+@runtime_checkable
+class _BecomesAList(Protocol):
+    """An array of numpy, a tensor of torch, a number of either."""
+
+    def tolist(self) -> object: ...
+
+
+def _plain(answer: object) -> object:
     """Arrays, and lists and tuples of them, as lists; what it is not, whoever asked will say."""
     if isinstance(answer, (list, tuple)):
         return [_plain(value) for value in answer]
-    return answer.tolist() if hasattr(answer, "tolist") else answer
+    return answer.tolist() if isinstance(answer, _BecomesAList) else answer
 
 
-def _as_json(said: dict[str, Any]) -> bytes:
+def _as_json(said: Said) -> bytes:
     try:
         return json.dumps(said).encode()
     except (TypeError, ValueError) as error:

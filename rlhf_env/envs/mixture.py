@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from rlhf_env.envs.tasks import held_out, load_task, well_formed
+from rlhf_env.envs.tasks import TaskSpec, held_out, load_task, option_names, well_formed
 from rlhf_env.errors import ConfigError, under
-from rlhf_env.types import Bool, Episode, Float, Int, Options, Prompt, Task
+from rlhf_env.types import (
+    Bool,
+    Episode,
+    Float,
+    Int,
+    JudgesForm,
+    MasksActions,
+    Prompt,
+    Replies,
+    ResetOptions,
+    ScoresItself,
+    Task,
+)
 
-TaskSpec = str | Mapping[str, Any] | Task
 Weights = Sequence[float] | Mapping[str, float]
 
 
@@ -34,6 +44,7 @@ class Mixture:
 
     score: Callable[[Episode], float]
     reply: Callable[[Episode], str | None]
+    well_formed: Callable[[Episode], bool]
     action_mask: Callable[[Prompt, Int], Bool]
     held_out: Callable[[], Mixture]
 
@@ -49,22 +60,22 @@ class Mixture:
         if wrong:
             raise ConfigError(f"mixture: a label must be a word without a slash, got {', '.join(map(repr, wrong))}")
         self.weights = self._shares(dict.fromkeys(self.tasks, 1.0) if weights is None else weights)
-        inner = {name for task in self.tasks.values() for name in getattr(task, "option_names", ())}
+        inner = {name for task in self.tasks.values() for name in option_names(task)}
         self.option_names = ("weights", *sorted(inner - {"weights"}))
         # Users of a task look whether it has a score, a reply or a mask: the mixture has those that its tasks support.
-        have = {
-            name: [hasattr(task, name) for task in self.tasks.values()]
-            for name in ("score", "reply", "action_mask", "well_formed")
-        }
-        if all(have["score"]):
+        tasks = self.tasks
+        self._scoring = {label: task for label, task in tasks.items() if isinstance(task, ScoresItself)}
+        self._replying = {label: task for label, task in tasks.items() if isinstance(task, Replies)}
+        self._masking = {label: task for label, task in tasks.items() if isinstance(task, MasksActions)}
+        if len(self._scoring) == len(tasks):
             self.score = self._score
-        if any(have["reply"]):
+        if self._replying:
             self.reply = self._reply
-        if any(have["well_formed"]):
+        if any(isinstance(task, JudgesForm) for task in tasks.values()):
             self.well_formed = self._well_formed
-        if all(have["action_mask"]):
+        if len(self._masking) == len(tasks):
             self.action_mask = self._action_mask
-        elif any(have["action_mask"]):
+        elif self._masking:
             raise ConfigError("mixture: either all of the tasks or none of them say which tokens are allowed")
         if any(held_out(task) is not task for task in self.tasks.values()):
             self.held_out = self._held_out
@@ -73,7 +84,7 @@ class Mixture:
     def size(self) -> None:
         return None
 
-    def prompt(self, index: int, options: Options, /) -> Prompt:
+    def prompt(self, index: int, options: ResetOptions, /) -> Prompt:
         shares = self._shares(options["weights"]) if "weights" in options else self.weights
         stream = np.random.default_rng(index)
         label = list(self.tasks)[int((np.cumsum(shares)[:-1] <= stream.random()).sum())]
@@ -92,29 +103,28 @@ class Mixture:
         return Mixture(aside, {label: shares[label] for label in aside}) if aside else self
 
     def _score(self, episode: Episode, /) -> float:
-        task, own = self._own(episode.prompt)
-        return float(task.score(replace(episode, prompt=own)))
+        label, own = self._own(episode.prompt)
+        return float(self._scoring[label].score(replace(episode, prompt=own)))
 
     def _reply(self, episode: Episode, /) -> str | None:
-        task, own = self._own(episode.prompt)
-        answer: str | None = task.reply(replace(episode, prompt=own)) if hasattr(task, "reply") else None
-        return answer
+        label, own = self._own(episode.prompt)
+        return self._replying[label].reply(replace(episode, prompt=own)) if label in self._replying else None
 
     def _well_formed(self, episode: Episode, /) -> bool:
-        task, own = self._own(episode.prompt)
-        return well_formed(task, replace(episode, prompt=own))
+        label, own = self._own(episode.prompt)
+        return well_formed(self.tasks[label], replace(episode, prompt=own))
 
     def _action_mask(self, prompt: Prompt, response_ids: Int, /) -> Bool:
-        task, own = self._own(prompt)
-        return np.asarray(task.action_mask(own, response_ids), dtype=np.bool_)
+        label, own = self._own(prompt)
+        return np.asarray(self._masking[label].action_mask(own, response_ids), dtype=np.bool_)
 
-    def _own(self, prompt: Prompt) -> tuple[Any, Prompt]:
-        """The task a prompt came from, and the prompt as that task gave it."""
+    def _own(self, prompt: Prompt) -> tuple[str, Prompt]:
+        """The label of the task a prompt came from, and the prompt as that task gave it."""
         label, _, rest = str(prompt.meta["task"]).partition("/")
         meta = {name: value for name, value in prompt.meta.items() if name != "task"}
         if rest:
             meta["task"] = rest
-        return self.tasks[label], Prompt(id=prompt.id.removeprefix(f"{label}/"), text=prompt.text, meta=meta)
+        return label, Prompt(id=prompt.id.removeprefix(f"{label}/"), text=prompt.text, meta=meta)
 
     def _shares(self, weights: Weights) -> Float:
         """float64[tasks], sum 1."""

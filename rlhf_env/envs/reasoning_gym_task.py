@@ -15,7 +15,7 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -30,7 +30,7 @@ from reasoning_gym.utils import extract_answer
 from rlhf_env.envs.global_generators import lent_generators
 from rlhf_env.envs.splits import Part, unit_interval
 from rlhf_env.errors import ConfigError, DataError, did_you_mean
-from rlhf_env.types import Episode, Options, Prompt
+from rlhf_env.types import Episode, JsonObject, JsonView, Prompt, ResetOptions
 
 _NOT_A_NUMBER = re.compile(r"\bnan\b", re.IGNORECASE)
 _SET_ASIDE = 0.25
@@ -63,7 +63,7 @@ class ReasoningGym:
     """
 
     dataset: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: JsonView = field(default_factory=dict)
     level: int | None = None
     seed: int = 0
     part: Part = "training"
@@ -81,7 +81,7 @@ class ReasoningGym:
     def size(self) -> None:
         return None
 
-    def prompt(self, index: int, options: Options, /) -> Prompt:
+    def prompt(self, index: int, options: ResetOptions, /) -> Prompt:
         level = options.get("level", self.level)
         problems = self._problems(level)
         stream = np.random.default_rng(index)
@@ -125,7 +125,7 @@ class ReasoningGym:
     def _levels(self) -> dict[int | None, _Problems]:
         return {}
 
-    def _problems(self, level: Any) -> _Problems:
+    def _problems(self, level: object) -> _Problems:
         """The generator of a level, made once. Raises ConfigError for settings that reasoning-gym refuses."""
         if level is not None and (not isinstance(level, (int, np.integer)) or isinstance(level, bool) or level < 0):
             raise ConfigError(f"level: a whole number from 0 up, got {level!r}")
@@ -161,7 +161,7 @@ class ReasoningGym:
             return _SteadyProcess(self.dataset, dict(self.settings), self.seed, level)
         return None
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.dataset, self.settings, self.level, self.seed, self.part)  # generators are made anew
 
 
@@ -179,11 +179,11 @@ class _Problems:
         except IndexError:
             self.size = len(dataset)
 
-    def __getitem__(self, number: int) -> dict[str, Any]:
+    def __getitem__(self, number: int) -> JsonObject:
         if self._elsewhere is not None:
             return self._elsewhere[number]
         with _quietly(number):
-            entry: dict[str, Any] = self.dataset[number]
+            entry: JsonObject = self.dataset[number]
         return entry
 
 
@@ -200,7 +200,7 @@ class _SteadyProcess:
         self._child: subprocess.Popen[bytes] | None = None
         self._owner = 0
 
-    def __getitem__(self, number: int) -> dict[str, Any]:
+    def __getitem__(self, number: int) -> JsonObject:
         with self._lock:
             child = self._running()
             assert child.stdin is not None and child.stdout is not None
@@ -215,7 +215,7 @@ class _SteadyProcess:
                 ) from error
         if isinstance(answer, Exception):
             raise answer
-        entry: dict[str, Any] = answer
+        entry: JsonObject = answer
         return entry
 
     def _running(self) -> subprocess.Popen[bytes]:

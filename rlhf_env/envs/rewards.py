@@ -6,52 +6,34 @@ What a part answers is checked here and nowhere else, whoever answers: an object
 
 from __future__ import annotations
 
-import inspect
 import math
-import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal, TypeGuard, cast
 
 import numpy as np
 
-from rlhf_env import plugins
-from rlhf_env.envs.isolation import Limits, RewardFailed, isolated
+from rlhf_env.envs.isolation import RewardFailed
+from rlhf_env.envs.reward_answers import LARGEST_SCORE, Answers, episode_answers, token_answers
 from rlhf_env.envs.waiting import Asking, WaitsOutside
-from rlhf_env.errors import ConfigError, Problem, RewardError, did_you_mean, under
+from rlhf_env.errors import ConfigError, RewardError
 from rlhf_env.plain_data import fits
-from rlhf_env.types import AnyReward, Episode, Float, GroupReward, Remembers, Reward, Task, TokenReward
-
-# A score beyond this is taken for a mistake: squared and summed over a batch it would not fit into float32.
-LARGEST_SCORE = 1e15
-
-# What a part says about some episodes: float or float64[T] each, and why some of them only stand in for one, by place.
-_Answers = tuple[list[Any], dict[int, str]]
-
-
-@dataclass(frozen=True)
-class Score:
-    """What one episode earned. `raw` holds each part unweighted; `tokens` the token parts, float64[T] unweighted.
-
-    `failed`: what the parts that could not score it did ("raised ..."). Where one of them is to be skipped, all of
-    `raw` is empty: an episode without a score, which nothing may be learned from.
-    """
-
-    raw: Mapping[str, float]
-    weights: Mapping[str, float]
-    tokens: Mapping[str, Float] = field(default_factory=dict)
-    failed: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def total(self) -> float:
-        """sum(weight_i * raw_i), added in the order of the parts."""
-        total = 0.0
-        for name, raw in self.raw.items():  # not `sum`: from Python 3.12 on it compensates, and numpy's floats do not
-            total += self.weights[name] * raw
-        return total
+from rlhf_env.types import (
+    AnyReward,
+    Episode,
+    Float,
+    GroupReward,
+    KLPenalty,
+    ReadsLogprobs,
+    Remembers,
+    Reward,
+    Score,
+    State,
+    TokenReward,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +52,9 @@ class Failures:
 
     def __post_init__(self) -> None:
         problems = []
-        if self.on_error not in ("stop", "skip") and not (_is_number(self.on_error) and _sane(self.on_error)):
+        if self.on_error not in ("stop", "skip") and not (
+            _is_number(self.on_error) and abs(self.on_error) <= LARGEST_SCORE
+        ):
             problems.append(f'on_error: "stop", "skip" or a number to score with, got {self.on_error!r}')
         if not _is_number(self.max_bad_fraction) or not 0.0 <= self.max_bad_fraction <= 1.0:
             problems.append(f"max_bad_fraction: a share of the episodes in [0, 1], got {self.max_bad_fraction!r}")
@@ -82,6 +66,20 @@ class Failures:
         return 0 if self.on_error == "stop" else math.floor(self.max_bad_fraction * rows + 1e-9)
 
 
+@dataclass(frozen=True)
+class KLPart:
+    """The KL penalty of a mix: what the part is called, its weight, and the reward itself."""
+
+    name: str
+    weight: float
+    penalty: KLPenalty
+
+    @property
+    def beta(self) -> float:
+        """What a nat of distance costs now: the weight times the coefficient, which a controller may have moved."""
+        return self.weight * self.penalty.coefficient
+
+
 class RewardMix:
     """`RewardMix({"bradley_terry": (1.0, model), "kl": (0.05, KL(reference))})`.
 
@@ -91,6 +89,10 @@ class RewardMix:
 
     A part is asked about identical texts once (members of a group excepted). Parts that wait outside this process
     (`WaitsOutside`: another process, a server) are asked all at the same time, and while the others calculate.
+
+    A part's name is the user's: anything printable. `kl` is the one part that is a KL penalty, whatever its name, or
+    None; a second one is refused, because an objective has one beta. With `measures`, the mix is no objective but
+    rewards that are measured side by side: then any number may be there, and `kl` is None.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class RewardMix:
         parts: Mapping[str, AnyReward | tuple[float, AnyReward]],
         *,
         failures: Mapping[str, Failures] | None = None,
+        measures: bool = False,
     ) -> None:
         pairs = {name: part if isinstance(part, tuple) else (1.0, part) for name, part in parts.items()}
         if not pairs:
@@ -113,27 +116,50 @@ class RewardMix:
                     f"reward {name!r} is no reward: {reward!r} has none of __call__(episodes), "
                     "token_rewards(episodes), group_rewards(group)"
                 )
+        nameless = [name for name in pairs if not isinstance(name, str) or not name or not name.isprintable()]
+        if nameless:
+            raise ConfigError(*(f"a reward part has a name of printable characters, got {name!r}" for name in nameless))
         self.weights: dict[str, float] = {name: float(weight) for name, (weight, _) in pairs.items()}
         self.parts: dict[str, AnyReward] = {name: reward for name, (_, reward) in pairs.items()}
         self.failures: dict[str, Failures] = {name: (failures or {}).get(name, Failures()) for name in self.parts}
         # Asked once: isinstance of a protocol takes longer than many a reward.
+        self.kl = None if measures else self._kl_part()
+        self._reads_logprobs = {name for name, part in self.parts.items() if _reads_logprobs(part)}
         self._by_token = {name: part for name, part in self.parts.items() if isinstance(part, TokenReward)}
         self._by_group = {name: part for name, part in self.parts.items() if isinstance(part, GroupReward)}
         self._remembering = {name: part for name, part in self.parts.items() if isinstance(part, Remembers)}
         self._outside = {name: part for name, part in self.parts.items() if isinstance(part, WaitsOutside)}
-        self._calls: dict[str, Callable[[Sequence[Episode]], Any]] = {
-            name: self._by_token[name].token_rewards
-            if name in self._by_token
-            else self._by_group[name].group_rewards
-            if name in self._by_group
-            else part  # type: ignore[misc]  # a Reward, as was checked above
-            for name, part in self.parts.items()
-        }
+        self._calls = {name: _question(part) for name, part in self.parts.items()}
+
+    def _kl_part(self) -> KLPart | None:
+        found = [
+            KLPart(name, self.weights[name], part) for name, part in self.parts.items() if isinstance(part, KLPenalty)
+        ]
+        if len(found) > 1:
+            raise ConfigError(
+                f"rewards {' and '.join(repr(part.name) for part in found)} are KL penalties, and an objective has "
+                "one: leave the others out"
+            )
+        return found[0] if found else None
+
+    @property
+    def kl_names(self) -> tuple[str, ...]:
+        """The name of the KL part, for `Rollout.returns(without=...)`; empty where there is none."""
+        return () if self.kl is None else (self.kl.name,)
+
+    @property
+    def judges(self) -> tuple[str, ...]:
+        """The names of the parts that judge a response by itself: no token part (the KL), no comparison of a group."""
+        return tuple(name for name in self.parts if name not in self._by_token and name not in self._by_group)
 
     @property
     def needs_logprobs(self) -> bool:
         """Whether a part reads `episode.logprobs`, so that actions must carry them."""
-        return any(getattr(part, "needs_logprobs", False) for part in self.parts.values())
+        return bool(self._reads_logprobs)
+
+    def reads_logprobs(self, name: str) -> bool:
+        """Whether the part of this name does."""
+        return name in self._reads_logprobs
 
     @property
     def scores_groups(self) -> bool:
@@ -161,10 +187,10 @@ class RewardMix:
         with Asking() as asking:
             yield Scoring(self, asking)
 
-    def _part(self, name: str, episodes: Sequence[Episode], group_size: int, rows: int) -> _Answers:
+    def _part(self, name: str, episodes: Sequence[Episode], group_size: int, rows: int) -> Answers:
         """What one part says about all of these."""
         allowed = self.failures[name].allowed(max(rows, len(episodes)))
-        values: list[Any] = []
+        values: list[float | Float] = []
         failed: dict[int, str] = {}
         size = group_size if name in self._by_group else max(len(episodes), 1)
         for start in range(0, len(episodes), size):
@@ -173,20 +199,20 @@ class RewardMix:
             failed |= {start + place: did for place, did in why.items()}
         return values, failed
 
-    def _scores(self, episodes: Sequence[Episode], answers: Mapping[str, _Answers]) -> list[Score]:
+    def _scores(self, episodes: Sequence[Episode], answers: Mapping[str, Answers]) -> list[Score]:
         values = {name: found for name, (found, _) in answers.items()}
         failed = {name: why for name, (_, why) in answers.items()}
         return [self._score_of(row, values, failed) for row in range(len(episodes))]
 
     def _score_of(
-        self, row: int, values: Mapping[str, Sequence[Any]], failed: Mapping[str, Mapping[int, str]]
+        self, row: int, values: Mapping[str, Sequence[float | Float]], failed: Mapping[str, Mapping[int, str]]
     ) -> Score:
         why = {name: rows[row] for name, rows in failed.items() if row in rows}
         if any(self.failures[name].on_error == "skip" for name in why):
             return Score(raw={}, weights={}, failed=why)
-        tokens: dict[str, Float] = {name: values[name][row] for name in self._by_token}
-        raw = {name: float(tokens[name].sum()) if name in tokens else values[name][row] for name in self.parts}
-        return Score(raw=raw, weights=self.weights, tokens=tokens, failed=why)
+        tokens = {name: cast(Float, values[name][row]) for name in self._by_token}
+        raw = {name: float(tokens[name].sum()) if name in tokens else float(values[name][row]) for name in self.parts}
+        return Score(raw=raw, weights=dict(self.weights), tokens=tokens, failed=why)
 
     def require_few_failures(self, scores: Sequence[Score], episodes: Sequence[Episode]) -> None:
         """RewardError where a part has failed for too many of a whole rollout, or no episode of it has a score."""
@@ -197,7 +223,7 @@ class RewardMix:
         for name in scores[0].failed if not any(score.raw for score in scores) else ():
             raise self._too_many(name, dict.fromkeys(range(len(scores)), scores[0].failed[name]), episodes)
 
-    def _ask(self, name: str, episodes: Sequence[Episode], allowed: int) -> _Answers:
+    def _ask(self, name: str, episodes: Sequence[Episode], allowed: int) -> Answers:
         """A part's answer to one question; identical texts are in it once.
 
         Raises RewardError for more failures than `allowed`, and for an answer of the wrong form.
@@ -208,7 +234,7 @@ class RewardMix:
         except (Exception, SystemExit) as error:
             found, why = self._after_error(name, distinct, allowed, error)
         else:
-            found, why = (_token_values if name in self._by_token else _values)(name, answer, distinct)
+            found, why = (token_answers if name in self._by_token else episode_answers)(name, answer, distinct)
         failed = {row: why[place] for row, place in enumerate(places) if place in why}
         return self._filled(name, episodes, [found[place] for place in places], failed, allowed)
 
@@ -219,9 +245,9 @@ class RewardMix:
         """
         if name in self._by_group or len({it.response_ids.tobytes() for it in episodes}) == len(episodes):
             return episodes, range(len(episodes))
-        stated = getattr(self.parts[name], "needs_logprobs", False)  # else it does not read them
+        stated = name in self._reads_logprobs
         distinct: list[Episode] = []
-        place_of: dict[Any, int] = {}
+        place_of: dict[tuple[int, bytes, bytes, str, bytes | None], int] = {}
         places: list[int] = []
         for it in episodes:
             logprobs = it.logprobs.tobytes() if stated and it.logprobs is not None else None
@@ -232,7 +258,7 @@ class RewardMix:
             places.append(place_of[text])
         return distinct, places
 
-    def _after_error(self, name: str, episodes: Sequence[Episode], allowed: int, error: BaseException) -> _Answers:
+    def _after_error(self, name: str, episodes: Sequence[Episode], allowed: int, error: BaseException) -> Answers:
         """Find the episodes that it was about, by asking for each of them alone."""
         if isinstance(error, RewardError) and len(episodes) > max(allowed, 0):
             raise RewardError(f"reward {name!r}: {error}") from error
@@ -244,7 +270,7 @@ class RewardMix:
                 f"when it was to score {len(episodes)} episodes (prompts {_id(episodes[0])} to {_id(episodes[-1])})"
             )
             raise RewardError(f"reward {name!r} {_what_it_did(error)}, {together}") from error
-        values: list[Any] = []
+        values: list[float | Float] = []
         failed = {}
         for place, episode in enumerate(episodes):
             found, why = self._ask(name, [episode], 1)
@@ -263,11 +289,11 @@ class RewardMix:
         self,
         name: str,
         episodes: Sequence[Episode],
-        values: list[Any],
+        values: list[float | Float],
         failed: dict[int, str],
         allowed: int,
         error: BaseException | None = None,
-    ) -> _Answers:
+    ) -> Answers:
         """`values` with what stands in for those that `failed`."""
         if failed and len(failed) > max(allowed, 0):
             raise self._too_many(name, failed, episodes) from error
@@ -297,10 +323,10 @@ class RewardMix:
             except RewardFailed as error:
                 raise RewardError(f"reward {name!r} {error}, when it was shown {len(episodes)} episodes") from error
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {name: part.state_dict() for name, part in self._remembering.items()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         for name, part in self._remembering.items():
             part.load_state_dict(state[name])
 
@@ -315,13 +341,13 @@ class Scoring:
 
     def __init__(self, mix: RewardMix, asking: Asking) -> None:
         self._mix, self._asking = mix, asking
-        self._batches: list[tuple[Sequence[Episode], dict[str, Future[_Answers]]]] = []
+        self._batches: list[tuple[Sequence[Episode], dict[str, Future[Answers]]]] = []
 
     def begin(self, episodes: Sequence[Episode], group_size: int = 1, *, rows: int = 0) -> None:
         """Hand in a batch, as to `RewardMix.score`. Raises RewardError where that is sure already."""
         mix = self._mix
         questions = {name: partial(mix._part, name, episodes, group_size, rows) for name in mix.parts}
-        answers: dict[str, Future[_Answers]] = {
+        answers: dict[str, Future[Answers]] = {
             name: self._asking.ask(mix._outside[name], question) if name in mix._outside else Future()
             for name, question in questions.items()
         }
@@ -349,6 +375,21 @@ class Scoring:
         return [score for episodes, answers in found for score in self._mix._scores(episodes, answers)]
 
 
+def _question(part: AnyReward) -> Callable[[Sequence[Episode]], object]:
+    """What a part is asked with: it is a plugin's, so what it returns is looked at before it is believed."""
+    if isinstance(part, TokenReward):
+        return part.token_rewards
+    return part.group_rewards if isinstance(part, GroupReward) else part
+
+
+def _reads_logprobs(part: AnyReward) -> bool:
+    return isinstance(part, ReadsLogprobs) and bool(part.needs_logprobs)
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _what_it_did(error: BaseException) -> str:
     if isinstance(error, (RewardFailed, RewardError)):
         return str(error)
@@ -357,238 +398,3 @@ def _what_it_did(error: BaseException) -> str:
 
 def _id(episode: Episode) -> str:
     return repr(episode.prompt.id)
-
-
-def _values(name: str, answer: Any, episodes: Sequence[Episode]) -> _Answers:
-    """The scores, float each, and what is wrong with those that are not sane."""
-    values = _as_floats(name, answer, len(episodes), "episode")
-    insane = np.flatnonzero(~_sane(values)).tolist()
-    return values.tolist(), {place: _returned(values[place]) for place in insane}
-
-
-def _token_values(name: str, answer: Any, episodes: Sequence[Episode]) -> _Answers:
-    """As `_values`, float64[T] each."""
-    try:
-        rows = list(answer)
-    except Exception as error:
-        raise RewardError(f"reward {name!r} raised {type(error).__name__}: {error}") from error
-    if len(rows) != len(episodes):
-        raise RewardError(f"reward {name!r} returned {len(rows)} rows for {len(episodes)} episodes")
-    values = [_as_floats(name, row, len(it.response_ids), "token") for row, it in zip(rows, episodes, strict=True)]
-    failed = {}
-    for place, row in enumerate(values):
-        for token in np.flatnonzero(~_sane(row))[:1].tolist():
-            failed[place] = f"{_returned(row[token])} at token {token}"
-    return list(values), failed
-
-
-def _as_floats(name: str, answer: Any, count: int, what: str) -> Float:
-    """float64[count], finite or not. Raises RewardError for an answer of another form."""
-    try:
-        values = np.asarray(answer)
-    except Exception as error:  # ragged lists; tensors, of which the error says what to do
-        raise RewardError(f"reward {name!r} raised {type(error).__name__}: {error}") from error
-    if values.dtype.kind not in "fiub":
-        raise RewardError(f"reward {name!r} returned {values.dtype} values, expected one float per {what}")
-    if values.shape != (count,):
-        raise RewardError(f"reward {name!r} returned shape {values.shape}, expected ({count},): one float per {what}")
-    return values.astype(np.float64)
-
-
-def _sane(values: Any) -> Any:
-    return np.abs(values) <= LARGEST_SCORE  # NaN is not
-
-
-def _returned(value: float) -> str:
-    return f"returned {value:g}" + (f" (beyond {LARGEST_SCORE:g})" if np.isfinite(value) else "")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-@dataclass(frozen=True)
-class FunctionReward:
-    """A function in the convention of TRL reward functions, as a Reward."""
-
-    function: Callable[..., Sequence[float | None]]
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-
-    def __call__(self, episodes: Sequence[Episode], /) -> Float:
-        names = {key for episode in episodes for key in episode.prompt.meta}
-        columns: dict[str, Any] = {key: [episode.prompt.meta.get(key) for episode in episodes] for key in sorted(names)}
-        columns["prompts"] = [episode.prompt.text for episode in episodes]
-        columns["completions"] = [episode.response for episode in episodes]
-        columns["completion_ids"] = [episode.response_ids.tolist() for episode in episodes]
-        accepted = inspect.signature(self.function).parameters
-        if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
-            columns = {key: column for key, column in columns.items() if key in accepted}
-        answer = self.function(**columns | dict(self.arguments))
-        # TRL's None means "this reward has nothing to say about this row" and adds nothing to its sum.
-        return np.asarray([0.0 if value is None else value for value in answer])
-
-
-def from_function(function: Callable[..., Sequence[float | None]], **arguments: Any) -> FunctionReward:
-    """Lift `f(prompts, completions, **columns) -> list[float]` into a Reward; it works unchanged.
-
-    `columns` are the task's metadata and `completion_ids`, one list each, as far as the function takes them;
-    `arguments` are passed as they are on every call. None in the answer adds 0, as in TRL.
-    """
-    accepted = inspect.signature(function).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
-        name = getattr(function, "__name__", repr(function))
-        unknown = [key for key in arguments if key not in accepted]
-        if unknown:
-            raise ConfigError(*(f"reward {name!r}: no setting {key!r}{did_you_mean(key, accepted)}" for key in unknown))
-    return FunctionReward(function, dict(arguments))
-
-
-@dataclass(frozen=True)
-class TaskReward:
-    """The task's own score as a reward part."""
-
-    task: Any
-
-    def __call__(self, episodes: Sequence[Episode], /) -> Float:
-        return np.array([self.task.score(episode) for episode in episodes], dtype=np.float64)
-
-
-RewardSpec = RewardMix | AnyReward | Callable[..., Any] | str | Mapping[str, Any] | None
-
-
-def load_rewards(spec: RewardSpec, task: Task, provided: Mapping[str, Any] | None = None) -> RewardMix:
-    """A RewardMix from whatever a user writes.
-
-    - None: the task's own score, as the part "task";
-    - "length": that plugin with its defaults; a reward object: that reward; a function: `from_function` of it;
-    - {"length": 0.5}: a weight; {"length": {"weight": 0.5, "target": 20}}: a weight and the plugin's settings. The key
-      names the part; a `plugin` entry names the plugin where that differs. "task" is the task's own score. `on_error`
-      and `max_bad_fraction` are those of `Failures`; with `isolate = true`, or any of the `isolation.Limits`
-      (`timeout`, `memory_mb`, `env_vars`), the reward runs in a process of its own.
-
-    `provided` holds what the run can lend to a reward: `reference`, `tokenizer`.
-    """
-    if isinstance(spec, RewardMix):
-        return spec
-    if spec is None:
-        spec = {"task": 1.0}
-    elif isinstance(spec, str):
-        spec = {spec: 1.0}
-    if not isinstance(spec, Mapping):
-        spec = {_name_of(spec): spec}
-    parts: dict[str, AnyReward | tuple[float, AnyReward]] = {}
-    failures: dict[str, Failures] = {}
-    for name, value in spec.items():
-        if isinstance(value, (int, float, Mapping)):
-            with under(name):
-                table = RewardTable.read(name, value)
-                parts[name] = table.weight, _load_part(table, task, dict(provided or {}))
-            failures[name] = table.failures
-        elif inspect.isfunction(value):
-            parts[name] = from_function(value)
-        elif isinstance(value, tuple) and len(value) == 2 and inspect.isfunction(value[1]):
-            parts[name] = value[0], from_function(value[1])
-        else:
-            parts[name] = value  # an object or (weight, object): RewardMix checks it
-    return RewardMix(parts, failures=failures)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RewardTable:
-    """What a table of [rewards] says: of the mix (`weight`, `failures`), of the process, and the `plugin`'s own
-    `settings`. `limits`: of a process of its own, or None."""
-
-    name: str
-    plugin: str
-    weight: float
-    failures: Failures
-    limits: Limits | None
-    settings: Mapping[str, Any]
-
-    @classmethod
-    def read(cls, name: str, value: Any) -> RewardTable:
-        """Raises ConfigError that names the part."""
-        settings: dict[str, Any] = dict(value) if isinstance(value, Mapping) else {"weight": value}
-        problems: list[str] = []
-
-        def take(kind: type[Any]) -> Any:
-            given = {it.name: settings.pop(it.name) for it in fields(kind) if it.name in settings}
-            try:
-                return kind(**given), bool(given)
-            except ConfigError as error:
-                problems.extend(f"reward {name!r}: {problem}" for problem in error.problems)
-                return None, True
-
-        weight, plugin = settings.pop("weight", 1.0), settings.pop("plugin", name)
-        if not fits(weight, float):
-            problems.append(Problem(f"reward {name!r}: weight {weight!r} is not a finite number", ("weight",), ""))
-        failures, _ = take(Failures)
-        limits, limited = take(Limits)
-        isolate = settings.pop("isolate", limited)
-        if not isinstance(plugin, str):
-            problems.append(f"reward {name!r}: `plugin` is the name of a reward, got {plugin!r}")
-        if not isinstance(isolate, bool):
-            problems.append(f"reward {name!r}: isolate: true or false, got {isolate!r}")
-        elif limited and not isolate:
-            problems.append(
-                f"reward {name!r}: timeout, memory_mb and env_vars need a process of its own: isolate = true"
-            )
-        if problems:
-            raise ConfigError(*problems)
-        return cls(
-            name=name,
-            plugin=plugin,
-            weight=weight,
-            failures=failures,
-            limits=limits if isolate else None,
-            settings=settings,
-        )
-
-    def require_plugin(self) -> None:
-        """Raises ConfigError where there is no such plugin, or it cannot be imported (unless another process will)."""
-        if self.plugin != "task":
-            entry = plugins.host().entry("reward", self.plugin)
-            if self.limits is None:
-                entry.load()
-
-
-def _load_part(table: RewardTable, task: Task, provided: dict[str, Any]) -> AnyReward:
-    where = f"reward {table.name!r}"
-    if table.plugin == "task":
-        if not hasattr(task, "score"):
-            raise ConfigError(f"the task {type(task).__name__} has no score of its own: name a reward")
-        if table.settings:
-            raise ConfigError(*(f"{where}: the task's own score has no setting {key!r}" for key in table.settings))
-        build: Callable[[], AnyReward] = partial(TaskReward, task)
-    else:
-        entry = plugins.host().entry("reward", table.plugin)
-        lent = provided if table.limits is None else {key: it for key, it in provided.items() if _can_be_sent(key, it)}
-        build = partial(_build, entry, dict(table.settings), lent, where)
-    if table.limits is None:
-        return build()
-    try:
-        return isolated(build, table.limits)
-    except ConfigError as error:
-        said = [p if p.startswith(where) else f"{where}: {p}" for p in error.problems]
-        hint = " (a process of its own is lent the tokenizer, and not the run's models)"
-        raise ConfigError(*(p + hint if p.endswith("'reference' is required") else p for p in said)) from error
-
-
-def _build(entry: plugins.Entry, settings: dict[str, Any], provided: dict[str, Any], where: str) -> AnyReward:
-    target = entry.load()
-    if isinstance(target, type):
-        reward: AnyReward = plugins.call_with(target, settings, provided, where)
-        return reward
-    return from_function(target, **settings)
-
-
-def _can_be_sent(name: str, lent: Any) -> bool:
-    """Whether it can go to another process. Models stay where they are: a copy would cost their memory again."""
-    try:
-        return name == "tokenizer" and bool(pickle.dumps(lent))
-    except Exception:  # pickle raises what the object likes
-        return False
-
-
-def _name_of(reward: Any) -> str:
-    return str(getattr(reward, "__name__", type(reward).__name__)).lower()

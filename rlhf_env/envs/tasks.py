@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 from rlhf_env import plugins
 from rlhf_env.envs.splits import Part, held_out_texts
 from rlhf_env.errors import ConfigError, DataError, Problem
-from rlhf_env.types import Episode, Options, Prompt, Task
+from rlhf_env.types import Episode, HoldsOut, JudgesForm, Prompt, ReadsOptions, ResetOptions, Task
 
 
 @plugins.hookimpl
@@ -30,7 +29,11 @@ def register_tasks(register: plugins.Register) -> None:
     register("textarena", "rlhf_env.envs.textarena_task:TextArena", needs="textarena")
 
 
-def load_task(spec: str | Mapping[str, Any] | Task) -> Task:
+# A task as a user writes it: a name, a table with a name and settings, or the task itself.
+TaskSpec = str | Mapping[str, object] | Task
+
+
+def load_task(spec: TaskSpec) -> Task:
     """The task of a name, `"echo"`, or of a table, `{"name": "echo", "length": 3}`; a task is returned unchanged."""
     if isinstance(spec, str):
         spec = {"name": spec}
@@ -43,14 +46,13 @@ def load_task(spec: str | Mapping[str, Any] | Task) -> Task:
     name = parameters.pop("name", None)
     if not isinstance(name, str):
         raise ConfigError(Problem(f"a task table needs a name, got {dict(spec)!r}", ("name",), ""))
-    task: Task = plugins.build("task", name, parameters)
+    task: Task = plugins.build_plugin("task", name, parameters)
     return task
 
 
 def held_out(task: Task) -> Task:
     """The task's held-out prompts, which training never sees; the task itself if it has none."""
-    split = getattr(task, "held_out", None)
-    return split() if split is not None else task
+    return task.held_out() if isinstance(task, HoldsOut) else task
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Prompts:
     def size(self) -> int:
         return len(self._places)
 
-    def prompt(self, index: int, _options: Options, /) -> Prompt:
+    def prompt(self, index: int, _options: ResetOptions, /) -> Prompt:
         place = self._places[index % self.size]
         return Prompt(id=f"prompts/{place}", text=self.prompts[place])
 
@@ -101,8 +103,12 @@ def well_formed(task: Task, episode: Episode) -> bool:
     A task may decide this itself (`well_formed(episode) -> bool`). For other tasks, an answer must end before the
     limit.
     """
-    declared = getattr(task, "well_formed", None)
-    return episode.finish_reason != "length" if declared is None else bool(declared(episode))
+    return bool(task.well_formed(episode)) if isinstance(task, JudgesForm) else episode.finish_reason != "length"
+
+
+def option_names(task: Task) -> tuple[str, ...]:
+    """The reset options that the task reads."""
+    return tuple(task.option_names) if isinstance(task, ReadsOptions) else ()
 
 
 def places_of(part: Part, texts: Sequence[str], held_out_fraction: float) -> list[int]:

@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from rlhf_env.envs.text_vector_env import Info, TextVectorEnv, as_array
+from rlhf_env.envs.actions import Actions, as_array
+from rlhf_env.envs.infos import Info
+from rlhf_env.envs.reward_tables import RewardSpec
+from rlhf_env.envs.rewards import RewardMix
+from rlhf_env.envs.tasks import TaskSpec
+from rlhf_env.envs.text_vector_env import TextVectorEnv, row_of
 from rlhf_env.errors import EnvironmentMisuse
-from rlhf_env.types import Bool
+from rlhf_env.types import Bool, Observation, ResetOptions, Task, Tokenizer
 
 
-class TextEnv(gym.Env[Any, Any]):
+class Arguments(TypedDict, total=False):
+    """Those of TextVectorEnv that a single text takes, too."""
+
+    task: TaskSpec
+    reward: RewardSpec
+    tokenizer: str | Tokenizer
+    max_new_tokens: int
+    max_prompt_tokens: int
+    action_length: int | None
+    max_episode_steps: int | None
+    provided: Mapping[str, object] | None
+
+
+class TextEnv(gym.Env[Observation, Actions]):
     """One text at a time. Arguments, observation, action, reward and info are those of TextVectorEnv without row axis.
 
     `reset()` without options keeps the present ones, so that they survive the autoreset of Gymnasium's vector
@@ -23,7 +41,7 @@ class TextEnv(gym.Env[Any, Any]):
 
     metadata: dict[str, Any] = {"render_modes": ["ansi", "human"], "render_fps": 4}  # noqa: RUF012
 
-    def __init__(self, *, render_mode: str | None = None, **arguments: Any) -> None:
+    def __init__(self, *, render_mode: str | None = None, **arguments: Unpack[Arguments]) -> None:
         self._machine = TextVectorEnv(1, render_mode=render_mode, autoreset_mode=AutoresetMode.DISABLED, **arguments)
         self.render_mode = render_mode
         # A copy: before Gymnasium 1.4, vector environments write their autoreset mode into this dict.
@@ -32,34 +50,37 @@ class TextEnv(gym.Env[Any, Any]):
         self.action_space = self._machine.single_action_space
 
     @property
-    def reward(self) -> Any:
-        """The RewardMix."""
+    def reward(self) -> RewardMix:
         return self._machine.reward
 
     @property
-    def task(self) -> Any:
+    def task(self) -> Task:
         return self._machine.task
 
     @property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> Tokenizer:
         return self._machine.tokenizer
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, Info]:
+    def reset(  # type: ignore[override]  # the info is a dict of which mypy knows the keys
+        self, *, seed: int | None = None, options: ResetOptions | None = None
+    ) -> tuple[Observation, Info]:
         super().reset(seed=seed)
-        _, infos = self._machine.reset(seed=seed, options=options)
-        del infos  # the vector form; a single environment gives the row's own
+        self._machine.reset(seed=seed, options=options)
         self._show()
-        return self._observation(), self._machine.latest_info(0)
+        return row_of(self._machine.observation(), 0), self._machine.latest_info(0)
 
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, Info]:
+    def step(  # type: ignore[override]  # as above
+        self, action: Actions
+    ) -> tuple[Observation, float, bool, bool, Info]:
         """Write the next tokens. Raises EnvironmentMisuse before `reset` and after the end of the text."""
         if self._machine.has_ended(0):
             raise EnvironmentMisuse("step after the text ended: call reset()")
         rewards, terminated, truncated, infos = self._machine.advance(_batched(action))
         self._show()
-        return self._observation(), float(rewards[0]), bool(terminated[0]), bool(truncated[0]), infos.get(0, {})
+        observation = row_of(self._machine.observation(), 0)
+        return observation, float(rewards[0]), bool(terminated[0]), bool(truncated[0]), infos.get(0, {})
 
-    def render(self) -> Any:
+    def render(self) -> str | None:
         """The text so far: returned for "ansi", printed for "human"."""
         return self._machine.describe(0) if self.render_mode == "ansi" else None
 
@@ -74,12 +95,8 @@ class TextEnv(gym.Env[Any, Any]):
         if self.render_mode == "human":
             self._machine.render()
 
-    def _observation(self) -> dict[str, Any]:
-        batched: Mapping[str, Any] = self._machine.observation()
-        return {key: value[0] for key, value in batched.items()}
 
-
-def _batched(action: Any) -> Any:
+def _batched(action: Actions) -> Actions:
     if isinstance(action, Mapping):
         return {key: as_array(value)[None] for key, value in action.items()}
     return as_array(action)[None]

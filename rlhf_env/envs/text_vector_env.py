@@ -13,20 +13,35 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from rlhf_env.envs.rewards import RewardSpec, Score, Scoring, load_rewards
-from rlhf_env.envs.tasks import load_task
+from rlhf_env.envs.actions import ActionReader, Actions
+from rlhf_env.envs.infos import Info, VectorInfo, collated
+from rlhf_env.envs.prompt_order import PromptOrder, Seeds, is_index, require_seeds
+from rlhf_env.envs.reward_tables import RewardSpec, load_rewards
+from rlhf_env.envs.rewards import Scoring
+from rlhf_env.envs.tasks import TaskSpec, load_task, option_names
+from rlhf_env.envs.text_buffer import TextBuffer
 from rlhf_env.envs.tokenizers import load_tokenizer
 from rlhf_env.errors import ConfigError, DataError, EnvironmentMisuse, did_you_mean
-from rlhf_env.types import Bool, Episode, FinishReason, Float, Int, Observation, Prompt, Task, Tokenizer
+from rlhf_env.types import (
+    Bool,
+    Episode,
+    FinishReason,
+    Float,
+    Int,
+    MasksActions,
+    Observation,
+    Prompt,
+    Replies,
+    ResetOptions,
+    Score,
+    Tokenizer,
+)
 
-_PROMPT_ORDER = 1  # the purpose of the one random stream a row has: (seed, purpose, epoch)
 _OWN_OPTIONS = ("group_size", "indices", "reset_mask")
-_INT64, _UINT64 = np.dtype(np.int64), np.dtype(np.uint64)
-
-Info = dict[str, Any]
+_NO_SCORE = Score(raw={}, weights={})  # of a text that was cut from outside
 
 
-class TextVectorEnv(VectorEnv[Any, Any, Any]):
+class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
     """B texts written side by side; `action_length` tokens of each per step.
 
     Observation: `{"input_ids": int64[B, L], "attention_mask": int8[B, L]}`, padded on the right, with
@@ -35,10 +50,12 @@ class TextVectorEnv(VectorEnv[Any, Any, Any]):
     token is ignored. If a reward part needs to know how likely the agent found its action, the action is
     `{"tokens": ..., "probs": float64 of the same shape}`.
 
-    Rewards are paid when a text ends; then `info` holds `text_episode` (an Episode), `finish_reason`, `reward_parts`
-    (unweighted; `sum(weight * part) == reward`), `reward_weights`, `token_rewards` (per part, float64[max_new_tokens],
-    unweighted, zero past the end), `prompt_length` and `response_length`. A text that a reward part failed on and is to
-    skip (see `rewards.Failures`) is `truncated` without a score; `reward_failures` says what the part did.
+    Rewards are paid when a text ends; then `info` holds `text_episode` (an Episode), `score` (its Score: this object is
+    what agents, the evaluator and reports get), `finish_reason`, `prompt_length` and `response_length`. The same score
+    as tables that Gymnasium can collate are `reward_parts` (unweighted; `sum(weight * part) == reward`),
+    `reward_weights` and `token_rewards` (per part, float64[max_new_tokens], unweighted, zero past the end). A text that
+    a reward part failed on and is to skip (see `rewards.Failures`) is `truncated`, its score empty; `reward_failures`
+    says what the part did. `envs.infos` lists the keys.
 
     If the task has an `action_mask`, `info["action_mask"]` and `action_masks()` say which tokens are allowed next,
     bool[B, V], and a forbidden one is refused like one outside the vocabulary; of an action of several tokens, each is
@@ -66,7 +83,7 @@ class TextVectorEnv(VectorEnv[Any, Any, Any]):
         self,
         num_envs: int = 1,
         *,
-        task: str | Mapping[str, Any] | Task = "count",
+        task: TaskSpec = "count",
         reward: RewardSpec = None,
         tokenizer: str | Tokenizer = "bytes",
         max_new_tokens: int = 16,
@@ -75,7 +92,7 @@ class TextVectorEnv(VectorEnv[Any, Any, Any]):
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         max_episode_steps: int | None = None,
         render_mode: str | None = None,
-        provided: Mapping[str, Any] | None = None,
+        provided: Mapping[str, object] | None = None,
     ) -> None:
         _require_positive(num_envs=num_envs, max_new_tokens=max_new_tokens, max_prompt_tokens=max_prompt_tokens)
         action_length = max_new_tokens if action_length is None else action_length
@@ -102,28 +119,27 @@ class TextVectorEnv(VectorEnv[Any, Any, Any]):
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
         self._needs_logprobs = self.reward.needs_logprobs
         self._waits_for_group = self.reward.scores_groups
-        self._reply = getattr(self.task, "reply", None)
-        self._action_mask: Any = getattr(self.task, "action_mask", None)
+        # Asked once: isinstance of a protocol takes longer than a step.
+        self._reply = self.task.reply if isinstance(self.task, Replies) else None
+        self._action_mask = self.task.action_mask if isinstance(self.task, MasksActions) else None
 
         vocabulary, context = self.tokenizer.vocab_size, max_prompt_tokens + max_new_tokens
         self.single_observation_space = gym.spaces.Dict(
             input_ids=gym.spaces.Box(0, vocabulary - 1, (context,), np.int64),
             attention_mask=gym.spaces.Box(0, 1, (context,), np.int8),
         )
-        self.single_action_space = _action_space(vocabulary, action_length, self._needs_logprobs)
+        self._reader = ActionReader(num_envs, action_length, vocabulary, needs_logprobs=self._needs_logprobs)
+        self.single_action_space = self._reader.space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
 
-        self._action_shape = (num_envs,) if action_length == 1 else (num_envs, action_length)
-        self._ids: Int = np.full((num_envs, context), self.tokenizer.pad_id, dtype=np.int64)
-        self._on_text: npt.NDArray[np.int8] = np.zeros((num_envs, context), dtype=np.int8)  # 1 up to `_next`
-        self._chosen: Bool = np.zeros((num_envs, context), dtype=np.bool_)
-        self._logprobs: Float = np.zeros((num_envs, context), dtype=np.float64)
-        self._prompt_length: Int = np.zeros(num_envs, dtype=np.int64)
-        # Places in the flat arrays: where a row begins, where its next token goes, where its text is full.
-        self._begin: Int = np.arange(num_envs) * context
-        self._next: Int = self._begin.copy()
-        self._limit: Int = self._begin.copy()
+        self._texts = TextBuffer(
+            num_envs,
+            context,
+            vocab_size=vocabulary,
+            end_id=self.tokenizer.end_id,
+            pad_id=self.tokenizer.pad_id,
+        )
         self._steps: Int = np.zeros(num_envs, dtype=np.int64)
         self._writing: Bool = np.zeros(num_envs, dtype=np.bool_)
         self._unpaid: set[int] = set()  # rows whose text has ended, but whose reward has not been paid yet
@@ -132,36 +148,30 @@ class TextVectorEnv(VectorEnv[Any, Any, Any]):
         self._truncated: Bool = np.zeros(num_envs, dtype=np.bool_)
         self._prompts: list[Prompt] = []
         self._reasons: list[FinishReason] = ["stop"] * num_envs
-        self._seeds: list[int] = []
-        self._episode_count: Int = np.zeros(num_envs, dtype=np.int64)
-        self._orders: dict[tuple[int, int], Int] = {}
-        self._options: dict[str, Any] = {}
+        self._order = PromptOrder(num_envs)
+        self._options: ResetOptions = {}
         self._group_size = 1
         self._unobserved: dict[int, Episode] = {}
         self._scoring: Scoring | None = None  # within `scoring_meanwhile`
         self._handed_in: list[tuple[int, Episode]] = []  # to it, by row
         self._allowed: dict[int, Bool] = {}  # the task's mask for the next token of each row that writes
-        # As arrays, because numpy takes twice as long to calculate with a Python number.
-        self._one: Int = np.array(1)
-        self._end_id: Int = np.array(self.tokenizer.end_id)
-        self._largest: npt.NDArray[np.uint64] = np.array(vocabulary - (action_length == 1), dtype=np.uint64)
         self._latest: list[Info] = [{} for _ in range(num_envs)]
 
     # ---------------------------------------------------------------- Gymnasium's interface
 
-    def reset(
-        self, *, seed: int | Sequence[int | None] | None = None, options: Mapping[str, Any] | None = None
-    ) -> tuple[Any, Info]:
+    def reset(self, *, seed: Seeds = None, options: ResetOptions | None = None) -> tuple[Observation, VectorInfo]:  # type: ignore[override]  # dicts, of which mypy knows the keys
         """Start new texts in all rows (or in those of `options["reset_mask"]`).
 
         Raises ConfigError for an option that is not one, DataError for a prompt that does not fit.
         """
         self._require_open()
         rows = self._take_options(seed, options)
-        infos = self._collated(self._start(rows))  # before looking: the observation is of the new texts
+        infos = collated(self._start(rows), self.num_envs)  # before looking: the observation is of the new texts
         return self.observation(), infos
 
-    def step(self, actions: Any) -> tuple[Any, Float, Bool, Bool, Info]:
+    def step(  # type: ignore[override]  # as above
+        self, actions: Actions
+    ) -> tuple[Observation, Float, Bool, Bool, VectorInfo]:
         """Write the next tokens of each row. Rows that have ended ignore their action.
 
         Raises EnvironmentMisuse before `reset`, and for an action that is not in the action space.
@@ -170,19 +180,16 @@ class TextVectorEnv(VectorEnv[Any, Any, Any]):
             resting = self._done.nonzero()[0]
             rewards, terminated, truncated, row_infos = self.advance(actions)
             row_infos |= self._start(resting)
-            return self.observation(), rewards, terminated, truncated, self._collated(row_infos)
+            return self.observation(), rewards, terminated, truncated, collated(row_infos, self.num_envs)
         rewards, terminated, truncated, row_infos = self.advance(actions)
         if self.autoreset_mode is AutoresetMode.DISABLED:
             terminated, truncated = self._terminated.copy(), self._truncated.copy()
-            return self.observation(), rewards, terminated, truncated, self._collated(row_infos)
+            return self.observation(), rewards, terminated, truncated, collated(row_infos, self.num_envs)
         ended: list[int] = self._done.nonzero()[0].tolist()
-        last: Mapping[str, Any] = self.observation()
-        finals = {
-            row: {"final_obs": {key: value[row] for key, value in last.items()}, "final_info": row_infos[row]}
-            for row in ended
-        }
+        last = self.observation()
+        finals = {row: {"final_obs": row_of(last, row), "final_info": row_infos[row]} for row in ended}
         row_infos |= self._start(np.array(ended, dtype=np.int64))
-        infos = self._collated(finals) | self._collated(row_infos)
+        infos = collated(finals, self.num_envs) | collated(row_infos, self.num_envs)
         return self.observation(), rewards, terminated, truncated, infos
 
     def render(self) -> tuple[str, ...] | None:
@@ -198,7 +205,7 @@ class TextVectorEnv(VectorEnv[Any, Any, Any]):
 
     def observation(self) -> Observation:
         """A fresh copy of the texts: `input_ids` int64[B, L], `attention_mask` int8[B, L]."""
-        return {"input_ids": self._ids.copy(), "attention_mask": self._on_text.copy()}
+        return {"input_ids": self._texts.ids.copy(), "attention_mask": self._texts.on_text.copy()}
 
     @property
     def group_size(self) -> int:
@@ -245,12 +252,19 @@ class TextVectorEnv(VectorEnv[Any, Any, Any]):
 
     def latest_info(self, row: int) -> Info:
         """The info of the row's last reset or end."""
-        return dict(self._latest[row])
+        return self._latest[row].copy()
 
-    def advance(self, actions: Any) -> tuple[Float, Bool, Bool, dict[int, Info]]:
+    def advance(self, actions: Actions) -> tuple[Float, Bool, Bool, dict[int, Info]]:
         """The step without autoreset: rewards, terminated and truncated of this step, and the infos of ended rows."""
-        tokens, logprobs = self._read(actions)
-        self._append(tokens, logprobs)
+        if self.closed or not self._prompts:
+            self._require_started()
+        tokens, logprobs = self._reader.read(actions, self._writing)
+        if self._action_mask is not None:
+            self._require_allowed(tokens)
+        writing = self._writing.nonzero()[0]
+        stated = None if logprobs is None else logprobs[writing]
+        for row, stopped in self._texts.append(writing, tokens[writing], stated):
+            self._end_turn(row, stopped)
         rewards = np.zeros(self.num_envs)
         terminated = np.zeros(self.num_envs, dtype=np.bool_)
         truncated = np.zeros(self.num_envs, dtype=np.bool_)
@@ -261,7 +275,8 @@ class TextVectorEnv(VectorEnv[Any, Any, Any]):
             late = (self._steps >= self.max_episode_steps) & ~self._done
             for row in late.nonzero()[0].tolist():
                 if row not in due:
-                    infos[row] = {"text_episode": self._episode(row, "truncated"), "finish_reason": "truncated"}
+                    episode = self._episode(row, "truncated")
+                    infos[row] = {"text_episode": episode, "score": _NO_SCORE, "finish_reason": "truncated"}
                     self._rest(row)
                     self._unpaid.discard(row)
             truncated |= late  # an end in the last step is both, as in Gymnasium's TimeLimit
@@ -276,7 +291,7 @@ class TextVectorEnv(VectorEnv[Any, Any, Any]):
             self._truncated |= truncated
         if self._action_mask is not None:
             for row in self._writing.nonzero()[0].tolist():
-                self._allowed[row] = self._mask_after(self._prompts[row], self._response(row))
+                self._allowed[row] = self._mask_after(self._prompts[row], self._texts.response(row))
                 infos[row] = {"action_mask": self._allowed[row].copy()}
         return rewards, terminated, truncated, infos
 
@@ -292,22 +307,20 @@ class TextVectorEnv(VectorEnv[Any, Any, Any]):
         """One text as a person reads it: prompt, response so far, reward parts once it has ended."""
         if not self._prompts:
             return "(not started: call reset)"
-        text = f"{self._prompts[row].text} -> {self.tokenizer.decode(self._response(row).tolist())}"
-        parts = self._latest[row].get("reward_parts")
-        if not parts:
+        text = f"{self._prompts[row].text} -> {self.tokenizer.decode(self._texts.response(row).tolist())}"
+        score = self._latest[row].get("score")
+        if score is None or not score.raw:
             return text
-        weights = self._latest[row]["reward_weights"]
-        total = sum(weights[name] * raw for name, raw in parts.items())
-        ledger = " ".join(f"{weights[name]:+g}*{name}({raw:.3f})" for name, raw in parts.items())
-        return f"{text}  [{self._latest[row]['finish_reason']}]  reward {total:.3f} = {ledger}"
+        ledger = " ".join(f"{score.weights[name]:+g}*{name}({raw:.3f})" for name, raw in score.raw.items())
+        return f"{text}  [{self._latest[row]['finish_reason']}]  reward {score.total:.3f} = {ledger}"
 
     # ---------------------------------------------------------------- starting texts
 
-    def _take_options(self, seed: int | Sequence[int | None] | None, options: Mapping[str, Any] | None) -> Int:
+    def _take_options(self, seed: Seeds, options: ResetOptions | None) -> Int:
         """Read `reset`'s arguments; the rows to start."""
         if options is not None and not isinstance(options, Mapping):
             raise ConfigError(f"reset options are a table of names and values, got {options!r}")
-        _require_seeds(seed, self.num_envs)
+        require_seeds(seed, self.num_envs)
         given = dict(options) if options else None  # an empty table is what Gymnasium's vectors leave of a mask alone
         rows = np.arange(self.num_envs)
         if given is not None and "reset_mask" in given:
@@ -326,12 +339,12 @@ class TextVectorEnv(VectorEnv[Any, Any, Any]):
             raise EnvironmentMisuse(
                 f"reset_mask splits a group of {self._group_size} rows that are scored together: reset all of them"
             )
-        if seed is not None or not self._seeds:
-            self._set_seeds(seed, rows)
+        if seed is not None or not self._order.seeded:
+            self._order.seed(seed, rows)
         return rows
 
-    def _set_options(self, options: dict[str, Any], some_rows_go_on: bool) -> None:
-        known = (*_OWN_OPTIONS, *getattr(self.task, "option_names", ()))
+    def _set_options(self, options: ResetOptions, some_rows_go_on: bool) -> None:
+        known = (*_OWN_OPTIONS, *option_names(self.task))
         unknown = [key for key in options if key not in known]
         if unknown:
             raise ConfigError(*(f"reset option {key!r} is unknown{did_you_mean(str(key), known)}" for key in unknown))
@@ -340,7 +353,7 @@ class TextVectorEnv(VectorEnv[Any, Any, Any]):
             raise ConfigError(f"group_size {group_size!r} does not divide the {self.num_envs} rows of the environment")
         if "indices" in options:
             indices, groups = np.asarray(options["indices"], dtype=object), self.num_envs // group_size
-            if indices.ndim != 1 or not all(_is_index(index) for index in indices):
+            if indices.ndim != 1 or not all(is_index(index) for index in indices):
                 raise ConfigError(
                     f"indices are whole numbers of at least 0, one for each group, got {options['indices']!r}"
                 )
@@ -348,23 +361,8 @@ class TextVectorEnv(VectorEnv[Any, Any, Any]):
                 raise ConfigError(f"indices names {len(indices)} prompts, the environment has {groups} groups")
         if some_rows_go_on and group_size != self._group_size:
             raise EnvironmentMisuse("group_size can change only when all rows are reset")
-        self._options = copy.deepcopy(options)
+        self._options = copy.deepcopy(dict(options))
         self._group_size = int(group_size)
-
-    def _set_seeds(self, seed: int | Sequence[int | None] | None, rows: Int) -> None:
-        if seed is None:
-            entropy = int(np.random.SeedSequence().generate_state(1)[0])
-            seeds: list[int | None] = [entropy + row for row in range(self.num_envs)]
-        elif isinstance(seed, (int, np.integer)):
-            seeds = [int(seed) + row for row in range(self.num_envs)]
-        else:
-            seeds = list(seed)
-        if not self._seeds:
-            self._seeds = [0] * self.num_envs
-        for row in rows:
-            chosen = seeds[row]
-            self._seeds[row] = int(np.random.SeedSequence().generate_state(1)[0]) if chosen is None else int(chosen)
-            self._episode_count[row] = 0
 
     def _start(self, rows: Int) -> dict[int, Info]:
         """New prompts for `rows`; their infos."""
@@ -381,23 +379,15 @@ class TextVectorEnv(VectorEnv[Any, Any, Any]):
         if not self._prompts:
             self._prompts = [Prompt(id="", text="")] * self.num_envs
         infos: dict[int, Info] = {}
-        self._ids[rows] = self.tokenizer.pad_id
-        self._on_text[rows] = 0
+        self._texts.start(rows, [asked[index][1] for index in chosen.values()], self.max_new_tokens)
         for row, index in chosen.items():
-            prompt, ids, allowed = asked[index]
+            prompt, _, allowed = asked[index]
             self._prompts[row] = prompt
-            self._ids[row, : len(ids)] = ids
-            self._on_text[row, : len(ids)] = 1
-            self._prompt_length[row] = len(ids)
             infos[row] = self._latest[row] = {"prompt": prompt.text, "prompt_id": prompt.id}
             if allowed is not None:
                 self._allowed[row] = allowed
                 infos[row]["action_mask"] = allowed.copy()
-        self._next[rows] = self._begin[rows] + self._prompt_length[rows]
-        self._limit[rows] = self._next[rows] + self.max_new_tokens
-        self._episode_count[rows] += 1
-        self._chosen[rows] = True  # until the environment writes there
-        self._logprobs[rows] = 0.0
+        self._order.advance(rows)
         self._steps[rows] = 0
         self._writing[rows] = True
         self._unpaid.difference_update(chosen)
@@ -406,24 +396,10 @@ class TextVectorEnv(VectorEnv[Any, Any, Any]):
         return infos
 
     def _prompt_index(self, row: int) -> int:
-        """Which prompt of the task comes next in `row`: as `indices` says, else by shuffled epochs of the row's stream.
-
-        The stream belongs to the first row of the group, so a group shares its prompts.
-        """
+        """Which prompt of the task comes next in `row`: as `indices` says, else as the row's stream says."""
         if "indices" in self._options:
             return int(self._options["indices"][row // self._group_size])
-        leader = row - row % self._group_size
-        seed, count, size = self._seeds[leader], int(self._episode_count[row]), self.task.size
-        if size is None:
-            return int(np.random.default_rng([seed, _PROMPT_ORDER, count]).integers(2**31))
-        if size == 1:
-            return 0
-        epoch, place = divmod(count, size)
-        key = (seed, epoch)
-        if key not in self._orders:
-            self._orders = {known: order for known, order in self._orders.items() if known[1] >= epoch - 1}
-            self._orders[key] = np.random.default_rng([seed, _PROMPT_ORDER, epoch]).permutation(size)
-        return int(self._orders[key][place])
+        return self._order.next_index(row, row - row % self._group_size, self.task.size)
 
     def prompt_ids(self, prompt: Prompt) -> Int:
         """int64[P]. Raises DataError for a prompt without a token, and for one that is too long."""
@@ -439,48 +415,10 @@ class TextVectorEnv(VectorEnv[Any, Any, Any]):
 
     # ---------------------------------------------------------------- writing
 
-    def _read(self, actions: Any) -> tuple[Int, Float | None]:
-        """Tokens int64, in the shape of the action, and their log-probabilities, checked for the rows that write."""
-        if self.closed or not self._prompts:
-            self._require_started()
-        probs = None
-        if self._needs_logprobs:
-            if not isinstance(actions, Mapping) or set(actions) != {"tokens", "probs"}:
-                raise EnvironmentMisuse(
-                    "a reward part needs to know how likely the action was: "
-                    "pass {'tokens': ids, 'probs': their probabilities}"
-                )
-            actions, probs = actions["tokens"], as_array(actions["probs"])
-            if probs.dtype.kind not in "fiu":
-                raise EnvironmentMisuse(f"probs are numbers, got dtype {probs.dtype}")
-        tokens = as_array(actions)
-        if tokens.dtype is not _INT64:
-            if tokens.dtype.kind not in "iu":
-                raise EnvironmentMisuse(f"token ids are integers, got an action of dtype {tokens.dtype}")
-            tokens = tokens.astype(_INT64)
-        if tokens.shape != self._action_shape:
-            raise EnvironmentMisuse(f"an action has shape {self._action_shape}, got {tokens.shape}")
-        writing = self._writing if self.action_length == 1 else self._writing[:, None]
-        wrong = tokens.view(_UINT64) > self._largest  # negative ids too: as unsigned numbers they are huge
-        if _any(wrong) and _any(wrong := wrong & writing):  # what rows at rest say is nobody's business
-            row, *column = np.argwhere(wrong)[0]
-            raise EnvironmentMisuse(f"token id {tokens[row, *column]} in row {row} is outside 0..{self._largest}")
-        if self._action_mask is not None:
-            self._require_allowed(tokens)
-        if probs is None:
-            return tokens, None
-        if probs.shape != self._action_shape:
-            raise EnvironmentMisuse(f"probs have shape {probs.shape}, tokens {self._action_shape}")
-        stated = np.where(writing & (tokens < self.tokenizer.vocab_size), probs.astype(np.float64), 1.0)
-        if not ((stated > 0.0) & (stated <= 1.0 + 1e-9)).all():
-            raise EnvironmentMisuse("probs must lie in (0, 1]: the probability the policy gave to each token it chose")
-        return tokens, np.log(stated)
-
     def _require_allowed(self, tokens: Int) -> None:
         """Hold the tokens that will be written to the task's mask, each at its own place."""
         for row in self._writing.nonzero()[0].tolist():
-            response, allowed = self._response(row), self._allowed[row]
-            room = int(self._limit[row] - self._next[row])
+            response, allowed, room = self._texts.response(row), self._allowed[row], self._texts.room(row)
             written = [token for token in np.atleast_1d(tokens[row]).tolist() if token < self.tokenizer.vocab_size]
             for place, token in enumerate(written[:room]):
                 if place:
@@ -494,29 +432,6 @@ class TextVectorEnv(VectorEnv[Any, Any, Any]):
                     break
                 response = np.append(response, token)
 
-    def _append(self, tokens: Int, logprobs: Float | None) -> None:
-        """Write one action's tokens, up to the end token or the length limit of each row."""
-        rows = self._writing.nonzero()[0]
-        ids, places = tokens[rows], self._next[rows]
-        ends = ids == self._end_id
-        if self.action_length == 1:
-            said, following = slice(None), places + self._one
-        else:
-            says = ids < self.tokenizer.vocab_size
-            after = places[:, None] + says.cumsum(axis=1) - 1
-            said = says & (ends.cumsum(axis=1) - ends == 0) & (after < self._limit[rows, None])
-            ids, following, places = ids[said], places + said.sum(axis=1), after[said]
-            ends = (ends & said).any(axis=1)
-        self._ids.put(places, ids)
-        self._on_text.put(places, 1)
-        if logprobs is not None:
-            self._logprobs.put(places, logprobs[rows][said])
-        self._next[rows] = following
-        over = ends | (following == self._limit[rows])
-        if _any(over):
-            for row, stopped in zip(rows[over].tolist(), ends[over].tolist(), strict=True):
-                self._end_turn(row, stopped)
-
     def _end_turn(self, row: int, stopped: bool) -> None:
         """The agent's turn is over: the episode ends, or the task answers and the conversation goes on."""
         reason: FinishReason = "stop" if stopped else "length"
@@ -525,13 +440,7 @@ class TextVectorEnv(VectorEnv[Any, Any, Any]):
             if answer is None:
                 reason = "task"
             else:
-                ids = self.tokenizer.encode(answer)
-                at = self._length(row)
-                if self._next[row] + len(ids) < self._limit[row]:
-                    self._ids[row, at : at + len(ids)] = ids
-                    self._on_text[row, at : at + len(ids)] = 1
-                    self._chosen[row, at : at + len(ids)] = False
-                    self._next[row] += len(ids)
+                if self._texts.insert(row, self.tokenizer.encode(answer)):
                     return
                 reason = "length"  # no room is left for the answer and a token after it
         self._rest(row)
@@ -572,9 +481,9 @@ class TextVectorEnv(VectorEnv[Any, Any, Any]):
     def _pay(self, row: int, episode: Episode, score: Score, rewards: Float) -> Info:
         """Put the reward where it belongs; the info of a finished row."""
         self._unpaid.discard(row)
-        failed = {"reward_failures": dict(score.failed)} if score.failed else {}
+        failed: Info = {"reward_failures": dict(score.failed)} if score.failed else {}
         if not score.raw:
-            return {"text_episode": episode, "finish_reason": episode.finish_reason, **failed}
+            return {"text_episode": episode, "score": score, "finish_reason": episode.finish_reason, **failed}
         rewards[row] = score.total
         self._unobserved[row] = episode
         token_rewards = {name: np.zeros(self.max_new_tokens) for name in score.tokens}
@@ -582,6 +491,7 @@ class TextVectorEnv(VectorEnv[Any, Any, Any]):
             token_rewards[name][: len(values)] = values
         return {
             "text_episode": episode,
+            "score": score,
             "finish_reason": episode.finish_reason,
             "prompt_length": len(episode.prompt_ids),
             "response_length": len(episode.response_ids),
@@ -592,8 +502,9 @@ class TextVectorEnv(VectorEnv[Any, Any, Any]):
         }
 
     def _episode(self, row: int, reason: FinishReason) -> Episode:
-        start, end = int(self._prompt_length[row]), self._length(row)
-        ids, chosen = self._ids[row, :end].copy(), self._chosen[row, start:end].copy()
+        texts = self._texts
+        start, end = int(texts.prompt_length[row]), texts.length(row)
+        ids, chosen = texts.ids[row, :end].copy(), texts.chosen[row, start:end].copy()
         said = ids[start:].tolist()
         if said and said[-1] == self.tokenizer.end_id and chosen[-1]:
             said.pop()
@@ -604,7 +515,7 @@ class TextVectorEnv(VectorEnv[Any, Any, Any]):
             response_ids=ids[start:],
             finish_reason=reason,
             actions=chosen,
-            logprobs=self._logprobs[row, start:end].copy() if self._needs_logprobs else None,
+            logprobs=texts.logprobs[row, start:end].copy() if self._needs_logprobs else None,
             turns=self._turns(ids[start:], chosen) if self._reply is not None else (),
         )
 
@@ -622,44 +533,10 @@ class TextVectorEnv(VectorEnv[Any, Any, Any]):
 
     # ---------------------------------------------------------------- small things
 
-    def _collated(self, row_infos: Mapping[int, Info]) -> Info:
-        """Infos of rows as Gymnasium's vector infos: one array per key, and a mask under `_key`.
-
-        The same as calling Gymnasium's `_add_info` for row after row, a key at a time: a third of its cost.
-        """
-        if not row_infos:
-            return {}
-        every_row = sorted(row_infos)
-        of_rows = [row_infos[row] for row in every_row]
-        infos: Info = {}
-        alike = all(info.keys() == of_rows[0].keys() for info in of_rows)
-        for key in of_rows[0] if alike else dict.fromkeys(key for info in of_rows for key in info):
-            rows = every_row if alike else [row for row in every_row if key in row_infos[row]]
-            values = [row_infos[row][key] for row in rows]
-            first = values[0]
-            if isinstance(first, dict) and key != "final_obs":
-                infos[key] = self._collated(dict(zip(rows, values, strict=True)))
-            elif isinstance(first, (np.ndarray, int, float, np.number)):
-                shape, dtype = (first.shape, first.dtype) if isinstance(first, np.ndarray) else ((), type(first))
-                infos[key] = np.zeros((self.num_envs, *shape), dtype)
-                infos[key][rows] = values
-            else:
-                infos[key] = np.full(self.num_envs, None, object)
-                for row, value in zip(rows, values, strict=True):
-                    infos[key][row] = value
-            infos[f"_{key}"] = np.zeros(self.num_envs, dtype=np.bool_)
-            infos[f"_{key}"][rows] = True
-        return infos
-
-    def _response(self, row: int) -> Int:
-        return self._ids[row, self._prompt_length[row] : self._length(row)].copy()
-
-    def _length(self, row: int) -> int:
-        return int(self._next[row] - self._begin[row])
-
     def _mask_after(self, prompt: Prompt, response_ids: Int) -> Bool:
         """bool[V]: what the task allows next. Raises DataError for what is no mask, and for one that allows nothing."""
-        mask: Bool = np.array(self._action_mask(prompt, response_ids))
+        assert self._action_mask is not None  # whoever asks has looked
+        mask = np.array(self._action_mask(prompt, response_ids))
         if mask.dtype != np.bool_ or mask.shape != (self.tokenizer.vocab_size,) or not mask.any():
             raise DataError(
                 f"the action_mask of the task {type(self.task).__name__} for prompt {prompt.id!r} after "
@@ -677,44 +554,12 @@ class TextVectorEnv(VectorEnv[Any, Any, Any]):
             raise EnvironmentMisuse("step before reset: call reset() first")
 
 
-def _action_space(vocabulary: int, length: int, with_probs: bool) -> gym.spaces.Space[Any]:
-    tokens: gym.spaces.Space[Any] = (
-        gym.spaces.Discrete(vocabulary)
-        if length == 1
-        else gym.spaces.MultiDiscrete(np.full(length, vocabulary + 1, dtype=np.int64))
-    )
-    if not with_probs:
-        return tokens
-    shape = () if length == 1 else (length,)
-    return gym.spaces.Dict(tokens=tokens, probs=gym.spaces.Box(0.0, 1.0, shape, np.float64))
-
-
-def _require_positive(**settings: Any) -> None:
+def _require_positive(**settings: object) -> None:
     for name, value in settings.items():
         if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
             raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
 
 
-def _is_index(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= 0)
-
-
-def _require_seeds(seed: Any, rows: int) -> None:
-    many = seed is not None and not _is_index(seed) and isinstance(seed, (Sequence, np.ndarray))
-    if many and len(seed) != rows:
-        raise EnvironmentMisuse(f"{len(seed)} seeds for {rows} rows")
-    if not all(each is None or _is_index(each) for each in (seed if many else [seed])):
-        raise EnvironmentMisuse(f"a seed is None or a whole number of at least 0 (or a list, one a row), got {seed!r}")
-
-
-def as_array(values: Any) -> np.ndarray[Any, Any]:
-    """What a caller handed over as (part of) an action, as an array. Raises EnvironmentMisuse if it is none."""
-    try:
-        return np.asarray(values)
-    except (ValueError, TypeError) as error:
-        raise EnvironmentMisuse(f"an action is an array, the same number of tokens in each row: {error}") from error
-
-
-def _any(flags: Bool) -> bool:
-    """`flags.any()` in a tenth of its time: this runs at every token."""
-    return b"\x01" in flags.tobytes()
+def row_of(observation: Observation, row: int) -> Observation:
+    """What one row of the observation shows."""
+    return {"input_ids": observation["input_ids"][row], "attention_mask": observation["attention_mask"][row]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -13,7 +13,7 @@ from textarena.envs.registration import ENV_REGISTRY
 from rlhf_env.envs.global_generators import lent_generators
 from rlhf_env.envs.splits import Part
 from rlhf_env.errors import ConfigError, DataError, did_you_mean
-from rlhf_env.types import Episode, Options, Prompt
+from rlhf_env.types import Episode, JsonView, Prompt, ResetOptions
 
 _FORMATTING = textarena.wrappers.ActionFormattingWrapper
 
@@ -38,7 +38,7 @@ class TextArena:
     """
 
     game: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: JsonView = field(default_factory=dict)
     part: Part = "training"
 
     def __post_init__(self) -> None:
@@ -63,7 +63,7 @@ class TextArena:
     def size(self) -> None:
         return None
 
-    def prompt(self, index: int, _options: Options, /) -> Prompt:
+    def prompt(self, index: int, _options: ResetOptions, /) -> Prompt:
         number = 2 * index + (self.part == "held_out")
         return Prompt(id=f"{self.game}/{number}", text=self._play(number, ()).message + "\n", meta={"game": number})
 
@@ -111,7 +111,7 @@ class TextArena:
             return turn
         return str(_FORMATTING(self._game).action(turn))
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return type(self), (
             self.game,
             self.settings,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rlhf_env import assets
 from rlhf_env.errors import ConfigError, DataError
@@ -105,7 +104,7 @@ class FileTokenizer:
         return _reopen(self.folder, end, pad, vocab_size)
 
     # Environments are pickled to worker processes, which read the file again.
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         end, pad = self._tokenizer.id_to_token(self.end_id), self._tokenizer.id_to_token(self.pad_id)
         return _reopen, (self.folder, end, pad, self.vocab_size)
 

@@ -11,7 +11,7 @@ import numpy as np
 from rlhf_env.envs.splits import Part, unit_interval
 from rlhf_env.envs.tasks import places_of
 from rlhf_env.errors import ConfigError
-from rlhf_env.types import Episode, Float, Options, Prompt
+from rlhf_env.types import Episode, Float, Prompt, ResetOptions
 
 _SET_ASIDE = 0.25  # the share of prompts that is held out for evaluation
 _FEW = 1024  # up to this many possible words are listed; more are drawn until one fits
@@ -40,7 +40,7 @@ class Count:
     def size(self) -> int:
         return 1
 
-    def prompt(self, _index: int, _options: Options, /) -> Prompt:
+    def prompt(self, _index: int, _options: ResetOptions, /) -> Prompt:
         return Prompt(id=f"count/{self.letter}", text=f"{self.letter}:", meta={"letter": self.letter})
 
     def score(self, episode: Episode, /) -> float:
@@ -73,7 +73,7 @@ class Echo:
     def size(self) -> None:
         return None
 
-    def prompt(self, index: int, options: Options, /) -> Prompt:
+    def prompt(self, index: int, options: ResetOptions, /) -> Prompt:
         length = options.get("level", self.length)
         if not isinstance(length, (int, np.integer)) or length < 1:
             raise ConfigError(f"level: the number of symbols to echo, at least 1, got {length!r}")
@@ -138,7 +138,7 @@ class Increasing:
     def size(self) -> int:
         return len(self._starts)
 
-    def prompt(self, index: int, _options: Options, /) -> Prompt:
+    def prompt(self, index: int, _options: ResetOptions, /) -> Prompt:
         start = self._starts[index % self.size]
         return Prompt(id=f"increasing/{start}", text=f"{start}<", meta={"start": start})
 
@@ -192,7 +192,7 @@ class Enumerable:
     def size(self) -> int:
         return 1
 
-    def prompt(self, _index: int, _options: Options, /) -> Prompt:
+    def prompt(self, _index: int, _options: ResetOptions, /) -> Prompt:
         return Prompt(id="enumerable", text=self.symbols[0])
 
     def score(self, episode: Episode, /) -> float:
@@ -227,7 +227,7 @@ class Guess:
     def size(self) -> int:
         return len(self.alphabet)
 
-    def prompt(self, index: int, options: Options, /) -> Prompt:
+    def prompt(self, index: int, options: ResetOptions, /) -> Prompt:
         letters = options.get("level", len(self.alphabet))
         if not isinstance(letters, (int, np.integer)) or not 1 <= letters <= len(self.alphabet):
             raise ConfigError(f"level: the number of letters in play, 1 to {len(self.alphabet)}, got {letters!r}")

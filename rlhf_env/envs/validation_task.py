@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
 from rlhf_env.envs.splits import Part, held_out_texts, unit_interval
-from rlhf_env.envs.tasks import check_fraction, load_task
+from rlhf_env.envs.tasks import TaskSpec, check_fraction, load_task, option_names
 from rlhf_env.errors import under
-from rlhf_env.types import Options, Prompt, Task
+from rlhf_env.types import Bool, Episode, Int, JudgesForm, MasksActions, Prompt, Replies, ResetOptions, ScoresItself
 
 _TRIES = 1000  # of indices, for a prompt on the wanted side of an unbounded task
 
@@ -23,11 +22,26 @@ class Validation:
     text decides on which side it is. A task with a single prompt has it on both sides.
     """
 
-    def __init__(self, task: str | Mapping[str, Any] | Task, share: float = 0.2, part: Part = "training") -> None:
+    score: Callable[[Episode], float]
+    reply: Callable[[Episode], str | None]
+    well_formed: Callable[[Episode], bool]
+    action_mask: Callable[[Prompt, Int], Bool]
+
+    def __init__(self, task: TaskSpec, share: float = 0.2, part: Part = "training") -> None:
         check_fraction(share)
         with under("task"):
             self.task = load_task(task)
         self.share, self.part = share, part
+        self.option_names = option_names(self.task)
+        # A score, a reply, a form, an action mask: what the task has, and nothing that it has not.
+        if isinstance(self.task, ScoresItself):
+            self.score = self.task.score
+        if isinstance(self.task, Replies):
+            self.reply = self.task.reply
+        if isinstance(self.task, JudgesForm):
+            self.well_formed = self.task.well_formed
+        if isinstance(self.task, MasksActions):
+            self.action_mask = self.task.action_mask
 
     @property
     def size(self) -> int | None:
@@ -40,7 +54,7 @@ class Validation:
         aside = held_out_texts(texts, self.share)
         return [i for i, text in enumerate(texts) if not aside or (text in aside) == (self.part == "held_out")]
 
-    def prompt(self, index: int, options: Options, /) -> Prompt:
+    def prompt(self, index: int, options: ResetOptions, /) -> Prompt:
         if self.task.size is not None:
             return self.task.prompt(self._places[index % len(self._places)], options)
         stream = np.random.default_rng(index)
@@ -57,12 +71,6 @@ class Validation:
     def held_out(self) -> Validation:
         aside = Validation(self.task, self.share, "held_out")
         return self if self.size is not None and self.size == aside.size == self.task.size else aside
-
-    def __getattr__(self, name: str) -> Any:
-        """Everything else (score, reply, action mask, option names) is the task's own, if it has it."""
-        if name.startswith("_") or name == "task":
-            raise AttributeError(name)
-        return getattr(self.task, name)
 
 
 def _salted(prompt: Prompt) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from rlhf_env.errors import DataError
 
@@ -62,7 +61,7 @@ def json_object(field: str, value: object) -> str:
     return ""
 
 
-def as_json(value: Any) -> str:
+def as_json(value: object) -> str:
     """One spelling for one value: what digests are made of. TypeError or ValueError where JSON cannot hold it."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=dict)
 

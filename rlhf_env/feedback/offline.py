@@ -18,8 +18,8 @@ from rlhf_env.feedback.interchange import read_jsonl
 from rlhf_env.feedback.judgements import Preference, Response
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.learning.functional import with_reference_logprobs
-from rlhf_env.learning.loop import DataSource
 from rlhf_env.learning.rollout import Rollout, preference_pairs
+from rlhf_env.learning.sources import DataSource
 from rlhf_env.types import Episode, Float, Prompt, Tokenizer, TokenScorer
 
 

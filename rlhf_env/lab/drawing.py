@@ -10,16 +10,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy.typing as npt
+
 from rlhf_env.errors import MissingExtra
 from rlhf_env.shown_text import for_page
+from rlhf_env.types import JsonObject
 
 # Okabe and Ito, "Color Universal Design" (2008), the darker ones first; their yellow is too pale for a line on white.
+# Of matplotlib, which is an extra and whose types are left out.
+Axes = Any
+Figure = Any
+
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 INK, MUTED, LINE, PAPER = "#1d2430", "#5f6875", "#dfe3e8", "#fefefe"
 _PAGE_COLOURS = {INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)", PAPER: "var(--panel)"}
 
-_STYLE: dict[str, Any] = {
+_STYLE: JsonObject = {
     "font.size": 11,
     "svg.fonttype": "none",  # text stays text: selectable, and in the reader's own font
     "text.parse_math": False,  # names come from files: a `$` in one is a `$`
@@ -51,11 +58,11 @@ class Picture:
     description: str
     width: int
     height: int
-    paint: Callable[[Any], None]
+    paint: Callable[[Figure], None]
 
 
 def panel(
-    figure: Any,
+    figure: Figure,
     title: str,
     subtitle: str,
     *,
@@ -63,7 +70,7 @@ def panel(
     width: float = 1.0,
     margin_left: float = 46,
     margin_right: float = 20,
-) -> Any:
+) -> Axes:
     """Axes with a title above their left edge, light horizontal rules and no box. Margins are in points."""
     full_width, full_height = figure.get_size_inches() * 72
     bottom, top = 42, 50
@@ -85,7 +92,7 @@ def panel(
 
 
 def name_ends(
-    axes: Any, ends: Mapping[str, tuple[float, float]], names: Mapping[str, str], styles: Mapping[str, AgentStyle]
+    axes: Axes, ends: Mapping[str, tuple[float, float]], names: Mapping[str, str], styles: Mapping[str, AgentStyle]
 ) -> None:
     """Each name right of the end of its line, moved apart where they would overlap, with a leader to its line."""
     height, right = axes_height(axes), axes.get_xlim()[1]
@@ -100,13 +107,13 @@ def name_ends(
         write(axes, names[agent], (x_name, y_name), 4)
 
 
-def mark(axes: Any, x: Any, y: Any, style: AgentStyle, *, size: float, **more: Any) -> None:
+def mark(axes: Axes, x: npt.ArrayLike, y: npt.ArrayLike, style: AgentStyle, *, size: float, **more: object) -> None:
     """Dots in an agent's colour and shape, without a line."""
     axes.plot(x, y, color=style.colour, marker=style.marker, markersize=size, linestyle="", **more)
 
 
 def write(
-    axes: Any, text: str, at: tuple[float, float], right: float, xycoords: str | tuple[str, str] = "axes fraction"
+    axes: Axes, text: str, at: tuple[float, float], right: float, xycoords: str | tuple[str, str] = "axes fraction"
 ) -> None:
     """`text`, so many points to the right of a place."""
     axes.annotate(text, at, (right, 0), xycoords=xycoords, textcoords="offset points", va="center", color=INK)
@@ -124,11 +131,11 @@ def spaced(positions: Sequence[float], *, gap: float, top: float) -> list[float]
     return placed
 
 
-def axes_width(axes: Any) -> float:
+def axes_width(axes: Axes) -> float:
     return float(axes.get_position().width * axes.figure.get_size_inches()[0] * 72)
 
 
-def axes_height(axes: Any) -> float:
+def axes_height(axes: Axes) -> float:
     return float(axes.get_position().height * axes.figure.get_size_inches()[1] * 72)
 
 

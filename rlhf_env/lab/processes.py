@@ -16,7 +16,8 @@ from typing import Any, Literal, Protocol
 
 from rlhf_env.errors import DiskRefused, RlhfEnvError
 from rlhf_env.learning.engine import set_threads
-from rlhf_env.learning.loop import Interrupted, Row
+from rlhf_env.learning.loop import Row
+from rlhf_env.learning.signals import Interrupted
 from rlhf_env.shown_text import without_secrets
 
 _BETWEEN_NEWS = 0.2  # seconds: what a job tells more often is not sent

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
 from rlhf_env.errors import ConfigError
 from rlhf_env.learning.engine import Engine, Optimizer
 from rlhf_env.learning.spending import Spending
-from rlhf_env.types import Float, Int, Observation, Task, Tokenizer
+from rlhf_env.types import Float, Int, Observation, ResetOptions, State, Task, Tokenizer
 
 if TYPE_CHECKING:
     from rlhf_env.envs.rewards import RewardMix
@@ -49,12 +49,11 @@ class Agent(Protocol):
     One that wraps another takes it as a third argument named `agent`; in a file, that one has a table of its own:
     `agent = { name = "ppo", lr = 1e-4 }`.
 
-    A class may say of itself: `trains = False` (a control, measured as it is), `imitates = True` (it learns from
-    demonstrations, not from its own texts), `policy_writes = False` (its texts are not `setup.policy`'s alone, so that
-    others than the policy say how likely they are), `kl_bound` (of a distance to the policy that cannot be measured).
+    What a class may say of itself beyond that are the protocols below; `traits` reads them, and has the default for
+    who says nothing.
     """
 
-    def begin(self) -> dict[str, Any]:
+    def begin(self) -> ResetOptions:
         """Options for the next `env.reset`: group size, level, ..."""
 
     def act(self, observation: Observation, /) -> Decision:
@@ -63,10 +62,64 @@ class Agent(Protocol):
     def update(self, rollout: Rollout, /) -> Metrics:
         """Learn from one batch of finished episodes; finite numbers for the log."""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Everything `act` and `update` depend on: nested dicts of tensors, arrays and plain values."""
 
-    def load_state_dict(self, state: Mapping[str, Any], /) -> None: ...
+    def load_state_dict(self, state: State, /) -> None: ...
+
+
+@runtime_checkable
+class SaysIfItTrains(Protocol):
+    """`trains = False`: a control, measured as it is."""
+
+    @property
+    def trains(self) -> bool: ...
+
+
+@runtime_checkable
+class SaysIfItImitates(Protocol):
+    """`imitates = True`: it learns from demonstrations and not from its own texts."""
+
+    @property
+    def imitates(self) -> bool: ...
+
+
+@runtime_checkable
+class SaysWhoWrites(Protocol):
+    """`policy_writes = False`: its texts are not `setup.policy`'s alone, so others say how likely they are."""
+
+    @property
+    def policy_writes(self) -> bool: ...
+
+
+@runtime_checkable
+class BoundsItsKL(Protocol):
+    """`kl_bound`, in nats a response: of a distance to the policy that cannot be measured."""
+
+    @property
+    def kl_bound(self) -> float | None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """What an agent says of itself; see the protocols above."""
+
+    trains: bool = True
+    imitates: bool = False
+    policy_writes: bool = True
+    kl_bound: float | None = None
+
+
+def traits(agent: Agent) -> Traits:
+    """Who says nothing trains, on texts that its policy writes; whoever does not train gives texts of another."""
+    trains = bool(agent.trains) if isinstance(agent, SaysIfItTrains) else True
+    bound = agent.kl_bound if isinstance(agent, BoundsItsKL) else None
+    return Traits(
+        trains=trains,
+        imitates=bool(agent.imitates) if isinstance(agent, SaysIfItImitates) else False,
+        policy_writes=bool(agent.policy_writes) if isinstance(agent, SaysWhoWrites) else trains,
+        kl_bound=None if bound is None else float(bound),
+    )
 
 
 @dataclass(frozen=True)
@@ -97,8 +150,7 @@ class Setup:
         Agents that carry the KL term themselves (DPO's implicit one) read it here, so the objective stays the
         environment's.
         """
-        part = self.reward.parts.get("kl")
-        return self.reward.weights.get("kl", 0.0) * float(getattr(part, "coefficient", 1.0))
+        return 0.0 if self.reward.kl is None else self.reward.kl.beta
 
     def stream(self, purpose: str) -> np.random.Generator:
         """An own random stream for each purpose, derived from the run's seed."""
@@ -112,7 +164,7 @@ class Setup:
             raise ConfigError(f"group_size {group_size} does not divide the batch of {self.batch_size} rows (num_envs)")
 
 
-def learned_state(policy: Policy, optimizer: Optimizer, order: np.random.Generator) -> dict[str, Any]:
+def learned_state(policy: Policy, optimizer: Optimizer, order: np.random.Generator) -> State:
     """The state of an agent that is a policy, its optimizer and the stream its minibatches are drawn from."""
     return {
         "policy": policy.state_dict(),
@@ -122,9 +174,7 @@ def learned_state(policy: Policy, optimizer: Optimizer, order: np.random.Generat
     }
 
 
-def load_learned_state(
-    state: Mapping[str, Any], policy: Policy, optimizer: Optimizer, order: np.random.Generator
-) -> None:
+def load_learned_state(state: State, policy: Policy, optimizer: Optimizer, order: np.random.Generator) -> None:
     """Give `learned_state` back."""
     policy.load_state_dict(state["policy"])
     policy.load_sampling_state(state["sampling"])

@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rlhf_env.errors import DataError, DiskRefused
+from rlhf_env.types import JsonObject
 
 FORMAT_VERSION = 2
 _TENSORS, _STATE, _MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
@@ -33,7 +34,7 @@ _CONTENT = (_TENSORS, _STATE)
 _FOLDER = re.compile(r"step-(\d+)(\.replaced)?")
 
 
-def save(parent: Path, step: int, state: Mapping[str, Any], record: Mapping[str, Any], *, keep: int = 2) -> Path:
+def save(parent: Path, step: int, state: Mapping[str, object], record: Mapping[str, object], *, keep: int = 2) -> Path:
     """Write `state` (nested dicts and lists of tensors, arrays, plain values) as checkpoint `step`; its directory.
 
     `record` goes into the manifest (versions, thread count, config hash). Of the checkpoints up to this step, the
@@ -125,26 +126,26 @@ def problems(folder: Path) -> list[str]:
     return defects
 
 
-def manifest_of(folder: Path) -> dict[str, Any]:
+def manifest_of(folder: Path) -> JsonObject:
     """The manifest of a valid checkpoint."""
-    content: dict[str, Any] = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+    content: dict[str, object] = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
     return content
 
 
-def load(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def load(folder: Path) -> tuple[JsonObject, JsonObject]:
     """(state, manifest). Raises DataError, naming the file, when anything is missing or damaged."""
     defects = problems(folder)
     if defects:
         raise DataError(*defects)
     try:
         plain = json.loads((folder / _STATE).read_text(encoding="utf-8"))
-        state: dict[str, Any] = _put_together(plain, load_file(folder / _TENSORS))
+        state: dict[str, object] = _put_together(plain, load_file(folder / _TENSORS))
     except (ValueError, KeyError, SafetensorError) as error:  # undamaged, but not written by `save`
         raise DataError(f"{folder} does not hold a checkpoint's state: {error!r}") from error
     return state, manifest_of(folder)
 
 
-def _other_format(folder: Path, manifest: Mapping[str, Any]) -> str:
+def _other_format(folder: Path, manifest: Mapping[str, object]) -> str:
     version, versions = manifest["format_version"], manifest.get("versions")
     maker = versions.get("rlhf-env") if isinstance(versions, Mapping) else None
     newer = isinstance(version, int) and version > FORMAT_VERSION
@@ -181,7 +182,7 @@ def _sweep(parent: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _take_apart(value: Any, path: str, tensors: dict[str, Tensor], seen: dict[tuple[Any, ...], str]) -> Any:
+def _take_apart(value: Any, path: str, tensors: dict[str, Tensor], seen: dict[tuple[object, ...], str]) -> Any:
     """The JSON form of `value`. Its tensors and arrays go into `tensors`; tied tensors go there once.
 
     `path` is where `value` stands in the state; `seen` maps the memory of a tensor to the name under which it was
@@ -216,7 +217,7 @@ def _put_away(tensor: Tensor, path: str, tensors: dict[str, Tensor]) -> str:
     return name
 
 
-def _put_together(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+def _put_together(value: object, tensors: Mapping[str, Tensor]) -> Any:
     if isinstance(value, dict):
         if "$tensor" in value:
             return tensors[value["$tensor"]]
@@ -228,7 +229,7 @@ def _put_together(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     return value
 
 
-def _seal(manifest: Mapping[str, Any]) -> str:
+def _seal(manifest: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 

@@ -10,11 +10,12 @@ from typing import Any, TypeVar, get_origin
 
 from rlhf_env.errors import ConfigError, Key, Problem, did_you_mean
 from rlhf_env.plain_data import fits, spoken
+from rlhf_env.types import JsonObject, JsonView
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
-def from_table(cls: type[T], table: Mapping[str, Any], where: str) -> T:
+def from_table(cls: type[_T], table: JsonView, where: str) -> _T:
     """Build the dataclass `cls` from `table`; `where` begins each message, as in "[agent] lr: ...".
 
     A field that is itself a dataclass takes a table of its own, which changes the field's default key by key (or stands
@@ -25,10 +26,10 @@ def from_table(cls: type[T], table: Mapping[str, Any], where: str) -> T:
     value = _build(cls, table, where, (), problems)
     if problems:
         raise ConfigError(*problems)
-    return typing.cast(T, value)
+    return typing.cast(_T, value)
 
 
-def _build(cls: type[Any], table: Mapping[str, Any], where: str, keys: tuple[str, ...], problems: list[Problem]) -> Any:
+def _build(cls: type[Any], table: JsonView, where: str, keys: tuple[str, ...], problems: list[Problem]) -> Any:
     """`keys` lead to `table` from the outermost one."""
     found_before = len(problems)
 
@@ -41,8 +42,8 @@ def _build(cls: type[Any], table: Mapping[str, Any], where: str, keys: tuple[str
     inner_names = [(inner.name, name) for name, hint in nested.items() for inner in dataclasses.fields(hint)]
     times = Counter(inner for inner, _ in inner_names)
     lifted = {inner: name for inner, name in inner_names if inner not in fields and times[inner] == 1}
-    given: dict[str, Any] = {}
-    tables: dict[str, dict[str, Any]] = {}
+    given: JsonObject = {}
+    tables: dict[str, JsonObject] = {}
     for key, value in table.items():
         if key in nested:
             if isinstance(value, Mapping):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from rlhf_env.errors import ConfigError, RunFailed
 from rlhf_env.learning.schedules import ScheduleName, multiplier
 from rlhf_env.learning.spending import Spending
 from rlhf_env.plain_data import refuse_misfits
+from rlhf_env.types import State
 
 LARGE = 5_000_000  # a model of this many parameters gains from a second thread
 
@@ -133,11 +134,11 @@ class Optimizer:
         self._engine.spending.add(gradient_steps=1)
         return norm
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Moments by parameter index (tensors), as AdamW keeps them."""
         return {str(index): dict(values) for index, values in self._adamw.state_dict()["state"].items()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         own = self._adamw.state_dict()
         # AdamW updates these tensors in place, so it gets copies of the caller's. Tensors that are its own already are
         # not copied.

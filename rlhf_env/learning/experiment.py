@@ -12,7 +12,8 @@ from typing import Any, Literal
 import tomli_w
 
 from rlhf_env import plugins
-from rlhf_env.envs.rewards import RewardMix, RewardTable, load_rewards
+from rlhf_env.envs.reward_tables import RewardTable, load_rewards
+from rlhf_env.envs.rewards import RewardMix
 from rlhf_env.envs.tasks import held_out, load_task
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.errors import ConfigError, DataError, Problem, under
@@ -20,15 +21,16 @@ from rlhf_env.learning.agent import Agent, Setup
 from rlhf_env.learning.checkpoints import fingerprint
 from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.engine import Engine
-from rlhf_env.learning.loop import EnvSource, Row, Source, Training, train
+from rlhf_env.learning.loop import Row, Training, train
 from rlhf_env.learning.models import fitted, load_policy, load_tokenizer_of
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
+from rlhf_env.learning.sources import EnvSource, Source
 from rlhf_env.learning.spending import Budget, Spending, Stopping
 from rlhf_env.plain_data import refuse_misfits
 from rlhf_env.policies.language_model import ROWS_AT_ONCE
 from rlhf_env.policies.policy import Policy, Sampling
 from rlhf_env.toml_files import naming_lines, read_toml
-from rlhf_env.types import Task
+from rlhf_env.types import JsonObject, JsonView, Task
 
 # What no machine that this is for can hold: a mistyped size is a message, and not the end of all that runs there.
 _MOST = 2**20  # texts side by side, tokens of a text, prompts of an evaluation
@@ -112,7 +114,7 @@ class EvaluationSettings:
     prompts: int = 128
     every: int = 0
     seed: int = 12_345
-    rewards: dict[str, Any] = field(default_factory=dict)
+    rewards: JsonObject = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         refuse_misfits(self)
@@ -139,11 +141,11 @@ class Experiment:
 
     name: str = "experiment"
     seed: int = 0
-    task: dict[str, Any] = field(default_factory=lambda: {"name": "count"})
+    task: JsonObject = field(default_factory=lambda: {"name": "count"})
     policy: PolicySettings = field(default_factory=PolicySettings)
     environment: EnvironmentSettings = field(default_factory=EnvironmentSettings)
-    rewards: dict[str, Any] = field(default_factory=lambda: {"task": 1.0})
-    agent: dict[str, Any] = field(default_factory=lambda: {"name": "ppo"})
+    rewards: JsonObject = field(default_factory=lambda: {"task": 1.0})
+    agent: JsonObject = field(default_factory=lambda: {"name": "ppo"})
     preferences: str | None = None
     budget: Budget = field(default_factory=lambda: Budget(generated_tokens=100_000), metadata={"whole": True})
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
@@ -159,11 +161,6 @@ class Experiment:
             problems.append(f"name must be one or more printable characters, got {self.name!r}")
         if self.max_kl is not None and not self.max_kl > 0:
             problems.append(f"max_kl must be positive, got {self.max_kl}")
-        if self.max_kl is not None and "kl" not in self.rewards:
-            problems.append(
-                "max_kl is measured by the reward part 'kl', which is not among [rewards]: add it (`kl = 0.0` measures "
-                "and costs nothing)"
-            )
         if not self.min_delta >= 0:
             problems.append(f"min_delta must not be negative, got {self.min_delta}")
         if self.patience > 0 and self.evaluation.every == 0:
@@ -179,7 +176,7 @@ class Experiment:
             raise ConfigError(*problems)
 
     @classmethod
-    def from_table(cls, table: Mapping[str, Any], where: str = "experiment") -> Experiment:
+    def from_table(cls, table: JsonView, where: str = "experiment") -> Experiment:
         """From plain data. Raises ConfigError with every problem found."""
         return from_table(cls, table, where)
 
@@ -194,7 +191,7 @@ class Experiment:
         """The resolved file: every setting that is in force and not None."""
         return tomli_w.dumps(_without_none(asdict(self)))
 
-    def with_agent(self, agent: str | Mapping[str, Any]) -> Experiment:
+    def with_agent(self, agent: str | JsonView) -> Experiment:
         """The same experiment with another agent: swapping the algorithm is this one word."""
         return replace(self, agent={"name": agent} if isinstance(agent, str) else dict(agent))
 
@@ -315,6 +312,15 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
     policy.reseed(experiment.seed)
     with under("rewards"):
         reward = load_rewards(experiment.rewards, task, {"reference": reference, "tokenizer": tokenizer})
+    if experiment.max_kl is not None and reward.kl is None:
+        raise ConfigError(
+            Problem(
+                "max_kl is measured by a KL penalty, and none is among [rewards]: add one (`kl = 0.0` measures and "
+                "costs nothing)",
+                ("max_kl",),
+                "",
+            )
+        )
     env = TextVectorEnv(
         settings.num_envs,
         task=task,
@@ -374,7 +380,7 @@ def _check_reward(part: str, settings: Any) -> None:
         RewardTable.read(part, settings).require_plugin()
 
 
-def make_agent(spec: str | Mapping[str, Any], setup: Setup) -> Agent:
+def make_agent(spec: str | JsonView, setup: Setup) -> Agent:
     """An agent by name and settings: `{"name": "ppo", "lr": 1e-4}`. One that wraps another has it in `agent`:
     `{"name": "curriculum", "levels": [1, 2], "agent": {"name": "ppo"}}`.
 

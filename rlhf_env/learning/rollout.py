@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf_env.envs.rewards import Score
-from rlhf_env.types import Episode, Float
+from rlhf_env.envs.infos import VectorInfo
+from rlhf_env.types import Episode, Float, Score
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,8 @@ class Rollout:
     """float64[B, L] each: what the agent's `act` attached to its tokens."""
     stated: bool = False
     """Whether `logprobs` are known; if not, they are 0."""
+    judged: bool = False
+    """Whether the rewards are stored judgements, 1 for what is preferred or desirable and 0 for the rest."""
     measured: Mapping[str, float] = field(default_factory=dict)
     """Numbers about the whole batch that whoever made it measured, for the log."""
 
@@ -120,11 +121,6 @@ class Rollout:
         """bool[B]: rows that have a reward. Rows that were cut from outside, or where a part failed, have none."""
         return torch.tensor([bool(score.raw) for score in self.scores], device=self.tokens.device)
 
-    @property
-    def judged(self) -> bool:
-        """Whether the rewards are stored judgements: their one part is "preference", 1 if preferred and else 0."""
-        return bool(self.scores) and all(set(score.raw) == {"preference"} for score in self.scores)
-
     def part(self, name: str) -> Tensor:
         """float64[B]: one reward part, unweighted."""
         return torch.tensor([score.raw[name] for score in self.scores], dtype=torch.float64)
@@ -164,30 +160,10 @@ class Rollout:
         )
 
 
-def finished(infos: Mapping[str, Any]) -> list[tuple[int, Episode, Score]]:
-    """The episodes that ended in a vector environment's step, read from its infos: (row, episode, score)."""
-    ended: list[tuple[int, Episode, Score]] = []
-    for row in np.flatnonzero(infos.get("_text_episode", [])):
-        episode: Episode = infos["text_episode"][row]
-        ended.append((int(row), episode, _score(infos, int(row), len(episode.response_ids))))
-    return ended
-
-
-def _score(infos: Mapping[str, Any], row: int, length: int) -> Score:
-    known = infos.get("reward_failures", {}).items()
-    failed = {name: str(did[row]) for name, did in known if not name.startswith("_") and did[row] is not None}
-    if not infos.get("_reward_parts", np.zeros(row + 1, dtype=np.bool_))[row]:
-        return Score(raw={}, weights={}, failed=failed)  # cut from outside, or not to be scored
-    return Score(
-        raw={name: float(v[row]) for name, v in infos["reward_parts"].items() if not name.startswith("_")},
-        weights={name: float(v[row]) for name, v in infos["reward_weights"].items() if not name.startswith("_")},
-        tokens={
-            name: np.asarray(v[row][:length], dtype=np.float64)
-            for name, v in infos.get("token_rewards", {}).items()
-            if not name.startswith("_")
-        },
-        failed=failed,
-    )
+def finished(infos: VectorInfo) -> list[tuple[int, Episode, Score]]:
+    """The episodes that ended in a vector environment's step, as its infos hold them: (row, episode, score)."""
+    ended = np.flatnonzero(infos["_text_episode"]) if "text_episode" in infos else ()
+    return [(int(row), infos["text_episode"][row], infos["score"][row]) for row in ended]
 
 
 def demonstrations(episodes: Sequence[Episode], *, pad_id: int) -> Rollout:
@@ -201,7 +177,7 @@ def labelled_answers(episodes: Sequence[Episode], desirable: Sequence[bool], *, 
         Score(raw={"preference": float(good)}, weights={"preference": 1.0})
         for _, good in zip(episodes, desirable, strict=True)
     ]
-    return Rollout.from_episodes(episodes, scores, pad_id=pad_id)
+    return replace(Rollout.from_episodes(episodes, scores, pad_id=pad_id), judged=True)
 
 
 def preference_pairs(
@@ -214,4 +190,4 @@ def preference_pairs(
     rows = [episode for pair in zip(chosen, rejected, strict=True) for episode in pair]
     each = [1.0] * len(chosen) if weights is None else weights
     scores = [Score(raw={"preference": 1.0 - i % 2}, weights={"preference": each[i // 2]}) for i in range(len(rows))]
-    return Rollout.from_episodes(rows, scores, pad_id=pad_id, group_size=2)
+    return replace(Rollout.from_episodes(rows, scores, pad_id=pad_id, group_size=2), judged=True)

@@ -27,6 +27,7 @@ from rlhf_env.learning import checkpoints
 from rlhf_env.learning.folder_lock import hold
 from rlhf_env.learning.tracking import WandbRun
 from rlhf_env.shown_text import without_secrets
+from rlhf_env.types import JsonObject, JsonView
 from rlhf_env.whole_files import write_whole
 
 _DISTRIBUTIONS = ("rlhf-env", "torch", "transformers", "gymnasium", "numpy", "stable-baselines3")
@@ -147,7 +148,7 @@ class RunFolder:
     def config_hash(self) -> str:
         return config_hash(self._toml)
 
-    def log(self, row: Mapping[str, Any]) -> None:
+    def log(self, row: JsonView) -> None:
         """Append one row of metrics (`row["update"]` says where): a whole JSON line, and TensorBoard's events.
 
         Raises DiskRefused; half a line is never read back.
@@ -164,7 +165,7 @@ class RunFolder:
         if self._tracking is not None:
             self._tracking.log(clean)
 
-    def _to_tensorboard(self, row: Mapping[str, Any]) -> None:
+    def _to_tensorboard(self, row: JsonView) -> None:
         """The row as events; of a long run fewer and fewer rows (`drawn`), but every evaluation."""
         writer = self._tensorboard_writer()
         if writer is None:
@@ -185,7 +186,7 @@ class RunFolder:
             "room, then go on with --resume"
         )
 
-    def save(self, step: int, state: Mapping[str, Any], threads: int) -> Path:
+    def save(self, step: int, state: JsonView, threads: int) -> Path:
         """Write a checkpoint of `state`; metrics up to here are made durable first. Raises DiskRefused."""
         try:
             if self._metrics is not None:
@@ -201,7 +202,7 @@ class RunFolder:
         folder = checkpoints.latest(self.path / "checkpoints")
         return None if folder is None else int(checkpoints.manifest_of(folder)["threads"])
 
-    def restore(self, threads: int | None = None) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    def restore(self, threads: int | None = None) -> tuple[JsonObject, JsonObject] | None:
         """(state, manifest) of the newest checkpoint, and the metrics cut back to it; None where none was saved yet.
 
         What is not as it was then (this run has `threads`) is in `not_exact` and in record.json. Raises DataError for
@@ -247,7 +248,7 @@ class RunFolder:
             )
         write_whole(self.path / "record.json", json.dumps(record, indent=1))
 
-    def _note_resume(self, manifest: Mapping[str, Any], threads: int | None) -> None:
+    def _note_resume(self, manifest: JsonView, threads: int | None) -> None:
         before, now = (
             {"threads": at, **made}
             for at, made in (
@@ -304,7 +305,7 @@ def as_logged(row: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _finite(value) for key, value in row.items()}
 
 
-def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
+def read_metrics(folder: str | Path) -> list[JsonObject]:
     """The rows of `metrics.jsonl`, whole lines only. Raises DataError for a line that is no row."""
     file = Path(folder) / "metrics.jsonl"
     rows, unreadable = _rows_of(file)
@@ -313,9 +314,9 @@ def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _rows_of(file: Path) -> tuple[list[dict[str, Any]], list[int]]:
+def _rows_of(file: Path) -> tuple[list[JsonObject], list[int]]:
     """The rows of a file of metrics, and the numbers of lines that are none."""
-    rows: list[dict[str, Any]] = []
+    rows: list[JsonObject] = []
     unreadable = []
     content = file.read_bytes() if file.exists() else b""
     for number, line in enumerate(content.split(b"\n")[:-1], 1):  # the last of a killed run may be half written
@@ -330,7 +331,7 @@ def _rows_of(file: Path) -> tuple[list[dict[str, Any]], list[int]]:
     return rows, unreadable
 
 
-def _read_record(file: Path) -> dict[str, Any] | None:
+def _read_record(file: Path) -> JsonObject | None:
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -338,7 +339,7 @@ def _read_record(file: Path) -> dict[str, Any] | None:
     return record if isinstance(record, dict) else None
 
 
-def _tensorboard_bins(histogram: Mapping[str, Any]) -> dict[str, Any]:
+def _tensorboard_bins(histogram: JsonView) -> JsonObject:
     """A histogram as TensorBoard takes it. Sums are those of values in the middle of their bins."""
     counts, low, high = histogram["counts"], histogram["low"], histogram["high"]
     width = (high - low) / len(counts)
@@ -392,15 +393,15 @@ def _refuse_other_experiment(described: Path, toml: str) -> None:
         )
 
 
-def _flat(table: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+def _flat(table: JsonView, above: str = "") -> JsonObject:
     """{"agent": {"lr": 1}} -> {"agent.lr": 1}"""
-    flat: dict[str, Any] = {}
+    flat: JsonObject = {}
     for key, value in table.items():
         flat |= _flat(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
     return flat
 
 
-def _spoken(flat: Mapping[str, Any], key: str) -> str:
+def _spoken(flat: JsonView, key: str) -> str:
     return repr(flat[key]) if key in flat else "not set"
 
 

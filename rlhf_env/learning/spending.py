@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
 
 from rlhf_env.errors import ConfigError
+from rlhf_env.types import JsonObject, JsonView, State
 
 
 @dataclass
@@ -34,7 +33,7 @@ class Spending:
     def as_dict(self) -> dict[str, float]:
         return asdict(self)
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: JsonObject) -> None:
         for name, value in state.items():
             setattr(self, name, value)
 
@@ -88,7 +87,7 @@ class Stopping:
     _stale: int = field(default=0, init=False)
     _update: int = field(default=-1, init=False)
 
-    def __call__(self, row: Mapping[str, Any], /) -> str | None:
+    def __call__(self, row: JsonView, /) -> str | None:
         kl = row.get("rollout/kl")
         if self.max_kl is not None and kl is not None and kl > self.max_kl:
             return f"kl {kl:.2f} above max_kl {self.max_kl:g}"
@@ -110,9 +109,9 @@ class Stopping:
         else:
             self._stale += 1
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {"best": self._best, "stale": self._stale, "update": self._update}
 
-    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+    def load_state_dict(self, state: State, /) -> None:
         self._best = state.get("best")
         self._stale, self._update = int(state.get("stale", 0)), int(state.get("update", -1))

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_env.errors import ConfigError, MissingExtra
+from rlhf_env.types import JsonView
 
 ID_FILE = "wandb_id"
 
@@ -51,7 +52,7 @@ class WandbRun:
                 "(WANDB_MODE=offline needs no account and no network)"
             ) from error
 
-    def log(self, row: Mapping[str, Any]) -> None:
+    def log(self, row: JsonView) -> None:
         """One row of metrics, with its histograms; what was not finite (null) is left out."""
         self._run.log(
             {
@@ -65,7 +66,7 @@ class WandbRun:
     def close(self) -> None:
         self._run.finish()
 
-    def _histogram(self, bins: Mapping[str, Any]) -> Any:
+    def _histogram(self, bins: JsonView) -> Any:
         counts = np.asarray(bins["counts"])
         edges = np.linspace(bins["low"], bins["high"], len(counts) + 1)
         return self._wandb.Histogram(np_histogram=(counts, edges))

@@ -25,9 +25,11 @@ from rlhf_env.lab.progress import note_of, stage
 from rlhf_env.learning.agent import Setup
 from rlhf_env.learning.engine import Engine
 from rlhf_env.learning.experiment import make_agent
-from rlhf_env.learning.loop import DataSource, Interrupted, train
+from rlhf_env.learning.loop import train
 from rlhf_env.learning.rollout import demonstrations
 from rlhf_env.learning.run_folder import RunFolder, versions
+from rlhf_env.learning.signals import Interrupted
+from rlhf_env.learning.sources import DataSource
 from rlhf_env.learning.spending import Budget, Spending
 from rlhf_env.pipeline.settings import Models
 from rlhf_env.plain_data import refuse_misfits
@@ -111,7 +113,7 @@ def make_models(out: Path, *, recipe: Recipe | None = None, jobs: int = 1, conso
         return Models.within(out)
     work = out / f"work-{recipe.content_hash}"
     tokenizer = _train_tokenizer(recipe, work / "tokenizer")
-    alongside: AbstractContextManager[Any] = _judge_alongside(recipe, tokenizer, work) if jobs > 1 else nullcontext()
+    alongside: AbstractContextManager[object] = _judge_alongside(recipe, tokenizer, work) if jobs > 1 else nullcontext()
     with alongside:
         base = _teach("base", recipe, tokenizer, work, console)
     judge = _teach("judge", recipe, tokenizer, work, console)  # what it has learned alongside is found, not done again

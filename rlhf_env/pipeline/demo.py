@@ -7,7 +7,6 @@ first one stopped.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -18,6 +17,7 @@ from rlhf_env.learning.run_folder import versions
 from rlhf_env.pipeline.base_model import Recipe, make_models
 from rlhf_env.pipeline.reward_model import claim_folder, learn_reward_model
 from rlhf_env.pipeline.settings import Demo, Models
+from rlhf_env.types import JsonObject
 from rlhf_env.whole_files import write_json
 
 # -------------------------------------------------------------------- the shipped models: pretraining and SFT
@@ -65,7 +65,7 @@ def run_demo(
     return report
 
 
-def _about(seeds: int) -> dict[str, Any]:
+def _about(seeds: int) -> JsonObject:
     return {
         "title": "rlhf-env demo: one environment, four agents, one table",
         "what_gold_is": "upbeat, human-like small talk: sentiment, fluency under an independent language model, "

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rlhf_env import assets
 from rlhf_env.errors import ConfigError
 from rlhf_env.feedback.reward_models.config import RewardModelConfig
 from rlhf_env.lab.benchmark.grid import Grid
 from rlhf_env.plain_data import refuse_misfits
+from rlhf_env.types import JsonObject
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Demo:
     max_kl: float = 12.0
     evaluation_prompts: int = 128
     evaluate_every: int = 8
-    agents: dict[str, dict[str, Any]] = field(
+    agents: dict[str, JsonObject] = field(
         default_factory=lambda: {
             "ppo": {"lr": 2e-4, "group_size": 4},
             "grpo": {"lr": 2e-4},
@@ -90,7 +90,7 @@ class Demo:
         if problems:
             raise ConfigError(*problems)
 
-    def gold(self, models: Models) -> dict[str, Any]:
+    def gold(self, models: Models) -> JsonObject:
         """The gold reward as a table of settings: what the simulated annotator goes by, and no agent sees."""
         return {"judge": models.judge, "typical": models.typical}
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlhf_env.policies.attention import CAPPED
+from rlhf_env.policies.untyped import HFConfig, HFModel, HFModule
 
 # Rotary embeddings in which the angle depends on the position alone: one table serves every text. (In "dynamic" and
 # "longrope" it depends on the longest text of the batch as well.)
@@ -110,7 +111,7 @@ class Anatomy:
         return tables
 
 
-def anatomy_of(model: Any) -> Anatomy | None:
+def anatomy_of(model: HFModel) -> Anatomy | None:
     """The anatomy of a causal LM of the transformers library, or of its trunk; None for a model that is not known.
 
     A model is known if it belongs to one of the families below, is in float32 or float64, and computes what its family
@@ -166,7 +167,7 @@ def anatomy_of(model: Any) -> Anatomy | None:
     )
 
 
-def has_dropout(model: Any) -> bool:
+def has_dropout(model: HFModel) -> bool:
     """Whether dropout is active somewhere in the model."""
     attention_dropout = getattr(model.config.get_text_config(), "attention_dropout", 0.0)
     return any(
@@ -175,7 +176,7 @@ def has_dropout(model: Any) -> bool:
     )
 
 
-def weight_and_bias(*modules: Any) -> tuple[Tensor, Tensor | None]:
+def weight_and_bias(*modules: HFModule) -> tuple[Tensor, Tensor | None]:
     """Weight [out, in] and bias [out], None if there is none, of one linear layer with the outputs of all `modules`.
 
     GPT-2's Conv1D stores its weight transposed.
@@ -187,7 +188,7 @@ def weight_and_bias(*modules: Any) -> tuple[Tensor, Tensor | None]:
     return torch.cat(weights), torch.cat(biases) if biases else None
 
 
-def rms_norm_weight(module: Any) -> tuple[Tensor, float] | None:
+def rms_norm_weight(module: HFModule) -> tuple[Tensor, float] | None:
     """Weight [H] and epsilon of an RMS norm in float32; None where the module itself has to be called.
 
     That is so for a LayerNorm, and for any other precision: RMS norms of transformers compute in float32 whatever the
@@ -211,7 +212,7 @@ def apply_rotary(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     return x.roll(x.shape[-1] // 2, -1).mul_(sine).addcmul_(x, cosine)
 
 
-def _is_plain(model: Any) -> bool:
+def _is_plain(model: HFModel) -> bool:
     """Whether every module is as the library makes it, and all are in one precision, float32 or float64."""
     from transformers.pytorch_utils import Conv1D
 
@@ -227,7 +228,7 @@ def _is_plain(model: Any) -> bool:
     return plain
 
 
-def _rotary_layer(layer: Any, config: Any) -> Layer:
+def _rotary_layer(layer: HFModule, config: HFConfig) -> Layer:
     """A layer of Llama, Mistral, Qwen 2 and 3, Gemma 1 to 3."""
     attention, mlp = layer.self_attn, layer.mlp
     between = getattr(layer, "pre_feedforward_layernorm", None)  # Gemma 2 and 3 have norms on both sides
@@ -256,7 +257,7 @@ def _rotary_layer(layer: Any, config: Any) -> Layer:
     )
 
 
-def _gpt2_layer(layer: Any, config: Any) -> Layer:
+def _gpt2_layer(layer: HFModule, config: HFConfig) -> Layer:
     attention, mlp = layer.attn, layer.mlp
     return Layer(
         before_attention=layer.ln_1,

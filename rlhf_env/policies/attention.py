@@ -6,11 +6,11 @@ then depends on how much padding a row has, and so a log-probability depends on 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from rlhf_env.policies.untyped import HFModel
 
 CAPPED = "rlhf_env_capped"  # the name under which transformers knows this implementation
 
@@ -25,7 +25,7 @@ def attend(
     scaling: float,
     dropout: float = 0.0,
     softcap: float | None = None,
-    **_others: Any,
+    **_others: object,
 ) -> tuple[Tensor, Tensor]:
     """Outputs [B, L, heads, D] and weights [B, heads, L, K] of attention `softmax(cap(scaling * q k) + mask) v`.
 
@@ -44,7 +44,7 @@ def attend(
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
-def attend_in_own_precision(model: Any) -> None:
+def attend_in_own_precision(model: HFModel) -> None:
     """Make a transformers model with capped scores attend in its own precision. Other models do not change."""
     config = model.config.get_text_config()
     if getattr(config, "attn_logit_softcapping", None) is None:

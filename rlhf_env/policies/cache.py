@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from rlhf_env.policies.untyped import HFCache
 
-def preallocated_cache(config: Any, slots: int) -> Any:
+
+def preallocated_cache(config: object, slots: int) -> HFCache:
     """A transformers cache for a model of `config`, with memory for `slots` tokens per row; it grows if it must.
 
     Layers that are not plain attention (recurrent ones, for instance) stay as transformers makes them.
@@ -19,12 +19,12 @@ def preallocated_cache(config: Any, slots: int) -> Any:
     return cache
 
 
-def has_slots(cache: Any) -> bool:
+def has_slots(cache: HFCache) -> bool:
     """Whether every layer keeps each token in a slot of its own, where it can move; a recurrent state has no slots."""
     return all(isinstance(layer, PreallocatedLayer) for layer in cache.layers)
 
 
-def rearrange(cache: Any, rows: Tensor, columns: Tensor) -> None:
+def rearrange(cache: HFCache, rows: Tensor, columns: Tensor) -> None:
     """In every layer, slot s of row r gets what was in slot `columns[r, s]` of row `rows[r]`.
 
     `rows` int64[R], `columns` int64[R, slots]. Rows may be named several times or never.
@@ -49,7 +49,7 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is 
         self.length = 0
         self._key_memory = self._value_memory = torch.empty(0)
 
-    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         """Append the keys and values [B, heads, n, D] of n new tokens; returns those of all tokens."""
         start, self.length = self.length, self.length + key_states.shape[-2]
         if not self.is_initialized or self.length > self.slots:
@@ -94,5 +94,5 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is 
         return memory
 
 
-def _is_attention(layer: Any) -> bool:
+def _is_attention(layer: object) -> bool:
     return type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)

@@ -11,8 +11,6 @@ k slots of a row are its last k tokens, as sliding-window attention wants it. Ro
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -22,6 +20,7 @@ from rlhf_env.errors import RunFailed
 from rlhf_env.policies.forward_pass import forward_pass
 from rlhf_env.policies.fused import FusedStep
 from rlhf_env.policies.policy import Sampling, Written
+from rlhf_env.policies.untyped import HFCache, HFModel
 from rlhf_env.types import Bool, Float, Int
 
 # Rows that have ended are dropped from the cache when less than this share of its rows still write. Dropping copies the
@@ -41,12 +40,12 @@ class Decoding:
     again. `fused` does prefill and decode with the model's present weights; if it is None, the model's own code does.
     """
 
-    def __init__(self, model: Any, texts: Int, lengths: Int, rows: Bool, fused: FusedStep | None = None) -> None:
+    def __init__(self, model: HFModel, texts: Int, lengths: Int, rows: Bool, fused: FusedStep | None = None) -> None:
         self.model = model
         self.fused = fused
         self.texts, self.lengths, self.live = texts.copy(), lengths.copy(), rows.copy()
         self._cached_rows = np.flatnonzero(rows)  # int64[R], ascending: row r of the cache belongs to text [r] of these
-        self._cache: Any | None = None
+        self._cache: HFCache | None = None
         self._mask = torch.empty(0)  # bool[R, slots], True on text, and on the slots that are still empty
         self._has_padding = False  # whether `_mask` is False anywhere
 

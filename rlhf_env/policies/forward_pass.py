@@ -14,16 +14,18 @@ from typing import Any
 from torch import Tensor
 
 from rlhf_env.errors import ConfigError
+from rlhf_env.policies.untyped import HFCache, HFModel, HFModule
+from rlhf_env.types import JsonObject
 
 
 def forward_pass(
-    model: Any,
+    model: HFModel,
     tokens: Tensor,
     attention_mask: Tensor,
     positions: Tensor,
     *,
     select: Callable[[Tensor], Tensor],
-    cache: Any | None = None,
+    cache: HFCache | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The states [B, L, H] after the final norm, and the logits [N, V] of the states [N, H] that `select` picks.
 
@@ -34,12 +36,12 @@ def forward_pass(
         raise ConfigError(f"{type(model).__name__} is not a causal language model made of a trunk and a head")
     states: list[Tensor] = []
 
-    def keep_selected(_module: Any, _arguments: Any, output: Any) -> Any:
+    def keep_selected(_module: HFModule, _arguments: Any, output: Any) -> Any:
         states.append(output.last_hidden_state)
         output.last_hidden_state = select(states[0]).unsqueeze(0)
         return output
 
-    inputs: dict[str, Any] = {"input_ids": tokens, "attention_mask": attention_mask, "use_cache": cache is not None}
+    inputs: JsonObject = {"input_ids": tokens, "attention_mask": attention_mask, "use_cache": cache is not None}
     if cache is not None:
         inputs["past_key_values"] = cache
     if "position_ids" in inspect.signature(trunk.forward).parameters:  # ALiBi models take positions from the mask

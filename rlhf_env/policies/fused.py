@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from torch import Tensor
 from rlhf_env.policies.anatomy import Anatomy, Layer, apply_rotary, rms_norm_weight, weight_and_bias
 from rlhf_env.policies.linear import has_onednn
 from rlhf_env.policies.trunk import hidden_states, prefix_tree
+from rlhf_env.policies.untyped import HFCache, HFModel, HFModule
 
 Norm = Callable[[Tensor], Tensor]
 
@@ -61,7 +62,7 @@ class Block:
         self.qkv, self.out = _linear(*layer.qkv), _linear(layer.out)
         self.up, self.down = _linear(*layer.up), _linear(layer.down)
 
-    def __call__(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: Any, bias: Tensor | None) -> Tensor:
+    def __call__(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: object, bias: Tensor | None) -> Tensor:
         """The residual stream [R, H] after this layer; the arguments as in `attend`."""
         attended = self.attend(self.before_attention(x), rotary, cache, bias)
         x = self._add_to_residual(self.out, attended, x, self.after_attention)
@@ -73,7 +74,7 @@ class Block:
             up = self.layer.activation(up)
         return self._add_to_residual(self.down, up, x, self.after_mlp)
 
-    def attend(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: Any, bias: Tensor | None) -> Tensor:
+    def attend(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: HFModule, bias: Tensor | None) -> Tensor:
         """Attention [R, heads * head_size] of one new token per row, `x` [R, H], to everything in the cache.
 
         `rotary`: cosine and sine of the tokens' positions, None without rotary embeddings. `cache`: the key/value cache
@@ -119,7 +120,7 @@ class FusedStep:
     The key/value cache is a `preallocated_cache` in which the texts are left-padded.
     """
 
-    def __init__(self, model: Any, anatomy: Anatomy) -> None:
+    def __init__(self, model: HFModel, anatomy: Anatomy) -> None:
         self._anatomy = anatomy
         self._rotary_tables: dict[str, tuple[Tensor, Tensor]] = {}
         self._blocks = [Block(layer) for layer in anatomy.layers]
@@ -127,7 +128,7 @@ class FusedStep:
         self._head = _linear(model.get_output_embeddings())
         self._cap: float | None = getattr(model.config, "final_logit_softcapping", None)
 
-    def __call__(self, tokens: Tensor, positions: Tensor, cache: Any, mask: Tensor | None) -> Tensor:
+    def __call__(self, tokens: Tensor, positions: Tensor, cache: HFCache, mask: Tensor | None) -> Tensor:
         """Decode: the logits [R, V] after one token more per row, `tokens` int64[R] at `positions` int64[R].
 
         The cache grows by one slot. `mask` bool[R, slots in use + 1] is True on text; None: there is no padding.
@@ -144,7 +145,7 @@ class FusedStep:
             x = block(x, rotary.get(block.layer.rotary_table or ""), layer_cache, bias)
         return self._logits(self._norm(x))
 
-    def prefill(self, tokens: Tensor, mask: Tensor, cache: Any, rows: Tensor, columns: Tensor) -> Tensor:
+    def prefill(self, tokens: Tensor, mask: Tensor, cache: HFCache, rows: Tensor, columns: Tensor) -> Tensor:
         """Prefill: the logits [B, V] after `tokens` int64[B, L], right-padded, `mask` bool[B, L] True on text.
 
         Fills the empty cache: slot s of its row r holds the key and value of token `columns[r, s]` of text `rows[r]`.
@@ -162,7 +163,7 @@ class FusedStep:
         logits: Tensor = self._head(states)
         return logits if self._cap is None else logits.div_(self._cap).tanh_().mul_(self._cap)
 
-    def _tables(self, cache: Any) -> dict[str, tuple[Tensor, Tensor]]:
+    def _tables(self, cache: HFCache) -> dict[str, tuple[Tensor, Tensor]]:
         """`Anatomy.rotary_tables` with every position of the cache; they double when the cache outgrows them."""
         needed = cache.get_seq_length() + 1
         if not self._rotary_tables or len(next(iter(self._rotary_tables.values()))[0]) < needed:
@@ -171,13 +172,13 @@ class FusedStep:
         return self._rotary_tables
 
 
-def _linear(*modules: Any) -> Linear:
+def _linear(*modules: object) -> Linear:
     """One linear layer with the outputs of all modules."""
     weight, bias = weight_and_bias(*modules)
     return Linear(weight.detach().contiguous(), None if bias is None else bias.detach())
 
 
-def _norm(module: Any) -> Norm:
+def _norm(module: object) -> Norm:
     """One fused operation for an RMS norm in float32, the module itself for any other norm."""
     weight_eps = rms_norm_weight(module)
     if weight_eps is None:

@@ -21,10 +21,11 @@ from rlhf_env.policies.decoding import Decoding
 from rlhf_env.policies.forward_pass import forward_pass
 from rlhf_env.policies.fused import FusedStep
 from rlhf_env.policies.lm_head import LinearHead, gives_the_logits, linear_head, score_logits
-from rlhf_env.policies.policy import Evaluation, Sampling, Written
+from rlhf_env.policies.policy import Sampling, TextEvaluation, Written
 from rlhf_env.policies.streams import RowStreams
 from rlhf_env.policies.trunk import hidden_states, prefix_tree
-from rlhf_env.types import Bool, Episode, Float, Int, Observation
+from rlhf_env.policies.untyped import HFConfig, HFModel
+from rlhf_env.types import Bool, Episode, Float, Int, Observation, State
 
 # The size of a batch of `response_logprobs`, in tokens, and in logits (256 MB of float32) where the model's own head
 # computes them. Those of a linear head never exist as a whole.
@@ -48,7 +49,7 @@ class LanguageModel(nn.Module):
 
     def __init__(
         self,
-        model: Any,
+        model: HFModel,
         *,
         end_id: int | None = None,
         pad_id: int | None = None,
@@ -64,7 +65,7 @@ class LanguageModel(nn.Module):
         self.model = model
         self.sampling = sampling
         self.rows_at_once, self.fused = rows_at_once, fused
-        self._text_config: Any = model.config.get_text_config()
+        self._text_config: HFConfig = model.config.get_text_config()
         self._vocab_size = int(model.get_output_embeddings().weight.shape[0])
         self._end_id = self._known_id("end_id", end_id, self._text_config.eos_token_id)
         self._pad_id = self._known_id("pad_id", pad_id, self._text_config.pad_token_id, self._end_id)
@@ -179,7 +180,7 @@ class LanguageModel(nn.Module):
         for start in range(0, len(asked), self.rows_at_once):
             yield np.isin(np.arange(len(rows)), asked[start : start + self.rows_at_once])
 
-    def evaluate(self, tokens: Tensor, mask: Tensor, where: Tensor) -> Evaluation:
+    def evaluate(self, tokens: Tensor, mask: Tensor, where: Tensor) -> TextEvaluation:
         if torch.is_grad_enabled():
             self.forget()  # learning begins, and needs the memory of the cache
         tokens, mask, where = (
@@ -192,7 +193,7 @@ class LanguageModel(nn.Module):
             moved = self.evaluate(tokens.gather(1, order), mask.gather(1, order), where.gather(1, order))
             back = order.argsort(dim=1)
             hidden = moved.hidden.gather(1, back[..., None].expand_as(moved.hidden))
-            return Evaluation(moved.logprobs.gather(1, back), moved.entropy.gather(1, back), hidden)
+            return TextEvaluation(moved.logprobs.gather(1, back), moved.entropy.gather(1, back), hidden)
         self._check_scored(mask, where)
         length = tokens.shape[1]
         # The hidden state of token t - 1 gives the distribution of token t. So the model need not read the last column,
@@ -218,7 +219,7 @@ class LanguageModel(nn.Module):
         # move one column to the right, with zeros where no state was computed.
         nothing = torch.zeros(where.shape, dtype=logprobs.dtype, device=self.device)
         hidden = F.pad(states.masked_fill(~mask[..., None], 0.0), (0, 0, 1, length - 1 - width))
-        return Evaluation(nothing.masked_scatter(where, logprobs), nothing.masked_scatter(where, entropy), hidden)
+        return TextEvaluation(nothing.masked_scatter(where, logprobs), nothing.masked_scatter(where, entropy), hidden)
 
     @torch.no_grad()
     def response_logprobs(self, episodes: Sequence[Episode], /) -> list[Float]:
@@ -239,10 +240,10 @@ class LanguageModel(nn.Module):
     def reseed(self, seed: int) -> None:
         self._streams = RowStreams(seed)
 
-    def sampling_state(self) -> dict[str, Any]:
+    def sampling_state(self) -> State:
         return self._streams.state()
 
-    def load_sampling_state(self, state: Mapping[str, Any], /) -> None:
+    def load_sampling_state(self, state: Mapping[str, object], /) -> None:
         self._streams = RowStreams.of(state)
 
     def forget(self) -> None:
@@ -253,7 +254,7 @@ class LanguageModel(nn.Module):
         """
         self._decoding = None
 
-    def __getstate__(self) -> dict[str, Any]:  # for copy and pickle: the cache is not part of the policy
+    def __getstate__(self) -> State:  # for copy and pickle: the cache is not part of the policy
         return {**self.__dict__, "_decoding": None}
 
     def _forward(self, tokens: Tensor, mask: Tensor, needs_logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -391,7 +392,7 @@ def padded(episodes: Sequence[Episode], pad_id: int) -> tuple[Tensor, Tensor, Te
     return torch.from_numpy(tokens), torch.from_numpy(mask), torch.from_numpy(where)
 
 
-def _load(name: str | Path, dtype: torch.dtype, revision: str | None) -> Any:
+def _load(name: str | Path, dtype: torch.dtype, revision: str | None) -> HFModel:
     from huggingface_hub import constants
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +22,10 @@ from torch.autograd.function import once_differentiable
 
 from rlhf_env.policies.forward_pass import forward_pass
 from rlhf_env.policies.linear import has_onednn, matmul, round_down, round_up, weight_gradient
+from rlhf_env.policies.untyped import AutogradContext, HFModel
 
 # The number of logits at a time, and of probabilities kept for the backward pass: 16 MB and 64 MB of float32.
-LOGITS_AT_ONCE = 2**22
+_LOGITS_AT_ONCE = 2**22
 PROBABILITIES_KEPT = 2**24
 
 
@@ -63,7 +63,7 @@ def score_logits(logits: Tensor, targets: Tensor, temperature: float) -> tuple[T
     return logprobs, -(distributions.exp() * distributions).sum(-1)
 
 
-def linear_head(model: Any) -> LinearHead | None:
+def linear_head(model: HFModel) -> LinearHead | None:
     """The head of a causal LM if it is a plain `nn.Linear`; None if it is a subclass, or has an adapter or a hook."""
     head = model.get_output_embeddings()
     hooked = type(head) is nn.Linear and (head._forward_hooks or head._forward_pre_hooks or head._backward_hooks)
@@ -74,7 +74,7 @@ def linear_head(model: Any) -> LinearHead | None:
 
 
 @torch.no_grad()
-def gives_the_logits(head: LinearHead, model: Any) -> bool:
+def gives_the_logits(head: LinearHead, model: object) -> bool:
     """Whether `head` alone computes the logits of `model`; some families scale theirs afterwards, for instance.
 
     Found out by trying: model and head get the same two made-up states, large enough for a cap to show.
@@ -97,7 +97,7 @@ class _Score(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: AutogradContext,
         states: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -130,7 +130,9 @@ class _Score(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_logprobs: Tensor | None, d_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: AutogradContext, d_logprobs: Tensor | None, d_entropy: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         # d_x is the gradient of the loss with respect to x.
         states, weight, bias, targets, entropy, kept = ctx.saved_tensors
         d_states, d_weight, d_bias = (
@@ -168,8 +170,8 @@ class _Score(torch.autograd.Function):
 
 
 def _chunks(rows: int, vocab_size: int) -> Iterator[slice]:
-    """Slices that cover `rows`, each with at most `LOGITS_AT_ONCE` logits and at least one row."""
-    at_once = max(1, round_down(LOGITS_AT_ONCE // vocab_size))
+    """Slices that cover `rows`, each with at most `_LOGITS_AT_ONCE` logits and at least one row."""
+    at_once = max(1, round_down(_LOGITS_AT_ONCE // vocab_size))
     return (slice(first, min(first + at_once, rows)) for first in range(0, rows, at_once))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rlhf_env.errors import ConfigError
 from rlhf_env.plain_data import refuse_misfits
-from rlhf_env.types import Bool, Episode, Float, Int, Observation
+from rlhf_env.types import Bool, Episode, Float, Int, Observation, State
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Written:
     no token."""
 
 
-class Evaluation(NamedTuple):
+class TextEvaluation(NamedTuple):
     """A policy's scores of given texts; every tensor speaks about `tokens[b, t]` itself."""
 
     logprobs: Tensor
@@ -102,7 +102,7 @@ class Policy(Protocol):
         A row's text ends at the end token. A call that continues the texts of the call before does not read them again.
         """
 
-    def evaluate(self, tokens: Tensor, mask: Tensor, where: Tensor) -> Evaluation:
+    def evaluate(self, tokens: Tensor, mask: Tensor, where: Tensor) -> TextEvaluation:
         """Score given texts: `tokens` int64[B, L]; `mask` bool[B, L], True on text; `where` bool[B, L], True to score.
 
         Log-probabilities are those at `sampling.temperature`, never truncated. ConfigError when `where` asks for
@@ -118,16 +118,16 @@ class Policy(Protocol):
     def reseed(self, seed: int) -> None:
         """Start the random streams of `write` again from `seed`."""
 
-    def sampling_state(self) -> dict[str, Any]:
+    def sampling_state(self) -> State:
         """Where those streams are, ready for JSON."""
 
-    def load_sampling_state(self, state: Mapping[str, Any], /) -> None: ...
+    def load_sampling_state(self, state: Mapping[str, object], /) -> None: ...
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> State: ...
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], /) -> Any: ...
+    def load_state_dict(self, state_dict: Mapping[str, object], /) -> Any: ...
 
     def train(self, mode: bool = True) -> Self: ...
 

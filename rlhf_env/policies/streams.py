@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 
 from rlhf_env.errors import DataError
-from rlhf_env.types import Bool, Float, Int
+from rlhf_env.types import Bool, Float, Int, State
 
 _STEP = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio, odd
 
@@ -26,7 +26,7 @@ class RowStreams:
         self._taken = np.zeros(0, np.uint64)  # numbers taken so far, of the rows seen so far
 
     @classmethod
-    def of(cls, state: Mapping[str, Any]) -> Self:
+    def of(cls, state: Mapping[str, object]) -> Self:
         """The streams that gave `state`. DataError if it is the state of something else."""
         seed, taken = state.get("seed"), state.get("taken")
         if not isinstance(seed, int) or not isinstance(taken, list):
@@ -35,7 +35,7 @@ class RowStreams:
         streams._taken = np.array(taken, np.uint64)
         return streams
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """The seed and how many numbers each row has taken, ready for JSON."""
         return {"seed": self.seed, "taken": self._taken.tolist()}
 

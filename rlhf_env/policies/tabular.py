@@ -6,7 +6,6 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +15,9 @@ from torch import Tensor, nn
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.policies.decoding import draw
 from rlhf_env.policies.language_model import padded
-from rlhf_env.policies.policy import Evaluation, Sampling, Written
+from rlhf_env.policies.policy import Sampling, TextEvaluation, Written
 from rlhf_env.policies.streams import RowStreams
-from rlhf_env.types import Bool, Episode, Float, Observation
+from rlhf_env.types import Bool, Episode, Float, Observation, State
 
 
 @dataclass(frozen=True)
@@ -151,7 +150,7 @@ class TabularPolicy(nn.Module):
         self._streams.take((tokens < self.vocab_size).sum(1))
         return Written(tokens, logprobs)
 
-    def evaluate(self, tokens: Tensor, mask: Tensor, where: Tensor) -> Evaluation:
+    def evaluate(self, tokens: Tensor, mask: Tensor, where: Tensor) -> TextEvaluation:
         tokens = tokens.to(self.device)
         mask, where = mask.to(self.device, torch.bool), where.to(self.device, torch.bool)
         if (where & ~mask).any():
@@ -174,7 +173,7 @@ class TabularPolicy(nn.Module):
         # There is a state wherever text precedes, the first token of padding included.
         has_state = exists & F.pad(mask, (1, 0))[:, :-1]
         hidden = F.one_hot(state.masked_fill(~has_state, 0), self.tree.states).to(self.dtype) * has_state[..., None]
-        return Evaluation(nothing.masked_scatter(where, logprobs), nothing.masked_scatter(where, entropy), hidden)
+        return TextEvaluation(nothing.masked_scatter(where, logprobs), nothing.masked_scatter(where, entropy), hidden)
 
     @torch.no_grad()
     def response_logprobs(self, episodes: Sequence[Episode], /) -> list[Float]:
@@ -193,10 +192,10 @@ class TabularPolicy(nn.Module):
     def reseed(self, seed: int) -> None:
         self._streams = RowStreams(seed)
 
-    def sampling_state(self) -> dict[str, Any]:
+    def sampling_state(self) -> State:
         return self._streams.state()
 
-    def load_sampling_state(self, state: Mapping[str, Any], /) -> None:
+    def load_sampling_state(self, state: Mapping[str, object], /) -> None:
         self._streams = RowStreams.of(state)
 
     def _states(self, tokens: Tensor, mask: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 
@@ -52,7 +52,7 @@ def tiny_language_model(
     # Without a padding token in its configuration, because the weights of that token would start at zero.
     special = {"bos_token_id": None, "eos_token_id": end_id, "pad_token_id": None}
     if family == "gpt2":
-        shape: dict[str, Any] = {"n_embd": hidden_size, "n_layer": layers, "n_head": heads, "n_positions": context}
+        shape: dict[str, object] = {"n_embd": hidden_size, "n_layer": layers, "n_head": heads, "n_positions": context}
         shape |= {"resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout}
     else:
         shape = {

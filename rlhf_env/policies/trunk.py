@@ -21,7 +21,7 @@ Gathering is differentiable: the gradient of a shared node is the sum over all t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from torch.autograd.function import once_differentiable
 
 from rlhf_env.policies.anatomy import Anatomy, Layer, apply_rotary, rms_norm_weight, weight_and_bias
 from rlhf_env.policies.linear import has_onednn, linear, round_up
+from rlhf_env.policies.untyped import AutogradContext
 from rlhf_env.types import Bool, Int
 
 # A bucket takes rows that have at least this share of the queries of its longest row; the rest of a row is padding.
@@ -273,7 +274,7 @@ class _RMSNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(ctx: AutogradContext, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         # 1 / r. `vecdot` sums x * x without a tensor of all squares.
         inverse: Tensor = torch.linalg.vecdot(x, x).div_(x.shape[-1]).add_(eps).rsqrt_().unsqueeze(-1)
         ctx.save_for_backward(x, weight, inverse)
@@ -281,7 +282,7 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: AutogradContext, g: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, inverse = ctx.saved_tensors
         x_gradient = weight_gradient = None
         if ctx.needs_input_grad[1]:
@@ -297,13 +298,13 @@ class _Rotary(torch.autograd.Function):
     """`apply_rotary`; a rotation's gradient is the rotation by the opposite angle."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    def forward(ctx: AutogradContext, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         ctx.save_for_backward(cosine, sine)
         return apply_rotary(x, cosine, sine)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: AutogradContext, g: Tensor) -> tuple[Tensor | None, ...]:
         cosine, sine = ctx.saved_tensors
         return apply_rotary(g, cosine, -sine), None, None
 
@@ -312,13 +313,13 @@ class _SwiGLU(torch.autograd.Function):
     """silu(gate) * up; the backward pass computes silu(gate) again instead of keeping it."""
 
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+    def forward(ctx: AutogradContext, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
         return F.silu(gate).mul_(up)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: AutogradContext, g: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         return torch.ops.aten.silu_backward(g * up, gate), F.silu(gate).mul_(g)
 

@@ -17,7 +17,7 @@ from rlhf_env.envs.tokenizers import AlphabetTokenizer
 from rlhf_env.errors import ConfigError, ContractError
 from rlhf_env.testing.episodes import make_episode
 from rlhf_env.testing.observing import broken, difference, global_randomness_untouched
-from rlhf_env.types import Episode, Observation, Options, Prompt
+from rlhf_env.types import Episode, JsonObject, JsonView, Observation, Prompt, ResetOptions
 
 if TYPE_CHECKING:
     from rlhf_env.learning.agent import Agent, Decision, Metrics, Setup
@@ -32,7 +32,7 @@ _EXACT = 1e-10  # log-probabilities in float64: right paths differ by 4e-15, wro
 
 
 def check_agent(
-    make_agent: str | Mapping[str, Any] | Callable[[Setup], Agent],
+    make_agent: str | JsonView | Callable[[Setup], Agent],
     *,
     updates: int = 15,
     margin: float = 0.5,
@@ -86,7 +86,7 @@ def check_agent(
     return left_out
 
 
-def _builder(make_agent: str | Mapping[str, Any] | Callable[[Setup], Agent]) -> Callable[[Setup], Agent]:
+def _builder(make_agent: str | JsonView | Callable[[Setup], Agent]) -> Callable[[Setup], Agent]:
     from rlhf_env.learning.experiment import make_agent as by_name
 
     if isinstance(make_agent, type):
@@ -120,7 +120,7 @@ class _ToyTask:
     def size(self) -> int:
         return len(self.texts)
 
-    def prompt(self, index: int, options: Options, /) -> Prompt:
+    def prompt(self, index: int, options: ResetOptions, /) -> Prompt:
         wanted, text = int(options.get("level", _WANTED)), self.texts[index % self.size]
         return Prompt(id=f"toy/{text}{wanted}", text=text, meta={"wanted": wanted})
 
@@ -200,11 +200,13 @@ class _Life:
             raise ContractError("raised", f"the constructor raised {type(error).__name__}: {error}") from error
 
     def check_interface(self) -> None:
+        from rlhf_env.learning.agent import SaysIfItTrains
+
         agent, kind = self.agent, type(self.agent)
         missing = [name for name in _METHODS if not callable(getattr(agent, name, None))]
         if missing:
             raise ContractError("interface", f"{kind.__name__} has no method {', '.join(missing)}")
-        if not isinstance(getattr(agent, "trains", None), bool):
+        if not isinstance(agent, SaysIfItTrains) or not isinstance(agent.trains, bool):
             raise ContractError("interface", f"{kind.__name__}.trains says whether it learns: True or False")
         config: Any = getattr(kind, "Config", None)
         if not dataclasses.is_dataclass(config) or not isinstance(config, type):
@@ -213,13 +215,13 @@ class _Life:
         if not frozen or not all(field.kw_only for field in dataclasses.fields(config)):
             raise ContractError("interface", f"{kind.__name__}.Config must be @dataclass(frozen=True, kw_only=True)")
 
-    def write(self, seed: int, options: Mapping[str, Any] | None = None) -> Rollout:
+    def write(self, seed: int, options: JsonView | None = None) -> Rollout:
         """One rollout, under the options that the agent asks for unless told otherwise."""
         from rlhf_env.errors import RlhfEnvError
-        from rlhf_env.learning.loop import collect_with
+        from rlhf_env.learning.collect import collect_with
 
         asked = self.ask("begin", self.agent.begin) if options is None else options
-        if not isinstance(asked, dict) or not all(isinstance(name, str) for name in asked):
+        if not isinstance(asked, Mapping) or not all(isinstance(name, str) for name in asked):
             raise ContractError("options", f"begin() must give a dict of reset options by name, got {asked!r}")
         writer: Any = self
         try:
@@ -253,9 +255,10 @@ class _Life:
 
     def lesson(self, rollout: Rollout) -> Rollout:
         """What the agent learns from: its rollout, or right answers to imitate."""
+        from rlhf_env.learning.agent import traits
         from rlhf_env.learning.rollout import demonstrations
 
-        if not getattr(self.agent, "imitates", False):
+        if not traits(self.agent).imitates:
             return rollout
         tokenizer = self.setup.tokenizer
         right = [make_episode(text, "a" * _WANTED, tokenizer) for text in _ToyTask.texts]
@@ -312,13 +315,15 @@ def _check_conduct(life: _Life, twin: _Life, heir: _Life, seed: int) -> None:
     """Side by side with a twin, and then with an heir: another agent that took over the state."""
     import torch
 
+    from rlhf_env.learning.agent import traits
+
     for turn in (seed, seed + 1):
         state = life.ask("state_dict", life.agent.state_dict)
         kept = copy.deepcopy(state)
         rollout = life.write(turn)
         if changed := difference(state, kept):
             raise ContractError("state", f"act() changed a state that was taken before it: {changed}; hand out copies")
-        if getattr(life.agent, "policy_writes", life.agent.trains):
+        if traits(life.agent).policy_writes:
             _check_logprobs(life, rollout)
         _same_bits("determinism", "the same seed", rollout, twin.write(turn))
         if turn == seed:
@@ -358,7 +363,9 @@ def _check_learning(life: _Life, updates: int, margin: float, seed: int) -> None
 
     def mean_score(one: _Life) -> float:
         """Of the task as it is: no levels, no groups, and without the KL part."""
-        return float(np.mean([one.write(seed + i, {}).returns(without=("kl",)).mean() for i in range(4)]))
+        return float(
+            np.mean([one.write(seed + i, {}).returns(without=one.setup.reward.kl_names).mean() for i in range(4)])
+        )
 
     reference = mean_score(_Life(lambda setup: make_agent("reference", setup), life.setup.action_length, seed))
     for turn in range(updates):
@@ -372,7 +379,7 @@ def _check_learning(life: _Life, updates: int, margin: float, seed: int) -> None
         )
 
 
-def _through_a_checkpoint(state: Any) -> dict[str, Any]:
+def _through_a_checkpoint(state: object) -> JsonObject:
     from rlhf_env.learning import checkpoints
 
     if not isinstance(state, dict):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -34,7 +33,7 @@ def make_episode(
     tokenizer: Tokenizer | None = None,
     *,
     finish_reason: FinishReason = "stop",
-    meta: Mapping[str, Any] | None = None,
+    meta: Mapping[str, object] | None = None,
     logprobs: float | Sequence[float] | None = -1.0,
 ) -> Episode:
     """A finished episode as the environment would hand it to a reward; bytes are the tokens unless told otherwise.
@@ -61,7 +60,7 @@ def make_episode(
 
 
 def episodes_of(
-    stream: np.random.Generator, meta: Mapping[str, Any] | None, tokenizer: Tokenizer | None, longest: int
+    stream: np.random.Generator, meta: Mapping[str, object] | None, tokenizer: Tokenizer | None, longest: int
 ) -> list[Episode]:
     """Odd, random, identical and very long responses to each of a few prompts, with every way to end."""
     tokenizer = ByteTokenizer() if tokenizer is None else tokenizer
@@ -103,7 +102,7 @@ def can_say(tokenizer: Tokenizer, text: str) -> bool:
     return True
 
 
-def by_prompt(episodes: Sequence[Episode]) -> list[list[Episode]]:
+def in_groups(episodes: Sequence[Episode]) -> list[list[Episode]]:
     groups: dict[str, list[Episode]] = {}
     for episode in episodes:
         groups.setdefault(episode.prompt.id, []).append(episode)

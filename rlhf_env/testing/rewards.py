@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from rlhf_env.envs.rewards import from_function
+from rlhf_env.envs.reward_tables import from_function
 from rlhf_env.errors import ContractError
-from rlhf_env.testing.episodes import by_prompt, episodes_of
+from rlhf_env.testing.episodes import episodes_of, in_groups
 from rlhf_env.testing.observing import broken, global_randomness_untouched
-from rlhf_env.types import AnyReward, Episode, Float, GroupReward, Remembers, Tokenizer, TokenReward
+from rlhf_env.types import (
+    AnyReward,
+    BoundedAbove,
+    BoundedBelow,
+    Episode,
+    Float,
+    GroupReward,
+    JsonView,
+    Remembers,
+    Tokenizer,
+    TokenReward,
+)
 
 
 def check_reward(
@@ -22,7 +33,7 @@ def check_reward(
     low: float | None = None,
     high: float | None = None,
     seed: int = 0,
-    meta: Mapping[str, Any] | None = None,
+    meta: JsonView | None = None,
     tokenizer: Tokenizer | None = None,
     longest: int = 10_000,
     tolerance: float = 1e-12,
@@ -44,15 +55,17 @@ def check_reward(
     """
     if isinstance(reward, type):
         raise ContractError("raised", f"{reward.__name__} is a class: check an instance, {reward.__name__}(...)")
-    scored: Any = from_function(reward) if inspect.isfunction(reward) else reward
-    low = getattr(scored, "low", None) if low is None else low
-    high = getattr(scored, "high", None) if high is None else high
+    scored: AnyReward = from_function(reward) if inspect.isfunction(reward) else reward
+    if low is None and isinstance(scored, BoundedBelow):
+        low = scored.low
+    if high is None and isinstance(scored, BoundedAbove):
+        high = scored.high
     episodes = episodes_of(np.random.default_rng(seed), meta, tokenizer, longest)
     score = _Asked(scored, low, high)
     before = copy.deepcopy(scored.state_dict()) if isinstance(scored, Remembers) else None
 
     # A GroupReward sees the answers to one prompt; the others see whatever is in the batch.
-    batches = by_prompt(episodes) if isinstance(scored, GroupReward) else [episodes]
+    batches = in_groups(episodes) if isinstance(scored, GroupReward) else [episodes]
     for batch in batches:
         together = score(batch)
         again = score(batch)
@@ -142,7 +155,7 @@ def _same_scores(
             raise broken("batch mates", expected, came, batch[row])
 
 
-def _check_memory(reward: Remembers, before: Mapping[str, Any] | None) -> None:
+def _check_memory(reward: Remembers, before: JsonView | None) -> None:
     state = reward.state_dict()
     if repr(state) != repr(before):
         raise ContractError("memory", f"scoring changed the state from {before} to {state}: learn in observe() only")

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_env.envs.tasks import held_out
 from rlhf_env.envs.tokenizers import ByteTokenizer
 from rlhf_env.errors import ContractError
 from rlhf_env.testing.episodes import ODD_RESPONSES, can_say, make_episode
 from rlhf_env.testing.observing import broken, global_randomness_untouched
-from rlhf_env.types import Episode, Prompt, Task, Tokenizer
+from rlhf_env.types import Episode, MasksActions, Prompt, ReadsOptions, Replies, ScoresItself, Task, Tokenizer
 
 _LOOKED_AT = 200  # prompts of a task that are compared; unbounded and large tasks are sampled
 
@@ -28,7 +29,7 @@ def check_task(task: Task, tokenizer: Tokenizer | None = None) -> None:
     size = task.size
     if size is not None and (not isinstance(size, (int, np.integer)) or isinstance(size, bool) or size < 1):
         raise ContractError("size", f"expected the number of prompts (at least 1) or None, got {size!r}")
-    names = getattr(task, "option_names", ())
+    names = task.option_names if isinstance(task, ReadsOptions) else ()
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):
         raise ContractError("option_names", f"expected a tuple of strings, got {names!r}")
     with global_randomness_untouched("the task"):
@@ -38,10 +39,7 @@ def check_task(task: Task, tokenizer: Tokenizer | None = None) -> None:
             _check_encoding(prompt, tokenizer)
             for response in ODD_RESPONSES:
                 _check_answers(task, prompt, response, tokenizer)
-        split = getattr(task, "held_out", None)
-        if split is None:
-            return
-        evaluation = split()
+        evaluation = held_out(task)
         if evaluation is task:
             return
         held = _prompts_of(evaluation)
@@ -54,7 +52,7 @@ def check_task(task: Task, tokenizer: Tokenizer | None = None) -> None:
 def _prompts_of(task: Task) -> list[Prompt]:
     """The first prompts of a task, each asked for twice, forwards and backwards."""
     indices = range(_LOOKED_AT if task.size is None else min(int(task.size), _LOOKED_AT))
-    options: dict[str, Any] = {}
+    options: dict[str, object] = {}
     forwards = [task.prompt(index, options) for index in indices]
     backwards = [task.prompt(index, options) for index in reversed(indices)]
     if options:
@@ -91,30 +89,31 @@ def _check_encoding(prompt: Prompt, tokenizer: Tokenizer) -> None:
         )
 
 
-def _check_answers(task: Any, prompt: Prompt, response: str, tokenizer: Tokenizer) -> None:
+def _check_answers(task: Task, prompt: Prompt, response: str, tokenizer: Tokenizer) -> None:
     """What the task says to one finished response: score, reply, mask."""
     if not can_say(tokenizer, response):
         return
     made = make_episode(prompt.text, response, tokenizer)
     episode = Episode(prompt, made.prompt_ids, made.response, made.response_ids, "stop", made.actions, made.logprobs)
-    if hasattr(task, "score"):
+    if isinstance(task, ScoresItself):
         first, second = (_said("score", task.score, episode) for _ in range(2))
         if not isinstance(first, (int, float, np.number)) or not np.isfinite(first):
             raise broken("score", "a finite float", repr(first), episode)
         if first != second:
             raise broken("score", "the same score when asked twice", f"{first} and {second}", episode)
-    if hasattr(task, "reply"):
+    if isinstance(task, Replies):
         answer = _said("reply", task.reply, episode)
         if answer is not None and not isinstance(answer, str):
             raise broken("reply", "a string, or None at the end of the conversation", repr(answer), episode)
-    if hasattr(task, "action_mask"):
-        mask = np.asarray(_said("action_mask", lambda made: task.action_mask(prompt, made.response_ids[:-1]), episode))
+    if isinstance(task, MasksActions):
+        allowed = task.action_mask
+        mask = np.asarray(_said("action_mask", lambda made: allowed(prompt, made.response_ids[:-1]), episode))
         if mask.dtype != np.bool_ or mask.shape != (tokenizer.vocab_size,) or not mask.any():
             expected = f"bool[{tokenizer.vocab_size}] that allows a token"
             raise broken("action_mask", expected, f"{mask.dtype} of shape {mask.shape}", episode)
 
 
-def _said(rule: str, call: Callable[[Episode], Any], episode: Episode) -> Any:
+def _said(rule: str, call: Callable[[Episode], object], episode: Episode) -> Any:
     try:
         return call(episode)
     except Exception as error:

@@ -16,16 +16,15 @@ import torch
 from rlhf_rewards.kl import KL
 
 from rlhf_env import plugins
-from rlhf_env.envs.rewards import Score
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.agent import Agent, Setup
+from rlhf_env.learning.collect import collect
 from rlhf_env.learning.engine import Engine, Optimization
-from rlhf_env.learning.loop import collect
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.spending import Spending
 from rlhf_env.policies import tiny_language_model
-from rlhf_env.types import Episode, Prompt
+from rlhf_env.types import Episode, Prompt, Score
 
 torch.set_num_threads(1)
 

@@ -17,7 +17,6 @@ from rlhf_agents.ppo import PPO
 from rlhf_agents.reference import Reference
 
 from rlhf_env import plugins
-from rlhf_env.envs.rewards import Score
 from rlhf_env.envs.toy_tasks import Guess
 from rlhf_env.errors import ConfigError
 from rlhf_env.lab.evaluation.evaluator import Evaluator
@@ -26,7 +25,7 @@ from rlhf_env.learning.experiment import Experiment, build
 from rlhf_env.learning.loop import train
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.spending import Budget
-from rlhf_env.types import Episode, Prompt
+from rlhf_env.types import Episode, Prompt, Score
 
 ECHO = {"name": "echo", "length": 4}
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from rlhf_agents.dpo import DPO, best_against_worst
 
-from rlhf_env.envs.rewards import Score
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import pair_loss
 from rlhf_env.learning.rollout import Rollout, labelled_answers, preference_pairs
+from rlhf_env.types import Score
 
 
 def dpo(setup: Any, **settings: Any) -> DPO:

@@ -9,11 +9,11 @@ import pytest
 import torch
 from rlhf_agents.grpo import GRPO, sequence_log_ratio
 
-from rlhf_env.envs.rewards import Score
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.rollout import Rollout, demonstrations
 from rlhf_env.policies import Sampling
+from rlhf_env.types import Score
 
 
 def grpo(setup: Any, **settings: Any) -> GRPO:
@@ -174,7 +174,7 @@ def test_k1_in_the_loss_is_refused(make_world) -> None:  # N20
         GRPO.Config(kl_in_loss="k1")
     with pytest.raises(ConfigError, match="kl_in_loss must be k2 or k3, got 'k4'"):
         GRPO.Config(kl_in_loss="k4")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="grpo with kl_in_loss's beta is the weight of the reward part 'kl'"):
+    with pytest.raises(ConfigError, match="grpo with kl_in_loss's beta is the weight of the reward's KL penalty"):
         grpo(make_world(kl=0.0).setup, kl_in_loss="k3")
 
 

@@ -11,12 +11,11 @@ import pytest
 import torch
 from rlhf_agents.kto import KTO, above_the_mean, mismatched
 
-from rlhf_env.envs.rewards import Score
 from rlhf_env.errors import ConfigError
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import logprobs_under
 from rlhf_env.learning.rollout import Rollout, labelled_answers, preference_pairs
-from rlhf_env.types import Episode
+from rlhf_env.types import Episode, Score
 
 SAID = [[1, 4], [0, 3, 4], [1, 1, 4], [0, 4], [1, 1, 1, 4], [2, 0, 4]]
 GOOD = [True, False, True, False, True, False]

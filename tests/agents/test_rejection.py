@@ -12,8 +12,9 @@ from torch import Tensor
 
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.learning.engine import Optimization
-from rlhf_env.learning.loop import EnvSource, train
+from rlhf_env.learning.loop import train
 from rlhf_env.learning.rollout import demonstrations
+from rlhf_env.learning.sources import EnvSource
 from rlhf_env.learning.spending import Budget
 
 

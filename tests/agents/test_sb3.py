@@ -18,7 +18,7 @@ from rlhf_env.envs.text_env import TextEnv
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.errors import ConfigError
 from rlhf_env.policies import LanguageModel, Sampling, tiny_language_model
-from rlhf_env.types import Bool, Episode, Int, Options, Prompt
+from rlhf_env.types import Bool, Episode, Int, Prompt, ResetOptions
 
 torch.set_num_threads(1)
 
@@ -46,7 +46,7 @@ class ThreeDifferent:
     size = 2
     best = 2 / 3
 
-    def prompt(self, index: int, _options: Options, /) -> Prompt:
+    def prompt(self, index: int, _options: ResetOptions, /) -> Prompt:
         return Prompt(id=f"three/{index % 2}", text="xy"[index % 2])
 
     def score(self, episode: Episode, /) -> float:

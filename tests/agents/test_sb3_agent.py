@@ -13,12 +13,12 @@ from rlhf_agents.sb3_agent import SB3
 from rlhf_env import plugins
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.errors import ConfigError, DataError, RunFailed
+from rlhf_env.learning.collect import collect
 from rlhf_env.learning.functional import gae, paid_to_actions
-from rlhf_env.learning.loop import collect
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.policies import Sampling, TabularPolicy
 from rlhf_env.testing import check_agent
-from rlhf_env.types import Episode, Options, Prompt
+from rlhf_env.types import Episode, Prompt, ResetOptions
 
 EVERY_ALGORITHM = pytest.mark.parametrize("algorithm", ["ppo", "a2c"])
 
@@ -28,7 +28,7 @@ class OnlyA:
 
     size = 1
 
-    def prompt(self, index: int, _options: Options, /) -> Prompt:
+    def prompt(self, index: int, _options: ResetOptions, /) -> Prompt:
         return Prompt(id=f"a/{index % 1}", text="a")
 
     def score(self, episode: Episode, /) -> float:

@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from rlhf_env.envs.text_env import TextEnv
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.errors import DataError, EnvironmentMisuse
-from rlhf_env.types import Bool, Episode, Int, Options, Prompt
+from rlhf_env.types import Bool, Episode, Int, Prompt, ResetOptions
 
 # Alphabet "abc?": a 0, b 1, c 2, ? 3, the end token 4, pad 5; 6 in an action means "nothing here".
 A, B, C, END, V, NOTHING = 0, 1, 2, 4, 6, 6
@@ -27,7 +27,7 @@ class NoTwins:
     def __init__(self) -> None:
         self.asked = 0
 
-    def prompt(self, _index: int, _options: Options, /) -> Prompt:
+    def prompt(self, _index: int, _options: ResetOptions, /) -> Prompt:
         return Prompt(id="no twins", text="?")
 
     def score(self, episode: Episode, /) -> float:

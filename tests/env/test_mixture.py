@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rlhf_env.envs.mixture import Mixture
-from rlhf_env.envs.rewards import load_rewards
+from rlhf_env.envs.reward_tables import load_rewards
 from rlhf_env.envs.tasks import Prompts, load_task
 from rlhf_env.envs.text_env import TextEnv
 from rlhf_env.envs.toy_tasks import Count, Echo, Guess, Increasing

@@ -11,7 +11,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from rlhf_env.envs.text_env import TextEnv
 from rlhf_env.envs.text_vector_env import TextVectorEnv
-from rlhf_env.types import Episode, Options, Prompt
+from rlhf_env.types import Episode, Prompt, ResetOptions
 
 END = 258
 
@@ -22,7 +22,7 @@ class GuessTheLetter:
 
     size = 1
 
-    def prompt(self, _index: int, _options: Options, /) -> Prompt:
+    def prompt(self, _index: int, _options: ResetOptions, /) -> Prompt:
         return Prompt(id="guess", text="letter?")
 
     def reply(self, episode: Episode, /) -> str | None:

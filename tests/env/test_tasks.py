@@ -18,7 +18,7 @@ from rlhf_env.envs.toy_tasks import Count, Echo, Enumerable, Guess, Increasing
 from rlhf_env.errors import ConfigError, ContractError, DataError
 from rlhf_env.plugins import host
 from rlhf_env.testing import check_task, make_episode
-from rlhf_env.types import Episode, Options, Prompt
+from rlhf_env.types import Episode, Prompt, ResetOptions
 
 # What each built-in task needs to be made: a task that is registered and not listed here fails a test.
 ARGUMENTS: dict[str, list[dict[str, Any]]] = {
@@ -194,7 +194,7 @@ class Sound:
 
     size: Any = 3
 
-    def prompt(self, index: int, options: Options, /) -> Prompt:
+    def prompt(self, index: int, options: ResetOptions, /) -> Prompt:
         return Prompt(id=f"sound/{index}", text=f"say {index}")
 
 
@@ -203,7 +203,7 @@ class NoSize(Sound):
 
 
 class NotAPrompt(Sound):
-    def prompt(self, index: int, options: Options, /) -> Any:
+    def prompt(self, index: int, options: ResetOptions, /) -> Any:
         return f"say {index}"
 
 
@@ -211,12 +211,12 @@ class Moody(Sound):
     def __init__(self) -> None:
         self.counter: Iterator[int] = iter(range(10**6))
 
-    def prompt(self, index: int, options: Options, /) -> Prompt:
+    def prompt(self, index: int, options: ResetOptions, /) -> Prompt:
         return Prompt(id=f"moody/{index}", text=f"say {next(self.counter)}")
 
 
 class Rolls(Sound):
-    def prompt(self, index: int, options: Options, /) -> Prompt:
+    def prompt(self, index: int, options: ResetOptions, /) -> Prompt:
         random.random()
         return super().prompt(index, options)
 
@@ -228,12 +228,12 @@ class WritesOptions(Sound):
 
 
 class OneId(Sound):
-    def prompt(self, index: int, options: Options, /) -> Prompt:
+    def prompt(self, index: int, options: ResetOptions, /) -> Prompt:
         return Prompt(id="one", text=f"say {index}")
 
 
 class EmptyText(Sound):
-    def prompt(self, index: int, options: Options, /) -> Prompt:
+    def prompt(self, index: int, options: ResetOptions, /) -> Prompt:
         return Prompt(id=f"empty/{index}", text="")
 
 

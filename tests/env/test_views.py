@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from rlhf_env import plugins
 from rlhf_env.envs.text_env import TextEnv
 from rlhf_env.envs.text_vector_env import TextVectorEnv
-from rlhf_env.types import Episode, Float, Options, Prompt
+from rlhf_env.types import Episode, Float, Prompt, ResetOptions
 
 # Alphabet "ab": a is 0, b is 1, the end token 2, pad 3; 4 in an action means "nothing here".
 END, NOTHING, LIMIT, ROWS = 2, 4, 4, 3
@@ -27,7 +27,7 @@ class Talk:
 
     size = 5
 
-    def prompt(self, index: int, _options: Options, /) -> Prompt:
+    def prompt(self, index: int, _options: ResetOptions, /) -> Prompt:
         return Prompt(id=f"talk/{index}", text="ab" * (1 + index % 2) + "a" * index)
 
     def reply(self, episode: Episode, /) -> str | None:

@@ -43,8 +43,8 @@ from rlhf_env.lab.evaluation import runs
 from rlhf_env.lab.evaluation.evaluator import Evaluator
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.experiment import EnvironmentSettings, EvaluationSettings, Experiment, PolicySettings
-from rlhf_env.learning.loop import DataSource, EnvSource, Shuffled
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
+from rlhf_env.learning.sources import DataSource, EnvSource, Shuffled
 from rlhf_env.learning.spending import Budget
 from rlhf_env.types import Episode, Float
 

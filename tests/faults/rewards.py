@@ -18,7 +18,7 @@ from faults.catalogue import fault
 from faults.processes import Ended, rlhf_env
 
 from rlhf_env import plugins
-from rlhf_env.envs.rewards import load_rewards
+from rlhf_env.envs.reward_tables import load_rewards
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.envs.toy_tasks import Count
 from rlhf_env.errors import RewardError

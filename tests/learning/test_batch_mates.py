@@ -10,7 +10,7 @@ from rlhf_rewards.kl import KL
 
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.learning.agent import Decision
-from rlhf_env.learning.loop import collect
+from rlhf_env.learning.collect import collect
 from rlhf_env.policies import LanguageModel, tiny_language_model
 from rlhf_env.policies.streams import RowStreams
 from rlhf_env.types import Float, Int, Observation

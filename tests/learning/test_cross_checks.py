@@ -33,7 +33,7 @@ from rlhf_rewards.kl import KL
 from stable_baselines3.common.buffers import RolloutBuffer
 from torch import Tensor
 
-from rlhf_env.envs.rewards import RewardMix, Score
+from rlhf_env.envs.rewards import RewardMix
 from rlhf_env.envs.tokenizers import AlphabetTokenizer
 from rlhf_env.feedback.reward_models import fitting
 from rlhf_env.feedback.reward_models.config import RewardModelConfig
@@ -43,7 +43,7 @@ from rlhf_env.learning.functional import gae, group_advantages, leave_one_out_ad
 from rlhf_env.learning.rollout import Rollout, labelled_answers, preference_pairs
 from rlhf_env.policies import LanguageModel, tiny_language_model
 from rlhf_env.testing import make_episode
-from rlhf_env.types import Episode
+from rlhf_env.types import Episode, Score
 
 SINGLE = 1e-6  # of the largest number compared: what passes through float32 keeps
 DOUBLE = 1e-10

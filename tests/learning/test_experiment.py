@@ -16,6 +16,7 @@ import torch
 from rlhf_env import plugins
 from rlhf_env.envs.tokenizers import FileTokenizer
 from rlhf_env.errors import ConfigError, DataError
+from rlhf_env.learning.collect import collect
 from rlhf_env.learning.experiment import (
     EnvironmentSettings,
     EvaluationSettings,
@@ -23,7 +24,7 @@ from rlhf_env.learning.experiment import (
     PolicySettings,
     build,
 )
-from rlhf_env.learning.loop import collect, train
+from rlhf_env.learning.loop import train
 from rlhf_env.learning.spending import Budget
 from rlhf_env.policies import tiny_language_model
 from rlhf_env.policies.policy import Sampling
@@ -129,7 +130,6 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ("seed = -1", "seed must not be negative, got -1"),
         ("checkpoint_every = -1", "checkpoint_every must not be negative"),
         ("max_kl = 0.0\n[rewards]\nkl = 1.0", "max_kl must be positive"),
-        ("max_kl = 1.0", "max_kl is measured by the reward part 'kl', which is not among [rewards]"),
         (
             'max_kl = 1.0\npreferences = "pairs.jsonl"\n[budget]\nupdates = 3\n[rewards]\nkl = 1.0',
             "with `preferences` it writes none",
@@ -180,7 +180,11 @@ def test_a_setting_that_does_not_fit_is_named_with_its_file(toml: str, said: str
         ({"agent": {"name": "grpo", "group_size": 3}}, "group_size 3 does not divide the batch of 8 rows"),
         ({"agent": {"name": "ppo", "lr": -1.0}}, "[agent] ppo optimization: lr must be positive, got -1.0"),
         ({"agent": {"name": "ppo", "lr": "fast"}}, "[agent] ppo optimization lr: 'fast' is not a finite number"),
-        ({"agent": {"name": "dpo"}, "rewards": {"task": 1.0}}, "dpo's beta is the weight of the reward part 'kl'"),
+        (
+            {"max_kl": 1.0, "rewards": {"kl": {"plugin": "length", "target": 3}}},
+            "max_kl is measured by a KL penalty, and none is among [rewards]: add one",
+        ),
+        ({"agent": {"name": "dpo"}, "rewards": {"task": 1.0}}, "dpo's beta is the weight of the reward's KL penalty"),
         ({"policy": PolicySettings()}, 'model "tiny" needs a tokenizer'),
         ({"policy": PolicySettings(tokenizer="alphabet:aa")}, "an alphabet is one or more different symbols"),
     ],

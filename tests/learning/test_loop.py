@@ -23,13 +23,16 @@ from rlhf_env.errors import ConfigError, RewardError, RlhfEnvError, RunFailed
 from rlhf_env.lab.evaluation.runs import run as run_it
 from rlhf_env.learning import loop
 from rlhf_env.learning.agent import Decision
+from rlhf_env.learning.collect import collect
 from rlhf_env.learning.engine import Engine, Optimization
 from rlhf_env.learning.experiment import build
 from rlhf_env.learning.functional import logprobs_under
-from rlhf_env.learning.loop import DataSource, EnvSource, Interrupted, Shuffled, collect, train
+from rlhf_env.learning.loop import train
 from rlhf_env.learning.rollout import Rollout, demonstrations
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
 from rlhf_env.learning.schedules import multiplier
+from rlhf_env.learning.signals import Interrupted
+from rlhf_env.learning.sources import DataSource, EnvSource, Shuffled
 from rlhf_env.learning.spending import Budget, Spending, Stopping
 from rlhf_env.testing import make_episode
 from rlhf_env.types import Episode, Float, Observation

@@ -12,7 +12,7 @@ import pytest
 import torch
 from rlhf_rewards.ensemble import Ensemble
 
-from rlhf_env.envs.rewards import load_rewards
+from rlhf_env.envs.reward_tables import load_rewards
 from rlhf_env.envs.tasks import load_task
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.feedback.judgements import Author, Response

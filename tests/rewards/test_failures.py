@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_env.envs.rewards import Failures, RewardMix, Score, load_rewards
+from rlhf_env.envs.reward_tables import load_rewards
+from rlhf_env.envs.rewards import Failures, RewardMix
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.envs.tokenizers import AlphabetTokenizer
 from rlhf_env.envs.toy_tasks import Count
 from rlhf_env.errors import ConfigError, RewardError
 from rlhf_env.learning.agent import Decision
 from rlhf_env.learning.functional import leave_one_out_advantages
-from rlhf_env.learning.loop import EnvSource
+from rlhf_env.learning.sources import EnvSource
 from rlhf_env.learning.spending import Spending
 from rlhf_env.testing import make_episode
-from rlhf_env.types import Episode
+from rlhf_env.types import Episode, Score
 
 BATCH = [make_episode(f"q{n}", "a" * n) for n in range(1, 5)]
 SKIP = Failures(on_error="skip", max_bad_fraction=0.25)
@@ -231,13 +232,13 @@ def test_a_failed_row_changes_nothing_for_the_others() -> None:
 def test_failures_are_counted_and_paid_for() -> None:
     spending = Spending()
     source = EnvSource(environment(Fails("nan", 2), SKIP), seed=0, spending=spending)
-    assert source.next(Writer(1, 2, 3, 4)).measured == {"failed/odd": 1.0}  # type: ignore[arg-type]
+    assert source.next(Writer(1, 2, 3, 4)).measured["failed/odd"] == 1.0  # type: ignore[arg-type]
     assert (spending.episodes, spending.reward_calls, spending.generated_tokens) == (4, 4, 14)
     source = EnvSource(environment(Fails("nan", 2), NUMBER), seed=0, spending=spending)
     rollout = source.next(Writer(1, 2, 3, 4))  # type: ignore[arg-type]
-    assert rollout.measured == {"failed/odd": 1.0} and rollout.returns().tolist() == [1.0, -3.0, 3.0, 4.0]
+    assert rollout.measured["failed/odd"] == 1.0 and rollout.returns().tolist() == [1.0, -3.0, 3.0, 4.0]
     source = EnvSource(environment(Fails("raise"), Failures()), seed=0, spending=spending)
-    assert source.next(Writer(1, 2, 3, 4)).measured == {}  # type: ignore[arg-type]
+    assert "failed/odd" not in source.next(Writer(1, 2, 3, 4)).measured  # type: ignore[arg-type]
 
 
 def test_too_many_take_no_prompts_and_a_score_says_so_itself() -> None:

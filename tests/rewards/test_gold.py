@@ -15,8 +15,8 @@ pytest.importorskip("vaderSentiment", reason="the demo extra is not installed")
 
 from rlhf_env import assets, plugins
 from rlhf_env.envs import chitchat
+from rlhf_env.learning.collect import collect
 from rlhf_env.learning.experiment import Experiment, build
-from rlhf_env.learning.loop import collect
 from rlhf_env.types import Episode
 
 ROWS = 64
@@ -51,7 +51,7 @@ def worth(replies: tuple[list[Episode], np.ndarray], *texts: str | None) -> np.n
 
 
 def build_gold() -> Any:
-    return plugins.build("reward", "upbeat", {})
+    return plugins.build_plugin("reward", "upbeat", {})
 
 
 def chitchat_turn(episode: Episode) -> str:

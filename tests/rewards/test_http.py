@@ -19,7 +19,7 @@ from rlhf_rewards.http import Http
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from faults.reward_server import Answer, Asked, Server, announce, drip, hang_up, say, serving, stop_in_the_middle
 
-from rlhf_env.envs.rewards import load_rewards
+from rlhf_env.envs.reward_tables import load_rewards
 from rlhf_env.envs.toy_tasks import Count
 from rlhf_env.errors import ConfigError, RewardError
 from rlhf_env.testing import make_episode

@@ -10,7 +10,8 @@ from rlhf_rewards.length import Length
 from rlhf_rewards.repetition import Repetition
 
 from rlhf_env import plugins
-from rlhf_env.envs.rewards import FunctionReward, RewardMix, from_function, load_rewards
+from rlhf_env.envs.reward_tables import FunctionReward, from_function, load_rewards
+from rlhf_env.envs.rewards import RewardMix
 from rlhf_env.envs.tasks import Prompts
 from rlhf_env.envs.toy_tasks import Count
 from rlhf_env.errors import ConfigError, RewardError, UnknownName

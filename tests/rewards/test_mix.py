@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_env.envs.rewards import Failures, RewardMix, Score
+from rlhf_env.envs.rewards import Failures, RewardMix
 from rlhf_env.errors import ConfigError, RewardError
 from rlhf_env.testing import make_episode
-from rlhf_env.types import Episode, Prompt
+from rlhf_env.types import Episode, Prompt, Score
 
 BATCH = [make_episode("p", response) for response in ("a", "bb", "ccc")]
 finite = st.floats(-1e6, 1e6)

@@ -15,13 +15,14 @@ import pytest
 import torch
 
 from rlhf_env import plugins
-from rlhf_env.envs.rewards import Failures, RewardMix, load_rewards
+from rlhf_env.envs.reward_tables import load_rewards
+from rlhf_env.envs.rewards import Failures, RewardMix
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.envs.tokenizers import AlphabetTokenizer
 from rlhf_env.envs.toy_tasks import Count
 from rlhf_env.errors import RewardError
 from rlhf_env.learning.agent import Decision
-from rlhf_env.learning.loop import collect
+from rlhf_env.learning.collect import collect
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.testing import make_episode
 from rlhf_env.types import Episode

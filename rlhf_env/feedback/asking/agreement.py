@@ -18,7 +18,7 @@ import numpy as np
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.judgements import Judgement
 from rlhf_env.feedback.kinds import kind_of
-from rlhf_env.feedback.kinds.kind import Level, Opinion
+from rlhf_env.feedback.kinds.kind import MeasurementLevel, Opinion
 from rlhf_env.types import Float, Int
 
 RESAMPLES = 1000
@@ -93,7 +93,7 @@ def fleiss_kappa(counts: Int) -> float:
     return _beyond_chance(observed, float(np.sum(shares**2)))
 
 
-def krippendorff_alpha(ratings: Float, level: Level = "nominal") -> float:
+def krippendorff_alpha(ratings: Float, level: MeasurementLevel = "nominal") -> float:
     """Of float64[N, M] with NaN where a judgement is missing. Krippendorff, "Content Analysis" (2004), chapter 11.
 
     alpha = 1 - observed disagreement / expected disagreement, from the coincidences of values within units. Units that
@@ -105,7 +105,7 @@ def krippendorff_alpha(ratings: Float, level: Level = "nominal") -> float:
     return _alpha_of_counts(counts[counts.sum(axis=1) >= 2], values, level)
 
 
-def _alpha_of_counts(counts: Float, values: Float, level: Level) -> float:
+def _alpha_of_counts(counts: Float, values: Float, level: MeasurementLevel) -> float:
     """`counts` float64[N, V]: how many gave each of `values`, in units with two judgements or more."""
     if not len(counts):
         return float("nan")
@@ -150,7 +150,7 @@ def agreement_of(
     once, the first judgement counts for the agreement with others, and all for that with himself.
     """
     groups: dict[tuple[str, str], list[_Judged]] = defaultdict(list)
-    levels: dict[str, Level] = {}
+    levels: dict[str, MeasurementLevel] = {}
     for judgement in judgements:
         kind = kind_of(judgement)
         levels[kind.name] = kind.level
@@ -172,7 +172,12 @@ class _Judged:
 
 
 def _agreement(
-    kind: str, criterion: str, level: Level, judgements: Sequence[_Judged], rng: np.random.Generator, resamples: int
+    kind: str,
+    criterion: str,
+    level: MeasurementLevel,
+    judgements: Sequence[_Judged],
+    rng: np.random.Generator,
+    resamples: int,
 ) -> Agreement:
     def with_interval(statistic: Callable[[Float], float], units: Float) -> Interval:
         return bootstrap(statistic, units, rng, resamples=resamples)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -62,7 +62,7 @@ class Judges(Protocol):
         """The answer to one item of the kind."""
 
 
-def load_annotator(settings: Mapping[str, Any], gold: Reward | None = None, *, person: str = "") -> Annotator:
+def load_annotator(settings: Mapping[str, object], gold: Reward | None = None, *, person: str = "") -> Annotator:
     """The annotator that a table names: {"name": "simulated", "temperature": 0.3}. Raises ConfigError.
 
     `gold`, and `person` as its own name, are lent to an annotator that asks for them.
@@ -72,7 +72,7 @@ def load_annotator(settings: Mapping[str, Any], gold: Reward | None = None, *, p
     if not isinstance(plugin, str):
         raise ConfigError("annotator: the setting 'name' is required")
     lent = {name: value for name, value in {"gold": gold, "name": person}.items() if value}
-    annotator: Annotator = plugins.build("annotator", plugin, given, lent)
+    annotator: Annotator = plugins.build_plugin("annotator", plugin, given, lent)
     return annotator
 
 
@@ -200,7 +200,7 @@ class SimulatedAnnotator:
         return gold[[place[id(episode)] for episode in episodes]]
 
 
-def panel(
+def annotator_panel(
     typical: SimulatedAnnotator,
     size: int,
     rng: np.random.Generator,

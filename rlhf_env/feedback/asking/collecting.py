@@ -6,7 +6,7 @@ store.add_items(items_of(store.responses(), "comparison", np.random.default_rng(
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -17,9 +17,9 @@ import numpy as np
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.feedback import findings
 from rlhf_env.feedback.asking.annotators import Annotator, Judges, Ranks, Rates
-from rlhf_env.feedback.asking.pairs import Candidate
+from rlhf_env.feedback.asking.pairs import Authored
 from rlhf_env.feedback.interchange.gathering import gathered
-from rlhf_env.feedback.interchange.jsonl import lines_of
+from rlhf_env.feedback.interchange.jsonl import located_lines
 from rlhf_env.feedback.interchange.provenance import prompt_from, response_from
 from rlhf_env.feedback.interchange.tables import csv_rows
 from rlhf_env.feedback.judgements import Author, Response
@@ -27,7 +27,7 @@ from rlhf_env.feedback.kinds import kind_named
 from rlhf_env.feedback.store.items import Item, criteria_names_problems
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.policies.policy import Policy
-from rlhf_env.types import Episode, Observation, Prompt, Tokenizer
+from rlhf_env.types import Episode, JsonView, Observation, Prompt, Tokenizer
 
 
 def sample_responses(
@@ -40,7 +40,7 @@ def sample_responses(
     max_new_tokens: int,
     each: int = 1,
     batch_size: int = 64,
-) -> Iterator[Candidate]:
+) -> Iterator[Authored]:
     """`each` responses to every prompt at every temperature, with the policy (called `name`) and temperature as author.
 
     They come temperature by temperature, prompts in order. What the policy's `sampling` has beside the temperature
@@ -92,11 +92,11 @@ def read_responses(path: str | Path, author: Author | None = None) -> list[tuple
     get equal ids. Raises DataError with each problem as "file:line: field: what", up to 20.
     """
     default = author or Author("dataset", Path(path).name)
-    rows = csv_rows(path) if Path(path).suffix.lower() == ".csv" else lines_of(path)
+    rows = csv_rows(path) if Path(path).suffix.lower() == ".csv" else located_lines(path)
     return gathered(path, rows, lambda row: _response_of(row, default), "and a response")
 
 
-def _response_of(row: Mapping[str, Any], author: Author) -> tuple[Prompt, Response]:
+def _response_of(row: JsonView, author: Author) -> tuple[Prompt, Response]:
     missing = [f"{field}: missing" for field in ("prompt", "response") if field not in row]
     if not missing and not isinstance(row["prompt"], str):
         missing = ["prompt: expected text"]

@@ -14,12 +14,12 @@ from rlhf_env.feedback.kinds import Comparison
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.types import Episode, Prompt
 
-Candidate = tuple[Episode, Author]
+Authored = tuple[Episode, Author]
 """A finished response and who wrote it (the policy's name and the temperature it was sampled at)."""
 
 
 def collect_pairs(
-    candidates: Iterable[Candidate],
+    candidates: Iterable[Authored],
     annotator: Annotator,
     rng: np.random.Generator,
     *,
@@ -41,7 +41,7 @@ def collect_pairs(
         raise ConfigError(
             f"pairs_per_prompt: {pairs_per_prompt!r} is not a number of at least 1, or None for all pairs"
         )
-    shown: list[tuple[Candidate, Candidate]] = []
+    shown: list[tuple[Authored, Authored]] = []
     for group in _by_prompt(candidates):
         possible = list(combinations(group, 2))
         count = len(possible) if pairs_per_prompt is None else min(pairs_per_prompt, len(possible))
@@ -66,9 +66,9 @@ def collect_pairs(
     return comparisons
 
 
-def _by_prompt(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
+def _by_prompt(candidates: Iterable[Authored]) -> list[list[Authored]]:
     """The candidates of each prompt, without those that say what an earlier one said."""
-    groups: dict[tuple[str, str], dict[tuple[int, ...], Candidate]] = {}
+    groups: dict[tuple[str, str], dict[tuple[int, ...], Authored]] = {}
     for episode, author in candidates:
         prompt: Prompt = episode.prompt
         tokens = tuple(episode.response_ids.tolist())

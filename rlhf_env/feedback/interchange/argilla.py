@@ -79,7 +79,7 @@ def argilla_judgements(record: Any, *, source: str, annotator: str) -> list[Judg
     return made
 
 
-def _answers(questions: Mapping[str, Any], names: list[str]) -> Iterator[tuple[str, str, Any]]:
+def _answers(questions: Mapping[str, object], names: list[str]) -> Iterator[tuple[str, str, Any]]:
     """(user, kind, answer) of each. The fields that one user gave of one kind are one answer, after the others."""
     by_name_first = sorted(kinds(), key=lambda kind: kind.in_argilla.by_shape)
     fields: dict[tuple[str, str], dict[str, object]] = {}

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.feedback.interchange.argilla import argilla_judgements, argilla_record
 from rlhf_env.feedback.interchange.gathering import Located, gathered
-from rlhf_env.feedback.interchange.jsonl import lines_of, write_lines
+from rlhf_env.feedback.interchange.jsonl import located_lines, write_lines
 from rlhf_env.feedback.interchange.label_studio import label_studio_judgements, label_studio_tasks
 from rlhf_env.feedback.interchange.provenance import parsed
 from rlhf_env.feedback.interchange.rows import (
@@ -27,6 +27,7 @@ from rlhf_env.feedback.interchange.tables import csv_rows, dataset_rows, write_c
 from rlhf_env.feedback.judgements import Judgement, Preference, Response
 from rlhf_env.feedback.kinds import ScoredResponse, kind_of, preferences_of
 from rlhf_env.plain_data import read_file
+from rlhf_env.types import JsonObject
 from rlhf_env.whole_files import written
 
 Format = Literal["jsonl", "csv", "trl", "trl-conversational", "trl-unpaired", "datasets", "argilla", "label-studio"]
@@ -66,7 +67,7 @@ def read_judgements(path: str | Path, *, annotator: str = "") -> list[Judgement]
     """
     source = Path(path).name
     suffix = Path(path).suffix.lower()
-    names: dict[str, Any] = {"source": source, "annotator": annotator}
+    names: JsonObject = {"source": source, "annotator": annotator}
     if suffix == ".json":
         records = list(_array(path))
         tasks = any(isinstance(record, dict) and "annotations" in record for _, record in records)
@@ -76,7 +77,7 @@ def read_judgements(path: str | Path, *, annotator: str = "") -> list[Judgement]
             raise DataError(f"{path}: nobody has judged anything in it")
         return judged
     if suffix in (".jsonl", ".ndjson"):
-        rows = lines_of(path)
+        rows = located_lines(path)
     elif suffix == ".csv":
         rows = csv_rows(path)
     elif Path(path).is_dir():
@@ -108,7 +109,7 @@ def _pairs_and_ratings(judgements: Iterable[Judgement]) -> Iterator[Preference |
         yield from kind.pairs(judgement)
 
 
-def _write_array(path: str | Path, records: list[dict[str, Any]]) -> int:
+def _write_array(path: str | Path, records: list[JsonObject]) -> int:
     with written(path) as file:
         file.write(json.dumps(records, default=dict, indent=1).encode("ascii") + b"\n")
     return len(records)

@@ -7,9 +7,8 @@ store.add(read_jsonl("pairs.jsonl"))
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.interchange.gathering import Located, gathered
@@ -17,6 +16,7 @@ from rlhf_env.feedback.interchange.provenance import parsed
 from rlhf_env.feedback.interchange.rows import pair_row, preference_of
 from rlhf_env.feedback.judgements import Preference
 from rlhf_env.plain_data import LONGEST_LINE, read_file
+from rlhf_env.types import JsonObject, JsonView
 from rlhf_env.whole_files import written
 
 
@@ -35,13 +35,13 @@ def read_jsonl(path: str | Path, *, annotator: str = "") -> list[Preference]:
     source = Path(path).name
     return gathered(
         path,
-        lines_of(path),
+        located_lines(path),
         lambda row: preference_of(row, source=source, annotator=annotator),
         "a chosen and a rejected",
     )
 
 
-def write_lines(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
+def write_lines(path: str | Path, rows: Iterable[JsonView]) -> int:
     """Write one JSON object per line; returns how many. The file appears whole or not at all."""
     count = 0
     with written(path) as file:
@@ -52,14 +52,14 @@ def write_lines(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
     return count
 
 
-def lines_of(path: str | Path) -> Iterator[Located]:
+def located_lines(path: str | Path) -> Iterator[Located]:
     """Each line's object, or what is wrong with it, and where it stands."""
     for number, line in enumerate(read_file(path).split(b"\n"), start=1):
         if line.strip():
             yield f"{path}:{number}", _object(line)
 
 
-def _object(line: bytes) -> dict[str, Any] | DataError:
+def _object(line: bytes) -> JsonObject | DataError:
     if len(line) > LONGEST_LINE:
         return DataError(f"{len(line):,} bytes, a line may have at most {LONGEST_LINE:,}")
     try:

@@ -21,11 +21,12 @@ from rlhf_env.errors import DataError
 from rlhf_env.feedback.interchange.provenance import in_order, parsed, provenance_of, remade
 from rlhf_env.feedback.judgements import Judgement
 from rlhf_env.feedback.kinds import Part, kind_of, kinds
+from rlhf_env.types import JsonObject
 
 _TEXTS = ("response", "answer", "generation", "text")
 
 
-def label_studio_tasks(judgements: Iterable[Judgement]) -> list[dict[str, Any]]:
+def label_studio_tasks(judgements: Iterable[Judgement]) -> list[JsonObject]:
     people: dict[str, int] = {}
     return [
         _task(number, judgement, people.setdefault(judgement.annotator, len(people) + 1))
@@ -33,7 +34,7 @@ def label_studio_tasks(judgements: Iterable[Judgement]) -> list[dict[str, Any]]:
     ]
 
 
-def _task(number: int, judgement: Judgement, person: int) -> dict[str, Any]:
+def _task(number: int, judgement: Judgement, person: int) -> JsonObject:
     names = [f"response_{place}" for place in range(1, len(judgement.responses) + 1)]
     kind = kind_of(judgement)
     answer = kind.answer_of(judgement)
@@ -47,7 +48,7 @@ def _task(number: int, judgement: Judgement, person: int) -> dict[str, Any]:
         annotation["lead_time"] = judgement.seconds
     if judgement.created:
         annotation["created_at"] = judgement.created
-    data: dict[str, Any] = {
+    data: dict[str, object] = {
         "prompt": judgement.prompt.text,
         **{name: response.text for name, response in zip(names, judgement.responses, strict=True)},
         "criterion": judgement.criterion,
@@ -97,7 +98,7 @@ def label_studio_judgements(task: Any, *, source: str, annotator: str) -> list[J
     return made
 
 
-def _texts(data: Mapping[str, Any]) -> dict[str, Any]:
+def _texts(data: Mapping[str, object]) -> JsonObject:
     """The responses by name: the items that a ranker ranks, or the texts of the task."""
     items = data.get("items")
     if isinstance(items, list) and all(isinstance(item, Mapping) and "id" in item for item in items):
@@ -124,6 +125,6 @@ def _answer(results: list[Any], names: list[str]) -> tuple[str, Any]:
     raise DataError("result: none of pairwise, choices, rating, ranker")
 
 
-def _circumstances(annotation: Mapping[str, Any]) -> dict[str, Any]:
+def _circumstances(annotation: Mapping[str, object]) -> JsonObject:
     given = {"seconds": annotation.get("lead_time"), "created": annotation.get("created_at")}
     return {name: value for name, value in given.items() if value is not None}

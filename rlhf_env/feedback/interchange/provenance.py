@@ -12,10 +12,10 @@ from rlhf_env.feedback.judgements import Author, Judgement, Preference, Response
 from rlhf_env.feedback.kinds import kind_named, kind_of
 from rlhf_env.feedback.kinds.kind import CIRCUMSTANCES
 from rlhf_env.plain_data import read_json
-from rlhf_env.types import Prompt
+from rlhf_env.types import JsonObject, JsonView, Prompt
 
 
-def provenance_of(judgement: Judgement) -> dict[str, Any]:
+def provenance_of(judgement: Judgement) -> JsonObject:
     """Of a judgement: its prompt's id and metadata, each response in the order shown, and how it was made."""
     return {
         "prompt": {"id": judgement.prompt.id, "meta": dict(judgement.prompt.meta)},
@@ -24,7 +24,7 @@ def provenance_of(judgement: Judgement) -> dict[str, Any]:
     }
 
 
-def circumstances_of(judged: Judgement | Preference, group: object) -> dict[str, Any]:
+def circumstances_of(judged: Judgement | Preference, group: object) -> JsonObject:
     """Who judged, when, by what: only what is known."""
     given = {
         "annotator": judged.annotator,
@@ -35,7 +35,7 @@ def circumstances_of(judged: Judgement | Preference, group: object) -> dict[str,
     return given | ({} if judged.seconds is None else {"seconds": judged.seconds}) | ({"group": group} if group else {})
 
 
-def about_response(response: Response) -> dict[str, Any]:
+def about_response(response: Response) -> JsonObject:
     """Everything of a response but its text."""
     return {
         "author": [response.author.kind, response.author.name, response.author.temperature],
@@ -77,7 +77,7 @@ def remade(
     return kind_named(kind)(prompt_from(prompt, provenance.get("prompt", {})), responses, answer, **made)
 
 
-def prompt_from(text: str, about: Mapping[str, Any]) -> Prompt:
+def prompt_from(text: str, about: JsonView) -> Prompt:
     """Without an id of its own a prompt is named by its text: the same text has the same id in every file."""
     name = hashlib.sha256(json.dumps(text).encode("ascii")).hexdigest()[:16]
     return Prompt(about.get("id", name), text, about.get("meta", {}))
@@ -99,7 +99,7 @@ def response_from(text: Any, about: Any, source: str) -> Response:
     )
 
 
-def in_order(answer: Any) -> Any:
+def in_order(answer: object) -> Any:
     """A ranking as other programs keep it, best first and without equal places; any other answer as it is."""
     if isinstance(answer, list) and all(type(rank) is int for rank in answer):
         return sorted(range(len(answer)), key=lambda place: answer[place])
@@ -114,5 +114,5 @@ def parsed(field: str, content: str) -> Any:
         raise DataError(f"{field}: not JSON: {error}") from error
 
 
-def _tuple(ids: Any) -> Any:
+def _tuple(ids: object) -> Any:
     return tuple(ids) if isinstance(ids, list) else ids  # what is no list is refused by Response

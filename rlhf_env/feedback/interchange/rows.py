@@ -27,12 +27,13 @@ from rlhf_env.feedback.interchange.provenance import (
 )
 from rlhf_env.feedback.judgements import Judgement, Preference
 from rlhf_env.feedback.kinds import HIGHEST, LOWEST, Comparison, Rating, ScoredResponse, kind_of
+from rlhf_env.types import JsonObject, JsonView
 
 _SIDES = ("chosen", "rejected")
 _MIDDLE = (LOWEST + HIGHEST) / 2
 
 
-def judgement_row(judgement: Judgement) -> dict[str, Any]:
+def judgement_row(judgement: Judgement) -> JsonObject:
     kind = kind_of(judgement)
     return {
         "kind": kind.name,
@@ -43,7 +44,7 @@ def judgement_row(judgement: Judgement) -> dict[str, Any]:
     }
 
 
-def pair_row(pair: Preference) -> dict[str, Any]:
+def pair_row(pair: Preference) -> JsonObject:
     """TRL's standard preference format."""
     return {
         "prompt": pair.prompt.text,
@@ -59,7 +60,7 @@ def pair_row(pair: Preference) -> dict[str, Any]:
     }
 
 
-def conversational_pair_row(pair: Preference) -> dict[str, Any]:
+def conversational_pair_row(pair: Preference) -> JsonObject:
     """TRL's conversational preference format. A prompt that was no conversation is one message of the user."""
     row = pair_row(pair)
     messages = pair.prompt.meta.get("messages")
@@ -70,7 +71,7 @@ def conversational_pair_row(pair: Preference) -> dict[str, Any]:
     return {"prompt": messages, **answers, "provenance": row["provenance"]}
 
 
-def unpaired_rows(judged: Preference | ScoredResponse) -> Iterator[dict[str, Any]]:
+def unpaired_rows(judged: Preference | ScoredResponse) -> Iterator[JsonObject]:
     """TRL's unpaired preference format: two rows for a pair, one for a rating, none for a rating in the middle."""
     if isinstance(judged, Preference):
         labels = [(judged.chosen, True), (judged.rejected, False)]
@@ -87,7 +88,7 @@ def unpaired_rows(judged: Preference | ScoredResponse) -> Iterator[dict[str, Any
         }
 
 
-def judgement_of(row: Mapping[str, Any], *, source: str, annotator: str) -> Judgement:
+def judgement_of(row: Mapping[str, object], *, source: str, annotator: str) -> Judgement:
     """The judgement of any of these rows. Raises DataError with every problem of the row."""
     if "kind" in row:
         return _own(row, source, annotator)
@@ -96,7 +97,7 @@ def judgement_of(row: Mapping[str, Any], *, source: str, annotator: str) -> Judg
     return Comparison.of(preference_of(row, source=source, annotator=annotator))
 
 
-def preference_of(row: Mapping[str, Any], *, source: str, annotator: str) -> Preference:
+def preference_of(row: JsonView, *, source: str, annotator: str) -> Preference:
     """The pair of a row with chosen and rejected. Raises DataError with every problem of the row."""
     row = _explicit(row)
     problems = [f"{field}: missing" for field in ("prompt", *_SIDES) if field not in row]
@@ -124,7 +125,7 @@ def preference_of(row: Mapping[str, Any], *, source: str, annotator: str) -> Pre
     return Preference(prompt_from(text, about_prompt), sides["chosen"], sides["rejected"], who, **circumstances)
 
 
-def _own(row: Mapping[str, Any], source: str, annotator: str) -> Judgement:
+def _own(row: JsonView, source: str, annotator: str) -> Judgement:
     missing = [f"{field}: missing" for field in ("prompt", "responses", "answer") if field not in row]
     if missing:
         raise DataError(*missing)
@@ -136,7 +137,7 @@ def _own(row: Mapping[str, Any], source: str, annotator: str) -> Judgement:
     )
 
 
-def _unpaired(row: Mapping[str, Any], source: str, annotator: str) -> Judgement:
+def _unpaired(row: Mapping[str, object], source: str, annotator: str) -> Judgement:
     problems = [f"{field}: missing" for field in ("prompt", "completion", "label") if field not in row]
     if "label" in row and type(row["label"]) is not bool:
         problems.append(f"label: expected true or false, got {json.dumps(row['label'])[:40]}")
@@ -160,7 +161,7 @@ def _unpaired(row: Mapping[str, Any], source: str, annotator: str) -> Judgement:
     return remade("rating", text, [completion], score, provenance, source=source, annotator=annotator)
 
 
-def _explicit(row: Mapping[str, Any]) -> Mapping[str, Any]:
+def _explicit(row: Mapping[str, object]) -> JsonView:
     """TRL's implicit prompt: conversations that differ in the last message. Plain texts are not divided by guess."""
     chosen, rejected = row.get("chosen"), row.get("rejected")
     if "prompt" in row or not isinstance(chosen, list) or not isinstance(rejected, list):
@@ -170,7 +171,7 @@ def _explicit(row: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**row, "prompt": chosen[:-1], "chosen": chosen[-1:], "rejected": rejected[-1:]}
 
 
-def _prompt_text(prompt: Any, about: Mapping[str, Any], problems: list[str]) -> tuple[str, Mapping[str, Any]]:
+def _prompt_text(prompt: Any, about: JsonView, problems: list[str]) -> tuple[str, JsonView]:
     """(text, what is known about the prompt) of a text or a conversation."""
     if isinstance(prompt, str):
         return prompt, about
@@ -185,7 +186,7 @@ def _prompt_text(prompt: Any, about: Mapping[str, Any], problems: list[str]) -> 
     return "", about
 
 
-def _completion_text(content: Any) -> Any:
+def _completion_text(content: object) -> Any:
     """The text of a completion; what is neither text nor one message of the assistant is refused by Response."""
     if isinstance(content, list) and len(content) == 1 and _is_message(content[0]):
         if content[0]["role"] != "assistant":
@@ -194,11 +195,11 @@ def _completion_text(content: Any) -> Any:
     return content
 
 
-def _is_message(message: Any) -> bool:
+def _is_message(message: object) -> bool:
     return isinstance(message, Mapping) and all(isinstance(message.get(key), str) for key in ("role", "content"))
 
 
-def judgements_of(rows: Sequence[tuple[Mapping[str, Any], Judgement]]) -> list[Judgement]:
+def judgements_of(rows: Sequence[tuple[Mapping[str, object], Judgement]]) -> list[Judgement]:
     """The judgements of rows, where the two halves of an unpaired pair, one after the other, are one."""
     made: list[Judgement] = []
     half = None

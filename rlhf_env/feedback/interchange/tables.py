@@ -24,6 +24,7 @@ from rlhf_env.feedback.interchange.rows import pair_row
 from rlhf_env.feedback.judgements import Judgement, Preference
 from rlhf_env.feedback.kinds import kind_named, kind_of
 from rlhf_env.plain_data import read_file
+from rlhf_env.types import JsonObject
 from rlhf_env.whole_files import written
 
 _CIRCUMSTANCES = ("annotator", "criterion", "weight", "created", "seconds")
@@ -89,10 +90,10 @@ def csv_rows(path: str | Path) -> Iterator[Located]:
         yield f"{path}:{line}", DataError(f"not CSV: {error}")
 
 
-def _csv_row(header: Sequence[str], cells: Sequence[str]) -> dict[str, Any] | DataError:
+def _csv_row(header: Sequence[str], cells: Sequence[str]) -> JsonObject | DataError:
     if len(cells) != len(header):
         return DataError(f"{len(cells)} fields, the header has {len(header)}")
-    row: dict[str, Any] = dict(zip(header, cells, strict=True))
+    row: JsonObject = dict(zip(header, cells, strict=True))
     try:
         if "kind" in row:
             return _own_row({column: unquoted(cell) for column, cell in row.items()})
@@ -105,7 +106,7 @@ def _csv_row(header: Sequence[str], cells: Sequence[str]) -> dict[str, Any] | Da
         return error
 
 
-def _own_row(row: Mapping[str, str]) -> dict[str, Any]:
+def _own_row(row: Mapping[str, str]) -> JsonObject:
     kind = kind_named(row["kind"])
     answer = row.get("answer", "") if kind.text_answer else parsed("answer", row.get("answer", ""))
     provenance = parsed("provenance", row.get("provenance") or "{}")

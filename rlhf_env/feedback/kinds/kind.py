@@ -23,7 +23,7 @@ from rlhf_env.types import Prompt
 LOWEST, HIGHEST = 1, 5  # the ends of the Likert scale
 CIRCUMSTANCES = ("annotator", "criterion", "weight", "created", "seconds", "group")
 
-Level = Literal["nominal", "ordinal", "interval"]
+MeasurementLevel = Literal["nominal", "ordinal", "interval"]
 """Whether values are names, an order, or numbers whose differences mean something."""
 Opinion = tuple[str, float]
 """(unit, value): about which responses, and what was said of them as a number."""
@@ -119,7 +119,7 @@ class JudgementKind:
     ratings. `whole_orders` says that the loss takes orders (Plackett-Luce) and not pairs."""
     opinions: Callable[..., Mapping[str, Sequence[Opinion]]] | None = None
     """What agreement between people is counted from, by criterion. By default the scores of `ratings`."""
-    level: Level = "nominal"
+    level: MeasurementLevel = "nominal"
     """What the values of `opinions` are, for Krippendorff's alpha."""
     tallies: Mapping[str, tuple[OptionValue, ...]] = field(default_factory=dict)
     """Values of the first field of the answer that are counted by themselves: {"ties": ("tie",)}."""

@@ -65,7 +65,7 @@ except ModuleNotFoundError as missing:
 
 __all__ = ["PageConfig", "page", "serve"]
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 _FOLDER = Path(__file__).parent / "static"
 # The only files there are: no request's path ever becomes a file's.
@@ -357,7 +357,7 @@ class _Desk:
             await self._in_thread(lambda: self._store.close())
             self._thread.shutdown()
 
-    async def _in_thread(self, work: Callable[[], T]) -> T:
+    async def _in_thread(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     # ---------------------------------------------------------------- handlers

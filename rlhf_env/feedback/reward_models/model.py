@@ -38,10 +38,11 @@ from rlhf_env.feedback.reward_models.config import Epoch, HeadKind, RewardModelC
 from rlhf_env.policies.anatomy import anatomy_of
 from rlhf_env.policies.language_model import quiet_transformers
 from rlhf_env.policies.trunk import hidden_states, prefix_tree
-from rlhf_env.types import Episode, Float, Int, Prompt, Tokenizer
+from rlhf_env.policies.untyped import HFModel
+from rlhf_env.types import Episode, Float, Int, JsonObject, Prompt, Tokenizer
 
-POSITIONS_AT_ONCE = 8192  # tokens and padding in one forward pass when scoring
-LOGITS_AT_ONCE = 2**26  # 256 MB of float32
+_POSITIONS_AT_ONCE = 8192  # tokens and padding in one forward pass when scoring
+_LOGITS_AT_ONCE = 2**26  # 256 MB of float32
 _FORMATS: dict[HeadKind, int] = {"linear": 1, "reply": 2}  # who can read only 1 refuses the others by name
 # Of the head "reply": by what it divides the trunk's logits to see its likelihoods, which are as sharp as whoever
 # trained the trunk left them; how many numbers it reads about them; the width of its hidden layer.
@@ -78,7 +79,7 @@ class RewardModel(nn.Module):
     """
 
     def __init__(
-        self, trunk: Any, *, members: int = 1, head: HeadKind = "linear", tokenizer_folder: str | Path | None = None
+        self, trunk: HFModel, *, members: int = 1, head: HeadKind = "linear", tokenizer_folder: str | Path | None = None
     ) -> None:
         super().__init__()
         self.trunk = trunk.eval()
@@ -129,7 +130,7 @@ class RewardModel(nn.Module):
         return len(self.heads)
 
     def forward(
-        self, ids: Tensor, lengths: Tensor, starts: Tensor, *, dropout: float = 0.0, generator: Any = None
+        self, ids: Tensor, lengths: Tensor, starts: Tensor, *, dropout: float = 0.0, generator: object = None
     ) -> Tensor:
         """Scores [M, B] before normalisation, of `ids` int64[B, L], texts of `lengths` int64[B] padded on the right;
         responses begin at `starts` int64[B]."""
@@ -222,7 +223,7 @@ class RewardModel(nn.Module):
                     f"{self._vocab_size}: was the text written with another tokenizer?"
                 )
 
-    def raw(self, texts: Sequence[Text], **dropout: Any) -> Tensor:
+    def raw(self, texts: Sequence[Text], **dropout: object) -> Tensor:
         """Scores [M, B] before normalisation, with gradient. `dropout` and `generator` as in `forward`."""
         self.check(texts)
         return self(*self._batch(texts), **dropout)  # type: ignore[no-any-return]
@@ -239,7 +240,7 @@ class RewardModel(nn.Module):
 
     def _batch(self, texts: Sequence[Text]) -> tuple[Tensor, Tensor, Tensor]:
         """ids, lengths and starts on the model's device."""
-        ids, lengths = padded([text.ids for text in texts])
+        ids, lengths = padded_ids([text.ids for text in texts])
         starts = torch.tensor([text.start for text in texts])
         device = self.heads.device
         return ids.to(device), lengths.to(device), starts.to(device)
@@ -386,7 +387,7 @@ def _likelihoods(hidden: Tensor, embeddings: Tensor, ids: Tensor, response: Tens
 
 
 def _in_parts(states: Tensor, tokens: Tensor, vocabulary: int) -> Iterator[tuple[Tensor, Tensor]]:
-    at_once = max(1, LOGITS_AT_ONCE // vocabulary)
+    at_once = max(1, _LOGITS_AT_ONCE // vocabulary)
     for start in range(0, len(tokens), at_once):
         yield states[start : start + at_once], tokens[start : start + at_once]
 
@@ -414,10 +415,10 @@ def distinct(texts: Sequence[Int]) -> tuple[list[Int], list[int]]:
 
 
 def batches_of_like_length(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Indices in batches of like length, each of at most POSITIONS_AT_ONCE positions."""
+    """Indices in batches of like length, each of at most _POSITIONS_AT_ONCE positions."""
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if batch and (len(batch) + 1) * lengths[index] > POSITIONS_AT_ONCE:
+        if batch and (len(batch) + 1) * lengths[index] > _POSITIONS_AT_ONCE:
             yield batch
             batch = []
         batch.append(index)
@@ -425,7 +426,7 @@ def batches_of_like_length(lengths: Sequence[int]) -> Iterator[list[int]]:
         yield batch
 
 
-def padded(texts: Sequence[Int], filler: int = 0) -> tuple[Tensor, Tensor]:
+def padded_ids(texts: Sequence[Int], filler: int = 0) -> tuple[Tensor, Tensor]:
     """`ids` int64[B, L], padded on the right with `filler`, and `lengths` int64[B]."""
     lengths = [len(text) for text in texts]
     ids = np.full((len(texts), max(lengths)), filler, dtype=np.int64)
@@ -444,7 +445,7 @@ def _text(prompt: Prompt, response: Response, tokenizer: Tokenizer | None) -> Te
     return Text(np.array([*asked, *tokenizer.encode(response.text), *ended], dtype=np.int64), len(asked))
 
 
-def _load_trunk(folder: Path, dtype: torch.dtype) -> Any:
+def _load_trunk(folder: Path, dtype: torch.dtype) -> HFModel:
     from transformers import AutoModel
 
     if not (folder / "config.json").is_file():
@@ -462,11 +463,11 @@ def _load_trunk(folder: Path, dtype: torch.dtype) -> Any:
     return trunk
 
 
-def _read_card(path: Path) -> dict[str, Any]:
+def _read_card(path: Path) -> JsonObject:
     """The JSON of a reward model, checked. Raises DataError."""
     file = path / _CARD
     try:
-        card: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        card: JsonObject = json.loads(file.read_text(encoding="utf-8"))
         if card["format"] not in _FORMATS.values():
             known = " and ".join(map(str, _FORMATS.values()))
             raise DataError(f"{file} has format {card['format']}, and this rlhf-env reads formats {known}")
@@ -487,7 +488,7 @@ def _read_card(path: Path) -> dict[str, Any]:
     return card
 
 
-def _record_from_json(content: dict[str, Any] | None) -> TrainingRecord | None:
+def _record_from_json(content: JsonObject | None) -> TrainingRecord | None:
     if content is None:
         return None
     epochs = tuple(Epoch(**epoch) for epoch in content["epochs"])

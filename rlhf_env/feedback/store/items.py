@@ -108,7 +108,7 @@ class Item:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
+class VerificationItem:
     """A reward model's opinion of a pair, put before people: an item for verification, and the reason for it."""
 
     item: Item
@@ -157,7 +157,7 @@ class Receipt:
 
 
 @dataclass(frozen=True)
-class Progress:
+class VoteProgress:
     """How far annotation has come, for everybody and for one annotator."""
 
     items: int

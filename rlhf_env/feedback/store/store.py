@@ -23,7 +23,7 @@ from rlhf_env.errors import DataError, LeaseExpired
 from rlhf_env.feedback import findings
 from rlhf_env.feedback.judgements import Judgement, prompt_digest, response_digest
 from rlhf_env.feedback.kinds import kind_named
-from rlhf_env.feedback.store.items import Assignment, Check, Item, Progress, Receipt
+from rlhf_env.feedback.store.items import Assignment, Item, Receipt, VerificationItem, VoteProgress
 from rlhf_env.feedback.store.records import RESPONSE_COLUMNS, Records, read_prompt, read_response
 from rlhf_env.feedback.store.schema import to_bytes
 
@@ -73,7 +73,7 @@ class PreferenceStore(Records):
         """Every item with its id, in the order they were added."""
         return self._read_items("", {})
 
-    def add_checks(self, checks: Iterable[Check]) -> list[int]:
+    def add_checks(self, checks: Iterable[VerificationItem]) -> list[int]:
         """Ask people about a reward model's opinions; the items' ids, in order.
 
         One vote of a person on a pair serves every model and reason that asks about it. The opinion of a model that
@@ -83,7 +83,7 @@ class PreferenceStore(Records):
         with self._writing():
             return [self._add_check(check) for check in given]
 
-    def checks(self) -> Iterator[tuple[int, Check]]:
+    def checks(self) -> Iterator[tuple[int, VerificationItem]]:
         """Every check with its item's id, those of one item together."""
         items = dict(self.items())
         rows = self._db.execute(
@@ -93,7 +93,7 @@ class PreferenceStore(Records):
         for item, model, reason, log_odds, *favoured in rows:
             yield (
                 int(item),
-                Check(
+                VerificationItem(
                     item=items[item],
                     model=model,
                     reason=reason,
@@ -200,7 +200,7 @@ class PreferenceStore(Records):
             self._db.execute(withdraw, vote[:1])
             return self._lend(vote[1], annotator, who, now + lease)
 
-    def progress(self, annotator: str | None = None) -> Progress:
+    def progress(self, annotator: str | None = None) -> VoteProgress:
         """How far annotation has come, and how much of it is still open to `annotator`."""
         (who,) = self._db.execute(
             "SELECT max(id) FROM annotators WHERE name = CAST(? AS TEXT)", (to_bytes(annotator or ""),)
@@ -213,7 +213,7 @@ class PreferenceStore(Records):
             FROM items AS i)""",
             {"who": -1 if who is None else who, "now": self._clock()},
         ).fetchone()
-        return Progress(*row)
+        return VoteProgress(*row)
 
     # ---------------------------------------------------------------- inside
 
@@ -249,7 +249,7 @@ class PreferenceStore(Records):
         (identity,) = self._db.execute("SELECT id FROM items WHERE digest = ?", (item.digest,)).fetchone()
         return int(identity)
 
-    def _add_check(self, check: Check) -> int:
+    def _add_check(self, check: VerificationItem) -> int:
         item = self._add_item(check.item)
         favoured = response_digest(prompt_digest(check.item.prompt), check.favoured)
         row = (item, to_bytes(check.model), to_bytes(check.reason), float(check.log_odds), favoured)

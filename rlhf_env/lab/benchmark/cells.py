@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,11 +18,12 @@ from rlhf_env.learning.experiment import Experiment, build
 from rlhf_env.learning.loop import Row
 from rlhf_env.learning.run_folder import config_hash, read_metrics
 from rlhf_env.learning.spending import Spending
+from rlhf_env.types import JsonObject
 from rlhf_env.whole_files import write_json
 
 
 @dataclass(frozen=True)
-class Cell:
+class GridCell:
     """One agent on one task with one seed: a result of the report or, while tuning, a `trial` of a `configuration`."""
 
     benchmark: str
@@ -60,7 +60,7 @@ class Cell:
         wanted, names = pattern.split("/"), (self.task, self.agent, str(self.seed))
         return len(wanted) <= 3 and all(map(fnmatchcase, names, wanted))
 
-    def work(self, folder: Path, on_update: Callable[[Row, float], None]) -> dict[str, Any]:
+    def work(self, folder: Path, on_update: Callable[[Row, float], None]) -> JsonObject:
         return run_cell(self, folder, on_update)
 
     def failed(self, folder: Path, why: str) -> None:
@@ -82,7 +82,7 @@ class Cell:
         write_json(self.result_file(folder), result)
 
 
-def run_cell(cell: Cell, folder: Path, on_update: Callable[[Row, float], None] | None = None) -> dict[str, Any]:
+def run_cell(cell: GridCell, folder: Path, on_update: Callable[[Row, float], None] | None = None) -> JsonObject:
     """Build, train, evaluate; the result that was written to `cell.result_file(folder)`.
 
     Raises what the run raises, and RunFailed for an evaluation that is not finite: then no result is written.
@@ -121,7 +121,7 @@ def _kept_in_the_folder(_warning: Alert) -> None:
     """Nobody reads along in a worker: warnings.json of the run has it."""
 
 
-def _identity(cell: Cell, hashed: str) -> dict[str, Any]:
+def _identity(cell: GridCell, hashed: str) -> JsonObject:
     return {
         "benchmark": cell.benchmark,
         "task": cell.task,

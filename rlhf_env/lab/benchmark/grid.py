@@ -13,12 +13,13 @@ from typing import Any
 import tomli_w
 
 from rlhf_env.errors import ConfigError, Problem, under
-from rlhf_env.lab.benchmark.cells import Cell
+from rlhf_env.lab.benchmark.cells import GridCell
 from rlhf_env.lab.benchmark.tuning import FIRST_SEED, Tuning
 from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.experiment import Experiment, check_plugins
 from rlhf_env.plain_data import refuse_misfits
 from rlhf_env.toml_files import naming_lines, narrowed, read_toml
+from rlhf_env.types import JsonObject, JsonView
 
 REWARD_MODEL = "$reward_model"  # in a grid's tables: the model that its own [reward_model] makes
 # "--" separates the parts of a result's file name, and no part climbs out of the folder.
@@ -44,13 +45,13 @@ class Grid:
     name: str = "benchmark"
     title: str = ""
     what_gold_is: str = ""
-    agents: dict[str, Any]
-    experiment: dict[str, Any] = field(default_factory=dict)
-    tasks: dict[str, Any] = field(default_factory=dict)
+    agents: JsonObject
+    experiment: JsonObject = field(default_factory=dict)
+    tasks: JsonObject = field(default_factory=dict)
     seeds: int = 3
     tuning: Tuning = field(default_factory=Tuning)
     optima: dict[str, float] = field(default_factory=dict)
-    reward_model: dict[str, Any] | None = None
+    reward_model: JsonObject | None = None
 
     def __post_init__(self) -> None:
         refuse_misfits(self)
@@ -106,14 +107,14 @@ class Grid:
     def to_toml(self) -> str:
         return tomli_w.dumps({key: value for key, value in asdict(self).items() if value is not None})
 
-    def cells(self, folder: Path | None = None, only: Sequence[str] = ()) -> list[Cell]:
+    def cells(self, folder: Path | None = None, only: Sequence[str] = ()) -> list[GridCell]:
         """Every cell, seeds outermost, so that a run cut short has whole comparisons. Checks every experiment.
 
         `folder`: the benchmark's, where its reward model is. `only`: those that match one of some "task/agent/seed", of
         which the end may be left out, and "*" and "?" stand for anything. Raises ConfigError when one matches nothing.
         """
         tasks = self.tasks or {_task_name(self.experiment): {}}
-        cells: list[Cell] = []
+        cells: list[GridCell] = []
         problems: dict[str, None] = {}
         for seed, (task, changes), agent in product(range(self.seeds), tasks.items(), self.agents):
             try:
@@ -134,14 +135,14 @@ class Grid:
             )
         return [cell for cell in cells if not only or any(cell.matches(pattern) for pattern in only)]
 
-    def _cell(self, task: str, changes: Mapping[str, Any], agent: str, seed: int, folder: Path | None) -> Cell:
+    def _cell(self, task: str, changes: JsonView, agent: str, seed: int, folder: Path | None) -> GridCell:
         on_task = changes.get("agents", {}).get(agent, {})
         settings = {"name": agent, **self.agents[agent], **on_task}
         shared = _merged(self.experiment, {key: value for key, value in changes.items() if key != "agents"})
         table = {**shared, "name": f"{self.name}/{task}/{agent}", "seed": seed, "agent": settings}
         if self.reward_model is not None and folder is not None:
             table = _placed(table, str(reward_model_of(folder)))
-        return Cell(
+        return GridCell(
             self.name,
             task,
             agent,
@@ -174,7 +175,7 @@ class Grid:
             error.change(placed)
             raise
 
-    def require_plugins(self, cells: Sequence[Cell]) -> None:
+    def require_plugins(self, cells: Sequence[GridCell]) -> None:
         """Raises ConfigError for names and settings that no plugin has, as far as no model is needed to find them."""
         problems: dict[str, None] = {}
         for cell in {(cell.task, cell.agent): cell for cell in cells}.values():
@@ -186,7 +187,7 @@ class Grid:
         if problems:
             raise ConfigError(*problems)
 
-    def trials(self, cells: Sequence[Cell]) -> list[Cell]:
+    def trials(self, cells: Sequence[GridCell]) -> list[GridCell]:
         """What is tried before `cells` can run with the best settings; none for an agent without a choice."""
         found = []
         for cell in {(cell.task, cell.agent): cell for cell in cells}.values():
@@ -208,7 +209,7 @@ def reward_model_of(folder: Path) -> Path:
     return folder.resolve() / "reward_model"
 
 
-def _placed(value: Any, model: str) -> Any:
+def _placed(value: object, model: str) -> Any:
     """`value` with the path of the reward model where its placeholder stands."""
     if isinstance(value, Mapping):
         return {key: _placed(item, model) for key, item in value.items()}
@@ -217,12 +218,12 @@ def _placed(value: Any, model: str) -> Any:
     return model if value == REWARD_MODEL else value
 
 
-def _task_name(experiment: Mapping[str, Any]) -> str:
+def _task_name(experiment: Mapping[str, object]) -> str:
     task = experiment.get("task", {})
     return str(task.get("name", "task")) if isinstance(task, Mapping) else "task"
 
 
-def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def _merged(base: JsonView, changes: JsonView) -> JsonObject:
     """`base` with `changes`, tables merged key by key (a changed task or reward table replaces the old one whole)."""
     merged = dict(base)
     for key, value in changes.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from rlhf_env.lab.benchmark.results import (
     Trial,
     agent_order,
 )
+from rlhf_env.types import JsonObject, JsonView
 
 
 def read_results(folder: str | Path) -> Results:
@@ -186,7 +187,7 @@ class _Record:
     """A JSON object, and the file and place it came from: what is wrong in it can be named."""
 
     file: Path
-    data: Mapping[str, Any]
+    data: JsonView
     at: str = ""
 
     def text(self, key: str, default: str = _REQUIRED) -> str:
@@ -220,7 +221,7 @@ class _Record:
         )
         return [_Record(self.file, item, f"{self.at}{key}[{i}].") for i, item in enumerate(value)]
 
-    def _get(self, key: str, default: Any, expected: str, fits: Callable[[Any], bool]) -> Any:
+    def _get(self, key: str, default: object, expected: str, fits: Callable[[object], bool]) -> Any:
         value = self.data.get(key)
         if value is None and default is not _REQUIRED:
             return default
@@ -230,7 +231,7 @@ class _Record:
         return value
 
 
-def _read_object(file: Path) -> dict[str, Any]:
+def _read_object(file: Path) -> JsonObject:
     try:
         text = file.read_text(encoding="utf-8", errors="surrogatepass")  # models write lone surrogates too
         data = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
@@ -255,5 +256,5 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < 1e300  # JSON has integers that no float can hold
 
 
-def _is_list_of_objects(value: Any) -> bool:
+def _is_list_of_objects(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(item, dict) for item in value)

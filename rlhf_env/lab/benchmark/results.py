@@ -18,10 +18,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rlhf_env.errors import DataError
 from rlhf_env.learning.run_folder import read_metrics
+from rlhf_env.types import JsonObject, JsonView
 
 FORMAT = 1
 
@@ -73,7 +73,7 @@ class Cell:
     error: str | None = None
     run: str = ""
     config_hash: str = ""
-    agent_settings: Mapping[str, Any] = field(default_factory=dict)
+    agent_settings: JsonView = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
     optimum: float | None = None
     spending: Mapping[str, float] = field(default_factory=dict)
@@ -98,7 +98,7 @@ class Trial:
     agent: str
     configuration: int
     seed: int
-    settings: Mapping[str, Any]
+    settings: JsonView
     objective: float | None = None
     error: str = ""
     spending: Mapping[str, float] = field(default_factory=dict)
@@ -212,7 +212,7 @@ class Results:
             raise DataError(f"{self.folder / 'results'}: several optima for task {task!r}: {sorted(known)}")
         return known.pop() if known else None
 
-    def metrics(self, cell: Cell) -> list[dict[str, Any]]:
+    def metrics(self, cell: Cell) -> list[JsonObject]:
         """The rows of a cell's `metrics.jsonl`, empty without one. Raises DataError naming a file that is broken."""
         folder = self.run_folder(cell)
         if folder is None:

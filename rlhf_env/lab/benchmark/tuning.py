@@ -23,6 +23,7 @@ from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.ranges import Ranges
 from rlhf_env.learning.spending import Budget
 from rlhf_env.plain_data import refuse_misfits
+from rlhf_env.types import JsonObject, JsonView
 
 FIRST_SEED = 1000  # of the trials: the report's seeds are 0, 1, ... and end below
 
@@ -55,7 +56,7 @@ class Tuning:
         if problems:
             raise ConfigError(*problems)
 
-    def configurations_of(self, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def configurations_of(self, settings: Mapping[str, object]) -> list[JsonObject]:
         """What is tried for an agent: its own `settings` (a table as under [agent]), then drawn ones.
 
         Only its own without ranges to draw from. Each setting has a stream of its own: agents that declare one range
@@ -72,9 +73,9 @@ class Tuning:
         ]
         return [own, *drawn]
 
-    def trial(self, experiment: Experiment, settings: Mapping[str, Any], number: int) -> Experiment:
+    def trial(self, experiment: Experiment, settings: JsonView, number: int) -> Experiment:
         """`experiment` as a trial of `settings` on the `number`-th seed: less budget, validation prompts."""
-        budget: dict[str, Any] = {
+        budget: JsonObject = {
             name: limit * self.budget if name == "seconds" else math.ceil(limit * self.budget)
             for name, limit in experiment.budget.limits().items()
         }
@@ -90,7 +91,7 @@ class Tuning:
         )
 
 
-def _ranges(settings: Mapping[str, Any]) -> tuple[Ranges, Any]:
+def _ranges(settings: JsonView) -> tuple[Ranges, Any]:
     """What an agent declares, and its Config with these settings. Raises what building the agent would raise."""
     name = settings["name"]
     with under("name"):
@@ -118,7 +119,7 @@ class Tried:
     task: str
     agent: str
     configuration: int
-    settings: Mapping[str, Any]
+    settings: JsonView
     seeds: int
     score: float | None
     error: str

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -30,21 +30,21 @@ from rlhf_env.lab.evaluation.behaviour import (
     rate_change,
     tone_changes,
 )
-from rlhf_env.lab.evaluation.evaluator import Evaluator, entropy
+from rlhf_env.lab.evaluation.evaluator import Evaluator, divergences, entropy, log_ratios
 from rlhf_env.lab.evaluation.runs import load_run
 from rlhf_env.lab.statistics import Estimate, estimate, mean
-from rlhf_env.learning.agent import Decision, Metrics, Setup
+from rlhf_env.learning.agent import Decision, Metrics, Setup, traits
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.shown_text import for_terminal
 from rlhf_env.text_measures import distinct_n, repetition, self_bleu
-from rlhf_env.types import Episode, Float, Observation, Reward, Tokenizer
+from rlhf_env.types import Episode, Float, Observation, ResetOptions, Reward, State, Tokenizer
 from rlhf_env.whole_files import write_json
 
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
-Score = Callable[[Sequence[tuple[int, str]]], Float]
+TextScores = Callable[[Sequence[tuple[int, str]]], Float]
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def evaluate_run(folder: str | Path, *, prompts: int | None = None) -> RunEvalua
     stream = np.random.default_rng([experiment.evaluation.seed, *b"intervals"])
     after, before = ([episode.response for episode in rollout.episodes] for rollout in (ours, theirs))
     sums, other_sums = evaluator.sums(ours.scores), evaluator.sums(theirs.scores)
-    bound = getattr(workplace.agent, "kl_bound", None)
+    bound = traits(workplace.agent).kl_bound
     score = _proxy(evaluator, ours)
     exact = evaluator.exact_kl(workplace.agent)
     tones = tone_of(theirs), tone_of(ours)
@@ -125,7 +125,7 @@ def evaluate_run(folder: str | Path, *, prompts: int | None = None) -> RunEvalua
         measures=list(_measures(evaluator, ours, theirs, stream, selected=bound is not None)),
         win_rate={name: _win_rate(sums[name], other_sums[name]) for name in ("proxy", "gold") if name in sums},
         kl=_kl(ours, stream, exact) if bound is None else {},
-        kl_bound=None if bound is None else float(bound),
+        kl_bound=bound,
         phrases=[change for change in phrase_changes(before, after) if change.p < 0.05],
         rates=[*_endings(evaluator, theirs, ours), *tone_changes(*tones), *format_changes(before, after)],
         clusters=clusters(before, after),
@@ -141,7 +141,7 @@ class _Reference:
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
 
-    def begin(self) -> dict[str, Any]:
+    def begin(self) -> ResetOptions:
         return {}
 
     def act(self, observation: Observation, /) -> Decision:
@@ -150,10 +150,10 @@ class _Reference:
     def update(self, _rollout: Rollout, /) -> Metrics:
         return {}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {"sampling": self.setup.reference.sampling_state()}
 
-    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+    def load_state_dict(self, state: State, /) -> None:
         self.setup.reference.load_sampling_state(state["sampling"])
 
 
@@ -210,7 +210,7 @@ def _together(rollout: Rollout) -> dict[str, float]:
 def perplexity_under_reference(rollout: Rollout) -> float:
     """exp(- mean over the agent's tokens of log p_reference), of a rollout of `Evaluator.texts`; end tokens count."""
     stated = rollout.logprobs[rollout.actions].sum()
-    divergence = sum(score.raw["divergence"] for score in rollout.scores)
+    divergence = sum(divergences(rollout).tolist())
     return math.exp(-(float(stated) - divergence) / max(int(rollout.actions.sum()), 1))
 
 
@@ -219,7 +219,7 @@ def _kl(rollout: Rollout, stream: np.random.Generator, exact: float | None) -> d
 
     Of a token drawn from p, both have the mean KL(p || q) of the state it was drawn in.
     """
-    k1 = [score.tokens["divergence"] for score in rollout.scores]
+    k1 = log_ratios(rollout)
     sums = {"k1": k1, "k3": [np.expm1(-values) + values for values in k1]}
     found = {
         name: estimate(mean, np.array([values.sum() for values in of_texts]), stream=stream)
@@ -241,12 +241,12 @@ def _endings(evaluator: Evaluator, before: Rollout, after: Rollout) -> Iterator[
     yield rate_change("without the form asked for", *off)
 
 
-def _proxy(evaluator: Evaluator, rollout: Rollout) -> Score | None:
+def _proxy(evaluator: Evaluator, rollout: Rollout) -> TextScores | None:
     """The proxy reward of other texts in the place of the rollout's; None without one, or in conversations."""
     mix, tokenizer = evaluator.workplace.env.reward, evaluator.workplace.setup.tokenizer
-    if not evaluator.judges or any(episode.turns for episode in rollout.episodes):
+    if not mix.judges or any(episode.turns for episode in rollout.episodes):
         return None
-    judge = RewardMix({name: (mix.weights[name], mix.parts[name]) for name in evaluator.judges})
+    judge = RewardMix({name: (mix.weights[name], mix.parts[name]) for name in mix.judges})
 
     def score(pairs: Sequence[tuple[int, str]]) -> Float:
         episodes = [_saying(rollout.episodes[i], text, tokenizer) for i, text in pairs]
@@ -265,7 +265,7 @@ def _saying(episode: Episode, text: str, tokenizer: Tokenizer) -> Episode:
 # ---------------------------------------------------------------- the terminal
 
 
-def rich_tables(found: RunEvaluation, rows: int = 8) -> Group:
+def evaluation_tables(found: RunEvaluation, rows: int = 8) -> Group:
     """The evaluation as tables: numbers first, then how behaviour changed, `rows` lines of each kind."""
     from rich.console import Group
 

@@ -5,22 +5,23 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from rlhf_env.envs.rewards import RewardMix, Score
+from rlhf_env.envs.rewards import KLPart, RewardMix
 from rlhf_env.envs.tasks import held_out, well_formed
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.lab.statistics import Estimate, student_mean
-from rlhf_env.learning.agent import Agent
+from rlhf_env.learning.agent import Agent, traits
+from rlhf_env.learning.collect import collect_with
 from rlhf_env.learning.experiment import Workplace
-from rlhf_env.learning.loop import collect_with
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.policies.tabular import TabularPolicy
 from rlhf_env.text_measures import distinct_n
-from rlhf_env.types import Episode, Float, GroupReward, Prompt, TokenReward, TokenScorer
+from rlhf_env.types import Episode, Float, JsonObject, JsonView, MasksActions, Prompt, Replies, Score, TokenScorer
 
 # So many texts, all prompts together, are read for an exact KL: no more than the samples of an evaluation.
 _ENUMERABLE = 256
@@ -47,7 +48,7 @@ class Evaluation:
     """Numbers over the evaluation prompts, and the texts behind them."""
 
     metrics: Mapping[str, float]
-    samples: Sequence[Mapping[str, Any]]
+    samples: Sequence[JsonView]
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,14 @@ class Evaluator:
         metrics["inference_tokens"] = written / len(rollout)
         if (unscored := self.workplace.experiment.evaluation.prompts - len(rollout)) > 0:
             metrics["rows_without_score"] = float(unscored)
-        return Evaluation(metrics, self._samples(rollout.episodes, rollout.scores))
+        return Evaluation(metrics, self._samples(rollout))
 
     def texts(self, agent: Agent) -> tuple[Rollout, int]:
         """What `agent` writes for the evaluation prompts, and how many tokens beside it that it threw away.
 
         Texts that a reward part failed on, and is to skip, are left out.
-        Each score has `part/<name>`, `gold/<name>` and `divergence`; everything else stays as it was.
+        Each score has `part/<name>` and `gold/<name>`; `log_ratios` has the distance to the reference. Everything else
+        stays as it was.
         """
         setup = self.workplace.setup
         settings = self.workplace.experiment.evaluation
@@ -115,17 +117,24 @@ class Evaluator:
             setup.spending.load(spent)
         if not bool(rollout.scored.all()):  # some part failed on the others, and is to skip them
             rollout = rollout.select(rollout.scored)
-        if (coefficient := self._kl_coefficient) is not None:
-            rollout = replace(rollout, scores=tuple(_with_divergence(score, coefficient) for score in rollout.scores))
-        return rollout, int(thrown_away)
+        return rollout.with_extras(divergence=self._divergence(rollout)), int(thrown_away)
 
     @property
-    def _kl_coefficient(self) -> float | None:
-        """Of the reward part `kl`, if it is the log-ratio to this very reference, which then reads the texts once."""
-        part = self.workplace.env.reward.parts.get("kl")
-        if getattr(part, "reference", None) is not self.workplace.setup.reference or not isinstance(part, TokenReward):
+    def _kl(self) -> KLPart | None:
+        """The objective's KL penalty, if it is a log-ratio to this very reference, which then reads the texts once."""
+        kl = self.workplace.env.reward.kl
+        if kl is None or kl.penalty.reference is not self.workplace.setup.reference or not kl.penalty.coefficient:
             return None
-        return float(getattr(part, "coefficient", 0.0)) or None
+        return kl
+
+    def _divergence(self, rollout: Rollout) -> Tensor:
+        """float64[B, L]: log p - log p_reference, as measured or as read off what the KL penalty charged for it."""
+        kl = self._kl
+        name, scale = ("divergence", 1.0) if kl is None else (f"part/{kl.name}", -float(kl.penalty.coefficient))
+        found = torch.zeros(rollout.tokens.shape, dtype=torch.float64)
+        for row, (episode, score) in enumerate(zip(rollout.episodes, rollout.scores, strict=True)):
+            found[row, len(episode.prompt_ids) : len(episode.ids)] = torch.from_numpy(score.tokens[name] / scale)
+        return found
 
     def _environment(self, rows: int) -> TextVectorEnv:
         """Held-out prompts, the training parts, the gold parts and the divergence, unweighted side by side."""
@@ -135,12 +144,12 @@ class Evaluator:
         if self.gold is not None:
             parts |= {f"gold/{name}": reward for name, reward in self.gold.parts.items()}
             failures |= {f"gold/{name}": it for name, it in self.gold.failures.items()}
-        if self._kl_coefficient is None:
+        if self._kl is None:
             parts["divergence"] = Divergence(self.workplace.setup.reference)
         return TextVectorEnv(
             rows,
             task=held_out(env.task),
-            reward=RewardMix(parts, failures=failures),
+            reward=RewardMix(parts, failures=failures, measures=True),
             tokenizer=env.tokenizer,
             max_new_tokens=env.max_new_tokens,
             max_prompt_tokens=env.max_prompt_tokens,
@@ -154,15 +163,15 @@ class Evaluator:
         metrics = {name: float(values.mean()) for name, values in raw.items() if name.startswith("part/")}
         for name, values in self.sums(scores).items():
             metrics |= {name: float(values.mean()), f"{name}_std": float(values.std())}
-        bound = getattr(agent, "kl_bound", None)
+        bound = traits(agent).kl_bound
         metrics["kl_is_bound"] = float(bound is not None)
         if bound is None:
-            metrics |= named_interval("kl", student_mean(raw["divergence"]))
+            metrics |= named_interval("kl", student_mean(divergences(rollout)))
             metrics["entropy"] = entropy(rollout)
             if (exact := self.exact_kl(agent)) is not None:
                 metrics["kl_exact"] = exact
         else:
-            metrics["kl"] = float(bound)
+            metrics["kl"] = bound
         task = held_out(self.workplace.env.task)
         metrics["format_failures"] = float(np.mean([not well_formed(task, episode) for episode in episodes]))
         metrics["length"] = float(np.mean([episode.actions.sum() for episode in episodes]))
@@ -179,8 +188,8 @@ class Evaluator:
         """
         env, setup = self.workplace.env, self.workplace.setup
         task = held_out(env.task)
-        alone = getattr(agent, "policy_writes", getattr(agent, "trains", True)) and setup.policy.sampling.exact
-        if not alone or hasattr(task, "reply") or hasattr(task, "action_mask"):
+        alone = traits(agent).policy_writes and setup.policy.sampling.exact
+        if not alone or isinstance(task, (Replies, MasksActions)):
             return None
         choices = [token for token in range(setup.policy.vocab_size) if token != setup.policy.end_id]
         if isinstance(setup.policy, TabularPolicy):  # it never writes padding, and has no word for it
@@ -211,8 +220,7 @@ class Evaluator:
     @property
     def judges(self) -> list[str]:
         """The names of the parts that judge a response alone, which together are the proxy."""
-        parts = self.workplace.env.reward.parts.items()
-        return [name for name, part in parts if not isinstance(part, (TokenReward, GroupReward))]
+        return list(self.workplace.env.reward.judges)
 
     def _raw(self, scores: Sequence[Score]) -> dict[str, Float]:
         return {name: np.array([score.raw[name] for score in scores]) for name in scores[0].raw}
@@ -233,31 +241,33 @@ class Evaluator:
             return None
         return self._weighted(raw, list(self.gold.parts), self.gold.weights, "gold")
 
-    def _samples(self, episodes: Sequence[Episode], scores: Sequence[Score]) -> list[dict[str, Any]]:
-        raw = self._raw(scores)
+    def _samples(self, rollout: Rollout) -> list[JsonObject]:
+        raw, kls = self._raw(rollout.scores), divergences(rollout)
         gold, proxy = self._gold(raw), self._proxy(raw)
         return [
             {
                 "prompt": str(episode.prompt.meta.get("turn", episode.prompt.text)),
                 "response": episode.response,
                 "finish_reason": episode.finish_reason,
-                "kl": float(raw["divergence"][i]),
+                "kl": float(kls[i]),
                 **({"gold": float(gold[i])} if gold is not None else {}),
                 **({"proxy": float(proxy[i])} if proxy is not None else {}),
             }
-            for i, episode in enumerate(episodes)
+            for i, episode in enumerate(rollout.episodes)
         ]
 
 
-def _with_divergence(score: Score, coefficient: float) -> Score:
-    """With `divergence` read off what the part `kl` charged, -coefficient * divergence."""
-    log_ratios = score.tokens["part/kl"] / -coefficient
-    return replace(
-        score,
-        raw={**score.raw, "divergence": float(log_ratios.sum())},
-        weights={**score.weights, "divergence": 1.0},
-        tokens={**score.tokens, "divergence": log_ratios},
-    )
+def log_ratios(rollout: Rollout) -> list[Float]:
+    """log p - log p_reference of each token, of a rollout of `Evaluator.texts`: B arrays, float64[T_b]."""
+    return [
+        values[len(episode.prompt_ids) : len(episode.ids)].numpy()
+        for episode, values in zip(rollout.episodes, rollout.extras["divergence"], strict=True)
+    ]
+
+
+def divergences(rollout: Rollout) -> Float:
+    """float64[B]: the sum of `log_ratios` over each text, an estimate of KL(policy || reference)."""
+    return np.array([float(values.sum()) for values in log_ratios(rollout)])
 
 
 def _every_text(prompt: Sequence[int], choices: Sequence[int], end: int, longest: int) -> Iterator[Episode]:

@@ -83,14 +83,11 @@ class Watch:
 
 def _negative_kl(_rows: Sequence[Row], latest: Sequence[Row]) -> str | None:
     """log p - log p_ref of texts drawn from p has a mean of at least 0, for every prompt."""
-    kls, variance = _values(latest, "rollout/kl"), 0.0
-    paid, spreads = _values(latest, "rollout/part/kl"), _values(latest, "rollout/part/kl_std")
-    if not kls or not paid or not spreads:
+    kls, spreads, variance = _values(latest, "rollout/kl"), _values(latest, "rollout/kl_std"), 0.0
+    if not kls or not spreads:
         return None
-    for row, kl, pay, spread in zip(latest, kls, paid, spreads, strict=True):
-        # The part is -coefficient * KL, and an adaptive coefficient is another one in every row.
-        scale = kl / pay if pay else 0.0
-        variance += (scale * spread) ** 2 * row["update"] / max(row.get("spent/episodes", 0), 1)
+    for row, spread in zip(latest, spreads, strict=True):
+        variance += spread**2 * row["update"] / max(row.get("spent/episodes", 0), 1)
     mean, error = sum(kls) / len(kls), math.sqrt(variance) / len(kls)
     if mean > -max(KL_ROUNDING, KL_DEVIATIONS * error):
         return None
@@ -109,9 +106,8 @@ def _no_spread(_rows: Sequence[Row], latest: Sequence[Row]) -> str | None:
     if shares and sum(shares) / len(shares) >= GROUPS_WITHOUT_SPREAD:
         share = sum(shares) / len(shares)
         return f"in {share:.0%} of the groups all answers got the same reward (KL left out): they teach nothing"
-    parts = [f"{key}_std" for key in latest[-1] if f"{key}_std" in latest[-1] and key.startswith("rollout/part/")]
-    spreads = [_values(latest, key) for key in parts if key != "rollout/part/kl_std"]
-    if spreads and all(values and max(values) == 0.0 for values in spreads):
+    spreads = _values(latest, "rollout/reward_without_kl_std")
+    if spreads and max(spreads) == 0.0:
         return f"all texts got the same reward (KL left out) in each of {len(latest)} updates: they teach nothing"
     return None
 
@@ -144,7 +140,7 @@ RULES: Mapping[str, tuple[Rule, str]] = {
     ),
     "entropy collapse": (
         _entropy_collapse,
-        "Raise the weight of the reward part 'kl', add an entropy bonus (entropy_coefficient) or lower the learning "
+        "Raise the weight of the KL penalty, add an entropy bonus (entropy_coefficient) or lower the learning "
         "rate; look at the texts for one that the reward overrates",
     ),
     "no spread in rewards": (
@@ -155,7 +151,7 @@ RULES: Mapping[str, tuple[Rule, str]] = {
     "length explosion": (
         _length_explosion,
         "See whether the reward pays for length (rlhf-env evaluate RUN); add the reward parts 'length' or "
-        "'missing_end', or raise the weight of 'kl'",
+        "'missing_end', or raise the weight of the KL penalty",
     ),
     "value worse than the mean": (
         _value_worse_than_mean,

@@ -19,11 +19,12 @@ from rlhf_env.feedback.offline import load_preferences, pair_source
 from rlhf_env.lab.evaluation.evaluator import Evaluation, Evaluator
 from rlhf_env.lab.evaluation.health import WARNINGS_FILE, Alert, Watch
 from rlhf_env.learning import checkpoints
-from rlhf_env.learning.agent import Agent
+from rlhf_env.learning.agent import Agent, traits
 from rlhf_env.learning.engine import set_threads
 from rlhf_env.learning.experiment import Experiment, Workplace, build
-from rlhf_env.learning.loop import EnvSource, Row
+from rlhf_env.learning.loop import Row
 from rlhf_env.learning.run_folder import RunFolder, as_logged, config_hash, read_metrics
+from rlhf_env.learning.sources import EnvSource
 from rlhf_env.learning.spending import Spending
 from rlhf_env.policies.policy import Policy
 from rlhf_env.toml_files import naming_lines
@@ -296,7 +297,7 @@ def load_run(folder: str | Path) -> Run:
         raise DataError("no valid checkpoint is left", *damaged)
     workplace = build(experiment)
     if newest is None:
-        if getattr(workplace.agent, "trains", True):
+        if traits(workplace.agent).trains:
             raise DataError(f"{folder} has no checkpoint yet: train further, with a smaller checkpoint_every")
         return _read_back(workplace, folder)
     state, manifest = checkpoints.load(newest)

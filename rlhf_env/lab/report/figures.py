@@ -9,6 +9,7 @@ dark. Small panels instead of wide ones: a phone shows them one below the other,
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_env.errors import DataError
-from rlhf_env.lab.benchmark.comparison import Conclusions, Overview, Ranking
+from rlhf_env.lab.benchmark.comparison import AgentRanking, Conclusions, Overview
 from rlhf_env.lab.benchmark.results import CONTROLS, REFERENCE, Cell, Results
 from rlhf_env.lab.benchmark.summary import SummaryRow, summary_rows
 from rlhf_env.lab.drawing import (
@@ -30,6 +31,7 @@ from rlhf_env.lab.drawing import (
     PALETTE,
     PAPER,
     AgentStyle,
+    Axes,
     Picture,
     as_png,
     axes_height,
@@ -103,7 +105,7 @@ def pictures(results: Results, conclusions: Conclusions | None = None) -> list[P
     return drawn
 
 
-def _ranking_picture(ranking: Ranking, slug: str, styles: Mapping[str, AgentStyle]) -> Picture | None:
+def _ranking_picture(ranking: AgentRanking, slug: str, styles: Mapping[str, AgentStyle]) -> Picture | None:
     rows = [
         (standing.agent, standing.against[REFERENCE].difference, standing.against[REFERENCE].verdict)
         for standing in ranking.standings
@@ -189,7 +191,8 @@ def reward_parts(results: Results, task: str) -> list[str]:
     prefix = "rollout/part/"
     cells = [cell for cell in results.cells if cell.task == task]
     keys = {key for cell in cells for row in results.metrics(cell) for key in row if key.startswith(prefix)}
-    spreads = {key for key in keys if key.endswith("_std") and key.removesuffix("_std") in keys}
+    # "a_std" is the spread of the part "a"; unless it has a spread itself, for then it is a part that is called so.
+    spreads = {key for key in keys if key.removesuffix("_std") in keys - {key} and f"{key}_std" not in keys}
     return sorted(key.removeprefix(prefix) for key in keys - spreads)
 
 
@@ -246,7 +249,7 @@ def _thinned(x: Float, y: Float) -> tuple[Float, Float]:
 
 
 def _paint_curves(
-    figure: Any,
+    figure: object,
     *,
     series: Sequence[Series],
     styles: Mapping[str, AgentStyle],
@@ -291,7 +294,7 @@ def _curve_name(line: Series, low: float, high: float) -> str:
 
 
 def _paint_trade_off(
-    figure: Any, *, paths: Mapping[str, Sequence[Float]], styles: Mapping[str, AgentStyle], x: str, y: str
+    figure: object, *, paths: Mapping[str, Sequence[Float]], styles: Mapping[str, AgentStyle], x: str, y: str
 ) -> None:
     (x_low, x_high), (y_low, y_high) = (
         focus({agent: [float(v) for points in seeds for v in points[:, axis]] for agent, seeds in paths.items()})
@@ -324,7 +327,7 @@ def _paint_trade_off(
     _write_key(axes, {agent: names[agent] for agent in sorted(paths, key=lambda agent: -final(agent)[1])}, styles)
 
 
-def _paint_kl(figure: Any, *, rows: Sequence[SummaryRow], styles: Mapping[str, AgentStyle]) -> None:
+def _paint_kl(figure: object, *, rows: Sequence[SummaryRow], styles: Mapping[str, AgentStyle]) -> None:
     """A row per agent: a dot per seed, a bar at the mean, its value in words; hollow where it is a bound."""
     names = max(len(shortened(row.agent)) for row in rows)
     subtitle = "nats per reply; a dot per seed, a bar at the mean"
@@ -349,7 +352,7 @@ def _paint_kl(figure: Any, *, rows: Sequence[SummaryRow], styles: Mapping[str, A
 
 
 def _paint_estimates(
-    figure: Any,
+    figure: object,
     *,
     rows: Sequence[tuple[str, Estimate, str]],
     styles: Mapping[str, AgentStyle],
@@ -377,7 +380,7 @@ def _paint_estimates(
     axes.xaxis.get_major_locator().set_params(nbins=5)
 
 
-def _paint_profile(figure: Any, *, overview: Overview, styles: Mapping[str, AgentStyle]) -> None:
+def _paint_profile(figure: object, *, overview: Overview, styles: Mapping[str, AgentStyle]) -> None:
     low, high = focus({row.agent: [float(score) for score in row.scores.flat] for row in overview.agents})
     names = {row.agent: shortened(row.agent) for row in overview.agents}
     subtitle = "share of runs above a normalised score"
@@ -394,7 +397,7 @@ def _paint_profile(figure: Any, *, overview: Overview, styles: Mapping[str, Agen
     _write_key(axes, names, styles)
 
 
-def _write_key(axes: Any, names: Mapping[str, str], styles: Mapping[str, AgentStyle]) -> None:
+def _write_key(axes: Axes, names: Mapping[str, str], styles: Mapping[str, AgentStyle]) -> None:
     """Marks and names at the right, from the top, in the order given: that of the marks or lines beside them."""
     for i, (agent, name) in enumerate(names.items()):
         x_key, y_key = 1 + 16 / axes_width(axes), 1 - (8 + 18 * i) / axes_height(axes)
@@ -424,7 +427,8 @@ def _slugs(names: Sequence[str]) -> dict[str, str]:
     slugs: dict[str, str] = {}
     for name in names:
         plain = re.sub(r"[^A-Za-z0-9_]+", "-", name).strip("-")[:60] or "unnamed"
-        slugs[name] = plain if plain not in slugs.values() else f"{plain}-{len(slugs)}"
+        numbered = (plain if number == 0 else f"{plain}-{number}" for number in itertools.count())
+        slugs[name] = next(slug for slug in numbered if slug not in slugs.values())
     return slugs
 
 
@@ -439,7 +443,7 @@ def demo_picture(results: Results, path: str | Path) -> Path:
     if not panels:
         raise DataError(f"{results.folder}: no learning curves in these results")
 
-    def paint(figure: Any) -> None:
+    def paint(figure: object) -> None:
         for i, (measure, series) in enumerate(panels):
             title, subtitle = MEASURES[measure]
             place = {"left": i / len(panels), "width": 1 / len(panels)}

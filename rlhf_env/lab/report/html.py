@@ -28,6 +28,6 @@ def style() -> str:
     return report.partition("<style>")[2].partition("</style>")[0]
 
 
-def _shown(value: Any) -> Any:
+def _shown(value: object) -> Any:
     """Every text on a page goes through here, before it is escaped; what is HTML already has gone through."""
     return for_page(value) if isinstance(value, str) and not hasattr(value, "__html__") else value

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -44,13 +43,15 @@ def section_of(folder: str | Path) -> Markup:
     return Markup() if found is None else _rendered(Scorecard.load(found), alone=False)
 
 
-def _rendered(card: Scorecard, **told: Any) -> Markup:
+def _rendered(card: Scorecard, **told: object) -> Markup:
     template = page.environment().get_template("scorecard.html.jinja")
     rendered = template.render(
         card=card,
         measures=list(measures(card)),
         slices=sorted(card.slices, key=lambda it: it.accuracy.value)[:_SLICES],
-        figures={picture.name.removeprefix("scorecard-"): as_inline_svg(picture) for picture in pictures(card)},
+        figures={
+            picture.name.removeprefix("scorecard-"): as_inline_svg(picture) for picture in scorecard_pictures(card)
+        },
         most_points=MOST_POINTS,
         signed="{:+.2f}".format,
         **told,
@@ -58,7 +59,7 @@ def _rendered(card: Scorecard, **told: Any) -> Markup:
     return Markup(rendered)  # escaped by the template
 
 
-def pictures(card: Scorecard) -> list[Picture]:
+def scorecard_pictures(card: Scorecard) -> list[Picture]:
     """The reliability diagram, and the score against length and against repetition."""
     told = "How often the model is right against the confidence it states, with intervals."
     diagram = partial(_paint_reliability, bins=card.reliability)
@@ -76,7 +77,7 @@ def pictures(card: Scorecard) -> list[Picture]:
     return drawn
 
 
-def _paint_reliability(figure: Any, *, bins: Sequence[Bin]) -> None:
+def _paint_reliability(figure: object, *, bins: Sequence[Bin]) -> None:
     sizes = sorted({it.pairs for it in bins})
     each = f"{sizes[0]} to {sizes[-1]} pairs" if len(sizes) > 1 else f"{sizes[0]} pairs"
     axes = panel(figure, "Right against stated", f"share of pairs; each dot is {each}")
@@ -90,7 +91,7 @@ def _paint_reliability(figure: Any, *, bins: Sequence[Bin]) -> None:
     axes.xaxis.get_major_locator().set_params(nbins=6)
 
 
-def _paint_scatter(figure: Any, *, points: Sequence[Point], by: str, said: str, unit: str) -> None:
+def _paint_scatter(figure: object, *, points: Sequence[Point], by: str, said: str, unit: str) -> None:
     axes = panel(figure, f"Score against {by}", said)
     x, y = np.array([getattr(it, by) for it in points], dtype=np.float64), np.array([it.score for it in points])
     mark(axes, x, y, _DOT, size=4, alpha=0.35, markeredgewidth=0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from rlhf_env.lab.drawing import (
     INK,
@@ -42,12 +41,12 @@ def write_pictures(found: Found, folder: Path) -> list[Path]:
     return [folder / "labels.svg", folder / "labels.png"]
 
 
-def _paint(figure: Any, found: Found) -> None:
+def _paint(figure: object, found: Found) -> None:
     _paint_curves(figure, found)
     _paint_saved(figure, found)
 
 
-def _paint_curves(figure: Any, found: Found) -> None:
+def _paint_curves(figure: object, found: Found) -> None:
     subtitle = "agreement with gold on held-out pairs; bands: 95 % intervals over seeds"
     axes = panel(figure, "Accuracy", subtitle, width=0.5, margin_right=100)
     labels = found.study.labels
@@ -68,7 +67,7 @@ def _paint_curves(figure: Any, found: Found) -> None:
     name_ends(axes, ends, {name: name for name in ends}, STYLES)
 
 
-def _paint_saved(figure: Any, found: Found) -> None:
+def _paint_saved(figure: object, found: Found) -> None:
     """A row per accuracy and strategy: a dot on a line over its interval, a rule at zero, the verdict beside it."""
     axes = panel(
         figure,

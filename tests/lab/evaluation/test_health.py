@@ -181,10 +181,8 @@ def test_a_value_function_that_is_worse_than_the_mean(toy: Toy, tmp_path: Path) 
 def rows(count: int, **changes: Any) -> list[dict[str, Any]]:
     plain = {
         "rollout/kl": 0.1,
-        "rollout/part/kl": -0.02,
-        "rollout/part/kl_std": 0.2,
-        "rollout/part/task": 0.5,
-        "rollout/part/task_std": 0.3,
+        "rollout/kl_std": 1.0,
+        "rollout/reward_without_kl_std": 0.3,
         "rollout/groups_without_spread": 0.2,
         "rollout/length": 10.0,
         "rollout/cut_at_limit": 0.1,
@@ -205,15 +203,15 @@ def watched(before: list[dict[str, Any]], **later: Any) -> list[str]:
     ("later", "told"),
     [
         ({}, []),
-        # The spread of KL is 0.2 * 0.1 / 0.02 = 1 nat, its standard error over 10 updates of 16 rows 0.079.
-        ({"rollout/kl": -0.39, "rollout/part/kl": 0.078}, []),
-        ({"rollout/kl": -0.41, "rollout/part/kl": 0.082}, ["negative KL"]),
-        ({"rollout/kl": -1e-6, "rollout/part/kl": 2e-7, "rollout/part/kl_std": 1e-9}, []),
+        # The spread of KL is 1 nat, its standard error over 10 updates of 16 rows 0.079.
+        ({"rollout/kl": -0.39}, []),
+        ({"rollout/kl": -0.41}, ["negative KL"]),
+        ({"rollout/kl": -1e-6, "rollout/kl_std": 1e-9}, []),
         ({"rollout/entropy": 0.11}, []),
         ({"rollout/entropy": 0.09}, ["entropy collapse"]),
         ({"rollout/groups_without_spread": 0.7}, []),
         ({"rollout/groups_without_spread": 0.8}, ["no spread in rewards"]),
-        ({"rollout/part/task_std": 0.0}, ["no spread in rewards"]),
+        ({"rollout/reward_without_kl_std": 0.0}, ["no spread in rewards"]),
         ({"rollout/length": 19.0}, []),
         ({"rollout/length": 21.0}, ["length explosion"]),
         ({"rollout/length": 13.0, "rollout/cut_at_limit": 0.9}, ["length explosion"]),

@@ -20,9 +20,9 @@ from rlhf_env.lab.studies.exact import agents as exact_agents
 from rlhf_env.lab.studies.exact.agents import AGENTS, WITHIN, Reached, enumerable_experiment, train_exactly
 from rlhf_env.lab.studies.exact.estimators import ESTIMATORS, Batches, Placement, loss_terms, measure
 from rlhf_env.lab.studies.exact.world import Objective, best_of_n, kl, response_logprobs
+from rlhf_env.learning.collect import collect
 from rlhf_env.learning.experiment import Experiment, Workplace, build
 from rlhf_env.learning.functional import pair_loss
-from rlhf_env.learning.loop import collect
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.policies import TabularPolicy
 from rlhf_env.types import Episode

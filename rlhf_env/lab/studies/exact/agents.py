@@ -24,7 +24,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rich.table import Table
 
@@ -33,9 +32,10 @@ from rlhf_env.errors import ConfigError
 from rlhf_env.lab.studies.exact.world import Objective
 from rlhf_env.learning.experiment import Experiment, Workplace, build
 from rlhf_env.policies.tabular import TabularPolicy
+from rlhf_env.types import JsonView
 
 _BOLD = {"lr": 0.1, "schedule": "linear", "max_grad_norm": 0.0}  # the logits of a table have far to go
-AGENTS: Mapping[str, Mapping[str, Any]] = {
+AGENTS: Mapping[str, JsonView] = {
     "reinforce": {"name": "reinforce", **_BOLD},
     "rloo": {"name": "rloo", **_BOLD},
     "grpo": {"name": "grpo", **_BOLD},
@@ -49,7 +49,7 @@ AGENTS: Mapping[str, Mapping[str, Any]] = {
 WITHIN = 0.01
 
 
-def enumerable_experiment(agent: Mapping[str, Any], seed: int) -> Experiment:
+def enumerable_experiment(agent: Mapping[str, object], seed: int) -> Experiment:
     """Four symbols and the end, at most three: 85 responses. The seed draws rewards, reference and samples."""
     return Experiment.from_table(
         {
@@ -93,7 +93,7 @@ def train_exactly(experiment: Experiment) -> Trained:
     return Trained(workplace, objective)
 
 
-def _table(policy: Any) -> TabularPolicy:
+def _table(policy: object) -> TabularPolicy:
     if not isinstance(policy, TabularPolicy):
         raise ConfigError('the optimum is known for a table of logits: [policy] model = "table"')
     return policy
@@ -117,7 +117,7 @@ def reach(seeds: int) -> Iterator[Reached]:
         yield Reached(name, [train_exactly(enumerable_experiment(agent, seed)).shortfall for seed in range(seeds)])
 
 
-def rich_table(found: Sequence[Reached]) -> Table:
+def reached_table(found: Sequence[Reached]) -> Table:
     """One row an agent: how many seeds came within 1 %, the median seed and the worst."""
     table = Table(
         title="What is left of the way from the reference (100 %) to the exact optimum (0 %)",

@@ -5,23 +5,23 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from rlhf_env.lab.benchmark.cells import Cell
+from rlhf_env.lab.benchmark.cells import GridCell
 from rlhf_env.lab.studies.overoptimization.proxies import ProxyFit, pairs_file
-from rlhf_env.lab.studies.overoptimization.study import NAME, Study, Tell
+from rlhf_env.lab.studies.overoptimization.study import NAME, Study, TellRow
+from rlhf_env.types import JsonObject
 
 
-class _Run(Cell):
+class _Run(GridCell):
     """A cell of a benchmark that keeps its measurements, and not its weights."""
 
-    def work(self, folder: Path, on_update: Tell) -> dict[str, Any]:
+    def work(self, folder: Path, on_update: TellRow) -> JsonObject:
         result = super().work(folder, on_update)
         shutil.rmtree(folder / self.run / "checkpoints", ignore_errors=True)
         return result
 
 
-def runs(study: Study, folder: Path) -> list[Cell]:
+def runs(study: Study, folder: Path) -> list[GridCell]:
     """All agents on the base proxy, and the comparer on each, seeds outermost."""
     return [
         _run(study, folder, name, agent, seed)
@@ -32,10 +32,10 @@ def runs(study: Study, folder: Path) -> list[Cell]:
     ]
 
 
-def _run(study: Study, folder: Path, proxy: str, agent: str, seed: int) -> Cell:
+def _run(study: Study, folder: Path, proxy: str, agent: str, seed: int) -> GridCell:
     climb = study.climbs[agent]
-    rewards: dict[str, Any] = {"proxy": _reward(study, folder, proxy, seed)}
-    offline: Mapping[str, Any] = {"preferences": str(pairs_file(folder, seed))} if climb.offline else {}
+    rewards: dict[str, object] = {"proxy": _reward(study, folder, proxy, seed)}
+    offline: Mapping[str, object] = {"preferences": str(pairs_file(folder, seed))} if climb.offline else {}
     if climb.beta:
         rewards["kl"] = {"weight": climb.beta}
     experiment = study.experiment(
@@ -56,7 +56,7 @@ def _run(study: Study, folder: Path, proxy: str, agent: str, seed: int) -> Cell:
     return _Run(NAME, proxy, agent, seed, experiment)
 
 
-def _reward(study: Study, folder: Path, proxy: str, seed: int) -> dict[str, Any]:
+def _reward(study: Study, folder: Path, proxy: str, seed: int) -> JsonObject:
     """The table of the reward that agents climb."""
     made = study.proxies[proxy]
     models = [str(ProxyFit(study, seed, fitting).model(folder)) for fitting in made.fits]

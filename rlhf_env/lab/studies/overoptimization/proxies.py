@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +18,9 @@ from rlhf_env.feedback.judgements import Author
 from rlhf_env.feedback.kinds import Comparison
 from rlhf_env.feedback.reward_models.fitting import fit_reward_model
 from rlhf_env.feedback.reward_models.model import RewardModel
-from rlhf_env.lab.studies.overoptimization.study import Fitting, Study, Tell
+from rlhf_env.lab.studies.overoptimization.study import Fitting, Study, TellRow
 from rlhf_env.lab.studies.overoptimization.texts import pool_of, read_replies
-from rlhf_env.types import Float
+from rlhf_env.types import Float, JsonObject
 from rlhf_env.whole_files import write_json
 
 
@@ -51,7 +50,7 @@ class ProxyFit:
     def model(self, folder: Path) -> Path:
         return folder / "proxies" / self.key
 
-    def work(self, folder: Path, on_update: Tell) -> None:
+    def work(self, folder: Path, on_update: TellRow) -> None:
         study, wanted = self.study, self.fitting
         comparisons = labelled_pairs(study, folder, self.seed, wanted.flips)[: wanted.labels]
         if wanted == study.proxies["base"].fits[0]:
@@ -89,9 +88,11 @@ class ProxyFit:
         raise RunFailed(f"{self.title}: {why}")
 
 
-def fit_result(study: Study, folder: Path, seed: int, fitting: Fitting) -> dict[str, Any]:
+def fit_result(study: Study, folder: Path, seed: int, fitting: Fitting) -> JsonObject:
     """What was written about a model: its accuracy, its scores of the pool, and so on."""
-    found: dict[str, Any] = json.loads(ProxyFit(study, seed, fitting).result_file(folder).read_text(encoding="utf-8"))
+    found: dict[str, object] = json.loads(
+        ProxyFit(study, seed, fitting).result_file(folder).read_text(encoding="utf-8")
+    )
     return found
 
 

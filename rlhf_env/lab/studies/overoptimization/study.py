@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 from rlhf_env.errors import ConfigError
 from rlhf_env.feedback.reward_models.config import RewardModelConfig
@@ -13,10 +13,11 @@ from rlhf_env.feedback.reward_models.ensemble import Combination
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.loop import Row
 from rlhf_env.plain_data import refuse_misfits
+from rlhf_env.types import JsonObject
 
-Tell = Callable[[Row, float], None]
+TellRow = Callable[[Row, float], None]
 NAME = "overoptimization"
-ROWS_AT_ONCE = 256
+REPLIES_AT_ONCE = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,7 @@ class Climb:
     weight of the KL part, for agents that cannot do without (DPO).
     """
 
-    agent: dict[str, Any]
+    agent: JsonObject
     updates: int
     every: int
     num_envs: int = 32
@@ -81,7 +82,7 @@ class Climb:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Change:
+class TestedChange:
     """A claim to be tested: `proxy` against `than`, same agent and seeds, in `what` the peak is.
 
     `expected` is the verdict that reproduces it: "better" is farther out, or higher; "worse" nearer, or lower.
@@ -95,21 +96,23 @@ class Change:
 
 
 CLAIMS = (
-    Change(
+    TestedChange(
         claim="More labels move the peak outwards", proxy="base", than="few-labels", what="distance", expected="better"
     ),
-    Change(
+    TestedChange(
         claim="A larger proxy moves the peak outwards", proxy="large", than="base", what="distance", expected="better"
     ),
-    Change(claim="Label noise moves the peak inwards", proxy="noisy", than="base", what="distance", expected="worse"),
-    Change(
+    TestedChange(
+        claim="Label noise moves the peak inwards", proxy="noisy", than="base", what="distance", expected="worse"
+    ),
+    TestedChange(
         claim="A worst-case ensemble raises the peak under noise",
         proxy="worst-case",
         than="noisy",
         what="gold",
         expected="better",
     ),
-    Change(
+    TestedChange(
         claim="An uncertainty-weighted ensemble raises the peak under noise",
         proxy="uncertainty",
         than="noisy",
@@ -146,9 +149,9 @@ class Study:
     """
 
     seeds: int = 8
-    task: dict[str, Any] = field(default_factory=lambda: {"name": "chitchat"})
+    task: JsonObject = field(default_factory=lambda: {"name": "chitchat"})
     policy: str = "rlhf-env/chitchat"
-    gold: dict[str, Any] = field(default_factory=lambda: {"upbeat": 1.0})
+    gold: JsonObject = field(default_factory=lambda: {"upbeat": 1.0})
     max_new_tokens: int = 28
     max_prompt_tokens: int = 48
     pair_prompts: int = 2048
@@ -168,7 +171,7 @@ class Study:
             "dpo": Climb(agent={"name": "dpo", "lr": 6e-4}, updates=32, every=4, num_envs=64, offline=True, beta=0.05),
         }
     )
-    claims: tuple[Change, ...] = CLAIMS
+    claims: tuple[TestedChange, ...] = CLAIMS
 
     def __post_init__(self) -> None:
         refuse_misfits(self)
@@ -204,13 +207,13 @@ class Study:
             climbs={name: replace(climb, updates=24, every=6, num_envs=16) for name, climb in usual.climbs.items()},
         )
 
-    def experiment(self, **tables: Any) -> Experiment:
+    def experiment(self, **tables: object) -> Experiment:
         """What every stage has in common, and `tables` beside it."""
         common = {
             "task": self.task,
             "policy": {"model": self.policy},
             "environment": {
-                "num_envs": ROWS_AT_ONCE,
+                "num_envs": REPLIES_AT_ONCE,
                 "max_new_tokens": self.max_new_tokens,
                 "max_prompt_tokens": self.max_prompt_tokens,
             },
@@ -219,6 +222,6 @@ class Study:
         }
         return Experiment.from_table({**common, **tables}, NAME)
 
-    def as_json(self) -> dict[str, Any]:
-        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+    def as_json(self) -> JsonObject:
+        plain: dict[str, object] = json.loads(json.dumps(asdict(self)))
         return plain

@@ -1,0 +1,208 @@
+"""Rewards as users write them: a name, a weight, a table of settings, an object, a plain function."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from rlhf_env import plugins
+from rlhf_env.envs.isolation import Limits, isolated
+from rlhf_env.envs.rewards import Failures, RewardMix
+from rlhf_env.errors import ConfigError, Problem, did_you_mean, under
+from rlhf_env.plain_data import fits
+from rlhf_env.types import AnyReward, Episode, Float, JsonObject, JsonView, ScoresItself, Task
+
+
+@dataclass(frozen=True)
+class FunctionReward:
+    """A function in the convention of TRL reward functions, as a Reward."""
+
+    function: Callable[..., Sequence[float | None]]
+    arguments: JsonView = field(default_factory=dict)
+
+    def __call__(self, episodes: Sequence[Episode], /) -> Float:
+        names = {key for episode in episodes for key in episode.prompt.meta}
+        columns: dict[str, object] = {
+            key: [episode.prompt.meta.get(key) for episode in episodes] for key in sorted(names)
+        }
+        columns["prompts"] = [episode.prompt.text for episode in episodes]
+        columns["completions"] = [episode.response for episode in episodes]
+        columns["completion_ids"] = [episode.response_ids.tolist() for episode in episodes]
+        accepted = inspect.signature(self.function).parameters
+        if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
+            columns = {key: column for key, column in columns.items() if key in accepted}
+        answer = self.function(**columns | dict(self.arguments))
+        # TRL's None means "this reward has nothing to say about this row" and adds nothing to its sum.
+        return np.asarray([0.0 if value is None else value for value in answer])
+
+
+def from_function(function: Callable[..., Sequence[float | None]], **arguments: object) -> FunctionReward:
+    """Lift `f(prompts, completions, **columns) -> list[float]` into a Reward; it works unchanged.
+
+    `columns` are the task's metadata and `completion_ids`, one list each, as far as the function takes them;
+    `arguments` are passed as they are on every call. None in the answer adds 0, as in TRL.
+    """
+    accepted = inspect.signature(function).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
+        name = getattr(function, "__name__", repr(function))
+        unknown = [key for key in arguments if key not in accepted]
+        if unknown:
+            raise ConfigError(*(f"reward {name!r}: no setting {key!r}{did_you_mean(key, accepted)}" for key in unknown))
+    return FunctionReward(function, dict(arguments))
+
+
+@dataclass(frozen=True)
+class TaskReward:
+    """The task's own score as a reward part."""
+
+    task: ScoresItself
+
+    def __call__(self, episodes: Sequence[Episode], /) -> Float:
+        return np.array([self.task.score(episode) for episode in episodes], dtype=np.float64)
+
+
+RewardSpec = RewardMix | AnyReward | Callable[..., object] | str | JsonView | None
+
+
+def load_rewards(spec: RewardSpec, task: Task, provided: Mapping[str, object] | None = None) -> RewardMix:
+    """A RewardMix from whatever a user writes.
+
+    - None: the task's own score, as the part "task";
+    - "length": that plugin with its defaults; a reward object: that reward; a function: `from_function` of it;
+    - {"length": 0.5}: a weight; {"length": {"weight": 0.5, "target": 20}}: a weight and the plugin's settings. The key
+      names the part; a `plugin` entry names the plugin where that differs. "task" is the task's own score. `on_error`
+      and `max_bad_fraction` are those of `Failures`; with `isolate = true`, or any of the `isolation.Limits`
+      (`timeout`, `memory_mb`, `env_vars`), the reward runs in a process of its own.
+
+    `provided` holds what the run can lend to a reward: `reference`, `tokenizer`.
+    """
+    if isinstance(spec, RewardMix):
+        return spec
+    if spec is None:
+        spec = {"task": 1.0}
+    elif isinstance(spec, str):
+        spec = {spec: 1.0}
+    if not isinstance(spec, Mapping):
+        spec = {_name_of(spec): spec}
+    parts: dict[str, AnyReward | tuple[float, AnyReward]] = {}
+    failures: dict[str, Failures] = {}
+    for name, value in spec.items():
+        if isinstance(value, (int, float, Mapping)):
+            with under(name):
+                table = RewardTable.read(name, value)
+                parts[name] = table.weight, _load_part(table, task, dict(provided or {}))
+            failures[name] = table.failures
+        elif inspect.isfunction(value):
+            parts[name] = from_function(value)
+        elif isinstance(value, tuple) and len(value) == 2 and inspect.isfunction(value[1]):
+            parts[name] = value[0], from_function(value[1])
+        else:
+            parts[name] = value  # an object or (weight, object): RewardMix checks it
+    return RewardMix(parts, failures=failures)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardTable:
+    """What a table of [rewards] says: of the mix (`weight`, `failures`), of the process, and the `plugin`'s own
+    `settings`. `limits`: of a process of its own, or None."""
+
+    name: str
+    plugin: str
+    weight: float
+    failures: Failures
+    limits: Limits | None
+    settings: JsonView
+
+    @classmethod
+    def read(cls, name: str, value: object) -> RewardTable:
+        """Raises ConfigError that names the part."""
+        settings: JsonObject = dict(value) if isinstance(value, Mapping) else {"weight": value}
+        problems: list[str] = []
+
+        def take(kind: type[Any]) -> Any:
+            given = {it.name: settings.pop(it.name) for it in fields(kind) if it.name in settings}
+            try:
+                return kind(**given), bool(given)
+            except ConfigError as error:
+                problems.extend(f"reward {name!r}: {problem}" for problem in error.problems)
+                return None, True
+
+        weight, plugin = settings.pop("weight", 1.0), settings.pop("plugin", name)
+        if not fits(weight, float):
+            problems.append(Problem(f"reward {name!r}: weight {weight!r} is not a finite number", ("weight",), ""))
+        failures, _ = take(Failures)
+        limits, limited = take(Limits)
+        isolate = settings.pop("isolate", limited)
+        if not isinstance(plugin, str):
+            problems.append(f"reward {name!r}: `plugin` is the name of a reward, got {plugin!r}")
+        if not isinstance(isolate, bool):
+            problems.append(f"reward {name!r}: isolate: true or false, got {isolate!r}")
+        elif limited and not isolate:
+            problems.append(
+                f"reward {name!r}: timeout, memory_mb and env_vars need a process of its own: isolate = true"
+            )
+        if problems:
+            raise ConfigError(*problems)
+        return cls(
+            name=name,
+            plugin=plugin,
+            weight=weight,
+            failures=failures,
+            limits=limits if isolate else None,
+            settings=settings,
+        )
+
+    def require_plugin(self) -> None:
+        """Raises ConfigError where there is no such plugin, or it cannot be imported (unless another process will)."""
+        if self.plugin != "task":
+            entry = plugins.host().entry("reward", self.plugin)
+            if self.limits is None:
+                entry.load()
+
+
+def _load_part(table: RewardTable, task: Task, provided: JsonObject) -> AnyReward:
+    where = f"reward {table.name!r}"
+    if table.plugin == "task":
+        if not isinstance(task, ScoresItself):
+            raise ConfigError(f"the task {type(task).__name__} has no score of its own: name a reward")
+        if table.settings:
+            raise ConfigError(*(f"{where}: the task's own score has no setting {key!r}" for key in table.settings))
+        build: Callable[[], AnyReward] = partial(TaskReward, task)
+    else:
+        entry = plugins.host().entry("reward", table.plugin)
+        lent = provided if table.limits is None else {key: it for key, it in provided.items() if _can_be_sent(key, it)}
+        build = partial(_build, entry, dict(table.settings), lent, where)
+    if table.limits is None:
+        return build()
+    try:
+        return isolated(build, table.limits)
+    except ConfigError as error:
+        said = [p if p.startswith(where) else f"{where}: {p}" for p in error.problems]
+        hint = " (a process of its own is lent the tokenizer, and not the run's models)"
+        raise ConfigError(*(p + hint if p.endswith("'reference' is required") else p for p in said)) from error
+
+
+def _build(entry: plugins.Entry, settings: JsonObject, provided: JsonObject, where: str) -> AnyReward:
+    target = entry.load()
+    if isinstance(target, type):
+        reward: AnyReward = plugins.call_with(target, settings, provided, where)
+        return reward
+    return from_function(target, **settings)
+
+
+def _can_be_sent(name: str, lent: object) -> bool:
+    """Whether it can go to another process. Models stay where they are: a copy would cost their memory again."""
+    try:
+        return name == "tokenizer" and bool(pickle.dumps(lent))
+    except Exception:  # pickle raises what the object likes
+        return False
+
+
+def _name_of(reward: object) -> str:
+    return str(getattr(reward, "__name__", type(reward).__name__)).lower()

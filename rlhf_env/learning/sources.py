@@ -1,0 +1,178 @@
+"""Where an agent's rollouts come from: written in an environment, or read from stored data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from rlhf_env.envs.rewards import KLPart, RewardMix
+from rlhf_env.envs.text_vector_env import TextVectorEnv
+from rlhf_env.errors import ConfigError, RlhfEnvError
+from rlhf_env.learning.agent import Agent, Metrics
+from rlhf_env.learning.collect import collect_with
+from rlhf_env.learning.functional import groups_without_spread
+from rlhf_env.learning.rollout import Rollout
+from rlhf_env.learning.spending import Spending
+from rlhf_env.types import State, TokenScorer
+
+
+class Source(Protocol):
+    """Where an agent's next rollout comes from: an environment, demonstrations, preference pairs."""
+
+    def next(self, agent: Agent, /) -> Rollout: ...
+
+    def state_dict(self) -> State: ...
+
+    def load_state_dict(self, state: State, /) -> None: ...
+
+
+class Shuffled:
+    """Indices 0..size-1 in shuffled epochs, a pure function of (seed, place): resuming needs the place alone."""
+
+    def __init__(self, size: int | None, seed: int) -> None:
+        self.size, self.seed, self.place = size, seed, 0
+        self._epoch, self._order = -1, np.zeros(0, dtype=np.int64)
+
+    def take(self, count: int) -> list[int]:
+        """The next `count` indices. An unbounded source gives new ones for ever."""
+        start, self.place = self.place, self.place + count
+        if self.size is None:
+            # Below 2^31, so that a seed and an index fit side by side in a task's own seed.
+            return [int(np.random.default_rng([self.seed, i]).integers(2**31)) for i in range(start, start + count)]
+        return [self._at(i, self.size) for i in range(start, start + count)]
+
+    def _at(self, place: int, size: int) -> int:
+        epoch, offset = divmod(place, size)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(size)
+        return int(self._order[offset])
+
+
+class EnvSource:
+    """Rollouts written in an environment; prompts in shuffled epochs, one per group.
+
+    Rows that a reward part failed on, and that are to be skipped, are left out: whatever an agent makes of the others
+    is what it would make of a rollout without them. `failed/<part>` counts the failures that a part may have.
+
+    Where the mix's KL penalty has read the texts with this `reference`, its log-probabilities go along as the extra
+    "reference", so that an agent which needs them does not read the texts again.
+    """
+
+    def __init__(
+        self, env: TextVectorEnv, *, seed: int, spending: Spending, reference: TokenScorer | None = None
+    ) -> None:
+        self.env = env
+        self._reference = reference
+        self._prompts = Shuffled(env.task.size, seed)
+        self._spending = spending
+
+    def next(self, agent: Agent, /) -> Rollout:
+        wishes = agent.begin()
+        groups = self.env.num_envs // int(wishes.get("group_size", 1))
+        place = self._prompts.place
+        try:
+            rollout = collect_with(self.env, agent, {**wishes, "indices": self._prompts.take(groups)})
+        except RlhfEnvError:
+            self._prompts.place = place  # these prompts were not used up: a resumed run takes them again
+            raise
+        mix = self.env.reward
+        measured = {**_divergence(rollout, mix.kl), **_failures(rollout, mix)}
+        rollout = _beside_what_kl_read(rollout, mix.kl, self._reference)
+        self.env.settle()  # so that a checkpoint taken now holds what the rewards remember of this rollout
+        self._spending.add(
+            episodes=len(rollout), generated_tokens=int(rollout.actions.sum()), reward_calls=len(rollout)
+        )
+        kept = rollout.scored | rollout.truncated
+        rollout = rollout if bool(kept.all()) else rollout.select(kept)
+        return replace(rollout, measured={**measured, **_spread(rollout, mix.kl_names), **_worth(rollout, mix)})
+
+    def state_dict(self) -> State:
+        return {"place": self._prompts.place, "rewards": self.env.reward.state_dict()}
+
+    def load_state_dict(self, state: State, /) -> None:
+        self._prompts.place = int(state["place"])
+        self.env.reward.load_state_dict(state["rewards"])
+
+
+def _failures(rollout: Rollout, reward: RewardMix) -> Metrics:
+    """How many rows each part failed on, of the parts that do not end the run when they do."""
+    lenient = [name for name, failures in reward.failures.items() if failures.on_error != "stop"]
+    return {f"failed/{name}": float(sum(name in score.failed for score in rollout.scores)) for name in lenient}
+
+
+def _spread(rollout: Rollout, kl: Sequence[str] = ()) -> Metrics:
+    """Where texts answer a prompt in groups: the share of groups whose members all earned the same but for their KL."""
+    if not rollout.scores or len(set(rollout.group.tolist())) == len(rollout):
+        return {}
+    returns = rollout.returns(without=kl)
+    return {"groups_without_spread": groups_without_spread(returns, rollout.group, counted=rollout.scored)}
+
+
+def _worth(rollout: Rollout, reward: RewardMix) -> Metrics:
+    """The spread of what the texts earned without their KL, where that is not all they earn."""
+    if not bool(rollout.scored.any()) or len(reward.parts) == len(reward.kl_names):
+        return {}
+    returns = rollout.returns(without=reward.kl_names)[rollout.scored]
+    return {"reward_without_kl_std": float(returns.std(unbiased=False))}
+
+
+def _divergence(rollout: Rollout, kl: KLPart | None) -> Metrics:
+    """The mean KL to the reference of a rollout, in nats a response, where the mix has a KL penalty that scored it.
+
+    `kl_std` is its spread over the texts. Two estimates of the same number (see `functional.kl_estimate`): `kl` is k1,
+    `kl_k3` is k3, which is never negative and less noisy while the policies are near each other. The penalty's
+    controller moves its coefficient as soon as it is shown the rollout: ask before that.
+    """
+    scores = [score for score in rollout.scores if score.raw]
+    if kl is None or not scores or not kl.penalty.coefficient:
+        return {}
+    coefficient = float(kl.penalty.coefficient)
+    log_ratios = [score.tokens[kl.name] / -coefficient for score in scores]
+    return {
+        "kl": -float(np.mean([score.raw[kl.name] for score in scores])) / coefficient,
+        "kl_std": float(np.std([score.raw[kl.name] for score in scores])) / abs(coefficient),
+        "kl_k3": float(np.mean([(np.expm1(-values) + values).sum() for values in log_ratios])),
+    }
+
+
+def _beside_what_kl_read(rollout: Rollout, kl: KLPart | None, reference: TokenScorer | None) -> Rollout:
+    """With log p_ref as the extra "reference", where it follows from what the KL penalty has paid for every row.
+
+    That is -coefficient * (log p - log p_ref) for each token, as long as the controller has not moved the coefficient.
+    """
+    if kl is None or reference is None or kl.penalty.reference is not reference or not kl.penalty.coefficient:
+        return rollout
+    if any(kl.name not in score.tokens or kl.name in score.failed for score in rollout.scores):
+        return rollout
+    coefficient = float(kl.penalty.coefficient)
+    known = torch.zeros(rollout.tokens.shape, dtype=torch.float64)
+    for row, (episode, score) in enumerate(zip(rollout.episodes, rollout.scores, strict=True)):
+        assert episode.logprobs is not None  # the penalty has read them
+        start, paid = len(episode.prompt_ids), score.tokens[kl.name]
+        known[row, start : start + len(paid)] = torch.from_numpy(episode.logprobs + paid / coefficient)
+    return rollout.with_extras(reference=known.masked_fill(~rollout.actions, 0.0))
+
+
+class DataSource:
+    """Rollouts made from stored data: `make(indices)` builds one batch, in shuffled epochs."""
+
+    def __init__(self, size: int, batch_size: int, make: Callable[[Sequence[int]], Rollout], *, seed: int) -> None:
+        if size < 1:
+            raise ConfigError("there is no data to train on")
+        self.batch_size = min(batch_size, size)
+        self._make = make
+        self._indices = Shuffled(size, seed)
+
+    def next(self, _agent: Agent, /) -> Rollout:
+        rollout = self._make(self._indices.take(self.batch_size))
+        return replace(rollout, measured={**rollout.measured, **_spread(rollout)})
+
+    def state_dict(self) -> State:
+        return {"place": self._indices.place}
+
+    def load_state_dict(self, state: State, /) -> None:
+        self._indices.place = int(state["place"])
