@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy as np
 from rlhf_env.learning.agent import Decision, Metrics, Setup
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.policies import Written
+from rlhf_env.settings import settings
 from rlhf_env.types import Observation
 
 
@@ -20,7 +20,7 @@ class Random:
 
     trains = False
 
-    @dataclass(frozen=True, kw_only=True)
+    @settings
     class Config:
         """There is nothing to set."""
 

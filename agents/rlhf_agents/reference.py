@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from rlhf_env.learning.agent import Decision, Metrics, Setup
 from rlhf_env.learning.rollout import Rollout
+from rlhf_env.settings import settings
 from rlhf_env.types import Observation
 
 
@@ -16,7 +16,7 @@ class Reference:
 
     trains = False
 
-    @dataclass(frozen=True, kw_only=True)
+    @settings
     class Config:
         """There is nothing to set."""
 

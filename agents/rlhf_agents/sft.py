@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from rlhf_env.errors import DataError
@@ -19,6 +18,7 @@ from rlhf_env.learning.agent import Decision, Metrics, Setup
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import token_weights, weighted_sum
 from rlhf_env.learning.rollout import Rollout
+from rlhf_env.settings import settings
 from rlhf_env.types import Observation
 
 
@@ -28,11 +28,12 @@ class SFT:
     trains = True
     imitates = True
 
-    @dataclass(frozen=True, kw_only=True)
+    @settings
     class Config:
-        """`optimization`: learning rate and so on. A small model from scratch likes 1e-3, a large one 2e-5."""
+        """How the given texts are learned."""
 
-        optimization: Optimization = Optimization(lr=5e-4)  # noqa: RUF009 - frozen
+        optimization: Optimization = Optimization(lr=5e-4)
+        """Learning rate and so on. A small model from scratch likes 1e-3, a large one 2e-5."""
 
     def __init__(self, setup: Setup, config: Config) -> None:
         self.setup = setup

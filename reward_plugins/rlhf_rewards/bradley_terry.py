@@ -13,9 +13,13 @@ from rlhf_env.types import Episode, Float
 
 
 class BradleyTerry:
-    """`model` is a folder that `RewardModel.save` wrote, whose scores have mean 0 and standard deviation 1 over the
-    responses it was fitted on; or a sequence classification model of transformers with one label (a folder, a hub
-    name), whose scores are taken as they are. Raises DataError when it is neither."""
+    """The score of one reward model. Raises DataError when `model` is none.
+
+    Args:
+        model: a folder that `RewardModel.save` wrote, whose scores have mean 0 and standard deviation 1 over the
+            responses it was fitted on; or a sequence classification model of transformers with one label (a folder, a
+            hub name), whose scores are taken as they are.
+    """
 
     def __init__(self, model: str | Path) -> None:
         self.model = str(model)

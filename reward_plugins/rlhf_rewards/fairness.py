@@ -27,8 +27,10 @@ class Fairness:
     """-(highest - lowest score over the groups) of prompt and response, written once for each group; 0 where they name
     none.
 
-    `model` is what the `bradley_terry` reward takes, and the penalty is in the unit of its scores. `words` has one row
-    for each word, in the form of every group (default: words of gender). The model's own tokenizer reads the versions.
+    Args:
+        model: what the `bradley_terry` reward takes. The penalty is in the unit of its scores, and its own tokenizer
+            reads the versions.
+        words: one row for each word, in the form of every group (default: words of gender).
     """
 
     high: ClassVar[float] = 0.0

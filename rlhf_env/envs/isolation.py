@@ -26,11 +26,11 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_env.errors import ConfigError, RewardError
+from rlhf_env.errors import ConfigError, Problem, RewardError
+from rlhf_env.settings import AtLeastOne, Positive, settings
 from rlhf_env.types import AnyReward, Episode, GroupReward, Remembers, TokenReward
 
 _START_SECONDS = 60.0  # for importing and building the reward, a model included; longer where the timeout is
@@ -46,30 +46,17 @@ _VARIABLES = re.compile(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class Limits:
-    """What a reward in a process of its own may take.
+    """What a reward in a process of its own may take."""
 
-    `timeout`: seconds for one call (a batch of texts); then the process is killed, whatever it is at.
-    `memory_mb`: mebibytes of address space (RLIMIT_AS), which is more than what is in use: torch alone maps several
-        thousand, and a GPU's libraries tens of thousands.
-    `env_vars`: names of environment variables it may see beside the usual ones, for a reward that needs a key.
-    """
-
-    timeout: float = 60.0
-    memory_mb: int = 16_384
+    timeout: Positive = 60.0
+    """Seconds for one call (a batch of texts); then the process is killed, whatever it is at."""
+    memory_mb: AtLeastOne = 16_384
+    """Mebibytes of address space (RLIMIT_AS), which is more than what is in use: torch alone maps several thousand, and
+    a GPU's libraries tens of thousands."""
     env_vars: Sequence[str] = ()
-
-    def __post_init__(self) -> None:
-        problems = []
-        if not _is_number(self.timeout) or not 0.0 < self.timeout < math.inf:
-            problems.append(f"timeout: seconds above 0, got {self.timeout!r}")
-        if not isinstance(self.memory_mb, int) or isinstance(self.memory_mb, bool) or self.memory_mb < 1:
-            problems.append(f"memory_mb: mebibytes, a whole number of at least 1, got {self.memory_mb!r}")
-        if isinstance(self.env_vars, str) or not all(isinstance(name, str) for name in self.env_vars):
-            problems.append(f"env_vars: a list of names of environment variables, got {self.env_vars!r}")
-        if problems:
-            raise ConfigError(*problems)
+    """Names of environment variables it may see beside the usual ones, for a reward that needs a key."""
 
 
 class RewardFailed(Exception):
@@ -111,7 +98,8 @@ def _build(child: _Child, request: bytes, limits: Limits) -> dict[str, Any]:
         raise ConfigError(f"could not be made in a process of its own: it {error}") from error
     if "kind" not in said:
         child.end()
-        raise ConfigError(*said["refused"]) if "refused" in said else ConfigError(f"could not be made: {said}")
+        refused = [Problem(text, keys) for text, keys in said.get("refused", ())]
+        raise ConfigError(*refused or (f"could not be made: {said}",))
     return said
 
 
@@ -338,15 +326,16 @@ def _made(request: bytearray) -> tuple[Any, dict[str, Any]]:
     try:
         reward = pickle.loads(request)()
     except ConfigError as error:
-        return None, {"refused": error.problems}
+        return None, {"refused": [(str(problem), getattr(problem, "keys", ())) for problem in error.problems]}
     except Exception as error:  # whatever a plugin raises while it is imported and built
-        return None, {"refused": [f"{type(error).__name__}: {error}"]}
+        return None, {"refused": [(f"{type(error).__name__}: {error}", ())]}
     kind = "token" if isinstance(reward, TokenReward) else "group" if isinstance(reward, GroupReward) else "episode"
     state = reward.state_dict() if isinstance(reward, Remembers) else None
     try:
         json.dumps(state)
     except (TypeError, ValueError) as error:
-        return None, {"refused": [f"its state cannot leave its process, because it is more than plain values: {error}"]}
+        why = f"its state cannot leave its process, because it is more than plain values: {error}"
+        return None, {"refused": [(why, ())]}
     bounds: dict[str, Any] = {name: getattr(reward, name, None) for name in ("low", "high")}
     return reward, {
         "kind": kind,

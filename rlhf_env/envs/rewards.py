@@ -14,15 +14,16 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import Interval
 
 from rlhf_env import plugins
 from rlhf_env.envs.isolation import Limits, RewardFailed, isolated
 from rlhf_env.envs.waiting import Asking, WaitsOutside
 from rlhf_env.errors import ConfigError, Problem, RewardError, did_you_mean, under
-from rlhf_env.plain_data import fits
+from rlhf_env.settings import Share, fits, fitted, settings
 from rlhf_env.types import AnyReward, Episode, Float, GroupReward, Remembers, Reward, Task, TokenReward
 
 # A score beyond this is taken for a mistake: squared and summed over a batch it would not fit into float32.
@@ -54,28 +55,18 @@ class Score:
         return total
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class Failures:
     """What becomes of episodes that a part fails to score: it raised, hung, died, or gave NaN or no sane number.
-
-    `on_error`: "stop" ends the run with a RewardError. "skip" leaves the episode without a score; it is left out of the
-        update, and counted. A number stands in for the score, unweighted (of a token part: for each token's).
-    `max_bad_fraction`: more of a rollout's episodes than this end the run all the same.
 
     An answer of the wrong form (their number, their type) is nobody's episode and always ends the run.
     """
 
-    on_error: Literal["stop", "skip"] | float = "stop"
-    max_bad_fraction: float = 0.1
-
-    def __post_init__(self) -> None:
-        problems = []
-        if self.on_error not in ("stop", "skip") and not (_is_number(self.on_error) and _sane(self.on_error)):
-            problems.append(f'on_error: "stop", "skip" or a number to score with, got {self.on_error!r}')
-        if not _is_number(self.max_bad_fraction) or not 0.0 <= self.max_bad_fraction <= 1.0:
-            problems.append(f"max_bad_fraction: a share of the episodes in [0, 1], got {self.max_bad_fraction!r}")
-        if problems:
-            raise ConfigError(*problems)
+    on_error: Literal["stop", "skip"] | Annotated[float, Interval(ge=-LARGEST_SCORE, le=LARGEST_SCORE)] = "stop"
+    """"stop" ends the run with a RewardError. "skip" leaves the episode without a score; it is left out of the update,
+    and counted. A number stands in for the score, unweighted (of a token part: for each token's)."""
+    max_bad_fraction: Share = 0.1
+    """More of a rollout's episodes than this end the run all the same."""
 
     def allowed(self, rows: int) -> int:
         """How many of `rows` episodes may fail."""
@@ -439,7 +430,12 @@ def from_function(function: Callable[..., Sequence[float | None]], **arguments: 
         name = getattr(function, "__name__", repr(function))
         unknown = [key for key in arguments if key not in accepted]
         if unknown:
-            raise ConfigError(*(f"reward {name!r}: no setting {key!r}{did_you_mean(key, accepted)}" for key in unknown))
+            raise ConfigError(
+                *(
+                    Problem(f"reward {name!r}: no setting {key!r}{did_you_mean(key, accepted)}", (key,))
+                    for key in unknown
+                )
+            )
     return FunctionReward(function, dict(arguments))
 
 
@@ -508,31 +504,26 @@ class RewardTable:
     @classmethod
     def read(cls, name: str, value: Any) -> RewardTable:
         """Raises ConfigError that names the part."""
-        settings: dict[str, Any] = dict(value) if isinstance(value, Mapping) else {"weight": value}
+        own: dict[str, Any] = dict(value) if isinstance(value, Mapping) else {"weight": value}
         problems: list[str] = []
 
         def take(kind: type[Any]) -> Any:
-            given = {it.name: settings.pop(it.name) for it in fields(kind) if it.name in settings}
+            given = {it.name: own.pop(it.name) for it in fields(kind) if it.name in own}
             try:
                 return kind(**given), bool(given)
             except ConfigError as error:
-                problems.extend(f"reward {name!r}: {problem}" for problem in error.problems)
+                error.found_in(f"reward {name!r}")
+                problems.extend(error.problems)
                 return None, True
 
-        weight, plugin = settings.pop("weight", 1.0), settings.pop("plugin", name)
-        if not fits(weight, float):
-            problems.append(Problem(f"reward {name!r}: weight {weight!r} is not a finite number", ("weight",), ""))
         failures, _ = take(Failures)
         limits, limited = take(Limits)
-        isolate = settings.pop("isolate", limited)
-        if not isinstance(plugin, str):
-            problems.append(f"reward {name!r}: `plugin` is the name of a reward, got {plugin!r}")
-        if not isinstance(isolate, bool):
-            problems.append(f"reward {name!r}: isolate: true or false, got {isolate!r}")
-        elif limited and not isolate:
-            problems.append(
-                f"reward {name!r}: timeout, memory_mb and env_vars need a process of its own: isolate = true"
-            )
+        weight, plugin, isolate = own.pop("weight", 1.0), own.pop("plugin", name), own.pop("isolate", limited)
+        for key, given, hint in (("weight", weight, float), ("plugin", plugin, str), ("isolate", isolate, bool)):
+            problems += (problem.led_by(f"reward {name!r}") for problem in fitted(given, hint, (key,))[1])
+        if limited and isolate is False:
+            why = "timeout, memory_mb and env_vars need a process of its own: isolate = true"
+            problems.append(Problem(f"reward {name!r}: {why}", ("isolate",)))
         if problems:
             raise ConfigError(*problems)
         return cls(
@@ -541,7 +532,7 @@ class RewardTable:
             weight=weight,
             failures=failures,
             limits=limits if isolate else None,
-            settings=settings,
+            settings=own,
         )
 
     def require_plugin(self) -> None:
@@ -558,7 +549,9 @@ def _load_part(table: RewardTable, task: Task, provided: dict[str, Any]) -> AnyR
         if not hasattr(task, "score"):
             raise ConfigError(f"the task {type(task).__name__} has no score of its own: name a reward")
         if table.settings:
-            raise ConfigError(*(f"{where}: the task's own score has no setting {key!r}" for key in table.settings))
+            raise ConfigError(
+                *(Problem(f"{where}: the task's own score has no setting {key!r}", (key,)) for key in table.settings)
+            )
         build: Callable[[], AnyReward] = partial(TaskReward, task)
     else:
         entry = plugins.host().entry("reward", table.plugin)
@@ -569,9 +562,11 @@ def _load_part(table: RewardTable, task: Task, provided: dict[str, Any]) -> AnyR
     try:
         return isolated(build, table.limits)
     except ConfigError as error:
-        said = [p if p.startswith(where) else f"{where}: {p}" for p in error.problems]
+        error.found_in(where)
         hint = " (a process of its own is lent the tokenizer, and not the run's models)"
-        raise ConfigError(*(p + hint if p.endswith("'reference' is required") else p for p in said)) from error
+        raise ConfigError(
+            *(p + hint if p.endswith("'reference' is required") else p for p in error.problems)
+        ) from error
 
 
 def _build(entry: plugins.Entry, settings: dict[str, Any], provided: dict[str, Any], where: str) -> AnyReward:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import MinLen
 
 from rlhf_env import plugins
 from rlhf_env.envs.splits import Part, held_out_texts
-from rlhf_env.errors import ConfigError, DataError, Problem
+from rlhf_env.errors import ConfigError, Problem
+from rlhf_env.settings import ShareBelowOne, settings
 from rlhf_env.types import Episode, Options, Prompt, Task
 
 
@@ -42,7 +45,7 @@ def load_task(spec: str | Mapping[str, Any] | Task) -> Task:
     parameters = dict(spec)
     name = parameters.pop("name", None)
     if not isinstance(name, str):
-        raise ConfigError(Problem(f"a task table needs a name, got {dict(spec)!r}", ("name",), ""))
+        raise ConfigError(Problem(f"a task table needs a name, got {dict(spec)!r}", ("name",)))
     task: Task = plugins.build("task", name, parameters)
     return task
 
@@ -53,29 +56,20 @@ def held_out(task: Task) -> Task:
     return split() if split is not None else task
 
 
-@dataclass(frozen=True)
+@settings(kw_only=False)
 class Prompts:
-    """A list of prompts, about `held_out_fraction` of them (at least one, if more than one) for evaluation.
+    """A list of prompts.
 
-    The text of a prompt decides on which side it is: equal prompts are on the same one, and it is there again when the
-    list has grown.
+    The text of a prompt decides whether it is for training or for evaluation: equal prompts are on the same side, and a
+    prompt is there again when the list has grown.
     """
 
-    prompts: Sequence[str]
-    held_out_fraction: float = 0.0
+    prompts: Annotated[Sequence[str], MinLen(1)]
+    """The texts."""
+    held_out_fraction: ShareBelowOne = 0.0
+    """The share set aside for evaluation (at least one prompt, if there are two and the share is above 0)."""
     part: Part = "training"
-
-    def __post_init__(self) -> None:
-        if isinstance(self.prompts, str) or not self.prompts:
-            raise ConfigError("prompts: a list of one or more strings is needed")
-        problems = [
-            f"prompts[{i}] is {type(text).__name__}, not a string"
-            for i, text in enumerate(self.prompts)
-            if not isinstance(text, str)
-        ]
-        if problems:
-            raise DataError(*problems[:20])
-        check_fraction(self.held_out_fraction)
+    """Which prompts: those of training, or those set aside for evaluation."""
 
     @cached_property
     def _places(self) -> list[int]:
@@ -108,8 +102,3 @@ def places_of(part: Part, texts: Sequence[str], held_out_fraction: float) -> lis
     """The indices into `texts` of one part; all of them where nothing can be set aside."""
     held = held_out_texts(texts, held_out_fraction)
     return [i for i, text in enumerate(texts) if not held or (text in held) == (part == "held_out")]
-
-
-def check_fraction(held_out_fraction: float) -> None:
-    if not 0.0 <= held_out_fraction < 1.0:
-        raise ConfigError(f"held_out_fraction is a share in [0, 1), got {held_out_fraction}")

@@ -9,22 +9,30 @@ from typing import Any
 import numpy as np
 
 from rlhf_env.envs.splits import Part, held_out_texts, unit_interval
-from rlhf_env.envs.tasks import check_fraction, load_task
+from rlhf_env.envs.tasks import load_task
 from rlhf_env.errors import under
+from rlhf_env.settings import ShareBelowOne, require
 from rlhf_env.types import Options, Prompt, Task
 
 _TRIES = 1000  # of indices, for a prompt on the wanted side of an unbounded task
 
 
 class Validation:
-    """`task` without its held-out prompts: about `share` of its training prompts are evaluated on, the rest trained on.
+    """Another task without its held-out prompts: some of its training prompts are evaluated on, the rest trained on.
 
     What is chosen by such evaluations has not seen the prompts that results are reported on. The text of a prompt
     decides on which side it is; a task of one prompt has it on both.
+
+    Args:
+        task: the other task: a name, a table or a task.
+        share: about this share of its training prompts is evaluated on.
+        part: which prompts: those of training, or those set aside for evaluation.
     """
 
-    def __init__(self, task: str | Mapping[str, Any] | Task, share: float = 0.2, part: Part = "training") -> None:
-        check_fraction(share)
+    def __init__(
+        self, task: str | Mapping[str, Any] | Task, share: ShareBelowOne = 0.2, part: Part = "training"
+    ) -> None:
+        require(share=(share, ShareBelowOne))
         with under("task"):
             self.task = load_task(task)
         self.share, self.part = share, part
