@@ -210,7 +210,8 @@ def _find_hints(target: Any) -> dict[str, Hint]:
     return found
 
 
-def _apart(hint: Hint) -> tuple[Any, tuple[Any, ...]]:
+def apart(hint: Hint) -> tuple[Any, tuple[Any, ...]]:
+    """An annotation's origin and arguments: (list, (int,)) of list[int]."""
     return get_origin(hint), get_args(hint)
 
 
@@ -225,7 +226,7 @@ def _checkable(hint: Hint) -> Hint:
     """The annotation as pydantic is to check it: 64-bit integers, lists for tuples, tables by their class."""
     from pydantic import PlainValidator, Strict
 
-    origin, inner = _apart(hint)
+    origin, inner = apart(hint)
     if origin is Annotated:
         return Annotated[(_checkable(inner[0]), *inner[1:])]
     if hint is int:
@@ -252,7 +253,7 @@ def _of_class(kind: type, value: object) -> object:
 
 def _converted(hint: Hint) -> bool:
     """Whether the checked value stands for the given one: 1 becomes 1.0, and a list a tuple."""
-    origin, inner = _apart(hint)
+    origin, inner = apart(hint)
     if origin is Annotated:
         return _converted(inner[0])
     return origin is tuple or hint is float or hint is tuple
@@ -263,7 +264,7 @@ def _place(loc: Sequence[Key], hint: Hint) -> tuple[tuple[Key, ...], Hint]:
     path: tuple[Key, ...] = ()
     for place, key in enumerate(loc):
         inner = unlimited(hint)
-        origin, parts = _apart(inner)
+        origin, parts = apart(inner)
         if not parts or "[key]" in loc[place + 1 : place + 2]:
             break
         if origin in (dict, collections.abc.Mapping):
@@ -285,7 +286,7 @@ def _wanted(error: ErrorDetails, hint: Hint) -> str:
     """What a setting must do, so that this error would not be: "be above 0"."""
     kind, context = error["type"], error.get("ctx", {})
     beyond = kind in _LIMITS and abs(context[_LIMITS[kind]]) >= 2**63
-    if _apart(unlimited(hint))[0] not in (Union, types.UnionType):
+    if apart(unlimited(hint))[0] not in (Union, types.UnionType):
         if kind in _LIMITS and not beyond:
             return f"be {limits(hint)}"
         if kind in ("too_short", "string_too_short"):
@@ -295,7 +296,7 @@ def _wanted(error: ErrorDetails, hint: Hint) -> str:
 
 def unlimited(hint: Hint) -> Hint:
     """The annotation without its limits, and without the None that says nothing was set."""
-    origin, inner = _apart(hint)
+    origin, inner = apart(hint)
     if origin is Annotated:
         return unlimited(inner[0])
     if origin in (Union, types.UnionType):
@@ -333,7 +334,7 @@ def limits(hint: Hint) -> str:
 
 
 def _limits_of(hint: Hint) -> Iterator[object]:
-    origin, inner = _apart(hint)
+    origin, inner = apart(hint)
     if origin is Annotated:
         yield from inner[1:]
         yield from _limits_of(inner[0])
@@ -358,7 +359,7 @@ def spoken(hint: Hint) -> str:
         collections.abc.Mapping: "a table",
     }
     hint = unlimited(hint)
-    origin, inner = _apart(hint)
+    origin, inner = apart(hint)
     if origin in (Union, types.UnionType):
         some = [option for option in inner if option is not type(None)]
         of_files = [option for option in some if is_plain(option)] or some
@@ -378,11 +379,38 @@ def spoken(hint: Hint) -> str:
 def is_plain(hint: Hint) -> bool:
     """Whether it is made of nothing but what files can hold."""
     hint = unlimited(hint)
-    origin, inner = _apart(hint)
+    origin, inner = apart(hint)
     if origin in (Union, types.UnionType):
         return all(is_plain(it) or it is Path for it in inner)  # a path may be given as a string
     plain = (bool, int, float, str, list, tuple, dict, type(None), collections.abc.Sequence, collections.abc.Mapping)
     return origin is Literal or (origin or hint) in plain
+
+
+def can_be_written(hint: Hint) -> bool:
+    """Whether a file can hold something that it allows: a string, where it is a path or a model."""
+    hint = unlimited(hint)
+    origin, inner = apart(hint)
+    if origin in (Union, types.UnionType):
+        return any(map(can_be_written, inner))
+    if origin in (list, tuple, dict, collections.abc.Sequence, collections.abc.Mapping):
+        return can_be_written(inner[-1] if inner[-1] is not Ellipsis else inner[0])
+    return hint is Any or dataclasses.is_dataclass(hint) or is_plain(hint)
+
+
+def sample(hint: Hint) -> Any:
+    """Something that the annotation allows, for an example; "..." where it must be a string."""
+    low: Any = next((getattr(it, "ge", getattr(it, "gt", 0)) for it in _limits_of(hint) if isinstance(it, (Ge, Gt))), 1)
+    least = next((it.min_length for it in _limits_of(hint) if isinstance(it, MinLen)), 1)
+    hint = unlimited(hint)
+    origin, inner = apart(hint)
+    if origin in (Union, types.UnionType):
+        return sample(next(option for option in inner if can_be_written(option)))
+    if origin is Literal:
+        return inner[0]
+    if origin in (list, tuple, collections.abc.Sequence):
+        return [sample(inner[0])] * least
+    plain = {bool: True, int: low, float: low + 1.0 if low != 1 else 1.0, str: "..."}
+    return plain.get(hint, {})
 
 
 def shown(value: object) -> str:

@@ -1,7 +1,7 @@
 """How positive a response sounds, by a word list.
 
-VADER's compound score: Hutto and Gilbert, "VADER: A Parsimonious Rule-based Model for Sentiment Analysis of Social
-Media Text" (2014), from the package `vaderSentiment`. English only. Optimised alone it is hacked in a minute ("I love
+VADER's compound score (Hutto and Gilbert 2014, "VADER: A Parsimonious Rule-based Model for Sentiment Analysis of Social
+Media Text"), from the package `vaderSentiment`. English only. Optimised alone it is hacked in a minute ("I love
 that! It's great!"): weigh it against a KL penalty.
 """
 

@@ -19,8 +19,8 @@ The form and the constants come from a trial of what a small policy finds when i
 cut it shouts "great great great", without the upper side of fluency it says "That's so cool!" to everybody, and with a
 full point for turn-taking nine replies in ten end in a question.
 
-Sentiment is that of Hutto and Gilbert, "VADER: A Parsimonious Rule-based Model for Sentiment Analysis of Social Media
-Text" (2014), as published in the package `vaderSentiment`.
+Sentiment is VADER's (Hutto and Gilbert 2014, "VADER: A Parsimonious Rule-based Model for Sentiment Analysis of Social
+Media Text"), as published in the package `vaderSentiment`.
 """
 
 from __future__ import annotations

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_env.envs.tasks import held_out, load_task, well_formed
+from rlhf_env.envs.tasks import TaskSpec, held_out, load_task, well_formed
 from rlhf_env.errors import ConfigError, under
 from rlhf_env.settings import fault
 from rlhf_env.types import Bool, Episode, Float, Int, Options, Prompt, Task
 
-TaskSpec = str | Mapping[str, Any] | Task
 Weights = Sequence[float] | Mapping[str, float]
 
 

@@ -23,7 +23,7 @@ from rlhf_env import plugins
 from rlhf_env.envs.isolation import Limits, RewardFailed, isolated
 from rlhf_env.envs.waiting import Asking, WaitsOutside
 from rlhf_env.errors import ConfigError, Problem, RewardError, did_you_mean, under
-from rlhf_env.settings import Share, fits, fitted, settings
+from rlhf_env.settings import Name, Share, fits, settings
 from rlhf_env.types import AnyReward, Episode, Float, GroupReward, Remembers, Reward, Task, TokenReward
 
 # A score beyond this is taken for a mistake: squared and summed over a batch it would not fit into float32.
@@ -489,6 +489,18 @@ def load_rewards(spec: RewardSpec, task: Task, provided: Mapping[str, Any] | Non
     return RewardMix(parts, failures=failures)
 
 
+@settings
+class Mixing:
+    """What a table of [rewards] says of the part's place in the mix."""
+
+    weight: float = 1.0
+    """What the part's scores are multiplied by in the reward."""
+    plugin: Name | None = None
+    """The reward's name, where the part has another one."""
+    isolate: bool | None = None
+    """Run the reward in a process of its own (default: only where a limit of such a process is given)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RewardTable:
     """What a table of [rewards] says: of the mix (`weight`, `failures`), of the process, and the `plugin`'s own
@@ -516,22 +528,20 @@ class RewardTable:
                 problems.extend(error.problems)
                 return None, True
 
+        mixing, _ = take(Mixing)
         failures, _ = take(Failures)
         limits, limited = take(Limits)
-        weight, plugin, isolate = own.pop("weight", 1.0), own.pop("plugin", name), own.pop("isolate", limited)
-        for key, given, hint in (("weight", weight, float), ("plugin", plugin, str), ("isolate", isolate, bool)):
-            problems += (problem.led_by(f"reward {name!r}") for problem in fitted(given, hint, (key,))[1])
-        if limited and isolate is False:
+        if limited and mixing is not None and mixing.isolate is False:
             why = "timeout, memory_mb and env_vars need a process of its own: isolate = true"
             problems.append(Problem(f"reward {name!r}: {why}", ("isolate",)))
         if problems:
             raise ConfigError(*problems)
         return cls(
             name=name,
-            plugin=plugin,
-            weight=weight,
+            plugin=mixing.plugin or name,
+            weight=mixing.weight,
             failures=failures,
-            limits=limits if isolate else None,
+            limits=limits if limited or mixing.isolate else None,
             settings=own,
         )
 

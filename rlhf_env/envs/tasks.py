@@ -12,8 +12,10 @@ from annotated_types import MinLen
 from rlhf_env import plugins
 from rlhf_env.envs.splits import Part, held_out_texts
 from rlhf_env.errors import ConfigError, Problem
-from rlhf_env.settings import ShareBelowOne, settings
+from rlhf_env.settings import Chooses, ShareBelowOne, settings
 from rlhf_env.types import Episode, Options, Prompt, Task
+
+TaskSpec = Annotated[str | Mapping[str, Any] | Task, Chooses("task")]
 
 
 @plugins.hookimpl
@@ -33,7 +35,7 @@ def register_tasks(register: plugins.Register) -> None:
     register("textarena", "rlhf_env.envs.textarena_task:TextArena", needs="textarena")
 
 
-def load_task(spec: str | Mapping[str, Any] | Task) -> Task:
+def load_task(spec: TaskSpec) -> Task:
     """A task as it is, `"echo"`, or `{"name": "echo", "length": 3}`."""
     if isinstance(spec, str):
         spec = {"name": spec}

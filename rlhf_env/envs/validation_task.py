@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from rlhf_env.envs.splits import Part, held_out_texts, unit_interval
-from rlhf_env.envs.tasks import load_task
+from rlhf_env.envs.tasks import TaskSpec, load_task
 from rlhf_env.errors import under
 from rlhf_env.settings import ShareBelowOne, require
-from rlhf_env.types import Options, Prompt, Task
+from rlhf_env.types import Options, Prompt
 
 _TRIES = 1000  # of indices, for a prompt on the wanted side of an unbounded task
 
@@ -29,9 +28,7 @@ class Validation:
         part: which prompts: those of training, or those set aside for evaluation.
     """
 
-    def __init__(
-        self, task: str | Mapping[str, Any] | Task, share: ShareBelowOne = 0.2, part: Part = "training"
-    ) -> None:
+    def __init__(self, task: TaskSpec, share: ShareBelowOne = 0.2, part: Part = "training") -> None:
         require(share=(share, ShareBelowOne))
         with under("task"):
             self.task = load_task(task)
