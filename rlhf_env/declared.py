@@ -192,7 +192,7 @@ def _prose(docstring: str) -> str:
 
 _PAPER = re.compile(
     r"[A-Z][\w'-]+(?: et al\.| (?:and|&) [A-Z][\w'-]+)? (?:\((?:19|20)\d\d\)|(?:19|20)\d\d)"  # who and when
-    r'(?:, (?:"[^"]*"(?: \(\d{4}\.\d{5})?|(?:arXiv )?\d{4}\.\d{5}|[A-Z]+ [\d()]+|[A-Z]{3,}))*'  # the title, and where
+    r'(?:, (?:"[^"]*"(?: \(\d{4}\.\d{5})?|(?:arXiv )?\d{4}\.\d{5}|[A-Z]+ \d+\(\d+\)|[A-Z]{3,}))*'  # where
 )
 
 

@@ -131,9 +131,8 @@ class _Maker:
             if isinstance(mark, Rows):
                 return self._rows()
         if dataclasses.is_dataclass(hint):
-            return self.of_class(
-                cast(type, hint), partial=True
-            )  # what is not given is as the default of its place has it
+            # What is not given is as the default of its place has it.
+            return self.of_class(cast(type, hint), partial=True)
         origin, inner = apart(hint)
         if origin in (Union, types.UnionType) and any(_marks(part) for it in inner for part in apart(it)[1]):
             return {"anyOf": [self._hint(it, partial) for it in inner if can_be_written(it)]}
