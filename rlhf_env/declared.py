@@ -21,13 +21,13 @@ import sys
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import tomli_w
 
 from rlhf_env.errors import UnknownName
 from rlhf_env.plugins import KINDS, Entry, Kind, PluginHost
-from rlhf_env.settings import Hint, can_be_written, hints_of, limits, sample, spoken
+from rlhf_env.settings import Hint, Target, can_be_written, hints_of, limits, sample, spoken
 
 REQUIRED = inspect.Parameter.empty
 TABLES: Mapping[Kind, str] = {"agent": "agent", "task": "task", "reward": "rewards", "annotator": "annotator"}
@@ -39,15 +39,15 @@ class Setting:
 
     name: str
     hint: Hint
-    default: Any
+    default: object
     meaning: str
 
     @property
     def required(self) -> bool:
         return self.default is REQUIRED
 
-    def as_dict(self) -> dict[str, Any]:
-        about: dict[str, Any] = {"name": self.name, "type": spoken(self.hint), "limits": limits(self.hint)}
+    def as_dict(self) -> dict[str, object]:
+        about: dict[str, object] = {"name": self.name, "type": spoken(self.hint), "limits": limits(self.hint)}
         return {**about, "required": self.required, "default": plain(self.default), "meaning": self.meaning}
 
 
@@ -64,7 +64,7 @@ class Declaration:
     settings: tuple[Setting, ...]
     example: str
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {**own, "papers": list(self.papers), "settings": [setting.as_dict() for setting in self.settings]}
 
@@ -99,19 +99,19 @@ def declaration(entry: Entry) -> Declaration:
     )
 
 
-def wraps(target: Any) -> bool:
+def wraps(target: Target) -> bool:
     """Whether an agent plugin takes another agent."""
     return "agent" in inspect.signature(target).parameters
 
 
-def settings_of(target: Any) -> list[Setting]:
+def settings_of(target: Target) -> list[Setting]:
     """The settings that a file can give to a dataclass, a class, a function, or to an agent (its `Config`)."""
     target = getattr(target, "Config", target)
     hints, meanings = hints_of(target), _meanings(target)
     return [
-        Setting(name, hints.get(name, Any), default, meanings.get(name, ""))
+        Setting(name, hints.get(name, Hint), default, meanings.get(name, ""))
         for name, default in _parameters(target)
-        if can_be_written(hints.get(name, Any))
+        if can_be_written(hints.get(name, Hint))
     ]
 
 
@@ -122,13 +122,13 @@ def nested(settings: list[Setting]) -> Iterator[Setting]:
         if not dataclasses.is_dataclass(inner):
             yield setting
             continue
-        for each in settings_of(inner):
+        for each in settings_of(cast(Target, inner)):
             given = setting.default is not REQUIRED and hasattr(setting.default, each.name)
             default = getattr(setting.default, each.name) if given else each.default
             yield from nested([dataclasses.replace(each, name=f"{setting.name}.{each.name}", default=default)])
 
 
-def _parameters(target: Any) -> Iterator[tuple[str, Any]]:
+def _parameters(target: Target) -> Iterator[tuple[str, object]]:
     """(name, default) of what can be set."""
     if dataclasses.is_dataclass(target):
         for field in dataclasses.fields(target):
@@ -148,7 +148,7 @@ def _parameters(target: Any) -> Iterator[tuple[str, Any]]:
 
 
 @functools.cache
-def _meanings(target: Any) -> dict[str, str]:
+def _meanings(target: Target) -> dict[str, str]:
     """By setting: the string under the field, or its line in "Args:"; none where there is no source to read."""
     found: dict[str, str] = {}
     for owner in reversed(target.__mro__ if isinstance(target, type) else (target,)):
@@ -164,7 +164,7 @@ def _arguments(docstring: str) -> dict[str, str]:
     return {name: _joined(said) for name, said in re.findall(r"^(\w+): (.*(?:\n +.*)*)", text, re.MULTILINE)}
 
 
-def _under_fields(owner: Any) -> dict[str, str]:
+def _under_fields(owner: Target) -> dict[str, str]:
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
     except (OSError, TypeError, SyntaxError, IndexError):
@@ -203,14 +203,17 @@ def _papers(text: str) -> list[str]:
 # -------------------------------------------------------------------- an example
 
 
-def _example(entry: Entry, target: Any, settings: tuple[Setting, ...]) -> str:
+def _example(entry: Entry, target: Target, settings: tuple[Setting, ...]) -> str:
     """A table of a TOML file that is this plugin at its defaults; what has none is filled in by its type."""
-    table: dict[str, Any] = {}
+    table: dict[str, object] = {}
     for setting in settings:
         *outer, name = setting.name.split(".")
         value = sample(setting.hint) if setting.required else plain(setting.default)
         if value is not None and value != {}:
-            functools.reduce(lambda at, key: at.setdefault(key, {}), outer, table)[name] = value
+            place = table
+            for key in outer:
+                place = cast(dict[str, object], place.setdefault(key, {}))
+            place[name] = value
     if entry.kind == "reward":
         return tomli_w.dumps({"rewards": {entry.name: {"weight": 1.0, **table}}}).replace("[rewards]\n\n", "")
     if entry.kind == "agent" and wraps(target):
@@ -218,7 +221,7 @@ def _example(entry: Entry, target: Any, settings: tuple[Setting, ...]) -> str:
     return tomli_w.dumps({TABLES[entry.kind]: {"name": entry.name, **table}})
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> object:
     """As files hold it; None for what they cannot."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)

@@ -29,6 +29,7 @@ from rlhf_env.settings import (
     Hint,
     PartOf,
     Rows,
+    Target,
     apart,
     can_be_written,
     fits,
@@ -87,7 +88,7 @@ class _Maker:
             (each, setting)
             for setting in settings
             if dataclasses.is_dataclass(setting.hint)
-            for each in settings_of(setting.hint)
+            for each in settings_of(cast(Target, setting.hint))
         ]
         times = Counter(each.name for each, _ in inner)
         for each, outer in inner:  # may stand one level up
@@ -248,7 +249,7 @@ def of_every_reward() -> list[Setting]:
     return [setting for cls in (Mixing, Failures, Limits) for setting in settings_of(cls)]
 
 
-def _marks(hint: Hint) -> tuple[Any, ...]:
+def _marks(hint: Hint) -> tuple[Hint, ...]:
     """What an annotation says of itself for its schema."""
     words = (Chooses, EachChooses, PartOf, EachPartOf, Rows)
     origin, inner = apart(hint)
@@ -276,7 +277,7 @@ def _written(hint: Hint) -> Hint:
     return hint
 
 
-def _is_container(origin: Any) -> bool:
+def _is_container(origin: object) -> bool:
     return isinstance(origin, type) and issubclass(origin, Iterable)
 
 

@@ -13,8 +13,8 @@
             if self.cap <= 1 + self.clip:
                 yield fault("cap", f"must be above 1 + clip, got {self.cap}")
 
-The annotation is the limit, the string under a field is its meaning, and `problems` has what concerns several fields:
-it is asked when each field by itself is right. Whoever makes such an object gets the same check: Python, a TOML file
+The annotation is the limit, the string under a field is its meaning, and `problems` has what concerns several fields.
+Whoever makes such an object gets the same check: Python, a TOML file
 (`learning.configuration`), a plugin's table (`plugins.call_with`), the command line. The same declaration prints
 itself and makes the JSON schema (`declared`).
 
@@ -29,10 +29,11 @@ from __future__ import annotations
 import collections.abc
 import dataclasses
 import functools
+import operator
 import re
 import sys
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from inspect import get_annotations
@@ -53,16 +54,19 @@ from typing import (
     overload,
 )
 
-from annotated_types import Ge, Gt, Interval, Le, Lt, MinLen
+from annotated_types import Ge, GroupedMetadata, Gt, Le, Lt, MaxLen, MinLen
 
 from rlhf_env.errors import ConfigError, Key, Problem
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
     from pydantic import TypeAdapter
     from pydantic_core import ErrorDetails
 
 T = TypeVar("T")
-Hint = Any  # an annotation: a class, a union, a list of something
+Target = Callable[..., object]  # a class or a function that is called with settings
+Hint = Any
+"""An annotation: a class, a union, a list of something; and Any is one, too."""
 
 AtLeastOne = Annotated[int, Ge(1)]
 Whole = Annotated[int, Ge(0)]
@@ -123,7 +127,7 @@ def settings(cls: type[T] | None = None, /, *, kw_only: bool = True, frozen: boo
     def decorate(cls: type[T]) -> type[T]:
         own = cls.__dict__.get("__post_init__")
 
-        def __post_init__(self: Any) -> None:  # noqa: N807 - installed under this name
+        def __post_init__(self: object) -> None:  # noqa: N807 - installed under this name
             check(self)
             if own is not None:
                 own(self)
@@ -142,21 +146,44 @@ def fault(name: str, what: str) -> Problem:
 def check(made: object) -> None:
     """Refuse an object of settings that breaks its own declaration: ConfigError with every fault."""
     found: list[Problem] = []
-    hints = hints_of(cast(Any, type(made)))
-    for each in dataclasses.fields(cast(Any, made)):
+    hints = hints_of(type(made))
+    for each in dataclasses.fields(cast("DataclassInstance", made)):
         if each.init and each.name in hints:
             given = getattr(made, each.name)
             value, problems = fitted(given, hints[each.name], (each.name,))
             found += problems
             if value is not given:
                 object.__setattr__(made, each.name, value)
-    if not found:
-        found += getattr(made, "problems", tuple)()
+    found += _problems_between(made, found)
     if found:
         raise ConfigError(*found)
 
 
-def fitted(value: object, hint: Hint, keys: tuple[Key, ...]) -> tuple[Any, list[Problem]]:
+def problems_between(
+    cls: type[DataclassInstance], given: Mapping[str, object], found: Sequence[Problem]
+) -> list[Problem]:
+    """What `cls.problems` says of settings of which `found` is wrong already, so that no object is made of them."""
+    unmade = object.__new__(cls)
+    for each in dataclasses.fields(cls):
+        default = each.default if each.default_factory is dataclasses.MISSING else each.default_factory()
+        object.__setattr__(unmade, each.name, given.get(each.name, default))
+    return _problems_between(unmade, found)
+
+
+def _problems_between(made: object, found: Sequence[Problem]) -> list[Problem]:
+    """What concerns several fields. Where some are wrong already: what can be said of the others."""
+    ask: Callable[[], Iterable[Problem]] = getattr(made, "problems", tuple)
+    if not found:
+        return [*ask()]
+    wrong, more = {problem.keys[:1] for problem in found}, []
+    with suppress(Exception):  # a rule may fail at a value that it was not made for
+        for problem in ask():
+            if problem.keys[:1] not in wrong:
+                more.append(problem)
+    return more
+
+
+def fitted(value: object, hint: Hint, keys: tuple[Key, ...]) -> tuple[object, list[Problem]]:
     """The value as the annotation declares it, and what is wrong with it; `keys` lead to it and name it."""
     from pydantic import ValidationError
 
@@ -166,8 +193,8 @@ def fitted(value: object, hint: Hint, keys: tuple[Key, ...]) -> tuple[Any, list[
         wrong: dict[tuple[Key, ...], str] = {}
         for detail in error.errors(include_url=False):
             path, inner = _place(detail["loc"], hint)
-            at = functools.reduce(lambda outer, key: outer[key], path, cast(Any, value))
-            wrong[path] = f"{_spelled((*keys, *path))} must {_wanted(detail, inner)}, got {shown(at)}"
+            got = shown(functools.reduce(operator.getitem, path, value))  # type: ignore[arg-type]
+            wrong[path] = f"{_spelled((*keys, *path))} must {_wanted(detail, inner)}, got {got}"
         # A list is not called too short when it is an entry of it that is wrong.
         inmost = [path for path in wrong if not any(other[: len(path)] == path for other in wrong if other != path)]
         return value, [Problem(wrong[path], (*keys, *path)) for path in inmost[:_MOST_SHOWN]]
@@ -186,18 +213,18 @@ def require(**given: tuple[object, Hint]) -> None:
         raise ConfigError(*problems)
 
 
-def hints_of(target: Any) -> dict[str, Hint]:
+def hints_of(target: Target) -> dict[str, Hint]:
     """The annotation of each parameter of a class or function; of those nothing that cannot be found out."""
     return _hints_of_class(target) if isinstance(target, type) else _find_hints(target)
 
 
 @functools.cache
-def _hints_of_class(target: Any) -> dict[str, Hint]:
-    return _find_hints(target)
+def _hints_of_class(target: collections.abc.Hashable) -> dict[str, Hint]:
+    return _find_hints(cast(Target, target))
 
 
-def _find_hints(target: Any) -> dict[str, Hint]:
-    owners: Sequence[Any] = (vars(target).get("__init__", target),) if isinstance(target, type) else (target,)
+def _find_hints(target: Target) -> dict[str, Hint]:
+    owners: Sequence[Target] = (vars(target).get("__init__", target),) if isinstance(target, type) else (target,)
     if dataclasses.is_dataclass(target):
         owners = [cls for cls in reversed(cast(type, target).__mro__) if dataclasses.is_dataclass(cls)]
     found: dict[str, Hint] = {}
@@ -210,13 +237,13 @@ def _find_hints(target: Any) -> dict[str, Hint]:
     return found
 
 
-def apart(hint: Hint) -> tuple[Any, tuple[Any, ...]]:
+def apart(hint: Hint) -> tuple[Hint, tuple[Hint, ...]]:
     """An annotation's origin and arguments: (list, (int,)) of list[int]."""
     return get_origin(hint), get_args(hint)
 
 
 @functools.cache
-def _checker(hint: Hint) -> TypeAdapter[Any]:
+def _checker(hint: Hint) -> TypeAdapter[object]:
     from pydantic import ConfigDict, TypeAdapter
 
     return TypeAdapter(_checkable(hint), config=ConfigDict(strict=True, allow_inf_nan=False))
@@ -233,16 +260,16 @@ def _checkable(hint: Hint) -> Hint:
         return Annotated[int, *_INTEGERS]
     if hint is tuple or origin is tuple:
         parts = tuple(it if it is Ellipsis else _checkable(it) for it in inner)
-        return Annotated[cast(Any, tuple)[parts] if parts else tuple, Strict(False)]
+        return Annotated[cast(Hint, tuple)[parts] if parts else tuple, Strict(False)]
     if origin in (Union, types.UnionType):
         return Union[tuple(map(_checkable, inner))]  # noqa: UP007 - made, not written
     if origin in (list, dict, collections.abc.Sequence, collections.abc.Mapping):
         return origin[tuple(map(_checkable, inner))]
-    if origin is Literal or hint in (float, str, bool, list, dict, type(None), Any):
+    if origin is Literal or hint in (float, str, bool, list, dict, type(None), Hint):
         return hint
     if hint is Path or dataclasses.is_dataclass(hint):
-        return Annotated[Any, PlainValidator(functools.partial(_of_class, cast(type, hint)))]
-    return Any
+        return Annotated[Hint, PlainValidator(functools.partial(_of_class, cast(type, hint)))]
+    return Hint
 
 
 def _of_class(kind: type, value: object) -> object:
@@ -289,7 +316,7 @@ def _wanted(error: ErrorDetails, hint: Hint) -> str:
     if apart(unlimited(hint))[0] not in (Union, types.UnionType):
         if kind in _LIMITS and not beyond:
             return f"be {limits(hint)}"
-        if kind in ("too_short", "string_too_short"):
+        if kind in ("too_short", "too_long", "string_too_short", "string_too_long"):
             return f"have {limits(hint)}"
     return f"be {spoken(hint)}"
 
@@ -307,19 +334,17 @@ def unlimited(hint: Hint) -> Hint:
 
 def limits(hint: Hint) -> str:
     """The limits of an annotation in words: "at least 1", "in (0, 1]"; "" where there are none."""
-    bounds: dict[str, Any] = {}
+    bounds: dict[str, Hint] = {}
     for limit in _limits_of(hint):
-        if isinstance(limit, Interval):
-            bounds |= {name: it for name in ("gt", "ge", "lt", "le") if (it := getattr(limit, name)) is not None}
-        elif isinstance(limit, (Gt, Ge, Lt, Le)):
+        if isinstance(limit, (Gt, Ge, Lt, Le)):
             name = type(limit).__name__.lower()
             bounds[name] = getattr(limit, name)
         elif isinstance(limit, MinLen):
             bounds["least"] = limit.min_length
-    if "least" in bounds:
-        least, of_text = bounds["least"], unlimited(hint) is str
-        what = "characters" if of_text else "entries"
-        return f"one or more {what}" if least == 1 else f"at least {least} {what}"
+        elif isinstance(limit, MaxLen):
+            bounds["most"] = limit.max_length
+    if "least" in bounds or "most" in bounds:
+        return _length(bounds.get("least", 0), bounds.get("most"), "character" if unlimited(hint) is str else "entry")
     low = next((bounds[name] for name in ("ge", "gt") if name in bounds), None)
     high = next((bounds[name] for name in ("le", "lt") if name in bounds), None)
     if low is None and high is None:
@@ -333,10 +358,20 @@ def limits(hint: Hint) -> str:
     return f"in {'[' if 'ge' in bounds else '('}{low:g}, {high:g}{']' if 'le' in bounds else ')'}"
 
 
+def _length(least: int, most: int | None, of: str) -> str:
+    many = "entries" if of == "entry" else f"{of}s"
+    if most is None:
+        return f"one or more {many}" if least == 1 else f"at least {least} {many}"
+    if least == most:
+        return f"one {of}" if least == 1 else f"{least} {many}"
+    return f"{least} to {most} {many}"
+
+
 def _limits_of(hint: Hint) -> Iterator[object]:
     origin, inner = apart(hint)
     if origin is Annotated:
-        yield from inner[1:]
+        for limit in inner[1:]:
+            yield from limit if isinstance(limit, GroupedMetadata) else (limit,)
         yield from _limits_of(inner[0])
     elif origin in (Union, types.UnionType):
         others = [it for it in inner if it is not type(None)]
@@ -370,7 +405,7 @@ def spoken(hint: Hint) -> str:
         each = inner[-1] if origin in (dict, collections.abc.Mapping) else inner[0]
         if origin is tuple and inner[-1] is not Ellipsis:
             return f"a list of {len(inner)}: {', '.join(map(spoken, inner))}"
-        return names[origin] if each is Any else f"{names[origin]}, each {spoken(each)}"
+        return names[origin] if each is Hint else f"{names[origin]}, each {spoken(each)}"
     if dataclasses.is_dataclass(hint):
         return "a table"
     return names.get(hint) or str(getattr(hint, "__name__", hint))
@@ -394,12 +429,14 @@ def can_be_written(hint: Hint) -> bool:
         return any(map(can_be_written, inner))
     if origin in (list, tuple, dict, collections.abc.Sequence, collections.abc.Mapping):
         return can_be_written(inner[-1] if inner[-1] is not Ellipsis else inner[0])
-    return hint is Any or dataclasses.is_dataclass(hint) or is_plain(hint)
+    return hint is Hint or dataclasses.is_dataclass(hint) or is_plain(hint)
 
 
-def sample(hint: Hint) -> Any:
+def sample(hint: Hint) -> object:
     """Something that the annotation allows, for an example; "..." where it must be a string."""
-    low: Any = next((getattr(it, "ge", getattr(it, "gt", 0)) for it in _limits_of(hint) if isinstance(it, (Ge, Gt))), 1)
+    low: float = next(
+        (getattr(it, "ge", getattr(it, "gt", 0)) for it in _limits_of(hint) if isinstance(it, (Ge, Gt))), 1
+    )
     least = next((it.min_length for it in _limits_of(hint) if isinstance(it, MinLen)), 1)
     hint = unlimited(hint)
     origin, inner = apart(hint)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
-from annotated_types import Ge, Gt, Interval, Le, Lt, MinLen
+from annotated_types import Ge, Gt, Interval, Le, Len, Lt, MinLen
 
 import rlhf_env
 from rlhf_env import plugins
@@ -225,12 +225,24 @@ def test_every_fault_is_said_at_once_with_the_path_of_its_setting() -> None:
     ]
 
 
-def test_what_concerns_several_fields_is_asked_when_each_by_itself_is_right() -> None:
-    assert problems_of(cap=2, share=0.25) == [
-        ("cap must be above steps, got 2.0", ("cap",)),
-        ("a quarter is nothing", ("share",)),
+def test_what_concerns_several_fields_is_said_too() -> None:
+    cap, share = ("cap must be above steps, got 2.0", ("cap",)), ("a quarter is nothing", ("share",))
+    assert problems_of(cap=2, share=0.25) == [cap, share]
+    with pytest.raises(ConfigError) as refused:
+        from_table(Outer, {"cap": 2, "share": 0.25, "optional": -1, "rate": 0}, "here")
+    assert [(str(it), it.keys) for it in refused.value.problems if isinstance(it, Problem)] == [
+        ("here: optional must be above 0, got -1", ("optional",)),
+        ("here inner: rate must be above 0, got 0", ("inner", "rate")),
+        (f"here: {cap[0]}", cap[1]),
+        (f"here: {share[0]}", share[1]),
     ]
-    assert problems_of(cap=2, steps=0) == [("steps must be at least 1, got 0", ("steps",))]
+
+
+def test_what_is_wrong_by_itself_is_said_once_and_stops_no_other_rule() -> None:
+    said = problems_of(share="x", cap=-1, kind="firm")
+    assert [keys for _, keys in said] == [("cap",), ("share",), ("kind",)]
+    assert [keys for _, keys in problems_of(steps="3", share=0.25)] == [("steps",)], "the first rule fails at '3'"
+    assert [keys for _, keys in problems_of(kind="firm", share=0.25)] == [("kind",), ("share",)]
 
 
 def test_only_an_integer_for_a_float_and_a_list_for_a_tuple_are_converted() -> None:
@@ -280,6 +292,8 @@ def test_from_python_a_wrong_setting_of_an_agent_is_one_line() -> None:
         (Annotated[float, Lt(0.5)], [0.4], [0.5], "below 0.5"),
         (Annotated[str, MinLen(1)], ["a"], [""], "one or more characters"),
         (Annotated[list[int], MinLen(2)], [[1, 2]], [[1]], "at least 2 entries"),
+        (Annotated[str, Len(1, 1)], ["a"], ["", "ab"], "one character"),
+        (Annotated[list[int], Len(1, 2)], [[1]], [[], [1, 2, 3]], "1 to 2 entries"),
     ],
     ids=str,
 )

@@ -61,10 +61,11 @@ class Curriculum:
         def problems(self) -> Iterator[Problem]:
             if not _rise(self.levels):
                 yield fault("levels", f"must be whole numbers that rise, got {list(self.levels)}")
-            if self.by == "success" or (self.by == "budget" and not self.starts):
-                if self.starts:
-                    yield fault("starts", f"are for by = budget and by = updates, not {self.by}")
-            elif len(self.starts) != len(self.levels) or self.starts[0] != 0 or not _rise(self.starts):
+            if self.by == "success" and self.starts:
+                yield fault("starts", f"are for by = budget and by = updates, not {self.by}")
+            if self.by != "updates" and not (self.by == "budget" and self.starts):
+                return
+            if len(self.starts) != len(self.levels) or self.starts[0] != 0 or not _rise(self.starts):
                 yield fault(
                     "starts",
                     f"must be one number for each of the {len(self.levels)} levels, 0 first and rising, "

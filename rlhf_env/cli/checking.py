@@ -86,10 +86,12 @@ def _describe(name: str, as_json: bool) -> None:
 
 def _lines(settings: Sequence[Setting]) -> Iterator[str]:
     """Two or more lines for each setting: its name, type, limits and default; its meaning."""
+    from rlhf_env.declared import plain
+    from rlhf_env.settings import limits, spoken
+
     for setting in settings:
-        about = setting.as_dict()
-        what = ", ".join(word for word in (about["type"], about["limits"]) if word)
-        default = "required" if setting.required else f"default {_as_toml(about['default'])}"
+        what = ", ".join(word for word in (spoken(setting.hint), limits(setting.hint)) if word)
+        default = "required" if setting.required else f"default {_as_toml(plain(setting.default))}"
         yield f"  {setting.name}: {what}; {default}"
         yield from textwrap.wrap(setting.meaning, 100, initial_indent="      ", subsequent_indent="      ")
 

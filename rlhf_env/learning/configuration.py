@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from rlhf_env.errors import ConfigError, Problem, did_you_mean
-from rlhf_env.settings import fitted, hints_of
+from rlhf_env.settings import fitted, hints_of, problems_between
 
 T = TypeVar("T")
 
@@ -75,6 +75,9 @@ def _build(cls: type[Any], table: Mapping[str, Any], where: str, keys: tuple[str
     for name in missing:
         note(f"the setting {name!r} is required")
     if len(problems) > found_before:
+        found = [Problem(problem, problem.keys[len(keys) :]) for problem in problems[found_before:]]
+        for further in () if missing else problems_between(cls, given, found):
+            note(further)
         return None
     try:
         return cls(**given)
