@@ -16,32 +16,30 @@ class RlhfEnvError(Exception):
 
 
 class Problem(str):
-    """One finding. `keys` lead to the setting, or to the table, that it is about, from the outermost table.
-
-    `said`: the words that name a setting of that table; "" where the keys lead all the way.
-    """
+    """One finding. `keys` lead to the setting, or to the table, that it is about, from the outermost table."""
 
     keys: tuple[Key, ...]
-    said: str
 
-    def __new__(cls, text: str, keys: Sequence[Key] = (), said: str | None = None) -> Problem:
+    def __new__(cls, text: str, keys: Sequence[Key] = ()) -> Problem:
         problem = super().__new__(cls, text)
         problem.keys = tuple(keys)
-        problem.said = text if said is None else said
         return problem
 
     def led_by(self, where: str, *, instead_of: str = "") -> Problem:
-        """The same with `where` before it, unless it begins so. What it began with `instead_of` that is taken off."""
+        """The same problem with `where` put before its text, unless the text begins with it already.
+
+        If the text begins with `instead_of`, `where` replaces those words.
+        """
         if self.startswith((f"{where} ", f"{where}:", f"{where},")):
             return self
         rest = f": {self}"
         if instead_of and self.startswith((f"{instead_of} ", f"{instead_of}:")):
             rest = self.removeprefix(instead_of)
-        return Problem(f"{where}{',' if rest[0] == ' ' else ''}{rest}", self.keys, self.said)
+        return Problem(f"{where}{',' if rest[0] == ' ' else ''}{rest}", self.keys)
 
     def under(self, *keys: Key) -> Problem:
         """The same, as it is seen from the table that has those keys."""
-        return Problem(self, (*keys, *self.keys), self.said)
+        return Problem(self, (*keys, *self.keys))
 
 
 class ConfigError(RlhfEnvError, ValueError):
@@ -66,7 +64,7 @@ class UnknownName(ConfigError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str], absent: Iterable[str] = ()) -> None:
         self.kind, self.name = kind, name
-        super().__init__(Problem("; ".join([f"unknown {kind} {name!r}{did_you_mean(name, known)}", *absent]), (), ""))
+        super().__init__(Problem("; ".join([f"unknown {kind} {name!r}{did_you_mean(name, known)}", *absent])))
 
 
 class PluginError(ConfigError):

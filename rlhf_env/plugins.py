@@ -29,8 +29,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from types import SimpleNamespace
-from typing import Any, Literal, Protocol, get_args, get_type_hints
+from typing import Any, Literal, Protocol, get_args
 
 import pluggy
 
@@ -302,19 +301,19 @@ def call_with(factory: Callable[..., Any], parameters: JsonObject, provided: Jso
     import inspect
 
     from rlhf_env.errors import did_you_mean
-    from rlhf_env.plain_data import fits, is_plain, spoken
+    from rlhf_env.settings import fitted, hints_of, is_plain
 
     accepted = inspect.signature(factory).parameters
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values())
     unknown = [] if open_ended else [key for key in parameters if key not in accepted]
     known = [key for key in accepted if key not in provided]
-    problems = [Problem(f"{where}: no setting {key!r}{did_you_mean(key, known)}", (key,), "") for key in unknown]
-    hints = _annotations(factory)
-    problems += [
-        Problem(f"{where}: the setting {key!r} is {spoken(hints[key])}, not {value!r}", (key,), "")
-        for key, value in parameters.items()
-        if key in hints and isinstance(value, _PLAIN) and is_plain(hints[key]) and not fits(value, hints[key])
-    ]
+    problems = [Problem(f"{where}: no setting {key!r}{did_you_mean(key, known)}", (key,)) for key in unknown]
+    hints = hints_of(factory)
+    taken = dict(parameters)
+    for key, value in parameters.items():
+        if key in hints and isinstance(value, _PLAIN) and is_plain(hints[key]):
+            taken[key], wrong = fitted(value, hints[key], (key,))
+            problems += [problem.led_by(where) for problem in wrong]
     if problems:
         raise ConfigError(*problems)
     filled = {key: value for key, value in provided.items() if key in accepted and key not in parameters}
@@ -329,7 +328,7 @@ def call_with(factory: Callable[..., Any], parameters: JsonObject, provided: Jso
     if missing:
         raise ConfigError(*(f"{where}: the setting {key!r} is required" for key in missing))
     try:
-        return factory(**parameters, **filled)
+        return factory(**taken, **filled)
     except (DataError, UnknownName):  # they say what they are about
         raise
     except ConfigError as error:
@@ -337,13 +336,3 @@ def call_with(factory: Callable[..., Any], parameters: JsonObject, provided: Jso
         raise
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{where}: {error}") from error
-
-
-def _annotations(factory: Callable[..., Any]) -> JsonObject:
-    """What the plugin says its settings are; of those nothing that cannot be found out."""
-    function = factory.__init__ if isinstance(factory, type) else factory  # type: ignore[misc]
-    found: JsonObject = {}
-    for name, hint in getattr(function, "__annotations__", {}).items():
-        with contextlib.suppress(Exception):  # names that only a type checker knows
-            found |= get_type_hints(SimpleNamespace(__annotations__={name: hint}), getattr(function, "__globals__", {}))
-    return found

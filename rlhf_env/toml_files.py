@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 from rlhf_env.errors import ConfigError, Key, Problem
 from rlhf_env.plain_data import read_file
@@ -57,7 +57,7 @@ def naming_lines(file: str | Path, flags: Mapping[str, str] | None = None) -> It
         def located(problem: Problem) -> Problem:
             if problem.startswith(f"{file}, line "):
                 return problem
-            keys = narrowed(problem, table)
+            keys = narrowed(problem.keys, table)
             if keys and keys[0] in (flags or {}):
                 return problem.led_by((flags or {})[str(keys[0])])
             line = lines.get(keys)
@@ -67,18 +67,17 @@ def naming_lines(file: str | Path, flags: Mapping[str, str] | None = None) -> It
         raise
 
 
-def narrowed(problem: Problem, table: Mapping[str, object]) -> tuple[Key, ...]:
-    """The keys in `table` of what a problem is about, as far as they are there.
+def narrowed(keys: Sequence[Key], table: Mapping[str, object]) -> tuple[Key, ...]:
+    """Those of `keys`, which lead to a setting, that `table` has.
 
-    Its `keys` lead to a setting, or to a table; a setting within that is known by its name, the first of the words of
-    the message to be one. Keys that are missing are passed over: a nested table's may stand one level up.
+    Keys that are missing are passed over: the settings of a nested table may stand one level up.
     """
     found: list[Key] = []
     at: object = table
-    for key in (*problem.keys, *re.findall(r"[\w-]+", problem.said)):
+    for key in keys:
         if (isinstance(at, Mapping) and key in at) or (isinstance(at, list) and key in range(len(at))):
             found.append(key)
-            at = at[key]
+            at = cast(Any, at)[key]
     return tuple(found)
 
 

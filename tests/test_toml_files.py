@@ -117,22 +117,20 @@ TABLE = {"agent": {"name": "curriculum", "lr": 1.0, "agent": {"name": "ppo"}}, "
 
 
 @pytest.mark.parametrize(
-    ("keys", "said", "path"),
+    ("keys", "path"),
     [
-        (("agent", "lr"), "", ("agent", "lr")),
-        (("agent", "optimization"), "lr must be positive", ("agent", "lr")),
-        (("agent", "agent", "clip"), "", ("agent", "agent")),
-        (("agent",), "group_size 3 and lr 2, name", ("agent", "lr")),
-        (("agent",), "nothing known", ("agent",)),
-        ((), "seed must not be negative: see agent", ("seed",)),
-        ((), "in `agent`, name: none", ("agent", "name")),
-        (("tasks", 1, "b"), "", ("tasks", 1, "b")),
-        (("tasks", 2), "", ("tasks",)),
-        (("budget",), "updates", ()),
+        (("agent", "lr"), ("agent", "lr")),
+        (("agent", "optimization", "lr"), ("agent", "lr")),
+        (("agent", "agent", "clip"), ("agent", "agent")),
+        (("seed",), ("seed",)),
+        ((), ()),
+        (("tasks", 1, "b"), ("tasks", 1, "b")),
+        (("tasks", 2), ("tasks",)),
+        (("budget", "updates"), ()),
     ],
 )
-def test_a_problem_is_narrowed_down_to_a_setting(keys: tuple[Key, ...], said: str, path: tuple[Key, ...]) -> None:
-    assert narrowed(Problem("text", keys, said), TABLE) == path
+def test_a_path_leads_as_far_as_the_table_goes(keys: tuple[Key, ...], path: tuple[Key, ...]) -> None:
+    assert narrowed(keys, TABLE) == path
 
 
 def told(file: Path, *problems: str, flags: dict[str, str] | None = None) -> list[str]:
@@ -145,12 +143,23 @@ def told(file: Path, *problems: str, flags: dict[str, str] | None = None) -> lis
 def test_a_problem_is_said_with_its_line_once(tmp_path: Path) -> None:
     file = tmp_path / "a.toml"
     file.write_text("seed = 1\n[agent]\n\nlr = 1\n")
-    assert told(file, "lr is low", "odd", f"{file} agent lr: odd", f"{file}: lr", f"{file}, line 9: lr") == [
-        f"{file}, line 4: lr is low",
-        f"{file}, line 2: odd",
+    at = ("lr",)
+    problems = ("low", f"{file} agent lr: odd", f"{file}: lr", f"{file}, line 9: lr")
+    assert told(file, *(Problem(problem, at) for problem in problems)) == [
+        f"{file}, line 4: low",
         f"{file}, line 4, agent lr: odd",
         f"{file}, line 4: lr",
         f"{file}, line 9: lr",
+    ]
+
+
+def test_the_words_of_a_problem_do_not_say_where_it_is(tmp_path: Path) -> None:
+    """Only its keys do: a message that speaks of another setting is not taken there."""
+    file = tmp_path / "a.toml"
+    file.write_text("seed = 1\n[agent]\n\nlr = 1\nclip = 1\n")
+    assert told(file, "lr is low, see clip", Problem("lr is low for clip", ("clip",))) == [
+        f"{file}, line 2: lr is low, see clip",
+        f"{file}, line 5: lr is low for clip",
     ]
 
 
@@ -162,7 +171,7 @@ def test_what_the_command_line_set_has_its_words_for_a_place(tmp_path: Path) -> 
         pytest.raises(ConfigError, match="--seed -1: seed must not be negative"),
         naming_lines(file, {"seed": "--seed -1"}),
     ):
-        raise ConfigError("seed must not be negative")
+        raise ConfigError(Problem("seed must not be negative", ("seed",)))
 
 
 @pytest.mark.parametrize(

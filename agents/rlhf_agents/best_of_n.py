@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -24,6 +23,7 @@ from rlhf_env.envs.rewards import RewardMix
 from rlhf_env.errors import ConfigError
 from rlhf_env.learning.agent import Decision, Metrics, Setup
 from rlhf_env.learning.rollout import Rollout
+from rlhf_env.settings import AtLeastOne, settings
 from rlhf_env.types import Episode, GroupReward, Int, Observation, Prompt, ResetOptions, State
 
 
@@ -32,15 +32,12 @@ class BestOfN:
 
     trains = False
 
-    @dataclass(frozen=True, kw_only=True)
+    @settings
     class Config:
-        """`n`: answers written for each that is given."""
+        """How much is written."""
 
-        n: int = 4
-
-        def __post_init__(self) -> None:
-            if self.n < 1:
-                raise ConfigError(f"n must be at least 1, got {self.n}")
+        n: AtLeastOne = 4
+        """Answers written for each that is given."""
 
     def __init__(self, setup: Setup, config: Config) -> None:
         if setup.action_length != setup.max_new_tokens:

@@ -22,70 +22,58 @@ et al. 2017, arXiv 1707.00183).
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal
+
+from annotated_types import MinLen
 
 from rlhf_env.envs.tasks import option_names
-from rlhf_env.errors import ConfigError
+from rlhf_env.errors import ConfigError, Problem, under
 from rlhf_env.learning.agent import Agent, Decision, Metrics, Setup, traits
 from rlhf_env.learning.rollout import Rollout
+from rlhf_env.settings import AtLeastOne, fault, settings
 from rlhf_env.types import Observation, ResetOptions, State
 
 
 class Curriculum:
     """Raises the task's level while `agent` learns. What else it is asked (`trains`, `policy`), that one answers."""
 
-    @dataclass(frozen=True, kw_only=True)
+    @settings
     class Config:
-        """Which levels, and what raises them. The agent to wrap is no setting: it is built first, and handed in.
+        """Which levels, and what raises them. The agent to wrap is no setting: it is built first, and handed in."""
 
-        `levels`: the task's, from the first to the last, rising.
-        `by`: "success" goes up when a level has been learned. "budget" and "updates" go up at the places in `starts`.
-        `threshold`, `window`, `patience`: success is the mean of `part` over the last `window` episodes of a level;
-            the level is learned when that was at least `threshold` after each of `patience` updates in a row.
-        `part`: the reward part that says how well a text did, unweighted.
-        `starts`: where each level begins: shares of the budget in [0, 1), or numbers of updates; the first is 0.
-            Empty, with "budget": every level has the same share.
-        """
-
-        levels: tuple[int, ...]
+        levels: Annotated[tuple[int, ...], MinLen(1)]
+        """The task's levels, from the first to the last, rising."""
         by: Literal["success", "budget", "updates"] = "success"
+        """"success" goes up when a level has been learned; "budget" and "updates" go up at the places in `starts`."""
         threshold: float = 0.8
-        window: int = 128
-        patience: int = 1
+        """A level is learned when the mean of `part` over the last `window` episodes was at least this, `patience`
+        times in a row."""
+        window: AtLeastOne = 128
+        """Episodes of a level that success is the mean of."""
+        patience: AtLeastOne = 1
+        """Updates in a row after which success must have been at least `threshold`."""
         part: str = "task"
+        """The reward part that says how well a text did, unweighted."""
         starts: tuple[float, ...] = ()
+        """Where each level begins: shares of the budget in [0, 1), or numbers of updates; the first is 0. Empty, with
+        "budget": every level has the same share."""
 
-        def __post_init__(self) -> None:
-            problems = [
-                f"{name} must be at least 1, got {getattr(self, name)}"
-                for name in ("window", "patience")
-                if getattr(self, name) < 1
-            ]
-            if not self.levels or not all(type(level) is int for level in self.levels) or not _rise(self.levels):
-                problems.append(f"levels must be whole numbers that rise, one or more, got {list(self.levels)}")
-            if not math.isfinite(self.threshold):
-                problems.append(f"threshold must be finite, got {self.threshold}")
-            if self.by not in ("success", "budget", "updates"):
-                problems.append(f"by must be success, budget or updates, got {self.by!r}")
-            else:
-                problems += self._wrong_starts()
-            if problems:
-                raise ConfigError(*problems)
-
-        def _wrong_starts(self) -> list[str]:
-            if self.by == "success" or (self.by == "budget" and not self.starts):
-                return [f"starts are for by = budget and by = updates, not {self.by}"] if self.starts else []
+        def problems(self) -> Iterator[Problem]:
+            if not _rise(self.levels):
+                yield fault("levels", f"must be whole numbers that rise, got {list(self.levels)}")
+            if self.by == "success" and self.starts:
+                yield fault("starts", f"are for by = budget and by = updates, not {self.by}")
+            if self.by != "updates" and not (self.by == "budget" and self.starts):
+                return
             if len(self.starts) != len(self.levels) or self.starts[0] != 0 or not _rise(self.starts):
-                return [
-                    f"starts must be one number for each of the {len(self.levels)} levels, 0 first and rising, "
-                    f"got {list(self.starts)}"
-                ]
-            if self.by == "budget" and not self.starts[-1] < 1:
-                return [f"starts are shares of the budget, below 1, got {list(self.starts)}"]
-            return []
+                yield fault(
+                    "starts",
+                    f"must be one number for each of the {len(self.levels)} levels, 0 first and rising, "
+                    f"got {list(self.starts)}",
+                )
+            elif self.by == "budget" and not self.starts[-1] < 1:
+                yield fault("starts", f"are shares of the budget, below 1, got {list(self.starts)}")
 
     def __init__(self, setup: Setup, config: Config, agent: Agent) -> None:
         self.setup = setup
@@ -99,9 +87,12 @@ class Curriculum:
                 "(echo, guess, reasoning_gym)"
             )
         if config.part not in setup.reward.parts:
-            raise ConfigError(f"part {config.part!r} is none of the reward's: {', '.join(setup.reward.parts)}")
+            raise ConfigError(
+                fault("part", f"must be one of the reward's ({', '.join(setup.reward.parts)}), got {config.part!r}")
+            )
         for level in config.levels:  # a level that the task refuses is an error now, not hours later
-            task.prompt(0, {"level": level})
+            with under("levels"):
+                task.prompt(0, {"level": level})
         self._index = 0  # of the present level in `levels`
         self._updates = 0
         self._recent: list[float] = []  # successes of the last episodes at this level

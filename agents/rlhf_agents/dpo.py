@@ -22,13 +22,14 @@ Left out: pairs beyond best against worst, a reference that follows the policy, 
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from collections.abc import Iterator
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from annotated_types import Ge, Lt
 from torch import Tensor
 
-from rlhf_env.errors import ConfigError, DataError
+from rlhf_env.errors import DataError, Problem
 from rlhf_env.learning.agent import Decision, Metrics, Setup, learned_state, load_learned_state
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import (
@@ -41,6 +42,7 @@ from rlhf_env.learning.functional import (
 )
 from rlhf_env.learning.ranges import Choice, Multiple, Ranges
 from rlhf_env.learning.rollout import Rollout
+from rlhf_env.settings import AtLeastOne, fault, settings
 from rlhf_env.types import Observation, ResetOptions, State
 
 
@@ -73,53 +75,40 @@ class DPO:
 
     trains = True
 
-    @dataclass(frozen=True, kw_only=True)
+    @settings
     class Config:
-        """`beta` is not here: it is the weight of the environment's `kl` part.
-
-        `group_size`: answers to a prompt, of which the best and the worst make a pair.
-        `loss`: "sigmoid" (DPO, eq. 7) or "ipo".
-        `labels`: of pairs made here, "hard" (the better answer is preferred, always) or "bradley-terry" (as often as
-            sigmoid of the difference in reward says, in expectation; sigmoid loss only). Stored pairs have theirs.
-        `label_smoothing`: the chance that a hard label is wrong, in [0, 0.5) (cDPO; sigmoid only).
-        `length_normalised`: compare log-probabilities per token instead of per answer.
-        `epochs`, `minibatches`: passes over the pairs of a rollout, and gradient steps per pass.
-        `optimization`: learning rate, gradient clipping and so on; `micro_batch_size` counts rows, two to a pair.
-        """
+        """`beta` is not here: it is the weight of the environment's `kl` part."""
 
         ranges: ClassVar[Ranges] = {"lr": Multiple(0.25, 4.0), "epochs": Choice(1, 2)}
 
-        group_size: int = 4
+        group_size: Annotated[int, Ge(2)] = 4
+        """Answers to a prompt, of which the best and the worst make a pair."""
         loss: PairLoss = "sigmoid"
+        """"sigmoid" is DPO (eq. 7)."""
         labels: Literal["hard", "bradley-terry"] = "hard"
-        label_smoothing: float = 0.0
+        """Of pairs made here: "hard" (the better answer is preferred, always) or "bradley-terry" (as often as sigmoid
+        of the difference in reward says, in expectation; sigmoid loss only). Stored pairs have theirs."""
+        label_smoothing: Annotated[float, Ge(0), Lt(0.5)] = 0.0
+        """The chance that a hard label is wrong (cDPO; sigmoid loss only)."""
         length_normalised: bool = False
-        epochs: int = 1
-        minibatches: int = 1
-        optimization: Optimization = Optimization(lr=1e-4)  # noqa: RUF009 - frozen
+        """Compare log-probabilities per token instead of per answer."""
+        epochs: AtLeastOne = 1
+        """Passes over the pairs of a rollout."""
+        minibatches: AtLeastOne = 1
+        """Gradient steps per pass."""
+        optimization: Optimization = Optimization(lr=1e-4)
+        """Learning rate, gradient clipping and so on; `micro_batch_size` counts rows, two to a pair."""
 
-        def __post_init__(self) -> None:
-            problems = [
-                f"{name} must be at least 1, got {getattr(self, name)}"
-                for name in ("epochs", "minibatches")
-                if getattr(self, name) < 1
-            ]
-            if self.loss not in ("sigmoid", "ipo"):
-                problems.append(f"loss must be sigmoid or ipo, got {self.loss!r}")
-            if not 0.0 <= self.label_smoothing < 0.5:
-                problems.append(f"label_smoothing must be in [0, 0.5), got {self.label_smoothing}")
+        def problems(self) -> Iterator[Problem]:
             if self.label_smoothing and self.loss == "ipo":
-                problems.append("label_smoothing belongs to the sigmoid loss: leave it out with ipo")
-            if self.labels not in ("hard", "bradley-terry"):
-                problems.append(f"labels must be hard or bradley-terry, got {self.labels!r}")
+                yield fault("label_smoothing", "belongs to the sigmoid loss: leave it out with ipo")
             if self.labels == "bradley-terry" and (self.label_smoothing or self.loss == "ipo"):
-                problems.append(
-                    "labels 'bradley-terry' say themselves how sure they are: leave out label_smoothing and ipo"
-                )
+                yield fault("labels", "'bradley-terry' say how sure they are: leave out label_smoothing and ipo")
             if self.optimization.micro_batch_size % 2:
-                problems.append(f"micro_batch_size must be even, for pairs: got {self.optimization.micro_batch_size}")
-            if problems:
-                raise ConfigError(*problems)
+                size = self.optimization.micro_batch_size
+                yield Problem(
+                    f"micro_batch_size must be even, for pairs: got {size}", ("optimization", "micro_batch_size")
+                )
 
     def __init__(self, setup: Setup, config: Config) -> None:
         setup.require_groups(config.group_size)

@@ -22,13 +22,14 @@ Left out: process rewards, resampling of groups without spread.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from collections.abc import Iterator
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
-from rlhf_env.errors import ConfigError
+from rlhf_env.errors import Problem
 from rlhf_env.learning.agent import Decision, Metrics, Setup, learned_state, load_learned_state
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import (
@@ -50,6 +51,7 @@ from rlhf_env.learning.functional import (
 )
 from rlhf_env.learning.ranges import Choice, Multiple, Ranges
 from rlhf_env.learning.rollout import Rollout
+from rlhf_env.settings import AtLeastOne, NonNegative, Positive, fault, settings
 from rlhf_env.types import Observation, ResetOptions, State
 
 
@@ -64,25 +66,9 @@ class GRPO:
 
     trains = True
 
-    @dataclass(frozen=True, kw_only=True)
+    @settings
     class Config:
-        """What the paper has, unless told otherwise.
-
-        `group_size`: answers to a prompt, at least 2; it must divide the environment's rows.
-        `scale_by_std`: divide by the group's standard deviation. It weighs prompts with little spread up.
-        `aggregation`: how tokens add up to a loss: "sequence-mean", "token-mean", "sequence-sum" or "dr-grpo" (see
-            `rlhf_env.learning.functional.token_weights`).
-        `importance`: the probability ratio of each token, or of the whole answer ("sequence", per-token geometric
-            mean).
-        `clip`: how far that ratio may move the loss (0: as far as `importance_cap`). It binds from the second gradient
-            step on a rollout.
-        `clip_high`: how far above 1, where that is not `clip` (DAPO: 0.28 beside 0.2).
-        `importance_cap`: where the ratio is cut off, above the clip. It binds on texts that an older policy wrote.
-        `kl_in_loss`: leave the KL part out of the returns and add its weight times this estimate to the loss: "k2" or
-            "k3", of every token, weighted as `aggregation` weighs tokens.
-        `epochs`, `minibatches`: passes over a rollout, and gradient steps per pass.
-        `optimization`: learning rate, gradient clipping and so on.
-        """
+        """What the paper has, unless other values are given."""
 
         ranges: ClassVar[Ranges] = {
             "lr": Multiple(0.25, 4.0),
@@ -90,43 +76,41 @@ class GRPO:
             "scale_by_std": Choice(True, False),
         }
 
-        group_size: int = 4
+        group_size: Annotated[int, Ge(2)] = 4
+        """Answers to a prompt; it must divide the environment's rows."""
         scale_by_std: bool = True
+        """Divide by the group's standard deviation. It weighs prompts with little spread up."""
         aggregation: Aggregation = "sequence-mean"
+        """How tokens add up to a loss (see `rlhf_env.learning.functional.token_weights`)."""
         importance: Literal["token", "sequence"] = "token"
-        clip: float = 0.2
-        clip_high: float | None = None
-        importance_cap: float = 3.0
+        """The probability ratio of each token, or of the whole answer (per-token geometric mean)."""
+        clip: NonNegative = 0.2
+        """How far that ratio may move the loss (0: as far as `importance_cap`). It binds from the second gradient step
+        on a rollout."""
+        clip_high: NonNegative | None = None
+        """How far above 1, where that is not `clip` (DAPO: 0.28 beside 0.2)."""
+        importance_cap: Positive = 3.0
+        """Where the ratio is cut off, above the clip. It binds on texts that an older policy wrote."""
         kl_in_loss: KLEstimator | None = None
-        epochs: int = 1
-        minibatches: int = 1
-        optimization: Optimization = Optimization()  # noqa: RUF009 - frozen
+        """Leave the KL part out of the returns and add its weight times this estimate to the loss: "k2" or "k3", of
+        every token, weighted as `aggregation` weighs tokens."""
+        epochs: AtLeastOne = 1
+        """Passes over a rollout."""
+        minibatches: AtLeastOne = 1
+        """Gradient steps per pass."""
+        optimization: Optimization = Optimization()
+        """Learning rate, gradient clipping and so on."""
 
-        def __post_init__(self) -> None:
-            problems = [
-                f"{name} must be at least 1, got {getattr(self, name)}"
-                for name in ("epochs", "minibatches")
-                if getattr(self, name) < 1
-            ]
-            problems += [
-                f"{name} must not be negative, got {value}"
-                for name, value in (("clip", self.clip), ("clip_high", self.clip_high))
-                if value is not None and not value >= 0.0
-            ]
-            if not self.importance_cap > 1.0 + max(self.clip, self.clip_high or 0.0, 0.0):
-                problems.append(f"importance_cap must be above 1 + the clip, got {self.importance_cap}")
+        def problems(self) -> Iterator[Problem]:
+            clip = max(self.clip, self.clip_high or 0.0)
+            if not self.importance_cap > 1.0 + clip:
+                yield fault("importance_cap", f"must be above 1 + the clip = {1.0 + clip}, got {self.importance_cap}")
             if self.kl_in_loss == "k1":
-                problems.append(
-                    "kl_in_loss 'k1' would teach nothing: as a loss, the expected gradient of log p is 0. "
-                    "Leave it out (the KL part of the reward is k1, and there it works), or take k2"
+                yield fault(
+                    "kl_in_loss",
+                    "'k1' would teach nothing: as a loss, the expected gradient of log p is 0. "
+                    "Leave it out (the KL part of the reward is k1, and there it works), or take k2",
                 )
-            elif self.kl_in_loss not in (None, "k2", "k3"):
-                problems.append(f"kl_in_loss must be k2 or k3, got {self.kl_in_loss!r}")
-            if self.importance not in ("token", "sequence"):
-                problems.append(f"importance must be token or sequence, got {self.importance!r}")
-            if problems:
-                raise ConfigError(*problems)
-            token_weights(torch.ones(1, 1, dtype=torch.bool), self.aggregation, longest=1)  # refuses an unknown name
 
     def __init__(self, setup: Setup, config: Config) -> None:
         setup.require_groups(config.group_size)

@@ -20,13 +20,12 @@ Left out: utilities of other shapes, the weights of stored pairs (each half coun
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from rlhf_env.errors import ConfigError
 from rlhf_env.learning.agent import Decision, Metrics, Setup, learned_state, load_learned_state
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import (
@@ -38,6 +37,7 @@ from rlhf_env.learning.functional import (
 )
 from rlhf_env.learning.ranges import Choice, Multiple, Ranges
 from rlhf_env.learning.rollout import Rollout, demonstrations
+from rlhf_env.settings import AtLeastOne, Positive, settings
 from rlhf_env.types import Observation, ResetOptions, State
 
 
@@ -80,39 +80,25 @@ class KTO:
 
     trains = True
 
-    @dataclass(frozen=True, kw_only=True)
+    @settings
     class Config:
-        """`beta` is not here: it is the weight of the environment's `kl` part.
-
-        `group_size`: answers to a prompt, whose mean reward divides them; 1: the batch's mean does.
-        `desirable_weight`, `undesirable_weight`: lambda_D and lambda_U. Where one kind is rarer, the paper raises its
-            weight until (lambda_D * desirable rows) / (lambda_U * undesirable rows) is in [1, 1.5].
-        `epochs`, `minibatches`: passes over the judged rows of a rollout, and gradient steps per pass.
-        `optimization`: learning rate, gradient clipping and so on.
-        """
+        """`beta` is not here: it is the weight of the environment's `kl` part."""
 
         ranges: ClassVar[Ranges] = {"lr": Multiple(0.25, 4.0), "epochs": Choice(1, 2)}
 
-        group_size: int = 4
-        desirable_weight: float = 1.0
-        undesirable_weight: float = 1.0
-        epochs: int = 1
-        minibatches: int = 1
-        optimization: Optimization = Optimization(lr=1e-4)  # noqa: RUF009 - frozen
-
-        def __post_init__(self) -> None:
-            problems = [
-                f"{name} must be at least 1, got {getattr(self, name)}"
-                for name in ("group_size", "epochs", "minibatches")
-                if getattr(self, name) < 1
-            ]
-            problems += [
-                f"{name} must be positive, got {getattr(self, name)}"
-                for name in ("desirable_weight", "undesirable_weight")
-                if not getattr(self, name) > 0.0
-            ]
-            if problems:
-                raise ConfigError(*problems)
+        group_size: AtLeastOne = 4
+        """Answers to a prompt, whose mean reward divides them; 1: the batch's mean does."""
+        desirable_weight: Positive = 1.0
+        """lambda_D. Where one kind is rarer, the paper raises its weight until (lambda_D * desirable rows) / (lambda_U
+        * undesirable rows) is in [1, 1.5]."""
+        undesirable_weight: Positive = 1.0
+        """lambda_U."""
+        epochs: AtLeastOne = 1
+        """Passes over the judged rows of a rollout."""
+        minibatches: AtLeastOne = 1
+        """Gradient steps per pass."""
+        optimization: Optimization = Optimization(lr=1e-4)
+        """Learning rate, gradient clipping and so on."""
 
     def __init__(self, setup: Setup, config: Config) -> None:
         setup.require_groups(config.group_size, least=1)

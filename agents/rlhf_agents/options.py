@@ -29,7 +29,6 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -37,7 +36,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rlhf_env.errors import ConfigError, DataError
+from rlhf_env.errors import DataError
 from rlhf_env.learning.agent import Decision, Metrics, Setup
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import (
@@ -58,6 +57,7 @@ from rlhf_env.learning.functional import (
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.policies import ValueHead
 from rlhf_env.policies.streams import RowStreams
+from rlhf_env.settings import AtLeastOne, NonNegative, Positive, Share, settings
 from rlhf_env.types import Int, JsonObject, Observation, ResetOptions, State
 
 EXTRAS = ("option", "segment_start", "option_logprob", "writer_logprob")
@@ -91,51 +91,32 @@ class Options:
     trains = True
     policy_writes = False  # the stated log-probabilities are those of the mixture of all writers
 
-    @dataclass(frozen=True, kw_only=True)
+    @settings
     class Config:
-        """Both levels share these.
+        """Both levels share these."""
 
-        `options`: K, the number of writers.
-        `group_size`: neighbouring rows that answer one prompt, for rewards that compare them.
-        `lam`: lambda of generalised advantage estimation, per token for writers and per segment for the manager.
-            There is no discount.
-        `epochs`, `minibatches`: passes over a rollout, and gradient steps per pass.
-        `clip`: how far the ratio of a token's or an option's probability may move the loss.
-        `whiten_advantages`: mean 0 and variance 1 over the rollout's tokens, and over its segments.
-        `value_coefficient`: weight of the value loss.
-        `option_entropy_coefficient`: weight of a bonus for the entropy of the manager's choice. Without one it may
-            settle on a single option early.
-        `optimization`: learning rate, gradient clipping and so on.
-        """
-
-        options: int = 2
-        group_size: int = 1
-        lam: float = 0.95
-        epochs: int = 2
-        minibatches: int = 1
-        clip: float = 0.2
+        options: AtLeastOne = 2
+        """K, the number of writers."""
+        group_size: AtLeastOne = 1
+        """Neighbouring rows that answer one prompt, for rewards that compare them."""
+        lam: Share = 0.95
+        """Lambda of generalised advantage estimation, per token for writers and per segment for the manager. There is
+        no discount."""
+        epochs: AtLeastOne = 2
+        """Passes over a rollout."""
+        minibatches: AtLeastOne = 1
+        """Gradient steps per pass."""
+        clip: Positive = 0.2
+        """How far the ratio of a token's or an option's probability may move the loss."""
         whiten_advantages: bool = True
-        value_coefficient: float = 0.1
-        option_entropy_coefficient: float = 0.0
-        optimization: Optimization = Optimization()  # noqa: RUF009 - frozen
-
-        def __post_init__(self) -> None:
-            problems = [
-                f"{name} must be at least 1, got {getattr(self, name)}"
-                for name in ("options", "group_size", "epochs", "minibatches")
-                if getattr(self, name) < 1
-            ]
-            problems += [
-                f"{name} must not be negative, got {getattr(self, name)}"
-                for name in ("value_coefficient", "option_entropy_coefficient")
-                if not getattr(self, name) >= 0.0
-            ]
-            if not 0.0 <= self.lam <= 1.0:
-                problems.append(f"lam must be in [0, 1], got {self.lam}")
-            if not self.clip > 0.0:
-                problems.append(f"clip must be positive, got {self.clip}")
-            if problems:
-                raise ConfigError(*problems)
+        """Mean 0 and variance 1 over the rollout's tokens, and over its segments."""
+        value_coefficient: NonNegative = 0.1
+        """Weight of the value loss."""
+        option_entropy_coefficient: NonNegative = 0.0
+        """Weight of a bonus for the entropy of the manager's choice. Without one it may settle on a single option
+        early."""
+        optimization: Optimization = Optimization()
+        """Learning rate, gradient clipping and so on."""
 
     def __init__(self, setup: Setup, config: Config) -> None:
         setup.require_groups(config.group_size, least=1)

@@ -20,8 +20,9 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from collections.abc import Iterator
+from dataclasses import field
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rlhf_env.envs.tasks import load_task
-from rlhf_env.errors import ConfigError, DataError
+from rlhf_env.errors import ConfigError, DataError, Problem, under
 from rlhf_env.learning.agent import Decision, Metrics, Setup, learned_state, load_learned_state
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import (
@@ -52,7 +53,8 @@ from rlhf_env.learning.ranges import Choice, Multiple, Ranges, Uniform
 from rlhf_env.learning.rollout import Rollout, demonstrations
 from rlhf_env.learning.sources import Shuffled
 from rlhf_env.policies import Policy, ValueHead
-from rlhf_env.types import Episode, JsonObject, Observation, Prompt, ResetOptions, State, Task, Tokenizer
+from rlhf_env.settings import AtLeastOne, Chooses, NonNegative, Positive, Share, fault, settings
+from rlhf_env.types import Episode, Observation, Prompt, ResetOptions, State, Task, Tokenizer
 
 
 def texts_to_predict(task: Task, tokenizer: Tokenizer, longest: int | None = None) -> list[Episode]:
@@ -102,83 +104,57 @@ class PPO:
 
     trains = True
 
-    @dataclass(frozen=True, kw_only=True)
+    @settings
     class Config:
-        """Each part has its switch.
-
-        `group_size`: neighbouring rows that answer one prompt. PPO does not compare them; rewards that do (diversity)
-            need more than one.
-        `gamma`, `lam`: discount per token, and GAE's lambda (1: no bootstrapping from the value, 0: all of it).
-        `epochs`, `minibatches`: passes over a rollout, and gradient steps per pass.
-        `clip`: how far a token's probability ratio may move the loss (eq. 7; 0: as far as `importance_cap`).
-        `importance_cap`: where that ratio is cut off, above 1 + `clip`. It binds on texts that an older policy wrote.
-        `target_kl`: stop the update after the gradient step whose policy was this far from the rollout's (0: never).
-        `whiten_advantages`: mean 0 and variance 1 over the rollout's tokens.
-        `entropy_coefficient`: weight of an entropy bonus.
-        `value_model`: a linear head on the policy's own trunk ("shared"), or on a copy that learns apart ("separate").
-        `value_coefficient`: weight of the value loss. With a separate model it only scales that model's gradient.
-        `value_clip`: bound on a value's change per update, in units of reward (0: none; it tends to hurt, Andrychowicz
-            et al. 2021, arXiv 2006.05990).
-        `ptx_coefficient`: weight of the pretraining mix, per token of its texts (0: none). The paper's gamma weighs
-            whole texts: the same up to their mean length.
-        `ptx_data`: where its texts come from, a table like [task]: `{ name = "file", path = "texts.jsonl" }`. A prompt
-            with a column "completion" is a demonstration, of which the completion is predicted; otherwise the prompt
-            itself is the text.
-        `ptx_rows`: texts per gradient step, in shuffled epochs.
-        `optimization`: learning rate, gradient clipping and so on.
-        """
+        """Each part has its switch."""
 
         ranges: ClassVar[Ranges] = {"lr": Multiple(0.25, 4.0), "epochs": Choice(1, 2, 4), "lam": Uniform(0.9, 1.0)}
 
-        group_size: int = 1
-        gamma: float = 1.0
-        lam: float = 0.95
-        epochs: int = 2
-        minibatches: int = 1
-        clip: float = 0.2
-        importance_cap: float = 3.0
-        target_kl: float = 0.0
+        group_size: AtLeastOne = 1
+        """Neighbouring rows that answer one prompt. They are not compared; rewards that do compare them (diversity)
+        need more than one."""
+        gamma: Share = 1.0
+        """Discount per token."""
+        lam: Share = 0.95
+        """GAE's lambda (1: no bootstrapping from the value, 0: all of it)."""
+        epochs: AtLeastOne = 2
+        """Passes over a rollout."""
+        minibatches: AtLeastOne = 1
+        """Gradient steps per pass."""
+        clip: NonNegative = 0.2
+        """How far a token's probability ratio may move the loss (eq. 7; 0: as far as `importance_cap`)."""
+        importance_cap: Positive = 3.0
+        """Where that ratio is cut off, above 1 + `clip`. It binds on texts that an older policy wrote."""
+        target_kl: NonNegative = 0.0
+        """The update stops after the gradient step whose policy was this far from the rollout's (0: never)."""
         whiten_advantages: bool = True
-        entropy_coefficient: float = 0.0
+        """Mean 0 and variance 1 over the rollout's tokens."""
+        entropy_coefficient: NonNegative = 0.0
+        """Weight of an entropy bonus."""
         value_model: Literal["shared", "separate"] = "shared"
-        value_coefficient: float = 0.1
-        value_clip: float = 0.0
-        ptx_coefficient: float = 0.0
-        ptx_data: JsonObject = field(default_factory=dict)
-        ptx_rows: int = 16
-        optimization: Optimization = Optimization()  # noqa: RUF009 - frozen
+        """A linear head on the policy's own trunk, or on a copy of it that learns apart."""
+        value_coefficient: NonNegative = 0.1
+        """Weight of the value loss. With a separate model it only scales that model's gradient."""
+        value_clip: NonNegative = 0.0
+        """Bound on a value's change per update, in units of reward (0: none; it tends to hurt, Andrychowicz et al.
+        2021, arXiv 2006.05990)."""
+        ptx_coefficient: NonNegative = 0.0
+        """Weight of the pretraining mix, per token of its texts (0: none). The paper's gamma weighs whole texts: the
+        same up to their mean length."""
+        ptx_data: Annotated[dict[str, Any], Chooses("task")] = field(default_factory=dict)
+        """Where its texts come from, a table like [task]: `{ name = "file", path = "texts.jsonl" }`. A prompt with a
+        column "completion" is a demonstration, of which the completion is predicted; otherwise the prompt itself is the
+        text."""
+        ptx_rows: AtLeastOne = 16
+        """Its texts per gradient step, in shuffled epochs."""
+        optimization: Optimization = Optimization()
+        """Learning rate, gradient clipping and so on."""
 
-        def __post_init__(self) -> None:
-            problems = [
-                f"{name} must be at least 1, got {getattr(self, name)}"
-                for name in ("group_size", "epochs", "minibatches", "ptx_rows")
-                if getattr(self, name) < 1
-            ]
-            problems += [
-                f"{name} must be in [0, 1], got {getattr(self, name)}"
-                for name in ("gamma", "lam")
-                if not 0.0 <= getattr(self, name) <= 1.0
-            ]
-            problems += [
-                f"{name} must not be negative, got {getattr(self, name)}"
-                for name in (
-                    "clip",
-                    "target_kl",
-                    "entropy_coefficient",
-                    "value_coefficient",
-                    "value_clip",
-                    "ptx_coefficient",
-                )
-                if not getattr(self, name) >= 0.0
-            ]
-            if not self.importance_cap > 1.0 + max(self.clip, 0.0):
-                problems.append(f"importance_cap must be above 1 + the clip, got {self.importance_cap}")
+        def problems(self) -> Iterator[Problem]:
+            if not self.importance_cap > 1.0 + self.clip:
+                yield fault("importance_cap", f"must be above 1 + clip = {1.0 + self.clip}, got {self.importance_cap}")
             if (self.ptx_coefficient > 0.0) != bool(self.ptx_data):
-                problems.append("ptx_coefficient above 0 and ptx_data belong together: give both, or neither")
-            if self.value_model not in ("shared", "separate"):
-                problems.append(f"value_model must be shared or separate, got {self.value_model!r}")
-            if problems:
-                raise ConfigError(*problems)
+                yield fault("ptx_coefficient", "above 0 and ptx_data belong together: give both, or neither")
 
     def __init__(self, setup: Setup, config: Config) -> None:
         setup.require_groups(config.group_size, least=1)
@@ -197,7 +173,8 @@ class PPO:
         if config.ptx_coefficient:
             context: int | None = getattr(setup.policy, "context", None)
             longest = None if context is None else context + 1  # the last token is predicted and not read
-            self._texts = texts_to_predict(load_task(config.ptx_data), setup.tokenizer, longest)
+            with under("ptx_data"):
+                self._texts = texts_to_predict(load_task(config.ptx_data), setup.tokenizer, longest)
         self._texts_order = Shuffled(len(self._texts), int(setup.stream("ppo pretraining texts").integers(2**31)))
 
     def begin(self) -> ResetOptions:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
 from rlhf_env.learning.agent import Decision, Metrics, Setup
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.policies import Written
+from rlhf_env.settings import settings
 from rlhf_env.types import Observation, ResetOptions, State
 
 
@@ -18,7 +18,7 @@ class Random:
 
     trains = False
 
-    @dataclass(frozen=True, kw_only=True)
+    @settings
     class Config:
         """There is nothing to set."""
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from rlhf_env.learning.agent import Decision, Metrics, Setup
 from rlhf_env.learning.rollout import Rollout
+from rlhf_env.settings import settings
 from rlhf_env.types import Observation, ResetOptions, State
 
 
@@ -14,7 +13,7 @@ class Reference:
 
     trains = False
 
-    @dataclass(frozen=True, kw_only=True)
+    @settings
     class Config:
         """There is nothing to set."""
 

@@ -13,9 +13,9 @@ Left out: a learned baseline (that is ppo), whitened advantages, an entropy bonu
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
+from annotated_types import Ge
 from torch import Tensor
 
 from rlhf_env.errors import ConfigError
@@ -33,6 +33,7 @@ from rlhf_env.learning.functional import (
 )
 from rlhf_env.learning.ranges import Choice, Multiple, Ranges
 from rlhf_env.learning.rollout import Rollout
+from rlhf_env.settings import AtLeastOne, ShareBelowOne, fault, settings
 from rlhf_env.types import Observation, ResetOptions, State
 
 
@@ -49,47 +50,36 @@ class Reinforce:
 
     trains = True
 
-    @dataclass(frozen=True, kw_only=True)
+    @settings
     class Config:
-        """`group_size`: neighbouring rows that answer one prompt. They are not compared (that is rloo); rewards that do
-            (diversity) need more than one.
-        `baseline`: what a return is compared with. "running" is the exponential moving average of the mean returns of
-            earlier rollouts (0 before the first): it changes no expectation. "batch" is the mean of this rollout's
-            returns: each row's own share in it makes the expected gradient (B - 1) / B of the true one. Or "none".
-        `baseline_decay`: how much of that average one rollout leaves, in [0, 1).
-        `reward_to_go`: credit a token with the rewards from there on, instead of all of the text's. It changes no
-            expectation; it has something to say where rewards are paid before the end, as KL is.
-        `importance_cap`: the largest importance weight of an answer, at least 1.
-        `optimization`: learning rate, gradient clipping and so on.
-        """
+        """The baseline, and what a token is credited with."""
 
         ranges: ClassVar[Ranges] = {"lr": Multiple(0.25, 4.0), "baseline": Choice("running", "batch")}
 
-        group_size: int = 1
+        group_size: AtLeastOne = 1
+        """Neighbouring rows that answer one prompt. They are not compared (that is rloo); rewards that do compare them
+        (diversity) need more than one."""
         baseline: Literal["none", "running", "batch"] = "running"
-        baseline_decay: float = 0.9
+        """What a return is compared with. "running" is the exponential moving average of the mean returns of earlier
+        rollouts (0 before the first): it changes no expectation. "batch" is the mean of this rollout's returns: each
+        row's own share in it makes the expected gradient (B - 1) / B of the true one."""
+        baseline_decay: ShareBelowOne = 0.9
+        """How much of that average one rollout leaves."""
         reward_to_go: bool = False
-        importance_cap: float = 3.0
-        optimization: Optimization = Optimization()  # noqa: RUF009 - frozen
-
-        def __post_init__(self) -> None:
-            problems = []
-            if self.group_size < 1:
-                problems.append(f"group_size must be at least 1, got {self.group_size}")
-            if self.baseline not in ("none", "running", "batch"):
-                problems.append(f"baseline must be none, running or batch, got {self.baseline!r}")
-            if not 0.0 <= self.baseline_decay < 1.0:
-                problems.append(f"baseline_decay must be in [0, 1), got {self.baseline_decay}")
-            if not self.importance_cap >= 1.0:
-                problems.append(f"importance_cap must be at least 1, got {self.importance_cap}")
-            if problems:
-                raise ConfigError(*problems)
+        """Credit a token with the rewards from there on, instead of all of the text's. It changes no expectation; it
+        matters where rewards are paid before the end, as KL is."""
+        importance_cap: Annotated[float, Ge(1)] = 3.0
+        """The largest importance weight of an answer."""
+        optimization: Optimization = Optimization()
+        """Learning rate, gradient clipping and so on."""
 
     def __init__(self, setup: Setup, config: Config) -> None:
         setup.require_groups(config.group_size, least=1)
         require_exact_sampling(setup.policy.sampling, "reinforce")
         if config.baseline == "batch" and setup.batch_size < 2:
-            raise ConfigError("baseline 'batch' compares a text with others, and num_envs is 1: use 'running'")
+            raise ConfigError(
+                fault("baseline", "'batch' compares a text with others, and num_envs is 1: use 'running'")
+            )
         self.setup = setup
         self.config = config
         self.policy = setup.policy

@@ -15,19 +15,21 @@ Left out: ranking across prompts, rounds of data kept on disk.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Iterator
+from typing import Annotated, ClassVar
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from rlhf_agents.sft import SFT
-from rlhf_env.errors import ConfigError, DataError
+from rlhf_env.errors import DataError, Problem
 from rlhf_env.learning.agent import Decision, Metrics, Setup
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import groups_without_spread, minibatches, rows_of_groups
 from rlhf_env.learning.ranges import Choice, Multiple, Ranges
 from rlhf_env.learning.rollout import Rollout
+from rlhf_env.settings import AtLeastOne, fault, settings
 from rlhf_env.types import Observation, ResetOptions, State
 
 
@@ -51,32 +53,26 @@ class Rejection:
 
     trains = True
 
-    @dataclass(frozen=True, kw_only=True)
+    @settings
     class Config:
-        """`group_size`: answers to a prompt, at least 2; it must divide the environment's rows.
-        `keep`: how many of them are imitated, fewer than `group_size`.
-        `epochs`, `minibatches`: passes over the answers that were kept, and gradient steps per pass.
-        `optimization`: learning rate, gradient clipping and so on.
-        """
+        """How many answers are written, and how many of them are imitated."""
 
         ranges: ClassVar[Ranges] = {"lr": Multiple(0.25, 4.0), "epochs": Choice(1, 2, 4)}
 
-        group_size: int = 4
-        keep: int = 1
-        epochs: int = 1
-        minibatches: int = 1
-        optimization: Optimization = Optimization(lr=5e-4)  # noqa: RUF009 - frozen
+        group_size: Annotated[int, Ge(2)] = 4
+        """Answers to a prompt; it must divide the environment's rows."""
+        keep: AtLeastOne = 1
+        """How many of them are imitated, fewer than `group_size`."""
+        epochs: AtLeastOne = 1
+        """Passes over the answers that were kept."""
+        minibatches: AtLeastOne = 1
+        """Gradient steps per pass."""
+        optimization: Optimization = Optimization(lr=5e-4)
+        """Learning rate, gradient clipping and so on."""
 
-        def __post_init__(self) -> None:
-            problems = [
-                f"{name} must be at least 1, got {getattr(self, name)}"
-                for name in ("keep", "epochs", "minibatches")
-                if getattr(self, name) < 1
-            ]
-            if 2 <= self.group_size <= self.keep:
-                problems.append(f"keep must be less than group_size {self.group_size}, got {self.keep}")
-            if problems:
-                raise ConfigError(*problems)
+        def problems(self) -> Iterator[Problem]:
+            if self.group_size <= self.keep:
+                yield fault("keep", f"must be less than group_size {self.group_size}, got {self.keep}")
 
     def __init__(self, setup: Setup, config: Config) -> None:
         setup.require_groups(config.group_size)

@@ -15,13 +15,14 @@ Left out: advantages scaled by their standard deviation (that is grpo).
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Iterator
+from typing import Annotated, ClassVar
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
-from rlhf_env.errors import ConfigError
+from rlhf_env.errors import Problem
 from rlhf_env.learning.agent import Decision, Metrics, Setup, learned_state, load_learned_state
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import (
@@ -39,6 +40,7 @@ from rlhf_env.learning.functional import (
 )
 from rlhf_env.learning.ranges import Choice, Multiple, Ranges
 from rlhf_env.learning.rollout import Rollout
+from rlhf_env.settings import AtLeastOne, NonNegative, Positive, fault, settings
 from rlhf_env.types import Observation, ResetOptions, State
 
 
@@ -47,40 +49,30 @@ class RLOO:
 
     trains = True
 
-    @dataclass(frozen=True, kw_only=True)
+    @settings
     class Config:
-        """What the paper has, unless told otherwise.
-
-        `group_size`: answers to a prompt, at least 2; it must divide the environment's rows.
-        `clip`: how far an answer's probability ratio may move the loss (0: as far as `importance_cap`). It binds from
-            the second gradient step on a rollout. A ratio of whole answers moves with their length: longer answers want
-            a wider clip.
-        `importance_cap`: where that ratio is cut off, above 1 + `clip`. It binds on texts that an older policy wrote.
-        `epochs`, `minibatches`: passes over a rollout, and gradient steps per pass.
-        `optimization`: learning rate, gradient clipping and so on.
-        """
+        """What the paper has, unless other values are given."""
 
         ranges: ClassVar[Ranges] = {"lr": Multiple(0.25, 4.0), "epochs": Choice(1, 2)}
 
-        group_size: int = 4
-        clip: float = 0.2
-        importance_cap: float = 3.0
-        epochs: int = 1
-        minibatches: int = 1
-        optimization: Optimization = Optimization()  # noqa: RUF009 - frozen
+        group_size: Annotated[int, Ge(2)] = 4
+        """Answers to a prompt; it must divide the environment's rows."""
+        clip: NonNegative = 0.2
+        """How far an answer's probability ratio may move the loss (0: as far as `importance_cap`). It binds from the
+        second gradient step on a rollout. A ratio of whole answers moves with their length: longer answers want a wider
+        clip."""
+        importance_cap: Positive = 3.0
+        """Where that ratio is cut off, above 1 + `clip`. It binds on texts that an older policy wrote."""
+        epochs: AtLeastOne = 1
+        """Passes over a rollout."""
+        minibatches: AtLeastOne = 1
+        """Gradient steps per pass."""
+        optimization: Optimization = Optimization()
+        """Learning rate, gradient clipping and so on."""
 
-        def __post_init__(self) -> None:
-            problems = [
-                f"{name} must be at least 1, got {getattr(self, name)}"
-                for name in ("epochs", "minibatches")
-                if getattr(self, name) < 1
-            ]
-            if not self.clip >= 0.0:
-                problems.append(f"clip must not be negative, got {self.clip}")
-            elif not self.importance_cap > 1.0 + self.clip:
-                problems.append(f"importance_cap must be above 1 + clip = {1.0 + self.clip}, got {self.importance_cap}")
-            if problems:
-                raise ConfigError(*problems)
+        def problems(self) -> Iterator[Problem]:
+            if not self.importance_cap > 1.0 + self.clip:
+                yield fault("importance_cap", f"must be above 1 + clip = {1.0 + self.clip}, got {self.importance_cap}")
 
     def __init__(self, setup: Setup, config: Config) -> None:
         setup.require_groups(config.group_size)

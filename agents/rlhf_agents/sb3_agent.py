@@ -24,22 +24,23 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import gymnasium as gym
 import numpy as np
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from rlhf_env.envs.global_generators import lent_generators
-from rlhf_env.errors import ConfigError, DataError, RunFailed
+from rlhf_env.errors import DataError, RunFailed
 from rlhf_env.learning.agent import Decision, Metrics, Setup
 from rlhf_env.learning.functional import paid_to_actions, require_exact_sampling, require_stated
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.schedules import ScheduleName, multiplier
 from rlhf_env.policies import Policy, ValueHead
+from rlhf_env.settings import AtLeastOne, NonNegative, Positive, Share, settings
 from rlhf_env.types import JsonView, Observation, ResetOptions, State
 
 with lent_generators(0):  # rich, which they import, draws a number as it loads
@@ -125,73 +126,43 @@ class SB3:
 
     trains = True
 
-    @dataclass(frozen=True, kw_only=True)
+    @settings
     class Config:
-        """The names, and but for `gamma` the defaults, are those of Stable-Baselines3's PPO.
-
-        `algorithm`: "ppo", or "a2c": one gradient step on the whole rollout. (Their A2C differs by default in
-            `learning_rate` 7e-4, `gae_lambda` 1.0 and `normalize_advantage` false.)
-        `group_size`: neighbouring rows that answer one prompt; they are not compared.
-        `learning_rate`, `schedule`: its start, and its course over the budget.
-        `n_epochs`, `batch_size`: passes over a rollout, and tokens per gradient step (ppo).
-        `gamma`, `gae_lambda`: discount per token (theirs: 0.99), and GAE's lambda.
-        `clip_range`: how far a token's probability ratio may move the loss (ppo).
-        `clip_range_vf`: bound on a value's change per update, in units of reward (ppo; 0: none).
-        `target_kl`: stop the update before a gradient step from 1.5 times this far from the rollout's policy (ppo; 0:
-            never).
-        `normalize_advantage`: mean 0 and variance 1 in each minibatch.
-        `ent_coef`, `vf_coef`: weights of the entropy bonus and of the value's mean squared error.
-        `max_grad_norm`: the gradient is scaled down to this norm.
-        `use_rms_prop`: RMSprop as in the A2C paper instead of Adam (a2c).
-        """
+        """The names, and but for `gamma` the defaults, are those of Stable-Baselines3's PPO."""
 
         algorithm: Literal["ppo", "a2c"] = "ppo"
-        group_size: int = 1
-        learning_rate: float = 3e-4
+        """"a2c" makes one gradient step on the whole rollout. (Their A2C differs by default in `learning_rate` 7e-4,
+        `gae_lambda` 1.0 and `normalize_advantage` false.)"""
+        group_size: AtLeastOne = 1
+        """Neighbouring rows that answer one prompt; they are not compared."""
+        learning_rate: Positive = 3e-4
+        """The learning rate at the start."""
         schedule: ScheduleName = "constant"
-        n_epochs: int = 10
-        batch_size: int = 64
-        gamma: float = 1.0
-        gae_lambda: float = 0.95
-        clip_range: float = 0.2
-        clip_range_vf: float = 0.0
-        target_kl: float = 0.0
+        """Its course over the budget."""
+        n_epochs: AtLeastOne = 10
+        """Passes over a rollout (ppo)."""
+        batch_size: Annotated[int, Ge(2)] = 64
+        """Tokens per gradient step (ppo); one token has no spread."""
+        gamma: Share = 1.0
+        """Discount per token (theirs: 0.99)."""
+        gae_lambda: Share = 0.95
+        """GAE's lambda."""
+        clip_range: Positive = 0.2
+        """How far a token's probability ratio may move the loss (ppo)."""
+        clip_range_vf: NonNegative = 0.0
+        """Bound on a value's change per update, in units of reward (ppo; 0: none)."""
+        target_kl: NonNegative = 0.0
+        """The update stops before a gradient step from 1.5 times this far from the rollout's policy (ppo; 0: never)."""
         normalize_advantage: bool = True
-        ent_coef: float = 0.0
-        vf_coef: float = 0.5
-        max_grad_norm: float = 0.5
+        """Mean 0 and variance 1 in each minibatch."""
+        ent_coef: NonNegative = 0.0
+        """Weight of the entropy bonus."""
+        vf_coef: NonNegative = 0.5
+        """Weight of the value's mean squared error."""
+        max_grad_norm: Positive = 0.5
+        """The gradient is scaled down to this norm."""
         use_rms_prop: bool = True
-
-        def __post_init__(self) -> None:
-            problems = [
-                f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
-                for name, known in {"algorithm": ("ppo", "a2c"), "schedule": get_args(ScheduleName)}.items()
-                if getattr(self, name) not in known
-            ]
-            problems += [
-                f"{name} must be at least {least}, got {getattr(self, name)}"
-                for name, least in {"group_size": 1, "n_epochs": 1}.items()
-                if getattr(self, name) < least
-            ]
-            if self.batch_size < 2:
-                problems.append(f"batch_size must be at least 2 (one token has no spread), got {self.batch_size}")
-            problems += [
-                f"{name} must be in [0, 1], got {getattr(self, name)}"
-                for name in ("gamma", "gae_lambda")
-                if not 0.0 <= getattr(self, name) <= 1.0
-            ]
-            problems += [
-                f"{name} must be above 0, got {getattr(self, name)}"
-                for name in ("learning_rate", "clip_range", "max_grad_norm")
-                if not 0.0 < getattr(self, name) < math.inf
-            ]
-            problems += [
-                f"{name} must not be negative, got {getattr(self, name)}"
-                for name in ("clip_range_vf", "target_kl", "ent_coef", "vf_coef")
-                if not 0.0 <= getattr(self, name) < math.inf
-            ]
-            if problems:
-                raise ConfigError(*problems)
+        """RMSprop as in the A2C paper instead of Adam (a2c)."""
 
     def __init__(self, setup: Setup, config: Config) -> None:
         setup.require_groups(config.group_size, least=1)

@@ -10,13 +10,13 @@ Left out: packing of several texts into a row, label smoothing, weights for text
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from rlhf_env.errors import DataError
 from rlhf_env.learning.agent import Decision, Metrics, Setup
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import token_weights, weighted_sum
 from rlhf_env.learning.rollout import Rollout
+from rlhf_env.settings import settings
 from rlhf_env.types import Observation, ResetOptions, State
 
 
@@ -26,11 +26,12 @@ class SFT:
     trains = True
     imitates = True
 
-    @dataclass(frozen=True, kw_only=True)
+    @settings
     class Config:
-        """`optimization`: learning rate and so on. A small model from scratch likes 1e-3, a large one 2e-5."""
+        """How the given texts are learned."""
 
-        optimization: Optimization = Optimization(lr=5e-4)  # noqa: RUF009 - frozen
+        optimization: Optimization = Optimization(lr=5e-4)
+        """Learning rate and so on. A small model from scratch likes 1e-3, a large one 2e-5."""
 
     def __init__(self, setup: Setup, config: Config) -> None:
         self.setup = setup

@@ -13,11 +13,12 @@ from rlhf_env.types import Episode, Float
 
 
 class BradleyTerry:
-    """The score of `model`, which is one of two kinds; DataError if it is neither.
+    """The score of one reward model. Raises DataError when `model` is none.
 
-    A folder that `RewardModel.save` wrote: its scores have mean 0 and standard deviation 1 over the responses that it
-    was fitted on. Or a sequence classification model of transformers with one label (a folder, a hub name): its scores
-    are not rescaled.
+    Args:
+        model: a folder that `RewardModel.save` wrote, whose scores have mean 0 and standard deviation 1 over the
+            responses it was fitted on; or a sequence classification model of transformers with one label (a folder, a
+            hub name), whose scores are taken as they are.
     """
 
     def __init__(self, model: str | Path) -> None:

@@ -11,17 +11,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from rlhf_env.errors import ConfigError
+from rlhf_env.settings import AtLeastOne, settings
 from rlhf_env.types import Episode, Float
 from rlhf_rewards.ngrams import ngrams
 
 
-@dataclass(frozen=True)
+@settings(kw_only=False)
 class Diversity:
     """The score above for n-grams of `n` lower-cased words, in [0, 1].
 
@@ -29,14 +28,11 @@ class Diversity:
     empty text scores 0.
     """
 
-    n: int = 2
+    n: AtLeastOne = 2
+    """Words of a run."""
 
     low: ClassVar[float] = 0.0
     high: ClassVar[float] = 1.0
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.n, int) or isinstance(self.n, bool) or self.n < 1:
-            raise ConfigError(f"n: a number of words of at least 1, got {self.n!r}")
 
     def group_rewards(self, group: Sequence[Episode], /) -> Float:
         """float64[G]."""

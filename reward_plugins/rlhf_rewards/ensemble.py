@@ -8,39 +8,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
+from typing import Literal
 
 from rlhf_env.errors import ConfigError
 from rlhf_env.feedback.reward_models.loading import load_scorer
+from rlhf_env.settings import NonNegative, fault, require
 from rlhf_env.types import Episode, Float
 
-if TYPE_CHECKING:
-    from rlhf_env.feedback.reward_models.ensemble import Combination
+Combination = Literal["mean", "worst", "uncertainty"]
 
 
 class Ensemble:
-    """The members' scores, combined: "mean", "worst" (the lowest), or "uncertainty" (mean - `penalty` * variance).
+    """Several reward models, combined. One member alone is refused: it cannot disagree.
 
-    `model` is a folder of several models (`RewardEnsemble.save`) or of one model with several heads, or a list of
-    models that the `bradley_terry` reward takes. A single member is refused.
+    Args:
+        model: a folder of several models (`RewardEnsemble.save`), of one model with several heads, or a list of folders
+            of any kind the `bradley_terry` reward takes.
+        combination: the "mean" of the members, the "worst" (lowest) of them, or by "uncertainty" the mean minus
+            `penalty` times their variance.
+        penalty: what the variance is multiplied by.
     """
 
     def __init__(
-        self, model: str | Path | Sequence[str | Path], combination: Combination = "worst", penalty: float = 1.0
+        self, model: str | Path | Sequence[str | Path], combination: Combination = "worst", penalty: NonNegative = 1.0
     ) -> None:
         from rlhf_env.feedback.reward_models.ensemble import RewardEnsemble, combined
 
-        if not penalty >= 0:
-            raise ConfigError(f"penalty: {penalty!r} is not a number of at least 0")
+        require(combination=(combination, Combination), penalty=(penalty, NonNegative))
         self.combination, self.penalty = combination, penalty
         self.model = [str(model)] if isinstance(model, str | Path) else [str(one) for one in model]
         self._ensemble = RewardEnsemble([load_scorer(one) for one in self.model])
         self._combined = combined
-        combined(np.zeros((1, 0)), combination)  # an unknown combination is found here
         if self._ensemble.members < 2:
-            raise ConfigError(f"model: {self.model[0]} is a single model: an ensemble needs two or more")
+            raise ConfigError(fault("model", f"{self.model[0]} is a single model: an ensemble needs two or more"))
 
     def __call__(self, episodes: Sequence[Episode], /) -> Float:
         """float64[B]."""

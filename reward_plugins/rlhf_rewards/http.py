@@ -23,14 +23,16 @@ import sys
 import threading
 import time
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from rlhf_env.errors import ConfigError, RewardError
+from rlhf_env.errors import Problem, RewardError
+from rlhf_env.settings import AtLeastOne, Positive, fault, settings
 from rlhf_env.types import Episode, Float
 
 _LONGEST_ANSWER = 1 << 20  # bytes, plus this many for each text:
@@ -63,59 +65,50 @@ class _Call:
         self.over.wait(seconds)
 
 
-@dataclass(eq=False)
+@settings(kw_only=False, frozen=False, eq=False)
 class Http:
-    """Scores from a server; no other address than `url` is contacted.
-
-    Args:
-        url: http:// or https://. A user name and password in it are sent as basic authentication. Messages leave them
-            out, and what follows a "?"; the run folder's experiment.toml does not.
-        token_env: the environment variable that holds a token, sent as `Authorization: Bearer ...`.
-        attempts: how often one batch is asked for, at most.
-        patience: seconds for one answer, from connecting to its last byte.
-        deadline: seconds for all attempts and the pauses between them.
-        connections: batches that the server may be asked about at the same time, where texts end one after the other.
-        seed: draws the pauses: each is between half and all of 0.25 s, 0.5 s, 1 s and so on, up to 8 s, so that many
-            runs do not come back at the same moment.
-    """
+    """Scores from a server; no other address than `url` is contacted."""
 
     url: str
+    """http:// or https://. A user name and password in it are sent as basic authentication. Messages leave them out,
+    and what follows a "?"; the run folder's experiment.toml does not."""
     token_env: str = ""
-    attempts: int = 4
-    patience: float = 10.0
-    deadline: float = 60.0
-    connections: int = 1
+    """The environment variable that holds a token, sent as `Authorization: Bearer ...`."""
+    attempts: AtLeastOne = 4
+    """How often one batch is asked for, at most."""
+    patience: Positive = 10.0
+    """Seconds for one answer, from connecting to its last byte."""
+    deadline: Positive = 60.0
+    """Seconds for all attempts and the pauses between them."""
+    connections: AtLeastOne = 1
+    """Batches that the server may be asked about at the same time, where texts end one after the other."""
     seed: int = 0
+    """Draws the pauses: each is between half and all of 0.25 s, 0.5 s, 1 s and so on, up to 8 s, so that many runs do
+    not come back at the same moment."""
     jitter: np.random.Generator | None = field(default=None, repr=False)
+    """Draws the pauses instead of `seed`."""
     _calls: list[_Call] = field(default_factory=list, init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        problems = []
+    def problems(self) -> Iterator[Problem]:
         try:
-            parts = urllib.parse.urlsplit(self.url)
+            parts = self._parts
             usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
         except (ValueError, AttributeError):
             usable = False
         if not usable:
-            problems.append("url: http://HOST/PATH or https://HOST/PATH is needed")
+            yield fault("url", "must be http://HOST/PATH or https://HOST/PATH")
         elif not parts.path.isascii() or not parts.query.isascii() or any(c.isspace() for c in self.url):
-            problems.append("url: spaces and letters beyond ASCII must be written as %XX")
-        problems += [
-            f"{name} must be at least 1, got {getattr(self, name)}"
-            for name in ("attempts", "connections")
-            if getattr(self, name) < 1
-        ]
-        problems += [
-            f"{name} must be above 0 seconds, got {getattr(self, name)}"
-            for name in ("patience", "deadline")
-            if not 0.0 < getattr(self, name) < float("inf")
-        ]
+            yield fault("url", "must have spaces and letters beyond ASCII written as %XX")
         if self.token_env and not os.environ.get(self.token_env):
-            problems.append(f"token_env: there is no environment variable {self.token_env} with a token in it")
-        if problems:
-            raise ConfigError(*problems)
-        self._parts = parts
-        self._jitter = np.random.default_rng(self.seed) if self.jitter is None else self.jitter
+            yield fault("token_env", f"names no environment variable with a token in it, got {self.token_env}")
+
+    @cached_property
+    def _parts(self) -> urllib.parse.SplitResult:
+        return urllib.parse.urlsplit(self.url)
+
+    @cached_property
+    def _jitter(self) -> np.random.Generator:
+        return np.random.default_rng(self.seed) if self.jitter is None else self.jitter
 
     def __repr__(self) -> str:
         return f"Http({self.shown_url})"

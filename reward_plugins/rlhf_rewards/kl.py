@@ -12,28 +12,23 @@ with a KL term in their own loss read this part's weight as their beta.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import field
 from typing import ClassVar
 
 import numpy as np
 
-from rlhf_env.errors import ConfigError, RewardError
+from rlhf_env.errors import Problem, RewardError
+from rlhf_env.settings import AtLeastOne, Positive, fault, settings
 from rlhf_env.types import Episode, Float, State, TokenScorer
 
 _LARGEST_ERROR = 0.2  # Ziegler et al. 2019 clip the proportional error to this
 _REMEMBERED = 8192  # sequence KLs kept for `observe`; evaluation scores episodes that are never observed
 
 
-@dataclass(eq=False)
+@settings(kw_only=False, frozen=False, eq=False)
 class KL:
     """-coefficient * (log p - log p_ref) for each token the agent wrote, 0 for those the environment wrote.
-
-    Args:
-        reference: the frozen policy; in a run it is lent by the environment.
-        target: mean KL of a whole response, in nats, that a controller steers towards by moving `coefficient`. Without
-            one the coefficient is 1 for ever, and the penalty is what the mix's weight says.
-        horizon: episodes in which a KL that is 20 % or more off moves the coefficient by about 20 %.
 
     The controller is that of Ziegler et al. 2019, "Fine-Tuning Language Models from Human Preferences" (1909.08593,
     section 2.2), in episodes as in their code:
@@ -44,20 +39,20 @@ class KL:
     """
 
     reference: TokenScorer
-    target: float | None = None
-    horizon: int = 10_000
+    """The frozen policy; in a run it is lent by the environment."""
+    target: Positive | None = None
+    """Mean KL of a whole response, in nats, that a controller steers towards by moving `coefficient`. Without one the
+    coefficient is 1 for ever, and the penalty is what the mix's weight says."""
+    horizon: AtLeastOne = 10_000
+    """Episodes in which a KL that is 20 % or more off moves the coefficient by about 20 %."""
     coefficient: float = field(default=1.0, init=False)
     _measured: dict[Episode, float] = field(default_factory=dict, init=False, repr=False)
 
     needs_logprobs: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
+    def problems(self) -> Iterator[Problem]:
         if not callable(getattr(self.reference, "response_logprobs", None)):
-            raise ConfigError(f"reference: {self.reference!r} has no response_logprobs(episodes): pass a policy")
-        if self.target is not None and not (np.isfinite(self.target) and self.target > 0):
-            raise ConfigError(f"target: a KL in nats above 0, or None for a fixed penalty, got {self.target!r}")
-        if not isinstance(self.horizon, int) or isinstance(self.horizon, bool) or self.horizon < 1:
-            raise ConfigError(f"horizon: a number of episodes of at least 1, got {self.horizon!r}")
+            yield fault("reference", f"has no response_logprobs(episodes): pass a policy, got {self.reference!r}")
 
     def token_rewards(self, episodes: Sequence[Episode], /) -> list[Float]:
         """B arrays, float64[T_b], in nats; their sum over a response estimates -coefficient * KL."""

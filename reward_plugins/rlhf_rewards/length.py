@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from rlhf_env.errors import ConfigError
+from rlhf_env.settings import AtLeastOne, Whole, settings
 from rlhf_env.types import Episode, Float
 
 
-@dataclass(frozen=True)
+@settings(kw_only=False)
 class Length:
     """-min(1, max(0, |tokens - target| - tolerance) / target), in [-1, 0].
 
@@ -20,17 +19,13 @@ class Length:
     does not depend on the language.
     """
 
-    target: int
-    tolerance: int = 0
+    target: AtLeastOne
+    """The length that costs nothing, in tokens."""
+    tolerance: Whole = 0
+    """Tokens more or fewer that cost nothing either."""
 
     low: ClassVar[float] = -1.0
     high: ClassVar[float] = 0.0
-
-    def __post_init__(self) -> None:
-        for name, least in (("target", 1), ("tolerance", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ConfigError(f"{name}: a number of tokens of at least {least}, got {value!r}")
 
     def __call__(self, episodes: Sequence[Episode], /) -> Float:
         """float64[B]."""

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
+from rlhf_env.settings import settings
 from rlhf_env.types import Episode, Float
 
 
-@dataclass(frozen=True)
+@settings(kw_only=False)
 class MissingEnd:
     """-1 for a response that the length limit stopped, 0 for one that ended.
 

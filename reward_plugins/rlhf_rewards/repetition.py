@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from rlhf_env.errors import ConfigError
+from rlhf_env.settings import AtLeastOne, settings
 from rlhf_env.types import Episode, Float
 from rlhf_rewards.ngrams import ngrams, words
 
 
-@dataclass(frozen=True)
+@settings(kw_only=False)
 class Repetition:
     """-(share of repeats among the n-grams of 1 to `n` words), in (-1, 0]; an empty text scores 0.
 
@@ -21,14 +20,11 @@ class Repetition:
     -(1 - 2 / 5) = -0.6.
     """
 
-    n: int = 2
+    n: AtLeastOne = 2
+    """Words of the longest run that is counted."""
 
     low: ClassVar[float] = -1.0
     high: ClassVar[float] = 0.0
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.n, int) or isinstance(self.n, bool) or self.n < 1:
-            raise ConfigError(f"n: a number of words of at least 1, got {self.n!r}")
 
     def __call__(self, episodes: Sequence[Episode], /) -> Float:
         """float64[B]."""

@@ -19,8 +19,8 @@ The form and the constants come from trials in which a small policy optimised ea
 "great great great"; without the upper side of fluency it says "That's so cool!" to everybody; and with a full point for
 turn-taking, nine replies in ten end in a question.
 
-Sentiment is that of Hutto and Gilbert, "VADER: A Parsimonious Rule-based Model for Sentiment Analysis of Social Media
-Text" (2014), as published in the package `vaderSentiment`.
+Sentiment is VADER's (Hutto and Gilbert 2014, "VADER: A Parsimonious Rule-based Model for Sentiment Analysis of Social
+Media Text"), as published in the package `vaderSentiment`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -36,6 +35,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from rlhf_env.errors import MissingExtra
+from rlhf_env.settings import settings
 from rlhf_env.types import Episode, Float, Prompt, Tokenizer
 
 _Item = TypeVar("_Item")
@@ -48,17 +48,15 @@ class Fluency(Protocol):
         """float64[B]: mean log-probability (nats) of a token of the reply, given the prompt; 0.0 for an empty reply."""
 
 
-@dataclass(frozen=True)
+@settings(kw_only=False)
 class Upbeat:
-    """The gold reward above.
-
-    `judge` is a transformers causal language model (a shipped one, a folder, a hub name), or any `Fluency`.
-    `typical` is the mean log-probability that this judge gives to people's replies (the median over held-out ones): it
-    belongs to the judge and must be measured again for another one.
-    """
+    """The gold reward above."""
 
     judge: str | Path | Fluency = "rlhf-env/chitchat-judge"
+    """A transformers causal language model (a shipped one, a folder, a hub name), or any `Fluency`."""
     typical: float = -3.18
+    """The mean log-probability that this judge gives to people's replies (the median over held-out ones): it belongs to
+    the judge and must be measured again for another one."""
 
     def __call__(self, episodes: Sequence[Episode], /) -> Float:
         """float64[B]."""

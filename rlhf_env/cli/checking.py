@@ -1,10 +1,13 @@
-"""`rlhf-env plugins` and `rlhf-env check`."""
+"""`rlhf-env plugins`, `rlhf-env schema` and `rlhf-env check`: what there is, and whether it is right."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -13,10 +16,18 @@ from rlhf_env.cli.shared import PLUGINS, app, make_console
 from rlhf_env.errors import ConfigError
 from rlhf_env.types import JsonObject
 
+if TYPE_CHECKING:
+    from rlhf_env.declared import Setting
+
 
 @app.command(rich_help_panel=PLUGINS)
-def plugins() -> None:
-    """List rewards, agents, tasks and annotators, who offers them, and what failed to load.
+def plugins(
+    name: Annotated[
+        str | None, typer.Argument(help="One plugin (kind:name where two kinds have it): what it is and can be set to.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+) -> None:
+    """List rewards, agents, tasks and annotators, who offers them, and what failed to load; or describe one of them.
 
     RLHF_ENV_PLUGINS=a,b lets in only the distributions (or entry points) a and b beside the built-ins, -a,-b all but
     those, and an empty one nobody.
@@ -25,6 +36,13 @@ def plugins() -> None:
     from rlhf_env.shown_text import for_terminal
 
     known = host()
+    if name is not None:
+        _describe(name, as_json)
+        return
+    if as_json:
+        listed = [{word: str(getattr(entry, word)) for word in ("kind", "name", "origin", "target")} for entry in known]
+        typer.echo(json.dumps({"plugins": listed, "failed": [f"{it.origin}: {it.error}" for it in known.failures]}))
+        return
     width = max((len(entry.name) for entry in known), default=0)
     kind = ""
     for entry in known:
@@ -40,6 +58,81 @@ def plugins() -> None:
         typer.echo(f"failed: {for_terminal(f'{failure.origin}: {failure.error}')}")
     for origin in known.left_out:
         typer.echo(f"kept out: {origin} (RLHF_ENV_PLUGINS)")
+
+
+def _describe(name: str, as_json: bool) -> None:
+    from rlhf_env import declared
+    from rlhf_env.plugins import host
+    from rlhf_env.schema import of_every_reward
+    from rlhf_env.shown_text import for_terminal
+
+    told = declared.declaration(declared.find(host(), name))
+    shared = of_every_reward() if told.kind == "reward" else []
+    if as_json:
+        also = {"settings_of_every_reward": [setting.as_dict() for setting in shared]} if shared else {}
+        typer.echo(json.dumps({**told.as_dict(), **also}, indent=1))
+        return
+    lines = [f"{told.kind} {told.name}, of {told.origin}", "", *told.about.splitlines()]
+    lines += ["", "Papers", *(f"  {paper}" for paper in told.papers)] if told.papers else []
+    lines += ["", "Settings", *_lines(told.settings)] if told.settings else ["", "There is nothing to set."]
+    if any("." in setting.name for setting in told.settings):
+        lines += ["", "The settings of a table may also stand without it: lr instead of optimization.lr."]
+    lines += ["", "Settings of every reward", *_lines(shared)] if shared else []
+    lines += ["", "As a table, with every setting at its default", *(f"  {line}" for line in told.example.splitlines())]
+    for line in lines:
+        text = line.lstrip()
+        typer.echo(f"{' ' * (len(line) - len(text))}{for_terminal(text)}")
+
+
+def _lines(settings: Sequence[Setting]) -> Iterator[str]:
+    """Two or more lines for each setting: its name, type, limits and default; its meaning."""
+    from rlhf_env.declared import plain
+    from rlhf_env.settings import limits, spoken
+
+    for setting in settings:
+        what = ", ".join(word for word in (spoken(setting.hint), limits(setting.hint)) if word)
+        default = "required" if setting.required else f"default {_as_toml(plain(setting.default))}"
+        yield f"  {setting.name}: {what}; {default}"
+        yield from textwrap.wrap(setting.meaning, 100, initial_indent="      ", subsequent_indent="      ")
+
+
+def _as_toml(value: object) -> str:
+    """As a file would have it; TOML has no word for what is not set."""
+    return "none" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+@app.command(rich_help_panel=PLUGINS)
+def schema(
+    kind: Annotated[
+        Literal["any", "experiment", "grid", "pipeline"],
+        typer.Argument(
+            help="Of which files: an experiment (train), a grid (bench), or either of them, told apart by the tables "
+            "of agents that a grid has; pipeline: the demo's settings, as in reward_model of a grid."
+        ),
+    ] = "any",
+) -> None:
+    """Write the JSON schema (draft 2020-12) of TOML files to stdout, installed plugins included.
+
+    rlhf-env schema > experiment.schema.json. An editor (VS Code with Even Better TOML, or any with Taplo) then
+    completes and checks a file whose first line is #:schema ./experiment.schema.json.
+    """
+    from rlhf_env.lab.benchmark.grid import Grid
+    from rlhf_env.learning.experiment import Experiment
+    from rlhf_env.pipeline.settings import Demo
+    from rlhf_env.plugins import host
+    from rlhf_env.schema import file_schema, one_of_files
+
+    makers = {
+        "experiment": partial(file_schema, host(), Experiment, title="An experiment"),
+        "grid": partial(file_schema, host(), Grid, title="A grid of experiments", tables={"reward_model": Demo}),
+        "pipeline": partial(file_schema, host(), Demo, title="The demo's settings"),
+    }
+    if kind == "any":
+        either = {"": makers["experiment"](), "agents": makers["grid"]()}
+        made = one_of_files(either, "An experiment or a grid of experiments")
+    else:
+        made = makers[kind]()
+    typer.echo(json.dumps(made, indent=1))
 
 
 @app.command(rich_help_panel=PLUGINS)

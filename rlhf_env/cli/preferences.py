@@ -172,7 +172,7 @@ def simulate_annotators(
             part for part, it in parts.items() if not (isinstance(it, dict) and isinstance(it.get("name"), str))
         ]
         if nameless:
-            raise ConfigError(*(Problem(f"expected a table [{part}] with a name", (part,), "") for part in nameless))
+            raise ConfigError(*(Problem(f"expected a table [{part}] with a name", (part,)) for part in nameless))
         gold = dict(table["gold"])
         name = gold.pop("name")
         with under("gold"):

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 
 from rlhf_env.envs.splits import Part
 from rlhf_env.envs.tasks import places_of
-from rlhf_env.errors import ConfigError
+from rlhf_env.settings import AtLeastOne, settings
 from rlhf_env.types import Episode, Prompt, ResetOptions
 
 _SET_ASIDE = 0.25  # the share of sums that is held out for evaluation
 
 
-@dataclass(frozen=True)
+@settings(kw_only=False)
 class Addition:
     """`"3+4="` asks for `"7"`. Reward: 1 / (1 + |answer - sum|); 0 for a response that is not a number.
 
-    Terms are 0 to `largest`. A number has no leading zeros, and no more digits than the largest sum.
+    A number has no leading zeros, and no more digits than the largest sum.
     """
 
-    largest: int = 9
+    largest: AtLeastOne = 9
+    """The largest term; the smallest is 0."""
     part: Part = "training"
-
-    def __post_init__(self) -> None:
-        if self.largest < 1:
-            raise ConfigError(f"addition needs largest >= 1, got {self.largest}")
+    """Which prompts: those of training, or those set aside for evaluation."""
 
     @cached_property
     def _sums(self) -> list[tuple[int, int]]:

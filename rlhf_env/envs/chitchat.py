@@ -24,7 +24,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -32,6 +31,7 @@ from typing import Literal
 from rlhf_env import assets
 from rlhf_env.envs.splits import unit_interval
 from rlhf_env.errors import ConfigError, MissingExtra
+from rlhf_env.settings import settings
 from rlhf_env.types import JsonObject, Prompt, ResetOptions
 
 Split = Literal["base", "judge", "held_out"]
@@ -135,11 +135,12 @@ def corpus_hash() -> str:
     return digest.hexdigest()
 
 
-@dataclass(frozen=True)
+@settings(kw_only=False)
 class Chitchat:
     """Answer somebody's last turn. No held-out prompt is a training prompt, or comes from a training conversation."""
 
     split: Split = "base"
+    """Which of the conversations."""
 
     @property
     def size(self) -> int:

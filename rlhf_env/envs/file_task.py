@@ -10,7 +10,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,42 +19,42 @@ import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rlhf_env.envs.splits import Part
-from rlhf_env.envs.tasks import check_fraction, places_of
+from rlhf_env.envs.tasks import places_of
 from rlhf_env.envs.tokenizers import tokenizer_folder
-from rlhf_env.errors import DataError, MissingExtra
+from rlhf_env.errors import DataError, MissingExtra, Problem
 from rlhf_env.plain_data import LONGEST_LINE, read_file, read_json
+from rlhf_env.settings import ShareBelowOne, settings
 from rlhf_env.types import JsonObject, JsonView, Prompt, ResetOptions
 
 _SHOWN = 20  # problems in one report
 _LINES, _TABLES = (".jsonl", ".ndjson"), (".csv", ".tsv")
 
 
-@dataclass(frozen=True)
+@settings(kw_only=False)
 class File:
     """The prompts of a file. The whole file is read and checked when the task is made; DataError lists all problems.
 
     A conversation is rendered to text once, here. The tokenizer adds no special tokens later, so a template that writes
     the begin token gives exactly one. If the last message is the assistant's, it counts as the answer: it is left out
     of the prompt and becomes `meta["completion"]`.
-
-    Args:
-        path: `*.jsonl`, `*.ndjson`, `*.csv`, `*.tsv`; a folder written by `datasets.save_to_disk`; or a hub data set,
-            "owner/name" (the last two need the extra `datasets`).
-        split: of a data set; files have none.
-        chat_template: "plain" writes `User: ...` a line and ends with `Assistant:`; otherwise the folder or hub name of
-            a model whose tokenizer's own chat template is applied, with its prompt for an answer.
-        held_out_fraction: the share set aside for evaluation, by a hash of the text: equal prompts stay together.
     """
 
     path: str
+    """`*.jsonl`, `*.ndjson`, `*.csv`, `*.tsv`; a folder written by `datasets.save_to_disk`; or a hub data set,
+    "owner/name" (the last two need the extra `datasets`)."""
     split: str = "train"
+    """The split of a data set; files have none."""
     chat_template: str = "plain"
-    held_out_fraction: float = 0.0
+    """"plain" writes `User: ...` a line and ends with `Assistant:`; otherwise the folder or hub name of a model whose
+    tokenizer's own chat template is applied, with its prompt for an answer."""
+    held_out_fraction: ShareBelowOne = 0.0
+    """The share set aside for evaluation, by a hash of the text: equal prompts stay together."""
     part: Part = "training"
+    """Which prompts: those of training, or those set aside for evaluation."""
 
-    def __post_init__(self) -> None:
-        check_fraction(self.held_out_fraction)
+    def problems(self) -> Iterator[Problem]:
         _ = self._rows  # a file is refused when the task is made, not in the middle of a run
+        return iter(())
 
     @cached_property
     def _rows(self) -> list[Prompt]:

@@ -33,7 +33,8 @@ from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 
-from rlhf_env.errors import ConfigError, RewardError
+from rlhf_env.errors import ConfigError, Problem, RewardError
+from rlhf_env.settings import AtLeastOne, Positive, settings
 from rlhf_env.types import (
     AnyReward,
     BoundedAbove,
@@ -66,30 +67,17 @@ _VARIABLES = re.compile(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class Limits:
-    """What a reward in a process of its own may take.
+    """What a reward in a process of its own may take."""
 
-    `timeout`: seconds for one call (a batch of texts); then the process is killed, whatever it is at.
-    `memory_mb`: mebibytes of address space (RLIMIT_AS), which is more than what is in use: torch alone maps several
-        thousand, and a GPU's libraries tens of thousands.
-    `env_vars`: names of environment variables it may see beside the usual ones, for a reward that needs a key.
-    """
-
-    timeout: float = 60.0
-    memory_mb: int = 16_384
+    timeout: Positive = 60.0
+    """Seconds for one call (a batch of texts); then the process is killed, whatever it is at."""
+    memory_mb: AtLeastOne = 16_384
+    """Mebibytes of address space (RLIMIT_AS), which is more than what is in use: torch alone maps several thousand, and
+    a GPU's libraries tens of thousands."""
     env_vars: Sequence[str] = ()
-
-    def __post_init__(self) -> None:
-        problems = []
-        if not _is_number(self.timeout) or not 0.0 < self.timeout < math.inf:
-            problems.append(f"timeout: seconds above 0, got {self.timeout!r}")
-        if not isinstance(self.memory_mb, int) or isinstance(self.memory_mb, bool) or self.memory_mb < 1:
-            problems.append(f"memory_mb: mebibytes, a whole number of at least 1, got {self.memory_mb!r}")
-        if isinstance(self.env_vars, str) or not all(isinstance(name, str) for name in self.env_vars):
-            problems.append(f"env_vars: a list of names of environment variables, got {self.env_vars!r}")
-        if problems:
-            raise ConfigError(*problems)
+    """Names of environment variables it may see beside the usual ones, for a reward that needs a key."""
 
 
 class RewardFailed(Exception):
@@ -133,7 +121,8 @@ def _build(child: _Child, request: bytes, limits: Limits) -> Said:
         raise ConfigError(f"could not be made in a process of its own: it {error}") from error
     if "kind" not in said:
         child.end()
-        raise ConfigError(*said["refused"]) if "refused" in said else ConfigError(f"could not be made: {said}")
+        refused = [Problem(text, keys) for text, keys in said.get("refused", ())]
+        raise ConfigError(*refused or (f"could not be made: {said}",))
     return said
 
 
@@ -386,9 +375,9 @@ def _made(request: bytearray) -> tuple[AnyReward | None, Said]:
     try:
         reward = pickle.loads(request)()
     except ConfigError as error:
-        return None, {"refused": error.problems}
+        return None, {"refused": [(str(problem), getattr(problem, "keys", ())) for problem in error.problems]}
     except Exception as error:  # whatever a plugin raises while it is imported and built
-        return None, {"refused": [f"{type(error).__name__}: {error}"]}
+        return None, {"refused": [(f"{type(error).__name__}: {error}", ())]}
     kind = (
         "kl"
         if isinstance(reward, KLPenalty)
@@ -402,7 +391,8 @@ def _made(request: bytearray) -> tuple[AnyReward | None, Said]:
     try:
         json.dumps(state)
     except (TypeError, ValueError) as error:
-        return None, {"refused": [f"its state cannot leave its process, because it is more than plain values: {error}"]}
+        why = f"its state cannot leave its process, because it is more than plain values: {error}"
+        return None, {"refused": [(why, ())]}
     low = reward.low if isinstance(reward, BoundedBelow) else None
     high = reward.high if isinstance(reward, BoundedAbove) else None
     return reward, {

@@ -9,6 +9,7 @@ import numpy as np
 
 from rlhf_env.envs.tasks import TaskSpec, held_out, load_task, option_names, well_formed
 from rlhf_env.errors import ConfigError, under
+from rlhf_env.settings import fault
 from rlhf_env.types import (
     Bool,
     Episode,
@@ -55,10 +56,10 @@ class Mixture:
             with under("tasks", label if isinstance(tasks, Mapping) else place):
                 self.tasks[label] = load_task(spec)
         if not self.tasks:
-            raise ConfigError("mixture: one or more tasks are needed")
+            raise ConfigError(fault("tasks", "must be one or more"))
         wrong = [label for label in self.tasks if not label or "/" in label]
         if wrong:
-            raise ConfigError(f"mixture: a label must be a word without a slash, got {', '.join(map(repr, wrong))}")
+            raise ConfigError(fault("tasks", f"must have labels without a slash, got {', '.join(map(repr, wrong))}"))
         self.weights = self._shares(dict.fromkeys(self.tasks, 1.0) if weights is None else weights)
         inner = {name for task in self.tasks.values() for name in option_names(task)}
         self.option_names = ("weights", *sorted(inner - {"weights"}))
@@ -131,7 +132,8 @@ class Mixture:
         if isinstance(weights, Mapping):
             unknown = [label for label in weights if label not in self.tasks]
             if unknown:
-                raise ConfigError(f"weights: no task {', '.join(map(repr, unknown))} among {', '.join(self.tasks)}")
+                said = f"must be of {', '.join(self.tasks)}, and there is no task {', '.join(map(repr, unknown))}"
+                raise ConfigError(fault("weights", said))
             weights = [weights.get(label, 0.0) for label in self.tasks]
         shares = np.asarray(weights, dtype=np.float64)
         if (
@@ -140,15 +142,16 @@ class Mixture:
             or (shares < 0).any()
             or not shares.any()
         ):
-            raise ConfigError(
-                f"weights: one number for each of {', '.join(self.tasks)}, none below 0 and not all 0, got {weights!r}"
+            said = (
+                f"must be one number for each of {', '.join(self.tasks)}, none below 0 and not all 0, got {weights!r}"
             )
+            raise ConfigError(fault("weights", said))
         return np.asarray(shares / shares.sum(), dtype=np.float64)
 
 
 def _labels(tasks: Sequence[TaskSpec]) -> list[str]:
     if isinstance(tasks, str) or not isinstance(tasks, Sequence):
-        raise ConfigError(f"mixture: a list or a table of tasks is needed, got {tasks!r}")
+        raise ConfigError(fault("tasks", f"must be a list or a table of tasks, got {tasks!r}"))
     labels: list[str] = []
     for spec in tasks:
         name = spec.get("name") if isinstance(spec, Mapping) else spec

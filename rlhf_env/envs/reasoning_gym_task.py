@@ -17,7 +17,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from fractions import Fraction
 from functools import cached_property
 from typing import Any
@@ -29,7 +29,8 @@ from reasoning_gym.utils import extract_answer
 
 from rlhf_env.envs.global_generators import lent_generators
 from rlhf_env.envs.splits import Part, unit_interval
-from rlhf_env.errors import ConfigError, DataError, did_you_mean
+from rlhf_env.errors import ConfigError, DataError, Problem, did_you_mean
+from rlhf_env.settings import fault, settings
 from rlhf_env.types import Episode, JsonObject, JsonView, Prompt, ResetOptions
 
 _NOT_A_NUMBER = re.compile(r"\bnan\b", re.IGNORECASE)
@@ -40,7 +41,7 @@ UNSTEADY = frozenset({"isomorphic_strings", "knight_swap", "polynomial_multiplic
 _TRIES = 200  # attempts to find a problem of the right part: some generators have very few different problems
 
 
-@dataclass(frozen=True)
+@settings(kw_only=False)
 class ReasoningGym:
     """Problems of one reasoning-gym data set; the score is the data set's own `score_answer`, in [0, 1].
 
@@ -53,25 +54,27 @@ class ReasoningGym:
     a hash of their text, is held out for evaluation.
 
     `prompt.meta` holds `answer` (the oracle's; None for problems with many), `level`, and the whole problem as `entry`.
-
-    Args:
-        dataset: a name of reasoning-gym's, "leg_counting".
-        settings: of the data set's own configuration, {"min_animals": 2}.
-        level: difficulty from 0 up, in the steps of the data set's curriculum (its last one, where it has no more);
-            the reset option `level` replaces it. None is the data set's defaults, and so are those without curriculum.
-        seed: another one, other problems.
     """
 
     dataset: str
+    """A name of reasoning-gym's, "leg_counting"."""
     settings: JsonView = field(default_factory=dict)
+    """Settings of the data set's own configuration, {"min_animals": 2}."""
     level: int | None = None
+    """Difficulty from 0 up, in the steps of the data set's curriculum (its last one, where it has no more); the reset
+    option `level` replaces it. None is the data set's defaults, and so are those without curriculum."""
     seed: int = 0
+    """Another seed gives other problems."""
     part: Part = "training"
+    """Which prompts: those of training, or those set aside for evaluation."""
 
-    def __post_init__(self) -> None:
+    def problems(self) -> Iterator[Problem]:
         if self.dataset not in DATASETS:
-            raise ConfigError(f"reasoning_gym has no dataset {self.dataset!r}{did_you_mean(self.dataset, DATASETS)}")
-        _ = self._problems(self.level)
+            yield fault(
+                "dataset", f"{self.dataset!r} is not one of reasoning_gym's{did_you_mean(self.dataset, DATASETS)}"
+            )
+        else:
+            _ = self._problems(self.level)
 
     @property
     def option_names(self) -> tuple[str, ...]:
@@ -128,9 +131,11 @@ class ReasoningGym:
     def _problems(self, level: object) -> _Problems:
         """The generator of a level, made once. Raises ConfigError for settings that reasoning-gym refuses."""
         if level is not None and (not isinstance(level, (int, np.integer)) or isinstance(level, bool) or level < 0):
-            raise ConfigError(f"level: a whole number from 0 up, got {level!r}")
+            raise ConfigError(fault("level", f"must be a whole number from 0 up, got {level!r}"))
         if level is not None and self.dataset not in CURRICULA:
-            raise ConfigError(f"reasoning_gym {self.dataset!r} has no curriculum: leave its level out")
+            raise ConfigError(
+                Problem(f"reasoning_gym {self.dataset!r} has no curriculum: leave its level out", ("level",))
+            )
         level = None if level is None else int(level)
         if level not in self._levels:
             try:

@@ -15,7 +15,7 @@ from rlhf_env import plugins
 from rlhf_env.envs.isolation import Limits, isolated
 from rlhf_env.envs.rewards import Failures, RewardMix
 from rlhf_env.errors import ConfigError, Problem, did_you_mean, under
-from rlhf_env.plain_data import fits
+from rlhf_env.settings import Name, settings
 from rlhf_env.types import AnyReward, Episode, Float, JsonObject, JsonView, ScoresItself, Task
 
 
@@ -53,7 +53,12 @@ def from_function(function: Callable[..., Sequence[float | None]], **arguments: 
         name = getattr(function, "__name__", repr(function))
         unknown = [key for key in arguments if key not in accepted]
         if unknown:
-            raise ConfigError(*(f"reward {name!r}: no setting {key!r}{did_you_mean(key, accepted)}" for key in unknown))
+            raise ConfigError(
+                *(
+                    Problem(f"reward {name!r}: no setting {key!r}{did_you_mean(key, accepted)}", (key,))
+                    for key in unknown
+                )
+            )
     return FunctionReward(function, dict(arguments))
 
 
@@ -107,6 +112,18 @@ def load_rewards(spec: RewardSpec, task: Task, provided: Mapping[str, object] | 
     return RewardMix(parts, failures=failures)
 
 
+@settings
+class Mixing:
+    """What a table of [rewards] says of the part's place in the mix."""
+
+    weight: float = 1.0
+    """What the part's scores are multiplied by in the reward."""
+    plugin: Name | None = None
+    """The reward's name, where the part has another one."""
+    isolate: bool | None = None
+    """Run the reward in a process of its own (default: only where a limit of such a process is given)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RewardTable:
     """What a table of [rewards] says: of the mix (`weight`, `failures`), of the process, and the `plugin`'s own
@@ -122,40 +139,33 @@ class RewardTable:
     @classmethod
     def read(cls, name: str, value: object) -> RewardTable:
         """Raises ConfigError that names the part."""
-        settings: JsonObject = dict(value) if isinstance(value, Mapping) else {"weight": value}
+        own: JsonObject = dict(value) if isinstance(value, Mapping) else {"weight": value}
         problems: list[str] = []
 
         def take(kind: type[Any]) -> Any:
-            given = {it.name: settings.pop(it.name) for it in fields(kind) if it.name in settings}
+            given = {it.name: own.pop(it.name) for it in fields(kind) if it.name in own}
             try:
                 return kind(**given), bool(given)
             except ConfigError as error:
-                problems.extend(f"reward {name!r}: {problem}" for problem in error.problems)
+                error.found_in(f"reward {name!r}")
+                problems.extend(error.problems)
                 return None, True
 
-        weight, plugin = settings.pop("weight", 1.0), settings.pop("plugin", name)
-        if not fits(weight, float):
-            problems.append(Problem(f"reward {name!r}: weight {weight!r} is not a finite number", ("weight",), ""))
+        mixing, _ = take(Mixing)
         failures, _ = take(Failures)
         limits, limited = take(Limits)
-        isolate = settings.pop("isolate", limited)
-        if not isinstance(plugin, str):
-            problems.append(f"reward {name!r}: `plugin` is the name of a reward, got {plugin!r}")
-        if not isinstance(isolate, bool):
-            problems.append(f"reward {name!r}: isolate: true or false, got {isolate!r}")
-        elif limited and not isolate:
-            problems.append(
-                f"reward {name!r}: timeout, memory_mb and env_vars need a process of its own: isolate = true"
-            )
+        if limited and mixing is not None and mixing.isolate is False:
+            why = "timeout, memory_mb and env_vars need a process of its own: isolate = true"
+            problems.append(Problem(f"reward {name!r}: {why}", ("isolate",)))
         if problems:
             raise ConfigError(*problems)
         return cls(
             name=name,
-            plugin=plugin,
-            weight=weight,
+            plugin=mixing.plugin or name,
+            weight=mixing.weight,
             failures=failures,
-            limits=limits if isolate else None,
-            settings=settings,
+            limits=limits if limited or mixing.isolate else None,
+            settings=own,
         )
 
     def require_plugin(self) -> None:
@@ -172,7 +182,9 @@ def _load_part(table: RewardTable, task: Task, provided: JsonObject) -> AnyRewar
         if not isinstance(task, ScoresItself):
             raise ConfigError(f"the task {type(task).__name__} has no score of its own: name a reward")
         if table.settings:
-            raise ConfigError(*(f"{where}: the task's own score has no setting {key!r}" for key in table.settings))
+            raise ConfigError(
+                *(Problem(f"{where}: the task's own score has no setting {key!r}", (key,)) for key in table.settings)
+            )
         build: Callable[[], AnyReward] = partial(TaskReward, task)
     else:
         entry = plugins.host().entry("reward", table.plugin)
@@ -183,9 +195,11 @@ def _load_part(table: RewardTable, task: Task, provided: JsonObject) -> AnyRewar
     try:
         return isolated(build, table.limits)
     except ConfigError as error:
-        said = [p if p.startswith(where) else f"{where}: {p}" for p in error.problems]
+        error.found_in(where)
         hint = " (a process of its own is lent the tokenizer, and not the run's models)"
-        raise ConfigError(*(p + hint if p.endswith("'reference' is required") else p for p in said)) from error
+        raise ConfigError(
+            *(p + hint if p.endswith("'reference' is required") else p for p in error.problems)
+        ) from error
 
 
 def _build(entry: plugins.Entry, settings: JsonObject, provided: JsonObject, where: str) -> AnyReward:

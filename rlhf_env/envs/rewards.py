@@ -12,15 +12,16 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, TypeGuard, cast
+from typing import Annotated, Literal, cast
 
 import numpy as np
+from annotated_types import Interval
 
 from rlhf_env.envs.isolation import RewardFailed
 from rlhf_env.envs.reward_answers import LARGEST_SCORE, Answers, episode_answers, token_answers
 from rlhf_env.envs.waiting import Asking, WaitsOutside
 from rlhf_env.errors import ConfigError, RewardError
-from rlhf_env.plain_data import fits
+from rlhf_env.settings import Share, fits, settings
 from rlhf_env.types import (
     AnyReward,
     Episode,
@@ -36,30 +37,18 @@ from rlhf_env.types import (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class Failures:
     """What becomes of episodes that a part fails to score: it raised, hung, died, or gave NaN or no sane number.
-
-    `on_error`: "stop" ends the run with a RewardError. "skip" leaves the episode without a score; it is left out of the
-        update, and counted. A number stands in for the score, unweighted (of a token part: for each token's).
-    `max_bad_fraction`: more of a rollout's episodes than this end the run all the same.
 
     An answer of the wrong form (their number, their type) is nobody's episode and always ends the run.
     """
 
-    on_error: Literal["stop", "skip"] | float = "stop"
-    max_bad_fraction: float = 0.1
-
-    def __post_init__(self) -> None:
-        problems = []
-        if self.on_error not in ("stop", "skip") and not (
-            _is_number(self.on_error) and abs(self.on_error) <= LARGEST_SCORE
-        ):
-            problems.append(f'on_error: "stop", "skip" or a number to score with, got {self.on_error!r}')
-        if not _is_number(self.max_bad_fraction) or not 0.0 <= self.max_bad_fraction <= 1.0:
-            problems.append(f"max_bad_fraction: a share of the episodes in [0, 1], got {self.max_bad_fraction!r}")
-        if problems:
-            raise ConfigError(*problems)
+    on_error: Literal["stop", "skip"] | Annotated[float, Interval(ge=-LARGEST_SCORE, le=LARGEST_SCORE)] = "stop"
+    """"stop" ends the run with a RewardError. "skip" leaves the episode without a score; it is left out of the update,
+    and counted. A number stands in for the score, unweighted (of a token part: for each token's)."""
+    max_bad_fraction: Share = 0.1
+    """More of a rollout's episodes than this end the run all the same."""
 
     def allowed(self, rows: int) -> int:
         """How many of `rows` episodes may fail."""
@@ -384,10 +373,6 @@ def _question(part: AnyReward) -> Callable[[Sequence[Episode]], object]:
 
 def _reads_logprobs(part: AnyReward) -> bool:
     return isinstance(part, ReadsLogprobs) and bool(part.needs_logprobs)
-
-
-def _is_number(value: object) -> TypeGuard[int | float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _what_it_did(error: BaseException) -> str:

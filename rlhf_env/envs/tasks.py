@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
+from typing import Annotated
+
+from annotated_types import MinLen
 
 from rlhf_env import plugins
 from rlhf_env.envs.splits import Part, held_out_texts
-from rlhf_env.errors import ConfigError, DataError, Problem
+from rlhf_env.errors import ConfigError, Problem
+from rlhf_env.settings import Chooses, ShareBelowOne, settings
 from rlhf_env.types import Episode, HoldsOut, JudgesForm, Prompt, ReadsOptions, ResetOptions, Task
+
+# A task as a user writes it: a name, a table with a name and settings, or the task itself.
+TaskSpec = Annotated[str | Mapping[str, object] | Task, Chooses("task")]
 
 
 @plugins.hookimpl
@@ -29,10 +36,6 @@ def register_tasks(register: plugins.Register) -> None:
     register("textarena", "rlhf_env.envs.textarena_task:TextArena", needs="textarena")
 
 
-# A task as a user writes it: a name, a table with a name and settings, or the task itself.
-TaskSpec = str | Mapping[str, object] | Task
-
-
 def load_task(spec: TaskSpec) -> Task:
     """The task of a name, `"echo"`, or of a table, `{"name": "echo", "length": 3}`; a task is returned unchanged."""
     if isinstance(spec, str):
@@ -45,7 +48,7 @@ def load_task(spec: TaskSpec) -> Task:
     parameters = dict(spec)
     name = parameters.pop("name", None)
     if not isinstance(name, str):
-        raise ConfigError(Problem(f"a task table needs a name, got {dict(spec)!r}", ("name",), ""))
+        raise ConfigError(Problem(f"a task table needs a name, got {dict(spec)!r}", ("name",)))
     task: Task = plugins.build_plugin("task", name, parameters)
     return task
 
@@ -55,29 +58,20 @@ def held_out(task: Task) -> Task:
     return task.held_out() if isinstance(task, HoldsOut) else task
 
 
-@dataclass(frozen=True)
+@settings(kw_only=False)
 class Prompts:
-    """A list of prompts, of which about `held_out_fraction` are for evaluation (of two or more, at least one).
+    """A list of prompts.
 
     A hash of a prompt's text decides on which side it is. So equal prompts are on the same side, and a prompt stays on
     its side when the list grows.
     """
 
-    prompts: Sequence[str]
-    held_out_fraction: float = 0.0
+    prompts: Annotated[Sequence[str], MinLen(1)]
+    """The texts."""
+    held_out_fraction: ShareBelowOne = 0.0
+    """The share set aside for evaluation (at least one prompt, if there are two and the share is above 0)."""
     part: Part = "training"
-
-    def __post_init__(self) -> None:
-        if isinstance(self.prompts, str) or not self.prompts:
-            raise ConfigError("prompts: a list of one or more strings is needed")
-        problems = [
-            f"prompts[{i}] is {type(text).__name__}, not a string"
-            for i, text in enumerate(self.prompts)
-            if not isinstance(text, str)
-        ]
-        if problems:
-            raise DataError(*problems[:20])
-        check_fraction(self.held_out_fraction)
+    """Which prompts: those of training, or those set aside for evaluation."""
 
     @cached_property
     def _places(self) -> list[int]:
@@ -115,8 +109,3 @@ def places_of(part: Part, texts: Sequence[str], held_out_fraction: float) -> lis
     """The indices into `texts` of one part; all of them if nothing can be held out."""
     held = held_out_texts(texts, held_out_fraction)
     return [i for i, text in enumerate(texts) if not held or (text in held) == (part == "held_out")]
-
-
-def check_fraction(held_out_fraction: float) -> None:
-    if not 0.0 <= held_out_fraction < 1.0:
-        raise ConfigError(f"held_out_fraction must be in [0, 1), got {held_out_fraction}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -12,13 +12,14 @@ from textarena.envs.registration import ENV_REGISTRY
 
 from rlhf_env.envs.global_generators import lent_generators
 from rlhf_env.envs.splits import Part
-from rlhf_env.errors import ConfigError, DataError, did_you_mean
+from rlhf_env.errors import ConfigError, DataError, Problem, did_you_mean
+from rlhf_env.settings import fault, settings
 from rlhf_env.types import Episode, JsonView, Prompt, ResetOptions
 
 _FORMATTING = textarena.wrappers.ActionFormattingWrapper
 
 
-@dataclass(frozen=True)
+@settings(kw_only=False)
 class TextArena:
     """A one-player game of textarena, for example "GuessTheNumber-v0". The score is the game's own reward at its end.
 
@@ -31,20 +32,20 @@ class TextArena:
     FifteenPuzzle, FrozenLake, GuessTheNumber, LightsOut, LogicPuzzle, Mastermind, Minesweeper, PegJump, RushHour,
     Secretary, Set, Slitherlink, Sokoban, Sudoku, ThreeCardMonte, TowerOfHanoi. Wordle, Hangman, WordLadder, WordSearch
     need word lists that nltk downloads. GuessWho and TwentyQuestions ask a model over the network, with a key.
-
-    Args:
-        game: an id of textarena's, without its endings "-train" and "-raw".
-        settings: arguments of the game, {"max_number": 7}.
     """
 
     game: str
+    """An id of textarena's, without its endings "-train" and "-raw"."""
     settings: JsonView = field(default_factory=dict)
+    """Arguments of the game, {"max_number": 7}."""
     part: Part = "training"
+    """Which games: those of training, or those set aside for evaluation."""
 
-    def __post_init__(self) -> None:
+    def problems(self) -> Iterator[Problem]:
         known = [name.removesuffix("-raw") for name in ENV_REGISTRY if name.endswith("-raw")]
         if self.game not in known:
-            raise ConfigError(f"textarena has no game {self.game!r}{did_you_mean(self.game, known)}")
+            yield fault("game", f"{self.game!r} is not one of textarena's{did_you_mean(self.game, known)}")
+            return
         try:
             self._play(0, ())
         except LookupError as error:
@@ -57,7 +58,7 @@ class TextArena:
                 f"textarena's {self.game} cannot be played by one player here: {type(error).__name__}: {error}"
             ) from error
         if not isinstance(self._game.state, textarena.SinglePlayerState):
-            raise ConfigError(f"textarena's {self.game} is not a game for one player")
+            yield fault("game", f"{self.game} is not a game for one player")
 
     @property
     def size(self) -> None:

@@ -3,38 +3,44 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property, lru_cache
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Len
 
 from rlhf_env.envs.splits import Part, unit_interval
 from rlhf_env.envs.tasks import places_of
-from rlhf_env.errors import ConfigError
+from rlhf_env.errors import ConfigError, Problem
+from rlhf_env.settings import AtLeastOne, Name, fault, settings
 from rlhf_env.types import Episode, Float, Prompt, ResetOptions
 
 _SET_ASIDE = 0.25  # the share of prompts that is held out for evaluation
 _FEW = 1024  # up to this many possible words are listed; more are drawn until one fits
 
 
-@dataclass(frozen=True)
+def _repeated(name: str, symbols: str) -> Iterator[Problem]:
+    if len(set(symbols)) != len(symbols):
+        yield fault(name, f"must be different symbols, got {symbols!r}")
+
+
+@settings(kw_only=False)
 class Count:
     """Write one letter many times.
 
     Reward: (number of `letter`s in the response) / `target`, at most 1, minus the share of other characters. Any policy
     has a gradient here from the first update on, as the default task of an environment should have.
-
-    With `exact` the reward is sparse: 1 for `target` letters and nothing else, 0 for every other response. A policy has
-    to write that one response by chance before it can learn anything.
     """
 
-    letter: str = "a"
-    target: int = 8
+    letter: Annotated[str, Len(1, 1)] = "a"
+    """The letter to write."""
+    target: AtLeastOne = 8
+    """How many of them earn all of the reward."""
     exact: bool = False
-
-    def __post_init__(self) -> None:
-        if len(self.letter) != 1 or self.target < 1:
-            raise ConfigError(f"count needs one letter and target >= 1, got {self.letter!r}, {self.target}")
+    """The reward is 1 for `target` letters and nothing else, and 0 for all other responses. It is sparse: a policy has
+    to come upon the one response by chance before there is anything to learn from."""
 
     @property
     def size(self) -> int:
@@ -51,7 +57,7 @@ class Count:
         return min(hits / self.target, 1.0) - others / max(len(episode.response), 1)
 
 
-@dataclass(frozen=True)
+@settings(kw_only=False)
 class Echo:
     """Repeat the prompt. Reward: the number of positions with the right character, over the longer text's length.
 
@@ -59,15 +65,14 @@ class Echo:
     About a quarter of all words of each length is held out for evaluation.
     """
 
-    length: int = 3
-    alphabet: str = "ab"
+    length: AtLeastOne = 3
+    """Symbols of a prompt."""
+    alphabet: Name = "ab"
+    """The symbols that prompts are made of."""
     part: Part = "training"
+    """Which prompts: those of training, or those set aside for evaluation."""
 
     option_names = ("level",)
-
-    def __post_init__(self) -> None:
-        if self.length < 1 or not self.alphabet:
-            raise ConfigError(f"echo needs length >= 1 and a non-empty alphabet, got {self.length}, {self.alphabet!r}")
 
     @property
     def size(self) -> None:
@@ -110,7 +115,7 @@ def _few_words(symbols: str, length: int, part: Part) -> list[str]:
     return [words[place] for place in places_of(part, words, _SET_ASIDE)]
 
 
-@dataclass(frozen=True)
+@settings(kw_only=False)
 class Increasing:
     """Continue an increasing sequence: `"3<"` may be answered by `"4578"`. `alphabet` may hold letters as well.
 
@@ -118,16 +123,17 @@ class Increasing:
     `length` or by the response's length, whichever is larger. Every prompt leaves room for `length` larger symbols.
     """
 
-    length: int = 4
-    alphabet: str = "0123456789"
+    length: AtLeastOne = 4
+    """Rising symbols that earn all of the reward."""
+    alphabet: Name = "0123456789"
+    """Different symbols, in rising order."""
     part: Part = "training"
+    """Which prompts: those of training, or those set aside for evaluation."""
 
-    def __post_init__(self) -> None:
-        if len(set(self.alphabet)) != len(self.alphabet) or not 1 <= self.length < len(self.alphabet):
-            raise ConfigError(
-                f"increasing needs different symbols and a length from 1 to one less than their number, "
-                f"got {self.alphabet!r}, {self.length}"
-            )
+    def problems(self) -> Iterator[Problem]:
+        yield from _repeated("alphabet", self.alphabet)
+        if self.length >= len(self.alphabet):
+            yield fault("length", f"must be below the {len(self.alphabet)} symbols of the alphabet, got {self.length}")
 
     @cached_property
     def _starts(self) -> str:
@@ -152,7 +158,7 @@ class Increasing:
         return min(increases, self.length) / max(self.length, len(episode.response))
 
 
-@dataclass(frozen=True)
+@settings(kw_only=False)
 class Enumerable:
     """One prompt with so few possible responses that every expectation over them can be computed exactly.
 
@@ -160,15 +166,15 @@ class Enumerable:
     most `longest` symbols: 85 by default. `rewards` is the table of their rewards, drawn from `seed`.
     """
 
-    symbols: str = "abcd"
-    longest: int = 3
+    symbols: Name = "abcd"
+    """Different symbols that responses are made of."""
+    longest: AtLeastOne = 3
+    """Symbols of the longest response."""
     seed: int = 0
+    """What the worth of the responses is drawn from."""
 
-    def __post_init__(self) -> None:
-        if not self.symbols or len(set(self.symbols)) != len(self.symbols) or self.longest < 1:
-            raise ConfigError(
-                f"enumerable needs different symbols and longest >= 1, got {self.symbols!r}, {self.longest}"
-            )
+    def problems(self) -> Iterator[Problem]:
+        yield from _repeated("symbols", self.symbols)
 
     @cached_property
     def responses(self) -> tuple[str, ...]:
@@ -200,28 +206,27 @@ class Enumerable:
         return self._reward_of.get(episode.response, 0.0)
 
 
-@dataclass(frozen=True)
+@settings(kw_only=False)
 class Guess:
     """Find the secret letter in a conversation: the task answers a wrong guess by ">" (the secret is above) or "<".
 
         ?   d|   >   f|   <   e|            (the agent's turns end with its end token, here "|")
 
-    A turn that is not a single letter is answered by "!" and counts as a guess. There are at most `turns` guesses.
-    Reward: 1 if the first guess is right, 1 - 1/turns if the second is, and so on; 0 if none is. Binary search is
-    optimal: with the default seven letters and three turns it earns (1 + 2 * 2/3 + 4 * 1/3) / 7 = 11/21. The option
-    `level` is the number of letters in play.
+    A turn that is not a single letter is answered by "!" and counts as a guess. Reward: 1 if the first guess is right,
+    1 - 1/turns if the second is, and so on; 0 if none is. Binary search is optimal: with the default seven letters and
+    three turns it earns (1 + 2 * 2/3 + 4 * 1/3) / 7 = 11/21. The option `level` is the number of letters in play.
     """
 
-    alphabet: str = "abcdefg"
-    turns: int = 3
+    alphabet: Name = "abcdefg"
+    """Different letters in rising order, one of which is the secret."""
+    turns: AtLeastOne = 3
+    """How many guesses there are."""
 
     option_names = ("level",)
 
-    def __post_init__(self) -> None:
-        if list(self.alphabet) != sorted(set(self.alphabet)) or not self.alphabet or self.turns < 1:
-            raise ConfigError(
-                f"guess needs different letters in rising order and turns >= 1, got {self.alphabet!r}, {self.turns}"
-            )
+    def problems(self) -> Iterator[Problem]:
+        if list(self.alphabet) != sorted(set(self.alphabet)):
+            yield fault("alphabet", f"must be different letters in rising order, got {self.alphabet!r}")
 
     @property
     def size(self) -> int:

@@ -8,8 +8,9 @@ from functools import cached_property
 import numpy as np
 
 from rlhf_env.envs.splits import Part, held_out_texts, unit_interval
-from rlhf_env.envs.tasks import TaskSpec, check_fraction, load_task, option_names
+from rlhf_env.envs.tasks import TaskSpec, load_task, option_names
 from rlhf_env.errors import under
+from rlhf_env.settings import ShareBelowOne, require
 from rlhf_env.types import Bool, Episode, Int, JudgesForm, MasksActions, Prompt, Replies, ResetOptions, ScoresItself
 
 _TRIES = 1000  # of indices, for a prompt on the wanted side of an unbounded task
@@ -20,6 +21,11 @@ class Validation:
 
     So settings are chosen without looking at the held-out prompts on which results are reported. A hash of a prompt's
     text decides on which side it is. A task with a single prompt has it on both sides.
+
+    Args:
+        task: the other task: a name, a table or a task.
+        share: about this share of its training prompts is evaluated on.
+        part: which prompts: those of training, or those set aside for evaluation.
     """
 
     score: Callable[[Episode], float]
@@ -27,8 +33,8 @@ class Validation:
     well_formed: Callable[[Episode], bool]
     action_mask: Callable[[Prompt, Int], Bool]
 
-    def __init__(self, task: TaskSpec, share: float = 0.2, part: Part = "training") -> None:
-        check_fraction(share)
+    def __init__(self, task: TaskSpec, share: ShareBelowOne = 0.2, part: Part = "training") -> None:
+        require(share=(share, ShareBelowOne))
         with under("task"):
             self.task = load_task(task)
         self.share, self.part = share, part

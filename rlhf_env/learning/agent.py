@@ -11,6 +11,7 @@ import numpy as np
 from rlhf_env.errors import ConfigError
 from rlhf_env.learning.engine import Engine, Optimizer
 from rlhf_env.learning.spending import Spending
+from rlhf_env.settings import fault
 from rlhf_env.types import Float, Int, Observation, ResetOptions, State, Task, Tokenizer
 
 if TYPE_CHECKING:
@@ -159,9 +160,13 @@ class Setup:
     def require_groups(self, group_size: int, least: int = 2) -> None:
         """Refuse a group size that compares nothing, or that does not fit the batch."""
         if group_size < least:
-            raise ConfigError(f"group_size {group_size}: at least {least} responses to a prompt are compared")
+            raise ConfigError(
+                fault("group_size", f"must be at least {least}, to compare responses to a prompt, got {group_size}")
+            )
         if self.batch_size % group_size:
-            raise ConfigError(f"group_size {group_size} does not divide the batch of {self.batch_size} rows (num_envs)")
+            raise ConfigError(
+                fault("group_size", f"{group_size} does not divide the batch of {self.batch_size} rows (num_envs)")
+            )
 
 
 def learned_state(policy: Policy, optimizer: Optimizer, order: np.random.Generator) -> State:

@@ -6,10 +6,10 @@ import dataclasses
 import typing
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, TypeVar, get_origin
+from typing import Any, TypeVar
 
-from rlhf_env.errors import ConfigError, Key, Problem, did_you_mean
-from rlhf_env.plain_data import fits, spoken
+from rlhf_env.errors import ConfigError, Problem, did_you_mean
+from rlhf_env.settings import fitted, hints_of, problems_between
 from rlhf_env.types import JsonObject, JsonView
 
 _T = TypeVar("_T")
@@ -33,11 +33,17 @@ def _build(cls: type[Any], table: JsonView, where: str, keys: tuple[str, ...], p
     """`keys` lead to `table` from the outermost one."""
     found_before = len(problems)
 
-    def note(said: str, *within: Key) -> None:
-        problems.append(Problem(f"{where}: {said}", (*keys, *within), "" if within else said))
+    def note(problem: str) -> None:
+        within = problem.keys if isinstance(problem, Problem) else ()
+        problems.append(Problem(f"{where}: {problem}", (*keys, *within)))
 
-    hints = typing.get_type_hints(cls)
-    fields = {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
+    def take(key: str, value: object, hint: Any) -> None:
+        given[key], wrong = fitted(value, hint, (key,))
+        for problem in wrong:
+            note(problem)
+
+    hints = hints_of(cls)
+    fields = {field.name: hints.get(field.name, Any) for field in dataclasses.fields(cls) if field.init}
     nested = {name: hint for name, hint in fields.items() if isinstance(hint, type) and dataclasses.is_dataclass(hint)}
     inner_names = [(inner.name, name) for name, hint in nested.items() for inner in dataclasses.fields(hint)]
     times = Counter(inner for inner, _ in inner_names)
@@ -49,13 +55,13 @@ def _build(cls: type[Any], table: JsonView, where: str, keys: tuple[str, ...], p
             if isinstance(value, Mapping):
                 tables.setdefault(key, {}).update(value)
             else:
-                given[key] = _checked(value, nested[key], f"{where} {key}", (*keys, key), problems)
+                take(key, value, nested[key])
         elif key in fields:
-            given[key] = _checked(value, fields[key], f"{where} {key}", (*keys, key), problems)
+            take(key, value, fields[key])
         elif key in lifted:
             tables.setdefault(lifted[key], {})[key] = value
         else:
-            note(f"no setting {key!r}{did_you_mean(key, [*fields, *lifted])}", key)
+            note(Problem(f"no setting {key!r}{did_you_mean(key, [*fields, *lifted])}", (key,)))
     for name, inner_table in tables.items():
         default = next(f for f in dataclasses.fields(cls) if f.name == name)
         base = dataclasses.MISSING if default.metadata.get("whole") else _default_of(default)
@@ -70,12 +76,15 @@ def _build(cls: type[Any], table: JsonView, where: str, keys: tuple[str, ...], p
     for name in missing:
         note(f"the setting {name!r} is required")
     if len(problems) > found_before:
+        found = [Problem(problem, problem.keys[len(keys) :]) for problem in problems[found_before:]]
+        for further in () if missing else problems_between(cls, given, found):
+            note(further)
         return None
     try:
         return cls(**given)
     except ValueError as error:
         for problem in error.problems if isinstance(error, ConfigError) else (str(error),):
-            note(problem, *getattr(problem, "keys", ()))
+            note(problem)
         return None
 
 
@@ -85,13 +94,3 @@ def _default_of(field: dataclasses.Field[Any]) -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return dataclasses.MISSING
-
-
-def _checked(value: Any, hint: Any, where: str, keys: tuple[str, ...], problems: list[Problem]) -> Any:
-    """`value` as the type the field declares, or a problem noted."""
-    if fits(value, hint):
-        if get_origin(hint) is tuple:  # TOML has lists only
-            return tuple(value)
-        return float(value) if hint is float else value
-    problems.append(Problem(f"{where}: {value!r} is not {spoken(hint)}", keys, ""))
-    return value

@@ -16,7 +16,7 @@ from torch import Tensor
 from rlhf_env.errors import ConfigError, RunFailed
 from rlhf_env.learning.schedules import ScheduleName, multiplier
 from rlhf_env.learning.spending import Spending
-from rlhf_env.plain_data import refuse_misfits
+from rlhf_env.settings import NonNegative, Positive, Share, ShareBelowOne, Whole, settings
 from rlhf_env.types import State
 
 LARGE = 5_000_000  # a model of this many parameters gains from a second thread
@@ -25,43 +25,30 @@ if TYPE_CHECKING:
     from rlhf_env.learning.rollout import Rollout
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class Optimization:
-    """How gradients become steps; the same settings for every agent that trains.
+    """How gradients become steps; the same settings for every agent that trains."""
 
-    `lr`: AdamW's learning rate. `schedule`, `warmup` (share of the budget), `floor`: its course over the budget.
-    `max_grad_norm`: the gradient is scaled down to this norm (0: never). `micro_batch_size`: rows per backward pass
-    (0: no limit), and `micro_batch_tokens`: tokens, padding counted (0: no limit); texts of like length go together.
-    Settings of memory and speed, which change no result but the last digits.
-    """
-
-    lr: float = 2e-4
+    lr: Positive = 2e-4
+    """AdamW's learning rate."""
     schedule: ScheduleName = "constant"
-    warmup: float = 0.0
-    floor: float = 0.0
-    weight_decay: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.95
-    max_grad_norm: float = 1.0
-    micro_batch_size: int = 0
-    micro_batch_tokens: int = 4096
-
-    def __post_init__(self) -> None:
-        refuse_misfits(self)
-        problems = []
-        if not self.lr > 0:
-            problems.append(f"lr must be positive, got {self.lr}")
-        for name in ("warmup", "floor"):
-            if not 0 <= getattr(self, name) <= 1:
-                problems.append(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                problems.append(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        for name in ("weight_decay", "max_grad_norm", "micro_batch_size", "micro_batch_tokens"):
-            if not getattr(self, name) >= 0:
-                problems.append(f"{name} must not be negative, got {getattr(self, name)}")
-        if problems:
-            raise ConfigError(*problems)
+    """The course of the learning rate over the budget."""
+    warmup: Share = 0.0
+    """The share of the budget over which the learning rate rises to `lr`."""
+    floor: Share = 0.0
+    """What a falling schedule ends at, as a share of `lr`."""
+    weight_decay: NonNegative = 0.0
+    """AdamW's weight decay."""
+    beta1: ShareBelowOne = 0.9
+    """AdamW's decay of the mean of gradients."""
+    beta2: ShareBelowOne = 0.95
+    """AdamW's decay of the mean of their squares."""
+    max_grad_norm: NonNegative = 1.0
+    """The gradient is scaled down to this norm (0: never)."""
+    micro_batch_size: Whole = 0
+    """Rows per backward pass (0: no limit). It saves memory, and changes no result but its last digits."""
+    micro_batch_tokens: Whole = 4096
+    """Tokens per backward pass, padding counted (0: no limit). Texts of like length go together."""
 
 
 class Optimizer:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from functools import cached_property, partial
 from inspect import signature
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tomli_w
+from annotated_types import Ge, Le
 
 from rlhf_env import plugins
 from rlhf_env.envs.reward_tables import RewardTable, load_rewards
@@ -26,75 +27,78 @@ from rlhf_env.learning.models import fitted, load_policy, load_tokenizer_of
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
 from rlhf_env.learning.sources import EnvSource, Source
 from rlhf_env.learning.spending import Budget, Spending, Stopping
-from rlhf_env.plain_data import refuse_misfits
 from rlhf_env.policies.language_model import ROWS_AT_ONCE
 from rlhf_env.policies.policy import Policy, Sampling
+from rlhf_env.settings import (
+    AtLeastOne,
+    Chooses,
+    EachChooses,
+    Name,
+    NonNegative,
+    Positive,
+    Seed,
+    Whole,
+    fault,
+    settings,
+)
 from rlhf_env.toml_files import naming_lines, read_toml
-from rlhf_env.types import JsonObject, JsonView, Task
+from rlhf_env.types import JsonView, Task
 
 # What no machine that this is for can hold: a mistyped size is a message, and not the end of all that runs there.
-_MOST = 2**20  # texts side by side, tokens of a text, prompts of an evaluation
+_MOST = 2**20
+_Size = Annotated[int, Ge(1), Le(_MOST)]  # texts side by side, tokens of a text, prompts of an evaluation
 _MOST_TOKENS = 2**28  # of all texts side by side: 2 GiB of ids
-_SEEDS = 2**40  # seeds are multiplied and added to, and torch takes 64 bits
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class PolicySettings:
-    """Who writes. `model`: a folder, a shipped model, a hub name, "tiny" (small and random, for toy tasks) or "table".
+    """Who writes the texts."""
 
-    "table" is a table of logits, for tasks of one prompt and so few responses that they can be enumerated.
-    `tokenizer`: default the model's own; needed with "tiny" ("bytes" or "alphabet:abc") and "table" ("alphabet:abc").
-
-    `revision`: of a hub name, a branch, tag or commit: with a commit, what its owner changes later changes nothing.
-
-    `rows_at_once`: texts that are sampled side by side and whose keys and values are kept: it bounds the memory. More
-    are written in several waves; with fewer than `num_envs`, acting token by token reads all texts anew at each step.
-    `fused`: sample by a quicker way through the models of the common families, whose weights it copies for as long;
-    false: through the library's modules, with the same results up to rounding.
-    """
-
-    model: str = "tiny"
-    tokenizer: str | None = None
+    model: Name = "tiny"
+    """A folder, a shipped model, a hub name; "tiny" (small and random, for toy tasks); or "table", a table of logits
+    for tasks of one prompt and so few responses that they can be enumerated."""
+    tokenizer: Name | None = None
+    """Default: the model's own. "tiny" needs one ("bytes" or "alphabet:abc"), and so does "table" ("alphabet:abc")."""
     dtype: Literal["float32", "float64"] = "float32"
+    """The type of the weights."""
     sampling: Sampling = field(default_factory=Sampling)
-    rows_at_once: int = ROWS_AT_ONCE
+    """The distribution that tokens are drawn from."""
+    rows_at_once: AtLeastOne = ROWS_AT_ONCE
+    """Texts that are sampled side by side and whose keys and values are kept: it bounds the memory. More texts are
+    written in several waves; with fewer than `num_envs`, acting token by token reads all texts anew at each step."""
     fused: bool = True
+    """Sample by a quicker way through the models of the common families, whose weights it copies for as long; false:
+    through the library's modules, with the same results up to rounding."""
     revision: str | None = None
-
-    def __post_init__(self) -> None:
-        refuse_misfits(self)
-        problems = [f"{name} must not be empty" for name in ("model", "tokenizer") if getattr(self, name) == ""]
-        if self.rows_at_once < 1:
-            problems.append(f"rows_at_once must be at least 1, got {self.rows_at_once}")
-        if problems:
-            raise ConfigError(*problems)
+    """Of a hub name: a branch, tag or commit. With a commit, what the model's owner changes later changes nothing."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class EnvironmentSettings:
-    """The environment: `num_envs` texts side by side, seen as whole responses, segments or tokens."""
+    """The environment: texts side by side, seen as whole responses, segments or tokens."""
 
-    num_envs: int = 64
-    max_new_tokens: int = 24
-    max_prompt_tokens: int = 32
+    num_envs: _Size = 64
+    """Texts side by side."""
+    max_new_tokens: _Size = 24
+    """The longest response, in tokens."""
+    max_prompt_tokens: _Size = 32
+    """The longest prompt, in tokens."""
     view: Literal["response", "token"] = "response"
-    action_length: int | None = None
+    """What one action is: a whole response or one token."""
+    action_length: AtLeastOne | None = None
+    """Tokens of one action, instead of what `view` says: a segment."""
 
-    def __post_init__(self) -> None:
-        refuse_misfits(self)
-        sizes = {name: getattr(self, name) for name in ("num_envs", "max_new_tokens", "max_prompt_tokens")}
-        problems = [p for name, size in sizes.items() for p in _outside(name, size)]
-        if not problems and self.num_envs * (self.max_prompt_tokens + self.max_new_tokens) > _MOST_TOKENS:
-            problems.append(
-                f"num_envs = {self.num_envs:,} texts of {self.max_prompt_tokens:,} + {self.max_new_tokens:,} tokens "
-                f"are more than {_MOST_TOKENS:,} tokens: take fewer texts, or shorter ones"
+    def problems(self) -> Iterator[Problem]:
+        if self.num_envs * (self.max_prompt_tokens + self.max_new_tokens) > _MOST_TOKENS:
+            yield fault(
+                "num_envs",
+                f"= {self.num_envs:,} texts of {self.max_prompt_tokens:,} + {self.max_new_tokens:,} tokens "
+                f"are more than {_MOST_TOKENS:,} tokens: take fewer texts, or shorter ones",
             )
-        if self.action_length is not None and not 1 <= self.action_length <= self.max_new_tokens:
-            problems.append(
-                f"action_length must be in 1..{self.max_new_tokens} (max_new_tokens), got {self.action_length}"
+        if self.action_length is not None and self.action_length > self.max_new_tokens:
+            yield fault(
+                "action_length", f"must be at most {self.max_new_tokens} (max_new_tokens), got {self.action_length}"
             )
-        if problems:
-            raise ConfigError(*problems)
 
     @property
     def length(self) -> int:
@@ -104,76 +108,72 @@ class EnvironmentSettings:
         return 1 if self.view == "token" else self.max_new_tokens
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class EvaluationSettings:
-    """The external evaluator: held-out `prompts` (the first so many), every `every` updates (0: only at the end).
+    """The external evaluator, which measures on held-out prompts."""
 
-    `rewards`: rewards to measure beside the training objective that no agent sees, as in [rewards]: the gold reward.
-    """
-
-    prompts: int = 128
-    every: int = 0
-    seed: int = 12_345
-    rewards: JsonObject = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        refuse_misfits(self)
-        problems = [*_negative(self, "every"), *_no_seed(self.seed)]
-        problems += _outside("prompts", self.prompts)
-        if problems:
-            raise ConfigError(*problems)
+    prompts: _Size = 128
+    """How many of the held-out prompts are measured on, from the first one on."""
+    every: Whole = 0
+    """Updates from one evaluation to the next (0: only at the end)."""
+    seed: Seed = 12_345
+    """What the texts of an evaluation are drawn from."""
+    rewards: Annotated[dict[str, Any], EachChooses("reward")] = field(default_factory=dict)
+    """Rewards to measure beside the training objective that no agent sees, as in [rewards]: the gold reward."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class Experiment:
-    """Everything a run depends on. `load` reads a TOML file; `to_toml` writes the resolved one.
-
-    `preferences`: a preference store or a .jsonl file of pairs, `num_envs` / 2 a rollout, that the agent (dpo, kto)
-    learns from instead of texts it writes; the environment then only evaluates.
-
-    `task`, `rewards` and `agent` are tables: a name (for rewards, the key) and the plugin's own settings.
-
-    A run ends early when the mean KL of a rollout to the reference, summed over a response, is above `max_kl` (of the
-    KL itself, wherever a controller has put its weight); or when `patience` evaluations in a row (0: never) brought no
-    held-out objective that is above the best so far by more than `min_delta`. The evaluation before training counts as
-    the first; `[evaluation] every` says how often there is one.
-    """
+    """Everything a run depends on. `load` reads a TOML file; `to_toml` writes the resolved one."""
 
     name: str = "experiment"
-    seed: int = 0
-    task: JsonObject = field(default_factory=lambda: {"name": "count"})
+    """What the run is called, in its folder's name and in reports."""
+    seed: Seed = 0
+    """What every random stream of the run is derived from."""
+    task: Annotated[dict[str, Any], Chooses("task")] = field(default_factory=lambda: {"name": "count"})
+    """What is asked: the task's name, and the task's own settings."""
     policy: PolicySettings = field(default_factory=PolicySettings)
+    """Who writes the texts."""
     environment: EnvironmentSettings = field(default_factory=EnvironmentSettings)
-    rewards: JsonObject = field(default_factory=lambda: {"task": 1.0})
-    agent: JsonObject = field(default_factory=lambda: {"name": "ppo"})
+    """How many texts, how long, in how large steps."""
+    rewards: Annotated[dict[str, Any], EachChooses("reward")] = field(default_factory=lambda: {"task": 1.0})
+    """The parts of the reward: by name a weight, or a table of the reward's own settings with its `weight`."""
+    agent: Annotated[dict[str, Any], Chooses("agent")] = field(default_factory=lambda: {"name": "ppo"})
+    """Who learns: the agent's name, and the agent's own settings."""
     preferences: str | None = None
+    """A preference store or a .jsonl file of pairs, `num_envs` / 2 a rollout, that the agent (dpo, kto) learns from
+    instead of texts it writes; the environment then only evaluates."""
     budget: Budget = field(default_factory=lambda: Budget(generated_tokens=100_000), metadata={"whole": True})
+    """When the run ends: the first limit that is reached."""
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
-    checkpoint_every: int = 10
-    max_kl: float | None = None
-    patience: int = 0
-    min_delta: float = 0.0
+    """How the policy is measured."""
+    checkpoint_every: Whole = 10
+    """Updates from one checkpoint to the next (0: only at the end)."""
+    max_kl: Positive | None = None
+    """The run ends early when the mean KL of a rollout to the reference, summed over a response, is above this. It is
+    the KL itself, wherever a controller has put its weight."""
+    patience: Whole = 0
+    """The run ends early when this many evaluations in a row (0: never) brought no held-out objective that is above the
+    best so far by more than `min_delta`. The evaluation before training counts as the first; `[evaluation] every` says
+    how often there is one."""
+    min_delta: NonNegative = 0.0
+    """By how much the held-out objective must rise for `patience` to begin anew."""
 
-    def __post_init__(self) -> None:
-        refuse_misfits(self)
-        problems = [*_no_seed(self.seed), *_negative(self, "checkpoint_every", "patience")]
+    def problems(self) -> Iterator[Problem]:
         if not self.name or not self.name.isprintable():
-            problems.append(f"name must be one or more printable characters, got {self.name!r}")
-        if self.max_kl is not None and not self.max_kl > 0:
-            problems.append(f"max_kl must be positive, got {self.max_kl}")
-        if not self.min_delta >= 0:
-            problems.append(f"min_delta must not be negative, got {self.min_delta}")
+            yield fault("name", f"must be one or more printable characters, got {self.name!r}")
         if self.patience > 0 and self.evaluation.every == 0:
-            problems.append(
-                f"patience = {self.patience} counts evaluations on the way, and there are none: set `every` in "
-                "[evaluation] to a number of updates"
+            yield fault(
+                "patience",
+                f"= {self.patience} counts evaluations on the way, and there are none: set `every` in "
+                "[evaluation] to a number of updates",
             )
         if self.max_kl is not None and self.preferences is not None:
-            problems.append("max_kl is measured on texts that the agent writes, and with `preferences` it writes none")
+            yield fault("max_kl", "is measured on texts that the agent writes, and with `preferences` it writes none")
         if self.preferences is not None and not self.budget.limits().keys() & {"updates", "gradient_steps", "seconds"}:
-            problems.append("with `preferences` the agent writes no texts: budget updates, gradient_steps or seconds")
-        if problems:
-            raise ConfigError(*problems)
+            yield Problem(
+                "with `preferences` the agent writes no texts: budget updates, gradient_steps or seconds", ("budget",)
+            )
 
     @classmethod
     def from_table(cls, table: JsonView, where: str = "experiment") -> Experiment:
@@ -306,7 +306,8 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
     with under("policy"):
         tokenizer = load_tokenizer_of(experiment.policy)
         policy = load_policy(experiment, tokenizer, task) if policy is None else policy
-        tokenizer = fitted(tokenizer, policy, experiment.policy.model)
+        with under("model"):
+            tokenizer = fitted(tokenizer, policy, experiment.policy.model)
     reference = policy.frozen_copy()
     reference.reseed(experiment.seed + 1)
     policy.reseed(experiment.seed)
@@ -318,7 +319,6 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
                 "max_kl is measured by a KL penalty, and none is among [rewards]: add one (`kl = 0.0` measures and "
                 "costs nothing)",
                 ("max_kl",),
-                "",
             )
         )
     env = TextVectorEnv(
@@ -365,8 +365,8 @@ def check_plugins(experiment: Experiment) -> Task:
 
     task: Task = look(lambda: load_task(experiment.task), "task")
     for keys, rewards in (("rewards",), experiment.rewards), (("evaluation", "rewards"), experiment.evaluation.rewards):
-        for part, settings in rewards.items():
-            look(partial(_check_reward, part, settings), *keys, part)
+        for part, table in rewards.items():
+            look(partial(_check_reward, part, table), *keys, part)
     look(lambda: _agent_factory(experiment.agent), "agent")
     if problems:
         raise ConfigError(*problems)
@@ -394,11 +394,12 @@ def _agent_factory(spec: Any, where: str = "[agent]") -> Callable[[Setup], Agent
     table = dict(spec) if isinstance(spec, Mapping) else {"name": spec}
     name = table.pop("name", None)
     if not isinstance(name, str):
-        raise ConfigError(Problem(f"{where} needs a name", ("name",), ""))
+        raise ConfigError(Problem(f"{where} needs a name", ("name",)))
     with under("name"):
         target = plugins.host().load("agent", name)
     if not is_dataclass(getattr(target, "Config", None)):
-        raise ConfigError(f"agent {name!r}: {target!r} has no dataclass `Config`, as an agent plugin must")
+        said = f"agent {name!r}: {target!r} has no dataclass `Config`, as an agent plugin must"
+        raise ConfigError(Problem(said, ("name",)))
     wraps = "agent" in signature(target).parameters
     inner = table.pop("agent", None) if wraps else None
     problems: list[str] = []
@@ -427,25 +428,6 @@ def _agent_factory(spec: Any, where: str = "[agent]") -> Callable[[Setup], Agent
         return made
 
     return make
-
-
-def _outside(name: str, size: int) -> list[str]:
-    """The problem of a size that is none, or that is far too large."""
-    if size < 1:
-        return [f"{name} must be at least 1, got {size}"]
-    return [f"{name} must be at most {_MOST:,}, got {size:,}"] if size > _MOST else []
-
-
-def _no_seed(seed: int) -> list[str]:
-    if seed < 0:
-        return [f"seed must not be negative, got {seed}"]
-    return [f"seed must be less than {_SEEDS:,}, got {seed:,}"] if seed >= _SEEDS else []
-
-
-def _negative(settings: Any, *names: str) -> list[str]:
-    return [
-        f"{name} must not be negative, got {getattr(settings, name)}" for name in names if getattr(settings, name) < 0
-    ]
 
 
 def _without_none(value: Any) -> Any:

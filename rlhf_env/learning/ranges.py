@@ -1,10 +1,10 @@
 """Where a setting may be drawn from when agents are tuned. An agent declares `ranges` beside its settings:
 
-    @dataclass(frozen=True, kw_only=True)
+    @settings
     class Config:
         ranges: ClassVar[Ranges] = {"lr": Multiple(0.25, 4.0), "epochs": Choice(1, 2, 4)}
 
-        epochs: int = 2
+        epochs: AtLeastOne = 2
         optimization: Optimization = Optimization()
 
 A name is a setting's, as it stands in a file: `lr`, not `optimization.lr`. An agent without ranges is not tuned.
@@ -13,13 +13,14 @@ A name is a setting's, as it stands in a file: `lr`, not `optimization.lr`. An a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from rlhf_env.errors import ConfigError
+from rlhf_env.errors import ConfigError, Problem
+from rlhf_env.settings import Positive, fault, settings
 
 
 class Range(Protocol):
@@ -32,34 +33,38 @@ class Range(Protocol):
 Ranges = Mapping[str, Range]
 
 
-@dataclass(frozen=True)
+@settings(kw_only=False)
 class Multiple:
     """`own` times a factor that is log-uniform between `low` and `high`.
 
     For what has a scale that the agent cannot know, as a learning rate has one that depends on model and task.
     """
 
-    low: float
-    high: float
+    low: Positive
+    """The least factor."""
+    high: Positive
+    """The largest factor."""
 
-    def __post_init__(self) -> None:
-        if not 0.0 < self.low < self.high < math.inf:
-            raise ConfigError(f"a multiple lies between 0 < low < high, got {self.low} and {self.high}")
+    def problems(self) -> Iterator[Problem]:
+        if not self.low < self.high:
+            yield fault("high", f"must be above low, {self.low}, got {self.high}")
 
     def draw(self, own: Any, stream: np.random.Generator, /) -> float:
         return _short(own * math.exp(stream.uniform(math.log(self.low), math.log(self.high))))
 
 
-@dataclass(frozen=True)
+@settings(kw_only=False)
 class Uniform:
     """A number between `low` and `high`."""
 
     low: float
+    """The least number."""
     high: float
+    """The largest number."""
 
-    def __post_init__(self) -> None:
-        if not -math.inf < self.low < self.high < math.inf:
-            raise ConfigError(f"a uniform range needs low < high, got {self.low} and {self.high}")
+    def problems(self) -> Iterator[Problem]:
+        if not self.low < self.high:
+            yield fault("high", f"must be above low, {self.low}, got {self.high}")
 
     def draw(self, own: Any, stream: np.random.Generator, /) -> float:
         return _short(stream.uniform(self.low, self.high))

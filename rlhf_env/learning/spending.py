@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 
-from rlhf_env.errors import ConfigError
+from rlhf_env.errors import Problem
+from rlhf_env.settings import AtLeastOne, Positive, settings
 from rlhf_env.types import JsonObject, JsonView, State
 
 
@@ -38,29 +40,28 @@ class Spending:
             setattr(self, name, value)
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class Budget:
     """Limits in any currency of `Spending`; the first one reached ends the run. None is no limit."""
 
-    updates: int | None = None
-    episodes: int | None = None
-    generated_tokens: int | None = None
-    reward_calls: int | None = None
-    preference_labels: int | None = None
-    gradient_steps: int | None = None
-    seconds: float | None = None
+    updates: AtLeastOne | None = None
+    """Updates of the agent."""
+    episodes: AtLeastOne | None = None
+    """Finished texts."""
+    generated_tokens: AtLeastOne | None = None
+    """Tokens that were written."""
+    reward_calls: AtLeastOne | None = None
+    """Texts that were scored."""
+    preference_labels: AtLeastOne | None = None
+    """Pairs that somebody judged."""
+    gradient_steps: AtLeastOne | None = None
+    """Steps of the optimizer."""
+    seconds: Positive | None = None
+    """Wall time."""
 
-    def __post_init__(self) -> None:
-        limits = self.limits()
-        if not limits:
-            raise ConfigError(f"a budget needs at least one limit: {', '.join(f.name for f in fields(self))}")
-        problems = [
-            f"budget {name} must be a positive number, got {limit!r}"
-            for name, limit in limits.items()
-            if not isinstance(limit, (int, float)) or isinstance(limit, bool) or not 0 < limit < math.inf
-        ]
-        if problems:
-            raise ConfigError(*problems)
+    def problems(self) -> Iterator[Problem]:
+        if not self.limits():
+            yield Problem(f"a budget needs at least one limit: {', '.join(f.name for f in fields(self))}")
 
     def limits(self) -> dict[str, float]:
         return {name: limit for name, limit in asdict(self).items() if limit is not None}

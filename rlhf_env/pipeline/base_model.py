@@ -9,7 +9,7 @@ import multiprocessing
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,8 +32,8 @@ from rlhf_env.learning.signals import Interrupted
 from rlhf_env.learning.sources import DataSource
 from rlhf_env.learning.spending import Budget, Spending
 from rlhf_env.pipeline.settings import Models
-from rlhf_env.plain_data import refuse_misfits
 from rlhf_env.policies.language_model import LanguageModel
+from rlhf_env.settings import AtLeastOne, NonNegative, Positive, Share, Whole, settings
 from rlhf_env.types import Episode, Float, Prompt
 from rlhf_env.whole_files import write_json
 
@@ -41,56 +41,65 @@ Tell = Callable[[float, str], None]
 _STAGES = ("conversations", "replies")
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class Size:
-    """A Llama: width, layers, attention heads, width of the MLP."""
+    """The size of a Llama."""
 
-    hidden: int
-    layers: int
-    heads: int
-    intermediate: int
+    hidden: AtLeastOne
+    """Its width."""
+    layers: AtLeastOne
+    """Its layers."""
+    heads: AtLeastOne
+    """Attention heads of a layer."""
+    intermediate: AtLeastOne
+    """The width of the MLP."""
 
-    def __post_init__(self) -> None:
-        refuse_misfits(self)
 
-
-@dataclass(frozen=True, kw_only=True)
+@settings
 class Course:
-    """One supervised stage: so many updates of so many rows at a learning rate that falls as a cosine."""
+    """One supervised stage. Its learning rate falls as a cosine."""
 
-    updates: int
-    rows: int
-    lr: float
-    warmup: float = 0.03
-    floor: float = 0.02
-    weight_decay: float = 0.1
+    updates: AtLeastOne
+    """Gradient steps."""
+    rows: AtLeastOne
+    """Rows of an update."""
+    lr: Positive
+    """The highest learning rate."""
+    warmup: Share = 0.03
+    """The share of the updates over which the learning rate rises."""
+    floor: Share = 0.02
+    """What the learning rate ends at, as a share of `lr`."""
+    weight_decay: NonNegative = 0.1
+    """AdamW's weight decay."""
 
-    def __post_init__(self) -> None:
-        refuse_misfits(self)
 
-
-@dataclass(frozen=True, kw_only=True)
+@settings
 class Recipe:
-    """How the shipped models are made. Everything that changes them is here or in the corpus.
+    """How the shipped models are made. Everything that changes them is here or in the corpus."""
 
-    `sharpening`: the base model's logits are divided by this temperature for good (in the gain of its last norm), so
-    that a model this small is readable when it is sampled at temperature 1. The judge is left as it is.
-    """
-
-    vocabulary: int = 2048
-    row_length: int = 128
-    positions: int = 128
+    vocabulary: AtLeastOne = 2048
+    """Tokens of the tokenizer."""
+    row_length: AtLeastOne = 128
+    """Tokens of a row of pretraining."""
+    positions: AtLeastOne = 128
+    """The longest text that the models take, in tokens."""
     base: Size = field(default_factory=lambda: Size(hidden=192, layers=4, heads=6, intermediate=512))
+    """The size of the base model."""
     judge: Size = field(default_factory=lambda: Size(hidden=128, layers=4, heads=4, intermediate=344))
+    """The size of the judge."""
     pretraining: Course = field(default_factory=lambda: Course(updates=6500, rows=8, lr=2e-3))
+    """The base model's pretraining, on conversations."""
     fine_tuning: Course = field(default_factory=lambda: Course(updates=1100, rows=64, lr=5e-4))
+    """The base model's fine-tuning, on replies."""
     judge_pretraining: Course = field(default_factory=lambda: Course(updates=2200, rows=8, lr=2.5e-3))
+    """The judge's pretraining."""
     judge_fine_tuning: Course = field(default_factory=lambda: Course(updates=350, rows=64, lr=5e-4))
-    sharpening: float = 0.8
-    seed: int = 20_261_122
-
-    def __post_init__(self) -> None:
-        refuse_misfits(self)
+    """The judge's fine-tuning."""
+    sharpening: Positive = 0.8
+    """The base model's logits are divided by this temperature for good (in the gain of its last norm), so that a model
+    this small is readable when it is sampled at temperature 1. The judge is left as it is."""
+    seed: Whole = 20_261_122
+    """What weights and batches are drawn from."""
 
     @property
     def content_hash(self) -> str:

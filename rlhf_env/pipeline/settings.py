@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Gt, Lt, MinLen
 
 from rlhf_env import assets
-from rlhf_env.errors import ConfigError
 from rlhf_env.feedback.reward_models.config import RewardModelConfig
 from rlhf_env.lab.benchmark.grid import Grid
-from rlhf_env.plain_data import refuse_misfits
+from rlhf_env.settings import AtLeastOne, NonNegative, Positive, Seed, Whole, settings
 from rlhf_env.types import JsonObject
 
 
@@ -33,7 +35,7 @@ class Models:
         return float(json.loads(recipe.read_text(encoding="utf-8"))["median_reply_logprob_under_judge"])
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class Demo:
     """The demo's settings.
 
@@ -41,25 +43,40 @@ class Demo:
     seeds the demo reports, all on the prompts it reports. A demonstration, not a benchmark.
     """
 
-    prompts: int = 5000
-    temperatures: tuple[float, ...] = (0.7, 1.0, 1.4)
-    pairs_per_prompt: int = 3
-    held_out_pairs: float = 1 / 6
-    annotator_temperature: float = 0.5
+    prompts: AtLeastOne = 5000
+    """Prompts whose answers are compared to make preferences."""
+    temperatures: Annotated[tuple[Positive, ...], MinLen(2)] = (0.7, 1.0, 1.4)
+    """One answer to a prompt is sampled at each of these: two or more give answers to compare."""
+    pairs_per_prompt: AtLeastOne = 3
+    """Pairs of answers to a prompt that are judged."""
+    held_out_pairs: Annotated[float, Gt(0), Lt(1)] = 1 / 6
+    """The share of the prompts that the reward model is measured on and not fitted to."""
+    annotator_temperature: NonNegative = 0.5
+    """The noise of the simulated annotator, in units of the gold reward."""
     reward_model: RewardModelConfig = field(
         default_factory=lambda: RewardModelConfig(
             head="reply", head_epochs=4, epochs=0, dropout=0.2, micro_batch_size=32, patience=4, validation=0.05
         )
     )
-    num_envs: int = 64
-    max_new_tokens: int = 28
-    max_prompt_tokens: int = 48
+    """How the reward model is fitted."""
+    num_envs: AtLeastOne = 64
+    """Texts side by side."""
+    max_new_tokens: AtLeastOne = 28
+    """The longest response, in tokens."""
+    max_prompt_tokens: AtLeastOne = 48
+    """The longest prompt, in tokens."""
     kl_weight: float = 0.08
+    """The weight of the KL penalty."""
     diversity_weight: float = 0.2
-    generated_tokens: int = 32_000
-    max_kl: float = 12.0
-    evaluation_prompts: int = 128
-    evaluate_every: int = 8
+    """The weight of the reward for answers that differ."""
+    generated_tokens: AtLeastOne = 32_000
+    """The budget of each run."""
+    max_kl: Positive = 12.0
+    """A run ends early above this mean KL to the reference."""
+    evaluation_prompts: AtLeastOne = 128
+    """How many of the held-out prompts are measured on."""
+    evaluate_every: Whole = 8
+    """Updates from one evaluation to the next (0: only at the end)."""
     agents: dict[str, JsonObject] = field(
         default_factory=lambda: {
             "ppo": {"lr": 2e-4, "group_size": 4},
@@ -70,25 +87,9 @@ class Demo:
             "random": {},
         }
     )
-    seed: int = 7
-
-    def __post_init__(self) -> None:
-        refuse_misfits(self)
-        problems = [
-            f"{name} must be at least 1, got {getattr(self, name)}"
-            for name in ("prompts", "pairs_per_prompt", "num_envs", "max_new_tokens", "max_prompt_tokens")
-            if getattr(self, name) < 1
-        ]
-        if len(self.temperatures) < 2 or min(self.temperatures) <= 0:
-            problems.append(f"temperatures: two or more above 0 give answers to compare, got {self.temperatures}")
-        if not 0 < self.held_out_pairs < 1:
-            problems.append(f"held_out_pairs is a share of the prompts in (0, 1), got {self.held_out_pairs}")
-        if self.annotator_temperature < 0:
-            problems.append(f"annotator_temperature must not be negative, got {self.annotator_temperature}")
-        if not 0 <= self.seed < 2**40:
-            problems.append(f"seed must be in 0..2^40, got {self.seed}")
-        if problems:
-            raise ConfigError(*problems)
+    """The agents that are compared, by name, with their settings."""
+    seed: Seed = 7
+    """What the data and the reward model are drawn from."""
 
     def gold(self, models: Models) -> JsonObject:
         """The gold reward as a table of settings: what the simulated annotator goes by, and no agent sees."""

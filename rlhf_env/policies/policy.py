@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Annotated, Any, NamedTuple, Protocol, Self
 
 import torch
+from annotated_types import Gt, Le
 from torch import Tensor, nn
 
-from rlhf_env.errors import ConfigError
-from rlhf_env.plain_data import refuse_misfits
+from rlhf_env.settings import Positive, Whole, settings
 from rlhf_env.types import Bool, Episode, Float, Int, Observation, State
 
 
-@dataclass(frozen=True)
+@settings(kw_only=False)
 class Sampling:
     """The distribution that tokens are drawn from, given a model's logits.
 
@@ -22,21 +22,12 @@ class Sampling:
     set of the likeliest whose probabilities sum to `top_p` or more (1: all).
     """
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        refuse_misfits(self)
-        problems = []
-        if not self.temperature > 0.0:
-            problems.append(f"temperature: {self.temperature} is not above 0 (for greedy text use top_k=1)")
-        if self.top_k < 0:
-            problems.append(f"top_k: {self.top_k} is negative (0 keeps every token)")
-        if not 0.0 < self.top_p <= 1.0:
-            problems.append(f"top_p: {self.top_p} is not in (0, 1] (1 keeps every token)")
-        if problems:
-            raise ConfigError(*problems)
+    temperature: Positive = 1.0
+    """What the logits are divided by. For greedy text use top_k = 1."""
+    top_k: Whole = 0
+    """How many of the likeliest tokens are kept (0: all)."""
+    top_p: Annotated[float, Gt(0), Le(1)] = 1.0
+    """The probability that the tokens kept have together (1: all are kept)."""
 
     @property
     def exact(self) -> bool:

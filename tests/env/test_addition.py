@@ -24,7 +24,7 @@ def test_every_sum_is_on_one_side_and_scored_by_how_far_off_the_answer_is() -> N
         episode = make_episode(asked.text, response, meta=asked.meta)
         assert task.score(episode) == pytest.approx(score, abs=1e-12), response
         assert task.well_formed(episode) is (score > 0.0)
-    with pytest.raises(ConfigError, match="largest >= 1"):
+    with pytest.raises(ConfigError, match="largest must be at least 1"):
         Addition(largest=0)
 
 

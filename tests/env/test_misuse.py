@@ -204,7 +204,7 @@ def test_a_reset_mask_that_is_none(mask: Any) -> None:
         ({"task": 5}, ConfigError, "5 is not a task: it has no size and no prompt"),
         ({"tokenizer": 5}, ConfigError, "5 is not a tokenizer: it has no vocab_size, end_id, pad_id, encode, decode"),
         ({"task": {"name": "echo", "lenght": 3}}, ConfigError, "no setting 'lenght': did you mean 'length'"),
-        ({"task": {"name": "echo", "length": 0}}, ConfigError, "echo needs length >= 1"),
+        ({"task": {"name": "echo", "length": 0}}, ConfigError, "length must be at least 1"),
         ({"tokenizer": "alphabet:aa"}, ConfigError, "an alphabet is one or more different symbols"),
         ({"reward": {"lenght": 1.0}}, UnknownName, "unknown reward 'lenght': did you mean 'length'"),
         ({"reward": {"kl": 0.1}}, ConfigError, "reward 'kl': the setting 'reference' is required"),

@@ -54,7 +54,7 @@ def test_weights_are_a_reset_option_and_other_options_reach_the_tasks() -> None:
     _, info = env.reset(seed=0, options={"weights": {"echo": 1.0}, "level": 7})
     assert info["prompt_id"].startswith("echo/") and len(info["prompt"]) == len("abababa=")
     assert len(env.reset()[1]["prompt"]) == len("abababa="), "options stay in force"
-    with pytest.raises(ConfigError, match="weights: one number for each of echo, count"):
+    with pytest.raises(ConfigError, match="weights must be one number for each of echo, count"):
         env.reset(options={"weights": [1.0]})
 
 
@@ -117,8 +117,8 @@ def test_masks_come_from_all_tasks_or_from_none() -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"tasks": []}, "one or more tasks"),
-        ({"tasks": "echo"}, "a list or a table of tasks"),
+        ({"tasks": []}, "tasks must be one or more"),
+        ({"tasks": "echo"}, "tasks must be a list .* or a table"),
         ({"tasks": ["ecko"]}, "did you mean 'echo'"),
         ({"tasks": {"a/b": "echo"}}, "without a slash"),
         ({"tasks": ["echo"], "weights": [-1]}, "none below 0"),

@@ -15,7 +15,7 @@ import pytest
 from rlhf_env.envs.tasks import Prompts, held_out, load_task
 from rlhf_env.envs.tokenizers import AlphabetTokenizer
 from rlhf_env.envs.toy_tasks import Count, Echo, Enumerable, Guess, Increasing
-from rlhf_env.errors import ConfigError, ContractError, DataError
+from rlhf_env.errors import ConfigError, ContractError
 from rlhf_env.plugins import host
 from rlhf_env.testing import check_task, make_episode
 from rlhf_env.types import Episode, Prompt, ResetOptions
@@ -166,19 +166,19 @@ def test_a_text_decides_on_which_side_it_is() -> None:
 @pytest.mark.parametrize(
     ("spec", "error", "says"),
     [
-        ({"name": "prompts", "prompts": []}, ConfigError, "a list of one or more strings"),
-        ({"name": "prompts", "prompts": "Hi."}, ConfigError, "a list of one or more strings"),
-        ({"name": "prompts", "prompts": ["a", None, 3]}, DataError, r"prompts\[1\] is NoneType.*prompts\[2\] is int"),
+        ({"name": "prompts", "prompts": []}, ConfigError, "prompts must have one or more entries"),
+        ({"name": "prompts", "prompts": "Hi."}, ConfigError, "prompts must be a list, each a string"),
+        ({"name": "prompts", "prompts": ["a", None, 3]}, ConfigError, r"prompts\[1\] must .*prompts\[2\] must"),
         ({"name": "prompts", "prompts": ["a"], "held_out_fraction": 1.0}, ConfigError, "held_out_fraction"),
-        ({"name": "count", "letter": "ab"}, ConfigError, "one letter"),
-        ({"name": "count", "target": 0}, ConfigError, "target >= 1"),
-        ({"name": "echo", "alphabet": ""}, ConfigError, "non-empty alphabet"),
+        ({"name": "count", "letter": "ab"}, ConfigError, "letter must have one character"),
+        ({"name": "count", "target": 0}, ConfigError, "target must be at least 1"),
+        ({"name": "echo", "alphabet": ""}, ConfigError, "alphabet must have one or more characters"),
         ({"name": "increasing", "alphabet": "abca"}, ConfigError, "different symbols"),
-        ({"name": "increasing", "length": 10}, ConfigError, "length from 1 to"),
+        ({"name": "increasing", "length": 10}, ConfigError, "length must be below the 10 symbols"),
         ({"name": "enumerable", "symbols": "aa"}, ConfigError, "different symbols"),
-        ({"name": "enumerable", "longest": 0}, ConfigError, "longest >= 1"),
+        ({"name": "enumerable", "longest": 0}, ConfigError, "longest must be at least 1"),
         ({"name": "guess", "alphabet": "ba"}, ConfigError, "rising order"),
-        ({"name": "guess", "turns": 0}, ConfigError, "turns >= 1"),
+        ({"name": "guess", "turns": 0}, ConfigError, "turns must be at least 1"),
     ],
 )
 def test_settings_that_are_wrong(spec: dict[str, Any], error: type[Exception], says: str) -> None:

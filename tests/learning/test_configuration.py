@@ -78,26 +78,26 @@ def test_a_whole_field_is_replaced_and_not_merged() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "complaint"),
     [
-        ("count", True, "True is not a whole number"),
-        ("count", 2.0, "2.0 is not a whole number"),
-        ("count", "3", "'3' is not a whole number"),
-        ("share", "abc", "'abc' is not a finite number"),
-        ("share", False, "False is not a finite number"),
-        ("share", 10**400, "is not a finite number"),
-        ("optional", "x", "'x' is not a finite number"),
-        ("on", 1, "1 is not true or false"),
-        ("name", 7, "7 is not a string"),
-        ("kind", "firm", "'firm' is not one of 'soft', 'hard'"),
-        ("words", "abc", "'abc' is not a list, each a string"),
-        ("pair", 1.0, "1.0 is not a list, each a finite number"),
-        ("table", [], "[] is not a table"),
-        ("inner", 3, "3 is not a table"),
+        ("count", True, "must be a whole number, got True"),
+        ("count", 2.0, "must be a whole number, got 2.0"),
+        ("count", "3", "must be a whole number, got '3'"),
+        ("count", 2**63, "must be a whole number, got 9223372036854775808"),
+        ("share", "abc", "must be a finite number, got 'abc'"),
+        ("share", False, "must be a finite number, got False"),
+        ("share", 10**400, f"must be a finite number, got 1{'0' * 115} ..."),
+        ("optional", "x", "must be a finite number, got 'x'"),
+        ("on", 1, "must be true or false, got 1"),
+        ("name", 7, "must be a string, got 7"),
+        ("kind", "firm", "must be one of 'soft', 'hard', got 'firm'"),
+        ("words", "abc", "must be a list, each a string, got 'abc'"),
+        ("pair", 1.0, "must be a list, each a finite number, got 1.0"),
+        ("table", [], "must be a table, got []"),
+        ("inner", 3, "must be a table, got 3"),
     ],
 )
 def test_a_value_of_another_type_is_named(key: str, value: Any, complaint: str) -> None:
     (problem,) = problems_of({"name": "x", key: value})
-    assert problem.startswith(f"toy.toml {key}: ")
-    assert problem.endswith(complaint)
+    assert problem == f"toy.toml: {key} {complaint}"
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_all_problems_are_said_at_once() -> None:
     found = problems_of({"cuont": 1, "share": "abc", "inner": {"rate": -1.0, "steps": 0}})
     assert [problem.partition(":")[0] for problem in found] == [
         "toy.toml",
-        "toy.toml share",
+        "toy.toml",
         "toy.toml inner",
         "toy.toml inner",
         "toy.toml",

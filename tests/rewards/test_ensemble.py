@@ -142,7 +142,7 @@ class TestReward:
     def test_what_makes_no_sense_is_refused(self, folders: dict[str, Any]) -> None:
         with pytest.raises(ConfigError, match="a single model"):
             Ensemble(folders["list"][0])
-        with pytest.raises(ConfigError, match="none of mean, worst"):
+        with pytest.raises(ConfigError, match="combination must be one of 'mean', 'worst'"):
             Ensemble(folders["folder"], "median")  # type: ignore[arg-type]
         with pytest.raises(ConfigError, match="penalty"):
             Ensemble(folders["folder"], penalty=-1.0)

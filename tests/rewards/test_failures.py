@@ -256,15 +256,15 @@ def test_too_many_take_no_prompts_and_a_score_says_so_itself() -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"on_error": "ignore"}, 'on_error: "stop", "skip" or a number to score with, got \'ignore\''),
+        ({"on_error": "ignore"}, "on_error must be one of 'stop', 'skip' or a finite number, got 'ignore'"),
         ({"on_error": True}, "on_error"),
         ({"on_error": float("nan")}, "on_error"),
-        ({"max_bad_fraction": 1.5}, r"max_bad_fraction: a share of the episodes in \[0, 1\], got 1\.5"),
-        ({"timeout": 0}, "timeout: seconds above 0, got 0"),
-        ({"timeout": "2 s"}, "timeout: seconds above 0, got '2 s'"),
-        ({"memory_mb": 1.5}, "memory_mb: mebibytes, a whole number"),
-        ({"env_vars": "KEY"}, "env_vars: a list of names"),
-        ({"isolate": 1}, "isolate: true or false, got 1"),
+        ({"max_bad_fraction": 1.5}, r"max_bad_fraction must be in \[0, 1\], got 1\.5"),
+        ({"timeout": 0}, "timeout must be above 0, got 0"),
+        ({"timeout": "2 s"}, "timeout must be a finite number, got '2 s'"),
+        ({"memory_mb": 1.5}, "memory_mb must be a whole number"),
+        ({"env_vars": "KEY"}, "env_vars must be a list, each a string"),
+        ({"isolate": 1}, "isolate must be true or false, got 1"),
         ({"isolate": False, "timeout": 1.0}, "timeout, memory_mb and env_vars need a process of its own"),
     ],
 )

@@ -182,18 +182,18 @@ def test_who_asks_is_told_by_token_or_password_and_no_message_holds_them(
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"url": "judge.example.org/score"}, "url: http://HOST/PATH"),
-        ({"url": "ftp://judge.example.org/"}, "url: http://HOST/PATH"),
-        ({"url": "http:///score"}, "url: http://HOST/PATH"),
-        ({"url": "http://host:port/"}, "url: http://HOST/PATH"),
-        ({"url": "http://host/a b"}, "url: spaces"),
+        ({"url": "judge.example.org/score"}, "url must be http://HOST/PATH"),
+        ({"url": "ftp://judge.example.org/"}, "url must be http://HOST/PATH"),
+        ({"url": "http:///score"}, "url must be http://HOST/PATH"),
+        ({"url": "http://host:port/"}, "url must be http://HOST/PATH"),
+        ({"url": "http://host/a b"}, "url must have spaces"),
         ({"url": "http://host/", "attempts": 0}, "attempts must be at least 1, got 0"),
         ({"url": "http://host/", "connections": 0}, "connections must be at least 1, got 0"),
-        ({"url": "http://host/", "patience": 0.0}, "patience must be above 0 seconds"),
-        ({"url": "http://host/", "deadline": float("inf")}, "the setting 'deadline' is a finite number, not inf"),
+        ({"url": "http://host/", "patience": 0.0}, "patience must be above 0"),
+        ({"url": "http://host/", "deadline": float("inf")}, "deadline must be a finite number, got inf"),
         (
             {"url": "http://host/", "token_env": "NO_SUCH_TOKEN"},
-            "token_env: there is no environment variable NO_SUCH_TOKEN",
+            "token_env names no environment variable with a token in it, got NO_SUCH_TOKEN",
         ),
     ],
 )

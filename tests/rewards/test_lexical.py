@@ -139,18 +139,18 @@ def test_sentiment_keeps_the_contract() -> None:
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: Diversity(0), "n: a number of words of at least 1, got 0"),
-        (lambda: Diversity(True), "n: a number of words"),
+        (lambda: Diversity(0), "n must be at least 1, got 0"),
+        (lambda: Diversity(True), "n must be a whole number"),
         (
             lambda: Repetition(1.5),  # type: ignore[arg-type]
-            "n: a number of words",
+            "n must be a whole number",
         ),
-        (lambda: Length(0), "target: a number of tokens of at least 1, got 0"),
+        (lambda: Length(0), "target must be at least 1, got 0"),
         (
             lambda: Length(2.0),  # type: ignore[arg-type]
             "target",
         ),
-        (lambda: Length(4, -1), "tolerance: a number of tokens of at least 0"),
+        (lambda: Length(4, -1), "tolerance must be at least 0"),
     ],
 )
 def test_settings_that_are_wrong(make: Any, says: str) -> None:

@@ -9,17 +9,18 @@ settings of a table. A class that has a parameter `gold` is lent the gold reward
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Annotated, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+from annotated_types import Ge, Le
 
 from rlhf_env import plugins
-from rlhf_env.errors import ConfigError
+from rlhf_env.errors import ConfigError, Problem
 from rlhf_env.feedback.kinds import HIGHEST, LOWEST, Verdict
-from rlhf_env.plain_data import refuse_misfits
+from rlhf_env.settings import NonNegative, fault, settings
 from rlhf_env.types import Episode, Float, Reward
 
 
@@ -70,13 +71,13 @@ def load_annotator(settings: Mapping[str, object], gold: Reward | None = None, *
     given = dict(settings)
     plugin = given.pop("name", None)
     if not isinstance(plugin, str):
-        raise ConfigError("annotator: the setting 'name' is required")
+        raise ConfigError(Problem("annotator: the setting 'name' is required", ("name",)))
     lent = {name: value for name, value in {"gold": gold, "name": person}.items() if value}
     annotator: Annotator = plugins.build_plugin("annotator", plugin, given, lent)
     return annotator
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class SimulatedAnnotator:
     """Prefers what a gold reward scores higher, with known noise and biases.
 
@@ -85,42 +86,29 @@ class SimulatedAnnotator:
 
     which is the model of Bradley & Terry (1952) with the noise of a slipping finger. It never answers "tie"; between
     equals it tosses a coin.
-
-    Args:
-        gold: what it goes by.
-        temperature: in units of gold: a difference of one temperature is judged rightly 73 times in 100. 0 is an
-            annotator that never hesitates.
-        flip_rate: 0 to 0.5; turns verdicts around whatever the difference, so that even obvious ones are sometimes
-            wrong.
-        length_bias: in units of gold per word (what white space separates): a taste for long answers, negative for
-            short ones.
-        position_bias: in units of gold: what being shown first is worth.
-        thresholds: in units of gold, rising: where its ratings pass from 1 to 2, ..., from 4 to 5.
-        name: what the store calls it.
     """
 
     gold: Reward
-    temperature: float = 0.5
-    flip_rate: float = 0.0
+    """What it goes by; a file of settings lends it the gold reward."""
+    temperature: NonNegative = 0.5
+    """In units of gold: a difference of one temperature is judged rightly 73 times in 100. 0 is an annotator that never
+    hesitates."""
+    flip_rate: Annotated[float, Ge(0), Le(0.5)] = 0.0
+    """Turns verdicts around whatever the difference, so that even obvious ones are sometimes wrong; above 0.5 verdicts
+    would mean the opposite."""
     length_bias: float = 0.0
+    """In units of gold per word (what white space separates): a taste for long answers, negative for short ones."""
     position_bias: float = 0.0
+    """In units of gold: what being shown first is worth."""
     thresholds: tuple[float, ...] = (-1.5, -0.5, 0.5, 1.5)
+    """In units of gold, rising: where its ratings pass from 1 to 2, ..., from 4 to 5."""
     name: str = "simulated"
+    """What the store calls it."""
 
-    def __post_init__(self) -> None:
-        refuse_misfits(self)
-        problems = []
-        if not self.temperature >= 0:
-            problems.append(f"temperature: {self.temperature!r} is not a finite number of at least 0")
-        if not 0.0 <= self.flip_rate <= 0.5:
-            problems.append(
-                f"flip_rate: {self.flip_rate!r} is not between 0 and 0.5 (above, verdicts mean the opposite)"
-            )
+    def problems(self) -> Iterator[Problem]:
         rising = all(low < high for low, high in zip(self.thresholds, self.thresholds[1:], strict=False))
         if len(self.thresholds) != HIGHEST - LOWEST or not rising:
-            problems.append(f"thresholds: {self.thresholds!r} are not {HIGHEST - LOWEST} rising numbers")
-        if problems:
-            raise ConfigError(*problems)
+            yield fault("thresholds", f"must be {HIGHEST - LOWEST} rising numbers, got {list(self.thresholds)}")
 
     def compare(self, pairs: Sequence[tuple[Episode, Episode]], rng: np.random.Generator, /) -> list[Verdict]:
         """One draw of `rng` per pair. Gold scores each different episode object once, in one batch."""

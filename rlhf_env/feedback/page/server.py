@@ -35,19 +35,21 @@ import os
 import re
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from rlhf_env.errors import ConfigError, DataError, LeaseExpired, MissingExtra, RlhfEnvError
+from annotated_types import Ge, Le
+
+from rlhf_env.errors import ConfigError, DataError, LeaseExpired, MissingExtra, Problem, RlhfEnvError
 from rlhf_env.feedback import findings
 from rlhf_env.feedback.page.counting import Recount
 from rlhf_env.feedback.page.keys import Keys, is_same
 from rlhf_env.feedback.page.shown import shown_agreement, shown_item, shown_results
 from rlhf_env.feedback.store.items import Assignment
 from rlhf_env.feedback.store.store import PreferenceStore
+from rlhf_env.settings import Positive, fault, settings
 from rlhf_env.shown_text import for_page, for_terminal
 
 try:
@@ -103,38 +105,37 @@ KEY_CHARACTERS = 200
 CONNECTIONS = 200
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class PageConfig:
-    """Where the page is served.
-
-    Args:
-        store: the preference store, an SQLite file. Its neighbour `<store>.key` keeps the key that signs sessions.
-        host: the address to listen on.
-        port: 0 takes a free one.
-        remote: allow an address that other machines reach. What they send is not encrypted.
-        names: host names by which other machines reach the page; requests under any other name are refused.
-        lease: seconds for which an item is kept for whoever sees it.
-    """
+    """Where the page is served."""
 
     store: Path
+    """The preference store, an SQLite file. Its neighbour `<store>.key` keeps the key that signs sessions."""
     host: str = "127.0.0.1"
-    port: int = 0
+    """The address to listen on."""
+    port: Annotated[int, Ge(0), Le(65535)] = 0
+    """The port to listen on; 0 takes a free one."""
     remote: bool = False
+    """Allow an address that other machines reach. What they send is not encrypted."""
     names: tuple[str, ...] = ()
-    lease: float = 600.0
+    """Host names by which other machines reach the page; requests under any other name are refused."""
+    lease: Positive = 600.0
+    """Seconds for which an item is kept for whoever sees it."""
 
-    def __post_init__(self) -> None:
-        findings.refuse(
-            findings.whole_number("port", self.port, 0, 65535),
-            findings.number("lease", self.lease),
-            *(f"names: {name!r} is no name of a host" for name in self.names if not _HOST_NAME.fullmatch(name)),
-            not self.is_local
-            and not self.remote
-            and f"host: other machines reach {self.host}: say --remote if they may, or go through an SSH tunnel",
-            self._listens_everywhere
-            and not self.names
-            and f"names: {self.host} is no name to reach the page by: give one (--name), as annotators type it",
-        )
+    def problems(self) -> Iterator[Problem]:
+        for name in self.names:
+            if not _HOST_NAME.fullmatch(name):
+                yield fault("names", f"must be names of hosts, got {name!r}")
+        if not self.is_local and not self.remote:
+            yield fault(
+                "host",
+                f"{self.host} is reached by other machines: say --remote if they may, or go through an SSH tunnel",
+            )
+        if self._listens_everywhere and not self.names:
+            yield fault(
+                "names",
+                f"must say how the page is reached, {self.host} is no name: give one (--name), as annotators type it",
+            )
 
     @property
     def is_local(self) -> bool:

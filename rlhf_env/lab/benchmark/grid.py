@@ -5,19 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tomli_w
+from annotated_types import Ge, Le, MinLen
 
 from rlhf_env.errors import ConfigError, Problem, under
 from rlhf_env.lab.benchmark.cells import GridCell
 from rlhf_env.lab.benchmark.tuning import FIRST_SEED, Tuning
 from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.experiment import Experiment, check_plugins
-from rlhf_env.plain_data import refuse_misfits
+from rlhf_env.settings import EachPartOf, PartOf, Rows, fitted, settings
 from rlhf_env.toml_files import naming_lines, narrowed, read_toml
 from rlhf_env.types import JsonObject, JsonView
 
@@ -26,44 +27,41 @@ REWARD_MODEL = "$reward_model"  # in a grid's tables: the model that its own [re
 _NAME = re.compile(r"\w[\w.]*(-[\w.]+)*", re.ASCII)
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class Grid:
-    """A benchmark: what its TOML file says.
-
-    `agents`: a table per row of the leaderboard, its key the row's name; `name` inside it is the agent plugin (default:
-    the key), the rest its settings. `experiment`: what all cells share (task, policy, environment, rewards, budget,
-    evaluation). `tasks`: named changes to `experiment`; without any there is one task, named as in `experiment`. A
-    table `agents` among the changes holds, by row, settings for that task (a model of another size wants another `lr`).
-    `seeds`: how many (0, 1, ...). `tuning`: how each agent's settings are chosen; without it they are the file's.
-    `optima`: by task, the highest score (gold, or proxy without one) that there is, where it is known: the report
-    measures what is left to it.
-    `reward_model`: the demo's reward model, made in the benchmark's folder before anything runs, with these changes to
-    the demo's settings; where a reward's table has the model "$reward_model", it is meant.
-    `title`, `what_gold_is`: words for the report.
-    """
+    """A benchmark: what its TOML file says."""
 
     name: str = "benchmark"
+    """The benchmark's name, and its folder's."""
     title: str = ""
+    """The report's title."""
     what_gold_is: str = ""
-    agents: JsonObject
-    experiment: JsonObject = field(default_factory=dict)
-    tasks: JsonObject = field(default_factory=dict)
-    seeds: int = 3
+    """A sentence for the report that says what the gold reward measures."""
+    agents: Annotated[dict[str, dict[str, Any]], MinLen(1), Rows()]
+    """A table for each row of the leaderboard, its key the row's name; `name` in it is the agent plugin (default: the
+    key), the rest its settings."""
+    experiment: Annotated[dict[str, Any], PartOf(Experiment)] = field(default_factory=dict)
+    """What all cells share: task, policy, environment, rewards, budget, evaluation."""
+    tasks: Annotated[dict[str, dict[str, Any]], EachPartOf(Experiment)] = field(default_factory=dict)
+    """Named changes to `experiment`; without any there is one task, named as in `experiment`. A table `agents` among
+    the changes holds, by row, settings for that task (a model of another size wants another `lr`)."""
+    seeds: Annotated[int, Ge(1), Le(FIRST_SEED)] = 3
+    """How many seeds: 0, 1, ..."""
     tuning: Tuning = field(default_factory=Tuning)
+    """How each agent's settings are chosen; without it they are the file's."""
     optima: dict[str, float] = field(default_factory=dict)
+    """By task, the highest score (gold, or proxy without one) that there is, where it is known: the report measures
+    what is left to it."""
     reward_model: JsonObject | None = None
+    """The demo's reward model, made in the benchmark's folder before anything runs, with these changes to the demo's
+    settings; where a reward's table has the model "$reward_model", this one is meant."""
 
-    def __post_init__(self) -> None:
-        refuse_misfits(self)
-        problems: list[str] = []
-        if not self.agents:
-            problems.append("agents: name at least one, as in [agents.ppo]")
-        if not 1 <= self.seeds <= FIRST_SEED:
-            problems.append(f"seeds must be at least 1 and at most {FIRST_SEED}, got {self.seeds}")
+    def problems(self) -> Iterator[Problem]:
         tasks = list(self.tasks) or [_task_name(self.experiment)]
         for name in self.optima:
             if name not in tasks:
-                problems.append(f"optima.{name}: no task of this name, only {', '.join(tasks)}")
+                said = f"optima.{name}: no task of this name, only {', '.join(tasks)}"
+                yield Problem(said, ("optima", name))
         named: dict[tuple[str, ...], str] = {
             ("name",): self.name,
             **{("agents", name): name for name in self.agents},
@@ -72,30 +70,17 @@ class Grid:
         for keys, name in named.items():
             if not _NAME.fullmatch(name):
                 said = f"{name!r} is no name for a file: letters, digits, '_', '.', single '-'"
-                problems.append(Problem(said, keys, ""))
-        on_tasks = {
-            f"tasks.{task}.agents": changes.get("agents", {})
-            for task, changes in self.tasks.items()
-            if isinstance(changes, Mapping)
-        }
-        for kind, tables in (("agents", self.agents), ("tasks", self.tasks), *on_tasks.items()):
-            problems += [
-                f"{kind}.{name}: {table!r} is not a table"
-                for name, table in (tables.items() if isinstance(tables, Mapping) else [("", tables)])
-                if not isinstance(table, Mapping)
-            ]
-        problems += [
-            f"{where}.{name}: no row of this name, only {', '.join(self.agents)}"
-            for where, tables in on_tasks.items()
-            for name in (tables if isinstance(tables, Mapping) else ())
-            if name not in self.agents
-        ]
+                yield Problem(said, keys)
+        for task, changes in self.tasks.items():
+            keys = ("tasks", task, "agents")
+            _, wrong = fitted(changes.get("agents", {}), dict[str, dict[str, Any]], keys)
+            yield from wrong
+            for name in () if wrong else changes.get("agents", {}):
+                if name not in self.agents:
+                    said = f"tasks.{task}.agents.{name}: no row of this name, only {', '.join(self.agents)}"
+                    yield Problem(said, (*keys, name))
         if self.reward_model is None and f"'{REWARD_MODEL}'" in str([self.experiment, self.tasks]):
-            problems.append(
-                f"{REWARD_MODEL} is the model that a table [reward_model] makes, and there is no such table"
-            )
-        if problems:
-            raise ConfigError(*problems)
+            yield Problem(f"{REWARD_MODEL} is the model that a table [reward_model] makes, and there is no such table")
 
     @classmethod
     def load(cls, file: str | Path) -> Grid:
@@ -164,10 +149,10 @@ class Grid:
             else:
                 rest = problem.keys
                 tables = {("experiment",): self.experiment, ("tasks", task): changes}
-            found = {path: narrowed(Problem(problem, rest, problem.said), table) for path, table in tables.items()}
+            found = {path: narrowed(rest, table) for path, table in tables.items()}
             shared, special = found
             path = special if found[special] and len(found[special]) >= len(found[shared]) else shared
-            return Problem(problem, (*path, *found[path]), problem.said)
+            return Problem(problem, (*path, *found[path]))
 
         try:
             yield
@@ -193,9 +178,9 @@ class Grid:
         for cell in {(cell.task, cell.agent): cell for cell in cells}.values():
             with self.blamed(cell.task, cell.agent), under("agent"):
                 drawn = self.tuning.configurations_of(cell.experiment.agent)
-            for configuration, settings in enumerate(drawn if len(drawn) > 1 else ()):
+            for configuration, tried in enumerate(drawn if len(drawn) > 1 else ()):
                 for number in range(self.tuning.seeds):
-                    experiment = self.tuning.trial(cell.experiment, settings, number)
+                    experiment = self.tuning.trial(cell.experiment, tried, number)
                     found.append(
                         replace(
                             cell, seed=experiment.seed, experiment=experiment, configuration=configuration, trial=True

@@ -11,50 +11,39 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Gt, Le
 
 from rlhf_env import plugins
-from rlhf_env.errors import ConfigError, PluginError, under
+from rlhf_env.errors import PluginError, under
 from rlhf_env.lab.benchmark.results import Trial
 from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.ranges import Ranges
 from rlhf_env.learning.spending import Budget
-from rlhf_env.plain_data import refuse_misfits
+from rlhf_env.settings import AtLeastOne, Whole, settings
 from rlhf_env.types import JsonObject, JsonView
 
 FIRST_SEED = 1000  # of the trials: the report's seeds are 0, 1, ... and end below
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class Tuning:
     """How agents are tuned, for each task anew.
-
-    `configurations`: tried for every agent that declares ranges, the file's own settings among them; 1 is no tuning.
-    `seeds`: runs of each configuration. `budget`: of such a run, as a share of what a reported run has. `seed`: of the
-    draws.
 
     The configuration with the highest mean objective is taken, the first of equals; one with a failed run is not.
     """
 
-    configurations: int = 1
-    seeds: int = 1
-    budget: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        refuse_misfits(self)
-        problems = [
-            f"{name} must be at least {least}, got {getattr(self, name)}"
-            for name, least in (("configurations", 1), ("seeds", 1), ("seed", 0))
-            if getattr(self, name) < least
-        ]
-        if not 0.0 < self.budget <= 1.0:
-            problems.append(f"budget is a share of a run's, in (0, 1], got {self.budget}")
-        if problems:
-            raise ConfigError(*problems)
+    configurations: AtLeastOne = 1
+    """Configurations tried for every agent that declares ranges, the file's own settings among them; 1 is no tuning."""
+    seeds: AtLeastOne = 1
+    """Runs of each configuration."""
+    budget: Annotated[float, Gt(0), Le(1)] = 1.0
+    """The budget of such a run, as a share of what a reported run has."""
+    seed: Whole = 0
+    """What the configurations are drawn from."""
 
     def configurations_of(self, settings: Mapping[str, object]) -> list[JsonObject]:
         """What is tried for an agent: its own `settings` (a table as under [agent]), then drawn ones.

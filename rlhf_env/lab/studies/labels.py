@@ -17,22 +17,23 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import Ge, Gt, Lt, MinLen
 from rich.table import Table
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from rlhf_env import plugins
-from rlhf_env.errors import ConfigError, DataError
+from rlhf_env.errors import ConfigError, DataError, Problem
 from rlhf_env.feedback.asking.selection import disagreement_priority, random_priority, uncertainty_priority
 from rlhf_env.feedback.reward_models.calibration import win_probability
 from rlhf_env.lab.statistics import Estimate, PairedComparison, compare, estimate, mean
-from rlhf_env.plain_data import refuse_misfits
+from rlhf_env.settings import AtLeastOne, Positive, fault, settings
 from rlhf_env.types import Episode, Float
 from rlhf_env.whole_files import write_json, write_whole
 
@@ -43,58 +44,49 @@ TellLabels = Callable[[float, str], None]
 STRATEGIES = ("random", "uncertainty", "disagreement")
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class LabelStudy:
     """What is compared.
 
-    `world`: "chitchat" has the shipped base model answer `prompts` at each of the `temperatures`, every two answers to
-    a prompt being a pair, and the gold reward `upbeat`; "made-up" draws as many pairs of random features with a linear
-    gold. `held_out` of the prompts are measured on. Each seed draws `pool` of the other pairs.
-
-    `batch` labels are bought in each of `rounds` rounds, the first at random. The annotator judges as Bradley and Terry
-    say, with noise of `temperature` in units of gold. An ensemble has `members`, each fitted to its own bootstrap of
-    the labels. `ridge` times |w|^2 / 2 is the penalty, for features of mean 0 and standard deviation 1.
-
-    `targets` are the accuracies to be reached.
+    The annotator judges as Bradley and Terry say. Each seed draws its own pool of pairs, and buys the labels of some of
+    them in rounds, the first at random.
     """
 
     world: World = "chitchat"
-    prompts: int = 1800
-    held_out: int = 500
-    temperatures: tuple[float, ...] = (0.7, 1.0, 1.4)
-    max_new_tokens: int = 28
-    pool: int = 3000
-    batch: int = 100
-    rounds: int = 15
-    seeds: int = 12
-    temperature: float = 0.5
-    members: int = 8
-    ridge: float = 100.0
-    targets: tuple[float, ...] = (0.70, 0.72, 0.74)
+    """"chitchat" has the shipped base model answer prompts, every two answers to a prompt being a pair, and the gold
+    reward `upbeat`; "made-up" draws as many pairs of random features with a linear gold."""
+    prompts: AtLeastOne = 1800
+    """Prompts that are answered."""
+    held_out: AtLeastOne = 500
+    """How many of them are measured on."""
+    temperatures: Annotated[tuple[float, ...], MinLen(2)] = (0.7, 1.0, 1.4)
+    """Each prompt is answered once at each of these."""
+    max_new_tokens: AtLeastOne = 28
+    """The longest answer, in tokens."""
+    pool: AtLeastOne = 3000
+    """Pairs that a seed draws from those not held out."""
+    batch: AtLeastOne = 100
+    """Labels that are bought in a round."""
+    rounds: AtLeastOne = 15
+    """How many rounds there are."""
+    seeds: AtLeastOne = 12
+    """How many times all of it is done."""
+    temperature: Positive = 0.5
+    """The annotator's noise, in units of gold."""
+    members: Annotated[int, Ge(2)] = 8
+    """Members of an ensemble, each fitted to its own bootstrap of the labels: two or more can disagree."""
+    ridge: Positive = 100.0
+    """This times |w|^2 / 2 is the penalty, for features of mean 0 and standard deviation 1."""
+    targets: Annotated[tuple[Annotated[float, Gt(0.5), Lt(1)], ...], MinLen(1)] = (0.70, 0.72, 0.74)
+    """The accuracies to be reached."""
     seed: int = 0
+    """What everything is drawn from."""
 
-    def __post_init__(self) -> None:
-        refuse_misfits(self)
-        problems = [
-            f"{name}: {getattr(self, name)!r} is not a whole number of at least 1"
-            for name in ("prompts", "held_out", "max_new_tokens", "pool", "batch", "rounds", "seeds")
-            if getattr(self, name) < 1
-        ]
-        if self.members < 2:
-            problems.append(f"members: {self.members!r} cannot disagree: at least 2 are needed")
-        if not (self.temperature > 0 and self.ridge > 0):
-            problems.append(f"temperature and ridge are above 0, got {self.temperature!r} and {self.ridge!r}")
-        if len(self.temperatures) < 2:
-            problems.append(f"temperatures: {self.temperatures!r} give no two answers to a prompt")
-        if not problems:
-            if self.held_out >= self.prompts:
-                problems.append(f"held_out: {self.held_out} of {self.prompts} prompts leave none to learn from")
-            if self.batch * self.rounds > self.pool:
-                problems.append(f"pool: {self.pool} pairs are fewer than the {self.batch * self.rounds} labels bought")
-        if not self.targets or not all(0.5 < it < 1 for it in self.targets):
-            problems.append(f"targets: {self.targets!r} are not accuracies between 0.5 and 1")
-        if problems:
-            raise ConfigError(*problems)
+    def problems(self) -> Iterator[Problem]:
+        if self.held_out >= self.prompts:
+            yield fault("held_out", f"must leave prompts to learn from: {self.held_out} of {self.prompts} are held out")
+        if self.batch * self.rounds > self.pool:
+            yield fault("pool", f"must be at least the {self.batch * self.rounds} labels bought, got {self.pool}")
 
     @property
     def labels(self) -> tuple[int, ...]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from rlhf_env.errors import ConfigError
+from annotated_types import Ge
+
+from rlhf_env.errors import Problem
 from rlhf_env.feedback.reward_models.config import RewardModelConfig
 from rlhf_env.feedback.reward_models.ensemble import Combination
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.loop import Row
-from rlhf_env.plain_data import refuse_misfits
+from rlhf_env.settings import AtLeastOne, Chooses, EachChooses, fault, settings
 from rlhf_env.types import JsonObject
 
 TellRow = Callable[[Row, float], None]
@@ -20,25 +22,23 @@ NAME = "overoptimization"
 REPLIES_AT_ONCE = 256
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class Proxy:
-    """A reward model, by what it is made of.
-
-    `labels`: pairs, each of a prompt of its own. `layers`: how many of the policy's own layers, from the bottom, are
-    its trunk; all of it is fitted. `flips`: the share of labels turned around. `members` above 1 is an ensemble: each
-    member has a trunk of its own, fitted by itself from a random head to its own bootstrap of the pairs (all trunks
-    begin at the same pretrained weights, as in Coste et al. 2024). `combination`, `penalty`: how members are combined.
-    """
+    """A reward model, by what it is made of."""
 
     labels: int
+    """Pairs, each of a prompt of its own."""
     layers: int
+    """How many of the policy's own layers, from the bottom, are its trunk; all of it is fitted."""
     flips: float = 0.0
+    """The share of labels turned around."""
     members: int = 1
+    """More than one is an ensemble: each member has a trunk of its own, fitted by itself from a random head to its own
+    bootstrap of the pairs (all trunks begin at the same pretrained weights, as in Coste et al. 2024)."""
     combination: Combination = "mean"
+    """How members are combined."""
     penalty: float = 0.5
-
-    def __post_init__(self) -> None:
-        refuse_misfits(self)
+    """What the members' variance is multiplied by, where it is subtracted."""
 
     @property
     def fits(self) -> list[Fitting]:
@@ -62,37 +62,38 @@ class Fitting:
         return f"{self.labels}-labels-{self.layers}-layers-{100 * self.flips:g}-flipped{sample}"
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class Climb:
-    """How an agent goes away from the reference: `updates`, measured every `every`.
+    """How an agent moves away from the reference."""
 
-    `agent`: its table. `offline`: it learns from the pairs the proxy was fitted to instead of from the proxy. `beta`:
-    weight of the KL part, for agents that cannot do without (DPO).
-    """
-
-    agent: JsonObject
+    agent: Annotated[dict[str, Any], Chooses("agent")]
+    """Its table: name and settings."""
     updates: int
+    """Updates of the agent."""
     every: int
+    """Updates from one measurement to the next."""
     num_envs: int = 32
+    """Texts side by side."""
     offline: bool = False
+    """It learns from the pairs the proxy was fitted to instead of from the proxy."""
     beta: float = 0.0
-
-    def __post_init__(self) -> None:
-        refuse_misfits(self)
+    """The weight of the KL part, for agents that cannot do without (DPO)."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class TestedChange:
-    """A claim to be tested: `proxy` against `than`, same agent and seeds, in `what` the peak is.
-
-    `expected` is the verdict that reproduces it: "better" is farther out, or higher; "worse" nearer, or lower.
-    """
+    """A claim to be tested: one proxy against another, same agent and seeds."""
 
     claim: str
+    """The claim in words."""
     proxy: str
+    """The proxy it is about."""
     than: str
+    """The proxy it is compared with."""
     what: Literal["distance", "gold"]
+    """What is compared: where the peak is, or how high it is."""
     expected: Literal["better", "worse"]
+    """The verdict that reproduces the claim: "better" is farther out, or higher; "worse" nearer, or lower."""
 
 
 CLAIMS = (
@@ -134,36 +135,41 @@ def _proxies(labels: int, few: int, layers: int, large: int, members: int) -> di
     }
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class Study:
-    """The whole study. One thing is changed at a time around the proxy `base`, and the noise around `noisy`.
+    """The whole study. One thing is changed at a time around the proxy `base`, and the noise around `noisy`."""
 
-    `policy`: writer and reference, and the trunk of the proxies. `gold`: the true reward, a table as in [rewards].
-    `pair_prompts`: training prompts with one reply at each of `temperatures`; every seed draws one pair of each and
-    its own labels (Bradley-Terry noise of `annotator_temperature`, in units of gold). More labels contain the fewer,
-    and a noisy label is the clean one or its opposite.
-    `measured_prompts`: held-out prompts, the same for every checkpoint and for the pool of `pool` replies each that
-    best-of-n, the zero and the unit of the rewards come from.
-    `climbs`: agents by name; all climb "base", and `comparer` every other proxy too, for the claims.
-    Eight seeds are the fewest with which one of five claims can be made at 95 % (2 / 2^8, five times, is below 0.05).
-    """
-
-    seeds: int = 8
-    task: JsonObject = field(default_factory=lambda: {"name": "chitchat"})
+    seeds: AtLeastOne = 8
+    """Eight are the fewest with which one of five claims can be made at 95 % (2 / 2^8, five times, is below 0.05)."""
+    task: Annotated[dict[str, Any], Chooses("task")] = field(default_factory=lambda: {"name": "chitchat"})
+    """Where prompts come from."""
     policy: str = "rlhf-env/chitchat"
-    gold: JsonObject = field(default_factory=lambda: {"upbeat": 1.0})
-    max_new_tokens: int = 28
-    max_prompt_tokens: int = 48
-    pair_prompts: int = 2048
+    """Writer and reference, and the trunk of the proxies."""
+    gold: Annotated[dict[str, Any], EachChooses("reward")] = field(default_factory=lambda: {"upbeat": 1.0})
+    """The true reward, a table as in [rewards]."""
+    max_new_tokens: AtLeastOne = 28
+    """The longest response, in tokens."""
+    max_prompt_tokens: AtLeastOne = 48
+    """The longest prompt, in tokens."""
+    pair_prompts: AtLeastOne = 2048
+    """Training prompts with one reply at each of `temperatures`; every seed draws one pair of each and its own labels.
+    More labels contain the fewer, and a noisy label is the clean one or its opposite."""
     temperatures: tuple[float, ...] = (0.7, 1.0, 1.4)
+    """Each of those prompts is answered once at each of these."""
     annotator_temperature: float = 0.5
-    measured_prompts: int = 96
-    pool: int = 64
+    """The Bradley-Terry noise of the labels, in units of gold."""
+    measured_prompts: AtLeastOne = 96
+    """Held-out prompts, the same for every checkpoint and for the pool."""
+    pool: Annotated[int, Ge(2)] = 64
+    """Replies to each of them that best-of-n, the zero and the unit of the rewards come from."""
     proxies: dict[str, Proxy] = field(default_factory=lambda: _proxies(1000, 250, 2, 4, 3))
+    """Reward models by name."""
     fitting: RewardModelConfig = field(
         default_factory=lambda: RewardModelConfig(learning_rate=5e-4, epochs=1, micro_batch_size=32, validation=0.02)
     )
+    """How a proxy is fitted."""
     comparer: str = "rloo"
+    """The climb that every proxy is climbed with, for the claims."""
     climbs: dict[str, Climb] = field(
         default_factory=lambda: {
             "rloo": Climb(agent={"name": "rloo", "lr": 2e-4}, updates=24, every=3),
@@ -171,28 +177,23 @@ class Study:
             "dpo": Climb(agent={"name": "dpo", "lr": 6e-4}, updates=32, every=4, num_envs=64, offline=True, beta=0.05),
         }
     )
+    """Agents by name; all climb "base"."""
     claims: tuple[TestedChange, ...] = CLAIMS
+    """What is to be reproduced."""
 
-    def __post_init__(self) -> None:
-        refuse_misfits(self)
-        problems = [
-            f"{name} must be at least 1, got {getattr(self, name)}"
-            for name in ("seeds", "pair_prompts", "measured_prompts")
-            if getattr(self, name) < 1
-        ]
-        if self.pool < 2:
-            problems.append(f"pool must be at least 2 replies to a prompt, got {self.pool}")
+    def problems(self) -> Iterator[Problem]:
         most = max((proxy.labels for proxy in self.proxies.values()), default=0)
         if most > self.pair_prompts:
-            problems.append(f"{most} labels need as many pair_prompts, and there are {self.pair_prompts}")
+            yield fault(
+                "pair_prompts", f"must be at least {most}, for a proxy of {most} labels, got {self.pair_prompts}"
+            )
         if "base" not in self.proxies:
-            problems.append("proxies: one of them is called 'base'")
+            yield fault("proxies", "must have one that is called 'base'")
         if self.comparer not in self.climbs:
-            problems.append(f"comparer: {self.comparer!r} is none of the climbs ({', '.join(self.climbs)})")
+            yield fault("comparer", f"must be one of the climbs ({', '.join(self.climbs)}), got {self.comparer!r}")
         named = {name for change in self.claims for name in (change.proxy, change.than)}
-        problems += [f"claims: there is no proxy {name!r}" for name in sorted(named - self.proxies.keys())]
-        if problems:
-            raise ConfigError(*problems)
+        for name in sorted(named - self.proxies.keys()):
+            yield fault("claims", f"must be about proxies, and there is no {name!r}")
 
     @classmethod
     def quick(cls) -> Study:

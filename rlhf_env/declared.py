@@ -1,0 +1,232 @@
+"""What a class of settings, or a plugin, declares about itself: for people, the JSON schema and the reference page.
+
+A setting's type, limits and default are its annotation and default. Its meaning is the string under the field:
+
+    epochs: AtLeastOne = 2
+    \"\"\"Passes over a rollout.\"\"\"
+
+or, of a function or a constructor written by hand, its line in the docstring's "Args:". The papers are those that the
+plugin's module names in its header, "(Schulman et al. 2017, arXiv 1707.06347)".
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import inspect
+import itertools
+import re
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import tomli_w
+
+from rlhf_env.errors import UnknownName
+from rlhf_env.plugins import PLUGIN_KINDS, Entry, PluginHost, PluginKind
+from rlhf_env.settings import Hint, Target, can_be_written, hints_of, limits, sample, spoken
+
+REQUIRED = inspect.Parameter.empty
+TABLES: Mapping[PluginKind, str] = {"agent": "agent", "task": "task", "reward": "rewards", "annotator": "annotator"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting. `name` has the table it stands in: "optimization.lr", which may also stand one level up, as "lr"."""
+
+    name: str
+    hint: Hint
+    default: object
+    meaning: str
+
+    @property
+    def required(self) -> bool:
+        return self.default is REQUIRED
+
+    def as_dict(self) -> dict[str, object]:
+        about: dict[str, object] = {"name": self.name, "type": spoken(self.hint), "limits": limits(self.hint)}
+        return {**about, "required": self.required, "default": plain(self.default), "meaning": self.meaning}
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What a plugin says about itself. `example` is a table for a TOML file, with every setting at its default."""
+
+    kind: PluginKind
+    name: str
+    origin: str
+    about: str
+    header: str
+    papers: tuple[str, ...]
+    settings: tuple[Setting, ...]
+    example: str
+
+    def as_dict(self) -> dict[str, object]:
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {**own, "papers": list(self.papers), "settings": [setting.as_dict() for setting in self.settings]}
+
+
+def find(host: PluginHost, words: str) -> Entry:
+    """The plugin of a name, or of `kind:name` where more than one kind has it. Raises UnknownName."""
+    kind, _, name = words.rpartition(":")
+    entries = [entry for entry in host if entry.name == name and kind in ("", entry.kind)]
+    kinds = {entry.kind for entry in entries}
+    if not entries:
+        raise UnknownName("plugin", words, [entry.name for entry in host])
+    if len(kinds) > 1:
+        raise UnknownName("plugin", words, [f"{kind}:{name}" for kind in PLUGIN_KINDS if kind in kinds])
+    return host.entry(entries[0].kind, name)
+
+
+def declaration(entry: Entry) -> Declaration:
+    """What a plugin says about itself. Raises PluginError or MissingExtra where it cannot be imported."""
+    target = entry.load()
+    settings = tuple(nested(settings_of(target)))
+    header = inspect.getdoc(sys.modules.get(getattr(target, "__module__", ""), None)) or ""
+    texts = [header, inspect.getdoc(target) or "", *(setting.meaning for setting in settings)]
+    return Declaration(
+        kind=entry.kind,
+        name=entry.name,
+        origin=entry.origin,
+        about=_prose(inspect.getdoc(target) or ""),
+        header=header,
+        papers=tuple(dict.fromkeys(paper for text in texts for paper in _papers(text))),
+        settings=settings,
+        example=_example(entry, target, settings),
+    )
+
+
+def wraps(target: Target) -> bool:
+    """Whether an agent plugin takes another agent."""
+    return "agent" in inspect.signature(target).parameters
+
+
+def settings_of(target: Target) -> list[Setting]:
+    """The settings that a file can give to a dataclass, a class, a function, or to an agent (its `Config`)."""
+    target = getattr(target, "Config", target)
+    hints, meanings = hints_of(target), _meanings(target)
+    return [
+        Setting(name, hints.get(name, Hint), default, meanings.get(name, ""))
+        for name, default in _parameters(target)
+        if can_be_written(hints.get(name, Hint))
+    ]
+
+
+def nested(settings: list[Setting]) -> Iterator[Setting]:
+    """The same, tables of settings replaced by what is in them."""
+    for setting in settings:
+        inner = setting.hint
+        if not dataclasses.is_dataclass(inner):
+            yield setting
+            continue
+        for each in settings_of(cast(Target, inner)):
+            given = setting.default is not REQUIRED and hasattr(setting.default, each.name)
+            default = getattr(setting.default, each.name) if given else each.default
+            yield from nested([dataclasses.replace(each, name=f"{setting.name}.{each.name}", default=default)])
+
+
+def _parameters(target: Target) -> Iterator[tuple[str, object]]:
+    """(name, default) of what can be set."""
+    if dataclasses.is_dataclass(target):
+        for field in dataclasses.fields(target):
+            if field.init and field.default_factory is not dataclasses.MISSING:
+                yield field.name, field.default_factory()
+            elif field.init:
+                yield field.name, REQUIRED if field.default is dataclasses.MISSING else field.default
+        return
+    for parameter in inspect.signature(target).parameters.values():
+        named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        # Of a function that scores texts, what has no default is the texts or a column of the task.
+        if named and (isinstance(target, type) or parameter.default is not REQUIRED):
+            yield parameter.name, parameter.default
+
+
+# -------------------------------------------------------------------- meanings
+
+
+@functools.cache
+def _meanings(target: Target) -> dict[str, str]:
+    """By setting: the string under the field, or its line in "Args:"; none where there is no source to read."""
+    found: dict[str, str] = {}
+    for owner in reversed(target.__mro__ if isinstance(target, type) else (target,)):
+        if owner is not object:
+            found |= _arguments(inspect.getdoc(owner) or "") | _under_fields(owner)
+    return found
+
+
+def _arguments(docstring: str) -> dict[str, str]:
+    _, _, lines = docstring.partition("\nArgs:\n")
+    section = re.match(r"(?:(?: +.*)?\n)*(?: +.*)?", lines)
+    text = textwrap.dedent(section[0] if section else "")
+    return {name: _joined(said) for name, said in re.findall(r"^(\w+): (.*(?:\n +.*)*)", text, re.MULTILINE)}
+
+
+def _under_fields(owner: Target) -> dict[str, str]:
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
+    except (OSError, TypeError, SyntaxError, IndexError):
+        return {}
+    body = tree.body if isinstance(tree, ast.ClassDef) else []
+    return {
+        field.target.id: _joined(under.value.value)
+        for field, under in itertools.pairwise(body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(under, ast.Expr)
+        and isinstance(under.value, ast.Constant)
+        and isinstance(under.value.value, str)
+    }
+
+
+def _joined(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _prose(docstring: str) -> str:
+    """A docstring without its "Args:", which the settings say."""
+    return docstring.partition("\nArgs:\n")[0].strip()
+
+
+_PAPER = re.compile(
+    r"[A-Z][\w'-]+(?: et al\.| (?:and|&) [A-Z][\w'-]+)? (?:\((?:19|20)\d\d\)|(?:19|20)\d\d)"  # who and when
+    r'(?:, (?:"[^"]*"(?: \(\d{4}\.\d{5})?|(?:arXiv )?\d{4}\.\d{5}|[A-Z]+ \d+\(\d+\)|[A-Z]{3,}))*'  # where
+)
+
+
+def _papers(text: str) -> list[str]:
+    return [re.sub(r" \((\d[\d.]+)\)?", r" \1", paper) for paper in _PAPER.findall(_joined(text))]
+
+
+# -------------------------------------------------------------------- an example
+
+
+def _example(entry: Entry, target: Target, settings: tuple[Setting, ...]) -> str:
+    """A table of a TOML file that is this plugin at its defaults; what has none is filled in by its type."""
+    table: dict[str, object] = {}
+    for setting in settings:
+        *outer, name = setting.name.split(".")
+        value = sample(setting.hint) if setting.required else plain(setting.default)
+        if value is not None and value != {}:
+            place = table
+            for key in outer:
+                place = cast(dict[str, object], place.setdefault(key, {}))
+            place[name] = value
+    if entry.kind == "reward":
+        return tomli_w.dumps({"rewards": {entry.name: {"weight": 1.0, **table}}}).replace("[rewards]\n\n", "")
+    if entry.kind == "agent" and wraps(target):
+        table["agent"] = {"name": "ppo"}
+    return tomli_w.dumps({TABLES[entry.kind]: {"name": entry.name, **table}})
+
+
+def plain(value: object) -> object:
+    """As files hold it; None for what they cannot."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value if isinstance(value, (bool, int, float, str)) else None

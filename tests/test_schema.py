@@ -1,0 +1,224 @@
+"""The JSON schema of experiments and grids, by a public validator: what is shipped is taken, what is wrong is not.
+
+What a schema cannot tell is said here, case by case: `rlhf-env check` does.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from rlhf_env.lab.benchmark.grid import Grid
+from rlhf_env.learning.experiment import Experiment
+from rlhf_env.pipeline.settings import Demo
+from rlhf_env.plugins import PluginHost, host
+from rlhf_env.schema import file_schema, one_of_files
+
+sys.path.insert(0, str(Path(__file__).parent))
+from bad_inputs import BAD, GRID, TOY, Bad
+
+ROOT = Path(__file__).parent.parent
+# What is about several settings at once, about other files, or about nothing that JSON knows.
+BEYOND = {
+    r"must be a whole number, got \d+\.0|target must be a whole number, got $|length must be a whole number, got $": (
+        "2.0 is an integer to JSON"
+    ),
+    r"must be a finite number, got|temperature must be a f|must be a finite n|weights must be a list": (
+        "JSON has no nan and no inf"
+    ),
+    r"one or more printable characters|is no name for a file": "what a name is made of",
+    r"needs a tokenizer|at least one limit|is measured by|counts evaluations|must be at most 4 \(max": (
+        "several settings at once"
+    ),
+    r"no task of this name|no row of this name|\[agent\] ppo optimization: lr must be a finite number": "other tables",
+    r"no.such|cannot read|alphabet|one or more different symbols|tokenizer|model|do not belong|answers one prompt": (
+        "what is outside of the file"
+    ),
+    r"learns by|does not divide|the environment takes|has no token|a.jsonl|a.csv|a.txt|not JSON|\d fields|prompt'": (
+        "what is outside of the file, or only a run can tell"
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def schema() -> dict[str, Any]:
+    experiment = file_schema(host(), Experiment, title="An experiment")
+    grid = file_schema(host(), Grid, title="A grid", tables={"reward_model": Demo})
+    return one_of_files({"": experiment, "agents": grid}, "Either")
+
+
+@pytest.fixture(scope="module")
+def validator(schema: dict[str, Any]) -> Draft202012Validator:
+    return Draft202012Validator(schema)
+
+
+def wrong(validator: Draft202012Validator, text: str) -> list[str]:
+    return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(tomllib.loads(text))]
+
+
+def test_it_is_a_schema(schema: dict[str, Any]) -> None:
+    Draft202012Validator.check_schema(schema)
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    json.dumps(schema, allow_nan=False)
+    names = {name.replace(" ", "%20") for name in schema["$defs"]}
+    assert set(re.findall(r'"#/\$defs/([^"]+)"', json.dumps(schema))) <= names
+
+
+def shipped() -> Iterator[tuple[str, str]]:
+    for file in sorted((ROOT / "examples").rglob("*.toml")):
+        if file.name != "pyproject.toml":
+            yield file.name, file.read_text("utf-8")
+    for file in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
+        for number, block in enumerate(re.findall(r"```toml\n(.*?)```", file.read_text("utf-8"), re.DOTALL)):
+            yield f"{file.name}, block {number + 1}", block
+
+
+@pytest.mark.parametrize(("name", "text"), [pytest.param(*it, id=it[0]) for it in shipped()])
+def test_what_is_shipped_is_taken(name: str, text: str, validator: Draft202012Validator) -> None:
+    assert wrong(validator, text) == []
+
+
+def test_something_is_shipped() -> None:
+    assert len(list(shipped())) >= 4
+
+
+@pytest.mark.parametrize("text", [TOY, f"{GRID}\n[agents.ppo]\n"], ids=["experiment", "grid"])
+def test_what_the_bad_inputs_were_made_of_is_taken(text: str, validator: Draft202012Validator) -> None:
+    assert wrong(validator, text) == []
+
+
+def test_the_resolved_file_of_a_run_is_taken(validator: Draft202012Validator) -> None:
+    assert wrong(validator, Experiment().to_toml()) == []
+
+
+def wrong_files() -> Iterator[Any]:
+    """The files that are wrong in themselves, among the bad inputs."""
+    for bad in BAD:
+        content = next(iter(bad.files.values()), None) if len(bad.files) == 1 else None
+        if bad.command[0] in ("check", "bench") and isinstance(content, str):
+            try:
+                tomllib.loads(content)
+            except (ValueError, RecursionError):
+                continue
+            yield pytest.param(bad, content, id=str(bad))
+
+
+@pytest.mark.parametrize(("bad", "content"), list(wrong_files()))
+def test_what_is_wrong_is_refused(bad: Bad, content: str, validator: Draft202012Validator) -> None:
+    beyond = [why for pattern, why in BEYOND.items() if any(re.search(pattern, said) for said in bad.says)]
+    assert wrong(validator, content) or beyond, bad.says
+
+
+def test_most_of_what_is_wrong_is_refused(validator: Draft202012Validator) -> None:
+    files = [it.values[1] for it in wrong_files()]
+    refused = sum(bool(wrong(validator, content)) for content in files)
+    assert len(files) > 130 and refused > 90, (refused, len(files))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('name = "toy"', 'name = "toy"\nsede = 3', "$: Additional properties are not allowed ('sede' was unexpected)"),
+        ("lr = 1e-2", "lr = -1", "$.agent.lr: -1 is less than or equal to the minimum of 0"),
+        ("lr = 1e-2", "optimization = { lr = -1 }", "$.agent.optimization.lr: -1 is less than or equal to the mini"),
+        ("lr = 1e-2", 'clip = "x"', "$.agent.clip: 'x' is not of type 'number'"),
+        ("lr = 1e-2", "ganma = 1", "$.agent: Additional properties are not allowed ('ganma' was unexpected)"),
+        ("lr = 1e-2", 'value_model = "own"', "$.agent.value_model: 'own' is not one of ['shared', 'separate']"),
+        ("length = { target = 2 }", "length = {}", "$.rewards.length: 'target' is a required property"),
+        ("length = { target = 2 }", "length = { target = 0 }", "$.rewards.length.target: 0 is less than the minimum"),
+        ("length = { target = 2 }", "x = { target = 2 }", "$.rewards.x: 'plugin' is a required property"),
+        ("length = 2", "length = 0", "$.task.length: 0 is less than the minimum of 1"),
+        ("updates = 2", "updates = 0", "$.budget.updates: 0 is less than the minimum of 1"),
+        ('name = "ppo"', 'name = "pppo"', "$.agent.name: 'pppo' is not one of ["),
+    ],
+)
+def test_it_says_where(old: str, new: str, said: str, validator: Draft202012Validator) -> None:
+    assert any(it.startswith(said) for it in wrong(validator, TOY.replace(old, new, 1))), wrong(
+        validator, TOY.replace(old, new, 1)
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("lr = 1e-2", "[agent.optimization]\nlr = 1e-2\nbeta1 = 0.5"),
+        ("num_envs = 8\nmax_new_tokens = 4\nmax_prompt_tokens = 4", ""),
+        ("length = { target = 2 }", 'x = { plugin = "length", target = 2, weight = 0.5, timeout = 3 }\ntask = 1.0'),
+        ("length = { target = 2 }", 'task = { weight = 2, on_error = "skip" }\nkl = 0.1'),
+        ("prompts = 4", "prompts = 4\nrewards = { repetition = 1.0, length = { target = 3 } }"),
+        ('name = "ppo"\nlr = 1e-2', 'name = "curriculum"\nlevels = [1, 2]\nagent = { name = "grpo", lr = 1 }'),
+        ('name = "echo"\nlength = 2', 'name = "mixture"\ntasks = ["echo", { name = "count", target = 3 }]'),
+        ('name = "echo"\nlength = 2', 'name = "validation"\ntask = { name = "echo", length = 2 }\nshare = 0.5'),
+        ("lr = 1e-2", 'ptx_coefficient = 0.1\nptx_data = { name = "file", path = "a.jsonl" }'),
+        ("lr = 1e-2", "ptx_data = {}"),
+        ("[policy]", "num_envs = 3\n[policy]"),
+    ],
+)
+def test_what_the_library_takes_is_taken(old: str, new: str, validator: Draft202012Validator) -> None:
+    text = TOY.replace(old, new, 1)
+    if new.startswith("num_envs"):
+        text = TOY.replace('name = "toy"', 'name = "toy"\nnum_envs = 3').replace("num_envs = 8\n", "")
+    assert wrong(validator, text) == []
+    Experiment.from_table(tomllib.loads(text))
+
+
+def test_rows_and_tasks_of_a_grid(validator: Draft202012Validator) -> None:
+    good = (
+        f'{GRID}\n[agents.ppo]\n[agents.two]\nname = "grpo"\ngroup_size = 2\n[tasks.a]\nseed = 3\n[tasks.a.task]\n'
+        "length = 3\n[tasks.b.rewards]\nlength = { target = 3 }\n[tasks.b.agents.two]\nlr = 1\n"
+        "[reward_model]\nprompts = 9\n"
+    )
+    assert wrong(validator, good) == []
+    for row, said in {
+        "[agents.two]\n": "$.agents.two: 'name' is a required property",
+        "[agents.ppo]\nlr = 0\n": "$.agents.ppo.lr: 0 is less than or equal",
+        '[agents.ppo]\nname = "grpo"\nlam = 1\n': "$.agents.ppo: Additional properties are not allowed ('lam' was",
+        "[agents.ppo]\n[reward_model]\nepochs = -1\n": "$.reward_model.epochs: -1 is less than the minimum of 0",
+        "[agents.ppo]\n[tasks.a.environment]\nnum_envs = 0\n": "$.tasks.a.environment.num_envs: 0 is less than",
+    }.items():
+        assert any(it.startswith(said) for it in wrong(validator, f"{GRID}\n{row}")), (
+            row,
+            wrong(validator, GRID + row),
+        )
+
+
+def test_other_peoples_plugins_are_in_it() -> None:
+    mine = PluginHost([])
+    mine.add("task", "own", "tests_that_is_not_there:Task")
+    mine.add("reward", "counted", counted)
+    mine.add("agent", "ppo", "rlhf_agents.ppo:PPO")
+    schema = file_schema(mine, Experiment, title="An experiment")
+    validator = Draft202012Validator(schema)
+    text = '[task]\nname = "own"\nanything = 1\n[rewards.counted]\nletter = "x"\n[agent]\nname = "ppo"\n'
+    assert wrong(validator, text) == []
+    assert "Not checked" in schema["$defs"]["task own"]["description"]
+    assert wrong(validator, text.replace('letter = "x"', "letter = 3")) != []
+    assert wrong(validator, text.replace('letter = "x"', 'lettre = "x"')) != []
+
+
+def counted(prompts: list[str], completions: list[str], *, letter: str = "e") -> list[float]:
+    return [float(text.count(letter)) for text in completions]
+
+
+def test_the_command_writes_it(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from rlhf_env.cli import main
+
+    for words, key in (
+        (["schema"], "anyOf"),
+        (["schema", "experiment"], "properties"),
+        (["schema", "pipeline"], "prompts"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["rlhf-env", *words])
+        with pytest.raises(SystemExit) as ended:
+            main.main()
+        assert not ended.value.code
+        made = json.loads(capsys.readouterr().out)
+        assert key in {**made, **made.get("properties", {})}
