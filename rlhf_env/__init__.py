@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from rlhf_env.plugins import hookimpl as hookimpl
     from rlhf_env.plugins import register_agent as register_agent
     from rlhf_env.plugins import register_annotator as register_annotator
+    from rlhf_env.plugins import register_judgement as register_judgement
     from rlhf_env.plugins import register_reward as register_reward
     from rlhf_env.plugins import register_task as register_task
     from rlhf_env.policies.language_model import LanguageModel as LanguageModel
@@ -123,6 +124,7 @@ _HOMES = {
     "Register": "rlhf_env.plugins",
     "register_agent": "rlhf_env.plugins",
     "register_annotator": "rlhf_env.plugins",
+    "register_judgement": "rlhf_env.plugins",
     "register_reward": "rlhf_env.plugins",
     "register_task": "rlhf_env.plugins",
 }
