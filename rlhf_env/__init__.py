@@ -13,7 +13,14 @@ if TYPE_CHECKING:
     from rlhf_env.envs.rewards import RewardMix, Score, from_function
     from rlhf_env.envs.text_env import TextEnv
     from rlhf_env.envs.text_vector_env import TextVectorEnv
-    from rlhf_env.plugins import hookimpl, register_agent, register_reward, register_task
+    from rlhf_env.plugins import (
+        hookimpl,
+        register_agent,
+        register_reward,
+        register_stopping_rule,
+        register_task,
+        register_tracker,
+    )
     from rlhf_env.types import Episode, GroupReward, Observation, Prompt, Reward, Task, TokenReward
 
 __version__ = "0.1.0"
@@ -27,7 +34,9 @@ _HOMES = {
     "hookimpl": "rlhf_env.plugins",
     "register_agent": "rlhf_env.plugins",
     "register_reward": "rlhf_env.plugins",
+    "register_stopping_rule": "rlhf_env.plugins",
     "register_task": "rlhf_env.plugins",
+    "register_tracker": "rlhf_env.plugins",
     "Episode": "rlhf_env.types",
     "GroupReward": "rlhf_env.types",
     "Observation": "rlhf_env.types",
@@ -54,7 +63,9 @@ __all__ = [
     "hookimpl",
     "register_agent",
     "register_reward",
+    "register_stopping_rule",
     "register_task",
+    "register_tracker",
 ]
 
 

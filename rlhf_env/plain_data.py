@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import types
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -102,6 +103,14 @@ def spoken(hint: Any) -> str:
     if dataclasses.is_dataclass(hint):
         return "a table"
     return str(names.get(hint) or names.get(origin) or getattr(hint, "__name__", hint))
+
+
+def flat(table: Mapping[str, object], above: str = "") -> dict[str, object]:
+    """One level of a table with tables in it: `{"agent": {"lr": 1}}` becomes `{"agent.lr": 1}`."""
+    level: dict[str, object] = {}
+    for key, value in table.items():
+        level |= flat(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
+    return level
 
 
 def read_json(text: str | bytes) -> Any:

@@ -1,4 +1,4 @@
-"""The plugin host: who registered which reward, agent, task or annotator under which name.
+"""The plugin host: who registered which reward, agent, task, annotator, tracker or stopping rule under which name.
 
 A plugin is a module with one or more hooks, reached through the entry point group `rlhf_env`:
 
@@ -41,7 +41,7 @@ OWN = "rlhf-env"  # the distribution of the built-ins
 API = 1  # of the hooks below
 CHOICE = "RLHF_ENV_PLUGINS"
 PATIENCE = 3.0  # seconds that one plugin module may take to be imported: everybody waits for it at every command
-Kind = Literal["reward", "agent", "task", "annotator"]
+Kind = Literal["reward", "agent", "task", "annotator", "tracker", "stopping rule"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 hookspec = pluggy.HookspecMarker(GROUP)
@@ -73,6 +73,21 @@ def register_tasks(register: Register) -> None:
 @hookspec
 def register_annotators(register: Register) -> None:
     """Offer annotators: classes built with their settings; one with a parameter `gold` is lent the gold reward."""
+
+
+@hookspec
+def register_trackers(register: Register) -> None:
+    """Offer trackers: classes built with their settings; a run lends its `folder` and its `experiment`."""
+
+
+@hookspec
+def register_stopping_rules(register: Register) -> None:
+    """Offer stopping rules: classes built with their settings."""
+
+
+def hook_of(kind: Kind) -> str:
+    """The name of the hook that offers plugins of this kind."""
+    return f"register_{kind.replace(' ', '_')}s"
 
 
 @dataclass(frozen=True)
@@ -182,7 +197,7 @@ class PluginHost:
         self._hooks.register(module)
         for kind in KINDS:
             others = [plugin for plugin in self._hooks.get_plugins() if plugin is not module]
-            caller = self._hooks.subset_hook_caller(f"register_{kind}s", others)
+            caller = self._hooks.subset_hook_caller(hook_of(kind), others)
             caller(register=functools.partial(self.add, kind, origin=origin))
 
     def add(
@@ -262,6 +277,16 @@ def register_task(name: str, target: str | Callable[..., Any]) -> None:
 def register_annotator(name: str, target: str | Callable[..., Any]) -> None:
     """Make an annotator known by name in this process."""
     host().add("annotator", name, target)
+
+
+def register_tracker(name: str, target: str | Callable[..., Any]) -> None:
+    """Make a tracker known by name in this process."""
+    host().add("tracker", name, target)
+
+
+def register_stopping_rule(name: str, target: str | Callable[..., Any]) -> None:
+    """Make a stopping rule known by name in this process."""
+    host().add("stopping rule", name, target)
 
 
 def build(

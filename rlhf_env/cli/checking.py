@@ -16,7 +16,7 @@ from rlhf_env.errors import ConfigError
 
 @app.command(rich_help_panel=PLUGINS)
 def plugins() -> None:
-    """List rewards, agents, tasks and annotators, who offers them, and what failed to load.
+    """List rewards, agents, tasks, annotators, trackers and stopping rules, who offers them, and what failed to load.
 
     RLHF_ENV_PLUGINS=a,b lets in only the distributions (or entry points) a and b beside the built-ins, -a,-b all but
     those, and an empty one nobody.

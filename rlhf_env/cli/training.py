@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -50,6 +51,14 @@ def train(
             metavar="PROJECT", help="Log to this Weights & Biases project too (WANDB_MODE=offline: no network)."
         ),
     ] = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=PROJECT]",
+            help="Log to this tracker too: mlflow=PROJECT, trackio=PROJECT, wandb=PROJECT, tensorboard or a plugin's. "
+            "May be given several times; a table [trackers.NAME] in the file does the same, with more settings.",
+        ),
+    ] = None,
 ) -> None:
     """Train one agent as a TOML file says.
 
@@ -72,13 +81,31 @@ def train(
         flags["seed"] = f"--seed {seed}"
         with naming_lines(file, flags):
             experiment = replace(experiment, seed=seed)
+    asked_for = [*(track or []), *([] if wandb is None else [f"wandb={wandb}"])]
+    experiment = replace(experiment, trackers=_with_trackers(experiment.trackers, asked_for))
     name = experiment.agent.get("name", "agent")
     folder = out or _inside_runs(f"{experiment.name}-{name}-seed{experiment.seed}")
     with interruptible(folder):
         with naming_lines(file, flags):
             workplace, evaluator = build_parts(experiment)
         again = resume or allow_partial
-        _train(workplace, evaluator, folder, wandb, threads, resume=again, allow_partial=allow_partial)
+        _train(workplace, evaluator, folder, threads, resume=again, allow_partial=allow_partial)
+
+
+def _with_trackers(tables: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
+    """The file's tables of trackers, and those of the command line's words: NAME or NAME=PROJECT."""
+    from rlhf_env.learning.tracking import check_trackers
+
+    found = dict(tables)
+    for word in words:
+        name, says_project, project = word.partition("=")
+        found[name] = {**found.get(name, {}), **({"project": project} if says_project else {})}
+        try:
+            check_trackers({name: found[name]})
+        except ConfigError as error:
+            error.found_in(f"--track {word}")
+            raise
+    return found
 
 
 def _inside_runs(name: str) -> Path:
@@ -108,7 +135,6 @@ def _train(
     workplace: Workplace,
     evaluator: Evaluator,
     folder: Path,
-    wandb: str | None,
     threads: int | None,
     *,
     resume: bool,
@@ -128,7 +154,13 @@ def _train(
         console.print(f"[yellow]Warning[/yellow] {escape(str(alert))}", highlight=False)
 
     with (
-        RunFolder(folder, experiment.to_toml(), resume=resume, allow_partial=allow_partial, wandb=wandb) as run,
+        RunFolder(
+            folder,
+            experiment.to_toml(),
+            resume=resume,
+            allow_partial=allow_partial,
+            trackers=experiment.trackers,
+        ) as run,
         training_progress(console) as on_update,
     ):
         parameters = sum(parameter.numel() for parameter in workplace.setup.policy.parameters())

@@ -22,6 +22,8 @@ from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.engine import Engine
 from rlhf_env.learning.loop import EnvSource
 from rlhf_env.learning.spending import Budget, Spending
+from rlhf_env.learning.stopping import load_stopping_rules
+from rlhf_env.learning.tracking import check_trackers
 from rlhf_env.plain_data import refuse_misfits
 from rlhf_env.policies.language_model import ROWS_AT_ONCE, LanguageModel
 from rlhf_env.policies.policy import Policy, Sampling
@@ -134,7 +136,11 @@ class Experiment:
     A run ends early when the mean KL of a rollout to the reference, summed over a response, is above `max_kl` (of the
     KL itself, wherever a controller has put its weight); or when `patience` evaluations in a row (0: never) brought no
     held-out objective that is above the best so far by more than `min_delta`. The evaluation before training counts as
-    the first; `[evaluation] every` says how often there is one.
+    the first; `[evaluation] every` says how often there is one. `stopping`: tables of further rules that may end the
+    run, by name, with their settings (see `rlhf_env.learning.stopping`).
+
+    `trackers`: where metrics go beside the run folder, by name, with the settings of each (see
+    `rlhf_env.learning.tracking`). They are not part of what the run is: a run resumes with others.
     """
 
     name: str = "experiment"
@@ -151,6 +157,8 @@ class Experiment:
     max_kl: float | None = None
     patience: int = 0
     min_delta: float = 0.0
+    stopping: dict[str, Any] = field(default_factory=dict)
+    trackers: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         refuse_misfits(self)
@@ -159,19 +167,24 @@ class Experiment:
             problems.append(f"name must be one or more printable characters, got {self.name!r}")
         if self.max_kl is not None and not self.max_kl > 0:
             problems.append(f"max_kl must be positive, got {self.max_kl}")
-        if self.max_kl is not None and "kl" not in self.rewards:
+        rules = self.stopping_tables()
+        for name in ("max_kl", "patience"):
+            if name in self.stopping and getattr(self, name):
+                problems.append(f"{name} is set twice: as {name} = {getattr(self, name)} and by [stopping.{name}]")
+        if "max_kl" in rules and "kl" not in self.rewards:
             problems.append(
                 "max_kl is measured by the reward part 'kl', which is not among [rewards]: add it (`kl = 0.0` measures "
                 "and costs nothing)"
             )
         if not self.min_delta >= 0:
             problems.append(f"min_delta must not be negative, got {self.min_delta}")
-        if self.patience > 0 and self.evaluation.every == 0:
+        if "patience" in rules and self.evaluation.every == 0:
+            rule = f"patience = {self.patience}" if self.patience > 0 else "[stopping.patience]"
             problems.append(
-                f"patience = {self.patience} counts evaluations on the way, and there are none: set `every` in "
-                "[evaluation] to a number of updates"
+                f"{rule} counts evaluations on the way, and there are none: set `every` in [evaluation] to a number of "
+                "updates"
             )
-        if self.max_kl is not None and self.preferences is not None:
+        if "max_kl" in rules and self.preferences is not None:
             problems.append("max_kl is measured on texts that the agent writes, and with `preferences` it writes none")
         if self.preferences is not None and not self.budget.limits().keys() & {"updates", "gradient_steps", "seconds"}:
             problems.append("with `preferences` the agent writes no texts: budget updates, gradient_steps or seconds")
@@ -191,8 +204,24 @@ class Experiment:
             return cls.from_table(table, str(file))
 
     def to_toml(self) -> str:
-        """The resolved file: every setting that is in force and not None."""
-        return tomli_w.dumps(_without_none(asdict(self)))
+        """The resolved file: every setting that is in force and not None, but for `trackers`.
+
+        A run is known by this text, so a setting that older versions do not know is in it only where it is used.
+        """
+        table = asdict(self)
+        del table["trackers"]
+        if not self.stopping:
+            del table["stopping"]
+        return tomli_w.dumps(_without_none(table))
+
+    def stopping_tables(self) -> dict[str, Any]:
+        """The tables of all rules that may end the run: `stopping`, and what `max_kl` and `patience` are short for."""
+        tables: dict[str, Any] = {}
+        if self.max_kl is not None:
+            tables["max_kl"] = {"limit": self.max_kl}
+        if self.patience > 0:
+            tables["patience"] = {"evaluations": self.patience, "min_delta": self.min_delta}
+        return {**tables, **self.stopping}
 
     def with_agent(self, agent: str | Mapping[str, Any]) -> Experiment:
         """The same experiment with another agent: swapping the algorithm is this one word."""
@@ -289,6 +318,8 @@ def check_plugins(experiment: Experiment) -> Task:
         for part, settings in rewards.items():
             look(partial(_check_reward, part, settings), *keys, part)
     look(lambda: _agent_factory(experiment.agent), "agent")
+    look(lambda: load_stopping_rules(experiment.stopping), "stopping")
+    look(lambda: check_trackers(experiment.trackers), "trackers")
     if problems:
         raise ConfigError(*problems)
     return task

@@ -88,7 +88,15 @@ def run_cell(cell: Cell, folder: Path, on_update: Callable[[Row, float], None] |
     workplace = build(cell.experiment)
     evaluator = Evaluator.of(workplace)
     # A damaged checkpoint costs the way from the one before it, not the cell.
-    with RunFolder(folder / cell.run, cell.experiment.to_toml(), resume=True, allow_partial=True) as run:
+    experiment = cell.experiment
+    with RunFolder(
+        folder / cell.run,
+        experiment.to_toml(),
+        resume=True,
+        allow_partial=True,
+        trackers=experiment.trackers,
+        name=cell.key,
+    ) as run:
         reason, final = run_experiment(workplace, evaluator, run, resume=True, on_update=on_update)
     curve = evaluation_curve(folder / cell.run)
     diverged = [name for name, value in final.metrics.items() if not math.isfinite(value)]

@@ -16,7 +16,7 @@ from rlhf_env.learning.checkpoints import fingerprint
 from rlhf_env.learning.experiment import Experiment, Workplace, build
 from rlhf_env.learning.loop import Row, Source, train
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
-from rlhf_env.learning.spending import Stopping
+from rlhf_env.learning.stopping import load_stopping_rules
 from rlhf_env.whole_files import write_json
 
 
@@ -49,7 +49,7 @@ def run_experiment(
     if not trains:
         return "does not train", first or evaluator()
 
-    stopping = Stopping(max_kl=experiment.max_kl, patience=experiment.patience, min_delta=experiment.min_delta)
+    stopping = load_stopping_rules(experiment.stopping_tables())
     stopping(read_metrics(run.path)[0])  # what was there before training is there to be improved on
 
     watch = Watch.of(run.path)
