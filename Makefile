@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # Two processes of tests; a file stays in one, so that what its tests share is made once.
 TWO := -n 2 --dist loadfile
 
-.PHONY: help demo test test-wheel lint mutants resume-matrix faults faults-annotation base-model bench-speed growth long-run compat clean
+.PHONY: help demo test test-wheel test-trackers lint mutants resume-matrix faults faults-annotation base-model bench-speed growth long-run compat clean
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
@@ -50,6 +50,15 @@ test-wheel: .venv/.ready  ## The tests again, against the built wheel in an envi
 	rm -r $(WHEEL)/source/rlhf_env $(WHEEL)/source/agents $(WHEEL)/source/reward_plugins
 	cd $(WHEEL)/source && ../venv/bin/python -m pytest tests/packaging/test_wheel.py
 	cd $(WHEEL)/source && ../venv/bin/python -m pytest $(TWO) -m "not packaging" --deselect tests/packaging/test_wheel.py
+
+# The libraries of three trackers on top of .venv's, in an environment of their own: 50 packages for three files.
+TRACKERS := build/trackers
+test-trackers: .venv/.ready  ## The tests of the trackers again, with MLflow, trackio and Weights & Biases themselves
+	rm -rf $(TRACKERS)
+	$(PYTHON) -m venv $(TRACKERS)
+	$(BIN)/python $(PACKAGES_OF) > "$$($(TRACKERS)/bin/python $(PACKAGES_OF))/borrowed.pth"
+	$(TRACKERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[mlflow,trackio,wandb]"
+	$(TRACKERS)/bin/python -m pytest tests/learning/trackers
 
 lint: .venv/.ready  ## Lint, types and import rules alone
 	$(BIN)/ruff check .

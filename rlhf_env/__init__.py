@@ -50,7 +50,9 @@ if TYPE_CHECKING:
     from rlhf_env.plugins import register_annotator as register_annotator
     from rlhf_env.plugins import register_judgement as register_judgement
     from rlhf_env.plugins import register_reward as register_reward
+    from rlhf_env.plugins import register_stopping_rule as register_stopping_rule
     from rlhf_env.plugins import register_task as register_task
+    from rlhf_env.plugins import register_tracker as register_tracker
     from rlhf_env.policies.language_model import LanguageModel as LanguageModel
     from rlhf_env.policies.policy import Policy as Policy
     from rlhf_env.policies.policy import Sampling as Sampling
@@ -126,7 +128,9 @@ _HOMES = {
     "register_annotator": "rlhf_env.plugins",
     "register_judgement": "rlhf_env.plugins",
     "register_reward": "rlhf_env.plugins",
+    "register_stopping_rule": "rlhf_env.plugins",
     "register_task": "rlhf_env.plugins",
+    "register_tracker": "rlhf_env.plugins",
 }
 
 __all__ = sorted([*_HOMES, "__version__"])

@@ -6,6 +6,7 @@ What others wrote is read up to a size: a file that is larger is refused before 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,14 @@ def read_file(path: str | Path, largest: int = LARGEST_FILE) -> bytes:
     if len(content) > largest:
         raise DataError(f"{path} is larger than {largest:,} bytes, the most that is read: split it")
     return content.removeprefix(b"\xef\xbb\xbf")
+
+
+def flat(table: Mapping[str, object], above: str = "") -> dict[str, object]:
+    """One level of a table with tables in it: `{"agent": {"lr": 1}}` becomes `{"agent.lr": 1}`."""
+    level: dict[str, object] = {}
+    for key, value in table.items():
+        level |= flat(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
+    return level
 
 
 def read_json(text: str | bytes) -> Any:

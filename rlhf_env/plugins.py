@@ -1,4 +1,6 @@
-"""The plugin host: who registered which reward, agent, task, annotator or kind of judgement under which name.
+"""The plugin host: who registered which plugin under which name.
+
+Plugins are rewards, agents, tasks, annotators, kinds of judgement, trackers and stopping rules.
 
 A plugin is a module with one or more hooks, reached through the entry point group `rlhf_env`:
 
@@ -41,7 +43,7 @@ OWN = "rlhf-env"  # the distribution of the built-ins
 API = 1  # of the hooks below
 CHOICE = "RLHF_ENV_PLUGINS"
 PATIENCE = 3.0  # seconds that one plugin module may take to be imported: everybody waits for it at every command
-PluginKind = Literal["reward", "agent", "task", "annotator", "judgement"]
+PluginKind = Literal["reward", "agent", "task", "annotator", "judgement", "tracker", "stopping rule"]
 PLUGIN_KINDS: tuple[PluginKind, ...] = get_args(PluginKind)
 
 hookspec = pluggy.HookspecMarker(GROUP)
@@ -78,6 +80,21 @@ def register_annotators(register: Register) -> None:
 @hookspec
 def register_judgements(register: Register) -> None:
     """Offer kinds of judgement: each a `rlhf_env.feedback.kinds.JudgementKind` of the name it is registered under."""
+
+
+@hookspec
+def register_trackers(register: Register) -> None:
+    """Offer trackers: classes built with their settings; a run lends its `folder` and its `experiment`."""
+
+
+@hookspec
+def register_stopping_rules(register: Register) -> None:
+    """Offer stopping rules: classes built with their settings."""
+
+
+def hook_of(kind: PluginKind) -> str:
+    """The name of the hook that offers plugins of this kind."""
+    return f"register_{kind.replace(' ', '_')}s"
 
 
 @dataclass(frozen=True)
@@ -187,7 +204,7 @@ class PluginHost:
         self._hooks.register(module)
         for kind in PLUGIN_KINDS:
             others = [plugin for plugin in self._hooks.get_plugins() if plugin is not module]
-            caller = self._hooks.subset_hook_caller(f"register_{kind}s", others)
+            caller = self._hooks.subset_hook_caller(hook_of(kind), others)
             caller(register=functools.partial(self.add, kind, origin=origin))
 
     def add(
@@ -278,6 +295,16 @@ def register_annotator(name: str, target: str | Callable[..., Any]) -> None:
 def register_judgement(name: str, target: str | Callable[..., Any]) -> None:
     """Make a kind of judgement known by name in this process: a `JudgementKind`, or "module:Attr"."""
     host().add("judgement", name, target)
+
+
+def register_tracker(name: str, target: str | Callable[..., Any]) -> None:
+    """Make a tracker known by name in this process."""
+    host().add("tracker", name, target)
+
+
+def register_stopping_rule(name: str, target: str | Callable[..., Any]) -> None:
+    """Make a stopping rule known by name in this process."""
+    host().add("stopping rule", name, target)
 
 
 def build_plugin(

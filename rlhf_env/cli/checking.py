@@ -27,7 +27,7 @@ def plugins(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
 ) -> None:
-    """List rewards, agents, tasks and annotators, who offers them, and what failed to load; or describe one of them.
+    """List all plugins by kind, who offers them, and what failed to load; or describe one of them.
 
     RLHF_ENV_PLUGINS=a,b lets in only the distributions (or entry points) a and b beside the built-ins, -a,-b all but
     those, and an empty one nobody.

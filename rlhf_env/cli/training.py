@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -50,6 +51,14 @@ def train_one(
             metavar="PROJECT", help="Log to this Weights & Biases project too (WANDB_MODE=offline: no network)."
         ),
     ] = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=PROJECT]",
+            help="Log to this tracker too: mlflow=PROJECT, trackio=PROJECT, wandb=PROJECT, tensorboard or a plugin's. "
+            "May be given several times; a table [trackers.NAME] in the file does the same, with more settings.",
+        ),
+    ] = None,
 ) -> None:
     """Train one agent as a TOML file says.
 
@@ -73,16 +82,32 @@ def train_one(
         flags["seed"] = f"--seed {seed}"
         with naming_lines(file, flags):
             experiment = replace(experiment, seed=seed)
+    asked_for = [*(track or []), *([] if wandb is None else [f"wandb={wandb}"])]
+    experiment = replace(experiment, trackers=_with_trackers(experiment.trackers, asked_for))
     name = experiment.agent.get("name", "agent")
     folder = out or _inside_runs(f"{experiment.name}-{name}-seed{experiment.seed}")
     with interruptible(folder):
         with naming_lines(file, flags):
             workplace = prepare(experiment)
         console = make_console()
-        finished = run(
-            workplace, folder, resume, allow_partial=allow_partial, threads=threads, wandb=wandb, console=console
-        )
+        finished = run(workplace, folder, resume, allow_partial=allow_partial, threads=threads, console=console)
     _say_how_it_ended(finished, console)
+
+
+def _with_trackers(tables: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
+    """The file's tables of trackers, and those of the command line's words: NAME or NAME=PROJECT."""
+    from rlhf_env.learning.tracking import check_trackers
+
+    found = dict(tables)
+    for word in words:
+        name, says_project, project = word.partition("=")
+        found[name] = {**found.get(name, {}), **({"project": project} if says_project else {})}
+        try:
+            check_trackers({name: found[name]})
+        except ConfigError as error:
+            error.found_in(f"--track {word}")
+            raise
+    return found
 
 
 def _inside_runs(name: str) -> Path:

@@ -26,7 +26,9 @@ from rlhf_env.learning.loop import Row, Training, train
 from rlhf_env.learning.models import fitted, load_policy, load_tokenizer_of
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
 from rlhf_env.learning.sources import EnvSource, Source
-from rlhf_env.learning.spending import Budget, Spending, Stopping
+from rlhf_env.learning.spending import Budget, Spending
+from rlhf_env.learning.stopping import load_stopping_rules
+from rlhf_env.learning.tracking import check_trackers
 from rlhf_env.policies.language_model import ROWS_AT_ONCE
 from rlhf_env.policies.policy import Policy, Sampling
 from rlhf_env.settings import (
@@ -158,17 +160,27 @@ class Experiment:
     how often there is one."""
     min_delta: NonNegative = 0.0
     """By how much the held-out objective must rise for `patience` to begin anew."""
+    stopping: Annotated[dict[str, Any], EachChooses("stopping rule")] = field(default_factory=dict)
+    """Further rules that may end the run: by name, the settings of each, as in `[stopping.mine]`."""
+    trackers: Annotated[dict[str, Any], EachChooses("tracker")] = field(default_factory=dict)
+    """Where metrics go beside the run folder: by name, the settings of each, as in `[trackers.mlflow]`. They are not
+    part of what the run is: a run resumes with others."""
 
     def problems(self) -> Iterator[Problem]:
         if not self.name or not self.name.isprintable():
             yield fault("name", f"must be one or more printable characters, got {self.name!r}")
-        if self.patience > 0 and self.evaluation.every == 0:
+        rules = self.stopping_tables()
+        for name in ("max_kl", "patience"):
+            if name in self.stopping and getattr(self, name):
+                yield fault(name, f"is set twice: as {name} = {getattr(self, name)} and by [stopping.{name}]")
+        if "patience" in rules and self.evaluation.every == 0:
+            rule = f"= {self.patience}" if self.patience > 0 else "([stopping.patience])"
             yield fault(
                 "patience",
-                f"= {self.patience} counts evaluations on the way, and there are none: set `every` in "
+                f"{rule} counts evaluations on the way, and there are none: set `every` in "
                 "[evaluation] to a number of updates",
             )
-        if self.max_kl is not None and self.preferences is not None:
+        if "max_kl" in rules and self.preferences is not None:
             yield fault("max_kl", "is measured on texts that the agent writes, and with `preferences` it writes none")
         if self.preferences is not None and not self.budget.limits().keys() & {"updates", "gradient_steps", "seconds"}:
             yield Problem(
@@ -188,8 +200,24 @@ class Experiment:
             return cls.from_table(table, str(file))
 
     def to_toml(self) -> str:
-        """The resolved file: every setting that is in force and not None."""
-        return tomli_w.dumps(_without_none(asdict(self)))
+        """The resolved file: every setting that is in force and not None, but for `trackers`.
+
+        A run is known by this text, so a setting that older versions do not know is in it only where it is used.
+        """
+        table = asdict(self)
+        del table["trackers"]
+        if not self.stopping:
+            del table["stopping"]
+        return tomli_w.dumps(_without_none(table))
+
+    def stopping_tables(self) -> dict[str, Any]:
+        """The tables of all rules that may end the run: `stopping`, and what `max_kl` and `patience` are short for."""
+        tables: dict[str, Any] = {}
+        if self.max_kl is not None:
+            tables["max_kl"] = {"limit": self.max_kl}
+        if self.patience > 0:
+            tables["patience"] = {"evaluations": self.patience, "min_delta": self.min_delta}
+        return {**tables, **self.stopping}
 
     def with_agent(self, agent: str | JsonView) -> Experiment:
         """The same experiment with another agent: swapping the algorithm is this one word."""
@@ -233,7 +261,7 @@ class Workplace:
         missing here: evaluations for `patience`, a source of pairs for `preferences`; and what `train` raises.
         """
         experiment, setup = self.experiment, self.setup
-        if experiment.patience and evaluate is None:
+        if "patience" in experiment.stopping_tables() and evaluate is None:
             raise ConfigError(
                 f"patience = {experiment.patience} counts evaluations: pass `evaluate`, or use rlhf_env.run"
             )
@@ -251,7 +279,7 @@ class Workplace:
         first = [] if run is not None else rows
         if not getattr(self.agent, "trains", True):
             return Training("does not train", first)
-        stopping = Stopping(max_kl=experiment.max_kl, patience=experiment.patience, min_delta=experiment.min_delta)
+        stopping = load_stopping_rules(experiment.stopping_tables())
         if rows:
             stopping(rows[0])  # what was there before training is there to be improved on
         training = train(
@@ -313,7 +341,7 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
     policy.reseed(experiment.seed)
     with under("rewards"):
         reward = load_rewards(experiment.rewards, task, {"reference": reference, "tokenizer": tokenizer})
-    if experiment.max_kl is not None and reward.kl is None:
+    if "max_kl" in experiment.stopping_tables() and reward.kl is None:
         raise ConfigError(
             Problem(
                 "max_kl is measured by a KL penalty, and none is among [rewards]: add one (`kl = 0.0` measures and "
@@ -368,6 +396,8 @@ def check_plugins(experiment: Experiment) -> Task:
         for part, table in rewards.items():
             look(partial(_check_reward, part, table), *keys, part)
     look(lambda: _agent_factory(experiment.agent), "agent")
+    look(lambda: load_stopping_rules(experiment.stopping), "stopping")
+    look(lambda: check_trackers(experiment.trackers), "trackers")
     if problems:
         raise ConfigError(*problems)
     return task

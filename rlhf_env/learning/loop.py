@@ -17,7 +17,8 @@ from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
 from rlhf_env.learning.signals import Interrupted, catch_signals
 from rlhf_env.learning.sources import Source
-from rlhf_env.learning.spending import Budget, Spending, Stopping
+from rlhf_env.learning.spending import Budget, Spending
+from rlhf_env.learning.stopping import StoppingRule
 from rlhf_env.types import JsonObject, JsonView
 
 Row = JsonObject
@@ -49,7 +50,7 @@ def train(
     checkpoint_every: int = 0,
     evaluate: Callable[[], Mapping[str, float]] | None = None,
     evaluate_every: int = 0,
-    stop_when: Callable[[Row], str | None] | Stopping | None = None,
+    stop_when: Callable[[Row], str | None] | StoppingRule | None = None,
     on_update: Callable[[Row, float], None] | None = None,
 ) -> Training:
     """Collect and update until `budget` is spent.
@@ -59,7 +60,8 @@ def train(
         resume: go on from the run folder's newest valid checkpoint, if there is one.
         checkpoint_every: updates between checkpoints (0: only at the end and on interruption).
         evaluate, evaluate_every: numbers to log beside the update's own, every so many updates (and never at 0).
-        stop_when: reads each row of metrics, once; a reason to stop early, or None. What `Stopping` remembers is saved.
+        stop_when: reads each row of metrics, once; a reason to stop early, or None. What a `StoppingRule` remembers
+            is saved.
         on_update: called with each row and the share of the budget spent (progress bars).
 
     Raises Interrupted after SIGINT or SIGTERM, with the run saved; RewardError, and ConfigError for a prompt that
@@ -73,7 +75,7 @@ def train(
 
     def state() -> JsonObject:
         content = {"agent": agent.state_dict(), "source": source.state_dict(), "spending": spending.as_dict()}
-        return content | ({"stopping": stop_when.state_dict()} if isinstance(stop_when, Stopping) else {})
+        return content | ({"stopping": stop_when.state_dict()} if isinstance(stop_when, StoppingRule) else {})
 
     def save(content: JsonView) -> None:
         nonlocal saved
@@ -147,8 +149,8 @@ def _go_on(state: JsonView, agent: Agent, source: Source, spending: Spending, st
         agent.load_state_dict(state["agent"])
         source.load_state_dict(state["source"])
         spending.load(state["spending"])
-        if isinstance(stop_when, Stopping):
-            stop_when.load_state_dict(state.get("stopping", {}))
+        if isinstance(stop_when, StoppingRule) and "stopping" in state:
+            stop_when.load_state_dict(state["stopping"])
     except RlhfEnvError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # theirs: any may come

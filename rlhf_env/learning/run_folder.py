@@ -1,6 +1,7 @@
-"""A run's folder: the resolved experiment, versions, metrics (one JSON line an update), TensorBoard, checkpoints.
+"""A run's folder: the resolved experiment, versions, metrics (one JSON line for each update), checkpoints.
 
-Metrics are numbers by name, and histograms: `{"low", "high", "counts"}`, bins of equal width.
+Metrics are numbers by name, and histograms: `{"low", "high", "counts"}`, bins of equal width. They go to metrics.jsonl
+and to the run's trackers (see `tracking`).
 
 `record.json` holds versions, config hash and command of the run, and an entry in `resumed` for each time that it was
 resumed. If `not_exact` is empty in all of these, the run ends in the same bits as one that was never stopped.
@@ -12,20 +13,22 @@ import hashlib
 import importlib.metadata
 import json
 import math
-import os
 import platform
 import sys
 import tomllib
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from rlhf_env.errors import ConfigError, DataError, DiskRefused
+from rlhf_env.errors import ConfigError, DataError, MissingExtra, RlhfEnvError
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.folder_lock import hold
-from rlhf_env.learning.tracking import WandbRun
+from rlhf_env.learning.trackers.json_lines import JsonLines, replace_rows, rows_of
+from rlhf_env.learning.tracking import Rewinds, Tracker, load_tracker
+from rlhf_env.plain_data import flat
 from rlhf_env.shown_text import without_secrets
 from rlhf_env.types import JsonObject, JsonView
 from rlhf_env.whole_files import write_whole
@@ -36,11 +39,17 @@ _DISTRIBUTIONS = ("rlhf-env", "torch", "transformers", "gymnasium", "numpy", "st
 class RunFolder:
     """One run's directory, held by one process at a time (use it as a context manager).
 
-    `wandb` names a project on Weights & Biases that metrics go to as well. A run whose files are damaged or missing is
-    refused, each problem named; with `allow_partial` it goes on with what is whole. `lost` then says, a line each, what
-    is gone, and `not_exact` what is not as it was when the checkpoint was made.
+    `trackers` says by name where metrics go beside metrics.jsonl, with the settings of each, as in
+    `{"wandb": {"project": "toy"}}`; `tensorboard` adds TensorBoard's files where TensorBoard is installed. A tracker
+    that fails on the way gets no more rows, and the run goes on without it. `name` is what trackers call the run: the
+    folder's name, if nothing else is given.
 
-    Raises ConfigError when another process holds the folder, or when it holds a run and `resume` is False.
+    A run whose files are damaged or missing is refused, each problem named; with `allow_partial` it goes on with what
+    is whole. `lost` says, a line each, what is gone, and `not_exact` what is not as it was when the checkpoint was
+    made.
+
+    Raises ConfigError when another process holds the folder, when it holds a run and `resume` is False, or when a
+    tracker cannot start.
     """
 
     def __init__(
@@ -51,7 +60,8 @@ class RunFolder:
         resume: bool = False,
         allow_partial: bool = False,
         tensorboard: bool = True,
-        wandb: str | None = None,
+        trackers: Mapping[str, object] | None = None,
+        name: str | None = None,
     ) -> None:
         self.path = Path(path)
         self.lost: list[str] = []
@@ -61,22 +71,19 @@ class RunFolder:
         self._allow_partial = allow_partial
         self._tensorboard = tensorboard
         self._lock: IO[str] | None = None
-        self._metrics: IO[str] | None = None
-        self._writer: Any = None
-        self._wandb = wandb
-        self._tracking: WandbRun | None = None
-        self._purge_step: int | None = None
+        self._metrics: JsonLines | None = None
+        self._wanted = dict(trackers or {})
+        self._name = name or self.path.resolve().name
+        self._trackers: dict[str, Tracker] = {}
 
     def __enter__(self) -> RunFolder:
         self._lock = hold(self.path)
         try:
             self._refuse_what_ran_here()
             self._refuse_lost_rows()
-            if self._wandb is not None:  # before anything is written: it may not be able to start
-                self._tracking = WandbRun(self._wandb, self.path, self._toml)
+            self._start_trackers()  # before anything is written: they may not be able to start
             self._describe()
-            _drop_half_line(self.path / "metrics.jsonl")
-            self._metrics = (self.path / "metrics.jsonl").open("a", encoding="utf-8")
+            self._metrics = JsonLines(self.path / "metrics.jsonl")
         except BaseException:
             self.close()
             raise
@@ -111,12 +118,22 @@ class RunFolder:
     def _refuse_lost_rows(self) -> None:
         """Refuse, or drop, rows of metrics that cannot be read."""
         file = self.path / "metrics.jsonl"
-        rows, unreadable = _rows_of(file)
+        rows, unreadable = rows_of(file)
         if unreadable:
             self._without(
                 f"{file}, line {unreadable[0]}: no row of metrics ({len(unreadable)} such)", "they are dropped"
             )
-            write_whole(file, "".join(json.dumps(row) + "\n" for row in rows))
+            replace_rows(file, rows)
+
+    def _start_trackers(self) -> None:
+        for name, settings in self._wanted.items():
+            self._trackers[name] = self._tracker(name, settings)
+        if self._tensorboard and "tensorboard" not in self._trackers:
+            with suppress(MissingExtra):  # a run that did not ask for it by name works without it
+                self._trackers["tensorboard"] = self._tracker("tensorboard", {})
+
+    def _tracker(self, name: str, settings: object) -> Tracker:
+        return load_tracker(name, settings, folder=self.path, run_name=self._name, experiment_toml=self._toml)
 
     def _without(self, problem: str, consequence: str, file: Path | None = None) -> None:
         """Refuse the run; with `allow_partial`, add the problem to `lost` and remove the rest of the file."""
@@ -138,61 +155,51 @@ class RunFolder:
 
     def close(self) -> None:
         """Close the files and release the lock. (It is released at the end of the process in any case.)"""
-        for stream in (self._metrics, self._writer, self._tracking, self._lock):
+        for name, tracker in list(self._trackers.items()):
+            try:
+                with suppress(OSError):  # a disk that is full was reported when it was written to
+                    tracker.close()
+            except Exception as error:
+                self._give_up(name, error)
+        for stream in (self._metrics, self._lock):
             if stream is not None:
-                with suppress(OSError):  # a disk that is full has been told of when it was written to
+                with suppress(OSError):
                     stream.close()
-        self._metrics = self._writer = self._tracking = self._lock = None
+        self._trackers, self._metrics, self._lock = {}, None, None
 
     @property
     def config_hash(self) -> str:
         return config_hash(self._toml)
 
     def log(self, row: JsonView) -> None:
-        """Append one row of metrics (`row["update"]` says where): a whole JSON line, and TensorBoard's events.
+        """Append one row of metrics (`row["update"]` says where): a whole JSON line, and a row for each tracker.
 
         Raises DiskRefused; half a line is never read back.
         """
         if self._metrics is None:
             raise RuntimeError("the run folder is not open")
         clean = as_logged(row)
-        try:
-            self._metrics.write(json.dumps(clean, allow_nan=False) + "\n")
-            self._metrics.flush()
-            self._to_tensorboard(clean)
-        except OSError as error:
-            raise self._refused(error) from error
-        if self._tracking is not None:
-            self._tracking.log(clean)
+        self._metrics.log(clean)
+        for name, tracker in list(self._trackers.items()):
+            try:
+                tracker.log(clean)
+            except RlhfEnvError:
+                raise
+            except Exception as error:  # whatever it may be: training is worth more than its picture
+                self._give_up(name, error)
 
-    def _to_tensorboard(self, row: JsonView) -> None:
-        """The row as events; of a long run fewer and fewer rows (`drawn`), but every evaluation."""
-        writer = self._tensorboard_writer()
-        if writer is None:
-            return
-        update = int(row["update"])
-        shown = drawn(update)
-        for key, value in row.items():
-            if not shown and not key.startswith("eval/"):
-                continue
-            if isinstance(value, Mapping):
-                writer.add_histogram_raw(key, **_tensorboard_bins(value), global_step=update)
-            elif isinstance(value, (int, float)) and key != "update":
-                writer.add_scalar(key, value, update)
-
-    def _refused(self, error: OSError) -> DiskRefused:
-        return DiskRefused(
-            f"cannot write the metrics of {self.path}: {error.strerror or error}. The last checkpoint is whole: make "
-            "room, then go on with --resume"
-        )
+    def _give_up(self, tracker: str, error: Exception) -> None:
+        """Go on without a tracker that failed, and say so."""
+        del self._trackers[tracker]
+        why = str(error).strip().splitlines()
+        said = f"the tracker {tracker!r} failed ({type(error).__name__}: {why[0] if why else 'no message'})"
+        self.lost.append(f"{said}: it got no more rows; metrics.jsonl has them all")
+        warnings.warn(f"{said}: the run goes on without it", RuntimeWarning, stacklevel=3)
 
     def save(self, step: int, state: JsonView, threads: int) -> Path:
         """Write a checkpoint of `state`; metrics up to here are made durable first. Raises DiskRefused."""
-        try:
-            if self._metrics is not None:
-                os.fsync(self._metrics.fileno())
-        except OSError as error:
-            raise self._refused(error) from error
+        if self._metrics is not None:
+            self._metrics.sync()
         record = {"versions": versions(), "threads": threads, "config_hash": self.config_hash}
         return checkpoints.save(self.path / "checkpoints", step, state, record)
 
@@ -214,7 +221,7 @@ class RunFolder:
         if folder is None:
             if problems:
                 raise DataError("no valid checkpoint is left: start the run anew in another folder", *problems)
-            self._cut_metrics(0)
+            self._rewind(0)
             return None
         if wrong and not self._allow_partial:
             again = f"{folder.name} is whole: --allow-partial resumes from there and repeats the updates after it"
@@ -230,9 +237,15 @@ class RunFolder:
                 f"{self.path / 'metrics.jsonl'} has no rows of updates {missing[0]} to {missing[-1]}",
                 "they stay missing",
             )
-        self._cut_metrics(step)
+        self._rewind(step)
         self._note_resume(manifest, threads)
         return state, manifest
+
+    def _rewind(self, update: int) -> None:
+        """Keep the rows up to `update`: what came later is done again."""
+        for tracker in (self._metrics, *self._trackers.values()):
+            if isinstance(tracker, Rewinds):
+                tracker.rewind(update)
 
     def began_with(self, what: str, fingerprint: str) -> None:
         """Record the fingerprint of something outside the folder that the run depends on, such as its model.
@@ -266,34 +279,6 @@ class RunFolder:
         record["resumed"] = [*record.get("resumed", []), entry]
         write_whole(self.path / "record.json", json.dumps(record, indent=1))
 
-    def _cut_metrics(self, step: int) -> None:
-        """Keep the rows up to `step`: what came later is done again. A half-written last line goes."""
-        if self._metrics is not None:
-            self._metrics.close()
-        file = self.path / "metrics.jsonl"
-        rows = [row for row in read_metrics(self.path) if row["update"] <= step]
-        write_whole(file, "".join(json.dumps(row) + "\n" for row in rows))
-        self._metrics = file.open("a", encoding="utf-8")
-        self._purge_step = step + 1
-
-    def _tensorboard_writer(self) -> Any:
-        if self._writer is None and self._tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:  # an extra: runs work without it
-                self._tensorboard = False
-                return None
-            # On a resume, the points that are drawn again are taken back.
-            self._writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=self._purge_step)
-        return self._writer
-
-
-def drawn(update: int) -> bool:
-    """Whether a curve needs this update: all of the first 1,000, then half of the next 1,000, a quarter of the next
-    2,000, ...: 500 more with every doubling, so that the files of a run of a million updates stay small.
-    """
-    return update % (1 << (update // 1000).bit_length()) == 0
-
 
 def config_hash(experiment_toml: str) -> str:
     """What a resolved experiment is known by in the files that belong to it."""
@@ -308,27 +293,10 @@ def as_logged(row: Mapping[str, Any]) -> dict[str, Any]:
 def read_metrics(folder: str | Path) -> list[JsonObject]:
     """The rows of `metrics.jsonl`, whole lines only. Raises DataError for a line that is no row."""
     file = Path(folder) / "metrics.jsonl"
-    rows, unreadable = _rows_of(file)
+    rows, unreadable = rows_of(file)
     if unreadable:
         raise DataError(f"{file}, line {unreadable[0]}: no row of metrics: the file is damaged")
     return rows
-
-
-def _rows_of(file: Path) -> tuple[list[JsonObject], list[int]]:
-    """The rows of a file of metrics, and the numbers of lines that are none."""
-    rows: list[JsonObject] = []
-    unreadable = []
-    content = file.read_bytes() if file.exists() else b""
-    for number, line in enumerate(content.split(b"\n")[:-1], 1):  # the last of a killed run may be half written
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if isinstance(row, dict) and isinstance(row.get("update"), int):
-            rows.append(row)
-        else:
-            unreadable.append(number)
-    return rows, unreadable
 
 
 def _read_record(file: Path) -> JsonObject | None:
@@ -337,23 +305,6 @@ def _read_record(file: Path) -> JsonObject | None:
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) else None
-
-
-def _tensorboard_bins(histogram: JsonView) -> JsonObject:
-    """A histogram as TensorBoard takes it. Sums are those of values in the middle of their bins."""
-    counts, low, high = histogram["counts"], histogram["low"], histogram["high"]
-    width = (high - low) / len(counts)
-    middles = [low + (i + 0.5) * width for i in range(len(counts))]
-    return {
-        "min": low,
-        "max": high,
-        "num": sum(counts),
-        "sum": sum(count * at for count, at in zip(counts, middles, strict=True)),
-        "sum_squares": sum(count * at**2 for count, at in zip(counts, middles, strict=True)),
-        # Upper ends. An empty bin below the first says where that one begins.
-        "bucket_limits": [low + i * width for i in range(len(counts))] + [high],
-        "bucket_counts": [0, *counts],
-    }
 
 
 def versions() -> dict[str, str]:
@@ -367,21 +318,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _drop_half_line(file: Path) -> None:
-    """Cut off what a killed run left of its last row, so that the next row does not continue it."""
-    if file.exists():
-        content = file.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(file, whole)
-
-
 def _refuse_other_experiment(described: Path, toml: str) -> None:
     try:
-        before = _flat(tomllib.loads(described.read_text(encoding="utf-8")))
+        before = flat(tomllib.loads(described.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise DataError(f"{described} cannot be read, so nothing says what ran here: {error}") from error
-    now = _flat(tomllib.loads(toml))
+    now = flat(tomllib.loads(toml))
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if changed:
         raise ConfigError(
@@ -393,16 +335,8 @@ def _refuse_other_experiment(described: Path, toml: str) -> None:
         )
 
 
-def _flat(table: JsonView, above: str = "") -> JsonObject:
-    """{"agent": {"lr": 1}} -> {"agent.lr": 1}"""
-    flat: JsonObject = {}
-    for key, value in table.items():
-        flat |= _flat(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
-    return flat
-
-
-def _spoken(flat: JsonView, key: str) -> str:
-    return repr(flat[key]) if key in flat else "not set"
+def _spoken(settings: Mapping[str, object], key: str) -> str:
+    return repr(settings[key]) if key in settings else "not set"
 
 
 def _finite(value: Any) -> Any:

@@ -1,72 +1,114 @@
-"""A run's metrics on Weights & Biases as well: the one file that imports `wandb`.
+"""Where the metrics of a run go: trackers, which are plugins.
 
-`WANDB_MODE=offline` needs no network and no account: the run is kept in its folder until `wandb sync` sends it.
+A run always writes metrics.jsonl, which is also what resuming and reports read, and TensorBoard's files where
+TensorBoard is installed. More trackers are asked for by name, on the command line (`--track mlflow=PROJECT`) or by a
+table of an experiment, `[trackers.mlflow]`. To add one, write one class (here in `trackers/`, one file for each
+library, or in a package of your own) and register it with `register_trackers(register)`.
 """
 
 from __future__ import annotations
 
-import importlib
 import tomllib
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 
-from rlhf_env.errors import ConfigError, MissingExtra
-from rlhf_env.types import JsonView
+from rlhf_env import plugins
+from rlhf_env.errors import ConfigError, under
+from rlhf_env.types import Float, JsonView
 
-ID_FILE = "wandb_id"
+
+class Histogram(TypedDict):
+    """Values counted in bins of equal width between `low` and `high`."""
+
+    low: float
+    high: float
+    counts: list[int]
 
 
-class WandbRun:
-    """The run in `folder`, in a project there, with its resolved experiment; a resumed run goes on in the same place.
+# One row of metrics: numbers by name, of which `update` says which row it is; None for what was not finite; histograms.
+LoggedRow = Mapping[str, "float | Histogram | None"]
 
-    Updates that are done again after a resume keep the numbers they had: their steps cannot be sent twice, and but for
-    the clock they are the same. Raises MissingExtra without wandb, ConfigError where it cannot start (no account, say).
+
+@runtime_checkable
+class Tracker(Protocol):
+    """Shows the metrics of one run to its user.
+
+    A plugin is built with the settings of its table, and with what it has a parameter for of: `folder` (Path: the
+    run's, where it may keep what it must find again when the run is resumed), `run_name` (a string, for people),
+    `experiment` (a table: the resolved experiment). It raises ConfigError where it cannot start; nothing of the run has
+    been written yet.
+
+    A tracker that fails later gets no more rows, and the run goes on without it; but an error of this project
+    (`RlhfEnvError`), DiskRefused for example, ends the run.
     """
 
-    def __init__(self, project: str, folder: Path, experiment_toml: str) -> None:
-        try:
-            self._wandb: Any = importlib.import_module("wandb")
-        except ImportError as missing:
-            raise MissingExtra("wandb", "wandb") from missing
-        known = folder / ID_FILE
-        if not known.exists():
-            known.write_text(uuid.uuid4().hex, encoding="ascii")
-        try:
-            self._run = self._wandb.init(
-                project=project,
-                id=known.read_text(encoding="ascii"),
-                resume="allow",
-                name=folder.name,
-                dir=str(folder),
-                config=tomllib.loads(experiment_toml),
-                settings=self._wandb.Settings(console="off"),
-            )
-        except Exception as error:  # theirs have no common ancestor
-            said = str(error).strip().splitlines()
-            raise ConfigError(
-                f"wandb cannot start: {said[0] if said else type(error).__name__} "
-                "(WANDB_MODE=offline needs no account and no network)"
-            ) from error
-
-    def log(self, row: JsonView) -> None:
-        """One row of metrics, with its histograms; what was not finite (null) is left out."""
-        self._run.log(
-            {
-                key: self._histogram(value) if isinstance(value, Mapping) else value
-                for key, value in row.items()
-                if value is not None and key != "update"
-            },
-            step=int(row["update"]),
-        )
+    def log(self, row: LoggedRow, /) -> None:
+        """Take one row. Rows come in order, but those after the last checkpoint come again when a run is resumed."""
 
     def close(self) -> None:
-        self._run.finish()
+        """Send what is still under way; no row comes after this."""
 
-    def _histogram(self, bins: JsonView) -> Any:
-        counts = np.asarray(bins["counts"])
-        edges = np.linspace(bins["low"], bins["high"], len(counts) + 1)
-        return self._wandb.Histogram(np_histogram=(counts, edges))
+
+@runtime_checkable
+class Rewinds(Tracker, Protocol):
+    """A tracker that can take rows back, so that a resumed run shows each update once."""
+
+    def rewind(self, update: int, /) -> None:
+        """Forget the rows after `update`: they are done again."""
+
+
+def load_tracker(name: str, settings: object, *, folder: Path, run_name: str, experiment_toml: str) -> Tracker:
+    """Start a tracker by name. Raises ConfigError that names it."""
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"[trackers] {name}: a table of settings is needed, got {settings!r}")
+    lent = {"folder": folder, "run_name": run_name, "experiment": tomllib.loads(experiment_toml)}
+    tracker = plugins.build_plugin("tracker", name, dict(settings), lent, where=f"tracker {name!r}")
+    if not isinstance(tracker, Tracker):
+        raise ConfigError(f"tracker {name!r}: {tracker!r} is no tracker: it must have log(row) and close()")
+    return tracker
+
+
+def check_trackers(tables: JsonView) -> None:
+    """See that the tables name known trackers, without importing them. Raises ConfigError with all problems."""
+    problems: list[str] = []
+    for name, settings in tables.items():
+        try:
+            with under(name):
+                plugins.host().entry("tracker", name)
+                if not isinstance(settings, Mapping):
+                    raise ConfigError(f"[trackers] {name}: a table of settings is needed, got {settings!r}")
+        except ConfigError as error:
+            problems.extend(error.problems)
+    if problems:
+        raise ConfigError(*problems)
+
+
+def numbers(row: LoggedRow) -> dict[str, float]:
+    """The numbers of a row, without that of the update."""
+    return {key: value for key, value in row.items() if isinstance(value, (int, float)) and key != "update"}
+
+
+def histograms(row: LoggedRow) -> dict[str, Histogram]:
+    return {key: value for key, value in row.items() if not isinstance(value, (int, float)) and value is not None}
+
+
+def bin_edges(histogram: Histogram) -> Float:
+    """The edges of the bins, one more than there are bins."""
+    return np.linspace(histogram["low"], histogram["high"], len(histogram["counts"]) + 1)
+
+
+def update_of(row: LoggedRow) -> int:
+    """Which update a row is of."""
+    update = row["update"]
+    assert isinstance(update, (int, float))
+    return int(update)
+
+
+def drawn(update: int) -> bool:
+    """Whether a curve needs this update: all of the first 1,000, then half of the next 1,000, a quarter of the next
+    2,000, and so on: 500 more with every doubling, so that what a run of a million updates draws stays small.
+    """
+    return update % (1 << (update // 1000).bit_length()) == 0

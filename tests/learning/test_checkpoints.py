@@ -1,13 +1,11 @@
-"""Checkpoints: whole or not there at all; what goes in comes out bit for bit; a run folder has one owner."""
+"""Checkpoints: whole or not there at all; what goes in comes out bit for bit."""
 
 from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import os
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_env.errors import ConfigError, DataError, RunFailed
+from rlhf_env.errors import DataError, RunFailed
 from rlhf_env.learning import checkpoints
-from rlhf_env.learning.run_folder import RunFolder, read_metrics
 
 PACKAGES = [Path(__file__).parents[2] / folder for folder in ("rlhf_env", "agents", "reward_plugins")]
 
@@ -291,107 +288,3 @@ def test_no_pickle_anywhere_in_the_packages() -> None:
     ]
     assert not found
     assert unsafe.search("    state = torch.load(path)")
-
-
-# ---------------------------------------------------------------- the run folder
-
-TOML = 'name = "toy"\nseed = 0\n\n[agent]\nname = "ppo"\nlr = 0.1\n'
-
-
-def run_folder(path: Path, toml: str = TOML, *, resume: bool = True) -> RunFolder:
-    return RunFolder(path, toml, resume=resume, tensorboard=False)
-
-
-def hold(folder: Path, held: Any) -> None:
-    with run_folder(folder):
-        held.set()
-        time.sleep(60)
-
-
-def test_a_folder_in_use_is_refused_until_its_process_is_gone(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")  # a process in an instant: it imports nothing
-    held = context.Event()
-    other = context.Process(target=hold, args=(tmp_path, held))
-    other.start()
-    try:
-        assert held.wait(30)
-        with pytest.raises(ConfigError, match=rf"in use \(pid {other.pid}\)"), run_folder(tmp_path):
-            pass
-    finally:
-        other.kill()
-        other.join()
-    with run_folder(tmp_path):
-        pass
-
-
-def test_a_refused_folder_is_given_back(tmp_path: Path) -> None:
-    with run_folder(tmp_path):
-        pass
-    with pytest.raises(ConfigError, match="--resume"):
-        run_folder(tmp_path, resume=False).__enter__()
-    refused = run_folder(tmp_path, TOML.replace("0.1", "0.2"))  # kept alive: a lock that it held would stay
-    with pytest.raises(ConfigError, match="lr"):
-        refused.__enter__()
-    with run_folder(tmp_path):
-        pass
-
-
-def test_every_changed_field_is_named(tmp_path: Path) -> None:
-    with run_folder(tmp_path):
-        pass
-    changed = 'name = "toy"\nseed = 1\n\n[agent]\nname = "ppo"\nclip = 0.3\n'
-    with pytest.raises(ConfigError) as refused:
-        run_folder(tmp_path, changed).__enter__()
-    said = [problem.partition("another ")[2] for problem in refused.value.problems]
-    assert said == [
-        "agent.clip: was not set, now 0.3",
-        "agent.lr: was 0.1, now not set",
-        "seed: was 0, now 1",
-    ]
-
-
-def test_a_row_cut_in_half_is_not_continued_by_the_next(tmp_path: Path) -> None:
-    with run_folder(tmp_path) as run:
-        run.log({"update": 0, "x": 1.0})
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"update": 1, "x')
-    with run_folder(tmp_path) as run:
-        run.log({"update": 1, "x": 2.0})
-    assert read_metrics(tmp_path) == [{"update": 0, "x": 1.0}, {"update": 1, "x": 2.0}]
-
-
-def test_numbers_that_are_not_finite_are_logged_as_null(tmp_path: Path) -> None:
-    with run_folder(tmp_path) as run:
-        run.log({"update": 1, "nan": math.nan, "inf": -math.inf, "fine": 0.5})
-    assert read_metrics(tmp_path) == [{"update": 1, "nan": None, "inf": None, "fine": 0.5}]
-
-
-def test_restoring_cuts_the_metrics_back_to_the_checkpoint(tmp_path: Path) -> None:
-    with run_folder(tmp_path) as run:
-        for update in range(4):
-            run.log({"update": update})
-            if update == 2:
-                run.save(update, {"x": 1}, threads=1)
-    with run_folder(tmp_path) as run:
-        restored = run.restore()
-        assert restored is not None
-        assert restored[0] == {"x": 1}
-        assert restored[1]["step"] == 2
-        assert {"versions", "threads", "config_hash"} <= restored[1].keys()
-        run.log({"update": 3, "again": True})
-    assert [row["update"] for row in read_metrics(tmp_path)] == [0, 1, 2, 3]
-    assert read_metrics(tmp_path)[-1]["again"]
-
-
-def test_without_a_valid_checkpoint_every_damaged_file_is_named(tmp_path: Path) -> None:
-    with run_folder(tmp_path) as run:
-        run.log({"update": 0})
-        for step in (1, 2):
-            flip_a_bit(run.save(step, {"x": 1}, threads=1) / "state.json")
-    with run_folder(tmp_path) as run, pytest.raises(DataError, match="no valid checkpoint is left") as refused:
-        run.restore()
-    assert [("step-00000001" in p, "step-00000002" in p) for p in refused.value.problems[1:]] == [
-        (True, False),
-        (False, True),
-    ]
-    assert read_metrics(tmp_path) == [{"update": 0}]

@@ -10,32 +10,8 @@ import numpy as np
 from rlhf_env.lab.evaluation.health import VALUE_WARM_UP, WINDOW, Alert, Watch
 from rlhf_env.learning.experiment import build
 from rlhf_env.learning.loop import train
-from rlhf_env.learning.run_folder import RunFolder, drawn, read_metrics
+from rlhf_env.learning.run_folder import RunFolder, read_metrics
 from rlhf_env.learning.spending import Budget
-
-
-def test_tensorboard_is_shown_500_updates_more_with_every_doubling() -> None:
-    counts = [sum(map(drawn, range(end))) for end in (1000, 2000, 4000, 8000, 64_000)]
-    assert counts == [1000, 1500, 2000, 2500, 4000]
-    assert all(drawn(update) for update in (0, 1000, 64_000))
-
-
-def test_of_a_row_that_is_not_drawn_tensorboard_gets_the_evaluation(tmp_path: Path) -> None:
-    drawn_there: list[tuple[str, int]] = []
-
-    class Writer:
-        def add_scalar(self, key: str, _value: float, step: int) -> None:
-            drawn_there.append((key, step))
-
-        def close(self) -> None: ...
-
-    with RunFolder(tmp_path, "x = 1") as folder:
-        folder._writer = Writer()
-        for update in (999, 1001, 1002):
-            folder.log({"update": update, "train/loss": 1.0, "eval/gold": 2.0})
-    evaluations = [("eval/gold", update) for update in (999, 1001, 1002)]
-    assert sorted(drawn_there) == sorted([*evaluations, ("train/loss", 999), ("train/loss", 1002)])
-    assert [row["train/loss"] for row in read_metrics(tmp_path)] == [1.0, 1.0, 1.0], "the log has all of them"
 
 
 def test_what_watches_for_pathologies_forgets_the_middle_of_a_run() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
 import os
 import signal
@@ -33,7 +31,8 @@ from rlhf_env.learning.run_folder import RunFolder, read_metrics
 from rlhf_env.learning.schedules import multiplier
 from rlhf_env.learning.signals import Interrupted
 from rlhf_env.learning.sources import DataSource, EnvSource, Shuffled
-from rlhf_env.learning.spending import Budget, Spending, Stopping
+from rlhf_env.learning.spending import Budget, Spending
+from rlhf_env.learning.stopping import Patience
 from rlhf_env.testing import make_episode
 from rlhf_env.types import Episode, Float, Observation
 
@@ -468,52 +467,7 @@ def test_schedules_by_hand(name: Any, warmup: float, floor: float, multipliers: 
     assert came == pytest.approx(multipliers, abs=1e-12)
 
 
-# ---------------------------------------------------------------- ending early
-
-
-def evaluations(stopping: Stopping, objectives: Sequence[float | None]) -> list[bool]:
-    return [stopping({"update": i, "eval/objective": value}) is not None for i, value in enumerate(objectives)]
-
-
-@pytest.mark.parametrize(
-    ("patience", "min_delta", "objectives", "stops_at"),
-    [
-        (2, 0.0, [1.0, 2.0, 3.0, 2.9, 3.0], 4),  # as good is not better
-        (2, 0.0, [1.0, 0.5, 1.1, 1.0, 0.9], 4),  # an improvement begins the count anew
-        (1, 0.0, [1.0, 0.5], 1),
-        (2, 0.1, [1.0, 1.05, 1.09], 2),  # small steps do not move what has to be beaten
-        (2, 0.1, [1.0, 1.05, 1.11, 1.2, 1.21], 4),
-        (2, 0.0, [None, math.nan], 1),
-        (3, 0.0, [-3.0, -2.0, math.nan, -1.0, -1.0, -1.0, -1.0], 6),
-        (0, 0.0, [1.0] * 50, None),
-    ],
-    ids=str,
-)
-def test_a_plateau_is_so_many_evaluations_without_a_better_one(
-    patience: int, min_delta: float, objectives: list[float | None], stops_at: int | None
-) -> None:
-    ended = evaluations(Stopping(patience=patience, min_delta=min_delta), objectives)
-    assert [i for i, stop in enumerate(ended) if stop][:1] == ([] if stops_at is None else [stops_at])
-
-
-def test_stopping_reads_a_row_once_and_passes_over_those_without_an_evaluation() -> None:
-    stopping = Stopping(patience=2)
-    assert stopping({"update": 0, "eval/objective": 1.0}) is None
-    for _ in range(5):
-        assert stopping({"update": 1, "eval/objective": 0.9}) is None
-    assert [stopping({"update": update}) for update in range(2, 9)] == [None] * 7
-    reason = "no better held-out objective in 2 evaluations (the best was 1)"
-    assert [stopping({"update": 9, "eval/objective": 1.0}) for _ in range(2)] == [reason, reason]
-    resumed = Stopping(patience=2)
-    resumed.load_state_dict(json.loads(json.dumps(stopping.state_dict())))
-    assert resumed({"update": 9, "eval/objective": 1.0}) == reason
-
-
-def test_stopping_on_kl_reads_the_kl_itself() -> None:
-    stopping = Stopping(max_kl=2.0)
-    assert stopping({"update": 1, "rollout/kl": 2.0, "rollout/part/kl": -5.0}) is None
-    assert stopping({"update": 2, "rollout/kl": 2.01, "rollout/part/kl": -1.0}) == "kl 2.01 above max_kl 2"
-    assert stopping({"update": 3}) is None
+# ---------------------------------------------------------------- the KL of a rollout
 
 
 def test_the_kl_of_a_rollout_is_unscaled_wherever_the_controller_goes(toy: Any) -> None:
@@ -620,7 +574,7 @@ def test_a_plateau_outlives_a_kill(checkpoint_every: int, tmp_path: Path) -> Non
     class Killed(BaseException): ...
 
     def run(folder: Path, kill_after: int | None = None) -> tuple[str, int, dict[str, Any]]:
-        work, stopping = Spends(), Stopping(patience=3)
+        work, stopping = Spends(), Patience(evaluations=3)
 
         def kill(row: Any, _share: float) -> None:
             if row["update"] == kill_after:
@@ -663,23 +617,6 @@ def test_an_experiment_without_progress_ends_early_and_says_so(toy: Any, tmp_pat
         best = ended.evaluation.metrics["objective"]
         assert ended.reason == f"no better held-out objective in 2 evaluations (the best was {best:.4g})"
         assert [row["update"] for row in read_metrics(tmp_path)] == list(range(7))
-
-
-def test_after_a_resume_tensorboard_shows_each_update_once(tmp_path: Path) -> None:
-    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    for kill_after in (3, None):
-        run = Spends()
-
-        def kill(row: Any, _share: float, kill_after: int | None = kill_after) -> None:
-            if row["update"] == kill_after:
-                raise KeyboardInterrupt
-
-        with RunFolder(tmp_path, "x = 1", resume=True) as folder, contextlib.suppress(KeyboardInterrupt):
-            # Killed after update 3, gone on with after update 2.
-            run.train(Budget(updates=5), run=folder, resume=True, checkpoint_every=2, on_update=kill)
-    assert len(list((tmp_path / "tensorboard").iterdir())) == 2
-    events = reader.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [point.step for point in events.Scalars("spent/episodes")] == [1, 2, 3, 4, 5]
 
 
 def test_a_reason_to_stop_ends_the_run_after_its_update() -> None:

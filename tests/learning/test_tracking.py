@@ -1,22 +1,26 @@
-"""What reaches TensorBoard and Weights & Biases beside metrics.jsonl."""
+"""Trackers: what each one gets, one from outside, one that fails, and how a run asks for them."""
 
 from __future__ import annotations
 
 import json
-import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
 import pytest
 import tomli_w
 import torch
 
-from rlhf_env.cli import main as cli
-from rlhf_env.errors import ConfigError, MissingExtra
+from rlhf_env import plugins
+from rlhf_env.cli.main import main
+from rlhf_env.errors import ConfigError, DiskRefused
+from rlhf_env.lab.evaluation.evaluator import Evaluator
+from rlhf_env.lab.evaluation.runs import load_run, run_experiment
+from rlhf_env.learning.experiment import Experiment, build
 from rlhf_env.learning.loop import histogram
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
+from rlhf_env.learning.tracking import bin_edges, drawn, histograms, load_tracker, numbers
 
 ROW = {
     "update": 3,
@@ -26,104 +30,6 @@ ROW = {
 }
 
 
-class FakeWandb(SimpleNamespace):
-    """As much of the module as is used; it remembers what it was asked."""
-
-    def __init__(self, refuses: str = "") -> None:
-        super().__init__(started=[], logged=[], finished=0, refuses=refuses)
-
-    def init(self, **settings: Any) -> FakeWandb:
-        if self.refuses:
-            raise RuntimeError(self.refuses)
-        self.started.append(settings)
-        return self
-
-    def log(self, values: dict[str, Any], *, step: int) -> None:
-        self.logged.append((step, values))
-
-    def finish(self) -> None:
-        self.finished += 1
-
-    def Settings(self, **settings: Any) -> dict[str, Any]:  # noqa: N802 - their name
-        return settings
-
-    def Histogram(self, *, np_histogram: Any) -> tuple[list[int], list[float]]:  # noqa: N802 - their name
-        counts, edges = np_histogram
-        return counts.tolist(), edges.tolist()
-
-
-@pytest.fixture
-def wandb(monkeypatch: pytest.MonkeyPatch) -> FakeWandb:
-    fake = FakeWandb()
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    return fake
-
-
-def test_wandb_is_told_every_row_and_a_resumed_run_goes_on_in_the_same_place(tmp_path: Path, wandb: FakeWandb) -> None:
-    toml = 'name = "toy"\n[agent]\nname = "ppo"\n'
-    for resume in (False, True):
-        with RunFolder(tmp_path / "run", toml, resume=resume, tensorboard=False, wandb="rlhf") as run:
-            run.log(ROW)
-        assert wandb.finished == 1 + resume
-    first, second = wandb.started
-    assert first["project"] == "rlhf"
-    assert first["config"] == {"name": "toy", "agent": {"name": "ppo"}}
-    assert (first["id"], first["resume"]) == (second["id"], "allow")
-    step, values = wandb.logged[0]
-    assert step == 3
-    assert values == {
-        "rollout/reward": 0.5,
-        "histogram/reward": ([1, 0, 2, 5], [-1.0, -0.5, 0.0, 0.5, 1.0]),
-    }, "neither what was not finite nor the number of the update"
-    assert [row["update"] for row in read_metrics(tmp_path / "run")] == [3, 3]
-
-
-def test_the_command_sends_the_whole_run(tmp_path: Path, wandb: FakeWandb, monkeypatch: pytest.MonkeyPatch) -> None:
-    experiment = {
-        "task": {"name": "echo"},
-        "policy": {"tokenizer": "alphabet:ab="},
-        "environment": {"num_envs": 4, "max_new_tokens": 3, "max_prompt_tokens": 4},
-        "agent": {"name": "grpo", "group_size": 4},
-        "budget": {"updates": 2},
-        "evaluation": {"prompts": 2},
-    }
-    (tmp_path / "toy.toml").write_text(tomli_w.dumps(experiment))
-    asked = ["train", str(tmp_path / "toy.toml"), "--out", str(tmp_path / "run"), "--wandb", "rlhf"]
-    monkeypatch.setattr("sys.argv", ["rlhf-env", *asked])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert ended.value.code == 0
-    assert [step for step, _ in wandb.logged] == [0, 1, 2]
-    assert "eval/objective" in wandb.logged[0][1]
-    assert {"rollout/reward", "train/grad_norm", "histogram/part/task"} <= wandb.logged[2][1].keys()
-    assert wandb.started[0]["config"]["agent"] == experiment["agent"]
-
-
-def test_without_being_asked_for_wandb_is_not_touched(tmp_path: Path, wandb: FakeWandb) -> None:
-    with RunFolder(tmp_path / "run", "x = 1", tensorboard=False) as run:
-        run.log(ROW)
-    assert (wandb.started, wandb.logged) == ([], [])
-
-
-def test_a_wandb_that_cannot_start_is_said_before_anything_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", FakeWandb(refuses="No API key configured.\nlong advice"))
-    with (
-        pytest.raises(ConfigError, match=r"wandb cannot start: No API key configured\. \(WANDB_MODE=offline"),
-        RunFolder(tmp_path / "run", "x = 1", wandb="rlhf"),
-    ):
-        pass
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with (
-        pytest.raises(MissingExtra, match=r"rlhf-env\[wandb\]"),
-        RunFolder(tmp_path / "run", "x = 1", wandb="rlhf"),
-    ):
-        pass
-    with RunFolder(tmp_path / "run", "x = 1", tensorboard=False) as run:  # the folder is free and holds no run
-        run.log(ROW)
-
-
 def test_a_histogram_counts_every_value_once() -> None:
     found = histogram(torch.tensor([0.0, 0.1, 0.5, 1.0, 1.0], dtype=torch.float64), bins=4)
     assert found == {"low": 0.0, "high": 1.0, "counts": [2, 0, 1, 2]}
@@ -131,15 +37,271 @@ def test_a_histogram_counts_every_value_once() -> None:
     assert len(json.dumps(histogram(torch.randn(1000, dtype=torch.float64)))) < 150
 
 
-def test_tensorboard_shows_the_histogram(tmp_path: Path) -> None:
-    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    with RunFolder(tmp_path, "x = 1") as run:
+def test_a_row_taken_apart() -> None:
+    row: Any = {**ROW, "train/loss": None, "spent/episodes": 4}
+    assert numbers(row) == {"rollout/reward": 0.5, "spent/episodes": 4}
+    assert histograms(row) == {"histogram/reward": ROW["histogram/reward"]}
+    assert bin_edges({"low": -1.0, "high": 1.0, "counts": [1, 0, 2, 5]}).tolist() == [-1.0, -0.5, 0.0, 0.5, 1.0]
+
+
+def test_500_updates_more_are_drawn_with_every_doubling() -> None:
+    counts = [sum(map(drawn, range(end))) for end in (1000, 2000, 4000, 8000, 64_000)]
+    assert counts == [1000, 1500, 2000, 2500, 4000]
+    assert all(drawn(update) for update in (0, 1000, 64_000))
+
+
+# ---------------------------------------------------------------- a tracker from outside
+
+
+@dataclass
+class Notebook:
+    """A tracker that somebody else wrote, with a setting of its own."""
+
+    folder: Path
+    run_name: str
+    experiment: Mapping[str, Any]
+    project: str
+    colour: str = "red"
+    rows: list[Any] = field(default_factory=list)
+    open: bool = True
+    all: ClassVar[list[Notebook]] = []
+
+    def __post_init__(self) -> None:
+        Notebook.all.append(self)
+
+    def log(self, row: Mapping[str, Any], /) -> None:
+        self.rows.append(row)
+
+    def close(self) -> None:
+        self.open = False
+
+
+class Rewinding(Notebook):
+    """Another one, that can take rows back."""
+
+    def rewind(self, update: int, /) -> None:
+        self.rows.append(f"back to {update}")
+
+
+class Breaks(Notebook):
+    """One whose server is gone after the first row."""
+
+    def log(self, row: Mapping[str, Any], /) -> None:
+        if self.rows:
+            raise TimeoutError("no answer\nfrom the server")
+        super().log(row)
+
+
+class BreaksInTheEnd(Notebook):
+    def close(self) -> None:
+        raise RuntimeError("the last rows are not there")
+
+
+class DiskFull(Notebook):
+    def log(self, row: Mapping[str, Any], /) -> None:
+        raise DiskRefused("no room")
+
+
+@pytest.fixture
+def outside(monkeypatch: pytest.MonkeyPatch) -> list[Notebook]:
+    """Trackers of another package are known; those that a test has started."""
+
+    class Module:
+        @plugins.hookimpl
+        def register_trackers(self, register: plugins.Register) -> None:
+            for tracker in (Notebook, Rewinding, Breaks, BreaksInTheEnd, DiskFull):
+                register(tracker.__name__, tracker)
+            register("no tracker", lambda: object())
+
+    host = plugins.PluginHost(plugins.entry_points(group="rlhf_env"))
+    host.add_module(Module(), "somebody")
+    monkeypatch.setattr(plugins, "host", lambda: host)
+    monkeypatch.setattr(Notebook, "all", started := [])
+    return started
+
+
+TOML = 'name = "toy"\n\n[agent]\nname = "ppo"\n'
+
+
+def folder_with(path: Path, *trackers: str) -> RunFolder:
+    return RunFolder(path, TOML, resume=True, tensorboard=False, trackers={name: {"project": "p"} for name in trackers})
+
+
+def test_it_gets_every_row_as_it_is_logged(outside: list[Notebook], tmp_path: Path) -> None:
+    asked = {"Notebook": {"project": "p", "colour": "blue"}}
+    with RunFolder(tmp_path, TOML, tensorboard=False, trackers=asked) as run:
         run.log(ROW)
-    events = reader.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert events.Tags()["scalars"] == ["rollout/reward"]
-    (event,) = events.Histograms("histogram/reward")
-    shown = event.histogram_value
-    assert (event.step, shown.min, shown.max, shown.num) == (3, -1.0, 1.0, 8)
-    assert shown.sum == pytest.approx(np.dot([1, 0, 2, 5], [-0.75, -0.25, 0.25, 0.75]))
-    assert list(shown.bucket) == [0, 1, 0, 2, 5]
-    assert list(shown.bucket_limit) == [-1.0, -0.5, 0.0, 0.5, 1.0]
+        run.log({"update": 4, "x": 1.0})
+        (notebook,) = outside
+        assert notebook.open
+    assert not notebook.open
+    assert (notebook.folder, notebook.run_name) == (tmp_path, tmp_path.name)
+    assert (notebook.project, notebook.colour) == ("p", "blue")
+    assert notebook.experiment == {"name": "toy", "agent": {"name": "ppo"}}
+    assert notebook.rows == read_metrics(tmp_path) == [{**ROW, "train/loss": None}, {"update": 4, "x": 1.0}]
+
+
+@pytest.mark.parametrize(
+    ("tracker", "shown"), [("Notebook", [1, 2, 3, 3, 4]), ("Rewinding", ["back to 2", 3, 4])], ids=["plain", "rewinds"]
+)
+def test_after_a_resume_rows_come_again_and_who_can_takes_them_back(
+    tracker: str, shown: list[Any], outside: list[Notebook], tmp_path: Path
+) -> None:
+    for updates in ((1, 2, 3), (3, 4)):
+        with folder_with(tmp_path, tracker) as run:
+            run.restore()
+            for update in updates:
+                run.log({"update": update})
+                if update == 2:
+                    run.save(2, {"x": 1}, threads=1)
+    rows = [row if isinstance(row, str) else row["update"] for notebook in outside for row in notebook.rows]
+    assert rows[-len(shown) :] == shown
+
+
+def test_one_that_fails_costs_itself_and_not_the_run(outside: list[Notebook], tmp_path: Path) -> None:
+    with folder_with(tmp_path, "Breaks", "Notebook") as run:
+        run.log({"update": 0})
+        with pytest.warns(RuntimeWarning, match=r"'Breaks' failed \(TimeoutError: no answer\): the run goes on"):
+            run.log({"update": 1})
+        run.log({"update": 2})
+    said = "the tracker 'Breaks' failed (TimeoutError: no answer): it got no more rows; metrics.jsonl has them all"
+    assert run.lost == [said]
+    assert [[row["update"] for row in notebook.rows] for notebook in outside] == [[0], [0, 1, 2]]
+    assert [row["update"] for row in read_metrics(tmp_path)] == [0, 1, 2]
+
+
+def test_one_that_fails_in_the_end_is_reported_and_the_others_are_closed(
+    outside: list[Notebook], tmp_path: Path
+) -> None:
+    with (
+        pytest.warns(RuntimeWarning, match="the last rows are not there"),
+        folder_with(tmp_path, "BreaksInTheEnd", "Notebook") as run,
+    ):
+        run.log({"update": 0})
+    assert len(run.lost) == 1
+    assert not outside[1].open
+    with folder_with(tmp_path):  # the folder was given back
+        pass
+
+
+def test_a_full_disk_ends_the_run_whoever_meets_it(outside: list[Notebook], tmp_path: Path) -> None:
+    with folder_with(tmp_path, "DiskFull") as run, pytest.raises(DiskRefused, match="no room"):
+        run.log({"update": 0})
+    assert run.lost == []
+    assert not outside[0].open
+
+
+@pytest.mark.parametrize(
+    ("trackers", "said"),
+    [
+        ({"wandbb": {}}, r"unknown tracker 'wandbb': did you mean 'wandb'\?"),
+        ({"Notebook": {}}, "tracker 'Notebook': the setting 'project' is required"),
+        (
+            {"Notebook": {"project": "p", "color": "blue"}},
+            "tracker 'Notebook': no setting 'color': did you mean 'col",
+        ),
+        ({"Notebook": "p"}, r"\[trackers\] Notebook: a table of settings is needed, got 'p'"),
+        ({"no tracker": {}}, r"tracker 'no tracker': <object .* is no tracker: it must have log\(row\) and close\(\)"),
+    ],
+)
+@pytest.mark.usefixtures("outside")
+def test_one_that_cannot_start_is_said_before_anything_is_written(
+    trackers: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        RunFolder(tmp_path, TOML, trackers=trackers).__enter__()
+    assert [file.name for file in tmp_path.iterdir()] == ["lock"]
+
+
+@pytest.mark.usefixtures("outside")
+def test_one_can_be_registered_for_this_process() -> None:
+    plugins.register_tracker("mine", Notebook)
+    started: Any = load_tracker("mine", {"project": "p"}, folder=Path("run"), run_name="r", experiment_toml="x = 1")
+    assert (started.folder, started.run_name, started.experiment) == (Path("run"), "r", {"x": 1})
+
+
+# ---------------------------------------------------------------- who asks for one
+
+
+def test_an_experiment_that_asks_is_the_same_run_with_and_without(
+    toy: Any, outside: list[Notebook], tmp_path: Path
+) -> None:
+    plain = toy("ppo", updates=2)
+    asking = replace(plain, trackers={"Notebook": {"project": "p"}})
+    assert asking.to_toml() == plain.to_toml()
+    assert Experiment.from_table({"trackers": asking.trackers}).trackers == asking.trackers
+    for experiment in (replace(plain, budget=replace(plain.budget, updates=2)), asking):
+        workplace = build(experiment)
+        with RunFolder(
+            tmp_path, experiment.to_toml(), resume=True, tensorboard=False, trackers=experiment.trackers
+        ) as run:
+            run_experiment(workplace, Evaluator.of(workplace), run, resume=True)
+    assert len(outside) == 1
+    assert load_run(tmp_path)[1] == 2
+
+
+@pytest.mark.parametrize(
+    ("trackers", "said"),
+    [
+        ({"mlfow": {"project": "p"}}, r"unknown tracker 'mlfow': did you mean 'mlflow'\?"),
+        ({"mlflow": "p"}, r"\[trackers\] mlflow: a table of settings is needed, got 'p'"),
+    ],
+)
+def test_a_tracker_that_is_none_is_found_before_a_model_is_loaded(
+    trackers: dict[str, Any], said: str, toy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlhf_env.learning.experiment._load_policy", lambda *_: pytest.fail("a model was loaded"))
+    with pytest.raises(ConfigError, match=said):
+        build(replace(toy("ppo"), trackers=trackers))
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    monkeypatch.setattr("sys.argv", ["rlhf-env", *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
+
+
+EXPERIMENT = {
+    "task": {"name": "echo"},
+    "policy": {"tokenizer": "alphabet:ab="},
+    "environment": {"num_envs": 4, "max_new_tokens": 3, "max_prompt_tokens": 4},
+    "agent": {"name": "grpo", "group_size": 4},
+    "budget": {"updates": 2},
+    "evaluation": {"prompts": 2},
+}
+
+
+def test_the_command_line_adds_to_the_trackers_of_the_file(
+    outside: list[Notebook], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, run = tmp_path / "toy.toml", tmp_path / "run"
+    file.write_text(tomli_w.dumps({**EXPERIMENT, "trackers": {"Notebook": {"project": "file", "colour": "blue"}}}))
+    words = ["--track", "Notebook=line", "--track", "Rewinding=other=p"]
+    assert command(monkeypatch, "train", file, "--out", run, *words) == 0
+    assert [(type(it).__name__, it.project, it.colour) for it in outside] == [
+        ("Notebook", "line", "blue"),
+        ("Rewinding", "other=p", "red"),
+    ]
+    assert [row["update"] for row in outside[0].rows] == [0, 1, 2] == [row["update"] for row in read_metrics(run)]
+    assert "rollout/reward" in outside[0].rows[2]
+    assert command(monkeypatch, "train", file, "--out", run, "--resume") == 0, "with other trackers than it began with"
+    assert (outside[2].project, len(outside)) == ("file", 3)
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("mlfow=p", "--track mlfow=p: unknown tracker 'mlfow': did you mean 'mlflow'?"),
+        ("Notebook", "tracker 'Notebook': the setting 'project' is required"),
+    ],
+)
+@pytest.mark.usefixtures("outside")
+def test_a_wrong_word_is_one_line(
+    word: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "toy.toml"
+    file.write_text(tomli_w.dumps(EXPERIMENT))
+    assert command(monkeypatch, "train", file, "--out", tmp_path / "run", "--track", word) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()

@@ -226,10 +226,18 @@ class _Hooks:
     def register_judgements(self, register: plugins.Register) -> None:
         register("a judgement", "a:B")
 
+    @plugins.hookimpl
+    def register_trackers(self, register: plugins.Register) -> None:
+        register("a tracker", "a:B")
+
+    @plugins.hookimpl
+    def register_stopping_rules(self, register: plugins.Register) -> None:
+        register("a stopping rule", "a:B")
+
 
 def test_every_hook_reaches_its_kind() -> None:
     hooks = [name for name in dir(plugins) if name.startswith("register_") and name.endswith("s")]
-    assert hooks == [f"register_{kind}s" for kind in sorted(plugins.PLUGIN_KINDS)], (
+    assert hooks == [plugins.hook_of(kind) for kind in sorted(plugins.PLUGIN_KINDS)], (
         "a hook without a kind, or the reverse"
     )
     host = PluginHost([])
@@ -240,6 +248,8 @@ def test_every_hook_reaches_its_kind() -> None:
         ("task", "a task", "demo"),
         ("annotator", "an annotator", ""),
         ("judgement", "a judgement", ""),
+        ("tracker", "a tracker", ""),
+        ("stopping rule", "a stopping rule", ""),
     ]
 
 
@@ -249,6 +259,7 @@ def test_the_built_ins_come_in_by_the_same_door() -> None:
     host = plugins.host()
     built_in = {(entry.kind, entry.name) for entry in host if entry.origin == "rlhf-env"}
     assert {("reward", "kl"), ("reward", "diversity"), ("task", "echo"), ("task", "count")} <= built_in
+    assert {("tracker", "wandb"), ("stopping rule", "patience")} <= built_in
     assert not [failure for failure in host.failures if failure.origin == "rlhf-env"]
 
 

@@ -94,6 +94,7 @@ def run_cell(cell: GridCell, folder: Path, on_update: Callable[[Row, float], Non
         resume=True,
         allow_partial=True,  # a damaged checkpoint costs the way from the one before it, not the cell
         threads=torch.get_num_threads(),  # as its process has them
+        name=cell.key,
         on_update=on_update,
         on_warning=_kept_in_the_folder,
     )

@@ -68,7 +68,7 @@ class Tuning:
             name: limit * self.budget if name == "seconds" else math.ceil(limit * self.budget)
             for name, limit in experiment.budget.limits().items()
         }
-        every = experiment.evaluation.every if experiment.patience else 0
+        every = experiment.evaluation.every if experiment.patience or experiment.stopping else 0
         return replace(
             experiment,
             name=f"{experiment.name}/tuning",

@@ -116,7 +116,7 @@ def run(
     *,
     allow_partial: bool = False,
     threads: int | None = None,
-    wandb: str | None = None,
+    name: str | None = None,
     console: Console | None = None,
     on_update: Callable[[Row, float], None] | None = None,
     on_warning: Callable[[Alert], None] | None = None,
@@ -137,7 +137,7 @@ def run(
         allow_partial: resume a run whose files are damaged or missing with what is whole (see `Run.lost`).
         threads: for tensor work while it trains (default: as many as the run had before; else 1, for models of five
             million parameters or more one for each idle core).
-        wandb: a project on Weights & Biases that metrics go to as well.
+        name: what trackers call the run (default: the folder's name).
         console: show a progress bar, and warnings, on this console of `rich`.
         on_update: called with each row of metrics and the share of the budget that is spent.
         on_warning: called with each warning, instead of Python's `warnings.warn`.
@@ -146,8 +146,8 @@ def run(
     Raises ConfigError for settings that are wrong (with the line, if they come from a file), for a folder that holds a
     run unless `resume` is set, and what `train` raises.
     """
-    if folder is None and (resume or allow_partial or wandb):
-        raise ConfigError("only a run with a folder can be resumed or tracked: pass `folder`")
+    if folder is None and (resume or allow_partial):
+        raise ConfigError("only a run with a folder can be resumed: pass `folder`")
     resume = resume or allow_partial
     threads_before = torch.get_num_threads()
     set_threads(threads)
@@ -155,9 +155,18 @@ def run(
         workplace = _with_pairs(experiment) if isinstance(experiment, Workplace) else prepare(experiment)
         with ExitStack() as stack:
             opened = None
+            wanted = workplace.experiment
+            if folder is None and wanted.trackers:
+                raise ConfigError("only a run with a folder can be tracked: pass `folder`")
             if folder is not None:
-                toml = workplace.experiment.to_toml()
-                opened = RunFolder(folder, toml, resume=resume, allow_partial=allow_partial, wandb=wandb)
+                opened = RunFolder(
+                    folder,
+                    wanted.to_toml(),
+                    resume=resume,
+                    allow_partial=allow_partial,
+                    trackers=wanted.trackers,
+                    name=name,
+                )
                 stack.enter_context(opened)
             if console is not None:
                 on_update, on_warning = stack.enter_context(_shown_on(console, opened, resume, on_update, on_warning))

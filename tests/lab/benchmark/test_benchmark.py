@@ -10,12 +10,14 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tomli_w
 
+from rlhf_env import plugins
 from rlhf_env.errors import ConfigError, RunFailed
 from rlhf_env.lab.benchmark import run as benchmark
 from rlhf_env.lab.benchmark.cells import run_cell
@@ -225,6 +227,28 @@ def test_the_reward_ledger_of_real_runs_adds_up(finished: Path) -> None:
     assert ledger.outcome == "holds", ledger.said
     # ppo: 20 rollouts, evaluations at 0, 10, 20 and the last; best_of_n: at 0 and the last; for two seeds.
     assert ledger.said.startswith(f"{2 * (20 + 3 + 1 + 1 + 1)} stored rewards")
+
+
+def test_a_cell_goes_to_the_trackers_of_the_grid_under_its_own_name(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Names:
+        def __init__(self, *, run_name: str, project: str) -> None:
+            self.updates: list[Any] = []
+            started[project, run_name] = self.updates
+
+        def log(self, row: Any, /) -> None:
+            self.updates.append(row["update"])
+
+        def close(self) -> None: ...
+
+    started: dict[tuple[str, str], list[Any]] = {}
+    host = plugins.PluginHost(plugins.entry_points(group="rlhf_env"))
+    host.add("tracker", "names", Names)
+    monkeypatch.setattr(plugins, "host", lambda: host)
+    (cell,) = grid_of(toy, {"ppo": {}}, seeds=1).cells()
+    run_cell(replace(cell, experiment=replace(cell.experiment, trackers={"names": {"project": "p"}})), tmp_path)
+    assert started == {("p", cell.key): [row["update"] for row in read_metrics(tmp_path / cell.run)]}
 
 
 class Diverged:

@@ -133,6 +133,13 @@ def test_a_trial_has_other_seeds_less_budget_and_is_measured_once(toy: Toy) -> N
     assert Grid(agents={"ppo": {}}, experiment=dict(toy)).trials(cells) == [], "no table, no tuning"
 
 
+@pytest.mark.parametrize("rules", [{"patience": 2}, {"stopping": {"patience": {"evaluations": 2}}}], ids=str)
+def test_a_trial_is_evaluated_on_the_way_where_a_rule_may_read_it(rules: dict[str, Any], toy: Toy) -> None:
+    evaluation = {**toy["evaluation"], "every": 5}
+    experiment = Experiment.from_table({**toy, **rules, "evaluation": evaluation})
+    assert Tuning(configurations=3).trial(experiment, {"name": "ppo"}, 0).evaluation.every == 5
+
+
 # ---------------------------------------------------------------- choosing
 
 

@@ -1,0 +1,174 @@
+"""What ends a run before its budget does. A rule is one class: write it here, or in a package of your own.
+
+`register_stopping_rules(register)` offers it by name, and an experiment asks for it by a table of that name:
+
+    [stopping.max_kl]                          [stopping.patience]
+    limit = 12.0                               evaluations = 3
+
+`max_kl = 12.0` and `patience = 3` in an experiment are short for these two.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from rlhf_env import plugins
+from rlhf_env.errors import ConfigError, under
+from rlhf_env.learning.tracking import LoggedRow
+
+
+@runtime_checkable
+class StoppingRule(Protocol):
+    """Ends a run early. It reads every row of metrics in order, and gives a reason to stop, or None.
+
+    What it remembers is saved with the run, as plain data that JSON can hold. A resumed run asks once more with the
+    last row that it has: a row that was read before changes nothing, and gets the same answer.
+    """
+
+    def __call__(self, row: LoggedRow, /) -> str | None:
+        """The reason to stop after this row (`row["update"]` says which it is), in words that a user reads."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None: ...
+
+
+@plugins.hookimpl
+def register_stopping_rules(register: plugins.Register) -> None:
+    register("max_kl", "rlhf_env.learning.stopping:MaxKL")
+    register("patience", "rlhf_env.learning.stopping:Patience")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaxKL:
+    """Stop as soon as the policy is too far from the reference.
+
+    `limit`: the most that the mean KL of a rollout, `rollout/kl`, may be, in nats a response.
+    """
+
+    limit: float
+
+    def __post_init__(self) -> None:
+        if not self.limit > 0:
+            raise ConfigError(f"limit must be positive, got {self.limit}")
+
+    def __call__(self, row: LoggedRow, /) -> str | None:
+        kl = row.get("rollout/kl")
+        if isinstance(kl, (int, float)) and kl > self.limit:
+            return f"kl {kl:.2f} above max_kl {self.limit:g}"
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """It remembers nothing."""
+
+
+@dataclass(kw_only=True)
+class Patience:
+    """Stop when evaluations no longer improve.
+
+    `evaluations`: this many in a row whose `eval/objective` is not above the best so far end the run.
+    `min_delta`: by how much an evaluation must be above the best to count as better.
+    """
+
+    evaluations: int
+    min_delta: float = 0.0
+    _best: float | None = field(default=None, init=False)
+    _stale: int = field(default=0, init=False)
+    _update: int = field(default=-1, init=False)
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.evaluations < 1:
+            problems.append(f"evaluations must be at least 1, got {self.evaluations}")
+        if not self.min_delta >= 0:
+            problems.append(f"min_delta must not be negative, got {self.min_delta}")
+        if problems:
+            raise ConfigError(*problems)
+
+    def __call__(self, row: LoggedRow, /) -> str | None:
+        if "eval/objective" not in row:
+            return None
+        objective, update = row["eval/objective"], row["update"]
+        assert isinstance(update, (int, float))
+        if update > self._update:
+            self._update = int(update)
+            self._count(objective if isinstance(objective, (int, float)) else math.nan)
+        if self._stale < self.evaluations:
+            return None
+        best = "none was finite" if self._best is None else f"the best was {self._best:.4g}"
+        return f"no better held-out objective in {self._stale} evaluations ({best})"
+
+    def _count(self, objective: float) -> None:
+        """An objective that is not finite (a log has null for it) is no improvement."""
+        if math.isfinite(objective) and (self._best is None or objective > self._best + self.min_delta):
+            self._best, self._stale = objective, 0
+        else:
+            self._stale += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self._best, "stale": self._stale, "update": self._update}
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        self._best = state["best"]
+        self._stale, self._update = int(state["stale"]), int(state["update"])
+
+
+class AnyOf:
+    """Several rules by name. All of them read every row; the first that has a reason ends the run."""
+
+    def __init__(self, rules: Mapping[str, StoppingRule]) -> None:
+        self.rules = dict(rules)
+
+    def __call__(self, row: LoggedRow, /) -> str | None:
+        reasons = [rule(row) for rule in self.rules.values()]
+        return next((reason for reason in reasons if reason), None)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: rule.state_dict() for name, rule in self.rules.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Also of a checkpoint from the time when `patience` was the only rule that remembered something."""
+        by_rule = {"patience": state} if isinstance(state.get("stale"), int) else state
+        for name, rule in self.rules.items():
+            if name in by_rule:
+                rule.load_state_dict(by_rule[name])
+
+
+def load_stopping_rules(tables: Mapping[str, Any]) -> AnyOf:
+    """The rules of an experiment's tables: the key is the rule's name, unless the table has a `plugin`.
+
+    Raises ConfigError that names the table, with the problems of all of them.
+    """
+    rules: dict[str, StoppingRule] = {}
+    problems: list[str] = []
+    for name, table in tables.items():
+        try:
+            with under(name):
+                rules[name] = _load(name, table)
+        except ConfigError as error:
+            problems.extend(error.problems)
+    if problems:
+        raise ConfigError(*problems)
+    return AnyOf(rules)
+
+
+def _load(name: str, table: object) -> StoppingRule:
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"[stopping] {name}: a table of settings is needed, got {table!r}")
+    settings = dict(table)
+    plugin = settings.pop("plugin", name)
+    if not isinstance(plugin, str):
+        raise ConfigError(f"[stopping] {name}: `plugin` is the name of a stopping rule, got {plugin!r}")
+    rule = plugins.build_plugin("stopping rule", plugin, settings, where=f"[stopping] {name}")
+    if not isinstance(rule, StoppingRule):
+        raise ConfigError(
+            f"[stopping] {name}: {rule!r} is no stopping rule: it must be callable with a row, and have state_dict() "
+            "and load_state_dict()"
+        )
+    return rule
