@@ -31,6 +31,10 @@ from rlhf_env.settings import Hint, Target, can_be_written, hints_of, limits, sa
 
 REQUIRED = inspect.Parameter.empty
 TABLES: Mapping[PluginKind, str] = {"agent": "agent", "task": "task", "reward": "rewards", "annotator": "annotator"}
+# Kinds whose tables are named by the plugin, [trackers.mlflow], and what is in such a table's place in a file.
+NAMED_TABLES: Mapping[PluginKind, str] = {"tracker": "trackers", "stopping rule": "stopping"}
+# What a run lends to plugins of a kind, so that a file cannot set it.
+LENT: Mapping[PluginKind, tuple[str, ...]] = {"tracker": ("folder", "run_name", "experiment")}
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ def find(host: PluginHost, words: str) -> Entry:
 def declaration(entry: Entry) -> Declaration:
     """What a plugin says about itself. Raises PluginError or MissingExtra where it cannot be imported."""
     target = entry.load()
-    settings = tuple(nested(settings_of(target)))
+    settings = tuple(nested(settings_of_entry(entry)))
     header = inspect.getdoc(sys.modules.get(getattr(target, "__module__", ""), None)) or ""
     texts = [header, inspect.getdoc(target) or "", *(setting.meaning for setting in settings)]
     return Declaration(
@@ -102,6 +106,13 @@ def declaration(entry: Entry) -> Declaration:
 def wraps(target: Target) -> bool:
     """Whether an agent plugin takes another agent."""
     return "agent" in inspect.signature(target).parameters
+
+
+def settings_of_entry(entry: Entry) -> list[Setting]:
+    """The settings that a file can give to a plugin. Raises PluginError or MissingExtra where it cannot be imported."""
+    if entry.kind == "judgement":
+        return []
+    return [setting for setting in settings_of(entry.load()) if setting.name not in LENT.get(entry.kind, ())]
 
 
 def settings_of(target: Target) -> list[Setting]:
@@ -216,6 +227,12 @@ def _example(entry: Entry, target: Target, settings: tuple[Setting, ...]) -> str
             place[name] = value
     if entry.kind == "reward":
         return tomli_w.dumps({"rewards": {entry.name: {"weight": 1.0, **table}}}).replace("[rewards]\n\n", "")
+    if entry.kind in NAMED_TABLES:
+        return tomli_w.dumps({NAMED_TABLES[entry.kind]: {entry.name: table}}).replace(
+            f"[{NAMED_TABLES[entry.kind]}]\n\n", ""
+        )
+    if entry.kind not in TABLES:
+        return ""
     if entry.kind == "agent" and wraps(target):
         table["agent"] = {"name": "ppo"}
     return tomli_w.dumps({TABLES[entry.kind]: {"name": entry.name, **table}})

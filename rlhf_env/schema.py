@@ -17,11 +17,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Union, cast
 
-from rlhf_env.declared import Setting, plain, settings_of, wraps
+from rlhf_env.declared import Setting, plain, settings_of, settings_of_entry, wraps
 from rlhf_env.envs.isolation import Limits
 from rlhf_env.envs.reward_tables import Mixing
 from rlhf_env.envs.rewards import Failures
-from rlhf_env.errors import ConfigError
+from rlhf_env.errors import ConfigError, MissingExtra, PluginError
 from rlhf_env.plugins import Entry, PluginHost, PluginKind
 from rlhf_env.settings import (
     Chooses,
@@ -121,7 +121,9 @@ class _Maker:
                 known = {"enum": [entry.name for entry in self._entries(kind)]}
                 return {"if": {"type": "string"}, "then": known, "else": chosen, "anyOf": [known, chosen]}
             if isinstance(mark, EachChooses):
-                return self._parts(partial)
+                return (
+                    self._parts(partial) if mark.kind == "reward" else self._named(cast(PluginKind, mark.kind), partial)
+                )
             if isinstance(mark, PartOf):
                 return self.of_class(mark.whole, partial=True)
             if isinstance(mark, EachPartOf):
@@ -179,6 +181,16 @@ class _Maker:
             for entry in self._entries("agent")
         }
         return {"type": "object", "properties": rows, "additionalProperties": named, "minProperties": 1}
+
+    def _named(self, kind: PluginKind, partial: bool) -> Schema:
+        """Of tables whose keys are plugins: [trackers.mlflow], [stopping.max_kl]."""
+        tables: dict[str, object] = {}
+        for entry in self._entries(kind):
+            try:
+                tables[entry.name] = self._table(settings_of_entry(entry), partial=partial)
+            except (PluginError, MissingExtra):  # what it can be set to is not known here
+                tables[entry.name] = {"type": "object"}
+        return {"type": "object", "properties": tables, "additionalProperties": False}
 
     def _parts(self, partial: bool) -> Schema:
         """Of the parts of a reward: the key of a part is the reward's name, where the part has no `plugin`."""

@@ -18,6 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 from rlhf_env import plugins
 from rlhf_env.errors import ConfigError, under
 from rlhf_env.learning.tracking import LoggedRow
+from rlhf_env.settings import AtLeastOne, NonNegative, Positive, settings
 
 
 @runtime_checkable
@@ -42,18 +43,12 @@ def register_stopping_rules(register: plugins.Register) -> None:
     register("patience", "rlhf_env.learning.stopping:Patience")
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class MaxKL:
-    """Stop as soon as the policy is too far from the reference.
+    """Stop as soon as the policy is too far from the reference."""
 
-    `limit`: the most that the mean KL of a rollout, `rollout/kl`, may be, in nats a response.
-    """
-
-    limit: float
-
-    def __post_init__(self) -> None:
-        if not self.limit > 0:
-            raise ConfigError(f"limit must be positive, got {self.limit}")
+    limit: Positive
+    """The most that the mean KL of a rollout, `rollout/kl`, may be, in nats a response."""
 
     def __call__(self, row: LoggedRow, /) -> str | None:
         kl = row.get("rollout/kl")
@@ -70,26 +65,15 @@ class MaxKL:
 
 @dataclass(kw_only=True)
 class Patience:
-    """Stop when evaluations no longer improve.
+    """Stop when evaluations no longer improve."""
 
-    `evaluations`: this many in a row whose `eval/objective` is not above the best so far end the run.
-    `min_delta`: by how much an evaluation must be above the best to count as better.
-    """
-
-    evaluations: int
-    min_delta: float = 0.0
+    evaluations: AtLeastOne
+    """This many in a row whose `eval/objective` is not above the best so far end the run."""
+    min_delta: NonNegative = 0.0
+    """By how much an evaluation must be above the best to count as better."""
     _best: float | None = field(default=None, init=False)
     _stale: int = field(default=0, init=False)
     _update: int = field(default=-1, init=False)
-
-    def __post_init__(self) -> None:
-        problems = []
-        if self.evaluations < 1:
-            problems.append(f"evaluations must be at least 1, got {self.evaluations}")
-        if not self.min_delta >= 0:
-            problems.append(f"min_delta must not be negative, got {self.min_delta}")
-        if problems:
-            raise ConfigError(*problems)
 
     def __call__(self, row: LoggedRow, /) -> str | None:
         if "eval/objective" not in row:
