@@ -59,7 +59,7 @@ from kept.reading import (  # noqa: E402 - found through the line above
     store_facts,
 )
 
-SYMBOLS = [*"abcdefghijklmnopqrstuvwxyz =:?.", "<pad>", "<end>"]
+SYMBOLS = [*"abdehinors =:?.", "<pad>", "<end>"]
 NOON = 1_714_557_600.0  # 2024-05-01T10:00:00Z, where every clock in the stores begins
 
 
@@ -136,13 +136,13 @@ def make_store(path: str) -> None:
     human, file = Author("human", "Zoë"), Author("dataset", "chats")
     words = ["ab", "ba", "aa", "bb"]
     prompts = [Prompt(f"p{i}", f"{word}=", {"level": i, "answer": word}) for i, word in enumerate(words)]
-    odd = Prompt("odd \ud800", "why?", {"nested": {"list": [1, 2.5, None, True]}})
+    odd = Prompt("odd \ud800", "is he odd?", {"nested": {"list": [1, 2.5, None, True]}})
     answers = {
         prompt.id: [
             written(prompt.text, str(prompt.meta["answer"])),
             written(prompt.text, str(prompt.meta["answer"])[::-1] + "a", temperature=0.7),
             written(prompt.text, "abababab", "tuned", ended=False),
-            written(prompt.text, "he said b", "tuned"),
+            written(prompt.text, "she is b", "tuned"),
         ]
         for prompt in prompts
     }
@@ -152,7 +152,7 @@ def make_store(path: str) -> None:
         store.set_criterion(Criterion("manners"))
         for prompt in prompts:
             store.add_response(prompt, *answers[prompt.id])
-        store.add_response(odd, Response("because \u200b", human), Response("no idea \U0001f914", file))
+        store.add_response(odd, Response("no \u200b", human), Response("an idea \U0001f914", file))
         # Judged elsewhere.
         given: list[Any] = []
         for place, prompt in enumerate(prompts):
@@ -168,7 +168,7 @@ def make_store(path: str) -> None:
             ]
         one, other, third, fourth = answers["p0"]
         given += [
-            Comparison(odd, Response("because \u200b", human), Response("no idea \U0001f914", file), "second", "ann"),
+            Comparison(odd, Response("no \u200b", human), Response("an idea \U0001f914", file), "second", "ann"),
             Comparison(prompts[1], answers["p1"][0], answers["p1"][3], "cannot say", "bob@example.org"),
             Ranking(prompts[0], (third, one, other, fourth), (3, 1, 2, 3), "ann", weight=2.0, seconds=9.0),
             CriteriaRating(prompts[0], one, {"manners": 4, "sense": 5}, "ann"),
@@ -304,21 +304,18 @@ def cut_short(finished: Path, half: Path) -> None:
 
 
 def make_benchmark() -> None:
-    """bench/finished and bench/unfinished; in the latter one cell is half done, one and one trial of its settings are
-    missing. The folders of other runs are left out: results are all that a report reads."""
-    finished, unfinished = Path("bench/finished"), Path("bench/unfinished")
-    must("bench", "../settings/grids/small.toml", "--out", str(finished), "--jobs", "1")
-    must("report", str(finished))
-    stripped(finished)
-    (finished / "figures").rmdir()
-    shutil.copytree(finished, unfinished, ignore=shutil.ignore_patterns("cells", "runs"))
-    half = "cells/echo/ppo/seed-1"
-    cut_short(finished / half, unfinished / half)
-    for left in (finished / "cells", finished / "tuning" / "runs"):
-        shutil.rmtree(left)
-    for missing in ("echo--ppo--seed-1", "optimum--quick--seed-1"):
-        (unfinished / "results" / f"{missing}.json").unlink()
-    (unfinished / "tuning" / "optimum--quick--try-1--seed-1000.json").unlink()
+    """bench: all of its results; of its runs' folders only that of one cell, half done. (Who takes that cell's result
+    away has an unfinished benchmark.)"""
+    folder, cell = Path("bench"), Path("cells/echo/ppo/seed-1")
+    must("bench", "../settings/grids/small.toml", "--out", str(folder), "--jobs", "1")
+    must("report", str(folder))
+    stripped(folder)
+    cut_short(folder / cell, Path("half_done"))
+    for left in ("cells", "tuning/runs"):
+        shutil.rmtree(folder / left)
+    (folder / "figures").rmdir()
+    (folder / cell).parent.mkdir(parents=True)
+    Path("half_done").rename(folder / cell)
 
 
 def make_study() -> None:

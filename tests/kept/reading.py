@@ -44,9 +44,9 @@ MODELS: dict[str, dict[str, Any]] = {  # rewards that read a kept reward model
     "two heads, unsure": {"plugin": "ensemble", "model": "reward_model_reply", "combination": "uncertainty"},
     "fair": {"plugin": "fairness", "model": "reward_model", "words": [["anna", "aisha"], ["he", "she"]]},
 }
-TEXTS = ("ab", "ba", "a", "", "abab", "he said", "anna or aisha", "z. y: x?")
+TEXTS = ("ab", "ba", "a", "", "abab", "he is", "anna or aisha", "no: on. is?")
 _TIMES = re.compile(r"seconds|.*/seconds|time/.*")  # names of what a clock says
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?")
+_NUMBER = re.compile(r"[-−]?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?")
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,12 @@ class Ran:
 
     @property
     def numbers(self) -> list[float]:
-        """What was said in numbers, in order, whatever the words around them."""
-        return [float(number.replace(",", "")) for number in _NUMBER.findall(self.out)]
+        return numbers(self.out)
+
+
+def numbers(text: str) -> list[float]:
+    """What is said in numbers, in order, whatever the words around them."""
+    return [float(number.replace(",", "").replace("−", "-")) for number in _NUMBER.findall(text)]
 
 
 def call(*words: str) -> Ran:
@@ -187,6 +191,26 @@ def imported(name: str) -> list[float]:
     """A kept file of one format, taken into a new store: how many judgements came in, and what the store then holds."""
     came = must("preferences", "import", "new.sqlite", f"exports/preferences/{FORMATS[name]}")
     return [*came.numbers, *must("preferences", "show", "new.sqlite").numbers]
+
+
+# ---------------------------------------------------------------- benchmarks
+
+
+def tables(markdown: str) -> dict[str, list[dict[str, str]]]:
+    """The tables of a report by what stands above them, a row as what its columns hold, without what a clock said."""
+    found: dict[str, list[dict[str, str]]] = {}
+    title, columns = "", []
+    for line in markdown.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
+        if line.startswith("**"):
+            title, columns = line.strip("*"), []
+        elif cells and not columns:
+            columns = cells
+        elif cells and not set(line) <= set("|-: "):
+            row = dict(zip(columns, cells, strict=True))
+            row.pop("Seconds", None)
+            found.setdefault(title, []).append(row)
+    return found
 
 
 # ---------------------------------------------------------------- settings
