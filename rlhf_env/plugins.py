@@ -1,4 +1,4 @@
-"""The plugin host: who registered which reward, agent, task, annotator or kind of judgement under which name.
+"""The plugin host: who registered which reward, agent, task, annotator, kind of judgement or metric under which name.
 
 A plugin is a module with one or more hooks, reached through the entry point group `rlhf_env`:
 
@@ -41,7 +41,7 @@ OWN = "rlhf-env"  # the distribution of the built-ins
 API = 1  # of the hooks below
 CHOICE = "RLHF_ENV_PLUGINS"
 PATIENCE = 3.0  # seconds that one plugin module may take to be imported: everybody waits for it at every command
-Kind = Literal["reward", "agent", "task", "annotator", "judgement"]
+Kind = Literal["reward", "agent", "task", "annotator", "judgement", "metric"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 hookspec = pluggy.HookspecMarker(GROUP)
@@ -78,6 +78,11 @@ def register_annotators(register: Register) -> None:
 @hookspec
 def register_judgements(register: Register) -> None:
     """Offer kinds of judgement: each a `rlhf_env.feedback.kinds.JudgementKind` of the name it is registered under."""
+
+
+@hookspec
+def register_metrics(register: Register) -> None:
+    """Offer metrics: each a `rlhf_env.lab.evaluation.metric.Metric`, measured where an experiment names it."""
 
 
 @dataclass(frozen=True)
@@ -272,6 +277,11 @@ def register_annotator(name: str, target: str | Callable[..., Any]) -> None:
 def register_judgement(name: str, target: str | Callable[..., Any]) -> None:
     """Make a kind of judgement known by name in this process: a `JudgementKind`, or "module:Attr"."""
     host().add("judgement", name, target)
+
+
+def register_metric(name: str, target: str | Callable[..., Any]) -> None:
+    """Make a metric known by name in this process: a `Metric`, or where it is, as "module:Attr"."""
+    host().add("metric", name, target)
 
 
 def build(

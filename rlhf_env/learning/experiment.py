@@ -107,12 +107,14 @@ class EvaluationSettings:
     """The external evaluator: held-out `prompts` (the first so many), every `every` updates (0: only at the end).
 
     `rewards`: rewards to measure beside the training objective that no agent sees, as in [rewards]: the gold reward.
+    `metrics`: names of metrics that plugins offer, to measure beside those of `lab.evaluation.metrics`.
     """
 
     prompts: int = 128
     every: int = 0
     seed: int = 12_345
     rewards: dict[str, Any] = field(default_factory=dict)
+    metrics: list[str] | None = None
 
     def __post_init__(self) -> None:
         refuse_misfits(self)
@@ -362,6 +364,8 @@ def check_plugins(experiment: Experiment) -> Task:
         for part, settings in rewards.items():
             look(partial(_check_reward, part, settings), *keys, part)
     look(lambda: _agent_factory(experiment.agent), "agent")
+    for name in experiment.evaluation.metrics or ():
+        look(partial(plugins.host().load, "metric", name), "evaluation", "metrics")
     if problems:
         raise ConfigError(*problems)
     return task

@@ -226,6 +226,10 @@ class _Hooks:
     def register_judgements(self, register: plugins.Register) -> None:
         register("a judgement", "a:B")
 
+    @plugins.hookimpl
+    def register_metrics(self, register: plugins.Register) -> None:
+        register("a metric", "a:B")
+
 
 def test_every_hook_reaches_its_kind() -> None:
     hooks = [name for name in dir(plugins) if name.startswith("register_") and name.endswith("s")]
@@ -238,6 +242,7 @@ def test_every_hook_reaches_its_kind() -> None:
         ("task", "a task", "demo"),
         ("annotator", "an annotator", ""),
         ("judgement", "a judgement", ""),
+        ("metric", "a metric", ""),
     ]
 
 
