@@ -3,7 +3,7 @@
 One entry of `METRICS` is all that a metric takes. The evaluator measures it, results keep it under its name, and the
 report makes its column, its curve and its line in the legend from the words of the entry.
 
-A plugin offers a metric through the hook `register_metrics` (in a script: `rlhf_env.plugins.register_metric`):
+A plugin offers a metric through the hook `register_metrics` (in a script: `rlhf_env.register_metric`):
 
     LOUD = Metric(name="loud", title="Loud", unit="share of replies", meaning="replies that shout",
                   measure=lambda replies: float(np.mean(["!" in text for text in replies.texts])), form="share")
