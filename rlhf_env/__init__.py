@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rlhf_env.lab.benchmark.run import run_benchmark as run_benchmark
     from rlhf_env.lab.evaluation.against_reference import evaluate_run as evaluate_run
     from rlhf_env.lab.evaluation.evaluator import Evaluator as Evaluator
+    from rlhf_env.lab.evaluation.metric import Metric as Metric
     from rlhf_env.lab.evaluation.runs import Run as Run
     from rlhf_env.lab.evaluation.runs import load_run as load_run
     from rlhf_env.lab.evaluation.runs import run as run
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from rlhf_env.plugins import register_agent as register_agent
     from rlhf_env.plugins import register_annotator as register_annotator
     from rlhf_env.plugins import register_judgement as register_judgement
+    from rlhf_env.plugins import register_metric as register_metric
     from rlhf_env.plugins import register_reward as register_reward
     from rlhf_env.plugins import register_stopping_rule as register_stopping_rule
     from rlhf_env.plugins import register_task as register_task
@@ -122,11 +124,13 @@ _HOMES = {
     "PreferenceStore": "rlhf_env.feedback.store.store",
     "load_scorer": "rlhf_env.feedback.reward_models.loading",
     # Plugins.
+    "Metric": "rlhf_env.lab.evaluation.metric",
     "hookimpl": "rlhf_env.plugins",
     "Register": "rlhf_env.plugins",
     "register_agent": "rlhf_env.plugins",
     "register_annotator": "rlhf_env.plugins",
     "register_judgement": "rlhf_env.plugins",
+    "register_metric": "rlhf_env.plugins",
     "register_reward": "rlhf_env.plugins",
     "register_stopping_rule": "rlhf_env.plugins",
     "register_task": "rlhf_env.plugins",

@@ -110,7 +110,7 @@ def wraps(target: Target) -> bool:
 
 def settings_of_entry(entry: Entry) -> list[Setting]:
     """The settings that a file can give to a plugin. Raises PluginError or MissingExtra where it cannot be imported."""
-    if entry.kind == "judgement":
+    if entry.kind in ("judgement", "metric"):  # objects, with nothing to set
         return []
     return [setting for setting in settings_of(entry.load()) if setting.name not in LENT.get(entry.kind, ())]
 

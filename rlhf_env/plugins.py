@@ -1,6 +1,6 @@
 """The plugin host: who registered which plugin under which name.
 
-Plugins are rewards, agents, tasks, annotators, kinds of judgement, trackers and stopping rules.
+Plugins are rewards, agents, tasks, annotators, kinds of judgement, metrics, trackers and stopping rules.
 
 A plugin is a module with one or more hooks, reached through the entry point group `rlhf_env`:
 
@@ -43,7 +43,7 @@ OWN = "rlhf-env"  # the distribution of the built-ins
 API = 1  # of the hooks below
 CHOICE = "RLHF_ENV_PLUGINS"
 PATIENCE = 3.0  # seconds that one plugin module may take to be imported: everybody waits for it at every command
-PluginKind = Literal["reward", "agent", "task", "annotator", "judgement", "tracker", "stopping rule"]
+PluginKind = Literal["reward", "agent", "task", "annotator", "judgement", "metric", "tracker", "stopping rule"]
 PLUGIN_KINDS: tuple[PluginKind, ...] = get_args(PluginKind)
 
 hookspec = pluggy.HookspecMarker(GROUP)
@@ -80,6 +80,11 @@ def register_annotators(register: Register) -> None:
 @hookspec
 def register_judgements(register: Register) -> None:
     """Offer kinds of judgement: each a `rlhf_env.feedback.kinds.JudgementKind` of the name it is registered under."""
+
+
+@hookspec
+def register_metrics(register: Register) -> None:
+    """Offer metrics: each a `rlhf_env.lab.evaluation.metric.Metric`, measured where an experiment names it."""
 
 
 @hookspec
@@ -295,6 +300,11 @@ def register_annotator(name: str, target: str | Callable[..., Any]) -> None:
 def register_judgement(name: str, target: str | Callable[..., Any]) -> None:
     """Make a kind of judgement known by name in this process: a `JudgementKind`, or "module:Attr"."""
     host().add("judgement", name, target)
+
+
+def register_metric(name: str, target: str | Callable[..., Any]) -> None:
+    """Make a metric known by name in this process: a `Metric`, or where it is, as "module:Attr"."""
+    host().add("metric", name, target)
 
 
 def register_tracker(name: str, target: str | Callable[..., Any]) -> None:

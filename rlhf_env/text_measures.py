@@ -1,16 +1,25 @@
-"""Measures of texts by n-grams of words: distinctness, repetition, self-BLEU."""
+"""Words and runs of words (n-grams) of texts, and what is measured by them: distinctness, repetition, self-BLEU."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise
+
+
+def words(text: str) -> list[str]:
+    """What white space separates, lower-cased. Punctuation stays on its word; a text without spaces is one word."""
+    return text.lower().split()
+
+
+def ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    """Every run of `n` words, in order, repeats included; none of fewer words."""
+    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
     """Number of distinct n-grams over number of n-grams, in all texts together (Li et al. 2016, arXiv 1510.03055)."""
-    grams = [gram for text in texts for gram in _grams(text.lower().split(), n)]
+    grams = [gram for text in texts for gram in ngrams(words(text), n)]
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
@@ -19,7 +28,7 @@ def repetition(text: str, n: int) -> float:
 
     It is 0 if no n-gram is repeated, and for a text of fewer than `n` words.
     """
-    grams = _grams(text.lower().split(), n)
+    grams = ngrams(words(text), n)
     return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
 
 
@@ -31,29 +40,25 @@ def self_bleu(texts: Sequence[str], longest: int = 4) -> float:
     text that shares no n-gram of `longest` words with another text scores 0. Texts without words are left out. With
     fewer than two texts left, the result is 0.
     """
-    texts_words = [words for words in (text.lower().split() for text in texts) if words]
-    if len(texts_words) < 2:
+    tokenized = [tokens for tokens in map(words, texts) if tokens]
+    if len(tokenized) < 2:
         return 0.0
-    counts = [[Counter(_grams(words, n)) for words in texts_words] for n in range(1, longest + 1)]
+    counts = [[Counter(ngrams(tokens, n)) for tokens in tokenized] for n in range(1, longest + 1)]
     most = [_two_largest(of_n) for of_n in counts]
-    lengths = Counter(map(len, texts_words))
+    lengths = Counter(map(len, tokenized))
     total = 0.0
-    for i, words in enumerate(texts_words):
+    for i, tokens in enumerate(tokenized):
         logs = []
-        for of_n, largest in zip(counts[: len(words)], most, strict=False):
+        for of_n, largest in zip(counts[: len(tokens)], most, strict=False):
             clipped = sum(
                 min(count, largest[gram][0] if largest[gram][2] != i else largest[gram][1])
                 for gram, count in of_n[i].items()
             )
             logs.append(math.log(clipped / of_n[i].total()) if clipped else -math.inf)
-        others = [length for length, count in lengths.items() if count > (length == len(words))]
-        nearest = min(others, key=lambda length: (abs(length - len(words)), length))
-        total += math.exp(min(0.0, 1.0 - nearest / len(words)) + sum(logs) / len(logs))
-    return total / len(texts_words)
-
-
-def _grams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
-    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+        others = [length for length, count in lengths.items() if count > (length == len(tokens))]
+        nearest = min(others, key=lambda length: (abs(length - len(tokens)), length))
+        total += math.exp(min(0.0, 1.0 - nearest / len(tokens)) + sum(logs) / len(logs))
+    return total / len(tokenized)
 
 
 def _two_largest(counts: Sequence[Counter[tuple[str, ...]]]) -> dict[tuple[str, ...], tuple[int, int, int]]:
@@ -66,8 +71,7 @@ def _two_largest(counts: Sequence[Counter[tuple[str, ...]]]) -> dict[tuple[str, 
     return largest
 
 
-def repeated_share(text: str) -> float:
-    """The share of words and word pairs that are repeats of an earlier one, in [0, 1); 0 for an empty text."""
-    words = text.lower().split()
-    runs = [*words, *pairwise(words)]
+def repeated_share(words: Sequence[str], longest: int = 2) -> float:
+    """The share of runs of 1 to `longest` words that are repeats of an earlier one, in [0, 1); 0 without words."""
+    runs = [run for n in range(1, longest + 1) for run in ngrams(words, n)]
     return 1.0 - len(set(runs)) / len(runs) if runs else 0.0

@@ -16,8 +16,8 @@ from typing import ClassVar
 import numpy as np
 
 from rlhf_env.settings import AtLeastOne, settings
+from rlhf_env.text_measures import ngrams, words
 from rlhf_env.types import Episode, Float
-from rlhf_rewards.ngrams import ngrams
 
 
 @settings(kw_only=False)
@@ -36,9 +36,13 @@ class Diversity:
 
     def group_rewards(self, group: Sequence[Episode], /) -> Float:
         """float64[G]."""
-        runs = [ngrams(episode.response, self.n) for episode in group]
+        runs = [self._runs(episode.response) for episode in group]
         members_with = Counter(run for text in runs for run in set(text))
         return np.array(
             [sum(members_with[run] == 1 for run in set(text)) / len(text) if text else 0.0 for text in runs],
             dtype=np.float64,
         )
+
+    def _runs(self, response: str) -> list[tuple[str, ...]]:
+        tokens = words(response)
+        return ngrams(tokens, min(self.n, len(tokens))) if tokens else []

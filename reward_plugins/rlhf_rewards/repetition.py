@@ -8,8 +8,8 @@ from typing import ClassVar
 import numpy as np
 
 from rlhf_env.settings import AtLeastOne, settings
+from rlhf_env.text_measures import repeated_share, words
 from rlhf_env.types import Episode, Float
-from rlhf_rewards.ngrams import ngrams, words
 
 
 @settings(kw_only=False)
@@ -28,9 +28,5 @@ class Repetition:
 
     def __call__(self, episodes: Sequence[Episode], /) -> Float:
         """float64[B]."""
-        return np.array([self._score(episode.response) for episode in episodes], dtype=np.float64)
-
-    def _score(self, response: str) -> float:
-        longest = min(self.n, len(words(response)))
-        runs = [run for n in range(1, longest + 1) for run in ngrams(response, n)]
-        return len(set(runs)) / len(runs) - 1.0 if runs else 0.0
+        shares = [repeated_share(words(episode.response), self.n) for episode in episodes]
+        return 0.0 - np.array(shares, dtype=np.float64)

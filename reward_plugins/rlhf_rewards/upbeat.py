@@ -36,6 +36,7 @@ import numpy as np
 
 from rlhf_env.errors import MissingExtra
 from rlhf_env.settings import settings
+from rlhf_env.text_measures import ngrams, repeated_share
 from rlhf_env.types import Episode, Float, Prompt, Tokenizer
 
 _Item = TypeVar("_Item")
@@ -97,15 +98,9 @@ def _words(text: str) -> list[str]:
     return re.findall(r"[\w']+", text.lower())
 
 
-def _ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
-    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
-
-
 def _repetition(reply: str) -> float:
     """Share of words and word pairs that are not the first of their kind, in [0, 1)."""
-    words = _words(reply)
-    grams = _ngrams(words, 1) + _ngrams(words, 2)
-    return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
+    return repeated_share(_words(reply))
 
 
 def _copying(prompt: str, reply: str) -> float:
@@ -114,8 +109,8 @@ def _copying(prompt: str, reply: str) -> float:
     n = min(3, len(words))
     if n == 0:
         return 0.0
-    known = set(_ngrams(_words(prompt), n))
-    triples = _ngrams(words, n)
+    known = set(ngrams(_words(prompt), n))
+    triples = ngrams(words, n)
     return sum(triple in known for triple in triples) / len(triples)
 
 

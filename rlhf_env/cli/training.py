@@ -121,13 +121,17 @@ def _inside_runs(name: str) -> Path:
 def _say_how_it_ended(finished: Run, console: Console) -> None:
     from rich.markup import escape
 
+    from rlhf_env.lab.evaluation.metrics import with_plugins, words_of
+
     lost = [f"Lost: {line}" for line in finished.lost]
     not_exact = [f"Not exact: {change}" for change in finished.not_exact]
     for line in (*lost, *not_exact):
         console.print(f"[yellow]{escape(line)}[/yellow]", highlight=False, soft_wrap=True)
     console.print(f"Ended: {finished.reason}. On {finished.experiment.evaluation.prompts} held-out prompts:")
+    metrics = with_plugins(finished.experiment.evaluation.metrics or ())
     for key, value in sorted(finished.evaluation.metrics.items()):
-        console.print(f"  {key:24s} {value:10.4f}", highlight=False)
+        line = f"  {key:24s} {value:10.4f}  {escape(words_of(key, metrics))}"
+        console.print(line.rstrip(), highlight=False, no_wrap=True, overflow="ellipsis")
     console.print(f"Run folder: {finished.folder}", highlight=False, soft_wrap=True)
 
 

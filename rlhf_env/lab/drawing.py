@@ -47,15 +47,16 @@ class AgentStyle:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure that can be drawn. `name`: its file name without the ending; `description`: for who cannot see it.
-
-    `task`: empty where the figure is about all of them.
-    """
+    """A figure that can be drawn."""
 
     name: str
+    """Its file name without the ending."""
     section: str
+    """The section of the page that it stands in."""
     task: str
+    """Empty where the figure is about all tasks."""
     description: str
+    """For readers who cannot see it."""
     width: int
     height: int
     paint: Callable[[Figure], None]
@@ -115,7 +116,7 @@ def mark(axes: Axes, x: npt.ArrayLike, y: npt.ArrayLike, style: AgentStyle, *, s
 def write(
     axes: Axes, text: str, at: tuple[float, float], right: float, xycoords: str | tuple[str, str] = "axes fraction"
 ) -> None:
-    """`text`, so many points to the right of a place."""
+    """`text`, this many points to the right of a place."""
     axes.annotate(text, at, (right, 0), xycoords=xycoords, textcoords="offset points", va="center", color=INK)
 
 
@@ -171,7 +172,7 @@ def as_inline_svg(picture: Picture) -> str:
     opening = re.sub(r'\s(?:width|height|version)="[^"]*"', "", opening)
     rest = re.sub(r'\bid="', f'id="{picture.name}-', rest)
     rest = re.sub(r'(url\(#|href="#)', rf"\g<1>{picture.name}-", rest)
-    rest = re.sub(r"#[0-9a-f]{6}", lambda found: _PAGE_COLOURS.get(found[0], found[0]), rest)
+    rest = re.sub(r"#[0-9a-f]{6}", lambda match: _PAGE_COLOURS.get(match[0], match[0]), rest)
     label = picture.description.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
     return f'{opening} role="img" aria-label="{label}">{rest}'
 

@@ -37,7 +37,7 @@ class Job(Protocol):
     def result_file(self, folder: Path, /) -> Path: ...
 
     def work(self, folder: Path, on_update: Callable[[Row, float], None], /) -> object:
-        """Do it, telling how far it is, and leave the result file. What was begun and cut short is gone on with."""
+        """Do the job, report progress, and leave the result file. A job that was cut short is resumed."""
 
     def failed(self, folder: Path, why: str, /) -> None:
         """`work` raised: leave a result that says so where the others can go on without it, or nothing."""
@@ -47,7 +47,7 @@ class Job(Protocol):
 class Progress:
     """How far a job is: `fraction` of it, the last `row` of metrics, and how it `ended`, None while it is at work.
 
-    "died": its process is gone, or found no room on the disk. No result is written, and the next call goes on from its
+    "died": its process is gone, or found no room on the disk. No result is written, and the next call resumes from its
     last checkpoint. `why`: it failed, or died. `score`: of a run that has been evaluated, if whoever runs the jobs
     knows of one.
     """
@@ -131,7 +131,7 @@ def _news_of(worker: _Worker) -> Progress:
     except (EOFError, OSError):  # at its end, or before it had read what it was sent
         worker.process.join()
         code = worker.process.exitcode
-        return Progress(worker.job, 0.0, "died", {}, f"its process died (exit code {code}): the next call goes on")
+        return Progress(worker.job, 0.0, "died", {}, f"its process died (exit code {code}): the next call resumes it")
 
 
 def _hand_over(worker: _Worker, waiting: list[Job], folder: Path) -> Iterator[Progress]:
@@ -188,7 +188,7 @@ def outcome_of(job: Job, folder: Path, report: Callable[[Row, float], None]) -> 
     except Interrupted:
         raise
     except DiskRefused as error:  # not the job's fault: a result that says it failed would stand for good
-        return 0.0, "died", {}, f"{error}: the next call goes on"
+        return 0.0, "died", {}, f"{error}: the next call resumes it"
     except RlhfEnvError as error:
         return 1.0, "failed", {}, without_secrets(str(error))
     except Exception as error:  # a plugin may raise anything; the other jobs go on

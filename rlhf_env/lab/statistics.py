@@ -25,7 +25,7 @@ AgentVerdict = Literal["better", "worse", "inconclusive"]
 
 # Fewer shared seeds than this carry numbers, but no statement about which agent is better.
 SEEDS_FOR_A_CLAIM = 5
-_EXACT_UP_TO = 14  # signs of so many seeds are all tried: 2^14 sums
+_EXACT_UP_TO = 14  # signs of this many seeds are all tried: 2^14 sums
 
 
 # ---------------------------------------------------------------- averages
@@ -71,12 +71,14 @@ def probability_of_improvement(scores: Float, others: Float) -> float:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and the interval that covers the truth in `level` of all experiments; None where there is none."""
+    """A number and its interval."""
 
     value: float
     low: float | None
+    """The lower end; None without an interval."""
     high: float | None
     level: float = 0.95
+    """The share of experiments whose interval covers the truth."""
 
     @property
     def excludes_zero(self) -> bool:
@@ -106,7 +108,7 @@ def estimate(
 
 
 def widened_percentiles(redrawn: Sequence[float], seeds: int, level: float = 0.95) -> tuple[float, float]:
-    """The interval that bootstrap values of samples of so many `seeds` (two or more) give, as `estimate` has it."""
+    """The interval that bootstrap values of samples of this many `seeds` (two or more) give, as `estimate` has it."""
     wide = math.sqrt(seeds / (seeds - 1)) * student_t((1.0 + level) / 2.0, seeds - 1)
     tail = NormalDist().cdf(-wide)
     low, high = np.quantile(redrawn, [tail, 1.0 - tail])
@@ -159,15 +161,14 @@ def _student_cdf(t: float, degrees: int) -> float:
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """One agent against another: the mean of the paired differences, its p-value, and what it allows to say.
-
-    `p` is two-sided, of the test that neither is better; `adjusted` is `p` after Holm's correction for all comparisons
-    made together.
-    """
+    """One agent against another."""
 
     difference: Estimate
+    """The mean of the paired differences."""
     p: float
+    """Two-sided, of the test that neither is better."""
     adjusted: float
+    """`p` after Holm's correction for all comparisons made together."""
     verdict: AgentVerdict
 
 
@@ -189,11 +190,11 @@ def compare(
     others = [name for name in scores if name != against]
     pairs = [_pair(scores[name], scores[against]) for name in others]
     differences = [a - b for a, b in pairs]
-    found = [estimate(mean, d, stream=stream, level=level, resamples=resamples) for d in differences]
+    estimates = [estimate(mean, d, stream=stream, level=level, resamples=resamples) for d in differences]
     tests = [sign_flip_p(d, stream=stream) for d in differences]
     return {
         name: PairedComparison(difference, p, adjusted, _verdict(difference, adjusted, len(d), 1.0 - level))
-        for name, difference, d, p, adjusted in zip(others, found, differences, tests, holm(tests), strict=True)
+        for name, difference, d, p, adjusted in zip(others, estimates, differences, tests, holm(tests), strict=True)
     }
 
 

@@ -122,6 +122,8 @@ class EvaluationSettings:
     """What the texts of an evaluation are drawn from."""
     rewards: Annotated[dict[str, Any], EachChooses("reward")] = field(default_factory=dict)
     """Rewards to measure beside the training objective that no agent sees, as in [rewards]: the gold reward."""
+    metrics: list[Name] | None = None
+    """Names of metrics that plugins offer, to measure beside those of `lab.evaluation.metrics`."""
 
 
 @settings
@@ -398,6 +400,8 @@ def check_plugins(experiment: Experiment) -> Task:
     look(lambda: _agent_factory(experiment.agent), "agent")
     look(lambda: load_stopping_rules(experiment.stopping), "stopping")
     look(lambda: check_trackers(experiment.trackers), "trackers")
+    for name in experiment.evaluation.metrics or ():
+        look(partial(plugins.host().load, "metric", name), "evaluation", "metrics")
     if problems:
         raise ConfigError(*problems)
     return task

@@ -105,7 +105,7 @@ def a_worker_dies(folder: Path) -> str:
     os.kill(int((cell / "lock").read_text().removeprefix("pid ")), 9)
     said, complaints = bench.communicate(timeout=120)
     assert bench.returncode == 3 and "1 of 1 cells are not done" in complaints, (bench.returncode, complaints)
-    assert "exit code -9" in said and "the next call goes on" in said, (said, complaints)
+    assert "exit code -9" in said and "the next call resumes it" in said, (said, complaints)
     assert results(out) == {}
     again = rlhf_env("bench", str(grid), "--out", str(out), before=in_one_process)
     assert again.status == 0, again

@@ -19,10 +19,6 @@ from typing import Any
 
 import tokenizers
 import torch
-from tokenizers import decoders, models
-from transformers import PreTrainedTokenizerFast
-
-from rlhf_env.feedback import preferences
 from rlhf_env.feedback.ensemble import fit_ensemble
 from rlhf_env.feedback.fitting import fit_reward_model
 from rlhf_env.feedback.preferences import (
@@ -38,6 +34,10 @@ from rlhf_env.feedback.preferences import (
     Response,
 )
 from rlhf_env.feedback.reward_model import RewardModelConfig
+from tokenizers import decoders, models
+from transformers import PreTrainedTokenizerFast
+
+from rlhf_env.feedback import preferences
 from rlhf_env.policies.tiny import tiny_language_model
 from rlhf_env.types import Prompt
 

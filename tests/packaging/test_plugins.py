@@ -234,6 +234,10 @@ class _Hooks:
     def register_stopping_rules(self, register: plugins.Register) -> None:
         register("a stopping rule", "a:B")
 
+    @plugins.hookimpl
+    def register_metrics(self, register: plugins.Register) -> None:
+        register("a metric", "a:B")
+
 
 def test_every_hook_reaches_its_kind() -> None:
     hooks = [name for name in dir(plugins) if name.startswith("register_") and name.endswith("s")]
@@ -250,6 +254,7 @@ def test_every_hook_reaches_its_kind() -> None:
         ("judgement", "a judgement", ""),
         ("tracker", "a tracker", ""),
         ("stopping rule", "a stopping rule", ""),
+        ("metric", "a metric", ""),
     ]
 
 

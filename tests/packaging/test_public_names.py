@@ -24,8 +24,8 @@ PUBLIC = """
     Reward TokenReward GroupReward RewardMix Score from_function
     Policy Sampling LanguageModel tiny_language_model Agent Decision Setup Optimization
     PreferenceStore load_scorer
-    hookimpl Register register_agent register_annotator register_judgement register_reward
-    register_task
+    hookimpl Register register_agent register_annotator register_judgement register_metric register_reward
+    register_stopping_rule register_task register_tracker Metric
     __version__
 """
 

@@ -12,11 +12,11 @@ import pytest
 from rlhf_rewards import sentiment
 from rlhf_rewards.diversity import Diversity
 from rlhf_rewards.length import Length
-from rlhf_rewards.ngrams import ngrams, words
 from rlhf_rewards.repetition import Repetition
 
 from rlhf_env.errors import ConfigError, MissingExtra
 from rlhf_env.testing import check_reward, make_episode
+from rlhf_env.text_measures import ngrams, words
 from rlhf_env.types import FinishReason
 
 
@@ -26,8 +26,8 @@ def group(*responses: str) -> list[Any]:
 
 def test_words_and_runs() -> None:
     assert words("The  CAT,\n sat") == ["the", "cat,", "sat"]
-    assert ngrams("a b c", 2) == [("a", "b"), ("b", "c")]
-    assert ngrams("a b", 3) == [("a", "b")] and ngrams(" \n", 1) == []
+    assert ngrams(words("a b c"), 2) == [("a", "b"), ("b", "c")]
+    assert ngrams(words("a b"), 3) == [] and ngrams(words(" \n"), 1) == []
 
 
 # ---------------------------------------------------------------- diversity

@@ -34,7 +34,7 @@ from rlhf_env.feedback.reward_models.calibration import wilson_interval, win_pro
 from rlhf_env.feedback.reward_models.scorer import Scorer
 from rlhf_env.feedback.store.items import Item, VerificationItem
 from rlhf_env.feedback.store.store import PreferenceStore
-from rlhf_env.text_measures import repeated_share
+from rlhf_env.text_measures import repeated_share, words
 from rlhf_env.types import Float, Prompt
 
 __all__ = ["REASONS", "Candidate", "Outcome", "checks_of", "opinions", "outcomes", "recorded"]
@@ -138,7 +138,7 @@ def checks_of(
     by_reason: dict[str, Iterator[_Pair]] = {
         "disagreement": _disagreement(candidates),
         "above people": _above_people(candidates),
-        "repetitive": _in_the_tail(candidates, repeated_share),
+        "repetitive": _in_the_tail(candidates, lambda text: repeated_share(words(text))),
         "long": _in_the_tail(candidates, len),
         "contradicted": _contradicted(candidates, preferences, float(np.log(confidence / (1 - confidence)))),
         "random": _random(candidates, rng),

@@ -34,7 +34,7 @@ from rlhf_env.feedback.reward_models.ranks import kendall, kendall_interval, spe
 from rlhf_env.feedback.reward_models.scorer import Scorer, pair_log_odds
 from rlhf_env.feedback.store.split import split_by_prompt
 from rlhf_env.feedback.store.store import PreferenceStore
-from rlhf_env.text_measures import repeated_share
+from rlhf_env.text_measures import repeated_share, words
 from rlhf_env.types import Float, Prompt
 
 Valued = tuple[Prompt, Response, float]
@@ -94,7 +94,7 @@ def make_scorecard(
     texts = list({_key(text): text for preference in preferences for text in _sides(preference)}.values())
     scores = scorer.score_responses(texts)
     lengths = np.array([_length(response) for _, response in texts], dtype=np.float64)
-    repeated = np.array([repeated_share(response.text) for _, response in texts])
+    repeated = np.array([repeated_share(words(response.text)) for _, response in texts])
     worth = {_key((prompt, response)): value for prompt, response, value in gold}
     agreement, intervals = _agreement(preferences, delta)
     if agreement is None:

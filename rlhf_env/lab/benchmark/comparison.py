@@ -30,7 +30,7 @@ from rlhf_env.lab.statistics import (
 from rlhf_env.types import Float, JsonView
 
 _RESAMPLES = 2000  # of the bootstrap, for each interval
-# One agent under two names, so many times; chance alone makes 5 % of the comparisons claims.
+# One agent under two names, this many times; chance alone makes 5 % of the comparisons claims.
 _REPEATS, _MOST_FALSE_CLAIMS = 200, 0.07
 # A stored float64 mean of weighted parts, and a float32 one over the texts of a rollout.
 _EVALUATION_TOLERANCE, _ROLLOUT_TOLERANCE = 1e-9, 1e-4
@@ -38,72 +38,79 @@ _EVALUATION_TOLERANCE, _ROLLOUT_TOLERANCE = 1e-9, 1e-4
 
 @dataclass(frozen=True)
 class Standing:
-    """An agent on a task: its mean score, and by opponent how it compares. `floored`: its runs without a score."""
+    """An agent on a task."""
 
     agent: str
     score: Estimate
+    """The mean over its seeds."""
     floored: int
+    """How many of its runs have no score and count with the floor."""
     against: Mapping[str, PairedComparison]
+    """By opponent."""
 
 
 @dataclass(frozen=True)
 class AgentRanking:
-    """The agents on a task by mean score, controls last.
-
-    `measure`: what the scores are; `best`: the agent, controls aside, with the highest mean; `rival`: who everyone is
-    compared with besides the reference, chosen beforehand or else the best; None where there is none.
-    """
+    """The agents on a task."""
 
     task: str
     measure: str
+    """The metric that the scores are."""
     floor: float
     seeds: tuple[int, ...]
     standings: tuple[Standing, ...]
+    """By mean score, controls last."""
     best: str | None
+    """The agent, controls aside, with the highest mean."""
     rival: str | None
+    """The agent that everyone is compared with besides the reference: named beforehand, or else the best."""
 
     @property
     def least_p(self) -> float:
-        """The smallest corrected p of so many seeds and comparisons: all signs are equal, times Holm's factor."""
+        """The smallest corrected p that this many seeds and comparisons allow: all signs equal, times Holm's factor."""
         return min(1.0, 2.0 ** (1 - len(self.seeds)) * max(1, len(self.standings) - 1))
 
 
 @dataclass(frozen=True)
 class Across:
-    """An agent over all tasks, on the normalised scale.
-
-    `improvement`: how likely one of its runs beats one of the reference. `against_reference`: paired, over all tasks.
-    """
+    """An agent over all tasks, on the normalised scale."""
 
     agent: str
     scores: Float
+    """float64[S, K]."""
     average: Estimate
+    """The interquartile mean."""
     gap: Estimate
+    """The optimality gap."""
     improvement: Estimate | None
+    """How likely one of its runs beats one of the reference."""
     against_reference: PairedComparison | None
+    """Paired by seed, over all tasks."""
 
 
 @dataclass(frozen=True)
 class Overview:
     """Agents over several tasks, with scores (score - reference) / (top - reference).
 
-    `tops`: by task, the known optimum, or else the best agent's mean, and whose it is ("" for an optimum). Both ends of
-    the scale are taken as given: intervals do not contain their uncertainty. `left_out`: what is not in it, and why.
+    Both ends of the scale are taken as given: intervals do not contain their uncertainty.
     """
 
     tops: Mapping[str, tuple[float, str]]
+    """By task, the known optimum and "", or else the best agent's mean and its name."""
     seeds: tuple[int, ...]
     agents: tuple[Across, ...]
     left_out: tuple[str, ...]
+    """Tasks and agents that are not in the overview, each with the reason."""
 
 
 @dataclass(frozen=True)
 class BenchmarkCheck:
-    """Something that has to be so in every benchmark; `said` is what was done and what came of it."""
+    """A property that every benchmark must have."""
 
     name: str
     outcome: Literal["holds", "does not hold", "not checked"]
-    said: str
+    finding: str
+    """What was checked, and the result, in a sentence."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +150,7 @@ def _ranking(results: Results, task: str) -> AgentRanking | None:
     if len(seeds) < SEEDS_FOR_A_CLAIM or measure is None or floor is None:
         return None
     scores = {agent: _scores(results, task, agent, seeds) for agent in results.agents_on(task)}
-    best = _best({agent: mean(found) for agent, found in scores.items()})
+    best = _best({agent: mean(of_agent) for agent, of_agent in scores.items()})
     rival = results.comparing.rival if results.comparing.rival in scores else best
     compared = {
         other: compare(scores, other, stream=_stream(results, f"against/{task}/{other}"), resamples=_RESAMPLES)
@@ -153,11 +160,11 @@ def _ranking(results: Results, task: str) -> AgentRanking | None:
     standings = [
         Standing(
             agent,
-            estimate(mean, found, stream=_stream(results, f"mean/{task}/{agent}"), resamples=_RESAMPLES),
+            estimate(mean, of_agent, stream=_stream(results, f"mean/{task}/{agent}"), resamples=_RESAMPLES),
             sum(results.own_score(cell) is None for cell in results.of(task, agent) if cell.seed in seeds),
             {other: made[agent] for other, made in compared.items() if agent in made},
         )
-        for agent, found in scores.items()
+        for agent, of_agent in scores.items()
     ]
     standings.sort(key=lambda standing: _place(standing.agent, standing.score.value))
     return AgentRanking(task, measure, floor, tuple(seeds), tuple(standings), best, rival)
@@ -245,28 +252,28 @@ def _same_agent_twice(results: Results, rankings: Sequence[AgentRanking]) -> Ben
         twice = {title: stream.choice(own, size=len(own)) for title in ("one", "other")}
         claims += compare(twice, "one", stream=stream, resamples=200)["other"].verdict != "inconclusive"
     allowed = int(_MOST_FALSE_CLAIMS * _REPEATS)
-    said = (
+    finding = (
         f"{_REPEATS} times, in turn for every agent and task, an agent's runs were drawn twice with replacement, and "
         f"the two draws compared like two agents: {claims} were called different, at most {allowed} may be."
     )
-    return BenchmarkCheck(name, "holds" if claims <= allowed else "does not hold", said)
+    return BenchmarkCheck(name, "holds" if claims <= allowed else "does not hold", finding)
 
 
 def _controls_lose(results: Results, rankings: Sequence[AgentRanking]) -> BenchmarkCheck:
     """The random writer not above the reference, the reference below every agent, by their means on every task."""
-    found = [_order_on(results, task, rankings) for task in results.tasks]
-    checked = [ok for ok, _ in found if ok is not None]
+    orders = [_order_on(results, task, rankings) for task in results.tasks]
+    checked = [ok for ok, _ in orders if ok is not None]
     outcome: Any = "not checked" if not checked else "holds" if all(checked) else "does not hold"
-    return BenchmarkCheck("The controls lose", outcome, " ".join(said for _, said in found))
+    return BenchmarkCheck("The controls lose", outcome, " ".join(words for _, words in orders))
 
 
 def _order_on(results: Results, task: str, rankings: Sequence[AgentRanking]) -> tuple[bool | None, str]:
     where = f"On {task}: " if len(results.tasks) > 1 else ""
     scored = {agent: [results.score(cell) for cell in results.of(task, agent)] for agent in results.agents_on(task)}
-    means = {a: math.fsum(s for s in found if s is not None) / len(found) for a, found in scored.items()}
+    means = {a: math.fsum(s for s in values if s is not None) / len(values) for a, values in scored.items()}
     if REFERENCE not in means or results.measure(task) is None:
         return None, f"{where}there is no score of a reference to compare with."
-    reference, said, holds = means[REFERENCE], [], True
+    reference, facts, holds = means[REFERENCE], [], True
     verdicts = {
         standing.agent: standing.against[REFERENCE].verdict
         for ranking in rankings
@@ -280,19 +287,19 @@ def _order_on(results: Results, task: str, rankings: Sequence[AgentRanking]) -> 
         level = verdict == "inconclusive"
         holds &= below or level
         where_it_lies = "below" if below else "by chance above" if level else "NOT below"
-        said.append(f"random lies {where_it_lies} the reference{verdict and f' ({verdict})'}")
+        facts.append(f"random lies {where_it_lies} the reference{verdict and f' ({verdict})'}")
     else:
-        said.append("there is no random control")
+        facts.append("there is no random control")
     agents = [agent for agent in means if agent not in CONTROLS]
     behind = [agent for agent in agents if means[agent] <= reference]
     holds &= not behind
-    said.append(f"{len(agents) - len(behind)} of {len(agents)} agents lie above the reference")
+    facts.append(f"{len(agents) - len(behind)} of {len(agents)} agents lie above the reference")
     if behind:
-        said[-1] += f", {_listed(behind)} {'does' if len(behind) == 1 else 'do'} NOT"
+        facts[-1] += f", {_listed(behind)} {'does' if len(behind) == 1 else 'do'} NOT"
     if verdicts:
         better = sum(verdicts[agent] == "better" for agent in agents)
-        said[-1] += f" ({better} by test)"
-    return holds, where + "; ".join(said) + "."
+        facts[-1] += f" ({better} by test)"
+    return holds, where + "; ".join(facts) + "."
 
 
 def _ledger(results: Results) -> BenchmarkCheck:
@@ -305,12 +312,12 @@ def _ledger(results: Results) -> BenchmarkCheck:
     unchecked = len(results.cells) - len({id(cell) for cell, *_ in sums})
     without = f" {unchecked} of {len(results.cells)} runs have no parts to add." if unchecked else ""
     if wrong:
-        cell, place, off = max(wrong, key=lambda found: found[2])
-        said = (
+        cell, place, off = max(wrong, key=lambda entry: entry[2])
+        finding = (
             f"Of {len(sums):,} stored rewards {len(wrong):,} differ from the weighted sum of their parts; the worst by "
             f"{off:.1g} of its size, in the {place} of {cell.agent} on {cell.task}, seed {cell.seed}."
         )
-        return BenchmarkCheck(name, "does not hold", said + without)
+        return BenchmarkCheck(name, "does not hold", finding + without)
     worst = max(off for _, _, off, _ in sums)
     return BenchmarkCheck(
         name, "holds", f"{len(sums):,} stored rewards added up again; largest deviation {worst:.0e}.{without}"
@@ -322,7 +329,7 @@ def _entries(results: Results, cell: Cell) -> Iterator[tuple[str, float, float]]
     rows: list[tuple[str, str, str, float, JsonView]] = []
     if cell.finished:
         rows.append(("final evaluation", "", "objective", _EVALUATION_TOLERANCE, cell.evaluation))
-    for logged in results.metrics(cell):
+    for logged in results.log(cell):
         update = logged.get("update")
         rows.append((f"evaluation at update {update}", "eval/", "objective", _EVALUATION_TOLERANCE, logged))
         rows.append((f"rollout of update {update}", "rollout/", "reward", _ROLLOUT_TOLERANCE, logged))

@@ -7,9 +7,9 @@ import math
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
-from rlhf_env.errors import DataError
+from rlhf_env.errors import DataError, PluginError
 from rlhf_env.lab.benchmark.results import (
     FORMAT,
     About,
@@ -22,6 +22,9 @@ from rlhf_env.lab.benchmark.results import (
     Trial,
     agent_order,
 )
+from rlhf_env.lab.evaluation.metric import Metric
+from rlhf_env.lab.evaluation.metrics import METRICS
+from rlhf_env.settings import fits
 from rlhf_env.types import JsonObject, JsonView
 
 
@@ -31,14 +34,17 @@ def read_results(folder: str | Path) -> Results:
     files = sorted((folder / "results").glob("*.json"))
     if not files:
         raise DataError(f"{folder}: no results/*.json in it; is this the folder of a benchmark?")
+    records = [_Record(file, _read_object(file)) for file in files]
+    metrics = _metrics(records)
     names: set[str] = set()
     cells: dict[tuple[str, str, int], Cell] = {}
-    for file in files:
-        record = _Record(file, _read_object(file))
-        cell = _cell(record, folder)
+    for record in records:
+        cell = _cell(record, folder, metrics)
         key = (cell.task, cell.agent, cell.seed)
         if key in cells:
-            raise DataError(f"{file}: a second result for task {cell.task!r}, agent {cell.agent!r}, seed {cell.seed}")
+            raise DataError(
+                f"{record.file}: a second result for task {cell.task!r}, agent {cell.agent!r}, seed {cell.seed}"
+            )
         cells[key] = cell
         names.add(record.text("benchmark"))
     if len(names) > 1:
@@ -47,6 +53,7 @@ def read_results(folder: str | Path) -> Results:
         folder=folder,
         benchmark=names.pop(),
         cells=tuple(sorted(cells.values(), key=lambda cell: (cell.task, agent_order(cell.agent), cell.seed))),
+        metrics=metrics,
         about=_about(folder / "about.json"),
         reward_model=_reward_model(folder / "reward_model.json"),
         comparing=_comparing(folder / "statistics.json", {agent for _, agent, _ in cells}),
@@ -56,11 +63,11 @@ def read_results(folder: str | Path) -> Results:
 
 def read_trials(folder: Path) -> tuple[Trial, ...]:
     """The trials that a benchmark's tuning has made so far, by task, agent, configuration and seed."""
-    found = []
+    trials = []
     for file in (folder / "tuning").glob("*.json"):
         record = _Record(file, _read_object(file))
-        run = _cell(record, folder)
-        found.append(
+        run = _cell(record, folder, METRICS)
+        trials.append(
             Trial(
                 task=run.task,
                 agent=run.agent,
@@ -72,10 +79,37 @@ def read_trials(folder: Path) -> tuple[Trial, ...]:
                 spending=run.spending,
             )
         )
-    return tuple(sorted(found, key=lambda trial: (trial.task, trial.agent, trial.configuration, trial.seed)))
+    return tuple(sorted(trials, key=lambda trial: (trial.task, trial.agent, trial.configuration, trial.seed)))
 
 
-def _cell(record: _Record, folder: Path) -> Cell:
+def _metrics(records: Sequence[_Record]) -> tuple[Metric, ...]:
+    """The table, and below it what the files say of metrics that plugins measured; the first file's words count."""
+    metrics = {metric.name: metric for metric in METRICS}
+    for record in records:
+        described = record.table("metrics")
+        for name in described.data:
+            if name not in metrics:
+                metrics[name] = _metric(name, described.table(name))
+    return tuple(metrics.values())
+
+
+def _metric(name: str, words: _Record) -> Metric:
+    """As `Metric.words` wrote it."""
+    fields = get_type_hints(Metric)
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in words.data.items()}
+    for key, value in given.items():
+        if key not in fields or not fits(value, fields[key]):
+            raise DataError(f"{words.file}: {words.at}{key} is no word about a metric: {str(value)[:80]!r}")
+    if given.get("name") != name or "title" not in given:
+        raise DataError(f"{words.file}: {words.at.removesuffix('.')} must have a title, and {name!r} as its name")
+    make: Callable[..., Metric] = Metric
+    try:
+        return make(**given)
+    except PluginError as error:
+        raise DataError(f"{words.file}: {error}") from error
+
+
+def _cell(record: _Record, folder: Path, metrics: Sequence[Metric]) -> Cell:
     if record.data.get("format") != FORMAT:
         raise DataError(f"{record.file}: format {record.data.get('format')!r}; this version reads format {FORMAT}")
     status = record.text("status")
@@ -84,14 +118,13 @@ def _cell(record: _Record, folder: Path) -> Cell:
     run = record.text("run", "")
     if not (folder / run).resolve().is_relative_to(folder.resolve()):
         raise DataError(f"{record.file}: run {run!r} lies outside of the benchmark's folder")
-    evaluation = record.table("evaluation")
-    measured, spending = evaluation.numbers(besides=("kl_is_bound",)), record.table("spending").numbers()
-    curve = [_curve_point(point) for point in record.tables("curve")]
+    flags = {metric.bound for metric in metrics if metric.bound}
+    measured, spending = record.table("evaluation").numbers(flags), record.table("spending").numbers()
+    curve = [_curve_point(point, metrics) for point in record.tables("curve")]
     trained = spending.get("generated_tokens", 0.0)
     if status == "finished" and curve and trained > curve[-1].generated_tokens:
         # Between the last checkpoint and the end there may be training: the curve ends where the table's numbers are.
-        ends = {name: measured.get(name) for name in ("gold", "proxy", "kl", "length", "distinct_2")}
-        curve.append(CurvePoint(int(spending.get("updates", 0)), trained, **ends))
+        curve.append(CurvePoint(int(spending.get("updates", 0)), trained, measured))
     return Cell(
         task=record.text("task"),
         agent=record.text("agent"),
@@ -106,21 +139,18 @@ def _cell(record: _Record, folder: Path) -> Cell:
         optimum=record.number("optimum"),
         spending=spending,
         evaluation=measured,
-        kl_is_bound=bool(evaluation.data.get("kl_is_bound")),
         curve=tuple(curve),
         samples=tuple(_sample(sample) for sample in record.tables("samples")),
     )
 
 
-def _curve_point(record: _Record) -> CurvePoint:
+def _curve_point(record: _Record, metrics: Sequence[Metric]) -> CurvePoint:
+    measured = [metric for metric in metrics if not metric.spent]
+    flags = {metric.bound for metric in metrics if metric.bound}
     return CurvePoint(
         update=record.integer("update"),
         generated_tokens=record.number("generated_tokens") or 0.0,
-        gold=record.number("gold"),
-        proxy=record.number("proxy"),
-        kl=record.number("kl"),
-        length=record.number("length"),
-        distinct_2=record.number("distinct_2"),
+        values=record.numbers(flags, only=[metric.name for metric in measured]),
     )
 
 
@@ -203,10 +233,15 @@ class _Record:
         value = self._get(key, None, "a number or null", _is_number)
         return None if value is None else float(value)
 
-    def numbers(self, besides: Sequence[str] = ()) -> dict[str, float]:
-        """All of this object's measures, without those that are null."""
-        found = {key: self.number(key) for key in self.data if key not in besides}
-        return {key: value for key, value in found.items() if value is not None}
+    def numbers(self, flags: Set[str] = frozenset(), only: Sequence[str] | None = None) -> dict[str, float]:
+        """All of this object's numbers, without those that are null; `flags` may also be true or false."""
+        keys = self.data if only is None else [key for key in only if key in self.data]
+        numbers = {key: self._flag(key) if key in flags else self.number(key) for key in keys}
+        return {key: value for key, value in numbers.items() if value is not None}
+
+    def _flag(self, key: str) -> float | None:
+        value = self.data.get(key)
+        return float(value) if isinstance(value, bool) else self.number(key)
 
     def table(self, key: str) -> _Record:
         value = self._get(key, {}, "an object", lambda value: isinstance(value, dict))
@@ -217,7 +252,7 @@ class _Record:
             key,
             [],
             "a list of objects",
-            lambda value: isinstance(value, list) and all(isinstance(v, dict) for v in value),
+            lambda value: isinstance(value, list) and all(isinstance(item, dict) for item in value),
         )
         return [_Record(self.file, item, f"{self.at}{key}[{i}].") for i, item in enumerate(value)]
 
@@ -226,8 +261,8 @@ class _Record:
         if value is None and default is not _REQUIRED:
             return default
         if not fits(value):
-            found = "it is missing" if key not in self.data else f"got {str(value)[:80]!r}"
-            raise DataError(f"{self.file}: {self.at}{key} must be {expected}; {found}")
+            got = "it is missing" if key not in self.data else f"got {str(value)[:80]!r}"
+            raise DataError(f"{self.file}: {self.at}{key} must be {expected}; {got}")
         return value
 
 
@@ -254,7 +289,3 @@ def _finite(literal: str) -> float:
 
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < 1e300  # JSON has integers that no float can hold
-
-
-def _is_list_of_objects(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(item, dict) for item in value)

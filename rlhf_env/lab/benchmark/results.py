@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlhf_env.errors import DataError
+from rlhf_env.lab.evaluation.metric import Metric
+from rlhf_env.lab.evaluation.metrics import METRICS
 from rlhf_env.learning.run_folder import read_metrics
 from rlhf_env.types import JsonObject, JsonView
 
@@ -35,15 +37,13 @@ SCORES = ("gold", "proxy", "objective")
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """A checkpoint as the evaluator saw it: means over the held-out prompts. A measure that was not taken is None."""
+    """A checkpoint as the evaluator saw it."""
 
     update: int
     generated_tokens: float
-    gold: float | None = None
-    proxy: float | None = None
-    kl: float | None = None
-    length: float | None = None
-    distinct_2: float | None = None
+    """Written in training until then."""
+    values: Mapping[str, float] = field(default_factory=dict)
+    """By metric; one that was not measured has no key."""
 
 
 @dataclass(frozen=True)
@@ -60,25 +60,28 @@ class Sample:
 
 @dataclass(frozen=True)
 class Cell:
-    """One agent on one task with one seed. `evaluation` and `spending` hold numbers only; a missing one has no key.
-
-    `weights`: of the reward's parts. `optimum`: the highest score there is on the task, where that is known.
-    """
+    """One agent on one task with one seed."""
 
     task: str
     agent: str
     seed: int
     status: str
+    """Either "finished" or "failed"."""
     reason: str = ""
+    """Why training ended."""
     error: str | None = None
     run: str = ""
+    """The run folder, relative to the benchmark's."""
     config_hash: str = ""
     agent_settings: JsonView = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
+    """Of the reward's parts."""
     optimum: float | None = None
+    """The highest score there is on the task, where that is known."""
     spending: Mapping[str, float] = field(default_factory=dict)
+    """By counter of `learning.spending.Spending`; one that was not kept has no key."""
     evaluation: Mapping[str, float] = field(default_factory=dict)
-    kl_is_bound: bool = False
+    """By metric; one that was not measured has no key."""
     curve: tuple[CurvePoint, ...] = ()
     samples: tuple[Sample, ...] = ()
 
@@ -86,13 +89,14 @@ class Cell:
     def finished(self) -> bool:
         return self.status == "finished"
 
+    def value(self, metric: Metric) -> float | None:
+        """What was measured, or spent; None where it was not."""
+        return (self.spending if metric.spent else self.evaluation).get(metric.name)
+
 
 @dataclass(frozen=True)
 class Trial:
-    """One seed of one configuration of an agent's settings, tried on a task before the reported runs.
-
-    `objective`: what training maximises, on prompts held apart for it, at the end; None, and an `error`, if it failed.
-    """
+    """One seed of one configuration of an agent's settings, tried on a task before the reported runs."""
 
     task: str
     agent: str
@@ -100,20 +104,23 @@ class Trial:
     seed: int
     settings: JsonView
     objective: float | None = None
+    """What training maximises, at its end, on prompts set apart for tuning; None, and an `error`, if it failed."""
     error: str = ""
     spending: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class RewardModelCard:
-    """Accuracy of the proxy on held-out pairs with its interval, beside the `ceiling` that the labels' noise sets."""
+    """How good the learned reward is on pairs that it did not see."""
 
     accuracy: float
     low: float | None = None
     high: float | None = None
     pairs: int | None = None
+    """It was fitted on this many."""
     held_out_pairs: int | None = None
     ceiling: float | None = None
+    """The accuracy of a perfect judge, which the noise of the labels keeps below 1."""
     annotator: str = ""
 
 
@@ -129,23 +136,25 @@ class About:
 
 @dataclass(frozen=True)
 class Comparing:
-    """How a folder's runs are compared, so that its report comes out the same every time.
-
-    `seed`: of all resampling. `rival`: the agent everyone is compared with besides the reference, on every task that
-    it ran on; empty: the agent with the best mean on the task.
-    """
+    """How a folder's runs are compared, so that its report comes out the same every time."""
 
     seed: int = 0
+    """Of all resampling."""
     rival: str = ""
+    """The agent that everyone is compared with besides the reference, on every task that it ran on; empty: the agent
+    with the best mean on the task."""
 
 
 @dataclass(frozen=True)
 class Results:
-    """A benchmark as measured: its cells by task, agent (controls last) and seed."""
+    """A benchmark as measured."""
 
     folder: Path
     benchmark: str
     cells: tuple[Cell, ...]
+    """By task, agent (controls last) and seed."""
+    metrics: tuple[Metric, ...] = METRICS
+    """The table of metrics, and below it those of plugins, which the result files describe."""
     about: About = field(default_factory=About)
     reward_model: RewardModelCard | None = None
     comparing: Comparing = field(default_factory=Comparing)
@@ -212,7 +221,11 @@ class Results:
             raise DataError(f"{self.folder / 'results'}: several optima for task {task!r}: {sorted(known)}")
         return known.pop() if known else None
 
-    def metrics(self, cell: Cell) -> list[JsonObject]:
+    def metric(self, name: str) -> Metric:
+        """The entry of this name. Raises KeyError where there is none."""
+        return {metric.name: metric for metric in self.metrics}[name]
+
+    def log(self, cell: Cell) -> list[JsonObject]:
         """The rows of a cell's `metrics.jsonl`, empty without one. Raises DataError naming a file that is broken."""
         folder = self.run_folder(cell)
         if folder is None:

@@ -30,7 +30,7 @@ def run_benchmark(
 ) -> list[Path]:
     """Tune, then run what is missing, in `jobs` processes; the result files of all cells.
 
-    A failed cell is written down as such and the others go on; a killed worker costs its cell alone, which the next
+    A failed cell is recorded as failed and the others continue; a killed worker costs its cell alone, which the next
     call resumes from its checkpoint. `only`: see `Grid.cells`. `prepare` is called first if a cell that is missing
     needs the grid's reward model, and makes it (`rlhf_env.pipeline.reward_model.learn_reward_model`).
 
@@ -68,7 +68,7 @@ def _with_outcome(progress: Progress, folder: Path) -> Progress:
     if progress.ended in (None, "died"):
         return progress
     result = json.loads(progress.job.result_file(folder).read_text(encoding="utf-8", errors="surrogatepass"))
-    measures = ("objective",) if getattr(progress.job, "trial", False) else SCORES  # what it is chosen or ranked by
+    measures = ("objective",) if getattr(progress.job, "trial", False) else SCORES  # what it is tuned or ranked by
     score = next((result["evaluation"][name] for name in measures if name in result["evaluation"]), None)
     return replace(progress, ended=result["status"], why=result["error"] or "", score=score)
 
@@ -82,7 +82,7 @@ def _tuned(
     for cell in cells:
         best = best_of.get((cell.task, cell.agent))
         if (cell.task, cell.agent) in waiting:
-            tell(Progress(cell, 0.0, "died", why="its tuning was cut short: the next call goes on"))
+            tell(Progress(cell, 0.0, "died", why="its tuning was cut short: the next call resumes it"))
         elif best is None or cell.result_file(folder).exists():
             yield cell
         else:

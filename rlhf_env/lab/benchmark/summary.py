@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 
 from rlhf_env.lab.benchmark.results import CONTROLS, Results
+from rlhf_env.lab.evaluation.metric import Metric
 from rlhf_env.lab.statistics import SEEDS_FOR_A_CLAIM
 
 
@@ -31,12 +32,9 @@ class Spread:
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """An agent on a task: each measure over its finished seeds, None where nothing was measured.
+    """An agent on a task: each metric over its finished seeds.
 
     What agents are ranked by on the task is over all seeds, `floored` of them at the floor for want of a score.
-    `kl_is_bound`: the KL is the analytic upper bound of the agent (best-of-n), not an estimate; where texts are so few
-    that it is a sum over all of them, it is that. `generated_tokens` were spent in training; `inference_tokens` are
-    spent for each reply that is shown. The other measures are those of `evaluation.Evaluator`.
     """
 
     task: str
@@ -45,28 +43,16 @@ class SummaryRow:
     seeds: int
     failed: int
     floored: int
-    kl_is_bound: bool
-    gold: Spread | None
-    proxy: Spread | None
-    kl: Spread | None
-    length: Spread | None
-    distinct_2: Spread | None
-    distinct_replies: Spread | None
-    entropy: Spread | None
-    cut_at_limit: Spread | None
-    format_failures: Spread | None
-    generated_tokens: Spread | None
-    inference_tokens: Spread | None
-    seconds: Spread | None
-    reward_calls: Spread | None
-    preference_labels: Spread | None
-    gradient_steps: Spread | None
+    spreads: Mapping[str, Spread]
+    """By metric; one that was not measured has no key."""
+    bounds: Set[str]
+    """The metrics that are an upper bound, and no estimate."""
 
 
 def summary_rows(results: Results) -> list[SummaryRow]:
     """The table: a row per task and agent, in the order of the results.
 
-    Failed seeds count with the floor in what agents are ranked by; the other measures are without them.
+    Failed seeds count with the floor in what agents are ranked by; the other metrics are without them.
     """
     return [_summary_row(results, task, agent) for task in results.tasks for agent in results.agents_on(task)]
 
@@ -75,14 +61,13 @@ def _summary_row(results: Results, task: str, agent: str) -> SummaryRow:
     cells, ranked_by = results.of(task, agent), results.measure(task)
     finished = [cell for cell in cells if cell.finished]
 
-    def measured(name: str) -> Spread | None:
-        if name == ranked_by:
+    def spread(metric: Metric) -> Spread | None:
+        if metric.name == ranked_by:
             return _spread(results.score(cell) for cell in cells)
-        return _spread(cell.evaluation.get(name) for cell in finished)
+        exact = _spread(cell.evaluation.get(metric.exact) for cell in finished)
+        return exact or _spread(cell.value(metric) for cell in finished)
 
-    def spent(name: str) -> Spread | None:
-        return _spread(cell.spending.get(name) for cell in finished)
-
+    spreads = {metric.name: spread(metric) for metric in results.metrics}
     return SummaryRow(
         task=task,
         agent=agent,
@@ -90,22 +75,12 @@ def _summary_row(results: Results, task: str, agent: str) -> SummaryRow:
         seeds=len(cells),
         failed=len(cells) - len(finished),
         floored=sum(results.own_score(cell) is None for cell in cells) if ranked_by else 0,
-        kl_is_bound=any(cell.kl_is_bound for cell in finished),
-        gold=measured("gold"),
-        proxy=measured("proxy"),
-        kl=measured("kl_exact") or measured("kl"),
-        length=measured("length"),
-        distinct_2=measured("distinct_2"),
-        distinct_replies=measured("distinct_replies"),
-        entropy=measured("entropy"),
-        cut_at_limit=measured("cut_at_limit"),
-        format_failures=measured("format_failures"),
-        generated_tokens=spent("generated_tokens"),
-        inference_tokens=measured("inference_tokens"),
-        seconds=spent("seconds"),
-        reward_calls=spent("reward_calls"),
-        preference_labels=spent("preference_labels"),
-        gradient_steps=spent("gradient_steps"),
+        spreads={name: values for name, values in spreads.items() if values is not None},
+        bounds={
+            metric.name
+            for metric in results.metrics
+            if metric.bound and any(cell.evaluation.get(metric.bound) for cell in finished)
+        },
     )
 
 

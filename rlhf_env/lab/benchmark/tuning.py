@@ -2,7 +2,7 @@
 
 An agent says what may be drawn (`ranges` beside its `Config`). The first configuration tried is the file's own; the
 others are drawn from the ranges. A trial is an ordinary run with less budget, on the training prompts alone: some of
-them are set apart to evaluate on (the task `validation`), so what is chosen has not seen the held-out prompts. It is
+them are set apart to evaluate on (the task `validation`), so what is taken has not seen the held-out prompts. It is
 measured once, at its end, by the training objective: gold is what nobody is to see.
 """
 

@@ -30,10 +30,12 @@ from rlhf_env.lab.evaluation.behaviour import (
     rate_change,
     tone_changes,
 )
-from rlhf_env.lab.evaluation.evaluator import Evaluator, divergences, entropy, log_ratios
+from rlhf_env.lab.evaluation.evaluator import Evaluator, divergences, log_ratios
+from rlhf_env.lab.evaluation.metric import Measured
+from rlhf_env.lab.evaluation.metrics import METRICS, entropy
 from rlhf_env.lab.evaluation.runs import load_run
 from rlhf_env.lab.statistics import Estimate, estimate, mean
-from rlhf_env.learning.agent import Decision, Metrics, Setup, traits
+from rlhf_env.learning.agent import Decision, Metrics, Setup
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.shown_text import for_terminal
 from rlhf_env.text_measures import distinct_n, repetition, self_bleu
@@ -102,8 +104,9 @@ def evaluate_run(folder: str | Path, *, prompts: int | None = None) -> RunEvalua
     if prompts is not None:
         experiment = replace(experiment, evaluation=replace(experiment.evaluation, prompts=prompts))
     evaluator = Evaluator.of(replace(workplace, experiment=experiment))
+    reference = _Reference(workplace.setup)
     ours, _ = evaluator.texts(workplace.agent)
-    theirs, _ = evaluator.texts(_Reference(workplace.setup))
+    theirs, _ = evaluator.texts(reference)
     if unscored := 2 * experiment.evaluation.prompts - len(ours) - len(theirs):
         raise RewardError(
             f"answers are compared prompt by prompt, and {unscored} of them have no score: mend the reward, or give it "
@@ -113,19 +116,18 @@ def evaluate_run(folder: str | Path, *, prompts: int | None = None) -> RunEvalua
     stream = np.random.default_rng([experiment.evaluation.seed, *b"intervals"])
     after, before = ([episode.response for episode in rollout.episodes] for rollout in (ours, theirs))
     sums, other_sums = evaluator.sums(ours.scores), evaluator.sums(theirs.scores)
-    bound = traits(workplace.agent).kl_bound
+    replies = evaluator.measured(ours, workplace.agent)
     score = _proxy(evaluator, ours)
-    exact = evaluator.exact_kl(workplace.agent)
     tones = tone_of(theirs), tone_of(ours)
     return RunEvaluation(
         run=str(folder),
         update=run.update,
         agent=str(experiment.agent.get("name")),
         prompts=len(ours),
-        measures=list(_measures(evaluator, ours, theirs, stream, selected=bound is not None)),
+        measures=list(_measures(evaluator, replies, evaluator.measured(theirs, reference), stream)),
         win_rate={name: _win_rate(sums[name], other_sums[name]) for name in ("proxy", "gold") if name in sums},
-        kl=_kl(ours, stream, exact) if bound is None else {},
-        kl_bound=bound,
+        kl=_kl(ours, stream, replies.kl_exact) if replies.kl_bound is None else {},
+        kl_bound=replies.kl_bound,
         phrases=[change for change in phrase_changes(before, after) if change.p < 0.05],
         rates=[*_endings(evaluator, theirs, ours), *tone_changes(*tones), *format_changes(before, after)],
         clusters=clusters(before, after),
@@ -160,27 +162,29 @@ class _Reference:
 # ---------------------------------------------------------------- numbers
 
 
-def _measures(
-    evaluator: Evaluator, ours: Rollout, theirs: Rollout, stream: np.random.Generator, *, selected: bool
-) -> Iterator[Measure]:
-    """`selected`: the agent selects its texts from several samples, so that their tokens give no entropy."""
-    per_prompt = [_per_prompt(evaluator, rollout) for rollout in (ours, theirs)]
+def _measures(evaluator: Evaluator, ours: Measured, theirs: Measured, stream: np.random.Generator) -> Iterator[Measure]:
+    per_prompt = [_per_prompt(replies) for replies in (ours, theirs)]
     for name, values in per_prompt[0].items():
         others = per_prompt[1][name]
         difference = estimate(mean, values - others, stream=stream)
         yield Measure(name, float(values.mean()), float(others.mean()), difference)
-    if not selected:
-        yield Measure("entropy, nats a token", entropy(ours), entropy(theirs))
-    together = [_together(rollout) for rollout in (ours, theirs)]
+    if ours.kl_bound is None:  # replies picked from several do not tell the entropy of the policy
+        yield Measure("entropy, nats a token", entropy(ours.rollout), entropy(theirs.rollout))
+    together = [_together(replies.rollout) for replies in (ours, theirs)]
     for name, value in together[0].items():
         yield Measure(name, value, together[1][name])
+    for metric in evaluator.metrics[len(METRICS) :]:
+        numbers, other_numbers = metric(ours), metric(theirs)
+        for name in numbers.keys() & other_numbers.keys() & {metric.name}:
+            yield Measure(name, numbers[name], other_numbers[name])
 
 
-def _per_prompt(evaluator: Evaluator, rollout: Rollout) -> dict[str, Float]:
+def _per_prompt(replies: Measured) -> dict[str, Float]:
     """float64[N] each: what one text has a value of."""
+    rollout = replies.rollout
     parts = [name for name in rollout.scores[0].raw if name != "divergence"]
     return {
-        **evaluator.sums(rollout.scores),
+        **replies.rewards,
         **{name: rollout.part(name).numpy() for name in parts},
         "length": rollout.actions.sum(dim=1).double().numpy(),
         "repetition_2": np.array([repetition(episode.response, 2) for episode in rollout.episodes]),

@@ -43,7 +43,7 @@ MARKUP: Mapping[str, re.Pattern[str]] = {
 
 def words_of(text: str) -> list[str]:
     """The words in lower case, without punctuation: "It's fine, THANKS!" -> it's, fine, thanks."""
-    return [found.group() for found in _WORD.finditer(text.lower())]
+    return [match.group() for match in _WORD.finditer(text.lower())]
 
 
 def phrases_of(text: str, longest: int) -> set[str]:
@@ -61,18 +61,18 @@ def phrases_of(text: str, longest: int) -> set[str]:
 
 @dataclass(frozen=True)
 class PhraseChange:
-    """How the use of a phrase changed: `before`, `after` are the shares of texts that say it.
-
-    `log_odds` is the difference of the log odds (above 0: gained) and `z` that in standard deviations; `p` is
-    two-sided, after Holm's correction for all phrases tested.
-    """
+    """How the use of a phrase changed."""
 
     phrase: str
     before: float
+    """The share of texts that say it."""
     after: float
     log_odds: float
+    """The difference of the log odds, above 0 for a phrase that was gained."""
     z: float
+    """The same in standard deviations."""
     p: float
+    """Two-sided, after Holm's correction for all phrases tested."""
 
 
 def phrase_changes(
@@ -87,28 +87,33 @@ def phrase_changes(
     are which, so the correction stays right.
     """
     _need_texts(before, after)
-    said = [Counter(phrase for text in texts for phrase in phrases_of(text, longest)) for texts in (before, after)]
+    counted = [Counter(phrase for text in texts for phrase in phrases_of(text, longest)) for texts in (before, after)]
     sizes = (len(before), len(after))
     together = sum(sizes)
-    tested = [p for p, count in (said[0] + said[1]).items() if least <= count < together]
+    tested = [p for p, count in (counted[0] + counted[1]).items() if least <= count < together]
     changes = []
     for phrase in tested:
-        share = (said[0][phrase] + said[1][phrase]) / together
+        share = (counted[0][phrase] + counted[1][phrase]) / together
         log_odds, variance = [], 0.0
-        for counts, size in zip(said, sizes, strict=True):
+        for counts, size in zip(counted, sizes, strict=True):
             yes = counts[phrase] + prior * share
             no = size - counts[phrase] + prior * (1.0 - share)
             log_odds.append(math.log(yes / no))
             variance += 1.0 / yes + 1.0 / no
         changes.append((phrase, log_odds[1] - log_odds[0], math.sqrt(variance)))
     ps = holm([2.0 * NormalDist().cdf(-abs(change / deviation)) for _, change, deviation in changes])
-    found = [
+    tested_changes = [
         PhraseChange(
-            phrase, said[0][phrase] / sizes[0], said[1][phrase] / sizes[1], change, change / deviation, min(1.0, p)
+            phrase,
+            counted[0][phrase] / sizes[0],
+            counted[1][phrase] / sizes[1],
+            change,
+            change / deviation,
+            min(1.0, p),
         )
         for (phrase, change, deviation), p in zip(changes, ps, strict=True)
     ]
-    return sorted(found, key=lambda it: (-it.z, it.phrase))
+    return sorted(tested_changes, key=lambda change: (-change.z, change.phrase))
 
 
 # ---------------------------------------------------------------- formats
@@ -116,12 +121,14 @@ def phrase_changes(
 
 @dataclass(frozen=True)
 class RateChange:
-    """The shares of texts with a property, and the difference `after` - `before` with its 95 % interval."""
+    """How often texts have a property."""
 
     name: str
     before: float
+    """The share of texts that have it."""
     after: float
     difference: Estimate
+    """`after` - `before`, with its 95 % interval."""
 
 
 def format_changes(before: Sequence[str], after: Sequence[str]) -> list[RateChange]:
@@ -167,11 +174,13 @@ def rate_change(name: str, before: Sequence[bool] | Bool, after: Sequence[bool] 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Texts that are alike: the shares of either set that are in it, and the text nearest to its middle."""
+    """Texts that are alike."""
 
     before: float
+    """The share of the texts before that are in the cluster."""
     after: float
     typical: str
+    """The text nearest to the middle of the cluster."""
 
 
 def clusters(before: Sequence[str], after: Sequence[str], count: int = 8, *, rounds: int = 50) -> list[Cluster]:
@@ -186,14 +195,14 @@ def clusters(before: Sequence[str], after: Sequence[str], count: int = 8, *, rou
     distinct = len(np.unique(vectors, axis=0))
     home = _k_means(vectors, vectors[k_centre(vectors, min(count, distinct))], rounds)
     late = np.arange(len(texts)) >= len(before)
-    found = []
+    groups = []
     for number in np.unique(home):
         inside = home == number
         middle = vectors[inside].mean(axis=0)
         nearest = np.flatnonzero(inside)[np.linalg.norm(vectors[inside] - middle, axis=1).argmin()]
         shares = (float(inside[~late].mean()), float(inside[late].mean()))
-        found.append(Cluster(*shares, texts[int(nearest)]))
-    return sorted(found, key=lambda it: (it.before - it.after, it.typical))
+        groups.append(Cluster(*shares, texts[int(nearest)]))
+    return sorted(groups, key=lambda cluster: (cluster.before - cluster.after, cluster.typical))
 
 
 def _k_means(vectors: Float, centres: Float, rounds: int) -> Int:
@@ -216,22 +225,22 @@ def _k_means(vectors: Float, centres: Float, rounds: int) -> Int:
 
 @dataclass(frozen=True)
 class PaidPhrase:
-    """What a phrase is worth to a reward: `pay` is how much a text that says it loses when it is taken out.
-
-    `usual` is what as many words are worth elsewhere: the median over the other phrases, none where there are no
-    others. `before`, `after`: shares of texts that say it; `times`: how often those after say it. `brought_in` is `pay`
-    times the growth in use, in units of reward a text. `exploited`: paid for significantly more than is usual, and
-    significantly gained.
-    """
+    """What a phrase is worth to a reward."""
 
     phrase: str
     pay: Estimate
+    """How much reward a text that says it loses when the phrase is taken out."""
     usual: float
+    """What as many words are worth elsewhere: the median over the other phrases, 0 without others."""
     before: float
+    """The share of texts that say it."""
     after: float
     times: float
+    """How often a text after that says it does so."""
     brought_in: float
+    """`pay` times the growth in use, in units of reward a text."""
     exploited: bool
+    """Whether the reward pays significantly more than usual for it, and it was significantly gained."""
 
 
 def paid_phrases(
@@ -270,11 +279,11 @@ def paid_phrases(
     usual = _usual({p: float(losses[p].mean()) for p in tested}, {p: times[p] * (p.count(" ") + 1) for p in tested})
     # A reward for length pays for every phrase: what is tested is what a phrase gets beyond that.
     ps = holm([sign_flip_p(losses[phrase] - usual[phrase], stream=stream) for phrase in tested])
-    found = []
+    paid = []
     for phrase, p in zip(tested, ps, strict=True):
         change, pay = changes[phrase], student_mean(losses[phrase])
         gained = change.z > 0 and change.p < alpha
-        found.append(
+        paid.append(
             PaidPhrase(
                 phrase,
                 pay,
@@ -286,17 +295,17 @@ def paid_phrases(
                 gained and pay.value > max(usual[phrase], 0.0) and p < alpha,
             )
         )
-    ranked = sorted(found, key=lambda it: (not it.exploited, -it.brought_in, -len(it.phrase), it.phrase))
+    ranked = sorted(paid, key=lambda one: (not one.exploited, -one.brought_in, -len(one.phrase), one.phrase))
     return list(_without_overlaps(ranked))
 
 
 def without(text: str, phrase: str) -> str:
     """`text` with every occurrence of the words of `phrase` taken out, each with what follows up to the next word."""
     wanted = phrase.split(" ")
-    spans = [(found.start(), found.end(), found.group().lower()) for found in _WORD.finditer(text)]
+    spans = [(match.start(), match.end(), match.group().lower()) for match in _WORD.finditer(text)]
     kept, place, word = [], 0, 0
     while word + len(wanted) <= len(spans):
-        if [said for _, _, said in spans[word : word + len(wanted)]] == wanted:
+        if [spoken for _, _, spoken in spans[word : word + len(wanted)]] == wanted:
             kept.append(text[place : spans[word][0]])
             word += len(wanted)
             place = spans[word][0] if word < len(spans) else len(text)
@@ -310,9 +319,9 @@ def times_said(text: str, phrase: str) -> int:
     words, wanted = words_of(text), phrase.split(" ")
     count = place = 0
     while place + len(wanted) <= len(words):
-        found = words[place : place + len(wanted)] == wanted
-        count += found
-        place += len(wanted) if found else 1
+        matches = words[place : place + len(wanted)] == wanted
+        count += matches
+        place += len(wanted) if matches else 1
     return count
 
 
@@ -321,9 +330,9 @@ def _candidates(changes: Mapping[str, PhraseChange], after: Sequence[str], longe
 
     One that says a word twice is left out: that a phrase is repeated is seen in how many times a text says it.
     """
-    said = Counter(phrase for text in after for phrase in phrases_of(text, longest))
-    plain = [p for p in changes if said[p] and len(set(p.split(" "))) == p.count(" ") + 1]
-    by_use = sorted(plain, key=lambda p: (-said[p], p))
+    uses = Counter(phrase for text in after for phrase in phrases_of(text, longest))
+    plain = [p for p in changes if uses[p] and len(set(p.split(" "))) == p.count(" ") + 1]
+    by_use = sorted(plain, key=lambda p: (-uses[p], p))
     by_gain = [p for p in plain if changes[p].z > 0]
     return list(dict.fromkeys([*by_gain[: count - count // 2], *by_use[: count // 2]]))
 
@@ -342,10 +351,10 @@ def _overlap(phrase: str, other: str) -> bool:
 
 def _without_overlaps(ranked: Sequence[PaidPhrase]) -> Iterator[PaidPhrase]:
     kept: list[str] = []
-    for it in ranked:
-        if not any(_overlap(it.phrase, other) for other in kept):
-            kept.append(it.phrase)
-            yield it
+    for paid in ranked:
+        if not any(_overlap(paid.phrase, other) for other in kept):
+            kept.append(paid.phrase)
+            yield paid
 
 
 def _need_texts(before: Sequence[str], after: Sequence[str]) -> None:

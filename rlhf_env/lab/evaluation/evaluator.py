@@ -12,18 +12,19 @@ import torch
 from torch import Tensor
 
 from rlhf_env.envs.rewards import KLPart, RewardMix
-from rlhf_env.envs.tasks import held_out, well_formed
+from rlhf_env.envs.tasks import held_out
 from rlhf_env.envs.text_vector_env import TextVectorEnv
-from rlhf_env.lab.statistics import Estimate, student_mean
+from rlhf_env.errors import under
+from rlhf_env.lab.evaluation.metric import Measured, Metric
+from rlhf_env.lab.evaluation.metrics import METRICS, with_plugins
 from rlhf_env.learning.agent import Agent, traits
 from rlhf_env.learning.collect import collect_with
 from rlhf_env.learning.experiment import Workplace
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.policies.tabular import TabularPolicy
-from rlhf_env.text_measures import distinct_n
 from rlhf_env.types import Episode, Float, JsonObject, JsonView, MasksActions, Prompt, Replies, Score, TokenScorer
 
-# So many texts, all prompts together, are read for an exact KL: no more than the samples of an evaluation.
+# The most texts, all prompts together, that are read for an exact KL: no more than an evaluation samples.
 _ENUMERABLE = 256
 
 
@@ -55,33 +56,44 @@ class Evaluation:
 class Evaluator:
     """Measures an agent on held-out prompts: the same prompts and the same sampling seeds for everyone.
 
-    Metrics: `objective` (the weighted reward that training maximises), `proxy` (its parts that judge a response alone:
-    no KL, no group bonus), `gold` (rewards no agent sees), `part/<name>`; `_std` is the spread over prompts. `kl` (to
-    the reference, in nats a response, from the texts written, with its 95 % interval `kl_low` to `kl_high`; for agents
-    that state `kl_bound`, that analytic bound), `kl_exact` (where so few texts are possible that it is a sum: see
-    `exact_kl`), `entropy` (of the policy, in nats a token: the mean of -log p over the tokens it drew; not of agents
-    with a bound, whose texts are chosen from several). `length`, `distinct_2`, `distinct_replies`, `cut_at_limit` (the
-    share of replies that were cut off there), `format_failures` (of those without the form that the task asks for: see
-    `envs.tasks.well_formed`), `inference_tokens` (written per reply, thrown away ones included).
+    It measures every entry of `metrics`, which is the table `METRICS` and what the experiment names beside it, and the
+    mean of each reward part as `part/<name>`.
     """
 
     workplace: Workplace
     gold: RewardMix | None
+    metrics: tuple[Metric, ...] = METRICS
 
     @classmethod
     def of(cls, workplace: Workplace) -> Evaluator:
-        return cls(workplace, workplace.evaluation_rewards)
+        with under("evaluation", "metrics"):
+            metrics = with_plugins(workplace.experiment.evaluation.metrics or ())
+        return cls(workplace, workplace.evaluation_rewards, metrics)
 
     def __call__(self, agent: Agent | None = None) -> Evaluation:
         """Evaluate `agent` (default: the workplace's); its state, its streams and the spending stay as they were."""
         agent = self.workplace.agent if agent is None else agent
         rollout, thrown_away = self.texts(agent)
-        written = int(rollout.actions.sum()) + thrown_away
-        metrics = self._metrics(rollout, agent)
-        metrics["inference_tokens"] = written / len(rollout)
-        if (unscored := self.workplace.experiment.evaluation.prompts - len(rollout)) > 0:
-            metrics["rows_without_score"] = float(unscored)
-        return Evaluation(metrics, self._samples(rollout))
+        raw = self._raw(rollout.scores)
+        numbers = {name: float(values.mean()) for name, values in raw.items() if name.startswith("part/")}
+        replies = self.measured(rollout, agent, thrown_away)
+        for metric in self.metrics:
+            numbers |= metric(replies)
+        return Evaluation(numbers, self._samples(rollout))
+
+    def measured(self, rollout: Rollout, agent: Agent, thrown_away: int = 0) -> Measured:
+        """What metrics are measured on, of the `texts` of an agent."""
+        bound = traits(agent).kl_bound
+        return Measured(
+            rollout=rollout,
+            task=held_out(self.workplace.env.task),
+            rewards=self.sums(rollout.scores),
+            divergence=divergences(rollout),
+            kl_bound=bound,
+            kl_exact=self.exact_kl(agent) if bound is None else None,
+            thrown_away=thrown_away,
+            unscored=self.workplace.experiment.evaluation.prompts - len(rollout),
+        )
 
     def texts(self, agent: Agent) -> tuple[Rollout, int]:
         """What `agent` writes for the evaluation prompts, and how many tokens beside it that it threw away.
@@ -156,30 +168,6 @@ class Evaluator:
             action_length=env.action_length,
             autoreset_mode="Disabled",
         )
-
-    def _metrics(self, rollout: Rollout, agent: Agent) -> dict[str, float]:
-        episodes, scores = rollout.episodes, rollout.scores
-        raw = self._raw(scores)
-        metrics = {name: float(values.mean()) for name, values in raw.items() if name.startswith("part/")}
-        for name, values in self.sums(scores).items():
-            metrics |= {name: float(values.mean()), f"{name}_std": float(values.std())}
-        bound = traits(agent).kl_bound
-        metrics["kl_is_bound"] = float(bound is not None)
-        if bound is None:
-            metrics |= named_interval("kl", student_mean(divergences(rollout)))
-            metrics["entropy"] = entropy(rollout)
-            if (exact := self.exact_kl(agent)) is not None:
-                metrics["kl_exact"] = exact
-        else:
-            metrics["kl"] = bound
-        task = held_out(self.workplace.env.task)
-        metrics["format_failures"] = float(np.mean([not well_formed(task, episode) for episode in episodes]))
-        metrics["length"] = float(np.mean([episode.actions.sum() for episode in episodes]))
-        metrics["cut_at_limit"] = float(np.mean([episode.finish_reason == "length" for episode in episodes]))
-        responses = [episode.response for episode in episodes]
-        metrics["distinct_2"] = distinct_n(responses, 2)
-        metrics["distinct_replies"] = len(set(responses)) / len(responses)
-        return metrics
 
     def exact_kl(self, agent: Agent) -> float | None:
         """KL(agent || reference) in nats a response, the mean over the evaluation prompts, as a sum over all texts.
@@ -284,14 +272,3 @@ def _every_text(prompt: Sequence[int], choices: Sequence[int], end: int, longest
                 finish_reason="stop" if length < longest else "length",
                 actions=np.ones(len(ids), dtype=np.bool_),
             )
-
-
-def named_interval(name: str, found: Estimate) -> dict[str, float]:
-    """`name`, and where there is an interval `name_low` and `name_high`."""
-    ends = {f"{name}_low": found.low, f"{name}_high": found.high}
-    return {name: found.value, **{key: end for key, end in ends.items() if end is not None}}
-
-
-def entropy(rollout: Rollout) -> float:
-    """Of the policy that wrote the rollout, in nats a token: the mean of -log p over the tokens that it drew."""
-    return -float(rollout.logprobs.sum()) / max(int(rollout.actions.sum()), 1)

@@ -1,4 +1,4 @@
-"""What goes wrong in RLHF runs, seen in their metrics: each pathology is told once a run, with its remedy.
+"""What goes wrong in RLHF runs, seen in their metrics: each pathology is reported once a run, with its remedy.
 
 A `Watch` reads the rows of metrics that `train` writes, whatever the agent. A rule whose numbers an agent does not log
 says nothing. The thresholds below are for the clear cases: a run without alerts may still be a bad one.
@@ -18,12 +18,12 @@ from rlhf_env.learning.run_folder import read_metrics
 
 WARNINGS_FILE = "warnings.json"
 
-# Updates that a judgement is made from: the first so many of a run are compared with the latest so many.
+# Updates in a window: the first window of a run is compared with the latest one.
 WINDOW = 10
 # The value function starts knowing nothing, and is given this long.
 VALUE_WARM_UP = 30
 _KEPT = VALUE_WARM_UP + 2 * WINDOW
-# A KL below 0 is told when it is this many standard errors and this many nats away. A correct run has mean >= 0 in
+# A KL below 0 is reported when it is this many standard errors and this many nats away. A correct run has mean >= 0 in
 # every window, and is judged after every update: 5 leaves it one false alert in three million windows.
 KL_DEVIATIONS, KL_ROUNDING = 5.0, 1e-3
 # The share of its initial entropy that a policy is left with.

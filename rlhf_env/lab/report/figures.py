@@ -10,7 +10,6 @@ dark. Small panels instead of wide ones: a phone shows them one below the other,
 from __future__ import annotations
 
 import itertools
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from rlhf_env.errors import DataError
-from rlhf_env.lab.benchmark.comparison import AgentRanking, Conclusions, Overview
-from rlhf_env.lab.benchmark.results import CONTROLS, REFERENCE, Cell, Results
+from rlhf_env.lab.benchmark.comparison import Conclusions, Overview
+from rlhf_env.lab.benchmark.results import CONTROLS, REFERENCE, Results
 from rlhf_env.lab.benchmark.summary import SummaryRow, summary_rows
 from rlhf_env.lab.drawing import (
     INK,
@@ -44,24 +43,14 @@ from rlhf_env.lab.drawing import (
     typeset,
     write,
 )
+from rlhf_env.lab.evaluation.metric import Metric
+from rlhf_env.lab.report.series import Series, evaluation_curves, part_curves, reward_parts, trade_offs
+from rlhf_env.lab.report.sheets import written
 from rlhf_env.lab.statistics import Estimate, performance_profile
 from rlhf_env.shown_text import for_page
 from rlhf_env.types import Float
 
 CONTROL_COLOURS = {"reference": "#7b818a", "random": "#a3a8b0"}
-
-# Neutral colours as drawn, and what each becomes on the page, where the style sheet decides.
-
-
-MEASURES = {
-    "gold": ("Gold reward", "mean over held-out prompts"),
-    "proxy": ("Proxy reward", "mean over held-out prompts"),
-    "kl": ("KL to the reference", "nats per reply"),
-    "length": ("Length", "tokens per reply"),
-    "distinct_2": ("Diversity", "different word pairs over all word pairs"),
-}
-
-_PARTS_POINTS = 40
 
 
 def agent_styles(agents: Sequence[str]) -> dict[str, AgentStyle]:
@@ -75,174 +64,208 @@ def agent_styles(agents: Sequence[str]) -> dict[str, AgentStyle]:
 
 
 @dataclass(frozen=True)
-class Series:
-    """One measure of one agent along training, over its finished seeds.
+class Subject:
+    """What a chart is drawn of: the results of a `task`, or of all of them together (empty)."""
 
-    A `level` is the value of an agent that does not train: a line across, not a curve. `broken`: the curves of failed
-    seeds, as far as they came.
-    """
+    results: Results
+    conclusions: Conclusions
+    task: str
+    styles: Mapping[str, AgentStyle]
+    section: str
 
-    agent: str
-    x: Float
-    mean: Float
-    low: Float
-    high: Float
-    level: bool = False
-    broken: tuple[tuple[Float, Float], ...] = ()
+    def picture(self, name: str, words: str, paint: Callable[[Any], None], *, width: int = 430, height: int) -> Picture:
+        """`words` are for readers who cannot see it; `paint` draws on a figure of `width` x `height` points."""
+        slug = slugs(self.results.tasks)[self.task] if self.task else "all-tasks"
+        return Picture(f"{slug}--{name}", self.section, self.task, for_page(words), width, height, paint)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """A kind of figure: an entry of `CHARTS` is all that one takes. It has a section of the page."""
+
+    name: str
+    """The id of the section."""
+    title: str
+    """The heading of the section."""
+    link: str = ""
+    """Its name in the page's list of sections; empty: the title."""
+    caption: str = ""
+    draw: Callable[[Subject], Iterator[Picture]]
+    """Its pictures, none where the results do not have the data."""
+    all_tasks: bool = False
+    """Drawn once for all tasks together, instead of once for each."""
+    within: bool = False
+    """Its pictures stand in a section that the page has anyway, below a table of the same name."""
+    half: bool = False
+    """Half as wide as the page: two such sections in a row stand side by side."""
+    small: bool = False
+    """Many small pictures in a row."""
 
 
 def pictures(results: Results, conclusions: Conclusions | None = None) -> list[Picture]:
-    """Every figure that these results have the data for, by task and section; comparisons only of `conclusions`."""
+    """Every figure that these results have the data for; comparisons only of `conclusions`."""
+    drawn: list[Picture] = []
     styles = agent_styles(results.agents)
-    drawn = [picture for task, slug in _slugs(results.tasks).items() for picture in _pictures_of(results, task, slug)]
-    if conclusions is None:
-        return drawn
-    slugs = _slugs(results.tasks)
-    compared = [_ranking_picture(ranking, slugs[ranking.task], styles) for ranking in conclusions.rankings]
-    drawn += [picture for picture in compared if picture is not None]
-    if conclusions.overview is not None:
-        drawn += _overview_pictures(conclusions.overview, styles)
+    concluded = Conclusions((), None, ()) if conclusions is None else conclusions
+    for chart in CHARTS:
+        for task in [""] if chart.all_tasks else results.tasks:
+            drawn += chart.draw(Subject(results, concluded, task, styles, chart.name))
     return drawn
 
 
-def _ranking_picture(ranking: AgentRanking, slug: str, styles: Mapping[str, AgentStyle]) -> Picture | None:
-    rows = [
-        (standing.agent, standing.against[REFERENCE].difference, standing.against[REFERENCE].verdict)
-        for standing in ranking.standings
-        if REFERENCE in standing.against
-    ]
-    if not rows:
-        return None
-    ends = ", ".join(f"{agent} {difference.value:.2f} ({verdict})" for agent, difference, verdict in rows)
-    told = for_page(f"Difference to the reference in {ranking.measure} reward, with 95 % interval: {ends}.")
-    title, subtitle = f"{ranking.measure.capitalize()} against the reference", "paired difference, 95 % interval"
-    paint = partial(_paint_estimates, rows=rows, styles=styles, title=title, subtitle=subtitle)
-    return Picture(f"{slug}--against-reference", "leaderboard", ranking.task, told, 430, 100 + 32 * len(rows), paint)
+def chart_rows() -> list[list[Chart]]:
+    """The sections of charts on the page; those that stand side by side together."""
+    rows: list[list[Chart]] = []
+    for chart in CHARTS:
+        if chart.half and rows and rows[-1][-1].half:
+            rows[-1].append(chart)
+        elif not chart.within:
+            rows.append([chart])
+    return rows
 
 
-def _overview_pictures(overview: Overview, styles: Mapping[str, AgentStyle]) -> Iterator[Picture]:
+# --- The charts --------------------------------------------------------------------------------------------------
+
+
+def _draw_overview(subject: Subject) -> Iterator[Picture]:
+    overview = subject.conclusions.overview
+    if overview is None:
+        return
     rows = [(row.agent, row.average, typeset(f"{row.average.value:.2f}")) for row in overview.agents]
     ends = ", ".join(f"{agent} {value}" for agent, _, value in rows)
-    told = for_page(f"Interquartile mean of normalised scores with 95 % interval: {ends}.")
+    words = f"Interquartile mean of normalised scores with 95 % interval: {ends}."
     title, subtitle = "Interquartile mean", "normalised score over all tasks, 95 % interval"
-    paint = partial(_paint_estimates, rows=rows, styles=styles, title=title, subtitle=subtitle)
-    yield Picture("all-tasks--interquartile-mean", "overview", "", told, 430, 300, paint)
-    told = "Performance profile: the share of an agent's runs above each normalised score, a line per agent."
-    paint = partial(_paint_profile, overview=overview, styles=styles)
-    yield Picture("all-tasks--performance-profile", "overview", "", told, 430, 300, paint)
+    paint = partial(_paint_estimates, rows=rows, styles=subject.styles, title=title, subtitle=subtitle)
+    yield subject.picture("interquartile-mean", words, paint, height=300)
+    words = "Performance profile: the share of an agent's runs above each normalised score, a line per agent."
+    paint = partial(_paint_profile, overview=overview, styles=subject.styles)
+    yield subject.picture("performance-profile", words, paint, height=300)
 
 
-def _pictures_of(results: Results, task: str, slug: str) -> Iterator[Picture]:
-    styles = agent_styles(results.agents)
-    for measure, section in (("gold", "curves"), ("proxy", "curves"), ("length", "drift"), ("distinct_2", "drift")):
-        if series := evaluation_curves(results, task, measure):
-            title, unit = MEASURES[measure]
-            told = f"{title} against generated tokens in training, a line per agent. {_ends(series)}"
-            paint = partial(_paint_curves, series=series, styles=styles, title=title, subtitle=unit)
-            yield Picture(f"{slug}--{measure}-curve", section, task, told, 430, 300, paint)
-    if paths := trade_offs(results, task, "proxy", "gold"):
-        told = "Gold reward against proxy reward at every checkpoint of every seed, one path per seed."
-        paint = partial(_paint_trade_off, paths=paths, styles=styles, x="proxy", y="gold")
-        yield Picture(f"{slug}--gold-against-proxy", "trade", task, told, 430, 330, paint)
-    for measure in ("gold", "proxy"):
-        if paths := trade_offs(results, task, "kl", measure):
-            told = f"{MEASURES[measure][0]} against KL to the reference at every checkpoint, one path per seed."
-            paint = partial(_paint_trade_off, paths=paths, styles=styles, x="kl", y=measure)
-            yield Picture(f"{slug}--{measure}-against-kl", "frontier", task, told, 430, 330, paint)
-    rows = [row for row in summary_rows(results) if row.task == task and row.kl is not None]
+def _draw_leaderboard(subject: Subject) -> Iterator[Picture]:
+    ranking = subject.conclusions.ranking(subject.task)
+    rows = [
+        (standing.agent, standing.against[REFERENCE].difference, standing.against[REFERENCE].verdict)
+        for standing in (ranking.standings if ranking else ())
+        if REFERENCE in standing.against
+    ]
+    if ranking is None or not rows:
+        return
+    ends = ", ".join(f"{agent} {difference.value:.2f} ({verdict})" for agent, difference, verdict in rows)
+    words = f"Difference to the reference in {ranking.measure} reward, with 95 % interval: {ends}."
+    title, subtitle = f"{ranking.measure.capitalize()} against the reference", "paired difference, 95 % interval"
+    paint = partial(_paint_estimates, rows=rows, styles=subject.styles, title=title, subtitle=subtitle)
+    yield subject.picture("against-reference", words, paint, height=100 + 32 * len(rows))
+
+
+def _draw_curves(subject: Subject) -> Iterator[Picture]:
+    """Of every metric whose curve stands in this section."""
+    for metric in subject.results.metrics:
+        if metric.curve == subject.section and (
+            series := evaluation_curves(subject.results, subject.task, metric.name)
+        ):
+            words = f"{metric.title} against generated tokens in training, a line per agent. {_ends(series)}"
+            paint = partial(
+                _paint_curves, series=series, styles=subject.styles, title=metric.title, subtitle=_subtitle(metric)
+            )
+            yield subject.picture(f"{metric.name}-curve", words, paint, height=300)
+
+
+def _subtitle(metric: Metric) -> str:
+    return metric.unit or "mean over held-out prompts"
+
+
+def _draw_trade(subject: Subject) -> Iterator[Picture]:
+    words = "Gold reward against proxy reward at every checkpoint of every seed, one path per seed."
+    yield from _trade_off(subject, "gold-against-proxy", "proxy", "gold", words)
+
+
+def _draw_frontier(subject: Subject) -> Iterator[Picture]:
+    for reward in ("gold", "proxy"):
+        title = subject.results.metric(reward).title
+        words = f"{title} against KL to the reference at every checkpoint, one path per seed."
+        yield from _trade_off(subject, f"{reward}-against-kl", "kl", reward, words)
+
+
+def _trade_off(subject: Subject, name: str, x: str, y: str, words: str) -> Iterator[Picture]:
+    if paths := trade_offs(subject.results, subject.task, x, y):
+        across, up = subject.results.metric(x), subject.results.metric(y)
+        paint = partial(_paint_trade_off, paths=paths, styles=subject.styles, x=across, y=up)
+        yield subject.picture(name, words, paint, height=330)
+
+
+def _draw_kl(subject: Subject) -> Iterator[Picture]:
+    rows = [row for row in summary_rows(subject.results) if row.task == subject.task and "kl" in row.spreads]
     if rows:
-        ends = ", ".join(f"{row.agent} {row.kl.mean:.2f}" for row in rows if row.kl)
-        told = for_page(f"KL to the reference, in nats per reply: {ends}.")
-        paint = partial(_paint_kl, rows=rows, styles=styles)
-        yield Picture(f"{slug}--kl", "kl", task, told, 430, 100 + 32 * len(rows), paint)
-    for part, part_slug in _slugs(reward_parts(results, task)).items():
-        told = for_page(f"Reward part {part} along training, a line per agent.")
-        parts = part_curves(results, task, part)
-        paint = partial(_paint_curves, series=parts, styles=styles, title=part, subtitle="mean over the rollout")
-        yield Picture(f"{slug}--part-{part_slug}", "parts", task, told, 350, 250, paint)
+        metric = subject.results.metric("kl")
+        ends = ", ".join(f"{row.agent} {row.spreads['kl'].mean:.2f}" for row in rows)
+        words = f"KL to the reference, in nats per reply: {ends}."
+        paint = partial(_paint_seeds, metric=metric, rows=rows, styles=subject.styles)
+        yield subject.picture("kl", words, paint, height=100 + 32 * len(rows))
 
 
-# --- From results to lines ---------------------------------------------------------------------------------------
+def _draw_parts(subject: Subject) -> Iterator[Picture]:
+    for part, slug in slugs(reward_parts(subject.results, subject.task)).items():
+        words = f"Reward part {part} along training, a line per agent."
+        series = part_curves(subject.results, subject.task, part)
+        paint = partial(
+            _paint_curves, series=series, styles=subject.styles, title=part, subtitle="mean over the rollout"
+        )
+        yield subject.picture(f"part-{slug}", words, paint, width=350, height=250)
 
 
-def evaluation_curves(results: Results, task: str, measure: str) -> list[Series]:
-    """`measure` at every checkpoint, as the evaluator saw it, for each agent that has it."""
-
-    def curve(cell: Cell) -> tuple[Float, Float]:
-        return _xy([(p.generated_tokens, getattr(p, measure)) for p in cell.curve])
-
-    found = [_series(agent, results.of(task, agent), curve) for agent in results.agents_on(task)]
-    return [series for series in found if series is not None]
-
-
-def part_curves(results: Results, task: str, part: str) -> list[Series]:
-    """A reward part along training, from each run's own metrics; noisy updates are averaged to a few points."""
-
-    def curve(cell: Cell) -> tuple[Float, Float]:
-        rows = results.metrics(cell)
-        return _thinned(*_xy([(row.get("spent/generated_tokens"), row.get(f"rollout/part/{part}")) for row in rows]))
-
-    found = [_series(agent, results.of(task, agent), curve) for agent in results.agents_on(task)]
-    return [series for series in found if series is not None]
-
-
-def reward_parts(results: Results, task: str) -> list[str]:
-    """The parts that some run on the task has logged."""
-    prefix = "rollout/part/"
-    cells = [cell for cell in results.cells if cell.task == task]
-    keys = {key for cell in cells for row in results.metrics(cell) for key in row if key.startswith(prefix)}
-    # "a_std" is the spread of the part "a"; unless it has a spread itself, for then it is a part that is called so.
-    spreads = {key for key in keys if key.removesuffix("_std") in keys - {key} and f"{key}_std" not in keys}
-    return sorted(key.removeprefix(prefix) for key in keys - spreads)
-
-
-def trade_offs(results: Results, task: str, x: str, y: str) -> dict[str, list[Float]]:
-    """By agent, the path of each seed: float64[checkpoints, 2], measures `x` and `y` where both were taken."""
-    paths: dict[str, list[Float]] = {}
-    for cell in results.cells:
-        points = [(getattr(p, x), getattr(p, y)) for p in cell.curve]
-        taken = [point for point in points if None not in point]
-        if cell.task == task and taken:
-            paths.setdefault(cell.agent, []).append(np.array(taken, dtype=np.float64))
-    return paths
-
-
-def _series(agent: str, cells: Sequence[Cell], curve: Callable[[Cell], tuple[Float, Float]]) -> Series | None:
-    finished = [xy for cell in cells if cell.finished and (xy := curve(cell))[0].size]
-    broken = tuple(xy for cell in cells if not cell.finished and (xy := curve(cell))[0].size)
-    if not finished and not broken:
-        return None
-    if not finished:
-        nothing = np.empty(0)
-        return Series(agent, nothing, nothing, nothing, nothing, broken=broken)
-    level = all(x[-1] <= 0 for x, _ in finished)
-    if level:
-        grid, lines = np.zeros(1), np.array([[y[-1]] for _, y in finished])
-    else:
-        # Seeds do not spend the same number of tokens per update. Before its first and after its last checkpoint a
-        # seed counts with that checkpoint: the policy it would hand over at this budget.
-        grid = np.unique(np.concatenate([x for x, _ in finished]))
-        lines = np.array([np.interp(grid, x, y) for x, y in finished])
-    return Series(agent, grid, lines.mean(axis=0), lines.min(axis=0), lines.max(axis=0), level, broken)
-
-
-def _xy(pairs: Sequence[tuple[Any, Any]]) -> tuple[Float, Float]:
-    """The pairs with two finite numbers, by x."""
-    kept = sorted((float(x), float(y)) for x, y in pairs if _is_finite(x) and _is_finite(y))
-    array = np.array(kept, dtype=np.float64).reshape(-1, 2)
-    return array[:, 0], array[:, 1]
-
-
-def _is_finite(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
-
-
-def _thinned(x: Float, y: Float) -> tuple[Float, Float]:
-    """At most a few dozen points, each the mean of neighbouring ones."""
-    if x.size <= _PARTS_POINTS:
-        return x, y
-    bins = np.array_split(np.arange(x.size), _PARTS_POINTS)
-    return np.array([x[b].mean() for b in bins]), np.array([y[b].mean() for b in bins])
+CHARTS: tuple[Chart, ...] = (
+    Chart(name="overview", title="All tasks together", draw=_draw_overview, all_tasks=True, within=True),
+    Chart(name="leaderboard", title="Leaderboard", draw=_draw_leaderboard, within=True),
+    Chart(
+        name="curves",
+        title="Learning curves",
+        caption="Measured on held-out prompts at checkpoints along the way. A line is the mean over seeds, its band "
+        "goes from the lowest seed to the highest; agents that are not trained are lines across. A run that ended "
+        "early keeps its last value; a dotted line that ends in a cross is a run that failed.",
+        draw=_draw_curves,
+    ),
+    Chart(
+        name="trade",
+        title="Gold against proxy",
+        caption="Up and to the right, both rewards rise together. A path that goes right without going up has found "
+        "something the proxy likes and gold does not.",
+        draw=_draw_trade,
+        half=True,
+    ),
+    Chart(
+        name="kl",
+        title="Distance from the reference",
+        link="KL",
+        caption="What each agent has paid in KL for its reward. Hollow dots with ≤ are analytic upper bounds.",
+        draw=_draw_kl,
+        half=True,
+    ),
+    Chart(
+        name="frontier",
+        title="Reward against KL",
+        caption="What a nat of distance has bought: of two paths, the higher one at the same KL got more for it. Where "
+        "gold turns down while proxy goes on, the proxy is over-optimised.",
+        draw=_draw_frontier,
+    ),
+    Chart(
+        name="drift",
+        title="How the replies change",
+        link="Length, diversity",
+        caption="How the replies themselves drift along training. Rewards that pay for length show here, and policies "
+        "that come to say one thing.",
+        draw=_draw_curves,
+    ),
+    Chart(
+        name="parts",
+        title="Reward parts over time",
+        link="Reward parts",
+        caption="The parts of the training reward before their weights, as each run logged them; updates are averaged "
+        "to at most 40 points.",
+        draw=_draw_parts,
+        small=True,
+    ),
+)
 
 
 # --- From lines to ink -------------------------------------------------------------------------------------------
@@ -294,7 +317,7 @@ def _curve_name(line: Series, low: float, high: float) -> str:
 
 
 def _paint_trade_off(
-    figure: object, *, paths: Mapping[str, Sequence[Float]], styles: Mapping[str, AgentStyle], x: str, y: str
+    figure: object, *, paths: Mapping[str, Sequence[Float]], styles: Mapping[str, AgentStyle], x: Metric, y: Metric
 ) -> None:
     (x_low, x_high), (y_low, y_high) = (
         focus({agent: [float(v) for points in seeds for v in points[:, axis]] for agent, seeds in paths.items()})
@@ -310,9 +333,9 @@ def _paint_trade_off(
         across, up = final(agent)
         inside = x_low <= across <= x_high and y_low <= up <= y_high
         names[agent] = shortened(agent) if inside else f"{shortened(agent)} (off scale)"
-    against = MEASURES[x][0] if x == "kl" else MEASURES[x][0].lower()
+    against = x.title if x.unit else x.title.lower()
     subtitle = f"against {against}; large: a seed's last checkpoint"
-    axes = panel(figure, MEASURES[y][0], subtitle, margin_right=30 + 6.2 * max(map(len, names.values())))
+    axes = panel(figure, y.title, subtitle, margin_right=30 + 6.2 * max(map(len, names.values())))
     for agent, seeds in paths.items():
         style = styles[agent]
         for points in seeds:
@@ -323,28 +346,30 @@ def _paint_trade_off(
     axes.set_xlim(x_low, x_high)
     axes.set_ylim(y_low, y_high)
     axes.xaxis.get_major_locator().set_params(nbins=6)
-    axes.set_xlabel(f"{against}, nats per reply" if x == "kl" else against, color=MUTED, fontsize=10, labelpad=5)
+    axes.set_xlabel(f"{against}, {x.unit}" if x.unit else against, color=MUTED, fontsize=10, labelpad=5)
     _write_key(axes, {agent: names[agent] for agent in sorted(paths, key=lambda agent: -final(agent)[1])}, styles)
 
 
-def _paint_kl(figure: object, *, rows: Sequence[SummaryRow], styles: Mapping[str, AgentStyle]) -> None:
+def _paint_seeds(
+    figure: object, *, metric: Metric, rows: Sequence[SummaryRow], styles: Mapping[str, AgentStyle]
+) -> None:
     """A row per agent: a dot per seed, a bar at the mean, its value in words; hollow where it is a bound."""
     names = max(len(shortened(row.agent)) for row in rows)
-    subtitle = "nats per reply; a dot per seed, a bar at the mean"
-    axes = panel(figure, "KL to the reference", subtitle, margin_left=22 + 6.8 * names, margin_right=74)
-    low, high = focus({row.agent: [0.0, *row.kl.values] for row in rows if row.kl})
-    for i, row in enumerate(rows):
-        if row.kl is None:
-            continue
-        value = f"{'≤ ' if row.kl_is_bound else ''}{typeset(f'{row.kl.mean:.2f}')}"
-        if row.kl.mean > high:
+    subtitle = f"{metric.unit}; a dot per seed, a bar at the mean"
+    axes = panel(figure, metric.title, subtitle, margin_left=22 + 6.8 * names, margin_right=74)
+    spreads = [row.spreads[metric.name] for row in rows]
+    low, high = focus({row.agent: [0.0, *spread.values] for row, spread in zip(rows, spreads, strict=True)})
+    for i, (row, spread) in enumerate(zip(rows, spreads, strict=True)):
+        is_bound = metric.name in row.bounds
+        value = f"{'≤ ' if is_bound else ''}{written(metric, spread.mean)}"
+        if spread.mean > high:
             write(axes, f"→ {value}", (1, i), 0, xycoords=("axes fraction", "data"))
             continue
         style = AgentStyle(styles[row.agent].colour, "o", "")
-        face = PAPER if row.kl_is_bound else style.colour
+        face = PAPER if is_bound else style.colour
         more = {"markerfacecolor": face, "markeredgecolor": style.colour, "clip_on": False, "zorder": 3}
-        mark(axes, row.kl.values, [i] * len(row.kl.values), style, size=7.5, **more)
-        axes.plot([row.kl.mean] * 2, [i - 0.3, i + 0.3], color=INK, linewidth=1.6, zorder=4)
+        mark(axes, spread.values, [i] * len(spread.values), style, size=7.5, **more)
+        axes.plot([spread.mean] * 2, [i - 0.3, i + 0.3], color=INK, linewidth=1.6, zorder=4)
         write(axes, value, (1, i), 14, xycoords=("axes fraction", "data"))
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_yticks(range(len(rows)), [shortened(row.agent) for row in rows], color=INK, fontsize=11)
@@ -362,18 +387,20 @@ def _paint_estimates(
     """A row per agent: a dot at the value on a line over its interval, words beside it, and a rule at zero."""
     names, words = max(len(shortened(agent)) for agent, _, _ in rows), max(len(text) for _, _, text in rows)
     axes = panel(figure, title, subtitle, margin_left=22 + 6.8 * names, margin_right=30 + 6.2 * words)
-    low, high = focus({agent: [0.0, found.low, found.high, found.value] for agent, found, _ in rows})
+    low, high = focus({agent: [0.0, estimate.low, estimate.high, estimate.value] for agent, estimate, _ in rows})
     axes.axvline(0.0, color=MUTED, linewidth=1.0, zorder=1)
-    for i, (agent, found, text) in enumerate(rows):
+    for i, (agent, estimate, text) in enumerate(rows):
         write(axes, text, (1, i), 14, xycoords=("axes fraction", "data"))
-        if not low <= found.value <= high:
-            below = found.value < low
+        if not low <= estimate.value <= high:
+            below = estimate.value < low
             write(axes, "←" if below else "→", (0 if below else 1, i), 0, xycoords=("axes fraction", "data"))
             continue
         colour = styles[agent].colour
-        if found.low is not None and found.high is not None:
-            axes.plot([found.low, found.high], [i, i], color=colour, linewidth=5, alpha=0.32, solid_capstyle="round")
-        mark(axes, [found.value], [i], AgentStyle(colour, "o", ""), size=8, zorder=3)
+        if estimate.low is not None and estimate.high is not None:
+            axes.plot(
+                [estimate.low, estimate.high], [i, i], color=colour, linewidth=5, alpha=0.32, solid_capstyle="round"
+            )
+        mark(axes, [estimate.value], [i], AgentStyle(colour, "o", ""), size=8, zorder=3)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_yticks(range(len(rows)), [shortened(agent) for agent, _, _ in rows], color=INK, fontsize=11)
     axes.set_xlim(low, high)
@@ -407,9 +434,9 @@ def _write_key(axes: Axes, names: Mapping[str, str], styles: Mapping[str, AgentS
 
 def focus(values: Mapping[str, Sequence[float | None]]) -> tuple[float, float]:
     """The range of an axis: all agents, except controls so far off that everything else would be flat beside them."""
-    measured = {agent: [v for v in found if v is not None] for agent, found in values.items()}
-    shown = [v for agent, found in measured.items() if agent not in CONTROLS or agent == "reference" for v in found]
-    others = [v for found in measured.values() for v in found] or [0.0]
+    measured = {agent: [v for v in numbers if v is not None] for agent, numbers in values.items()}
+    shown = [v for agent, numbers in measured.items() if agent not in CONTROLS or agent == "reference" for v in numbers]
+    others = [v for numbers in measured.values() for v in numbers] or [0.0]
     low, high = (min(shown), max(shown)) if shown else (min(others), max(others))
     if max(high - min(others), max(others) - low) <= 2 * (high - low):
         low, high = min(low, *others), max(high, *others)
@@ -418,18 +445,18 @@ def focus(values: Mapping[str, Sequence[float | None]]) -> tuple[float, float]:
 
 
 def _ends(series: Sequence[Series]) -> str:
-    told = ", ".join(f"{line.agent} {line.mean[-1]:.2f}" for line in series if line.x.size)
-    return for_page(f"At the end: {told}." if told else "No seed finished.")
+    values = ", ".join(f"{line.agent} {line.mean[-1]:.2f}" for line in series if line.x.size)
+    return f"At the end: {values}." if values else "No seed finished."
 
 
-def _slugs(names: Sequence[str]) -> dict[str, str]:
+def slugs(names: Sequence[str]) -> dict[str, str]:
     """A distinct, harmless file name for each name."""
-    slugs: dict[str, str] = {}
+    slug_of: dict[str, str] = {}
     for name in names:
         plain = re.sub(r"[^A-Za-z0-9_]+", "-", name).strip("-")[:60] or "unnamed"
         numbered = (plain if number == 0 else f"{plain}-{number}" for number in itertools.count())
-        slugs[name] = next(slug for slug in numbered if slug not in slugs.values())
-    return slugs
+        slug_of[name] = next(slug for slug in numbered if slug not in slug_of.values())
+    return slug_of
 
 
 # --- From ink to files -------------------------------------------------------------------------------------------
@@ -438,16 +465,22 @@ def _slugs(names: Sequence[str]) -> dict[str, str]:
 def demo_picture(results: Results, path: str | Path) -> Path:
     """One wide PNG for a README: gold and proxy reward along training, side by side, for the first task."""
     task, styles = results.tasks[0], agent_styles(results.agents)
-    curves = {measure: evaluation_curves(results, task, measure) for measure in ("gold", "proxy")}
-    panels = [(measure, series) for measure, series in curves.items() if series]
+    curves = [(results.metric(name), evaluation_curves(results, task, name)) for name in ("gold", "proxy")]
+    panels = [(metric, series) for metric, series in curves if series]
     if not panels:
         raise DataError(f"{results.folder}: no learning curves in these results")
 
     def paint(figure: object) -> None:
-        for i, (measure, series) in enumerate(panels):
-            title, subtitle = MEASURES[measure]
-            place = {"left": i / len(panels), "width": 1 / len(panels)}
-            _paint_curves(figure, series=series, styles=styles, title=title, subtitle=subtitle, **place)
+        for i, (metric, series) in enumerate(panels):
+            _paint_curves(
+                figure,
+                series=series,
+                styles=styles,
+                title=metric.title,
+                subtitle=_subtitle(metric),
+                left=i / len(panels),
+                width=1 / len(panels),
+            )
 
     path = Path(path)
     path.write_bytes(as_png(Picture("demo", "", task, "", 400 * len(panels), 310, paint), dpi=144))

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from rlhf_env.lab.benchmark.comparison import Conclusions, conclude
 from rlhf_env.lab.benchmark.results import REFERENCE, Results
-from rlhf_env.lab.report.sheets import COLUMNS, Sheet, caption, lines, sheets
+from rlhf_env.lab.report.sheets import Sheet, caption, columns, lines, sheets
 from rlhf_env.shown_text import for_terminal
 
 
@@ -76,16 +76,17 @@ def _plain(
 
 def rich_table(results: Results) -> Table:
     """All measures for a terminal of 110 columns; the range stands below the mean, the verdict below the agent."""
-    said, verdicts = caption(results), _verdicts(conclude(results))
+    notes, verdicts = caption(results), _verdicts(conclude(results))
     if verdicts:
-        said.append("Better, worse, inconclusive: against the reference.")
-    table = Table(caption=" ".join(said), caption_justify="left", pad_edge=False, box=None, padding=(0, 1))
+        notes.append("Better, worse, inconclusive: against the reference.")
+    table = Table(caption=" ".join(notes), caption_justify="left", pad_edge=False, box=None, padding=(0, 1))
     tasks = len(results.tasks) > 1
     if tasks:
         table.add_column("Task", overflow="fold", max_width=12)
     table.add_column("Agent", overflow="fold", min_width=9, max_width=16 if not tasks else 12)
-    for column in COLUMNS:
-        table.add_column(column.heading.replace(" ", "\n"), justify="right", no_wrap=True)
+    for metric in columns(results, "table"):
+        heading = for_terminal(metric.heading or metric.title)
+        table.add_column(Text(heading.replace(" ", "\n")), justify="right", no_wrap=True)
     for line in lines(results):
         agent = Text(for_terminal(line.agent), style="dim" if line.control else "bold")
         if (line.task, line.agent) in verdicts:

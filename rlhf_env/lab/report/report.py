@@ -23,7 +23,7 @@ from rlhf_env.lab.report import html as page
 from rlhf_env.lab.report.formats import latex_tables, markdown_tables
 from rlhf_env.lab.report.samples import before_and_after, samples_side_by_side
 from rlhf_env.lab.report.scorecard_page import section_of
-from rlhf_env.lab.report.sheets import Sheet, sheets
+from rlhf_env.lab.report.sheets import Sheet, legend, sheets
 from rlhf_env.whole_files import write_whole
 
 # Prompts shown at once on the page; the rest unfolds.
@@ -64,6 +64,8 @@ def _page(results: Results, conclusions: Conclusions, tables: Sequence[Sheet], p
         claim=claim(results),
         styles=figures.agent_styles(results.agents),
         sections=_figures_by_section(results, pictures),
+        chart_rows=figures.chart_rows(),
+        legend=legend(results),
         changes={task: before_and_after(results, task) for task in results.tasks},
         samples={task: samples_side_by_side(results, task) for task in results.tasks},
         open_prompts=_OPEN_PROMPTS,
@@ -79,7 +81,7 @@ def _figures_by_section(results: Results, pictures: Sequence[Picture]) -> Mappin
         by_place.setdefault((picture.section, picture.task), []).append(as_inline_svg(picture))
     return {
         section: [(task, by_place[section, task]) for task in ("", *results.tasks) if (section, task) in by_place]
-        for section in ("overview", "leaderboard", "curves", "trade", "frontier", "kl", "drift", "parts")
+        for section in (chart.name for chart in figures.CHARTS)
     }
 
 

@@ -78,25 +78,27 @@ def before_and_after(results: Results, task: str) -> dict[str, list[ReplyChange]
 
     Of the first seed with samples, by gold reward (without one, proxy). Words: 1 - `difflib`'s ratio of common ones.
     """
-    found: dict[str, list[ReplyChange]] = {}
+    changes: dict[str, list[ReplyChange]] = {}
     for agent in [agent for agent in results.agents_on(task) if agent not in CONTROLS]:
         cell = next((cell for cell in results.of(task, agent) if cell.samples), None)
         if cell is None:
             continue
-        started = next((it for it in results.of(task, REFERENCE) if it.seed == cell.seed and it.samples), None)
+        started = next(
+            (other for other in results.of(task, REFERENCE) if other.seed == cell.seed and other.samples), None
+        )
         pairs = [
-            (_reply(REFERENCE, started, i, said.prompt), AgentReply(agent, cell.seed, said))
-            for i, said in enumerate(cell.samples)
+            (_reply(REFERENCE, started, i, sample.prompt), AgentReply(agent, cell.seed, sample))
+            for i, sample in enumerate(cell.samples)
         ]
         picked: dict[int, list[str]] = {}
         for why, place in _worth_showing(
-            [(before.sample, said) for (before, _), said in zip(pairs, cell.samples, strict=True)]
+            [(before.sample, sample) for (before, _), sample in zip(pairs, cell.samples, strict=True)]
         ):
             picked.setdefault(place, []).append(why)
-        found[agent] = [
+        changes[agent] = [
             ReplyChange(", ".join(whys), cell.samples[place].prompt, *pairs[place]) for place, whys in picked.items()
         ]
-    return found
+    return changes
 
 
 def _worth_showing(pairs: Sequence[tuple[Sample | None, Sample]]) -> Iterator[tuple[str, int]]:

@@ -39,61 +39,63 @@ def section_of(folder: str | Path) -> Markup:
 
     Raises DataError for a scorecard that cannot be read.
     """
-    found = next((Path(folder) / name for name in FILES if (Path(folder) / name).is_file()), None)
-    return Markup() if found is None else _rendered(Scorecard.load(found), alone=False)
+    file = next((Path(folder) / name for name in FILES if (Path(folder) / name).is_file()), None)
+    return Markup() if file is None else _rendered(Scorecard.load(file), alone=False)
 
 
-def _rendered(card: Scorecard, **told: object) -> Markup:
+def _rendered(card: Scorecard, **values: object) -> Markup:
     template = page.environment().get_template("scorecard.html.jinja")
     rendered = template.render(
         card=card,
         measures=list(measures(card)),
-        slices=sorted(card.slices, key=lambda it: it.accuracy.value)[:_SLICES],
+        slices=sorted(card.slices, key=lambda part: part.accuracy.value)[:_SLICES],
         figures={
             picture.name.removeprefix("scorecard-"): as_inline_svg(picture) for picture in scorecard_pictures(card)
         },
         most_points=MOST_POINTS,
         signed="{:+.2f}".format,
-        **told,
+        **values,
     )
     return Markup(rendered)  # escaped by the template
 
 
 def scorecard_pictures(card: Scorecard) -> list[Picture]:
     """The reliability diagram, and the score against length and against repetition."""
-    told = "How often the model is right against the confidence it states, with intervals."
+    words = "How often the model is right against the confidence it states, with intervals."
     diagram = partial(_paint_reliability, bins=card.reliability)
-    drawn = [Picture("scorecard-reliability", "", "", told, 430, 330, diagram)]
+    drawn = [Picture("scorecard-reliability", "", "", words, 430, 330, diagram)]
     for name, what, rho in (
         ("length", "characters", card.length_correlation),
         ("repetition", "share of words and word pairs that are repeats", card.repetition_correlation),
     ):
-        said = "does not vary" if rho is None else f"Spearman {rho:.2f}"
+        correlation = "does not vary" if rho is None else f"Spearman {rho:.2f}"
         ends = card.intervals.get(f"{name}_correlation")
-        said += "" if ends is None else f" [{ends[0]:.2f}, {ends[1]:.2f}]"
-        told = f"Score against {name} of the response: {said}."
-        paint = partial(_paint_scatter, points=card.points, by=name, said=said, unit=what)
-        drawn.append(Picture(f"scorecard-{name}", "", "", told, 430, 330, paint))
+        correlation += "" if ends is None else f" [{ends[0]:.2f}, {ends[1]:.2f}]"
+        words = f"Score against {name} of the response: {correlation}."
+        paint = partial(_paint_scatter, points=card.points, by=name, subtitle=correlation, unit=what)
+        drawn.append(Picture(f"scorecard-{name}", "", "", words, 430, 330, paint))
     return drawn
 
 
 def _paint_reliability(figure: object, *, bins: Sequence[Bin]) -> None:
-    sizes = sorted({it.pairs for it in bins})
-    each = f"{sizes[0]} to {sizes[-1]} pairs" if len(sizes) > 1 else f"{sizes[0]} pairs"
-    axes = panel(figure, "Right against stated", f"share of pairs; each dot is {each}")
+    sizes = sorted({each.pairs for each in bins})
+    dot = f"{sizes[0]} to {sizes[-1]} pairs" if len(sizes) > 1 else f"{sizes[0]} pairs"
+    axes = panel(figure, "Right against stated", f"share of pairs; each dot is {dot}")
     axes.plot([0.5, 1.0], [0.5, 1.0], color=MUTED, linewidth=1.2, linestyle="--")
-    for it in bins:
-        axes.plot([it.stated] * 2, [it.low, it.high], color=_DOT.colour, linewidth=4, alpha=0.3, solid_capstyle="round")
-    mark(axes, [it.stated for it in bins], [it.observed for it in bins], _DOT, size=7, zorder=3)
+    for each in bins:
+        ends = [each.low, each.high]
+        axes.plot([each.stated] * 2, ends, color=_DOT.colour, linewidth=4, alpha=0.3, solid_capstyle="round")
+    mark(axes, [each.stated for each in bins], [each.observed for each in bins], _DOT, size=7, zorder=3)
     axes.set_xlim(0.49, 1.01)
-    axes.set_ylim(min(0.45, *(it.low - 0.02 for it in bins)), 1.02)
+    axes.set_ylim(min(0.45, *(each.low - 0.02 for each in bins)), 1.02)
     axes.set_xlabel("stated confidence", color=MUTED, fontsize=10, labelpad=5)
     axes.xaxis.get_major_locator().set_params(nbins=6)
 
 
-def _paint_scatter(figure: object, *, points: Sequence[Point], by: str, said: str, unit: str) -> None:
-    axes = panel(figure, f"Score against {by}", said)
-    x, y = np.array([getattr(it, by) for it in points], dtype=np.float64), np.array([it.score for it in points])
+def _paint_scatter(figure: object, *, points: Sequence[Point], by: str, subtitle: str, unit: str) -> None:
+    axes = panel(figure, f"Score against {by}", subtitle)
+    x = np.array([getattr(point, by) for point in points], dtype=np.float64)
+    y = np.array([point.score for point in points])
     mark(axes, x, y, _DOT, size=4, alpha=0.35, markeredgewidth=0)
     edges = np.unique(np.quantile(x, np.linspace(0, 1, 6)[1:-1]))  # fifths; equal values stay together
     part = np.searchsorted(edges, x)

@@ -2,127 +2,98 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rlhf_env.lab.benchmark.comparison import Across, AgentRanking, Conclusions, Overview, Standing
 from rlhf_env.lab.benchmark.results import CONTROLS, REFERENCE, Results
-from rlhf_env.lab.benchmark.summary import Spread, SummaryRow, claim, summary_rows
+from rlhf_env.lab.benchmark.summary import SummaryRow, claim, summary_rows
 from rlhf_env.lab.benchmark.tuning import what_was_tried
 from rlhf_env.lab.drawing import short_count, typeset
+from rlhf_env.lab.evaluation.metric import Metric
+from rlhf_env.lab.evaluation.metrics import METRICS
 from rlhf_env.lab.statistics import Estimate, PairedComparison
 
 
 @dataclass(frozen=True)
-class Column:
-    """A measure in the table: its heading, what it means, where it stands in a row, how its numbers are written."""
-
-    heading: str
-    meaning: str
-    measure: Callable[[SummaryRow], Spread | None]
-    write: Callable[[float], str]
-    is_bound: Callable[[SummaryRow], bool] = lambda row: False
-    with_range: bool = True  # what was spent is equal by design: a range of it would only be noise
-
-
-COLUMNS = (
-    Column("Gold", "reward that no agent was trained on", lambda row: row.gold, "{:.2f}".format),
-    Column("Proxy", "reward that the agents were trained on", lambda row: row.proxy, "{:.2f}".format),
-    Column(
-        "KL",
-        "distance to the reference, nats per reply",
-        lambda row: row.kl,
-        "{:.2f}".format,
-        lambda row: row.kl_is_bound,
-    ),
-    Column("Length", "tokens per reply", lambda row: row.length, "{:.1f}".format),
-    Column("Distinct-2", "different word pairs over all word pairs", lambda row: row.distinct_2, "{:.2f}".format),
-    Column("Train tokens", "generated in training", lambda row: row.generated_tokens, short_count, with_range=False),
-    Column(
-        "Reply tokens",
-        "generated for each reply shown",
-        lambda row: row.inference_tokens,
-        short_count,
-        with_range=False,
-    ),
-    Column("Seconds", "of training", lambda row: row.seconds, "{:.0f}".format, with_range=False),
-)
-
-REPLY_COLUMNS = (
-    Column("Entropy", "of the policy, nats per token", lambda row: row.entropy, "{:.2f}".format),
-    Column("Different", "share of different replies", lambda row: row.distinct_replies, "{:.1%}".format),
-    Column("Cut", "share of replies cut off at the limit", lambda row: row.cut_at_limit, "{:.1%}".format),
-    Column(
-        "Off form",
-        "share of replies without the form that the task asks for, or without an end",
-        lambda row: row.format_failures,
-        "{:.1%}".format,
-    ),
-)
-
-SPENDING_COLUMNS = (
-    Column("Tokens", "generated in training", lambda row: row.generated_tokens, short_count, with_range=False),
-    Column("Reward calls", "responses scored in training", lambda row: row.reward_calls, short_count, with_range=False),
-    Column(
-        "Labels", "preferences between two responses", lambda row: row.preference_labels, short_count, with_range=False
-    ),
-    Column("Gradient steps", "of the optimizer", lambda row: row.gradient_steps, short_count, with_range=False),
-    Column("Seconds", "of training", lambda row: row.seconds, "{:.0f}".format),
-    Column("Reply tokens", "generated for each reply that is shown", lambda row: row.inference_tokens, short_count),
-)
-
-
-@dataclass(frozen=True)
 class Value:
-    """A place in a table: a number or word and, in small, its range. Empty: nothing was measured."""
+    """A place in a table. Empty: nothing was measured."""
 
     mean: str = "–"
+    """A number or a word."""
     range: str = ""
-    verdict: str = ""  # "better", "worse" or "inconclusive" where the place says one
+    """Beside it in small."""
+    verdict: str = ""
+    """One of "better", "worse" or "inconclusive", where the place states one."""
 
 
 @dataclass(frozen=True)
 class SheetLine:
-    """A row of a table as it is written everywhere. `task`: empty in a table over all of them."""
+    """A row of a table as it is written everywhere."""
 
     task: str
+    """Empty in a table over all tasks."""
     agent: str
     control: bool
     note: str
+    """Beside the agent's name: how many of its runs failed."""
     values: tuple[Value, ...]
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table in words and numbers. `headings`: each column's name and meaning; `notes`: what must stand beside it."""
+    """A table in words and numbers."""
 
     name: str
     title: str
     headings: tuple[tuple[str, str], ...]
+    """Each column's name and meaning."""
     lines: tuple[SheetLine, ...]
     notes: tuple[str, ...]
+    """Sentences that must stand beside the table."""
 
 
 def sheets(results: Results, conclusions: Conclusions) -> list[Sheet]:
     """The tables of a benchmark: who is better, over all tasks and by task, where seeds allow it; then all measures."""
-    found = [_leaderboard(conclusions.rankings)] if conclusions.rankings else []
+    tables = [_leaderboard(conclusions.rankings)] if conclusions.rankings else []
     if conclusions.overview is not None:
-        found.insert(0, _overview(conclusions.overview))
-    found.append(_measures("table", "All measures", COLUMNS, results, caption(results)))
-    replies = _measures("replies", "The replies", REPLY_COLUMNS, results, [])
-    if any(value != Value() for line in replies.lines for value in line.values):
-        found.append(replies)
-    spending = _measures("spending", "What was spent", SPENDING_COLUMNS, results, [])
-    if any(value != Value() for line in spending.lines for value in line.values[1:4]):  # more than the table above has
-        found.append(spending)
-    return [*found, _tuning(results)] if results.trials else found
+        tables.insert(0, _overview(conclusions.overview))
+    tables.append(_measures("table", "All measures", results, caption(results)))
+    for name, title in (("replies", "The replies"), ("spending", "What was spent")):
+        more = {metric.name for metric in columns(results, name) if "table" not in metric.tables}
+        if any(more & row.spreads.keys() for row in summary_rows(results)):  # than the table above has
+            tables.append(_measures(name, title, results, []))
+    return [*tables, _tuning(results)] if results.trials else tables
+
+
+def columns(results: Results, table: str) -> list[Metric]:
+    """The metrics with a column in a table; those of plugins only where they were measured."""
+    measured = {name for row in summary_rows(results) for name in row.spreads}
+    return [
+        metric
+        for metric in results.metrics
+        if table in metric.tables and (metric in METRICS or metric.name in measured)
+    ]
+
+
+def legend(results: Results) -> list[Metric]:
+    """The metrics that the tables have a number of: what each means stands beside them."""
+    measured = {name for row in summary_rows(results) for name in row.spreads}
+    return [metric for metric in results.metrics if metric.tables and metric.name in measured]
+
+
+def written(metric: Metric, value: float) -> str:
+    """A value of the metric as it stands in every table and figure."""
+    if metric.form == "count":
+        return typeset(short_count(value))
+    return typeset(f"{value:.{metric.digits}{'%' if metric.form == 'share' else 'f'}}")
 
 
 def _tuning(results: Results) -> Sheet:
     """Every configuration that was tried, in which settings it differs from the file's own, and the one taken."""
     tried = what_was_tried(results.trials)
     own = {(one.task, one.agent): one.settings for one in tried if one.configuration == 0}
-    found = []
+    rows = []
     for one in tried:
         before = own.get((one.task, one.agent), {})
         changed = [f"{name} {value}" for name, value in one.settings.items() if before.get(name) != value]
@@ -132,7 +103,7 @@ def _tuning(results: Results) -> Sheet:
             score,
             Value("yes" if one.best else ""),
         )
-        found.append(SheetLine(one.task, one.agent, False, "", shown))
+        rows.append(SheetLine(one.task, one.agent, False, "", shown))
     tokens = sum(trial.spending.get("generated_tokens", 0.0) for trial in results.trials)
     seconds = sum(trial.spending.get("seconds", 0.0) for trial in results.trials)
     headings = (
@@ -144,12 +115,16 @@ def _tuning(results: Results) -> Sheet:
         f"{len(results.trials)} trials, with seeds and prompts that no number above is of: {short_count(tokens)} "
         f"tokens and {short_count(seconds)} seconds in all, beside the budgets."
     )
-    return Sheet("tuning", "What was tried", headings, tuple(found), (note,))
+    return Sheet("tuning", "What was tried", headings, tuple(rows), (note,))
 
 
-def _measures(name: str, title: str, columns: Sequence[Column], results: Results, notes: Sequence[str]) -> Sheet:
-    headings = tuple((column.heading, column.meaning) for column in columns)
-    return Sheet(name, title, headings, tuple(lines(results, columns)), tuple(notes))
+def _measures(name: str, title: str, results: Results, notes: Sequence[str]) -> Sheet:
+    headings = tuple((metric.heading or metric.title, _meaning(metric)) for metric in columns(results, name))
+    return Sheet(name, title, headings, tuple(lines(results, name)), tuple(notes))
+
+
+def _meaning(metric: Metric) -> str:
+    return f"{metric.meaning} ({metric.unit})" if metric.meaning and metric.unit else metric.meaning or metric.unit
 
 
 def _leaderboard(rankings: Sequence[AgentRanking]) -> Sheet:
@@ -160,11 +135,11 @@ def _leaderboard(rankings: Sequence[AgentRanking]) -> Sheet:
         ("/".join(measures).capitalize(), "mean over seeds and its 95 % interval"),
         ("To reference", "mean paired difference to the reference, seed by seed"),
         ("Verdict", "against the reference"),
-        (f"To {rival}", "mean paired difference to the agent named best, or to the one chosen beforehand"),
+        (f"To {rival}", "mean paired difference to the agent named best, or to the one named beforehand"),
         ("Verdict", "against that agent"),
     )
-    found = [_standing(ranking, standing) for ranking in rankings for standing in ranking.standings]
-    return Sheet("leaderboard", "Leaderboard", headings, tuple(found), tuple(_how_compared(rankings)))
+    rows = [_standing(ranking, standing) for ranking in rankings for standing in ranking.standings]
+    return Sheet("leaderboard", "Leaderboard", headings, tuple(rows), tuple(_how_compared(rankings)))
 
 
 def _standing(ranking: AgentRanking, standing: Standing) -> SheetLine:
@@ -194,12 +169,12 @@ def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _estimated(found: Estimate | None, *, signed: bool = False) -> Value:
-    if found is None:
+def _estimated(estimate: Estimate | None, *, signed: bool = False) -> Value:
+    if estimate is None:
         return Value()
     value, *ends = (
         typeset(f"{number:+.2f}" if signed else f"{number:.2f}")
-        for number in (found.value, found.low, found.high)
+        for number in (estimate.value, estimate.low, estimate.high)
         if number is not None
     )
     return Value(value, " to ".join(ends))
@@ -215,11 +190,11 @@ def _how_compared(rankings: Sequence[AgentRanking]) -> Iterator[str]:
         where = ", ".join(
             f"{ranking.task}: {len(ranking.seeds)} seeds, p at least {_p(ranking.least_p)}" for ranking in powerless
         )
-        yield f"So few seeds for so many comparisons cannot show a difference, however large ({where})."
+        yield f"With so few seeds and so many comparisons no difference can be shown, however large ({where})."
     if any(ranking.rival == ranking.best for ranking in rankings):
         yield (
             "The best agent was picked on these same seeds, which flatters it: a claim against it is stronger with "
-            "another's name in statistics.json, chosen beforehand."
+            "another agent's name in statistics.json, set beforehand."
         )
     if any(standing.floored for ranking in rankings for standing in ranking.standings):
         floors = ", ".join(f"{ranking.task} {typeset(f'{ranking.floor:.2f}')}" for ranking in rankings)
@@ -256,21 +231,24 @@ def _across(row: Across) -> SheetLine:
     return SheetLine("", row.agent, row.agent in CONTROLS, "", values)
 
 
-def lines(results: Results, columns: Sequence[Column] = COLUMNS) -> list[SheetLine]:
-    """The measures of `columns`, a line per task and agent."""
+def lines(results: Results, table: str = "table") -> list[SheetLine]:
+    """The metrics of a table, a line per task and agent."""
+    shown = columns(results, table)
     return [
-        SheetLine(row.task, row.agent, row.control, _note(row), tuple(_value(column, row) for column in columns))
+        SheetLine(row.task, row.agent, row.control, _note(row), tuple(_value(metric, row, table) for metric in shown))
         for row in summary_rows(results)
     ]
 
 
-def _value(column: Column, row: SummaryRow) -> Value:
-    spread = column.measure(row)
+def _value(metric: Metric, row: SummaryRow, table: str) -> Value:
+    spread = row.spreads.get(metric.name)
     if spread is None:
         return Value()
-    bound = "≤ " if column.is_bound(row) else ""
-    mean, low, high = (typeset(column.write(v)) for v in (spread.mean, spread.low, spread.high))
-    return Value(bound + mean, f"{low} to {high}" if column.with_range and low != high else "")
+    bound = "≤ " if metric.name in row.bounds else ""
+    mean, low, high = (written(metric, value) for value in (spread.mean, spread.low, spread.high))
+    # The range of a cost stands in the table of costs alone, and of what is equal by design it would be only noise.
+    ranged = metric.spread and (table == "spending" or "spending" not in metric.tables)
+    return Value(bound + mean, f"{low} to {high}" if ranged and low != high else "")
 
 
 def _note(row: SummaryRow) -> str:
@@ -278,14 +256,14 @@ def _note(row: SummaryRow) -> str:
 
 
 def caption(results: Results) -> list[str]:
-    """What has to be said beside the table, wherever it stands."""
+    """The notes that must stand beside the table wherever it is shown."""
     rows = summary_rows(results)
-    said = [f"Mean over seeds, with the lowest and the highest seed. {claim(results)}."]
-    if any(row.kl_is_bound for row in rows):
-        said.append("KL with ≤ is the agent's analytic upper bound, not an estimate.")
+    notes = [f"Mean over seeds, with the lowest and the highest seed. {claim(results)}."]
+    if any("kl" in row.bounds for row in rows):
+        notes.append("KL with ≤ is the agent's analytic upper bound, not an estimate.")
     if results.failed:
-        said.append(
+        notes.append(
             f"{results.failed} of {len(results.cells)} runs failed: in what agents are ranked by they count with the "
             "floor, the worst finished run of the task; the other columns are without them."
         )
-    return said
+    return notes

@@ -250,8 +250,8 @@ class TestRanks:
 
     def test_repetition_by_hand(self) -> None:
         """Three words and two pairs, one kind of each: 1 - 2 / 5."""
-        assert repeated_share("Great great GREAT") == pytest.approx(0.6)
-        assert (repeated_share("one two three"), repeated_share("")) == (0.0, 0.0)
+        assert repeated_share(["great", "great", "great"]) == pytest.approx(0.6)
+        assert (repeated_share(["one", "two", "three"]), repeated_share([])) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -224,9 +224,9 @@ def test_the_report_of_a_benchmark_with_failures(finished: Path) -> None:
 
 def test_the_reward_ledger_of_real_runs_adds_up(finished: Path) -> None:
     (ledger,) = (check for check in conclude(read_results(finished)).checks if "sum of its parts" in check.name)
-    assert ledger.outcome == "holds", ledger.said
+    assert ledger.outcome == "holds", ledger.finding
     # ppo: 20 rollouts, evaluations at 0, 10, 20 and the last; best_of_n: at 0 and the last; for two seeds.
-    assert ledger.said.startswith(f"{2 * (20 + 3 + 1 + 1 + 1)} stored rewards")
+    assert ledger.finding.startswith(f"{2 * (20 + 3 + 1 + 1 + 1)} stored rewards")
 
 
 def test_a_cell_goes_to_the_trackers_of_the_grid_under_its_own_name(

@@ -192,7 +192,7 @@ def test_one_agent_under_two_names_is_inconclusive(monkeypatch: pytest.MonkeyPat
     planted = results([cell(a, seed, float(draws.normal())) for a in ("dpo", "ppo", "reference") for seed in range(10)])
     made = check(planted, "two names")
     assert made.outcome == "holds"
-    assert "200 times" in made.said
+    assert "200 times" in made.finding
 
     def too_eager(scores: Mapping[str, Any], against: str, **more: Any) -> Any:
         return compare(scores, against, level=0.6, **more)  # 40 % false claims
@@ -225,13 +225,13 @@ def test_the_controls_lose_or_it_says_so(gold: tuple[float, ...], outcome: str, 
     agents = ("random", "reference", "dpo", "ppo")
     made = check(results(*(runs(agent, value) for agent, value in zip(agents, gold, strict=True))), "controls")
     assert made.outcome == outcome
-    assert said in made.said
+    assert said in made.finding
 
 
 def test_controls_are_checked_with_few_seeds_too_and_need_a_reference() -> None:
     made = check(results(runs("ppo", 0.4, 2), runs("reference", 0.5, 2)), "controls")
-    assert (made.outcome, "by test" in made.said) == ("does not hold", False)
-    assert "there is no random control" in made.said
+    assert (made.outcome, "by test" in made.finding) == ("does not hold", False)
+    assert "there is no random control" in made.finding
     assert check(results(runs("ppo", 0.4, 2)), "controls").outcome == "not checked"
 
 
@@ -258,11 +258,11 @@ def ledger(folder: Path, *, wrong: str = "", **weights: float) -> BenchmarkCheck
 )
 def test_the_ledger_is_added_up_again(tmp_path: Path, wrong: str, place: str) -> None:
     made = ledger(tmp_path, task=1.0, kl=0.05)
-    assert (made.outcome, made.said[:23]) == ("holds", "3 stored rewards added ")
-    assert "1 of 2 runs have no parts to add" in made.said
+    assert (made.outcome, made.finding[:23]) == ("holds", "3 stored rewards added ")
+    assert "1 of 2 runs have no parts to add" in made.finding
     made = ledger(tmp_path, wrong=wrong, task=1.0, kl=0.05)
     assert made.outcome == "does not hold"
-    assert f"Of 3 stored rewards 1 differ from the weighted sum of their parts; the worst by 0.01 of its size, in the {place} of ppo on echo, seed 4" in made.said  # fmt: skip # noqa: E501
+    assert f"Of 3 stored rewards 1 differ from the weighted sum of their parts; the worst by 0.01 of its size, in the {place} of ppo on echo, seed 4" in made.finding  # fmt: skip # noqa: E501
     assert ledger(tmp_path, task=1.0, kl=0.06).outcome == "does not hold"
 
 

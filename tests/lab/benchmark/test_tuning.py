@@ -207,7 +207,7 @@ def test_the_report_shows_what_was_tried_what_was_spent_and_how_to_run_a_row_aga
     table = (tuned / "table.md").read_text(encoding="utf-8")
     spent, tried = (table.split(f"**{title}**")[1].split("\n\n")[1] for title in ("What was spent", "What was tried"))
     assert [cells.strip() for cells in spent.splitlines()[0].split("|")[2:-1]] == [
-        "Tokens", "Reward calls", "Labels", "Gradient steps", "Seconds", "Reply tokens",
+        "Train tokens", "Reward calls", "Labels", "Gradient steps", "Reply tokens", "Seconds",
     ]  # fmt: skip
     result = json.loads((tuned / "results" / "echo--ppo--seed-0.json").read_text())["spending"]
     ppo = [cells.strip() for cells in next(line for line in spent.splitlines() if "ppo" in line).split("|")[2:-1]]
@@ -220,7 +220,7 @@ def test_the_report_shows_what_was_tried_what_was_spent_and_how_to_run_a_row_aga
 
 def test_failures_stay_in_at_the_floor_when_agents_are_tuned(tuned: Path) -> None:
     tried = [one for one in what_was_tried(read_trials(tuned)) if one.agent == "wild"]
-    assert [one.score for one in tried] == [None, None, None] and [one.chosen for one in tried] == [True, False, False]
+    assert [one.score for one in tried] == [None, None, None] and [one.best for one in tried] == [True, False, False]
     assert all("lower the learning rate" in one.error for one in tried)
     results = read_results(tuned)
     wild = results.of("echo", "wild")

@@ -7,7 +7,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
@@ -22,7 +22,8 @@ from rlhf_env.lab import drawing
 from rlhf_env.lab.benchmark import comparison
 from rlhf_env.lab.benchmark.reading import read_results
 from rlhf_env.lab.benchmark.summary import claim, summary_rows
-from rlhf_env.lab.report import figures
+from rlhf_env.lab.drawing import Picture
+from rlhf_env.lab.report import figures, series
 from rlhf_env.lab.report.formats import latex_table, markdown_table, rich_table
 from rlhf_env.lab.report.report import write_report
 from rlhf_env.lab.report.samples import before_and_after, rich_samples, samples_side_by_side
@@ -169,13 +170,14 @@ def test_mean_and_range_are_over_the_finished_seeds(tmp_path: Path) -> None:
         cell("ppo", 2, evaluation={"gold": 0.6, "kl": None}),
     ]
     (row,) = summary_rows(read_results(write(tmp_path / "demo", cells)))
-    assert row.gold is not None
-    assert row.kl is not None
-    assert (row.gold.mean, row.gold.low, row.gold.high) == (pytest.approx(0.3, abs=1e-15), 0.1, 0.6)
-    assert (row.kl.mean, row.kl.values) == (2.0, (1.0, 3.0))
-    assert row.proxy is None
-    assert row.generated_tokens is not None
-    assert row.generated_tokens.mean == 102_000
+    assert (row.spreads["gold"].mean, row.spreads["gold"].low, row.spreads["gold"].high) == (
+        pytest.approx(0.3, abs=1e-15),
+        0.1,
+        0.6,
+    )
+    assert (row.spreads["kl"].mean, row.spreads["kl"].values) == (2.0, (1.0, 3.0))
+    assert "proxy" not in row.spreads
+    assert row.spreads["generated_tokens"].mean == 102_000
 
 
 def test_rows_are_by_task_and_agent_with_the_controls_last(tmp_path: Path) -> None:
@@ -230,9 +232,10 @@ def test_a_failed_run_is_counted_and_scored_at_the_floor(tmp_path: Path) -> None
     results = read_results(folder)
     row = summary_rows(results)[0]
     assert (row.failed, row.seeds) == (1, 3)
-    assert row.gold is not None
-    assert row.gold.values == pytest.approx((0.68, 0.51, 0.70))  # the worst finished run is one of the reference
-    assert row.kl is not None and row.kl.values == (3.0, 5.0)  # no other measure is made up
+    assert row.spreads["gold"].values == pytest.approx(
+        (0.68, 0.51, 0.70)
+    )  # the worst finished run is one of the reference
+    assert row.spreads["kl"].values == (3.0, 5.0)  # no other measure is made up
     page = texts_of(write_report(folder).read_text(encoding="utf-8"))
     assert "1 of 3 failed" in page
     assert "1 of 6 runs failed" in page
@@ -251,19 +254,19 @@ def test_seeds_of_unequal_length_are_averaged_where_they_were(tmp_path: Path) ->
     long = [{"update": 0, "generated_tokens": 0, "gold": 0.0}, {"update": 2, "generated_tokens": 200, "gold": 2.0}]
     short = [{"update": 0, "generated_tokens": 0, "gold": 0.0}, {"update": 1, "generated_tokens": 100, "gold": 3.0}]
     cells = [cell("ppo", i, curve=curve, spending={}) for i, curve in enumerate((long, short))]
-    (series,) = figures.evaluation_curves(read_results(write(tmp_path / "demo", cells)), "chitchat", "gold")
-    np.testing.assert_allclose(series.x, [0, 100, 200])
-    np.testing.assert_allclose(series.mean, [0.0, (1 + 3) / 2, (2 + 3) / 2])  # the short one keeps its 3
-    np.testing.assert_allclose(series.low, [0.0, 1.0, 2.0])
-    np.testing.assert_allclose(series.high, [0.0, 3.0, 3.0])
+    (line,) = series.evaluation_curves(read_results(write(tmp_path / "demo", cells)), "chitchat", "gold")
+    np.testing.assert_allclose(line.x, [0, 100, 200])
+    np.testing.assert_allclose(line.mean, [0.0, (1 + 3) / 2, (2 + 3) / 2])  # the short one keeps its 3
+    np.testing.assert_allclose(line.low, [0.0, 1.0, 2.0])
+    np.testing.assert_allclose(line.high, [0.0, 3.0, 3.0])
 
 
 def test_a_curve_ends_where_the_table_does(tmp_path: Path) -> None:
     start = {"update": 0, "generated_tokens": 0, "gold": 0.5}
     end = {"spending": {"updates": 7, "generated_tokens": 900}, "evaluation": {"gold": 0.8}}
     results = read_results(write(tmp_path / "demo", [cell("ppo", curve=[start], **end)]))
-    (series,) = figures.evaluation_curves(results, "chitchat", "gold")
-    assert (series.level, list(series.x), list(series.mean)) == (False, [0.0, 900.0], [0.5, 0.8])
+    (line,) = series.evaluation_curves(results, "chitchat", "gold")
+    assert (line.level, list(line.x), list(line.mean)) == (False, [0.0, 900.0], [0.5, 0.8])
 
 
 def test_a_far_off_control_does_not_flatten_the_others() -> None:
@@ -327,11 +330,11 @@ def test_figures_show_what_reward_costs_and_how_replies_drift(tmp_path: Path) ->
         "chitchat--gold-against-kl",
         "chitchat--proxy-against-kl",
     }
-    paths = figures.trade_offs(results, "chitchat", "kl", "gold")
+    paths = series.trade_offs(results, "chitchat", "kl", "gold")
     first, last = paths["ppo"][1][0], paths["ppo"][1][-1]
     assert first == pytest.approx([0.0, GOLD["reference"]])
     assert last == pytest.approx([3.0 * (1 - math.exp(-3.5)), GOLD["ppo"]])
-    (drift,) = [it for it in figures.evaluation_curves(results, "chitchat", "distinct_2") if it.agent == "ppo"]
+    (drift,) = [it for it in series.evaluation_curves(results, "chitchat", "distinct_2") if it.agent == "ppo"]
     assert drift.mean[0] == pytest.approx(0.8)
     assert drift.mean[-1] < 0.6
 
@@ -348,7 +351,26 @@ def test_the_replies_have_a_table_of_their_own_where_they_were_measured(tmp_path
     assert "| ppo | 1.25 | – | 50.0% | 6.2% (0.0% to 12.5%) |" in table
     assert "Off form" in texts_of(write_report(folder).read_text(encoding="utf-8"))
     assert "Off form" in latex_table(read_results(folder))
-    assert summary_rows(read_results(folder))[0].kl.mean == 0.75, "the sum, where there is one, and not its estimate"
+    (row, _) = summary_rows(read_results(folder))
+    assert row.spreads["kl"].mean == 0.75, "the sum, where there is one, and not its estimate"
+
+
+def test_a_chart_is_one_entry_of_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With that alone it has a section, a place in the list of sections, and files."""
+
+    def draw(subject: figures.Subject) -> Iterator[Picture]:
+        if subject.task == "chitchat":
+            yield subject.picture("ends", "How many <ended>.", lambda figure: figure.text(0, 0, "hello"), height=90)
+
+    chart = figures.Chart(name="ends", title="How replies end", caption="Of all & each.", draw=draw)
+    monkeypatch.setattr(figures, "CHARTS", (*figures.CHARTS, chart))
+    folder = write(tmp_path / "demo", [cell(task="chitchat"), cell(task="sums")])
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert '<a href="#ends">How replies end</a>' in page
+    section = page.partition('<section id="ends">')[2].partition("</section>")[0]
+    assert "<h2>How replies end</h2>" in section and "Of all &amp; each." in section
+    assert section.count("<svg") == 1 and ">hello</text>" in section and "How many &lt;ended>." in section
+    assert {file.name for file in (folder / "figures").glob("*ends*")} == {"chitchat--ends.svg", "chitchat--ends.png"}
 
 
 def test_replies_stand_side_by_side_only_for_the_same_prompt(tmp_path: Path) -> None:
@@ -422,11 +444,14 @@ def test_few_seeds_leave_no_room_for_verdicts(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("rough")
 def test_the_page_says_where_no_verdict_was_possible(tmp_path: Path) -> None:
-    said = "So few seeds for so many comparisons cannot show a difference, however large (chitchat: {} p at least {})"
+    said = (
+        "With so few seeds and so many comparisons no difference can be shown, however large "
+        "(chitchat: {} p at least {})"
+    )
     five = markdown_table(read_results(write(tmp_path / "five", grid(["ppo", "reference"], 5))))
     assert said.format("5 seeds,", "0.062") in five
     eight = markdown_table(read_results(write(tmp_path / "eight", grid(["ppo", "reference"], 8))))
-    assert "So few seeds" not in eight
+    assert "so few seeds" not in eight
 
 
 def test_a_name_is_text_in_the_latex_table(tmp_path: Path) -> None:
@@ -476,7 +501,7 @@ def test_without_gold_the_rest_is_there(tmp_path: Path) -> None:
             del point["gold"]
     folder = write(tmp_path / "demo", cells)
     results = read_results(folder)
-    assert summary_rows(results)[0].gold is None
+    assert "gold" not in summary_rows(results)[0].spreads
     assert "Not measured in this benchmark." in texts_of(write_report(folder).read_text(encoding="utf-8"))
     drawn = {picture.name for picture in figures.pictures(results)}
     assert "chitchat--proxy-curve" in drawn
@@ -486,10 +511,10 @@ def test_without_gold_the_rest_is_there(tmp_path: Path) -> None:
 
 def test_reward_parts_come_from_the_metrics_of_the_runs(tmp_path: Path) -> None:
     results = read_results(write(tmp_path / "demo", grid(["ppo", "reference"])))
-    assert figures.reward_parts(results, "chitchat") == ["bradley_terry", "diversity", "kl"]
-    (series,) = figures.part_curves(results, "chitchat", "bradley_terry")
-    assert (series.agent, series.level) == ("ppo", False)
-    assert series.mean[-1] > series.mean[0] + 1
+    assert series.reward_parts(results, "chitchat") == ["bradley_terry", "diversity", "kl"]
+    (line,) = series.part_curves(results, "chitchat", "bradley_terry")
+    assert (line.agent, line.level) == ("ppo", False)
+    assert line.mean[-1] > line.mean[0] + 1
 
 
 def test_the_picture_for_a_readme_is_wide_and_small(tmp_path: Path) -> None:
