@@ -23,14 +23,13 @@ from rlhf_env.learning.checkpoints import fingerprint
 from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.engine import Engine
 from rlhf_env.learning.loop import Row, Training, train
-from rlhf_env.learning.models import fitted, load_policy, load_tokenizer_of
+from rlhf_env.learning.models import PolicySettings, load_policy, load_tokenizer_of, with_vocabulary_of
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
 from rlhf_env.learning.sources import EnvSource, Source
 from rlhf_env.learning.spending import Budget, Spending
 from rlhf_env.learning.stopping import load_stopping_rules
 from rlhf_env.learning.tracking import check_trackers
-from rlhf_env.policies.language_model import ROWS_AT_ONCE
-from rlhf_env.policies.policy import Policy, Sampling
+from rlhf_env.policies.policy import Policy
 from rlhf_env.settings import (
     AtLeastOne,
     Chooses,
@@ -50,29 +49,6 @@ from rlhf_env.types import JsonView, Task
 _MOST = 2**20
 _Size = Annotated[int, Ge(1), Le(_MOST)]  # texts side by side, tokens of a text, prompts of an evaluation
 _MOST_TOKENS = 2**28  # of all texts side by side: 2 GiB of ids
-
-
-@settings
-class PolicySettings:
-    """Who writes the texts."""
-
-    model: Name = "tiny"
-    """A folder, a shipped model, a hub name; "tiny" (small and random, for toy tasks); or "table", a table of logits
-    for tasks of one prompt and so few responses that they can be enumerated."""
-    tokenizer: Name | None = None
-    """Default: the model's own. "tiny" needs one ("bytes" or "alphabet:abc"), and so does "table" ("alphabet:abc")."""
-    dtype: Literal["float32", "float64"] = "float32"
-    """The type of the weights."""
-    sampling: Sampling = field(default_factory=Sampling)
-    """The distribution that tokens are drawn from."""
-    rows_at_once: AtLeastOne = ROWS_AT_ONCE
-    """Texts that are sampled side by side and whose keys and values are kept: it bounds the memory. More texts are
-    written in several waves; with fewer than `num_envs`, acting token by token reads all texts anew at each step."""
-    fused: bool = True
-    """Sample by a quicker way through the models of the common families, whose weights it copies for as long; false:
-    through the library's modules, with the same results up to rounding."""
-    revision: str | None = None
-    """Of a hub name: a branch, tag or commit. With a commit, what the model's owner changes later changes nothing."""
 
 
 @settings
@@ -335,9 +311,11 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
     settings = experiment.environment
     with under("policy"):
         tokenizer = load_tokenizer_of(experiment.policy)
-        policy = load_policy(experiment, tokenizer, task) if policy is None else policy
+        if policy is None:
+            longest = experiment.environment.max_new_tokens
+            policy = load_policy(experiment.policy, tokenizer, task, max_new_tokens=longest, seed=experiment.seed)
         with under("model"):
-            tokenizer = fitted(tokenizer, policy, experiment.policy.model)
+            tokenizer = with_vocabulary_of(tokenizer, policy, experiment.policy.model)
     reference = policy.frozen_copy()
     reference.reseed(experiment.seed + 1)
     policy.reseed(experiment.seed)

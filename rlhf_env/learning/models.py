@@ -2,77 +2,104 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import field
+from typing import Literal
 
 import torch
 
 from rlhf_env.envs.tokenizers import AlphabetTokenizer, FileTokenizer, load_tokenizer
-from rlhf_env.errors import ConfigError, DataError
-from rlhf_env.policies.language_model import LanguageModel
-from rlhf_env.policies.policy import Policy
+from rlhf_env.errors import ConfigError, DataError, Problem, under
+from rlhf_env.policies.language_model import ROWS_AT_ONCE, LanguageModel
+from rlhf_env.policies.policy import Policy, Sampling
 from rlhf_env.policies.tabular import TabularPolicy
 from rlhf_env.policies.tiny import tiny_language_model
+from rlhf_env.settings import AtLeastOne, Name, settings
 from rlhf_env.types import Task, Tokenizer
 
-if TYPE_CHECKING:
-    from rlhf_env.learning.experiment import Experiment, PolicySettings
+
+@settings
+class PolicySettings:
+    """Who writes the texts."""
+
+    model: Name = "tiny"
+    """A folder, a shipped model, a hub name; "tiny" (small and random, for toy tasks); or "table", a table of logits
+    for tasks of one prompt and so few responses that they can be enumerated."""
+    tokenizer: Name | None = None
+    """Default: the model's own. "tiny" needs one ("bytes" or "alphabet:abc"), and so does "table" ("alphabet:abc")."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """The type of the weights."""
+    sampling: Sampling = field(default_factory=Sampling)
+    """The distribution that tokens are drawn from."""
+    rows_at_once: AtLeastOne = ROWS_AT_ONCE
+    """Texts that are sampled side by side and whose keys and values are kept: it bounds the memory. More texts are
+    written in several waves; with fewer than `num_envs`, acting token by token reads all texts anew at each step."""
+    fused: bool = True
+    """Sample by a quicker way through the models of the common families, whose weights it copies for as long; false:
+    through the library's modules, with the same results up to rounding."""
+    revision: str | None = None
+    """Of a hub name: a branch, tag or commit. With a commit, what the model's owner changes later changes nothing."""
 
 
 def load_tokenizer_of(wanted: PolicySettings) -> Tokenizer:
     """The tokenizer that is named, or that comes with the model. Raises ConfigError where there is none."""
     if wanted.model == "tiny" and wanted.tokenizer is None:
-        raise ConfigError('[policy] model "tiny" needs a tokenizer: tokenizer = "bytes" or "alphabet:ab="')
+        said = '[policy] model "tiny" needs a tokenizer: tokenizer = "bytes" or "alphabet:ab="'
+        raise ConfigError(Problem(said, ("model",)))
     if wanted.model == "table" and not (wanted.tokenizer or "").startswith("alphabet:"):
-        raise ConfigError('[policy] model "table" needs a tokenizer of few symbols: tokenizer = "alphabet:abcd"')
-    return load_tokenizer(wanted.tokenizer or wanted.model, revision=None if wanted.tokenizer else wanted.revision)
+        said = '[policy] model "table" needs a tokenizer of few symbols: tokenizer = "alphabet:abcd"'
+        raise ConfigError(Problem(said, ("model",)))
+    with under("tokenizer" if wanted.tokenizer else "model"):
+        return load_tokenizer(wanted.tokenizer or wanted.model, revision=None if wanted.tokenizer else wanted.revision)
 
 
-def load_policy(experiment: Experiment, tokenizer: Tokenizer, task: Task) -> Policy:
+def load_policy(wanted: PolicySettings, tokenizer: Tokenizer, task: Task, *, max_new_tokens: int, seed: int) -> Policy:
     """The model to train, at its initial weights."""
-    wanted = experiment.policy
     dtype = {"float32": torch.float32, "float64": torch.float64}[wanted.dtype]
     if isinstance(tokenizer, AlphabetTokenizer) and wanted.model == "table":
         if task.size != 1:
-            raise ConfigError(f'[policy] model "table" answers one prompt, and the task has {task.size or "unbounded"}')
+            said = f'[policy] model "table" answers one prompt, and the task has {task.size or "unbounded"}'
+            raise ConfigError(Problem(said, ("model",)))
         return TabularPolicy(
             len(tokenizer.symbols),
-            experiment.environment.max_new_tokens,
+            max_new_tokens,
             prompt=tokenizer.encode(task.prompt(0, {}).text),
             dtype=dtype,
             sampling=wanted.sampling,
-            seed=experiment.seed,
+            seed=seed,
         )
     if wanted.model != "tiny":
         # The tokenizer says how a text ends: models that know several end tokens name another one first.
         end, pad = tokenizer.end_id, tokenizer.pad_id
         try:
-            return LanguageModel.from_pretrained(
-                wanted.model,
-                dtype=dtype,
-                revision=wanted.revision,
-                end_id=end,
-                pad_id=pad,
-                sampling=wanted.sampling,
-                rows_at_once=wanted.rows_at_once,
-                fused=wanted.fused,
-            )
+            with under("model"):
+                return LanguageModel.from_pretrained(
+                    wanted.model,
+                    dtype=dtype,
+                    revision=wanted.revision,
+                    end_id=end,
+                    pad_id=pad,
+                    sampling=wanted.sampling,
+                    rows_at_once=wanted.rows_at_once,
+                    fused=wanted.fused,
+                )
         except DataError:
             raise
         except ConfigError as error:
-            raise DataError(f"the tokenizer and the model {wanted.model} do not belong together: {error}") from error
+            said = f"the tokenizer and the model {wanted.model} do not belong together: {error}"
+            raise DataError(Problem(said, ("model",))) from error
     return tiny_language_model(
         vocab_size=tokenizer.vocab_size,
         end_id=tokenizer.end_id,
         pad_id=tokenizer.pad_id,
         dtype=dtype,
-        seed=experiment.seed,
+        seed=seed,
         sampling=wanted.sampling,
         rows_at_once=wanted.rows_at_once,
         fused=wanted.fused,
     )
 
 
-def fitted(tokenizer: Tokenizer, policy: Policy, model: str) -> Tokenizer:
+def with_vocabulary_of(tokenizer: Tokenizer, policy: Policy, model: str) -> Tokenizer:
     """The tokenizer with the model's vocabulary (which many models fill up to a round number), or DataError."""
     if tokenizer.vocab_size < policy.vocab_size and isinstance(tokenizer, FileTokenizer):
         tokenizer = tokenizer.filled_up(policy.vocab_size)

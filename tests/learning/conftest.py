@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from rlhf_env.learning.experiment import EnvironmentSettings, EvaluationSettings, Experiment, PolicySettings
+from rlhf_env.learning.experiment import EnvironmentSettings, EvaluationSettings, Experiment
+from rlhf_env.learning.models import PolicySettings
 from rlhf_env.learning.spending import Budget
 
 torch.set_num_threads(1)

@@ -17,14 +17,9 @@ from rlhf_env import plugins
 from rlhf_env.envs.tokenizers import FileTokenizer
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.learning.collect import collect
-from rlhf_env.learning.experiment import (
-    EnvironmentSettings,
-    EvaluationSettings,
-    Experiment,
-    PolicySettings,
-    build,
-)
+from rlhf_env.learning.experiment import EnvironmentSettings, EvaluationSettings, Experiment, build
 from rlhf_env.learning.loop import train
+from rlhf_env.learning.models import PolicySettings
 from rlhf_env.learning.spending import Budget
 from rlhf_env.policies import tiny_language_model
 from rlhf_env.policies.policy import Sampling

@@ -162,7 +162,7 @@ def test_what_a_rule_needs_is_asked_for_however_it_is_written(table: dict[str, A
 def test_what_a_table_gets_wrong_is_said_before_a_model_is_loaded(
     stopping: dict[str, Any], said: str, toy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rlhf_env.learning.experiment._load_policy", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("rlhf_env.learning.experiment.load_policy", lambda *_, **__: pytest.fail("a model was loaded"))
     with pytest.raises(ConfigError, match=said):
         build(toy("ppo", stopping=stopping))
 

@@ -250,7 +250,7 @@ def test_an_experiment_that_asks_is_the_same_run_with_and_without(
 def test_a_tracker_that_is_none_is_found_before_a_model_is_loaded(
     trackers: dict[str, Any], said: str, toy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rlhf_env.learning.experiment._load_policy", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("rlhf_env.learning.experiment.load_policy", lambda *_, **__: pytest.fail("a model was loaded"))
     with pytest.raises(ConfigError, match=said):
         build(replace(toy("ppo"), trackers=trackers))
 

@@ -23,7 +23,7 @@ from rlhf_env.lab.evaluation.health import Alert, Watch
 from rlhf_env.lab.evaluation.runs import Run, load_run, run
 from rlhf_env.learning.checkpoints import fingerprint
 from rlhf_env.learning.experiment import Experiment, build
-from rlhf_env.learning.loop import Interrupted
+from rlhf_env.learning.signals import Interrupted
 
 UPDATES = 6
 
