@@ -40,7 +40,7 @@ from rlhf_env.envs.tokenizers import load_tokenizer
 from rlhf_env.errors import RlhfEnvError
 from rlhf_env.feedback.asking.annotators import SimulatedAnnotator
 from rlhf_env.feedback.asking.collecting import sample_responses
-from rlhf_env.feedback.asking.pairs import Candidate, collect_pairs
+from rlhf_env.feedback.asking.pairs import Authored, collect_pairs
 from rlhf_env.feedback.judgements import Preference
 from rlhf_env.feedback.reward_models.calibration import (
     accuracy_with_interval,
@@ -100,7 +100,7 @@ class Remembering(RewardModel):
         self.kept.update(zip(keys, load_file(file)["features"], strict=True))
 
 
-def answers(split: Split, prompts: int, each: int, console: Console) -> Iterator[Candidate]:
+def answers(split: Split, prompts: int, each: int, console: Console) -> Iterator[Authored]:
     """`each` answers to a prompt at each temperature."""
     task, tokenizer = Chitchat(split), load_tokenizer(MODELS.base)
     policy = LanguageModel.from_pretrained(MODELS.base)
@@ -129,7 +129,7 @@ def answers(split: Split, prompts: int, each: int, console: Console) -> Iterator
 
 def worth(episodes: Sequence[Episode], console: Console) -> Float:
     """The gold reward of each, float64[B]."""
-    gold = plugins.build("reward", "upbeat", DEMO.gold(MODELS))
+    gold = plugins.build_plugin("reward", "upbeat", DEMO.gold(MODELS))
     values = []
     with stage(console, "What they are worth") as tell:
         for start in range(0, len(episodes), AT_ONCE):
@@ -138,7 +138,7 @@ def worth(episodes: Sequence[Episode], console: Console) -> Float:
     return np.concatenate(values)
 
 
-def judged(split: Split, candidates: Sequence[Candidate], values: Float, file: Path) -> None:
+def judged(split: Split, candidates: Sequence[Authored], values: Float, file: Path) -> None:
     """Every two different answers to a prompt, compared by the annotator, into a store."""
     known = {id(episode): value for (episode, _), value in zip(candidates, values, strict=True)}
     annotator = SimulatedAnnotator(

@@ -42,8 +42,8 @@ OWN = "rlhf-env"  # the distribution of the built-ins
 API = 1  # of the hooks below
 CHOICE = "RLHF_ENV_PLUGINS"
 PATIENCE = 3.0  # seconds that one plugin module may take to be imported: everybody waits for it at every command
-Kind = Literal["reward", "agent", "task", "annotator"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+PluginKind = Literal["reward", "agent", "task", "annotator"]
+PLUGIN_KINDS: tuple[PluginKind, ...] = get_args(PluginKind)
 
 hookspec = pluggy.HookspecMarker(GROUP)
 hookimpl = pluggy.HookimplMarker(GROUP)
@@ -80,7 +80,7 @@ def register_annotators(register: Register) -> None:
 class Entry:
     """One registered plugin. `origin` is the distribution (or script) that offers it."""
 
-    kind: Kind
+    kind: PluginKind
     name: str
     target: str | Callable[..., Any]
     origin: str
@@ -144,7 +144,7 @@ class PluginHost:
     def __init__(self, points: Iterable[EntryPoint], *, choice: str | None = None) -> None:
         self._hooks = pluggy.PluginManager(GROUP)
         self._hooks.add_hookspecs(importlib.import_module(__name__))
-        self._entries: dict[tuple[Kind, str], list[Entry]] = {}
+        self._entries: dict[tuple[PluginKind, str], list[Entry]] = {}
         self.failures: list[Failure] = []
         self.left_out: list[str] = []
         for point in self._let_in(list(points), choice):
@@ -181,13 +181,19 @@ class PluginHost:
         if self._hooks.is_registered(module):
             return
         self._hooks.register(module)
-        for kind in KINDS:
+        for kind in PLUGIN_KINDS:
             others = [plugin for plugin in self._hooks.get_plugins() if plugin is not module]
             caller = self._hooks.subset_hook_caller(f"register_{kind}s", others)
             caller(register=functools.partial(self.add, kind, origin=origin))
 
     def add(
-        self, kind: Kind, name: str, target: str | Callable[..., Any], *, origin: str = "this process", needs: str = ""
+        self,
+        kind: PluginKind,
+        name: str,
+        target: str | Callable[..., Any],
+        *,
+        origin: str = "this process",
+        needs: str = "",
     ) -> None:
         """Register one plugin. Two of one name from different origins are both kept, and refused when used."""
         if not name or not isinstance(name, str):
@@ -199,21 +205,21 @@ class PluginHost:
 
     def __iter__(self) -> Iterator[Entry]:
         """Every entry, by kind and name."""
-        for _, entries in sorted(self._entries.items(), key=lambda item: (KINDS.index(item[0][0]), item[0][1])):
+        for _, entries in sorted(self._entries.items(), key=lambda item: (PLUGIN_KINDS.index(item[0][0]), item[0][1])):
             yield from entries
 
-    def names(self, kind: Kind) -> list[str]:
+    def names(self, kind: PluginKind) -> list[str]:
         return sorted(name for of_kind, name in self._entries if of_kind == kind)
 
     def conflicts(self) -> list[str]:
         """One sentence for each name that more than one distribution claims."""
         return [_conflict(entries) for entries in self._entries.values() if len(entries) > 1]
 
-    def load(self, kind: Kind, name: str) -> Any:
+    def load(self, kind: PluginKind, name: str) -> Any:
         """The registered object. Raises UnknownName, PluginError (conflict, import) or MissingExtra."""
         return self.entry(kind, name).load()
 
-    def entry(self, kind: Kind, name: str) -> Entry:
+    def entry(self, kind: PluginKind, name: str) -> Entry:
         """Who offers it, not imported. Raises UnknownName, or PluginError for a conflict."""
         entries = self._entries.get((kind, name))
         if not entries:
@@ -265,7 +271,9 @@ def register_annotator(name: str, target: str | Callable[..., Any]) -> None:
     host().add("annotator", name, target)
 
 
-def build(kind: Kind, name: str, parameters: JsonObject, provided: JsonObject | None = None, *, where: str = "") -> Any:
+def build_plugin(
+    kind: PluginKind, name: str, parameters: JsonObject, provided: JsonObject | None = None, *, where: str = ""
+) -> Any:
     """Load the plugin and call it with `parameters`.
 
     `provided` are things of the run (a frozen reference policy, the tokenizer): each is passed only to a plugin that

@@ -33,7 +33,7 @@ from rlhf_env.learning.agent import Decision, Metrics, Setup, learned_state, loa
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import (
     Aggregation,
-    Divergence,
+    KLEstimator,
     beside_reference,
     beyond_clip,
     clipped_policy_loss,
@@ -97,7 +97,7 @@ class GRPO:
         clip: float = 0.2
         clip_high: float | None = None
         importance_cap: float = 3.0
-        kl_in_loss: Divergence | None = None
+        kl_in_loss: KLEstimator | None = None
         epochs: int = 1
         minibatches: int = 1
         optimization: Optimization = Optimization()  # noqa: RUF009 - frozen

@@ -152,7 +152,7 @@ class NextToken(BaseFeaturesExtractor):  # type: ignore[misc]  # untyped base
         return self
 
 
-class Split(nn.Module):
+class ActorCriticSplit(nn.Module):
     """[B, V + H] into logits for the actor and a state for the critic: where their networks would have two MLPs."""
 
     def __init__(self, vocab_size: int, hidden_size: int) -> None:
@@ -210,7 +210,7 @@ class SpeaksAsTheModel:
 
     def _build(self: Any, lr_schedule: Any) -> None:
         model: LanguageModel = self.features_extractor.language_model
-        self.mlp_extractor = Split(model.vocab_size, model.hidden_size)
+        self.mlp_extractor = ActorCriticSplit(model.vocab_size, model.hidden_size)
         self.action_net = nn.Identity()
         self.value_net = ValueColumn(model.hidden_size, dtype=model.dtype)
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)

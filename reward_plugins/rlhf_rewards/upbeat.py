@@ -38,7 +38,7 @@ import numpy as np
 from rlhf_env.errors import MissingExtra
 from rlhf_env.types import Episode, Float, Prompt, Tokenizer
 
-Item = TypeVar("Item")
+_Item = TypeVar("_Item")
 
 
 class Fluency(Protocol):
@@ -86,7 +86,7 @@ class Upbeat:
         return _language_model(str(self.judge)) if isinstance(self.judge, str | Path) else self.judge
 
 
-def _each(measure: Callable[[Item], float], items: Sequence[Item]) -> Float:
+def _each(measure: Callable[[_Item], float], items: Sequence[_Item]) -> Float:
     return np.array([measure(item) for item in items], dtype=np.float64)
 
 

@@ -15,7 +15,7 @@ from rlhf_env.types import JsonObject
 
 if TYPE_CHECKING:
     from rlhf_env.feedback.judgements import Judgement, Response
-    from rlhf_env.feedback.store.items import Progress
+    from rlhf_env.feedback.store.items import VoteProgress
     from rlhf_env.feedback.store.store import PreferenceStore
     from rlhf_env.types import Prompt
 
@@ -430,7 +430,7 @@ def _open_store(file: Path) -> Iterator[PreferenceStore]:
         yield store
 
 
-def _progress_line(progress: Progress) -> str:
+def _progress_line(progress: VoteProgress) -> str:
     return (
         f"{progress.votes:,} of {progress.wanted:,} votes on {progress.items:,} items, {progress.complete:,} complete"
     )

@@ -23,13 +23,13 @@ def exact(
 
     Sums over every batch of responses to one prompt: nothing here is sampled.
     """
-    from rlhf_env.lab.studies.exact.estimators import Batches, example, rich_tables
+    from rlhf_env.lab.studies.exact.estimators import Batches, estimator_tables, example
     from rlhf_env.learning.engine import set_threads
     from rlhf_env.policies import ResponseTree
 
     set_threads()
     batches = Batches.of(ResponseTree(symbols, longest), batch)  # first: it refuses what is too large
-    make_console().print(rich_tables(*example(symbols, longest, beta, seed), batches))
+    make_console().print(estimator_tables(*example(symbols, longest, beta, seed), batches))
 
 
 @lab_app.command("agents")
@@ -37,13 +37,13 @@ def exact_agents(
     seeds: Annotated[int, typer.Option(help="Seeds for every agent.", min=1)] = 10,
 ) -> None:
     """Train agents on the enumerable task through the real loop: how near do they come to the exact optimum?"""
-    from rlhf_env.lab.studies.exact.agents import reach, rich_table
+    from rlhf_env.lab.studies.exact.agents import reach, reached_table
     from rlhf_env.learning.engine import set_threads
 
     set_threads()
     found = list(reach(seeds))
     console = make_console()
-    console.print(rich_table(found))
+    console.print(reached_table(found))
     hits, trials = sum(one.hits for one in found), seeds * len(found)
     console.print(f"{hits} of {trials} within 1 %", highlight=False)
 
@@ -66,18 +66,18 @@ def labels(
     from dataclasses import replace
 
     from rlhf_env.lab.progress import stage
-    from rlhf_env.lab.studies.labels import QUICK, Study, rich_table, run_study
+    from rlhf_env.lab.studies.labels import QUICK, LabelStudy, label_table, run_label_study
     from rlhf_env.lab.studies.labels_figure import write_pictures
     from rlhf_env.learning.engine import set_threads
 
     set_threads(threads)
-    study = QUICK if quick else Study()
+    study = QUICK if quick else LabelStudy()
     study = study if seeds is None else replace(study, seeds=seeds)
     folder = out or Path("runs/labels-quick" if quick else "runs/labels")
     console = make_console()
     with interruptible(), stage(console, "Labels needed") as tell:
-        found = run_study(study, folder, tell)
-    console.print(rich_table(found))
+        found = run_label_study(study, folder, tell)
+    console.print(label_table(found))
     console.print(f"In short: {found.sentence}.", highlight=False)
     try:
         write_pictures(found, folder)
@@ -115,7 +115,7 @@ def overoptimization(
     from dataclasses import replace
 
     from rlhf_env.lab.studies.overoptimization.figure import save_picture
-    from rlhf_env.lab.studies.overoptimization.findings import conclude, rich_table, save_findings
+    from rlhf_env.lab.studies.overoptimization.findings import claim_table, conclude_study, save_findings
     from rlhf_env.lab.studies.overoptimization.run import run_study
     from rlhf_env.lab.studies.overoptimization.study import Study
     from rlhf_env.learning.engine import set_threads
@@ -127,8 +127,8 @@ def overoptimization(
     console = make_console()
     with interruptible():
         run_study(study, folder, jobs=jobs, console=console)
-    findings = conclude(study, folder)
-    console.print(rich_table(findings))
+    findings = conclude_study(study, folder)
+    console.print(claim_table(findings))
     try:
         save_picture(findings, folder)
     except ConfigError as missing:  # pictures are an extra; the numbers are not
@@ -145,11 +145,11 @@ def regularisation(
     penalty on large scores, each against none. Half a minute.
     """
     from rlhf_env.lab.progress import stage
-    from rlhf_env.lab.studies.regularisation import compare_restraints, rich_table
+    from rlhf_env.lab.studies.regularisation import compare_restraints, restraint_table
     from rlhf_env.learning.engine import set_threads
 
     set_threads(threads)
     console = make_console()
     with stage(console, "Fitting") as tell:
         found = compare_restraints(seeds, tell)
-    console.print(rich_table(found))
+    console.print(restraint_table(found))

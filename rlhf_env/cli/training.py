@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from rlhf_env.learning.experiment import Experiment, Workplace
 
 
-@app.command(rich_help_panel=LEARNING)
-def train(
+@app.command("train", rich_help_panel=LEARNING)
+def train_one(
     file: Annotated[Path, typer.Argument(help="The experiment, a TOML file.")],
     agent: Annotated[str | None, typer.Option(help="Another agent than the file's, with its default settings.")] = None,
     seed: Annotated[int | None, typer.Option(help="Another seed than the file's.")] = None,
@@ -160,7 +160,7 @@ def evaluate(
     Phrases and formats gained and lost are tested; so is which phrases the reward pays for, and whether they are used
     for that.
     """
-    from rlhf_env.lab.evaluation.against_reference import evaluate_run, rich_tables
+    from rlhf_env.lab.evaluation.against_reference import evaluate_run, evaluation_tables
     from rlhf_env.learning.engine import set_threads
 
     set_threads(threads)
@@ -168,5 +168,5 @@ def evaluate(
     file = out or run / "against_reference.json"
     found.save(file)
     console = make_console()
-    console.print(rich_tables(found))
+    console.print(evaluation_tables(found))
     console.print(f"Evaluation: {file}", highlight=False, soft_wrap=True)

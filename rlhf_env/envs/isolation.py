@@ -55,7 +55,7 @@ _Unchecked = Any
 _START_SECONDS = 60.0  # for importing and building the reward, a model included; longer where the timeout is
 _OPEN_FILES = 256
 _LONGEST_ANSWER = 1 << 25  # bytes; a batch of 512 texts with a number for each of 1,024 tokens is a third of it
-_SERVE = "from rlhf_env.envs.isolation import serve; serve()"
+_SERVE = "from rlhf_env.envs.isolation import serve_reward; serve_reward()"
 _HEADER = 8  # bytes that say how long a message is
 
 # What a child sees of the environment: how to find programs, libraries and caches, and in which language to speak.
@@ -357,7 +357,7 @@ def _is_number(value: object) -> TypeGuard[int | float]:
 # ---------------------------------------------------------------- in the child
 
 
-def serve() -> None:
+def serve_reward() -> None:
     """The child's life, by the arguments that `_Child` gives it: limits, the reward, then question by question."""
     number, memory_mb, timeout = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
     line = socket.socket(fileno=number)

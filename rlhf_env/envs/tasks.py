@@ -46,7 +46,7 @@ def load_task(spec: TaskSpec) -> Task:
     name = parameters.pop("name", None)
     if not isinstance(name, str):
         raise ConfigError(Problem(f"a task table needs a name, got {dict(spec)!r}", ("name",), ""))
-    task: Task = plugins.build("task", name, parameters)
+    task: Task = plugins.build_plugin("task", name, parameters)
     return task
 
 

@@ -20,7 +20,7 @@ def refuse(*problems: str | bool) -> None:
 
 def text(field: str, value: object, *, empty_is_fine: bool = False) -> str:
     if not isinstance(value, str):
-        return f"{field}: expected text, got {kind_of(value)}"
+        return f"{field}: expected text, got {json_kind_of(value)}"
     return "" if value or empty_is_fine else f"{field}: empty"
 
 
@@ -53,7 +53,7 @@ def token_ids(field: str, value: object) -> str:
 
 def json_object(field: str, value: object) -> str:
     if not isinstance(value, Mapping):
-        return f"{field}: expected an object, got {kind_of(value)}"
+        return f"{field}: expected an object, got {json_kind_of(value)}"
     try:
         as_json(dict(value))
     except (TypeError, ValueError) as error:
@@ -66,7 +66,7 @@ def as_json(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=dict)
 
 
-def kind_of(value: object) -> str:
+def json_kind_of(value: object) -> str:
     """What a JSON value is, in words."""
     names = {type(None): "null", dict: "an object", list: "a list", str: "text", bool: "a boolean"}
     return names.get(type(value), f"the number {value!r}" if isinstance(value, (int, float)) else type(value).__name__)

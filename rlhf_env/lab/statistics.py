@@ -21,7 +21,7 @@ from rlhf_env.errors import DataError
 from rlhf_env.types import Float
 
 Statistic = Callable[[Float], float]
-Verdict = Literal["better", "worse", "inconclusive"]
+AgentVerdict = Literal["better", "worse", "inconclusive"]
 
 # Fewer shared seeds than this carry numbers, but no statement about which agent is better.
 SEEDS_FOR_A_CLAIM = 5
@@ -158,7 +158,7 @@ def _student_cdf(t: float, degrees: int) -> float:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairedComparison:
     """One agent against another: the mean of the paired differences, its p-value, and what it allows to say.
 
     `p` is two-sided, of the test that neither is better; `adjusted` is `p` after Holm's correction for all comparisons
@@ -168,7 +168,7 @@ class Comparison:
     difference: Estimate
     p: float
     adjusted: float
-    verdict: Verdict
+    verdict: AgentVerdict
 
 
 def compare(
@@ -178,7 +178,7 @@ def compare(
     stream: np.random.Generator,
     level: float = 0.95,
     resamples: int = 2000,
-) -> dict[str, Comparison]:
+) -> dict[str, PairedComparison]:
     """Every other agent of `scores` compared with `against` on shared seeds.
 
     "better" or "worse" needs all of: five seeds, an interval that leaves out 0, and a p-value below 1 - `level` after
@@ -192,12 +192,12 @@ def compare(
     found = [estimate(mean, d, stream=stream, level=level, resamples=resamples) for d in differences]
     tests = [sign_flip_p(d, stream=stream) for d in differences]
     return {
-        name: Comparison(difference, p, adjusted, _verdict(difference, adjusted, len(d), 1.0 - level))
+        name: PairedComparison(difference, p, adjusted, _verdict(difference, adjusted, len(d), 1.0 - level))
         for name, difference, d, p, adjusted in zip(others, found, differences, tests, holm(tests), strict=True)
     }
 
 
-def _verdict(difference: Estimate, p: float, seeds: int, alpha: float) -> Verdict:
+def _verdict(difference: Estimate, p: float, seeds: int, alpha: float) -> AgentVerdict:
     if seeds < SEEDS_FOR_A_CLAIM or p >= alpha or not difference.excludes_zero:
         return "inconclusive"
     return "better" if difference.value > 0.0 else "worse"

@@ -12,10 +12,10 @@ from rlhf_env.errors import ConfigError, Key, Problem, did_you_mean
 from rlhf_env.plain_data import fits, spoken
 from rlhf_env.types import JsonObject, JsonView
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
-def from_table(cls: type[T], table: JsonView, where: str) -> T:
+def from_table(cls: type[_T], table: JsonView, where: str) -> _T:
     """Build the dataclass `cls` from `table`; `where` begins each message, as in "[agent] lr: ...".
 
     A field that is itself a dataclass takes a table of its own, which changes the field's default key by key (or stands
@@ -26,7 +26,7 @@ def from_table(cls: type[T], table: JsonView, where: str) -> T:
     value = _build(cls, table, where, (), problems)
     if problems:
         raise ConfigError(*problems)
-    return typing.cast(T, value)
+    return typing.cast(_T, value)
 
 
 def _build(cls: type[Any], table: JsonView, where: str, keys: tuple[str, ...], problems: list[Problem]) -> Any:

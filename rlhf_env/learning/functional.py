@@ -24,7 +24,7 @@ from rlhf_env.policies.policy import Sampling
 from rlhf_env.types import TokenScorer
 
 Aggregation = Literal["token-mean", "sequence-mean", "sequence-sum", "dr-grpo"]
-Divergence = Literal["k1", "k2", "k3"]
+KLEstimator = Literal["k1", "k2", "k3"]
 PairLoss = Literal["sigmoid", "ipo"]
 
 # ---------------------------------------------------------------- sums over what counts
@@ -233,7 +233,7 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, targets: Tensor, clip
     return 0.5 * error
 
 
-def kl_estimate(logprobs: Tensor, other: Tensor, kind: Divergence) -> Tensor:
+def kl_estimate(logprobs: Tensor, other: Tensor, kind: KLEstimator) -> Tensor:
     """Per token: an estimate of KL(p || q) from a token drawn from p; `logprobs` is log p, `other` log q, same shape.
 
     With r = log q - log p (Schulman 2020, "Approximating KL divergence"): k1 = -r (unbiased), k2 = r^2 / 2,

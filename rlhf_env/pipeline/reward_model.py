@@ -17,7 +17,7 @@ from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.envs.tokenizers import load_tokenizer
 from rlhf_env.errors import ConfigError
 from rlhf_env.feedback.asking.annotators import SimulatedAnnotator
-from rlhf_env.feedback.asking.pairs import Candidate, collect_pairs
+from rlhf_env.feedback.asking.pairs import Authored, collect_pairs
 from rlhf_env.feedback.judgements import Author
 from rlhf_env.feedback.reward_models.calibration import accuracy_with_interval, expected_calibration_error
 from rlhf_env.feedback.reward_models.fitting import fit_reward_model
@@ -76,7 +76,7 @@ def _collect_preferences(settings: Demo, models: Models, file: Path, console: Co
     annotator = SimulatedAnnotator(
         gold=_gold(settings, models), temperature=settings.annotator_temperature, name="simulated: gold + Bradley-Terry"
     )
-    candidates: list[Candidate] = []
+    candidates: list[Authored] = []
     with stage(console, "The base model answers") as tell:
         for temperature in settings.temperatures:
             author = Author("policy", "chitchat-base", temperature)

@@ -1,7 +1,7 @@
 """Who writes the texts."""
 
 from rlhf_env.policies.language_model import LanguageModel
-from rlhf_env.policies.policy import Evaluation, Policy, Sampling, Written
+from rlhf_env.policies.policy import Policy, Sampling, TextEvaluation, Written
 from rlhf_env.policies.tabular import ResponseTree, TabularPolicy
 from rlhf_env.policies.tiny import tiny_language_model
 from rlhf_env.policies.value_head import ValueHead
@@ -10,7 +10,7 @@ __all__ = [
     "Policy",
     "Sampling",
     "Written",
-    "Evaluation",
+    "TextEvaluation",
     "LanguageModel",
     "TabularPolicy",
     "ResponseTree",

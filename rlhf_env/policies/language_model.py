@@ -21,7 +21,7 @@ from rlhf_env.policies.decoding import Decoding
 from rlhf_env.policies.forward_pass import forward_pass
 from rlhf_env.policies.fused import FusedStep
 from rlhf_env.policies.lm_head import LinearHead, is_all_there_is, linear_head, score_logits
-from rlhf_env.policies.policy import Evaluation, Sampling, Written
+from rlhf_env.policies.policy import Sampling, TextEvaluation, Written
 from rlhf_env.policies.streams import RowStreams
 from rlhf_env.policies.trunk import layout_of, read
 from rlhf_env.policies.untyped import HFConfig, HFModel
@@ -180,7 +180,7 @@ class LanguageModel(nn.Module):
         for start in range(0, len(asked), self.rows_at_once):
             yield np.isin(np.arange(len(rows)), asked[start : start + self.rows_at_once])
 
-    def evaluate(self, tokens: Tensor, mask: Tensor, where: Tensor) -> Evaluation:
+    def evaluate(self, tokens: Tensor, mask: Tensor, where: Tensor) -> TextEvaluation:
         if torch.is_grad_enabled():
             self.forget()  # learning begins: the memory is worth more now
         tokens, mask, where = (
@@ -193,7 +193,7 @@ class LanguageModel(nn.Module):
             moved = self.evaluate(tokens.gather(1, order), mask.gather(1, order), where.gather(1, order))
             back = order.argsort(dim=1)
             hidden = moved.hidden.gather(1, back[..., None].expand_as(moved.hidden))
-            return Evaluation(moved.logprobs.gather(1, back), moved.entropy.gather(1, back), hidden)
+            return TextEvaluation(moved.logprobs.gather(1, back), moved.entropy.gather(1, back), hidden)
         self._check_places(mask, where)
         length = tokens.shape[1]
         # The state at t - 1 speaks about t, so the last column is never read, nor is padding that all rows share.
@@ -215,7 +215,7 @@ class LanguageModel(nn.Module):
                 logprobs, entropy = score_logits(logits, chosen, temperature)
         nothing = torch.zeros(where.shape, dtype=logprobs.dtype, device=self.device)
         hidden = F.pad(states.masked_fill(~mask[..., None], 0.0), (0, 0, 1, length - 1 - width))
-        return Evaluation(nothing.masked_scatter(where, logprobs), nothing.masked_scatter(where, entropy), hidden)
+        return TextEvaluation(nothing.masked_scatter(where, logprobs), nothing.masked_scatter(where, entropy), hidden)
 
     @torch.no_grad()
     def response_logprobs(self, episodes: Sequence[Episode], /) -> list[Float]:

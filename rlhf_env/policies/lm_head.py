@@ -24,7 +24,7 @@ from rlhf_env.policies.linear import has_onednn, image, round_down, round_up, we
 from rlhf_env.policies.untyped import AutogradContext, HFModel
 
 # Logits at once, and probabilities kept for the backward pass: 16 MB and 64 MB of float32.
-LOGITS_AT_ONCE = 2**22
+_LOGITS_AT_ONCE = 2**22
 PROBABILITIES_KEPT = 2**24
 
 
@@ -165,8 +165,8 @@ class _Score(torch.autograd.Function):
 
 
 def _chunks(rows: int, vocab_size: int) -> Iterator[slice]:
-    """Slices that cover `rows`, each of no more logits than `LOGITS_AT_ONCE`, but of one row at least."""
-    at_once = max(1, round_down(LOGITS_AT_ONCE // vocab_size))
+    """Slices that cover `rows`, each of no more logits than `_LOGITS_AT_ONCE`, but of one row at least."""
+    at_once = max(1, round_down(_LOGITS_AT_ONCE // vocab_size))
     return (slice(first, min(first + at_once, rows)) for first in range(0, rows, at_once))
 
 

@@ -57,7 +57,7 @@ class Written:
     logprobs: Float
 
 
-class Evaluation(NamedTuple):
+class TextEvaluation(NamedTuple):
     """How a policy sees given texts; every tensor speaks about `tokens[b, t]` itself.
 
     `logprobs` [B, L]: log p(tokens[b, t] | tokens[b, <t]) where asked, exactly 0 and without gradient elsewhere.
@@ -108,7 +108,7 @@ class Policy(Protocol):
         Calls that continue the texts of the call before, token by token, do not read them again.
         """
 
-    def evaluate(self, tokens: Tensor, mask: Tensor, where: Tensor) -> Evaluation:
+    def evaluate(self, tokens: Tensor, mask: Tensor, where: Tensor) -> TextEvaluation:
         """Score given texts: `tokens` int64[B, L]; `mask` bool[B, L], True on text; `where` bool[B, L], True to score.
 
         Log-probabilities are those at `sampling.temperature`, never truncated. ConfigError when `where` asks for a

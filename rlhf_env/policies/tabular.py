@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.policies.decoding import draw
 from rlhf_env.policies.language_model import padded
-from rlhf_env.policies.policy import Evaluation, Sampling, Written
+from rlhf_env.policies.policy import Sampling, TextEvaluation, Written
 from rlhf_env.policies.streams import RowStreams
 from rlhf_env.types import Bool, Episode, Float, Observation, State
 
@@ -150,7 +150,7 @@ class TabularPolicy(nn.Module):
         self._streams.take((tokens < self.vocab_size).sum(1))
         return Written(tokens, logprobs)
 
-    def evaluate(self, tokens: Tensor, mask: Tensor, where: Tensor) -> Evaluation:
+    def evaluate(self, tokens: Tensor, mask: Tensor, where: Tensor) -> TextEvaluation:
         tokens = tokens.to(self.device)
         mask, where = mask.to(self.device, torch.bool), where.to(self.device, torch.bool)
         if (where & ~mask).any():
@@ -172,7 +172,7 @@ class TabularPolicy(nn.Module):
         # A state is told where text precedes, the first padding place included.
         told = exists & F.pad(mask, (1, 0))[:, :-1]
         hidden = F.one_hot(state.masked_fill(~told, 0), self.tree.states).to(self.dtype) * told[..., None]
-        return Evaluation(nothing.masked_scatter(where, chosen), nothing.masked_scatter(where, entropy), hidden)
+        return TextEvaluation(nothing.masked_scatter(where, chosen), nothing.masked_scatter(where, entropy), hidden)
 
     @torch.no_grad()
     def response_logprobs(self, episodes: Sequence[Episode], /) -> list[Float]:

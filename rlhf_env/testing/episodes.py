@@ -102,7 +102,7 @@ def can_say(tokenizer: Tokenizer, text: str) -> bool:
     return True
 
 
-def by_prompt(episodes: Sequence[Episode]) -> list[list[Episode]]:
+def in_groups(episodes: Sequence[Episode]) -> list[list[Episode]]:
     groups: dict[str, list[Episode]] = {}
     for episode in episodes:
         groups.setdefault(episode.prompt.id, []).append(episode)

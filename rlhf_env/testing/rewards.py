@@ -11,7 +11,7 @@ import numpy as np
 
 from rlhf_env.envs.reward_tables import from_function
 from rlhf_env.errors import ContractError
-from rlhf_env.testing.episodes import by_prompt, episodes_of
+from rlhf_env.testing.episodes import episodes_of, in_groups
 from rlhf_env.testing.observing import broken, global_randomness_untouched
 from rlhf_env.types import (
     AnyReward,
@@ -65,7 +65,7 @@ def check_reward(
     before = copy.deepcopy(scored.state_dict()) if isinstance(scored, Remembers) else None
 
     # A GroupReward sees the answers to one prompt; the others see whatever is in the batch.
-    batches = by_prompt(episodes) if isinstance(scored, GroupReward) else [episodes]
+    batches = in_groups(episodes) if isinstance(scored, GroupReward) else [episodes]
     for batch in batches:
         together = score(batch)
         again = score(batch)

@@ -7,14 +7,14 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from rlhf_env.lab.benchmark.cells import Cell
+from rlhf_env.lab.benchmark.cells import GridCell
 from rlhf_env.lab.benchmark.live_table import GridProgress, benchmark_progress
 from rlhf_env.lab.processes import Progress
 from rlhf_env.learning.experiment import Experiment
 
 
-def cells(agent: str, task: str = "echo", seeds: int = 3) -> list[Cell]:
-    return [Cell("b", task, agent, seed, Experiment()) for seed in range(seeds)]
+def cells(agent: str, task: str = "echo", seeds: int = 3) -> list[GridCell]:
+    return [GridCell("b", task, agent, seed, Experiment()) for seed in range(seeds)]
 
 
 class Clock:

@@ -225,7 +225,9 @@ class _Hooks:
 
 def test_every_hook_reaches_its_kind() -> None:
     hooks = [name for name in dir(plugins) if name.startswith("register_") and name.endswith("s")]
-    assert hooks == [f"register_{kind}s" for kind in sorted(plugins.KINDS)], "a hook without a kind, or the reverse"
+    assert hooks == [f"register_{kind}s" for kind in sorted(plugins.PLUGIN_KINDS)], (
+        "a hook without a kind, or the reverse"
+    )
     host = PluginHost([])
     host.add_module(_Hooks(), "here")
     assert [(entry.kind, entry.name, entry.needs) for entry in host] == [
@@ -245,8 +247,8 @@ def test_the_built_ins_come_in_by_the_same_door() -> None:
     assert not [failure for failure in host.failures if failure.origin == "rlhf-env"]
 
 
-@pytest.mark.parametrize("kind", plugins.KINDS)
-def test_every_built_in_loads(kind: plugins.Kind) -> None:
+@pytest.mark.parametrize("kind", plugins.PLUGIN_KINDS)
+def test_every_built_in_loads(kind: plugins.PluginKind) -> None:
     for entry in plugins.host():
         if entry.kind == kind and entry.origin == "rlhf-env":
             with contextlib.suppress(MissingExtra):  # says so in one line, which is what it should do
@@ -282,8 +284,12 @@ def hosted(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("hosted")
 def test_what_a_run_lends_fills_what_the_user_left_out() -> None:
     lent = {"reference": "the policy", "tokenizer": "unwanted"}
-    assert plugins.build("task", "made", {"length": 1}, lent) == {"length": 1, "reference": "the policy", "scale": 1.0}
-    assert plugins.build("task", "made", {"length": 1, "reference": "mine"}, lent)["reference"] == "mine"
+    assert plugins.build_plugin("task", "made", {"length": 1}, lent) == {
+        "length": 1,
+        "reference": "the policy",
+        "scale": 1.0,
+    }
+    assert plugins.build_plugin("task", "made", {"length": 1, "reference": "mine"}, lent)["reference"] == "mine"
 
 
 @pytest.mark.usefixtures("hosted")
@@ -298,4 +304,4 @@ def test_what_a_run_lends_fills_what_the_user_left_out() -> None:
 )
 def test_a_wrong_setting_names_plugin_and_setting(parameters: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        plugins.build("task", "made", parameters)
+        plugins.build_plugin("task", "made", parameters)

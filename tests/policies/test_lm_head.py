@@ -29,7 +29,7 @@ def parts(bias: bool = True, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor
 @pytest.fixture(params=[(2**22, 2**24), (3 * WORDS, 0), (3 * WORDS, 4 * WORDS), (1, 2**24)])
 def limits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """All at once and kept; in threes and nothing kept; some kept and others made again; one place at a time."""
-    monkeypatch.setattr(lm_head, "LOGITS_AT_ONCE", request.param[0])
+    monkeypatch.setattr(lm_head, "_LOGITS_AT_ONCE", request.param[0])
     monkeypatch.setattr(lm_head, "PROBABILITIES_KEPT", request.param[1])
 
 
@@ -134,7 +134,7 @@ class TestPolicies:
     @pytest.mark.parametrize("chunk", [2**22, 150])
     def test_like_the_models_own_head(self, family: Any, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
         """GPT-2 and Gemma tie the head to the embeddings; Gemma 2 caps its logits, at 30."""
-        monkeypatch.setattr(lm_head, "LOGITS_AT_ONCE", chunk)
+        monkeypatch.setattr(lm_head, "_LOGITS_AT_ONCE", chunk)
         policy = tiny_language_model(
             family,
             vocab_size=50,
@@ -151,7 +151,7 @@ class TestPolicies:
     def test_no_batch_of_logits(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """48 places and 2,000 words: 96,000 logits, of which there are never more than the limits say."""
         policy = tiny_language_model(vocab_size=2000, hidden_size=16, heads=2)
-        monkeypatch.setattr(lm_head, "LOGITS_AT_ONCE", 10_000)
+        monkeypatch.setattr(lm_head, "_LOGITS_AT_ONCE", 10_000)
         monkeypatch.setattr(lm_head, "PROBABILITIES_KEPT", 20_000)
         with Largest() as own:
             through_its_own_head(policy, monkeypatch)

@@ -51,7 +51,7 @@ def worth(replies: tuple[list[Episode], np.ndarray], *texts: str | None) -> np.n
 
 
 def build_gold() -> Any:
-    return plugins.build("reward", "upbeat", {})
+    return plugins.build_plugin("reward", "upbeat", {})
 
 
 def chitchat_turn(episode: Episode) -> str:

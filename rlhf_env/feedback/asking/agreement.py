@@ -30,7 +30,7 @@ from rlhf_env.feedback.judgements import (
 )
 from rlhf_env.types import Float, Int, Prompt
 
-Level = Literal["nominal", "ordinal", "interval"]
+MeasurementLevel = Literal["nominal", "ordinal", "interval"]
 RESAMPLES = 1000
 
 
@@ -106,7 +106,7 @@ def fleiss_kappa(counts: Int) -> float:
     return _beyond_chance(observed, float(np.sum(shares**2)))
 
 
-def krippendorff_alpha(ratings: Float, level: Level = "nominal") -> float:
+def krippendorff_alpha(ratings: Float, level: MeasurementLevel = "nominal") -> float:
     """Of float64[N, M] with NaN where a judgement is missing. Krippendorff, "Content Analysis" (2004), chapter 11.
 
     alpha = 1 - observed disagreement / expected disagreement, from the coincidences of values within units. Units that
@@ -118,7 +118,7 @@ def krippendorff_alpha(ratings: Float, level: Level = "nominal") -> float:
     return _alpha_of_counts(counts[counts.sum(axis=1) >= 2], values, level)
 
 
-def _alpha_of_counts(counts: Float, values: Float, level: Level) -> float:
+def _alpha_of_counts(counts: Float, values: Float, level: MeasurementLevel) -> float:
     """`counts` float64[N, V]: how many gave each of `values`, in units with two judgements or more."""
     if not len(counts):
         return float("nan")
@@ -186,7 +186,7 @@ def _agreement(
         for person, values in by_person.items():
             ratings[row, people.index(person)] = values[0]
     shared = ratings[(~np.isnan(ratings)).sum(axis=1) >= 2]
-    level: Level = "ordinal" if kind in ("rating", "criteria") else "nominal"
+    level: MeasurementLevel = "ordinal" if kind in ("rating", "criteria") else "nominal"
     repeats = [
         float(np.mean([one == other for one, other in combinations(values, 2)]))
         for by_person in said.values()

@@ -64,7 +64,7 @@ def load_annotator(settings: Mapping[str, object], gold: Reward | None = None, *
     if not isinstance(plugin, str):
         raise ConfigError("annotator: the setting 'name' is required")
     lent = {name: value for name, value in {"gold": gold, "name": person}.items() if value}
-    annotator: Annotator = plugins.build("annotator", plugin, given, lent)
+    annotator: Annotator = plugins.build_plugin("annotator", plugin, given, lent)
     return annotator
 
 
@@ -192,7 +192,7 @@ class SimulatedAnnotator:
         return gold[[place[id(episode)] for episode in episodes]]
 
 
-def panel(
+def annotator_panel(
     typical: SimulatedAnnotator,
     size: int,
     rng: np.random.Generator,

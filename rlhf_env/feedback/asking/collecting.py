@@ -17,9 +17,9 @@ import numpy as np
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.feedback import findings
 from rlhf_env.feedback.asking.annotators import Annotator, Ranks, Rates
-from rlhf_env.feedback.asking.pairs import Candidate
+from rlhf_env.feedback.asking.pairs import Authored
 from rlhf_env.feedback.interchange.gathering import gathered
-from rlhf_env.feedback.interchange.jsonl import lines_of
+from rlhf_env.feedback.interchange.jsonl import located_lines
 from rlhf_env.feedback.interchange.provenance import prompt_from, response_from
 from rlhf_env.feedback.interchange.tables import csv_rows
 from rlhf_env.feedback.judgements import Author, Kind, Response
@@ -39,7 +39,7 @@ def sample_responses(
     max_new_tokens: int,
     each: int = 1,
     batch_size: int = 64,
-) -> Iterator[Candidate]:
+) -> Iterator[Authored]:
     """`each` responses to every prompt at every temperature, with the policy (called `name`) and temperature as author.
 
     They come temperature by temperature, prompts in order. What the policy's `sampling` has beside the temperature
@@ -91,7 +91,7 @@ def read_responses(path: str | Path, author: Author | None = None) -> list[tuple
     get equal ids. Raises DataError with each problem as "file:line: field: what", up to 20.
     """
     default = author or Author("dataset", Path(path).name)
-    rows = csv_rows(path) if Path(path).suffix.lower() == ".csv" else lines_of(path)
+    rows = csv_rows(path) if Path(path).suffix.lower() == ".csv" else located_lines(path)
     return gathered(path, rows, lambda row: _response_of(row, default), "and a response")
 
 

@@ -13,12 +13,12 @@ from rlhf_env.feedback.judgements import Author, Comparison, Response
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.types import Episode, Prompt
 
-Candidate = tuple[Episode, Author]
+Authored = tuple[Episode, Author]
 """A finished response and who wrote it (the policy's name and the temperature it was sampled at)."""
 
 
 def collect_pairs(
-    candidates: Iterable[Candidate],
+    candidates: Iterable[Authored],
     annotator: Annotator,
     rng: np.random.Generator,
     *,
@@ -40,7 +40,7 @@ def collect_pairs(
         raise ConfigError(
             f"pairs_per_prompt: {pairs_per_prompt!r} is not a number of at least 1, or None for all pairs"
         )
-    chosen: list[tuple[Candidate, Candidate]] = []
+    chosen: list[tuple[Authored, Authored]] = []
     for group in _by_prompt(candidates):
         possible = list(combinations(group, 2))
         count = len(possible) if pairs_per_prompt is None else min(pairs_per_prompt, len(possible))
@@ -65,9 +65,9 @@ def collect_pairs(
     return comparisons
 
 
-def _by_prompt(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
+def _by_prompt(candidates: Iterable[Authored]) -> list[list[Authored]]:
     """The candidates of each prompt, without those that say what an earlier one said."""
-    groups: dict[tuple[str, str], dict[tuple[int, ...], Candidate]] = {}
+    groups: dict[tuple[str, str], dict[tuple[int, ...], Authored]] = {}
     for episode, author in candidates:
         prompt: Prompt = episode.prompt
         said = tuple(episode.response_ids.tolist())

@@ -15,7 +15,7 @@ from rlhf_env.types import Float, Int
 
 
 @dataclass(frozen=True)
-class Diversity:
+class TextDiversity:
     """How different `count` texts are, in Euclidean distances of their vectors.
 
     `mean_distance` is that between two of them drawn at random, `nearest` the mean distance to the nearest other one
@@ -69,17 +69,17 @@ def covering_radius(vectors: Float, chosen: Int) -> float:
     return float(np.min([_distances(vectors, vectors[row]) for row in chosen], axis=0).max())
 
 
-def diversity(vectors: Float) -> Diversity:
+def diversity(vectors: Float) -> TextDiversity:
     """Of float64[N, D], one row a text."""
     count = len(vectors)
     if count < 2:
-        return Diversity(count, float("nan"), float("nan"))
+        return TextDiversity(count, float("nan"), float("nan"))
     total, nearest = 0.0, 0.0
     for row in range(count):
         distance = _distances(vectors, vectors[row])
         total += float(distance.sum())
         nearest += float(np.delete(distance, row).min())
-    return Diversity(count, total / (count * (count - 1)), nearest / count)
+    return TextDiversity(count, total / (count * (count - 1)), nearest / count)
 
 
 def _distances(vectors: Float, to: Float) -> Float:

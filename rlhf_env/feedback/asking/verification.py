@@ -31,7 +31,7 @@ from rlhf_env.feedback.asking.selection import disagreement_priority
 from rlhf_env.feedback.judgements import Comparison, Preference, Response, preferences_of
 from rlhf_env.feedback.reward_models.calibration import wilson_interval, win_probability
 from rlhf_env.feedback.reward_models.scorer import Scorer
-from rlhf_env.feedback.store.items import Check, Item
+from rlhf_env.feedback.store.items import Item, VerificationItem
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.text_measures import repeated_share
 from rlhf_env.types import Float, Prompt
@@ -121,7 +121,7 @@ def checks_of(
     count: int = 20,
     confidence: float = 0.8,
     **settings: Any,
-) -> list[Check]:
+) -> list[VerificationItem]:
     """Up to `count` pairs for each reason, in the order people are to see them.
 
     `preferences` are recorded judgements; `model` is a name, and confident where it gives one side more than
@@ -141,7 +141,7 @@ def checks_of(
     queues = [[(reason, pair) for pair in _most_urgent(pairs, count)] for reason, pairs in found.items()]
     turns = [turn for turn in chain.from_iterable(zip_longest(*queues)) if turn is not None]
     return [
-        Check(
+        VerificationItem(
             item=Item(
                 kind="comparison",
                 prompt=pair.prompt,
@@ -269,7 +269,7 @@ def outcomes(store: PreferenceStore) -> list[Outcome]:
     for item, judgement in store.votes():
         if isinstance(judgement, Comparison):
             votes[item].append(judgement)
-    asked: dict[tuple[str, str], list[tuple[int, Check]]] = defaultdict(list)
+    asked: dict[tuple[str, str], list[tuple[int, VerificationItem]]] = defaultdict(list)
     for item, check in store.checks():
         asked[check.model, check.reason].append((item, check))
     order: dict[str, int] = {reason: place for place, reason in enumerate(REASONS)}
@@ -278,7 +278,10 @@ def outcomes(store: PreferenceStore) -> list[Outcome]:
 
 
 def _outcome(
-    model: str, reason: str, checks: Sequence[tuple[int, Check]], votes: Mapping[int | None, Sequence[Comparison]]
+    model: str,
+    reason: str,
+    checks: Sequence[tuple[int, VerificationItem]],
+    votes: Mapping[int | None, Sequence[Comparison]],
 ) -> Outcome:
     of_prompt: dict[str, list[tuple[float, float]]] = defaultdict(list)  # (agreed, stated) of every vote
     for item, check in checks:

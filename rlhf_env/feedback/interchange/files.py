@@ -12,7 +12,7 @@ from typing import Literal, get_args
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.feedback.interchange.argilla import argilla_judgements, argilla_record
 from rlhf_env.feedback.interchange.gathering import Located, gathered
-from rlhf_env.feedback.interchange.jsonl import lines_of, write_lines
+from rlhf_env.feedback.interchange.jsonl import located_lines, write_lines
 from rlhf_env.feedback.interchange.label_studio import label_studio_judgements, label_studio_tasks
 from rlhf_env.feedback.interchange.provenance import parsed
 from rlhf_env.feedback.interchange.rows import (
@@ -85,7 +85,7 @@ def read_judgements(path: str | Path, *, annotator: str = "") -> list[Judgement]
             raise DataError(f"{path}: nobody has judged anything in it")
         return judged
     if suffix in (".jsonl", ".ndjson"):
-        rows = lines_of(path)
+        rows = located_lines(path)
     elif suffix == ".csv":
         rows = csv_rows(path)
     elif Path(path).is_dir():

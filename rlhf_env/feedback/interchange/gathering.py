@@ -12,12 +12,12 @@ MOST_PROBLEMS = 20
 Located = tuple[str, Any]
 """(where, content): "pairs.jsonl:3" and its object, or the DataError that stands in place of it."""
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
-def gathered(path: str | Path, contents: Iterable[Located], make: Callable[[Any], T], wanted: str) -> list[T]:
+def gathered(path: str | Path, contents: Iterable[Located], make: Callable[[Any], _T], wanted: str) -> list[_T]:
     """`make(content)` of each; DataError with the problems of all, up to 20, each with its place."""
-    made: list[T] = []
+    made: list[_T] = []
     problems: list[str] = []
     for where, content in contents:
         try:

@@ -35,7 +35,7 @@ def read_jsonl(path: str | Path, *, annotator: str = "") -> list[Preference]:
     source = Path(path).name
     return gathered(
         path,
-        lines_of(path),
+        located_lines(path),
         lambda row: preference_of(row, source=source, annotator=annotator),
         "a chosen and a rejected",
     )
@@ -52,7 +52,7 @@ def write_lines(path: str | Path, rows: Iterable[JsonView]) -> int:
     return count
 
 
-def lines_of(path: str | Path) -> Iterator[Located]:
+def located_lines(path: str | Path) -> Iterator[Located]:
     """Each line's object, or what is wrong with it, and where it stands."""
     for number, line in enumerate(read_file(path).split(b"\n"), start=1):
         if line.strip():

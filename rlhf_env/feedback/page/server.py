@@ -71,7 +71,7 @@ except ModuleNotFoundError as missing:
 
 __all__ = ["PageConfig", "page", "serve"]
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 _FOLDER = Path(__file__).parent / "static"
 # The only files there are: no request's path ever becomes a file's.
@@ -455,7 +455,7 @@ class _Desk:
             await self._in_thread(lambda: self._store.close())
             self._thread.shutdown()
 
-    async def _in_thread(self, work: Callable[[], T]) -> T:
+    async def _in_thread(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     # ---------------------------------------------------------------- handlers
@@ -632,7 +632,7 @@ async def _body(request: Request, *fields: str) -> JsonView:
     except (ValueError, RecursionError) as error:
         raise DataError("the request is not JSON") from error
     if not isinstance(given, dict):
-        raise DataError(f"the request: expected an object, got {findings.kind_of(given)}")
+        raise DataError(f"the request: expected an object, got {findings.json_kind_of(given)}")
     findings.refuse(*(f"{name[:40]}: no such field" for name in given if name not in fields))
     return {name: given.get(name) for name in fields}
 

@@ -26,7 +26,7 @@ class Correlation:
 
 
 @dataclass(frozen=True)
-class Agreement:
+class VoteAgreement:
     """On pairs that several people judged: how often a vote agrees with the majority of the *other* votes (a tie counts
     1/2), and how often the model does with that same majority. The people's number is the model's ceiling."""
 
@@ -103,7 +103,7 @@ class Scorecard:
     length_correlation: float | None
     repetition_correlation: float | None
     longer_preferred: tuple[float, float] | None
-    agreement: Agreement | None
+    agreement: VoteAgreement | None
     best_of_four: BestOfFour | None
     slices: tuple[Slice, ...]
     flips: Mapping[str, float] | None
@@ -142,7 +142,7 @@ class Scorecard:
                 "intervals": {name: (float(low), float(high)) for name, (low, high) in told.pop("intervals").items()},
                 "notes": tuple(told.pop("notes")),
             }
-            for name, kind in (("gold", Correlation), ("agreement", Agreement), ("best_of_four", BestOfFour)):
+            for name, kind in (("gold", Correlation), ("agreement", VoteAgreement), ("best_of_four", BestOfFour)):
                 value = told.pop(name)
                 built[name] = None if value is None else kind(**value)
             pair = told.pop("longer_preferred")
@@ -155,7 +155,7 @@ class Scorecard:
 
 
 @dataclass(frozen=True)
-class Measure:
+class CardLine:
     """One number as it is written everywhere: its name, value and interval (empty where there is none), and what it
     means or is to be compared with."""
 
@@ -177,14 +177,14 @@ def scorecard_table(card: Scorecard) -> Table:
     return table
 
 
-def measures(card: Scorecard) -> Iterator[Measure]:
+def measures(card: Scorecard) -> Iterator[CardLine]:
     """Every number of the scorecard, in the order to read them; last what is not measured, and why."""
 
-    def measure(name: str, key: str, value: float | None, meaning: str) -> Measure:
-        return Measure(name, _number(value), _interval(card.intervals.get(key)), meaning)
+    def measure(name: str, key: str, value: float | None, meaning: str) -> CardLine:
+        return CardLine(name, _number(value), _interval(card.intervals.get(key)), meaning)
 
     a = card.accuracy
-    yield Measure(
+    yield CardLine(
         "accuracy",
         _number(a.value),
         _interval((a.low, a.high)),
@@ -228,17 +228,17 @@ def measures(card: Scorecard) -> Iterator[Measure]:
     if card.best_of_four is not None:
         best = card.best_of_four
         told = f"finds the best of four, {best.prompts} prompts; chance 0.25"
-        yield Measure("best of four", _number(best.value), _interval((best.low, best.high)), told)
+        yield CardLine("best of four", _number(best.value), _interval((best.low, best.high)), told)
     worst = card.worst_slice
     if worst is not None:
         w = worst.accuracy
         told = f"{worst.name} ({w.pairs} pairs), lowest of {len(card.slices)}: one of many is low by chance"
-        yield Measure("worst slice", _number(w.value), _interval((w.low, w.high)), told)
+        yield CardLine("worst slice", _number(w.value), _interval((w.low, w.high)), told)
     for name, share in (card.flips or {}).items():
         yield measure(f"verdict flips: {name}", f"flips: {name}", share, "the meaning is unchanged: 0 is right")
     for note in card.notes:
         name, _, why = note.partition(": ")
-        yield Measure(name, "-", "", why)
+        yield CardLine(name, "-", "", why)
 
 
 def _interval(ends: tuple[float, float] | None) -> str:

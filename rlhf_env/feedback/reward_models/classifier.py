@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.judgements import Response
-from rlhf_env.feedback.reward_models.model import batches_of_like_length, distinct, padded
+from rlhf_env.feedback.reward_models.model import batches_of_like_length, distinct, padded_ids
 from rlhf_env.policies.language_model import quiet_transformers
 from rlhf_env.policies.untyped import HFModel
 from rlhf_env.types import Episode, Float, Int, Prompt
@@ -78,7 +78,7 @@ class SequenceClassifier:
         lengths = [len(text) for text in texts]
         alone = ([i] for i in range(len(texts)))
         for batch in alone if self._pad is None else batches_of_like_length(lengths):
-            ids, ends = padded([texts[i] for i in batch], self._pad or 0)
+            ids, ends = padded_ids([texts[i] for i in batch], self._pad or 0)
             mask = (torch.arange(ids.shape[1]) < ends[:, None]).long()
             device = self._model.device
             logits = self._model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits

@@ -27,7 +27,7 @@ from rlhf_env.feedback.reward_models.model import RewardModel, Text, distinct_te
 from rlhf_env.feedback.store.split import split_by_prompt
 from rlhf_env.types import JsonObject, Prompt
 
-Progress = Callable[[int, int, float], None]
+FittingProgress = Callable[[int, int, float], None]
 """Called after every gradient step with (steps done, steps planned, loss of the step)."""
 
 
@@ -39,7 +39,7 @@ def fit_reward_model(
     generator: torch.Generator,
     counterfactuals: Sequence[Counterfactual] = (),
     dtype: torch.dtype = torch.float32,
-    progress: Progress | None = None,
+    progress: FittingProgress | None = None,
 ) -> tuple[RewardModel, TrainingRecord]:
     """Fit a reward model to judgements; `trunk` is a model folder, or a RewardModel to go on from (changed; it
     keeps its heads).

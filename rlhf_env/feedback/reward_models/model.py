@@ -41,8 +41,8 @@ from rlhf_env.policies.trunk import layout_of, read
 from rlhf_env.policies.untyped import HFModel
 from rlhf_env.types import Episode, Float, Int, JsonObject, Prompt, Tokenizer
 
-POSITIONS_AT_ONCE = 8192  # tokens and padding in one forward pass when scoring
-LOGITS_AT_ONCE = 2**26  # 256 MB of float32
+_POSITIONS_AT_ONCE = 8192  # tokens and padding in one forward pass when scoring
+_LOGITS_AT_ONCE = 2**26  # 256 MB of float32
 _FORMATS: dict[HeadKind, int] = {"linear": 1, "reply": 2}  # who can read only 1 refuses the others by name
 # Of the head "reply": by what it divides the trunk's logits to see its likelihoods, which are as sharp as whoever
 # trained the trunk left them; how many numbers it reads about them; the width of its hidden layer.
@@ -234,7 +234,7 @@ class RewardModel(nn.Module):
 
     def _batch(self, texts: Sequence[Text]) -> tuple[Tensor, Tensor, Tensor]:
         """ids, lengths and starts on the model's device."""
-        ids, lengths = padded([text.ids for text in texts])
+        ids, lengths = padded_ids([text.ids for text in texts])
         starts = torch.tensor([text.start for text in texts])
         device = self.heads.device
         return ids.to(device), lengths.to(device), starts.to(device)
@@ -381,7 +381,7 @@ def _likelihoods(hidden: Tensor, embeddings: Tensor, ids: Tensor, response: Tens
 
 
 def _in_parts(states: Tensor, tokens: Tensor, vocabulary: int) -> Iterator[tuple[Tensor, Tensor]]:
-    at_once = max(1, LOGITS_AT_ONCE // vocabulary)
+    at_once = max(1, _LOGITS_AT_ONCE // vocabulary)
     for start in range(0, len(tokens), at_once):
         yield states[start : start + at_once], tokens[start : start + at_once]
 
@@ -409,10 +409,10 @@ def distinct(texts: Sequence[Int]) -> tuple[list[Int], list[int]]:
 
 
 def batches_of_like_length(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Indices in batches of like length, each of at most POSITIONS_AT_ONCE positions."""
+    """Indices in batches of like length, each of at most _POSITIONS_AT_ONCE positions."""
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if batch and (len(batch) + 1) * lengths[index] > POSITIONS_AT_ONCE:
+        if batch and (len(batch) + 1) * lengths[index] > _POSITIONS_AT_ONCE:
             yield batch
             batch = []
         batch.append(index)
@@ -420,7 +420,7 @@ def batches_of_like_length(lengths: Sequence[int]) -> Iterator[list[int]]:
         yield batch
 
 
-def padded(texts: Sequence[Int], filler: int = 0) -> tuple[Tensor, Tensor]:
+def padded_ids(texts: Sequence[Int], filler: int = 0) -> tuple[Tensor, Tensor]:
     """`ids` int64[B, L], padded on the right with `filler`, and `lengths` int64[B]."""
     lengths = [len(text) for text in texts]
     ids = np.full((len(texts), max(lengths)), filler, dtype=np.int64)

@@ -26,7 +26,8 @@ from rlhf_env.feedback.reward_models.calibration import (
     wilson_interval,
     win_probability,
 )
-from rlhf_env.feedback.reward_models.card import Agreement, BestOfFour, Correlation, Flip, Point, Scorecard, Slice
+from rlhf_env.feedback.reward_models.card import BestOfFour, Correlation, Flip, Point, Scorecard, Slice, VoteAgreement
+from rlhf_env.feedback.reward_models.fairness import Answered
 from rlhf_env.feedback.reward_models.loading import load_scorer
 from rlhf_env.feedback.reward_models.ranks import kendall, kendall_interval, spearman, spearman_interval
 from rlhf_env.feedback.reward_models.scorer import Scorer, pair_log_odds
@@ -35,7 +36,6 @@ from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.text_measures import repeated_share
 from rlhf_env.types import Float, Prompt
 
-Text = tuple[Prompt, Response]
 Valued = tuple[Prompt, Response, float]
 """A response and what it is known to be worth."""
 
@@ -63,7 +63,7 @@ def scorecard_of(
     preferences, valued = read_data(data, held_out=held_out)
     scorer = load_scorer(model)
     if gold is not None:
-        reward = plugins.build("reward", gold, {})
+        reward = plugins.build_plugin("reward", gold, {})
         texts = list({_key(text): text for it in preferences for text in _sides(it)}.values())
         worth = reward([response.episode(prompt) for prompt, response in texts])
         valued = [(*text, float(value)) for text, value in zip(texts, worth, strict=True)]
@@ -171,7 +171,7 @@ def read_data(path: str | Path, *, held_out: float = 1.0) -> tuple[list[Preferen
 def _mean_ratings(judgements: Sequence[Judgement]) -> list[Valued]:
     ratings = [it for it in judgements if isinstance(it, Rating)]
     ratings += [rating for it in judgements if isinstance(it, CriteriaRating) for rating in it.ratings]
-    scores: dict[object, tuple[Text, list[int]]] = {}
+    scores: dict[object, tuple[Answered, list[int]]] = {}
     for it in ratings:
         if it.criterion == "overall":
             text = (it.prompt, it.response)
@@ -251,7 +251,7 @@ def _longer_preferred(
 
 def _agreement(
     preferences: Sequence[Preference], delta: Float
-) -> tuple[Agreement | None, dict[str, tuple[float, float]]]:
+) -> tuple[VoteAgreement | None, dict[str, tuple[float, float]]]:
     votes: dict[
         object, list[tuple[str, float, float]]
     ] = {}  # per pair: who, for which side, which side the model is on
@@ -275,14 +275,14 @@ def _agreement(
     if not pairs:
         return None, {}
     shares = {name: _clustered(np.array(values), of_pair) for name, values in (("people", people), ("model", model))}
-    found = Agreement(shares["people"].value, shares["model"].value, pairs, len(people))
+    found = VoteAgreement(shares["people"].value, shares["model"].value, pairs, len(people))
     return found, {name: (it.low, it.high) for name, it in shares.items()}
 
 
 def _best_of_four(scorer: Scorer, preferences: Sequence[Preference], gold: Sequence[Valued]) -> BestOfFour | None:
     """By gold where it knows four responses to a prompt; else where one response was preferred to three others."""
-    fours: list[tuple[list[Text], set[int]]] = []
-    by_prompt: dict[str, dict[object, tuple[Text, float]]] = {}
+    fours: list[tuple[list[Answered], set[int]]] = []
+    by_prompt: dict[str, dict[object, tuple[Answered, float]]] = {}
     for prompt, response, value in gold:
         by_prompt.setdefault(prompt.text, {})[_key((prompt, response))] = ((prompt, response), value)
     for known in by_prompt.values():
@@ -291,7 +291,7 @@ def _best_of_four(scorer: Scorer, preferences: Sequence[Preference], gold: Seque
             highest = max(value for _, value in four)
             fours.append(([text for text, _ in four], {i for i, (_, value) in enumerate(four) if value == highest}))
     if not fours:
-        beaten: dict[object, dict[object, Text]] = {}
+        beaten: dict[object, dict[object, Answered]] = {}
         for it in preferences:
             chosen, rejected = _sides(it)
             beaten.setdefault(_key(chosen), {_key(chosen): chosen})[_key(rejected)] = rejected
@@ -380,11 +380,11 @@ def _unedited(text: str) -> str:
     return text
 
 
-def _sides(it: Preference) -> tuple[Text, Text]:
+def _sides(it: Preference) -> tuple[Answered, Answered]:
     return (it.prompt, it.chosen), (it.prompt, it.rejected)
 
 
-def _key(text: Text) -> tuple[str, str, object]:
+def _key(text: Answered) -> tuple[str, str, object]:
     """Equal for texts that say the same, whoever wrote them."""
     prompt, response = text
     return prompt.text, response.text, response.ids

@@ -125,7 +125,7 @@ class Item:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
+class VerificationItem:
     """A reward model's opinion of a pair, put before people: an item for verification and why it was chosen.
 
     Args:
@@ -173,7 +173,7 @@ class Receipt:
 
 
 @dataclass(frozen=True)
-class Progress:
+class VoteProgress:
     """Votes given of those `wanted` (the sum of overlaps); `complete` items have all of theirs.
 
     Of one annotator: the votes they gave (`own`), and the items that are still open to them (`open`).

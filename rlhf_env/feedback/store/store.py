@@ -48,7 +48,7 @@ from rlhf_env.feedback.judgements import (
     prompt_problems,
     response_digest,
 )
-from rlhf_env.feedback.store.items import Assignment, Check, Counts, Criterion, Item, Progress, Receipt
+from rlhf_env.feedback.store.items import Assignment, Counts, Criterion, Item, Receipt, VerificationItem, VoteProgress
 from rlhf_env.feedback.store.schema import APPLICATION_ID, MIGRATIONS, from_bytes, to_bytes
 from rlhf_env.feedback.store.split import split_by_prompt
 from rlhf_env.types import Prompt
@@ -256,7 +256,7 @@ class PreferenceStore:
         """Every item with its id, in the order they were added."""
         return self._read_items("", {})
 
-    def add_checks(self, checks: Iterable[Check]) -> list[int]:
+    def add_checks(self, checks: Iterable[VerificationItem]) -> list[int]:
         """Ask people about a reward model's opinions; the items' ids, in order.
 
         One vote of a person on a pair serves every model and reason that asks about it. The opinion of a model that
@@ -266,7 +266,7 @@ class PreferenceStore:
         with self._writing():
             return [self._add_check(check) for check in given]
 
-    def checks(self) -> Iterator[tuple[int, Check]]:
+    def checks(self) -> Iterator[tuple[int, VerificationItem]]:
         """Every check with its item's id, those of one item together."""
         items = dict(self.items())
         rows = self._db.execute(
@@ -276,7 +276,7 @@ class PreferenceStore:
         for item, model, reason, log_odds, *favoured in rows:
             yield (
                 int(item),
-                Check(
+                VerificationItem(
                     item=items[item],
                     model=model,
                     reason=reason,
@@ -383,7 +383,7 @@ class PreferenceStore:
             self._db.execute(withdraw, vote[:1])
             return self._lend(vote[1], annotator, who, now + lease)
 
-    def progress(self, annotator: str | None = None) -> Progress:
+    def progress(self, annotator: str | None = None) -> VoteProgress:
         """How far annotation has come, and how much of it is still open to `annotator`."""
         (who,) = self._db.execute(
             "SELECT max(id) FROM annotators WHERE name = CAST(? AS TEXT)", (to_bytes(annotator or ""),)
@@ -396,7 +396,7 @@ class PreferenceStore:
             FROM items AS i)""",
             {"who": -1 if who is None else who, "now": self._clock()},
         ).fetchone()
-        return Progress(*row)
+        return VoteProgress(*row)
 
     # ---------------------------------------------------------------- inside
 
@@ -464,7 +464,7 @@ class PreferenceStore:
         (found,) = self._db.execute("SELECT id FROM items WHERE digest = ?", (it.digest,)).fetchone()
         return int(found)
 
-    def _add_check(self, it: Check) -> int:
+    def _add_check(self, it: VerificationItem) -> int:
         item = self._add_item(it.item)
         favoured = response_digest(prompt_digest(it.item.prompt), it.favoured)
         row = (item, to_bytes(it.model), to_bytes(it.reason), float(it.log_odds), favoured)

@@ -21,7 +21,7 @@ from rlhf_env.whole_files import write_json
 
 
 @dataclass(frozen=True)
-class Cell:
+class GridCell:
     """One agent on one task with one seed: a result of the report or, while tuning, a `trial` of a `configuration`."""
 
     benchmark: str
@@ -80,7 +80,7 @@ class Cell:
         write_json(self.result_file(folder), result)
 
 
-def run_cell(cell: Cell, folder: Path, on_update: Callable[[Row, float], None] | None = None) -> JsonObject:
+def run_cell(cell: GridCell, folder: Path, on_update: Callable[[Row, float], None] | None = None) -> JsonObject:
     """Build, train, evaluate; the result that was written to `cell.result_file(folder)`.
 
     Raises what the run raises, and RunFailed for an evaluation that is not finite: then no result is written.
@@ -110,7 +110,7 @@ def run_cell(cell: Cell, folder: Path, on_update: Callable[[Row, float], None] |
     return result
 
 
-def _identity(cell: Cell, config_hash: str) -> JsonObject:
+def _identity(cell: GridCell, config_hash: str) -> JsonObject:
     return {
         "benchmark": cell.benchmark,
         "task": cell.task,

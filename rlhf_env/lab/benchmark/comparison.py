@@ -18,8 +18,8 @@ import numpy as np
 from rlhf_env.lab.benchmark.results import CONTROLS, RANDOM, REFERENCE, Cell, Results
 from rlhf_env.lab.statistics import (
     SEEDS_FOR_A_CLAIM,
-    Comparison,
     Estimate,
+    PairedComparison,
     compare,
     estimate,
     interquartile_mean,
@@ -43,11 +43,11 @@ class Standing:
     agent: str
     score: Estimate
     floored: int
-    against: Mapping[str, Comparison]
+    against: Mapping[str, PairedComparison]
 
 
 @dataclass(frozen=True)
-class Ranking:
+class AgentRanking:
     """The agents on a task by mean score, controls last.
 
     `measure`: what the scores are; `best`: the agent, controls aside, with the highest mean; `rival`: who everyone is
@@ -80,7 +80,7 @@ class Across:
     average: Estimate
     gap: Estimate
     improvement: Estimate | None
-    against_reference: Comparison | None
+    against_reference: PairedComparison | None
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Overview:
 
 
 @dataclass(frozen=True)
-class Check:
+class BenchmarkCheck:
     """Something that has to be so in every benchmark; `said` is what was done and what came of it."""
 
     name: str
@@ -110,11 +110,11 @@ class Check:
 class Conclusions:
     """Everything that is concluded from `Results`. A task of few seeds has no ranking; one task has no overview."""
 
-    rankings: tuple[Ranking, ...]
+    rankings: tuple[AgentRanking, ...]
     overview: Overview | None
-    checks: tuple[Check, ...]
+    checks: tuple[BenchmarkCheck, ...]
 
-    def ranking(self, task: str) -> Ranking | None:
+    def ranking(self, task: str) -> AgentRanking | None:
         return next((ranking for ranking in self.rankings if ranking.task == task), None)
 
 
@@ -138,7 +138,7 @@ def _scores(results: Results, task: str, agent: str, seeds: Sequence[int]) -> Fl
 # ---------------------------------------------------------------- one task
 
 
-def _ranking(results: Results, task: str) -> Ranking | None:
+def _ranking(results: Results, task: str) -> AgentRanking | None:
     seeds, measure, floor = results.shared_seeds(task), results.measure(task), results.floor(task)
     if len(seeds) < SEEDS_FOR_A_CLAIM or measure is None or floor is None:
         return None
@@ -160,7 +160,7 @@ def _ranking(results: Results, task: str) -> Ranking | None:
         for agent, found in scores.items()
     ]
     standings.sort(key=lambda standing: _place(standing.agent, standing.score.value))
-    return Ranking(task, measure, floor, tuple(seeds), tuple(standings), best, rival)
+    return AgentRanking(task, measure, floor, tuple(seeds), tuple(standings), best, rival)
 
 
 def _place(agent: str, score: float) -> tuple[int, float, str]:
@@ -174,7 +174,7 @@ def _best(means: Mapping[str, float]) -> str | None:
 # ---------------------------------------------------------------- several tasks
 
 
-def _overview(results: Results, rankings: Sequence[Ranking]) -> Overview | None:
+def _overview(results: Results, rankings: Sequence[AgentRanking]) -> Overview | None:
     tops: dict[str, tuple[float, str]] = {}
     zeros: dict[str, float] = {}
     left_out = [
@@ -226,7 +226,7 @@ def _overview(results: Results, rankings: Sequence[Ranking]) -> Overview | None:
 # ---------------------------------------------------------------- the benchmark checks itself
 
 
-def _same_agent_twice(results: Results, rankings: Sequence[Ranking]) -> Check:
+def _same_agent_twice(results: Results, rankings: Sequence[AgentRanking]) -> BenchmarkCheck:
     """A/A: two draws with replacement from one agent's own runs are one agent under two names."""
     name = "One agent under two names"
     runs = [
@@ -236,7 +236,9 @@ def _same_agent_twice(results: Results, rankings: Sequence[Ranking]) -> Check:
         if np.ptp(scores := _scores(results, ranking.task, agent, ranking.seeds)) > 0.0
     ]
     if not runs:
-        return Check(name, "not checked", f"It takes {SEEDS_FOR_A_CLAIM} shared seeds of an agent whose runs differ.")
+        return BenchmarkCheck(
+            name, "not checked", f"It takes {SEEDS_FOR_A_CLAIM} shared seeds of an agent whose runs differ."
+        )
     stream, claims = _stream(results, "one agent under two names"), 0
     for repeat in range(_REPEATS):
         own = runs[repeat % len(runs)]
@@ -247,18 +249,18 @@ def _same_agent_twice(results: Results, rankings: Sequence[Ranking]) -> Check:
         f"{_REPEATS} times, in turn for every agent and task, an agent's runs were drawn twice with replacement, and "
         f"the two draws compared like two agents: {claims} were called different, at most {allowed} may be."
     )
-    return Check(name, "holds" if claims <= allowed else "does not hold", said)
+    return BenchmarkCheck(name, "holds" if claims <= allowed else "does not hold", said)
 
 
-def _controls_lose(results: Results, rankings: Sequence[Ranking]) -> Check:
+def _controls_lose(results: Results, rankings: Sequence[AgentRanking]) -> BenchmarkCheck:
     """The random writer not above the reference, the reference below every agent, by their means on every task."""
     found = [_order_on(results, task, rankings) for task in results.tasks]
     checked = [ok for ok, _ in found if ok is not None]
     outcome: Any = "not checked" if not checked else "holds" if all(checked) else "does not hold"
-    return Check("The controls lose", outcome, " ".join(said for _, said in found))
+    return BenchmarkCheck("The controls lose", outcome, " ".join(said for _, said in found))
 
 
-def _order_on(results: Results, task: str, rankings: Sequence[Ranking]) -> tuple[bool | None, str]:
+def _order_on(results: Results, task: str, rankings: Sequence[AgentRanking]) -> tuple[bool | None, str]:
     where = f"On {task}: " if len(results.tasks) > 1 else ""
     scored = {agent: [results.score(cell) for cell in results.of(task, agent)] for agent in results.agents_on(task)}
     means = {a: math.fsum(s for s in found if s is not None) / len(found) for a, found in scored.items()}
@@ -293,12 +295,12 @@ def _order_on(results: Results, task: str, rankings: Sequence[Ranking]) -> tuple
     return holds, where + "; ".join(said) + "."
 
 
-def _ledger(results: Results) -> Check:
+def _ledger(results: Results) -> BenchmarkCheck:
     """sum(weight * part) == reward, in every evaluation and every row of metrics of every run that kept its weights."""
     name, kept = "The reward is the sum of its parts", [cell for cell in results.cells if cell.weights]
     sums = [(cell, *entry) for cell in kept for entry in _entries(results, cell)]
     if not sums:
-        return Check(name, "not checked", "No run has kept its weights beside its reward parts.")
+        return BenchmarkCheck(name, "not checked", "No run has kept its weights beside its reward parts.")
     wrong = [(cell, place, off) for cell, place, off, allowed in sums if off > allowed]
     unchecked = len(results.cells) - len({id(cell) for cell, *_ in sums})
     without = f" {unchecked} of {len(results.cells)} runs have no parts to add." if unchecked else ""
@@ -308,9 +310,11 @@ def _ledger(results: Results) -> Check:
             f"Of {len(sums):,} stored rewards {len(wrong):,} differ from the weighted sum of their parts; the worst by "
             f"{off:.1g} of its size, in the {place} of {cell.agent} on {cell.task}, seed {cell.seed}."
         )
-        return Check(name, "does not hold", said + without)
+        return BenchmarkCheck(name, "does not hold", said + without)
     worst = max(off for _, _, off, _ in sums)
-    return Check(name, "holds", f"{len(sums):,} stored rewards added up again; largest deviation {worst:.0e}.{without}")
+    return BenchmarkCheck(
+        name, "holds", f"{len(sums):,} stored rewards added up again; largest deviation {worst:.0e}.{without}"
+    )
 
 
 def _entries(results: Results, cell: Cell) -> Iterator[tuple[str, float, float]]:

@@ -13,7 +13,7 @@ from typing import Any
 import tomli_w
 
 from rlhf_env.errors import ConfigError, Problem, under
-from rlhf_env.lab.benchmark.cells import Cell
+from rlhf_env.lab.benchmark.cells import GridCell
 from rlhf_env.lab.benchmark.tuning import FIRST_SEED, Tuning
 from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.experiment import Experiment, check_plugins
@@ -107,14 +107,14 @@ class Grid:
     def to_toml(self) -> str:
         return tomli_w.dumps({key: value for key, value in asdict(self).items() if value is not None})
 
-    def cells(self, folder: Path | None = None, only: Sequence[str] = ()) -> list[Cell]:
+    def cells(self, folder: Path | None = None, only: Sequence[str] = ()) -> list[GridCell]:
         """Every cell, seeds outermost, so that a run cut short has whole comparisons. Checks every experiment.
 
         `folder`: the benchmark's, where its reward model is. `only`: those that match one of some "task/agent/seed", of
         which the end may be left out, and "*" and "?" stand for anything. Raises ConfigError when one matches nothing.
         """
         tasks = self.tasks or {_task_name(self.experiment): {}}
-        cells: list[Cell] = []
+        cells: list[GridCell] = []
         problems: dict[str, None] = {}
         for seed, (task, changes), agent in product(range(self.seeds), tasks.items(), self.agents):
             try:
@@ -135,14 +135,14 @@ class Grid:
             )
         return [cell for cell in cells if not only or any(cell.matches(pattern) for pattern in only)]
 
-    def _cell(self, task: str, changes: JsonView, agent: str, seed: int, folder: Path | None) -> Cell:
+    def _cell(self, task: str, changes: JsonView, agent: str, seed: int, folder: Path | None) -> GridCell:
         on_task = changes.get("agents", {}).get(agent, {})
         settings = {"name": agent, **self.agents[agent], **on_task}
         shared = _merged(self.experiment, {key: value for key, value in changes.items() if key != "agents"})
         table = {**shared, "name": f"{self.name}/{task}/{agent}", "seed": seed, "agent": settings}
         if self.reward_model is not None and folder is not None:
             table = _placed(table, str(reward_model_of(folder)))
-        return Cell(
+        return GridCell(
             self.name,
             task,
             agent,
@@ -175,7 +175,7 @@ class Grid:
             error.change(placed)
             raise
 
-    def require_plugins(self, cells: Sequence[Cell]) -> None:
+    def require_plugins(self, cells: Sequence[GridCell]) -> None:
         """Raises ConfigError for names and settings that no plugin has, as far as no model is needed to find them."""
         problems: dict[str, None] = {}
         for cell in {(cell.task, cell.agent): cell for cell in cells}.values():
@@ -187,7 +187,7 @@ class Grid:
         if problems:
             raise ConfigError(*problems)
 
-    def trials(self, cells: Sequence[Cell]) -> list[Cell]:
+    def trials(self, cells: Sequence[GridCell]) -> list[GridCell]:
         """What is tried before `cells` can run with the best settings; none for an agent without a choice."""
         found = []
         for cell in {(cell.task, cell.agent): cell for cell in cells}.values():

@@ -12,14 +12,14 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from rlhf_env.lab.benchmark.cells import Cell
+from rlhf_env.lab.benchmark.cells import GridCell
 from rlhf_env.lab.processes import Progress as JobProgress
 from rlhf_env.lab.progress import note_of, spoken_time
 
 
 @contextmanager
 def benchmark_progress(
-    console: Console, cells: Sequence[Cell], *, jobs: int = 2
+    console: Console, cells: Sequence[GridCell], *, jobs: int = 2
 ) -> Iterator[Callable[[JobProgress], None]]:
     """A live table, agents x tasks, of a benchmark whose `cells` (and trials) run in `jobs` processes.
 
@@ -48,18 +48,20 @@ class GridProgress:
     agent on the same task if there are any yet, else of the task, else of all.
     """
 
-    def __init__(self, cells: Sequence[Cell], *, jobs: int = 2, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, cells: Sequence[GridCell], *, jobs: int = 2, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._jobs, self._clock, self._start = jobs, clock, clock()
         self._cells = {cell.key: cell for cell in cells}
         self._done = dict.fromkeys(self._cells, 0.0)
         self._at_work: dict[str, tuple[float, JobProgress]] = {}  # since when, and the last of it
-        self._took: list[tuple[Cell, float]] = []
+        self._took: list[tuple[GridCell, float]] = []
         self._scores: dict[str, float] = {}
         self._failed: set[str] = set()
 
     def take_in(self, news: JobProgress) -> str:
         """A line for a log about what has ended, "" while it has not and where it had ended before this call."""
-        cell, now = cast("Cell", news.job), self._clock()
+        cell, now = cast("GridCell", news.job), self._clock()
         key = cell.key
         self._cells.setdefault(key, cell)
         since, _ = self._at_work.pop(key, (now, news))
@@ -126,7 +128,7 @@ class GridProgress:
             left += (1.0 - done) * expected[alike]
         return f"about {spoken_time(left / self._jobs)} left"
 
-    def _expected(self, cell: Cell) -> float:
+    def _expected(self, cell: GridCell) -> float:
         """Seconds that a run takes, from those most like it."""
         for names in (("task", "agent", "trial"), ("task", "trial"), ("trial",), ()):
             took = [s for other, s in self._took if all(getattr(other, n) == getattr(cell, n) for n in names)]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rlhf_env.errors import ConfigError
-from rlhf_env.lab.benchmark.cells import Cell
+from rlhf_env.lab.benchmark.cells import GridCell
 from rlhf_env.lab.benchmark.grid import Grid, reward_model_of
 from rlhf_env.lab.benchmark.reading import read_trials
 from rlhf_env.lab.benchmark.results import SCORES
@@ -54,7 +54,7 @@ def run_benchmark(
         return run_jobs(list(_tuned(cells, unfinished, folder, tell)), folder, jobs=jobs, on_progress=tell)
 
 
-def _prepare(missing: Sequence[Cell], folder: Path, prepare: Callable[[], object] | None) -> None:
+def _prepare(missing: Sequence[GridCell], folder: Path, prepare: Callable[[], object] | None) -> None:
     model = reward_model_of(folder)
     if any(str(model) in cell.experiment.to_toml() for cell in missing):
         if prepare is not None:
@@ -74,8 +74,8 @@ def _with_outcome(progress: Progress, folder: Path) -> Progress:
 
 
 def _tuned(
-    cells: Sequence[Cell], unfinished: Sequence[Cell], folder: Path, tell: Callable[[Progress], None]
-) -> Iterator[Cell]:
+    cells: Sequence[GridCell], unfinished: Sequence[GridCell], folder: Path, tell: Callable[[Progress], None]
+) -> Iterator[GridCell]:
     """`cells` with the settings that came out best; without those whose tuning is not complete, trials `unfinished`."""
     chosen = {(tried.task, tried.agent): tried for tried in what_was_tried(read_trials(folder)) if tried.chosen}
     waiting = {(trial.task, trial.agent) for trial in unfinished}

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
-Score = Callable[[Sequence[tuple[int, str]]], Float]
+TextScores = Callable[[Sequence[tuple[int, str]]], Float]
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,7 @@ def _endings(evaluator: Evaluator, before: Rollout, after: Rollout) -> Iterator[
     yield rate_change("without the form asked for", *off)
 
 
-def _proxy(evaluator: Evaluator, rollout: Rollout) -> Score | None:
+def _proxy(evaluator: Evaluator, rollout: Rollout) -> TextScores | None:
     """The proxy reward of other texts in the place of the rollout's; None without one, or in conversations."""
     mix, tokenizer = evaluator.workplace.env.reward, evaluator.workplace.setup.tokenizer
     if not mix.judges or any(episode.turns for episode in rollout.episodes):
@@ -265,7 +265,7 @@ def _saying(episode: Episode, text: str, tokenizer: Tokenizer) -> Episode:
 # ---------------------------------------------------------------- the terminal
 
 
-def rich_tables(found: RunEvaluation, rows: int = 8) -> Group:
+def evaluation_tables(found: RunEvaluation, rows: int = 8) -> Group:
     """The evaluation as tables: numbers first, then how behaviour changed, `rows` lines of each kind."""
     from rich.console import Group
 

@@ -24,7 +24,7 @@ from rlhf_env.types import Bool, Float, Int
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 # Each is a search in the whole text, upper and lower case alike; none can backtrack far.
-FORMATS: Mapping[str, re.Pattern[str]] = {
+MARKUP: Mapping[str, re.Pattern[str]] = {
     "refusal": re.compile(
         r"\bi (?:can't|can’t|cannot|can not|won't|won’t|am not able to|am unable to)\b"
         r"|\bi['’]m (?:not able|unable|sorry,? but)\b|\bi am sorry,? but\b|\bas an ai\b",
@@ -125,13 +125,13 @@ class RateChange:
 
 
 def format_changes(before: Sequence[str], after: Sequence[str]) -> list[RateChange]:
-    """How often texts of either set have each of `FORMATS`."""
+    """How often texts of either set have each of `MARKUP`."""
     _need_texts(before, after)
     return [
         rate_change(
             name, *(np.array([pattern.search(text) is not None for text in texts]) for texts in (before, after))
         )
-        for name, pattern in FORMATS.items()
+        for name, pattern in MARKUP.items()
     ]
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_env.errors import DataError
-from rlhf_env.lab.benchmark.comparison import Conclusions, Overview, Ranking
+from rlhf_env.lab.benchmark.comparison import AgentRanking, Conclusions, Overview
 from rlhf_env.lab.benchmark.results import CONTROLS, REFERENCE, Cell, Results
 from rlhf_env.lab.benchmark.summary import SummaryRow, summary_rows
 from rlhf_env.lab.drawing import (
@@ -105,7 +105,7 @@ def pictures(results: Results, conclusions: Conclusions | None = None) -> list[P
     return drawn
 
 
-def _ranking_picture(ranking: Ranking, slug: str, styles: Mapping[str, AgentStyle]) -> Picture | None:
+def _ranking_picture(ranking: AgentRanking, slug: str, styles: Mapping[str, AgentStyle]) -> Picture | None:
     rows = [
         (standing.agent, standing.against[REFERENCE].difference, standing.against[REFERENCE].verdict)
         for standing in ranking.standings

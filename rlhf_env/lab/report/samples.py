@@ -37,7 +37,7 @@ def rich_samples(results: Results, count: int = 3) -> RenderableType:
 
 
 @dataclass(frozen=True)
-class Reply:
+class AgentReply:
     """What one agent answered to a prompt, or None if its runs have no sample for it."""
 
     agent: str
@@ -52,7 +52,7 @@ class Reply:
         return " · ".join(f"{name} {typeset(f'{value:.2f}')}" for name, value in measured if value is not None)
 
 
-def samples_side_by_side(results: Results, task: str) -> list[tuple[str, list[Reply]]]:
+def samples_side_by_side(results: Results, task: str) -> list[tuple[str, list[AgentReply]]]:
     """Each held-out prompt with every agent's reply, the reference first; from its first seed that has samples."""
     agents = sorted(results.agents_on(task), key=lambda agent: agent != "reference")
     cells = {agent: next((cell for cell in results.of(task, agent) if cell.samples), None) for agent in agents}
@@ -64,28 +64,28 @@ def samples_side_by_side(results: Results, task: str) -> list[tuple[str, list[Re
 
 
 @dataclass(frozen=True)
-class Change:
+class ReplyChange:
     """A held-out prompt answered by the reference, as the policy was before training, and after it; `why` this one."""
 
     why: str
     prompt: str
-    before: Reply
-    after: Reply
+    before: AgentReply
+    after: AgentReply
 
 
-def before_and_after(results: Results, task: str) -> dict[str, list[Change]]:
+def before_and_after(results: Results, task: str) -> dict[str, list[ReplyChange]]:
     """By agent: its best, median and worst reply, and the two that changed most, in reward and in words.
 
     Of the first seed with samples, by gold reward (without one, proxy). Words: 1 - `difflib`'s ratio of common ones.
     """
-    found: dict[str, list[Change]] = {}
+    found: dict[str, list[ReplyChange]] = {}
     for agent in [agent for agent in results.agents_on(task) if agent not in CONTROLS]:
         cell = next((cell for cell in results.of(task, agent) if cell.samples), None)
         if cell is None:
             continue
         started = next((it for it in results.of(task, REFERENCE) if it.seed == cell.seed and it.samples), None)
         pairs = [
-            (_reply(REFERENCE, started, i, said.prompt), Reply(agent, cell.seed, said))
+            (_reply(REFERENCE, started, i, said.prompt), AgentReply(agent, cell.seed, said))
             for i, said in enumerate(cell.samples)
         ]
         picked: dict[int, list[str]] = {}
@@ -94,7 +94,7 @@ def before_and_after(results: Results, task: str) -> dict[str, list[Change]]:
         ):
             picked.setdefault(place, []).append(why)
         found[agent] = [
-            Change(", ".join(whys), cell.samples[place].prompt, *pairs[place]) for place, whys in picked.items()
+            ReplyChange(", ".join(whys), cell.samples[place].prompt, *pairs[place]) for place, whys in picked.items()
         ]
     return found
 
@@ -122,8 +122,8 @@ def _distance(text: str, other: str) -> float:
     return 1.0 - SequenceMatcher(None, text.split(), other.split(), autojunk=False).ratio()
 
 
-def _reply(agent: str, cell: Cell | None, index: int, prompt: str) -> Reply:
+def _reply(agent: str, cell: Cell | None, index: int, prompt: str) -> AgentReply:
     """Same place and same prompt: a run that was asked something else has no reply here."""
     if cell is None or index >= len(cell.samples) or cell.samples[index].prompt != prompt:
-        return Reply(agent, None, None)
-    return Reply(agent, cell.seed, cell.samples[index])
+        return AgentReply(agent, None, None)
+    return AgentReply(agent, cell.seed, cell.samples[index])

@@ -49,7 +49,9 @@ def _rendered(card: Scorecard, **told: object) -> Markup:
         card=card,
         measures=list(measures(card)),
         slices=sorted(card.slices, key=lambda it: it.accuracy.value)[:_SLICES],
-        figures={picture.name.removeprefix("scorecard-"): as_inline_svg(picture) for picture in pictures(card)},
+        figures={
+            picture.name.removeprefix("scorecard-"): as_inline_svg(picture) for picture in scorecard_pictures(card)
+        },
         most_points=MOST_POINTS,
         signed="{:+.2f}".format,
         **told,
@@ -57,7 +59,7 @@ def _rendered(card: Scorecard, **told: object) -> Markup:
     return Markup(rendered)  # escaped by the template
 
 
-def pictures(card: Scorecard) -> list[Picture]:
+def scorecard_pictures(card: Scorecard) -> list[Picture]:
     """The reliability diagram, and the score against length and against repetition."""
     told = "How often the model is right against the confidence it states, with intervals."
     diagram = partial(_paint_reliability, bins=card.reliability)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from rlhf_env.lab.benchmark.comparison import Across, Conclusions, Overview, Ranking, Standing
+from rlhf_env.lab.benchmark.comparison import Across, AgentRanking, Conclusions, Overview, Standing
 from rlhf_env.lab.benchmark.results import CONTROLS, REFERENCE, Results
 from rlhf_env.lab.benchmark.summary import Spread, SummaryRow, claim, summary_rows
 from rlhf_env.lab.benchmark.tuning import what_was_tried
 from rlhf_env.lab.drawing import short_count, typeset
-from rlhf_env.lab.statistics import Comparison, Estimate
+from rlhf_env.lab.statistics import Estimate, PairedComparison
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Value:
 
 
 @dataclass(frozen=True)
-class Line:
+class SheetLine:
     """A row of a table as it is written everywhere. `task`: empty in a table over all of them."""
 
     task: str
@@ -99,7 +99,7 @@ class Sheet:
     name: str
     title: str
     headings: tuple[tuple[str, str], ...]
-    lines: tuple[Line, ...]
+    lines: tuple[SheetLine, ...]
     notes: tuple[str, ...]
 
 
@@ -132,7 +132,7 @@ def _tuning(results: Results) -> Sheet:
             score,
             Value("yes" if one.chosen else ""),
         )
-        found.append(Line(one.task, one.agent, False, "", shown))
+        found.append(SheetLine(one.task, one.agent, False, "", shown))
     tokens = sum(trial.spending.get("generated_tokens", 0.0) for trial in results.trials)
     seconds = sum(trial.spending.get("seconds", 0.0) for trial in results.trials)
     headings = (
@@ -152,7 +152,7 @@ def _measures(name: str, title: str, columns: Sequence[Column], results: Results
     return Sheet(name, title, headings, tuple(lines(results, columns)), tuple(notes))
 
 
-def _leaderboard(rankings: Sequence[Ranking]) -> Sheet:
+def _leaderboard(rankings: Sequence[AgentRanking]) -> Sheet:
     measures = sorted({ranking.measure for ranking in rankings})
     named = {ranking.rival for ranking in rankings if ranking.rival != ranking.best}
     rival = named.pop() if len(named) == 1 else "best"
@@ -167,7 +167,7 @@ def _leaderboard(rankings: Sequence[Ranking]) -> Sheet:
     return Sheet("leaderboard", "Leaderboard", headings, tuple(found), tuple(_how_compared(rankings)))
 
 
-def _standing(ranking: Ranking, standing: Standing) -> Line:
+def _standing(ranking: AgentRanking, standing: Standing) -> SheetLine:
     rival = ranking.rival or ""
     to_reference, to_rival = standing.against.get(REFERENCE), standing.against.get(rival)
     values = (
@@ -180,10 +180,10 @@ def _standing(ranking: Ranking, standing: Standing) -> Line:
         ),
     )
     note = f"{standing.floored} of {len(ranking.seeds)} at the floor" if standing.floored else ""
-    return Line(ranking.task, standing.agent, standing.agent in CONTROLS, note, values)
+    return SheetLine(ranking.task, standing.agent, standing.agent in CONTROLS, note, values)
 
 
-def _compared(comparison: Comparison | None) -> tuple[Value, Value]:
+def _compared(comparison: PairedComparison | None) -> tuple[Value, Value]:
     if comparison is None:
         return Value(), Value()
     verdict = Value(comparison.verdict, f"p {_p(comparison.adjusted)}", comparison.verdict)
@@ -205,7 +205,7 @@ def _estimated(found: Estimate | None, *, signed: bool = False) -> Value:
     return Value(value, " to ".join(ends))
 
 
-def _how_compared(rankings: Sequence[Ranking]) -> Iterator[str]:
+def _how_compared(rankings: Sequence[AgentRanking]) -> Iterator[str]:
     yield (
         "Differences are paired by seed. Small numbers are 95 % intervals (bootstrap over seeds) and p-values (sign "
         "flips), corrected by Holm for all comparisons with one agent on one task. Inconclusive is not equal."
@@ -246,20 +246,20 @@ def _overview(overview: Overview) -> Sheet:
     return Sheet("overview", "All tasks together", headings, tuple(map(_across, overview.agents)), notes)
 
 
-def _across(row: Across) -> Line:
+def _across(row: Across) -> SheetLine:
     values = (
         _estimated(row.average),
         _estimated(row.gap),
         _estimated(row.improvement),
         *_compared(row.against_reference),
     )
-    return Line("", row.agent, row.agent in CONTROLS, "", values)
+    return SheetLine("", row.agent, row.agent in CONTROLS, "", values)
 
 
-def lines(results: Results, columns: Sequence[Column] = COLUMNS) -> list[Line]:
+def lines(results: Results, columns: Sequence[Column] = COLUMNS) -> list[SheetLine]:
     """The measures of `columns`, a line per task and agent."""
     return [
-        Line(row.task, row.agent, row.control, _note(row), tuple(_value(column, row) for column in columns))
+        SheetLine(row.task, row.agent, row.control, _note(row), tuple(_value(column, row) for column in columns))
         for row in summary_rows(results)
     ]
 

@@ -31,20 +31,20 @@ from rlhf_env import plugins
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.feedback.asking.selection import disagreement_priority, random_priority, uncertainty_priority
 from rlhf_env.feedback.reward_models.calibration import win_probability
-from rlhf_env.lab.statistics import Comparison, Estimate, compare, estimate, mean
+from rlhf_env.lab.statistics import Estimate, PairedComparison, compare, estimate, mean
 from rlhf_env.plain_data import refuse_misfits
 from rlhf_env.types import Episode, Float
 from rlhf_env.whole_files import write_json, write_whole
 
 World = Literal["chitchat", "made-up"]
-Tell = Callable[[float, str], None]
+TellLabels = Callable[[float, str], None]
 """Called with the share of the work done and a short note."""
 
 STRATEGIES = ("random", "uncertainty", "disagreement")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study:
+class LabelStudy:
     """What is compared.
 
     `world`: "chitchat" has the shipped base model answer `prompts` at each of the `temperatures`, every two answers to
@@ -102,7 +102,7 @@ class Study:
         return tuple(self.batch * done for done in range(1, self.rounds + 1))
 
 
-QUICK = Study(world="made-up", pool=1200, batch=40, rounds=12, ridge=1.0, targets=(0.80, 0.85, 0.90))
+QUICK = LabelStudy(world="made-up", pool=1200, batch=40, rounds=12, ridge=1.0, targets=(0.80, 0.85, 0.90))
 """Seconds instead of minutes, and no language model."""
 
 
@@ -119,7 +119,7 @@ class Pool:
 # ---------------------------------------------------------------- pairs
 
 
-def make_pool(study: Study, tell: Tell = lambda done, note: None) -> Pool:
+def make_pool(study: LabelStudy, tell: TellLabels = lambda done, note: None) -> Pool:
     """The pairs of a study. Raises MissingExtra where the world "chitchat" lacks its corpus or lexicon."""
     features, gold = _made_up(study) if study.world == "made-up" else _chitchat(study, tell)
     seen = study.prompts - study.held_out
@@ -142,7 +142,7 @@ def make_pool(study: Study, tell: Tell = lambda done, note: None) -> Pool:
     return Pool(apart, worth, unseen, unseen_worth)
 
 
-def _made_up(study: Study) -> tuple[Float, Float]:
+def _made_up(study: LabelStudy) -> tuple[Float, Float]:
     """float64[answers, prompts, D] and [answers, prompts]: few features vary much, many a little, all of them count."""
     rng = np.random.default_rng([study.seed, 1])
     spread = np.geomspace(1.0, 0.1, 30)
@@ -150,7 +150,7 @@ def _made_up(study: Study) -> tuple[Float, Float]:
     return features, features @ (rng.choice([-1.0, 1.0], size=len(spread)) / np.linalg.norm(spread))
 
 
-def _chitchat(study: Study, tell: Tell) -> tuple[Float, Float]:
+def _chitchat(study: LabelStudy, tell: TellLabels) -> tuple[Float, Float]:
     """As `_made_up`, of answers of the shipped base model to training prompts."""
     from rlhf_env.envs.tasks import load_task
     from rlhf_env.envs.tokenizers import load_tokenizer
@@ -174,7 +174,7 @@ def _chitchat(study: Study, tell: Tell) -> tuple[Float, Float]:
     for start in range(0, total, 64):
         features.append(trunk_features(policy, episodes[start : start + 64]))
         tell(0.6 + 0.2 * start / total, "what the trunk makes of them")
-    gold = plugins.build("reward", "upbeat", {})
+    gold = plugins.build_plugin("reward", "upbeat", {})
     worth = []
     for start in range(0, total, 64):
         worth.append(gold(episodes[start : start + 64]))
@@ -239,7 +239,7 @@ def fit_head(features: Float, first_wins: Float, *, ridge: float, weight: Float 
     return head
 
 
-def learning_curve(pool: Pool, strategy: str, study: Study, seed: int) -> Float:
+def learning_curve(pool: Pool, strategy: str, study: LabelStudy, seed: int) -> Float:
     """float64[rounds]: accuracy on the held-out pairs after each round of one strategy."""
     shared = np.random.default_rng([study.seed, seed, 2])
     rows = shared.permutation(len(pool.gold))[: study.pool]
@@ -316,7 +316,7 @@ class Need:
     target: float
     labels: Estimate
     missed: int
-    saved: Comparison | None
+    saved: PairedComparison | None
 
 
 @dataclass(frozen=True)
@@ -328,11 +328,11 @@ class Found:
     `annotator`: how often the annotator's verdicts agree with gold on the pairs of the pool.
     """
 
-    study: Study
+    study: LabelStudy
     annotator: float
     curves: Mapping[str, tuple[Estimate, ...]]
     needs: Mapping[str, tuple[Need, ...]]
-    overall: Mapping[str, Comparison]
+    overall: Mapping[str, PairedComparison]
 
     @property
     def sentence(self) -> str:
@@ -345,7 +345,7 @@ class Found:
         return "; ".join(said)
 
 
-def conclude(study: Study, accuracies: Mapping[str, Float], annotator: float) -> Found:
+def conclude_labels(study: LabelStudy, accuracies: Mapping[str, Float], annotator: float) -> Found:
     """From `accuracies` float64[S, rounds] of each strategy, in seeds that they share."""
     stream = np.random.default_rng([study.seed, 4])
     needed = {
@@ -380,7 +380,7 @@ def conclude(study: Study, accuracies: Mapping[str, Float], annotator: float) ->
     return Found(study, annotator, curves, needs, overall)
 
 
-def run_study(study: Study, folder: Path, tell: Tell = lambda done, note: None) -> Found:
+def run_label_study(study: LabelStudy, folder: Path, tell: TellLabels = lambda done, note: None) -> Found:
     """The study in `folder`: pool.safetensors, cells/ (a curve a file), labels.json.
 
     What is there is not done again. Raises ConfigError where the folder holds a study of other settings.
@@ -401,12 +401,12 @@ def run_study(study: Study, folder: Path, tell: Tell = lambda done, note: None) 
         curves[name].append(np.array(json.loads(file.read_text(encoding="utf-8"))["accuracy"]))
     accuracies = {name: np.array(values) for name, values in curves.items()}
     annotator = float(win_probability(np.abs(pool.gold) / study.temperature).mean())
-    found = conclude(study, accuracies, annotator)
+    found = conclude_labels(study, accuracies, annotator)
     write_json(folder / "labels.json", {**asdict(found), "labels": study.labels, "sentence": found.sentence})
     return found
 
 
-def _kept_pool(study: Study, file: Path, tell: Tell) -> Pool:
+def _kept_pool(study: LabelStudy, file: Path, tell: TellLabels) -> Pool:
     """The pool in `file`, made where there is none: all of it or nothing."""
     if not file.exists():
         pool = make_pool(study, tell)
@@ -417,7 +417,7 @@ def _kept_pool(study: Study, file: Path, tell: Tell) -> Pool:
         raise DataError(f"{file} is damaged ({error}): remove it to have it made again") from error
 
 
-def rich_table(found: Found) -> Table:
+def label_table(found: Found) -> Table:
     """Labels needed by strategy and accuracy, with intervals, and what each saves against random."""
     study = found.study
     table = Table(
@@ -449,5 +449,5 @@ def _range(it: Estimate, form: str = ",.0f") -> str:
     return f"{it.value:{form}}{inside}"
 
 
-def _saved(it: Comparison) -> str:
+def _saved(it: PairedComparison) -> str:
     return f"saved {_range(it.difference)}\n{it.verdict}"

@@ -19,7 +19,7 @@ from rlhf_env.feedback.reward_models.config import RewardModelConfig
 from rlhf_env.feedback.reward_models.fitting import fit_reward_model
 from rlhf_env.feedback.reward_models.model import RewardModel
 from rlhf_env.feedback.reward_models.scorer import pair_log_odds
-from rlhf_env.lab.statistics import Comparison, compare
+from rlhf_env.lab.statistics import PairedComparison, compare
 from rlhf_env.policies.tiny import tiny_language_model
 from rlhf_env.types import Float, JsonView, Prompt
 
@@ -87,8 +87,8 @@ class Restrained:
     """Losses of every seed by restraint; what each takes off the gap and off the held-out loss, against none."""
 
     found: Mapping[str, list[Losses]]
-    gap: Mapping[str, Comparison]
-    held_out: Mapping[str, Comparison]
+    gap: Mapping[str, PairedComparison]
+    held_out: Mapping[str, PairedComparison]
 
 
 def compare_restraints(seeds: int, tell: Callable[[float, str], None] = lambda done, note: None) -> Restrained:
@@ -99,14 +99,14 @@ def compare_restraints(seeds: int, tell: Callable[[float, str], None] = lambda d
             tell((seed + place / len(RESTRAINTS)) / seeds, f"seed {seed}, {name}")
             found[name].append(losses(name, seed))
 
-    def against_none(measure: str) -> dict[str, Comparison]:
+    def against_none(measure: str) -> dict[str, PairedComparison]:
         scores: dict[str, Float] = {name: -np.array([getattr(it, measure) for it in of]) for name, of in found.items()}
         return compare(scores, WITHOUT, stream=np.random.default_rng(0))
 
     return Restrained(found, against_none("gap"), against_none("held_out"))
 
 
-def rich_table(result: Restrained) -> Table:
+def restraint_table(result: Restrained) -> Table:
     """A row a restraint: mean losses over seeds, and how much less gap and held-out loss, with verdicts."""
     seeds = len(result.found[WITHOUT])
     table = Table(
@@ -125,7 +125,7 @@ def rich_table(result: Restrained) -> Table:
     return table
 
 
-def _less(it: Comparison) -> str:
+def _less(it: PairedComparison) -> str:
     low, high = it.difference.low, it.difference.high
     inside = "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
     return f"{it.difference.value:.2f}{inside}\n{it.verdict}"

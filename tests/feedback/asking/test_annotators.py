@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from rlhf_env.errors import ConfigError, UnknownName
-from rlhf_env.feedback.asking.annotators import SimulatedAnnotator, expected_agreement, load_annotator, panel
+from rlhf_env.feedback.asking.annotators import SimulatedAnnotator, annotator_panel, expected_agreement, load_annotator
 from rlhf_env.types import Episode, Float
 
 Build = Callable[..., Episode]
@@ -165,7 +165,9 @@ def test_ratings_follow_the_ordered_logit(episode: Build) -> None:
 def test_people_agree_with_each_other_as_their_settings_say(episode: Build) -> None:
     pairs, gold, words = wordy_pairs(episode, 4000)
     typical = SimulatedAnnotator(gold=first_id, temperature=0.4, flip_rate=0.05, name="person")
-    people = panel(typical, 4, np.random.default_rng(0), temperature_spread=0.5, length_spread=0.4, position_spread=0.3)
+    people = annotator_panel(
+        typical, 4, np.random.default_rng(0), temperature_spread=0.5, length_spread=0.4, position_spread=0.3
+    )
     assert [it.name for it in people] == ["person 1", "person 2", "person 3", "person 4"]
     assert len({(it.temperature, it.length_bias, it.position_bias) for it in people}) == 4
 
@@ -182,14 +184,14 @@ def test_people_agree_with_each_other_as_their_settings_say(episode: Build) -> N
         assert_agreement(votes[i], again[i], expected_agreement(one, one, gold, words))
         for j in range(i):
             assert_agreement(votes[i], votes[j], expected_agreement(one, people[j], gold, words))
-    alike = panel(typical, 2, np.random.default_rng(0))
+    alike = annotator_panel(typical, 2, np.random.default_rng(0))
     assert expected_agreement(*alike, gold) > expected_agreement(*people[:2], gold, words)
 
 
 def test_a_panel_is_as_varied_as_asked() -> None:
     """Standard deviations of 2000 people: within 4 standard errors of the spread, or wrong once in 16,000."""
     typical = SimulatedAnnotator(gold=first_id, temperature=0.4, length_bias=0.2, position_bias=-0.1)
-    people = panel(
+    people = annotator_panel(
         typical, 2000, np.random.default_rng(0), temperature_spread=0.5, length_spread=0.3, position_spread=0.1
     )
     for found, middle, spread in (
@@ -200,7 +202,7 @@ def test_a_panel_is_as_varied_as_asked() -> None:
         assert abs(np.std(found) - spread) < ERRORS * spread / math.sqrt(2 * 2000)
         assert abs(np.mean(found) - middle) < ERRORS * spread / math.sqrt(2000)
     with pytest.raises(ConfigError, match="size of at least 1"):
-        panel(typical, 0, np.random.default_rng(0))
+        annotator_panel(typical, 0, np.random.default_rng(0))
 
 
 def assert_agreement(one: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_], expected: float) -> None:

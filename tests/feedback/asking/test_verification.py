@@ -17,7 +17,7 @@ from rlhf_env.feedback.asking.tournament import contests
 from rlhf_env.feedback.asking.verification import Candidate, checks_of, opinions, outcomes, recorded
 from rlhf_env.feedback.judgements import Author, Comparison, Response, Verdict
 from rlhf_env.feedback.reward_models.calibration import wilson_interval
-from rlhf_env.feedback.store.items import Check, Item
+from rlhf_env.feedback.store.items import Item, VerificationItem
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.types import Episode, Float, Prompt
 
@@ -61,12 +61,14 @@ def candidate(number: int, scores: dict[Response, float] | dict[Response, list[f
     return Candidate(prompt(number), tuple(scores), rows)
 
 
-def chosen(candidates: Sequence[Candidate], reason: str, preferences: Sequence[Any] = (), **more: Any) -> list[Check]:
+def chosen(
+    candidates: Sequence[Candidate], reason: str, preferences: Sequence[Any] = (), **more: Any
+) -> list[VerificationItem]:
     made = checks_of(candidates, preferences, np.random.default_rng(0), model="rm", **more)
     return [check for check in made if check.reason == reason]
 
 
-def pair_of(check: Check) -> tuple[str, str]:
+def pair_of(check: VerificationItem) -> tuple[str, str]:
     """The favoured text, and the other."""
     texts = [response.text for response in check.item.responses]
     return check.favoured.text, next(text for text in texts if text != check.favoured.text)
@@ -164,12 +166,12 @@ def test_reasons_take_turns_with_one_pair_of_a_prompt(tmp_path: Path) -> None:
     assert order == [*dict.fromkeys(names), ordinary], "in the order of their urgency, before what was asked otherwise"
 
 
-def check(number: int, log_odds: float, reason: str = "random", model: str = "rm") -> Check:
+def check(number: int, log_odds: float, reason: str = "random", model: str = "rm") -> VerificationItem:
     favoured = written(f"a{number}")
     item = Item(
         kind="comparison", prompt=prompt(number), responses=(written(f"b{number}"), favoured), purpose="verification"
     )
-    return Check(item=item, model=model, reason=reason, favoured=favoured, log_odds=log_odds)
+    return VerificationItem(item=item, model=model, reason=reason, favoured=favoured, log_odds=log_odds)
 
 
 def vote(store: PreferenceStore, item: int, annotator: str, wanted: str) -> None:
@@ -186,7 +188,7 @@ def test_how_often_people_agree(tmp_path: Path) -> None:
         again = check(0, 2.0, "contradicted", "other")
         odds = [math.log(4), math.log(9), 0.0]
         made = [check(i, x) for i, x in enumerate(odds)]
-        overlap = [Check(**{**vars(it), "item": Item(**{**vars(it.item), "overlap": 3})}) for it in made]
+        overlap = [VerificationItem(**{**vars(it), "item": Item(**{**vars(it.item), "overlap": 3})}) for it in made]
         zero, one, two = store.add_checks(overlap)
         assert store.add_checks([again]) == [zero], "one vote serves both"
         assert store.add_checks([check(0, odds[0])]) == [zero]
@@ -231,7 +233,7 @@ def purpose(store: PreferenceStore, item: int | None) -> str | None:
 
 def test_what_is_no_check() -> None:
     with pytest.raises(DataError, match=r"item: expected a comparison of the purpose verification; favoured: none"):
-        Check(
+        VerificationItem(
             item=Item(kind="comparison", prompt=prompt(0), responses=(written("a"), written("b"))),
             model="m",
             reason="r",

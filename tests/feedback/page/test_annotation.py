@@ -26,7 +26,7 @@ from rlhf_env.feedback.judgements import (
     prompt_digest,
     response_digest,
 )
-from rlhf_env.feedback.store.items import Assignment, Criterion, Item, Progress, Purpose
+from rlhf_env.feedback.store.items import Assignment, Criterion, Item, Purpose, VoteProgress
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.types import Prompt
 
@@ -101,7 +101,7 @@ def test_each_kind_from_item_to_judgement(store: PreferenceStore, kind: str) -> 
     assert type(made) is type(given)
     assert (made.prompt, made.responses, made.criterion) == (given.prompt, given.responses, given.criterion)
     assert list(store.judgements()) == [made]
-    assert store.progress("ann") == Progress(items=1, complete=1, votes=1, wanted=1, own=1, open=0)
+    assert store.progress("ann") == VoteProgress(items=1, complete=1, votes=1, wanted=1, own=1, open=0)
     counts = store.counts()
     assert (counts.comparisons, counts.ratings, counts.rankings, counts.criteria) == tuple(kind == k for k in KINDS)
 
@@ -150,7 +150,7 @@ def test_an_item_is_lent_to_as_many_as_it_needs(store: PreferenceStore, clock: C
     assert [it.annotator for it in store.judgements()] == ["bob", "cid"]
     clock.now += 601
     assert store.next_item("ann") is None
-    assert store.progress() == Progress(items=1, complete=1, votes=2, wanted=2, own=0, open=0)
+    assert store.progress() == VoteProgress(items=1, complete=1, votes=2, wanted=2, own=0, open=0)
 
 
 def test_undo_takes_the_vote_back_and_lends_the_item_again(store: PreferenceStore) -> None:

@@ -33,7 +33,7 @@ from rlhf_env.feedback.judgements import Author, Response
 from rlhf_env.feedback.page import server
 from rlhf_env.feedback.page.server import Keys, PageConfig, page
 from rlhf_env.feedback.reward_models.calibration import wilson_interval
-from rlhf_env.feedback.store.items import Check, Criterion, Item
+from rlhf_env.feedback.store.items import Criterion, Item, VerificationItem
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.types import Prompt
 
@@ -228,7 +228,9 @@ def test_results_are_for_the_owner_until_everything_is_judged(path: Path, keys: 
 def test_results_of_a_reward_model_and_a_note_that_tells_nothing_of_it(path: Path, keys: Keys, enter: Enter) -> None:
     item, other = pairs(2, purpose="verification")
     with PreferenceStore(path) as store:
-        store.add_checks([Check(item=item, model="rm", reason="long", favoured=item.responses[0], log_odds=1.5)])
+        store.add_checks(
+            [VerificationItem(item=item, model="rm", reason="long", favoured=item.responses[0], log_odds=1.5)]
+        )
         store.add_items([other])
     ann = enter()
     shown = ann.next()

@@ -52,7 +52,7 @@ class TestScore:
         self, model: RewardModel, episodes: list[Episode], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         whole = model.score(episodes[::-1] * 2)
-        monkeypatch.setattr(reward_model, "POSITIONS_AT_ONCE", 25)
+        monkeypatch.setattr(reward_model, "_POSITIONS_AT_ONCE", 25)
         np.testing.assert_allclose(model.score(episodes[::-1] * 2), whole, rtol=0, atol=1e-10)
 
     def test_equal_texts_are_read_once(
@@ -129,7 +129,7 @@ class TestReplyHead:
         given = [*episodes, replace(episodes[0], response_ids=episodes[0].response_ids[:0])]
         alone = np.concatenate([reads_all.score_members([it]) for it in given], axis=1)
         np.testing.assert_allclose(reads_all.score_members(given), alone, rtol=0, atol=1e-10)
-        monkeypatch.setattr(reward_model, "LOGITS_AT_ONCE", 259 * 7)
+        monkeypatch.setattr(reward_model, "_LOGITS_AT_ONCE", 259 * 7)
         np.testing.assert_allclose(reads_all.score_members(given), alone, rtol=0, atol=1e-10)
 
     def test_what_it_reads_is_what_the_language_model_says(

@@ -12,7 +12,7 @@ import pytest
 
 from rlhf_env.errors import DataError
 from rlhf_env.lab.benchmark import comparison
-from rlhf_env.lab.benchmark.comparison import Check, Ranking, conclude
+from rlhf_env.lab.benchmark.comparison import AgentRanking, BenchmarkCheck, conclude
 from rlhf_env.lab.benchmark.results import Cell, Comparing, Results
 from rlhf_env.lab.statistics import compare
 
@@ -41,12 +41,12 @@ def results(*cells: Sequence[Cell], folder: Path = Path("nowhere"), **more: Any)
     return Results(folder, "planted", tuple(cell for some in cells for cell in some), **more)
 
 
-def only_ranking(found: Results) -> Ranking:
+def only_ranking(found: Results) -> AgentRanking:
     (ranking,) = conclude(found).rankings
     return ranking
 
 
-def check(found: Results, about: str) -> Check:
+def check(found: Results, about: str) -> BenchmarkCheck:
     (made,) = (made for made in conclude(found).checks if about in made.name)
     return made
 
@@ -235,7 +235,7 @@ def test_controls_are_checked_with_few_seeds_too_and_need_a_reference() -> None:
     assert check(results(runs("ppo", 0.4, 2)), "controls").outcome == "not checked"
 
 
-def ledger(folder: Path, *, wrong: str = "", **weights: float) -> Check:
+def ledger(folder: Path, *, wrong: str = "", **weights: float) -> BenchmarkCheck:
     """The check of one run with a final evaluation, one on the way and a rollout, `wrong` in one of them."""
     parts = {"part/task": 0.75, "part/kl": -3.0}
     reward = {place: 0.75 - 0.05 * 3.0 + (0.01 if place == wrong else 0.0) for place in ("final", "eval", "rollout")}

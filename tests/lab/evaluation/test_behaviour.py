@@ -16,7 +16,7 @@ from rlhf_env.cli import main as cli
 from rlhf_env.errors import ConfigError, DataError, MissingExtra
 from rlhf_env.lab.evaluation.against_reference import evaluate_run, tone_of
 from rlhf_env.lab.evaluation.behaviour import (
-    FORMATS,
+    MARKUP,
     clusters,
     format_changes,
     paid_phrases,
@@ -115,7 +115,7 @@ def test_both_sets_need_texts() -> None:
     ],
 )
 def test_formats(text: str, has: set[str]) -> None:
-    assert {name for name, pattern in FORMATS.items() if pattern.search(text)} == has
+    assert {name for name, pattern in MARKUP.items() if pattern.search(text)} == has
 
 
 def test_rates_of_formats() -> None:

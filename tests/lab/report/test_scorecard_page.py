@@ -14,16 +14,16 @@ pytest.importorskip("matplotlib")
 from rlhf_env.errors import DataError, RunFailed
 from rlhf_env.feedback.reward_models.calibration import Accuracy, Bin
 from rlhf_env.feedback.reward_models.card import (
-    Agreement,
     BestOfFour,
     Correlation,
     Flip,
     Point,
     Scorecard,
     Slice,
+    VoteAgreement,
     measures,
 )
-from rlhf_env.lab.report.scorecard_page import pictures, section_of, write_page
+from rlhf_env.lab.report.scorecard_page import scorecard_pictures, section_of, write_page
 
 HOSTILE = '</section><img src=x onerror="alert(1)"><script>alert(1)</script>{{ 7 * 7 }}\u202eabc'
 
@@ -41,7 +41,7 @@ CARD = Scorecard(
     length_correlation=0.183,
     repetition_correlation=None,
     longer_preferred=(0.556, 0.567),
-    agreement=Agreement(0.812, 0.743, 55, 166),
+    agreement=VoteAgreement(0.812, 0.743, 55, 166),
     best_of_four=BestOfFour(0.478, 0.401, 0.556, 99),
     slices=(Slice("topic: dogs", Accuracy(0.9, 0.8, 0.95, 40)), Slice(HOSTILE, Accuracy(0.4, 0.2, 0.6, 21))),
     flips={"whitespace": 0.171, "any of them": 0.171},
@@ -119,7 +119,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 def test_pictures_say_what_they_show() -> None:
-    told = {it.name: it.description for it in pictures(CARD)}
+    told = {it.name: it.description for it in scorecard_pictures(CARD)}
     assert "Spearman 0.18 [0.12, 0.25]" in told["scorecard-length"]
     assert "does not vary" in told["scorecard-repetition"]
 

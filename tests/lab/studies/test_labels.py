@@ -20,15 +20,15 @@ from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.lab.studies import labels
 from rlhf_env.lab.studies.labels import (
     QUICK,
-    Study,
-    conclude,
+    LabelStudy,
+    conclude_labels,
     fit_head,
+    label_table,
     labels_needed,
     learning_curve,
     make_pool,
-    rich_table,
     rising,
-    run_study,
+    run_label_study,
     trunk_features,
 )
 from rlhf_env.policies.tiny import tiny_language_model
@@ -82,7 +82,7 @@ class TestCurves:
             return np.asarray(0.7 + 0.001 * (at - needed))
 
         starts = np.linspace(60.0, 100.0, 8)
-        found = conclude(
+        found = conclude_labels(
             study,
             {
                 "random": np.array([crossing(it) for it in starts]),
@@ -104,7 +104,7 @@ class TestCurves:
         study = replace(QUICK, batch=10, rounds=3, pool=200, targets=(0.9,), seeds=2)
         flat, steep = np.array([0.5, 0.6, 0.7]), np.array([0.5, 0.9, 0.95])
         curves = {"random": np.array([flat, steep]), "uncertainty": np.array([steep, steep])}
-        found = conclude(study, curves, 0.8)
+        found = conclude_labels(study, curves, 0.8)
         need = found.needs["random"][0]
         assert (need.missed, need.labels.value) == (1, 25.0)
         assert found.overall["uncertainty"].verdict == "inconclusive"
@@ -171,7 +171,7 @@ class TestStudy:
             make_pool(replace(SMALL, pool=400))
 
     def test_killed_it_goes_on_and_ends_the_same(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        whole = run_study(SMALL, tmp_path / "whole")
+        whole = run_label_study(SMALL, tmp_path / "whole")
         curve, calls = learning_curve, iter([None, None])
 
         def killed(*rest: Any) -> Float:
@@ -181,13 +181,13 @@ class TestStudy:
         with monkeypatch.context() as patch:
             patch.setattr(labels, "learning_curve", killed)
             with pytest.raises(StopIteration):
-                run_study(SMALL, tmp_path / "killed")
+                run_label_study(SMALL, tmp_path / "killed")
         assert len(list((tmp_path / "killed" / "cells").iterdir())) == 2
         did: list[Any] = []
         with monkeypatch.context() as patch:
             patch.setattr(labels, "make_pool", None)  # it is there
             patch.setattr(labels, "learning_curve", lambda *rest: did.append(rest[1:]) or curve(*rest))
-            assert run_study(SMALL, tmp_path / "killed").sentence == whole.sentence
+            assert run_label_study(SMALL, tmp_path / "killed").sentence == whole.sentence
         assert len(did) == 4
         results = [(tmp_path / name / "labels.json").read_text() for name in ("whole", "killed")]
         assert results[0] == results[1]
@@ -195,20 +195,20 @@ class TestStudy:
         assert found["labels"] == [10, 20, 30]
         assert set(found["needs"]) == set(labels.STRATEGIES)
         with pytest.raises(ConfigError, match="other settings"):
-            run_study(replace(SMALL, ridge=2.0), tmp_path / "killed")
+            run_label_study(replace(SMALL, ridge=2.0), tmp_path / "killed")
         (tmp_path / "killed" / "pool.safetensors").write_bytes(b"half")
         with pytest.raises(DataError, match="remove it"):
-            run_study(SMALL, tmp_path / "killed")
+            run_label_study(SMALL, tmp_path / "killed")
 
     def test_settings_that_cannot_be_are_refused_together(self) -> None:
         with pytest.raises(ConfigError) as caught:
-            Study(rounds=0, members=1, temperature=0.0, temperatures=(1.0,), targets=(0.4,))
+            LabelStudy(rounds=0, members=1, temperature=0.0, temperatures=(1.0,), targets=(0.4,))
         named = {problem.split(":")[0].split(" ")[0] for problem in caught.value.problems}
         assert named == {"rounds", "members", "temperature", "temperatures", "targets"}
         with pytest.raises(ConfigError, match="world: 'mars' is not one of"):
-            Study(world="mars")  # type: ignore[arg-type]
+            LabelStudy(world="mars")  # type: ignore[arg-type]
         with pytest.raises(ConfigError) as caught:
-            Study(prompts=10, held_out=10, pool=10)
+            LabelStudy(prompts=10, held_out=10, pool=10)
         assert len(caught.value.problems) == 2
 
 
@@ -261,7 +261,7 @@ def test_the_table_marks_bounds() -> None:
     study = replace(SMALL, targets=(0.65,))
     flat, steep = np.full((2, 3), 0.6), np.array([[0.6, 0.7, 0.8]] * 2)
     console = Console(width=130, record=True, file=io.StringIO())
-    console.print(rich_table(conclude(study, {"random": flat, "uncertainty": steep}, 0.8)))
+    console.print(label_table(conclude_labels(study, {"random": flat, "uncertainty": steep}, 0.8)))
     said = console.export_text()
     assert "> 30" in said
     assert "saved 15" in said

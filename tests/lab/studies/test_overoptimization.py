@@ -23,7 +23,7 @@ from rlhf_env.feedback.reward_models.config import RewardModelConfig
 from rlhf_env.feedback.reward_models.model import RewardModel
 from rlhf_env.lab.studies.overoptimization import proxies
 from rlhf_env.lab.studies.overoptimization.cells import runs
-from rlhf_env.lab.studies.overoptimization.findings import Findings, as_markdown, conclude, save_findings
+from rlhf_env.lab.studies.overoptimization.findings import Findings, as_markdown, conclude_study, save_findings
 from rlhf_env.lab.studies.overoptimization.laws import (
     Curve,
     Law,
@@ -36,7 +36,7 @@ from rlhf_env.lab.studies.overoptimization.laws import (
 )
 from rlhf_env.lab.studies.overoptimization.proxies import first_layers, fit_result, labelled_pairs
 from rlhf_env.lab.studies.overoptimization.run import run_study
-from rlhf_env.lab.studies.overoptimization.study import Change, Climb, Proxy, Study
+from rlhf_env.lab.studies.overoptimization.study import Climb, Proxy, Study, TestedChange
 from rlhf_env.lab.studies.overoptimization.texts import pool_of
 from rlhf_env.policies.tiny import tiny_language_model
 
@@ -232,8 +232,8 @@ def toy_study(model: Path) -> Study:
             "dpo": replace(pg, agent={"name": "dpo", "lr": 1e-2}, offline=True, beta=0.1),
         },
         claims=(
-            Change(claim="noise", proxy="noisy", than="base", what="distance", expected="worse"),
-            Change(claim="worst", proxy="worst-case", than="noisy", what="gold", expected="better"),
+            TestedChange(claim="noise", proxy="noisy", than="base", what="distance", expected="worse"),
+            TestedChange(claim="worst", proxy="worst-case", than="noisy", what="gold", expected="better"),
         ),
     )
 
@@ -267,7 +267,7 @@ def finished(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def findings(study: Study, finished: Path) -> Findings:
-    return conclude(study, finished, resamples=50)
+    return conclude_study(study, finished, resamples=50)
 
 
 def stamps(folder: Path) -> Mapping[Path, int]:
@@ -430,13 +430,13 @@ def test_a_failed_run_is_told_of(study: Study, finished: Path, tmp_path: Path) -
     shutil.copytree(finished, tmp_path / "copy")
     cell = runs(study, (tmp_path / "copy").resolve())[0]
     cell.failed(tmp_path / "copy", "it went to pieces")
-    failed = conclude(study, tmp_path / "copy", resamples=20)
+    failed = conclude_study(study, tmp_path / "copy", resamples=20)
     assert "- rloo on base, seed 0: it went to pieces" in as_markdown(failed)
 
 
 def test_a_study_that_is_not_there(study: Study, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no finished study"):
-        conclude(study, tmp_path)
+        conclude_study(study, tmp_path)
 
 
 def test_settings_that_cannot_be() -> None:

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from rlhf_env.lab.studies import regularisation
-from rlhf_env.lab.studies.regularisation import RESTRAINTS, Losses, compare_restraints, losses, rich_table
+from rlhf_env.lab.studies.regularisation import RESTRAINTS, Losses, compare_restraints, losses, restraint_table
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_they_are_compared_seed_by_seed(monkeypatch: pytest.MonkeyPatch) -> None
     assert told == sorted(told)
     assert 0 <= told[0] < told[-1] < 1
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(rich_table(found))
+    console.print(restraint_table(found))
     said = console.export_text()
     for words in (*RESTRAINTS, "0.10 [0.10, 0.10]", "better", "worse"):
         assert words in said

@@ -118,7 +118,7 @@ def reach(seeds: int) -> Iterator[Reached]:
         yield Reached(name, [train_exactly(enumerable_experiment(agent, seed)).shortfall for seed in range(seeds)])
 
 
-def rich_table(found: Sequence[Reached]) -> Table:
+def reached_table(found: Sequence[Reached]) -> Table:
     """One row an agent: how many seeds came within 1 %, the median seed and the worst."""
     table = Table(
         title="What is left of the way from the reference (100 %) to the exact optimum (0 %)",

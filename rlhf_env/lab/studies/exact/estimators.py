@@ -26,7 +26,7 @@ from rlhf_env.errors import ConfigError
 from rlhf_env.lab.studies.exact.world import Objective, token_logprobs
 from rlhf_env.learning.functional import (
     Aggregation,
-    Divergence,
+    KLEstimator,
     clipped_policy_loss,
     gae,
     group_advantages,
@@ -205,7 +205,7 @@ def measure(objective: Objective, logits: Tensor, estimator: Estimator, batches:
         loss = weighted_sum(clipped_policy_loss(logprobs - logprobs.detach(), advantages, _CLIP), weights)
         return _gradient(loss, logprobs)
 
-    def kl_term(kind: Divergence) -> Tensor:
+    def kl_term(kind: KLEstimator) -> Tensor:
         return objective.beta * _gradient(weighted_sum(kl_estimate(logprobs, reference, kind), weights), logprobs)
 
     def over_batches(of_loss: Tensor) -> Measured:
@@ -240,7 +240,7 @@ class LossTerm:
     `level` "token": summed over tokens. "response": of the response's log-probability as a whole.
     """
 
-    kind: Divergence
+    kind: KLEstimator
     level: Level
     gradient: Tensor
 
@@ -256,7 +256,7 @@ def loss_terms(objective: Objective, logits: Tensor) -> list[LossTerm]:
     terms = []
     levels: tuple[Level, ...] = get_args(Level)
     for level in levels:
-        for kind in get_args(Divergence):
+        for kind in get_args(KLEstimator):
             given = logits.detach().requires_grad_()
             own, other = token_logprobs(objective.tree, given), token_logprobs(objective.tree, objective.reference)
             drawn = own.detach().sum(1).exp()
@@ -278,7 +278,7 @@ def example(symbols: int, longest: int, beta: float, seed: int) -> tuple[Objecti
     return Objective.of_task(task, reference, beta), reference.logits.detach() + moved.logits.detach()
 
 
-def rich_tables(objective: Objective, logits: Tensor, batches: Batches) -> RenderableType:
+def estimator_tables(objective: Objective, logits: Tensor, batches: Batches) -> RenderableType:
     """The optimum, every estimator at the policy `logits` [S, V], and the KL loss terms."""
     return Group(
         _optimum_table(objective, logits),
@@ -354,4 +354,4 @@ def _small(number: float) -> str:
     return "    0" if number < _ROUNDING else f"{number:5.2f}"
 
 
-__all__: Sequence[str] = ("ESTIMATORS", "Batches", "Estimator", "Measured", "loss_terms", "measure", "rich_tables")
+__all__: Sequence[str] = ("ESTIMATORS", "Batches", "Estimator", "Measured", "loss_terms", "measure", "estimator_tables")

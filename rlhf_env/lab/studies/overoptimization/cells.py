@@ -6,22 +6,22 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from rlhf_env.lab.benchmark.cells import Cell
+from rlhf_env.lab.benchmark.cells import GridCell
 from rlhf_env.lab.studies.overoptimization.proxies import ProxyFit, pairs_file
-from rlhf_env.lab.studies.overoptimization.study import NAME, Study, Tell
+from rlhf_env.lab.studies.overoptimization.study import NAME, Study, TellRow
 from rlhf_env.types import JsonObject
 
 
-class _Run(Cell):
+class _Run(GridCell):
     """A cell of a benchmark that keeps its measurements, and not its weights."""
 
-    def work(self, folder: Path, on_update: Tell) -> JsonObject:
+    def work(self, folder: Path, on_update: TellRow) -> JsonObject:
         result = super().work(folder, on_update)
         shutil.rmtree(folder / self.run / "checkpoints", ignore_errors=True)
         return result
 
 
-def runs(study: Study, folder: Path) -> list[Cell]:
+def runs(study: Study, folder: Path) -> list[GridCell]:
     """All agents on the base proxy, and the comparer on each, seeds outermost."""
     return [
         _run(study, folder, name, agent, seed)
@@ -32,7 +32,7 @@ def runs(study: Study, folder: Path) -> list[Cell]:
     ]
 
 
-def _run(study: Study, folder: Path, proxy: str, agent: str, seed: int) -> Cell:
+def _run(study: Study, folder: Path, proxy: str, agent: str, seed: int) -> GridCell:
     climb = study.climbs[agent]
     rewards: dict[str, object] = {"proxy": _reward(study, folder, proxy, seed)}
     offline: Mapping[str, object] = {"preferences": str(pairs_file(folder, seed))} if climb.offline else {}

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from rlhf_env.lab.drawing import INK, LINE, MUTED, PALETTE, Axes, Figure, Picture, as_png, as_svg
-from rlhf_env.lab.studies.overoptimization.findings import BEST_OF_N, Findings, Line
+from rlhf_env.lab.studies.overoptimization.findings import BEST_OF_N, Findings, ProxyLine
 from rlhf_env.whole_files import write_whole
 
 _LOWEST = -1.5  # a policy gone to pieces would flatten everything else
@@ -83,7 +83,9 @@ def _names(findings: Findings) -> tuple[list[str], list[str]]:
     return [*findings.study.climbs, BEST_OF_N], list(findings.study.proxies)
 
 
-def _panel(axes: Axes, title: str, subtitle: str, lines: Sequence[tuple[str, str, Line]], with_proxy: bool) -> None:
+def _panel(
+    axes: Axes, title: str, subtitle: str, lines: Sequence[tuple[str, str, ProxyLine]], with_proxy: bool
+) -> None:
     axes.set_facecolor("none")
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)

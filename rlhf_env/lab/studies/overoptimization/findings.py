@@ -17,7 +17,7 @@ from rich.table import Table
 
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.reward_models.ensemble import combined
-from rlhf_env.lab.statistics import SEEDS_FOR_A_CLAIM, Comparison, Estimate, compare, estimate, mean
+from rlhf_env.lab.statistics import SEEDS_FOR_A_CLAIM, Estimate, PairedComparison, compare, estimate, mean
 from rlhf_env.lab.studies.overoptimization.cells import runs
 from rlhf_env.lab.studies.overoptimization.laws import (
     Curve,
@@ -29,7 +29,7 @@ from rlhf_env.lab.studies.overoptimization.laws import (
     fit_with_intervals,
 )
 from rlhf_env.lab.studies.overoptimization.proxies import fit_result
-from rlhf_env.lab.studies.overoptimization.study import Change, Proxy, Study
+from rlhf_env.lab.studies.overoptimization.study import Proxy, Study, TestedChange
 from rlhf_env.lab.studies.overoptimization.texts import pool_of
 from rlhf_env.types import Float, JsonObject, JsonView
 from rlhf_env.whole_files import write_json, write_whole
@@ -48,7 +48,7 @@ class Points:
 
 
 @dataclass(frozen=True)
-class Line:
+class ProxyLine:
     """An agent on a proxy. `fit` is of gold; None, with `doubts` that say why, where there are too few points."""
 
     proxy: str
@@ -79,11 +79,11 @@ class Tested:
     """A claim and what the seeds say. `comparison` is of what the claim is about, `beside` the difference in the other
     of (distance, gold) of the peak, for which no claim is made. `outside` counts peaks outside the data, of each."""
 
-    change: Change
+    change: TestedChange
     seeds: Sequence[int]
     here: Sequence[float]
     there: Sequence[float]
-    comparison: Comparison
+    comparison: PairedComparison
     beside: Estimate
     outside: tuple[int, int]
 
@@ -103,17 +103,17 @@ class Findings:
     """Everything; `accuracy` is that of each proxy's models against gold, a value per seed and model."""
 
     study: Study
-    lines: Sequence[Line]
+    lines: Sequence[ProxyLine]
     best_of: Sequence[BestOf]
     tested: Sequence[Tested]
     accuracy: Mapping[str, Sequence[float]]
     failed: Sequence[str]
 
-    def line(self, proxy: str, agent: str) -> Line | None:
+    def line(self, proxy: str, agent: str) -> ProxyLine | None:
         return next((line for line in self.lines if (line.proxy, line.agent) == (proxy, agent)), None)
 
 
-def conclude(study: Study, folder: str | Path, *, seed: int = 0, resamples: int = 1000) -> Findings:
+def conclude_study(study: Study, folder: str | Path, *, seed: int = 0, resamples: int = 1000) -> Findings:
     """Read a finished study; `seed` draws the bootstrap. Raises DataError where files are missing."""
     folder = Path(folder).resolve()
     try:
@@ -154,13 +154,13 @@ def conclude(study: Study, folder: str | Path, *, seed: int = 0, resamples: int 
 
 def _line(
     proxy: str, agent: str, points: list[Points], curves: list[Curve], stream: np.random.Generator, resamples: int
-) -> Line:
+) -> ProxyLine:
     form = "best-of-n" if agent == BEST_OF_N else "rl"
     try:
         fit = fit_with_intervals(form, curves, stream=stream, resamples=resamples)  # type: ignore[arg-type]
     except (DataError, ValueError) as error:
-        return Line(proxy, agent, points, None, [f"no fit: {error}"])
-    return Line(proxy, agent, points, fit, fit.doubts)
+        return ProxyLine(proxy, agent, points, None, [f"no fit: {error}"])
+    return ProxyLine(proxy, agent, points, fit, fit.doubts)
 
 
 def _checkpoints(result: JsonView, pool: _Pool) -> Points:
@@ -248,7 +248,7 @@ def _best_of(pool: _Pool, n: int, stream: np.random.Generator) -> BestOf:
 # ---------------------------------------------------------------- claims
 
 
-def _tested(study: Study, lines: Sequence[Line], stream: np.random.Generator) -> list[Tested]:
+def _tested(study: Study, lines: Sequence[ProxyLine], stream: np.random.Generator) -> list[Tested]:
     """Each claim as a paired test over the seeds that all its runs have; Holm's correction is for all of them."""
     peaks: dict[str, dict[int, tuple[float, float, bool]]] = {
         line.proxy: {it.seed: peak for it in line.points if (peak := _peak(it)) is not None}
@@ -304,7 +304,7 @@ def _peak(points: Points) -> tuple[float, float, bool] | None:
 # ---------------------------------------------------------------- in words
 
 
-def as_json(findings: Findings) -> JsonObject:
+def plain_findings(findings: Findings) -> JsonObject:
     """All numbers, as plain data."""
     return {
         "format": 1,
@@ -333,7 +333,7 @@ def as_json(findings: Findings) -> JsonObject:
 def save_findings(findings: Findings, folder: str | Path) -> Path:
     """Write overoptimization.json and overoptimization.md into `folder`; the path of the latter."""
     file = Path(folder) / "overoptimization.md"
-    write_json(file.with_suffix(".json"), as_json(findings))
+    write_json(file.with_suffix(".json"), plain_findings(findings))
     write_whole(file, as_markdown(findings))
     return file
 
@@ -387,7 +387,7 @@ def as_markdown(findings: Findings) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def rich_table(findings: Findings) -> Table:
+def claim_table(findings: Findings) -> Table:
     """The claims, for a terminal."""
     table = Table(title=f"Over-optimisation, {findings.study.seeds} seeds", title_justify="left")
     for column in ("claim", "peak's", "difference", "p", "found"):
@@ -426,7 +426,7 @@ def _claim_row(it: Tested) -> list[str]:
     ]
 
 
-def _law_row(line: Line) -> list[str]:
+def _law_row(line: ProxyLine) -> list[str]:
     if line.fit is None:
         return [line.name, "", "", "", "", "", "", "; ".join(line.doubts)]
     fit = line.fit

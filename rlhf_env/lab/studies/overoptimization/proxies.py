@@ -17,7 +17,7 @@ from rlhf_env.feedback.interchange import write_judgements
 from rlhf_env.feedback.judgements import Author, Comparison
 from rlhf_env.feedback.reward_models.fitting import fit_reward_model
 from rlhf_env.feedback.reward_models.model import RewardModel
-from rlhf_env.lab.studies.overoptimization.study import Fitting, Study, Tell
+from rlhf_env.lab.studies.overoptimization.study import Fitting, Study, TellRow
 from rlhf_env.lab.studies.overoptimization.texts import pool_of, read_replies
 from rlhf_env.types import Float, JsonObject
 from rlhf_env.whole_files import write_json
@@ -49,7 +49,7 @@ class ProxyFit:
     def model(self, folder: Path) -> Path:
         return folder / "proxies" / self.key
 
-    def work(self, folder: Path, on_update: Tell) -> None:
+    def work(self, folder: Path, on_update: TellRow) -> None:
         study, wanted = self.study, self.fitting
         comparisons = labelled_pairs(study, folder, self.seed, wanted.flips)[: wanted.labels]
         if wanted == study.proxies["base"].fits[0]:

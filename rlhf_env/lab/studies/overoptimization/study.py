@@ -15,9 +15,9 @@ from rlhf_env.learning.loop import Row
 from rlhf_env.plain_data import refuse_misfits
 from rlhf_env.types import JsonObject
 
-Tell = Callable[[Row, float], None]
+TellRow = Callable[[Row, float], None]
 NAME = "overoptimization"
-ROWS_AT_ONCE = 256
+REPLIES_AT_ONCE = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ class Climb:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Change:
+class TestedChange:
     """A claim to be tested: `proxy` against `than`, same agent and seeds, in `what` the peak is.
 
     `expected` is the verdict that reproduces it: "better" is farther out, or higher; "worse" nearer, or lower.
@@ -96,21 +96,23 @@ class Change:
 
 
 CLAIMS = (
-    Change(
+    TestedChange(
         claim="More labels move the peak outwards", proxy="base", than="few-labels", what="distance", expected="better"
     ),
-    Change(
+    TestedChange(
         claim="A larger proxy moves the peak outwards", proxy="large", than="base", what="distance", expected="better"
     ),
-    Change(claim="Label noise moves the peak inwards", proxy="noisy", than="base", what="distance", expected="worse"),
-    Change(
+    TestedChange(
+        claim="Label noise moves the peak inwards", proxy="noisy", than="base", what="distance", expected="worse"
+    ),
+    TestedChange(
         claim="A worst-case ensemble raises the peak under noise",
         proxy="worst-case",
         than="noisy",
         what="gold",
         expected="better",
     ),
-    Change(
+    TestedChange(
         claim="An uncertainty-weighted ensemble raises the peak under noise",
         proxy="uncertainty",
         than="noisy",
@@ -169,7 +171,7 @@ class Study:
             "dpo": Climb(agent={"name": "dpo", "lr": 6e-4}, updates=32, every=4, num_envs=64, offline=True, beta=0.05),
         }
     )
-    claims: tuple[Change, ...] = CLAIMS
+    claims: tuple[TestedChange, ...] = CLAIMS
 
     def __post_init__(self) -> None:
         refuse_misfits(self)
@@ -211,7 +213,7 @@ class Study:
             "task": self.task,
             "policy": {"model": self.policy},
             "environment": {
-                "num_envs": ROWS_AT_ONCE,
+                "num_envs": REPLIES_AT_ONCE,
                 "max_new_tokens": self.max_new_tokens,
                 "max_prompt_tokens": self.max_prompt_tokens,
             },

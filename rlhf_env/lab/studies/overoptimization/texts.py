@@ -13,7 +13,7 @@ import numpy as np
 from rlhf_env.envs.tasks import held_out
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.errors import RunFailed
-from rlhf_env.lab.studies.overoptimization.study import ROWS_AT_ONCE, Study, Tell
+from rlhf_env.lab.studies.overoptimization.study import REPLIES_AT_ONCE, Study, TellRow
 from rlhf_env.learning.collect import collect_with
 from rlhf_env.learning.experiment import Workplace, build
 from rlhf_env.types import Episode, Task
@@ -71,7 +71,7 @@ class _Texts:
     def result_file(self, folder: Path) -> Path:
         return folder / "texts" / f"{self.key}.jsonl"
 
-    def work(self, folder: Path, on_update: Tell) -> None:
+    def work(self, folder: Path, on_update: TellRow) -> None:
         prompts = self.study.measured_prompts if self.measured else self.study.pair_prompts
         wanted = [index for index in range(prompts) for _ in range(self.first, self.end)]
         seed = [*self.key.encode()]
@@ -81,7 +81,7 @@ class _Texts:
         with partial.open("w", encoding="utf-8") as out:
             for done, reply in enumerate(self._replies(wanted, int(np.random.default_rng(seed).integers(2**31))), 1):
                 out.write(json.dumps(asdict(reply)) + "\n")
-                if done % ROWS_AT_ONCE == 0:
+                if done % REPLIES_AT_ONCE == 0:
                     on_update({}, done / len(wanted))
         partial.replace(file)
 
