@@ -226,7 +226,7 @@ class _SteadyProcess:
     def _running(self) -> subprocess.Popen[bytes]:
         if self._child is None or self._owner != os.getpid():
             self._child = subprocess.Popen(
-                [sys.executable, "-c", "from rlhf_env.envs.reasoning_gym_task import serve; serve()"],
+                [sys.executable, "-c", "from rlhf_env.envs.reasoning_gym_task import serve_problems; serve_problems()"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env={**os.environ, "PYTHONHASHSEED": "0"},
@@ -246,7 +246,7 @@ def _end(child: subprocess.Popen[bytes], owner: int) -> None:
         child.wait()
 
 
-def serve() -> None:
+def serve_problems() -> None:
     """The child's side: problems by number, until the pipe closes. What the library prints goes to stderr."""
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
