@@ -309,7 +309,7 @@ def main() -> None:
     try:
         run(given, console)
     except KeyboardInterrupt:
-        console.print(f"Stopped. What is done is in {given.work}: the same command goes on from there.")
+        console.print(f"Stopped. What is done is in {given.work}: the same command resumes from there.")
         sys.exit(130)
     except RlhfEnvError as problem:
         sys.exit(str(problem))

@@ -115,11 +115,11 @@ class _Maker:
         for mark in _marks(hint):
             if isinstance(mark, Chooses):
                 kind = cast(PluginKind, mark.kind)
-                chosen = self._chosen(kind, partial)
+                table = self._with_settings(kind, partial)
                 if not fits("", hint):
-                    return {"type": "object", "if": {"minProperties": 1}, "then": chosen} if may_be_empty else chosen
+                    return {"type": "object", "if": {"minProperties": 1}, "then": table} if may_be_empty else table
                 known = {"enum": [entry.name for entry in self._entries(kind)]}
-                return {"if": {"type": "string"}, "then": known, "else": chosen, "anyOf": [known, chosen]}
+                return {"if": {"type": "string"}, "then": known, "else": table, "anyOf": [known, table]}
             if isinstance(mark, EachChooses):
                 return (
                     self._parts(partial) if mark.kind == "reward" else self._named(cast(PluginKind, mark.kind), partial)
@@ -149,7 +149,7 @@ class _Maker:
 
     # ---------------------------------------------------------------- plugins
 
-    def _chosen(self, kind: PluginKind, partial: bool) -> Schema:
+    def _with_settings(self, kind: PluginKind, partial: bool) -> Schema:
         """Of a table whose `name` chooses a plugin. A part of one may leave the name to the rest of it."""
         name = f"{'part of ' if partial else ''}{kind}"
         if name not in self.definitions:
@@ -170,7 +170,7 @@ class _Maker:
 
     def _rows(self) -> Schema:
         """Of the agents of a grid: the key of a row is the agent's name, where the row has none."""
-        named = self._chosen("agent", partial=False)
+        named = self._with_settings("agent", partial=False)
         rows = {
             entry.name: {
                 "if": {"required": ["name"]},
@@ -248,7 +248,7 @@ class _Maker:
         try:
             target = entry.load()
             if entry.kind == "agent" and wraps(target):
-                own["agent"] = {**self._chosen("agent", partial), "description": "The agent that is wrapped."}
+                own["agent"] = {**self._with_settings("agent", partial), "description": "The agent that is wrapped."}
             table = self._table(settings_of(target), partial=partial, extra=own, about=target.__doc__ or "")
         except ConfigError as error:  # an extra that is not installed, or a plugin that cannot be imported
             return {"type": "object", "properties": own, "description": f"Not checked: {error}"}

@@ -344,8 +344,8 @@ MUTANTS = (
         "N39",
         "chosen and rejected are swapped",
         "rlhf_env/learning/functional.py",
-        "    margin = given - rejected\n",
-        "    margin = rejected - given\n",
+        "    margin = chosen - rejected\n",
+        "    margin = rejected - chosen\n",
     ),
     Mutant(
         "PPO",

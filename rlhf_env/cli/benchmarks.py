@@ -54,9 +54,8 @@ def bench(
 ) -> None:
     """Compare agents at equal budgets: a grid of agents x tasks x seeds. A second call does only what is missing.
 
-    First comes what the file asks for: its reward model ([reward_model]), and tries of settings for every agent
-    ([tuning]). One call at a time works in a folder; Ctrl-C leaves what is done, and runs that the next call goes on
-    with.
+    If the file asks for them, the reward model ([reward_model]) and trials of settings for every agent ([tuning]) come
+    first. Only one call at a time can work in a folder. After Ctrl-C, the next call resumes the unfinished runs.
     """
     from rlhf_env.lab.benchmark.grid import Grid
     from rlhf_env.lab.benchmark.live_table import benchmark_progress
@@ -73,15 +72,18 @@ def bench(
     prepare = maker_of_reward_model(grid, folder, file, console)
     with interruptible(), benchmark_progress(console, [*grid.trials(cells), *cells], jobs=jobs) as on_progress:
         results = run_benchmark(grid, folder, jobs=jobs, only=only or (), prepare=prepare, on_progress=on_progress)
-    left = sum(not file.exists() for file in results)
-    if left < len(results):
+    missing = sum(not file.exists() for file in results)
+    if missing < len(results):
         _show_report(folder, console)
-    if left:
-        raise RunFailed(f"{left} of {len(results)} cells are not done (see above): the same command goes on with them")
+    if missing:
+        raise RunFailed(f"{missing} of {len(results)} cells are not done (see above): the same command resumes them")
 
 
 def maker_of_reward_model(grid: Grid, folder: Path, file: Path, console: Console) -> Callable[[], object] | None:
-    """What makes the model of the grid's [reward_model]. Raises ConfigError for a setting that the demo lacks."""
+    """A function that makes the model of the grid's [reward_model], if it has one.
+
+    Raises ConfigError for a setting that the demo does not have.
+    """
     if grid.reward_model is None:
         return None
     from rlhf_env.learning.configuration import from_table
@@ -96,7 +98,7 @@ def maker_of_reward_model(grid: Grid, folder: Path, file: Path, console: Console
 
 @app.command(rich_help_panel=LEARNING)
 def report(folder: Annotated[Path, typer.Argument(help="A benchmark folder (with results/ in it).")]) -> None:
-    """Make the table and report.html of a benchmark folder from its results, again."""
+    """Make the table and report.html of a benchmark folder again from its results."""
     _show_report(folder, make_console())
 
 

@@ -29,8 +29,8 @@ def plugins(
 ) -> None:
     """List all plugins by kind, who offers them, and what failed to load; or describe one of them.
 
-    RLHF_ENV_PLUGINS=a,b lets in only the distributions (or entry points) a and b beside the built-ins, -a,-b all but
-    those, and an empty one nobody.
+    RLHF_ENV_PLUGINS=a,b loads only the built-ins and the distributions (or entry points) a and b, -a,-b all but those
+    two, and an empty value the built-ins alone.
     """
     from rlhf_env.plugins import host
     from rlhf_env.shown_text import for_terminal
@@ -142,7 +142,7 @@ def check(
     ],
     settings: Annotated[list[str] | None, typer.Argument(help="The plugin's settings, as in target=20.")] = None,
 ) -> None:
-    """Check an experiment file, or attack a plugin with generated episodes. Says what is wrong, changes nothing."""
+    """Check an experiment file, or test a plugin with generated episodes. It lists problems and changes nothing."""
     kind, _, name = what.partition(":")
     if kind in ("reward", "task", "agent") and name:
         _check_plugin(kind, name, _settings(settings or []))
@@ -154,7 +154,7 @@ def check(
 
 
 def _settings(words: Sequence[str]) -> JsonObject:
-    """`["target=20", "letter=a"]` as TOML would read them; what is no TOML value is a string."""
+    """`["target=20", "letter=a"]` as TOML reads them; what is not a TOML value is a string."""
     import tomllib
 
     settings: dict[str, object] = {}
@@ -177,9 +177,9 @@ def _check_plugin(kind: str, name: str, settings: Mapping[str, object]) -> None:
     from rlhf_env.envs.tokenizers import ByteTokenizer
     from rlhf_env.testing import check_agent, check_reward, check_task
 
-    chosen_by = "plugin" if kind == "reward" else "name"
-    if chosen_by in settings:
-        raise ConfigError(f"{chosen_by}={settings[chosen_by]}: {kind}:{name} says already which {kind} it is")
+    name_key = "plugin" if kind == "reward" else "name"
+    if name_key in settings:
+        raise ConfigError(f"{name_key}={settings[name_key]}: {kind}:{name} already names the {kind}")
     if kind == "agent":
         for left_out in check_agent({"name": name, **settings}):
             typer.echo(f"not checked: {left_out}")
@@ -202,7 +202,7 @@ def _check_file(file: Path) -> None:
         return
     grid = Grid.load(file)
     with naming_lines(file):
-        # Building one cell of each row finds what reading alone cannot: models, plugins, settings.
+        # Building one cell of each row finds problems of models, plugins and settings that reading does not find.
         cells = [cell for cell in grid.cells() if cell.seed == 0]
     maker_of_reward_model(grid, Path(), file, make_console())
     whole = [cell for cell in cells if REWARD_MODEL not in cell.experiment.to_toml()]

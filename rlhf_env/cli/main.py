@@ -62,7 +62,7 @@ _NO_SUCH_PLACE = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno
 
 
 def main() -> None:
-    """Run a command; what went wrong is one line (or one per problem) on stderr and an exit status."""
+    """Run a command. Errors become one line per problem on stderr and an exit status."""
     if len(sys.argv) == 1:
         sys.argv.append("--help")
     terminated = False
@@ -89,19 +89,19 @@ def main() -> None:
         where = f"cannot write {error.filename}" if error.filename else "cannot write"
         _complain([f"{where}: {error.strerror}: make room (what was whole before still is)"], 3)
     except Exception as error:
-        # Typer may bring its own copy of click, so that its errors are known by what they can do.
+        # Typer may bring its own copy of click, so its errors are recognised by their method.
         say: Callable[[], str] | None = getattr(error, "format_message", None)
         if say is None:
             raise
-        words = say()  # none where a group was called without a command: its help was shown
+        words = say()  # empty if a group was called without a command: its help was shown
         _complain([words] if words else [], getattr(error, "exit_code", 2))
-    if status == 130:  # where no run was under way that would have saved itself
+    if status == 130:  # no run was training, which would have saved itself
         _complain(["stopped"], 143 if terminated else 130)
     sys.exit(status if isinstance(status, int) else 0)
 
 
 def _traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """A fault of ours keeps its traceback, without what opens doors: it will be sent to somebody."""
+    """Our own bugs keep their traceback, without credentials, because people send it to somebody."""
     import traceback
 
     from rlhf_env.shown_text import without_secrets

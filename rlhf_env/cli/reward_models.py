@@ -58,7 +58,7 @@ def base_model(
     threads: Threads = None,
     jobs: Annotated[int, typer.Option(help="2: the judge learns alongside, in a process of its own.", min=1)] = 2,
 ) -> None:
-    """Make the shipped models anew: tokenizer, base model (pretraining, SFT) and the independent judge of fluency."""
+    """Make the shipped models again: tokenizer, base model (pretraining, SFT) and the independent judge of fluency."""
     from rlhf_env.learning.engine import set_threads
     from rlhf_env.pipeline.base_model import make_models
 
@@ -79,7 +79,7 @@ def reward_model(
     ] = 0,
     threads: Threads = None,
 ) -> None:
-    """The demo's reward model alone: how its accuracy grows with more pairs, beside what the annotator's noise allows.
+    """The demo's reward model alone: its accuracy with more and more pairs, and the best that label noise allows.
 
     The shipped base model answers, a simulated annotator compares, a model is fitted. A second call does only what is
     missing; use the model as bradley_terry = {model = "OUT/reward_model"}. About 30 seconds for every 1,000 prompts.

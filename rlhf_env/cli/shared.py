@@ -1,4 +1,4 @@
-"""What the groups of commands share: the applications, options, signals, progress."""
+"""Shared by all groups of commands: the applications, options, signals, progress."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 class Verbatim(TyperGroup):
-    """Commands whose help shows square brackets as they are written: [rewards] is a table, and no markup for rich."""
+    """Commands whose help shows square brackets: [rewards] is a TOML table, not markup of rich."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.help = _verbatim(self.help)
         for command in self.commands.values():
-            if isinstance(command, TyperCommand):  # a group has seen to itself
+            if isinstance(command, TyperCommand):  # a group has done this for its own commands
                 command.help = _verbatim(command.help)
                 for parameter in command.params:
                     if isinstance(parameter, (TyperArgument, TyperOption)):
@@ -34,7 +34,7 @@ class Verbatim(TyperGroup):
 
 
 def _verbatim(text: str | None) -> str | None:
-    """As `rich.markup.escape` has it, without loading rich for commands that print no help."""
+    """The same as `rich.markup.escape`, without loading rich for commands that print no help."""
     return None if text is None else re.sub(r"\[(?=[a-z#/@])", r"\\[", text)
 
 
@@ -49,9 +49,7 @@ app = typer.Typer(
 )
 
 pipeline_app = typer.Typer(cls=Verbatim, no_args_is_help=True, help="Single stages of the RLHF pipeline.")
-lab_app = typer.Typer(
-    cls=Verbatim, no_args_is_help=True, help="Studies: sums over everything, labels, over-optimisation."
-)
+lab_app = typer.Typer(cls=Verbatim, no_args_is_help=True, help="Studies: exact sums, labels, over-optimisation.")
 preferences_app = typer.Typer(
     cls=Verbatim, no_args_is_help=True, help="Preference stores: what people and annotators say."
 )
@@ -65,20 +63,21 @@ Threads = Annotated[
 
 
 def threads_everywhere(threads: int | None) -> None:
-    """What `set_threads` goes by, in this process and in those it starts."""
+    """Set the default of `set_threads`, in this process and in those it starts."""
     if threads is not None:
         os.environ["RLHF_ENV_THREADS"] = str(threads)
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: it stops what Ctrl-C stops, at the same places."""
+    """SIGTERM, which stops work in the same way as Ctrl-C."""
 
 
 @contextmanager
 def interruptible(run: Path | None = None) -> Iterator[None]:
-    """Ctrl-C or SIGTERM in work that is kept piece by piece: say with which command it goes on.
+    """On Ctrl-C or SIGTERM, print the command that resumes the work.
 
-    The same one; with --resume where it trains in the folder `run`. Before there is anything in it, nothing is said.
+    It is the command that ran, with --resume if it trains in the folder `run`. If that folder has nothing to resume
+    yet, no command is printed.
     """
     from rlhf_env.learning.signals import Interrupted
 
@@ -87,11 +86,11 @@ def interruptible(run: Path | None = None) -> Iterator[None]:
     except (KeyboardInterrupt, Interrupted) as stop:
         if run is not None and not (run / "experiment.toml").exists():
             raise
-        said = f"{stop}" if isinstance(stop, Interrupted) else "stopped, what is done is saved"
+        reason = f"{stop}" if isinstance(stop, Interrupted) else "stopped, what is done is saved"
         words = ["rlhf-env", *sys.argv[1:]]
         if run is not None and "--resume" not in words:
             words.append("--resume")
-        raise Interrupted(signal_of(stop), f"{said}; go on with: {shlex.join(words)}") from stop
+        raise Interrupted(signal_of(stop), f"{reason}; resume with: {shlex.join(words)}") from stop
 
 
 def signal_of(stop: BaseException) -> int:
@@ -103,7 +102,7 @@ def signal_of(stop: BaseException) -> int:
 
 @contextmanager
 def stage_on_stderr(title: str) -> Iterator[Callable[..., None]]:
-    """A progress bar on stderr: what a command says stays clean on stdout."""
+    """A progress bar on stderr, so that stdout has the command's results only."""
     from rich.console import Console
 
     from rlhf_env.lab.progress import stage

@@ -19,9 +19,9 @@ def exact(
     beta: Annotated[float, typer.Option(help="Weight of the KL penalty.")] = 0.5,
     seed: Annotated[int, typer.Option(help="Draws the rewards, the reference and the policy.", min=0)] = 0,
 ) -> None:
-    """The known optimum, and the exact bias and noise of every policy-gradient estimator and KL placement.
+    """The known optimum, and the exact bias and variance of every policy-gradient estimator and KL placement.
 
-    Sums over every batch of responses to one prompt: nothing here is sampled.
+    They are sums over all batches of responses to one prompt; nothing is sampled.
     """
     from rlhf_env.lab.studies.exact.estimators import Batches, estimator_tables, example
     from rlhf_env.learning.engine import set_threads
@@ -36,7 +36,7 @@ def exact(
 def exact_agents(
     seeds: Annotated[int, typer.Option(help="Seeds for every agent.", min=1)] = 10,
 ) -> None:
-    """Train agents on the enumerable task through the real loop: how near do they come to the exact optimum?"""
+    """Train agents on the enumerable task with the real loop: how near do they come to the exact optimum?"""
     from rlhf_env.lab.studies.exact.agents import reach, reached_table
     from rlhf_env.learning.engine import set_threads
 
@@ -108,7 +108,7 @@ def overoptimization(
     Agents climb the proxies (without a KL penalty, but for DPO), and best-of-n beside them; gold and proxy are
     measured against d = sqrt(KL to the reference), and the laws of Gao et al. 2023 fitted. Five claims are tested
     over seeds: more labels or a larger proxy move the peak outwards, label noise inwards, two kinds of ensemble
-    raise it. What is not so is said to be not so.
+    raise it. Claims that the data do not support are reported as such.
 
     Leaves overoptimization.md (in words), .json (all numbers), .png and .svg in the folder.
     """
@@ -141,8 +141,8 @@ def regularisation(
     seeds: Annotated[int, typer.Option(help="Seeds for every restraint.", min=1)] = 8,
     threads: Threads = None,
 ) -> None:
-    """What keeps a reward model from learning noisy labels by heart: dropout, weight decay, early stopping and a
-    penalty on large scores, each against none. Half a minute.
+    """What keeps a reward model from memorising noisy labels: dropout, weight decay, early stopping and a penalty on
+    large scores, each against none. Half a minute.
     """
     from rlhf_env.lab.progress import stage
     from rlhf_env.lab.studies.regularisation import compare_restraints, restraint_table

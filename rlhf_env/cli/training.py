@@ -26,7 +26,7 @@ def train_one(
     resume: Annotated[
         bool,
         typer.Option(
-            "--resume", help="Go on from the run folder's last checkpoint; from the start where there is none."
+            "--resume", help="Resume from the run folder's last checkpoint; start from the beginning if there is none."
         ),
     ] = False,
     allow_partial: Annotated[
@@ -39,8 +39,8 @@ def train_one(
     threads: Annotated[
         int | None,
         typer.Option(
-            help="Threads for tensor work (default: 1, from 5 million parameters on one per idle core; a resumed run "
-            "goes on with as many as it had).",
+            help="Threads for tensor work (default: 1, or one per idle core for 5 million parameters or more; a "
+            "resumed run keeps its number).",
             min=1,
             max=1024,
         ),
@@ -62,8 +62,8 @@ def train_one(
 ) -> None:
     """Train one agent as a TOML file says.
 
-    Metrics go to metrics.jsonl and TensorBoard files in the run folder. Ctrl-C finishes the update under way, saves,
-    and leaves a run that --resume goes on with.
+    Metrics go to metrics.jsonl and TensorBoard files in the run folder. Ctrl-C finishes the running update and saves;
+    the same command with --resume continues the run.
     """
     from dataclasses import replace
 
@@ -111,10 +111,12 @@ def _with_trackers(tables: Mapping[str, Any], words: Sequence[str]) -> dict[str,
 
 
 def _inside_runs(name: str) -> Path:
-    """runs/NAME. Raises ConfigError for a name that leads out of `runs`: a file that others wrote says it."""
+    """runs/NAME. Raises ConfigError if the name, which may come from somebody else's file, leads out of `runs`."""
     folder = Path("runs") / name
     if not folder.resolve().is_relative_to(Path("runs").resolve()):
-        raise ConfigError(f"the run {name!r} would lie outside of runs/: give it another name, or say where with --out")
+        raise ConfigError(
+            f"the run {name!r} would lie outside of runs/: give it another name, or name a folder with --out"
+        )
     return folder
 
 
@@ -144,10 +146,10 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Where the JSON goes (default: RUN/against_reference.json).")] = None,
     threads: Threads = None,
 ) -> None:
-    """Compare a run's agent with its reference: rewards, win rate, KL, diversity, and how its behaviour changed.
+    """Compare a run's agent with its reference: rewards, win rate, KL, diversity, and changes of behaviour.
 
-    Phrases and formats gained and lost are tested; so is which phrases the reward pays for, and whether they are used
-    for that.
+    It tests which phrases and formats became more or less frequent, which phrases raise the reward, and whether the
+    agent uses those more often.
     """
     from rlhf_env.lab.evaluation.against_reference import evaluate_run, evaluation_tables
     from rlhf_env.learning.engine import set_threads

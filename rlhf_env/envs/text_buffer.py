@@ -25,14 +25,14 @@ from rlhf_env.types import Bool, Float, Int
 class TextBuffer:
     """The token ids of B texts, and what is known of each token.
 
-    `ids` int64[B, L]; `on_text` int8[B, L], 1 where there is text; `chosen` bool[B, L], True where the agent chose the
+    `ids` int64[B, L]; `on_text` int8[B, L], 1 where there is text; `actions` bool[B, L], True where the agent wrote the
     token, if it is of a response; `logprobs` float64[B, L], what the agent stated of it.
     """
 
     def __init__(self, rows: int, width: int, *, vocab_size: int, end_id: int, pad_id: int) -> None:
         self.ids: Int = np.full((rows, width), pad_id, dtype=np.int64)
         self.on_text: npt.NDArray[np.int8] = np.zeros((rows, width), dtype=np.int8)
-        self.chosen: Bool = np.zeros((rows, width), dtype=np.bool_)
+        self.actions: Bool = np.zeros((rows, width), dtype=np.bool_)
         self.logprobs: Float = np.zeros((rows, width), dtype=np.float64)
         self.prompt_length: Int = np.zeros(rows, dtype=np.int64)
         self._vocab_size, self._pad_id = vocab_size, pad_id
@@ -53,7 +53,7 @@ class TextBuffer:
             self.prompt_length[row] = len(prompt)
         self._next[rows] = self._begin[rows] + self.prompt_length[rows]
         self._limit[rows] = self._next[rows] + room
-        self.chosen[rows] = True  # until somebody else writes there
+        self.actions[rows] = True  # until somebody else writes there
         self.logprobs[rows] = 0.0
 
     def append(self, rows: Int, tokens: Int, logprobs: Float | None) -> list[tuple[int, bool]]:
@@ -96,7 +96,7 @@ class TextBuffer:
         end = start + len(ids)
         self.ids[row, start:end] = ids
         self.on_text[row, start:end] = 1
-        self.chosen[row, start:end] = False
+        self.actions[row, start:end] = False
         self._next[row] += len(ids)
         return True
 

@@ -241,8 +241,8 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
 
     def settle(self, rows: Int | None = None) -> None:
         """Show the ended texts (of `rows`) to the rewards that remember, as the next reset would."""
-        chosen = range(self.num_envs) if rows is None else map(int, rows)
-        ended = [self._unobserved.pop(row) for row in chosen if row in self._unobserved]
+        settled = range(self.num_envs) if rows is None else map(int, rows)
+        ended = [self._unobserved.pop(row) for row in settled if row in self._unobserved]
         if ended:
             self.reward.observe(ended)
 
@@ -369,9 +369,9 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
         if not rows.size:
             return {}
         # First what may fail (a prompt that is too long), then what changes: a refused reset leaves the texts alone.
-        chosen = {int(row): self._prompt_index(int(row)) for row in rows}
+        index_of_row = {int(row): self._prompt_index(int(row)) for row in rows}
         asked: dict[int, tuple[Prompt, Int, Bool | None]] = {}
-        for index in dict.fromkeys(chosen.values()):  # a group shares its prompt: read and encode it once
+        for index in dict.fromkeys(index_of_row.values()):  # a group shares its prompt: read and encode it once
             prompt = self.task.prompt(index, self._options)
             ids = self.prompt_ids(prompt)
             asked[index] = prompt, ids, self._mask_after(prompt, ids[:0]) if self._action_mask is not None else None
@@ -379,8 +379,8 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
         if not self._prompts:
             self._prompts = [Prompt(id="", text="")] * self.num_envs
         infos: dict[int, Info] = {}
-        self._texts.start(rows, [asked[index][1] for index in chosen.values()], self.max_new_tokens)
-        for row, index in chosen.items():
+        self._texts.start(rows, [asked[index][1] for index in index_of_row.values()], self.max_new_tokens)
+        for row, index in index_of_row.items():
             prompt, _, allowed = asked[index]
             self._prompts[row] = prompt
             infos[row] = self._latest[row] = {"prompt": prompt.text, "prompt_id": prompt.id}
@@ -390,7 +390,7 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
         self._order.advance(rows)
         self._steps[rows] = 0
         self._writing[rows] = True
-        self._unpaid.difference_update(chosen)
+        self._unpaid.difference_update(index_of_row)
         for flags in (self._done, self._terminated, self._truncated):
             flags[rows] = False
         return infos
@@ -504,9 +504,9 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
     def _episode(self, row: int, reason: FinishReason) -> Episode:
         texts = self._texts
         start, end = int(texts.prompt_length[row]), texts.length(row)
-        ids, chosen = texts.ids[row, :end].copy(), texts.chosen[row, start:end].copy()
+        ids, actions = texts.ids[row, :end].copy(), texts.actions[row, start:end].copy()
         said = ids[start:].tolist()
-        if said and said[-1] == self.tokenizer.end_id and chosen[-1]:
+        if said and said[-1] == self.tokenizer.end_id and actions[-1]:
             said.pop()
         return Episode(
             prompt=self._prompts[row],
@@ -514,15 +514,15 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
             response=self.tokenizer.decode(said),
             response_ids=ids[start:],
             finish_reason=reason,
-            actions=chosen,
+            actions=actions,
             logprobs=texts.logprobs[row, start:end].copy() if self._needs_logprobs else None,
-            turns=self._turns(ids[start:], chosen) if self._reply is not None else (),
+            turns=self._turns(ids[start:], actions) if self._reply is not None else (),
         )
 
-    def _turns(self, ids: Int, chosen: Bool) -> tuple[str, ...]:
+    def _turns(self, ids: Int, actions: Bool) -> tuple[str, ...]:
         """What the agent said, turn by turn: end tokens close them, and a text may stop before the last is closed."""
         turns: list[list[int]] = [[]]
-        for token in ids[chosen].tolist():
+        for token in ids[actions].tolist():
             if token == self.tokenizer.end_id:
                 turns.append([])
             else:

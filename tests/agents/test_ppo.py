@@ -298,7 +298,7 @@ def test_it_resumes_in_the_middle_of_its_texts(assert_resumes) -> None:
 
 
 def test_it_refuses_texts_without_stated_log_probabilities(make_world, make_episode) -> None:
-    with pytest.raises(DataError, match="stated log-probabilities"):
+    with pytest.raises(DataError, match="needs the log-probabilities of the policy that wrote"):
         ppo(make_world().setup).update(demonstrations([make_episode([0, 2], [1, 4])], pad_id=5))
 
 

@@ -135,7 +135,7 @@ def test_what_it_cannot_do_is_refused(make_world, make_episode) -> None:  # N11,
         reinforce(make_world(rows=1).setup, baseline="batch")
     with pytest.raises(ConfigError, match="top_p"):
         reinforce(make_world(sampling=Sampling(top_p=0.9)).setup)
-    with pytest.raises(DataError, match="stated log-probabilities"):
+    with pytest.raises(DataError, match="needs the log-probabilities of the policy that wrote"):
         reinforce(make_world().setup).update(demonstrations([make_episode([0, 2], [1, 4])], pad_id=5))
     with pytest.raises(ConfigError) as caught:
         Reinforce.Config(group_size=0, baseline="value", baseline_decay=1.0, importance_cap=0.5)  # type: ignore[arg-type]

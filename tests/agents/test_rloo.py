@@ -138,7 +138,7 @@ def test_what_it_cannot_do_is_refused(make_world, make_episode) -> None:  # N11,
         rloo(make_world().setup, group_size=5)
     with pytest.raises(ConfigError, match="top_k"):
         rloo(make_world(sampling=Sampling(top_k=3)).setup)
-    with pytest.raises(DataError, match="stated log-probabilities"):
+    with pytest.raises(DataError, match="needs the log-probabilities of the policy that wrote"):
         rloo(make_world().setup).update(demonstrations([make_episode([0, 2], [1, 4])], pad_id=5))
     with pytest.raises(ConfigError) as caught:
         RLOO.Config(epochs=0, minibatches=0, clip=0.5, importance_cap=1.2)

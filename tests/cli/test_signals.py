@@ -77,7 +77,7 @@ def test_a_command_whose_work_is_kept_says_how_it_goes_on(command: str, work: st
 
     ended = rlhf_env(*words, before=before)
     assert ended.status == 128 + number, ended.stderr
-    expected = f"rlhf-env: stopped, what is done is saved; go on with: {shlex.join(['rlhf-env', *words])}\n"
+    expected = f"rlhf-env: stopped, what is done is saved; resume with: {shlex.join(['rlhf-env', *words])}\n"
     assert ended.stderr == expected
 
 
@@ -140,7 +140,7 @@ def test_a_benchmark_goes_on_inside_the_run_that_was_cut(tmp_path: Path) -> None
 
     ended = rlhf_env(*words, before=before)
     assert ended.status == 128 + signal.SIGINT, ended.stderr
-    assert ended.stderr.endswith(f"go on with: {shlex.join(['rlhf-env', *words])}\n")
+    assert ended.stderr.endswith(f"resume with: {shlex.join(['rlhf-env', *words])}\n")
     assert "stopped after update 2" in ended.stderr
     (cut,) = (file.parent for file in (tmp_path / "out").rglob("metrics.jsonl") if "seed-1" in str(file))
     first = read_metrics(cut)
@@ -164,7 +164,7 @@ def test_the_annotation_page_ends_and_can_be_served_again(number: signal.Signals
     server.kill(number)
     ended = server.wait(30)
     assert ended.status == 128 + number, ended.stderr
-    assert ended.stderr.endswith(f"go on with: {shlex.join(['rlhf-env', *words])}\n")
+    assert ended.stderr.endswith(f"resume with: {shlex.join(['rlhf-env', *words])}\n")
 
 
 def test_what_the_long_run_would_say_of_leaks() -> None:

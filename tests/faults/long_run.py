@@ -158,7 +158,7 @@ def ending(process: subprocess.Popen[bytes], said: Path) -> list[str]:
     status = process.wait(60)
     lines = said.read_text(encoding="utf-8").splitlines()
     found = [] if status == 143 else [f"SIGTERM ended it with {status} instead of 143"]
-    if not lines or "go on with: rlhf-env train" not in lines[-1]:
+    if not lines or "resume with: rlhf-env train" not in lines[-1]:
         found.append(f"it did not say how to go on: {lines[-1:]}")
     if len(lines) > LINES or any(len(line) > COLUMNS for line in lines[:-1]):
         found.append(f"it said {len(lines)} lines, the widest of {max(map(len, lines[:-1]))} characters")

@@ -148,7 +148,7 @@ def test_an_experiment_on_stored_preferences(tmp_path: Path, agent: str) -> None
 
 def test_an_agent_that_needs_its_own_texts_says_so(tmp_path: Path) -> None:
     wanted = experiment(agent={"name": "ppo"}, budget={"updates": 2}, preferences=str(stored(tmp_path, ".jsonl")))
-    with pytest.raises(DataError, match="stated log-probabilities"):
+    with pytest.raises(DataError, match="needs the log-probabilities of the policy that wrote"):
         run(wanted, tmp_path / "run")
 
 

@@ -482,7 +482,7 @@ def test_a_killed_command_is_gone_on_with_exactly(number: signal.Signals, toy: A
     else:
         assert process.exitcode == 128 + number
         again = f"rlhf-env train {file} --out {folder} --resume"
-        assert said == f"rlhf-env: stopped after update {updates}, saved in {folder}; go on with: {again}\n"
+        assert said == f"rlhf-env: stopped after update {updates}, saved in {folder}; resume with: {again}\n"
         assert weights(folder)[0] == f"step-{updates:08d}"
 
     refused = command("train", str(file), "--out", str(folder), errors=errors)

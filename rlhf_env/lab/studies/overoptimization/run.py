@@ -50,7 +50,7 @@ def run_study(study: Study, folder: str | Path, *, jobs: int = 2, console: Conso
             with job_progress(console, work, title) as on_progress:
                 files = run_jobs(work, folder, jobs=jobs, on_progress=on_progress)
             if missing := [file.name for file in files if not file.exists()]:
-                raise RunFailed(f"{missing[0]} is not there, its process died: the same command goes on from here")
+                raise RunFailed(f"{missing[0]} is not there, its process died: the same command resumes from here")
 
 
 def _claim_folder(study: Study, folder: Path) -> None:
