@@ -192,9 +192,14 @@ def describe(rollout: Rollout) -> Row:
 def histogram(values: Tensor, bins: int = 10) -> JsonObject:
     """`values` counted in `bins` of equal width: few numbers, for a row of metrics is kept for ever.
 
-    From the least (`low`) to the largest (`high`); where all are equal, half a unit to either side.
+    From the least (`low`) to the largest (`high`); where all are equal, or differ only by rounding, half a unit to
+    either side.
     """
-    counts, edges = np.histogram(values.cpu().numpy(), bins=bins)
+    numbers = values.cpu().numpy()
+    low, high = float(numbers.min()), float(numbers.max())
+    # numpy refuses bins that are narrower than the spacing of floats.
+    rounding = high - low <= 1e-12 * max(abs(low), abs(high))
+    counts, edges = np.histogram(numbers, bins=bins, range=(low - 0.5, low + 0.5) if rounding else None)
     return {"low": float(edges[0]), "high": float(edges[-1]), "counts": counts.tolist()}
 
 

@@ -23,7 +23,7 @@ import gymnasium as gym
 import torch
 
 # All that is imported from inside the library: what turns a file of settings into what is in force.
-from rlhf_env.lab.benchmark import Grid
+from rlhf_env.lab.benchmark.grid import Grid
 from rlhf_env.learning.experiment import Experiment, build
 
 FORMATS = {  # of `preferences export`: the file that each writes

@@ -34,6 +34,10 @@ def test_a_histogram_counts_every_value_once() -> None:
     found = histogram(torch.tensor([0.0, 0.1, 0.5, 1.0, 1.0], dtype=torch.float64), bins=4)
     assert found == {"low": 0.0, "high": 1.0, "counts": [2, 0, 1, 2]}
     assert histogram(torch.full((3,), 2.0), bins=2) == {"low": 1.5, "high": 2.5, "counts": [0, 3]}
+    nearly = torch.tensor(
+        [0.1, 0.10000000000000002, 0.09999999999999999], dtype=torch.float64
+    )  # equal but for rounding
+    assert histogram(nearly, bins=10)["counts"] == [0, 0, 0, 0, 0, 3, 0, 0, 0, 0] and len({*nearly.tolist()}) == 3
     assert len(json.dumps(histogram(torch.randn(1000, dtype=torch.float64)))) < 150
 
 
