@@ -68,9 +68,9 @@ def test_max_kl_reads_the_kl_itself() -> None:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: MaxKL(limit=0.0), "limit must be positive, got 0.0"),
+        (lambda: MaxKL(limit=0.0), "limit must be above 0, got 0"),
         (lambda: Patience(evaluations=0), "evaluations must be at least 1, got 0"),
-        (lambda: Patience(evaluations=1, min_delta=-0.5), "min_delta must not be negative, got -0.5"),
+        (lambda: Patience(evaluations=1, min_delta=-0.5), "min_delta must be at least 0, got -0.5"),
     ],
 )
 def test_limits_that_mean_nothing_are_refused(make: Any, said: str) -> None:
@@ -154,7 +154,7 @@ NEAR = {"near": {"plugin": "max_kl", "limit": 1.0}}
         (
             {"stopping": {"max_kl": {"limit": 1.0}}, "max_kl": 2.0},
             r"max_kl is set twice: as max_kl = 2.0 and by \[stopping.max_kl\]",
-            ("stopping", "max_kl"),
+            ("max_kl",),
         ),
     ],
     ids=str,
@@ -186,7 +186,7 @@ def test_patience_needs_somebody_who_evaluates(toy: Any) -> None:
         ({"max_kl": {"limits": 2.0}}, r"\[stopping\] max_kl: no setting 'limits': did you mean 'limit'\?"),
         ({"max_kl": {}}, r"\[stopping\] max_kl: the setting 'limit' is required"),
         ({"far": {"plugin": 3}}, r"\[stopping\] far: `plugin` is the name of a stopping rule, got 3"),
-        ({"far": {"plugin": "max_kl", "limit": -1.0}}, r"\[stopping\] far: limit must be positive, got -1.0"),
+        ({"far": {"plugin": "max_kl", "limit": -1.0}}, r"\[stopping\] far: limit must be above 0, got -1.0"),
     ],
 )
 def test_what_a_table_gets_wrong_is_said_before_a_model_is_loaded(

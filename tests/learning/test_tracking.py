@@ -231,11 +231,11 @@ def test_an_experiment_that_asks_is_the_same_run_with_and_without(
     assert Experiment.from_table({"trackers": asking.trackers}).trackers == asking.trackers
     for experiment in (plain, asking):
         run(experiment, tmp_path, resume=True)
-    run(plain, tmp_path, resume=True, trackers={"Rewinding": {"project": "p"}}, name="toy")
+    run(replace(plain, trackers={"Rewinding": {"project": "p"}}), tmp_path, resume=True, name="toy")
     assert [(type(it).__name__, it.run_name) for it in outside] == [("Notebook", tmp_path.name), ("Rewinding", "toy")]
     assert load_run(tmp_path).update == 2
-    with pytest.raises(ConfigError, match="only a run with a folder can be resumed or tracked"):
-        run(plain, trackers={"Notebook": {"project": "p"}})
+    with pytest.raises(ConfigError, match="only a run with a folder can be tracked: pass `folder`"):
+        run(asking)
 
 
 @pytest.mark.parametrize(
