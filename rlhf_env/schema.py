@@ -183,14 +183,28 @@ class _Maker:
         return {"type": "object", "properties": rows, "additionalProperties": named, "minProperties": 1}
 
     def _named(self, kind: PluginKind, partial: bool) -> Schema:
-        """Of tables whose keys are plugins: [trackers.mlflow], [stopping.max_kl]."""
-        tables: dict[str, object] = {}
-        for entry in self._entries(kind):
+        """Of tables whose keys are plugins: [trackers.mlflow], [stopping.max_kl]. A stopping rule may have another key,
+        if its table says which `plugin` it is."""
+        entries = list(self._entries(kind))
+        plugin: Schema = {"enum": [entry.name for entry in entries], "description": f"Which {kind} this is."}
+        may_say = {"plugin": plugin} if kind == "stopping rule" else {}
+        tables: dict[str, Schema] = {}
+        for entry in entries:
             try:
-                tables[entry.name] = self._table(settings_of_entry(entry), partial=partial)
+                tables[entry.name] = self._table(settings_of_entry(entry), partial=partial, extra=may_say)
             except (PluginError, MissingExtra):  # what it can be set to is not known here
                 tables[entry.name] = {"type": "object"}
-        return {"type": "object", "properties": tables, "additionalProperties": False}
+        named: Schema = {"type": "object", "properties": tables, "additionalProperties": False}
+        if may_say:
+            named["additionalProperties"] = {
+                "type": "object",
+                "required": ["plugin"],
+                "properties": may_say,
+                "allOf": [
+                    {"if": {"properties": {"plugin": {"const": name}}}, "then": table} for name, table in tables.items()
+                ],
+            }
+        return named
 
     def _parts(self, partial: bool) -> Schema:
         """Of the parts of a reward: the key of a part is the reward's name, where the part has no `plugin`."""

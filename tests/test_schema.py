@@ -99,6 +99,26 @@ def test_the_resolved_file_of_a_run_is_taken(validator: Draft202012Validator) ->
     assert wrong(validator, Experiment().to_toml()) == []
 
 
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ("[stopping.max_kl]\nlimit = 2.0", ""),
+        ('[stopping.far]\nplugin = "max_kl"\nlimit = 2.0', ""),
+        ("[stopping.max_kl]\nlimit = 0.0", "$.stopping.max_kl.limit: 0.0 is less than or equal to the minimum of 0"),
+        ('[stopping.far]\nplugin = "max_kl"\nlimt = 2.0', "$.stopping.far: 'limit' is a required property"),
+        ("[stopping.far]\nlimit = 2.0", "$.stopping.far: 'plugin' is a required property"),
+        ('[stopping.far]\nplugin = "max_kll"', "$.stopping.far.plugin: 'max_kll' is not one of ["),
+        ('[trackers.wandb]\nproject = "toy"', ""),
+        ("[trackers.tensorboard]", ""),
+        ('[trackers.tensorboard]\nproject = "toy"', "$.trackers.tensorboard: Additional properties are not allowed"),
+        ('[trackers.wandbb]\nproject = "toy"', "$.trackers: Additional properties are not allowed ('wandbb' was unex"),
+    ],
+)
+def test_rules_and_trackers_are_tables_by_name(table: str, said: str, validator: Draft202012Validator) -> None:
+    found = wrong(validator, f"{TOY}\n{table}\n")
+    assert any(said in problem for problem in found) if said else found == []
+
+
 def wrong_files() -> Iterator[Any]:
     """The files that are wrong in themselves, among the bad inputs."""
     for bad in BAD:

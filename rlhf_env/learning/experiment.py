@@ -27,7 +27,7 @@ from rlhf_env.learning.models import PolicySettings, load_policy, load_tokenizer
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
 from rlhf_env.learning.sources import EnvSource, Source
 from rlhf_env.learning.spending import Budget, Spending
-from rlhf_env.learning.stopping import load_stopping_rules
+from rlhf_env.learning.stopping import MaxKL, Patience, load_stopping_rules
 from rlhf_env.learning.tracking import check_trackers
 from rlhf_env.policies.policy import Policy
 from rlhf_env.settings import (
@@ -43,7 +43,7 @@ from rlhf_env.settings import (
     settings,
 )
 from rlhf_env.toml_files import naming_lines, read_toml
-from rlhf_env.types import JsonView, Task
+from rlhf_env.types import JsonObject, JsonView, Task
 
 # What no machine that this is for can hold: a mistyped size is a message, and not the end of all that runs there.
 _MOST = 2**20
@@ -147,18 +147,16 @@ class Experiment:
     def problems(self) -> Iterator[Problem]:
         if not self.name or not self.name.isprintable():
             yield fault("name", f"must be one or more printable characters, got {self.name!r}")
-        rules = self.stopping_tables()
         for name in ("max_kl", "patience"):
             if name in self.stopping and getattr(self, name):
                 yield fault(name, f"is set twice: as {name} = {getattr(self, name)} and by [stopping.{name}]")
-        if "patience" in rules and self.evaluation.every == 0:
-            rule = f"= {self.patience}" if self.patience > 0 else "([stopping.patience])"
+        if self.patience > 0 and self.evaluation.every == 0:
             yield fault(
                 "patience",
-                f"{rule} counts evaluations on the way, and there are none: set `every` in "
+                f"= {self.patience} counts evaluations on the way, and there are none: set `every` in "
                 "[evaluation] to a number of updates",
             )
-        if "max_kl" in rules and self.preferences is not None:
+        if self.max_kl is not None and self.preferences is not None:
             yield fault("max_kl", "is measured on texts that the agent writes, and with `preferences` it writes none")
         if self.preferences is not None and not self.budget.limits().keys() & {"updates", "gradient_steps", "seconds"}:
             yield Problem(
@@ -188,9 +186,9 @@ class Experiment:
             del table["stopping"]
         return tomli_w.dumps(_without_none(table))
 
-    def stopping_tables(self) -> dict[str, Any]:
+    def stopping_tables(self) -> JsonObject:
         """The tables of all rules that may end the run: `stopping`, and what `max_kl` and `patience` are short for."""
-        tables: dict[str, Any] = {}
+        tables: JsonObject = {}
         if self.max_kl is not None:
             tables["max_kl"] = {"limit": self.max_kl}
         if self.patience > 0:
@@ -239,10 +237,10 @@ class Workplace:
         missing here: evaluations for `patience`, a source of pairs for `preferences`; and what `train` raises.
         """
         experiment, setup = self.experiment, self.setup
-        if "patience" in experiment.stopping_tables() and evaluate is None:
-            raise ConfigError(
-                f"patience = {experiment.patience} counts evaluations: pass `evaluate`, or use rlhf_env.run"
-            )
+        stopping = load_stopping_rules(experiment.stopping_tables())
+        if evaluate is None and (counting := stopping.of(Patience)):
+            rule = f"patience = {experiment.patience}" if experiment.patience else f"[stopping.{counting[0]}]"
+            raise ConfigError(f"{rule} counts evaluations: pass `evaluate`, or use rlhf_env.run")
         if experiment.preferences is not None and isinstance(self.source, EnvSource):
             raise ConfigError(
                 "`preferences` are what the agent learns from: pass a source of pairs, or use rlhf_env.run"
@@ -257,7 +255,6 @@ class Workplace:
         first = [] if run is not None else rows
         if not getattr(self.agent, "trains", True):
             return Training("does not train", first)
-        stopping = load_stopping_rules(experiment.stopping_tables())
         if rows:
             stopping(rows[0])  # what was there before training is there to be improved on
         training = train(
@@ -321,12 +318,12 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
     policy.reseed(experiment.seed)
     with under("rewards"):
         reward = load_rewards(experiment.rewards, task, {"reference": reference, "tokenizer": tokenizer})
-    if "max_kl" in experiment.stopping_tables() and reward.kl is None:
+    if reward.kl is None and (measuring := load_stopping_rules(experiment.stopping_tables()).of(MaxKL)):
         raise ConfigError(
             Problem(
                 "max_kl is measured by a KL penalty, and none is among [rewards]: add one (`kl = 0.0` measures and "
                 "costs nothing)",
-                ("max_kl",),
+                ("max_kl",) if experiment.max_kl is not None else ("stopping", measuring[0]),
             )
         )
     env = TextVectorEnv(
@@ -376,13 +373,26 @@ def check_plugins(experiment: Experiment) -> Task:
         for part, table in rewards.items():
             look(partial(_check_reward, part, table), *keys, part)
     look(lambda: _agent_factory(experiment.agent), "agent")
-    look(lambda: load_stopping_rules(experiment.stopping), "stopping")
+    look(lambda: _check_stopping(experiment), "stopping")
     look(lambda: check_trackers(experiment.trackers), "trackers")
     for name in experiment.evaluation.metrics or ():
         look(partial(plugins.host().load, "metric", name), "evaluation", "metrics")
     if problems:
         raise ConfigError(*problems)
     return task
+
+
+def _check_stopping(experiment: Experiment) -> None:
+    """What `Experiment` asks of `max_kl` and `patience` is asked of the same rules in tables."""
+    rules, problems = load_stopping_rules(experiment.stopping), []
+    for name in rules.of(Patience) if experiment.evaluation.every == 0 else ():
+        said = f"[stopping.{name}] counts evaluations on the way, and there are none: set `every` in [evaluation]"
+        problems.append(Problem(said, (name,)))
+    for name in rules.of(MaxKL) if experiment.preferences is not None else ():
+        said = f"[stopping.{name}] is measured on texts that the agent writes, and with `preferences` it writes none"
+        problems.append(Problem(said, (name,)))
+    if problems:
+        raise ConfigError(*problems)
 
 
 def _check_reward(part: str, settings: Any) -> None:

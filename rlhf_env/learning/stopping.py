@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import field
+from typing import Protocol, runtime_checkable
 
 from rlhf_env import plugins
 from rlhf_env.errors import ConfigError, under
 from rlhf_env.learning.tracking import LoggedRow
 from rlhf_env.settings import AtLeastOne, NonNegative, Positive, settings
+from rlhf_env.types import JsonView, State
 
 
 @runtime_checkable
@@ -32,9 +33,9 @@ class StoppingRule(Protocol):
     def __call__(self, row: LoggedRow, /) -> str | None:
         """The reason to stop after this row (`row["update"]` says which it is), in words that a user reads."""
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> State: ...
 
-    def load_state_dict(self, state: Mapping[str, Any], /) -> None: ...
+    def load_state_dict(self, state: State, /) -> None: ...
 
 
 @plugins.hookimpl
@@ -56,14 +57,14 @@ class MaxKL:
             return f"kl {kl:.2f} above max_kl {self.limit:g}"
         return None
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+    def load_state_dict(self, state: State, /) -> None:
         """It remembers nothing."""
 
 
-@dataclass(kw_only=True)
+@settings(frozen=False)
 class Patience:
     """Stop when evaluations no longer improve."""
 
@@ -95,10 +96,10 @@ class Patience:
         else:
             self._stale += 1
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {"best": self._best, "stale": self._stale, "update": self._update}
 
-    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+    def load_state_dict(self, state: State, /) -> None:
         self._best = state["best"]
         self._stale, self._update = int(state["stale"]), int(state["update"])
 
@@ -113,10 +114,14 @@ class AnyOf:
         reasons = [rule(row) for rule in self.rules.values()]
         return next((reason for reason in reasons if reason), None)
 
-    def state_dict(self) -> dict[str, Any]:
+    def of(self, kind: type[StoppingRule]) -> list[str]:
+        """The names of the rules of one class."""
+        return [name for name, rule in self.rules.items() if isinstance(rule, kind)]
+
+    def state_dict(self) -> State:
         return {name: rule.state_dict() for name, rule in self.rules.items()}
 
-    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+    def load_state_dict(self, state: State, /) -> None:
         """Also of a checkpoint from the time when `patience` was the only rule that remembered something."""
         by_rule = {"patience": state} if isinstance(state.get("stale"), int) else state
         for name, rule in self.rules.items():
@@ -124,7 +129,7 @@ class AnyOf:
                 rule.load_state_dict(by_rule[name])
 
 
-def load_stopping_rules(tables: Mapping[str, Any]) -> AnyOf:
+def load_stopping_rules(tables: JsonView) -> AnyOf:
     """The rules of an experiment's tables: the key is the rule's name, unless the table has a `plugin`.
 
     Raises ConfigError that names the table, with the problems of all of them.

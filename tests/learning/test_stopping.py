@@ -12,12 +12,10 @@ from typing import Any
 import pytest
 
 from rlhf_env import plugins
-from rlhf_env.errors import ConfigError
-from rlhf_env.lab.evaluation.evaluator import Evaluator
-from rlhf_env.lab.evaluation.runs import run_experiment
+from rlhf_env.errors import ConfigError, Problem
+from rlhf_env.lab.evaluation.runs import run
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.experiment import Experiment, build
-from rlhf_env.learning.run_folder import RunFolder, read_metrics
 from rlhf_env.learning.stopping import AnyOf, MaxKL, Patience, StoppingRule, load_stopping_rules
 
 
@@ -70,9 +68,9 @@ def test_max_kl_reads_the_kl_itself() -> None:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: MaxKL(limit=0.0), "limit must be positive, got 0.0"),
+        (lambda: MaxKL(limit=0.0), "limit must be above 0, got 0"),
         (lambda: Patience(evaluations=0), "evaluations must be at least 1, got 0"),
-        (lambda: Patience(evaluations=1, min_delta=-0.5), "min_delta must not be negative, got -0.5"),
+        (lambda: Patience(evaluations=1, min_delta=-0.5), "min_delta must be at least 0, got -0.5"),
     ],
 )
 def test_limits_that_mean_nothing_are_refused(make: Any, said: str) -> None:
@@ -135,17 +133,49 @@ def test_a_setting_that_is_not_used_is_not_in_the_text_that_a_run_is_known_by(to
     assert Experiment.from_table(json.loads(json.dumps({"stopping": {}}))).to_toml() == Experiment().to_toml()
 
 
+NEAR = {"near": {"plugin": "max_kl", "limit": 1.0}}
+
+
 @pytest.mark.parametrize(
-    ("table", "said"),
+    ("table", "said", "keys"),
     [
-        ({"stopping": {"max_kl": {"limit": 1.0}}, "rewards": {"task": 1.0}}, "max_kl is measured by the reward part"),
-        ({"stopping": {"patience": {"evaluations": 1}}}, r"\[stopping.patience\] counts evaluations on the way"),
-        ({"stopping": {"max_kl": {"limit": 1.0}}, "max_kl": 2.0}, "max_kl is set twice: as max_kl = 2.0 and by"),
+        ({"stopping": NEAR, "rewards": {"task": 1.0}}, "max_kl is measured by a KL penalty", ("stopping", "near")),
+        ({"max_kl": 2.0, "rewards": {"task": 1.0}}, "max_kl is measured by a KL penalty", ("max_kl",)),
+        (
+            {"stopping": NEAR, "preferences": "pairs.jsonl"},
+            r"\[stopping.near\] is measured on texts that the agent writes, and with `preferences`",
+            ("stopping", "near"),
+        ),
+        (
+            {"stopping": {"flat": {"plugin": "patience", "evaluations": 1}}},
+            r"\[stopping.flat\] counts evaluations on the way, and there are none",
+            ("stopping", "flat"),
+        ),
+        (
+            {"stopping": {"max_kl": {"limit": 1.0}}, "max_kl": 2.0},
+            r"max_kl is set twice: as max_kl = 2.0 and by \[stopping.max_kl\]",
+            ("max_kl",),
+        ),
     ],
+    ids=str,
 )
-def test_what_a_rule_needs_is_asked_for_however_it_is_written(table: dict[str, Any], said: str, toy: Any) -> None:
-    with pytest.raises(ConfigError, match=said):
-        toy("ppo", **table)
+def test_what_a_rule_needs_is_asked_for_however_it_is_written(
+    table: dict[str, Any], said: str, keys: tuple[str, ...], toy: Any
+) -> None:
+    with pytest.raises(ConfigError, match=said) as refused:
+        build(toy("ppo", **table))
+    (problem,) = refused.value.problems
+    assert isinstance(problem, Problem)
+    assert problem.keys == keys
+
+
+def test_patience_needs_somebody_who_evaluates(toy: Any) -> None:
+    every = replace(toy("ppo").evaluation, every=1)
+    table = {"flat": {"plugin": "patience", "evaluations": 1}}
+    with pytest.raises(
+        ConfigError, match=r"\[stopping.flat\] counts evaluations: pass `evaluate`, or use rlhf_env.run"
+    ):
+        build(toy("ppo", evaluation=every, stopping=table)).train()
 
 
 @pytest.mark.parametrize(
@@ -156,7 +186,7 @@ def test_what_a_rule_needs_is_asked_for_however_it_is_written(table: dict[str, A
         ({"max_kl": {"limits": 2.0}}, r"\[stopping\] max_kl: no setting 'limits': did you mean 'limit'\?"),
         ({"max_kl": {}}, r"\[stopping\] max_kl: the setting 'limit' is required"),
         ({"far": {"plugin": 3}}, r"\[stopping\] far: `plugin` is the name of a stopping rule, got 3"),
-        ({"far": {"plugin": "max_kl", "limit": -1.0}}, r"\[stopping\] far: limit must be positive, got -1.0"),
+        ({"far": {"plugin": "max_kl", "limit": -1.0}}, r"\[stopping\] far: limit must be above 0, got -1.0"),
     ],
 )
 def test_what_a_table_gets_wrong_is_said_before_a_model_is_loaded(
@@ -212,26 +242,24 @@ def test_a_rule_from_outside_ends_a_run_and_its_state_outlives_a_kill(toy: Any, 
 
     class Killed(BaseException): ...
 
-    def run(folder: Path, kill_after: int | None = None) -> tuple[str, list[int]]:
+    def ended(folder: Path, kill_after: int | None = None) -> tuple[str | None, list[int]]:
         def kill(row: Mapping[str, Any], _share: float) -> None:
             if row["update"] == kill_after:
                 raise Killed
 
-        workplace = build(experiment)
-        with RunFolder(folder, experiment.to_toml(), resume=True, tensorboard=False) as opened:
-            reason, _ = run_experiment(workplace, Evaluator.of(workplace), opened, resume=True, on_update=kill)
-        return reason, [row["update"] for row in read_metrics(folder)]
+        finished = run(experiment, folder, resume=True, on_update=kill)
+        return finished.reason, [row["update"] for row in finished.metrics]
 
-    whole = run(tmp_path / "whole")
-    assert whole[0].endswith("tokens are enough")
+    whole = ended(tmp_path / "whole")
+    assert str(whole[0]).endswith("tokens are enough")
     assert 4 < whole[1][-1] < 20
     newest = checkpoints.latest(tmp_path / "whole" / "checkpoints")
     assert newest is not None
     assert checkpoints.load(newest)[0]["stopping"].keys() == {"words"}
     with pytest.raises(Killed):
-        run(tmp_path / "killed", kill_after=3)
-    assert run(tmp_path / "killed") == whole
-    assert run(tmp_path / "killed") == whole, "and stays ended"
+        ended(tmp_path / "killed", kill_after=3)
+    assert ended(tmp_path / "killed") == whole
+    assert ended(tmp_path / "killed") == whole, "and stays ended"
 
 
 @pytest.mark.usefixtures("outside")

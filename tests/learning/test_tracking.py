@@ -15,8 +15,7 @@ import torch
 from rlhf_env import plugins
 from rlhf_env.cli.main import main
 from rlhf_env.errors import ConfigError, DiskRefused
-from rlhf_env.lab.evaluation.evaluator import Evaluator
-from rlhf_env.lab.evaluation.runs import load_run, run_experiment
+from rlhf_env.lab.evaluation.runs import load_run, run
 from rlhf_env.learning.experiment import Experiment, build
 from rlhf_env.learning.loop import histogram
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
@@ -133,9 +132,9 @@ def folder_with(path: Path, *trackers: str) -> RunFolder:
 
 def test_it_gets_every_row_as_it_is_logged(outside: list[Notebook], tmp_path: Path) -> None:
     asked = {"Notebook": {"project": "p", "colour": "blue"}}
-    with RunFolder(tmp_path, TOML, tensorboard=False, trackers=asked) as run:
-        run.log(ROW)
-        run.log({"update": 4, "x": 1.0})
+    with RunFolder(tmp_path, TOML, tensorboard=False, trackers=asked) as opened:
+        opened.log(ROW)
+        opened.log({"update": 4, "x": 1.0})
         (notebook,) = outside
         assert notebook.open
     assert not notebook.open
@@ -152,24 +151,24 @@ def test_after_a_resume_rows_come_again_and_who_can_takes_them_back(
     tracker: str, shown: list[Any], outside: list[Notebook], tmp_path: Path
 ) -> None:
     for updates in ((1, 2, 3), (3, 4)):
-        with folder_with(tmp_path, tracker) as run:
-            run.restore()
+        with folder_with(tmp_path, tracker) as opened:
+            opened.restore()
             for update in updates:
-                run.log({"update": update})
+                opened.log({"update": update})
                 if update == 2:
-                    run.save(2, {"x": 1}, threads=1)
+                    opened.save(2, {"x": 1}, threads=1)
     rows = [row if isinstance(row, str) else row["update"] for notebook in outside for row in notebook.rows]
     assert rows[-len(shown) :] == shown
 
 
 def test_one_that_fails_costs_itself_and_not_the_run(outside: list[Notebook], tmp_path: Path) -> None:
-    with folder_with(tmp_path, "Breaks", "Notebook") as run:
-        run.log({"update": 0})
+    with folder_with(tmp_path, "Breaks", "Notebook") as opened:
+        opened.log({"update": 0})
         with pytest.warns(RuntimeWarning, match=r"'Breaks' failed \(TimeoutError: no answer\): the run goes on"):
-            run.log({"update": 1})
-        run.log({"update": 2})
+            opened.log({"update": 1})
+        opened.log({"update": 2})
     said = "the tracker 'Breaks' failed (TimeoutError: no answer): it got no more rows; metrics.jsonl has them all"
-    assert run.lost == [said]
+    assert opened.lost == [said]
     assert [[row["update"] for row in notebook.rows] for notebook in outside] == [[0], [0, 1, 2]]
     assert [row["update"] for row in read_metrics(tmp_path)] == [0, 1, 2]
 
@@ -179,19 +178,19 @@ def test_one_that_fails_in_the_end_is_reported_and_the_others_are_closed(
 ) -> None:
     with (
         pytest.warns(RuntimeWarning, match="the last rows are not there"),
-        folder_with(tmp_path, "BreaksInTheEnd", "Notebook") as run,
+        folder_with(tmp_path, "BreaksInTheEnd", "Notebook") as opened,
     ):
-        run.log({"update": 0})
-    assert len(run.lost) == 1
+        opened.log({"update": 0})
+    assert len(opened.lost) == 1
     assert not outside[1].open
     with folder_with(tmp_path):  # the folder was given back
         pass
 
 
 def test_a_full_disk_ends_the_run_whoever_meets_it(outside: list[Notebook], tmp_path: Path) -> None:
-    with folder_with(tmp_path, "DiskFull") as run, pytest.raises(DiskRefused, match="no room"):
-        run.log({"update": 0})
-    assert run.lost == []
+    with folder_with(tmp_path, "DiskFull") as opened, pytest.raises(DiskRefused, match="no room"):
+        opened.log({"update": 0})
+    assert opened.lost == []
     assert not outside[0].open
 
 
@@ -234,14 +233,13 @@ def test_an_experiment_that_asks_is_the_same_run_with_and_without(
     asking = replace(plain, trackers={"Notebook": {"project": "p"}})
     assert asking.to_toml() == plain.to_toml()
     assert Experiment.from_table({"trackers": asking.trackers}).trackers == asking.trackers
-    for experiment in (replace(plain, budget=replace(plain.budget, updates=2)), asking):
-        workplace = build(experiment)
-        with RunFolder(
-            tmp_path, experiment.to_toml(), resume=True, tensorboard=False, trackers=experiment.trackers
-        ) as run:
-            run_experiment(workplace, Evaluator.of(workplace), run, resume=True)
-    assert len(outside) == 1
-    assert load_run(tmp_path)[1] == 2
+    for experiment in (plain, asking):
+        run(experiment, tmp_path, resume=True)
+    run(replace(plain, trackers={"Rewinding": {"project": "p"}}), tmp_path, resume=True, name="toy")
+    assert [(type(it).__name__, it.run_name) for it in outside] == [("Notebook", tmp_path.name), ("Rewinding", "toy")]
+    assert load_run(tmp_path).update == 2
+    with pytest.raises(ConfigError, match="only a run with a folder can be tracked: pass `folder`"):
+        run(asking)
 
 
 @pytest.mark.parametrize(

@@ -252,9 +252,9 @@ def test_every_hook_reaches_its_kind() -> None:
         ("task", "a task", "demo"),
         ("annotator", "an annotator", ""),
         ("judgement", "a judgement", ""),
+        ("metric", "a metric", ""),
         ("tracker", "a tracker", ""),
         ("stopping rule", "a stopping rule", ""),
-        ("metric", "a metric", ""),
     ]
 
 
@@ -320,7 +320,7 @@ def test_what_a_run_lends_fills_what_the_user_left_out() -> None:
         ({"length": 1, "scael": 2}, "task 'made': no setting 'scael': did you mean 'scale'"),
         ({}, "task 'made': the setting 'length' is required"),
         ({"length": -1}, "task 'made': length must not be negative"),
-        ({"length": "x"}, "task 'made': the setting 'length' is a whole number, not 'x'"),
+        ({"length": "x"}, "task 'made': length must be a whole number, got 'x'"),
     ],
 )
 def test_a_wrong_setting_names_plugin_and_setting(parameters: dict[str, Any], says: str) -> None:

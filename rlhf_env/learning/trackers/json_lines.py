@@ -6,10 +6,10 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rlhf_env.errors import DiskRefused
 from rlhf_env.learning.tracking import LoggedRow
+from rlhf_env.types import JsonObject
 from rlhf_env.whole_files import write_whole
 
 
@@ -54,9 +54,9 @@ class JsonLines:
         )
 
 
-def rows_of(file: Path) -> tuple[list[dict[str, Any]], list[int]]:
+def rows_of(file: Path) -> tuple[list[JsonObject], list[int]]:
     """The rows of a file of metrics, and the numbers of the lines that are none."""
-    rows: list[dict[str, Any]] = []
+    rows: list[JsonObject] = []
     unreadable = []
     content = file.read_bytes() if file.exists() else b""
     for number, line in enumerate(content.split(b"\n")[:-1], 1):  # the last of a killed run may be half written

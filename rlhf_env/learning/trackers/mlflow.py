@@ -24,6 +24,7 @@ from mlflow.exceptions import MlflowException
 from rlhf_env.errors import ConfigError
 from rlhf_env.learning.tracking import LoggedRow, drawn, histograms, numbers, update_of
 from rlhf_env.plain_data import flat
+from rlhf_env.settings import Name
 
 ID_FILE = "mlflow_run"
 _SQLITE = "sqlite:///"
@@ -36,10 +37,14 @@ class MLflow:
 
     Histograms, of which MLflow has no kind, are artifacts: one JSON file for each update that is drawn (see `drawn`). A
     resumed run continues the same run, and updates that are done again keep the numbers that they had.
+
+    Args:
+        project: the name of MLflow's experiment.
+        uri: of the server, or of the file of its database (default: `MLFLOW_TRACKING_URI`, else `mlflow.db` here).
     """
 
     def __init__(
-        self, *, project: str, uri: str | None = None, folder: Path, run_name: str, experiment: Mapping[str, object]
+        self, *, project: Name, uri: Name | None = None, folder: Path, run_name: str, experiment: Mapping[str, object]
     ) -> None:
         known = folder / ID_FILE
         try:

@@ -17,6 +17,7 @@ import trackio
 
 from rlhf_env.errors import ConfigError
 from rlhf_env.learning.tracking import LoggedRow, bin_edges, histograms, numbers, update_of
+from rlhf_env.settings import Name
 
 NAME_FILE = "trackio_name"
 
@@ -25,9 +26,12 @@ class Trackio:
     """The run, in a project there, with its resolved experiment. A resumed run continues the same run.
 
     trackio knows a run by its name alone, so the name that it gets ends in six letters that no other run has.
+
+    Args:
+        project: whose runs are shown side by side.
     """
 
-    def __init__(self, *, project: str, folder: Path, run_name: str, experiment: Mapping[str, object]) -> None:
+    def __init__(self, *, project: Name, folder: Path, run_name: str, experiment: Mapping[str, object]) -> None:
         known = folder / NAME_FILE
         if not known.exists():
             known.write_text(f"{run_name}-{uuid.uuid4().hex[:6]}", encoding="utf-8")

@@ -13,6 +13,7 @@ import wandb
 
 from rlhf_env.errors import ConfigError
 from rlhf_env.learning.tracking import LoggedRow, bin_edges, histograms, numbers, update_of
+from rlhf_env.settings import Name
 
 ID_FILE = "wandb_id"
 
@@ -22,9 +23,12 @@ class WeightsAndBiases:
 
     Updates that are done again after a resume keep the numbers that they had: Weights & Biases takes no step twice,
     and but for the clock the numbers are the same. Raises ConfigError where it cannot start (no account, say).
+
+    Args:
+        project: whose runs are shown side by side.
     """
 
-    def __init__(self, *, project: str, folder: Path, run_name: str, experiment: Mapping[str, object]) -> None:
+    def __init__(self, *, project: Name, folder: Path, run_name: str, experiment: Mapping[str, object]) -> None:
         known = folder / ID_FILE
         if not known.exists():
             known.write_text(uuid.uuid4().hex, encoding="ascii")

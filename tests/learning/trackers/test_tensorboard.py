@@ -100,7 +100,7 @@ def test_a_disk_that_refuses_ends_the_run(tmp_path: Path) -> None:
 
         def close(self) -> None: ...
 
-    tracker = plugins.build("tracker", "tensorboard", {}, {"folder": tmp_path})
+    tracker = plugins.build_plugin("tracker", "tensorboard", {}, {"folder": tmp_path})
     tracker._opened = Full()
     with pytest.raises(DiskRefused, match="tensorboard cannot be written: No space left on device"):
         tracker.log({"update": 1, "x": 1.0})
