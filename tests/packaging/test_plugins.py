@@ -252,9 +252,9 @@ def test_every_hook_reaches_its_kind() -> None:
         ("task", "a task", "demo"),
         ("annotator", "an annotator", ""),
         ("judgement", "a judgement", ""),
+        ("metric", "a metric", ""),
         ("tracker", "a tracker", ""),
         ("stopping rule", "a stopping rule", ""),
-        ("metric", "a metric", ""),
     ]
 
 

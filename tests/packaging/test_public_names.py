@@ -36,7 +36,7 @@ def test_the_public_names() -> None:
 
 
 def test_every_kind_of_plugin_can_be_registered_by_hand() -> None:
-    assert {f"register_{kind}" for kind in plugins.KINDS} <= set(rlhf_env.__all__)
+    assert {plugins.hook_of(kind).removesuffix("s") for kind in plugins.PLUGIN_KINDS} <= set(rlhf_env.__all__)
 
 
 @pytest.mark.parametrize("name", sorted(rlhf_env.__all__))
