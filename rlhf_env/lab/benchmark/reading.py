@@ -98,7 +98,7 @@ def _metric(name: str, words: _Record) -> Metric:
     fields = get_type_hints(Metric)
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in words.data.items()}
     for key, value in given.items():
-        if key not in fields or not fits(value, fields[key]):
+        if key not in fields or key == "measure" or not fits(value, fields[key]):
             raise DataError(f"{words.file}: {words.at}{key} is no word about a metric: {str(value)[:80]!r}")
     if given.get("name") != name or "title" not in given:
         raise DataError(f"{words.file}: {words.at.removesuffix('.')} must have a title, and {name!r} as its name")
