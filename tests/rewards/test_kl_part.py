@@ -136,3 +136,18 @@ def test_max_kl_is_measured_by_the_penalty_whatever_its_name() -> None:
     build(experiment({"task": 1.0, "near": {"plugin": "kl"}}, max_kl=1.0))
     with pytest.raises(ConfigError, match="max_kl is measured by a KL penalty, and none is among"):
         build(experiment({"task": 1.0, "kl": {"plugin": "length", "target": 3}}, agent="ppo", max_kl=1.0))
+
+
+@pytest.mark.parametrize(
+    "agent",
+    [{"name": "dpo", "lr": 0.05}, {"name": "kto", "lr": 0.05}, {"name": "grpo", "kl_in_loss": "k2", "lr": 0.05}],
+)
+def test_the_name_of_the_penalty_changes_nothing_that_is_learned(agent: dict[str, Any]) -> None:
+    """With `kl` as the name of another part in one of them: a part's name decides nothing."""
+    learned = []
+    for near, other in (("kl", "other"), ("near", "kl")):
+        rewards = {"task": 1.0, other: {"plugin": "length", "target": 2}, near: {"plugin": "kl", "weight": 2.0}}
+        workplace = build(replace(experiment(rewards), agent={**agent, "lr": 0.05}))
+        metrics = [workplace.agent.update(workplace.source.next(workplace.agent)) for _ in range(4)]
+        learned.append(metrics)
+    assert learned[0] == learned[1]
