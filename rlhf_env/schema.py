@@ -15,7 +15,7 @@ import functools
 import types
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Union, cast
+from typing import Annotated, Union, cast
 
 from rlhf_env.declared import Setting, plain, settings_of, settings_of_entry, wraps
 from rlhf_env.envs.isolation import Limits
@@ -36,9 +36,10 @@ from rlhf_env.settings import (
     fits,
     unlimited,
 )
+from rlhf_env.types import JsonObject
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
-Schema = dict[str, Any]
+Schema = JsonObject
 
 
 def file_schema(host: PluginHost, whole: type, *, title: str, tables: Mapping[str, type] | None = None) -> Schema:

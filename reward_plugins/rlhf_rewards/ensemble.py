@@ -15,7 +15,7 @@ from rlhf_env.feedback.reward_models.loading import load_scorer
 from rlhf_env.settings import NonNegative, fault, require
 from rlhf_env.types import Episode, Float
 
-Combination = Literal["mean", "worst", "uncertainty"]
+EnsembleCombination = Literal["mean", "worst", "uncertainty"]
 
 
 class Ensemble:
@@ -30,11 +30,14 @@ class Ensemble:
     """
 
     def __init__(
-        self, model: str | Path | Sequence[str | Path], combination: Combination = "worst", penalty: NonNegative = 1.0
+        self,
+        model: str | Path | Sequence[str | Path],
+        combination: EnsembleCombination = "worst",
+        penalty: NonNegative = 1.0,
     ) -> None:
         from rlhf_env.feedback.reward_models.ensemble import RewardEnsemble, combined
 
-        require(combination=(combination, Combination), penalty=(penalty, NonNegative))
+        require(combination=(combination, EnsembleCombination), penalty=(penalty, NonNegative))
         self.combination, self.penalty = combination, penalty
         self.model = [str(model)] if isinstance(model, str | Path) else [str(one) for one in model]
         self._ensemble = RewardEnsemble([load_scorer(one) for one in self.model])

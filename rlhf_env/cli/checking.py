@@ -135,8 +135,8 @@ def schema(
     typer.echo(json.dumps(made, indent=1))
 
 
-@app.command(rich_help_panel=PLUGINS)
-def check(
+@app.command("check", rich_help_panel=PLUGINS)
+def check_one(
     what: Annotated[
         str, typer.Argument(help="A TOML file (experiment or grid), or reward:NAME, task:NAME, agent:NAME.")
     ],

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rlhf_env.cli.shared import LEARNING, Threads, app, interruptible, make_console
 from rlhf_env.errors import ConfigError
+from rlhf_env.types import JsonObject, JsonView
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -94,7 +95,7 @@ def train_one(
     _say_how_it_ended(finished, console)
 
 
-def _with_trackers(tables: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
+def _with_trackers(tables: JsonView, words: Sequence[str]) -> JsonObject:
     """The file's tables of trackers, and those of the command line's words: NAME or NAME=PROJECT."""
     from rlhf_env.learning.tracking import check_trackers
 
@@ -123,7 +124,7 @@ def _inside_runs(name: str) -> Path:
 def _say_how_it_ended(finished: Run, console: Console) -> None:
     from rich.markup import escape
 
-    from rlhf_env.lab.evaluation.metrics import with_plugins, words_of
+    from rlhf_env.lab.evaluation.metrics import meaning_of, with_plugins
 
     lost = [f"Lost: {line}" for line in finished.lost]
     not_exact = [f"Not exact: {change}" for change in finished.not_exact]
@@ -132,7 +133,7 @@ def _say_how_it_ended(finished: Run, console: Console) -> None:
     console.print(f"Ended: {finished.reason}. On {finished.experiment.evaluation.prompts} held-out prompts:")
     metrics = with_plugins(finished.experiment.evaluation.metrics or ())
     for key, value in sorted(finished.evaluation.metrics.items()):
-        line = f"  {key:24s} {value:10.4f}  {escape(words_of(key, metrics))}"
+        line = f"  {key:24s} {value:10.4f}  {escape(meaning_of(key, metrics))}"
         console.print(line.rstrip(), highlight=False, no_wrap=True, overflow="ellipsis")
     console.print(f"Run folder: {finished.folder}", highlight=False, soft_wrap=True)
 

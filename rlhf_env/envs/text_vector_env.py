@@ -1,4 +1,9 @@
-"""Text generation as a vector environment: B texts written side by side. The machine behind every view."""
+"""Text generation as a vector environment: B texts written side by side. The machine behind every view.
+
+One class in one file, because it is one life cycle: reset options, writing, a text's end, its reward, the next text, in
+three autoreset modes. What could be told apart has files of its own: where tokens lie (`text_buffer`), what an action
+is (`actions`), which prompt is next (`prompt_order`), what an info holds (`infos`).
+"""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ class EvaluationSettings:
     """Updates from one evaluation to the next (0: only at the end)."""
     seed: Seed = 12_345
     """What the texts of an evaluation are drawn from."""
-    rewards: Annotated[dict[str, Any], EachChooses("reward")] = field(default_factory=dict)
+    rewards: Annotated[JsonObject, EachChooses("reward")] = field(default_factory=dict)
     """Rewards to measure beside the training objective that no agent sees, as in [rewards]: the gold reward."""
     metrics: list[Name] | None = None
     """Names of metrics that plugins offer, to measure beside those of `lab.evaluation.metrics`."""
@@ -110,15 +110,15 @@ class Experiment:
     """What the run is called, in its folder's name and in reports."""
     seed: Seed = 0
     """What every random stream of the run is derived from."""
-    task: Annotated[dict[str, Any], Chooses("task")] = field(default_factory=lambda: {"name": "count"})
+    task: Annotated[JsonObject, Chooses("task")] = field(default_factory=lambda: {"name": "count"})
     """What is asked: the task's name, and the task's own settings."""
     policy: PolicySettings = field(default_factory=PolicySettings)
     """Who writes the texts."""
     environment: EnvironmentSettings = field(default_factory=EnvironmentSettings)
     """How many texts, how long, in how large steps."""
-    rewards: Annotated[dict[str, Any], EachChooses("reward")] = field(default_factory=lambda: {"task": 1.0})
+    rewards: Annotated[JsonObject, EachChooses("reward")] = field(default_factory=lambda: {"task": 1.0})
     """The parts of the reward: by name a weight, or a table of the reward's own settings with its `weight`."""
-    agent: Annotated[dict[str, Any], Chooses("agent")] = field(default_factory=lambda: {"name": "ppo"})
+    agent: Annotated[JsonObject, Chooses("agent")] = field(default_factory=lambda: {"name": "ppo"})
     """Who learns: the agent's name, and the agent's own settings."""
     preferences: str | None = None
     """A preference store or a .jsonl file of pairs, `num_envs` / 2 a rollout, that the agent (dpo, kto) learns from
@@ -138,9 +138,9 @@ class Experiment:
     how often there is one."""
     min_delta: NonNegative = 0.0
     """By how much the held-out objective must rise for `patience` to begin anew."""
-    stopping: Annotated[dict[str, Any], EachChooses("stopping rule")] = field(default_factory=dict)
+    stopping: Annotated[JsonObject, EachChooses("stopping rule")] = field(default_factory=dict)
     """Further rules that may end the run: by name, the settings of each, as in `[stopping.mine]`."""
-    trackers: Annotated[dict[str, Any], EachChooses("tracker")] = field(default_factory=dict)
+    trackers: Annotated[JsonObject, EachChooses("tracker")] = field(default_factory=dict)
     """Where metrics go beside the run folder: by name, the settings of each, as in `[trackers.mlflow]`. They are not
     part of what the run is: a run resumes with others."""
 

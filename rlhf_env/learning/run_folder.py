@@ -285,7 +285,7 @@ def config_hash(experiment_toml: str) -> str:
     return hashlib.sha256(experiment_toml.encode()).hexdigest()[:16]
 
 
-def as_logged(row: Mapping[str, Any]) -> dict[str, Any]:
+def as_logged(row: JsonView) -> JsonObject:
     """A row of metrics as a file has it: a number that is not finite is None."""
     return {key: _finite(value) for key, value in row.items()}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple, Protocol, Self
+from typing import Annotated, Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from annotated_types import Gt, Le
@@ -57,6 +57,14 @@ class TextEvaluation(NamedTuple):
     hidden: Tensor
     """[B, L, H]: the state from which tokens[b, t] is drawn, that is, the hidden state of the token before it, after
     the final norm; 0 where no text precedes. At the first token of padding it is the state after the last token."""
+
+
+@runtime_checkable
+class HasContext(Protocol):
+    """A policy that reads at most `context` tokens (None: any number)."""
+
+    @property
+    def context(self) -> int | None: ...
 
 
 class Policy(Protocol):

@@ -18,12 +18,13 @@ from typing import Any
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.interchange.provenance import in_order, parsed, provenance_of, remade
 from rlhf_env.feedback.judgements import Judgement
-from rlhf_env.feedback.kinds import Part, kind_of, kinds
+from rlhf_env.feedback.kinds import MessagePart, kind_of, kinds
+from rlhf_env.types import JsonObject
 
 _PEOPLE = uuid.UUID("6e3f1f0c-4f6e-4c4e-9d5e-6a5f0b1c2d3e")  # the namespace of our annotators' ids
 
 
-def argilla_record(judgement: Judgement) -> dict[str, Any]:
+def argilla_record(judgement: Judgement) -> JsonObject:
     names = [f"response_{place}" for place in range(1, len(judgement.responses) + 1)]
     texts = [response.text for response in judgement.responses]
     kind = kind_of(judgement)
@@ -89,7 +90,7 @@ def _answers(questions: Mapping[str, object], names: list[str]) -> Iterator[tupl
         for given in answers:
             if given.get("status", "submitted") != "submitted":
                 continue
-            user, part = str(given.get("user_id")), Part(name=question, value=given["value"])
+            user, part = str(given.get("user_id")), MessagePart(name=question, value=given["value"])
             for kind in by_name_first:
                 if (answered := kind.in_argilla.read(part, names)) is not None:
                     if answered.field is None:

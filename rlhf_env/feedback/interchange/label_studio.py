@@ -20,7 +20,7 @@ from typing import Any
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.interchange.provenance import in_order, parsed, provenance_of, remade
 from rlhf_env.feedback.judgements import Judgement
-from rlhf_env.feedback.kinds import Part, kind_of, kinds
+from rlhf_env.feedback.kinds import MessagePart, kind_of, kinds
 from rlhf_env.types import JsonObject
 
 _TEXTS = ("response", "answer", "generation", "text")
@@ -113,7 +113,7 @@ def _answer(results: list[Any], names: list[str]) -> tuple[str, Any]:
     for result in results:
         if not isinstance(result, Mapping):
             continue
-        part = Part(name=str(result.get("from_name")), value=result.get("value"), type=str(result.get("type")))
+        part = MessagePart(name=str(result.get("from_name")), value=result.get("value"), type=str(result.get("type")))
         for kind in by_name_first:
             if (answered := kind.in_label_studio.read(part, names)) is not None:
                 if answered.field is None:

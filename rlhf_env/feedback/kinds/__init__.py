@@ -13,7 +13,7 @@
 
 from rlhf_env.feedback.kinds.comparison import VERDICTS, Comparison, Verdict
 from rlhf_env.feedback.kinds.criteria import CriteriaRating
-from rlhf_env.feedback.kinds.dialects import Answered, Dialect, Part
+from rlhf_env.feedback.kinds.dialects import Answered, Dialect, MessagePart
 from rlhf_env.feedback.kinds.form import ChoiceInput, Form, Option, OrderInput, TextInput
 from rlhf_env.feedback.kinds.kind import HIGHEST, LOWEST, JudgementKind, Lesson, ScoredResponse, lesson_of_pair
 from rlhf_env.feedback.kinds.ranking import Ranking
@@ -34,7 +34,7 @@ __all__ = [
     "Lesson",
     "Option",
     "OrderInput",
-    "Part",
+    "MessagePart",
     "Ranking",
     "Rating",
     "ScoredResponse",

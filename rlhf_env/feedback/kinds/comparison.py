@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from rlhf_env.feedback import findings
 from rlhf_env.feedback.judgements import Preference, Response, judgement_problems, no_winner_problem
-from rlhf_env.feedback.kinds.dialects import Answered, Dialect, Names, Part
+from rlhf_env.feedback.kinds.dialects import Answered, Dialect, MessagePart, Names
 from rlhf_env.feedback.kinds.form import ChoiceInput, Form, Option, by_criterion
 from rlhf_env.feedback.kinds.kind import JudgementKind, Opinion, opinion_of_pair
 from rlhf_env.types import Prompt
@@ -121,12 +121,12 @@ def _form(guidelines: Mapping[str, str]) -> Form:
 # `pairwise`, or `choices` of "tie" or "cannot say".
 
 
-def _to_argilla(answer: object, names: Names) -> list[Part]:
+def _to_argilla(answer: object, names: Names) -> list[MessagePart]:
     sides = {"first": names[0], "second": names[-1]}
-    return [Part(name="preference", value=sides.get(str(answer), answer))]
+    return [MessagePart(name="preference", value=sides.get(str(answer), answer))]
 
 
-def _from_argilla(part: Part, names: Names) -> Answered | None:
+def _from_argilla(part: MessagePart, names: Names) -> Answered | None:
     if not isinstance(part.value, str):
         return None
     sides = dict(zip(names, ("first", "second"), strict=False))
@@ -136,14 +136,14 @@ def _from_argilla(part: Part, names: Names) -> Answered | None:
 _SIDES = {"left": "first", "right": "second"}
 
 
-def _to_label_studio(answer: object, names: Names) -> list[Part]:
+def _to_label_studio(answer: object, names: Names) -> list[MessagePart]:
     for side, verdict in _SIDES.items():
         if verdict == answer:
-            return [Part(name="preference", type="pairwise", value={"selected": side}, about=",".join(names))]
-    return [Part(name="undecided", type="choices", value={"choices": [answer]})]
+            return [MessagePart(name="preference", type="pairwise", value={"selected": side}, about=",".join(names))]
+    return [MessagePart(name="undecided", type="choices", value={"choices": [answer]})]
 
 
-def _from_label_studio(part: Part, _: Names) -> Answered | None:
+def _from_label_studio(part: MessagePart, _: Names) -> Answered | None:
     match part.type, part.value:
         case "pairwise", {"selected": side}:
             return Answered(value=_SIDES.get(str(side), side))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from rlhf_env.feedback import findings
 from rlhf_env.feedback.judgements import Response, judgement_problems
-from rlhf_env.feedback.kinds.dialects import Answered, Dialect, Names, Part
+from rlhf_env.feedback.kinds.dialects import Answered, Dialect, MessagePart, Names
 from rlhf_env.feedback.kinds.form import ChoiceInput, Form
 from rlhf_env.feedback.kinds.kind import HIGHEST, LOWEST, JudgementKind
 from rlhf_env.feedback.kinds.rating import SCALE, Rating
@@ -81,21 +81,21 @@ def _form(guidelines: Mapping[str, str]) -> Form:
 # Argilla and Label Studio: a rating by that criterion for each question, or tag, that is not named "rating".
 
 
-def _to_argilla(answer: object, _: Names) -> list[Part]:
+def _to_argilla(answer: object, _: Names) -> list[MessagePart]:
     assert isinstance(answer, Mapping)
-    return [Part(name=name, value=score) for name, score in answer.items()]
+    return [MessagePart(name=name, value=score) for name, score in answer.items()]
 
 
-def _from_argilla(part: Part, _: Names) -> Answered | None:
+def _from_argilla(part: MessagePart, _: Names) -> Answered | None:
     return Answered(value=part.value, field=part.name)
 
 
-def _to_label_studio(answer: object, _: Names) -> list[Part]:
+def _to_label_studio(answer: object, _: Names) -> list[MessagePart]:
     assert isinstance(answer, Mapping)
-    return [Part(name=name, type="rating", value={"rating": score}) for name, score in answer.items()]
+    return [MessagePart(name=name, type="rating", value={"rating": score}) for name, score in answer.items()]
 
 
-def _from_label_studio(part: Part, _: Names) -> Answered | None:
+def _from_label_studio(part: MessagePart, _: Names) -> Answered | None:
     match part.type, part.value:
         case "rating", {"rating": score}:
             return Answered(value=score, field=part.name)

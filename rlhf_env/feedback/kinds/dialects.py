@@ -18,7 +18,7 @@ Names = Sequence[str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class MessagePart:
     """One part of an answer as another program keeps it."""
 
     name: str
@@ -43,9 +43,9 @@ class Answered:
 class Dialect:
     """How one program keeps the answers of one kind."""
 
-    write: Callable[[object, Names], list[Part]]
+    write: Callable[[object, Names], list[MessagePart]]
     """The parts of an answer (`JudgementKind.answer_of`)."""
-    read: Callable[[Part, Names], Answered | None]
+    read: Callable[[MessagePart, Names], Answered | None]
     """What a part says; None for one that is no answer of this kind."""
     by_shape: bool = True
     """Answers are known by the shape of their value. Kinds that are known by name are asked first."""
@@ -56,10 +56,10 @@ class Dialect:
 def argilla_by_fields(kind: str, fields: Sequence[str]) -> Dialect:
     """A question for each field of the answer."""
 
-    def write(answer: object, _: Names) -> list[Part]:
-        return [Part(name=name, value=value) for name, value in _named(kind, fields, answer)]
+    def write(answer: object, _: Names) -> list[MessagePart]:
+        return [MessagePart(name=name, value=value) for name, value in _named(kind, fields, answer)]
 
-    def read(part: Part, _: Names) -> Answered | None:
+    def read(part: MessagePart, _: Names) -> Answered | None:
         return _answered(kind, fields, part.name, part.value)
 
     return Dialect(write=write, read=read, by_shape=False)
@@ -68,15 +68,15 @@ def argilla_by_fields(kind: str, fields: Sequence[str]) -> Dialect:
 def label_studio_by_fields(kind: str, fields: Sequence[str]) -> Dialect:
     """A text area for each field that is a text, and a choice, written as JSON, for any other."""
 
-    def write(answer: object, _: Names) -> list[Part]:
+    def write(answer: object, _: Names) -> list[MessagePart]:
         return [
-            Part(name=name, type="textarea", value={"text": [value]})
+            MessagePart(name=name, type="textarea", value={"text": [value]})
             if isinstance(value, str)
-            else Part(name=name, type="choices", value={"choices": [json.dumps(value)]})
+            else MessagePart(name=name, type="choices", value={"choices": [json.dumps(value)]})
             for name, value in _named(kind, fields, answer)
         ]
 
-    def read(part: Part, _: Names) -> Answered | None:
+    def read(part: MessagePart, _: Names) -> Answered | None:
         match part.type, part.value:
             case "textarea", {"text": [str() as text]}:
                 return _answered(kind, fields, part.name, text)

@@ -9,7 +9,7 @@ from itertools import combinations
 from rlhf_env.errors import DataError
 from rlhf_env.feedback import findings
 from rlhf_env.feedback.judgements import Preference, Response, judgement_problems, repetition_problems
-from rlhf_env.feedback.kinds.dialects import Answered, Dialect, Names, Part, order_of
+from rlhf_env.feedback.kinds.dialects import Answered, Dialect, MessagePart, Names, order_of
 from rlhf_env.feedback.kinds.form import Form, OrderInput, by_criterion
 from rlhf_env.feedback.kinds.kind import (
     JudgementKind,
@@ -126,11 +126,11 @@ def _form(guidelines: Mapping[str, str]) -> Form:
 # place}, where places may tie. Label Studio: `ranker`, with the names in order.
 
 
-def _to_argilla(answer: object, names: Names) -> list[Part]:
-    return [Part(name="ranking", value=order_of(answer, names))]
+def _to_argilla(answer: object, names: Names) -> list[MessagePart]:
+    return [MessagePart(name="ranking", value=order_of(answer, names))]
 
 
-def _from_argilla(part: Part, names: Names) -> Answered | None:
+def _from_argilla(part: MessagePart, names: Names) -> Answered | None:
     if not isinstance(part.value, list):
         return None
     places: dict[str, int] = {}
@@ -143,11 +143,11 @@ def _from_argilla(part: Part, names: Names) -> Answered | None:
     return Answered(value=[1 + dense.index(places[name]) for name in names])
 
 
-def _to_label_studio(answer: object, names: Names) -> list[Part]:
-    return [Part(name="rank", type="ranker", value={"ranker": {"rank": order_of(answer, names)}}, about="items")]
+def _to_label_studio(answer: object, names: Names) -> list[MessagePart]:
+    return [MessagePart(name="rank", type="ranker", value={"ranker": {"rank": order_of(answer, names)}}, about="items")]
 
 
-def _from_label_studio(part: Part, names: Names) -> Answered | None:
+def _from_label_studio(part: MessagePart, names: Names) -> Answered | None:
     match part.type, part.value:
         case "ranker", {"ranker": {} as lists}:
             order = [str(name) for ids in lists.values() if isinstance(ids, list) for name in ids]

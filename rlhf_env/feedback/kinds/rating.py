@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rlhf_env.feedback import findings
 from rlhf_env.feedback.judgements import Preference, Response, judgement_problems
-from rlhf_env.feedback.kinds.dialects import Answered, Dialect, Names, Part
+from rlhf_env.feedback.kinds.dialects import Answered, Dialect, MessagePart, Names
 from rlhf_env.feedback.kinds.form import ChoiceInput, Form, Option, by_criterion
 from rlhf_env.feedback.kinds.kind import HIGHEST, LOWEST, JudgementKind, ScoredResponse
 from rlhf_env.feedback.kinds.ranking import Ranking
@@ -89,19 +89,19 @@ def _form(guidelines: Mapping[str, str]) -> Form:
 # Argilla: a whole number as the value of the question "rating". Label Studio: a `rating` whose tag is named "rating".
 
 
-def _to_argilla(answer: object, _: Names) -> list[Part]:
-    return [Part(name="rating", value=answer)]
+def _to_argilla(answer: object, _: Names) -> list[MessagePart]:
+    return [MessagePart(name="rating", value=answer)]
 
 
-def _from_argilla(part: Part, _: Names) -> Answered | None:
+def _from_argilla(part: MessagePart, _: Names) -> Answered | None:
     return Answered(value=part.value) if part.name == "rating" and not isinstance(part.value, (str, list)) else None
 
 
-def _to_label_studio(answer: object, _: Names) -> list[Part]:
-    return [Part(name="rating", type="rating", value={"rating": answer})]
+def _to_label_studio(answer: object, _: Names) -> list[MessagePart]:
+    return [MessagePart(name="rating", type="rating", value={"rating": answer})]
 
 
-def _from_label_studio(part: Part, _: Names) -> Answered | None:
+def _from_label_studio(part: MessagePart, _: Names) -> Answered | None:
     match part.type, part.name, part.value:
         case "rating", "rating", {"rating": score}:
             return Answered(value=score)

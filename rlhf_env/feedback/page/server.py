@@ -35,7 +35,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -51,6 +51,7 @@ from rlhf_env.feedback.store.items import Assignment
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.settings import Positive, fault, settings
 from rlhf_env.shown_text import for_page, for_terminal
+from rlhf_env.types import JsonView
 
 try:
     import h11
@@ -463,7 +464,7 @@ class _Desk:
         return _Json({**more, "item": item, "progress": vars(self._store.progress(annotator))})
 
 
-async def _body(request: Request, *fields: str) -> Mapping[str, Any]:
+async def _body(request: Request, *fields: str) -> JsonView:
     """The JSON object that a request carries; a field it leaves out is None. Refused where it is too long or slow."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise Refused(415, "expected application/json")

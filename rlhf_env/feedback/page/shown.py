@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 
@@ -20,10 +19,11 @@ from rlhf_env.feedback.kinds.form import Form, Input
 from rlhf_env.feedback.store.items import Assignment
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.shown_text import for_page
+from rlhf_env.types import JsonObject
 
 TEXT_CHARACTERS = 50_000
 
-Shown = dict[str, Any]
+Shown = JsonObject
 
 
 def shown_item(assignment: Assignment, guidelines: Mapping[str, str], remaining: float) -> Shown:

@@ -21,8 +21,8 @@ from rlhf_env.feedback.judgements import Response
 from rlhf_env.feedback.reward_models.scorer import Scorer
 from rlhf_env.types import Float, Prompt
 
-Answered = tuple[Prompt, Response]
-Counterfactual = tuple[Answered, Answered]
+PromptAndResponse = tuple[Prompt, Response]
+Counterfactual = tuple[PromptAndResponse, PromptAndResponse]
 """One text in two versions that should score alike."""
 
 
@@ -64,7 +64,7 @@ class Groups:
                 f"template {template!r}: {{0}} to {{{len(self.words) - 1}}} stand for the rows of words: {error}"
             ) from error
 
-    def versions_of(self, text: Answered) -> tuple[Answered, ...]:
+    def versions_of(self, text: PromptAndResponse) -> tuple[PromptAndResponse, ...]:
         """Prompt and response for each group, without token ids (they are other texts); empty if they name no group."""
         prompt, response = text
         prompts, responses = self.versions(prompt.text), self.versions(response.text)
@@ -75,7 +75,7 @@ class Groups:
             for prompt_text, response_text in zip(prompts, responses, strict=True)
         )
 
-    def counterfactuals(self, texts: Iterable[Answered]) -> list[Counterfactual]:
+    def counterfactuals(self, texts: Iterable[PromptAndResponse]) -> list[Counterfactual]:
         """The versions of each text in pairs, each pair of groups once: what `fit_reward_model` can be fair about."""
         return [pair for text in texts for pair in combinations(self.versions_of(text), 2)]
 
@@ -121,7 +121,7 @@ class Gap:
 
 
 def fairness_gaps(
-    scorer: Scorer, groups: Groups, texts: Iterable[Answered], rng: np.random.Generator, *, draws: int = 1000
+    scorer: Scorer, groups: Groups, texts: Iterable[PromptAndResponse], rng: np.random.Generator, *, draws: int = 1000
 ) -> list[Gap]:
     """The gap between each pair of groups, over the texts that name one. Raises DataError when none does."""
     scores = group_scores(scorer, groups, list(texts)) * scorer.log_odds_per_point
@@ -152,7 +152,7 @@ def fairness_gaps(
     return gaps
 
 
-def group_scores(scorer: Scorer, groups: Groups, texts: Sequence[Answered]) -> Float:
+def group_scores(scorer: Scorer, groups: Groups, texts: Sequence[PromptAndResponse]) -> Float:
     """float64[B, groups]: the score of every version; NaN in the rows of texts that name no group."""
     scores = np.full((len(texts), len(groups.names)), np.nan)
     versions = [groups.versions_of(text) for text in texts]

@@ -26,6 +26,7 @@ from rlhf_env.feedback.reward_models.ensemble import RewardEnsemble
 from rlhf_env.feedback.reward_models.fairness import Counterfactual
 from rlhf_env.feedback.reward_models.model import RewardModel, Text, distinct_texts
 from rlhf_env.feedback.store.split import split_by_prompt
+from rlhf_env.types import JsonObject
 
 FittingProgress = Callable[[int, int, float], None]
 """Called after every gradient step with (steps done, steps planned, loss of the step)."""
@@ -186,7 +187,7 @@ class _Objective(nn.Module):
     def __init__(self, model: RewardModel, config: RewardModelConfig, generator: torch.Generator) -> None:
         super().__init__()
         self.model, self.config = model, config
-        self._dropout: dict[str, Any] = {"dropout": config.dropout, "generator": generator}
+        self._dropout: JsonObject = {"dropout": config.dropout, "generator": generator}
         # The lowest threshold and the logarithms of the steps between them: they stay in order. Steps of 1 at first.
         start = torch.zeros(HIGHEST - LOWEST)
         start[0] = -(HIGHEST - LOWEST - 1) / 2

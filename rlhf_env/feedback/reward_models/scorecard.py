@@ -28,7 +28,7 @@ from rlhf_env.feedback.reward_models.calibration import (
     win_probability,
 )
 from rlhf_env.feedback.reward_models.card import BestOfFour, Correlation, Flip, Point, Scorecard, Slice, VoteAgreement
-from rlhf_env.feedback.reward_models.fairness import Answered
+from rlhf_env.feedback.reward_models.fairness import PromptAndResponse
 from rlhf_env.feedback.reward_models.loading import load_scorer
 from rlhf_env.feedback.reward_models.ranks import kendall, kendall_interval, spearman, spearman_interval
 from rlhf_env.feedback.reward_models.scorer import Scorer, pair_log_odds
@@ -170,7 +170,7 @@ def read_data(path: str | Path, *, held_out: float = 1.0) -> tuple[list[Preferen
 
 
 def _mean_ratings(judgements: Sequence[Judgement]) -> list[Valued]:
-    scores: dict[object, tuple[Answered, list[int]]] = {}
+    scores: dict[object, tuple[PromptAndResponse, list[int]]] = {}
     for rating in (rating for judgement in judgements for rating in kind_of(judgement).ratings(judgement)):
         if rating.criterion == "overall":
             text = (rating.prompt, rating.response)
@@ -282,8 +282,8 @@ def _agreement(
 
 def _best_of_four(scorer: Scorer, preferences: Sequence[Preference], gold: Sequence[Valued]) -> BestOfFour | None:
     """By gold where it knows four responses to a prompt; else where one response was preferred to three others."""
-    fours: list[tuple[list[Answered], set[int]]] = []
-    by_prompt: dict[str, dict[object, tuple[Answered, float]]] = {}
+    fours: list[tuple[list[PromptAndResponse], set[int]]] = []
+    by_prompt: dict[str, dict[object, tuple[PromptAndResponse, float]]] = {}
     for prompt, response, value in gold:
         by_prompt.setdefault(prompt.text, {})[_key((prompt, response))] = ((prompt, response), value)
     for known in by_prompt.values():
@@ -292,7 +292,7 @@ def _best_of_four(scorer: Scorer, preferences: Sequence[Preference], gold: Seque
             highest = max(value for _, value in four)
             fours.append(([text for text, _ in four], {i for i, (_, value) in enumerate(four) if value == highest}))
     if not fours:
-        beaten: dict[object, dict[object, Answered]] = {}
+        beaten: dict[object, dict[object, PromptAndResponse]] = {}
         for preference in preferences:
             chosen, rejected = _sides(preference)
             beaten.setdefault(_key(chosen), {_key(chosen): chosen})[_key(rejected)] = rejected
@@ -385,11 +385,11 @@ def _unedited(text: str) -> str:
     return text
 
 
-def _sides(preference: Preference) -> tuple[Answered, Answered]:
+def _sides(preference: Preference) -> tuple[PromptAndResponse, PromptAndResponse]:
     return (preference.prompt, preference.chosen), (preference.prompt, preference.rejected)
 
 
-def _key(text: Answered) -> tuple[str, str, object]:
+def _key(text: PromptAndResponse) -> tuple[str, str, object]:
     """Equal for texts that say the same, whoever wrote them."""
     prompt, response = text
     return prompt.text, response.text, response.ids

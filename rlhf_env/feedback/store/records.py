@@ -29,7 +29,7 @@ from rlhf_env.feedback.store.schema import to_bytes
 from rlhf_env.feedback.store.split import split_by_prompt
 from rlhf_env.types import Prompt
 
-Row = tuple[Any, ...]
+DatabaseRow = tuple[Any, ...]
 
 # Text goes in as bytes: sqlite3 refuses a lone surrogate, which is legal in a prompt.
 _ADD_PROMPT = """INSERT INTO prompts (digest, name, text, meta)
@@ -213,11 +213,11 @@ class Records(Database):
             )
 
 
-def _prompt_row(name: str, prompt: Prompt) -> Row:
+def _prompt_row(name: str, prompt: Prompt) -> DatabaseRow:
     return name, to_bytes(prompt.id), to_bytes(prompt.text), findings.as_json(dict(prompt.meta))
 
 
-def _response_row(prompt: str, response: Response) -> Row:
+def _response_row(prompt: str, response: Response) -> DatabaseRow:
     """The parameters of _ADD_RESPONSE; the first is the response's digest. `prompt` is its prompt's."""
     author = response.author
     temperature = None if author.temperature is None else float(author.temperature)
@@ -226,12 +226,12 @@ def _response_row(prompt: str, response: Response) -> Row:
     return response_digest(prompt, response), to_bytes(response.text), *ids, response.finish_reason, *by, prompt
 
 
-def read_prompt(row: Row) -> Prompt:
+def read_prompt(row: DatabaseRow) -> Prompt:
     name, text, meta = row[:3]
     return Prompt(name, text, json.loads(meta))
 
 
-def read_response(row: Row) -> Response:
+def read_response(row: DatabaseRow) -> Response:
     text, ids, prompt_ids, finish_reason, kind, name, temperature = row[:7]
     read, prompt_read = (None if stored is None else tuple(json.loads(stored)) for stored in (ids, prompt_ids))
     return Response(text, Author(kind, name, temperature), read, prompt_read, finish_reason)

@@ -37,12 +37,12 @@ class Grid:
     """The report's title."""
     what_gold_is: str = ""
     """A sentence for the report that says what the gold reward measures."""
-    agents: Annotated[dict[str, dict[str, Any]], MinLen(1), Rows()]
+    agents: Annotated[dict[str, JsonObject], MinLen(1), Rows()]
     """A table for each row of the leaderboard, its key the row's name; `name` in it is the agent plugin (default: the
     key), the rest its settings."""
-    experiment: Annotated[dict[str, Any], PartOf(Experiment)] = field(default_factory=dict)
+    experiment: Annotated[JsonObject, PartOf(Experiment)] = field(default_factory=dict)
     """What all cells share: task, policy, environment, rewards, budget, evaluation."""
-    tasks: Annotated[dict[str, dict[str, Any]], EachPartOf(Experiment)] = field(default_factory=dict)
+    tasks: Annotated[dict[str, JsonObject], EachPartOf(Experiment)] = field(default_factory=dict)
     """Named changes to `experiment`; without any there is one task, named as in `experiment`. A table `agents` among
     the changes holds, by row, settings for that task (a model of another size wants another `lr`)."""
     seeds: Annotated[int, Ge(1), Le(FIRST_SEED)] = 3
@@ -73,7 +73,7 @@ class Grid:
                 yield Problem(said, keys)
         for task, changes in self.tasks.items():
             keys = ("tasks", task, "agents")
-            _, wrong = fitted(changes.get("agents", {}), dict[str, dict[str, Any]], keys)
+            _, wrong = fitted(changes.get("agents", {}), dict[str, JsonObject], keys)
             yield from wrong
             for name in () if wrong else changes.get("agents", {}):
                 if name not in self.agents:

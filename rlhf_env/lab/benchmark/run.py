@@ -68,7 +68,8 @@ def _with_outcome(progress: Progress, folder: Path) -> Progress:
     if progress.ended in (None, "died"):
         return progress
     result = json.loads(progress.job.result_file(folder).read_text(encoding="utf-8", errors="surrogatepass"))
-    measures = ("objective",) if getattr(progress.job, "trial", False) else SCORES  # what it is tuned or ranked by
+    tuning = isinstance(progress.job, GridCell) and bool(progress.job.trial)
+    measures = ("objective",) if tuning else SCORES  # what it is tuned or ranked by
     score = next((result["evaluation"][name] for name in measures if name in result["evaluation"]), None)
     return replace(progress, ended=result["status"], why=result["error"] or "", score=score)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
 from rlhf_env.errors import PluginError
 from rlhf_env.lab.statistics import Estimate
-from rlhf_env.types import Episode, Float, Task
+from rlhf_env.types import Episode, Float, JsonObject, Task
 
 if TYPE_CHECKING:
     from rlhf_env.learning.rollout import Rollout
@@ -50,7 +50,7 @@ class Measured:
 
 
 MetricValue: TypeAlias = float | Float | Estimate | None
-Form = Literal["number", "share", "count"]
+NumberForm = Literal["number", "share", "count"]
 Table = Literal["table", "replies", "spending"]
 
 
@@ -73,7 +73,7 @@ class Metric:
     `<name>_std`, the spread are kept; or an Estimate, kept with its ends `<name>_low` and `<name>_high`."""
     spent: bool = False
     """Whether it is the run's counter of that name (`learning.spending.Spending`) and nothing that is measured."""
-    form: Form = "number"
+    form: NumberForm = "number"
     """How it is written: as a number or a share in percent with this many `digits`, or as a short count (12k)."""
     digits: int = 2
     tables: tuple[Table, ...] = ("replies",)
@@ -97,7 +97,7 @@ class Metric:
             raise PluginError(f"the metric {self.name!r}: digits must be in 0..9, got {self.digits}")
 
     @property
-    def words(self) -> dict[str, Any]:
+    def words(self) -> JsonObject:
         """Everything but how it is measured, as plain data: enough for a report of results on another machine."""
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "measure"}
 

@@ -269,7 +269,7 @@ def _of_plugin(name: str) -> Metric:
     return metric
 
 
-def words_of(key: str, metrics: Sequence[Metric] = METRICS) -> str:
+def meaning_of(key: str, metrics: Sequence[Metric] = METRICS) -> str:
     """What a number that an evaluation logged means, and its unit; empty for a key of none of the `metrics`."""
     key = key.removeprefix("eval/")
     if key.startswith("part/"):

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -28,6 +28,7 @@ from rlhf_env.learning.sources import EnvSource
 from rlhf_env.learning.spending import Spending
 from rlhf_env.policies.policy import Policy
 from rlhf_env.toml_files import naming_lines
+from rlhf_env.types import JsonView
 from rlhf_env.whole_files import write_json
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class Run:
 
 
 def run(
-    experiment: Experiment | Workplace | Mapping[str, Any] | str | Path,
+    experiment: Experiment | Workplace | JsonView | str | Path,
     folder: str | Path | None = None,
     resume: bool = False,
     *,
@@ -177,7 +178,7 @@ def run(
         torch.set_num_threads(threads_before)
 
 
-def prepare(experiment: Experiment | Mapping[str, Any] | str | Path) -> Workplace:
+def prepare(experiment: Experiment | JsonView | str | Path) -> Workplace:
     """The experiment, built; and a look at what is used later only: every prompt, stored preferences, the gold reward.
 
     Raises ConfigError; of a file, with the line.

@@ -45,7 +45,7 @@ from rlhf_env.lab.drawing import (
 )
 from rlhf_env.lab.evaluation.metric import Metric
 from rlhf_env.lab.report.series import Series, evaluation_curves, part_curves, reward_parts, trade_offs
-from rlhf_env.lab.report.sheets import written
+from rlhf_env.lab.report.sheets import written_value
 from rlhf_env.lab.statistics import Estimate, performance_profile
 from rlhf_env.shown_text import for_page
 from rlhf_env.types import Float
@@ -361,7 +361,7 @@ def _paint_seeds(
     low, high = focus({row.agent: [0.0, *spread.values] for row, spread in zip(rows, spreads, strict=True)})
     for i, (row, spread) in enumerate(zip(rows, spreads, strict=True)):
         is_bound = metric.name in row.bounds
-        value = f"{'≤ ' if is_bound else ''}{written(metric, spread.mean)}"
+        value = f"{'≤ ' if is_bound else ''}{written_value(metric, spread.mean)}"
         if spread.mean > high:
             write(axes, f"→ {value}", (1, i), 0, xycoords=("axes fraction", "data"))
             continue

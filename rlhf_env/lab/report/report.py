@@ -86,7 +86,7 @@ def _figures_by_section(results: Results, pictures: Sequence[Picture]) -> Mappin
 
 
 @dataclass(frozen=True)
-class Run:
+class RunOnPage:
     """One cell as listed under "how to reproduce"."""
 
     cell: Cell
@@ -94,7 +94,7 @@ class Run:
     command: str
 
 
-def _runs(results: Results) -> Iterator[Run]:
+def _runs(results: Results) -> Iterator[RunOnPage]:
     for cell in results.cells:
         settings = json.dumps(cell.agent_settings, sort_keys=True, ensure_ascii=False) if cell.agent_settings else ""
         folder = results.run_folder(cell)
@@ -102,4 +102,4 @@ def _runs(results: Results) -> Iterator[Run]:
         command = f"rlhf-env train {shlex.quote(f'{cell.run}/experiment.toml')}" if has_file else results.about.command
         if (results.folder / "benchmark.toml").is_file():
             command = f"rlhf-env bench benchmark.toml --only {cell.task}/{cell.agent}/{cell.seed} --out again"
-        yield Run(cell, settings, command)
+        yield RunOnPage(cell, settings, command)

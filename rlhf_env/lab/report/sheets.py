@@ -82,7 +82,7 @@ def legend(results: Results) -> list[Metric]:
     return [metric for metric in results.metrics if metric.tables and metric.name in measured]
 
 
-def written(metric: Metric, value: float) -> str:
+def written_value(metric: Metric, value: float) -> str:
     """A value of the metric as it stands in every table and figure."""
     if metric.form == "count":
         return typeset(short_count(value))
@@ -245,7 +245,7 @@ def _value(metric: Metric, row: SummaryRow, table: str) -> Value:
     if spread is None:
         return Value()
     bound = "≤ " if metric.name in row.bounds else ""
-    mean, low, high = (written(metric, value) for value in (spread.mean, spread.low, spread.high))
+    mean, low, high = (written_value(metric, value) for value in (spread.mean, spread.low, spread.high))
     # The range of a cost stands in the table of costs alone, and of what is equal by design it would be only noise.
     ranged = metric.spread and (table == "spending" or "spending" not in metric.tables)
     return Value(bound + mean, f"{low} to {high}" if ranged and low != high else "")

@@ -26,7 +26,7 @@ from rlhf_env.learning.tracking import LoggedRow, drawn, histograms, numbers, up
 from rlhf_env.plain_data import flat
 from rlhf_env.settings import Name
 
-ID_FILE = "mlflow_run"
+MLFLOW_ID_FILE = "mlflow_run"
 _SQLITE = "sqlite:///"
 _PARAMS_AT_ONCE = 100  # that MLflow takes
 _LONGEST_KEY = 250
@@ -46,7 +46,7 @@ class MLflow:
     def __init__(
         self, *, project: Name, uri: Name | None = None, folder: Path, run_name: str, experiment: Mapping[str, object]
     ) -> None:
-        known = folder / ID_FILE
+        known = folder / MLFLOW_ID_FILE
         try:
             with _one_at_a_time(uri or get_tracking_uri()):
                 self._client = MlflowClient(tracking_uri=uri)

@@ -15,7 +15,7 @@ from rlhf_env.errors import ConfigError
 from rlhf_env.learning.tracking import LoggedRow, bin_edges, histograms, numbers, update_of
 from rlhf_env.settings import Name
 
-ID_FILE = "wandb_id"
+WANDB_ID_FILE = "wandb_id"
 
 
 class WeightsAndBiases:
@@ -29,7 +29,7 @@ class WeightsAndBiases:
     """
 
     def __init__(self, *, project: Name, folder: Path, run_name: str, experiment: Mapping[str, object]) -> None:
-        known = folder / ID_FILE
+        known = folder / WANDB_ID_FILE
         if not known.exists():
             known.write_text(uuid.uuid4().hex, encoding="ascii")
         try:

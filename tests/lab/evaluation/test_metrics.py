@@ -18,7 +18,7 @@ from rlhf_env.lab.benchmark.reading import read_results
 from rlhf_env.lab.evaluation.against_reference import evaluate_run
 from rlhf_env.lab.evaluation.evaluator import Evaluator
 from rlhf_env.lab.evaluation.metric import Measured, Metric
-from rlhf_env.lab.evaluation.metrics import METRICS, with_plugins, words_of
+from rlhf_env.lab.evaluation.metrics import METRICS, meaning_of, with_plugins
 from rlhf_env.lab.report.report import write_report
 from rlhf_env.lab.statistics import Estimate
 from rlhf_env.learning.experiment import Experiment, build
@@ -154,9 +154,11 @@ def test_the_table_says_what_each_number_is() -> None:
 def test_everything_that_the_evaluator_logs_has_words(toy: dict[str, Any]) -> None:
     for agent in ("ppo", "best_of_n"):
         for key in Evaluator.of(build(Experiment.from_table({**toy, "agent": {"name": agent}})))().metrics:
-            assert words_of(f"eval/{key}"), key
-    assert words_of("kl_low") == "lower end of: distance to the reference, estimated from the replies (nats per reply)"
-    assert words_of("rollout/whatever") == ""
+            assert meaning_of(f"eval/{key}"), key
+    assert (
+        meaning_of("kl_low") == "lower end of: distance to the reference, estimated from the replies (nats per reply)"
+    )
+    assert meaning_of("rollout/whatever") == ""
 
 
 # ---------------------------------------------------------------- results files

@@ -19,7 +19,7 @@ from rlhf_env.lab.studies.exact.estimators import (
     ESTIMATORS,
     Batches,
     Estimator,
-    Measured,
+    MeasuredEstimate,
     Placement,
     example,
     loss_terms,
@@ -209,7 +209,7 @@ class TestBatches:
 
 
 @cache
-def found(name: str, size: int = 2, symbols: int = 2, longest: int = 2) -> dict[Placement, Measured]:
+def found(name: str, size: int = 2, symbols: int = 2, longest: int = 2) -> dict[Placement, MeasuredEstimate]:
     objective, logits = world(symbols, longest)
     (estimator,) = (one for one in ESTIMATORS if one.name == name)
     return measure(objective, logits, estimator, Batches.of(objective.tree, size))

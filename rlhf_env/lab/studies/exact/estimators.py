@@ -150,7 +150,7 @@ ESTIMATORS = (
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
+class MeasuredEstimate:
     """An estimate of the gradient [S, V] of the objective, over all batches.
 
     `mean` [S, V] is its expectation; `spread` the root of its variance, summed over coordinates; `exact` [S, V] is what
@@ -179,7 +179,9 @@ class Measured:
         return self.spread / float(self.exact.norm())
 
 
-def measure(objective: Objective, logits: Tensor, estimator: Estimator, batches: Batches) -> dict[Placement, Measured]:
+def measure(
+    objective: Objective, logits: Tensor, estimator: Estimator, batches: Batches
+) -> dict[Placement, MeasuredEstimate]:
     """The gradient that `estimator` makes of a batch written by the policy `logits` [S, V], over all `batches`.
 
     One for each place that the KL penalty can have: in the reward, or as a loss term with the weights of the rest.
@@ -208,14 +210,14 @@ def measure(objective: Objective, logits: Tensor, estimator: Estimator, batches:
     def kl_term(kind: KLEstimator) -> Tensor:
         return objective.beta * _gradient(weighted_sum(kl_estimate(logprobs, reference, kind), weights), logprobs)
 
-    def over_batches(of_loss: Tensor) -> Measured:
+    def over_batches(of_loss: Tensor) -> MeasuredEstimate:
         mean, square = torch.zeros_like(logits), 0.0
         of_loss = of_loss.reshape(*members.shape, -1)
         for some in (slice(start, start + _AT_ONCE) for start in range(0, len(members), _AT_ONCE)):
             gradients = -torch.einsum("mnt,mntp->mp", of_loss[some], scores.flatten(2)[members[some]])
             mean += (probability[some] @ gradients).reshape(mean.shape)
             square += float(probability[some] @ gradients.square().sum(1))
-        return Measured(mean, max(square - float(mean.square().sum()), 0.0) ** 0.5, exact)
+        return MeasuredEstimate(mean, max(square - float(mean.square().sum()), 0.0) ** 0.5, exact)
 
     without = policy_term(paid)
     return {
@@ -342,7 +344,7 @@ def _loss_term_table(objective: Objective, logits: Tensor) -> Table:
         cells = []
         for divergence in directions.values():
             given = logits.detach().requires_grad_()
-            against = Measured(term.gradient, 0.0, _gradient(divergence(given), given))
+            against = MeasuredEstimate(term.gradient, 0.0, _gradient(divergence(given), given))
             cells.append(f"{against.cosine:6.3f}  {_small(against.bias)}")
         name = f"{term.kind}, {'token by token' if term.level == 'token' else 'of the whole response'}"
         table.add_row(name, f"{float(term.gradient.norm()):.4f}", *cells)
@@ -354,4 +356,12 @@ def _small(number: float) -> str:
     return "    0" if number < _ROUNDING else f"{number:5.2f}"
 
 
-__all__: Sequence[str] = ("ESTIMATORS", "Batches", "Estimator", "Measured", "loss_terms", "measure", "estimator_tables")
+__all__: Sequence[str] = (
+    "ESTIMATORS",
+    "Batches",
+    "Estimator",
+    "MeasuredEstimate",
+    "loss_terms",
+    "measure",
+    "estimator_tables",
+)

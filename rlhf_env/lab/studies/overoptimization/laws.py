@@ -23,7 +23,7 @@ from rlhf_env.errors import DataError
 from rlhf_env.lab.statistics import Estimate, widened_percentiles
 from rlhf_env.types import Float, Int
 
-Form = Literal["best-of-n", "rl"]
+LawForm = Literal["best-of-n", "rl"]
 
 # Below this share of the variance explained, a fit is said to fail.
 ENOUGH_EXPLAINED = 0.8
@@ -33,7 +33,7 @@ ENOUGH_EXPLAINED = 0.8
 class Law:
     """One of the two forms with its coefficients. `a` is what a first step earns, `b` how fast that wears off."""
 
-    form: Form
+    form: LawForm
     a: float
     b: float
 
@@ -60,7 +60,7 @@ class Law:
         return float(places[best]), float(heights[best])
 
 
-def fit_law(form: Form, distance: Float, reward: Float) -> Law:
+def fit_law(form: LawForm, distance: Float, reward: Float) -> Law:
     """Least squares; `distance` and `reward` float64[C]. Raises DataError for fewer than two different d above 0."""
     d = np.asarray(distance, dtype=np.float64)
     if len(np.unique(d[d > 0.0])) < 2:
@@ -77,7 +77,7 @@ def explained(law: Law, distance: Float, reward: Float) -> float:
     return 1.0 - float(((values - law(distance)) ** 2).sum()) / total if total > 0.0 else math.nan
 
 
-def _columns(form: Form, d: Float) -> tuple[Float, Float]:
+def _columns(form: LawForm, d: Float) -> tuple[Float, Float]:
     """What -b and a multiply."""
     if form == "best-of-n":
         return d * d, d
@@ -140,7 +140,7 @@ class Fit:
 
 
 def fit_with_intervals(
-    form: Form,
+    form: LawForm,
     curves: Sequence[Curve],
     *,
     stream: np.random.Generator,
