@@ -225,6 +225,7 @@ for wrong, said in {
 }.items():
     experiment_file(f"seed = {wrong}", f"seed = {wrong}\n{TOY}", f"toy.toml, line 1: {said}")
 experiment_file("max_kl = -1", "max_kl = -1.0\n" + TOY, "toy.toml, line 1: max_kl must be above 0, got -1.0")
+experiment_file("max_kl alone", "max_kl = 1.0\n" + TOY, "line 1: max_kl is measured by a KL penalty, and none is")
 experiment_file(
     "patience alone", "patience = 3\n" + TOY, "toy.toml, line 1: patience = 3 counts evaluations on the way"
 )
@@ -537,7 +538,10 @@ store("another database", _database("create table x (a)"), "s.db is a database, 
 
 command("trian toy.toml", "No such command 'trian'. Did you mean 'train'?")
 command("lab exat", "No such command 'exat'. Did you mean 'exact'?")
-command("plugins x", "Got unexpected extra argument(s) (x)")
+command("plugins x", "unknown plugin 'x'")
+command("plugins reward:pppo", "unknown plugin 'reward:pppo': did you mean 'agent:ppo'?")
+command("plugins ppo x", "Got unexpected extra argument(s) (x)")
+command("schema experimnt", "Invalid value for 'kind'")
 command("train", "Missing argument 'file'.")
 command("train no.toml", "cannot read no.toml: No such file or directory")
 command("train toy.toml --sed 1", "No such option: --sed (Possible options: --seed)")

@@ -22,7 +22,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -54,7 +54,7 @@ from rlhf_env.learning.rollout import Rollout, demonstrations
 from rlhf_env.learning.sources import Shuffled
 from rlhf_env.policies import Policy, ValueHead
 from rlhf_env.settings import AtLeastOne, Chooses, NonNegative, Positive, Share, fault, settings
-from rlhf_env.types import Episode, Observation, Prompt, ResetOptions, State, Task, Tokenizer
+from rlhf_env.types import Episode, JsonObject, Observation, Prompt, ResetOptions, State, Task, Tokenizer
 
 
 def texts_to_predict(task: Task, tokenizer: Tokenizer, longest: int | None = None) -> list[Episode]:
@@ -141,7 +141,7 @@ class PPO:
         ptx_coefficient: NonNegative = 0.0
         """Weight of the pretraining mix, per token of its texts (0: none). The paper's gamma weighs whole texts: the
         same up to their mean length."""
-        ptx_data: Annotated[dict[str, Any], Chooses("task")] = field(default_factory=dict)
+        ptx_data: Annotated[JsonObject, Chooses("task")] = field(default_factory=dict)
         """Where its texts come from, a table like [task]: `{ name = "file", path = "texts.jsonl" }`. A prompt with a
         column "completion" is a demonstration, of which the completion is predicted; otherwise the prompt itself is the
         text."""

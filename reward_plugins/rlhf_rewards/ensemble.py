@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from rlhf_env.errors import ConfigError
+from rlhf_env.feedback.reward_models.config import Combination
 from rlhf_env.feedback.reward_models.loading import load_scorer
 from rlhf_env.settings import NonNegative, fault, require
 from rlhf_env.types import Episode, Float
-
-Combination = Literal["mean", "worst", "uncertainty"]
 
 
 class Ensemble:

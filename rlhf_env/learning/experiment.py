@@ -96,7 +96,7 @@ class EvaluationSettings:
     """Updates from one evaluation to the next (0: only at the end)."""
     seed: Seed = 12_345
     """What the texts of an evaluation are drawn from."""
-    rewards: Annotated[dict[str, Any], EachChooses("reward")] = field(default_factory=dict)
+    rewards: Annotated[JsonObject, EachChooses("reward")] = field(default_factory=dict)
     """Rewards to measure beside the training objective that no agent sees, as in [rewards]: the gold reward."""
     metrics: list[Name] | None = None
     """Names of metrics that plugins offer, to measure beside those of `lab.evaluation.metrics`."""
@@ -110,15 +110,15 @@ class Experiment:
     """What the run is called, in its folder's name and in reports."""
     seed: Seed = 0
     """What every random stream of the run is derived from."""
-    task: Annotated[dict[str, Any], Chooses("task")] = field(default_factory=lambda: {"name": "count"})
+    task: Annotated[JsonObject, Chooses("task")] = field(default_factory=lambda: {"name": "count"})
     """What is asked: the task's name, and the task's own settings."""
     policy: PolicySettings = field(default_factory=PolicySettings)
     """Who writes the texts."""
     environment: EnvironmentSettings = field(default_factory=EnvironmentSettings)
     """How many texts, how long, in how large steps."""
-    rewards: Annotated[dict[str, Any], EachChooses("reward")] = field(default_factory=lambda: {"task": 1.0})
+    rewards: Annotated[JsonObject, EachChooses("reward")] = field(default_factory=lambda: {"task": 1.0})
     """The parts of the reward: by name a weight, or a table of the reward's own settings with its `weight`."""
-    agent: Annotated[dict[str, Any], Chooses("agent")] = field(default_factory=lambda: {"name": "ppo"})
+    agent: Annotated[JsonObject, Chooses("agent")] = field(default_factory=lambda: {"name": "ppo"})
     """Who learns: the agent's name, and the agent's own settings."""
     preferences: str | None = None
     """A preference store or a .jsonl file of pairs, `num_envs` / 2 a rollout, that the agent (dpo, kto) learns from

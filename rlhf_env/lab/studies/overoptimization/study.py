@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge
 
 from rlhf_env.errors import Problem
-from rlhf_env.feedback.reward_models.config import RewardModelConfig
-from rlhf_env.feedback.reward_models.ensemble import Combination
+from rlhf_env.feedback.reward_models.config import Combination, RewardModelConfig
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.loop import Row
 from rlhf_env.settings import AtLeastOne, Chooses, EachChooses, fault, settings
@@ -66,7 +65,7 @@ class Fitting:
 class Climb:
     """How an agent moves away from the reference."""
 
-    agent: Annotated[dict[str, Any], Chooses("agent")]
+    agent: Annotated[JsonObject, Chooses("agent")]
     """Its table: name and settings."""
     updates: int
     """Updates of the agent."""
@@ -141,11 +140,11 @@ class Study:
 
     seeds: AtLeastOne = 8
     """Eight are the fewest with which one of five claims can be made at 95 % (2 / 2^8, five times, is below 0.05)."""
-    task: Annotated[dict[str, Any], Chooses("task")] = field(default_factory=lambda: {"name": "chitchat"})
+    task: Annotated[JsonObject, Chooses("task")] = field(default_factory=lambda: {"name": "chitchat"})
     """Where prompts come from."""
     policy: str = "rlhf-env/chitchat"
     """Writer and reference, and the trunk of the proxies."""
-    gold: Annotated[dict[str, Any], EachChooses("reward")] = field(default_factory=lambda: {"upbeat": 1.0})
+    gold: Annotated[JsonObject, EachChooses("reward")] = field(default_factory=lambda: {"upbeat": 1.0})
     """The true reward, a table as in [rewards]."""
     max_new_tokens: AtLeastOne = 28
     """The longest response, in tokens."""
