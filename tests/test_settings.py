@@ -78,6 +78,8 @@ NEEDED: dict[str, dict[str, Any]] = {
     "Uniform": {"low": 0.5, "high": 2.0},
     "Prompts": {"prompts": ["a"]},
     "File": {"path": "a.jsonl"},
+    "MaxKL": {"limit": 1.0},
+    "Patience": {"evaluations": 1},
     "Curriculum.Config": {"levels": (1,)},
 }
 
@@ -357,6 +359,7 @@ def test_nothing_checks_its_settings_by_hand() -> None:
         **dict.fromkeys(("comparison.py", "ranking.py", "rating.py", "criteria.py", "form.py"), judgement),
         "judgements.py": judgement,
         "items.py": "rows of the preference store",
+        "metric.py": "entries of the table of metrics",
         "fairness.py": "words that are handed to a measure",
         "ensemble.py": "models that are handed over",
         "tabular.py": "a tree that is counted",

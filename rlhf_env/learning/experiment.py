@@ -138,9 +138,9 @@ class Experiment:
     how often there is one."""
     min_delta: NonNegative = 0.0
     """By how much the held-out objective must rise for `patience` to begin anew."""
-    stopping: Annotated[dict[str, Any], EachChooses("stopping rule")] = field(default_factory=dict)
+    stopping: Annotated[JsonObject, EachChooses("stopping rule")] = field(default_factory=dict)
     """Further rules that may end the run: by name, the settings of each, as in `[stopping.mine]`."""
-    trackers: Annotated[dict[str, Any], EachChooses("tracker")] = field(default_factory=dict)
+    trackers: Annotated[JsonObject, EachChooses("tracker")] = field(default_factory=dict)
     """Where metrics go beside the run folder: by name, the settings of each, as in `[trackers.mlflow]`. They are not
     part of what the run is: a run resumes with others."""
 
