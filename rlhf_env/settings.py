@@ -406,7 +406,7 @@ def spoken(hint: Hint) -> str:
         each = inner[-1] if origin in (dict, collections.abc.Mapping) else inner[0]
         if origin is tuple and inner[-1] is not Ellipsis:
             return f"a list of {len(inner)}: {', '.join(map(spoken, inner))}"
-        return names[origin] if each is Hint else f"{names[origin]}, each {spoken(each)}"
+        return names[origin] if each in (Hint, object) else f"{names[origin]}, each {spoken(each)}"
     if dataclasses.is_dataclass(hint):
         return "a table"
     return names.get(hint) or str(getattr(hint, "__name__", hint))
