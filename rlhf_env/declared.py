@@ -79,7 +79,7 @@ def find(host: PluginHost, words: str) -> Entry:
     entries = [entry for entry in host if entry.name == name and kind in ("", entry.kind)]
     kinds = {entry.kind for entry in entries}
     if not entries:
-        raise UnknownName("plugin", words, [entry.name for entry in host])
+        raise UnknownName("plugin", words, [f"{entry.kind}:{entry.name}" if kind else entry.name for entry in host])
     if len(kinds) > 1:
         raise UnknownName("plugin", words, [f"{kind}:{name}" for kind in PLUGIN_KINDS if kind in kinds])
     return host.entry(entries[0].kind, name)

@@ -338,7 +338,7 @@ def call_with(factory: Callable[..., Any], parameters: JsonObject, provided: Jso
     import inspect
 
     from rlhf_env.errors import did_you_mean
-    from rlhf_env.settings import fitted, hints_of, is_plain
+    from rlhf_env.settings import checked, hints_of, is_plain
 
     accepted = inspect.signature(factory).parameters
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values())
@@ -349,7 +349,7 @@ def call_with(factory: Callable[..., Any], parameters: JsonObject, provided: Jso
     taken = dict(parameters)
     for key, value in parameters.items():
         if key in hints and isinstance(value, _PLAIN) and is_plain(hints[key]):
-            taken[key], wrong = fitted(value, hints[key], (key,))
+            taken[key], wrong = checked(value, hints[key], (key,))
             problems += [problem.led_by(where) for problem in wrong]
     if problems:
         raise ConfigError(*problems)

@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
     from pydantic_core import ErrorDetails
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 Target = Callable[..., object]  # a class or a function that is called with settings
 Hint = Any
 """An annotation: a class, a union, a list of something; and Any is one, too."""
@@ -117,18 +117,18 @@ _MOST_SHOWN = 20  # problems of one setting
 
 
 @overload
-def settings(cls: type[T], /) -> type[T]: ...
+def settings(cls: type[_T], /) -> type[_T]: ...
 @overload
-def settings(*, kw_only: bool = ..., frozen: bool = ..., eq: bool = ...) -> Callable[[type[T]], type[T]]: ...
+def settings(*, kw_only: bool = ..., frozen: bool = ..., eq: bool = ...) -> Callable[[type[_T]], type[_T]]: ...
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
-def settings(cls: type[T] | None = None, /, *, kw_only: bool = True, frozen: bool = True, eq: bool = True) -> object:
+def settings(cls: type[_T] | None = None, /, *, kw_only: bool = True, frozen: bool = True, eq: bool = True) -> object:
     """Make a class a dataclass that checks itself when it is made, and raises ConfigError with every fault."""
 
-    def decorate(cls: type[T]) -> type[T]:
+    def decorate(cls: type[_T]) -> type[_T]:
         own = cls.__dict__.get("__post_init__")
 
         def __post_init__(self: object) -> None:  # noqa: N807 - installed under this name
-            check(self)
+            check_settings(self)
             if own is not None:
                 own(self)
 
@@ -143,18 +143,20 @@ def fault(name: str, what: str) -> Problem:
     return Problem(f"{name} {what}", (name,))
 
 
-def check(made: object) -> None:
+def check_settings(made: object) -> None:
     """Refuse an object of settings that breaks its own declaration: ConfigError with every fault."""
     found: list[Problem] = []
     hints = hints_of(type(made))
     for each in dataclasses.fields(cast("DataclassInstance", made)):
         if each.init and each.name in hints:
             given = getattr(made, each.name)
-            value, problems = fitted(given, hints[each.name], (each.name,))
+            value, problems = checked(given, hints[each.name], (each.name,))
             found += problems
             if value is not given:
                 object.__setattr__(made, each.name, value)
-    found += _problems_between(made, found)
+    if found:
+        raise ConfigError(*found, *problems_between(cast("type[DataclassInstance]", type(made)), vars(made), found))
+    found += getattr(made, "problems", tuple)()
     if found:
         raise ConfigError(*found)
 
@@ -162,28 +164,27 @@ def check(made: object) -> None:
 def problems_between(
     cls: type[DataclassInstance], given: Mapping[str, object], found: Sequence[Problem]
 ) -> list[Problem]:
-    """What `cls.problems` says of settings of which `found` is wrong already, so that no object is made of them."""
+    """What `cls.problems` says beside what was found: as if all that is wrong already were at its default.
+
+    What it says of no setting in particular is left for the time when each is right.
+    """
+    wrong = {problem.keys[0] for problem in found if problem.keys}
     unmade = object.__new__(cls)
     for each in dataclasses.fields(cls):
-        default = each.default if each.default_factory is dataclasses.MISSING else each.default_factory()
-        object.__setattr__(unmade, each.name, given.get(each.name, default))
-    return _problems_between(unmade, found)
+        value = each.default if each.default_factory is dataclasses.MISSING else each.default_factory()
+        if each.name in given and each.name not in wrong:
+            value = given[each.name]
+        if value is dataclasses.MISSING:
+            return []
+        object.__setattr__(unmade, each.name, value)
+    ask: Callable[[], Iterable[Problem]] = getattr(unmade, "problems", tuple)
+    try:
+        return [problem for problem in ask() if problem.keys and problem.keys[0] not in wrong]
+    except ConfigError:  # what it looks for outside is found once the settings are right
+        return []
 
 
-def _problems_between(made: object, found: Sequence[Problem]) -> list[Problem]:
-    """What concerns several fields. Where some are wrong already: what can be said of the others."""
-    ask: Callable[[], Iterable[Problem]] = getattr(made, "problems", tuple)
-    if not found:
-        return [*ask()]
-    wrong, more = {problem.keys[:1] for problem in found}, []
-    with suppress(Exception):  # a rule may fail at a value that it was not made for
-        for problem in ask():
-            if problem.keys[:1] not in wrong:
-                more.append(problem)
-    return more
-
-
-def fitted(value: object, hint: Hint, keys: tuple[Key, ...]) -> tuple[object, list[Problem]]:
+def checked(value: object, hint: Hint, keys: tuple[Key, ...]) -> tuple[object, list[Problem]]:
     """The value as the annotation declares it, and what is wrong with it; `keys` lead to it and name it."""
     from pydantic import ValidationError
 
@@ -203,12 +204,12 @@ def fitted(value: object, hint: Hint, keys: tuple[Key, ...]) -> tuple[object, li
 
 def fits(value: object, hint: Hint) -> bool:
     """Whether the value is what the annotation declares."""
-    return not fitted(value, hint, ())[1]
+    return not checked(value, hint, ())[1]
 
 
 def require(**given: tuple[object, Hint]) -> None:
     """Check what a constructor written by hand was given: `require(share=(share, Share))`. Raises ConfigError."""
-    problems = [problem for name, (value, hint) in given.items() for problem in fitted(value, hint, (name,))[1]]
+    problems = [problem for name, (value, hint) in given.items() for problem in checked(value, hint, (name,))[1]]
     if problems:
         raise ConfigError(*problems)
 
@@ -405,7 +406,7 @@ def spoken(hint: Hint) -> str:
         each = inner[-1] if origin in (dict, collections.abc.Mapping) else inner[0]
         if origin is tuple and inner[-1] is not Ellipsis:
             return f"a list of {len(inner)}: {', '.join(map(spoken, inner))}"
-        return names[origin] if each is Hint else f"{names[origin]}, each {spoken(each)}"
+        return names[origin] if each in (Hint, object) else f"{names[origin]}, each {spoken(each)}"
     if dataclasses.is_dataclass(hint):
         return "a table"
     return names.get(hint) or str(getattr(hint, "__name__", hint))

@@ -225,6 +225,7 @@ for wrong, said in {
 }.items():
     experiment_file(f"seed = {wrong}", f"seed = {wrong}\n{TOY}", f"toy.toml, line 1: {said}")
 experiment_file("max_kl = -1", "max_kl = -1.0\n" + TOY, "toy.toml, line 1: max_kl must be above 0, got -1.0")
+experiment_file("max_kl alone", "max_kl = 1.0\n" + TOY, "line 1: max_kl is measured by a KL penalty, and none is")
 experiment_file(
     "patience alone", "patience = 3\n" + TOY, "toy.toml, line 1: patience = 3 counts evaluations on the way"
 )
@@ -503,9 +504,7 @@ prompts("csv: a column twice", "prompt,prompt\n1,2\n", "more than one column is 
 prompts("csv: a field missing", "prompt,b\n1\n", "a.csv, line 2: 1 fields, the header has 2", name="a.csv")
 prompts("csv: a quote not closed", 'prompt,b\n"1,2\n', "a.csv, line 2: not CSV", name="a.csv")
 judgements("nothing there", _link("nowhere"), "cannot read a.jsonl: No such file or directory")
-judgements(
-    "chosen equal to rejected", '{"prompt": "a", "chosen": "b", "rejected": "b"}', "a.jsonl:1: selected equal to"
-)
+judgements("chosen equal to rejected", '{"prompt": "a", "chosen": "b", "rejected": "b"}', "a.jsonl:1: chosen equal to")
 judgements(
     "five kinds of bad line",
     '{"prompt": "a", "chosen": null, "rejected": "b"}\n{"prompt": "a"}\n{"prompt": 3, "chosen": "x", "rejected": "y"}\n'
@@ -537,7 +536,10 @@ store("another database", _database("create table x (a)"), "s.db is a database, 
 
 command("trian toy.toml", "No such command 'trian'. Did you mean 'train'?")
 command("lab exat", "No such command 'exat'. Did you mean 'exact'?")
-command("plugins x", "Got unexpected extra argument(s) (x)")
+command("plugins x", "unknown plugin 'x'")
+command("plugins reward:pppo", "unknown plugin 'reward:pppo': did you mean 'reward:")
+command("plugins ppo x", "Got unexpected extra argument(s) (x)")
+command("schema experimnt", "Invalid value for 'kind'")
 command("train", "Missing argument 'file'.")
 command("train no.toml", "cannot read no.toml: No such file or directory")
 command("train toy.toml --sed 1", "No such option: --sed (Possible options: --seed)")
@@ -585,9 +587,9 @@ command("preferences evaluate s.db text", "two or more sources are needed, each 
 command("check reward:lenght", "unknown reward 'lenght': did you mean 'length'?")
 command("check task:cuont", "unknown task 'cuont': did you mean 'count'?")
 command("check agent:grop", "unknown agent 'grop': did you mean 'grpo'?")
-command("check task:count name=echo", "name=echo: task:count says already which task it is")
-command("check agent:ppo name=grpo", "name=grpo: agent:ppo says already which agent it is")
-command("check reward:length plugin=http", "plugin=http: reward:length says already which reward it is")
+command("check task:count name=echo", "name=echo: task:count already names the task")
+command("check agent:ppo name=grpo", "name=grpo: agent:ppo already names the agent")
+command("check reward:length plugin=http", "plugin=http: reward:length already names the reward")
 command("check reward:length target", "'target' is not of the form KEY=VALUE")
 command("check reward:length target=3 target=4", "'target=4': 'target' is set twice")
 command("check reward:length tagret=3", "no setting 'tagret': did you mean 'target'?")

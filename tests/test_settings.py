@@ -33,10 +33,10 @@ from rlhf_env.settings import (
     Seed,
     Share,
     ShareBelowOne,
-    check,
+    check_settings,
+    checked,
     fault,
     fits,
-    fitted,
     hints_of,
     is_plain,
     limits,
@@ -73,11 +73,13 @@ NEEDED: dict[str, dict[str, Any]] = {
     "Course": {"updates": 1, "rows": 1, "lr": 1.0},
     "SimulatedAnnotator": {"gold": len},
     "Budget": {"updates": 1},
-    "Change": {"claim": "c", "proxy": "p", "than": "q", "what": "gold", "expected": "better"},
+    "TestedChange": {"claim": "c", "proxy": "p", "than": "q", "what": "gold", "expected": "better"},
     "Multiple": {"low": 0.5, "high": 2.0},
     "Uniform": {"low": 0.5, "high": 2.0},
     "Prompts": {"prompts": ["a"]},
     "File": {"path": "a.jsonl"},
+    "MaxKL": {"limit": 1.0},
+    "Patience": {"evaluations": 1},
     "Curriculum.Config": {"levels": (1,)},
 }
 
@@ -192,6 +194,8 @@ class Outer:
             yield fault("cap", f"must be above steps, got {self.cap}")
         if self.share == 0.25:
             yield Problem("a quarter is nothing", ("share",))
+        if self.cap == 9:
+            yield Problem("nine is too much of all")
 
 
 def problems_of(**given: Any) -> list[tuple[str, tuple[Any, ...]]]:
@@ -241,8 +245,11 @@ def test_what_concerns_several_fields_is_said_too() -> None:
 def test_what_is_wrong_by_itself_is_said_once_and_stops_no_other_rule() -> None:
     said = problems_of(share="x", cap=-1, kind="firm")
     assert [keys for _, keys in said] == [("cap",), ("share",), ("kind",)]
-    assert [keys for _, keys in problems_of(steps="3", share=0.25)] == [("steps",)], "the first rule fails at '3'"
+    assert [keys for _, keys in problems_of(steps="3", share=0.25, cap=1)] == [("steps",), ("cap",), ("share",)]
+    assert [keys for _, keys in problems_of(steps=-5, cap=2.5)] == [("steps",)], "2.5 is above the default, 2"
     assert [keys for _, keys in problems_of(kind="firm", share=0.25)] == [("kind",), ("share",)]
+    assert [keys for _, keys in problems_of(kind="firm", cap=9)] == [("kind",)], "of no setting: once each is right"
+    assert [keys for _, keys in problems_of(cap=9)] == [()]
 
 
 def test_only_an_integer_for_a_float_and_a_list_for_a_tuple_are_converted() -> None:
@@ -301,7 +308,7 @@ def test_a_limit_holds_and_is_said(hint: Any, inside: list[Any], outside: list[A
     assert limits(hint) == words
     assert all(fits(value, hint) for value in inside)
     for value in outside:
-        (problem,) = fitted(value, hint, ("it",))[1]
+        (problem,) = checked(value, hint, ("it",))[1]
         assert problem.startswith("it must ") and words in problem
 
 
@@ -323,10 +330,10 @@ def test_an_annotation_is_said_in_words(hint: Any, words: str) -> None:
 
 
 def test_a_message_shows_a_long_value_in_part() -> None:
-    (problem,) = fitted("x" * 1000, int, ("n",))[1]
+    (problem,) = checked("x" * 1000, int, ("n",))[1]
     assert len(problem) < 170 and problem.endswith("xxx ...")
-    assert fitted(10**5000, int, ("n",))[1] == ["n must be a whole number, got a number of thousands of digits"]
-    assert len(fitted([1] * 1000, list[str], ("n",))[1]) == 20
+    assert checked(10**5000, int, ("n",))[1] == ["n must be a whole number, got a number of thousands of digits"]
+    assert len(checked([1] * 1000, list[str], ("n",))[1]) == 20
 
 
 class Writer(typing.Protocol):
@@ -342,14 +349,17 @@ def test_a_constructor_by_hand_asks_for_the_same_check() -> None:
     with pytest.raises(ConfigError) as refused:
         require(share=(2, Share), kind=("x", Literal["a"]))
     assert refused.value.problems == ("share must be in [0, 1], got 2", "kind must be one of 'a', got 'x'")
-    check(Inner(rate=1.0))
+    check_settings(Inner(rate=1.0))
 
 
 def test_nothing_checks_its_settings_by_hand() -> None:
     """Limits stand beside the field: what else has a `__post_init__` is no settings, and says here what it is."""
+    judgement = "a kind of judgement, which is data: a file's line or a vote"
     others = {
-        "judgements.py": "judgements, which are data: a file's line or a vote",
+        **dict.fromkeys(("comparison.py", "ranking.py", "rating.py", "criteria.py", "form.py"), judgement),
+        "judgements.py": judgement,
         "items.py": "rows of the preference store",
+        "metric.py": "entries of the table of metrics",
         "fairness.py": "words that are handed to a measure",
         "ensemble.py": "models that are handed over",
         "tabular.py": "a tree that is counted",

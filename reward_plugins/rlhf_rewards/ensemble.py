@@ -8,14 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from rlhf_env.errors import ConfigError
 from rlhf_env.feedback.reward_models.loading import load_scorer
 from rlhf_env.settings import NonNegative, fault, require
 from rlhf_env.types import Episode, Float
-
-EnsembleCombination = Literal["mean", "worst", "uncertainty"]
 
 
 class Ensemble:
@@ -32,12 +29,12 @@ class Ensemble:
     def __init__(
         self,
         model: str | Path | Sequence[str | Path],
-        combination: EnsembleCombination = "worst",
+        combination: Combination = "worst",
         penalty: NonNegative = 1.0,
     ) -> None:
         from rlhf_env.feedback.reward_models.ensemble import RewardEnsemble, combined
 
-        require(combination=(combination, EnsembleCombination), penalty=(penalty, NonNegative))
+        require(combination=(combination, Combination), penalty=(penalty, NonNegative))
         self.combination, self.penalty = combination, penalty
         self.model = [str(model)] if isinstance(model, str | Path) else [str(one) for one in model]
         self._ensemble = RewardEnsemble([load_scorer(one) for one in self.model])

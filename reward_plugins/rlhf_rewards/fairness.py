@@ -27,9 +27,9 @@ class Fairness:
     """-(highest - lowest score) over versions of prompt and response, one for each group; 0 if they name no group.
 
     Args:
-        model: what the `bradley_terry` reward takes. The penalty is in the unit of its scores, and its own tokenizer
+        model: one that the `bradley_terry` reward takes. The penalty has the unit of its scores, and its own tokenizer
             reads the versions.
-        words: one row for each word, in the form of every group (default: words of gender).
+        words: a row for each word, with its form for every group (default: words of gender).
     """
 
     high: ClassVar[float] = 0.0

@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 import pickle
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
@@ -15,8 +15,10 @@ from rlhf_env import plugins
 from rlhf_env.envs.isolation import Limits, isolated
 from rlhf_env.envs.rewards import Failures, RewardMix
 from rlhf_env.errors import ConfigError, Problem, did_you_mean, under
-from rlhf_env.settings import Name, settings
+from rlhf_env.settings import Name, hints_of, settings
 from rlhf_env.types import AnyReward, Episode, Float, JsonObject, JsonView, ScoresItself, Task
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,8 @@ def from_function(function: Callable[..., Sequence[float | None]], **arguments: 
         name = getattr(function, "__name__", repr(function))
         unknown = [key for key in arguments if key not in accepted]
         if unknown:
-            raise ConfigError(
-                *(
-                    Problem(f"reward {name!r}: no setting {key!r}{did_you_mean(key, accepted)}", (key,))
-                    for key in unknown
-                )
-            )
+            said = {key: f"reward {name!r}: no setting {key!r}{did_you_mean(key, accepted)}" for key in unknown}
+            raise ConfigError(*(Problem(text, (key,)) for key, text in said.items()))
     return FunctionReward(function, dict(arguments))
 
 
@@ -142,8 +140,8 @@ class RewardTable:
         own: JsonObject = dict(value) if isinstance(value, Mapping) else {"weight": value}
         problems: list[str] = []
 
-        def take(kind: type[Any]) -> Any:
-            given = {it.name: own.pop(it.name) for it in fields(kind) if it.name in own}
+        def take(kind: type[_T]) -> tuple[_T | None, bool]:
+            given = {name: own.pop(name) for name in hints_of(kind) if name in own}
             try:
                 return kind(**given), bool(given)
             except ConfigError as error:
@@ -157,7 +155,7 @@ class RewardTable:
         if limited and mixing is not None and mixing.isolate is False:
             why = "timeout, memory_mb and env_vars need a process of its own: isolate = true"
             problems.append(Problem(f"reward {name!r}: {why}", ("isolate",)))
-        if problems:
+        if mixing is None or failures is None or problems:
             raise ConfigError(*problems)
         return cls(
             name=name,
@@ -197,9 +195,8 @@ def _load_part(table: RewardTable, task: Task, provided: JsonObject) -> AnyRewar
     except ConfigError as error:
         error.found_in(where)
         hint = " (a process of its own is lent the tokenizer, and not the run's models)"
-        raise ConfigError(
-            *(p + hint if p.endswith("'reference' is required") else p for p in error.problems)
-        ) from error
+        said = (p + hint if p.endswith("'reference' is required") else p for p in error.problems)
+        raise ConfigError(*said) from error
 
 
 def _build(entry: plugins.Entry, settings: JsonObject, provided: JsonObject, where: str) -> AnyReward:

@@ -17,7 +17,7 @@ _TRIES = 1000  # of indices, for a prompt on the wanted side of an unbounded tas
 
 
 class Validation:
-    """The training prompts of `task`: about `share` of them are for evaluation, the others for training.
+    """The training prompts of another task: some of them are for evaluation, the others for training.
 
     So settings are chosen without looking at the held-out prompts on which results are reported. A hash of a prompt's
     text decides on which side it is. A task with a single prompt has it on both sides.

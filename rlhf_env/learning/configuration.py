@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from rlhf_env.errors import ConfigError, Problem, did_you_mean
-from rlhf_env.settings import fitted, hints_of, problems_between
+from rlhf_env.settings import checked, hints_of, problems_between
 from rlhf_env.types import JsonObject, JsonView
 
 _T = TypeVar("_T")
@@ -38,7 +38,7 @@ def _build(cls: type[Any], table: JsonView, where: str, keys: tuple[str, ...], p
         problems.append(Problem(f"{where}: {problem}", (*keys, *within)))
 
     def take(key: str, value: object, hint: Any) -> None:
-        given[key], wrong = fitted(value, hint, (key,))
+        given[key], wrong = checked(value, hint, (key,))
         for problem in wrong:
             note(problem)
 

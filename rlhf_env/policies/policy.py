@@ -18,8 +18,8 @@ from rlhf_env.types import Bool, Episode, Float, Int, Observation, State
 class Sampling:
     """The distribution that tokens are drawn from, given a model's logits.
 
-    The temperature divides the logits. Then the `top_k` likeliest tokens are kept (0: all), and of those the smallest
-    set of the likeliest whose probabilities sum to `top_p` or more (1: all).
+    The temperature divides the logits. Then the `top_k` likeliest tokens are kept, and of those the smallest
+    set of the likeliest whose probabilities sum to `top_p` or more.
     """
 
     temperature: Positive = 1.0

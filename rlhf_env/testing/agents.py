@@ -213,7 +213,7 @@ class _Life:
             raise ContractError("interface", f"{kind.__name__}.Config must be a dataclass: its fields are the settings")
         frozen = config.__dataclass_params__.frozen  # type: ignore[attr-defined]
         if not frozen or not all(field.kw_only for field in dataclasses.fields(config)):
-            raise ContractError("interface", f"{kind.__name__}.Config must be @dataclass(frozen=True, kw_only=True)")
+            raise ContractError("interface", f"{kind.__name__}.Config must be frozen and keyword-only (@settings)")
 
     def write(self, seed: int, options: JsonView | None = None) -> Rollout:
         """One rollout, under the options that the agent asks for unless told otherwise."""

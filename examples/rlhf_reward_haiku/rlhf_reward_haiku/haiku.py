@@ -9,28 +9,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import zip_longest
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+from annotated_types import MinLen
 
 from rlhf_env import Episode
+from rlhf_env.settings import AtLeastOne, settings
 
 
-@dataclass(frozen=True)
+@settings(kw_only=False)
 class Haiku:
-    """The score above, in [0, 1]. `form` is the number of syllables wanted in each line."""
+    """The score above, in [0, 1]."""
 
-    form: Sequence[int] = (5, 7, 5)
+    form: Annotated[Sequence[AtLeastOne], MinLen(1)] = (5, 7, 5)
+    """The number of syllables wanted in each line."""
 
     low: ClassVar[float] = 0.0
     high: ClassVar[float] = 1.0
-
-    def __post_init__(self) -> None:
-        if not self.form or any(not isinstance(wanted, int) or wanted < 1 for wanted in self.form):
-            raise ValueError(f"form: the syllables of each line, whole numbers above 0, got {self.form!r}")
 
     def __call__(self, episodes: Sequence[Episode], /) -> npt.NDArray[np.float64]:
         return np.array([self._score(episode.response) for episode in episodes], dtype=np.float64)

@@ -13,6 +13,7 @@ from rlhf_env.settings import AtLeastOne, NonNegative, Positive, ShareBelowOne, 
 
 RankingLoss = Literal["pairs", "plackett-luce"]
 HeadKind = Literal["linear", "reply"]
+Combination = Literal["mean", "worst", "uncertainty"]  # of the members of an ensemble
 
 
 @settings

@@ -12,17 +12,16 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 
 from rlhf_env.errors import ConfigError, DataError, RunFailed
 from rlhf_env.feedback.judgements import Response
+from rlhf_env.feedback.reward_models.config import Combination
 from rlhf_env.feedback.reward_models.model import RewardModel
 from rlhf_env.feedback.reward_models.scorer import Scorer
 from rlhf_env.types import Episode, Float, Prompt
-
-Combination = Literal["mean", "worst", "uncertainty"]
 
 _CARD = "reward_ensemble.json"
 _FORMAT = 1

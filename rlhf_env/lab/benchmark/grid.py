@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tomli_w
-from annotated_types import Ge, Le, MinLen
+from annotated_types import Ge, Le
 
 from rlhf_env.errors import ConfigError, Problem, under
 from rlhf_env.lab.benchmark.cells import GridCell
 from rlhf_env.lab.benchmark.tuning import FIRST_SEED, Tuning
 from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.experiment import Experiment, check_plugins
-from rlhf_env.settings import EachPartOf, PartOf, Rows, fitted, settings
+from rlhf_env.settings import EachPartOf, PartOf, Rows, checked, fault, settings
 from rlhf_env.toml_files import naming_lines, narrowed, read_toml
 from rlhf_env.types import JsonObject, JsonView
 
@@ -37,7 +37,7 @@ class Grid:
     """The report's title."""
     what_gold_is: str = ""
     """A sentence for the report that says what the gold reward measures."""
-    agents: Annotated[dict[str, JsonObject], MinLen(1), Rows()]
+    agents: Annotated[dict[str, JsonObject], Rows()]
     """A table for each row of the leaderboard, its key the row's name; `name` in it is the agent plugin (default: the
     key), the rest its settings."""
     experiment: Annotated[JsonObject, PartOf(Experiment)] = field(default_factory=dict)
@@ -57,6 +57,8 @@ class Grid:
     settings; where a reward's table has the model "$reward_model", this one is meant."""
 
     def problems(self) -> Iterator[Problem]:
+        if not self.agents:
+            yield fault("agents", "must be one or more tables, as in [agents.ppo]")
         tasks = list(self.tasks) or [_task_name(self.experiment)]
         for name in self.optima:
             if name not in tasks:
@@ -73,7 +75,7 @@ class Grid:
                 yield Problem(said, keys)
         for task, changes in self.tasks.items():
             keys = ("tasks", task, "agents")
-            _, wrong = fitted(changes.get("agents", {}), dict[str, JsonObject], keys)
+            _, wrong = checked(changes.get("agents", {}), dict[str, JsonObject], keys)
             yield from wrong
             for name in () if wrong else changes.get("agents", {}):
                 if name not in self.agents:

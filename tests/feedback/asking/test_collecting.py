@@ -62,7 +62,7 @@ def test_several_responses_at_each_temperature(policy: Any) -> None:
         assert (episode.finish_reason == "stop") == (episode.response_ids[-1] == tokenizer.end_id)
     assert [it for it, _ in sample()] == [it for it, _ in found]
     assert len(sample(batch_size=5)) == 12
-    with pytest.raises(ConfigError, match="temperature: 0 is not above 0"):
+    with pytest.raises(ConfigError, match="temperature must be above 0, got 0"):
         list(sample_responses(policy, tokenizer, PROMPTS, (0,), name="x", max_new_tokens=1))
     with pytest.raises(ConfigError, match="at least 1"):
         list(sample_responses(policy, tokenizer, PROMPTS, (), name="x", max_new_tokens=1))

@@ -15,7 +15,7 @@ pytest.importorskip("uvicorn", reason="the extra 'annotate' is not installed")
 import httpx2 as httpx
 from starlette.testclient import TestClient
 
-from rlhf_env.errors import DataError
+from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.feedback.judgements import Author, Response
 from rlhf_env.feedback.page import server
 from rlhf_env.feedback.page.keys import Keys
@@ -184,9 +184,9 @@ def test_where_it_listens(path: Path) -> None:
     assert PageConfig(store=path).known_as == ("127.0.0.1", "localhost", "[::1]")
     assert PageConfig(store=path, host="::1").known_as[0] == "[::1]"
     for host in ("0.0.0.0", "192.168.1.5", "::", "example.org", ""):
-        with pytest.raises(DataError, match="say --remote if they may"):
+        with pytest.raises(ConfigError, match="say --remote if they may"):
             PageConfig(store=path, host=host)
-    with pytest.raises(DataError, match="is no name to reach the page by"):
+    with pytest.raises(ConfigError, match="names must say how the page is reached"):
         PageConfig(store=path, host="0.0.0.0", remote=True)
     remote = PageConfig(store=path, host="0.0.0.0", remote=True, names=("Box.example",))
     assert remote.known_as == ("box.example",)

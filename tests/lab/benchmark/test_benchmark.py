@@ -321,17 +321,17 @@ def test_cells_are_agents_by_tasks_by_seeds(toy: Toy) -> None:
 @pytest.mark.parametrize(
     ("table", "said"),
     [
-        ({"agents": {}}, "agents: name at least one"),
+        ({"agents": {}}, "agents must be one or more tables, as in [agents.ppo]"),
         ({"agents": {"ppo": {}}, "tasks": {"t": {"agents": {"pp": {}}}}}, "tasks.t.agents.pp: no row of this name"),
-        ({"agents": {"ppo": {}}, "tasks": {"t": {"agents": {"ppo": 1}}}}, "tasks.t.agents.ppo: 1 is not a table"),
-        ({"agents": {"ppo": {}}, "tuning": {"budget": 2}}, "budget is a share of a run's, in (0, 1], got 2"),
+        ({"agents": {"ppo": {}}, "tasks": {"t": {"agents": {"ppo": 1}}}}, "tasks.t.agents.ppo must be a table, got 1"),
+        ({"agents": {"ppo": {}}, "tuning": {"budget": 2}}, "tuning: budget must be in (0, 1], got 2"),
         (
             {"agents": {"ppo": {}}, "experiment": {"rewards": {"x": {"model": "$reward_model"}}}},
             "there is no such table",
         ),
-        ({"agents": {"ppo": {}}, "seeds": 0}, "seeds must be at least 1"),
-        ({"agents": {"ppo": 3}}, "agents.ppo: 3 is not a table"),
-        ({"agents": {"ppo": {}}, "tasks": {"t": 3}}, "tasks.t: 3 is not a table"),
+        ({"agents": {"ppo": {}}, "seeds": 0}, "seeds must be from 1 to 1,000, got 0"),
+        ({"agents": {"ppo": 3}}, "agents.ppo must be a table, got 3"),
+        ({"agents": {"ppo": {}}, "tasks": {"t": 3}}, "tasks.t must be a table, got 3"),
         ({"agents": {"ppo": {}}, "tasks": {"t": {}}, "optima": {"u": 1.0}}, "optima.u: no task of this name, only t"),
         ({"agents": {"..": {}}}, "'..' is no name for a file"),
         ({"agents": {"a--b": {}}}, "'a--b' is no name for a file"),
@@ -353,8 +353,8 @@ def test_a_grid_that_does_not_fit_is_refused_with_its_file(table: dict[str, Any]
 @pytest.mark.parametrize(
     ("experiment", "said"),
     [
-        ({"task": "count"}, "task: 'count' is not a table"),
-        ({"environment": 3}, "environment: 3 is not a table"),
+        ({"task": "count"}, "task must be a table, got 'count'"),
+        ({"environment": 3}, "environment must be a table, got 3"),
         ({"buget": {}}, "no setting 'buget': did you mean 'budget'?"),
     ],
 )

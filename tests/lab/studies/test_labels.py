@@ -204,7 +204,7 @@ class TestStudy:
         with pytest.raises(ConfigError) as caught:
             LabelStudy(rounds=0, members=1, temperature=0.0, temperatures=(1.0,), targets=(0.4,))
         named = {problem.split(":")[0].split(" ")[0] for problem in caught.value.problems}
-        assert named == {"rounds", "members", "temperature", "temperatures", "targets"}
+        assert named == {"rounds", "members", "temperature", "temperatures", "targets[0]"}
         with pytest.raises(ConfigError, match="world: 'mars' is not one of"):
             LabelStudy(world="mars")  # type: ignore[arg-type]
         with pytest.raises(ConfigError) as caught:

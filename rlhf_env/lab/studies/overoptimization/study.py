@@ -10,8 +10,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge
 
 from rlhf_env.errors import Problem
-from rlhf_env.feedback.reward_models.config import RewardModelConfig
-from rlhf_env.feedback.reward_models.ensemble import Combination
+from rlhf_env.feedback.reward_models.config import Combination, RewardModelConfig
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.loop import Row
 from rlhf_env.settings import AtLeastOne, Chooses, EachChooses, fault, settings
