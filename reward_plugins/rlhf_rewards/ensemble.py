@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlhf_env.errors import ConfigError
+from rlhf_env.feedback.reward_models.config import Combination
 from rlhf_env.feedback.reward_models.loading import load_scorer
 from rlhf_env.settings import NonNegative, fault, require
 from rlhf_env.types import Episode, Float
