@@ -1,1 +1,23 @@
+"""How an agent learns: rollouts, the loop, the run folder. Trackers and stopping rules are registered here by name.
 
+Their modules are imported when a run asks for them: listing plugins loads none.
+"""
+
+from __future__ import annotations
+
+from rlhf_env import plugins
+
+
+@plugins.hookimpl
+def register_trackers(register: plugins.Register) -> None:
+    """One file for each library. metrics.jsonl (`trackers.json_lines`) has no name, for no run is without it."""
+    register("mlflow", "rlhf_env.learning.trackers.mlflow:MLflow", needs="mlflow")
+    register("tensorboard", "rlhf_env.learning.trackers.tensorboard:TensorBoard", needs="demo")
+    register("trackio", "rlhf_env.learning.trackers.trackio:Trackio", needs="trackio")
+    register("wandb", "rlhf_env.learning.trackers.wandb:WeightsAndBiases", needs="wandb")
+
+
+@plugins.hookimpl
+def register_stopping_rules(register: plugins.Register) -> None:
+    register("max_kl", "rlhf_env.learning.stopping:MaxKL")
+    register("patience", "rlhf_env.learning.stopping:Patience")

@@ -1,6 +1,7 @@
 """What ends a run before its budget does. A rule is one class: write it here, or in a package of your own.
 
-`register_stopping_rules(register)` offers it by name, and an experiment asks for it by a table of that name:
+`register_stopping_rules(register)` offers it by name (for those here, in `learning/__init__.py`), and an experiment
+asks for it by a table of that name:
 
     [stopping.max_kl]                          [stopping.patience]
     limit = 12.0                               evaluations = 3
@@ -36,12 +37,6 @@ class StoppingRule(Protocol):
     def state_dict(self) -> State: ...
 
     def load_state_dict(self, state: State, /) -> None: ...
-
-
-@plugins.hookimpl
-def register_stopping_rules(register: plugins.Register) -> None:
-    register("max_kl", "rlhf_env.learning.stopping:MaxKL")
-    register("patience", "rlhf_env.learning.stopping:Patience")
 
 
 @settings

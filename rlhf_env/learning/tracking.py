@@ -2,8 +2,9 @@
 
 A run always writes metrics.jsonl, which is also what resuming and reports read, and TensorBoard's files where
 TensorBoard is installed. More trackers are asked for by name, on the command line (`--track mlflow=PROJECT`) or by a
-table of an experiment, `[trackers.mlflow]`. To add one, write one class (here in `trackers/`, one file for each
-library, or in a package of your own) and register it with `register_trackers(register)`.
+table of an experiment, `[trackers.mlflow]`. To add one, write one class and register it by name with
+`register_trackers(register)`: here a file of `trackers/` for each library, and a line in `learning/__init__.py`; or a
+package of your own.
 """
 
 from __future__ import annotations
