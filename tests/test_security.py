@@ -98,7 +98,7 @@ def test_no_code_reads_a_format_that_runs_code() -> None:
     # the library that the run itself imports, on no other input than a number: its problems come back as pickles.
     assert {file for file, name in imports() if name == "pickle"} <= {
         "isolation.py",
-        "rewards.py",
+        "reward_tables.py",
         "reasoning_gym_task.py",
     }
     assert {file.name for file, _, name in calls() if name == "pickle.loads"} <= {"isolation.py"}

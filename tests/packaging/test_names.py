@@ -18,9 +18,9 @@ TWICE = {
     "register_agents": {"rlhf_agents", "rlhf_env.plugins"},
     "register_annotators": {"rlhf_env.feedback.asking.annotators", "rlhf_env.plugins"},
     "register_rewards": {"rlhf_rewards", "rlhf_env.plugins"},
-    "register_stopping_rules": {"rlhf_env.learning.stopping", "rlhf_env.plugins"},
+    "register_stopping_rules": {"rlhf_env.learning", "rlhf_env.plugins"},
     "register_tasks": {"rlhf_env.envs.tasks", "rlhf_env.plugins"},
-    "register_trackers": {"rlhf_env.learning.trackers", "rlhf_env.plugins"},
+    "register_trackers": {"rlhf_env.learning", "rlhf_env.plugins"},
 }
 
 

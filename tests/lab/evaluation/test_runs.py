@@ -174,7 +174,7 @@ def test_what_a_resume_has_lost_is_said(file: Path, tmp_path: Path) -> None:
     run(file, tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / "step-00000006" / "state.json").write_text("{}")
     again = run(file, tmp_path / "run", allow_partial=True)
-    assert list(again.lost) == ["step-00000006: set aside, and what came after step-00000004 is done again"]
+    assert list(again.lost) == ["step-00000006: set aside; the updates after step-00000004 are repeated"]
     assert again.update == UPDATES
 
 
@@ -267,7 +267,7 @@ def test_a_console_shows_progress_and_warnings(wanted: dict[str, Any], alarmed: 
 @pytest.mark.parametrize(
     ("old", "new", "line", "said"),
     [
-        ("updates = 6", "updates = 0", "updates = 0", "budget updates must be a positive number, got 0"),
+        ("updates = 6", "updates = 0", "updates = 0", "updates must be at least 1, got 0"),
         ('name = "grpo"', 'name = "grop"', 'name = "grop"', "unknown agent 'grop': did you mean 'grpo'?"),
         ("group_size = 4", "group_sise = 4", "group_sise = 4", "did you mean 'group_size'?"),
     ],
