@@ -504,9 +504,7 @@ prompts("csv: a column twice", "prompt,prompt\n1,2\n", "more than one column is 
 prompts("csv: a field missing", "prompt,b\n1\n", "a.csv, line 2: 1 fields, the header has 2", name="a.csv")
 prompts("csv: a quote not closed", 'prompt,b\n"1,2\n', "a.csv, line 2: not CSV", name="a.csv")
 judgements("nothing there", _link("nowhere"), "cannot read a.jsonl: No such file or directory")
-judgements(
-    "chosen equal to rejected", '{"prompt": "a", "chosen": "b", "rejected": "b"}', "a.jsonl:1: chosen equal to"
-)
+judgements("chosen equal to rejected", '{"prompt": "a", "chosen": "b", "rejected": "b"}', "a.jsonl:1: chosen equal to")
 judgements(
     "five kinds of bad line",
     '{"prompt": "a", "chosen": null, "rejected": "b"}\n{"prompt": "a"}\n{"prompt": 3, "chosen": "x", "rejected": "y"}\n'

@@ -199,7 +199,7 @@ class TestFit:
             RewardModelConfig(members=0, label_smoothing=0.5, fairness=-1.0)
         names = {problem.split()[0] for problem in caught.value.problems}
         assert names == {"members", "label_smoothing", "fairness"}
-        with pytest.raises(ConfigError, match="ranking_loss must be one of .*, got 'listwise'"):
+        with pytest.raises(ConfigError, match=r"ranking_loss must be one of .*, got 'listwise'"):
             RewardModelConfig(ranking_loss="listwise")  # type: ignore[arg-type]
         with pytest.raises(DataError, match="no counterfactual texts"):
             fit_reward_model(
