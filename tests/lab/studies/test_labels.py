@@ -205,7 +205,7 @@ class TestStudy:
             LabelStudy(rounds=0, members=1, temperature=0.0, temperatures=(1.0,), targets=(0.4,))
         named = {problem.split(":")[0].split(" ")[0] for problem in caught.value.problems}
         assert named == {"rounds", "members", "temperature", "temperatures", "targets[0]"}
-        with pytest.raises(ConfigError, match="world: 'mars' is not one of"):
+        with pytest.raises(ConfigError, match="world must be one of"):
             LabelStudy(world="mars")  # type: ignore[arg-type]
         with pytest.raises(ConfigError) as caught:
             LabelStudy(prompts=10, held_out=10, pool=10)
