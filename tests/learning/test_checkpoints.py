@@ -272,7 +272,7 @@ def test_a_damaged_later_checkpoint_does_not_push_out_the_good_ones(tmp_path: Pa
 def test_no_pickle_anywhere_in_the_packages() -> None:
     """S1. Comments and prose may name it, code may not use it.
 
-    Only what speaks to a child process of ours may: nothing there comes from a file, or from a child that runs a plugin.
+    Only what speaks to a child process of ours may: nothing there comes from a file, or from a child that runs plugins.
     (The child of reasoning_gym_task.py runs the library that the run itself imports.)
     """
     between_our_processes = {"isolation.py", "reward_tables.py", "reasoning_gym_task.py"}
