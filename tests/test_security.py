@@ -28,7 +28,7 @@ import rlhf_rewards
 import torch
 
 import rlhf_env
-from rlhf_env import plain_data, plugins
+from rlhf_env import declared, plain_data, plugins
 from rlhf_env.cli import main as cli
 from rlhf_env.cli import training
 from rlhf_env.envs.reward_tables import load_rewards
@@ -479,6 +479,10 @@ def test_a_file_is_read_up_to_a_size(tmp_path: Path) -> None:
 
 # Repeats in repeats that a fixed character separates: no text can be split among them in two ways.
 SEPARATED = {
+    # Of docstrings of plugins, which are code that the user chose: (declared.py)
+    r"(?:(?: +.*)?\n)*(?: +.*)?": "the end of a line",
+    r"^(\w+): (.*(?:\n +.*)*)": "the end of a line",
+    declared.PAPER.pattern: "the comma",
     r"\w[\w.]*(-[\w.]+)*": "the hyphen",
     r"\w+(?:['’]\w+)*": "the apostrophe",
     r"^\W*(hi|hey|hello|hola|sup|yo|howdy)\b(\W+(there|you|hi|hey|hello|everyone|guys))*\W*$": "a word",

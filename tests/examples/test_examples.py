@@ -148,7 +148,7 @@ def test_benchmark(run: Run, tmp_path: Path) -> None:
 def test_the_experiment_file(run: Run, tmp_path: Path) -> None:
     assert tomllib.loads((EXAMPLES / "experiment.toml").read_text(encoding="utf-8"))["agent"]["name"] == "grpo"
     output = run(Path(sys.executable).with_name("rlhf-env"), "train", EXAMPLES / "experiment.toml")
-    found = {name: float(value) for name, value in re.findall(r"^  (\S+) +(-?[\d.]+)$", output, re.MULTILINE)}
+    found = {name: float(value) for name, value in re.findall(r"^  (\S+) +(-?[\d.]+)(?:  |$)", output, re.MULTILINE)}
     assert found["objective"] > 0.3 and found["kl"] > 1.0
     folder = tmp_path / "runs" / "toy-grpo-seed0"
     assert {"experiment.toml", "metrics.jsonl", "evaluation.json"} <= {path.name for path in folder.iterdir()}

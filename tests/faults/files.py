@@ -16,7 +16,7 @@ from faults.resume_matrix import after, before
 from faults.several_processes import GRID, in_one_process, results
 from faults.training import Trial, limited, named
 
-from rlhf_env.cli import main as cli
+from rlhf_env.cli import checking
 from rlhf_env.learning.run_folder import RunFolder
 
 
@@ -94,7 +94,7 @@ def no_room_for_a_file(folder: Path) -> None:
 @fault("F2", "no room where nobody reckoned with it: exit 3, no traceback", quick=True)
 def no_room_anywhere(folder: Path) -> None:
     def prepare() -> None:
-        cli._check_file = lambda file: file.write_text("x" * 4096) and None
+        checking._check_file = lambda file: file.write_text("x" * 4096) and None
         limited(1000)
 
     ended = rlhf_env("check", str(folder / "any.toml"), before=prepare)

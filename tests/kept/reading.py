@@ -196,6 +196,9 @@ def imported(name: str) -> list[float]:
 # ---------------------------------------------------------------- benchmarks
 
 
+RENAMED = {"Tokens": "Train tokens"}  # headings as they were, and as they are
+
+
 def tables(markdown: str) -> dict[str, list[dict[str, str]]]:
     """The tables of a report by what stands above them, a row as what its columns hold, without what a clock said."""
     found: dict[str, list[dict[str, str]]] = {}
@@ -205,7 +208,7 @@ def tables(markdown: str) -> dict[str, list[dict[str, str]]]:
         if line.startswith("**"):
             title, columns = line.strip("*"), []
         elif cells and not columns:
-            columns = cells
+            columns = [RENAMED.get(cell, cell) for cell in cells]
         elif cells and not set(line) <= set("|-: "):
             row = dict(zip(columns, cells, strict=True))
             row.pop("Seconds", None)

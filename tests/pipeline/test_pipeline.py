@@ -297,4 +297,4 @@ def test_the_gold_reward_is_seen_by_no_agent(demo: Path) -> None:
 def test_every_agent_starts_from_the_same_model(demo: Path) -> None:
     first = {cell.agent: cell.curve[0] for cell in read_results(demo).cells if cell.agent in ("ppo", "grpo", "dpo")}
     assert first["ppo"] == first["grpo"] == first["dpo"]
-    assert np.isclose(first["ppo"].kl or 0.0, 0.0, atol=1e-5)
+    assert np.isclose(first["ppo"].values["kl"], 0.0, atol=1e-5)

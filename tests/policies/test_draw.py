@@ -87,7 +87,7 @@ def test_blocks_find_the_token_that_the_running_sum_finds() -> None:
 def test_bad_settings_are_named_all_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         Sampling(temperature=0, top_k=-1, top_p=1.5)
-    assert [problem.split(":")[0] for problem in caught.value.problems] == ["temperature", "top_k", "top_p"]
+    assert [problem.split()[0] for problem in caught.value.problems] == ["temperature", "top_k", "top_p"]
     for temperature in (float("nan"), float("inf"), -1.0):
         with pytest.raises(ConfigError, match="temperature"):
             Sampling(temperature=temperature)
