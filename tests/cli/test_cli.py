@@ -103,6 +103,7 @@ COMMANDS = [
     "scorecard",
     "annotate",
     "plugins",
+    "schema",
     "check",
     "pipeline",
     "pipeline base-model",
@@ -123,7 +124,7 @@ def test_without_a_command_the_commands_are_listed(run: Run) -> None:
     for command in COMMANDS:
         assert command.split()[0] in ran.out
     assert {name.split()[0] for name in COMMANDS} == {
-        *(command.callback.__name__ for command in cli.app.registered_commands if command.callback),
+        *(it.name or it.callback.__name__ for it in cli.app.registered_commands if it.callback),
         "pipeline",
         "lab",
     }
@@ -277,7 +278,7 @@ def test_check_says_everything_that_is_wrong_at_once(run: Run, toy: Path) -> Non
     refused(
         run("check", "toy.toml"),
         "toy.toml, line 11, environment: no setting 'num_env': did you mean 'num_envs'?",
-        "toy.toml, line 23, budget: budget updates must be a positive number, got 0",
+        "toy.toml, line 23, budget: updates must be at least 1, got 0",
     )
     toy.write_text(EXPERIMENT.replace("ppo", "pppo").replace('"echo"', '"eco"').replace("length = {", "lenght = {"))
     refused(
@@ -290,7 +291,7 @@ def test_check_says_everything_that_is_wrong_at_once(run: Run, toy: Path) -> Non
 
 def test_check_a_grid_builds_a_cell_of_every_row(run: Run, toy: Path) -> None:
     toy.write_text('[agents.ppo]\nlr = -1.0\n[agents.grpo]\ngroup_size = 1\n[experiment.policy]\ntokenizer = "bytes"\n')
-    refused(run("check", "toy.toml"), "lr must be positive, got -1.0", "group_size 1")
+    refused(run("check", "toy.toml"), "lr must be above 0, got -1", "group_size must be at least 2, got 1")
 
 
 def test_check_an_agent_says_what_it_did_not_check(run: Run) -> None:
@@ -302,7 +303,7 @@ def test_check_an_agent_says_what_it_did_not_check(run: Run) -> None:
     assert [line.split(":")[1].split(" (")[0] for line in left_out] == [" segments", " tokens", " learns"]
     refused(run("check", "agent:grpo", "lr=1e-9"), "[learns] expected the mean task reward to be at least 0.5 above")
     refused(run("check", "agent:grop"), "unknown agent 'grop': did you mean 'grpo'?")
-    refused(run("check", "agent:grpo", "group_size=1"), "group_size 1: at least 2 responses")
+    refused(run("check", "agent:grpo", "group_size=1"), "group_size must be at least 2, got 1")
 
 
 def test_check_says_what_a_plugin_does_wrong(run: Run) -> None:
@@ -325,11 +326,11 @@ def test_check_says_what_a_plugin_does_wrong(run: Run) -> None:
     [
         (('name = "ppo"', 'name = "poo"'), "unknown agent 'poo': did you mean 'ppo'?"),
         (("[budget]", "[budget"), "toy.toml, line 22: "),
-        (("lr = 1e-2", 'lr = "abc"'), "[agent] ppo optimization lr: 'abc' is not a finite number"),
+        (("lr = 1e-2", 'lr = "abc"'), "[agent] ppo optimization: lr must be a finite number, got 'abc'"),
         (("[policy]", '[policy]\nmodel = "/no/such/folder"'), "model '/no/such/folder': there is no such folder"),
         (("[policy]", '[policy]\nmodel = "."'), "model '.': not a model folder, config.json is missing"),
         (("length = 2\n\n", 'length = 9\nalphabet = "a"\n\n'), "has 10 tokens, the environment takes 4"),
-        (("[policy]", "[policy.sampling]\ntemperature = 0\n[policy]"), "temperature: 0.0 is not above 0"),
+        (("[policy]", "[policy.sampling]\ntemperature = 0\n[policy]"), "temperature must be above 0, got 0"),
     ],
 )
 def test_a_bad_file_is_one_line_and_status_2(change: tuple[str, str], said: str, run: Run, toy: Path) -> None:
@@ -346,7 +347,7 @@ def test_a_bad_file_is_one_line_and_status_2(change: tuple[str, str], said: str,
         (["train"], "Missing argument"),
         (["train", "toy.toml", "--sed", "1"], "--sed"),
         (["train", "toy.toml", "--seed", "one"], "--seed"),
-        (["train", "toy.toml", "--seed", "-1"], "seed must not be negative, got -1"),
+        (["train", "toy.toml", "--seed", "-1"], "seed must be from 0 to 1,099,511,627,775, got -1"),
         (["train", "toy.toml", "--threads", "0"], "--threads"),
         (["train", "toy.toml", "--agent", "poo"], "unknown agent 'poo': did you mean 'ppo'?"),
         (["trian", "toy.toml"], "trian"),
