@@ -201,14 +201,14 @@ def _prose(docstring: str) -> str:
     return docstring.partition("\nArgs:\n")[0].strip()
 
 
-PAPER = re.compile(
+CITATION = re.compile(
     r"[A-Z][\w'-]+(?: et al\.| (?:and|&) [A-Z][\w'-]+)? (?:\((?:19|20)\d\d\)|(?:19|20)\d\d)"  # who and when
     r'(?:, (?:"[^"]*"(?: \(\d{4}\.\d{5})?|(?:arXiv )?\d{4}\.\d{5}|[A-Z]+ \d+\(\d+\)|[A-Z]{3,}))*'  # where
 )
 
 
 def _papers(text: str) -> list[str]:
-    return [re.sub(r" \((\d[\d.]+)\)?", r" \1", paper) for paper in PAPER.findall(_joined(text))]
+    return [re.sub(r" \((\d[\d.]+)\)?", r" \1", paper) for paper in CITATION.findall(_joined(text))]
 
 
 # -------------------------------------------------------------------- an example

@@ -482,7 +482,7 @@ SEPARATED = {
     # Of docstrings of plugins, which are code that the user chose: (declared.py)
     r"(?:(?: +.*)?\n)*(?: +.*)?": "the end of a line",
     r"^(\w+): (.*(?:\n +.*)*)": "the end of a line",
-    declared.PAPER.pattern: "the comma",
+    declared.CITATION.pattern: "the comma",
     r"\w[\w.]*(-[\w.]+)*": "the hyphen",
     r"\w+(?:['’]\w+)*": "the apostrophe",
     r"^\W*(hi|hey|hello|hola|sup|yo|howdy)\b(\W+(there|you|hi|hey|hello|everyone|guys))*\W*$": "a word",

@@ -16,10 +16,10 @@ import rlhf_env
 TWICE = {
     # pluggy finds the implementation of a hook by the name of its specification.
     "register_agents": {"rlhf_agents", "rlhf_env.plugins"},
-    "register_annotators": {"rlhf_env.feedback.asking.annotators", "rlhf_env.plugins"},
+    "register_annotators": {"rlhf_env.feedback.asking", "rlhf_env.plugins"},
     "register_rewards": {"rlhf_rewards", "rlhf_env.plugins"},
     "register_stopping_rules": {"rlhf_env.learning", "rlhf_env.plugins"},
-    "register_tasks": {"rlhf_env.envs.tasks", "rlhf_env.plugins"},
+    "register_tasks": {"rlhf_env.envs", "rlhf_env.plugins"},
     "register_trackers": {"rlhf_env.learning", "rlhf_env.plugins"},
 }
 

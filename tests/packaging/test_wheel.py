@@ -47,10 +47,10 @@ def test_what_it_says_of_itself() -> None:
     points = {(point.group, point.name, point.value) for point in about.entry_points}
     assert points == {
         ("console_scripts", "rlhf-env", "rlhf_env.cli.main:main"),
-        ("rlhf_env", "tasks", "rlhf_env.envs.tasks"),
+        ("rlhf_env", "tasks", "rlhf_env.envs"),
         ("rlhf_env", "agents", "rlhf_agents"),
         ("rlhf_env", "rewards", "rlhf_rewards"),
-        ("rlhf_env", "annotators", "rlhf_env.feedback.asking.annotators"),
+        ("rlhf_env", "annotators", "rlhf_env.feedback.asking"),
     }
     assert about.metadata["License-Expression"] == "Apache-2.0"
     assert {"demo", "dev", "all"} <= set(about.metadata.get_all("Provides-Extra") or [])

@@ -24,11 +24,6 @@ from rlhf_env.settings import NonNegative, fault, settings
 from rlhf_env.types import Episode, Float, Reward
 
 
-@plugins.hookimpl
-def register_annotators(register: plugins.Register) -> None:
-    register("simulated", "rlhf_env.feedback.asking.annotators:SimulatedAnnotator")
-
-
 class Annotator(Protocol):
     """Compares pairs of responses to one prompt. `name` is what the store calls it."""
 
