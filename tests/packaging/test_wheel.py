@@ -32,7 +32,7 @@ def test_every_file_that_is_no_module_came_along() -> None:
     expected = {f"{package}/py.typed" for package in PACKAGES}
     page = ("index.html", "page.css", "page.js", "forms.js", "server.js")
     expected |= {f"rlhf_env/feedback/page/static/{name}" for name in page}
-    expected |= {f"rlhf_env/lab/{name}.html.jinja" for name in ("report", "scorecard")}
+    expected |= {f"rlhf_env/lab/report/{name}.html.jinja" for name in ("report", "scorecard", "benchmark_sections")}
     expected |= {"rlhf_env/assets/__init__.py", "rlhf_env/assets/recipe.json"}
     for model in ("chitchat", "chitchat-judge"):
         expected |= {
@@ -51,6 +51,7 @@ def test_what_it_says_of_itself() -> None:
         ("rlhf_env", "agents", "rlhf_agents"),
         ("rlhf_env", "rewards", "rlhf_rewards"),
         ("rlhf_env", "annotators", "rlhf_env.feedback.asking"),
+        ("rlhf_env", "learning", "rlhf_env.learning"),
     }
     assert about.metadata["License-Expression"] == "Apache-2.0"
     assert {"demo", "dev", "all"} <= set(about.metadata.get_all("Provides-Extra") or [])
