@@ -98,7 +98,12 @@ def _texts() -> Iterator[tuple[Path, str]]:
 
 def test_the_glossary_names_modules_that_exist() -> None:
     named = re.findall(r"`([\w/]+\.py)`", (HOUSE / "docs" / "glossary.md").read_text(encoding="utf-8"))
-    assert len(named) > 40 and [name for name in named if not (HOUSE / name).is_file()] == []
+    # The package may be installed elsewhere than beside these tests: its modules are looked for where it is.
+    installed = PACKAGE.parent
+    missing = [
+        name for name in named if not ((HOUSE / name).is_file() or (installed / name.removeprefix("agents/")).is_file())
+    ]
+    assert len(named) > 40 and missing == []
 
 
 def test_chosen_is_the_preferred_answer_and_nothing_else() -> None:
