@@ -17,7 +17,8 @@ from rlhf_env.errors import ConfigError, DataError, EnvironmentMisuse
 from rlhf_env.learning.experiment import Experiment, build
 
 sys.path.insert(0, str(Path(__file__).parent))
-from bad_inputs import BAD, PROMPTS, TOY, Bad, wrong_with
+from bad_inputs import wrong_with
+from wrong.table import BAD, PROMPTS, TOY, Bad
 
 
 @pytest.mark.parametrize("bad", BAD, ids=str)

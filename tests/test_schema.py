@@ -23,7 +23,8 @@ from rlhf_env.plugins import PluginHost, host
 from rlhf_env.schema import file_schema, one_of_files
 
 sys.path.insert(0, str(Path(__file__).parent))
-from bad_inputs import BAD, GRID, TOY, Bad
+from bad_inputs import BAD, Bad
+from wrong.table import GRID, TOY
 
 ROOT = Path(__file__).parent.parent
 # What is about several settings at once, about other files, or about nothing that JSON knows.

@@ -1,0 +1,144 @@
+"""Commands, and what stands beside them."""
+
+from __future__ import annotations
+
+from wrong.table import TOY, command
+
+command("trian toy.toml", "No such command 'trian'. Did you mean 'train'?")
+command("lab exat", "No such command 'exat'. Did you mean 'exact'?")
+command("plugins x", "unknown plugin 'x'")
+command("plugins reward:pppo", "unknown plugin 'reward:pppo': did you mean 'reward:")
+command("plugins ppo x", "Got unexpected extra argument(s) (x)")
+command("schema experimnt", "Invalid value for 'kind'")
+command("train", "Missing argument 'file'.")
+command("train no.toml", "cannot read no.toml: No such file or directory")
+command("train toy.toml --sed 1", "No such option: --sed (Possible options: --seed)")
+command("train toy.toml --seed one", "Invalid value for '--seed'")
+command("train toy.toml --seed 1.5", "Invalid value for '--seed'")
+command("train toy.toml --seed -1", "--seed -1: seed must be from 0 to 1,099,511,627,775, got -1")
+command("train toy.toml --seed 99999999999999999", "--seed 99999999999999999: seed must be from 0 to 1,099,511")
+command("train toy.toml --threads 0", "Invalid value for '--threads'")
+command("train toy.toml --agent poo", "--agent poo: unknown agent 'poo': did you mean 'ppo'? Known:")
+command("train toy.toml --out toy.toml", "cannot write in the folder toy.toml")
+command("train out.toml", "'../../x-ppo-seed0' would lie outside of runs/", out_DOT_toml=TOY.replace("toy", "../../x"))
+command("train abs.toml", "'/x-ppo-seed0' would lie outside of runs/", abs_DOT_toml=TOY.replace('"toy"', '"/x"'))
+command(
+    "train toy.toml --out r --resume",
+    "r/experiment.toml cannot be read, so nothing says what ran here",
+    r_IN_experiment_DOT_toml="[x",
+)
+command("train toy.toml --out r", "r already holds a run: choose another folder", r_IN_experiment_DOT_toml=TOY)
+command("bench no.toml", "cannot read no.toml: No such file or directory")
+command("bench out.toml", "'../x' is no name for a file", out_DOT_toml='name = "../x"\n[agents.ppo]\n')
+command(
+    "bench out.toml",
+    "out.toml, line 1: agents must be a table, each a table, got 3",
+    "out.toml, line 2: no setting 'naem': did you mean 'name'?",
+    out_DOT_toml="agents = 3\nnaem = 1\n",
+)
+command("report folder", "folder: no results/*.json in it; is this the folder of a benchmark?")
+command("report text", "text: no results/*.json in it")
+command("report r", "r/results/a--b--seed-0.json: not a JSON file", **{"r_IN_results_IN_a--b--seed-0_DOT_json": "{"})
+command("evaluate folder", "folder holds no run: it has no experiment.toml")
+command("evaluate text", "text holds no run: it has no experiment.toml")
+command("scorecard folder s.db --held-out x", "--held-out x: a share such as 0.2 or 1/6 is needed")
+command("annotate --store no.db", "preference store no.db: there is no such file")
+command("annotate --store s.db --port 70000", "Invalid value for '--port'")
+command("annotate --store s.db --lease nan", "lease must be a finite number, got nan")
+command("preferences show folder", "preference store folder: there is no such file")
+command("preferences ask s.db --kind raking", "unknown kind of judgement 'raking': did you mean 'ranking'?")
+command("preferences ask s.db --kind criteria --criteria a,b,a", "criteria: 'a' stands there twice")
+command("preferences ask s.db --kind criteria", "criteria: names go with the kind 'criteria'")
+command("preferences ask s.db --criteria a", "criteria: names go with the kind 'criteria'")
+command("preferences ask s.db --overlap 0", "Invalid value for '--overlap'")
+command("preferences export s.db o --format xml", "format: 'xml' is none of jsonl, csv, trl")
+command("preferences simulate s.db text", "text, line 1: Expected '=' after a key")
+command("preferences evaluate s.db text", "two or more sources are needed, each with a name of its own: say NAME=PATH")
+command("check reward:lenght", "unknown reward 'lenght': did you mean 'length'?")
+command("check task:cuont", "unknown task 'cuont': did you mean 'count'?")
+command("check agent:grop", "unknown agent 'grop': did you mean 'grpo'?")
+command("check task:count name=echo", "name=echo: task:count already names the task")
+command("check agent:ppo name=grpo", "name=grpo: agent:ppo already names the agent")
+command("check reward:length plugin=http", "plugin=http: reward:length already names the reward")
+command("check reward:length target", "'target' is not of the form KEY=VALUE")
+command("check reward:length target=3 target=4", "'target=4': 'target' is set twice")
+command("check reward:length tagret=3", "no setting 'tagret': did you mean 'target'?")
+command("check toy.toml a=1", "a=1: settings are for reward:, task: and agent:NAME; a file has its own")
+command("check \x1b[31mx\u202e.toml", "rlhf-env: cannot read x.toml: No such file or directory")
+SIMULATED = '[gold]\nname = "length"\ntarget = 3\n[annotator]\nname = "simulated"\n'
+for old, new, told in (
+    ('"length"', '["length"]', "line 1: expected a table [gold] with a name"),
+    ("[gold]", "[[gold]]", "line 1: expected a table [gold] with a name"),
+    ("[annotator]", "[annotater]", "expected a table [annotator] with a name"),
+    ("target = 3", 'target = "x"', "line 3: reward 'length': target must be a whole number, got 'x'"),
+    ("target = 3", "target = 3\nweight = nan", "line 4: reward 'length': weight must be a finite number, got nan"),
+    ('"length"', '"lenght"', "line 1: unknown reward 'lenght': did you mean 'length'?"),
+    ('"length"\ntarget = 3', '"kl"', "line 1: reward 'kl': the setting 'reference' is required"),
+    ('"simulated"', '"simulatd"', "line 5: unknown annotator 'simulatd': did you mean 'simulated'?"),
+    (
+        '"simulated"',
+        '"simulated"\ntemperature = inf',
+        "line 6: annotator 'simulated': temperature must be a finite num",
+    ),
+    (
+        '"simulated"',
+        '"simulated"\nthresholds = [3, 2, 1, 0]',
+        "line 6: annotator 'simulated': thresholds must be 4 rising numbers, got [3",
+    ),
+):
+    command("preferences simulate s.db a.toml", told, a_DOT_toml=SIMULATED.replace(old, new))
+command("preferences simulate s.db no.toml", "cannot read no.toml: No such file or directory")
+command("preferences evaluate s.db one=text", "two or more sources are needed, each with a name of its own")
+command("preferences verify s.db --model folder", "folder is not a reward model: there is no reward_model.json")
+command("preferences verify no.db --model folder", "preference store no.db: there is no such file")
+command(
+    "preferences import s.db no.jsonl text", "cannot read no.jsonl: No such file", "text: judgements come as .jsonl"
+)
+command(
+    "preferences import text a.jsonl",
+    "preference store text: file is not a database",
+    a_DOT_jsonl='{"prompt":"a","chosen":"b","rejected":"c"}',
+)
+command("preferences tournament no.db", "preference store no.db: there is no such file")
+command("annotate --store s.db --lease inf", "lease must be a finite number, got inf")
+command(
+    "annotate --store s.db --host 0.0.0.0 --remote",
+    "names must say how the page is reached, 0.0.0.0 is no name: give one (--name)",
+)
+command("annotate --store s.db --host 0.0.0.0 --remote --name a/b", "names must be names of hosts, got 'a/b'")
+command(
+    "annotate --store s.db --host 256.0.0.1", "host 256.0.0.1 is reached by other machines: say --remote if they may"
+)
+for share in ("nan", "1/0", "1e400", "1e-99999999", "-1", "2", "inf/inf"):
+    command(
+        f"scorecard folder a.jsonl --held-out {share}", "", a_DOT_jsonl='{"prompt":"a","chosen":"b","rejected":"c"}'
+    )
+command("evaluate r", "r has no checkpoint yet: train further", r_IN_experiment_DOT_toml=TOY)
+command("evaluate r", "r/experiment.toml, line 1: Expected ']'", r_IN_experiment_DOT_toml="[x")
+command(
+    "report r",
+    "r/results/a--b--seed-0.json: must hold a JSON object",
+    **{"r_IN_results_IN_a--b--seed-0_DOT_json": "[]"},
+)
+command("report r", "NaN is not JSON (write null for what", **{"r_IN_results_IN_a--b--seed-0_DOT_json": "NaN"})
+command("train toy.toml --threads 99999999999999999999", "Invalid value for '--threads'")
+command(
+    "train toy.toml --agent curriculum", "--agent curriculum: [agent] curriculum: the setting 'levels'", "wraps another"
+)
+command("lab exact --beta inf", "beta must be positive, got inf")
+command("lab exact --symbols 27", "Invalid value for '--symbols'")
+command("lab labels --quick --out text", "cannot work in text: File exists: name another place")
+command("lab labels --quick --out text/x", "cannot work in text/x: Not a directory: name another place")
+command("lab labels --seeds 0", "Invalid value for '--seeds'")
+command("lab overoptimization --jobs 0", "Invalid value for '--jobs'")
+command("lab regularisation --seeds 0", "Invalid value for '--seeds'")
+command("lab agents --seeds 0", "Invalid value for '--seeds'")
+command("pipeline reward-model --prompts 9", "Invalid value for '--prompts'")
+command("pipeline reward-model --epochs -1", "Invalid value for '--epochs'")
+command("pipeline base-model --jobs 0", "Invalid value for '--jobs'")
+command("demo --seeds 0", "Invalid value for '--seeds'")
+command("check agent:ppo clip=inf", "[agent] ppo: clip must be a finite number, got inf")
+command("check reward:length target=3 weight=nan", "reward 'length': weight must be a finite number, got nan")
+command("check reward:ensemble model=folder penalty=inf", "penalty must be a finite number, got inf")
+command("lab exact --beta nan", "beta must be positive, got nan")
+command("lab exact --symbols 26 --longest 9", "more than can be summed over in reasonable time")

@@ -1,0 +1,56 @@
+"""Files of experiments that cannot be read, or are no experiment."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from wrong.table import BAD, TASK, TOY, experiment, experiment_file, link
+
+experiment_file("no TOML file", link("nowhere"), "cannot read toy.toml: No such file or directory")
+experiment_file("a folder for a TOML file", None, "cannot read toy.toml: Is a directory")
+experiment_file("a link to itself", link("toy.toml"), "cannot read toy.toml: Too many levels of symbolic links")
+experiment_file("an endless TOML file", link("/dev/zero"), "toy.toml is larger than 1,048,576 bytes")
+experiment_file("an empty TOML file", "", '[policy] model "tiny" needs a tokenizer: tokenizer = "bytes"')
+experiment_file("TOML that is not UTF-8", b'seed = 1\nname = "\xff"\n', "toy.toml, line 2: not UTF-8: byte 0xff")
+experiment_file("TOML with NUL", b'name = "\x00"\n', "line 1: Illegal character '\\x00' (column 9)")
+experiment_file(
+    "a bracket not closed",
+    TOY.replace("[budget]", "[budget"),
+    "line 22: Expected ']' at the end of a table declaration (col",
+)
+experiment_file("a table twice", TOY + "[task]\n", "line 27: Cannot declare ('task',) twice (column 6)")
+experiment_file("a key twice", "seed = 1\nseed = 2\n" + TOY, "line 2: Cannot overwrite a value (column")
+experiment_file("brackets too deep", "a = " + "[" * 5000 + "]" * 5000, "line 1: brackets too deep to be read")
+experiment_file("5,000 digits", "seed = " + "9" * 5000, "Exceeds the limit (4300 digits)")
+experiment_file(
+    "a date for a number", "seed = 2020-01-01\n" + TOY, "seed must be a whole number, got datetime.date(2020, 1, 1)"
+)
+experiment_file("an array of tables", TOY.replace("[task]", "[[task]]"), "task must be a table, got [{'name': 'echo'")
+experiment_file("an unknown key", "sede = 3\n" + TOY, "no setting 'sede': did you mean 'seed'? Known:")
+experiment("an unknown table", "[budget]", "[bugdet]", "no setting 'bugdet': did you mean 'budget'?")
+experiment(
+    "an unknown nested key", "num_envs", "num_env", "environment: no setting 'num_env': did you mean 'num_envs'?"
+)
+experiment(
+    "a string for a table", 'name = "toy"\n\n[task]\n' + TASK, 'task = "echo"', "task must be a table, got 'echo'"
+)
+experiment("no name", '"toy"', '""', "name must be one or more printable characters, got ''")
+experiment("a name with NUL", '"toy"', '"a\\u0000"', "name must be one or more printable characters, got 'a\\x00'")
+for wrong, said in {
+    '"one"': "seed must be a whole number, got 'one'",
+    "true": "seed must be a whole number, got True",
+    "1.0": "seed must be a whole number, got 1.0",
+    "nan": "seed must be a whole number, got nan",
+    "[1]": "seed must be a whole number, got [1]",
+    "1_000_000_000_000_000_000_000": "seed must be from 0 to 1,099,511,627,775, got 1000000000000000000000",
+    "-1": "seed must be from 0 to 1,099,511,627,775, got -1",
+    "2_000_000_000_000": "seed must be from 0 to 1,099,511,627,775, got 2000000000000",
+}.items():
+    experiment_file(f"seed = {wrong}", f"seed = {wrong}\n{TOY}", f"toy.toml, line 1: {said}")
+experiment_file("max_kl = -1", "max_kl = -1.0\n" + TOY, "toy.toml, line 1: max_kl must be above 0, got -1.0")
+experiment_file("max_kl alone", "max_kl = 1.0\n" + TOY, "line 1: max_kl is measured by a KL penalty, and none is")
+experiment_file(
+    "patience alone", "patience = 3\n" + TOY, "toy.toml, line 1: patience = 3 counts evaluations on the way"
+)
+experiment_file("no such preferences", 'preferences = "no.db"\n' + TOY, "no.db: no such file of preferences")
+BAD[-1] = replace(BAD[-1], python=None)  # read when a run begins

@@ -1,0 +1,118 @@
+"""Names of plugins, and their settings."""
+
+from __future__ import annotations
+
+from wrong.table import AGENT, BUDGET, REWARD, TASK, TOY, experiment, experiment_file
+
+experiment("no task name", TASK, "", "a task table needs a name, got {}")
+experiment("a task by number", TASK, "name = 3", "a task table needs a name, got {'name': 3}")
+experiment("a task by path", '"echo"', '"os:system"', "unknown task 'os:system'")
+experiment(
+    "three unknown plugins",
+    f"[rewards]\n{REWARD}\n\n[agent]\n{AGENT}",
+    '[rewards]\nlenght = 1.0\n\n[agent]\nname = "pppo"',
+    "unknown reward 'lenght': did you mean 'length'?",
+    "unknown agent 'pppo': did you mean 'ppo'?",
+)
+experiment("a task's key", "length = 2\n", "lenght = 2\n", "task 'echo': no setting 'lenght': did you mean 'length'?")
+for wrong in ('"x"', "true", "2.0", "nan", "[]", "{}"):
+    told = "task 'echo': length must be a whole number, got "
+    experiment(f"length = {wrong}", "length = 2\n", f"length = {wrong}\n", told)
+experiment("a length of -1", "length = 2\n", "length = -1\n", "task 'echo': length must be at least 1, got -1")
+experiment(
+    "a prompt outside the alphabet",
+    '"alphabet:ab="\n',
+    '"alphabet:ab"\n',
+    *["outside the alphabet 'ab': '='"] * 4,
+    lines=range(3, 4),
+)
+experiment(
+    "prompts longer than the context",
+    "max_prompt_tokens = 4",
+    "max_prompt_tokens = 2",
+    *["the environment takes 2"] * 4,
+    lines=range(3, 4),
+)
+for value, said in {
+    "[]": "task 'prompts': prompts must have one or more entries, got []",
+    '"abc"': "task 'prompts': prompts must be a list, each a string, got 'abc'",
+    "[1]": "task 'prompts': prompts[0] must be a string, got 1",
+    '[""]': "prompt 'prompts/0' has no token: the first response token needs one before it",
+}.items():
+    experiment(f"prompts = {value}", TASK, f'name = "prompts"\nprompts = {value}', f"{said}")
+experiment("no rewards", REWARD, "", "a reward mix needs at least one part")
+for value in ('"abc"', "true", "[1]"):
+    experiment(f"a reward = {value}", REWARD, f"length = {value}", "length: a weight or a table of settings is needed")
+experiment("a reward by number", REWARD, "x = { plugin = 3 }", "reward 'x': plugin must be a string, got 3")
+experiment("a reward by path", REWARD, 'x = { plugin = "os:system" }', "unknown reward 'os:system'. Known:")
+experiment("a reward's key", REWARD, "length = { taget = 2 }", "no setting 'taget': did you mean 'target'?")
+experiment("a reward without target", REWARD, "length = {}", "reward 'length': the setting 'target' is required")
+for value in ('"two"', "nan", "2.5", "[2]", "true"):
+    told = "reward 'length': target must be a whole number, got "
+    experiment(f"target = {value}", REWARD, f"length = {{ target = {value} }}", told)
+experiment("target = -2", REWARD, "length = { target = -2 }", "reward 'length': target must be at least 1, got -2")
+for value in ("nan", "inf", '"x"', "true", "[]"):
+    weighted = f"length = {{ weight = {value}, target = 2 }}"
+    experiment(f"weight = {value}", REWARD, weighted, "reward 'length': weight must be a finite number, got ")
+experiment(
+    "a gold reward", "prompts = 4", "prompts = 4\nrewards = { lenght = 1.0 }", "unknown reward 'lenght': did you"
+)
+experiment("no agent", AGENT, "", "[agent] needs a name")
+experiment("an agent by number", AGENT, "name = 1", "[agent] needs a name")
+experiment("an agent by path", AGENT, 'name = "os:system"', "unknown agent 'os:system'. Known:")
+experiment(
+    "three of an agent",
+    "lr = 1e-2",
+    'lr = -1\nclip = "x"\nganma = 1',
+    "line 21: [agent] ppo: clip must be a finite number, got 'x'",
+    "line 22: [agent] ppo: no setting 'ganma': did you mean 'gamma'?",
+    "line 20: [agent] ppo optimization: lr must be above 0, got -1",
+)
+for value, said in {
+    '"abc"': "lr must be a finite number, got 'abc'",
+    "nan": "lr must be a finite number, got nan",
+}.items():
+    experiment(f"lr = {value}", "lr = 1e-2", f"lr = {value}", said)
+for size in (-1, 0, 1):
+    experiment(f"a group of {size}", AGENT, f'name = "grpo"\ngroup_size = {size}', "[agent] grpo: group_size ")
+experiment("a group of 3", AGENT, 'name = "rloo"\ngroup_size = 3', "group_size 3 does not divide the batch of 8 rows")
+experiment("nobody wrapped", AGENT, 'name = "curriculum"\nlevels = [1]', "curriculum wraps another agent: agent = {")
+experiment("a wrapped number", AGENT, 'name = "curriculum"\nlevels = [1]\nagent = 3', "curriculum: agent needs a name")
+
+for value in ("inf", "nan", "-inf", '"x"', "true"):
+    experiment(f"clip = {value}", "lr = 1e-2", f"clip = {value}", "[agent] ppo: clip must be a finite number, got ")
+experiment("inf for a limit", BUDGET, "seconds = inf", "budget: seconds must be a finite number, got inf")
+experiment(
+    "inf for a temperature", TASK, f"{TASK}\n[policy.sampling]\ntemperature = inf", "sampling: temperature must be a f"
+)
+experiment_file(
+    "inf for a patience's delta", "min_delta = inf\n" + TOY, "line 1: min_delta must be a finite number, got inf"
+)
+experiment(
+    "a string of many lines before it",
+    TASK,
+    f'{TASK}\nalphabet = """\n[agent]\nlr = 3\n"""\nlenght = 2',
+    "task 'echo': no setting 'lenght': did you mean 'length'?",
+)
+experiment("a task within", TASK, 'name = "validation"\ntask = { name = "echo", lenght = 2 }', "no setting 'lenght'")
+experiment(
+    "a list of tasks", TASK, 'name = "mixture"\ntasks = [\n  "echo",\n  { name = "eco" },\n]', "unknown task 'eco'"
+)
+experiment(
+    "tasks by number",
+    TASK,
+    'name = "mixture"\ntasks = 3',
+    "tasks must be a list (each a string or a table) or a table (",
+)
+experiment(
+    "weights of nan",
+    TASK,
+    'name = "mixture"\ntasks = ["echo"]\nweights = [nan]',
+    "weights must be a list (each a finit",
+)
+experiment(
+    "an agent within an agent",
+    AGENT,
+    'name = "curriculum"\nlevels = [1]\n[agent.agent]\nname = "ppo"\nclip = "x"',
+    "line 23: [agent] curriculum: agent ppo: clip must be a finite number, got",
+)

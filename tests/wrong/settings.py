@@ -1,0 +1,86 @@
+"""Settings of an experiment, each with its table."""
+
+from __future__ import annotations
+
+from wrong.table import BUDGET, TEXTS, TOKENIZER, experiment
+
+experiment(
+    "temperature 0", "[policy]", "[policy.sampling]\ntemperature = 0\n[policy]", "temperature must be above 0, got 0"
+)
+experiment(
+    "three of sampling",
+    "[policy]",
+    "[policy.sampling]\ntop_p = 2.0\ntop_k = -1\ntemperature = -1\n[policy]",
+    "line 10, policy sampling: temperature must be above 0, got -1",
+    "line 9, policy sampling: top_k must be at least 0, got -1",
+    "line 8, policy sampling: top_p must be in (0, 1], got 2.0",
+)
+experiment(
+    "top_p for ppo",
+    "[policy]",
+    "[policy.sampling]\ntop_p = 0.9\n[policy]",
+    "ppo learns by probability ratios",
+    lines=range(20, 22),
+)
+experiment(
+    "dtype", "[policy]", '[policy]\ndtype = "float16"', "policy: dtype must be one of 'float32', 'float64', got 'fl"
+)
+experiment("no tokenizer", TOKENIZER, "", '[policy] model "tiny" needs a tokenizer')
+experiment("an empty tokenizer", TOKENIZER, 'tokenizer = ""', "policy: tokenizer must have one or more characters")
+experiment("an empty model", "[policy]", '[policy]\nmodel = ""', "policy: model must have one or more characters")
+experiment("a symbol twice", "alphabet:ab=", "alphabet:aab", "one or more different symbols, got 'aab'")
+experiment("no symbols", "alphabet:ab=", "alphabet:", "one or more different symbols, got ''")
+experiment("no such tokenizer", "alphabet:ab=", "no/such", "tokenizer 'no/such' is not 'bytes', 'alphabet:...' or a")
+experiment("no tokenizer in a folder", "alphabet:ab=", ".", ". has no tokenizer.json: name a folder that holds")
+experiment("a damaged tokenizer", "alphabet:ab=", ".", "is not a tokenizer file", files={"tokenizer.json": "{"})
+experiment("no such model folder", "[policy]", '[policy]\nmodel = "./no"', "model './no': there is no such folder")
+experiment("no model in a folder", "[policy]", '[policy]\nmodel = "."', "not a model folder, config.json is missing")
+experiment(
+    "weights in pickle",
+    "[policy]",
+    '[policy]\nmodel = "."',
+    "(pickled weights are not read: save them as safetens",
+    files={"config.json": "{}", "pytorch_model.bin": "x"},
+)
+experiment("no such model", TOKENIZER, 'model = "no/such"', "'no/such' is not")
+experiment(
+    "another vocabulary", TOKENIZER, 'tokenizer = "bytes"\nmodel = "rlhf-env/chitchat"', "they do not belong toge"
+)
+experiment(
+    "many prompts of a table", "[policy]", '[policy]\nmodel = "table"', '"table" answers one prompt, and the task'
+)
+experiment(
+    "max_new_tokens = -5",
+    TEXTS,
+    "max_new_tokens = -5",
+    "environment: max_new_tokens must be from 1 to 1,048,576, got -5",
+)
+experiment(
+    "too large a length", TEXTS, "max_new_tokens = 2_000_000", "max_new_tokens must be from 1 to 1,048,576, got 2"
+)
+experiment(
+    "too many texts", "num_envs = 8", "num_envs = 4_000_000_000_000", "num_envs must be from 1 to 1,048,576, got 4"
+)
+experiment("too many tokens", TEXTS, "max_new_tokens = 1_000_000\nnum_envs = 1_000_000\n#", "Cannot overwrite a value")
+experiment("a view", TEXTS, f'{TEXTS}\nview = "words"', "environment: view must be one of 'response', 'token', got")
+experiment(
+    "an action_length", TEXTS, f"{TEXTS}\naction_length = 9", "action_length must be at most 4 (max_new_tokens), got"
+)
+experiment(
+    "three of the environment",
+    TEXTS,
+    'max_new_tokens = "many"\nnum_env = 3',
+    "environment: max_new_tokens must be a whole number, got 'many'",
+    "environment: no setting 'num_env'",
+)
+experiment("a budget of nothing", BUDGET, "", "budget: a budget needs at least one limit: updates, episodes")
+experiment(
+    "three budgets",
+    BUDGET,
+    "updates = -2\nepisodes = 0\nseconds = -0.0",
+    "line 23, budget: updates must be at least 1, got -2",
+    "line 24, budget: episodes must be at least 1, got 0",
+    "line 25, budget: seconds must be above 0, got -0.0",
+)
+experiment("half a budget", BUDGET, "updates = 2.5", "budget: updates must be a whole number, got 2.5")
+experiment("evaluation prompts", "prompts = 4", "prompts = 0", "evaluation: prompts must be from 1 to 1,048,576, got 0")
