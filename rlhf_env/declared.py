@@ -27,7 +27,7 @@ import tomli_w
 
 from rlhf_env.errors import UnknownName
 from rlhf_env.plugins import PLUGIN_KINDS, Entry, PluginHost, PluginKind
-from rlhf_env.settings import Hint, Target, can_be_written, hints_of, limits, sample, spoken
+from rlhf_env.settings import Hint, Target, can_be_written, hints_of, is_setting, limits, sample, spoken
 
 REQUIRED = inspect.Parameter.empty
 TABLES: Mapping[PluginKind, str] = {"agent": "agent", "task": "task", "reward": "rewards", "annotator": "annotator"}
@@ -143,9 +143,9 @@ def _parameters(target: Target) -> Iterator[tuple[str, object]]:
     """(name, default) of what can be set."""
     if dataclasses.is_dataclass(target):
         for field in dataclasses.fields(target):
-            if field.init and field.default_factory is not dataclasses.MISSING:
+            if is_setting(field) and field.default_factory is not dataclasses.MISSING:
                 yield field.name, field.default_factory()
-            elif field.init:
+            elif is_setting(field):
                 yield field.name, REQUIRED if field.default is dataclasses.MISSING else field.default
         return
     for parameter in inspect.signature(target).parameters.values():

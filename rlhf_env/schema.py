@@ -34,6 +34,7 @@ from rlhf_env.settings import (
     apart,
     can_be_written,
     fits,
+    marks_of,
     unlimited,
 )
 from rlhf_env.types import JsonObject
@@ -280,9 +281,7 @@ def of_every_reward() -> list[Setting]:
 def _marks(hint: Hint) -> tuple[Hint, ...]:
     """What an annotation says of itself for its schema."""
     words = (Chooses, EachChooses, PartOf, EachPartOf, Rows)
-    origin, inner = apart(hint)
-    said = inner[1:] if origin is Annotated else ()
-    return tuple(mark for mark in said if isinstance(mark, words))
+    return tuple(mark for mark in marks_of(hint) if isinstance(mark, words))
 
 
 @functools.cache

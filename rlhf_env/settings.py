@@ -111,6 +111,12 @@ class Rows:
     """Of a table, for its schema: each value is the table of an agent, whose `name` is the key where it has none."""
 
 
+@dataclass(frozen=True)
+class IsPath:
+    """Of a string, or of a list of them: a path, or a name that may be one, as a model's. In a file of settings a
+    relative one is relative to that file (`relative_paths`)."""
+
+
 _INTEGERS = Ge(-(2**63)), Lt(2**63)  # what TOML promises, and what torch takes
 _LONGEST_SHOWN = 120  # characters of a value in a message
 _MOST_SHOWN = 20  # problems of one setting
@@ -136,6 +142,11 @@ def settings(cls: type[_T] | None = None, /, *, kw_only: bool = True, frozen: bo
         return dataclass(frozen=frozen, kw_only=kw_only, eq=eq)(cls)
 
     return decorate if cls is None else decorate(cls)
+
+
+def is_setting(given: dataclasses.Field[Any]) -> bool:
+    """Whether a file may set it: not what a file cannot know of itself (metadata `{"setting": False}`)."""
+    return given.init and bool(given.metadata.get("setting", True))
 
 
 def fault(name: str, what: str) -> Problem:
@@ -331,6 +342,17 @@ def unlimited(hint: Hint) -> Hint:
         others = [it for it in inner if it is not type(None)]
         return unlimited(others[0]) if len(others) == 1 else hint
     return hint
+
+
+def marks_of(hint: Hint) -> tuple[object, ...]:
+    """What an annotation says beside its type: limits, and what is not for the check (`Chooses`, `IsPath`)."""
+    origin, inner = apart(hint)
+    if origin is Annotated:
+        return (*inner[1:], *marks_of(inner[0]))
+    if origin in (Union, types.UnionType):
+        others = [it for it in inner if it is not type(None)]
+        return marks_of(others[0]) if len(others) == 1 else ()
+    return ()
 
 
 def limits(hint: Hint) -> str:

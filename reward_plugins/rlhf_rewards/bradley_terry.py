@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 from rlhf_env.feedback.reward_models.loading import load_scorer
+from rlhf_env.settings import IsPath
 from rlhf_env.types import Episode, Float
 
 
@@ -21,7 +23,7 @@ class BradleyTerry:
             hub name), whose scores are taken as they are.
     """
 
-    def __init__(self, model: str | Path) -> None:
+    def __init__(self, model: Annotated[str | Path, IsPath()]) -> None:
         self.model = str(model)
         self._scorer = load_scorer(model)  # torch loads here, not when the reward is listed
 

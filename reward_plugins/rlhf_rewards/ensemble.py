@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 from rlhf_env.errors import ConfigError
 from rlhf_env.feedback.reward_models.config import Combination
 from rlhf_env.feedback.reward_models.loading import load_scorer
-from rlhf_env.settings import NonNegative, fault, require
+from rlhf_env.settings import IsPath, NonNegative, fault, require
 from rlhf_env.types import Episode, Float
 
 
@@ -29,7 +30,7 @@ class Ensemble:
 
     def __init__(
         self,
-        model: str | Path | Sequence[str | Path],
+        model: Annotated[str | Path | Sequence[str | Path], IsPath()],
         combination: Combination = "worst",
         penalty: NonNegative = 1.0,
     ) -> None:

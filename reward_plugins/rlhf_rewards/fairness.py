@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 
 from rlhf_env.feedback.judgements import Author, Response
 from rlhf_env.feedback.reward_models.fairness import GENDER, Groups, group_scores
 from rlhf_env.feedback.reward_models.loading import load_scorer
+from rlhf_env.settings import IsPath
 from rlhf_env.types import Episode, Float
 
 _AUTHOR = Author("policy", "policy")
@@ -34,7 +35,7 @@ class Fairness:
 
     high: ClassVar[float] = 0.0
 
-    def __init__(self, model: str | Path, words: Sequence[Sequence[str]] = GENDER.words) -> None:
+    def __init__(self, model: Annotated[str | Path, IsPath()], words: Sequence[Sequence[str]] = GENDER.words) -> None:
         rows = tuple(tuple(row) for row in words)
         self.model = str(model)
         self._groups = Groups(tuple(f"group {i + 1}" for i in range(len(rows[0]) if rows else 0)), rows)

@@ -6,9 +6,11 @@ import errno
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, TextIO
 
 import typer
 
@@ -74,6 +76,7 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, terminate)
     sys.excepthook = _traceback
+    warnings.showwarning = _warn
     try:
         status = app(standalone_mode=False)
     except RlhfEnvError as error:
@@ -98,6 +101,24 @@ def main() -> None:
     if status == 130:  # no run was training, which would have saved itself
         _complain(["stopped"], 143 if terminated else 130)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Our own warnings are one line, as errors are; other people's as Python shows them."""
+    from rlhf_env.shown_text import for_terminal
+
+    stream = file or sys.stderr
+    if Path(filename).is_relative_to(Path(__file__).parents[1]):
+        print(f"rlhf-env: warning: {for_terminal(str(message))}", file=stream)
+    else:
+        stream.write(warnings.formatwarning(message, category, filename, lineno, line))
 
 
 def _traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -163,6 +163,8 @@ def simulate_annotators(
     from rlhf_env.envs.tasks import load_task
     from rlhf_env.feedback.asking.annotators import load_annotator
     from rlhf_env.feedback.asking.collecting import judge_items
+    from rlhf_env.relative_paths import relative_to
+    from rlhf_env.settings import Chooses
     from rlhf_env.toml_files import naming_lines, read_toml
 
     table: JsonObject = read_toml(settings)
@@ -173,6 +175,10 @@ def simulate_annotators(
         ]
         if nameless:
             raise ConfigError(*(Problem(f"expected a table [{part}] with a name", (part,)) for part in nameless))
+        table = {
+            part: relative_to(settings.parent, table[part], Annotated[JsonObject, Chooses(kind)])
+            for part, kind in (("gold", "reward"), ("annotator", "annotator"))
+        }
         gold = dict(table["gold"])
         name = gold.pop("name")
         with under("gold"):

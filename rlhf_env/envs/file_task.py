@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -23,7 +23,7 @@ from rlhf_env.envs.tasks import places_of
 from rlhf_env.envs.tokenizers import tokenizer_folder
 from rlhf_env.errors import DataError, MissingExtra, Problem
 from rlhf_env.plain_data import LONGEST_LINE, read_file, read_json
-from rlhf_env.settings import ShareBelowOne, settings
+from rlhf_env.settings import IsPath, ShareBelowOne, settings
 from rlhf_env.types import JsonObject, JsonView, Prompt, ResetOptions
 
 _SHOWN = 20  # problems in one report
@@ -39,12 +39,12 @@ class File:
     of the prompt and becomes `meta["completion"]`.
     """
 
-    path: str
+    path: Annotated[str, IsPath()]
     """`*.jsonl`, `*.ndjson`, `*.csv`, `*.tsv`; a folder written by `datasets.save_to_disk`; or a hub data set,
     "owner/name" (the last two need the extra `datasets`)."""
     split: str = "train"
     """The split of a data set; files have none."""
-    chat_template: str = "plain"
+    chat_template: Annotated[str, IsPath()] = "plain"
     """"plain" writes `User: ...` a line and ends with `Assistant:`; otherwise the folder or hub name of a model whose
     tokenizer's own chat template is applied, with its prompt for an answer."""
     held_out_fraction: ShareBelowOne = 0.0

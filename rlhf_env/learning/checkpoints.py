@@ -10,12 +10,13 @@ cannot be converted, because the state of a random stream per row cannot be deri
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def save(parent: Path, step: int, state: Mapping[str, object], record: Mapping[s
     final, partial = parent / f"step-{step:08d}", parent / f".tmp-{step}-{os.getpid()}"
     replaced = parent / f"{final.name}.replaced"
     tensors: dict[str, Tensor] = {}
-    plain = _take_apart(state, "", tensors, {})
+    plain = _take_apart(state, "", functools.partial(_put_away, tensors), {})
     try:
         parent.mkdir(parents=True, exist_ok=True)
         _sweep(parent)
@@ -76,6 +77,11 @@ def save(parent: Path, step: int, state: Mapping[str, object], record: Mapping[s
     for old in list(_candidates(parent, up_to=step))[keep:]:
         shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def require_storable(state: Mapping[str, object]) -> None:
+    """Raises DataError, naming the place, for a state of which `save` could not keep everything."""
+    _take_apart(state, "", lambda _tensor, path: path, {})
 
 
 def latest(parent: Path) -> Path | None:
@@ -182,35 +188,44 @@ def _sweep(parent: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _take_apart(value: Any, path: str, tensors: dict[str, Tensor], seen: dict[tuple[object, ...], str]) -> Any:
-    """The JSON form of `value`. Its tensors and arrays go into `tensors`; tied tensors go there once.
+def _take_apart(value: Any, path: str, put: Callable[[Tensor, str], str], seen: dict[tuple[object, ...], str]) -> Any:
+    """The JSON form of `value`. Its tensors and arrays go to `put`, which names them; tied tensors go there once.
 
     `path` is where `value` stands in the state; `seen` maps the memory of a tensor to the name under which it was
     saved.
     """
     if isinstance(value, np.ndarray):
         # Not looked up in `seen`: the copy's memory is freed, and the next copy may get the same address.
-        return {"$array": _put_away(torch.from_numpy(value.copy()), path, tensors)}
+        return {"$array": put(torch.from_numpy(value.copy()), path)}
     if isinstance(value, Tensor):
         address = (value.device, value.data_ptr(), value.shape, value.stride(), value.dtype)
         if value.numel() == 0 or address not in seen:
-            seen[address] = _put_away(value, path, tensors)
+            seen[address] = put(value, path)
         return {"$tensor": seen[address]}
     if isinstance(value, Mapping):
-        odd = [key for key in value if not isinstance(key, str) or key.startswith("$")]
-        if odd:
-            raise TypeError(f"keys of a checkpoint's tables are strings without a leading '$'; {path} has {odd[0]!r}")
-        return {key: _take_apart(item, f"{path}/{key}", tensors, seen) for key, item in value.items()}
+        for key in value:
+            if not isinstance(key, (str, int)) or isinstance(key, bool):
+                raise DataError(
+                    f"a checkpoint's tables have strings and whole numbers for keys; {path or 'the state'} has {key!r}"
+                )
+        if any(not isinstance(key, str) or key.startswith("$") for key in value):  # a torch optimizer's have numbers
+            pairs = [[key, _take_apart(item, f"{path}/{key}", put, seen)] for key, item in value.items()]
+            return {"$pairs": pairs}
+        return {key: _take_apart(item, f"{path}/{key}", put, seen) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_take_apart(item, f"{path}/{i}", tensors, seen) for i, item in enumerate(value)]
+        return [_take_apart(item, f"{path}/{i}", put, seen) for i, item in enumerate(value)]
     if isinstance(value, np.generic):
         return value.item()
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise TypeError(f"a checkpoint holds tensors, arrays and plain values; {path or 'the state'} is {type(value)}")
+    raise DataError(
+        "a checkpoint holds tensors, arrays and plain values (numbers, texts, None, lists and tables of them); "
+        f"{path[1:].replace('/', '.') or 'the state'} is a {type(value).__module__}.{type(value).__qualname__}: "
+        "let state_dict() give what is in it"
+    )
 
 
-def _put_away(tensor: Tensor, path: str, tensors: dict[str, Tensor]) -> str:
+def _put_away(tensors: dict[str, Tensor], tensor: Tensor, path: str) -> str:
     """Put the tensor into `tensors`; its name there is its path, numbered if taken ({"a/b": x, "a": {"b": y}})."""
     name = path if path not in tensors else f"{path}#{len(tensors)}"
     tensors[name] = tensor.detach().cpu().contiguous().clone()
@@ -223,6 +238,8 @@ def _put_together(value: object, tensors: Mapping[str, Tensor]) -> Any:
             return tensors[value["$tensor"]]
         if "$array" in value:
             return tensors[value["$array"]].numpy()
+        if "$pairs" in value:
+            return {key: _put_together(item, tensors) for key, item in value["$pairs"]}
         return {key: _put_together(item, tensors) for key, item in value.items()}
     if isinstance(value, list):
         return [_put_together(item, tensors) for item in value]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from rlhf_env.errors import ConfigError, Problem, did_you_mean
-from rlhf_env.settings import checked, hints_of, problems_between
+from rlhf_env.settings import checked, hints_of, is_setting, problems_between
 from rlhf_env.types import JsonObject, JsonView
 
 _T = TypeVar("_T")
@@ -43,7 +43,7 @@ def _build(cls: type[Any], table: JsonView, where: str, keys: tuple[str, ...], p
             note(problem)
 
     hints = hints_of(cls)
-    fields = {field.name: hints.get(field.name, Any) for field in dataclasses.fields(cls) if field.init}
+    fields = {field.name: hints.get(field.name, Any) for field in dataclasses.fields(cls) if is_setting(field)}
     nested = {name: hint for name, hint in fields.items() if isinstance(hint, type) and dataclasses.is_dataclass(hint)}
     inner_names = [(inner.name, name) for name, hint in nested.items() for inner in dataclasses.fields(hint)]
     times = Counter(inner for inner, _ in inner_names)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from functools import cached_property, partial
 from inspect import signature
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import tomli_w
 from annotated_types import Ge, Le
@@ -30,10 +30,12 @@ from rlhf_env.learning.spending import Budget, Spending
 from rlhf_env.learning.stopping import MaxKL, Patience, load_stopping_rules
 from rlhf_env.learning.tracking import check_trackers
 from rlhf_env.policies.policy import Policy
+from rlhf_env.relative_paths import relative_to
 from rlhf_env.settings import (
     AtLeastOne,
     Chooses,
     EachChooses,
+    IsPath,
     Name,
     NonNegative,
     Positive,
@@ -120,7 +122,7 @@ class Experiment:
     """The parts of the reward: by name a weight, or a table of the reward's own settings with its `weight`."""
     agent: Annotated[JsonObject, Chooses("agent")] = field(default_factory=lambda: {"name": "ppo"})
     """Who learns: the agent's name, and the agent's own settings."""
-    preferences: str | None = None
+    preferences: Annotated[str, IsPath()] | None = None
     """A preference store or a .jsonl file of pairs, `num_envs` / 2 a rollout, that the agent (dpo, kto) learns from
     instead of texts it writes; the environment then only evaluates."""
     budget: Budget = field(default_factory=lambda: Budget(generated_tokens=100_000), metadata={"whole": True})
@@ -143,6 +145,8 @@ class Experiment:
     trackers: Annotated[JsonObject, EachChooses("tracker")] = field(default_factory=dict)
     """Where metrics go beside the run folder: by name, the settings of each, as in `[trackers.mlflow]`. They are not
     part of what the run is: a run resumes with others."""
+    folder: Path | None = field(default=None, repr=False, compare=False, metadata={"setting": False})
+    """Where the file is that this was read from, for the relative paths in it; None: the working directory."""
 
     def problems(self) -> Iterator[Problem]:
         if not self.name or not self.name.isprintable():
@@ -164,16 +168,23 @@ class Experiment:
             )
 
     @classmethod
-    def from_table(cls, table: JsonView, where: str = "experiment") -> Experiment:
-        """From plain data. Raises ConfigError with every problem found."""
-        return from_table(cls, table, where)
+    def from_table(cls, table: JsonView, where: str = "experiment", *, folder: Path | None = None) -> Experiment:
+        """From plain data; relative paths in it are led from `folder`. Raises ConfigError with every problem found."""
+        return replace(from_table(cls, table, where), folder=folder)
 
     @classmethod
     def load(cls, file: str | Path) -> Experiment:
-        """From a TOML file; relative paths of models stay relative to the working directory."""
+        """From a TOML file; a relative path in it is relative to the file."""
         table = read_toml(file)
         with naming_lines(file):
-            return cls.from_table(table, str(file))
+            return cls.from_table(table, str(file), folder=Path(file).parent)
+
+    def located(self) -> Experiment:
+        """The same with paths that lead from the working directory, to build it with.
+
+        A run is known by its settings as they were written: so this is made anew wherever a file is opened.
+        """
+        return self if self.folder is None else cast(Experiment, relative_to(self.folder, self, Experiment))
 
     def to_toml(self) -> str:
         """The resolved file: every setting that is in force and not None, but for `trackers`.
@@ -181,7 +192,7 @@ class Experiment:
         A run is known by this text, so a setting that older versions do not know is in it only where it is used.
         """
         table = asdict(self)
-        del table["trackers"]
+        del table["trackers"], table["folder"]
         if not self.stopping:
             del table["stopping"]
         return tomli_w.dumps(_without_none(table))
@@ -276,11 +287,12 @@ class Workplace:
     @cached_property
     def evaluation_rewards(self) -> RewardMix | None:
         """The rewards that only the evaluator sees (the gold reward), or None. Raises ConfigError."""
-        if not self.experiment.evaluation.rewards:
+        rewards = self.experiment.located().evaluation.rewards
+        if not rewards:
             return None
         provided = {"reference": self.setup.reference, "tokenizer": self.setup.tokenizer}
         with under("evaluation", "rewards"):
-            return load_rewards(self.experiment.evaluation.rewards, self.env.task, provided)
+            return load_rewards(rewards, self.env.task, provided)
 
     def check_prompts(self) -> None:
         """Encode the prompts of training and evaluation: the first 10,000, 8 of a task without end.
@@ -304,6 +316,7 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
     Raises ConfigError; unknown names, wrong settings and bad files of prompts are found, all of them, before a model
     is loaded.
     """
+    written, experiment = experiment, experiment.located()
     task = check_plugins(experiment)
     settings = experiment.environment
     with under("policy"):
@@ -353,12 +366,13 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
     with under("agent"):
         agent = make_agent(experiment.agent, setup)
     source = EnvSource(env, seed=experiment.seed, spending=spending, reference=reference)
-    return Workplace(experiment, env, setup, agent, source)
+    return Workplace(written, env, setup, agent, source)
 
 
 def check_plugins(experiment: Experiment) -> Task:
     """The task. Raises ConfigError for everything that the tables of plugins get wrong, as far as no model is needed
     to find it."""
+    experiment = experiment.located()
     problems: list[str] = []
 
     def look(check: Callable[[], Any], *keys: str) -> Any:

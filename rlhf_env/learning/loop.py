@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rlhf_env.errors import ConfigError, DataError, RewardError, RlhfEnvError, RunFailed
 from rlhf_env.learning.agent import Agent, Metrics
+from rlhf_env.learning.checkpoints import require_storable
 from rlhf_env.learning.engine import Engine
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
@@ -90,6 +91,9 @@ def train(
         for row in read_metrics(run.path):
             if row["update"] == saved > 0 and stop_when is not None and (reason := stop_when(row)):
                 return Training(reason, rows)
+
+    if run is not None:
+        require_storable(state())  # not after an hour of training
 
     with catch_signals() as caught:
         while (spent := budget.spent_fraction(spending)) < 1.0:

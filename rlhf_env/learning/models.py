@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 
@@ -13,7 +13,7 @@ from rlhf_env.policies.language_model import ROWS_AT_ONCE, LanguageModel
 from rlhf_env.policies.policy import Policy, Sampling
 from rlhf_env.policies.tabular import TabularPolicy
 from rlhf_env.policies.tiny import tiny_language_model
-from rlhf_env.settings import AtLeastOne, Name, settings
+from rlhf_env.settings import AtLeastOne, IsPath, Name, settings
 from rlhf_env.types import Task, Tokenizer
 
 
@@ -21,10 +21,10 @@ from rlhf_env.types import Task, Tokenizer
 class PolicySettings:
     """Who writes the texts."""
 
-    model: Name = "tiny"
+    model: Annotated[Name, IsPath()] = "tiny"
     """A folder, a shipped model, a hub name; "tiny" (small and random, for toy tasks); or "table", a table of logits
     for tasks of one prompt and so few responses that they can be enumerated."""
-    tokenizer: Name | None = None
+    tokenizer: Annotated[Name, IsPath()] | None = None
     """Default: the model's own. "tiny" needs one ("bytes" or "alphabet:abc"), and so does "table" ("alphabet:abc")."""
     dtype: Literal["float32", "float64"] = "float32"
     """The type of the weights."""

@@ -42,7 +42,8 @@ class RunFolder:
     `trackers` says by name where metrics go beside metrics.jsonl, with the settings of each, as in
     `{"wandb": {"project": "toy"}}`; `tensorboard` adds TensorBoard's files where TensorBoard is installed. A tracker
     that fails on the way gets no more rows, and the run goes on without it. `name` is what trackers call the run: the
-    folder's name, if nothing else is given.
+    folder's name, if nothing else is given. Relative paths in the experiment lead from `paths_from` (default: the
+    working directory), which is kept, so that the run can be read from anywhere.
 
     A run whose files are damaged or missing is refused, each problem named; with `allow_partial` it goes on with what
     is whole. `lost` says, a line each, what is gone, and `not_exact` what is not as it was when the checkpoint was
@@ -62,11 +63,14 @@ class RunFolder:
         tensorboard: bool = True,
         trackers: Mapping[str, object] | None = None,
         name: str | None = None,
+        paths_from: Path | None = None,
     ) -> None:
         self.path = Path(path)
+        self._paths_from = (paths_from or Path()).resolve()
         self.lost: list[str] = []
         self.not_exact: list[str] = []
         self._toml = experiment_toml
+        self._raised: list[str] = []
         self._resume = resume
         self._allow_partial = allow_partial
         self._tensorboard = tensorboard
@@ -105,15 +109,30 @@ class RunFolder:
                 f"{self.path} already holds a run: choose another folder, or resume it with --resume (resume=True)"
             )
         made_with = None if newest is None else checkpoints.manifest_of(newest).get("config_hash")
-        if made_with != self.config_hash:
+        if made_with != self.config_hash or self.config_hash in hashes_before(self.path):
             if not described.exists():
                 raise DataError(f"{described} is missing, and {newest} is of another experiment than this one")
-            _refuse_other_experiment(described, self._toml)
+            self._raised = _refuse_other_experiment(described, self._toml)
+            if self._raised and _read_record(record) is not None:
+                self._note_raised(described.read_bytes().decode())
         elif not described.exists() or described.read_bytes() != self._toml.encode():
             # The checkpoint is of this experiment, so the file must have changed since.
             self._without(f"{described} is missing or damaged", "it is written anew", described)
         if _read_record(record) is None:
             self._without(f"{record} is missing or damaged", "how the run was started is no longer known", record)
+
+    def _note_raised(self, toml_before: str) -> None:
+        """The experiment is the same but for a larger budget: keep what it was known by until now, then write it anew.
+
+        Checkpoints until here have the hash of the smaller budget.
+        """
+        record = _read_record(self.path / "record.json") or {}
+        record["budget_raised"] = [
+            *record.get("budget_raised", []),
+            {"config_hash": config_hash(toml_before), "changes": self._raised},
+        ]
+        write_whole(self.path / "record.json", json.dumps(record, indent=1))
+        write_whole(self.path / "experiment.toml", self._toml)
 
     def _refuse_lost_rows(self) -> None:
         """Refuse, or drop, rows of metrics that cannot be read."""
@@ -149,6 +168,7 @@ class RunFolder:
         if not record.exists():
             command = [without_secrets(word) for word in sys.argv]
             begun = {"versions": versions(), "config_hash": self.config_hash, "command": command}
+            begun["paths_from"] = str(self._paths_from)
             write_whole(record, json.dumps(begun, indent=1))
         if not described.exists():
             write_whole(described, self._toml)
@@ -274,10 +294,19 @@ class RunFolder:
             for name in now | before
             if before.get(name) != now.get(name)
         ]
+        if self._raised:
+            said = "what goes by the share of the budget (a learning-rate schedule, a curriculum) goes by the new one"
+            self.not_exact.append(f"{', '.join(self._raised)}: {said}")
         record = _read_record(self.path / "record.json") or {}
         entry = {"update": manifest["step"], "not_exact": self.not_exact, "lost": self.lost}
         record["resumed"] = [*record.get("resumed", []), entry]
         write_whole(self.path / "record.json", json.dumps(record, indent=1))
+
+
+def folder_of_paths(run: str | Path) -> Path | None:
+    """Where the relative paths of a run's experiment lead from; None, the working directory, if that was not kept."""
+    kept = (_read_record(Path(run) / "record.json") or {}).get("paths_from")
+    return Path(kept) if isinstance(kept, str) else None
 
 
 def config_hash(experiment_toml: str) -> str:
@@ -318,21 +347,37 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _refuse_other_experiment(described: Path, toml: str) -> None:
+def hashes_before(run: str | Path) -> list[str]:
+    """What a run's experiment was known by before its budget was raised, each time."""
+    record = _read_record(Path(run) / "record.json") or {}
+    return [str(raised["config_hash"]) for raised in record.get("budget_raised", [])]
+
+
+def _refuse_other_experiment(described: Path, toml: str) -> list[str]:
+    """The limits of the budget that were raised, as "budget.updates 2 -> 4"; ConfigError for any other change."""
     try:
         before = flat(tomllib.loads(described.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise DataError(f"{described} cannot be read, so nothing says what ran here: {error}") from error
     now = flat(tomllib.loads(toml))
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    if changed:
+    raised = [key for key in changed if _is_raised(key, before.get(key), now.get(key))]
+    if refused := [key for key in changed if key not in raised]:
         raise ConfigError(
             *(
                 f"{described.parent}: cannot resume with another {key}: "
                 f"was {_spoken(before, key)}, now {_spoken(now, key)}"
-                for key in changed
+                + (" (a budget may be raised)" if key.startswith("budget.") else "")
+                for key in refused
             )
         )
+    return [f"{key} {_spoken(before, key)} -> {_spoken(now, key)}" for key in raised]
+
+
+def _is_raised(key: str, before: object, now: object) -> bool:
+    """Whether a limit of the budget became larger, or was taken away."""
+    numbers = isinstance(before, (int, float)) and isinstance(now, (int, float)) and now > before
+    return key.startswith("budget.") and (numbers or now is None)
 
 
 def _spoken(settings: Mapping[str, object], key: str) -> str:

@@ -104,11 +104,37 @@ def test_tied_tensors_stay_tied_and_are_written_once(tmp_path: Path) -> None:
     assert (folder / "tensors.safetensors").stat().st_size < 3 * shared.nbytes
 
 
-@pytest.mark.parametrize("content", [{"x": object()}, {"x": {1: "a"}}, {"$tensor": "x"}, {"x": {1, 2}}])
-def test_what_would_come_back_as_something_else_is_refused(tmp_path: Path, content: dict[str, Any]) -> None:
-    with pytest.raises(TypeError, match="a checkpoint"):
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"agent": {"inner": [object()]}}, r"agent\.inner\.0 is a builtins\.object: let state_dict"),
+        ({"x": {1, 2}}, r"x is a builtins\.set"),
+        ({"x": {(1, 2): "a"}}, r"/x has \(1, 2\)"),
+        ({"x": {True: "a"}}, "/x has True"),
+    ],
+)
+def test_what_would_come_back_as_something_else_is_refused(tmp_path: Path, content: dict[str, Any], said: str) -> None:
+    with pytest.raises(DataError, match=f"a checkpoint.*{said}"):
         checkpoints.save(tmp_path, 1, content, {})
     assert checkpoints.latest(tmp_path) is None
+    with pytest.raises(DataError, match=f"a checkpoint.*{said}"):
+        checkpoints.require_storable(content)
+
+
+def test_the_state_of_any_optimizer_of_torch_comes_back(tmp_path: Path) -> None:
+    """Its tables have numbers for keys, which JSON has not."""
+    weights = torch.nn.Parameter(torch.arange(4.0))
+    optimizer = torch.optim.AdamW([weights], amsgrad=True)
+    weights.square().sum().backward()
+    optimizer.step()
+    state = {"optimizer": optimizer.state_dict(), "$odd": {"$tensor": 3, 7: None}}
+    back, _ = checkpoints.load(checkpoints.save(tmp_path, 1, state, {}))
+    assert back["$odd"] == state["$odd"]
+    assert back["optimizer"]["state"].keys() == {0}
+    again = torch.optim.AdamW([torch.nn.Parameter(torch.arange(4.0))], amsgrad=True)
+    again.load_state_dict(back["optimizer"])
+    for name, value in optimizer.state[weights].items():
+        assert torch.equal(again.state_dict()["state"][0][name], value), name
 
 
 # ---------------------------------------------------------------- damage

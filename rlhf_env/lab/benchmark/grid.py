@@ -55,6 +55,8 @@ class Grid:
     reward_model: JsonObject | None = None
     """The demo's reward model, made in the benchmark's folder before anything runs, with these changes to the demo's
     settings; where a reward's table has the model "$reward_model", this one is meant."""
+    folder: Path | None = field(default=None, repr=False, compare=False, metadata={"setting": False})
+    """Where the file is that this was read from, for the relative paths in it; None: the working directory."""
 
     def problems(self) -> Iterator[Problem]:
         if not self.agents:
@@ -89,10 +91,10 @@ class Grid:
         """From a TOML file. Raises ConfigError with every problem found."""
         table = read_toml(file)
         with naming_lines(file):
-            return from_table(cls, table, str(file))
+            return replace(from_table(cls, table, str(file)), folder=Path(file).parent)
 
     def to_toml(self) -> str:
-        return tomli_w.dumps({key: value for key, value in asdict(self).items() if value is not None})
+        return tomli_w.dumps({k: value for k, value in asdict(self).items() if value is not None and k != "folder"})
 
     def cells(self, folder: Path | None = None, only: Sequence[str] = ()) -> list[GridCell]:
         """Every cell, seeds outermost, so that a run cut short has whole comparisons. Checks every experiment.
@@ -127,16 +129,12 @@ class Grid:
         settings = {"name": agent, **self.agents[agent], **on_task}
         shared = _merged(self.experiment, {key: value for key, value in changes.items() if key != "agents"})
         table = {**shared, "name": f"{self.name}/{task}/{agent}", "seed": seed, "agent": settings}
+        where = f"{self.name}, task {task}"
+        made = Experiment.from_table(table, where, folder=self.folder).located()
         if self.reward_model is not None and folder is not None:
-            table = _placed(table, str(reward_model_of(folder)))
-        return GridCell(
-            self.name,
-            task,
-            agent,
-            seed,
-            Experiment.from_table(table, f"{self.name}, task {task}"),
-            self.optima.get(task),
-        )
+            written = {key: value for key, value in asdict(made).items() if key != "folder"}
+            made = Experiment.from_table(_placed(written, str(reward_model_of(folder))), where)
+        return GridCell(self.name, task, agent, seed, replace(made, folder=None), self.optima.get(task))
 
     @contextmanager
     def blamed(self, task: str, agent: str) -> Iterator[None]:

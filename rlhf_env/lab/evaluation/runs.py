@@ -23,7 +23,7 @@ from rlhf_env.learning.agent import Agent, traits
 from rlhf_env.learning.engine import set_threads
 from rlhf_env.learning.experiment import Experiment, Workplace, build
 from rlhf_env.learning.loop import Row
-from rlhf_env.learning.run_folder import RunFolder, as_logged, config_hash, read_metrics
+from rlhf_env.learning.run_folder import RunFolder, as_logged, config_hash, folder_of_paths, hashes_before, read_metrics
 from rlhf_env.learning.sources import EnvSource
 from rlhf_env.learning.spending import Spending
 from rlhf_env.policies.policy import Policy
@@ -167,6 +167,7 @@ def run(
                     allow_partial=allow_partial,
                     trackers=wanted.trackers,
                     name=name,
+                    paths_from=wanted.folder,
                 )
                 stack.enter_context(opened)
             if console is not None:
@@ -200,7 +201,7 @@ def _with_pairs(workplace: Workplace) -> Workplace:
     if experiment.preferences is None or not isinstance(workplace.source, EnvSource):
         return workplace
     with under("preferences"):
-        stored = load_preferences(experiment.preferences)
+        stored = load_preferences(str(experiment.located().preferences))
     pairs = max(1, experiment.environment.num_envs // 2)
     source = pair_source(stored, setup.tokenizer, pairs=pairs, seed=experiment.seed, reference=setup.reference)
     return replace(workplace, source=source)
@@ -300,7 +301,7 @@ def load_run(folder: str | Path) -> Run:
     described = folder / "experiment.toml"
     if not described.is_file():
         raise ConfigError(f"{folder} holds no run: it has no experiment.toml (rlhf-env train makes such folders)")
-    experiment = Experiment.load(described)
+    experiment = replace(Experiment.load(described), folder=folder_of_paths(folder))
     newest = checkpoints.latest(folder / "checkpoints")
     damaged = [p for c in sorted((folder / "checkpoints").glob("step-*")) for p in checkpoints.problems(c)]
     if newest is None and damaged:
@@ -311,7 +312,7 @@ def load_run(folder: str | Path) -> Run:
             raise DataError(f"{folder} has no checkpoint yet: train further, with a smaller checkpoint_every")
         return _read_back(workplace, folder)
     state, manifest = checkpoints.load(newest)
-    if manifest.get("config_hash") != config_hash(described.read_bytes().decode()):
+    if manifest.get("config_hash") not in (config_hash(described.read_bytes().decode()), *hashes_before(folder)):
         raise DataError(f"{described} is not what {newest} was trained with: it was changed; put it back")
     workplace.agent.load_state_dict(state["agent"])
     workplace.setup.spending.load(state["spending"])
