@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -77,6 +78,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, terminate)
     sys.excepthook = _traceback
     warnings.showwarning = _warn
+    threading.excepthook = _of_a_thread
     try:
         status = app(standalone_mode=False)
     except RlhfEnvError as error:
@@ -119,6 +121,19 @@ def _warn(
         print(f"rlhf-env: warning: {for_terminal(str(message))}", file=stream)
     else:
         stream.write(warnings.formatwarning(message, category, filename, lineno, line))
+
+
+def _of_a_thread(ended: threading.ExceptHookArgs) -> None:
+    """What a library's own thread ended with: a disk that refuses is one line here too.
+
+    TensorBoard writes in a thread, and its next row raises the same error where it is told in full.
+    """
+    from rlhf_env.shown_text import for_terminal
+
+    if isinstance(ended.exc_value, OSError):
+        print(f"rlhf-env: warning: in the background: {for_terminal(str(ended.exc_value))}", file=sys.stderr)
+    elif ended.exc_value is not None:
+        _traceback(ended.exc_type, ended.exc_value, ended.exc_traceback)
 
 
 def _traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -394,3 +395,19 @@ def test_the_installed_command(installed: Path, tmp_path: Path) -> None:
         [installed, "train", "toy.toml"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
     )
     refused(Ran(ran.returncode, ran.stdout, ran.stderr), "unknown agent 'poo': did you mean 'ppo'?")
+
+
+def test_a_thread_of_a_library_that_cannot_write_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def refused_write() -> None:
+        raise OSError(28, "No space left on device", "events.out")
+
+    before = threading.excepthook
+    threading.excepthook = cli._of_a_thread
+    try:
+        thread = threading.Thread(target=refused_write)
+        thread.start()
+        thread.join()
+    finally:
+        threading.excepthook = before
+    told = "rlhf-env: warning: in the background: [Errno 28] No space left on device: 'events.out'\n"
+    assert capsys.readouterr().err == told
