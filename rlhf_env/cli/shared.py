@@ -107,7 +107,7 @@ def stage_on_stderr(title: str) -> Iterator[Callable[..., None]]:
 
     from rlhf_env.lab.progress import stage
 
-    with stage(Console(stderr=True), title) as tell:
+    with stage(Console(stderr=True, emoji=False), title) as tell:
         yield tell
 
 
@@ -115,4 +115,5 @@ def make_console() -> Console:
     from rich.console import Console
 
     # A pipe has no width of its own, and 80 columns would cut the table short.
-    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 110)
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 110
+    return Console(width=width, emoji=False)  # what people write between colons is theirs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -28,14 +29,38 @@ def bars(console: Console) -> Progress:
     )
 
 
+class _Log:
+    """Where no bar can move, as in a pipe or a log file: a line of it every few seconds."""
+
+    EVERY = 5.0  # seconds
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console = console
+        self._clock = clock
+        self._began = self._said = clock()
+
+    def __call__(self, title: str, fraction: float, note: str) -> None:
+        now = self._clock()
+        if self._console.is_terminal or self._console.quiet or now - self._said < self.EVERY:
+            return
+        self._said = now
+        left = f", about {spoken_time((now - self._began) * (1 / fraction - 1))} left" if fraction > 0 else ""
+        line = f"{title}: {fraction:.0%}{left}  {note}".rstrip()
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._console.file.flush()
+
+
 @contextmanager
 def stage(console: Console, title: str) -> Iterator[Callable[[float, str], None]]:
     """One bar for one stage of work; call the result with the share done and a short note."""
     with bars(console) as progress:
         task = progress.add_task(title, total=1.0, note="")
 
+        log = _Log(console)
+
         def tell(fraction: float, note: str = "") -> None:
             progress.update(task, completed=fraction, note=note)
+            log(title, fraction, note)
 
         yield tell
         progress.update(task, completed=1.0)
@@ -55,6 +80,7 @@ def job_progress(console: Console, jobs: Sequence[Job], title: str) -> Iterator[
     with bars(console) as progress:
         overall = progress.add_task(f"All {len(jobs)} {title}", total=float(len(jobs)), note="")
         running: dict[str, TaskID] = {}
+        log = _Log(console)
 
         def tell(news: JobProgress) -> None:
             key = news.job.key
@@ -68,6 +94,7 @@ def job_progress(console: Console, jobs: Sequence[Job], title: str) -> Iterator[
             if news.ended in ("failed", "died"):
                 console.print(f"[red]{news.ended}[/red] {escape(news.job.title)}: {escape(news.why)}")
             progress.update(overall, completed=sum(done.values()))
+            log(f"{len(jobs)} {title}", sum(done.values()) / max(len(jobs), 1), news.job.title)
 
         yield tell
 

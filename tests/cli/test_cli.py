@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.panel import Panel
 from typer.main import get_command
 
 import rlhf_env
 from rlhf_env import plugins
 from rlhf_env.cli import main as cli
+from rlhf_env.cli.shared import make_console
 from rlhf_env.errors import ConfigError
 from rlhf_env.learning.experiment import Experiment
 
@@ -411,3 +413,9 @@ def test_a_thread_of_a_library_that_cannot_write_is_one_line(capsys: pytest.Capt
         threading.excepthook = before
     told = "rlhf-env: warning: in the background: [Errno 28] No space left on device: 'events.out'\n"
     assert capsys.readouterr().err == told
+
+
+def test_what_people_write_between_colons_is_no_picture(capsys: pytest.CaptureFixture[str]) -> None:
+    make_console().print("[b]a[/b] :b: :smile:", Panel("x :b:"))
+    assert "a :b: :smile:" in (told := capsys.readouterr().out)
+    assert "x :b:" in told

@@ -10,6 +10,7 @@ from rich.console import Console
 from rlhf_env.lab.benchmark.cells import GridCell
 from rlhf_env.lab.benchmark.live_table import GridProgress, benchmark_progress
 from rlhf_env.lab.processes import Progress
+from rlhf_env.lab.progress import _Log
 from rlhf_env.learning.experiment import Experiment
 
 
@@ -73,3 +74,22 @@ def test_a_log_has_a_line_for_each_run_that_ends_and_a_terminal_a_table() -> Non
         assert "2 of 2 · echo · [red]ppo · seed 1: failed: [bold]why" in text, "a failure is kept in both"
         assert ("1 of 2 · echo · [red]ppo · seed 0: 0.50 in" in text) is not terminal
         assert ("Seeds done, mean score" in text) is terminal
+
+
+def test_where_no_bar_can_move_there_is_a_line_every_few_seconds() -> None:
+    clock, file = Clock(), io.StringIO()
+    log = _Log(Console(file=file, width=40), clock)
+    log("Training", 0.1, "reward 0.10")
+    clock.now = 6.0
+    log("Training", 0.25, "reward [b] 0.25")
+    clock.now = 9.0
+    log("Training", 0.5, "reward 0.50")
+    clock.now = 12.0
+    log("Training", 0.5, "reward 0.50")
+    assert file.getvalue().splitlines() == [
+        "Training: 25%, about 18 s left  reward [b] 0.25",
+        "Training: 50%, about 12 s left  reward 0.50",
+    ]
+    on_a_terminal = io.StringIO()
+    _Log(Console(file=on_a_terminal, force_terminal=True), Clock())("Training", 0.5, "")
+    assert on_a_terminal.getvalue() == ""
