@@ -26,6 +26,9 @@ def plugins(
         str | None, typer.Argument(help="One plugin (kind:name where two kinds have it): what it is and can be set to.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="All settings of all files and plugins, as one page of Markdown.")
+    ] = False,
 ) -> None:
     """List all plugins by kind, who offers them, and what failed to load; or describe one of them.
 
@@ -36,6 +39,13 @@ def plugins(
     from rlhf_env.shown_text import for_terminal
 
     known = host()
+    if as_markdown:
+        if name is not None or as_json:
+            raise ConfigError("--markdown is the page of all plugins: leave out the name and --json")
+        from rlhf_env.reference import page
+
+        typer.echo(page(kinds_of_file(), known), nl=False)
+        return
     if name is not None:
         _describe(name, as_json)
         return
@@ -58,6 +68,19 @@ def plugins(
         typer.echo(f"failed: {for_terminal(f'{failure.origin}: {failure.error}')}")
     for origin in known.left_out:
         typer.echo(f"kept out: {origin} (RLHF_ENV_PLUGINS)")
+
+
+def kinds_of_file() -> dict[str, type]:
+    """What is made of a file, by what such a file is called."""
+    from rlhf_env.lab.benchmark.grid import Grid
+    from rlhf_env.learning.experiment import Experiment
+    from rlhf_env.pipeline.settings import Demo
+
+    return {
+        "An experiment (`rlhf-env train`)": Experiment,
+        "A grid of experiments (`rlhf-env bench`)": Grid,
+        "The demo's settings (`[reward_model]` of a grid)": Demo,
+    }
 
 
 def _describe(name: str, as_json: bool) -> None:

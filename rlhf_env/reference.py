@@ -1,0 +1,94 @@
+"""The reference page: every setting of every file and of every plugin, as each declares it, in Markdown.
+
+rlhf-env plugins --markdown > docs/settings.md
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import cast
+
+from rlhf_env.declared import Setting, declaration, nested, plain, settings_of
+from rlhf_env.errors import MissingExtra, PluginError
+from rlhf_env.plugins import Entry
+from rlhf_env.schema import of_every_reward
+from rlhf_env.settings import Target, limits, spoken
+
+_HEAD = """\
+# Settings
+
+Every setting of every file, and of every plugin that comes with the library. `rlhf-env plugins --markdown` writes this
+page from the same declarations that check a file, so that what is said here is what is checked; with plugins of your
+own installed, it has theirs too. `rlhf-env plugins NAME` says the same of one, and `rlhf-env schema` makes the JSON
+schema with which editors complete files. A relative path in a file is relative to that file.
+"""
+
+
+def page(files: Mapping[str, type], entries: Iterable[Entry]) -> str:
+    """The page. `files`: titles, and what is made of a file of that kind; `entries`: the plugins, sorted by kind."""
+    parts = [_HEAD]
+    for title, cls in files.items():
+        parts.append("\n".join([f"## {title}", "", _one_paragraph(cls.__doc__ or ""), "", *_of_file(cls)]))
+    for kind, group in itertools.groupby(entries, key=lambda entry: entry.kind):
+        parts.append(f"## {kind[:1].upper()}{kind[1:]}s")
+        if kind == "reward":
+            parts.append("\n".join(["Of every reward's table:", "", *_table(of_every_reward())]))
+        parts += [section(entry) for entry in group]
+    return "\n\n".join(part.rstrip() for part in parts) + "\n"
+
+
+def section(entry: Entry) -> str:
+    """What one plugin says of itself; where its libraries are not installed, what it needs."""
+    title = f"### {entry.name}"
+    try:
+        told = declaration(entry)
+    except (MissingExtra, PluginError):
+        needs = f"Needs the extra `{entry.needs}`: `rlhf-env plugins {entry.name}` then says its settings."
+        return f"{title}\n\n{needs}"
+    lines = [title, "", _one_paragraph(told.about)]
+    if told.papers:
+        lines += ["", f"Papers: {'; '.join(told.papers)}."]
+    if told.settings:
+        lines += ["", *_table(told.settings)]
+    return "\n".join(lines)
+
+
+def _of_file(cls: type) -> Iterator[str]:
+    """Tables of settings: those that stand at the top of a file, and one for each table in it."""
+    settings = settings_of(cls)
+    tables = [setting for setting in settings if dataclasses.is_dataclass(setting.hint)]
+    yield from _table([setting for setting in settings if setting not in tables])
+    for setting in tables:
+        about = (cast(type, setting.hint).__doc__ or "").partition("\n\n")[0]
+        yield from ("", f"`[{setting.name}]`: {_one_paragraph(setting.meaning or about)}", "")
+        inner = nested(settings_of(cast(Target, setting.hint)))
+        default = setting.default
+        yield from _table([_with_default(each, default) for each in inner])
+
+
+def _with_default(setting: Setting, outer: object) -> Setting:
+    """As the place has it where it stands, which may be other than the class's own."""
+    value: object = outer
+    for key in setting.name.split("."):
+        if not hasattr(value, key):
+            return setting
+        value = getattr(value, key)
+    return dataclasses.replace(setting, default=value)
+
+
+def _table(settings: Sequence[Setting]) -> Iterator[str]:
+    yield "| setting | type | default | meaning |"
+    yield "|---|---|---|---|"
+    for setting in settings:
+        what = ", ".join(word for word in (spoken(setting.hint), limits(setting.hint)) if word)
+        value = plain(setting.default)
+        default = "required" if setting.required else "" if value is None else f"`{json.dumps(value)}`"
+        cells = (f"`{setting.name}`", what, default, setting.meaning)
+        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _one_paragraph(text: str) -> str:
+    return " ".join(text.partition("\n\n")[0].split())
