@@ -99,7 +99,8 @@ class BestOfN:
             actions=np.ones(len(response_ids), dtype=np.bool_),
         )
 
-    def update(self, _rollout: Rollout, /) -> Metrics:
+    def update(self, rollout: Rollout, /) -> Metrics:
+        rollout.require_finite()
         return {"kl_bound": self.kl_bound}
 
     def state_dict(self) -> State:

@@ -34,7 +34,9 @@ from rlhf_env.learning.agent import Decision, Metrics, Setup, learned_state, loa
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import (
     PairLoss,
+    in_order_of_content,
     minibatches,
+    over_steps,
     pair_loss,
     require_beta,
     rows_of_groups,
@@ -132,7 +134,9 @@ class DPO:
         when they were labelled. A rollout without a pair changes nothing. Raises DataError for stored judgements of
         single answers.
         """
+        rollout.require_finite()
         self.policy.eval()
+        rollout = in_order_of_content(rollout)
         returns = rollout.returns(without=self.setup.reward.kl_names)
         soft = self.config.labels == "bradley-terry" and not rollout.judged
         pairs, ties = best_against_worst(returns, rollout.group, rollout.scored, keep_ties=soft)
@@ -142,7 +146,7 @@ class DPO:
             self.setup.spending.add(preference_labels=len(pairs) + (0 if soft else ties))
         counts = {"pairs": float(len(pairs)), "ties": float(ties)}
         if not len(pairs):
-            return counts
+            return {**counts, "steps_without_signal": 1.0}
         # From here on, rows 2i and 2i + 1 are pair i.
         rollout = rollout.select(pairs.flatten())
         better, worse = returns[pairs[:, 0]], returns[pairs[:, 1]]
@@ -155,8 +159,7 @@ class DPO:
         for minibatch in minibatches(len(pairs), self.config.minibatches, self.config.epochs, self._order):
             rows = torch.stack([2 * minibatch, 2 * minibatch + 1], dim=1).flatten()
             steps.append(self._step(rollout.select(rows), wrong[minibatch], weight[minibatch]))
-        means = {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
-        return {**means, **counts, "beta": self.setup.beta, "lr": self.optimizer.lr}
+        return {**over_steps(steps), **counts, "beta": self.setup.beta, "lr": self.optimizer.lr}
 
     def _step(self, batch: Rollout, wrong: Tensor, weight: Tensor) -> Metrics:
         """One gradient step on a minibatch of pairs, rows 2i (chosen) and 2i + 1 (rejected).

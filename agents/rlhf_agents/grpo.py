@@ -41,6 +41,7 @@ from rlhf_env.learning.functional import (
     kl_estimate,
     minibatches,
     outside_clip,
+    over_steps,
     require_beta,
     require_exact_sampling,
     require_stated,
@@ -150,7 +151,7 @@ class GRPO:
             for rows in minibatches(len(rollout), self.config.minibatches, self.config.epochs, self._order)
         ]
         return {
-            **{name: sum(step[name] for step in steps) / len(steps) for name in steps[0]},
+            **over_steps(steps),
             "groups_without_spread": groups_without_spread(returns, rollout.group, counted=rollout.scored),
             "lr": self.optimizer.lr,
         }

@@ -29,7 +29,9 @@ from torch import Tensor
 from rlhf_env.learning.agent import Decision, Metrics, Setup, learned_state, load_learned_state
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import (
+    in_order_of_content,
     minibatches,
+    over_steps,
     require_beta,
     rows_of_groups,
     unpaired_loss,
@@ -121,7 +123,9 @@ class KTO:
         Each row judged here costs one preference label, also a row exactly at the mean. Stored judgements cost none:
         they were counted when they were made. A rollout without a judgement changes nothing.
         """
+        rollout.require_finite()
         self.policy.eval()
+        rollout = in_order_of_content(rollout)
         if rollout.judged:
             verdicts = torch.where(rollout.part("preference") > 0.5, 1, -1)
         else:
@@ -136,7 +140,7 @@ class KTO:
             "not_judged": float((verdicts == 0).sum()),
         }
         if not len(judged):
-            return counts
+            return {**counts, "steps_without_signal": 1.0}
         desirable = verdicts[judged] > 0
         rollout = self._with_reference(rollout.select(judged))
         mismatches = self._with_reference(mismatched(rollout, pad_id=self.policy.pad_id))
@@ -144,8 +148,7 @@ class KTO:
             self._step(rollout.select(rows), mismatches.select(rows), desirable[rows])
             for rows in minibatches(len(rollout), self.config.minibatches, self.config.epochs, self._order)
         ]
-        means = {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
-        return {**means, **counts, "beta": self.setup.beta, "lr": self.optimizer.lr}
+        return {**over_steps(steps), **counts, "beta": self.setup.beta, "lr": self.optimizer.lr}
 
     def _with_reference(self, rollout: Rollout) -> Rollout:
         return self.setup.engine.local(with_reference_logprobs(self.setup.reference, rollout))

@@ -47,6 +47,7 @@ from rlhf_env.learning.functional import (
     kl_estimate,
     minibatches,
     outside_clip,
+    over_steps,
     paid_to_actions,
     require_exact_sampling,
     stated_log_ratio,
@@ -216,6 +217,7 @@ class Options:
 
         Raises DataError for texts that another agent wrote: they were made by no option.
         """
+        rollout.require_finite()
         missing = [name for name in EXTRAS if name not in rollout.extras]
         if missing:
             raise DataError(
@@ -230,7 +232,7 @@ class Options:
             for rows in minibatches(len(rollout), self.config.minibatches, self.config.epochs, self._order)
         ]
         return {
-            **{name: sum(step[name] for step in steps) / len(steps) for name in steps[0]},
+            **over_steps(steps),
             "explained_variance": explained_variance(
                 rollout.extras["values"], rollout.extras["targets"], rollout.actions
             ),

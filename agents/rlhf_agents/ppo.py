@@ -41,6 +41,7 @@ from rlhf_env.learning.functional import (
     kl_estimate,
     minibatches,
     outside_clip,
+    over_steps,
     paid_to_actions,
     require_exact_sampling,
     require_stated,
@@ -196,7 +197,7 @@ class PPO:
                 break
         values, targets = rollout.extras["values"], rollout.extras["targets"]
         return {
-            **{name: sum(step[name] for step in steps) / len(steps) for name in steps[0]},
+            **over_steps(steps),
             "explained_variance": explained_variance(values, targets, rollout.actions),
             "gradient_steps": float(len(steps)),
             "lr": self.optimizer.lr,

@@ -43,7 +43,8 @@ class Random:
         logprobs = np.where(after_end, 0.0, -math.log(len(self._choices)))
         return Decision.of(Written(tokens, logprobs))
 
-    def update(self, _rollout: Rollout, /) -> Metrics:
+    def update(self, rollout: Rollout, /) -> Metrics:
+        rollout.require_finite()
         return {}
 
     def state_dict(self) -> State:

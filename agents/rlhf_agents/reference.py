@@ -27,7 +27,8 @@ class Reference:
     def act(self, observation: Observation, /) -> Decision:
         return Decision.of(self.setup.reference.write(observation, self.setup.action_length))
 
-    def update(self, _rollout: Rollout, /) -> Metrics:
+    def update(self, rollout: Rollout, /) -> Metrics:
+        rollout.require_finite()
         return {}
 
     def state_dict(self) -> State:

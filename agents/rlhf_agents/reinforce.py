@@ -22,6 +22,7 @@ from rlhf_env.errors import ConfigError
 from rlhf_env.learning.agent import Decision, Metrics, Setup
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import (
+    over_steps,
     paid_to_actions,
     require_exact_sampling,
     require_stated,
@@ -99,7 +100,7 @@ class Reinforce:
         unscored = {"rows_without_score": float((~rollout.scored).sum())}
         rollout = self.setup.engine.local(rollout.select(rollout.scored))
         if not len(rollout):
-            return unscored
+            return {**unscored, "steps_without_signal": 1.0}
         returns = rollout.returns()
         baseline = self._baseline(returns)
         rollout = rollout.with_extras(
@@ -124,10 +125,9 @@ class Reinforce:
             }.items():
                 metrics[name] += float(value.detach())
         return {
-            **metrics,
+            **over_steps([{**metrics, "grad_norm": self.optimizer.step()}]),
             **unscored,
             "baseline": baseline,
-            "grad_norm": self.optimizer.step(),
             "lr": self.optimizer.lr,
         }
 

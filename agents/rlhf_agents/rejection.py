@@ -26,7 +26,7 @@ from rlhf_agents.sft import SFT
 from rlhf_env.errors import DataError, Problem
 from rlhf_env.learning.agent import Decision, Metrics, Setup
 from rlhf_env.learning.engine import Optimization
-from rlhf_env.learning.functional import groups_without_spread, minibatches, rows_of_groups
+from rlhf_env.learning.functional import groups_without_spread, minibatches, over_steps, rows_of_groups
 from rlhf_env.learning.ranges import Choice, Multiple, Ranges
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.settings import AtLeastOne, fault, settings
@@ -94,23 +94,25 @@ class Rejection:
 
         Raises DataError if no text has a score, unless all of them were cut from outside.
         """
+        rollout.require_finite()
         if not (rollout.scored | rollout.truncated).any():
             raise DataError("rejection ranks texts by reward, and these have none: learn from demonstrations with sft")
         returns = rollout.returns()
         kept = best_of_groups(returns, rollout.group, self.config.keep, counted=rollout.scored)
+        kept = kept[rollout.actions[kept].any(dim=1)]  # where the agent wrote nothing, there is nothing to imitate
         counts = {
             "kept": float(len(kept)),
             "rows_without_score": float((~rollout.scored).sum()),
             "groups_without_spread": groups_without_spread(returns, rollout.group, counted=rollout.scored),
         }
         if not len(kept):
-            return counts
+            return {**counts, "steps_without_signal": 1.0}
         best = rollout.select(kept)
         steps = [
             self.imitation.update(best.select(rows))
             for rows in minibatches(len(best), self.config.minibatches, self.config.epochs, self._order)
         ]
-        means = {name: sum(step[name] for step in steps) / len(steps) for name in ("loss", "grad_norm")}
+        means = over_steps([{name: step[name] for name in ("loss", "grad_norm")} for step in steps])
         return {**means, **counts, "kept_reward": float(returns[kept].mean()), "lr": self.optimizer.lr}
 
     def state_dict(self) -> State:

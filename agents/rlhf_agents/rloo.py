@@ -32,6 +32,7 @@ from rlhf_env.learning.functional import (
     leave_one_out_advantages,
     minibatches,
     outside_clip,
+    over_steps,
     require_exact_sampling,
     require_stated,
     stated_log_ratio,
@@ -99,7 +100,7 @@ class RLOO:
         unscored = {"rows_without_score": float((~rollout.scored).sum())}
         rollout = self.setup.engine.local(rollout.select(rollout.scored))
         if not len(rollout):
-            return unscored
+            return {**unscored, "steps_without_signal": 1.0}
         returns = rollout.returns()
         advantages = leave_one_out_advantages(returns, rollout.group)
         steps = [
@@ -107,7 +108,7 @@ class RLOO:
             for rows in minibatches(len(rollout), self.config.minibatches, self.config.epochs, self._order)
         ]
         return {
-            **{name: sum(step[name] for step in steps) / len(steps) for name in steps[0]},
+            **over_steps(steps),
             **unscored,
             "groups_without_spread": groups_without_spread(returns, rollout.group),
             "lr": self.optimizer.lr,

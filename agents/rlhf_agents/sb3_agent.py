@@ -175,6 +175,7 @@ class SB3:
         self.optimizer = self.actor_critic.optimizer
         self.optimizer.register_step_pre_hook(lambda *_: self._before_step())
         self._order = setup.stream("sb3 minibatches")
+        self._without_signal = 0  # steps of the present update with a gradient of exactly 0
 
     def begin(self) -> ResetOptions:
         return {"group_size": self.config.group_size}
@@ -186,13 +187,18 @@ class SB3:
         """Run their `train()` on a buffer of the rollout's tokens."""
         require_stated(rollout, "sb3")
         spending, learner = self.setup.engine.spending, self.learner
-        before = spending.gradient_steps
+        before, self._without_signal = spending.gradient_steps, 0
         learner.rollout_buffer = self._buffer(self.setup.engine.local(rollout))
         learner._current_progress_remaining = 1.0 - self.setup.engine.progress
         with lent_generators(int(self._order.integers(2**32))):  # they draw the orders of minibatches there
             learner.train()
         self.optimizer.zero_grad(set_to_none=True)
-        return {**_metrics(learner.logger), "gradient_steps": float(spending.gradient_steps - before)}
+        taken = spending.gradient_steps - before
+        return {
+            **_metrics(learner.logger),
+            "gradient_steps": float(taken),
+            "steps_without_signal": self._without_signal / max(taken + self._without_signal, 1),
+        }
 
     @torch.no_grad()
     def _buffer(self, rollout: Rollout) -> ExactRolloutBuffer:
@@ -239,12 +245,19 @@ class SB3:
         return buffer
 
     def _before_step(self) -> None:
-        """Refuse a gradient that is not finite before it changes the parameters; count the other steps."""
+        """Refuse a gradient that is not finite before it changes the parameters; count the other steps.
+
+        With a gradient of exactly 0 the step changes nothing: their optimizers pass over parameters without one.
+        """
         gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         if not all(bool(gradient.isfinite().all()) for gradient in gradients):
             self.optimizer.zero_grad(set_to_none=True)
             rate = self.config.learning_rate
             raise RunFailed(f"the gradient is not finite: lower the learning_rate ({rate:g}) or look at the rewards")
+        if not any(bool(gradient.any()) for gradient in gradients):
+            self.optimizer.zero_grad(set_to_none=True)
+            self._without_signal += 1
+            return
         self.setup.engine.spending.add(gradient_steps=1)
 
     def state_dict(self) -> State:
@@ -309,6 +322,7 @@ def _metrics(logger: Any) -> Metrics:
     renamed = {"learning_rate": "lr", "policy_gradient_loss": "policy_loss"}
     metrics = {renamed.get(name, name): value for name, value in recorded.items()}
     del metrics["n_updates"]
+    metrics.pop("loss", None)  # theirs, of ppo, is the last minibatch's alone
     metrics["entropy"] = -metrics.pop("entropy_loss")
     if math.isnan(metrics["explained_variance"]):  # all returns are equal
         metrics["explained_variance"] = 0.0

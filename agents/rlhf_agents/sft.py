@@ -14,7 +14,7 @@ import math
 from rlhf_env.errors import DataError
 from rlhf_env.learning.agent import Decision, Metrics, Setup
 from rlhf_env.learning.engine import Optimization
-from rlhf_env.learning.functional import token_weights, weighted_sum
+from rlhf_env.learning.functional import over_steps, token_weights, weighted_sum
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.settings import settings
 from rlhf_env.types import Observation, ResetOptions, State
@@ -51,6 +51,7 @@ class SFT:
 
         Raises DataError if no token is marked, and for judged answers, because some of them were rejected.
         """
+        rollout.require_finite()
         if rollout.judged:
             raise DataError("sft imitates all texts, and of judged answers some were rejected: use dpo or kto")
         if not rollout.actions.any():
@@ -70,11 +71,10 @@ class SFT:
         finally:
             self.policy.eval()
         return {
-            "loss": loss,
+            **over_steps([{"loss": loss, "grad_norm": self.optimizer.step()}]),
             "perplexity": math.exp(loss),
             "tokens": float(rollout.actions.sum()),
             "skipped_texts": float((~rollout.actions.any(dim=1)).sum()),
-            "grad_norm": self.optimizer.step(),
             "lr": self.optimizer.lr,
         }
 

@@ -8,13 +8,16 @@ from typing import Any, TypedDict, Unpack
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers import TimeLimit
 
 from rlhf_env.envs.actions import Actions, as_array
 from rlhf_env.envs.infos import Info
+from rlhf_env.envs.picture import Picture
 from rlhf_env.envs.reward_tables import RewardSpec
 from rlhf_env.envs.rewards import RewardMix
 from rlhf_env.envs.tasks import TaskSpec
 from rlhf_env.envs.text_vector_env import TextVectorEnv, row_of
+from rlhf_env.envs.time_limits import is_last_step, time_limits_above
 from rlhf_env.errors import EnvironmentMisuse
 from rlhf_env.types import Bool, Observation, ResetOptions, Task, Tokenizer
 
@@ -37,9 +40,12 @@ class TextEnv(gym.Env[Observation, Actions]):
 
     `reset()` without options keeps the present ones, so that they survive the autoreset of Gymnasium's vector
     environments.
+
+    Where a TimeLimit of Gymnasium cuts a text (`gym.make(id, max_episode_steps=3)`), the info is that of a text which
+    the environment's own `max_episode_steps` cuts.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi", "human"], "render_fps": 4}  # noqa: RUF012
+    metadata: dict[str, Any] = {"render_modes": ["ansi", "human", "rgb_array"], "render_fps": 4}  # noqa: RUF012
 
     def __init__(self, *, render_mode: str | None = None, **arguments: Unpack[Arguments]) -> None:
         self._machine = TextVectorEnv(1, render_mode=render_mode, autoreset_mode=AutoresetMode.DISABLED, **arguments)
@@ -48,6 +54,7 @@ class TextEnv(gym.Env[Observation, Actions]):
         self.metadata = {**type(self).metadata}
         self.observation_space = self._machine.single_observation_space
         self.action_space = self._machine.single_action_space
+        self._limits: list[TimeLimit] = []
 
     @property
     def reward(self) -> RewardMix:
@@ -66,6 +73,7 @@ class TextEnv(gym.Env[Observation, Actions]):
     ) -> tuple[Observation, Info]:
         super().reset(seed=seed)
         self._machine.reset(seed=seed, options=options)
+        self._limits = time_limits_above(self)
         self._show()
         return row_of(self._machine.observation(), 0), self._machine.latest_info(0)
 
@@ -76,13 +84,18 @@ class TextEnv(gym.Env[Observation, Actions]):
         if self._machine.has_ended(0):
             raise EnvironmentMisuse("step after the text ended: call reset()")
         rewards, terminated, truncated, infos = self._machine.advance(_batched(action))
+        info = infos.get(0, {})
+        cut = any(is_last_step(limit) for limit in self._limits)
+        if cut and not self._machine.has_ended(0):
+            info = self._machine.cut(0)
         self._show()
         observation = row_of(self._machine.observation(), 0)
-        return observation, float(rewards[0]), bool(terminated[0]), bool(truncated[0]), infos.get(0, {})
+        return observation, float(rewards[0]), bool(terminated[0]), bool(truncated[0]) or cut, info
 
-    def render(self) -> str | None:
-        """The text so far: returned for "ansi", printed for "human"."""
-        return self._machine.describe(0) if self.render_mode == "ansi" else None
+    def render(self) -> str | Picture | None:
+        """The text so far: returned for "ansi", as a picture for "rgb_array", printed for "human" as it is written."""
+        shown = self._machine.render() if self.render_mode != "human" else None
+        return None if shown is None else shown[0]
 
     def action_masks(self) -> Bool:
         """bool[V]: tokens the task allows next (sb3-contrib's MaskablePPO asks for this)."""

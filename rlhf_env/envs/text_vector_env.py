@@ -20,6 +20,7 @@ from gymnasium.vector.utils import batch_space
 
 from rlhf_env.envs.actions import ActionReader, Actions
 from rlhf_env.envs.infos import Info, VectorInfo, collated
+from rlhf_env.envs.picture import Picture, picture_of
 from rlhf_env.envs.prompt_order import PromptOrder, Seeds, is_index, require_seeds
 from rlhf_env.envs.reward_tables import RewardSpec, load_rewards
 from rlhf_env.envs.rewards import Scoring
@@ -79,7 +80,7 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012  # Gymnasium's own annotation
-        "render_modes": ["ansi", "human"],
+        "render_modes": ["ansi", "human", "rgb_array"],
         "render_fps": 4,
         "autoreset_mode": AutoresetMode.NEXT_STEP,
     }
@@ -197,11 +198,13 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
         infos = collated(finals, self.num_envs) | collated(row_infos, self.num_envs)
         return self.observation(), rewards, terminated, truncated, infos
 
-    def render(self) -> tuple[str, ...] | None:
-        """The texts so far: returned for "ansi", printed for "human"."""
+    def render(self) -> tuple[str, ...] | tuple[Picture, ...] | None:
+        """The texts so far: returned for "ansi", as pictures for "rgb_array", printed for "human"."""
         texts = tuple(self.describe(row) for row in range(self.num_envs))
         if self.render_mode == "ansi":
             return texts
+        if self.render_mode == "rgb_array":
+            return tuple(map(picture_of, texts))
         if self.render_mode == "human":
             print("\n".join(texts), flush=True)
         return None
@@ -280,10 +283,7 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
             late = (self._steps >= self.max_episode_steps) & ~self._done
             for row in late.nonzero()[0].tolist():
                 if row not in due:
-                    episode = self._episode(row, "truncated")
-                    infos[row] = {"text_episode": episode, "score": _NO_SCORE, "finish_reason": "truncated"}
-                    self._rest(row)
-                    self._unpaid.discard(row)
+                    infos[row] = self._cut(row)
             truncated |= late  # an end in the last step is both, as in Gymnasium's TimeLimit
         for row, episode, score in self._scored(due) if due or self._handed_in else ():
             infos[row] = self._pay(row, episode, score, rewards)
@@ -299,6 +299,12 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
                 self._allowed[row] = self._mask_after(self._prompts[row], self._texts.response(row))
                 infos[row] = {"action_mask": self._allowed[row].copy()}
         return rewards, terminated, truncated, infos
+
+    def cut(self, row: int) -> Info:
+        """End the row's text from outside, as `max_episode_steps` does, with the info that it then has."""
+        info = self._latest[row] = self._cut(row)
+        self._done[row] = self._truncated[row] = True
+        return info.copy()
 
     def action_masks(self) -> Bool:
         """bool[B, V]: tokens the task allows next; all where it has no `action_mask`, and in rows that have ended."""
@@ -451,6 +457,12 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
         self._rest(row)
         self._unpaid.add(row)
         self._reasons[row] = reason
+
+    def _cut(self, row: int) -> Info:
+        """Nothing more is written in the row, and what is there has no score; its info."""
+        self._rest(row)
+        self._unpaid.discard(row)
+        return {"text_episode": self._episode(row, "truncated"), "score": _NO_SCORE, "finish_reason": "truncated"}
 
     def _rest(self, row: int) -> None:
         """Nothing more is written in the row."""

@@ -107,13 +107,18 @@ class Optimizer:
     def step(self) -> float:
         """One gradient step with the accumulated gradient; returns its norm before clipping.
 
-        Raises RunFailed when the gradient is not finite; the parameters do not change then.
+        A gradient of exactly 0 teaches nothing, and no step is taken: AdamW would move the parameters all the same, by
+        its moments and its weight decay. Raises RunFailed when the gradient is not finite; the parameters do not change
+        then.
         """
         limit = self.settings.max_grad_norm or float("inf")
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, limit))
         if norm != norm or norm == float("inf"):
             self._adamw.zero_grad(set_to_none=True)
             raise RunFailed(f"the gradient is {norm}: lower the learning rate ({self.lr:g}) or look at the rewards")
+        if norm == 0.0:
+            self._adamw.zero_grad(set_to_none=True)
+            return norm
         for group in self._adamw.param_groups:
             group["lr"] = self.lr
         self._adamw.step()

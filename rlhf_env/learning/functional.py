@@ -10,7 +10,7 @@ splitting the batch into micro-batches changes nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -310,6 +310,15 @@ def explained_variance(values: Tensor, targets: Tensor, mask: Tensor) -> float:
 # ---------------------------------------------------------------- batches
 
 
+def over_steps(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """What an update logs of its gradient steps, one table each with a "grad_norm": the mean of every number.
+
+    "steps_without_signal" is the share of steps whose gradient was exactly 0, which the optimizer did not take.
+    """
+    means = {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
+    return {**means, "steps_without_signal": sum(step["grad_norm"] == 0.0 for step in steps) / len(steps)}
+
+
 def minibatches(rows: int, count: int, epochs: int, stream: np.random.Generator) -> Iterator[Tensor]:
     """In each of `epochs` passes, the row numbers 0..rows-1 in random order, split into `count` equal minibatches.
 
@@ -317,6 +326,16 @@ def minibatches(rows: int, count: int, epochs: int, stream: np.random.Generator)
     """
     for _ in range(epochs):
         yield from torch.from_numpy(stream.permutation(rows)).tensor_split(min(count, rows))
+
+
+def in_order_of_content(rollout: Rollout) -> Rollout:
+    """The rollout with its rows sorted by group and, within one, by their tokens.
+
+    For algorithms that take the first of several equals, or a row's neighbour: the layout of a batch decides nothing.
+    """
+    groups = rollout.group.tolist()
+    rows = [(groups[row], episode.ids.tolist()) for row, episode in enumerate(rollout.episodes)]
+    return rollout.select(sorted(range(len(rows)), key=lambda row: rows[row]))
 
 
 def stated_log_ratio(logprobs: Tensor, stated: Tensor, actions: Tensor) -> Tensor:
@@ -362,7 +381,11 @@ def require_beta(beta: float, who: str) -> None:
 
 
 def require_stated(rollout: Rollout, agent: str) -> None:
-    """Refuse a rollout without the log-probabilities of the policy that wrote it: it has no importance weights."""
+    """Refuse a rollout without the log-probabilities of the policy that wrote it, or where one of them is no number.
+
+    Without them there are no importance weights.
+    """
+    rollout.require_finite()
     if not rollout.stated:
         raise DataError(
             f"{agent} needs the log-probabilities of the policy that wrote the texts, and these texts have none: "

@@ -105,6 +105,7 @@ def train(
             except (RewardError, ConfigError):
                 save(before)
                 raise
+            rollout.require_finite()  # agents of plugins may not look
             collected = time.perf_counter()
             metrics = agent.update(rollout)
             took = time.perf_counter() - started
@@ -168,24 +169,32 @@ def _go_on(state: JsonView, agent: Agent, source: Source, spending: Spending, st
 def describe(rollout: Rollout) -> Row:
     """What any rollout with scores says about itself: reward and its parts, lengths, how texts ended.
 
+    Rewards are those of the texts that have a score: not of a text that was cut from outside, or that a part failed on.
     `rollout/entropy` is that of the policy in nats a token, sampled: the mean of -log p over the tokens that it drew.
     What the source has `measured` stands beside it.
     """
-    if not rollout.scores or not rollout.scores[0].raw:
+    scores = [score for score in rollout.scores if score.raw]
+    cut = float(rollout.truncated.double().mean())
+    if not scores and not cut:
         return {}
-    totals = rollout.returns()
-    lengths = rollout.actions.sum(dim=1).double()
     summary: Row = {
-        "rollout/reward": float(totals.mean()),
-        "rollout/reward_std": float(totals.std(unbiased=False)),
-        "rollout/length": float(lengths.mean()),
+        "rollout/length": float(rollout.actions.sum(dim=1).double().mean()),
         "rollout/cut_at_limit": float(np.mean([e.finish_reason == "length" for e in rollout.episodes])),
+        **({"rollout/cut_from_outside": cut} if cut else {}),
         **{f"rollout/{name}": value for name, value in rollout.measured.items()},
-        "histogram/reward": histogram(totals),
     }
     if rollout.stated and bool(rollout.actions.any()):
         summary["rollout/entropy"] = -float(rollout.logprobs.sum() / rollout.actions.sum())
-    parts = {name: rollout.part(name) for name in rollout.scores[0].raw}
+    if not scores:
+        return summary
+    totals = rollout.returns()[rollout.scored]
+    summary |= {
+        "rollout/reward": float(totals.mean()),
+        "rollout/reward_std": float(totals.std(unbiased=False)),
+        "histogram/reward": histogram(totals),
+    }
+    names = dict.fromkeys(name for score in scores for name in score.raw)
+    parts = {name: torch.tensor([s.raw[name] for s in scores if name in s.raw], dtype=torch.float64) for name in names}
     for name, values in parts.items():
         summary[f"rollout/part/{name}_std"] = float(values.std(unbiased=False))
         summary[f"histogram/part/{name}"] = histogram(values)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rlhf_env.envs.infos import VectorInfo
+from rlhf_env.errors import RunFailed
 from rlhf_env.types import Episode, Float, Score
 
 
@@ -120,6 +121,29 @@ class Rollout:
     def scored(self) -> Tensor:
         """bool[B]: rows that have a reward. Rows that were cut from outside, or where a part failed, have none."""
         return torch.tensor([bool(score.raw) for score in self.scores], device=self.tokens.device)
+
+    def require_finite(self) -> None:
+        """Refuse numbers that are none: `logprobs` and `extras` at the agent's tokens, and scores.
+
+        Raises RunFailed with the name of the tensor, row and position. An update asks before it changes anything: a
+        single NaN would be in every parameter after one gradient step.
+        """
+        tensors = {"logprobs": self.logprobs, **{f"extra {name!r}": values for name, values in self.extras.items()}}
+        problems = [
+            f"{name} of row {row} is {float(values[row, position])} at position {position}"
+            for name, values in tensors.items()
+            for row, position in (~values.isfinite() & self.actions).nonzero().tolist()
+        ]
+        for row, score in enumerate(self.scores):
+            numbers: dict[str, float | Float] = {**score.tokens, **score.raw}
+            broken = [name for name, values in numbers.items() if not np.isfinite(values).all()]
+            problems += [f"reward part {name!r} of row {row} is {score.raw.get(name)}" for name in broken]
+        if problems:
+            more = f" (one of {len(problems)} such numbers)" if len(problems) > 1 else ""
+            raise RunFailed(
+                f"in the rollout, {problems[0]}{more}. Nothing was learned from it; look at the policy that wrote it: "
+                "have its parameters diverged (lower the learning rate), or are stored numbers damaged?"
+            )
 
     def part(self, name: str) -> Tensor:
         """float64[B]: one reward part, unweighted."""

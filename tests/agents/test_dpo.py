@@ -208,7 +208,7 @@ def test_pairs_are_made_without_the_kl_part_and_charged(make_world) -> None:
     assert ratio[0] > ratio[3]
 
     before = agent.policy.response_logprobs(rollout.episodes)
-    assert agent.update(scored([0.5] * 8)) == {"pairs": 0.0, "ties": 2.0}
+    assert agent.update(scored([0.5] * 8)) == {"pairs": 0.0, "ties": 2.0, "steps_without_signal": 1.0}
     after = agent.policy.response_logprobs(rollout.episodes)
     assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
 

@@ -160,7 +160,7 @@ def test_judgements_are_made_without_the_kl_part_and_charged(make_world, with_re
     assert moved[0] > 0 > moved[3]
     flat = with_returns(rollout, [0.35] * 8)
     weights = [p.clone() for p in agent.policy.parameters()]
-    assert agent.update(flat) == {"desirable": 0.0, "undesirable": 0.0, "not_judged": 8.0}
+    assert agent.update(flat) == {"desirable": 0.0, "undesirable": 0.0, "not_judged": 8.0, "steps_without_signal": 1.0}
     assert all(torch.equal(a, b) for a, b in zip(weights, agent.policy.parameters(), strict=True))
 
 

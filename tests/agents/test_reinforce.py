@@ -115,7 +115,10 @@ def test_rows_without_a_score_are_as_if_absent(make_world, gradient_of, with_ret
     metrics = agent.update(rollout)
     assert (metrics["rows_without_score"], metrics["baseline"]) == (1.0, 3.0)
     before = [p.clone() for p in agent.policy.parameters()]
-    assert agent.update(with_returns(written, [None] * 4)) == {"rows_without_score": 4.0}
+    assert agent.update(with_returns(written, [None] * 4)) == {
+        "rows_without_score": 4.0,
+        "steps_without_signal": 1.0,
+    }
     assert all(torch.equal(a, b) for a, b in zip(agent.policy.parameters(), before, strict=True))
 
 

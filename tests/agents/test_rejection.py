@@ -85,7 +85,12 @@ def test_equal_rewards_change_nothing(make_world, with_returns) -> None:  # N27,
     before = [p.clone() for p in agent.policy.parameters()]
     spent = world.setup.spending.gradient_steps
     rollout = with_returns(world.rollout(agent), [0.35] * 7 + [0.1] * 7)
-    assert agent.update(rollout) == {"kept": 0.0, "rows_without_score": 0.0, "groups_without_spread": 1.0}
+    assert agent.update(rollout) == {
+        "kept": 0.0,
+        "rows_without_score": 0.0,
+        "groups_without_spread": 1.0,
+        "steps_without_signal": 1.0,
+    }
     assert all(torch.equal(a, b) for a, b in zip(agent.policy.parameters(), before, strict=True))
     assert world.setup.spending.gradient_steps == spent
 

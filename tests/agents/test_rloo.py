@@ -67,7 +67,10 @@ def test_rows_without_a_score_are_as_if_absent(make_world, gradient_of, with_ret
     assert torch.equal(gradient_of(agent, rollout), gradient_of(agent, alone))
     assert agent.update(rollout)["rows_without_score"] == 2.0
     before = [p.clone() for p in agent.policy.parameters()]
-    assert agent.update(with_returns(written, [None] * 8)) == {"rows_without_score": 8.0}
+    assert agent.update(with_returns(written, [None] * 8)) == {
+        "rows_without_score": 8.0,
+        "steps_without_signal": 1.0,
+    }
     assert all(torch.equal(a, b) for a, b in zip(agent.policy.parameters(), before, strict=True))
 
 

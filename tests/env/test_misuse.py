@@ -198,7 +198,7 @@ def test_a_reset_mask_that_is_none(mask: Any) -> None:
         ({"action_length": 17}, ConfigError, "action_length 17 is more than max_new_tokens 16"),
         ({"max_episode_steps": 0}, ConfigError, "max_episode_steps must be"),
         ({"autoreset_mode": "never"}, ConfigError, "autoreset_mode 'never' is not one of"),
-        ({"render_mode": "rgb_array"}, ConfigError, "render_mode 'rgb_array' is not one of"),
+        ({"render_mode": "depth_array"}, ConfigError, "render_mode 'depth_array' is not one of"),
         ({"task": "ecko"}, UnknownName, "unknown task 'ecko': did you mean 'echo'"),
         ({"task": {"length": 3}}, ConfigError, "a task table needs a name"),
         ({"task": 5}, ConfigError, "5 is not a task: it has no size and no prompt"),
