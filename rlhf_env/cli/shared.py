@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
@@ -57,6 +57,14 @@ preferences_app = typer.Typer(
 LEARNING, FEEDBACK, PLUGINS = "Train and compare", "Preferences and reward models", "Plugins"
 Jobs = Annotated[int, typer.Option(help="Processes to run cells in.", min=1)]
 
+WhichCheckpoint = Annotated[
+    Literal["best", "last"],
+    typer.Option(
+        "--checkpoint",
+        help="The agent as it was at its best evaluation on the way (with [evaluation] every; by [evaluation] best), "
+        "or as it was last.",
+    ),
+]
 Threads = Annotated[
     int | None, typer.Option(help="Threads for tensor work in each process (default 1).", min=1, max=1024)
 ]

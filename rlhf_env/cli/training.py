@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlhf_env.cli.shared import LEARNING, Threads, app, interruptible, make_console
+from rlhf_env.cli.shared import LEARNING, Threads, WhichCheckpoint, app, interruptible, make_console
 from rlhf_env.errors import ConfigError
 from rlhf_env.types import JsonObject, JsonView
 
@@ -145,6 +145,7 @@ def evaluate(
         int | None, typer.Option(help="Held-out prompts (default: as many as the experiment says).", min=2)
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Where the JSON goes (default: RUN/against_reference.json).")] = None,
+    checkpoint: WhichCheckpoint = "best",
     threads: Threads = None,
 ) -> None:
     """Compare a run's agent with its reference: rewards, win rate, KL, diversity, and changes of behaviour.
@@ -156,7 +157,7 @@ def evaluate(
     from rlhf_env.learning.engine import set_threads
 
     set_threads(threads)
-    found = evaluate_run(run, prompts=prompts)
+    found = evaluate_run(run, prompts=prompts, checkpoint=checkpoint)
     file = out or run / "against_reference.json"
     found.save(file)
     console = make_console()

@@ -98,6 +98,8 @@ class EvaluationSettings:
     """Updates from one evaluation to the next (0: only at the end)."""
     seed: Seed = 12_345
     """What the texts of an evaluation are drawn from."""
+    best: Name = "objective"
+    """By which of these measures the best agent on the way is known, whose checkpoint is kept beside the last."""
     rewards: Annotated[JsonObject, EachChooses("reward")] = field(default_factory=dict)
     """Rewards to measure beside the training objective that no agent sees, as in [rewards]: the gold reward."""
     metrics: list[Name] | None = None
@@ -195,6 +197,8 @@ class Experiment:
         del table["trackers"], table["folder"]
         if not self.stopping:
             del table["stopping"]
+        if self.evaluation.best == EvaluationSettings().best:
+            del table["evaluation"]["best"]
         return tomli_w.dumps(_without_none(table))
 
     def stopping_tables(self) -> JsonObject:
@@ -232,6 +236,7 @@ class Workplace:
         run: RunFolder | None = None,
         resume: bool = False,
         evaluate: Callable[[], Mapping[str, float]] | None = None,
+        lower_is_better: bool = False,
         on_update: Callable[[Row, float], None] | None = None,
     ) -> Training:
         """Train as the experiment says, until its budget is spent or one of its rules for stopping has a reason.
@@ -242,6 +247,7 @@ class Workplace:
             resume: continue from the newest checkpoint in `run`, if there is one.
             evaluate: numbers of the agent as it now is, asked before training and every `[evaluation] every` updates;
                 `lambda: Evaluator.of(workplace)().metrics` gives those of held-out prompts.
+            lower_is_better: of the measure `[evaluation] best`, by which the best agent is known.
             on_update: called with each row of metrics and the share of the budget that is spent.
 
         An agent that does not train is only evaluated. Raises ConfigError where the experiment needs something that is
@@ -280,6 +286,7 @@ class Workplace:
             evaluate=evaluate,
             evaluate_every=experiment.evaluation.every,
             stop_when=stopping,
+            worth=partial(_worth, f"eval/{experiment.evaluation.best}", -1.0 if lower_is_better else 1.0),
             on_update=on_update,
         )
         return replace(training, rows=[*first, *training.rows])
@@ -308,6 +315,11 @@ class Workplace:
                     problems |= dict.fromkeys(error.problems)
         if problems:
             raise DataError(*problems)
+
+
+def _worth(measure: str, sign: float, row: Row) -> float | None:
+    value = row.get(measure)
+    return sign * value if isinstance(value, (int, float)) else None
 
 
 def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ def train(
     evaluate: Callable[[], Mapping[str, float]] | None = None,
     evaluate_every: int = 0,
     stop_when: Callable[[Row], str | None] | StoppingRule | None = None,
+    worth: Callable[[Row], float | None] | None = None,
     on_update: Callable[[Row, float], None] | None = None,
 ) -> Training:
     """Collect and update until `budget` is spent.
@@ -63,6 +65,8 @@ def train(
         evaluate, evaluate_every: numbers to log beside the update's own, every so many updates (and never at 0).
         stop_when: reads each row of metrics, once; a reason to stop early, or None. What a `StoppingRule` remembers
             is saved.
+        worth: of a row, how good the agent was that it measured; None where it did not. The best agent so far is kept
+            in the run folder beside the last one.
         on_update: called with each row and the share of the budget spent (progress bars).
 
     Raises Interrupted after SIGINT or SIGTERM, with the run saved; RewardError, and ConfigError for a prompt that
@@ -71,6 +75,7 @@ def train(
     """
     rows: list[Row] = []
     saved: int | None = None
+    best: float | None = None  # what the best agent so far is worth
     idle = 0  # updates in a row that spent nothing of the budget
     reason: str | None = None
 
@@ -89,6 +94,7 @@ def train(
         _go_on(restored[0], agent, source, spending, stop_when)
         saved = spending.updates
         for row in read_metrics(run.path):
+            best = _better(best, row, worth)
             if row["update"] == saved > 0 and stop_when is not None and (reason := stop_when(row)):
                 return Training(reason, rows)
 
@@ -130,6 +136,9 @@ def train(
                 run.log(row)
             else:
                 rows.append(row)
+            if run is not None and (better := _better(best, row, worth)) != best:
+                best = better
+                run.save_best(spending.updates, state(), torch.get_num_threads())
             if on_update is not None:
                 on_update(row, budget.spent_fraction(spending))
             reason = stop_when(row) if stop_when is not None else None
@@ -146,6 +155,14 @@ def train(
             where = f", saved in {run.path}" if run is not None else ""
             raise Interrupted(caught[0], f"stopped after update {spending.updates}{where}")
     return Training(reason or "budget", rows)
+
+
+def _better(best: float | None, row: Row, worth: Callable[[Row], float | None] | None) -> float | None:
+    """The larger of `best` and what `row` is worth; the agent before training is no candidate."""
+    value = worth(row) if worth is not None and row["update"] > 0 else None
+    if value is None or not math.isfinite(value):
+        return best
+    return value if best is None or value > best else best
 
 
 def _go_on(state: JsonView, agent: Agent, source: Source, spending: Spending, stop_when: object) -> None:

@@ -3,6 +3,9 @@
 Metrics are numbers by name, and histograms: `{"low", "high", "counts"}`, bins of equal width. They go to metrics.jsonl
 and to the run's trackers (see `tracking`).
 
+The newest checkpoints are in `checkpoints/`; that of the agent which was best in the evaluations on the way is in
+`best/`.
+
 `record.json` holds versions, config hash and command of the run, and an entry in `resumed` for each time that it was
 resumed. If `not_exact` is empty in all of these, the run ends in the same bits as one that was never stopped.
 """
@@ -33,6 +36,7 @@ from rlhf_env.shown_text import without_secrets
 from rlhf_env.types import JsonObject, JsonView
 from rlhf_env.whole_files import write_whole
 
+BEST = "best"  # of a run's folder: the checkpoint of the best agent
 _DISTRIBUTIONS = ("rlhf-env", "torch", "transformers", "gymnasium", "numpy", "stable-baselines3")
 
 
@@ -222,6 +226,11 @@ class RunFolder:
             self._metrics.sync()
         record = {"versions": versions(), "threads": threads, "config_hash": self.config_hash}
         return checkpoints.save(self.path / "checkpoints", step, state, record)
+
+    def save_best(self, step: int, state: JsonView, threads: int) -> Path:
+        """Keep a checkpoint as that of the best agent so far, in the place of the one before. Raises DiskRefused."""
+        record = {"versions": versions(), "threads": threads, "config_hash": self.config_hash}
+        return checkpoints.save(self.path / BEST, step, state, record, keep=1)
 
     @property
     def threads(self) -> int | None:

@@ -23,12 +23,17 @@ sys.path.insert(0, str(KEPT.parent))
 
 from kept import reading  # noqa: E402 - found through the line above
 
+# Their paths were relative to the working directory, which is said, and still taken.
+pytestmark = pytest.mark.filterwarnings("ignore:.*found in the working directory")
 torch.set_num_threads(1)
 
 FACTS = reading.read_json(KEPT / "facts.json")
 EXACT = FACTS["made_with"] == reading.made_with()
 RUNS = sorted(FACTS["runs"])
 STORES = sorted(FACTS["stores"])
+# What was changed on purpose since then: kto adds up its rows in an order that does not depend on the layout of the
+# batch, and sb3 no longer logs the loss of the last minibatch alone.
+OTHER_ORDER, NO_LONGER_LOGGED = {"kto"}, {"sb3": {"train/loss"}}
 ROUNDING = 1e-9  # of float64, once it has gone through a few updates
 ROUNDING_OF_FLOAT32 = 1e-4  # the run ppo, and the scores of reward models
 
@@ -41,7 +46,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "kept" / "files"
 
 
-def assert_same(expected: Any, found: Any, within: float = ROUNDING, at: str = "") -> None:
+def assert_same(expected: Any, found: Any, within: float = 0.0 if EXACT else ROUNDING, at: str = "") -> None:
     """What was recorded is there still, and the same. What is new beside it is no concern."""
     if isinstance(expected, Mapping):
         assert isinstance(found, Mapping) and expected.keys() <= found.keys(), (at, expected, found)
@@ -51,13 +56,15 @@ def assert_same(expected: Any, found: Any, within: float = ROUNDING, at: str = "
         assert isinstance(found, list) and len(expected) == len(found), (at, expected, found)
         for place, (one, other) in enumerate(zip(expected, found, strict=True)):
             assert_same(one, other, within, f"{at}/{place}")
-    elif isinstance(expected, float) and not EXACT:
+    elif isinstance(expected, float) and within > 0:
         assert found == pytest.approx(expected, rel=within, abs=within), at
     else:
         assert found == expected, at
 
 
 def within(run: str) -> float:
+    if EXACT and run not in OTHER_ORDER:
+        return 0.0
     return ROUNDING_OF_FLOAT32 if run == "ppo" else ROUNDING
 
 
@@ -86,13 +93,15 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(name: str, files: Path) 
     expected, found = (load_file(it / "checkpoints" / last / "tensors.safetensors") for it in (uncut, run))
     assert expected.keys() == found.keys()
     for tensor, values in expected.items():
-        tolerance = 0.0 if EXACT else within(name)
-        np.testing.assert_allclose(found[tensor], values, rtol=0, atol=tolerance, err_msg=tensor)
+        np.testing.assert_allclose(found[tensor], values, rtol=0, atol=within(name), err_msg=tensor)
     states = [reading.read_json(it / "checkpoints" / last / "state.json") for it in (uncut, run)]
     for state in states:  # how stopping rules remember is theirs; that they did shows in when and why the run ended
         state.pop("stopping", None)
     assert_same(*map(reading.without_times, states), within(name))
     rows = [reading.read_lines(it / "metrics.jsonl") for it in (uncut, run)]
+    for row in rows[0]:
+        for key in NO_LONGER_LOGGED.get(name, ()):
+            row.pop(key, None)
     assert_same(*map(reading.without_times, rows), within(name))
     assert_same(*(reading.read_json(it / "evaluation.json") for it in (uncut, run)), within(name))
 
@@ -138,7 +147,7 @@ def test_a_reward_model_gives_the_same_scores(name: str, files: Path) -> None:
 
 @pytest.mark.parametrize("name", list(FACTS["scorecards"]))
 def test_a_reward_model_has_the_same_scorecard(name: str, files: Path) -> None:
-    assert_same(FACTS["scorecards"][name], reading.scorecard(name), ROUNDING_OF_FLOAT32)
+    assert_same(FACTS["scorecards"][name], reading.scorecard(name), 0.0 if EXACT else ROUNDING_OF_FLOAT32)
 
 
 # ---------------------------------------------------------------- benchmarks and studies

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -93,13 +93,17 @@ class RunEvaluation:
         write_json(Path(file), asdict(self))
 
 
-def evaluate_run(folder: str | Path, *, prompts: int | None = None) -> RunEvaluation:
-    """The run in `folder`, from its newest valid checkpoint, on `prompts` held-out prompts (default: as it says).
+def evaluate_run(
+    folder: str | Path, *, prompts: int | None = None, checkpoint: Literal["best", "last"] = "best"
+) -> RunEvaluation:
+    """The run in `folder`, as `load_run` reads it at that `checkpoint`, on `prompts` held-out prompts.
+
+    By default they are as many as the run says.
 
     Both write with the evaluator's random numbers. Raises ConfigError for a folder that holds no run, DataError for one
     without a checkpoint that can be used.
     """
-    run = load_run(folder)
+    run = load_run(folder, checkpoint)
     workplace, experiment = run.workplace, run.experiment
     if prompts is not None:
         experiment = replace(experiment, evaluation=replace(experiment.evaluation, prompts=prompts))

@@ -10,11 +10,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from rlhf_env.errors import ConfigError, DataError, under
+from rlhf_env.errors import ConfigError, DataError, Problem, did_you_mean, under
 from rlhf_env.feedback.offline import load_preferences, pair_source
 from rlhf_env.lab.evaluation.evaluator import Evaluation, Evaluator
 from rlhf_env.lab.evaluation.health import WARNINGS_FILE, Alert, Watch
@@ -23,7 +23,15 @@ from rlhf_env.learning.agent import Agent, traits
 from rlhf_env.learning.engine import set_threads
 from rlhf_env.learning.experiment import Experiment, Workplace, build
 from rlhf_env.learning.loop import Row
-from rlhf_env.learning.run_folder import RunFolder, as_logged, config_hash, folder_of_paths, hashes_before, read_metrics
+from rlhf_env.learning.run_folder import (
+    BEST,
+    RunFolder,
+    as_logged,
+    config_hash,
+    folder_of_paths,
+    hashes_before,
+    read_metrics,
+)
 from rlhf_env.learning.sources import EnvSource
 from rlhf_env.learning.spending import Spending
 from rlhf_env.policies.policy import Policy
@@ -192,6 +200,7 @@ def prepare(experiment: Experiment | JsonView | str | Path) -> Workplace:
         workplace.check_prompts()
     workplace = _with_pairs(workplace)
     _ = workplace.evaluation_rewards
+    _lower_is_better(Evaluator.of(workplace))  # the measure is one that there is
     return workplace
 
 
@@ -233,7 +242,13 @@ def _trained(
             on_warning(alert)
         on_update(row, fraction)
 
-    training = workplace.train(run=opened, resume=resume, evaluate=evaluate, on_update=follow)
+    training = workplace.train(
+        run=opened,
+        resume=resume,
+        evaluate=evaluate,
+        lower_is_better=_lower_is_better(evaluator),
+        on_update=follow,
+    )
     untrained = workplace.setup.spending.updates == 0
     final = before if untrained and before is not None else evaluator()
     finished = Run(
@@ -251,6 +266,18 @@ def _trained(
         evaluated = {"metrics": dict(final.metrics), "samples": list(final.samples)}
         write_json(opened.path / EVALUATION_FILE, ended | evaluated)
     return finished
+
+
+def _lower_is_better(evaluator: Evaluator) -> bool:
+    """Of the measure by which the best agent is known. Raises ConfigError for a name that no measure can have."""
+    best = evaluator.workplace.experiment.evaluation.best
+    if best.startswith("part/"):
+        return False
+    by_name = {metric.name: metric for metric in evaluator.metrics}
+    if best not in by_name:
+        with under("evaluation"):
+            raise ConfigError(Problem(f"best = {best!r} is no measure{did_you_mean(best, by_name)}", ("best",)))
+    return by_name[best].better == "lower"
 
 
 @contextmanager
@@ -292,8 +319,11 @@ def _warn(alert: Alert) -> None:
     warnings.warn(str(alert), RuntimeWarning, stacklevel=level)
 
 
-def load_run(folder: str | Path) -> Run:
+def load_run(folder: str | Path, checkpoint: Literal["last", "best"] = "last") -> Run:
     """A run as it was at its newest valid checkpoint: the agent and its policy with their weights, and the metrics.
+
+    "best": as it was at the best evaluation on the way (by `[evaluation] best`); of a run that had none, or whose best
+    checkpoint is damaged, as it was at the last.
 
     Raises ConfigError for a folder that holds no run, DataError for one without a checkpoint that can be used.
     """
@@ -302,7 +332,8 @@ def load_run(folder: str | Path) -> Run:
     if not described.is_file():
         raise ConfigError(f"{folder} holds no run: it has no experiment.toml (rlhf-env train makes such folders)")
     experiment = replace(Experiment.load(described), folder=folder_of_paths(folder))
-    newest = checkpoints.latest(folder / "checkpoints")
+    newest = checkpoints.latest(folder / BEST) if checkpoint == "best" else None
+    newest = newest or checkpoints.latest(folder / "checkpoints")
     damaged = [p for c in sorted((folder / "checkpoints").glob("step-*")) for p in checkpoints.problems(c)]
     if newest is None and damaged:
         raise DataError("no valid checkpoint is left", *damaged)
