@@ -34,7 +34,7 @@ def run(tmp_path: Path) -> Run:
             encoding="utf-8",
             env=os.environ | settings,
             cwd=tmp_path,
-            timeout=300,
+            timeout=900,
         )
         assert finished.returncode == 0, finished.stderr
         return finished.stdout

@@ -103,7 +103,7 @@ def drip(asked: Asked) -> None:
     """Each byte comes soon enough; all of them never."""
     for byte in b"HTTP/1.1 200 OK\r\n" + b"X: 1\r\n" * 1000:
         asked.wfile.write(bytes([byte]))
-        time.sleep(0.02)
+        time.sleep(0.2)
 
 
 def endless(asked: Asked) -> None:

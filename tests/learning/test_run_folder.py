@@ -23,7 +23,7 @@ def run_folder(path: Path, toml: str = TOML, *, resume: bool = True) -> RunFolde
 def hold(folder: Path, held: Any) -> None:
     with run_folder(folder):
         held.set()
-        time.sleep(60)
+        time.sleep(3600)
 
 
 def test_a_folder_in_use_is_refused_until_its_process_is_gone(tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ def test_a_folder_in_use_is_refused_until_its_process_is_gone(tmp_path: Path) ->
     other = context.Process(target=hold, args=(tmp_path, held))
     other.start()
     try:
-        assert held.wait(30)
+        assert held.wait(300)
         with pytest.raises(ConfigError, match=rf"in use \(pid {other.pid}\)"), run_folder(tmp_path):
             pass
     finally:

@@ -56,7 +56,7 @@ def _run(*command: object) -> str:
     # Nothing of this process may leak in: neither its path nor its working directory.
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "PIP_"))}
     finished = subprocess.run(
-        [str(part) for part in command], check=False, capture_output=True, text=True, env=clean, cwd="/", timeout=120
+        [str(part) for part in command], check=False, capture_output=True, text=True, env=clean, cwd="/", timeout=900
     )
     assert finished.returncode == 0, finished.stderr
     return finished.stdout

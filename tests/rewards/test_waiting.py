@@ -28,7 +28,7 @@ from rlhf_env.testing import make_episode
 from rlhf_env.types import Episode
 
 LETTER, END, NOTHING = 0, 2, 4  # "a", the end token, and past the vocabulary of "a:"
-LONG = 10.0  # seconds: nothing takes that long unless it waits for what never comes
+LONG = 120.0  # seconds: nothing takes that long unless it waits for what never comes
 
 
 class Writer:

@@ -149,7 +149,7 @@ def serving(monkeypatch: pytest.MonkeyPatch) -> Callable[..., contextlib.Abstrac
         config = PageConfig(store=path, **settings)
         thread = threading.Thread(target=server.serve, args=(config, lambda *both: links.extend(both)))
         thread.start()
-        assert ready.wait(30)
+        assert ready.wait(300)
         judge, results = links
         assert judge.partition("/#token=")[2] == Keys.of(path).token
         assert results.partition("/results#token=")[2] == Keys.of(path).owner

@@ -27,7 +27,7 @@ from rlhf_env.types import Prompt
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
 
-PATIENCE = 30.0
+PATIENCE = 300.0
 PERSON = Author("human", "the author's name")
 HOSTILE = '</div><img src=x onerror="window.broken=1"><script>window.broken=1</script>\u202eabc'
 

@@ -82,7 +82,7 @@ def test_eight_annotators_at_once_give_every_pair_its_votes(
 def test_a_slow_request_is_cut_off(path: Path, monkeypatch: pytest.MonkeyPatch, fill: Fill, serving: Serving) -> None:
     """S17: heads, bodies, and bodies that nobody reads, a byte at a time; who is quick may stay."""
     fill(path)
-    monkeypatch.setattr(server, "REQUEST_SECONDS", 1.0)
+    monkeypatch.setattr(server, "REQUEST_SECONDS", 2.0)
     with serving(path) as address:
         host = address.removeprefix("http://")
 
@@ -92,7 +92,7 @@ def test_a_slow_request_is_cut_off(path: Path, monkeypatch: pytest.MonkeyPatch, 
             with socket.create_connection(("127.0.0.1", int(host.partition(":")[2]))) as connection:
                 connection.settimeout(0.05)
                 connection.sendall(first.encode())
-                while time.monotonic() - begin < 30:
+                while time.monotonic() - begin < 300:
                     try:
                         connection.sendall(b"x")
                         if not (got := connection.recv(65536)):
@@ -114,11 +114,11 @@ def test_a_slow_request_is_cut_off(path: Path, monkeypatch: pytest.MonkeyPatch, 
         }
         with ThreadPoolExecutor(len(cases)) as slow:
             for (first, expected), (took, heard) in zip(cases.items(), slow.map(trickled, cases), strict=True):
-                assert 0.9 < took < 25, first
+                assert 1.9 < took < 250, first
                 assert heard[: len(expected)] == expected and (expected or not heard), heard
         port = int(host.partition(":")[2])
         crowd = [socket.create_connection(("127.0.0.1", port)) for _ in range(server.CONNECTIONS)]
-        end = time.monotonic() + 30
+        end = time.monotonic() + 300
         while httpx.get(address).status_code != 200:  # 503 at first, until those who say nothing are gone
             assert time.monotonic() < end
             time.sleep(0.1)

@@ -179,7 +179,7 @@ from pathlib import Path
 from rlhf_env.learning.folder_lock import hold
 lock = hold(Path(sys.argv[1]))
 print("held", flush=True)
-time.sleep(60)
+time.sleep(3600)
 """
 
 

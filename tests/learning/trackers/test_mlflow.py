@@ -189,7 +189,7 @@ def test_two_runs_that_make_the_database_at_once_do_not_break_it(
         (tmp_path / name).mkdir()
         runs.append(subprocess.Popen([sys.executable, "-c", OPEN, name], stderr=subprocess.PIPE, text=True))
     for run in runs:
-        _, said = run.communicate(timeout=300)
+        _, said = run.communicate(timeout=900)
         assert run.returncode == 0, said
     from mlflow import MlflowClient
 
