@@ -17,8 +17,8 @@ import torch
 from side_by_side import heading, take_turns
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from rlhf_env.envs.transformers_tokenizer import quiet_transformers
 from rlhf_env.policies import LanguageModel
-from rlhf_env.policies.language_model import quiet_transformers
 
 # name: hidden size, layers, heads, vocabulary (1.1 M, 10.1 M, 134 M parameters), and the least ratio
 MODELS = {"S": (128, 4, 4, 2048), "M": (320, 6, 5, 8192), "L": (576, 30, 9, 49152)}

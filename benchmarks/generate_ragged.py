@@ -18,8 +18,8 @@ import torch
 from generate import model_of_size
 from side_by_side import heading, take_turns
 
+from rlhf_env.envs.transformers_tokenizer import quiet_transformers
 from rlhf_env.policies import LanguageModel
-from rlhf_env.policies.language_model import quiet_transformers
 
 AT_LEAST = {"S": 4.0, "M": 3.0}
 WAVE, LONGEST, MEAN = 32, 128, 29

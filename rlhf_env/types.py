@@ -29,11 +29,15 @@ State = dict[str, Any]
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the agent is asked. `id` is stable between runs; `meta` holds the task's own columns (answer, level)."""
+    """What the agent is asked. `id` is stable between runs; `meta` holds the task's own columns (answer, level).
+
+    `rendered`: a chat template wrote the text, with all special tokens that belong in it: tokenizers add none.
+    """
 
     id: str
     text: str
     meta: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    rendered: bool = field(default=False, kw_only=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,7 +276,11 @@ class JudgesForm(Protocol):
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back. `end_id` ends a response, `pad_id` fills the right of a row."""
+    """Text to ids and back. `end_id` ends a response, `pad_id` fills the right of a row.
+
+    `encode` gives the ids of the text alone. `HasEndIds` and `EncodesPrompts` are what a tokenizer may have beyond
+    this; `envs.tokenizers.end_ids` and `prompt_ids` ask any tokenizer.
+    """
 
     vocab_size: int
     end_id: int
@@ -281,6 +289,28 @@ class Tokenizer(Protocol):
     def encode(self, text: str, /) -> list[int]: ...
 
     def decode(self, ids: Sequence[int], /) -> str: ...
+
+
+class HasEndId(Protocol):
+    """A tokenizer or a policy: one token ends a text."""
+
+    @property
+    def end_id(self) -> int: ...
+
+
+@runtime_checkable
+class HasEndIds(Protocol):
+    """A tokenizer, or a policy, of a model in which several tokens end a text; `end_id` is the first of them."""
+
+    @property
+    def end_ids(self) -> Sequence[int]: ...
+
+
+@runtime_checkable
+class EncodesPrompts(Protocol):
+    """A tokenizer that writes something of its own around a prompt: a begin token, say."""
+
+    def encode_prompt(self, prompt: Prompt, /) -> list[int]: ...
 
 
 @runtime_checkable

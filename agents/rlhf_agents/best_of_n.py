@@ -20,6 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rlhf_env.envs.rewards import RewardMix
+from rlhf_env.envs.tokenizers import end_ids
 from rlhf_env.errors import ConfigError
 from rlhf_env.learning.agent import Decision, Metrics, Setup
 from rlhf_env.learning.rollout import Rollout
@@ -86,7 +87,7 @@ class BestOfN:
 
     def _episode(self, prompt: Prompt | None, prompt_ids: Int, response_ids: Int) -> Episode:
         tokenizer = self.setup.tokenizer
-        stopped = len(response_ids) > 0 and response_ids[-1] == tokenizer.end_id
+        stopped = len(response_ids) > 0 and response_ids[-1] in end_ids(tokenizer)
         if prompt is None:
             text = tokenizer.decode(prompt_ids.tolist())
             prompt = Prompt(id=f"best_of_n/{text}", text=text)

@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rlhf_env.envs.tasks import load_task
+from rlhf_env.envs.tokenizers import prompt_ids
 from rlhf_env.errors import ConfigError, DataError, Problem, under
 from rlhf_env.learning.agent import Decision, Metrics, Setup, learned_state, load_learned_state
 from rlhf_env.learning.engine import Optimization
@@ -71,7 +72,7 @@ def texts_to_predict(task: Task, tokenizer: Tokenizer, longest: int | None = Non
     episodes: list[Episode] = []
     problems: list[str] = []
     for prompt in (task.prompt(index, {}) for index in range(task.size)):
-        given, predicted = tokenizer.encode(prompt.text), []
+        given, predicted = prompt_ids(tokenizer, prompt), []
         if "completion" in prompt.meta:
             predicted = [*tokenizer.encode(str(prompt.meta["completion"])), tokenizer.end_id]
         else:

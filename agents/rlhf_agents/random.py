@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from rlhf_env.envs.tokenizers import end_ids
 from rlhf_env.learning.agent import Decision, Metrics, Setup
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.policies import Written
@@ -27,8 +28,9 @@ class Random:
         self.config = config
         self._draws = setup.stream("random tokens")
         ids = np.arange(setup.tokenizer.vocab_size)
-        # Padding is never drawn, unless it is also the end token: without that, no text would end.
-        fillers = {setup.tokenizer.pad_id} - {setup.tokenizer.end_id}
+        self._ends = end_ids(setup.tokenizer)
+        # Padding is never drawn, unless it is also an end token: without one, no text would end.
+        fillers = {setup.tokenizer.pad_id} - set(self._ends)
         self._choices = ids[~np.isin(ids, list(fillers))]
 
     def begin(self) -> ResetOptions:
@@ -37,7 +39,7 @@ class Random:
     def act(self, observation: Observation, /) -> Decision:
         shape = (len(observation["input_ids"]), self.setup.action_length)
         tokens = self._choices[self._draws.integers(len(self._choices), size=shape)]
-        ends = tokens == self.setup.tokenizer.end_id
+        ends = np.isin(tokens, self._ends)
         after_end = ends.cumsum(axis=1) - ends > 0
         tokens[after_end] = self.setup.tokenizer.vocab_size
         logprobs = np.where(after_end, 0.0, -math.log(len(self._choices)))

@@ -34,6 +34,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from rlhf_env.envs.tokenizers import prompt_ids
 from rlhf_env.errors import MissingExtra
 from rlhf_env.settings import settings
 from rlhf_env.text_measures import ngrams, repeated_share
@@ -151,6 +152,6 @@ def _language_model(name: str) -> Fluency:
 
 def _demonstration(tokenizer: Tokenizer, prompt: str, reply: str) -> Episode:
     # Without a prompt the reply begins a text, and the token before it is the end token of the text before.
-    prompt_ids = np.array(tokenizer.encode(prompt) or [tokenizer.end_id], dtype=np.int64)
+    asked = np.array(prompt_ids(tokenizer, Prompt("", prompt)) or [tokenizer.end_id], dtype=np.int64)
     reply_ids = np.array(tokenizer.encode(reply), dtype=np.int64)
-    return Episode(Prompt("", prompt), prompt_ids, reply, reply_ids, "stop", np.ones(len(reply_ids), dtype=np.bool_))
+    return Episode(Prompt("", prompt), asked, reply, reply_ids, "stop", np.ones(len(reply_ids), dtype=np.bool_))

@@ -150,7 +150,9 @@ class Chitchat:
         """The turn at `index` modulo `size`, a question if that is even; `meta["turn"]` is its text without marker."""
         turns = _task_prompts(self.split)
         turn = turns[index % len(turns)]
-        return Prompt(id=f"chitchat/{self.split}/{index % len(turns)}", text=turn + TURN, meta={"turn": turn})
+        return Prompt(
+            id=f"chitchat/{self.split}/{index % len(turns)}", text=turn + TURN, meta={"turn": turn}, rendered=True
+        )
 
     def held_out(self) -> Chitchat:
         return Chitchat("held_out")

@@ -15,12 +15,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from rlhf_env.envs.splits import Part
 from rlhf_env.envs.tasks import places_of
 from rlhf_env.envs.tokenizers import tokenizer_folder
+from rlhf_env.envs.transformers_tokenizer import HFTokenizer, own_tokenizer, render_chat
 from rlhf_env.errors import DataError, MissingExtra, Problem
 from rlhf_env.plain_data import LONGEST_LINE, read_file, read_json
 from rlhf_env.settings import IsPath, ShareBelowOne, settings
@@ -34,9 +32,9 @@ _LINES, _TABLES = (".jsonl", ".ndjson"), (".csv", ".tsv")
 class File:
     """The prompts of a file. The whole file is read and checked when the task is made; DataError lists all problems.
 
-    A conversation is rendered to text once, here. The tokenizer adds no special tokens later, so a template that writes
-    the begin token gives exactly one. If the last message is the assistant's, it counts as the answer: it is left out
-    of the prompt and becomes `meta["completion"]`.
+    A conversation is rendered to text once, here; with a model's template, as transformers does it. The tokenizer adds
+    no special tokens to what a template wrote, so the ids are those of `apply_chat_template`. If the last message is
+    the assistant's, it counts as the answer: it is left out of the prompt and becomes `meta["completion"]`.
     """
 
     path: Annotated[str, IsPath()]
@@ -213,7 +211,8 @@ def _prompt_of(id_: str, row: Mapping[str, object], renderer: _Renderer, where: 
         except DataError:
             raise  # there is no template
         except Exception as error:  # templates refuse conversations with exceptions of their own
-            report(f"{where}, field {name!r}: the chat template refuses it: {error}")
+            said = (str(error).strip() or type(error).__name__).splitlines()[0]
+            report(f"{where}, field {name!r}: the chat template refuses it: {said}")
             return None
     elif name == "messages":
         report(f"{where}, field 'messages': expected a list of messages, got {_kind(content)}")
@@ -227,7 +226,7 @@ def _prompt_of(id_: str, row: Mapping[str, object], renderer: _Renderer, where: 
     if len(content) > LONGEST_LINE:
         report(f"{where}, field {name!r}: {len(content):,} characters, a prompt may have at most {LONGEST_LINE:,}")
         return None
-    return Prompt(id=id_, text=content, meta=meta)
+    return Prompt(id=id_, text=content, meta=meta, rendered=isinstance(row[name], list) and renderer.by_model)
 
 
 def _wrong_messages(messages: Sequence[Any]) -> str:
@@ -256,45 +255,24 @@ def plain_conversation(messages: Sequence[JsonView]) -> str:
 
 
 class _Renderer:
-    """Renders conversations to text by a chat template, which is read when the first conversation comes.
-
-    Templates are rendered here and not by transformers, because its tokenizers load torch, and environments must not.
-    """
+    """Renders conversations to text by a model's chat template, which is loaded when the first conversation comes."""
 
     def __init__(self, chat_template: str) -> None:
         self.chat_template = chat_template
+        self.by_model = chat_template != "plain"
 
-    def __call__(self, messages: Sequence[Mapping[str, object]]) -> str:
-        if self.chat_template == "plain":
-            return plain_conversation(messages)
-        template, tokens = self._template
-        return template.render(messages=list(messages), add_generation_prompt=True, **tokens)
+    def __call__(self, messages: Sequence[JsonView]) -> str:
+        return render_chat(self._tokenizer, messages) if self.by_model else plain_conversation(messages)
 
     @cached_property
-    def _template(self) -> tuple[jinja2.Template, dict[str, str]]:
-        """The compiled template, and the special tokens it may name (`bos_token`, ...)."""
-        folder = tokenizer_folder(self.chat_template)
-        settings: dict[str, object] = {}
-        if (folder / "tokenizer_config.json").is_file():
-            settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        source = settings.get("chat_template")
-        if (folder / "chat_template.jinja").is_file():
-            source = (folder / "chat_template.jinja").read_text(encoding="utf-8")
-        if not isinstance(source, str):
+    def _tokenizer(self) -> HFTokenizer:
+        tokenizer = own_tokenizer(tokenizer_folder(self.chat_template))
+        if not tokenizer.chat_template:
             raise DataError(f"chat_template {self.chat_template!r}: the tokenizer there has no chat template")
-        # Set up as in transformers. Other people wrote the template, so it runs in a sandbox.
-        sandbox = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        sandbox.globals["raise_exception"] = _refuse_conversation
-        tokens = {
-            name: str(value["content"] if isinstance(value, dict) else value)
-            for name, value in settings.items()
-            if name.endswith("_token") and isinstance(value, (str, dict))
-        }
-        return sandbox.from_string(source), tokens
-
-
-def _refuse_conversation(message: str) -> None:
-    """Templates call this, as `raise_exception`, when they cannot render a conversation."""
-    raise jinja2.TemplateError(message)
+        if isinstance(tokenizer.chat_template, dict) and "default" not in tokenizer.chat_template:
+            names = ", ".join(sorted(tokenizer.chat_template))
+            raise DataError(
+                f"chat_template {self.chat_template!r}: the tokenizer there has several templates ({names}), and none "
+                "of them is named 'default': save it with one"
+            )
+        return tokenizer

@@ -94,7 +94,7 @@ class Mixture:
         place = int(stream.integers(2**31)) if task.size is None else index % task.size
         inner = task.prompt(place, {name: value for name, value in options.items() if name != "weights"})
         path = f"{label}/{inner.meta['task']}" if "task" in inner.meta else label
-        return Prompt(id=f"{label}/{inner.id}", text=inner.text, meta={**inner.meta, "task": path})
+        return replace(inner, id=f"{label}/{inner.id}", meta={**inner.meta, "task": path})
 
     def _held_out(self) -> Mixture:
         # Tasks without held-out prompts are left out: training sees all their prompts.
@@ -125,7 +125,7 @@ class Mixture:
         meta = {name: value for name, value in prompt.meta.items() if name != "task"}
         if rest:
             meta["task"] = rest
-        return label, Prompt(id=prompt.id.removeprefix(f"{label}/"), text=prompt.text, meta=meta)
+        return label, replace(prompt, id=prompt.id.removeprefix(f"{label}/"), meta=meta)
 
     def _shares(self, weights: Weights) -> Float:
         """float64[tasks], sum 1."""

@@ -29,7 +29,7 @@ class TextBuffer:
     token, if it is of a response; `logprobs` float64[B, L], what the agent stated of it.
     """
 
-    def __init__(self, rows: int, width: int, *, vocab_size: int, end_id: int, pad_id: int) -> None:
+    def __init__(self, rows: int, width: int, *, vocab_size: int, end_ids: Sequence[int], pad_id: int) -> None:
         self.ids: Int = np.full((rows, width), pad_id, dtype=np.int64)
         self.on_text: npt.NDArray[np.int8] = np.zeros((rows, width), dtype=np.int8)
         self.actions: Bool = np.zeros((rows, width), dtype=np.bool_)
@@ -41,7 +41,7 @@ class TextBuffer:
         self._limit: Int = self._begin.copy()
         # As arrays, because numpy takes twice as long to calculate with a Python number.
         self._one: Int = np.array(1)
-        self._end_id: Int = np.array(end_id)
+        self._end_ids: Int = np.array(end_ids) if len(end_ids) > 1 else np.array(end_ids[0])
 
     def start(self, rows: Int, prompts: Sequence[Int], room: int) -> None:
         """Begin `rows` anew with their prompts, and `room` places for each response."""
@@ -57,13 +57,14 @@ class TextBuffer:
         self.logprobs[rows] = 0.0
 
     def append(self, rows: Int, tokens: Int, logprobs: Float | None) -> list[tuple[int, bool]]:
-        """Write one action's tokens, up to the end token or the limit of each row.
+        """Write one action's tokens, up to an end token or the limit of each row.
 
         `tokens`, `logprobs`: [len(rows)] of an action of one token, else [len(rows), k], where the value V means
-        "nothing here". Returns the rows that can write no more, and whether the end token ended them.
+        "nothing here". Returns the rows that can write no more, and whether an end token ended them.
         """
         places = self._next[rows]
-        ends = tokens == self._end_id
+        # One end token is compared in a third of the time that looking it up among several takes.
+        ends = np.isin(tokens, self._end_ids) if self._end_ids.ndim else tokens == self._end_ids
         if tokens.ndim == 1:
             ids, stated, following = tokens, logprobs, places + self._one
         else:

@@ -26,7 +26,7 @@ from rlhf_env.envs.reward_tables import RewardSpec, load_rewards
 from rlhf_env.envs.rewards import Scoring
 from rlhf_env.envs.tasks import TaskSpec, load_task, option_names
 from rlhf_env.envs.text_buffer import TextBuffer
-from rlhf_env.envs.tokenizers import load_tokenizer
+from rlhf_env.envs.tokenizers import end_ids, load_tokenizer, prompt_ids
 from rlhf_env.errors import ConfigError, DataError, EnvironmentMisuse, did_you_mean
 from rlhf_env.types import (
     Bool,
@@ -52,7 +52,7 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
 
     Observation: `{"input_ids": int64[B, L], "attention_mask": int8[B, L]}`, padded on the right, with
     L = max_prompt_tokens + max_new_tokens. Action: token ids int64[B] at `action_length` 1, else
-    int64[B, action_length] in which the value V (the vocabulary's size) means "nothing here"; what follows the end
+    int64[B, action_length] in which the value V (the vocabulary's size) means "nothing here"; what follows an end
     token is ignored. If a reward part needs to know how likely the agent found its action, the action is
     `{"tokens": ..., "probs": float64 of the same shape}`.
 
@@ -115,6 +115,7 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
         self.num_envs = num_envs
         self.task = load_task(task)
         self.tokenizer = load_tokenizer(tokenizer)
+        self._end_ids = frozenset(end_ids(self.tokenizer))
         self.reward = load_rewards(reward, self.task, {"tokenizer": self.tokenizer, **(provided or {})})
         self.max_new_tokens = max_new_tokens
         self.max_prompt_tokens = max_prompt_tokens
@@ -143,7 +144,7 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
             num_envs,
             context,
             vocab_size=vocabulary,
-            end_id=self.tokenizer.end_id,
+            end_ids=end_ids(self.tokenizer),
             pad_id=self.tokenizer.pad_id,
         )
         self._steps: Int = np.zeros(num_envs, dtype=np.int64)
@@ -414,7 +415,7 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
 
     def prompt_ids(self, prompt: Prompt) -> Int:
         """int64[P]. Raises DataError for a prompt without a token, and for one that is too long."""
-        ids = self.tokenizer.encode(prompt.text)
+        ids = prompt_ids(self.tokenizer, prompt)
         if not ids:
             raise DataError(f"prompt {prompt.id!r} has no token: the first response token needs one before it")
         if len(ids) > self.max_prompt_tokens:
@@ -439,7 +440,7 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
                         f"token id {token} in row {row} is forbidden: the task's action_mask allows {allowed.sum()} of "
                         f"{len(allowed)} there. Choose among info['action_mask'] (or action_masks())"
                     )
-                if token == self.tokenizer.end_id:
+                if token in self._end_ids:
                     break
                 response = np.append(response, token)
 
@@ -523,7 +524,7 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
         start, end = int(texts.prompt_length[row]), texts.length(row)
         ids, actions = texts.ids[row, :end].copy(), texts.actions[row, start:end].copy()
         said = ids[start:].tolist()
-        if said and said[-1] == self.tokenizer.end_id and actions[-1]:
+        if said and said[-1] in self._end_ids and actions[-1]:
             said.pop()
         return Episode(
             prompt=self._prompts[row],
@@ -540,7 +541,7 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
         """What the agent said, turn by turn: end tokens close them, and a text may stop before the last is closed."""
         turns: list[list[int]] = [[]]
         for token in ids[actions].tolist():
-            if token == self.tokenizer.end_id:
+            if token in self._end_ids:
                 turns.append([])
             else:
                 turns[-1].append(token)

@@ -6,12 +6,18 @@ decoded text again could give other ids. It is decoded once, when the episode en
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from rlhf_env import assets
+from rlhf_env.envs.transformers_tokenizer import own_tokenizer, render_chat
 from rlhf_env.errors import ConfigError, DataError
-from rlhf_env.types import Tokenizer
+from rlhf_env.types import EncodesPrompts, HasEndId, HasEndIds, JsonObject, Prompt, Tokenizer
+
+# In tokenizer_config.json: "user" says that the model was only ever asked in its chat template, so that a prompt
+# without special tokens is the message of a user.
+PLAIN_PROMPTS = "plain_prompts"
 
 
 class ByteTokenizer:
@@ -58,82 +64,145 @@ class AlphabetTokenizer:
 
 
 class FileTokenizer:
-    """A `tokenizer.json` (the fast-tokenizer format of transformers), read by the small `tokenizers` library.
+    """A folder with a `tokenizer.json` (the fast-tokenizer format), read as transformers reads it.
 
-    No special tokens are added: `encode` gives the text's own ids, and `end` and `pad` come from
-    `tokenizer_config.json` / `special_tokens_map.json` beside it, or from the arguments.
+    `encode` gives the text's own ids; `encode_prompt` adds what the tokenizer itself puts before a text. `end` and
+    `pad` name those tokens; by default they are what `tokenizer_config.json` / `special_tokens_map.json` name. Instruct
+    models often have several end tokens: `end_ids` are the tokenizer's, then those in `generation_config.json` and
+    `config.json` beside it; an `end` that is named is the only one.
     """
 
     def __init__(self, folder: str | Path, *, end: str | None = None, pad: str | None = None) -> None:
-        import tokenizers
-
         self.folder = str(folder)
         file = Path(folder) / "tokenizer.json"
         if not file.is_file():
             raise DataError(f"{folder} has no tokenizer.json: name a folder that holds a saved fast tokenizer")
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # the Rust library raises bare Exception
-            raise DataError(f"{file} is not a tokenizer file: {error}") from error
+        named = _special_tokens(Path(folder))
+        self.own = own_tokenizer(Path(folder))
+        self._tokenizer = self.own.backend_tokenizer
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         # One more than the largest id: added tokens may leave holes, so their number can be too small.
         self.vocab_size: int = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-        named = _special_tokens(Path(folder))
-        self.end_id = self._special("end", end or named.get("eos_token"), folder)
-        pad_token = pad or named.get("pad_token") or end or named.get("eos_token")
+        self.end_id = self._special("end", end or named.get("eos_token") or self.own.eos_token, folder)
+        pad_token = pad or named.get("pad_token") or end or named.get("eos_token") or self.own.eos_token
         self.pad_id = self._special("pad", pad_token, folder)
+        others = () if end else named_end_ids(Path(folder))
+        self.end_ids: tuple[int, ...] = tuple(dict.fromkeys((self.end_id, *others)))
+        # Which tokens say that a prompt was rendered already, where the others are messages.
+        self._markers: tuple[str, ...] | None = None
+        if self.own.init_kwargs.get(PLAIN_PROMPTS) == "user":
+            added = self._tokenizer.get_added_tokens_decoder().values()
+            self._markers = tuple(token.content for token in added if token.special)
 
     def _special(self, role: str, token: str | None, folder: str | Path) -> int:
-        found = self._tokenizer.token_to_id(token) if token is not None else None
+        found = self._tokenizer.token_to_id(str(token)) if token is not None else None
         if found is None:
             raise DataError(f"the tokenizer in {folder} has no {role} token ({token!r}): name one with {role}='<...>'")
         return int(found)
 
     def encode(self, text: str, /) -> list[int]:
-        # The Rust side takes UTF-8 only: a lone surrogate becomes U+FFFD instead of an exception.
-        clean = text.encode("utf-8", errors="replace").decode("utf-8")
-        return list(self._tokenizer.encode(clean, add_special_tokens=False).ids)
+        return list(self._tokenizer.encode(_utf8(text), add_special_tokens=False).ids)
+
+    def encode_prompt(self, prompt: Prompt, /) -> list[int]:
+        """The ids that the tokenizer itself gives the text, but for end tokens after it: an answer follows.
+
+        A begin token that stands in the text already is not written twice. A text that a chat template rendered is
+        encoded as it is.
+        """
+        text = _utf8(prompt.text)
+        if prompt.rendered:
+            return self.encode(text)
+        if self._markers is not None and not any(marker in text for marker in self._markers):
+            return self.encode(render_chat(self.own, [{"role": "user", "content": text}]))
+        encoding = self._tokenizer.encode(text, add_special_tokens=True)
+        own, added = self.encode(text), list(encoding.special_tokens_mask)
+        if not own:  # whatever there is was added
+            return [token for token in encoding.ids if token not in self.end_ids]
+        begin = list(encoding.ids[: added.index(0)])
+        return own if own[: len(begin)] == begin else [*begin, *own]
 
     def decode(self, ids: Sequence[int], /) -> str:
-        return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True))
+        return str(self.own.decode([int(i) for i in ids], skip_special_tokens=True))
 
-    def filled_up(self, vocab_size: int) -> FileTokenizer:
-        """The same tokenizer with unused ids at the end, for a model whose vocabulary is rounded up."""
-        end, pad = self._tokenizer.id_to_token(self.end_id), self._tokenizer.id_to_token(self.pad_id)
-        return _reopen(self.folder, end, pad, vocab_size)
+    def belonging_to(self, vocab_size: int, end_ids: Sequence[int]) -> FileTokenizer:
+        """The same tokenizer for a model with a larger vocabulary (many are rounded up) and further end tokens."""
+        ends = tuple(dict.fromkeys((*self.end_ids, *end_ids)))
+        return _reopen(self.folder, *self._end_and_pad(), vocab_size, ends)
+
+    def _end_and_pad(self) -> tuple[str | None, str | None]:
+        return self._tokenizer.id_to_token(self.end_id), self._tokenizer.id_to_token(self.pad_id)
 
     # Environments are pickled to worker processes, which read the file again.
     def __reduce__(self) -> tuple[object, ...]:
-        end, pad = self._tokenizer.id_to_token(self.end_id), self._tokenizer.id_to_token(self.pad_id)
-        return _reopen, (self.folder, end, pad, self.vocab_size)
+        return _reopen, (self.folder, *self._end_and_pad(), self.vocab_size, self.end_ids)
 
 
-def _reopen(folder: str, end: str | None, pad: str | None, vocab_size: int) -> FileTokenizer:
+def _reopen(folder: str, end: str | None, pad: str | None, vocab_size: int, end_ids: tuple[int, ...]) -> FileTokenizer:
     tokenizer = FileTokenizer(folder, end=end, pad=pad)
-    tokenizer.vocab_size = vocab_size
+    tokenizer.vocab_size, tokenizer.end_ids = vocab_size, end_ids
     return tokenizer
+
+
+def _utf8(text: str) -> str:
+    """The Rust side takes UTF-8 only: a lone surrogate becomes a question mark instead of an exception."""
+    return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def _special_tokens(folder: Path) -> dict[str, str]:
     """`{"eos_token": ..., "pad_token": ...}` as the files of transformers state them."""
-    import json
-
     found: dict[str, str] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        file = folder / name
-        if file.is_file():
-            try:
-                content = dict(json.loads(file.read_text(encoding="utf-8")))
-            except (ValueError, TypeError) as error:
-                raise DataError(f"{file} does not hold a JSON table: {error}") from error
-            for role in ("eos_token", "pad_token"):
-                token = content.get(role)
-                if isinstance(token, dict):  # older files hold {"content": "<s>", ...}
-                    token = token.get("content")
-                if isinstance(token, str):
-                    found[role] = token
+        content = _json_table(folder / name)
+        for role in ("eos_token", "pad_token"):
+            token = content.get(role)
+            if isinstance(token, dict):  # older files hold {"content": "<s>", ...}
+                token = token.get("content")
+            if isinstance(token, str):
+                found[role] = token
     return found
+
+
+def named_end_ids(folder: Path) -> tuple[int, ...]:
+    """Every end token that a model's `generation_config.json` and `config.json` name, in that order.
+
+    Raises DataError where what stands there is no id.
+    """
+    found: dict[int, None] = {}
+    for name in ("generation_config.json", "config.json"):
+        content = _json_table(folder / name)
+        inner = content.get("text_config")  # of a model that also reads pictures
+        for table in (content, inner if isinstance(inner, dict) else {}):
+            named = table.get("eos_token_id")
+            for token in named if isinstance(named, list) else [] if named is None else [named]:
+                if not isinstance(token, int) or isinstance(token, bool) or token < 0:
+                    raise DataError(
+                        f"{folder / name}: eos_token_id must be a token id, or a list of them, got {named!r}"
+                    )
+                found[token] = None
+    return tuple(found)
+
+
+def _json_table(file: Path) -> JsonObject:
+    """The table in a JSON file, empty where there is no such file. Raises DataError."""
+    if not file.is_file():
+        return {}
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{file} does not hold a JSON table: {error}") from error
+
+
+def end_ids(known_to: HasEndId) -> tuple[int, ...]:
+    """The ids that end a response for a tokenizer or a policy, its `end_id` first."""
+    return tuple(known_to.end_ids) if isinstance(known_to, HasEndIds) else (known_to.end_id,)
+
+
+def prompt_ids(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
+    """The ids of a prompt as a model reads it before it answers: whoever encodes one does it here."""
+    if isinstance(tokenizer, EncodesPrompts):
+        return tokenizer.encode_prompt(prompt)
+    return tokenizer.encode(prompt.text)
 
 
 def load_tokenizer(spec: str | Path | Tokenizer, *, revision: str | None = None) -> Tokenizer:
@@ -164,7 +233,14 @@ def _from_hub(name: str, revision: str | None) -> Path:
     """The local folder of a hub model's tokenizer files (fetched, or from the cache)."""
     from huggingface_hub import snapshot_download
 
-    wanted = ["tokenizer*", "special_tokens_map.json", "chat_template.jinja"]
+    wanted = [
+        "tokenizer*",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "chat_template*",
+        "additional_chat_templates/*",
+    ]
+    wanted += ["vocab*", "merges.txt", "config.json", "generation_config.json"]
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except Exception as error:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from rlhf_env.envs.tokenizers import end_ids, prompt_ids
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.interchange import read_jsonl
 from rlhf_env.feedback.judgements import Preference, Response
@@ -85,7 +86,8 @@ def pair_episode(prompt: Prompt, response: Response, tokenizer: Tokenizer) -> Ep
     length limit, closed by the end token.
     """
     if response.ids is not None and response.prompt_ids is not None:
-        tokens = [token for token in response.ids if token != tokenizer.end_id]
+        ends = end_ids(tokenizer)
+        tokens = [token for token in response.ids if token not in ends]
         known = all(token < tokenizer.vocab_size for token in (*response.prompt_ids, *response.ids))
         if known and tokenizer.decode(tokens) == response.text:
             return response.episode(prompt)
@@ -93,7 +95,7 @@ def pair_episode(prompt: Prompt, response: Response, tokenizer: Tokenizer) -> Ep
     read = replace(
         response,
         ids=(*tokenizer.encode(response.text), *end),
-        prompt_ids=tuple(tokenizer.encode(prompt.text)),
+        prompt_ids=tuple(prompt_ids(tokenizer, prompt)),
         finish_reason=response.finish_reason or "stop",
     )
     return read.episode(prompt)

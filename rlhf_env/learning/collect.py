@@ -9,6 +9,7 @@ import numpy as np
 
 from rlhf_env.envs.actions import Actions
 from rlhf_env.envs.text_vector_env import TextVectorEnv
+from rlhf_env.envs.tokenizers import end_ids
 from rlhf_env.errors import ConfigError, RunFailed
 from rlhf_env.learning.agent import Agent, Decision
 from rlhf_env.learning.rollout import Rollout, finished
@@ -82,8 +83,9 @@ def _lay_out(extras: dict[str, Float], decision: Decision, writing: Bool, length
     """Put log-probabilities and per-token extras, [B, k], at the places [B, L] where the tokens will be written."""
     tokens = np.asarray(decision.tokens).reshape(env.num_envs, -1)
     width = env.max_prompt_tokens + env.max_new_tokens
-    ends = np.cumsum(tokens == env.tokenizer.end_id, axis=1) - (tokens == env.tokenizer.end_id) > 0
-    written = writing[:, None] & (tokens < env.tokenizer.vocab_size) & ~ends
+    ends = np.isin(tokens, end_ids(env.tokenizer))
+    after_end = ends.cumsum(axis=1) - ends > 0
+    written = writing[:, None] & (tokens < env.tokenizer.vocab_size) & ~after_end
     places = lengths[:, None] + np.cumsum(written, axis=1) - 1
     written &= places < width
     rows, columns = np.nonzero(written)

@@ -7,7 +7,14 @@ from typing import Annotated, Literal
 
 import torch
 
-from rlhf_env.envs.tokenizers import AlphabetTokenizer, FileTokenizer, load_tokenizer
+from rlhf_env.envs.tokenizers import (
+    AlphabetTokenizer,
+    FileTokenizer,
+    end_ids,
+    load_tokenizer,
+    named_end_ids,
+    tokenizer_folder,
+)
 from rlhf_env.errors import ConfigError, DataError, Problem, under
 from rlhf_env.policies.language_model import ROWS_AT_ONCE, LanguageModel
 from rlhf_env.policies.policy import Policy, Sampling
@@ -68,10 +75,12 @@ def load_policy(wanted: PolicySettings, tokenizer: Tokenizer, task: Task, *, max
             seed=seed,
         )
     if wanted.model != "tiny":
-        # The tokenizer says how a text ends: models that know several end tokens name another one first.
-        end, pad = tokenizer.end_id, tokenizer.pad_id
+        # The tokenizer says first how a text ends: models that know several end tokens name another one first.
+        end, pad = end_ids(tokenizer), tokenizer.pad_id
         try:
             with under("model"):
+                if isinstance(tokenizer, FileTokenizer) and wanted.tokenizer:  # that of another folder
+                    end = (*end, *named_end_ids(tokenizer_folder(wanted.model, wanted.revision)))
                 return LanguageModel.from_pretrained(
                     wanted.model,
                     dtype=dtype,
@@ -101,16 +110,21 @@ def load_policy(wanted: PolicySettings, tokenizer: Tokenizer, task: Task, *, max
 
 def with_vocabulary_of(tokenizer: Tokenizer, policy: Policy, model: str) -> Tokenizer:
     """The tokenizer with the model's vocabulary (which many models fill up to a round number), or DataError."""
-    if tokenizer.vocab_size < policy.vocab_size and isinstance(tokenizer, FileTokenizer):
-        tokenizer = tokenizer.filled_up(policy.vocab_size)
+    written = end_ids(policy)
+    if isinstance(tokenizer, FileTokenizer):
+        more_ends = policy.end_id in tokenizer.end_ids and not set(written) <= set(tokenizer.end_ids)
+        if more_ends or tokenizer.vocab_size < policy.vocab_size:
+            largest = max(tokenizer.vocab_size, policy.vocab_size)
+            tokenizer = tokenizer.belonging_to(largest, written if more_ends else ())
     if tokenizer.vocab_size != policy.vocab_size:
         raise DataError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model} has {policy.vocab_size}: "
             "they do not belong together"
         )
-    if tokenizer.end_id != policy.end_id:
+    known = end_ids(tokenizer)
+    if not set(written) <= set(known):  # it would stop where the environment waits for more
+        ours, theirs = (", ".join(map(str, ids)) for ids in (known, written))
         raise DataError(
-            f"the tokenizer ends a text with token {tokenizer.end_id}, the model {model} with {policy.end_id}: "
-            "they do not belong together"
+            f"the tokenizer ends a text with token {ours}, the model {model} with {theirs}: they do not belong together"
         )
     return tokenizer

@@ -11,6 +11,8 @@ k slots of a row are its last k tokens, as sliding-window attention wants it. Ro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -36,7 +38,7 @@ class Decoding:
     """Texts that are being written, and the key/value cache of what the model has read of them.
 
     `texts` int64[B, L or more] and `lengths` int64[B] hold the prompts and everything written since. `rows` bool[B]
-    says which rows write. A row that has stopped (by its end token, or because a call did not ask for it) never writes
+    says which rows write. A row that has stopped (by an end token, or because a call did not ask for it) never writes
     again. `fused` does prefill and decode with the model's present weights; if it is None, the model's own code does.
     """
 
@@ -60,7 +62,9 @@ class Decoding:
         return bool(((texts[rows, :width] == self.texts[rows, :width]) | outside).all())
 
     @torch.inference_mode()
-    def write(self, uniforms: Float, rows: Bool, sampling: Sampling, *, end_id: int, vocab_size: int) -> Written:
+    def write(
+        self, uniforms: Float, rows: Bool, sampling: Sampling, *, end_ids: Sequence[int], vocab_size: int
+    ) -> Written:
         """Up to k tokens for each of `rows`; `uniforms` float64[B, k] in [0, 1) decide what is drawn at each step."""
         self.live &= rows
         tokens = np.full(uniforms.shape, vocab_size, np.int64)
@@ -75,7 +79,7 @@ class Decoding:
             )
             tokens[live, step] = self.texts[live, self.lengths[live]] = drawn
             self.lengths[live] += 1
-            self.live[live] = drawn != end_id
+            self.live[live] = ~np.isin(drawn, end_ids) if len(end_ids) > 1 else drawn != end_ids[0]
         return Written(tokens, logprobs)
 
     def _widen(self, length: int) -> None:

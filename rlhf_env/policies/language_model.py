@@ -6,7 +6,6 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlhf_env import assets
+from rlhf_env.envs.tokenizers import FileTokenizer
+from rlhf_env.envs.transformers_tokenizer import quiet_transformers
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.policies.anatomy import Anatomy, anatomy_of, has_dropout
 from rlhf_env.policies.attention import attend_in_own_precision
@@ -21,6 +22,7 @@ from rlhf_env.policies.decoding import Decoding
 from rlhf_env.policies.forward_pass import forward_pass
 from rlhf_env.policies.fused import FusedStep
 from rlhf_env.policies.lm_head import LinearHead, gives_the_logits, linear_head, score_logits
+from rlhf_env.policies.loading import load_causal_lm
 from rlhf_env.policies.policy import Sampling, TextEvaluation, Written
 from rlhf_env.policies.streams import RowStreams
 from rlhf_env.policies.trunk import hidden_states, prefix_tree
@@ -39,8 +41,10 @@ ROWS_AT_ONCE = 256
 class LanguageModel(nn.Module):
     """A causal LM of the transformers library as a `Policy`; see there for the methods.
 
-    `end_id` and `pad_id` default to those of the model's configuration (pad falls back to end). `seed` starts the
-    random streams that `write` draws from, one per row: what a row writes does not depend on the other rows.
+    `end_id`, one token or several, and `pad_id` default to those of the model's configuration and generation
+    configuration (pad falls back to end): every end token ends a text, and the first is the one that closes texts of
+    others. `seed` starts the random streams that `write` draws from, one per row: what a row writes does not depend on
+    the other rows.
 
     `rows_at_once` bounds the memory of the key/value cache: more texts are written in several waves, and then every
     call reads them from the start. `fused`: sample with `FusedStep` and learn with `trunk.hidden_states` where they
@@ -51,7 +55,7 @@ class LanguageModel(nn.Module):
         self,
         model: HFModel,
         *,
-        end_id: int | None = None,
+        end_id: int | Sequence[int] | None = None,
         pad_id: int | None = None,
         sampling: Sampling = Sampling(),  # noqa: B008 - frozen
         seed: int = 0,
@@ -67,8 +71,8 @@ class LanguageModel(nn.Module):
         self.rows_at_once, self.fused = rows_at_once, fused
         self._text_config: HFConfig = model.config.get_text_config()
         self._vocab_size = int(model.get_output_embeddings().weight.shape[0])
-        self._end_id = self._known_id("end_id", end_id, self._text_config.eos_token_id)
-        self._pad_id = self._known_id("pad_id", pad_id, self._text_config.pad_token_id, self._end_id)
+        self._end_ids = self._known_ids("end_id", named_end_ids(model) if end_id is None else end_id)
+        self._pad_id = self._known_ids("pad_id", pad_id, self._text_config.pad_token_id, self._end_ids[0])[0]
         # The embedding of torch's `padding_idx` gets no gradient, and the padding token may be the end token, which has
         # to learn. Our masks say what is padding.
         model.get_input_embeddings().padding_idx = None
@@ -83,7 +87,7 @@ class LanguageModel(nn.Module):
         name: str | Path,
         *,
         dtype: torch.dtype = torch.float32,
-        end_id: int | None = None,
+        end_id: int | Sequence[int] | None = None,
         pad_id: int | None = None,
         sampling: Sampling = Sampling(),  # noqa: B008 - frozen
         seed: int = 0,
@@ -96,10 +100,10 @@ class LanguageModel(nn.Module):
         Weights are read from safetensors only, code of the model's author is not run, and whatever precision is on
         disk becomes `dtype`. DataError, in one line, when there is no usable model.
         """
-        model = _load(name, dtype, revision)
+        model = load_causal_lm(name, dtype, revision)
         return cls(
             model,
-            end_id=end_id,
+            end_id=end_id if end_id is not None else _end_ids_beside(name, model),
             pad_id=pad_id,
             sampling=sampling,
             seed=seed,
@@ -109,9 +113,10 @@ class LanguageModel(nn.Module):
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write config and safetensors into a folder that transformers, and `from_pretrained`, can read."""
+        ends = list(self.end_ids) if len(self.end_ids) > 1 else self.end_id
         for config in (self._text_config, getattr(self.model, "generation_config", None)):
             if config is not None:
-                config.eos_token_id, config.pad_token_id = self.end_id, self.pad_id
+                config.eos_token_id, config.pad_token_id = ends, self.pad_id
         with quiet_transformers():
             self.model.save_pretrained(path)
 
@@ -129,7 +134,11 @@ class LanguageModel(nn.Module):
 
     @property
     def end_id(self) -> int:
-        return self._end_id
+        return self._end_ids[0]
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        return self._end_ids
 
     @property
     def pad_id(self) -> int:
@@ -167,7 +176,7 @@ class LanguageModel(nn.Module):
             if decoding is None or len(waves) > 1:
                 decoding = Decoding(self.model, texts, lengths, wave, fused)
             with _without_dropout(self):
-                piece = decoding.write(uniforms, wave, self.sampling, end_id=self.end_id, vocab_size=self.vocab_size)
+                piece = decoding.write(uniforms, wave, self.sampling, end_ids=self.end_ids, vocab_size=self.vocab_size)
             written.tokens[wave], written.logprobs[wave] = piece.tokens[wave], piece.logprobs[wave]
         self._streams.take((written.tokens < self.vocab_size).sum(1))
         if decoding is not None and len(waves) == 1 and decoding.live.any():
@@ -311,15 +320,15 @@ class LanguageModel(nn.Module):
         if batch:
             yield batch
 
-    def _known_id(self, name: str, *candidates: Any) -> int:
-        """The first candidate that is an id; of a list (several end tokens) its first id."""
+    def _known_ids(self, name: str, *candidates: int | Sequence[int] | None) -> tuple[int, ...]:
+        """The ids of the first candidate that has some. Raises ConfigError for one outside the vocabulary."""
         for candidate in candidates:
-            value = candidate[0] if isinstance(candidate, list | tuple) and candidate else candidate
-            if value is None or isinstance(value, list | tuple):
-                continue
-            if not 0 <= value < self._vocab_size:
-                raise ConfigError(f"{name}: {value} is outside the model's vocabulary of {self._vocab_size}")
-            return int(value)
+            ids = listed(candidate)
+            for value in ids:
+                if not 0 <= value < self._vocab_size:
+                    raise ConfigError(f"{name}: {value} is outside the model's vocabulary of {self._vocab_size}")
+            if ids:
+                return ids
         raise ConfigError(f"{name}: the model's configuration names none: give one")
 
     def _check_prompts(self, texts: Int, mask: Bool, lengths: Int, rows: Bool, length: int) -> None:
@@ -365,20 +374,22 @@ def _without_dropout(module: nn.Module) -> Iterator[None]:
             part.training = True
 
 
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No progress bars and no warnings of transformers; errors are still exceptions."""
-    from transformers.utils import logging
+def listed(ids: int | Sequence[int] | None) -> tuple[int, ...]:
+    """Ids as configurations name them - none, one, or a list - without repetition, in their order."""
+    return tuple(dict.fromkeys([] if ids is None else map(int, ids) if isinstance(ids, Sequence) else [int(ids)]))
 
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
+
+def named_end_ids(model: HFModel) -> tuple[int, ...]:
+    """Every end token that the model's configuration and its generation configuration name, in that order."""
+    configs = (model.config.get_text_config(), model.config, getattr(model, "generation_config", None))
+    return listed([token for config in configs for token in listed(getattr(config, "eos_token_id", None))])
+
+
+def _end_ids_beside(name: str | Path, model: HFModel) -> tuple[int, ...]:
+    """Those that the model names, and those of the tokenizer in its folder, if it has one."""
+    folder = Path(assets.resolve(str(name))).expanduser()
+    beside = FileTokenizer(folder).end_ids if (folder / "tokenizer.json").is_file() else ()
+    return listed([*named_end_ids(model), *beside])
 
 
 def padded(episodes: Sequence[Episode], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -390,49 +401,3 @@ def padded(episodes: Sequence[Episode], pad_id: int) -> tuple[Tensor, Tensor, Te
         start, end = len(episode.prompt_ids), len(episode.ids)
         tokens[row, :end], mask[row, :end], where[row, start:end] = episode.ids, True, episode.actions
     return torch.from_numpy(tokens), torch.from_numpy(mask), torch.from_numpy(where)
-
-
-def _load(name: str | Path, dtype: torch.dtype, revision: str | None) -> HFModel:
-    from huggingface_hub import constants
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
-
-    folder = Path(assets.resolve(str(name))).expanduser()
-    local = folder.is_dir()
-    if local:
-        _check_folder(folder)
-    elif folder.exists() or str(name).startswith(("/", ".", "~")):
-        raise DataError(f"model {str(name)!r}: there is no such folder")
-    try:
-        with quiet_transformers():
-            model, report = AutoModelForCausalLM.from_pretrained(
-                str(folder) if local else str(name),
-                dtype=dtype,
-                revision=revision,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as problem:
-        why = str(problem).strip().split("\n")[0]
-        if not local and constants.HF_HUB_OFFLINE:
-            why = "no such folder, not in this machine's hub cache, and HF_HUB_OFFLINE forbids fetching it"
-        elif not local:
-            why = f"no such folder, and the hub did not give it: {why}"
-        raise DataError(f"model {str(name)!r}: {why}") from None
-    missing = sorted(report["missing_keys"])
-    if missing:  # transformers would fill them with random numbers
-        raise DataError(f"model {str(name)!r}: {len(missing)} weights are missing, {missing[0]} among them")
-    for parameter in model.parameters():
-        # Copied out of the file's memory map. Then rewriting the file changes nothing here, and the same weights give
-        # the same bits (kernels sum in another order if a tensor does not begin at a multiple of 64 bytes).
-        parameter.data = parameter.data.clone()
-    return model
-
-
-def _check_folder(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise DataError(f"model {str(folder)!r}: not a model folder, config.json is missing")
-    if not any(folder.glob("*.safetensors")):
-        remedy = " (pickled weights are not read: save them as safetensors)" if any(folder.glob("*.bin")) else ""
-        raise DataError(f"model {str(folder)!r}: the weights, *.safetensors, are missing{remedy}")

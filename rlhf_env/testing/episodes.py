@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from rlhf_env.envs.tokenizers import ByteTokenizer
+from rlhf_env.envs.tokenizers import ByteTokenizer, end_ids, prompt_ids
 from rlhf_env.types import Episode, FinishReason, Float, Prompt, Tokenizer
 
 _PROMPTS = ("How are you?", "Tell me more.", "emoji 😀, \u05e9\u05dc\u05d5\u05dd, NUL \x00, lone \ud83d")
@@ -42,6 +42,7 @@ def make_episode(
     tokens of the response, or one each (the end token included), or None for a run that does not ask for them.
     """
     tokenizer = ByteTokenizer() if tokenizer is None else tokenizer
+    prompt = Prompt(id=f"made/{prompt_text!a}", text=prompt_text, meta=dict(meta or {}))
     ids = tokenizer.encode(response_text)
     closing = [tokenizer.end_id] if finish_reason in ("stop", "task") else []
     response_ids = np.array([*ids, *closing], dtype=np.int64)
@@ -49,8 +50,8 @@ def make_episode(
     if logprobs is not None:
         stated = np.array(np.broadcast_to(logprobs, response_ids.shape), dtype=np.float64)
     return Episode(
-        prompt=Prompt(id=f"made/{prompt_text!a}", text=prompt_text, meta=dict(meta or {})),
-        prompt_ids=np.array(tokenizer.encode(prompt_text), dtype=np.int64),
+        prompt=prompt,
+        prompt_ids=np.array(prompt_ids(tokenizer, prompt), dtype=np.int64),
         response=tokenizer.decode(ids),
         response_ids=response_ids,
         finish_reason=finish_reason,
@@ -67,7 +68,7 @@ def episodes_of(
     words = ["the", "a", "moon", "great", "not", "very", "rain", "walks", "slowly", "home", ",", ".", "!", "?"]
     endings: tuple[FinishReason, ...] = ("stop", "length", "task")
     long = " ".join(stream.choice(words, size=longest))
-    own_ids = [i for i in range(tokenizer.vocab_size) if i not in (tokenizer.end_id, tokenizer.pad_id)]
+    own_ids = [i for i in range(tokenizer.vocab_size) if i not in (*end_ids(tokenizer), tokenizer.pad_id)]
     prompts = [text for text in _PROMPTS if can_say(tokenizer, text)] or [tokenizer.decode(own_ids[:3])]
     made = []
     for prompt in prompts:

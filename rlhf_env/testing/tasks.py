@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_env.envs.tasks import held_out
-from rlhf_env.envs.tokenizers import ByteTokenizer
+from rlhf_env.envs.tokenizers import ByteTokenizer, prompt_ids
 from rlhf_env.errors import ContractError
 from rlhf_env.testing.episodes import ODD_RESPONSES, can_say, make_episode
 from rlhf_env.testing.observing import broken, global_randomness_untouched
@@ -81,7 +81,7 @@ def _check_ids(prompts: Sequence[Prompt]) -> None:
 
 
 def _check_encoding(prompt: Prompt, tokenizer: Tokenizer) -> None:
-    ids = tokenizer.encode(prompt.text)
+    ids = prompt_ids(tokenizer, prompt)
     if not ids or not all(0 <= i < tokenizer.vocab_size for i in ids):
         raise ContractError(
             "encodes",

@@ -42,11 +42,11 @@ from faults.resume_matrix import (
 )
 
 from rlhf_env import plugins
+from rlhf_env.envs.transformers_tokenizer import quiet_transformers
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.run_folder import read_metrics
 from rlhf_env.learning.spending import Budget
-from rlhf_env.policies.language_model import quiet_transformers
 
 SAVE_EVERY = 2  # updates, in the experiments of the matrix
 TENSORS, STATE, MANIFEST = CHECKPOINT = ("tensors.safetensors", "state.json", "manifest.json")

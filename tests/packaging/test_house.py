@@ -64,7 +64,9 @@ def test_environments_and_plugins_never_name_torch(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert not {name for name in imported if name.partition(".")[0] in ("torch", "transformers")}
+    # The one bridge to the library's tokenizers, most of which work without torch: it is crossed in its functions.
+    heavy = ("torch",) if path.name == "transformers_tokenizer.py" else ("torch", "transformers")
+    assert not {name for name in imported if name.partition(".")[0] in heavy}
 
 
 def test_listing_plugins_is_quick_and_loads_no_torch() -> None:

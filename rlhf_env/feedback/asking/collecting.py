@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_env.envs.tokenizers import end_ids, prompt_ids
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.feedback import findings
 from rlhf_env.feedback.asking.annotators import Annotator, Judges, Ranks, Rates
@@ -60,7 +61,7 @@ def sample_responses(
 def _written(
     policy: Policy, tokenizer: Tokenizer, prompts: Sequence[Prompt], temperature: float, max_new_tokens: int
 ) -> Iterator[Episode]:
-    ids = [np.array(tokenizer.encode(prompt.text), dtype=np.int64) for prompt in prompts]
+    ids = [np.array(prompt_ids(tokenizer, prompt), dtype=np.int64) for prompt in prompts]
     padded = np.full((len(ids), max(map(len, ids))), tokenizer.pad_id, dtype=np.int64)
     mask = np.zeros(padded.shape, dtype=np.int8)
     for row, text in enumerate(ids):
@@ -72,12 +73,13 @@ def _written(
         written = policy.write(observation, max_new_tokens)
     finally:
         policy.sampling = usual
-    for prompt, prompt_ids, tokens in zip(prompts, ids, written.tokens, strict=True):
+    ends = end_ids(tokenizer)
+    for prompt, asked, tokens in zip(prompts, ids, written.tokens, strict=True):
         response = tokens[tokens < policy.vocab_size]
-        stopped = len(response) > 0 and response[-1] == tokenizer.end_id
+        stopped = len(response) > 0 and response[-1] in ends
         yield Episode(
             prompt=prompt,
-            prompt_ids=prompt_ids,
+            prompt_ids=asked,
             response=tokenizer.decode(response[: len(response) - stopped].tolist()),
             response_ids=response,
             finish_reason="stop" if stopped else "length",

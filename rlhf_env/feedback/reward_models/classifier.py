@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
+from rlhf_env.envs.transformers_tokenizer import quiet_transformers
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.judgements import Response
 from rlhf_env.feedback.reward_models.model import batches_of_like_length, distinct, padded_ids
-from rlhf_env.policies.language_model import quiet_transformers
+from rlhf_env.policies.language_model import listed, named_end_ids
 from rlhf_env.policies.untyped import HFModel
 from rlhf_env.types import Episode, Float, Int, Prompt
 
@@ -39,6 +40,8 @@ class SequenceClassifier:
         self._model = _load(self.name, dtype)
         self._tokenizer = _load_tokenizer(self.name)
         config = self._model.config.get_text_config()
+        own = None if self._tokenizer is None else self._tokenizer.eos_token_id
+        self._ends = () if own is None else listed([own, *named_end_ids(self._model)])  # any may close a text
         self._pad: int | None = config.pad_token_id
         self._vocab_size = int(self._model.get_input_embeddings().weight.shape[0])
         self._context: int | None = getattr(config, "max_position_embeddings", None)
@@ -47,7 +50,7 @@ class SequenceClassifier:
         """float64[B]. Raises DataError for a text that is empty or too long, or has ids outside the vocabulary."""
         if self._tokenizer is None:
             return self._scores([episode.ids for episode in episodes])
-        return self._scores([self._encode(it.prompt.text, it.response, it.finish_reason) for it in episodes])
+        return self._scores([self._encode(it.prompt, it.response, it.finish_reason) for it in episodes])
 
     def score_members(self, episodes: Sequence[Episode]) -> Float:
         """float64[1, B]."""
@@ -57,15 +60,18 @@ class SequenceClassifier:
         """float64[B]."""
         if self._tokenizer is None:
             return self._scores([response.episode(prompt).ids for prompt, response in responses])
-        return self._scores([self._encode(prompt.text, it.text, it.finish_reason) for prompt, it in responses])
+        return self._scores([self._encode(prompt, it.text, it.finish_reason) for prompt, it in responses])
 
-    def _encode(self, prompt: str, response: str, finish_reason: str | None) -> Int:
+    def _encode(self, prompt: Prompt, response: str, finish_reason: str | None) -> Int:
         assert self._tokenizer is not None
-        text = (prompt + response).encode("utf-8", errors="replace").decode("utf-8")  # lone surrogates: as elsewhere
-        ids = list(self._tokenizer(text, truncation=False)["input_ids"])
-        end = self._tokenizer.eos_token_id
-        if end is not None and finish_reason in _ENDED and ids[-1:] != [end]:
-            ids.append(end)
+        text = (
+            (prompt.text + response).encode("utf-8", errors="replace").decode("utf-8")
+        )  # lone surrogates: as elsewhere
+        begin = self._tokenizer.bos_token
+        written = prompt.rendered or (begin is not None and text.startswith(begin))  # the template wrote it
+        ids = list(self._tokenizer(text, truncation=False, add_special_tokens=not written)["input_ids"])
+        if self._ends and finish_reason in _ENDED and ids[-1:] not in [[end] for end in self._ends]:
+            ids.append(self._ends[0])
         return np.array(ids, dtype=np.int64)
 
     @torch.no_grad()

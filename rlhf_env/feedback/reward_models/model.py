@@ -31,12 +31,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rlhf_env import assets
-from rlhf_env.envs.tokenizers import load_tokenizer
+from rlhf_env.envs.tokenizers import load_tokenizer, prompt_ids
+from rlhf_env.envs.transformers_tokenizer import quiet_transformers
 from rlhf_env.errors import ConfigError, DataError, RunFailed
 from rlhf_env.feedback.judgements import Preference, Response
 from rlhf_env.feedback.reward_models.config import Epoch, HeadKind, RewardModelConfig, TrainingRecord
 from rlhf_env.policies.anatomy import anatomy_of
-from rlhf_env.policies.language_model import quiet_transformers
 from rlhf_env.policies.trunk import hidden_states, prefix_tree
 from rlhf_env.policies.untyped import HFModel
 from rlhf_env.types import Episode, Float, Int, JsonObject, Prompt, Tokenizer
@@ -50,7 +50,10 @@ _TEMPERATURES = (1.0, 1.25, 1.6)
 _LIKELIHOODS, _NEURONS = 2 * len(_TEMPERATURES) + 3, 128
 _DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _CARD, _HEAD = "reward_model.json", "reward_head.safetensors"
-_TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model")
+_TOKENIZER_FILES = (
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model"),
+    *("chat_template*", "generation_config.json"),  # how it is asked, and what ends its texts
+)
 
 
 @dataclass(frozen=True)
@@ -440,7 +443,7 @@ def _text(prompt: Prompt, response: Response, tokenizer: Tokenizer | None) -> Te
     if response.ids is not None and response.prompt_ids is not None:
         return Text(np.array([*response.prompt_ids, *response.ids], dtype=np.int64), len(response.prompt_ids))
     assert tokenizer is not None  # `read` loads one when it is needed
-    asked = tokenizer.encode(prompt.text)
+    asked = prompt_ids(tokenizer, prompt)
     ended = [tokenizer.end_id] if response.finish_reason in (None, "stop") else []
     return Text(np.array([*asked, *tokenizer.encode(response.text), *ended], dtype=np.int64), len(asked))
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from rlhf_env.envs.rewards import KLPart, RewardMix
 from rlhf_env.envs.tasks import held_out
 from rlhf_env.envs.text_vector_env import TextVectorEnv
+from rlhf_env.envs.tokenizers import end_ids
 from rlhf_env.errors import under
 from rlhf_env.lab.evaluation.metric import Measured, Metric
 from rlhf_env.lab.evaluation.metrics import METRICS, with_plugins
@@ -179,19 +180,21 @@ class Evaluator:
         alone = traits(agent).policy_writes and setup.policy.sampling.exact
         if not alone or isinstance(task, (Replies, MasksActions)):
             return None
-        choices = [token for token in range(setup.policy.vocab_size) if token != setup.policy.end_id]
+        ends = end_ids(env.tokenizer)
+        choices = [token for token in range(setup.policy.vocab_size) if token not in ends]
         if isinstance(setup.policy, TabularPolicy):  # it never writes padding, and has no word for it
             choices.remove(setup.policy.pad_id)
         longest = env.max_new_tokens
-        possible = sum(len(choices) ** length for length in range(longest + 1))
+        possible = sum(len(choices) ** length * len(ends) for length in range(longest)) + len(choices) ** longest
         if possible > _ENUMERABLE:
             return None
-        asked = Counter(task.prompt(i, {}).text for i in range(self.workplace.experiment.evaluation.prompts))
+        prompts = (task.prompt(i, {}) for i in range(self.workplace.experiment.evaluation.prompts))
+        asked = Counter(tuple(env.prompt_ids(prompt).tolist()) for prompt in prompts)
         if possible * len(asked) > _ENUMERABLE:
             return None
         total = 0.0
-        for text, times in asked.items():
-            texts = list(_every_text(env.tokenizer.encode(text), choices, setup.policy.end_id, longest))
+        for prompt_ids, times in asked.items():
+            texts = list(_every_text(prompt_ids, choices, ends, longest))
             ours, theirs = (
                 np.array([row.sum() for row in writer.response_logprobs(texts)])
                 for writer in (setup.policy, setup.reference)
@@ -258,12 +261,13 @@ def divergences(rollout: Rollout) -> Float:
     return np.array([float(values.sum()) for values in log_ratios(rollout)])
 
 
-def _every_text(prompt: Sequence[int], choices: Sequence[int], end: int, longest: int) -> Iterator[Episode]:
-    """Every response that can be written: any `choices` and then `end`, or as many as fit."""
+def _every_text(prompt: Sequence[int], choices: Sequence[int], ends: Sequence[int], longest: int) -> Iterator[Episode]:
+    """Every response that can be written: any `choices` and then one of `ends`, or as many choices as fit."""
     nothing = Prompt(id="every text", text="")
     for length in range(longest + 1):
-        for written in itertools.product(choices, repeat=length):
-            ids = [*written, end] if length < longest else list(written)
+        closings = [[end] for end in ends] if length < longest else [[]]
+        for written, closing in itertools.product(itertools.product(choices, repeat=length), closings):
+            ids = [*written, *closing]
             yield Episode(
                 prompt=nothing,
                 prompt_ids=np.array(prompt, dtype=np.int64),

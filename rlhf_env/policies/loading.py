@@ -1,0 +1,59 @@
+"""Causal language models from folders and the hub: loaded as transformers loads them, or refused in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from rlhf_env import assets
+from rlhf_env.envs.transformers_tokenizer import quiet_transformers
+from rlhf_env.errors import DataError
+from rlhf_env.policies.untyped import HFModel
+
+
+def load_causal_lm(name: str | Path, dtype: torch.dtype, revision: str | None) -> HFModel:
+    """The model in a folder or, if there is no such folder, of the hub. Raises DataError."""
+    from huggingface_hub import constants
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    folder = Path(assets.resolve(str(name))).expanduser()
+    local = folder.is_dir()
+    if local:
+        _check_folder(folder)
+    elif folder.exists() or str(name).startswith(("/", ".", "~")):
+        raise DataError(f"model {str(name)!r}: there is no such folder")
+    try:
+        with quiet_transformers():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                str(folder) if local else str(name),
+                dtype=dtype,
+                revision=revision,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as problem:
+        why = str(problem).strip().split("\n")[0]
+        if not local and constants.HF_HUB_OFFLINE:
+            why = "no such folder, not in this machine's hub cache, and HF_HUB_OFFLINE forbids fetching it"
+        elif not local:
+            why = f"no such folder, and the hub did not give it: {why}"
+        raise DataError(f"model {str(name)!r}: {why}") from None
+    missing = sorted(report["missing_keys"])
+    if missing:  # transformers would fill them with random numbers
+        raise DataError(f"model {str(name)!r}: {len(missing)} weights are missing, {missing[0]} among them")
+    for parameter in model.parameters():
+        # Copied out of the file's memory map. Then rewriting the file changes nothing here, and the same weights give
+        # the same bits (kernels sum in another order if a tensor does not begin at a multiple of 64 bytes).
+        parameter.data = parameter.data.clone()
+    return model
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise DataError(f"model {str(folder)!r}: not a model folder, config.json is missing")
+    if not any(folder.glob("*.safetensors")):
+        remedy = " (pickled weights are not read: save them as safetensors)" if any(folder.glob("*.bin")) else ""
+        raise DataError(f"model {str(folder)!r}: the weights, *.safetensors, are missing{remedy}")
