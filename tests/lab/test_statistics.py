@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from rlhf_env.lab.statistics import (
     probability_of_improvement,
     sign_flip_p,
     student_t,
+    widened_percentiles,
 )
 
 
@@ -66,6 +68,16 @@ def test_sign_flips_of_a_few_seeds_are_counted_exactly() -> None:
     assert sign_flip_p(np.zeros(6), stream=stream()) == 1.0
 
 
+def test_rounding_decides_nothing_about_sign_flips() -> None:
+    """Tenths, whose sums are often equal and seldom to the last digit; the share is counted in whole tenths."""
+    draws = stream(5)
+    for seeds in (3, 5, 6):
+        for tenths in draws.integers(-9, 10, size=(60, seeds)):
+            sums = [abs(sum(signs * tenths)) for signs in product((1, -1), repeat=seeds)]
+            exact = sum(it >= abs(tenths.sum()) for it in sums) / len(sums)
+            assert sign_flip_p(tenths / 10, stream=stream()) == exact, tenths
+
+
 def test_a_seed_keeps_its_sign_over_tasks() -> None:
     assert sign_flip_p(np.array([[1.0, -1.0], [2.0, 0.0], [1.0, 3.0]]), stream=stream()) == 2 / 4
 
@@ -83,6 +95,12 @@ def test_holm() -> None:
 
 
 # ---------------------------------------------------------------- intervals
+
+
+def test_percentiles_are_widened_as_the_t_distribution_and_the_sample_variance_ask() -> None:
+    """At 5 seeds the bootstrap's 2.5 % become Phi(-sqrt(5/4) * 2.77645) = 0.000955 (a table of t, one of Phi)."""
+    low, high = widened_percentiles(list(np.linspace(0.0, 1.0, 100_001)), 5)
+    assert low == pytest.approx(0.000955, abs=2e-6) and high == pytest.approx(1 - 0.000955, abs=2e-6)
 
 
 def test_an_interval_of_equals_is_a_point_and_one_seed_has_none() -> None:

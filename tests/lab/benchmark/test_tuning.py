@@ -160,6 +160,8 @@ def test_the_highest_mean_is_chosen_and_a_failed_run_rules_out() -> None:
     assert [tried.score for tried in what_was_tried(two)] == [0.2, pytest.approx(0.1, abs=1e-12)]
     (_, ruled_out) = what_was_tried((trial(0, 0.1), trial(1, 0.9, 0), trial(1, None, 1)))
     assert (ruled_out.score, ruled_out.error, ruled_out.best) == (None, "it diverged", False)
+    (_, nothing) = what_was_tried((trial(0, -0.1), trial(1, 0.0)))
+    assert (nothing.score, nothing.best) == (0.0, True), "0 is an objective like any other"
     assert best_configurations(trial(0, None), trial(1, None)) == [0]
     assert best_configurations(
         trial(0, 0.1), trial(1, 0.2), trial(0, 0.2, agent="dpo"), trial(1, 0.1, agent="dpo")
