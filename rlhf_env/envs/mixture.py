@@ -43,7 +43,7 @@ class Mixture:
             `weights` replaces them. Other options go to every task.
     """
 
-    score: Callable[[Episode], float]
+    score: Callable[[Episode], float | None]
     reply: Callable[[Episode], str | None]
     well_formed: Callable[[Episode], bool]
     action_mask: Callable[[Prompt, Int], Bool]
@@ -94,7 +94,7 @@ class Mixture:
         place = int(stream.integers(2**31)) if task.size is None else index % task.size
         inner = task.prompt(place, {name: value for name, value in options.items() if name != "weights"})
         path = f"{label}/{inner.meta['task']}" if "task" in inner.meta else label
-        return Prompt(id=f"{label}/{inner.id}", text=inner.text, meta={**inner.meta, "task": path})
+        return replace(inner, id=f"{label}/{inner.id}", meta={**inner.meta, "task": path})
 
     def _held_out(self) -> Mixture:
         # Tasks without held-out prompts are left out: training sees all their prompts.
@@ -103,9 +103,9 @@ class Mixture:
         aside = {label: task for label, task in aside.items() if task is not self.tasks[label] and shares[label] > 0}
         return Mixture(aside, {label: shares[label] for label in aside}) if aside else self
 
-    def _score(self, episode: Episode, /) -> float:
+    def _score(self, episode: Episode, /) -> float | None:
         label, own = self._own(episode.prompt)
-        return float(self._scoring[label].score(replace(episode, prompt=own)))
+        return self._scoring[label].score(replace(episode, prompt=own))
 
     def _reply(self, episode: Episode, /) -> str | None:
         label, own = self._own(episode.prompt)
@@ -125,7 +125,7 @@ class Mixture:
         meta = {name: value for name, value in prompt.meta.items() if name != "task"}
         if rest:
             meta["task"] = rest
-        return label, Prompt(id=prompt.id.removeprefix(f"{label}/"), text=prompt.text, meta=meta)
+        return label, replace(prompt, id=prompt.id.removeprefix(f"{label}/"), meta=meta)
 
     def _shares(self, weights: Weights) -> Float:
         """float64[tasks], sum 1."""
