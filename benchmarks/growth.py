@@ -33,7 +33,7 @@ import torch
 from rlhf_agents.grpo import GRPO
 from update_memory import megabytes
 
-from rlhf_env.envs.reward_tables import from_function
+from rlhf_env.envs.reward_functions import from_function
 from rlhf_env.envs.rewards import RewardMix
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.learning.collect import collect

@@ -21,7 +21,7 @@ import groups
 import side_by_side as bench
 import torch
 
-from rlhf_env.envs.reward_tables import from_function
+from rlhf_env.envs.reward_functions import from_function
 from rlhf_env.envs.rewards import RewardMix
 from rlhf_env.learning.functional import group_advantages
 from rlhf_env.learning.rollout import Rollout

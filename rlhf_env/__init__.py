@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gymnasium.envs.registration import register, registry
 
 if TYPE_CHECKING:
-    from rlhf_env.envs.reward_tables import from_function as from_function
+    from rlhf_env.envs.reward_functions import from_function as from_function
     from rlhf_env.envs.rewards import RewardMix as RewardMix
     from rlhf_env.envs.text_env import TextEnv as TextEnv
     from rlhf_env.envs.text_vector_env import TextVectorEnv as TextVectorEnv
@@ -110,7 +110,7 @@ _HOMES = {
     "GroupReward": "rlhf_env.types",
     "RewardMix": "rlhf_env.envs.rewards",
     "Score": "rlhf_env.types",
-    "from_function": "rlhf_env.envs.reward_tables",
+    "from_function": "rlhf_env.envs.reward_functions",
     # Who writes, and who learns.
     "Policy": "rlhf_env.policies.policy",
     "Sampling": "rlhf_env.policies.policy",

@@ -31,12 +31,14 @@ State = dict[str, Any]
 class Prompt:
     """What the agent is asked. `id` is stable between runs; `meta` holds the task's own columns (answer, level).
 
+    `messages` is the conversation that `text` was rendered from, `{"role", "content"}` each; empty for a plain text.
     `rendered`: a chat template wrote the text, with all special tokens that belong in it: tokenizers add none.
     """
 
     id: str
     text: str
     meta: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    messages: Sequence[JsonView] = field(default=(), hash=False)
     rendered: bool = field(default=False, kw_only=True)
 
 
@@ -49,6 +51,8 @@ class Episode:
     `logprobs` (float64[T]) are those the writing policy stated, 0 where `actions` is False, or None when the
     environment did not ask for them. `response` is the decoded response without the end token. In a conversation
     `turns` are the agent's words, turn by turn; empty, where nobody else spoke: `response` is the one turn.
+
+    The arrays can be read and not written: many read the same episode.
     """
 
     prompt: Prompt
@@ -59,6 +63,14 @@ class Episode:
     actions: Bool
     logprobs: Float | None = None
     turns: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("prompt_ids", "response_ids", "actions", "logprobs"):
+            values = getattr(self, name)
+            if isinstance(values, np.ndarray) and values.flags.writeable:
+                read_only = values.view()  # whoever made the episode may go on writing into an array of its own
+                read_only.flags.writeable = False
+                object.__setattr__(self, name, read_only)
 
     @property
     def ids(self) -> Int:
@@ -90,12 +102,16 @@ class Score:
     `failed`: what the parts that could not score it did ("raised ..."). Where one of them is to be skipped, all of
     `raw` is empty: an episode without a score, which nothing may be learned from. That of a text that was cut from
     outside is empty as well.
+
+    `abstained`: the parts that had nothing to say about it (None); `raw` is without them. Where no part speaks but the
+    KL penalty, all of `raw` is empty.
     """
 
     raw: Mapping[str, float]
     weights: Mapping[str, float]
     tokens: Mapping[str, Float] = field(default_factory=dict)
     failed: Mapping[str, str] = field(default_factory=dict)
+    abstained: tuple[str, ...] = ()
 
     @property
     def total(self) -> float:
@@ -110,7 +126,8 @@ class Score:
         if not isinstance(other, Score):
             return NotImplemented
         return (
-            (self.raw, self.weights, self.failed) == (other.raw, other.weights, other.failed)
+            (self.raw, self.weights, self.failed, self.abstained)
+            == (other.raw, other.weights, other.failed, other.abstained)
             and self.tokens.keys() == other.tokens.keys()
             and all(np.array_equal(values, other.tokens[name]) for name, values in self.tokens.items())
         )
@@ -135,7 +152,10 @@ class Observation(TypedDict):
 
 @runtime_checkable
 class Reward(Protocol):
-    """One float per episode, from that episode alone: batch mates change nothing."""
+    """One float per episode, from that episode alone: batch mates change nothing.
+
+    A list will do as well, with None for an episode that it has nothing to say about: an abstention.
+    """
 
     def __call__(self, episodes: Sequence[Episode], /) -> Float:
         """float64[B]."""
@@ -151,7 +171,7 @@ class TokenReward(Protocol):
 
 @runtime_checkable
 class GroupReward(Protocol):
-    """One float per member of a group of responses to one prompt (diversity, pairwise judges)."""
+    """One float per member of a group of responses to one prompt (diversity, pairwise judges), or None as a Reward."""
 
     def group_rewards(self, group: Sequence[Episode], /) -> Float:
         """float64[G]."""
@@ -182,6 +202,45 @@ class ReadsLogprobs(Protocol):
 
     @property
     def needs_logprobs(self) -> bool: ...
+
+
+@runtime_checkable
+class ReadsBatch(Protocol):
+    """A reward that looks at the texts beside each text, if `needs_batch` is true.
+
+    It is then given whole batches, groups side by side and equal texts as often as they are there.
+    """
+
+    @property
+    def needs_batch(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class TrainerState:
+    """Where training stands, under the names of transformers' TrainerState.
+
+    `global_step` counts the updates that are done. `max_steps` is how many there will be: exact where the budget counts
+    updates or episodes, otherwise estimated from the share that is spent. `epoch` counts passes over the prompts.
+    """
+
+    global_step: int = 0
+    max_steps: int = 0
+    epoch: float = 0.0
+    num_train_epochs: int = 1
+    num_input_tokens_seen: int = 0
+    is_local_process_zero: bool = True
+    is_world_process_zero: bool = True
+    log_history: Sequence[JsonView] = ()
+
+
+@runtime_checkable
+class FollowsTraining(Protocol):
+    """A reward that is told where training stands, and may log numbers of its own."""
+
+    def follow(self, state: TrainerState, /) -> None: ...
+
+    def take_logged(self) -> Mapping[str, Sequence[float]]:
+        """What it has logged since the last time, by name."""
 
 
 @runtime_checkable
@@ -241,7 +300,8 @@ class HoldsOut(Protocol):
 class ScoresItself(Protocol):
     """A task with a reward of its own, the part named "task"."""
 
-    def score(self, episode: Episode, /) -> float: ...
+    def score(self, episode: Episode, /) -> float | None:
+        """None: it has nothing to say about this text."""
 
 
 @runtime_checkable

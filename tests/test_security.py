@@ -98,10 +98,11 @@ def test_no_code_reads_a_format_that_runs_code() -> None:
     # the library that the run itself imports, on no other input than a number: its problems come back as pickles.
     assert {file for file, name in imports() if name == "pickle"} <= {
         "isolation.py",
+        "isolated_process.py",
         "reward_tables.py",
         "reasoning_gym_task.py",
     }
-    assert {file.name for file, _, name in calls() if name == "pickle.loads"} <= {"isolation.py"}
+    assert {file.name for file, _, name in calls() if name == "pickle.loads"} <= {"isolated_process.py"}
 
 
 def test_nothing_unpacks_archives_or_runs_a_shell() -> None:
@@ -335,7 +336,7 @@ def test_a_canary_is_in_no_child(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["rlhf-env", "train", f"https://me:{CANARY}@host/"])
     mix = load_rewards({"length": {"isolate": True, "target": 3}}, load_task("count"))
     child = Path(f"/proc/{mix.parts['length'].pid}")  # type: ignore[union-attr]
-    assert b"isolation" in (child / "cmdline").read_bytes() and b"PATH=" in (child / "environ").read_bytes()
+    assert b"isolated_process" in (child / "cmdline").read_bytes() and b"PATH=" in (child / "environ").read_bytes()
     assert CANARY.encode() not in (child / "cmdline").read_bytes() + (child / "environ").read_bytes()
     most = re.findall(
         r"^Max (cpu time|address space|open files|core file size) +(\S+)", (child / "limits").read_text(), re.M
@@ -461,7 +462,8 @@ def test_who_speaks_to_a_network() -> None:
     """S16: the reward that was given a URL, the hub for a model's name, and the page, which fetches nothing."""
     network = ("socket", "ssl", "http.client", "urllib.request", "requests", "httpx", "aiohttp", "huggingface_hub")
     found = {file for file, name in imports() if name in network or name.split(".")[0] in ("requests", "httpx")}
-    assert found <= {"http.py", "server.py", "isolation.py", "tokenizers.py", "loading.py"}
+    child = {"isolation.py", "isolated_process.py"}
+    assert found <= {"http.py", "server.py", "tokenizers.py", "loading.py"} | child
     page = next(file for file in SOURCES if file.name == "server.py")
     assert not re.search(r"urllib\.request|http\.client|create_connection|\.connect\(\(", page.read_text())
 

@@ -198,6 +198,7 @@ def _prompt_of(id_: str, row: Mapping[str, object], renderer: _Renderer, where: 
         return None
     meta = {key: value for key, value in row.items() if key not in ("prompt", "messages")}
     content = row[name]
+    messages: Sequence[JsonView] = ()
     if isinstance(content, list):
         problem = _wrong_messages(content)
         if problem:
@@ -206,6 +207,7 @@ def _prompt_of(id_: str, row: Mapping[str, object], renderer: _Renderer, where: 
         if content[-1]["role"] == "assistant":
             meta["completion"] = content[-1]["content"]
             content = content[:-1]
+        messages = tuple(content)
         try:
             content = renderer(content)
         except DataError:
@@ -226,7 +228,8 @@ def _prompt_of(id_: str, row: Mapping[str, object], renderer: _Renderer, where: 
     if len(content) > LONGEST_LINE:
         report(f"{where}, field {name!r}: {len(content):,} characters, a prompt may have at most {LONGEST_LINE:,}")
         return None
-    return Prompt(id=id_, text=content, meta=meta, rendered=isinstance(row[name], list) and renderer.by_model)
+    by_model = isinstance(row[name], list) and renderer.by_model
+    return Prompt(id=id_, text=content, meta=meta, messages=messages, rendered=by_model)
 
 
 def _wrong_messages(messages: Sequence[Any]) -> str:

@@ -12,12 +12,9 @@ processes, which may not start processes of its kind.
 from __future__ import annotations
 
 import json
-import math
 import os
 import pickle
 import re
-import resource
-import select
 import signal
 import socket
 import subprocess
@@ -29,7 +26,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeGuard, runtime_checkable
+from typing import Any
 
 import numpy as np
 
@@ -37,27 +34,24 @@ from rlhf_env.errors import ConfigError, Problem, RewardError
 from rlhf_env.settings import AtLeastOne, Positive, settings
 from rlhf_env.types import (
     AnyReward,
-    BoundedAbove,
-    BoundedBelow,
     Episode,
     Float,
-    GroupReward,
     JsonObject,
-    KLPenalty,
-    ReadsLogprobs,
-    Remembers,
     State,
-    TokenReward,
+    TrainerState,
 )
 
 # What a child says: a table of JSON. Its answer may be anything that the reward returned, and `RewardMix` looks at it.
 Said = JsonObject
 _Unchecked = Any
 
-_START_SECONDS = 60.0  # for importing and building the reward with its model; at least the timeout
-_OPEN_FILES = 256
+START_SECONDS = 60.0  # for importing and building the reward with its model; at least the timeout
+_SHOWN_OUTPUT, _KEPT_OUTPUT = (
+    4_000,
+    4_000,
+)  # bytes of what a child prints: the first are shown, the last kept for errors
 _LONGEST_ANSWER = 1 << 25  # bytes; a batch of 512 texts with a number for each of 1,024 tokens is a third of it
-_SERVE = "from rlhf_env.envs.isolation import serve_reward; serve_reward()"
+_SERVE = "from rlhf_env.envs.isolated_process import serve_reward; serve_reward()"
 _HEADER = 8  # bytes that say how long a message is
 
 # What a child sees of the environment: how to find programs, libraries and caches, and in which language to speak.
@@ -110,13 +104,15 @@ def isolated(build: Callable[[], AnyReward], limits: Limits) -> AnyReward:
         return IsolatedTokenReward(request, limits, child, welcome)
     if welcome["kind"] == "group":
         return IsolatedGroupReward(request, limits, child, welcome)
+    if welcome["follows"]:
+        return IsolatedFunction(request, limits, child, welcome)
     return IsolatedReward(request, limits, child, welcome)
 
 
 def _build(child: _Child, request: bytes, limits: Limits) -> Said:
     """What a newly started child says about the reward that it has made. Raises ConfigError."""
     try:
-        said = child.ask(request, max(_START_SECONDS, limits.timeout))
+        said = child.ask(request, max(START_SECONDS, limits.timeout))
     except RewardFailed as error:
         raise ConfigError(f"could not be made in a process of its own: it {error}") from error
     if "kind" not in said:
@@ -134,10 +130,13 @@ class _Isolated:
     def __init__(self, request: bytes, limits: Limits, child: _Child, welcome: Said) -> None:
         self.limits = limits
         self.needs_logprobs = bool(welcome["needs_logprobs"])
+        self.needs_batch = bool(welcome["needs_batch"])
         self.low, self.high = welcome["low"], welcome["high"]
         self._request = request
         self._coefficient = float(welcome.get("coefficient", 1.0))  # of a KL penalty, as its process last said
         self._state: State | None = welcome["state"]  # None: the reward remembers nothing
+        self._standing: TrainerState | None = None
+        self._logged: dict[str, list[float]] = {}
         self._child = child
         self._turn = threading.RLock()  # one question at a time, whoever asks
 
@@ -168,6 +167,8 @@ class _Isolated:
                 self._child.end()
         if "answer" in said:
             self._coefficient = float(said.get("coefficient", self._coefficient))
+            for name, values in said.get("logged", {}).items():
+                self._logged.setdefault(name, []).extend(values)
             return said["answer"]
         if said.get("speaks_for_all"):
             raise RewardError(str(said["raised"]))
@@ -187,6 +188,23 @@ class _Isolated:
 class IsolatedReward(_Isolated):
     def __call__(self, episodes: Sequence[Episode], /) -> _Unchecked:
         return self._ask("__call__", list(episodes))
+
+
+class IsolatedFunction(IsolatedReward):
+    """A function in TRL's convention: it is told where training stands, and what it logs comes back with its answer."""
+
+    def follow(self, state: TrainerState, /) -> None:
+        self._standing = state
+
+    def take_logged(self) -> dict[str, list[float]]:
+        logged, self._logged = self._logged, {}
+        return logged
+
+    def __call__(self, episodes: Sequence[Episode], /) -> _Unchecked:
+        with self._turn:
+            if self._standing is not None:
+                self._ask("follow", self._standing)
+            return super().__call__(episodes)
 
 
 class IsolatedTokenReward(_Isolated):
@@ -228,15 +246,19 @@ class _Child:
 
     def __init__(self, limits: Limits) -> None:
         ours, theirs = socket.socketpair()
-        with theirs:
+        printed, output = os.pipe()
+        with theirs, os.fdopen(output, "wb"):
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", _SERVE, str(theirs.fileno()), str(limits.memory_mb), str(limits.timeout)],
                 env=_environment(limits.env_vars),
                 stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # Ctrl-C is for the run, which ends its children itself
             )
         self._socket = ours
+        self._printed = _Printed(printed, self._process.pid)
         self._end = weakref.finalize(self, _kill, self._process, ours, os.getpid())
 
     @property
@@ -251,8 +273,8 @@ class _Child:
         """The child's answer. Raises RewardFailed, after killing it, if there is none within `seconds`."""
         try:
             deadline = time.monotonic() + seconds
-            _send(self._socket, request, deadline)
-            said: Said = json.loads(_receive(self._socket, deadline))
+            send(self._socket, request, deadline)
+            said: Said = json.loads(receive(self._socket, deadline))
             if not isinstance(said, dict):
                 raise ValueError(f"it said {said!r}")
             return said
@@ -275,9 +297,10 @@ class _Child:
         self.end()
         if status is None:
             return f"its process {self.pid} stopped listening and was killed"
+        last = self._printed.last_line()
         if status >= 0:
-            return f"its process {self.pid} ended with status {status}"
-        return f"its process {self.pid} was killed by {signal.Signals(-status).name}"
+            return f"its process {self.pid} ended with status {status}{last}"
+        return f"its process {self.pid} was killed by {signal.Signals(-status).name}{last}"
 
     def end(self) -> None:
         """Kill the child and the processes that it started. Further calls do nothing."""
@@ -287,6 +310,36 @@ class _Child:
         """Kill the child from another thread; the thread that waits for its answer then cleans up."""
         if self.alive:
             _kill_group(self._process)
+
+
+class _Printed:
+    """What a child prints, read as it comes so that the child never waits: the first of it is shown, the last kept."""
+
+    left = _SHOWN_OUTPUT  # of all children together
+
+    def __init__(self, pipe: int, pid: int) -> None:
+        self._last = bytearray()
+        self._thread = threading.Thread(target=self._read, args=(pipe, pid), daemon=True)
+        self._thread.start()
+
+    def _read(self, pipe: int, pid: int) -> None:
+        with os.fdopen(pipe, "rb", buffering=0) as stream:
+            while part := stream.read(1 << 16):
+                self._last = (self._last + part)[-_KEPT_OUTPUT:]
+                shown = part[: _Printed.left]
+                _Printed.left -= len(shown)
+                with suppress(OSError, ValueError):  # whoever reads our own output may be gone
+                    if shown:
+                        sys.stderr.write(shown.decode(errors="replace"))
+                    if shown and not _Printed.left:
+                        sys.stderr.write(f"\n(what else a reward's process, as {pid}, prints is not shown)\n")
+
+    def last_line(self) -> str:
+        """Of what was printed when it is over, for an error; "" if that is nothing."""
+        self._thread.join(1.0)
+        lines = self._last.decode(errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return f", and printed last: {last[:200]}" if last else ""
 
 
 def _kill(process: subprocess.Popen[bytes], ours: socket.socket, owner: int) -> None:
@@ -308,12 +361,12 @@ def _environment(more: Sequence[str]) -> dict[str, str]:
     return seen | one_thread | {"PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
 
 
-def _send(to: socket.socket, message: bytes, deadline: float | None = None) -> None:
+def send(to: socket.socket, message: bytes, deadline: float | None = None) -> None:
     _wait_until(to, deadline)
     to.sendall(len(message).to_bytes(_HEADER, "big") + message)
 
 
-def _receive(by: socket.socket, deadline: float | None = None) -> bytearray:
+def receive(by: socket.socket, deadline: float | None = None) -> bytearray:
     length = int.from_bytes(_exactly(by, _HEADER, deadline), "big")
     if deadline is not None and length > _LONGEST_ANSWER:
         raise ValueError(f"{length} bytes, of at most {_LONGEST_ANSWER}")
@@ -338,136 +391,3 @@ def _wait_until(one: socket.socket, deadline: float | None) -> None:
         if left <= 0.0:
             raise TimeoutError
         one.settimeout(left)
-
-
-def _is_number(value: object) -> TypeGuard[int | float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-# ---------------------------------------------------------------- in the child
-
-
-def serve_reward() -> None:
-    """The child's main loop. The first request builds the reward; each later one is a call."""
-    number, memory_mb, timeout = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
-    line = socket.socket(fileno=number)
-    threading.Thread(target=_end_with, args=(line,), daemon=True).start()
-    _limit(resource.RLIMIT_AS, memory_mb << 20)
-    _limit(resource.RLIMIT_NOFILE, _OPEN_FILES)
-    _limit(resource.RLIMIT_CORE, 0)
-    reward: AnyReward | None = None
-    while True:
-        try:
-            request = _receive(line)
-        except (EOFError, OSError):
-            return
-        _allow_processor_time(_START_SECONDS + timeout if reward is None else timeout)
-        if reward is None:
-            reward, said = _made(request)
-        else:
-            said = _answered(reward, request)
-        _send(line, _as_json(said))
-        if said.get("gone"):
-            return
-
-
-def _made(request: bytearray) -> tuple[AnyReward | None, Said]:
-    try:
-        reward = pickle.loads(request)()
-    except ConfigError as error:
-        return None, {"refused": [(str(problem), getattr(problem, "keys", ())) for problem in error.problems]}
-    except Exception as error:  # whatever a plugin raises while it is imported and built
-        return None, {"refused": [(f"{type(error).__name__}: {error}", ())]}
-    kind = (
-        "kl"
-        if isinstance(reward, KLPenalty)
-        else "token"
-        if isinstance(reward, TokenReward)
-        else "group"
-        if isinstance(reward, GroupReward)
-        else "episode"
-    )
-    state = reward.state_dict() if isinstance(reward, Remembers) else None
-    try:
-        json.dumps(state)
-    except (TypeError, ValueError) as error:
-        why = f"its state cannot leave its process, because it is more than plain values: {error}"
-        return None, {"refused": [(why, ())]}
-    low = reward.low if isinstance(reward, BoundedBelow) else None
-    high = reward.high if isinstance(reward, BoundedAbove) else None
-    return reward, {
-        "kind": kind,
-        "state": state,
-        "needs_logprobs": isinstance(reward, ReadsLogprobs) and bool(reward.needs_logprobs),
-        "low": float(low) if _is_number(low) else None,
-        "high": float(high) if _is_number(high) else None,
-        **_coefficient(reward),
-    }
-
-
-def _coefficient(reward: object) -> dict[str, float]:
-    """Where a KL penalty's controller stands, which moves in its process and is asked for in ours."""
-    return {"coefficient": float(reward.coefficient)} if isinstance(reward, KLPenalty) else {}
-
-
-def _answered(reward: Any, request: bytearray) -> Said:
-    try:
-        method, argument = pickle.loads(request)
-        asked = reward.reference.response_logprobs if method == "reference_logprobs" else getattr(reward, method)
-        answer = asked(argument)
-        if method in ("observe", "load_state_dict"):
-            answer = reward.state_dict()
-        return {"answer": _plain(answer), **_coefficient(reward)}
-    except MemoryError as error:  # the process ends, because it may never free what it allocated
-        return {"raised": f"MemoryError: {error}".strip(": "), "gone": True}
-    except RewardError as error:
-        return {"raised": str(error), "speaks_for_all": True}
-    except Exception as error:
-        return {"raised": f"{type(error).__name__}: {error}"}
-
-
-@runtime_checkable
-class _BecomesAList(Protocol):
-    """An array of numpy, a tensor of torch, a number of either."""
-
-    def tolist(self) -> object: ...
-
-
-def _plain(answer: object) -> object:
-    """Arrays, and lists and tuples of them, as lists; what it is not, whoever asked will say."""
-    if isinstance(answer, (list, tuple)):
-        return [_plain(value) for value in answer]
-    return answer.tolist() if isinstance(answer, _BecomesAList) else answer
-
-
-def _as_json(said: Said) -> bytes:
-    try:
-        return json.dumps(said).encode()
-    except (TypeError, ValueError) as error:
-        what = type(said.get("answer")).__name__
-        return json.dumps(
-            {"raised": f"its answer, {what}, is not made of numbers: {error}", "speaks_for_all": True}
-        ).encode()
-
-
-def _limit(what: int, most: int) -> None:
-    """Set a limit to `most`, or to the run's own limit if that is lower."""
-    _, hard = resource.getrlimit(what)
-    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-    resource.setrlimit(what, (most, most))
-
-
-def _allow_processor_time(seconds: float) -> None:
-    """Limit processor time from now on, which ends an endless loop even if nobody is left to kill it."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    most = math.ceil(used.ru_utime + used.ru_stime + seconds * (os.cpu_count() or 1)) + 1
-    resource.setrlimit(resource.RLIMIT_CPU, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
-
-
-def _end_with(line: socket.socket) -> None:
-    """Exit when the run is gone."""
-    hung_up = select.poll()
-    hung_up.register(line, 0)  # hang-ups are always reported
-    hung_up.poll()
-    os._exit(1)

@@ -43,7 +43,7 @@ class Mixture:
             `weights` replaces them. Other options go to every task.
     """
 
-    score: Callable[[Episode], float]
+    score: Callable[[Episode], float | None]
     reply: Callable[[Episode], str | None]
     well_formed: Callable[[Episode], bool]
     action_mask: Callable[[Prompt, Int], Bool]
@@ -103,9 +103,9 @@ class Mixture:
         aside = {label: task for label, task in aside.items() if task is not self.tasks[label] and shares[label] > 0}
         return Mixture(aside, {label: shares[label] for label in aside}) if aside else self
 
-    def _score(self, episode: Episode, /) -> float:
+    def _score(self, episode: Episode, /) -> float | None:
         label, own = self._own(episode.prompt)
-        return float(self._scoring[label].score(replace(episode, prompt=own)))
+        return self._scoring[label].score(replace(episode, prompt=own))
 
     def _reply(self, episode: Episode, /) -> str | None:
         label, own = self._own(episode.prompt)

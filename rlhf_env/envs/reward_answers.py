@@ -12,18 +12,28 @@ from rlhf_env.types import Bool, Episode, Float
 # A score beyond this is taken for a mistake: squared and summed over a batch it would not fit into float32.
 LARGEST_SCORE = 1e15
 
-# What a part says about some episodes: float or float64[T] each, and why some of them only stand in for one, by place.
-Answers = tuple[list[float | Float], dict[int, str]]
+# What a part says about some episodes: float or float64[T] each (None: it abstains), and why some of them only stand in
+# for one, by place.
+Answers = tuple[list[float | Float | None], dict[int, str]]
 
 
 def episode_answers(name: str, answer: object, episodes: Sequence[Episode]) -> Answers:
-    """The scores, float each, and what is wrong with those that are not sane.
+    """The scores, float each or None, and what is wrong with those that are not sane.
 
-    Raises RewardError for an answer of another form than one number per episode.
+    Raises RewardError for an answer of another form than one number, or None, per episode.
     """
+    if isinstance(answer, np.ndarray) and answer.ndim == 1 and answer.dtype == object:
+        answer = answer.tolist()
+    silent: set[int] = set()
+    if isinstance(answer, (list, tuple)):
+        silent = {place for place, value in enumerate(answer) if value is None}
+        answer = [0.0 if value is None else value for value in answer] if silent else answer
     values = _as_floats(name, answer, len(episodes), "episode")
     insane = np.flatnonzero(~_sane(values)).tolist()
-    return values.tolist(), {place: _returned(values[place]) for place in insane}
+    found: list[float | Float | None] = values.tolist()
+    for place in silent:
+        found[place] = None
+    return found, {place: _returned(values[place]) for place in insane}
 
 
 def token_answers(name: str, answer: object, episodes: Sequence[Episode]) -> Answers:

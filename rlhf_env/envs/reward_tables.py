@@ -2,62 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
 import pickle
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
-
-import numpy as np
+from typing import TypeVar, cast
 
 from rlhf_env import plugins
 from rlhf_env.envs.isolation import Limits, isolated
+from rlhf_env.envs.reward_functions import as_reward, from_function, name_of
 from rlhf_env.envs.rewards import Failures, RewardMix
-from rlhf_env.errors import ConfigError, Problem, did_you_mean, under
+from rlhf_env.errors import ConfigError, Problem, under
 from rlhf_env.settings import Name, hints_of, settings
 from rlhf_env.types import AnyReward, Episode, Float, JsonObject, JsonView, ScoresItself, Task
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class FunctionReward:
-    """A function in the convention of TRL reward functions, as a Reward."""
-
-    function: Callable[..., Sequence[float | None]]
-    arguments: JsonView = field(default_factory=dict)
-
-    def __call__(self, episodes: Sequence[Episode], /) -> Float:
-        names = {key for episode in episodes for key in episode.prompt.meta}
-        columns: dict[str, object] = {
-            key: [episode.prompt.meta.get(key) for episode in episodes] for key in sorted(names)
-        }
-        columns["prompts"] = [episode.prompt.text for episode in episodes]
-        columns["completions"] = [episode.response for episode in episodes]
-        columns["completion_ids"] = [episode.response_ids.tolist() for episode in episodes]
-        accepted = inspect.signature(self.function).parameters
-        if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
-            columns = {key: column for key, column in columns.items() if key in accepted}
-        answer = self.function(**columns | dict(self.arguments))
-        # TRL's None means "this reward has nothing to say about this row" and adds nothing to its sum.
-        return np.asarray([0.0 if value is None else value for value in answer])
-
-
-def from_function(function: Callable[..., Sequence[float | None]], **arguments: object) -> FunctionReward:
-    """Lift `f(prompts, completions, **columns) -> list[float]` into a Reward; it works unchanged.
-
-    `columns` are the task's metadata and `completion_ids`, one list each, as far as the function takes them;
-    `arguments` are passed as they are on every call. None in the answer adds 0, as in TRL.
-    """
-    accepted = inspect.signature(function).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
-        name = getattr(function, "__name__", repr(function))
-        unknown = [key for key in arguments if key not in accepted]
-        if unknown:
-            said = {key: f"reward {name!r}: no setting {key!r}{did_you_mean(key, accepted)}" for key in unknown}
-            raise ConfigError(*(Problem(text, (key,)) for key, text in said.items()))
-    return FunctionReward(function, dict(arguments))
 
 
 @dataclass(frozen=True)
@@ -67,7 +26,7 @@ class TaskReward:
     task: ScoresItself
 
     def __call__(self, episodes: Sequence[Episode], /) -> Float:
-        return np.array([self.task.score(episode) for episode in episodes], dtype=np.float64)
+        return cast(Float, [self.task.score(episode) for episode in episodes])  # None where it abstains
 
 
 RewardSpec = RewardMix | AnyReward | Callable[..., object] | str | JsonView | None
@@ -101,12 +60,10 @@ def load_rewards(spec: RewardSpec, task: Task, provided: Mapping[str, object] | 
                 table = RewardTable.read(name, value)
                 parts[name] = table.weight, _load_part(table, task, dict(provided or {}))
             failures[name] = table.failures
-        elif inspect.isfunction(value):
-            parts[name] = from_function(value)
-        elif isinstance(value, tuple) and len(value) == 2 and inspect.isfunction(value[1]):
-            parts[name] = value[0], from_function(value[1])
+        elif isinstance(value, tuple) and len(value) == 2:
+            parts[name] = value[0], as_reward(value[1])
         else:
-            parts[name] = value  # an object or (weight, object): RewardMix checks it
+            parts[name] = as_reward(value)  # whatever else it is, RewardMix looks at it
     return RewardMix(parts, failures=failures)
 
 
@@ -202,8 +159,7 @@ def _load_part(table: RewardTable, task: Task, provided: JsonObject) -> AnyRewar
 def _build(entry: plugins.Entry, settings: JsonObject, provided: JsonObject, where: str) -> AnyReward:
     target = entry.load()
     if isinstance(target, type):
-        reward: AnyReward = plugins.call_with(target, settings, provided, where)
-        return reward
+        return as_reward(plugins.call_with(target, settings, provided, where))
     return from_function(target, **settings)
 
 
@@ -216,4 +172,4 @@ def _can_be_sent(name: str, lent: object) -> bool:
 
 
 def _name_of(reward: object) -> str:
-    return str(getattr(reward, "__name__", type(reward).__name__)).lower()
+    return name_of(reward).lower()

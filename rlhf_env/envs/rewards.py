@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Literal, cast
@@ -17,6 +17,8 @@ from typing import Annotated, Literal, cast
 import numpy as np
 from annotated_types import Interval
 
+from rlhf_env.envs.circuit_breaker import CircuitBreaker, spread_out
+from rlhf_env.envs.contained import contained, is_of_this_package, lent
 from rlhf_env.envs.isolation import RewardFailed
 from rlhf_env.envs.reward_answers import LARGEST_SCORE, Answers, episode_answers, token_answers
 from rlhf_env.envs.waiting import Asking, WaitsOutside
@@ -26,14 +28,17 @@ from rlhf_env.types import (
     AnyReward,
     Episode,
     Float,
+    FollowsTraining,
     GroupReward,
     KLPenalty,
+    ReadsBatch,
     ReadsLogprobs,
     Remembers,
     Reward,
     Score,
     State,
     TokenReward,
+    TrainerState,
 )
 
 
@@ -76,9 +81,14 @@ class RewardMix:
     one finite number per episode (per token for a TokenReward), or a RewardError names it; `failures` may say
     otherwise of a part.
 
-    A part is asked about identical texts once (members of a group excepted). Parts that wait outside this process
-    (`WaitsOutside`: another process, a server) are asked all at the same time, and while the others calculate.
+    A part is asked about identical texts once, unless it looks at the texts beside each (`GroupReward`, `ReadsBatch`).
+    Parts that wait outside this process (`WaitsOutside`: another process, a server) are asked all at the same time, and
+    while the others calculate.
 
+    A part that answers None abstains: it is no part of that text's score. Where all parts but the KL penalty abstain,
+    the text has no score.
+
+    What a part does to the episodes it is lent, or to the process, changes nothing for others (`contained`).
     A part's name is the user's: anything printable. `kl` is the one part that is a KL penalty, whatever its name, or
     None; a second one is refused, because an objective has one beta. With `measures`, the mix is no objective but
     rewards that are measured side by side: then any number may be there, and `kl` is None.
@@ -111,14 +121,20 @@ class RewardMix:
         self.weights: dict[str, float] = {name: float(weight) for name, (weight, _) in pairs.items()}
         self.parts: dict[str, AnyReward] = {name: reward for name, (_, reward) in pairs.items()}
         self.failures: dict[str, Failures] = {name: (failures or {}).get(name, Failures()) for name in self.parts}
-        # Asked once: isinstance of a protocol takes longer than many a reward.
         self.kl = None if measures else self._kl_part()
+        # Asked once: isinstance of a protocol takes longer than many a reward.
         self._reads_logprobs = {name for name, part in self.parts.items() if _reads_logprobs(part)}
         self._by_token = {name: part for name, part in self.parts.items() if isinstance(part, TokenReward)}
         self._by_group = {name: part for name, part in self.parts.items() if isinstance(part, GroupReward)}
+        self._by_batch = {
+            name for name, part in self.parts.items() if isinstance(part, ReadsBatch) and part.needs_batch
+        }
         self._remembering = {name: part for name, part in self.parts.items() if isinstance(part, Remembers)}
         self._outside = {name: part for name, part in self.parts.items() if isinstance(part, WaitsOutside)}
+        self._following = {name: part for name, part in self.parts.items() if isinstance(part, FollowsTraining)}
         self._calls = {name: _question(part) for name, part in self.parts.items()}
+        self._of_this_package = {name for name, part in self.parts.items() if is_of_this_package(part)}
+        self._breakers = {name: CircuitBreaker() for name in self.parts}
 
     def _kl_part(self) -> KLPart | None:
         found = [
@@ -155,8 +171,13 @@ class RewardMix:
         return bool(self._by_group)
 
     @property
+    def scores_batches(self) -> bool:
+        """Whether a part looks at all texts of a batch together."""
+        return bool(self._by_batch)
+
+    @property
     def waits_outside(self) -> bool:
-        """Whether a part waits for another process or a server, so that other work can be done meanwhile."""
+        """Whether a part waits for another process or a server."""
         return bool(self._outside)
 
     def score(self, episodes: Sequence[Episode], group_size: int = 1, *, rows: int = 0) -> list[Score]:
@@ -172,14 +193,14 @@ class RewardMix:
 
     @contextmanager
     def scoring(self) -> Iterator[Scoring]:
-        """A context in which texts can be handed in batch by batch, and are scored while the caller goes on."""
+        """A context in which texts are handed in batch by batch, and scored while the caller goes on."""
         with Asking() as asking:
             yield Scoring(self, asking)
 
     def _part(self, name: str, episodes: Sequence[Episode], group_size: int, rows: int) -> Answers:
         """What one part says about all of these."""
         allowed = self.failures[name].allowed(max(rows, len(episodes)))
-        values: list[float | Float] = []
+        values: list[float | Float | None] = []
         failed: dict[int, str] = {}
         size = group_size if name in self._by_group else max(len(episodes), 1)
         for start in range(0, len(episodes), size):
@@ -194,17 +215,28 @@ class RewardMix:
         return [self._score_of(row, values, failed) for row in range(len(episodes))]
 
     def _score_of(
-        self, row: int, values: Mapping[str, Sequence[float | Float]], failed: Mapping[str, Mapping[int, str]]
+        self, row: int, values: Mapping[str, Sequence[float | Float | None]], failed: Mapping[str, Mapping[int, str]]
     ) -> Score:
         why = {name: rows[row] for name, rows in failed.items() if row in rows}
-        if any(self.failures[name].on_error == "skip" for name in why):
-            return Score(raw={}, weights={}, failed=why)
+        abstained = tuple(name for name in self.parts if values[name][row] is None)
+        speaking = len(self.parts) - len(abstained) - len(self.kl_names)
+        if any(self.failures[name].on_error == "skip" for name in why) or (abstained and not speaking):
+            return Score(raw={}, weights={}, failed=why, abstained=abstained)
         tokens = {name: cast(Float, values[name][row]) for name in self._by_token}
-        raw = {name: float(tokens[name].sum()) if name in tokens else float(values[name][row]) for name in self.parts}
-        return Score(raw=raw, weights=dict(self.weights), tokens=tokens, failed=why)
+        raw = {
+            name: float(tokens[name].sum()) if name in tokens else float(cast(float, values[name][row]))
+            for name in self.parts
+            if name not in abstained
+        }
+        return Score(raw=raw, weights=dict(self.weights), tokens=tokens, failed=why, abstained=abstained)
 
     def require_few_failures(self, scores: Sequence[Score], episodes: Sequence[Episode]) -> None:
-        """RewardError where a part has failed for too many of a whole rollout, or no episode of it has a score."""
+        """RewardError where a part has failed for too many of a whole rollout, or no episode of it has a score.
+
+        Parts that were not asked any more, because they failed at everything, are asked again in the next rollout.
+        """
+        for breaker in self._breakers.values():
+            breaker.close()
         for name, failures in self.failures.items():
             failed = {row: score.failed[name] for row, score in enumerate(scores) if name in score.failed}
             if len(failed) > failures.allowed(len(scores)):
@@ -217,13 +249,20 @@ class RewardMix:
 
         Raises RewardError for more failures than `allowed`, and for an answer of the wrong form.
         """
+        breaker = self._breakers[name]
+        if not breaker.lets_through():
+            failed = dict.fromkeys(range(len(episodes)), breaker.said)
+            return self._filled(name, episodes, [0.0] * len(episodes), failed, allowed)
         distinct, places = self._distinct(name, episodes)
         try:
-            answer = self._calls[name](distinct)
+            with self._contained(name):
+                answer = self._calls[name](lent(distinct))
         except (Exception, SystemExit) as error:
             found, why = self._after_error(name, distinct, allowed, error)
         else:
             found, why = (token_answers if name in self._by_token else episode_answers)(name, answer, distinct)
+            if len(why) < len(distinct):
+                breaker.close()
         failed = {row: why[place] for row, place in enumerate(places) if place in why}
         return self._filled(name, episodes, [found[place] for place in places], failed, allowed)
 
@@ -232,7 +271,8 @@ class RewardMix:
 
         Two are of one prompt that hold the same object, as rows of a group do: its columns may be anything.
         """
-        if name in self._by_group or len({it.response_ids.tobytes() for it in episodes}) == len(episodes):
+        together = name in self._by_group or name in self._by_batch
+        if together or len({it.response_ids.tobytes() for it in episodes}) == len(episodes):
             return episodes, range(len(episodes))
         stated = name in self._reads_logprobs
         distinct: list[Episode] = []
@@ -252,18 +292,21 @@ class RewardMix:
         if isinstance(error, RewardError) and len(episodes) > max(allowed, 0):
             raise RewardError(f"reward {name!r}: {error}") from error
         if len(episodes) == 1 or name in self._by_group or isinstance(error, RewardError):  # which is about all
-            failed = dict.fromkeys(range(len(episodes)), _what_it_did(error))
+            did = _what_it_did(error)
+            lost = isinstance(error, RewardError) or (isinstance(error, RewardFailed) and error.lost)
+            self._breakers[name].failed(len(episodes), did, lost=lost)
+            failed = dict.fromkeys(range(len(episodes)), did)
             return self._filled(name, episodes, [0.0] * len(episodes), failed, allowed, error)
         if allowed <= 0 and isinstance(error, RewardFailed) and error.lost:  # to look for it would take as long again
             together = (
                 f"when it was to score {len(episodes)} episodes (prompts {_id(episodes[0])} to {_id(episodes[-1])})"
             )
             raise RewardError(f"reward {name!r} {_what_it_did(error)}, {together}") from error
-        values: list[float | Float] = []
+        values: list[float | Float | None] = [0.0] * len(episodes)
         failed = {}
-        for place, episode in enumerate(episodes):
-            found, why = self._ask(name, [episode], 1)
-            values += found
+        # Where a failure ends the run, the first is looked for; otherwise the first few are spread over all.
+        for place in range(len(episodes)) if allowed <= 0 else spread_out(len(episodes)):
+            (values[place],), why = self._ask(name, [episodes[place]], 1)
             if why:
                 failed[place] = why[0]
                 if len(failed) > max(allowed, 0):
@@ -272,13 +315,19 @@ class RewardMix:
             raise RewardError(
                 f"reward {name!r} {_what_it_did(error)} for {len(episodes)} episodes together, and for none alone"
             ) from error
-        return values, failed
+        others = [place for place in range(len(episodes)) if place not in failed]
+        if name in self._by_batch and 0 < len(others) < len(episodes):
+            # What it says of a text alone is not what it says of a batch: it is asked again without what it fails on.
+            found, why = self._ask(name, [episodes[place] for place in others], allowed - len(failed))
+            values = [dict(zip(others, found, strict=True)).get(place, values[place]) for place in range(len(episodes))]
+            failed |= {others[place]: did for place, did in why.items()}
+        return values, dict(sorted(failed.items()))
 
     def _filled(
         self,
         name: str,
         episodes: Sequence[Episode],
-        values: list[float | Float],
+        values: list[float | Float | None],
         failed: dict[int, str],
         allowed: int,
         error: BaseException | None = None,
@@ -308,9 +357,28 @@ class RewardMix:
         """Show finished episodes to the parts that remember (called when the environment resets)."""
         for name, part in self._remembering.items():
             try:
-                part.observe(episodes)
+                with self._contained(name):
+                    part.observe(lent(episodes))
             except RewardFailed as error:
                 raise RewardError(f"reward {name!r} {error}, when it was shown {len(episodes)} episodes") from error
+
+    def follow(self, state: TrainerState) -> None:
+        """Tell the parts that ask for it where training stands."""
+        for part in self._following.values():
+            part.follow(state)
+
+    def take_logged(self) -> dict[str, float]:
+        """The numbers that parts have logged since the last time: the mean of each name."""
+        logged: dict[str, list[float]] = {}
+        for part in self._following.values():
+            for name, values in part.take_logged().items():
+                logged.setdefault(name, []).extend(values)
+        return {name: math.fsum(values) / len(values) for name, values in logged.items()}
+
+    def _contained(self, name: str) -> AbstractContextManager[None]:
+        """The context in which a part is asked: another process, and our own code, change nothing to be put back."""
+        trusted = name in self._outside or name in self._of_this_package
+        return nullcontext() if trusted else contained(f"reward {name!r}")
 
     def state_dict(self) -> State:
         return {name: part.state_dict() for name, part in self._remembering.items()}
@@ -331,37 +399,84 @@ class Scoring:
     def __init__(self, mix: RewardMix, asking: Asking) -> None:
         self._mix, self._asking = mix, asking
         self._batches: list[tuple[Sequence[Episode], dict[str, Future[Answers]]]] = []
+        self._places: list[int] = []
+        self._rows = 0
 
-    def begin(self, episodes: Sequence[Episode], group_size: int = 1, *, rows: int = 0) -> None:
-        """Hand in a batch, as to `RewardMix.score`. Raises RewardError where that is sure already."""
+    def begin(
+        self, episodes: Sequence[Episode], group_size: int = 1, *, rows: int = 0, places: Sequence[int] | None = None
+    ) -> None:
+        """Hand in a batch, as to `RewardMix.score`. Raises RewardError where that is sure already.
+
+        Parts that look at all texts together are asked in `finish`, in the order of `places` (default: as they come).
+        """
         mix = self._mix
-        questions = {name: partial(mix._part, name, episodes, group_size, rows) for name in mix.parts}
+        self._rows = max(self._rows, rows)
+        self._places += range(len(self._places), len(self._places) + len(episodes)) if places is None else places
+        answers = self._ask({name: (episodes, group_size, rows) for name in mix.parts if name not in mix._by_batch})
+        self._batches.append((episodes, answers))
+        here = [answer for name, answer in answers.items() if name not in mix._outside and answer.done()]
+        if any(answer.exception() is not None for answer in here):
+            self.finish()  # raises this one, or one that comes before it
+        for answer in (each for _, every in self._batches for each in every.values()):
+            if not answer.done():
+                break
+            answer.result()
+
+    def _ask(self, questions: Mapping[str, tuple[Sequence[Episode], int, int]]) -> dict[str, Future[Answers]]:
+        """The answers to come: those that wait outside are asked first, the others answer at once, up to a failure."""
+        mix = self._mix
+        asked = {name: partial(mix._part, name, *question) for name, question in questions.items()}
         answers: dict[str, Future[Answers]] = {
             name: self._asking.ask(mix._outside[name], question) if name in mix._outside else Future()
-            for name, question in questions.items()
+            for name, question in asked.items()
         }
-        self._batches.append((episodes, answers))
-        for name, question in questions.items():
+        for name, question in asked.items():
             if name in mix._outside:
                 continue
             try:
                 answers[name].set_result(question())
             except RewardError as error:
                 answers[name].set_exception(error)
-                self.finish()  # raises this one, or one that comes before it
-        for answer in (each for _, every in self._batches for each in every.values()):
-            if not answer.done():
                 break
-            answer.result()
+        return answers
 
     def finish(self) -> list[Score]:
         """The scores of all batches, in their order. Raises RewardError."""
+        mix = self._mix
         found = [
             (episodes, {name: answer.result() for name, answer in answers.items()})
             for episodes, answers in self._batches
         ]
+        every = [episode for episodes, _ in found for episode in episodes]
+        order = np.argsort(self._places, kind="stable").tolist()
+        batch = [every[place] for place in order]
+        asked = self._ask({name: (batch, 1, self._rows) for name in mix.parts if name in mix._by_batch})
+        answers = {
+            name: _together([(len(episodes), said[name]) for episodes, said in found])
+            for name in mix.parts
+            if name not in asked
+        }
+        for name, answer in asked.items():
+            values, failed = answer.result()
+            of_place = dict(zip(order, values, strict=True))
+            answers[name] = (
+                [of_place[place] for place in range(len(every))],
+                {order[place]: did for place, did in failed.items()},
+            )
         self._batches.clear()
-        return [score for episodes, answers in found for score in self._mix._scores(episodes, answers)]
+        self._places.clear()
+        return mix._scores(every, answers)
+
+
+def _together(batches: Sequence[tuple[int, Answers]]) -> Answers:
+    """A part's answers to batches of these sizes, as one."""
+    values: list[float | Float | None] = []
+    failed: dict[int, str] = {}
+    for size, (found, why) in batches:
+        failed |= {len(values) + place: did for place, did in why.items()}
+        values += found
+        assert len(found) == size
+    return values, failed
 
 
 def _question(part: AnyReward) -> Callable[[Sequence[Episode]], object]:

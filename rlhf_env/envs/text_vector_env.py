@@ -125,7 +125,9 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
         self.render_mode = render_mode
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
         self._needs_logprobs = self.reward.needs_logprobs
-        self._waits_for_group = self.reward.scores_groups
+        # Where rows start together, all of them wait for a part that looks at the whole batch; otherwise, their group.
+        self._waits_for_batch = self.reward.scores_batches and self.autoreset_mode is AutoresetMode.DISABLED
+        self._waits_for_group = self.reward.scores_groups or (self.reward.scores_batches and not self._waits_for_batch)
         # Asked once: isinstance of a protocol takes longer than a step.
         self._reply = self.task.reply if isinstance(self.task, Replies) else None
         self._action_mask = self.task.action_mask if isinstance(self.task, MasksActions) else None
@@ -278,10 +280,12 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
         terminated = np.zeros(self.num_envs, dtype=np.bool_)
         truncated = np.zeros(self.num_envs, dtype=np.bool_)
         infos: dict[int, Info] = {}
-        due = self._rows_due() if self._unpaid else ()
+        late = np.zeros(self.num_envs, dtype=np.bool_)
         if self.max_episode_steps is not None:
             self._steps += ~self._done
             late = (self._steps >= self.max_episode_steps) & ~self._done
+        due = self._rows_due(self._writing & ~late) if self._unpaid else ()
+        if self.max_episode_steps is not None:
             for row in late.nonzero()[0].tolist():
                 if row not in due:
                     infos[row] = self._cut(row)
@@ -470,8 +474,13 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
         self._writing[row] = False
         self._allowed.pop(row, None)
 
-    def _rows_due(self) -> list[int]:
-        """The rows whose reward is due now: finished ones, and where a part scores groups, whole groups."""
+    def _rows_due(self, writing: Bool) -> list[int]:
+        """The rows whose reward is due now: finished ones, and where a part looks at groups, whole groups.
+
+        Where a part looks at the whole batch, none as long as some are `writing`; `scoring_meanwhile` sees to that.
+        """
+        if self._waits_for_batch and self._scoring is None and writing.any():
+            return []
         rows = sorted(self._unpaid)
         if self._waits_for_group:
             size = self._group_size
@@ -487,7 +496,7 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
             scores = self.reward.score(episodes, group_size, rows=self.num_envs)
             return [(row, episode, score) for (row, episode), score in zip(ended, scores, strict=True)]
         if ended:
-            self._scoring.begin(episodes, group_size, rows=self.num_envs)
+            self._scoring.begin(episodes, group_size, rows=self.num_envs, places=due)
             self._handed_in += ended
             self._unpaid.difference_update(due)
             self._done[due] = True

@@ -28,7 +28,7 @@ class Validation:
         part: which prompts: those of training, or those set aside for evaluation.
     """
 
-    score: Callable[[Episode], float]
+    score: Callable[[Episode], float | None]
     reply: Callable[[Episode], str | None]
     well_formed: Callable[[Episode], bool]
     action_mask: Callable[[Prompt, Int], Bool]

@@ -18,7 +18,7 @@ from rlhf_env.learning.engine import Engine
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
 from rlhf_env.learning.signals import Interrupted, catch_signals
-from rlhf_env.learning.sources import Source
+from rlhf_env.learning.sources import EnvSource, Source
 from rlhf_env.learning.spending import Budget, Spending
 from rlhf_env.learning.stopping import StoppingRule
 from rlhf_env.types import JsonObject, JsonView
@@ -107,13 +107,15 @@ def train(
             engine.progress = spent
             before = state()  # what is lost in a rollout that fails, random draws too, is taken back
             try:
+                if isinstance(source, EnvSource):
+                    source.follow(budget)
                 rollout = source.next(agent)
             except (RewardError, ConfigError):
                 save(before)
                 raise
             rollout.require_finite()  # agents of plugins may not look
             collected = time.perf_counter()
-            metrics = agent.update(rollout)
+            metrics = agent.update(rollout) if len(rollout) else {}  # none of its texts has a score: nothing to learn
             took = time.perf_counter() - started
             spending.add(updates=1, seconds=took)
             row = {
@@ -190,28 +192,29 @@ def describe(rollout: Rollout) -> Row:
     `rollout/entropy` is that of the policy in nats a token, sampled: the mean of -log p over the tokens that it drew.
     What the source has `measured` stands beside it.
     """
-    scores = [score for score in rollout.scores if score.raw]
-    cut = float(rollout.truncated.double().mean())
-    if not scores and not cut:
-        return {}
+    measured = {f"rollout/{name}": value for name, value in rollout.measured.items()}
+    scored = rollout.scored
+    cut = float(rollout.truncated.double().mean()) if len(rollout) else 0.0
+    if not bool(scored.any()) and not cut:
+        return measured
     summary: Row = {
         "rollout/length": float(rollout.actions.sum(dim=1).double().mean()),
         "rollout/cut_at_limit": float(np.mean([e.finish_reason == "length" for e in rollout.episodes])),
         **({"rollout/cut_from_outside": cut} if cut else {}),
-        **{f"rollout/{name}": value for name, value in rollout.measured.items()},
+        **measured,
     }
     if rollout.stated and bool(rollout.actions.any()):
         summary["rollout/entropy"] = -float(rollout.logprobs.sum() / rollout.actions.sum())
-    if not scores:
+    if not bool(scored.any()):
         return summary
-    totals = rollout.returns()[rollout.scored]
+    totals = rollout.returns()[scored]
     summary |= {
         "rollout/reward": float(totals.mean()),
         "rollout/reward_std": float(totals.std(unbiased=False)),
         "histogram/reward": histogram(totals),
     }
-    names = dict.fromkeys(name for score in scores for name in score.raw)
-    parts = {name: torch.tensor([s.raw[name] for s in scores if name in s.raw], dtype=torch.float64) for name in names}
+    # Of the rows that a part has scored: those that it had nothing to say about are no zeros.
+    parts = {name: (values := rollout.part(name))[~values.isnan()] for name in rollout.parts}
     for name, values in parts.items():
         summary[f"rollout/part/{name}_std"] = float(values.std(unbiased=False))
         summary[f"histogram/part/{name}"] = histogram(values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -119,8 +120,14 @@ class Rollout:
 
     @property
     def scored(self) -> Tensor:
-        """bool[B]: rows that have a reward. Rows that were cut from outside, or where a part failed, have none."""
-        return torch.tensor([bool(score.raw) for score in self.scores], device=self.tokens.device)
+        """bool[B]: rows that have a reward. Rows that were cut from outside, that a part failed on, or about which no
+        part had anything to say, have none."""
+        return torch.tensor([bool(score.raw) for score in self.scores], dtype=torch.bool, device=self.tokens.device)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of the reward parts that have scored a row."""
+        return tuple(dict.fromkeys(name for score in self.scores for name in score.raw))
 
     def require_finite(self) -> None:
         """Refuse numbers that are none: `logprobs` and `extras` at the agent's tokens, and scores.
@@ -146,8 +153,8 @@ class Rollout:
             )
 
     def part(self, name: str) -> Tensor:
-        """float64[B]: one reward part, unweighted."""
-        return torch.tensor([score.raw[name] for score in self.scores], dtype=torch.float64)
+        """float64[B]: one reward part, unweighted; NaN in rows that it has not scored."""
+        return torch.tensor([score.raw.get(name, math.nan) for score in self.scores], dtype=torch.float64)
 
     def to(self, device: str | torch.device) -> Rollout:
         """The same rollout with its tensors on `device`."""

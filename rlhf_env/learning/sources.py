@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -16,8 +17,8 @@ from rlhf_env.learning.agent import Agent, Metrics
 from rlhf_env.learning.collect import collect_with
 from rlhf_env.learning.functional import groups_without_spread
 from rlhf_env.learning.rollout import Rollout
-from rlhf_env.learning.spending import Spending
-from rlhf_env.types import State, TokenScorer
+from rlhf_env.learning.spending import Budget, Spending
+from rlhf_env.types import State, TokenScorer, TrainerState
 
 
 class Source(Protocol):
@@ -55,8 +56,10 @@ class Shuffled:
 class EnvSource:
     """Rollouts written in an environment; prompts in shuffled epochs, one per group.
 
-    Rows that a reward part failed on, and that are to be skipped, are left out: whatever an agent makes of the others
-    is what it would make of a rollout without them. `failed/<part>` counts the failures that a part may have.
+    Rows that a reward part failed on, and that are to be skipped, and rows about which no part has anything to say, are
+    left out: whatever an agent makes of the others is what it would make of a rollout without them. `failed/<part>`
+    counts the failures that a part may have, `abstained/<part>` the rows it said nothing about, and `unscored` the
+    rows without a score, where there are some. `logged/<name>` is the mean of what reward functions log.
 
     Where the mix's KL penalty has read the texts with this `reference`, its log-probabilities go along as the extra
     "reference", so that an agent which needs them does not read the texts again.
@@ -74,13 +77,15 @@ class EnvSource:
         wishes = agent.begin()
         groups = self.env.num_envs // int(wishes.get("group_size", 1))
         place = self._prompts.place
+        self.env.reward.take_logged()  # of an evaluation, or of a rollout that failed
         try:
             rollout = collect_with(self.env, agent, {**wishes, "indices": self._prompts.take(groups)})
         except RlhfEnvError:
             self._prompts.place = place  # these prompts were not used up: a resumed run takes them again
             raise
         mix = self.env.reward
-        measured = {**_divergence(rollout, mix.kl), **_failures(rollout, mix)}
+        logged = {f"logged/{name}": value for name, value in mix.take_logged().items()}
+        measured = {**_divergence(rollout, mix.kl), **_failures(rollout, mix), **_abstentions(rollout), **logged}
         rollout = _beside_what_kl_read(rollout, mix.kl, self._reference)
         self.env.settle()  # so that a checkpoint taken now holds what the rewards remember of this rollout
         self._spending.add(
@@ -89,6 +94,22 @@ class EnvSource:
         kept = rollout.scored | rollout.truncated
         rollout = rollout if bool(kept.all()) else rollout.select(kept)
         return replace(rollout, measured={**measured, **_spread(rollout, mix.kl_names), **_worth(rollout, mix)})
+
+    def follow(self, budget: Budget) -> None:
+        """Tell the rewards that ask for it where training stands."""
+        spent, size = self._spending, self.env.task.size
+        episodes = math.inf if budget.episodes is None else math.ceil(budget.episodes / self.env.num_envs)
+        updates = min(math.inf if budget.updates is None else budget.updates, episodes)
+        if math.isinf(updates):  # counted in something else: as it has gone so far
+            updates = max(spent.updates + 1, round(spent.updates / (budget.spent_fraction(spent) or 1.0)))
+        self.env.reward.follow(
+            TrainerState(
+                global_step=spent.updates,
+                max_steps=int(updates),
+                epoch=self._prompts.place / size if size else 0.0,
+                num_input_tokens_seen=spent.generated_tokens,
+            )
+        )
 
     def state_dict(self) -> State:
         return {"place": self._prompts.place, "rewards": self.env.reward.state_dict()}
@@ -102,6 +123,15 @@ def _failures(rollout: Rollout, reward: RewardMix) -> Metrics:
     """How many rows each part failed on, of the parts that do not end the run when they do."""
     lenient = [name for name, failures in reward.failures.items() if failures.on_error != "stop"]
     return {f"failed/{name}": float(sum(name in score.failed for score in rollout.scores)) for name in lenient}
+
+
+def _abstentions(rollout: Rollout) -> Metrics:
+    """Where a part said nothing about some row: how many rows those are, of each part, and how many have no score."""
+    names = dict.fromkeys(name for score in rollout.scores for name in score.abstained)
+    if not names:
+        return {}
+    silent = {f"abstained/{name}": float(sum(name in score.abstained for score in rollout.scores)) for name in names}
+    return {**silent, "unscored": float((~rollout.scored & ~rollout.truncated).sum())}
 
 
 def _spread(rollout: Rollout, kl: Sequence[str] = ()) -> Metrics:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from rlhf_env.envs.reward_tables import from_function
+from rlhf_env.envs.reward_functions import as_reward
 from rlhf_env.errors import ContractError
 from rlhf_env.testing.episodes import episodes_of, in_groups
 from rlhf_env.testing.observing import broken, global_randomness_untouched
@@ -21,6 +20,7 @@ from rlhf_env.types import (
     Float,
     GroupReward,
     JsonView,
+    ReadsBatch,
     Remembers,
     Tokenizer,
     TokenReward,
@@ -43,7 +43,8 @@ def check_reward(
     The rules, by the `rule` of the error: "raised" (it scores every text), "count" (one float per episode, token or
     member), "finite", "range", "deterministic" (same question, same bits), "pure" (episodes stay as they are),
     "global random state", "batch mates" (neither the number of episodes nor the others among them nor their order
-    changes a score by more than `tolerance`), "memory" (scoring teaches nothing; a saved state loads).
+    changes a score by more than `tolerance`; of a function in TRL's convention and whatever else reads its batch, this
+    is not asked), "memory" (scoring teaches nothing; a saved state loads). None, an abstention, is an answer.
 
     Args:
         reward: a Reward, TokenReward or GroupReward, or a function in TRL's convention.
@@ -55,7 +56,7 @@ def check_reward(
     """
     if isinstance(reward, type):
         raise ContractError("raised", f"{reward.__name__} is a class: check an instance, {reward.__name__}(...)")
-    scored: AnyReward = from_function(reward) if inspect.isfunction(reward) else reward
+    scored = as_reward(reward)
     if low is None and isinstance(scored, BoundedBelow):
         low = scored.low
     if high is None and isinstance(scored, BoundedAbove):
@@ -72,6 +73,9 @@ def check_reward(
         for episode, first, second in zip(batch, together, again, strict=True):
             if first.tobytes() != second.tobytes():
                 raise broken("deterministic", "the same score when asked twice", f"{first} and {second}", episode)
+        if isinstance(scored, ReadsBatch) and scored.needs_batch:
+            score(batch[:1])
+            continue
         order = np.random.default_rng(seed).permutation(len(batch))
         _same_scores("in another order", batch, together, order, score([batch[i] for i in order]), tolerance)
         if isinstance(scored, GroupReward):
@@ -90,7 +94,8 @@ def check_reward(
 class _Asked:
     """The reward, asked under observation: each answer has been checked for count, finiteness, range and side effects.
 
-    An answer is one float64 array per episode: its one score, or of a TokenReward its token scores.
+    An answer is one float64 array per episode: its one score (none, where it abstains), or of a TokenReward its token
+    scores.
     """
 
     def __init__(self, reward: Any, low: float | None, high: float | None) -> None:
@@ -127,8 +132,13 @@ class _Asked:
                 for row, episode in zip(rows, kept, strict=True)
             ]
         call = self.reward.group_rewards if isinstance(self.reward, GroupReward) else self.reward
-        values = _numbers(self._ask(lambda: np.asarray(call(handed)), kept), len(kept), "episode", kept)
-        return list(values[:, None])
+        answer = self._ask(lambda: call(handed), kept)
+        silent: list[int] = []
+        if isinstance(answer, (list, tuple)):
+            silent = [place for place, value in enumerate(answer) if value is None]
+            answer = [0.0 if value is None else value for value in answer]
+        values = _numbers(self._ask(lambda: np.asarray(answer), kept), len(kept), "episode", kept)
+        return [np.zeros(0) if place in silent else values[place : place + 1] for place in range(len(kept))]
 
     def _ask(self, call: Callable[[], Any], episodes: Sequence[Episode]) -> Any:
         try:
@@ -150,7 +160,7 @@ def _same_scores(
     how: str, batch: Sequence[Episode], together: Sequence[Float], rows: Any, answers: Sequence[Float], tolerance: float
 ) -> None:
     for row, answer in zip(rows, answers, strict=True):
-        if not np.allclose(answer, together[row], rtol=0.0, atol=tolerance):
+        if len(answer) != len(together[row]) or not np.allclose(answer, together[row], rtol=0.0, atol=tolerance):
             expected, came = f"{together[row]}, its score in a batch of {len(batch)}", f"{answer} {how}"
             raise broken("batch mates", expected, came, batch[row])
 

@@ -77,8 +77,8 @@ def test_a_conversation_is_plain_text_unless_a_template_is_named(column: str, tm
     path = write(tmp_path / "a.jsonl", [{column: ASKS, "level": 2}, {column: ANSWERED}])
     text = "System: Be brief.\nUser: Hi 😀\nAssistant:"
     assert [File(path).prompt(i, {}) for i in range(2)] == [
-        Prompt("a.jsonl:1", text, {"level": 2}),
-        Prompt("a.jsonl:2", text, {"completion": "Hello."}),
+        Prompt("a.jsonl:1", text, {"level": 2}, tuple(ASKS)),
+        Prompt("a.jsonl:2", text, {"completion": "Hello."}, tuple(ASKS)),
     ]
 
 

@@ -137,7 +137,7 @@ def test_what_raises_for_all_together_only() -> None:
     assert [score.total for score in scores] == [1.0] * 4 and not any(score.failed for score in scores)
 
 
-@pytest.mark.parametrize("answer", [[1.0] * 3, 1.0, "four", None, np.ones((4, 1)), [None] * 4, ["1"] * 4])
+@pytest.mark.parametrize("answer", [[1.0] * 3, 1.0, "four", None, np.ones((4, 1)), [[None]] * 4, ["1"] * 4])
 def test_an_answer_of_the_wrong_form_always_ends_the_run(answer: Any) -> None:
     class Odd:
         def __call__(self, episodes: Sequence[Episode], /) -> Any:

@@ -15,7 +15,7 @@ import pytest
 from rlhf_rewards.length import Length
 
 from rlhf_env import plugins
-from rlhf_env.envs import isolation
+from rlhf_env.envs import isolated_process
 from rlhf_env.envs.isolation import Limits, isolated
 from rlhf_env.envs.reward_tables import load_rewards
 from rlhf_env.envs.rewards import Failures, RewardMix
@@ -217,7 +217,7 @@ def test_it_sees_no_secrets_but_those_it_is_given(odd: RewardMix) -> None:
 
 
 def test_its_limits_are_set_and_torch_is_not_loaded(odd: RewardMix) -> None:
-    assert ask(odd, "limits") == [2048 << 20, isolation._OPEN_FILES, 0]
+    assert ask(odd, "limits") == [2048 << 20, isolated_process._OPEN_FILES, 0]
     assert ask(odd, "torch") == [0.0] * 3
 
 

@@ -10,12 +10,13 @@ from rlhf_rewards.length import Length
 from rlhf_rewards.repetition import Repetition
 
 from rlhf_env import plugins
-from rlhf_env.envs.reward_tables import FunctionReward, from_function, load_rewards
+from rlhf_env.envs.reward_functions import FunctionReward
+from rlhf_env.envs.reward_tables import load_rewards
 from rlhf_env.envs.rewards import RewardMix
 from rlhf_env.envs.tasks import Prompts
 from rlhf_env.envs.toy_tasks import Count
-from rlhf_env.errors import ConfigError, RewardError, UnknownName
-from rlhf_env.testing import check_reward, make_episode
+from rlhf_env.errors import ConfigError, UnknownName
+from rlhf_env.testing import make_episode
 
 TASK = Count("a", 4)
 BATCH = [
@@ -26,72 +27,6 @@ BATCH = [
 
 def total(mix: RewardMix) -> list[float]:
     return [score.total for score in mix.score(BATCH)]
-
-
-# ---------------------------------------------------------------- from_function
-
-
-def test_a_function_with_columns_works_unchanged() -> None:
-    seen: dict[str, Any] = {}
-
-    def reward(prompts: list[str], completions: list[str], answer: list[str], **kwargs: Any) -> list[float]:
-        seen.update(kwargs, prompts=prompts, completions=completions, answer=answer)
-        return [float(len(completion)) for completion in completions]
-
-    assert from_function(reward)(BATCH).tolist() == [2.0, 1.0]
-    assert seen == {
-        "prompts": ["q1", "q2"],
-        "completions": ["aa", "b"],
-        "completion_ids": [[97, 97, 258], [98, 258]],
-        "answer": ["x", "y"],
-        "level": [1, None],
-    }
-
-
-def test_a_function_gets_only_what_it_takes() -> None:
-    def reward(completions: list[str], level: list[int | None]) -> list[float]:
-        return [float(one or 0) for one in level]
-
-    assert from_function(reward)(BATCH).tolist() == [1.0, 0.0]
-
-
-def test_none_adds_nothing() -> None:
-    def reward(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float | None]:
-        return [None, 2.5]
-
-    assert from_function(reward)(BATCH).tolist() == [0.0, 2.5]
-
-
-def test_arguments_reach_the_function_on_every_call() -> None:
-    def reward(prompts: list[str], completions: list[str], scale: float = 1.0) -> list[float]:
-        return [scale] * len(prompts)
-
-    assert from_function(reward, scale=3.0)(BATCH).tolist() == [3.0, 3.0]
-    with pytest.raises(ConfigError, match="reward 'reward': no setting 'scael': did you mean 'scale'"):
-        from_function(reward, scael=3.0)
-
-
-def test_columns_named_like_the_arguments_do_not_get_in_the_way() -> None:
-    def reward(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
-        return [float(prompt == "q") for prompt in prompts]
-
-    assert from_function(reward)([make_episode("q", "a", meta={"prompts": "other"})]).tolist() == [1.0]
-
-
-@pytest.mark.parametrize("answer", [1.0, None, [1.0], ["a", "b"], [float("nan"), 1.0], [[1.0], [2.0]]], ids=repr)
-def test_a_function_that_answers_wrongly_is_named(answer: Any) -> None:
-    def lengthy(prompts: list[str], completions: list[str]) -> Any:
-        return answer
-
-    with pytest.raises(RewardError, match="reward 'lengthy'"):
-        load_rewards(lengthy, TASK).score(BATCH)
-
-
-def test_a_function_can_be_checked() -> None:
-    def length(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
-        return [float(len(completion)) for completion in completions]
-
-    check_reward(length, low=0)
 
 
 # ---------------------------------------------------------------- load_rewards

@@ -204,7 +204,7 @@ WRONG = [
     (["a", "b", "c"], "expected one float per episode"),
     ("abc", "expected one float per episode"),
     (None, "returned object values, expected one float per episode"),
-    ([1.0, None, 2.0], "returned object values"),
+    ([1.0, {}, 2.0], "returned object values"),
     ([1 + 2j, 0, 0], "returned complex128 values"),
     ([[1.0], [2.0, 3.0], []], "raised ValueError"),
     (_OnAGraph(), "requires grad"),

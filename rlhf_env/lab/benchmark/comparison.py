@@ -334,6 +334,8 @@ def _entries(results: Results, cell: Cell) -> Iterator[tuple[str, float, float]]
         rows.append((f"evaluation at update {update}", "eval/", "objective", _EVALUATION_TOLERANCE, logged))
         rows.append((f"rollout of update {update}", "rollout/", "reward", _ROLLOUT_TOLERANCE, logged))
     for place, prefix, total, allowed, row in rows:
+        if any(name.startswith(f"{prefix}abstained/") for name in row):
+            continue  # means of different texts: a part's are of those it said something about
         numbers: list[Any] = [row.get(prefix + name) for name in (total, *(f"part/{part}" for part in cell.weights))]
         if all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
             reward, *parts = numbers

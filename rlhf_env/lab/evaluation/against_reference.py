@@ -169,6 +169,8 @@ class _Reference:
 def _measures(evaluator: Evaluator, ours: Measured, theirs: Measured, stream: np.random.Generator) -> Iterator[Measure]:
     per_prompt = [_per_prompt(replies) for replies in (ours, theirs)]
     for name, values in per_prompt[0].items():
+        if name not in per_prompt[1]:
+            continue
         others = per_prompt[1][name]
         difference = estimate(mean, values - others, stream=stream)
         yield Measure(name, float(values.mean()), float(others.mean()), difference)
@@ -186,10 +188,11 @@ def _measures(evaluator: Evaluator, ours: Measured, theirs: Measured, stream: np
 def _per_prompt(replies: Measured) -> dict[str, Float]:
     """float64[N] each: what one text has a value of."""
     rollout = replies.rollout
-    parts = [name for name in rollout.scores[0].raw if name != "divergence"]
+    # Replies are compared pair by pair: a part that says nothing about some of them is left out.
+    parts = [name for name in rollout.parts if name != "divergence"]
     return {
         **replies.rewards,
-        **{name: rollout.part(name).numpy() for name in parts},
+        **{name: rollout.part(name).numpy() for name in parts if not bool(rollout.part(name).isnan().any())},
         "length": rollout.actions.sum(dim=1).double().numpy(),
         "repetition_2": np.array([repetition(episode.response, 2) for episode in rollout.episodes]),
         **({} if (tone := tone_of(rollout)) is None else {"sentiment": tone}),

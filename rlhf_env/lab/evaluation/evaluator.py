@@ -15,7 +15,7 @@ from rlhf_env.envs.rewards import KLPart, RewardMix
 from rlhf_env.envs.tasks import held_out
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.envs.tokenizers import end_ids
-from rlhf_env.errors import under
+from rlhf_env.errors import RewardError, under
 from rlhf_env.lab.evaluation.metric import Measured, Metric
 from rlhf_env.lab.evaluation.metrics import METRICS, with_plugins
 from rlhf_env.learning.agent import Agent, traits
@@ -75,8 +75,14 @@ class Evaluator:
         """Evaluate `agent` (default: the workplace's); its state, its streams and the spending stay as they were."""
         agent = self.workplace.agent if agent is None else agent
         rollout, thrown_away = self.texts(agent)
-        raw = self._raw(rollout.scores)
-        numbers = {name: float(values.mean()) for name, values in raw.items() if name.startswith("part/")}
+        numbers: dict[str, float] = {}
+        for name, values in self._raw(rollout.scores).items():
+            if name.startswith("part/"):
+                spoke = values[~np.isnan(values)]
+                numbers |= {name: float(spoke.mean())} if spoke.size else {}
+                numbers |= (
+                    {f"abstained/{name[5:]}": float(len(values) - spoke.size)} if spoke.size < len(values) else {}
+                )
         replies = self.measured(rollout, agent, thrown_away)
         for metric in self.metrics:
             numbers |= metric(replies)
@@ -99,7 +105,8 @@ class Evaluator:
     def texts(self, agent: Agent) -> tuple[Rollout, int]:
         """What `agent` writes for the evaluation prompts, and how many tokens beside it that it threw away.
 
-        Texts that a reward part failed on, and is to skip, are left out.
+        Texts that a reward part failed on, and is to skip, are left out, and those about which no part of the training
+        reward, or of the gold reward, had anything to say.
         Each score has `part/<name>` and `gold/<name>`; `log_ratios` has the distance to the reference. Everything else
         stays as it was.
         """
@@ -128,9 +135,22 @@ class Evaluator:
                 writer.load_sampling_state(stream)
             thrown_away = setup.spending.generated_tokens - spent["generated_tokens"]
             setup.spending.load(spent)
-        if not bool(rollout.scored.all()):  # some part failed on the others, and is to skip them
-            rollout = rollout.select(rollout.scored)
+        kept = torch.tensor([self._speaks(score) for score in rollout.scores], dtype=torch.bool)
+        if not bool(kept.any()) and bool(rollout.scored.any()):
+            raise RewardError(
+                f"no part of the reward has anything to say about any of the {settings.prompts} evaluation texts: "
+                f"{', '.join(rollout.scores[0].abstained)} abstained"
+            )
+        if not bool(kept.all()):
+            rollout = rollout.select(kept)
         return rollout.with_extras(divergence=self._divergence(rollout)), int(thrown_away)
+
+    def _speaks(self, score: Score) -> bool:
+        """Whether the training reward, and the gold reward, have a value for a text."""
+        mix = self.workplace.env.reward
+        told = [[f"part/{name}" for name in mix.parts if name not in mix.kl_names]]
+        told += [] if self.gold is None else [[f"gold/{name}" for name in self.gold.parts]]
+        return bool(score.raw) and all(not names or any(name in score.raw for name in names) for names in told)
 
     @property
     def _kl(self) -> KLPart | None:
@@ -214,10 +234,17 @@ class Evaluator:
         return list(self.workplace.env.reward.judges)
 
     def _raw(self, scores: Sequence[Score]) -> dict[str, Float]:
-        return {name: np.array([score.raw[name] for score in scores]) for name in scores[0].raw}
+        """float64[N] of each part, NaN where it abstained."""
+        names = dict.fromkeys(name for score in scores for name in score.raw)
+        return {name: np.array([score.raw.get(name, np.nan) for score in scores]) for name in names}
 
     def _weighted(self, raw: Mapping[str, Float], names: Sequence[str], weights: Mapping[str, float], to: str) -> Float:
-        return np.asarray(sum(weights[name] * raw[f"{to}/{name}"] for name in names), dtype=np.float64)
+        """float64[N]: the weighted sum of the parts that speak."""
+        total = np.zeros(len(next(iter(raw.values()))))
+        for name in names:
+            if f"{to}/{name}" in raw:
+                total += weights[name] * np.nan_to_num(raw[f"{to}/{name}"], nan=0.0)
+        return total
 
     def _objective(self, raw: Mapping[str, Float]) -> Float:
         mix = self.workplace.env.reward

@@ -38,7 +38,7 @@ class Measured:
     thrown_away: int = 0
     """Tokens written beside the replies."""
     unscored: int = 0
-    """Measured left out, because a reward part failed on them and is to skip them."""
+    """Replies left out, because a reward part failed on them and is to skip them, or none had anything to say."""
 
     @property
     def episodes(self) -> Sequence[Episode]:
