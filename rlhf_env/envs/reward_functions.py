@@ -213,7 +213,7 @@ class _EventLoop:
     def __init__(self) -> None:
         self.owner = os.getpid()
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="reward functions", daemon=True).start()
+        threading.Thread(target=self._loop.run_forever, name="event loop of async functions", daemon=True).start()
 
     def begin(self, coroutine: Coroutine[object, object, object]) -> Future[object]:
         return asyncio.run_coroutine_threadsafe(_contained(coroutine), self._loop)
