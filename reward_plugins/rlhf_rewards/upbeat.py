@@ -152,6 +152,6 @@ def _language_model(name: str) -> Fluency:
 
 def _demonstration(tokenizer: Tokenizer, prompt: str, reply: str) -> Episode:
     # Without a prompt the reply begins a text, and the token before it is the end token of the text before.
-    asked = np.array(prompt_ids(tokenizer, Prompt("", prompt)) or [tokenizer.end_id], dtype=np.int64)
+    asked = np.array(prompt_ids(tokenizer, Prompt("", prompt)) if prompt else [tokenizer.end_id], dtype=np.int64)
     reply_ids = np.array(tokenizer.encode(reply), dtype=np.int64)
     return Episode(Prompt("", prompt), asked, reply, reply_ids, "stop", np.ones(len(reply_ids), dtype=np.bool_))

@@ -40,6 +40,18 @@ TURN = "<|turn|>"
 END = "<|end|>"
 PAD = "<|pad|>"
 
+# The same format for `apply_chat_template`: how the models trained on it are asked what is no prompt of this file.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}"
+    "{{ raise_exception('this small model reads no system message: leave it out') }}"
+    "{% endif %}"
+    "{{ message['content'] | trim }}"
+    "{% if loop.last and message['role'] == 'assistant' and not add_generation_prompt %}<|end|>"
+    "{% else %}<|turn|>{% endif %}"
+    "{% endfor %}"
+)
+
 # A conversation's id is hashed to [0, 1); a split reaches from the number before its own up to its own.
 SPLITS: dict[Split, float] = {"base": 0.64, "judge": 0.90, "held_out": 1.0}
 

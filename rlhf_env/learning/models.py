@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import field
+from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 
+from rlhf_env import assets
 from rlhf_env.envs.tokenizers import (
     AlphabetTokenizer,
     FileTokenizer,
@@ -17,6 +19,7 @@ from rlhf_env.envs.tokenizers import (
 )
 from rlhf_env.errors import ConfigError, DataError, Problem, under
 from rlhf_env.policies.language_model import ROWS_AT_ONCE, LanguageModel
+from rlhf_env.policies.loading import refuse_adapter
 from rlhf_env.policies.policy import Policy, Sampling
 from rlhf_env.policies.tabular import TabularPolicy
 from rlhf_env.policies.tiny import tiny_language_model
@@ -56,6 +59,7 @@ def load_tokenizer_of(wanted: PolicySettings) -> Tokenizer:
         said = '[policy] model "table" needs a tokenizer of few symbols: tokenizer = "alphabet:abcd"'
         raise ConfigError(Problem(said, ("model",)))
     with under("tokenizer" if wanted.tokenizer else "model"):
+        refuse_adapter(Path(assets.resolve(wanted.model)).expanduser())
         return load_tokenizer(wanted.tokenizer or wanted.model, revision=None if wanted.tokenizer else wanted.revision)
 
 

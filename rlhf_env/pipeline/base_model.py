@@ -20,7 +20,7 @@ from rich.console import Console
 
 from rlhf_env.envs import chitchat
 from rlhf_env.envs.rewards import RewardMix
-from rlhf_env.envs.tokenizers import FileTokenizer
+from rlhf_env.envs.tokenizers import PLAIN_PROMPTS, FileTokenizer
 from rlhf_env.lab.progress import note_of, stage
 from rlhf_env.learning.agent import Setup
 from rlhf_env.learning.engine import Engine
@@ -223,7 +223,8 @@ def _train_tokenizer(recipe: Recipe, folder: Path) -> FileTokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         special = {"eos_token": chitchat.END, "pad_token": chitchat.PAD, "model_max_length": recipe.positions}
         config = {"tokenizer_class": "PreTrainedTokenizerFast", **special}
-        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1))
+        config |= {PLAIN_PROMPTS: "user", "chat_template": chitchat.CHAT_TEMPLATE}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n")
         bpe.save(str(folder / "tokenizer.json"))
     return FileTokenizer(folder)
 

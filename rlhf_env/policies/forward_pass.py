@@ -10,7 +10,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor
 
 from rlhf_env.errors import ConfigError
@@ -31,9 +33,7 @@ def forward_pass(
 
     `tokens`, `positions` [B, L]; `attention_mask` [B, length of the cache + L], True on text; the cache grows by L.
     """
-    trunk = model.base_model
-    if trunk is model:
-        raise ConfigError(f"{type(model).__name__} is not a causal language model made of a trunk and a head")
+    trunk = trunk_of(model)
     states: list[Tensor] = []
 
     def keep_selected(_module: HFModule, _arguments: Any, output: Any) -> Any:
@@ -52,3 +52,29 @@ def forward_pass(
     finally:
         hook.remove()
     return states[0], logits[0]
+
+
+def trunk_of(model: HFModel) -> HFModule:
+    """The module whose output the head reads: `base_model`, or its decoder where the model calls that one (OPT, BART).
+
+    A model is asked once, with a text of one token.
+    """
+    whole: HFModule = model.base_model
+    decoder = getattr(whole, "decoder", None)
+    if decoder is None:
+        if whole is model:
+            raise ConfigError(f"{type(model).__name__} is not a causal language model made of a trunk and a head")
+        return whole
+    if model not in _CALLS_WHOLE:
+        called: list[HFModule] = []
+        hook = whole.register_forward_hook(lambda module, *_: called.append(module))
+        try:
+            with torch.no_grad():
+                model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=next(model.parameters()).device))
+        finally:
+            hook.remove()
+        _CALLS_WHOLE[model] = bool(called)
+    return whole if _CALLS_WHOLE[model] else decoder
+
+
+_CALLS_WHOLE: WeakKeyDictionary[HFModel, bool] = WeakKeyDictionary()  # of models that have a decoder inside

@@ -24,6 +24,7 @@ from rlhf_env.policies.fused import FusedStep
 from rlhf_env.policies.lm_head import LinearHead, gives_the_logits, linear_head, score_logits
 from rlhf_env.policies.loading import load_causal_lm
 from rlhf_env.policies.policy import Sampling, TextEvaluation, Written
+from rlhf_env.policies.soundness import require_sound
 from rlhf_env.policies.streams import RowStreams
 from rlhf_env.policies.trunk import hidden_states, prefix_tree
 from rlhf_env.policies.untyped import HFConfig, HFModel
@@ -47,7 +48,8 @@ class LanguageModel(nn.Module):
     the other rows.
 
     `rows_at_once` bounds the memory of the key/value cache: more texts are written in several waves, and then every
-    call reads them from the start. `fused`: sample with `FusedStep` and learn with `trunk.hidden_states` where they
+    call reads them from the start. DataError for a model that cannot state while writing what its own forward pass says
+    (see `soundness`). `fused`: sample with `FusedStep` and learn with `trunk.hidden_states` where they
     know the model's family (and no dropout is active); the results are the same.
     """
 
@@ -70,9 +72,14 @@ class LanguageModel(nn.Module):
         self.sampling = sampling
         self.rows_at_once, self.fused = rows_at_once, fused
         self._text_config: HFConfig = model.config.get_text_config()
-        self._vocab_size = int(model.get_output_embeddings().weight.shape[0])
+        head = model.get_output_embeddings()
+        if getattr(head, "weight", None) is None:
+            raise DataError(f"{type(model).__name__} has no head that gives a number to every token: it writes no text")
+        self._vocab_size, self._hidden_size = map(int, head.weight.shape)
         self._end_ids = self._known_ids("end_id", named_end_ids(model) if end_id is None else end_id)
-        self._pad_id = self._known_ids("pad_id", pad_id, self._text_config.pad_token_id, self._end_ids[0])[0]
+        self._pad_id = self._known_ids(
+            "pad_id", pad_id, getattr(self._text_config, "pad_token_id", None), self._end_ids[0]
+        )[0]
         # The embedding of torch's `padding_idx` gets no gradient, and the padding token may be the end token, which has
         # to learn. Our masks say what is padding.
         model.get_input_embeddings().padding_idx = None
@@ -80,6 +87,9 @@ class LanguageModel(nn.Module):
         self._decoding: Decoding | None = None  # of the last call of `write`; the next may continue it
         self._decoding_weights: tuple[object, ...] = ()  # `_weights()` when it was made
         self._known_head: tuple[object, bool] = (None, False)  # a head, and whether it alone gives the logits
+        if anatomy_of(model) is None:  # the families that have one are held to this by tests
+            with _without_dropout(self):
+                require_sound(self)
 
     @classmethod
     def from_pretrained(
@@ -101,15 +111,19 @@ class LanguageModel(nn.Module):
         disk becomes `dtype`. DataError, in one line, when there is no usable model.
         """
         model = load_causal_lm(name, dtype, revision)
-        return cls(
-            model,
-            end_id=end_id if end_id is not None else _end_ids_beside(name, model),
-            pad_id=pad_id,
-            sampling=sampling,
-            seed=seed,
-            rows_at_once=rows_at_once,
-            fused=fused,
-        )
+        try:
+            return cls(
+                model,
+                end_id=end_id if end_id is not None else _end_ids_beside(name, model),
+                pad_id=pad_id,
+                sampling=sampling,
+                seed=seed,
+                rows_at_once=rows_at_once,
+                fused=fused,
+            )
+        except DataError as error:
+            error.found_in(f"model {str(name)!r}")
+            raise
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write config and safetensors into a folder that transformers, and `from_pretrained`, can read."""
@@ -146,7 +160,7 @@ class LanguageModel(nn.Module):
 
     @property
     def hidden_size(self) -> int:
-        return int(self._text_config.hidden_size)
+        return self._hidden_size
 
     @property
     def context(self) -> int | None:

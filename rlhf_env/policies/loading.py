@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -15,7 +16,6 @@ from rlhf_env.policies.untyped import HFModel
 def load_causal_lm(name: str | Path, dtype: torch.dtype, revision: str | None) -> HFModel:
     """The model in a folder or, if there is no such folder, of the hub. Raises DataError."""
     from huggingface_hub import constants
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     folder = Path(assets.resolve(str(name))).expanduser()
@@ -34,8 +34,8 @@ def load_causal_lm(name: str | Path, dtype: torch.dtype, revision: str | None) -
                 trust_remote_code=False,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as problem:
-        why = str(problem).strip().split("\n")[0]
+    except Exception as problem:  # the library, its checks of configurations and the network raise many kinds
+        why = (str(problem).strip() or type(problem).__name__).split("\n")[0]
         if not local and constants.HF_HUB_OFFLINE:
             why = "no such folder, not in this machine's hub cache, and HF_HUB_OFFLINE forbids fetching it"
         elif not local:
@@ -51,7 +51,25 @@ def load_causal_lm(name: str | Path, dtype: torch.dtype, revision: str | None) -
     return model
 
 
+def refuse_adapter(folder: Path) -> None:
+    """Raise DataError for a folder that PEFT wrote, which holds the changes to another model and no model."""
+    file = folder / "adapter_config.json"
+    if not file.is_file():
+        return
+    try:
+        base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (ValueError, AttributeError):
+        base = None
+    whole = repr(base) if base else "its base model"
+    raise DataError(
+        f"model {str(folder)!r}: a PEFT adapter of {whole}, and no whole model: merge the two with "
+        "AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload().save_pretrained(WHOLE), save the "
+        "tokenizer there too, and name WHOLE"
+    )
+
+
 def _check_folder(folder: Path) -> None:
+    refuse_adapter(folder)
     if not (folder / "config.json").is_file():
         raise DataError(f"model {str(folder)!r}: not a model folder, config.json is missing")
     if not any(folder.glob("*.safetensors")):

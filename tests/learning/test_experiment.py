@@ -263,24 +263,24 @@ def test_a_vocabulary_rounded_up_is_written_in_full(tmp_path: Path, toy: Any, vi
 
 
 def test_a_filled_up_tokenizer_survives_its_way_to_another_process(tmp_path: Path) -> None:
-    wider = FileTokenizer(save_model(tmp_path / "model")).filled_up(16)
+    wider = FileTokenizer(save_model(tmp_path / "model")).belonging_to(16, ())
     copy = pickle.loads(pickle.dumps(wider))
     assert (copy.vocab_size, copy.end_id, copy.pad_id, copy.encode("ab=")) == (16, 4, 5, [0, 1, 2])
     assert FileTokenizer(tmp_path / "model").vocab_size == 6
 
 
 def test_the_tokenizer_says_how_a_text_ends(tmp_path: Path, toy: Any) -> None:
-    """Chat models list several end tokens, and the tokenizer's need not be the first."""
+    """Chat models list several end tokens, and the tokenizer's need not be the first. All of them end a text."""
     folder = save_model(tmp_path / "model")
     for name in ("config.json", "generation_config.json"):
         content = json.loads((folder / name).read_text())
         (folder / name).write_text(json.dumps({**content, "eos_token_id": [0, 4]}))
     workplace = build(with_model(toy, folder))
     rollout = collect(workplace.env, workplace.agent, seed=0)
-    assert workplace.setup.policy.end_id == 4
+    assert workplace.setup.policy.end_ids == (4, 0)
     ended = [episode for episode in rollout.episodes if episode.finish_reason == "stop"]
     assert ended
-    assert all(episode.response_ids[-1] == 4 for episode in ended)
+    assert {int(episode.response_ids[-1]) for episode in ended} == {0, 4}
 
 
 @pytest.mark.parametrize("tokenizer", ["alphabet:abcdefgh=", "alphabet:a=", "bytes"])

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 
 from rlhf_env.envs.transformers_tokenizer import quiet_transformers
 from rlhf_env.errors import DataError
@@ -111,8 +110,9 @@ def _load(name: str, dtype: torch.dtype) -> HFModel:
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 name, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise DataError(f"reward model {name}: {str(error).strip().splitlines()[0]}") from error
+    except Exception as error:  # the library raises exceptions of many kinds
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"reward model {name}: {said}") from error
     if report["missing_keys"]:  # they would be random numbers
         missing = min(report["missing_keys"])
         raise DataError(
@@ -135,5 +135,6 @@ def _load_tokenizer(name: str) -> HFModel:
     try:
         with quiet_transformers():
             return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise DataError(f"tokenizer of reward model {name}: {str(error).strip().splitlines()[0]}") from error
+    except Exception as error:  # as above
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"tokenizer of reward model {name}: {said}") from error

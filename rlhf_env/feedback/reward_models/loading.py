@@ -7,6 +7,7 @@ from pathlib import Path
 from rlhf_env import assets
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.reward_models.scorer import Scorer
+from rlhf_env.policies.loading import refuse_adapter
 
 
 def load_scorer(model: str | Path) -> Scorer:
@@ -23,6 +24,7 @@ def load_scorer(model: str | Path) -> Scorer:
     from rlhf_env.feedback.reward_models.model import RewardModel
 
     folder = Path(assets.resolve(str(model)))
+    refuse_adapter(folder)
     if (folder / "reward_model.json").is_file():
         return RewardModel.load(folder).requires_grad_(False)
     if (folder / "reward_ensemble.json").is_file():

@@ -37,6 +37,7 @@ from rlhf_env.errors import ConfigError, DataError, RunFailed
 from rlhf_env.feedback.judgements import Preference, Response
 from rlhf_env.feedback.reward_models.config import Epoch, HeadKind, RewardModelConfig, TrainingRecord
 from rlhf_env.policies.anatomy import anatomy_of
+from rlhf_env.policies.loading import refuse_adapter
 from rlhf_env.policies.trunk import hidden_states, prefix_tree
 from rlhf_env.policies.untyped import HFModel
 from rlhf_env.types import Episode, Float, Int, JsonObject, Prompt, Tokenizer
@@ -451,6 +452,7 @@ def _text(prompt: Prompt, response: Response, tokenizer: Tokenizer | None) -> Te
 def _load_trunk(folder: Path, dtype: torch.dtype) -> HFModel:
     from transformers import AutoModel
 
+    refuse_adapter(folder)
     if not (folder / "config.json").is_file():
         raise DataError(f"model folder {folder}: there is no config.json in it: name a folder that holds a saved model")
     try:
@@ -458,8 +460,8 @@ def _load_trunk(folder: Path, dtype: torch.dtype) -> HFModel:
             trunk, report = AutoModel.from_pretrained(
                 str(folder), dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0]
+    except Exception as error:  # the library raises exceptions of many kinds
+        reason = (str(error).strip() or type(error).__name__).split("\n")[0]
         raise DataError(f"model folder {folder}: {reason}") from error
     if report["missing_keys"]:  # they would be random numbers
         raise DataError(f"model folder {folder}: weights are missing, {min(report['missing_keys'])} among them")

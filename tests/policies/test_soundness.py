@@ -1,0 +1,136 @@
+"""A model that would state wrong log-probabilities is refused when it is loaded, by name and in one line."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rlhf_env.errors import DataError
+from rlhf_env.feedback.reward_models.loading import load_scorer
+from rlhf_env.learning.models import PolicySettings, load_tokenizer_of
+from rlhf_env.policies.language_model import LanguageModel
+
+TINY = {"vocab_size": 40, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+WIDE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.3, **TINY}
+SHORT = {"intermediate_size": 48, "max_position_embeddings": 64, **WIDE}
+
+
+def model_of(family: str, dtype: torch.dtype = torch.float64, **shape: Any) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **shape), dtype=dtype).eval()
+
+
+RIGHT = {
+    "opt": {**WIDE, "ffn_dim": 48, "max_position_embeddings": 64, "word_embed_proj_dim": 16, "init_std": 0.3},
+    "gpt_neox": SHORT,
+    "bloom": {**TINY, "hidden_size": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.3},
+    "qwen3_next": {
+        **SHORT,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 2,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+    },
+}
+WRONG = {
+    "bert": (SHORT, "no causal language model"),
+    "roberta": (SHORT, "no causal language model"),
+    "openai-gpt": (
+        {**TINY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "initializer_range": 0.3},
+        "keeps no cache",
+    ),
+    "rwkv": ({**TINY, "hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32}, "keeps no cache|cannot"),
+    "mamba": ({**TINY, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}, "cannot write texts side by side"),
+    "minimax": ({**SHORT, "num_key_value_heads": 2, "head_dim": 8, "num_local_experts": 2}, "cannot write"),
+}
+
+
+@pytest.mark.parametrize("family", RIGHT)
+def test_families_that_hold(family: str) -> None:
+    """What writing states and what learning recomputes is what the library computes, rows ending early or not."""
+    policy = LanguageModel(model_of(family, torch.float32, **RIGHT[family]), end_id=2, pad_id=0)
+    prompts = np.array([[5, 6, 7, 8], [9, 10, 0, 0], [11, 0, 0, 0], [5, 6, 7, 8]])
+    observation = {"input_ids": prompts, "attention_mask": (prompts > 0).astype(np.int8)}
+    written = policy.write(observation, 6)
+    for row, prompt in enumerate(prompts):
+        said = written.tokens[row][written.tokens[row] < policy.vocab_size]
+        text = torch.from_numpy(np.array([[*prompt[prompt > 0], *said]]))
+        with torch.no_grad():
+            whole = policy.model(input_ids=text).logits[0].double().log_softmax(-1)
+        start = int((prompt > 0).sum())
+        wanted = whole[start - 1 : -1].gather(1, text[0, start:, None])[:, 0].numpy()
+        np.testing.assert_allclose(written.logprobs[row][: len(said)], wanted, atol=2e-5)
+
+
+@pytest.mark.parametrize("family", WRONG)
+def test_families_that_do_not(family: str) -> None:
+    shape, why = WRONG[family]
+    model = model_of(family, torch.float32, **shape)
+    with pytest.raises(DataError, match=why) as refused:
+        LanguageModel(model, end_id=2, pad_id=0)
+    said = str(refused.value)
+    assert said.startswith(f"{type(model).__name__} (model_type {family!r})")
+    assert "use a model of a family that keeps keys and values" in said
+    assert "\n" not in said
+
+
+def test_a_family_that_is_known_goes_wrong_with_other_settings() -> None:
+    """An adapter, a hook, a bidirectional mask: the plain path is then asked like any other."""
+    model = model_of("gemma3_text", num_key_value_heads=2, head_dim=8, use_bidirectional_attention=True, **SHORT)
+    with pytest.raises(DataError, match="no causal language model"):
+        LanguageModel(model, end_id=2, pad_id=0)
+
+
+def test_the_check_moves_no_random_stream() -> None:
+    model = model_of("gpt_neox", **SHORT)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    policies = [LanguageModel(model, end_id=2, pad_id=0, seed=1) for _ in range(2)]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert policies[0].sampling_state() == policies[1].sampling_state()
+    fresh = np.random.default_rng(0)
+    observation = {"input_ids": fresh.integers(3, 40, (3, 4)), "attention_mask": np.ones((3, 4), np.int8)}
+    first, second = (policy.write(observation, 5) for policy in policies)
+    assert np.array_equal(first.tokens, second.tokens)
+
+
+def test_known_families_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are held to it by other tests, and load as fast as before."""
+    monkeypatch.setattr("rlhf_env.policies.language_model.require_sound", lambda _: pytest.fail("asked"))
+    LanguageModel(model_of("llama", torch.float32, num_key_value_heads=2, **SHORT), end_id=2, pad_id=0)
+
+
+# ---------------------------------------------------------------- adapters
+
+
+def test_an_adapter_alone_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "owner/base"}))
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    loaders = (
+        lambda: LanguageModel.from_pretrained(tmp_path),
+        lambda: load_tokenizer_of(PolicySettings(model=str(tmp_path))),
+        lambda: load_scorer(tmp_path),
+    )
+    for load in loaders:
+        with pytest.raises(DataError, match=r"a PEFT adapter of 'owner/base', and no whole model: merge") as refused:
+            load()
+        assert "\n" not in str(refused.value), inspect.getsource(load)
+    (tmp_path / "adapter_config.json").write_text("[")
+    with pytest.raises(DataError, match="a PEFT adapter of its base model"):
+        LanguageModel.from_pretrained(tmp_path)
