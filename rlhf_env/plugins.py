@@ -37,6 +37,7 @@ import pluggy
 
 from rlhf_env.errors import ConfigError, DataError, MissingExtra, PluginError, Problem, UnknownName, under
 from rlhf_env.types import JsonObject
+from rlhf_env.working_folder import same_folder
 
 GROUP = "rlhf_env"
 OWN = "rlhf-env"  # the distribution of the built-ins
@@ -118,12 +119,13 @@ class Entry:
             return self.target
         module, _, attribute = self.target.partition(":")
         try:
-            return functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
+            with same_folder(self._who()):
+                return functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
         except ModuleNotFoundError as error:
             if self.needs and not (error.name or "").startswith(module.partition(".")[0]):
                 raise MissingExtra(f"{error.name} (needed by the {self.kind} {self.name!r})", self.needs) from error
             raise PluginError(f"{self._who()} cannot be imported: {error}") from error
-        except Exception as error:  # a plugin may raise anything while it is imported
+        except (Exception, SystemExit) as error:  # a plugin may raise anything while it is imported
             raise PluginError(f"{self._who()} cannot be imported: {type(error).__name__}: {error}") from error
 
     def _who(self) -> str:
@@ -176,7 +178,7 @@ class PluginHost:
         for point in self._let_in(list(points), choice):
             origin = _origin(point)
             try:
-                with _at_most(PATIENCE):
+                with _at_most(PATIENCE), same_folder(f"the plugin {origin}"):
                     module = point.load()
                     if (version := getattr(module, "RLHF_ENV_API", API)) != API:
                         raise PluginError(f"made for version {version!r} of the plugin hooks, and this is {API}")
@@ -365,7 +367,10 @@ def call_with(factory: Callable[..., Any], parameters: JsonObject, provided: Jso
     if missing:
         raise ConfigError(*(f"{where}: the setting {key!r} is required" for key in missing))
     try:
-        return factory(**taken, **filled)
+        with same_folder(where):
+            return factory(**taken, **filled)
+    except SystemExit as error:
+        raise PluginError(f"{where}: it would end the program while it is made (SystemExit: {error})") from error
     except (DataError, UnknownName):  # they say what they are about
         raise
     except ConfigError as error:

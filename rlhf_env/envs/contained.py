@@ -6,7 +6,6 @@ This contains mistakes; it is no sandbox.
 from __future__ import annotations
 
 import copy
-import os
 import random
 import sys
 import warnings
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_env.types import AnyReward, Episode, Prompt
+from rlhf_env.working_folder import same_folder
 
 
 @contextmanager
@@ -27,18 +27,14 @@ def contained(who: str) -> Iterator[None]:
 
     torch is looked at only where somebody has imported it.
     """
-    folder = _folder()
     python, numpy = random.getstate(), _numpy_state()
     torch: Any = sys.modules.get("torch")
     settings = None if torch is None else _torch_settings(torch)
     try:
-        yield
+        with same_folder(who):
+            yield
     finally:
         changed = []
-        if folder is not None and _folder() != folder:
-            with suppress(OSError):  # it is gone: nothing can be done about it
-                os.chdir(folder)
-            changed.append("the working directory")
         if random.getstate() != python:
             random.setstate(python)
             changed.append("the state of Python's global random generator")
@@ -49,13 +45,6 @@ def contained(who: str) -> Iterator[None]:
             changed += _restored(torch, settings)
         if changed:
             warnings.warn(f"{who} changed {' and '.join(changed)}: put back", RuntimeWarning, stacklevel=3)
-
-
-def _folder() -> str | None:
-    try:
-        return os.getcwd()  # noqa: PTH109 - a third of the time of Path.cwd, at every question
-    except OSError:
-        return None
 
 
 def _numpy_state() -> tuple[Any, ...]:

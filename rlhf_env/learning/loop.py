@@ -22,6 +22,7 @@ from rlhf_env.learning.sources import EnvSource, Source
 from rlhf_env.learning.spending import Budget, Spending
 from rlhf_env.learning.stopping import StoppingRule
 from rlhf_env.types import JsonObject, JsonView
+from rlhf_env.working_folder import same_folder
 
 Row = JsonObject
 
@@ -109,13 +110,17 @@ def train(
             try:
                 if isinstance(source, EnvSource):
                     source.follow(budget)
-                rollout = source.next(agent)
+                with same_folder("the agent or the task"):
+                    rollout = source.next(agent)
             except (RewardError, ConfigError):
                 save(before)
                 raise
             rollout.require_finite()  # agents of plugins may not look
             collected = time.perf_counter()
-            metrics = agent.update(rollout) if len(rollout) else {}  # none of its texts has a score: nothing to learn
+            metrics: Metrics = {}
+            if len(rollout):  # otherwise none of its texts has a score: there is nothing to learn
+                with same_folder("the agent"):
+                    metrics = agent.update(rollout)
             took = time.perf_counter() - started
             spending.add(updates=1, seconds=took)
             row = {

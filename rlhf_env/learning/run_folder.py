@@ -69,7 +69,7 @@ class RunFolder:
         name: str | None = None,
         paths_from: Path | None = None,
     ) -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # whatever becomes of the working directory
         self._paths_from = (paths_from or Path()).resolve()
         self.lost: list[str] = []
         self.not_exact: list[str] = []
