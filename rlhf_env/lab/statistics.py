@@ -115,13 +115,32 @@ def widened_percentiles(redrawn: Sequence[float], seeds: int, level: float = 0.9
     return float(low), float(high)
 
 
-def student_mean(values: Float, level: float = 0.95) -> Estimate:
-    """The mean of float64[N] with Student's interval; none from a single value."""
+def student_mean(values: Float, units: Sequence[str] | None = None, level: float = 0.95) -> Estimate:
+    """The mean of float64[N] with Student's interval; none from a single value.
+
+    Values of one of the `units` (the prompt that each answers) are not independent: units are what is counted.
+    """
     mean = float(values.mean())
-    if len(values) < 2:
+    counted = values if units is None else by_unit(values, units)
+    if len(counted) < 2:
         return Estimate(mean, None, None, level)
-    wide = student_t((1.0 + level) / 2.0, len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
+    wide = student_t((1.0 + level) / 2.0, len(counted) - 1) * float(counted.std(ddof=1)) / math.sqrt(len(counted))
     return Estimate(mean, mean - wide, mean + wide, level)
+
+
+def by_unit(values: Float, units: Sequence[str]) -> Float:
+    """float64[U]: a number for each unit (a prompt), with the mean of all values [N] and the spread of the units.
+
+    Where each has as many values, it is the unit's mean; otherwise a unit counts by how many it has (the linearised
+    ratio estimator of a cluster sample, Cochran 1977, "Sampling Techniques", 6.3). Of a single unit there is no spread
+    between units: its own values are given back, and speak of that unit alone.
+    """
+    number = {unit: place for place, unit in enumerate(dict.fromkeys(units))}
+    if len(number) in (1, len(values)):
+        return values
+    mean, sums = float(values.mean()), np.zeros(len(number))
+    np.add.at(sums, [number[unit] for unit in units], values - mean)
+    return np.asarray(mean + sums * (len(number) / len(values)), dtype=np.float64)
 
 
 def _redraw(scores: Float, stream: np.random.Generator) -> Float:
