@@ -202,7 +202,8 @@ def compare(
     """Every other agent of `scores` compared with `against` on shared seeds.
 
     "better" or "worse" needs all of: five seeds, an interval that leaves out 0, and a p-value below 1 - `level` after
-    Holm's correction. Everything else is "inconclusive", which is not "equal".
+    Holm's correction (for which `seeds_for_a_verdict` are needed). Everything else is "inconclusive", which is not
+    "equal".
     """
     if against not in scores:
         raise DataError(f"there are no scores of {against!r}, only of {', '.join(scores)}")
@@ -240,6 +241,22 @@ def sign_flip_p(differences: Float, *, stream: np.random.Generator, draws: int =
     seen = abs(of_seeds.sum())
     # Sums that are equal may differ by a rounding of their terms, which seen itself, being near 0, may be far below.
     return float((sums >= seen - 1e-9 * float(np.abs(of_seeds).sum())).mean())
+
+
+def least_p(seeds: int, comparisons: int) -> float:
+    """The smallest p-value after Holm's correction that this many shared seeds allow: every seed has the same sign."""
+    return min(1.0, 2.0 ** (1 - seeds) * max(1, comparisons))
+
+
+def seeds_for_a_verdict(comparisons: int, level: float = 0.95) -> int:
+    """How many shared seeds it takes for a verdict: with fewer, no difference is large enough.
+
+    The first whole number above 1 + log2(comparisons / (1 - `level`)), and never fewer than `SEEDS_FOR_A_CLAIM`.
+    """
+    seeds = SEEDS_FOR_A_CLAIM
+    while least_p(seeds, comparisons) >= 1.0 - level:
+        seeds += 1
+    return seeds
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

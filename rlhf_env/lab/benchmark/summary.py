@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rlhf_env.lab.benchmark.results import CONTROLS, Results
 from rlhf_env.lab.evaluation.asked import Asked
 from rlhf_env.lab.evaluation.metric import Metric
-from rlhf_env.lab.statistics import SEEDS_FOR_A_CLAIM
+from rlhf_env.lab.statistics import SEEDS_FOR_A_CLAIM, seeds_for_a_verdict
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,11 @@ def claim(results: Results) -> str:
     counted = f"{seeds} seed" if seeds == 1 else f"{seeds} seeds"
     if shared < seeds:
         counted += f", {shared} of them shared by all agents"
+    agents = max(len(results.agents_on(task)) for task in results.tasks)
     if shared < SEEDS_FOR_A_CLAIM:
         return f"{counted}: numbers, no claim"
+    if agents > 1 and shared < (needed := seeds_for_a_verdict(agents - 1)):
+        return f"{counted}: numbers, no claim ({agents} agents take {needed} seeds)"
     return f"{counted}: verdicts come from paired tests on the shared seeds"
 
 
