@@ -69,9 +69,19 @@ def bench(
     with naming_lines(file):
         grid.require_plugins(grid.cells(folder))
     cells = grid.cells(folder, only or ())
+    if few := grid.too_few_seeds:
+        console.print(f"Note: {few}.", highlight=False, soft_wrap=True)
     prepare = maker_of_reward_model(grid, folder, file, console)
     with interruptible(), benchmark_progress(console, [*grid.trials(cells), *cells], jobs=jobs) as on_progress:
-        results = run_benchmark(grid, folder, jobs=jobs, only=only or (), prepare=prepare, on_progress=on_progress)
+        results = run_benchmark(
+            grid,
+            folder,
+            jobs=jobs,
+            only=only or (),
+            prepare=prepare,
+            on_progress=on_progress,
+            on_warning=lambda _: None,  # it has been said
+        )
     missing = sum(not file.exists() for file in results)
     if missing < len(results):
         _show_report(folder, console)

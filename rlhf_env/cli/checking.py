@@ -240,3 +240,5 @@ def _check_file(file: Path) -> None:
             problems |= dict.fromkeys(error.problems)
     if problems:
         raise ConfigError(*problems)
+    if few := grid.too_few_seeds:
+        typer.echo(f"note: {few}")

@@ -227,7 +227,7 @@ def show_agreement(
     for agreement in agreements:
         typer.echo(
             f"{agreement.kind} by {for_terminal(agreement.criterion)}: {agreement.judgements:,} judgements of "
-            f"{len(agreement.annotators):,} people, {agreement.units:,} judged by two or more"
+            f"{len(agreement.annotators):,} annotators, {agreement.units:,} judged by two or more"
         )
         for name in ("agreement", "alpha", "fleiss", "cohen", "self_consistency", "seconds"):
             typer.echo(f"  {name.replace('_', ' '):17} {getattr(agreement, name)}")
@@ -417,13 +417,13 @@ def show_verified(store: StoreFile) -> None:
     with _open_store(store) as opened:
         all_outcomes = outcomes(opened)
     for model, rows in groupby(all_outcomes, lambda outcome: outcome.model):
-        typer.echo(f"{for_terminal(model)}\n  {'':13}  pairs  votes  {'people agree':20}  expected")
+        typer.echo(f"{for_terminal(model)}\n  {'':13}  pairs  votes  {'annotators agree':20}  expected")
         for outcome in rows:
             expected = f"{outcome.stated:.2f}" if outcome.votes else "-"
             counts = f"{outcome.pairs:5,}  {outcome.votes:5,}"
             typer.echo(f"  {for_terminal(outcome.reason):13}  {counts}  {outcome!s:20}  {expected}")
     if not all_outcomes:
-        typer.echo("no reward model was put before people yet: preferences verify does it")
+        typer.echo("no reward model was put before annotators yet: preferences verify does it")
 
 
 @contextmanager

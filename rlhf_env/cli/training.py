@@ -124,13 +124,15 @@ def _inside_runs(name: str) -> Path:
 def _say_how_it_ended(finished: Run, console: Console) -> None:
     from rich.markup import escape
 
+    from rlhf_env.lab.evaluation.asked import Asked
     from rlhf_env.lab.evaluation.metrics import meaning_of, with_plugins
 
     lost = [f"Lost: {line}" for line in finished.lost]
     not_exact = [f"Not exact: {change}" for change in finished.not_exact]
     for line in (*lost, *not_exact):
         console.print(f"[yellow]{escape(line)}[/yellow]", highlight=False, soft_wrap=True)
-    console.print(f"Ended: {finished.reason}. On {finished.experiment.evaluation.prompts} held-out prompts:")
+    asked = Asked.of(finished.evaluation.metrics, finished.experiment.evaluation.prompts)
+    console.print(f"Ended: {finished.reason}. On {asked or 'the prompts of the evaluation'}:")
     metrics = with_plugins(finished.experiment.evaluation.metrics or ())
     for key, value in sorted(finished.evaluation.metrics.items()):
         line = f"  {key:24s} {value:10.4f}  {escape(meaning_of(key, metrics))}"
@@ -142,7 +144,7 @@ def _say_how_it_ended(finished: Run, console: Console) -> None:
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder of rlhf-env train, finished or not.")],
     prompts: Annotated[
-        int | None, typer.Option(help="Held-out prompts (default: as many as the experiment says).", min=2)
+        int | None, typer.Option(help="How many prompts (default: as many as the experiment says).", min=2)
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Where the JSON goes (default: RUN/against_reference.json).")] = None,
     checkpoint: WhichCheckpoint = "best",

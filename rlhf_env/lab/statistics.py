@@ -115,13 +115,32 @@ def widened_percentiles(redrawn: Sequence[float], seeds: int, level: float = 0.9
     return float(low), float(high)
 
 
-def student_mean(values: Float, level: float = 0.95) -> Estimate:
-    """The mean of float64[N] with Student's interval; none from a single value."""
+def student_mean(values: Float, units: Sequence[str] | None = None, level: float = 0.95) -> Estimate:
+    """The mean of float64[N] with Student's interval; none from a single value.
+
+    Values of one of the `units` (the prompt that each answers) are not independent: units are what is counted.
+    """
     mean = float(values.mean())
-    if len(values) < 2:
+    counted = values if units is None else by_unit(values, units)
+    if len(counted) < 2:
         return Estimate(mean, None, None, level)
-    wide = student_t((1.0 + level) / 2.0, len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
+    wide = student_t((1.0 + level) / 2.0, len(counted) - 1) * float(counted.std(ddof=1)) / math.sqrt(len(counted))
     return Estimate(mean, mean - wide, mean + wide, level)
+
+
+def by_unit(values: Float, units: Sequence[str]) -> Float:
+    """float64[U]: a number for each unit (a prompt), with the mean of all values [N] and the spread of the units.
+
+    Where each has as many values, it is the unit's mean; otherwise a unit counts by how many it has (the linearised
+    ratio estimator of a cluster sample, Cochran 1977, "Sampling Techniques", 6.3). Of a single unit there is no spread
+    between units: its own values are given back, and speak of that unit alone.
+    """
+    number = {unit: place for place, unit in enumerate(dict.fromkeys(units))}
+    if len(number) in (1, len(values)):
+        return values
+    mean, sums = float(values.mean()), np.zeros(len(number))
+    np.add.at(sums, [number[unit] for unit in units], values - mean)
+    return np.asarray(mean + sums * (len(number) / len(values)), dtype=np.float64)
 
 
 def _redraw(scores: Float, stream: np.random.Generator) -> Float:
@@ -183,7 +202,8 @@ def compare(
     """Every other agent of `scores` compared with `against` on shared seeds.
 
     "better" or "worse" needs all of: five seeds, an interval that leaves out 0, and a p-value below 1 - `level` after
-    Holm's correction. Everything else is "inconclusive", which is not "equal".
+    Holm's correction (for which `seeds_for_a_verdict` are needed). Everything else is "inconclusive", which is not
+    "equal".
     """
     if against not in scores:
         raise DataError(f"there are no scores of {against!r}, only of {', '.join(scores)}")
@@ -221,6 +241,22 @@ def sign_flip_p(differences: Float, *, stream: np.random.Generator, draws: int =
     seen = abs(of_seeds.sum())
     # Sums that are equal may differ by a rounding of their terms, which seen itself, being near 0, may be far below.
     return float((sums >= seen - 1e-9 * float(np.abs(of_seeds).sum())).mean())
+
+
+def least_p(seeds: int, comparisons: int) -> float:
+    """The smallest p-value after Holm's correction that this many shared seeds allow: every seed has the same sign."""
+    return min(1.0, 2.0 ** (1 - seeds) * max(1, comparisons))
+
+
+def seeds_for_a_verdict(comparisons: int, level: float = 0.95) -> int:
+    """How many shared seeds it takes for a verdict: with fewer, no difference is large enough.
+
+    The first whole number above 1 + log2(comparisons / (1 - `level`)), and never fewer than `SEEDS_FOR_A_CLAIM`.
+    """
+    seeds = SEEDS_FOR_A_CLAIM
+    while least_p(seeds, comparisons) >= 1.0 - level:
+        seeds += 1
+    return seeds
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

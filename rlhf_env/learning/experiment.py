@@ -90,10 +90,10 @@ class EnvironmentSettings:
 
 @settings
 class EvaluationSettings:
-    """The external evaluator, which measures on held-out prompts."""
+    """The external evaluator, which measures on held-out prompts, or on those of training where none are held out."""
 
     prompts: _Size = 128
-    """How many of the held-out prompts are measured on, from the first one on."""
+    """How many prompts are measured on, from the first one on; where there are fewer, some are asked again."""
     every: Whole = 0
     """Updates from one evaluation to the next (0: only at the end)."""
     seed: Seed = 12_345
@@ -137,11 +137,11 @@ class Experiment:
     """The run ends early when the mean KL of a rollout to the reference, summed over a response, is above this. It is
     the KL itself, wherever a controller has put its weight."""
     patience: Whole = 0
-    """The run ends early when this many evaluations in a row (0: never) brought no held-out objective that is above the
+    """The run ends early when this many evaluations in a row (0: never) brought no objective that is above the
     best so far by more than `min_delta`. The evaluation before training counts as the first; `[evaluation] every` says
     how often there is one."""
     min_delta: NonNegative = 0.0
-    """By how much the held-out objective must rise for `patience` to begin anew."""
+    """By how much the objective of an evaluation must rise for `patience` to begin anew."""
     stopping: Annotated[JsonObject, EachChooses("stopping rule")] = field(default_factory=dict)
     """Further rules that may end the run: by name, the settings of each, as in `[stopping.mine]`."""
     trackers: Annotated[JsonObject, EachChooses("tracker")] = field(default_factory=dict)
@@ -246,7 +246,7 @@ class Workplace:
                 metrics are in the result.
             resume: continue from the newest checkpoint in `run`, if there is one.
             evaluate: numbers of the agent as it now is, asked before training and every `[evaluation] every` updates;
-                `lambda: Evaluator.of(workplace)().metrics` gives those of held-out prompts.
+                `lambda: Evaluator.of(workplace)().metrics` gives those of the evaluation.
             lower_is_better: of the measure `[evaluation] best`, by which the best agent is known.
             on_update: called with each row of metrics and the share of the budget that is spent.
 

@@ -82,7 +82,7 @@ class Patience:
         if self._stale < self.evaluations:
             return None
         best = "none was finite" if self._best is None else f"the best was {self._best:.4g}"
-        return f"no better held-out objective in {self._stale} evaluations ({best})"
+        return f"no better objective in {self._stale} evaluations ({best})"
 
     def _count(self, objective: float) -> None:
         """An objective that is not finite (a log has null for it) is no improvement."""

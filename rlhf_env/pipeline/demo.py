@@ -54,7 +54,7 @@ def run_demo(
     console.rule(f"[bold]4  {len(settings.agents)} agents x {seeds} seeds in one environment")
     grid = settings.grid(models, reward_model, seeds)
     with benchmark_progress(console, grid.cells()) as on_progress:
-        run_benchmark(grid, out, jobs=jobs, on_progress=on_progress)
+        run_benchmark(grid, out, jobs=jobs, on_progress=on_progress, on_warning=lambda _: None)  # the table says it
     console.rule("[bold]5-6  Table and report")
     write_json(out / "about.json", _about(seeds))
     results = read_results(out)

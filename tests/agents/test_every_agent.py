@@ -79,7 +79,10 @@ def material(variant: str) -> Rollout:
     """Eight texts of unequal length. Who updates has moved since they were written: no ratio is 1, no KL is 0."""
     world = world_of(variant, action_length=2 if variant == "options" else None)
     agent = make(world, variant)
-    return world.rollout(agent, seed=5)
+    rollout = world.rollout(agent, seed=5)
+    if variant == "curriculum":  # echo hardly succeeds at first
+        return with_rewards(rollout, [0.1, 0.9, 0.4, 0.0, 1.0, 0.3, 0.6, 0.2])
+    return rollout
 
 
 def update(variant: str, rollout: Rollout, optimization: Optimization, **more: Any) -> dict[str, float]:

@@ -107,7 +107,7 @@ def test_from_responses_to_agreement(run: Run, tmp_path: Path, episode: Callable
     right = sum(len(it.preference.chosen.text) > len(it.preference.rejected.text) for it in votes if it.preference)
     assert 45 <= right < 60  # 54 expected, standard deviation 2.3
     status, said, _ = run("agreement", "s.sqlite")
-    assert "comparison by overall: 60 judgements of 3 people, 20 judged by two or more" in said
+    assert "comparison by overall: 60 judgements of 3 annotators, 20 judged by two or more" in said
     assert "alpha             0." in said
     assert run("simulate", "s.sqlite", "who.toml", "--people", "3")[1].startswith("0 votes")
     (tmp_path / "who.toml").write_text('[gold]\nname = "lenght"\n[annotator]\nname = "simulated"\n')

@@ -392,7 +392,7 @@ def test_a_workplace_stops_when_its_experiment_says(toy: Any) -> None:
         build(patient).train()
     workplace = build(patient)
     training = workplace.train(evaluate=lambda: {"objective": 1.0})
-    assert training.reason == "no better held-out objective in 2 evaluations (the best was 1)"
+    assert training.reason == "no better objective in 2 evaluations (the best was 1)"
     assert workplace.setup.spending.updates == 2
     control = build(toy("reference")).train()
     assert (control.reason, list(control.rows)) == ("does not train", [])

@@ -569,7 +569,7 @@ class Sometimes(KL):
 def test_a_plateau_outlives_a_kill(checkpoint_every: int, tmp_path: Path) -> None:
     """The count is in the checkpoint: killed after any update, the run ends where it would have ended."""
     objectives = [0.0, 1.0, 0.5, 2.0, 1.9, 2.0, 1.8, 9.0, 9.0]
-    reason = "no better held-out objective in 3 evaluations (the best was 2)"
+    reason = "no better objective in 3 evaluations (the best was 2)"
 
     class Killed(BaseException): ...
 
@@ -615,7 +615,7 @@ def test_an_experiment_without_progress_ends_early_and_says_so(toy: Any, tmp_pat
         ended = run_it(experiment, tmp_path, resume=True)
         # Update 0 is the best there is; those after updates 3 and 6 are as good.
         best = ended.evaluation.metrics["objective"]
-        assert ended.reason == f"no better held-out objective in 2 evaluations (the best was {best:.4g})"
+        assert ended.reason == f"no better objective in 2 evaluations (the best was {best:.4g})"
         assert [row["update"] for row in read_metrics(tmp_path)] == list(range(7))
 
 

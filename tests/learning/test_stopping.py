@@ -50,7 +50,7 @@ def test_patience_reads_a_row_once_and_passes_over_those_without_an_evaluation()
     for _ in range(5):
         assert patience({"update": 1, "eval/objective": 0.9}) is None
     assert [patience({"update": update}) for update in range(2, 9)] == [None] * 7
-    reason = "no better held-out objective in 2 evaluations (the best was 1)"
+    reason = "no better objective in 2 evaluations (the best was 1)"
     assert [patience({"update": 9, "eval/objective": 1.0}) for _ in range(2)] == [reason, reason]
     resumed = Patience(evaluations=2)
     resumed.load_state_dict(json.loads(json.dumps(patience.state_dict())))
@@ -107,9 +107,7 @@ def test_the_state_of_a_checkpoint_from_before_there_were_rules_is_that_of_patie
     rules = load_stopping_rules({"patience": {"evaluations": 2}, "max_kl": {"limit": 9.0}})
     rules.load_state_dict({"best": 2.0, "stale": 1, "update": 7})
     assert rules({"update": 7, "eval/objective": 1.5}) is None, "it had read this row"
-    assert rules({"update": 8, "eval/objective": 1.5}) == (
-        "no better held-out objective in 2 evaluations (the best was 2)"
-    )
+    assert rules({"update": 8, "eval/objective": 1.5}) == ("no better objective in 2 evaluations (the best was 2)")
 
 
 # ---------------------------------------------------------------- in an experiment

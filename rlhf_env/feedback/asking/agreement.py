@@ -2,7 +2,9 @@
 
 Kappa and alpha are 1 for perfect agreement and 0 for the agreement of chance. A matrix of ratings is float64[N, M]: N
 units (pairs, responses) by M annotators, NaN where somebody did not judge. Intervals are percentile bootstraps over the
-units (Efron & Tibshirani 1993, chapter 13), with a generator that is handed in.
+units (Efron & Tibshirani 1993, chapter 13), with a generator that is handed in. Where all units are alike, every
+resample is the same, and an interval of no width would say that three units are certainty: a share then has Wilson's
+interval, and what is no share has none.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from rlhf_env.errors import DataError
 from rlhf_env.feedback.judgements import Judgement
 from rlhf_env.feedback.kinds import kind_of
 from rlhf_env.feedback.kinds.kind import MeasurementLevel, Opinion
+from rlhf_env.feedback.reward_models.calibration import wilson_interval
 from rlhf_env.types import Float, Int
 
 RESAMPLES = 1000
@@ -33,7 +36,10 @@ class Interval:
     high: float
 
     def __str__(self) -> str:
-        return "-" if np.isnan(self.value) else f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        if np.isnan(self.value):
+            return "-"
+        ends = "(all alike)" if np.isnan(self.low) else f"[{self.low:.3f}, {self.high:.3f}]"
+        return f"{self.value:.3f} {ends}"
 
 
 @dataclass(frozen=True)
@@ -140,6 +146,11 @@ def bootstrap(
     return Interval(value, float(low), float(high))
 
 
+def unless_alike(interval: Interval, low: float, high: float) -> Interval:
+    """`interval`, or these ends where no resample differed from the others."""
+    return interval if interval.low != interval.high else Interval(interval.value, low, high)
+
+
 def agreement_of(
     judgements: Iterable[Judgement], rng: np.random.Generator, *, resamples: int = RESAMPLES
 ) -> list[Agreement]:
@@ -180,7 +191,11 @@ def _agreement(
     resamples: int,
 ) -> Agreement:
     def with_interval(statistic: Callable[[Float], float], units: Float) -> Interval:
-        return bootstrap(statistic, units, rng, resamples=resamples)
+        return unless_alike(bootstrap(statistic, units, rng, resamples=resamples), np.nan, np.nan)
+
+    def share(statistic: Callable[[Float], float], units: Float) -> Interval:
+        found = bootstrap(statistic, units, rng, resamples=resamples)
+        return unless_alike(found, *wilson_interval(found.value, len(units))) if len(units) else found
 
     values_of: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))  # unit, annotator
     for judgement in judgements:
@@ -205,11 +220,11 @@ def _agreement(
         annotators=people,
         judgements=len(judgements),
         units=len(shared),
-        agreement=with_interval(_raw_agreement, shared),
+        agreement=share(_raw_agreement, shared),
         alpha=with_interval(lambda rows: krippendorff_alpha(rows, level), shared),
         fleiss=with_interval(_fleiss_of_ratings, shared),
         cohen=with_interval(_mean_cohen, shared),
-        self_consistency=with_interval(lambda rows: float(np.mean(rows)), np.array(repeats)),
+        self_consistency=share(lambda rows: float(np.mean(rows)), np.array(repeats)),
         seconds=with_interval(lambda rows: float(np.median(rows)), seconds),
     )
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_env.errors import ConfigError
-from rlhf_env.feedback.asking.agreement import RESAMPLES, Interval, bootstrap
+from rlhf_env.feedback.asking.agreement import RESAMPLES, Interval, bootstrap, unless_alike
 from rlhf_env.feedback.judgements import Author, Response, prompt_digest
 from rlhf_env.feedback.kinds import Comparison
 from rlhf_env.feedback.reward_models.calibration import wilson_interval
@@ -132,8 +132,8 @@ def tournament(
             Contender(
                 author=author,
                 comparisons=round(float(own[:, place].sum() + own[:, :, place].sum())),
-                win_rate=_unless_alike(win_rate, *wilson_interval(win_rate.value, len(own))),
-                rating=_unless_alike(rating, np.nan, np.nan),
+                win_rate=unless_alike(win_rate, *wilson_interval(win_rate.value, len(own))),
+                rating=unless_alike(rating, np.nan, np.nan),
             )
         )
     return sorted(contenders, key=lambda contender: -contender.win_rate.value)
@@ -164,11 +164,6 @@ def strengths(wins: Float) -> Float:
             break
     centred: Float = strength - strength.mean()
     return centred
-
-
-def _unless_alike(interval: Interval, low: float, high: float) -> Interval:
-    """`interval`, or these ends where no resample differed from the others."""
-    return interval if interval.low != interval.high else Interval(interval.value, low, high)
 
 
 def _win_rate(place: int, wins: Float) -> float:

@@ -192,18 +192,18 @@ def measures(card: Scorecard) -> Iterator[CardLine]:
         "accuracy",
         _number(a.value),
         _interval((a.low, a.high)),
-        "how often it prefers what people chose; 0.5 is a coin",
+        "how often it prefers what annotators chose; 0.5 is a coin",
     )
     if card.agreement is not None:
         agreement = card.agreement
         yield measure(
-            "agreement with people",
+            "agreement with annotators",
             "model",
             agreement.model,
             f"with the majority of the others, on {agreement.pairs} pairs of {agreement.votes} votes",
         )
         yield measure(
-            "people among themselves", "people", agreement.people, "the same for a person: the model's ceiling"
+            "annotators among themselves", "people", agreement.people, "the same for one of them: the model's ceiling"
         )
     yield measure("mean margin", "margin", card.margin, "log-odds for the chosen response; 0 is indifference")
     yield measure(
@@ -218,7 +218,10 @@ def measures(card: Scorecard) -> Iterator[CardLine]:
         yield measure("rank correlation, Spearman", "spearman", card.gold.spearman, texts)
         yield measure("rank correlation, Kendall", "kendall", card.gold.kendall, texts)
     yield measure(
-        "score and length", "length_correlation", card.length_correlation, "Spearman; people's taste may have some"
+        "score and length",
+        "length_correlation",
+        card.length_correlation,
+        "Spearman; the taste of annotators may have some",
     )
     yield measure(
         "score and repetition",
@@ -229,7 +232,7 @@ def measures(card: Scorecard) -> Iterator[CardLine]:
     if card.longer_preferred is not None:
         by_model, by_people = card.longer_preferred
         yield measure(
-            "prefers the longer", "longer_preferred", by_model, f"people do in {by_people:.3f} of these pairs"
+            "prefers the longer", "longer_preferred", by_model, f"annotators do in {by_people:.3f} of these pairs"
         )
     if card.best_of_four is not None:
         best = card.best_of_four

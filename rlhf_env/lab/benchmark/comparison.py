@@ -23,6 +23,7 @@ from rlhf_env.lab.statistics import (
     compare,
     estimate,
     interquartile_mean,
+    least_p,
     mean,
     optimality_gap,
     probability_of_improvement,
@@ -68,7 +69,7 @@ class AgentRanking:
     @property
     def least_p(self) -> float:
         """The smallest corrected p that this many seeds and comparisons allow: all signs equal, times Holm's factor."""
-        return min(1.0, 2.0 ** (1 - len(self.seeds)) * max(1, len(self.standings) - 1))
+        return least_p(len(self.seeds), len(self.standings) - 1)
 
 
 @dataclass(frozen=True)

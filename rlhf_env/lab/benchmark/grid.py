@@ -16,6 +16,7 @@ from annotated_types import Ge, Le
 from rlhf_env.errors import ConfigError, Problem, under
 from rlhf_env.lab.benchmark.cells import GridCell
 from rlhf_env.lab.benchmark.tuning import FIRST_SEED, Tuning
+from rlhf_env.lab.statistics import least_p, seeds_for_a_verdict
 from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.experiment import Experiment, check_plugins
 from rlhf_env.settings import EachPartOf, PartOf, Rows, checked, fault, settings
@@ -135,6 +136,20 @@ class Grid:
             written = {key: value for key, value in asdict(made).items() if key != "folder"}
             made = Experiment.from_table(_placed(written, str(reward_model_of(folder))), where)
         return GridCell(self.name, task, agent, seed, replace(made, folder=None), self.optima.get(task))
+
+    @property
+    def too_few_seeds(self) -> str:
+        """A sentence where no result of this grid could say which agent is better, with the seeds that could; or ""."""
+        agents, needed = len(self.agents), seeds_for_a_verdict(len(self.agents) - 1)
+        if agents < 2 or self.seeds >= needed:
+            return ""
+        each = "1 seed" if self.seeds == 1 else f"{self.seeds} seeds"
+        others = "1 comparison" if agents == 2 else f"{agents - 1} comparisons"
+        return (
+            f"{each} can give no verdict on {agents} agents, however large the difference: with {others} the least p "
+            f"after Holm's correction is {least_p(self.seeds, agents - 1):.2g}. It takes seeds = {needed}; fewer give "
+            "numbers"
+        )
 
     @contextmanager
     def blamed(self, task: str, agent: str) -> Iterator[None]:

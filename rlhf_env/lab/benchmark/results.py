@@ -48,7 +48,7 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class Sample:
-    """One reply to a held-out prompt."""
+    """One reply to a prompt of the evaluation."""
 
     prompt: str
     response: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,15 +28,19 @@ def run_benchmark(
     only: Sequence[str] = (),
     prepare: Callable[[], object] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    on_warning: Callable[[str], None] | None = None,
 ) -> list[Path]:
     """Tune, then run what is missing, in `jobs` processes; the result files of all cells.
 
     A failed cell is recorded as failed and the others continue; a killed worker costs its cell alone, which the next
     call resumes from its checkpoint. `only`: see `Grid.cells`. `prepare` is called first if a cell that is missing
-    needs the grid's reward model, and makes it (`rlhf_env.pipeline.reward_model.learn_reward_model`).
+    needs the grid's reward model, and makes it (`rlhf_env.pipeline.reward_model.learn_reward_model`). `on_warning` is
+    called before anything runs where the seeds are too few for a verdict (default: a Python warning).
 
     Raises ConfigError when another process is at work in `folder`, or when it holds results of another grid.
     """
+    if few := grid.too_few_seeds:
+        (on_warning or _warn)(few)
     folder = Path(folder)
     cells = grid.cells(folder, only)
     grid.trials(cells)  # refuses settings that no agent has before anything is written
@@ -52,6 +57,10 @@ def run_benchmark(
         run_jobs(trials, folder, jobs=jobs, on_progress=tell)
         unfinished = [trial for trial in trials if not trial.result_file(folder).exists()]
         return run_jobs(list(_tuned(cells, unfinished, folder, tell)), folder, jobs=jobs, on_progress=tell)
+
+
+def _warn(words: str) -> None:
+    warnings.warn(words, RuntimeWarning, stacklevel=3)  # about the line that called `run_benchmark`
 
 
 def _prepare(missing: Sequence[GridCell], folder: Path, prepare: Callable[[], object] | None) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 
 from rlhf_env.lab.benchmark.results import CONTROLS, Results
+from rlhf_env.lab.evaluation.asked import Asked
 from rlhf_env.lab.evaluation.metric import Metric
-from rlhf_env.lab.statistics import SEEDS_FOR_A_CLAIM
+from rlhf_env.lab.statistics import SEEDS_FOR_A_CLAIM, seeds_for_a_verdict
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,23 @@ def claim(results: Results) -> str:
     counted = f"{seeds} seed" if seeds == 1 else f"{seeds} seeds"
     if shared < seeds:
         counted += f", {shared} of them shared by all agents"
+    agents = max(len(results.agents_on(task)) for task in results.tasks)
     if shared < SEEDS_FOR_A_CLAIM:
         return f"{counted}: numbers, no claim"
+    if agents > 1 and shared < (needed := seeds_for_a_verdict(agents - 1)):
+        return f"{counted}: numbers, no claim ({agents} agents take {needed} seeds)"
     return f"{counted}: verdicts come from paired tests on the shared seeds"
+
+
+def asked_words(results: Results) -> str:
+    """On which prompts, as the end of a sentence: whether training used them is said task by task where it differs."""
+    kinds: dict[str, list[str]] = {}
+    for task in results.tasks:
+        found = {Asked.of(cell.evaluation, 0) for cell in results.cells if cell.task == task and cell.finished}
+        kind = " or ".join(sorted("prompts" if it is None else it.kind for it in found)) or "prompts"
+        kinds.setdefault(kind, []).append(task)
+    if kinds.keys() <= {"held-out prompts", "held-out prompt"}:
+        return "on prompts none of them has seen"
+    if len(kinds) == 1:
+        return "on the same prompts for all" if "prompts" in kinds else f"on {next(iter(kinds))}"
+    return "on " + "; ".join(f"{kind} ({', '.join(tasks)})" for kind, tasks in kinds.items())

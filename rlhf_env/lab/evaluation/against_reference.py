@@ -1,4 +1,4 @@
-"""A run's agent against its reference on held-out prompts: what it gained, what that cost, and how it changed.
+"""A run's agent against its reference on the same prompts: what it gained, what that cost, and how it changed.
 
 evaluation = evaluate_run("runs/toy-ppo-seed0")
 """
@@ -34,7 +34,7 @@ from rlhf_env.lab.evaluation.evaluator import Evaluator, divergences, log_ratios
 from rlhf_env.lab.evaluation.metric import Measured
 from rlhf_env.lab.evaluation.metrics import METRICS, entropy
 from rlhf_env.lab.evaluation.runs import load_run
-from rlhf_env.lab.statistics import Estimate, estimate, mean
+from rlhf_env.lab.statistics import Estimate, by_unit, estimate, mean
 from rlhf_env.learning.agent import Decision, Metrics, Setup
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.shown_text import for_terminal
@@ -65,8 +65,10 @@ class Measure:
 
 @dataclass(frozen=True)
 class RunEvaluation:
-    """The agent of a run after `update` updates, and its reference, on the same `prompts` held-out prompts.
+    """The agent of a run after `update` updates, and its reference, on the same `prompts` different prompts.
 
+    `asked` says in words which these are, and whether training uses them too. Intervals count prompts: where one was
+    asked more than once, its answers are one value.
     `win_rate`: of "proxy" and "gold", the share of prompts on which the agent's answer scores higher (equal: 1/2) with
     Wilson's interval. `kl`: KL(agent || reference) in nats a response by two estimators, k1 and k3, and where so few
     texts are possible that it is a sum, "exact". Both estimators are unbiased; where the agent has all but stopped
@@ -80,6 +82,7 @@ class RunEvaluation:
     update: int
     agent: str
     prompts: int
+    asked: str
     measures: Sequence[Measure]
     win_rate: Mapping[str, Estimate]
     kl: Mapping[str, Estimate]
@@ -96,7 +99,7 @@ class RunEvaluation:
 def evaluate_run(
     folder: str | Path, *, prompts: int | None = None, checkpoint: Literal["best", "last"] = "best"
 ) -> RunEvaluation:
-    """The run in `folder`, as `load_run` reads it at that `checkpoint`, on `prompts` held-out prompts.
+    """The run in `folder`, as `load_run` reads it at that `checkpoint`, on `prompts` prompts.
 
     By default they are as many as the run says.
 
@@ -127,9 +130,12 @@ def evaluate_run(
         run=str(folder),
         update=run.update,
         agent=str(experiment.agent.get("name")),
-        prompts=len(ours),
+        prompts=evaluator.asked.prompts,
+        asked=str(evaluator.asked),
         measures=list(_measures(evaluator, replies, evaluator.measured(theirs, reference), stream)),
-        win_rate={name: _win_rate(sums[name], other_sums[name]) for name in ("proxy", "gold") if name in sums},
+        win_rate={
+            name: _win_rate(sums[name], other_sums[name], replies.prompts) for name in ("proxy", "gold") if name in sums
+        },
         kl=_kl(ours, stream, replies.kl_exact) if replies.kl_bound is None else {},
         kl_bound=replies.kl_bound,
         phrases=[change for change in phrase_changes(before, after) if change.p < 0.05],
@@ -172,7 +178,7 @@ def _measures(evaluator: Evaluator, ours: Measured, theirs: Measured, stream: np
         if name not in per_prompt[1]:
             continue
         others = per_prompt[1][name]
-        difference = estimate(mean, values - others, stream=stream)
+        difference = _mean_by_prompt(values - others, ours.prompts, stream)
         yield Measure(name, float(values.mean()), float(others.mean()), difference)
     if ours.kl_bound is None:  # replies picked from several do not tell the entropy of the policy
         yield Measure("entropy, nats a token", entropy(ours.rollout), entropy(theirs.rollout))
@@ -230,18 +236,25 @@ def _kl(rollout: Rollout, stream: np.random.Generator, exact: float | None) -> d
 
     Of a token drawn from p, both have the mean KL(p || q) of the state it was drawn in.
     """
+    prompts = [episode.prompt.text for episode in rollout.episodes]
     k1 = log_ratios(rollout)
     sums = {"k1": k1, "k3": [np.expm1(-values) + values for values in k1]}
     found = {
-        name: estimate(mean, np.array([values.sum() for values in of_texts]), stream=stream)
+        name: _mean_by_prompt(np.array([values.sum() for values in of_texts]), prompts, stream)
         for name, of_texts in sums.items()
     }
     return found if exact is None else {**found, "exact": Estimate(exact, None, None)}
 
 
-def _win_rate(ours: Float, theirs: Float) -> Estimate:
-    share = float(np.mean((ours > theirs) + 0.5 * (ours == theirs)))
-    return Estimate(share, *wilson_interval(share, len(ours)))
+def _mean_by_prompt(values: Float, prompts: Sequence[str], stream: np.random.Generator) -> Estimate:
+    """The mean of float64[N], one value for each of `prompts`, and its interval over different prompts."""
+    return estimate(mean, by_unit(values, prompts), stream=stream)
+
+
+def _win_rate(ours: Float, theirs: Float, prompts: Sequence[str]) -> Estimate:
+    shares = by_unit(np.asarray((ours > theirs) + 0.5 * (ours == theirs), dtype=np.float64), prompts)
+    share = float(shares.mean())
+    return Estimate(share, *wilson_interval(share, len(shares)))
 
 
 def _endings(evaluator: Evaluator, before: Rollout, after: Rollout) -> Iterator[RateChange]:
@@ -284,7 +297,7 @@ def evaluation_tables(found: RunEvaluation, rows: int = 8) -> Group:
 
 
 def _numbers(found: RunEvaluation) -> Table:
-    title = f"{found.agent} after {found.update} updates, on {found.prompts} held-out prompts"
+    title = f"{found.agent} after {found.update} updates, on {found.asked}"
     table = _table(title, "", "agent", "reference", "difference [95 %]")
     for name, rate in found.win_rate.items():
         table.add_row(f"win rate, {name}", _interval(rate, ".3f"), "0.500", "")

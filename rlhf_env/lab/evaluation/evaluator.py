@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -15,18 +17,22 @@ from rlhf_env.envs.rewards import KLPart, RewardMix
 from rlhf_env.envs.tasks import held_out
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.envs.tokenizers import end_ids
-from rlhf_env.errors import RewardError, under
+from rlhf_env.errors import DataError, RewardError, under
+from rlhf_env.feedback.offline import load_preferences
+from rlhf_env.lab.evaluation.asked import Asked
 from rlhf_env.lab.evaluation.metric import Measured, Metric
 from rlhf_env.lab.evaluation.metrics import METRICS, with_plugins
 from rlhf_env.learning.agent import Agent, traits
 from rlhf_env.learning.collect import collect_with
 from rlhf_env.learning.experiment import Workplace
 from rlhf_env.learning.rollout import Rollout
+from rlhf_env.learning.sources import EnvSource
 from rlhf_env.policies.tabular import TabularPolicy
 from rlhf_env.types import Episode, Float, JsonObject, JsonView, MasksActions, Prompt, Replies, Score, TokenScorer
 
 # The most texts, all prompts together, that are read for an exact KL: no more than an evaluation samples.
 _ENUMERABLE = 256
+_OF_AN_ENDLESS_TASK = 4096  # prompts of training that are looked at: those of the lists within a mixture are among them
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,9 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Measures an agent on held-out prompts: the same prompts and the same sampling seeds for everyone.
+    """Measures an agent on held-out prompts, or on all where the task holds none out (`asked` says which).
+
+    Everyone gets the same prompts and the same sampling seeds.
 
     It measures every entry of `metrics`, which is the table `METRICS` and what the experiment names beside it, and the
     mean of each reward part as `part/<name>`.
@@ -100,7 +108,24 @@ class Evaluator:
             kl_exact=self.exact_kl(agent) if bound is None else None,
             thrown_away=thrown_away,
             unscored=self.workplace.experiment.evaluation.prompts - len(rollout),
+            asked=self.asked,
         )
+
+    @cached_property
+    def asked(self) -> Asked:
+        """Which prompts an evaluation asks, and what of them the workplace's run trains on, told by the text."""
+        experiment, task = self.workplace.experiment, self.workplace.env.task
+        aside, count = held_out(task), experiment.evaluation.prompts
+        texts = {aside.prompt(index, {}).text for index in range(count)}
+        trained_on: Iterable[str] | None = None
+        if (stored := experiment.located().preferences) is not None:
+            with suppress(DataError):  # the file may have gone since: the run can still be measured
+                trained_on = [preference.prompt.text for preference in load_preferences(stored)]
+        elif isinstance(self.workplace.source, EnvSource):
+            endless = task.size is None and aside is task
+            size = task.size or _OF_AN_ENDLESS_TASK
+            trained_on = texts if endless else (task.prompt(index, {}).text for index in range(size))
+        return Asked(len(texts), count, None if trained_on is None else len(texts.intersection(trained_on)))
 
     def texts(self, agent: Agent) -> tuple[Rollout, int]:
         """What `agent` writes for the evaluation prompts, and how many tokens beside it that it threw away.
@@ -170,7 +195,7 @@ class Evaluator:
         return found
 
     def _environment(self, rows: int) -> TextVectorEnv:
-        """Held-out prompts, the training parts, the gold parts and the divergence, unweighted side by side."""
+        """The evaluation's prompts, the training parts, the gold parts and the divergence, unweighted side by side."""
         env = self.workplace.env
         parts = {f"part/{name}": reward for name, reward in env.reward.parts.items()}
         failures = {f"part/{name}": it for name, it in env.reward.failures.items()}

@@ -14,6 +14,7 @@ from rlhf_env.lab.statistics import Estimate
 from rlhf_env.types import Episode, Float, JsonObject, Task
 
 if TYPE_CHECKING:
+    from rlhf_env.lab.evaluation.asked import Asked
     from rlhf_env.learning.rollout import Rollout
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")  # it is a key of files, and a part of the names of figures
@@ -21,12 +22,15 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")  # it is a key of files, and a part of th
 
 @dataclass(frozen=True)
 class Measured:
-    """What an agent wrote for the evaluation prompts: N replies, those that could not be scored left out."""
+    """What an agent wrote for the evaluation prompts: N replies, those that could not be scored left out.
+
+    Some prompts may have several replies, which are not independent: `prompts` says whose they are.
+    """
 
     rollout: Rollout
     """The replies as tensors, with the `Score` of each."""
     task: Task
-    """The held-out task that asked."""
+    """The task that asked: the held-out part of it, where it has one."""
     rewards: Mapping[str, Float]
     """float64[N] each: "objective", and "proxy" and "gold" where there are such rewards."""
     divergence: Float
@@ -39,6 +43,13 @@ class Measured:
     """Tokens written beside the replies."""
     unscored: int = 0
     """Replies left out, because a reward part failed on them and is to skip them, or none had anything to say."""
+    asked: Asked | None = None
+    """Which prompts these are, where the evaluator said it."""
+
+    @property
+    def prompts(self) -> Sequence[str]:
+        """The text that each reply answers."""
+        return [episode.prompt.text for episode in self.episodes]
 
     @property
     def episodes(self) -> Sequence[Episode]:

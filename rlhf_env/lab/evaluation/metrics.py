@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 def _kl(replies: Measured) -> MetricValue:
     if replies.kl_bound is not None:
         return replies.kl_bound
-    return student_mean(replies.divergence)
+    return student_mean(replies.divergence, replies.prompts)
 
 
 def entropy(rollout: Rollout) -> float:
@@ -54,6 +54,11 @@ def _format_failures(replies: Measured) -> float:
 
 def _inference_tokens(replies: Measured) -> float:
     return (int(replies.rollout.actions.sum()) + replies.thrown_away) / len(replies.episodes)
+
+
+def _prompts_in_training(replies: Measured) -> MetricValue:
+    asked = replies.asked
+    return None if asked is None or asked.in_training is None else float(asked.in_training)
 
 
 METRICS: tuple[Metric, ...] = (
@@ -179,6 +184,25 @@ METRICS: tuple[Metric, ...] = (
         meaning="left out of all numbers, because a reward failed on them",
         better="lower",
         measure=lambda replies: float(replies.unscored) or None,
+        form="count",
+        tables=(),
+    ),
+    Metric(
+        name="prompts",
+        title="Prompts",
+        unit="prompts",
+        meaning="different prompts that were answered",
+        measure=lambda replies: float(len(set(replies.prompts))),
+        form="count",
+        tables=(),
+    ),
+    Metric(
+        name="prompts_in_training",
+        title="Prompts of training",
+        unit="prompts",
+        meaning="of the prompts asked, those that training uses too: 0 where all were held out",
+        better="lower",
+        measure=_prompts_in_training,
         form="count",
         tables=(),
     ),

@@ -172,7 +172,7 @@ def _draw_curves(subject: Subject) -> Iterator[Picture]:
 
 
 def _subtitle(metric: Metric) -> str:
-    return metric.unit or "mean over held-out prompts"
+    return metric.unit or "mean over the evaluation's prompts"
 
 
 def _draw_trade(subject: Subject) -> Iterator[Picture]:
@@ -220,8 +220,8 @@ CHARTS: tuple[Chart, ...] = (
     Chart(
         name="curves",
         title="Learning curves",
-        caption="Measured on held-out prompts at checkpoints along the way. A line is the mean over seeds, its band "
-        "goes from the lowest seed to the highest; agents that are not trained are lines across. A run that ended "
+        caption="Measured on the evaluation's prompts at checkpoints along the way. A line is the mean over seeds, its "
+        "band goes from the lowest seed to the highest; agents that are not trained are lines across. A run that ended "
         "early keeps its last value; a dotted line that ends in a cross is a run that failed.",
         draw=_draw_curves,
     ),

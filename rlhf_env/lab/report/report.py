@@ -16,7 +16,7 @@ from pathlib import Path
 from rlhf_env.lab.benchmark.comparison import Conclusions, conclude
 from rlhf_env.lab.benchmark.reading import read_results
 from rlhf_env.lab.benchmark.results import Cell, Results
-from rlhf_env.lab.benchmark.summary import claim
+from rlhf_env.lab.benchmark.summary import asked_words, claim
 from rlhf_env.lab.drawing import Picture, as_inline_svg, as_png, as_svg
 from rlhf_env.lab.report import figures
 from rlhf_env.lab.report import html as page
@@ -62,6 +62,7 @@ def _page(results: Results, conclusions: Conclusions, tables: Sequence[Sheet], p
         | {sheet.name: sheet for sheet in tables},
         checks=conclusions.checks,
         claim=claim(results),
+        asked=asked_words(results),
         styles=figures.agent_styles(results.agents),
         sections=_figures_by_section(results, pictures),
         chart_rows=figures.chart_rows(),

@@ -16,7 +16,7 @@ from rlhf_env.shown_text import for_terminal
 
 
 def rich_samples(results: Results, count: int = 3) -> RenderableType:
-    """Replies to the first `count` held-out prompts of each task, one block per prompt, for a terminal.
+    """Replies to the first `count` prompts of each task's evaluation, one block per prompt, for a terminal.
 
     Nothing that a model wrote reaches the terminal as a control: see `for_terminal`.
     """
@@ -53,7 +53,7 @@ class AgentReply:
 
 
 def samples_side_by_side(results: Results, task: str) -> list[tuple[str, list[AgentReply]]]:
-    """Each held-out prompt with every agent's reply, the reference first; from its first seed that has samples."""
+    """Each prompt asked with every agent's reply, the reference first; from its first seed that has samples."""
     agents = sorted(results.agents_on(task), key=lambda agent: agent != "reference")
     cells = {agent: next((cell for cell in results.of(task, agent) if cell.samples), None) for agent in agents}
     longest = max((cell.samples for cell in cells.values() if cell), key=len, default=())
@@ -65,7 +65,7 @@ def samples_side_by_side(results: Results, task: str) -> list[tuple[str, list[Ag
 
 @dataclass(frozen=True)
 class ReplyChange:
-    """A held-out prompt answered by the reference, as the policy was before training, and after it; `why` this one."""
+    """A prompt answered by the reference, as the policy was before training, and after it; `why` this one."""
 
     why: str
     prompt: str

@@ -180,3 +180,16 @@ def test_criteria_are_reported_apart() -> None:
     assert kind.alpha.value == krippendorff_alpha(ratings, "ordinal")
     assert abs(kind.alpha.value - true.alpha.value) < 1e-12, "turning the scale around changes nothing"
     assert kind.alpha.low <= kind.alpha.value <= kind.alpha.high
+
+
+def test_a_few_units_that_are_all_alike_are_no_certainty() -> None:
+    """Three pairs, two annotators of one mind: Wilson's interval of 3 in 3 begins at 3 / (3 + 1.96^2) = 0.4385."""
+    votes: list[Judgement] = []
+    for pair, verdict in enumerate(("first", "second", "first")):
+        a, b = response(f"a{pair}"), response(f"b{pair}")
+        votes += [Comparison(PROMPT, a, b, verdict, who) for who in ("ann", "bob")]  # type: ignore[arg-type]
+    found = only(votes)
+    assert (found.agreement.value, found.agreement.high) == (1.0, 1.0)
+    assert found.agreement.low == pytest.approx(3 / (3 + 1.959964**2), abs=1e-6)
+    assert found.cohen.value == 1.0 and np.isnan(found.cohen.low)
+    assert str(found.cohen) == "1.000 (all alike)"

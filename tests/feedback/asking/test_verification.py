@@ -278,8 +278,8 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for item, _ in list(store.items()):
             vote(store, item, "ann", "b")
     header, *rows = run("verified", str(path)).split("my model\n")[1].splitlines()
-    assert header.split() == ["pairs", "votes", "people", "agree", "expected"]
+    assert header.split() == ["pairs", "votes", "annotators", "agree", "expected"]
     assert rows[0].split() == ["disagreement", "3", "3", "0.00", "[0.00,", "0.56]", "0.62"]
     (tmp_path / "empty.sqlite").unlink(missing_ok=True)
     PreferenceStore(tmp_path / "empty.sqlite").close()
-    assert run("verified", str(tmp_path / "empty.sqlite")).startswith("no reward model was put before people yet")
+    assert run("verified", str(tmp_path / "empty.sqlite")).startswith("no reward model was put before annotators yet")

@@ -283,7 +283,8 @@ def test_a_run_is_built_again_as_it_ended(trained: Path) -> None:
 def test_a_run_against_its_reference(trained: Path) -> None:
     found, final = evaluate_run(trained), json.loads((trained / "final.json").read_text())
     measures = {it.name: it for it in found.measures}
-    assert (found.agent, found.update, found.prompts) == ("ppo", 15, 24)
+    assert (found.agent, found.update, found.prompts) == ("ppo", 15, 3)
+    assert found.asked == "3 held-out prompts, 24 replies"
     for name in ("objective", "proxy", "gold", "length", "part/kl", "part/diversity"):
         assert measures[name].agent == pytest.approx(final[name], abs=1e-12), name
     assert found.kl["k1"].value == pytest.approx(final["kl"], abs=1e-12)
@@ -291,7 +292,8 @@ def test_a_run_against_its_reference(trained: Path) -> None:
     length = measures["length"].difference
     assert length is not None
     assert length.low is not None
-    assert length.low > 0, "it was trained to write more"
+    assert length.low < length.value, "three prompts, whatever was drawn of each"
+    assert length.value > 0, "it was trained to write more"
     assert found.win_rate["proxy"].value > 0.8
     assert abs(measures["part/kl"].reference) < 1e-6
     rates = {it.name: it for it in found.rates}
@@ -398,8 +400,8 @@ def test_the_command(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
         cli.main()
     said = capsys.readouterr().out
     assert ended.value.code == 0
-    assert "on 10 held-out prompts" in said
+    assert "on 3 held-out prompts, 10 replies" in said
     assert "win rate, proxy" in said
     written = json.loads((trained / "against_reference.json").read_text())
-    assert written["prompts"] == 10
+    assert written["prompts"] == 3
     assert {"k1", "k3"} == written["kl"].keys()

@@ -214,11 +214,12 @@ def test_the_terminal_table_fits_110_columns(tmp_path: Path) -> None:
     [
         (1, "1 seed: numbers, no claim"),
         (4, "4 seeds: numbers, no claim"),
-        (5, "5 seeds: verdicts come from paired tests"),
+        (5, "5 seeds: numbers, no claim (3 agents take 7 seeds)"),
+        (7, "7 seeds: verdicts come from paired tests"),
     ],
 )
 def test_few_seeds_claim_nothing(tmp_path: Path, seeds: int, said: str) -> None:
-    results = read_results(write(tmp_path / "demo", grid(["ppo"], seeds)))
+    results = read_results(write(tmp_path / "demo", grid(["ppo", "dpo", "reference"], seeds)))
     assert claim(results).startswith(said)
     assert said in markdown_table(results)
 

@@ -344,7 +344,7 @@ def as_markdown(findings: Findings) -> str:
     parts = [
         "# Over-optimisation",
         f"{study.seeds} seeds. Gold and proxy in units of the reference (0: its mean, 1: the standard deviation of its "
-        f"replies), over {study.measured_prompts} held-out prompts; d = sqrt(KL(policy || reference)), KL in nats a "
+        f"replies), over {study.measured_prompts} prompts; d = sqrt(KL(policy || reference)), KL in nats a "
         "reply, sampled by the evaluator, whatever agents log. "
         f"{_penalties(study)} Intervals: 95 %, bootstrap over seeds, and over prompts for best-of-n.",
         "![gold and proxy reward against distance](overoptimization.png)",
@@ -373,7 +373,7 @@ def as_markdown(findings: Findings) -> str:
             ],
         ),
         "## Proxies",
-        "Accuracy: how often a model ranks two replies to a held-out prompt as gold does, mean over models (lowest to "
+        "Accuracy: how often a model ranks two replies to a measured prompt as gold does, mean over models (lowest to "
         "highest). A trunk is the policy's own lowest layers, and all of it is fitted. The members of an ensemble have "
         "trunks of their own, each fitted to its own bootstrap of the pairs from a random head and, like all others, "
         "from the same pretrained weights.",

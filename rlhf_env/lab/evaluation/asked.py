@@ -1,0 +1,47 @@
+"""What an evaluation asked: how many different prompts, and whether training uses them too.
+
+"Held out" is said of prompts that training does not use, and of nothing else. A task that holds nothing out is measured
+on the prompts that it trains on; where an evaluation asks for more prompts than there are, some are asked again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The prompts behind an evaluation's numbers."""
+
+    prompts: int
+    """Different ones."""
+    replies: int
+    """Answers that were measured: more than prompts where some were asked more than once."""
+    in_training: int | None
+    """Of the prompts, those that training uses too; None where nobody knows."""
+
+    @classmethod
+    def of(cls, metrics: Mapping[str, float], replies: int) -> Asked | None:
+        """As an evaluation's metrics say it; None for metrics of a version that did not."""
+        if "prompts" not in metrics:
+            return None
+        known = metrics.get("prompts_in_training")
+        return cls(int(metrics["prompts"]), replies, None if known is None else int(known))
+
+    def __str__(self) -> str:
+        """Like "128 held-out prompts", "60 prompts that training uses too, 128 replies"."""
+        words = f"{self.prompts:,} {self.kind}"
+        return words if self.replies <= self.prompts else f"{words}, {self.replies:,} replies"
+
+    @property
+    def kind(self) -> str:
+        """The same without numbers of prompts and replies."""
+        prompts = "prompt" if self.prompts == 1 else "prompts"
+        if self.in_training == 0:
+            return f"held-out {prompts}"
+        if self.in_training is None:
+            return f"{prompts} (training may use them too)"
+        if self.in_training == self.prompts:
+            return f"{prompts} that training uses too"
+        return f"{prompts}, {self.in_training:,} of which training uses too"
