@@ -201,7 +201,7 @@ def test_columns_named_like_the_arguments_do_not_get_in_the_way() -> None:
         np.array([1, 2], dtype=np.int8),
         iter([True, 2]),
     ],
-    ids=repr,
+    ids=["a tuple", "tensors in a list", "bfloat16 with a gradient", "int8", "an iterator"],
 )
 def test_numbers_of_any_library(answer: Any) -> None:
     assert answers(lambda completions: answer) == [1.0, 2.0]
