@@ -125,15 +125,18 @@ def _say_how_it_ended(finished: Run, console: Console) -> None:
     from rich.markup import escape
 
     from rlhf_env.lab.evaluation.asked import Asked
+    from rlhf_env.lab.evaluation.likelihood import MEASURES
     from rlhf_env.lab.evaluation.metrics import meaning_of, with_plugins
 
     lost = [f"Lost: {line}" for line in finished.lost]
     not_exact = [f"Not exact: {change}" for change in finished.not_exact]
     for line in (*lost, *not_exact):
         console.print(f"[yellow]{escape(line)}[/yellow]", highlight=False, soft_wrap=True)
-    asked = Asked.of(finished.evaluation.metrics, finished.experiment.evaluation.prompts)
+    measured = finished.evaluation.metrics
+    asked = Asked.of(measured, int(measured.get("answers", finished.experiment.evaluation.prompts)))
     console.print(f"Ended: {finished.reason}. On {asked or 'the prompts of the evaluation'}:")
-    metrics = with_plugins(finished.experiment.evaluation.metrics or ())
+    own = MEASURES if "answers" in measured else ()  # of an agent that imitates
+    metrics = (*own, *with_plugins(finished.experiment.evaluation.metrics or ()))
     for key, value in sorted(finished.evaluation.metrics.items()):
         line = f"  {key:24s} {value:10.4f}  {escape(meaning_of(key, metrics))}"
         console.print(line.rstrip(), highlight=False, no_wrap=True, overflow="ellipsis")

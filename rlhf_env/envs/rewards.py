@@ -74,6 +74,13 @@ class KLPart:
         return self.weight * self.penalty.coefficient
 
 
+class NoReward:
+    """Nothing for anything, where an environment has no reward to pay."""
+
+    def __call__(self, episodes: Sequence[Episode], /) -> Float:
+        return np.zeros(len(episodes))
+
+
 class RewardMix:
     """`RewardMix({"bradley_terry": (1.0, model), "kl": (0.05, KL(reference))})`.
 

@@ -14,11 +14,11 @@ from annotated_types import Ge, Le
 
 from rlhf_env import plugins
 from rlhf_env.envs.reward_tables import RewardTable, load_rewards
-from rlhf_env.envs.rewards import RewardMix
+from rlhf_env.envs.rewards import NoReward, RewardMix
 from rlhf_env.envs.tasks import held_out, load_task
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.errors import ConfigError, DataError, Problem, under
-from rlhf_env.learning.agent import Agent, Setup
+from rlhf_env.learning.agent import Agent, Setup, traits
 from rlhf_env.learning.checkpoints import fingerprint
 from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.engine import Engine
@@ -45,7 +45,7 @@ from rlhf_env.settings import (
     settings,
 )
 from rlhf_env.toml_files import naming_lines, read_toml
-from rlhf_env.types import JsonObject, JsonView, Task
+from rlhf_env.types import JsonObject, JsonView, ScoresItself, Task
 
 # What no machine that this is for can hold: a mistyped size is a message, and not the end of all that runs there.
 _MOST = 2**20
@@ -164,10 +164,6 @@ class Experiment:
             )
         if self.max_kl is not None and self.preferences is not None:
             yield fault("max_kl", "is measured on texts that the agent writes, and with `preferences` it writes none")
-        if self.preferences is not None and not self.budget.limits().keys() & {"updates", "gradient_steps", "seconds"}:
-            yield Problem(
-                "with `preferences` the agent writes no texts: budget updates, gradient_steps or seconds", ("budget",)
-            )
 
     @classmethod
     def from_table(cls, table: JsonView, where: str = "experiment", *, folder: Path | None = None) -> Experiment:
@@ -262,6 +258,11 @@ class Workplace:
             raise ConfigError(
                 "`preferences` are what the agent learns from: pass a source of pairs, or use rlhf_env.run"
             )
+        if traits(self.agent).imitates and isinstance(self.source, EnvSource):
+            raise ConfigError(
+                f"{experiment.agent.get('name')} learns from given answers and not from its own texts: pass a source "
+                "of demonstrations, or use rlhf_env.run"
+            )
         if run is not None:
             run.began_with("initial weights", fingerprint(setup.reference.state_dict()))
         rows = read_metrics(run.path) if run is not None and resume else []
@@ -277,7 +278,7 @@ class Workplace:
         training = train(
             self.agent,
             self.source,
-            experiment.budget,
+            experiment.budget.for_epochs_of(self.source),
             spending=setup.spending,
             engine=setup.engine,
             run=run,
@@ -290,6 +291,12 @@ class Workplace:
             on_update=on_update,
         )
         return replace(training, rows=[*first, *training.rows])
+
+    @property
+    def rewarded(self) -> bool:
+        """Whether there is a reward to measure texts by: not where an agent imitates and none was asked for."""
+        asked_for = any(not isinstance(part, NoReward) for part in self.env.reward.parts.values())
+        return asked_for or bool(self.experiment.evaluation.rewards)
 
     @cached_property
     def evaluation_rewards(self) -> RewardMix | None:
@@ -342,7 +349,10 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
     reference.reseed(experiment.seed + 1)
     policy.reseed(experiment.seed)
     with under("rewards"):
-        reward = load_rewards(experiment.rewards, task, {"reference": reference, "tokenizer": tokenizer})
+        rewards = experiment.rewards
+        if _imitates(experiment) and rewards == Experiment().rewards and not isinstance(task, ScoresItself):
+            rewards = {"none": NoReward()}  # whoever imitates needs none
+        reward = load_rewards(rewards, task, {"reference": reference, "tokenizer": tokenizer})
     if reward.kl is None and (measuring := load_stopping_rules(experiment.stopping_tables()).of(MaxKL)):
         raise ConfigError(
             Problem(
@@ -400,6 +410,9 @@ def check_plugins(experiment: Experiment) -> Task:
             look(partial(_check_reward, part, table), *keys, part)
     look(lambda: _agent_factory(experiment.agent), "agent")
     look(lambda: _check_stopping(experiment), "stopping")
+    if not any(problem.keys[:1] == ("agent",) for problem in problems if isinstance(problem, Problem)):
+        look(lambda: _check_budget(experiment), "budget")
+        look(lambda: _check_stopping(experiment), "stopping")
     look(lambda: check_trackers(experiment.trackers), "trackers")
     for name in experiment.evaluation.metrics or ():
         look(partial(plugins.host().load, "metric", name), "evaluation", "metrics")
@@ -408,14 +421,37 @@ def check_plugins(experiment: Experiment) -> Task:
     return task
 
 
+def _imitates(experiment: Experiment) -> bool:
+    """Whether the agent learns from given answers."""
+    target = plugins.host().load("agent", str(experiment.agent.get("name")))
+    return bool(getattr(target, "imitates", False))
+
+
+def _check_budget(experiment: Experiment) -> None:
+    """Epochs are passes over data, and who writes no texts spends none."""
+    budget = experiment.budget
+    stored = experiment.preferences is not None or _imitates(experiment)
+    if budget.epochs is not None and not stored:
+        said = "epochs are passes over given answers or stored preferences, and this agent learns from what it writes: "
+        raise ConfigError(Problem(said + "budget episodes, generated_tokens or updates", ("epochs",)))
+    known = {"updates", "gradient_steps", "seconds"}
+    if stored and budget.epochs is None and not budget.limits().keys() & known:
+        who = "with `preferences` the agent" if experiment.preferences is not None else experiment.agent.get("name")
+        raise ConfigError(f"{who} writes no texts: budget epochs, updates, gradient_steps or seconds")
+
+
 def _check_stopping(experiment: Experiment) -> None:
     """What `Experiment` asks of `max_kl` and `patience` is asked of the same rules in tables."""
     rules, problems = load_stopping_rules(experiment.stopping), []
     for name in rules.of(Patience) if experiment.evaluation.every == 0 else ():
         said = f"[stopping.{name}] counts evaluations on the way, and there are none: set `every` in [evaluation]"
         problems.append(Problem(said, (name,)))
-    for name in rules.of(MaxKL) if experiment.preferences is not None else ():
-        said = f"[stopping.{name}] is measured on texts that the agent writes, and with `preferences` it writes none"
+    imitates = _imitates(experiment)
+    if imitates and experiment.max_kl is not None:
+        said = f"max_kl is measured on texts that the agent writes, and {experiment.agent.get('name')} writes none"
+        problems.append(Problem(said))
+    for name in rules.of(MaxKL) if experiment.preferences is not None or imitates else ():
+        said = f"[stopping.{name}] is measured on texts that the agent writes, and here it writes none"
         problems.append(Problem(said, (name,)))
     if problems:
         raise ConfigError(*problems)

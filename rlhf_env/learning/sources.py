@@ -194,8 +194,13 @@ class DataSource:
         if size < 1:
             raise ConfigError("there is no data to train on")
         self.batch_size = min(batch_size, size)
-        self._make = make
+        self._make, self._size = make, size
         self._indices = Shuffled(size, seed)
+
+    @property
+    def updates_of_an_epoch(self) -> float:
+        """How many rollouts hold everything once."""
+        return self._size / self.batch_size
 
     def next(self, _agent: Agent, /) -> Rollout:
         rollout = self._make(self._indices.take(self.batch_size))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Protocol, runtime_checkable
 
 from rlhf_env.errors import Problem
 from rlhf_env.settings import AtLeastOne, Positive, settings
@@ -39,6 +41,14 @@ class Spending:
             setattr(self, name, value)
 
 
+@runtime_checkable
+class HasEpochs(Protocol):
+    """A source of stored data."""
+
+    @property
+    def updates_of_an_epoch(self) -> float: ...
+
+
 @settings
 class Budget:
     """Limits in any currency of `Spending`; the first one reached ends the run. None is no limit."""
@@ -57,13 +67,24 @@ class Budget:
     """Steps of the optimizer."""
     seconds: Positive | None = None
     """Wall time."""
+    epochs: Positive | None = None
+    """Passes over the given answers or the stored preferences that an agent learns from."""
 
     def problems(self) -> Iterator[Problem]:
-        if not self.limits():
+        if not self.limits() and self.epochs is None:
             yield Problem(f"a budget needs at least one limit: {', '.join(f.name for f in fields(self))}")
 
     def limits(self) -> dict[str, float]:
-        return {name: limit for name, limit in asdict(self).items() if limit is not None}
+        """Limits in the currencies of `Spending`: not `epochs`, whose length only the data know."""
+        given = asdict(self)
+        return {name: limit for name, limit in given.items() if limit is not None and name != "epochs"}
+
+    def for_epochs_of(self, source: object) -> Budget:
+        """With `epochs` as the number of updates that they take of a source of stored data."""
+        if self.epochs is None or not isinstance(source, HasEpochs):
+            return self
+        updates = math.ceil(self.epochs * source.updates_of_an_epoch - 1e-9)
+        return replace(self, epochs=None, updates=min(updates, self.updates or updates))
 
     def spent_fraction(self, spending: Spending) -> float:
         """The share used of the limit that is nearest, in [0, 1]."""

@@ -93,7 +93,7 @@ CASES: dict[str, Changes] = {
     "grpo": {"agent": {"name": "grpo", **GROUPS}},
     "grpo, novelty": {"agent": {"name": "grpo", **GROUPS}, "rewards": {"novelty": 1.0, "kl": ADAPTIVE}},
     "rejection": {"agent": {"name": "rejection", **GROUPS}},
-    "sft": {"agent": {"name": "sft", **STEPS}},
+    "sft": {"agent": {"name": "sft", **STEPS}, "answers": "answers.jsonl"},
     "dpo": {"agent": {"name": "dpo", **GROUPS}},
     "dpo, stored pairs": {"agent": {"name": "dpo", **MINIBATCHES}, "preferences": "pairs.jsonl"},
     "kto": {"agent": {"name": "kto", **GROUPS}},
@@ -135,9 +135,16 @@ def experiment_of(case: str, folder: Path) -> Experiment:
         ]
         Path(preferences).write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
     token = changes.get("view") == "token"
+    task = {"name": "echo", "length": 2} if "task" not in changes else dict(changes["task"])
+    rewards = dict(changes.get("rewards", {"task": 1.0, "kl": ADAPTIVE}))
+    if "answers" in changes:  # to learn, and a reward to be measured by
+        path = folder / changes["answers"]
+        given = [{"prompt": p, "completion": p[-2::-1]} for p in ("a=", "b=", "ab=", "ba=", "bb=")]
+        path.write_text("".join(json.dumps(row) + "\n" for row in given), encoding="utf-8")
+        task, rewards = {"name": "file", "path": str(path)}, {"length": {"target": 2}, "kl": ADAPTIVE}
     return Experiment(
         name="matrix",
-        task={"name": "echo", "length": 2} if "task" not in changes else dict(changes["task"]),
+        task=task,
         policy=PolicySettings(tokenizer="alphabet:ab=" if "task" not in changes else "bytes"),
         environment=EnvironmentSettings(
             num_envs=8,
@@ -146,7 +153,7 @@ def experiment_of(case: str, folder: Path) -> Experiment:
             view="token" if token else "response",
             action_length=None if token else 2,
         ),
-        rewards=dict(changes.get("rewards", {"task": 1.0, "kl": ADAPTIVE})),
+        rewards=rewards,
         agent=dict(changes["agent"]),
         preferences=preferences,
         budget=Budget(updates=UPDATES),

@@ -122,9 +122,10 @@ def evaluate_run(
     # One stream for all intervals: the same run gives the same file.
     stream = np.random.default_rng([experiment.evaluation.seed, *b"intervals"])
     after, before = ([episode.response for episode in rollout.episodes] for rollout in (ours, theirs))
-    sums, other_sums = evaluator.sums(ours.scores), evaluator.sums(theirs.scores)
+    rewarded = workplace.rewarded  # not where an agent imitates and nobody asked for a reward
+    sums, other_sums = (evaluator.sums(texts.scores) if rewarded else {} for texts in (ours, theirs))
     replies = evaluator.measured(ours, workplace.agent)
-    score = _proxy(evaluator, ours)
+    score = _proxy(evaluator, ours) if rewarded else None
     tones = tone_of(theirs), tone_of(ours)
     return RunEvaluation(
         run=str(folder),
@@ -132,7 +133,11 @@ def evaluate_run(
         agent=str(experiment.agent.get("name")),
         prompts=evaluator.asked.prompts,
         asked=str(evaluator.asked),
-        measures=list(_measures(evaluator, replies, evaluator.measured(theirs, reference), stream)),
+        measures=[
+            measure
+            for measure in _measures(evaluator, replies, evaluator.measured(theirs, reference), stream)
+            if rewarded or measure.name not in ("proxy", "objective", "part/none")
+        ],
         win_rate={
             name: _win_rate(sums[name], other_sums[name], replies.prompts) for name in ("proxy", "gold") if name in sums
         },

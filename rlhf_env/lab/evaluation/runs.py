@@ -18,8 +18,10 @@ from rlhf_env.errors import ConfigError, DataError, Problem, did_you_mean, under
 from rlhf_env.feedback.offline import load_preferences, pair_source
 from rlhf_env.lab.evaluation.evaluator import Evaluation, Evaluator
 from rlhf_env.lab.evaluation.health import WARNINGS_FILE, Alert, Watch
+from rlhf_env.lab.evaluation.likelihood import Likelihood
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.agent import Agent, traits
+from rlhf_env.learning.demonstrations import demonstration_source, demonstrations_of
 from rlhf_env.learning.engine import set_threads
 from rlhf_env.learning.experiment import Experiment, Workplace, build
 from rlhf_env.learning.loop import Row
@@ -34,7 +36,7 @@ from rlhf_env.learning.run_folder import (
 )
 from rlhf_env.learning.sources import EnvSource
 from rlhf_env.learning.spending import Spending
-from rlhf_env.policies.policy import Policy
+from rlhf_env.policies.policy import HasContext, Policy
 from rlhf_env.toml_files import naming_lines
 from rlhf_env.types import JsonView
 from rlhf_env.whole_files import write_json
@@ -115,7 +117,7 @@ class Run:
     @cached_property
     def evaluation(self) -> Evaluation:
         """Metrics and samples on held-out prompts; of a run that has not ended, the agent is evaluated here and now."""
-        return Evaluator.of(self.workplace)() if self._evaluation is None else self._evaluation
+        return evaluator_of(self.workplace)() if self._evaluation is None else self._evaluation
 
 
 def run(
@@ -161,7 +163,7 @@ def run(
     threads_before = torch.get_num_threads()
     set_threads(threads)
     try:
-        workplace = _with_pairs(experiment) if isinstance(experiment, Workplace) else prepare(experiment)
+        workplace = _with_data(experiment) if isinstance(experiment, Workplace) else prepare(experiment)
         with ExitStack() as stack:
             opened = None
             wanted = workplace.experiment
@@ -196,23 +198,43 @@ def prepare(experiment: Experiment | JsonView | str | Path) -> Workplace:
         with naming_lines(experiment):
             return prepare(Experiment.load(experiment))
     workplace = build(experiment if isinstance(experiment, Experiment) else Experiment.from_table(experiment))
-    with under("task"):
-        workplace.check_prompts()
-    workplace = _with_pairs(workplace)
+    if workplace.rewarded or not traits(workplace.agent).imitates:
+        with under("task"):
+            workplace.check_prompts()
+    workplace = _with_data(workplace)
     _ = workplace.evaluation_rewards
-    _lower_is_better(Evaluator.of(workplace))  # the measure is one that there is
+    evaluator = evaluator_of(workplace)
+    if isinstance(evaluator, Likelihood):
+        with under("task"):
+            _ = evaluator.answers
+    _lower_is_better(evaluator)  # the measure is one that there is
     return workplace
 
 
-def _with_pairs(workplace: Workplace) -> Workplace:
-    """With the experiment's `preferences`, where it names any, as the source of rollouts."""
+def evaluator_of(workplace: Workplace) -> Evaluator | Likelihood:
+    """What measures the workplace's agent: by what it writes or, if it imitates, by how likely given answers are."""
+    return Likelihood(workplace) if traits(workplace.agent).imitates else Evaluator.of(workplace)
+
+
+def _with_data(workplace: Workplace) -> Workplace:
+    """With what the agent learns from as the source of rollouts, where that is not what it writes: the experiment's
+    `preferences`, or the answers that its task gives."""
     experiment, setup = workplace.experiment, workplace.setup
-    if experiment.preferences is None or not isinstance(workplace.source, EnvSource):
+    if not isinstance(workplace.source, EnvSource):
         return workplace
-    with under("preferences"):
-        stored = load_preferences(str(experiment.located().preferences))
-    pairs = max(1, experiment.environment.num_envs // 2)
-    source = pair_source(stored, setup.tokenizer, pairs=pairs, seed=experiment.seed, reference=setup.reference)
+    rows = experiment.environment.num_envs
+    if experiment.preferences is not None:
+        with under("preferences"):
+            stored = load_preferences(str(experiment.located().preferences))
+        pairs = max(1, rows // 2)
+        source = pair_source(stored, setup.tokenizer, pairs=pairs, seed=experiment.seed, reference=setup.reference)
+    elif traits(workplace.agent).imitates:
+        context = setup.policy.context if isinstance(setup.policy, HasContext) else None
+        with under("task"):
+            answers = demonstrations_of(workplace.env.task, setup.tokenizer, context=context)
+        source = demonstration_source(answers, setup.tokenizer, rows=rows, seed=experiment.seed)
+    else:
+        return workplace
     return replace(workplace, source=source)
 
 
@@ -223,7 +245,7 @@ def _trained(
     on_update: Callable[[Row, float], None],
     on_warning: Callable[[Alert], None],
 ) -> Run:
-    evaluator = Evaluator.of(workplace)
+    evaluator = evaluator_of(workplace)
     watch = Watch() if opened is None else Watch.of(opened.path)
     before: Evaluation | None = None
 
@@ -268,7 +290,7 @@ def _trained(
     return finished
 
 
-def _lower_is_better(evaluator: Evaluator) -> bool:
+def _lower_is_better(evaluator: Evaluator | Likelihood) -> bool:
     """Of the measure by which the best agent is known. Raises ConfigError for a name that no measure can have."""
     best = evaluator.workplace.experiment.evaluation.best
     if best.startswith("part/"):

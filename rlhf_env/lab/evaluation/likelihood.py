@@ -1,0 +1,85 @@
+"""How an agent that imitates given answers is measured: by how likely it finds answers that it did not learn from.
+
+The measure is the perplexity of the answers to held-out prompts. Texts are written only where there is a reward, of
+training or of [evaluation], to measure them by.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from rlhf_env.envs.tasks import held_out
+from rlhf_env.lab.evaluation.asked import Asked
+from rlhf_env.lab.evaluation.evaluator import Evaluation, Evaluator
+from rlhf_env.lab.evaluation.metric import Metric
+from rlhf_env.learning.demonstrations import demonstrations_of, mean_negative_log_likelihood
+from rlhf_env.learning.experiment import Workplace
+from rlhf_env.policies.policy import HasContext
+from rlhf_env.types import Episode
+
+MEASURES = (
+    Metric(
+        name="objective",
+        title="Log-likelihood",
+        unit="nats a token",
+        meaning="mean log-probability of a token of the answers: what sft raises",
+        better="higher",
+    ),
+    Metric(
+        name="loss",
+        title="Negative log-likelihood",
+        unit="nats a token",
+        meaning="mean of -log p over the tokens of the answers",
+        better="lower",
+    ),
+    Metric(
+        name="perplexity",
+        title="Perplexity",
+        meaning="exp(loss): as uncertain as if so many tokens were equally likely",
+        better="lower",
+    ),
+    Metric(name="answers", title="Answers", meaning="answers that were read"),
+    Metric(name="answer_tokens", title="Tokens", meaning="tokens of the answers that were read"),
+)
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Measures the policy of a workplace on the answers to held-out prompts, or to all where none are held out.
+
+    `asked` says to which. As many answers are read as `[evaluation] prompts` says, from the first one on.
+    """
+
+    workplace: Workplace
+    metrics: Sequence[Metric] = MEASURES
+
+    def __call__(self) -> Evaluation:
+        """Objective, loss and perplexity, and what an `Evaluator` measures where the experiment has a reward."""
+        loss, tokens = mean_negative_log_likelihood(self.workplace.setup.policy, self.answers)
+        asked = self.asked
+        numbers = {"objective": -loss, "loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+        numbers |= {"answer_tokens": float(tokens), "answers": float(asked.replies), "prompts": float(asked.prompts)}
+        numbers["prompts_in_training"] = float(asked.in_training or 0)
+        if not self.workplace.rewarded:
+            return Evaluation(numbers, ())
+        written = Evaluator.of(self.workplace)()
+        return Evaluation({**written.metrics, **numbers}, written.samples)
+
+    @cached_property
+    def answers(self) -> list[Episode]:
+        """The answers that are read. Raises DataError, as `demonstrations_of`."""
+        setup, task = self.workplace.setup, held_out(self.workplace.env.task)
+        context = setup.policy.context if isinstance(setup.policy, HasContext) else None
+        all_of_them = demonstrations_of(task, setup.tokenizer, context=context)
+        return all_of_them[: self.workplace.experiment.evaluation.prompts]
+
+    @cached_property
+    def asked(self) -> Asked:
+        """Which prompts the answers belong to, and how many of these are learned from too, told by the text."""
+        task = self.workplace.env.task
+        texts = {episode.prompt.text for episode in self.answers}
+        learned = {task.prompt(index, {}).text for index in range(task.size or 0)}
+        return Asked(len(texts), len(self.answers), len(texts & learned))
