@@ -14,6 +14,7 @@ from rlhf_env.types import (
     Bool,
     Episode,
     Float,
+    FollowsTraining,
     Int,
     JudgesForm,
     MasksActions,
@@ -22,6 +23,7 @@ from rlhf_env.types import (
     ResetOptions,
     ScoresItself,
     Task,
+    TrainerState,
 )
 
 Weights = Sequence[float] | Mapping[str, float]
@@ -72,6 +74,9 @@ class Mixture:
             self.score = self._score
         if self._replying:
             self.reply = self._reply
+        self._following = [task for task in tasks.values() if isinstance(task, FollowsTraining)]
+        if self._following:
+            self.follow, self.take_logged = self._follow, self._take_logged
         if any(isinstance(task, JudgesForm) for task in tasks.values()):
             self.well_formed = self._well_formed
         if len(self._masking) == len(tasks):
@@ -106,6 +111,17 @@ class Mixture:
     def _score(self, episode: Episode, /) -> float | None:
         label, own = self._own(episode.prompt)
         return self._scoring[label].score(replace(episode, prompt=own))
+
+    def _follow(self, state: TrainerState, /) -> None:
+        for task in self._following:
+            task.follow(state)
+
+    def _take_logged(self) -> dict[str, list[float]]:
+        logged: dict[str, list[float]] = {}
+        for task in self._following:
+            for name, values in task.take_logged().items():
+                logged.setdefault(name, []).extend(values)
+        return logged
 
     def _reply(self, episode: Episode, /) -> str | None:
         label, own = self._own(episode.prompt)

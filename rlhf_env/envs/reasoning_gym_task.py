@@ -6,7 +6,9 @@ made in a child process with a fixed hash seed, so that an index means the same 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import os
 import pickle
 import re
@@ -29,7 +31,7 @@ from reasoning_gym.utils import extract_answer
 
 from rlhf_env.envs.global_generators import lent_generators
 from rlhf_env.envs.splits import Part, unit_interval
-from rlhf_env.errors import ConfigError, DataError, Problem, did_you_mean
+from rlhf_env.errors import ConfigError, DataError, Problem, RewardError, did_you_mean
 from rlhf_env.settings import fault, settings
 from rlhf_env.types import Episode, JsonObject, JsonView, Prompt, ResetOptions
 
@@ -38,6 +40,9 @@ _SET_ASIDE = 0.25
 # Data sets of reasoning-gym 0.1.25 whose questions or answers change with the hash seed (a test
 # compares all data sets in processes with different hash seeds).
 UNSTEADY = frozenset({"isomorphic_strings", "knight_swap", "polynomial_multiplication", "ransom_note", "word_ladder"})
+# Texts without meaning, to see whether a data set pays for anything.
+_JUNK = ("x", "No idea. " * 50, ".")
+_CRUMB = 0.01  # what a dozen of the data sets pay for any text that is not empty
 _TRIES = 200  # attempts to find a problem of the right part: some generators have very few different problems
 
 
@@ -48,7 +53,9 @@ class ReasoningGym:
     The answer is the content of the last `<answer>...</answer>`, or else the whole response without surrounding space.
     An empty response is not an answer; `<answer></answer>` is the empty answer, which a few problems of `ab` ask for.
     Two data sets are scored here and not by their own function, which gives 1.0 to wrong answers:
-    `game_of_life_halting` to any text, `coin_flip` to "0" if the probability begins with 0.
+    `game_of_life_halting` to any text, `coin_flip` to "0" if the probability begins with 0. A data set that pays a text
+    without meaning something is warned of when it first scores (0.01 is the
+    library's way); one that pays it in full is refused.
 
     The prompt is the bare question; a model's system prompt may say how to answer. About a quarter of all questions, by
     a hash of their text, is held out for evaluation.
@@ -113,8 +120,13 @@ class ReasoningGym:
         answer = episode.response.strip() if tagged is None else tagged
         if tagged is None and not answer:
             return 0.0
-        if self.dataset in _SCORED_HERE:
-            return _SCORED_HERE[self.dataset](answer, str(entry["answer"]))
+        self._look_for_free_points(entry, level)
+        return self._scored(answer, entry, level)
+
+    def _scored(self, answer: str, entry: JsonObject, level: object) -> float:
+        dataset = str(entry.get("metadata", {}).get("source_dataset", self.dataset))  # of a composite, the part
+        if dataset in _SCORED_HERE:
+            return _SCORED_HERE[dataset](answer, str(entry["answer"]))
         if _NOT_A_NUMBER.search(answer) and not _NOT_A_NUMBER.search(str(entry["answer"])):
             return 0.0  # some scorers compare numbers in a way that gives NaN the best score
         try:
@@ -123,6 +135,28 @@ class ReasoningGym:
         except Exception:  # the parsers of some data sets raise on text that is not an answer
             return 0.0
         return score if np.isfinite(score) else 0.0
+
+    def _look_for_free_points(self, entry: JsonObject, level: object) -> None:
+        """Once per task: what is a text without meaning paid?
+
+        Raises RewardError where that is as much as for a right answer.
+        """
+        if "_looked" in self.__dict__:
+            return
+        paid = [self._scored(text, entry, level) for text in _JUNK if text != str(entry["answer"])]
+        if min(paid) >= 1.0:
+            raise RewardError(
+                f"reasoning_gym {self.dataset!r} pays {min(paid):g} to any text, as {_JUNK[0]!r}: there is nothing to "
+                "learn from its score: use another data set, or a reward of your own"
+            )
+        self.__dict__["_looked"] = True
+        if max(paid) > _CRUMB:
+            warnings.warn(
+                f"reasoning_gym {self.dataset!r} pays {max(paid):g} to a text without meaning, as "
+                f"{_JUNK[paid.index(max(paid))][:20]!r}: its scores do not begin at 0",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     @cached_property
     def _levels(self) -> dict[int | None, _Problems]:
@@ -271,13 +305,15 @@ def _halting(answer: str, right: str) -> float:
 
 
 def _probability(answer: str, right: str) -> float:
-    """1 if the answer, a fraction or a decimal, is within 1e-4 of the probability.
+    """1 if the answer, a fraction or a decimal, is within 1e-4 of the probability, and within a hundredth of it.
 
     The library compares digits from the left, up to the end of the shorter text, so that "0" earns 1.0 whenever the
     probability begins with 0.
     """
     try:
-        return float(abs(Fraction(answer.replace(",", "")) - Fraction(right)) <= Fraction(1, 10_000))
+        expected = Fraction(right)
+        off = abs(Fraction(answer.replace(",", "")) - expected)
+        return float(off <= min(Fraction(1, 10_000), expected / 100))  # of 3e-5, 0 is no estimate
     except (ValueError, ZeroDivisionError):
         return 0.0
 
@@ -287,7 +323,7 @@ _SCORED_HERE: dict[str, Callable[[str, str], float]] = {"coin_flip": _probabilit
 
 @contextmanager
 def _quietly(seed: int) -> Iterator[None]:
-    """Without warnings (some data sets divide by zero on purpose), and with seeded global random generators."""
-    with warnings.catch_warnings(), lent_generators(seed):
+    """Without warnings (some data sets divide by zero on purpose) and prints, with seeded global random generators."""
+    with warnings.catch_warnings(), lent_generators(seed), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield

@@ -14,7 +14,17 @@ from rlhf_env.envs.reward_functions import as_reward, from_function, name_of
 from rlhf_env.envs.rewards import Failures, RewardMix
 from rlhf_env.errors import ConfigError, Problem, under
 from rlhf_env.settings import Name, hints_of, settings
-from rlhf_env.types import AnyReward, Episode, Float, JsonObject, JsonView, ScoresItself, Task
+from rlhf_env.types import (
+    AnyReward,
+    Episode,
+    Float,
+    FollowsTraining,
+    JsonObject,
+    JsonView,
+    ScoresItself,
+    Task,
+    TrainerState,
+)
 
 _T = TypeVar("_T")
 
@@ -27,6 +37,13 @@ class TaskReward:
 
     def __call__(self, episodes: Sequence[Episode], /) -> Float:
         return cast(Float, [self.task.score(episode) for episode in episodes])  # None where it abstains
+
+    def follow(self, state: TrainerState, /) -> None:
+        if isinstance(self.task, FollowsTraining):
+            self.task.follow(state)
+
+    def take_logged(self) -> Mapping[str, Sequence[float]]:
+        return self.task.take_logged() if isinstance(self.task, FollowsTraining) else {}
 
 
 RewardSpec = RewardMix | AnyReward | Callable[..., object] | str | JsonView | None

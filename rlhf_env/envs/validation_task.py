@@ -11,7 +11,18 @@ from rlhf_env.envs.splits import Part, held_out_texts, unit_interval
 from rlhf_env.envs.tasks import TaskSpec, load_task, option_names
 from rlhf_env.errors import under
 from rlhf_env.settings import ShareBelowOne, require
-from rlhf_env.types import Bool, Episode, Int, JudgesForm, MasksActions, Prompt, Replies, ResetOptions, ScoresItself
+from rlhf_env.types import (
+    Bool,
+    Episode,
+    FollowsTraining,
+    Int,
+    JudgesForm,
+    MasksActions,
+    Prompt,
+    Replies,
+    ResetOptions,
+    ScoresItself,
+)
 
 _TRIES = 1000  # of indices, for a prompt on the wanted side of an unbounded task
 
@@ -48,6 +59,8 @@ class Validation:
             self.well_formed = self.task.well_formed
         if isinstance(self.task, MasksActions):
             self.action_mask = self.task.action_mask
+        if isinstance(self.task, FollowsTraining):
+            self.follow, self.take_logged = self.task.follow, self.task.take_logged
 
     @property
     def size(self) -> int | None:

@@ -12,12 +12,14 @@ import pytest
 pytest.importorskip("reasoning_gym")
 
 from dataclasses import replace
+from fractions import Fraction
 
 from reasoning_gym.factory import DATASETS
 
 from rlhf_env.envs.reasoning_gym_task import ReasoningGym
+from rlhf_env.envs.reward_tables import load_rewards
 from rlhf_env.envs.text_env import TextEnv
-from rlhf_env.errors import ConfigError, DataError
+from rlhf_env.errors import ConfigError, DataError, RewardError
 from rlhf_env.testing import check_task, make_episode
 
 # One mixes others and must be told which; one searches for seconds unless its puzzles need no solution.
@@ -30,6 +32,13 @@ OPEN = {"boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hou
 
 # Several seconds a problem: these are asked for one.
 SLOW = {"futoshiki", "intermediate_integration", "puzzle24", "quantum_lock", "zebra_puzzles"}
+# What nobody would call an answer, and the most that the library pays for it: 0.01 unless it is named.
+JUNK = ("", " \n\t", "nan", "x", "lorem ipsum " * 200, ".", "\x00", "é😀", "[[", "No idea.")
+PAY_FOR_JUNK = {"figlet_font": 0.2, "palindrome_generation": 0.05, "propositional_logic": 0.25} | {
+    "sentence_reordering": 0.05,
+    "spell_backward": 0.15,
+    "syllogism": 0.25,
+}
 NONSENSE = ("", "é 😀", "nan", "[[", "I do not know", "0", "True", "<answer></answer>")
 # In a process of its own: a line per data set that says what it asks.
 ASK = """
@@ -50,6 +59,7 @@ def score(task: ReasoningGym, response: str, index: int = 0) -> float:
     return task.score(replace(make_episode(prompt.text, response), prompt=prompt))
 
 
+@pytest.mark.filterwarnings("ignore:.* to a text without meaning:RuntimeWarning")
 @pytest.mark.parametrize("name", sorted(DATASETS))
 def test_every_dataset_builds_asks_and_knows_its_own_answer(name: str) -> None:
     task = ReasoningGym(name, SETTINGS.get(name, {}))
@@ -59,6 +69,10 @@ def test_every_dataset_builds_asks_and_knows_its_own_answer(name: str) -> None:
     if name not in OPEN:
         assert score(task, str(prompt.meta["answer"])) == 1.0
         assert score(task, f"It must be... <answer>{prompt.meta['answer']}</answer>.") == 1.0
+    most = PAY_FOR_JUNK.get(name, 0.01)
+    for junk in JUNK:
+        paid = score(task, junk)
+        assert 0.0 <= paid <= (most if junk.strip() else 0.0), f"{junk[:20]!r} is paid {paid}"
     for nonsense in NONSENSE:
         right = nonsense.strip() == str(prompt.meta["answer"])
         assert 0.0 <= score(task, nonsense) < 1.0 or right, f"{nonsense!r} is paid in full"
@@ -86,6 +100,37 @@ def test_a_probability_is_not_guessed_by_its_first_digit() -> None:
     index = next(i for i in range(50) if str(task.prompt(i, {}).meta["answer"]).startswith("0."))
     right = str(task.prompt(index, {}).meta["answer"])
     assert [score(task, answer, index) for answer in ("0", right, f"{right}1", "no")] == [0.0, 1.0, 1.0, 0.0]
+
+
+def test_a_small_probability_is_not_nothing() -> None:
+    task = ReasoningGym("coin_flip")
+    right = next(
+        (index, str(answer))
+        for index in range(500)
+        if 0 < float(Fraction(answer := str(task.prompt(index, {}).meta["answer"]))) < 1e-4
+    )
+    assert [score(task, answer, right[0]) for answer in ("0", right[1])] == [0.0, 1.0]
+
+
+def test_what_is_scored_here_is_scored_here_in_a_mixture() -> None:
+    task = ReasoningGym("composite", {"datasets": [{"name": "game_of_life_halting"}, {"name": "coin_flip"}]})
+    halting = next(i for i in range(50) if str(task.prompt(i, {}).meta["answer"]) in ("True", "False"))
+    right = str(task.prompt(halting, {}).meta["answer"])
+    assert [score(task, answer, halting) for answer in (right, "perhaps")] == [1.0, 0.0]
+
+
+def test_free_points_are_told_and_refused_where_they_are_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.warns(RuntimeWarning, match=r"'sentence_reordering' pays 0\.05 to a text without meaning, as 'x'"):
+        score(ReasoningGym("sentence_reordering"), "anything")
+    task = ReasoningGym("chain_sum")
+    assert score(task, "x") == 0.0
+    generous = ReasoningGym("chain_sum")
+    monkeypatch.setattr(type(generous._problems(None).dataset), "score_answer", lambda *_: 1.0)
+    mix = load_rewards(None, generous)
+    prompt = generous.prompt(0, {})
+    for _ in range(2):
+        with pytest.raises(RewardError, match="reward 'task': reasoning_gym 'chain_sum' pays 1 to any text"):
+            mix.score([replace(make_episode(prompt.text, "3"), prompt=prompt)])
 
 
 def test_halting_is_true_or_false() -> None:

@@ -14,7 +14,8 @@ from faults.catalogue import fault
 from faults.processes import rlhf_env
 from faults.resume_matrix import after, before
 from faults.several_processes import GRID, in_one_process, results
-from faults.training import Trial, limited, named
+from faults.training import limited
+from faults.trial import Trial, named
 
 from rlhf_env.cli import checking
 from rlhf_env.learning.run_folder import RunFolder

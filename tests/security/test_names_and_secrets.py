@@ -1,256 +1,39 @@
-"""Who is not trusted, and what they cannot do: one probe for each row of the project's list (S1 to S20).
+"""Who is not trusted, and what they cannot do: one probe for each row of the project's list (S7 to S20).
 
-Held elsewhere: the annotation page (S8 to S13, S17 and S20) in tests/feedback/page/ and interchange/test_formats.py;
-rewards in processes of their own (S7) in tests/rewards; a score from a server (S16) beside it.
+Held elsewhere: files and plugins of others (S1 to S6) beside this file; the annotation page (S8 to S13, S17 and S20) in
+tests/feedback/page/ and interchange/test_formats.py; rewards in processes of their own (S7) in tests/rewards; a score
+from a server (S16) beside it.
 """
 
 from __future__ import annotations
 
 import ast
-import functools
-import hashlib
-import json
 import os
-import pickle
 import re
 import sys
-import tomllib
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from re import _constants as marks  # type: ignore[attr-defined]
 from re import _parser as parser  # type: ignore[attr-defined]
 from typing import Any
 
 import pytest
-import rlhf_agents
-import rlhf_rewards
 import torch
 
 import rlhf_env
-from rlhf_env import declared, plain_data, plugins
+from rlhf_env import declared, plain_data
 from rlhf_env.cli import main as cli
 from rlhf_env.cli import training
 from rlhf_env.envs.reward_tables import load_rewards
 from rlhf_env.envs.tasks import load_task
 from rlhf_env.errors import DataError
-from rlhf_env.feedback.reward_models.loading import load_scorer
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.lab.processes import outcome_of
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.run_folder import RunFolder
-from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.shown_text import for_terminal, without_secrets
 
-PACKAGES = [Path(str(package.__file__)).parent for package in (rlhf_env, rlhf_agents, rlhf_rewards)]
-SOURCES = {file: ast.parse(file.read_bytes()) for package in PACKAGES for file in package.rglob("*.py")}
-
-
-class Payload:
-    """Unpickled, it leaves a file: what read it has run it."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.marker,)
-
-
-@pytest.fixture
-def payload(tmp_path: Path) -> Iterator[bytes]:
-    marker = tmp_path / "payload has run"
-    content = pickle.dumps(Payload(marker))
-    pickle.loads(content)
-    assert marker.exists(), "the payload works"
-    marker.unlink()
-    yield content
-    assert not marker.exists(), "somebody has run the payload"
-
-
-NODES = [(file, node) for file, tree in SOURCES.items() for node in ast.walk(tree)]
-
-
-@functools.cache
-def calls() -> list[tuple[Path, ast.Call, str]]:
-    """(file, call, what is called, as it stands there) of the three packages."""
-    return [(file, node, ast.unparse(node.func)) for file, node in NODES if isinstance(node, ast.Call)]
-
-
-@functools.cache
-def imports() -> list[tuple[str, str]]:
-    """(file, module) of the three packages."""
-    found = [(file.name, node.module or "") for file, node in NODES if isinstance(node, ast.ImportFrom)]
-    return found + [(file.name, it.name) for file, node in NODES if isinstance(node, ast.Import) for it in node.names]
-
-
-# ---------------------------------------------------------------- S1 to S4: files of others
-
-
-def test_no_code_reads_a_format_that_runs_code() -> None:
-    """S1, S2, S5. Also no zip of Stable-Baselines3: whoever loads one with SB3 itself trusts it."""
-    unsafe = re.compile(
-        r"(torch\.(load|save|hub\..*)|joblib\..*|dill\..*|shelve\..*|marshal\..*|yaml\.(load|unsafe_load)|np\.load"
-        r"|eval|exec|os\.(system|popen)|load_from_zip_file|(\w+\.)*(PPO|A2C|MaskablePPO|BaseAlgorithm)\.load)"
-    )
-    assert not [f"{file.name}: {name}" for file, _, name in calls() if unsafe.fullmatch(name)]
-    assert unsafe.fullmatch("torch.load") and unsafe.fullmatch("stable_baselines3.PPO.load")
-    # Between a run and its own child: requests are pickles, and answers JSON. The child of reasoning_gym_task.py runs
-    # the library that the run itself imports, on no other input than a number: its problems come back as pickles.
-    assert {file for file, name in imports() if name == "pickle"} <= {
-        "isolation.py",
-        "isolated_process.py",
-        "reward_tables.py",
-        "reasoning_gym_task.py",
-    }
-    assert {file.name for file, _, name in calls() if name == "pickle.loads"} <= {"isolated_process.py"}
-
-
-def test_nothing_unpacks_archives_or_runs_a_shell() -> None:
-    """S15: an archive's members have names that climb."""
-    assert not [found for found in imports() if found[1].split(".")[0] in ("tarfile", "zipfile")]
-    assert not [file.name for file, _, name in calls() if name.endswith("unpack_archive")]
-    assert not [file.name for file, call, _ in calls() for word in call.keywords if word.arg == "shell"], (
-        "subprocess with a shell"
-    )
-
-
-def _signed(folder: Path, name: str, content: bytes) -> None:
-    """Put `content` in the place of a checkpoint's file and make its manifest say so: a forger can."""
-    (folder / name).write_bytes(content)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    del manifest["sha256"]
-    manifest["sha256"] = checkpoints._seal(manifest)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-
-
-@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "manifest.json"])
-def test_a_pickle_in_a_checkpoint_is_not_run(name: str, payload: bytes, tmp_path: Path) -> None:
-    """S1."""
-    folder = checkpoints.save(tmp_path, 1, {"weights": torch.zeros(2)}, {})
-    if name == "manifest.json":
-        (folder / name).write_bytes(payload)
-    else:
-        _signed(folder, name, payload)
-        assert checkpoints.problems(folder) == [], "it is refused for what is in it, and not as damaged"
-    with pytest.raises(DataError, match=str(folder)):
-        checkpoints.load(folder)
-
-
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors", "model.pt"])
-def test_a_pickle_in_a_models_folder_is_not_run(name: str, payload: bytes, tmp_path: Path) -> None:
-    """S1, S4."""
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "config.json").write_text('{"model_type": "gpt2", "n_layer": 1, "n_embd": 4, "n_head": 1}')
-    (folder / name).write_bytes(payload)
-    with pytest.raises(DataError, match="model"):
-        LanguageModel.from_pretrained(folder)
-    (folder / "reward_model.json").write_text('{"format": 1, "sha256": {}}')
-    with pytest.raises(DataError, match="reward_model"):
-        load_scorer(folder)
-
-
-def test_code_that_comes_with_a_model_is_not_run(tmp_path: Path) -> None:
-    """S3: `auto_map` names a module in the folder, which would be imported."""
-    folder, marker = tmp_path / "model", tmp_path / "ran"
-    folder.mkdir()
-    (folder / "modeling_theirs.py").write_text(f"import pathlib\npathlib.Path({str(marker)!r}).touch()\nTheirs = 1\n")
-    for name in ("config.json", "tokenizer_config.json"):
-        mapped = {f"Auto{kind}": "modeling_theirs.Theirs" for kind in ("Config", "ModelForCausalLM", "Tokenizer")}
-        (folder / name).write_text(json.dumps({"model_type": "theirs", "auto_map": mapped}))
-    (folder / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
-    with pytest.raises(DataError):
-        LanguageModel.from_pretrained(folder)
-    with pytest.raises(DataError):
-        load_scorer(folder)
-    assert not marker.exists()
-
-
-def test_every_door_to_transformers_is_shut_to_code_and_pickles() -> None:
-    """S3, S4. There is no switch: neither a file nor an option can say otherwise."""
-    doors = [(file, call, name) for file, call, name in calls() if re.fullmatch(r"Auto\w+\.from_pretrained", name)]
-    assert len(doors) >= 4
-    for file, call, name in doors:
-        said = {word.arg: ast.unparse(word.value) for word in call.keywords}
-        assert said.get("trust_remote_code") == "False", (file, name)
-        assert "Model" not in name or said.get("use_safetensors") == "True", (file, name)
-    named = [
-        file.name
-        for file, node in NODES
-        if isinstance(node, ast.keyword) and node.arg == "trust_remote_code" and ast.unparse(node.value) != "False"
-    ]
-    assert not named
-
-
-def test_transformers_is_new_enough() -> None:
-    """S3: with versions below 5.3 a config.json alone ran code."""
-    project = Path(__file__).parents[1] / "pyproject.toml"
-    (wanted,) = [it for it in tomllib.loads(project.read_text())["project"]["dependencies"] if "transformers" in it]
-    lowest = re.search(r">=(\d+)\.(\d+)", wanted)
-    assert lowest is not None
-    assert tuple(map(int, lowest.groups())) >= (5, 3)
-
-
-def test_a_revision_of_a_hub_model_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """S4: by model and tokenizer alike."""
-    from rlhf_env.envs import tokenizers
-    from rlhf_env.learning.experiment import Experiment, build
-    from rlhf_env.learning.models import PolicySettings
-
-    asked: list[Any] = []
-
-    def fetched(name: str, **wanted: Any) -> str:
-        asked.append((name, wanted["revision"]))
-        raise OSError
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", fetched)
-    settings = PolicySettings(model="owner/name", revision="0123abc")
-    with pytest.raises(DataError, match="owner/name"):
-        build(Experiment(policy=settings))
-    assert asked == [("owner/name", "0123abc")]
-    assert 'revision = "0123abc"' in Experiment(policy=settings).to_toml()
-    assert tokenizers.load_tokenizer("bytes").vocab_size == 259
-
-    def loaded(name: str, **wanted: Any) -> Any:
-        asked.append((name, wanted["revision"]))
-        raise OSError
-
-    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", loaded)
-    with pytest.raises(DataError, match="owner/name"):
-        build(Experiment(policy=replace(settings, tokenizer="bytes")))
-    assert asked[1:] == [("owner/name", "0123abc")]
-
-
-# ---------------------------------------------------------------- S5, S6: plugins
-
-
-def test_listing_and_help_import_no_plugin(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """S5, S6: only a name that was registered is imported, and only when it is used."""
-    marker = tmp_path / "imported"
-    (tmp_path / "body_of_a_plugin.py").write_text(f"import pathlib\npathlib.Path({str(marker)!r}).touch()\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    plugins.register_reward("bodily", "body_of_a_plugin:Reward")
-    try:
-        for words in (["plugins"], ["--help"], ["check", "--help"], ["check", "reward:body_of_a_plugin:Reward"]):
-            _run(monkeypatch, *words)
-            assert not marker.exists(), words
-        assert "bodily" in capsys.readouterr().out
-        assert _run(monkeypatch, "check", "reward:bodily") == 2
-        assert marker.exists(), "the probe would have shown it"
-    finally:
-        plugins.host()._entries.pop(("reward", "bodily"))
-
-
-def _run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["rlhf-env", *words])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    return int(ended.value.code or 0)
-
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from security.probes import SOURCES, calls, exit_of, imports
 
 # ---------------------------------------------------------------- S9, S19: what is shown and kept
 
@@ -260,7 +43,7 @@ def test_a_terminal_gets_text_and_no_orders(
 ) -> None:
     """S9: colours, titles, bidi and zero-width marks, in an error that repeats what a file says."""
     assert for_terminal("a\x1b[2J\x1b]0;title\x07b\u202ec\u200bd\n\re\x9b1mf") == "abcd ef"
-    assert _run(monkeypatch, "check", "\x1b[31mred\u202e\u200b\x07.toml") == 2
+    assert exit_of(monkeypatch, "check", "\x1b[31mred\u202e\u200b\x07.toml") == 2
     said = capsys.readouterr().err
     assert said == "rlhf-env: cannot read red.toml: No such file or directory\n"
 
@@ -300,7 +83,7 @@ def test_a_canary_is_in_no_record_log_or_message(
     assert len(kept) >= 5
     assert not [file for file in kept if CANARY.encode() in file.read_bytes()]
     assert "https://***@host/a.toml?key=***" in (tmp_path / "run" / "record.json").read_text()
-    assert _run(monkeypatch, "check", f"https://me:{CANARY}@host/{CANARY}") == 2
+    assert exit_of(monkeypatch, "check", f"https://me:{CANARY}@host/{CANARY}") == 2
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     try:
         raise ZeroDivisionError(f"by {CANARY}")
@@ -523,7 +306,7 @@ def _nested(parsed: Any, inside: bool = False) -> bool:
 
 def test_the_rows_of_the_page_are_held() -> None:
     """S8, S10 to S13, S17, S20: each has its tests where the page is tested."""
-    tests = Path(__file__).parent / "feedback"
+    tests = Path(__file__).parents[1] / "feedback"
     held = "".join(file.read_text() for file in tests.rglob("test_*.py"))
     for name in (
         "test_what_others_wrote_is_data",  # S8
@@ -542,9 +325,9 @@ def test_the_rows_of_the_page_are_held() -> None:
         assert f"def {name}(" in held, name
 
 
-@pytest.mark.skipif(not (Path(__file__).parents[1] / "SECURITY.md").exists(), reason="not in a source distribution")
+@pytest.mark.skipif(not (Path(__file__).parents[2] / "SECURITY.md").exists(), reason="not in a source distribution")
 def test_the_document_says_what_there_is() -> None:
-    said = (Path(__file__).parents[1] / "SECURITY.md").read_text().lower()
+    said = (Path(__file__).parents[2] / "SECURITY.md").read_text().lower()
     for word in ("trusted", "not trusted", "trust_remote_code", "safetensors", "isolate", "127.0.0.1", "report"):
         assert word in said, word
     assert os.sep + "work" not in said
