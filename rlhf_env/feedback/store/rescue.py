@@ -52,7 +52,7 @@ def rescue(damaged: str | Path, out: str | Path) -> Rescued:
         best: tuple[Rescued, Path] | None = None
         for number, copy in enumerate(_attempts(damaged, Path(folder))):
             made = Path(folder) / f"{number}.rescued"
-            found = _rescued(copy, made)
+            found = _rescued(copy, made, as_it_is=number == 0)
             if best is None or _worth(found) > _worth(best[0]):
                 best = found, made
             if number == 0 and any(found.kept.values()) and not any(found.lost.values()):
@@ -113,7 +113,7 @@ def _make_empty(path: Path, version: int, page: int) -> set[int]:
         return {int(root) for (root,) in db.execute("SELECT rootpage FROM sqlite_master")}
 
 
-def _rescued(copy: Path, made: Path) -> Rescued:
+def _rescued(copy: Path, made: Path, *, as_it_is: bool) -> Rescued:
     """What is read of a copy, in a store of its own."""
     PreferenceStore(made).close()
     kept = dict.fromkeys((*_TABLES, *_PARTS), 0)
@@ -126,7 +126,7 @@ def _rescued(copy: Path, made: Path) -> Rescued:
             highest[table] = _copy_by_id(old, new, table)
         for table, owner in _PARTS.items():
             _copy_parts(old, new, table, owner, highest[f"{owner}s"])
-        _trust_version_1(old, new)
+        _leave_unverified(old, new, as_it_is)
         before = {table: _count(new, table) for table in kept}
         named = new.execute("SELECT max(response) FROM judged").fetchone()[0]
         highest["responses"] = max(highest["responses"], named if isinstance(named, int) and named < _LARGEST_ID else 0)
@@ -150,10 +150,10 @@ def _as_written(stored: bytes) -> str:
         return _as_bytes(stored)
 
 
-def _trust_version_1(old: sqlite3.Connection, new: sqlite3.Connection) -> None:
-    """Judgements that were unverified stay so."""
+def _leave_unverified(old: sqlite3.Connection, new: sqlite3.Connection, as_it_is: bool) -> None:
+    """Judgements that were unverified stay so; a version that was only tried out says nothing."""
     with contextlib.suppress(*_UNREADABLE):
-        if old.execute("PRAGMA user_version").fetchone()[0] == 1:
+        if as_it_is and old.execute("PRAGMA user_version").fetchone()[0] == 1:
             new.execute(LEAVE_UNVERIFIED)
         else:
             new.executemany(
