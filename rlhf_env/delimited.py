@@ -30,8 +30,8 @@ def read_table(path: str | Path, wanted: Collection[str] = ()) -> Iterator[Table
     """The rows of a CSV file, or of a TSV file if its name ends so. Cells may hold line breaks.
 
     `wanted` are names of columns that are asked for, whichever of them: they decide what the header is likely to mean.
-    Raises DataError, with the file and the line of the header, where the columns cannot be told; a row that cannot be
-    read comes as what is wrong with it, and the others come all the same.
+    Where the columns cannot be told, the header comes as what is wrong with it, and nothing after it. A row that cannot
+    be read comes as what is wrong with it, and the others come all the same.
     """
     lines = list(_decoded(path))
     unreadable = {number: what for number, (_, what) in enumerate(lines, start=1) if what is not None}
@@ -42,12 +42,13 @@ def read_table(path: str | Path, wanted: Collection[str] = ()) -> Iterator[Table
     for first, last, cells in rows:
         broken = next((unreadable[line] for line in range(first, last + 1) if line in unreadable), None)
         if not header and not isinstance(cells, str):
-            if broken is not None:
-                raise DataError(f"{path}:{broken}")
             header = cells
-            _check_header(f"{path}:{first}", header, separator, wanted)
+            wrong = broken if broken is not None else _header_problem(header, separator, wanted)
+            if wrong:
+                yield TableRow(first, DataError(wrong))
+                return
         elif broken is not None:
-            yield TableRow(first, DataError(broken.partition(": ")[2]))
+            yield TableRow(first, DataError(broken))
         elif isinstance(cells, str):
             yield TableRow(first, DataError(cells))
         elif len(cells) != len(header):
@@ -58,11 +59,11 @@ def read_table(path: str | Path, wanted: Collection[str] = ()) -> Iterator[Table
 
 def _decoded(path: str | Path) -> Iterator[tuple[str, str | None]]:
     """Each line as text, with what is wrong with it; what cannot be decoded is replaced."""
-    for number, line in enumerate(read_file(path).split(b"\n"), start=1):
+    for line in read_file(path).split(b"\n"):
         try:
             yield line.decode("utf-8", errors="surrogatepass"), None
         except UnicodeDecodeError as error:
-            what = f"{number}: not UTF-8: byte 0x{line[error.start]:02x} at position {error.start + 1} of the line"
+            what = f"not UTF-8: byte 0x{line[error.start]:02x} at position {error.start + 1} of the line"
             yield line.decode("utf-8", errors="replace"), what
 
 
@@ -91,24 +92,18 @@ def _rows(text: str, separator: str) -> Iterator[tuple[int, int, list[str] | str
         first = reader.line_num + 1
 
 
-def _check_header(where: str, header: Sequence[str], separator: str, wanted: Collection[str]) -> None:
+def _header_problem(header: Sequence[str], separator: str, wanted: Collection[str]) -> str:
+    """Why the columns cannot be told; "" where they can."""
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
-        raise DataError(f"{where}: more than one column is named {', '.join(map(repr, twice))}")
-    if not wanted or any(name in wanted for name in header):
-        near = misspelt(header, wanted)
-        if near:
-            raise DataError(f"{where}: {near}")
-        return
+        return f"more than one column is named {', '.join(map(repr, twice))}"
     for other, words in _SEPARATORS.items():
         if other != separator and len(header) == 1 and other in header[0]:
             names = [name.strip().strip('"').casefold() for name in header[0].split(other)]
             if any(name in wanted for name in names):
                 usual = "commas (or, with tabs, as .tsv)" if separator == "," else "tabs"
-                raise DataError(f"{where}: the columns are set apart by {words}: save the table with {usual}")
-    near = misspelt(header, wanted)
-    if near:
-        raise DataError(f"{where}: {near}")
+                return f"the columns are set apart by {words}: save the table with {usual}"
+    return misspelt(header, wanted)
 
 
 def misspelt(names: Sequence[str], wanted: Collection[str]) -> str:

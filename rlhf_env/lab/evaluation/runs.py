@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from rlhf_env.errors import ConfigError, DataError, Problem, did_you_mean, under
-from rlhf_env.feedback.offline import load_preferences, pair_source
+from rlhf_env.feedback.offline import (
+    label_source,
+    labels_of,
+    load_judgements,
+    load_preferences,
+    only_labels,
+    pair_source,
+)
 from rlhf_env.lab.evaluation.evaluator import Evaluation, Evaluator
 from rlhf_env.lab.evaluation.health import WARNINGS_FILE, Alert, Watch
 from rlhf_env.learning import checkpoints
@@ -210,7 +217,13 @@ def _with_pairs(workplace: Workplace) -> Workplace:
     if experiment.preferences is None or not isinstance(workplace.source, EnvSource):
         return workplace
     with under("preferences"):
-        stored = load_preferences(str(experiment.located().preferences))
+        path = str(experiment.located().preferences)
+        if getattr(workplace.agent, "takes_labels", False) and only_labels(judgements := load_judgements(path)):
+            labels = list(labels_of(judgements))
+            rows, seed = experiment.environment.num_envs, experiment.seed
+            labelled = label_source(labels, setup.tokenizer, rows=rows, seed=seed, reference=setup.reference)
+            return replace(workplace, source=labelled)
+        stored = load_preferences(path)
     pairs = max(1, experiment.environment.num_envs // 2)
     source = pair_source(stored, setup.tokenizer, pairs=pairs, seed=experiment.seed, reference=setup.reference)
     return replace(workplace, source=source)
