@@ -86,6 +86,10 @@ class LeaseExpired(DataError):
     """A vote that came after the item was given to somebody else. It was not counted; ask for the next item."""
 
 
+class NotAsked(DataError):
+    """A vote on what was never put before this person, or in another order. It was not counted."""
+
+
 class EnvironmentMisuse(RlhfEnvError, RuntimeError):
     """The environment was called out of order, or with an action that is not in its action space."""
 

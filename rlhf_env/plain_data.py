@@ -17,7 +17,7 @@ LONGEST_LINE = 2**22  # bytes of a line, characters of a prompt
 
 
 def read_file(path: str | Path, largest: int = LARGEST_FILE) -> bytes:
-    """The bytes of a file, without a byte order mark.
+    """The bytes of a file, without a byte order mark; UTF-16 that has one comes as UTF-8.
 
     Raises DataError, with the file's name, when it cannot be read or is larger than `largest` bytes.
     """
@@ -28,6 +28,11 @@ def read_file(path: str | Path, largest: int = LARGEST_FILE) -> bytes:
         raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     if len(content) > largest:
         raise DataError(f"{path} is larger than {largest:,} bytes, the most that is read: split it")
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):  # as Excel's "Unicode text" and PowerShell's ">" write it
+        try:
+            return content.decode("utf-16").encode("utf-8")
+        except UnicodeError as error:
+            raise DataError(f"{path}: begins as UTF-16 and is none: save it as UTF-8") from error
     return content.removeprefix(b"\xef\xbb\xbf")
 
 

@@ -81,6 +81,7 @@ class KTO:
     """Makes desirable answers likelier than the reference point, and others less likely."""
 
     trains = True
+    takes_labels = True  # stored answers that were judged one by one
 
     @settings
     class Config:

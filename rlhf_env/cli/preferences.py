@@ -57,32 +57,52 @@ def _announce(judge: str, results: str) -> None:
 def import_preferences(
     store: StoreFile,
     files: Annotated[
-        list[Path], typer.Argument(help=".jsonl, .csv, .json (Argilla, Label Studio), a datasets folder.")
+        list[Path],
+        typer.Argument(help=".jsonl, .json (Argilla, Label Studio, rows), .csv, .tsv, .parquet, a datasets folder."),
     ],
     annotator: Annotated[str, typer.Option(help="Who judged what does not say who (default: the file's name).")] = "",
+    label_config: Annotated[
+        Path | None, typer.Option(help="Label Studio's labeling configuration (XML): what each tag is about.")
+    ] = None,
+    buckets: Annotated[
+        str, typer.Option(help="The names of Label Studio's buckets, the best first, with commas between them.")
+    ] = "",
+    skip: Annotated[bool, typer.Option("--skip", help="Leave out lines that cannot be read, and count them.")] = False,
 ) -> None:
-    """Take judgements into a store, made if need be: all of the files, or nothing where one line is bad."""
-    from rlhf_env.feedback.interchange import read_judgements
-    from rlhf_env.feedback.store.store import PreferenceStore
+    """Take judgements into a store, made if need be: all of the files, or nothing where one line is bad.
 
-    judgements: list[Judgement] = []
+    The same file again adds nothing. What is no judgement (drafts, skipped tasks, columns that nothing reads) is passed
+    over, counted and named.
+    """
+    from rlhf_env.feedback.interchange import LabelConfig, Reading, judgements_in
+    from rlhf_env.feedback.store.store import PreferenceStore
+    from rlhf_env.shown_text import for_terminal
+
+    config = None if label_config is None else LabelConfig.read(label_config)
+    order = tuple(name.strip() for name in buckets.split(",") if name.strip())
+    batches: list[list[Judgement]] = []
+    left: list[tuple[Path, str, int]] = []
     problems: list[str] = []
     for file in files:
+        reading = Reading(source=file.name, annotator=annotator, label_config=config, buckets=order, skip=skip)
         try:
-            judgements += read_judgements(file, annotator=annotator)
+            batches.append(judgements_in(file, reading))
         except ConfigError as error:
             problems += error.problems
+        left += ((file, what, count) for what, count in reading.passed_over.items())
     if problems:
         raise ConfigError(*problems)
     with PreferenceStore(store) as opened:
-        new = opened.add(judgements)
-    typer.echo(f"{new:,} new of {len(judgements):,} judgements are in {store}")
+        new = opened.add(*batches, origin="file")
+    typer.echo(f"{new:,} new of {sum(map(len, batches)):,} judgements are in {store}")
+    for file, what, count in left:
+        typer.echo(for_terminal(f"{file}: passed over: {what}: {count:,}"))
 
 
 @preferences_app.command("responses")
 def import_responses(
     store: StoreFile,
-    file: Annotated[Path, typer.Argument(help=".jsonl or .csv with the columns prompt and response.")],
+    file: Annotated[Path, typer.Argument(help=".jsonl, .csv, .json or .parquet with the columns prompt and response.")],
     human: Annotated[str, typer.Option(help="The person who wrote them (default: the file is their source).")] = "",
 ) -> None:
     """Take in responses that people wrote or that exist already, to be judged later."""
@@ -424,6 +444,20 @@ def show_verified(store: StoreFile) -> None:
             typer.echo(f"  {for_terminal(outcome.reason):13}  {counts}  {outcome!s:20}  {expected}")
     if not all_outcomes:
         typer.echo("no reward model was put before annotators yet: preferences verify does it")
+
+
+@preferences_app.command("rescue")
+def rescue_preferences(
+    store: StoreFile, out: Annotated[Path, typer.Argument(help="The new store to write what can be read into.")]
+) -> None:
+    """Write every readable row of a damaged store into a new one, and count what is lost. STORE is only read."""
+    from rlhf_env.feedback.store.rescue import rescue
+
+    found = rescue(store, out)
+    for table, kept in found.kept.items():
+        if kept or found.lost[table]:
+            typer.echo(f"{table.replace('_', ' '):14} {kept:8,} kept {found.lost[table]:8,} lost")
+    typer.echo(f"{out} has what could be read of {store}")
 
 
 @contextmanager

@@ -6,8 +6,6 @@ as the `prompt`). Every other column becomes metadata of the prompt, for rewards
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -15,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
+from rlhf_env.delimited import misspelt, read_table
 from rlhf_env.envs.splits import Part
 from rlhf_env.envs.tasks import places_of
 from rlhf_env.envs.tokenizers import tokenizer_folder
@@ -24,6 +23,7 @@ from rlhf_env.plain_data import LONGEST_LINE, read_file, read_json
 from rlhf_env.settings import IsPath, ShareBelowOne, settings
 from rlhf_env.types import JsonObject, JsonView, Prompt, ResetOptions
 
+_NO_PROMPT = "no field 'prompt' (or 'messages')"
 _SHOWN = 20  # problems in one report
 _LINES, _TABLES = (".jsonl", ".ndjson"), (".csv", ".tsv")
 
@@ -87,9 +87,20 @@ def _read(path: str, split: str, chat_template: str) -> list[Prompt]:
     if not problems and not prompts:
         problems.append(f"{path}: no prompts: the file is empty")
     if problems:
+        problems = _each_once(problems)
         more = len(problems) - _SHOWN
         raise DataError(*problems[:_SHOWN], *([f"... and {more} more problems in {path}"] if more > 0 else []))
     return prompts
+
+
+def _each_once(problems: Sequence[str]) -> list[str]:
+    """Rows that lack a prompt are complained about once for each set of fields that they have."""
+    rows: dict[str, list[str]] = {}
+    for problem in problems:
+        _, _, what = problem.partition(": ")
+        about_fields = what.startswith((_NO_PROMPT, "unknown column"))
+        rows.setdefault(what if about_fields else problem, []).append(problem)
+    return [first if not others else f"{first} (and {len(others):,} more lines)" for first, *others in rows.values()]
 
 
 # ---------------------------------------------------------------- rows
@@ -100,9 +111,10 @@ Report = Callable[[str], None]
 def _rows_of(path: str, split: str, report: Report) -> Iterator[tuple[str, JsonObject]]:
     """(where, row), with `where` like "prompts.jsonl, line 3". A line that is not a row is reported and skipped."""
     suffix = Path(path).suffix.lower()
-    if suffix in (*_LINES, *_TABLES):
-        lines = list(_decoded(path, read_file(path).split(b"\n"), report))
-        return _json_rows(path, lines, report) if suffix in _LINES else _csv_rows(path, lines, suffix, report)
+    if suffix in _LINES:
+        return _json_rows(path, list(_decoded(path, read_file(path).split(b"\n"), report)), report)
+    if suffix in _TABLES:
+        return _csv_rows(path, report)
     if Path(path).is_file():
         known = ", ".join((*_LINES, *_TABLES))
         raise DataError(f"{path}: the name of a file of prompts ends in one of {known}")
@@ -141,30 +153,13 @@ def _json_rows(path: str, lines: Sequence[str | None], report: Report) -> Iterat
                 report(f'{where}: expected an object, {{"prompt": ...}}, got {_kind(row)}')
 
 
-def _csv_rows(path: str, lines: Sequence[str | None], suffix: str, report: Report) -> Iterator[tuple[str, JsonObject]]:
-    if any(line is None for line in lines):
-        return  # a quoted field may span lines, so nothing after an unreadable line can be trusted
-    text = io.StringIO("\n".join(str(line) for line in lines), newline="")
-    reader = csv.reader(text, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
-    header: list[str] | None = None
-    number = 1
-    try:
-        for fields in reader:
-            where, number = f"{path}, line {number}", reader.line_num + 1
-            if not fields:
-                continue
-            if header is None:
-                header = fields
-                twice = sorted({name for name in header if header.count(name) > 1})
-                if twice:
-                    report(f"{where}: more than one column is named {', '.join(map(repr, twice))}")
-                    return
-            elif len(fields) != len(header):
-                report(f"{where}: {len(fields)} fields, the header has {len(header)}")
-            else:
-                yield where, dict(zip(header, fields, strict=True))
-    except csv.Error as error:
-        report(f"{path}, line {number}: not CSV: {error}")
+def _csv_rows(path: str, report: Report) -> Iterator[tuple[str, JsonObject]]:
+    for row in read_table(path, ("prompt", "messages")):
+        where = f"{path}, line {row.line}"
+        if isinstance(row.cells, DataError):
+            report(f"{where}: {row.cells}")
+        else:
+            yield where, dict(row.cells)
 
 
 def _dataset_rows(path: str, split: str) -> Iterator[tuple[str, JsonObject]]:
@@ -194,7 +189,9 @@ def _dataset_rows(path: str, split: str) -> Iterator[tuple[str, JsonObject]]:
 def _prompt_of(id_: str, row: Mapping[str, object], renderer: _Renderer, where: str, report: Report) -> Prompt | None:
     name = "prompt" if "prompt" in row else "messages"
     if name not in row:
-        report(f"{where}: no field 'prompt' (or 'messages'), it has {', '.join(map(repr, row)) or 'none'}")
+        near = misspelt(list(row), ("prompt", "messages"))
+        has = ", ".join(map(repr, row)) or "none"
+        report(f"{where}: {near or f'{_NO_PROMPT}, it has {has}'}")
         return None
     meta = {key: value for key, value in row.items() if key not in ("prompt", "messages")}
     content = row[name]

@@ -7,6 +7,7 @@ for each kind, and says how it becomes pairs); a `Preference`, the weighted pair
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -141,6 +142,10 @@ class Preference:
     group: str = ""
     """Pairs of one group (not "") come from one judgement. They share its noise, so training keeps them in one batch,
     where their weights are those of one judgement."""
+    margin: float | None = None
+    """By how much the chosen response is better, in the annotator's own scale; None where nobody said."""
+    note: str = ""
+    """What the annotator wrote beside the judgement."""
 
     def __post_init__(self) -> None:
         findings.refuse(
@@ -150,7 +155,14 @@ class Preference:
             findings.text("criterion", self.criterion),
             *circumstance_problems(self.annotator, self.weight, self.created, self.seconds),
             findings.text("group", self.group, empty_is_fine=True),
+            margin_problem(self.margin),
+            findings.text("note", self.note, empty_is_fine=True),
         )
+
+
+def id_of_text(text: str) -> str:
+    """What names a prompt that has no name of its own: the same text has the same id in every file."""
+    return hashlib.sha256(json.dumps(text).encode("ascii")).hexdigest()[:16]
 
 
 def prompt_digest(prompt: Prompt) -> str:
@@ -187,6 +199,10 @@ def repetition_problems(responses: Sequence[Response]) -> Iterator[str]:
     for (i, one), (j, other) in combinations(enumerate(responses, start=1), 2):
         if one.says_the_same_as(other):
             yield f"responses: {i} and {j} say the same"
+
+
+def margin_problem(margin: object) -> str:
+    return "" if margin is None else findings.number("margin", margin, zero_is_fine=True)
 
 
 def circumstance_problems(annotator: object, weight: object, created: object, seconds: object) -> Iterator[str]:

@@ -4,38 +4,90 @@
         source = pair_source(list(store.preferences()), tokenizer, pairs=32, seed=0)
     train(agent, source, Budget(gradient_steps=500), spending=setup.spending, engine=setup.engine)
 
-In an experiment file that is `preferences = "preferences.sqlite"` (or a `.jsonl` file) beside `[agent] name = "dpo"`.
+In an experiment file that is `preferences = "preferences.sqlite"` (or a file of judgements) beside `[agent] name =
+"dpo"`. Answers that were judged one by one (TRL's completion and label, or ratings) have no pairs: `kto` learns from
+them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rlhf_env.envs.tokenizers import end_ids, prompt_ids
 from rlhf_env.errors import DataError
-from rlhf_env.feedback.interchange import read_jsonl
-from rlhf_env.feedback.judgements import Preference, Response
+from rlhf_env.feedback.interchange import read_judgements
+from rlhf_env.feedback.judgements import Judgement, Preference, Response
+from rlhf_env.feedback.kinds import HIGHEST, LOWEST, ScoredResponse, kind_of, preferences_of
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.learning.functional import with_reference_logprobs
-from rlhf_env.learning.rollout import Rollout, preference_pairs
+from rlhf_env.learning.rollout import Rollout, labelled_answers, preference_pairs
 from rlhf_env.learning.sources import DataSource
 from rlhf_env.types import Episode, Float, Prompt, Tokenizer, TokenScorer
 
+_FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
-def load_preferences(path: str | Path) -> list[Preference]:
-    """The pairs of a preference store or, if the name ends in .jsonl, of JSON lines. Raises DataError."""
+
+def load_judgements(path: str | Path) -> list[Judgement]:
+    """Every judgement of a preference store, a folder of the datasets library, or a file. Raises DataError.
+
+    Files are known by the end of their names: .jsonl, .ndjson, .json, .csv, .tsv, .parquet.
+    """
     path = Path(path)
-    if path.suffix == ".jsonl":
-        return read_jsonl(path)
+    if path.suffix.lower() in _FILES or path.is_dir():
+        return read_judgements(path)
     if not path.is_file():  # a store would be made there
         raise DataError(f"{path}: no such file of preferences")
     with PreferenceStore(path) as store:
-        preferences = list(store.preferences())
+        return list(store.judgements())
+
+
+def load_preferences(path: str | Path) -> list[Preference]:
+    """The pairs of what `load_judgements` reads. Raises DataError where there is none."""
+    judgements = load_judgements(path)
+    preferences = list(preferences_of(judgements))
     if not preferences:
+        labels = sum(1 for _ in labels_of(judgements))
+        if labels:
+            raise DataError(
+                f"{path}: {labels:,} answers judged one by one and no decided pair: the agent kto learns from such"
+            )
         raise DataError(f"{path}: the store has no decided pair: add judgements first")
     return preferences
+
+
+def labels_of(judgements: Iterable[Judgement]) -> Iterator[tuple[ScoredResponse, bool]]:
+    """Each answer that was judged by itself, and whether it is desirable; none for a score in the middle."""
+    for judgement in judgements:
+        for rating in kind_of(judgement).ratings(judgement):
+            if 2 * rating.score != LOWEST + HIGHEST:
+                yield rating, 2 * rating.score > LOWEST + HIGHEST
+
+
+def only_labels(judgements: Sequence[Judgement]) -> bool:
+    """Whether everything was judged one by one, so that there are labels and no comparisons."""
+    return bool(judgements) and all(kind_of(judgement).count == 1 for judgement in judgements)
+
+
+def label_source(
+    labels: Sequence[tuple[ScoredResponse, bool]],
+    tokenizer: Tokenizer,
+    *,
+    rows: int,
+    seed: int,
+    reference: TokenScorer | None = None,
+) -> DataSource:
+    """Rollouts of `rows` answers each (`labelled_answers`), in shuffled epochs. Weights of labels are not read."""
+    read = [pair_episode(rating.prompt, rating.response, tokenizer) for rating, _ in labels]
+    known = None if reference is None else _Known(read, reference)
+
+    def rollout(drawn: Sequence[int]) -> Rollout:
+        episodes, desirable = [read[i] for i in drawn], [labels[i][1] for i in drawn]
+        made = labelled_answers(episodes, desirable, pad_id=tokenizer.pad_id)
+        return made if known is None else with_reference_logprobs(known, made)
+
+    return DataSource(len(read), rows, rollout, seed=seed)
 
 
 def pair_source(

@@ -86,6 +86,14 @@ class SaysIfItImitates(Protocol):
 
 
 @runtime_checkable
+class SaysIfItTakesLabels(Protocol):
+    """`takes_labels = True`: stored judgements of single answers, desirable or not, are enough for it."""
+
+    @property
+    def takes_labels(self) -> bool: ...
+
+
+@runtime_checkable
 class SaysWhoWrites(Protocol):
     """`policy_writes = False`: its texts are not `setup.policy`'s alone, so others say how likely they are."""
 
@@ -107,6 +115,7 @@ class Traits:
 
     trains: bool = True
     imitates: bool = False
+    takes_labels: bool = False
     policy_writes: bool = True
     kl_bound: float | None = None
 
@@ -118,6 +127,7 @@ def traits(agent: Agent) -> Traits:
     return Traits(
         trains=trains,
         imitates=bool(agent.imitates) if isinstance(agent, SaysIfItImitates) else False,
+        takes_labels=bool(agent.takes_labels) if isinstance(agent, SaysIfItTakesLabels) else False,
         policy_writes=bool(agent.policy_writes) if isinstance(agent, SaysWhoWrites) else trains,
         kl_bound=None if bound is None else float(bound),
     )

@@ -87,7 +87,8 @@ class Client:
             if item is None:
                 return
             key = f"{self.name} {item['id']}"
-            self.pending = {"item": item["id"], "answer": "first", "key": key, "seconds": 1}
+            about = {"item": item["id"], "ticket": item["ticket"]}
+            self.pending = {**about, "answer": "first", "key": key, "seconds": 1}
             said = client.post("/api/vote", json=self.pending, headers=headers)
 
 

@@ -23,6 +23,7 @@ from rlhf_env.feedback.kinds import (
     Rating,
     TextInput,
 )
+from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.policies.tiny import tiny_language_model
 from rlhf_env.types import Episode, Prompt
 
@@ -46,6 +47,17 @@ def trunk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<pad>").save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def put_before() -> Callable[[PreferenceStore, int, str], None]:
+    """`put_before(store, item, "ann")`: lend this item, whichever would be next."""
+
+    def lend(store: PreferenceStore, item: int, annotator: str) -> None:
+        with store._writing():
+            store._lend(item, annotator, store._annotator(annotator), store._clock() + 600.0)
+
+    return lend
 
 
 @pytest.fixture(scope="session")

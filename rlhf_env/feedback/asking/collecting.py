@@ -19,10 +19,9 @@ from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.feedback import findings
 from rlhf_env.feedback.asking.annotators import Annotator, Judges, Ranks, Rates
 from rlhf_env.feedback.asking.pairs import Authored
-from rlhf_env.feedback.interchange.gathering import gathered
-from rlhf_env.feedback.interchange.jsonl import located_lines
+from rlhf_env.feedback.interchange.files import located_rows
+from rlhf_env.feedback.interchange.gathering import UnknownFields, gathered
 from rlhf_env.feedback.interchange.provenance import prompt_from, response_from
-from rlhf_env.feedback.interchange.tables import csv_rows
 from rlhf_env.feedback.judgements import Author, Response
 from rlhf_env.feedback.kinds import kind_named
 from rlhf_env.feedback.store.items import Item, criteria_names_problems
@@ -87,19 +86,25 @@ def _written(
         )
 
 
+_COLUMNS = ("prompt", "response", "author")
+
+
 def read_responses(path: str | Path, author: Author | None = None) -> list[tuple[Prompt, Response]]:
-    """Responses that people wrote or that exist already, from JSON lines or CSV: columns prompt and response.
+    """Responses that people wrote or that exist already, from a table or JSON: columns prompt and response.
 
     `author` (default: the file) wrote those of a line that has no column `author` with a person's name. Equal prompts
     get equal ids. Raises DataError with each problem as "file:line: field: what", up to 20.
     """
     default = author or Author("dataset", Path(path).name)
-    rows = csv_rows(path) if Path(path).suffix.lower() == ".csv" else located_lines(path)
+    rows = located_rows(path, _COLUMNS)
     return gathered(path, rows, lambda row: _response_of(row, default), "and a response")
 
 
 def _response_of(row: JsonView, author: Author) -> tuple[Prompt, Response]:
     missing = [f"{field}: missing" for field in ("prompt", "response") if field not in row]
+    if len(missing) == 2:
+        has = ", ".join(map(repr, row)) or "nothing"
+        raise UnknownFields(list(row), _COLUMNS, f"prompt, response: missing, it has {has}")
     if not missing and not isinstance(row["prompt"], str):
         missing = ["prompt: expected text"]
     if missing:
@@ -156,11 +161,12 @@ def judge_items(store: PreferenceStore, annotator: Annotator, rng: np.random.Gen
     ids, which rewards cannot read.
     """
     votes = 0
-    while (assignment := store.next_item(annotator.name)) is not None:
+    while (assignment := store.next_item(annotator.name, origin="simulated")) is not None:
         item = assignment.item
         episodes = [response.episode(item.prompt) for response in item.responses]
         answer = _answer(annotator, item, episodes, rng)
-        store.submit(assignment.id, annotator.name, answer, key=f"{rng.integers(2**63):x}{rng.integers(2**63):x}")
+        key = f"{rng.integers(2**63):x}{rng.integers(2**63):x}"
+        store.submit(assignment.id, annotator.name, answer, key=key, ticket=assignment.ticket)
         votes += 1
     return votes
 

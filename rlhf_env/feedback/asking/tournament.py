@@ -2,9 +2,10 @@
 
 `blind_pairs` makes the items that people judge on the annotation page, `tournament` reads what came out.
 
-Two numbers for each author. The win rate is what was seen: the share of comparisons won, a tie counting half; it
-depends on whom one was compared with. The rating does not: it is the strength in the Bradley-Terry model, where i beats
-j with probability sigmoid(strength_i - strength_j), on Elo's scale (400 points are odds of ten to one; the mean is 0).
+Two numbers for each author. The win rate is what was seen: the share of comparisons won, a tie counting half (both bad
+is one, too); it depends on whom one was compared with. The rating does not: it is the strength in the Bradley-Terry
+model, where i beats j with probability sigmoid(strength_i - strength_j), on Elo's scale (400 points are odds of ten to
+one; the mean is 0).
 
 Judgements of one prompt depend on each other, so that intervals resample prompts, not judgements. Where every prompt
 came out alike there is nothing to resample: the win rate then has Wilson's interval with prompts as trials, the rating
@@ -32,7 +33,12 @@ from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.types import Float, Prompt
 
 ELO = 400 / np.log(10)
-_SHARES = {"first": (1.0, 0.0), "second": (0.0, 1.0), "tie": (0.5, 0.5)}  # of a judgement, by what it said
+_SHARES = {
+    "first": (1.0, 0.0),
+    "second": (0.0, 1.0),
+    "tie": (0.5, 0.5),
+    "both bad": (0.5, 0.5),
+}  # of a judgement, by what it said
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,27 @@ format holds pairs. Files of other programs have no provenance, and are read wit
 TRL's formats are those of its documentation since 0.11, Argilla's those of its Python SDK 2.0 to 2.8.
 """
 
-from rlhf_env.feedback.interchange.files import FORMATS, Format, read_judgements, without_emails, write_judgements
+from rlhf_env.feedback.interchange.files import (
+    FORMATS,
+    Format,
+    judgements_in,
+    read_judgements,
+    without_emails,
+    write_judgements,
+)
+from rlhf_env.feedback.interchange.gathering import Reading
 from rlhf_env.feedback.interchange.jsonl import read_jsonl, write_jsonl
+from rlhf_env.feedback.interchange.label_config import LabelConfig
 
-__all__ = ["FORMATS", "Format", "read_judgements", "write_judgements", "without_emails", "read_jsonl", "write_jsonl"]
+__all__ = [
+    "FORMATS",
+    "Format",
+    "LabelConfig",
+    "Reading",
+    "judgements_in",
+    "read_judgements",
+    "write_judgements",
+    "without_emails",
+    "read_jsonl",
+    "write_jsonl",
+]

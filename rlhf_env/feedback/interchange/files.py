@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
 from rlhf_env.errors import ConfigError, DataError
-from rlhf_env.feedback.interchange.argilla import argilla_judgements, argilla_record
-from rlhf_env.feedback.interchange.gathering import Located, gathered
-from rlhf_env.feedback.interchange.jsonl import located_lines, write_lines
-from rlhf_env.feedback.interchange.label_studio import label_studio_judgements, label_studio_tasks
-from rlhf_env.feedback.interchange.provenance import parsed
+from rlhf_env.feedback.interchange.argilla import argilla_judgements, argilla_record, is_record, questions_in
+from rlhf_env.feedback.interchange.gathering import Located, Reading, gathered
+from rlhf_env.feedback.interchange.jsonl import json_rows, write_lines
+from rlhf_env.feedback.interchange.label_studio import (
+    is_minimal,
+    is_task,
+    label_studio_judgements,
+    label_studio_tasks,
+    wide_scales,
+)
 from rlhf_env.feedback.interchange.rows import (
+    FIELDS,
     conversational_pair_row,
     judgement_of,
     judgement_row,
@@ -23,11 +28,10 @@ from rlhf_env.feedback.interchange.rows import (
     pair_row,
     unpaired_rows,
 )
-from rlhf_env.feedback.interchange.tables import csv_rows, dataset_rows, write_csv, write_dataset
+from rlhf_env.feedback.interchange.tables import csv_rows, dataset_rows, parquet_rows, write_csv, write_dataset
 from rlhf_env.feedback.judgements import Judgement, Preference, Response
 from rlhf_env.feedback.kinds import ScoredResponse, kind_of, preferences_of
-from rlhf_env.plain_data import read_file
-from rlhf_env.types import JsonObject
+from rlhf_env.types import JsonObject, JsonView
 from rlhf_env.whole_files import written
 
 Format = Literal["jsonl", "csv", "trl", "trl-conversational", "trl-unpaired", "datasets", "argilla", "label-studio"]
@@ -60,31 +64,49 @@ def write_judgements(path: str | Path, judgements: Iterable[Judgement], format: 
 
 
 def read_judgements(path: str | Path, *, annotator: str = "") -> list[Judgement]:
-    """Every judgement of a file (.jsonl, .ndjson, .csv, .json) or `datasets` folder, in order; nothing if one is bad.
+    """Every judgement of a file (.jsonl, .ndjson, .json, .csv, .tsv, .parquet) or `datasets` folder, in order.
 
     `annotator` judged what does not say who (default: the file's name). Raises DataError with each problem as
-    "file:line: field: what" (or "file: record 3: ..."), up to 20 of them.
+    "file:line: field: what" (or "file: record 3: ..."), up to 20 of them; then nothing is taken.
     """
-    source = Path(path).name
+    return judgements_in(path, Reading(source=Path(path).name, annotator=annotator))
+
+
+def judgements_in(path: str | Path, reading: Reading) -> list[Judgement]:
+    """The same with all there is to say of how to read it; what is passed over is counted in `reading`."""
+    rows = list(located_rows(path, FIELDS))
+    contents = [content for _, content in rows if isinstance(content, dict)]
+    reading = replace(reading, off_scale=wide_scales(contents, reading))
+    questions = questions_in(row for row in contents if is_record(row))
+
+    def made(row: JsonView) -> tuple[JsonView, list[Judgement]]:
+        if is_task(row) or is_minimal(row):
+            return row, label_studio_judgements(row, reading)
+        if is_record(row):
+            return row, argilla_judgements(row, questions, reading)
+        return row, [judgement_of(row, reading)]
+
+    found = judgements_of(gathered(path, rows, made, "a chosen and a rejected", reading))
+    if not found:
+        left = "; ".join(f"{what} ({count:,})" for what, count in reading.passed_over.items())
+        raise DataError(f"{path}: nobody has judged anything in it{': passed over: ' if left else ''}{left}")
+    return found
+
+
+def located_rows(path: str | Path, wanted: Collection[str]) -> Iterator[Located]:
+    """The rows of a file or folder of any of these endings. `wanted` are the columns of a table that have a meaning."""
     suffix = Path(path).suffix.lower()
-    names: JsonObject = {"source": source, "annotator": annotator}
-    if suffix == ".json":
-        records = list(_array(path))
-        tasks = any(isinstance(record, dict) and "annotations" in record for _, record in records)
-        read = partial(label_studio_judgements if tasks else argilla_judgements, **names)
-        judged = [judgement for made in gathered(path, records, read, "responses and judged") for judgement in made]
-        if not judged:
-            raise DataError(f"{path}: nobody has judged anything in it")
-        return judged
-    if suffix in (".jsonl", ".ndjson"):
-        rows = located_lines(path)
-    elif suffix == ".csv":
-        rows = csv_rows(path)
-    elif Path(path).is_dir():
-        rows = dataset_rows(path)
-    else:
-        raise DataError(f"{path}: judgements come as .jsonl, .ndjson, .csv, .json, or a folder of the datasets library")
-    return judgements_of(gathered(path, rows, lambda row: (row, judgement_of(row, **names)), "a chosen and a rejected"))
+    if suffix in (".jsonl", ".ndjson", ".json"):
+        return json_rows(path)
+    if suffix in (".csv", ".tsv"):
+        return csv_rows(path, wanted)
+    if suffix == ".parquet":
+        return parquet_rows(path)
+    if Path(path).is_dir():
+        return dataset_rows(path)
+    raise DataError(
+        f"{path}: judgements come as .jsonl, .ndjson, .csv, .json, .tsv, .parquet, or a folder of the datasets library"
+    )
 
 
 def without_emails(judgements: Iterable[Judgement]) -> Iterator[Judgement]:
@@ -113,16 +135,3 @@ def _write_array(path: str | Path, records: list[JsonObject]) -> int:
     with written(path) as file:
         file.write(json.dumps(records, default=dict, indent=1).encode("ascii") + b"\n")
     return len(records)
-
-
-def _array(path: str | Path) -> Iterator[Located]:
-    try:
-        records = parsed("", read_file(path).decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 at byte {error.start + 1}") from error
-    except DataError as error:
-        raise DataError(*(f"{path}{problem}" for problem in error.problems)) from error
-    if not isinstance(records, list):
-        raise DataError(f"{path}: expected a list of Argilla records or Label Studio tasks")
-    for number, record in enumerate(records, start=1):
-        yield f"{path}: record {number}", record

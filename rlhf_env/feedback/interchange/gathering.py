@@ -1,12 +1,16 @@
-"""Files that are read whole, or refused with all that is wrong."""
+"""Files that are read whole, or refused with all that is wrong; and what a reader passes over, counted and named."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rlhf_env.delimited import misspelt
 from rlhf_env.errors import DataError
+from rlhf_env.feedback.interchange.label_config import LabelConfig
 
 MOST_PROBLEMS = 20
 Located = tuple[str, Any]
@@ -15,22 +19,77 @@ Located = tuple[str, Any]
 _T = TypeVar("_T")
 
 
-def gathered(path: str | Path, contents: Iterable[Located], make: Callable[[Any], _T], wanted: str) -> list[_T]:
-    """`make(content)` of each; DataError with the problems of all, up to 20, each with its place."""
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How a file of judgements is read, and what was passed over so far."""
+
+    source: str
+    """The file's name: who judged and wrote what nobody signed."""
+    annotator: str = ""
+    """Who judged what does not say who; the file's name by default."""
+    buckets: Sequence[str] = ()
+    """The names of Label Studio's buckets, the best first: without it buckets are groups in no order."""
+    label_config: LabelConfig | None = None
+    """Label Studio's labeling configuration, which says what each tag is about."""
+    skip: bool = False
+    """Leave out what cannot be read, and count it."""
+    off_scale: Collection[str] = ()
+    """Tags of Label Studio whose ratings are on another scale than ours."""
+    passed_over: Counter[str] = field(default_factory=Counter)
+    """How often what was passed over, in words."""
+
+    def passes_over(self, what: str, count: int = 1) -> None:
+        self.passed_over[what] += count
+
+
+class UnknownFields(DataError):
+    """A row that has not the fields it needs. Rows with the same fields are complained about once."""
+
+    def __init__(self, names: Sequence[str], wanted: Sequence[str], problem: str) -> None:
+        near = misspelt(names, wanted)
+        super().__init__(near or problem)
+        self.names = tuple(names)
+
+
+def gathered(
+    path: str | Path,
+    contents: Iterable[Located],
+    make: Callable[[Any], _T],
+    wanted: str,
+    reading: Reading | None = None,
+) -> list[_T]:
+    """`make(content)` of each; DataError with the problems of all, up to 20, each with its place.
+
+    Where `reading` says to skip, what cannot be read is counted instead, as long as anything is left.
+    """
     made: list[_T] = []
     problems: list[str] = []
+    fields: dict[tuple[str, ...], int] = {}
+    skipped = 0
     for where, content in contents:
         try:
             if isinstance(content, DataError):
                 raise content
             made.append(make(content))
+        except UnknownFields as error:
+            skipped += 1
+            fields[error.names] = fields.get(error.names, 0) + 1
+            if fields[error.names] == 1:
+                problems += (f"{where}: {problem}" for problem in error.problems)
         except DataError as error:
+            skipped += 1
             problems += (f"{where}: {problem}" for problem in error.problems)
-        if len(problems) > MOST_PROBLEMS:
+        if len(problems) > MOST_PROBLEMS and not (reading and reading.skip):
             problems[MOST_PROBLEMS:] = [f"{path}: and more after these {MOST_PROBLEMS}"]
             break
+    more = sum(fields.values()) - len(fields)
+    if more and len(problems) <= MOST_PROBLEMS:
+        problems.append(f"{path}: and {more:,} more with the same fields")
     if not problems and not made:
         problems = [f"{path}: the file is empty: it must hold a prompt, {wanted} text"]
-    if problems:
-        raise DataError(*problems)
+    if reading and reading.skip and made:
+        if skipped:
+            reading.passes_over(f"lines that cannot be read, the first: {problems[0]}", skipped)
+    elif problems:
+        raise DataError(*problems[: MOST_PROBLEMS + 1])
     return made

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rlhf_env.errors import DataError
-from rlhf_env.feedback.interchange.gathering import Located, gathered
+from rlhf_env.feedback.interchange.gathering import Located, Reading, gathered
 from rlhf_env.feedback.interchange.provenance import parsed
 from rlhf_env.feedback.interchange.rows import pair_row, preference_of
 from rlhf_env.feedback.judgements import Preference
@@ -32,13 +32,8 @@ def read_jsonl(path: str | Path, *, annotator: str = "") -> list[Preference]:
     "file:line: field: what", up to 20 of them: a line that is not JSON or not UTF-8, a field that is missing, null or
     no text, a preference without a winner, an empty file.
     """
-    source = Path(path).name
-    return gathered(
-        path,
-        located_lines(path),
-        lambda row: preference_of(row, source=source, annotator=annotator),
-        "a chosen and a rejected",
-    )
+    reading = Reading(source=Path(path).name, annotator=annotator)
+    return gathered(path, json_rows(path), lambda row: preference_of(row, reading), "a chosen and a rejected")
 
 
 def write_lines(path: str | Path, rows: Iterable[JsonView]) -> int:
@@ -52,9 +47,22 @@ def write_lines(path: str | Path, rows: Iterable[JsonView]) -> int:
     return count
 
 
-def located_lines(path: str | Path) -> Iterator[Located]:
-    """Each line's object, or what is wrong with it, and where it stands."""
-    for number, line in enumerate(read_file(path).split(b"\n"), start=1):
+def json_rows(path: str | Path) -> Iterator[Located]:
+    """Each object of a file of JSON lines, or of a JSON array, or what is wrong with it, and where it stands."""
+    content = read_file(path)
+    if content.lstrip()[:1] == b"[" or (Path(path).suffix.lower() == ".json" and not _is_lines(content)):
+        return _array(path, content)
+    return _lines(path, content)
+
+
+def _is_lines(content: bytes) -> bool:
+    """Data sets of JSON lines are often named .json: more than one line, and the first is an object by itself."""
+    first, _, rest = content.strip().partition(b"\n")
+    return bool(rest.strip()) and isinstance(_object(first), dict)
+
+
+def _lines(path: str | Path, content: bytes) -> Iterator[Located]:
+    for number, line in enumerate(content.split(b"\n"), start=1):
         if line.strip():
             yield f"{path}:{number}", _object(line)
 
@@ -69,3 +77,18 @@ def _object(line: bytes) -> JsonObject | DataError:
     except DataError as error:
         return DataError(*(problem.removeprefix(": ") for problem in error.problems))
     return row if isinstance(row, dict) else DataError("not an object with prompt, chosen and rejected")
+
+
+def _array(path: str | Path, content: bytes) -> Iterator[Located]:
+    try:
+        records = parsed("", content.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}:{line}: not UTF-8 at byte {error.start + 1} of the file") from error
+    except DataError as error:
+        raise DataError(*(f"{path}{problem}" for problem in error.problems)) from error
+    if not isinstance(records, list):
+        raise DataError(f"{path}: expected a list of rows, of Argilla records or of Label Studio tasks")
+    for number, record in enumerate(records, start=1):
+        is_row = isinstance(record, dict)
+        yield f"{path}: record {number}", record if is_row else DataError("not an object: a row, a record or a task")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlhf_env.errors import DataError
-from rlhf_env.feedback.judgements import Author, Judgement, Preference, Response
+from rlhf_env.feedback.interchange.gathering import Reading
+from rlhf_env.feedback.judgements import Author, Judgement, Preference, Response, id_of_text
 from rlhf_env.feedback.kinds import kind_named, kind_of
 from rlhf_env.feedback.kinds.kind import CIRCUMSTANCES
 from rlhf_env.plain_data import read_json
@@ -20,19 +20,25 @@ def provenance_of(judgement: Judgement) -> JsonObject:
     return {
         "prompt": {"id": judgement.prompt.id, "meta": dict(judgement.prompt.meta)},
         "responses": [about_response(response) for response in judgement.responses],
-        **circumstances_of(judgement, kind_of(judgement).group_of(judgement)),
+        **circumstances_of(judgement, kind_of(judgement).later_of(judgement)),
     }
 
 
-def circumstances_of(judged: Judgement | Preference, group: object) -> JsonObject:
-    """Who judged, when, by what: only what is known."""
+def circumstances_of(judged: Judgement | Preference, later: JsonView) -> JsonObject:
+    """Who judged, when, by what: only what is known. `later` are group, margin and note, where they are given."""
     given = {
         "annotator": judged.annotator,
         "criterion": judged.criterion,
         "weight": judged.weight,
         "created": judged.created,
     }
-    return given | ({} if judged.seconds is None else {"seconds": judged.seconds}) | ({"group": group} if group else {})
+    return given | ({} if judged.seconds is None else {"seconds": judged.seconds}) | dict(later)
+
+
+def later_of_pair(pair: Preference) -> JsonObject:
+    """Its group, margin and note, where they are given."""
+    given = {"group": pair.group, "margin": pair.margin, "note": pair.note}
+    return {name: value for name, value in given.items() if value not in (None, "")}
 
 
 def about_response(response: Response) -> JsonObject:
@@ -45,13 +51,11 @@ def about_response(response: Response) -> JsonObject:
     }
 
 
-def remade(
-    kind: str, prompt: Any, texts: Sequence[Any], answer: Any, provenance: Any, *, source: str, annotator: str
-) -> Judgement:
+def remade(kind: str, prompt: Any, texts: Sequence[Any], answer: Any, provenance: Any, reading: Reading) -> Judgement:
     """The judgement that `provenance` (an object, or {} when a file has none) completes.
 
-    `source` is the file's name: the author of what has none, and the annotator where neither the file nor `annotator`
-    says who. Raises DataError with every problem.
+    The file's name is the author of what has none, and the annotator where neither the file nor `reading` says who.
+    Raises DataError with every problem.
     """
     if not isinstance(provenance, Mapping) or not isinstance(provenance.get("prompt", {}), Mapping):
         raise DataError("provenance: must be an object, with an object for the prompt")
@@ -64,7 +68,7 @@ def remade(
     responses: list[Response] = []
     for place, (text, more) in enumerate(zip(texts, about_each, strict=True), start=1):
         try:
-            responses.append(response_from(text, more, source))
+            responses.append(response_from(text, more, reading.source))
         except DataError as error:
             problems += (f"response {place}: {problem.removeprefix('text: ')}" for problem in error.problems)
     if not isinstance(prompt, str):
@@ -72,15 +76,14 @@ def remade(
     if problems:
         raise DataError(*problems)
     made = {name: provenance[name] for name in CIRCUMSTANCES if provenance.get(name) is not None}
-    made.setdefault("annotator", annotator or source)
+    made.setdefault("annotator", reading.annotator or reading.source)
     made.setdefault("criterion", "overall")
     return kind_named(kind)(prompt_from(prompt, provenance.get("prompt", {})), responses, answer, **made)
 
 
 def prompt_from(text: str, about: JsonView) -> Prompt:
     """Without an id of its own a prompt is named by its text: the same text has the same id in every file."""
-    name = hashlib.sha256(json.dumps(text).encode("ascii")).hexdigest()[:16]
-    return Prompt(about.get("id", name), text, about.get("meta", {}))
+    return Prompt(about.get("id", id_of_text(text)), text, about.get("meta", {}))
 
 
 def response_from(text: Any, about: Any, source: str) -> Response:

@@ -1,36 +1,71 @@
-"""One JSON object per judgement: our own, and TRL's preference formats.
+"""One JSON object per judgement: our own, and the layouts that data sets of preferences have.
 
     {"kind": "ranking", "prompt": "...", "responses": ["...", "..."], "answer": [2, 1], "provenance": {...}}
-    {"prompt": "How are you?", "chosen": "Fine, and you?", "rejected": "No.", "provenance": {...}}
+    {"prompt": "How are you?", "chosen": "Fine, and you?", "rejected": "No.", "margin": 2.0, "provenance": {...}}
     {"prompt": [{"role": "user", "content": "..."}], "chosen": [{"role": "assistant", "content": "..."}], ...}
+    {"chosen": [{"role": "user", ...}, {"role": "assistant", ...}], "rejected": [...]}         the prompt in both
+    {"chosen": "\\n\\nHuman: ...\\n\\nAssistant: ...", "rejected": "..."}                          hh-rlhf's transcripts
+    {"conversations": [{"from": "human", "value": "..."}], "chosen": {"from": "gpt", ...}, ...}    ShareGPT
     {"prompt": "How are you?", "completion": "Fine, and you?", "label": true, "provenance": {...}}
+    {"model_a": "x", "model_b": "y", "winner": "model_a", "conversation_a": [...], "conversation_b": [...]}   a battle
 
-`provenance` is optional. A conversation becomes the text that the File task makes of it ("plain"), its messages go to
-`meta["messages"]`. A label becomes a rating, True the highest and False the lowest.
+`provenance` is optional, and so are the fields `annotator`, `criterion`, `weight`, `margin`, `created`, `seconds` and
+`note`; a margin may also be the difference of `chosen_rating` and `rejected_rating` (or `score_chosen` and
+`score_rejected`). A conversation becomes the text that the File task makes of it ("plain"), its messages go to
+`meta["messages"]`. A label becomes a rating, True the highest and False the lowest. A battle that both lost ("tie
+(bothbad)") is the verdict "both bad".
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from rlhf_env.envs.file_task import plain_conversation
 from rlhf_env.errors import DataError
+from rlhf_env.feedback import findings
+from rlhf_env.feedback.interchange.dialogues import (
+    answer_in,
+    divided,
+    is_conversation,
+    messages_of,
+    transcript,
+)
+from rlhf_env.feedback.interchange.gathering import Reading, UnknownFields
 from rlhf_env.feedback.interchange.provenance import (
     about_response,
     circumstances_of,
+    later_of_pair,
     prompt_from,
     provenance_of,
     remade,
     response_from,
 )
-from rlhf_env.feedback.judgements import Judgement, Preference
-from rlhf_env.feedback.kinds import HIGHEST, LOWEST, Comparison, Rating, ScoredResponse, kind_of
+from rlhf_env.feedback.judgements import Author, Judgement, Preference, Response
+from rlhf_env.feedback.kinds import HIGHEST, LOWEST, Comparison, Rating, ScoredResponse, Verdict, kind_of
 from rlhf_env.types import JsonObject, JsonView
 
 _SIDES = ("chosen", "rejected")
 _MIDDLE = (LOWEST + HIGHEST) / 2
+CIRCUMSTANCES = ("annotator", "criterion", "weight", "margin", "created", "seconds", "note")
+"""Fields of a row of any layout that say how its judgement was made."""
+_SCORES = (("chosen_rating", "rejected_rating"), ("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))
+NUMBERS = ("weight", "margin", "seconds", *(name for names in _SCORES for name in names))
+_WINNERS: Mapping[str, Verdict] = {
+    "model_a": "first",
+    "model_b": "second",
+    "tie": "tie",
+    "tie (bothbad)": "both bad",
+    "both_bad": "both bad",
+}
+_OWN = ("kind", "prompt", "responses", "answer")
+_PAIR = ("prompt", *_SIDES, "conversations", "system", *(name for names in _SCORES for name in names))
+_UNPAIRED = ("prompt", "completion", "label")
+_BATTLE = ("model_a", "model_b", "winner", "conversation_a", "conversation_b", "judge", "tstamp", "question_id", "turn")
+FIELDS = {*_OWN, *_PAIR, *_UNPAIRED, *_BATTLE, *CIRCUMSTANCES, "provenance"}
+"""Every name that has a meaning in a row."""
 
 
 def judgement_row(judgement: Judgement) -> JsonObject:
@@ -45,16 +80,18 @@ def judgement_row(judgement: Judgement) -> JsonObject:
 
 
 def pair_row(pair: Preference) -> JsonObject:
-    """TRL's standard preference format."""
+    """TRL's standard preference format, with the margin that its reward trainer reads where there is one."""
+    margin = {} if pair.margin is None else {"margin": pair.margin}
     return {
         "prompt": pair.prompt.text,
         "chosen": pair.chosen.text,
         "rejected": pair.rejected.text,
+        **margin,
         "provenance": {
             "prompt": {"id": pair.prompt.id, "meta": dict(pair.prompt.meta)},
             "chosen": about_response(pair.chosen),
             "rejected": about_response(pair.rejected),
-            **circumstances_of(pair, pair.group),
+            **circumstances_of(pair, later_of_pair(pair)),
             "chosen_was_first": pair.chosen_was_first,
         },
     }
@@ -68,7 +105,7 @@ def conversational_pair_row(pair: Preference) -> JsonObject:
         messages = [{"role": "user", "content": pair.prompt.text}]
     row["provenance"]["prompt"]["text"] = pair.prompt.text
     answers = {side: [{"role": "assistant", "content": row[side]}] for side in _SIDES}
-    return {"prompt": messages, **answers, "provenance": row["provenance"]}
+    return {**row, "prompt": messages, **answers}
 
 
 def unpaired_rows(judged: Preference | ScoredResponse) -> Iterator[JsonObject]:
@@ -88,19 +125,31 @@ def unpaired_rows(judged: Preference | ScoredResponse) -> Iterator[JsonObject]:
         }
 
 
-def judgement_of(row: Mapping[str, object], *, source: str, annotator: str) -> Judgement:
+def judgement_of(row: JsonView, reading: Reading) -> Judgement:
     """The judgement of any of these rows. Raises DataError with every problem of the row."""
-    if "kind" in row:
-        return _own(row, source, annotator)
-    if "completion" in row or "label" in row:
-        return _unpaired(row, source, annotator)
-    return Comparison.of(preference_of(row, source=source, annotator=annotator))
+    known: Sequence[str]
+    made: Judgement
+    if "kind" in row and not all(side in row for side in _SIDES):
+        known, made = _OWN, _own(row, reading)
+    elif "winner" in row and "model_a" in row:
+        known, made = _BATTLE, _battle(row, reading)
+    elif "completion" in row or "label" in row:
+        known, made = _UNPAIRED, _unpaired(row, reading)
+    elif "conversations" in row and not any(side in row for side in _SIDES):
+        raise DataError("conversations: demonstrations, and no judgement of them: chosen and rejected are missing")
+    else:
+        known, made = _PAIR, Comparison.of(preference_of(row, reading))
+    for name in row:
+        if name not in (*known, *CIRCUMSTANCES, "provenance"):
+            reading.passes_over(f"column {name!r}")
+    return made
 
 
-def preference_of(row: JsonView, *, source: str, annotator: str) -> Preference:
+def preference_of(row: JsonView, reading: Reading) -> Preference:
     """The pair of a row with chosen and rejected. Raises DataError with every problem of the row."""
     row = _explicit(row)
-    problems = [f"{field}: missing" for field in ("prompt", *_SIDES) if field not in row]
+    missing = [field for field in ("prompt", *_SIDES) if field not in row]
+    problems = [f"{field}: missing" for field in missing]
     if row.get("chosen") is None and row.get("rejected") is not None:
         problems = ["chosen: a preference without a winner", *(p for p in problems if not p.startswith("chosen"))]
     provenance = row.get("provenance") or {}
@@ -108,37 +157,79 @@ def preference_of(row: JsonView, *, source: str, annotator: str) -> Preference:
         isinstance(provenance.get(k, {}), Mapping) for k in ("prompt", *_SIDES)
     ):
         problems.append("provenance: must be an object, with an object for each of prompt, chosen and rejected")
+    if len(missing) == 3:
+        has = ", ".join(map(repr, row)) or "nothing"
+        raise UnknownFields(list(row), _PAIR, f"prompt, chosen, rejected: missing, it has {has}")
+    if problems == ["prompt: missing"] and all(isinstance(row[side], str) for side in _SIDES):
+        raise UnknownFields(
+            list(row), _PAIR, "prompt: missing; one inside chosen and rejected needs a column of its own"
+        )
     if problems:
         raise DataError(*problems)
-    text, about_prompt = _prompt_text(row["prompt"], provenance.get("prompt", {}), problems)
+    text, about_prompt = prompt_text(row["prompt"], provenance.get("prompt", {}), problems)
     sides = {}
     for side in _SIDES:
         try:
-            sides[side] = response_from(_completion_text(row[side]), provenance.get(side, {}), source)
+            sides[side] = response_from(_completion_text(row[side]), provenance.get(side, {}), reading.source)
         except DataError as error:
             problems += (f"{side}: {problem.removeprefix('text: ')}" for problem in error.problems)
+    about = with_columns(row, provenance)
+    about["margin"] = about.get("margin", _margin(row, problems))
     if problems:
         raise DataError(*problems)
-    names = ("criterion", "weight", "created", "chosen_was_first", "seconds", "group")
-    circumstances = {name: provenance[name] for name in names if provenance.get(name) is not None}
-    who = provenance.get("annotator", annotator or source)
+    names = (*CIRCUMSTANCES[1:], "chosen_was_first", "group")
+    circumstances = {name: about[name] for name in names if about.get(name) is not None}
+    who = about.get("annotator", reading.annotator or reading.source)
     return Preference(prompt_from(text, about_prompt), sides["chosen"], sides["rejected"], who, **circumstances)
 
 
-def _own(row: JsonView, source: str, annotator: str) -> Judgement:
+def with_columns(row: JsonView, provenance: JsonView) -> JsonObject:
+    """What a row says of how its judgement was made: in fields of its own, or in its provenance."""
+    given = {name: row[name] for name in CIRCUMSTANCES if row.get(name) not in (None, "")}
+    if type(given.get("annotator")) is int:
+        given["annotator"] = str(given["annotator"])
+    return {**provenance, **given}
+
+
+def _margin(row: JsonView, problems: list[str]) -> float | None:
+    """The difference of two ratings, where both are given."""
+    for better, worse in _SCORES:
+        high, low = row.get(better), row.get(worse)
+        if high in (None, "") or low in (None, ""):
+            continue
+        wrong = [
+            findings.number(
+                name, abs(it) if isinstance(it, (int, float)) and not isinstance(it, bool) else it, zero_is_fine=True
+            )
+            for name, it in ((better, high), (worse, low))
+        ]
+        if any(wrong):
+            problems += filter(None, wrong)
+            return None
+        assert isinstance(high, (int, float)) and isinstance(low, (int, float))
+        if high < low:
+            problems.append(f"{better}: {high} is below {worse}, {low}: which of the two is preferred?")
+            return None
+        return float(high - low)
+    return None
+
+
+def _own(row: JsonView, reading: Reading) -> Judgement:
     missing = [f"{field}: missing" for field in ("prompt", "responses", "answer") if field not in row]
     if missing:
         raise DataError(*missing)
     if not isinstance(row["responses"], list):
         raise DataError("responses: expected a list of texts")
     provenance = row.get("provenance") or {}
-    return remade(
-        row["kind"], row["prompt"], row["responses"], row["answer"], provenance, source=source, annotator=annotator
-    )
+    if not isinstance(provenance, Mapping):
+        raise DataError("provenance: must be an object")
+    about = with_columns(row, provenance)
+    return remade(row["kind"], row["prompt"], row["responses"], row["answer"], about, reading)
 
 
-def _unpaired(row: Mapping[str, object], source: str, annotator: str) -> Judgement:
-    problems = [f"{field}: missing" for field in ("prompt", "completion", "label") if field not in row]
+def _unpaired(row: JsonView, reading: Reading) -> Judgement:
+    missing = [field for field in _UNPAIRED if field not in row]
+    problems = [f"{field}: missing" for field in missing]
     if "label" in row and type(row["label"]) is not bool:
         problems.append(f"label: expected true or false, got {json.dumps(row['label'])[:40]}")
     if problems:
@@ -146,52 +237,117 @@ def _unpaired(row: Mapping[str, object], source: str, annotator: str) -> Judgeme
     provenance = row.get("provenance") or {}
     if not isinstance(provenance, Mapping):
         raise DataError("provenance: must be an object")
-    text, about_prompt = _prompt_text(row["prompt"], {}, problems)
+    text, about_prompt = prompt_text(row["prompt"], {}, problems)
     completion = _completion_text(row["completion"])
     if problems:
         raise DataError(*problems)
     if isinstance(provenance.get("judgement"), Mapping):
-        judgement = judgement_of(provenance["judgement"], source=source, annotator=annotator)
+        judgement = judgement_of(provenance["judgement"], reading)
         texts = [response.text for response in judgement.responses]
         if not isinstance(judgement, (Comparison, Rating)) or completion not in texts:
             raise DataError("provenance: is of another completion: take it out of the line")
         return judgement
     score = HIGHEST if row["label"] else LOWEST
-    provenance = {**provenance, "prompt": about_prompt}
-    return remade("rating", text, [completion], score, provenance, source=source, annotator=annotator)
+    about = with_columns(row, {**provenance, "prompt": about_prompt})
+    return remade("rating", text, [completion], score, about, reading)
 
 
-def _explicit(row: Mapping[str, object]) -> JsonView:
-    """TRL's implicit prompt: conversations that differ in the last message. Plain texts are not divided by guess."""
-    chosen, rejected = row.get("chosen"), row.get("rejected")
-    if "prompt" in row or not isinstance(chosen, list) or not isinstance(rejected, list):
+def _battle(row: JsonView, reading: Reading) -> Judgement:
+    """Two models' answers to one prompt, and who won: the layout of the Chatbot Arena's conversations."""
+    winner = row["winner"]
+    verdict = _WINNERS.get(winner) if isinstance(winner, str) else None
+    problems = [] if verdict else [f"winner: {winner!r} is none of {', '.join(_WINNERS)}"]
+    names = [row.get("model_a"), row.get("model_b")]
+    problems += [f"{field}: missing" for field in ("conversation_a", "conversation_b") if field not in row]
+    problems += [text for text in map(findings.text, ("model_a", "model_b"), names) if text]
+    if problems or verdict is None:
+        raise DataError(*problems)
+    both = []
+    for side in ("conversation_a", "conversation_b"):
+        try:
+            both.append(messages_of(row[side]))
+        except DataError as error:
+            problems += (f"{side}: {problem}" for problem in error.problems)
+    if problems:
+        raise DataError(*problems)
+    try:
+        prompt, *answers = divided(*both)
+    except DataError as error:
+        raise DataError(
+            "conversation_a, conversation_b: they differ before the last answer, so there is no one prompt to compare "
+            "two answers to: leave the row out (--skip does)"
+        ) from error
+    about = with_columns({**row, "annotator": row.get("annotator") or row.get("judge")}, row.get("provenance") or {})
+    tstamp = row.get("tstamp")
+    if isinstance(tstamp, (int, float)) and not isinstance(tstamp, bool) and 0 <= tstamp < 2**33:
+        about.setdefault("created", datetime.fromtimestamp(tstamp, UTC).isoformat(timespec="microseconds"))
+    who = about.pop("annotator", reading.annotator or reading.source)
+    responses = [
+        Response(answer_in(answer), Author("policy", str(name))) for answer, name in zip(answers, names, strict=True)
+    ]
+    text = plain_conversation(prompt)
+    circumstances = {name: about[name] for name in CIRCUMSTANCES if about.get(name) is not None}
+    return Comparison(
+        prompt_from(text, {"meta": {"messages": prompt}}), responses[0], responses[1], verdict, who, **circumstances
+    )
+
+
+def _explicit(row: JsonView) -> JsonView:
+    """The row with prompt, chosen and rejected apart: whole conversations differ in the last message.
+
+    Plain texts are not divided by guess; transcripts in the layout of hh-rlhf are.
+    """
+    sides = [row.get(side) for side in _SIDES]
+    if "conversations" in row and "prompt" not in row:
+        system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
+        try:
+            row = {**row, "prompt": [*system, *messages_of(row["conversations"])]}
+        except DataError as error:
+            raise DataError(*(f"conversations: {problem}" for problem in error.problems)) from error
+    if "prompt" not in row and all(transcript(side) for side in sides):
+        sides = [transcript(side) for side in sides]
+    if not all(is_conversation(side) for side in sides):
+        if "prompt" not in row and all(isinstance(side, list) for side in sides):
+            divided([], [])  # says what is wanted
         return row
-    if len(chosen) < 2 or chosen[:-1] != rejected[:-1]:
-        raise DataError("chosen, rejected: without a prompt both must begin with the same messages, and differ in one")
-    return {**row, "prompt": chosen[:-1], "chosen": chosen[-1:], "rejected": rejected[-1:]}
+    if "prompt" in row and all(isinstance(side, list) and len(side) == 1 for side in sides):
+        return row
+    both = []
+    for side, content in zip(_SIDES, sides, strict=True):
+        try:
+            both.append(messages_of(content))
+        except DataError as error:
+            raise DataError(*(f"{side}: {problem}" for problem in error.problems)) from error
+    prompt, chosen, rejected = divided(*both)
+    if "prompt" in row:
+        asked = row["prompt"]
+        same = prompt[-1]["content"] == asked if isinstance(asked, str) else prompt == messages_of(asked)
+        if not same:
+            raise DataError("chosen, rejected: whole conversations, which do not begin with the prompt of the row")
+    return {**row, "prompt": prompt, "chosen": [chosen], "rejected": [rejected]}
 
 
-def _prompt_text(prompt: Any, about: JsonView, problems: list[str]) -> tuple[str, JsonView]:
+def prompt_text(prompt: Any, about: JsonView, problems: list[str]) -> tuple[str, JsonView]:
     """(text, what is known about the prompt) of a text or a conversation."""
     if isinstance(prompt, str):
         return prompt, about
-    if not isinstance(prompt, list):
-        problems.insert(0, f"prompt: expected text, got {json.dumps(prompt)[:40]}")
-    elif not prompt or not all(_is_message(message) for message in prompt):
-        problems.insert(0, "prompt: expected text, or messages with a role and a content of text")
-    elif "text" in about:
+    try:
+        messages = messages_of(prompt)
+    except DataError as error:
+        problems[:0] = [f"prompt: {problem}" for problem in error.problems]
+        return "", about
+    if "text" in about:
         return about["text"], about
-    else:
-        return plain_conversation(prompt), {"meta": {"messages": [dict(message) for message in prompt]}, **about}
-    return "", about
+    return plain_conversation(messages), {"meta": {"messages": messages}, **about}
 
 
 def _completion_text(content: object) -> Any:
     """The text of a completion; what is neither text nor one message of the assistant is refused by Response."""
-    if isinstance(content, list) and len(content) == 1 and _is_message(content[0]):
-        if content[0]["role"] != "assistant":
-            raise DataError(f"expected a message of the assistant, got one of {content[0]['role']!r}")
-        return content[0]["content"]
+    if isinstance(content, Mapping) or (isinstance(content, list) and len(content) == 1 and is_conversation(content)):
+        (message,) = messages_of(content)
+        return answer_in(message)
+    if isinstance(content, list) and len(content) > 1 and is_conversation(content):
+        raise DataError(f"{len(content)} messages, expected one of the assistant")
     return content
 
 
@@ -199,13 +355,13 @@ def _is_message(message: object) -> bool:
     return isinstance(message, Mapping) and all(isinstance(message.get(key), str) for key in ("role", "content"))
 
 
-def judgements_of(rows: Sequence[tuple[Mapping[str, object], Judgement]]) -> list[Judgement]:
+def judgements_of(rows: Sequence[tuple[JsonView, Sequence[Judgement]]]) -> list[Judgement]:
     """The judgements of rows, where the two halves of an unpaired pair, one after the other, are one."""
     made: list[Judgement] = []
     half = None
-    for row, judgement in rows:
-        is_half = "completion" in row and isinstance(judgement, Comparison)
-        if not is_half or judgement != half:
-            made.append(judgement)
-        half = judgement if is_half and judgement != half else None
+    for row, judgements in rows:
+        is_half = "completion" in row and len(judgements) == 1 and isinstance(judgements[0], Comparison)
+        if not is_half or judgements[0] != half:
+            made += judgements
+        half = judgements[0] if is_half and judgements[0] != half else None
     return made

@@ -1,9 +1,10 @@
-"""CSV tables and `datasets` folders.
+"""CSV tables, Parquet files and `datasets` folders.
 
 A CSV of ours has the columns kind, prompt, response_1 ... response_K, answer, annotator, criterion, weight, created,
 seconds, provenance (JSON). A cell that a spreadsheet would take for a formula (it begins with = + - @, a tab or a
 carriage return) begins with an apostrophe, and so does one that began with an apostrophe; reading takes it off again.
-CSV of other programs has TRL's columns: prompt, chosen, rejected, or prompt, completion, label.
+CSV of other programs has TRL's columns: prompt, chosen, rejected, or prompt, completion, label; and those of `rows.py`
+that say who judged, by which criterion, with which weight and margin.
 """
 
 from __future__ import annotations
@@ -13,17 +14,18 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhf_env.delimited import read_table
 from rlhf_env.errors import ConfigError, DataError, MissingExtra
 from rlhf_env.feedback.interchange.gathering import Located
 from rlhf_env.feedback.interchange.provenance import parsed, provenance_of
-from rlhf_env.feedback.interchange.rows import pair_row
+from rlhf_env.feedback.interchange.rows import FIELDS, NUMBERS, pair_row
 from rlhf_env.feedback.judgements import Judgement, Preference
 from rlhf_env.feedback.kinds import kind_named, kind_of
-from rlhf_env.plain_data import read_file
+from rlhf_env.plain_data import LARGEST_FILE
 from rlhf_env.types import JsonObject
 from rlhf_env.whole_files import written
 
@@ -36,13 +38,14 @@ def write_csv(path: str | Path, judgements: Sequence[Judgement]) -> int:
     """Write one line per judgement; returns how many."""
     width = max((len(judgement.responses) for judgement in judgements), default=2)
     texts = [f"response_{place}" for place in range(1, width + 1)]
-    header = ["kind", "prompt", *texts, "answer", *_CIRCUMSTANCES, "provenance"]
+    later = [name for name in ("margin", "note") if any(getattr(judgement, name, None) for judgement in judgements)]
+    header = ["kind", "prompt", *texts, "answer", *_CIRCUMSTANCES, *later, "provenance"]
     content = io.StringIO(newline="")
     table = csv.DictWriter(content, header, restval="")
     table.writeheader()
     for judgement in judgements:
         provenance = provenance_of(judgement)
-        circumstances = {name: str(provenance.pop(name)) for name in _CIRCUMSTANCES if name in provenance}
+        circumstances = {name: str(provenance.pop(name)) for name in (*_CIRCUMSTANCES, *later) if name in provenance}
         kind = kind_of(judgement)
         answer = kind.answer_of(judgement)
         cells = {
@@ -68,42 +71,39 @@ def unquoted(cell: str) -> str:
     return cell.removeprefix(_APOSTROPHE) if cell[1:2] in (*_FORMULA, _APOSTROPHE) else cell
 
 
-def csv_rows(path: str | Path) -> Iterator[Located]:
-    """Each line of a CSV file as a row of `rows.py`."""
-    try:
-        text = read_file(path).decode("utf-8", errors="surrogatepass")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 at byte {error.start + 1}") from error
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header: list[str] = []
-    line = 1
-    try:
-        for cells in reader:
-            where, line = f"{path}:{line}", reader.line_num + 1
-            if not header:
-                header = cells
-                if len(set(header)) < len(header):
-                    raise DataError(f"{where}: two columns of one name")
-            elif cells:
-                yield where, _csv_row(header, cells)
-    except csv.Error as error:
-        yield f"{path}:{line}", DataError(f"not CSV: {error}")
+def csv_rows(path: str | Path, wanted: Collection[str] = FIELDS) -> Iterator[Located]:
+    """Each line of a CSV file as a row of `rows.py`. `wanted` are the columns that have a meaning."""
+    for row in read_table(path, wanted):
+        content = row.cells if isinstance(row.cells, DataError) else _csv_row(row.cells)
+        yield f"{path}:{row.line}", content
 
 
-def _csv_row(header: Sequence[str], cells: Sequence[str]) -> JsonObject | DataError:
-    if len(cells) != len(header):
-        return DataError(f"{len(cells)} fields, the header has {len(header)}")
-    row: JsonObject = dict(zip(header, cells, strict=True))
+def _csv_row(cells: Mapping[str, str]) -> JsonObject | DataError:
+    row: JsonObject = dict(cells)
     try:
-        if "kind" in row:
+        if "kind" in row and "answer" in row:
             return _own_row({column: unquoted(cell) for column, cell in row.items()})
         if "provenance" in row:
             row["provenance"] = parsed("provenance", row["provenance"] or "{}")
         if "label" in row:
             row["label"] = {"true": True, "1": True, "false": False, "0": False}.get(row["label"].lower(), row["label"])
+        for name in NUMBERS:
+            if row.get(name):
+                row[name] = _number(row[name])
         return row
     except DataError as error:
         return error
+
+
+def _number(cell: str) -> float | int | str:
+    """What a cell says as a number; the cell where it says none, which is refused with the other problems."""
+    try:
+        return int(cell)
+    except ValueError:
+        try:
+            return float(cell)
+        except ValueError:
+            return cell
 
 
 def _own_row(row: Mapping[str, str]) -> JsonObject:
@@ -112,8 +112,8 @@ def _own_row(row: Mapping[str, str]) -> JsonObject:
     provenance = parsed("provenance", row.get("provenance") or "{}")
     if not isinstance(provenance, dict):
         raise DataError("provenance: must be an object")
-    provenance |= {name: row[name] for name in ("annotator", "criterion", "created") if row.get(name)}
-    provenance |= {name: parsed(name, row[name]) for name in ("weight", "seconds") if row.get(name)}
+    provenance |= {name: row[name] for name in ("annotator", "criterion", "created", "note") if row.get(name)}
+    provenance |= {name: parsed(name, row[name]) for name in ("weight", "seconds", "margin") if row.get(name)}
     count = kind.count if kind.count is not None else len(answer) if isinstance(answer, list) else 0
     texts = [row.get(f"response_{place}") for place in range(1, count + 1)]
     return {
@@ -135,7 +135,8 @@ def write_dataset(path: str | Path, preferences: Iterable[Preference]) -> int:
     try:
         for row in rows:
             row["provenance"] = json.dumps(row["provenance"], default=dict)
-        table = {column: [row[column] for row in rows] for column in ("prompt", "chosen", "rejected", "provenance")}
+        columns = ["prompt", "chosen", "rejected", *(["margin"] if any("margin" in row for row in rows) else [])]
+        table = {column: [row.get(column) for row in rows] for column in (*columns, "provenance")}
         datasets.Dataset.from_dict(table).save_to_disk(half)
         half.rename(path)
     except UnicodeEncodeError as error:
@@ -154,8 +155,27 @@ def dataset_rows(path: str | Path) -> Iterator[Located]:
         raise DataError(f"{path}: no folder that datasets.save_to_disk wrote: {error}") from error
     if isinstance(dataset, Mapping):
         raise DataError(f"{path}: holds the splits {', '.join(sorted(dataset))}: name the folder of one of them")
-    for number, row in enumerate(dataset, start=1):
-        row = {column: value for column, value in row.items() if column != "provenance" or value is not None}
+    yield from _stored_rows(path, map(dict, dataset))
+
+
+def parquet_rows(path: str | Path) -> Iterator[Located]:
+    """Each row of a Parquet file."""
+    try:
+        from pyarrow import parquet  # type: ignore[import-untyped]
+    except ModuleNotFoundError as error:
+        raise MissingExtra("pyarrow (needed to read Parquet files)", "datasets") from error
+    if Path(path).is_file() and Path(path).stat().st_size > LARGEST_FILE:
+        raise DataError(f"{path} is larger than {LARGEST_FILE:,} bytes, the most that is read: split it")
+    try:
+        rows = parquet.read_table(str(path)).to_pylist()
+    except Exception as error:  # the library raises what it likes
+        raise DataError(f"{path}: no Parquet file that can be read: {str(error).splitlines()[0][:200]}") from error
+    yield from _stored_rows(path, rows)
+
+
+def _stored_rows(path: str | Path, rows: Iterable[JsonObject]) -> Iterator[Located]:
+    for number, given in enumerate(rows, start=1):
+        row = {column: value for column, value in given.items() if column != "provenance" or value is not None}
         if isinstance(row.get("provenance"), str):
             try:
                 row["provenance"] = parsed("provenance", row["provenance"])

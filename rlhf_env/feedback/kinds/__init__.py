@@ -11,7 +11,7 @@
 `preferences_of` makes the pairs of judgements of any kind.
 """
 
-from rlhf_env.feedback.kinds.comparison import VERDICTS, Comparison, Verdict
+from rlhf_env.feedback.kinds.comparison import VERDICTS, Comparison, Verdict, verdict_of
 from rlhf_env.feedback.kinds.criteria import CriteriaRating
 from rlhf_env.feedback.kinds.dialects import Answered, Dialect, MessagePart
 from rlhf_env.feedback.kinds.form import ChoiceInput, Form, Option, OrderInput, TextInput
@@ -47,4 +47,5 @@ __all__ = [
     "lesson_of_pair",
     "preferences_of",
     "rating_preferences",
+    "verdict_of",
 ]

@@ -28,9 +28,15 @@ class CriteriaRating:
     """When, as ISO 8601."""
     seconds: float | None = None
     """How long the judgement took."""
+    note: str = ""
+    """What the annotator wrote beside the judgement."""
 
     def __post_init__(self) -> None:
-        findings.refuse(*_score_problems(self.scores), *judgement_problems(self))
+        findings.refuse(
+            *_score_problems(self.scores),
+            *judgement_problems(self),
+            findings.text("note", self.note, empty_is_fine=True),
+        )
 
     @property
     def criterion(self) -> str:
@@ -45,7 +51,17 @@ class CriteriaRating:
     def ratings(self) -> list[Rating]:
         """One rating per criterion."""
         return [
-            Rating(self.prompt, self.response, score, self.annotator, name, self.weight, self.created, self.seconds)
+            Rating(
+                self.prompt,
+                self.response,
+                score,
+                self.annotator,
+                name,
+                self.weight,
+                self.created,
+                self.seconds,
+                self.note,
+            )
             for name, score in self.scores.items()
         ]
 

@@ -21,7 +21,8 @@ from rlhf_env.feedback.kinds.form import Form, OptionValue
 from rlhf_env.types import Prompt
 
 LOWEST, HIGHEST = 1, 5  # the ends of the Likert scale
-CIRCUMSTANCES = ("annotator", "criterion", "weight", "created", "seconds", "group")
+CIRCUMSTANCES = ("annotator", "criterion", "weight", "created", "seconds", "group", "margin", "note")
+_LATER = ("group", "margin", "note")  # circumstances that are kept only where they are given
 
 MeasurementLevel = Literal["nominal", "ordinal", "interval"]
 """Whether values are names, an order, or numbers whose differences mean something."""
@@ -52,6 +53,8 @@ class Lesson:
     """Of a single response, 1 to 5."""
     group: str = ""
     """Lessons of one group (not "") stay in one batch."""
+    margin: float = 0.0
+    """How much further apart than equal the scores of two responses are wanted."""
 
 
 def lesson_of_pair(preference: Preference) -> Lesson:
@@ -60,6 +63,7 @@ def lesson_of_pair(preference: Preference) -> Lesson:
         responses=(preference.chosen, preference.rejected),
         weight=preference.weight,
         group=preference.group,
+        margin=preference.margin or 0.0,
     )
 
 
@@ -73,15 +77,21 @@ def opinion_of_pair(prompt: Prompt, responses: tuple[Response, Response], ranks:
 
     Responses are taken in the order of their digests.
     """
-    name = prompt_digest(prompt)
-    in_order = response_digest(name, responses[0]) <= response_digest(name, responses[1])
+    in_order = _place(prompt, responses[0]) <= _place(prompt, responses[1])
     first, second = ranks if in_order else ranks[::-1]
     return _unit(prompt, responses), 2.0 if first == second else float(second < first)
 
 
 def _unit(prompt: Prompt, responses: Sequence[Response]) -> str:
-    name = prompt_digest(prompt)
-    return " ".join(sorted(response_digest(name, response) for response in responses))
+    """Known by content: files of other people about the same texts are about the same unit."""
+    return digest(prompt.text, sorted(response.text for response in responses))
+
+
+def _place(prompt: Prompt, response: Response) -> str:
+    """What orders the two of a pair. Of a text without an author it is the text, not the file that it came from."""
+    if response.author.kind == "dataset" and response.ids is None:
+        return digest(prompt.text, response.text)
+    return response_digest(prompt_digest(prompt), response)
 
 
 def _nothing(_: Judgement) -> tuple[()]:
@@ -123,6 +133,8 @@ class JudgementKind:
     """What the values of `opinions` are, for Krippendorff's alpha."""
     tallies: Mapping[str, tuple[OptionValue, ...]] = field(default_factory=dict)
     """Values of the first field of the answer that are counted by themselves: {"ties": ("tie",)}."""
+    rare_tallies: tuple[str, ...] = ()
+    """Those of `tallies` that counts name only where there are any."""
     simulation: Simulation = "judge"
     """The method of a simulated annotator that judges it."""
     argilla: Dialect | None = None
@@ -158,9 +170,10 @@ class JudgementKind:
         """Who judged, when, by what: the fields for it that this kind has."""
         return {name: getattr(judgement, name) for name in CIRCUMSTANCES if name in self._fields}
 
-    def group_of(self, judgement: Judgement) -> object:
-        """The larger judgement that it was read off (see `Preference.group`); "" for one that stands alone."""
-        return getattr(judgement, "group") if "group" in self._fields else ""  # noqa: B009
+    def later_of(self, judgement: Judgement) -> dict[str, object]:
+        """Its group (see `Preference.group`), margin and note, where this kind has a field for it and it is given."""
+        given = {name: getattr(judgement, name) for name in _LATER if name in self._fields and name not in self.answer}
+        return {name: value for name, value in given.items() if value not in (None, "")}
 
     def __call__(
         self, prompt: Prompt, responses: Sequence[Response], answer: object, **circumstances: object
@@ -176,7 +189,8 @@ class JudgementKind:
         shown: Mapping[str, object] = {"responses": tuple(responses)}
         if self.count is not None:
             shown = dict(zip(self.responses, responses, strict=True))
-        given = {name: value for name, value in circumstances.items() if name in self._fields}
+        said = {*self.answer, *self.responses}
+        given = {name: value for name, value in circumstances.items() if name in self._fields and name not in said}
         return self.judgement(prompt=prompt, **shown, **self._fields_of(answer), **given)
 
     def again(self, judgement: Judgement, responses: Sequence[Response] | None = None, **changes: object) -> Judgement:
@@ -187,8 +201,7 @@ class JudgementKind:
 
     def payload_of(self, judgement: Judgement) -> dict[str, object]:
         """What a store keeps of the judgement beside its circumstances."""
-        group = self.group_of(judgement)
-        return self._values(judgement) | ({"group": group} if group else {})
+        return self._values(judgement) | self.later_of(judgement)
 
     def answer_in(self, payload: Mapping[str, object]) -> object:
         """The answer that a payload holds."""
@@ -198,13 +211,18 @@ class JudgementKind:
 
     def digest(self, judgement: Judgement) -> str:
         """sha256 of everything a judgement says, order of the responses included: two that are equal are one."""
-        prompt = prompt_digest(judgement.prompt)
-        shown = [response_digest(prompt, response) for response in judgement.responses]
-        content = [judgement.criterion, float(judgement.weight), judgement.created, self.answer_of(judgement), shown]
-        # What schema version 1 did not know stays out where it is not given, so that digests of its rows hold.
-        group = self.group_of(judgement)
-        later = [] if judgement.seconds is None and not group else [judgement.seconds, group]
-        return digest(self.name, prompt, judgement.annotator, *content, *later)
+        return digest_of(
+            self.name,
+            judgement.prompt,
+            judgement.responses,
+            self.answer_of(judgement),
+            self.later_of(judgement),
+            judgement.criterion,
+            judgement.annotator,
+            judgement.weight,
+            judgement.created,
+            None if judgement.seconds is None else float(judgement.seconds),
+        )
 
     def _values(self, judgement: Judgement) -> dict[str, object]:
         return {name: _plain(getattr(judgement, name)) for name in self.answer}
@@ -244,6 +262,29 @@ class JudgementKind:
         for rating in self.ratings(judgement):
             yield Lesson(prompt=rating.prompt, responses=(rating.response,), weight=rating.weight, score=rating.score)
         yield from map(lesson_of_pair, self.pairs(judgement))
+
+
+def digest_of(
+    kind: str,
+    prompt: Prompt,
+    responses: Sequence[Response],
+    answer: object,
+    later: Mapping[str, object],
+    criterion: str,
+    annotator: str,
+    weight: float,
+    created: str,
+    seconds: float | None,
+) -> str:
+    """`JudgementKind.digest` of what a judgement of the kind says."""
+    name = prompt_digest(prompt)
+    shown = [response_digest(name, response) for response in responses]
+    # What schema version 1 did not know stays out where it is not given, so that digests of its rows hold.
+    more = dict(later)
+    group = more.pop("group", "")
+    rest = [seconds, group] if seconds is not None or group or more else []
+    rest += [more] if more else []
+    return digest(kind, name, annotator, criterion, float(weight), created, answer, shown, *rest)
 
 
 def _plain(value: object) -> object:

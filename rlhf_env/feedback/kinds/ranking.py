@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -37,6 +37,8 @@ class Ranking:
     """When, as ISO 8601."""
     seconds: float | None = None
     """How long the judgement took."""
+    note: str = ""
+    """What the annotator wrote beside the judgement."""
 
     def __post_init__(self) -> None:
         findings.refuse(
@@ -45,6 +47,7 @@ class Ranking:
             *repetition_problems(self.responses),
             *judgement_problems(self),
             findings.text("criterion", self.criterion),
+            findings.text("note", self.note, empty_is_fine=True),
         )
 
     @property
@@ -139,21 +142,21 @@ def _from_argilla(part: MessagePart, names: Names) -> Answered | None:
         places[str(name)] = rank if type(rank) is int else place
     if set(places) != set(names):
         raise DataError(f"responses.{part.name}: does not rank {', '.join(names)}")
-    dense = sorted(set(places.values()))
-    return Answered(value=[1 + dense.index(places[name]) for name in names])
+    return Answered(value=_dense([places[name] for name in names]))
+
+
+def _dense(places: Sequence[int]) -> list[int]:
+    return [1 + sorted(set(places)).index(place) for place in places]
 
 
 def _to_label_studio(answer: object, names: Names) -> list[MessagePart]:
     return [MessagePart(name="rank", type="ranker", value={"ranker": {"rank": order_of(answer, names)}}, about="items")]
 
 
-def _from_label_studio(part: MessagePart, names: Names) -> Answered | None:
+def _from_label_studio(part: MessagePart, _: Names) -> Answered | None:
     match part.type, part.value:
-        case "ranker", {"ranker": {} as lists}:
-            order = [str(name) for ids in lists.values() if isinstance(ids, list) for name in ids]
-            if sorted(order) != sorted(names):
-                raise DataError(f"ranker: does not rank {', '.join(names)}")
-            return Answered(value=[1 + order.index(name) for name in names])
+        case "ranker", {"places": [*places]}:  # of each name, as the reader made them of lists or buckets
+            return Answered(value=_dense([int(place) for place in places]))
     return None
 
 

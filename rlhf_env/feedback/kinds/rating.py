@@ -34,12 +34,15 @@ class Rating:
     """When, as ISO 8601."""
     seconds: float | None = None
     """How long the judgement took."""
+    note: str = ""
+    """What the annotator wrote beside the judgement."""
 
     def __post_init__(self) -> None:
         findings.refuse(
             findings.whole_number("score", self.score, LOWEST, HIGHEST),
             *judgement_problems(self),
             findings.text("criterion", self.criterion),
+            findings.text("note", self.note, empty_is_fine=True),
         )
 
     @property

@@ -34,5 +34,5 @@ class Recount:
         return self._last
 
     def _read(self) -> Shown:
-        with PreferenceStore(self._store) as store:
+        with PreferenceStore(self._store, check=False) as store:
             return self._count(store)

@@ -12,7 +12,7 @@ after a crash.
     GET  /api/session    who is judging, with the session's CSRF token; null before `enter`
     POST /api/enter      {token, annotator}: begin a session, or change the name of one
     POST /api/next       {}: the item that the annotator holds, or one lent to them now
-    POST /api/vote       {item, answer, key, seconds}: `PreferenceStore.submit`, then as `next`
+    POST /api/vote       {item, ticket, answer, key, seconds}: `PreferenceStore.submit`, then as `next`
     POST /api/undo       {item}: `PreferenceStore.undo`, then as `next`; null for the latest vote
     GET  /api/agreement  how far annotators agree
     POST /api/results    {token}: who writes the better responses, and how often people share a reward model's opinions
@@ -21,8 +21,11 @@ Judging is blind, and results could tell who wrote what: whoever still has somet
 are for the owner, who has a link of his own with another token, and for annotators once every item has its votes. Who
 opens the owner's link should not be judging.
 
-An error is {"problems": [...]}: 409 where the item went to others meanwhile, 422 for what cannot be accepted, 503 where
-the store could not be written (the same request may be sent again).
+A vote carries the ticket of the item that was answered. The cookie is the browser's, and another tab may have changed
+who is judging in it: what was put before one person is never taken as the vote of another.
+
+An error is {"problems": [...]}: 409 where the item went to others meanwhile or was put before somebody else, 422 for
+what cannot be accepted, 503 where the store could not be written (the same request may be sent again).
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ from typing import Annotated, Any, TypeVar
 
 from annotated_types import Ge, Le
 
-from rlhf_env.errors import ConfigError, DataError, LeaseExpired, MissingExtra, Problem, RlhfEnvError
+from rlhf_env.errors import ConfigError, DataError, LeaseExpired, MissingExtra, NotAsked, Problem, RlhfEnvError
 from rlhf_env.feedback import findings
 from rlhf_env.feedback.page.counting import Recount
 from rlhf_env.feedback.page.keys import Keys, is_same
@@ -273,7 +276,7 @@ async def _on_refused(_: Request, error: Exception) -> Response:
 
 
 async def _on_error(_: Request, error: Exception) -> Response:
-    if isinstance(error, LeaseExpired):
+    if isinstance(error, (LeaseExpired, NotAsked)):
         return _problems(409, str(error))
     return _problems(422, *error.problems) if isinstance(error, ConfigError) else _problems(503, str(error))
 
@@ -392,16 +395,23 @@ class _Desk:
 
     async def vote(self, request: Request) -> Response:
         annotator = self._with_csrf(request)
-        given = await _body(request, "item", "answer", "key", "seconds")
+        given = await _body(request, "item", "ticket", "answer", "key", "seconds")
         findings.refuse(
             findings.whole_number("item", given["item"], 1, 2**63 - 1),
+            findings.text("ticket", given["ticket"]),
             findings.text("key", given["key"])
             or (len(given["key"]) > KEY_CHARACTERS and f"key: longer than {KEY_CHARACTERS} characters"),
         )
 
         def submit() -> Response:
             receipt = self._store.submit(
-                given["item"], annotator, given["answer"], key=given["key"], seconds=given["seconds"]
+                given["item"],
+                annotator,
+                given["answer"],
+                key=given["key"],
+                seconds=given["seconds"],
+                ticket=given["ticket"],
+                origin="page",
             )
             return self._what_next(annotator, voted=receipt.item, new=receipt.new)
 
@@ -458,7 +468,7 @@ class _Desk:
 
     def _what_next(self, annotator: str, back: Assignment | None = None, **more: Any) -> Response:
         """In the store's thread. `back` is the item that an undo returned: the store may hold another one first."""
-        lent = back or self._store.next_item(annotator, lease=self._config.lease)
+        lent = back or self._store.next_item(annotator, lease=self._config.lease, origin="page")
         guidelines = {criterion.name: criterion.guidelines for criterion in self._store.criteria()}
         item = None if lent is None else shown_item(lent, guidelines, max(0.0, lent.expires - self._clock()))
         return _Json({**more, "item": item, "progress": vars(self._store.progress(annotator))})

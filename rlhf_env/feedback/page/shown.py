@@ -32,6 +32,7 @@ def shown_item(assignment: Assignment, guidelines: Mapping[str, str], remaining:
     asked = {name: guidelines.get(name, "") for name in item.criteria or (item.criterion,)}
     return {
         "id": assignment.id,
+        "ticket": assignment.ticket,
         "kind": item.kind,
         "purpose": item.purpose,
         "prompt": _text(item.prompt.text),

@@ -49,7 +49,8 @@ class RewardModelConfig:
     dropout: ShareBelowOne = 0.0
     """Dropout on the state the head reads (the trunk's own dropout is never on)."""
     margin: float = 0.0
-    """By how much the preferred answer's score should be above the other's, in the loss of a pair."""
+    """By how much the preferred answer's score should be above the other's, in the loss of a pair; the margin that a
+    judgement has itself (`Preference.margin`) is added."""
     label_smoothing: Annotated[float, Ge(0), Lt(0.5)] = 0.0
     """The chance that the label of a pair is wrong; from 0.5 on labels would mean nothing."""
     ranking_loss: RankingLoss = "pairs"

@@ -130,6 +130,7 @@ class _Lesson:
     weight: float
     rating: int = -1
     group: str = ""
+    margin: float = 0.0
 
 
 def _lessons(
@@ -156,6 +157,7 @@ def _lessons(
             weight=lesson.weight,
             rating=-1 if lesson.score is None else lesson.score - LOWEST,
             group=lesson.group,
+            margin=lesson.margin,
         )
         for lesson in lessons
     ]
@@ -246,7 +248,7 @@ class _Objective(nn.Module):
         return total
 
     def likelihood(
-        self, scores: Tensor, lessons: Sequence[_Lesson], *, margin: float = 0.0, label_smoothing: float = 0.0
+        self, scores: Tensor, lessons: Sequence[_Lesson], *, margin: Tensor | float = 0.0, label_smoothing: float = 0.0
     ) -> Tensor:
         """[M, N]: the negative log-likelihood of lessons of K texts each; scores [M, N, K]."""
         texts = scores.shape[-1]
@@ -268,7 +270,9 @@ class _Objective(nn.Module):
     def _terms(self, scores: Tensor, lessons: Sequence[_Lesson]) -> Tensor:
         """[M, N]: what lessons of K texts each cost, penalties included; scores [M, N, K]."""
         config = self.config
-        terms = self.likelihood(scores, lessons, margin=config.margin, label_smoothing=config.label_smoothing)
+        # What each pair asks for by itself, beside what all are asked for; [N, 1], of a lesson's pairs all the same.
+        margin = config.margin + scores.new_tensor([lesson.margin for lesson in lessons])[:, None]
+        terms = self.likelihood(scores, lessons, margin=margin, label_smoothing=config.label_smoothing)
         if config.centring and scores.shape[-1] > 1:
             better, worse = (list(side) for side in zip(*combinations(range(scores.shape[-1]), 2), strict=True))
             terms = terms + config.centring * losses.centring_penalty(scores[..., better], scores[..., worse]).mean(-1)

@@ -12,7 +12,12 @@ from types import TracebackType
 from typing import Self
 
 from rlhf_env.errors import DataError, RunFailed
-from rlhf_env.feedback.store.schema import APPLICATION_ID, MIGRATIONS, from_bytes
+from rlhf_env.feedback.store.schema import APPLICATION_ID, LEAVE_UNVERIFIED, MIGRATIONS, from_bytes
+
+
+def damage(path: Path, found: str) -> str:
+    """What to say of a file that is damaged."""
+    return f"preference store {path} is damaged ({found}): `rlhf-env preferences rescue` writes what can be read of it"
 
 
 class Database:
@@ -40,8 +45,13 @@ class Database:
             self._db.execute("PRAGMA synchronous = FULL")
             self._check_and_migrate()
             self._db.execute("PRAGMA journal_mode = WAL")
+        except UnicodeDecodeError as error:
+            self._db.close()
+            raise DataError(damage(self.path, "its schema is not text")) from error
         except sqlite3.Error as error:
             self._db.close()
+            if "malformed" in str(error) or "already exists" in str(error) or "no such" in str(error):
+                raise DataError(damage(self.path, str(error))) from error
             raise DataError(f"preference store {self.path}: {error}") from error
         except BaseException:
             self._db.close()
@@ -54,6 +64,8 @@ class Database:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+        if isinstance(error, sqlite3.DatabaseError):  # a page that is damaged shows when it is read
+            raise DataError(damage(self.path, str(error))) from error
 
     def close(self) -> None:
         """Close the file. A closed store cannot be used again."""
@@ -79,6 +91,8 @@ class Database:
                 )
             for statement in (statement for migration in MIGRATIONS[version:] for statement in migration):
                 self._db.execute(statement)
+            if version == 1:
+                self._db.execute(LEAVE_UNVERIFIED)
             if version < len(MIGRATIONS):
                 # PRAGMA takes no parameters; both numbers are our own constants
                 self._db.execute(f"PRAGMA application_id = {APPLICATION_ID:d}")

@@ -25,6 +25,8 @@ from rlhf_env.feedback.store.schema import to_bytes
 from rlhf_env.types import Prompt
 
 Purpose = Literal["collection", "evaluation", "verification"]
+Origin = Literal["page", "simulated", "file", "unknown"]
+"""Where an annotator's votes come from: a person on the page, a simulated annotator, a file, or nobody said."""
 PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 
 
@@ -143,6 +145,13 @@ class Assignment:
     annotator: str
     expires: float
     """Until when, in seconds since 1970."""
+
+    @property
+    def ticket(self) -> str:
+        """What a vote shows to say what it is about: this item, put before this annotator, in this order."""
+        prompt = prompt_digest(self.item.prompt)
+        shown = [response_digest(prompt, response) for response in self.item.responses]
+        return digest("asked", self.id, self.item.digest, self.annotator, shown)
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,17 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             log_odds REAL NOT NULL CHECK (log_odds >= 0),
             PRIMARY KEY (item, model, reason)) WITHOUT ROWID""",
     ),
+    (
+        # 'page': a person there; 'simulated'; 'file': whoever it was, a file says so.
+        "ALTER TABLE annotators ADD COLUMN origin TEXT NOT NULL DEFAULT 'unknown'",
+        # A text without an author or an id is looked for by what it says; the beginning is enough to find it.
+        "CREATE INDEX prompts_by_start ON prompts (substr(text, 1, 100))",
+        # Judgements of schema version 1, whose digests may speak of what that version had no column for.
+        "CREATE TABLE unverified (judgement INTEGER PRIMARY KEY REFERENCES judgements ON DELETE CASCADE)",
+    ),
 )
+
+LEAVE_UNVERIFIED = "INSERT INTO unverified SELECT id FROM judgements"
 
 APPLICATION_ID = 0x726C6866  # "rlhf": tells our files from anybody else's
 

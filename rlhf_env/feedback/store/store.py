@@ -15,15 +15,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import groupby
+from pathlib import Path
 
-from rlhf_env.errors import DataError, LeaseExpired
+from rlhf_env.errors import DataError, LeaseExpired, NotAsked
 from rlhf_env.feedback import findings
 from rlhf_env.feedback.judgements import Judgement, prompt_digest, response_digest
 from rlhf_env.feedback.kinds import kind_named
-from rlhf_env.feedback.store.items import Assignment, Item, Receipt, VerificationItem, VoteProgress
+from rlhf_env.feedback.store.database import damage
+from rlhf_env.feedback.store.integrity import WHOLE_CHECK_BYTES, damaged_rows, page_problem
+from rlhf_env.feedback.store.items import Assignment, Item, Origin, Receipt, VerificationItem, VoteProgress
 from rlhf_env.feedback.store.records import RESPONSE_COLUMNS, Records, read_prompt, read_response
 from rlhf_env.feedback.store.schema import to_bytes
 
@@ -59,9 +64,40 @@ class PreferenceStore(Records):
     """`with PreferenceStore("preferences.sqlite") as store: store.add(comparisons)`.
 
     Opens or creates the file, and brings an older schema up to date. Raises DataError when the file is something else,
-    or was written by a newer version. One connection: use a store from the thread that opened it. Several processes may
-    have the file open; writers wait for each other for up to `timeout` seconds. `clock` gives seconds since 1970.
+    or was written by a newer version, or is damaged (`check`: every row of a file up to 32 MiB, the pages of a larger
+    one): `rlhf_env.feedback.store.rescue` takes out of it what can be read. One connection: use a store from the thread
+    that opened it. Several processes may have the file open; writers wait for each other for up to `timeout` seconds.
+    `clock` gives seconds since 1970.
     """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        timeout: float = 30.0,
+        clock: Callable[[], float] = time.time,
+        check: bool = True,
+    ) -> None:
+        super().__init__(path, timeout=timeout, clock=clock)
+        if not check:
+            return
+        try:
+            self._check()
+        except BaseException:
+            self.close()
+            raise
+
+    def _check(self) -> None:
+        """Raise DataError where the file is damaged."""
+        try:
+            found = page_problem(self._db)
+            if not found and self.path.is_file() and self.path.stat().st_size <= WHOLE_CHECK_BYTES:
+                damaged = next(damaged_rows(self._db), None)
+                found = "" if damaged is None else f"{damaged[0]}: the row {damaged[1]} is not what was written"
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            found = str(error)
+        if found:
+            raise DataError(damage(self.path, found))
 
     def add_items(self, items: Iterable[Item]) -> list[int]:
         """Ask for judgements; the ids, in order. An item that is there already keeps its id and settings."""
@@ -117,7 +153,7 @@ class PreferenceStore(Records):
                 [(float(priority), item) for item, priority in priorities.items()],
             )
 
-    def next_item(self, annotator: str, *, lease: float = 600.0) -> Assignment | None:
+    def next_item(self, annotator: str, *, lease: float = 600.0, origin: Origin = "unknown") -> Assignment | None:
         """Lend `annotator` an item they have not judged, for `lease` seconds; None when nothing is left for them now.
 
         What they hold already is lent anew. An item is lent to no more people than it still needs votes, so that every
@@ -127,11 +163,21 @@ class PreferenceStore(Records):
         findings.refuse(findings.text("annotator", annotator), findings.number("lease", lease))
         with self._writing():
             now = self._clock()
-            who = self._annotator(annotator)
+            who = self._annotator(annotator, origin)
             row = self._db.execute(_NEXT_ITEM, {"who": who, "now": now}).fetchone()
             return None if row is None else self._lend(row[0], annotator, who, now + lease)
 
-    def submit(self, item: int, annotator: str, answer: object, *, key: str, seconds: float | None = None) -> Receipt:
+    def submit(
+        self,
+        item: int,
+        annotator: str,
+        answer: object,
+        *,
+        key: str,
+        seconds: float | None = None,
+        ticket: str | None = None,
+        origin: Origin = "unknown",
+    ) -> Receipt:
         """Take a vote. `answer` speaks of the responses in the order they were shown to this annotator:
 
             comparison   "first", "second", "tie" or "cannot say"
@@ -142,14 +188,24 @@ class PreferenceStore(Records):
         `key` is made by the client, new for every vote and the same when it tries again. A second vote of one annotator
         on one item, or a second call with one key, changes nothing and returns the vote that stands. A vote after the
         lease ran out is taken if the item still needs it, and raises LeaseExpired if others have judged it meanwhile.
-        Raises DataError for an item that does not exist and an answer that does not fit.
+
+        Raises NotAsked for an item that was never lent to this annotator, or was put before somebody else: `ticket` is
+        that of the assignment which was answered, where a vote may come from a page that showed another one. Raises
+        DataError for an item that does not exist and an answer that does not fit.
         """
         findings.refuse(findings.text("annotator", annotator), findings.text("key", key))
         with self._writing():
             asked = self._item(item)
-            who = self._annotator(annotator)
+            who = self._annotator(annotator, origin)
+            shown = tuple(asked.responses[place] for place in asked.order_for(annotator))
+            assignment = Assignment(item, replace(asked, responses=shown), annotator, 0.0)
+            if ticket is not None and ticket != assignment.ticket:
+                raise NotAsked(f"item {item} was not put before {annotator!r} like that: the vote is somebody else's")
             if (earlier := self._earlier(item, who, key)) is not None:
                 return Receipt(item, earlier, new=False)
+            lent = self._db.execute("SELECT 1 FROM leases WHERE item = ? AND annotator = ?", (item, who)).fetchone()
+            if lent is None:
+                raise NotAsked(f"item {item} was never put before {annotator!r}: ask for the next item first")
             kind = kind_named(asked.kind)
             if kind.many_criteria:
                 findings.refuse(
@@ -158,7 +214,7 @@ class PreferenceStore(Records):
                 )
             judgement = kind(
                 asked.prompt,
-                [asked.responses[place] for place in asked.order_for(annotator)],
+                shown,
                 answer,
                 criterion=asked.criterion,
                 annotator=annotator,
@@ -171,7 +227,7 @@ class PreferenceStore(Records):
             ).fetchone()
             if not free:
                 raise LeaseExpired(f"item {item} was lent to {annotator!r} too long ago: others have judged it")
-            if not self._add_judgement(judgement, item, key):
+            if not self._add_judgement(judgement, origin, item, key):
                 raise DataError("the same judgement of the same moment is in the store already: send it again")
             self._db.execute("DELETE FROM leases WHERE item = ? AND annotator = ?", (item, who))
             return Receipt(item, judgement, new=True)

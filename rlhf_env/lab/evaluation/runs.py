@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from rlhf_env.errors import ConfigError, DataError, Problem, did_you_mean, under
-from rlhf_env.feedback.offline import load_preferences, pair_source
+from rlhf_env.feedback.offline import (
+    label_source,
+    labels_of,
+    load_judgements,
+    load_preferences,
+    only_labels,
+    pair_source,
+)
 from rlhf_env.lab.evaluation.evaluator import Evaluation, Evaluator
 from rlhf_env.lab.evaluation.health import WARNINGS_FILE, Alert, Watch
 from rlhf_env.lab.evaluation.likelihood import Likelihood
@@ -222,17 +229,22 @@ def _with_data(workplace: Workplace) -> Workplace:
     experiment, setup = workplace.experiment, workplace.setup
     if not isinstance(workplace.source, EnvSource):
         return workplace
-    rows = experiment.environment.num_envs
+    rows, seed = experiment.environment.num_envs, experiment.seed
     if experiment.preferences is not None:
         with under("preferences"):
-            stored = load_preferences(str(experiment.located().preferences))
+            path = str(experiment.located().preferences)
+            if traits(workplace.agent).takes_labels and only_labels(judgements := load_judgements(path)):
+                labels = list(labels_of(judgements))
+                labelled = label_source(labels, setup.tokenizer, rows=rows, seed=seed, reference=setup.reference)
+                return replace(workplace, source=labelled)
+            stored = load_preferences(path)
         pairs = max(1, rows // 2)
-        source = pair_source(stored, setup.tokenizer, pairs=pairs, seed=experiment.seed, reference=setup.reference)
+        source = pair_source(stored, setup.tokenizer, pairs=pairs, seed=seed, reference=setup.reference)
     elif traits(workplace.agent).imitates:
         context = setup.policy.context if isinstance(setup.policy, HasContext) else None
         with under("task"):
             answers = demonstrations_of(workplace.env.task, setup.tokenizer, context=context)
-        source = demonstration_source(answers, setup.tokenizer, rows=rows, seed=experiment.seed)
+        source = demonstration_source(answers, setup.tokenizer, rows=rows, seed=seed)
     else:
         return workplace
     return replace(workplace, source=source)

@@ -131,9 +131,9 @@ def test_the_command_that_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "2 pairs on 2 prompts asked for, 0 left out that say the same; 0 of 2 votes on 2 items, 0 complete\n"
     )
     with PreferenceStore("s.sqlite") as store:
-        for item, asked_for in list(store.items()):
-            wins = [asked_for.responses[place].text[:3] for place in asked_for.order_for("z")].index("run")
-            store.submit(item, "z", ("first", "second")[wins], key=str(item))
+        while (asked_for := store.next_item("z")) is not None:
+            wins = [response.text[:3] for response in asked_for.item.responses].index("run")
+            store.submit(asked_for.id, "z", ("first", "second")[wins], key=str(asked_for.id))
         (made,) = contests(store).values()
     winner, loser = run(made)
     assert (winner.author, loser.author) == (Author("policy", "ppo"), Author("policy", "mine"))

@@ -177,6 +177,8 @@ def check(number: int, log_odds: float, reason: str = "random", model: str = "rm
 
 def vote(store: PreferenceStore, item: int, annotator: str, wanted: str) -> None:
     """`wanted` begins the text of the response to vote for, or is a verdict."""
+    with store._writing():
+        store._lend(item, annotator, store._annotator(annotator), store._clock() + 600.0)
     asked = dict(store.items())[item]
     shown = [asked.responses[place].text for place in asked.order_for(annotator)]
     answer = ["first", "second"][[text[0] for text in shown].index(wanted)] if len(wanted) == 1 else wanted

@@ -196,8 +196,8 @@ def test_more_answers_to_a_record_of_ours(tmp_path: Path) -> None:
 
 
 def test_label_studio_as_its_users_write_it(tmp_path: Path) -> None:
-    def result(tag: str, kind: str, value: Any) -> dict[str, Any]:
-        return {"id": "x", "from_name": tag, "to_name": "text1,text2", "type": kind, "value": value}
+    def result(tag: str, kind: str, value: Any, about: str = "text1,text2") -> dict[str, Any]:
+        return {"id": "x", "from_name": tag, "to_name": about, "type": kind, "value": value}
 
     def annotation(*results: Any, who: Any = 3, **more: Any) -> dict[str, Any]:
         return {"id": 1, "completed_by": who, "result": list(results), "was_cancelled": False, **more}
@@ -220,14 +220,17 @@ def test_label_studio_as_its_users_write_it(tmp_path: Path) -> None:
         {
             "id": 2,
             "data": {"prompt": "q", "items": items},
-            "annotations": [annotation(result("rank", "ranker", {"ranker": {"rank": ["y", "x"]}}))],
+            "annotations": [annotation(result("rank", "ranker", {"ranker": {"rank": ["y", "x"]}}, "items"))],
         },
-        {"id": 3, "data": one, "annotations": [annotation(result("rating", "rating", {"rating": 4}))]},
+        {"id": 3, "data": one, "annotations": [annotation(result("rating", "rating", {"rating": 4}, "response"))]},
         {
             "id": 4,
             "data": one,
             "annotations": [
-                annotation(result("kind", "rating", {"rating": 1}), result("true", "rating", {"rating": 5}))
+                annotation(
+                    result("kind", "rating", {"rating": 1}, "response"),
+                    result("true", "rating", {"rating": 5}, "response"),
+                )
             ],
         },
     ]
@@ -273,12 +276,12 @@ def test_a_bad_line_is_named_and_nothing_is_taken(tmp_path: Path, line: str, say
 def test_bad_files(tmp_path: Path) -> None:
     for name, content, says in [
         ("a.csv", "kind,prompt\nrating,q,extra\n", r"a\.csv:2: 3 fields, the header has 2"),
-        ("b.csv", "prompt,prompt\nq,q\n", r"two columns of one name"),
+        ("b.csv", "prompt,prompt\nq,q\n", r"b\.csv:1: more than one column is named 'prompt'"),
         ("c.csv", 'prompt,chosen,rejected\n"q,a,b\n', r"c\.csv:2: not CSV"),
         ("d.csv", "", r"d\.csv: the file is empty"),
         ("e.json", "{}", r"e\.json: expected a list"),
         ("f.json", "[", r"f\.json: not JSON"),
-        ("g.json", "[1]", r"g\.json: record 1: not a record with fields and responses"),
+        ("g.json", "[1]", r"g\.json: record 1: not an object"),
         ("h.json", '[{"annotations": []}]', r"h\.json: record 1: not a task with data"),
         ("i.json", '[{"fields": {}, "responses": {}}]', r"nobody has judged"),
         ("j.txt", "q", r"judgements come as"),

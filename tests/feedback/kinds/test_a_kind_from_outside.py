@@ -208,7 +208,7 @@ def test_the_page_serves_its_form_and_takes_its_vote(acceptance: JudgementKind, 
             (False, "Not like this"),
         ]
         assert (words["type"], words["name"], words["label"]) == ("text", "comment", "Why?")
-        vote = {"item": item["id"], "key": "k", "seconds": 1}
+        vote = {"item": item["id"], "ticket": item["ticket"], "key": "k", "seconds": 1}
         for answer, problem in (
             ("yes", "answer: expected an object with accepted, comment"),
             ({"comment": ""}, "accepted: missing"),

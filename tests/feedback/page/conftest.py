@@ -40,13 +40,20 @@ class Annotator:
     def __init__(self, client: TestClient, token: str, name: str) -> None:
         self.client = client
         self.headers = {"Origin": OWN}
+        self.tickets: dict[object, str] = {}  # of the items that were put before this annotator
         introduced = self.post("enter", token=token, annotator=name)
         assert introduced.status_code == 200, introduced.text
         self.headers["X-CSRF-Token"] = introduced.json()["csrf"]
 
     def post(self, what: str, **fields: Any) -> httpx.Response:
         headers = {**self.headers, "Content-Type": "application/json"}
-        return self.client.post(f"/api/{what}", content=json.dumps(fields), headers=headers)  # ASCII, as browsers do
+        if what == "vote":
+            item = fields.get("item")
+            fields.setdefault("ticket", self.tickets.get(item, "none") if isinstance(item, int) else "none")
+        said = self.client.post(f"/api/{what}", content=json.dumps(fields), headers=headers)  # ASCII, as browsers do
+        if said.status_code == 200 and said.json().get("item"):
+            self.tickets[said.json()["item"]["id"]] = said.json()["item"]["ticket"]
+        return said
 
     def next(self) -> Any:
         return self.post("next").json()["item"]

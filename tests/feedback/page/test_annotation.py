@@ -22,6 +22,7 @@ from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.types import Prompt
 
 PERSON = Author("human", "Zoë")
+Lend = Callable[[PreferenceStore, int, str], None]
 
 
 class Clock:
@@ -97,8 +98,10 @@ def test_each_kind_from_item_to_judgement(store: PreferenceStore, kind: str) -> 
     assert [counts[word] for word in ("comparisons", "ratings", "rankings", "criteria")] == [kind == k for k in KINDS]
 
 
-def test_an_answer_that_does_not_fit_is_refused_and_changes_nothing(store: PreferenceStore) -> None:
+def test_an_answer_that_does_not_fit_is_refused_and_changes_nothing(store: PreferenceStore, put_before: Lend) -> None:
     names = store.add_items([item for item, _, _ in KINDS.values()])
+    for name in names:
+        put_before(store, name, "ann")
     for name, answer, says in zip(
         names, ["left", 0, [1, 3, 1], {"kind": 1}], ["verdict: 'left'", "score", "dense", "kind, true"], strict=True
     ):
@@ -108,13 +111,15 @@ def test_an_answer_that_does_not_fit_is_refused_and_changes_nothing(store: Prefe
         store.submit(99, "ann", "first", key="k")
     with pytest.raises(DataError, match="annotator: empty; key: empty"):
         store.submit(names[0], "", "first", key="")
-    assert store.annotators() == []
+    assert store.annotators() == ["ann"]
     assert store.progress().votes == 0
 
 
-def test_a_double_click_is_one_vote_and_the_first_answer_stands(store: PreferenceStore) -> None:
+def test_a_double_click_is_one_vote_and_the_first_answer_stands(store: PreferenceStore, put_before: Lend) -> None:
     """F37: the same key, another key, another answer."""
     one, two = store.add_items([pair(0), pair(1)])
+    for item, who in ((one, "ann"), (two, "ann")):
+        put_before(store, item, who)
     first = store.submit(one, "ann", "first", key="k1")
     for answer, key in (("first", "k1"), ("second", "k1"), ("second", "k2")):
         again = store.submit(one, "ann", answer, key=key)
@@ -181,6 +186,7 @@ def test_what_one_holds_comes_before_what_became_free(store: PreferenceStore, cl
 def test_the_same_vote_again_in_the_same_moment(tmp_path: Path) -> None:
     with PreferenceStore(tmp_path / "preferences.sqlite", clock=lambda: 1.7e9) as store:
         (name,) = store.add_items([pair(0)])
+        assert lent(store, "ann").id == name
         assert store.submit(name, "ann", "first", key="k1").new
         assert store.undo("ann") is not None
         assert store.submit(name, "ann", "first", key="k2").new
@@ -189,8 +195,8 @@ def test_the_same_vote_again_in_the_same_moment(tmp_path: Path) -> None:
 
 def test_the_file_itself_refuses_a_second_vote(store: PreferenceStore) -> None:
     """Whatever another program does: one standing vote of a person on an item, one row of a key."""
-    (name,) = store.add_items([pair(0)])
-    store.submit(name, "ann", "first", key="k")
+    store.add_items([pair(0)])
+    store.submit(lent(store, "ann").id, "ann", "first", key="k")
     again = "INSERT INTO judgements SELECT NULL, 'new', kind, prompt, annotator, criterion, weight, created, payload, "
     for rest in ("seconds, item, NULL, 0 FROM judgements", "seconds, NULL, idempotency_key, 0 FROM judgements"):
         with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):

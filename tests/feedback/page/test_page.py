@@ -74,8 +74,9 @@ def test_each_kind_from_request_to_judgement(path: Path, enter: Enter, fill: Fil
 def test_a_retried_vote_is_one_and_undo_takes_it_back(
     path: Path, enter: Enter, pairs: Pairs, fill: Fill, votes: Votes
 ) -> None:
-    one, two = fill(path, *pairs(2))
+    two, one = fill(path, *pairs(2))
     ann = enter()
+    assert ann.next()["id"] == two
     for new, answer, key in ((True, "first", "k"), (False, "first", "k"), (False, "second", "other")):
         said = ann.post("vote", item=two, answer=answer, key=key, seconds=1).json()
         assert (said["new"], said["item"]["id"]) == (new, one)
@@ -106,6 +107,7 @@ def test_agreement_of_what_was_judged(path: Path, enter: Enter, pairs: Pairs, fi
     ids = fill(path, *pairs(4, overlap=2))
     for name, last in (("Ann", "tie"), ("Ben", "cannot say")):
         annotator = enter(name)
+        assert annotator.next()["id"] == ids[0]
         for item in ids:
             annotator.post("vote", item=item, answer="tie" if item != ids[-1] else last, key=f"{name}{item}", seconds=3)
     (found,) = annotator.client.get("/api/agreement", headers=annotator.headers).json()["agreement"]
@@ -131,6 +133,7 @@ def test_results_are_for_the_owner_until_everything_is_judged(
     asked = [*blind_pairs([answers("x"), answers("y")]).items, *pairs(1)]
     ids = fill(path, *asked)
     ann, ben = enter("Ann"), enter("Ben")
+    ann.next()
     for place, item in enumerate(ids):
         answer = "first" if asked[place].order_for("Ann")[0] == 0 else "second"
         for token in (None, "", keys.token, keys.owner[:-1], 7):
@@ -164,9 +167,11 @@ def test_results_of_a_reward_model_and_a_note_that_tells_nothing_of_it(
     ann = enter()
     shown = ann.next()
     assert shown["purpose"] == "verification"
-    assert set(shown) == {"id", "kind", "purpose", "prompt", "responses", "form", "lease"}
+    assert set(shown) == {"id", "ticket", "kind", "purpose", "prompt", "responses", "form", "lease"}
     assert [set(it) for it in shown["responses"]] == [{"text", "length"}] * 2
-    assert not re.search(r"long|\brm\b|1\.5|favour|reason", json.dumps({**shown, "length": ""}).replace("length", ""))
+    assert not re.search(
+        r"long|\brm\b|1\.5|favour|reason", json.dumps({**shown, "ticket": "", "length": ""}).replace("length", "")
+    )
     first = item.order_for("Ann")[0] == 0
     ann.post("vote", item=shown["id"], answer="second" if first else "first", key="k", seconds=1)
     told = results(ann, keys.owner).json()
@@ -199,7 +204,9 @@ def test_nonsense_is_refused_with_words(
     path: Path, enter: Enter, what: str, fields: Mapping[str, Any], says: str, pairs: Pairs, fill: Fill, votes: Votes
 ) -> None:
     fill(path, *pairs(1))
-    refused = enter().post(what, **fields)
+    ann = enter()
+    ann.next()
+    refused = ann.post(what, **fields)
     assert refused.status_code == 422, refused.text
     assert says in "; ".join(refused.json()["problems"])
     assert votes(path) == []

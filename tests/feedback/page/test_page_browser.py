@@ -257,6 +257,8 @@ def test_a_double_click_and_a_lost_lease(tab: Tab, tmp_path: Path) -> None:
         tab.sees("question 1")
         tab.sees("is now free for others")
         with PreferenceStore(path) as store:
+            lent = store.next_item("Ben")
+            assert lent is not None and lent.id == two
             assert store.submit(two, "Ben", "tie", key="Ben").new
         tab.press("1")
         tab.sees("Your vote was not counted")

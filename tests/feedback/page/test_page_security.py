@@ -266,6 +266,7 @@ def test_sql_is_text_like_any_other(
     """S14: as name, key, answer and item."""
     (one,) = fill(path, *pairs(1))
     ann = enter(text)
+    assert ann.next()["id"] == one
     assert ann.post("vote", item=text, answer="first", key=text).status_code == 422
     assert ann.post("vote", item=one, answer=text, key=text).status_code == 422
     assert ann.post("vote", item=one, answer="first", key=text).status_code == 200

@@ -67,7 +67,8 @@ def test_eight_annotators_at_once_give_every_pair_its_votes(
                     if (item := said.json()["item"]) is None:
                         time.sleep(0.05)  # others hold what is left
                     else:
-                        vote = {"item": item["id"], "answer": "tie", "key": f"{number} {item['id']}", "seconds": 1}
+                        about = {"item": item["id"], "ticket": item["ticket"]}
+                        vote = {**about, "answer": "tie", "key": f"{number} {item['id']}", "seconds": 1}
                         assert client.post("/api/vote", json=vote).status_code in (200, 409)
                     said = client.post("/api/next", json={})
 

@@ -217,12 +217,14 @@ def test_an_older_file_is_migrated(path: Path) -> None:
         assert store.add([given]) == 0, "the digests of older rows hold"
         item = Item(kind="comparison", prompt=given.prompt, responses=given.responses)
         (name,) = store.add_items([item])
+        asked = store.next_item("ann")
+        assert asked is not None and asked.id == name
         assert store.submit(name, "ann", "tie", key="k").new
         assert store.counts() == counted(1, 2, 1, comparisons=2, preferences=1, ties=1)
         (version,) = store._db.execute("PRAGMA user_version").fetchone()
     with PreferenceStore(path) as store:
         assert store.counts().judgements["comparisons"] == 2
-    assert version == 3
+    assert version == 4
 
 
 def test_a_migration_that_fails_leaves_the_file_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,7 +264,7 @@ def test_a_judgement_that_makes_no_sense_is_refused_with_every_reason() -> None:
         Comparison(Prompt("", "q"), same, same, "first", "", weight=float("nan"))
     assert len(caught.value.problems) == 4
     Comparison(Prompt("p", "q"), same, same, "tie", "ann")  # nobody won, so nothing contradicts
-    with pytest.raises(DataError, match="verdict: 'left' is none of first, second, tie, cannot say"):
+    with pytest.raises(DataError, match="verdict: 'left' is none of first, second, tie, both bad, cannot say"):
         comparison(0, "left")  # type: ignore[arg-type]
     with pytest.raises(DataError, match="prompt: expected text, got null"):
         Comparison(Prompt("p", None), same, Response("no", SFT), "first", "ann")  # type: ignore[arg-type]

@@ -69,9 +69,20 @@ function leave() {
 }
 
 async function begin({ annotator }) {
+  const lost = server.belongsTo(annotator);
   $("name").textContent = annotator;
   $("who").hidden = $("progress").hidden = document.querySelector("footer").hidden = false;
-  await attempt(() => (server.pending() ? server.deliver(waiting) : server.next(waiting)));
+  await attempt(
+    () => (server.pending() ? server.deliver(waiting) : server.next(waiting)),
+    () => (lost === null ? "" : `${annotator} is judging in this browser now. The last vote of ${lost} in this tab was not counted: ${lost} can give it again.`),
+  );
+}
+
+// Another tab has changed who judges in this browser, or has begun a new session: this one follows.
+async function follow(error) {
+  const known = await server.session();
+  if (known.annotator === null) ask(null, error.message);
+  else await begin(known);
 }
 
 // ---------------------------------------------------------------- one item after the other
@@ -89,8 +100,10 @@ async function attempt(request, said = () => "") {
     if (error.status === 409) {
       await attempt(
         () => server.next(waiting),
-        () => "Your vote was not counted: the item was yours for too long, and others have judged it. Here is the next one.",
+        () => `Your vote was not counted: ${error.message}. Here is the next one.`,
       );
+    } else if (error.status === 403 && before !== null) {
+      await follow(error).catch((again) => notice(again.message ?? String(again)));
     } else if (error.status === 401) {
       ask(null, error.message);
     } else {
@@ -156,7 +169,7 @@ function submit(item, answer) {
   if (!settled()) return;
   const hidden = hiddenFor + (hiddenSince ? performance.now() - hiddenSince : 0);
   const seconds = Math.max(0, performance.now() - shownAt - hidden) / 1000;
-  attempt(() => server.vote(item.id, answer, seconds, waiting), (said) => (said.new ? "" : "You had judged that one before: the first vote stands."));
+  attempt(() => server.vote(item, answer, seconds, waiting), (said) => (said.new ? "" : "You had judged that one before: the first vote stands."));
 }
 
 function takeBack() {

@@ -3,6 +3,7 @@
 
 const PENDING = "pending vote";
 const HISTORY = "judged items";
+const JUDGE = "who judges in this tab";
 let csrf = "";
 
 // The server said no: `status` is HTTP's, the message is for people.
@@ -46,6 +47,16 @@ export async function session() {
   return said;
 }
 
+// The browser's tabs share one session, and this tab may have been somebody else's: what that person judged here is
+// neither sent nor taken back by whoever judges now. Returns the name of a person whose vote is thrown away.
+export function belongsTo(annotator) {
+  const before = recall(JUDGE);
+  const lost = before !== null && before !== annotator && pending() !== null ? before : null;
+  if (before !== annotator) forget();
+  keep(JUDGE, annotator);
+  return lost;
+}
+
 export async function enter(token, annotator) {
   const said = await send("POST", "/api/enter", { token, annotator });
   csrf = said.csrf;
@@ -68,8 +79,8 @@ export function forget() {
   sessionStorage.clear();
 }
 
-export async function vote(item, answer, seconds, onWait) {
-  keep(PENDING, { item, answer, seconds, key: crypto.getRandomValues(new Uint32Array(4)).join("-") });
+export async function vote({ id, ticket }, answer, seconds, onWait) {
+  keep(PENDING, { item: id, ticket, answer, seconds, key: crypto.getRandomValues(new Uint32Array(4)).join("-") });
   return deliver(onWait);
 }
 

@@ -1,0 +1,96 @@
+"""Conversations as data sets hold them: messages with roles, ShareGPT's turns, and transcripts as one text.
+
+Messages are `{"role": ..., "content": "text"}`; a content may also be a list of parts, of which text is read. What a
+text cannot hold (pictures, calls of tools) is refused by a sentence that says what to do.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlhf_env.errors import DataError
+from rlhf_env.feedback import findings
+from rlhf_env.types import JsonObject
+
+Messages = list[JsonObject]
+
+_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+_TOOLS = ("tool", "function", "function_call", "observation", "ipython")
+_TURN = re.compile(r"\n\n(Human|Assistant):")
+_NO_TOOLS = "calls of tools are not read: leave the row out (--skip does), or write the prompt as one text"
+
+
+def is_conversation(content: object) -> bool:
+    return isinstance(content, list) and any(isinstance(it, Mapping) for it in content)
+
+
+def messages_of(content: object) -> Messages:
+    """Messages with a role and a text each. Raises DataError with the first problem, by the number of its message."""
+    if isinstance(content, Mapping):
+        content = [content]
+    if not isinstance(content, list):
+        raise DataError(f"expected text, got {json.dumps(content)[:40]}")
+    if not content:
+        raise DataError("expected text, or messages with a role and a content of text")
+    return [_message(number, message) for number, message in enumerate(content, start=1)]
+
+
+def _message(number: int, message: Any) -> JsonObject:
+    if not isinstance(message, Mapping):
+        raise DataError(f"expected text, or messages with a role and a content of text; message {number} is no object")
+    role, content = message.get("role"), message.get("content")
+    if "from" in message and role is None:  # ShareGPT
+        if message["from"] in _TOOLS:
+            raise DataError(f"message {number}: {_NO_TOOLS}")
+        role, content = _ROLES.get(str(message["from"])), message.get("value")
+        if role is None:
+            raise DataError(f"message {number}: from: {message['from']!r} is none of {', '.join(_ROLES)}")
+    if message.get("tool_calls") or message.get("function_call") or role in _TOOLS:
+        raise DataError(f"message {number}: {_NO_TOOLS}")
+    if isinstance(content, list):
+        content = _text_of_parts(number, content)
+    if not isinstance(role, str) or not isinstance(content, str):
+        raise DataError(f"expected text, or messages with a role and a content of text; message {number} has none")
+    return {"role": role, "content": content}
+
+
+def _text_of_parts(number: int, parts: Sequence[Any]) -> str:
+    texts = []
+    for part in parts:
+        if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
+            kind = part.get("type") if isinstance(part, Mapping) else findings.in_words(part)
+            raise DataError(f"message {number}: a part of the type {kind!r}: only text is read, leave the row out")
+        texts.append(part["text"])
+    return "".join(texts)
+
+
+def transcript(text: object) -> Messages | None:
+    """The messages of a text in the layout of Anthropic's hh-rlhf, which ends with the assistant's; None for another.
+
+    "\\n\\nHuman: ...\\n\\nAssistant: ...", any number of times.
+    """
+    if not isinstance(text, str) or not text.startswith("\n\nHuman:"):
+        return None
+    _, *turns = _TURN.split(text)
+    messages: Messages = [
+        {"role": "user" if who == "Human" else "assistant", "content": said.strip()}
+        for who, said in zip(turns[::2], turns[1::2], strict=True)
+    ]
+    return messages if len(messages) > 1 and messages[-1]["role"] == "assistant" else None
+
+
+def divided(chosen: Messages, rejected: Messages) -> tuple[Messages, JsonObject, JsonObject]:
+    """(prompt, chosen answer, rejected answer) of two whole conversations, which differ in their last message."""
+    if len(chosen) < 2 or chosen[:-1] != rejected[:-1]:
+        raise DataError("chosen, rejected: without a prompt both must begin with the same messages, and differ in one")
+    return chosen[:-1], chosen[-1], rejected[-1]
+
+
+def answer_in(message: JsonObject) -> str:
+    """The text of an answer. Raises DataError for a message of somebody else."""
+    if message["role"] != "assistant":
+        raise DataError(f"expected a message of the assistant, got one of {message['role']!r}")
+    return str(message["content"])
