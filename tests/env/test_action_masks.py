@@ -191,3 +191,16 @@ def test_what_is_no_mask_is_the_tasks_fault(mask: Any) -> None:
     env = TextEnv(**settings(task=Wrong()))
     with pytest.raises(DataError, match=r"task Wrong for prompt 'no twins' after 0 tokens must be bool\[6\]"):
         env.reset(seed=0)
+
+
+def test_stable_baselines3s_own_vector_hands_the_masks_on() -> None:
+    env_util = pytest.importorskip("stable_baselines3.common.env_util")
+    masking = pytest.importorskip("sb3_contrib.common.maskable.utils")  # what MaskablePPO asks with
+    envs = env_util.make_vec_env("rlhf_env/Token-v0", 2, seed=0, env_kwargs=settings())
+    envs.reset()
+    assert masking.is_masking_supported(envs)
+    assert [which(mask) for mask in masking.get_action_masks(envs)] == [[A, B, C], [A, B, C]]
+    envs.step(np.array([A, B]))
+    assert [which(mask) for mask in masking.get_action_masks(envs)] == [[B, C, END], [A, C, END]]
+    envs.step(np.array([END, C]))  # the first text has ended: the mask is the next one's
+    assert [which(mask) for mask in masking.get_action_masks(envs)] == [[A, B, C], [A, B, END]]
