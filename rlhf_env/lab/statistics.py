@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 
 from rlhf_env.errors import DataError
+from rlhf_env.feedback.reward_models.calibration import wilson_interval
 from rlhf_env.types import Float
 
 Statistic = Callable[[Float], float]
@@ -105,6 +106,45 @@ def estimate(
     redrawn = [statistic(*(_redraw(sample, stream) for sample in checked)) for _ in range(resamples)]
     low, high = widened_percentiles(redrawn, seeds, level)
     return Estimate(value, low, high, level)
+
+
+def mean_of_seeds(scores: Float, level: float = 0.95, *, paired: bool = False) -> Estimate:
+    """The mean of scores float64[S, K] and its interval, made for a few seeds of any shape.
+
+    A seed is one number, its mean over the tasks. From three seeds on, each end is the outer one of two intervals:
+    Student's, which holds for symmetric scores (the differences of pairs), and Hall's transformation of it (Hall 1992,
+    JRSS B 54), which has the skewness in it. At ten seeds Student's alone covers 95 % where scores are normal, 89 %
+    where they are exponential and 83 % where they are lognormal; this 96, 95 and 92 %
+    (`benchmarks/interval_coverage.py`, also on what it costs in width).
+
+    Where seeds have two values only (solved and not solved), it is Wilson's interval of their shares, unless they are
+    `paired` differences: of those, a third value may just not have been seen. Where all are alike there is no interval:
+    nothing says how far another seed would be.
+    """
+    of_seeds = _checked(scores).mean(axis=1)
+    value, seeds = float(of_seeds.mean()), len(of_seeds)
+    below, above = float(of_seeds.min()), float(of_seeds.max())
+    rounding = 1e-12 * max(abs(below), abs(above))
+    if above - below <= rounding:
+        return Estimate(value, None, None, level)
+    if not paired and seeds > 2 and bool((np.minimum(of_seeds - below, above - of_seeds) <= rounding).all()):
+        low, high = wilson_interval(float((above - of_seeds <= rounding).mean()), seeds, level)
+        return Estimate(value, below + (above - below) * low, below + (above - below) * high, level)
+    error = float(of_seeds.std(ddof=1)) / math.sqrt(seeds)
+    t = student_t((1.0 + level) / 2.0, seeds - 1)
+    if seeds < 3:
+        return Estimate(value, value - t * error, value + t * error, level)
+    third = float(((of_seeds - value) ** 3).sum()) * seeds / ((seeds - 1) * (seeds - 2))
+    skew = third / (error**3 * seeds**2)  # the unbiased third moment over the cubed deviation, over the root of seeds
+    low, high = (-_hall(bound, skew) * error for bound in (t, -t))
+    return Estimate(value, value + min(low, -t * error), value + max(high, t * error), level)
+
+
+def _hall(x: float, skew: float) -> float:
+    """The t at which Hall's g(t) = t + a t^2 / 3 + a^2 t^3 / 27 + a / 6 is `x`, with a = `skew` / sqrt(seeds)."""
+    if abs(skew) < 1e-9:
+        return x
+    return 3.0 / skew * (float(np.cbrt(1.0 + skew * (x - skew / 6.0))) - 1.0)
 
 
 def widened_percentiles(redrawn: Sequence[float], seeds: int, level: float = 0.95) -> tuple[float, float]:
@@ -197,20 +237,19 @@ def compare(
     *,
     stream: np.random.Generator,
     level: float = 0.95,
-    resamples: int = 2000,
 ) -> dict[str, PairedComparison]:
     """Every other agent of `scores` compared with `against` on shared seeds.
 
-    "better" or "worse" needs all of: five seeds, an interval that leaves out 0, and a p-value below 1 - `level` after
-    Holm's correction (for which `seeds_for_a_verdict` are needed). Everything else is "inconclusive", which is not
-    "equal".
+    "better" or "worse" needs all of: five seeds, an interval that leaves out 0 (or differences that are all alike), and
+    a p-value below 1 - `level` after Holm's correction (for which `seeds_for_a_verdict` are needed). Everything else is
+    "inconclusive", which is not "equal".
     """
     if against not in scores:
         raise DataError(f"there are no scores of {against!r}, only of {', '.join(scores)}")
     others = [name for name in scores if name != against]
     pairs = [_pair(scores[name], scores[against]) for name in others]
     differences = [a - b for a, b in pairs]
-    estimates = [estimate(mean, d, stream=stream, level=level, resamples=resamples) for d in differences]
+    estimates = [mean_of_seeds(d, level, paired=True) for d in differences]
     tests = [sign_flip_p(d, stream=stream) for d in differences]
     return {
         name: PairedComparison(difference, p, adjusted, _verdict(difference, adjusted, len(d), 1.0 - level))
@@ -219,7 +258,8 @@ def compare(
 
 
 def _verdict(difference: Estimate, p: float, seeds: int, alpha: float) -> AgentVerdict:
-    if seeds < SEEDS_FOR_A_CLAIM or p >= alpha or not difference.excludes_zero:
+    alike = difference.low is None and difference.value != 0.0
+    if seeds < SEEDS_FOR_A_CLAIM or p >= alpha or not (difference.excludes_zero or alike):
         return "inconclusive"
     return "better" if difference.value > 0.0 else "worse"
 

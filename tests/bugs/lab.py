@@ -54,6 +54,22 @@ MUTANTS = (
     ),
     Mutant(
         "STAT",
+        "the interval of a mean forgets that scores are skewed",
+        "rlhf_env/lab/statistics.py",
+        "    low, high = (-_hall(bound, skew) * error for bound in (t, -t))\n",
+        "    low, high = (-bound * error for bound in (t, -t))\n",
+        "tests/lab/test_statistics.py",
+    ),
+    Mutant(
+        "STAT",
+        "the skewness has the wrong sign",
+        "rlhf_env/lab/statistics.py",
+        "    third = float(((of_seeds - value) ** 3).sum())",
+        "    third = -float(((of_seeds - value) ** 3).sum())",
+        "tests/lab/test_statistics.py",
+    ),
+    Mutant(
+        "STAT",
         "widened percentiles without the n - 1 of a sample's variance",
         "rlhf_env/lab/statistics.py",
         "    wide = math.sqrt(seeds / (seeds - 1)) * student_t((1.0 + level) / 2.0, seeds - 1)\n",

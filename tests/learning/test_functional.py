@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rlhf_env.errors import ConfigError
 from rlhf_env.learning.functional import (
+    Aggregation,
     clipped_policy_loss,
     clipped_value_loss,
     explained_variance,
@@ -423,3 +424,9 @@ def test_minibatches_cover_every_row_once_an_epoch() -> None:
         assert sorted(torch.cat(epoch).tolist()) == list(range(7))
     assert torch.cat(shares[:3]).tolist() != torch.cat(shares[3:]).tolist()
     assert [len(share) for share in minibatches(2, 5, 1, np.random.default_rng(0))] == [1, 1]
+
+
+@pytest.mark.parametrize("aggregation", ["token-mean", "sequence-mean", "sequence-sum", "dr-grpo"])
+def test_a_batch_without_a_token_weighs_nothing(aggregation: Aggregation) -> None:
+    weights = token_weights(torch.zeros(3, 4, dtype=torch.bool), aggregation, longest=5)
+    assert torch.equal(weights, torch.zeros(3, 4, dtype=torch.float64)), "0 and not 0 / 0"

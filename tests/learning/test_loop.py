@@ -5,99 +5,29 @@ from __future__ import annotations
 import math
 import os
 import signal
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from rlhf_rewards.kl import KL
 
-from rlhf_env.envs.rewards import Failures, RewardMix
-from rlhf_env.envs.text_vector_env import TextVectorEnv
-from rlhf_env.errors import ConfigError, RewardError, RlhfEnvError, RunFailed
+from rlhf_env.errors import ConfigError, RlhfEnvError, RunFailed
 from rlhf_env.lab.evaluation.runs import run as run_it
 from rlhf_env.learning import loop
-from rlhf_env.learning.agent import Decision
 from rlhf_env.learning.collect import collect
-from rlhf_env.learning.engine import Engine, Optimization
+from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.experiment import build
-from rlhf_env.learning.functional import logprobs_under
 from rlhf_env.learning.loop import train
-from rlhf_env.learning.rollout import Rollout, demonstrations
+from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
 from rlhf_env.learning.schedules import multiplier
 from rlhf_env.learning.signals import Interrupted
-from rlhf_env.learning.sources import DataSource, EnvSource, Shuffled
-from rlhf_env.learning.spending import Budget, Spending
+from rlhf_env.learning.spending import Budget
 from rlhf_env.learning.stopping import Patience
-from rlhf_env.testing import make_episode
-from rlhf_env.types import Episode, Float, Observation
 
-# ---------------------------------------------------------------- collect
-
-# Alphabet "ab=": a is 0, b is 1, = is 2, the end token 3, pad 4; 5 in an action means "nothing here".
-END, VOCABULARY, LIMIT = 3, 5, 5
-TEXTS = [[0, 1, END], [END], [1, 1, 1, 1, 1, 0, 0, 0], [0, 0, 0, 0, END]]  # the third runs into the limit
-
-
-class Scripted:
-    """Writes the given texts `k` tokens at a time; every token's log-probability and value tell its row and place."""
-
-    def __init__(self, texts: Sequence[Sequence[int]], k: int) -> None:
-        self.texts, self.k = texts, k
-        self.begun: dict[str, Any] = {}
-
-    def begin(self) -> dict[str, Any]:
-        return self.begun
-
-    def act(self, observation: Observation, /) -> Decision:
-        lengths = observation["attention_mask"].sum(axis=1)
-        prompts = (observation["input_ids"] == 2).argmax(axis=1) + 1  # a prompt ends with its only "="
-        places = (lengths - prompts)[:, None] + np.arange(self.k)
-        tokens = np.array(
-            [
-                [text[place] if place < len(text) else VOCABULARY for place in row]
-                for text, row in zip(self.texts, places, strict=True)
-            ]
-        )
-        told = np.arange(len(self.texts))[:, None] + places / 10
-        if self.k == 1:
-            tokens, told = tokens[:, 0], told[:, 0]
-        return Decision(tokens, -1.0 - told, {"value": 100.0 + told})
-
-    def update(self, _rollout: Rollout, /) -> dict[str, float]:
-        return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, _state: Any, /) -> None: ...
-
-
-@dataclass
-class StatedLogprobs:
-    """A token reward that reads what the agent stated: a wrong place would show in the reward."""
-
-    needs_logprobs = True
-
-    def token_rewards(self, episodes: Sequence[Episode], /) -> list[Float]:
-        return [np.asarray(episode.logprobs) * (1 + np.arange(len(episode.response_ids))) for episode in episodes]
-
-
-def echo_env(k: int, rows: int = 4, *, stated: bool = True, task: Any = 1.0, **settings: Any) -> TextVectorEnv:
-    reward: dict[str, Any] = {"task": task, **({"stated": (0.5, StatedLogprobs())} if stated else {})}
-    defaults: dict[str, Any] = {"autoreset_mode": "Disabled", "max_new_tokens": LIMIT, "max_prompt_tokens": 4}
-    return TextVectorEnv(
-        rows,
-        task={"name": "echo", "length": 2},
-        reward=reward,
-        tokenizer="alphabet:ab=",
-        action_length=k,
-        **{**defaults, **settings},
-    )
+from .scripted import END, LIMIT, TEXTS, Scripted, Spends, echo_env
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
@@ -157,169 +87,6 @@ def test_a_row_cut_from_outside_is_truncated_and_not_scored() -> None:
     assert rollout.truncated.tolist() == [True, False, True, True]
     assert rollout.scored.tolist() == [False, True, False, False]
     assert rollout.extras["value"][2][rollout.actions[2]].tolist() == [102.0, 102.1]
-
-
-# ---------------------------------------------------------------- sources
-
-
-@pytest.mark.parametrize("size", [1, 7, 10])
-def test_shuffled_epochs_are_permutations(size: int) -> None:
-    source = Shuffled(size, seed=3)
-    drawn = [index for _ in range(6) for index in source.take(size // 2 + 1)]
-    epochs = [drawn[start : start + size] for start in range(0, len(drawn) - size + 1, size)]
-    assert all(sorted(epoch) == list(range(size)) for epoch in epochs)
-    if size > 1:
-        assert epochs[0] != epochs[1]
-        assert Shuffled(size, seed=4).take(size) != epochs[0]
-
-
-@pytest.mark.parametrize("size", [None, 1, 7])
-def test_shuffled_goes_on_from_its_place_alone(size: int | None) -> None:
-    uncut = Shuffled(size, seed=3).take(30)
-    for place in range(30):
-        resumed = Shuffled(size, seed=3)
-        resumed.place = place
-        assert resumed.take(30 - place) == uncut[place:]
-
-
-def test_an_unbounded_source_gives_new_indices_that_fit_a_seed() -> None:
-    drawn = Shuffled(None, seed=3).take(1000)
-    assert len(set(drawn)) == 1000
-    assert all(0 <= index < 2**31 for index in drawn)
-
-
-def test_a_rollout_costs_what_it_costs() -> None:
-    spending = Spending()
-    source = EnvSource(echo_env(LIMIT), seed=0, spending=spending)
-    source.next(Scripted(TEXTS, LIMIT))
-    assert (spending.episodes, spending.generated_tokens, spending.reward_calls) == (4, 3 + 1 + 5 + 5, 4)
-
-
-class Begins(Scripted):
-    """Asks for other options each time, as a curriculum may."""
-
-    calls = 0
-
-    def begin(self) -> dict[str, Any]:
-        self.calls += 1
-        return {"group_size": 2}
-
-
-def test_an_agent_begins_once_a_rollout() -> None:
-    agent = Begins(TEXTS, LIMIT)
-    source = EnvSource(echo_env(LIMIT), seed=0, spending=Spending())
-    assert source.next(agent).group.tolist() == [0, 0, 1, 1]
-    source.next(agent)
-    assert agent.calls == 2
-
-
-class Breaks:
-    """A reward that fails once."""
-
-    broken = True
-
-    def __call__(self, episodes: Sequence[Episode], /) -> Float:
-        if self.broken:
-            self.broken = False
-            raise OSError("the judge does not answer")
-        return np.zeros(len(episodes))
-
-
-def test_prompts_of_a_failed_rollout_are_taken_again() -> None:
-    env, sound = echo_env(LIMIT, task=Breaks()), echo_env(LIMIT)
-    spending = Spending()
-    source, other = EnvSource(env, seed=0, spending=spending), EnvSource(sound, seed=0, spending=Spending())
-    with pytest.raises(RewardError, match="the judge does not answer"):
-        source.next(Scripted(TEXTS, LIMIT))
-    assert spending == Spending()
-    ids = [[e.prompt.id for e in s.next(Scripted(TEXTS, LIMIT)).episodes] for s in (source, other)]
-    assert ids[0] == ids[1]
-
-
-class Remembers:
-    """Counts the episodes it was shown."""
-
-    seen = 0
-
-    def __call__(self, episodes: Sequence[Episode], /) -> Float:
-        return np.zeros(len(episodes))
-
-    def observe(self, episodes: Sequence[Episode], /) -> None:
-        self.seen += len(episodes)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"seen": self.seen}
-
-    def load_state_dict(self, state: Any, /) -> None:
-        self.seen = state["seen"]
-
-
-def test_a_source_holds_what_rewards_remember_of_its_last_rollout() -> None:
-    env = echo_env(LIMIT, task=Remembers())
-    source = EnvSource(env, seed=0, spending=Spending())
-    source.next(Scripted(TEXTS, LIMIT))
-    assert source.state_dict() == {"place": 4, "rewards": {"task": {"seen": 4}}}
-    source.next(Scripted(TEXTS, LIMIT))
-    assert source.state_dict() == {"place": 8, "rewards": {"task": {"seen": 8}}}
-
-
-def test_stored_data_comes_in_shuffled_epochs_and_goes_on_where_it_was() -> None:
-    episodes = [make_episode("Say it.", str(i)) for i in range(5)]
-
-    def source() -> DataSource:
-        return DataSource(5, 2, lambda rows: demonstrations([episodes[i] for i in rows], pad_id=256), seed=1)
-
-    agent, uncut = Scripted([], 1), source()
-    said = [[e.response for e in uncut.next(agent).episodes] for _ in range(5)]
-    assert sorted(word for batch in said for word in batch) == sorted("01234" * 2)
-    resumed = source()
-    resumed.load_state_dict({"place": 4})
-    assert [[e.response for e in resumed.next(agent).episodes] for _ in range(3)] == said[2:]
-    assert (
-        len(DataSource(5, 64, lambda rows: demonstrations([episodes[i] for i in rows], pad_id=256), seed=1).next(agent))
-        == 5
-    )
-    with pytest.raises(ConfigError, match="no data"):
-        DataSource(0, 2, lambda _rows: demonstrations([], pad_id=0), seed=0)
-
-
-# ---------------------------------------------------------------- train
-
-
-class Spends:
-    """A source and an agent in one that spend known amounts, and one parameter that is trained."""
-
-    def __init__(self, optimization: Optimization = Optimization()) -> None:  # noqa: B008 - frozen
-        self.spending = Spending()
-        self.engine = Engine(self.spending)
-        self.parameter = torch.nn.Parameter(torch.zeros(1))
-        self.optimizer = self.engine.optimizer([self.parameter], optimization)
-        self.rollout = demonstrations([make_episode()], pad_id=256)
-
-    def next(self, _agent: Any, /) -> Rollout:
-        self.spending.add(episodes=4, generated_tokens=10, reward_calls=8)
-        return self.rollout
-
-    def begin(self) -> dict[str, Any]:
-        return {}
-
-    def act(self, _observation: Observation, /) -> Decision:
-        raise AssertionError("nobody asks")
-
-    def update(self, _rollout: Rollout, /) -> dict[str, float]:
-        self.spending.add(preference_labels=3)
-        for _ in range(2):
-            self.optimizer.backward(self.parameter.sum())
-            self.optimizer.step()
-        return {"lr": self.optimizer.lr, "other/number": 1.0}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, _state: Any, /) -> None: ...
-
-    def train(self, budget: Budget, **how: Any) -> loop.Training:
-        return train(self, self, budget, spending=self.spending, engine=self.engine, **how)
 
 
 @pytest.mark.parametrize(
@@ -465,104 +232,6 @@ def test_schedules_by_hand(name: Any, warmup: float, floor: float, multipliers: 
     """At 0, 1/4, 1/2, 3/4 and all of the budget. cos^2(pi/8) is 0.8535..., cos^2(pi/6) is 3/4."""
     came = [multiplier(name, share / 4, warmup=warmup, floor=floor) for share in range(5)]
     assert came == pytest.approx(multipliers, abs=1e-12)
-
-
-# ---------------------------------------------------------------- the KL of a rollout
-
-
-def test_the_kl_of_a_rollout_is_unscaled_wherever_the_controller_goes(toy: Any) -> None:
-    """It moves by up to 20 % between the scoring of a rollout and the first look at its row."""
-    kl = {"weight": 0.1, "target": 1e-6, "horizon": 1}
-    experiment = toy("ppo", updates=3, rewards={"task": 1.0, "kl": kl})
-    experiment = replace(
-        experiment, agent={**experiment.agent, "lr": 0.05}, policy=replace(experiment.policy, dtype="float64")
-    )
-    workplace = build(experiment)
-    part = workplace.env.reward.parts["kl"]
-    exact, coefficients = [], []
-    update = workplace.agent.update
-
-    def look(rollout: Rollout) -> Any:
-        reference = workplace.setup.reference.response_logprobs(rollout.episodes)
-        exact.append(float(rollout.logprobs.sum(dim=1).mean()) - float(np.mean([row.sum() for row in reference])))
-        coefficients.append(part.coefficient)
-        return update(rollout)
-
-    workplace.agent.update = look  # type: ignore[method-assign]
-    setup = workplace.setup
-    rows = train(
-        workplace.agent, workplace.source, experiment.budget, spending=setup.spending, engine=setup.engine
-    ).rows
-    assert [row["rollout/kl"] for row in rows] == pytest.approx(exact, abs=1e-10)
-    assert abs(exact[-1]) > 0.01
-    assert len(set(coefficients)) > 1, "the controller moves"
-
-
-@pytest.mark.parametrize("agent", [{"name": "dpo"}, {"name": "kto"}, {"name": "grpo", "kl_in_loss": "k3"}], ids=str)
-def test_texts_that_kl_has_read_are_not_read_again(toy: Any, agent: Any) -> None:
-    """The reference is asked about a rollout once, by the part `kl`, whose controller moves right after.
-
-    KTO asks about prompts with other answers too.
-    """
-    kl = {"weight": 0.1, "target": 1e-6, "horizon": 1}
-    experiment = toy("dpo", rewards={"task": 1.0, "kl": kl})
-    experiment = replace(
-        experiment,
-        agent={"group_size": 4, "lr": 0.05, **agent},
-        policy=replace(experiment.policy, dtype="float64"),
-    )
-    workplace = build(experiment)
-    reference, asked = workplace.setup.reference, []
-    read = reference.response_logprobs
-    reference.response_logprobs = lambda said: asked.extend(said) or read(said)
-    for _ in range(3):
-        asked.clear()
-        rollout = workplace.source.next(workplace.agent)
-        assert 0 < len(asked) <= len(rollout)
-        known = rollout.extras["reference"]
-        assert (known - logprobs_under(reference, rollout)).abs().max() < 1e-12
-        asked.clear()
-        workplace.agent.update(rollout)
-        mismatched_too = len(rollout) if agent["name"] == "kto" else 0
-        assert len(asked) <= mismatched_too
-    assert workplace.env.reward.parts["kl"].coefficient != 1.0
-
-
-@pytest.mark.parametrize(
-    ("kl", "known"),
-    [
-        (lambda reference: KL(reference), True),
-        (lambda reference: KL(reference.frozen_copy()), False),  # of somebody else
-        (lambda reference: Sometimes(reference), False),  # a number stands in for what it did not score
-    ],
-    ids=["read", "another", "failed"],
-)
-def test_what_another_reference_says_is_not_taken_for_it(toy: Any, kl: Any, known: bool) -> None:
-    workplace = build(toy("dpo"))
-    reference = workplace.setup.reference
-    mix = RewardMix({"kl": (0.1, kl(reference))}, failures={"kl": Failures(on_error=-1.0, max_bad_fraction=0.5)})
-    env = TextVectorEnv(
-        8,
-        task=workplace.env.task,
-        reward=mix,
-        tokenizer=workplace.env.tokenizer,
-        max_new_tokens=4,
-        max_prompt_tokens=3,
-        action_length=4,
-        autoreset_mode="Disabled",
-    )
-    source = EnvSource(env, seed=0, spending=Spending(), reference=reference)
-    assert ("reference" in source.next(workplace.agent).extras) == known
-
-
-class Sometimes(KL):
-    """Fails on one text of a batch."""
-
-    def token_rewards(self, episodes: Sequence[Episode], /) -> list[Float]:
-        return [
-            np.full(len(it.response_ids), np.nan) if it is episodes[0] else np.zeros(len(it.response_ids))
-            for it in episodes
-        ]
 
 
 @pytest.mark.parametrize("checkpoint_every", [1, 2, 3])

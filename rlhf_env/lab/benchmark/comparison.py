@@ -25,6 +25,7 @@ from rlhf_env.lab.statistics import (
     interquartile_mean,
     least_p,
     mean,
+    mean_of_seeds,
     optimality_gap,
     probability_of_improvement,
 )
@@ -154,14 +155,14 @@ def _ranking(results: Results, task: str) -> AgentRanking | None:
     best = _best({agent: mean(of_agent) for agent, of_agent in scores.items()})
     rival = results.comparing.rival if results.comparing.rival in scores else best
     compared = {
-        other: compare(scores, other, stream=_stream(results, f"against/{task}/{other}"), resamples=_RESAMPLES)
+        other: compare(scores, other, stream=_stream(results, f"against/{task}/{other}"))
         for other in (REFERENCE, rival)
         if other in scores
     }
     standings = [
         Standing(
             agent,
-            estimate(mean, of_agent, stream=_stream(results, f"mean/{task}/{agent}"), resamples=_RESAMPLES),
+            mean_of_seeds(of_agent),
             sum(results.own_score(cell) is None for cell in results.of(task, agent) if cell.seed in seeds),
             {other: made[agent] for other, made in compared.items() if agent in made},
         )
@@ -213,7 +214,7 @@ def _overview(results: Results, rankings: Sequence[AgentRanking]) -> Overview | 
         return np.stack(columns, axis=1)
 
     scores = {agent: normalised(agent) for agent in everywhere}
-    compared = compare(scores, REFERENCE, stream=_stream(results, "against/all tasks"), resamples=_RESAMPLES)
+    compared = compare(scores, REFERENCE, stream=_stream(results, "against/all tasks"))
 
     def across(agent: str) -> Across:
         def interval(statistic: Callable[..., float], *samples: Float) -> Estimate:
@@ -251,7 +252,7 @@ def _same_agent_twice(results: Results, rankings: Sequence[AgentRanking]) -> Ben
     for repeat in range(_REPEATS):
         own = runs[repeat % len(runs)]
         twice = {title: stream.choice(own, size=len(own)) for title in ("one", "other")}
-        claims += compare(twice, "one", stream=stream, resamples=200)["other"].verdict != "inconclusive"
+        claims += compare(twice, "one", stream=stream)["other"].verdict != "inconclusive"
     allowed = int(_MOST_FALSE_CLAIMS * _REPEATS)
     finding = (
         f"{_REPEATS} times, in turn for every agent and task, an agent's runs were drawn twice with replacement, and "

@@ -34,7 +34,7 @@ from rlhf_env.lab.evaluation.evaluator import Evaluator, divergences, log_ratios
 from rlhf_env.lab.evaluation.metric import Measured
 from rlhf_env.lab.evaluation.metrics import METRICS, entropy
 from rlhf_env.lab.evaluation.runs import load_run
-from rlhf_env.lab.statistics import Estimate, by_unit, estimate, mean
+from rlhf_env.lab.statistics import Estimate, by_unit, mean_of_seeds
 from rlhf_env.learning.agent import Decision, Metrics, Setup
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.shown_text import for_terminal
@@ -135,13 +135,13 @@ def evaluate_run(
         asked=str(evaluator.asked),
         measures=[
             measure
-            for measure in _measures(evaluator, replies, evaluator.measured(theirs, reference), stream)
+            for measure in _measures(evaluator, replies, evaluator.measured(theirs, reference))
             if rewarded or measure.name not in ("proxy", "objective", "part/none")
         ],
         win_rate={
             name: _win_rate(sums[name], other_sums[name], replies.prompts) for name in ("proxy", "gold") if name in sums
         },
-        kl=_kl(ours, stream, replies.kl_exact) if replies.kl_bound is None else {},
+        kl=_kl(ours, replies.kl_exact) if replies.kl_bound is None else {},
         kl_bound=replies.kl_bound,
         phrases=[change for change in phrase_changes(before, after) if change.p < 0.05],
         rates=[*_endings(evaluator, theirs, ours), *tone_changes(*tones), *format_changes(before, after)],
@@ -177,13 +177,13 @@ class _Reference:
 # ---------------------------------------------------------------- numbers
 
 
-def _measures(evaluator: Evaluator, ours: Measured, theirs: Measured, stream: np.random.Generator) -> Iterator[Measure]:
+def _measures(evaluator: Evaluator, ours: Measured, theirs: Measured) -> Iterator[Measure]:
     per_prompt = [_per_prompt(replies) for replies in (ours, theirs)]
     for name, values in per_prompt[0].items():
         if name not in per_prompt[1]:
             continue
         others = per_prompt[1][name]
-        difference = _mean_by_prompt(values - others, ours.prompts, stream)
+        difference = _mean_by_prompt(values - others, ours.prompts)
         yield Measure(name, float(values.mean()), float(others.mean()), difference)
     if ours.kl_bound is None:  # replies picked from several do not tell the entropy of the policy
         yield Measure("entropy, nats a token", entropy(ours.rollout), entropy(theirs.rollout))
@@ -236,7 +236,7 @@ def perplexity_under_reference(rollout: Rollout) -> float:
     return math.exp(-(float(stated) - divergence) / max(int(rollout.actions.sum()), 1))
 
 
-def _kl(rollout: Rollout, stream: np.random.Generator, exact: float | None) -> dict[str, Estimate]:
+def _kl(rollout: Rollout, exact: float | None) -> dict[str, Estimate]:
     """k1 and k3 of Schulman 2020 (see `learning.functional.kl_estimate`), summed over each text.
 
     Of a token drawn from p, both have the mean KL(p || q) of the state it was drawn in.
@@ -245,15 +245,15 @@ def _kl(rollout: Rollout, stream: np.random.Generator, exact: float | None) -> d
     k1 = log_ratios(rollout)
     sums = {"k1": k1, "k3": [np.expm1(-values) + values for values in k1]}
     found = {
-        name: _mean_by_prompt(np.array([values.sum() for values in of_texts]), prompts, stream)
+        name: _mean_by_prompt(np.array([values.sum() for values in of_texts]), prompts)
         for name, of_texts in sums.items()
     }
     return found if exact is None else {**found, "exact": Estimate(exact, None, None)}
 
 
-def _mean_by_prompt(values: Float, prompts: Sequence[str], stream: np.random.Generator) -> Estimate:
+def _mean_by_prompt(values: Float, prompts: Sequence[str]) -> Estimate:
     """The mean of float64[N], one value for each of `prompts`, and its interval over different prompts."""
-    return estimate(mean, by_unit(values, prompts), stream=stream)
+    return mean_of_seeds(by_unit(values, prompts), paired=True)
 
 
 def _win_rate(ours: Float, theirs: Float, prompts: Sequence[str]) -> Estimate:

@@ -182,8 +182,9 @@ def _estimated(estimate: Estimate | None, *, signed: bool = False) -> Value:
 
 def _how_compared(rankings: Sequence[AgentRanking]) -> Iterator[str]:
     yield (
-        "Differences are paired by seed. Small numbers are 95 % intervals (bootstrap over seeds) and p-values (sign "
-        "flips), corrected by Holm for all comparisons with one agent on one task. Inconclusive is not equal."
+        "Differences are paired by seed. Small numbers are 95 % intervals over seeds (Student's and Hall's) and "
+        "p-values (sign flips), corrected by Holm for all comparisons with one agent on one task. Inconclusive is not "
+        "equal."
     )
     powerless = [ranking for ranking in rankings if ranking.least_p >= 0.05]
     if powerless:
