@@ -16,6 +16,7 @@ from pathlib import Path
 from rlhf_env.envs.tokenizers import end_ids, prompt_ids
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.interchange import read_jsonl
+from rlhf_env.feedback.interchange.lengths import require_fit
 from rlhf_env.feedback.judgements import Preference, Response
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.learning.functional import with_reference_logprobs
@@ -36,6 +37,19 @@ def load_preferences(path: str | Path) -> list[Preference]:
     if not preferences:
         raise DataError(f"{path}: the store has no decided pair: add judgements first")
     return preferences
+
+
+def require_pairs_fit(
+    preferences: Sequence[Preference], tokenizer: Tokenizer, context: int | None, *, path: str | Path | None = None
+) -> None:
+    """Raise DataError that names every pair with a text that a model of this `context` (None: no limit) cannot read."""
+    if context is None:
+        return
+    sides = [
+        (preference.prompt, side) for preference in preferences for side in (preference.chosen, preference.rejected)
+    ]
+    measured = ((prompt, side, len(pair_episode(prompt, side, tokenizer).ids)) for prompt, side in sides)
+    require_fit(measured, context + 1, reader="the policy", path=path)  # it never reads the last token
 
 
 def pair_source(

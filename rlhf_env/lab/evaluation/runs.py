@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from rlhf_env.errors import ConfigError, DataError, Problem, did_you_mean, under
-from rlhf_env.feedback.offline import load_preferences, pair_source
+from rlhf_env.feedback.offline import load_preferences, pair_source, require_pairs_fit
 from rlhf_env.lab.evaluation.evaluator import Evaluation, Evaluator
 from rlhf_env.lab.evaluation.health import WARNINGS_FILE, Alert, Watch
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.agent import Agent, traits
 from rlhf_env.learning.engine import set_threads
-from rlhf_env.learning.experiment import Experiment, Workplace, build
+from rlhf_env.learning.experiment import Experiment, Workplace, build, check_plugins
 from rlhf_env.learning.loop import Row
+from rlhf_env.learning.models import context_before_loading, load_tokenizer_of
 from rlhf_env.learning.run_folder import (
     BEST,
     RunFolder,
@@ -195,13 +196,30 @@ def prepare(experiment: Experiment | JsonView | str | Path) -> Workplace:
     if isinstance(experiment, (str, Path)):
         with naming_lines(experiment):
             return prepare(Experiment.load(experiment))
-    workplace = build(experiment if isinstance(experiment, Experiment) else Experiment.from_table(experiment))
+    wanted = experiment if isinstance(experiment, Experiment) else Experiment.from_table(experiment)
+    _require_pairs_fit(wanted)
+    workplace = build(wanted)
     with under("task"):
         workplace.check_prompts()
     workplace = _with_pairs(workplace)
     _ = workplace.evaluation_rewards
     _lower_is_better(Evaluator.of(workplace))  # the measure is one that there is
     return workplace
+
+
+def _require_pairs_fit(experiment: Experiment) -> None:
+    """Name every stored pair that the model cannot read, before it is loaded."""
+    if experiment.preferences is None:
+        return
+    check_plugins(experiment)
+    context = context_before_loading(experiment.policy)
+    if context is None:
+        return
+    with under("policy"):
+        tokenizer = load_tokenizer_of(experiment.policy)
+    file = str(experiment.located().preferences)
+    with under("preferences"):
+        require_pairs_fit(load_preferences(file), tokenizer, context, path=file)
 
 
 def _with_pairs(workplace: Workplace) -> Workplace:
