@@ -18,6 +18,7 @@ from pathlib import Path
 from rlhf_env.envs.tokenizers import end_ids, prompt_ids
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.interchange import read_judgements
+from rlhf_env.feedback.interchange.lengths import require_fit
 from rlhf_env.feedback.judgements import Judgement, Preference, Response
 from rlhf_env.feedback.kinds import HIGHEST, LOWEST, ScoredResponse, kind_of, preferences_of
 from rlhf_env.feedback.store.store import PreferenceStore
@@ -88,6 +89,20 @@ def label_source(
         return made if known is None else with_reference_logprobs(known, made)
 
     return DataSource(len(read), rows, rollout, seed=seed)
+
+
+def require_stored_fit(path: str | Path, tokenizer: Tokenizer, context: int, *, labels: bool = False) -> None:
+    """Raise DataError that names every stored text that a model of this `context` cannot read.
+
+    `labels`: where there are no comparisons, answers that were judged by themselves are what is learned from.
+    """
+    if labels and only_labels(judgements := load_judgements(path)):
+        sides = [(rating.prompt, rating.response) for rating, _ in labels_of(judgements)]
+    else:
+        pairs = load_preferences(path)
+        sides = [(pair.prompt, side) for pair in pairs for side in (pair.chosen, pair.rejected)]
+    measured = ((prompt, side, len(pair_episode(prompt, side, tokenizer).ids)) for prompt, side in sides)
+    require_fit(measured, context + 1, reader="the policy", path=path)  # it never reads the last token
 
 
 def pair_source(

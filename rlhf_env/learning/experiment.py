@@ -29,7 +29,7 @@ from rlhf_env.learning.sources import EnvSource, Source
 from rlhf_env.learning.spending import Budget, Spending
 from rlhf_env.learning.stopping import MaxKL, Patience, load_stopping_rules
 from rlhf_env.learning.tracking import check_trackers
-from rlhf_env.policies.policy import Policy
+from rlhf_env.policies.policy import HasContext, Policy
 from rlhf_env.relative_paths import relative_to
 from rlhf_env.settings import (
     AtLeastOne,
@@ -311,15 +311,25 @@ class Workplace:
     def check_prompts(self) -> None:
         """Encode the prompts of training and evaluation: the first 10,000, 8 of a task without end.
 
-        Raises DataError with all of them that do not fit.
+        Raises DataError with all of them that do not fit the environment, or the model's context with an answer.
         """
         problems: dict[str, None] = {}
+        policy, longest = self.setup.policy, self.env.max_new_tokens
+        context = policy.context if isinstance(policy, HasContext) else None
         for task in (self.env.task, held_out(self.env.task)):
             for index in range(8 if task.size is None else min(task.size, 10_000)):
+                prompt = task.prompt(index, {})
                 try:
-                    self.env.prompt_ids(task.prompt(index, {}))
+                    asked = len(self.env.prompt_ids(prompt))
                 except DataError as error:
                     problems |= dict.fromkeys(error.problems)
+                    continue
+                if context is not None and asked + longest > context + 1:  # the last token is never read
+                    said = (
+                        f"prompt {prompt.id[:60]!r} has {asked} tokens, which with {longest} new ones (max_new_tokens)"
+                    )
+                    said += f" exceed the model's context of {context}: shorten the prompt or the answers"
+                    problems[f"{said} ({prompt.text[:60]!r})"] = None
         if problems:
             raise DataError(*problems)
 

@@ -19,10 +19,10 @@ from rlhf_env.envs.tokenizers import (
 )
 from rlhf_env.errors import ConfigError, DataError, Problem, under
 from rlhf_env.policies.language_model import ROWS_AT_ONCE, LanguageModel
-from rlhf_env.policies.loading import refuse_adapter
+from rlhf_env.policies.loading import context_named, refuse_adapter
 from rlhf_env.policies.policy import Policy, Sampling
 from rlhf_env.policies.tabular import TabularPolicy
-from rlhf_env.policies.tiny import tiny_language_model
+from rlhf_env.policies.tiny import TINY_CONTEXT, tiny_language_model
 from rlhf_env.settings import AtLeastOne, IsPath, Name, settings
 from rlhf_env.types import Task, Tokenizer
 
@@ -61,6 +61,13 @@ def load_tokenizer_of(wanted: PolicySettings) -> Tokenizer:
     with under("tokenizer" if wanted.tokenizer else "model"):
         refuse_adapter(Path(assets.resolve(wanted.model)).expanduser())
         return load_tokenizer(wanted.tokenizer or wanted.model, revision=None if wanted.tokenizer else wanted.revision)
+
+
+def context_before_loading(wanted: PolicySettings) -> int | None:
+    """The longest text the model can read, as far as that is known before its weights are loaded; None: no limit."""
+    if wanted.model == "table":
+        return None
+    return TINY_CONTEXT if wanted.model == "tiny" else context_named(wanted.model, wanted.revision)
 
 
 def load_policy(wanted: PolicySettings, tokenizer: Tokenizer, task: Task, *, max_new_tokens: int, seed: int) -> Policy:

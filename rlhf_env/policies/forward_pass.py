@@ -60,10 +60,12 @@ def trunk_of(model: HFModel) -> HFModule:
     A model is asked once, with a text of one token.
     """
     whole: HFModule = model.base_model
+    if whole is model:  # of a part of a larger model (Llama 4), whose name for its trunk is another
+        whole = getattr(model, "model", None)
+        if whole is None:
+            raise ConfigError(f"{type(model).__name__} is not a causal language model made of a trunk and a head")
     decoder = getattr(whole, "decoder", None)
     if decoder is None:
-        if whole is model:
-            raise ConfigError(f"{type(model).__name__} is not a causal language model made of a trunk and a head")
         return whole
     if model not in _CALLS_WHOLE:
         called: list[HFModule] = []

@@ -22,7 +22,7 @@ from rlhf_env.policies.decoding import Decoding
 from rlhf_env.policies.forward_pass import forward_pass
 from rlhf_env.policies.fused import FusedStep
 from rlhf_env.policies.lm_head import LinearHead, gives_the_logits, linear_head, score_logits
-from rlhf_env.policies.loading import load_causal_lm
+from rlhf_env.policies.loading import context_of, load_causal_lm
 from rlhf_env.policies.policy import Sampling, TextEvaluation, Written
 from rlhf_env.policies.soundness import require_sound
 from rlhf_env.policies.streams import RowStreams
@@ -165,8 +165,7 @@ class LanguageModel(nn.Module):
     @property
     def context(self) -> int | None:
         """The longest text the model can read; None without a limit."""
-        limit = getattr(self._text_config, "max_position_embeddings", None)
-        return None if limit is None else int(limit)
+        return context_of(self._text_config)
 
     def write(self, observation: Observation, length: int, rows: Bool | None = None) -> Written:
         texts, mask = np.asarray(observation["input_ids"], np.int64), np.asarray(observation["attention_mask"], bool)

@@ -10,7 +10,7 @@ import torch
 from rlhf_env import assets
 from rlhf_env.envs.transformers_tokenizer import quiet_transformers
 from rlhf_env.errors import DataError
-from rlhf_env.policies.untyped import HFModel
+from rlhf_env.policies.untyped import HFConfig, HFModel
 
 
 def load_causal_lm(name: str | Path, dtype: torch.dtype, revision: str | None) -> HFModel:
@@ -49,6 +49,23 @@ def load_causal_lm(name: str | Path, dtype: torch.dtype, revision: str | None) -
         # the same bits (kernels sum in another order if a tensor does not begin at a multiple of 64 bytes).
         parameter.data = parameter.data.clone()
     return model
+
+
+def context_of(config: HFConfig) -> int | None:
+    """The longest text that a model of this configuration can read; None without a limit."""
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return None if limit is None else int(limit)
+
+
+def context_named(name: str | Path, revision: str | None = None) -> int | None:
+    """The context of a model, from its configuration alone; None without a limit, or where it cannot be read."""
+    from transformers import AutoConfig
+
+    try:
+        with quiet_transformers():
+            return context_of(AutoConfig.from_pretrained(assets.resolve(str(name)), revision=revision))
+    except Exception:  # loading the model says what is wrong
+        return None
 
 
 def refuse_adapter(folder: Path) -> None:

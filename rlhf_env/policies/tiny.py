@@ -10,6 +10,7 @@ from rlhf_env.errors import ConfigError, UnknownName
 from rlhf_env.policies.language_model import ROWS_AT_ONCE, LanguageModel
 from rlhf_env.policies.policy import Sampling
 
+TINY_CONTEXT = 512
 Family = Literal["llama", "gpt2", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3"]
 
 
@@ -21,7 +22,7 @@ def tiny_language_model(
     layers: int = 2,
     heads: int = 4,
     key_value_heads: int | None = None,
-    context: int = 512,
+    context: int = TINY_CONTEXT,
     window: int = 8,
     dropout: float = 0.0,
     init_std: float = 0.02,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from wrong.table import database, judgements, link, prompts, responses, store
+from rlhf_env.lab.evaluation.runs import prepare
+from wrong.table import BAD, TOY, Bad, database, judgements, link, prompts, responses, store
 
 prompts("nothing there", link("nowhere"), "cannot read a.jsonl: No such file or directory")
 prompts("a folder", None, "cannot read a.jsonl: Is a directory")
@@ -64,3 +65,22 @@ store("corrupt", b"SQLite format 3\0" + b"\x07" * 4000, "preference store s.db: 
 store("a text", "hello", "preference store s.db: file is not a database")
 store("a text of one byte", "x", "preference store s.db: file is not a database")
 store("another database", database("create table x (a)"), "s.db is a database, but no preference store")
+
+BAD.append(
+    Bad(
+        "pairs: texts that are longer than the context",
+        ("check", "toy.toml"),
+        (
+            "a.jsonl:2: prompt and response have 604 tokens together, and the policy reads 513: shorten 'yes'",
+            "a.jsonl:3: prompt and response have 602 tokens together, and the policy reads 513: shorten 'yyyy",
+        ),
+        {
+            "toy.toml": 'preferences = "a.jsonl"\n' + TOY.replace("alphabet:ab=", "bytes").replace('"ppo"', '"dpo"'),
+            "a.jsonl": "".join(
+                f'{{"prompt": "{asked}", "chosen": "{said}", "rejected": "no"}}\n'
+                for asked, said in (("q", "yes"), ("x" * 600, "yes"), ("q", "y" * 600))
+            ),
+        },
+        lambda: prepare("toy.toml"),
+    )
+)

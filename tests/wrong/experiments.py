@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from wrong.table import BAD, TASK, TOY, experiment, experiment_file, link
+from wrong.table import BAD, TASK, TOKENIZER, TOY, experiment, experiment_file, link
 
 experiment_file("no TOML file", link("nowhere"), "cannot read toy.toml: No such file or directory")
 experiment_file("a folder for a TOML file", None, "cannot read toy.toml: Is a directory")
@@ -54,3 +54,33 @@ experiment_file(
 )
 experiment_file("no such preferences", 'preferences = "no.db"\n' + TOY, "no.db: no such file of preferences")
 BAD[-1] = replace(BAD[-1], python=None)  # read when a run begins
+
+# ---------------------------------------------------------------- models that are none
+
+_WORDS = '{"added_tokens": [], "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"}}'
+
+experiment(
+    "a PEFT adapter for a model",
+    TOKENIZER,
+    'model = "a"',
+    "a PEFT adapter of 'owner/base', and no whole model: merge the two",
+    files={"a/adapter_config.json": '{"base_model_name_or_path": "owner/base"}'},
+)
+experiment(
+    "an end token that is no id",
+    "alphabet:ab=",
+    ".",
+    "generation_config.json: eos_token_id must be a token id, or a list of them, got [1, '</s>']",
+    files={
+        "tokenizer.json": _WORDS,
+        "tokenizer_config.json": '{"eos_token": "b"}',
+        "generation_config.json": '{"eos_token_id": [1, "</s>"]}',
+    },
+)
+experiment(
+    "a model that only reads",
+    TOKENIZER,
+    'model = "a"\ntokenizer = "bytes"',
+    "Unrecognized configuration class",
+    files={"a/config.json": '{"model_type": "vit"}', "a/model.safetensors": ""},
+)

@@ -31,7 +31,7 @@ from rlhf_env.feedback.asking.selection import disagreement_priority
 from rlhf_env.feedback.judgements import Preference, Response
 from rlhf_env.feedback.kinds import Comparison, preferences_of
 from rlhf_env.feedback.reward_models.calibration import wilson_interval, win_probability
-from rlhf_env.feedback.reward_models.scorer import Scorer
+from rlhf_env.feedback.reward_models.scorer import Scorer, require_readable
 from rlhf_env.feedback.store.items import Item, VerificationItem
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.text_measures import repeated_share, words
@@ -82,6 +82,7 @@ def opinions(
     if not texts:
         raise DataError("no prompt in the store has two different responses: there is nothing to compare")
     together = RewardEnsemble(models)
+    require_readable(together, texts)
     written = all(None not in (response.ids, response.prompt_ids, response.finish_reason) for _, response in texts)
     parts = []
     for start in range(0, len(texts), _BATCH):

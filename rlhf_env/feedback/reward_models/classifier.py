@@ -57,9 +57,19 @@ class SequenceClassifier:
 
     def score_responses(self, responses: Sequence[tuple[Prompt, Response]]) -> Float:
         """float64[B]."""
+        return self._scores(self._read(responses))
+
+    @property
+    def context(self) -> int | None:
+        return self._context
+
+    def lengths(self, responses: Sequence[tuple[Prompt, Response]]) -> list[int]:
+        return [len(ids) for ids in self._read(responses)]
+
+    def _read(self, responses: Sequence[tuple[Prompt, Response]]) -> list[Int]:
         if self._tokenizer is None:
-            return self._scores([response.episode(prompt).ids for prompt, response in responses])
-        return self._scores([self._encode(prompt, it.text, it.finish_reason) for prompt, it in responses])
+            return [response.episode(prompt).ids for prompt, response in responses]
+        return [self._encode(prompt, it.text, it.finish_reason) for prompt, it in responses]
 
     def _encode(self, prompt: Prompt, response: str, finish_reason: str | None) -> Int:
         assert self._tokenizer is not None

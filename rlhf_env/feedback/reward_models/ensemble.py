@@ -20,7 +20,7 @@ from rlhf_env.errors import ConfigError, DataError, RunFailed
 from rlhf_env.feedback.judgements import Response
 from rlhf_env.feedback.reward_models.config import Combination
 from rlhf_env.feedback.reward_models.model import RewardModel
-from rlhf_env.feedback.reward_models.scorer import Scorer
+from rlhf_env.feedback.reward_models.scorer import LimitedScorer, Scorer
 from rlhf_env.types import Episode, Float, Prompt
 
 _CARD = "reward_ensemble.json"
@@ -64,6 +64,16 @@ class RewardEnsemble:
     @property
     def members(self) -> int:
         return sum(model.members for model in self.models)
+
+    @property
+    def context(self) -> int | None:
+        """That of the member that reads least."""
+        limits = [model.context for model in self.models if isinstance(model, LimitedScorer)]
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    def lengths(self, responses: Sequence[tuple[Prompt, Response]]) -> list[int]:
+        each = [model.lengths(responses) for model in self.models if isinstance(model, LimitedScorer)]
+        return [max(counts, default=0) for counts in zip(*each, strict=True)] if each else [0] * len(responses)
 
     def score(self, episodes: Sequence[Episode]) -> Float:
         """float64[B]: the mean of all members."""

@@ -133,6 +133,13 @@ class RewardModel(nn.Module):
     def members(self) -> int:
         return len(self.heads)
 
+    @property
+    def context(self) -> int | None:
+        return self._context
+
+    def lengths(self, responses: Sequence[tuple[Prompt, Response]]) -> list[int]:
+        return [len(text) for text in self.read(responses)]
+
     def forward(
         self, ids: Tensor, lengths: Tensor, starts: Tensor, *, dropout: float = 0.0, generator: object = None
     ) -> Tensor:

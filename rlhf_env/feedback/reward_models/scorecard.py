@@ -31,7 +31,7 @@ from rlhf_env.feedback.reward_models.card import BestOfFour, Correlation, Flip, 
 from rlhf_env.feedback.reward_models.fairness import PromptAndResponse
 from rlhf_env.feedback.reward_models.loading import load_scorer
 from rlhf_env.feedback.reward_models.ranks import kendall, kendall_interval, spearman, spearman_interval
-from rlhf_env.feedback.reward_models.scorer import Scorer, pair_log_odds
+from rlhf_env.feedback.reward_models.scorer import LimitedScorer, Scorer, pair_log_odds, require_readable
 from rlhf_env.feedback.store.split import split_by_prompt
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.text_measures import repeated_share, words
@@ -63,6 +63,8 @@ def scorecard_of(
     """
     preferences, valued = read_data(data, held_out=held_out)
     scorer = load_scorer(model)
+    sides = [side for preference in preferences for side in _sides(preference)]
+    require_readable(scorer, [*sides, *((prompt, response) for prompt, response, _ in valued)], path=data)
     if gold is not None:
         reward = plugins.build_plugin("reward", gold, {})
         texts = list({_key(text): text for preference in preferences for text in _sides(preference)}.values())
@@ -107,7 +109,10 @@ def make_scorecard(
     flips: Mapping[str, float] | None = None
     examples: tuple[Flip, ...] = ()
     try:
-        flips, flip_intervals, examples = _flips(scorer, preferences)
+        room = _with_room_for_edits(scorer, preferences)
+        if len(room) < len(preferences):
+            notes.append(f"flips: {len(preferences) - len(room)} pairs are too long for the model once they are edited")
+        flips, flip_intervals, examples = _flips(scorer, room)
         intervals |= flip_intervals
     except DataError as error:
         notes.append(f"flips: edited text cannot be read: {error}")
@@ -379,6 +384,21 @@ def _flips(
     shares = {name: _clustered(rows.astype(np.float64), prompts) for name, rows in flipped.items()}
     intervals = {f"flips: {name}": (share.low, share.high) for name, share in shares.items()}
     return {name: share.value for name, share in shares.items()}, intervals, examples
+
+
+def _with_room_for_edits(scorer: Scorer, preferences: Sequence[Preference]) -> list[Preference]:
+    """The pairs that the scorer can read after every edit: edits make texts longer."""
+    if not isinstance(scorer, LimitedScorer) or scorer.context is None:
+        return list(preferences)
+    longest = np.zeros(len(preferences), np.int64)
+    for edit in (_unedited, *EDITS.values()):
+        edited = [
+            (prompt, replace(side, text=edit(side.text), ids=None, prompt_ids=None))
+            for preference in preferences
+            for prompt, side in _sides(preference)
+        ]
+        longest = np.maximum(longest, np.reshape(scorer.lengths(edited), (-1, 2)).max(axis=1))
+    return [pair for pair, tokens in zip(preferences, longest.tolist(), strict=True) if tokens <= scorer.context]
 
 
 def _unedited(text: str) -> str:

@@ -6,8 +6,10 @@ Importing this module imports no torch: rewards are listed before they are built
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
+from rlhf_env.feedback.interchange.lengths import require_fit
 from rlhf_env.feedback.judgements import Preference, Response
 from rlhf_env.types import Episode, Float, Prompt
 
@@ -31,6 +33,27 @@ class Scorer(Protocol):
 
     def score_responses(self, responses: Sequence[tuple[Prompt, Response]]) -> Float:
         """float64[B], as `score`, for what a preference store holds."""
+
+
+@runtime_checkable
+class LimitedScorer(Protocol):
+    """A reward model that reads at most `context` tokens (None: any number), and says how many a response has."""
+
+    @property
+    def context(self) -> int | None: ...
+
+    def lengths(self, responses: Sequence[tuple[Prompt, Response]]) -> list[int]:
+        """The tokens of prompt and response together."""
+
+
+def require_readable(
+    scorer: Scorer, responses: Sequence[tuple[Prompt, Response]], *, path: str | Path | None = None
+) -> None:
+    """Raise DataError that names every response that is too long for the scorer, with its line where `path` has it."""
+    if isinstance(scorer, LimitedScorer) and scorer.context is not None:
+        lengths = scorer.lengths(responses)
+        measured = ((*text, length) for text, length in zip(responses, lengths, strict=True))
+        require_fit(measured, scorer.context, reader="the reward model", path=path)
 
 
 def pair_log_odds(scorer: Scorer, preferences: Sequence[Preference]) -> Float:

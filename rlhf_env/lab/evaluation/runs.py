@@ -22,6 +22,7 @@ from rlhf_env.feedback.offline import (
     load_preferences,
     only_labels,
     pair_source,
+    require_stored_fit,
 )
 from rlhf_env.lab.evaluation.evaluator import Evaluation, Evaluator
 from rlhf_env.lab.evaluation.health import WARNINGS_FILE, Alert, Watch
@@ -30,8 +31,9 @@ from rlhf_env.learning import checkpoints
 from rlhf_env.learning.agent import Agent, traits
 from rlhf_env.learning.demonstrations import demonstration_source, demonstrations_of
 from rlhf_env.learning.engine import set_threads
-from rlhf_env.learning.experiment import Experiment, Workplace, build
+from rlhf_env.learning.experiment import Experiment, Workplace, build, check_plugins
 from rlhf_env.learning.loop import Row
+from rlhf_env.learning.models import context_before_loading, load_tokenizer_of
 from rlhf_env.learning.run_folder import (
     BEST,
     RunFolder,
@@ -43,6 +45,7 @@ from rlhf_env.learning.run_folder import (
 )
 from rlhf_env.learning.sources import EnvSource
 from rlhf_env.learning.spending import Spending
+from rlhf_env.plugins import host
 from rlhf_env.policies.policy import HasContext, Policy
 from rlhf_env.toml_files import naming_lines
 from rlhf_env.types import JsonView
@@ -204,7 +207,9 @@ def prepare(experiment: Experiment | JsonView | str | Path) -> Workplace:
     if isinstance(experiment, (str, Path)):
         with naming_lines(experiment):
             return prepare(Experiment.load(experiment))
-    workplace = build(experiment if isinstance(experiment, Experiment) else Experiment.from_table(experiment))
+    wanted = experiment if isinstance(experiment, Experiment) else Experiment.from_table(experiment)
+    _require_stored_fit(wanted)
+    workplace = build(wanted)
     if workplace.rewarded or not traits(workplace.agent).imitates:
         with under("task"):
             workplace.check_prompts()
@@ -221,6 +226,23 @@ def prepare(experiment: Experiment | JsonView | str | Path) -> Workplace:
 def evaluator_of(workplace: Workplace) -> Evaluator | Likelihood:
     """What measures the workplace's agent: by what it writes or, if it imitates, by how likely given answers are."""
     return Likelihood(workplace) if traits(workplace.agent).imitates else Evaluator.of(workplace)
+
+
+def _require_stored_fit(experiment: Experiment) -> None:
+    """Name every stored text that the model cannot read, before it is loaded."""
+    if experiment.preferences is None:
+        return
+    check_plugins(experiment)
+    located = experiment.located()
+    context = context_before_loading(located.policy)
+    if context is None:
+        return
+    with under("policy"):
+        tokenizer = load_tokenizer_of(located.policy)
+    agent = host().load("agent", str(experiment.agent.get("name")))
+    with under("preferences"):
+        labels = bool(getattr(agent, "takes_labels", False))
+        require_stored_fit(str(located.preferences), tokenizer, context, labels=labels)
 
 
 def _with_data(workplace: Workplace) -> Workplace:
