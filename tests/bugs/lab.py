@@ -26,7 +26,7 @@ MUTANTS = (
         "the penalty for a missing end looks at the length of prompt and response",
         "reward_plugins/rlhf_rewards/missing_end.py",
         'if episode.finish_reason == "length" else 0.0',
-        'if episode.finish_reason == "length" and len(episode.ids) > 3 else 0.0',
+        'if episode.finish_reason == "length" and len(episode.ids) > 5 else 0.0',
         "tests/rewards/test_missing_end.py",
     ),
     Mutant(
