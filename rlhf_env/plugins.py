@@ -35,7 +35,7 @@ from typing import Any, Literal, Protocol, get_args
 
 import pluggy
 
-from rlhf_env.errors import ConfigError, DataError, MissingExtra, PluginError, Problem, UnknownName, under
+from rlhf_env.errors import ConfigError, DataError, MissingExtra, PluginError, Problem, UnknownName, did_you_mean, under
 from rlhf_env.types import JsonObject
 from rlhf_env.working_folder import same_folder
 
@@ -46,6 +46,7 @@ CHOICE = "RLHF_ENV_PLUGINS"
 PATIENCE = 3.0  # seconds that one plugin module may take to be imported: everybody waits for it at every command
 PluginKind = Literal["reward", "agent", "task", "annotator", "judgement", "metric", "tracker", "stopping rule"]
 PLUGIN_KINDS: tuple[PluginKind, ...] = get_args(PluginKind)
+_OF_ONES_OWN = ("reward", "task", "agent", "annotator")  # kinds that people write for an experiment of theirs
 
 hookspec = pluggy.HookspecMarker(GROUP)
 hookimpl = pluggy.HookimplMarker(GROUP)
@@ -253,7 +254,13 @@ class PluginHost:
         if not entries:
             absent = [f"failed to load: {one.origin} ({one.error})" for one in self.failures if one.origin != CHOICE]
             absent += [f"kept out by {CHOICE}: {', '.join(self.left_out)}"] if self.left_out else []
-            raise UnknownName(kind, name, self.names(kind), absent)
+            known = self.names(kind)
+            if kind in _OF_ONES_OWN and "did you mean" not in did_you_mean(name, known):
+                absent.append(
+                    f"one of your own is known once Python has registered it (rlhf_env.register_{kind}), or an "
+                    "installed distribution offers it (as examples/rlhf_reward_haiku does)"
+                )
+            raise UnknownName(kind, name, known, absent)
         if len(entries) > 1:
             raise PluginError(_conflict(entries))
         return entries[0]
