@@ -1,7 +1,8 @@
 """A bridge to reasoning-gym (Apache-2.0): a hundred generators of problems, each with its own scoring of answers.
 
 Some of its data sets draw from Python sets, whose order changes with the hash seed of the process. Their problems are
-made in a child process with a fixed hash seed, so that an index means the same question in every process.
+made in a child process with a fixed hash seed, so that an index means the same question in every process; so are those
+of a data set with settings of its own, which nobody has compared.
 """
 
 from __future__ import annotations
@@ -37,9 +38,13 @@ from rlhf_env.types import Episode, JsonObject, JsonView, Prompt, ResetOptions
 
 _NOT_A_NUMBER = re.compile(r"\bnan\b", re.IGNORECASE)
 _SET_ASIDE = 0.25
-# Data sets of reasoning-gym 0.1.25 whose questions or answers change with the hash seed (a test
-# compares all data sets in processes with different hash seeds).
-UNSTEADY = frozenset({"isomorphic_strings", "knight_swap", "polynomial_multiplication", "ransom_note", "word_ladder"})
+# Data sets of reasoning-gym 0.1.25 whose questions or answers change with the hash seed (a test compares all data sets,
+# and their levels, in processes with different hash seeds).
+UNSTEADY = frozenset(
+    {"isomorphic_strings", "knight_swap", "polynomial_multiplication", "ransom_note", "word_ladder"}
+) | {
+    "intermediate_integration"  # from level 3 on
+}
 # Texts without meaning, to see whether a data set pays for anything.
 _JUNK = ("x", "No idea. " * 50, ".")
 _CRUMB = 0.01  # what a dozen of the data sets pay for any text that is not empty
@@ -194,9 +199,11 @@ class ReasoningGym:
         return DATASETS[self.dataset][0](curriculum.generate_configuration(settings))
 
     def _elsewhere(self, level: int | None) -> _SteadyProcess | None:
-        """The child process that makes the problems, if they depend on the hash seed of the process; else None."""
-        mixed = [dict(part).get("name") for part in self.settings.get("datasets", ())]
-        if sys.flags.hash_randomization and UNSTEADY.intersection([self.dataset, *mixed]):
+        """The child process that makes the problems, if they may depend on the hash seed of the process; else None."""
+        parts = [dict(part) for part in self.settings.get("datasets", ())] if self.dataset == "composite" else []
+        names = [self.dataset, *(str(part.get("name")) for part in parts)]
+        compared = all(not part.get("config") for part in parts) if parts else not self.settings
+        if sys.flags.hash_randomization and (not compared or UNSTEADY.intersection(names)):
             return _SteadyProcess(self.dataset, dict(self.settings), self.seed, level)
         return None
 

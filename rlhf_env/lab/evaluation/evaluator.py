@@ -164,7 +164,7 @@ class Evaluator:
         if not bool(kept.any()) and bool(rollout.scored.any()):
             raise RewardError(
                 f"no part of the reward has anything to say about any of the {settings.prompts} evaluation texts: "
-                f"{', '.join(rollout.scores[0].abstained)} abstained"
+                f"{', '.join(name.partition('/')[2] for name in rollout.scores[0].abstained)} abstained"
             )
         if not bool(kept.all()):
             rollout = rollout.select(kept)
