@@ -122,7 +122,7 @@ def mean_of_seeds(scores: Float, level: float = 0.95, *, paired: bool = False) -
     nothing says how far another seed would be.
     """
     of_seeds = _checked(scores).mean(axis=1)
-    value, seeds = float(of_seeds.mean()), len(of_seeds)
+    value, seeds = mean(scores), len(of_seeds)
     below, above = float(of_seeds.min()), float(of_seeds.max())
     rounding = 1e-12 * max(abs(below), abs(above))
     if above - below <= rounding:

@@ -7,6 +7,7 @@ with, and within rounding elsewhere.
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from collections.abc import Mapping
@@ -32,8 +33,11 @@ EXACT = FACTS["made_with"] == reading.made_with()
 RUNS = sorted(FACTS["runs"])
 STORES = sorted(FACTS["stores"])
 # What was changed on purpose since then: kto adds up its rows in an order that does not depend on the layout of the
-# batch, and sb3 no longer logs the loss of the last minibatch alone.
+# batch, and sb3 no longer logs the loss of the last minibatch alone. Intervals count prompts and not draws, and those
+# of a few seeds are wider; and an objective is called held out only where it is.
 OTHER_ORDER, NO_LONGER_LOGGED = {"kto"}, {"sb3": {"train/loss"}}
+OTHER_INTERVALS = re.compile(r"low|high|prompts|(eval/)?kl_(low|high)")
+ENDS = re.compile(r" \(\S+ to \S+\)")
 ROUNDING = 1e-9  # of float64, once it has gone through a few updates
 ROUNDING_OF_FLOAT32 = 1e-4  # the run ppo, and the scores of reward models
 
@@ -47,11 +51,14 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def assert_same(expected: Any, found: Any, within: float = 0.0 if EXACT else ROUNDING, at: str = "") -> None:
-    """What was recorded is there still, and the same. What is new beside it is no concern."""
+    """What was recorded is there still, and the same but for intervals. What is new beside it is no concern."""
     if isinstance(expected, Mapping):
         assert isinstance(found, Mapping) and expected.keys() <= found.keys(), (at, expected, found)
         for name, value in expected.items():
-            assert_same(value, found[name], within, f"{at}/{name}")
+            if not OTHER_INTERVALS.fullmatch(name):
+                assert_same(value, found[name], within, f"{at}/{name}")
+    elif isinstance(expected, str) and isinstance(found, str):
+        assert ENDS.sub("", found) == ENDS.sub("", expected).replace("held-out objective", "objective"), at
     elif isinstance(expected, list):
         assert isinstance(found, list) and len(expected) == len(found), (at, expected, found)
         for place, (one, other) in enumerate(zip(expected, found, strict=True)):
@@ -114,6 +121,8 @@ def test_a_store_holds_what_it_held_and_takes_votes(name: str, files: Path) -> N
     """Of the newest schema and of older ones: opening it brings it up to date, and it is read the same again."""
     expected = dict(FACTS["stores"][name])
     after_more_votes = expected.pop("simulate")
+    judged = expected.pop("agreement")[:3]  # judgements, who made them, units; the rest is mostly intervals
+    assert reading.store_facts(f"{name}.sqlite").pop("agreement")[:3] == judged
     assert_same(expected, reading.store_facts(f"{name}.sqlite"))
     assert_same(expected["show"], reading.must("preferences", "show", f"{name}.sqlite").numbers)
     assert reading.simulated(f"{name}.sqlite") == after_more_votes

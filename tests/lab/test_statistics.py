@@ -150,7 +150,7 @@ def test_seeds_of_two_values_are_counted_and_seeds_all_alike_say_nothing() -> No
     differences = mean_of_seeds(np.array([0.0] * 9 + [1.0]), paired=True)  # of 0 and 1, one agent ahead once in ten
     assert differences.low is not None and differences.low < 0.0, "-1 may just not have been seen"
     alike = mean_of_seeds(np.full((5, 2), 0.3))
-    assert (alike.value, alike.low, alike.high) == (0.3, None, None)
+    assert alike.value == pytest.approx(0.3) and alike.low is None and alike.high is None
     scores = {"a": np.full(10, 1.0), "b": np.zeros(10)}
     assert compare(scores, "b", stream=stream())["a"].verdict == "better", "ten seeds, each 1 above"
 

@@ -253,7 +253,7 @@ def _kl(rollout: Rollout, exact: float | None) -> dict[str, Estimate]:
 
 def _mean_by_prompt(values: Float, prompts: Sequence[str]) -> Estimate:
     """The mean of float64[N], one value for each of `prompts`, and its interval over different prompts."""
-    return mean_of_seeds(by_unit(values, prompts), paired=True)
+    return replace(mean_of_seeds(by_unit(values, prompts), paired=True), value=float(values.mean()))
 
 
 def _win_rate(ours: Float, theirs: Float, prompts: Sequence[str]) -> Estimate:
