@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +15,7 @@ from rlhf_env.types import JsonObject
 
 if TYPE_CHECKING:
     from rlhf_env.feedback.judgements import Judgement, Response
-    from rlhf_env.feedback.store.items import VoteProgress
+    from rlhf_env.feedback.store.items import Origin, VoteProgress
     from rlhf_env.feedback.store.store import PreferenceStore
     from rlhf_env.types import Prompt
 
@@ -244,15 +244,25 @@ def show_agreement(
 
     with _open_store(store) as opened:
         agreements = agreement_of(opened.judgements(), np.random.default_rng(seed))
+        origins = opened.origins()
     for agreement in agreements:
         typer.echo(
             f"{agreement.kind} by {for_terminal(agreement.criterion)}: {agreement.judgements:,} judgements of "
             f"{len(agreement.annotators):,} annotators, {agreement.units:,} judged by two or more"
+            f"{_who(agreement.annotators, origins)}"
         )
         for name in ("agreement", "alpha", "fleiss", "cohen", "self_consistency", "seconds"):
             typer.echo(f"  {name.replace('_', ' '):17} {getattr(agreement, name)}")
     if not agreements:
         typer.echo("no judgements yet")
+
+
+def _who(annotators: Sequence[str], origins: Mapping[str, Origin]) -> str:
+    """How many of them are known to be no people, or of whom only a file speaks."""
+    words = {"simulated": "simulated", "file": "known from files alone"}
+    counts = {word: sum(origins.get(name) == origin for name in annotators) for origin, word in words.items()}
+    said = ", ".join(f"{count:,} {word}" for word, count in counts.items() if count)
+    return f" ({said})" if said else ""
 
 
 @preferences_app.command("tournament")
@@ -424,9 +434,9 @@ def ask_about_a_reward_model(
 
 @preferences_app.command("verified")
 def show_verified(store: StoreFile) -> None:
-    """How often people share a reward model's opinion, by the reason they were asked, with 95 % intervals.
+    """How often annotators share a reward model's opinion, by the reason they were asked, with 95 % intervals.
 
-    `expected` is the model's own mean probability for the response it favours: people agree less often where it is too
+    `expected` is the model's own mean probability for the response it favours: they agree less often where it is too
     sure. Reasons are those of `preferences verify`; read the others against `random`.
     """
     from itertools import groupby

@@ -46,8 +46,9 @@ class Asked:
         return None
 
     def kind_by_name(self, program: Program) -> bool:
-        found = self.read(program)
-        return found is not None and not _dialect(found[0], program).by_shape
+        """Whether a kind that is known by its name, a plugin's, says so."""
+        named = (_dialect(kind, program) for kind in kinds())
+        return any(not it.by_shape and it.read(self.part, self.names) is not None for it in named)
 
 
 def _dialect(kind: JudgementKind, program: Program) -> Dialect:

@@ -103,7 +103,7 @@ def _to_argilla(answer: object, _: Names) -> list[MessagePart]:
 
 
 def _from_argilla(part: MessagePart, _: Names) -> Answered | None:
-    return Answered(value=part.value, field=part.name)
+    return Answered(value=part.value, field=part.name) if isinstance(part.value, (int, float)) else None
 
 
 def _to_label_studio(answer: object, _: Names) -> list[MessagePart]:

@@ -17,6 +17,7 @@ from rlhf_env.feedback.store.schema import APPLICATION_ID, LEAVE_UNVERIFIED, MIG
 
 def damage(path: Path, found: str) -> str:
     """What to say of a file that is damaged."""
+    found = " ".join(found.split())  # SQLite quotes the schema, lines and all
     return f"preference store {path} is damaged ({found}): `rlhf-env preferences rescue` writes what can be read of it"
 
 

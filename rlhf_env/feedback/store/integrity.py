@@ -29,9 +29,9 @@ Damage = tuple[str, int]
 _T = TypeVar("_T")
 
 
-def page_problem(db: sqlite3.Connection) -> str:
-    """What SQLite finds wrong first; "" if it finds nothing."""
-    found = str(db.execute("PRAGMA quick_check(1)").fetchone()[0])
+def page_problem(db: sqlite3.Connection, *, whole: bool) -> str:
+    """What SQLite finds wrong first; "" if it finds nothing. `whole`: indices are held against their tables, too."""
+    found = str(db.execute(f"PRAGMA {'integrity' if whole else 'quick'}_check(1)").fetchone()[0])
     if found != "ok":
         return " ".join(found.replace("*** in database main ***", "").split())
     orphan = db.execute("PRAGMA foreign_key_check").fetchone()

@@ -103,6 +103,28 @@ def test_a_lost_lease_is_a_conflict(
     assert [it.annotator for it in votes(path)] == ["Ben"]
 
 
+def test_a_vote_of_a_stale_tab_is_never_somebody_else_s(
+    path: Path, enter: Enter, pairs: Pairs, fill: Fill, votes: Votes
+) -> None:
+    """Two tabs share a cookie. Ann's shows an item; in the other one Ben enters, and is lent the same item."""
+    (one,) = fill(path, *pairs(1, overlap=2))
+    ann = enter("Ann")
+    assert ann.next()["id"] == one
+    ben = enter("Ben")
+    stale = {**ann.headers, "Cookie": ben.headers["Cookie"]}  # the cookie is the browser's, the rest is the tab's
+    vote = {"item": one, "ticket": ann.tickets[one], "answer": "first", "key": "k", "seconds": 1}
+    refused = ann.client.post("/api/vote", json=vote, headers=stale)
+    assert refused.status_code == 403, "another session"
+    for asked in (False, True):  # the tab was loaded again, and sends what was still on its way
+        if asked:
+            assert ben.next()["id"] == one
+        refused = ben.post("vote", **vote)
+        assert (refused.status_code, "was not put before 'Ben'" in refused.json()["problems"][0]) == (409, True)
+    assert votes(path) == []
+    assert ann.post("vote", **vote).status_code == 200, "in her own session it is hers"
+    assert [(it.annotator, it.verdict) for it in votes(path)] == [("Ann", "first")]
+
+
 def test_agreement_of_what_was_judged(path: Path, enter: Enter, pairs: Pairs, fill: Fill) -> None:
     ids = fill(path, *pairs(4, overlap=2))
     for name, last in (("Ann", "tie"), ("Ben", "cannot say")):

@@ -65,9 +65,14 @@ class Tab:
         self._buffer = b""
         self._number = 0
         self._session: str | None = None
+        self.complaints: list[str] = []
+        self.another()
+
+    def another(self) -> None:
+        """Open one more tab of the same browser, and speak to it from now on."""
+        self._session = None
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        self.complaints: list[str] = []
         for domain in ("Page", "Runtime", "Log"):
             self.call(f"{domain}.enable")
 
@@ -267,6 +272,41 @@ def test_a_double_click_and_a_lost_lease(tab: Tab, tmp_path: Path) -> None:
         votes = [(it.prompt.id, it.annotator) for it in store.comparisons()]
     assert votes == [("p0", "Ann"), ("p1", "Ben")]
     assert one == 1
+
+
+def test_a_stale_tab_judges_for_nobody_else(tab: Tab, tmp_path: Path) -> None:
+    """Two tabs of one browser. Ann's shows an item while Ben enters in the other one; then she presses a key."""
+    path = tmp_path / "prefs.sqlite"
+    texts = (Response("good", PERSON), Response("bad", PERSON))
+    with PreferenceStore(path) as store:
+        store.add_items([Item(kind="comparison", prompt=Prompt("p", "question"), responses=texts, overlap=2)])
+    with served(path, "--port", "0") as (link, _):
+        tab.enter(link, "Ann")
+        tab.sees("question")
+        of_ann = tab._session
+        tab.another()
+        tab.call("Page.navigate", url=link)
+        tab.sees("Ann")
+        tab.value("document.getElementById('switch').click()")
+        tab.sees("Who is judging?")
+        tab.call("Input.insertText", text="Ben")
+        tab.press("Enter")
+        tab.sees("question")
+        of_ben, tab._session = tab._session, of_ann
+        tab.call("Page.bringToFront")
+        tab.settle()
+        tab.press("1")
+        tab.sees("Ben is judging in this browser now. The last vote of Ann in this tab was not counted")
+        with PreferenceStore(path) as store:
+            assert list(store.judgements()) == []
+        tab._session = of_ben
+        tab.call("Page.bringToFront")
+        tab.settle()
+        tab.press(str(1 + tab.value(PLACE_OF_GOOD)))
+        tab.sees("1 of 2 votes")
+    with PreferenceStore(path) as store:
+        (vote,) = store.comparisons()
+    assert (vote.annotator, vote.preference and vote.preference.chosen.text) == ("Ben", "good")
 
 
 PLACE_OF_GOOD = "[...document.querySelectorAll('article .text')].findIndex((it) => it.innerText === 'good')"

@@ -67,7 +67,7 @@ function verified(model, rows) {
   return el(
     "section",
     { class: "panel" },
-    el("h2", {}, "Do people share the reward model’s opinion?"),
+    el("h2", {}, "Do annotators share the reward model’s opinion?"),
     el("p", { class: "guidelines" }, model),
     el(
       "ol",
