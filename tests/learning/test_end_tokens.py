@@ -117,6 +117,18 @@ def test_texts_of_a_policy_end_at_any_of_them(folder: Path) -> None:
     ]
 
 
+def test_nobody_says_more_after_any_of_them(folder: Path) -> None:
+    """Neither a policy nor the control that draws at random: what they say after an end would count as written."""
+    workplace = build(experiment(folder, agent={"name": "random"}))
+    observation, _ = workplace.env.reset(seed=0)
+    said_by_policy = workplace.setup.policy.write(observation, LENGTH).tokens
+    for tokens in (said_by_policy, np.asarray(workplace.agent.act(observation).tokens)):
+        ends = np.isin(tokens, [TURN, OTHER, LAST])
+        assert len(set(tokens[ends].tolist())) > 1
+        after = ends.cumsum(axis=1) - ends > 0
+        assert (tokens[after] == workplace.env.tokenizer.vocab_size).all()
+
+
 def test_controls_and_samplers_end_at_any_of_them(folder: Path) -> None:
     for agent in ({"name": "random"}, {"name": "best_of_n", "n": 2}):
         workplace = build(experiment(folder, agent=agent))
