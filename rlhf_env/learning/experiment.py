@@ -418,9 +418,9 @@ def check_plugins(experiment: Experiment) -> Task:
     for keys, rewards in (("rewards",), experiment.rewards), (("evaluation", "rewards"), experiment.evaluation.rewards):
         for part, table in rewards.items():
             look(partial(_check_reward, part, table), *keys, part)
-    look(lambda: _agent_factory(experiment.agent), "agent")
+    agent = look(lambda: _agent_factory(experiment.agent), "agent")
     look(lambda: _check_stopping(experiment), "stopping")
-    if not any(problem.keys[:1] == ("agent",) for problem in problems if isinstance(problem, Problem)):
+    if agent is not None:
         look(lambda: _check_budget(experiment), "budget")
         look(lambda: _check_stopping(experiment), "stopping")
     look(lambda: check_trackers(experiment.trackers), "trackers")

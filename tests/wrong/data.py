@@ -25,7 +25,10 @@ prompts(
     "a.jsonl, line 10: this JSON cannot be read: NaN is not a number",
     "a.jsonl, line 11: not JSON: ",
 )
-prompts("twenty and more", "{}\n" * 30, *["no field 'prompt'"] * 20, "and 1 more")
+prompts(
+    "the same in every line", "{}\n" * 30, "line 1: no field 'prompt' (or 'messages'), it has none (and 29 more lines)"
+)
+prompts("twenty and more", '{"prompt": null}\n' * 30, *["expected a text, got null"] * 20, "and 1 more")
 prompts("not UTF-8", b'{"prompt": "\xff"}\n', "a.jsonl, line 1: not UTF-8: byte 0xff at position 13")
 prompts("a line of 4 MiB", '{"prompt": "' + "a" * 2**22 + '"}', "a.jsonl, line 1: 4,194,318 bytes, a line may have")
 prompts(
@@ -50,8 +53,15 @@ judgements(
     "a.jsonl:4: not JSON: an object has the field 'prompt' more than once",
     "a.jsonl:5: not JSON",
 )
-judgements("another ending", "x", "a.txt: judgements come as .jsonl, .ndjson, .csv, .json, or a folder", name="a.txt")
-judgements("another JSON", '{"a": 1}', "a.json: expected a list of Argilla records or Label Studio", name="a.json")
+judgements(
+    "another ending",
+    "x",
+    "a.txt: judgements come as .jsonl, .ndjson, .csv, .json, .tsv, .parquet, or a folder",
+    name="a.txt",
+)
+judgements(
+    "another JSON", '{"a": 1}', "a.json: expected a list of rows, of Argilla records or of Label Studio", name="a.json"
+)
 judgements("a line of 4 MiB", " " * 2**22 + "{}", "a.jsonl:1: 4,194,306 bytes, a line may have at most 4,194,304")
 responses(
     "four kinds of bad line",
