@@ -52,6 +52,17 @@ def token_answers(name: str, answer: object, episodes: Sequence[Episode]) -> Ans
     return list(values), failed
 
 
+def together(batches: Sequence[tuple[int, Answers]]) -> Answers:
+    """A part's answers to batches of these sizes, as one."""
+    values: list[float | Float | None] = []
+    failed: dict[int, str] = {}
+    for size, (found, why) in batches:
+        failed |= {len(values) + place: did for place, did in why.items()}
+        values += found
+        assert len(found) == size
+    return values, failed
+
+
 def _sane(values: Float) -> Bool:
     """bool of their shape: finite, and no larger than LARGEST_SCORE."""
     return np.abs(values) <= LARGEST_SCORE  # NaN is not

@@ -20,7 +20,7 @@ from annotated_types import Interval
 from rlhf_env.envs.circuit_breaker import CircuitBreaker, spread_out
 from rlhf_env.envs.contained import contained, is_of_this_package, lent
 from rlhf_env.envs.isolation import RewardFailed
-from rlhf_env.envs.reward_answers import LARGEST_SCORE, Answers, episode_answers, token_answers
+from rlhf_env.envs.reward_answers import LARGEST_SCORE, Answers, episode_answers, together, token_answers
 from rlhf_env.envs.waiting import Asking, WaitsOutside
 from rlhf_env.errors import ConfigError, RewardError
 from rlhf_env.settings import Share, fits, settings
@@ -278,8 +278,8 @@ class RewardMix:
 
         Two are of one prompt that hold the same object, as rows of a group do: its columns may be anything.
         """
-        together = name in self._by_group or name in self._by_batch
-        if together or len({it.response_ids.tobytes() for it in episodes}) == len(episodes):
+        side_by_side = name in self._by_group or name in self._by_batch
+        if side_by_side or len({it.response_ids.tobytes() for it in episodes}) == len(episodes):
             return episodes, range(len(episodes))
         stated = name in self._reads_logprobs
         distinct: list[Episode] = []
@@ -305,10 +305,8 @@ class RewardMix:
             failed = dict.fromkeys(range(len(episodes)), did)
             return self._filled(name, episodes, [0.0] * len(episodes), failed, allowed, error)
         if allowed <= 0 and isinstance(error, RewardFailed) and error.lost:  # to look for it would take as long again
-            together = (
-                f"when it was to score {len(episodes)} episodes (prompts {_id(episodes[0])} to {_id(episodes[-1])})"
-            )
-            raise RewardError(f"reward {name!r} {_what_it_did(error)}, {together}") from error
+            asked = f"when it was to score {len(episodes)} episodes (prompts {_id(episodes[0])} to {_id(episodes[-1])})"
+            raise RewardError(f"reward {name!r} {_what_it_did(error)}, {asked}") from error
         values: list[float | Float | None] = [0.0] * len(episodes)
         failed = {}
         # Where a failure ends the run, the first is looked for; otherwise the first few are spread over all.
@@ -459,7 +457,7 @@ class Scoring:
         batch = [every[place] for place in order]
         asked = self._ask({name: (batch, 1, self._rows) for name in mix.parts if name in mix._by_batch})
         answers = {
-            name: _together([(len(episodes), said[name]) for episodes, said in found])
+            name: together([(len(episodes), said[name]) for episodes, said in found])
             for name in mix.parts
             if name not in asked
         }
@@ -473,17 +471,6 @@ class Scoring:
         self._batches.clear()
         self._places.clear()
         return mix._scores(every, answers)
-
-
-def _together(batches: Sequence[tuple[int, Answers]]) -> Answers:
-    """A part's answers to batches of these sizes, as one."""
-    values: list[float | Float | None] = []
-    failed: dict[int, str] = {}
-    for size, (found, why) in batches:
-        failed |= {len(values) + place: did for place, did in why.items()}
-        values += found
-        assert len(found) == size
-    return values, failed
 
 
 def _question(part: AnyReward) -> Callable[[Sequence[Episode]], object]:

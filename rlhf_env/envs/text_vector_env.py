@@ -61,7 +61,11 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
     as tables that Gymnasium can collate are `reward_parts` (unweighted; `sum(weight * part) == reward`),
     `reward_weights` and `token_rewards` (per part, float64[max_new_tokens], unweighted, zero past the end). A text that
     a reward part failed on and is to skip (see `rewards.Failures`) is `truncated`, its score empty; `reward_failures`
-    says what the part did. `envs.infos` lists the keys.
+    says what the part did. One about which no part has anything to say is `truncated` as well. `envs.infos` lists the
+    keys.
+
+    Where a part looks at groups, the rows of a group are paid together; where one looks at the whole batch, as a
+    function in TRL's convention does, all rows are (in autoreset mode DISABLED; in the others, their group).
 
     If the task has an `action_mask`, `info["action_mask"]` and `action_masks()` say which tokens are allowed next,
     bool[B, V], and a forbidden one is refused like one outside the vocabulary; of an action of several tokens, each is

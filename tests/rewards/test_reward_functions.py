@@ -19,7 +19,8 @@ from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.envs.tokenizers import AlphabetTokenizer
 from rlhf_env.envs.toy_tasks import Count
 from rlhf_env.errors import ConfigError, RewardError
-from rlhf_env.learning.loop import describe
+from rlhf_env.learning.engine import Engine
+from rlhf_env.learning.loop import describe, train
 from rlhf_env.learning.sources import EnvSource
 from rlhf_env.learning.spending import Budget, Spending
 from rlhf_env.testing import check_reward, make_episode
@@ -413,3 +414,32 @@ def test_prompts_stay_as_they_are() -> None:
     batch = [Episode(**{**vars(make_episode("q", "a")), "prompt": prompt})]
     RewardMix({"writes": Writes()}).score(batch)
     assert prompt.meta == {"answer": ["x"], "deep": {"a": [1]}} and len(batch) == 1
+
+
+def test_a_rollout_about_which_nobody_says_anything_teaches_nothing_and_ends_nothing() -> None:
+    """Its row of metrics counts it; the agent is not asked to learn from nothing."""
+    learned: list[int] = []
+
+    class Learns(Writer):
+        width = 5
+
+        def update(self, rollout: Any, /) -> dict[str, float]:
+            learned.append(len(rollout))
+            return {"loss": 0.0}
+
+        def state_dict(self) -> dict[str, Any]:
+            return {}
+
+        def load_state_dict(self, state: Any, /) -> None: ...
+
+    def moody(completions: list[str], trainer_state: Any) -> list[float | None]:
+        silent = trainer_state.global_step == 1
+        return [None if silent else float(len(text)) for text in completions]
+
+    spending = Spending()
+    source = EnvSource(environment({"moody": moody}, action_length=5), seed=0, spending=spending)
+    engine = Engine()
+    training = train(Learns([3, 1, 2, 2]), source, Budget(updates=3), spending=spending, engine=engine)  # type: ignore[arg-type]
+    assert learned == [4, 4] and spending.episodes == 12
+    assert [row.get("rollout/unscored") for row in training.rows] == [None, 4.0, None]
+    assert [row.get("rollout/reward") for row in training.rows] == [2.0, None, 2.0]

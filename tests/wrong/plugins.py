@@ -116,3 +116,9 @@ experiment(
     'name = "curriculum"\nlevels = [1]\n[agent.agent]\nname = "ppo"\nclip = "x"',
     "line 23: [agent] curriculum: agent ppo: clip must be a finite number, got",
 )
+experiment(
+    "a game whose master is a model on the network",
+    TASK,
+    'name = "textarena"\ngame = "GuessWho-v0"',
+    "GuessWho-v0 asks a model over the network, whose answers no seed repeats",
+)
