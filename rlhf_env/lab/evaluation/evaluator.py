@@ -19,7 +19,7 @@ from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.envs.tokenizers import end_ids
 from rlhf_env.errors import DataError, RewardError, under
 from rlhf_env.feedback.offline import load_judgements
-from rlhf_env.lab.evaluation.asked import Asked
+from rlhf_env.lab.evaluation.asked import PromptsAsked
 from rlhf_env.lab.evaluation.metric import Measured, Metric
 from rlhf_env.lab.evaluation.metrics import METRICS, with_plugins
 from rlhf_env.learning.agent import Agent, traits
@@ -111,7 +111,7 @@ class Evaluator:
         )
 
     @cached_property
-    def asked(self) -> Asked:
+    def asked(self) -> PromptsAsked:
         """Which prompts an evaluation asks, and what of them the workplace's run trains on, told by the text."""
         experiment, task = self.workplace.experiment, self.workplace.env.task
         aside, count = held_out(task), experiment.evaluation.prompts
@@ -124,7 +124,7 @@ class Evaluator:
             endless = task.size is None and aside is task
             size = task.size or _OF_AN_ENDLESS_TASK
             trained_on = texts if endless else (task.prompt(index, {}).text for index in range(size))
-        return Asked(len(texts), count, None if trained_on is None else len(texts.intersection(trained_on)))
+        return PromptsAsked(len(texts), count, None if trained_on is None else len(texts.intersection(trained_on)))
 
     def texts(self, agent: Agent) -> tuple[Rollout, int]:
         """What `agent` writes for the evaluation prompts, and how many tokens beside it that it threw away.
