@@ -31,7 +31,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
 from rlhf_env.envs.actions import Actions
-from rlhf_env.envs.picture import Picture
+from rlhf_env.envs.picture import TextPicture
 from rlhf_env.envs.text_vector_env import TextVectorEnv, row_of
 from rlhf_env.errors import ConfigError
 from rlhf_env.learning.functional import require_exact_sampling
@@ -89,7 +89,7 @@ class TextVecEnv(VecEnv):  # type: ignore[misc]  # untyped base
                 self.reset_infos[row] = self.env.latest_info(int(row))
         return observation, rewards, ended, infos
 
-    def get_images(self) -> Sequence[Picture | None]:
+    def get_images(self) -> Sequence[TextPicture | None]:
         """A picture of each row, for their `render`; None for each where the environment draws none."""
         shown = self.env.render() if self.env.render_mode == "rgb_array" else None
         return [None] * self.num_envs if shown is None else [np.asarray(picture) for picture in shown]

@@ -124,7 +124,7 @@ def _inside_runs(name: str) -> Path:
 def _say_how_it_ended(finished: Run, console: Console) -> None:
     from rich.markup import escape
 
-    from rlhf_env.lab.evaluation.asked import Asked
+    from rlhf_env.lab.evaluation.asked import PromptsAsked
     from rlhf_env.lab.evaluation.likelihood import MEASURES
     from rlhf_env.lab.evaluation.metrics import meaning_of, with_plugins
 
@@ -133,7 +133,7 @@ def _say_how_it_ended(finished: Run, console: Console) -> None:
     for line in (*lost, *not_exact):
         console.print(f"[yellow]{escape(line)}[/yellow]", highlight=False, soft_wrap=True)
     measured = finished.evaluation.metrics
-    asked = Asked.of(measured, int(measured.get("answers", finished.experiment.evaluation.prompts)))
+    asked = PromptsAsked.of(measured, int(measured.get("answers", finished.experiment.evaluation.prompts)))
     console.print(f"Ended: {finished.reason}. On {asked or 'the prompts of the evaluation'}:")
     own = MEASURES if "answers" in measured else ()  # of an agent that imitates
     metrics = (*own, *with_plugins(finished.experiment.evaluation.metrics or ()))

@@ -7,7 +7,7 @@ import textwrap
 import numpy as np
 import numpy.typing as npt
 
-Picture = npt.NDArray[np.uint8]
+TextPicture = npt.NDArray[np.uint8]
 
 COLUMNS, LINES = 64, 12
 _WIDTH, _HEIGHT, _SCALE = 5, 7, 2  # of a letter, in dots; and of a dot, in pixels
@@ -36,7 +36,7 @@ _LETTERS = np.frombuffer(
 _UNKNOWN = np.array([[0x7F, 0x41, 0x41, 0x41, 0x7F]], dtype=np.uint8)  # a frame stands for every other character
 
 
-def picture_of(text: str) -> Picture:
+def picture_of(text: str) -> TextPicture:
     """uint8[height, width, 3] of the same size for every text: `LINES` of `COLUMNS` letters, the last of a longer one.
 
     Letters of ASCII are drawn; any other character is a frame.

@@ -12,7 +12,7 @@ from gymnasium.wrappers import TimeLimit
 
 from rlhf_env.envs.actions import Actions, as_array
 from rlhf_env.envs.infos import Info
-from rlhf_env.envs.picture import Picture
+from rlhf_env.envs.picture import TextPicture
 from rlhf_env.envs.reward_tables import RewardSpec
 from rlhf_env.envs.rewards import RewardMix
 from rlhf_env.envs.tasks import TaskSpec
@@ -92,7 +92,7 @@ class TextEnv(gym.Env[Observation, Actions]):
         observation = row_of(self._machine.observation(), 0)
         return observation, float(rewards[0]), bool(terminated[0]), bool(truncated[0]) or cut, info
 
-    def render(self) -> str | Picture | None:
+    def render(self) -> str | TextPicture | None:
         """The text so far: returned for "ansi", as a picture for "rgb_array", printed for "human" as it is written."""
         shown = self._machine.render() if self.render_mode != "human" else None
         return None if shown is None else shown[0]

@@ -20,7 +20,7 @@ from gymnasium.vector.utils import batch_space
 
 from rlhf_env.envs.actions import ActionReader, Actions
 from rlhf_env.envs.infos import Info, VectorInfo, collated
-from rlhf_env.envs.picture import Picture, picture_of
+from rlhf_env.envs.picture import TextPicture, picture_of
 from rlhf_env.envs.prompt_order import PromptOrder, Seeds, is_index, require_seeds
 from rlhf_env.envs.reward_tables import RewardSpec, load_rewards
 from rlhf_env.envs.rewards import Scoring
@@ -205,7 +205,7 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
         infos = collated(finals, self.num_envs) | collated(row_infos, self.num_envs)
         return self.observation(), rewards, terminated, truncated, infos
 
-    def render(self) -> tuple[str, ...] | tuple[Picture, ...] | None:
+    def render(self) -> tuple[str, ...] | tuple[TextPicture, ...] | None:
         """The texts so far: returned for "ansi", as pictures for "rgb_array", printed for "human"."""
         texts = tuple(self.describe(row) for row in range(self.num_envs))
         if self.render_mode == "ansi":

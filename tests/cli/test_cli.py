@@ -185,7 +185,7 @@ def test_plugins_lists_what_is_there(run: Run) -> None:
 def test_train_leaves_a_run_and_says_what_it_came_to(run: Run, toy: Path) -> None:
     ran = run("train", "toy.toml")
     assert (ran.status, ran.err) == (0, "")
-    assert "Ended: budget. On 4 held-out prompts:" in ran.out
+    assert "Ended: budget. On 1 held-out prompt, 4 replies:" in ran.out
     assert re.search(r"^  objective +-?\d\.\d{4}  the whole reward that training maximises", ran.out, re.MULTILINE)
     folder = toy.parent / "runs" / "toy-ppo-seed0"
     assert "Run folder: runs/toy-ppo-seed0" in ran.out

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 
 from rlhf_env.lab.benchmark.results import CONTROLS, Results
-from rlhf_env.lab.evaluation.asked import Asked
+from rlhf_env.lab.evaluation.asked import PromptsAsked
 from rlhf_env.lab.evaluation.metric import Metric
 from rlhf_env.lab.statistics import SEEDS_FOR_A_CLAIM, seeds_for_a_verdict
 
@@ -108,7 +108,7 @@ def asked_words(results: Results) -> str:
     """On which prompts, as the end of a sentence: whether training used them is said task by task where it differs."""
     kinds: dict[str, list[str]] = {}
     for task in results.tasks:
-        found = {Asked.of(cell.evaluation, 0) for cell in results.cells if cell.task == task and cell.finished}
+        found = {PromptsAsked.of(cell.evaluation, 0) for cell in results.cells if cell.task == task and cell.finished}
         kind = " or ".join(sorted("prompts" if it is None else it.kind for it in found)) or "prompts"
         kinds.setdefault(kind, []).append(task)
     if kinds.keys() <= {"held-out prompts", "held-out prompt"}:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Asked:
+class PromptsAsked:
     """The prompts behind an evaluation's numbers."""
 
     prompts: int
@@ -22,7 +22,7 @@ class Asked:
     """Of the prompts, those that training uses too; None where nobody knows."""
 
     @classmethod
-    def of(cls, metrics: Mapping[str, float], replies: int) -> Asked | None:
+    def of(cls, metrics: Mapping[str, float], replies: int) -> PromptsAsked | None:
         """As an evaluation's metrics say it; None for metrics of a version that did not."""
         if "prompts" not in metrics:
             return None

@@ -18,15 +18,14 @@ from rlhf_env.envs.tasks import held_out
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.envs.tokenizers import end_ids
 from rlhf_env.errors import DataError, RewardError, under
-from rlhf_env.feedback.offline import load_preferences
-from rlhf_env.lab.evaluation.asked import Asked
+from rlhf_env.feedback.offline import load_judgements
+from rlhf_env.lab.evaluation.asked import PromptsAsked
 from rlhf_env.lab.evaluation.metric import Measured, Metric
 from rlhf_env.lab.evaluation.metrics import METRICS, with_plugins
 from rlhf_env.learning.agent import Agent, traits
 from rlhf_env.learning.collect import collect_with
 from rlhf_env.learning.experiment import Workplace
 from rlhf_env.learning.rollout import Rollout
-from rlhf_env.learning.sources import EnvSource
 from rlhf_env.policies.tabular import TabularPolicy
 from rlhf_env.types import Episode, Float, JsonObject, JsonView, MasksActions, Prompt, Replies, Score, TokenScorer
 
@@ -112,7 +111,7 @@ class Evaluator:
         )
 
     @cached_property
-    def asked(self) -> Asked:
+    def asked(self) -> PromptsAsked:
         """Which prompts an evaluation asks, and what of them the workplace's run trains on, told by the text."""
         experiment, task = self.workplace.experiment, self.workplace.env.task
         aside, count = held_out(task), experiment.evaluation.prompts
@@ -120,12 +119,12 @@ class Evaluator:
         trained_on: Iterable[str] | None = None
         if (stored := experiment.located().preferences) is not None:
             with suppress(DataError):  # the file may have gone since: the run can still be measured
-                trained_on = [preference.prompt.text for preference in load_preferences(stored)]
-        elif isinstance(self.workplace.source, EnvSource):
+                trained_on = [judgement.prompt.text for judgement in load_judgements(stored)]
+        else:  # whether the agent writes or reads the task's own answers
             endless = task.size is None and aside is task
             size = task.size or _OF_AN_ENDLESS_TASK
             trained_on = texts if endless else (task.prompt(index, {}).text for index in range(size))
-        return Asked(len(texts), count, None if trained_on is None else len(texts.intersection(trained_on)))
+        return PromptsAsked(len(texts), count, None if trained_on is None else len(texts.intersection(trained_on)))
 
     def texts(self, agent: Agent) -> tuple[Rollout, int]:
         """What `agent` writes for the evaluation prompts, and how many tokens beside it that it threw away.

@@ -14,7 +14,7 @@ from rlhf_env.lab.statistics import Estimate
 from rlhf_env.types import Episode, Float, JsonObject, Task
 
 if TYPE_CHECKING:
-    from rlhf_env.lab.evaluation.asked import Asked
+    from rlhf_env.lab.evaluation.asked import PromptsAsked
     from rlhf_env.learning.rollout import Rollout
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")  # it is a key of files, and a part of the names of figures
@@ -43,7 +43,7 @@ class Measured:
     """Tokens written beside the replies."""
     unscored: int = 0
     """Replies left out, because a reward part failed on them and is to skip them, or none had anything to say."""
-    asked: Asked | None = None
+    asked: PromptsAsked | None = None
     """Which prompts these are, where the evaluator said it."""
 
     @property

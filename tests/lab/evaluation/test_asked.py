@@ -11,7 +11,7 @@ import pytest
 
 from rlhf_env.lab.benchmark.results import Cell, Results
 from rlhf_env.lab.benchmark.summary import asked_words
-from rlhf_env.lab.evaluation.asked import Asked
+from rlhf_env.lab.evaluation.asked import PromptsAsked
 from rlhf_env.lab.evaluation.evaluator import Evaluator
 from rlhf_env.lab.evaluation.runs import prepare
 from rlhf_env.lab.statistics import by_unit, student_mean
@@ -20,7 +20,7 @@ SIXTY = {"name": "prompts", "prompts": [f"{number:02}" for number in range(60)]}
 TWICE = {"name": "prompts", "prompts": ["ab", "ba"] * 5}
 
 
-def asked(task: dict[str, Any], prompts: int = 128, **more: Any) -> Asked:
+def asked(task: dict[str, Any], prompts: int = 128, **more: Any) -> PromptsAsked:
     table = {
         "task": task,
         "policy": {"tokenizer": "alphabet:ab=0123456789:"},
