@@ -25,7 +25,7 @@ prompts(
     "a.jsonl, line 10: this JSON cannot be read: NaN is not a number",
     "a.jsonl, line 11: not JSON: ",
 )
-prompts("the same in every line", "{}\n" * 30, "line 1: no field 'prompt'", "(and 29 more lines)")
+prompts("the same in every line", "{}\n" * 30, "it has none (and 29 more lines)")
 prompts("not UTF-8", b'{"prompt": "\xff"}\n', "a.jsonl, line 1: not UTF-8: byte 0xff at position 13")
 prompts("a line of 4 MiB", '{"prompt": "' + "a" * 2**22 + '"}', "a.jsonl, line 1: 4,194,318 bytes, a line may have")
 prompts(
