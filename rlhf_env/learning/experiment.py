@@ -419,7 +419,6 @@ def check_plugins(experiment: Experiment) -> Task:
         for part, table in rewards.items():
             look(partial(_check_reward, part, table), *keys, part)
     agent = look(lambda: _agent_factory(experiment.agent), "agent")
-    look(lambda: _check_stopping(experiment), "stopping")
     if agent is not None:
         look(lambda: _check_budget(experiment), "budget")
         look(lambda: _check_stopping(experiment), "stopping")

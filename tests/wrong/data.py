@@ -37,6 +37,47 @@ prompts(
 prompts(
     "csv: no column", "a,b\n1,2\n", "a.csv, line 2: no field 'prompt' (or 'messages'), it has 'a', 'b'", name="a.csv"
 )
+prompts(
+    "csv: a column misspelt", "Prompt\nHi\n", "a.csv, line 1: unknown column 'Prompt' (likely 'prompt')", name="a.csv"
+)
+prompts(
+    "csv: semicolons", "prompt;level\nHi;1\n", "a.csv, line 1: the columns are set apart by semicolons", name="a.csv"
+)
+judgements(
+    "csv: a column misspelt",
+    "Prompt,chosen ,rejected\nq,a,b\n",
+    "a.csv:1: unknown column 'Prompt' (likely 'prompt'), 'chosen ' (likely 'chosen')",
+    name="a.csv",
+)
+judgements("csv: semicolons", "prompt;chosen;rejected\nq;a;b\n", "a.csv:1: the columns are set apart by", name="a.csv")
+judgements(
+    "csv: one bad byte",
+    b"prompt,chosen,rejected\nq,a,\xff\nq,a,a\n",
+    "a.csv:2: not UTF-8",
+    "a.csv:3: chosen equal",
+    name="a.csv",
+)
+judgements(
+    "csv: a field that is too long",
+    "prompt,chosen,rejected\nq,a," + "b" * (2**22 + 1) + "\n",
+    "a.csv:2: a field of more than 4,194,304 characters",
+    name="a.csv",
+)
+judgements(
+    "calls of tools",
+    '{"prompt": [{"role": "tool", "content": "1"}], "chosen": "a", "rejected": "b"}',
+    "calls of tools are not read",
+)
+judgements(
+    "demonstrations", '{"conversations": [{"from": "human", "value": "q"}]}', "demonstrations, and no judgement of them"
+)
+judgements(
+    "a battle without a winner",
+    '{"model_a": "x", "model_b": "y", "winner": "z"}',
+    "winner: 'z' is none of model_a",
+    "conversation_a: missing",
+    "conversation_b: missing",
+)
 prompts("csv: a column twice", "prompt,prompt\n1,2\n", "more than one column is named 'prompt'", name="a.csv")
 prompts("csv: a field missing", "prompt,b\n1\n", "a.csv, line 2: 1 fields, the header has 2", name="a.csv")
 prompts("csv: a quote not closed", 'prompt,b\n"1,2\n', "a.csv, line 2: not CSV", name="a.csv")

@@ -134,9 +134,9 @@ def test_agreement_of_what_was_judged(path: Path, enter: Enter, pairs: Pairs, fi
             annotator.post("vote", item=item, answer="tie" if item != ids[-1] else last, key=f"{name}{item}", seconds=3)
     (found,) = annotator.client.get("/api/agreement", headers=annotator.headers).json()["agreement"]
     assert (found["judgements"], found["annotators"], found["units"]) == (8, 2, 3)
-    assert found["agreement"] == [1.0, 1.0, 1.0]
+    assert found["agreement"] == [1.0, pytest.approx(3 / (3 + 1.959964**2), abs=1e-6), 1.0], "Wilson's, of 3 of 3"
     assert found["alpha"] is None, "one value only: chance alone would agree as well"
-    assert found["seconds"] == [3.0, 3.0, 3.0]
+    assert found["seconds"] == [3.0, None, None], "all alike: nothing to resample"
 
 
 def results(annotator: Any, token: str | None = None) -> httpx.Response:

@@ -286,7 +286,7 @@ def test_a_stale_tab_judges_for_nobody_else(tab: Tab, tmp_path: Path) -> None:
         of_ann = tab._session
         tab.another()
         tab.call("Page.navigate", url=link)
-        tab.sees("Ann")
+        tab.sees("question")
         tab.value("document.getElementById('switch').click()")
         tab.sees("Who is judging?")
         tab.call("Input.insertText", text="Ben")
