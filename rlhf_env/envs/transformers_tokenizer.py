@@ -27,8 +27,8 @@ def own_tokenizer(folder: Path) -> HFTokenizer:
     """The tokenizer that transformers loads from a local folder. Raises DataError, in one line, if it does not."""
     with quiet_transformers():
         try:
-            files = {"local_files_only": True, "trust_remote_code": False, **_tokens_as_text(folder)}
-            tokenizer = _loader(folder).from_pretrained(str(folder), **files)
+            loader, as_text = _loader(folder), _tokens_as_text(folder)
+            tokenizer = loader.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **as_text)
             _ = tokenizer.backend_tokenizer  # the Rust library's; some old classes are Python alone
             return tokenizer
         except Exception as error:  # the library, and the Rust library below it, raise exceptions of many kinds

@@ -63,7 +63,8 @@ def context_named(name: str | Path, revision: str | None = None) -> int | None:
 
     try:
         with quiet_transformers():
-            return context_of(AutoConfig.from_pretrained(assets.resolve(str(name)), revision=revision))
+            config = AutoConfig.from_pretrained(assets.resolve(str(name)), revision=revision, trust_remote_code=False)
+            return context_of(config)
     except Exception:  # loading the model says what is wrong
         return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +16,9 @@ from rlhf_env.envs.file_task import File
 from rlhf_env.envs.tokenizers import FileTokenizer, prompt_ids
 from rlhf_env.errors import DataError
 from rlhf_env.types import Prompt
-from tests.env.chat_tokenizers import save_chat_tokenizer
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from chat_tokenizers import save_chat_tokenizer
 
 CONVERSATIONS: dict[str, list[dict[str, str]]] = {
     "one question": [{"role": "user", "content": "Why is the sky <blue> & not 'green'?"}],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from rlhf_env.feedback.reward_models.scorecard import scorecard_of
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.lab.evaluation.runs import prepare
 from rlhf_env.policies.tiny import tiny_language_model
-from tests.env.chat_tokenizers import save_chat_tokenizer
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from chat_tokenizers import save_chat_tokenizer
 
 CONTEXT = 64
 PAIRS = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from rlhf_env.learning.experiment import Experiment, build
 from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.policies.tiny import tiny_language_model
 from rlhf_env.types import Prompt
-from tests.env.chat_tokenizers import save_chat_tokenizer
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from chat_tokenizers import save_chat_tokenizer
 
 TURN, OTHER, LAST = 260, 257, 261  # the tokenizer's own <|im_end|>; </s>; <|end_of_text|>
 LENGTH = 8
@@ -121,7 +124,7 @@ def test_nobody_says_more_after_any_of_them(folder: Path) -> None:
     """Neither a policy nor the control that draws at random: what they say after an end would count as written."""
     workplace = build(experiment(folder, agent={"name": "random"}))
     observation, _ = workplace.env.reset(seed=0)
-    said_by_policy = workplace.setup.policy.write(observation, LENGTH).tokens
+    said_by_policy = workplace.setup.policy.write(observation, 8 * LENGTH).tokens
     for tokens in (said_by_policy, np.asarray(workplace.agent.act(observation).tokens)):
         ends = np.isin(tokens, [TURN, OTHER, LAST])
         assert len(set(tokens[ends].tolist())) > 1
