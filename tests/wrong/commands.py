@@ -19,7 +19,7 @@ command("train toy.toml --seed -1", "--seed -1: seed must be from 0 to 1,099,511
 command("train toy.toml --seed 99999999999999999", "--seed 99999999999999999: seed must be from 0 to 1,099,511")
 command("train toy.toml --threads 0", "Invalid value for '--threads'")
 command("train toy.toml --agent poo", "--agent poo: unknown agent 'poo': did you mean 'ppo'? Known:")
-command("train toy.toml --out toy.toml", "cannot write in the folder toy.toml")
+command("train toy.toml --out toy.toml", "toy.toml: [Errno 17] File exists")
 command("train out.toml", "'../../x-ppo-seed0' would lie outside of runs/", out_DOT_toml=TOY.replace("toy", "../../x"))
 command("train abs.toml", "'/x-ppo-seed0' would lie outside of runs/", abs_DOT_toml=TOY.replace('"toy"', '"/x"'))
 command(
