@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # Two processes of tests; a file stays in one, so that what its tests share is made once.
 TWO := -n 2 --dist loadfile
 
-.PHONY: help demo test test-wheel test-trackers lint mutants resume-matrix faults faults-annotation base-model bench-speed growth long-run compat lock clean
+.PHONY: help demo test test-wheel test-trackers lint mutants resume-matrix faults faults-annotation base-model bench-speed growth long-run compat lock other-libraries same-questions clean
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
@@ -105,6 +105,12 @@ long-run: .venv/.ready  ## Train for MINUTES (an hour): memory, files, threads a
 # Environments of their own, from the index: whatever build of torch it has (see tests/compat.py for the small one).
 compat:  ## The tests against the oldest and the newest versions that pyproject.toml admits (gigabytes)
 	$(PYTHON) tests/compat.py both
+
+other-libraries: .venv/.ready  ## Seven other RL libraries train on the environments, each in an environment of its own
+	$(BIN)/python examples/other_libraries/run.py
+
+same-questions: .venv/.ready  ## Ask every data set of reasoning-gym and every game of textarena in two processes: the same?
+	$(BIN)/python tests/same_questions.py
 
 lock:  ## Pin what the tests run with: constraints.txt anew, with the newest versions that pyproject.toml admits
 	$(PYTHON) tests/lock.py

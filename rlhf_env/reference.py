@@ -27,7 +27,7 @@ schema with which editors complete files. A relative path in a file is relative 
 """
 
 
-def page(files: Mapping[str, type], entries: Iterable[Entry]) -> str:
+def settings_page(files: Mapping[str, type], entries: Iterable[Entry]) -> str:
     """The page. `files`: titles, and what is made of a file of that kind; `entries`: the plugins, sorted by kind."""
     parts = [_HEAD]
     for title, cls in files.items():

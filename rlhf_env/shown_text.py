@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
+from pathlib import Path
 
 # Control, format (bidi, zero width), surrogate, private use, line and paragraph separator.
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
@@ -45,6 +46,12 @@ def without_secrets(text: str) -> str:
 def for_page(text: str) -> str:
     """`text` with each invisible character written out, like `⟨U+202E⟩`; line breaks and tabs stay."""
     return "".join(f"⟨U+{ord(c):04X}⟩" if _is_invisible(c) and c not in "\n\t" else c for c in text)
+
+
+def near(path: Path) -> Path:
+    """A path as one would write it from here: relative, if it leads into the working directory."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path
 
 
 def for_terminal(text: str) -> str:

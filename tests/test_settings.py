@@ -364,6 +364,7 @@ def test_nothing_checks_its_settings_by_hand() -> None:
         "ensemble.py": "models that are handed over",
         "tabular.py": "a tree that is counted",
         "world.py": "tensors that must fit each other",
+        "types.py": "arrays that are made read-only",
         "settings.py": "the one place",
     }
     folders = [PACKAGE, *(Path(str(importlib.import_module(name).__file__)).parent for name in PLUGINS)]

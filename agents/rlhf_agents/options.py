@@ -75,7 +75,7 @@ def marginal_logprobs(choice: Tensor, written: Tensor) -> Tensor:
     return joint.logsumexp(-1) - before.logsumexp(-1)
 
 
-class Reading(NamedTuple):
+class OptionScores(NamedTuple):
     """The scores of given texts by all writers, float64[B, L, K] each, K the number of options."""
 
     logprobs: Tensor
@@ -180,7 +180,7 @@ class Options:
         extras = {name: values.reshape(shape) for name, values in extras.items()}
         return Decision(tokens.reshape(shape), logprobs.reshape(shape), extras)
 
-    def _read_on(self, texts: Int, lengths: Int, new: Int) -> Reading:
+    def _read_on(self, texts: Int, lengths: Int, new: Int) -> OptionScores:
         """All writers on the k columns after each of `texts` int64[B, L], which hold `new` int64[B, k].
 
         In `new`, the value V stands for no token.
@@ -198,13 +198,13 @@ class Options:
         reading = self._read(torch.from_numpy(tokens), torch.from_numpy(mask), torch.from_numpy(where))
         positions = torch.from_numpy(lengths[:, None] + np.arange(new.shape[1])).to(reading.choice.device)
         rows = torch.arange(len(positions), device=positions.device)[:, None]
-        return Reading(*(values[rows, positions] for values in reading))
+        return OptionScores(*(values[rows, positions] for values in reading))
 
-    def _read(self, tokens: Tensor, mask: Tensor, where: Tensor) -> Reading:
+    def _read(self, tokens: Tensor, mask: Tensor, where: Tensor) -> OptionScores:
         """All writers on texts [B, L], with log-probabilities where `where` is True."""
         evaluations = [writer.evaluate(tokens, mask, where) for writer in self.writers]
         states = [evaluation.hidden for evaluation in evaluations]
-        return Reading(
+        return OptionScores(
             logprobs=torch.stack([evaluation.logprobs.double() for evaluation in evaluations], dim=-1),
             choice=_applied(self.bids, states).log_softmax(-1),
             values=_applied(self.values, states),

@@ -42,9 +42,9 @@ def plugins(
     if as_markdown:
         if name is not None or as_json:
             raise ConfigError("--markdown is the page of all plugins: leave out the name and --json")
-        from rlhf_env.reference import page
+        from rlhf_env.reference import settings_page
 
-        typer.echo(page(kinds_of_file(), known), nl=False)
+        typer.echo(settings_page(kinds_of_file(), known), nl=False)
         return
     if name is not None:
         _describe(name, as_json)

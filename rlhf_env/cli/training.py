@@ -127,6 +127,7 @@ def _say_how_it_ended(finished: Run, console: Console) -> None:
     from rlhf_env.lab.evaluation.asked import PromptsAsked
     from rlhf_env.lab.evaluation.likelihood import MEASURES
     from rlhf_env.lab.evaluation.metrics import meaning_of, with_plugins
+    from rlhf_env.shown_text import near
 
     lost = [f"Lost: {line}" for line in finished.lost]
     not_exact = [f"Not exact: {change}" for change in finished.not_exact]
@@ -140,7 +141,8 @@ def _say_how_it_ended(finished: Run, console: Console) -> None:
     for key, value in sorted(finished.evaluation.metrics.items()):
         line = f"  {key:24s} {value:10.4f}  {escape(meaning_of(key, metrics))}"
         console.print(line.rstrip(), highlight=False, no_wrap=True, overflow="ellipsis")
-    console.print(f"Run folder: {finished.folder}", highlight=False, soft_wrap=True)
+    folder = None if finished.folder is None else near(finished.folder)
+    console.print(f"Run folder: {folder}", highlight=False, soft_wrap=True)
 
 
 @app.command(rich_help_panel=LEARNING)

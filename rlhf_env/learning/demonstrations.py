@@ -70,8 +70,8 @@ def demonstration(prompt: Prompt, completion: str, tokenizer: Tokenizer) -> Epis
 def demonstration_source(episodes: Sequence[Episode], tokenizer: Tokenizer, *, rows: int, seed: int) -> DataSource:
     """Rollouts of `rows` demonstrations each, in shuffled epochs."""
 
-    def rollout(chosen: Sequence[int]) -> Rollout:
-        return demonstrations([episodes[i] for i in chosen], pad_id=tokenizer.pad_id)
+    def rollout(places: Sequence[int]) -> Rollout:
+        return demonstrations([episodes[i] for i in places], pad_id=tokenizer.pad_id)
 
     return DataSource(len(episodes), rows, rollout, seed=seed)
 

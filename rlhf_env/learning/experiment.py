@@ -164,6 +164,11 @@ class Experiment:
             )
         if self.max_kl is not None and self.preferences is not None:
             yield fault("max_kl", "is measured on texts that the agent writes, and with `preferences` it writes none")
+        if self.preferences is not None and not self.budget.is_of_stored_data:
+            yield Problem(
+                "with `preferences` the agent writes no texts: budget epochs, updates, gradient_steps or seconds",
+                ("budget",),
+            )
 
     @classmethod
     def from_table(cls, table: JsonView, where: str = "experiment", *, folder: Path | None = None) -> Experiment:
@@ -431,9 +436,14 @@ def check_plugins(experiment: Experiment) -> Task:
 
 
 def _imitates(experiment: Experiment) -> bool:
-    """Whether the agent learns from given answers."""
-    target = plugins.host().load("agent", str(experiment.agent.get("name")))
-    return bool(getattr(target, "imitates", False))
+    """Whether the agent, or the one that it wraps, learns from given answers."""
+    table: Any = experiment.agent
+    while isinstance(table, Mapping):
+        target = plugins.host().load("agent", str(table.get("name")))
+        if getattr(target, "imitates", False) is True:
+            return True
+        table = table.get("agent")
+    return False
 
 
 def _check_budget(experiment: Experiment) -> None:
@@ -443,10 +453,9 @@ def _check_budget(experiment: Experiment) -> None:
     if budget.epochs is not None and not stored:
         said = "epochs are passes over given answers or stored preferences, and this agent learns from what it writes: "
         raise ConfigError(Problem(said + "budget episodes, generated_tokens or updates", ("epochs",)))
-    known = {"updates", "gradient_steps", "seconds"}
-    if stored and budget.epochs is None and not budget.limits().keys() & known:
-        who = "with `preferences` the agent" if experiment.preferences is not None else experiment.agent.get("name")
-        raise ConfigError(f"{who} writes no texts: budget epochs, updates, gradient_steps or seconds")
+    if _imitates(experiment) and not experiment.preferences and not budget.is_of_stored_data:
+        name = experiment.agent.get("name")
+        raise ConfigError(f"{name} writes no texts: budget epochs, updates, gradient_steps or seconds")
 
 
 def _check_stopping(experiment: Experiment) -> None:
@@ -460,7 +469,12 @@ def _check_stopping(experiment: Experiment) -> None:
         said = f"max_kl is measured on texts that the agent writes, and {experiment.agent.get('name')} writes none"
         problems.append(Problem(said))
     for name in rules.of(MaxKL) if experiment.preferences is not None or imitates else ():
-        said = f"[stopping.{name}] is measured on texts that the agent writes, and here it writes none"
+        why = (
+            "and with `preferences` it writes none"
+            if experiment.preferences is not None
+            else "and this one writes none"
+        )
+        said = f"[stopping.{name}] is measured on texts that the agent writes, {why}"
         problems.append(Problem(said, (name,)))
     if problems:
         raise ConfigError(*problems)

@@ -79,6 +79,11 @@ class Budget:
         given = asdict(self)
         return {name: limit for name, limit in given.items() if limit is not None and name != "epochs"}
 
+    @property
+    def is_of_stored_data(self) -> bool:
+        """Whether a limit is in a currency that is spent where no texts are written."""
+        return self.epochs is not None or bool(self.limits().keys() & {"updates", "gradient_steps", "seconds"})
+
     def for_epochs_of(self, source: object) -> Budget:
         """With `epochs` as the number of updates that they take of a source of stored data."""
         if self.epochs is None or not isinstance(source, HasEpochs):

@@ -76,7 +76,7 @@ class LanguageModel(nn.Module):
         if getattr(head, "weight", None) is None:
             raise DataError(f"{type(model).__name__} has no head that gives a number to every token: it writes no text")
         self._vocab_size, self._hidden_size = map(int, head.weight.shape)
-        self._end_ids = self._known_ids("end_id", named_end_ids(model) if end_id is None else end_id)
+        self._end_ids = self._known_ids("end_id", end_ids_of_model(model) if end_id is None else end_id)
         self._pad_id = self._known_ids(
             "pad_id", pad_id, getattr(self._text_config, "pad_token_id", None), self._end_ids[0]
         )[0]
@@ -392,7 +392,7 @@ def listed(ids: int | Sequence[int] | None) -> tuple[int, ...]:
     return tuple(dict.fromkeys([] if ids is None else map(int, ids) if isinstance(ids, Sequence) else [int(ids)]))
 
 
-def named_end_ids(model: HFModel) -> tuple[int, ...]:
+def end_ids_of_model(model: HFModel) -> tuple[int, ...]:
     """Every end token that the model's configuration and its generation configuration name, in that order."""
     configs = (model.config.get_text_config(), model.config, getattr(model, "generation_config", None))
     return listed([token for config in configs for token in listed(getattr(config, "eos_token_id", None))])
@@ -402,7 +402,7 @@ def _end_ids_beside(name: str | Path, model: HFModel) -> tuple[int, ...]:
     """Those that the model names, and those of the tokenizer in its folder, if it has one."""
     folder = Path(assets.resolve(str(name))).expanduser()
     beside = FileTokenizer(folder).end_ids if (folder / "tokenizer.json").is_file() else ()
-    return listed([*named_end_ids(model), *beside])
+    return listed([*end_ids_of_model(model), *beside])
 
 
 def padded(episodes: Sequence[Episode], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.envs.tokenizers import AlphabetTokenizer
-from rlhf_env.errors import ConfigError, ContractError
+from rlhf_env.errors import ConfigError, ContractError, DataError
 from rlhf_env.testing.episodes import make_episode
 from rlhf_env.testing.observing import broken, difference, global_randomness_untouched
 from rlhf_env.types import Episode, JsonObject, JsonView, Observation, Prompt, ResetOptions
@@ -387,7 +387,7 @@ def _through_a_checkpoint(state: object) -> JsonObject:
     with tempfile.TemporaryDirectory() as folder:
         try:
             return checkpoints.load(checkpoints.save(Path(folder), 0, state, {}))[0]
-        except TypeError as error:
+        except DataError as error:
             raise ContractError("state", f"state_dict() does not fit into a checkpoint: {error}") from error
 
 

@@ -24,6 +24,8 @@ sys.path.insert(0, str(KEPT.parent))
 
 from kept import reading  # noqa: E402 - found through the line above
 
+from rlhf_env.learning.experiment import Experiment  # noqa: E402
+
 # Their paths were relative to the working directory, which is said, and still taken.
 pytestmark = pytest.mark.filterwarnings("ignore:.*found in the working directory")
 torch.set_num_threads(1)
@@ -205,7 +207,12 @@ def test_a_study_of_labels_is_completed(files: Path) -> None:
 @pytest.mark.parametrize("name", list(FACTS["experiments"]))
 def test_an_experiment_means_the_same(name: str, files: Path) -> None:
     file = f"../settings/experiments/{name}.toml"
-    expected, found = FACTS["experiments"][name], reading.experiment_facts(file)
+    expected = FACTS["experiments"][name]
+    if name == "learned_rewards":  # sft imitated its own texts then; without given answers it is refused now
+        assert Experiment.load(file).to_toml() == expected["resolved"]
+        assert "sft writes no texts" in reading.call("check", file).err
+        return
+    found = reading.experiment_facts(file)
     assert found["resolved"] == expected["resolved"]
     assert found["hash"] == expected["hash"]
     assert_same(expected["agent"], found["agent"])

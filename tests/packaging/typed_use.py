@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import assert_type
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rlhf_env import Episode, Observation, Prompt, RewardMix, Score, Task, TextEnv, TextVectorEnv, from_function
 from rlhf_env.envs.infos import Info, VectorInfo
@@ -71,7 +72,7 @@ def one_text() -> Score:
     assert_type(env.task, Task)
     assert_type(env.reward, RewardMix)
     assert_type(env.tokenizer, Tokenizer)
-    assert_type(env.render(), str | None)
+    assert_type(env.render(), str | NDArray[np.uint8] | None)
     observation, info = env.reset(seed=0, options={"indices": [1]})
     assert_type(observation, Observation)
     assert_type(observation["input_ids"], Int)

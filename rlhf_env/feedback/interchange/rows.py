@@ -49,7 +49,7 @@ from rlhf_env.types import JsonObject, JsonView
 
 _SIDES = ("chosen", "rejected")
 _MIDDLE = (LOWEST + HIGHEST) / 2
-CIRCUMSTANCES = ("annotator", "criterion", "weight", "margin", "created", "seconds", "note")
+CIRCUMSTANCE_COLUMNS = ("annotator", "criterion", "weight", "margin", "created", "seconds", "note")
 """Fields of a row of any layout that say how its judgement was made."""
 _SCORES = (("chosen_rating", "rejected_rating"), ("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))
 NUMBERS = ("weight", "margin", "seconds", *(name for names in _SCORES for name in names))
@@ -64,7 +64,7 @@ _OWN = ("kind", "prompt", "responses", "answer")
 _PAIR = ("prompt", *_SIDES, "conversations", "system", *(name for names in _SCORES for name in names))
 _UNPAIRED = ("prompt", "completion", "label")
 _BATTLE = ("model_a", "model_b", "winner", "conversation_a", "conversation_b", "judge", "tstamp", "question_id", "turn")
-FIELDS = {*_OWN, *_PAIR, *_UNPAIRED, *_BATTLE, *CIRCUMSTANCES, "provenance"}
+FIELDS = {*_OWN, *_PAIR, *_UNPAIRED, *_BATTLE, *CIRCUMSTANCE_COLUMNS, "provenance"}
 """Every name that has a meaning in a row."""
 
 
@@ -140,7 +140,7 @@ def judgement_of(row: JsonView, reading: Reading) -> Judgement:
     else:
         known, made = _PAIR, Comparison.of(preference_of(row, reading))
     for name in row:
-        if name not in (*known, *CIRCUMSTANCES, "provenance"):
+        if name not in (*known, *CIRCUMSTANCE_COLUMNS, "provenance"):
             reading.passes_over(f"column {name!r}")
     return made
 
@@ -177,7 +177,7 @@ def preference_of(row: JsonView, reading: Reading) -> Preference:
     about["margin"] = about.get("margin", _margin(row, problems))
     if problems:
         raise DataError(*problems)
-    names = (*CIRCUMSTANCES[1:], "chosen_was_first", "group")
+    names = (*CIRCUMSTANCE_COLUMNS[1:], "chosen_was_first", "group")
     circumstances = {name: about[name] for name in names if about.get(name) is not None}
     who = about.get("annotator", reading.annotator or reading.source)
     return Preference(prompt_from(text, about_prompt), sides["chosen"], sides["rejected"], who, **circumstances)
@@ -185,7 +185,7 @@ def preference_of(row: JsonView, reading: Reading) -> Preference:
 
 def with_columns(row: JsonView, provenance: JsonView) -> JsonObject:
     """What a row says of how its judgement was made: in fields of its own, or in its provenance."""
-    given = {name: row[name] for name in CIRCUMSTANCES if row.get(name) not in (None, "")}
+    given = {name: row[name] for name in CIRCUMSTANCE_COLUMNS if row.get(name) not in (None, "")}
     if type(given.get("annotator")) is int:
         given["annotator"] = str(given["annotator"])
     return {**provenance, **given}
@@ -286,7 +286,7 @@ def _battle(row: JsonView, reading: Reading) -> Judgement:
         Response(answer_in(answer), Author("policy", str(name))) for answer, name in zip(answers, names, strict=True)
     ]
     text = plain_conversation(prompt)
-    circumstances = {name: about[name] for name in CIRCUMSTANCES if about.get(name) is not None}
+    circumstances = {name: about[name] for name in CIRCUMSTANCE_COLUMNS if about.get(name) is not None}
     return Comparison(
         prompt_from(text, {"meta": {"messages": prompt}}), responses[0], responses[1], verdict, who, **circumstances
     )

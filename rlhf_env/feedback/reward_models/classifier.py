@@ -16,7 +16,7 @@ from rlhf_env.envs.transformers_tokenizer import quiet_transformers
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.judgements import Response
 from rlhf_env.feedback.reward_models.model import batches_of_like_length, distinct, padded_ids
-from rlhf_env.policies.language_model import listed, named_end_ids
+from rlhf_env.policies.language_model import end_ids_of_model, listed
 from rlhf_env.policies.untyped import HFModel
 from rlhf_env.types import Episode, Float, Int, Prompt
 
@@ -40,7 +40,7 @@ class SequenceClassifier:
         self._tokenizer = _load_tokenizer(self.name)
         config = self._model.config.get_text_config()
         own = None if self._tokenizer is None else self._tokenizer.eos_token_id
-        self._ends = () if own is None else listed([own, *named_end_ids(self._model)])  # any may close a text
+        self._ends = () if own is None else listed([own, *end_ids_of_model(self._model)])  # any may close a text
         self._pad: int | None = config.pad_token_id
         self._vocab_size = int(self._model.get_input_embeddings().weight.shape[0])
         self._context: int | None = getattr(config, "max_position_embeddings", None)

@@ -7,7 +7,6 @@ from pathlib import Path
 from rlhf_env import assets
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.reward_models.scorer import Scorer
-from rlhf_env.policies.loading import refuse_adapter
 
 
 def load_scorer(model: str | Path) -> Scorer:
@@ -22,6 +21,7 @@ def load_scorer(model: str | Path) -> Scorer:
     from rlhf_env.feedback.reward_models.classifier import SequenceClassifier
     from rlhf_env.feedback.reward_models.ensemble import RewardEnsemble
     from rlhf_env.feedback.reward_models.model import RewardModel
+    from rlhf_env.policies.loading import refuse_adapter
 
     folder = Path(assets.resolve(str(model)))
     refuse_adapter(folder)

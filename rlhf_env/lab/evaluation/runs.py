@@ -47,6 +47,7 @@ from rlhf_env.learning.sources import EnvSource
 from rlhf_env.learning.spending import Spending
 from rlhf_env.plugins import host
 from rlhf_env.policies.policy import HasContext, Policy
+from rlhf_env.shown_text import near
 from rlhf_env.toml_files import naming_lines
 from rlhf_env.types import JsonView
 from rlhf_env.whole_files import write_json
@@ -350,7 +351,9 @@ def _shown_on(
     from rlhf_env.lab.progress import training_progress
 
     if resume and opened is not None and not any(opened.path.glob("checkpoints/step-*")):
-        console.print(f"No checkpoint in {escape(str(opened.path))}: from the start", highlight=False, soft_wrap=True)
+        console.print(
+            f"No checkpoint in {escape(str(near(opened.path)))}: from the start", highlight=False, soft_wrap=True
+        )
     with training_progress(console) as advance:
 
         def update(row: Row, fraction: float) -> None:

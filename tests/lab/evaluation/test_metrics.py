@@ -81,7 +81,9 @@ def test_a_metric_from_outside_is_in_the_evaluation_the_results_and_the_report(
     assert "Share of a &amp; co" in figure.read_text(encoding="utf-8")
 
     plugins.register_metric("a_share", A_SHARE)
-    compared = {it.name: it for it in evaluate_run(tmp_path / "toy" / trained["run"]).measures}["a_share"]
+    compared = {it.name: it for it in evaluate_run(tmp_path / "toy" / trained["run"], checkpoint="last").measures}[
+        "a_share"
+    ]
     assert compared.agent == value
     assert compared.reference == next(it for it in results if it["agent"] == "reference")["evaluation"]["a_share"]
 
