@@ -224,6 +224,8 @@ def test_it_resumes(assert_resumes) -> None:
 def test_what_compares_nothing_is_refused(make_world) -> None:  # N28
     with pytest.raises(ConfigError, match="at least 2"):
         grpo(make_world().setup, group_size=1)
+    with pytest.raises(ConfigError, match="group_size must be at least 2, to compare responses"):
+        make_world().setup.require_groups(1)  # what a plugin asks that declares no limit
     with pytest.raises(ConfigError, match="does not divide"):
         grpo(make_world().setup, group_size=5)
     with pytest.raises(ConfigError, match="aggregation must be"):
