@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
-from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -23,6 +22,7 @@ from rlhf_env.learning.checkpoints import fingerprint
 from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.engine import Engine
 from rlhf_env.learning.loop import Row, Training, train
+from rlhf_env.learning.making_agents import agent_factory, imitates, make_agent
 from rlhf_env.learning.models import PolicySettings, load_policy, load_tokenizer_of, with_vocabulary_of
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
 from rlhf_env.learning.sources import EnvSource, Source
@@ -365,7 +365,7 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
     policy.reseed(experiment.seed)
     with under("rewards"):
         rewards = experiment.rewards
-        if _imitates(experiment) and rewards == Experiment().rewards and not isinstance(task, ScoresItself):
+        if imitates(experiment.agent) and rewards == Experiment().rewards and not isinstance(task, ScoresItself):
             rewards = {"none": NoReward()}  # whoever imitates needs none
         reward = load_rewards(rewards, task, {"reference": reference, "tokenizer": tokenizer})
     if reward.kl is None and (measuring := load_stopping_rules(experiment.stopping_tables()).of(MaxKL)):
@@ -423,7 +423,7 @@ def check_plugins(experiment: Experiment) -> Task:
     for keys, rewards in (("rewards",), experiment.rewards), (("evaluation", "rewards"), experiment.evaluation.rewards):
         for part, table in rewards.items():
             look(partial(_check_reward, part, table), *keys, part)
-    agent = look(lambda: _agent_factory(experiment.agent), "agent")
+    agent = look(lambda: agent_factory(experiment.agent), "agent")
     if agent is not None:
         look(lambda: _check_budget(experiment), "budget")
         look(lambda: _check_stopping(experiment), "stopping")
@@ -435,25 +435,14 @@ def check_plugins(experiment: Experiment) -> Task:
     return task
 
 
-def _imitates(experiment: Experiment) -> bool:
-    """Whether the agent, or the one that it wraps, learns from given answers."""
-    table: Any = experiment.agent
-    while isinstance(table, Mapping):
-        target = plugins.host().load("agent", str(table.get("name")))
-        if getattr(target, "imitates", False) is True:
-            return True
-        table = table.get("agent")
-    return False
-
-
 def _check_budget(experiment: Experiment) -> None:
     """Epochs are passes over data, and who writes no texts spends none."""
     budget = experiment.budget
-    stored = experiment.preferences is not None or _imitates(experiment)
+    stored = experiment.preferences is not None or imitates(experiment.agent)
     if budget.epochs is not None and not stored:
         said = "epochs are passes over given answers or stored preferences, and this agent learns from what it writes: "
         raise ConfigError(Problem(said + "budget episodes, generated_tokens or updates", ("epochs",)))
-    if _imitates(experiment) and not experiment.preferences and not budget.is_of_stored_data:
+    if imitates(experiment.agent) and not experiment.preferences and not budget.is_of_stored_data:
         name = experiment.agent.get("name")
         raise ConfigError(f"{name} writes no texts: budget epochs, updates, gradient_steps or seconds")
 
@@ -464,11 +453,11 @@ def _check_stopping(experiment: Experiment) -> None:
     for name in rules.of(Patience) if experiment.evaluation.every == 0 else ():
         said = f"[stopping.{name}] counts evaluations on the way, and there are none: set `every` in [evaluation]"
         problems.append(Problem(said, (name,)))
-    imitates = _imitates(experiment)
-    if imitates and experiment.max_kl is not None:
+    answers = imitates(experiment.agent)
+    if answers and experiment.max_kl is not None:
         said = f"max_kl is measured on texts that the agent writes, and {experiment.agent.get('name')} writes none"
         problems.append(Problem(said))
-    for name in rules.of(MaxKL) if experiment.preferences is not None or imitates else ():
+    for name in rules.of(MaxKL) if experiment.preferences is not None or answers else ():
         why = (
             "and with `preferences` it writes none"
             if experiment.preferences is not None
@@ -485,56 +474,6 @@ def _check_reward(part: str, settings: Any) -> None:
         raise ConfigError(f"[rewards] {part}: a weight or a table of settings is needed, got {settings!r}")
     if isinstance(settings, (int, float, Mapping)):
         RewardTable.read(part, settings).require_plugin()
-
-
-def make_agent(spec: str | JsonView, setup: Setup) -> Agent:
-    """An agent by name and settings: `{"name": "ppo", "lr": 1e-4}`. One that wraps another has it in `agent`:
-    `{"name": "curriculum", "levels": [1, 2], "agent": {"name": "ppo"}}`.
-
-    Raises ConfigError for what does not fit.
-    """
-    return _agent_factory(spec)(setup)
-
-
-def _agent_factory(spec: Any, where: str = "[agent]") -> Callable[[Setup], Agent]:
-    """What builds the agent from what a run lends. Names and settings, a wrapped agent's too, are checked here."""
-    table = dict(spec) if isinstance(spec, Mapping) else {"name": spec}
-    name = table.pop("name", None)
-    if not isinstance(name, str):
-        raise ConfigError(Problem(f"{where} needs a name", ("name",)))
-    with under("name"):
-        target = plugins.host().load("agent", name)
-    if not is_dataclass(getattr(target, "Config", None)):
-        said = f"agent {name!r}: {target!r} has no dataclass `Config`, as an agent plugin must"
-        raise ConfigError(Problem(said, ("name",)))
-    wraps = "agent" in signature(target).parameters
-    inner = table.pop("agent", None) if wraps else None
-    problems: list[str] = []
-    config = wrapped = None
-    try:
-        config = from_table(target.Config, table, f"{where} {name}")
-    except ConfigError as error:
-        problems.extend(error.problems)
-    try:
-        if wraps and inner is None:
-            raise ConfigError(f'{where} {name} wraps another agent: agent = {{ name = "ppo" }}, with its settings')
-        with under("agent"):
-            wrapped = _agent_factory(inner, f"{where} {name}: agent") if wraps else None
-    except ConfigError as error:
-        problems.extend(error.problems)
-    if problems:
-        raise ConfigError(*problems)
-
-    def make(setup: Setup) -> Agent:
-        inside = () if wrapped is None else (wrapped(setup),)
-        try:
-            made: Agent = target(setup, config, *inside)
-        except ConfigError as error:
-            error.found_in(f"{where} {name}")
-            raise
-        return made
-
-    return make
 
 
 def _without_none(value: Any) -> Any:

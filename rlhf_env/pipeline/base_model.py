@@ -24,8 +24,8 @@ from rlhf_env.envs.tokenizers import PLAIN_PROMPTS, FileTokenizer
 from rlhf_env.lab.progress import note_of, stage
 from rlhf_env.learning.agent import Setup
 from rlhf_env.learning.engine import Engine
-from rlhf_env.learning.experiment import make_agent
 from rlhf_env.learning.loop import train
+from rlhf_env.learning.making_agents import make_agent
 from rlhf_env.learning.rollout import demonstrations
 from rlhf_env.learning.run_folder import RunFolder, versions
 from rlhf_env.learning.signals import Interrupted

@@ -28,7 +28,7 @@ from rlhf_env.lab.progress import stage
 from rlhf_env.learning.agent import Setup
 from rlhf_env.learning.collect import collect
 from rlhf_env.learning.engine import Engine
-from rlhf_env.learning.experiment import make_agent
+from rlhf_env.learning.making_agents import make_agent
 from rlhf_env.learning.spending import Spending
 from rlhf_env.pipeline.base_model import no_reward
 from rlhf_env.pipeline.settings import Demo, Models

@@ -87,7 +87,7 @@ def check_agent(
 
 
 def _builder(make_agent: str | JsonView | Callable[[Setup], Agent]) -> Callable[[Setup], Agent]:
-    from rlhf_env.learning.experiment import make_agent as by_name
+    from rlhf_env.learning.making_agents import make_agent as by_name
 
     if isinstance(make_agent, type):
         name = make_agent.__name__
@@ -359,7 +359,7 @@ def _check_logprobs(life: _Life, rollout: Rollout) -> None:
 
 
 def _check_learning(life: _Life, updates: int, margin: float, seed: int) -> None:
-    from rlhf_env.learning.experiment import make_agent
+    from rlhf_env.learning.making_agents import make_agent
 
     def mean_score(one: _Life) -> float:
         """Of the task as it is: no levels, no groups, and without the KL part."""

@@ -9,7 +9,8 @@ al. 2022 (2203.02155). The score is read at the last token of the text, which is
 the end token is part of what the model sees: token ids are scored as they were written, never made again from text.
 A head of the kind "reply" reads more: the whole response, and how likely the trunk finds it.
 
-Several heads on one trunk are an ensemble that costs one forward pass. `fitting.py` fits, `scorer.py` loads.
+Several heads on one trunk are an ensemble that costs one forward pass. `fitting.py` fits, `scorer.py` loads. How texts
+are read, the heads, and the files of a saved model are one class's business, so they are one file.
 """
 
 from __future__ import annotations

@@ -1,0 +1,74 @@
+"""Agents by name and settings, as a table [agent] has them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
+from inspect import signature
+from typing import Any
+
+from rlhf_env import plugins
+from rlhf_env.errors import ConfigError, Problem, under
+from rlhf_env.learning.agent import Agent, Setup
+from rlhf_env.learning.configuration import from_table
+from rlhf_env.types import JsonView
+
+
+def make_agent(spec: str | JsonView, setup: Setup) -> Agent:
+    """An agent by name and settings: `{"name": "ppo", "lr": 1e-4}`. One that wraps another has it in `agent`:
+    `{"name": "curriculum", "levels": [1, 2], "agent": {"name": "ppo"}}`.
+
+    Raises ConfigError for what does not fit.
+    """
+    return agent_factory(spec)(setup)
+
+
+def agent_factory(spec: Any, where: str = "[agent]") -> Callable[[Setup], Agent]:
+    """What builds the agent from what a run lends. Names and settings, a wrapped agent's too, are checked here."""
+    table = dict(spec) if isinstance(spec, Mapping) else {"name": spec}
+    name = table.pop("name", None)
+    if not isinstance(name, str):
+        raise ConfigError(Problem(f"{where} needs a name", ("name",)))
+    with under("name"):
+        target = plugins.host().load("agent", name)
+    if not is_dataclass(getattr(target, "Config", None)):
+        said = f"agent {name!r}: {target!r} has no dataclass `Config`, as an agent plugin must"
+        raise ConfigError(Problem(said, ("name",)))
+    wraps = "agent" in signature(target).parameters
+    inner = table.pop("agent", None) if wraps else None
+    problems: list[str] = []
+    config = wrapped = None
+    try:
+        config = from_table(target.Config, table, f"{where} {name}")
+    except ConfigError as error:
+        problems.extend(error.problems)
+    try:
+        if wraps and inner is None:
+            raise ConfigError(f'{where} {name} wraps another agent: agent = {{ name = "ppo" }}, with its settings')
+        with under("agent"):
+            wrapped = agent_factory(inner, f"{where} {name}: agent") if wraps else None
+    except ConfigError as error:
+        problems.extend(error.problems)
+    if problems:
+        raise ConfigError(*problems)
+
+    def make(setup: Setup) -> Agent:
+        inside = () if wrapped is None else (wrapped(setup),)
+        try:
+            made: Agent = target(setup, config, *inside)
+        except ConfigError as error:
+            error.found_in(f"{where} {name}")
+            raise
+        return made
+
+    return make
+
+
+def imitates(table: object) -> bool:
+    """Whether the agent of a table, or the one that it wraps, learns from given answers. Raises UnknownName."""
+    while isinstance(table, Mapping):
+        target = plugins.host().load("agent", str(table.get("name")))
+        if getattr(target, "imitates", False) is True:
+            return True
+        table = table.get("agent")
+    return False
