@@ -44,7 +44,8 @@ class _Log:
         if self._console.is_terminal or self._console.quiet or now - self._said < self.EVERY:
             return
         self._said = now
-        left = f", about {spoken_time((now - self._began) * (1 / fraction - 1))} left" if fraction > 0 else ""
+        known = fraction >= 0.02  # before, the guess is made of the start alone
+        left = f", about {spoken_time((now - self._began) * (1 / fraction - 1))} left" if known else ""
         line = f"{title}: {fraction:.0%}{left}  {note}".rstrip()
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
         self._console.file.flush()
