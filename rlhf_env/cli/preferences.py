@@ -248,13 +248,24 @@ def show_agreement(
     for agreement in agreements:
         typer.echo(
             f"{agreement.kind} by {for_terminal(agreement.criterion)}: {agreement.judgements:,} judgements of "
-            f"{len(agreement.annotators):,} annotators, {agreement.units:,} judged by two or more"
+            f"{_annotators(len(agreement.annotators))}, {agreement.units:,} judged by two or more"
             f"{_who(agreement.annotators, origins)}"
         )
-        for name in ("agreement", "alpha", "fleiss", "cohen", "self_consistency", "seconds"):
-            typer.echo(f"  {name.replace('_', ' '):17} {getattr(agreement, name)}")
+        known = {
+            name.replace("_", " "): str(getattr(agreement, name))
+            for name in ("agreement", "alpha", "fleiss", "cohen", "self_consistency", "seconds")
+        }
+        if agreement.units == 0 and set(known.values()) == {"-"}:
+            typer.echo("  agreement is measured where two annotators judge the same: --overlap 2 asks for it")
+            continue
+        for name, value in known.items():
+            typer.echo(f"  {name:17} {value}")
     if not agreements:
         typer.echo("no judgements yet")
+
+
+def _annotators(count: int) -> str:
+    return "1 annotator" if count == 1 else f"{count:,} annotators"
 
 
 def _who(annotators: Sequence[str], origins: Mapping[str, Origin]) -> str:
