@@ -215,7 +215,8 @@ def sent_again(folder: Path) -> str:
         late, said = 0, list[int]()
         for _ in range(20):
             item = ann.post("/api/next", json={}).json()["item"]
-            vote = {"item": item["id"], "answer": "first", "key": f"key {item['id']}", "seconds": 1}
+            about = {"item": item["id"], "ticket": item["ticket"]}
+            vote = {**about, "answer": "first", "key": f"key {item['id']}", "seconds": 1}
 
             def click(vote: dict[str, Any] = vote) -> None:
                 said.append(ann.post("/api/vote", json=vote).status_code)
@@ -284,7 +285,8 @@ def order_shown(folder: Path) -> str:
                 letter = item["responses"][0]["text"][0]
                 first[letter] += 1
                 answer = "first" if letter == "a" else "second"
-                vote = {"item": item["id"], "answer": answer, "key": f"{name} {item['id']}", "seconds": 1}
+                about = {"item": item["id"], "ticket": item["ticket"]}
+                vote = {**about, "answer": answer, "key": f"{name} {item['id']}", "seconds": 1}
                 item = person.post("/api/vote", json=vote).json()["item"]
     assert first.total() == 240 and abs(first["a"] - 120) < 4 * (240 / 4) ** 0.5, first
     exported = rlhf_env("preferences", "export", str(store), str(folder / "pairs.jsonl"), "--format", "trl")

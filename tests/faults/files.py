@@ -61,7 +61,7 @@ def killed_in_an_evaluation(folder: Path) -> str:
         if file.exists():
             json.loads(file.read_text(encoding="utf-8"))
     assert point == 7 and left, (point, left)
-    assert not hidden(trial.run) and json.loads(file.read_text(encoding="utf-8"))["prompts"] == 6
+    assert not hidden(trial.run) and "6 replies" in json.loads(file.read_text(encoding="utf-8"))["asked"]
     return f"{point - 1} of {point - 1} points, {left} of them with something left behind"
 
 

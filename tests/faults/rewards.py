@@ -58,7 +58,7 @@ ANSWERS = {
     "text": lambda n: "good",
     "nothing": lambda n: None,
     "matrix": lambda n: np.zeros((n, 1)),
-    "nones": lambda n: [None] * n,
+    "complex": lambda n: [1j] * n,
     "words": lambda n: ["0.5"] * n,
     "on_a_graph": lambda n: __import__("torch").ones(n, requires_grad=True),
 }
@@ -191,7 +191,7 @@ def not_sane(folder: Path) -> None:
 
 @fault("F20", "8 of 8 answers of a wrong form, whatever on_error says: exit 3, got and expected")
 def wrong_form(folder: Path) -> None:
-    for how in ("too_few", "scalar", "text", "nothing", "matrix", "nones", "words", "on_a_graph"):
+    for how in ("too_few", "scalar", "text", "nothing", "matrix", "complex", "words", "on_a_graph"):
         (place := folder / how).mkdir()
         line = stops(place, f'how = "{how}"\nafter = 2\non_error = "skip"\nmax_bad_fraction = 1.0', updates=1)
         assert re.search(r"returned .+expected|tensor\.detach", line), line
