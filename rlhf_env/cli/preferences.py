@@ -82,6 +82,7 @@ def import_preferences(
     order = tuple(name.strip() for name in buckets.split(",") if name.strip())
     batches: list[list[Judgement]] = []
     left: list[tuple[Path, str, int]] = []
+    assumed: list[tuple[Path, str]] = []
     problems: list[str] = []
     for file in files:
         reading = Reading(source=file.name, annotator=annotator, label_config=config, buckets=order, skip=skip)
@@ -90,6 +91,7 @@ def import_preferences(
         except ConfigError as error:
             problems += error.problems
         left += ((file, what, count) for what, count in reading.passed_over.items())
+        assumed += ((file, what) for what in reading.assumed)
     if problems:
         raise ConfigError(*problems)
     with PreferenceStore(store) as opened:
@@ -97,6 +99,8 @@ def import_preferences(
     typer.echo(f"{new:,} new of {sum(map(len, batches)):,} judgements are in {store}")
     for file, what, count in left:
         typer.echo(for_terminal(f"{file}: passed over: {what}: {count:,}"))
+    for file, what in assumed:
+        typer.echo(for_terminal(f"{file}: assumed: {what}; --label-config FILE.xml says it for certain"))
 
 
 @preferences_app.command("responses")

@@ -88,6 +88,11 @@ def judgements_in(path: str | Path, reading: Reading) -> list[Judgement]:
 
     found = judgements_of(gathered(path, rows, made, "a chosen and a rejected", reading))
     if not found:
+        if reading.label_config is None and any(is_minimal(row) and not is_task(row) for row in contents):
+            raise DataError(
+                f"{path}: Label Studio's JSON-MIN and CSV do not say which text is on which side: give the labeling "
+                "configuration, --label-config FILE.xml, or export as JSON"
+            )
         left = "; ".join(f"{what} ({count:,})" for what, count in reading.passed_over.items())
         raise DataError(f"{path}: nobody has judged anything in it{': passed over: ' if left else ''}{left}")
     return found

@@ -38,6 +38,9 @@ class Reading:
     passed_over: Counter[str] = field(default_factory=Counter)
     """How often what was passed over, in words."""
 
+    assumed: dict[str, None] = field(default_factory=dict)
+    """What was not said by the file and taken to be so, in words."""
+
     def passes_over(self, what: str, count: int = 1) -> None:
         self.passed_over[what] += count
 

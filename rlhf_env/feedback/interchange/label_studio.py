@@ -288,7 +288,10 @@ class _Task:
         if label is None:
             return None
         same = [column for column in self._sides() if RESPONSE.fullmatch(column)[1] == label[1]]  # type: ignore[index]
-        return same[0] if len(same) == 1 else None
+        if len(same) != 1:
+            return None
+        self.reading.assumed[f"the tag {name!r} shows the column {same[0]!r}, by the ending that they share"] = None
+        return same[0]
 
     def _sides(self) -> tuple[str, ...]:
         """The columns that hold responses."""

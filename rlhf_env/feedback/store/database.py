@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -53,10 +53,22 @@ class Database:
             self._db.close()
             if "malformed" in str(error) or "already exists" in str(error) or "no such" in str(error):
                 raise DataError(damage(self.path, str(error))) from error
+            if "not a database" in str(error) and self._has_pages():
+                raise DataError(
+                    f"preference store {self.path}: {error}; if it was one, and its beginning is damaged, "
+                    "`rlhf-env preferences rescue` writes what can be read of it"
+                ) from error
             raise DataError(f"preference store {self.path}: {error}") from error
         except BaseException:
             self._db.close()
             raise
+
+    def _has_pages(self) -> bool:
+        """Whether the file has the size of whole pages, as a database has."""
+        with suppress(OSError):
+            size = self.path.stat().st_size
+            return size >= 4096 and size % 512 == 0
+        return False
 
     def __enter__(self) -> Self:
         return self

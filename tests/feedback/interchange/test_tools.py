@@ -200,3 +200,24 @@ def test_rankings_may_tie_and_name_fields_of_any_name(tmp_path: Path) -> None:
     (ranked,), _ = read(tmp_path, [record({"order": said(ranks)}, fields)])
     assert isinstance(ranked, Ranking)
     assert ([it.text for it in ranked.responses], ranked.ranks) == (["A", "B", "C"], (2, 2, 1))
+
+
+def test_what_a_tag_is_taken_for_is_said(tmp_path: Path) -> None:
+    """A tag that is no column is the text with the same ending: nobody said so, and the import says it."""
+    result = {"from_name": "pw", "to_name": "t1,t2", "type": "pairwise", "value": {"selected": "right"}}
+    task = {"id": 1, "data": {"prompt": "Hi?", "answer2": "A", "answer1": "B"}}
+    annotated = [{**task, "annotations": [{"id": 1, "completed_by": 3, "result": [result]}]}]
+    (tmp_path / "tasks.json").write_text(json.dumps(annotated))
+    reading = Reading(source="tasks.json")
+    (preference,) = judgements_in(tmp_path / "tasks.json", reading)
+    assert isinstance(preference, Comparison) and preference.preference
+    assert preference.preference.chosen.text == "A"
+    assert [words.partition(",")[0] for words in reading.assumed] == [
+        "the tag 't1' shows the column 'answer1'",
+        "the tag 't2' shows the column 'answer2'",
+    ]
+    times = {"created_at": "x", "updated_at": "x", "lead_time": 1.0, "annotation_id": 1, "annotator": 1}
+    row = {"id": 1, "prompt": "Hi?", "answer1": "A", "answer2": "B", "pw": "left", **times}
+    (tmp_path / "min.json").write_text(json.dumps([row]))
+    with pytest.raises(DataError, match="JSON-MIN and CSV do not say which text is on which side: give the labeling"):
+        judgements_in(tmp_path / "min.json", Reading(source="min.json"))
