@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from rlhf_env.delimited import misspelt, read_table
 from rlhf_env.envs.splits import Part
 from rlhf_env.envs.tasks import places_of
-from rlhf_env.envs.tokenizers import tokenizer_folder
+from rlhf_env.envs.tokenizers import plain_conversation, tokenizer_folder
 from rlhf_env.envs.transformers_tokenizer import HFTokenizer, own_tokenizer, render_chat
 from rlhf_env.errors import DataError, MissingExtra, Problem
 from rlhf_env.plain_data import LONGEST_LINE, read_file, read_json
@@ -247,11 +247,6 @@ def _wrong_messages(messages: Sequence[Any]) -> str:
 
 def _kind(value: object) -> str:
     return "null" if value is None else type(value).__name__
-
-
-def plain_conversation(messages: Sequence[JsonView]) -> str:
-    """A conversation as text, in the template "plain"."""
-    return "".join(f"{m['role'].capitalize()}: {m['content']}\n" for m in messages) + "Assistant:"
 
 
 class _Renderer:

@@ -7,13 +7,13 @@ decoded text again could give other ids. It is decoded once, when the episode en
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rlhf_env import assets
 from rlhf_env.envs.transformers_tokenizer import own_tokenizer, render_chat
 from rlhf_env.errors import ConfigError, DataError
-from rlhf_env.types import EncodesPrompts, HasEndId, HasEndIds, JsonObject, Prompt, Tokenizer
+from rlhf_env.types import EncodesPrompts, HasEndId, HasEndIds, JsonObject, JsonView, Prompt, Tokenizer
 
 # In tokenizer_config.json: "user" says that the model was only ever asked in its chat template, so that a prompt
 # without special tokens is the message of a user.
@@ -108,11 +108,14 @@ class FileTokenizer:
         """The ids that the tokenizer itself gives the text, but for end tokens after it: an answer follows.
 
         A begin token that stands in the text already is not written twice. A text that a chat template rendered is
-        encoded as it is.
+        encoded as it is. A stored conversation, whose text is the plain layout of its messages, is read in the model's
+        own template, as the environment would ask it.
         """
         text = _utf8(prompt.text)
         if prompt.rendered:
             return self.encode(text)
+        if self.own.chat_template and (messages := conversation_of(prompt)):
+            return self.encode(_utf8(render_chat(self.own, messages)))
         if self._markers is not None and not any(marker in text for marker in self._markers):
             return self.encode(render_chat(self.own, [{"role": "user", "content": text}]))
         encoding = self._tokenizer.encode(text, add_special_tokens=True)
@@ -191,6 +194,23 @@ def _json_table(file: Path) -> JsonObject:
         return dict(json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise DataError(f"{file} does not hold a JSON table: {error}") from error
+
+
+def plain_conversation(messages: Sequence[JsonView]) -> str:
+    """A conversation as text, in the template "plain"."""
+    return "".join(f"{m['role'].capitalize()}: {m['content']}\n" for m in messages) + "Assistant:"
+
+
+def conversation_of(prompt: Prompt) -> Sequence[JsonView]:
+    """The messages that a stored prompt was written down from in the plain layout; empty for any other prompt."""
+    messages = prompt.meta.get("messages")
+    spoken = isinstance(messages, (list, tuple)) and all(
+        isinstance(message, Mapping)
+        and isinstance(message.get("role"), str)
+        and isinstance(message.get("content"), str)
+        for message in messages
+    )
+    return messages if spoken and messages and plain_conversation(messages) == prompt.text else ()
 
 
 def end_ids(known_to: HasEndId) -> tuple[int, ...]:

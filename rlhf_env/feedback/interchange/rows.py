@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from rlhf_env.envs.file_task import plain_conversation
+from rlhf_env.envs.tokenizers import plain_conversation
 from rlhf_env.errors import DataError
 from rlhf_env.feedback import findings
 from rlhf_env.feedback.interchange.dialogues import (

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from rlhf_env.envs.tokenizers import FileTokenizer
 from rlhf_env.errors import ConfigError, DataError, Problem, did_you_mean, under
 from rlhf_env.feedback.offline import (
     label_source,
@@ -214,6 +215,7 @@ def prepare(experiment: Experiment | JsonView | str | Path) -> Workplace:
     if workplace.rewarded or not traits(workplace.agent).imitates:
         with under("task"):
             workplace.check_prompts()
+    _say_how_conversations_are_asked(workplace)
     workplace = _with_data(workplace)
     _ = workplace.evaluation_rewards
     evaluator = evaluator_of(workplace)
@@ -222,6 +224,20 @@ def prepare(experiment: Experiment | JsonView | str | Path) -> Workplace:
             _ = evaluator.answers
     _lower_is_better(evaluator)  # the measure is one that there is
     return workplace
+
+
+def _say_how_conversations_are_asked(workplace: Workplace) -> None:
+    """Warn where messages are written down in the plain layout, which is a guess of ours and no model's own."""
+    tokenizer, prompt = workplace.setup.tokenizer, workplace.env.task.prompt(0, {})
+    own = isinstance(tokenizer, FileTokenizer) and bool(tokenizer.own.chat_template)
+    if prompt.messages and not prompt.rendered:
+        layout = "the task's conversations are asked as lines of 'User: ...' and 'Assistant: ...'"
+        if own:
+            model = workplace.experiment.policy.model
+            said = f"{layout}, and the model has a chat template: chat_template = {model!r} in [task] asks in it"
+        else:
+            said = f"{layout}: the model has no chat template"
+        warnings.warn(said, RuntimeWarning, stacklevel=2)
 
 
 def evaluator_of(workplace: Workplace) -> Evaluator | Likelihood:

@@ -1,0 +1,86 @@
+"""Stored conversations are read in the model's own chat template, as the environment asks them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rlhf_env.envs.file_task import File
+from rlhf_env.envs.tokenizers import ByteTokenizer, FileTokenizer, load_tokenizer, prompt_ids
+from rlhf_env.feedback.offline import load_preferences, pair_episode
+from rlhf_env.feedback.store.store import PreferenceStore
+from rlhf_env.lab.evaluation.runs import prepare
+from rlhf_env.learning.experiment import Experiment
+
+CHITCHAT = "rlhf-env/chitchat"
+QUESTIONS = [[{"role": "user", "content": f"q{i}"}] for i in range(4)]
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    answers = {
+        "chosen": [{"role": "assistant", "content": "yes"}],
+        "rejected": [{"role": "assistant", "content": "no"}],
+    }
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps({"prompt": asked, **answers}) + "\n" for asked in QUESTIONS))
+    return path
+
+
+def experiment(pairs: Path, model: str = CHITCHAT, template: str = CHITCHAT) -> Experiment:
+    return Experiment.from_table(
+        {
+            "policy": {"model": model} if model != "tiny" else {"model": model, "tokenizer": "bytes"},
+            "task": {"name": "file", "path": str(pairs), "chat_template": template},
+            "environment": {"num_envs": 4, "max_new_tokens": 4, "max_prompt_tokens": 40},
+            "rewards": {"length": {"target": 3}, "kl": 0.1},
+            "agent": {"name": "dpo"},
+            "preferences": str(pairs),
+            "budget": {"updates": 1},
+            "evaluation": {"prompts": 4},
+        }
+    )
+
+
+def test_the_ids_are_those_that_the_environment_asks(pairs: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(CHITCHAT)
+    assert isinstance(tokenizer, FileTokenizer)
+    asked = File(str(pairs), chat_template=CHITCHAT)
+    with PreferenceStore(tmp_path / "s.db") as store:
+        store.add(load_preferences(pairs))
+        stored = list(store.preferences())
+    for place, preference in enumerate(load_preferences(pairs)):
+        ids = pair_episode(preference.prompt, preference.chosen, tokenizer).prompt_ids.tolist()
+        assert ids == prompt_ids(tokenizer, asked.prompt(place, {}))
+        assert ids == tokenizer.own.apply_chat_template(
+            QUESTIONS[place], add_generation_prompt=True, return_dict=False, tokenize=True
+        )
+    assert {tuple(prompt_ids(tokenizer, it.prompt)) for it in stored} == {
+        tuple(prompt_ids(tokenizer, asked.prompt(place, {}))) for place in range(4)
+    }
+
+
+def test_what_is_trained_on_is_not_called_held_out(pairs: Path) -> None:
+    """However the same messages are rendered."""
+    from rlhf_env.lab.evaluation.evaluator import Evaluator
+
+    assert str(Evaluator.of(prepare(experiment(pairs))).asked) == "4 prompts that training uses too"
+
+
+def test_a_plain_layout_is_said(pairs: Path) -> None:
+    with pytest.warns(
+        RuntimeWarning, match=r"'User: \.\.\.'.*the model has a chat template: chat_template = 'rlhf-env/ch"
+    ):
+        prepare(experiment(pairs, template="plain"))
+    with pytest.warns(RuntimeWarning, match="the model has no chat template"):
+        workplace = prepare(experiment(pairs, model="tiny", template="plain"))
+    assert isinstance(workplace.setup.tokenizer, ByteTokenizer)
+
+
+def test_a_text_that_is_no_conversation_stays_as_it_is(pairs: Path) -> None:
+    tokenizer = load_tokenizer(CHITCHAT)
+    preference = load_preferences(pairs)[0]
+    other = type(preference.prompt)(id="x", text="Q: q0 A:", meta=preference.prompt.meta)
+    assert prompt_ids(tokenizer, other) == prompt_ids(tokenizer, type(other)(id="x", text="Q: q0 A:"))
