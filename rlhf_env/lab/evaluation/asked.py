@@ -6,8 +6,12 @@ on the prompts that it trains on; where an evaluation asks for more prompts than
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from rlhf_env.envs.tokenizers import conversation_of
+from rlhf_env.types import Prompt
 
 
 @dataclass(frozen=True)
@@ -45,3 +49,9 @@ class PromptsAsked:
         if self.in_training == self.prompts:
             return f"{prompts} that training uses too"
         return f"{prompts}, {self.in_training:,} of which training uses too"
+
+
+def question_of(prompt: Prompt) -> str:
+    """What tells prompts apart: the messages of a conversation, however they were rendered; otherwise the text."""
+    messages = prompt.messages or conversation_of(prompt)
+    return prompt.text if not messages else json.dumps([[m.get("role"), m.get("content")] for m in messages])

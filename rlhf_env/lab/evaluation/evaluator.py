@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -17,10 +16,10 @@ from torch import Tensor
 from rlhf_env.envs.rewards import KLPart, RewardMix
 from rlhf_env.envs.tasks import held_out
 from rlhf_env.envs.text_vector_env import TextVectorEnv
-from rlhf_env.envs.tokenizers import conversation_of, end_ids
+from rlhf_env.envs.tokenizers import end_ids
 from rlhf_env.errors import DataError, RewardError, under
 from rlhf_env.feedback.offline import load_judgements
-from rlhf_env.lab.evaluation.asked import PromptsAsked
+from rlhf_env.lab.evaluation.asked import PromptsAsked, question_of
 from rlhf_env.lab.evaluation.metric import Measured, Metric
 from rlhf_env.lab.evaluation.metrics import METRICS, with_plugins
 from rlhf_env.learning.agent import Agent, traits
@@ -116,15 +115,15 @@ class Evaluator:
         """Which prompts an evaluation asks, and what of them the workplace's run trains on, told by the text."""
         experiment, task = self.workplace.experiment, self.workplace.env.task
         aside, count = held_out(task), experiment.evaluation.prompts
-        texts = {_question(aside.prompt(index, {})) for index in range(count)}
+        texts = {question_of(aside.prompt(index, {})) for index in range(count)}
         trained_on: Iterable[str] | None = None
         if (stored := experiment.located().preferences) is not None:
             with suppress(DataError):  # the file may have gone since: the run can still be measured
-                trained_on = [_question(judgement.prompt) for judgement in load_judgements(stored)]
+                trained_on = [question_of(judgement.prompt) for judgement in load_judgements(stored)]
         else:  # whether the agent writes or reads the task's own answers
             endless = task.size is None and aside is task
             size = task.size or _OF_AN_ENDLESS_TASK
-            trained_on = texts if endless else (_question(task.prompt(index, {})) for index in range(size))
+            trained_on = texts if endless else (question_of(task.prompt(index, {})) for index in range(size))
         return PromptsAsked(len(texts), count, None if trained_on is None else len(texts.intersection(trained_on)))
 
     def texts(self, agent: Agent) -> tuple[Rollout, int]:
@@ -328,9 +327,3 @@ def _every_text(prompt: Sequence[int], choices: Sequence[int], ends: Sequence[in
                 finish_reason="stop" if length < longest else "length",
                 actions=np.ones(len(ids), dtype=np.bool_),
             )
-
-
-def _question(prompt: Prompt) -> str:
-    """What tells prompts apart: the messages of a conversation, however they were rendered; otherwise the text."""
-    messages = prompt.messages or conversation_of(prompt)
-    return prompt.text if not messages else json.dumps([[m.get("role"), m.get("content")] for m in messages])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from rlhf_env.envs.tasks import held_out
-from rlhf_env.lab.evaluation.asked import PromptsAsked
+from rlhf_env.lab.evaluation.asked import PromptsAsked, question_of
 from rlhf_env.lab.evaluation.evaluator import Evaluation, Evaluator
 from rlhf_env.lab.evaluation.metric import Metric
 from rlhf_env.learning.demonstrations import demonstrations_of, mean_negative_log_likelihood
@@ -80,6 +80,6 @@ class Likelihood:
     def asked(self) -> PromptsAsked:
         """Which prompts the answers belong to, and how many of these are learned from too, told by the text."""
         task = self.workplace.env.task
-        texts = {episode.prompt.text for episode in self.answers}
-        learned = {task.prompt(index, {}).text for index in range(task.size or 0)}
-        return PromptsAsked(len(texts), len(self.answers), len(texts & learned))
+        questions = {question_of(episode.prompt) for episode in self.answers}
+        learned = {question_of(task.prompt(index, {})) for index in range(task.size or 0)}
+        return PromptsAsked(len(questions), len(self.answers), len(questions & learned))
