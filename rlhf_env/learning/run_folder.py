@@ -312,6 +312,11 @@ class RunFolder:
         write_whole(self.path / "record.json", json.dumps(record, indent=1))
 
 
+def record_of(run: str | Path) -> JsonObject:
+    """What `record.json` of a run says, empty where it cannot be read: versions, config hash, command, resumptions."""
+    return _read_record(Path(run) / "record.json") or {}
+
+
 def config_hash(experiment_toml: str) -> str:
     """What a resolved experiment is known by in the files that belong to it."""
     return hashlib.sha256(experiment_toml.encode()).hexdigest()[:16]

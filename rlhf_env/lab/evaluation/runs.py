@@ -26,10 +26,12 @@ from rlhf_env.feedback.offline import (
     require_stored_fit,
 )
 from rlhf_env.lab.evaluation.evaluator import Evaluation, Evaluator
+from rlhf_env.lab.evaluation.exporting import export_policy
 from rlhf_env.lab.evaluation.health import WARNINGS_FILE, Alert, Watch
 from rlhf_env.lab.evaluation.likelihood import Likelihood
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.agent import Agent, traits
+from rlhf_env.learning.checkpoints import fingerprint
 from rlhf_env.learning.demonstrations import demonstration_source, demonstrations_of
 from rlhf_env.learning.engine import set_threads
 from rlhf_env.learning.experiment import Experiment, Workplace, build, check_plugins
@@ -42,6 +44,7 @@ from rlhf_env.learning.run_folder import (
     config_hash,
     hashes_before,
     read_metrics,
+    record_of,
 )
 from rlhf_env.learning.sources import EnvSource
 from rlhf_env.learning.spending import Spending
@@ -130,6 +133,17 @@ class Run:
     def evaluation(self) -> Evaluation:
         """Metrics and samples on held-out prompts; of a run that has not ended, the agent is evaluated here and now."""
         return evaluator_of(self.workplace)() if self._evaluation is None else self._evaluation
+
+    def export(self, out: str | Path, *, dtype: str | None = None) -> Path:
+        """Write the policy, with the weights it has now, into the folder `out`, as `rlhf-env export` does; `out`.
+
+        Transformers, TRL and vLLM load it, and a model card says how it was trained and what was measured. `dtype`:
+        of the weights, where it should be another. Raises ConfigError, and DiskRefused where it cannot be written.
+        """
+        measured = {} if self._evaluation is None else self._evaluation.metrics
+        record = {} if self.folder is None else record_of(self.folder)
+        export_policy(self.workplace, out, rows=self.metrics, evaluation=measured, record=record, dtype=dtype)
+        return Path(out)
 
 
 def run(
@@ -420,6 +434,10 @@ def load_run(folder: str | Path, checkpoint: Literal["last", "best"] = "last") -
     state, manifest = checkpoints.load(newest)
     if manifest.get("config_hash") not in (config_hash(described.read_bytes().decode()), *hashes_before(folder)):
         raise DataError(f"{described} is not what {newest} was trained with: it was changed; put it back")
+    began_with = record_of(folder).get("initial weights")
+    if began_with not in (None, fingerprint(workplace.setup.reference.state_dict())):
+        said = f"{folder}: {experiment.policy.model!r} has other weights than the run began with: what is said of "
+        warnings.warn(f"{said}the reference (KL, win rates) is of the model as it is now", RuntimeWarning, stacklevel=2)
     workplace.agent.load_state_dict(state["agent"])
     workplace.setup.spending.load(state["spending"])
     if "rewards" in state["source"]:
