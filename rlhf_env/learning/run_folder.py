@@ -20,7 +20,7 @@ import platform
 import sys
 import tomllib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -289,6 +289,13 @@ class RunFolder:
                 f"{before[:12]}, now {fingerprint[:12]}): put the model back, or start anew in another folder"
             )
         write_whole(self.path / "record.json", json.dumps(record, indent=1))
+
+    def note(self, notes: Sequence[str]) -> None:
+        """Record what there is to say about the texts that the run reads, as "notes"; nothing where that is nothing."""
+        record = _read_record(self.path / "record.json") or {}
+        if notes or "notes" in record:
+            record["notes"] = list(notes)
+            write_whole(self.path / "record.json", json.dumps(record, indent=1))
 
     def _note_resume(self, manifest: JsonView, threads: int | None) -> None:
         before, now = (

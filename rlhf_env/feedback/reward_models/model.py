@@ -108,6 +108,7 @@ class RewardModel(nn.Module):
         self.std = 1.0
         self.record: TrainingRecord | None = None
         self.tokenizer_folder = tokenizer_folder
+        self._own_tokenizer: Tokenizer | None = None  # read when it is first needed
         self._vocab_size = int(trunk.get_input_embeddings().weight.shape[0])
         self._context: int | None = getattr(config, "max_position_embeddings", None)
         # ALiBi models read positions off the mask
@@ -329,7 +330,9 @@ class RewardModel(nn.Module):
             raise DataError(
                 "responses without token ids need the reward model's tokenizer, and none came with the trunk"
             )
-        return load_tokenizer(self.tokenizer_folder)
+        if self._own_tokenizer is None:
+            self._own_tokenizer = load_tokenizer(self.tokenizer_folder)
+        return self._own_tokenizer
 
     def _write(self, folder: Path) -> None:
         with quiet_transformers():
