@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rlhf_env.cli.shared import FEEDBACK, Threads, app, interruptible, make_console, pipeline_app
+from rlhf_env.cli.shared import FEEDBACK, Threads, WhatOfOverLong, app, interruptible, make_console, pipeline_app
 from rlhf_env.errors import ConfigError, MissingExtra
 
 
@@ -21,6 +21,7 @@ def scorecard(
     gold: Annotated[str | None, typer.Option(help="A reward, by name, to compare ranks with.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where the JSON goes (default: beside MODEL or here).")] = None,
     html: Annotated[Path | None, typer.Option(help="Where the page goes (default: beside the JSON).")] = None,
+    over_long: WhatOfOverLong = "refuse",
 ) -> None:
     """How good a reward model is on judgements it has not seen: accuracy, calibration, biases, robustness.
 
@@ -38,7 +39,7 @@ def scorecard(
         share = float(above) / float(below or 1)
     except (ValueError, ZeroDivisionError) as error:
         raise ConfigError(f"--held-out {held_out}: a share such as 0.2 or 1/6 is needed") from error
-    card = scorecard_of(model, data, held_out=share, gold=gold)
+    card = scorecard_of(model, data, held_out=share, gold=gold, over_long=over_long)
     file = out or Path(f"{model.rstrip('/')}.scorecard.json" if Path(model).is_dir() else "scorecard.json")
     card.save(file)
     console = make_console()
