@@ -24,8 +24,10 @@ from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.engine import Engine
 from rlhf_env.learning.loop import Row, Training, train
 from rlhf_env.learning.making_agents import agent_factory, imitates, make_agent
-from rlhf_env.learning.models import PolicySettings, load_policy, load_tokenizer_of, with_vocabulary_of
+from rlhf_env.learning.models import load_policy, load_tokenizer_of, with_vocabulary_of
+from rlhf_env.learning.policy_settings import PolicySettings
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
+from rlhf_env.learning.run_models import keep_base
 from rlhf_env.learning.sources import EnvSource, Source
 from rlhf_env.learning.spending import Budget, Spending
 from rlhf_env.learning.stopping import MaxKL, Patience, load_stopping_rules
@@ -281,6 +283,7 @@ class Workplace:
             )
         if run is not None:
             run.began_with("initial weights", fingerprint(setup.reference.state_dict()))
+            keep_base(run.path, setup.policy, setup.tokenizer)
             run.note(self.notes)
         rows = read_metrics(run.path) if run is not None and resume else []
         if evaluate is not None and not rows:

@@ -319,12 +319,6 @@ class RunFolder:
         write_whole(self.path / "record.json", json.dumps(record, indent=1))
 
 
-def folder_of_paths(run: str | Path) -> Path | None:
-    """Where the relative paths of a run's experiment lead from; None, the working directory, if that was not kept."""
-    kept = (_read_record(Path(run) / "record.json") or {}).get("paths_from")
-    return Path(kept) if isinstance(kept, str) else None
-
-
 def config_hash(experiment_toml: str) -> str:
     """What a resolved experiment is known by in the files that belong to it."""
     return hashlib.sha256(experiment_toml.encode()).hexdigest()[:16]

@@ -37,6 +37,7 @@ from rlhf_env.envs.transformers_tokenizer import quiet_transformers
 from rlhf_env.errors import ConfigError, DataError, RunFailed
 from rlhf_env.feedback.judgements import Preference, Response
 from rlhf_env.feedback.reward_models.config import Epoch, HeadKind, RewardModelConfig, TrainingRecord
+from rlhf_env.learning.run_models import model_folder
 from rlhf_env.policies.anatomy import anatomy_of
 from rlhf_env.policies.loading import refuse_adapter
 from rlhf_env.policies.trunk import hidden_states, prefix_tree
@@ -122,8 +123,8 @@ class RewardModel(nn.Module):
         head: HeadKind = "linear",
         dtype: torch.dtype = torch.float32,
     ) -> RewardModel:
-        """An unfitted model on the trunk of a saved language model. Raises DataError when there is none in `folder`."""
-        folder = assets.resolve(str(folder))
+        """An unfitted model on the trunk of a saved language model, or of a run's. DataError when there is none."""
+        folder = model_folder(assets.resolve(str(folder)))
         return cls(_load_trunk(Path(folder), dtype), members=members, head=head, tokenizer_folder=folder)
 
     @property

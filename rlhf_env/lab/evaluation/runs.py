@@ -40,7 +40,6 @@ from rlhf_env.learning.run_folder import (
     RunFolder,
     as_logged,
     config_hash,
-    folder_of_paths,
     hashes_before,
     read_metrics,
 )
@@ -48,6 +47,7 @@ from rlhf_env.learning.sources import EnvSource
 from rlhf_env.learning.spending import Spending
 from rlhf_env.plugins import host
 from rlhf_env.policies.policy import HasContext, Policy
+from rlhf_env.runs_on_disk import paths_from
 from rlhf_env.shown_text import near
 from rlhf_env.toml_files import naming_lines
 from rlhf_env.types import JsonView
@@ -409,7 +409,7 @@ def load_run(folder: str | Path, checkpoint: Literal["last", "best"] = "last") -
     described = folder / "experiment.toml"
     if not described.is_file():
         raise ConfigError(f"{folder} holds no run: it has no experiment.toml (rlhf-env train makes such folders)")
-    experiment = replace(Experiment.load(described), folder=folder_of_paths(folder))
+    experiment = replace(Experiment.load(described), folder=paths_from(folder))
     newest = checkpoints.latest(folder / BEST) if checkpoint == "best" else None
     newest = newest or checkpoints.latest(folder / "checkpoints")
     damaged = [p for c in sorted((folder / "checkpoints").glob("step-*")) for p in checkpoints.problems(c)]
