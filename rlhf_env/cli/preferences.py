@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -14,6 +14,7 @@ from rlhf_env.errors import ConfigError, Problem, UnknownName, under
 from rlhf_env.types import JsonObject
 
 if TYPE_CHECKING:
+    from rlhf_env.envs.over_long import OverLongCount
     from rlhf_env.feedback.judgements import Judgement, Response
     from rlhf_env.feedback.store.items import Origin, VoteProgress
     from rlhf_env.feedback.store.store import PreferenceStore
@@ -402,6 +403,9 @@ def ask_about_a_reward_model(
     ] = 0.8,
     name: Annotated[str, typer.Option(help="What results call the model (default: as given).")] = "",
     seed: Annotated[int, typer.Option(help="Draws the random pairs and the order they are shown in.", min=0)] = 0,
+    over_long: Annotated[
+        Literal["refuse", "leave out"], typer.Option(help="Responses that the model cannot read whole.")
+    ] = "refuse",
 ) -> None:
     """Put a reward model's most doubtful opinions before people; `preferences verified` shows what came out.
 
@@ -426,8 +430,13 @@ def ask_about_a_reward_model(
     set_threads()
     with _open_store(store) as opened:
         models = [load_scorer(it) for it in model]
+        counts: list[OverLongCount] = []
         with stage_on_stderr("Scoring responses") as tell:
-            candidates = opinions(models, opened.responses(), on_progress=tell)
+            candidates = opinions(
+                models, opened.responses(), over_long=over_long, on_over_long=counts.append, on_progress=tell
+            )
+        for too_long in counts:
+            typer.echo(f"note: {too_long.said_of('responses')}")
         checks = checks_of(
             candidates,
             recorded(opened, criterion),

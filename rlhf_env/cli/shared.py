@@ -57,6 +57,13 @@ preferences_app = typer.Typer(
 LEARNING, FEEDBACK, PLUGINS = "Train and compare", "Preferences and reward models", "Plugins"
 Jobs = Annotated[int, typer.Option(help="Processes to run cells in.", min=1)]
 
+WhatOfOverLong = Annotated[
+    Literal["refuse", "leave out", "cut left", "cut right", "cut middle"],
+    typer.Option(
+        help="Texts that the model cannot read whole: refused by file and line, left out, or cut - prompts at their "
+        "beginning (left), end or middle, answers only where that is not enough, at their end. They are counted."
+    ),
+]
 WhichCheckpoint = Annotated[
     Literal["best", "last"],
     typer.Option(
