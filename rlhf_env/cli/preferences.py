@@ -9,19 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from rlhf_env.cli.shared import FEEDBACK, app, interruptible, preferences_app, stage_on_stderr
+from rlhf_env.cli.shared import FEEDBACK, StoreFile, app, interruptible, preferences_app, stage_on_stderr
 from rlhf_env.errors import ConfigError, Problem, UnknownName, under
 from rlhf_env.types import JsonObject
 
 if TYPE_CHECKING:
     from rlhf_env.envs.over_long import OverLongCount
-    from rlhf_env.feedback.judgements import Judgement, Response
+    from rlhf_env.feedback.judgements import Response
     from rlhf_env.feedback.store.items import Origin, VoteProgress
     from rlhf_env.feedback.store.store import PreferenceStore
     from rlhf_env.types import Prompt
-
-
-StoreFile = Annotated[Path, typer.Argument(help="The preference store, an SQLite file.")]
 
 
 @app.command(rich_help_panel=FEEDBACK)
@@ -52,56 +49,6 @@ def annotate(
 def _announce(judge: str, results: str) -> None:
     typer.echo(f"Open {judge}\nThe link is the key: whoever has it may judge.")
     typer.echo(f"Results, for whoever does not judge: {results}")
-
-
-@preferences_app.command("import")
-def import_preferences(
-    store: StoreFile,
-    files: Annotated[
-        list[Path],
-        typer.Argument(help=".jsonl, .json (Argilla, Label Studio, rows), .csv, .tsv, .parquet, a datasets folder."),
-    ],
-    annotator: Annotated[str, typer.Option(help="Who judged what does not say who (default: the file's name).")] = "",
-    label_config: Annotated[
-        Path | None, typer.Option(help="Label Studio's labeling configuration (XML): what each tag is about.")
-    ] = None,
-    buckets: Annotated[
-        str, typer.Option(help="The names of Label Studio's buckets, the best first, with commas between them.")
-    ] = "",
-    skip: Annotated[bool, typer.Option("--skip", help="Leave out lines that cannot be read, and count them.")] = False,
-) -> None:
-    """Take judgements into a store, made if need be: all of the files, or nothing where one line is bad.
-
-    The same file again adds nothing. What is no judgement (drafts, skipped tasks, columns that nothing reads) is passed
-    over, counted and named.
-    """
-    from rlhf_env.feedback.interchange import LabelConfig, Reading, judgements_in
-    from rlhf_env.feedback.store.store import PreferenceStore
-    from rlhf_env.shown_text import for_terminal
-
-    config = None if label_config is None else LabelConfig.read(label_config)
-    order = tuple(name.strip() for name in buckets.split(",") if name.strip())
-    batches: list[list[Judgement]] = []
-    left: list[tuple[Path, str, int]] = []
-    assumed: list[tuple[Path, str]] = []
-    problems: list[str] = []
-    for file in files:
-        reading = Reading(source=file.name, annotator=annotator, label_config=config, buckets=order, skip=skip)
-        try:
-            batches.append(judgements_in(file, reading))
-        except ConfigError as error:
-            problems += error.problems
-        left += ((file, what, count) for what, count in reading.passed_over.items())
-        assumed += ((file, what) for what in reading.assumed)
-    if problems:
-        raise ConfigError(*problems)
-    with PreferenceStore(store) as opened:
-        new = opened.add(*batches, origin="file")
-    typer.echo(f"{new:,} new of {sum(map(len, batches)):,} judgements are in {store}")
-    for file, what, count in left:
-        typer.echo(for_terminal(f"{file}: passed over: {what}: {count:,}"))
-    for file, what in assumed:
-        typer.echo(for_terminal(f"{file}: assumed: {what}; --label-config FILE.xml says it for certain"))
 
 
 @preferences_app.command("responses")

@@ -55,6 +55,7 @@ preferences_app = typer.Typer(
 )
 # Panels of `rlhf-env --help`.
 LEARNING, FEEDBACK, PLUGINS = "Train and compare", "Preferences and reward models", "Plugins"
+StoreFile = Annotated[Path, typer.Argument(help="The preference store, an SQLite file.")]
 Jobs = Annotated[int, typer.Option(help="Processes to run cells in.", min=1)]
 
 WhatOfOverLong = Annotated[
