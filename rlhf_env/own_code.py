@@ -6,8 +6,8 @@
 
 A file is known by its content: `pinned` notes the sha256 of it, and of the files beside it that it imports, when a
 file of settings is opened, and `load_code` refuses another version. So all processes of a run, and of a grid, run the
-same code. A file is imported under a name of its own, made from path and content: two files of one name are two modules,
-and a file that was edited is imported anew.
+same code. A file is imported under a name of its own, made from path and content: two files of one name are two
+modules, and a file that was edited is imported anew.
 
 While a file is imported, its folder comes first on Python's path, as when it is run as a script. Afterwards it does
 not, so a neighbour that a function imports when it is called would not be found: that is refused.

@@ -12,17 +12,15 @@ import functools
 import inspect
 import os
 import threading
-from collections.abc import Callable, Container, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard, cast
 
 from rlhf_env.errors import ConfigError, Problem, RewardError, did_you_mean
 from rlhf_env.settings import checked, hints_of, is_plain
-from rlhf_env.types import AnyReward, Episode, Float, JsonObject, JsonView, TrainerState
+from rlhf_env.types import GIVEN_TO_FUNCTIONS, AnyReward, Episode, Float, JsonObject, JsonView, TrainerState
 
-# What a function is given beside the task's columns.
-_OWN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 _TEXTS = ("prompts", "completions", "completion_ids")
 
 Function = Callable[..., Any]
@@ -58,7 +56,7 @@ class FunctionReward:
         """The columns that the function gave to `log_extra` at its last call."""
         return self._desk.columns
 
-    def missing(self, columns: Container[str]) -> str:
+    def missing(self, columns: Iterable[str]) -> str:
         """The parameters that nobody fills, in words; "" where there is none. `columns` are those of the task."""
         accepted = parameters_of(self.function) or {}
         positional = [key for key, p in accepted.items() if p.kind is p.POSITIONAL_ONLY and p.default is p.empty]
@@ -66,16 +64,13 @@ class FunctionReward:
             those = ", ".join(map(repr, positional))
             return f"the function {name_of(self.function)} takes {those} by place (/), and is called by names"
         named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        missing = [
-            key
-            for key, p in accepted.items()
-            if p.default is p.empty and p.kind in named and not (key in _OWN or key in columns or key in self.arguments)
-        ]
+        filled = {*GIVEN_TO_FUNCTIONS, *columns, *self.arguments}
+        missing = [key for key, p in accepted.items() if p.default is p.empty and p.kind in named and key not in filled]
         if not missing:
             return ""
         return (
             f"the function {name_of(self.function)} takes {', '.join(map(repr, missing))}, which is none of "
-            f"{', '.join(_OWN)}"
+            f"{', '.join(GIVEN_TO_FUNCTIONS)}"
         )
 
     def _keywords(self, episodes: Sequence[Episode]) -> dict[str, object]:
@@ -159,7 +154,7 @@ def checked_arguments(function: Function, given: JsonView, where: str) -> JsonOb
     if accepted is None:
         return dict(given)
     own = [key for key, p in accepted.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    settable = [key for key in own if key not in _OWN]
+    settable = [key for key in own if key not in GIVEN_TO_FUNCTIONS]
     hints = hints_of(function)
     problems: list[Problem] = []
     taken: JsonObject = {}

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from rlhf_env.errors import ConfigError
 from rlhf_env.own_code import changed, pinned
+from rlhf_env.shown_text import near
 from rlhf_env.types import JsonView
 
 _KEY_BYTES = 32
@@ -67,9 +68,10 @@ def require_own_code(
         raise ConfigError(f"{run} names code to run, and its record is not one that you made on this machine: {ways}")
     now = {file: sha256 for each in named for file, sha256 in pinned(each, paths_from).files.items()}
     if others := changed(led_from(code, Path(paths_from)), now):
+        those = ", ".join(str(near(Path(file))) for file in others)
         raise ConfigError(
-            f"{run}: {', '.join(others)} is not what the run was trained with: put it back, or say --trust-code "
-            "(trust_code=True) to use it as it is"
+            f"{run}: {those} is not what the run was trained with: put it back, or say --trust-code (trust_code=True) "
+            "to use it as it is"
         )
 
 

@@ -34,7 +34,7 @@ from rlhf_env.learning.trackers.json_lines import JsonLines, replace_rows, rows_
 from rlhf_env.learning.tracking import Rewinds, Tracker, load_tracker
 from rlhf_env.own_code import changed
 from rlhf_env.plain_data import flat
-from rlhf_env.shown_text import without_secrets
+from rlhf_env.shown_text import near, without_secrets
 from rlhf_env.types import JsonObject, JsonView
 from rlhf_env.whole_files import write_whole
 
@@ -137,7 +137,8 @@ class RunFolder:
     def _refuse_other_code(self, record: Path) -> None:
         """What a reward pays is part of the experiment, also where its file alone says it."""
         before = (_read_record(record) or {}).get("code", {} if record.exists() else self._code)
-        self._changed_code = changed(*(led_from(code, self._paths_from) for code in (before, self._code)))
+        others = changed(*(led_from(code, self._paths_from) for code in (before, self._code)))
+        self._changed_code = [str(near(Path(file))) for file in others]
         if self._changed_code and not self._allow_changed_code:
             raise ConfigError(
                 f"{self.path}: cannot resume: {', '.join(self._changed_code)} is not what the run was started with: "
