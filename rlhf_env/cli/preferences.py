@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from rlhf_env.cli.shared import FEEDBACK, StoreFile, app, interruptible, preferences_app, stage_on_stderr
+from rlhf_env.cli.shared import FEEDBACK, StoreFile, TrustCode, app, interruptible, preferences_app, stage_on_stderr
 from rlhf_env.errors import ConfigError, Problem, UnknownName, under
 from rlhf_env.types import JsonObject
 
@@ -272,6 +272,7 @@ def ask_who_is_better(
     prompts: Annotated[
         int | None, typer.Option(help="Held-out prompts of a run folder (default: as many as it says).", min=2)
     ] = None,
+    trust_code: TrustCode = False,
     seed: Annotated[int, typer.Option(help="Draws the order that pairs are shown in.", min=0)] = 0,
 ) -> None:
     """Have people judge, blind, who answers the same prompts better: agents, models, other people.
@@ -292,7 +293,7 @@ def ask_who_is_better(
         written = []
         for place, (name, path) in enumerate(sources.items()):
             tell(place / len(sources), f"{place + 1} of {len(sources)}")
-            written.append(_answers(path, name, prompts))
+            written.append(_answers(path, name, prompts, trust_code))
     pairs = blind_pairs(written, overlap=overlap, criterion=criterion, seed=seed)
     with PreferenceStore(store) as opened:
         opened.add_items(pairs.items)
@@ -302,7 +303,7 @@ def ask_who_is_better(
         )
 
 
-def _answers(path: Path, name: str, prompts: int | None) -> list[tuple[Prompt, Response]]:
+def _answers(path: Path, name: str, prompts: int | None, trust_code: bool) -> list[tuple[Prompt, Response]]:
     """What a source wrote, under the name of a policy: a run writes anew, at its newest checkpoint."""
     import json
 
@@ -317,7 +318,7 @@ def _answers(path: Path, name: str, prompts: int | None) -> list[tuple[Prompt, R
         from rlhf_env.lab.evaluation.evaluator import Evaluator
         from rlhf_env.lab.evaluation.runs import load_run
 
-        workplace = load_run(path).workplace
+        workplace = load_run(path, trust_code=trust_code).workplace
         if prompts is not None:
             evaluation = replace(workplace.experiment.evaluation, prompts=prompts)
             workplace = replace(workplace, experiment=replace(workplace.experiment, evaluation=evaluation))

@@ -73,6 +73,14 @@ WhichCheckpoint = Annotated[
         "or as it was last.",
     ),
 ]
+TrustCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-code",
+        help="Run the code that the run's experiment names (function = ...), though nothing shows that you made the "
+        "run on this machine, or though the code changed since.",
+    ),
+]
 Threads = Annotated[
     int | None, typer.Option(help="Threads for tensor work in each process (default 1).", min=1, max=1024)
 ]
