@@ -22,7 +22,6 @@ from rlhf_env.plugins import PluginKind
 from rlhf_env.settings import Chooses, EachChooses, Hint, IsPath, Target, apart, hints_of, marks_of, unlimited
 from rlhf_env.types import JsonObject
 
-
 _noted: ContextVar[list[str] | None] = ContextVar("noted", default=None)  # the paths met on the way, for `paths_of`
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from rlhf_env import assets
@@ -24,7 +23,10 @@ class Hashes:
 
     def __init__(self, memory: Path | None = None) -> None:
         self._memory = memory
+        self.keeps = False
+        """Whether `memory` is written to."""
         self._known: dict[str, list[object]] = {}
+        self._said: dict[Path, tuple[tuple[int, int], str | None]] = {}
         if memory is not None and memory.is_file():
             try:
                 self._known = dict(json.loads(memory.read_text(encoding="utf-8")))
@@ -48,7 +50,7 @@ class Hashes:
     def _of_file(self, file: Path) -> str:
         about = file.stat()
         stamp = [about.st_size, about.st_mtime_ns]
-        name = os.path.abspath(file)
+        name = str(file.absolute())
         if about.st_size >= _LARGE and self._known.get(name, [])[:2] == stamp:
             return str(self._known[name][2])
         with file.open("rb") as opened:
@@ -58,8 +60,18 @@ class Hashes:
             self._keep()
         return found
 
+    def remembered(self, file: Path, make: Callable[[], str | None]) -> str | None:
+        """What `make` says of a file, asked again only where its time or its size has changed since this began."""
+        if not file.is_file():
+            return None
+        about = file.stat()
+        stamp = (about.st_size, about.st_mtime_ns)
+        if file not in self._said or self._said[file][0] != stamp:
+            self._said[file] = (stamp, make())
+        return self._said[file][1]
+
     def _keep(self) -> None:
-        if self._memory is not None and self._memory.parent.is_dir():
+        if self.keeps and self._memory is not None:
             write_json(self._memory, self._known)
 
 

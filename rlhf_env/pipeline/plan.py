@@ -21,8 +21,8 @@ A setting "$NAME" is the output of the stage NAME, and "$NAME.judge" another thi
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,7 +34,7 @@ from rlhf_env.pipeline.stages.registry import STAGES, stage_of_kind
 from rlhf_env.pipeline.stages.stage import Origin, Role, Stage
 from rlhf_env.settings import Name, PartOf, fault, settings
 from rlhf_env.toml_files import narrowed, read_toml
-from rlhf_env.types import JsonObject, JsonView
+from rlhf_env.types import JsonObject
 
 FORMAT = 1  # of a stage's record: another one makes every stage anew
 _NAME = re.compile(r"\w[\w.-]*", re.ASCII)
@@ -203,7 +203,8 @@ def read_plan(file: str | Path, changes: Mapping[str, object] | None = None) -> 
         about = from_table(PipelineFile, table, str(file))
     except ConfigError as error:
         problems += error.problems
-    tables = [it for it in table.get("stage", ()) if isinstance(it, dict)] if isinstance(table.get("stage"), list) else []
+    given = table.get("stage")
+    tables = [it for it in given if isinstance(it, dict)] if isinstance(given, list) else []
     heads = [_Head(place, it, str(file)) for place, it in enumerate(tables)]
     defaults = table.get("defaults", {})
     stages: list[Planned] = []
@@ -268,7 +269,8 @@ class _Head:
         """By role, the stages that `from` names. Raises ConfigError."""
         twice = next((it for it in heads[: self.place] if it.name and it.name == self.name), None)
         if twice is not None:
-            self.problems.append(self._said("name", f"a stage {self.name!r} is there already (stage {twice.place + 1})"))
+            said = f"there is one of this name already (stage {twice.place + 1})"
+            self.problems.append(self._said("name", said))
         given = self.table.get("from", [])
         pairs: list[tuple[Role | None, object, tuple[Key, ...]]] = []
         if isinstance(given, Mapping):
@@ -363,7 +365,9 @@ def _unknown_outputs(planned: Planned, head: _Head, heads: Sequence[_Head]) -> I
         if name in earlier:
             continue
         later = any(it.name == name for it in heads)
-        said = "which comes later: stages run in order" if later else f"and there is no such stage{did_you_mean(name, earlier)}"
+        said = "which comes later: stages run in order"
+        if not later:
+            said = f"and there is no such stage{did_you_mean(name, earlier)}"
         inner = keys[1:] if keys[:1] == ("experiment",) else keys
         at = narrowed(inner, head.table)
         place: tuple[Key, ...] = ("stage", head.place, *at) if at else ("defaults", *inner)

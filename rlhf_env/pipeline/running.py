@@ -9,11 +9,13 @@ anew does not overwrite: the older result is moved to OUT/replaced.
 
 from __future__ import annotations
 
+import json
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -100,12 +102,13 @@ def run_pipeline(
     """
     at_work = _Work.of(file, out, changes, only, until, again)
     folder = at_work.folder
-    with naming_lines(file), closing(hold(folder)):
+    with naming_lines(file), closing(hold(folder / RECORDS)):
         at_work.refuse_another()
+        at_work.hashes.keeps = True
         at_work.require_whole()
-        threads_now = set_threads
-        threads_now()
-        return at_work.run(jobs, command or f"rlhf-env pipeline {shlex.quote(str(file))}", console or Console(quiet=True))
+        set_threads()
+        command = command or f"rlhf-env pipeline {shlex.quote(str(file))}"
+        return at_work.run(jobs, command, console or Console(quiet=True))
 
 
 def intentions(
@@ -155,7 +158,7 @@ class _Work:
         for option, names in (("--only", [only]), ("--until", [until]), ("--again", again)):
             for name in names:
                 if name is not None:
-                    _under(option, lambda name=name: plan.named(name))
+                    _under(option, partial(plan.named, name))
         names = [planned.name for planned in plan.stages]
         wanted = [only] if only is not None else names[: names.index(until) + 1] if until is not None else names
         work = cls(plan, folder, wanted, again, only is not None)
@@ -177,7 +180,7 @@ class _Work:
         for planned in self.plan.stages:
             place = self.folder / planned.name
             if place.exists() and not (name / f"{planned.name}.json").is_file():
-                said = f"{near(place)} is there, and this pipeline has not made it: move it, or name another folder (--out)"
+                said = f"{near(place)} is there, and this pipeline has not made it: move it, or choose another --out"
                 problems.append(self._about(planned, said))
         if problems:
             raise ConfigError(*problems)
@@ -200,12 +203,11 @@ class _Work:
                 continue
             stage, place = self.made(planned), self.folder / planned.name
             there = stage.identity(place, self.hashes)
+            remedy = f"put it back, or make it anew with --again {planned.name}"
             if there is None:
-                said = f"its output is missing ({near(place)}): put it back, or make it anew with --again {planned.name}"
-                problems.append(self._about(planned, said))
+                problems.append(self._about(planned, f"its output in {near(place)} is missing: {remedy}"))
             elif there != record.identity and not stage.is_open():
-                said = f"its output {near(place)} is not what it made: put it back, or make it anew with --again {planned.name}"
-                problems.append(self._about(planned, said))
+                problems.append(self._about(planned, f"its output in {near(place)} is not what it made: {remedy}"))
             else:
                 self.identities[planned.name] = there
         if problems:
@@ -285,7 +287,12 @@ class _Work:
             waiting = self._work_on(planned, jobs, command, console)
             if waiting:
                 console.print(f"Stage {planned.name!r} waits: {waiting}", highlight=False, soft_wrap=True, markup=False)
-        report = write_pipeline_report(self.folder, self.plan.about, self.plan.stages, console)
+        about, names = self.plan.about, [planned.name for planned in self.plan.stages]
+        report = write_pipeline_report(
+            self.folder, about.name, about.title, about.what_gold_is, names, self.plan.file, console
+        )
+        if report is not None:
+            console.print(f"Report: {report}", highlight=False, soft_wrap=True)
         records = {p.name: record for p in self.plan.stages if (record := Record.read(self.folder, p.name)) is not None}
         return PipelineRun(self.folder, records, waiting, report)
 
@@ -314,6 +321,8 @@ class _Work:
             links=planned.links,
             inputs={role: [values[name] for name in names] for role, names in planned.links.items()},
             pipeline=self.plan.about.name,
+            title=self.plan.about.title,
+            what_gold_is=self.plan.about.what_gold_is,
             command=command,
             jobs=jobs,
             console=console,
@@ -323,9 +332,8 @@ class _Work:
             outcome = stage.work(site)
         seconds = record.seconds + time.monotonic() - started
         self._refuse_changes(planned)
-        record = replace(
-            record, seconds=seconds, numbers=outcome.numbers, curve=[dict(it) for it in outcome.curve], texts=outcome.texts
-        )
+        curve = [dict(it) for it in outcome.curve]
+        record = replace(record, seconds=seconds, numbers=outcome.numbers, curve=curve, texts=outcome.texts)
         if outcome.waiting:
             replace(record, status="waiting").save(self.folder)
             return outcome.waiting
@@ -339,7 +347,7 @@ class _Work:
 
     def _refuse_changes(self, planned: Planned) -> None:
         """Raises DataError where something that the stage depends on is not what it was when the pipeline began."""
-        read = {str(self.plan.file), *self.files_of(planned), *(p for p in self.made(planned).paths() if p in self.files)}
+        read = {str(self.plan.file), *(path for path in self.made(planned).paths() if path in self.files)}
         changed = changed_among({path: self.files[path] for path in read if path in self.files}, self.hashes)
         for name in planned.takes_from:
             other = self.plan.named(name)
@@ -347,7 +355,7 @@ class _Work:
                 changed.append(str(self.folder / name))
         if changed:
             what = ", ".join(str(near(Path(path))) for path in changed)
-            said = f"{what} changed while the pipeline ran: nothing is taken from it; call again to go on with what is there"
+            said = f"{what} changed while the pipeline ran: call again to go on with what is there now"
             raise DataError(self._about(planned, said))
 
     def _set_aside(self, planned: Planned, console: Console) -> None:
@@ -364,8 +372,6 @@ class _Work:
 
 
 def _name_in(about: Path) -> str:
-    import json
-
     try:
         found: JsonObject = json.loads(about.read_text(encoding="utf-8"))
         return str(found["name"])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -22,13 +20,13 @@ from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.run_folder import versions
 from rlhf_env.pipeline.hashing import Hashes
+from rlhf_env.pipeline.stages.fitting import show_in
 from rlhf_env.pipeline.stages.stage import Links, Origin, Outcome, Role, Site, merged, with_inputs
 from rlhf_env.relative_paths import paths_of
 from rlhf_env.types import JsonObject, JsonView
 from rlhf_env.whole_files import write_json
 
 _OF_A_GRID = {field.name for field in fields(Grid) if field.name not in ("folder", "reward_model", "experiment")}
-SCORECARD = "scorecard.json"
 
 
 @dataclass(frozen=True)
@@ -80,11 +78,11 @@ class BenchStage:
             console.print(f"Note: {few}.", highlight=False, soft_wrap=True)
         folder.mkdir(parents=True, exist_ok=True)
         for model in site.inputs.get("reward_model", ()):
-            if (Path(model) / SCORECARD).is_file():  # the benchmark's report shows it
-                shutil.copy(Path(model) / SCORECARD, folder / SCORECARD)
-        about = {"title": self.grid.title or f"{site.pipeline}: {site.name}", "what_gold_is": self.grid.what_gold_is}
+            show_in(folder, Path(model))
+        grid = replace(self.grid, name=site.pipeline)
+        title = grid.title or site.title or f"{site.pipeline}: {site.name}"
+        about = {"title": title, "what_gold_is": grid.what_gold_is or site.what_gold_is}
         write_json(folder / "about.json", {**about, "command": site.command, "versions": versions()})
-        grid = self.grid
         with benchmark_progress(console, [*grid.trials(grid.cells()), *grid.cells()], jobs=site.jobs) as on_progress:
             results = run_benchmark(
                 grid, folder, jobs=site.jobs, on_progress=on_progress, on_warning=lambda _: None
@@ -127,7 +125,7 @@ def _outcome(results: Results) -> Outcome:
     if not means:
         return Outcome(numbers, texts={"agent": "no agent ended"})
     best = max(means, key=lambda agent: means[agent][measure])
-    numbers |= {name: value for name, value in means[best].items()}
+    numbers |= means[best]
     if "reference" in means:
         numbers |= {f"{name}_before": value for name, value in means["reference"].items()}
     failed = f", {results.failed} failed" if results.failed else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,8 @@ def gold_reward(table: JsonView, task: JsonView) -> Reward:
         return next(iter(parts.values()))
 
     def weighted(episodes: Sequence[Episode]) -> Float:
-        return np.sum([weights[name] * np.asarray(part(episodes)) for name, part in parts.items()], axis=0)
+        each = [weights[name] * np.asarray(part(episodes), dtype=np.float64) for name, part in parts.items()]
+        return np.asarray(np.sum(each, axis=0), dtype=np.float64)
 
     return weighted
 
@@ -53,12 +55,17 @@ def check_crowd(gold: JsonView, annotator: JsonView) -> None:
         problems[Problem(said, ("gold",))] = None
     for name, table in gold.items():
         if isinstance(table, (int, float, Mapping)) and not isinstance(table, bool):
-            look(lambda name=name, table=table: RewardTable.read(name, table).require_plugin(), "gold", name)
+            look(partial(_check_gold, name, table), "gold", name)
         else:
-            problems[Problem(f"gold.{name} must be a weight or a table of settings, got {table!r}", ("gold", name))] = None
+            said = f"gold.{name} must be a weight or a table of settings, got {table!r}"
+            problems[Problem(said, ("gold", name))] = None
     look(lambda: load_annotator(dict(annotator), _no_taste), "annotator")
     if problems:
         raise ConfigError(*problems)
+
+
+def _check_gold(name: str, table: float | JsonView) -> None:
+    RewardTable.read(name, table).require_plugin()
 
 
 def crowd_of(annotator: JsonView, gold: Reward, people: int, person: str) -> list[Annotator]:

@@ -129,7 +129,8 @@ class EvaluateStage:
         for measure in ("gold", "proxy"):  # the first that there is
             if measure in last.win_rate and "win_rate" not in numbers:
                 won = last.win_rate[measure]
-                numbers |= {"win_rate": won.value, "win_low": won.low, "win_high": won.high}
+                ends = {"win_low": won.low, "win_high": won.high}
+                numbers |= {"win_rate": won.value, **{key: end for key, end in ends.items() if end is not None}}
                 said = f"{name} against its reference by {measure}, on {last.prompts} prompts"
         numbers |= {m.name: m.agent for m in last.measures if m.name in ("gold", "proxy")}
         numbers |= {f"{m.name}_before": m.reference for m in last.measures if m.name in ("gold", "proxy")}
@@ -144,9 +145,7 @@ class EvaluateStage:
         with site.console.status("They write..."):
             for place, (name, run) in enumerate(runs):
                 also = REFERENCE_NAME if alone and place == 0 else ""
-                written += answers_of_run(
-                    run, name, prompts=self.prompts, checkpoint=self.checkpoint, reference=also
-                )
+                written += answers_of_run(run, name, prompts=self.prompts, checkpoint=self.checkpoint, reference=also)
         pairs = blind_pairs(written, overlap=self.overlap, criterion=self.criterion, seed=self.seed)
         if not pairs.items:
             raise DataError(f"stage {site.name!r}: they all answer the same: there is nothing to compare")
@@ -156,8 +155,8 @@ class EvaluateStage:
                 crowd = crowd_of(self.annotator, gold_reward(self.gold, self.task), self.people, "")
                 for place, annotator in enumerate(crowd):
                     judge_items(store, annotator, np.random.default_rng([self.seed, place]))
-        said = f"{len(pairs.items):,} blind pairs on {pairs.prompts:,} prompts, {pairs.same:,} left out that say the same"
-        site.console.print(said, highlight=False)
+        said = f"{len(pairs.items):,} blind pairs on {pairs.prompts:,} prompts"
+        site.console.print(f"{said}, {pairs.same:,} left out that say the same", highlight=False)
 
     def _of_votes(self, site: Site) -> Outcome:
         with PreferenceStore(site.folder / STORE) as store:

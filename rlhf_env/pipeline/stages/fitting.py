@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,11 +22,15 @@ from rlhf_env.learning.configuration import from_table
 from rlhf_env.pipeline.hashing import Hashes
 from rlhf_env.pipeline.reward_settings import RewardModelSettings
 from rlhf_env.pipeline.stages.crowds import known_taste
-from rlhf_env.pipeline.stages.stage import Links, Origin, Outcome, Role, Site
+from rlhf_env.pipeline.stages.stage import Links, Origin, Outcome, Role, Site, linked
 from rlhf_env.pipeline.stages.stores import require_store
 from rlhf_env.pipeline.votes import FittedRewardModel, fit_to_votes
 from rlhf_env.relative_paths import paths_of, relative_to
 from rlhf_env.types import JsonObject, JsonView
+from rlhf_env.whole_files import write_json
+
+# Of a reward model's folder: what a benchmark's report shows of it, by the name that it has there.
+SHOWN = {"scorecard.json": "scorecard.json", "measured.json": "reward_model.json"}
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,7 @@ class FitStage:
         policy = defaults.get("policy")
         if isinstance(policy, Mapping) and "model" in policy:
             given["base"] = policy["model"]
-        from_links = {key: name for key, role in (("base", "model"), ("store", "store")) for name in links.get(role, ())}
-        return {**given, **own, **from_links}
+        return {**given, **own, **linked(links, "model", "base"), **linked(links, "store")}
 
     @classmethod
     def of(cls, table: JsonView, origin: Origin) -> FitStage:
@@ -119,5 +123,18 @@ class FitStage:
             f"{len(held_out)} pairs on unseen prompts); the annotator's own noise allows {ceiling:.3f}. "
             f"Calibration error {calibration:.3f}."
         )
+        of_pairs = {"pairs": int(fitted.record["fitted_to"]), "held_out_pairs": len(held_out)}
+        words = "prefers what the gold reward scores higher, with Bradley-Terry noise of temperature "
+        words += f"{taste.annotator.temperature:g} (in units of gold)"
+        found: JsonObject = {"accuracy": right.value, "low": right.low, "high": right.high, **of_pairs}
+        found |= {"calibration_error": calibration, "ceiling": ceiling, "annotator": words}
+        write_json(site.folder / "measured.json", found)
         accuracy = {"accuracy": right.value, "accuracy_low": right.low, "accuracy_high": right.high}
         return {**accuracy, "ceiling": ceiling, "calibration_error": calibration}
+
+
+def show_in(benchmark: Path, model: Path) -> None:
+    """Put what is known of a reward model where the report of a benchmark looks for it."""
+    for name, shown_as in SHOWN.items():
+        if (model / name).is_file():
+            shutil.copy(model / name, benchmark / shown_as)

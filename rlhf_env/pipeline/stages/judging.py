@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -11,6 +12,7 @@ import numpy as np
 from annotated_types import Ge
 
 from rlhf_env.errors import DataError, Problem, UnknownName
+from rlhf_env.feedback.asking.annotators import Annotator
 from rlhf_env.feedback.asking.collecting import items_of, judge_items
 from rlhf_env.feedback.asking.pairs import collect_pairs
 from rlhf_env.feedback.kinds import kind_names
@@ -18,7 +20,7 @@ from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.learning.configuration import from_table
 from rlhf_env.pipeline.hashing import Hashes
 from rlhf_env.pipeline.stages.crowds import check_crowd, crowd_of, gold_reward, keep_taste
-from rlhf_env.pipeline.stages.stage import Links, Origin, Outcome, Role, Site
+from rlhf_env.pipeline.stages.stage import Links, Origin, Outcome, Role, Site, linked
 from rlhf_env.pipeline.stages.stores import STORE, identity_of, new_store, require_store
 from rlhf_env.relative_paths import paths_of, relative_to
 from rlhf_env.settings import AtLeastOne, Chooses, EachChooses, IsPath, Name, Seed, fault, settings
@@ -66,7 +68,7 @@ class JudgeStage:
 
     @staticmethod
     def table(own: JsonView, defaults: JsonView, links: Links) -> JsonObject:
-        return {**of_defaults(defaults), **own, **{"store": store for store in links.get("store", ())}}
+        return {**of_defaults(defaults), **own, **linked(links, "store")}
 
     @classmethod
     def of(cls, table: JsonView, origin: Origin) -> JudgeStage:
@@ -101,7 +103,7 @@ class JudgeStage:
         site.console.print(f"{votes:,} judgements by {said}, in {file}", soft_wrap=True, highlight=False)
         return Outcome({"labels": float(votes)}, texts={"ended": f"{votes:,} judgements by {said}"})
 
-    def _votes(self, store: PreferenceStore, crowd: Sequence[object]) -> int:
+    def _votes(self, store: PreferenceStore, crowd: Sequence[Annotator]) -> int:
         rng = np.random.default_rng(self.seed)
         if self.ask == "comparison" and self.people == 1:
             candidates = [(response.episode(prompt), response.author) for prompt, response in store.responses()]
@@ -109,19 +111,27 @@ class JudgeStage:
                 candidates, crowd[0], rng, store=store, pairs_per_prompt=self.per_prompt, criterion=self.criterion
             )
             return len(judged)
-        asked = {"overlap": self.overlap, "criterion": self.criterion, "seed": self.seed}
-        items = items_of(store.responses(), self.ask, rng, per_prompt=self.per_prompt, size=self.size, **asked)
-        store.add_items(items)
-        return sum(
-            judge_items(store, annotator, np.random.default_rng([self.seed, place]))
-            for place, annotator in enumerate(crowd)
+        items = items_of(
+            store.responses(),
+            self.ask,
+            rng,
+            per_prompt=self.per_prompt,
+            size=self.size,
+            overlap=self.overlap,
+            criterion=self.criterion,
+            seed=self.seed,
         )
+        store.add_items(items)
+        votes = 0
+        for place, annotator in enumerate(crowd):
+            votes += judge_items(store, annotator, np.random.default_rng([self.seed, place]))
+        return votes
 
     def is_open(self) -> bool:
         return False
 
     def identity(self, folder: Path, hashes: Hashes) -> str | None:
-        return identity_of(folder / STORE)
+        return hashes.remembered(folder / STORE, partial(identity_of, folder / STORE))
 
 
 def of_defaults(defaults: JsonView) -> JsonObject:

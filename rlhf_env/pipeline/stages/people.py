@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar, Protocol
 
@@ -17,7 +18,7 @@ from rlhf_env.feedback.store.items import Criterion, VoteProgress
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.learning.configuration import from_table
 from rlhf_env.pipeline.hashing import Hashes
-from rlhf_env.pipeline.stages.stage import Links, Origin, Outcome, Role, Site
+from rlhf_env.pipeline.stages.stage import Links, Origin, Outcome, Role, Site, linked
 from rlhf_env.pipeline.stages.stores import STORE, identity_of, new_store, require_store
 from rlhf_env.relative_paths import paths_of, relative_to
 from rlhf_env.settings import AtLeastOne, IsPath, Name, Seed, Whole, settings
@@ -66,7 +67,7 @@ class AnnotateStage:
     @staticmethod
     def table(own: JsonView, defaults: JsonView, links: Links) -> JsonObject:
         seed = {"seed": defaults["seed"]} if "seed" in defaults else {}
-        return {**seed, **own, **{"store": store for store in links.get("store", ())}}
+        return {**seed, **own, **linked(links, "store")}
 
     @classmethod
     def of(cls, table: JsonView, origin: Origin) -> AnnotateStage:
@@ -111,7 +112,7 @@ class AnnotateStage:
         return True
 
     def identity(self, folder: Path, hashes: Hashes) -> str | None:
-        return identity_of(folder / STORE)
+        return hashes.remembered(folder / STORE, partial(identity_of, folder / STORE))
 
 
 class AsksPeople(Protocol):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from rlhf_env.errors import UnknownName
+from rlhf_env.lab.benchmark.grid import Grid
+from rlhf_env.learning.experiment import Experiment
+from rlhf_env.pipeline.reward_settings import RewardModelFile
 from rlhf_env.pipeline.stages.beginning import BaseModelStage
 from rlhf_env.pipeline.stages.comparing import BenchStage
 from rlhf_env.pipeline.stages.evaluating import EvaluateStage
@@ -34,3 +37,14 @@ def stage_of_kind(kind: str) -> type[Stage]:
     if kind not in STAGES:
         raise UnknownName("kind of stage", kind, STAGES)
     return STAGES[kind]
+
+
+def settings_by_kind() -> dict[str, list[type]]:
+    """By kind, the classes that say what can be set in such a stage; the first is what it is about."""
+    others: dict[str, list[type]] = {
+        "sft": [Experiment],
+        "train": [Experiment],
+        "bench": [Grid, Experiment],
+        "reward_model": [RewardModelFile],
+    }
+    return {kind: others.get(kind, [stage]) for kind, stage in STAGES.items()}

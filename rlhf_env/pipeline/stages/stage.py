@@ -44,6 +44,9 @@ class Site:
     inputs: Mapping[Role, Sequence[str]]
     """What it takes from them: paths, or names of models."""
     pipeline: str
+    """The name of the pipeline."""
+    title: str
+    what_gold_is: str
     command: str
     """The words that call the pipeline again."""
     jobs: int
@@ -101,6 +104,14 @@ class Stage(Protocol):
 
     def identity(self, folder: Path, hashes: Hashes) -> str | None:
         """What its output is known by: equal where it is worth the same to later stages; None where it is missing."""
+
+
+def linked(links: Links, role: Role, setting: str = "") -> JsonObject:
+    """The setting that takes what an earlier stage gives; nothing where none is linked."""
+    found: JsonObject = {}
+    for name in links.get(role, ()):
+        found[setting or role] = name
+    return found
 
 
 _WHOLE = ("task", "agent", "rewards", "budget")  # a stage's own table of these stands instead of that of [defaults]

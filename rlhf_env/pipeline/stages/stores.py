@@ -27,9 +27,9 @@ def new_store(folder: Path, source: str | None = None) -> Iterator[PreferenceSto
     if source is not None:
         if not Path(source).is_file():
             raise DataError(f"preference store {source}: there is no such file")
-        with closing(sqlite3.connect(f"file:{Path(source).resolve()}?mode=ro", uri=True)) as read:
-            with closing(sqlite3.connect(partial)) as write:
-                read.backup(write)
+        read = sqlite3.connect(f"{Path(source).resolve().as_uri()}?mode=ro", uri=True)
+        with closing(read), closing(sqlite3.connect(partial)) as write:
+            read.backup(write)
     with PreferenceStore(partial, clock=lambda: 0.0) as store:
         yield store
     partial.replace(folder / STORE)

@@ -101,8 +101,6 @@ class SftStage(TrainStage):
 
     def check(self) -> None:
         if not imitates(self.experiment.agent):
-            name = self.experiment.agent.get("name")
-            raise ConfigError(Problem(f"a stage of kind 'sft' imitates, and {name} does not: kind = 'train'", ("agent",)))
+            said = f"a stage of kind 'sft' imitates, and {self.experiment.agent.get('name')} does not: kind = 'train'"
+            raise ConfigError(Problem(said, ("agent",)))
         super().check()
-
-

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -25,13 +26,13 @@ from rlhf_env.learning.engine import Engine
 from rlhf_env.learning.making_agents import make_agent
 from rlhf_env.learning.spending import Spending
 from rlhf_env.pipeline.hashing import Hashes
-from rlhf_env.pipeline.stages.stage import Links, Origin, Outcome, Role, Site
+from rlhf_env.pipeline.stages.stage import Links, Origin, Outcome, Role, Site, linked
 from rlhf_env.pipeline.stages.stores import STORE, identity_of, new_store
 from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.policies.policy import Sampling
 from rlhf_env.relative_paths import paths_of, relative_to
 from rlhf_env.settings import AtLeastOne, Chooses, IsPath, Name, Positive, Seed, settings
-from rlhf_env.types import Episode, JsonObject, JsonView
+from rlhf_env.types import Episode, JsonObject, JsonView, Task
 
 
 @settings
@@ -71,7 +72,7 @@ class ResponsesStage:
         policy = defaults.get("policy")
         if isinstance(policy, Mapping) and "model" in policy:
             given["model"] = policy["model"]
-        return {**given, **of_environment, **own, **{"model": model for model in links.get("model", ())}}
+        return {**given, **of_environment, **own, **linked(links, "model")}
 
     @classmethod
     def of(cls, table: JsonView, origin: Origin) -> ResponsesStage:
@@ -116,7 +117,7 @@ class ResponsesStage:
                     tell(done / total, f"{done:,} answers, temperature {temperature}")
         return tokens
 
-    def _batches(self, task: object, prompts: int, temperature: float) -> Iterator[list[Episode]]:
+    def _batches(self, task: Task, prompts: int, temperature: float) -> Iterator[list[Episode]]:
         policy = LanguageModel.from_pretrained(self.model, sampling=Sampling(temperature=temperature))
         policy.reseed(self.seed + round(1000 * temperature))
         tokenizer = load_tokenizer(self.model)
@@ -153,7 +154,7 @@ class ResponsesStage:
         return False
 
     def identity(self, folder: Path, hashes: Hashes) -> str | None:
-        return identity_of(folder / STORE)
+        return hashes.remembered(folder / STORE, partial(identity_of, folder / STORE))
 
 
 _OF_ENVIRONMENT = ("num_envs", "max_new_tokens", "max_prompt_tokens")
