@@ -12,6 +12,7 @@ import os
 import types
 import warnings
 from collections.abc import Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Union, cast
 
@@ -33,6 +34,8 @@ from rlhf_env.settings import (
     unlimited,
 )
 from rlhf_env.types import JsonObject
+
+_noted: ContextVar[list[str] | None] = ContextVar("noted", default=None)  # the paths met on the way, for `paths_of`
 
 
 def relative_to(folder: str | Path, table: object, hint: Hint) -> object:
@@ -131,6 +134,13 @@ def _fields(table: Mapping[str, object], hints: Mapping[str, Hint], folder: Path
 
 def _led(value: object, folder: Path) -> object:
     """A path led from `folder`. What names no file there is left: it may be the name of a model, or of a data set."""
+    led = _led_if_there(value, folder)
+    if (noted := _noted.get()) is not None and isinstance(led, str):
+        noted.append(led)
+    return led
+
+
+def _led_if_there(value: object, folder: Path) -> object:
     if not isinstance(value, str):
         return value
     written = str(Path(value).expanduser()) if value.startswith("~") else value
@@ -145,3 +155,14 @@ def _led(value: object, folder: Path) -> object:
         said = f"{value!r} is found in the working directory, and not beside the file that names it: write {instead!r}"
         warnings.warn(said, RuntimeWarning, stacklevel=2)
     return written
+
+
+def paths_of(folder: str | Path, table: object, hint: Hint) -> list[str]:
+    """Every path that a value of settings has in it, led from `folder`: files, folders, and names that may be such."""
+    noted: list[str] = []
+    before = _noted.set(noted)
+    try:
+        relative_to(folder, table, hint)
+    finally:
+        _noted.reset(before)
+    return list(dict.fromkeys(noted))

@@ -48,7 +48,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-pipeline_app = typer.Typer(cls=Verbatim, no_args_is_help=True, help="Single stages of the RLHF pipeline.")
 lab_app = typer.Typer(cls=Verbatim, no_args_is_help=True, help="Studies: exact sums, labels, over-optimisation.")
 preferences_app = typer.Typer(
     cls=Verbatim, no_args_is_help=True, help="Preference stores: what people and annotators say."
