@@ -28,10 +28,21 @@ from rlhf_env.learning.policy_settings import PolicySettings
 from rlhf_env.learning.run_models import TrainedModel, model_folder
 from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.policies.policy import HasContext, Policy, Sampling
-from rlhf_env.runs_on_disk import experiment_table_of, run_in
-from rlhf_env.types import Episode, GroupReward, JsonObject, Observation, Prompt, Reward, Tokenizer, TokenReward
+from rlhf_env.runs_on_disk import experiment_table_of, run_in, tokenizer_of
+from rlhf_env.types import (
+    Episode,
+    GroupReward,
+    JsonObject,
+    Observation,
+    Prompt,
+    Reward,
+    ScoresItself,
+    Tokenizer,
+    TokenReward,
+)
 
 _PROMPTS_LOOKED_AT = 1000  # of the task: whether a question is one of its prompts, with what it knows of it
+_OURS = "chat"  # the id of a question that is no prompt of the task
 _LONGEST = 256  # tokens of an answer, where nothing says how long they are
 
 
@@ -116,8 +127,15 @@ class Chat:
         """Each part of the run's reward, asked by itself: one that cannot say anything keeps no other from it."""
         if self._workplace is None:
             raise ConfigError("there is no reward to show: name a run, and not a model")
-        mix = self._workplace.env.reward
-        return [_said(name, part, mix.weights[name], answer.episode) for name, part in mix.parts.items()]
+        mix, task, asked = self._workplace.env.reward, self._workplace.env.task, answer.episode.prompt
+        said = []
+        for name, part in mix.parts.items():
+            if name == "task" and isinstance(task, ScoresItself) and task.prompt(0, {}).meta and asked.id == _OURS:
+                why_not = "the question is none of the task's, which come with what their answers are scored by"
+                said.append(PartOfReward(name, mix.weights[name], None, why_not))
+            else:
+                said.append(_said(name, part, mix.weights[name], answer.episode))
+        return said
 
     def _prompt(self, question: str) -> tuple[Prompt, list[int], int]:
         """The prompt, its ids, and how many turns were left out of it."""
@@ -140,7 +158,7 @@ class Chat:
         for asked, answered in turns:
             messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
         messages.append({"role": "user", "content": question})
-        stored = Prompt("chat", plain_conversation(messages), {"messages": messages})
+        stored = Prompt(_OURS, plain_conversation(messages), {"messages": messages})
         try:
             ids = prompt_ids(self.tokenizer, stored)
         except RlhfEnvError:
@@ -160,7 +178,7 @@ class Chat:
                 prompt = task.prompt(index, {})
                 if prompt.text == question:
                     return prompt
-        return Prompt("chat", question)
+        return Prompt(_OURS, question)
 
     def _room(self, ids: Sequence[int]) -> int:
         """How many tokens the answer may have."""
@@ -268,7 +286,8 @@ def open_chat(
     if run is not None:
         trained = TrainedModel.of(run, checkpoint)
         usual, longest = trained.settings.sampling, trained.experiment.get("environment", {}).get("max_new_tokens", 24)
-        tokenizer = load_tokenizer(folder)
+        own = tokenizer_of(run)
+        tokenizer = load_tokenizer(own if own.startswith(("bytes", "alphabet:")) else folder)
     else:
         tokenizer = load_tokenizer_of(PolicySettings(model=folder))
     policy = LanguageModel.from_pretrained(
