@@ -16,13 +16,25 @@ from typing import Annotated, NoReturn, TextIO
 import typer
 
 from rlhf_env import __version__
-from rlhf_env.cli import benchmarks, checking, pipelines, preferences, reward_models, studies, training
+from rlhf_env.cli import (
+    benchmarks,
+    checking,
+    importing,
+    models,
+    pipelines,
+    preferences,
+    reward_models,
+    studies,
+    training,
+)
 from rlhf_env.cli.shared import FEEDBACK, LEARNING, Terminated, app, lab_app, preferences_app
 from rlhf_env.errors import ConfigError, RlhfEnvError
 
 GROUPS = (
     benchmarks,
     checking,
+    importing,
+    models,
     pipelines,
     preferences,
     reward_models,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rlhf_env.cli.shared import FEEDBACK, Threads, app, make_console
+from rlhf_env.cli.shared import FEEDBACK, Threads, WhatOfOverLong, app, make_console
 from rlhf_env.errors import ConfigError, MissingExtra
 from rlhf_env.types import JsonObject
 
@@ -182,6 +182,7 @@ def scorecard(
     gold: Annotated[str | None, typer.Option(help="A reward, by name, to compare ranks with.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where the JSON goes (default: beside MODEL or here).")] = None,
     html: Annotated[Path | None, typer.Option(help="Where the page goes (default: beside the JSON).")] = None,
+    over_long: WhatOfOverLong = "refuse",
 ) -> None:
     """How good a reward model is on judgements it has not seen: accuracy, calibration, biases, robustness.
 
@@ -196,7 +197,7 @@ def scorecard(
 
     set_threads()
     share = spoken_share(held_out)
-    card = scorecard_of(model, data, held_out=share, gold=gold)
+    card = scorecard_of(model, data, held_out=share, gold=gold, over_long=over_long)
     file = out or Path(f"{model.rstrip('/')}.scorecard.json" if Path(model).is_dir() else "scorecard.json")
     card.save(file)
     console = make_console()

@@ -97,16 +97,20 @@ class RunEvaluation:
 
 
 def evaluate_run(
-    folder: str | Path, *, prompts: int | None = None, checkpoint: Literal["best", "last"] = "best"
+    folder: str | Path,
+    *,
+    prompts: int | None = None,
+    checkpoint: Literal["best", "last"] = "best",
+    trust_code: bool = False,
 ) -> RunEvaluation:
     """The run in `folder`, as `load_run` reads it at that `checkpoint`, on `prompts` prompts.
 
-    By default they are as many as the run says.
+    By default they are as many as the run says. `trust_code` is that of `load_run`.
 
     Both write with the evaluator's random numbers. Raises ConfigError for a folder that holds no run, DataError for one
     without a checkpoint that can be used.
     """
-    run = load_run(folder, checkpoint)
+    run = load_run(folder, checkpoint, trust_code=trust_code)
     workplace, experiment = run.workplace, run.experiment
     if prompts is not None:
         experiment = replace(experiment, evaluation=replace(experiment.evaluation, prompts=prompts))
@@ -130,7 +134,7 @@ def evaluate_run(
     return RunEvaluation(
         run=str(folder),
         update=run.update,
-        agent=str(experiment.agent.get("name")),
+        agent=experiment.agent_label,
         prompts=evaluator.asked.prompts,
         asked=str(evaluator.asked),
         measures=[
