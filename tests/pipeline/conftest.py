@@ -77,6 +77,11 @@ by = "simulated"
 
 
 @pytest.fixture(scope="session")
+def small_file() -> str:
+    return FILE
+
+
+@pytest.fixture(scope="session")
 def trunk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-layer model with a byte-level tokenizer beside it, and a file of prompts with their completions."""
     import tokenizers
