@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from faults.processes import rlhf_env, warm_up
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.learning.run_folder import RunFolder
+from rlhf_env.pipeline import responses
 from rlhf_env.pipeline.demo import shipped_pipeline
 from rlhf_env.pipeline.plan import read_plan
 from rlhf_env.pipeline.records import Record
@@ -242,6 +244,31 @@ def test_killed_inside_a_stage_it_ends_in_the_same_bits(whole: Path, pipeline: M
         n: r.identity for n, r in theirs.items() if n != "blind"
     }
     assert ours["blind"].numbers == theirs["blind"].numbers
+
+
+def test_killed_while_it_writes_it_comes_to_the_same_answers(whole: Path, pipeline: MakeFile, tmp_path: Path) -> None:
+    file, out = pipeline(), tmp_path / "out"
+    run_pipeline(file, out, until="sft")
+    note, calls = responses._Progress.note, itertools.count(1)
+
+    def note_and_die(progress: Any, *arguments: Any) -> None:
+        note(progress, *arguments)
+        if next(calls) == 3:
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(responses._Progress, "note", note_and_die)
+        with pytest.raises(Killed):
+            run_pipeline(file, out)
+    assert not (out / "answers" / "preferences.sqlite").exists()
+    run_pipeline(file, out, until="answers")
+    assert not (out / "answers" / ".writing.json").exists()
+    assert records(out)["answers"].identity == records(whole / "out")["answers"].identity
+    assert [it.name for it in (out / "answers").iterdir()] == ["preferences.sqlite"]
+
+
+class Killed(BaseException):
+    """Stands for kill -9."""
 
 
 def test_ctrl_c_leaves_a_pipeline_to_resume_and_says_how(pipeline: MakeFile, tmp_path: Path) -> None:
