@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from rlhf_env.cli.shared import FEEDBACK, StoreFile, app, interruptible, preferences_app, stage_on_stderr
+from rlhf_env.cli.shared import FEEDBACK, StoreFile, TrustCode, app, interruptible, preferences_app, stage_on_stderr
 from rlhf_env.errors import ConfigError, Problem, UnknownName, under
 from rlhf_env.types import JsonObject
 
 if TYPE_CHECKING:
+    from rlhf_env.envs.over_long import OverLongCount
     from rlhf_env.feedback.judgements import Response
     from rlhf_env.feedback.store.items import Origin, VoteProgress
     from rlhf_env.feedback.store.store import PreferenceStore
@@ -271,6 +272,7 @@ def ask_who_is_better(
     prompts: Annotated[
         int | None, typer.Option(help="Held-out prompts of a run folder (default: as many as it says).", min=2)
     ] = None,
+    trust_code: TrustCode = False,
     seed: Annotated[int, typer.Option(help="Draws the order that pairs are shown in.", min=0)] = 0,
 ) -> None:
     """Have people judge, blind, who answers the same prompts better: agents, models, other people.
@@ -291,7 +293,7 @@ def ask_who_is_better(
         written = []
         for place, (name, path) in enumerate(sources.items()):
             tell(place / len(sources), f"{place + 1} of {len(sources)}")
-            written.append(_answers(path, name, prompts))
+            written.append(_answers(path, name, prompts, trust_code))
     pairs = blind_pairs(written, overlap=overlap, criterion=criterion, seed=seed)
     with PreferenceStore(store) as opened:
         opened.add_items(pairs.items)
@@ -301,7 +303,7 @@ def ask_who_is_better(
         )
 
 
-def _answers(path: Path, name: str, prompts: int | None) -> list[tuple[Prompt, Response]]:
+def _answers(path: Path, name: str, prompts: int | None, trust_code: bool) -> list[tuple[Prompt, Response]]:
     """What a source wrote, under the name of a policy: a run writes anew, at its newest checkpoint."""
     import json
 
@@ -316,7 +318,7 @@ def _answers(path: Path, name: str, prompts: int | None) -> list[tuple[Prompt, R
         from rlhf_env.lab.evaluation.evaluator import Evaluator
         from rlhf_env.lab.evaluation.runs import load_run
 
-        workplace = load_run(path).workplace
+        workplace = load_run(path, trust_code=trust_code).workplace
         if prompts is not None:
             evaluation = replace(workplace.experiment.evaluation, prompts=prompts)
             workplace = replace(workplace, experiment=replace(workplace.experiment, evaluation=evaluation))
@@ -349,6 +351,9 @@ def ask_about_a_reward_model(
     ] = 0.8,
     name: Annotated[str, typer.Option(help="What results call the model (default: as given).")] = "",
     seed: Annotated[int, typer.Option(help="Draws the random pairs and the order they are shown in.", min=0)] = 0,
+    over_long: Annotated[
+        Literal["refuse", "leave out"], typer.Option(help="Responses that the model cannot read whole.")
+    ] = "refuse",
 ) -> None:
     """Put a reward model's most doubtful opinions before people; `preferences verified` shows what came out.
 
@@ -373,8 +378,13 @@ def ask_about_a_reward_model(
     set_threads()
     with _open_store(store) as opened:
         models = [load_scorer(it) for it in model]
+        counts: list[OverLongCount] = []
         with stage_on_stderr("Scoring responses") as tell:
-            candidates = opinions(models, opened.responses(), on_progress=tell)
+            candidates = opinions(
+                models, opened.responses(), over_long=over_long, on_over_long=counts.append, on_progress=tell
+            )
+        for too_long in counts:
+            typer.echo(f"note: {too_long.said_of('responses')}")
         checks = checks_of(
             candidates,
             recorded(opened, criterion),
