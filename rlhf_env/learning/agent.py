@@ -94,6 +94,14 @@ class SaysIfItTakesLabels(Protocol):
 
 
 @runtime_checkable
+class SaysIfItTakesMargins(Protocol):
+    """`takes_margins = True`: it learns by how much the preferred answer of a pair is better."""
+
+    @property
+    def takes_margins(self) -> bool: ...
+
+
+@runtime_checkable
 class SaysWhoWrites(Protocol):
     """`policy_writes = False`: its texts are not `setup.policy`'s alone, so others say how likely they are."""
 
@@ -116,6 +124,7 @@ class Traits:
     trains: bool = True
     imitates: bool = False
     takes_labels: bool = False
+    takes_margins: bool = False
     policy_writes: bool = True
     kl_bound: float | None = None
 
@@ -128,6 +137,7 @@ def traits(agent: Agent) -> Traits:
         trains=trains,
         imitates=bool(agent.imitates) if isinstance(agent, SaysIfItImitates) else False,
         takes_labels=bool(agent.takes_labels) if isinstance(agent, SaysIfItTakesLabels) else False,
+        takes_margins=bool(agent.takes_margins) if isinstance(agent, SaysIfItTakesMargins) else False,
         policy_writes=bool(agent.policy_writes) if isinstance(agent, SaysWhoWrites) else trains,
         kl_bound=None if bound is None else float(bound),
     )

@@ -281,6 +281,12 @@ def _with_data(workplace: Workplace) -> Workplace:
                 labelled = label_source(labels, setup.tokenizer, rows=rows, seed=seed, reference=setup.reference)
                 return replace(workplace, source=labelled, notes=notes)
             stored = pairs_of(judgements, path)
+            if traits(workplace.agent).takes_margins and all(pair.margin is None for pair in stored):
+                raise DataError(
+                    f"{path}: the agent learns from margins, and none of the {len(stored):,} pairs has one: a column "
+                    "'margin', or ratings of both answers ('chosen_rating' and 'rejected_rating'); or margin = "
+                    "'ignore' in [agent]"
+                )
         pairs = max(1, rows // 2)
         source = pair_source(stored, setup.tokenizer, pairs=pairs, seed=seed, reference=setup.reference)
     elif traits(workplace.agent).imitates:
