@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -118,6 +118,26 @@ class BoundsItsKL(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Demonstrated:
+    """How an agent that imitates wants its demonstrations."""
+
+    turns: Literal["last", "every"] = "last"
+    """Of a conversation, the last answer or every one."""
+    loss_on: Literal["answers", "all"] = "answers"
+    """Which tokens are marked as the agent's: those of answers, or all but the first of a text."""
+    pack_tokens: int = 0
+    """The tokens of a rollout, which takes as many texts as fit; 0: a fixed number of texts."""
+
+
+@runtime_checkable
+class SaysHowItImitates(Protocol):
+    """`demonstrated`: which demonstrations it wants, and how many in a rollout."""
+
+    @property
+    def demonstrated(self) -> Demonstrated: ...
+
+
+@dataclass(frozen=True, kw_only=True)
 class Traits:
     """What an agent says of itself; see the protocols above."""
 
@@ -125,6 +145,7 @@ class Traits:
     imitates: bool = False
     takes_labels: bool = False
     takes_margins: bool = False
+    demonstrated: Demonstrated = Demonstrated()
     policy_writes: bool = True
     kl_bound: float | None = None
 
@@ -138,6 +159,7 @@ def traits(agent: Agent) -> Traits:
         imitates=bool(agent.imitates) if isinstance(agent, SaysIfItImitates) else False,
         takes_labels=bool(agent.takes_labels) if isinstance(agent, SaysIfItTakesLabels) else False,
         takes_margins=bool(agent.takes_margins) if isinstance(agent, SaysIfItTakesMargins) else False,
+        demonstrated=agent.demonstrated if isinstance(agent, SaysHowItImitates) else Demonstrated(),
         policy_writes=bool(agent.policy_writes) if isinstance(agent, SaysWhoWrites) else trains,
         kl_bound=None if bound is None else float(bound),
     )

@@ -43,7 +43,7 @@ from rlhf_env.learning.run_folder import (
     hashes_before,
     read_metrics,
 )
-from rlhf_env.learning.sources import EnvSource
+from rlhf_env.learning.sources import EnvSource, Source
 from rlhf_env.learning.spending import Spending
 from rlhf_env.plugins import host
 from rlhf_env.policies.policy import HasContext, Policy
@@ -288,11 +288,16 @@ def _with_data(workplace: Workplace) -> Workplace:
                     "'ignore' in [agent]"
                 )
         pairs = max(1, rows // 2)
-        source = pair_source(stored, setup.tokenizer, pairs=pairs, seed=seed, reference=setup.reference)
+        source: Source = pair_source(stored, setup.tokenizer, pairs=pairs, seed=seed, reference=setup.reference)
     elif traits(workplace.agent).imitates:
         with under("task"):
-            answers = demonstrations_of(workplace.env.task, setup.tokenizer, context=context)
-        source = demonstration_source(answers, setup.tokenizer, rows=rows, seed=seed)
+            wanted, over_long = traits(workplace.agent).demonstrated, experiment.environment.over_long
+            answers = demonstrations_of(
+                workplace.env.task, setup.tokenizer, context=context, wanted=wanted, over_long=over_long
+            )
+        if answers.count:
+            notes += (answers.count.said_of("demonstrations", (context or 0) + 1),)
+        source = demonstration_source(answers, setup.tokenizer, rows=rows, seed=seed, wanted=wanted, context=context)
     else:
         return workplace
     return replace(workplace, source=source, notes=notes)
