@@ -138,7 +138,7 @@ def pair_source(
     seed: int,
     reference: TokenScorer | None = None,
 ) -> DataSource:
-    """Rollouts of `pairs` pairs each (`preference_pairs`), in shuffled epochs; each pair's weight goes along.
+    """Rollouts of `pairs` pairs each (`preference_pairs`), in shuffled epochs; each pair's weight and margin go along.
 
     So do, as the extra "reference", the log-probabilities under a `reference`: computed here and now, once for all
     epochs, in an order that no resumed run changes.
@@ -155,6 +155,7 @@ def pair_source(
             [read[i][1] for i in rows],
             pad_id=tokenizer.pad_id,
             weights=[preferences[i].weight for i in rows],
+            margins=[preferences[i].margin for i in rows],
         )
         return made if known is None else with_reference_logprobs(known, made)
 
