@@ -152,17 +152,20 @@ def pair_episode(prompt: Prompt, response: Response, tokenizer: Tokenizer) -> Ep
     Otherwise - people, data sets, a policy with another tokenizer - the text is encoded and, unless it was cut at the
     length limit, closed by the end token.
     """
+    by_string = response.finish_reason == "stop_string"
     if response.ids is not None and response.prompt_ids is not None:
         ends = end_ids(tokenizer)
         tokens = [token for token in response.ids if token not in ends]
         known = all(token < tokenizer.vocab_size for token in (*response.prompt_ids, *response.ids))
-        if known and tokenizer.decode(tokens) == response.text:
+        read = tokenizer.decode(tokens) if known else None
+        # The text of an answer that a stop string ended is without it.
+        if read is not None and (read.startswith(response.text) if by_string else read == response.text):
             return response.episode(prompt)
-    end = [tokenizer.end_id] if response.finish_reason in (None, "stop") else []
-    read = replace(
+    end = [tokenizer.end_id] if response.finish_reason in (None, "stop") or by_string else []
+    encoded = replace(
         response,
         ids=(*tokenizer.encode(response.text), *end),
         prompt_ids=tuple(prompt_ids(tokenizer, prompt)),
-        finish_reason=response.finish_reason or "stop",
+        finish_reason="stop" if end else response.finish_reason,
     )
-    return read.episode(prompt)
+    return encoded.episode(prompt)
