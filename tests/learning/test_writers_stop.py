@@ -60,7 +60,9 @@ def test_every_view_writes_the_same_texts(table: dict[str, Any]) -> None:
     assert taken == [len(episode.response_ids) for episode in episodes], "no token was drawn after the string"
     for length in (1, 3):
         others = texts(place := workplace(length=length, **table))
-        assert place.setup.policy.sampling_state()["taken"] == taken
+        drawn = place.setup.policy.sampling_state()["taken"]
+        for episode, one, other in zip(others, taken, drawn, strict=True):
+            assert one == other or episode.finish_reason == "length", "segments may end beyond the limit, and not here"
         for one, other, logprobs in zip(episodes, others, exact, strict=True):
             assert (one.response_ids.tolist(), one.response) == (other.response_ids.tolist(), other.response)
             assert one.finish_reason == other.finish_reason
