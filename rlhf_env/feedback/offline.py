@@ -180,11 +180,11 @@ def pair_episode(prompt: Prompt, response: Response, tokenizer: Tokenizer) -> Ep
     """
     if written_with(tokenizer, response):
         return response.episode(prompt)
-    end = [tokenizer.end_id] if response.finish_reason in (None, "stop") else []
+    end = [tokenizer.end_id] if response.finish_reason in (None, "stop", "stop_string") else []
     read = replace(
         response,
         ids=(*tokenizer.encode(response.text), *end),
         prompt_ids=tuple(prompt_ids(tokenizer, prompt)),
-        finish_reason=response.finish_reason or "stop",
+        finish_reason="stop" if end else response.finish_reason,
     )
     return read.episode(prompt)
