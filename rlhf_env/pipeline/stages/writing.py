@@ -11,15 +11,18 @@ from typing import Annotated, ClassVar
 from annotated_types import MinLen
 
 from rlhf_env.envs.tasks import load_task
-from rlhf_env.envs.tokenizers import load_tokenizer
 from rlhf_env.errors import under
+from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.learning.configuration import from_table
+from rlhf_env.learning.models import load_tokenizer_of
+from rlhf_env.learning.policy_settings import PolicySettings
 from rlhf_env.pipeline.hashing import Hashes
 from rlhf_env.pipeline.responses import Responses, write_into
 from rlhf_env.pipeline.stages.stage import Links, Origin, Outcome, Role, Site, linked
-from rlhf_env.pipeline.stages.stores import STORE, identity_of, new_store
+from rlhf_env.pipeline.stages.stores import STORE, identity_of
 from rlhf_env.relative_paths import paths_of, relative_to
 from rlhf_env.settings import AtLeastOne, Chooses, IsPath, Name, Positive, Seed, settings
+from rlhf_env.shown_text import near
 from rlhf_env.types import JsonObject, JsonView
 
 
@@ -29,6 +32,8 @@ class ResponsesStage:
 
     model: Annotated[Name, IsPath()]
     """Who writes (default: what `from` gives, or the model of [defaults.policy])."""
+    tokenizer: Annotated[Name, IsPath()] | None = None
+    """Default: the model's own, or that of [defaults.policy]."""
     task: Annotated[JsonObject, Chooses("task")] = field(default_factory=lambda: {"name": "chitchat"})
     """What is asked (default: the task of [defaults])."""
     prompts: AtLeastOne = 1000
@@ -60,8 +65,8 @@ class ResponsesStage:
             of_environment |= {name: inner[name] for name in _OF_ENVIRONMENT if name in inner}
         given = {key: defaults[key] for key in ("task", "seed") if key in defaults}
         policy = defaults.get("policy")
-        if isinstance(policy, Mapping) and "model" in policy:
-            given["model"] = policy["model"]
+        if isinstance(policy, Mapping):
+            given |= {key: policy[key] for key in ("model", "tokenizer") if key in policy}
         return {**given, **of_environment, **own, **linked(links, "model")}
 
     @classmethod
@@ -75,7 +80,7 @@ class ResponsesStage:
             load_task(self.task)
         if not Path(self.model).is_absolute() or Path(self.model).exists():
             with under("model"):
-                load_tokenizer(self.model)
+                load_tokenizer_of(PolicySettings(model=self.model, tokenizer=self.tokenizer))
 
     def paths(self) -> Sequence[str]:
         return paths_of(Path(), self, type(self))
@@ -86,12 +91,16 @@ class ResponsesStage:
     def work(self, site: Site) -> Outcome:
         given = {name: getattr(self, name) for name in Responses.__dataclass_fields__ if hasattr(self, name)}
         author = self.author or next(iter(site.links.get("model", ())), "") or self.model
-        with new_store(site.folder) as store:
-            written = write_into(store, Responses(**given | {"author": author}), console=site.console)
-            count = store.counts().responses
-        said = f"{count:,} different answers"
-        site.console.print(f"{said} are in {site.folder / STORE}", highlight=False, soft_wrap=True)
-        return Outcome({"tokens": float(written.tokens), "responses": float(count)}, texts={"ended": said})
+        site.folder.mkdir(parents=True, exist_ok=True)
+        partial, place = site.folder / f".{STORE}.partial", site.folder / ".writing.json"
+        with PreferenceStore(partial) as store:  # a call that was stopped left what it had written
+            write_into(store, Responses(**given | {"author": author}), console=site.console, place=place)
+            tokens = [len(response.ids or ()) for _, response in store.responses()]
+        partial.replace(site.folder / STORE)
+        place.unlink(missing_ok=True)
+        said = f"{len(tokens):,} different answers"
+        site.console.print(f"{said} are in {near(site.folder / STORE)}", highlight=False, soft_wrap=True)
+        return Outcome({"tokens": float(sum(tokens)), "responses": float(len(tokens))}, texts={"ended": said})
 
     def is_open(self) -> bool:
         return False
