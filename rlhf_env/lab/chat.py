@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 
@@ -31,6 +31,7 @@ from rlhf_env.policies.policy import HasContext, Policy, Sampling
 from rlhf_env.runs_on_disk import experiment_table_of, run_in, tokenizer_of
 from rlhf_env.types import (
     Episode,
+    FinishReason,
     GroupReward,
     JsonObject,
     Observation,
@@ -84,10 +85,11 @@ class Chat:
         *,
         max_new_tokens: int,
         system: str = "",
+        stop: Sequence[str] = (),
         seed: int = 0,
         workplace: Workplace | None = None,
     ) -> None:
-        self.policy, self.tokenizer, self.system = policy, tokenizer, system
+        self.policy, self.tokenizer, self.system, self.stop = policy, tokenizer, system, tuple(stop)
         self.max_new_tokens = max_new_tokens
         self.turns: list[tuple[str, str]] = []
         self._workplace = workplace
@@ -209,37 +211,42 @@ class Chat:
         observation: Observation = {"input_ids": texts, "attention_mask": mask}
         response: list[int] = []
         logprobs: list[float] = []
-        said, stopped = "", False
-        while len(response) < limit and not stopped:
+        said, ended = "", ""
+        while len(response) < limit and not ended:
             written = policy.write(observation, 1)
             token = int(written.tokens[0, 0])
             place = len(ids) + len(response)
             texts[0, place], mask[0, place] = token, 1
             response.append(token)
             logprobs.append(float(written.logprobs[0, 0]))
-            stopped = token in end_ids(self.tokenizer)
-            # A letter of several tokens is U+FFFD until the last of them is there.
-            whole = self._decoded(response, stopped).rstrip("\N{REPLACEMENT CHARACTER}")
-            if len(whole) > len(said) and whole.startswith(said):
-                say(whole[len(said) :])
-                said = whole
-        text = self._decoded(response, stopped)
-        if text.startswith(said):
-            say(text[len(said) :])
-        else:  # the tokenizer takes back what it said: all of it once more
-            say(f"\n{text}")
+            ended = "stop" if token in end_ids(self.tokenizer) else ""
+            text = self._decoded(response, ended == "stop")
+            if not ended and (found := [text.index(stop) for stop in self.stop if stop in text]):
+                text, ended = text[: min(found)], "stop_string"
+            # A letter of several tokens is U+FFFD until the last of them is there; what may become a stop string waits.
+            sure = text if ended else text.rstrip("\N{REPLACEMENT CHARACTER}")[: len(text) - _begun(text, self.stop)]
+            if len(sure) > len(said) and sure.startswith(said):
+                say(sure[len(said) :])
+                said = sure
+        # Mostly the rest, which no token came after; a tokenizer may take back what it said: then all of it once more.
+        say(text[len(said) :] if text.startswith(said) else f"\n{text}")
         return Episode(
             prompt=prompt,
             prompt_ids=np.array(ids, np.int64),
             response=text,
             response_ids=np.array(response, np.int64),
-            finish_reason="stop" if stopped else "length",
+            finish_reason=cast(FinishReason, ended or "length"),
             actions=np.ones(len(response), np.bool_),
             logprobs=np.array(logprobs),
         )
 
     def _decoded(self, response: Sequence[int], stopped: bool) -> str:
         return self.tokenizer.decode(response[: len(response) - stopped])
+
+
+def _begun(text: str, stop: Sequence[str]) -> int:
+    """The length of the longest end of the text that a stop string begins with."""
+    return max((n for it in stop for n in range(1, len(it)) if text.endswith(it[:n])), default=0)
 
 
 def _said(name: str, part: object, weight: float, episode: Episode) -> PartOfReward:
@@ -284,10 +291,11 @@ def open_chat(
         raise ConfigError(f"{name} is no run: there is no reward and no reference to show")
     if run is not None and (rewards or experiment_table_of(run)["policy"].get("model") == "table"):
         return _of_run(run, checkpoint, temperature, greedy, max_new_tokens, system, seed, trust_code)
-    folder, usual, longest = model_folder(name, checkpoint), Sampling(), None
+    folder, usual, longest, stop = model_folder(name, checkpoint), Sampling(), None, ()
     if run is not None:
         trained = TrainedModel.of(run, checkpoint)
-        usual, longest = trained.settings.sampling, trained.experiment.get("environment", {}).get("max_new_tokens", 24)
+        environment = trained.experiment.get("environment", {})
+        usual, longest, stop = trained.settings.sampling, environment.get("max_new_tokens", 24), environment.get("stop")
         own = tokenizer_of(run)
         tokenizer = load_tokenizer(own if own.startswith(("bytes", "alphabet:")) else folder)
     else:
@@ -300,7 +308,7 @@ def open_chat(
     )
     tokenizer = with_vocabulary_of(tokenizer, policy, name)
     longest = max_new_tokens or longest or min(_LONGEST, (policy.context or 2 * _LONGEST) // 2)
-    return Chat(policy, tokenizer, max_new_tokens=longest, system=system, seed=seed)
+    return Chat(policy, tokenizer, max_new_tokens=longest, system=system, stop=stop or (), seed=seed)
 
 
 def _of_run(
@@ -321,7 +329,15 @@ def _of_run(
     for writer in (setup.policy, setup.reference):
         writer.sampling = _sampling(writer.sampling, temperature, greedy)
     longest = max_new_tokens or setup.max_new_tokens
-    return Chat(setup.policy, setup.tokenizer, max_new_tokens=longest, system=system, seed=seed, workplace=workplace)
+    return Chat(
+        setup.policy,
+        setup.tokenizer,
+        max_new_tokens=longest,
+        system=system,
+        stop=workplace.env.stop,
+        seed=seed,
+        workplace=workplace,
+    )
 
 
 def _sampling(usual: Sampling, temperature: float | None, greedy: bool) -> Sampling:

@@ -63,6 +63,8 @@ class Responses:
     """The longest response, in tokens."""
     max_prompt_tokens: AtLeastOne = 32
     """The longest prompt, in tokens."""
+    stop: tuple[str, ...] = ()
+    """Strings that end a response where it first holds one of them."""
     seed: Seed = 0
     """What the answers are drawn from."""
 
@@ -132,6 +134,7 @@ class _Writing:
             max_prompt_tokens=wanted.max_prompt_tokens,
             action_length=None,
             autoreset_mode="Disabled",
+            stop=wanted.stop,
         )
         spending = Spending()
         setup = Setup(
