@@ -74,11 +74,13 @@ def kinds_of_file() -> dict[str, type]:
     """What is made of a file, by what such a file is called."""
     from rlhf_env.lab.benchmark.grid import Grid
     from rlhf_env.learning.experiment import Experiment
+    from rlhf_env.pipeline.reward_settings import RewardModelFile
     from rlhf_env.pipeline.settings import Demo
 
     return {
         "An experiment (`rlhf-env train`)": Experiment,
         "A grid of experiments (`rlhf-env bench`)": Grid,
+        "A reward model of votes (`rlhf-env reward-model --config`)": RewardModelFile,
         "The demo's settings (`[reward_model]` of a grid)": Demo,
     }
 
@@ -127,10 +129,11 @@ def _as_toml(value: object) -> str:
 @app.command(rich_help_panel=PLUGINS)
 def schema(
     kind: Annotated[
-        Literal["any", "experiment", "grid", "pipeline"],
+        Literal["any", "experiment", "grid", "reward-model", "pipeline"],
         typer.Argument(
             help="Of which files: an experiment (train), a grid (bench), or either of them, told apart by the tables "
-            "of agents that a grid has; pipeline: the demo's settings, as in reward_model of a grid."
+            "of agents that a grid has; reward-model: its --config; pipeline: the demo's settings, as in reward_model "
+            "of a grid."
         ),
     ] = "any",
 ) -> None:
@@ -141,6 +144,7 @@ def schema(
     """
     from rlhf_env.lab.benchmark.grid import Grid
     from rlhf_env.learning.experiment import Experiment
+    from rlhf_env.pipeline.reward_settings import RewardModelFile
     from rlhf_env.pipeline.settings import Demo
     from rlhf_env.plugins import host
     from rlhf_env.schema import file_schema, one_of_files
@@ -148,6 +152,7 @@ def schema(
     makers = {
         "experiment": partial(file_schema, host(), Experiment, title="An experiment"),
         "grid": partial(file_schema, host(), Grid, title="A grid of experiments", tables={"reward_model": Demo}),
+        "reward-model": partial(file_schema, host(), RewardModelFile, title="A reward model of votes"),
         "pipeline": partial(file_schema, host(), Demo, title="The demo's settings"),
     }
     if kind == "any":

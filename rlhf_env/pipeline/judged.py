@@ -178,7 +178,7 @@ def learnable_of(judged: Iterable[Judgement], wanted: RewardModelSettings, left_
 
 def _fits_nothing(wanted: RewardModelSettings, kinds: Counter[str], why: str) -> DataError:
     there = ", ".join(f"{count:,} {name}" for name, count in kinds.items())
-    said = f'loss: "{wanted.loss}" fits none of the judgements ({there}{"; " if why else ""}{why}): leave it away'
+    said = f"loss: {wanted.loss} fits none of the judgements ({there}{'; ' if why else ''}{why}): leave it away"
     return DataError(Problem(said, ("loss",)))
 
 
