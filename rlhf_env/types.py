@@ -17,6 +17,9 @@ Int = npt.NDArray[np.int64]
 Float = npt.NDArray[np.float64]
 Bool = npt.NDArray[np.bool_]
 FinishReason = Literal["stop", "task", "length", "truncated"]
+# What a reward that is a function of lists is given by name, beside the task's columns.
+GIVEN_TO_FUNCTIONS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+
 # Reset options: `group_size`, `indices`, and the names that a task reads.
 ResetOptions = Mapping[str, Any]
 # An object of JSON, a table of TOML, a row of a file: named plain values, as they are read and before they are checked,
@@ -33,6 +36,7 @@ class Prompt:
 
     `messages` is the conversation that `text` was rendered from, `{"role", "content"}` each; empty for a plain text.
     `rendered`: a chat template wrote the text, with all special tokens that belong in it: tokenizers add none.
+    `uncut`: of a prompt that was cut to fit, the whole one, by which it is known whether two ask the same.
     """
 
     id: str
@@ -40,6 +44,7 @@ class Prompt:
     meta: Mapping[str, Any] = field(default_factory=dict, hash=False)
     messages: Sequence[JsonView] = field(default=(), hash=False)
     rendered: bool = field(default=False, kw_only=True)
+    uncut: Prompt | None = field(default=None, kw_only=True, hash=False, compare=False, repr=False)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -43,6 +44,33 @@ def written(path: str | Path, size: int | None = None) -> Iterator[BinaryIO]:
             half.unlink()
 
 
+@contextmanager
+def written_folder(path: str | Path) -> Iterator[Path]:
+    """A new folder to write into, which becomes `path` when the context ends without an error.
+
+    What stands at `path` by then, if it is no empty folder, is left as it is, and what was written is thrown away: of
+    processes that make the same folder, the first one makes it. Temporary folders of killed processes are removed.
+    Raises OSError.
+    """
+    path = Path(path).absolute()
+    half = path.with_name(f".{path.name}.{threading.get_ident()}.{os.getpid()}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path)
+    try:
+        half.mkdir()
+        yield half
+        for file in half.rglob("*"):
+            _sync(file)
+        try:
+            half.rename(path)
+        except OSError:
+            if not (path.is_dir() and any(path.iterdir())):
+                raise
+        _sync(path.parent)
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
+
+
 def write_whole(path: str | Path, content: str | bytes) -> None:
     """Write `content` with `written`; lone surrogates in a text are kept."""
     data = content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass")
@@ -56,7 +84,15 @@ def _sweep(path: Path) -> None:
         pid = half.name.removesuffix(".tmp").rpartition(".")[2]
         if pid.isdecimal() and not _lives(int(pid)):
             with suppress(OSError):
-                half.unlink()
+                shutil.rmtree(half) if half.is_dir() and not half.is_symlink() else half.unlink()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _lives(pid: int) -> bool:

@@ -12,6 +12,7 @@ import tomli_w
 from annotated_types import Ge, Le
 
 from rlhf_env import plugins
+from rlhf_env.envs.over_long import OverLong, fitted_task
 from rlhf_env.envs.reward_tables import RewardTable, load_rewards
 from rlhf_env.envs.rewards import NoReward, RewardMix
 from rlhf_env.envs.tasks import held_out, load_task
@@ -23,17 +24,21 @@ from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.engine import Engine
 from rlhf_env.learning.loop import Row, Training, train
 from rlhf_env.learning.making_agents import agent_factory, imitates, make_agent
-from rlhf_env.learning.models import PolicySettings, load_policy, load_tokenizer_of, with_vocabulary_of
+from rlhf_env.learning.models import load_policy, load_tokenizer_of, with_vocabulary_of
+from rlhf_env.learning.policy_settings import PolicySettings
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
+from rlhf_env.learning.run_models import keep_base
 from rlhf_env.learning.sources import EnvSource, Source
 from rlhf_env.learning.spending import Budget, Spending
 from rlhf_env.learning.stopping import MaxKL, Patience, load_stopping_rules
 from rlhf_env.learning.tracking import check_trackers
+from rlhf_env.own_code import OwnCode, code_named_in, files_in, label_of, names_code, require_unchanged
 from rlhf_env.policies.policy import HasContext, Policy
 from rlhf_env.relative_paths import relative_to
 from rlhf_env.settings import (
     AtLeastOne,
     Chooses,
+    ChoosesByName,
     EachChooses,
     IsPath,
     Name,
@@ -51,6 +56,7 @@ from rlhf_env.types import JsonObject, JsonView, ScoresItself, Task
 _MOST = 2**20
 _Size = Annotated[int, Ge(1), Le(_MOST)]  # texts side by side, tokens of a text, prompts of an evaluation
 _MOST_TOKENS = 2**28  # of all texts side by side: 2 GiB of ids
+_OPTION = "; or set over_long in [environment]"
 
 
 @settings
@@ -67,6 +73,11 @@ class EnvironmentSettings:
     """What one action is: a whole response or one token."""
     action_length: AtLeastOne | None = None
     """Tokens of one action, instead of what `view` says: a segment."""
+    over_long: OverLong = "refuse"
+    """Texts that are too long - prompts of more than `max_prompt_tokens`, or than the model's context leaves room for;
+    pairs, labels and demonstrations that the model cannot read - are refused by name, left out, or cut: prompts at
+    their beginning ("cut left"), end or middle, of conversations the oldest exchanges and then the longest messages;
+    answers only where the prompt has given half of the room, and always at their end."""
 
     def problems(self) -> Iterator[Problem]:
         if self.num_envs * (self.max_prompt_tokens + self.max_new_tokens) > _MOST_TOKENS:
@@ -102,8 +113,8 @@ class EvaluationSettings:
     """By which of these measures the best agent on the way is known, whose checkpoint is kept beside the last."""
     rewards: Annotated[JsonObject, EachChooses("reward")] = field(default_factory=dict)
     """Rewards to measure beside the training objective that no agent sees, as in [rewards]: the gold reward."""
-    metrics: list[Name] | None = None
-    """Names of metrics that plugins offer, to measure beside those of `lab.evaluation.metrics`."""
+    metrics: Annotated[list[Name] | None, ChoosesByName("metric")] = None
+    """Names of metrics that plugins offer, to measure beside those of `lab.evaluation.metrics`; or "FILE.py:NAME"."""
 
 
 @settings
@@ -115,15 +126,16 @@ class Experiment:
     seed: Seed = 0
     """What every random stream of the run is derived from."""
     task: Annotated[JsonObject, Chooses("task")] = field(default_factory=lambda: {"name": "count"})
-    """What is asked: the task's name, and the task's own settings."""
+    """What is asked: the task's name (or your own code: `function = "FILE.py:NAME"`), and the task's own settings."""
     policy: PolicySettings = field(default_factory=PolicySettings)
     """Who writes the texts."""
     environment: EnvironmentSettings = field(default_factory=EnvironmentSettings)
     """How many texts, how long, in how large steps."""
     rewards: Annotated[JsonObject, EachChooses("reward")] = field(default_factory=lambda: {"task": 1.0})
-    """The parts of the reward: by name a weight, or a table of the reward's own settings with its `weight`."""
+    """The parts of the reward: by name a weight, or a table of the reward's own settings with its `weight`. Your own
+    code is a part with `function = "FILE.py:NAME"`."""
     agent: Annotated[JsonObject, Chooses("agent")] = field(default_factory=lambda: {"name": "ppo"})
-    """Who learns: the agent's name, and the agent's own settings."""
+    """Who learns: the agent's name (or your own code: `function = "FILE.py:NAME"`), and the agent's own settings."""
     preferences: Annotated[str, IsPath()] | None = None
     """A preference store or a .jsonl file of pairs, `num_envs` / 2 a rollout, that the agent (dpo, kto) learns from
     instead of texts it writes; the environment then only evaluates."""
@@ -185,9 +197,28 @@ class Experiment:
     def located(self) -> Experiment:
         """The same with paths that lead from the working directory, to build it with.
 
-        A run is known by its settings as they were written: so this is made anew wherever a file is opened.
+        A run is known by its settings as they were written: so this is made anew wherever a file is opened. Code that
+        it names is from now on what its file now has in it.
         """
-        return self if self.folder is None else cast(Experiment, relative_to(self.folder, self, Experiment))
+        if self.folder is None and not self.code_named:
+            return self
+        return cast(Experiment, relative_to(self.folder or Path(), self, Experiment))
+
+    def tables_of_plugins(self) -> JsonObject:
+        """What chooses plugins, or names code of one's own."""
+        evaluation = {"rewards": self.evaluation.rewards, "metrics": self.evaluation.metrics}
+        named = {name: getattr(self, name) for name in ("task", "rewards", "agent", "stopping", "trackers")}
+        return {**named, "evaluation": evaluation}
+
+    @property
+    def code_named(self) -> list[str]:
+        """The code that it names by where it is, as written: it runs when the experiment is built."""
+        return code_named_in(self.tables_of_plugins(), "metrics")
+
+    @property
+    def agent_label(self) -> str:
+        """What its agent is called."""
+        return label_of(self.agent, "agent")
 
     def to_toml(self) -> str:
         """The resolved file: every setting that is in force and not None, but for `trackers`.
@@ -200,6 +231,8 @@ class Experiment:
             del table["stopping"]
         if self.evaluation.best == EvaluationSettings().best:
             del table["evaluation"]["best"]
+        if self.environment.over_long == EnvironmentSettings().over_long:
+            del table["environment"]["over_long"]
         return tomli_w.dumps(_without_none(table))
 
     def stopping_tables(self) -> JsonObject:
@@ -230,6 +263,10 @@ class Workplace:
     setup: Setup
     agent: Agent
     source: Source
+    notes: tuple[str, ...] = ()
+    """What whoever looks at the run's numbers should know of the texts behind them: how many were cut or left out."""
+    code: Mapping[str, str] = field(default_factory=dict)
+    """sha256, by path, of the files of your own code that it was built with."""
 
     def train(
         self,
@@ -265,11 +302,13 @@ class Workplace:
             )
         if traits(self.agent).imitates and isinstance(self.source, EnvSource):
             raise ConfigError(
-                f"{experiment.agent.get('name')} learns from given answers and not from its own texts: pass a source "
+                f"{experiment.agent_label} learns from given answers and not from its own texts: pass a source "
                 "of demonstrations, or use rlhf_env.run"
             )
         if run is not None:
             run.began_with("initial weights", fingerprint(setup.reference.state_dict()))
+            keep_base(run.path, setup.policy, setup.tokenizer)
+            run.note(self.notes)
         rows = read_metrics(run.path) if run is not None and resume else []
         if evaluate is not None and not rows:
             rows = [{"update": 0, "spent/generated_tokens": 0, **{f"eval/{k}": v for k, v in evaluate().items()}}]
@@ -300,8 +339,7 @@ class Workplace:
     @property
     def rewarded(self) -> bool:
         """Whether there is a reward to measure texts by: not where an agent imitates and none was asked for."""
-        asked_for = any(not isinstance(part, NoReward) for part in self.env.reward.parts.values())
-        return asked_for or bool(self.experiment.evaluation.rewards)
+        return _is_rewarded(self.env.reward, self.experiment)
 
     @cached_property
     def evaluation_rewards(self) -> RewardMix | None:
@@ -309,6 +347,7 @@ class Workplace:
         rewards = self.experiment.located().evaluation.rewards
         if not rewards:
             return None
+        require_unchanged(self.code, rewards)
         provided = {"reference": self.setup.reference, "tokenizer": self.setup.tokenizer}
         with under("evaluation", "rewards"):
             return load_rewards(rewards, self.env.task, provided)
@@ -327,16 +366,21 @@ class Workplace:
                 try:
                     asked = len(self.env.prompt_ids(prompt))
                 except DataError as error:
-                    problems |= dict.fromkeys(error.problems)
+                    problems |= dict.fromkeys(f"{problem}{_OPTION}" for problem in error.problems)
                     continue
                 if context is not None and asked + longest > context + 1:  # the last token is never read
                     said = (
                         f"prompt {prompt.id[:60]!r} has {asked} tokens, which with {longest} new ones (max_new_tokens)"
                     )
                     said += f" exceed the model's context of {context}: shorten the prompt or the answers"
-                    problems[f"{said} ({prompt.text[:60]!r})"] = None
+                    problems[f"{said} ({prompt.text[:60]!r}){_OPTION}"] = None
         if problems:
             raise DataError(*problems)
+
+
+def _is_rewarded(reward: RewardMix, experiment: Experiment) -> bool:
+    asked_for = any(not isinstance(part, NoReward) for part in reward.parts.values())
+    return asked_for or bool(experiment.evaluation.rewards)
 
 
 def _worth(measure: str, sign: float, row: Row) -> float | None:
@@ -376,6 +420,13 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
                 ("max_kl",) if experiment.max_kl is not None else ("stopping", measuring[0]),
             )
         )
+    notes: tuple[str, ...] = ()
+    if not imitates(experiment.agent) or _is_rewarded(reward, experiment):  # texts will be written
+        longest = settings.max_prompt_tokens
+        if isinstance(policy, HasContext) and policy.context is not None:  # the last token of a text is never read
+            longest = min(longest, policy.context + 1 - settings.max_new_tokens)
+        with under("task"):
+            task, notes = fitted_task(task, tokenizer, longest, settings.over_long)
     env = TextVectorEnv(
         settings.num_envs,
         task=task,
@@ -403,7 +454,7 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
     with under("agent"):
         agent = make_agent(experiment.agent, setup)
     source = EnvSource(env, seed=experiment.seed, spending=spending, reference=reference)
-    return Workplace(written, env, setup, agent, source)
+    return Workplace(written, env, setup, agent, source, notes, files_in(experiment.tables_of_plugins()))
 
 
 def check_plugins(experiment: Experiment) -> Task:
@@ -429,7 +480,9 @@ def check_plugins(experiment: Experiment) -> Task:
         look(lambda: _check_stopping(experiment), "stopping")
     look(lambda: check_trackers(experiment.trackers), "trackers")
     for name in experiment.evaluation.metrics or ():
-        look(partial(plugins.host().load, "metric", name), "evaluation", "metrics")
+        look(
+            partial(plugins.host().load, "metric", OwnCode(name) if names_code(name) else name), "evaluation", "metrics"
+        )
     if problems:
         raise ConfigError(*problems)
     return task
@@ -443,8 +496,9 @@ def _check_budget(experiment: Experiment) -> None:
         said = "epochs are passes over given answers or stored preferences, and this agent learns from what it writes: "
         raise ConfigError(Problem(said + "budget episodes, generated_tokens or updates", ("epochs",)))
     if imitates(experiment.agent) and not experiment.preferences and not budget.is_of_stored_data:
-        name = experiment.agent.get("name")
-        raise ConfigError(f"{name} writes no texts: budget epochs, updates, gradient_steps or seconds")
+        raise ConfigError(
+            f"{experiment.agent_label} writes no texts: budget epochs, updates, gradient_steps or seconds"
+        )
 
 
 def _check_stopping(experiment: Experiment) -> None:
@@ -455,7 +509,7 @@ def _check_stopping(experiment: Experiment) -> None:
         problems.append(Problem(said, (name,)))
     answers = imitates(experiment.agent)
     if answers and experiment.max_kl is not None:
-        said = f"max_kl is measured on texts that the agent writes, and {experiment.agent.get('name')} writes none"
+        said = f"max_kl is measured on texts that the agent writes, and {experiment.agent_label} writes none"
         problems.append(Problem(said))
     for name in rules.of(MaxKL) if experiment.preferences is not None or answers else ():
         why = (

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from annotated_types import Ge, Lt
 
+from rlhf_env.envs.over_long import OverLong
 from rlhf_env.errors import ConfigError, Problem
 from rlhf_env.feedback.reward_models.config import RewardModelConfig
 from rlhf_env.learning.configuration import from_table
@@ -28,7 +29,7 @@ class RewardModelSettings:
     """How a reward model is fitted to votes, and to which of them."""
 
     base: Annotated[Name, IsPath()]
-    """The language model that it is built on: a folder, a shipped model (`rlhf-env/chitchat`), a hub name."""
+    """The language model that it is built on: a folder, a run, a shipped model (`rlhf-env/chitchat`), a hub name."""
     # ---------------------------------------------------------------- which judgements
     held_out: Annotated[float, Ge(0), Lt(1)] = 1 / 6
     """The share of the prompts that is measured on and not fitted to. With 0 nothing is measured."""
@@ -40,10 +41,14 @@ class RewardModelSettings:
     """Leave these annotators out."""
     diverse: AtLeastOne | None = None
     """Fit to this many of the judgements only, chosen so that their texts lie far apart (k-centre: Gonzalez 1985)."""
-    over_long: Literal["refuse", "leave out"] = "refuse"
-    """What is done about texts that are longer than the model's context."""
+    over_long: OverLong = "refuse"
+    """What happens to texts that are longer than the model's context."""
     annotator: str = ""
     """Who judged what a file does not say who. Default: the file's name."""
+    layout: str = ""
+    """The layout of a published set that a file is in (`preferences layouts` lists them). Default: its columns tell."""
+    limit: AtLeastOne | None = None
+    """Only so many rows of a file, from its beginning."""
     label_config: Annotated[str, IsPath()] | None = None
     """Label Studio's labeling configuration (XML), which says what each tag is about."""
     buckets: tuple[Name, ...] = ()

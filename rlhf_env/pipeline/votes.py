@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -36,10 +37,11 @@ from rlhf_env.feedback.reward_models.fitting import fit_ensemble, fit_reward_mod
 from rlhf_env.feedback.reward_models.losses import ImportanceWeights, reweighted
 from rlhf_env.feedback.reward_models.model import RewardModel
 from rlhf_env.feedback.reward_models.scorecard import make_scorecard, mean_ratings
-from rlhf_env.feedback.reward_models.scorer import LimitedScorer, require_readable
+from rlhf_env.feedback.reward_models.scorer import fit_to_scorer, require_readable
 from rlhf_env.lab.progress import stage
 from rlhf_env.lab.report.scorecard_page import write_page
 from rlhf_env.learning.run_folder import versions
+from rlhf_env.learning.run_models import model_folder
 from rlhf_env.pipeline.judged import Judged, far_apart, held_out_of, learnable_of, read_judged
 from rlhf_env.pipeline.reward_settings import RewardModelSettings, no_such_file
 from rlhf_env.policies.language_model import LanguageModel
@@ -161,7 +163,7 @@ def _prepare(source: Path, out: Path, wanted: RewardModelSettings, *, overwrite:
 
 
 def base_folder(name: str) -> Path:
-    """The folder of the model that a reward model is built on: a folder, a shipped model, or a hub name."""
+    """The folder of the model that a reward model is built on: a folder, a run's, a shipped model, or a hub name."""
     folder = Path(assets.resolve(name)).expanduser()
     if folder.exists() or name.startswith(("/", ".", "~")):
         return folder
@@ -219,20 +221,19 @@ def _readable(
     source: Path,
     left_out: Counter[str],
 ) -> tuple[list[Learnable], list[Judgement]]:
-    """Both without what is too long for the model, where that is wanted; DataError that names every such line."""
+    """Both as the model can read them: what is too long is left out or cut, or DataError names it."""
     if wanted.over_long == "refuse":
         require_readable(scorer, [*_sides(learnable), *_sides(unseen)], path=source)
-    if wanted.over_long == "refuse" or not isinstance(scorer, LimitedScorer) or scorer.context is None:
         return list(learnable), list(unseen)
-    most = scorer.context
-
-    def fitting(some: Sequence[Learnable]) -> list[Learnable]:
-        kept = [one for one in some if max(scorer.lengths(_sides([one]))) <= most]
-        if len(kept) < len(some):
-            left_out[f"judgements of texts longer than the model's context of {most} tokens"] += len(some) - len(kept)
-        return kept
-
-    return fitting(learnable), [one for one in fitting(unseen) if not isinstance(one, Preference)]
+    # It takes pairs and judgements alike, and its type says one or the other.
+    kept, count = fit_to_scorer(scorer, cast("Sequence[Judgement]", learnable), wanted.over_long, path=source)
+    kept_unseen, count_unseen = fit_to_scorer(scorer, unseen, wanted.over_long, path=source)
+    for one, what in ((count, "to fit to"), (count_unseen, "held out")):
+        if one.left_out:
+            left_out[f"judgements {what} of texts longer than the model's context of {scorer.context}"] += one.left_out
+        if one.cut:
+            left_out[f"ends of texts longer than the model's context of {scorer.context}, cut ({what})"] += one.cut
+    return list(kept), kept_unseen
 
 
 def _importance(
@@ -255,7 +256,7 @@ def _importance(
     for key in ("wanted", "drawn"):
         with _collected(problems, key):
             sampling = Sampling(temperature=getattr(wanted, f"{key}_temperature"))
-            name = str(getattr(wanted, key))
+            name = model_folder(assets.resolve(str(getattr(wanted, key))))
             policies.append(LanguageModel.from_pretrained(name, dtype=_DTYPES[wanted.dtype], sampling=sampling))
     if problems:
         raise ConfigError(*problems)
@@ -341,7 +342,7 @@ def _record(
         "source": str(near(source.absolute())),
         "criterion": ready.judged.criterion,
         "judgements": len(ready.judged.judgements),
-        "fitted_to": _spoken_count(ready.learnable),
+        "fitted_to": _units(ready.learnable),
         "prompts": len({one.prompt.text for one in ready.learnable}),
         "held_out_prompts": len({one.prompt.text for one in ready.unseen}),
         "votes": ready.votes.votes,
@@ -461,9 +462,12 @@ def _ceiling(card: Scorecard, unseen: Sequence[Judgement]) -> str:
 
 
 def _spoken_count(learnable: Sequence[Learnable]) -> str:
-    """Both orders of a pair, and all pairs of a ranking, are one."""
-    units = {(isinstance(one, Preference) and one.group) or i for i, one in enumerate(learnable)}
-    return _count(len(units), "pair" if all(isinstance(one, Preference) for one in learnable) else "judgement")
+    return _count(_units(learnable), "pair" if all(isinstance(one, Preference) for one in learnable) else "judgement")
+
+
+def _units(learnable: Sequence[Learnable]) -> int:
+    """How many judgements they are: both orders of a pair are one, and so are all pairs of a ranking."""
+    return len({(isinstance(one, Preference) and one.group) or i for i, one in enumerate(learnable)})
 
 
 def _count(number: int, what: str) -> str:

@@ -284,7 +284,9 @@ def test_texts_beyond_the_context_are_named_by_line_or_left_out(here: Path, base
         fit_to_votes("pairs.jsonl", "rm", settings(base))
     said = said_by(Path("pairs.jsonl"), Path("rm"), settings(base, over_long="leave out", held_out=0.0))
     assert len(lessons[0][0]) == 19
-    assert "left out: judgements of texts longer than the model's context of 64 tokens: 1" in said
+    assert "left out: judgements to fit to of texts longer than the model's context of 64: 1" in said
+    fit_to_votes("pairs.jsonl", "cut", settings(base, over_long="cut left", held_out=0.0))
+    assert max(len(one.chosen.text) for one in lessons[1][0]) < 64 and len(lessons[1][0]) == 20
 
 
 def test_a_share_that_holds_nothing_out_is_refused_with_one_that_does(here: Path, base: str) -> None:

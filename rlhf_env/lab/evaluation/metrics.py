@@ -12,7 +12,7 @@ A plugin offers a metric through the hook `register_metrics` (in a script: `rlhf
     def register_metrics(register):
         register("loud", "my_package.metrics:LOUD")
 
-and an experiment asks for it by name: `metrics = ["loud"]` in [evaluation].
+and an experiment asks for it by name, `metrics = ["loud"]` in [evaluation], or where it is: `["loud.py:LOUD"]`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from rlhf_env.envs.tasks import well_formed
 from rlhf_env.errors import PluginError
 from rlhf_env.lab.evaluation.metric import Measured, Metric, MetricValue
 from rlhf_env.lab.statistics import student_mean
+from rlhf_env.own_code import OwnCode, names_code
 from rlhf_env.text_measures import distinct_n
 
 if TYPE_CHECKING:
@@ -59,6 +60,14 @@ def _inference_tokens(replies: Measured) -> float:
 def _prompts_in_training(replies: Measured) -> MetricValue:
     asked = replies.asked
     return None if asked is None or asked.in_training is None else float(asked.in_training)
+
+
+def _prompts_cut(replies: Measured) -> MetricValue:
+    return float(replies.asked.cut) if replies.asked is not None and replies.asked.cut else None
+
+
+def _prompts_left_out(replies: Measured) -> MetricValue:
+    return float(replies.asked.left_out) if replies.asked is not None and replies.asked.left_out else None
 
 
 METRICS: tuple[Metric, ...] = (
@@ -207,6 +216,24 @@ METRICS: tuple[Metric, ...] = (
         tables=(),
     ),
     Metric(
+        name="prompts_cut",
+        title="Prompts cut",
+        unit="prompts",
+        meaning="of the prompts asked, those that were too long and cut",
+        measure=_prompts_cut,
+        form="count",
+        tables=(),
+    ),
+    Metric(
+        name="prompts_left_out",
+        title="Prompts left out",
+        unit="prompts",
+        meaning="too long to be asked, and left out",
+        measure=_prompts_left_out,
+        form="count",
+        tables=(),
+    ),
+    Metric(
         name="generated_tokens",
         spent=True,
         title="Train tokens",
@@ -279,9 +306,14 @@ def with_plugins(names: Sequence[str]) -> tuple[Metric, ...]:
 
 
 def _of_plugin(name: str) -> Metric:
-    entry = plugins.host().entry("metric", name)
+    code = OwnCode(name) if names_code(name) else None
+    entry = plugins.host().entry("metric", code or name)
     metric = entry.load()
     who = f"the metric {name!r} of {entry.origin}"
+    if code is not None and isinstance(metric, Metric):
+        name, who = metric.name, f"the metric {code.shown()}"
+    if code is not None and not isinstance(metric, Metric):
+        raise plugins.wrong_kind("metric", code, metric)
     if not isinstance(metric, Metric):
         raise PluginError(f"{who} is {metric!r}, and not a Metric of {Metric.__module__}")
     if metric.name != name:
