@@ -267,10 +267,10 @@ class _Head:
 
     def links(self, heads: Sequence[_Head]) -> dict[Role, list[str]]:
         """By role, the stages that `from` names. Raises ConfigError."""
+        problems: list[str] = []
         twice = next((it for it in heads[: self.place] if it.name and it.name == self.name), None)
         if twice is not None:
-            said = f"there is one of this name already (stage {twice.place + 1})"
-            self.problems.append(self._said("name", said))
+            problems.append(self._said("name", f"there is one of this name already (stage {twice.place + 1})"))
         given = self.table.get("from", [])
         pairs: list[tuple[Role | None, object, tuple[Key, ...]]] = []
         if isinstance(given, Mapping):
@@ -280,7 +280,6 @@ class _Head:
         else:
             pairs += [(None, name, ("from",)) for name in (given if isinstance(given, list) else [given])]
         found: dict[Role, list[str]] = {}
-        problems: list[str] = []
         for role, name, keys in pairs:
             try:
                 taken = self._role_of(role, name, keys, heads)
@@ -376,7 +375,10 @@ def _unknown_outputs(planned: Planned, head: _Head, heads: Sequence[_Head]) -> I
 
 def _changed(table: JsonObject, changes: Mapping[str, object]) -> JsonObject:
     """The file's data with settings of stages changed. Raises ConfigError for a stage that is not there."""
-    stages = [dict(it) if isinstance(it, dict) else it for it in table.get("stage", ())]
+    given = table.get("stage", [])
+    if not isinstance(given, list):
+        return table
+    stages = [dict(it) if isinstance(it, dict) else it for it in given]
     problems = []
     for words, value in changes.items():
         name, _, rest = words.partition(".")

@@ -32,7 +32,7 @@ from rlhf_env.types import JsonObject, JsonView
 class JudgeStage:
     """Simulated annotators judge the responses of a store."""
 
-    store: Annotated[str, IsPath()] = ""
+    store: Annotated[Name, IsPath()] | None = None
     """The store with the responses, where it is no earlier stage's (`from`)."""
     gold: Annotated[JsonObject, EachChooses("reward")] = field(default_factory=dict)
     """What the annotators go by: rewards, as in [rewards] (default: those of [defaults.evaluation])."""

@@ -29,7 +29,7 @@ from rlhf_env.types import JsonObject, JsonView
 class AnnotateStage:
     """People judge the responses of a store on the annotation page."""
 
-    store: Annotated[str, IsPath()] = ""
+    store: Annotated[Name, IsPath()] | None = None
     """The store with the responses, where it is no earlier stage's (`from`)."""
     ask: Name = "comparison"
     """The kind of judgement: comparison, rating, ranking, criteria, or a plugin's."""
