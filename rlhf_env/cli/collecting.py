@@ -52,16 +52,10 @@ def collect_responses(
     if prompts is None:
         raise ConfigError("--model answers prompts: --prompts FILE (columns as for the task file) or --prompts TASK")
     with interruptible():
-        settings: JsonObject = {
-            "model": model,
-            "tokenizer": tokenizer,
-            "author": name,
-            "num_envs": batch,
-            "samples": samples,
-        }
+        drawn = {"temperatures": _numbers(temperatures), "samples": samples, "seed": seed}
         limits = {"max_new_tokens": max_new_tokens, "max_prompt_tokens": max_prompt_tokens, "prompts": limit}
-        how = {"num_envs": batch, "samples": samples, "seed": seed, "task": _task(prompts)}
-        table = {**settings, **limits, **how}
+        whom: JsonObject = {"model": model, "tokenizer": tokenizer, "author": name, "num_envs": batch}
+        table = {**whom, **drawn, **limits, "task": _task(prompts)}
         _write(store, {key: value for key, value in table.items() if value is not None})
 
 

@@ -105,8 +105,9 @@ def write_into(store: PreferenceStore, wanted: Responses, *, console: Console, p
                 tokens += len(episode.response_ids)
             answers += len(batch.episodes)
             progress.note(batch, policy)
-            said = f"{batch.number * wanted.num_envs:,} answers, temperature {batch.author.temperature:g}"
-            tell(batch.number / writing.batches_in_all, said)
+            tell(
+                batch.number / writing.batches_in_all, f"{answers:,} answers, temperature {batch.author.temperature:g}"
+            )
     return Count(answers, tokens)
 
 
