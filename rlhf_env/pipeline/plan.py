@@ -31,12 +31,12 @@ from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.pipeline.hashing import hash_of
 from rlhf_env.pipeline.stages.registry import STAGES, stage_of_kind
-from rlhf_env.pipeline.stages.stage import Origin, Role, Stage
+from rlhf_env.pipeline.stages.stage import Role, Stage, StageOrigin
 from rlhf_env.settings import Name, PartOf, fault, settings
 from rlhf_env.toml_files import narrowed, read_toml
 from rlhf_env.types import JsonObject
 
-FORMAT = 1  # of a stage's record: another one makes every stage anew
+_FORMAT = 1  # of a stage's record: another one makes every stage anew
 _NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 _OUTPUT = re.compile(r"\$([A-Za-z_][\w-]*)(?:\.(\w+))?", re.ASCII)
 _TAKEN = ("stages", "replaced", "lock", "report.html", "pipeline.json")  # of a pipeline's folder
@@ -90,7 +90,7 @@ class Planned:
         links = {role: list(names) for role, names in self.links.items()}
         contents = sorted(str(content) for content in files.values())
         taken = {name: inputs[name] for name in self.takes_from}
-        return hash_of([FORMAT, self.kind, self.settings, links, taken, contents])
+        return hash_of([_FORMAT, self.kind, self.settings, links, taken, contents])
 
     @property
     def settings(self) -> JsonObject:
@@ -109,8 +109,8 @@ class Plan:
     """What the caller has changed of the file, by "STAGE.SETTING"."""
 
     @property
-    def origin(self) -> Origin:
-        return Origin(str(self.file), self.file.resolve().parent)
+    def origin(self) -> StageOrigin:
+        return StageOrigin(str(self.file), self.file.resolve().parent)
 
     def named(self, name: str) -> Planned:
         """Raises ConfigError for a stage that the file does not have."""
