@@ -117,7 +117,7 @@ def argilla(question: str, better: str, worse: str, high: float, low: float) -> 
 def argilla_1(question: str, better: str, worse: str, high: float, low: float) -> dict[str, Any]:
     return {
         "source": "made up",
-        "instruction": question,
+        "instruction": f"first of {question}",
         "chosen_response": better,
         "rejected_response": worse,
         "chosen_avg_rating": high,
