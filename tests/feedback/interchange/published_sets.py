@@ -632,7 +632,7 @@ SAID: dict[str, list[str]] = {
     "mt-bench": [
         "overall by expert_17: wa > wb",
         "overall by expert_3: wa = wb",
-        "overall by gpt-4, pair-v2: wa = wb",
+        "overall by gpt-4, pair-v2: wa cannot say wb",
         "overall by expert_9: wa < wb",
     ],
     "battle": [

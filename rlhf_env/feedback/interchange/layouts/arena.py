@@ -19,7 +19,7 @@ _WINNERS: Mapping[str, Verdict] = {
     "model_a": "first",
     "model_b": "second",
     "tie": "tie",
-    "tie (inconsistent)": "tie",
+    "tie (inconsistent)": "cannot say",
     "tie (bothbad)": "both bad",
     "both_bad": "both bad",
 }
@@ -123,8 +123,7 @@ def _wsdm(row: JsonView, reading: Reading) -> list[Judgement]:
 
 _WINNER = (
     "model_a the first, model_b the second; tie; tie (bothbad) and both_bad are both bad; tie (inconsistent), of a "
-    "model "
-    "that judged the two orders differently, is a tie"
+    "model that contradicted itself when the two were swapped, is cannot say"
 )
 _TALKS = (
     *columns_of("features", model_a="the author of the first response", model_b="the author of the second"),

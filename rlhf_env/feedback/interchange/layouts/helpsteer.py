@@ -161,8 +161,7 @@ HELPSTEER2_PREFERENCE = Layout(
             response_2="the second response",
             three_most_similar_preferences=(
                 f"a comparison by each annotator, whose name is good for this pair: `strength` {_STRENGTH}; statement "
-                "and "
-                "elaboration are the note",
+                "and elaboration are the note",
                 "json",
             ),
             preference_strength=("the same comparison by all, where there are no votes", "number"),
@@ -188,7 +187,7 @@ HELPSTEER3 = Layout(
             "individual_preference",
             f"a comparison by each annotator, whose name is good for this pair: `score` {_STRENGTH}; `reasoning` is "
             "the note",
-            "copy",
+            "loaders",
             "json",
         ),
         PublishedColumn(
@@ -198,8 +197,8 @@ HELPSTEER3 = Layout(
     ),
     sources={
         "NeMo": "nemo_reinforcer/data/hf_datasets/helpsteer3.py of NeMo RL: below 0 prefers response1",
-        "copy": "huggingface.co/datasets/AIR-hl/helpsteer3_preference, which quotes the card; the names inside "
-        "`individual_preference` are from memory, not checked",
+        "copy": "huggingface.co/datasets/AIR-hl/helpsteer3_preference, which quotes the card",
+        "loaders": "public loaders that read `score` and `reasoning` of each vote, above 0 for response2",
     },
     read=_preference_3,
 )

@@ -26,8 +26,7 @@ HH_RLHF = Layout(
     columns=columns_of(
         "card",
         chosen="a transcript, turns after `Human:` and `Assistant:`. The last turn is the better response, those "
-        "before it "
-        "the prompt, a conversation",
+        "before it the prompt, a conversation",
         rejected="the same transcript with another last turn; one that differs before it is refused by its line",
     ),
     sources={

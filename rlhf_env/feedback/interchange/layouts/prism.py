@@ -140,14 +140,12 @@ def _utterances(said: Sequence[_Utterance], reading: Reading) -> list[Judgement]
 
 _SOURCES = {
     "card": "data/prism_datacard.md of github.com/HannahKirk/prism-alignment at 2572ed9: a sliding scale from "
-    "Terrible (1) to "
-    "Perfect (100); the conversation goes on with the highest-rated model",
+    "Terrible (1) to Perfect (100); the conversation goes on with the highest-rated model",
     "loaders": "code that reads the set, such as PRISM/prepare.py of facebookresearch/LoRe",
 }
 _PAIRS = (
     "of every two answers of one turn a comparison, all of one group: the higher score is better, equal ones are a "
-    "tie, the "
-    "difference is the margin"
+    "tie, the difference is the margin"
 )
 
 PRISM_UTTERANCES = Layout(
@@ -196,8 +194,7 @@ PRISM_CONVERSATIONS = Layout(
         PublishedColumn(
             "conversation_history",
             f"messages of the user and of models (`role`, `content`, `model_name`, `turn`). `score`: {_PAIRS}. "
-            "`if_chosen`: "
-            "which answer is in the prompts of later turns",
+            "`if_chosen`: which answer is in the prompts of later turns",
             "loaders",
             "json",
         ),

@@ -132,8 +132,7 @@ def _other(row: JsonView, layout: Layout, named: bool) -> DataError | None:
     if others and not named:
         return DataError(
             f"this row is in the layout {others[0].name}, and the file began in {layout.name}: one file holds one "
-            "layout, "
-            "split it"
+            "layout, split it"
         )
     near = misspelt(list(row), missing)
     has = ", ".join(map(repr, row)) or "nothing"

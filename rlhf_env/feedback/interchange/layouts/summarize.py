@@ -142,8 +142,7 @@ SUMMARIZE_AXES = Layout(
         PublishedColumn(
             "summary",
             "the response; `axes` has its scores from 1 to 7: of every two summaries of one post that one worker "
-            "scored, "
-            "a comparison by each axis, the difference of the scores as its margin",
+            "scored, a comparison by each axis, the difference of the scores as its margin",
             "README, paper",
             "json",
         ),

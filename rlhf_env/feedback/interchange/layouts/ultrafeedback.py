@@ -68,15 +68,16 @@ ULTRAFEEDBACK = Layout(
             "from 1 "
             'to 5; "N/A" is passed over and counted. `overall_score`: a comparison of every two, one group, the '
             "difference as its margin. The annotator is gpt-4",
-            "README",
+            "README, loaders",
             "json",
         ),
         *unread("README", "source", "models", "correct_answers", "incorrect_answers"),
     ),
     sources={
-        "README": "github.com/OpenBMB/UltraFeedback at 16d7132, Dataset Format. `overall_score` and "
-        "`fine-grained_score` "
-        f"(the mean of the ratings, not read) came later: {UNCHECKED}"
+        "README": "github.com/OpenBMB/UltraFeedback at 16d7132, Dataset Format",
+        "loaders": "public loaders: `overall_score` is the critique's rating up to 10; `fine-grained_score`, the "
+        "mean of the ratings, is not read. Hundreds of the scores of 10 are wrong, says "
+        "argilla/ultrafeedback-binarized-preferences at ab666e4: `--criterion helpfulness` leaves them out",
     },
     read=_read,
 )
