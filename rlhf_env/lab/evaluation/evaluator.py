@@ -115,7 +115,7 @@ class Evaluator:
         """Which prompts an evaluation asks, and what of them the workplace's run trains on, told by the text."""
         experiment, task = self.workplace.experiment, self.workplace.env.task
         aside, count = held_out(task), experiment.evaluation.prompts
-        texts = {question_of(aside.prompt(index, {})) for index in range(count)}
+        texts = {question_of(aside.prompt(index, {})) for index in range(min(count, aside.size or count))}
         trained_on: Iterable[str] | None = None
         if (stored := experiment.located().preferences) is not None:
             with suppress(DataError):  # the file may have gone since: the run can still be measured
@@ -232,7 +232,8 @@ class Evaluator:
         possible = sum(len(choices) ** length * len(ends) for length in range(longest)) + len(choices) ** longest
         if possible > _ENUMERABLE:
             return None
-        prompts = (task.prompt(i, {}) for i in range(self.workplace.experiment.evaluation.prompts))
+        count = self.workplace.experiment.evaluation.prompts
+        prompts = (task.prompt(index % (task.size or count), {}) for index in range(count))
         asked = Counter(tuple(env.prompt_ids(prompt).tolist()) for prompt in prompts)
         if possible * len(asked) > _ENUMERABLE:
             return None
