@@ -41,10 +41,12 @@ if TYPE_CHECKING:
     from rlhf_env.learning.experiment import Experiment as Experiment
     from rlhf_env.learning.experiment import Workplace as Workplace
     from rlhf_env.learning.experiment import build as build
-    from rlhf_env.learning.models import PolicySettings as PolicySettings
+    from rlhf_env.learning.policy_settings import PolicySettings as PolicySettings
     from rlhf_env.learning.rollout import Rollout as Rollout
     from rlhf_env.learning.rollout import finished as finished
     from rlhf_env.learning.spending import Budget as Budget
+    from rlhf_env.pipeline.running import PipelineRun as PipelineRun
+    from rlhf_env.pipeline.running import run_pipeline as run_pipeline
     from rlhf_env.plugins import Register as Register
     from rlhf_env.plugins import hookimpl as hookimpl
     from rlhf_env.plugins import register_agent as register_agent
@@ -75,7 +77,7 @@ __version__ = "0.1.0"
 _HOMES = {
     # Run an experiment, and read a run back.
     "Experiment": "rlhf_env.learning.experiment",
-    "PolicySettings": "rlhf_env.learning.models",
+    "PolicySettings": "rlhf_env.learning.policy_settings",
     "EnvironmentSettings": "rlhf_env.learning.experiment",
     "EvaluationSettings": "rlhf_env.learning.experiment",
     "Budget": "rlhf_env.learning.spending",
@@ -89,6 +91,9 @@ _HOMES = {
     "read_results": "rlhf_env.lab.benchmark.reading",
     "markdown_table": "rlhf_env.lab.report.formats",
     "write_report": "rlhf_env.lab.report.report",
+    # The whole way, as stages of one file.
+    "run_pipeline": "rlhf_env.pipeline.running",
+    "PipelineRun": "rlhf_env.pipeline.running",
     # The pieces of an experiment.
     "build": "rlhf_env.learning.experiment",
     "Workplace": "rlhf_env.learning.experiment",

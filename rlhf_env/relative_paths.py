@@ -12,6 +12,7 @@ import os
 import types
 import warnings
 from collections.abc import Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Union, cast
 
@@ -34,6 +35,8 @@ from rlhf_env.settings import (
 )
 from rlhf_env.types import JsonObject
 
+_noted: ContextVar[list[str] | None] = ContextVar("noted", default=None)  # the paths met on the way, for `paths_of`
+
 
 def relative_to(folder: str | Path, table: object, hint: Hint) -> object:
     """The value of a setting, with each relative path in it led from `folder`, where its file is.
@@ -55,7 +58,7 @@ def _value(value: object, hint: Hint, folder: Path) -> object:
         if isinstance(mark, Chooses) and isinstance(value, Mapping):
             return _table_of(mark.kind, value.get("name"), value, folder)
         if isinstance(mark, ChoosesByName) and isinstance(value, (list, tuple)):
-            return [pinned(each, folder) if names_code(each) else each for each in value]
+            return [_pinned(each, folder) if names_code(each) else each for each in value]
         if isinstance(mark, EachChooses) and isinstance(value, Mapping):
             return {key: _part(mark.kind, key, table, folder) for key, table in value.items()}
     inner = unlimited(hint)
@@ -122,7 +125,14 @@ def _table_of(kind: str, name: object, table: Mapping[str, object], folder: Path
 
 def _with_code_pinned(table: Mapping[str, object], folder: Path) -> Mapping[str, object]:
     code = table.get(KEY)
-    return {**table, KEY: pinned(code, folder)} if isinstance(code, str) else table
+    return {**table, KEY: _pinned(code, folder)} if isinstance(code, str) else table
+
+
+def _pinned(written: str, folder: Path) -> OwnCode:
+    code = pinned(written, folder)
+    if (noted := _noted.get()) is not None:
+        noted += code.files
+    return code
 
 
 def _fields(table: Mapping[str, object], hints: Mapping[str, Hint], folder: Path) -> JsonObject:
@@ -131,6 +141,13 @@ def _fields(table: Mapping[str, object], hints: Mapping[str, Hint], folder: Path
 
 def _led(value: object, folder: Path) -> object:
     """A path led from `folder`. What names no file there is left: it may be the name of a model, or of a data set."""
+    led = _led_if_there(value, folder)
+    if (noted := _noted.get()) is not None and isinstance(led, str):
+        noted.append(led)
+    return led
+
+
+def _led_if_there(value: object, folder: Path) -> object:
     if not isinstance(value, str):
         return value
     written = str(Path(value).expanduser()) if value.startswith("~") else value
@@ -145,3 +162,14 @@ def _led(value: object, folder: Path) -> object:
         said = f"{value!r} is found in the working directory, and not beside the file that names it: write {instead!r}"
         warnings.warn(said, RuntimeWarning, stacklevel=2)
     return written
+
+
+def paths_of(folder: str | Path, table: object, hint: Hint) -> list[str]:
+    """Every path that a value of settings has in it, led from `folder`: files, folders, and names that may be such."""
+    noted: list[str] = []
+    before = _noted.set(noted)
+    try:
+        relative_to(folder, table, hint)
+    finally:
+        _noted.reset(before)
+    return list(dict.fromkeys(noted))

@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import types
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Union, cast
 
 from rlhf_env.declared import Setting, plain, settings_of, settings_of_entry, wraps
@@ -69,6 +69,65 @@ def one_of_files(schemas: Mapping[str, Schema], title: str) -> Schema:
     for key in [key for key in schemas if key]:
         choice = {"if": {"required": [key]}, "then": files[key], "else": choice}
     return {"$schema": DRAFT, "title": title, "anyOf": list(files.values()), **choice, "$defs": definitions}
+
+
+def staged_schema(
+    host: PluginHost, whole: type, kinds: Mapping[str, Sequence[type]], *, title: str, defaults: type
+) -> Schema:
+    """The schema of files with tables [[stage]], each of a kind that says which classes its settings are of; what is
+    set once for all of them, some settings of `defaults`, stands under [defaults]."""
+    maker = _Maker(host)
+    schema = maker.of_class(whole, partial=False)
+    schema["properties"]["defaults"] = maker.of_class(defaults, partial=True)
+    names = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+    head: Schema = {
+        "name": {"type": "string", "description": "The stage's name, and its folder's."},
+        "kind": {"enum": list(kinds), "description": "What the stage does."},
+        "from": {
+            "anyOf": [*names["anyOf"], {"type": "object", "additionalProperties": names}],
+            "description": "The earlier stages that it takes from: a name, a list, or a table that says which is what.",
+        },
+    }
+    choices = []
+    for kind, classes in kinds.items():
+        tables = [maker.of_class(cls, partial=True) for cls in classes]
+        properties = {key: value for table in reversed(tables) for key, value in table["properties"].items()}
+        about = {"type": "object", "description": tables[0].get("description", "")}
+        maker.definitions[f"stage {kind}"] = {
+            **about,
+            "properties": {**properties, **head},
+            "additionalProperties": False,
+        }
+        chosen = {"properties": {"kind": {"const": kind}}}
+        choices.append({"if": chosen, "then": _reference(f"stage {kind}")})
+    schema["properties"]["stage"] = {
+        "type": "array",
+        "minItems": 1,
+        "items": {"type": "object", "required": ["name", "kind"], "properties": head, "allOf": choices},
+    }
+    made: Schema = {"$schema": DRAFT, "title": title, **schema, "$defs": maker.definitions}
+    return _with_outputs(made)
+
+
+_OUTPUT: Schema = {"type": "string", "pattern": r"^\$[A-Za-z_]", "description": "What an earlier stage gives: $NAME."}
+
+
+def _with_outputs(schema: Schema) -> Schema:
+    """The same, where the output of an earlier stage may stand for a number too."""
+
+    def widened(part: object) -> object:
+        if isinstance(part, list):
+            return [widened(each) for each in part]
+        if not isinstance(part, dict):
+            return part
+        if part.get("type") in ("number", "integer"):
+            words = {key: part[key] for key in ("description", "default") if key in part}
+            return {**words, "anyOf": [{key: it for key, it in part.items() if key not in words}, _OUTPUT]}
+        return {key: widened(value) for key, value in part.items()}
+
+    made = widened(schema)
+    assert isinstance(made, dict)
+    return made
 
 
 class _Maker:

@@ -78,12 +78,20 @@ def kinds_of_file() -> dict[str, type]:
     """What is made of a file, by what such a file is called."""
     from rlhf_env.lab.benchmark.grid import Grid
     from rlhf_env.learning.experiment import Experiment
-    from rlhf_env.pipeline.settings import Demo
+    from rlhf_env.pipeline.demo import DemoRewardModel
+    from rlhf_env.pipeline.plan import PipelineFile
+    from rlhf_env.pipeline.stages.registry import settings_by_kind
 
     return {
         "An experiment (`rlhf-env train`)": Experiment,
         "A grid of experiments (`rlhf-env bench`)": Grid,
-        "The demo's settings (`[reward_model]` of a grid)": Demo,
+        "The demo's reward model (`[reward_model]` of a grid)": DemoRewardModel,
+        "A pipeline (`rlhf-env pipeline`)": PipelineFile,
+        **{
+            f"A stage of kind `{kind}`": classes[0]
+            for kind, classes in settings_by_kind().items()
+            if classes[0] not in (Experiment, Grid)
+        },
     }
 
 
@@ -134,7 +142,7 @@ def schema(
         Literal["any", "experiment", "grid", "pipeline"],
         typer.Argument(
             help="Of which files: an experiment (train), a grid (bench), or either of them, told apart by the tables "
-            "of agents that a grid has; pipeline: the demo's settings, as in reward_model of a grid."
+            "of agents that a grid has; pipeline: stages, one after the other."
         ),
     ] = "any",
 ) -> None:
@@ -145,14 +153,18 @@ def schema(
     """
     from rlhf_env.lab.benchmark.grid import Grid
     from rlhf_env.learning.experiment import Experiment
-    from rlhf_env.pipeline.settings import Demo
+    from rlhf_env.pipeline.demo import DemoRewardModel
+    from rlhf_env.pipeline.plan import PipelineFile
+    from rlhf_env.pipeline.stages.registry import settings_by_kind
     from rlhf_env.plugins import host
-    from rlhf_env.schema import file_schema, one_of_files
+    from rlhf_env.schema import file_schema, one_of_files, staged_schema
 
+    of_grids = {"reward_model": DemoRewardModel}
+    stages = settings_by_kind()
     makers = {
         "experiment": partial(file_schema, host(), Experiment, title="An experiment"),
-        "grid": partial(file_schema, host(), Grid, title="A grid of experiments", tables={"reward_model": Demo}),
-        "pipeline": partial(file_schema, host(), Demo, title="The demo's settings"),
+        "grid": partial(file_schema, host(), Grid, title="A grid of experiments", tables=of_grids),
+        "pipeline": partial(staged_schema, host(), PipelineFile, stages, title="A pipeline", defaults=Experiment),
     }
     if kind == "any":
         either = {"": makers["experiment"](), "agents": makers["grid"]()}
@@ -240,7 +252,9 @@ def _check_file(file: Path) -> None:
     if "agents" not in read_toml(file):
         experiment = Experiment.load(file)
         with naming_lines(file):
-            prepare(experiment)
+            workplace = prepare(experiment)
+        for note in workplace.notes:
+            typer.echo(f"note: {note}")
         return
     grid = Grid.load(file)
     with naming_lines(file):
@@ -251,13 +265,16 @@ def _check_file(file: Path) -> None:
     if len(whole) < len(cells):
         typer.echo("not checked: cells with the reward model that `rlhf-env bench` makes first")
     problems: dict[str, None] = {}
+    notes: dict[str, None] = {}
     for cell in whole:
         try:
             with naming_lines(file), grid.blamed(cell.task, cell.agent):
-                prepare(cell.experiment)
+                notes |= dict.fromkeys(f"{cell.task}, {cell.agent}: {it}" for it in prepare(cell.experiment).notes)
         except ConfigError as error:
             problems |= dict.fromkeys(error.problems)
     if problems:
         raise ConfigError(*problems)
+    for note in notes:
+        typer.echo(f"note: {note}")
     if few := grid.too_few_seeds:
         typer.echo(f"note: {few}")

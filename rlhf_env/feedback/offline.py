@@ -15,10 +15,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rlhf_env.envs.tokenizers import end_ids, prompt_ids
+from rlhf_env.envs.over_long import OverLong, OverLongCount
+from rlhf_env.envs.tokenizers import prompt_ids
 from rlhf_env.errors import DataError
-from rlhf_env.feedback.interchange import read_judgements
-from rlhf_env.feedback.interchange.lengths import require_fit
+from rlhf_env.feedback.interchange import may_hold_judgements, read_judgements
+from rlhf_env.feedback.interchange.lengths import fit_lengths, require_fit, written_with
 from rlhf_env.feedback.judgements import Judgement, Preference, Response
 from rlhf_env.feedback.kinds import HIGHEST, LOWEST, ScoredResponse, kind_of, preferences_of
 from rlhf_env.feedback.store.store import PreferenceStore
@@ -27,16 +28,15 @@ from rlhf_env.learning.rollout import Rollout, labelled_answers, preference_pair
 from rlhf_env.learning.sources import DataSource
 from rlhf_env.types import Episode, Float, Prompt, Tokenizer, TokenScorer
 
-_FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-
 
 def load_judgements(path: str | Path) -> list[Judgement]:
     """Every judgement of a preference store, a folder of the datasets library, or a file. Raises DataError.
 
-    Files are known by the end of their names: .jsonl, .ndjson, .json, .csv, .tsv, .parquet.
+    Files are known by the end of their names: .jsonl, .ndjson, .json, .csv, .tsv, each also with .gz, and .parquet.
+    They may be in the layout of any published set that `preferences import` reads.
     """
     path = Path(path)
-    if path.suffix.lower() in _FILES or path.is_dir():
+    if may_hold_judgements(path):
         return read_judgements(path)
     if not path.is_file():  # a store would be made there
         raise DataError(f"{path}: no such file of preferences")
@@ -44,9 +44,34 @@ def load_judgements(path: str | Path) -> list[Judgement]:
         return list(store.judgements())
 
 
+def load_fitting(
+    path: str | Path, tokenizer: Tokenizer, context: int | None, over_long: OverLong
+) -> tuple[list[Judgement], OverLongCount]:
+    """What `load_judgements` reads, without or with shorter texts where a model of this `context` cannot read them.
+
+    With "refuse" nothing is changed, and `require_stored_fit` refuses.
+    """
+    judgements = load_judgements(path)
+    if context is None or over_long == "refuse":
+        return judgements, OverLongCount(of=len(judgements))
+    return fit_lengths(
+        judgements,
+        context + 1,  # it never reads the last token
+        over_long,
+        lengths=lambda texts: [len(pair_episode(prompt, side, tokenizer).ids) for prompt, side in texts],
+        reader="the policy",
+        tokenizer=tokenizer,
+        path=path,
+    )
+
+
 def load_preferences(path: str | Path) -> list[Preference]:
     """The pairs of what `load_judgements` reads. Raises DataError where there is none."""
-    judgements = load_judgements(path)
+    return pairs_of(load_judgements(path), path)
+
+
+def pairs_of(judgements: Sequence[Judgement], path: str | Path) -> list[Preference]:
+    """The pairs of judgements that were read from `path`. Raises DataError where there is none."""
     preferences = list(preferences_of(judgements))
     if not preferences:
         labels = sum(1 for _ in labels_of(judgements))
@@ -113,7 +138,7 @@ def pair_source(
     seed: int,
     reference: TokenScorer | None = None,
 ) -> DataSource:
-    """Rollouts of `pairs` pairs each (`preference_pairs`), in shuffled epochs; each pair's weight goes along.
+    """Rollouts of `pairs` pairs each (`preference_pairs`), in shuffled epochs; each pair's weight and margin go along.
 
     So do, as the extra "reference", the log-probabilities under a `reference`: computed here and now, once for all
     epochs, in an order that no resumed run changes.
@@ -130,6 +155,7 @@ def pair_source(
             [read[i][1] for i in rows],
             pad_id=tokenizer.pad_id,
             weights=[preferences[i].weight for i in rows],
+            margins=[preferences[i].margin for i in rows],
         )
         return made if known is None else with_reference_logprobs(known, made)
 
@@ -152,17 +178,13 @@ def pair_episode(prompt: Prompt, response: Response, tokenizer: Tokenizer) -> Ep
     Otherwise - people, data sets, a policy with another tokenizer - the text is encoded and, unless it was cut at the
     length limit, closed by the end token.
     """
-    if response.ids is not None and response.prompt_ids is not None:
-        ends = end_ids(tokenizer)
-        tokens = [token for token in response.ids if token not in ends]
-        known = all(token < tokenizer.vocab_size for token in (*response.prompt_ids, *response.ids))
-        if known and tokenizer.decode(tokens) == response.text:
-            return response.episode(prompt)
-    end = [tokenizer.end_id] if response.finish_reason in (None, "stop") else []
+    if written_with(tokenizer, response):
+        return response.episode(prompt)
+    end = [tokenizer.end_id] if response.finish_reason in (None, "stop", "stop_string") else []
     read = replace(
         response,
         ids=(*tokenizer.encode(response.text), *end),
         prompt_ids=tuple(prompt_ids(tokenizer, prompt)),
-        finish_reason=response.finish_reason or "stop",
+        finish_reason="stop" if end else response.finish_reason,
     )
     return read.episode(prompt)

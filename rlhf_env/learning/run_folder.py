@@ -20,7 +20,7 @@ import platform
 import sys
 import tomllib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -322,6 +322,13 @@ class RunFolder:
             )
         write_whole(self.path / "record.json", json.dumps(record, indent=1))
 
+    def note(self, notes: Sequence[str]) -> None:
+        """Record what there is to say about the texts that the run reads, as "notes"; nothing where that is nothing."""
+        record = _read_record(self.path / "record.json") or {}
+        if notes or "notes" in record:
+            record["notes"] = list(notes)
+            write_whole(self.path / "record.json", json.dumps(record, indent=1))
+
     def _said_of_code(self) -> list[str]:
         files = ", ".join(self._changed_code)
         return [f"{files} changed: the updates before were trained with what it was"] if files else []
@@ -350,14 +357,8 @@ class RunFolder:
 
 
 def record_of(run: str | Path) -> JsonObject:
-    """What is recorded of how a run was started; empty where that is missing or damaged."""
+    """What `record.json` of a run says, empty where it cannot be read: versions, config hash, command, resumptions."""
     return _read_record(Path(run) / "record.json") or {}
-
-
-def folder_of_paths(run: str | Path) -> Path | None:
-    """Where the relative paths of a run's experiment lead from; None, the working directory, if that was not kept."""
-    kept = (_read_record(Path(run) / "record.json") or {}).get("paths_from")
-    return Path(kept) if isinstance(kept, str) else None
 
 
 def config_hash(experiment_toml: str) -> str:

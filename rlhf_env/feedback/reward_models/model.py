@@ -37,6 +37,7 @@ from rlhf_env.envs.transformers_tokenizer import quiet_transformers
 from rlhf_env.errors import ConfigError, DataError, RunFailed
 from rlhf_env.feedback.judgements import Preference, Response
 from rlhf_env.feedback.reward_models.config import Epoch, HeadKind, RewardModelConfig, TrainingRecord
+from rlhf_env.learning.run_models import model_folder
 from rlhf_env.policies.anatomy import anatomy_of
 from rlhf_env.policies.loading import refuse_adapter
 from rlhf_env.policies.trunk import hidden_states, prefix_tree
@@ -107,6 +108,7 @@ class RewardModel(nn.Module):
         self.std = 1.0
         self.record: TrainingRecord | None = None
         self.tokenizer_folder = tokenizer_folder
+        self._own_tokenizer: Tokenizer | None = None  # read when it is first needed
         self._vocab_size = int(trunk.get_input_embeddings().weight.shape[0])
         self._context: int | None = getattr(config, "max_position_embeddings", None)
         # ALiBi models read positions off the mask
@@ -121,8 +123,8 @@ class RewardModel(nn.Module):
         head: HeadKind = "linear",
         dtype: torch.dtype = torch.float32,
     ) -> RewardModel:
-        """An unfitted model on the trunk of a saved language model. Raises DataError when there is none in `folder`."""
-        folder = assets.resolve(str(folder))
+        """An unfitted model on the trunk of a saved language model, or of a run's. DataError when there is none."""
+        folder = model_folder(assets.resolve(str(folder)))
         return cls(_load_trunk(Path(folder), dtype), members=members, head=head, tokenizer_folder=folder)
 
     @property
@@ -137,6 +139,11 @@ class RewardModel(nn.Module):
     @property
     def context(self) -> int | None:
         return self._context
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """What token ids are made with where a response has none; None where no tokenizer came with the trunk."""
+        return None if self.tokenizer_folder is None else self._tokenizer()
 
     def lengths(self, responses: Sequence[tuple[Prompt, Response]]) -> list[int]:
         return [len(text) for text in self.read(responses)]
@@ -328,7 +335,9 @@ class RewardModel(nn.Module):
             raise DataError(
                 "responses without token ids need the reward model's tokenizer, and none came with the trunk"
             )
-        return load_tokenizer(self.tokenizer_folder)
+        if self._own_tokenizer is None:
+            self._own_tokenizer = load_tokenizer(self.tokenizer_folder)
+        return self._own_tokenizer
 
     def _write(self, folder: Path) -> None:
         with quiet_transformers():
@@ -453,7 +462,7 @@ def _text(prompt: Prompt, response: Response, tokenizer: Tokenizer | None) -> Te
         return Text(np.array([*response.prompt_ids, *response.ids], dtype=np.int64), len(response.prompt_ids))
     assert tokenizer is not None  # `read` loads one when it is needed
     asked = prompt_ids(tokenizer, prompt)
-    ended = [tokenizer.end_id] if response.finish_reason in (None, "stop") else []
+    ended = [tokenizer.end_id] if response.finish_reason in (None, "stop", "stop_string") else []
     return Text(np.array([*asked, *tokenizer.encode(response.text), *ended], dtype=np.int64), len(asked))
 
 

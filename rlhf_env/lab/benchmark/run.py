@@ -36,7 +36,7 @@ def run_benchmark(
 
     A failed cell is recorded as failed and the others continue; a killed worker costs its cell alone, which the next
     call resumes from its checkpoint. `only`: see `Grid.cells`. `prepare` is called first if a cell that is missing
-    needs the grid's reward model, and makes it (`rlhf_env.pipeline.reward_model.learn_reward_model`). `on_warning` is
+    needs the grid's reward model, and makes it (`rlhf_env.pipeline.demo.learn_reward_model`). `on_warning` is
     called before anything runs where the seeds are too few for a verdict (default: a Python warning).
 
     Raises ConfigError when another process is at work in `folder`, or when it holds results of another grid.
@@ -69,7 +69,7 @@ def _warn(words: str) -> None:
 def _prepare(missing: Sequence[GridCell], folder: Path, prepare: Callable[[], object] | None) -> None:
     model = reward_model_of(folder)
     if any(str(model) in cell.experiment.to_toml() for cell in missing):
-        if prepare is not None:
+        if prepare is not None and not model.is_dir():
             prepare()
         if not model.is_dir():
             raise ConfigError(f"{model} is not there: `rlhf-env bench` makes it, as pipeline.learn_reward_model does")
@@ -108,7 +108,7 @@ def _describe(grid: Grid, folder: Path, files: Mapping[str, str]) -> None:
     file, about = folder / "benchmark.toml", folder / "about.json"
     begun = [*folder.glob("results/*.json"), *folder.glob("tuning/*.json")]
     if grid.reward_model is not None:
-        begun += folder.glob("preferences.sqlite")
+        begun += [*folder.glob("preferences.sqlite"), *folder.glob("stages/*.json")]
     if begun and file.exists() and Grid.load(file) != grid:
         raise ConfigError(f"{folder} holds results of another grid ({file} differs): choose another folder")
     code = as_recorded(files, grid.folder)

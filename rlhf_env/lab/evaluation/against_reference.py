@@ -115,7 +115,7 @@ def evaluate_run(
     if prompts is not None:
         experiment = replace(experiment, evaluation=replace(experiment.evaluation, prompts=prompts))
     evaluator = Evaluator.of(replace(workplace, experiment=experiment))
-    reference = _Reference(workplace.setup)
+    reference = ReferenceWriter(workplace.setup)
     ours, _ = evaluator.texts(workplace.agent)
     theirs, _ = evaluator.texts(reference)
     if unscored := 2 * experiment.evaluation.prompts - len(ours) - len(theirs):
@@ -154,7 +154,7 @@ def evaluate_run(
     )
 
 
-class _Reference:
+class ReferenceWriter:
     """The reference as an agent."""
 
     trains = False

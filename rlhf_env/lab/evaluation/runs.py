@@ -19,17 +19,19 @@ from rlhf_env.errors import ConfigError, DataError, Problem, did_you_mean, under
 from rlhf_env.feedback.offline import (
     label_source,
     labels_of,
-    load_judgements,
-    load_preferences,
+    load_fitting,
     only_labels,
     pair_source,
+    pairs_of,
     require_stored_fit,
 )
 from rlhf_env.lab.evaluation.evaluator import Evaluation, Evaluator
+from rlhf_env.lab.evaluation.exporting import export_policy
 from rlhf_env.lab.evaluation.health import WARNINGS_FILE, Alert, Watch
 from rlhf_env.lab.evaluation.likelihood import Likelihood
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.agent import Agent, traits
+from rlhf_env.learning.checkpoints import fingerprint
 from rlhf_env.learning.code_of_runs import require_own_code
 from rlhf_env.learning.demonstrations import demonstration_source, demonstrations_of
 from rlhf_env.learning.engine import set_threads
@@ -41,15 +43,15 @@ from rlhf_env.learning.run_folder import (
     RunFolder,
     as_logged,
     config_hash,
-    folder_of_paths,
     hashes_before,
     read_metrics,
     record_of,
 )
-from rlhf_env.learning.sources import EnvSource
+from rlhf_env.learning.sources import EnvSource, Source
 from rlhf_env.learning.spending import Spending
 from rlhf_env.plugins import host, name_in
 from rlhf_env.policies.policy import HasContext, Policy
+from rlhf_env.runs_on_disk import paths_from
 from rlhf_env.shown_text import near
 from rlhf_env.toml_files import naming_lines
 from rlhf_env.types import JsonView
@@ -132,6 +134,17 @@ class Run:
     def evaluation(self) -> Evaluation:
         """Metrics and samples on held-out prompts; of a run that has not ended, the agent is evaluated here and now."""
         return evaluator_of(self.workplace)() if self._evaluation is None else self._evaluation
+
+    def export(self, out: str | Path, *, dtype: str | None = None) -> Path:
+        """Write the policy, with the weights it has now, into the folder `out`, as `rlhf-env export` does; `out`.
+
+        Transformers, TRL and vLLM load it, and a model card says how it was trained and what was measured. `dtype`:
+        of the weights, where it should be another. Raises ConfigError, and DiskRefused where it cannot be written.
+        """
+        measured = {} if self._evaluation is None else self._evaluation.metrics
+        record = {} if self.folder is None else record_of(self.folder)
+        export_policy(self.workplace, out, rows=self.metrics, evaluation=measured, record=record, dtype=dtype)
+        return Path(out)
 
 
 def run(
@@ -253,7 +266,7 @@ def evaluator_of(workplace: Workplace) -> Evaluator | Likelihood:
 
 def _require_stored_fit(experiment: Experiment) -> None:
     """Name every stored text that the model cannot read, before it is loaded."""
-    if experiment.preferences is None:
+    if experiment.preferences is None or experiment.environment.over_long != "refuse":
         return
     check_plugins(experiment)
     located = experiment.located()
@@ -274,25 +287,39 @@ def _with_data(workplace: Workplace) -> Workplace:
     experiment, setup = workplace.experiment, workplace.setup
     if not isinstance(workplace.source, EnvSource):
         return workplace
-    rows, seed = experiment.environment.num_envs, experiment.seed
+    rows, seed, notes = experiment.environment.num_envs, experiment.seed, workplace.notes
+    context = setup.policy.context if isinstance(setup.policy, HasContext) else None
     if experiment.preferences is not None:
         with under("preferences"):
             path = str(experiment.located().preferences)
-            if traits(workplace.agent).takes_labels and only_labels(judgements := load_judgements(path)):
+            judgements, count = load_fitting(path, setup.tokenizer, context, experiment.environment.over_long)
+            if count:
+                notes += (count.said_of("judgements", (context or 0) + 1),)
+            if traits(workplace.agent).takes_labels and only_labels(judgements):
                 labels = list(labels_of(judgements))
                 labelled = label_source(labels, setup.tokenizer, rows=rows, seed=seed, reference=setup.reference)
-                return replace(workplace, source=labelled)
-            stored = load_preferences(path)
+                return replace(workplace, source=labelled, notes=notes)
+            stored = pairs_of(judgements, path)
+            if traits(workplace.agent).takes_margins and all(pair.margin is None for pair in stored):
+                raise DataError(
+                    f"{path}: the agent learns from margins, and none of the {len(stored):,} pairs has one: a column "
+                    "'margin', or ratings of both answers ('chosen_rating' and 'rejected_rating'); or margin = "
+                    "'ignore' in [agent]"
+                )
         pairs = max(1, rows // 2)
-        source = pair_source(stored, setup.tokenizer, pairs=pairs, seed=seed, reference=setup.reference)
+        source: Source = pair_source(stored, setup.tokenizer, pairs=pairs, seed=seed, reference=setup.reference)
     elif traits(workplace.agent).imitates:
-        context = setup.policy.context if isinstance(setup.policy, HasContext) else None
         with under("task"):
-            answers = demonstrations_of(workplace.env.task, setup.tokenizer, context=context)
-        source = demonstration_source(answers, setup.tokenizer, rows=rows, seed=seed)
+            wanted, over_long = traits(workplace.agent).demonstrated, experiment.environment.over_long
+            answers = demonstrations_of(
+                workplace.env.task, setup.tokenizer, context=context, wanted=wanted, over_long=over_long
+            )
+        if answers.count:
+            notes += (answers.count.said_of("demonstrations", (context or 0) + 1),)
+        source = demonstration_source(answers, setup.tokenizer, rows=rows, seed=seed, wanted=wanted, context=context)
     else:
         return workplace
-    return replace(workplace, source=source)
+    return replace(workplace, source=source, notes=notes)
 
 
 def _trained(
@@ -415,7 +442,7 @@ def load_run(folder: str | Path, checkpoint: Literal["last", "best"] = "last", *
     described = folder / "experiment.toml"
     if not described.is_file():
         raise ConfigError(f"{folder} holds no run: it has no experiment.toml (rlhf-env train makes such folders)")
-    experiment = replace(Experiment.load(described), folder=folder_of_paths(folder))
+    experiment = replace(Experiment.load(described), folder=paths_from(folder))
     toml = described.read_bytes().decode()
     require_own_code(folder, toml, experiment.code_named, record_of(folder), trust_code=trust_code)
     newest = checkpoints.latest(folder / BEST) if checkpoint == "best" else None
@@ -431,6 +458,10 @@ def load_run(folder: str | Path, checkpoint: Literal["last", "best"] = "last", *
     state, manifest = checkpoints.load(newest)
     if manifest.get("config_hash") not in (config_hash(toml), *hashes_before(folder)):
         raise DataError(f"{described} is not what {newest} was trained with: it was changed; put it back")
+    began_with = record_of(folder).get("initial weights")
+    if began_with not in (None, fingerprint(workplace.setup.reference.state_dict())):
+        said = f"{folder}: {experiment.policy.model!r} has other weights than the run began with: what is said of "
+        warnings.warn(f"{said}the reference (KL, win rates) is of the model as it is now", RuntimeWarning, stacklevel=2)
     workplace.agent.load_state_dict(state["agent"])
     workplace.setup.spending.load(state["spending"])
     if "rewards" in state["source"]:
