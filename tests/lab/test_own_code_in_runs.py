@@ -192,3 +192,16 @@ def test_a_worker_refuses_another_version_than_the_grid_read(project: Path) -> N
     with pytest.raises(ConfigError, match=r"polite.py changed while it was in use: start anew"):
         rlhf_env.build(cell.experiment)
     assert os.path.isabs(cell.experiment.rewards["polite"]["function"])  # noqa: PTH117
+
+
+def test_a_reward_that_abstains_is_evaluated_where_it_speaks(project: Path) -> None:
+    abstaining = "def polite(completions):\n    return [float(len(t)) if 'a' in t else None for t in completions]\n"
+    (project / "polite.py").write_text(abstaining)
+    (project / "toy.toml").write_text(TOML.replace("strictness = 2.0\n", "").replace("prompts = 4", "prompts = 32"))
+    rlhf_env.run(project / "toy.toml", project / "run")
+    found = rlhf_env.evaluate_run(project / "run")
+    assert "of them left out, where an answer has no score" in found.asked
+    assert 0 < found.win_rate["proxy"].value < 1
+    (project / "polite.py").write_text("def polite(completions):\n    return [None for _ in completions]\n")
+    with pytest.raises(RewardError, match="no part of the reward has anything to say"):
+        rlhf_env.evaluate_run(project / "run", trust_code=True)
