@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
-from rlhf_env.pipeline.settings import Demo
 
 from rlhf_env.lab.benchmark.grid import Grid
 from rlhf_env.learning.experiment import Experiment
+from rlhf_env.pipeline.demo import DemoRewardModel
 from rlhf_env.plugins import PluginHost, host
 from rlhf_env.schema import file_schema, one_of_files
 
@@ -52,7 +52,7 @@ BEYOND = {
 @pytest.fixture(scope="module")
 def schema() -> dict[str, Any]:
     experiment = file_schema(host(), Experiment, title="An experiment")
-    grid = file_schema(host(), Grid, title="A grid", tables={"reward_model": Demo})
+    grid = file_schema(host(), Grid, title="A grid", tables={"reward_model": DemoRewardModel})
     return one_of_files({"": experiment, "agents": grid}, "Either")
 
 
@@ -237,7 +237,7 @@ def test_the_command_writes_it(capsys: pytest.CaptureFixture[str], monkeypatch: 
     for words, key in (
         (["schema"], "anyOf"),
         (["schema", "experiment"], "properties"),
-        (["schema", "pipeline"], "prompts"),
+        (["schema", "pipeline"], "stage"),
     ):
         monkeypatch.setattr(sys, "argv", ["rlhf-env", *words])
         with pytest.raises(SystemExit) as ended:
