@@ -79,7 +79,7 @@ class TrainStage:
         spent = finished.spending.as_dict()
         shown |= {"tokens": float(spent["generated_tokens"]), "updates": float(spent["updates"])}
         texts = {"ended": f"{finished.reason} after {finished.update:,} updates"}
-        return StageOutcome(shown, curve, {**texts, "agent": str(self.experiment.agent.get("name"))})
+        return StageOutcome(shown, curve, {**texts, "agent": self.experiment.agent_label})
 
     def is_open(self) -> bool:
         return False
