@@ -100,9 +100,8 @@ def test_the_chain_ends_and_counts_what_was_judged(tmp_path: Path) -> None:
 
 def _without_values(words: list[str]) -> list[str]:
     """A command without the seed, and without how many prompts."""
-    pairs = zip(words, [*words[1:], ""], strict=True)
-    left_out = {i for i, (word, _) in enumerate(pairs) if word in ("--seed", "--prompts")}
-    return [word for i, word in enumerate(words) if not {i, i - 1} & left_out]
+    following = [*words[1:], ""]
+    return [word for word, then in zip(words, following, strict=True) if not (word.isdigit() or then.isdigit())]
 
 
 def _shown_in(page: Path) -> list[list[str]]:
