@@ -1,7 +1,7 @@
 """The loop closed by hand, from nothing but the page and the commands: for two tastes and three seeds, with a table.
 
     make closed-loop                                    # all six, in runs/closed_loop
-    python examples/closed_loop/run.py --tastes curious --seeds 0
+    python examples/closed_loop/loop.py --tastes curious --seeds 0
 
 Of each taste and seed: the shipped model writes replies, a person (person.py, the only one who knows the taste) judges
 200 pairs of them on the annotation page by keyboard, a reward model is fitted to the votes, PPO trains on it under KL,
