@@ -102,6 +102,7 @@ COMMANDS = [
     "train",
     "evaluate",
     "export",
+    "reward-model",
     "chat",
     "bench",
     "report",
