@@ -103,6 +103,7 @@ COMMANDS = [
     "evaluate",
     "bench",
     "report",
+    "reward-model",
     "scorecard",
     "annotate",
     "plugins",
