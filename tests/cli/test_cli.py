@@ -106,6 +106,7 @@ COMMANDS = [
     "chat",
     "bench",
     "report",
+    "reward-model",
     "scorecard",
     "annotate",
     "plugins",
