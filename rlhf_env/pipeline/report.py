@@ -152,7 +152,8 @@ def _cell(record: Record, column: _Column) -> PipelineCell:
 
 def _totals(records: Sequence[Record]) -> dict[str, str]:
     sums = {key: sum(float(record.numbers.get(key, 0.0)) for record in records) for key in ("labels", "tokens")}
-    found = {"labels": short_count(sums["labels"]), "tokens written": short_count(sums["tokens"])}
+    counted = {"labels": sums["labels"], "tokens written": sums["tokens"]}
+    found = {name: short_count(value) for name, value in counted.items() if value}
     return {**found, "in all": spoken_time(sum(record.seconds for record in records))}
 
 
