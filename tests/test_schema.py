@@ -112,7 +112,9 @@ def test_the_resolved_file_of_a_run_is_taken(validator: Draft202012Validator) ->
         ('[trackers.wandb]\nproject = "toy"', ""),
         ("[trackers.tensorboard]", ""),
         ('[trackers.tensorboard]\nproject = "toy"', "$.trackers.tensorboard: Additional properties are not allowed"),
-        ('[trackers.wandbb]\nproject = "toy"', "$.trackers: Additional properties are not allowed ('wandbb' was unex"),
+        ('[trackers.wandbb]\nproject = "toy"', "$.trackers.wandbb: 'function' is a required property"),
+        ('[trackers.mine]\nfunction = "mine.py:Mine"\nproject = "toy"', ""),
+        ('[stopping.mine]\nfunction = "mine.py:Mine"\nlimit = 2.0', ""),
     ],
 )
 def test_rules_and_trackers_are_tables_by_name(table: str, said: str, validator: Draft202012Validator) -> None:

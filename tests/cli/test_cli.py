@@ -101,6 +101,8 @@ COMMANDS = [
     "demo",
     "train",
     "evaluate",
+    "export",
+    "chat",
     "bench",
     "report",
     "scorecard",

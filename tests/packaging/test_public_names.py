@@ -23,7 +23,7 @@ PUBLIC = """
     TextEnv TextVectorEnv Episode Observation Prompt Task Tokenizer load_tokenizer
     Reward TokenReward GroupReward RewardMix Score from_function
     Policy Sampling LanguageModel tiny_language_model Agent Decision Setup Optimization
-    PreferenceStore load_scorer
+    PreferenceStore load_scorer fit_to_votes RewardModelSettings
     hookimpl Register register_agent register_annotator register_judgement register_metric register_reward
     register_stopping_rule register_task register_tracker Metric
     __version__

@@ -82,7 +82,7 @@ class TrainStage:
         spent = finished.spending.as_dict()
         shown |= {"tokens": float(spent["generated_tokens"]), "updates": float(spent["updates"])}
         reason = "its budget" if finished.reason == "budget" else finished.reason
-        agent = str(self.experiment.agent.get("name"))
+        agent = self.experiment.agent_label
         return StageOutcome(shown, curve, {"ended": f"{agent}: {finished.update:,} updates, ended by {reason}"})
 
     def is_open(self) -> bool:
