@@ -187,7 +187,7 @@ def require_fit(
     lines = [] if path is None else list(_lines(Path(path)))
     problems = [
         f"{_where(prompt, response, lines, path)}: prompt and response have {tokens} tokens together, and {reader} "
-        f"reads {most}: shorten {response.text[:_SHOWN]!r} or its prompt, or leave the line out"
+        f"reads {most}: shorten {response.text[:_SHOWN]!r} or its prompt, leave the line out, or set over_long"
         for prompt, response, tokens in too_long
     ]
     one_a_line = {problem.partition(": ")[0]: problem for problem in reversed(problems)}
