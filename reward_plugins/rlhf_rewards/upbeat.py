@@ -78,7 +78,8 @@ class Upbeat:
             "repetition": -4.0 * np.maximum(0.0, _each(_repetition, replies) - 0.1),
             "copying": -2.0 * _each(lambda pair: _copying(*pair), pairs),
             "short": -0.5 * np.maximum(0.0, 4.0 - _each(lambda reply: len(_words(reply)), replies)),
-            "unfinished": -1.0 * _each(lambda episode: episode.finish_reason not in ("stop", "task"), episodes),
+            "unfinished": -1.0
+            * _each(lambda episode: episode.finish_reason not in ("stop", "stop_string", "task"), episodes),
         }
 
     @property
@@ -135,9 +136,10 @@ def _language_model(name: str) -> Fluency:
     import torch
 
     from rlhf_env.envs.tokenizers import load_tokenizer
+    from rlhf_env.learning.run_models import model_folder
     from rlhf_env.policies import LanguageModel
 
-    model = LanguageModel.from_pretrained(name, dtype=torch.float64).frozen_copy()
+    model = LanguageModel.from_pretrained(model_folder(name), dtype=torch.float64).frozen_copy()
     tokenizer = load_tokenizer(name)
 
     def fluency(prompts: Sequence[str], replies: Sequence[str], /) -> Float:

@@ -10,6 +10,8 @@ A run has its weights in checkpoints. Which model they belong to - its configura
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +42,7 @@ from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.policies.policy import Sampling
 from rlhf_env.policies.tiny import tiny_language_model
 from rlhf_env.policies.untyped import HFConfig, HFModel
-from rlhf_env.runs_on_disk import BASE, DESCRIBED, TOKENIZER_NAME, experiment_table_of, run_in, tokenizer_of
+from rlhf_env.runs_on_disk import BASE, DESCRIBED, TOKENIZER_NAME, experiment_table_of, model_in, run_in, tokenizer_of
 from rlhf_env.types import JsonObject, Tokenizer
 from rlhf_env.whole_files import written_folder
 
@@ -62,9 +64,8 @@ def model_folder(name: str, checkpoint: Checkpoint = "best") -> str:
         return name
     run = run_in(Path(name).expanduser())
     if run is None:
-        stage = Path(name).expanduser() / "model"
-        held = not (stage.parent / "config.json").is_file() and (stage / "config.json").is_file()
-        return str(stage) if held else name
+        held = model_in(Path(name).expanduser())
+        return name if held is None else str(held)
     for sealed in _sealed_checkpoints(run, checkpoint):
         if _is_whole(folder := _folder_for(run, sealed)):
             return str(folder)
@@ -74,7 +75,7 @@ def model_folder(name: str, checkpoint: Checkpoint = "best") -> str:
     folder = _folder_for(run, trained.checkpoint)
     try:
         if folder.is_dir() and not _is_whole(folder):
-            folder.rename(folder.with_name(f".{folder.name}.damaged.0.tmp"))  # the next writer removes it
+            shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}.damaged-{os.getpid()}")))
         with written_folder(folder) as half:
             trained.write(half)
             _note(half, trained)
@@ -118,6 +119,11 @@ class TrainedModel:
         raise DataError(f"run {run} has no checkpoint yet: train further, with a smaller checkpoint_every")
 
     @property
+    def update(self) -> int:
+        """How many updates the agent had behind it."""
+        return int(checkpoints.manifest_of(self.checkpoint)["step"])
+
+    @property
     def settings(self) -> PolicySettings:
         return from_table(PolicySettings, self.experiment["policy"], f"{self.run / DESCRIBED}: [policy]")
 
@@ -125,11 +131,12 @@ class TrainedModel:
     def agent(self) -> str:
         return str(self.experiment.get("agent", {}).get("name", "ppo"))
 
-    def write(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+    def write(self, folder: Path, dtype: torch.dtype | None = None) -> dict[str, float]:
         """The files of transformers, into an empty folder: weights, configurations, tokenizer, chat template.
 
-        The weights have the bits of the checkpoint, unless another `dtype` is asked for. Raises DataError where the
-        checkpoint has no model, OSError and SafetensorError where it cannot be written.
+        Returns what the run had spent by then. The weights have the bits of the checkpoint, unless another `dtype` is
+        asked for. Raises DataError where the checkpoint has no model, OSError and SafetensorError where it cannot be
+        written.
         """
         state, _ = checkpoints.load(self.checkpoint)
         settings, tokenizer = self.settings, load_tokenizer(tokenizer_of(self.run))
@@ -141,17 +148,12 @@ class TrainedModel:
             why = str(error).strip().splitlines()[-1].strip()
             raise DataError(f"run {self.run}: its weights do not fit its model {settings.model!r}: {why}") from error
         model.tie_weights()
-        if dtype is not None:
-            model.to(dtype)
         ends = end_ids(tokenizer)
         if isinstance(tokenizer, FileTokenizer):
             beside = self.run / BASE if self._has_base() else _folder_of(settings)
             ends = tuple(dict.fromkeys((*ends, *(() if beside is None else named_end_ids(beside)))))
-        say_ends(model.config, ends, tokenizer.pad_id)
-        model.generation_config = generation_config(ends, tokenizer.pad_id, model.config, settings.sampling)
-        with quiet_transformers():
-            model.save_pretrained(str(folder))
-        save_tokenizer(tokenizer, folder)
+        save_language_model(model, tokenizer, folder, ends=ends, sampling=settings.sampling, dtype=dtype)
+        return {name: float(amount) for name, amount in state["spending"].items()}
 
     def _has_base(self) -> bool:
         return (self.run / BASE / "config.json").is_file()
@@ -206,6 +208,29 @@ def keep_base(run: Path, policy: object, tokenizer: Tokenizer) -> None:
         elif isinstance(tokenizer, (ByteTokenizer, AlphabetTokenizer)):
             name = f"alphabet:{tokenizer.symbols}" if isinstance(tokenizer, AlphabetTokenizer) else "bytes"
             (half / TOKENIZER_NAME).write_text(json.dumps({"tokenizer": name}), encoding="utf-8")
+
+
+def save_language_model(
+    model: HFModel,
+    tokenizer: Tokenizer,
+    folder: Path,
+    *,
+    ends: tuple[int, ...],
+    sampling: Sampling,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """The files with which transformers, TRL and vLLM load a model: weights, configurations, tokenizer.
+
+    The model is changed: its configuration names all end tokens, and its weights become of another `dtype` if one is
+    given.
+    """
+    if dtype is not None:
+        model.to(dtype)
+    say_ends(model.config, ends, tokenizer.pad_id)
+    model.generation_config = generation_config(ends, tokenizer.pad_id, model.config, sampling)
+    with quiet_transformers():
+        model.save_pretrained(str(folder))
+    save_tokenizer(tokenizer, folder)
 
 
 def say_ends(config: HFConfig, ends: tuple[int, ...], pad: int) -> None:

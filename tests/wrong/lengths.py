@@ -8,8 +8,8 @@ from rlhf_env.lab.evaluation.runs import prepare
 from wrong.table import AGENT, BAD, TASK, TEXTS, TOY, command, experiment, experiment_file
 
 for wrong, said in {
-    '"cut"': "environment: over_long must be one of 'refuse', 'leave out', 'cut left', 'cut right', 'cut middle', got 'cut'",
-    "true": "environment: over_long must be one of 'refuse', 'leave out', 'cut left', 'cut right', 'cut middle', got True",
+    '"cut"': "over_long must be one of 'refuse', 'leave out', 'cut left', 'cut right', 'cut middle', got 'cut'",
+    "true": "over_long must be one of 'refuse', 'leave out', 'cut left', 'cut right', 'cut middle', got True",
 }.items():
     experiment(f"over_long = {wrong}", TEXTS, f"{TEXTS}\nover_long = {wrong}", said)
 experiment(
