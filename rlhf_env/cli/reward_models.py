@@ -60,7 +60,8 @@ def reward_model_from_votes(
         int | None, _option(_WHICH, "Fit to this many only, with texts that lie far apart (k-centre).")
     ] = None,
     over_long: Annotated[
-        str | None, _option(_WHICH, 'Texts beyond the model\'s context: "refuse" (default) or "leave out".')
+        str | None,
+        _option(_WHICH, 'Texts beyond the model\'s context: "refuse" (default), "leave out", "cut left/right/middle".'),
     ] = None,
     annotator: Annotated[
         str | None, _option(_WHICH, "Who judged what a file does not say who (default: its name).")

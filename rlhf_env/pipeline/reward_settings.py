@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from annotated_types import Ge, Lt
 
+from rlhf_env.envs.over_long import OverLong
 from rlhf_env.errors import ConfigError, Problem
 from rlhf_env.feedback.reward_models.config import RewardModelConfig
 from rlhf_env.learning.configuration import from_table
@@ -39,8 +40,9 @@ class RewardModelSettings:
     """Leave these annotators out."""
     diverse: AtLeastOne | None = None
     """Fit to this many of the judgements only, chosen so that their texts lie far apart (k-centre: Gonzalez 1985)."""
-    over_long: Literal["refuse", "leave out"] = "refuse"
-    """What is done about texts that are longer than the model's context."""
+    over_long: OverLong = "refuse"
+    """What is done about texts that are longer than the model's context. Cut are prompts, at their beginning ("cut
+    left"), end or middle, and answers where that is not enough, at their end."""
     annotator: str = ""
     """Who judged what a file does not say who. Default: the file's name."""
     label_config: Annotated[str, IsPath()] | None = None

@@ -36,7 +36,7 @@ from rlhf_env.feedback.reward_models.fitting import fit_ensemble, fit_reward_mod
 from rlhf_env.feedback.reward_models.losses import ImportanceWeights, reweighted
 from rlhf_env.feedback.reward_models.model import RewardModel
 from rlhf_env.feedback.reward_models.scorecard import make_scorecard, mean_ratings
-from rlhf_env.feedback.reward_models.scorer import LimitedScorer, require_readable
+from rlhf_env.feedback.reward_models.scorer import fit_to_scorer, require_readable
 from rlhf_env.lab.progress import stage
 from rlhf_env.lab.report.scorecard_page import write_page
 from rlhf_env.learning.run_folder import versions
@@ -219,20 +219,18 @@ def _readable(
     source: Path,
     left_out: Counter[str],
 ) -> tuple[list[Learnable], list[Judgement]]:
-    """Both without what is too long for the model, where that is wanted; DataError that names every such line."""
+    """Both as the model can read them (`fit_to_scorer`); DataError that names every line that is refused."""
     if wanted.over_long == "refuse":
         require_readable(scorer, [*_sides(learnable), *_sides(unseen)], path=source)
-    if wanted.over_long == "refuse" or not isinstance(scorer, LimitedScorer) or scorer.context is None:
         return list(learnable), list(unseen)
-    most = scorer.context
-
-    def fitting(some: Sequence[Learnable]) -> list[Learnable]:
-        kept = [one for one in some if max(scorer.lengths(_sides([one]))) <= most]
-        if len(kept) < len(some):
-            left_out[f"judgements of texts longer than the model's context of {most} tokens"] += len(some) - len(kept)
-        return kept
-
-    return fitting(learnable), [one for one in fitting(unseen) if not isinstance(one, Preference)]
+    readable, count = fit_to_scorer(scorer, learnable, wanted.over_long, path=source) if learnable else ([], None)
+    held_out, of_unseen = fit_to_scorer(scorer, unseen, wanted.over_long, path=source) if unseen else ([], None)
+    for counted in (count, of_unseen):
+        if counted:
+            longer = f"texts longer than the model's context of {scorer.context} tokens"
+            changed = {f"judgements of {longer}": counted.left_out, f"parts of {longer}, which were cut": counted.cut}
+            left_out.update({why: number for why, number in changed.items() if number})
+    return readable, held_out
 
 
 def _importance(

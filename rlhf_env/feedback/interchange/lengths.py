@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from rlhf_env.envs.over_long import OverLong, OverLongCount, cut_prompt, most_that_fit
 from rlhf_env.envs.tokenizers import end_ids, prompt_ids
@@ -24,7 +24,7 @@ from rlhf_env.plain_data import read_file, read_json
 from rlhf_env.types import Prompt, Tokenizer
 
 _SHOWN = 40  # characters of a text in a message
-AnyJudged = TypeVar("AnyJudged", Preference, Judgement)
+AnyJudged = TypeVar("AnyJudged", bound=Preference | Judgement)
 Lengths = Callable[[Sequence[tuple[Prompt, Response]]], Sequence[int]]
 """How many tokens prompt and response have together, as somebody reads them."""
 
@@ -92,9 +92,9 @@ def _with_texts(judged: AnyJudged, prompt: Prompt, responses: Sequence[Response]
     """The same judgement of other texts. Raises DataError where they are no longer different."""
     if isinstance(judged, Preference):
         chosen, rejected = responses
-        return replace(judged, prompt=prompt, chosen=chosen, rejected=rejected)
+        return cast(AnyJudged, replace(judged, prompt=prompt, chosen=chosen, rejected=rejected))
     kind = kind_of(judged)
-    return kind(prompt, responses, kind.answer_of(judged), **kind.circumstances_of(judged))
+    return cast(AnyJudged, kind(prompt, responses, kind.answer_of(judged), **kind.circumstances_of(judged)))
 
 
 def _cut_prompts(

@@ -98,10 +98,8 @@ class Likelihood:
         task = self.workplace.env.task
         questions = {question_of(episode.prompt) for episode in self.answers}
         prompts = (task.prompt(index, {}) for index in range(task.size or 0))
-        turns = (
-            turn for prompt in prompts for turn in answered_turns(prompt, self.workplace.setup.tokenizer, self._wanted)
-        )
-        learned = {question_of(asked) for asked, _ in turns}
+        tokenizer, wanted = self.workplace.setup.tokenizer, self._wanted
+        learned = {question_of(asked) for it in prompts for asked, _ in answered_turns(it, tokenizer, wanted)}
         return PromptsAsked(
             prompts=len(questions),
             replies=len(self.answers),
