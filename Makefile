@@ -110,7 +110,7 @@ other-libraries: .venv/.ready  ## Seven other RL libraries train on the environm
 	$(BIN)/python examples/other_libraries/run.py
 
 closed-loop: .venv/.ready  ## From votes on the page to blind pairs, by commands alone: 2 tastes x 3 seeds (a quarter of an hour)
-	$(BIN)/python examples/closed_loop/run.py
+	$(BIN)/python examples/closed_loop/loop.py
 
 same-questions: .venv/.ready  ## Ask every data set of reasoning-gym and every game of textarena in two processes: the same?
 	$(BIN)/python tests/same_questions.py

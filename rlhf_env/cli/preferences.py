@@ -295,17 +295,9 @@ def _answers(path: Path, name: str, prompts: int | None, trust_code: bool) -> li
 
     author = Author("policy", name)
     if path.is_dir():
-        from dataclasses import replace
+        from rlhf_env.lab.evaluation.answers import answers_of_run
 
-        from rlhf_env.lab.evaluation.evaluator import Evaluator
-        from rlhf_env.lab.evaluation.runs import load_run
-
-        workplace = load_run(path, trust_code=trust_code).workplace
-        if prompts is not None:
-            evaluation = replace(workplace.experiment.evaluation, prompts=prompts)
-            workplace = replace(workplace, experiment=replace(workplace.experiment, evaluation=evaluation))
-        rollout, _ = Evaluator.of(workplace).texts(workplace.agent)
-        return [(episode.prompt, Response.from_episode(episode, author)) for episode in rollout.episodes]
+        return answers_of_run(path, name, prompts=prompts, trust_code=trust_code)[0]
     if path.suffix.lower() == ".json":
         try:
             samples = json.loads(path.read_text(encoding="utf-8"))["samples"]

@@ -17,7 +17,7 @@ from rlhf_env.learning.making_agents import imitates
 from rlhf_env.learning.models import load_tokenizer_of
 from rlhf_env.learning.run_folder import BEST
 from rlhf_env.pipeline.hashing import Hashes
-from rlhf_env.pipeline.stages.stage import Links, Origin, Outcome, Role, Site, merged, with_inputs
+from rlhf_env.pipeline.stages.stage import Links, Role, Site, StageOrigin, StageOutcome, merged, with_inputs
 from rlhf_env.relative_paths import paths_of
 from rlhf_env.types import JsonObject, JsonView
 
@@ -43,7 +43,7 @@ class TrainStage:
         return with_inputs(table, links)
 
     @classmethod
-    def of(cls, table: JsonView, origin: Origin) -> TrainStage:
+    def of(cls, table: JsonView, origin: StageOrigin) -> TrainStage:
         return cls(Experiment.from_table(table, origin.where, folder=origin.folder))
 
     def check(self) -> None:
@@ -63,7 +63,7 @@ class TrainStage:
     def outputs(self, folder: Path) -> Mapping[str, object]:
         return {"": str(folder)}
 
-    def work(self, site: Site) -> Outcome:
+    def work(self, site: Site) -> StageOutcome:
         begun = (site.folder / "experiment.toml").exists()
         finished = run(self.experiment, site.folder, resume=begun, console=site.console)
         numbers = dict(finished.evaluation.metrics)
@@ -79,7 +79,7 @@ class TrainStage:
         spent = finished.spending.as_dict()
         shown |= {"tokens": float(spent["generated_tokens"]), "updates": float(spent["updates"])}
         texts = {"ended": f"{finished.reason} after {finished.update:,} updates"}
-        return Outcome(shown, curve, {**texts, "agent": str(self.experiment.agent.get("name"))})
+        return StageOutcome(shown, curve, {**texts, "agent": self.experiment.agent_label})
 
     def is_open(self) -> bool:
         return False

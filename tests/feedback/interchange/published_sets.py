@@ -117,7 +117,7 @@ def argilla(question: str, better: str, worse: str, high: float, low: float) -> 
 def argilla_1(question: str, better: str, worse: str, high: float, low: float) -> dict[str, Any]:
     return {
         "source": "made up",
-        "instruction": question,
+        "instruction": f"first of {question}",
         "chosen_response": better,
         "rejected_response": worse,
         "chosen_avg_rating": high,
@@ -632,7 +632,7 @@ SAID: dict[str, list[str]] = {
     "mt-bench": [
         "overall by expert_17: wa > wb",
         "overall by expert_3: wa = wb",
-        "overall by gpt-4, pair-v2: wa = wb",
+        "overall by gpt-4, pair-v2: wa cannot say wb",
         "overall by expert_9: wa < wb",
     ],
     "battle": [
