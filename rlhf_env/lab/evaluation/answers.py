@@ -27,9 +27,10 @@ def answers_of_run(
     began as. Both write with the evaluator's random numbers, to `prompts` prompts (default: as many as the run says).
     """
     workplace = load_run(folder, checkpoint).workplace
+    evaluation = replace(workplace.experiment.evaluation, samples=1, pass_at=[])  # one answer to each prompt
     if prompts is not None:
-        evaluation = replace(workplace.experiment.evaluation, prompts=prompts)
-        workplace = replace(workplace, experiment=replace(workplace.experiment, evaluation=evaluation))
+        evaluation = replace(evaluation, prompts=prompts)
+    workplace = replace(workplace, experiment=replace(workplace.experiment, evaluation=evaluation))
     evaluator = Evaluator.of(workplace)
     writers = [(name, workplace.agent)]
     if reference:

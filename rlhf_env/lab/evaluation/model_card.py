@@ -20,6 +20,8 @@ from rlhf_env.errors import RlhfEnvError
 from rlhf_env.lab.evaluation.asked import PromptsAsked
 from rlhf_env.lab.evaluation.metric import Metric
 from rlhf_env.lab.evaluation.metrics import METRICS, meaning_of, with_plugins
+from rlhf_env.lab.evaluation.passing import pass_metric
+from rlhf_env.learning.success import Success
 from rlhf_env.shown_text import without_secrets
 from rlhf_env.types import JsonObject, JsonView
 
@@ -151,11 +153,13 @@ def _evaluation(of: Provenance) -> Iterator[str]:
         yield from ("No evaluation was made of this checkpoint.", "")
         return
     evaluation = of.experiment.get("evaluation", {})
-    replies = int(of.after.get("answers", evaluation.get("prompts", 128)))
+    replies = int(of.after.get("answers", evaluation.get("prompts", 128) * evaluation.get("samples", 1)))
     asked = PromptsAsked.of(of.after, replies)
     metrics: Sequence[Metric] = METRICS
     with suppress(RlhfEnvError):  # of a package that is not here
-        metrics = with_plugins(evaluation.get("metrics") or ())
+        success = Success.read(evaluation.get("success", "task"))
+        passing = [pass_metric(k, success) for k in evaluation.get("pass_at", ())]
+        metrics = (*with_plugins(evaluation.get("metrics") or ()), *passing)
     yield from (f"On {asked or 'the prompts of the evaluation'}, by one program for all agents:", "")
     yield from ("| | before training | this model | |", "|---|---:|---:|---|")
     for key in of.after:
