@@ -248,7 +248,7 @@ def _module_of_file(code: OwnCode) -> ModuleType:
         raise _refused(said)
     _refuse_late_imports(files, neighbours)
     _make_room_for(path, neighbours)
-    spec = importlib.util.spec_from_loader(name, _AsRead(path, content), origin=str(path))
+    spec = importlib.util.spec_from_file_location(name, path, loader=_AsRead(path, content))
     if spec is None or spec.loader is None:
         raise _refused(f"{near(path)} cannot be imported")
     module = importlib.util.module_from_spec(spec)

@@ -51,24 +51,6 @@ def _announce(judge: str, results: str) -> None:
     typer.echo(f"Results, for whoever does not judge: {results}")
 
 
-@preferences_app.command("responses")
-def import_responses(
-    store: StoreFile,
-    file: Annotated[Path, typer.Argument(help=".jsonl, .csv, .json or .parquet with the columns prompt and response.")],
-    human: Annotated[str, typer.Option(help="The person who wrote them (default: the file is their source).")] = "",
-) -> None:
-    """Take in responses that people wrote or that exist already, to be judged later."""
-    from rlhf_env.feedback.asking.collecting import read_responses
-    from rlhf_env.feedback.judgements import Author
-    from rlhf_env.feedback.store.store import PreferenceStore
-
-    responses = read_responses(file, Author("human", human) if human else None)
-    with PreferenceStore(store) as opened:
-        for prompt, response in responses:
-            opened.add_response(prompt, response)
-    typer.echo(f"{len(responses):,} responses are in {store}")
-
-
 @preferences_app.command("export")
 def export_preferences(
     store: StoreFile,
@@ -313,17 +295,9 @@ def _answers(path: Path, name: str, prompts: int | None, trust_code: bool) -> li
 
     author = Author("policy", name)
     if path.is_dir():
-        from dataclasses import replace
+        from rlhf_env.lab.evaluation.answers import answers_of_run
 
-        from rlhf_env.lab.evaluation.evaluator import Evaluator
-        from rlhf_env.lab.evaluation.runs import load_run
-
-        workplace = load_run(path, trust_code=trust_code).workplace
-        if prompts is not None:
-            evaluation = replace(workplace.experiment.evaluation, prompts=prompts)
-            workplace = replace(workplace, experiment=replace(workplace.experiment, evaluation=evaluation))
-        rollout, _ = Evaluator.of(workplace).texts(workplace.agent)
-        return [(episode.prompt, Response.from_episode(episode, author)) for episode in rollout.episodes]
+        return answers_of_run(path, name, prompts=prompts, trust_code=trust_code)[0]
     if path.suffix.lower() == ".json":
         try:
             samples = json.loads(path.read_text(encoding="utf-8"))["samples"]

@@ -340,7 +340,7 @@ class Workplace:
         missing here: evaluations for `patience`, a source of pairs for `preferences`; and what `train` raises.
         """
         experiment, setup = self.experiment, self.setup
-        stopping = load_stopping_rules(experiment.stopping_tables())
+        stopping = load_stopping_rules(experiment.located().stopping_tables())
         if evaluate is None and (counting := stopping.of(Patience)):
             rule = f"patience = {experiment.patience}" if experiment.patience else f"[stopping.{counting[0]}]"
             raise ConfigError(f"{rule} counts evaluations: pass `evaluate`, or use rlhf_env.run")

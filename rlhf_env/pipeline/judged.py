@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from rlhf_env.errors import ConfigError, DataError, Problem, did_you_mean
+from rlhf_env.errors import ConfigError, DataError, Problem, did_you_mean, under
 from rlhf_env.feedback.asking.selection import k_centre, ngram_vectors
 from rlhf_env.feedback.asking.weighing import Learnable
-from rlhf_env.feedback.interchange import LabelConfig, Reading, judgements_in
+from rlhf_env.feedback.interchange import LabelConfig, Reading, judgements_in, layout_named
 from rlhf_env.feedback.judgements import Judgement, Preference
 from rlhf_env.feedback.kinds import Comparison, Ranking, Rating, ScoredResponse, kind_of, preferences_of
 from rlhf_env.feedback.store.database import is_store
@@ -40,8 +40,17 @@ def read_judged(source: str | Path, wanted: RewardModelSettings) -> Judged:
     """
     source = Path(source)
     config = None if wanted.label_config is None else LabelConfig.read(Path(wanted.label_config))
+    if wanted.layout:
+        with under("layout"):
+            layout_named(wanted.layout)
     reading = Reading(
-        source=source.name, annotator=wanted.annotator, label_config=config, buckets=wanted.buckets, skip=wanted.skip
+        source=source.name,
+        annotator=wanted.annotator,
+        layout=wanted.layout,
+        limit=wanted.limit,
+        label_config=config,
+        buckets=wanted.buckets,
+        skip=wanted.skip,
     )
     if is_store(source):
         with PreferenceStore(source) as store:
@@ -178,7 +187,7 @@ def learnable_of(judged: Iterable[Judgement], wanted: RewardModelSettings, left_
 
 def _fits_nothing(wanted: RewardModelSettings, kinds: Counter[str], why: str) -> DataError:
     there = ", ".join(f"{count:,} {name}" for name, count in kinds.items())
-    said = f'loss: "{wanted.loss}" fits none of the judgements ({there}{"; " if why else ""}{why}): leave it away'
+    said = f"loss: {wanted.loss} fits none of the judgements ({there}{'; ' if why else ''}{why}): leave it away"
     return DataError(Problem(said, ("loss",)))
 
 

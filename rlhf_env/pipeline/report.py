@@ -26,7 +26,7 @@ _FIGURES = ("gold", "proxy", "kl", "perplexity")
 
 
 @dataclass(frozen=True)
-class Column:
+class _Column:
     """One measure of the stages."""
 
     name: str
@@ -37,16 +37,16 @@ class Column:
     """Whether it has a value from before the stage."""
 
 
-COLUMNS = (
-    Column("Gold", "gold", "What is really wanted; no agent is trained on it. Before the stage, and after it", 2, True),
-    Column("Proxy", "proxy", "The reward that the stage trains on. Before the stage, and after it", 2, True),
-    Column("Won", "win_rate", "The share of prompts on which it is preferred, with its 95 % interval"),
-    Column("Accuracy", "accuracy", "Of a reward model, on prompts held out, with its 95 % interval", 3),
-    Column("Perplexity", "perplexity", "Of held-out answers. Before the stage, and after it", 2, True),
-    Column("KL", "kl", "To the model that the stage began with, in nats a response"),
-    Column("Labels", "labels", "Judgements that were asked for", 0),
-    Column("Tokens", "tokens", "Tokens that the stage wrote", 0),
-    Column("Time", "seconds", "What it took here", 0),
+_COLUMNS = (
+    _Column("Gold", "gold", "What is really wanted, and no agent sees. Before the stage, and after it", 2, True),
+    _Column("Proxy", "proxy", "The reward that the stage trains on. Before the stage, and after it", 2, True),
+    _Column("Won", "win_rate", "The share of prompts on which it is preferred, with its 95 % interval"),
+    _Column("Accuracy", "accuracy", "Of a reward model, on prompts held out, with its 95 % interval", 3),
+    _Column("Perplexity", "perplexity", "Of held-out answers. Before the stage, and after it", 2, True),
+    _Column("KL", "kl", "To the model that the stage began with, in nats a response"),
+    _Column("Labels", "labels", "Judgements that were asked for", 0),
+    _Column("Tokens", "tokens", "Tokens that the stage wrote", 0),
+    _Column("Time", "seconds", "What it took here", 0),
 )
 
 
@@ -84,7 +84,7 @@ def write_pipeline_report(
     records = [record for stage in stages if (record := Record.read(folder, stage)) is not None]
     if not records:
         return None
-    columns = [column for column in COLUMNS if any(_value(record, column) is not None for record in records)]
+    columns = [column for column in _COLUMNS if any(_value(record, column) is not None for record in records)]
     lines = [_line(record, columns, folder) for record in records]
     notes = [f"Gold: {what_gold_is}."] if what_gold_is else []
     if len(records) < len(stages):
@@ -114,14 +114,14 @@ def write_pipeline_report(
     return folder / PAGE
 
 
-def _value(record: Record, column: Column) -> float | None:
+def _value(record: Record, column: _Column) -> float | None:
     if column.key == "seconds":
         return record.seconds
     value = record.numbers.get(column.key)
     return None if value is None else float(value)
 
 
-def _line(record: Record, columns: Sequence[Column], folder: Path) -> PipelineLine:
+def _line(record: Record, columns: Sequence[_Column], folder: Path) -> PipelineLine:
     words = record.texts.get("ended", "")
     pages = (f"{record.name}/{file}" for file in ("report.html", "scorecard.html"))
     own = next((file for file in pages if (folder / file).is_file()), "")
@@ -129,7 +129,7 @@ def _line(record: Record, columns: Sequence[Column], folder: Path) -> PipelineLi
     return PipelineLine(record.name, record.kind, record.status, cells, words, own)
 
 
-def _cell(record: Record, column: Column) -> PipelineCell:
+def _cell(record: Record, column: _Column) -> PipelineCell:
     value = _value(record, column)
     if value is None:
         return PipelineCell("")
@@ -156,7 +156,7 @@ def _totals(records: Sequence[Record]) -> dict[str, str]:
     return {**found, "in all": spoken_time(sum(record.seconds for record in records))}
 
 
-def _table(columns: Sequence[Column], lines: Sequence[PipelineLine], notes: Sequence[str]) -> Table:
+def _table(columns: Sequence[_Column], lines: Sequence[PipelineLine], notes: Sequence[str]) -> Table:
     table = Table(caption=" ".join(notes) or None, caption_justify="left", pad_edge=False, box=None, padding=(0, 1))
     table.add_column("Stage", overflow="fold", min_width=10, max_width=18)
     for column in columns:

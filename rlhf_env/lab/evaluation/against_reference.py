@@ -6,19 +6,20 @@ evaluation = evaluate_run("runs/toy-ppo-seed0")
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 
 from rlhf_env import plugins
 from rlhf_env.envs.rewards import RewardMix
 from rlhf_env.envs.tasks import held_out, well_formed
 from rlhf_env.errors import MissingExtra, RewardError, UnknownName
 from rlhf_env.feedback.reward_models.calibration import wilson_interval
+from rlhf_env.lab.evaluation.asked import question_of
 from rlhf_env.lab.evaluation.behaviour import (
     Cluster,
     PaidPhrase,
@@ -71,7 +72,8 @@ class Measure:
 class RunEvaluation:
     """The agent of a run after `update` updates, and its reference, on the same `prompts` different prompts.
 
-    `asked` says in words which these are, and whether training uses them too. Intervals count prompts: where one was
+    `asked` says in words which these are, whether training uses them too, and how many are left out because an answer
+    has no score. Intervals count prompts: where one was
     asked more than once, its answers are one value.
     `win_rate`: of "proxy" and "gold", the share of prompts on which the agent's answer scores higher (equal: 1/2) with
     Wilson's interval. `kl`: KL(agent || reference) in nats a response by two estimators, k1 and k3, and where so few
@@ -143,17 +145,13 @@ def evaluate_run(
     settings, workplace = experiment.evaluation, replace(workplace, experiment=experiment)
     evaluator = Evaluator.of(workplace)
     reference = ReferenceWriter(workplace.setup)
-    ours, _ = evaluator.texts(workplace.agent)
-    theirs, _ = evaluator.texts(reference)
-    if unscored := 2 * settings.prompts * settings.samples - len(ours) - len(theirs):
-        raise RewardError(
-            f"answers are compared prompt by prompt, and {unscored} of them have no score: mend the reward, or give it "
-            "a number to score with (on_error)"
-        )
+    ours, theirs = _in_pairs(evaluator.texts(workplace.agent)[0], evaluator.texts(reference)[0])
+    asked, count = evaluator.asked, len({question_of(episode.prompt) for episode in ours.episodes})
+    left_out = settings.prompts * settings.samples - len(ours)
+    no_score = f"; {left_out} of them left out, where an answer has no score" if left_out else ""
     # One stream for all intervals: the same run gives the same file.
     stream = np.random.default_rng([settings.seed, *b"intervals"])
-    first = torch.arange(len(ours)) % settings.samples == 0
-    our_first, their_first = (it if settings.samples == 1 else it.select(first) for it in (ours, theirs))
+    our_first, their_first = (it if settings.samples == 1 else _first_answers(it) for it in (ours, theirs))
     after, before = ([episode.response for episode in rollout.episodes] for rollout in (our_first, their_first))
     rewarded = workplace.rewarded  # not where an agent imitates and nobody asked for a reward
     sums, other_sums = (evaluator.sums(texts.scores) if rewarded else {} for texts in (ours, theirs))
@@ -166,8 +164,8 @@ def evaluate_run(
         run=str(folder),
         update=run.update,
         agent=experiment.agent_label,
-        prompts=evaluator.asked.prompts,
-        asked=str(evaluator.asked),
+        prompts=count if left_out else asked.prompts,
+        asked=f"{asked}{no_score}",
         measures=[
             measure
             for measure in _measures(evaluator, replies, other_replies)
@@ -187,6 +185,28 @@ def evaluate_run(
         pass_at=[it for it in passed if it is not None],
         success=str(criterion) if settings.pass_at else "",
     )
+
+
+def _in_pairs(ours: Rollout, theirs: Rollout) -> tuple[Rollout, Rollout]:
+    """The answers to prompts where both have a score: a reward may abstain. Raises RewardError where there are none."""
+    places: list[dict[tuple[str, int], int]] = []
+    for rollout in (ours, theirs):
+        times: Counter[str] = Counter()  # a prompt may have been asked more than once
+        places.append({})
+        for place, episode in enumerate(rollout.episodes):
+            times[episode.prompt.id] += 1
+            places[-1][episode.prompt.id, times[episode.prompt.id]] = place
+    both = [key for key in places[0] if key in places[1]]
+    if not both:
+        raise RewardError("answers are compared prompt by prompt, and there is no prompt on which both have a score")
+    return ours.select([places[0][key] for key in both]), theirs.select([places[1][key] for key in both])
+
+
+def _first_answers(rollout: Rollout) -> Rollout:
+    places: dict[str, int] = {}
+    for place, episode in enumerate(rollout.episodes):
+        places.setdefault(episode.prompt.id, place)
+    return rollout.select(list(places.values()))
 
 
 class ReferenceWriter:

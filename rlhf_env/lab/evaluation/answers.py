@@ -12,7 +12,7 @@ from rlhf_env.lab.evaluation.evaluator import Evaluator
 from rlhf_env.lab.evaluation.runs import load_run
 from rlhf_env.types import Prompt
 
-Answers = list[tuple[Prompt, Response]]
+AgentAnswers = list[tuple[Prompt, Response]]
 
 
 def answers_of_run(
@@ -22,11 +22,13 @@ def answers_of_run(
     prompts: int | None = None,
     checkpoint: Literal["best", "last"] = "last",
     reference: str = "",
-) -> list[Answers]:
+    trust_code: bool = False,
+) -> list[AgentAnswers]:
     """The answers of the agent, under the name of a policy; and, under the name `reference`, those of the model that it
     began as. Both write with the evaluator's random numbers, to `prompts` prompts (default: as many as the run says).
+    `trust_code`: see `load_run`.
     """
-    workplace = load_run(folder, checkpoint).workplace
+    workplace = load_run(folder, checkpoint, trust_code=trust_code).workplace
     evaluation = replace(workplace.experiment.evaluation, samples=1, pass_at=[])  # one answer to each prompt
     if prompts is not None:
         evaluation = replace(evaluation, prompts=prompts)
@@ -35,7 +37,7 @@ def answers_of_run(
     writers = [(name, workplace.agent)]
     if reference:
         writers.append((reference, ReferenceWriter(workplace.setup)))
-    written: list[Answers] = []
+    written: list[AgentAnswers] = []
     for called, writer in writers:
         rollout, _ = evaluator.texts(writer)
         author = Author("policy", called)

@@ -131,7 +131,7 @@ class Evaluator:
         """Which prompts an evaluation asks, and what of them the workplace's run trains on, told by the text."""
         experiment, task = self.workplace.experiment, self.workplace.env.task
         aside, count = held_out(task), experiment.evaluation.prompts
-        prompts = [aside.prompt(index, {}) for index in range(count)]
+        prompts = [aside.prompt(index % (aside.size or count), {}) for index in range(count)]
         texts = {question_of(prompt) for prompt in prompts}
         trained_on: Iterable[str] | None = None
         if (stored := experiment.located().preferences) is not None:
@@ -271,7 +271,8 @@ class Evaluator:
         possible = sum(len(choices) ** length * len(ends) for length in range(longest)) + len(choices) ** longest
         if possible > _ENUMERABLE:
             return None
-        prompts = (task.prompt(i, {}) for i in range(self.workplace.experiment.evaluation.prompts))
+        count = self.workplace.experiment.evaluation.prompts
+        prompts = (task.prompt(index % (task.size or count), {}) for index in range(count))
         asked = Counter(tuple(env.prompt_ids(prompt).tolist()) for prompt in prompts)
         if possible * len(asked) > _ENUMERABLE:
             return None

@@ -22,6 +22,7 @@ from rlhf_env.lab.evaluation.metric import Metric
 from rlhf_env.lab.evaluation.metrics import METRICS, meaning_of, with_plugins
 from rlhf_env.lab.evaluation.passing import pass_metric
 from rlhf_env.learning.success import Success
+from rlhf_env.own_code import label_of, names_code
 from rlhf_env.shown_text import without_secrets
 from rlhf_env.types import JsonObject, JsonView
 
@@ -57,8 +58,8 @@ class Provenance:
 
 def model_card(of: Provenance) -> str:
     """The card as Markdown. What may be a secret is masked, and of absolute paths only the last part is kept."""
-    agent = str(of.experiment.get("agent", {}).get("name", "ppo"))
-    task = str(of.experiment.get("task", {}).get("name", "count"))
+    agent = label_of(of.experiment.get("agent", {}), "ppo")
+    task = label_of(of.experiment.get("task", {}), "count")
     lines = [
         *_front_matter(of, agent),
         f"# {of.name}",
@@ -157,9 +158,10 @@ def _evaluation(of: Provenance) -> Iterator[str]:
     asked = PromptsAsked.of(of.after, replies)
     metrics: Sequence[Metric] = METRICS
     with suppress(RlhfEnvError):  # of a package that is not here
+        # Code that a run folder names is not run to describe it.
+        offered = with_plugins([name for name in evaluation.get("metrics") or () if not names_code(name)])
         success = Success.read(evaluation.get("success", "task"))
-        passing = [pass_metric(k, success) for k in evaluation.get("pass_at", ())]
-        metrics = (*with_plugins(evaluation.get("metrics") or ()), *passing)
+        metrics = (*offered, *(pass_metric(k, success) for k in evaluation.get("pass_at", ())))
     yield from (f"On {asked or 'the prompts of the evaluation'}, by one program for all agents:", "")
     yield from ("| | before training | this model | |", "|---|---:|---:|---|")
     for key in of.after:

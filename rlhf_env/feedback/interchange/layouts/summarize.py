@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.interchange.gathering import Located, Reading
 from rlhf_env.feedback.interchange.layouts.fields import Fields, annotator_of, by_policy, prompt_of
-from rlhf_env.feedback.interchange.layouts.layout import UNCHECKED, Column, Layout, columns, unread
+from rlhf_env.feedback.interchange.layouts.layout import UNCHECKED, Layout, PublishedColumn, columns_of, unread
 from rlhf_env.feedback.interchange.layouts.scores import comparisons_of
 from rlhf_env.feedback.judgements import Judgement, Response
 from rlhf_env.feedback.kinds import Comparison
@@ -115,17 +115,19 @@ SUMMARIZE = Layout(
     sets="openai/summarize_from_feedback, comparisons",
     known_by=("info", "summaries", "choice"),
     columns=(
-        Column("info", "the prompt: SUBREDDIT, TITLE and POST, or Article, and TL;DR: after it", "TRL", "json"),
-        Column(
+        PublishedColumn(
+            "info", "the prompt: SUBREDDIT, TITLE and POST, or Article, and TL;DR: after it", "TRL", "json"
+        ),
+        PublishedColumn(
             "summaries",
             "the two responses, in order; `policy` is the author, `note` goes to the note",
             "README",
             "json",
         ),
-        Column("choice", "the better one: 0 the first, 1 the second", "TRL", "number"),
-        *columns("README", worker="the annotator"),
+        PublishedColumn("choice", "the better one: 0 the first, 1 the second", "TRL", "number"),
+        *columns_of("README", worker="the annotator"),
         *unread("README", "batch", "split"),
-        Column("extra", "", UNCHECKED, "json"),
+        PublishedColumn("extra", "", UNCHECKED, "json"),
     ),
     sources={"README": _README, "TRL": _TRL},
     read=_comparison,
@@ -136,16 +138,15 @@ SUMMARIZE_AXES = Layout(
     sets="openai/summarize_from_feedback, axis evaluations",
     known_by=("info", "summary", "worker"),
     columns=(
-        Column("info", "the prompt, as in `summarize`", "TRL", "json"),
-        Column(
+        PublishedColumn("info", "the prompt, as in `summarize`", "TRL", "json"),
+        PublishedColumn(
             "summary",
             "the response; `axes` has its scores from 1 to 7: of every two summaries of one post that one worker "
-            "scored, "
-            "a comparison by each axis, the difference of the scores as its margin",
+            "scored, a comparison by each axis, the difference of the scores as its margin",
             "README, paper",
             "json",
         ),
-        *columns("README", worker="the annotator"),
+        *columns_of("README", worker="the annotator"),
         *unread("README", "batch", "split"),
     ),
     sources={
