@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
-from rlhf_env.pipeline.settings import Demo
 
 from rlhf_env.lab.benchmark.grid import Grid
 from rlhf_env.learning.experiment import Experiment
+from rlhf_env.pipeline.demo import DemoRewardModel
 from rlhf_env.plugins import PluginHost, host
 from rlhf_env.schema import file_schema, one_of_files
 
@@ -52,7 +52,7 @@ BEYOND = {
 @pytest.fixture(scope="module")
 def schema() -> dict[str, Any]:
     experiment = file_schema(host(), Experiment, title="An experiment")
-    grid = file_schema(host(), Grid, title="A grid", tables={"reward_model": Demo})
+    grid = file_schema(host(), Grid, title="A grid", tables={"reward_model": DemoRewardModel})
     return one_of_files({"": experiment, "agents": grid}, "Either")
 
 
@@ -112,7 +112,9 @@ def test_the_resolved_file_of_a_run_is_taken(validator: Draft202012Validator) ->
         ('[trackers.wandb]\nproject = "toy"', ""),
         ("[trackers.tensorboard]", ""),
         ('[trackers.tensorboard]\nproject = "toy"', "$.trackers.tensorboard: Additional properties are not allowed"),
-        ('[trackers.wandbb]\nproject = "toy"', "$.trackers: Additional properties are not allowed ('wandbb' was unex"),
+        ('[trackers.wandbb]\nproject = "toy"', "$.trackers.wandbb: 'function' is a required property"),
+        ('[trackers.mine]\nfunction = "mine.py:Mine"\nproject = "toy"', ""),
+        ('[stopping.mine]\nfunction = "mine.py:Mine"\nlimit = 2.0', ""),
     ],
 )
 def test_rules_and_trackers_are_tables_by_name(table: str, said: str, validator: Draft202012Validator) -> None:
@@ -235,7 +237,7 @@ def test_the_command_writes_it(capsys: pytest.CaptureFixture[str], monkeypatch: 
     for words, key in (
         (["schema"], "anyOf"),
         (["schema", "experiment"], "properties"),
-        (["schema", "pipeline"], "prompts"),
+        (["schema", "pipeline"], "stage"),
     ):
         monkeypatch.setattr(sys, "argv", ["rlhf-env", *words])
         with pytest.raises(SystemExit) as ended:

@@ -166,12 +166,140 @@ command("lab labels --seeds 0", "Invalid value for '--seeds'")
 command("lab overoptimization --jobs 0", "Invalid value for '--jobs'")
 command("lab regularisation --seeds 0", "Invalid value for '--seeds'")
 command("lab agents --seeds 0", "Invalid value for '--seeds'")
-command("pipeline reward-model --prompts 9", "Invalid value for '--prompts'")
-command("pipeline reward-model --epochs -1", "Invalid value for '--epochs'")
-command("pipeline base-model --jobs 0", "Invalid value for '--jobs'")
 command("demo --seeds 0", "Invalid value for '--seeds'")
 command("check agent:ppo clip=inf", "[agent] ppo: clip must be a finite number, got inf")
 command("check reward:length target=3 weight=nan", "reward 'length': weight must be a finite number, got nan")
 command("check reward:ensemble model=folder penalty=inf", "penalty must be a finite number, got inf")
 command("lab exact --beta nan", "beta must be positive, got nan")
 command("lab exact --symbols 26 --longest 9", "more than can be summed over in reasonable time")
+command(
+    "evaluate folder --pass-at one", "--pass-at one: whole numbers with commas between them are needed, such as 1,8"
+)
+command(
+    "evaluate folder --greedy --temperature 1", "--greedy draws nothing: leave out --temperature, --top-k and --top-p"
+)
+command("evaluate folder --samples 0", "Invalid value for '--samples'")
+
+PAIR = '{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
+TIE = '{"question_id": "1", "model_a": "x", "model_b": "y", "winner": "tie", "judge": "j", "conversation_a": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "A"}], "conversation_b": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "B"}]}\n'  # noqa: E501
+BASE = "--base rlhf-env/chitchat"
+command(
+    "reward-model",
+    "Missing argument 'store'",
+    "Missing option '--base'",
+    "Missing option '--out'",
+)
+command(f"reward-model no.db {BASE} --out o", "no.db: there is no such file: a preference store, or a file of judg")
+command(f"reward-model s.db {BASE} --out o", "s.db: nobody has judged anything in it yet: `rlhf-env annotate")
+command(f"reward-model text {BASE} --out o", "text: judgements come as .jsonl")
+command(f"reward-model a.jsonl {BASE} --out o", "a.jsonl: everything was judged on one prompt, so no", a_DOT_jsonl=PAIR)
+command(
+    f"reward-model a.jsonl {BASE} --out o",
+    "nothing to learn from: 1 comparisons, and none of them prefers or rates a response: nothing preferred: tie (1)",
+    a_DOT_jsonl=TIE,
+)
+command(f"reward-model a.jsonl {BASE} --out o", "a.jsonl: not JSON: Expecting", a_DOT_jsonl="[1\n")
+command(
+    "reward-model a.jsonl --base folder --out o --held-out 0",
+    "--base folder: model folder folder: there is no config.json",
+    a_DOT_jsonl=PAIR,
+)
+command(
+    "reward-model a.jsonl --base ./no --out o --held-out 0",
+    "--base ./no: model folder no: there is no config",
+    a_DOT_jsonl=PAIR,
+)
+command(
+    "reward-model no.db --base folder --out text",
+    "--out text: text is a file: name another folder",
+    "--base folder: model folder folder: there is no config.json in it",
+    "no.db: there is no such file",
+)
+command(
+    f"reward-model a.jsonl {BASE} --out folder --held-out 0",
+    "folder holds something else than a reward model",
+    a_DOT_jsonl=PAIR,
+)
+command(
+    f"reward-model a.jsonl {BASE} --out text/x --held-out 0",
+    "text/x cannot be made: text is no folder",
+    a_DOT_jsonl=PAIR,
+)
+command(
+    f"reward-model a.jsonl {BASE} --out o --members 0",
+    "--members 0: members must be at least 1, got 0",
+    a_DOT_jsonl=PAIR,
+)
+command(f"reward-model a.jsonl {BASE} --out o --members two", "Invalid value for '--members'", a_DOT_jsonl=PAIR)
+command(
+    f"reward-model a.jsonl {BASE} --out o --held-out x", "--held-out x: a share such as 0.2 or 1/6", a_DOT_jsonl=PAIR
+)
+command(
+    f"reward-model a.jsonl {BASE} --out o --held-out 1",
+    "--held-out 1: held_out must be in [0, 1), got 1.0",
+    a_DOT_jsonl=PAIR,
+)
+command(
+    f"reward-model a.jsonl {BASE} --out o --votes most", "--votes most: votes must be one of 'each'", a_DOT_jsonl=PAIR
+)
+command(
+    f"reward-model a.jsonl {BASE} --out o --loss likert",
+    "--loss likert: likert fits none of the judgements (1 comparisons)",
+    a_DOT_jsonl=PAIR,
+)
+command(
+    f"reward-model a.jsonl {BASE} --out o --loss margins",
+    "--loss margins: margins fits none of the judgements (1 comparisons; no judgement states a margin)",
+    a_DOT_jsonl=PAIR,
+)
+command(
+    f"reward-model a.jsonl {BASE} --out o --criterion good",
+    "--criterion good: nothing was judged by 'good'",
+    a_DOT_jsonl=PAIR,
+)
+command(f"reward-model a.jsonl {BASE} --out o --without me", "nobody called 'me' judged anything", a_DOT_jsonl=PAIR)
+command(f"reward-model a.jsonl {BASE} --out o --fairness 1", "groups must be given with fairness", a_DOT_jsonl=PAIR)
+command(
+    f"reward-model a.jsonl {BASE} --out o --fairness 1 --groups w.csv --held-out 0",
+    "--groups w.csv: w.csv: names: two or more different groups are compared, got ('men',)",
+    a_DOT_jsonl=PAIR,
+    w_DOT_csv="men\nhe\n",
+)
+command(f"reward-model a.jsonl {BASE} --out o --wanted folder", "drawn must be given with wanted", a_DOT_jsonl=PAIR)
+command(
+    f"reward-model a.jsonl {BASE} --out o --wanted rlhf-env/chitchat --drawn rlhf-env/chitchat --held-out 0",
+    "importance weights are of pairs of texts that a policy wrote: 2 responses have no token ids",
+    a_DOT_jsonl=PAIR,
+)
+command(
+    f"reward-model a.jsonl {BASE} --out o --set epochs",
+    "--set epochs: 'epochs' is not of the form NAME=VALUE",
+    a_DOT_jsonl=PAIR,
+)
+command(
+    f"reward-model a.jsonl {BASE} --out o --set epoch=1",
+    "--set epoch=1: no setting 'epoch': did you mean 'epochs'?",
+    a_DOT_jsonl=PAIR,
+)
+command(
+    f"reward-model a.jsonl {BASE} --out o --seed 1 --set seed=1", "--set seed=1: 'seed' is set twice", a_DOT_jsonl=PAIR
+)
+command(f"reward-model a.jsonl {BASE} --out o --config no.toml", "cannot read no.toml", a_DOT_jsonl=PAIR)
+command(
+    f"reward-model a.jsonl {BASE} --out o --config f.toml",
+    "f.toml, line 1: Expected",
+    a_DOT_jsonl=PAIR,
+    f_DOT_toml="[x",
+)
+command(
+    f"reward-model a.jsonl {BASE} --out o --config f.toml",
+    "f.toml, line 2: epochs must be at least 0, got -1",
+    "f.toml, line 3: no setting 'member': did you mean 'members'?",
+    a_DOT_jsonl=PAIR,
+    f_DOT_toml="[reward_model]\nepochs = -1\nmember = 2\n",
+)
+command(
+    f"reward-model a.jsonl {BASE} --out o --held-out 0",
+    "a.jsonl:1: prompt and response have",
+    a_DOT_jsonl='{"prompt": "a", "chosen": "' + "word salad " * 200 + '", "rejected": "c"}\n',
+)

@@ -23,7 +23,7 @@ from rlhf_env.learning.collect import collect_with
 from rlhf_env.runs_on_disk import run_in
 from rlhf_env.types import Prompt
 
-Answers = list[tuple[Prompt, Response]]
+AgentAnswers = list[tuple[Prompt, Response]]
 
 
 def answers_of(
@@ -33,7 +33,7 @@ def answers_of(
     checkpoint: Literal["best", "last"] = "best",
     trust_code: bool = False,
     on_source: Callable[[int], None] = lambda _: None,
-) -> list[Answers]:
+) -> list[AgentAnswers]:
     """What each source, by the name that results speak of, has answered or answers now.
 
     A source is a run's folder; a model (folder, shipped, hub name), which answers what the first run among the sources
@@ -66,7 +66,7 @@ def _run_folder(path: str) -> Path:
     return run_in(folder) or folder
 
 
-def _answers_in(path: Path, author: Author) -> Answers:
+def _answers_in(path: Path, author: Author) -> AgentAnswers:
     """The answers in a file."""
     if path.suffix.lower() != ".json":
         return read_responses(path, author)
@@ -80,7 +80,7 @@ def _answers_in(path: Path, author: Author) -> Answers:
         raise ConfigError(f"{path}: no samples of a run can be read from it: {error!r}") from error
 
 
-def _answers_of_model(model: str, name: str, run: Path, prompts: int | None, trust_code: bool) -> Answers:
+def _answers_of_model(model: str, name: str, run: Path, prompts: int | None, trust_code: bool) -> AgentAnswers:
     """A model with a tokenizer of its own answers what the run is evaluated on, with the evaluator's seed."""
     workplace = load_run(run, trust_code=trust_code).workplace
     policy, tokenizer = load_other(workplace, model)
@@ -113,19 +113,21 @@ def answers_of_run(
     checkpoint: Literal["best", "last"] = "last",
     reference: str = "",
     trust_code: bool = False,
-) -> list[Answers]:
+) -> list[AgentAnswers]:
     """The answers of the agent, under the name of a policy; and, under the name `reference`, those of the model that it
     began as. Both write with the evaluator's random numbers, to `prompts` prompts (default: as many as the run says).
+    `trust_code`: see `load_run`.
     """
     workplace = load_run(folder, checkpoint, trust_code=trust_code).workplace
+    evaluation = replace(workplace.experiment.evaluation, samples=1, pass_at=[])  # one answer to each prompt
     if prompts is not None:
-        evaluation = replace(workplace.experiment.evaluation, prompts=prompts)
-        workplace = replace(workplace, experiment=replace(workplace.experiment, evaluation=evaluation))
+        evaluation = replace(evaluation, prompts=prompts)
+    workplace = replace(workplace, experiment=replace(workplace.experiment, evaluation=evaluation))
     evaluator = Evaluator.of(workplace)
     writers = [(name, workplace.agent)]
     if reference:
         writers.append((reference, ReferenceWriter(workplace.setup)))
-    written: list[Answers] = []
+    written: list[AgentAnswers] = []
     for called, writer in writers:
         rollout, _ = evaluator.texts(writer)
         author = Author("policy", called)

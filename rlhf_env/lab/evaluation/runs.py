@@ -204,7 +204,7 @@ def run(
                     wanted.to_toml(),
                     resume=resume,
                     allow_partial=allow_partial,
-                    trackers=wanted.trackers,
+                    trackers=wanted.located().trackers,
                     name=name,
                     paths_from=wanted.folder,
                     code=workplace.code,
