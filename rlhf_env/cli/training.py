@@ -170,6 +170,13 @@ def evaluate(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Where the JSON goes (default: RUN/against_reference.json).")] = None,
     checkpoint: WhichCheckpoint = "best",
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Compare with this model, or with that of this run, instead of the one that the run began with.",
+        ),
+    ] = None,
     trust_code: TrustCode = False,
     threads: Threads = None,
 ) -> None:
@@ -182,7 +189,7 @@ def evaluate(
     from rlhf_env.learning.engine import set_threads
 
     set_threads(threads)
-    found = evaluate_run(run, prompts=prompts, checkpoint=checkpoint, trust_code=trust_code)
+    found = evaluate_run(run, prompts=prompts, checkpoint=checkpoint, reference=reference, trust_code=trust_code)
     file = out or run / "against_reference.json"
     found.save(file)
     console = make_console()

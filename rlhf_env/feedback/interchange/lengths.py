@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from rlhf_env.envs.over_long import OverLong, OverLongCount, cut_prompt, most_that_fit
 from rlhf_env.envs.tokenizers import conversation_of, end_ids, prompt_ids
@@ -24,13 +24,13 @@ from rlhf_env.plain_data import ending_of, read_file, read_json
 from rlhf_env.types import Prompt, Tokenizer
 
 _SHOWN = 40  # characters of a text in a message
-Judged = TypeVar("Judged", Preference, Judgement)
+AnyJudged = TypeVar("AnyJudged", bound=Preference | Judgement)
 Lengths = Callable[[Sequence[tuple[Prompt, Response]]], Sequence[int]]
 """How many tokens prompt and response have together, as somebody reads them."""
 
 
 def fit_lengths(
-    judgements: Sequence[Judged],
+    judgements: Sequence[AnyJudged],
     most: int,
     how: OverLong,
     *,
@@ -38,7 +38,7 @@ def fit_lengths(
     reader: str,
     tokenizer: Tokenizer | None = None,
     path: str | Path | None = None,
-) -> tuple[list[Judged], OverLongCount]:
+) -> tuple[list[AnyJudged], OverLongCount]:
     """Judgements (or pairs) whose texts have at most `most` tokens as `reader` counts them, and how many had more.
 
     "refuse" is `require_fit`. "leave out" leaves out a judgement with a text that is too long. The others cut the
@@ -59,7 +59,7 @@ def fit_lengths(
     each = iter(lengths(texts))
     longest = [max(next(each) for _ in _responses(judged)) for judged in judgements]
     too_long = [count > most for count in longest]
-    fitting: list[Judged] = []
+    fitting: list[AnyJudged] = []
     cut = 0
     prompts: Mapping[str, Prompt] = {}
     if how != "leave out":
@@ -88,13 +88,13 @@ def _responses(judged: Preference | Judgement) -> tuple[Response, ...]:
     return (judged.chosen, judged.rejected) if isinstance(judged, Preference) else judged.responses
 
 
-def _with_texts(judged: Judged, prompt: Prompt, responses: Sequence[Response]) -> Judged:
+def _with_texts(judged: AnyJudged, prompt: Prompt, responses: Sequence[Response]) -> AnyJudged:
     """The same judgement of other texts. Raises DataError where they are no longer different."""
     if isinstance(judged, Preference):
         chosen, rejected = responses
-        return replace(judged, prompt=prompt, chosen=chosen, rejected=rejected)
+        return cast(AnyJudged, replace(judged, prompt=prompt, chosen=chosen, rejected=rejected))
     kind = kind_of(judged)
-    return kind(prompt, responses, kind.answer_of(judged), **kind.circumstances_of(judged))
+    return cast(AnyJudged, kind(prompt, responses, kind.answer_of(judged), **kind.circumstances_of(judged)))
 
 
 def _cut_prompts(
@@ -189,7 +189,7 @@ def require_fit(
     lines = [] if path is None else list(_lines(Path(path)))
     problems = [
         f"{_where(prompt, response, lines, path)}: prompt and response have {tokens} tokens together, and {reader} "
-        f"reads {most}: shorten {response.text[:_SHOWN]!r} or its prompt, or leave the line out"
+        f"reads {most}: shorten {response.text[:_SHOWN]!r} or its prompt, leave the line out, or set over_long"
         for prompt, response, tokens in too_long
     ]
     one_a_line = {problem.partition(": ")[0]: problem for problem in reversed(problems)}

@@ -19,6 +19,7 @@ from rlhf_env.envs.rewards import RewardMix
 from rlhf_env.envs.tasks import held_out, well_formed
 from rlhf_env.errors import MissingExtra, RewardError, UnknownName
 from rlhf_env.feedback.reward_models.calibration import wilson_interval
+from rlhf_env.lab.evaluation.another_reference import with_reference
 from rlhf_env.lab.evaluation.asked import question_of
 from rlhf_env.lab.evaluation.behaviour import (
     Cluster,
@@ -69,6 +70,7 @@ class Measure:
 class RunEvaluation:
     """The agent of a run after `update` updates, and its reference, on the same `prompts` different prompts.
 
+    `reference` is the model that was named in the place of the one that the run began with; "" where none was.
     `asked` says in words which these are, whether training uses them too, and how many are left out because an answer
     has no score. Intervals count prompts: where one was
     asked more than once, its answers are one value.
@@ -84,6 +86,7 @@ class RunEvaluation:
     run: str
     update: int
     agent: str
+    reference: str
     prompts: int
     asked: str
     measures: Sequence[Measure]
@@ -104,22 +107,26 @@ def evaluate_run(
     *,
     prompts: int | None = None,
     checkpoint: Literal["best", "last"] = "best",
+    reference: str | None = None,
     trust_code: bool = False,
 ) -> RunEvaluation:
     """The run in `folder`, as `load_run` reads it at that `checkpoint`, on `prompts` prompts.
 
-    By default they are as many as the run says. `trust_code` is that of `load_run`.
+    By default they are as many as the run says. `reference` is a model, or another run, to compare with in the place of
+    the model that the run began with; it must have the same tokenizer. `trust_code` is that of `load_run`.
 
     Both write with the evaluator's random numbers. Raises ConfigError for a folder that holds no run, DataError for one
     without a checkpoint that can be used.
     """
     run = load_run(folder, checkpoint, trust_code=trust_code)
     workplace, experiment = run.workplace, run.experiment
+    if reference is not None:
+        workplace = with_reference(workplace, reference)
     if prompts is not None:
         experiment = replace(experiment, evaluation=replace(experiment.evaluation, prompts=prompts))
     evaluator = Evaluator.of(replace(workplace, experiment=experiment))
-    reference = ReferenceWriter(workplace.setup)
-    ours, theirs = _in_pairs(evaluator.texts(workplace.agent)[0], evaluator.texts(reference)[0])
+    other = ReferenceWriter(workplace.setup)
+    ours, theirs = _in_pairs(evaluator.texts(workplace.agent)[0], evaluator.texts(other)[0])
     asked, count = evaluator.asked, len({question_of(episode.prompt) for episode in ours.episodes})
     left_out = experiment.evaluation.prompts - len(ours)
     no_score = f"; {left_out} of them left out, where an answer has no score" if left_out else ""
@@ -135,11 +142,12 @@ def evaluate_run(
         run=str(folder),
         update=run.update,
         agent=experiment.agent_label,
+        reference=reference or "",
         prompts=count if left_out else asked.prompts,
         asked=f"{asked}{no_score}",
         measures=[
             measure
-            for measure in _measures(evaluator, replies, evaluator.measured(theirs, reference))
+            for measure in _measures(evaluator, replies, evaluator.measured(theirs, other))
             if rewarded or measure.name not in ("proxy", "objective", "part/none")
         ],
         win_rate={
@@ -322,6 +330,8 @@ def evaluation_tables(found: RunEvaluation, rows: int = 8) -> Group:
 
 def _numbers(found: RunEvaluation) -> Table:
     title = f"{found.agent} after {found.update} updates, on {found.asked}"
+    if found.reference:
+        title += f"; the reference is {_shown(found.reference)}"
     table = _table(title, "", "agent", "reference", "difference [95 %]")
     for name, rate in found.win_rate.items():
         table.add_row(f"win rate, {name}", _interval(rate, ".3f"), "0.500", "")
