@@ -15,7 +15,15 @@ from typing import Any
 import pytest
 
 from rlhf_env.errors import ConfigError, DataError
-from rlhf_env.feedback.interchange import LAYOUTS, Reading, judgements_in, layouts_page, read_judgements
+from rlhf_env.feedback.interchange import (
+    LAYOUTS,
+    Format,
+    Reading,
+    judgements_in,
+    layouts_page,
+    read_judgements,
+    write_judgements,
+)
 from rlhf_env.feedback.interchange.layouts.registry import detected, layouts_of
 from rlhf_env.feedback.judgements import Judgement
 from rlhf_env.feedback.kinds import Comparison, CriteriaRating, Ranking, Rating, preferences_of
@@ -380,6 +388,16 @@ def test_the_page_of_layouts_is_what_the_readers_declare() -> None:
         assert set(layout.known_by) <= columns
         named = {source.strip() for column in layout.columns for source in column.source.split(",")}
         assert named - {"from memory", "not checked"} <= layout.sources.keys(), layout.name
+
+
+@pytest.mark.parametrize("format", ["jsonl", "csv", "argilla", "label-studio"])
+def test_what_a_set_says_comes_back_from_an_export(tmp_path: Path, format: Format) -> None:
+    given = [
+        it for name, rows in ROWS.items() for it in read_judgements(as_json_lines(tmp_path / f"{name}.jsonl", rows))
+    ]
+    file = tmp_path / f"out.{format if format in ('jsonl', 'csv') else 'json'}"
+    write_judgements(file, given, format)
+    assert read_judgements(file) == given
 
 
 def test_damaged_gzip(tmp_path: Path) -> None:
