@@ -83,8 +83,8 @@ MUTANTS = (
         "K15",
         "a later turn is asked without the conversation before it",
         f"{_LAYOUTS}/prism.py",
-        "prompt_of(talk if before else turn.asked)",
-        "prompt_of(turn.asked)",
+        "prompt_of(talk)",
+        "prompt_of(talk[-1:])",
         _SEES,
     ),
     Mutant(

@@ -197,6 +197,9 @@ def test_who_wrote_and_what_was_asked(tmp_path: Path) -> None:
     assert [one.author.name for one in first("ultrafeedback-argilla").responses] == ["m1", "m2"]
     assert first("nectar").prompt.meta["messages"] == chat("q0")
     assert first("nectar", 3).prompt.meta["messages"] == chat("q3", "yes?", "more")
+    assert first("helpsteer2").prompt.meta["messages"] == chat("q0")
+    assert first("kaggle-arena").prompt.meta["messages"] == chat("q0")
+    assert first("wsdm").prompt.meta["messages"] == chat("p0")
     assert first("helpsteer2", 2).prompt.meta["messages"] == chat("hi", "yes?", "q1")
     assert first("helpsteer3").prompt.meta["messages"] == chat("Hello", "Hi", "p0")
     assert first("hh-rlhf", 4).prompt.meta["messages"] == chat("q4", "yes?", "more")
@@ -210,7 +213,7 @@ def test_who_wrote_and_what_was_asked(tmp_path: Path) -> None:
         ("policy", "oasst-sft"),
     ]
     talk = read_judgements(as_json_lines(tmp_path / "f.jsonl", ROWS["prism-utterances"]))
-    assert [it.prompt.meta.get("messages") for it in talk] == [None] * 3 + [chat("q0", "a", "q1")]
+    assert [it.prompt.meta["messages"] for it in talk] == [chat("q0")] * 3 + [chat("q0", "a", "q1")]
 
 
 def test_several_people_of_one_row_are_nobody_of_another_row(tmp_path: Path) -> None:
