@@ -183,8 +183,8 @@ def check_one(
     what: Annotated[
         str,
         typer.Argument(
-            help="A TOML file (experiment, grid, pipeline), or a plugin: reward:NAME, task:NAME, agent:NAME, or your own code: "
-            "FILE.py:NAME, reward:FILE.py:NAME."
+            help="A TOML file (experiment, grid, pipeline), or a plugin: reward:NAME, task:NAME, agent:NAME, or your "
+            "own code: FILE.py:NAME, reward:FILE.py:NAME."
         ),
     ],
     settings: Annotated[list[str] | None, typer.Argument(help="The plugin's settings, as in target=20.")] = None,

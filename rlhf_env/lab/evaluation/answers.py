@@ -119,9 +119,10 @@ def answers_of_run(
     `trust_code`: see `load_run`.
     """
     workplace = load_run(folder, checkpoint, trust_code=trust_code).workplace
+    evaluation = replace(workplace.experiment.evaluation, samples=1, pass_at=[])  # one answer to each prompt
     if prompts is not None:
-        evaluation = replace(workplace.experiment.evaluation, prompts=prompts)
-        workplace = replace(workplace, experiment=replace(workplace.experiment, evaluation=evaluation))
+        evaluation = replace(evaluation, prompts=prompts)
+    workplace = replace(workplace, experiment=replace(workplace.experiment, evaluation=evaluation))
     evaluator = Evaluator.of(workplace)
     writers = [(name, workplace.agent)]
     if reference:
