@@ -98,8 +98,8 @@ def staged_schema(
             "properties": {**properties, **head},
             "additionalProperties": False,
         }
-        chosen = {"properties": {"kind": {"const": kind}}}
-        choices.append({"if": chosen, "then": _reference(f"stage {kind}")})
+        of_kind = {"properties": {"kind": {"const": kind}}}
+        choices.append({"if": of_kind, "then": _reference(f"stage {kind}")})
     schema["properties"]["stage"] = {
         "type": "array",
         "minItems": 1,

@@ -36,15 +36,17 @@ from rlhf_env.feedback.reward_models.fitting import fit_ensemble, fit_reward_mod
 from rlhf_env.feedback.reward_models.losses import ImportanceWeights, reweighted
 from rlhf_env.feedback.reward_models.model import RewardModel
 from rlhf_env.feedback.reward_models.scorecard import make_scorecard, mean_ratings
-from rlhf_env.feedback.reward_models.scorer import LimitedScorer, require_readable
+from rlhf_env.feedback.reward_models.scorer import fit_to_scorer, require_readable
 from rlhf_env.lab.progress import stage
 from rlhf_env.lab.report.scorecard_page import write_page
 from rlhf_env.learning.run_folder import versions
-from rlhf_env.pipeline.judged import Judged, far_apart, held_out_of, learnable_of, read_judged
-from rlhf_env.pipeline.reward_settings import RewardModelSettings
+from rlhf_env.learning.run_models import model_folder
+from rlhf_env.pipeline.judged import SelectedJudgements, far_apart, held_out_of, learnable_of, read_judged
+from rlhf_env.pipeline.reward_settings import RewardModelSettings, no_such_file
 from rlhf_env.policies.language_model import LanguageModel
+from rlhf_env.policies.loading import model_files
 from rlhf_env.policies.policy import Sampling
-from rlhf_env.shown_text import near
+from rlhf_env.shown_text import for_terminal, near
 from rlhf_env.types import JsonObject
 from rlhf_env.whole_files import folder_written, write_json, write_whole
 
@@ -93,7 +95,7 @@ def fit_to_votes(
     record = _record(source, ready, scorer, card, gaps)
     with folder_written(out, replace=overwrite) as folder:
         scorer.save(folder)  # first: it writes a whole folder, in place of an empty one
-        write_whole(folder / "settings.toml", wanted.to_toml())
+        write_whole(folder / "settings.toml", wanted.to_toml(relative_to=out))
         write_json(folder / "record.json", record)
         page = None if card is None else _write_scorecard(card, folder, name=out.name)
     fitted = FittedRewardModel(out, scorer, card, record)
@@ -110,7 +112,7 @@ def fit_to_votes(
 class _Ready:
     """What is fitted to, and what is measured on."""
 
-    judged: Judged
+    judged: SelectedJudgements
     trunk: Path
     learnable: Sequence[Learnable]
     unseen: Sequence[Judgement]
@@ -126,7 +128,7 @@ def _prepare(source: Path, out: Path, wanted: RewardModelSettings, *, overwrite:
         _require_place(out, overwrite=overwrite)
     trunk = Path()
     with _collected(problems, "base"):
-        trunk = base_folder(wanted.base)
+        trunk = model_files(wanted.base)
         RewardModel.from_trunk(trunk, head=wanted.reward_model.head)
     groups = None
     with _collected(problems, "groups"):
@@ -134,12 +136,12 @@ def _prepare(source: Path, out: Path, wanted: RewardModelSettings, *, overwrite:
     judged = None
     with _collected(problems):
         if not source.exists():
-            raise DataError(f"{source}: there is no such file: a preference store, or a file of judgements, is needed")
+            raise DataError(no_such_file(source))
         judged = read_judged(source, wanted)
         left_out = Counter(judged.left_out)
+        learnable_of(judged.judgements, wanted, Counter())  # what is wrong with all is not said of a part
         training, unseen = held_out_of(judged, wanted.held_out, source)
-        all_of_it = learnable_of([*training, *unseen], wanted, Counter())  # before a fit finds half of it wanting
-        learnable = learnable_of(training, wanted, left_out) if all_of_it else []
+        learnable = learnable_of(training, wanted, left_out)
     if problems or judged is None:
         raise ConfigError(*problems)
     scorer = RewardModel.from_trunk(trunk, head=wanted.reward_model.head)
@@ -158,22 +160,6 @@ def _prepare(source: Path, out: Path, wanted: RewardModelSettings, *, overwrite:
     if not learnable:
         raise DataError(f"{source}: nothing is left to learn from: {_counted(left_out)}")
     return _Ready(judged, trunk, learnable, unseen, votes, groups, weights, left_out)
-
-
-def base_folder(name: str) -> Path:
-    """The folder of the model that a reward model is built on: a folder, a shipped model, or a hub name."""
-    folder = Path(assets.resolve(name)).expanduser()
-    if folder.exists() or name.startswith(("/", ".", "~")):
-        return folder
-    from huggingface_hub import constants, snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]))
-    except Exception as error:  # the library and the network raise many kinds
-        why = f"no such folder, and the hub did not give it ({type(error).__name__})"
-        if constants.HF_HUB_OFFLINE:
-            why = "no such folder, not in this machine's hub cache, and HF_HUB_OFFLINE forbids fetching it"
-        raise DataError(f"model {name!r}: {why}") from None
 
 
 @contextlib.contextmanager
@@ -219,20 +205,18 @@ def _readable(
     source: Path,
     left_out: Counter[str],
 ) -> tuple[list[Learnable], list[Judgement]]:
-    """Both without what is too long for the model, where that is wanted; DataError that names every such line."""
+    """Both as the model can read them: what is too long is left out or cut, or DataError names it."""
     if wanted.over_long == "refuse":
         require_readable(scorer, [*_sides(learnable), *_sides(unseen)], path=source)
-    if wanted.over_long == "refuse" or not isinstance(scorer, LimitedScorer) or scorer.context is None:
         return list(learnable), list(unseen)
-    most = scorer.context
-
-    def fitting(some: Sequence[Learnable]) -> list[Learnable]:
-        kept = [one for one in some if max(scorer.lengths(_sides([one]))) <= most]
-        if len(kept) < len(some):
-            left_out[f"judgements of texts longer than the model's context of {most} tokens"] += len(some) - len(kept)
-        return kept
-
-    return fitting(learnable), [one for one in fitting(unseen) if not isinstance(one, Preference)]
+    kept, count = fit_to_scorer(scorer, learnable, wanted.over_long, path=source)
+    kept_unseen, count_unseen = fit_to_scorer(scorer, unseen, wanted.over_long, path=source)
+    for one, what in ((count, "to fit to"), (count_unseen, "held out")):
+        if one.left_out:
+            left_out[f"judgements {what} of texts longer than the model's context of {scorer.context}"] += one.left_out
+        if one.cut:
+            left_out[f"ends of texts longer than the model's context of {scorer.context}, cut ({what})"] += one.cut
+    return list(kept), kept_unseen
 
 
 def _importance(
@@ -255,7 +239,7 @@ def _importance(
     for key in ("wanted", "drawn"):
         with _collected(problems, key):
             sampling = Sampling(temperature=getattr(wanted, f"{key}_temperature"))
-            name = str(getattr(wanted, key))
+            name = model_folder(assets.resolve(str(getattr(wanted, key))))
             policies.append(LanguageModel.from_pretrained(name, dtype=_DTYPES[wanted.dtype], sampling=sampling))
     if problems:
         raise ConfigError(*problems)
@@ -341,7 +325,7 @@ def _record(
         "source": str(near(source.absolute())),
         "criterion": ready.judged.criterion,
         "judgements": len(ready.judged.judgements),
-        "fitted_to": sum(record.pairs + record.validation_pairs for record in records[:1]),
+        "fitted_to": _units(ready.learnable),
         "prompts": len({one.prompt.text for one in ready.learnable}),
         "held_out_prompts": len({one.prompt.text for one in ready.unseen}),
         "votes": ready.votes.votes,
@@ -371,13 +355,14 @@ def _say_what_is_learned(console: Console, source: Path, ready: _Ready) -> None:
     unseen = len({one.prompt.text for one in ready.unseen})
     people = len(votes.reliabilities)
     say(
-        f"{source}: {len(ready.judged.judgements):,} judgements by {ready.judged.criterion!r}"
-        f"{f', of {people} annotators' if people > 1 else ''}; {prompts:,} prompts to fit to, {unseen:,} held out"
+        f"{source}: {_count(len(ready.judged.judgements), 'judgement')} by the criterion {ready.judged.criterion!r}"
+        f"{f', of {people:,} annotators' if people > 1 else ''}; {_count(prompts, 'prompt')} to fit to, {unseen:,} "
+        "held out"
     )
     for why, count in ready.left_out.most_common():
-        say(f"  left out: {why}: {count:,}")
+        say(f"  left out: {for_terminal(why)}: {count:,}")
     for what in ready.judged.assumed:
-        say(f"  assumed: {what}")
+        say(f"  assumed: {for_terminal(what)}")
     if ready.weights is not None:
         weights = ready.weights
         say(
@@ -391,16 +376,20 @@ def _say_who_is_reliable(say: Callable[[str], None], votes: WeighedVotes, most: 
     known = [one for one in votes.reliabilities if one.agreed is not None]
     if not votes.shared:
         return
-    say(f"  {votes.shared:,} of them were judged by several people; with the majority of the others agreed:")
+    estimated = "; by Dawid-Skene, how often they are right" if any(one.accuracy is not None for one in known) else ""
+    say(f"  judged by several people: {votes.shared:,}. Who agreed with the majority of the others{estimated}:")
     for one in known[:most]:
-        accuracy = "" if one.accuracy is None else f"; right in {one.accuracy:.2f}, as Dawid-Skene estimates"
-        say(f"    {one.annotator}: {_share_of(one)} on {one.votes:,}{accuracy}")
+        accuracy = "" if one.accuracy is None else f"; {one.accuracy:.2f}"
+        say(f"    {for_terminal(one.annotator)}: {_share_of(one)} of {one.votes:,}{accuracy}")
     if len(known) > most:
         say(f"    and {len(known) - most} more, who agreed more often: record.json has all")
     if 0 < len(known) < 3:
         say("    Of two people nobody can tell who is right where they differ: ask a third.")
     if against := [one.annotator for one in known if one.against]:
-        say(f"  Against the rest: {', '.join(against)}: their votes mean the opposite, or they misread the question.")
+        say(
+            f"  Against the rest: {for_terminal(', '.join(against))}: their votes mean the opposite, or they misread "
+            "the question."
+        )
 
 
 def _share_of(one: Reliability) -> str:
@@ -417,9 +406,9 @@ def _say_how_good_it_is(console: Console, fitted: FittedRewardModel, ready: _Rea
         accuracy = card.accuracy
         say(
             f"Accuracy on held-out prompts: {accuracy.value:.3f} (95 % interval {accuracy.low:.3f} to "
-            f"{accuracy.high:.3f}; {card.pairs:,} pairs on {card.prompts:,} prompts; 0.5 is a coin)"
+            f"{accuracy.high:.3f}; {_count(card.pairs, 'vote')} on {_count(card.prompts, 'prompt')}; 0.5 is a coin)"
         )
-        say(f"The annotators' own ceiling: {_ceiling(card, ready.unseen)}")
+        say(f"The annotators' own ceiling, {_ceiling(card, ready.unseen)}")
         say(
             f"Calibration error: {card.calibration_error:.3f} (by chance {card.calibration_error_by_chance:.3f} if the "
             "stated odds were right)"
@@ -428,7 +417,7 @@ def _say_how_good_it_is(console: Console, fitted: FittedRewardModel, ready: _Rea
         low, high = gap.absolute_interval
         say(
             f"Fairness, {gap.first} and {gap.second}: scores differ by {gap.absolute:.3f} log-odds "
-            f"[{low:.3f}, {high:.3f}] on {gap.texts:,} texts"
+            f"[{low:.3f}, {high:.3f}] on {_count(gap.texts, 'text')}"
         )
     folder = near(fitted.folder)
     more = "" if card is None else f"; scorecard: {folder / 'scorecard.html'}"
@@ -441,7 +430,7 @@ def _say_how_good_it_is(console: Console, fitted: FittedRewardModel, ready: _Rea
 def _ceiling(card: Scorecard, unseen: Sequence[Judgement]) -> str:
     """How far annotators agree with each other on the held-out prompts, in words."""
     if card.agreement is None:
-        return "unknown: nobody judged a held-out pair that somebody else had judged"
+        return "how often they agree with each other: unknown, since no held-out pair was judged by two people"
     agreement = card.agreement
     low, high = card.intervals["people"]
     pairs = [Comparison.of(pair) for pair in preferences_of(unseen)]
@@ -450,16 +439,22 @@ def _ceiling(card: Scorecard, unseen: Sequence[Judgement]) -> str:
         "" if not found or math.isnan(found[0].alpha.value) else f"; Krippendorff's alpha {found[0].alpha.value:.2f}"
     )
     return (
-        f"{agreement.people:.3f} [{low:.3f}, {high:.3f}]: one vote with the majority of the others, on "
-        f"{agreement.pairs:,} pairs; the model with that majority {agreement.model:.3f}{alpha}"
+        f"one vote against the majority of the others: {agreement.people:.3f} [{low:.3f}, {high:.3f}] on "
+        f"{_count(agreement.pairs, 'pair')}; the model against the same: {agreement.model:.3f}{alpha}"
     )
 
 
 def _spoken_count(learnable: Sequence[Learnable]) -> str:
-    pairs = sum(isinstance(one, Preference) for one in learnable)
-    if pairs == len(learnable):
-        return f"{pairs:,} pairs"
-    return f"{len(learnable):,} judgements"
+    return _count(_units(learnable), "pair" if all(isinstance(one, Preference) for one in learnable) else "judgement")
+
+
+def _units(learnable: Sequence[Learnable]) -> int:
+    """How many judgements they are: both orders of a pair are one, and so are all pairs of a ranking."""
+    return len({(isinstance(one, Preference) and one.group) or i for i, one in enumerate(learnable)})
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def _counted(left_out: Counter[str]) -> str:

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from published_sets import PASSED_OVER, ROWS, SAID, answered, arena, asked, chat, conversation, pku, shp, webgpt
 
 NAMES = [layout.name for layout in LAYOUTS]
-SIGNS = {"first": ">", "second": "<", "tie": "=", "both bad": "both bad"}
+SIGNS = {"first": ">", "second": "<", "tie": "=", "both bad": "both bad", "cannot say": "cannot say"}
 
 
 def in_words(judgement: Judgement) -> str:
