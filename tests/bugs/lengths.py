@@ -40,8 +40,8 @@ MUTANTS = (
         "K14",
         "held-out prompts are not looked at",
         _OVER_LONG,
-        "            self._aside = FittedTask(aside, self._tokenizer, self.most, self.how)\n        return self._aside\n",
-        "            return aside\n        return self._aside\n",
+        "            self._aside = FittedTask(aside, self._tokenizer, self.most, self.how)\n",
+        "            return aside\n",
         _SEES_PROMPTS,
     ),
     Mutant(
