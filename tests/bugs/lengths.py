@@ -88,8 +88,8 @@ MUTANTS = (
         "SFT",
         "what follows the end token is learned",
         _DEMONSTRATIONS,
-        "                return ids[: closing + 1]\n",
-        "                return ids\n",
+        "    return [] if closing is None else ids[: closing + 1]\n",
+        "    return [] if closing is None else ids\n",
         _SEES_ANSWERS,
     ),
     Mutant(
