@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlhf_env.cli.shared import LEARNING, WhichCheckpoint, app
+from rlhf_env.cli.shared import LEARNING, TrustCode, WhichCheckpoint, app
 from rlhf_env.errors import ConfigError, RlhfEnvError
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def chat_with(
     seed: Annotated[int, typer.Option(help="What the answers are drawn from.", min=0)] = 0,
     system: Annotated[str, typer.Option(help="A system message to begin each conversation with.")] = "",
     checkpoint: WhichCheckpoint = "best",
+    trust_code: TrustCode = False,
 ) -> None:
     """Talk to a model. /reset begins a new conversation; /quit, or Ctrl-D, ends; Ctrl-C stops an answer.
 
@@ -58,6 +59,7 @@ def chat_with(
         max_new_tokens=max_new_tokens,
         system=system,
         seed=seed,
+        trust_code=trust_code,
     )
     if not chat.remembers:
         _note("the model has no chat template: each question is asked by itself, as it is")

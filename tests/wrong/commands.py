@@ -172,6 +172,13 @@ command("check reward:length target=3 weight=nan", "reward 'length': weight must
 command("check reward:ensemble model=folder penalty=inf", "penalty must be a finite number, got inf")
 command("lab exact --beta nan", "beta must be positive, got nan")
 command("lab exact --symbols 26 --longest 9", "more than can be summed over in reasonable time")
+command(
+    "evaluate folder --pass-at one", "--pass-at one: whole numbers with commas between them are needed, such as 1,8"
+)
+command(
+    "evaluate folder --greedy --temperature 1", "--greedy draws nothing: leave out --temperature, --top-k and --top-p"
+)
+command("evaluate folder --samples 0", "Invalid value for '--samples'")
 
 PAIR = '{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
 TIE = '{"question_id": "1", "model_a": "x", "model_b": "y", "winner": "tie", "judge": "j", "conversation_a": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "A"}], "conversation_b": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "B"}]}\n'  # noqa: E501

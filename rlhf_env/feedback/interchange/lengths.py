@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from rlhf_env.envs.over_long import OverLong, OverLongCount, cut_prompt, most_that_fit
-from rlhf_env.envs.tokenizers import end_ids, prompt_ids
+from rlhf_env.envs.tokenizers import conversation_of, end_ids, prompt_ids
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.interchange.gathering import MOST_PROBLEMS
 from rlhf_env.feedback.judgements import Judgement, Preference, Response, prompt_digest
 from rlhf_env.feedback.kinds import kind_of
-from rlhf_env.plain_data import read_file, read_json
+from rlhf_env.plain_data import ending_of, read_file, read_json
 from rlhf_env.types import Prompt, Tokenizer
 
 _SHOWN = 40  # characters of a text in a message
@@ -199,11 +199,22 @@ def require_fit(
 
 
 def _where(prompt: Prompt, response: Response, lines: list[tuple[str, frozenset[str]]], path: object) -> str:
-    for where, strings in lines:
-        if response.text in strings and any(it in prompt.text for it in strings - {response.text, ""}):
+    conversation = conversation_of(prompt)
+    asked = str(conversation[-1]["content"]) if conversation else prompt.text
+    answering = [(where, strings) for where, strings in lines if _answers(response.text, strings)]
+    for where, strings in answering:
+        if any(asked in it for it in strings):
+            return where
+    for where, strings in answering:  # a prompt that was made of several columns, which are most of it
+        if 2 * sum(len(it) for it in strings if it in prompt.text) > len(prompt.text):
             return where
     named = f"prompt {prompt.text[:_SHOWN]!r}"
     return named if path is None else f"{path}, {named}"
+
+
+def _answers(text: str, strings: frozenset[str]) -> bool:
+    """Whether it is one of the strings, or how a transcript ends."""
+    return text in strings or any(it.rstrip().endswith(text) for it in strings)
 
 
 def _lines(path: Path) -> Iterator[tuple[str, frozenset[str]]]:
@@ -212,9 +223,9 @@ def _lines(path: Path) -> Iterator[tuple[str, frozenset[str]]]:
     if content.startswith(b"SQLite format 3\0"):
         return
     text = content.decode("utf-8", errors="replace")
-    if path.suffix.lower() in (".csv", ".tsv"):
+    if ending_of(path) in (".csv", ".tsv"):
         begins = 1
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if ending_of(path) == ".tsv" else ",")
         for row in reader:
             yield f"{path}:{begins}", frozenset(row)
             begins = reader.line_num + 1

@@ -20,6 +20,8 @@ from rlhf_env.errors import RlhfEnvError
 from rlhf_env.lab.evaluation.asked import PromptsAsked
 from rlhf_env.lab.evaluation.metric import Metric
 from rlhf_env.lab.evaluation.metrics import METRICS, meaning_of, with_plugins
+from rlhf_env.lab.evaluation.passing import pass_metric
+from rlhf_env.learning.success import Success
 from rlhf_env.own_code import label_of, names_code
 from rlhf_env.shown_text import without_secrets
 from rlhf_env.types import JsonObject, JsonView
@@ -152,12 +154,14 @@ def _evaluation(of: Provenance) -> Iterator[str]:
         yield from ("No evaluation was made of this checkpoint.", "")
         return
     evaluation = of.experiment.get("evaluation", {})
-    replies = int(of.after.get("answers", evaluation.get("prompts", 128)))
+    replies = int(of.after.get("answers", evaluation.get("prompts", 128) * evaluation.get("samples", 1)))
     asked = PromptsAsked.of(of.after, replies)
     metrics: Sequence[Metric] = METRICS
     with suppress(RlhfEnvError):  # of a package that is not here
         # Code that a run folder names is not run to describe it.
-        metrics = with_plugins([name for name in evaluation.get("metrics") or () if not names_code(name)])
+        offered = with_plugins([name for name in evaluation.get("metrics") or () if not names_code(name)])
+        success = Success.read(evaluation.get("success", "task"))
+        metrics = (*offered, *(pass_metric(k, success) for k in evaluation.get("pass_at", ())))
     yield from (f"On {asked or 'the prompts of the evaluation'}, by one program for all agents:", "")
     yield from ("| | before training | this model | |", "|---|---:|---:|---|")
     for key in of.after:
