@@ -63,6 +63,8 @@ class Responses:
     """The longest response, in tokens."""
     max_prompt_tokens: AtLeastOne = 32
     """The longest prompt, in tokens."""
+    stop: list[str] = field(default_factory=list)
+    """Strings that end an answer, as in [environment]."""
     seed: Seed = 0
     """What the answers are drawn from."""
 
@@ -132,6 +134,7 @@ class _Writing:
             max_prompt_tokens=wanted.max_prompt_tokens,
             action_length=None,
             autoreset_mode="Disabled",
+            stop=wanted.stop,
         )
         spending = Spending()
         setup = Setup(
