@@ -13,11 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 
 from rlhf_env.envs.rewards import RewardMix
+from rlhf_env.envs.stop_strings import StopStrings
 from rlhf_env.envs.tokenizers import FileTokenizer, end_ids, load_tokenizer, plain_conversation, prompt_ids
 from rlhf_env.errors import ConfigError, DataError, RlhfEnvError
 from rlhf_env.lab.evaluation.runs import load_run
@@ -31,8 +32,8 @@ from rlhf_env.policies.policy import HasContext, Policy, Sampling
 from rlhf_env.runs_on_disk import experiment_table_of, run_in, tokenizer_of
 from rlhf_env.types import (
     Episode,
-    FinishReason,
     GroupReward,
+    Int,
     JsonObject,
     Observation,
     Prompt,
@@ -85,11 +86,12 @@ class Chat:
         *,
         max_new_tokens: int,
         system: str = "",
-        stop: Sequence[str] = (),
         seed: int = 0,
+        stop: Sequence[str] = (),
         workplace: Workplace | None = None,
     ) -> None:
-        self.policy, self.tokenizer, self.system, self.stop = policy, tokenizer, system, tuple(stop)
+        self._stops = StopStrings(stop, tokenizer) if len(stop) else None
+        self.policy, self.tokenizer, self.system = policy, tokenizer, system
         self.max_new_tokens = max_new_tokens
         self.turns: list[tuple[str, str]] = []
         self._workplace = workplace
@@ -211,42 +213,46 @@ class Chat:
         observation: Observation = {"input_ids": texts, "attention_mask": mask}
         response: list[int] = []
         logprobs: list[float] = []
-        said, ended = "", ""
-        while len(response) < limit and not ended:
+        said, stopped, by_string = "", False, False
+        states: Int = np.zeros(1, np.int64)
+        while len(response) < limit and not stopped and not by_string:
+            if self._stops is not None:
+                observation |= {"stops": self._stops, "stop_states": states}
             written = policy.write(observation, 1)
             token = int(written.tokens[0, 0])
             place = len(ids) + len(response)
             texts[0, place], mask[0, place] = token, 1
             response.append(token)
             logprobs.append(float(written.logprobs[0, 0]))
-            ended = "stop" if token in end_ids(self.tokenizer) else ""
-            text = self._decoded(response, ended == "stop")
-            if not ended and (found := [text.index(stop) for stop in self.stop if stop in text]):
-                text, ended = text[: min(found)], "stop_string"
-            # A letter of several tokens is U+FFFD until the last of them is there; what may become a stop string waits.
-            sure = text if ended else text.rstrip("\N{REPLACEMENT CHARACTER}")[: len(text) - _begun(text, self.stop)]
-            if len(sure) > len(said) and sure.startswith(said):
-                say(sure[len(said) :])
-                said = sure
-        # Mostly the rest, which no token came after; a tokenizer may take back what it said: then all of it once more.
-        say(text[len(said) :] if text.startswith(said) else f"\n{text}")
+            stopped = token in end_ids(self.tokenizer)
+            if self._stops is not None:
+                states = self._stops.after(states, written.tokens[:, 0])
+                by_string = bool(self._stops.completed(states)[0])
+            # A letter of several tokens is U+FFFD until the last of them is there.
+            whole = self._decoded(response, stopped, by_string).rstrip("\N{REPLACEMENT CHARACTER}")
+            if self._stops is not None and not stopped and not by_string:
+                whole = self._stops.settled(whole)
+            if len(whole) > len(said) and whole.startswith(said):
+                say(whole[len(said) :])
+                said = whole
+        text = self._decoded(response, stopped, by_string)
+        if text.startswith(said):
+            say(text[len(said) :])
+        else:  # the tokenizer takes back what it said: all of it once more
+            say(f"\n{text}")
         return Episode(
             prompt=prompt,
             prompt_ids=np.array(ids, np.int64),
             response=text,
             response_ids=np.array(response, np.int64),
-            finish_reason=cast(FinishReason, ended or "length"),
+            finish_reason="stop_string" if by_string else "stop" if stopped else "length",
             actions=np.ones(len(response), np.bool_),
             logprobs=np.array(logprobs),
         )
 
-    def _decoded(self, response: Sequence[int], stopped: bool) -> str:
-        return self.tokenizer.decode(response[: len(response) - stopped])
-
-
-def _begun(text: str, stop: Sequence[str]) -> int:
-    """The length of the longest end of the text that a stop string begins with."""
-    return max((n for it in stop for n in range(1, len(it)) if text.endswith(it[:n])), default=0)
+    def _decoded(self, response: Sequence[int], stopped: bool, by_string: bool) -> str:
+        text = self.tokenizer.decode(response[: len(response) - stopped])
+        return self._stops.cut(text) if self._stops is not None and by_string else text
 
 
 def _said(name: str, part: object, weight: float, episode: Episode) -> PartOfReward:
@@ -273,6 +279,7 @@ def open_chat(
     system: str = "",
     seed: int = 0,
     trust_code: bool = False,
+    stop: Sequence[str] | None = None,
 ) -> Chat:
     """A chat with a model: a run's (at that checkpoint), that of a folder, a shipped one, one of the hub.
 
@@ -281,6 +288,7 @@ def open_chat(
         temperature, greedy: instead of the distribution that the run sampled from (of a model: temperature 1).
         trust_code: that of `load_run`, for `rewards`.
         max_new_tokens: the longest answer (of a run: as in its training; of a model: 256, or half its context).
+        stop: strings that end an answer (of a run: as in its training).
 
     Raises ConfigError for what is no model, and for a run whose agent trained none.
     """
@@ -290,12 +298,13 @@ def open_chat(
     if run is None and rewards:
         raise ConfigError(f"{name} is no run: there is no reward and no reference to show")
     if run is not None and (rewards or experiment_table_of(run)["policy"].get("model") == "table"):
-        return _of_run(run, checkpoint, temperature, greedy, max_new_tokens, system, seed, trust_code)
-    folder, usual, longest, stop = model_folder(name, checkpoint), Sampling(), None, ()
+        return _of_run(run, checkpoint, temperature, greedy, max_new_tokens, system, seed, stop, trust_code)
+    folder, usual, longest = model_folder(name, checkpoint), Sampling(), None
+    strings: Sequence[str] = stop or ()
     if run is not None:
         trained = TrainedModel.of(run, checkpoint)
-        environment = trained.experiment.get("environment", {})
-        usual, longest, stop = trained.settings.sampling, environment.get("max_new_tokens", 24), environment.get("stop")
+        usual, longest = trained.settings.sampling, trained.experiment.get("environment", {}).get("max_new_tokens", 24)
+        strings = trained.experiment.get("environment", {}).get("stop", ()) if stop is None else stop
         own = tokenizer_of(run)
         tokenizer = load_tokenizer(own if own.startswith(("bytes", "alphabet:")) else folder)
     else:
@@ -308,7 +317,7 @@ def open_chat(
     )
     tokenizer = with_vocabulary_of(tokenizer, policy, name)
     longest = max_new_tokens or longest or min(_LONGEST, (policy.context or 2 * _LONGEST) // 2)
-    return Chat(policy, tokenizer, max_new_tokens=longest, system=system, stop=stop or (), seed=seed)
+    return Chat(policy, tokenizer, max_new_tokens=longest, system=system, seed=seed, stop=strings)
 
 
 def _of_run(
@@ -319,6 +328,7 @@ def _of_run(
     max_new_tokens: int | None,
     system: str,
     seed: int,
+    stop: Sequence[str] | None,
     trust_code: bool,
 ) -> Chat:
     workplace = load_run(run, checkpoint, trust_code=trust_code).workplace
@@ -334,8 +344,8 @@ def _of_run(
         setup.tokenizer,
         max_new_tokens=longest,
         system=system,
-        stop=workplace.env.stop,
         seed=seed,
+        stop=workplace.env.stop if stop is None else stop,
         workplace=workplace,
     )
 

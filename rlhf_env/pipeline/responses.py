@@ -63,8 +63,8 @@ class Responses:
     """The longest response, in tokens."""
     max_prompt_tokens: AtLeastOne = 32
     """The longest prompt, in tokens."""
-    stop: tuple[str, ...] = ()
-    """Strings that end a response where it first holds one of them."""
+    stop: list[str] = field(default_factory=list)
+    """Strings that end an answer, as in [environment]."""
     seed: Seed = 0
     """What the answers are drawn from."""
 

@@ -236,7 +236,8 @@ def _say_what_is_learned(console: Console, source: Path, material: Material) -> 
     unseen = len({one.prompt.text for one in material.unseen})
     people = len(votes.reliabilities)
     say(
-        f"{source}: {_count(len(material.selected.judgements), 'judgement')} by the criterion {material.selected.criterion!r}"
+        f"{source}: {_count(len(material.selected.judgements), 'judgement')} by the criterion "
+        f"{material.selected.criterion!r}"
         f"{f', of {people:,} annotators' if people > 1 else ''}; {_count(prompts, 'prompt')} to fit to, "
         f"{unseen:,} held out"
     )
