@@ -32,7 +32,7 @@ from rlhf_env.envs.tokenizers import (
     tokenizer_folder,
 )
 from rlhf_env.envs.transformers_tokenizer import quiet_transformers
-from rlhf_env.errors import DataError, UnknownName
+from rlhf_env.errors import DataError, DiskRefused, UnknownName
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.policy_settings import PolicySettings
@@ -195,20 +195,31 @@ class TrainedModel:
 def keep_base(run: Path, policy: object, tokenizer: Tokenizer) -> None:
     """Keep in a run's folder what its weights belong to: configuration and, if it has files, the tokenizer.
 
-    Does nothing where that was done, and for a policy that is no language model.
+    Does nothing where that was done, and for a policy that is no language model. A tokenizer or a configuration that
+    this version of transformers cannot save is not kept: the run needs the folder that it began with, then, to be a
+    model. Raises DiskRefused.
     """
     if not isinstance(policy, LanguageModel) or (run / BASE).exists():
         return
-    with written_folder(run / BASE) as half:
-        ends, pad = policy.end_ids, policy.pad_id
-        with quiet_transformers():
-            policy.model.config.save_pretrained(str(half))
-            generation_config(ends, pad, policy.model.config, policy.sampling).save_pretrained(str(half))
-        if isinstance(tokenizer, FileTokenizer):
-            save_tokenizer(tokenizer, half)
-        elif isinstance(tokenizer, (ByteTokenizer, AlphabetTokenizer)):
-            name = f"alphabet:{tokenizer.symbols}" if isinstance(tokenizer, AlphabetTokenizer) else "bytes"
-            (half / TOKENIZER_NAME).write_text(json.dumps({"tokenizer": name}), encoding="utf-8")
+    try:
+        with written_folder(run / BASE) as half:
+            _write_base(half, policy, tokenizer)
+    except OSError as error:
+        raise DiskRefused(f"{run / BASE} cannot be written: {error.strerror or error}") from error
+    except Exception:  # the library raises many kinds, and training does not need it
+        return
+
+
+def _write_base(folder: Path, policy: LanguageModel, tokenizer: Tokenizer) -> None:
+    with quiet_transformers():
+        policy.model.config.save_pretrained(str(folder))
+        named = generation_config(policy.end_ids, policy.pad_id, policy.model.config, policy.sampling)
+        named.save_pretrained(str(folder))
+    if isinstance(tokenizer, FileTokenizer):
+        save_tokenizer(tokenizer, folder)
+    elif isinstance(tokenizer, (ByteTokenizer, AlphabetTokenizer)):
+        name = f"alphabet:{tokenizer.symbols}" if isinstance(tokenizer, AlphabetTokenizer) else "bytes"
+        (folder / TOKENIZER_NAME).write_text(json.dumps({"tokenizer": name}), encoding="utf-8")
 
 
 def save_language_model(
