@@ -245,7 +245,8 @@ def _dawid_skene(
 
 def _imagined_votes(people: Iterable[str], *, start: int) -> tuple[list[tuple[int, str, int]], dict[int, int]]:
     """Each person's votes on pairs of known truth, which are the prior; and the truth, by task from `start` on."""
-    rows, truth = [], {}
+    rows: list[tuple[int, str, int]] = []
+    truth: dict[int, int] = {}
     for person in people:
         for right in [1] * _IMAGINED_RIGHT + [-1] * _IMAGINED_WRONG:
             for label in (1, -1):
