@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
 
@@ -134,8 +133,7 @@ def _readable(
     if wanted.over_long == "refuse":
         require_readable(scorer, [*sides_of(learnable), *sides_of(unseen)], path=source)
         return list(learnable), list(unseen)
-    # It takes pairs and judgements alike, and its type says one or the other.
-    kept, count = fit_to_scorer(scorer, cast("Sequence[Judgement]", learnable), wanted.over_long, path=source)
+    kept, count = fit_to_scorer(scorer, learnable, wanted.over_long, path=source)
     kept_unseen, count_unseen = fit_to_scorer(scorer, unseen, wanted.over_long, path=source)
     for one, what in ((count, "to fit to"), (count_unseen, "held out")):
         if one.left_out:
