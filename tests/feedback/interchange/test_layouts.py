@@ -403,6 +403,17 @@ def test_what_a_set_says_comes_back_from_an_export(tmp_path: Path, format: Forma
     assert read_judgements(file) == given
 
 
+def test_a_sequence_of_objects_may_be_kept_by_its_columns(tmp_path: Path) -> None:
+    """As `datasets` keeps what it calls a Sequence."""
+    by_column = {"text": ["a", "b"], "policy": ["m1", "m2"], "note": [None, "short"]}
+    row = {**ROWS["summarize"][0], "summaries": by_column, "extra": None}
+    (judgement,) = read_judgements(as_json_lines(tmp_path / "f.jsonl", [row]))
+    assert in_words(judgement) == "overall by w1: a < b (note: of summary 2: short)"
+    row["summaries"] = {**by_column, "text": ["a"]}
+    with pytest.raises(DataError, match=r"f\.jsonl:1: summaries: its columns are not of one length"):
+        read_judgements(as_json_lines(tmp_path / "f.jsonl", [row]))
+
+
 def test_damaged_gzip(tmp_path: Path) -> None:
     file = as_gzip(tmp_path / "f.jsonl.gz", ROWS["shp"])
     file.write_bytes(file.read_bytes()[:-20])
