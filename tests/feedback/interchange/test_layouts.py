@@ -221,6 +221,17 @@ def test_several_people_of_one_row_are_nobody_of_another_row(tmp_path: Path) -> 
     assert len({judgement.annotator for judgement in judgements}) == 5
 
 
+def test_nothing_answers_what_was_deleted(tmp_path: Path) -> None:
+    first, second, *_ = json.loads(json.dumps(ROWS["oasst-trees"]))
+    first["prompt"]["deleted"] = True
+    second["prompt"]["replies"][0]["deleted"] = True  # and the ranking below it goes, too
+    reading = Reading(source="f.jsonl")
+    with pytest.raises(
+        DataError, match="nobody has judged anything in it: passed over: trees whose first message was del"
+    ):
+        judgements_in(as_json_lines(tmp_path / "f.jsonl", [first, second]), reading)
+
+
 def test_scores_of_one_turn_weigh_as_one_comparison(tmp_path: Path) -> None:
     judgements = read_judgements(as_json_lines(tmp_path / "f.jsonl", ROWS["prism-utterances"]))
     of_a_turn = [it for it in judgements if isinstance(it, Comparison) and it.group]
