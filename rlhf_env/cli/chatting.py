@@ -13,7 +13,7 @@ from rlhf_env.cli.shared import LEARNING, TrustCode, WhichCheckpoint, app
 from rlhf_env.errors import ConfigError, RlhfEnvError
 
 if TYPE_CHECKING:
-    from rlhf_env.lab.chat import Answer, Chat
+    from rlhf_env.lab.chat import Chat, ChatAnswer
 
 _WIDE = 100  # columns of a terminal in which two answers stand side by side
 
@@ -33,6 +33,12 @@ def chat_with(
     greedy: Annotated[bool, typer.Option("--greedy", help="The likeliest token, always.")] = False,
     max_new_tokens: Annotated[
         int | None, typer.Option(help="The longest answer, in tokens (default: as the run was trained).", min=1)
+    ] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A string that ends an answer; may be given several times (default: as the run was trained)."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="What the answers are drawn from.", min=0)] = 0,
     system: Annotated[str, typer.Option(help="A system message to begin each conversation with.")] = "",
@@ -60,6 +66,7 @@ def chat_with(
         system=system,
         seed=seed,
         trust_code=trust_code,
+        stop=stop or None,
     )
     if not chat.remembers:
         _note("the model has no chat template: each question is asked by itself, as it is")
@@ -138,7 +145,7 @@ def _nothing(_piece: str) -> None:
     """Both answers are shown when both are there."""
 
 
-def _side_by_side(ours: Answer, theirs: Answer) -> None:
+def _side_by_side(ours: ChatAnswer, theirs: ChatAnswer) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -150,7 +157,7 @@ def _side_by_side(ours: Answer, theirs: Answer) -> None:
     Console(emoji=False, highlight=False).print(table)
 
 
-def _rewards(chat: Chat, answer: Answer) -> str:
+def _rewards(chat: Chat, answer: ChatAnswer) -> str:
     from rlhf_env.shown_text import for_terminal
 
     parts = chat.rewards_of(answer)
