@@ -205,7 +205,7 @@ def load_code(code: OwnCode) -> object:
         raise _refused(f"{_spoken_source(code)} has no {code.attribute!r}{said}") from error
 
 
-def place_of(error: BaseException) -> str:
+def raised_at(error: BaseException) -> str:
     """Where in a file of one's own an error was raised: "polite.py, line 3"; "" if it was elsewhere."""
     files = {str(module.__file__) for module in _ours.values()} | {f for it in _neighbours.values() for f in it}
     lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]

@@ -290,7 +290,7 @@ class _Maker:
                 ],
                 "anyOf": list(known.values()),
             }
-            shared = {setting.name: self._setting(setting, partial=True) for setting in of_every_reward()}
+            shared = self._of_every_reward(partial=True)
             own_code: Schema = {"type": "object", **_OF_CODE, "properties": shared}
             weight = {"type": "number", "description": "The part's weight; the reward has its default settings."}
             parts = {
@@ -321,9 +321,13 @@ class _Maker:
             self.definitions[name] = self._made(entry, partial)
         return _reference(name)
 
+    def _of_every_reward(self, partial: bool) -> Schema:
+        shared = {setting.name: self._setting(setting, partial) for setting in of_every_reward()}
+        return {**shared, KEY: _CODE}
+
     def _made(self, entry: Entry, partial: bool) -> Schema:
         own = (
-            {setting.name: self._setting(setting, partial) for setting in of_every_reward()}
+            self._of_every_reward(partial)
             if entry.kind == "reward"
             else {"name": {"const": entry.name, "description": f"The {entry.kind}, of {entry.origin}."}}
         )

@@ -291,5 +291,5 @@ def test_where_an_error_was_raised() -> None:
     write(polite="def polite(completions):\n    return [1 / len(t) for t in completions]\n")
     with pytest.raises(ZeroDivisionError) as raised:
         load_code(OwnCode("polite.py:polite"))(completions=[""])  # type: ignore[operator]
-    assert own_code.place_of(raised.value) == "polite.py, line 2"
-    assert own_code.place_of(ValueError()) == ""
+    assert own_code.raised_at(raised.value) == "polite.py, line 2"
+    assert own_code.raised_at(ValueError()) == ""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlhf_env.cli.shared import LEARNING, WhichCheckpoint, app
+from rlhf_env.cli.shared import LEARNING, TrustCode, WhichCheckpoint, app
 from rlhf_env.errors import ConfigError, RlhfEnvError
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def chat_with(
     seed: Annotated[int, typer.Option(help="What the answers are drawn from.", min=0)] = 0,
     system: Annotated[str, typer.Option(help="A system message to begin each conversation with.")] = "",
     checkpoint: WhichCheckpoint = "best",
+    trust_code: TrustCode = False,
 ) -> None:
     """Talk to a model. /reset begins a new conversation; /quit, or Ctrl-D, ends; Ctrl-C stops an answer.
 
@@ -65,6 +66,7 @@ def chat_with(
         system=system,
         seed=seed,
         stop=stop or None,
+        trust_code=trust_code,
     )
     if not chat.remembers:
         _note("the model has no chat template: each question is asked by itself, as it is")

@@ -183,8 +183,8 @@ def check_one(
     what: Annotated[
         str,
         typer.Argument(
-            help="A TOML file (experiment or grid), or a plugin: reward:NAME, task:NAME, agent:NAME, or your own code: "
-            "FILE.py:NAME, reward:FILE.py:NAME."
+            help="A TOML file (experiment, grid, pipeline), or a plugin: reward:NAME, task:NAME, agent:NAME, or your "
+            "own code: FILE.py:NAME, reward:FILE.py:NAME."
         ),
     ],
     settings: Annotated[list[str] | None, typer.Argument(help="The plugin's settings, as in target=20.")] = None,
@@ -253,7 +253,15 @@ def _check_file(file: Path) -> None:
     from rlhf_env.learning.experiment import Experiment
     from rlhf_env.toml_files import naming_lines, read_toml
 
-    if "agents" not in read_toml(file):
+    table = read_toml(file)
+    if "stage" in table:
+        from rlhf_env.pipeline.plan import read_plan
+
+        with naming_lines(file):
+            plan = read_plan(file)
+            plan.check(Path("runs") / plan.about.name)
+        return
+    if "agents" not in table:
         experiment = Experiment.load(file)
         with naming_lines(file):
             workplace = prepare(experiment)

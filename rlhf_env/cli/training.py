@@ -199,6 +199,13 @@ def evaluate(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Where the JSON goes (default: RUN/against_reference.json).")] = None,
     checkpoint: WhichCheckpoint = "best",
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Compare with this model, or with that of this run, instead of the one that the run began with.",
+        ),
+    ] = None,
     trust_code: TrustCode = False,
     threads: Threads = None,
 ) -> None:
@@ -225,6 +232,7 @@ def evaluate(
         pass_at=None if pass_at is None else _whole_numbers("--pass-at", pass_at),
         success=success,
         checkpoint=checkpoint,
+        reference=reference,
         trust_code=trust_code,
     )
     file = out or run / "against_reference.json"

@@ -279,12 +279,14 @@ def open_chat(
     system: str = "",
     seed: int = 0,
     stop: Sequence[str] | None = None,
+    trust_code: bool = False,
 ) -> Chat:
     """A chat with a model: a run's (at that checkpoint), that of a folder, a shipped one, one of the hub.
 
     Args:
         rewards: build what the run trained with, its reward and its reference, for `rewards_of` and `beside`.
         temperature, greedy: instead of the distribution that the run sampled from (of a model: temperature 1).
+        trust_code: that of `load_run`, for `rewards`.
         max_new_tokens: the longest answer (of a run: as in its training; of a model: 256, or half its context).
         stop: strings that end an answer (of a run: as in its training).
 
@@ -296,7 +298,7 @@ def open_chat(
     if run is None and rewards:
         raise ConfigError(f"{name} is no run: there is no reward and no reference to show")
     if run is not None and (rewards or experiment_table_of(run)["policy"].get("model") == "table"):
-        return _of_run(run, checkpoint, temperature, greedy, max_new_tokens, system, seed, stop)
+        return _of_run(run, checkpoint, temperature, greedy, max_new_tokens, system, seed, stop, trust_code)
     folder, usual, longest = model_folder(name, checkpoint), Sampling(), None
     strings: Sequence[str] = stop or ()
     if run is not None:
@@ -327,8 +329,9 @@ def _of_run(
     system: str,
     seed: int,
     stop: Sequence[str] | None,
+    trust_code: bool,
 ) -> Chat:
-    workplace = load_run(run, checkpoint).workplace
+    workplace = load_run(run, checkpoint, trust_code=trust_code).workplace
     setup = workplace.setup
     if not traits(workplace.agent).policy_writes:
         agent = workplace.experiment.agent.get("name")

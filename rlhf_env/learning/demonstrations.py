@@ -29,7 +29,7 @@ _SHOWN = 20  # problems in one report
 
 
 @dataclass(frozen=True)
-class Answers:
+class GivenAnswers:
     """The answers of a task, one text for each, and how many of them were too long."""
 
     episodes: Sequence[Episode]
@@ -45,7 +45,7 @@ def demonstrations_of(
     context: int | None = None,
     wanted: Demonstrated | None = None,
     over_long: OverLong = "refuse",
-) -> Answers:
+) -> GivenAnswers:
     """Every prompt of the task with its completion, closed by its end token, as if the agent had written it.
 
     With `wanted.turns` "every", the assistant's earlier messages as well. `over_long`: of more than `context` tokens,
@@ -66,7 +66,7 @@ def demonstrations_of(
     for index in range(task.size):
         prompt = task.prompt(index, {})
         try:
-            turns = list(turns_of(prompt, tokenizer, wanted or Demonstrated()))
+            turns = list(answered_turns(prompt, tokenizer, wanted or Demonstrated()))
         except DataError as error:
             problems += error.problems
             continue
@@ -105,10 +105,10 @@ def demonstrations_of(
         raise DataError(*problems[:_SHOWN], *([f"... and {more:,} more such prompts"] if more > 0 else []))
     if not found:
         raise DataError(f"over_long = 'leave out' leaves no answer: each of the {answers:,} is too long for the model")
-    return Answers(found, conversation, OverLongCount(of=answers, left_out=left_out, cut=cut))
+    return GivenAnswers(found, conversation, OverLongCount(of=answers, left_out=left_out, cut=cut))
 
 
-def turns_of(prompt: Prompt, tokenizer: Tokenizer, wanted: Demonstrated) -> Iterator[tuple[Prompt, str]]:
+def answered_turns(prompt: Prompt, tokenizer: Tokenizer, wanted: Demonstrated) -> Iterator[tuple[Prompt, str]]:
     """(what is asked, what is answered) for each answer that is learned; those before the last one only if `wanted`.
 
     Raises DataError where earlier ones are wanted, and cannot be asked as the model would be asked for them.
@@ -179,7 +179,7 @@ def _cut(episode: Episode, completion: str, tokenizer: Tokenizer, most: int, how
     return replace(again, response=text, response_ids=ids, actions=again.actions[:left], finish_reason="length")
 
 
-def joined(answers: Answers, *, context: int | None = None) -> list[Episode]:
+def joined(answers: GivenAnswers, *, context: int | None = None) -> list[Episode]:
     """The texts of `answers`, those of one conversation put together where the next begins with the one before."""
     texts: list[Episode] = []
     latest = -1
@@ -211,7 +211,7 @@ def with_every_token(episode: Episode) -> Episode:
 
 
 def demonstration_source(
-    answers: Answers,
+    answers: GivenAnswers,
     tokenizer: Tokenizer,
     *,
     rows: int,

@@ -533,6 +533,13 @@ def check_plugins(experiment: Experiment) -> Task:
             look(partial(_check_reward, part, table), *keys, part)
     agent = look(lambda: agent_factory(experiment.agent), "agent")
     if agent is not None:
+        if imitates(experiment.agent) and experiment.preferences is not None:
+            name = experiment.agent.get("name")
+            said = (
+                f"{name} imitates every text it is given, and of judged answers some were rejected: dpo and kto learn "
+            )
+            said += f"from judgements; {name} learns the completions of a [task], of a file, say"
+            look(partial(_refuse, said), "preferences")
         look(lambda: _check_budget(experiment), "budget")
         look(lambda: _check_stopping(experiment), "stopping")
     look(lambda: check_trackers(experiment.trackers), "trackers")
@@ -544,6 +551,10 @@ def check_plugins(experiment: Experiment) -> Task:
     if problems:
         raise ConfigError(*problems)
     return task
+
+
+def _refuse(said: str) -> None:
+    raise ConfigError(Problem(said))
 
 
 def check_success(experiment: Experiment) -> None:

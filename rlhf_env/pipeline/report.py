@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlhf_env.errors import MissingExtra
+from rlhf_env.errors import DataError, MissingExtra
 from rlhf_env.lab.drawing import MUTED, PALETTE, AgentStyle, Picture, as_inline_svg, mark, panel, short_count, typeset
 from rlhf_env.lab.progress import spoken_time
 from rlhf_env.lab.report import html as page
@@ -21,7 +21,7 @@ from rlhf_env.pipeline.records import Record
 from rlhf_env.shown_text import for_terminal
 from rlhf_env.whole_files import write_whole
 
-PAGE = "report.html"
+PAGE, ABOUT = "report.html", "pipeline.json"
 _FIGURES = ("gold", "proxy", "kl", "perplexity")
 
 
@@ -77,18 +77,42 @@ class _Fact:
     value: str
 
 
-def write_pipeline_report(
-    folder: Path, name: str, title: str, what_gold_is: str, stages: Sequence[str], file: Path, console: Console
-) -> Path | None:
-    """Make OUT/report.html and show the table; the page's path. Without matplotlib the page has no figures."""
-    records = [record for stage in stages if (record := Record.read(folder, stage)) is not None]
+@dataclass(frozen=True)
+class AboutPipeline:
+    """What a pipeline's folder says of the file that it was made of."""
+
+    name: str
+    title: str = ""
+    what_gold_is: str = ""
+    stages: Sequence[str] = ()
+    command: str = ""
+    file: str = ""
+
+
+def about_pipeline(folder: Path) -> AboutPipeline:
+    """Raises DataError where the folder is no pipeline's."""
+    file = folder / ABOUT
+    try:
+        return AboutPipeline(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{file}: not what a pipeline leaves in its folder: {error}") from error
+
+
+def write_pipeline_report(folder: Path, console: Console) -> Path | None:
+    """Make OUT/report.html of what the stages left, and show its table; the page's path, None where nothing has run.
+
+    Without matplotlib the page has no figures.
+    """
+    about = about_pipeline(folder)
+    records = [record for stage in about.stages if (record := Record.read(folder, stage)) is not None]
     if not records:
         return None
     columns = [column for column in _COLUMNS if any(_value(record, column) is not None for record in records)]
     lines = [_line(record, columns, folder) for record in records]
-    notes = [f"Gold: {what_gold_is}."] if what_gold_is else []
-    if len(records) < len(stages):
-        notes.append(f"Not run yet: {', '.join(stages[len(records) :])}.")
+    notes = [f"Gold: {about.what_gold_is}."] if about.what_gold_is else []
+    begun = {record.name for record in records}
+    if later := [name for name in about.stages if name not in begun]:
+        notes.append(f"Not run yet: {', '.join(later)}.")
     try:
         figures = [as_inline_svg(picture) for picture in pictures_of(records)]
     except MissingExtra as missing:  # pictures are an extra; the numbers are not
@@ -98,19 +122,20 @@ def write_pipeline_report(
     facts += [_Fact(what, value) for what, value in _totals(records).items()]
     shown = template.render(
         style=page.style(),
-        name=name,
-        title=title or name,
+        name=about.name,
+        title=about.title or about.name,
         lede="Every stage, what it changed, and what that cost.",
         facts=facts,
         headings=columns,
         lines=lines,
         notes=notes,
         figures=figures,
-        command=f"rlhf-env pipeline {shlex.quote(str(file))} --out {shlex.quote(str(folder))}",
+        command=about.command,
         versions=versions(),
     )
     write_whole(folder / PAGE, shown)
     console.print(_table(columns, lines, notes))
+    console.print(f"Report: {folder / PAGE}", highlight=False, soft_wrap=True)
     return folder / PAGE
 
 
@@ -152,7 +177,8 @@ def _cell(record: Record, column: _Column) -> PipelineCell:
 
 def _totals(records: Sequence[Record]) -> dict[str, str]:
     sums = {key: sum(float(record.numbers.get(key, 0.0)) for record in records) for key in ("labels", "tokens")}
-    found = {"labels": short_count(sums["labels"]), "tokens written": short_count(sums["tokens"])}
+    counted = {"labels": sums["labels"], "tokens written": sums["tokens"]}
+    found = {name: short_count(value) for name, value in counted.items() if value}
     return {**found, "in all": spoken_time(sum(record.seconds for record in records))}
 
 

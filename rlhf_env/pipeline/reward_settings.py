@@ -42,7 +42,8 @@ class RewardModelSettings:
     diverse: AtLeastOne | None = None
     """Fit to this many of the judgements only, chosen so that their texts lie far apart (k-centre: Gonzalez 1985)."""
     over_long: OverLong = "refuse"
-    """What happens to texts that are longer than the model's context."""
+    """What is done about texts that are longer than the model's context. Cut are prompts, at their beginning ("cut
+    left"), end or middle, and answers where that is not enough, at their end."""
     annotator: str = ""
     """Who judged what a file does not say who. Default: the file's name."""
     layout: str = ""

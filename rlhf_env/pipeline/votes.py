@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -42,9 +41,10 @@ from rlhf_env.lab.progress import stage
 from rlhf_env.lab.report.scorecard_page import write_page
 from rlhf_env.learning.run_folder import versions
 from rlhf_env.learning.run_models import model_folder
-from rlhf_env.pipeline.judged import Judged, far_apart, held_out_of, learnable_of, read_judged
+from rlhf_env.pipeline.judged import SelectedJudgements, far_apart, held_out_of, learnable_of, read_judged
 from rlhf_env.pipeline.reward_settings import RewardModelSettings, no_such_file
 from rlhf_env.policies.language_model import LanguageModel
+from rlhf_env.policies.loading import model_files
 from rlhf_env.policies.policy import Sampling
 from rlhf_env.shown_text import for_terminal, near
 from rlhf_env.types import JsonObject
@@ -112,7 +112,7 @@ def fit_to_votes(
 class _Ready:
     """What is fitted to, and what is measured on."""
 
-    judged: Judged
+    judged: SelectedJudgements
     trunk: Path
     learnable: Sequence[Learnable]
     unseen: Sequence[Judgement]
@@ -128,7 +128,7 @@ def _prepare(source: Path, out: Path, wanted: RewardModelSettings, *, overwrite:
         _require_place(out, overwrite=overwrite)
     trunk = Path()
     with _collected(problems, "base"):
-        trunk = base_folder(wanted.base)
+        trunk = model_files(wanted.base)
         RewardModel.from_trunk(trunk, head=wanted.reward_model.head)
     groups = None
     with _collected(problems, "groups"):
@@ -160,22 +160,6 @@ def _prepare(source: Path, out: Path, wanted: RewardModelSettings, *, overwrite:
     if not learnable:
         raise DataError(f"{source}: nothing is left to learn from: {_counted(left_out)}")
     return _Ready(judged, trunk, learnable, unseen, votes, groups, weights, left_out)
-
-
-def base_folder(name: str) -> Path:
-    """The folder of the model that a reward model is built on: a folder, a run's, a shipped model, or a hub name."""
-    folder = Path(assets.resolve(name)).expanduser()
-    if folder.exists() or name.startswith(("/", ".", "~")):
-        return folder
-    from huggingface_hub import constants, snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]))
-    except Exception as error:  # the library and the network raise many kinds
-        why = f"no such folder, and the hub did not give it ({type(error).__name__})"
-        if constants.HF_HUB_OFFLINE:
-            why = "no such folder, not in this machine's hub cache, and HF_HUB_OFFLINE forbids fetching it"
-        raise DataError(f"model {name!r}: {why}") from None
 
 
 @contextlib.contextmanager
@@ -225,8 +209,7 @@ def _readable(
     if wanted.over_long == "refuse":
         require_readable(scorer, [*_sides(learnable), *_sides(unseen)], path=source)
         return list(learnable), list(unseen)
-    # It takes pairs and judgements alike, and its type says one or the other.
-    kept, count = fit_to_scorer(scorer, cast("Sequence[Judgement]", learnable), wanted.over_long, path=source)
+    kept, count = fit_to_scorer(scorer, learnable, wanted.over_long, path=source)
     kept_unseen, count_unseen = fit_to_scorer(scorer, unseen, wanted.over_long, path=source)
     for one, what in ((count, "to fit to"), (count_unseen, "held out")):
         if one.left_out:

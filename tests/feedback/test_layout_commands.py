@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 from rlhf_env.cli import main as cli
+from rlhf_env.errors import ConfigError
 from rlhf_env.feedback.interchange import LAYOUTS
 from rlhf_env.feedback.offline import load_judgements, load_preferences
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.lab.evaluation.runs import prepare
 
 sys.path.insert(0, str(Path(__file__).parent / "interchange"))
-from published_sets import ROWS, shp
+from published_sets import ROWS, comparison, hh, nectar, preference_3, shp
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -154,3 +155,25 @@ def test_a_file_that_changed_is_read_again(tmp_path: Path) -> None:
     assert load_judgements(file) == before and load_judgements(file) is not before
     written(file, ROWS["webgpt"][:1])
     assert len(load_judgements(file)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("shp", {**ROWS["shp"][1], "human_ref_A": "x" * 600}),
+        ("hh-rlhf", hh("q" * 600, "good 0", "bad 0")),
+        ("nectar", nectar("q" * 600, a=1.0, b=2.0)),
+        ("summarize", comparison("p" * 900, 1, "w1", 8)),
+        ("helpsteer3", preference_3("p" * 600, 1)),
+    ],
+)
+def test_a_text_that_is_too_long_is_named_by_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, row: dict[str, Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path / "set.jsonl", [ROWS[name][0], row])
+    (tmp_path / "x.toml").write_text(EXPERIMENT)
+    with pytest.raises(ConfigError) as caught:
+        prepare("x.toml")
+    said = [str(problem) for problem in caught.value.problems]
+    assert said and all("set.jsonl:2: prompt and response have" in problem for problem in said)

@@ -20,7 +20,7 @@ from rlhf_env.envs.tokenizers import ByteTokenizer, FileTokenizer
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.learning.agent import Demonstrated
 from rlhf_env.learning.demonstrations import (
-    Answers,
+    GivenAnswers,
     answer_ids,
     demonstration_source,
     demonstrations_of,
@@ -179,7 +179,7 @@ def test_tasks_without_answers_are_refused_in_one_line(name: str) -> None:
 # ---------------------------------------------------------------- too long
 
 
-def answers_of(tmp_path: Path, rows: Sequence[tuple[str, str]], **settings: Any) -> Answers:
+def answers_of(tmp_path: Path, rows: Sequence[tuple[str, str]], **settings: Any) -> GivenAnswers:
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in rows))
     return demonstrations_of(File(str(file)), BYTES, **settings)

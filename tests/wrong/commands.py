@@ -303,3 +303,7 @@ command(
     "a.jsonl:1: prompt and response have",
     a_DOT_jsonl='{"prompt": "a", "chosen": "' + "word salad " * 200 + '", "rejected": "c"}\n',
 )
+command(
+    "preferences responses s.db --model rlhf-env/chitchat --prompts chitchat --stop ''",
+    "with a character or more, got '' among them",
+)

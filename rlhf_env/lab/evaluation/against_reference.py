@@ -19,6 +19,7 @@ from rlhf_env.envs.rewards import RewardMix
 from rlhf_env.envs.tasks import held_out, well_formed
 from rlhf_env.errors import MissingExtra, RewardError, UnknownName
 from rlhf_env.feedback.reward_models.calibration import wilson_interval
+from rlhf_env.lab.evaluation.another_reference import with_reference
 from rlhf_env.lab.evaluation.asked import question_of
 from rlhf_env.lab.evaluation.behaviour import (
     Cluster,
@@ -72,6 +73,7 @@ class Measure:
 class RunEvaluation:
     """The agent of a run after `update` updates, and its reference, on the same `prompts` different prompts.
 
+    `reference` is the model that was named in the place of the one that the run began with; "" where none was.
     `asked` says in words which these are, whether training uses them too, and how many are left out because an answer
     has no score. Intervals count prompts: where one was
     asked more than once, its answers are one value.
@@ -92,6 +94,7 @@ class RunEvaluation:
     run: str
     update: int
     agent: str
+    reference: str
     prompts: int
     asked: str
     measures: Sequence[Measure]
@@ -122,18 +125,23 @@ def evaluate_run(
     pass_at: Sequence[int] | None = None,
     success: str | None = None,
     checkpoint: Literal["best", "last"] = "best",
+    reference: str | None = None,
     trust_code: bool = False,
 ) -> RunEvaluation:
     """The run in `folder`, as `load_run` reads it at that `checkpoint`, on `prompts` prompts.
 
     `prompts`, `samples`, `decoding`, `pass_at` and `success` are settings of [evaluation]; by default, they are as the
-    run says, but for one answer to each prompt where `decoding` is greedy. `trust_code` is that of `load_run`.
+    run says, but for one answer to each prompt where `decoding` is greedy.
+    `reference` is a model, or another run, to compare with in the place of the model that the run began with; it must
+    have the same tokenizer. `trust_code` is that of `load_run`.
 
     Both write with the evaluator's random numbers. Raises ConfigError for a folder that holds no run, DataError for one
     without a checkpoint that can be used.
     """
     run = load_run(folder, checkpoint, trust_code=trust_code)
     workplace, experiment = run.workplace, run.experiment
+    if reference is not None:
+        workplace = with_reference(workplace, reference)
     given: JsonObject = {"prompts": prompts, "samples": samples, "success": success}
     given |= {"decoding": None if decoding is None else dict(decoding), "pass_at": pass_at and list(pass_at)}
     if decoding is not None and decoding.get("top_k") == 1 and samples is None:
@@ -144,8 +152,8 @@ def evaluate_run(
         check_success(experiment)
     settings, workplace = experiment.evaluation, replace(workplace, experiment=experiment)
     evaluator = Evaluator.of(workplace)
-    reference = ReferenceWriter(workplace.setup)
-    ours, theirs = _in_pairs(evaluator.texts(workplace.agent)[0], evaluator.texts(reference)[0])
+    other = ReferenceWriter(workplace.setup)
+    ours, theirs = _in_pairs(evaluator.texts(workplace.agent)[0], evaluator.texts(other)[0])
     asked, count = evaluator.asked, len({question_of(episode.prompt) for episode in ours.episodes})
     left_out = settings.prompts * settings.samples - len(ours)
     no_score = f"; {left_out} of them left out, where an answer has no score" if left_out else ""
@@ -155,7 +163,7 @@ def evaluate_run(
     after, before = ([episode.response for episode in rollout.episodes] for rollout in (our_first, their_first))
     rewarded = workplace.rewarded  # not where an agent imitates and nobody asked for a reward
     sums, other_sums = (evaluator.sums(texts.scores) if rewarded else {} for texts in (ours, theirs))
-    replies, other_replies = evaluator.measured(ours, workplace.agent), evaluator.measured(theirs, reference)
+    replies, other_replies = evaluator.measured(ours, workplace.agent), evaluator.measured(theirs, other)
     score = _proxy(evaluator, our_first) if rewarded else None
     tones = tone_of(their_first), tone_of(our_first)
     criterion, drawn = Success.read(settings.success), workplace.evaluation_sampling
@@ -164,6 +172,7 @@ def evaluate_run(
         run=str(folder),
         update=run.update,
         agent=experiment.agent_label,
+        reference=reference or "",
         prompts=count if left_out else asked.prompts,
         asked=f"{asked}{no_score}",
         measures=[
@@ -369,6 +378,8 @@ def evaluation_tables(found: RunEvaluation, rows: int = 8) -> Group:
 def _numbers(found: RunEvaluation) -> Table:
     written = f", written {found.decoding}" if found.decoding else ""
     title = f"{found.agent} after {found.update} updates, on {found.asked}{written}"
+    if found.reference:
+        title += f"; the reference is {_shown(found.reference)}"
     table = _table(title, "", "agent", "reference", "difference [95 %]")
     for passed in found.pass_at:
         numbers = (_interval(it, ".3f") for it in (passed.agent, passed.reference))

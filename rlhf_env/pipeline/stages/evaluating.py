@@ -147,8 +147,10 @@ class EvaluateStage:
                 also = REFERENCE_NAME if alone and place == 0 else ""
                 written += answers_of_run(run, name, prompts=self.prompts, checkpoint=self.checkpoint, reference=also)
         pairs = blind_pairs(written, overlap=self.overlap, criterion=self.criterion, seed=self.seed)
-        if not pairs.items:
-            raise DataError(f"stage {site.name!r}: they all answer the same: there is nothing to compare")
+        met = {response.author.name for item in pairs.items for response in item.responses}
+        if others := [name for name, _ in runs if name not in met]:
+            said = f"{' and '.join(others)} cannot be compared: the answers say the same, or are to other prompts"
+            raise DataError(f"stage {site.name!r}: {said}: runs answer the prompts of their own evaluation")
         with new_store(site.folder) as store:
             store.add_items(pairs.items)
             if self.by == "simulated":

@@ -70,16 +70,20 @@ class TrainStage:
         diverged = [name for name, value in numbers.items() if not math.isfinite(value)]
         if diverged:
             raise RunFailed(f"stage {site.name!r}: the evaluation is not finite: {', '.join(diverged)}")
-        curve = evaluation_curve(site.folder)
         parts = finished.workplace.env.reward.parts.values()
         rewarded = any(not isinstance(part, NoReward) for part in parts)  # not where an agent imitates
+        curve = [
+            {name: value for name, value in point.items() if rewarded or name != "proxy"}
+            for point in evaluation_curve(site.folder)
+        ]
         shown = {name: float(numbers[name]) for name in _SHOWN if name in numbers and (rewarded or name != "proxy")}
         if curve:
             shown |= {f"{name}_before": float(curve[0][name]) for name in shown if name in curve[0]}
         spent = finished.spending.as_dict()
         shown |= {"tokens": float(spent["generated_tokens"]), "updates": float(spent["updates"])}
-        texts = {"ended": f"{finished.reason} after {finished.update:,} updates"}
-        return StageOutcome(shown, curve, {**texts, "agent": self.experiment.agent_label})
+        reason = "its budget" if finished.reason == "budget" else finished.reason
+        agent = self.experiment.agent_label
+        return StageOutcome(shown, curve, {"ended": f"{agent}: {finished.update:,} updates, ended by {reason}"})
 
     def is_open(self) -> bool:
         return False

@@ -522,11 +522,11 @@ _LOG4, _LOG2, _LOG25, _LOG3 = (f"{math.log(ratio):.4f}" for ratio in (4, 2, 25, 
 SAID: dict[str, list[str]] = {
     "hh-rlhf": [f"overall by f: good {n} > bad {n}" for n in range(5)],
     "summarize": [
-        "overall by w1:  first of p0 <  second of p0 (note: of summary 1: too short)",
-        "overall by w1:  first of p1 >  second of p1 (note: of summary 1: too short)",
+        "overall by w1:  first of p0 <  second of p0 (note: of summary 1: too short\nconfidence 8)",
+        "overall by w1:  first of p1 >  second of p1 (note: of summary 1: too short\nconfidence 2)",
         "overall by w2:  first of p2 <  second of p2 (note: of summary 1: too short)",
-        "overall by w2:  first of p0 >  second of p0 (note: of summary 1: too short)",
-        "overall by w3:  first of  <  second of  (note: of summary 1: too short)",
+        "overall by w2:  first of p0 >  second of p0 (note: of summary 1: too short\nconfidence 3)",
+        "overall by w3:  first of  <  second of  (note: of summary 1: too short\nconfidence 9)",
     ],
     "summarize-axes": [
         "overall by w1: s1 > s2 by 3 weighing 0.3333",

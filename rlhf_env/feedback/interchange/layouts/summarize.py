@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.interchange.gathering import Located, Reading
 from rlhf_env.feedback.interchange.layouts.fields import Fields, annotator_of, by_policy, prompt_of
-from rlhf_env.feedback.interchange.layouts.layout import UNCHECKED, Layout, PublishedColumn, columns_of, unread
+from rlhf_env.feedback.interchange.layouts.layout import Layout, PublishedColumn, columns_of, unread
 from rlhf_env.feedback.interchange.layouts.scores import comparisons_of
 from rlhf_env.feedback.judgements import Judgement, Response
 from rlhf_env.feedback.kinds import Comparison
@@ -37,6 +37,8 @@ def _comparison(row: JsonView, reading: Reading) -> list[Judgement]:
     choice = fields.whole("choice", 0, 1)
     said = [by_policy(one.text("text"), one.words("policy"), reading) for one in summaries]
     notes = [f"of summary {place}: {note}" for place, one in enumerate(summaries, 1) if (note := one.words("note"))]
+    if isinstance(row.get("extra"), Mapping) and row["extra"].get("confidence") is not None:
+        notes.append(f"confidence {fields.inside('extra').number('confidence'):g}")
     who = fields.words("worker")
     fields.done()
     who = annotator_of(reading, who)
@@ -127,7 +129,12 @@ SUMMARIZE = Layout(
         PublishedColumn("choice", "the better one: 0 the first, 1 the second", "TRL", "number"),
         *columns_of("README", worker="the annotator"),
         *unread("README", "batch", "split"),
-        PublishedColumn("extra", "", UNCHECKED, "json"),
+        PublishedColumn(
+            "extra",
+            "`confidence` goes to the note: the README does not say what its scale is, so it is no margin",
+            "README",
+            "json",
+        ),
     ),
     sources={"README": _README, "TRL": _TRL},
     read=_comparison,
