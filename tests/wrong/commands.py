@@ -304,6 +304,7 @@ command(
     a_DOT_jsonl='{"prompt": "a", "chosen": "' + "word salad " * 200 + '", "rejected": "c"}\n',
 )
 command(
-    "preferences responses s.db --model rlhf-env/chitchat --prompts chitchat --stop ''",
-    "with a character or more, got '' among them",
+    "preferences responses s.db --model rlhf-env/chitchat --prompts chitchat --stop <|end|>",
+    "stop has '<|end|>', and no text shows the special token '<|end|>'",
 )
+command("chat rlhf-env/chitchat --stop <|end|>", "stop has '<|end|>', and no text shows the special token '<|end|>'")
