@@ -27,7 +27,7 @@ import tomli_w
 
 from rlhf_env.errors import UnknownName
 from rlhf_env.plugins import PLUGIN_KINDS, Entry, PluginHost, PluginKind
-from rlhf_env.settings import Hint, Target, can_be_written, hints_of, is_setting, limits, sample, spoken
+from rlhf_env.settings import Hint, Target, can_be_written, hints_of, is_setting, limits, sample, spoken, table_of
 
 REQUIRED = inspect.Parameter.empty
 TABLES: Mapping[PluginKind, str] = {"agent": "agent", "task": "task", "reward": "rewards", "annotator": "annotator"}
@@ -129,8 +129,8 @@ def settings_of(target: Target) -> list[Setting]:
 def nested(settings: list[Setting]) -> Iterator[Setting]:
     """The same, tables of settings replaced by what is in them."""
     for setting in settings:
-        inner = setting.hint
-        if not dataclasses.is_dataclass(inner):
+        inner = table_of(setting.hint)
+        if inner is None:
             yield setting
             continue
         for each in settings_of(cast(Target, inner)):

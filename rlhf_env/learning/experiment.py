@@ -29,7 +29,7 @@ from rlhf_env.learning.sources import EnvSource, Source
 from rlhf_env.learning.spending import Budget, Spending
 from rlhf_env.learning.stopping import MaxKL, Patience, load_stopping_rules
 from rlhf_env.learning.tracking import check_trackers
-from rlhf_env.policies.policy import HasContext, Policy
+from rlhf_env.policies.policy import HasContext, Policy, all_weights
 from rlhf_env.relative_paths import relative_to
 from rlhf_env.settings import (
     AtLeastOne,
@@ -269,7 +269,7 @@ class Workplace:
                 "of demonstrations, or use rlhf_env.run"
             )
         if run is not None:
-            run.began_with("initial weights", fingerprint(setup.reference.state_dict()))
+            run.began_with("initial weights", fingerprint(all_weights(setup.reference)))
         rows = read_metrics(run.path) if run is not None and resume else []
         if evaluate is not None and not rows:
             rows = [{"update": 0, "spent/generated_tokens": 0, **{f"eval/{k}": v for k, v in evaluate().items()}}]

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import field
-from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 
-from rlhf_env import assets
 from rlhf_env.envs.tokenizers import (
     AlphabetTokenizer,
     FileTokenizer,
@@ -19,7 +17,8 @@ from rlhf_env.envs.tokenizers import (
 )
 from rlhf_env.errors import ConfigError, DataError, Problem, under
 from rlhf_env.policies.language_model import ROWS_AT_ONCE, LanguageModel
-from rlhf_env.policies.loading import context_named, refuse_adapter
+from rlhf_env.policies.loading import base_and_adapter, context_named
+from rlhf_env.policies.lora import Lora, add_adapter
 from rlhf_env.policies.policy import Policy, Sampling
 from rlhf_env.policies.tabular import TabularPolicy
 from rlhf_env.policies.tiny import TINY_CONTEXT, tiny_language_model
@@ -46,6 +45,9 @@ class PolicySettings:
     fused: bool = True
     """Sample by a quicker way through the models of the common families, whose weights it copies for as long; false:
     through the library's modules, with the same results up to rounding."""
+    lora: Lora | None = None
+    """Train low-rank adapters, and leave the model as it is: [policy.lora]. The reference is then the same model
+    without them, and no second copy; a checkpoint holds the adapters alone."""
     revision: str | None = None
     """Of a hub name: a branch, tag or commit. With a commit, what the model's owner changes later changes nothing."""
 
@@ -59,8 +61,11 @@ def load_tokenizer_of(wanted: PolicySettings) -> Tokenizer:
         said = '[policy] model "table" needs a tokenizer of few symbols: tokenizer = "alphabet:abcd"'
         raise ConfigError(Problem(said, ("model",)))
     with under("tokenizer" if wanted.tokenizer else "model"):
-        refuse_adapter(Path(assets.resolve(wanted.model)).expanduser())
-        return load_tokenizer(wanted.tokenizer or wanted.model, revision=None if wanted.tokenizer else wanted.revision)
+        if wanted.tokenizer:
+            return load_tokenizer(wanted.tokenizer)
+        base, adapter = base_and_adapter(wanted.model)
+        own = adapter is not None and (adapter / "tokenizer.json").is_file()  # peft's trainers save it beside
+        return load_tokenizer(str(adapter) if own else base, revision=wanted.revision)
 
 
 def context_before_loading(wanted: PolicySettings) -> int | None:
@@ -71,7 +76,21 @@ def context_before_loading(wanted: PolicySettings) -> int | None:
 
 
 def load_policy(wanted: PolicySettings, tokenizer: Tokenizer, task: Task, *, max_new_tokens: int, seed: int) -> Policy:
-    """The model to train, at its initial weights."""
+    """The model to train, at its initial weights; with a new adapter on it where `wanted` has one."""
+    policy = _load_base(wanted, tokenizer, task, max_new_tokens=max_new_tokens, seed=seed)
+    if wanted.lora is not None:
+        with under("lora"):
+            if not isinstance(policy, LanguageModel):
+                raise ConfigError("a table of logits has no matrices to put adapters on")
+            if policy.adapted:
+                raise ConfigError(
+                    f"{wanted.model} is an adapter already, which trains as it is: leave [policy.lora] out"
+                )
+            add_adapter(policy.model, wanted.lora, seed)
+    return policy
+
+
+def _load_base(wanted: PolicySettings, tokenizer: Tokenizer, task: Task, *, max_new_tokens: int, seed: int) -> Policy:
     dtype = {"float32": torch.float32, "float64": torch.float64}[wanted.dtype]
     if isinstance(tokenizer, AlphabetTokenizer) and wanted.model == "table":
         if task.size != 1:
@@ -90,8 +109,9 @@ def load_policy(wanted: PolicySettings, tokenizer: Tokenizer, task: Task, *, max
         end, pad = end_ids(tokenizer), tokenizer.pad_id
         try:
             with under("model"):
-                if isinstance(tokenizer, FileTokenizer) and wanted.tokenizer:  # that of another folder
-                    end = (*end, *named_end_ids(tokenizer_folder(wanted.model, wanted.revision)))
+                base, adapter = base_and_adapter(wanted.model)
+                if isinstance(tokenizer, FileTokenizer) and (wanted.tokenizer or adapter):  # that of another folder
+                    end = (*end, *named_end_ids(tokenizer_folder(base, wanted.revision)))
                 return LanguageModel.from_pretrained(
                     wanted.model,
                     dtype=dtype,
