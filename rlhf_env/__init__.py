@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from rlhf_env.learning.experiment import Experiment as Experiment
     from rlhf_env.learning.experiment import Workplace as Workplace
     from rlhf_env.learning.experiment import build as build
-    from rlhf_env.learning.models import PolicySettings as PolicySettings
+    from rlhf_env.learning.policy_settings import PolicySettings as PolicySettings
     from rlhf_env.learning.rollout import Rollout as Rollout
     from rlhf_env.learning.rollout import finished as finished
     from rlhf_env.learning.spending import Budget as Budget
@@ -75,7 +75,7 @@ __version__ = "0.1.0"
 _HOMES = {
     # Run an experiment, and read a run back.
     "Experiment": "rlhf_env.learning.experiment",
-    "PolicySettings": "rlhf_env.learning.models",
+    "PolicySettings": "rlhf_env.learning.policy_settings",
     "EnvironmentSettings": "rlhf_env.learning.experiment",
     "EvaluationSettings": "rlhf_env.learning.experiment",
     "Budget": "rlhf_env.learning.spending",

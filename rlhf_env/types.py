@@ -33,6 +33,7 @@ class Prompt:
 
     `messages` is the conversation that `text` was rendered from, `{"role", "content"}` each; empty for a plain text.
     `rendered`: a chat template wrote the text, with all special tokens that belong in it: tokenizers add none.
+    `uncut`: of a prompt that was cut to fit, the whole one, by which it is known whether two ask the same.
     """
 
     id: str
@@ -40,6 +41,7 @@ class Prompt:
     meta: Mapping[str, Any] = field(default_factory=dict, hash=False)
     messages: Sequence[JsonView] = field(default=(), hash=False)
     rendered: bool = field(default=False, kw_only=True)
+    uncut: Prompt | None = field(default=None, kw_only=True, hash=False, compare=False, repr=False)
 
 
 @dataclass(frozen=True, eq=False)

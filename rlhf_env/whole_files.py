@@ -1,4 +1,5 @@
-"""Atomic file writes: a temporary file is written, fsynced and renamed, so that a file is complete or unchanged."""
+"""Atomic writes: a temporary file is written, fsynced and renamed, so that a file is complete or unchanged; so are
+whole folders."""
 
 from __future__ import annotations
 
@@ -6,6 +7,8 @@ import glob
 import json
 import math
 import os
+import shutil
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -41,6 +44,33 @@ def written(path: str | Path, size: int | None = None) -> Iterator[BinaryIO]:
             half.unlink()
 
 
+@contextmanager
+def written_folder(path: str | Path) -> Iterator[Path]:
+    """A new folder to write into, which becomes `path` when the context ends without an error.
+
+    What stands at `path` by then, if it is no empty folder, is left as it is, and what was written is thrown away: of
+    processes that make the same folder, the first one makes it. Temporary folders of killed processes are removed.
+    Raises OSError.
+    """
+    path = Path(path).absolute()
+    half = path.with_name(f".{path.name}.{threading.get_ident()}.{os.getpid()}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path)
+    try:
+        half.mkdir()
+        yield half
+        for file in half.rglob("*"):
+            _sync(file)
+        try:
+            half.rename(path)
+        except OSError:
+            if not (path.is_dir() and any(path.iterdir())):
+                raise
+        _sync(path.parent)
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
+
+
 def write_whole(path: str | Path, content: str | bytes) -> None:
     """Write `content` with `written`; lone surrogates in a text are kept."""
     data = content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass")
@@ -54,7 +84,15 @@ def _sweep(path: Path) -> None:
         pid = half.name.removesuffix(".tmp").rpartition(".")[2]
         if pid.isdecimal() and not _lives(int(pid)):
             with suppress(OSError):
-                half.unlink()
+                shutil.rmtree(half) if half.is_dir() and not half.is_symlink() else half.unlink()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _lives(pid: int) -> bool:
@@ -65,6 +103,46 @@ def _lives(pid: int) -> bool:
     except PermissionError:  # the process is another user's
         return True
     return True
+
+
+@contextmanager
+def folder_written(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
+    """A folder to write into, which appears as `path` when the context ends without an error, and not otherwise.
+
+    With `replace` it takes the place of an older one. What killed processes have left is removed; where one was killed
+    between taking the older folder away and putting the new one there, the older one is put back first. Raises
+    DiskRefused.
+    """
+    path = Path(path)
+    half = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    before = path.with_name(f".{path.name}.{os.getpid()}.before")
+    try:
+        _sweep_folders(path)
+        half.mkdir(parents=True)
+        yield half
+        if replace and path.exists():
+            path.rename(before)
+        half.rename(path)
+    except OSError as error:
+        raise DiskRefused(
+            f"{path} cannot be written: {error.strerror or error}: make room, or write elsewhere"
+        ) from error
+    finally:
+        if before.is_dir() and not path.exists():
+            before.rename(path)
+        shutil.rmtree(half, ignore_errors=True)
+        shutil.rmtree(before, ignore_errors=True)
+
+
+def _sweep_folders(path: Path) -> None:
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        pid, _, kind = left.name.removeprefix(f".{path.name}.").partition(".")
+        if kind not in ("tmp", "before") or not pid.isdecimal() or _lives(int(pid)):
+            continue
+        if kind == "before" and not path.exists():
+            left.rename(path)
+        else:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def write_json(file: Path, content: object) -> None:

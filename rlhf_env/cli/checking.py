@@ -221,7 +221,9 @@ def _check_file(file: Path) -> None:
     if "agents" not in read_toml(file):
         experiment = Experiment.load(file)
         with naming_lines(file):
-            prepare(experiment)
+            workplace = prepare(experiment)
+        for note in workplace.notes:
+            typer.echo(f"note: {note}")
         return
     grid = Grid.load(file)
     with naming_lines(file):
@@ -232,13 +234,16 @@ def _check_file(file: Path) -> None:
     if len(whole) < len(cells):
         typer.echo("not checked: cells with the reward model that `rlhf-env bench` makes first")
     problems: dict[str, None] = {}
+    notes: dict[str, None] = {}
     for cell in whole:
         try:
             with naming_lines(file), grid.blamed(cell.task, cell.agent):
-                prepare(cell.experiment)
+                notes |= dict.fromkeys(f"{cell.task}, {cell.agent}: {it}" for it in prepare(cell.experiment).notes)
         except ConfigError as error:
             problems |= dict.fromkeys(error.problems)
     if problems:
         raise ConfigError(*problems)
+    for note in notes:
+        typer.echo(f"note: {note}")
     if few := grid.too_few_seeds:
         typer.echo(f"note: {few}")

@@ -1,14 +1,175 @@
-"""`rlhf-env scorecard`, `rlhf-env pipeline ...`."""
+"""`rlhf-env reward-model`, `rlhf-env scorecard`, `rlhf-env pipeline ...`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from rlhf_env.cli.shared import FEEDBACK, Threads, app, interruptible, make_console, pipeline_app
 from rlhf_env.errors import ConfigError, MissingExtra
+from rlhf_env.types import JsonObject
+
+_WHICH, _LEARNED, _FIT, _RESTRAINT, _IMPORTANCE = (
+    "Which judgements",
+    "What is learned of them",
+    "The fit",
+    "Against overfitting and unfairness",
+    "Pairs that another policy wrote",
+)
+
+
+def _option(panel: str, help: str, **more: Any) -> Any:
+    return typer.Option(help=help, rich_help_panel=panel, show_default=False, **more)
+
+
+@app.command("reward-model", rich_help_panel=FEEDBACK)
+def reward_model_from_votes(
+    store: Annotated[
+        Path | None,
+        typer.Argument(help="Judgements: a preference store, or any file that `preferences import` reads."),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="The language model it is built on: a folder, rlhf-env/chitchat, a hub name, a run."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder of the reward model, which appears whole.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A TOML file with any of these settings; the command line wins.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a reward model in OUT.")] = False,
+    more: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any other setting: docs/settings.md has all of them."),
+    ] = None,
+    threads: Threads = None,
+    held_out: Annotated[
+        str | None, _option(_WHICH, "The share of prompts to measure on (default 1/6); 0: measure nothing.")
+    ] = None,
+    criterion: Annotated[
+        str | None, _option(_WHICH, 'Judgements by this one (default: "overall", or the only one).')
+    ] = None,
+    annotators: Annotated[
+        list[str] | None, _option(_WHICH, "Learn from this annotator only. May be given several times.")
+    ] = None,
+    without: Annotated[
+        list[str] | None, _option(_WHICH, "Leave this annotator out. May be given several times.")
+    ] = None,
+    diverse: Annotated[
+        int | None, _option(_WHICH, "Fit to this many only, with texts that lie far apart (k-centre).")
+    ] = None,
+    over_long: Annotated[
+        str | None, _option(_WHICH, 'Texts beyond the model\'s context: "refuse" (default) or "leave out".')
+    ] = None,
+    annotator: Annotated[
+        str | None, _option(_WHICH, "Who judged what a file does not say who (default: its name).")
+    ] = None,
+    label_config: Annotated[Path | None, _option(_WHICH, "Label Studio's labeling configuration (XML).")] = None,
+    skip: Annotated[
+        bool | None, _option(_WHICH, "Leave out lines that cannot be read, and count them.", is_flag=True)
+    ] = None,
+    votes: Annotated[
+        str | None,
+        _option(_LEARNED, 'Of what several people judged: "majority" (default), "dawid-skene" or "each" vote.'),
+    ] = None,
+    loss: Annotated[
+        str | None,
+        _option(
+            _LEARNED,
+            "bradley-terry, margins, ranking-pairs, plackett-luce or likert (default: each kind of judgement by its "
+            "own, margins not asked for).",
+        ),
+    ] = None,
+    margin_scale: Annotated[
+        float | None, _option(_LEARNED, "With margins: log-odds for each point of the annotators' scale (default 1).")
+    ] = None,
+    epochs: Annotated[int | None, _option(_FIT, "Passes over trunk and head (default 2); 0: head alone.")] = None,
+    head: Annotated[
+        str | None, _option(_FIT, '"linear" (default), or "reply", which reads the whole response.')
+    ] = None,
+    head_epochs: Annotated[int | None, _option(_FIT, "Passes before, over the head alone (default 0).")] = None,
+    learning_rate: Annotated[float | None, _option(_FIT, "The highest of the passes over the trunk (3e-4).")] = None,
+    batch_size: Annotated[int | None, _option(_FIT, "Judgements of a gradient step (default 32).")] = None,
+    members: Annotated[
+        int | None,
+        _option(_FIT, "Heads on one trunk, each fitted to its own bootstrap of the judgements: an ensemble."),
+    ] = None,
+    models: Annotated[int | None, _option(_FIT, "Separate models: an ensemble that costs more, agrees less.")] = None,
+    dtype: Annotated[str | None, _option(_FIT, "float32 (default) or float64.")] = None,
+    seed: Annotated[int | None, _option(_FIT, "Draws order, dropout, first heads, bootstraps (default 0).")] = None,
+    label_smoothing: Annotated[
+        float | None, _option(_RESTRAINT, "The chance that a label is wrong, below 0.5 (default 0).")
+    ] = None,
+    weight_decay: Annotated[float | None, _option(_RESTRAINT, "AdamW's, of matrices only (default 0.01).")] = None,
+    dropout: Annotated[float | None, _option(_RESTRAINT, "On what the head reads (default 0).")] = None,
+    centring: Annotated[
+        float | None, _option(_RESTRAINT, "Weight of the mean square of a pair's sum (default 0).")
+    ] = None,
+    magnitude: Annotated[float | None, _option(_RESTRAINT, "Weight of the mean square score (default 0).")] = None,
+    fairness: Annotated[
+        float | None, _option(_RESTRAINT, "Weight of the difference that a group's words make (default 0).")
+    ] = None,
+    groups: Annotated[
+        str | None,
+        _option(_RESTRAINT, 'With fairness: "gender", or a CSV file of words, a column for each group.'),
+    ] = None,
+    wanted: Annotated[
+        str | None, _option(_IMPORTANCE, "The model whose texts the reward model is for: importance weights.")
+    ] = None,
+    drawn: Annotated[str | None, _option(_IMPORTANCE, "The model that wrote the pairs.")] = None,
+) -> None:
+    """A reward model from people's votes, ready for the [rewards] of an experiment.
+
+    Prints how often it agrees with people on prompts it has not seen, beside how often they agree with each other.
+    Writes the model, its scorecard (JSON and a page) and a record of how it was made to OUT.
+    """
+    from rlhf_env.learning.engine import set_threads
+    from rlhf_env.pipeline.reward_settings import GivenSettings, spoken_setting, spoken_share
+
+    options = dict(locals())
+    given: JsonObject = {}
+    words: dict[str, str] = {}
+    for name in _SETTINGS:
+        value = options[name]
+        if value not in (None, []):
+            given[name] = str(value) if isinstance(value, Path) else value
+            words[name] = f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+    if held_out is not None:
+        given["held_out"] = spoken_share(held_out)
+    for each in more or ():
+        name, setting = spoken_setting(each)
+        if name in given:
+            raise ConfigError(f"--set {each}: {name!r} is set twice")
+        given[name], words[name] = setting, f"--set {each}"
+    settings = GivenSettings(config, given, words)
+    made = settings.made(
+        store="Missing argument 'store': a preference store, or a file of judgements",
+        base="Missing option '--base': the language model to build on: a folder, rlhf-env/chitchat, a hub name",
+        out="Missing option '--out': the folder of the reward model",
+    )
+    set_threads(threads)
+    console = make_console()
+    for name, value in settings.replaced.items():
+        line = f"{words[name]} replaces {name} = {value!r} of {config}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    from rlhf_env.pipeline.votes import fit_to_votes
+
+    assert made.store is not None and made.out is not None  # `made` refuses a lack of them
+    try:
+        fit_to_votes(made.store, made.out, made, console=console, overwrite=overwrite)
+    except ConfigError as error:
+        error.change(settings.located)
+        raise
+
+
+# What the command has an option for, by the names of `RewardModelFile`.
+_SETTINGS = (
+    *("store", "base", "out", "held_out", "criterion", "annotators", "without", "diverse", "over_long", "annotator"),
+    *("label_config", "skip", "votes", "loss", "margin_scale", "epochs", "head", "head_epochs", "learning_rate"),
+    *("batch_size", "members", "models", "dtype", "seed", "label_smoothing", "weight_decay", "dropout", "centring"),
+    *("magnitude", "fairness", "groups", "wanted", "drawn"),
+)
 
 
 @app.command(rich_help_panel=FEEDBACK)
@@ -31,13 +192,10 @@ def scorecard(
     from rlhf_env.feedback.reward_models.scorecard import scorecard_of
     from rlhf_env.lab.report.scorecard_page import write_page
     from rlhf_env.learning.engine import set_threads
+    from rlhf_env.pipeline.reward_settings import spoken_share
 
     set_threads()
-    try:
-        above, _, below = held_out.partition("/")
-        share = float(above) / float(below or 1)
-    except (ValueError, ZeroDivisionError) as error:
-        raise ConfigError(f"--held-out {held_out}: a share such as 0.2 or 1/6 is needed") from error
+    share = spoken_share(held_out)
     card = scorecard_of(model, data, held_out=share, gold=gold)
     file = out or Path(f"{model.rstrip('/')}.scorecard.json" if Path(model).is_dir() else "scorecard.json")
     card.save(file)

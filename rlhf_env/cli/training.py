@@ -91,6 +91,8 @@ def train_one(
         with naming_lines(file, flags):
             workplace = prepare(experiment)
         console = make_console()
+        for note in workplace.notes:
+            console.print(f"Note: {note}", highlight=False, soft_wrap=True, markup=False)
         finished = run(workplace, folder, resume, allow_partial=allow_partial, threads=threads, console=console)
     _say_how_it_ended(finished, console)
 

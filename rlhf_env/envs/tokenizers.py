@@ -13,6 +13,7 @@ from pathlib import Path
 from rlhf_env import assets
 from rlhf_env.envs.transformers_tokenizer import own_tokenizer, render_chat
 from rlhf_env.errors import ConfigError, DataError
+from rlhf_env.runs_on_disk import run_in, tokenizer_of
 from rlhf_env.types import EncodesPrompts, HasEndId, HasEndIds, JsonObject, JsonView, Prompt, Tokenizer
 
 # In tokenizer_config.json: "user" says that the model was only ever asked in its chat template, so that a prompt
@@ -226,7 +227,7 @@ def prompt_ids(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
 
 
 def load_tokenizer(spec: str | Path | Tokenizer, *, revision: str | None = None) -> Tokenizer:
-    """`"bytes"`, `"alphabet:0123"`, a folder with a tokenizer.json, a shipped model, a hub name; or a tokenizer.
+    """`"bytes"`, `"alphabet:0123"`, a folder with a tokenizer.json, a run, a shipped model, a hub name; or a tokenizer.
 
     `revision` is that of a hub repository. Raises DataError when nothing of that name can be loaded.
     """
@@ -240,12 +241,17 @@ def load_tokenizer(spec: str | Path | Tokenizer, *, revision: str | None = None)
         return ByteTokenizer()
     if text.startswith("alphabet:"):
         return AlphabetTokenizer(text.removeprefix("alphabet:"))
+    if (run := run_in(Path(text).expanduser())) is not None:
+        return load_tokenizer(tokenizer_of(run), revision=revision)
     return FileTokenizer(tokenizer_folder(text, revision))
 
 
 def tokenizer_folder(name: str, revision: str | None = None) -> Path:
-    """The local folder with a tokenizer's files, for a folder, a shipped model or a hub name (fetched, or cached)."""
-    folder = Path(assets.resolve(name))
+    """The local folder with a tokenizer's files, for a folder, a run, a shipped model or a hub name (fetched, or
+    cached)."""
+    folder = Path(assets.resolve(name)).expanduser()
+    if (run := run_in(folder)) is not None:
+        return tokenizer_folder(tokenizer_of(run), revision)
     return folder if folder.is_dir() else _from_hub(name, revision)
 
 

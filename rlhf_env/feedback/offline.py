@@ -15,10 +15,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rlhf_env.envs.tokenizers import end_ids, prompt_ids
+from rlhf_env.envs.over_long import OverLong, OverLongCount
+from rlhf_env.envs.tokenizers import prompt_ids
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.interchange import read_judgements
-from rlhf_env.feedback.interchange.lengths import require_fit
+from rlhf_env.feedback.interchange.lengths import fit_lengths, require_fit, written_with
 from rlhf_env.feedback.judgements import Judgement, Preference, Response
 from rlhf_env.feedback.kinds import HIGHEST, LOWEST, ScoredResponse, kind_of, preferences_of
 from rlhf_env.feedback.store.store import PreferenceStore
@@ -44,9 +45,34 @@ def load_judgements(path: str | Path) -> list[Judgement]:
         return list(store.judgements())
 
 
+def load_fitting(
+    path: str | Path, tokenizer: Tokenizer, context: int | None, over_long: OverLong
+) -> tuple[list[Judgement], OverLongCount]:
+    """What `load_judgements` reads, without or with shorter texts where a model of this `context` cannot read them.
+
+    With "refuse" nothing is changed, and `require_stored_fit` refuses.
+    """
+    judgements = load_judgements(path)
+    if context is None or over_long == "refuse":
+        return judgements, OverLongCount(of=len(judgements))
+    return fit_lengths(
+        judgements,
+        context + 1,  # it never reads the last token
+        over_long,
+        lengths=lambda texts: [len(pair_episode(prompt, side, tokenizer).ids) for prompt, side in texts],
+        reader="the policy",
+        tokenizer=tokenizer,
+        path=path,
+    )
+
+
 def load_preferences(path: str | Path) -> list[Preference]:
     """The pairs of what `load_judgements` reads. Raises DataError where there is none."""
-    judgements = load_judgements(path)
+    return pairs_of(load_judgements(path), path)
+
+
+def pairs_of(judgements: Sequence[Judgement], path: str | Path) -> list[Preference]:
+    """The pairs of judgements that were read from `path`. Raises DataError where there is none."""
     preferences = list(preferences_of(judgements))
     if not preferences:
         labels = sum(1 for _ in labels_of(judgements))
@@ -152,12 +178,8 @@ def pair_episode(prompt: Prompt, response: Response, tokenizer: Tokenizer) -> Ep
     Otherwise - people, data sets, a policy with another tokenizer - the text is encoded and, unless it was cut at the
     length limit, closed by the end token.
     """
-    if response.ids is not None and response.prompt_ids is not None:
-        ends = end_ids(tokenizer)
-        tokens = [token for token in response.ids if token not in ends]
-        known = all(token < tokenizer.vocab_size for token in (*response.prompt_ids, *response.ids))
-        if known and tokenizer.decode(tokens) == response.text:
-            return response.episode(prompt)
+    if written_with(tokenizer, response):
+        return response.episode(prompt)
     end = [tokenizer.end_id] if response.finish_reason in (None, "stop") else []
     read = replace(
         response,

@@ -12,6 +12,7 @@ import tomli_w
 from annotated_types import Ge, Le
 
 from rlhf_env import plugins
+from rlhf_env.envs.over_long import OverLong, fitted_task
 from rlhf_env.envs.reward_tables import RewardTable, load_rewards
 from rlhf_env.envs.rewards import NoReward, RewardMix
 from rlhf_env.envs.tasks import held_out, load_task
@@ -23,8 +24,10 @@ from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.engine import Engine
 from rlhf_env.learning.loop import Row, Training, train
 from rlhf_env.learning.making_agents import agent_factory, imitates, make_agent
-from rlhf_env.learning.models import PolicySettings, load_policy, load_tokenizer_of, with_vocabulary_of
+from rlhf_env.learning.models import load_policy, load_tokenizer_of, with_vocabulary_of
+from rlhf_env.learning.policy_settings import PolicySettings
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
+from rlhf_env.learning.run_models import keep_base
 from rlhf_env.learning.sources import EnvSource, Source
 from rlhf_env.learning.spending import Budget, Spending
 from rlhf_env.learning.stopping import MaxKL, Patience, load_stopping_rules
@@ -51,6 +54,7 @@ from rlhf_env.types import JsonObject, JsonView, ScoresItself, Task
 _MOST = 2**20
 _Size = Annotated[int, Ge(1), Le(_MOST)]  # texts side by side, tokens of a text, prompts of an evaluation
 _MOST_TOKENS = 2**28  # of all texts side by side: 2 GiB of ids
+_OPTION = "; or set over_long in [environment]"
 
 
 @settings
@@ -67,6 +71,11 @@ class EnvironmentSettings:
     """What one action is: a whole response or one token."""
     action_length: AtLeastOne | None = None
     """Tokens of one action, instead of what `view` says: a segment."""
+    over_long: OverLong = "refuse"
+    """Texts that are too long - prompts of more than `max_prompt_tokens`, or than the model's context leaves room for;
+    pairs, labels and demonstrations that the model cannot read - are refused by name, left out, or cut: prompts at
+    their beginning ("cut left"), end or middle, of conversations the oldest exchanges and then the longest messages;
+    answers only where the prompt has given half of the room, and always at their end."""
 
     def problems(self) -> Iterator[Problem]:
         if self.num_envs * (self.max_prompt_tokens + self.max_new_tokens) > _MOST_TOKENS:
@@ -200,6 +209,8 @@ class Experiment:
             del table["stopping"]
         if self.evaluation.best == EvaluationSettings().best:
             del table["evaluation"]["best"]
+        if self.environment.over_long == EnvironmentSettings().over_long:
+            del table["environment"]["over_long"]
         return tomli_w.dumps(_without_none(table))
 
     def stopping_tables(self) -> JsonObject:
@@ -230,6 +241,8 @@ class Workplace:
     setup: Setup
     agent: Agent
     source: Source
+    notes: tuple[str, ...] = ()
+    """What whoever looks at the run's numbers should know of the texts behind them: how many were cut or left out."""
 
     def train(
         self,
@@ -270,6 +283,8 @@ class Workplace:
             )
         if run is not None:
             run.began_with("initial weights", fingerprint(all_weights(setup.reference)))
+            keep_base(run.path, setup.policy, setup.tokenizer)
+            run.note(self.notes)
         rows = read_metrics(run.path) if run is not None and resume else []
         if evaluate is not None and not rows:
             rows = [{"update": 0, "spent/generated_tokens": 0, **{f"eval/{k}": v for k, v in evaluate().items()}}]
@@ -300,8 +315,7 @@ class Workplace:
     @property
     def rewarded(self) -> bool:
         """Whether there is a reward to measure texts by: not where an agent imitates and none was asked for."""
-        asked_for = any(not isinstance(part, NoReward) for part in self.env.reward.parts.values())
-        return asked_for or bool(self.experiment.evaluation.rewards)
+        return _is_rewarded(self.env.reward, self.experiment)
 
     @cached_property
     def evaluation_rewards(self) -> RewardMix | None:
@@ -327,16 +341,21 @@ class Workplace:
                 try:
                     asked = len(self.env.prompt_ids(prompt))
                 except DataError as error:
-                    problems |= dict.fromkeys(error.problems)
+                    problems |= dict.fromkeys(f"{problem}{_OPTION}" for problem in error.problems)
                     continue
                 if context is not None and asked + longest > context + 1:  # the last token is never read
                     said = (
                         f"prompt {prompt.id[:60]!r} has {asked} tokens, which with {longest} new ones (max_new_tokens)"
                     )
                     said += f" exceed the model's context of {context}: shorten the prompt or the answers"
-                    problems[f"{said} ({prompt.text[:60]!r})"] = None
+                    problems[f"{said} ({prompt.text[:60]!r}){_OPTION}"] = None
         if problems:
             raise DataError(*problems)
+
+
+def _is_rewarded(reward: RewardMix, experiment: Experiment) -> bool:
+    asked_for = any(not isinstance(part, NoReward) for part in reward.parts.values())
+    return asked_for or bool(experiment.evaluation.rewards)
 
 
 def _worth(measure: str, sign: float, row: Row) -> float | None:
@@ -376,6 +395,13 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
                 ("max_kl",) if experiment.max_kl is not None else ("stopping", measuring[0]),
             )
         )
+    notes: tuple[str, ...] = ()
+    if not imitates(experiment.agent) or _is_rewarded(reward, experiment):  # texts will be written
+        longest = settings.max_prompt_tokens
+        if isinstance(policy, HasContext) and policy.context is not None:  # the last token of a text is never read
+            longest = min(longest, policy.context + 1 - settings.max_new_tokens)
+        with under("task"):
+            task, notes = fitted_task(task, tokenizer, longest, settings.over_long)
     env = TextVectorEnv(
         settings.num_envs,
         task=task,
@@ -403,7 +429,7 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
     with under("agent"):
         agent = make_agent(experiment.agent, setup)
     source = EnvSource(env, seed=experiment.seed, spending=spending, reference=reference)
-    return Workplace(written, env, setup, agent, source)
+    return Workplace(written, env, setup, agent, source, notes)
 
 
 def check_plugins(experiment: Experiment) -> Task:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import field
-from typing import Annotated, Literal
+from pathlib import Path
 
 import torch
 
@@ -16,40 +15,16 @@ from rlhf_env.envs.tokenizers import (
     tokenizer_folder,
 )
 from rlhf_env.errors import ConfigError, DataError, Problem, under
-from rlhf_env.policies.language_model import ROWS_AT_ONCE, LanguageModel
+from rlhf_env.learning.policy_settings import PolicySettings
+from rlhf_env.learning.run_models import model_folder
+from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.policies.loading import base_and_adapter, context_named
-from rlhf_env.policies.lora import Lora, add_adapter
-from rlhf_env.policies.policy import Policy, Sampling
+from rlhf_env.policies.lora import add_adapter
+from rlhf_env.policies.policy import Policy
 from rlhf_env.policies.tabular import TabularPolicy
 from rlhf_env.policies.tiny import TINY_CONTEXT, tiny_language_model
-from rlhf_env.settings import AtLeastOne, IsPath, Name, settings
+from rlhf_env.runs_on_disk import run_in, tokenizer_of
 from rlhf_env.types import Task, Tokenizer
-
-
-@settings
-class PolicySettings:
-    """Who writes the texts."""
-
-    model: Annotated[Name, IsPath()] = "tiny"
-    """A folder, a shipped model, a hub name; "tiny" (small and random, for toy tasks); or "table", a table of logits
-    for tasks of one prompt and so few responses that they can be enumerated."""
-    tokenizer: Annotated[Name, IsPath()] | None = None
-    """Default: the model's own. "tiny" needs one ("bytes" or "alphabet:abc"), and so does "table" ("alphabet:abc")."""
-    dtype: Literal["float32", "float64"] = "float32"
-    """The type of the weights."""
-    sampling: Sampling = field(default_factory=Sampling)
-    """The distribution that tokens are drawn from."""
-    rows_at_once: AtLeastOne = ROWS_AT_ONCE
-    """Texts that are sampled side by side and whose keys and values are kept: it bounds the memory. More texts are
-    written in several waves; with fewer than `num_envs`, acting token by token reads all texts anew at each step."""
-    fused: bool = True
-    """Sample by a quicker way through the models of the common families, whose weights it copies for as long; false:
-    through the library's modules, with the same results up to rounding."""
-    lora: Lora | None = None
-    """Train low-rank adapters, and leave the model as it is: [policy.lora]. The reference is then the same model
-    without them, and no second copy; a checkpoint holds the adapters alone."""
-    revision: str | None = None
-    """Of a hub name: a branch, tag or commit. With a commit, what the model's owner changes later changes nothing."""
 
 
 def load_tokenizer_of(wanted: PolicySettings) -> Tokenizer:
@@ -63,16 +38,22 @@ def load_tokenizer_of(wanted: PolicySettings) -> Tokenizer:
     with under("tokenizer" if wanted.tokenizer else "model"):
         if wanted.tokenizer:
             return load_tokenizer(wanted.tokenizer)
-        base, adapter = base_and_adapter(wanted.model)
-        own = adapter is not None and (adapter / "tokenizer.json").is_file()  # peft's trainers save it beside
-        return load_tokenizer(str(adapter) if own else base, revision=wanted.revision)
+        run = run_in(Path(wanted.model).expanduser())
+        if run is not None and (own := tokenizer_of(run)).startswith(("bytes", "alphabet:")):
+            return load_tokenizer(own)
+        base, adapter = base_and_adapter(model_folder(wanted.model))
+        beside = adapter is not None and (adapter / "tokenizer.json").is_file()  # peft's trainers save it there
+        return load_tokenizer(str(adapter) if beside else base, revision=wanted.revision)
 
 
 def context_before_loading(wanted: PolicySettings) -> int | None:
     """The longest text the model can read, as far as that is known before its weights are loaded; None: no limit."""
     if wanted.model == "table":
         return None
-    return TINY_CONTEXT if wanted.model == "tiny" else context_named(wanted.model, wanted.revision)
+    if wanted.model == "tiny":
+        return TINY_CONTEXT
+    with under("model"):
+        return context_named(model_folder(wanted.model), wanted.revision)
 
 
 def load_policy(wanted: PolicySettings, tokenizer: Tokenizer, task: Task, *, max_new_tokens: int, seed: int) -> Policy:
@@ -109,11 +90,12 @@ def _load_base(wanted: PolicySettings, tokenizer: Tokenizer, task: Task, *, max_
         end, pad = end_ids(tokenizer), tokenizer.pad_id
         try:
             with under("model"):
-                base, adapter = base_and_adapter(wanted.model)
+                model = model_folder(wanted.model)
+                base, adapter = base_and_adapter(model)
                 if isinstance(tokenizer, FileTokenizer) and (wanted.tokenizer or adapter):  # that of another folder
                     end = (*end, *named_end_ids(tokenizer_folder(base, wanted.revision)))
                 return LanguageModel.from_pretrained(
-                    wanted.model,
+                    model,
                     dtype=dtype,
                     revision=wanted.revision,
                     end_id=end,

@@ -20,7 +20,7 @@ import platform
 import sys
 import tomllib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -290,6 +290,13 @@ class RunFolder:
             )
         write_whole(self.path / "record.json", json.dumps(record, indent=1))
 
+    def note(self, notes: Sequence[str]) -> None:
+        """Record what there is to say about the texts that the run reads, as "notes"; nothing where that is nothing."""
+        record = _read_record(self.path / "record.json") or {}
+        if notes or "notes" in record:
+            record["notes"] = list(notes)
+            write_whole(self.path / "record.json", json.dumps(record, indent=1))
+
     def _note_resume(self, manifest: JsonView, threads: int | None) -> None:
         before, now = (
             {"threads": at, **made}
@@ -310,12 +317,6 @@ class RunFolder:
         entry = {"update": manifest["step"], "not_exact": self.not_exact, "lost": self.lost}
         record["resumed"] = [*record.get("resumed", []), entry]
         write_whole(self.path / "record.json", json.dumps(record, indent=1))
-
-
-def folder_of_paths(run: str | Path) -> Path | None:
-    """Where the relative paths of a run's experiment lead from; None, the working directory, if that was not kept."""
-    kept = (_read_record(Path(run) / "record.json") or {}).get("paths_from")
-    return Path(kept) if isinstance(kept, str) else None
 
 
 def config_hash(experiment_toml: str) -> str:

@@ -71,3 +71,19 @@ def test_only_adapters_train_and_are_kept_and_a_resumed_run_ends_in_the_same_bit
     resumed = rlhf_env.run(experiment(variant), tmp_path / "cut", resume=True)
     assert all(torch.equal(value, all_weights(resumed.policy)[name]) for name, value in after.items())
     assert resumed.metrics[-1]["update"] == whole.metrics[-1]["update"] == 2
+
+
+def test_a_run_with_adapters_is_a_model_and_needs_none(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from rlhf_env.learning.run_models import model_folder
+    from rlhf_env.policies.lora import merged
+
+    trained = rlhf_env.run(experiment("grpo"), tmp_path / "run")
+    alone = AutoModelForCausalLM.from_pretrained(model_folder(str(tmp_path / "run"), "last"))
+    whole = merged(trained.policy.model)  # type: ignore[attr-defined]
+    assert all(torch.equal(value, whole.state_dict()[name]) for name, value in alone.state_dict().items())
+
+    policy = {"model": str(tmp_path / "run"), "lora": {"rank": 3}}
+    further = rlhf_env.run({**experiment("ppo"), "policy": policy}, tmp_path / "further")
+    assert torch.isfinite(torch.tensor(further.evaluation.metrics["objective"]))

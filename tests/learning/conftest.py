@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rlhf_env.learning.experiment import EnvironmentSettings, EvaluationSettings, Experiment
-from rlhf_env.learning.models import PolicySettings
+from rlhf_env.learning.policy_settings import PolicySettings
 from rlhf_env.learning.spending import Budget
 
 torch.set_num_threads(1)

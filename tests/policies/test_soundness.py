@@ -13,7 +13,8 @@ import torch
 
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.reward_models.loading import load_scorer
-from rlhf_env.learning.models import PolicySettings, load_tokenizer_of
+from rlhf_env.learning.models import load_tokenizer_of
+from rlhf_env.learning.policy_settings import PolicySettings
 from rlhf_env.policies.language_model import LanguageModel
 
 TINY = {"vocab_size": 40, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}

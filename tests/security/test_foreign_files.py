@@ -161,7 +161,7 @@ def test_a_revision_of_a_hub_model_is_asked_for(monkeypatch: pytest.MonkeyPatch)
     """S4: by model and tokenizer alike."""
     from rlhf_env.envs import tokenizers
     from rlhf_env.learning.experiment import Experiment, build
-    from rlhf_env.learning.models import PolicySettings
+    from rlhf_env.learning.policy_settings import PolicySettings
 
     asked: list[Any] = []
 

@@ -13,9 +13,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 
+from rlhf_env.delimited import read_table
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.feedback.judgements import Response
 from rlhf_env.feedback.reward_models.scorer import Scorer
@@ -50,6 +52,32 @@ class Groups:
         )
         if problems:
             raise ConfigError(*problems)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Groups:
+        """From a CSV (or TSV) file: the header names the groups, a row is one word in the form of every group.
+
+        "gender" is `GENDER`. Raises DataError with the line of what is wrong.
+        """
+        if str(path) == "gender":
+            return GENDER
+        names: tuple[str, ...] = ()
+        words: list[tuple[str, ...]] = []
+        problems: list[str] = []
+        for row in read_table(path):
+            if isinstance(row.cells, DataError):
+                problems += (f"{path}:{row.line}: {problem}" for problem in row.cells.problems)
+                continue
+            names = tuple(row.cells)
+            words.append(tuple(row.cells.values()))
+            if not all(word.strip() for word in words[-1]):
+                problems.append(f"{path}:{row.line}: a word is missing: one for each of {', '.join(names)}")
+        if problems:
+            raise DataError(*problems)
+        try:
+            return cls(names, tuple(words))
+        except ConfigError as error:
+            raise DataError(*(f"{path}: {problem}" for problem in error.problems)) from error
 
     def versions(self, text: str) -> tuple[str, ...]:
         """The text as it would speak of each group; a text that names no group is the same in all versions."""

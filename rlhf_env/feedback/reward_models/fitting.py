@@ -340,8 +340,9 @@ def fit_ensemble(
     *,
     models: int,
     generator: torch.Generator,
+    counterfactuals: Sequence[Counterfactual] = (),
     dtype: torch.dtype = torch.float32,
-    progress: Callable[[int, int, float], None] | None = None,
+    progress: FittingProgress | None = None,
 ) -> RewardEnsemble:
     """`models` separate reward models of one trunk, fitted to the same judgements from different first heads and in
     different orders, as in Coste et al. 2024.
@@ -351,8 +352,21 @@ def fit_ensemble(
     if models < 1:
         raise ConfigError(f"models: {models!r} is not a number of at least 1")
     fitted = []
-    for _ in range(models):
+    for index in range(models):
         model = RewardModel.from_trunk(trunk, members=config.members, head=config.head, dtype=dtype)
         model.scatter_heads(generator)
-        fitted.append(fit_reward_model(judgements, model, config, generator=generator, progress=progress)[0])
+        fit_reward_model(
+            judgements,
+            model,
+            config,
+            generator=generator,
+            counterfactuals=counterfactuals,
+            progress=None if progress is None else _share_of(progress, index, models),
+        )
+        fitted.append(model)
     return RewardEnsemble(fitted)
+
+
+def _share_of(progress: FittingProgress, index: int, models: int) -> FittingProgress:
+    """The progress of one of several fits of equal length, as that of all."""
+    return lambda done, steps, loss: progress(index * steps + done, models * steps, loss)

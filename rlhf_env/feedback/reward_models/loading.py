@@ -8,13 +8,16 @@ from rlhf_env import assets
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.reward_models.scorer import Scorer
 
+_CARDS = ("reward_model.json", "reward_ensemble.json")
+
 
 def load_scorer(model: str | Path) -> Scorer:
     """A reward model by folder (or hub name), told by the files in it:
 
     - reward_model.json: a RewardModel that `save` wrote;
     - reward_ensemble.json: a RewardEnsemble;
-    - config.json: a sequence classification model of transformers with one label, trained anywhere.
+    - config.json: a sequence classification model of transformers with one label, trained anywhere;
+    - none of these, and one folder with a reward model in it: that one (the folder of a stage).
 
     Raises DataError when it is none of these.
     """
@@ -31,6 +34,11 @@ def load_scorer(model: str | Path) -> Scorer:
         return RewardEnsemble.load(folder)
     if (folder / "config.json").is_file():
         return SequenceClassifier(folder)
+    inside = [file.parent for name in _CARDS for file in folder.glob(f"*/{name}") if file.parent.name[0] != "."]
+    if len(inside) == 1:
+        return load_scorer(inside[0])
+    if (folder / "experiment.toml").is_file():
+        raise DataError(f"{folder} is a run, whose model writes texts, and not a reward model")
     if folder.exists() or str(model).startswith(("/", ".", "~")):
         raise DataError(
             f"{folder} is not a reward model: there is no reward_model.json (RewardModel.save writes one), no "

@@ -37,6 +37,7 @@ from rlhf_env.envs.transformers_tokenizer import quiet_transformers
 from rlhf_env.errors import ConfigError, DataError, RunFailed
 from rlhf_env.feedback.judgements import Preference, Response
 from rlhf_env.feedback.reward_models.config import Epoch, HeadKind, RewardModelConfig, TrainingRecord
+from rlhf_env.learning.run_models import model_folder
 from rlhf_env.policies.anatomy import anatomy_of
 from rlhf_env.policies.loading import base_and_adapter, load_causal_lm
 from rlhf_env.policies.lora import Lora, load_adapter, merged
@@ -108,6 +109,7 @@ class RewardModel(nn.Module):
         self.std = 1.0
         self.record: TrainingRecord | None = None
         self.tokenizer_folder = tokenizer_folder
+        self._own_tokenizer: Tokenizer | None = None  # read when it is first needed
         self._vocab_size = int(trunk.get_input_embeddings().weight.shape[0])
         self._context: int | None = getattr(config, "max_position_embeddings", None)
         # ALiBi models read positions off the mask
@@ -122,8 +124,8 @@ class RewardModel(nn.Module):
         head: HeadKind = "linear",
         dtype: torch.dtype = torch.float32,
     ) -> RewardModel:
-        """An unfitted model on the trunk of a saved language model. Raises DataError when there is none in `folder`."""
-        folder = assets.resolve(str(folder))
+        """An unfitted model on the trunk of a saved language model, or of a run's. DataError when there is none."""
+        folder = model_folder(assets.resolve(str(folder)))
         return cls(_load_trunk(Path(folder), dtype), members=members, head=head, tokenizer_folder=folder)
 
     @property
@@ -329,7 +331,9 @@ class RewardModel(nn.Module):
             raise DataError(
                 "responses without token ids need the reward model's tokenizer, and none came with the trunk"
             )
-        return load_tokenizer(self.tokenizer_folder)
+        if self._own_tokenizer is None:
+            self._own_tokenizer = load_tokenizer(self.tokenizer_folder)
+        return self._own_tokenizer
 
     def _write(self, folder: Path) -> None:
         with quiet_transformers():

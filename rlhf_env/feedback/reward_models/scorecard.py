@@ -32,6 +32,7 @@ from rlhf_env.feedback.reward_models.fairness import PromptAndResponse
 from rlhf_env.feedback.reward_models.loading import load_scorer
 from rlhf_env.feedback.reward_models.ranks import kendall, kendall_interval, spearman, spearman_interval
 from rlhf_env.feedback.reward_models.scorer import LimitedScorer, Scorer, pair_log_odds, require_readable
+from rlhf_env.feedback.store.database import is_store
 from rlhf_env.feedback.store.split import split_by_prompt
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.text_measures import repeated_share, words
@@ -162,7 +163,7 @@ def read_data(path: str | Path, *, held_out: float = 1.0) -> tuple[list[Preferen
     that is neither, or that has no pair.
     """
     path = Path(path)
-    if path.is_file() and path.open("rb").read(16) == b"SQLite format 3\0":
+    if is_store(path):
         with PreferenceStore(path) as store:
             judgements = list(store.judgements())
     else:
@@ -171,13 +172,14 @@ def read_data(path: str | Path, *, held_out: float = 1.0) -> tuple[list[Preferen
     if not preferences:
         raise DataError(f"{path}: no pair of responses of which one is preferred, among {len(judgements)} judgements")
     kept = {preference.prompt.text for preference in preferences}
-    return preferences, [valued for valued in _mean_ratings(judgements) if valued[0].text in kept]
+    return preferences, [valued for valued in mean_ratings(judgements) if valued[0].text in kept]
 
 
-def _mean_ratings(judgements: Sequence[Judgement]) -> list[Valued]:
+def mean_ratings(judgements: Sequence[Judgement], *, criterion: str = "overall") -> list[Valued]:
+    """What each rated response is worth: the mean of its ratings by the criterion."""
     scores: dict[object, tuple[PromptAndResponse, list[int]]] = {}
     for rating in (rating for judgement in judgements for rating in kind_of(judgement).ratings(judgement)):
-        if rating.criterion == "overall":
+        if rating.criterion == criterion:
             text = (rating.prompt, rating.response)
             scores.setdefault(_key(text), (text, []))[1].append(rating.score)
     return [(*text, float(np.mean(values))) for text, values in scores.values()]

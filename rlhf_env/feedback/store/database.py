@@ -15,6 +15,15 @@ from rlhf_env.errors import DataError, RunFailed
 from rlhf_env.feedback.store.schema import APPLICATION_ID, LEAVE_UNVERIFIED, MIGRATIONS, from_bytes
 
 
+def is_store(path: str | Path) -> bool:
+    """Whether there is an SQLite file at the path."""
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(16) == b"SQLite format 3\0"
+    except OSError:
+        return False
+
+
 def damage(path: Path, found: str) -> str:
     """What to say of a file that is damaged."""
     found = " ".join(found.split())  # SQLite quotes the schema, lines and all

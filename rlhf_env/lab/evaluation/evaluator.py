@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlhf_env.envs.over_long import FittedTask
 from rlhf_env.envs.rewards import KLPart, RewardMix
 from rlhf_env.envs.tasks import held_out
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.envs.tokenizers import end_ids
 from rlhf_env.errors import DataError, RewardError, under
-from rlhf_env.feedback.offline import load_judgements
+from rlhf_env.feedback.offline import load_fitting
 from rlhf_env.lab.evaluation.asked import PromptsAsked, question_of
 from rlhf_env.lab.evaluation.metric import Measured, Metric
 from rlhf_env.lab.evaluation.metrics import METRICS, with_plugins
@@ -26,6 +27,7 @@ from rlhf_env.learning.agent import Agent, traits
 from rlhf_env.learning.collect import collect_with
 from rlhf_env.learning.experiment import Workplace
 from rlhf_env.learning.rollout import Rollout
+from rlhf_env.policies.policy import HasContext
 from rlhf_env.policies.tabular import TabularPolicy
 from rlhf_env.types import Episode, Float, JsonObject, JsonView, MasksActions, Prompt, Replies, Score, TokenScorer
 
@@ -115,16 +117,26 @@ class Evaluator:
         """Which prompts an evaluation asks, and what of them the workplace's run trains on, told by the text."""
         experiment, task = self.workplace.experiment, self.workplace.env.task
         aside, count = held_out(task), experiment.evaluation.prompts
-        texts = {question_of(aside.prompt(index, {})) for index in range(count)}
+        prompts = [aside.prompt(index, {}) for index in range(count)]
+        texts = {question_of(prompt) for prompt in prompts}
         trained_on: Iterable[str] | None = None
         if (stored := experiment.located().preferences) is not None:
             with suppress(DataError):  # the file may have gone since: the run can still be measured
-                trained_on = [question_of(judgement.prompt) for judgement in load_judgements(stored)]
+                policy, over_long = self.workplace.setup.policy, experiment.environment.over_long
+                context = policy.context if isinstance(policy, HasContext) else None
+                read, _ = load_fitting(stored, self.workplace.setup.tokenizer, context, over_long)
+                trained_on = [question_of(judgement.prompt) for judgement in read]
         else:  # whether the agent writes or reads the task's own answers
             endless = task.size is None and aside is task
             size = task.size or _OF_AN_ENDLESS_TASK
             trained_on = texts if endless else (question_of(task.prompt(index, {})) for index in range(size))
-        return PromptsAsked(len(texts), count, None if trained_on is None else len(texts.intersection(trained_on)))
+        return PromptsAsked(
+            prompts=len(texts),
+            replies=count,
+            in_training=None if trained_on is None else len(texts.intersection(trained_on)),
+            cut=len({question_of(prompt) for prompt in prompts if prompt.uncut is not None}),
+            left_out=aside.count.left_out if isinstance(aside, FittedTask) else 0,
+        )
 
     def texts(self, agent: Agent) -> tuple[Rollout, int]:
         """What `agent` writes for the evaluation prompts, and how many tokens beside it that it threw away.

@@ -61,6 +61,14 @@ def _prompts_in_training(replies: Measured) -> MetricValue:
     return None if asked is None or asked.in_training is None else float(asked.in_training)
 
 
+def _prompts_cut(replies: Measured) -> MetricValue:
+    return float(replies.asked.cut) if replies.asked is not None and replies.asked.cut else None
+
+
+def _prompts_left_out(replies: Measured) -> MetricValue:
+    return float(replies.asked.left_out) if replies.asked is not None and replies.asked.left_out else None
+
+
 METRICS: tuple[Metric, ...] = (
     Metric(
         name="gold",
@@ -203,6 +211,24 @@ METRICS: tuple[Metric, ...] = (
         meaning="of the prompts asked, those that training uses too: 0 where all were held out",
         better="lower",
         measure=_prompts_in_training,
+        form="count",
+        tables=(),
+    ),
+    Metric(
+        name="prompts_cut",
+        title="Prompts cut",
+        unit="prompts",
+        meaning="of the prompts asked, those that were too long and cut",
+        measure=_prompts_cut,
+        form="count",
+        tables=(),
+    ),
+    Metric(
+        name="prompts_left_out",
+        title="Prompts left out",
+        unit="prompts",
+        meaning="too long to be asked, and left out",
+        measure=_prompts_left_out,
         form="count",
         tables=(),
     ),

@@ -19,10 +19,10 @@ from rlhf_env.errors import ConfigError, DataError, Problem, did_you_mean, under
 from rlhf_env.feedback.offline import (
     label_source,
     labels_of,
-    load_judgements,
-    load_preferences,
+    load_fitting,
     only_labels,
     pair_source,
+    pairs_of,
     require_stored_fit,
 )
 from rlhf_env.lab.evaluation.evaluator import Evaluation, Evaluator
@@ -40,7 +40,6 @@ from rlhf_env.learning.run_folder import (
     RunFolder,
     as_logged,
     config_hash,
-    folder_of_paths,
     hashes_before,
     read_metrics,
 )
@@ -48,6 +47,7 @@ from rlhf_env.learning.sources import EnvSource
 from rlhf_env.learning.spending import Spending
 from rlhf_env.plugins import host
 from rlhf_env.policies.policy import HasContext, Policy
+from rlhf_env.runs_on_disk import paths_from
 from rlhf_env.shown_text import near
 from rlhf_env.toml_files import naming_lines
 from rlhf_env.types import JsonView
@@ -247,7 +247,7 @@ def evaluator_of(workplace: Workplace) -> Evaluator | Likelihood:
 
 def _require_stored_fit(experiment: Experiment) -> None:
     """Name every stored text that the model cannot read, before it is loaded."""
-    if experiment.preferences is None:
+    if experiment.preferences is None or experiment.environment.over_long != "refuse":
         return
     check_plugins(experiment)
     located = experiment.located()
@@ -268,25 +268,28 @@ def _with_data(workplace: Workplace) -> Workplace:
     experiment, setup = workplace.experiment, workplace.setup
     if not isinstance(workplace.source, EnvSource):
         return workplace
-    rows, seed = experiment.environment.num_envs, experiment.seed
+    rows, seed, notes = experiment.environment.num_envs, experiment.seed, workplace.notes
+    context = setup.policy.context if isinstance(setup.policy, HasContext) else None
     if experiment.preferences is not None:
         with under("preferences"):
             path = str(experiment.located().preferences)
-            if traits(workplace.agent).takes_labels and only_labels(judgements := load_judgements(path)):
+            judgements, count = load_fitting(path, setup.tokenizer, context, experiment.environment.over_long)
+            if count:
+                notes += (count.said_of("judgements", (context or 0) + 1),)
+            if traits(workplace.agent).takes_labels and only_labels(judgements):
                 labels = list(labels_of(judgements))
                 labelled = label_source(labels, setup.tokenizer, rows=rows, seed=seed, reference=setup.reference)
-                return replace(workplace, source=labelled)
-            stored = load_preferences(path)
+                return replace(workplace, source=labelled, notes=notes)
+            stored = pairs_of(judgements, path)
         pairs = max(1, rows // 2)
         source = pair_source(stored, setup.tokenizer, pairs=pairs, seed=seed, reference=setup.reference)
     elif traits(workplace.agent).imitates:
-        context = setup.policy.context if isinstance(setup.policy, HasContext) else None
         with under("task"):
             answers = demonstrations_of(workplace.env.task, setup.tokenizer, context=context)
         source = demonstration_source(answers, setup.tokenizer, rows=rows, seed=seed)
     else:
         return workplace
-    return replace(workplace, source=source)
+    return replace(workplace, source=source, notes=notes)
 
 
 def _trained(
@@ -406,7 +409,7 @@ def load_run(folder: str | Path, checkpoint: Literal["last", "best"] = "last") -
     described = folder / "experiment.toml"
     if not described.is_file():
         raise ConfigError(f"{folder} holds no run: it has no experiment.toml (rlhf-env train makes such folders)")
-    experiment = replace(Experiment.load(described), folder=folder_of_paths(folder))
+    experiment = replace(Experiment.load(described), folder=paths_from(folder))
     newest = checkpoints.latest(folder / BEST) if checkpoint == "best" else None
     newest = newest or checkpoints.latest(folder / "checkpoints")
     damaged = [p for c in sorted((folder / "checkpoints").glob("step-*")) for p in checkpoints.problems(c)]

@@ -1,0 +1,38 @@
+"""The settings of the table [policy]: who writes the texts."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Annotated, Literal
+
+from rlhf_env.policies.language_model import ROWS_AT_ONCE
+from rlhf_env.policies.lora import Lora
+from rlhf_env.policies.policy import Sampling
+from rlhf_env.settings import AtLeastOne, IsPath, Name, settings
+
+
+@settings
+class PolicySettings:
+    """Who writes the texts."""
+
+    model: Annotated[Name, IsPath()] = "tiny"
+    """A folder, that of a run (its best checkpoint, else its last), a shipped model, a hub name; "tiny" (small and
+    random, for toy tasks); or "table", a table of logits for tasks of one prompt and so few responses that they can be
+    enumerated."""
+    tokenizer: Annotated[Name, IsPath()] | None = None
+    """Default: the model's own. "tiny" needs one ("bytes" or "alphabet:abc"), and so does "table" ("alphabet:abc")."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """The type of the weights."""
+    sampling: Sampling = field(default_factory=Sampling)
+    """The distribution that tokens are drawn from."""
+    rows_at_once: AtLeastOne = ROWS_AT_ONCE
+    """Texts that are sampled side by side and whose keys and values are kept: it bounds the memory. More texts are
+    written in several waves; with fewer than `num_envs`, acting token by token reads all texts anew at each step."""
+    fused: bool = True
+    """Sample by a quicker way through the models of the common families, whose weights it copies for as long; false:
+    through the library's modules, with the same results up to rounding."""
+    lora: Lora | None = None
+    """Train low-rank adapters, and leave the model as it is: [policy.lora]. The reference then shares the model, and a
+    checkpoint holds the adapters alone."""
+    revision: str | None = None
+    """Of a hub name: a branch, tag or commit. With a commit, what the model's owner changes later changes nothing."""

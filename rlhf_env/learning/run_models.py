@@ -1,0 +1,325 @@
+"""A run is a model: the weights of its checkpoint as a folder that transformers loads, and whoever loads such folders.
+
+    model_folder("runs/sft")   # runs/sft/model/step-00000040-0c1f..., made when it is first asked for
+    model_folder("gpt2")       # any other name is given back as it is
+
+A run has its weights in checkpoints. Which model they belong to - its configuration and its tokenizer - is kept in
+`base/` of the run's folder, so that the folder that the run began with may be gone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from rlhf_env import assets, plugins
+from rlhf_env.envs.tokenizers import (
+    AlphabetTokenizer,
+    ByteTokenizer,
+    FileTokenizer,
+    end_ids,
+    load_tokenizer,
+    named_end_ids,
+    tokenizer_folder,
+)
+from rlhf_env.envs.transformers_tokenizer import quiet_transformers
+from rlhf_env.errors import DataError, UnknownName
+from rlhf_env.learning import checkpoints
+from rlhf_env.learning.configuration import from_table
+from rlhf_env.learning.policy_settings import PolicySettings
+from rlhf_env.learning.run_folder import BEST, config_hash, hashes_before
+from rlhf_env.learning.tokenizer_files import save_tokenizer
+from rlhf_env.policies.language_model import LanguageModel
+from rlhf_env.policies.loading import base_and_adapter, load_causal_lm
+from rlhf_env.policies.lora import add_adapter, is_of_adapter, load_adapter, merged
+from rlhf_env.policies.policy import Sampling
+from rlhf_env.policies.tiny import tiny_language_model
+from rlhf_env.policies.untyped import HFConfig, HFModel
+from rlhf_env.runs_on_disk import BASE, DESCRIBED, TOKENIZER_NAME, experiment_table_of, run_in, tokenizer_of
+from rlhf_env.types import JsonObject, Tokenizer
+from rlhf_env.whole_files import written_folder
+
+Checkpoint = Literal["best", "last"]
+_MADE_OF = "made_of.json"  # of a folder that was made of a checkpoint: of which one, and the sizes of its files
+
+
+def model_folder(name: str, checkpoint: Checkpoint = "best") -> str:
+    """What to load where `name` is named as a model: of a run, or of a stage with one run in it, a folder with its
+    model; any other name as it is.
+
+    The model is that of the run's best checkpoint where one was kept, else (or with "last") of its last one. The
+    folder lies in the run's, it appears there whole or not at all, and is used again until the run has another
+    checkpoint.
+
+    Raises ConfigError, in one line, for a run that has no model (none trained, no checkpoint, a damaged one).
+    """
+    if name in ("tiny", "table"):
+        return name
+    run = run_in(Path(name).expanduser())
+    if run is None:
+        stage = Path(name).expanduser() / "model"
+        held = not (stage.parent / "config.json").is_file() and (stage / "config.json").is_file()
+        return str(stage) if held else name
+    for sealed in _sealed_checkpoints(run, checkpoint):
+        if _is_whole(folder := _folder_for(run, sealed)):
+            return str(folder)
+        if not checkpoints.problems(sealed):
+            break  # it is what the model is made of
+    trained = TrainedModel.of(run, checkpoint)
+    folder = _folder_for(run, trained.checkpoint)
+    try:
+        if folder.is_dir() and not _is_whole(folder):
+            folder.rename(folder.with_name(f".{folder.name}.damaged.0.tmp"))  # the next writer removes it
+        with written_folder(folder) as half:
+            trained.write(half)
+            _note(half, trained)
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise DataError(
+            f"run {run}: its model cannot be written into its folder ({why}): write it elsewhere with "
+            f"`rlhf-env export {run} OUT`, and name OUT"
+        ) from error
+    return str(folder)
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A checkpoint of a run, and what its weights belong to."""
+
+    run: Path
+    checkpoint: Path
+    experiment: JsonObject
+    """The run's experiment as plain data."""
+
+    @classmethod
+    def of(cls, run: Path, checkpoint: Checkpoint) -> TrainedModel:
+        """The newest valid checkpoint, of the best ones if asked for and kept. Raises DataError where there is none."""
+        table = experiment_table_of(run)
+        model = table["policy"].get("model", "tiny")
+        if model == "table":
+            raise DataError(f"run {run}: its model is a table of logits ('table'), and no language model")
+        problems: list[str] = []
+        for parent in _places(run, checkpoint):
+            found, damaged = checkpoints.survey(parent)
+            problems += [problem for each in damaged.values() for problem in each]
+            if found is not None:
+                _require_of_this_experiment(run, found)
+                return cls(run, found, table)
+        if problems:
+            raise DataError(*(f"run {run}: no valid checkpoint is left: {problem}" for problem in problems[:3]))
+        agent = str(table.get("agent", {}).get("name", "ppo"))
+        if not _trains(agent):
+            raise DataError(f"run {run}: its agent {agent!r} trains no model: name the one it wrote with, {model!r}")
+        raise DataError(f"run {run} has no checkpoint yet: train further, with a smaller checkpoint_every")
+
+    @property
+    def settings(self) -> PolicySettings:
+        return from_table(PolicySettings, self.experiment["policy"], f"{self.run / DESCRIBED}: [policy]")
+
+    @property
+    def agent(self) -> str:
+        return str(self.experiment.get("agent", {}).get("name", "ppo"))
+
+    def write(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+        """The files of transformers, into an empty folder: weights, configurations, tokenizer, chat template.
+
+        The weights have the bits of the checkpoint, unless another `dtype` is asked for. Raises DataError where the
+        checkpoint has no model, OSError and SafetensorError where it cannot be written.
+        """
+        state, _ = checkpoints.load(self.checkpoint)
+        settings, tokenizer = self.settings, load_tokenizer(tokenizer_of(self.run))
+        base, adapter = base_and_adapter(model_folder(settings.model))
+        if settings.lora is not None or adapter is not None:
+            model = self._merged(state["agent"], settings, tokenizer, base, adapter)
+        else:
+            model = self._without_weights(settings, tokenizer)
+            self._load(model, self._weights(state["agent"], set(model.state_dict())), settings)
+            model.tie_weights()
+        if dtype is not None:
+            model.to(dtype)
+        ends = end_ids(tokenizer)
+        if isinstance(tokenizer, FileTokenizer):
+            beside = self.run / BASE if self._has_base() else _folder_of(settings)
+            ends = tuple(dict.fromkeys((*ends, *(() if beside is None else named_end_ids(beside)))))
+        say_ends(model.config, ends, tokenizer.pad_id)
+        model.generation_config = generation_config(ends, tokenizer.pad_id, model.config, settings.sampling)
+        with quiet_transformers():
+            model.save_pretrained(str(folder))
+        save_tokenizer(tokenizer, folder)
+
+    def _load(self, model: HFModel, weights: dict[str, Tensor], settings: PolicySettings) -> None:
+        adapter = any(is_of_adapter(name) for name in weights)  # of which the whole model has many more
+        try:
+            model.load_state_dict(weights, strict=not adapter, assign=True)
+        except RuntimeError as error:
+            why = str(error).strip().splitlines()[-1].strip()
+            raise DataError(f"run {self.run}: its weights do not fit its model {settings.model!r}: {why}") from error
+
+    def _merged(
+        self, state: Mapping[str, Any], settings: PolicySettings, tokenizer: Tokenizer, base: str, adapter: Path | None
+    ) -> HFModel:
+        """The model that a run with adapters began with, which has to be there still, and its adapters in it."""
+        dtype = {"float32": torch.float32, "float64": torch.float64}[settings.dtype]
+        if settings.model == "tiny":
+            size, end, pad = tokenizer.vocab_size, tokenizer.end_id, tokenizer.pad_id
+            seed = int(self.experiment.get("seed", 0))
+            model = tiny_language_model(vocab_size=size, end_id=end, pad_id=pad, dtype=dtype, seed=seed).model
+        else:
+            model = load_causal_lm(base, dtype, settings.revision)
+        if adapter is not None:
+            load_adapter(model, adapter)
+        elif settings.lora is not None:
+            add_adapter(model, settings.lora, seed=0)  # what is drawn is replaced
+        names = {name for name in model.state_dict() if is_of_adapter(name)}
+        self._load(model, self._weights(state, names), settings)
+        return merged(model)
+
+    def _has_base(self) -> bool:
+        return (self.run / BASE / "config.json").is_file()
+
+    def _without_weights(self, settings: PolicySettings, tokenizer: Tokenizer) -> HFModel:
+        """The run's model with weights that do not matter."""
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        dtype = {"float32": torch.float32, "float64": torch.float64}[settings.dtype]
+        if settings.model == "tiny" and not self._has_base():
+            size, end, pad = tokenizer.vocab_size, tokenizer.end_id, tokenizer.pad_id
+            return tiny_language_model(vocab_size=size, end_id=end, pad_id=pad, dtype=dtype).model
+        name = str(self.run / BASE) if self._has_base() else assets.resolve(model_folder(settings.model))
+        revision = None if self._has_base() else settings.revision
+        try:
+            with quiet_transformers(), torch.random.fork_rng(devices=[]):
+                config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+                return AutoModelForCausalLM.from_config(config, dtype=dtype)
+        except Exception as error:  # the library and the network raise many kinds
+            why = (str(error).strip() or type(error).__name__).splitlines()[0]
+            said = f"run {self.run}: the configuration of the model that it began with, {settings.model!r}, is needed"
+            raise DataError(f"{said}: {why}") from error
+
+    def _weights(self, state: Mapping[str, Any], of_model: set[str]) -> dict[str, Tensor]:
+        """Those that the agent's state holds under the names of the model's; the agent may keep them anywhere."""
+        names = {f"model.{name}" for name in of_model}
+        held = list(_tables(state, names))
+        named = [weights for key, weights in held if key == "policy"]
+        if len(found := named or [weights for _, weights in held]) != 1:
+            held_here = f"{len(found)} models and not one" if found else f"no weights of its model {self._base_name()}"
+            raise DataError(f"run {self.run}: its agent {self.agent!r} keeps {held_here}: it has no model to name")
+        return {name.removeprefix("model."): tensor for name, tensor in found[0].items()}
+
+    def _base_name(self) -> str:
+        return repr(self.settings.model)
+
+
+def keep_base(run: Path, policy: object, tokenizer: Tokenizer) -> None:
+    """Keep in a run's folder what its weights belong to: configuration and, if it has files, the tokenizer.
+
+    Does nothing where that was done, and for a policy that is no language model.
+    """
+    if not isinstance(policy, LanguageModel) or (run / BASE).exists():
+        return
+    with written_folder(run / BASE) as half:
+        ends, pad = policy.end_ids, policy.pad_id
+        with quiet_transformers():
+            policy.model.config.save_pretrained(str(half))
+            generation_config(ends, pad, policy.model.config, policy.sampling).save_pretrained(str(half))
+        if isinstance(tokenizer, FileTokenizer):
+            save_tokenizer(tokenizer, half)
+        elif isinstance(tokenizer, (ByteTokenizer, AlphabetTokenizer)):
+            name = f"alphabet:{tokenizer.symbols}" if isinstance(tokenizer, AlphabetTokenizer) else "bytes"
+            (half / TOKENIZER_NAME).write_text(json.dumps({"tokenizer": name}), encoding="utf-8")
+
+
+def say_ends(config: HFConfig, ends: tuple[int, ...], pad: int) -> None:
+    """Let a model's configuration name every end token, and the padding."""
+    named = list(ends) if len(ends) > 1 else ends[0]
+    for table in {id(it): it for it in (config.get_text_config(), config)}.values():
+        table.eos_token_id, table.pad_token_id = named, pad
+
+
+def generation_config(ends: tuple[int, ...], pad: int, config: HFConfig, sampling: Sampling) -> Any:
+    """What `generate` and vLLM go by unless told otherwise: all end tokens, and the distribution of the training."""
+    from transformers import GenerationConfig
+
+    begin = getattr(config.get_text_config(), "bos_token_id", None)
+    return GenerationConfig(
+        bos_token_id=begin,
+        eos_token_id=list(ends) if len(ends) > 1 else ends[0],
+        pad_token_id=pad,
+        do_sample=True,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+    )
+
+
+def _places(run: Path, checkpoint: Checkpoint) -> list[Path]:
+    return [run / BEST, run / "checkpoints"] if checkpoint == "best" else [run / "checkpoints"]
+
+
+def _sealed_checkpoints(run: Path, checkpoint: Checkpoint) -> Iterator[Path]:
+    """Those whose manifest is whole, in the order in which they are asked for; their files are not read."""
+    for parent in _places(run, checkpoint):
+        yield from checkpoints.sealed(parent)
+
+
+def _folder_for(run: Path, checkpoint: Path) -> Path:
+    seal = str(checkpoints.manifest_of(checkpoint)["sha256"])
+    return run / "model" / f"{checkpoint.name.removesuffix('.replaced')}-{seal[:12]}"
+
+
+def _note(folder: Path, trained: TrainedModel) -> None:
+    """Written last: what is missing or cut later is noticed by the sizes."""
+    sizes = {str(file.relative_to(folder)): file.stat().st_size for file in folder.rglob("*") if file.is_file()}
+    made = {
+        "run": str(trained.run),
+        "checkpoint": f"{trained.checkpoint.parent.name}/{trained.checkpoint.name}",
+        "manifest_sha256": checkpoints.manifest_of(trained.checkpoint)["sha256"],
+        "files": sizes,
+    }
+    (folder / _MADE_OF).write_text(json.dumps(made, indent=1), encoding="utf-8")
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        made = json.loads((folder / _MADE_OF).read_text(encoding="utf-8"))
+        return all((folder / name).stat().st_size == size for name, size in made["files"].items())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False
+
+
+def _require_of_this_experiment(run: Path, checkpoint: Path) -> None:
+    made_with = checkpoints.manifest_of(checkpoint).get("config_hash")
+    described = run / DESCRIBED
+    if made_with not in (config_hash(described.read_bytes().decode()), *hashes_before(run)):
+        raise DataError(f"{described} is not what {checkpoint} was trained with: it was changed; put it back")
+
+
+def _trains(agent: str) -> bool:
+    try:
+        return bool(getattr(plugins.host().load("agent", agent), "trains", True))
+    except UnknownName:  # of a package that is not here
+        return True
+
+
+def _folder_of(settings: PolicySettings) -> Path | None:
+    return None if settings.model == "tiny" else tokenizer_folder(model_folder(settings.model), settings.revision)
+
+
+def _tables(state: object, names: set[str], key: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The tables in a state that have exactly these names, with the key under which each stands."""
+    if isinstance(state, Mapping):
+        if state.keys() == names:
+            yield key, dict(state)
+        else:
+            for inner, value in state.items():
+                yield from _tables(value, names, str(inner))
+    elif isinstance(state, (list, tuple)):
+        for value in state:
+            yield from _tables(value, names, key)
