@@ -31,6 +31,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from rich.console import Console
+from rlhf_env.pipeline.settings import Demo, Models
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -53,7 +54,6 @@ from rlhf_env.feedback.reward_models.scorer import pair_log_odds
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.lab.progress import stage
 from rlhf_env.learning.engine import set_threads
-from rlhf_env.pipeline.settings import Demo, Models
 from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.types import Episode, Float
 from rlhf_env.whole_files import write_json

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from rlhf_env.learning.rollout import Rollout as Rollout
     from rlhf_env.learning.rollout import finished as finished
     from rlhf_env.learning.spending import Budget as Budget
+    from rlhf_env.pipeline.running import PipelineRun as PipelineRun
+    from rlhf_env.pipeline.running import run_pipeline as run_pipeline
     from rlhf_env.plugins import Register as Register
     from rlhf_env.plugins import hookimpl as hookimpl
     from rlhf_env.plugins import register_agent as register_agent
@@ -89,6 +91,9 @@ _HOMES = {
     "read_results": "rlhf_env.lab.benchmark.reading",
     "markdown_table": "rlhf_env.lab.report.formats",
     "write_report": "rlhf_env.lab.report.report",
+    # The whole way, as stages of one file.
+    "run_pipeline": "rlhf_env.pipeline.running",
+    "PipelineRun": "rlhf_env.pipeline.running",
     # The pieces of an experiment.
     "build": "rlhf_env.learning.experiment",
     "Workplace": "rlhf_env.learning.experiment",

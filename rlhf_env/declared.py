@@ -25,9 +25,11 @@ from typing import cast
 
 import tomli_w
 
-from rlhf_env.errors import UnknownName
+from rlhf_env.errors import PluginError, UnknownName
+from rlhf_env.own_code import KEY, OwnCode, load_code, names_code
 from rlhf_env.plugins import PLUGIN_KINDS, Entry, PluginHost, PluginKind
 from rlhf_env.settings import Hint, Target, can_be_written, hints_of, is_setting, limits, sample, spoken, table_of
+from rlhf_env.types import GIVEN_TO_FUNCTIONS
 
 REQUIRED = inspect.Parameter.empty
 TABLES: Mapping[PluginKind, str] = {"agent": "agent", "task": "task", "reward": "rewards", "annotator": "annotator"}
@@ -73,8 +75,31 @@ class Declaration:
         return {**own, "papers": list(self.papers), "settings": [setting.as_dict() for setting in self.settings]}
 
 
+def code_in(words: str) -> tuple[PluginKind | None, OwnCode] | None:
+    """The code that "FILE.py:NAME" or "KIND:FILE.py:NAME" names, and its kind where that is said; None of others."""
+    first, _, rest = words.partition(":")
+    kind = next((kind for kind in PLUGIN_KINDS if kind == first), None)
+    code = words if kind is None else rest
+    return (kind, OwnCode(code)) if names_code(code) else None
+
+
+def kind_of(target: object) -> PluginKind:
+    """What code of one's own seems to be, by what it has: a function, for example, is a reward."""
+    if hasattr(target, "Config") and hasattr(target, "update"):
+        return "agent"
+    return "task" if hasattr(target, "prompt") else "reward"
+
+
 def find(host: PluginHost, words: str) -> Entry:
-    """The plugin of a name, or of `kind:name` where more than one kind has it. Raises UnknownName."""
+    """The plugin of a name, or of `kind:name` where more than one kind has it; or code of one's own, "FILE.py:NAME".
+
+    Raises UnknownName, or PluginError for code that cannot be imported.
+    """
+    if found := code_in(words):
+        said, code = found
+        return host.entry(said or kind_of(load_code(code)), code)
+    if words.endswith(".py"):
+        raise PluginError(f'{words} is a file: name what is in it, "{words}:NAME"')
     kind, _, name = words.rpartition(":")
     entries = [entry for entry in host if entry.name == name and kind in ("", entry.kind)]
     kinds = {entry.kind for entry in entries}
@@ -150,8 +175,12 @@ def _parameters(target: Target) -> Iterator[tuple[str, object]]:
         return
     for parameter in inspect.signature(target).parameters.values():
         named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        # Of a function that scores texts, what has no default is the texts or a column of the task.
-        if named and (isinstance(target, type) or parameter.default is not REQUIRED):
+        # Of a function that scores texts, what has no default is the texts or a column of the task, which are no
+        # settings; nor is what every such function may ask for.
+        of_texts = not isinstance(target, type) and (
+            parameter.default is REQUIRED or parameter.name in GIVEN_TO_FUNCTIONS
+        )
+        if named and not of_texts:
             yield parameter.name, parameter.default
 
 
@@ -225,6 +254,10 @@ def _example(entry: Entry, target: Target, settings: tuple[Setting, ...]) -> str
             for key in outer:
                 place = cast(dict[str, object], place.setdefault(key, {}))
             place[name] = value
+    if isinstance(entry.target, OwnCode):
+        table = {KEY: entry.target.shown(), **table}
+    elif entry.kind in TABLES and entry.kind != "reward":
+        table = {"name": entry.name, **table}
     if entry.kind == "reward":
         return tomli_w.dumps({"rewards": {entry.name: {"weight": 1.0, **table}}}).replace("[rewards]\n\n", "")
     if entry.kind in NAMED_TABLES:
@@ -235,7 +268,7 @@ def _example(entry: Entry, target: Target, settings: tuple[Setting, ...]) -> str
         return ""
     if entry.kind == "agent" and wraps(target):
         table["agent"] = {"name": "ppo"}
-    return tomli_w.dumps({TABLES[entry.kind]: {"name": entry.name, **table}})
+    return tomli_w.dumps({TABLES[entry.kind]: table})
 
 
 def plain(value: object) -> object:

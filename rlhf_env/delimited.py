@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf_env.errors import DataError
-from rlhf_env.plain_data import LONGEST_LINE, read_file
+from rlhf_env.plain_data import LONGEST_LINE, ending_of, read_file
 
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
@@ -36,7 +36,7 @@ def read_table(path: str | Path, wanted: Collection[str] = ()) -> Iterator[Table
     lines = list(_decoded(path))
     unreadable = {number: what for number, (_, what) in enumerate(lines, start=1) if what is not None}
     text = "\n".join(line for line, _ in lines)
-    separator = "\t" if Path(path).suffix.lower() == ".tsv" else ","
+    separator = "\t" if ending_of(path) == ".tsv" else ","
     rows = _rows(text, separator)
     header: list[str] = []
     for first, last, cells in rows:

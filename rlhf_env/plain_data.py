@@ -5,7 +5,10 @@ What others wrote is read up to a size: a file that is larger is refused before 
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,18 +17,30 @@ from rlhf_env.errors import DataError
 
 LARGEST_FILE = 2**30  # bytes, which are read as a whole
 LONGEST_LINE = 2**22  # bytes of a line, characters of a prompt
+_GZIP = b"\x1f\x8b\x08"
+
+
+def ending_of(path: str | Path) -> str:
+    """What a file's name ends in, in small letters: ".jsonl", and so for a ".jsonl.gz"."""
+    path = Path(path)
+    return Path(path.stem).suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
 
 
 def read_file(path: str | Path, largest: int = LARGEST_FILE) -> bytes:
-    """The bytes of a file, without a byte order mark; UTF-16 that has one comes as UTF-8.
+    """The bytes of a file, without a byte order mark; UTF-16 that has one comes as UTF-8, and gzip unpacked.
 
-    Raises DataError, with the file's name, when it cannot be read or is larger than `largest` bytes.
+    Raises DataError, with the file's name, when it cannot be read or is larger than `largest` bytes (unpacked).
     """
     try:
         with Path(path).open("rb") as stream:
             content = stream.read(largest + 1)
     except (OSError, ValueError) as error:  # a name with NUL in it is a ValueError
         raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    if content.startswith(_GZIP):
+        try:
+            content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(largest + 1)
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(f"{path}: begins as gzip and is damaged: {error}") from error
     if len(content) > largest:
         raise DataError(f"{path} is larger than {largest:,} bytes, the most that is read: split it")
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):  # as Excel's "Unicode text" and PowerShell's ">" write it

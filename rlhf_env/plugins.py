@@ -11,6 +11,8 @@ A plugin is a module with one or more hooks, reached through the entry point gro
                                                    def register_rewards(register):
                                                        register("haiku", "haiku.reward:Haiku")
 
+What one experiment alone needs takes no distribution: its file of settings names the code itself (`own_code`).
+
 Discovery is global, activation explicit: an installed plugin does nothing until a run names it. Targets are strings
 "module:Attr", so listing plugins imports none of them. The built-ins come in by the same door.
 
@@ -24,18 +26,22 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import inspect
 import os
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
 from typing import Any, Literal, Protocol, get_args
 
 import pluggy
 
+from rlhf_env import own_code
 from rlhf_env.errors import ConfigError, DataError, MissingExtra, PluginError, Problem, UnknownName, did_you_mean, under
+from rlhf_env.own_code import OwnCode
 from rlhf_env.types import JsonObject
 from rlhf_env.working_folder import same_folder
 
@@ -46,7 +52,27 @@ CHOICE = "RLHF_ENV_PLUGINS"
 PATIENCE = 3.0  # seconds that one plugin module may take to be imported: everybody waits for it at every command
 PluginKind = Literal["reward", "agent", "task", "annotator", "judgement", "metric", "tracker", "stopping rule"]
 PLUGIN_KINDS: tuple[PluginKind, ...] = get_args(PluginKind)
-_OF_ONES_OWN = ("reward", "task", "agent", "annotator")  # kinds that people write for an experiment of theirs
+YOUR_OWN = "your own code"  # the origin of what a file of settings names by where it is
+# Kinds that people write for an experiment of theirs, and how such code looks.
+_OF_ONES_OWN: Mapping[PluginKind, str] = {
+    "reward": "a function of lists, NAME(prompts, completions, **columns), that returns a number for each text, "
+    "or a class whose objects are called with episodes (rlhf_env.Reward)",
+    "task": "a class, or a function that makes it, with `size` and `prompt(index, options)` (rlhf_env.Task)",
+    "agent": "a class NAME(setup, config) with a dataclass `Config` and begin, act, update, state_dict and "
+    "load_state_dict (rlhf_env.Agent)",
+    "annotator": "a class, or a function that makes it, with the methods of an annotator",
+    "metric": "an object rlhf_env.Metric",
+    "stopping rule": "a class whose objects are called with a row and have state_dict() and load_state_dict()",
+    "tracker": "a class whose objects have log(row) and close()",
+}
+
+# Where a file of settings names such code; not of kinds that most people have no code of.
+_TABLES_OF_ONES_OWN: Mapping[PluginKind, str] = {
+    "reward": "[rewards.NAME]",
+    "task": "[task]",
+    "agent": "[agent]",
+    "annotator": "annotator:",
+}
 
 hookspec = pluggy.HookspecMarker(GROUP)
 hookimpl = pluggy.HookimplMarker(GROUP)
@@ -116,6 +142,8 @@ class Entry:
 
     def load(self) -> Any:
         """Import and return the target."""
+        if isinstance(self.target, OwnCode):
+            return own_code.load_code(self.target)
         if not isinstance(self.target, str):
             return self.target
         module, _, attribute = self.target.partition(":")
@@ -131,6 +159,31 @@ class Entry:
 
     def _who(self) -> str:
         return f"{self.kind} {self.name!r} of {self.origin} ({self.target})"
+
+
+def wrong_kind(kind: PluginKind, code: OwnCode, what: object) -> PluginError:
+    """That code of one's own is no plugin of the kind, and how one looks."""
+    name = getattr(what, "__name__", "")
+    is_what = f"the module {name}" if isinstance(what, ModuleType) else f"a {type(what).__name__}"
+    an = "an" if kind[0] in "aeiou" else "a"
+    said = f"{code.shown()} is {is_what}, and {an} {kind} is {_OF_ONES_OWN[kind]}"
+    return PluginError(Problem(said, (own_code.KEY,)))
+
+
+def name_in(table: JsonObject, kind: PluginKind, default: object = None, *, key: str | None = "name") -> str | None:
+    """Take out of a plugin's table which one it is: a registered name, as its `key` says (None: no entry does), or code
+    of one's own, as `function` says. None where neither does. Raises ConfigError where both do, or where `function` is
+    no string."""
+    named, function = table.pop(key, None) if key else None, table.pop(own_code.KEY, None)
+    if function is None:
+        named = default if named is None else named
+        return named if isinstance(named, str) else None
+    if not isinstance(function, str):
+        raise ConfigError(Problem(f"function must be {own_code.FORM}, got {function!r}", (own_code.KEY,)))
+    if named is not None:
+        said = f"{key} and function are both set: {key} is that of a registered {kind}, and function your own code"
+        raise ConfigError(Problem(f"{said}: leave one out", (own_code.KEY,)))
+    return OwnCode(function)
 
 
 @dataclass(frozen=True)
@@ -249,16 +302,18 @@ class PluginHost:
         return self.entry(kind, name).load()
 
     def entry(self, kind: PluginKind, name: str) -> Entry:
-        """Who offers it, not imported. Raises UnknownName, or PluginError for a conflict."""
+        """Who offers it, not imported; of `OwnCode`, that code. Raises UnknownName, or PluginError for a conflict."""
+        if isinstance(name, OwnCode):
+            return Entry(kind, name.label, name, YOUR_OWN)
         entries = self._entries.get((kind, name))
         if not entries:
             absent = [f"failed to load: {one.origin} ({one.error})" for one in self.failures if one.origin != CHOICE]
             absent += [f"kept out by {CHOICE}: {', '.join(self.left_out)}"] if self.left_out else []
             known = self.names(kind)
-            if kind in _OF_ONES_OWN and "did you mean" not in did_you_mean(name, known):
+            if kind in _TABLES_OF_ONES_OWN and "did you mean" not in did_you_mean(name, known):
                 absent.append(
-                    f"one of your own is known once Python has registered it (rlhf_env.register_{kind}), or an "
-                    "installed distribution offers it (as examples/rlhf_reward_haiku does)"
+                    f'code of your own in a file is named by it: {_TABLES_OF_ONES_OWN[kind]} function = "FILE.py:NAME" '
+                    f"(Python: rlhf_env.register_{kind}; for others: a distribution, as examples/rlhf_reward_haiku)"
                 )
             raise UnknownName(kind, name, known, absent)
         if len(entries) > 1:
@@ -334,9 +389,15 @@ def build_plugin(
     `provided` are things of the run (a frozen reference policy, the tokenizer): each is passed only to a plugin that
     has a parameter of that name which the user left out. Raises ConfigError that names the plugin and the parameter.
     """
+    called = name.shown() if isinstance(name, OwnCode) else repr(name)
     with under("name"):
         factory = host().load(kind, name)
-    return call_with(factory, parameters, provided or {}, where or f"{kind} {name!r}")
+    if isinstance(name, OwnCode) and not isinstance(factory, type) and not inspect.isroutine(factory):
+        if parameters:  # it is made already
+            said = (f"{called} is made already, and has no setting {key!r}" for key in parameters)
+            raise ConfigError(*(Problem(text, (key,)) for text, key in zip(said, parameters, strict=True)))
+        return factory
+    return call_with(factory, parameters, provided or {}, where or f"{kind} {called}")
 
 
 _PLAIN = (bool, int, float, str, list, dict)  # what a file can hold; other objects are between caller and plugin
@@ -344,9 +405,6 @@ _PLAIN = (bool, int, float, str, list, dict)  # what a file can hold; other obje
 
 def call_with(factory: Callable[..., Any], parameters: JsonObject, provided: JsonObject, where: str) -> Any:
     """`factory(**parameters)` with what it asks for of `provided`, and errors that say which parameter is wrong."""
-    import inspect
-
-    from rlhf_env.errors import did_you_mean
     from rlhf_env.settings import checked, hints_of, is_plain
 
     accepted = inspect.signature(factory).parameters

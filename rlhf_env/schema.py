@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import types
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Union, cast
 
 from rlhf_env.declared import Setting, plain, settings_of, settings_of_entry, wraps
@@ -22,6 +22,7 @@ from rlhf_env.envs.isolation import Limits
 from rlhf_env.envs.reward_tables import Mixing
 from rlhf_env.envs.rewards import Failures
 from rlhf_env.errors import ConfigError, MissingExtra, PluginError
+from rlhf_env.own_code import KEY
 from rlhf_env.plugins import Entry, PluginHost, PluginKind
 from rlhf_env.settings import (
     Chooses,
@@ -69,6 +70,65 @@ def one_of_files(schemas: Mapping[str, Schema], title: str) -> Schema:
     for key in [key for key in schemas if key]:
         choice = {"if": {"required": [key]}, "then": files[key], "else": choice}
     return {"$schema": DRAFT, "title": title, "anyOf": list(files.values()), **choice, "$defs": definitions}
+
+
+def staged_schema(
+    host: PluginHost, whole: type, kinds: Mapping[str, Sequence[type]], *, title: str, defaults: type
+) -> Schema:
+    """The schema of files with tables [[stage]], each of a kind that says which classes its settings are of; what is
+    set once for all of them, some settings of `defaults`, stands under [defaults]."""
+    maker = _Maker(host)
+    schema = maker.of_class(whole, partial=False)
+    schema["properties"]["defaults"] = maker.of_class(defaults, partial=True)
+    names = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+    head: Schema = {
+        "name": {"type": "string", "description": "The stage's name, and its folder's."},
+        "kind": {"enum": list(kinds), "description": "What the stage does."},
+        "from": {
+            "anyOf": [*names["anyOf"], {"type": "object", "additionalProperties": names}],
+            "description": "The earlier stages that it takes from: a name, a list, or a table that says which is what.",
+        },
+    }
+    choices = []
+    for kind, classes in kinds.items():
+        tables = [maker.of_class(cls, partial=True) for cls in classes]
+        properties = {key: value for table in reversed(tables) for key, value in table["properties"].items()}
+        about = {"type": "object", "description": tables[0].get("description", "")}
+        maker.definitions[f"stage {kind}"] = {
+            **about,
+            "properties": {**properties, **head},
+            "additionalProperties": False,
+        }
+        chosen = {"properties": {"kind": {"const": kind}}}
+        choices.append({"if": chosen, "then": _reference(f"stage {kind}")})
+    schema["properties"]["stage"] = {
+        "type": "array",
+        "minItems": 1,
+        "items": {"type": "object", "required": ["name", "kind"], "properties": head, "allOf": choices},
+    }
+    made: Schema = {"$schema": DRAFT, "title": title, **schema, "$defs": maker.definitions}
+    return _with_outputs(made)
+
+
+_OUTPUT: Schema = {"type": "string", "pattern": r"^\$[A-Za-z_]", "description": "What an earlier stage gives: $NAME."}
+
+
+def _with_outputs(schema: Schema) -> Schema:
+    """The same, where the output of an earlier stage may stand for a number too."""
+
+    def widened(part: object) -> object:
+        if isinstance(part, list):
+            return [widened(each) for each in part]
+        if not isinstance(part, dict):
+            return part
+        if part.get("type") in ("number", "integer"):
+            words = {key: part[key] for key in ("description", "default") if key in part}
+            return {**words, "anyOf": [{key: it for key, it in part.items() if key not in words}, _OUTPUT]}
+        return {key: widened(value) for key, value in part.items()}
+
+    made = widened(schema)
+    assert isinstance(made, dict)
+    return made
 
 
 class _Maker:
@@ -160,14 +220,15 @@ class _Maker:
             known = {entry.name: self._plugin(entry, partial) for entry in self._entries(kind)}
             choice: Schema = {
                 "type": "object",
-                "properties": {"name": {"enum": list(known), "description": f"The name of the {kind}."}},
+                "properties": {"name": {"enum": list(known), "description": f"The name of the {kind}."}, KEY: _CODE},
                 "allOf": [
                     {"if": {"required": ["name"], "properties": {"name": {"const": name}}}, "then": schema}
                     for name, schema in known.items()
                 ],
             }
             if not partial:
-                choice |= {"required": ["name"], "anyOf": list(known.values())}
+                choice |= {"if": _OF_CODE, "then": _NAMELESS, "else": {"required": ["name"]}}
+                choice["anyOf"] = [*known.values(), {"type": "object", **_OF_CODE, "properties": {KEY: _CODE}}]
             self.definitions[name] = choice
         return _reference(name)
 
@@ -176,7 +237,7 @@ class _Maker:
         named = self._with_settings("agent", partial=False)
         rows = {
             entry.name: {
-                "if": {"required": ["name"]},
+                "if": {"anyOf": [{"required": ["name"]}, _OF_CODE]},
                 "then": named,
                 "else": self._plugin(entry, partial=False),
                 "type": "object",
@@ -191,15 +252,17 @@ class _Maker:
         entries = list(self._entries(kind))
         plugin: Schema = {"enum": [entry.name for entry in entries], "description": f"Which {kind} this is."}
         may_say = {"plugin": plugin} if kind == "stopping rule" else {}
+        own: Schema = {"type": "object", **_OF_CODE, "properties": {KEY: _CODE}}
         tables: dict[str, Schema] = {}
         for entry in entries:
             try:
                 tables[entry.name] = self._table(settings_of_entry(entry), partial=partial, extra=may_say)
             except (PluginError, MissingExtra):  # what it can be set to is not known here
                 tables[entry.name] = {"type": "object"}
-        named: Schema = {"type": "object", "properties": tables, "additionalProperties": False}
+        either = {name: {"if": _OF_CODE, "then": own, "else": table} for name, table in tables.items()}
+        named: Schema = {"type": "object", "properties": either, "additionalProperties": own}
         if may_say:
-            named["additionalProperties"] = {
+            by_plugin = {
                 "type": "object",
                 "required": ["plugin"],
                 "properties": may_say,
@@ -207,6 +270,7 @@ class _Maker:
                     {"if": {"properties": {"plugin": {"const": name}}}, "then": table} for name, table in tables.items()
                 ],
             }
+            named["additionalProperties"] = {"if": _OF_CODE, "then": own, "else": by_plugin, "anyOf": [by_plugin, own]}
         return named
 
     def _parts(self, partial: bool) -> Schema:
@@ -227,12 +291,14 @@ class _Maker:
                 ],
                 "anyOf": list(known.values()),
             }
+            shared = {setting.name: self._setting(setting, partial=True) for setting in of_every_reward()}
+            own_code: Schema = {"type": "object", **_OF_CODE, "properties": shared}
             weight = {"type": "number", "description": "The part's weight; the reward has its default settings."}
             parts = {
                 part: {
-                    "anyOf": [weight, schema],
+                    "anyOf": [weight, schema, own_code],
                     "if": {"type": "object"},
-                    "then": {"if": {"required": ["plugin"]}, "then": by_plugin, "else": schema},
+                    "then": _by_code(own_code, {"if": {"required": ["plugin"]}, "then": by_plugin, "else": schema}),
                     "else": weight,
                 }
                 for part, schema in known.items()
@@ -241,7 +307,7 @@ class _Maker:
             self.definitions[name] = {
                 "type": "object",
                 "properties": parts,
-                "additionalProperties": by_plugin,
+                "additionalProperties": {**_by_code(own_code, by_plugin), "anyOf": [by_plugin, own_code]},
                 **some,
             }
         return _reference(name)
@@ -272,6 +338,19 @@ class _Maker:
         if entry.kind == "agent" and "agent" in own and not partial:
             table["required"] = [*table.get("required", ()), "agent"]
         return table
+
+
+_CODE: Schema = {
+    "type": "string",
+    "pattern": "^.+:.+$",
+    "description": 'Your own code instead of a registered name: "FILE.py:NAME", or "MODULE:NAME".',
+}
+_OF_CODE: Schema = {"required": [KEY]}
+_NAMELESS: Schema = {"not": {"required": ["name"]}}
+
+
+def _by_code(own: Schema, otherwise: Schema) -> Schema:
+    return {"if": _OF_CODE, "then": own, "else": otherwise}
 
 
 def of_every_reward() -> list[Setting]:

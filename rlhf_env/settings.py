@@ -93,6 +93,13 @@ class EachChooses:
 
 
 @dataclass(frozen=True)
+class ChoosesByName:
+    """Of a list of strings: each is the name of a plugin of this kind, or "FILE.py:NAME", code of one's own."""
+
+    kind: str
+
+
+@dataclass(frozen=True)
 class PartOf:
     """Of a table, for its schema: some of the settings of another class."""
 

@@ -17,6 +17,9 @@ Int = npt.NDArray[np.int64]
 Float = npt.NDArray[np.float64]
 Bool = npt.NDArray[np.bool_]
 FinishReason = Literal["stop", "task", "length", "truncated"]
+# What a reward that is a function of lists is given by name, beside the task's columns.
+GIVEN_TO_FUNCTIONS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+
 # Reset options: `group_size`, `indices`, and the names that a task reads.
 ResetOptions = Mapping[str, Any]
 # An object of JSON, a table of TOML, a row of a file: named plain values, as they are read and before they are checked,

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
+from rlhf_env.pipeline.settings import Demo
 
 from rlhf_env.lab.benchmark.grid import Grid
 from rlhf_env.learning.experiment import Experiment
-from rlhf_env.pipeline.settings import Demo
 from rlhf_env.plugins import PluginHost, host
 from rlhf_env.schema import file_schema, one_of_files
 

@@ -135,9 +135,10 @@ def _language_model(name: str) -> Fluency:
     import torch
 
     from rlhf_env.envs.tokenizers import load_tokenizer
+    from rlhf_env.learning.run_models import model_folder
     from rlhf_env.policies import LanguageModel
 
-    model = LanguageModel.from_pretrained(name, dtype=torch.float64).frozen_copy()
+    model = LanguageModel.from_pretrained(model_folder(name), dtype=torch.float64).frozen_copy()
     tokenizer = load_tokenizer(name)
 
     def fluency(prompts: Sequence[str], replies: Sequence[str], /) -> Float:

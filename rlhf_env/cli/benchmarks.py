@@ -1,4 +1,4 @@
-"""`rlhf-env demo`, `rlhf-env bench` and `rlhf-env report`."""
+"""`rlhf-env bench` and `rlhf-env report`."""
 
 from __future__ import annotations
 
@@ -15,28 +15,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from rlhf_env.lab.benchmark.grid import Grid
-
-
-@app.command(rich_help_panel=LEARNING)
-def demo(
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Where results go (default: runs/demo). A second call does only what is missing."),
-    ] = None,
-    from_scratch: Annotated[
-        bool, typer.Option("--from-scratch", help="Pretrain and fine-tune the base model here instead of using ours.")
-    ] = False,
-    seeds: Annotated[int, typer.Option(help="Seeds for every agent.", min=1)] = 3,
-    jobs: Jobs = 2,
-    threads: Threads = None,
-) -> None:
-    """The whole RLHF pipeline on real conversations: preferences, reward model, four agents, one table, one report."""
-    from rlhf_env.pipeline.demo import run_demo
-
-    threads_everywhere(threads)
-    folder = out or Path("runs/demo-from-scratch" if from_scratch else "runs/demo")
-    with interruptible():
-        run_demo(folder, from_scratch=from_scratch, seeds=seeds, jobs=jobs, console=make_console())
 
 
 @app.command(rich_help_panel=LEARNING)
@@ -97,13 +75,12 @@ def maker_of_reward_model(grid: Grid, folder: Path, file: Path, console: Console
     if grid.reward_model is None:
         return None
     from rlhf_env.learning.configuration import from_table
-    from rlhf_env.pipeline.reward_model import learn_reward_model
-    from rlhf_env.pipeline.settings import Demo
+    from rlhf_env.pipeline.demo import DemoRewardModel, learn_reward_model
     from rlhf_env.toml_files import naming_lines
 
     with naming_lines(file), under("reward_model"):
-        settings = from_table(Demo, grid.reward_model, f"{file} [reward_model]")
-    return lambda: learn_reward_model(folder, settings=settings, console=console)
+        wanted = from_table(DemoRewardModel, grid.reward_model, f"{file} [reward_model]")
+    return lambda: learn_reward_model(folder, wanted, console=console)
 
 
 @app.command(rich_help_panel=LEARNING)

@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 @app.command(rich_help_panel=PLUGINS)
 def plugins(
     name: Annotated[
-        str | None, typer.Argument(help="One plugin (kind:name where two kinds have it): what it is and can be set to.")
+        str | None,
+        typer.Argument(
+            help="One plugin (kind:name where two kinds have it), or your own code, FILE.py:NAME: what it is and can "
+            "be set to."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
     as_markdown: Annotated[
@@ -74,12 +78,20 @@ def kinds_of_file() -> dict[str, type]:
     """What is made of a file, by what such a file is called."""
     from rlhf_env.lab.benchmark.grid import Grid
     from rlhf_env.learning.experiment import Experiment
-    from rlhf_env.pipeline.settings import Demo
+    from rlhf_env.pipeline.demo import DemoRewardModel
+    from rlhf_env.pipeline.plan import PipelineFile
+    from rlhf_env.pipeline.stages.registry import settings_by_kind
 
     return {
         "An experiment (`rlhf-env train`)": Experiment,
         "A grid of experiments (`rlhf-env bench`)": Grid,
-        "The demo's settings (`[reward_model]` of a grid)": Demo,
+        "The demo's reward model (`[reward_model]` of a grid)": DemoRewardModel,
+        "A pipeline (`rlhf-env pipeline`)": PipelineFile,
+        **{
+            f"A stage of kind `{kind}`": classes[0]
+            for kind, classes in settings_by_kind().items()
+            if classes[0] not in (Experiment, Grid)
+        },
     }
 
 
@@ -130,7 +142,7 @@ def schema(
         Literal["any", "experiment", "grid", "pipeline"],
         typer.Argument(
             help="Of which files: an experiment (train), a grid (bench), or either of them, told apart by the tables "
-            "of agents that a grid has; pipeline: the demo's settings, as in reward_model of a grid."
+            "of agents that a grid has; pipeline: stages, one after the other."
         ),
     ] = "any",
 ) -> None:
@@ -141,14 +153,18 @@ def schema(
     """
     from rlhf_env.lab.benchmark.grid import Grid
     from rlhf_env.learning.experiment import Experiment
-    from rlhf_env.pipeline.settings import Demo
+    from rlhf_env.pipeline.demo import DemoRewardModel
+    from rlhf_env.pipeline.plan import PipelineFile
+    from rlhf_env.pipeline.stages.registry import settings_by_kind
     from rlhf_env.plugins import host
-    from rlhf_env.schema import file_schema, one_of_files
+    from rlhf_env.schema import file_schema, one_of_files, staged_schema
 
+    of_grids = {"reward_model": DemoRewardModel}
+    stages = settings_by_kind()
     makers = {
         "experiment": partial(file_schema, host(), Experiment, title="An experiment"),
-        "grid": partial(file_schema, host(), Grid, title="A grid of experiments", tables={"reward_model": Demo}),
-        "pipeline": partial(file_schema, host(), Demo, title="The demo's settings"),
+        "grid": partial(file_schema, host(), Grid, title="A grid of experiments", tables=of_grids),
+        "pipeline": partial(staged_schema, host(), PipelineFile, stages, title="A pipeline", defaults=Experiment),
     }
     if kind == "any":
         either = {"": makers["experiment"](), "agents": makers["grid"]()}
@@ -161,14 +177,23 @@ def schema(
 @app.command("check", rich_help_panel=PLUGINS)
 def check_one(
     what: Annotated[
-        str, typer.Argument(help="A TOML file (experiment or grid), or reward:NAME, task:NAME, agent:NAME.")
+        str,
+        typer.Argument(
+            help="A TOML file (experiment or grid), or a plugin: reward:NAME, task:NAME, agent:NAME, or your own code: "
+            "FILE.py:NAME, reward:FILE.py:NAME."
+        ),
     ],
     settings: Annotated[list[str] | None, typer.Argument(help="The plugin's settings, as in target=20.")] = None,
 ) -> None:
     """Check an experiment file, or test a plugin with generated episodes. It lists problems and changes nothing."""
+    from rlhf_env.declared import code_in, find
+    from rlhf_env.plugins import host
+
     kind, _, name = what.partition(":")
     if kind in ("reward", "task", "agent") and name:
         _check_plugin(kind, name, _settings(settings or []))
+    elif code_in(what) or what.endswith(".py"):
+        _check_plugin(find(host(), what).kind, what, _settings(settings or []))
     elif settings:
         raise ConfigError(f"{' '.join(settings)}: settings are for reward:, task: and agent:NAME; a file has its own")
     else:
@@ -198,16 +223,22 @@ def _check_plugin(kind: str, name: str, settings: Mapping[str, object]) -> None:
     from rlhf_env.envs.reward_tables import load_rewards
     from rlhf_env.envs.tasks import load_task
     from rlhf_env.envs.tokenizers import ByteTokenizer
+    from rlhf_env.own_code import KEY, OwnCode, names_code
     from rlhf_env.testing import check_agent, check_reward, check_task
 
-    name_key = "plugin" if kind == "reward" else "name"
-    if name_key in settings:
-        raise ConfigError(f"{name_key}={settings[name_key]}: {kind}:{name} already names the {kind}")
+    own = names_code(name)
+    for key in ("plugin" if kind == "reward" else "name", KEY):
+        if key in settings:
+            raise ConfigError(f"{key}={settings[key]}: {kind}:{name} already names the {kind}")
+    table = {KEY if own else "name": name, **settings}
     if kind == "agent":
-        for left_out in check_agent({"name": name, **settings}):
+        for left_out in check_agent(table):
             typer.echo(f"not checked: {left_out}")
     elif kind == "task":
-        check_task(load_task({"name": name, **settings}), ByteTokenizer())
+        check_task(load_task(table), ByteTokenizer())
+    elif own:
+        label = OwnCode(name).label
+        check_reward(load_rewards({label: table}, load_task("count")).parts[label])
     else:
         check_reward(load_rewards({name: settings}, load_task("count")).parts[name])
 

@@ -16,13 +16,26 @@ from typing import Annotated, NoReturn, TextIO
 import typer
 
 from rlhf_env import __version__
-from rlhf_env.cli import benchmarks, checking, preferences, reward_models, studies, training
-from rlhf_env.cli.shared import FEEDBACK, LEARNING, Terminated, app, lab_app, pipeline_app, preferences_app
+from rlhf_env.cli import (
+    benchmarks,
+    checking,
+    importing,
+    models,
+    pipelines,
+    preferences,
+    reward_models,
+    studies,
+    training,
+)
+from rlhf_env.cli.shared import FEEDBACK, LEARNING, Terminated, app, lab_app, preferences_app
 from rlhf_env.errors import ConfigError, RlhfEnvError
 
 GROUPS = (
     benchmarks,
     checking,
+    importing,
+    models,
+    pipelines,
     preferences,
     reward_models,
     studies,
@@ -30,7 +43,6 @@ GROUPS = (
 )  # importing them registers their commands
 
 app.add_typer(preferences_app, name="preferences", rich_help_panel=FEEDBACK)
-app.add_typer(pipeline_app, name="pipeline", rich_help_panel=FEEDBACK)
 app.add_typer(lab_app, name="lab", rich_help_panel=LEARNING)
 
 

@@ -5,22 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from rlhf_env.cli.shared import FEEDBACK, app, interruptible, preferences_app, stage_on_stderr
+from rlhf_env.cli.shared import FEEDBACK, StoreFile, TrustCode, app, interruptible, preferences_app, stage_on_stderr
 from rlhf_env.errors import ConfigError, Problem, UnknownName, under
 from rlhf_env.types import JsonObject
 
 if TYPE_CHECKING:
-    from rlhf_env.feedback.judgements import Judgement, Response
+    from rlhf_env.envs.over_long import OverLongCount
+    from rlhf_env.feedback.judgements import Response
     from rlhf_env.feedback.store.items import Origin, VoteProgress
     from rlhf_env.feedback.store.store import PreferenceStore
     from rlhf_env.types import Prompt
-
-
-StoreFile = Annotated[Path, typer.Argument(help="The preference store, an SQLite file.")]
 
 
 @app.command(rich_help_panel=FEEDBACK)
@@ -51,56 +49,6 @@ def annotate(
 def _announce(judge: str, results: str) -> None:
     typer.echo(f"Open {judge}\nThe link is the key: whoever has it may judge.")
     typer.echo(f"Results, for whoever does not judge: {results}")
-
-
-@preferences_app.command("import")
-def import_preferences(
-    store: StoreFile,
-    files: Annotated[
-        list[Path],
-        typer.Argument(help=".jsonl, .json (Argilla, Label Studio, rows), .csv, .tsv, .parquet, a datasets folder."),
-    ],
-    annotator: Annotated[str, typer.Option(help="Who judged what does not say who (default: the file's name).")] = "",
-    label_config: Annotated[
-        Path | None, typer.Option(help="Label Studio's labeling configuration (XML): what each tag is about.")
-    ] = None,
-    buckets: Annotated[
-        str, typer.Option(help="The names of Label Studio's buckets, the best first, with commas between them.")
-    ] = "",
-    skip: Annotated[bool, typer.Option("--skip", help="Leave out lines that cannot be read, and count them.")] = False,
-) -> None:
-    """Take judgements into a store, made if need be: all of the files, or nothing where one line is bad.
-
-    The same file again adds nothing. What is no judgement (drafts, skipped tasks, columns that nothing reads) is passed
-    over, counted and named.
-    """
-    from rlhf_env.feedback.interchange import LabelConfig, Reading, judgements_in
-    from rlhf_env.feedback.store.store import PreferenceStore
-    from rlhf_env.shown_text import for_terminal
-
-    config = None if label_config is None else LabelConfig.read(label_config)
-    order = tuple(name.strip() for name in buckets.split(",") if name.strip())
-    batches: list[list[Judgement]] = []
-    left: list[tuple[Path, str, int]] = []
-    assumed: list[tuple[Path, str]] = []
-    problems: list[str] = []
-    for file in files:
-        reading = Reading(source=file.name, annotator=annotator, label_config=config, buckets=order, skip=skip)
-        try:
-            batches.append(judgements_in(file, reading))
-        except ConfigError as error:
-            problems += error.problems
-        left += ((file, what, count) for what, count in reading.passed_over.items())
-        assumed += ((file, what) for what in reading.assumed)
-    if problems:
-        raise ConfigError(*problems)
-    with PreferenceStore(store) as opened:
-        new = opened.add(*batches, origin="file")
-    typer.echo(f"{new:,} new of {sum(map(len, batches)):,} judgements are in {store}")
-    for file, what, count in left:
-        typer.echo(for_terminal(f"{file}: passed over: {what}: {count:,}"))
-    for file, what in assumed:
-        typer.echo(for_terminal(f"{file}: assumed: {what}; --label-config FILE.xml says it for certain"))
 
 
 @preferences_app.command("responses")
@@ -324,6 +272,7 @@ def ask_who_is_better(
     prompts: Annotated[
         int | None, typer.Option(help="Held-out prompts of a run folder (default: as many as it says).", min=2)
     ] = None,
+    trust_code: TrustCode = False,
     seed: Annotated[int, typer.Option(help="Draws the order that pairs are shown in.", min=0)] = 0,
 ) -> None:
     """Have people judge, blind, who answers the same prompts better: agents, models, other people.
@@ -344,7 +293,7 @@ def ask_who_is_better(
         written = []
         for place, (name, path) in enumerate(sources.items()):
             tell(place / len(sources), f"{place + 1} of {len(sources)}")
-            written.append(_answers(path, name, prompts))
+            written.append(_answers(path, name, prompts, trust_code))
     pairs = blind_pairs(written, overlap=overlap, criterion=criterion, seed=seed)
     with PreferenceStore(store) as opened:
         opened.add_items(pairs.items)
@@ -354,7 +303,7 @@ def ask_who_is_better(
         )
 
 
-def _answers(path: Path, name: str, prompts: int | None) -> list[tuple[Prompt, Response]]:
+def _answers(path: Path, name: str, prompts: int | None, trust_code: bool) -> list[tuple[Prompt, Response]]:
     """What a source wrote, under the name of a policy: a run writes anew, at its newest checkpoint."""
     import json
 
@@ -369,7 +318,7 @@ def _answers(path: Path, name: str, prompts: int | None) -> list[tuple[Prompt, R
         from rlhf_env.lab.evaluation.evaluator import Evaluator
         from rlhf_env.lab.evaluation.runs import load_run
 
-        workplace = load_run(path).workplace
+        workplace = load_run(path, trust_code=trust_code).workplace
         if prompts is not None:
             evaluation = replace(workplace.experiment.evaluation, prompts=prompts)
             workplace = replace(workplace, experiment=replace(workplace.experiment, evaluation=evaluation))
@@ -402,6 +351,9 @@ def ask_about_a_reward_model(
     ] = 0.8,
     name: Annotated[str, typer.Option(help="What results call the model (default: as given).")] = "",
     seed: Annotated[int, typer.Option(help="Draws the random pairs and the order they are shown in.", min=0)] = 0,
+    over_long: Annotated[
+        Literal["refuse", "leave out"], typer.Option(help="Responses that the model cannot read whole.")
+    ] = "refuse",
 ) -> None:
     """Put a reward model's most doubtful opinions before people; `preferences verified` shows what came out.
 
@@ -426,8 +378,13 @@ def ask_about_a_reward_model(
     set_threads()
     with _open_store(store) as opened:
         models = [load_scorer(it) for it in model]
+        counts: list[OverLongCount] = []
         with stage_on_stderr("Scoring responses") as tell:
-            candidates = opinions(models, opened.responses(), on_progress=tell)
+            candidates = opinions(
+                models, opened.responses(), over_long=over_long, on_over_long=counts.append, on_progress=tell
+            )
+        for too_long in counts:
+            typer.echo(f"note: {too_long.said_of('responses')}")
         checks = checks_of(
             candidates,
             recorded(opened, criterion),

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rlhf_env.cli.shared import FEEDBACK, Threads, app, interruptible, make_console, pipeline_app
+from rlhf_env.cli.shared import FEEDBACK, Threads, WhatOfOverLong, app, make_console
 from rlhf_env.errors import ConfigError, MissingExtra
 from rlhf_env.types import JsonObject
 
@@ -182,6 +182,7 @@ def scorecard(
     gold: Annotated[str | None, typer.Option(help="A reward, by name, to compare ranks with.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where the JSON goes (default: beside MODEL or here).")] = None,
     html: Annotated[Path | None, typer.Option(help="Where the page goes (default: beside the JSON).")] = None,
+    over_long: WhatOfOverLong = "refuse",
 ) -> None:
     """How good a reward model is on judgements it has not seen: accuracy, calibration, biases, robustness.
 
@@ -196,7 +197,7 @@ def scorecard(
 
     set_threads()
     share = spoken_share(held_out)
-    card = scorecard_of(model, data, held_out=share, gold=gold)
+    card = scorecard_of(model, data, held_out=share, gold=gold, over_long=over_long)
     file = out or Path(f"{model.rstrip('/')}.scorecard.json" if Path(model).is_dir() else "scorecard.json")
     card.save(file)
     console = make_console()
@@ -208,52 +209,3 @@ def scorecard(
         console.print(f"Page: {shown}", highlight=False, soft_wrap=True)
     except MissingExtra as missing:  # pictures are an extra; the numbers are not
         console.print(f"No page: {missing}", highlight=False, soft_wrap=True)
-
-
-@pipeline_app.command("base-model")
-def base_model(
-    out: Annotated[Path, typer.Option(help="Folder for the two models and their recipe.")] = Path("runs/base-model"),
-    threads: Threads = None,
-    jobs: Annotated[int, typer.Option(help="2: the judge learns alongside, in a process of its own.", min=1)] = 2,
-) -> None:
-    """Make the shipped models again: tokenizer, base model (pretraining, SFT) and the independent judge of fluency."""
-    from rlhf_env.learning.engine import set_threads
-    from rlhf_env.pipeline.base_model import make_models
-
-    set_threads(threads)
-    with interruptible():
-        make_models(out, jobs=jobs, console=make_console())
-
-
-@pipeline_app.command("reward-model")
-def reward_model(
-    out: Annotated[Path, typer.Option(help="Folder for the preferences and the model.")] = Path("runs/reward-model"),
-    prompts: Annotated[
-        int | None,
-        typer.Option(help="Prompts to compare replies to; each gives up to 3 pairs (default: the demo's).", min=10),
-    ] = None,
-    epochs: Annotated[
-        int, typer.Option(help="Passes that change the trunk, too, after those over the head: slower, better.", min=0)
-    ] = 0,
-    threads: Threads = None,
-) -> None:
-    """The demo's reward model alone: its accuracy with more and more pairs, and the best that label noise allows.
-
-    The shipped base model answers, a simulated annotator compares, a model is fitted. A second call does only what is
-    missing; use the model as bradley_terry = {model = "OUT/reward_model"}. About 30 seconds for every 1,000 prompts.
-    """
-    from dataclasses import replace
-
-    from rlhf_env.learning.engine import set_threads
-    from rlhf_env.pipeline.reward_model import learn_reward_model
-    from rlhf_env.pipeline.settings import Demo
-
-    set_threads(threads)
-    settings = Demo()
-    settings = replace(
-        settings,
-        prompts=prompts or settings.prompts,
-        reward_model=replace(settings.reward_model, epochs=epochs),
-    )
-    with interruptible():
-        learn_reward_model(out, settings=settings, console=make_console())

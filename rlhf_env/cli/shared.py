@@ -48,21 +48,36 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-pipeline_app = typer.Typer(cls=Verbatim, no_args_is_help=True, help="Single stages of the RLHF pipeline.")
 lab_app = typer.Typer(cls=Verbatim, no_args_is_help=True, help="Studies: exact sums, labels, over-optimisation.")
 preferences_app = typer.Typer(
     cls=Verbatim, no_args_is_help=True, help="Preference stores: what people and annotators say."
 )
 # Panels of `rlhf-env --help`.
 LEARNING, FEEDBACK, PLUGINS = "Train and compare", "Preferences and reward models", "Plugins"
+StoreFile = Annotated[Path, typer.Argument(help="The preference store, an SQLite file.")]
 Jobs = Annotated[int, typer.Option(help="Processes to run cells in.", min=1)]
 
+WhatOfOverLong = Annotated[
+    Literal["refuse", "leave out", "cut left", "cut right", "cut middle"],
+    typer.Option(
+        help="Texts that the model cannot read whole: refused by file and line, left out, or cut - prompts at their "
+        "beginning (left), end or middle, answers only where that is not enough, at their end. They are counted."
+    ),
+]
 WhichCheckpoint = Annotated[
     Literal["best", "last"],
     typer.Option(
         "--checkpoint",
         help="The agent as it was at its best evaluation on the way (with [evaluation] every; by [evaluation] best), "
         "or as it was last.",
+    ),
+]
+TrustCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-code",
+        help="Run the code that the run's experiment names (function = ...), though nothing shows that you made the "
+        "run on this machine, or though the code changed since.",
     ),
 ]
 Threads = Annotated[

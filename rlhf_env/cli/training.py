@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlhf_env.cli.shared import LEARNING, Threads, WhichCheckpoint, app, interruptible, make_console
+from rlhf_env.cli.shared import LEARNING, Threads, TrustCode, WhichCheckpoint, app, interruptible, make_console
 from rlhf_env.errors import ConfigError
 from rlhf_env.types import JsonObject, JsonView
 
@@ -35,6 +35,14 @@ def train_one(
         typer.Option(
             "--allow-partial",
             help="Resume a run whose files are damaged or missing with what is whole, and say what is lost.",
+        ),
+    ] = False,
+    allow_changed_code: Annotated[
+        bool,
+        typer.Option(
+            "--allow-changed-code",
+            help="Resume a run whose own code (function = ...) changed since: the updates before were trained with "
+            "another.",
         ),
     ] = False,
     threads: Annotated[
@@ -85,15 +93,22 @@ def train_one(
             experiment = replace(experiment, seed=seed)
     asked_for = [*(track or []), *([] if wandb is None else [f"wandb={wandb}"])]
     experiment = replace(experiment, trackers=_with_trackers(experiment.trackers, asked_for))
-    name = experiment.agent.get("name", "agent")
-    folder = out or _inside_runs(f"{experiment.name}-{name}-seed{experiment.seed}")
+    folder = out or _inside_runs(f"{experiment.name}-{experiment.agent_label}-seed{experiment.seed}")
     with interruptible(folder):
         with naming_lines(file, flags):
             workplace = prepare(experiment)
         console = make_console()
         for note in workplace.notes:
             console.print(f"Note: {note}", highlight=False, soft_wrap=True, markup=False)
-        finished = run(workplace, folder, resume, allow_partial=allow_partial, threads=threads, console=console)
+        finished = run(
+            workplace,
+            folder,
+            resume,
+            allow_partial=allow_partial,
+            allow_changed_code=allow_changed_code,
+            threads=threads,
+            console=console,
+        )
     _say_how_it_ended(finished, console)
 
 
@@ -139,7 +154,7 @@ def _say_how_it_ended(finished: Run, console: Console) -> None:
     asked = PromptsAsked.of(measured, int(measured.get("answers", finished.experiment.evaluation.prompts)))
     console.print(f"Ended: {finished.reason}. On {asked or 'the prompts of the evaluation'}:")
     own = MEASURES if "answers" in measured else ()  # of an agent that imitates
-    metrics = (*own, *with_plugins(finished.experiment.evaluation.metrics or ()))
+    metrics = (*own, *with_plugins(finished.experiment.located().evaluation.metrics or ()))
     for key, value in sorted(finished.evaluation.metrics.items()):
         line = f"  {key:24s} {value:10.4f}  {escape(meaning_of(key, metrics))}"
         console.print(line.rstrip(), highlight=False, no_wrap=True, overflow="ellipsis")
@@ -155,6 +170,7 @@ def evaluate(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Where the JSON goes (default: RUN/against_reference.json).")] = None,
     checkpoint: WhichCheckpoint = "best",
+    trust_code: TrustCode = False,
     threads: Threads = None,
 ) -> None:
     """Compare a run's agent with its reference: rewards, win rate, KL, diversity, and changes of behaviour.
@@ -166,7 +182,7 @@ def evaluate(
     from rlhf_env.learning.engine import set_threads
 
     set_threads(threads)
-    found = evaluate_run(run, prompts=prompts, checkpoint=checkpoint)
+    found = evaluate_run(run, prompts=prompts, checkpoint=checkpoint, trust_code=trust_code)
     file = out or run / "against_reference.json"
     found.save(file)
     console = make_console()

@@ -9,6 +9,7 @@ import numpy as np
 
 from rlhf_env.envs.tasks import TaskSpec, held_out, load_task, option_names, well_formed
 from rlhf_env.errors import ConfigError, under
+from rlhf_env.own_code import KEY, OwnCode
 from rlhf_env.settings import fault
 from rlhf_env.types import (
     Bool,
@@ -170,8 +171,9 @@ def _labels(tasks: Sequence[TaskSpec]) -> list[str]:
         raise ConfigError(fault("tasks", f"must be a list or a table of tasks, got {tasks!r}"))
     labels: list[str] = []
     for spec in tasks:
-        name = spec.get("name") if isinstance(spec, Mapping) else spec
+        name = spec.get("name", spec.get(KEY)) if isinstance(spec, Mapping) else spec
         label = name if isinstance(name, str) else type(spec).__name__.lower()
+        label = OwnCode(label).label
         taken = sum(known == label or known.startswith(f"{label}-") for known in labels)
         labels.append(f"{label}-{taken + 1}" if taken else label)
     return labels

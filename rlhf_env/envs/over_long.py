@@ -5,7 +5,8 @@ tokenizer's own, a begin token and the tokens of a chat template stay, and rewar
 
 Of a conversation, "cut left" leaves out the oldest exchanges first (a user's message with the answers to it; system
 messages and the last exchange stay). Where that is not enough, and for the other two, the longest messages are cut to
-one common length, so that short messages stay whole and the template's own tokens are never touched.
+one common length, so that short messages stay whole and the template's own tokens are never touched. Where these alone
+are too many, the oldest exchanges go for the other two as well.
 """
 
 from __future__ import annotations
@@ -106,14 +107,27 @@ def cut_prompt(
         kept = most_that_fit(lambda n: fits(replace(prompt, text=cut_text(prompt.text, n, how))), len(prompt.text))
         return replace(prompt, text=cut_text(prompt.text, kept, how), uncut=whole) if kept else None
     messages: Sequence[JsonView] = prompt.messages or conversation_of(prompt)
+    # Some templates refuse a conversation that begins at another place.
+    shorter = [it for it in (messages, *_without_oldest(messages)) if layout(it) is not None]
     if how == "cut left":
-        for fewer in _without_oldest(messages):
-            written = layout(fewer)
-            if written is None:  # the template refuses a conversation that begins there
-                continue
-            messages = fewer
-            if fits(written):
+        for rest in shorter:
+            if (written := layout(rest)) is not None and fits(written):
                 return replace(written, uncut=whole)
+        shorter = shorter[-1:]
+    for rest in shorter:  # for the other two, exchanges go only where the template alone is too long
+        written = _longest_messages_cut(rest, layout, fits, how)
+        if written is not None:
+            return replace(written, uncut=whole)
+    return None
+
+
+def _longest_messages_cut(
+    messages: Sequence[JsonView],
+    layout: Callable[[Sequence[JsonView]], Prompt | None],
+    fits: Callable[[Prompt], bool],
+    how: OverLong,
+) -> Prompt | None:
+    """With every message cut to the same number of characters, as large as fits; None where not even 1 does."""
 
     def written_to(characters: int) -> Prompt | None:
         return layout([{**it, "content": cut_text(str(it["content"]), characters, how)} for it in messages])
@@ -123,8 +137,7 @@ def cut_prompt(
         return written is not None and fits(written)
 
     kept = most_that_fit(fits_at, max(len(str(message["content"])) for message in messages))
-    written = written_to(kept) if kept else None
-    return None if written is None else replace(written, uncut=whole)
+    return written_to(kept) if kept else None
 
 
 def layout_of(prompt: Prompt, tokenizer: Tokenizer | None) -> Callable[[Sequence[JsonView]], Prompt | None] | None:
@@ -240,7 +253,7 @@ class FittedTask:
         tokens = len(prompt_ids(self._tokenizer, prompt))
         why = "the chat template alone has more"
         if prompt.rendered and layout_of(prompt, self._tokenizer) is None:
-            why = "another chat template than the model's wrote it"
+            why = "its text is not what the model's own chat template makes of its messages"
         return (
             f"prompt {prompt.id[:60]!r} has {tokens} tokens and cannot be cut to {self.most}: {why} "
             f"(over_long = 'leave out' leaves it out)"

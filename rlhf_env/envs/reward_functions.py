@@ -18,10 +18,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeGuard, cast
 
 from rlhf_env.errors import ConfigError, Problem, RewardError, did_you_mean
-from rlhf_env.types import AnyReward, Episode, Float, JsonView, TrainerState
+from rlhf_env.settings import checked, hints_of, is_plain
+from rlhf_env.types import GIVEN_TO_FUNCTIONS, AnyReward, Episode, Float, JsonObject, JsonView, TrainerState
 
-# What a function is given beside the task's columns.
-_OWN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 _TEXTS = ("prompts", "completions", "completion_ids")
 
 Function = Callable[..., Any]
@@ -57,6 +56,23 @@ class FunctionReward:
         """The columns that the function gave to `log_extra` at its last call."""
         return self._desk.columns
 
+    def missing(self, columns: Iterable[str]) -> str:
+        """The parameters that nobody fills, in words; "" where there is none. `columns` are those of the task."""
+        accepted = parameters_of(self.function) or {}
+        positional = [key for key, p in accepted.items() if p.kind is p.POSITIONAL_ONLY and p.default is p.empty]
+        if positional:
+            those = ", ".join(map(repr, positional))
+            return f"the function {name_of(self.function)} takes {those} by place (/), and is called by names"
+        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        filled = {*GIVEN_TO_FUNCTIONS, *columns, *self.arguments}
+        missing = [key for key, p in accepted.items() if p.default is p.empty and p.kind in named and key not in filled]
+        if not missing:
+            return ""
+        return (
+            f"the function {name_of(self.function)} takes {', '.join(map(repr, missing))}, which is none of "
+            f"{', '.join(GIVEN_TO_FUNCTIONS)}"
+        )
+
     def _keywords(self, episodes: Sequence[Episode]) -> dict[str, object]:
         """Everything that the function takes, by name. Raises RewardError where it wants what there is not."""
         names = {key for episode in episodes for key in episode.prompt.meta}
@@ -78,19 +94,12 @@ class FunctionReward:
             self._desk.log_metric,
         )
         given |= self.arguments
-        accepted = parameters_of(self.function)
-        if accepted is None:
-            return given
-        if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
-            given = {key: value for key, value in given.items() if key in accepted}
-        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        missing = [key for key, p in accepted.items() if p.default is p.empty and p.kind in named and key not in given]
-        if missing:
+        if missing := self.missing(given):
             columns = f"the task's columns are {', '.join(sorted(names))}" if names else "the task has no columns"
-            raise RewardError(
-                f"the function {name_of(self.function)} takes {', '.join(map(repr, missing))}, which is none of "
-                f"{', '.join(_OWN)}, and {columns}"
-            )
+            raise RewardError(f"{missing}, and {columns}")
+        accepted = parameters_of(self.function)
+        if accepted is not None and not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
+            given = {key: value for key, value in given.items() if key in accepted}
         return given
 
 
@@ -133,6 +142,33 @@ def from_function(function: Function, **arguments: object) -> FunctionReward:
             raise ConfigError(*(Problem(text, (key,)) for key, text in said.items()))
     lifted = AsyncFunctionReward if _is_async(function) else FunctionReward
     return lifted(function, dict(arguments))
+
+
+def checked_arguments(function: Function, given: JsonView, where: str) -> JsonObject:
+    """The settings of a function that a file gives, each checked by its parameter's annotation.
+
+    Raises ConfigError also where `**columns` would swallow one that the function has no parameter for: it may be
+    misspelt, and nobody would notice.
+    """
+    accepted = parameters_of(function)
+    if accepted is None:
+        return dict(given)
+    own = [key for key, p in accepted.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    settable = [key for key in own if key not in GIVEN_TO_FUNCTIONS]
+    hints = hints_of(function)
+    problems: list[Problem] = []
+    taken: JsonObject = {}
+    for key, value in given.items():
+        taken[key] = value
+        if key not in settable:
+            known = did_you_mean(key, settable) if settable else f": {name_of(function)} has no parameter of this name"
+            problems.append(Problem(f"{where}: no setting {key!r}{known}", (key,)))
+        elif key in hints and is_plain(hints[key]):
+            taken[key], wrong = checked(value, hints[key], (key,))
+            problems += [problem.led_by(where) for problem in wrong]
+    if problems:
+        raise ConfigError(*problems)
+    return taken
 
 
 def is_function(reward: object) -> TypeGuard[Function]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,19 +11,30 @@ from typing import TypeVar, cast
 
 from rlhf_env import plugins
 from rlhf_env.envs.isolation import Limits, isolated
-from rlhf_env.envs.reward_functions import as_reward, from_function, name_of
+from rlhf_env.envs.reward_functions import (
+    FunctionReward,
+    as_reward,
+    checked_arguments,
+    from_function,
+    is_function,
+    name_of,
+)
 from rlhf_env.envs.rewards import Failures, RewardMix
 from rlhf_env.errors import ConfigError, Problem, under
+from rlhf_env.own_code import KEY, OwnCode
 from rlhf_env.settings import Name, hints_of, settings
 from rlhf_env.types import (
     AnyReward,
     Episode,
     Float,
     FollowsTraining,
+    GroupReward,
     JsonObject,
     JsonView,
+    Reward,
     ScoresItself,
     Task,
+    TokenReward,
     TrainerState,
 )
 
@@ -55,9 +67,9 @@ def load_rewards(spec: RewardSpec, task: Task, provided: Mapping[str, object] | 
     - None: the task's own score, as the part "task";
     - "length": that plugin with its defaults; a reward object: that reward; a function: `from_function` of it;
     - {"length": 0.5}: a weight; {"length": {"weight": 0.5, "target": 20}}: a weight and the plugin's settings. The key
-      names the part; a `plugin` entry names the plugin where that differs. "task" is the task's own score. `on_error`
-      and `max_bad_fraction` are those of `Failures`; with `isolate = true`, or any of the `isolation.Limits`
-      (`timeout`, `memory_mb`, `env_vars`), the reward runs in a process of its own.
+      names the part; a `plugin` entry names the plugin where that differs, and `function` code of one's own. "task" is
+      the task's own score. `on_error` and `max_bad_fraction` are those of `Failures`; with `isolate = true`, or any of
+      the `isolation.Limits` (`timeout`, `memory_mb`, `env_vars`), the reward runs in a process of its own.
 
     `provided` holds what the run can lend to a reward: `reference`, `tokenizer`.
     """
@@ -92,6 +104,8 @@ class Mixing:
     """What the part's scores are multiplied by in the reward."""
     plugin: Name | None = None
     """The reward's name, where the part has another one."""
+    function: Name | None = None
+    """Your own code instead of a registered name: "FILE.py:NAME", the file relative to this one, or "MODULE:NAME"."""
     isolate: bool | None = None
     """Run the reward in a process of its own (default: only where a limit of such a process is given)."""
 
@@ -129,11 +143,18 @@ class RewardTable:
         if limited and mixing is not None and mixing.isolate is False:
             why = "timeout, memory_mb and env_vars need a process of its own: isolate = true"
             problems.append(Problem(f"reward {name!r}: {why}", ("isolate",)))
+        if mixing is not None:
+            chosen_by = {"plugin": mixing.plugin, KEY: mixing.function}
+            try:
+                plugin = plugins.name_in(chosen_by, "reward", name, key="plugin")
+            except ConfigError as error:
+                error.found_in(f"reward {name!r}")
+                problems.extend(error.problems)
         if mixing is None or failures is None or problems:
             raise ConfigError(*problems)
         return cls(
             name=name,
-            plugin=mixing.plugin or name,
+            plugin=plugin or name,
             weight=mixing.weight,
             failures=failures,
             limits=limits if limited or mixing.isolate else None,
@@ -163,7 +184,9 @@ def _load_part(table: RewardTable, task: Task, provided: JsonObject) -> AnyRewar
         lent = provided if table.limits is None else {key: it for key, it in provided.items() if _can_be_sent(key, it)}
         build = partial(_build, entry, dict(table.settings), lent, where)
     if table.limits is None:
-        return build()
+        made = build()
+        _require_columns(made, task, where)
+        return made
     try:
         return isolated(build, table.limits)
     except ConfigError as error:
@@ -176,8 +199,43 @@ def _load_part(table: RewardTable, task: Task, provided: JsonObject) -> AnyRewar
 def _build(entry: plugins.Entry, settings: JsonObject, provided: JsonObject, where: str) -> AnyReward:
     target = entry.load()
     if isinstance(target, type):
-        return as_reward(plugins.call_with(target, settings, provided, where))
-    return from_function(target, **settings)
+        made = as_reward(plugins.call_with(target, settings, provided, where))
+    elif is_function(target):
+        return from_function(target, **checked_arguments(target, settings, where))
+    else:
+        made = target
+        if settings:
+            said = (f"{where}: the reward is made already, and has no setting {key!r}" for key in settings)
+            raise ConfigError(*(Problem(text, (key,)) for text, key in zip(said, settings, strict=True)))
+    if isinstance(entry.target, OwnCode) and not _is_reward(made):
+        raise plugins.wrong_kind("reward", entry.target, made)
+    return made
+
+
+def _require_columns(made: AnyReward, task: Task, where: str) -> None:
+    """Refuse a function with a parameter that nobody fills: no prompt has such a column."""
+    if not isinstance(made, FunctionReward) or not made.missing(()):
+        return
+    size = 8 if task.size is None else min(task.size, 1_000)
+    columns: set[str] = set()
+    for index in range(size):
+        columns |= set(task.prompt(index, {}).meta)
+        if not made.missing(columns):
+            return
+    have = f"the task's columns are {', '.join(sorted(columns))}" if columns else "the task has no columns"
+    raise ConfigError(f"{where}: {made.missing(columns)}, and {have}")
+
+
+def _is_reward(made: object) -> bool:
+    if isinstance(made, type) or not isinstance(made, (Reward, TokenReward, GroupReward)):
+        return False
+    if isinstance(made, (TokenReward, GroupReward, FunctionReward)):
+        return True
+    try:
+        inspect.signature(made).bind(())  # the episodes
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _can_be_sent(name: str, lent: object) -> bool:

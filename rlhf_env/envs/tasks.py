@@ -12,6 +12,7 @@ from annotated_types import MinLen
 from rlhf_env import plugins
 from rlhf_env.envs.splits import Part, held_out_texts
 from rlhf_env.errors import ConfigError, Problem
+from rlhf_env.own_code import OwnCode
 from rlhf_env.settings import Chooses, ShareBelowOne, settings
 from rlhf_env.types import Episode, HoldsOut, JudgesForm, Prompt, ReadsOptions, ResetOptions, Task
 
@@ -20,20 +21,29 @@ TaskSpec = Annotated[str | Mapping[str, object] | Task, Chooses("task")]
 
 
 def load_task(spec: TaskSpec) -> Task:
-    """The task of a name, `"echo"`, or of a table, `{"name": "echo", "length": 3}`; a task is returned unchanged."""
+    """The task of a name, `"echo"`, or of a table, `{"name": "echo", "length": 3}`; a task is returned unchanged.
+
+    Code of one's own stands in place of the name: `{"function": "questions.py:Questions"}`.
+    """
     if isinstance(spec, str):
         spec = {"name": spec}
     if not isinstance(spec, Mapping):
-        missing = [name for name in ("size", "prompt") if not hasattr(spec, name)]
-        if missing:
+        if missing := _missing(spec):
             raise ConfigError(f"{spec!r} is not a task: it has no {' and no '.join(missing)}")
         return spec
     parameters = dict(spec)
-    name = parameters.pop("name", None)
-    if not isinstance(name, str):
+    name = plugins.name_in(parameters, "task")
+    if name is None:
         raise ConfigError(Problem(f"a task table needs a name, got {dict(spec)!r}", ("name",)))
     task: Task = plugins.build_plugin("task", name, parameters)
+    if isinstance(name, OwnCode) and _missing(task):
+        raise plugins.wrong_kind("task", name, task)
     return task
+
+
+def _missing(task: object) -> list[str]:
+    """What something lacks to be a task."""
+    return [name for name in ("size", "prompt") if not hasattr(task, name)]
 
 
 def held_out(task: Task) -> Task:

@@ -18,7 +18,7 @@ from pathlib import Path
 from rlhf_env.envs.over_long import OverLong, OverLongCount
 from rlhf_env.envs.tokenizers import prompt_ids
 from rlhf_env.errors import DataError
-from rlhf_env.feedback.interchange import read_judgements
+from rlhf_env.feedback.interchange import may_hold_judgements, read_judgements
 from rlhf_env.feedback.interchange.lengths import fit_lengths, require_fit, written_with
 from rlhf_env.feedback.judgements import Judgement, Preference, Response
 from rlhf_env.feedback.kinds import HIGHEST, LOWEST, ScoredResponse, kind_of, preferences_of
@@ -28,16 +28,15 @@ from rlhf_env.learning.rollout import Rollout, labelled_answers, preference_pair
 from rlhf_env.learning.sources import DataSource
 from rlhf_env.types import Episode, Float, Prompt, Tokenizer, TokenScorer
 
-_FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-
 
 def load_judgements(path: str | Path) -> list[Judgement]:
     """Every judgement of a preference store, a folder of the datasets library, or a file. Raises DataError.
 
-    Files are known by the end of their names: .jsonl, .ndjson, .json, .csv, .tsv, .parquet.
+    Files are known by the end of their names: .jsonl, .ndjson, .json, .csv, .tsv, each also with .gz, and .parquet.
+    They may be in the layout of any published set that `preferences import` reads.
     """
     path = Path(path)
-    if path.suffix.lower() in _FILES or path.is_dir():
+    if may_hold_judgements(path):
         return read_judgements(path)
     if not path.is_file():  # a store would be made there
         raise DataError(f"{path}: no such file of preferences")

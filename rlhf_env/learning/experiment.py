@@ -32,11 +32,13 @@ from rlhf_env.learning.sources import EnvSource, Source
 from rlhf_env.learning.spending import Budget, Spending
 from rlhf_env.learning.stopping import MaxKL, Patience, load_stopping_rules
 from rlhf_env.learning.tracking import check_trackers
+from rlhf_env.own_code import OwnCode, code_named_in, files_in, label_of, names_code, require_unchanged
 from rlhf_env.policies.policy import HasContext, Policy, all_weights
 from rlhf_env.relative_paths import relative_to
 from rlhf_env.settings import (
     AtLeastOne,
     Chooses,
+    ChoosesByName,
     EachChooses,
     IsPath,
     Name,
@@ -111,8 +113,8 @@ class EvaluationSettings:
     """By which of these measures the best agent on the way is known, whose checkpoint is kept beside the last."""
     rewards: Annotated[JsonObject, EachChooses("reward")] = field(default_factory=dict)
     """Rewards to measure beside the training objective that no agent sees, as in [rewards]: the gold reward."""
-    metrics: list[Name] | None = None
-    """Names of metrics that plugins offer, to measure beside those of `lab.evaluation.metrics`."""
+    metrics: Annotated[list[Name] | None, ChoosesByName("metric")] = None
+    """Names of metrics that plugins offer, to measure beside those of `lab.evaluation.metrics`; or "FILE.py:NAME"."""
 
 
 @settings
@@ -124,15 +126,16 @@ class Experiment:
     seed: Seed = 0
     """What every random stream of the run is derived from."""
     task: Annotated[JsonObject, Chooses("task")] = field(default_factory=lambda: {"name": "count"})
-    """What is asked: the task's name, and the task's own settings."""
+    """What is asked: the task's name (or your own code: `function = "FILE.py:NAME"`), and the task's own settings."""
     policy: PolicySettings = field(default_factory=PolicySettings)
     """Who writes the texts."""
     environment: EnvironmentSettings = field(default_factory=EnvironmentSettings)
     """How many texts, how long, in how large steps."""
     rewards: Annotated[JsonObject, EachChooses("reward")] = field(default_factory=lambda: {"task": 1.0})
-    """The parts of the reward: by name a weight, or a table of the reward's own settings with its `weight`."""
+    """The parts of the reward: by name a weight, or a table of the reward's own settings with its `weight`. Your own
+    code is a part with `function = "FILE.py:NAME"`."""
     agent: Annotated[JsonObject, Chooses("agent")] = field(default_factory=lambda: {"name": "ppo"})
-    """Who learns: the agent's name, and the agent's own settings."""
+    """Who learns: the agent's name (or your own code: `function = "FILE.py:NAME"`), and the agent's own settings."""
     preferences: Annotated[str, IsPath()] | None = None
     """A preference store or a .jsonl file of pairs, `num_envs` / 2 a rollout, that the agent (dpo, kto) learns from
     instead of texts it writes; the environment then only evaluates."""
@@ -194,9 +197,28 @@ class Experiment:
     def located(self) -> Experiment:
         """The same with paths that lead from the working directory, to build it with.
 
-        A run is known by its settings as they were written: so this is made anew wherever a file is opened.
+        A run is known by its settings as they were written: so this is made anew wherever a file is opened. Code that
+        it names is from now on what its file now has in it.
         """
-        return self if self.folder is None else cast(Experiment, relative_to(self.folder, self, Experiment))
+        if self.folder is None and not self.code_named:
+            return self
+        return cast(Experiment, relative_to(self.folder or Path(), self, Experiment))
+
+    def tables_of_plugins(self) -> JsonObject:
+        """What chooses plugins, or names code of one's own."""
+        evaluation = {"rewards": self.evaluation.rewards, "metrics": self.evaluation.metrics}
+        named = {name: getattr(self, name) for name in ("task", "rewards", "agent", "stopping", "trackers")}
+        return {**named, "evaluation": evaluation}
+
+    @property
+    def code_named(self) -> list[str]:
+        """The code that it names by where it is, as written: it runs when the experiment is built."""
+        return code_named_in(self.tables_of_plugins(), "metrics")
+
+    @property
+    def agent_label(self) -> str:
+        """What its agent is called."""
+        return label_of(self.agent, "agent")
 
     def to_toml(self) -> str:
         """The resolved file: every setting that is in force and not None, but for `trackers`.
@@ -243,6 +265,8 @@ class Workplace:
     source: Source
     notes: tuple[str, ...] = ()
     """What whoever looks at the run's numbers should know of the texts behind them: how many were cut or left out."""
+    code: Mapping[str, str] = field(default_factory=dict)
+    """sha256, by path, of the files of your own code that it was built with."""
 
     def train(
         self,
@@ -278,7 +302,7 @@ class Workplace:
             )
         if traits(self.agent).imitates and isinstance(self.source, EnvSource):
             raise ConfigError(
-                f"{experiment.agent.get('name')} learns from given answers and not from its own texts: pass a source "
+                f"{experiment.agent_label} learns from given answers and not from its own texts: pass a source "
                 "of demonstrations, or use rlhf_env.run"
             )
         if run is not None:
@@ -323,6 +347,7 @@ class Workplace:
         rewards = self.experiment.located().evaluation.rewards
         if not rewards:
             return None
+        require_unchanged(self.code, rewards)
         provided = {"reference": self.setup.reference, "tokenizer": self.setup.tokenizer}
         with under("evaluation", "rewards"):
             return load_rewards(rewards, self.env.task, provided)
@@ -429,7 +454,7 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
     with under("agent"):
         agent = make_agent(experiment.agent, setup)
     source = EnvSource(env, seed=experiment.seed, spending=spending, reference=reference)
-    return Workplace(written, env, setup, agent, source, notes)
+    return Workplace(written, env, setup, agent, source, notes, files_in(experiment.tables_of_plugins()))
 
 
 def check_plugins(experiment: Experiment) -> Task:
@@ -455,7 +480,9 @@ def check_plugins(experiment: Experiment) -> Task:
         look(lambda: _check_stopping(experiment), "stopping")
     look(lambda: check_trackers(experiment.trackers), "trackers")
     for name in experiment.evaluation.metrics or ():
-        look(partial(plugins.host().load, "metric", name), "evaluation", "metrics")
+        look(
+            partial(plugins.host().load, "metric", OwnCode(name) if names_code(name) else name), "evaluation", "metrics"
+        )
     if problems:
         raise ConfigError(*problems)
     return task
@@ -469,8 +496,9 @@ def _check_budget(experiment: Experiment) -> None:
         said = "epochs are passes over given answers or stored preferences, and this agent learns from what it writes: "
         raise ConfigError(Problem(said + "budget episodes, generated_tokens or updates", ("epochs",)))
     if imitates(experiment.agent) and not experiment.preferences and not budget.is_of_stored_data:
-        name = experiment.agent.get("name")
-        raise ConfigError(f"{name} writes no texts: budget epochs, updates, gradient_steps or seconds")
+        raise ConfigError(
+            f"{experiment.agent_label} writes no texts: budget epochs, updates, gradient_steps or seconds"
+        )
 
 
 def _check_stopping(experiment: Experiment) -> None:
@@ -481,7 +509,7 @@ def _check_stopping(experiment: Experiment) -> None:
         problems.append(Problem(said, (name,)))
     answers = imitates(experiment.agent)
     if answers and experiment.max_kl is not None:
-        said = f"max_kl is measured on texts that the agent writes, and {experiment.agent.get('name')} writes none"
+        said = f"max_kl is measured on texts that the agent writes, and {experiment.agent_label} writes none"
         problems.append(Problem(said))
     for name in rules.of(MaxKL) if experiment.preferences is not None or answers else ():
         why = (

@@ -11,7 +11,10 @@ from rlhf_env import plugins
 from rlhf_env.errors import ConfigError, Problem, under
 from rlhf_env.learning.agent import Agent, Setup
 from rlhf_env.learning.configuration import from_table
+from rlhf_env.own_code import OwnCode
 from rlhf_env.types import JsonView
+
+_METHODS = ("begin", "act", "update", "state_dict", "load_state_dict")
 
 
 def make_agent(spec: str | JsonView, setup: Setup) -> Agent:
@@ -26,11 +29,16 @@ def make_agent(spec: str | JsonView, setup: Setup) -> Agent:
 def agent_factory(spec: Any, where: str = "[agent]") -> Callable[[Setup], Agent]:
     """What builds the agent from what a run lends. Names and settings, a wrapped agent's too, are checked here."""
     table = dict(spec) if isinstance(spec, Mapping) else {"name": spec}
-    name = table.pop("name", None)
-    if not isinstance(name, str):
+    name = plugins.name_in(table, "agent")
+    if name is None:
         raise ConfigError(Problem(f"{where} needs a name", ("name",)))
     with under("name"):
         target = plugins.host().load("agent", name)
+    code = name if isinstance(name, OwnCode) else None
+    if code is not None:
+        name = code.label
+        if not (callable(target) and is_dataclass(getattr(target, "Config", None))):
+            raise plugins.wrong_kind("agent", code, target)
     if not is_dataclass(getattr(target, "Config", None)):
         said = f"agent {name!r}: {target!r} has no dataclass `Config`, as an agent plugin must"
         raise ConfigError(Problem(said, ("name",)))
@@ -59,6 +67,8 @@ def agent_factory(spec: Any, where: str = "[agent]") -> Callable[[Setup], Agent]
         except ConfigError as error:
             error.found_in(f"{where} {name}")
             raise
+        if code is not None and not all(callable(getattr(made, method, None)) for method in _METHODS):
+            raise plugins.wrong_kind("agent", code, made)
         return made
 
     return make
@@ -67,7 +77,7 @@ def agent_factory(spec: Any, where: str = "[agent]") -> Callable[[Setup], Agent]
 def imitates(table: object) -> bool:
     """Whether the agent of a table, or the one that it wraps, learns from given answers. Raises UnknownName."""
     while isinstance(table, Mapping):
-        target = plugins.host().load("agent", str(table.get("name")))
+        target = plugins.host().load("agent", plugins.name_in(dict(table), "agent") or "")
         if getattr(target, "imitates", False) is True:
             return True
         table = table.get("agent")

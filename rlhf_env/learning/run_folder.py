@@ -28,11 +28,13 @@ from typing import IO, Any
 
 from rlhf_env.errors import ConfigError, DataError, MissingExtra, RlhfEnvError
 from rlhf_env.learning import checkpoints
+from rlhf_env.learning.code_of_runs import as_recorded, led_from, mark_of
 from rlhf_env.learning.folder_lock import hold
 from rlhf_env.learning.trackers.json_lines import JsonLines, replace_rows, rows_of
 from rlhf_env.learning.tracking import Rewinds, Tracker, load_tracker
+from rlhf_env.own_code import changed
 from rlhf_env.plain_data import flat
-from rlhf_env.shown_text import without_secrets
+from rlhf_env.shown_text import near, without_secrets
 from rlhf_env.types import JsonObject, JsonView
 from rlhf_env.whole_files import write_whole
 
@@ -47,7 +49,8 @@ class RunFolder:
     `{"wandb": {"project": "toy"}}`; `tensorboard` adds TensorBoard's files where TensorBoard is installed. A tracker
     that fails on the way gets no more rows, and the run goes on without it. `name` is what trackers call the run: the
     folder's name, if nothing else is given. Relative paths in the experiment lead from `paths_from` (default: the
-    working directory), which is kept, so that the run can be read from anywhere.
+    working directory), which is kept, so that the run can be read from anywhere. `code` are the files of the user's own
+    code, sha256 by path: a run that was started with others is refused, unless `allow_changed_code`.
 
     A run whose files are damaged or missing is refused, each problem named; with `allow_partial` it goes on with what
     is whole. `lost` says, a line each, what is gone, and `not_exact` what is not as it was when the checkpoint was
@@ -68,6 +71,8 @@ class RunFolder:
         trackers: Mapping[str, object] | None = None,
         name: str | None = None,
         paths_from: Path | None = None,
+        code: Mapping[str, str] | None = None,
+        allow_changed_code: bool = False,
     ) -> None:
         self.path = Path(path).absolute()  # whatever becomes of the working directory
         self._paths_from = (paths_from or Path()).resolve()
@@ -75,6 +80,9 @@ class RunFolder:
         self.not_exact: list[str] = []
         self._toml = experiment_toml
         self._raised: list[str] = []
+        self._code = as_recorded(code or {}, paths_from)
+        self._allow_changed_code = allow_changed_code
+        self._changed_code: list[str] = []
         self._resume = resume
         self._allow_partial = allow_partial
         self._tensorboard = tensorboard
@@ -124,6 +132,18 @@ class RunFolder:
             self._without(f"{described} is missing or damaged", "it is written anew", described)
         if _read_record(record) is None:
             self._without(f"{record} is missing or damaged", "how the run was started is no longer known", record)
+        self._refuse_other_code(record)
+
+    def _refuse_other_code(self, record: Path) -> None:
+        """What a reward pays is part of the experiment, also where its file alone says it."""
+        before = (_read_record(record) or {}).get("code", {} if record.exists() else self._code)
+        others = changed(*(led_from(code, self._paths_from) for code in (before, self._code)))
+        self._changed_code = [str(near(Path(file))) for file in others]
+        if self._changed_code and not self._allow_changed_code:
+            raise ConfigError(
+                f"{self.path}: cannot resume: {', '.join(self._changed_code)} is not what the run was started with: "
+                "put it back, start anew in another folder, or resume with it as it is now (--allow-changed-code)"
+            )
 
     def _note_raised(self, toml_before: str) -> None:
         """The experiment is the same but for a larger budget: keep what it was known by until now, then write it anew.
@@ -176,6 +196,17 @@ class RunFolder:
             write_whole(record, json.dumps(begun, indent=1))
         if not described.exists():
             write_whole(described, self._toml)
+        if self._code:
+            self._note_code(record)
+
+    def _note_code(self, record: Path) -> None:
+        """Which code the run is trained with, and a mark by which its user is known."""
+        noted = _read_record(record) or {}
+        if self._changed_code:
+            noted["code_before"] = [*noted.get("code_before", []), noted.get("code", {})]
+        paths_from = str(noted.setdefault("paths_from", str(self._paths_from)))
+        noted |= {"code": self._code, "made_here": mark_of(self._toml, paths_from, self._code)}
+        write_whole(record, json.dumps(noted, indent=1))
 
     def close(self) -> None:
         """Close the files and release the lock. (It is released at the end of the process in any case.)"""
@@ -251,6 +282,7 @@ class RunFolder:
             if problems:
                 raise DataError("no valid checkpoint is left: start the run anew in another folder", *problems)
             self._rewind(0)
+            self.not_exact = self._said_of_code()
             return None
         if wrong and not self._allow_partial:
             again = f"{folder.name} is whole: --allow-partial resumes from there and repeats the updates after it"
@@ -297,6 +329,10 @@ class RunFolder:
             record["notes"] = list(notes)
             write_whole(self.path / "record.json", json.dumps(record, indent=1))
 
+    def _said_of_code(self) -> list[str]:
+        files = ", ".join(self._changed_code)
+        return [f"{files} changed: the updates before were trained with what it was"] if files else []
+
     def _note_resume(self, manifest: JsonView, threads: int | None) -> None:
         before, now = (
             {"threads": at, **made}
@@ -313,10 +349,16 @@ class RunFolder:
         if self._raised:
             said = "what goes by the share of the budget (a learning-rate schedule, a curriculum) goes by the new one"
             self.not_exact.append(f"{', '.join(self._raised)}: {said}")
+        self.not_exact += self._said_of_code()
         record = _read_record(self.path / "record.json") or {}
         entry = {"update": manifest["step"], "not_exact": self.not_exact, "lost": self.lost}
         record["resumed"] = [*record.get("resumed", []), entry]
         write_whole(self.path / "record.json", json.dumps(record, indent=1))
+
+
+def record_of(run: str | Path) -> JsonObject:
+    """What `record.json` of a run says, empty where it cannot be read: versions, config hash, command, resumptions."""
+    return _read_record(Path(run) / "record.json") or {}
 
 
 def config_hash(experiment_toml: str) -> str:

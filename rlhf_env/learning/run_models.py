@@ -120,6 +120,11 @@ class TrainedModel:
         raise DataError(f"run {run} has no checkpoint yet: train further, with a smaller checkpoint_every")
 
     @property
+    def update(self) -> int:
+        """How many updates the agent had behind it."""
+        return int(checkpoints.manifest_of(self.checkpoint)["step"])
+
+    @property
     def settings(self) -> PolicySettings:
         return from_table(PolicySettings, self.experiment["policy"], f"{self.run / DESCRIBED}: [policy]")
 
@@ -127,11 +132,12 @@ class TrainedModel:
     def agent(self) -> str:
         return str(self.experiment.get("agent", {}).get("name", "ppo"))
 
-    def write(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+    def write(self, folder: Path, dtype: torch.dtype | None = None) -> dict[str, float]:
         """The files of transformers, into an empty folder: weights, configurations, tokenizer, chat template.
 
-        The weights have the bits of the checkpoint, unless another `dtype` is asked for. Raises DataError where the
-        checkpoint has no model, OSError and SafetensorError where it cannot be written.
+        Returns what the run had spent by then. The weights have the bits of the checkpoint, unless another `dtype` is
+        asked for. Raises DataError where the checkpoint has no model, OSError and SafetensorError where it cannot be
+        written.
         """
         state, _ = checkpoints.load(self.checkpoint)
         settings, tokenizer = self.settings, load_tokenizer(tokenizer_of(self.run))
@@ -142,17 +148,12 @@ class TrainedModel:
             model = self._without_weights(settings, tokenizer)
             self._load(model, self._weights(state["agent"], set(model.state_dict())), settings)
             model.tie_weights()
-        if dtype is not None:
-            model.to(dtype)
         ends = end_ids(tokenizer)
         if isinstance(tokenizer, FileTokenizer):
             beside = self.run / BASE if self._has_base() else _folder_of(settings)
             ends = tuple(dict.fromkeys((*ends, *(() if beside is None else named_end_ids(beside)))))
-        say_ends(model.config, ends, tokenizer.pad_id)
-        model.generation_config = generation_config(ends, tokenizer.pad_id, model.config, settings.sampling)
-        with quiet_transformers():
-            model.save_pretrained(str(folder))
-        save_tokenizer(tokenizer, folder)
+        save_language_model(model, tokenizer, folder, ends=ends, sampling=settings.sampling, dtype=dtype)
+        return {name: float(amount) for name, amount in state["spending"].items()}
 
     def _load(self, model: HFModel, weights: dict[str, Tensor], settings: PolicySettings) -> None:
         adapter = any(is_of_adapter(name) for name in weights)  # of which the whole model has many more
@@ -234,6 +235,29 @@ def keep_base(run: Path, policy: object, tokenizer: Tokenizer) -> None:
         elif isinstance(tokenizer, (ByteTokenizer, AlphabetTokenizer)):
             name = f"alphabet:{tokenizer.symbols}" if isinstance(tokenizer, AlphabetTokenizer) else "bytes"
             (half / TOKENIZER_NAME).write_text(json.dumps({"tokenizer": name}), encoding="utf-8")
+
+
+def save_language_model(
+    model: HFModel,
+    tokenizer: Tokenizer,
+    folder: Path,
+    *,
+    ends: tuple[int, ...],
+    sampling: Sampling,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """The files with which transformers, TRL and vLLM load a model: weights, configurations, tokenizer.
+
+    The model is changed: its configuration names all end tokens, and its weights become of another `dtype` if one is
+    given.
+    """
+    if dtype is not None:
+        model.to(dtype)
+    say_ends(model.config, ends, tokenizer.pad_id)
+    model.generation_config = generation_config(ends, tokenizer.pad_id, model.config, sampling)
+    with quiet_transformers():
+        model.save_pretrained(str(folder))
+    save_tokenizer(tokenizer, folder)
 
 
 def say_ends(config: HFConfig, ends: tuple[int, ...], pad: int) -> None:

@@ -146,9 +146,10 @@ def _load(name: str, table: object) -> StoppingRule:
     if not isinstance(table, Mapping):
         raise ConfigError(f"[stopping] {name}: a table of settings is needed, got {table!r}")
     settings = dict(table)
-    plugin = settings.pop("plugin", name)
-    if not isinstance(plugin, str):
-        raise ConfigError(f"[stopping] {name}: `plugin` is the name of a stopping rule, got {plugin!r}")
+    named = settings.get("plugin", name)
+    plugin = plugins.name_in(settings, "stopping rule", name, key="plugin")
+    if plugin is None:
+        raise ConfigError(f"[stopping] {name}: `plugin` is the name of a stopping rule, got {named!r}")
     rule = plugins.build_plugin("stopping rule", plugin, settings, where=f"[stopping] {name}")
     if not isinstance(rule, StoppingRule):
         raise ConfigError(

@@ -65,8 +65,10 @@ def load_tracker(name: str, settings: object, *, folder: Path, run_name: str, ex
     """Start a tracker by name. Raises ConfigError that names it."""
     if not isinstance(settings, Mapping):
         raise ConfigError(f"[trackers] {name}: a table of settings is needed, got {settings!r}")
+    own = dict(settings)
+    plugin = plugins.name_in(own, "tracker", name, key=None)
     lent = {"folder": folder, "run_name": run_name, "experiment": tomllib.loads(experiment_toml)}
-    tracker = plugins.build_plugin("tracker", name, dict(settings), lent, where=f"tracker {name!r}")
+    tracker = plugins.build_plugin("tracker", plugin or name, own, lent, where=f"tracker {name!r}")
     if not isinstance(tracker, Tracker):
         raise ConfigError(f"tracker {name!r}: {tracker!r} is no tracker: it must have log(row) and close()")
     return tracker
@@ -78,7 +80,8 @@ def check_trackers(tables: JsonView) -> None:
     for name, settings in tables.items():
         try:
             with under(name):
-                plugins.host().entry("tracker", name)
+                own = dict(settings) if isinstance(settings, Mapping) else {}
+                plugins.host().entry("tracker", plugins.name_in(own, "tracker", name, key=None) or name)
                 if not isinstance(settings, Mapping):
                     raise ConfigError(f"[trackers] {name}: a table of settings is needed, got {settings!r}")
         except ConfigError as error:

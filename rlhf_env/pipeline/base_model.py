@@ -9,7 +9,7 @@ import multiprocessing
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import asdict, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ import tomli_w
 import torch
 from rich.console import Console
 
+from rlhf_env import assets
 from rlhf_env.envs import chitchat
 from rlhf_env.envs.rewards import RewardMix
 from rlhf_env.envs.tokenizers import PLAIN_PROMPTS, FileTokenizer
@@ -31,7 +32,6 @@ from rlhf_env.learning.run_folder import RunFolder, versions
 from rlhf_env.learning.signals import Interrupted
 from rlhf_env.learning.sources import DataSource
 from rlhf_env.learning.spending import Budget, Spending
-from rlhf_env.pipeline.settings import Models
 from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.settings import AtLeastOne, NonNegative, Positive, Share, Whole, settings
 from rlhf_env.types import Episode, Float, Prompt
@@ -39,6 +39,25 @@ from rlhf_env.whole_files import write_json
 
 Tell = Callable[[float, str], None]
 _STAGES = ("conversations", "replies")
+
+
+@dataclass(frozen=True)
+class Models:
+    """Folders of a base model (policy and reference) and of the independent judge of fluency that belongs to it."""
+
+    base: str = "rlhf-env/chitchat"
+    judge: str = "rlhf-env/chitchat-judge"
+
+    @classmethod
+    def within(cls, folder: Path) -> Models:
+        """Where `make_models` writes them."""
+        return cls(str(folder / "chitchat"), str(folder / "chitchat-judge"))
+
+    @property
+    def typical(self) -> float:
+        """The judge's median log-probability of a token of people's held-out replies, as `make_models` measured it."""
+        recipe = Path(assets.resolve(self.judge)).parent / "recipe.json"
+        return float(json.loads(recipe.read_text(encoding="utf-8"))["median_reply_logprob_under_judge"])
 
 
 @settings

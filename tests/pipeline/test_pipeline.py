@@ -20,6 +20,7 @@ pytest.importorskip("matplotlib")
 import numpy as np
 import torch
 from rich.console import Console
+from rlhf_env.pipeline.settings import Demo, Models
 
 from rlhf_env.envs import chitchat
 from rlhf_env.envs.tokenizers import load_tokenizer
@@ -31,7 +32,6 @@ from rlhf_env.learning.run_folder import read_metrics
 from rlhf_env.pipeline import base_model
 from rlhf_env.pipeline.base_model import Course, Recipe, Size, make_models
 from rlhf_env.pipeline.demo import run_demo
-from rlhf_env.pipeline.settings import Demo, Models
 from rlhf_env.policies import LanguageModel
 
 QUIET = Console(quiet=True)

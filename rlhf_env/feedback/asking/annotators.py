@@ -64,8 +64,8 @@ def load_annotator(settings: Mapping[str, object], gold: Reward | None = None, *
     `gold`, and `person` as its own name, are lent to an annotator that asks for them.
     """
     given = dict(settings)
-    plugin = given.pop("name", None)
-    if not isinstance(plugin, str):
+    plugin = plugins.name_in(given, "annotator")
+    if plugin is None:
         raise ConfigError(Problem("annotator: the setting 'name' is required", ("name",)))
     lent = {name: value for name, value in {"gold": gold, "name": person}.items() if value}
     annotator: Annotator = plugins.build_plugin("annotator", plugin, given, lent)

@@ -22,10 +22,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations, zip_longest
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from rlhf_env.envs.over_long import OverLongCount
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.feedback.asking.selection import disagreement_priority
 from rlhf_env.feedback.judgements import Preference, Response
@@ -66,22 +67,31 @@ def opinions(
     models: Sequence[Scorer],
     responses: Iterable[tuple[Prompt, Response]],
     *,
+    over_long: Literal["refuse", "leave out"] = "refuse",
+    on_over_long: Callable[[OverLongCount], object] = lambda _: None,
     on_progress: Callable[[float], None] = lambda _: None,
 ) -> list[Candidate]:
     """What every member of every model says of the different responses to each prompt; prompts with one are left out.
 
     The heads of one model are told apart where all responses have their token ids; otherwise it is one member, the mean
-    of its heads. `on_progress` hears the share that is done.
+    of its heads. `on_progress` hears the share that is done. Responses that a model cannot read are refused or left
+    out; they are not cut, because people are shown the whole text. `on_over_long` hears how many were left out.
     """
     # Both bring torch, which who reads outcomes does not need.
     from rlhf_env.feedback.asking.collecting import by_prompt
     from rlhf_env.feedback.reward_models.ensemble import RewardEnsemble
 
+    together = RewardEnsemble(models)
+    if over_long == "leave out" and together.context is not None:
+        texts = list(responses)
+        lengths = together.lengths(texts)
+        responses = [text for text, tokens in zip(texts, lengths, strict=True) if tokens <= together.context]
+        if len(responses) < len(texts):
+            on_over_long(OverLongCount(of=len(texts), left_out=len(texts) - len(responses)))
     groups = [(prompt, group) for prompt, group in by_prompt(responses) if len(group) > 1]
     texts = [(prompt, response) for prompt, group in groups for response in group]
     if not texts:
         raise DataError("no prompt in the store has two different responses: there is nothing to compare")
-    together = RewardEnsemble(models)
     require_readable(together, texts)
     written = all(None not in (response.ids, response.prompt_ids, response.finish_reason) for _, response in texts)
     parts = []

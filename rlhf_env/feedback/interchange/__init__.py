@@ -18,6 +18,8 @@ format holds pairs. Files of other programs have no provenance, and are read wit
     write_judgements("pairs.jsonl", store.judgements(), "trl")
     store.add(read_judgements("pairs.jsonl"))
 
+Data sets of preferences as others publish them are read, too: `layouts` has a declaration for each.
+
 TRL's formats are those of its documentation since 0.11, Argilla's those of its Python SDK 2.0 to 2.8.
 """
 
@@ -25,6 +27,7 @@ from rlhf_env.feedback.interchange.files import (
     FORMATS,
     Format,
     judgements_in,
+    may_hold_judgements,
     read_judgements,
     without_emails,
     write_judgements,
@@ -32,13 +35,19 @@ from rlhf_env.feedback.interchange.files import (
 from rlhf_env.feedback.interchange.gathering import Reading
 from rlhf_env.feedback.interchange.jsonl import read_jsonl, write_jsonl
 from rlhf_env.feedback.interchange.label_config import LabelConfig
+from rlhf_env.feedback.interchange.layouts import LAYOUTS, Layout, layout_named, layouts_page
 
 __all__ = [
     "FORMATS",
+    "LAYOUTS",
     "Format",
     "LabelConfig",
+    "Layout",
     "Reading",
     "judgements_in",
+    "layout_named",
+    "layouts_page",
+    "may_hold_judgements",
     "read_judgements",
     "write_judgements",
     "without_emails",

@@ -72,14 +72,29 @@ def transcript(text: object) -> Messages | None:
 
     "\\n\\nHuman: ...\\n\\nAssistant: ...", any number of times.
     """
+    messages = _turns_of(text)
+    return messages if len(messages) > 1 and messages[-1]["role"] == "assistant" else None
+
+
+def asked_in(text: str) -> str | Messages:
+    """The messages of a prompt in the same layout, which ends with the assistant's turn to speak; or the text itself.
+
+    "\\n\\nHuman: ...\\n\\nAssistant: "
+    """
+    messages = _turns_of(text)
+    if len(messages) > 1 and messages[-1] == {"role": "assistant", "content": ""}:
+        return messages[:-1]
+    return text
+
+
+def _turns_of(text: object) -> Messages:
     if not isinstance(text, str) or not text.startswith("\n\nHuman:"):
-        return None
+        return []
     _, *turns = _TURN.split(text)
-    messages: Messages = [
+    return [
         {"role": "user" if who == "Human" else "assistant", "content": said.strip()}
         for who, said in zip(turns[::2], turns[1::2], strict=True)
     ]
-    return messages if len(messages) > 1 and messages[-1]["role"] == "assistant" else None
 
 
 def divided(chosen: Messages, rejected: Messages) -> tuple[Messages, JsonObject, JsonObject]:

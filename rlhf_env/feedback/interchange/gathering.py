@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +13,7 @@ from rlhf_env.errors import DataError
 from rlhf_env.feedback.interchange.label_config import LabelConfig
 
 MOST_PROBLEMS = 20
+MOST_REASONS = 10
 Located = tuple[str, Any]
 """(where, content): "pairs.jsonl:3" and its object, or the DataError that stands in place of it."""
 
@@ -35,6 +36,18 @@ class Reading:
     """Leave out what cannot be read, and count it."""
     off_scale: Collection[str] = ()
     """Tags of Label Studio whose ratings are on another scale than ours."""
+    layout: str = ""
+    """The layout of a published set that the file must be in; by default its columns tell."""
+    criteria: Collection[str] = ()
+    """Only what was judged by one of these; by default by any."""
+    limit: int | None = None
+    """Only so many rows from the beginning (of a layout that reads several together, as many of those)."""
+    sample: int | None = None
+    """Only so many rows, drawn from all."""
+    seed: int = 0
+    """Draws the sample."""
+    tell: Callable[[int], None] = field(default=lambda rows: None)
+    """Told how many rows have been read, after each."""
     passed_over: Counter[str] = field(default_factory=Counter)
     """How often what was passed over, in words."""
 
@@ -68,20 +81,24 @@ def gathered(
     made: list[_T] = []
     problems: list[str] = []
     fields: dict[tuple[str, ...], int] = {}
-    skipped = 0
-    for where, content in contents:
+    reasons: dict[str, tuple[str, int]] = {}
+    for count, (where, content) in enumerate(contents, start=1):
         try:
             if isinstance(content, DataError):
                 raise content
             made.append(make(content))
-        except UnknownFields as error:
-            skipped += 1
-            fields[error.names] = fields.get(error.names, 0) + 1
-            if fields[error.names] == 1:
-                problems += (f"{where}: {problem}" for problem in error.problems)
         except DataError as error:
-            skipped += 1
-            problems += (f"{where}: {problem}" for problem in error.problems)
+            reason = "; ".join(map(str, error.problems))
+            first, times = reasons.get(reason, (where, 0))
+            reasons[reason] = first, times + 1
+            repeated = isinstance(error, UnknownFields)
+            if isinstance(error, UnknownFields):
+                fields[error.names] = fields.get(error.names, 0) + 1
+                repeated = fields[error.names] > 1
+            if not repeated and len(problems) <= MOST_PROBLEMS:
+                problems += (f"{where}: {problem}" for problem in error.problems)
+        if reading is not None:
+            reading.tell(count)
         if len(problems) > MOST_PROBLEMS and not (reading and reading.skip):
             problems[MOST_PROBLEMS:] = [f"{path}: and more after these {MOST_PROBLEMS}"]
             break
@@ -91,8 +108,17 @@ def gathered(
     if not problems and not made:
         problems = [f"{path}: the file is empty: it must hold a prompt, {wanted} text"]
     if reading and reading.skip and made:
-        if skipped:
-            reading.passes_over(f"lines that cannot be read, the first: {problems[0]}", skipped)
+        _count_skipped(reasons, reading)
     elif problems:
         raise DataError(*problems[: MOST_PROBLEMS + 1])
     return made
+
+
+def _count_skipped(reasons: Mapping[str, tuple[str, int]], reading: Reading) -> None:
+    """Each reason with the first of its lines, the most frequent first; the rare ones of many together."""
+    ordered = sorted(reasons.items(), key=lambda one: -one[1][1])
+    for reason, (first, times) in ordered[:MOST_REASONS]:
+        reading.passes_over(f"lines that cannot be read, the first: {first}: {reason}", times)
+    rest = sum(times for _, (_, times) in ordered[MOST_REASONS:])
+    if rest:
+        reading.passes_over(f"lines that cannot be read for {len(ordered) - MOST_REASONS:,} other reasons", rest)

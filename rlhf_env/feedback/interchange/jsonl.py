@@ -15,7 +15,7 @@ from rlhf_env.feedback.interchange.gathering import Located, Reading, gathered
 from rlhf_env.feedback.interchange.provenance import parsed
 from rlhf_env.feedback.interchange.rows import pair_row, preference_of
 from rlhf_env.feedback.judgements import Preference
-from rlhf_env.plain_data import LONGEST_LINE, read_file
+from rlhf_env.plain_data import LONGEST_LINE, ending_of, read_file
 from rlhf_env.types import JsonObject, JsonView
 from rlhf_env.whole_files import written
 
@@ -50,7 +50,7 @@ def write_lines(path: str | Path, rows: Iterable[JsonView]) -> int:
 def json_rows(path: str | Path) -> Iterator[Located]:
     """Each object of a file of JSON lines, or of a JSON array, or what is wrong with it, and where it stands."""
     content = read_file(path)
-    if content.lstrip()[:1] == b"[" or (Path(path).suffix.lower() == ".json" and not _is_lines(content)):
+    if content.lstrip()[:1] == b"[" or (ending_of(path) == ".json" and not _is_lines(content)):
         return _array(path, content)
     return _lines(path, content)
 

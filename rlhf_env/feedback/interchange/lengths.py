@@ -24,13 +24,13 @@ from rlhf_env.plain_data import read_file, read_json
 from rlhf_env.types import Prompt, Tokenizer
 
 _SHOWN = 40  # characters of a text in a message
-_Judged = TypeVar("_Judged", Preference, Judgement)
+Judged = TypeVar("Judged", Preference, Judgement)
 Lengths = Callable[[Sequence[tuple[Prompt, Response]]], Sequence[int]]
 """How many tokens prompt and response have together, as somebody reads them."""
 
 
 def fit_lengths(
-    judgements: Sequence[_Judged],
+    judgements: Sequence[Judged],
     most: int,
     how: OverLong,
     *,
@@ -38,7 +38,7 @@ def fit_lengths(
     reader: str,
     tokenizer: Tokenizer | None = None,
     path: str | Path | None = None,
-) -> tuple[list[_Judged], OverLongCount]:
+) -> tuple[list[Judged], OverLongCount]:
     """Judgements (or pairs) whose texts have at most `most` tokens as `reader` counts them, and how many had more.
 
     "refuse" is `require_fit`. "leave out" leaves out a judgement with a text that is too long. The others cut the
@@ -59,7 +59,7 @@ def fit_lengths(
     each = iter(lengths(texts))
     longest = [max(next(each) for _ in _responses(judged)) for judged in judgements]
     too_long = [count > most for count in longest]
-    fitting: list[_Judged] = []
+    fitting: list[Judged] = []
     cut = 0
     prompts: Mapping[str, Prompt] = {}
     if how != "leave out":
@@ -88,7 +88,7 @@ def _responses(judged: Preference | Judgement) -> tuple[Response, ...]:
     return (judged.chosen, judged.rejected) if isinstance(judged, Preference) else judged.responses
 
 
-def _with_texts(judged: _Judged, prompt: Prompt, responses: Sequence[Response]) -> _Judged:
+def _with_texts(judged: Judged, prompt: Prompt, responses: Sequence[Response]) -> Judged:
     """The same judgement of other texts. Raises DataError where they are no longer different."""
     if isinstance(judged, Preference):
         chosen, rejected = responses

@@ -7,20 +7,18 @@
     {"chosen": "\\n\\nHuman: ...\\n\\nAssistant: ...", "rejected": "..."}                          hh-rlhf's transcripts
     {"conversations": [{"from": "human", "value": "..."}], "chosen": {"from": "gpt", ...}, ...}    ShareGPT
     {"prompt": "How are you?", "completion": "Fine, and you?", "label": true, "provenance": {...}}
-    {"model_a": "x", "model_b": "y", "winner": "model_a", "conversation_a": [...], "conversation_b": [...]}   a battle
 
 `provenance` is optional, and so are the fields `annotator`, `criterion`, `weight`, `margin`, `created`, `seconds` and
 `note`; a margin may also be the difference of `chosen_rating` and `rejected_rating` (or `score_chosen` and
 `score_rejected`). A conversation becomes the text that the File task makes of it ("plain"), its messages go to
-`meta["messages"]`. A label becomes a rating, True the highest and False the lowest. A battle that both lost ("tie
-(bothbad)") is the verdict "both bad".
+`meta["messages"]`. A label becomes a rating, True the highest and False the lowest. Other layouts of published sets are
+those of `layouts/`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from rlhf_env.envs.tokenizers import plain_conversation
@@ -43,8 +41,8 @@ from rlhf_env.feedback.interchange.provenance import (
     remade,
     response_from,
 )
-from rlhf_env.feedback.judgements import Author, Judgement, Preference, Response
-from rlhf_env.feedback.kinds import HIGHEST, LOWEST, Comparison, Rating, ScoredResponse, Verdict, kind_of
+from rlhf_env.feedback.judgements import Judgement, Preference
+from rlhf_env.feedback.kinds import HIGHEST, LOWEST, Comparison, Rating, ScoredResponse, kind_of
 from rlhf_env.types import JsonObject, JsonView
 
 _SIDES = ("chosen", "rejected")
@@ -53,18 +51,10 @@ CIRCUMSTANCE_COLUMNS = ("annotator", "criterion", "weight", "margin", "created",
 """Fields of a row of any layout that say how its judgement was made."""
 _SCORES = (("chosen_rating", "rejected_rating"), ("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))
 NUMBERS = ("weight", "margin", "seconds", *(name for names in _SCORES for name in names))
-_WINNERS: Mapping[str, Verdict] = {
-    "model_a": "first",
-    "model_b": "second",
-    "tie": "tie",
-    "tie (bothbad)": "both bad",
-    "both_bad": "both bad",
-}
 _OWN = ("kind", "prompt", "responses", "answer")
 _PAIR = ("prompt", *_SIDES, "conversations", "system", *(name for names in _SCORES for name in names))
 _UNPAIRED = ("prompt", "completion", "label")
-_BATTLE = ("model_a", "model_b", "winner", "conversation_a", "conversation_b", "judge", "tstamp", "question_id", "turn")
-FIELDS = {*_OWN, *_PAIR, *_UNPAIRED, *_BATTLE, *CIRCUMSTANCE_COLUMNS, "provenance"}
+FIELDS = {*_OWN, *_PAIR, *_UNPAIRED, *CIRCUMSTANCE_COLUMNS, "provenance"}
 """Every name that has a meaning in a row."""
 
 
@@ -131,8 +121,6 @@ def judgement_of(row: JsonView, reading: Reading) -> Judgement:
     made: Judgement
     if "kind" in row and not all(side in row for side in _SIDES):
         known, made = _OWN, _own(row, reading)
-    elif "winner" in row and "model_a" in row:
-        known, made = _BATTLE, _battle(row, reading)
     elif "completion" in row or "label" in row:
         known, made = _UNPAIRED, _unpaired(row, reading)
     elif "conversations" in row and not any(side in row for side in _SIDES):
@@ -250,46 +238,6 @@ def _unpaired(row: JsonView, reading: Reading) -> Judgement:
     score = HIGHEST if row["label"] else LOWEST
     about = with_columns(row, {**provenance, "prompt": about_prompt})
     return remade("rating", text, [completion], score, about, reading)
-
-
-def _battle(row: JsonView, reading: Reading) -> Judgement:
-    """Two models' answers to one prompt, and who won: the layout of the Chatbot Arena's conversations."""
-    winner = row["winner"]
-    verdict = _WINNERS.get(winner) if isinstance(winner, str) else None
-    problems = [] if verdict else [f"winner: {winner!r} is none of {', '.join(_WINNERS)}"]
-    names = [row.get("model_a"), row.get("model_b")]
-    problems += [f"{field}: missing" for field in ("conversation_a", "conversation_b") if field not in row]
-    problems += [text for text in map(findings.text, ("model_a", "model_b"), names) if text]
-    if problems or verdict is None:
-        raise DataError(*problems)
-    both = []
-    for side in ("conversation_a", "conversation_b"):
-        try:
-            both.append(messages_of(row[side]))
-        except DataError as error:
-            problems += (f"{side}: {problem}" for problem in error.problems)
-    if problems:
-        raise DataError(*problems)
-    try:
-        prompt, *answers = divided(*both)
-    except DataError as error:
-        raise DataError(
-            "conversation_a, conversation_b: they differ before the last answer, so there is no one prompt to compare "
-            "two answers to: leave the row out (--skip does)"
-        ) from error
-    about = with_columns({**row, "annotator": row.get("annotator") or row.get("judge")}, row.get("provenance") or {})
-    tstamp = row.get("tstamp")
-    if isinstance(tstamp, (int, float)) and not isinstance(tstamp, bool) and 0 <= tstamp < 2**33:
-        about.setdefault("created", datetime.fromtimestamp(tstamp, UTC).isoformat(timespec="microseconds"))
-    who = about.pop("annotator", reading.annotator or reading.source)
-    responses = [
-        Response(answer_in(answer), Author("policy", str(name))) for answer, name in zip(answers, names, strict=True)
-    ]
-    text = plain_conversation(prompt)
-    circumstances = {name: about[name] for name in CIRCUMSTANCE_COLUMNS if about.get(name) is not None}
-    return Comparison(
-        prompt_from(text, {"meta": {"messages": prompt}}), responses[0], responses[1], verdict, who, **circumstances
-    )
 
 
 def _explicit(row: JsonView) -> JsonView:

@@ -32,6 +32,7 @@ from rlhf_env.whole_files import written
 _CIRCUMSTANCES = ("annotator", "criterion", "weight", "created", "seconds")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _APOSTROPHE = "'"
+_BATCH = 1000  # rows of Parquet that are in memory at once
 
 
 def write_csv(path: str | Path, judgements: Sequence[Judgement]) -> int:
@@ -166,11 +167,17 @@ def parquet_rows(path: str | Path) -> Iterator[Located]:
         raise MissingExtra("pyarrow (needed to read Parquet files)", "datasets") from error
     if Path(path).is_file() and Path(path).stat().st_size > LARGEST_FILE:
         raise DataError(f"{path} is larger than {LARGEST_FILE:,} bytes, the most that is read: split it")
-    try:
-        rows = parquet.read_table(str(path)).to_pylist()
-    except Exception as error:  # the library raises what it likes
-        raise DataError(f"{path}: no Parquet file that can be read: {str(error).splitlines()[0][:200]}") from error
-    yield from _stored_rows(path, rows)
+
+    def rows() -> Iterator[JsonObject]:
+        try:
+            with parquet.ParquetFile(str(path)) as file:
+                for batch in file.iter_batches(batch_size=_BATCH):
+                    yield from batch.to_pylist()
+        except Exception as error:  # the library raises what it likes
+            what = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise DataError(f"{path}: no Parquet file that can be read: {what}") from error
+
+    yield from _stored_rows(path, rows())
 
 
 def _stored_rows(path: str | Path, rows: Iterable[JsonObject]) -> Iterator[Located]:

@@ -37,6 +37,7 @@ import json
 import os
 import re
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -168,8 +169,15 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         return None
 
 
-def serve(config: PageConfig, announce: Callable[[str, str], None] = print) -> None:
+def serve(
+    config: PageConfig,
+    announce: Callable[[str, str], None] = print,
+    *,
+    until: Callable[[], bool] | None = None,
+) -> None:
     """Serve the page until Ctrl-C. `announce` gets two links, tokens and all, once: to judge, and to the results.
+
+    `until` is asked every second, in a thread of its own: the page ends when it says so.
 
     Raises ConfigError where the address cannot be listened on, and what opening the store raises.
     """
@@ -197,7 +205,17 @@ def serve(config: PageConfig, announce: Callable[[str, str], None] = print) -> N
         )
         address = f"http://{config.known_as[0]}:{port}"
         announce(f"{address}/#token={keys.token}", f"{address}/results#token={keys.owner}")
-        uvicorn.Server(settings).run(sockets=[listening])
+        server = uvicorn.Server(settings)
+        if until is not None:
+            threading.Thread(target=_end_when, args=(server, until), daemon=True).start()
+        server.run(sockets=[listening])
+
+
+def _end_when(server: uvicorn.Server, until: Callable[[], bool]) -> None:
+    while not server.should_exit:
+        time.sleep(1.0)
+        with contextlib.suppress(RlhfEnvError):  # a store that is being written to is asked again
+            server.should_exit = server.should_exit or until()
 
 
 def page(config: PageConfig, keys: Keys, *, port: int, clock: Callable[[], float] = time.time) -> ASGIApp:

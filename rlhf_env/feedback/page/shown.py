@@ -6,6 +6,7 @@ wrote is made fit to be shown; what a vote has to say again (names, values of op
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 
@@ -19,7 +20,7 @@ from rlhf_env.feedback.kinds.form import Form, Input
 from rlhf_env.feedback.store.items import Assignment
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.shown_text import for_page
-from rlhf_env.types import JsonObject
+from rlhf_env.types import JsonObject, Prompt
 
 TEXT_CHARACTERS = 50_000
 
@@ -35,7 +36,7 @@ def shown_item(assignment: Assignment, guidelines: Mapping[str, str], remaining:
         "ticket": assignment.ticket,
         "kind": item.kind,
         "purpose": item.purpose,
-        "prompt": _text(item.prompt.text),
+        "prompt": _text(_as_asked(item.prompt)),
         "responses": [_text(response.text) for response in item.responses],
         "form": shown_form(kind_named(item.kind).form(asked)),
         "lease": remaining,
@@ -115,6 +116,13 @@ def shown_results(store: PreferenceStore) -> Shown:
             for row in outcomes(store)
         ],
     }
+
+
+def _as_asked(prompt: Prompt) -> str:
+    """The text without the mark that a task closes a turn with ("Hello.<|turn|>"): that is for the model."""
+    turn = prompt.meta.get("turn")
+    written = isinstance(turn, str) and re.fullmatch(r"<\|\w+\|>", prompt.text.removeprefix(turn))
+    return str(turn) if written else prompt.text
 
 
 def _text(text: str) -> Shown:

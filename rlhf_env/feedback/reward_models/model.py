@@ -141,6 +141,11 @@ class RewardModel(nn.Module):
     def context(self) -> int | None:
         return self._context
 
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """What token ids are made with where a response has none; None where no tokenizer came with the trunk."""
+        return None if self.tokenizer_folder is None else self._tokenizer()
+
     def lengths(self, responses: Sequence[tuple[Prompt, Response]]) -> list[int]:
         return [len(text) for text in self.read(responses)]
 

@@ -14,6 +14,7 @@ from statistics import NormalDist
 import numpy as np
 
 from rlhf_env import plugins
+from rlhf_env.envs.over_long import OverLong, OverLongCount
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.interchange import read_judgements
 from rlhf_env.feedback.judgements import Judgement, Preference, Response
@@ -31,7 +32,7 @@ from rlhf_env.feedback.reward_models.card import BestOfFour, Correlation, Flip, 
 from rlhf_env.feedback.reward_models.fairness import PromptAndResponse
 from rlhf_env.feedback.reward_models.loading import load_scorer
 from rlhf_env.feedback.reward_models.ranks import kendall, kendall_interval, spearman, spearman_interval
-from rlhf_env.feedback.reward_models.scorer import LimitedScorer, Scorer, pair_log_odds, require_readable
+from rlhf_env.feedback.reward_models.scorer import LimitedScorer, Scorer, fit_to_scorer, pair_log_odds, require_readable
 from rlhf_env.feedback.store.database import is_store
 from rlhf_env.feedback.store.split import split_by_prompt
 from rlhf_env.feedback.store.store import PreferenceStore
@@ -55,24 +56,41 @@ _EXAMPLES = 2  # of each edit
 
 
 def scorecard_of(
-    model: str | Path, data: str | Path, *, held_out: float = 1.0, gold: str | None = None, seed: int = 0
+    model: str | Path,
+    data: str | Path,
+    *,
+    held_out: float = 1.0,
+    gold: str | None = None,
+    seed: int = 0,
+    over_long: OverLong = "refuse",
 ) -> Scorecard:
     """The scorecard of a model by folder on data by file (`load_scorer`, `read_data`).
 
     `gold` is the name of a reward to compare ranks with, in place of the ratings in the data; its responses need their
-    token ids. `seed` draws what chance alone gives in calibration.
+    token ids. `seed` draws what chance alone gives in calibration. `over_long` is what happens to pairs that the model
+    cannot read (see `fit_lengths`); ratings of such texts are left out, unless all are refused.
     """
     preferences, valued = read_data(data, held_out=held_out)
     scorer = load_scorer(model)
-    sides = [side for preference in preferences for side in _sides(preference)]
-    require_readable(scorer, [*sides, *((prompt, response) for prompt, response, _ in valued)], path=data)
+    notes: list[str] = []
+    if over_long == "refuse":
+        sides = [side for preference in preferences for side in _sides(preference)]
+        require_readable(scorer, [*sides, *((prompt, response) for prompt, response, _ in valued)], path=data)
+    elif isinstance(scorer, LimitedScorer) and (most := scorer.context) is not None:
+        preferences, count = fit_to_scorer(scorer, preferences, over_long, path=data)
+        lengths = scorer.lengths([(prompt, response) for prompt, response, _ in valued])
+        fitting = [it for it, tokens in zip(valued, lengths, strict=True) if tokens <= most]
+        counts = {"pairs": count, "ratings": OverLongCount(of=len(valued), left_out=len(valued) - len(fitting))}
+        notes += [f"over-long: {count.said_of(what, most)}" for what, count in counts.items() if count]
+        valued = fitting
     if gold is not None:
         reward = plugins.build_plugin("reward", gold, {})
         texts = list({_key(text): text for preference in preferences for text in _sides(preference)}.values())
         worth = reward([response.episode(prompt) for prompt, response in texts])
         valued = [(*text, float(value)) for text, value in zip(texts, worth, strict=True)]
     rng = np.random.default_rng(seed)
-    return make_scorecard(scorer, preferences, gold=valued, gold_is=gold or "people's ratings", rng=rng)
+    card = make_scorecard(scorer, preferences, gold=valued, gold_is=gold or "people's ratings", rng=rng)
+    return replace(card, notes=(*notes, *card.notes))
 
 
 def make_scorecard(

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from rlhf_env.feedback.interchange.lengths import require_fit
+from rlhf_env.envs.over_long import OverLong, OverLongCount
+from rlhf_env.feedback.interchange.lengths import Judged, fit_lengths, require_fit
 from rlhf_env.feedback.judgements import Preference, Response
-from rlhf_env.types import Episode, Float, Prompt
+from rlhf_env.types import Episode, Float, Prompt, Tokenizer
 
 
 class Scorer(Protocol):
@@ -46,6 +47,14 @@ class LimitedScorer(Protocol):
         """The tokens of prompt and response together."""
 
 
+@runtime_checkable
+class HasTokenizer(Protocol):
+    """A reward model that reads token ids of this tokenizer as they were written (None: it has none)."""
+
+    @property
+    def tokenizer(self) -> Tokenizer | None: ...
+
+
 def require_readable(
     scorer: Scorer, responses: Sequence[tuple[Prompt, Response]], *, path: str | Path | None = None
 ) -> None:
@@ -54,6 +63,24 @@ def require_readable(
         lengths = scorer.lengths(responses)
         measured = ((*text, length) for text, length in zip(responses, lengths, strict=True))
         require_fit(measured, scorer.context, reader="the reward model", path=path)
+
+
+def fit_to_scorer(
+    scorer: Scorer, judgements: Sequence[Judged], how: OverLong, *, path: str | Path | None = None
+) -> tuple[list[Judged], OverLongCount]:
+    """Judgements (or pairs) of which the scorer can read every text, and how many were too long; see `fit_lengths`."""
+    if not isinstance(scorer, LimitedScorer) or scorer.context is None:
+        return list(judgements), OverLongCount(of=len(judgements))
+    tokenizer = scorer.tokenizer if isinstance(scorer, HasTokenizer) else None
+    return fit_lengths(
+        judgements,
+        scorer.context,
+        how,
+        lengths=scorer.lengths,
+        reader="the reward model",
+        tokenizer=tokenizer,
+        path=path,
+    )
 
 
 def pair_log_odds(scorer: Scorer, preferences: Sequence[Preference]) -> Float:

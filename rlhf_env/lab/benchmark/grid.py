@@ -19,6 +19,7 @@ from rlhf_env.lab.benchmark.tuning import FIRST_SEED, Tuning
 from rlhf_env.lab.statistics import least_p, seeds_for_a_verdict
 from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.experiment import Experiment, check_plugins
+from rlhf_env.own_code import KEY, label_of
 from rlhf_env.settings import EachPartOf, PartOf, Rows, checked, fault, settings
 from rlhf_env.toml_files import naming_lines, narrowed, read_toml
 from rlhf_env.types import JsonObject, JsonView
@@ -40,7 +41,7 @@ class Grid:
     """A sentence for the report that says what the gold reward measures."""
     agents: Annotated[dict[str, JsonObject], Rows()]
     """A table for each row of the leaderboard, its key the row's name; `name` in it is the agent plugin (default: the
-    key), the rest its settings."""
+    key), or `function` your own code, the rest its settings."""
     experiment: Annotated[JsonObject, PartOf(Experiment)] = field(default_factory=dict)
     """What all cells share: task, policy, environment, rewards, budget, evaluation."""
     tasks: Annotated[dict[str, JsonObject], EachPartOf(Experiment)] = field(default_factory=dict)
@@ -127,7 +128,9 @@ class Grid:
 
     def _cell(self, task: str, changes: JsonView, agent: str, seed: int, folder: Path | None) -> GridCell:
         on_task = changes.get("agents", {}).get(agent, {})
-        settings = {"name": agent, **self.agents[agent], **on_task}
+        settings = {**self.agents[agent], **on_task}
+        if KEY not in settings:
+            settings = {"name": agent, **settings}
         shared = _merged(self.experiment, {key: value for key, value in changes.items() if key != "agents"})
         table = {**shared, "name": f"{self.name}/{task}/{agent}", "seed": seed, "agent": settings}
         where = f"{self.name}, task {task}"
@@ -220,7 +223,7 @@ def _placed(value: object, model: str) -> Any:
 
 def _task_name(experiment: Mapping[str, object]) -> str:
     task = experiment.get("task", {})
-    return str(task.get("name", "task")) if isinstance(task, Mapping) else "task"
+    return label_of(task, "task") if isinstance(task, Mapping) else "task"
 
 
 def _merged(base: JsonView, changes: JsonView) -> JsonObject:

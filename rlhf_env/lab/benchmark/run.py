@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +15,10 @@ from rlhf_env.lab.benchmark.reading import read_trials
 from rlhf_env.lab.benchmark.results import SCORES
 from rlhf_env.lab.benchmark.tuning import what_was_tried
 from rlhf_env.lab.processes import Progress, run_jobs
+from rlhf_env.learning.code_of_runs import as_recorded
 from rlhf_env.learning.folder_lock import hold
 from rlhf_env.learning.run_folder import versions
+from rlhf_env.own_code import changed, files_in
 from rlhf_env.whole_files import write_json, write_whole
 
 
@@ -34,7 +36,7 @@ def run_benchmark(
 
     A failed cell is recorded as failed and the others continue; a killed worker costs its cell alone, which the next
     call resumes from its checkpoint. `only`: see `Grid.cells`. `prepare` is called first if a cell that is missing
-    needs the grid's reward model, and makes it (`rlhf_env.pipeline.reward_model.learn_reward_model`). `on_warning` is
+    needs the grid's reward model, and makes it (`rlhf_env.pipeline.demo.learn_reward_model`). `on_warning` is
     called before anything runs where the seeds are too few for a verdict (default: a Python warning).
 
     Raises ConfigError when another process is at work in `folder`, or when it holds results of another grid.
@@ -45,7 +47,8 @@ def run_benchmark(
     cells = grid.cells(folder, only)
     grid.trials(cells)  # refuses settings that no agent has before anything is written
     with hold(folder):
-        _describe(grid, folder)
+        every = cells if not only else grid.cells(folder)
+        _describe(grid, folder, files_in([cell.experiment.tables_of_plugins() for cell in every]))
         missing = [cell for cell in cells if not cell.result_file(folder).exists()]
         _prepare(missing, folder, prepare)
 
@@ -66,7 +69,7 @@ def _warn(words: str) -> None:
 def _prepare(missing: Sequence[GridCell], folder: Path, prepare: Callable[[], object] | None) -> None:
     model = reward_model_of(folder)
     if any(str(model) in cell.experiment.to_toml() for cell in missing):
-        if prepare is not None:
+        if prepare is not None and not model.is_dir():
             prepare()
         if not model.is_dir():
             raise ConfigError(f"{model} is not there: `rlhf-env bench` makes it, as pipeline.learn_reward_model does")
@@ -100,16 +103,22 @@ def _tuned(
             yield replace(cell, experiment=tuned, configuration=best.configuration)
 
 
-def _describe(grid: Grid, folder: Path) -> None:
-    """Keep the grid beside its results, and refuse to mix two grids in one folder."""
+def _describe(grid: Grid, folder: Path, files: Mapping[str, str]) -> None:
+    """Keep the grid beside its results, and refuse to mix two grids, or two versions of its code, in one folder."""
     file, about = folder / "benchmark.toml", folder / "about.json"
     begun = [*folder.glob("results/*.json"), *folder.glob("tuning/*.json")]
     if grid.reward_model is not None:
-        begun += folder.glob("preferences.sqlite")
+        begun += [*folder.glob("preferences.sqlite"), *folder.glob("stages/*.json")]
     if begun and file.exists() and Grid.load(file) != grid:
         raise ConfigError(f"{folder} holds results of another grid ({file} differs): choose another folder")
+    code = as_recorded(files, grid.folder)
+    kept = json.loads(about.read_text(encoding="utf-8")).get("code", {}) if about.exists() else code
+    begun += folder.glob("cells/*")
+    if begun and (others := changed(kept, code)):
+        said = f"{folder} holds results of another version of {', '.join(others)}: choose another folder"
+        raise ConfigError(f"{said}, or put it back")
     write_whole(file, grid.to_toml())
-    if not about.exists():
+    if not about.exists() or not begun:
         command = f"rlhf-env bench {file.name}"
         words = {"title": grid.title, "what_gold_is": grid.what_gold_is, "command": command, "versions": versions()}
-        write_json(about, words)
+        write_json(about, {**words, "code": code} if code else words)

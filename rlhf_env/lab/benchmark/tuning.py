@@ -23,6 +23,7 @@ from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.ranges import Ranges
 from rlhf_env.learning.spending import Budget
+from rlhf_env.own_code import OwnCode
 from rlhf_env.settings import AtLeastOne, Whole, settings
 from rlhf_env.types import JsonObject, JsonView
 
@@ -82,14 +83,15 @@ class Tuning:
 
 def _ranges(settings: JsonView) -> tuple[Ranges, Any]:
     """What an agent declares, and its Config with these settings. Raises what building the agent would raise."""
-    name = settings["name"]
+    own = dict(settings)
+    name = plugins.name_in(own, "agent") or ""
     with under("name"):
         config = plugins.host().load("agent", name).Config
     ranges: Ranges = getattr(config, "ranges", {})
     if not ranges:
         return {}, None
-    own = {key: value for key, value in settings.items() if key not in ("name", "agent")}
-    return ranges, from_table(config, own, f"[agents] {name}")
+    own.pop("agent", None)
+    return ranges, from_table(config, own, f"[agents] {name.label if isinstance(name, OwnCode) else name}")
 
 
 def _setting(config: Any, name: str) -> Any:

@@ -97,21 +97,25 @@ class RunEvaluation:
 
 
 def evaluate_run(
-    folder: str | Path, *, prompts: int | None = None, checkpoint: Literal["best", "last"] = "best"
+    folder: str | Path,
+    *,
+    prompts: int | None = None,
+    checkpoint: Literal["best", "last"] = "best",
+    trust_code: bool = False,
 ) -> RunEvaluation:
     """The run in `folder`, as `load_run` reads it at that `checkpoint`, on `prompts` prompts.
 
-    By default they are as many as the run says.
+    By default they are as many as the run says. `trust_code` is that of `load_run`.
 
     Both write with the evaluator's random numbers. Raises ConfigError for a folder that holds no run, DataError for one
     without a checkpoint that can be used.
     """
-    run = load_run(folder, checkpoint)
+    run = load_run(folder, checkpoint, trust_code=trust_code)
     workplace, experiment = run.workplace, run.experiment
     if prompts is not None:
         experiment = replace(experiment, evaluation=replace(experiment.evaluation, prompts=prompts))
     evaluator = Evaluator.of(replace(workplace, experiment=experiment))
-    reference = _Reference(workplace.setup)
+    reference = ReferenceWriter(workplace.setup)
     ours, _ = evaluator.texts(workplace.agent)
     theirs, _ = evaluator.texts(reference)
     if unscored := 2 * experiment.evaluation.prompts - len(ours) - len(theirs):
@@ -130,7 +134,7 @@ def evaluate_run(
     return RunEvaluation(
         run=str(folder),
         update=run.update,
-        agent=str(experiment.agent.get("name")),
+        agent=experiment.agent_label,
         prompts=evaluator.asked.prompts,
         asked=str(evaluator.asked),
         measures=[
@@ -150,7 +154,7 @@ def evaluate_run(
     )
 
 
-class _Reference:
+class ReferenceWriter:
     """The reference as an agent."""
 
     trains = False

@@ -77,7 +77,7 @@ class Evaluator:
     @classmethod
     def of(cls, workplace: Workplace) -> Evaluator:
         with under("evaluation", "metrics"):
-            metrics = with_plugins(workplace.experiment.evaluation.metrics or ())
+            metrics = with_plugins(workplace.experiment.located().evaluation.metrics or ())
         return cls(workplace, workplace.evaluation_rewards, metrics)
 
     def __call__(self, agent: Agent | None = None) -> Evaluation:

@@ -12,7 +12,7 @@ A plugin offers a metric through the hook `register_metrics` (in a script: `rlhf
     def register_metrics(register):
         register("loud", "my_package.metrics:LOUD")
 
-and an experiment asks for it by name: `metrics = ["loud"]` in [evaluation].
+and an experiment asks for it by name, `metrics = ["loud"]` in [evaluation], or where it is: `["loud.py:LOUD"]`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from rlhf_env.envs.tasks import well_formed
 from rlhf_env.errors import PluginError
 from rlhf_env.lab.evaluation.metric import Measured, Metric, MetricValue
 from rlhf_env.lab.statistics import student_mean
+from rlhf_env.own_code import OwnCode, names_code
 from rlhf_env.text_measures import distinct_n
 
 if TYPE_CHECKING:
@@ -305,9 +306,14 @@ def with_plugins(names: Sequence[str]) -> tuple[Metric, ...]:
 
 
 def _of_plugin(name: str) -> Metric:
-    entry = plugins.host().entry("metric", name)
+    code = OwnCode(name) if names_code(name) else None
+    entry = plugins.host().entry("metric", code or name)
     metric = entry.load()
     who = f"the metric {name!r} of {entry.origin}"
+    if code is not None and isinstance(metric, Metric):
+        name, who = metric.name, f"the metric {code.shown()}"
+    if code is not None and not isinstance(metric, Metric):
+        raise plugins.wrong_kind("metric", code, metric)
     if not isinstance(metric, Metric):
         raise PluginError(f"{who} is {metric!r}, and not a Metric of {Metric.__module__}")
     if metric.name != name:

@@ -26,10 +26,13 @@ from rlhf_env.feedback.offline import (
     require_stored_fit,
 )
 from rlhf_env.lab.evaluation.evaluator import Evaluation, Evaluator
+from rlhf_env.lab.evaluation.exporting import export_policy
 from rlhf_env.lab.evaluation.health import WARNINGS_FILE, Alert, Watch
 from rlhf_env.lab.evaluation.likelihood import Likelihood
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.agent import Agent, traits
+from rlhf_env.learning.checkpoints import fingerprint
+from rlhf_env.learning.code_of_runs import require_own_code
 from rlhf_env.learning.demonstrations import demonstration_source, demonstrations_of
 from rlhf_env.learning.engine import set_threads
 from rlhf_env.learning.experiment import Experiment, Workplace, build, check_plugins
@@ -42,11 +45,12 @@ from rlhf_env.learning.run_folder import (
     config_hash,
     hashes_before,
     read_metrics,
+    record_of,
 )
 from rlhf_env.learning.sources import EnvSource
 from rlhf_env.learning.spending import Spending
-from rlhf_env.plugins import host
-from rlhf_env.policies.policy import HasContext, Policy
+from rlhf_env.plugins import host, name_in
+from rlhf_env.policies.policy import HasContext, Policy, all_weights
 from rlhf_env.runs_on_disk import paths_from
 from rlhf_env.shown_text import near
 from rlhf_env.toml_files import naming_lines
@@ -90,7 +94,7 @@ class Run:
 
     def __repr__(self) -> str:
         experiment = self.experiment
-        what = f"{experiment.name!r}, {experiment.agent.get('name')}, seed {experiment.seed}"
+        what = f"{experiment.name!r}, {experiment.agent_label}, seed {experiment.seed}"
         told = "".join(f", {warning.name}" for warning in self.warnings)
         ended = "not ended" if self.reason is None else f"ended: {self.reason}"
         return f"Run({what}: {ended}, update {self.update}{told}; {self.folder or 'no folder'})"
@@ -131,6 +135,17 @@ class Run:
         """Metrics and samples on held-out prompts; of a run that has not ended, the agent is evaluated here and now."""
         return evaluator_of(self.workplace)() if self._evaluation is None else self._evaluation
 
+    def export(self, out: str | Path, *, dtype: str | None = None) -> Path:
+        """Write the policy, with the weights it has now, into the folder `out`, as `rlhf-env export` does; `out`.
+
+        Transformers, TRL and vLLM load it, and a model card says how it was trained and what was measured. `dtype`:
+        of the weights, where it should be another. Raises ConfigError, and DiskRefused where it cannot be written.
+        """
+        measured = {} if self._evaluation is None else self._evaluation.metrics
+        record = {} if self.folder is None else record_of(self.folder)
+        export_policy(self.workplace, out, rows=self.metrics, evaluation=measured, record=record, dtype=dtype)
+        return Path(out)
+
 
 def run(
     experiment: Experiment | Workplace | JsonView | str | Path,
@@ -138,6 +153,7 @@ def run(
     resume: bool = False,
     *,
     allow_partial: bool = False,
+    allow_changed_code: bool = False,
     threads: int | None = None,
     name: str | None = None,
     console: Console | None = None,
@@ -158,6 +174,7 @@ def run(
             interrupted is gone.
         resume: continue from the newest checkpoint in `folder`; from the start where there is none.
         allow_partial: resume a run whose files are damaged or missing with what is whole (see `Run.lost`).
+        allow_changed_code: resume a run whose own code (`function = "FILE.py:NAME"`) changed since; it says so.
         threads: for tensor work while it trains (default: as many as the run had before; else 1, for models of five
             million parameters or more one for each idle core).
         name: what trackers call the run (default: the folder's name).
@@ -169,9 +186,9 @@ def run(
     Raises ConfigError for settings that are wrong (with the line, if they come from a file), for a folder that holds a
     run unless `resume` is set, and what `train` raises.
     """
-    if folder is None and (resume or allow_partial):
+    resume = resume or allow_partial or allow_changed_code
+    if folder is None and resume:
         raise ConfigError("only a run with a folder can be resumed: pass `folder`")
-    resume = resume or allow_partial
     threads_before = torch.get_num_threads()
     set_threads(threads)
     try:
@@ -190,6 +207,8 @@ def run(
                     trackers=wanted.trackers,
                     name=name,
                     paths_from=wanted.folder,
+                    code=workplace.code,
+                    allow_changed_code=allow_changed_code,
                 )
                 stack.enter_context(opened)
             if console is not None:
@@ -256,7 +275,7 @@ def _require_stored_fit(experiment: Experiment) -> None:
         return
     with under("policy"):
         tokenizer = load_tokenizer_of(located.policy)
-    agent = host().load("agent", str(experiment.agent.get("name")))
+    agent = host().load("agent", name_in(dict(located.agent), "agent") or "")
     with under("preferences"):
         labels = bool(getattr(agent, "takes_labels", False))
         require_stored_fit(str(located.preferences), tokenizer, context, labels=labels)
@@ -397,11 +416,14 @@ def _warn(alert: Alert) -> None:
     warnings.warn(str(alert), RuntimeWarning, stacklevel=level)
 
 
-def load_run(folder: str | Path, checkpoint: Literal["last", "best"] = "last") -> Run:
+def load_run(folder: str | Path, checkpoint: Literal["last", "best"] = "last", *, trust_code: bool = False) -> Run:
     """A run as it was at its newest valid checkpoint: the agent and its policy with their weights, and the metrics.
 
     "best": as it was at the best evaluation on the way (by `[evaluation] best`); of a run that had none, or whose best
     checkpoint is damaged, as it was at the last.
+
+    Where its experiment names code (`function = "FILE.py:NAME"`), that code runs here: only if you made the run on this
+    machine and the code is what it was, or for `trust_code`.
 
     Raises ConfigError for a folder that holds no run, DataError for one without a checkpoint that can be used.
     """
@@ -410,6 +432,8 @@ def load_run(folder: str | Path, checkpoint: Literal["last", "best"] = "last") -
     if not described.is_file():
         raise ConfigError(f"{folder} holds no run: it has no experiment.toml (rlhf-env train makes such folders)")
     experiment = replace(Experiment.load(described), folder=paths_from(folder))
+    toml = described.read_bytes().decode()
+    require_own_code(folder, toml, experiment.code_named, record_of(folder), trust_code=trust_code)
     newest = checkpoints.latest(folder / BEST) if checkpoint == "best" else None
     newest = newest or checkpoints.latest(folder / "checkpoints")
     damaged = [p for c in sorted((folder / "checkpoints").glob("step-*")) for p in checkpoints.problems(c)]
@@ -421,8 +445,12 @@ def load_run(folder: str | Path, checkpoint: Literal["last", "best"] = "last") -
             raise DataError(f"{folder} has no checkpoint yet: train further, with a smaller checkpoint_every")
         return _read_back(workplace, folder)
     state, manifest = checkpoints.load(newest)
-    if manifest.get("config_hash") not in (config_hash(described.read_bytes().decode()), *hashes_before(folder)):
+    if manifest.get("config_hash") not in (config_hash(toml), *hashes_before(folder)):
         raise DataError(f"{described} is not what {newest} was trained with: it was changed; put it back")
+    began_with = record_of(folder).get("initial weights")
+    if began_with not in (None, fingerprint(all_weights(workplace.setup.reference))):
+        said = f"{folder}: {experiment.policy.model!r} has other weights than the run began with: what is said of "
+        warnings.warn(f"{said}the reference (KL, win rates) is of the model as it is now", RuntimeWarning, stacklevel=2)
     workplace.agent.load_state_dict(state["agent"])
     workplace.setup.spending.load(state["spending"])
     if "rewards" in state["source"]:

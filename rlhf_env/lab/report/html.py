@@ -10,10 +10,10 @@ import jinja2
 from rlhf_env.shown_text import for_page
 
 
-def environment() -> jinja2.Environment:
-    """For templates of this package; every value is escaped, and nothing in it is missing unnoticed."""
+def environment(package: str = "rlhf_env.lab.report") -> jinja2.Environment:
+    """For the templates of a package; every value is escaped, and nothing in it is missing unnoticed."""
     return jinja2.Environment(
-        loader=jinja2.PackageLoader("rlhf_env.lab.report", "."),
+        loader=jinja2.PackageLoader(package, "."),
         autoescape=True,
         finalize=_shown,
         trim_blocks=True,

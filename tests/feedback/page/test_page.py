@@ -71,6 +71,23 @@ def test_each_kind_from_request_to_judgement(path: Path, enter: Enter, fill: Fil
     assert "the author's name" not in str(shown), "judging is blind"
 
 
+@pytest.mark.parametrize(
+    ("text", "turn", "shown"),
+    [
+        ("Hello, you.<|turn|>", "Hello, you.", "Hello, you."),
+        ("Hello, you.<|turn|> Bye.", "Hello, you.", "Hello, you.<|turn|> Bye."),
+        ("Hello, you.", "3", "Hello, you."),  # a column of somebody's own
+        ("Hello.<|turn|>", None, "Hello.<|turn|>"),
+    ],
+)
+def test_a_prompt_is_shown_without_the_mark_that_its_task_closed_it_with(
+    path: Path, enter: Enter, fill: Fill, text: str, turn: str | None, shown: str
+) -> None:
+    texts = (Response("a", PERSON), Response("b", PERSON))
+    fill(path, Item(kind="comparison", prompt=Prompt("p", text, {"turn": turn}), responses=texts))
+    assert enter().next()["prompt"]["text"] == shown
+
+
 def test_a_retried_vote_is_one_and_undo_takes_it_back(
     path: Path, enter: Enter, pairs: Pairs, fill: Fill, votes: Votes
 ) -> None:

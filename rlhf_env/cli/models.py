@@ -1,0 +1,44 @@
+"""`rlhf-env export` and `rlhf-env chat`: what a trained model is used for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from rlhf_env.cli.shared import LEARNING, WhichCheckpoint, app
+
+
+@app.command("export", rich_help_panel=LEARNING)
+def export_model(
+    run: Annotated[Path, typer.Argument(help="A run folder of rlhf-env train, finished or not.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write; an earlier export there is replaced.")],
+    checkpoint: WhichCheckpoint = "best",
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16", "float64"] | None,
+        typer.Option(help="The type of the weights (default: that of the checkpoint, to the bit)."),
+    ] = None,
+    push: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Upload it to the Hugging Face hub, too: owner/model, made if need be."),
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make the hub's repository a private one.")] = False,
+) -> None:
+    """Write a run's model as a folder that transformers, TRL and vLLM load, with a model card.
+
+    In it: weights (safetensors), tokenizer, chat template, a generation config with every end token, and README.md,
+    which says how the model was trained and what was measured.
+    """
+    from rlhf_env.errors import ConfigError
+    from rlhf_env.lab.evaluation.exporting import export_run
+    from rlhf_env.shown_text import near
+
+    if private and push is None:
+        raise ConfigError("--private is about the repository that --push makes")
+    trained = export_run(run, out, checkpoint=checkpoint, dtype=dtype)
+    typer.echo(f"{near(trained.checkpoint)}, after {trained.update:,} updates, is a model in {out}")
+    if push is not None:
+        from rlhf_env.lab.evaluation.hub import push as upload
+
+        typer.echo(upload(out, push, private=private))

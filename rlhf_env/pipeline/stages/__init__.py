@@ -1,0 +1,1 @@
+"""The kinds of stage that a pipeline is made of."""

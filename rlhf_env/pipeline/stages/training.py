@@ -1,0 +1,106 @@
+"""The stages `sft` and `train`: an experiment, as `rlhf-env train` runs it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from rlhf_env.errors import ConfigError, Problem, RunFailed
+from rlhf_env.lab.evaluation.runs import EVALUATION_FILE, evaluation_curve, run
+from rlhf_env.learning import checkpoints
+from rlhf_env.learning.experiment import Experiment, check_plugins
+from rlhf_env.learning.making_agents import imitates
+from rlhf_env.learning.models import load_tokenizer_of
+from rlhf_env.learning.run_folder import BEST
+from rlhf_env.pipeline.hashing import Hashes
+from rlhf_env.pipeline.stages.stage import Links, Origin, Outcome, Role, Site, merged, with_inputs
+from rlhf_env.relative_paths import paths_of
+from rlhf_env.types import JsonObject, JsonView
+
+_SHOWN = ("gold", "proxy", "kl", "perplexity", "objective", "length", "distinct_2")
+
+
+@dataclass(frozen=True)
+class TrainStage:
+    """Any agent trains: the settings are those of an experiment."""
+
+    experiment: Experiment
+    kind: ClassVar[str] = "train"
+    takes: ClassVar[Mapping[Role, bool]] = {"model": False, "reward_model": False, "store": False}
+    gives: ClassVar[Sequence[Role]] = ("model", "runs")
+    aside: ClassVar[frozenset[str]] = frozenset({"trackers"})
+    agent: ClassVar[str | None] = None
+
+    @classmethod
+    def table(cls, own: JsonView, defaults: JsonView, links: Links) -> JsonObject:
+        table = merged(defaults, own)
+        if cls.agent is not None:
+            table.setdefault("agent", {"name": cls.agent})
+        return with_inputs(table, links)
+
+    @classmethod
+    def of(cls, table: JsonView, origin: Origin) -> TrainStage:
+        return cls(Experiment.from_table(table, origin.where, folder=origin.folder))
+
+    def check(self) -> None:
+        check_plugins(self.experiment)
+        located = self.experiment.located().policy
+        if Path(located.model).is_absolute() and not Path(located.model).exists():
+            return  # an earlier stage makes it
+        try:
+            load_tokenizer_of(located)
+        except ConfigError as error:
+            error.change(lambda problem: problem.under("policy"))
+            raise
+
+    def paths(self) -> Sequence[str]:
+        return paths_of(self.experiment.folder or Path(), self.experiment, Experiment)
+
+    def outputs(self, folder: Path) -> Mapping[str, object]:
+        return {"": str(folder)}
+
+    def work(self, site: Site) -> Outcome:
+        finished = run(self.experiment, site.folder, resume=True, console=site.console)
+        numbers = dict(finished.evaluation.metrics)
+        diverged = [name for name, value in numbers.items() if not math.isfinite(value)]
+        if diverged:
+            raise RunFailed(f"stage {site.name!r}: the evaluation is not finite: {', '.join(diverged)}")
+        curve = evaluation_curve(site.folder)
+        shown = {name: float(numbers[name]) for name in _SHOWN if name in numbers}
+        if curve:
+            shown |= {f"{name}_before": float(curve[0][name]) for name in shown if name in curve[0]}
+        spent = finished.spending.as_dict()
+        shown |= {"tokens": float(spent["generated_tokens"]), "updates": float(spent["updates"])}
+        texts = {"ended": f"{finished.reason} after {finished.update:,} updates"}
+        return Outcome(shown, curve, {**texts, "agent": str(self.experiment.agent.get("name"))})
+
+    def is_open(self) -> bool:
+        return False
+
+    def identity(self, folder: Path, hashes: Hashes) -> str | None:
+        """The weights of the agent as later stages take it; the clock is left out."""
+        newest = checkpoints.latest(folder / BEST) or checkpoints.latest(folder / "checkpoints")
+        ended = folder / EVALUATION_FILE
+        if not ended.is_file() or not (folder / "experiment.toml").is_file():
+            return None
+        if newest is None:  # an agent that does not train
+            return hashes.of_files(folder, [folder / "experiment.toml"])
+        return hashes.of_files(newest, sorted(newest.glob("*.safetensors")))
+
+
+@dataclass(frozen=True)
+class SftStage(TrainStage):
+    """Supervised fine-tuning on the completions of a task: an experiment whose agent is `sft`."""
+
+    kind: ClassVar[str] = "sft"
+    takes: ClassVar[Mapping[Role, bool]] = {"model": False}
+    agent: ClassVar[str | None] = "sft"
+
+    def check(self) -> None:
+        if not imitates(self.experiment.agent):
+            said = f"a stage of kind 'sft' imitates, and {self.experiment.agent.get('name')} does not: kind = 'train'"
+            raise ConfigError(Problem(said, ("agent",)))
+        super().check()
