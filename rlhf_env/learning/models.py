@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from rlhf_env.envs.tokenizers import (
     AlphabetTokenizer,
     FileTokenizer,
@@ -72,7 +70,7 @@ def load_policy(wanted: PolicySettings, tokenizer: Tokenizer, task: Task, *, max
 
 
 def _load_base(wanted: PolicySettings, tokenizer: Tokenizer, task: Task, *, max_new_tokens: int, seed: int) -> Policy:
-    dtype = {"float32": torch.float32, "float64": torch.float64}[wanted.dtype]
+    dtype = wanted.torch_dtype
     if isinstance(tokenizer, AlphabetTokenizer) and wanted.model == "table":
         if task.size != 1:
             said = f'[policy] model "table" answers one prompt, and the task has {task.size or "unbounded"}'

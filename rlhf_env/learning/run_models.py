@@ -167,7 +167,7 @@ class TrainedModel:
         self, state: Mapping[str, Any], settings: PolicySettings, tokenizer: Tokenizer, base: str, adapter: Path | None
     ) -> HFModel:
         """The model that a run with adapters began with, which has to be there still, and its adapters in it."""
-        dtype = {"float32": torch.float32, "float64": torch.float64}[settings.dtype]
+        dtype = settings.torch_dtype
         if settings.model == "tiny":
             size, end, pad = tokenizer.vocab_size, tokenizer.end_id, tokenizer.pad_id
             seed = int(self.experiment.get("seed", 0))
@@ -189,7 +189,7 @@ class TrainedModel:
         """The run's model with weights that do not matter."""
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        dtype = {"float32": torch.float32, "float64": torch.float64}[settings.dtype]
+        dtype = settings.torch_dtype
         if settings.model == "tiny" and not self._has_base():
             size, end, pad = tokenizer.vocab_size, tokenizer.end_id, tokenizer.pad_id
             return tiny_language_model(vocab_size=size, end_id=end, pad_id=pad, dtype=dtype).model

@@ -114,8 +114,8 @@ class Anatomy:
 def anatomy_of(model: HFModel) -> Anatomy | None:
     """The anatomy of a causal LM of the transformers library, or of its trunk; None for a model that is not known.
 
-    A model is known if it belongs to one of the families below, is in float32 or float64, and computes what its family
-    computes, but for low-rank adapters: no setting, other adapter, hook or quantisation changes that.
+    A model is known if it belongs to one of the families below, is in float32, float64 or bfloat16, and computes what
+    its family computes, but for low-rank adapters: no setting, other adapter, hook or quantisation changes that.
     """
     from transformers import (
         Gemma2ForCausalLM,
@@ -233,14 +233,15 @@ def apply_rotary(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
 
 def _is_plain(model: HFModel) -> bool:
-    """Whether every module is as the library makes it, and all are in one precision, float32 or float64."""
+    """Whether every module is as the library makes it, and all are in one precision, but for their adapters."""
     from transformers.pytorch_utils import Conv1D
 
-    kinds = {(parameter.dtype, parameter.device) for parameter in model.parameters()}
-    plain = len(kinds) == 1 and kinds.pop()[0] in (torch.float32, torch.float64)
     adapters = [module for module in model.modules() if hasattr(module, "lora_A")]
-    plain &= all(map(_is_low_rank, adapters))
     inside = {id(part) for adapter in adapters for part in adapter.modules()}
+    low_rank = {id(weight) for it in adapters for part in (it.lora_A, it.lora_B) for weight in part.parameters()}
+    kinds = {(weight.dtype, weight.device) for weight in model.parameters() if id(weight) not in low_rank}
+    plain = len(kinds) == 1 and kinds.pop()[0] in (torch.float32, torch.float64, torch.bfloat16)
+    plain &= all(map(_is_low_rank, adapters))
     for module in model.modules():  # False for another adapter, a quantised layer, somebody's hook
         plain &= not (module._forward_hooks or module._forward_pre_hooks)
         plain &= not (module._backward_hooks or module._backward_pre_hooks)

@@ -182,7 +182,8 @@ def _linear(*modules: object) -> Linear:
         for module, adapter in zip(modules, adapters, strict=True):
             outputs = weight_and_bias(module)[0].shape[0]
             if adapter is not None:
-                weight[start : start + outputs].addmm_(adapter.b.detach(), adapter.a.detach(), alpha=adapter.scaling)
+                change = torch.mm(adapter.b.detach(), adapter.a.detach()).mul_(adapter.scaling)
+                weight[start : start + outputs] += change  # rounded once, where the weight is in less than float32
             start += outputs
     return Linear(weight.contiguous(), None if bias is None else bias.detach())
 

@@ -77,6 +77,7 @@ def add_adapter(model: HFModel, wanted: Lora, seed: int) -> None:
             said = str(error).strip().splitlines()[0]
             raise ConfigError(Problem(f"no adapter can be put there: {said}", ("targets",))) from error
     _require_untied(model)
+    _in_full_precision(model)
 
 
 def load_adapter(model: HFModel, folder: Path) -> None:
@@ -106,6 +107,7 @@ def load_adapter(model: HFModel, folder: Path) -> None:
         except ValueError as error:
             raise DataError(f"adapter {folder}: it does not fit its base: {_first_line(error)}") from error
     _require_untied(model)
+    _in_full_precision(model)
     own = adapter_weights(model)
     try:
         weights = {_own_name(name): value for name, value in _weights_in(folder).items()}
@@ -184,6 +186,13 @@ def merged(model: HFModel) -> HFModel:
 
 def _adapted(model: HFModel) -> list[Any]:
     return [module for module in model.modules() if hasattr(module, "lora_A")]
+
+
+def _in_full_precision(model: HFModel) -> None:
+    """Adapters on weights in half precision are in float32: steps of a usual learning rate would round away."""
+    for name, weight in model.named_parameters():
+        if is_of_adapter(name) and weight.dtype in (torch.bfloat16, torch.float16):
+            weight.data = weight.data.float()
 
 
 def _require_untied(model: HFModel) -> None:

@@ -265,8 +265,11 @@ def _project(modules: tuple[nn.Module, ...], x: Tensor) -> Tensor:
 
 
 def low_rank(x: Tensor, adapter: LowRank) -> Tensor:
-    """What an adapter adds, scaling (x a^T) b^T [N, out]; differentiable in `x`, a and b."""
-    return F.linear(F.linear(x, adapter.a), adapter.b).mul_(adapter.scaling)
+    """What an adapter adds, scaling (x a^T) b^T [N, out]; differentiable in `x`, a and b.
+
+    In the adapter's precision, which is float32 where the model's is less; in that of `x` it is added.
+    """
+    return F.linear(F.linear(x.to(adapter.a.dtype), adapter.a), adapter.b).mul_(adapter.scaling).to(x.dtype)
 
 
 def _gate_and_up(layer: Layer, x: Tensor) -> Tensor:
