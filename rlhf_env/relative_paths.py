@@ -58,7 +58,7 @@ def _value(value: object, hint: Hint, folder: Path) -> object:
         if isinstance(mark, Chooses) and isinstance(value, Mapping):
             return _table_of(mark.kind, value.get("name"), value, folder)
         if isinstance(mark, ChoosesByName) and isinstance(value, (list, tuple)):
-            return [pinned(each, folder) if names_code(each) else each for each in value]
+            return [_pinned(each, folder) if names_code(each) else each for each in value]
         if isinstance(mark, EachChooses) and isinstance(value, Mapping):
             return {key: _part(mark.kind, key, table, folder) for key, table in value.items()}
     inner = unlimited(hint)
@@ -125,7 +125,14 @@ def _table_of(kind: str, name: object, table: Mapping[str, object], folder: Path
 
 def _with_code_pinned(table: Mapping[str, object], folder: Path) -> Mapping[str, object]:
     code = table.get(KEY)
-    return {**table, KEY: pinned(code, folder)} if isinstance(code, str) else table
+    return {**table, KEY: _pinned(code, folder)} if isinstance(code, str) else table
+
+
+def _pinned(written: str, folder: Path) -> OwnCode:
+    code = pinned(written, folder)
+    if (noted := _noted.get()) is not None:
+        noted += code.files
+    return code
 
 
 def _fields(table: Mapping[str, object], hints: Mapping[str, Hint], folder: Path) -> JsonObject:

@@ -36,6 +36,15 @@ def run_in(folder: Path) -> Path | None:
     return inside[0] if inside else None
 
 
+def model_in(folder: Path) -> Path | None:
+    """The model in the folder of a stage that made one without a run; None for any other folder or name."""
+    try:
+        made = not (folder / "config.json").is_file() and (folder / "model" / "config.json").is_file()
+    except OSError:
+        return None
+    return folder / "model" if made else None
+
+
 def experiment_table_of(run: Path) -> JsonObject:
     """The experiment of a run as plain data; in its table `policy`, names of folders lead from the working directory.
 

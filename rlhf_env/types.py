@@ -16,7 +16,8 @@ import numpy.typing as npt
 Int = npt.NDArray[np.int64]
 Float = npt.NDArray[np.float64]
 Bool = npt.NDArray[np.bool_]
-FinishReason = Literal["stop", "task", "length", "truncated"]
+# What ended a text: an end token, a string that the environment stops at, the task, the limit, or somebody outside.
+FinishReason = Literal["stop", "stop_string", "task", "length", "truncated"]
 # What a reward that is a function of lists is given by name, beside the task's columns.
 GIVEN_TO_FUNCTIONS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 
@@ -51,11 +52,12 @@ class Prompt:
 class Episode:
     """One finished text, as rewards see it.
 
-    `response_ids` (int64[T]) includes the end token when `finish_reason` is "stop". `actions` (bool[T]) is True where
-    the agent chose the token; other positions were written by the environment (later turns of a conversation).
-    `logprobs` (float64[T]) are those the writing policy stated, 0 where `actions` is False, or None when the
-    environment did not ask for them. `response` is the decoded response without the end token. In a conversation
-    `turns` are the agent's words, turn by turn; empty, where nobody else spoke: `response` is the one turn.
+    `response_ids` (int64[T]) includes the end token when `finish_reason` is "stop", and the whole stop string when it
+    is "stop_string". `actions` (bool[T]) is True where the agent chose the token; other positions were written by the
+    environment (later turns of a conversation). `logprobs` (float64[T]) are those the writing policy stated, 0 where
+    `actions` is False, or None when the environment did not ask for them. `response` is the decoded response without
+    the end token, and without the stop string and what its last token holds behind it. In a conversation `turns` are
+    the agent's words, turn by turn; empty, where nobody else spoke: `response` is the one turn.
 
     The arrays can be read and not written: many read the same episode.
     """
@@ -146,13 +148,30 @@ class Observation(TypedDict):
 
     `collect()` adds `writing` bool[B]: rows whose text is not finished, so that nothing is computed for the others; and
     `prompts`, B of them, for agents that score texts of their own with the environment's reward. They hold the task's
-    columns, the right answer among them: what a policy reads is `input_ids`.
+    columns, the right answer among them: what a policy reads is `input_ids`. Where the environment has stop strings, it
+    adds them as `stops` too, with `stop_states` int64[B], how far each text is in them: a writer ends its texts where
+    the environment does.
     """
 
     input_ids: Int
     attention_mask: npt.NDArray[np.int8]
     writing: NotRequired[Bool]
     prompts: NotRequired[Sequence[Prompt]]
+    stops: NotRequired[Stops]
+    stop_states: NotRequired[Int]
+
+
+class Stops(Protocol):
+    """Strings that end a text with the token in which it first holds one. A text begins in state 0."""
+
+    def after(self, states: Int, tokens: Int, /) -> Int:
+        """int64[N]: the state of each text after one token more."""
+
+    def completed(self, states: Int, /) -> Bool:
+        """bool[N]: whether the text holds a stop string."""
+
+    def cut(self, text: str, /) -> str:
+        """The text without the first stop string and what follows it."""
 
 
 @runtime_checkable

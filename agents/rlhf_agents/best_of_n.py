@@ -19,13 +19,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rlhf_env.envs.endings import finished_episodes
 from rlhf_env.envs.rewards import RewardMix
-from rlhf_env.envs.tokenizers import end_ids
 from rlhf_env.errors import ConfigError
 from rlhf_env.learning.agent import Decision, Metrics, Setup
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.settings import AtLeastOne, settings
-from rlhf_env.types import Episode, GroupReward, Int, Observation, Prompt, ResetOptions, State
+from rlhf_env.types import GroupReward, Int, Observation, Prompt, ResetOptions, State
 
 
 class BestOfN:
@@ -66,15 +66,14 @@ class BestOfN:
             "input_ids": np.repeat(observation["input_ids"], n, axis=0),
             "attention_mask": np.repeat(observation["attention_mask"], n, axis=0),
         }
+        if (stops := observation.get("stops")) is not None:
+            many |= {"stops": stops, "stop_states": np.repeat(observation["stop_states"], n)}
         written = self.policy.write(many, self.setup.action_length)
         lent: Sequence[Prompt | None] = observation.get("prompts") or [None] * len(observation["input_ids"])
-        prompts = [prompt for prompt in lent for _ in range(n)]
-        candidates = [
-            self._episode(prompt, ids[mask.astype(bool)], tokens[tokens < self.policy.vocab_size])
-            for prompt, ids, mask, tokens in zip(
-                prompts, many["input_ids"], many["attention_mask"], written.tokens, strict=True
-            )
-        ]
+        asked = [ids[mask.astype(bool)] for ids, mask in zip(many["input_ids"], many["attention_mask"], strict=True)]
+        prompts = [prompt or self._read(asked[i * n]) for i, prompt in enumerate(lent) for _ in range(n)]
+        tokenizer, nothing = self.setup.tokenizer, self.policy.vocab_size
+        candidates = list(finished_episodes(prompts, asked, written.tokens, tokenizer, nothing=nothing, stops=stops))
         # An answer whose reward failed is given only if the rewards of all n failed.
         totals = np.array([it.total if it.raw else -math.inf for it in self.reward.score(candidates)]).reshape(-1, n)
         best = np.arange(len(totals)) * n + totals.argmax(axis=1)
@@ -85,20 +84,9 @@ class BestOfN:
         )
         return Decision(written.tokens[best], written.logprobs[best])
 
-    def _episode(self, prompt: Prompt | None, prompt_ids: Int, response_ids: Int) -> Episode:
-        tokenizer = self.setup.tokenizer
-        stopped = len(response_ids) > 0 and response_ids[-1] in end_ids(tokenizer)
-        if prompt is None:
-            text = tokenizer.decode(prompt_ids.tolist())
-            prompt = Prompt(id=f"best_of_n/{text}", text=text)
-        return Episode(
-            prompt=prompt,
-            prompt_ids=prompt_ids,
-            response=tokenizer.decode(response_ids[: len(response_ids) - stopped].tolist()),
-            response_ids=response_ids,
-            finish_reason="stop" if stopped else "length",
-            actions=np.ones(len(response_ids), dtype=np.bool_),
-        )
+    def _read(self, prompt_ids: Int) -> Prompt:
+        text = self.setup.tokenizer.decode(prompt_ids.tolist())
+        return Prompt(id=f"best_of_n/{text}", text=text)
 
     def update(self, rollout: Rollout, /) -> Metrics:
         rollout.require_finite()

@@ -14,7 +14,9 @@ beta * (log-ratio_i - log-ratio_j) = r_i - r_j, and for all pairs together at th
 ~ reference * exp(reward / beta).
 
 Options: IPO (Azar et al. 2023, arXiv 2310.12036), conservative labels (cDPO), log-probabilities per token (which moves
-that optimum).
+that optimum), and margins: by how much the better answer is better is by how much its beta * log-ratio should be above
+the other's (ODPO, Amini et al. 2024, arXiv 2402.10571). With "ipo" the loss is least where it is exactly that (Fisch et
+al. 2024, arXiv 2405.19316, eq. 7); with "sigmoid" it goes on falling.
 
 Left out: pairs beyond best against worst, a reference that follows the policy, an SFT term.
 """
@@ -44,8 +46,10 @@ from rlhf_env.learning.functional import (
 )
 from rlhf_env.learning.ranges import Choice, Multiple, Ranges
 from rlhf_env.learning.rollout import Rollout
-from rlhf_env.settings import AtLeastOne, fault, settings
+from rlhf_env.settings import AtLeastOne, Positive, fault, settings
 from rlhf_env.types import Observation, ResetOptions, State
+
+_LOWEST_LOGARITHM = -1e4
 
 
 def best_against_worst(
@@ -92,6 +96,12 @@ class DPO:
         of the difference in reward says, in expectation; sigmoid loss only). Stored pairs have theirs."""
         label_smoothing: Annotated[float, Ge(0), Lt(0.5)] = 0.0
         """The chance that a hard label is wrong (cDPO; sigmoid loss only)."""
+        margin: Literal["ignore", "offset", "log offset"] = "ignore"
+        """By how much the better answer is better: nothing is made of it, or `margin_scale` times it (ODPO eq. 8), or
+        times its logarithm (eq. 9), is by how much beta * log-ratio should be above the other answer's. Of stored pairs
+        it is their own margin (those without have the offset 0), of pairs made here the difference in reward."""
+        margin_scale: Positive = 1.0
+        """alpha of ODPO: what a margin of 1 is worth in log-odds."""
         length_normalised: bool = False
         """Compare log-probabilities per token instead of per answer."""
         epochs: AtLeastOne = 1
@@ -106,6 +116,12 @@ class DPO:
                 yield fault("label_smoothing", "belongs to the sigmoid loss: leave it out with ipo")
             if self.labels == "bradley-terry" and (self.label_smoothing or self.loss == "ipo"):
                 yield fault("labels", "'bradley-terry' say how sure they are: leave out label_smoothing and ipo")
+            if self.margin != "ignore" and (self.label_smoothing or self.labels == "bradley-terry"):
+                yield fault("margin", "is for hard labels: leave out label_smoothing, and labels = 'bradley-terry'")
+            if self.margin == "log offset" and self.loss == "ipo":
+                yield fault("margin", "'log offset' belongs to the sigmoid loss: a margin of 0 has no logarithm")
+            if self.margin == "ignore" and self.margin_scale != 1.0:
+                yield fault("margin_scale", "scales margins, and they are ignored: set margin = 'offset'")
             if self.optimization.micro_batch_size % 2:
                 size = self.optimization.micro_batch_size
                 yield Problem(
@@ -120,6 +136,7 @@ class DPO:
         self.policy = setup.policy
         self.optimizer = setup.engine.optimizer(self.policy.parameters(), config.optimization)
         self._order = setup.stream("dpo minibatches")
+        self.takes_margins = config.margin != "ignore"
 
     def begin(self) -> ResetOptions:
         return {"group_size": self.config.group_size}
@@ -153,18 +170,29 @@ class DPO:
         wrong = torch.sigmoid(worse - better) if soft else torch.full_like(better, self.config.label_smoothing)
         # The return of a stored pair's chosen answer is 1 times the weight of the pair.
         weight = better if rollout.judged else torch.ones_like(better)
+        margin = rollout.part("margin")[0::2] if rollout.judged else better - worse
         rollout = with_reference_logprobs(self.setup.reference, rollout)
         rollout = self.setup.engine.local(rollout)
         steps = []
         for minibatch in minibatches(len(pairs), self.config.minibatches, self.config.epochs, self._order):
             rows = torch.stack([2 * minibatch, 2 * minibatch + 1], dim=1).flatten()
-            steps.append(self._step(rollout.select(rows), wrong[minibatch], weight[minibatch]))
+            offset = None if self.config.margin == "ignore" else self._offset(margin[minibatch])
+            steps.append(self._step(rollout.select(rows), wrong[minibatch], weight[minibatch], offset))
         return {**over_steps(steps), **counts, "beta": self.setup.beta, "lr": self.optimizer.lr}
 
-    def _step(self, batch: Rollout, wrong: Tensor, weight: Tensor) -> Metrics:
+    def _offset(self, margin: Tensor) -> Tensor:
+        """[P]: alpha f(margin), f the identity or the logarithm (ODPO eqs. 8 and 9); 0 where no margin is known (NaN).
+
+        A margin of 0 has no logarithm: its offset is so low that the pair has no gradient, and no infinity is made.
+        """
+        of_known = margin if self.config.margin == "offset" else margin.log().clamp(min=_LOWEST_LOGARITHM)
+        return torch.where(margin.isnan(), 0.0, self.config.margin_scale * of_known)
+
+    def _step(self, batch: Rollout, wrong: Tensor, weight: Tensor, offset: Tensor | None) -> Metrics:
         """One gradient step on a minibatch of pairs, rows 2i (chosen) and 2i + 1 (rejected).
 
-        `wrong` [P] is the probability that a pair's label is wrong; `weight` [P] is the pair's weight in the mean.
+        `wrong` [P] is the probability that a pair's label is wrong; `weight` [P] is the pair's weight in the mean;
+        `offset` [P] is by how much beta * log-ratio should differ.
         """
         config, beta, count = self.config, self.setup.beta, len(batch) // 2
         metrics: Metrics = defaultdict(float)
@@ -176,7 +204,14 @@ class DPO:
                 log_ratio = log_ratio / part.actions.sum(dim=1).clamp(min=1)
             better, worse = log_ratio[0::2], log_ratio[1::2]
             pairs = rows[::2] // 2
-            terms = pair_loss(better, worse, beta=beta, kind=config.loss, label_smoothing=wrong[pairs])
+            terms = pair_loss(
+                better,
+                worse,
+                beta=beta,
+                kind=config.loss,
+                label_smoothing=wrong[pairs],
+                offset=None if offset is None else offset[pairs],
+            )
             loss = (weight[pairs] * terms).sum() / weight.sum()
             self.optimizer.backward(loss)
             with torch.no_grad():

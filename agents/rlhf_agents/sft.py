@@ -4,19 +4,24 @@ The loss is the mean of -log pi(token) over the tokens that `rollout.actions` ma
 in pretraining, every token except the first of a text. The mean is over all tokens (not over texts or micro-batches),
 so it is the negative log-likelihood of the data.
 
-Left out: packing of several texts into a row, label smoothing, weights for texts.
+Packing (`pack_tokens`) fills a step with as many texts as its tokens allow. They are not put into one row, so none sees
+another: the loss and the gradient are those of the texts by themselves, in every model family.
+
+Left out: label smoothing, weights for texts.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import Literal
 
-from rlhf_env.errors import DataError
-from rlhf_env.learning.agent import Decision, Metrics, Setup
+from rlhf_env.errors import DataError, Problem
+from rlhf_env.learning.agent import Decision, Demonstrated, Metrics, Setup
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import over_steps, token_weights, weighted_sum
 from rlhf_env.learning.rollout import Rollout
-from rlhf_env.settings import settings
+from rlhf_env.settings import Whole, fault, settings
 from rlhf_env.types import Observation, ResetOptions, State
 
 
@@ -30,11 +35,23 @@ class SFT:
     class Config:
         """How the given texts are learned."""
 
+        turns: Literal["last", "every"] = "last"
+        """Of a conversation, the last answer or every one: each as the model's chat template would ask for it, the
+        turns before it as context."""
+        loss_on: Literal["answers", "all"] = "answers"
+        """What is learned: the answers, each with the token that ends it, or every token after a text's first."""
+        pack_tokens: Whole = 0
+        """Tokens of a gradient step, which takes as many texts as fit (0: `num_envs` texts, however long they are)."""
         optimization: Optimization = Optimization(lr=5e-4)
         """Learning rate and so on. A small model from scratch likes 1e-3, a large one 2e-5."""
 
+        def problems(self) -> Iterator[Problem]:
+            if self.turns == "every" and self.loss_on == "all":
+                yield fault("turns", "'every' marks answers, and loss_on = 'all' marks every token: leave one out")
+
     def __init__(self, setup: Setup, config: Config) -> None:
         self.setup = setup
+        self.demonstrated = Demonstrated(turns=config.turns, loss_on=config.loss_on, pack_tokens=config.pack_tokens)
         self.config = config
         self.policy = setup.policy
         self.optimizer = setup.engine.optimizer(self.policy.parameters(), config.optimization)
@@ -74,6 +91,7 @@ class SFT:
             **over_steps([{"loss": loss, "grad_norm": self.optimizer.step()}]),
             "perplexity": math.exp(loss),
             "tokens": float(rollout.actions.sum()),
+            "texts": float(len(rollout)),
             "skipped_texts": float((~rollout.actions.any(dim=1)).sum()),
             "lr": self.optimizer.lr,
         }

@@ -22,9 +22,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -42,11 +42,15 @@ class Sizes:
     blind: int = 104
     """Held-out prompts: a few more than pairs, since replies that are the same make no pair."""
     pairs: int = 100
-    tokens: int | None = None
-    """The budget of PPO, where it is not that of train.toml."""
+    reward_model: Mapping[str, int] = field(default_factory=dict)
+    """What is set otherwise than in reward_model.toml."""
+    train: Mapping[str, int] = field(default_factory=dict)
+    """What is set otherwise than in train.toml."""
 
 
-SMALL = Sizes(prompts=16, votes=12, blind=8, pairs=6, tokens=2000)
+SMALL = Sizes(
+    prompts=16, votes=12, blind=8, pairs=6, reward_model={"epochs": 1}, train={"generated_tokens": 1000, "prompts": 8}
+)
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,8 @@ class Loop:
     seed: int
     votes: int
     ties: int
-    accuracy: str
+    accuracy: float | None
+    """Of the reward model, on the votes of prompts that it was not fitted to; None without such votes."""
     pairs: int
     win_rate: tuple[float, float, float]
     """With the ends of its 95 % interval."""
@@ -71,8 +76,9 @@ class Loop:
     def row(self) -> tuple[str, ...]:
         value, low, high = self.win_rate
         won = f"{value:.2f} ({low:.2f} to {high:.2f})"
+        accuracy = "-" if self.accuracy is None else f"{self.accuracy:.2f}"
         return (
-            *(self.taste, str(self.seed), str(self.votes), str(self.ties), self.accuracy, str(self.pairs), won),
+            *(self.taste, str(self.seed), str(self.votes), str(self.ties), accuracy, str(self.pairs), won),
             *(f"{self.kl:.2f}", f"{self.seconds:.0f}"),
         )
 
@@ -130,16 +136,17 @@ def loop(folder: Path, taste: str, seed: int, sizes: Sizes, browser: Sequence[st
     start = time.monotonic()
     desk = Desk(folder)
     drawn = ("--seed", str(seed))
-    settings = (HERE / "train.toml").read_text(encoding="utf-8")
-    if sizes.tokens is not None:
-        settings = re.sub(r"(?<=generated_tokens = )[\d_]+", str(sizes.tokens), settings)
-    (folder / "train.toml").write_text(settings, encoding="utf-8")
+    for name, changed in (("reward_model.toml", sizes.reward_model), ("train.toml", sizes.train)):
+        settings = (HERE / name).read_text(encoding="utf-8")
+        for setting, value in changed.items():
+            settings = re.sub(rf"^{setting} = .*$", f"{setting} = {value}", settings, flags=re.MULTILINE)
+        (folder / name).write_text(settings, encoding="utf-8")
 
-    model = "rlhf-env/chitchat"
-    desk.command("preferences", "responses", "votes.sqlite", "--model", model, "--prompts", str(sizes.prompts), *drawn)
+    written = ("--model", "rlhf-env/chitchat", "--prompts", str(sizes.prompts), "--temperatures", "0.7,1.0,1.3")
+    desk.command("preferences", "responses", "votes.sqlite", *written, *drawn)
     desk.command("preferences", "ask", "votes.sqlite", *drawn)
     votes, ties = desk.judged("votes.sqlite", taste, sizes.votes, browser)
-    fitted = desk.command("reward-model", "votes.sqlite", "--base", model, "--out", "reward_model", *drawn)
+    desk.command("reward-model", "votes.sqlite", "--config", "reward_model.toml", *drawn)
     desk.command("train", "train.toml", "--out", "trained", *drawn)
     desk.command("train", "train.toml", "--agent", "reference", "--out", "reference", *drawn)
     writers = ("trained=trained", "reference=reference")
@@ -151,24 +158,19 @@ def loop(folder: Path, taste: str, seed: int, sizes: Sizes, browser: Sequence[st
     if won is None:
         raise SystemExit(f"{folder}: no win rate in\n{ranked}")
     value, low, high = map(float, won.groups())
+    fit = json.loads((folder / "reward_model/record.json").read_text(encoding="utf-8"))["accuracy"]
     evaluated = json.loads((folder / "trained/evaluation.json").read_text(encoding="utf-8"))
     return Loop(
         taste=taste,
         seed=seed,
         votes=votes,
         ties=ties,
-        accuracy=accuracy_in(fitted),
+        accuracy=None if fit is None else fit["value"],
         pairs=pairs,
         win_rate=(value, low, high),
         kl=evaluated["metrics"]["kl"],
         seconds=time.monotonic() - start,
     )
-
-
-def accuracy_in(printed: str) -> str:
-    """The held-out accuracy, as `rlhf-env reward-model` prints it."""
-    found = re.search(r"accuracy\D*([\d.]+)", printed)
-    return found[1] if found else "-"
 
 
 def table(loops: Sequence[Loop]) -> str:

@@ -78,7 +78,8 @@ class Upbeat:
             "repetition": -4.0 * np.maximum(0.0, _each(_repetition, replies) - 0.1),
             "copying": -2.0 * _each(lambda pair: _copying(*pair), pairs),
             "short": -0.5 * np.maximum(0.0, 4.0 - _each(lambda reply: len(_words(reply)), replies)),
-            "unfinished": -1.0 * _each(lambda episode: episode.finish_reason not in ("stop", "task"), episodes),
+            "unfinished": -1.0
+            * _each(lambda episode: episode.finish_reason not in ("stop", "stop_string", "task"), episodes),
         }
 
     @property

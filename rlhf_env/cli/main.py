@@ -19,6 +19,7 @@ from rlhf_env import __version__
 from rlhf_env.cli import (
     benchmarks,
     checking,
+    collecting,
     importing,
     models,
     pipelines,
@@ -33,6 +34,7 @@ from rlhf_env.errors import ConfigError, RlhfEnvError
 GROUPS = (
     benchmarks,
     checking,
+    collecting,
     importing,
     models,
     pipelines,

@@ -51,24 +51,6 @@ def _announce(judge: str, results: str) -> None:
     typer.echo(f"Results, for whoever does not judge: {results}")
 
 
-@preferences_app.command("responses")
-def import_responses(
-    store: StoreFile,
-    file: Annotated[Path, typer.Argument(help=".jsonl, .csv, .json or .parquet with the columns prompt and response.")],
-    human: Annotated[str, typer.Option(help="The person who wrote them (default: the file is their source).")] = "",
-) -> None:
-    """Take in responses that people wrote or that exist already, to be judged later."""
-    from rlhf_env.feedback.asking.collecting import read_responses
-    from rlhf_env.feedback.judgements import Author
-    from rlhf_env.feedback.store.store import PreferenceStore
-
-    responses = read_responses(file, Author("human", human) if human else None)
-    with PreferenceStore(store) as opened:
-        for prompt, response in responses:
-            opened.add_response(prompt, response)
-    typer.echo(f"{len(responses):,} responses are in {store}")
-
-
 @preferences_app.command("export")
 def export_preferences(
     store: StoreFile,

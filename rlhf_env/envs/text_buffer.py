@@ -19,22 +19,36 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from rlhf_env.types import Bool, Float, Int
+from rlhf_env.envs.stop_strings import StopStrings, completions
+from rlhf_env.types import Bool, FinishReason, Float, Int
 
 
 class TextBuffer:
     """The token ids of B texts, and what is known of each token.
 
     `ids` int64[B, L]; `on_text` int8[B, L], 1 where there is text; `actions` bool[B, L], True where the agent wrote the
-    token, if it is of a response; `logprobs` float64[B, L], what the agent stated of it.
+    token, if it is of a response; `logprobs` float64[B, L], what the agent stated of it; `stop_states` int64[B], how
+    far the agent's present turn is in the `stops`, and `turn_start` int64[B], where in the row it begins.
     """
 
-    def __init__(self, rows: int, width: int, *, vocab_size: int, end_ids: Sequence[int], pad_id: int) -> None:
+    def __init__(
+        self,
+        rows: int,
+        width: int,
+        *,
+        vocab_size: int,
+        end_ids: Sequence[int],
+        pad_id: int,
+        stops: StopStrings | None = None,
+    ) -> None:
         self.ids: Int = np.full((rows, width), pad_id, dtype=np.int64)
         self.on_text: npt.NDArray[np.int8] = np.zeros((rows, width), dtype=np.int8)
         self.actions: Bool = np.zeros((rows, width), dtype=np.bool_)
         self.logprobs: Float = np.zeros((rows, width), dtype=np.float64)
         self.prompt_length: Int = np.zeros(rows, dtype=np.int64)
+        self.stop_states: Int = np.zeros(rows, dtype=np.int64)
+        self.turn_start: Int = np.zeros(rows, dtype=np.int64)
+        self._stops = stops
         self._vocab_size, self._pad_id = vocab_size, pad_id
         self._begin: Int = np.arange(rows) * width
         self._next: Int = self._begin.copy()
@@ -55,18 +69,24 @@ class TextBuffer:
         self._limit[rows] = self._next[rows] + room
         self.actions[rows] = True  # until somebody else writes there
         self.logprobs[rows] = 0.0
+        self.stop_states[rows] = 0
+        self.turn_start[rows] = self.prompt_length[rows]
 
-    def append(self, rows: Int, tokens: Int, logprobs: Float | None) -> list[tuple[int, bool]]:
-        """Write one action's tokens, up to an end token or the limit of each row.
+    def append(self, rows: Int, tokens: Int, logprobs: Float | None) -> list[tuple[int, FinishReason]]:
+        """Write one action's tokens, up to an end token, a stop string or the limit of each row.
 
         `tokens`, `logprobs`: [len(rows)] of an action of one token, else [len(rows), k], where the value V means
-        "nothing here". Returns the rows that can write no more, and whether an end token ended them.
+        "nothing here". Returns the rows that can write no more, and why.
         """
         places = self._next[rows]
         # One end token is compared in a third of the time that looking it up among several takes.
         ends = np.isin(tokens, self._end_ids) if self._end_ids.ndim else tokens == self._end_ids
         if tokens.ndim == 1:
             ids, stated, following = tokens, logprobs, places + self._one
+            if self._stops is not None:
+                states = self._stops.after(self.stop_states[rows], tokens)
+                self.stop_states[rows] = states
+                ends = ends | self._stops.completed(states)
         else:
             says = tokens < self._vocab_size
             # The j-th token that a row says goes j places after its next one: "nothing here" takes no place. Of the
@@ -75,6 +95,10 @@ class TextBuffer:
             # `ends.cumsum - ends` counts the end tokens *before* each: what comes after one is not written, nor is what
             # has no room.
             said = says & (ends.cumsum(axis=1) - ends == 0) & (after < self._limit[rows, None])
+            if self._stops is not None:
+                self.stop_states[rows], completing = completions(self._stops, self.stop_states[rows], tokens, said)
+                said &= completing.cumsum(axis=1) - completing == 0
+                ends = ends | completing
             # A mask of [rows, k] picks row by row, so ids, places and log-probabilities come out in one order.
             ids, following, places = tokens[said], places + said.sum(axis=1), after[said]
             stated = None if logprobs is None else logprobs[said]
@@ -87,7 +111,13 @@ class TextBuffer:
         over = ends | (following == self._limit[rows])
         if not anywhere(over):
             return []
-        return list(zip(rows[over].tolist(), ends[over].tolist(), strict=True))
+        rows, ended = rows[over].tolist(), ends[over].tolist()
+        by_string = [False] * len(rows) if self._stops is None else self._stops.completed(self.stop_states[rows])
+        reasons: list[FinishReason] = [
+            "stop_string" if string else "stop" if stopped else "length"
+            for stopped, string in zip(ended, by_string, strict=True)
+        ]
+        return list(zip(rows, reasons, strict=True))
 
     def insert(self, row: int, ids: Sequence[int]) -> bool:
         """Write what the agent did not choose; False, and nothing is written, where no token would fit after it."""
@@ -98,6 +128,8 @@ class TextBuffer:
         self.ids[row, start:end] = ids
         self.on_text[row, start:end] = 1
         self.actions[row, start:end] = False
+        self.stop_states[row] = 0
+        self.turn_start[row] = end
         self._next[row] += len(ids)
         return True
 

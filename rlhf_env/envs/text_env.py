@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict, Unpack
 
 import gymnasium as gym
@@ -32,6 +32,7 @@ class Arguments(TypedDict, total=False):
     max_prompt_tokens: int
     action_length: int | None
     max_episode_steps: int | None
+    stop: Sequence[str]
     provided: Mapping[str, object] | None
 
 

@@ -2,7 +2,8 @@
 
 One class in one file, because it is one life cycle: reset options, writing, a text's end, its reward, the next text, in
 three autoreset modes. What could be told apart has files of its own: where tokens lie (`text_buffer`), what an action
-is (`actions`), which prompt is next (`prompt_order`), what an info holds (`infos`).
+is (`actions`), which prompt is next (`prompt_order`), where a string ends a text (`stop_strings`), what a text says
+without its ending (`endings`), what an info holds (`infos`).
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from rlhf_env.envs.actions import ActionReader, Actions
+from rlhf_env.envs.endings import turns_of, without_stop_string
 from rlhf_env.envs.infos import Info, VectorInfo, collated
 from rlhf_env.envs.picture import TextPicture, picture_of
 from rlhf_env.envs.prompt_order import PromptOrder, Seeds, is_index, require_seeds
 from rlhf_env.envs.reward_tables import RewardSpec, load_rewards
 from rlhf_env.envs.rewards import Scoring
+from rlhf_env.envs.stop_strings import StopStrings
 from rlhf_env.envs.tasks import TaskSpec, load_task, option_names
 from rlhf_env.envs.text_buffer import TextBuffer
 from rlhf_env.envs.tokenizers import end_ids, load_tokenizer, prompt_ids
@@ -80,6 +83,9 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
             `load_tokenizer`).
         action_length: tokens per step; None is a whole response per step.
         max_episode_steps: cut an unfinished text after so many steps: `truncated`, without a score.
+        stop: strings that end a text with the token in which it first holds one of them (`finish_reason`
+            "stop_string"). Only what the agent has said in its present turn is looked at, not the prompt. The
+            response's ids hold the whole string; its text ends before it.
         provided: what rewards named by string may be lent (`reference`).
     """
 
@@ -101,6 +107,7 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
         action_length: int | None = 1,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         max_episode_steps: int | None = None,
+        stop: Sequence[str] = (),
         render_mode: str | None = None,
         provided: Mapping[str, object] | None = None,
     ) -> None:
@@ -120,6 +127,8 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
         self.task = load_task(task)
         self.tokenizer = load_tokenizer(tokenizer)
         self._end_ids = frozenset(end_ids(self.tokenizer))
+        self.stop = tuple(stop)
+        self.stops = StopStrings(stop, self.tokenizer) if len(stop) else None
         self.reward = load_rewards(reward, self.task, {"tokenizer": self.tokenizer, **(provided or {})})
         self.max_new_tokens = max_new_tokens
         self.max_prompt_tokens = max_prompt_tokens
@@ -152,6 +161,7 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
             vocab_size=vocabulary,
             end_ids=end_ids(self.tokenizer),
             pad_id=self.tokenizer.pad_id,
+            stops=self.stops,
         )
         self._steps: Int = np.zeros(num_envs, dtype=np.int64)
         self._writing: Bool = np.zeros(num_envs, dtype=np.bool_)
@@ -237,6 +247,11 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
         """bool[B]: rows whose text is not finished."""
         return self._writing.copy()
 
+    @property
+    def stop_states(self) -> Int:
+        """int64[B]: how far each text is in the `stops`, for writers that end where the environment does."""
+        return self._texts.stop_states.copy()
+
     @contextmanager
     def scoring_meanwhile(self) -> Iterator[None]:
         """A context in which texts are scored while others are written, where a part waits outside this process.
@@ -278,8 +293,8 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
             self._require_allowed(tokens)
         writing = self._writing.nonzero()[0]
         stated = None if logprobs is None else logprobs[writing]
-        for row, stopped in self._texts.append(writing, tokens[writing], stated):
-            self._end_turn(row, stopped)
+        for row, reason in self._texts.append(writing, tokens[writing], stated):
+            self._end_turn(row, reason)
         rewards = np.zeros(self.num_envs)
         terminated = np.zeros(self.num_envs, dtype=np.bool_)
         truncated = np.zeros(self.num_envs, dtype=np.bool_)
@@ -440,6 +455,7 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
         for row in self._writing.nonzero()[0].tolist():
             response, allowed, room = self._texts.response(row), self._allowed[row], self._texts.room(row)
             written = [token for token in np.atleast_1d(tokens[row]).tolist() if token < self.tokenizer.vocab_size]
+            stop_state = self._texts.stop_states[[row]]
             for place, token in enumerate(written[:room]):
                 if place:
                     allowed = self._mask_after(self._prompts[row], response)
@@ -450,13 +466,16 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
                     )
                 if token in self._end_ids:
                     break
+                if self.stops is not None:
+                    stop_state = self.stops.after(stop_state, np.array([token]))
+                    if self.stops.completed(stop_state).any():
+                        break
                 response = np.append(response, token)
 
-    def _end_turn(self, row: int, stopped: bool) -> None:
+    def _end_turn(self, row: int, reason: FinishReason) -> None:
         """The agent's turn is over: the episode ends, or the task answers and the conversation goes on."""
-        reason: FinishReason = "stop" if stopped else "length"
-        if stopped and self._reply is not None:
-            answer = self._reply(self._episode(row, "stop"))
+        if reason != "length" and self._reply is not None:
+            answer = self._reply(self._episode(row, reason))
             if answer is None:
                 reason = "task"
             else:
@@ -539,28 +558,20 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
         said = ids[start:].tolist()
         if said and said[-1] in self._end_ids and actions[-1]:
             said.pop()
+        response = self.tokenizer.decode(said)
+        if self.stops is not None and self.stops.completed(texts.stop_states[[row]])[0]:
+            last_turn = self.tokenizer.decode(ids[texts.turn_start[row] :].tolist())
+            response = without_stop_string(response, last_turn, self.stops)
         return Episode(
             prompt=self._prompts[row],
             prompt_ids=ids[:start],
-            response=self.tokenizer.decode(said),
+            response=response,
             response_ids=ids[start:],
             finish_reason=reason,
             actions=actions,
             logprobs=texts.logprobs[row, start:end].copy() if self._needs_logprobs else None,
-            turns=self._turns(ids[start:], actions) if self._reply is not None else (),
+            turns=() if self._reply is None else turns_of(ids[start:][actions], self.tokenizer, self.stops),
         )
-
-    def _turns(self, ids: Int, actions: Bool) -> tuple[str, ...]:
-        """What the agent said, turn by turn: end tokens close them, and a text may stop before the last is closed."""
-        turns: list[list[int]] = [[]]
-        for token in ids[actions].tolist():
-            if token in self._end_ids:
-                turns.append([])
-            else:
-                turns[-1].append(token)
-        if not turns[-1]:
-            turns.pop()
-        return tuple(self.tokenizer.decode(turn) for turn in turns)
 
     # ---------------------------------------------------------------- small things
 

@@ -37,12 +37,13 @@ def own_tokenizer(folder: Path) -> HFTokenizer:
             raise DataError(f"{file if file.is_file() else folder} is not a tokenizer file: {said}") from error
 
 
-def render_chat(tokenizer: HFTokenizer, messages: Sequence[Mapping[str, object]]) -> str:
-    """A conversation as text in the tokenizer's chat template, up to where the answer begins.
+def render_chat(tokenizer: HFTokenizer, messages: Sequence[Mapping[str, object]], *, asks: bool = True) -> str:
+    """A conversation as text in the tokenizer's chat template, up to where the answer begins; or, where it does not
+    ask (`asks` False), to the end of its last message.
 
     Templates and the library refuse a conversation with exceptions of many kinds.
     """
-    return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
+    return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=asks))
 
 
 def _loader(folder: Path) -> HFTokenizer:

@@ -53,7 +53,8 @@ class Response:
     text: str
     author: Author
     ids: Ids | None = None
-    """The response's tokens, the end token included when `finish_reason` is "stop"."""
+    """The response's tokens, the end token included when `finish_reason` is "stop", and the whole stop string when it
+    is "stop_string"."""
     prompt_ids: Ids | None = None
     """The prompt's tokens, as the policy that answered read them."""
     finish_reason: FinishReason | None = None

@@ -138,7 +138,7 @@ def pair_source(
     seed: int,
     reference: TokenScorer | None = None,
 ) -> DataSource:
-    """Rollouts of `pairs` pairs each (`preference_pairs`), in shuffled epochs; each pair's weight goes along.
+    """Rollouts of `pairs` pairs each (`preference_pairs`), in shuffled epochs; each pair's weight and margin go along.
 
     So do, as the extra "reference", the log-probabilities under a `reference`: computed here and now, once for all
     epochs, in an order that no resumed run changes.
@@ -155,6 +155,7 @@ def pair_source(
             [read[i][1] for i in rows],
             pad_id=tokenizer.pad_id,
             weights=[preferences[i].weight for i in rows],
+            margins=[preferences[i].margin for i in rows],
         )
         return made if known is None else with_reference_logprobs(known, made)
 
@@ -179,11 +180,11 @@ def pair_episode(prompt: Prompt, response: Response, tokenizer: Tokenizer) -> Ep
     """
     if written_with(tokenizer, response):
         return response.episode(prompt)
-    end = [tokenizer.end_id] if response.finish_reason in (None, "stop") else []
+    end = [tokenizer.end_id] if response.finish_reason in (None, "stop", "stop_string") else []
     read = replace(
         response,
         ids=(*tokenizer.encode(response.text), *end),
         prompt_ids=tuple(prompt_ids(tokenizer, prompt)),
-        finish_reason=response.finish_reason or "stop",
+        finish_reason="stop" if end else response.finish_reason,
     )
     return read.episode(prompt)

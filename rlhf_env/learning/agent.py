@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -94,6 +94,14 @@ class SaysIfItTakesLabels(Protocol):
 
 
 @runtime_checkable
+class SaysIfItTakesMargins(Protocol):
+    """`takes_margins = True`: it learns by how much the preferred answer of a pair is better."""
+
+    @property
+    def takes_margins(self) -> bool: ...
+
+
+@runtime_checkable
 class SaysWhoWrites(Protocol):
     """`policy_writes = False`: its texts are not `setup.policy`'s alone, so others say how likely they are."""
 
@@ -110,12 +118,34 @@ class BoundsItsKL(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Demonstrated:
+    """How an agent that imitates wants its demonstrations."""
+
+    turns: Literal["last", "every"] = "last"
+    """Of a conversation, the last answer or every one."""
+    loss_on: Literal["answers", "all"] = "answers"
+    """Which tokens are marked as the agent's: those of answers, or all but the first of a text."""
+    pack_tokens: int = 0
+    """The tokens of a rollout, which takes as many texts as fit; 0: a fixed number of texts."""
+
+
+@runtime_checkable
+class SaysHowItImitates(Protocol):
+    """`demonstrated`: which demonstrations it wants, and how many in a rollout."""
+
+    @property
+    def demonstrated(self) -> Demonstrated: ...
+
+
+@dataclass(frozen=True, kw_only=True)
 class Traits:
     """What an agent says of itself; see the protocols above."""
 
     trains: bool = True
     imitates: bool = False
     takes_labels: bool = False
+    takes_margins: bool = False
+    demonstrated: Demonstrated = Demonstrated()
     policy_writes: bool = True
     kl_bound: float | None = None
 
@@ -128,6 +158,8 @@ def traits(agent: Agent) -> Traits:
         trains=trains,
         imitates=bool(agent.imitates) if isinstance(agent, SaysIfItImitates) else False,
         takes_labels=bool(agent.takes_labels) if isinstance(agent, SaysIfItTakesLabels) else False,
+        takes_margins=bool(agent.takes_margins) if isinstance(agent, SaysIfItTakesMargins) else False,
+        demonstrated=agent.demonstrated if isinstance(agent, SaysHowItImitates) else Demonstrated(),
         policy_writes=bool(agent.policy_writes) if isinstance(agent, SaysWhoWrites) else trains,
         kl_bound=None if bound is None else float(bound),
     )

@@ -8,12 +8,13 @@ from dataclasses import replace
 import numpy as np
 
 from rlhf_env.envs.actions import Actions
+from rlhf_env.envs.stop_strings import completions
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.envs.tokenizers import end_ids
 from rlhf_env.errors import ConfigError, RunFailed
 from rlhf_env.learning.agent import Agent, Decision
 from rlhf_env.learning.rollout import Rollout, finished
-from rlhf_env.types import Bool, Episode, Float, Int, Score
+from rlhf_env.types import Bool, Episode, Float, Int, Observation, Score
 
 
 def collect(
@@ -44,7 +45,10 @@ def collect_with(
     with env.scoring_meanwhile():
         while len(ended) < env.num_envs:
             writing = env.writing
-            decision = agent.act({**observation, "writing": writing, "prompts": prompts})
+            asked: Observation = {**observation, "writing": writing, "prompts": prompts}
+            if env.stops is not None:
+                asked |= {"stops": env.stops, "stop_states": env.stop_states}
+            decision = agent.act(asked)
             before = observation["attention_mask"].sum(axis=1)
             _lay_out(extras, decision, writing, before, env)
             observation, _, _, _, infos = env.step(action_for(env, decision))
@@ -86,6 +90,9 @@ def _lay_out(extras: dict[str, Float], decision: Decision, writing: Bool, length
     ends = np.isin(tokens, end_ids(env.tokenizer))
     after_end = ends.cumsum(axis=1) - ends > 0
     written = writing[:, None] & (tokens < env.tokenizer.vocab_size) & ~after_end
+    if env.stops is not None:
+        completing = completions(env.stops, env.stop_states, tokens, written)[1]
+        written &= completing.cumsum(axis=1) - completing == 0
     places = lengths[:, None] + np.cumsum(written, axis=1) - 1
     written &= places < width
     rows, columns = np.nonzero(written)

@@ -2,61 +2,141 @@
 
 A prompt has one if its `meta["completion"]` is a text: the column `completion` of a file, or the assistant's message at
 the end of a conversation. In an experiment file nothing but `[agent] name = "sft"` is needed beside such a task.
+
+An answer in a conversation is learned as the model will be asked for it: its prompt is what the model's own chat
+template makes of the messages before it. Of the turns of one conversation, those whose prompt begins with everything
+before (the turn before it and its answer, token by token) are one text with several marked spans; where a template
+writes earlier turns differently (without their thoughts, say), each turn is a text of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rlhf_env.envs.tokenizers import prompt_ids
+from rlhf_env.envs.over_long import OverLong, OverLongCount, cut_prompt, layout_of
+from rlhf_env.envs.tokenizers import FileTokenizer, end_ids, prompt_ids
+from rlhf_env.envs.transformers_tokenizer import render_chat
 from rlhf_env.errors import DataError
+from rlhf_env.learning.agent import Demonstrated
 from rlhf_env.learning.rollout import Rollout, demonstrations
-from rlhf_env.learning.sources import DataSource
+from rlhf_env.learning.sources import DataSource, PackedSource
 from rlhf_env.types import Episode, Prompt, Task, Tokenizer, TokenScorer
 
 _SHOWN = 20  # problems in one report
 
 
-def demonstrations_of(task: Task, tokenizer: Tokenizer, *, context: int | None = None) -> list[Episode]:
-    """Every prompt of the task with its completion, closed by the end token, as if the agent had written it.
+@dataclass(frozen=True)
+class Answers:
+    """The answers of a task, one text for each, and how many of them were too long."""
 
-    Raises DataError for a task without end; and, all of them named, for prompts without a completion and for texts of
-    more than `context` tokens, the most that the model reads.
+    episodes: Sequence[Episode]
+    conversation: Sequence[int]
+    """Which prompt of the task each belongs to, in order."""
+    count: OverLongCount
+
+
+def demonstrations_of(
+    task: Task,
+    tokenizer: Tokenizer,
+    *,
+    context: int | None = None,
+    wanted: Demonstrated | None = None,
+    over_long: OverLong = "refuse",
+) -> Answers:
+    """Every prompt of the task with its completion, closed by its end token, as if the agent had written it.
+
+    With `wanted.turns` "every", the assistant's earlier messages as well. `over_long`: of more than `context` tokens,
+    the most that the model reads. A prompt that is cut keeps at least half of them; an answer for which that is no room
+    loses its end.
+
+    Raises DataError for a task without end or without a single completion; and, all of them named, for prompts without
+    a completion and for texts that are too long or cannot be cut.
     """
+    name = type(task).__name__
     if task.size is None:
-        raise DataError(
-            f"the task {type(task).__name__} has prompts without end and no answers: sft needs given answers"
-        )
-    episodes: list[Episode] = []
+        raise DataError(f"the task {name} has prompts without end and no answers: sft needs given answers")
+    most = None if context is None else context + 1  # the last token is never read
+    found: list[Episode] = []
+    conversation: list[int] = []
     problems: list[str] = []
+    answers = left_out = cut = missing = 0
     for index in range(task.size):
         prompt = task.prompt(index, {})
-        completion = prompt.meta.get("completion")
-        if not isinstance(completion, str):
+        try:
+            turns = list(turns_of(prompt, tokenizer, wanted or Demonstrated()))
+        except DataError as error:
+            problems += error.problems
+            continue
+        if not turns:
+            missing += prompt.meta.get("completion") is None
             problems.append(
                 f"{prompt.id}: no completion to learn: a column 'completion', or a conversation that ends with the "
                 "assistant's message"
             )
-            continue
-        episode = demonstration(prompt, completion, tokenizer)
-        # The last token is never read: a text may be one token longer than the context.
-        if context is not None and len(episode.ids) > context + 1:
-            problems.append(
-                f"{prompt.id}: {len(episode.ids)} tokens, the model reads {context}: shorten it, or leave it out"
-            )
-            continue
-        episodes.append(episode)
+        for asked, completion in turns:
+            answers += 1
+            episode = demonstration(asked, completion, tokenizer)
+            if most is not None and len(episode.ids) > most:
+                if over_long == "refuse":
+                    problems.append(
+                        f"{asked.id}: {len(episode.ids)} tokens, the model reads {context}: shorten it, leave it out, "
+                        "or set over_long in [environment]"
+                    )
+                    continue
+                shorter = None if over_long == "leave out" else _cut(episode, completion, tokenizer, most, over_long)
+                if shorter is None and over_long != "leave out":
+                    problems.append(f"{asked.id}: {len(episode.ids)} tokens, and it cannot be cut: leave it out")
+                if shorter is None:
+                    left_out += 1
+                    continue
+                episode, cut = shorter, cut + 1
+            found.append(episode)
+            conversation.append(index)
+    if missing == task.size:
+        raise DataError(
+            f"the task {name}: no completion to learn in any of its {missing:,} prompts: sft needs given answers "
+            "(a file with a column 'completion', or conversations that end with the assistant's message)"
+        )
     if problems:
         more = len(problems) - _SHOWN
         raise DataError(*problems[:_SHOWN], *([f"... and {more:,} more such prompts"] if more > 0 else []))
-    return episodes
+    if not found:
+        raise DataError(f"over_long = 'leave out' leaves no answer: each of the {answers:,} is too long for the model")
+    return Answers(found, conversation, OverLongCount(of=answers, left_out=left_out, cut=cut))
+
+
+def turns_of(prompt: Prompt, tokenizer: Tokenizer, wanted: Demonstrated) -> Iterator[tuple[Prompt, str]]:
+    """(what is asked, what is answered) for each answer that is learned; those before the last one only if `wanted`.
+
+    Raises DataError where earlier ones are wanted, and cannot be asked as the model would be asked for them.
+    """
+    if wanted.turns == "every":
+        earlier = [place for place, message in enumerate(prompt.messages) if message["role"] == "assistant"]
+        layout = layout_of(prompt, tokenizer) if earlier else None
+        if earlier and layout is None:
+            raise DataError(
+                f"{prompt.id}: its text is not what the model's own chat template makes of its messages, so the "
+                "earlier turns are not known: turns = 'last', or chat_template in [task] as the model"
+            )
+        for number, place in enumerate(earlier, start=1):
+            before = prompt.messages[:place]
+            asks = any(message["role"] == "user" and str(message["content"]).strip() for message in before)
+            asked = layout(before) if layout is not None and asks else None  # a greeting answers nothing
+            if asked is not None:
+                answer = str(prompt.messages[place]["content"])
+                meta = {**asked.meta, "completion": answer}
+                yield replace(asked, id=f"{prompt.id}, turn {number}", meta=meta), answer
+    completion = prompt.meta.get("completion")
+    if isinstance(completion, str):
+        yield prompt, completion
 
 
 def demonstration(prompt: Prompt, completion: str, tokenizer: Tokenizer) -> Episode:
-    """A given answer as a finished text: the prompt's ids, then the completion's own and the end token."""
-    answer = [*tokenizer.encode(completion), tokenizer.end_id]
+    """A given answer as a finished text: the prompt's ids, then the answer's and the token that ends it."""
+    answer = answer_ids(prompt, completion, tokenizer)
     return Episode(
         prompt=prompt,
         prompt_ids=np.array(prompt_ids(tokenizer, prompt), np.int64),
@@ -67,13 +147,90 @@ def demonstration(prompt: Prompt, completion: str, tokenizer: Tokenizer) -> Epis
     )
 
 
-def demonstration_source(episodes: Sequence[Episode], tokenizer: Tokenizer, *, rows: int, seed: int) -> DataSource:
-    """Rollouts of `rows` demonstrations each, in shuffled epochs."""
+def answer_ids(prompt: Prompt, completion: str, tokenizer: Tokenizer) -> list[int]:
+    """What the model is to write: in a conversation that its template wrote, what the template writes for the answer,
+    up to the token that ends it; otherwise the completion's own tokens and the end token."""
+    if prompt.rendered and prompt.messages and isinstance(tokenizer, FileTokenizer) and tokenizer.own.chat_template:
+        answered = [*prompt.messages, {"role": "assistant", "content": completion}]
+        try:
+            whole = render_chat(tokenizer.own, answered, asks=False)
+        except Exception:  # templates refuse conversations with exceptions of their own
+            whole = ""
+        if whole.startswith(prompt.text):
+            ids, ends = tokenizer.encode(whole[len(prompt.text) :]), end_ids(tokenizer)
+            closing = next((place for place, token in enumerate(ids) if token in ends), None)
+            if closing is not None:
+                return ids[: closing + 1]
+    return [*tokenizer.encode(completion), tokenizer.end_id]
+
+
+def _cut(episode: Episode, completion: str, tokenizer: Tokenizer, most: int, how: OverLong) -> Episode | None:
+    """With at most `most` tokens; None where the prompt cannot be cut."""
+    room = max(most - len(episode.response_ids), most // 2)
+    shorter = cut_prompt(episode.prompt, lambda it: len(prompt_ids(tokenizer, it)) <= room, how, tokenizer)
+    if shorter is None:
+        return None
+    again = demonstration(shorter, completion, tokenizer)
+    left = most - len(again.prompt_ids)
+    if len(again.response_ids) <= left:
+        return again
+    ids = again.response_ids[:left]
+    text = tokenizer.decode(ids.tolist())
+    return replace(again, response=text, response_ids=ids, actions=again.actions[:left], finish_reason="length")
+
+
+def joined(answers: Answers, *, context: int | None = None) -> list[Episode]:
+    """The texts of `answers`, those of one conversation put together where the next begins with the one before."""
+    texts: list[Episode] = []
+    latest = -1
+    for episode, conversation in zip(answers.episodes, answers.conversation, strict=True):
+        before = texts[-1] if conversation == latest else None
+        length = 0 if before is None else len(before.ids)
+        fits = context is None or len(episode.ids) <= context + 1
+        if before is None or not fits or not np.array_equal(before.ids, episode.prompt_ids[:length]):
+            texts.append(episode)
+        else:
+            between = len(episode.prompt_ids) - length  # what others say, and what the template writes around it
+            start = len(before.prompt_ids)
+            texts[-1] = replace(
+                episode,
+                prompt=before.prompt,
+                prompt_ids=before.prompt_ids,
+                response_ids=episode.ids[start:],
+                actions=np.concatenate([before.actions, np.zeros(between, np.bool_), episode.actions]),
+                turns=(*(before.turns or (before.response,)), episode.response),
+            )
+        latest = conversation
+    return texts
+
+
+def with_every_token(episode: Episode) -> Episode:
+    """The same text, of which everything but the first token is to be learned, the prompt included."""
+    ids = episode.ids
+    return replace(episode, prompt_ids=ids[:1], response_ids=ids[1:], actions=np.ones(len(ids) - 1, np.bool_))
+
+
+def demonstration_source(
+    answers: Answers,
+    tokenizer: Tokenizer,
+    *,
+    rows: int,
+    seed: int,
+    wanted: Demonstrated | None = None,
+    context: int | None = None,
+) -> DataSource | PackedSource:
+    """Rollouts of `rows` texts each, or of as many as `wanted.pack_tokens` hold, in shuffled epochs."""
+    wanted = wanted or Demonstrated()
+    texts = joined(answers, context=context)
+    if wanted.loss_on == "all":
+        texts = [with_every_token(episode) for episode in texts]
 
     def rollout(places: Sequence[int]) -> Rollout:
-        return demonstrations([episodes[i] for i in places], pad_id=tokenizer.pad_id)
+        return demonstrations([texts[i] for i in places], pad_id=tokenizer.pad_id)
 
-    return DataSource(len(episodes), rows, rollout, seed=seed)
+    if wanted.pack_tokens:
+        return PackedSource([len(text.ids) for text in texts], wanted.pack_tokens, rollout, seed=seed)
+    return DataSource(len(texts), rows, rollout, seed=seed)
 
 
 def mean_negative_log_likelihood(scorer: TokenScorer, episodes: Sequence[Episode]) -> tuple[float, int]:

@@ -15,6 +15,7 @@ from rlhf_env import plugins
 from rlhf_env.envs.over_long import OverLong, fitted_task
 from rlhf_env.envs.reward_tables import RewardTable, load_rewards
 from rlhf_env.envs.rewards import NoReward, RewardMix
+from rlhf_env.envs.stop_strings import require_stop_strings, stop_string_problems
 from rlhf_env.envs.tasks import held_out, load_task
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.errors import ConfigError, DataError, Problem, under
@@ -73,6 +74,10 @@ class EnvironmentSettings:
     """What one action is: a whole response or one token."""
     action_length: AtLeastOne | None = None
     """Tokens of one action, instead of what `view` says: a segment."""
+    stop: list[str] = field(default_factory=list)
+    """Strings that end a text, such as ["\\nUser:"], with the token in which it first holds one. What is looked at is
+    what the agent has said in its present turn, and not the prompt. The string's tokens are learned from as all others;
+    `response`, which rewards read, ends before it, and `finish_reason` is "stop_string"."""
     over_long: OverLong = "refuse"
     """Texts that are too long - prompts of more than `max_prompt_tokens`, or than the model's context leaves room for;
     pairs, labels and demonstrations that the model cannot read - are refused by name, left out, or cut: prompts at
@@ -80,6 +85,8 @@ class EnvironmentSettings:
     answers only where the prompt has given half of the room, and always at their end."""
 
     def problems(self) -> Iterator[Problem]:
+        for problem in stop_string_problems(self.stop):
+            yield fault("stop", problem)
         if self.num_envs * (self.max_prompt_tokens + self.max_new_tokens) > _MOST_TOKENS:
             yield fault(
                 "num_envs",
@@ -229,6 +236,8 @@ class Experiment:
         del table["trackers"], table["folder"]
         if not self.stopping:
             del table["stopping"]
+        if not self.environment.stop:
+            del table["environment"]["stop"]
         if self.evaluation.best == EvaluationSettings().best:
             del table["evaluation"]["best"]
         if self.environment.over_long == EnvironmentSettings().over_long:
@@ -404,6 +413,8 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
             policy = load_policy(experiment.policy, tokenizer, task, max_new_tokens=longest, seed=experiment.seed)
         with under("model"):
             tokenizer = with_vocabulary_of(tokenizer, policy, experiment.policy.model)
+    with under("environment"):
+        require_stop_strings(settings.stop, tokenizer)
     reference = policy.frozen_copy()
     reference.reseed(experiment.seed + 1)
     policy.reseed(experiment.seed)
@@ -436,6 +447,7 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
         max_prompt_tokens=settings.max_prompt_tokens,
         action_length=settings.length,
         autoreset_mode="Disabled",
+        stop=settings.stop,
     )
     spending = Spending()
     setup = Setup(

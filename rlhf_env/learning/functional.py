@@ -259,7 +259,13 @@ def kl_estimate(logprobs: Tensor, other: Tensor, kind: KLEstimator) -> Tensor:
 
 
 def pair_loss(
-    chosen: Tensor, rejected: Tensor, *, beta: float, kind: PairLoss = "sigmoid", label_smoothing: float | Tensor = 0.0
+    chosen: Tensor,
+    rejected: Tensor,
+    *,
+    beta: float,
+    kind: PairLoss = "sigmoid",
+    label_smoothing: float | Tensor = 0.0,
+    offset: float | Tensor | None = None,
 ) -> Tensor:
     """[P]: the loss of each preference pair; `chosen`, `rejected` [P] are log pi(answer) - log reference(answer).
 
@@ -267,12 +273,19 @@ def pair_loss(
     - "sigmoid": -(1 - s) log sigmoid(beta h) - s log sigmoid(-beta h) (DPO, Rafailov et al. 2023, eq. 7; s > 0 is its
       conservative form, Mitchell 2023);
     - "ipo": (h - 1 / (2 beta))^2 (Azar et al. 2023, eq. 17), which has no label smoothing.
+
+    `offset` ([P] if pairs differ) is by how much beta h should be above 0:
+    - "sigmoid": -log sigmoid(beta h - offset) (ODPO, Amini et al. 2024, arXiv 2402.10571, eq. 8; in a reward model's
+      loss Llama 2, 2307.09288, eq. 2);
+    - "ipo": (h - offset / beta)^2, least where beta h is the offset: up to the factor beta^2 the distillation of a
+      reward's differences (Fisch et al. 2024, arXiv 2405.19316, eq. 7). IPO itself has the offset 1/2 for every pair.
     """
     margin = chosen - rejected
     if kind == "ipo":
-        return (margin - 1.0 / (2.0 * beta)).square()
+        return (margin - (0.5 if offset is None else offset) / beta).square()
     if kind == "sigmoid":
-        right, wrong = F.logsigmoid(beta * margin), F.logsigmoid(-beta * margin)
+        wanted = beta * margin if offset is None else beta * margin - offset
+        right, wrong = F.logsigmoid(wanted), F.logsigmoid(-wanted)
         return -(1.0 - label_smoothing) * right - label_smoothing * wrong
     raise ConfigError(f"a pair loss is sigmoid or ipo, got {kind!r}")
 

@@ -212,13 +212,25 @@ def labelled_answers(episodes: Sequence[Episode], desirable: Sequence[bool], *, 
 
 
 def preference_pairs(
-    chosen: Sequence[Episode], rejected: Sequence[Episode], *, pad_id: int, weights: Sequence[float] | None = None
+    chosen: Sequence[Episode],
+    rejected: Sequence[Episode],
+    *,
+    pad_id: int,
+    weights: Sequence[float] | None = None,
+    margins: Sequence[float | None] | None = None,
 ) -> Rollout:
     """Preference pairs as a rollout: rows 2i (chosen, reward 1) and 2i + 1 (rejected, reward 0) are one group.
 
     `weights`, above 0, are the weights of the pairs (default: 1 each); they become those of the part "preference".
+    `margins` say by how much the chosen answer is better: the part "margin" of both rows, of weight 0, where it is not
+    None.
     """
     rows = [episode for pair in zip(chosen, rejected, strict=True) for episode in pair]
     each = [1.0] * len(chosen) if weights is None else weights
-    scores = [Score(raw={"preference": 1.0 - i % 2}, weights={"preference": each[i // 2]}) for i in range(len(rows))]
+    scores = []
+    for i in range(len(rows)):
+        margin = None if margins is None else margins[i // 2]
+        known = {} if margin is None else {"margin": margin}
+        weight = {"preference": each[i // 2], **dict.fromkeys(known, 0.0)}
+        scores.append(Score(raw={"preference": 1.0 - i % 2, **known}, weights=weight))
     return replace(Rollout.from_episodes(rows, scores, pad_id=pad_id, group_size=2), judged=True)

@@ -10,6 +10,8 @@ A run has its weights in checkpoints. Which model they belong to - its configura
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +44,7 @@ from rlhf_env.policies.lora import add_adapter, is_of_adapter, load_adapter, mer
 from rlhf_env.policies.policy import Sampling
 from rlhf_env.policies.tiny import tiny_language_model
 from rlhf_env.policies.untyped import HFConfig, HFModel
-from rlhf_env.runs_on_disk import BASE, DESCRIBED, TOKENIZER_NAME, experiment_table_of, run_in, tokenizer_of
+from rlhf_env.runs_on_disk import BASE, DESCRIBED, TOKENIZER_NAME, experiment_table_of, model_in, run_in, tokenizer_of
 from rlhf_env.types import JsonObject, Tokenizer
 from rlhf_env.whole_files import written_folder
 
@@ -64,9 +66,8 @@ def model_folder(name: str, checkpoint: Checkpoint = "best") -> str:
         return name
     run = run_in(Path(name).expanduser())
     if run is None:
-        stage = Path(name).expanduser() / "model"
-        held = not (stage.parent / "config.json").is_file() and (stage / "config.json").is_file()
-        return str(stage) if held else name
+        held = model_in(Path(name).expanduser())
+        return name if held is None else str(held)
     for sealed in _sealed_checkpoints(run, checkpoint):
         if _is_whole(folder := _folder_for(run, sealed)):
             return str(folder)
@@ -76,7 +77,7 @@ def model_folder(name: str, checkpoint: Checkpoint = "best") -> str:
     folder = _folder_for(run, trained.checkpoint)
     try:
         if folder.is_dir() and not _is_whole(folder):
-            folder.rename(folder.with_name(f".{folder.name}.damaged.0.tmp"))  # the next writer removes it
+            shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}.damaged-{os.getpid()}")))
         with written_folder(folder) as half:
             trained.write(half)
             _note(half, trained)

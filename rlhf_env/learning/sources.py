@@ -197,14 +197,64 @@ class DataSource:
         self._make, self._size = make, size
         self._indices = Shuffled(size, seed)
 
-    @property
-    def updates_of_an_epoch(self) -> float:
-        """How many rollouts hold everything once."""
-        return self._size / self.batch_size
+    def updates_of(self, epochs: float) -> int:
+        """How many rollouts hold everything so many times."""
+        return math.ceil(epochs * (self._size / self.batch_size) - 1e-9)
 
     def next(self, _agent: Agent, /) -> Rollout:
         rollout = self._make(self._indices.take(self.batch_size))
         return replace(rollout, measured={**rollout.measured, **_spread(rollout)})
+
+    def state_dict(self) -> State:
+        return {"place": self._indices.place}
+
+    def load_state_dict(self, state: State, /) -> None:
+        self._indices.place = int(state["place"])
+
+
+class PackedSource:
+    """Rollouts of as many texts as have `tokens` together, in shuffled epochs; `lengths` are the tokens of each text.
+
+    Steps then learn from like amounts of text, however long the texts are. Texts keep the order in which they were
+    drawn, so none is favoured for its length: a rollout ends before the text that no longer fits. A text that is longer
+    than `tokens` is a rollout by itself. `make(indices)` builds one.
+
+    Texts are never put into one row: nothing attends from one to another in any model family, and where the layers are
+    known (`policies.trunk`) rows cost no padding.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int], tokens: int, make: Callable[[Sequence[int]], Rollout], *, seed: int
+    ) -> None:
+        if not lengths:
+            raise ConfigError("there is no data to train on")
+        self._lengths, self._tokens, self._make = list(lengths), tokens, make
+        self._seed = seed
+        self._indices = Shuffled(len(lengths), seed)
+
+    def updates_of(self, epochs: float) -> int:
+        """How many rollouts hold everything so many times."""
+        drawn, updates = Shuffled(len(self._lengths), self._seed), 0
+        while drawn.place < epochs * len(self._lengths) - 1e-9:
+            self._take(drawn)
+            updates += 1
+        return updates
+
+    def next(self, _agent: Agent, /) -> Rollout:
+        return self._make(self._take(self._indices))
+
+    def _take(self, drawn: Shuffled) -> list[int]:
+        """The next texts: the first, and those after it that still fit; none of them twice."""
+        taken = drawn.take(1)
+        room = self._tokens - self._lengths[taken[0]]
+        while len(taken) < len(self._lengths):
+            (following,) = drawn.take(1)
+            room -= self._lengths[following]
+            if room < 0 or following in taken:
+                drawn.place -= 1  # it begins the next rollout
+                break
+            taken.append(following)
+        return taken
 
     def state_dict(self) -> State:
         return {"place": self._indices.place}

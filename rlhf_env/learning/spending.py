@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Protocol, runtime_checkable
@@ -45,8 +44,8 @@ class Spending:
 class HasEpochs(Protocol):
     """A source of stored data."""
 
-    @property
-    def updates_of_an_epoch(self) -> float: ...
+    def updates_of(self, epochs: float) -> int:
+        """How many rollouts hold everything so many times."""
 
 
 @settings
@@ -88,7 +87,7 @@ class Budget:
         """With `epochs` as the number of updates that they take of a source of stored data."""
         if self.epochs is None or not isinstance(source, HasEpochs):
             return self
-        updates = math.ceil(self.epochs * source.updates_of_an_epoch - 1e-9)
+        updates = source.updates_of(self.epochs)
         return replace(self, epochs=None, updates=min(updates, self.updates or updates))
 
     def spent_fraction(self, spending: Spending) -> float:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from rlhf_env.errors import DataError
+from rlhf_env.plain_data import flat
 from rlhf_env.types import JsonObject
 from rlhf_env.whole_files import write_json
 
@@ -57,7 +58,7 @@ class Record:
 
     def why_another(self, settings: JsonObject, inputs: Mapping[str, str], files: Mapping[str, str | None]) -> str:
         """What is not as it was, in words."""
-        before, now = (json.loads(json.dumps(table)) for table in (self.settings, settings))
+        before, now = (flat(json.loads(json.dumps(table))) for table in (self.settings, settings))
         changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         said = [f"{', '.join(changed)} changed"] if changed else []
         remade = [name for name, identity in inputs.items() if self.inputs.get(name) != identity]

@@ -208,8 +208,7 @@ class _Work:
                 problems.append(self._about(planned, f"its output in {near(place)} is missing: {remedy}"))
             elif there != record.identity and not stage.is_open():
                 problems.append(self._about(planned, f"its output in {near(place)} is not what it made: {remedy}"))
-            else:
-                self.identities[planned.name] = there
+            self.identities[planned.name] = there if there is not None and stage.is_open() else record.identity
         if problems:
             raise ConfigError(*problems)
 

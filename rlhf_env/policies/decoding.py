@@ -23,7 +23,7 @@ from rlhf_env.policies.forward_pass import forward_pass
 from rlhf_env.policies.fused import FusedStep
 from rlhf_env.policies.policy import Sampling, Written
 from rlhf_env.policies.untyped import HFCache, HFModel
-from rlhf_env.types import Bool, Float, Int
+from rlhf_env.types import Bool, Float, Int, Stops
 
 # Rows that have ended are dropped from the cache when less than this share of its rows still write. Dropping copies the
 # cache: done at every end token, it would cost more than the rows that are dragged along.
@@ -63,9 +63,21 @@ class Decoding:
 
     @torch.inference_mode()
     def write(
-        self, uniforms: Float, rows: Bool, sampling: Sampling, *, end_ids: Sequence[int], vocab_size: int
+        self,
+        uniforms: Float,
+        rows: Bool,
+        sampling: Sampling,
+        *,
+        end_ids: Sequence[int],
+        vocab_size: int,
+        stops: Stops | None = None,
+        stop_states: Int | None = None,
     ) -> Written:
-        """Up to k tokens for each of `rows`; `uniforms` float64[B, k] in [0, 1) decide what is drawn at each step."""
+        """Up to k tokens for each of `rows`; `uniforms` float64[B, k] in [0, 1) decide what is drawn at each step.
+
+        `stop_states` int64[B]: how far the texts are in the `stops`, as in `Observation`.
+        """
+        states = np.zeros(len(rows), np.int64) if stop_states is None else stop_states.copy()
         self.live &= rows
         tokens = np.full(uniforms.shape, vocab_size, np.int64)
         logprobs = np.zeros(uniforms.shape)
@@ -80,6 +92,9 @@ class Decoding:
             tokens[live, step] = self.texts[live, self.lengths[live]] = drawn
             self.lengths[live] += 1
             self.live[live] = ~np.isin(drawn, end_ids) if len(end_ids) > 1 else drawn != end_ids[0]
+            if stops is not None:
+                states[live] = stops.after(states[live], drawn)
+                self.live[live] &= ~stops.completed(states[live])
         return Written(tokens, logprobs)
 
     def _widen(self, length: int) -> None:

@@ -202,7 +202,15 @@ class LanguageModel(nn.Module):
             if decoding is None or len(waves) > 1:
                 decoding = Decoding(self.model, texts, lengths, wave, fused)
             with _without_dropout(self):
-                piece = decoding.write(uniforms, wave, self.sampling, end_ids=self.end_ids, vocab_size=self.vocab_size)
+                piece = decoding.write(
+                    uniforms,
+                    wave,
+                    self.sampling,
+                    end_ids=self.end_ids,
+                    vocab_size=self.vocab_size,
+                    stops=observation.get("stops"),
+                    stop_states=observation.get("stop_states"),
+                )
             written.tokens[wave], written.logprobs[wave] = piece.tokens[wave], piece.logprobs[wave]
         self._streams.take((written.tokens < self.vocab_size).sum(1))
         if decoding is not None and len(waves) == 1 and decoding.live.any():

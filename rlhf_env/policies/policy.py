@@ -40,8 +40,8 @@ class Written:
     """New tokens, k columns per row."""
 
     tokens: Int
-    """int64[B, k]: a row ends with the end token if there is one. After it, and in rows that were not asked to write,
-    the value is `vocab_size`."""
+    """int64[B, k]: a row ends with the end token, or with the token that completes a stop string, if there is one.
+    After it, and in rows that were not asked to write, the value is `vocab_size`."""
     logprobs: Float
     """float64[B, k]: under the distribution that was sampled from, truncated if `Sampling` truncates; 0 where there is
     no token."""
@@ -98,7 +98,8 @@ class Policy(Protocol):
     def write(self, observation: Observation, length: int, rows: Bool | None = None) -> Written:
         """Up to `length` next tokens for each row of `rows` (bool[B]; default: `observation["writing"]`, else all).
 
-        A row's text ends at the end token. A call that continues the texts of the call before does not read them again.
+        A row's text ends at the end token, and with the token that completes one of `observation["stops"]`. A call that
+        continues the texts of the call before does not read them again.
         """
 
     def evaluate(self, tokens: Tensor, mask: Tensor, where: Tensor) -> TextEvaluation:

@@ -140,6 +140,8 @@ class TabularPolicy(nn.Module):
         state = np.full(len(texts), -1)
         state[asked] = after.gather(1, ends[:, None]).squeeze(1).numpy()
         logits = self.logits.detach()
+        stops = observation.get("stops")
+        stop_states = np.array(observation.get("stop_states", np.zeros(len(texts))), np.int64)
         for step in range(length):
             live = np.flatnonzero((state >= 0) & (state < self.tree.states))
             if not len(live):
@@ -147,6 +149,9 @@ class TabularPolicy(nn.Module):
             drawn, logprobs[live, step] = draw(logits[state[live]], uniforms[live, step], self.sampling)
             tokens[live, step] = drawn
             state[live] = np.where(drawn == self.end_id, -1, state[live] * self.tree.symbols + 1 + drawn)
+            if stops is not None:
+                stop_states[live] = stops.after(stop_states[live], drawn)
+                state[live[stops.completed(stop_states[live])]] = -1
         self._streams.take((tokens < self.vocab_size).sum(1))
         return Written(tokens, logprobs)
 

@@ -88,6 +88,67 @@ def test_each_switch_by_hand(make_world, pairs: Rollout, switch: str) -> None:
     assert abs(agent.update(pairs)["loss"] - expected.mean()) < 1e-12
 
 
+# ---------------------------------------------------------------- margins
+
+MARGINS = [0.5, None, 3.0, 0.0]
+
+
+@pytest.fixture
+def margined(pairs: Rollout) -> Rollout:
+    return preference_pairs(pairs.episodes[0::2], pairs.episodes[1::2], pad_id=5, margins=MARGINS)
+
+
+@pytest.mark.parametrize("kind", ["offset", "log offset", "ipo"])
+def test_margins_by_hand(make_world, margined: Rollout, kind: str) -> None:
+    """Away from the reference, in numpy: ODPO eqs. 8 and 9, the distilled DPO's square; no margin is no offset."""
+    world = make_world(kl=0.3)
+    dpo(world.setup, epochs=5).update(margined)
+    settings: Any = {"loss": "ipo", "margin": "offset"} if kind == "ipo" else {"margin": kind}
+    agent = dpo(world.setup, **settings, margin_scale=0.7)
+    assert agent.takes_margins and not dpo(world.setup).takes_margins
+    ratio = log_ratios(agent, margined)
+    h = ratio[0::2] - ratio[1::2]
+    margin = np.array([0.5, math.nan, 3.0, 0.0])
+    with np.errstate(divide="ignore"):
+        offset = np.where(np.isnan(margin), 0.0, 0.7 * (np.log(margin) if kind == "log offset" else margin))
+    expected = (h - offset / 0.3) ** 2 if kind == "ipo" else np.log1p(np.exp(-(0.3 * h - offset)))
+    assert abs(h).max() > 0.1
+    assert abs(agent.update(margined)["loss"] - expected.mean()) < 1e-12
+
+
+def test_ignored_margins_change_nothing(make_world, margined: Rollout, pairs: Rollout, gradient_of) -> None:
+    agent = dpo(make_world().setup)
+    assert torch.equal(gradient_of(agent, margined), gradient_of(agent, pairs))
+
+
+def test_the_margins_of_pairs_made_here_are_differences_in_reward(make_world, with_returns) -> None:
+    """In groups of four, best against worst: 1.5 against -0.5 and 2.0 against 0.0; ties make no pair."""
+    world = make_world(rows=8, kl=0.3)
+    agent = dpo(world.setup, margin="offset", loss="ipo", group_size=4)
+    rollout = with_returns(world.rollout(agent), [0.3, 1.5, -0.5, 1.0, 2.0, 1.0, 0.0, 0.5])
+    before = log_ratios(agent, rollout)
+    h = np.array([before[1] - before[2], before[4] - before[6]])
+    assert abs(agent.update(rollout)["loss"] - ((h - 2.0 / 0.3) ** 2).mean()) < 1e-12
+
+
+def test_the_optimum_is_where_beta_log_ratios_differ_by_the_margin(make_world, margined: Rollout) -> None:
+    world = make_world(kl=0.5)
+    agent = dpo(world.setup, loss="ipo", margin="offset", optimization=Optimization(lr=8e-3, schedule="linear"))
+    for step in range(70):
+        world.setup.engine.progress = step / 70
+        metrics = agent.update(margined)
+    ratio = log_ratios(agent, margined)
+    np.testing.assert_allclose(0.5 * (ratio[0::2] - ratio[1::2]), [0.5, 0.0, 3.0, 0.0], atol=0.02)
+    assert metrics["loss"] < 0.01
+
+
+def test_micro_batches_keep_margins_with_their_pairs(make_world, margined: Rollout, gradient_of) -> None:  # N34
+    settings: Any = {"margin": "offset", "loss": "ipo"}
+    whole = gradient_of(dpo(make_world().setup, **settings), margined)
+    split = gradient_of(dpo(make_world().setup, **settings, optimization=Optimization(micro_batch_size=2)), margined)
+    torch.testing.assert_close(split, whole, rtol=0, atol=1e-12)
+
+
 # ---------------------------------------------------------------- labels in expectation
 
 
@@ -259,5 +320,11 @@ def test_settings_are_checked() -> None:
     with pytest.raises(ConfigError) as caught:
         DPO.Config(loss="ipo", label_smoothing=0.7, epochs=0, optimization=Optimization(micro_batch_size=3))
     assert len(caught.value.problems) == 3
+    with pytest.raises(ConfigError, match="margin is for hard labels"):
+        DPO.Config(margin="offset", label_smoothing=0.1)
+    with pytest.raises(ConfigError, match="'log offset' belongs to the sigmoid loss"):
+        DPO.Config(margin="log offset", loss="ipo")
+    with pytest.raises(ConfigError, match="margin_scale scales margins, and they are ignored"):
+        DPO.Config(margin_scale=2.0)
     with pytest.raises(ConfigError, match="say how sure they are"):
         DPO.Config(labels="bradley-terry", label_smoothing=0.1)

@@ -307,6 +307,10 @@ def test_pair_loss() -> None:  # N39
     assert_close(pair_loss(better, worse, beta=0.1, label_smoothing=0.1), f64(smoothed).flatten())
     assert_close(pair_loss(better, worse, beta=0.5, kind="ipo"), f64((2.0 - 1.0) ** 2).flatten())
     # Swapping the pair is negating the margin.
+    assert_close(pair_loss(better, worse, beta=0.1, offset=0.7), f64(math.log1p(math.exp(-(0.2 - 0.7)))).flatten())
+    assert_close(pair_loss(better, worse, beta=0.5, kind="ipo", offset=3.0), f64((2.0 - 6.0) ** 2).flatten())
+    half = pair_loss(better, worse, beta=0.5, kind="ipo", offset=0.5)
+    assert torch.equal(half, pair_loss(better, worse, beta=0.5, kind="ipo"))
     swapped = pair_loss(worse, better, beta=0.1)
     assert_close(swapped - pair_loss(better, worse, beta=0.1), f64(0.2).flatten())
 

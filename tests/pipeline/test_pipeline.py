@@ -6,7 +6,7 @@ import itertools
 import json
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ pytest.importorskip("matplotlib")
 import numpy as np
 import torch
 from rich.console import Console
-from rlhf_env.pipeline.settings import Demo, Models
 
 from rlhf_env.envs import chitchat
 from rlhf_env.envs.tokenizers import load_tokenizer
@@ -30,8 +29,10 @@ from rlhf_env.lab.benchmark.cells import run_cell
 from rlhf_env.lab.benchmark.reading import read_results
 from rlhf_env.learning.run_folder import read_metrics
 from rlhf_env.pipeline import base_model
-from rlhf_env.pipeline.base_model import Course, Recipe, Size, make_models
-from rlhf_env.pipeline.demo import run_demo
+from rlhf_env.pipeline.base_model import Course, Models, Recipe, Size, make_models
+from rlhf_env.pipeline.demo import DemoRewardModel, learn_reward_model, shipped_pipeline
+from rlhf_env.pipeline.plan import read_plan
+from rlhf_env.pipeline.running import intentions, run_pipeline
 from rlhf_env.policies import LanguageModel
 
 QUIET = Console(quiet=True)
@@ -47,18 +48,19 @@ RECIPE = Recipe(
     judge_pretraining=replace(COURSE, updates=2),
     judge_fine_tuning=replace(COURSE, updates=2),
 )
-DEMO = Demo(
-    prompts=30,
-    temperatures=(1.0, 1.4),
-    pairs_per_prompt=1,
-    held_out_pairs=0.25,
-    reward_model=RewardModelConfig(epochs=1, batch_size=8, validation=0.1),
-    num_envs=8,
-    max_new_tokens=8,
-    generated_tokens=150,
-    evaluation_prompts=6,
-    evaluate_every=2,
-    agents={
+SMALL: dict[str, object] = {
+    "replies.prompts": 30,
+    "replies.temperatures": [1.0, 1.4],
+    "replies.num_envs": 8,
+    "replies.max_new_tokens": 8,
+    "preferences.per_prompt": 1,
+    "reward_model.held_out": 0.25,
+    "reward_model.reward_model": {"epochs": 1, "batch_size": 8, "validation": 0.1},
+    "agents.seeds": 1,
+    "agents.environment": {"num_envs": 8, "max_new_tokens": 8},
+    "agents.budget": {"generated_tokens": 150},
+    "agents.evaluation": {"prompts": 6, "every": 2},
+    "agents.agents": {
         "ppo": {"group_size": 4},
         "grpo": {},
         "dpo": {},
@@ -66,7 +68,13 @@ DEMO = Demo(
         "reference": {},
         "random": {},
     },
-)
+}
+
+
+def small(models: Path) -> dict[str, object]:
+    """Changes to the demo, with which all of it takes seconds."""
+    made = Models.within(models)
+    return {**SMALL, "base.take": made.base, "base.judge": made.judge}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -215,38 +223,50 @@ def demo(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
     with pytest.MonkeyPatch.context() as patch:
         # Workers would have the whole corpus, and time to load it.
         patch.setattr(processes, "_run_in_processes", in_this_process)
-        report = run_demo(out, seeds=1, console=QUIET, settings=DEMO, models=Models.within(made))
-        assert report == out / "report.html"
+        ended = run_pipeline(shipped_pipeline("demo"), out, changes=small(made))
+        assert (ended.report, ended.waiting) == (out / "report.html", "")
         yield out
 
 
 def test_the_demo_leaves_everything_it_promises(demo: Path) -> None:
-    assert {path.name for path in demo.iterdir()} >= {
+    there = {"report.html", "replies", "preferences", "reward_model", "agents", "stages"}
+    assert {path.name for path in demo.iterdir()} >= there
+    assert {path.name for path in (demo / "agents").iterdir()} >= {
         "about.json",
         "benchmark.toml",
         "cells",
-        "preferences.sqlite",
         "report.html",
         "results",
-        "reward_model",
         "reward_model.json",
+        "scorecard.json",
     }
-    results = read_results(demo)
+    results = read_results(demo / "agents")
     assert results.agents == ["best_of_n", "dpo", "grpo", "ppo", "reference", "random"]
     assert (results.failed, results.seeds, results.has_gold) == (0, 1, True)
+    assert results.benchmark == "demo"
     for cell in results.cells:
         assert {"gold", "proxy", "kl", "length", "distinct_2"} <= cell.evaluation.keys()
         if cell.agent in ("ppo", "grpo", "dpo"):
             assert cell.spending["generated_tokens"] >= 150
             assert cell.reason == "budget"
-    assert list((demo / "cells").rglob("events.out.tfevents.*"))
+    assert list((demo / "agents" / "cells").rglob("events.out.tfevents.*"))
+
+
+def test_the_report_says_what_each_stage_bought(demo: Path) -> None:
+    page = (demo / "report.html").read_text()
+    assert "upbeat, human-like small talk" in page
+    for stage in ("base", "replies", "preferences", "reward_model", "agents"):
+        assert f'<th scope="row">{stage}<small>' in page
+    assert 'href="agents/report.html"' in page
+    assert 'href="reward_model/scorecard.html"' in page
+    assert "<script" not in page
 
 
 def test_preferences_are_about_training_prompts_and_evaluation_about_held_out_ones(demo: Path) -> None:
-    with sqlite3.connect(demo / "preferences.sqlite") as database:
+    with closing(sqlite3.connect(demo / "preferences" / "preferences.sqlite")) as database:
         text = "\n".join(database.iterdump())
     trained, held_out = set(chitchat.prompts("base")), set(chitchat.prompts("held_out"))
-    asked = {sample.prompt for cell in read_results(demo).cells for sample in cell.samples}
+    asked = {sample.prompt for cell in read_results(demo / "agents").cells for sample in cell.samples}
     assert len(asked) == 6
     assert asked <= held_out
     assert not held_out & trained
@@ -255,7 +275,7 @@ def test_preferences_are_about_training_prompts_and_evaluation_about_held_out_on
 
 
 def test_the_reward_model_says_how_good_it_is(demo: Path) -> None:
-    card = json.loads((demo / "reward_model.json").read_text())
+    card = json.loads((demo / "agents" / "reward_model.json").read_text())
     assert 0.0 <= card["low"] <= card["accuracy"] <= card["high"] <= 1.0
     assert 0.5 < card["ceiling"] < 1.0
     assert 0.0 <= card["calibration_error"] <= 0.5
@@ -265,29 +285,23 @@ def test_the_reward_model_says_how_good_it_is(demo: Path) -> None:
 
 def test_a_second_call_does_nothing_new(demo: Path, made: Path) -> None:
     def stamps() -> dict[str, int]:
-        done = [demo / name for name in ("preferences.sqlite", "reward_model.json")]
-        for part in ("reward_model", "results", "cells"):
-            done += (file for file in (demo / part).rglob("*") if file.is_file())
-        return {str(file): file.stat().st_mtime_ns for file in done}
+        return {
+            str(file): file.stat().st_mtime_ns
+            for part in ("replies", "preferences", "reward_model", "agents")
+            for file in (demo / part).rglob("*")
+            if file.is_file()
+        }
 
     before, page = stamps(), (demo / "report.html").read_bytes()
-    run_demo(demo, seeds=1, console=QUIET, settings=DEMO, models=Models.within(made))
+    assert {it.step for it in intentions(shipped_pipeline("demo"), demo, changes=small(made))} == {"skip"}
+    run_pipeline(shipped_pipeline("demo"), demo, changes=small(made))
     assert stamps() == before
     assert (demo / "report.html").read_bytes() == page
 
 
-def test_a_demo_cut_between_two_stages_goes_on(demo: Path, made: Path) -> None:
-    """Without the reward model's card its fitting counts as unfinished: done again, it comes out the same."""
-    card, weights = demo / "reward_model.json", demo / "reward_model" / "reward_head.safetensors"
-    before = (card.read_bytes(), weights.read_bytes())
-    card.unlink()
-    run_demo(demo, seeds=1, console=QUIET, settings=DEMO, models=Models.within(made))
-    assert (card.read_bytes(), weights.read_bytes()) == before
-
-
 def test_the_gold_reward_is_seen_by_no_agent(demo: Path) -> None:
-    for cell in read_results(demo).cells:
-        rows = read_metrics(demo / cell.run)
+    for cell in read_results(demo / "agents").cells:
+        rows = read_metrics(demo / "agents" / cell.run)
         assert not [name for row in rows for name in row if "gold" in name and not name.startswith("eval/")]
         assert not [name for row in rows for name in row if "upbeat" in name]
         if cell.agent == "ppo":
@@ -295,6 +309,36 @@ def test_the_gold_reward_is_seen_by_no_agent(demo: Path) -> None:
 
 
 def test_every_agent_starts_from_the_same_model(demo: Path) -> None:
-    first = {cell.agent: cell.curve[0] for cell in read_results(demo).cells if cell.agent in ("ppo", "grpo", "dpo")}
+    cells = read_results(demo / "agents").cells
+    first = {cell.agent: cell.curve[0] for cell in cells if cell.agent in ("ppo", "grpo", "dpo")}
     assert first["ppo"] == first["grpo"] == first["dpo"]
     assert np.isclose(first["ppo"].values["kl"], 0.0, atol=1e-5)
+
+
+# ---------------------------------------------------------------- a grid's reward model
+
+
+def test_a_grid_makes_the_demos_reward_model_with_changes(made: Path, tmp_path: Path) -> None:
+    assert DemoRewardModel().changes() == {}, "its defaults are those of demo.toml"
+    demo = read_plan(shipped_pipeline("demo"))
+    usual = DemoRewardModel().reward_model
+    assert RewardModelConfig(**demo.named("reward_model").table["reward_model"]) == usual
+    wanted = DemoRewardModel(
+        prompts=12,
+        temperatures=(1.0, 1.4),
+        pairs_per_prompt=1,
+        held_out_pairs=0.25,
+        reward_model=replace(usual, head="linear", head_epochs=1),
+        num_envs=6,
+        max_new_tokens=6,
+        seed=3,
+    )
+    changes = wanted.changes()
+    assert changes["replies.temperatures"] == [1.0, 1.4]
+    assert changes["reward_model.reward_model.head"] == "linear"
+    assert {f"{stage}.seed" for stage in ("replies", "preferences", "reward_model")} <= changes.keys()
+    model = learn_reward_model(tmp_path, wanted, console=QUIET)
+    assert model == tmp_path / "reward_model"
+    record = json.loads((model / "reward_model.json").read_text())
+    assert record["record"]["config"]["head_epochs"] == 1
+    assert (tmp_path / "scorecard.json").is_file()

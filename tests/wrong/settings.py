@@ -84,3 +84,16 @@ experiment(
 )
 experiment("half a budget", BUDGET, "updates = 2.5", "budget: updates must be a whole number, got 2.5")
 experiment("evaluation prompts", "prompts = 4", "prompts = 0", "evaluation: prompts must be from 1 to 1,048,576, got 0")
+
+# ---------------------------------------------------------------- stop strings
+
+for wrong, said in {
+    '"ab"': "stop must be a list, each a string, got 'ab'",
+    "[3]": "stop[0] must be a string, got 3",
+    '[""]': "stop is a list of strings with a character or more, got '' among them",
+    "[" + '"a", ' * 33 + "]": "stop has 33 strings, and at most 32 are looked for",
+    '["' + "a" * 201 + '"]': "stop has a string of 201 characters, and the longest has 200: 'aaa",
+    '["\\ufffd"]': "with a character that stands for what is no text",
+    '["User:"]': "stop has 'User:', which no text can hold: text 'User:' has symbols outside the alphabet 'ab='",
+}.items():
+    experiment(f"stop = {wrong[:12]}", TEXTS, f"{TEXTS}\nstop = {wrong}", said)

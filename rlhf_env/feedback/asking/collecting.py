@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_env.envs.tokenizers import end_ids, prompt_ids
+from rlhf_env.envs.endings import finished_episodes
+from rlhf_env.envs.stop_strings import StopStrings
+from rlhf_env.envs.tokenizers import prompt_ids
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.feedback import findings
 from rlhf_env.feedback.asking.annotators import Annotator, Judges, Ranks, Rates
@@ -27,7 +29,7 @@ from rlhf_env.feedback.kinds import kind_named
 from rlhf_env.feedback.store.items import Item, criteria_names_problems
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.policies.policy import Policy
-from rlhf_env.types import Episode, JsonView, Observation, Prompt, Tokenizer
+from rlhf_env.types import Episode, JsonView, Observation, Prompt, Stops, Tokenizer
 
 
 def sample_responses(
@@ -40,25 +42,33 @@ def sample_responses(
     max_new_tokens: int,
     each: int = 1,
     batch_size: int = 64,
+    stop: Sequence[str] = (),
 ) -> Iterator[Authored]:
     """`each` responses to every prompt at every temperature, with the policy (called `name`) and temperature as author.
 
     They come temperature by temperature, prompts in order. What the policy's `sampling` has beside the temperature
-    stays; its random stream goes on from where it is, and `batch_size` decides which draw falls to which prompt.
+    stays; its random stream goes on from where it is, and `batch_size` decides which draw falls to which prompt. `stop`
+    are strings that end a text, as in the environment.
     """
     if each < 1 or batch_size < 1 or max_new_tokens < 1 or not temperatures:
         raise ConfigError("sample_responses: each, batch_size, max_new_tokens and temperatures must be at least 1")
     asked = [prompt for prompt in prompts for _ in range(each)]
+    stops = StopStrings(stop, tokenizer) if len(stop) else None
     for temperature in temperatures:
         author = Author("policy", name, float(temperature))
         for start in range(0, len(asked), batch_size):
             batch = asked[start : start + batch_size]
-            for episode in _written(policy, tokenizer, batch, temperature, max_new_tokens):
+            for episode in _written(policy, tokenizer, batch, temperature, max_new_tokens, stops):
                 yield episode, author
 
 
 def _written(
-    policy: Policy, tokenizer: Tokenizer, prompts: Sequence[Prompt], temperature: float, max_new_tokens: int
+    policy: Policy,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    temperature: float,
+    max_new_tokens: int,
+    stops: Stops | None,
 ) -> Iterator[Episode]:
     ids = [np.array(prompt_ids(tokenizer, prompt), dtype=np.int64) for prompt in prompts]
     padded = np.full((len(ids), max(map(len, ids))), tokenizer.pad_id, dtype=np.int64)
@@ -66,24 +76,15 @@ def _written(
     for row, text in enumerate(ids):
         padded[row, : len(text)], mask[row, : len(text)] = text, 1
     observation: Observation = {"input_ids": padded, "attention_mask": mask}
+    if stops is not None:
+        observation |= {"stops": stops, "stop_states": np.zeros(len(ids), dtype=np.int64)}
     usual = policy.sampling
     policy.sampling = replace(usual, temperature=temperature)
     try:
         written = policy.write(observation, max_new_tokens)
     finally:
         policy.sampling = usual
-    ends = end_ids(tokenizer)
-    for prompt, asked, tokens in zip(prompts, ids, written.tokens, strict=True):
-        response = tokens[tokens < policy.vocab_size]
-        stopped = len(response) > 0 and response[-1] in ends
-        yield Episode(
-            prompt=prompt,
-            prompt_ids=asked,
-            response=tokenizer.decode(response[: len(response) - stopped].tolist()),
-            response_ids=response,
-            finish_reason="stop" if stopped else "length",
-            actions=np.ones(len(response), dtype=np.bool_),
-        )
+    yield from finished_episodes(prompts, ids, written.tokens, tokenizer, nothing=policy.vocab_size, stops=stops)
 
 
 _COLUMNS = ("prompt", "response", "author")

@@ -156,9 +156,8 @@ def located_rows(path: str | Path, wanted: Collection[str]) -> Iterator[Located]
     if Path(path).is_dir():
         return dataset_rows(path)
     raise DataError(
-        f"{path}: judgements come as .jsonl, .ndjson, .csv, .json, .tsv (each also with .gz), .parquet, or a folder "
-        "of the "
-        "datasets library"
+        f"{path}: judgements come as .jsonl, .ndjson, .csv, .json, .tsv, .parquet, or a folder of the datasets library "
+        "(all but the last two also with .gz)"
     )
 
 

@@ -80,7 +80,7 @@ def _task(number: int, judgement: Judgement, person: int) -> JsonObject:
 
 
 def is_task(row: JsonView) -> bool:
-    return "annotations" in row or "completions" in row
+    return "annotations" in row or ("completions" in row and "data" in row)  # UltraFeedback has completions, too
 
 
 def is_minimal(row: JsonView) -> bool:

@@ -171,6 +171,8 @@ def written_with(tokenizer: Tokenizer, response: Response) -> bool:
     ends = end_ids(tokenizer)
     tokens = [token for token in response.ids if token not in ends]
     known = all(token < tokenizer.vocab_size for token in (*response.prompt_ids, *response.ids))
+    if known and response.finish_reason == "stop_string":  # the text is without the string, the ids are not
+        return tokenizer.decode(tokens).startswith(response.text)
     return known and tokenizer.decode(tokens) == response.text
 
 

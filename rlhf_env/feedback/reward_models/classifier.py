@@ -20,7 +20,7 @@ from rlhf_env.policies.language_model import end_ids_of_model, listed
 from rlhf_env.policies.untyped import HFModel
 from rlhf_env.types import Episode, Float, Int, Prompt
 
-_ENDED = ("stop", "task", None)  # None: text that nobody cut short
+_ENDED = ("stop", "stop_string", "task", None)  # None: text that nobody cut short
 
 
 class SequenceClassifier:

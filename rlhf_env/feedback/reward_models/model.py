@@ -463,7 +463,7 @@ def _text(prompt: Prompt, response: Response, tokenizer: Tokenizer | None) -> Te
         return Text(np.array([*response.prompt_ids, *response.ids], dtype=np.int64), len(response.prompt_ids))
     assert tokenizer is not None  # `read` loads one when it is needed
     asked = prompt_ids(tokenizer, prompt)
-    ended = [tokenizer.end_id] if response.finish_reason in (None, "stop") else []
+    ended = [tokenizer.end_id] if response.finish_reason in (None, "stop", "stop_string") else []
     return Text(np.array([*asked, *tokenizer.encode(response.text), *ended], dtype=np.int64), len(asked))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -92,6 +92,14 @@ class Database:
     def close(self) -> None:
         """Close the file. A closed store cannot be used again."""
         self._db.close()
+
+    def copy_to(self, file: str | Path) -> None:
+        """Write the file as it stands, with all that is in it, to a new place."""
+        try:
+            with closing(sqlite3.connect(file)) as copy:
+                self._db.backup(copy)
+        except sqlite3.Error as error:
+            raise RunFailed(f"preference store {file}: {error}; {self.path} is as it was") from error
 
     def _now(self) -> str:
         return datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="microseconds")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rlhf_env.envs.over_long import FittedTask
 from rlhf_env.envs.rewards import KLPart, RewardMix
+from rlhf_env.envs.stop_strings import completions
 from rlhf_env.envs.tasks import held_out
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.envs.tokenizers import end_ids
@@ -29,7 +30,18 @@ from rlhf_env.learning.experiment import Workplace
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.policies.policy import HasContext
 from rlhf_env.policies.tabular import TabularPolicy
-from rlhf_env.types import Episode, Float, JsonObject, JsonView, MasksActions, Prompt, Replies, Score, TokenScorer
+from rlhf_env.types import (
+    Episode,
+    Float,
+    JsonObject,
+    JsonView,
+    MasksActions,
+    Prompt,
+    Replies,
+    Score,
+    Stops,
+    TokenScorer,
+)
 
 # The most texts, all prompts together, that are read for an exact KL: no more than an evaluation samples.
 _ENUMERABLE = 256
@@ -224,6 +236,7 @@ class Evaluator:
             max_prompt_tokens=env.max_prompt_tokens,
             action_length=env.action_length,
             autoreset_mode="Disabled",
+            stop=env.stop,
         )
 
     def exact_kl(self, agent: Agent) -> float | None:
@@ -250,7 +263,7 @@ class Evaluator:
             return None
         total = 0.0
         for prompt_ids, times in asked.items():
-            texts = list(_every_text(prompt_ids, choices, ends, longest))
+            texts = list(_every_text(prompt_ids, choices, ends, longest, env.stops))
             ours, theirs = (
                 np.array([row.sum() for row in writer.response_logprobs(texts)])
                 for writer in (setup.policy, setup.reference)
@@ -319,18 +332,32 @@ def log_ratios(rollout: Rollout) -> list[Float]:
     ]
 
 
+def _first_completion(written: Sequence[int], stops: Stops) -> int | None:
+    tokens = np.array([written], dtype=np.int64).reshape(1, -1)
+    _, completing = completions(stops, np.zeros(1, dtype=np.int64), tokens, np.ones_like(tokens, dtype=np.bool_))
+    return int(completing[0].argmax()) if completing.any() else None
+
+
 def divergences(rollout: Rollout) -> Float:
     """float64[B]: the sum of `log_ratios` over each text, an estimate of KL(policy || reference)."""
     return np.array([float(values.sum()) for values in log_ratios(rollout)])
 
 
-def _every_text(prompt: Sequence[int], choices: Sequence[int], ends: Sequence[int], longest: int) -> Iterator[Episode]:
-    """Every response that can be written: any `choices` and then one of `ends`, or as many choices as fit."""
+def _every_text(
+    prompt: Sequence[int], choices: Sequence[int], ends: Sequence[int], longest: int, stops: Stops | None = None
+) -> Iterator[Episode]:
+    """Every response that can be written: any `choices` and then one of `ends`, or as many choices as fit.
+
+    A response that holds a stop string ends there.
+    """
     nothing = Prompt(id="every text", text="")
     for length in range(longest + 1):
         closings = [[end] for end in ends] if length < longest else [[]]
         for written, closing in itertools.product(itertools.product(choices, repeat=length), closings):
-            ids = [*written, *closing]
+            stopped = None if stops is None else _first_completion(written, stops)
+            if stopped is not None and (stopped < length - 1 or closing not in closings[:1]):
+                continue
+            ids = [*written, *closing] if stopped is None else [*written]
             yield Episode(
                 prompt=nothing,
                 prompt_ids=np.array(prompt, dtype=np.int64),

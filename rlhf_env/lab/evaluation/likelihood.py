@@ -15,7 +15,8 @@ from rlhf_env.envs.tasks import held_out
 from rlhf_env.lab.evaluation.asked import PromptsAsked, question_of
 from rlhf_env.lab.evaluation.evaluator import Evaluation, Evaluator
 from rlhf_env.lab.evaluation.metric import Metric
-from rlhf_env.learning.demonstrations import demonstrations_of, mean_negative_log_likelihood
+from rlhf_env.learning.agent import Demonstrated, traits
+from rlhf_env.learning.demonstrations import Answers, demonstrations_of, mean_negative_log_likelihood, turns_of
 from rlhf_env.learning.experiment import Workplace
 from rlhf_env.policies.policy import HasContext
 from rlhf_env.types import Episode
@@ -63,6 +64,8 @@ class Likelihood:
         numbers = {"objective": -loss, "loss": loss, "perplexity": math.exp(min(loss, 700.0))}
         numbers |= {"answer_tokens": float(tokens), "answers": float(asked.replies), "prompts": float(asked.prompts)}
         numbers["prompts_in_training"] = float(asked.in_training or 0)
+        too_long = {"prompts_cut": float(asked.cut), "prompts_left_out": float(asked.left_out)}
+        numbers |= {name: count for name, count in too_long.items() if count}
         if not self.workplace.rewarded:
             return Evaluation(numbers, ())
         written = Evaluator.of(self.workplace)()
@@ -71,15 +74,31 @@ class Likelihood:
     @cached_property
     def answers(self) -> list[Episode]:
         """The answers that are read. Raises DataError, as `demonstrations_of`."""
+        return list(self._read.episodes[: self.workplace.experiment.evaluation.prompts])
+
+    @cached_property
+    def _read(self) -> Answers:
         setup, task = self.workplace.setup, held_out(self.workplace.env.task)
         context = setup.policy.context if isinstance(setup.policy, HasContext) else None
-        all_of_them = demonstrations_of(task, setup.tokenizer, context=context)
-        return all_of_them[: self.workplace.experiment.evaluation.prompts]
+        over_long = self.workplace.experiment.environment.over_long
+        return demonstrations_of(task, setup.tokenizer, context=context, wanted=self._wanted, over_long=over_long)
+
+    @property
+    def _wanted(self) -> Demonstrated:
+        return traits(self.workplace.agent).demonstrated
 
     @cached_property
     def asked(self) -> PromptsAsked:
         """Which prompts the answers belong to, and how many of these are learned from too, told by the text."""
         task = self.workplace.env.task
         questions = {question_of(episode.prompt) for episode in self.answers}
-        learned = {question_of(task.prompt(index, {})) for index in range(task.size or 0)}
-        return PromptsAsked(len(questions), len(self.answers), len(questions & learned))
+        prompts = (task.prompt(index, {}) for index in range(task.size or 0))
+        turns = (turn for prompt in prompts for turn in turns_of(prompt, self.workplace.setup.tokenizer, self._wanted))
+        learned = {question_of(asked) for asked, _ in turns}
+        return PromptsAsked(
+            prompts=len(questions),
+            replies=len(self.answers),
+            in_training=len(questions & learned),
+            cut=len({question_of(it.prompt) for it in self.answers if it.prompt.uncut or it.finish_reason == "length"}),
+            left_out=self._read.count.left_out,
+        )

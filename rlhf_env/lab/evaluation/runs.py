@@ -47,7 +47,7 @@ from rlhf_env.learning.run_folder import (
     read_metrics,
     record_of,
 )
-from rlhf_env.learning.sources import EnvSource
+from rlhf_env.learning.sources import EnvSource, Source
 from rlhf_env.learning.spending import Spending
 from rlhf_env.plugins import host, name_in
 from rlhf_env.policies.policy import HasContext, Policy, all_weights
@@ -300,12 +300,23 @@ def _with_data(workplace: Workplace) -> Workplace:
                 labelled = label_source(labels, setup.tokenizer, rows=rows, seed=seed, reference=setup.reference)
                 return replace(workplace, source=labelled, notes=notes)
             stored = pairs_of(judgements, path)
+            if traits(workplace.agent).takes_margins and all(pair.margin is None for pair in stored):
+                raise DataError(
+                    f"{path}: the agent learns from margins, and none of the {len(stored):,} pairs has one: a column "
+                    "'margin', or ratings of both answers ('chosen_rating' and 'rejected_rating'); or margin = "
+                    "'ignore' in [agent]"
+                )
         pairs = max(1, rows // 2)
-        source = pair_source(stored, setup.tokenizer, pairs=pairs, seed=seed, reference=setup.reference)
+        source: Source = pair_source(stored, setup.tokenizer, pairs=pairs, seed=seed, reference=setup.reference)
     elif traits(workplace.agent).imitates:
         with under("task"):
-            answers = demonstrations_of(workplace.env.task, setup.tokenizer, context=context)
-        source = demonstration_source(answers, setup.tokenizer, rows=rows, seed=seed)
+            wanted, over_long = traits(workplace.agent).demonstrated, experiment.environment.over_long
+            answers = demonstrations_of(
+                workplace.env.task, setup.tokenizer, context=context, wanted=wanted, over_long=over_long
+            )
+        if answers.count:
+            notes += (answers.count.said_of("demonstrations", (context or 0) + 1),)
+        source = demonstration_source(answers, setup.tokenizer, rows=rows, seed=seed, wanted=wanted, context=context)
     else:
         return workplace
     return replace(workplace, source=source, notes=notes)

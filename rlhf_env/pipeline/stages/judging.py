@@ -24,6 +24,7 @@ from rlhf_env.pipeline.stages.stage import Links, Origin, Outcome, Role, Site, l
 from rlhf_env.pipeline.stages.stores import STORE, identity_of, new_store, require_store
 from rlhf_env.relative_paths import paths_of, relative_to
 from rlhf_env.settings import AtLeastOne, Chooses, EachChooses, IsPath, Name, Seed, fault, settings
+from rlhf_env.shown_text import near
 from rlhf_env.types import JsonObject, JsonView
 
 
@@ -99,7 +100,7 @@ class JudgeStage:
         if self.people == 1:
             keep_taste(site.folder, self.gold, self.task, self.annotator)
         said = "an annotator" if self.people == 1 else f"{self.people} annotators"
-        file = site.folder / STORE
+        file = near(site.folder / STORE)
         site.console.print(f"{votes:,} judgements by {said}, in {file}", soft_wrap=True, highlight=False)
         return Outcome({"labels": float(votes)}, texts={"ended": f"{votes:,} judgements by {said}"})
 

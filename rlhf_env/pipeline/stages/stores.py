@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from rlhf_env.errors import ConfigError, DataError, Problem
@@ -27,9 +26,8 @@ def new_store(folder: Path, source: str | None = None) -> Iterator[PreferenceSto
     if source is not None:
         if not Path(source).is_file():
             raise DataError(f"preference store {source}: there is no such file")
-        read = sqlite3.connect(f"{Path(source).resolve().as_uri()}?mode=ro", uri=True)
-        with closing(read), closing(sqlite3.connect(partial)) as write:
-            read.backup(write)
+        with PreferenceStore(source) as read:
+            read.copy_to(partial)
     with PreferenceStore(partial, clock=lambda: 0.0) as store:
         yield store
     partial.replace(folder / STORE)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from rlhf_env.envs.rewards import NoReward
 from rlhf_env.errors import ConfigError, Problem, RunFailed
 from rlhf_env.lab.evaluation.runs import EVALUATION_FILE, evaluation_curve, run
 from rlhf_env.learning import checkpoints
@@ -63,13 +64,16 @@ class TrainStage:
         return {"": str(folder)}
 
     def work(self, site: Site) -> Outcome:
-        finished = run(self.experiment, site.folder, resume=True, console=site.console)
+        begun = (site.folder / "experiment.toml").exists()
+        finished = run(self.experiment, site.folder, resume=begun, console=site.console)
         numbers = dict(finished.evaluation.metrics)
         diverged = [name for name, value in numbers.items() if not math.isfinite(value)]
         if diverged:
             raise RunFailed(f"stage {site.name!r}: the evaluation is not finite: {', '.join(diverged)}")
         curve = evaluation_curve(site.folder)
-        shown = {name: float(numbers[name]) for name in _SHOWN if name in numbers}
+        parts = finished.workplace.env.reward.parts.values()
+        rewarded = any(not isinstance(part, NoReward) for part in parts)  # not where an agent imitates
+        shown = {name: float(numbers[name]) for name in _SHOWN if name in numbers and (rewarded or name != "proxy")}
         if curve:
             shown |= {f"{name}_before": float(curve[0][name]) for name in shown if name in curve[0]}
         spent = finished.spending.as_dict()

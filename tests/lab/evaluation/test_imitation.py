@@ -119,7 +119,7 @@ def test_a_conversation_gives_its_last_answer(tmp_path: Path) -> None:
     (tmp_path / "m.jsonl").write_text(json.dumps({"messages": [*turns, {"role": "assistant", "content": "d"}]}) + "\n")
     chat = experiment(tmp_path / "m.jsonl", policy={"tokenizer": "bytes"})
     workplace = prepare(chat)
-    (episode,) = demonstrations_of(workplace.env.task, workplace.setup.tokenizer)
+    (episode,) = demonstrations_of(workplace.env.task, workplace.setup.tokenizer).episodes
     assert (episode.prompt.text, episode.response) == ("User: a\nAssistant: b\nUser: c\nAssistant:", "d")
     assert episode.response_ids.tolist() == [ord("d"), 258]
 

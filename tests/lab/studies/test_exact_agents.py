@@ -282,6 +282,22 @@ class TestOtherEnds:
 
         assert float(gradient(objective.optimum).norm()) < 1e-12 < float(gradient(policy.logits).norm())
 
+    def test_dpo_on_margins_has_the_optimum(self) -> None:
+        """Fisch et al. 2024, eq. 7: where every margin is the difference in reward, the loss is 0 at pi*."""
+        _, policy, objective = away(DPO)
+        reference = response_logprobs(policy.tree, objective.reference)
+        first, second = torch.triu_indices(7, 7, offset=1)
+        margin = objective.reward[first] - objective.reward[second]
+
+        def loss(logits: Tensor) -> Tensor:
+            ratio = response_logprobs(policy.tree, logits) - reference
+            return pair_loss(ratio[first], ratio[second], beta=objective.beta, kind="ipo", offset=margin).mean()
+
+        assert float(loss(objective.optimum)) < 1e-24
+        logits = objective.optimum.detach().requires_grad_()
+        assert float(torch.autograd.grad(loss(logits), logits)[0].norm()) < 1e-12
+        assert float(loss(policy.logits.detach())) > 1e-2
+
 
 class TestExperiment:
     """`[policy] model = "table"`."""

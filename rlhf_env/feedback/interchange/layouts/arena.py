@@ -191,7 +191,7 @@ MT_BENCH = Layout(
         *_TALKS,
         *columns(
             "features",
-            judge="the annotator",
+            judge=("the annotator; of a list, joined by commas", "json"),
             turn=(
                 "1: the answers to the first question are judged; 2: passed over, because each model answers after "
                 "its own first answer",

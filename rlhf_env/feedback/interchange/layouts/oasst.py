@@ -85,7 +85,7 @@ def _trees_of(rows: Iterator[Located], reading: Reading) -> list[Located]:
             continue
         node = {**row, "replies": []}
         known[row["message_id"]] = node
-        if row.get("parent_id") is None:
+        if row.get("parent_id") in (None, ""):  # a table has no null
             units.append((where, {"message_tree_id": row.get("message_tree_id"), "prompt": node}))
         else:
             children.append((where, row, node))
@@ -138,7 +138,7 @@ OASST_TREES = Layout(
     ),
     sources={"card": _CARD, "schema": _SCHEMA},
     read=_tree,
-    fits=lambda row: isinstance(row["prompt"], Mapping),
+    fits=lambda row: isinstance(row["prompt"], Mapping) or str(row["prompt"]).startswith("{"),
 )
 
 OASST_MESSAGES = Layout(

@@ -127,6 +127,7 @@ def _environment(workplace: Workplace, measured: bool) -> TextVectorEnv:
         max_prompt_tokens=env.max_prompt_tokens,
         action_length=env.action_length,
         autoreset_mode="Disabled",
+        stop=env.stop,
     )
 
 
