@@ -80,7 +80,7 @@ faults-annotation: .venv/.ready  ## Kill the annotation server among votes, 40 t
 
 base-model: .venv/.demo  ## Make the shipped models anew (up to 40 minutes on 2 cores)
 	$(BIN)/rlhf-env pipeline base-model --out runs/base-model
-	cp -r runs/base-model/chitchat runs/base-model/chitchat-judge runs/base-model/recipe.json rlhf_env/assets/
+	cd runs/base-model/base && cp -r chitchat chitchat-judge recipe.json ../../../rlhf_env/assets/
 
 # The peers: TRL and what it needs; and the last TRL with a PPO trainer, apart from it.
 .venv/.bench: .venv/.ready
@@ -110,7 +110,7 @@ other-libraries: .venv/.ready  ## Seven other RL libraries train on the environm
 	$(BIN)/python examples/other_libraries/run.py
 
 closed-loop: .venv/.ready  ## From votes on the page to blind pairs, by commands alone: 2 tastes x 3 seeds (a quarter of an hour)
-	$(BIN)/python examples/closed_loop/run.py
+	$(BIN)/python examples/closed_loop/loop.py
 
 same-questions: .venv/.ready  ## Ask every data set of reasoning-gym and every game of textarena in two processes: the same?
 	$(BIN)/python tests/same_questions.py

@@ -31,11 +31,9 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from rich.console import Console
-from rlhf_env.pipeline.settings import Demo, Models
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rlhf_env import plugins
 from rlhf_env.envs.chitchat import Chitchat, Split
 from rlhf_env.envs.tokenizers import load_tokenizer
 from rlhf_env.errors import RlhfEnvError
@@ -54,11 +52,24 @@ from rlhf_env.feedback.reward_models.scorer import pair_log_odds
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.lab.progress import stage
 from rlhf_env.learning.engine import set_threads
+from rlhf_env.pipeline.base_model import Models
+from rlhf_env.pipeline.demo import shipped_pipeline
+from rlhf_env.pipeline.plan import read_plan
+from rlhf_env.pipeline.stages.crowds import gold_reward
+from rlhf_env.pipeline.stages.fitting import FitStage
+from rlhf_env.pipeline.stages.judging import JudgeStage
+from rlhf_env.pipeline.stages.writing import ResponsesStage
 from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.types import Episode, Float
 from rlhf_env.whole_files import write_json
 
-DEMO, MODELS = Demo(), Models()
+MODELS = Models()
+DEMO = read_plan(shipped_pipeline("demo"))
+_MADE = {it.name: DEMO.made(it, DEMO.outputs(Path("demo"))) for it in DEMO.stages}
+ANSWERS, JUDGE, FIT = _MADE["replies"], _MADE["preferences"], _MADE["reward_model"]
+assert isinstance(ANSWERS, ResponsesStage) and isinstance(JUDGE, JudgeStage) and isinstance(FIT, FitStage)
+NOISE = float(JUDGE.annotator["temperature"])  # of the annotator, in units of gold
+REWARD_MODEL = FIT.wanted.reward_model
 SEEDS: dict[Split, int] = {"base": 1_000_007, "held_out": 1_500_007}
 FEWEST = 500  # labels of the first point, at least
 TARGET = 3.0  # points below the ceiling that a reward model is to come to
@@ -105,10 +116,10 @@ def answers(split: Split, prompts: int, each: int, console: Console) -> Iterator
     task, tokenizer = Chitchat(split), load_tokenizer(MODELS.base)
     policy = LanguageModel.from_pretrained(MODELS.base)
     asked = [task.prompt(index, {}) for index in range(min(prompts, task.size))]
-    total = len(asked) * each * len(DEMO.temperatures)
+    total = len(asked) * each * len(ANSWERS.temperatures)
     begun = 0
     with stage(console, f"The base model answers {split} prompts") as tell:
-        for temperature in DEMO.temperatures:
+        for temperature in ANSWERS.temperatures:
             policy.reseed(SEEDS[split] + round(1000 * temperature))
             written = sample_responses(
                 policy,
@@ -116,7 +127,7 @@ def answers(split: Split, prompts: int, each: int, console: Console) -> Iterator
                 asked,
                 (temperature,),
                 name="chitchat-base",
-                max_new_tokens=DEMO.max_new_tokens,
+                max_new_tokens=ANSWERS.max_new_tokens,
                 each=each,
                 batch_size=AT_ONCE,
             )
@@ -129,7 +140,7 @@ def answers(split: Split, prompts: int, each: int, console: Console) -> Iterator
 
 def worth(episodes: Sequence[Episode], console: Console) -> Float:
     """The gold reward of each, float64[B]."""
-    gold = plugins.build_plugin("reward", "upbeat", DEMO.gold(MODELS))
+    gold = gold_reward(JUDGE.gold, JUDGE.task)
     values = []
     with stage(console, "What they are worth") as tell:
         for start in range(0, len(episodes), AT_ONCE):
@@ -142,7 +153,7 @@ def judged(split: Split, candidates: Sequence[Authored], values: Float, file: Pa
     """Every two different answers to a prompt, compared by the annotator, into a store."""
     known = {id(episode): value for (episode, _), value in zip(candidates, values, strict=True)}
     annotator = SimulatedAnnotator(
-        gold=lambda episodes: np.array([known[id(it)] for it in episodes]), temperature=DEMO.annotator_temperature
+        gold=lambda episodes: np.array([known[id(it)] for it in episodes]), temperature=NOISE
     )
     partial = file.with_name(f".{file.name}.partial")
     partial.unlink(missing_ok=True)
@@ -166,14 +177,14 @@ def measure(log_odds: Float, gold: Float) -> Point:
     """`log_odds` and `gold` float64[P], both of the response that the annotator chose less the other."""
     accuracy = accuracy_with_interval(log_odds, np.zeros_like(log_odds))
     # Against gold, an annotator's verdict is lost as often as the one is likelier than the other.
-    lost = np.abs(2 * win_probability(gold / DEMO.annotator_temperature) - 1)
+    lost = np.abs(2 * win_probability(gold / NOISE) - 1)
     against = np.where(log_odds == 0, 0.5, np.sign(log_odds) != np.sign(gold))
     return {
         "accuracy": accuracy.value,
         "low": accuracy.low,
         "high": accuracy.high,
         "held_out_pairs": accuracy.pairs,
-        "ceiling": float(win_probability(np.abs(gold) / DEMO.annotator_temperature).mean()),
+        "ceiling": float(win_probability(np.abs(gold) / NOISE).mean()),
         "short": float(100 * (lost * against).mean()),
         "calibration": expected_calibration_error(log_odds),
     }
@@ -247,7 +258,7 @@ def run(given: argparse.Namespace, console: Console) -> None:
     known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     gold: Float = np.zeros(0)
     if any(str(labels) not in known for labels in wanted):
-        reader = Remembering.from_trunk(MODELS.base, head=DEMO.reward_model.head)
+        reader = Remembering.from_trunk(MODELS.base, head=REWARD_MODEL.head)
         sides = [(it.prompt, side) for it in (*unseen, *training) for side in (it.chosen, it.rejected)]
         reader.recall(distinct_texts(reader.read(sides))[0], work / "features.safetensors", console)
         values = worth([response.episode(prompt) for prompt, response in sides[: 2 * len(unseen)]], console)
@@ -269,9 +280,9 @@ def fitted(training: Sequence[Preference], console: Console) -> RewardModel:
     with stage(console, f"Fitting {len(training):,} labels") as tell:
         model, _ = fit_reward_model(
             training,
-            Remembering.from_trunk(MODELS.base, head=DEMO.reward_model.head),
-            DEMO.reward_model,
-            generator=torch.Generator().manual_seed(DEMO.seed),
+            Remembering.from_trunk(MODELS.base, head=REWARD_MODEL.head),
+            REWARD_MODEL,
+            generator=torch.Generator().manual_seed(FIT.wanted.seed),
             progress=lambda step, steps, loss: tell(step / steps, f"loss {loss:.3f}"),
         )
     return model

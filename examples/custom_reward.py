@@ -3,8 +3,8 @@
     python examples/custom_reward.py
 
 A small random model is rewarded for laughing and for ending on its only exclamation mark, and after a few seconds of
-GRPO it does both. In a package of its own, the two `register_reward` lines become a plugin hook: see
-rlhf_reward_haiku/ beside this file.
+GRPO it does both. A file of settings can name such code itself: see polite/ beside this file. In a package of its own,
+the two `register_reward` lines become a plugin hook: see rlhf_reward_haiku/.
 """
 
 from collections.abc import Sequence

@@ -45,8 +45,10 @@ if TYPE_CHECKING:
     from rlhf_env.learning.rollout import Rollout as Rollout
     from rlhf_env.learning.rollout import finished as finished
     from rlhf_env.learning.spending import Budget as Budget
+    from rlhf_env.pipeline.reward_settings import RewardModelSettings as RewardModelSettings
     from rlhf_env.pipeline.running import PipelineRun as PipelineRun
     from rlhf_env.pipeline.running import run_pipeline as run_pipeline
+    from rlhf_env.pipeline.votes import fit_to_votes as fit_to_votes
     from rlhf_env.plugins import Register as Register
     from rlhf_env.plugins import hookimpl as hookimpl
     from rlhf_env.plugins import register_agent as register_agent
@@ -128,6 +130,8 @@ _HOMES = {
     # What people prefer, and models of it.
     "PreferenceStore": "rlhf_env.feedback.store.store",
     "load_scorer": "rlhf_env.feedback.reward_models.loading",
+    "fit_to_votes": "rlhf_env.pipeline.votes",
+    "RewardModelSettings": "rlhf_env.pipeline.reward_settings",
     # Plugins.
     "Metric": "rlhf_env.lab.evaluation.metric",
     "hookimpl": "rlhf_env.plugins",

@@ -83,7 +83,7 @@ def code_in(words: str) -> tuple[PluginKind | None, OwnCode] | None:
     return (kind, OwnCode(code)) if names_code(code) else None
 
 
-def kind_of(target: object) -> PluginKind:
+def kind_of_code(target: object) -> PluginKind:
     """What code of one's own seems to be, by what it has: a function, for example, is a reward."""
     if hasattr(target, "Config") and hasattr(target, "update"):
         return "agent"
@@ -97,7 +97,7 @@ def find(host: PluginHost, words: str) -> Entry:
     """
     if found := code_in(words):
         said, code = found
-        return host.entry(said or kind_of(load_code(code)), code)
+        return host.entry(said or kind_of_code(load_code(code)), code)
     if words.endswith(".py"):
         raise PluginError(f'{words} is a file: name what is in it, "{words}:NAME"')
     kind, _, name = words.rpartition(":")

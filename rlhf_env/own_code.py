@@ -205,7 +205,7 @@ def load_code(code: OwnCode) -> object:
         raise _refused(f"{_spoken_source(code)} has no {code.attribute!r}{said}") from error
 
 
-def place_of(error: BaseException) -> str:
+def raised_at(error: BaseException) -> str:
     """Where in a file of one's own an error was raised: "polite.py, line 3"; "" if it was elsewhere."""
     files = {str(module.__file__) for module in _ours.values()} | {f for it in _neighbours.values() for f in it}
     lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
@@ -248,7 +248,7 @@ def _module_of_file(code: OwnCode) -> ModuleType:
         raise _refused(said)
     _refuse_late_imports(files, neighbours)
     _make_room_for(path, neighbours)
-    spec = importlib.util.spec_from_loader(name, _AsRead(path, content), origin=str(path))
+    spec = importlib.util.spec_from_file_location(name, path, loader=_AsRead(path, content))
     if spec is None or spec.loader is None:
         raise _refused(f"{near(path)} cannot be imported")
     module = importlib.util.module_from_spec(spec)

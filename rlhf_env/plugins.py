@@ -164,10 +164,14 @@ class Entry:
 def wrong_kind(kind: PluginKind, code: OwnCode, what: object) -> PluginError:
     """That code of one's own is no plugin of the kind, and how one looks."""
     name = getattr(what, "__name__", "")
-    is_what = f"the module {name}" if isinstance(what, ModuleType) else f"a {type(what).__name__}"
-    an = "an" if kind[0] in "aeiou" else "a"
-    said = f"{code.shown()} is {is_what}, and {an} {kind} is {_OF_ONES_OWN[kind]}"
+    of_kind = "module" if isinstance(what, ModuleType) else "class"
+    is_what = f"the {of_kind} {name}" if isinstance(what, (ModuleType, type)) else _a(type(what).__name__)
+    said = f"{code.shown()} is {is_what}, and {_a(kind)} is {_OF_ONES_OWN[kind]}"
     return PluginError(Problem(said, (own_code.KEY,)))
+
+
+def _a(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiouAEIOU' else 'a'} {noun}"
 
 
 def name_in(table: JsonObject, kind: PluginKind, default: object = None, *, key: str | None = "name") -> str | None:

@@ -92,15 +92,18 @@ def staged_schema(
     choices = []
     for kind, classes in kinds.items():
         tables = [maker.of_class(cls, partial=True) for cls in classes]
-        properties = {key: value for table in reversed(tables) for key, value in table["properties"].items()}
+        properties: Schema = dict(tables[-1]["properties"])
+        for cls, table in zip(classes[:-1], tables, strict=False):  # what stands one level up is the last class's
+            own = {field.name for field in dataclasses.fields(cls)}
+            properties |= {key: value for key, value in table["properties"].items() if key in own}
         about = {"type": "object", "description": tables[0].get("description", "")}
         maker.definitions[f"stage {kind}"] = {
             **about,
             "properties": {**properties, **head},
             "additionalProperties": False,
         }
-        chosen = {"properties": {"kind": {"const": kind}}}
-        choices.append({"if": chosen, "then": _reference(f"stage {kind}")})
+        of_kind = {"properties": {"kind": {"const": kind}}}
+        choices.append({"if": of_kind, "then": _reference(f"stage {kind}")})
     schema["properties"]["stage"] = {
         "type": "array",
         "minItems": 1,
@@ -291,7 +294,7 @@ class _Maker:
                 ],
                 "anyOf": list(known.values()),
             }
-            shared = {setting.name: self._setting(setting, partial=True) for setting in of_every_reward()}
+            shared = self._of_every_reward(partial=True)
             own_code: Schema = {"type": "object", **_OF_CODE, "properties": shared}
             weight = {"type": "number", "description": "The part's weight; the reward has its default settings."}
             parts = {
@@ -322,9 +325,13 @@ class _Maker:
             self.definitions[name] = self._made(entry, partial)
         return _reference(name)
 
+    def _of_every_reward(self, partial: bool) -> Schema:
+        shared = {setting.name: self._setting(setting, partial) for setting in of_every_reward()}
+        return {**shared, KEY: _CODE}
+
     def _made(self, entry: Entry, partial: bool) -> Schema:
         own = (
-            {setting.name: self._setting(setting, partial) for setting in of_every_reward()}
+            self._of_every_reward(partial)
             if entry.kind == "reward"
             else {"name": {"const": entry.name, "description": f"The {entry.kind}, of {entry.origin}."}}
         )

@@ -59,5 +59,13 @@ def for_terminal(text: str) -> str:
     return "".join(c for c in " ".join(_ESCAPE_SEQUENCE.sub("", text).split()) if not _is_invisible(c))
 
 
+def for_stream(text: str) -> str:
+    """A piece of a text, of which more will follow, without invisible characters but for line breaks and tabs.
+
+    Without its first character, an escape sequence is a few odd letters.
+    """
+    return "".join(c for c in text if not _is_invisible(c) or c in "\n\t")
+
+
 def _is_invisible(character: str) -> bool:
     return unicodedata.category(character) in _INVISIBLE

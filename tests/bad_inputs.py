@@ -18,14 +18,15 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from wrong import commands, data, experiments, grids, layouts, plugins, settings
+from wrong import commands, data, experiments, grids, layouts, lengths, own_code, pipelines, plugins, settings
 from wrong.table import BAD, Bad
 
 from rlhf_env.cli import main as cli
 from rlhf_env.errors import ConfigError
 from rlhf_env.shown_text import for_terminal
 
-AREAS = (experiments, settings, plugins, grids, data, layouts, commands)  # each adds its rows when it is imported
+# Each adds its rows when it is imported.
+AREAS = (experiments, settings, plugins, own_code, grids, data, layouts, lengths, commands, pipelines)
 
 
 def wrong_with(bad: Bad, folder: Path) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 # Before anything imports torch: its thread pool on a small busy machine turns seconds into half a minute.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["XDG_STATE_HOME"] = str(Path(__file__).parent.parent / "build" / "test-state")
 os.environ["RLHF_ENV_CACHE"] = str(Path(__file__).parent.parent / "build" / "test-cache")
 
 import typer.main

@@ -21,7 +21,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from bugs import agents, lab, learning, numbers, texts
+from bugs import agents, lab, layouts, learning, lengths, numbers, texts
 from bugs.mutant import Mutant
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,7 +54,15 @@ NOT_NUMERIC = "not learns and not resumes and not mix_keeps"  # long, and seldom
 PATIENCE = 300  # seconds for one run: a mutant that hangs is caught too
 
 
-MUTANTS = (*learning.MUTANTS, *agents.MUTANTS, *numbers.MUTANTS, *texts.MUTANTS, *lab.MUTANTS)
+MUTANTS = (
+    *learning.MUTANTS,
+    *agents.MUTANTS,
+    *numbers.MUTANTS,
+    *texts.MUTANTS,
+    *layouts.MUTANTS,
+    *lengths.MUTANTS,
+    *lab.MUTANTS,
+)
 
 
 def environment(tree: Path) -> dict[str, str]:

@@ -5,6 +5,7 @@ The person of this example judges in it, and the tests of the annotation page do
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -124,8 +125,9 @@ class Tab:
         time.sleep(0.43)
 
     def picture(self, file: Path, *, width: int, height: int) -> None:
-        """A PNG of what the tab shows, at twice the size in pixels."""
-        import base64
-
+        """A PNG of the page by daylight, at twice the size in pixels."""
+        daylight = [{"name": "prefers-color-scheme", "value": "light"}]
+        self.call("Emulation.setEmulatedMedia", features=daylight)
+        self.call("Emulation.setScrollbarsHidden", hidden=True)
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=2, mobile=False)
         file.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))

@@ -108,6 +108,9 @@ class Keyboard:
     def press(self, key: str) -> None:
         self._tab.press(key)
 
+    def picture(self, file: Path) -> None:
+        self._tab.picture(file, width=1120, height=540)
+
 
 class Requests:
     """What the page's script sends and reads, without a browser to run it in."""
@@ -168,8 +171,8 @@ class Vote:
     key: str
 
 
-def judge(link: str, taste: str, votes: int, *, name: str, browser: bool) -> list[Vote]:
-    """Judge until there are that many votes, or nothing is left; the votes."""
+def judge(link: str, taste: str, votes: int, *, name: str, browser: bool, picture: Path | None = None) -> list[Vote]:
+    """Judge until there are that many votes, or nothing is left; the votes. `picture`: of the page that comes next."""
     cast: list[Vote] = []
     with at_the_page(link, name, browser) as page:
         pair = page.pair()
@@ -177,6 +180,8 @@ def judge(link: str, taste: str, votes: int, *, name: str, browser: bool) -> lis
             cast.append(Vote(**pair, key=verdict(TASTES[taste], pair["replies"])))
             page.press(cast[-1].key)
             pair = page.pair()  # the next one is shown when this vote is on the disk
+        if picture is not None and isinstance(page, Keyboard):
+            page.picture(picture)
     return cast
 
 
@@ -188,17 +193,21 @@ def main() -> None:
     parser.add_argument("--name", default="the person")
     parser.add_argument("--browser", action=argparse.BooleanOptionalAction, default=CHROMIUM is not None)
     parser.add_argument("--ballot", type=Path, help="write what was read and pressed to this file, a JSON line each")
+    parser.add_argument("--picture", type=Path, help="a PNG of the page as it is after the votes")
     given = parser.parse_args()
     if given.browser and CHROMIUM is None:
         parser.error("no chromium, chromium-browser or google-chrome on PATH: install one, or say --no-browser")
+    if given.picture and not given.browser:
+        parser.error("--picture shows what is in the browser: leave --no-browser out")
     start = time.monotonic()
-    cast = judge(given.link, given.taste, given.votes, name=given.name, browser=given.browser)
+    how = {"name": given.name, "browser": given.browser, "picture": given.picture}
+    cast = judge(given.link, given.taste, given.votes, **how)
     if given.ballot:
         given.ballot.write_text("".join(json.dumps(vars(vote)) + "\n" for vote in cast), encoding="utf-8")
     keys = Counter(vote.key for vote in cast)
-    how = "key presses in a browser" if given.browser else "requests, without a browser"
-    print(f"{len(cast)} votes ({keys['t']} ties) in {time.monotonic() - start:.0f} s, by {how}")
-    sys.exit(0 if cast else 1)
+    by = "key presses in a browser" if given.browser else "requests, without a browser"
+    print(f"{len(cast)} votes ({keys['t']} ties) in {time.monotonic() - start:.0f} s, by {by}")
+    sys.exit(0 if cast or given.votes == 0 else 1)
 
 
 if __name__ == "__main__":

@@ -84,9 +84,20 @@ def maker_of_reward_model(grid: Grid, folder: Path, file: Path, console: Console
 
 
 @app.command(rich_help_panel=LEARNING)
-def report(folder: Annotated[Path, typer.Argument(help="A benchmark folder (with results/ in it).")]) -> None:
-    """Make the table and report.html of a benchmark folder again from its results."""
-    _show_report(folder, make_console())
+def report(
+    folder: Annotated[Path, typer.Argument(help="A benchmark folder (with results/ in it), or a pipeline's.")],
+) -> None:
+    """Make the table and report.html of a benchmark again from its results, or of a pipeline and its benchmarks."""
+    from rlhf_env.pipeline.report import ABOUT, about_pipeline, write_pipeline_report
+
+    console = make_console()
+    if not (folder / ABOUT).is_file():
+        _show_report(folder, console)
+        return
+    for stage in about_pipeline(folder).stages:
+        if any((folder / stage / "results").glob("*.json")):
+            _show_report(folder / stage, console)
+    write_pipeline_report(folder, console)
 
 
 def _show_report(folder: Path, console: Console) -> None:

@@ -80,11 +80,13 @@ def kinds_of_file() -> dict[str, type]:
     from rlhf_env.learning.experiment import Experiment
     from rlhf_env.pipeline.demo import DemoRewardModel
     from rlhf_env.pipeline.plan import PipelineFile
+    from rlhf_env.pipeline.reward_settings import RewardModelFile
     from rlhf_env.pipeline.stages.registry import settings_by_kind
 
     return {
         "An experiment (`rlhf-env train`)": Experiment,
         "A grid of experiments (`rlhf-env bench`)": Grid,
+        "A reward model of votes (`rlhf-env reward-model --config`)": RewardModelFile,
         "The demo's reward model (`[reward_model]` of a grid)": DemoRewardModel,
         "A pipeline (`rlhf-env pipeline`)": PipelineFile,
         **{
@@ -139,10 +141,10 @@ def _as_toml(value: object) -> str:
 @app.command(rich_help_panel=PLUGINS)
 def schema(
     kind: Annotated[
-        Literal["any", "experiment", "grid", "pipeline"],
+        Literal["any", "experiment", "grid", "reward-model", "pipeline"],
         typer.Argument(
             help="Of which files: an experiment (train), a grid (bench), or either of them, told apart by the tables "
-            "of agents that a grid has; pipeline: stages, one after the other."
+            "of agents that a grid has; reward-model: its --config; pipeline: stages, one after the other."
         ),
     ] = "any",
 ) -> None:
@@ -155,6 +157,7 @@ def schema(
     from rlhf_env.learning.experiment import Experiment
     from rlhf_env.pipeline.demo import DemoRewardModel
     from rlhf_env.pipeline.plan import PipelineFile
+    from rlhf_env.pipeline.reward_settings import RewardModelFile
     from rlhf_env.pipeline.stages.registry import settings_by_kind
     from rlhf_env.plugins import host
     from rlhf_env.schema import file_schema, one_of_files, staged_schema
@@ -164,6 +167,7 @@ def schema(
     makers = {
         "experiment": partial(file_schema, host(), Experiment, title="An experiment"),
         "grid": partial(file_schema, host(), Grid, title="A grid of experiments", tables=of_grids),
+        "reward-model": partial(file_schema, host(), RewardModelFile, title="A reward model of votes"),
         "pipeline": partial(staged_schema, host(), PipelineFile, stages, title="A pipeline", defaults=Experiment),
     }
     if kind == "any":
@@ -179,8 +183,8 @@ def check_one(
     what: Annotated[
         str,
         typer.Argument(
-            help="A TOML file (experiment or grid), or a plugin: reward:NAME, task:NAME, agent:NAME, or your own code: "
-            "FILE.py:NAME, reward:FILE.py:NAME."
+            help="A TOML file (experiment, grid, pipeline), or a plugin: reward:NAME, task:NAME, agent:NAME, or your "
+            "own code: FILE.py:NAME, reward:FILE.py:NAME."
         ),
     ],
     settings: Annotated[list[str] | None, typer.Argument(help="The plugin's settings, as in target=20.")] = None,
@@ -249,7 +253,15 @@ def _check_file(file: Path) -> None:
     from rlhf_env.learning.experiment import Experiment
     from rlhf_env.toml_files import naming_lines, read_toml
 
-    if "agents" not in read_toml(file):
+    table = read_toml(file)
+    if "stage" in table:
+        from rlhf_env.pipeline.plan import read_plan
+
+        with naming_lines(file):
+            plan = read_plan(file)
+            plan.check(Path("runs") / plan.about.name)
+        return
+    if "agents" not in table:
         experiment = Experiment.load(file)
         with naming_lines(file):
             workplace = prepare(experiment)

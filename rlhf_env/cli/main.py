@@ -18,10 +18,11 @@ import typer
 from rlhf_env import __version__
 from rlhf_env.cli import (
     benchmarks,
+    chatting,
     checking,
     collecting,
+    exporting,
     importing,
-    models,
     pipelines,
     preferences,
     reward_models,
@@ -33,10 +34,11 @@ from rlhf_env.errors import ConfigError, RlhfEnvError
 
 GROUPS = (
     benchmarks,
+    chatting,
     checking,
     collecting,
     importing,
-    models,
+    exporting,
     pipelines,
     preferences,
     reward_models,

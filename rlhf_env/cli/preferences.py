@@ -9,16 +9,23 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from rlhf_env.cli.shared import FEEDBACK, StoreFile, TrustCode, app, interruptible, preferences_app, stage_on_stderr
+from rlhf_env.cli.shared import (
+    FEEDBACK,
+    StoreFile,
+    TrustCode,
+    WhichCheckpoint,
+    app,
+    interruptible,
+    preferences_app,
+    stage_on_stderr,
+)
 from rlhf_env.errors import ConfigError, Problem, UnknownName, under
 from rlhf_env.types import JsonObject
 
 if TYPE_CHECKING:
     from rlhf_env.envs.over_long import OverLongCount
-    from rlhf_env.feedback.judgements import Response
     from rlhf_env.feedback.store.items import Origin, VoteProgress
     from rlhf_env.feedback.store.store import PreferenceStore
-    from rlhf_env.types import Prompt
 
 
 @app.command(rich_help_panel=FEEDBACK)
@@ -245,8 +252,9 @@ def ask_who_is_better(
         list[str],
         typer.Argument(
             metavar="[NAME=]PATH...",
-            help="Two or more: a run folder, a JSONL or CSV file with the columns prompt and response, or the "
-            "evaluation.json or result file of a run. NAME (default: the file's) is who the results speak of.",
+            help="Two or more: a run folder; a model (folder, hub name), which answers what the first run is asked; a "
+            "JSONL or CSV file with the columns prompt and response; the evaluation.json or result file of a run. NAME "
+            "(default: the file's) is who the results speak of.",
         ),
     ],
     overlap: Annotated[int, typer.Option(help="How many people judge each pair.", min=1)] = 1,
@@ -254,6 +262,7 @@ def ask_who_is_better(
     prompts: Annotated[
         int | None, typer.Option(help="Held-out prompts of a run folder (default: as many as it says).", min=2)
     ] = None,
+    checkpoint: WhichCheckpoint = "best",
     trust_code: TrustCode = False,
     seed: Annotated[int, typer.Option(help="Draws the order that pairs are shown in.", min=0)] = 0,
 ) -> None:
@@ -264,18 +273,22 @@ def ask_who_is_better(
     """
     from rlhf_env.feedback.asking.tournament import blind_pairs
     from rlhf_env.feedback.store.store import PreferenceStore
+    from rlhf_env.lab.evaluation.answers import answers_of
     from rlhf_env.learning.engine import set_threads
 
     set_threads()
     named = [word.rpartition("=")[::2] for word in answers]
-    sources = {name or Path(path).stem: Path(path) for name, path in named}
+    sources = {name or Path(path).stem: path for name, path in named}
     if len(sources) != len(answers) or len(sources) < 2:
         raise ConfigError("two or more sources are needed, each with a name of its own: say NAME=PATH")
     with stage_on_stderr("Reading what they wrote") as tell:
-        written = []
-        for place, (name, path) in enumerate(sources.items()):
+
+        def on_source(place: int) -> None:
             tell(place / len(sources), f"{place + 1} of {len(sources)}")
-            written.append(_answers(path, name, prompts, trust_code))
+
+        written = answers_of(
+            sources, prompts=prompts, checkpoint=checkpoint, trust_code=trust_code, on_source=on_source
+        )
     pairs = blind_pairs(written, overlap=overlap, criterion=criterion, seed=seed)
     with PreferenceStore(store) as opened:
         opened.add_items(pairs.items)
@@ -283,39 +296,6 @@ def ask_who_is_better(
             f"{len(pairs.items):,} pairs on {pairs.prompts:,} prompts asked for, {pairs.same:,} left out that say "
             f"the same; {_progress_line(opened.progress())}"
         )
-
-
-def _answers(path: Path, name: str, prompts: int | None, trust_code: bool) -> list[tuple[Prompt, Response]]:
-    """What a source wrote, under the name of a policy: a run writes anew, at its newest checkpoint."""
-    import json
-
-    from rlhf_env.feedback.asking.collecting import read_responses
-    from rlhf_env.feedback.interchange.provenance import prompt_from
-    from rlhf_env.feedback.judgements import Author, Response
-
-    author = Author("policy", name)
-    if path.is_dir():
-        from dataclasses import replace
-
-        from rlhf_env.lab.evaluation.evaluator import Evaluator
-        from rlhf_env.lab.evaluation.runs import load_run
-
-        workplace = load_run(path, trust_code=trust_code).workplace
-        if prompts is not None:
-            evaluation = replace(workplace.experiment.evaluation, prompts=prompts)
-            workplace = replace(workplace, experiment=replace(workplace.experiment, evaluation=evaluation))
-        rollout, _ = Evaluator.of(workplace).texts(workplace.agent)
-        return [(episode.prompt, Response.from_episode(episode, author)) for episode in rollout.episodes]
-    if path.suffix.lower() == ".json":
-        try:
-            samples = json.loads(path.read_text(encoding="utf-8"))["samples"]
-            return [(prompt_from(it["prompt"], {}), Response(it["response"], author)) for it in samples]
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            if isinstance(error, ConfigError):
-                error.found_in(str(path))
-                raise
-            raise ConfigError(f"{path}: no samples of a run can be read from it: {error!r}") from error
-    return read_responses(path, author)
 
 
 @preferences_app.command("verify")

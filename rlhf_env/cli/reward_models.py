@@ -20,8 +20,8 @@ _WHICH, _LEARNED, _FIT, _RESTRAINT, _IMPORTANCE = (
 )
 
 
-def _option(panel: str, help: str, **more: Any) -> Any:
-    return typer.Option(help=help, rich_help_panel=panel, show_default=False, **more)
+def _option(panel: str, help: str, *names: str) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False)
 
 
 @app.command("reward-model", rich_help_panel=FEEDBACK)
@@ -60,14 +60,20 @@ def reward_model_from_votes(
         int | None, _option(_WHICH, "Fit to this many only, with texts that lie far apart (k-centre).")
     ] = None,
     over_long: Annotated[
-        str | None, _option(_WHICH, 'Texts beyond the model\'s context: "refuse" (default) or "leave out".')
+        str | None,
+        _option(
+            _WHICH, 'Texts beyond the model\'s context: "refuse" (default), "leave out", "cut left" (right, middle).'
+        ),
+    ] = None,
+    layout: Annotated[
+        str | None, _option(_WHICH, "The layout of a published set, as `preferences layouts` lists them.")
     ] = None,
     annotator: Annotated[
         str | None, _option(_WHICH, "Who judged what a file does not say who (default: its name).")
     ] = None,
     label_config: Annotated[Path | None, _option(_WHICH, "Label Studio's labeling configuration (XML).")] = None,
     skip: Annotated[
-        bool | None, _option(_WHICH, "Leave out lines that cannot be read, and count them.", is_flag=True)
+        bool | None, _option(_WHICH, "Leave out lines that cannot be read, and count them.", "--skip")
     ] = None,
     votes: Annotated[
         str | None,
@@ -84,13 +90,15 @@ def reward_model_from_votes(
     margin_scale: Annotated[
         float | None, _option(_LEARNED, "With margins: log-odds for each point of the annotators' scale (default 1).")
     ] = None,
-    epochs: Annotated[int | None, _option(_FIT, "Passes over trunk and head (default 2); 0: head alone.")] = None,
+    epochs: Annotated[
+        int | None, _option(_FIT, "The most passes over trunk and head (default 8); 0: head alone.")
+    ] = None,
     head: Annotated[
         str | None, _option(_FIT, '"linear" (default), or "reply", which reads the whole response.')
     ] = None,
     head_epochs: Annotated[int | None, _option(_FIT, "Passes before, over the head alone (default 0).")] = None,
     learning_rate: Annotated[float | None, _option(_FIT, "The highest of the passes over the trunk (3e-4).")] = None,
-    batch_size: Annotated[int | None, _option(_FIT, "Judgements of a gradient step (default 32).")] = None,
+    batch_size: Annotated[int | None, _option(_FIT, "Judgements of a gradient step (default 16).")] = None,
     members: Annotated[
         int | None,
         _option(_FIT, "Heads on one trunk, each fitted to its own bootstrap of the judgements: an ensemble."),
@@ -130,7 +138,7 @@ def reward_model_from_votes(
     options = dict(locals())
     given: JsonObject = {}
     words: dict[str, str] = {}
-    for name in _SETTINGS:
+    for name in SETTINGS:
         value = options[name]
         if value not in (None, []):
             given[name] = str(value) if isinstance(value, Path) else value
@@ -164,8 +172,20 @@ def reward_model_from_votes(
 
 
 # What the command has an option for, by the names of `RewardModelFile`.
-_SETTINGS = (
-    *("store", "base", "out", "held_out", "criterion", "annotators", "without", "diverse", "over_long", "annotator"),
+SETTINGS = (
+    *(
+        "store",
+        "base",
+        "out",
+        "held_out",
+        "criterion",
+        "annotators",
+        "without",
+        "diverse",
+        "over_long",
+        "annotator",
+        "layout",
+    ),
     *("label_config", "skip", "votes", "loss", "margin_scale", "epochs", "head", "head_epochs", "learning_rate"),
     *("batch_size", "members", "models", "dtype", "seed", "label_smoothing", "weight_decay", "dropout", "centring"),
     *("magnitude", "fairness", "groups", "wanted", "drawn"),

@@ -143,7 +143,7 @@ def _say_how_it_ended(finished: Run, console: Console) -> None:
 
     from rlhf_env.lab.evaluation.asked import PromptsAsked
     from rlhf_env.lab.evaluation.likelihood import MEASURES
-    from rlhf_env.lab.evaluation.metrics import meaning_of, with_plugins
+    from rlhf_env.lab.evaluation.metrics import meaning_of, metrics_of
     from rlhf_env.shown_text import near
 
     lost = [f"Lost: {line}" for line in finished.lost]
@@ -151,10 +151,13 @@ def _say_how_it_ended(finished: Run, console: Console) -> None:
     for line in (*lost, *not_exact):
         console.print(f"[yellow]{escape(line)}[/yellow]", highlight=False, soft_wrap=True)
     measured = finished.evaluation.metrics
-    asked = PromptsAsked.of(measured, int(measured.get("answers", finished.experiment.evaluation.prompts)))
-    console.print(f"Ended: {finished.reason}. On {asked or 'the prompts of the evaluation'}:")
+    evaluation = finished.experiment.located().evaluation
+    asked = PromptsAsked.of(measured, int(measured.get("answers", evaluation.prompts * evaluation.samples)))
+    drawn = finished.workplace.evaluation_sampling
+    said = "" if drawn is None else f", written {drawn}"
+    console.print(f"Ended: {finished.reason}. On {asked or 'the prompts of the evaluation'}{said}:")
     own = MEASURES if "answers" in measured else ()  # of an agent that imitates
-    metrics = (*own, *with_plugins(finished.experiment.located().evaluation.metrics or ()))
+    metrics = (*own, *metrics_of(evaluation))
     for key, value in sorted(finished.evaluation.metrics.items()):
         line = f"  {key:24s} {value:10.4f}  {escape(meaning_of(key, metrics))}"
         console.print(line.rstrip(), highlight=False, no_wrap=True, overflow="ellipsis")
@@ -168,23 +171,80 @@ def evaluate(
     prompts: Annotated[
         int | None, typer.Option(help="How many prompts (default: as many as the experiment says).", min=2)
     ] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Answers to each prompt (default: as the experiment says).", min=1)
+    ] = None,
+    greedy: Annotated[
+        bool, typer.Option("--greedy", help="Always the likeliest token; one answer to each prompt.")
+    ] = False,
+    temperature: Annotated[
+        float | None, typer.Option(help="What logits are divided by (default: as in training).")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="Draw from this many of the likeliest tokens (0: all).")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Draw from the likeliest tokens that together are this probable.")
+    ] = None,
+    pass_at: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K,K",
+            help="How often one of k answers is a success, such as 1,8: without bias, from --samples of K or more.",
+        ),
+    ] = None,
+    success: Annotated[
+        str | None,
+        typer.Option(
+            help="What a success is: a part of the reward that is 0 or 1 (default: task), or 'PART >= NUMBER'."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Where the JSON goes (default: RUN/against_reference.json).")] = None,
     checkpoint: WhichCheckpoint = "best",
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Compare with this model, or with that of this run, instead of the one that the run began with.",
+        ),
+    ] = None,
     trust_code: TrustCode = False,
     threads: Threads = None,
 ) -> None:
     """Compare a run's agent with its reference: rewards, win rate, KL, diversity, and changes of behaviour.
 
     It tests which phrases and formats became more or less frequent, which phrases raise the reward, and whether the
-    agent uses those more often.
+    agent uses those more often. Drawn otherwise than in training (--greedy, --temperature, ...), objective and KL are
+    those of the texts that were drawn, and not what training maximises.
     """
     from rlhf_env.lab.evaluation.against_reference import evaluate_run, evaluation_tables
     from rlhf_env.learning.engine import set_threads
 
     set_threads(threads)
-    found = evaluate_run(run, prompts=prompts, checkpoint=checkpoint, trust_code=trust_code)
+    drawn = {"top_k": 1 if greedy else top_k, "temperature": temperature, "top_p": top_p}
+    if greedy and [name for name in ("temperature", "top_p") if drawn[name] is not None] + [top_k] * (
+        top_k is not None
+    ):
+        raise ConfigError("--greedy draws nothing: leave out --temperature, --top-k and --top-p")
+    found = evaluate_run(
+        run,
+        prompts=prompts,
+        samples=samples,
+        decoding={name: value for name, value in drawn.items() if value is not None} or None,
+        pass_at=None if pass_at is None else _whole_numbers("--pass-at", pass_at),
+        success=success,
+        checkpoint=checkpoint,
+        reference=reference,
+        trust_code=trust_code,
+    )
     file = out or run / "against_reference.json"
     found.save(file)
     console = make_console()
     console.print(evaluation_tables(found))
     console.print(f"Evaluation: {file}", highlight=False, soft_wrap=True)
+
+
+def _whole_numbers(option: str, words: str) -> list[int]:
+    """Those of "1,8". Raises ConfigError."""
+    try:
+        return [int(word) for word in words.split(",")]
+    except ValueError:
+        raise ConfigError(f"{option} {words}: whole numbers with commas between them are needed, such as 1,8") from None

@@ -23,6 +23,7 @@ from rlhf_env.envs.isolation import RewardFailed
 from rlhf_env.envs.reward_answers import LARGEST_SCORE, Answers, episode_answers, together, token_answers
 from rlhf_env.envs.waiting import Asking, WaitsOutside
 from rlhf_env.errors import ConfigError, RewardError
+from rlhf_env.own_code import raised_at
 from rlhf_env.settings import Share, fits, settings
 from rlhf_env.types import (
     AnyReward,
@@ -487,7 +488,8 @@ def _reads_logprobs(part: AnyReward) -> bool:
 def _what_it_did(error: BaseException) -> str:
     if isinstance(error, (RewardFailed, RewardError)):
         return str(error)
-    return f"raised {type(error).__name__}: {error}"
+    place = raised_at(error)
+    return f"raised {type(error).__name__}: {error}{f' ({place})' if place else ''}"
 
 
 def _id(episode: Episode) -> str:

@@ -407,7 +407,7 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
         index_of_row = {int(row): self._prompt_index(int(row)) for row in rows}
         asked: dict[int, tuple[Prompt, Int, Bool | None]] = {}
         for index in dict.fromkeys(index_of_row.values()):  # a group shares its prompt: read and encode it once
-            prompt = self.task.prompt(index, self._options)
+            prompt = self.task.prompt(index % (self.task.size or index + 1), self._options)  # it may be asked again
             ids = self.prompt_ids(prompt)
             asked[index] = prompt, ids, self._mask_after(prompt, ids[:0]) if self._action_mask is not None else None
         self.settle(rows)

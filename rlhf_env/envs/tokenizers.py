@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rlhf_env import assets
 from rlhf_env.envs.transformers_tokenizer import own_tokenizer, render_chat
@@ -103,7 +104,7 @@ class FileTokenizer:
         return int(found)
 
     def encode(self, text: str, /) -> list[int]:
-        return list(self._tokenizer.encode(_utf8(text), add_special_tokens=False).ids)
+        return list(self._encoding(_utf8(text), special=False).ids)
 
     def encode_prompt(self, prompt: Prompt, /) -> list[int]:
         """The ids that the tokenizer itself gives the text, but for end tokens after it: an answer follows.
@@ -119,12 +120,19 @@ class FileTokenizer:
             return self.encode(_utf8(render_chat(self.own, messages)))
         if self._markers is not None and not any(marker in text for marker in self._markers):
             return self.encode(render_chat(self.own, [{"role": "user", "content": text}]))
-        encoding = self._tokenizer.encode(text, add_special_tokens=True)
+        encoding = self._encoding(text, special=True)
         own, added = self.encode(text), list(encoding.special_tokens_mask)
         if not own:  # whatever there is was added
             return [token for token in encoding.ids if token not in self.end_ids]
         begin = list(encoding.ids[: added.index(0)])
         return own if own[: len(begin)] == begin else [*begin, *own]
+
+    def _encoding(self, text: str, *, special: bool) -> Any:
+        """Raises DataError for a text that the tokenizer refuses, as one without a token for what it does not know."""
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=special)
+        except Exception as error:  # the Rust library raises bare exceptions
+            raise DataError(f"the tokenizer in {self.folder} cannot read {text[:60]!r}: {error}") from error
 
     def decode(self, ids: Sequence[int], /) -> str:
         return str(self.own.decode([int(i) for i in ids], skip_special_tokens=True))

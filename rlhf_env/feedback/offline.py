@@ -11,6 +11,9 @@ them.
 
 from __future__ import annotations
 
+import functools
+import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +21,7 @@ from pathlib import Path
 from rlhf_env.envs.over_long import OverLong, OverLongCount
 from rlhf_env.envs.tokenizers import prompt_ids
 from rlhf_env.errors import DataError
-from rlhf_env.feedback.interchange import may_hold_judgements, read_judgements
+from rlhf_env.feedback.interchange import Reading, judgements_in, may_hold_judgements, read_judgements
 from rlhf_env.feedback.interchange.lengths import fit_lengths, require_fit, written_with
 from rlhf_env.feedback.judgements import Judgement, Preference, Response
 from rlhf_env.feedback.kinds import HIGHEST, LOWEST, ScoredResponse, kind_of, preferences_of
@@ -36,12 +39,33 @@ def load_judgements(path: str | Path) -> list[Judgement]:
     They may be in the layout of any published set that `preferences import` reads.
     """
     path = Path(path)
+    if path.is_dir():
+        return list(_judgements_of(path))
     if may_hold_judgements(path):
-        return read_judgements(path)
+        try:
+            state = path.stat()
+        except OSError:
+            return read_judgements(path)  # which says what is wrong
+        return list(_read_once(path, state.st_mtime_ns, state.st_size))
     if not path.is_file():  # a store would be made there
         raise DataError(f"{path}: no such file of preferences")
     with PreferenceStore(path) as store:
         return list(store.judgements())
+
+
+@functools.lru_cache(maxsize=1)
+def _read_once(path: Path, changed: int, size: int) -> tuple[Judgement, ...]:
+    """The judgements of a file. A run asks for the same ones several times, and large files take minutes to read."""
+    return _judgements_of(path)
+
+
+def _judgements_of(path: Path) -> tuple[Judgement, ...]:
+    """What is passed over is said: nobody looks at the file again."""
+    reading = Reading(source=path.name)
+    judgements = tuple(judgements_in(path, reading))
+    for what, count in reading.passed_over.items():
+        warnings.warn(f"{path}: passed over: {what}: {count:,}", RuntimeWarning, stacklevel=1)
+    return judgements
 
 
 def load_fitting(
@@ -80,6 +104,13 @@ def pairs_of(judgements: Sequence[Judgement], path: str | Path) -> list[Preferen
                 f"{path}: {labels:,} answers judged one by one and no decided pair: the agent kto learns from such"
             )
         raise DataError(f"{path}: the store has no decided pair: add judgements first")
+    criteria = Counter(pair.criterion for pair in preferences)
+    if len(criteria) > 1:
+        each = ", ".join(f"{name} ({count:,})" for name, count in criteria.items())
+        said = (
+            f"{path}: pairs by several criteria are learned from alike: {each}; rlhf-env preferences import --criterion"
+        )
+        warnings.warn(f"{said} takes those of one", RuntimeWarning, stacklevel=1)  # once, whoever asks
     return preferences
 
 

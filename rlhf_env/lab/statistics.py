@@ -67,6 +67,18 @@ def probability_of_improvement(scores: Float, others: Float) -> float:
     return float((np.sign(difference) / 2.0 + 0.5).mean())
 
 
+def pass_at_k(answers: int, successes: int, k: int) -> float:
+    """How likely k of the `answers` to a prompt, drawn without replacement, hold one of the `successes`.
+
+    1 - C(n - c, k) / C(n, k): the unbiased estimator of "at least one of k new answers is a success" (Chen et al. 2021,
+    arXiv 2107.03374, eq. 1). In whole numbers to the last division, so that it is exact to a rounding.
+    """
+    if not 0 <= successes <= answers or not 1 <= k <= answers:
+        raise DataError(f"pass@{k} of {answers} answers, {successes} of them right: these numbers do not fit together")
+    every = math.comb(answers, k)
+    return (every - math.comb(answers - successes, k)) / every
+
+
 # ---------------------------------------------------------------- intervals
 
 

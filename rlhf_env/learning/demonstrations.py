@@ -26,10 +26,11 @@ from rlhf_env.learning.sources import DataSource, PackedSource
 from rlhf_env.types import Episode, Prompt, Task, Tokenizer, TokenScorer
 
 _SHOWN = 20  # problems in one report
+_LOOKED_AT = 20  # answers, to see what a chat template makes of them
 
 
 @dataclass(frozen=True)
-class Answers:
+class GivenAnswers:
     """The answers of a task, one text for each, and how many of them were too long."""
 
     episodes: Sequence[Episode]
@@ -45,7 +46,7 @@ def demonstrations_of(
     context: int | None = None,
     wanted: Demonstrated | None = None,
     over_long: OverLong = "refuse",
-) -> Answers:
+) -> GivenAnswers:
     """Every prompt of the task with its completion, closed by its end token, as if the agent had written it.
 
     With `wanted.turns` "every", the assistant's earlier messages as well. `over_long`: of more than `context` tokens,
@@ -66,7 +67,7 @@ def demonstrations_of(
     for index in range(task.size):
         prompt = task.prompt(index, {})
         try:
-            turns = list(turns_of(prompt, tokenizer, wanted or Demonstrated()))
+            turns = list(answered_turns(prompt, tokenizer, wanted or Demonstrated()))
         except DataError as error:
             problems += error.problems
             continue
@@ -105,10 +106,10 @@ def demonstrations_of(
         raise DataError(*problems[:_SHOWN], *([f"... and {more:,} more such prompts"] if more > 0 else []))
     if not found:
         raise DataError(f"over_long = 'leave out' leaves no answer: each of the {answers:,} is too long for the model")
-    return Answers(found, conversation, OverLongCount(of=answers, left_out=left_out, cut=cut))
+    return GivenAnswers(found, conversation, OverLongCount(of=answers, left_out=left_out, cut=cut))
 
 
-def turns_of(prompt: Prompt, tokenizer: Tokenizer, wanted: Demonstrated) -> Iterator[tuple[Prompt, str]]:
+def answered_turns(prompt: Prompt, tokenizer: Tokenizer, wanted: Demonstrated) -> Iterator[tuple[Prompt, str]]:
     """(what is asked, what is answered) for each answer that is learned; those before the last one only if `wanted`.
 
     Raises DataError where earlier ones are wanted, and cannot be asked as the model would be asked for them.
@@ -150,18 +151,39 @@ def demonstration(prompt: Prompt, completion: str, tokenizer: Tokenizer) -> Epis
 def answer_ids(prompt: Prompt, completion: str, tokenizer: Tokenizer) -> list[int]:
     """What the model is to write: in a conversation that its template wrote, what the template writes for the answer,
     up to the token that ends it; otherwise the completion's own tokens and the end token."""
-    if prompt.rendered and prompt.messages and isinstance(tokenizer, FileTokenizer) and tokenizer.own.chat_template:
-        answered = [*prompt.messages, {"role": "assistant", "content": completion}]
-        try:
-            whole = render_chat(tokenizer.own, answered, asks=False)
-        except Exception:  # templates refuse conversations with exceptions of their own
-            whole = ""
-        if whole.startswith(prompt.text):
-            ids, ends = tokenizer.encode(whole[len(prompt.text) :]), end_ids(tokenizer)
-            closing = next((place for place, token in enumerate(ids) if token in ends), None)
-            if closing is not None:
-                return ids[: closing + 1]
-    return [*tokenizer.encode(completion), tokenizer.end_id]
+    return _as_the_template_writes(prompt, completion, tokenizer) or [*tokenizer.encode(completion), tokenizer.end_id]
+
+
+def _as_the_template_writes(prompt: Prompt, completion: str, tokenizer: Tokenizer) -> list[int]:
+    """Empty where the template wrote no prompt, does not go on from it, or writes no end token."""
+    if not _is_templated(prompt) or not isinstance(tokenizer, FileTokenizer) or not tokenizer.own.chat_template:
+        return []
+    answered = [*prompt.messages, {"role": "assistant", "content": completion}]
+    try:
+        whole = render_chat(tokenizer.own, answered, asks=False)
+    except Exception:  # templates refuse conversations with exceptions of their own
+        return []
+    if not whole.startswith(prompt.text):
+        return []
+    ids, ends = tokenizer.encode(whole[len(prompt.text) :]), end_ids(tokenizer)
+    closing = next((place for place, token in enumerate(ids) if token in ends), None)
+    return [] if closing is None else ids[: closing + 1]
+
+
+def _is_templated(prompt: Prompt) -> bool:
+    return prompt.rendered and bool(prompt.messages)
+
+
+def note_on_template(answers: GivenAnswers, tokenizer: Tokenizer) -> str:
+    """What is to be said where a chat template asks for an answer in one way and writes it in another; else ""."""
+    asked = [it for it in answers.episodes if _is_templated(it.prompt)]
+    plain = [it for it in asked[:_LOOKED_AT] if not _as_the_template_writes(it.prompt, it.response, tokenizer)]
+    if not plain:
+        return ""
+    return (
+        "answers are learned as their text and the end token: the model's chat template does not write an answer where "
+        f"it asks for one (after {plain[0].prompt.text[-20:]!r}), or does not end it with an end token of the model"
+    )
 
 
 def _cut(episode: Episode, completion: str, tokenizer: Tokenizer, most: int, how: OverLong) -> Episode | None:
@@ -179,7 +201,7 @@ def _cut(episode: Episode, completion: str, tokenizer: Tokenizer, most: int, how
     return replace(again, response=text, response_ids=ids, actions=again.actions[:left], finish_reason="length")
 
 
-def joined(answers: Answers, *, context: int | None = None) -> list[Episode]:
+def joined(answers: GivenAnswers, *, context: int | None = None) -> list[Episode]:
     """The texts of `answers`, those of one conversation put together where the next begins with the one before."""
     texts: list[Episode] = []
     latest = -1
@@ -211,7 +233,7 @@ def with_every_token(episode: Episode) -> Episode:
 
 
 def demonstration_source(
-    answers: Answers,
+    answers: GivenAnswers,
     tokenizer: Tokenizer,
     *,
     rows: int,

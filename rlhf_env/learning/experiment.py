@@ -18,7 +18,7 @@ from rlhf_env.envs.rewards import NoReward, RewardMix
 from rlhf_env.envs.stop_strings import require_stop_strings, stop_string_problems
 from rlhf_env.envs.tasks import held_out, load_task
 from rlhf_env.envs.text_vector_env import TextVectorEnv
-from rlhf_env.errors import ConfigError, DataError, Problem, under
+from rlhf_env.errors import ConfigError, DataError, Problem, did_you_mean, under
 from rlhf_env.learning.agent import Agent, Setup, traits
 from rlhf_env.learning.checkpoints import fingerprint
 from rlhf_env.learning.configuration import from_table
@@ -32,9 +32,10 @@ from rlhf_env.learning.run_models import keep_base
 from rlhf_env.learning.sources import EnvSource, Source
 from rlhf_env.learning.spending import Budget, Spending
 from rlhf_env.learning.stopping import MaxKL, Patience, load_stopping_rules
+from rlhf_env.learning.success import Success
 from rlhf_env.learning.tracking import check_trackers
 from rlhf_env.own_code import OwnCode, code_named_in, files_in, label_of, names_code, require_unchanged
-from rlhf_env.policies.policy import HasContext, Policy, all_weights
+from rlhf_env.policies.policy import HasContext, Policy, Sampling, all_weights
 from rlhf_env.relative_paths import relative_to
 from rlhf_env.settings import (
     AtLeastOne,
@@ -44,6 +45,7 @@ from rlhf_env.settings import (
     IsPath,
     Name,
     NonNegative,
+    PartOf,
     Positive,
     Seed,
     Whole,
@@ -122,6 +124,40 @@ class EvaluationSettings:
     """Rewards to measure beside the training objective that no agent sees, as in [rewards]: the gold reward."""
     metrics: Annotated[list[Name] | None, ChoosesByName("metric")] = None
     """Names of metrics that plugins offer, to measure beside those of `lab.evaluation.metrics`; or "FILE.py:NAME"."""
+    samples: _Size = 1
+    """Answers to each prompt. Intervals count prompts, whatever this is."""
+    decoding: Annotated[JsonObject, PartOf(Sampling)] = field(default_factory=dict)
+    """How these answers are drawn, where it is not as [policy.sampling] says: `{ top_k = 1 }` is greedy. Objective and
+    KL are then those of answers drawn so, and not what training maximises."""
+    pass_at: list[AtLeastOne] = field(default_factory=list)
+    """For each k of these, how often at least one of k answers to a prompt is a success: `pass_at_1`, `pass_at_8`."""
+    success: Name = "task"
+    """What a success is: a part of [rewards] or of [evaluation.rewards] that is 0 or 1, or "PART >= NUMBER"."""
+
+    def problems(self) -> Iterator[Problem]:
+        if self.prompts * self.samples > _MOST:
+            yield fault("samples", f"= {self.samples:,} answers to {self.prompts:,} prompts are more than {_MOST:,}")
+        for k in self.pass_at:
+            if k > self.samples:
+                yield fault(
+                    "pass_at", f"{k} needs samples = {k} or more answers to each prompt, and there are {self.samples}"
+                )
+        try:
+            drawn = from_table(Sampling, self.decoding, "decoding")
+        except ConfigError as error:
+            for problem in error.problems:
+                keys = problem.keys if isinstance(problem, Problem) else ()
+                yield Problem(str(problem), ("decoding", *keys))
+        else:
+            if drawn.greedy and self.samples > 1:
+                yield fault(
+                    "samples",
+                    f"= {self.samples} answers to a prompt are all the same where decoding is greedy (top_k = 1)",
+                )
+        try:
+            Success.read(self.success)
+        except ConfigError as error:
+            yield fault("success", f"= {error}")
 
 
 @settings
@@ -240,6 +276,9 @@ class Experiment:
             del table["environment"]["stop"]
         if self.evaluation.best == EvaluationSettings().best:
             del table["evaluation"]["best"]
+        for name in ("samples", "decoding", "pass_at", "success"):
+            if getattr(self.evaluation, name) == getattr(EvaluationSettings(), name):
+                del table["evaluation"][name]
         if self.environment.over_long == EnvironmentSettings().over_long:
             del table["environment"]["over_long"]
         return tomli_w.dumps(_without_none(table))
@@ -301,7 +340,7 @@ class Workplace:
         missing here: evaluations for `patience`, a source of pairs for `preferences`; and what `train` raises.
         """
         experiment, setup = self.experiment, self.setup
-        stopping = load_stopping_rules(experiment.stopping_tables())
+        stopping = load_stopping_rules(experiment.located().stopping_tables())
         if evaluate is None and (counting := stopping.of(Patience)):
             rule = f"patience = {experiment.patience}" if experiment.patience else f"[stopping.{counting[0]}]"
             raise ConfigError(f"{rule} counts evaluations: pass `evaluate`, or use rlhf_env.run")
@@ -360,6 +399,12 @@ class Workplace:
         provided = {"reference": self.setup.reference, "tokenizer": self.setup.tokenizer}
         with under("evaluation", "rewards"):
             return load_rewards(rewards, self.env.task, provided)
+
+    @property
+    def evaluation_sampling(self) -> Sampling | None:
+        """How the answers of an evaluation are drawn; None: as in training."""
+        changes = self.experiment.evaluation.decoding
+        return replace(self.setup.policy.sampling, **changes) if changes else None
 
     def check_prompts(self) -> None:
         """Encode the prompts of training and evaluation: the first 10,000, 8 of a task without end.
@@ -488,6 +533,13 @@ def check_plugins(experiment: Experiment) -> Task:
             look(partial(_check_reward, part, table), *keys, part)
     agent = look(lambda: agent_factory(experiment.agent), "agent")
     if agent is not None:
+        if imitates(experiment.agent) and experiment.preferences is not None:
+            name = experiment.agent.get("name")
+            said = (
+                f"{name} imitates every text it is given, and of judged answers some were rejected: dpo and kto learn "
+            )
+            said += f"from judgements; {name} learns the completions of a [task], of a file, say"
+            look(partial(_refuse, said), "preferences")
         look(lambda: _check_budget(experiment), "budget")
         look(lambda: _check_stopping(experiment), "stopping")
     look(lambda: check_trackers(experiment.trackers), "trackers")
@@ -495,9 +547,25 @@ def check_plugins(experiment: Experiment) -> Task:
         look(
             partial(plugins.host().load, "metric", OwnCode(name) if names_code(name) else name), "evaluation", "metrics"
         )
+    look(lambda: check_success(experiment), "evaluation")
     if problems:
         raise ConfigError(*problems)
     return task
+
+
+def _refuse(said: str) -> None:
+    raise ConfigError(Problem(said))
+
+
+def check_success(experiment: Experiment) -> None:
+    """Raises ConfigError where pass@k is asked for, and what success is told by is not measured."""
+    part, known = (
+        Success.read(experiment.evaluation.success).part,
+        [*experiment.rewards, *experiment.evaluation.rewards],
+    )
+    if experiment.evaluation.pass_at and part not in known:
+        said = f"success = {experiment.evaluation.success!r}: no part of the reward is called {part!r}"
+        raise ConfigError(Problem(f"{said}{did_you_mean(part, known)}", ("success",)))
 
 
 def _check_budget(experiment: Experiment) -> None:

@@ -282,10 +282,14 @@ def pair_loss(
     """
     margin = chosen - rejected
     if kind == "ipo":
-        return (margin - (0.5 if offset is None else offset) / beta).square()
+        wanted = 1.0 / (2.0 * beta) if offset is None else offset / beta
+        return (margin - wanted).square()
     if kind == "sigmoid":
-        wanted = beta * margin if offset is None else beta * margin - offset
-        right, wrong = F.logsigmoid(wanted), F.logsigmoid(-wanted)
+        # Written out twice: gradients have the same last digits as before there were offsets.
+        above, below = beta * margin, -beta * margin
+        if offset is not None:
+            above, below = above - offset, below + offset
+        right, wrong = F.logsigmoid(above), F.logsigmoid(below)
         return -(1.0 - label_smoothing) * right - label_smoothing * wrong
     raise ConfigError(f"a pair loss is sigmoid or ipo, got {kind!r}")
 

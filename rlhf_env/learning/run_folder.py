@@ -120,6 +120,7 @@ class RunFolder:
             raise ConfigError(
                 f"{self.path} already holds a run: choose another folder, or resume it with --resume (resume=True)"
             )
+        self._refuse_other_code(record)
         made_with = None if newest is None else checkpoints.manifest_of(newest).get("config_hash")
         if made_with != self.config_hash or self.config_hash in hashes_before(self.path):
             if not described.exists():
@@ -132,10 +133,12 @@ class RunFolder:
             self._without(f"{described} is missing or damaged", "it is written anew", described)
         if _read_record(record) is None:
             self._without(f"{record} is missing or damaged", "how the run was started is no longer known", record)
-        self._refuse_other_code(record)
 
     def _refuse_other_code(self, record: Path) -> None:
-        """What a reward pays is part of the experiment, also where its file alone says it."""
+        """What a reward pays is part of the experiment, also where its file alone says it. A run that has measured
+        nothing yet, because the code failed, has nothing to be compared with."""
+        if not rows_of(self.path / "metrics.jsonl")[0] and checkpoints.latest(self.path / "checkpoints") is None:
+            return
         before = (_read_record(record) or {}).get("code", {} if record.exists() else self._code)
         others = changed(*(led_from(code, self._paths_from) for code in (before, self._code)))
         self._changed_code = [str(near(Path(file))) for file in others]

@@ -38,6 +38,7 @@ from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.policy_settings import PolicySettings
 from rlhf_env.learning.run_folder import BEST, config_hash, hashes_before
 from rlhf_env.learning.tokenizer_files import save_tokenizer
+from rlhf_env.own_code import label_of
 from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.policies.loading import base_and_adapter, load_causal_lm
 from rlhf_env.policies.lora import add_adapter, is_of_adapter, load_adapter, merged
@@ -115,7 +116,7 @@ class TrainedModel:
                 return cls(run, found, table)
         if problems:
             raise DataError(*(f"run {run}: no valid checkpoint is left: {problem}" for problem in problems[:3]))
-        agent = str(table.get("agent", {}).get("name", "ppo"))
+        agent = label_of(table.get("agent", {}), "ppo")
         if not _trains(agent):
             raise DataError(f"run {run}: its agent {agent!r} trains no model: name the one it wrote with, {model!r}")
         raise DataError(f"run {run} has no checkpoint yet: train further, with a smaller checkpoint_every")

@@ -9,20 +9,20 @@ from pathlib import Path
 
 import numpy as np
 
-from rlhf_env.errors import ConfigError, DataError, Problem, did_you_mean
+from rlhf_env.errors import ConfigError, DataError, Problem, did_you_mean, under
 from rlhf_env.feedback.asking.selection import k_centre, ngram_vectors
 from rlhf_env.feedback.asking.weighing import Learnable
-from rlhf_env.feedback.interchange import LabelConfig, Reading, judgements_in
+from rlhf_env.feedback.interchange import LabelConfig, Reading, judgements_in, layout_named
 from rlhf_env.feedback.judgements import Judgement, Preference
 from rlhf_env.feedback.kinds import Comparison, Ranking, Rating, ScoredResponse, kind_of, preferences_of
 from rlhf_env.feedback.store.database import is_store
-from rlhf_env.feedback.store.split import place_of, split_by_prompt
+from rlhf_env.feedback.store.split import place_in_split, split_by_prompt
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.pipeline.reward_settings import RewardModelSettings
 
 
 @dataclass(frozen=True)
-class Judged:
+class SelectedJudgements:
     """The judgements that are learned from, and what was left out: how often, by why."""
 
     judgements: Sequence[Judgement]
@@ -33,15 +33,24 @@ class Judged:
     """What a file did not say and was taken to be so."""
 
 
-def read_judged(source: str | Path, wanted: RewardModelSettings) -> Judged:
+def read_judged(source: str | Path, wanted: RewardModelSettings) -> SelectedJudgements:
     """The judgements of a preference store, or of a file that `preferences import` reads.
 
     Raises DataError where there are none, ConfigError for a criterion or an annotator that does not occur.
     """
     source = Path(source)
     config = None if wanted.label_config is None else LabelConfig.read(Path(wanted.label_config))
+    if wanted.layout:
+        with under("layout"):
+            layout_named(wanted.layout)
     reading = Reading(
-        source=source.name, annotator=wanted.annotator, label_config=config, buckets=wanted.buckets, skip=wanted.skip
+        source=source.name,
+        annotator=wanted.annotator,
+        layout=wanted.layout,
+        limit=wanted.limit,
+        label_config=config,
+        buckets=wanted.buckets,
+        skip=wanted.skip,
     )
     if is_store(source):
         with PreferenceStore(source) as store:
@@ -78,7 +87,7 @@ def read_judged(source: str | Path, wanted: RewardModelSettings) -> Judged:
         if not by_it:
             left_out[f"judgements by another criterion ({judgement.criterion})"] += 1
         kept += by_it
-    return Judged(kept, criterion, left_out, tuple(reading.assumed))
+    return SelectedJudgements(kept, criterion, left_out, tuple(reading.assumed))
 
 
 def _criteria_of(judgement: Judgement) -> list[str]:
@@ -109,12 +118,16 @@ def _by(criterion: str, judgement: Judgement) -> Iterable[Judgement]:
     return (judgement,) if judgement.criterion == criterion else ()
 
 
-def held_out_of(judged: Judged, share: float, source: str | Path) -> tuple[list[Judgement], list[Judgement]]:
+def held_out_of(
+    judged: SelectedJudgements, share: float, source: str | Path
+) -> tuple[list[Judgement], list[Judgement]]:
     """(training, held out), by prompt. Raises DataError where one of the two is empty, and says at which share not."""
     training, unseen = split_by_prompt(judged.judgements, share)
     if share == 0.0 or (training and unseen):
         return training, unseen
-    places = sorted({judgement.prompt.text: place_of(judgement.prompt) for judgement in judged.judgements}.values())
+    places = sorted(
+        {judgement.prompt.text: place_in_split(judgement.prompt) for judgement in judged.judgements}.values()
+    )
     if len(places) == 1:
         said = (
             f"{source}: everything was judged on one prompt, so no prompt can be held out: judge answers to more "
@@ -178,7 +191,7 @@ def learnable_of(judged: Iterable[Judgement], wanted: RewardModelSettings, left_
 
 def _fits_nothing(wanted: RewardModelSettings, kinds: Counter[str], why: str) -> DataError:
     there = ", ".join(f"{count:,} {name}" for name, count in kinds.items())
-    said = f'loss: "{wanted.loss}" fits none of the judgements ({there}{"; " if why else ""}{why}): leave it away'
+    said = f"loss: {wanted.loss} fits none of the judgements ({there}{'; ' if why else ''}{why}): leave it away"
     return DataError(Problem(said, ("loss",)))
 
 

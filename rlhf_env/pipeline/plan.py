@@ -31,12 +31,12 @@ from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.pipeline.hashing import hash_of
 from rlhf_env.pipeline.stages.registry import STAGES, stage_of_kind
-from rlhf_env.pipeline.stages.stage import Origin, Role, Stage
+from rlhf_env.pipeline.stages.stage import Role, Stage, StageOrigin
 from rlhf_env.settings import Name, PartOf, fault, settings
 from rlhf_env.toml_files import narrowed, read_toml
 from rlhf_env.types import JsonObject
 
-FORMAT = 1  # of a stage's record: another one makes every stage anew
+_FORMAT = 1  # of a stage's record: another one makes every stage anew
 _NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 _OUTPUT = re.compile(r"\$([A-Za-z_][\w-]*)(?:\.(\w+))?", re.ASCII)
 _TAKEN = ("stages", "replaced", "lock", "report.html", "pipeline.json")  # of a pipeline's folder
@@ -90,7 +90,7 @@ class Planned:
         links = {role: list(names) for role, names in self.links.items()}
         contents = sorted(str(content) for content in files.values())
         taken = {name: inputs[name] for name in self.takes_from}
-        return hash_of([FORMAT, self.kind, self.settings, links, taken, contents])
+        return hash_of([_FORMAT, self.kind, self.settings, links, taken, contents])
 
     @property
     def settings(self) -> JsonObject:
@@ -109,8 +109,8 @@ class Plan:
     """What the caller has changed of the file, by "STAGE.SETTING"."""
 
     @property
-    def origin(self) -> Origin:
-        return Origin(str(self.file), self.file.resolve().parent)
+    def origin(self) -> StageOrigin:
+        return StageOrigin(str(self.file), self.file.resolve().parent)
 
     def named(self, name: str) -> Planned:
         """Raises ConfigError for a stage that the file does not have."""
@@ -137,6 +137,7 @@ class Plan:
 
     def check(self, folder: Path) -> None:
         """Raises ConfigError for all that can be found in any stage before the first one runs."""
+        folder = folder.absolute()  # by which what is made here is told from what must be there
         problems: dict[str, None] = {}
         outputs: dict[str, Mapping[str, object]] = {}
         for planned in self.stages:
@@ -267,10 +268,10 @@ class _Head:
 
     def links(self, heads: Sequence[_Head]) -> dict[Role, list[str]]:
         """By role, the stages that `from` names. Raises ConfigError."""
+        problems: list[str] = []
         twice = next((it for it in heads[: self.place] if it.name and it.name == self.name), None)
         if twice is not None:
-            said = f"there is one of this name already (stage {twice.place + 1})"
-            self.problems.append(self._said("name", said))
+            problems.append(self._said("name", f"there is one of this name already (stage {twice.place + 1})"))
         given = self.table.get("from", [])
         pairs: list[tuple[Role | None, object, tuple[Key, ...]]] = []
         if isinstance(given, Mapping):
@@ -280,7 +281,6 @@ class _Head:
         else:
             pairs += [(None, name, ("from",)) for name in (given if isinstance(given, list) else [given])]
         found: dict[Role, list[str]] = {}
-        problems: list[str] = []
         for role, name, keys in pairs:
             try:
                 taken = self._role_of(role, name, keys, heads)
@@ -376,7 +376,10 @@ def _unknown_outputs(planned: Planned, head: _Head, heads: Sequence[_Head]) -> I
 
 def _changed(table: JsonObject, changes: Mapping[str, object]) -> JsonObject:
     """The file's data with settings of stages changed. Raises ConfigError for a stage that is not there."""
-    stages = [dict(it) if isinstance(it, dict) else it for it in table.get("stage", ())]
+    given = table.get("stage", [])
+    if not isinstance(given, list):
+        return table
+    stages = [dict(it) if isinstance(it, dict) else it for it in given]
     problems = []
     for words, value in changes.items():
         name, _, rest = words.partition(".")

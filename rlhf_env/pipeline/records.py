@@ -61,7 +61,9 @@ class Record:
         before, now = (flat(json.loads(json.dumps(table))) for table in (self.settings, settings))
         changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         said = [f"{', '.join(changed)} changed"] if changed else []
-        remade = [name for name, identity in inputs.items() if self.inputs.get(name) != identity]
+        if set(self.inputs) != set(inputs):
+            said.append(f"it takes from {', '.join(inputs) or 'no stage'} now")
+        remade = [name for name, identity in inputs.items() if self.inputs.get(name, identity) != identity]
         said += [f"the output of {', '.join(remade)} changed"] if remade else []
         contents = set(self.files.values())
         other = [Path(path).name for path, content in files.items() if content not in contents]

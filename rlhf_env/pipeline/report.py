@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlhf_env.errors import MissingExtra
+from rlhf_env.errors import DataError, MissingExtra
 from rlhf_env.lab.drawing import MUTED, PALETTE, AgentStyle, Picture, as_inline_svg, mark, panel, short_count, typeset
 from rlhf_env.lab.progress import spoken_time
 from rlhf_env.lab.report import html as page
@@ -21,12 +21,12 @@ from rlhf_env.pipeline.records import Record
 from rlhf_env.shown_text import for_terminal
 from rlhf_env.whole_files import write_whole
 
-PAGE = "report.html"
+PAGE, ABOUT = "report.html", "pipeline.json"
 _FIGURES = ("gold", "proxy", "kl", "perplexity")
 
 
 @dataclass(frozen=True)
-class Column:
+class _Column:
     """One measure of the stages."""
 
     name: str
@@ -37,16 +37,16 @@ class Column:
     """Whether it has a value from before the stage."""
 
 
-COLUMNS = (
-    Column("Gold", "gold", "What is really wanted; no agent is trained on it. Before the stage, and after it", 2, True),
-    Column("Proxy", "proxy", "The reward that the stage trains on. Before the stage, and after it", 2, True),
-    Column("Won", "win_rate", "The share of prompts on which it is preferred, with its 95 % interval"),
-    Column("Accuracy", "accuracy", "Of a reward model, on prompts held out, with its 95 % interval", 3),
-    Column("Perplexity", "perplexity", "Of held-out answers. Before the stage, and after it", 2, True),
-    Column("KL", "kl", "To the model that the stage began with, in nats a response"),
-    Column("Labels", "labels", "Judgements that were asked for", 0),
-    Column("Tokens", "tokens", "Tokens that the stage wrote", 0),
-    Column("Time", "seconds", "What it took here", 0),
+_COLUMNS = (
+    _Column("Gold", "gold", "What is really wanted, and no agent sees. Before the stage, and after it", 2, True),
+    _Column("Proxy", "proxy", "The reward that the stage trains on. Before the stage, and after it", 2, True),
+    _Column("Won", "win_rate", "The share of prompts on which it is preferred, with its 95 % interval"),
+    _Column("Accuracy", "accuracy", "Of a reward model, on prompts held out, with its 95 % interval", 3),
+    _Column("Perplexity", "perplexity", "Of held-out answers. Before the stage, and after it", 2, True),
+    _Column("KL", "kl", "To the model that the stage began with, in nats a response"),
+    _Column("Labels", "labels", "Judgements that were asked for", 0),
+    _Column("Tokens", "tokens", "Tokens that the stage wrote", 0),
+    _Column("Time", "seconds", "What it took here", 0),
 )
 
 
@@ -77,18 +77,42 @@ class _Fact:
     value: str
 
 
-def write_pipeline_report(
-    folder: Path, name: str, title: str, what_gold_is: str, stages: Sequence[str], file: Path, console: Console
-) -> Path | None:
-    """Make OUT/report.html and show the table; the page's path. Without matplotlib the page has no figures."""
-    records = [record for stage in stages if (record := Record.read(folder, stage)) is not None]
+@dataclass(frozen=True)
+class AboutPipeline:
+    """What a pipeline's folder says of the file that it was made of."""
+
+    name: str
+    title: str = ""
+    what_gold_is: str = ""
+    stages: Sequence[str] = ()
+    command: str = ""
+    file: str = ""
+
+
+def about_pipeline(folder: Path) -> AboutPipeline:
+    """Raises DataError where the folder is no pipeline's."""
+    file = folder / ABOUT
+    try:
+        return AboutPipeline(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{file}: not what a pipeline leaves in its folder: {error}") from error
+
+
+def write_pipeline_report(folder: Path, console: Console) -> Path | None:
+    """Make OUT/report.html of what the stages left, and show its table; the page's path, None where nothing has run.
+
+    Without matplotlib the page has no figures.
+    """
+    about = about_pipeline(folder)
+    records = [record for stage in about.stages if (record := Record.read(folder, stage)) is not None]
     if not records:
         return None
-    columns = [column for column in COLUMNS if any(_value(record, column) is not None for record in records)]
+    columns = [column for column in _COLUMNS if any(_value(record, column) is not None for record in records)]
     lines = [_line(record, columns, folder) for record in records]
-    notes = [f"Gold: {what_gold_is}."] if what_gold_is else []
-    if len(records) < len(stages):
-        notes.append(f"Not run yet: {', '.join(stages[len(records) :])}.")
+    notes = [f"Gold: {about.what_gold_is}."] if about.what_gold_is else []
+    begun = {record.name for record in records}
+    if later := [name for name in about.stages if name not in begun]:
+        notes.append(f"Not run yet: {', '.join(later)}.")
     try:
         figures = [as_inline_svg(picture) for picture in pictures_of(records)]
     except MissingExtra as missing:  # pictures are an extra; the numbers are not
@@ -98,30 +122,31 @@ def write_pipeline_report(
     facts += [_Fact(what, value) for what, value in _totals(records).items()]
     shown = template.render(
         style=page.style(),
-        name=name,
-        title=title or name,
+        name=about.name,
+        title=about.title or about.name,
         lede="Every stage, what it changed, and what that cost.",
         facts=facts,
         headings=columns,
         lines=lines,
         notes=notes,
         figures=figures,
-        command=f"rlhf-env pipeline {shlex.quote(str(file))} --out {shlex.quote(str(folder))}",
+        command=about.command,
         versions=versions(),
     )
     write_whole(folder / PAGE, shown)
     console.print(_table(columns, lines, notes))
+    console.print(f"Report: {folder / PAGE}", highlight=False, soft_wrap=True)
     return folder / PAGE
 
 
-def _value(record: Record, column: Column) -> float | None:
+def _value(record: Record, column: _Column) -> float | None:
     if column.key == "seconds":
         return record.seconds
     value = record.numbers.get(column.key)
     return None if value is None else float(value)
 
 
-def _line(record: Record, columns: Sequence[Column], folder: Path) -> PipelineLine:
+def _line(record: Record, columns: Sequence[_Column], folder: Path) -> PipelineLine:
     words = record.texts.get("ended", "")
     pages = (f"{record.name}/{file}" for file in ("report.html", "scorecard.html"))
     own = next((file for file in pages if (folder / file).is_file()), "")
@@ -129,7 +154,7 @@ def _line(record: Record, columns: Sequence[Column], folder: Path) -> PipelineLi
     return PipelineLine(record.name, record.kind, record.status, cells, words, own)
 
 
-def _cell(record: Record, column: Column) -> PipelineCell:
+def _cell(record: Record, column: _Column) -> PipelineCell:
     value = _value(record, column)
     if value is None:
         return PipelineCell("")
@@ -152,11 +177,12 @@ def _cell(record: Record, column: Column) -> PipelineCell:
 
 def _totals(records: Sequence[Record]) -> dict[str, str]:
     sums = {key: sum(float(record.numbers.get(key, 0.0)) for record in records) for key in ("labels", "tokens")}
-    found = {"labels": short_count(sums["labels"]), "tokens written": short_count(sums["tokens"])}
+    counted = {"labels": sums["labels"], "tokens written": sums["tokens"]}
+    found = {name: short_count(value) for name, value in counted.items() if value}
     return {**found, "in all": spoken_time(sum(record.seconds for record in records))}
 
 
-def _table(columns: Sequence[Column], lines: Sequence[PipelineLine], notes: Sequence[str]) -> Table:
+def _table(columns: Sequence[_Column], lines: Sequence[PipelineLine], notes: Sequence[str]) -> Table:
     table = Table(caption=" ".join(notes) or None, caption_justify="left", pad_edge=False, box=None, padding=(0, 1))
     table.add_column("Stage", overflow="fold", min_width=10, max_width=18)
     for column in columns:

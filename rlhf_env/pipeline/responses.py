@@ -63,11 +63,13 @@ class Responses:
     """The longest response, in tokens."""
     max_prompt_tokens: AtLeastOne = 32
     """The longest prompt, in tokens."""
+    stop: list[str] = field(default_factory=list)
+    """Strings that end an answer, as in [environment]."""
     seed: Seed = 0
     """What the answers are drawn from."""
 
 
-class Count(NamedTuple):
+class AnswersWritten(NamedTuple):
     """What a call of `write_into` wrote."""
 
     answers: int
@@ -85,7 +87,9 @@ def write_responses(store: Path, wanted: Responses, *, console: Console) -> int:
         return write_into(opened, wanted, console=console, place=store.with_name(f"{store.name}.writing.json")).answers
 
 
-def write_into(store: PreferenceStore, wanted: Responses, *, console: Console, place: Path | None = None) -> Count:
+def write_into(
+    store: PreferenceStore, wanted: Responses, *, console: Console, place: Path | None = None
+) -> AnswersWritten:
     """The same into an open store. In `place` it is remembered how far the writing has come; None: nowhere."""
     with under("task"):
         task = load_task(wanted.task)
@@ -108,7 +112,7 @@ def write_into(store: PreferenceStore, wanted: Responses, *, console: Console, p
             tell(
                 batch.number / writing.batches_in_all, f"{answers:,} answers, temperature {batch.author.temperature:g}"
             )
-    return Count(answers, tokens)
+    return AnswersWritten(answers, tokens)
 
 
 class _Batch(NamedTuple):
@@ -132,6 +136,7 @@ class _Writing:
             max_prompt_tokens=wanted.max_prompt_tokens,
             action_length=None,
             autoreset_mode="Disabled",
+            stop=wanted.stop,
         )
         spending = Spending()
         setup = Setup(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, field
@@ -11,11 +12,12 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from annotated_types import Ge, Lt
 
+from rlhf_env.envs.over_long import OverLong
 from rlhf_env.errors import ConfigError, Problem
 from rlhf_env.feedback.reward_models.config import RewardModelConfig
 from rlhf_env.learning.configuration import from_table
 from rlhf_env.relative_paths import relative_to
-from rlhf_env.settings import AtLeastOne, IsPath, Name, Positive, Seed, fault, settings
+from rlhf_env.settings import AtLeastOne, IsPath, Name, Positive, Seed, fault, hints_of, marks_of, settings
 from rlhf_env.toml_files import lines_of, narrowed, read_toml
 from rlhf_env.types import JsonObject
 
@@ -27,7 +29,7 @@ class RewardModelSettings:
     """How a reward model is fitted to votes, and to which of them."""
 
     base: Annotated[Name, IsPath()]
-    """The language model that it is built on: a folder, a shipped model (`rlhf-env/chitchat`), a hub name."""
+    """The language model that it is built on: a folder, a run, a shipped model (`rlhf-env/chitchat`), a hub name."""
     # ---------------------------------------------------------------- which judgements
     held_out: Annotated[float, Ge(0), Lt(1)] = 1 / 6
     """The share of the prompts that is measured on and not fitted to. With 0 nothing is measured."""
@@ -39,10 +41,15 @@ class RewardModelSettings:
     """Leave these annotators out."""
     diverse: AtLeastOne | None = None
     """Fit to this many of the judgements only, chosen so that their texts lie far apart (k-centre: Gonzalez 1985)."""
-    over_long: Literal["refuse", "leave out"] = "refuse"
-    """What is done about texts that are longer than the model's context."""
+    over_long: OverLong = "refuse"
+    """What is done about texts that are longer than the model's context. Cut are prompts, at their beginning ("cut
+    left"), end or middle, and answers where that is not enough, at their end."""
     annotator: str = ""
     """Who judged what a file does not say who. Default: the file's name."""
+    layout: str = ""
+    """The layout of a published set that a file is in (`preferences layouts` lists them). Default: its columns tell."""
+    limit: AtLeastOne | None = None
+    """Only so many rows of a file, from its beginning."""
     label_config: Annotated[str, IsPath()] | None = None
     """Label Studio's labeling configuration (XML), which says what each tag is about."""
     buckets: tuple[Name, ...] = ()
@@ -60,8 +67,11 @@ class RewardModelSettings:
     margin_scale: Positive = 1.0
     """With "margins": log-odds for each point of the annotators' scale."""
     # ---------------------------------------------------------------- how
-    reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
-    """The fit itself."""
+    reward_model: RewardModelConfig = field(
+        default_factory=lambda: RewardModelConfig(epochs=8, batch_size=16, patience=3)
+    )
+    """The fit itself. More passes than a large set of pairs needs: a few hundred votes are few gradient steps, and the
+    best pass is kept."""
     models: AtLeastOne = 1
     """Separate models, each with a trunk of its own (Coste et al. 2024, 2310.02743): `members` share one, for a
     fraction of the cost, and agree more."""
@@ -95,9 +105,17 @@ class RewardModelSettings:
         if self.loss not in ("by kind", "plackett-luce") and self.reward_model.ranking_loss != "pairs":
             yield fault("loss", f'is "{self.loss}", and ranking_loss "{self.reward_model.ranking_loss}": give one')
 
-    def to_toml(self) -> str:
-        """Every setting that is in force, as a file that `rlhf-env reward-model --config` takes."""
-        return tomli_w.dumps(_without_none(asdict(self)))
+    def to_toml(self, *, relative_to: Path) -> str:
+        """Every setting that is in force, as a file in a folder that `rlhf-env reward-model --config` takes."""
+        table = _without_none(asdict(self))
+        paths = {
+            name for name, hint in hints_of(type(self)).items() if any(isinstance(it, IsPath) for it in marks_of(hint))
+        }
+        for name in paths & table.keys():
+            if Path(table[name]).exists():
+                table[name] = os.path.relpath(table[name], relative_to)
+        table.pop("out", None)  # it is where this file is
+        return tomli_w.dumps(table)
 
 
 @settings
@@ -136,14 +154,19 @@ class GivenSettings:
             error.change(self.located)
             found = list(error.problems)
         if missing or found or made is None:
+            store = self.table.get("store")
+            if isinstance(store, str) and store and not Path(store).exists():
+                missing.append(no_such_file(store))  # otherwise whoever reads it says so
             raise ConfigError(*missing, *found)
         return made
 
     def located(self, problem: Problem) -> Problem:
         """The problem with the words of the command line, or the line of the file, that it is about."""
+        problem = Problem(problem.replace(f"{_HERE} reward_model: ", f"{_HERE}: ", 1), problem.keys)
         keys = narrowed(problem.keys, self.table)
         if keys and keys[0] in self.words:
-            return problem.led_by(self.words[str(keys[0])], instead_of=_HERE)
+            named = f"{keys[0]}" if problem.startswith(f"{keys[0]}: ") else _HERE
+            return problem.led_by(self.words[str(keys[0])], instead_of=named)
         if self.file is None:
             return Problem(problem.removeprefix(f"{_HERE}: "), problem.keys)
         line = lines_of(self.file.read_text(encoding="utf-8")).get(keys) if keys else None
@@ -153,6 +176,10 @@ class GivenSettings:
 
 
 _HERE = "[reward-model]"
+
+
+def no_such_file(store: str | Path) -> Problem:
+    return Problem(f"{store}: there is no such file: a preference store, or a file of judgements, is needed")
 
 
 def spoken_share(words: str) -> float:

@@ -9,7 +9,6 @@ anew does not overwrite: the older result is moved to OUT/replaced.
 
 from __future__ import annotations
 
-import json
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,14 +26,13 @@ from rlhf_env.learning.folder_lock import hold
 from rlhf_env.pipeline.hashing import Hashes, changed_among
 from rlhf_env.pipeline.plan import Plan, Planned, read_plan
 from rlhf_env.pipeline.records import RECORDS, Record
-from rlhf_env.pipeline.report import write_pipeline_report
+from rlhf_env.pipeline.report import ABOUT, about_pipeline, write_pipeline_report
 from rlhf_env.pipeline.stages.stage import Site, Stage
 from rlhf_env.shown_text import near
 from rlhf_env.toml_files import naming_lines
-from rlhf_env.types import JsonObject
 from rlhf_env.whole_files import write_json
 
-REPLACED, ABOUT = "replaced", "pipeline.json"
+REPLACED = "replaced"
 Step = Literal["run", "resume", "anew", "look", "skip", "leave"]
 _WORDS = {
     "run": "runs",
@@ -173,7 +171,7 @@ class _Work:
         """Raises ConfigError for a folder in which something else has been made."""
         about, problems = self.folder / ABOUT, []
         name = Record.file(self.folder, "x").parent
-        if about.is_file() and (there := _name_in(about)) != self.plan.about.name:
+        if about.is_file() and (there := about_pipeline(self.folder).name) != self.plan.about.name:
             problems.append(f"{near(self.folder)} holds the pipeline {there!r}: choose another folder with --out")
         if (self.folder / "experiment.toml").is_file():
             problems.append(f"{near(self.folder)} holds a run: choose another folder with --out")
@@ -269,7 +267,9 @@ class _Work:
     # ---------------------------------------------------------------- work
 
     def run(self, jobs: int, command: str, console: Console) -> PipelineRun:
-        write_json(self.folder / ABOUT, {"name": self.plan.about.name, "file": str(self.plan.file.absolute())})
+        about, names = self.plan.about, [planned.name for planned in self.plan.stages]
+        told = {"title": about.title, "what_gold_is": about.what_gold_is, "stages": names, "command": command}
+        write_json(self.folder / ABOUT, {"name": about.name, "file": str(self.plan.file.absolute()), **told})
         waiting = ""
         for number, planned in enumerate(self.plan.stages, start=1):
             if waiting or planned.name not in self.wanted:
@@ -286,12 +286,7 @@ class _Work:
             waiting = self._work_on(planned, jobs, command, console)
             if waiting:
                 console.print(f"Stage {planned.name!r} waits: {waiting}", highlight=False, soft_wrap=True, markup=False)
-        about, names = self.plan.about, [planned.name for planned in self.plan.stages]
-        report = write_pipeline_report(
-            self.folder, about.name, about.title, about.what_gold_is, names, self.plan.file, console
-        )
-        if report is not None:
-            console.print(f"Report: {report}", highlight=False, soft_wrap=True)
+        report = write_pipeline_report(self.folder, console)
         records = {p.name: record for p in self.plan.stages if (record := Record.read(self.folder, p.name)) is not None}
         return PipelineRun(self.folder, records, waiting, report)
 
@@ -368,14 +363,6 @@ class _Work:
             place.rename(to)
             console.print(f"The older result is in {near(to)}.", highlight=False, soft_wrap=True)
         Record.file(self.folder, planned.name).unlink(missing_ok=True)
-
-
-def _name_in(about: Path) -> str:
-    try:
-        found: JsonObject = json.loads(about.read_text(encoding="utf-8"))
-        return str(found["name"])
-    except (ValueError, LookupError, TypeError):
-        return "?"
 
 
 def _under(option: str, check: Callable[[], object]) -> None:

@@ -33,6 +33,8 @@ LIVE_SHARE = 0.75
 # cumulative sum, and it then runs over V / 64 block sums and 64 tokens instead of over V tokens.
 BLOCK = 64
 
+DIVERGED = "the policy's logits are not finite: it has diverged (lower the learning rate, clip gradients)"
+
 
 class Decoding:
     """Texts that are being written, and the key/value cache of what the model has read of them.
@@ -210,6 +212,10 @@ def draw(logits: Tensor, uniforms: Float, sampling: Sampling) -> tuple[Int, Floa
     scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if sampling.temperature != 1.0:
         scores = scores / sampling.temperature
+    if sampling.greedy:
+        if not bool(torch.isfinite(scores.logsumexp(-1)).all()):
+            raise RunFailed(DIVERGED)
+        return scores.argmax(-1).cpu().numpy(), np.zeros(len(scores))  # of equal scores, argmax gives the first
     ids: Tensor | None = None  # the token ids of the columns of `scores`, where these are not in the order of the ids
     if sampling.top_k and sampling.top_k < scores.shape[1]:
         scores, ids = scores.topk(sampling.top_k)
@@ -226,7 +232,7 @@ def draw(logits: Tensor, uniforms: Float, sampling: Sampling) -> tuple[Int, Floa
     cumulative = (_block_sums(weights) if blocked else weights).cumsum(-1, dtype=torch.float64)
     total = cumulative[:, -1:]
     if not bool(torch.isfinite(total).all()):
-        raise RunFailed("the policy's logits are not finite: it has diverged (lower the learning rate, clip gradients)")
+        raise RunFailed(DIVERGED)
     # The drawn column is the first whose cumulative weight exceeds target = u * total. There is one: u is at most
     # 1 - 2^-53, so in float64 u * total rounds to less than total. Its weight is not 0: otherwise the column before it
     # would exceed the target already.

@@ -51,6 +51,26 @@ def load_causal_lm(name: str | Path, dtype: torch.dtype, revision: str | None) -
     return model
 
 
+def model_files(name: str | Path) -> Path:
+    """The local folder of a model: a folder, a shipped model, or a hub name (fetched, or from the cache).
+
+    Raises DataError where the hub does not give it.
+    """
+    from huggingface_hub import constants, snapshot_download
+
+    folder = Path(assets.resolve(str(name))).expanduser()
+    if folder.exists() or str(name).startswith(("/", ".", "~")):
+        return folder
+    wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=wanted))
+    except Exception as problem:  # the library and the network raise many kinds
+        why = f"no such folder, and the hub did not give it ({type(problem).__name__})"
+        if constants.HF_HUB_OFFLINE:
+            why = "no such folder, not in this machine's hub cache, and HF_HUB_OFFLINE forbids fetching it"
+        raise DataError(f"model {str(name)!r}: {why}") from None
+
+
 def context_of(config: HFConfig) -> int | None:
     """The longest text that a model of this configuration can read; None without a limit."""
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)

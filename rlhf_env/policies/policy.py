@@ -25,9 +25,26 @@ class Sampling:
     temperature: Positive = 1.0
     """What the logits are divided by. For greedy text use top_k = 1."""
     top_k: Whole = 0
-    """How many of the likeliest tokens are kept (0: all)."""
+    """How many of the likeliest tokens are kept (0: all). 1 is greedy: always the likeliest token, of equal ones that
+    with the lowest id, whose stated log-probability is 0 because no other can come."""
     top_p: Annotated[float, Gt(0), Le(1)] = 1.0
     """The probability that the tokens kept have together (1: all are kept)."""
+
+    @property
+    def greedy(self) -> bool:
+        """Whether nothing is left to chance."""
+        return self.top_k == 1
+
+    def __str__(self) -> str:
+        """Like "greedily", "at temperature 0.7, top_p 0.9"."""
+        if self.greedy:
+            return "greedily"
+        kept = [
+            f"{name} {value:g}"
+            for name, value, all_of in (("top_k", self.top_k, 0), ("top_p", self.top_p, 1))
+            if value != all_of
+        ]
+        return ", ".join([f"at temperature {self.temperature:g}", *kept])
 
     @property
     def exact(self) -> bool:

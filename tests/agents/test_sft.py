@@ -52,6 +52,18 @@ def test_micro_batches_change_nothing(make_world, make_episode, gradient_of, siz
     torch.testing.assert_close(split, whole, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_texts_that_share_a_step_do_not_see_each_other(make_world, make_episode, gradient_of, known: bool) -> None:
+    """The gradient of a full step is the mean of its texts' own, by tokens: in families whose layers are known, and,
+    padded, in all others."""
+    rows = [make_episode([0, 2], [1] * n + [4]) for n in (5, 1, 3, 0)] + [make_episode([1], [0, 3, 0, 0, 3, 2, 4])]
+    together = gradient_of(sft(make_world(fused=known).setup), demonstrations(rows, pad_id=5))
+    alone = [gradient_of(sft(make_world(fused=known).setup), demonstrations([row], pad_id=5)) for row in rows]
+    weights = [int(row.actions.sum()) for row in rows]
+    mean = sum(weight * gradient for weight, gradient in zip(weights, alone, strict=True)) / sum(weights)
+    torch.testing.assert_close(together, mean, rtol=0, atol=1e-12)
+
+
 def test_texts_without_an_answer_are_counted_and_weigh_nothing(make_world, make_episode, gradient_of) -> None:  # N7
     full, empty = make_episode([0, 2], [1, 4]), make_episode([0, 2], [])
     agent = sft(make_world().setup)

@@ -101,15 +101,18 @@ COMMANDS = [
     "demo",
     "train",
     "evaluate",
+    "export",
+    "reward-model",
+    "chat",
     "bench",
     "report",
+    "reward-model",
     "scorecard",
     "annotate",
     "plugins",
     "schema",
     "check",
     "pipeline",
-    "pipeline base-model",
 ]
 COMMANDS += ["lab", "lab exact", "lab agents", "lab labels", "lab regularisation"]
 
@@ -128,7 +131,6 @@ def test_without_a_command_the_commands_are_listed(run: Run) -> None:
         assert command.split()[0] in ran.out
     assert {name.split()[0] for name in COMMANDS} == {
         *(it.name or it.callback.__name__ for it in cli.app.registered_commands if it.callback),
-        "pipeline",
         "lab",
     }
 

@@ -62,8 +62,7 @@ def stop(number: signal.Signals) -> None:
     ("command", "work"),
     [
         ("demo --out the place", "rlhf_env.pipeline.demo.run_demo"),
-        ("pipeline base-model --jobs 1", "rlhf_env.pipeline.base_model.make_models"),
-        ("pipeline reward-model --prompts 20", "rlhf_env.pipeline.reward_model.learn_reward_model"),
+        ("pipeline base-model --jobs 1", "rlhf_env.pipeline.running.run_pipeline"),
         ("lab labels --quick", "rlhf_env.lab.studies.labels.run_label_study"),
         ("lab overoptimization --quick", "rlhf_env.lab.studies.overoptimization.run.run_study"),
     ],

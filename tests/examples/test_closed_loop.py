@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from rlhf_env.feedback.store.store import PreferenceStore
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples/closed_loop"))
 from browser import CHROMIUM
+from loop import Sizes
 from person import TASTES, verdict
 
 FOLDER = Path(__file__).parents[2] / "examples/closed_loop"
@@ -44,6 +46,29 @@ PAGES = [Path(__file__).parents[2] / "README.md", FOLDER / "README.md"]
 )
 def test_a_taste_decides_or_leaves_a_tie(taste: str, replies: list[str], key: str) -> None:
     assert verdict(TASTES[taste], replies) == key
+
+
+def test_the_pipeline_file_says_what_the_two_files_say() -> None:
+    written = {path.stem: tomllib.loads(path.read_text(encoding="utf-8")) for path in FOLDER.glob("*.toml")}
+    pipeline, train, reward_model = (written[name] for name in ("pipeline", "train", "reward_model"))
+    stages = {stage["name"]: stage for stage in pipeline["stage"]}
+    assert stages["reward_model"]["reward_model"] == reward_model["reward_model"]
+    assert stages["reward_model"]["base"] == reward_model["base"]
+    del train["rewards"]["bradley_terry"]["model"]  # that of the stage before
+    for table in ("rewards", "agent", "budget"):
+        assert stages["trained"][table] == train[table]
+    for table in ("task", "policy", "environment"):
+        assert pipeline["defaults"][table] == train[table]
+    sizes = Sizes()
+    asked = stages["answers"]["prompts"], stages["votes"]["votes"], stages["blind"]["prompts"], stages["blind"]["votes"]
+    assert asked == (sizes.prompts, sizes.votes, sizes.blind, sizes.pairs)
+    planned = subprocess.run(
+        [sys.executable, "-m", "rlhf_env", "pipeline", FOLDER / "pipeline.toml", "--dry-run"],
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert planned.stdout.count("runs: not made yet") == 5, planned.stderr
 
 
 def _plain(text: str) -> str:
@@ -68,7 +93,7 @@ def _stored(comparisons: Iterable[Any]) -> list[tuple[set[str], str | None]]:
 def test_the_chain_ends_and_counts_what_was_judged(tmp_path: Path) -> None:
     where = ["--out", tmp_path, "--tastes", "curious", "--seeds", "3", "--small"]
     browser = [] if CHROMIUM else ["--no-browser"]
-    command = [sys.executable, FOLDER / "run.py", *where, *browser]
+    command = [sys.executable, FOLDER / "loop.py", *where, *browser]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     folder = tmp_path / "curious-3"
@@ -100,9 +125,8 @@ def test_the_chain_ends_and_counts_what_was_judged(tmp_path: Path) -> None:
 
 def _without_values(words: list[str]) -> list[str]:
     """A command without the seed, and without how many prompts."""
-    pairs = zip(words, [*words[1:], ""], strict=True)
-    left_out = {i for i, (word, _) in enumerate(pairs) if word in ("--seed", "--prompts")}
-    return [word for i, word in enumerate(words) if not {i, i - 1} & left_out]
+    following = [*words[1:], ""]
+    return [word for word, then in zip(words, following, strict=True) if not (word.isdigit() or then.isdigit())]
 
 
 def _shown_in(page: Path) -> list[list[str]]:

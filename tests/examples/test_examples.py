@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
+import gymnasium
 import pytest
 
 import rlhf_env
@@ -152,3 +154,29 @@ def test_the_experiment_file(run: Run, tmp_path: Path) -> None:
     assert found["objective"] > 0.3 and found["kl"] > 1.0
     folder = tmp_path / "runs" / "toy-grpo-seed0"
     assert {"experiment.toml", "metrics.jsonl", "evaluation.json"} <= {path.name for path in folder.iterdir()}
+
+
+def test_a_reward_of_ones_own_is_a_function_in_a_file(run: Run, tmp_path: Path) -> None:
+    """From any folder, by command: nothing is installed and no script registers it."""
+    folder, command = EXAMPLES / "polite", Path(sys.executable).with_name("rlhf-env")
+    assert run(command, "check", f"{folder / 'polite.py'}:polite").strip() == "ok"
+    assert "wanted: " in run(command, "plugins", f"{folder / 'polite.py'}:polite")
+    shutil.copytree(folder, tmp_path / "copy")  # the README's own way of beginning
+    output = run(command, "train", tmp_path / "copy" / "polite.toml")
+    found = {name: float(value) for name, value in re.findall(r"^  (\S+) +(-?[\d.]+)(?:  |$)", output, re.MULTILINE)}
+    assert found["part/polite"] > 0.8
+    rows = (tmp_path / "runs" / "polite-grpo-seed0" / "metrics.jsonl").read_text().splitlines()
+    assert "rollout/logged/rude" in rows[-1], "what the function logs is in the run"
+
+
+def test_the_readmes_reward_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
+    code, table = re.findall(r"```(?:python|toml)\n(.*?)```", page.partition("## A reward of your own")[2], re.DOTALL)[
+        :2
+    ]
+    assert "# polite.py" in code
+    (tmp_path / "polite.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    env = gymnasium.make("rlhf_env/Response-v0", reward=tomllib.loads(table)["rewards"])
+    env.reset(seed=0)
+    assert env.step(env.action_space.sample())[4]["reward_parts"] == {"polite": 0.0}

@@ -20,11 +20,12 @@ from rlhf_env.envs.tokenizers import ByteTokenizer, FileTokenizer
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.learning.agent import Demonstrated
 from rlhf_env.learning.demonstrations import (
-    Answers,
+    GivenAnswers,
     answer_ids,
     demonstration_source,
     demonstrations_of,
     joined,
+    note_on_template,
     with_every_token,
 )
 from rlhf_env.learning.sources import PackedSource
@@ -149,6 +150,21 @@ def test_an_answer_is_what_the_template_writes_for_it(tmp_path: Path) -> None:
     assert answer_ids(task.prompt(0, {}), "  fine \n", tokenizer) == [*tokenizer.encode("fine"), tokenizer.end_id]
 
 
+@pytest.mark.parametrize(
+    ("asks", "said"), [("<|im_start|>assistant\n", ""), ("<|im_start|>assistant\n<think>\n", "assistant\\n<think>\\n")]
+)
+def test_a_template_that_asks_in_another_way_than_it_writes_is_said(tmp_path: Path, asks: str, said: str) -> None:
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}" + asks + "{% endif %}"
+    )
+    task, tokenizer = conversation(tmp_path, template)
+    answers = demonstrations_of(task, tokenizer, wanted=EVERY)
+    note = note_on_template(answers, tokenizer)
+    assert said in note and bool(said) == bool(note)
+    assert answers.episodes[0].response_ids.tolist() == [*tokenizer.encode("first"), tokenizer.end_id]
+
+
 def test_greetings_answer_nothing_and_an_open_question_is_no_answer(tmp_path: Path) -> None:
     hello = {"role": "assistant", "content": "welcome"}
     task, tokenizer = conversation(tmp_path, messages=[hello, *CHAT[1:6]])
@@ -179,7 +195,7 @@ def test_tasks_without_answers_are_refused_in_one_line(name: str) -> None:
 # ---------------------------------------------------------------- too long
 
 
-def answers_of(tmp_path: Path, rows: Sequence[tuple[str, str]], **settings: Any) -> Answers:
+def answers_of(tmp_path: Path, rows: Sequence[tuple[str, str]], **settings: Any) -> GivenAnswers:
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in rows))
     return demonstrations_of(File(str(file)), BYTES, **settings)

@@ -100,6 +100,8 @@ def test_a_toy_run_is_a_model_with_an_alphabet(tmp_path: Path) -> None:
     assert tokenizer.decode([0, 3, 1, 4, 2], skip_special_tokens=True) == "ab="
     with pytest.raises(Exception, match=r"\[UNK\]"):  # as ours, it refuses what it does not know
         tokenizer.encode("abc")
+    with pytest.raises(DataError, match="cannot read 'abc'"):
+        FileTokenizer(folder).encode("abc")
 
 
 def test_bytes_are_read_as_bytes_whatever_the_text_says(tmp_path: Path) -> None:

@@ -18,12 +18,12 @@ from rlhf_env import plugins
 # Changed here on purpose only: a name that is added is promised, and one that goes is a line of CHANGELOG.
 PUBLIC = """
     Experiment PolicySettings EnvironmentSettings EvaluationSettings Budget run Run load_run evaluate_run
-    Grid run_benchmark read_results markdown_table write_report
+    Grid run_benchmark read_results markdown_table write_report run_pipeline PipelineRun
     build Workplace Evaluator collect Rollout finished
     TextEnv TextVectorEnv Episode Observation Prompt Task Tokenizer load_tokenizer
     Reward TokenReward GroupReward RewardMix Score from_function
     Policy Sampling LanguageModel tiny_language_model Agent Decision Setup Optimization
-    PreferenceStore load_scorer
+    PreferenceStore load_scorer fit_to_votes RewardModelSettings
     hookimpl Register register_agent register_annotator register_judgement register_metric register_reward
     register_stopping_rule register_task register_tracker Metric
     __version__

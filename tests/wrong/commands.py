@@ -41,6 +41,39 @@ command("report text", "text: no results/*.json in it")
 command("report r", "r/results/a--b--seed-0.json: not a JSON file", **{"r_IN_results_IN_a--b--seed-0_DOT_json": "{"})
 command("evaluate folder", "folder holds no run: it has no experiment.toml")
 command("evaluate text", "text holds no run: it has no experiment.toml")
+command("export folder o", "folder holds no run: it has no experiment.toml")
+command("export no o", "no: there is no such folder (RUN is the folder of a run that rlhf-env train made)")
+command(
+    "export r o",
+    "r has no checkpoint yet: train further, with a smaller checkpoint_every",
+    r_IN_experiment_DOT_toml=TOY,
+)
+command("export r o", "r holds no run: it has no experiment.toml", r_IN_experiment_DOT_toml_IN_x="")
+command("export r o", "r/experiment.toml, line 1: ", r_IN_experiment_DOT_toml="[x")
+command(
+    "export r o",
+    "its agent 'reference' trains no model: name the one it wrote with, 'tiny'",
+    r_IN_experiment_DOT_toml=TOY.replace('"ppo"\nlr = 1e-2', '"reference"'),
+)
+command("export r o --private", "--private is about the repository that --push makes")
+command("export r o --dtype int8", "Invalid value for '--dtype'")
+command("export r o --checkpoint first", "Invalid value for '--checkpoint'")
+command("chat no", "tokenizer 'no' is not 'bytes', 'alphabet:...' or a folder")
+command("chat tiny", "model 'tiny' is made anew for each run: name a run that trained it")
+command("chat r", "r has no checkpoint yet: train further", r_IN_experiment_DOT_toml=TOY)
+command("chat rlhf-env/chitchat --rewards", "rlhf-env/chitchat is no run: there is no reward and no reference to show")
+command("chat rlhf-env/chitchat --greedy --temperature 2", "--greedy takes the likeliest token at any --temperature")
+command("chat rlhf-env/chitchat --temperature 0", "Invalid value for '--temperature'")
+command("chat rlhf-env/chitchat --max-new-tokens 0", "Invalid value for '--max-new-tokens'")
+command("preferences responses s.db", "say where the answers come from: a FILE that has them, or --model and --prompts")
+command("preferences responses s.db x.jsonl --model tiny", "say where the answers come from")
+command("preferences responses s.db --model tiny", "--model answers prompts: --prompts FILE")
+command("preferences responses s.db --model tiny --prompts cuont", "unknown task 'cuont': did you mean 'count'?")
+command("preferences responses s.db --model tiny --prompts count", 'model "tiny" needs a tokenizer')
+command("preferences responses s.db --model tiny --prompts no.jsonl", "cannot read no.jsonl")
+command("preferences responses s.db --model tiny --human me --prompts count", "--human is about the answers of a FILE")
+for wrong in ("x", "0", "nan", ","):
+    command(f"preferences responses s.db --model tiny --prompts count --temperatures {wrong}", "temperatures")
 command("scorecard folder s.db --held-out x", "--held-out x: a share such as 0.2 or 1/6 is needed")
 command("annotate --store no.db", "preference store no.db: there is no such file")
 command("annotate --store s.db --port 70000", "Invalid value for '--port'")
@@ -133,12 +166,140 @@ command("lab labels --seeds 0", "Invalid value for '--seeds'")
 command("lab overoptimization --jobs 0", "Invalid value for '--jobs'")
 command("lab regularisation --seeds 0", "Invalid value for '--seeds'")
 command("lab agents --seeds 0", "Invalid value for '--seeds'")
-command("pipeline reward-model --prompts 9", "Invalid value for '--prompts'")
-command("pipeline reward-model --epochs -1", "Invalid value for '--epochs'")
-command("pipeline base-model --jobs 0", "Invalid value for '--jobs'")
 command("demo --seeds 0", "Invalid value for '--seeds'")
 command("check agent:ppo clip=inf", "[agent] ppo: clip must be a finite number, got inf")
 command("check reward:length target=3 weight=nan", "reward 'length': weight must be a finite number, got nan")
 command("check reward:ensemble model=folder penalty=inf", "penalty must be a finite number, got inf")
 command("lab exact --beta nan", "beta must be positive, got nan")
 command("lab exact --symbols 26 --longest 9", "more than can be summed over in reasonable time")
+command(
+    "evaluate folder --pass-at one", "--pass-at one: whole numbers with commas between them are needed, such as 1,8"
+)
+command(
+    "evaluate folder --greedy --temperature 1", "--greedy draws nothing: leave out --temperature, --top-k and --top-p"
+)
+command("evaluate folder --samples 0", "Invalid value for '--samples'")
+
+PAIR = '{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
+TIE = '{"question_id": "1", "model_a": "x", "model_b": "y", "winner": "tie", "judge": "j", "conversation_a": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "A"}], "conversation_b": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "B"}]}\n'  # noqa: E501
+BASE = "--base rlhf-env/chitchat"
+command(
+    "reward-model",
+    "Missing argument 'store'",
+    "Missing option '--base'",
+    "Missing option '--out'",
+)
+command(f"reward-model no.db {BASE} --out o", "no.db: there is no such file: a preference store, or a file of judg")
+command(f"reward-model s.db {BASE} --out o", "s.db: nobody has judged anything in it yet: `rlhf-env annotate")
+command(f"reward-model text {BASE} --out o", "text: judgements come as .jsonl")
+command(f"reward-model a.jsonl {BASE} --out o", "a.jsonl: everything was judged on one prompt, so no", a_DOT_jsonl=PAIR)
+command(
+    f"reward-model a.jsonl {BASE} --out o",
+    "nothing to learn from: 1 comparisons, and none of them prefers or rates a response: nothing preferred: tie (1)",
+    a_DOT_jsonl=TIE,
+)
+command(f"reward-model a.jsonl {BASE} --out o", "a.jsonl: not JSON: Expecting", a_DOT_jsonl="[1\n")
+command(
+    "reward-model a.jsonl --base folder --out o --held-out 0",
+    "--base folder: model folder folder: there is no config.json",
+    a_DOT_jsonl=PAIR,
+)
+command(
+    "reward-model a.jsonl --base ./no --out o --held-out 0",
+    "--base ./no: model folder no: there is no config",
+    a_DOT_jsonl=PAIR,
+)
+command(
+    "reward-model no.db --base folder --out text",
+    "--out text: text is a file: name another folder",
+    "--base folder: model folder folder: there is no config.json in it",
+    "no.db: there is no such file",
+)
+command(
+    f"reward-model a.jsonl {BASE} --out folder --held-out 0",
+    "folder holds something else than a reward model",
+    a_DOT_jsonl=PAIR,
+)
+command(
+    f"reward-model a.jsonl {BASE} --out text/x --held-out 0",
+    "text/x cannot be made: text is no folder",
+    a_DOT_jsonl=PAIR,
+)
+command(
+    f"reward-model a.jsonl {BASE} --out o --members 0",
+    "--members 0: members must be at least 1, got 0",
+    a_DOT_jsonl=PAIR,
+)
+command(f"reward-model a.jsonl {BASE} --out o --members two", "Invalid value for '--members'", a_DOT_jsonl=PAIR)
+command(
+    f"reward-model a.jsonl {BASE} --out o --held-out x", "--held-out x: a share such as 0.2 or 1/6", a_DOT_jsonl=PAIR
+)
+command(
+    f"reward-model a.jsonl {BASE} --out o --held-out 1",
+    "--held-out 1: held_out must be in [0, 1), got 1.0",
+    a_DOT_jsonl=PAIR,
+)
+command(
+    f"reward-model a.jsonl {BASE} --out o --votes most", "--votes most: votes must be one of 'each'", a_DOT_jsonl=PAIR
+)
+command(
+    f"reward-model a.jsonl {BASE} --out o --loss likert",
+    "--loss likert: likert fits none of the judgements (1 comparisons)",
+    a_DOT_jsonl=PAIR,
+)
+command(
+    f"reward-model a.jsonl {BASE} --out o --loss margins",
+    "--loss margins: margins fits none of the judgements (1 comparisons; no judgement states a margin)",
+    a_DOT_jsonl=PAIR,
+)
+command(
+    f"reward-model a.jsonl {BASE} --out o --criterion good",
+    "--criterion good: nothing was judged by 'good'",
+    a_DOT_jsonl=PAIR,
+)
+command(f"reward-model a.jsonl {BASE} --out o --without me", "nobody called 'me' judged anything", a_DOT_jsonl=PAIR)
+command(f"reward-model a.jsonl {BASE} --out o --fairness 1", "groups must be given with fairness", a_DOT_jsonl=PAIR)
+command(
+    f"reward-model a.jsonl {BASE} --out o --fairness 1 --groups w.csv --held-out 0",
+    "--groups w.csv: w.csv: names: two or more different groups are compared, got ('men',)",
+    a_DOT_jsonl=PAIR,
+    w_DOT_csv="men\nhe\n",
+)
+command(f"reward-model a.jsonl {BASE} --out o --wanted folder", "drawn must be given with wanted", a_DOT_jsonl=PAIR)
+command(
+    f"reward-model a.jsonl {BASE} --out o --wanted rlhf-env/chitchat --drawn rlhf-env/chitchat --held-out 0",
+    "importance weights are of pairs of texts that a policy wrote: 2 responses have no token ids",
+    a_DOT_jsonl=PAIR,
+)
+command(
+    f"reward-model a.jsonl {BASE} --out o --set epochs",
+    "--set epochs: 'epochs' is not of the form NAME=VALUE",
+    a_DOT_jsonl=PAIR,
+)
+command(
+    f"reward-model a.jsonl {BASE} --out o --set epoch=1",
+    "--set epoch=1: no setting 'epoch': did you mean 'epochs'?",
+    a_DOT_jsonl=PAIR,
+)
+command(
+    f"reward-model a.jsonl {BASE} --out o --seed 1 --set seed=1", "--set seed=1: 'seed' is set twice", a_DOT_jsonl=PAIR
+)
+command(f"reward-model a.jsonl {BASE} --out o --config no.toml", "cannot read no.toml", a_DOT_jsonl=PAIR)
+command(
+    f"reward-model a.jsonl {BASE} --out o --config f.toml",
+    "f.toml, line 1: Expected",
+    a_DOT_jsonl=PAIR,
+    f_DOT_toml="[x",
+)
+command(
+    f"reward-model a.jsonl {BASE} --out o --config f.toml",
+    "f.toml, line 2: epochs must be at least 0, got -1",
+    "f.toml, line 3: no setting 'member': did you mean 'members'?",
+    a_DOT_jsonl=PAIR,
+    f_DOT_toml="[reward_model]\nepochs = -1\nmember = 2\n",
+)
+command(
+    f"reward-model a.jsonl {BASE} --out o --held-out 0",
+    "a.jsonl:1: prompt and response have",
+    a_DOT_jsonl='{"prompt": "a", "chosen": "' + "word salad " * 200 + '", "rejected": "c"}\n',
+)

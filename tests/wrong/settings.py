@@ -97,3 +97,20 @@ for wrong, said in {
     '["User:"]': "stop has 'User:', which no text can hold: text 'User:' has symbols outside the alphabet 'ab='",
 }.items():
     experiment(f"stop = {wrong[:12]}", TEXTS, f"{TEXTS}\nstop = {wrong}", said)
+
+# ---------------------------------------------------------------- evaluations
+
+for setting, said in {
+    "samples = 0": "samples must be from 1 to 1,048,576, got 0",
+    "samples = 1_000_000": "samples = 1,000,000 answers to 4 prompts are more than 1,048,576",
+    "pass_at = [0]": "pass_at[0] must be at least 1, got 0",
+    "samples = 4\npass_at = [1, 8]": "pass_at 8 needs samples = 8 or more answers to each prompt, and there are 4",
+    "pass_at = [1]": "success = 'task': no part of the reward is called 'task'. Known: length",
+    'pass_at = [1]\nsuccess = "lenght >= 0"': "is called 'lenght': did you mean 'length'?",
+    'success = ">= 1"': "success = '>= 1' is no criterion: say a part of the reward, or \"PART >= NUMBER\"",
+    'success = "length >= one"': "success = 'length >= one' compares with 'one', which is not a number",
+    "decoding = { temprature = 1.0 }": "decoding: no setting 'temprature': did you mean 'temperature'?",
+    "decoding = { top_p = 0.0 }": "decoding: top_p must be in (0, 1], got 0.0",
+    "samples = 2\ndecoding = { top_k = 1 }": "samples = 2 answers to a prompt are all the same where decoding",
+}.items():
+    experiment(setting.replace("\n", ", "), "prompts = 4", f"prompts = 4\n{setting}", said)

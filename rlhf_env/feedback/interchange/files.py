@@ -86,7 +86,7 @@ def judgements_in(path: str | Path, reading: Reading) -> list[Judgement]:
     columns the first row has.
     """
     named = layout_named(reading.layout) if reading.layout else None
-    rows = located_rows(path, _KNOWN_COLUMNS)
+    rows = _counted(located_rows(path, _KNOWN_COLUMNS), reading)
     first: list[Located] = []
     for where, row in rows:
         first.append((where, row))
@@ -109,6 +109,12 @@ def judgements_in(path: str | Path, reading: Reading) -> list[Judgement]:
         left = "; ".join(f"{what} ({count:,})" for what, count in reading.passed_over.items())
         raise DataError(f"{path}: nobody has judged anything in it{': passed over: ' if left else ''}{left}")
     return found
+
+
+def _counted(rows: Iterable[Located], reading: Reading) -> Iterator[Located]:
+    for count, row in enumerate(rows, start=1):
+        reading.tell(count)
+        yield row
 
 
 def _detected(first: Sequence[Located]) -> Layout | None:

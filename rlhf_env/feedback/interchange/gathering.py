@@ -82,7 +82,7 @@ def gathered(
     problems: list[str] = []
     fields: dict[tuple[str, ...], int] = {}
     reasons: dict[str, tuple[str, int]] = {}
-    for count, (where, content) in enumerate(contents, start=1):
+    for where, content in contents:
         try:
             if isinstance(content, DataError):
                 raise content
@@ -97,8 +97,6 @@ def gathered(
                 repeated = fields[error.names] > 1
             if not repeated and len(problems) <= MOST_PROBLEMS:
                 problems += (f"{where}: {problem}" for problem in error.problems)
-        if reading is not None:
-            reading.tell(count)
         if len(problems) > MOST_PROBLEMS and not (reading and reading.skip):
             problems[MOST_PROBLEMS:] = [f"{path}: and more after these {MOST_PROBLEMS}"]
             break

@@ -12,25 +12,25 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from rlhf_env.envs.over_long import OverLong, OverLongCount, cut_prompt, most_that_fit
-from rlhf_env.envs.tokenizers import end_ids, prompt_ids
+from rlhf_env.envs.tokenizers import conversation_of, end_ids, prompt_ids
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.interchange.gathering import MOST_PROBLEMS
 from rlhf_env.feedback.judgements import Judgement, Preference, Response, prompt_digest
 from rlhf_env.feedback.kinds import kind_of
-from rlhf_env.plain_data import read_file, read_json
+from rlhf_env.plain_data import ending_of, read_file, read_json
 from rlhf_env.types import Prompt, Tokenizer
 
 _SHOWN = 40  # characters of a text in a message
-Judged = TypeVar("Judged", Preference, Judgement)
+AnyJudged = TypeVar("AnyJudged", bound=Preference | Judgement)
 Lengths = Callable[[Sequence[tuple[Prompt, Response]]], Sequence[int]]
 """How many tokens prompt and response have together, as somebody reads them."""
 
 
 def fit_lengths(
-    judgements: Sequence[Judged],
+    judgements: Sequence[AnyJudged],
     most: int,
     how: OverLong,
     *,
@@ -38,7 +38,7 @@ def fit_lengths(
     reader: str,
     tokenizer: Tokenizer | None = None,
     path: str | Path | None = None,
-) -> tuple[list[Judged], OverLongCount]:
+) -> tuple[list[AnyJudged], OverLongCount]:
     """Judgements (or pairs) whose texts have at most `most` tokens as `reader` counts them, and how many had more.
 
     "refuse" is `require_fit`. "leave out" leaves out a judgement with a text that is too long. The others cut the
@@ -59,7 +59,7 @@ def fit_lengths(
     each = iter(lengths(texts))
     longest = [max(next(each) for _ in _responses(judged)) for judged in judgements]
     too_long = [count > most for count in longest]
-    fitting: list[Judged] = []
+    fitting: list[AnyJudged] = []
     cut = 0
     prompts: Mapping[str, Prompt] = {}
     if how != "leave out":
@@ -88,13 +88,13 @@ def _responses(judged: Preference | Judgement) -> tuple[Response, ...]:
     return (judged.chosen, judged.rejected) if isinstance(judged, Preference) else judged.responses
 
 
-def _with_texts(judged: Judged, prompt: Prompt, responses: Sequence[Response]) -> Judged:
+def _with_texts(judged: AnyJudged, prompt: Prompt, responses: Sequence[Response]) -> AnyJudged:
     """The same judgement of other texts. Raises DataError where they are no longer different."""
     if isinstance(judged, Preference):
         chosen, rejected = responses
-        return replace(judged, prompt=prompt, chosen=chosen, rejected=rejected)
+        return cast(AnyJudged, replace(judged, prompt=prompt, chosen=chosen, rejected=rejected))
     kind = kind_of(judged)
-    return kind(prompt, responses, kind.answer_of(judged), **kind.circumstances_of(judged))
+    return cast(AnyJudged, kind(prompt, responses, kind.answer_of(judged), **kind.circumstances_of(judged)))
 
 
 def _cut_prompts(
@@ -189,7 +189,7 @@ def require_fit(
     lines = [] if path is None else list(_lines(Path(path)))
     problems = [
         f"{_where(prompt, response, lines, path)}: prompt and response have {tokens} tokens together, and {reader} "
-        f"reads {most}: shorten {response.text[:_SHOWN]!r} or its prompt, or leave the line out"
+        f"reads {most}: shorten {response.text[:_SHOWN]!r} or its prompt, leave the line out, or set over_long"
         for prompt, response, tokens in too_long
     ]
     one_a_line = {problem.partition(": ")[0]: problem for problem in reversed(problems)}
@@ -199,11 +199,22 @@ def require_fit(
 
 
 def _where(prompt: Prompt, response: Response, lines: list[tuple[str, frozenset[str]]], path: object) -> str:
-    for where, strings in lines:
-        if response.text in strings and any(it in prompt.text for it in strings - {response.text, ""}):
+    conversation = conversation_of(prompt)
+    asked = str(conversation[-1]["content"]) if conversation else prompt.text
+    answering = [(where, strings) for where, strings in lines if _answers(response.text, strings)]
+    for where, strings in answering:
+        if any(asked in it for it in strings):
+            return where
+    for where, strings in answering:  # a prompt that was made of several columns, which are most of it
+        if 2 * sum(len(it) for it in strings if it in prompt.text) > len(prompt.text):
             return where
     named = f"prompt {prompt.text[:_SHOWN]!r}"
     return named if path is None else f"{path}, {named}"
+
+
+def _answers(text: str, strings: frozenset[str]) -> bool:
+    """Whether it is one of the strings, or how a transcript ends."""
+    return text in strings or any(it.rstrip().endswith(text) for it in strings)
 
 
 def _lines(path: Path) -> Iterator[tuple[str, frozenset[str]]]:
@@ -212,9 +223,9 @@ def _lines(path: Path) -> Iterator[tuple[str, frozenset[str]]]:
     if content.startswith(b"SQLite format 3\0"):
         return
     text = content.decode("utf-8", errors="replace")
-    if path.suffix.lower() in (".csv", ".tsv"):
+    if ending_of(path) in (".csv", ".tsv"):
         begins = 1
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if ending_of(path) == ".tsv" else ",")
         for row in reader:
             yield f"{path}:{begins}", frozenset(row)
             begins = reader.line_num + 1

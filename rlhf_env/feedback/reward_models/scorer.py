@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from rlhf_env.envs.over_long import OverLong, OverLongCount
-from rlhf_env.feedback.interchange.lengths import Judged, fit_lengths, require_fit
+from rlhf_env.feedback.interchange.lengths import AnyJudged, fit_lengths, require_fit
 from rlhf_env.feedback.judgements import Preference, Response
 from rlhf_env.types import Episode, Float, Prompt, Tokenizer
 
@@ -66,8 +66,8 @@ def require_readable(
 
 
 def fit_to_scorer(
-    scorer: Scorer, judgements: Sequence[Judged], how: OverLong, *, path: str | Path | None = None
-) -> tuple[list[Judged], OverLongCount]:
+    scorer: Scorer, judgements: Sequence[AnyJudged], how: OverLong, *, path: str | Path | None = None
+) -> tuple[list[AnyJudged], OverLongCount]:
     """Judgements (or pairs) of which the scorer can read every text, and how many were too long; see `fit_lengths`."""
     if not isinstance(scorer, LimitedScorer) or scorer.context is None:
         return list(judgements), OverLongCount(of=len(judgements))

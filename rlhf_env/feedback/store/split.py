@@ -31,11 +31,11 @@ def split_by_prompt(judged: Iterable[P], held_out: float, *, salt: str = "") -> 
         raise ConfigError(f"held_out: {held_out!r} is not a fraction between 0 and 1")
     parts: tuple[list[P], list[P]] = ([], [])
     for one in judged:
-        parts[place_of(one.prompt, salt) < held_out].append(one)
+        parts[place_in_split(one.prompt, salt) < held_out].append(one)
     return parts
 
 
-def place_of(prompt: Prompt, salt: str = "") -> float:
+def place_in_split(prompt: Prompt, salt: str = "") -> float:
     """The prompt's place in [0, 1): it is held out at every larger share."""
     hashed = hashlib.sha256(to_bytes(f"{salt}\n{prompt.text}")).digest()
     return int.from_bytes(hashed[:6], "big") / 2**48  # 48 bits: the quotient is exact and below 1

@@ -13,7 +13,7 @@ import torch
 from rlhf_env.errors import RunFailed
 from rlhf_env.lab.benchmark.results import FORMAT
 from rlhf_env.lab.evaluation.health import Alert
-from rlhf_env.lab.evaluation.metrics import METRICS, with_plugins
+from rlhf_env.lab.evaluation.metrics import METRICS, metrics_of
 from rlhf_env.lab.evaluation.runs import evaluation_curve, run
 from rlhf_env.learning.experiment import Experiment, build
 from rlhf_env.learning.loop import Row
@@ -115,7 +115,7 @@ def run_cell(cell: GridCell, folder: Path, on_update: Callable[[Row, float], Non
         "curve": evaluation_curve(where),
         "samples": list(final.samples[:32]),
     }
-    asked_for = with_plugins(cell.experiment.evaluation.metrics or ())
+    asked_for = metrics_of(cell.experiment.evaluation)
     if of_plugins := {metric.name: metric.words for metric in asked_for if metric not in METRICS}:
         result["metrics"] = of_plugins  # a report is made from this file alone, wherever it is read
     write_json(cell.result_file(folder), result)

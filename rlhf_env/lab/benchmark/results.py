@@ -1,6 +1,6 @@
 """What a benchmark measured, read back from its folder, and the rows of its table.
 
-    runs/demo/
+    runs/demo/agents/
       about.json           optional: title, what the gold reward is, the command, versions
       benchmark.toml       the grid
       statistics.json      optional: the seed of the intervals, and whom agents are compared with besides the reference

@@ -6,6 +6,7 @@ evaluation = evaluate_run("runs/toy-ppo-seed0")
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from rlhf_env.envs.rewards import RewardMix
 from rlhf_env.envs.tasks import held_out, well_formed
 from rlhf_env.errors import MissingExtra, RewardError, UnknownName
 from rlhf_env.feedback.reward_models.calibration import wilson_interval
+from rlhf_env.lab.evaluation.another_reference import with_reference
+from rlhf_env.lab.evaluation.asked import question_of
 from rlhf_env.lab.evaluation.behaviour import (
     Cluster,
     PaidPhrase,
@@ -33,13 +36,16 @@ from rlhf_env.lab.evaluation.behaviour import (
 from rlhf_env.lab.evaluation.evaluator import Evaluator, divergences, log_ratios
 from rlhf_env.lab.evaluation.metric import Measured
 from rlhf_env.lab.evaluation.metrics import METRICS, entropy
+from rlhf_env.lab.evaluation.passing import PassAt, compared
 from rlhf_env.lab.evaluation.runs import load_run
 from rlhf_env.lab.statistics import Estimate, by_unit, mean_of_seeds
 from rlhf_env.learning.agent import Decision, Metrics, Setup
+from rlhf_env.learning.experiment import check_success
 from rlhf_env.learning.rollout import Rollout
+from rlhf_env.learning.success import Success
 from rlhf_env.shown_text import for_terminal
 from rlhf_env.text_measures import distinct_n, repetition, self_bleu
-from rlhf_env.types import Episode, Float, Observation, ResetOptions, Reward, State, Tokenizer
+from rlhf_env.types import Episode, Float, JsonObject, JsonView, Observation, ResetOptions, Reward, State, Tokenizer
 from rlhf_env.whole_files import write_json
 
 if TYPE_CHECKING:
@@ -67,7 +73,9 @@ class Measure:
 class RunEvaluation:
     """The agent of a run after `update` updates, and its reference, on the same `prompts` different prompts.
 
-    `asked` says in words which these are, and whether training uses them too. Intervals count prompts: where one was
+    `reference` is the model that was named in the place of the one that the run began with; "" where none was.
+    `asked` says in words which these are, whether training uses them too, and how many are left out because an answer
+    has no score. Intervals count prompts: where one was
     asked more than once, its answers are one value.
     `win_rate`: of "proxy" and "gold", the share of prompts on which the agent's answer scores higher (equal: 1/2) with
     Wilson's interval. `kl`: KL(agent || reference) in nats a response by two estimators, k1 and k3, and where so few
@@ -76,11 +84,17 @@ class RunEvaluation:
     small. For an agent whose distance can only be bounded, `kl_bound` instead. `rates` are shares of texts: cut off,
     without the form that the task asks for, positive or negative in tone, refusals, and other formats.
     `phrases` are those gained and lost significantly, `paid` those the proxy reward pays for.
+
+    `samples` answers were written to each prompt: what is tested text by text (`phrases`, `rates`, `clusters`, `paid`)
+    is of the first of them, because answers to one prompt are not independent. `decoding` says in words how they were
+    drawn, where that was not as in training: rewards and KL are then those of texts drawn so. `pass_at` is how often
+    one of k answers is a `success`.
     """
 
     run: str
     update: int
     agent: str
+    reference: str
     prompts: int
     asked: str
     measures: Sequence[Measure]
@@ -91,67 +105,117 @@ class RunEvaluation:
     rates: Sequence[RateChange]
     clusters: Sequence[Cluster]
     paid: Sequence[PaidPhrase]
+    samples: int = 1
+    decoding: str = ""
+    pass_at: Sequence[PassAt] = ()
+    success: str = ""
 
     def save(self, file: str | Path) -> None:
-        write_json(Path(file), asdict(self))
+        table = asdict(self)
+        unasked = {"samples": self.samples == 1} | {n: not table[n] for n in ("decoding", "pass_at", "success")}
+        write_json(Path(file), {name: value for name, value in table.items() if not unasked.get(name)})
 
 
 def evaluate_run(
     folder: str | Path,
     *,
     prompts: int | None = None,
+    samples: int | None = None,
+    decoding: JsonView | None = None,
+    pass_at: Sequence[int] | None = None,
+    success: str | None = None,
     checkpoint: Literal["best", "last"] = "best",
+    reference: str | None = None,
     trust_code: bool = False,
 ) -> RunEvaluation:
     """The run in `folder`, as `load_run` reads it at that `checkpoint`, on `prompts` prompts.
 
-    By default they are as many as the run says. `trust_code` is that of `load_run`.
+    `prompts`, `samples`, `decoding`, `pass_at` and `success` are settings of [evaluation]; by default, they are as the
+    run says, but for one answer to each prompt where `decoding` is greedy.
+    `reference` is a model, or another run, to compare with in the place of the model that the run began with; it must
+    have the same tokenizer. `trust_code` is that of `load_run`.
 
     Both write with the evaluator's random numbers. Raises ConfigError for a folder that holds no run, DataError for one
     without a checkpoint that can be used.
     """
     run = load_run(folder, checkpoint, trust_code=trust_code)
     workplace, experiment = run.workplace, run.experiment
-    if prompts is not None:
-        experiment = replace(experiment, evaluation=replace(experiment.evaluation, prompts=prompts))
-    evaluator = Evaluator.of(replace(workplace, experiment=experiment))
-    reference = ReferenceWriter(workplace.setup)
-    ours, _ = evaluator.texts(workplace.agent)
-    theirs, _ = evaluator.texts(reference)
-    if unscored := 2 * experiment.evaluation.prompts - len(ours) - len(theirs):
-        raise RewardError(
-            f"answers are compared prompt by prompt, and {unscored} of them have no score: mend the reward, or give it "
-            "a number to score with (on_error)"
-        )
+    if reference is not None:
+        workplace = with_reference(workplace, reference)
+    given: JsonObject = {"prompts": prompts, "samples": samples, "success": success}
+    given |= {"decoding": None if decoding is None else dict(decoding), "pass_at": pass_at and list(pass_at)}
+    if decoding is not None and decoding.get("top_k") == 1 and samples is None:
+        given["samples"] = 1  # more would be the same
+        given["pass_at"] = given["pass_at"] or [k for k in experiment.evaluation.pass_at if k == 1]
+    if changes := {name: value for name, value in given.items() if value is not None}:
+        experiment = replace(experiment, evaluation=replace(experiment.evaluation, **changes))
+        check_success(experiment)
+    settings, workplace = experiment.evaluation, replace(workplace, experiment=experiment)
+    evaluator = Evaluator.of(workplace)
+    other = ReferenceWriter(workplace.setup)
+    ours, theirs = _in_pairs(evaluator.texts(workplace.agent)[0], evaluator.texts(other)[0])
+    asked, count = evaluator.asked, len({question_of(episode.prompt) for episode in ours.episodes})
+    left_out = settings.prompts * settings.samples - len(ours)
+    no_score = f"; {left_out} of them left out, where an answer has no score" if left_out else ""
     # One stream for all intervals: the same run gives the same file.
-    stream = np.random.default_rng([experiment.evaluation.seed, *b"intervals"])
-    after, before = ([episode.response for episode in rollout.episodes] for rollout in (ours, theirs))
+    stream = np.random.default_rng([settings.seed, *b"intervals"])
+    our_first, their_first = (it if settings.samples == 1 else _first_answers(it) for it in (ours, theirs))
+    after, before = ([episode.response for episode in rollout.episodes] for rollout in (our_first, their_first))
     rewarded = workplace.rewarded  # not where an agent imitates and nobody asked for a reward
     sums, other_sums = (evaluator.sums(texts.scores) if rewarded else {} for texts in (ours, theirs))
-    replies = evaluator.measured(ours, workplace.agent)
-    score = _proxy(evaluator, ours) if rewarded else None
-    tones = tone_of(theirs), tone_of(ours)
+    replies, other_replies = evaluator.measured(ours, workplace.agent), evaluator.measured(theirs, other)
+    score = _proxy(evaluator, our_first) if rewarded else None
+    tones = tone_of(their_first), tone_of(our_first)
+    criterion, drawn = Success.read(settings.success), workplace.evaluation_sampling
+    passed = [compared(replies, other_replies, k, criterion) for k in dict.fromkeys(settings.pass_at)]
     return RunEvaluation(
         run=str(folder),
         update=run.update,
         agent=experiment.agent_label,
-        prompts=evaluator.asked.prompts,
-        asked=str(evaluator.asked),
+        reference=reference or "",
+        prompts=count if left_out else asked.prompts,
+        asked=f"{asked}{no_score}",
         measures=[
             measure
-            for measure in _measures(evaluator, replies, evaluator.measured(theirs, reference))
+            for measure in _measures(evaluator, replies, other_replies)
             if rewarded or measure.name not in ("proxy", "objective", "part/none")
         ],
         win_rate={
             name: _win_rate(sums[name], other_sums[name], replies.prompts) for name in ("proxy", "gold") if name in sums
         },
-        kl=_kl(ours, replies.kl_exact) if replies.kl_bound is None else {},
+        kl=_kl(ours, replies.kl_exact, k3=drawn is None or drawn.exact) if replies.kl_bound is None else {},
         kl_bound=replies.kl_bound,
         phrases=[change for change in phrase_changes(before, after) if change.p < 0.05],
-        rates=[*_endings(evaluator, theirs, ours), *tone_changes(*tones), *format_changes(before, after)],
+        rates=[*_endings(evaluator, their_first, our_first), *tone_changes(*tones), *format_changes(before, after)],
         clusters=clusters(before, after),
         paid=[] if score is None else paid_phrases(before, after, score, stream=stream),
+        samples=settings.samples,
+        decoding="" if drawn is None else str(drawn),
+        pass_at=[it for it in passed if it is not None],
+        success=str(criterion) if settings.pass_at else "",
     )
+
+
+def _in_pairs(ours: Rollout, theirs: Rollout) -> tuple[Rollout, Rollout]:
+    """The answers to prompts where both have a score: a reward may abstain. Raises RewardError where there are none."""
+    places: list[dict[tuple[str, int], int]] = []
+    for rollout in (ours, theirs):
+        times: Counter[str] = Counter()  # a prompt may have been asked more than once
+        places.append({})
+        for place, episode in enumerate(rollout.episodes):
+            times[episode.prompt.id] += 1
+            places[-1][episode.prompt.id, times[episode.prompt.id]] = place
+    both = [key for key in places[0] if key in places[1]]
+    if not both:
+        raise RewardError("answers are compared prompt by prompt, and there is no prompt on which both have a score")
+    return ours.select([places[0][key] for key in both]), theirs.select([places[1][key] for key in both])
+
+
+def _first_answers(rollout: Rollout) -> Rollout:
+    places: dict[str, int] = {}
+    for place, episode in enumerate(rollout.episodes):
+        places.setdefault(episode.prompt.id, place)
+    return rollout.select(list(places.values()))
 
 
 class ReferenceWriter:
@@ -183,18 +247,23 @@ class ReferenceWriter:
 
 def _measures(evaluator: Evaluator, ours: Measured, theirs: Measured) -> Iterator[Measure]:
     per_prompt = [_per_prompt(replies) for replies in (ours, theirs)]
+    passing = {f"pass_at_{k}" for k in evaluator.workplace.experiment.evaluation.pass_at}
     for name, values in per_prompt[0].items():
         if name not in per_prompt[1]:
             continue
         others = per_prompt[1][name]
         difference = _mean_by_prompt(values - others, ours.prompts)
         yield Measure(name, float(values.mean()), float(others.mean()), difference)
-    if ours.kl_bound is None:  # replies picked from several do not tell the entropy of the policy
+    if (
+        ours.kl_bound is None and not ours.resampled
+    ):  # replies picked from several do not tell the entropy of the policy
         yield Measure("entropy, nats a token", entropy(ours.rollout), entropy(theirs.rollout))
     together = [_together(replies.rollout) for replies in (ours, theirs)]
     for name, value in together[0].items():
         yield Measure(name, value, together[1][name])
     for metric in evaluator.metrics[len(METRICS) :]:
+        if metric.name in passing:
+            continue  # these are compared prompt by prompt
         numbers, other_numbers = metric(ours), metric(theirs)
         for name in numbers.keys() & other_numbers.keys() & {metric.name}:
             yield Measure(name, numbers[name], other_numbers[name])
@@ -240,14 +309,15 @@ def perplexity_under_reference(rollout: Rollout) -> float:
     return math.exp(-(float(stated) - divergence) / max(int(rollout.actions.sum()), 1))
 
 
-def _kl(rollout: Rollout, exact: float | None) -> dict[str, Estimate]:
+def _kl(rollout: Rollout, exact: float | None, *, k3: bool = True) -> dict[str, Estimate]:
     """k1 and k3 of Schulman 2020 (see `learning.functional.kl_estimate`), summed over each text.
 
-    Of a token drawn from p, both have the mean KL(p || q) of the state it was drawn in.
+    Of a token drawn from p, both have the mean KL(p || q) of the state it was drawn in; k3 only if p can draw whatever
+    q can.
     """
     prompts = [episode.prompt.text for episode in rollout.episodes]
     k1 = log_ratios(rollout)
-    sums = {"k1": k1, "k3": [np.expm1(-values) + values for values in k1]}
+    sums = {"k1": k1, **({"k3": [np.expm1(-values) + values for values in k1]} if k3 else {})}
     found = {
         name: _mean_by_prompt(np.array([values.sum() for values in of_texts]), prompts)
         for name, of_texts in sums.items()
@@ -306,12 +376,18 @@ def evaluation_tables(found: RunEvaluation, rows: int = 8) -> Group:
 
 
 def _numbers(found: RunEvaluation) -> Table:
-    title = f"{found.agent} after {found.update} updates, on {found.asked}"
+    written = f", written {found.decoding}" if found.decoding else ""
+    title = f"{found.agent} after {found.update} updates, on {found.asked}{written}"
+    if found.reference:
+        title += f"; the reference is {_shown(found.reference)}"
     table = _table(title, "", "agent", "reference", "difference [95 %]")
+    for passed in found.pass_at:
+        numbers = (_interval(it, ".3f") for it in (passed.agent, passed.reference))
+        table.add_row(f"pass@{passed.k}, {found.success}", *numbers, _interval(passed.difference, "+.3f"))
     for name, rate in found.win_rate.items():
         table.add_row(f"win rate, {name}", _interval(rate, ".3f"), "0.500", "")
     for name, kl in found.kl.items():
-        table.add_row(f"KL to the reference, {name}", _interval(kl), "0", "nats a response")
+        table.add_row(f"KL to the reference, {name}", _interval(kl), "" if found.decoding else "0", "nats a response")
     if found.kl_bound is not None:
         table.add_row("KL to the reference, at most", f"{found.kl_bound:.4g}", "0", "nats a response")
     for it in found.measures:
@@ -321,7 +397,9 @@ def _numbers(found: RunEvaluation) -> Table:
         if share.before or share.after:
             change = _interval(share.difference, "+.3f")
             table.add_row(f"share, {share.name}", f"{share.after:.3f}", f"{share.before:.3f}", change)
-    if _disagree(found.kl):
+    if found.decoding:
+        table.caption = "Drawn otherwise than in training: rewards and KL are those of texts drawn so."
+    elif _disagree(found.kl):
         table.caption = (
             "k3 is below k1: the agent never writes what the reference does write at times (such as the end), and no "
             "sample shows k3 that. Believe k1."

@@ -19,16 +19,16 @@ from rlhf_env.envs.stop_strings import completions
 from rlhf_env.envs.tasks import held_out
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.envs.tokenizers import end_ids
-from rlhf_env.errors import DataError, RewardError, under
+from rlhf_env.errors import ConfigError, DataError, Problem, RewardError, under
 from rlhf_env.feedback.offline import load_fitting
 from rlhf_env.lab.evaluation.asked import PromptsAsked, question_of
 from rlhf_env.lab.evaluation.metric import Measured, Metric
-from rlhf_env.lab.evaluation.metrics import METRICS, with_plugins
-from rlhf_env.learning.agent import Agent, traits
+from rlhf_env.lab.evaluation.metrics import METRICS, metrics_of
+from rlhf_env.learning.agent import Agent, Decision, traits
 from rlhf_env.learning.collect import collect_with
 from rlhf_env.learning.experiment import Workplace
 from rlhf_env.learning.rollout import Rollout
-from rlhf_env.policies.policy import HasContext
+from rlhf_env.policies.policy import HasContext, Policy, Sampling
 from rlhf_env.policies.tabular import TabularPolicy
 from rlhf_env.types import (
     Episode,
@@ -36,6 +36,7 @@ from rlhf_env.types import (
     JsonObject,
     JsonView,
     MasksActions,
+    Observation,
     Prompt,
     Replies,
     Score,
@@ -89,7 +90,7 @@ class Evaluator:
     @classmethod
     def of(cls, workplace: Workplace) -> Evaluator:
         with under("evaluation", "metrics"):
-            metrics = with_plugins(workplace.experiment.located().evaluation.metrics or ())
+            metrics = metrics_of(workplace.experiment.located().evaluation)
         return cls(workplace, workplace.evaluation_rewards, metrics)
 
     def __call__(self, agent: Agent | None = None) -> Evaluation:
@@ -111,16 +112,17 @@ class Evaluator:
 
     def measured(self, rollout: Rollout, agent: Agent, thrown_away: int = 0) -> Measured:
         """What metrics are measured on, of the `texts` of an agent."""
-        bound = traits(agent).kl_bound
+        bound, settings = traits(agent).kl_bound, self.workplace.experiment.evaluation
         return Measured(
             rollout=rollout,
             task=held_out(self.workplace.env.task),
             rewards=self.sums(rollout.scores),
             divergence=divergences(rollout),
             kl_bound=bound,
-            kl_exact=self.exact_kl(agent) if bound is None else None,
+            kl_exact=self.exact_kl(agent) if bound is None and not settings.decoding else None,
             thrown_away=thrown_away,
-            unscored=self.workplace.experiment.evaluation.prompts - len(rollout),
+            resampled=bool(settings.decoding),
+            unscored=settings.prompts * settings.samples - len(rollout),
             asked=self.asked,
         )
 
@@ -129,7 +131,7 @@ class Evaluator:
         """Which prompts an evaluation asks, and what of them the workplace's run trains on, told by the text."""
         experiment, task = self.workplace.experiment, self.workplace.env.task
         aside, count = held_out(task), experiment.evaluation.prompts
-        prompts = [aside.prompt(index, {}) for index in range(count)]
+        prompts = [aside.prompt(index % (aside.size or count), {}) for index in range(count)]
         texts = {question_of(prompt) for prompt in prompts}
         trained_on: Iterable[str] | None = None
         if (stored := experiment.located().preferences) is not None:
@@ -144,7 +146,7 @@ class Evaluator:
             trained_on = texts if endless else (question_of(task.prompt(index, {})) for index in range(size))
         return PromptsAsked(
             prompts=len(texts),
-            replies=count,
+            replies=count * experiment.evaluation.samples,
             in_training=None if trained_on is None else len(texts.intersection(trained_on)),
             cut=len({question_of(prompt) for prompt in prompts if prompt.uncut is not None}),
             left_out=aside.count.left_out if isinstance(aside, FittedTask) else 0,
@@ -162,25 +164,26 @@ class Evaluator:
         settings = self.workplace.experiment.evaluation
         # Common to all agents of one seed, so that they differ by what they learned; other seeds draw other samples.
         seed = settings.seed + 1_000_003 * self.workplace.experiment.seed
-        writers = (setup.policy, setup.reference)
-        streams = [writer.sampling_state() for writer in writers]
+        policies = (setup.policy, setup.reference)
+        streams = [policy.sampling_state() for policy in policies]
+        writer = self._redrawn(agent)
         state = agent.state_dict()  # some draw from streams of their own
         spent = setup.spending.as_dict()
-        for writer in writers:
-            writer.reseed(seed)
+        for policy in policies:
+            policy.reseed(seed)
         try:
             # A new environment each time: what rewards remember of training is read here and not added to.
             # What the agent would ask for (an easier level, groups) does not hold: everyone gets the same prompts.
             rollout = collect_with(
-                self._environment(settings.prompts),
-                agent,
-                {"indices": list(range(settings.prompts))},
+                self._environment(settings.prompts * settings.samples),
+                writer,
+                {"indices": [index for index in range(settings.prompts) for _ in range(settings.samples)]},
                 seed=seed,
             )
         finally:
             agent.load_state_dict(state)
-            for writer, stream in zip(writers, streams, strict=True):
-                writer.load_sampling_state(stream)
+            for policy, stream in zip(policies, streams, strict=True):
+                policy.load_sampling_state(stream)
             thrown_away = setup.spending.generated_tokens - spent["generated_tokens"]
             setup.spending.load(spent)
         kept = torch.tensor([self._speaks(score) for score in rollout.scores], dtype=torch.bool)
@@ -192,6 +195,17 @@ class Evaluator:
         if not bool(kept.all()):
             rollout = rollout.select(kept)
         return rollout.with_extras(divergence=self._divergence(rollout)), int(thrown_away)
+
+    def _redrawn(self, agent: Agent) -> Agent:
+        """The agent, drawing as `[evaluation] decoding` says. Raises ConfigError where it has writers of its own."""
+        sampling, setup = self.workplace.evaluation_sampling, self.workplace.setup
+        if sampling is None:
+            return agent
+        its = traits(agent)
+        if its.trains and not its.policy_writes:
+            said = "decoding: the texts of this agent are not its policy's alone, and are drawn as in training"
+            raise ConfigError(Problem(said, ("evaluation", "decoding")))
+        return _Redrawn(agent, (setup.policy, setup.reference), sampling)
 
     def _speaks(self, score: Score) -> bool:
         """Whether the training reward, and the gold reward, have a value for a text."""
@@ -257,7 +271,8 @@ class Evaluator:
         possible = sum(len(choices) ** length * len(ends) for length in range(longest)) + len(choices) ** longest
         if possible > _ENUMERABLE:
             return None
-        prompts = (task.prompt(i, {}) for i in range(self.workplace.experiment.evaluation.prompts))
+        count = self.workplace.experiment.evaluation.prompts
+        prompts = (task.prompt(index % (task.size or count), {}) for index in range(count))
         asked = Counter(tuple(env.prompt_ids(prompt).tolist()) for prompt in prompts)
         if possible * len(asked) > _ENUMERABLE:
             return None
@@ -322,6 +337,25 @@ class Evaluator:
             }
             for i, episode in enumerate(rollout.episodes)
         ]
+
+
+class _Redrawn:
+    """An agent whose policies draw with another `sampling` while it writes, and score as ever."""
+
+    def __init__(self, agent: Agent, policies: Sequence[Policy], sampling: Sampling) -> None:
+        self._agent, self._policies, self._sampling = agent, policies, sampling
+        self.begin, self.update = agent.begin, agent.update
+        self.state_dict, self.load_state_dict = agent.state_dict, agent.load_state_dict
+
+    def act(self, observation: Observation, /) -> Decision:
+        usual = [policy.sampling for policy in self._policies]
+        for policy in self._policies:
+            policy.sampling = self._sampling
+        try:
+            return self._agent.act(observation)
+        finally:
+            for policy, sampling in zip(self._policies, usual, strict=True):
+                policy.sampling = sampling
 
 
 def log_ratios(rollout: Rollout) -> list[Float]:

@@ -80,7 +80,7 @@ def export_policy(
 ) -> None:
     """The same of an agent in memory, as it is now. Raises DataError where its texts are not those of one model."""
     setup, agent = workplace.setup, workplace.agent
-    name, says = workplace.experiment.agent.get("name"), traits(agent)
+    name, says = workplace.experiment.agent_label, traits(agent)
     policy = setup.policy
     if not isinstance(policy, LanguageModel):
         raise DataError(f"the model of this run is a {type(policy).__name__}, and no language model")

@@ -16,7 +16,12 @@ from rlhf_env.lab.evaluation.asked import PromptsAsked, question_of
 from rlhf_env.lab.evaluation.evaluator import Evaluation, Evaluator
 from rlhf_env.lab.evaluation.metric import Metric
 from rlhf_env.learning.agent import Demonstrated, traits
-from rlhf_env.learning.demonstrations import Answers, demonstrations_of, mean_negative_log_likelihood, turns_of
+from rlhf_env.learning.demonstrations import (
+    GivenAnswers,
+    answered_turns,
+    demonstrations_of,
+    mean_negative_log_likelihood,
+)
 from rlhf_env.learning.experiment import Workplace
 from rlhf_env.policies.policy import HasContext
 from rlhf_env.types import Episode
@@ -42,7 +47,7 @@ MEASURES = (
         meaning="exp(loss): as uncertain as if so many tokens were equally likely",
         better="lower",
     ),
-    Metric(name="answers", title="Answers", meaning="answers that were read"),
+    Metric(name="answers", title="GivenAnswers", meaning="answers that were read"),
     Metric(name="answer_tokens", title="Tokens", meaning="tokens of the answers that were read"),
 )
 
@@ -77,7 +82,7 @@ class Likelihood:
         return list(self._read.episodes[: self.workplace.experiment.evaluation.prompts])
 
     @cached_property
-    def _read(self) -> Answers:
+    def _read(self) -> GivenAnswers:
         setup, task = self.workplace.setup, held_out(self.workplace.env.task)
         context = setup.policy.context if isinstance(setup.policy, HasContext) else None
         over_long = self.workplace.experiment.environment.over_long
@@ -93,8 +98,8 @@ class Likelihood:
         task = self.workplace.env.task
         questions = {question_of(episode.prompt) for episode in self.answers}
         prompts = (task.prompt(index, {}) for index in range(task.size or 0))
-        turns = (turn for prompt in prompts for turn in turns_of(prompt, self.workplace.setup.tokenizer, self._wanted))
-        learned = {question_of(asked) for asked, _ in turns}
+        tokenizer, wanted = self.workplace.setup.tokenizer, self._wanted
+        learned = {question_of(asked) for it in prompts for asked, _ in answered_turns(it, tokenizer, wanted)}
         return PromptsAsked(
             prompts=len(questions),
             replies=len(self.answers),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
-from rlhf_env.errors import PluginError
+from rlhf_env.errors import ConfigError, PluginError
 from rlhf_env.lab.statistics import Estimate
 from rlhf_env.types import Episode, Float, JsonObject, Task
 
@@ -41,6 +41,8 @@ class Measured:
     """KL(agent || reference) where so few texts are possible that it is a sum over all of them."""
     thrown_away: int = 0
     """Tokens written beside the replies."""
+    resampled: bool = False
+    """Whether the answers were drawn otherwise than in training (`[evaluation] decoding`)."""
     unscored: int = 0
     """Replies left out, because a reward part failed on them and is to skip them, or none had anything to say."""
     asked: PromptsAsked | None = None
@@ -124,6 +126,8 @@ class Metric:
             if isinstance(value, np.ndarray) and value.ndim:
                 return {self.name: float(value.mean()), f"{self.name}_std": float(value.std())}
             return {self.name: float(value)}
+        except ConfigError:  # what was asked for does not go, and it says so
+            raise
         except Exception as error:  # a plugin's: any may come
             raise PluginError(
                 f"the metric {self.name!r} cannot be measured: {type(error).__name__}: {error}"

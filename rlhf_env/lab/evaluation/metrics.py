@@ -26,11 +26,14 @@ from rlhf_env import plugins
 from rlhf_env.envs.tasks import well_formed
 from rlhf_env.errors import PluginError
 from rlhf_env.lab.evaluation.metric import Measured, Metric, MetricValue
+from rlhf_env.lab.evaluation.passing import pass_metric
 from rlhf_env.lab.statistics import student_mean
+from rlhf_env.learning.success import Success
 from rlhf_env.own_code import OwnCode, names_code
 from rlhf_env.text_measures import distinct_n
 
 if TYPE_CHECKING:
+    from rlhf_env.learning.experiment import EvaluationSettings
     from rlhf_env.learning.rollout import Rollout
 
 
@@ -152,7 +155,7 @@ METRICS: tuple[Metric, ...] = (
         title="Entropy",
         unit="nats per token",
         meaning="of the policy, on the tokens that it drew",
-        measure=lambda replies: None if replies.kl_bound is not None else entropy(replies.rollout),
+        measure=lambda replies: None if replies.kl_bound is not None or replies.resampled else entropy(replies.rollout),
     ),
     Metric(
         name="distinct_replies",
@@ -300,6 +303,13 @@ METRICS: tuple[Metric, ...] = (
 )
 
 
+def metrics_of(evaluation: EvaluationSettings) -> tuple[Metric, ...]:
+    """What an experiment measures: the table, the metrics of plugins, and pass@k for each k that is asked for."""
+    success = Success.read(evaluation.success)
+    passing = [pass_metric(k, success) for k in dict.fromkeys(evaluation.pass_at)]
+    return (*with_plugins(evaluation.metrics or ()), *passing)
+
+
 def with_plugins(names: Sequence[str]) -> tuple[Metric, ...]:
     """The table and, below it, the metrics of plugins with these names. Raises ConfigError for one that is none."""
     return (*METRICS, *map(_of_plugin, dict.fromkeys(names)))
@@ -331,7 +341,7 @@ def meaning_of(key: str, metrics: Sequence[Metric] = METRICS) -> str:
     if key.startswith("part/"):
         return f"reward part {key.removeprefix('part/')}, before its weight"
     for ending, words in (
-        ("_std", "spread over prompts of: "),
+        ("_std", "spread over replies of: "),
         ("_low", "lower end of: "),
         ("_high", "upper end of: "),
     ):

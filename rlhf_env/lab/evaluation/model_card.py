@@ -20,6 +20,9 @@ from rlhf_env.errors import RlhfEnvError
 from rlhf_env.lab.evaluation.asked import PromptsAsked
 from rlhf_env.lab.evaluation.metric import Metric
 from rlhf_env.lab.evaluation.metrics import METRICS, meaning_of, with_plugins
+from rlhf_env.lab.evaluation.passing import pass_metric
+from rlhf_env.learning.success import Success
+from rlhf_env.own_code import label_of, names_code
 from rlhf_env.shown_text import without_secrets
 from rlhf_env.types import JsonObject, JsonView
 
@@ -55,8 +58,8 @@ class Provenance:
 
 def model_card(of: Provenance) -> str:
     """The card as Markdown. What may be a secret is masked, and of absolute paths only the last part is kept."""
-    agent = str(of.experiment.get("agent", {}).get("name", "ppo"))
-    task = str(of.experiment.get("task", {}).get("name", "count"))
+    agent = label_of(of.experiment.get("agent", {}), "ppo")
+    task = label_of(of.experiment.get("task", {}), "count")
     lines = [
         *_front_matter(of, agent),
         f"# {of.name}",
@@ -124,6 +127,8 @@ def _loading(of: Provenance) -> Iterator[str]:
         + '), and rlhf-env goes on from it with `model = "FOLDER"` in `[policy]`.',
         "",
     )
+    if stop := of.experiment.get("environment", {}).get("stop"):
+        yield from (f"Its answers also ended at {stop}: `generate(..., stop_strings={stop}, tokenizer=tokenizer)`.", "")
     if not of.has_template:
         yield from ("It has no chat template: it continues the text that it is given.", "")
 
@@ -151,11 +156,14 @@ def _evaluation(of: Provenance) -> Iterator[str]:
         yield from ("No evaluation was made of this checkpoint.", "")
         return
     evaluation = of.experiment.get("evaluation", {})
-    replies = int(of.after.get("answers", evaluation.get("prompts", 128)))
+    replies = int(of.after.get("answers", evaluation.get("prompts", 128) * evaluation.get("samples", 1)))
     asked = PromptsAsked.of(of.after, replies)
     metrics: Sequence[Metric] = METRICS
     with suppress(RlhfEnvError):  # of a package that is not here
-        metrics = with_plugins(evaluation.get("metrics") or ())
+        # Code that a run folder names is not run to describe it.
+        offered = with_plugins([name for name in evaluation.get("metrics") or () if not names_code(name)])
+        success = Success.read(evaluation.get("success", "task"))
+        metrics = (*offered, *(pass_metric(k, success) for k in evaluation.get("pass_at", ())))
     yield from (f"On {asked or 'the prompts of the evaluation'}, by one program for all agents:", "")
     yield from ("| | before training | this model | |", "|---|---:|---:|---|")
     for key in of.after:

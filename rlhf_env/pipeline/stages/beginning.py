@@ -14,7 +14,7 @@ from rlhf_env.errors import Problem, under
 from rlhf_env.learning.configuration import from_table
 from rlhf_env.pipeline.base_model import Models, Recipe, make_models
 from rlhf_env.pipeline.hashing import Hashes, hash_of
-from rlhf_env.pipeline.stages.stage import Links, Origin, Outcome, Role, Site
+from rlhf_env.pipeline.stages.stage import Links, Role, Site, StageOrigin, StageOutcome
 from rlhf_env.relative_paths import paths_of, relative_to
 from rlhf_env.settings import IsPath, Name, PartOf, fault, settings
 from rlhf_env.types import JsonObject, JsonView
@@ -50,7 +50,7 @@ class BaseModelStage:
         return dict(own)
 
     @classmethod
-    def of(cls, table: JsonView, origin: Origin) -> BaseModelStage:
+    def of(cls, table: JsonView, origin: StageOrigin) -> BaseModelStage:
         made = relative_to(origin.folder, from_table(cls, table, origin.where), cls)
         assert isinstance(made, cls)
         with under("recipe"):
@@ -75,13 +75,13 @@ class BaseModelStage:
         typical = _typical(Models(self.take, self.judge), None)
         return {"": self.take, "judge": self.judge, **({} if typical is None else {"typical": typical})}
 
-    def work(self, site: Site) -> Outcome:
+    def work(self, site: Site) -> StageOutcome:
         if self.take is not None:
             site.console.print(f"{self.take} is taken as it is", highlight=False)
-            return Outcome(_perplexity(Models(self.take, self.judge or self.take)), texts={"ended": "taken"})
+            return StageOutcome(_perplexity(Models(self.take, self.judge or self.take)), texts={"ended": "taken"})
         recipe = from_table(Recipe, self.recipe, "recipe")
         made = make_models(site.folder, recipe=recipe, jobs=site.jobs, console=site.console)
-        return Outcome(_perplexity(made), texts={"ended": "made from the corpus"})
+        return StageOutcome(_perplexity(made), texts={"ended": "made from the corpus"})
 
     def is_open(self) -> bool:
         return False

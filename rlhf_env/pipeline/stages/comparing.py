@@ -21,7 +21,7 @@ from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.run_folder import versions
 from rlhf_env.pipeline.hashing import Hashes
 from rlhf_env.pipeline.stages.fitting import show_in
-from rlhf_env.pipeline.stages.stage import Links, Origin, Outcome, Role, Site, merged, with_inputs
+from rlhf_env.pipeline.stages.stage import Links, Role, Site, StageOrigin, StageOutcome, merged, with_inputs
 from rlhf_env.relative_paths import paths_of
 from rlhf_env.types import JsonObject, JsonView
 from rlhf_env.whole_files import write_json
@@ -47,7 +47,7 @@ class BenchStage:
         return {**of_grid, "experiment": with_inputs(merged(defaults, shared), links)}
 
     @classmethod
-    def of(cls, table: JsonView, origin: Origin) -> BenchStage:
+    def of(cls, table: JsonView, origin: StageOrigin) -> BenchStage:
         problems: dict[str, None] = {}
         for cls_of, part, keys in ((Grid, table, ()), (Experiment, table["experiment"], ("experiment",))):
             try:
@@ -72,7 +72,7 @@ class BenchStage:
     def outputs(self, folder: Path) -> Mapping[str, object]:
         return {"": str(folder)}
 
-    def work(self, site: Site) -> Outcome:
+    def work(self, site: Site) -> StageOutcome:
         console, folder = site.console, site.folder
         if few := self.grid.too_few_seeds:
             console.print(f"Note: {few}.", highlight=False, soft_wrap=True)
@@ -107,7 +107,7 @@ class BenchStage:
         return hashes.of_files(folder, there) if len(there) == len(expected) else None
 
 
-def _outcome(results: Results) -> Outcome:
+def _outcome(results: Results) -> StageOutcome:
     """The best agent by gold (by the proxy where there is none), beside the reference."""
     measure = "gold" if results.has_gold else "proxy"
     by_agent: dict[str, list[Mapping[str, float]]] = {}
@@ -123,11 +123,11 @@ def _outcome(results: Results) -> Outcome:
         "runs": float(len(results.cells)),
     }
     if not means:
-        return Outcome(numbers, texts={"agent": "no agent ended"})
+        return StageOutcome(numbers, texts={"agent": "no agent ended"})
     best = max(means, key=lambda agent: means[agent][measure])
     numbers |= means[best]
     if "reference" in means:
         numbers |= {f"{name}_before": value for name, value in means["reference"].items()}
     failed = f", {results.failed} failed" if results.failed else ""
     said = f"best of {len(means)} agents by mean {measure} over {results.seeds} seeds: {best}{failed}"
-    return Outcome(numbers, texts={"agent": best, "ended": said})
+    return StageOutcome(numbers, texts={"agent": best, "ended": said})

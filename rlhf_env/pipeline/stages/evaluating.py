@@ -15,13 +15,13 @@ from rlhf_env.feedback.asking.collecting import judge_items
 from rlhf_env.feedback.asking.tournament import Contender, blind_pairs, contests, tournament
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.lab.evaluation.against_reference import RunEvaluation, evaluate_run, evaluation_tables
-from rlhf_env.lab.evaluation.answers import Answers, answers_of_run
+from rlhf_env.lab.evaluation.answers import AgentAnswers, answers_of_run
 from rlhf_env.learning.configuration import from_table
 from rlhf_env.pipeline.hashing import Hashes
 from rlhf_env.pipeline.stages.crowds import check_crowd, crowd_of, gold_reward
 from rlhf_env.pipeline.stages.judging import of_defaults
 from rlhf_env.pipeline.stages.people import require_page, votes_by_people
-from rlhf_env.pipeline.stages.stage import Links, Origin, Outcome, Role, Site
+from rlhf_env.pipeline.stages.stage import Links, Role, Site, StageOrigin, StageOutcome
 from rlhf_env.pipeline.stages.stores import STORE, new_store
 from rlhf_env.relative_paths import paths_of, relative_to
 from rlhf_env.settings import AtLeastOne, Chooses, EachChooses, Name, Seed, fault, settings
@@ -83,7 +83,7 @@ class EvaluateStage:
         return {**of_defaults(defaults), **own}
 
     @classmethod
-    def of(cls, table: JsonView, origin: Origin) -> EvaluateStage:
+    def of(cls, table: JsonView, origin: StageOrigin) -> EvaluateStage:
         made = relative_to(origin.folder, from_table(cls, table, origin.where), cls)
         assert isinstance(made, cls)
         return made
@@ -100,7 +100,7 @@ class EvaluateStage:
     def outputs(self, folder: Path) -> Mapping[str, object]:
         return {"": str(folder / REPORT)}
 
-    def work(self, site: Site) -> Outcome:
+    def work(self, site: Site) -> StageOutcome:
         if self.by == "rewards":
             return self._by_rewards(site)
         if not (site.folder / STORE).is_file():
@@ -108,7 +108,7 @@ class EvaluateStage:
         if self.by == "people":
             counted, waiting = votes_by_people(self, site)
             if waiting:
-                return Outcome({"labels": float(counted.votes)}, waiting=waiting)
+                return StageOutcome({"labels": float(counted.votes)}, waiting=waiting)
         return self._of_votes(site)
 
     def is_open(self) -> bool:
@@ -117,7 +117,7 @@ class EvaluateStage:
     def identity(self, folder: Path, hashes: Hashes) -> str | None:
         return hashes.of_path(folder / REPORT)
 
-    def _by_rewards(self, site: Site) -> Outcome:
+    def _by_rewards(self, site: Site) -> StageOutcome:
         found: dict[str, RunEvaluation] = {}
         for name, run in zip(site.links["runs"], site.inputs["runs"], strict=True):
             with site.console.status(f"Evaluating {name}..."):
@@ -136,10 +136,10 @@ class EvaluateStage:
         numbers |= {f"{m.name}_before": m.reference for m in last.measures if m.name in ("gold", "proxy")}
         if last.kl_bound is not None or last.kl:
             numbers["kl"] = last.kl_bound if last.kl_bound is not None else next(iter(last.kl.values())).value
-        return Outcome(numbers, texts={"ended": said if "win_rate" in numbers else f"{name}: no reward to win by"})
+        return StageOutcome(numbers, texts={"ended": said if "win_rate" in numbers else f"{name}: no reward to win by"})
 
     def _ask(self, site: Site) -> None:
-        written: list[Answers] = []
+        written: list[AgentAnswers] = []
         runs = list(zip(site.links["runs"], site.inputs["runs"], strict=True))
         alone = self.reference or len(runs) == 1
         with site.console.status("They write..."):
@@ -147,8 +147,10 @@ class EvaluateStage:
                 also = REFERENCE_NAME if alone and place == 0 else ""
                 written += answers_of_run(run, name, prompts=self.prompts, checkpoint=self.checkpoint, reference=also)
         pairs = blind_pairs(written, overlap=self.overlap, criterion=self.criterion, seed=self.seed)
-        if not pairs.items:
-            raise DataError(f"stage {site.name!r}: they all answer the same: there is nothing to compare")
+        met = {response.author.name for item in pairs.items for response in item.responses}
+        if others := [name for name, _ in runs if name not in met]:
+            said = f"{' and '.join(others)} cannot be compared: the answers say the same, or are to other prompts"
+            raise DataError(f"stage {site.name!r}: {said}: runs answer the prompts of their own evaluation")
         with new_store(site.folder) as store:
             store.add_items(pairs.items)
             if self.by == "simulated":
@@ -158,7 +160,7 @@ class EvaluateStage:
         said = f"{len(pairs.items):,} blind pairs on {pairs.prompts:,} prompts"
         site.console.print(f"{said}, {pairs.same:,} left out that say the same", highlight=False)
 
-    def _of_votes(self, site: Site) -> Outcome:
+    def _of_votes(self, site: Site) -> StageOutcome:
         with PreferenceStore(site.folder / STORE) as store:
             votes = contests(store).get(self.criterion, [])
         standing = tournament(votes, np.random.default_rng(self.seed))
@@ -176,8 +178,8 @@ class EvaluateStage:
         wanted = site.links["runs"][-1]
         ours = next((it for it in standing if it.author.name == wanted), None)
         if ours is None:
-            return Outcome(labels, texts={"ended": "no vote decides"})
-        return Outcome({**labels, **_win(ours)}, texts={"ended": self._words(standing, ours)})
+            return StageOutcome(labels, texts={"ended": "no vote decides"})
+        return StageOutcome({**labels, **_win(ours)}, texts={"ended": self._words(standing, ours)})
 
     def _words(self, standing: Sequence[Contender], ours: Contender) -> str:
         others = ", ".join(it.author.name for it in standing if it is not ours)

@@ -22,7 +22,7 @@ from rlhf_env.learning.configuration import from_table
 from rlhf_env.pipeline.hashing import Hashes
 from rlhf_env.pipeline.reward_settings import RewardModelSettings
 from rlhf_env.pipeline.stages.crowds import known_taste
-from rlhf_env.pipeline.stages.stage import Links, Origin, Outcome, Role, Site, linked
+from rlhf_env.pipeline.stages.stage import Links, Role, Site, StageOrigin, StageOutcome, linked
 from rlhf_env.pipeline.stages.stores import require_store
 from rlhf_env.pipeline.votes import FittedRewardModel, fit_to_votes
 from rlhf_env.relative_paths import paths_of, relative_to
@@ -53,7 +53,7 @@ class FitStage:
         return {**given, **own, **linked(links, "model", "base"), **linked(links, "store")}
 
     @classmethod
-    def of(cls, table: JsonView, origin: Origin) -> FitStage:
+    def of(cls, table: JsonView, origin: StageOrigin) -> FitStage:
         rest = {key: value for key, value in table.items() if key != "store"}
         made = relative_to(origin.folder, from_table(RewardModelSettings, rest, origin.where), RewardModelSettings)
         store = table.get("store", "")
@@ -74,7 +74,7 @@ class FitStage:
     def outputs(self, folder: Path) -> Mapping[str, object]:
         return {"": str(folder)}
 
-    def work(self, site: Site) -> Outcome:
+    def work(self, site: Site) -> StageOutcome:
         fitted = fit_to_votes(self.store, site.folder, self.wanted, console=site.console, overwrite=True)
         record = fitted.record
         numbers = {"labels_used": float(record["fitted_to"])}
@@ -82,7 +82,7 @@ class FitStage:
             accuracy = fitted.scorecard.accuracy
             numbers |= {"accuracy": accuracy.value, "accuracy_low": accuracy.low, "accuracy_high": accuracy.high}
             numbers |= self._beside_the_annotator(fitted, site)
-        return Outcome(numbers, texts={"ended": f"fitted to {int(record['fitted_to']):,} judgements"})
+        return StageOutcome(numbers, texts={"ended": f"fitted to {int(record['fitted_to']):,} judgements"})
 
     def is_open(self) -> bool:
         return False

@@ -20,7 +20,7 @@ from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.learning.configuration import from_table
 from rlhf_env.pipeline.hashing import Hashes
 from rlhf_env.pipeline.stages.crowds import check_crowd, crowd_of, gold_reward, keep_taste
-from rlhf_env.pipeline.stages.stage import Links, Origin, Outcome, Role, Site, linked
+from rlhf_env.pipeline.stages.stage import Links, Role, Site, StageOrigin, StageOutcome, linked
 from rlhf_env.pipeline.stages.stores import STORE, identity_of, new_store, require_store
 from rlhf_env.relative_paths import paths_of, relative_to
 from rlhf_env.settings import AtLeastOne, Chooses, EachChooses, IsPath, Name, Seed, fault, settings
@@ -32,7 +32,7 @@ from rlhf_env.types import JsonObject, JsonView
 class JudgeStage:
     """Simulated annotators judge the responses of a store."""
 
-    store: Annotated[str, IsPath()] = ""
+    store: Annotated[Name, IsPath()] | None = None
     """The store with the responses, where it is no earlier stage's (`from`)."""
     gold: Annotated[JsonObject, EachChooses("reward")] = field(default_factory=dict)
     """What the annotators go by: rewards, as in [rewards] (default: those of [defaults.evaluation])."""
@@ -72,7 +72,7 @@ class JudgeStage:
         return {**of_defaults(defaults), **own, **linked(links, "store")}
 
     @classmethod
-    def of(cls, table: JsonView, origin: Origin) -> JudgeStage:
+    def of(cls, table: JsonView, origin: StageOrigin) -> JudgeStage:
         made = relative_to(origin.folder, from_table(cls, table, origin.where), cls)
         assert isinstance(made, cls)
         return made
@@ -87,7 +87,7 @@ class JudgeStage:
     def outputs(self, folder: Path) -> Mapping[str, object]:
         return {"": str(folder / STORE)}
 
-    def work(self, site: Site) -> Outcome:
+    def work(self, site: Site) -> StageOutcome:
         gold = gold_reward(self.gold, self.task)
         crowd = crowd_of(self.annotator, gold, self.people, self.person)
         with site.console.status("The annotators judge..."), new_store(site.folder, self.store) as store:
@@ -102,7 +102,7 @@ class JudgeStage:
         said = "an annotator" if self.people == 1 else f"{self.people} annotators"
         file = near(site.folder / STORE)
         site.console.print(f"{votes:,} judgements by {said}, in {file}", soft_wrap=True, highlight=False)
-        return Outcome({"labels": float(votes)}, texts={"ended": f"{votes:,} judgements by {said}"})
+        return StageOutcome({"labels": float(votes)}, texts={"ended": f"{votes:,} judgements by {said}"})
 
     def _votes(self, store: PreferenceStore, crowd: Sequence[Annotator]) -> int:
         rng = np.random.default_rng(self.seed)

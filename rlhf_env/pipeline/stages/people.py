@@ -18,7 +18,7 @@ from rlhf_env.feedback.store.items import Criterion, VoteProgress
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.learning.configuration import from_table
 from rlhf_env.pipeline.hashing import Hashes
-from rlhf_env.pipeline.stages.stage import Links, Origin, Outcome, Role, Site, linked
+from rlhf_env.pipeline.stages.stage import Links, Role, Site, StageOrigin, StageOutcome, linked
 from rlhf_env.pipeline.stages.stores import STORE, identity_of, new_store, require_store
 from rlhf_env.relative_paths import paths_of, relative_to
 from rlhf_env.settings import AtLeastOne, IsPath, Name, Seed, Whole, settings
@@ -29,7 +29,7 @@ from rlhf_env.types import JsonObject, JsonView
 class AnnotateStage:
     """People judge the responses of a store on the annotation page."""
 
-    store: Annotated[str, IsPath()] = ""
+    store: Annotated[Name, IsPath()] | None = None
     """The store with the responses, where it is no earlier stage's (`from`)."""
     ask: Name = "comparison"
     """The kind of judgement: comparison, rating, ranking, criteria, or a plugin's."""
@@ -70,7 +70,7 @@ class AnnotateStage:
         return {**seed, **own, **linked(links, "store")}
 
     @classmethod
-    def of(cls, table: JsonView, origin: Origin) -> AnnotateStage:
+    def of(cls, table: JsonView, origin: StageOrigin) -> AnnotateStage:
         made = relative_to(origin.folder, from_table(cls, table, origin.where), cls)
         assert isinstance(made, cls)
         return made
@@ -86,7 +86,7 @@ class AnnotateStage:
     def outputs(self, folder: Path) -> Mapping[str, object]:
         return {"": str(folder / STORE)}
 
-    def work(self, site: Site) -> Outcome:
+    def work(self, site: Site) -> StageOutcome:
         if not (site.folder / STORE).is_file():
             with new_store(site.folder, self.store) as store:
                 if self.guidelines:
@@ -106,7 +106,9 @@ class AnnotateStage:
                     raise DataError(f"stage {site.name!r}: nothing to judge: no prompt has answers that differ")
                 store.add_items(items)
         counted, waiting = votes_by_people(self, site)
-        return Outcome({"labels": float(counted.votes)}, texts={"ended": f"{counted.votes:,} votes"}, waiting=waiting)
+        return StageOutcome(
+            {"labels": float(counted.votes)}, texts={"ended": f"{counted.votes:,} votes"}, waiting=waiting
+        )
 
     def is_open(self) -> bool:
         return True

@@ -24,7 +24,7 @@ Links = Mapping[Role, Sequence[str]]
 
 
 @dataclass(frozen=True)
-class Origin:
+class StageOrigin:
     """Where a stage's table stands."""
 
     where: str
@@ -54,7 +54,7 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StageOutcome:
     """What a stage's work came to."""
 
     numbers: Mapping[str, float] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class Stage(Protocol):
         """All its settings: its own, those of [defaults] that it reads, and what stands for its inputs."""
 
     @classmethod
-    def of(cls, table: JsonView, origin: Origin) -> Stage:
+    def of(cls, table: JsonView, origin: StageOrigin) -> Stage:
         """Made of such a table. Raises ConfigError with every problem found."""
 
     def check(self) -> None:
@@ -96,7 +96,7 @@ class Stage(Protocol):
     def outputs(self, folder: Path) -> Mapping[str, object]:
         """What later stages may ask for: "" is what `$NAME` stands for, "judge" what `$NAME.judge` does."""
 
-    def work(self, site: Site) -> Outcome:
+    def work(self, site: Site) -> StageOutcome:
         """Do it, or resume it where it was stopped."""
 
     def is_open(self) -> bool:

@@ -42,7 +42,7 @@ def identity_of(file: Path) -> str | None:
         return hash_of([said, [repr(judgement) for judgement in store.judgements()]])
 
 
-def require_store(store: str, what: str = "store") -> None:
+def require_store(store: str | None, what: str = "store") -> None:
     """Raises ConfigError where a stage names no store that is there or that an earlier stage makes."""
     if not store:
         said = f'no {what} to work on: from = "the stage that gives it", or {what} = "a file"'

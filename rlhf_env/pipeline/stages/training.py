@@ -17,7 +17,7 @@ from rlhf_env.learning.making_agents import imitates
 from rlhf_env.learning.models import load_tokenizer_of
 from rlhf_env.learning.run_folder import BEST
 from rlhf_env.pipeline.hashing import Hashes
-from rlhf_env.pipeline.stages.stage import Links, Origin, Outcome, Role, Site, merged, with_inputs
+from rlhf_env.pipeline.stages.stage import Links, Role, Site, StageOrigin, StageOutcome, merged, with_inputs
 from rlhf_env.relative_paths import paths_of
 from rlhf_env.types import JsonObject, JsonView
 
@@ -43,7 +43,7 @@ class TrainStage:
         return with_inputs(table, links)
 
     @classmethod
-    def of(cls, table: JsonView, origin: Origin) -> TrainStage:
+    def of(cls, table: JsonView, origin: StageOrigin) -> TrainStage:
         return cls(Experiment.from_table(table, origin.where, folder=origin.folder))
 
     def check(self) -> None:
@@ -63,23 +63,27 @@ class TrainStage:
     def outputs(self, folder: Path) -> Mapping[str, object]:
         return {"": str(folder)}
 
-    def work(self, site: Site) -> Outcome:
+    def work(self, site: Site) -> StageOutcome:
         begun = (site.folder / "experiment.toml").exists()
         finished = run(self.experiment, site.folder, resume=begun, console=site.console)
         numbers = dict(finished.evaluation.metrics)
         diverged = [name for name, value in numbers.items() if not math.isfinite(value)]
         if diverged:
             raise RunFailed(f"stage {site.name!r}: the evaluation is not finite: {', '.join(diverged)}")
-        curve = evaluation_curve(site.folder)
         parts = finished.workplace.env.reward.parts.values()
         rewarded = any(not isinstance(part, NoReward) for part in parts)  # not where an agent imitates
+        curve = [
+            {name: value for name, value in point.items() if rewarded or name != "proxy"}
+            for point in evaluation_curve(site.folder)
+        ]
         shown = {name: float(numbers[name]) for name in _SHOWN if name in numbers and (rewarded or name != "proxy")}
         if curve:
             shown |= {f"{name}_before": float(curve[0][name]) for name in shown if name in curve[0]}
         spent = finished.spending.as_dict()
         shown |= {"tokens": float(spent["generated_tokens"]), "updates": float(spent["updates"])}
-        texts = {"ended": f"{finished.reason} after {finished.update:,} updates"}
-        return Outcome(shown, curve, {**texts, "agent": str(self.experiment.agent.get("name"))})
+        reason = "its budget" if finished.reason == "budget" else finished.reason
+        agent = self.experiment.agent_label
+        return StageOutcome(shown, curve, {"ended": f"{agent}: {finished.update:,} updates, ended by {reason}"})
 
     def is_open(self) -> bool:
         return False

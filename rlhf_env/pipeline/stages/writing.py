@@ -18,7 +18,7 @@ from rlhf_env.learning.models import load_tokenizer_of
 from rlhf_env.learning.policy_settings import PolicySettings
 from rlhf_env.pipeline.hashing import Hashes
 from rlhf_env.pipeline.responses import Responses, write_into
-from rlhf_env.pipeline.stages.stage import Links, Origin, Outcome, Role, Site, linked
+from rlhf_env.pipeline.stages.stage import Links, Role, Site, StageOrigin, StageOutcome, linked
 from rlhf_env.pipeline.stages.stores import STORE, identity_of
 from rlhf_env.relative_paths import paths_of, relative_to
 from rlhf_env.settings import AtLeastOne, Chooses, IsPath, Name, Positive, Seed, settings
@@ -50,6 +50,8 @@ class ResponsesStage:
     """The longest response, in tokens."""
     max_prompt_tokens: AtLeastOne = 32
     """The longest prompt, in tokens."""
+    stop: list[str] = field(default_factory=list)
+    """Strings that end an answer, as in [environment]."""
     seed: Seed = 0
     """What the answers are drawn from."""
     kind: ClassVar[str] = "responses"
@@ -70,7 +72,7 @@ class ResponsesStage:
         return {**given, **of_environment, **own, **linked(links, "model")}
 
     @classmethod
-    def of(cls, table: JsonView, origin: Origin) -> ResponsesStage:
+    def of(cls, table: JsonView, origin: StageOrigin) -> ResponsesStage:
         made = relative_to(origin.folder, from_table(cls, table, origin.where), cls)
         assert isinstance(made, cls)
         return made
@@ -88,7 +90,7 @@ class ResponsesStage:
     def outputs(self, folder: Path) -> Mapping[str, object]:
         return {"": str(folder / STORE)}
 
-    def work(self, site: Site) -> Outcome:
+    def work(self, site: Site) -> StageOutcome:
         given = {name: getattr(self, name) for name in Responses.__dataclass_fields__ if hasattr(self, name)}
         author = self.author or next(iter(site.links.get("model", ())), "") or self.model
         site.folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +102,7 @@ class ResponsesStage:
         place.unlink(missing_ok=True)
         said = f"{len(tokens):,} different answers"
         site.console.print(f"{said} are in {near(site.folder / STORE)}", highlight=False, soft_wrap=True)
-        return Outcome({"tokens": float(sum(tokens)), "responses": float(len(tokens))}, texts={"ended": said})
+        return StageOutcome({"tokens": float(sum(tokens)), "responses": float(len(tokens))}, texts={"ended": said})
 
     def is_open(self) -> bool:
         return False
@@ -109,4 +111,4 @@ class ResponsesStage:
         return hashes.remembered(folder / STORE, partial(identity_of, folder / STORE))
 
 
-_OF_ENVIRONMENT = ("num_envs", "max_new_tokens", "max_prompt_tokens")
+_OF_ENVIRONMENT = ("num_envs", "max_new_tokens", "max_prompt_tokens", "stop")

@@ -117,7 +117,7 @@ def argilla(question: str, better: str, worse: str, high: float, low: float) -> 
 def argilla_1(question: str, better: str, worse: str, high: float, low: float) -> dict[str, Any]:
     return {
         "source": "made up",
-        "instruction": question,
+        "instruction": f"first of {question}",
         "chosen_response": better,
         "rejected_response": worse,
         "chosen_avg_rating": high,
@@ -522,11 +522,11 @@ _LOG4, _LOG2, _LOG25, _LOG3 = (f"{math.log(ratio):.4f}" for ratio in (4, 2, 25, 
 SAID: dict[str, list[str]] = {
     "hh-rlhf": [f"overall by f: good {n} > bad {n}" for n in range(5)],
     "summarize": [
-        "overall by w1:  first of p0 <  second of p0 (note: of summary 1: too short)",
-        "overall by w1:  first of p1 >  second of p1 (note: of summary 1: too short)",
+        "overall by w1:  first of p0 <  second of p0 (note: of summary 1: too short\nconfidence 8)",
+        "overall by w1:  first of p1 >  second of p1 (note: of summary 1: too short\nconfidence 2)",
         "overall by w2:  first of p2 <  second of p2 (note: of summary 1: too short)",
-        "overall by w2:  first of p0 >  second of p0 (note: of summary 1: too short)",
-        "overall by w3:  first of  <  second of  (note: of summary 1: too short)",
+        "overall by w2:  first of p0 >  second of p0 (note: of summary 1: too short\nconfidence 3)",
+        "overall by w3:  first of  <  second of  (note: of summary 1: too short\nconfidence 9)",
     ],
     "summarize-axes": [
         "overall by w1: s1 > s2 by 3 weighing 0.3333",
@@ -632,7 +632,7 @@ SAID: dict[str, list[str]] = {
     "mt-bench": [
         "overall by expert_17: wa > wb",
         "overall by expert_3: wa = wb",
-        "overall by gpt-4, pair-v2: wa = wb",
+        "overall by gpt-4, pair-v2: wa cannot say wb",
         "overall by expert_9: wa < wb",
     ],
     "battle": [

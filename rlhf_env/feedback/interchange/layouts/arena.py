@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.interchange.dialogues import Messages, answer_in, divided
 from rlhf_env.feedback.interchange.gathering import Reading
-from rlhf_env.feedback.interchange.layouts.fields import Fields, annotator_of, by_policy, prompt_of
-from rlhf_env.feedback.interchange.layouts.layout import UNCHECKED, Column, Layout, columns, unread
+from rlhf_env.feedback.interchange.layouts.fields import Fields, annotator_of, asked, by_policy, prompt_of
+from rlhf_env.feedback.interchange.layouts.layout import UNCHECKED, Layout, PublishedColumn, columns_of, unread
 from rlhf_env.feedback.interchange.rows import with_columns
 from rlhf_env.feedback.judgements import Judgement
 from rlhf_env.feedback.kinds import Comparison, Verdict
@@ -19,7 +19,7 @@ _WINNERS: Mapping[str, Verdict] = {
     "model_a": "first",
     "model_b": "second",
     "tie": "tie",
-    "tie (inconsistent)": "tie",
+    "tie (inconsistent)": "cannot say",
     "tie (bothbad)": "both bad",
     "both_bad": "both bad",
 }
@@ -107,7 +107,7 @@ def _kaggle(row: JsonView, reading: Reading) -> list[Judgement]:
     winner = next(name for name, is_so in votes.items() if is_so)
     responses = [by_policy(texts[f"response_{side}"], model, reading) for side, model in zip("ab", models, strict=True)]
     who = annotator_of(reading)
-    return [Comparison(prompt_of(texts["prompt"]), responses[0], responses[1], _WINNERS[winner], who)]
+    return [Comparison(asked(texts["prompt"]), responses[0], responses[1], _WINNERS[winner], who)]
 
 
 def _wsdm(row: JsonView, reading: Reading) -> list[Judgement]:
@@ -115,7 +115,7 @@ def _wsdm(row: JsonView, reading: Reading) -> list[Judgement]:
     winner = row.get("winner")
     if winner not in _MODELS:
         fields.complain("winner", f"{winner!r} is none of {', '.join(_MODELS)}")
-    prompt = prompt_of(fields.text("prompt"))
+    prompt = asked(fields.text("prompt"))
     sides = [by_policy(fields.text(f"response_{side}"), fields.words(f"model_{side}"), reading) for side in "ab"]
     fields.done()
     return [Comparison(prompt, sides[0], sides[1], _WINNERS[str(winner)], annotator_of(reading))]
@@ -123,16 +123,15 @@ def _wsdm(row: JsonView, reading: Reading) -> list[Judgement]:
 
 _WINNER = (
     "model_a the first, model_b the second; tie; tie (bothbad) and both_bad are both bad; tie (inconsistent), of a "
-    "model "
-    "that judged the two orders differently, is a tie"
+    "model that contradicted itself when the two were swapped, is cannot say"
 )
 _TALKS = (
-    *columns("features", model_a="the author of the first response", model_b="the author of the second"),
-    Column("winner", _WINNER, "FastChat"),
-    Column("conversation_a", "the prompt, and the first response as its last message", "features", "json"),
-    Column("conversation_b", "the same prompt, and the second response", "features", "json"),
+    *columns_of("features", model_a="the author of the first response", model_b="the author of the second"),
+    PublishedColumn("winner", _WINNER, "FastChat"),
+    PublishedColumn("conversation_a", "the prompt, and the first response as its last message", "features", "json"),
+    PublishedColumn("conversation_b", "the same prompt, and the second response", "features", "json"),
 )
-_CIRCUMSTANCES = columns(
+_CIRCUMSTANCES = columns_of(
     "own",
     annotator="the annotator",
     criterion="the criterion",
@@ -151,10 +150,10 @@ BATTLE = Layout(
     known_by=("model_a", "model_b", "winner"),
     columns=(
         *_TALKS,
-        *columns("features", judge="the annotator", judge_hash="the annotator"),
+        *columns_of("features", judge="the annotator", judge_hash="the annotator"),
         *_CIRCUMSTANCES,
         *unread("features", "question_id", "turn", "language"),
-        Column("tstamp", "when, in seconds since 1970", "features", "number"),
+        PublishedColumn("tstamp", "when, in seconds since 1970", "features", "number"),
     ),
     sources={"features": f"as `chatbot-arena`; judge_hash: {UNCHECKED}", "FastChat": _FASTCHAT, "own": _OWN},
     read=_battle,
@@ -166,14 +165,14 @@ CHATBOT_ARENA = Layout(
     known_by=("model_a", "model_b", "winner", "conversation_a", "conversation_b", "anony", "tstamp"),
     columns=(
         *_TALKS,
-        *columns(
+        *columns_of(
             "features",
             judge="the annotator",
             judge_hash="the annotator",
             tstamp=("when, in seconds since 1970", "number"),
         ),
         *unread("features", "question_id", "turn", "anony", "language"),
-        *(Column(name, "", "features", "json") for name in ("openai_moderation", "toxic_chat_tag")),
+        *(PublishedColumn(name, "", "features", "json") for name in ("openai_moderation", "toxic_chat_tag")),
     ),
     sources={
         "features": "features of huggingface.co/datasets/lmsys/chatbot_arena_conversations as in the copy "
@@ -189,7 +188,7 @@ MT_BENCH = Layout(
     known_by=("question_id", "model_a", "model_b", "winner", "judge", "conversation_a", "conversation_b", "turn"),
     columns=(
         *_TALKS,
-        *columns(
+        *columns_of(
             "features",
             judge=("the annotator; of a list, joined by commas", "json"),
             turn=(
@@ -215,15 +214,15 @@ KAGGLE_ARENA = Layout(
     sets="LMSYS - Chatbot Arena Human Preference Predictions (Kaggle), lmsys/lmsys-arena-human-preference-55k",
     known_by=("prompt", "response_a", "response_b", "winner_model_a", "winner_model_b", "winner_tie"),
     columns=(
-        Column(
+        PublishedColumn(
             "prompt",
-            "the prompt: a JSON list of turns in a text. Of several turns the row is passed over",
+            "the prompt, a conversation: a JSON list of turns in a text. Of several turns the row is passed over",
             "loaders",
             "json",
         ),
-        Column("response_a", "the first response, a list of as many", "loaders", "json"),
-        Column("response_b", "the second response", "loaders", "json"),
-        *columns(
+        PublishedColumn("response_a", "the first response, a list of as many", "loaders", "json"),
+        PublishedColumn("response_b", "the second response", "loaders", "json"),
+        *columns_of(
             "data page",
             model_a="the author of the first",
             model_b="the author of the second",
@@ -247,9 +246,9 @@ WSDM = Layout(
     sets="WSDM Cup - Multilingual Chatbot Arena (Kaggle)",
     known_by=("prompt", "response_a", "response_b", "winner", "model_a", "model_b"),
     columns=(
-        *columns(
+        *columns_of(
             "data page",
-            prompt="the prompt",
+            prompt="the prompt, a conversation of one turn",
             response_a="the first response",
             response_b="the second response",
             winner="model_a the first, model_b the second",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
 
 from rlhf_env.envs.tokenizers import plain_conversation
 from rlhf_env.errors import DataError
@@ -14,7 +13,7 @@ from rlhf_env.feedback.interchange.provenance import prompt_from
 from rlhf_env.feedback.judgements import Author, Response, digest
 from rlhf_env.types import JsonView, Prompt
 
-_T = TypeVar("_T")
+_LARGEST = 1e300  # of a number: what is larger is no float, or makes differences that are none
 
 
 class Fields:
@@ -37,7 +36,11 @@ class Fields:
 
     def text(self, name: str) -> str:
         """Text, which may be empty."""
-        return self._checked(name, lambda value: findings.text("", value, empty_is_fine=True), "")
+        value = self.row.get(name)
+        if isinstance(value, str):
+            return value
+        self.complain(name, f"expected text, got {findings.in_words(value)}" if name in self.row else "missing")
+        return ""
 
     def words(self, name: str, otherwise: str = "") -> str:
         """Text that may also be missing, null or empty."""
@@ -45,7 +48,7 @@ class Fields:
 
     def number(self, name: str) -> float:
         value = self.row.get(name)
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf"):
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _LARGEST:
             return float(value)
         self.complain(name, f"expected a number, got {self._got(name)}")
         return 0.0
@@ -53,8 +56,9 @@ class Fields:
     def whole(self, name: str, low: int, high: int) -> int:
         """A whole number from `low` to `high`; tables and Parquet also have it as a float without a fraction."""
         value = self.row.get(name)
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and value in range(low, high + 1):
-            return int(value)
+        number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else low - 1
+        if low <= number <= high and number == int(number):
+            return int(number)
         self.complain(name, f"expected a whole number from {low} to {high}, got {self._got(name)}")
         return low
 
@@ -107,15 +111,6 @@ class Fields:
                 self.complain(name, str(problem))
             return []
 
-    def _checked(self, name: str, problem: Callable[[object], str], harmless: str) -> str:
-        value = self.row.get(name)
-        wrong = "missing" if name not in self.row else problem(value).removeprefix(": ")
-        if wrong:
-            self.complain(name, wrong)
-            return harmless
-        assert isinstance(value, str)
-        return value
-
     def _got(self, name: str) -> str:
         if name not in self.row:
             return "none"
@@ -128,6 +123,11 @@ def prompt_of(said: str | Messages) -> Prompt:
     if isinstance(said, str):
         return prompt_from(said, {})
     return prompt_from(plain_conversation(said), {"meta": {"messages": said}})
+
+
+def asked(text: str) -> Prompt:
+    """What a person asked a chat model, as the first turn of a conversation: sets that have later turns, too."""
+    return prompt_of([{"role": "user", "content": text}])
 
 
 def by_policy(text: str, name: str, reading: Reading) -> Response:

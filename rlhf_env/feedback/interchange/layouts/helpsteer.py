@@ -14,7 +14,7 @@ from rlhf_env.feedback.interchange.layouts.fields import (
     unnamed_annotator,
     unsigned,
 )
-from rlhf_env.feedback.interchange.layouts.layout import Column, Layout, columns, unread
+from rlhf_env.feedback.interchange.layouts.layout import Layout, PublishedColumn, columns_of, unread
 from rlhf_env.feedback.interchange.layouts.scores import comparison_by
 from rlhf_env.feedback.judgements import Judgement, Response
 from rlhf_env.feedback.kinds import LOWEST, CriteriaRating
@@ -26,10 +26,8 @@ _MUCH = 3
 
 
 def _prompt(text: str) -> Prompt:
-    """A text, or the turns of a conversation that the set keeps in one text."""
+    """The turns of a conversation that the set keeps in one text; most have one."""
     first, *turns = _TURN.split(text)
-    if not turns:
-        return prompt_of(text)
     messages: Messages = [{"role": "user", "content": first}]
     messages += ({"role": who.lower(), "content": said} for who, said in zip(turns[::2], turns[1::2], strict=True))
     return prompt_of(messages)
@@ -131,11 +129,11 @@ HELPSTEER2 = Layout(
     sets="nvidia/HelpSteer2 and nvidia/HelpSteer, ratings; nvidia/HelpSteer2, disagreements",
     known_by=("prompt", "response", *_ATTRIBUTES),
     columns=(
-        *columns(
-            "card", prompt="the prompt; `<extra_id_1>` sets the turns of a conversation apart", response="the response"
+        *columns_of(
+            "card", prompt="the prompt, a conversation whose turns `<extra_id_1>` sets apart", response="the response"
         ),
         *(
-            Column(
+            PublishedColumn(
                 name,
                 f"a score by the criterion {name}: 0 to 4 becomes 1 to 5; of a list, one annotator's each (nobody says "
                 "which annotators of two rows are the same, so their names are good for one response)",
@@ -154,22 +152,21 @@ HELPSTEER2_PREFERENCE = Layout(
     sets="nvidia/HelpSteer2, preference",
     known_by=("prompt", "response_1", "response_2", "preference_strength"),
     columns=(
-        *columns(
+        *columns_of(
             "card",
             prompt="the prompt, as in `helpsteer2`",
             response_1="the first response",
             response_2="the second response",
             three_most_similar_preferences=(
                 f"a comparison by each annotator, whose name is good for this pair: `strength` {_STRENGTH}; statement "
-                "and "
-                "elaboration are the note",
+                "and elaboration are the note",
                 "json",
             ),
             preference_strength=("the same comparison by all, where there are no votes", "number"),
             preference_statement="the note, with it",
             preference_elaboration="the note, with it",
         ),
-        Column("all_preferences_unprocessed", "", "card", "json"),
+        PublishedColumn("all_preferences_unprocessed", "", "card", "json"),
         *unread("card", "split"),
     ),
     sources={"card": f"{_HELPSTEER2}, Preferences"},
@@ -181,23 +178,25 @@ HELPSTEER3 = Layout(
     sets="nvidia/HelpSteer3, preference",
     known_by=("context", "response1", "response2", "overall_preference"),
     columns=(
-        Column("context", "the prompt, a conversation", "NeMo", "json"),
-        Column("response1", "the first response", "NeMo"),
-        Column("response2", "the second response", "NeMo"),
-        Column(
+        PublishedColumn("context", "the prompt, a conversation", "NeMo", "json"),
+        PublishedColumn("response1", "the first response", "NeMo"),
+        PublishedColumn("response2", "the second response", "NeMo"),
+        PublishedColumn(
             "individual_preference",
             f"a comparison by each annotator, whose name is good for this pair: `score` {_STRENGTH}; `reasoning` is "
             "the note",
-            "copy",
+            "loaders",
             "json",
         ),
-        Column("overall_preference", "the same comparison by all, where there are no votes", "NeMo, copy", "number"),
+        PublishedColumn(
+            "overall_preference", "the same comparison by all, where there are no votes", "NeMo, copy", "number"
+        ),
         *unread("copy", "domain", "language"),
     ),
     sources={
         "NeMo": "nemo_reinforcer/data/hf_datasets/helpsteer3.py of NeMo RL: below 0 prefers response1",
-        "copy": "huggingface.co/datasets/AIR-hl/helpsteer3_preference, which quotes the card; the names inside "
-        "`individual_preference` are from memory, not checked",
+        "copy": "huggingface.co/datasets/AIR-hl/helpsteer3_preference, which quotes the card",
+        "loaders": "public loaders that read `score` and `reasoning` of each vote, above 0 for response2",
     },
     read=_preference_3,
 )

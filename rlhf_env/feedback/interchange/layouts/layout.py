@@ -10,7 +10,7 @@ from rlhf_env.feedback.interchange.gathering import Located, Reading
 from rlhf_env.feedback.judgements import Judgement
 from rlhf_env.types import JsonView
 
-Cell = Literal["text", "number", "flag", "json"]
+CellKind = Literal["text", "number", "flag", "json"]
 """What a cell of a CSV table holds: text as it is, a number, true or false, or JSON (a list or an object)."""
 Read = Callable[[Any, Reading], Sequence[Judgement]]
 """The judgements of a row, or of what `Layout.units` makes of several. Raises DataError with all that is wrong."""
@@ -20,7 +20,7 @@ NOT_READ = ""
 
 
 @dataclass(frozen=True)
-class Column:
+class PublishedColumn:
     """One column of a layout, as the table in docs/preference-layouts.md has it."""
 
     name: str
@@ -28,7 +28,7 @@ class Column:
     """In words; `NOT_READ` for a column that has no place in a judgement."""
     source: str
     """Which of the layout's sources says what it means; `UNCHECKED` where none was found."""
-    cell: Cell = "text"
+    cell: CellKind = "text"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Layout:
     """The data sets that have it."""
     known_by: tuple[str, ...]
     """Columns that every row must have. A file whose rows have them is in this layout."""
-    columns: tuple[Column, ...]
+    columns: tuple[PublishedColumn, ...]
     """Those of `known_by` among them. Other columns of a file are passed over, named and counted."""
     sources: Mapping[str, str]
     """Where the meaning of columns was read: a short name, and the page, card or code with its version."""
@@ -58,14 +58,14 @@ class Layout:
         return all(name in row for name in self.known_by) and self.fits(row)
 
 
-def columns(source: str, **becomes: str | tuple[str, Cell]) -> tuple[Column, ...]:
+def columns_of(source: str, **becomes: str | tuple[str, CellKind]) -> tuple[PublishedColumn, ...]:
     """Columns whose meaning one source tells: `question="the prompt", score=("the margin", "number")`."""
     return tuple(
-        Column(name, *((what, source) if isinstance(what, str) else (what[0], source, what[1])))
+        PublishedColumn(name, *((what, source) if isinstance(what, str) else (what[0], source, what[1])))
         for name, what in becomes.items()
     )
 
 
-def unread(source: str, *names: str) -> tuple[Column, ...]:
+def unread(source: str, *names: str) -> tuple[PublishedColumn, ...]:
     """Columns that are known and have no place in a judgement."""
-    return tuple(Column(name, NOT_READ, source) for name in names)
+    return tuple(PublishedColumn(name, NOT_READ, source) for name in names)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rlhf_env.feedback.interchange.dialogues import asked_in
 from rlhf_env.feedback.interchange.gathering import Reading
 from rlhf_env.feedback.interchange.layouts.fields import Fields, annotator_of, by_policy, prompt_of
-from rlhf_env.feedback.interchange.layouts.layout import UNCHECKED, Column, Layout, columns, unread
+from rlhf_env.feedback.interchange.layouts.layout import Layout, PublishedColumn, columns_of, unread
 from rlhf_env.feedback.judgements import Judgement
 from rlhf_env.feedback.kinds import Ranking
 from rlhf_env.types import JsonView
@@ -31,15 +31,18 @@ NECTAR = Layout(
     sets="berkeley-nest/Nectar",
     known_by=("prompt", "answers"),
     columns=(
-        *columns("card", prompt="the prompt, a transcript as in `hh-rlhf` that ends with the assistant's turn"),
-        Column("answers", "a ranking: `answer` a response, `model` its author. The annotator is gpt-4", "card", "json"),
-        Column("answers.rank", "the place, 1 the best; equal ranks are a tie", UNCHECKED, "json"),
+        *columns_of("card", prompt="the prompt, a transcript as in `hh-rlhf` that ends with the assistant's turn"),
+        PublishedColumn(
+            "answers", "a ranking: `answer` a response, `model` its author. The annotator is gpt-4", "card", "json"
+        ),
+        PublishedColumn("answers.rank", "the place, 1 the best; equal ranks are a tie", "loaders", "json"),
         *unread("card", "turns", "num_responses", "source", "good_natured"),
     ),
     sources={
-        "card": "huggingface.co/datasets/berkeley-nest/Nectar at 3c6b4c4, Schema. It does not say which end of `rank` "
-        "is the "
-        "best, and loaders in use read it both ways"
+        "card": "huggingface.co/datasets/berkeley-nest/Nectar at 3c6b4c4, Schema, which does not say which end of "
+        "`rank` is the best",
+        "loaders": "three public loaders take the lowest rank for the best (one of them, convmerge's, says so in "
+        "words); axolotl's DPO strategy takes the highest",
     },
     read=_read,
 )

@@ -8,7 +8,7 @@ from rlhf_env.errors import DataError
 from rlhf_env.feedback.interchange.dialogues import Messages
 from rlhf_env.feedback.interchange.gathering import Located, Reading
 from rlhf_env.feedback.interchange.layouts.fields import Fields, annotator_of, by_person, by_policy, prompt_of
-from rlhf_env.feedback.interchange.layouts.layout import Column, Layout, columns, unread
+from rlhf_env.feedback.interchange.layouts.layout import Layout, PublishedColumn, columns_of, unread
 from rlhf_env.feedback.judgements import Judgement, Response
 from rlhf_env.feedback.kinds import Ranking
 from rlhf_env.types import JsonView
@@ -104,7 +104,7 @@ def _trees_of(rows: Iterator[Located], reading: Reading) -> list[Located]:
 _SCHEMA = "oasst-data/oasst_data/schemas.py of LAION-AI/Open-Assistant at 504da5b"
 _CARD = "huggingface.co/datasets/OpenAssistant/oasst1 at c6c1242: the most preferred message has rank 0"
 _MESSAGE = (
-    *columns(
+    *columns_of(
         "card",
         text="a turn of the prompt, or a response",
         role="prompter is the user; only replies of the assistant are ranked here",
@@ -113,7 +113,7 @@ _MESSAGE = (
             "number",
         ),
     ),
-    *columns(
+    *columns_of(
         "schema",
         deleted=("true: left out, with all that answers it", "flag"),
         review_result=("false: left out of the ranking", "flag"),
@@ -124,7 +124,7 @@ _MESSAGE = (
 )
 _REST = (
     *unread("schema", "created_date", "lang", "review_count", "tree_state"),
-    *(Column(name, "", "schema", "json") for name in ("labels", "emojis", "detoxify", "events")),
+    *(PublishedColumn(name, "", "schema", "json") for name in ("labels", "emojis", "detoxify", "events")),
 )
 
 OASST_TREES = Layout(
@@ -132,8 +132,8 @@ OASST_TREES = Layout(
     sets="OpenAssistant/oasst1 and oasst2, files named .trees.jsonl.gz",
     known_by=("message_tree_id", "prompt"),
     columns=(
-        Column("prompt", "the message at the root; `replies` of each message are ranked", "card", "json"),
-        *(Column(f"prompt.{one.name}", one.becomes, one.source) for one in _MESSAGE),
+        PublishedColumn("prompt", "the message at the root; `replies` of each message are ranked", "card", "json"),
+        *(PublishedColumn(f"prompt.{one.name}", one.becomes, one.source) for one in _MESSAGE),
         *unread("schema", "message_tree_id", "tree_state", "origin"),
     ),
     sources={"card": _CARD, "schema": _SCHEMA},
@@ -146,7 +146,7 @@ OASST_MESSAGES = Layout(
     sets="OpenAssistant/oasst1 and oasst2, Parquet and files named .messages.jsonl.gz",
     known_by=("message_id", "parent_id", "text", "role", "rank"),
     columns=(
-        *columns("card", message_id="what `parent_id` refers to", parent_id="the message that it answers"),
+        *columns_of("card", message_id="what `parent_id` refers to", parent_id="the message that it answers"),
         *_MESSAGE,
         *unread("card", "message_tree_id"),
         *_REST,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from rlhf_env.feedback.interchange.dialogues import transcript
 from rlhf_env.feedback.interchange.gathering import Reading
-from rlhf_env.feedback.interchange.layouts.layout import UNCHECKED, Layout, columns
+from rlhf_env.feedback.interchange.layouts.layout import UNCHECKED, Layout, columns_of
 from rlhf_env.feedback.interchange.rows import judgement_of
 from rlhf_env.feedback.judgements import Judgement
 from rlhf_env.types import JsonView
@@ -23,11 +23,10 @@ HH_RLHF = Layout(
     name="hh-rlhf",
     sets="Anthropic/hh-rlhf, all of it but the red-team attempts",
     known_by=("chosen", "rejected"),
-    columns=columns(
+    columns=columns_of(
         "card",
         chosen="a transcript, turns after `Human:` and `Assistant:`. The last turn is the better response, those "
-        "before it "
-        "the prompt, a conversation",
+        "before it the prompt, a conversation",
         rejected="the same transcript with another last turn; one that differs before it is refused by its line",
     ),
     sources={
@@ -43,7 +42,7 @@ TRL_PAIRS = Layout(
     name="trl-pairs",
     sets="TRL's preference format, explicit or conversational, and most sets for DPO",
     known_by=("prompt", "chosen", "rejected"),
-    columns=columns(
+    columns=columns_of(
         "TRL",
         prompt="the prompt, a text or a conversation",
         chosen="the better response, or the conversation that ends with it",
@@ -64,7 +63,7 @@ TRL_UNPAIRED = Layout(
     name="trl-unpaired",
     sets="TRL's unpaired preference format",
     known_by=("prompt", "completion", "label"),
-    columns=columns(
+    columns=columns_of(
         "TRL", prompt="the prompt", completion="the response", label=("a rating: true is 5, false is 1", "flag")
     ),
     sources={"TRL": _TRL},

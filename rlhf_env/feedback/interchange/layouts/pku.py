@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rlhf_env.feedback.interchange.gathering import Reading
 from rlhf_env.feedback.interchange.layouts.fields import Fields, annotator_of, by_policy, prompt_of
-from rlhf_env.feedback.interchange.layouts.layout import UNCHECKED, Column, Layout, columns, unread
+from rlhf_env.feedback.interchange.layouts.layout import UNCHECKED, Layout, PublishedColumn, columns_of, unread
 from rlhf_env.feedback.judgements import Judgement
 from rlhf_env.feedback.kinds import HIGHEST, LOWEST, Comparison, Rating
 from rlhf_env.types import JsonView
@@ -43,7 +43,7 @@ def _read(row: JsonView, reading: Reading, criteria: dict[str, str]) -> list[Jud
     return made
 
 
-_RESPONSES = columns(
+_RESPONSES = columns_of(
     "loaders",
     prompt="the prompt",
     response_0="the first response",
@@ -60,8 +60,8 @@ _REST = (
         "response_0_sha256",
         "response_1_sha256",
     ),
-    Column("response_0_harm_category", "", "loaders", "json"),
-    Column("response_1_harm_category", "", "loaders", "json"),
+    PublishedColumn("response_0_harm_category", "", "loaders", "json"),
+    PublishedColumn("response_1_harm_category", "", "loaders", "json"),
 )
 _LOADERS = {
     "loaders": "open_instruct/safety/process_beavertail.py of allenai/open-instruct, and copies of the card of "
@@ -75,12 +75,12 @@ PKU = Layout(
     known_by=("prompt", "response_0", "response_1", "better_response_id", "safer_response_id"),
     columns=(
         *_RESPONSES,
-        *columns(
+        *columns_of(
             "paper",
             better_response_id=("a comparison by the criterion helpfulness: 0 the first, 1 the second", "number"),
             safer_response_id=("a comparison by the criterion safety", "number"),
         ),
-        *columns(
+        *columns_of(
             "loaders",
             is_response_0_safe=('a rating of the first by the criterion "is safe": true is 5, false is 1', "flag"),
             is_response_1_safe=("the same of the second", "flag"),
@@ -97,7 +97,7 @@ PKU_SINGLE = Layout(
     known_by=("prompt", "response_0", "response_1", "better_response_id"),
     columns=(
         *_RESPONSES,
-        *columns("loaders", better_response_id=("the better one: 0 the first, 1 the second", "number")),
+        *columns_of("loaders", better_response_id=("the better one: 0 the first, 1 the second", "number")),
         *_REST,
     ),
     sources={**_LOADERS, "loaders": f"{_LOADERS['loaders']}. That set itself: {UNCHECKED}"},

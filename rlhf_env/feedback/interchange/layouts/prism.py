@@ -9,7 +9,7 @@ from rlhf_env.errors import DataError
 from rlhf_env.feedback.interchange.dialogues import Messages
 from rlhf_env.feedback.interchange.gathering import Located, Reading
 from rlhf_env.feedback.interchange.layouts.fields import Fields, annotator_of, by_policy, prompt_of
-from rlhf_env.feedback.interchange.layouts.layout import UNCHECKED, Column, Layout, columns, unread
+from rlhf_env.feedback.interchange.layouts.layout import UNCHECKED, Layout, PublishedColumn, columns_of, unread
 from rlhf_env.feedback.interchange.layouts.scores import comparisons_of
 from rlhf_env.feedback.judgements import Judgement
 from rlhf_env.types import JsonView
@@ -50,7 +50,7 @@ def _judged(turns: Sequence[_Turn], who: str, reading: Reading, created: str) ->
         if len(scored) == 1:
             reading.passes_over("turns with one answer, whose score has nothing to be compared with")
         talk = [*before, {"role": "user", "content": turn.asked}]
-        prompt = prompt_of(talk if before else turn.asked)
+        prompt = prompt_of(talk)
         made += comparisons_of(prompt, scored, who, reading, created=created)
         went_on = [text for text, _, _, chosen_to_go_on in turn.answers if chosen_to_go_on]
         if len(went_on) != 1:
@@ -140,14 +140,12 @@ def _utterances(said: Sequence[_Utterance], reading: Reading) -> list[Judgement]
 
 _SOURCES = {
     "card": "data/prism_datacard.md of github.com/HannahKirk/prism-alignment at 2572ed9: a sliding scale from "
-    "Terrible (1) to "
-    "Perfect (100); the conversation goes on with the highest-rated model",
+    "Terrible (1) to Perfect (100); the conversation goes on with the highest-rated model",
     "loaders": "code that reads the set, such as PRISM/prepare.py of facebookresearch/LoRe",
 }
 _PAIRS = (
     "of every two answers of one turn a comparison, all of one group: the higher score is better, equal ones are a "
-    "tie, the "
-    "difference is the margin"
+    "tie, the difference is the margin"
 )
 
 PRISM_UTTERANCES = Layout(
@@ -155,15 +153,15 @@ PRISM_UTTERANCES = Layout(
     sets="HannahRoseKirk/prism-alignment, utterances",
     known_by=("conversation_id", "user_id", "turn", "user_prompt", "model_response", "score", "if_chosen"),
     columns=(
-        *columns(
+        *columns_of(
             "card",
             conversation_id="rows of one conversation are read together",
             user_id="the annotator",
-            user_prompt="the prompt; after the first turn with the conversation before it",
+            user_prompt="the prompt, a conversation; after the first turn with what was said before",
             model_response="a response",
             score=(_PAIRS, "number"),
         ),
-        *columns(
+        *columns_of(
             "loaders",
             turn=("the order of the turns, from 0", "number"),
             if_chosen=("which answer is in the prompts of later turns", "flag"),
@@ -192,16 +190,15 @@ PRISM_CONVERSATIONS = Layout(
     sets="HannahRoseKirk/prism-alignment, conversations",
     known_by=("conversation_id", "user_id", "conversation_history"),
     columns=(
-        *columns("card", user_id="the annotator"),
-        Column(
+        *columns_of("card", user_id="the annotator"),
+        PublishedColumn(
             "conversation_history",
             f"messages of the user and of models (`role`, `content`, `model_name`, `turn`). `score`: {_PAIRS}. "
-            "`if_chosen`: "
-            "which answer is in the prompts of later turns",
+            "`if_chosen`: which answer is in the prompts of later turns",
             "loaders",
             "json",
         ),
-        *columns("loaders", generated_datetime="when"),
+        *columns_of("loaders", generated_datetime="when"),
         *unread(
             "loaders",
             "conversation_id",
@@ -213,7 +210,7 @@ PRISM_CONVERSATIONS = Layout(
             "timing_duration_s",
             "timing_duration_mins",
         ),
-        *(Column(name, "", UNCHECKED, "json") for name in ("performance_attributes", "choice_attributes")),
+        *(PublishedColumn(name, "", UNCHECKED, "json") for name in ("performance_attributes", "choice_attributes")),
     ),
     sources=_SOURCES,
     read=_conversation,

@@ -9,7 +9,7 @@ from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.feedback.interchange.gathering import Located, Reading, UnknownFields
 from rlhf_env.feedback.interchange.layouts.arena import BATTLE, CHATBOT_ARENA, KAGGLE_ARENA, MT_BENCH, WSDM
 from rlhf_env.feedback.interchange.layouts.helpsteer import HELPSTEER2, HELPSTEER2_PREFERENCE, HELPSTEER3
-from rlhf_env.feedback.interchange.layouts.layout import Cell, Layout
+from rlhf_env.feedback.interchange.layouts.layout import CellKind, Layout
 from rlhf_env.feedback.interchange.layouts.nectar import NECTAR
 from rlhf_env.feedback.interchange.layouts.oasst import OASST_MESSAGES, OASST_TREES
 from rlhf_env.feedback.interchange.layouts.pairs import HH_RLHF, TRL_PAIRS, TRL_UNPAIRED
@@ -111,7 +111,8 @@ def in_layout(
 def out_of_layouts(rows: Iterable[Located]) -> Iterator[Located]:
     """Rows of a file that began in no published layout: one that is in such a layout comes as what is wrong with it."""
     for where, row in rows:
-        if isinstance(row, Mapping) and (other := [one for one in layouts_of(row) if not one.mixes]):
+        published = isinstance(row, Mapping) and any(layout.of(row) for layout in LAYOUTS if not layout.mixes)
+        if published and (other := [one for one in layouts_of(row) if not one.mixes]):
             yield (
                 where,
                 DataError(
@@ -132,8 +133,7 @@ def _other(row: JsonView, layout: Layout, named: bool) -> DataError | None:
     if others and not named:
         return DataError(
             f"this row is in the layout {others[0].name}, and the file began in {layout.name}: one file holds one "
-            "layout, "
-            "split it"
+            "layout, split it"
         )
     near = misspelt(list(row), missing)
     has = ", ".join(map(repr, row)) or "nothing"
@@ -146,7 +146,7 @@ def _other(row: JsonView, layout: Layout, named: bool) -> DataError | None:
     )
 
 
-def _typed(row: JsonView, cells: Mapping[str, Cell]) -> JsonObject | DataError:
+def _typed(row: JsonView, cells: Mapping[str, CellKind]) -> JsonObject | DataError:
     """A row of a table with the values that its cells spell."""
     problems: list[str] = []
     made = {
@@ -159,7 +159,7 @@ def _typed(row: JsonView, cells: Mapping[str, Cell]) -> JsonObject | DataError:
 _FLAGS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 
-def _value(name: str, cell: str, kind: Cell, problems: list[str]) -> object:
+def _value(name: str, cell: str, kind: CellKind, problems: list[str]) -> object:
     if kind == "text":
         return cell
     if not cell.strip():

@@ -6,7 +6,7 @@ import math
 
 from rlhf_env.feedback.interchange.gathering import Reading
 from rlhf_env.feedback.interchange.layouts.fields import Fields, annotator_of, by_person, prompt_of
-from rlhf_env.feedback.interchange.layouts.layout import Layout, columns, unread
+from rlhf_env.feedback.interchange.layouts.layout import Layout, columns_of, unread
 from rlhf_env.feedback.judgements import Judgement
 from rlhf_env.feedback.kinds import Comparison, Verdict
 from rlhf_env.types import JsonView
@@ -49,7 +49,7 @@ SHP = Layout(
     sets="stanfordnlp/SHP, stanfordnlp/SHP-2",
     known_by=("history", "human_ref_A", "human_ref_B", "labels"),
     columns=(
-        *columns(
+        *columns_of(
             "card",
             history="the prompt: the post",
             human_ref_A="the first response",

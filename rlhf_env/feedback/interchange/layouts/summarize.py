@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.interchange.gathering import Located, Reading
 from rlhf_env.feedback.interchange.layouts.fields import Fields, annotator_of, by_policy, prompt_of
-from rlhf_env.feedback.interchange.layouts.layout import UNCHECKED, Column, Layout, columns, unread
+from rlhf_env.feedback.interchange.layouts.layout import Layout, PublishedColumn, columns_of, unread
 from rlhf_env.feedback.interchange.layouts.scores import comparisons_of
 from rlhf_env.feedback.judgements import Judgement, Response
 from rlhf_env.feedback.kinds import Comparison
@@ -37,6 +37,8 @@ def _comparison(row: JsonView, reading: Reading) -> list[Judgement]:
     choice = fields.whole("choice", 0, 1)
     said = [by_policy(one.text("text"), one.words("policy"), reading) for one in summaries]
     notes = [f"of summary {place}: {note}" for place, one in enumerate(summaries, 1) if (note := one.words("note"))]
+    if isinstance(row.get("extra"), Mapping) and row["extra"].get("confidence") is not None:
+        notes.append(f"confidence {fields.inside('extra').number('confidence'):g}")
     who = fields.words("worker")
     fields.done()
     who = annotator_of(reading, who)
@@ -115,17 +117,24 @@ SUMMARIZE = Layout(
     sets="openai/summarize_from_feedback, comparisons",
     known_by=("info", "summaries", "choice"),
     columns=(
-        Column("info", "the prompt: SUBREDDIT, TITLE and POST, or Article, and TL;DR: after it", "TRL", "json"),
-        Column(
+        PublishedColumn(
+            "info", "the prompt: SUBREDDIT, TITLE and POST, or Article, and TL;DR: after it", "TRL", "json"
+        ),
+        PublishedColumn(
             "summaries",
             "the two responses, in order; `policy` is the author, `note` goes to the note",
             "README",
             "json",
         ),
-        Column("choice", "the better one: 0 the first, 1 the second", "TRL", "number"),
-        *columns("README", worker="the annotator"),
+        PublishedColumn("choice", "the better one: 0 the first, 1 the second", "TRL", "number"),
+        *columns_of("README", worker="the annotator"),
         *unread("README", "batch", "split"),
-        Column("extra", "", UNCHECKED, "json"),
+        PublishedColumn(
+            "extra",
+            "`confidence` goes to the note: the README does not say what its scale is, so it is no margin",
+            "README",
+            "json",
+        ),
     ),
     sources={"README": _README, "TRL": _TRL},
     read=_comparison,
@@ -136,16 +145,15 @@ SUMMARIZE_AXES = Layout(
     sets="openai/summarize_from_feedback, axis evaluations",
     known_by=("info", "summary", "worker"),
     columns=(
-        Column("info", "the prompt, as in `summarize`", "TRL", "json"),
-        Column(
+        PublishedColumn("info", "the prompt, as in `summarize`", "TRL", "json"),
+        PublishedColumn(
             "summary",
             "the response; `axes` has its scores from 1 to 7: of every two summaries of one post that one worker "
-            "scored, "
-            "a comparison by each axis, the difference of the scores as its margin",
+            "scored, a comparison by each axis, the difference of the scores as its margin",
             "README, paper",
             "json",
         ),
-        *columns("README", worker="the annotator"),
+        *columns_of("README", worker="the annotator"),
         *unread("README", "batch", "split"),
     ),
     sources={

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from rlhf_env.feedback.interchange.gathering import Reading
 from rlhf_env.feedback.interchange.layouts.fields import Fields, annotator_of, by_policy, prompt_of
-from rlhf_env.feedback.interchange.layouts.layout import UNCHECKED, Column, Layout, columns, unread
+from rlhf_env.feedback.interchange.layouts.layout import UNCHECKED, Layout, PublishedColumn, columns_of, unread
 from rlhf_env.feedback.interchange.layouts.scores import comparisons_of
 from rlhf_env.feedback.interchange.rows import preference_of
 from rlhf_env.feedback.judgements import Author, Judgement, Response
@@ -61,22 +61,23 @@ ULTRAFEEDBACK = Layout(
     sets="openbmb/UltraFeedback",
     known_by=("instruction", "completions"),
     columns=(
-        *columns("README", instruction="the prompt"),
-        Column(
+        *columns_of("README", instruction="the prompt"),
+        PublishedColumn(
             "completions",
             "each is a response (`model` its author). `annotations`: a rating by criteria, `Rating` of each aspect "
             "from 1 "
             'to 5; "N/A" is passed over and counted. `overall_score`: a comparison of every two, one group, the '
             "difference as its margin. The annotator is gpt-4",
-            "README",
+            "README, loaders",
             "json",
         ),
         *unread("README", "source", "models", "correct_answers", "incorrect_answers"),
     ),
     sources={
-        "README": "github.com/OpenBMB/UltraFeedback at 16d7132, Dataset Format. `overall_score` and "
-        "`fine-grained_score` "
-        f"(the mean of the ratings, not read) came later: {UNCHECKED}"
+        "README": "github.com/OpenBMB/UltraFeedback at 16d7132, Dataset Format",
+        "loaders": "public loaders: `overall_score` is the critique's rating up to 10; `fine-grained_score`, the "
+        "mean of the ratings, is not read. Hundreds of the scores of 10 are wrong, says "
+        "argilla/ultrafeedback-binarized-preferences at ab666e4: `--criterion helpfulness` leaves them out",
     },
     read=_read,
 )
@@ -125,13 +126,13 @@ ULTRAFEEDBACK_BINARIZED = Layout(
     sets="HuggingFaceH4/ultrafeedback_binarized",
     known_by=("prompt", "prompt_id", "chosen", "rejected", "messages", "score_chosen", "score_rejected"),
     columns=(
-        Column("prompt", "must be how both conversations begin", "features"),
-        Column("chosen", "the prompt, and the better response as its last message", "features", "json"),
-        Column("rejected", "the same of the other response", "features", "json"),
-        Column("score_chosen", f"{_TIE}. The annotator is gpt-4", "argilla", "number"),
-        Column("score_rejected", "see `score_chosen`", "argilla", "number"),
+        PublishedColumn("prompt", "must be how both conversations begin", "features"),
+        PublishedColumn("chosen", "the prompt, and the better response as its last message", "features", "json"),
+        PublishedColumn("rejected", "the same of the other response", "features", "json"),
+        PublishedColumn("score_chosen", f"{_TIE}. The annotator is gpt-4", "argilla", "number"),
+        PublishedColumn("score_rejected", "see `score_chosen`", "argilla", "number"),
         *unread("features", "prompt_id"),
-        Column("messages", "", "features", "json"),
+        PublishedColumn("messages", "", "features", "json"),
     ),
     sources={
         "features": "huggingface.co/datasets/HuggingFaceH4/ultrafeedback_binarized, as its copies list its features "
@@ -146,13 +147,13 @@ ULTRAFEEDBACK_ARGILLA = Layout(
     sets="argilla/ultrafeedback-binarized-preferences-cleaned",
     known_by=("prompt", "chosen", "rejected", "chosen-rating", "rejected-rating"),
     columns=(
-        Column("prompt", "must be how both conversations begin", "card"),
-        Column("chosen", "the prompt, and the better response as its last message", "card", "json"),
-        Column("rejected", "the same of the other response", "card", "json"),
-        Column("chosen-rating", f"{_TIE}. The annotator is gpt-4", "card", "number"),
-        Column("rejected-rating", "see `chosen-rating`", "card", "number"),
-        Column("chosen-model", "the author of the better response", "card"),
-        Column("rejected-model", "the author of the other one", "card"),
+        PublishedColumn("prompt", "must be how both conversations begin", "card"),
+        PublishedColumn("chosen", "the prompt, and the better response as its last message", "card", "json"),
+        PublishedColumn("rejected", "the same of the other response", "card", "json"),
+        PublishedColumn("chosen-rating", f"{_TIE}. The annotator is gpt-4", "card", "number"),
+        PublishedColumn("rejected-rating", "see `chosen-rating`", "card", "number"),
+        PublishedColumn("chosen-model", "the author of the better response", "card"),
+        PublishedColumn("rejected-model", "the author of the other one", "card"),
         *unread("card", "source"),
     ),
     sources={"card": "huggingface.co/datasets/argilla/ultrafeedback-binarized-preferences-cleaned at a6d5cfd"},
@@ -164,7 +165,7 @@ ULTRAFEEDBACK_ARGILLA_1 = Layout(
     sets="argilla/ultrafeedback-binarized-preferences",
     known_by=("instruction", "chosen_response", "rejected_response", "chosen_avg_rating", "rejected_avg_rating"),
     columns=(
-        *columns(
+        *columns_of(
             "card",
             instruction="the prompt",
             chosen_response="the better response",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rlhf_env.feedback.interchange.gathering import Reading
 from rlhf_env.feedback.interchange.layouts.fields import Fields, annotator_of, prompt_of, unsigned
-from rlhf_env.feedback.interchange.layouts.layout import Column, Layout, columns
+from rlhf_env.feedback.interchange.layouts.layout import Layout, PublishedColumn, columns_of
 from rlhf_env.feedback.interchange.layouts.scores import comparison_by
 from rlhf_env.feedback.judgements import Judgement
 from rlhf_env.types import JsonView
@@ -29,15 +29,18 @@ WEBGPT = Layout(
     sets="openai/webgpt_comparisons",
     known_by=("question", "answer_0", "answer_1", "score_0", "score_1"),
     columns=(
-        Column("question", "the prompt: its `full_text`, or the text", "card", "json"),
-        *columns(
+        PublishedColumn("question", "the prompt: its `full_text`, or the text", "card", "json"),
+        *columns_of(
             "card",
             answer_0="the first response",
             answer_1="the second response",
             score_0=("above 0 the first is better, at 0 a tie; its size is the margin", "number"),
             score_1=("must be the opposite of `score_0`", "number"),
         ),
-        *(Column(name, "", "card", "json") for name in ("quotes_0", "quotes_1", "tokens_0", "tokens_1", "dataset")),
+        *(
+            PublishedColumn(name, "", "card", "json")
+            for name in ("quotes_0", "quotes_1", "tokens_0", "tokens_1", "dataset")
+        ),
     ),
     sources={
         "card": "huggingface.co/datasets/openai/webgpt_comparisons, as copied in "

@@ -1,4 +1,4 @@
-"""`rlhf-env export` and `rlhf-env chat`: what a trained model is used for."""
+"""`rlhf-env export`: a run as a model for other programs."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The loop closed by hand, from nothing but the page and the commands: for two tastes and three seeds, with a table.
 
     make closed-loop                                    # all six, in runs/closed_loop
-    python examples/closed_loop/run.py --tastes curious --seeds 0
+    python examples/closed_loop/loop.py --tastes curious --seeds 0
 
 Of each taste and seed: the shipped model writes replies, a person (person.py, the only one who knows the taste) judges
 200 pairs of them on the annotation page by keyboard, a reward model is fitted to the votes, PPO trains on it under KL,
@@ -100,7 +100,8 @@ class Desk:
         """Serve the page, and have the person judge on it; votes and ties."""
         self._note("rlhf-env", "annotate", "--store", store)
         serving = [*COMMAND, "annotate", "--store", store, "--port", "0"]
-        with subprocess.Popen(serving, cwd=self.folder, stdout=subprocess.PIPE, text=True) as server:
+        log = (self.folder / "log.txt").open("a", encoding="utf-8")
+        with log, subprocess.Popen(serving, cwd=self.folder, stdout=subprocess.PIPE, stderr=log, text=True) as server:
             try:
                 assert server.stdout is not None
                 lines = iter(server.stdout)
@@ -142,8 +143,8 @@ def loop(folder: Path, taste: str, seed: int, sizes: Sizes, browser: Sequence[st
             settings = re.sub(rf"^{setting} = .*$", f"{setting} = {value}", settings, flags=re.MULTILINE)
         (folder / name).write_text(settings, encoding="utf-8")
 
-    written = ("--model", "rlhf-env/chitchat", "--prompts", str(sizes.prompts), "--temperatures", "0.7,1.0,1.3")
-    desk.command("preferences", "responses", "votes.sqlite", *written, *drawn)
+    asked = ("--prompts", "chitchat", "--limit", str(sizes.prompts), "--temperatures", "0.7,1.0,1.3")
+    desk.command("preferences", "responses", "votes.sqlite", "--model", "rlhf-env/chitchat", *asked, *drawn)
     desk.command("preferences", "ask", "votes.sqlite", *drawn)
     votes, ties = desk.judged("votes.sqlite", taste, sizes.votes, browser)
     desk.command("reward-model", "votes.sqlite", "--config", "reward_model.toml", *drawn)
@@ -202,9 +203,11 @@ def main() -> None:
         loops = list(pool.map(lambda it: one(*it), wanted))
     print(f"\n{table(loops)}\n")
     held = sum(it.holds for it in loops)
+    spent = os.times()
     print(
         f"{held} of {len(loops)} have a win rate of at least {WIN_RATE:.2f} with the lower end of its interval above "
-        f"{LOWER_END:.2f}; {(time.monotonic() - start) / 60:.1f} minutes"
+        f"{LOWER_END:.2f}; {(time.monotonic() - start) / 60:.1f} minutes, "
+        f"{(spent.children_user + spent.children_system) / 60:.1f} of processor time"
     )
     sys.exit(0 if held == len(loops) or given.small else 1)
 
