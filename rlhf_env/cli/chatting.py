@@ -34,6 +34,12 @@ def chat_with(
     max_new_tokens: Annotated[
         int | None, typer.Option(help="The longest answer, in tokens (default: as the run was trained).", min=1)
     ] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A string that ends an answer; may be given several times (default: as the run was trained)."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="What the answers are drawn from.", min=0)] = 0,
     system: Annotated[str, typer.Option(help="A system message to begin each conversation with.")] = "",
     checkpoint: WhichCheckpoint = "best",
@@ -59,6 +65,7 @@ def chat_with(
         max_new_tokens=max_new_tokens,
         system=system,
         seed=seed,
+        stop=stop or None,
         trust_code=trust_code,
     )
     if not chat.remembers:

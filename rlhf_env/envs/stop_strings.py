@@ -67,6 +67,11 @@ class StopStrings:
         found = [(start + len(stop), start) for stop in self.strings if (start := text.find(stop)) >= 0]
         return text[: min(found)[1]] if found else text
 
+    def settled(self, text: str) -> str:
+        """The text without an end that may become a stop string: what can be shown while the text is being written."""
+        begun = [n for stop in self.strings for n in range(1, len(stop)) if text.endswith(stop[:n])]
+        return text[: len(text) - max(begun, default=0)]
+
     def _tokens_from(self, state: int) -> _Row:
         """int16[V + 1]: the state to which each token leads from this one."""
         states = np.full(len(self._order), state, np.int16)

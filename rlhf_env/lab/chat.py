@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 
 from rlhf_env.envs.rewards import RewardMix
+from rlhf_env.envs.stop_strings import StopStrings
 from rlhf_env.envs.tokenizers import FileTokenizer, end_ids, load_tokenizer, plain_conversation, prompt_ids
 from rlhf_env.errors import ConfigError, DataError, RlhfEnvError
 from rlhf_env.lab.evaluation.runs import load_run
@@ -32,6 +33,7 @@ from rlhf_env.runs_on_disk import experiment_table_of, run_in, tokenizer_of
 from rlhf_env.types import (
     Episode,
     GroupReward,
+    Int,
     JsonObject,
     Observation,
     Prompt,
@@ -85,8 +87,10 @@ class Chat:
         max_new_tokens: int,
         system: str = "",
         seed: int = 0,
+        stop: Sequence[str] = (),
         workplace: Workplace | None = None,
     ) -> None:
+        self._stops = StopStrings(stop, tokenizer) if len(stop) else None
         self.policy, self.tokenizer, self.system = policy, tokenizer, system
         self.max_new_tokens = max_new_tokens
         self.turns: list[tuple[str, str]] = []
@@ -209,8 +213,11 @@ class Chat:
         observation: Observation = {"input_ids": texts, "attention_mask": mask}
         response: list[int] = []
         logprobs: list[float] = []
-        said, stopped = "", False
-        while len(response) < limit and not stopped:
+        said, stopped, by_string = "", False, False
+        states: Int = np.zeros(1, np.int64)
+        while len(response) < limit and not stopped and not by_string:
+            if self._stops is not None:
+                observation |= {"stops": self._stops, "stop_states": states}
             written = policy.write(observation, 1)
             token = int(written.tokens[0, 0])
             place = len(ids) + len(response)
@@ -218,12 +225,17 @@ class Chat:
             response.append(token)
             logprobs.append(float(written.logprobs[0, 0]))
             stopped = token in end_ids(self.tokenizer)
+            if self._stops is not None:
+                states = self._stops.after(states, written.tokens[:, 0])
+                by_string = bool(self._stops.completed(states)[0])
             # A letter of several tokens is U+FFFD until the last of them is there.
-            whole = self._decoded(response, stopped).rstrip("\N{REPLACEMENT CHARACTER}")
+            whole = self._decoded(response, stopped, by_string).rstrip("\N{REPLACEMENT CHARACTER}")
+            if self._stops is not None and not stopped and not by_string:
+                whole = self._stops.settled(whole)
             if len(whole) > len(said) and whole.startswith(said):
                 say(whole[len(said) :])
                 said = whole
-        text = self._decoded(response, stopped)
+        text = self._decoded(response, stopped, by_string)
         if text.startswith(said):
             say(text[len(said) :])
         else:  # the tokenizer takes back what it said: all of it once more
@@ -233,13 +245,14 @@ class Chat:
             prompt_ids=np.array(ids, np.int64),
             response=text,
             response_ids=np.array(response, np.int64),
-            finish_reason="stop" if stopped else "length",
+            finish_reason="stop_string" if by_string else "stop" if stopped else "length",
             actions=np.ones(len(response), np.bool_),
             logprobs=np.array(logprobs),
         )
 
-    def _decoded(self, response: Sequence[int], stopped: bool) -> str:
-        return self.tokenizer.decode(response[: len(response) - stopped])
+    def _decoded(self, response: Sequence[int], stopped: bool, by_string: bool) -> str:
+        text = self.tokenizer.decode(response[: len(response) - stopped])
+        return self._stops.cut(text) if self._stops is not None and by_string else text
 
 
 def _said(name: str, part: object, weight: float, episode: Episode) -> PartOfReward:
@@ -265,6 +278,7 @@ def open_chat(
     max_new_tokens: int | None = None,
     system: str = "",
     seed: int = 0,
+    stop: Sequence[str] | None = None,
     trust_code: bool = False,
 ) -> Chat:
     """A chat with a model: a run's (at that checkpoint), that of a folder, a shipped one, one of the hub.
@@ -274,6 +288,7 @@ def open_chat(
         temperature, greedy: instead of the distribution that the run sampled from (of a model: temperature 1).
         trust_code: that of `load_run`, for `rewards`.
         max_new_tokens: the longest answer (of a run: as in its training; of a model: 256, or half its context).
+        stop: strings that end an answer (of a run: as in its training).
 
     Raises ConfigError for what is no model, and for a run whose agent trained none.
     """
@@ -283,11 +298,13 @@ def open_chat(
     if run is None and rewards:
         raise ConfigError(f"{name} is no run: there is no reward and no reference to show")
     if run is not None and (rewards or experiment_table_of(run)["policy"].get("model") == "table"):
-        return _of_run(run, checkpoint, temperature, greedy, max_new_tokens, system, seed, trust_code)
+        return _of_run(run, checkpoint, temperature, greedy, max_new_tokens, system, seed, stop, trust_code)
     folder, usual, longest = model_folder(name, checkpoint), Sampling(), None
+    strings: Sequence[str] = stop or ()
     if run is not None:
         trained = TrainedModel.of(run, checkpoint)
         usual, longest = trained.settings.sampling, trained.experiment.get("environment", {}).get("max_new_tokens", 24)
+        strings = trained.experiment.get("environment", {}).get("stop", ()) if stop is None else stop
         own = tokenizer_of(run)
         tokenizer = load_tokenizer(own if own.startswith(("bytes", "alphabet:")) else folder)
     else:
@@ -300,7 +317,7 @@ def open_chat(
     )
     tokenizer = with_vocabulary_of(tokenizer, policy, name)
     longest = max_new_tokens or longest or min(_LONGEST, (policy.context or 2 * _LONGEST) // 2)
-    return Chat(policy, tokenizer, max_new_tokens=longest, system=system, seed=seed)
+    return Chat(policy, tokenizer, max_new_tokens=longest, system=system, seed=seed, stop=strings)
 
 
 def _of_run(
@@ -311,6 +328,7 @@ def _of_run(
     max_new_tokens: int | None,
     system: str,
     seed: int,
+    stop: Sequence[str] | None,
     trust_code: bool,
 ) -> Chat:
     workplace = load_run(run, checkpoint, trust_code=trust_code).workplace
@@ -321,7 +339,15 @@ def _of_run(
     for writer in (setup.policy, setup.reference):
         writer.sampling = _sampling(writer.sampling, temperature, greedy)
     longest = max_new_tokens or setup.max_new_tokens
-    return Chat(setup.policy, setup.tokenizer, max_new_tokens=longest, system=system, seed=seed, workplace=workplace)
+    return Chat(
+        setup.policy,
+        setup.tokenizer,
+        max_new_tokens=longest,
+        system=system,
+        seed=seed,
+        stop=workplace.env.stop if stop is None else stop,
+        workplace=workplace,
+    )
 
 
 def _sampling(usual: Sampling, temperature: float | None, greedy: bool) -> Sampling:

@@ -34,6 +34,7 @@ from rlhf_env.learning.models import load_policy, load_tokenizer_of, with_vocabu
 from rlhf_env.learning.policy_settings import PolicySettings
 from rlhf_env.learning.spending import Spending
 from rlhf_env.policies.policy import Policy, Sampling
+from rlhf_env.runs_on_disk import experiment_table_of, run_in
 from rlhf_env.settings import AtLeastOne, Chooses, IsPath, Name, Positive, Seed, settings
 from rlhf_env.types import Episode, JsonObject, Prompt, State, Task, Tokenizer
 from rlhf_env.whole_files import write_json
@@ -63,11 +64,13 @@ class Responses:
     """The longest response, in tokens."""
     max_prompt_tokens: AtLeastOne = 32
     """The longest prompt, in tokens."""
+    stop: list[str] | None = None
+    """Strings that end an answer, as in [environment] (default: of a run, those that it was trained with)."""
     seed: Seed = 0
     """What the answers are drawn from."""
 
 
-class Count(NamedTuple):
+class AnswersWritten(NamedTuple):
     """What a call of `write_into` wrote."""
 
     answers: int
@@ -85,7 +88,9 @@ def write_responses(store: Path, wanted: Responses, *, console: Console) -> int:
         return write_into(opened, wanted, console=console, place=store.with_name(f"{store.name}.writing.json")).answers
 
 
-def write_into(store: PreferenceStore, wanted: Responses, *, console: Console, place: Path | None = None) -> Count:
+def write_into(
+    store: PreferenceStore, wanted: Responses, *, console: Console, place: Path | None = None
+) -> AnswersWritten:
     """The same into an open store. In `place` it is remembered how far the writing has come; None: nowhere."""
     with under("task"):
         task = load_task(wanted.task)
@@ -108,7 +113,12 @@ def write_into(store: PreferenceStore, wanted: Responses, *, console: Console, p
             tell(
                 batch.number / writing.batches_in_all, f"{answers:,} answers, temperature {batch.author.temperature:g}"
             )
-    return Count(answers, tokens)
+    return AnswersWritten(answers, tokens)
+
+
+def _trained_to_stop_at(model: str) -> list[str]:
+    run = run_in(Path(model).expanduser())
+    return [] if run is None else list(experiment_table_of(run).get("environment", {}).get("stop", ()))
 
 
 class _Batch(NamedTuple):
@@ -132,6 +142,7 @@ class _Writing:
             max_prompt_tokens=wanted.max_prompt_tokens,
             action_length=None,
             autoreset_mode="Disabled",
+            stop=_trained_to_stop_at(wanted.model) if wanted.stop is None else wanted.stop,
         )
         spending = Spending()
         setup = Setup(

@@ -98,6 +98,15 @@ def test_letters_of_several_bytes_are_said_when_they_are_whole() -> None:
     assert cut.ask("Hi", say=pieces.append).text == "A\N{REPLACEMENT CHARACTER}" == "".join(pieces)
 
 
+def test_a_stop_string_ends_an_answer_and_is_not_shown() -> None:
+    chat = Chat(Scripted([*b"ab\nUs\nUser: no"]), ByteTokenizer(), max_new_tokens=20, stop=["\nUser:"])  # type: ignore[arg-type]
+    pieces: list[str] = []
+    answer = chat.ask("Hi", say=pieces.append)
+    assert (answer.text, answer.episode.finish_reason) == ("ab\nUs", "stop_string")
+    assert [piece for piece in pieces if piece] == ["a", "b", "\nUs"]  # what may become a stop string waits
+    assert bytes(answer.episode.response_ids.tolist()) == b"ab\nUs\nUser:"
+
+
 def test_the_oldest_turns_make_room(folder: Path) -> None:
     chat = open_chat(str(folder), max_new_tokens=8, seed=1)
     left_out = [chat.ask("Question", say=lambda _: None).left_out for _ in range(4)]
@@ -239,3 +248,30 @@ def test_a_table_and_an_agent_without_a_model(tmp_path: Path) -> None:
     for rewards in (True, False):
         with pytest.raises(DataError, match="its agent 'reference'"):
             open_chat(str(tmp_path / "reference"), rewards=rewards)
+
+
+def test_a_stop_string_ends_an_answer_and_is_never_shown() -> None:
+    content = b"Fine.\nUse it.\nUser: x"
+    pieces: list[str] = []
+    chat = Chat(Scripted([*content]), ByteTokenizer(), max_new_tokens=40, stop=["\nUser:"])  # type: ignore[arg-type]
+    answer = chat.ask("Hi", pieces.append)
+    assert (answer.text, "".join(pieces)) == ("Fine.\nUse it.",) * 2
+    assert answer.episode.finish_reason == "stop_string"
+    assert bytes(answer.episode.response_ids.tolist()) == b"Fine.\nUse it.\nUser:", "the next token is not asked for"
+    shown = [text for i in range(len(pieces)) if (text := "".join(pieces[: i + 1])).endswith(("\n", "\nU", "\nUs"))]
+    assert not shown, "what may become the string waits"
+
+
+def test_the_stop_strings_of_a_run_are_those_it_was_trained_with(tmp_path: Path) -> None:
+    table = {
+        "task": {"name": "echo", "length": 2},
+        "rewards": {"task": 1.0},
+        "agent": {"name": "grpo", "group_size": 2},
+    }
+    table |= {"policy": {"model": "tiny", "tokenizer": "alphabet:ab="}, "budget": {"updates": 1}}
+    environment = {"num_envs": 4, "max_new_tokens": 4, "max_prompt_tokens": 6, "stop": ["ab"]}
+    rlhf_env.run({**table, "environment": environment, "evaluation": {"prompts": 2}}, tmp_path / "run")
+    for rewards in (False, True):
+        chat = open_chat(str(tmp_path / "run"), rewards=rewards)
+        texts = [chat.ask("ab=", lambda _: None).text for _ in range(20)]
+        assert any(texts) and not [text for text in texts if "ab" in text]

@@ -50,6 +50,8 @@ class ResponsesStage:
     """The longest response, in tokens."""
     max_prompt_tokens: AtLeastOne = 32
     """The longest prompt, in tokens."""
+    stop: list[str] | None = None
+    """Strings that end an answer, as in [environment] (default: of a run, those that it was trained with)."""
     seed: Seed = 0
     """What the answers are drawn from."""
     kind: ClassVar[str] = "responses"
@@ -109,4 +111,4 @@ class ResponsesStage:
         return hashes.remembered(folder / STORE, partial(identity_of, folder / STORE))
 
 
-_OF_ENVIRONMENT = ("num_envs", "max_new_tokens", "max_prompt_tokens")
+_OF_ENVIRONMENT = ("num_envs", "max_new_tokens", "max_prompt_tokens", "stop")

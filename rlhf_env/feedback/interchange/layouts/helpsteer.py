@@ -26,10 +26,8 @@ _MUCH = 3
 
 
 def _prompt(text: str) -> Prompt:
-    """A text, or the turns of a conversation that the set keeps in one text."""
+    """The turns of a conversation that the set keeps in one text; most have one."""
     first, *turns = _TURN.split(text)
-    if not turns:
-        return prompt_of(text)
     messages: Messages = [{"role": "user", "content": first}]
     messages += ({"role": who.lower(), "content": said} for who, said in zip(turns[::2], turns[1::2], strict=True))
     return prompt_of(messages)
@@ -123,8 +121,10 @@ def _joined(fields: Fields, *names: str) -> str:
 
 
 _HELPSTEER2 = "huggingface.co/datasets/nvidia/HelpSteer2 at 990b271"
-_STRENGTH = "-3 the first is much better, -2 better, -1 slightly better, 0 a tie, 1 to 3 the same of the second; its "
-"size is the margin"
+_STRENGTH = (
+    "-3 the first is much better, -2 better, -1 slightly better, 0 a tie, 1 to 3 the same of the second; its size is "
+    "the margin"
+)
 
 HELPSTEER2 = Layout(
     name="helpsteer2",
@@ -132,7 +132,7 @@ HELPSTEER2 = Layout(
     known_by=("prompt", "response", *_ATTRIBUTES),
     columns=(
         *columns_of(
-            "card", prompt="the prompt; `<extra_id_1>` sets the turns of a conversation apart", response="the response"
+            "card", prompt="the prompt, a conversation whose turns `<extra_id_1>` sets apart", response="the response"
         ),
         *(
             PublishedColumn(
