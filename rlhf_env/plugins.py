@@ -164,7 +164,8 @@ class Entry:
 def wrong_kind(kind: PluginKind, code: OwnCode, what: object) -> PluginError:
     """That code of one's own is no plugin of the kind, and how one looks."""
     name = getattr(what, "__name__", "")
-    is_what = f"the module {name}" if isinstance(what, ModuleType) else _a(type(what).__name__)
+    of_kind = "module" if isinstance(what, ModuleType) else "class"
+    is_what = f"the {of_kind} {name}" if isinstance(what, (ModuleType, type)) else _a(type(what).__name__)
     said = f"{code.shown()} is {is_what}, and {_a(kind)} is {_OF_ONES_OWN[kind]}"
     return PluginError(Problem(said, (own_code.KEY,)))
 

@@ -91,7 +91,10 @@ def staged_schema(
     choices = []
     for kind, classes in kinds.items():
         tables = [maker.of_class(cls, partial=True) for cls in classes]
-        properties = {key: value for table in reversed(tables) for key, value in table["properties"].items()}
+        properties: Schema = dict(tables[-1]["properties"])
+        for cls, table in zip(classes[:-1], tables, strict=False):  # what stands one level up is the last class's
+            own = {field.name for field in dataclasses.fields(cls)}
+            properties |= {key: value for key, value in table["properties"].items() if key in own}
         about = {"type": "object", "description": tables[0].get("description", "")}
         maker.definitions[f"stage {kind}"] = {
             **about,

@@ -21,7 +21,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from bugs import agents, lab, learning, lengths, numbers, texts
+from bugs import agents, lab, layouts, learning, lengths, numbers, texts
 from bugs.mutant import Mutant
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,6 +59,7 @@ MUTANTS = (
     *agents.MUTANTS,
     *numbers.MUTANTS,
     *texts.MUTANTS,
+    *layouts.MUTANTS,
     *lengths.MUTANTS,
     *lab.MUTANTS,
 )

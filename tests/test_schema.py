@@ -19,8 +19,10 @@ from jsonschema import Draft202012Validator
 from rlhf_env.lab.benchmark.grid import Grid
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.pipeline.demo import DemoRewardModel
+from rlhf_env.pipeline.plan import PipelineFile
+from rlhf_env.pipeline.stages.registry import settings_by_kind
 from rlhf_env.plugins import PluginHost, host
-from rlhf_env.schema import file_schema, one_of_files
+from rlhf_env.schema import file_schema, one_of_files, staged_schema
 
 sys.path.insert(0, str(Path(__file__).parent))
 from bad_inputs import BAD, Bad
@@ -75,11 +77,56 @@ def test_it_is_a_schema(schema: dict[str, Any]) -> None:
 
 def shipped() -> Iterator[tuple[str, str]]:
     for file in sorted((ROOT / "examples").rglob("*.toml")):
-        if file.name != "pyproject.toml":
+        if file.name != "pyproject.toml" and "[[stage]]" not in file.read_text("utf-8"):
             yield file.name, file.read_text("utf-8")
     for file in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
         for number, block in enumerate(re.findall(r"```toml\n(.*?)```", file.read_text("utf-8"), re.DOTALL)):
-            yield f"{file.name}, block {number + 1}", block
+            if "[[stage]]" not in block:
+                yield f"{file.name}, block {number + 1}", block
+
+
+def pipelines() -> Iterator[tuple[str, str]]:
+    for folder in (ROOT / "examples", ROOT / "rlhf_env" / "pipeline"):
+        for file in sorted(folder.rglob("*.toml")):
+            if "[[stage]]" in (text := file.read_text("utf-8")):
+                yield file.name, text
+    for number, block in enumerate(
+        re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    ):
+        if "[[stage]]" in block:
+            yield f"README.md, block {number + 1}", block
+
+
+@pytest.fixture(scope="module")
+def staged() -> Draft202012Validator:
+    stages = settings_by_kind()
+    return Draft202012Validator(staged_schema(host(), PipelineFile, stages, title="A pipeline", defaults=Experiment))
+
+
+@pytest.mark.parametrize(("name", "text"), [pytest.param(*it, id=it[0]) for it in pipelines()])
+def test_pipelines_that_are_shipped_are_taken(name: str, text: str, staged: Draft202012Validator) -> None:
+    Draft202012Validator.check_schema(staged.schema)
+    assert wrong(staged, text) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('kind = "judge"', 'kind = "jugde"', "$.stage[2].kind: 'jugde' is not one of"),
+        ("per_prompt = 3", "per_prompt = 0", "$.stage[2].per_prompt: 0 is not valid under any"),
+        ("per_prompt = 3", "per_promt = 3", "$.stage[2]: Additional properties are not allowed ('per_promt'"),
+        ("seeds = 3", "seeds = 'x'", "$.stage[4].seeds: 'x' is not valid under any"),
+        ("grpo = { lr = 2e-4 }", "grpo = { lr = 0 }", "$.stage[4].agents.grpo.lr: 0 is not valid under any"),
+        ("num_envs = 64", "num_envs = true", "$.defaults.environment.num_envs: True is not valid under any"),
+        ('from = "base"\n', "from = 3\n", "$.stage[1].from: 3 is not valid under any"),
+        ('name = "base"\nkind', "kind", "$.stage[0]: 'name' is a required property"),
+    ],
+)
+def test_a_wrong_pipeline_is_not(old: str, new: str, said: str, staged: Draft202012Validator) -> None:
+    text = (ROOT / "rlhf_env" / "pipeline" / "demo.toml").read_text("utf-8")
+    assert old in text
+    found = wrong(staged, text.replace(old, new, 1))
+    assert any(it.startswith(said) for it in found), found
 
 
 @pytest.mark.parametrize(("name", "text"), [pytest.param(*it, id=it[0]) for it in shipped()])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_env.errors import DiskRefused
-from rlhf_env.whole_files import write_whole, written
+from rlhf_env.whole_files import folder_written, write_whole, written
 
 
 def test_the_name_is_given_last_and_text_is_kept_as_it_is(tmp_path: Path) -> None:
@@ -52,3 +52,41 @@ def test_what_killed_writers_left_goes_and_what_others_write_stays(tmp_path: Pat
         one.touch()
     write_whole(file, "new")
     assert sorted(tmp_path.iterdir()) == sorted([file, *living, *others])
+
+
+# ---------------------------------------------------------------- folders
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {file.name: file.read_text() for file in folder.iterdir()}
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    out = tmp_path / "above" / "out"
+    with folder_written(out) as half:
+        (half / "a").write_text("1")
+        assert not out.exists()
+    assert content(out) == {"a": "1"}
+    with pytest.raises(KeyError), folder_written(out, replace=True) as half:
+        (half / "a").write_text("2")
+        raise KeyError
+    assert content(out) == {"a": "1"}
+    with pytest.raises(DiskRefused, match="above/out cannot be written"), folder_written(out) as half:
+        (half / "a").write_text("3")
+    with folder_written(out, replace=True) as half:
+        (half / "b").write_text("4")
+    assert content(out) == {"b": "4"}
+    assert [one.name for one in out.parent.iterdir()] == ["out"]
+
+
+def test_a_folder_that_was_taken_away_by_a_killed_process_is_put_back(tmp_path: Path) -> None:
+    """Killed between the two renames: the older folder has its other name, and the new one never appeared."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for name in ("before", "tmp"):
+        (tmp_path / f".out.{gone.pid}.{name}").mkdir()
+        (tmp_path / f".out.{gone.pid}.{name}" / "a").write_text(name)
+    with pytest.raises(KeyError), folder_written(tmp_path / "out", replace=True):
+        raise KeyError
+    assert content(tmp_path / "out") == {"a": "before"}
+    assert [one.name for one in tmp_path.iterdir()] == ["out"]

@@ -26,6 +26,7 @@ from rlhf_env.learning.sources import DataSource, PackedSource
 from rlhf_env.types import Episode, Prompt, Task, Tokenizer, TokenScorer
 
 _SHOWN = 20  # problems in one report
+_LOOKED_AT = 20  # answers, to see what a chat template makes of them
 
 
 @dataclass(frozen=True)
@@ -150,18 +151,39 @@ def demonstration(prompt: Prompt, completion: str, tokenizer: Tokenizer) -> Epis
 def answer_ids(prompt: Prompt, completion: str, tokenizer: Tokenizer) -> list[int]:
     """What the model is to write: in a conversation that its template wrote, what the template writes for the answer,
     up to the token that ends it; otherwise the completion's own tokens and the end token."""
-    if prompt.rendered and prompt.messages and isinstance(tokenizer, FileTokenizer) and tokenizer.own.chat_template:
-        answered = [*prompt.messages, {"role": "assistant", "content": completion}]
-        try:
-            whole = render_chat(tokenizer.own, answered, asks=False)
-        except Exception:  # templates refuse conversations with exceptions of their own
-            whole = ""
-        if whole.startswith(prompt.text):
-            ids, ends = tokenizer.encode(whole[len(prompt.text) :]), end_ids(tokenizer)
-            closing = next((place for place, token in enumerate(ids) if token in ends), None)
-            if closing is not None:
-                return ids[: closing + 1]
-    return [*tokenizer.encode(completion), tokenizer.end_id]
+    return _as_the_template_writes(prompt, completion, tokenizer) or [*tokenizer.encode(completion), tokenizer.end_id]
+
+
+def _as_the_template_writes(prompt: Prompt, completion: str, tokenizer: Tokenizer) -> list[int]:
+    """Empty where the template wrote no prompt, does not go on from it, or writes no end token."""
+    if not _is_templated(prompt) or not isinstance(tokenizer, FileTokenizer) or not tokenizer.own.chat_template:
+        return []
+    answered = [*prompt.messages, {"role": "assistant", "content": completion}]
+    try:
+        whole = render_chat(tokenizer.own, answered, asks=False)
+    except Exception:  # templates refuse conversations with exceptions of their own
+        return []
+    if not whole.startswith(prompt.text):
+        return []
+    ids, ends = tokenizer.encode(whole[len(prompt.text) :]), end_ids(tokenizer)
+    closing = next((place for place, token in enumerate(ids) if token in ends), None)
+    return [] if closing is None else ids[: closing + 1]
+
+
+def _is_templated(prompt: Prompt) -> bool:
+    return prompt.rendered and bool(prompt.messages)
+
+
+def note_on_template(answers: GivenAnswers, tokenizer: Tokenizer) -> str:
+    """What is to be said where a chat template asks for an answer in one way and writes it in another; else ""."""
+    asked = [it for it in answers.episodes if _is_templated(it.prompt)]
+    plain = [it for it in asked[:_LOOKED_AT] if not _as_the_template_writes(it.prompt, it.response, tokenizer)]
+    if not plain:
+        return ""
+    return (
+        "answers are learned as their text and the end token: the model's chat template does not write an answer where "
+        f"it asks for one (after {plain[0].prompt.text[-20:]!r}), or does not end it with an end token of the model"
+    )
 
 
 def _cut(episode: Episode, completion: str, tokenizer: Tokenizer, most: int, how: OverLong) -> Episode | None:

@@ -135,7 +135,10 @@ class RunFolder:
             self._without(f"{record} is missing or damaged", "how the run was started is no longer known", record)
 
     def _refuse_other_code(self, record: Path) -> None:
-        """What a reward pays is part of the experiment, also where its file alone says it."""
+        """What a reward pays is part of the experiment, also where its file alone says it. A run that has measured
+        nothing yet, because the code failed, has nothing to be compared with."""
+        if not rows_of(self.path / "metrics.jsonl")[0] and checkpoints.latest(self.path / "checkpoints") is None:
+            return
         before = (_read_record(record) or {}).get("code", {} if record.exists() else self._code)
         others = changed(*(led_from(code, self._paths_from) for code in (before, self._code)))
         self._changed_code = [str(near(Path(file))) for file in others]

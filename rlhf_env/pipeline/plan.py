@@ -137,6 +137,7 @@ class Plan:
 
     def check(self, folder: Path) -> None:
         """Raises ConfigError for all that can be found in any stage before the first one runs."""
+        folder = folder.absolute()  # by which what is made here is told from what must be there
         problems: dict[str, None] = {}
         outputs: dict[str, Mapping[str, object]] = {}
         for planned in self.stages:

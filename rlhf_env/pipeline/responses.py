@@ -70,7 +70,7 @@ class Responses:
     """What the answers are drawn from."""
 
 
-class Count(NamedTuple):
+class AnswersWritten(NamedTuple):
     """What a call of `write_into` wrote."""
 
     answers: int
@@ -88,7 +88,9 @@ def write_responses(store: Path, wanted: Responses, *, console: Console) -> int:
         return write_into(opened, wanted, console=console, place=store.with_name(f"{store.name}.writing.json")).answers
 
 
-def write_into(store: PreferenceStore, wanted: Responses, *, console: Console, place: Path | None = None) -> Count:
+def write_into(
+    store: PreferenceStore, wanted: Responses, *, console: Console, place: Path | None = None
+) -> AnswersWritten:
     """The same into an open store. In `place` it is remembered how far the writing has come; None: nowhere."""
     with under("task"):
         task = load_task(wanted.task)
@@ -111,7 +113,7 @@ def write_into(store: PreferenceStore, wanted: Responses, *, console: Console, p
             tell(
                 batch.number / writing.batches_in_all, f"{answers:,} answers, temperature {batch.author.temperature:g}"
             )
-    return Count(answers, tokens)
+    return AnswersWritten(answers, tokens)
 
 
 def _trained_to_stop_at(model: str) -> list[str]:

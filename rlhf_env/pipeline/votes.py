@@ -12,9 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,36 +20,28 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from rlhf_env import assets
-from rlhf_env.errors import ConfigError, DataError, MissingExtra, Problem
+from rlhf_env.errors import DataError, MissingExtra, Problem
 from rlhf_env.feedback.asking.agreement import agreement_of
 from rlhf_env.feedback.asking.weighing import Learnable, Reliability, WeighedVotes, weigh_votes
 from rlhf_env.feedback.judgements import Judgement, Preference
 from rlhf_env.feedback.kinds import Comparison, preferences_of
+from rlhf_env.feedback.reward_models.calibration import Accuracy
 from rlhf_env.feedback.reward_models.card import Scorecard
 from rlhf_env.feedback.reward_models.config import RewardModelConfig
 from rlhf_env.feedback.reward_models.ensemble import RewardEnsemble
-from rlhf_env.feedback.reward_models.fairness import Counterfactual, Gap, Groups, PromptAndResponse, fairness_gaps
+from rlhf_env.feedback.reward_models.fairness import Counterfactual, Gap, fairness_gaps
 from rlhf_env.feedback.reward_models.fitting import fit_ensemble, fit_reward_model
-from rlhf_env.feedback.reward_models.losses import ImportanceWeights, reweighted
 from rlhf_env.feedback.reward_models.model import RewardModel
-from rlhf_env.feedback.reward_models.scorecard import make_scorecard, mean_ratings
-from rlhf_env.feedback.reward_models.scorer import fit_to_scorer, require_readable
+from rlhf_env.feedback.reward_models.scorecard import clustered_accuracy, make_scorecard, mean_ratings
+from rlhf_env.feedback.reward_models.scorer import pair_log_odds
 from rlhf_env.lab.progress import stage
 from rlhf_env.lab.report.scorecard_page import write_page
 from rlhf_env.learning.run_folder import versions
-from rlhf_env.learning.run_models import model_folder
-from rlhf_env.pipeline.judged import SelectedJudgements, far_apart, held_out_of, learnable_of, read_judged
-from rlhf_env.pipeline.reward_settings import RewardModelSettings, no_such_file
-from rlhf_env.policies.language_model import LanguageModel
-from rlhf_env.policies.loading import model_files
-from rlhf_env.policies.policy import Sampling
+from rlhf_env.pipeline.material import WEIGHT_TYPES, Material, prepare, sides_of
+from rlhf_env.pipeline.reward_settings import RewardModelSettings
 from rlhf_env.shown_text import for_terminal, near
 from rlhf_env.types import JsonObject
 from rlhf_env.whole_files import folder_written, write_json, write_whole
-
-_DTYPES = {"float32": torch.float32, "float64": torch.float64}
-_CARDS = ("reward_model.json", "reward_ensemble.json")
 
 
 @dataclass(frozen=True)
@@ -88,222 +78,114 @@ def fit_to_votes(
     """
     console = console or Console(quiet=True)
     source, out = Path(source), Path(out)
-    ready = _prepare(source, out, wanted, overwrite=overwrite)
-    _say_what_is_learned(console, source, ready)
-    scorer = _fit(ready, wanted, console)
-    card, gaps = _measure(scorer, ready, wanted, console)
-    record = _record(source, ready, scorer, card, gaps)
+    material = prepare(source, out, wanted, overwrite=overwrite)
+    _say_what_is_learned(console, source, material)
+    scorer = _fit(material, wanted, console)
+    measured = _measure(scorer, material, wanted, console)
+    card = measured.card
+    record = _record(source, material, scorer, measured)
     with folder_written(out, replace=overwrite) as folder:
         scorer.save(folder)  # first: it writes a whole folder, in place of an empty one
         write_whole(folder / "settings.toml", wanted.to_toml(relative_to=out))
         write_json(folder / "record.json", record)
         page = None if card is None else _write_scorecard(card, folder, name=out.name)
     fitted = FittedRewardModel(out, scorer, card, record)
-    _say_how_good_it_is(console, fitted, ready, gaps)
+    _say_how_good_it_is(console, fitted, material, measured, wanted)
     if page:
         console.print(f"No page: {page}", markup=False, highlight=False, soft_wrap=True)
     return fitted
 
 
-# ---------------------------------------------------------------- before anything is fitted
-
-
-@dataclass(frozen=True)
-class _Ready:
-    """What is fitted to, and what is measured on."""
-
-    judged: SelectedJudgements
-    trunk: Path
-    learnable: Sequence[Learnable]
-    unseen: Sequence[Judgement]
-    votes: WeighedVotes
-    groups: Groups | None
-    weights: ImportanceWeights | None
-    left_out: Counter[str]
-
-
-def _prepare(source: Path, out: Path, wanted: RewardModelSettings, *, overwrite: bool) -> _Ready:
-    problems: list[str] = []
-    with _collected(problems):
-        _require_place(out, overwrite=overwrite)
-    trunk = Path()
-    with _collected(problems, "base"):
-        trunk = model_files(wanted.base)
-        RewardModel.from_trunk(trunk, head=wanted.reward_model.head)
-    groups = None
-    with _collected(problems, "groups"):
-        groups = None if wanted.groups is None else Groups.read(wanted.groups)
-    judged = None
-    with _collected(problems):
-        if not source.exists():
-            raise DataError(no_such_file(source))
-        judged = read_judged(source, wanted)
-        left_out = Counter(judged.left_out)
-        learnable_of(judged.judgements, wanted, Counter())  # what is wrong with all is not said of a part
-        training, unseen = held_out_of(judged, wanted.held_out, source)
-        learnable = learnable_of(training, wanted, left_out)
-    if problems or judged is None:
-        raise ConfigError(*problems)
-    scorer = RewardModel.from_trunk(trunk, head=wanted.reward_model.head)
-    learnable, unseen = _readable(scorer, learnable, unseen, wanted, source, left_out)
-    votes = weigh_votes(learnable, wanted.votes, whole_orders=wanted.loss == "plackett-luce")
-    learnable = list(votes.learnable)
-    if votes.undecided:
-        left_out["pairs on which as many votes say one as the other"] += votes.undecided
-    if wanted.diverse is not None:
-        before = len(learnable)
-        learnable = far_apart(learnable, wanted.diverse)
-        left_out["judgements whose texts lie near those that were chosen (diverse)"] += before - len(learnable)
-    weights = None
-    if wanted.wanted is not None and wanted.drawn is not None:
-        learnable, weights = _importance(learnable, wanted, left_out)
-    if not learnable:
-        raise DataError(f"{source}: nothing is left to learn from: {_counted(left_out)}")
-    return _Ready(judged, trunk, learnable, unseen, votes, groups, weights, left_out)
-
-
-@contextlib.contextmanager
-def _collected(problems: list[str], key: str | None = None) -> Iterator[None]:
-    """Problems raised inside are added to `problems`, led by the setting `key` that they are about."""
-    try:
-        yield
-    except ConfigError as error:
-        for problem in error.problems:
-            keys = getattr(problem, "keys", ())
-            problems.append(Problem(problem, keys or ((key,) if key else ())).led_by(key or "") if key else problem)
-
-
-def _require_place(out: Path, *, overwrite: bool) -> None:
-    """Raise ConfigError where `out` cannot become the folder of a reward model."""
-    there = out.is_dir() and any(out.iterdir())
-    if out.exists() and not out.is_dir():
-        raise ConfigError(Problem(f"{out} is a file: name another folder", ("out",)))
-    if there and not any((out / card).is_file() for card in _CARDS):
-        raise ConfigError(Problem(f"{out} holds something else than a reward model: name another folder", ("out",)))
-    if there and not overwrite:
-        raise ConfigError(Problem(f"{out} holds a reward model already: name another folder, or --overwrite", ("out",)))
-    above = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    parent = out.absolute().parent if above == out else above
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        why = "is no folder" if not parent.is_dir() else "may not be written in"
-        raise ConfigError(Problem(f"{out} cannot be made: {near(parent)} {why}", ("out",)))
-
-
-def _sides(learnable: Sequence[Learnable]) -> list[PromptAndResponse]:
-    return [
-        (one.prompt, response)
-        for one in learnable
-        for response in ((one.chosen, one.rejected) if isinstance(one, Preference) else one.responses)
-    ]
-
-
-def _readable(
-    scorer: RewardModel,
-    learnable: Sequence[Learnable],
-    unseen: Sequence[Judgement],
-    wanted: RewardModelSettings,
-    source: Path,
-    left_out: Counter[str],
-) -> tuple[list[Learnable], list[Judgement]]:
-    """Both as the model can read them: what is too long is left out or cut, or DataError names it."""
-    if wanted.over_long == "refuse":
-        require_readable(scorer, [*_sides(learnable), *_sides(unseen)], path=source)
-        return list(learnable), list(unseen)
-    kept, count = fit_to_scorer(scorer, learnable, wanted.over_long, path=source)
-    kept_unseen, count_unseen = fit_to_scorer(scorer, unseen, wanted.over_long, path=source)
-    for one, what in ((count, "to fit to"), (count_unseen, "held out")):
-        if one.left_out:
-            left_out[f"judgements {what} of texts longer than the model's context of {scorer.context}"] += one.left_out
-        if one.cut:
-            left_out[f"ends of texts longer than the model's context of {scorer.context}, cut ({what})"] += one.cut
-    return list(kept), kept_unseen
-
-
-def _importance(
-    learnable: Sequence[Learnable], wanted: RewardModelSettings, left_out: Counter[str]
-) -> tuple[list[Learnable], ImportanceWeights]:
-    pairs = [one for one in learnable if isinstance(one, Preference)]
-    without_ids = sum(side.ids is None for pair in pairs for side in (pair.chosen, pair.rejected))
-    others = len(learnable) - len(pairs)
-    if others or without_ids:
-        what = (
-            f"{without_ids:,} responses have no token ids, so no policy wrote them"
-            if without_ids
-            else f"{others:,} of the judgements are no pairs: loss = 'bradley-terry' makes pairs of all"
-        )
-        raise DataError(
-            Problem(f"wanted: importance weights are of pairs of texts that a policy wrote: {what}", ("wanted",))
-        )
-    policies = []
-    problems: list[str] = []
-    for key in ("wanted", "drawn"):
-        with _collected(problems, key):
-            sampling = Sampling(temperature=getattr(wanted, f"{key}_temperature"))
-            name = model_folder(assets.resolve(str(getattr(wanted, key))))
-            policies.append(LanguageModel.from_pretrained(name, dtype=_DTYPES[wanted.dtype], sampling=sampling))
-    if problems:
-        raise ConfigError(*problems)
-    kept, weights = reweighted(pairs, *policies, cap=wanted.weight_cap)
-    if len(kept) < len(pairs):
-        left_out["pairs that the wanted policy would never write"] += len(pairs) - len(kept)
-    return list(kept), weights
-
-
 # ---------------------------------------------------------------- the fit, and how good it is
 
 
-def _fit(ready: _Ready, wanted: RewardModelSettings, console: Console) -> RewardModel | RewardEnsemble:
+def _fit(material: Material, wanted: RewardModelSettings, console: Console) -> RewardModel | RewardEnsemble:
     config = wanted.reward_model
     if wanted.loss == "plackett-luce":
         config = RewardModelConfig(**{**asdict(config), "ranking_loss": "plackett-luce"})
     counterfactuals: Sequence[Counterfactual] = ()
-    if ready.groups is not None:
-        counterfactuals = ready.groups.counterfactuals(dict.fromkeys(_sides(ready.learnable)))
+    if material.groups is not None:
+        counterfactuals = material.groups.counterfactuals(dict.fromkeys(sides_of(material.learnable)))
         if not counterfactuals:
             raise DataError(Problem("groups: no text names any of the groups: nothing to be fair about", ("groups",)))
     generator = torch.Generator().manual_seed(wanted.seed)
-    with stage(console, f"Fitting to {_spoken_count(ready.learnable)}") as tell:
+    with stage(console, f"Fitting to {_spoken_count(material.learnable)}") as tell:
 
         def progress(done: int, steps: int, loss: float) -> None:
             tell(done / steps, f"loss {loss:.3f}")
 
         if wanted.models > 1:
             return fit_ensemble(
-                ready.learnable,
-                ready.trunk,
+                material.learnable,
+                material.trunk,
                 config,
                 models=wanted.models,
                 generator=generator,
                 counterfactuals=counterfactuals,
-                dtype=_DTYPES[wanted.dtype],
+                dtype=WEIGHT_TYPES[wanted.dtype],
                 progress=progress,
             )
         return fit_reward_model(
-            ready.learnable,
-            ready.trunk,
+            material.learnable,
+            material.trunk,
             config,
             generator=generator,
             counterfactuals=counterfactuals,
-            dtype=_DTYPES[wanted.dtype],
+            dtype=WEIGHT_TYPES[wanted.dtype],
             progress=progress,
         )[0]
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """How good the reward model is on the prompts that were held out."""
+
+    card: Scorecard | None
+    weighed: Accuracy | None
+    """The accuracy on what the votes together say; None where that is no other than each vote."""
+    gaps: Sequence[Gap]
+
+
 def _measure(
-    scorer: RewardModel | RewardEnsemble, ready: _Ready, wanted: RewardModelSettings, console: Console
-) -> tuple[Scorecard | None, list[Gap]]:
+    scorer: RewardModel | RewardEnsemble, material: Material, wanted: RewardModelSettings, console: Console
+) -> _Measured:
     rng = np.random.default_rng(wanted.seed)
-    unseen = list(preferences_of(ready.unseen))
+    unseen = list(preferences_of(material.unseen))
     card = None
     if unseen:
         with console.status("Writing the scorecard"):
-            gold = mean_ratings(ready.unseen, criterion=ready.judged.criterion)
+            gold = mean_ratings(material.unseen, criterion=material.selected.criterion)
             card = make_scorecard(scorer, unseen, gold=gold, gold_is="people's ratings", rng=rng)
     gaps: list[Gap] = []
-    if ready.groups is not None:
+    if material.groups is not None:
         with contextlib.suppress(DataError):  # no held-out text names a group
-            gaps = fairness_gaps(scorer, ready.groups, _sides(unseen or ready.learnable), rng)
-    return card, gaps
+            gaps = fairness_gaps(scorer, material.groups, sides_of(unseen or material.learnable), rng)
+    return _Measured(card, _accuracy_on_weighed(scorer, material, wanted), gaps)
+
+
+def _accuracy_on_weighed(
+    scorer: RewardModel | RewardEnsemble, material: Material, wanted: RewardModelSettings
+) -> Accuracy | None:
+    """On what the votes on held-out pairs say together. Who is right how often is known from all votes: nothing that
+    the model was fitted to came from those on held-out prompts."""
+    unseen = list(preferences_of(material.unseen))
+    if wanted.votes == "each" or not weigh_votes(unseen, "majority").shared:
+        return None
+    every = preferences_of(material.selected.judgements)
+    prompts = {pair.prompt.text for pair in unseen}
+    weighed = [
+        one
+        for one in weigh_votes(every, wanted.votes).learnable
+        if isinstance(one, Preference) and one.prompt.text in prompts
+    ]
+    likelier: dict[object, Preference] = {}
+    for pair in weighed:  # of both orders of a pair, the one that weighs more
+        key = (pair.prompt.text, frozenset((pair.chosen.text, pair.rejected.text)))
+        likelier[key] = max(likelier.get(key, pair), pair, key=lambda one: one.weight)
+    if not likelier:
+        return None
+    right = pair_log_odds(scorer, list(likelier.values()))
+    return clustered_accuracy((right > 0) + 0.5 * (right == 0), [pair.prompt.text for pair in likelier.values()])
 
 
 def _write_scorecard(card: Scorecard, folder: Path, *, name: str) -> str:
@@ -316,27 +198,26 @@ def _write_scorecard(card: Scorecard, folder: Path, *, name: str) -> str:
     return ""
 
 
-def _record(
-    source: Path, ready: _Ready, scorer: RewardModel | RewardEnsemble, card: Scorecard | None, gaps: Sequence[Gap]
-) -> JsonObject:
+def _record(source: Path, material: Material, scorer: RewardModel | RewardEnsemble, measured: _Measured) -> JsonObject:
     models = scorer.models if isinstance(scorer, RewardEnsemble) else [scorer]
     records = [model.record for model in models if isinstance(model, RewardModel) and model.record is not None]
     return {
         "source": str(near(source.absolute())),
-        "criterion": ready.judged.criterion,
-        "judgements": len(ready.judged.judgements),
-        "fitted_to": _units(ready.learnable),
-        "prompts": len({one.prompt.text for one in ready.learnable}),
-        "held_out_prompts": len({one.prompt.text for one in ready.unseen}),
-        "votes": ready.votes.votes,
-        "judged_by_several": ready.votes.shared,
-        "left_out": dict(ready.left_out),
-        "annotators": [{**asdict(one), "against": one.against} for one in ready.votes.reliabilities],
+        "criterion": material.selected.criterion,
+        "judgements": len(material.selected.judgements),
+        "fitted_to": _units(material.learnable),
+        "prompts": len({one.prompt.text for one in material.learnable}),
+        "held_out_prompts": len({one.prompt.text for one in material.unseen}),
+        "votes": material.votes.votes,
+        "judged_by_several": material.votes.shared,
+        "left_out": dict(material.left_out),
+        "annotators": [{**asdict(one), "against": one.against} for one in material.votes.reliabilities],
         "importance": None
-        if ready.weights is None
-        else {"effective_sample_size": ready.weights.effective_sample_size, "capped": ready.weights.capped},
-        "accuracy": None if card is None else asdict(card.accuracy),
-        "fairness_gaps": [asdict(gap) for gap in gaps],
+        if material.weights is None
+        else {"effective_sample_size": material.weights.effective_sample_size, "capped": material.weights.capped},
+        "accuracy": None if measured.card is None else asdict(measured.card.accuracy),
+        "accuracy_on_weighed_votes": None if measured.weighed is None else asdict(measured.weighed),
+        "fairness_gaps": [asdict(gap) for gap in measured.gaps],
         "epochs": [[asdict(epoch) for epoch in record.epochs] for record in records],
         "versions": versions(),
     }
@@ -349,22 +230,23 @@ def _teller(console: Console) -> Callable[[str], None]:
     return lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _say_what_is_learned(console: Console, source: Path, ready: _Ready) -> None:
+def _say_what_is_learned(console: Console, source: Path, material: Material) -> None:
     say = _teller(console)
-    votes, prompts = ready.votes, len({one.prompt.text for one in ready.learnable})
-    unseen = len({one.prompt.text for one in ready.unseen})
+    votes, prompts = material.votes, len({one.prompt.text for one in material.learnable})
+    unseen = len({one.prompt.text for one in material.unseen})
     people = len(votes.reliabilities)
     say(
-        f"{source}: {_count(len(ready.judged.judgements), 'judgement')} by the criterion {ready.judged.criterion!r}"
-        f"{f', of {people:,} annotators' if people > 1 else ''}; {_count(prompts, 'prompt')} to fit to, {unseen:,} "
-        "held out"
+        f"{source}: {_count(len(material.selected.judgements), 'judgement')} by the criterion "
+        f"{material.selected.criterion!r}"
+        f"{f', of {people:,} annotators' if people > 1 else ''}; {_count(prompts, 'prompt')} to fit to, "
+        f"{unseen:,} held out"
     )
-    for why, count in ready.left_out.most_common():
+    for why, count in material.left_out.most_common():
         say(f"  left out: {for_terminal(why)}: {count:,}")
-    for what in ready.judged.assumed:
+    for what in material.selected.assumed:
         say(f"  assumed: {for_terminal(what)}")
-    if ready.weights is not None:
-        weights = ready.weights
+    if material.weights is not None:
+        weights = material.weights
         say(
             f"  importance weights: effective sample size {weights.effective_sample_size:.1f} of "
             f"{len(weights.values):,} pairs; {weights.capped:,} weights cut at the cap"
@@ -396,11 +278,17 @@ def _share_of(one: Reliability) -> str:
     return "-" if one.agreed is None else f"{one.agreed:.2f} [{one.low:.2f}, {one.high:.2f}]"
 
 
-def _say_how_good_it_is(console: Console, fitted: FittedRewardModel, ready: _Ready, gaps: Sequence[Gap]) -> None:
+def _say_how_good_it_is(
+    console: Console, fitted: FittedRewardModel, material: Material, measured: _Measured, wanted: RewardModelSettings
+) -> None:
     say = _teller(console)
     card = fitted.scorecard
     if card is None:
-        why = "nothing was held out" if not ready.unseen else "nobody preferred one of two answers to a held-out prompt"
+        why = (
+            "nothing was held out"
+            if not material.unseen
+            else "nobody preferred one of two answers to a held-out prompt"
+        )
         say(f"Accuracy: unknown: {why}.")
     else:
         accuracy = card.accuracy
@@ -408,12 +296,17 @@ def _say_how_good_it_is(console: Console, fitted: FittedRewardModel, ready: _Rea
             f"Accuracy on held-out prompts: {accuracy.value:.3f} (95 % interval {accuracy.low:.3f} to "
             f"{accuracy.high:.3f}; {_count(card.pairs, 'vote')} on {_count(card.prompts, 'prompt')}; 0.5 is a coin)"
         )
-        say(f"The annotators' own ceiling, {_ceiling(card, ready.unseen)}")
+        if (weighed := measured.weighed) is not None:
+            say(
+                f"  on what the votes say together ({wanted.votes}): {weighed.value:.3f} ({weighed.low:.3f} to "
+                f"{weighed.high:.3f}; {_count(weighed.pairs, 'pair')})"
+            )
+        say(f"The annotators' own ceiling, {_ceiling(card, material.unseen)}")
         say(
             f"Calibration error: {card.calibration_error:.3f} (by chance {card.calibration_error_by_chance:.3f} if the "
             "stated odds were right)"
         )
-    for gap in gaps:
+    for gap in measured.gaps:
         low, high = gap.absolute_interval
         say(
             f"Fairness, {gap.first} and {gap.second}: scores differ by {gap.absolute:.3f} log-odds "
@@ -455,7 +348,3 @@ def _units(learnable: Sequence[Learnable]) -> int:
 
 def _count(number: int, what: str) -> str:
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
-
-
-def _counted(left_out: Counter[str]) -> str:
-    return "; ".join(f"{why} ({count:,})" for why, count in left_out.most_common())

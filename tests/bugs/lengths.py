@@ -40,9 +40,8 @@ MUTANTS = (
         "K14",
         "held-out prompts are not looked at",
         _OVER_LONG,
-        "            self._aside = FittedTask(aside, self._tokenizer, self.most, self.how)\n"
-        "        return self._aside\n",
-        "            return aside\n        return self._aside\n",
+        "            self._aside = FittedTask(aside, self._tokenizer, self.most, self.how)\n",
+        "            return aside\n",
         _SEES_PROMPTS,
     ),
     Mutant(
@@ -89,8 +88,8 @@ MUTANTS = (
         "SFT",
         "what follows the end token is learned",
         _DEMONSTRATIONS,
-        "                return ids[: closing + 1]\n",
-        "                return ids\n",
+        "    return [] if closing is None else ids[: closing + 1]\n",
+        "    return [] if closing is None else ids\n",
         _SEES_ANSWERS,
     ),
     Mutant(

@@ -98,6 +98,15 @@ def test_letters_of_several_bytes_are_said_when_they_are_whole() -> None:
     assert cut.ask("Hi", say=pieces.append).text == "A\N{REPLACEMENT CHARACTER}" == "".join(pieces)
 
 
+def test_a_stop_string_ends_an_answer_and_is_not_shown() -> None:
+    chat = Chat(Scripted([*b"ab\nUs\nUser: no"]), ByteTokenizer(), max_new_tokens=20, stop=["\nUser:"])  # type: ignore[arg-type]
+    pieces: list[str] = []
+    answer = chat.ask("Hi", say=pieces.append)
+    assert (answer.text, answer.episode.finish_reason) == ("ab\nUs", "stop_string")
+    assert [piece for piece in pieces if piece] == ["a", "b", "\nUs"]  # what may become a stop string waits
+    assert bytes(answer.episode.response_ids.tolist()) == b"ab\nUs\nUser:"
+
+
 def test_the_oldest_turns_make_room(folder: Path) -> None:
     chat = open_chat(str(folder), max_new_tokens=8, seed=1)
     left_out = [chat.ask("Question", say=lambda _: None).left_out for _ in range(4)]

@@ -153,6 +153,17 @@ def test_a_run_does_not_resume_with_another_reward_unless_told(project: Path) ->
     assert rlhf_env.load_run(project / "run").update == 4, "it is one's own with the new code"
 
 
+def test_a_reward_that_failed_at_once_is_mended_and_the_run_resumed(project: Path) -> None:
+    (project / "polite.py").write_text("def polite(completions):\n    return 1 / 0\n")
+    (project / "toy.toml").write_text(TOML.replace("strictness = 2.0\n", ""))
+    with pytest.raises(RewardError):
+        rlhf_env.run(project / "toy.toml", project / "run")
+    (project / "polite.py").write_text(POLITE)
+    run = rlhf_env.run(project / "toy.toml", project / "run", resume=True)
+    assert (run.update, run.not_exact) == (3, ()), "nothing was trained or measured with what it was"
+    assert rlhf_env.load_run(project / "run").update == 3
+
+
 def test_what_is_used_later_is_the_same_version(project: Path) -> None:
     workplace = rlhf_env.build(Experiment.load(project / "toy.toml"))
     (project / "polite.py").write_text(POLITE + "\n")

@@ -25,6 +25,7 @@ from rlhf_env.learning.demonstrations import (
     demonstration_source,
     demonstrations_of,
     joined,
+    note_on_template,
     with_every_token,
 )
 from rlhf_env.learning.sources import PackedSource
@@ -147,6 +148,21 @@ def test_an_answer_is_what_the_template_writes_for_it(tmp_path: Path) -> None:
     )
     task, tokenizer = conversation(tmp_path, trims, [CHAT[1], {"role": "assistant", "content": "  fine \n"}])
     assert answer_ids(task.prompt(0, {}), "  fine \n", tokenizer) == [*tokenizer.encode("fine"), tokenizer.end_id]
+
+
+@pytest.mark.parametrize(
+    ("asks", "said"), [("<|im_start|>assistant\n", ""), ("<|im_start|>assistant\n<think>\n", "assistant\\n<think>\\n")]
+)
+def test_a_template_that_asks_in_another_way_than_it_writes_is_said(tmp_path: Path, asks: str, said: str) -> None:
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}" + asks + "{% endif %}"
+    )
+    task, tokenizer = conversation(tmp_path, template)
+    answers = demonstrations_of(task, tokenizer, wanted=EVERY)
+    note = note_on_template(answers, tokenizer)
+    assert said in note and bool(said) == bool(note)
+    assert answers.episodes[0].response_ids.tolist() == [*tokenizer.encode("first"), tokenizer.end_id]
 
 
 def test_greetings_answer_nothing_and_an_open_question_is_no_answer(tmp_path: Path) -> None:

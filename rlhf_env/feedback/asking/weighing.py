@@ -15,7 +15,9 @@ Error-Rates Using the EM Algorithm" (Applied Statistics 28, 1979, equation 2.5):
 where each annotator's error rates and the prior are found by expectation maximisation (crowd-kit does that). A cross-
 entropy with the label p is the loss of the pair in one order, weighed p, and of the other, weighed 1 - p. Somebody who
 reliably says the opposite is read the other way round. Which response of a pair is called the first means nothing, so
-each pair is put in twice, once in either order: the prior is then 1/2, and an annotator has one error rate.
+each pair is put in twice, once in either order: the prior is then 1/2, and an annotator has one error rate. Of pairs,
+each annotator is imagined to have judged seven more, five of them rightly: a Beta(5, 2) prior. Maximum likelihood alone
+takes whoever agreed on a few pairs to be always right, and was worse than a majority where all are equally good.
 
 A person who judged the same several times has one vote: what they said most often, of as many the last.
 """
@@ -44,6 +46,7 @@ Labels = Mapping[int, float]
 """The probability of each label of one unit: 1 or -1 of a pair, a score of a rated response."""
 _Vote = TypeVar("_Vote", Preference, Rating)
 
+_IMAGINED_RIGHT, _IMAGINED_WRONG = 5, 2  # votes of each annotator before the first: see the header
 _NEGLIGIBLE = 1e-6  # a share of a weight that is not worth a pair
 
 
@@ -197,9 +200,8 @@ def _dawid_skene(
 ) -> tuple[dict[object, Labels], dict[str, float]]:
     """By unit the probability of each label; by annotator how often they are right.
 
-    Fitted to the units that two people or more judged: one vote alone agrees with itself. A unit with one vote then has
-    what is known of its annotator: right with probability (n s + 1) / (n + 2), s estimated from n votes; as they said
-    where nothing is known.
+    Fitted to the units that two people or more judged: one vote alone agrees with itself. A pair with one vote is then
+    as its annotator said with the probability that they are right; with 1 where nothing is known of them.
     """
     shared = {key: ballot for key, ballot in ballots.items() if len(ballot) > 1}
     alone = {key: next(iter(ballot.items())) for key, ballot in ballots.items() if len(ballot) == 1}
@@ -219,8 +221,13 @@ def _dawid_skene(
             for annotator, one in ballot.items()
             for task, label in (((number, one), (-1 - number, -one)) if either_order else ((number, one),))
         ]
+        truth: dict[int, int] = {}
+        if either_order:
+            people = dict.fromkeys(annotator for _, annotator, _ in rows)
+            imagined, truth = _imagined_votes(people, start=len(shared))
+            rows += imagined
         votes = pd.DataFrame(rows, columns=["task", "worker", "label"])
-        model = DawidSkene(n_iter=200).fit(votes)
+        model = DawidSkene(n_iter=200).fit(votes, pd.Series(truth) if truth else None)
         posterior, errors, priors = model.probas_, model.errors_, model.priors_
         known = [label for label in labels if label in posterior.columns]
         for task, key in enumerate(shared):
@@ -230,13 +237,23 @@ def _dawid_skene(
             for annotator in dict.fromkeys(votes["worker"])
             if all((annotator, label) in errors.index for label in known)
         }
-        counts = votes["worker"].value_counts() // (2 if either_order else 1)
     for key, (annotator, label) in alone.items():
         if either_order and annotator in right:
-            n = int(counts[annotator])
-            p = (n * right[annotator] + 1) / (n + 2)
-            said[key] = {label: p, -label: 1 - p}
+            said[key] = {label: right[annotator], -label: 1 - right[annotator]}
     return said, right
+
+
+def _imagined_votes(people: Iterable[str], *, start: int) -> tuple[list[tuple[int, str, int]], dict[int, int]]:
+    """Each person's votes on pairs of known truth, which are the prior; and the truth, by task from `start` on."""
+    rows: list[tuple[int, str, int]] = []
+    truth: dict[int, int] = {}
+    for person in people:
+        for right in [1] * _IMAGINED_RIGHT + [-1] * _IMAGINED_WRONG:
+            for label in (1, -1):
+                task = start + len(truth)
+                rows.append((task, person, label * right))
+                truth[task] = label
+    return rows, truth
 
 
 # ---------------------------------------------------------------- one judgement of several

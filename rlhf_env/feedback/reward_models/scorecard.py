@@ -152,7 +152,7 @@ def make_scorecard(
     return Scorecard(
         pairs=len(preferences),
         prompts=len(set(prompts)),
-        accuracy=_clustered(right, prompts),
+        accuracy=clustered_accuracy(right, prompts),
         margin=float(delta.mean()),
         calibration_error=expected_calibration_error(delta),
         calibration_error_by_chance=calibration_error_by_chance(delta, rng),
@@ -215,7 +215,7 @@ def _gold_correlation(scorer: Scorer, gold: Sequence[Valued]) -> Correlation:
 # ---------------------------------------------------------------- pairs
 
 
-def _clustered(right: Float, prompts: Sequence[str]) -> Accuracy:
+def clustered_accuracy(right: Float, prompts: Sequence[str]) -> Accuracy:
     """Accuracy with Wilson's interval at the effective number of pairs: those of one prompt are not independent.
 
     p (1 - p) / (variance of p between prompts) independent pairs have the same variance; never more than there are.
@@ -271,7 +271,7 @@ def _longer_preferred(
         return None
     by_model = (np.sign(delta) * longer)[unequal]
     prompts = [preference.prompt.text for preference, counts in zip(preferences, unequal, strict=True) if counts]
-    share = _clustered(np.asarray((by_model > 0) + 0.5 * (by_model == 0)), prompts)
+    share = clustered_accuracy(np.asarray((by_model > 0) + 0.5 * (by_model == 0)), prompts)
     return (share.value, float(np.mean(longer[unequal] > 0))), (share.low, share.high)
 
 
@@ -300,7 +300,9 @@ def _agreement(
             of_pair.append(str(pairs))
     if not pairs:
         return None, {}
-    shares = {name: _clustered(np.array(values), of_pair) for name, values in (("people", people), ("model", model))}
+    shares = {
+        name: clustered_accuracy(np.array(values), of_pair) for name, values in (("people", people), ("model", model))
+    }
     agreement = VoteAgreement(shares["people"].value, shares["model"].value, pairs, len(people))
     return agreement, {name: (share.low, share.high) for name, share in shares.items()}
 
@@ -355,7 +357,7 @@ def _slices(preferences: Sequence[Preference], right: Float) -> Iterator[Slice]:
             rows.setdefault(name, []).append(i)
     for name, members in rows.items():
         if _SMALLEST_SLICE <= len(members) < len(preferences):
-            yield Slice(name, _clustered(right[members], [preferences[i].prompt.text for i in members]))
+            yield Slice(name, clustered_accuracy(right[members], [preferences[i].prompt.text for i in members]))
 
 
 def _flips(
@@ -401,7 +403,7 @@ def _flips(
     )
     flipped["any of them"] = np.any(list(flipped.values()), axis=0)
     prompts = [pair.prompt.text for pair in apart]
-    shares = {name: _clustered(rows.astype(np.float64), prompts) for name, rows in flipped.items()}
+    shares = {name: clustered_accuracy(rows.astype(np.float64), prompts) for name, rows in flipped.items()}
     intervals = {f"flips: {name}": (share.low, share.high) for name, share in shares.items()}
     return {name: share.value for name, share in shares.items()}, intervals, examples
 

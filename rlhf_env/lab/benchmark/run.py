@@ -18,7 +18,7 @@ from rlhf_env.lab.processes import Progress, run_jobs
 from rlhf_env.learning.code_of_runs import as_recorded
 from rlhf_env.learning.folder_lock import hold
 from rlhf_env.learning.run_folder import versions
-from rlhf_env.own_code import changed, files_in
+from rlhf_env.own_code import KEY, changed, files_in
 from rlhf_env.whole_files import write_json, write_whole
 
 
@@ -99,7 +99,9 @@ def _tuned(
         elif best is None or cell.result_file(folder).exists():
             yield cell
         else:
-            tuned = replace(cell.experiment, agent=dict(best.settings))
+            agent = cell.experiment.agent  # what code it names, and of which content, is not of the result file
+            pinned = {KEY: agent[KEY]} if KEY in agent else {}
+            tuned = replace(cell.experiment, agent={**best.settings, **pinned})
             yield replace(cell, experiment=tuned, configuration=best.configuration)
 
 

@@ -127,6 +127,8 @@ def _loading(of: Provenance) -> Iterator[str]:
         + '), and rlhf-env goes on from it with `model = "FOLDER"` in `[policy]`.',
         "",
     )
+    if stop := of.experiment.get("environment", {}).get("stop"):
+        yield from (f"Its answers also ended at {stop}: `generate(..., stop_strings={stop}, tokenizer=tokenizer)`.", "")
     if not of.has_template:
         yield from ("It has no chat template: it continues the text that it is given.", "")
 

@@ -33,7 +33,7 @@ from rlhf_env.learning import checkpoints
 from rlhf_env.learning.agent import Agent, traits
 from rlhf_env.learning.checkpoints import fingerprint
 from rlhf_env.learning.code_of_runs import require_own_code
-from rlhf_env.learning.demonstrations import demonstration_source, demonstrations_of
+from rlhf_env.learning.demonstrations import demonstration_source, demonstrations_of, note_on_template
 from rlhf_env.learning.engine import set_threads
 from rlhf_env.learning.experiment import Experiment, Workplace, build, check_plugins
 from rlhf_env.learning.loop import Row
@@ -316,6 +316,8 @@ def _with_data(workplace: Workplace) -> Workplace:
             )
         if answers.count:
             notes += (answers.count.said_of("demonstrations", (context or 0) + 1),)
+        if note := note_on_template(answers, setup.tokenizer):
+            notes += (note,)
         source = demonstration_source(answers, setup.tokenizer, rows=rows, seed=seed, wanted=wanted, context=context)
     else:
         return workplace

@@ -87,8 +87,9 @@ def test_ratings_have_their_median_and_of_two_in_the_middle_both() -> None:
 def test_dawid_skene_by_hand() -> None:
     """With three voters who are right with probability s, p = 1 / (1 + ((1 - s) / s)) for two votes against one.
 
-    One round of maximum likelihood must leave s as it is: s is the mean of p over the votes of each. On 30 pairs with
-    three unanimous votes and 10 for each who is alone, s solves s = (30 p3 + 20 p + 10 (1 - p)) / 60.
+    One more round must leave s as it is: s is the mean of p over the votes of each, seven imagined ones among them, of
+    which five are right. On 30 pairs with three unanimous votes and 10 for each who is alone, s solves
+    s = (30 p3 + 20 p + 10 (1 - p) + 5) / 67.
     """
     ballots = [("A", "A", "A")] * 30 + [("B", "A", "A"), ("A", "B", "A"), ("A", "A", "B")] * 10
     votes = [
@@ -100,7 +101,7 @@ def test_dawid_skene_by_hand() -> None:
     for _ in range(500):
         odds = (1 - s) / s
         unanimous, split = 1 / (1 + odds**3), 1 / (1 + odds)
-        s = (30 * unanimous + 20 * split + 10 * (1 - split)) / 60
+        s = (30 * unanimous + 20 * split + 10 * (1 - split) + 5) / 67
     found = weigh_votes(votes, "dawid-skene")
     assert [one.accuracy for one in found.reliabilities] == pytest.approx([s] * 3, abs=3e-3)
     by_prompt = {one.prompt.text: one for one in found.learnable if isinstance(one, Preference) and one.weight > 0.5}
@@ -137,7 +138,7 @@ def test_three_of_forty_who_answer_against_the_truth_cost_dawid_skene_nothing(se
     assert rightly_labelled(found.learnable) > rightly_labelled(weigh_votes(votes, "majority").learnable)
     named = [one.annotator for one in found.reliabilities if one.against]
     assert set(named) <= set(against) and len(named) >= 2
-    assert all(one.accuracy is not None and one.accuracy < 0.3 for one in found.reliabilities if one.against)
+    assert all(one.accuracy is not None and one.accuracy < 0.5 for one in found.reliabilities if one.against)
 
 
 def test_a_single_vote_counts_by_who_cast_it() -> None:

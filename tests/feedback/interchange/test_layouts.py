@@ -15,7 +15,15 @@ from typing import Any
 import pytest
 
 from rlhf_env.errors import ConfigError, DataError
-from rlhf_env.feedback.interchange import LAYOUTS, Reading, judgements_in, layouts_page, read_judgements
+from rlhf_env.feedback.interchange import (
+    LAYOUTS,
+    Format,
+    Reading,
+    judgements_in,
+    layouts_page,
+    read_judgements,
+    write_judgements,
+)
 from rlhf_env.feedback.interchange.layouts.registry import detected, layouts_of
 from rlhf_env.feedback.judgements import Judgement
 from rlhf_env.feedback.kinds import Comparison, CriteriaRating, Ranking, Rating, preferences_of
@@ -189,6 +197,9 @@ def test_who_wrote_and_what_was_asked(tmp_path: Path) -> None:
     assert [one.author.name for one in first("ultrafeedback-argilla").responses] == ["m1", "m2"]
     assert first("nectar").prompt.meta["messages"] == chat("q0")
     assert first("nectar", 3).prompt.meta["messages"] == chat("q3", "yes?", "more")
+    assert first("helpsteer2").prompt.meta["messages"] == chat("q0")
+    assert first("kaggle-arena").prompt.meta["messages"] == chat("q0")
+    assert first("wsdm").prompt.meta["messages"] == chat("p0")
     assert first("helpsteer2", 2).prompt.meta["messages"] == chat("hi", "yes?", "q1")
     assert first("helpsteer3").prompt.meta["messages"] == chat("Hello", "Hi", "p0")
     assert first("hh-rlhf", 4).prompt.meta["messages"] == chat("q4", "yes?", "more")
@@ -202,7 +213,7 @@ def test_who_wrote_and_what_was_asked(tmp_path: Path) -> None:
         ("policy", "oasst-sft"),
     ]
     talk = read_judgements(as_json_lines(tmp_path / "f.jsonl", ROWS["prism-utterances"]))
-    assert [it.prompt.meta.get("messages") for it in talk] == [None] * 3 + [chat("q0", "a", "q1")]
+    assert [it.prompt.meta["messages"] for it in talk] == [chat("q0")] * 3 + [chat("q0", "a", "q1")]
 
 
 def test_several_people_of_one_row_are_nobody_of_another_row(tmp_path: Path) -> None:
@@ -380,6 +391,16 @@ def test_the_page_of_layouts_is_what_the_readers_declare() -> None:
         assert set(layout.known_by) <= columns
         named = {source.strip() for column in layout.columns for source in column.source.split(",")}
         assert named - {"from memory", "not checked"} <= layout.sources.keys(), layout.name
+
+
+@pytest.mark.parametrize("format", ["jsonl", "csv", "argilla", "label-studio"])
+def test_what_a_set_says_comes_back_from_an_export(tmp_path: Path, format: Format) -> None:
+    given = [
+        it for name, rows in ROWS.items() for it in read_judgements(as_json_lines(tmp_path / f"{name}.jsonl", rows))
+    ]
+    file = tmp_path / f"out.{format if format in ('jsonl', 'csv') else 'json'}"
+    write_judgements(file, given, format)
+    assert read_judgements(file) == given
 
 
 def test_damaged_gzip(tmp_path: Path) -> None:

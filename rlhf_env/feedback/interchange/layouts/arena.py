@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.interchange.dialogues import Messages, answer_in, divided
 from rlhf_env.feedback.interchange.gathering import Reading
-from rlhf_env.feedback.interchange.layouts.fields import Fields, annotator_of, by_policy, prompt_of
+from rlhf_env.feedback.interchange.layouts.fields import Fields, annotator_of, asked, by_policy, prompt_of
 from rlhf_env.feedback.interchange.layouts.layout import UNCHECKED, Layout, PublishedColumn, columns_of, unread
 from rlhf_env.feedback.interchange.rows import with_columns
 from rlhf_env.feedback.judgements import Judgement
@@ -107,7 +107,7 @@ def _kaggle(row: JsonView, reading: Reading) -> list[Judgement]:
     winner = next(name for name, is_so in votes.items() if is_so)
     responses = [by_policy(texts[f"response_{side}"], model, reading) for side, model in zip("ab", models, strict=True)]
     who = annotator_of(reading)
-    return [Comparison(prompt_of(texts["prompt"]), responses[0], responses[1], _WINNERS[winner], who)]
+    return [Comparison(asked(texts["prompt"]), responses[0], responses[1], _WINNERS[winner], who)]
 
 
 def _wsdm(row: JsonView, reading: Reading) -> list[Judgement]:
@@ -115,7 +115,7 @@ def _wsdm(row: JsonView, reading: Reading) -> list[Judgement]:
     winner = row.get("winner")
     if winner not in _MODELS:
         fields.complain("winner", f"{winner!r} is none of {', '.join(_MODELS)}")
-    prompt = prompt_of(fields.text("prompt"))
+    prompt = asked(fields.text("prompt"))
     sides = [by_policy(fields.text(f"response_{side}"), fields.words(f"model_{side}"), reading) for side in "ab"]
     fields.done()
     return [Comparison(prompt, sides[0], sides[1], _WINNERS[str(winner)], annotator_of(reading))]
@@ -216,7 +216,7 @@ KAGGLE_ARENA = Layout(
     columns=(
         PublishedColumn(
             "prompt",
-            "the prompt: a JSON list of turns in a text. Of several turns the row is passed over",
+            "the prompt, a conversation: a JSON list of turns in a text. Of several turns the row is passed over",
             "loaders",
             "json",
         ),
@@ -248,7 +248,7 @@ WSDM = Layout(
     columns=(
         *columns_of(
             "data page",
-            prompt="the prompt",
+            prompt="the prompt, a conversation of one turn",
             response_a="the first response",
             response_b="the second response",
             winner="model_a the first, model_b the second",

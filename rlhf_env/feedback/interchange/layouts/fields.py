@@ -125,6 +125,11 @@ def prompt_of(said: str | Messages) -> Prompt:
     return prompt_from(plain_conversation(said), {"meta": {"messages": said}})
 
 
+def asked(text: str) -> Prompt:
+    """What a person asked a chat model, as the first turn of a conversation: sets that have later turns, too."""
+    return prompt_of([{"role": "user", "content": text}])
+
+
 def by_policy(text: str, name: str, reading: Reading) -> Response:
     """A response of a model; of a data set that does not name it, of the file."""
     return Response(text, Author("policy", name) if name else Author("dataset", reading.source))

@@ -26,10 +26,8 @@ _MUCH = 3
 
 
 def _prompt(text: str) -> Prompt:
-    """A text, or the turns of a conversation that the set keeps in one text."""
+    """The turns of a conversation that the set keeps in one text; most have one."""
     first, *turns = _TURN.split(text)
-    if not turns:
-        return prompt_of(text)
     messages: Messages = [{"role": "user", "content": first}]
     messages += ({"role": who.lower(), "content": said} for who, said in zip(turns[::2], turns[1::2], strict=True))
     return prompt_of(messages)
@@ -132,7 +130,7 @@ HELPSTEER2 = Layout(
     known_by=("prompt", "response", *_ATTRIBUTES),
     columns=(
         *columns_of(
-            "card", prompt="the prompt; `<extra_id_1>` sets the turns of a conversation apart", response="the response"
+            "card", prompt="the prompt, a conversation whose turns `<extra_id_1>` sets apart", response="the response"
         ),
         *(
             PublishedColumn(

@@ -18,10 +18,13 @@ of another one is refused by its line. The same files can be named in an experim
   made of them.
 - **Scores** beyond the scale of 1 to 5 become a comparison of every two responses that one person scored, all of one
   group, which together weigh as much as one comparison.
+- **Prompts** of chats are conversations, of one turn or several: a model with a chat template reads them in it. Where a
+  set has an instruction, a question or a post and no turns, the prompt is that text.
 - **Criteria** are kept by name. `--criterion NAME` takes the judgements by one of them: a reward model of a set with
   two criteria is usually fitted to one at a time.
 - **Annotators** are those whom the set names. Where it says of several people no more than that they are several,
   each has a name that is good for one row. Where it says nothing, the file is the annotator, or `--annotator NAME`.
+- **Empty** responses are responses. Two equal ones of which one won are refused, as nobody can learn from them.
 - **Passed over**, named and counted: what has no place in a judgement. Lines that are wrong are refused, all at once,
   or left out and counted by reason with `--skip`.
 

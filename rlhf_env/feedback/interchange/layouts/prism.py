@@ -50,7 +50,7 @@ def _judged(turns: Sequence[_Turn], who: str, reading: Reading, created: str) ->
         if len(scored) == 1:
             reading.passes_over("turns with one answer, whose score has nothing to be compared with")
         talk = [*before, {"role": "user", "content": turn.asked}]
-        prompt = prompt_of(talk if before else turn.asked)
+        prompt = prompt_of(talk)
         made += comparisons_of(prompt, scored, who, reading, created=created)
         went_on = [text for text, _, _, chosen_to_go_on in turn.answers if chosen_to_go_on]
         if len(went_on) != 1:
@@ -157,7 +157,7 @@ PRISM_UTTERANCES = Layout(
             "card",
             conversation_id="rows of one conversation are read together",
             user_id="the annotator",
-            user_prompt="the prompt; after the first turn with the conversation before it",
+            user_prompt="the prompt, a conversation; after the first turn with what was said before",
             model_response="a response",
             score=(_PAIRS, "number"),
         ),

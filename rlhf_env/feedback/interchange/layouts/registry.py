@@ -111,7 +111,8 @@ def in_layout(
 def out_of_layouts(rows: Iterable[Located]) -> Iterator[Located]:
     """Rows of a file that began in no published layout: one that is in such a layout comes as what is wrong with it."""
     for where, row in rows:
-        if isinstance(row, Mapping) and (other := [one for one in layouts_of(row) if not one.mixes]):
+        published = isinstance(row, Mapping) and any(layout.of(row) for layout in LAYOUTS if not layout.mixes)
+        if published and (other := [one for one in layouts_of(row) if not one.mixes]):
             yield (
                 where,
                 DataError(
