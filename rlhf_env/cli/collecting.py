@@ -36,6 +36,12 @@ def collect_responses(
     batch: Annotated[int, typer.Option(help="Texts side by side.", min=1, max=2**16)] = 64,
     tokenizer: Annotated[str | None, typer.Option(help="Another one than the model's own.")] = None,
     name: Annotated[str, typer.Option(help="What results call MODEL (default: as given).")] = "",
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A string that ends an answer; may be given several times (default: those a run was trained with)."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="What the answers are drawn from.", min=0)] = 0,
 ) -> None:
     """Answers to be judged later: those in FILE, or those that MODEL writes to prompts, at several temperatures.
@@ -52,7 +58,7 @@ def collect_responses(
     if prompts is None:
         raise ConfigError("--model answers prompts: --prompts FILE (columns as for the task file) or --prompts TASK")
     with interruptible():
-        drawn = {"temperatures": _numbers(temperatures), "samples": samples, "seed": seed}
+        drawn = {"temperatures": _numbers(temperatures), "samples": samples, "seed": seed, "stop": stop or None}
         limits = {"max_new_tokens": max_new_tokens, "max_prompt_tokens": max_prompt_tokens, "prompts": limit}
         whom: JsonObject = {"model": model, "tokenizer": tokenizer, "author": name, "num_envs": batch}
         table = {**whom, **drawn, **limits, "task": _task(prompts)}

@@ -34,6 +34,7 @@ from rlhf_env.learning.models import load_policy, load_tokenizer_of, with_vocabu
 from rlhf_env.learning.policy_settings import PolicySettings
 from rlhf_env.learning.spending import Spending
 from rlhf_env.policies.policy import Policy, Sampling
+from rlhf_env.runs_on_disk import experiment_table_of, run_in
 from rlhf_env.settings import AtLeastOne, Chooses, IsPath, Name, Positive, Seed, settings
 from rlhf_env.types import Episode, JsonObject, Prompt, State, Task, Tokenizer
 from rlhf_env.whole_files import write_json
@@ -63,8 +64,8 @@ class Responses:
     """The longest response, in tokens."""
     max_prompt_tokens: AtLeastOne = 32
     """The longest prompt, in tokens."""
-    stop: list[str] = field(default_factory=list)
-    """Strings that end an answer, as in [environment]."""
+    stop: list[str] | None = None
+    """Strings that end an answer, as in [environment] (default: of a run, those that it was trained with)."""
     seed: Seed = 0
     """What the answers are drawn from."""
 
@@ -115,6 +116,11 @@ def write_into(
     return AnswersWritten(answers, tokens)
 
 
+def _trained_to_stop_at(model: str) -> list[str]:
+    run = run_in(Path(model).expanduser())
+    return [] if run is None else list(experiment_table_of(run).get("environment", {}).get("stop", ()))
+
+
 class _Batch(NamedTuple):
     number: int  # from 1 on, over all temperatures
     author: Author
@@ -136,7 +142,7 @@ class _Writing:
             max_prompt_tokens=wanted.max_prompt_tokens,
             action_length=None,
             autoreset_mode="Disabled",
-            stop=wanted.stop,
+            stop=_trained_to_stop_at(wanted.model) if wanted.stop is None else wanted.stop,
         )
         spending = Spending()
         setup = Setup(

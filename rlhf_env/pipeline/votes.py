@@ -232,12 +232,11 @@ def _teller(console: Console) -> Callable[[str], None]:
 
 def _say_what_is_learned(console: Console, source: Path, material: Material) -> None:
     say = _teller(console)
-    votes, prompts = material.votes, len({one.prompt.text for one in material.learnable})
-    unseen = len({one.prompt.text for one in material.unseen})
+    votes, selected = material.votes, material.selected
+    prompts, unseen = (len({one.prompt.text for one in some}) for some in (material.learnable, material.unseen))
     people = len(votes.reliabilities)
     say(
-        f"{source}: {_count(len(material.selected.judgements), 'judgement')} by the criterion "
-        f"{material.selected.criterion!r}"
+        f"{source}: {_count(len(selected.judgements), 'judgement')} by the criterion {selected.criterion!r}"
         f"{f', of {people:,} annotators' if people > 1 else ''}; {_count(prompts, 'prompt')} to fit to, "
         f"{unseen:,} held out"
     )

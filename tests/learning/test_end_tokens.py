@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from rlhf_env.cli.main import app
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.envs.tokenizers import FileTokenizer, end_ids, load_tokenizer
 from rlhf_env.errors import DataError
@@ -181,3 +183,18 @@ def test_a_model_that_ends_where_the_environment_does_not(folder: Path) -> None:
     policy = LanguageModel(model, end_id=[258, 7], pad_id=256)
     with pytest.raises(DataError, match=r"ends a text with token 258, the model .* with 258, 7"):
         build(experiment(folder, policy={"model": "tiny", "tokenizer": "bytes"}), policy=policy)
+
+
+def test_by_command_every_end_token_ends_a_text(folder: Path, tmp_path: Path) -> None:
+    file, out = tmp_path / "toy.toml", tmp_path / "run"
+    table = experiment(folder, budget={"updates": 1}, evaluation={"prompts": 64}).to_toml()
+    file.write_text(table, encoding="utf-8")
+    for command in (f"train {file} --out {out}", f"evaluate {out} --greedy", f"export {out} {tmp_path / 'made'}"):
+        done = CliRunner().invoke(app, command.split())
+        assert done.exit_code == 0, done.output
+    for name in ("config.json", "generation_config.json"):
+        assert set(json.loads((tmp_path / "made" / name).read_text())["eos_token_id"]) == {TURN, LAST, OTHER}
+    samples = json.loads((out / "evaluation.json").read_text())["samples"]
+    assert {sample["finish_reason"] for sample in samples} == {"stop", "length"}
+    exported = FileTokenizer(tmp_path / "made")
+    assert exported.end_id == TURN and set(exported.end_ids) == {TURN, LAST, OTHER}

@@ -145,3 +145,19 @@ def test_long_prompts_and_unknown_models_are_refused_before_anything_is_written(
 def test_what_is_remembered_is_json(tmp_path: Path) -> None:
     write_responses(tmp_path / "s", TINY, console=QUIET)
     assert json.loads((tmp_path / "s.writing.json").read_text())["batches"] == 8
+
+
+def test_stop_strings_are_those_named_else_those_that_a_run_was_trained_with(tmp_path: Path) -> None:
+    table = {"task": {"name": "prompts", "prompts": ["ab", "b"]}, "rewards": {"length": {"target": 2}}}
+    table |= {"policy": {"model": "tiny", "tokenizer": "alphabet:ab"}, "agent": {"name": "grpo", "group_size": 2}}
+    environment = {"num_envs": 4, "max_new_tokens": 6, "max_prompt_tokens": 4, "stop": ["ab"]}
+    wanted = {**table, "environment": environment, "budget": {"updates": 1}, "evaluation": {"prompts": 2}}
+    rlhf_env.run(wanted, tmp_path / "run")
+    asked = Responses(
+        model=str(tmp_path / "run"), task=table["task"], temperatures=(2.0,), samples=20, num_envs=8, max_new_tokens=6
+    )
+    for number, (stop, string) in enumerate(((None, "ab"), (["bb"], "bb"))):
+        write_responses(tmp_path / str(number), replace(asked, stop=stop), console=QUIET)
+        answers = [response for _, response in said(tmp_path / str(number))]
+        assert "stop_string" in {answer.finish_reason for answer in answers}
+        assert not [answer.text for answer in answers if string in answer.text]

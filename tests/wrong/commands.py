@@ -303,3 +303,8 @@ command(
     "a.jsonl:1: prompt and response have",
     a_DOT_jsonl='{"prompt": "a", "chosen": "' + "word salad " * 200 + '", "rejected": "c"}\n',
 )
+command(
+    "preferences responses s.db --model rlhf-env/chitchat --prompts chitchat --stop <|end|>",
+    "stop has '<|end|>', and no text shows the special token '<|end|>'",
+)
+command("chat rlhf-env/chitchat --stop <|end|>", "stop has '<|end|>', and no text shows the special token '<|end|>'")

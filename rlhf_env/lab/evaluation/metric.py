@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
-from rlhf_env.errors import ConfigError, PluginError
+from rlhf_env.errors import PluginError
 from rlhf_env.lab.statistics import Estimate
 from rlhf_env.types import Episode, Float, JsonObject, Task
 
@@ -126,8 +126,6 @@ class Metric:
             if isinstance(value, np.ndarray) and value.ndim:
                 return {self.name: float(value.mean()), f"{self.name}_std": float(value.std())}
             return {self.name: float(value)}
-        except ConfigError:  # what was asked for does not go, and it says so
-            raise
         except Exception as error:  # a plugin's: any may come
             raise PluginError(
                 f"the metric {self.name!r} cannot be measured: {type(error).__name__}: {error}"

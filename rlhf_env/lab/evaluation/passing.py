@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from rlhf_env.errors import ConfigError
 from rlhf_env.feedback.reward_models.calibration import wilson_interval
 from rlhf_env.lab.evaluation.metric import Measured, Metric
 from rlhf_env.lab.statistics import Estimate, mean_of_seeds, pass_at_k
@@ -32,7 +34,7 @@ def pass_metric(k: int, success: Success) -> Metric:
         unit="share of prompts",
         meaning=f"prompts with a success ({success}) among {k} answer{'s' * (k > 1)}, in expectation",
         better="higher",
-        measure=lambda replies: share_passed(_of(replies, k, success)),
+        measure=lambda replies: _measured(replies, k, success),
         form="share",
         digits=1,
         tables=("table",),
@@ -41,7 +43,10 @@ def pass_metric(k: int, success: Success) -> Metric:
 
 
 def compared(ours: Measured, theirs: Measured, k: int, success: Success) -> PassAt | None:
-    """None where no prompt has k answers of both that could be judged."""
+    """None where no prompt has k answers of both that could be judged.
+
+    Raises ConfigError where `success` compares with nothing and an answer is neither right nor wrong.
+    """
     of_agent, of_reference = (_of(replies, k, success) for replies in (ours, theirs))
     prompts = [prompt for prompt in of_agent if prompt in of_reference]
     values = [{prompt: passed[prompt] for prompt in prompts} for passed in (of_agent, of_reference)]
@@ -63,6 +68,15 @@ def share_passed(of_prompts: dict[str, float]) -> Estimate | None:
         # Wilson's holds for shares of prompts that are solved or not, and is too wide for what lies between.
         return Estimate(found.value, *wilson_interval(found.value, len(values)))
     return Estimate(found.value, max(found.low, 0.0), min(found.high, 1.0))
+
+
+def _measured(replies: Measured, k: int, success: Success) -> Estimate | None:
+    """A run does not end because an evaluation on the way meets an answer that is neither right nor wrong."""
+    try:
+        return share_passed(_of(replies, k, success))
+    except ConfigError as error:
+        warnings.warn(f"pass@{k} is not measured: {error}", RuntimeWarning, stacklevel=2)
+        return None
 
 
 def _of(replies: Measured, k: int, success: Success) -> dict[str, float]:

@@ -50,8 +50,8 @@ class ResponsesStage:
     """The longest response, in tokens."""
     max_prompt_tokens: AtLeastOne = 32
     """The longest prompt, in tokens."""
-    stop: list[str] = field(default_factory=list)
-    """Strings that end an answer, as in [environment]."""
+    stop: list[str] | None = None
+    """Strings that end an answer, as in [environment] (default: of a run, those that it was trained with)."""
     seed: Seed = 0
     """What the answers are drawn from."""
     kind: ClassVar[str] = "responses"

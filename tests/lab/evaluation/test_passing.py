@@ -126,6 +126,12 @@ def test_one_answer_is_the_evaluation_as_it_was() -> None:
     assert metrics != one.metrics and metrics == dict(plain.metrics) and one.samples == plain.samples
 
 
+def test_a_run_goes_on_where_an_answer_is_neither_right_nor_wrong() -> None:
+    with pytest.warns(RuntimeWarning, match=r"pass@1 is not measured: .* say what a success is"):
+        metrics = Evaluator.of(workplace(pass_at=[1], samples=SAMPLES))().metrics
+    assert "pass_at_1" not in metrics and "objective" in metrics
+
+
 def test_greedy_is_the_likeliest_token_and_the_lowest_of_equals() -> None:
     logits = torch.tensor([[1.0, 3.0, 3.0, 2.0], [0.0, 0.0, 0.0, 0.0], [-5.0, -torch.inf, -4.0, -4.0]])
     tokens, logprobs = draw(logits, np.array([0.99, 0.5, 0.0]), Sampling(top_k=1, temperature=0.3))
