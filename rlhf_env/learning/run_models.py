@@ -47,7 +47,7 @@ from rlhf_env.policies.tiny import tiny_language_model
 from rlhf_env.policies.untyped import HFConfig, HFModel
 from rlhf_env.runs_on_disk import BASE, DESCRIBED, TOKENIZER_NAME, experiment_table_of, model_in, run_in, tokenizer_of
 from rlhf_env.types import JsonObject, Tokenizer
-from rlhf_env.whole_files import written_folder
+from rlhf_env.whole_files import folder_written
 
 Checkpoint = Literal["best", "last"]
 _MADE_OF = "made_of.json"  # of a folder that was made of a checkpoint: of which one, and the sizes of its files
@@ -79,11 +79,11 @@ def model_folder(name: str, checkpoint: Checkpoint = "best") -> str:
     try:
         if folder.is_dir() and not _is_whole(folder):
             shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}.damaged-{os.getpid()}")))
-        with written_folder(folder) as half:
+        with folder_written(folder, first=True) as half:
             trained.write(half)
             _note(half, trained)
-    except (OSError, SafetensorError) as error:
-        why = getattr(error, "strerror", None) or error
+    except (OSError, DiskRefused, SafetensorError) as error:
+        why = getattr(error.__cause__ or error, "strerror", None) or error
         raise DataError(
             f"run {run}: its model cannot be written into its folder ({why}): write it elsewhere with "
             f"`rlhf-env export {run} OUT`, and name OUT"
@@ -230,10 +230,10 @@ def keep_base(run: Path, policy: object, tokenizer: Tokenizer) -> None:
     if not isinstance(policy, LanguageModel) or (run / BASE).exists():
         return
     try:
-        with written_folder(run / BASE) as half:
+        with folder_written(run / BASE, first=True) as half:
             _write_base(half, policy, tokenizer)
-    except OSError as error:
-        raise DiskRefused(f"{run / BASE} cannot be written: {error.strerror or error}") from error
+    except DiskRefused:
+        raise
     except Exception:  # the library raises many kinds, and training does not need it
         return
 
