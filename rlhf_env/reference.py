@@ -15,7 +15,7 @@ from rlhf_env.declared import Setting, declaration, nested, plain, settings_of
 from rlhf_env.errors import MissingExtra, PluginError
 from rlhf_env.plugins import Entry
 from rlhf_env.schema import of_every_reward
-from rlhf_env.settings import Target, limits, spoken, table_of
+from rlhf_env.settings import Target, limits, settings_class_of, spoken
 
 _HEAD = """\
 # Settings
@@ -59,10 +59,10 @@ def section(entry: Entry) -> str:
 def _of_file(cls: type) -> Iterator[str]:
     """Tables of settings: those that stand at the top of a file, and one for each table in it."""
     settings = settings_of(cls)
-    tables = [setting for setting in settings if table_of(setting.hint) is not None]
+    tables = [setting for setting in settings if settings_class_of(setting.hint) is not None]
     yield from _table([setting for setting in settings if setting not in tables])
     for setting in tables:
-        cls = cast(type, table_of(setting.hint))
+        cls = cast(type, settings_class_of(setting.hint))
         about = (cls.__doc__ or "").partition("\n\n")[0]
         yield from ("", f"`[{setting.name}]`: {_one_paragraph(setting.meaning or about)}", "")
         inner = nested(settings_of(cast(Target, cls)))

@@ -36,7 +36,7 @@ from rlhf_env.settings import (
     can_be_written,
     fits,
     marks_of,
-    table_of,
+    settings_class_of,
     unlimited,
 )
 from rlhf_env.types import JsonObject
@@ -200,7 +200,7 @@ class _Maker:
                 }
             if isinstance(mark, Rows):
                 return self._rows()
-        if (cls := table_of(hint)) is not None:
+        if (cls := settings_class_of(hint)) is not None:
             # What is not given is as the default of its place has it.
             return self.of_class(cls, partial=True)
         origin, inner = apart(hint)

@@ -451,7 +451,7 @@ def is_plain(hint: Hint) -> bool:
     return origin is Literal or (origin or hint) in plain
 
 
-def table_of(hint: Hint) -> type | None:
+def settings_class_of(hint: Hint) -> type | None:
     """The dataclass whose settings a table here gives, of `D` and of `D | None`; None for other annotations."""
     origin, inner = apart(hint)
     if origin in (Union, types.UnionType):

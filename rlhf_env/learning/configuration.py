@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from rlhf_env.errors import ConfigError, Problem, did_you_mean
-from rlhf_env.settings import checked, hints_of, is_setting, problems_between, table_of
+from rlhf_env.settings import checked, hints_of, is_setting, problems_between, settings_class_of
 from rlhf_env.types import JsonObject, JsonView
 
 _T = TypeVar("_T")
@@ -45,7 +45,7 @@ def _build(cls: type[Any], table: JsonView, where: str, keys: tuple[str, ...], p
 
     hints = hints_of(cls)
     fields = {field.name: hints.get(field.name, Any) for field in dataclasses.fields(cls) if is_setting(field)}
-    nested = {name: kind for name, hint in fields.items() if (kind := table_of(hint)) is not None}
+    nested = {name: kind for name, hint in fields.items() if (kind := settings_class_of(hint)) is not None}
     # A table that may be left out is there only where it is written.
     always = {name: hint for name, hint in nested.items() if fields[name] is hint}
     inner_names = [(inner.name, name) for name, hint in always.items() for inner in dataclasses.fields(hint)]

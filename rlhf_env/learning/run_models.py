@@ -41,7 +41,7 @@ from rlhf_env.learning.tokenizer_files import save_tokenizer
 from rlhf_env.own_code import label_of
 from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.policies.loading import base_and_adapter, load_causal_lm
-from rlhf_env.policies.lora import add_adapter, is_of_adapter, load_adapter, merged
+from rlhf_env.policies.lora import add_adapter, is_of_adapter, load_adapter, merge_adapter
 from rlhf_env.policies.policy import Sampling
 from rlhf_env.policies.tiny import tiny_language_model
 from rlhf_env.policies.untyped import HFConfig, HFModel
@@ -182,7 +182,7 @@ class TrainedModel:
             add_adapter(model, settings.lora, seed=0)  # what is drawn is replaced
         names = {name for name in model.state_dict() if is_of_adapter(name)}
         self._load(model, self._weights(state, names), settings)
-        return merged(model)
+        return merge_adapter(model)
 
     def _has_base(self) -> bool:
         return (self.run / BASE / "config.json").is_file()

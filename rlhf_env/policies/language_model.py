@@ -28,7 +28,7 @@ from rlhf_env.policies.lora import (
     has_adapter,
     is_of_adapter,
     load_adapter,
-    merged,
+    merge_adapter,
 )
 from rlhf_env.policies.policy import Sampling, TextEvaluation, Written
 from rlhf_env.policies.soundness import require_sound
@@ -145,7 +145,7 @@ class LanguageModel(nn.Module):
             if config is not None:
                 config.eos_token_id, config.pad_token_id = ends, self.pad_id
         with quiet_transformers():
-            (merged(self.model) if self.adapted else self.model).save_pretrained(path)
+            (merge_adapter(self.model) if self.adapted else self.model).save_pretrained(path)
 
     @property
     def device(self) -> torch.device:

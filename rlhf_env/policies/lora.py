@@ -167,7 +167,7 @@ def save_adapter(model: HFModel, path: Path, base: str) -> None:
         config.base_model_name_or_path, config.inference_mode = was, False
 
 
-def merged(model: HFModel) -> HFModel:
+def merge_adapter(model: HFModel) -> HFModel:
     """The same model with the adapter added to its matrices and no adapter any more; the given model is not changed.
 
     Only the matrices that change are copied.

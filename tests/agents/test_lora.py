@@ -77,11 +77,11 @@ def test_a_run_with_adapters_is_a_model_and_needs_none(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     from rlhf_env.learning.run_models import model_folder
-    from rlhf_env.policies.lora import merged
+    from rlhf_env.policies.lora import merge_adapter
 
     trained = rlhf_env.run(experiment("grpo"), tmp_path / "run")
     alone = AutoModelForCausalLM.from_pretrained(model_folder(str(tmp_path / "run"), "last"))
-    whole = merged(trained.policy.model)  # type: ignore[attr-defined]
+    whole = merge_adapter(trained.policy.model)  # type: ignore[attr-defined]
     assert all(torch.equal(value, whole.state_dict()[name]) for name, value in alone.state_dict().items())
 
     policy = {"model": str(tmp_path / "run"), "lora": {"rank": 3}}

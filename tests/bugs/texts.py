@@ -73,7 +73,7 @@ MUTANTS = (
         "N14",
         "the tokenizer adds its special tokens to every text",
         "rlhf_env/envs/tokenizers.py",
-        "add_special_tokens=False",
+        "add_special_tokens=special",
         "add_special_tokens=True",
         "tests/env/test_tokenizers.py",
     ),

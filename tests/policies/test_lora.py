@@ -13,7 +13,7 @@ import torch
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.policies.anatomy import anatomy_of
 from rlhf_env.policies.language_model import LanguageModel
-from rlhf_env.policies.lora import Lora, adapter_weights, add_adapter, merged, save_adapter
+from rlhf_env.policies.lora import Lora, adapter_weights, add_adapter, merge_adapter, save_adapter
 from rlhf_env.policies.tiny import tiny_language_model
 
 peft = pytest.importorskip("peft")
@@ -53,7 +53,7 @@ def test_what_is_written_is_what_is_learned_and_what_the_merged_model_says(famil
     where = mask.clone()
     where[:, :6] = False
     learned = policy.evaluate(tokens, mask, where).logprobs.detach().numpy()[:, 6:]
-    plain = merged(policy.model)(tokens, attention_mask=mask.long()).logits.log_softmax(-1).detach()
+    plain = merge_adapter(policy.model)(tokens, attention_mask=mask.long()).logits.log_softmax(-1).detach()
     plain = plain[:, 5:-1].gather(-1, tokens[:, 6:, None]).squeeze(-1).numpy()
     np.testing.assert_allclose(written.logprobs[there], learned[there], rtol=0, atol=1e-10)
     np.testing.assert_allclose(written.logprobs[there], plain[there], rtol=0, atol=1e-10)

@@ -282,6 +282,7 @@ SEPARATED = {
     r"^(\w+): (.*(?:\n +.*)*)": "the end of a line",
     declared.CITATION.pattern: "the comma",
     r"\w[\w.]*(-[\w.]+)*": "the hyphen",
+    r"[^\W\d]\w*(\.[^\W\d]\w*)*": "the dot",
     r"\w+(?:['’]\w+)*": "the apostrophe",
     r"^\W*(hi|hey|hello|hola|sup|yo|howdy)\b(\W+(there|you|hi|hey|hello|everyone|guys))*\W*$": "a word",
 }

@@ -60,10 +60,10 @@ BAD[-1] = replace(BAD[-1], python=None)  # read when a run begins
 _WORDS = '{"added_tokens": [], "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"}}'
 
 experiment(
-    "a PEFT adapter for a model",
+    "a PEFT adapter of a model that is not there",
     TOKENIZER,
     'model = "a"',
-    "a PEFT adapter of 'owner/base', and no whole model: merge the two",
+    "tokenizer 'owner/base' is not",
     files={"a/adapter_config.json": '{"base_model_name_or_path": "owner/base"}'},
 )
 experiment(

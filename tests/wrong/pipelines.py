@@ -120,4 +120,3 @@ command(
     *(f"no setting '{key}'" for key in ("task", "policy", "environment", "rewards", "agent", "budget", "evaluation")),
     "toy.toml: stage must be one or more tables [[stage]]",
 )
-command("demo --seeds 0", "Invalid value for '--seeds'")

@@ -22,9 +22,7 @@ experiment(
     "ppo learns by probability ratios",
     lines=range(20, 22),
 )
-experiment(
-    "dtype", "[policy]", '[policy]\ndtype = "float16"', "policy: dtype must be one of 'float32', 'float64', got 'fl"
-)
+experiment("dtype", "[policy]", '[policy]\ndtype = "float16"', "policy: dtype must be one of 'float32', 'float64', 'bf")
 experiment("no tokenizer", TOKENIZER, "", '[policy] model "tiny" needs a tokenizer')
 experiment("an empty tokenizer", TOKENIZER, 'tokenizer = ""', "policy: tokenizer must have one or more characters")
 experiment("an empty model", "[policy]", '[policy]\nmodel = ""', "policy: model must have one or more characters")

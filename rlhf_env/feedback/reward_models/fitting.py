@@ -26,7 +26,7 @@ from rlhf_env.feedback.reward_models.ensemble import RewardEnsemble
 from rlhf_env.feedback.reward_models.fairness import Counterfactual
 from rlhf_env.feedback.reward_models.model import RewardModel, Text, distinct_texts
 from rlhf_env.feedback.store.split import split_by_prompt
-from rlhf_env.policies.lora import add_adapter, merged
+from rlhf_env.policies.lora import add_adapter, merge_adapter
 from rlhf_env.types import JsonObject
 
 FittingProgress = Callable[[int, int, float], None]
@@ -122,7 +122,7 @@ def fit_reward_model(
                 break
         model.load_state_dict(best_weights)
     if config.lora is not None:
-        model.trunk = merged(model.trunk)
+        model.trunk = merge_adapter(model.trunk)
     model.normalise(texts)
     model.record = TrainingRecord(config, len(fitting), len(validating), done, tuple(epochs), best)
     return model, model.record

@@ -40,7 +40,7 @@ from rlhf_env.feedback.reward_models.config import Epoch, HeadKind, RewardModelC
 from rlhf_env.learning.run_models import model_folder
 from rlhf_env.policies.anatomy import anatomy_of
 from rlhf_env.policies.loading import base_and_adapter, load_causal_lm
-from rlhf_env.policies.lora import Lora, load_adapter, merged
+from rlhf_env.policies.lora import Lora, load_adapter, merge_adapter
 from rlhf_env.policies.trunk import hidden_states, prefix_tree
 from rlhf_env.policies.untyped import HFModel
 from rlhf_env.types import Episode, Float, Int, JsonObject, Prompt, Tokenizer
@@ -474,7 +474,7 @@ def _load_trunk(folder: Path, dtype: torch.dtype) -> HFModel:
     if adapter is not None:  # a policy that was trained with LoRA: its trunk is that of the merged model
         model = load_causal_lm(base, dtype, None)
         load_adapter(model, adapter)
-        return merged(model).base_model
+        return merge_adapter(model).base_model
     if not (folder / "config.json").is_file():
         raise DataError(f"model folder {folder}: there is no config.json in it: name a folder that holds a saved model")
     try:

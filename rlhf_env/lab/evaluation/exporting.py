@@ -20,7 +20,7 @@ from rlhf_env.learning.experiment import Workplace
 from rlhf_env.learning.run_folder import read_metrics, record_of
 from rlhf_env.learning.run_models import Checkpoint, TrainedModel, save_language_model
 from rlhf_env.policies.language_model import LanguageModel
-from rlhf_env.policies.lora import has_adapter, merged
+from rlhf_env.policies.lora import has_adapter, merge_adapter
 from rlhf_env.runs_on_disk import experiment_table_of, run_in
 from rlhf_env.toml_files import read_toml
 from rlhf_env.types import JsonObject, JsonView
@@ -89,7 +89,7 @@ def export_policy(
 
     def write(folder: Path) -> None:
         kind = None if dtype is None else dtype_named(dtype)
-        model = copy.deepcopy(merged(policy.model) if has_adapter(policy.model) else policy.model)
+        model = copy.deepcopy(merge_adapter(policy.model) if has_adapter(policy.model) else policy.model)
         save_language_model(model, setup.tokenizer, folder, ends=policy.end_ids, sampling=policy.sampling, dtype=kind)
         spent = {key: float(value) for key, value in setup.spending.as_dict().items()}
         experiment = tomllib.loads(workplace.experiment.to_toml())
