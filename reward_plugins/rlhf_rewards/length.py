@@ -15,8 +15,8 @@ from rlhf_env.types import Episode, Float
 class Length:
     """-min(1, max(0, |tokens - target| - tolerance) / target), in [-1, 0].
 
-    `tokens` is the number of tokens that the agent wrote, without the end token. Budgets count the same unit, and it
-    does not depend on the language.
+    `tokens` is the number of tokens that the agent wrote, without the end token; those of a stop string count.
+    Budgets count the same unit, and it does not depend on the language.
     """
 
     target: AtLeastOne

@@ -65,8 +65,8 @@ def chat_with(
         max_new_tokens=max_new_tokens,
         system=system,
         seed=seed,
-        stop=stop or None,
         trust_code=trust_code,
+        stop=stop or None,
     )
     if not chat.remembers:
         _note("the model has no chat template: each question is asked by itself, as it is")

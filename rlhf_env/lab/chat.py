@@ -278,8 +278,8 @@ def open_chat(
     max_new_tokens: int | None = None,
     system: str = "",
     seed: int = 0,
-    stop: Sequence[str] | None = None,
     trust_code: bool = False,
+    stop: Sequence[str] | None = None,
 ) -> Chat:
     """A chat with a model: a run's (at that checkpoint), that of a folder, a shipped one, one of the hub.
 

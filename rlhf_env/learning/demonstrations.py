@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rlhf_env.envs.over_long import OverLong, OverLongCount, cut_prompt, layout_of
+from rlhf_env.envs.over_long import FittedTask, OverLong, OverLongCount, cut_prompt, layout_of
 from rlhf_env.envs.tokenizers import FileTokenizer, end_ids, prompt_ids
 from rlhf_env.envs.transformers_tokenizer import render_chat
 from rlhf_env.errors import DataError
@@ -56,7 +56,7 @@ def demonstrations_of(
     Raises DataError for a task without end or without a single completion; and, all of them named, for prompts without
     a completion and for texts that are too long or cannot be cut.
     """
-    name = type(task).__name__
+    name = type(task.task if isinstance(task, FittedTask) else task).__name__
     if task.size is None:
         raise DataError(f"the task {name} has prompts without end and no answers: sft needs given answers")
     most = None if context is None else context + 1  # the last token is never read
