@@ -13,7 +13,7 @@ import contextlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,6 @@ from rlhf_env.feedback.judgements import Judgement, Preference
 from rlhf_env.feedback.kinds import Comparison, preferences_of
 from rlhf_env.feedback.reward_models.calibration import Accuracy
 from rlhf_env.feedback.reward_models.card import Scorecard
-from rlhf_env.feedback.reward_models.config import RewardModelConfig
 from rlhf_env.feedback.reward_models.ensemble import RewardEnsemble
 from rlhf_env.feedback.reward_models.fairness import Counterfactual, Gap, fairness_gaps
 from rlhf_env.feedback.reward_models.fitting import fit_ensemble, fit_reward_model
@@ -102,7 +101,7 @@ def fit_to_votes(
 def _fit(material: Material, wanted: RewardModelSettings, console: Console) -> RewardModel | RewardEnsemble:
     config = wanted.reward_model
     if wanted.loss == "plackett-luce":
-        config = RewardModelConfig(**{**asdict(config), "ranking_loss": "plackett-luce"})
+        config = replace(config, ranking_loss="plackett-luce")
     counterfactuals: Sequence[Counterfactual] = ()
     if material.groups is not None:
         counterfactuals = material.groups.counterfactuals(dict.fromkeys(sides_of(material.learnable)))
