@@ -28,7 +28,7 @@ import tomli_w
 from rlhf_env.errors import PluginError, UnknownName
 from rlhf_env.own_code import KEY, OwnCode, load_code, names_code
 from rlhf_env.plugins import PLUGIN_KINDS, Entry, PluginHost, PluginKind
-from rlhf_env.settings import Hint, Target, can_be_written, hints_of, is_setting, limits, sample, spoken
+from rlhf_env.settings import Hint, Target, can_be_written, hints_of, is_setting, limits, sample, spoken, table_of
 from rlhf_env.types import GIVEN_TO_FUNCTIONS
 
 REQUIRED = inspect.Parameter.empty
@@ -154,8 +154,8 @@ def settings_of(target: Target) -> list[Setting]:
 def nested(settings: list[Setting]) -> Iterator[Setting]:
     """The same, tables of settings replaced by what is in them."""
     for setting in settings:
-        inner = setting.hint
-        if not dataclasses.is_dataclass(inner):
+        inner = table_of(setting.hint)
+        if inner is None:
             yield setting
             continue
         for each in settings_of(cast(Target, inner)):

@@ -15,7 +15,7 @@ from rlhf_env.declared import Setting, declaration, nested, plain, settings_of
 from rlhf_env.errors import MissingExtra, PluginError
 from rlhf_env.plugins import Entry
 from rlhf_env.schema import of_every_reward
-from rlhf_env.settings import Target, limits, spoken
+from rlhf_env.settings import Target, limits, spoken, table_of
 
 _HEAD = """\
 # Settings
@@ -59,12 +59,13 @@ def section(entry: Entry) -> str:
 def _of_file(cls: type) -> Iterator[str]:
     """Tables of settings: those that stand at the top of a file, and one for each table in it."""
     settings = settings_of(cls)
-    tables = [setting for setting in settings if dataclasses.is_dataclass(setting.hint)]
+    tables = [setting for setting in settings if table_of(setting.hint) is not None]
     yield from _table([setting for setting in settings if setting not in tables])
     for setting in tables:
-        about = (cast(type, setting.hint).__doc__ or "").partition("\n\n")[0]
+        cls = cast(type, table_of(setting.hint))
+        about = (cls.__doc__ or "").partition("\n\n")[0]
         yield from ("", f"`[{setting.name}]`: {_one_paragraph(setting.meaning or about)}", "")
-        inner = nested(settings_of(cast(Target, setting.hint)))
+        inner = nested(settings_of(cast(Target, cls)))
         default = setting.default
         yield from _table([_with_default(each, default) for each in inner])
 

@@ -36,6 +36,7 @@ from rlhf_env.settings import (
     can_be_written,
     fits,
     marks_of,
+    table_of,
     unlimited,
 )
 from rlhf_env.types import JsonObject
@@ -199,9 +200,9 @@ class _Maker:
                 }
             if isinstance(mark, Rows):
                 return self._rows()
-        if dataclasses.is_dataclass(hint):
+        if (cls := table_of(hint)) is not None:
             # What is not given is as the default of its place has it.
-            return self.of_class(cast(type, hint), partial=True)
+            return self.of_class(cls, partial=True)
         origin, inner = apart(hint)
         if origin in (Union, types.UnionType) and any(_marks(part) for it in inner for part in apart(it)[1]):
             return {"anyOf": [self._hint(it, partial) for it in inner if can_be_written(it)]}

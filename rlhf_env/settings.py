@@ -451,6 +451,15 @@ def is_plain(hint: Hint) -> bool:
     return origin is Literal or (origin or hint) in plain
 
 
+def table_of(hint: Hint) -> type | None:
+    """The dataclass whose settings a table here gives, of `D` and of `D | None`; None for other annotations."""
+    origin, inner = apart(hint)
+    if origin in (Union, types.UnionType):
+        some = [option for option in inner if option is not type(None)]
+        hint = some[0] if len(some) == 1 else hint
+    return cast(type, hint) if dataclasses.is_dataclass(hint) else None
+
+
 def can_be_written(hint: Hint) -> bool:
     """Whether a file can hold something that it allows: a string, where it is a path or a model."""
     hint = unlimited(hint)

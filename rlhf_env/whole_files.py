@@ -44,33 +44,6 @@ def written(path: str | Path, size: int | None = None) -> Iterator[BinaryIO]:
             half.unlink()
 
 
-@contextmanager
-def written_folder(path: str | Path) -> Iterator[Path]:
-    """A new folder to write into, which becomes `path` when the context ends without an error.
-
-    What stands at `path` by then, if it is no empty folder, is left as it is, and what was written is thrown away: of
-    processes that make the same folder, the first one makes it. Temporary folders of killed processes are removed.
-    Raises OSError.
-    """
-    path = Path(path).absolute()
-    half = path.with_name(f".{path.name}.{threading.get_ident()}.{os.getpid()}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path)
-    try:
-        half.mkdir()
-        yield half
-        for file in half.rglob("*"):
-            _sync(file)
-        try:
-            half.rename(path)
-        except OSError:
-            if not (path.is_dir() and any(path.iterdir())):
-                raise
-        _sync(path.parent)
-    finally:
-        shutil.rmtree(half, ignore_errors=True)
-
-
 def write_whole(path: str | Path, content: str | bytes) -> None:
     """Write `content` with `written`; lone surrogates in a text are kept."""
     data = content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass")
@@ -84,7 +57,7 @@ def _sweep(path: Path) -> None:
         pid = half.name.removesuffix(".tmp").rpartition(".")[2]
         if pid.isdecimal() and not _lives(int(pid)):
             with suppress(OSError):
-                shutil.rmtree(half) if half.is_dir() and not half.is_symlink() else half.unlink()
+                half.unlink()
 
 
 def _sync(path: Path) -> None:
@@ -106,23 +79,31 @@ def _lives(pid: int) -> bool:
 
 
 @contextmanager
-def folder_written(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
+def folder_written(path: str | Path, *, replace: bool = False, first: bool = False) -> Iterator[Path]:
     """A folder to write into, which appears as `path` when the context ends without an error, and not otherwise.
 
-    With `replace` it takes the place of an older one. What killed processes have left is removed; where one was killed
-    between taking the older folder away and putting the new one there, the older one is put back first. Raises
-    DiskRefused.
+    With `replace` it takes the place of an older one. With `first`, of processes and threads that make the same folder
+    at the same time, the first one makes it, and what the others wrote is thrown away. What killed processes have left
+    is removed; where one was killed between taking the older folder away and putting the new one there, the older one
+    is put back first. Raises DiskRefused.
     """
     path = Path(path)
-    half = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    before = path.with_name(f".{path.name}.{os.getpid()}.before")
+    who = f"{os.getpid()}.{threading.get_ident()}"
+    half, before = (path.with_name(f".{path.name}.{who}.{kind}") for kind in ("tmp", "before"))
     try:
         _sweep_folders(path)
         half.mkdir(parents=True)
         yield half
+        for file in half.rglob("*"):
+            _sync(file)
         if replace and path.exists():
             path.rename(before)
-        half.rename(path)
+        try:
+            half.rename(path)
+        except OSError:
+            if not (first and path.is_dir() and any(path.iterdir())):
+                raise
+        _sync(path.parent)
     except OSError as error:
         raise DiskRefused(
             f"{path} cannot be written: {error.strerror or error}: make room, or write elsewhere"
@@ -136,7 +117,7 @@ def folder_written(path: str | Path, *, replace: bool = False) -> Iterator[Path]
 
 def _sweep_folders(path: Path) -> None:
     for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
-        pid, _, kind = left.name.removeprefix(f".{path.name}.").partition(".")
+        pid, *_, kind = left.name.removeprefix(f".{path.name}.").split(".")
         if kind not in ("tmp", "before") or not pid.isdecimal() or _lives(int(pid)):
             continue
         if kind == "before" and not path.exists():

@@ -41,6 +41,9 @@ BEYOND = {
     r"needs a tokenizer|at least one limit|is measured by|counts evaluations|must be at most 4 \(max": (
         "several settings at once"
     ),
+    r"and they are ignored|is for hard labels|belongs to the sigmoid|marks answers, and loss_on|leaves no pr": (
+        "several settings at once, too: margins, turns, over_long"
+    ),
     r"no task of this name|no row of this name|\[agent\] ppo optimization: lr must be a finite number": "other tables",
     r"no.such|cannot read|alphabet|one or more different symbols|tokenizer|model|do not belong|answers one prompt": (
         "what is outside of the file"

@@ -13,7 +13,7 @@ from rlhf_env.cli.shared import LEARNING, TrustCode, WhichCheckpoint, app
 from rlhf_env.errors import ConfigError, RlhfEnvError
 
 if TYPE_CHECKING:
-    from rlhf_env.lab.chat import Chat, ChatAnswer
+    from rlhf_env.lab.chat import Answer, Chat
 
 _WIDE = 100  # columns of a terminal in which two answers stand side by side
 
@@ -65,8 +65,8 @@ def chat_with(
         max_new_tokens=max_new_tokens,
         system=system,
         seed=seed,
-        trust_code=trust_code,
         stop=stop or None,
+        trust_code=trust_code,
     )
     if not chat.remembers:
         _note("the model has no chat template: each question is asked by itself, as it is")
@@ -145,7 +145,7 @@ def _nothing(_piece: str) -> None:
     """Both answers are shown when both are there."""
 
 
-def _side_by_side(ours: ChatAnswer, theirs: ChatAnswer) -> None:
+def _side_by_side(ours: Answer, theirs: Answer) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -157,7 +157,7 @@ def _side_by_side(ours: ChatAnswer, theirs: ChatAnswer) -> None:
     Console(emoji=False, highlight=False).print(table)
 
 
-def _rewards(chat: Chat, answer: ChatAnswer) -> str:
+def _rewards(chat: Chat, answer: Answer) -> str:
     from rlhf_env.shown_text import for_terminal
 
     parts = chat.rewards_of(answer)

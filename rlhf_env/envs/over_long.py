@@ -82,7 +82,11 @@ def cut_text(text: str, characters: int, how: OverLong) -> str:
 
 def most_that_fit(fits: Callable[[int], bool], most: int) -> int:
     """The largest number up to `most` for which `fits`, by bisection; 0 if not even 1 does."""
-    low, high = 0, most + 1
+    # From below, by doubling: a text that is a hundred times too long is never encoded as a whole.
+    low, high = 0, 1
+    while high <= most and fits(high):
+        low, high = high, 2 * high
+    high = min(high, most + 1)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)

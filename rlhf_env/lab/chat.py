@@ -49,7 +49,7 @@ _LONGEST = 256  # tokens of an answer, where nothing says how long they are
 
 
 @dataclass(frozen=True)
-class ChatAnswer:
+class Answer:
     """What a model answered."""
 
     episode: Episode
@@ -109,25 +109,25 @@ class Chat:
         """Begin a new conversation."""
         self.turns = []
 
-    def ask(self, question: str, say: Callable[[str], None]) -> ChatAnswer:
+    def ask(self, question: str, say: Callable[[str], None]) -> Answer:
         """Ask, with the turns before; `say` is called with each piece of the answer as soon as it is written.
 
         Raises ConfigError for a question that cannot be asked (too long, symbols that the tokenizer does not know);
         the conversation is then as it was before.
         """
         prompt, ids, left_out = self._prompt(question)
-        answer = ChatAnswer(self._write(self.policy, prompt, ids, say), left_out)
+        answer = Answer(self._write(self.policy, prompt, ids, say), left_out)
         self.turns.append((question, answer.text))
         return answer
 
-    def beside(self, answer: ChatAnswer, say: Callable[[str], None]) -> ChatAnswer:
+    def beside(self, answer: Answer, say: Callable[[str], None]) -> Answer:
         """What the reference answers to the same: the model that the run began with. Raises ConfigError without one."""
         if self._workplace is None:
             raise ConfigError("there is no reference to compare with: name a run, and not a model")
         asked = answer.episode
         return replace(answer, episode=self._write(self._writers[1], asked.prompt, asked.prompt_ids.tolist(), say))
 
-    def rewards_of(self, answer: ChatAnswer) -> list[PartOfReward]:
+    def rewards_of(self, answer: Answer) -> list[PartOfReward]:
         """Each part of the run's reward, asked by itself: one that cannot say anything keeps no other from it."""
         if self._workplace is None:
             raise ConfigError("there is no reward to show: name a run, and not a model")
@@ -278,8 +278,8 @@ def open_chat(
     max_new_tokens: int | None = None,
     system: str = "",
     seed: int = 0,
-    trust_code: bool = False,
     stop: Sequence[str] | None = None,
+    trust_code: bool = False,
 ) -> Chat:
     """A chat with a model: a run's (at that checkpoint), that of a folder, a shipped one, one of the hub.
 

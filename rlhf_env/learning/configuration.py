@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from rlhf_env.errors import ConfigError, Problem, did_you_mean
-from rlhf_env.settings import checked, hints_of, is_setting, problems_between
+from rlhf_env.settings import checked, hints_of, is_setting, problems_between, table_of
 from rlhf_env.types import JsonObject, JsonView
 
 _T = TypeVar("_T")
@@ -20,7 +20,8 @@ def from_table(cls: type[_T], table: JsonView, where: str) -> _T:
 
     A field that is itself a dataclass takes a table of its own, which changes the field's default key by key (or stands
     instead of it: `field(..., metadata={"whole": True})`); its keys may also stand one level up where they are
-    unambiguous (`lr` instead of `optimization.lr`). Raises ConfigError with every problem found.
+    unambiguous (`lr` instead of `optimization.lr`) and the table cannot be left out. Raises ConfigError with every
+    problem found.
     """
     problems: list[Problem] = []
     value = _build(cls, table, where, (), problems)
@@ -44,18 +45,17 @@ def _build(cls: type[Any], table: JsonView, where: str, keys: tuple[str, ...], p
 
     hints = hints_of(cls)
     fields = {field.name: hints.get(field.name, Any) for field in dataclasses.fields(cls) if is_setting(field)}
-    nested = {name: hint for name, hint in fields.items() if isinstance(hint, type) and dataclasses.is_dataclass(hint)}
-    inner_names = [(inner.name, name) for name, hint in nested.items() for inner in dataclasses.fields(hint)]
+    nested = {name: kind for name, hint in fields.items() if (kind := table_of(hint)) is not None}
+    # A table that may be left out is there only where it is written.
+    always = {name: hint for name, hint in nested.items() if fields[name] is hint}
+    inner_names = [(inner.name, name) for name, hint in always.items() for inner in dataclasses.fields(hint)]
     times = Counter(inner for inner, _ in inner_names)
     lifted = {inner: name for inner, name in inner_names if inner not in fields and times[inner] == 1}
     given: JsonObject = {}
     tables: dict[str, JsonObject] = {}
     for key, value in table.items():
-        if key in nested:
-            if isinstance(value, Mapping):
-                tables.setdefault(key, {}).update(value)
-            else:
-                take(key, value, nested[key])
+        if key in nested and isinstance(value, Mapping):
+            tables.setdefault(key, {}).update(value)
         elif key in fields:
             take(key, value, fields[key])
         elif key in lifted:
@@ -66,7 +66,8 @@ def _build(cls: type[Any], table: JsonView, where: str, keys: tuple[str, ...], p
         default = next(f for f in dataclasses.fields(cls) if f.name == name)
         base = dataclasses.MISSING if default.metadata.get("whole") else _default_of(default)
         # A nested table changes the default of this place, not the nested class's own.
-        start = {} if base is dataclasses.MISSING else {f.name: getattr(base, f.name) for f in dataclasses.fields(base)}
+        known: Any = None if base is dataclasses.MISSING else base
+        start = {} if known is None else {f.name: getattr(known, f.name) for f in dataclasses.fields(known)}
         given[name] = _build(nested[name], {**start, **inner_table}, f"{where} {name}", (*keys, name), problems)
     missing = [
         field.name

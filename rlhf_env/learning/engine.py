@@ -19,6 +19,9 @@ from rlhf_env.learning.spending import Spending
 from rlhf_env.settings import NonNegative, Positive, Share, ShareBelowOne, Whole, settings
 from rlhf_env.types import State
 
+_HALF = (torch.bfloat16, torch.float16)  # too coarse for what an optimizer adds in one step
+_MASTER = "master"  # in an optimizer's state, the copy in float32 that is trained
+
 LARGE = 5_000_000  # a model of this many parameters gains from a second thread
 
 if TYPE_CHECKING:
@@ -56,14 +59,20 @@ class Optimizer:
 
     Call `backward(loss)` once per micro-batch, then `step()` once. Each loss must be a sum that is divided by the
     normaliser of the *whole* batch; then splitting the batch changes nothing.
+
+    Of parameters in half precision a master copy in float32 is trained, with moments in float32; after each step the
+    parameters are the copy, rounded (Micikevicius et al. 2018, 1710.03740, section 3.1). Gradients of micro-batches
+    are summed in float32.
     """
 
     def __init__(self, parameters: Iterable[Tensor], settings: Optimization, engine: Engine) -> None:
         self.settings = settings
         self._engine = engine
-        self._parameters = [p for p in parameters if p.requires_grad]
+        parameters = [p for p in parameters if p.requires_grad]
+        self._trained = [p.detach().float().clone() if p.dtype in _HALF else p for p in parameters]
+        self._rounded = {i: p for i, p in enumerate(parameters) if p.dtype in _HALF}
         self._adamw = torch.optim.AdamW(
-            self._parameters,
+            self._trained,
             lr=settings.lr,
             betas=(settings.beta1, settings.beta2),
             weight_decay=settings.weight_decay,
@@ -103,6 +112,11 @@ class Optimizer:
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of one micro-batch."""
         loss.backward()  # type: ignore[no-untyped-call]
+        for index, parameter in self._rounded.items():
+            master = self._trained[index]
+            if parameter.grad is not None:
+                master.grad = parameter.grad.float() if master.grad is None else master.grad.add_(parameter.grad)
+                parameter.grad = None
 
     def step(self) -> float:
         """One gradient step with the accumulated gradient; returns its norm before clipping.
@@ -112,7 +126,7 @@ class Optimizer:
         then.
         """
         limit = self.settings.max_grad_norm or float("inf")
-        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, limit))
+        norm = float(torch.nn.utils.clip_grad_norm_(self._trained, limit))
         if norm != norm or norm == float("inf"):
             self._adamw.zero_grad(set_to_none=True)
             raise RunFailed(f"the gradient is {norm}: lower the learning rate ({self.lr:g}) or look at the rewards")
@@ -123,14 +137,25 @@ class Optimizer:
             group["lr"] = self.lr
         self._adamw.step()
         self._adamw.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for index, parameter in self._rounded.items():
+                parameter.copy_(self._trained[index])
         self._engine.spending.add(gradient_steps=1)
         return norm
 
     def state_dict(self) -> State:
-        """Moments by parameter index (tensors), as AdamW keeps them."""
-        return {str(index): dict(values) for index, values in self._adamw.state_dict()["state"].items()}
+        """Moments by parameter index (tensors), as AdamW keeps them, and the master copies of rounded parameters."""
+        state = {str(index): dict(values) for index, values in self._adamw.state_dict()["state"].items()}
+        for index in self._rounded:
+            if str(index) in state:  # before its first step it is the parameter itself
+                state[str(index)][_MASTER] = self._trained[index]
+        return state
 
     def load_state_dict(self, state: State) -> None:
+        """The state that `state_dict` gave; the parameters themselves have been loaded already."""
+        with torch.no_grad():
+            for index, parameter in self._rounded.items():
+                self._trained[index].copy_(state.get(str(index), {}).get(_MASTER, parameter))
         own = self._adamw.state_dict()
         # AdamW updates these tensors in place, so it gets copies of the caller's. Tensors that are its own already are
         # not copied.
@@ -138,6 +163,7 @@ class Optimizer:
             int(index): {
                 name: value if value is own["state"].get(int(index), {}).get(name) else copy.deepcopy(value)
                 for name, value in values.items()
+                if name != _MASTER
             }
             for index, values in state.items()
         }

@@ -35,7 +35,7 @@ from rlhf_env.learning.stopping import MaxKL, Patience, load_stopping_rules
 from rlhf_env.learning.success import Success
 from rlhf_env.learning.tracking import check_trackers
 from rlhf_env.own_code import OwnCode, code_named_in, files_in, label_of, names_code, require_unchanged
-from rlhf_env.policies.policy import HasContext, Policy, Sampling
+from rlhf_env.policies.policy import HasContext, Policy, Sampling, all_weights
 from rlhf_env.relative_paths import relative_to
 from rlhf_env.settings import (
     AtLeastOne,
@@ -354,7 +354,7 @@ class Workplace:
                 "of demonstrations, or use rlhf_env.run"
             )
         if run is not None:
-            run.began_with("initial weights", fingerprint(setup.reference.state_dict()))
+            run.began_with("initial weights", fingerprint(all_weights(setup.reference)))
             keep_base(run.path, setup.policy, setup.tokenizer)
             run.note(self.notes)
         rows = read_metrics(run.path) if run is not None and resume else []

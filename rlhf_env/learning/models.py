@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
-from rlhf_env import assets
 from rlhf_env.envs.tokenizers import (
     AlphabetTokenizer,
     FileTokenizer,
@@ -19,7 +16,8 @@ from rlhf_env.errors import ConfigError, DataError, Problem, under
 from rlhf_env.learning.policy_settings import PolicySettings
 from rlhf_env.learning.run_models import model_folder
 from rlhf_env.policies.language_model import LanguageModel
-from rlhf_env.policies.loading import context_named, refuse_adapter
+from rlhf_env.policies.loading import base_and_adapter, context_named
+from rlhf_env.policies.lora import add_adapter
 from rlhf_env.policies.policy import Policy
 from rlhf_env.policies.tabular import TabularPolicy
 from rlhf_env.policies.tiny import TINY_CONTEXT, tiny_language_model
@@ -36,13 +34,14 @@ def load_tokenizer_of(wanted: PolicySettings) -> Tokenizer:
         said = '[policy] model "table" needs a tokenizer of few symbols: tokenizer = "alphabet:abcd"'
         raise ConfigError(Problem(said, ("model",)))
     with under("tokenizer" if wanted.tokenizer else "model"):
-        refuse_adapter(Path(assets.resolve(wanted.model)).expanduser())
         if wanted.tokenizer:
             return load_tokenizer(wanted.tokenizer)
         run = run_in(Path(wanted.model).expanduser())
         if run is not None and (own := tokenizer_of(run)).startswith(("bytes", "alphabet:")):
             return load_tokenizer(own)
-        return load_tokenizer(model_folder(wanted.model), revision=wanted.revision)
+        base, adapter = base_and_adapter(model_folder(wanted.model))
+        beside = adapter is not None and (adapter / "tokenizer.json").is_file()  # peft's trainers save it there
+        return load_tokenizer(str(adapter) if beside else base, revision=wanted.revision)
 
 
 def context_before_loading(wanted: PolicySettings) -> int | None:
@@ -56,8 +55,22 @@ def context_before_loading(wanted: PolicySettings) -> int | None:
 
 
 def load_policy(wanted: PolicySettings, tokenizer: Tokenizer, task: Task, *, max_new_tokens: int, seed: int) -> Policy:
-    """The model to train, at its initial weights."""
-    dtype = {"float32": torch.float32, "float64": torch.float64}[wanted.dtype]
+    """The model to train, at its initial weights; with a new adapter on it where `wanted` has one."""
+    policy = _load_base(wanted, tokenizer, task, max_new_tokens=max_new_tokens, seed=seed)
+    if wanted.lora is not None:
+        with under("lora"):
+            if not isinstance(policy, LanguageModel):
+                raise ConfigError("a table of logits has no matrices to put adapters on")
+            if policy.adapted:
+                raise ConfigError(
+                    f"{wanted.model} is an adapter already, which trains as it is: leave [policy.lora] out"
+                )
+            add_adapter(policy.model, wanted.lora, seed)
+    return policy
+
+
+def _load_base(wanted: PolicySettings, tokenizer: Tokenizer, task: Task, *, max_new_tokens: int, seed: int) -> Policy:
+    dtype = wanted.torch_dtype
     if isinstance(tokenizer, AlphabetTokenizer) and wanted.model == "table":
         if task.size != 1:
             said = f'[policy] model "table" answers one prompt, and the task has {task.size or "unbounded"}'
@@ -76,8 +89,9 @@ def load_policy(wanted: PolicySettings, tokenizer: Tokenizer, task: Task, *, max
         try:
             with under("model"):
                 model = model_folder(wanted.model)
-                if isinstance(tokenizer, FileTokenizer) and wanted.tokenizer:  # that of another folder
-                    end = (*end, *named_end_ids(tokenizer_folder(model, wanted.revision)))
+                base, adapter = base_and_adapter(model)
+                if isinstance(tokenizer, FileTokenizer) and (wanted.tokenizer or adapter):  # that of another folder
+                    end = (*end, *named_end_ids(tokenizer_folder(base, wanted.revision)))
                 return LanguageModel.from_pretrained(
                     model,
                     dtype=dtype,

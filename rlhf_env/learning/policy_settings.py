@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Annotated, Literal
 
+import torch
+
 from rlhf_env.policies.language_model import ROWS_AT_ONCE
+from rlhf_env.policies.lora import Lora
 from rlhf_env.policies.policy import Sampling
 from rlhf_env.settings import AtLeastOne, IsPath, Name, settings
 
@@ -20,8 +23,9 @@ class PolicySettings:
     enumerated."""
     tokenizer: Annotated[Name, IsPath()] | None = None
     """Default: the model's own. "tiny" needs one ("bytes" or "alphabet:abc"), and so does "table" ("alphabet:abc")."""
-    dtype: Literal["float32", "float64"] = "float32"
-    """The type of the weights."""
+    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    """The precision of the weights and of what is computed from them. In "bfloat16", what trains keeps a copy and
+    moments in float32; adapters, losses and log-probabilities are in float32 too."""
     sampling: Sampling = field(default_factory=Sampling)
     """The distribution that tokens are drawn from."""
     rows_at_once: AtLeastOne = ROWS_AT_ONCE
@@ -30,5 +34,12 @@ class PolicySettings:
     fused: bool = True
     """Sample by a quicker way through the models of the common families, whose weights it copies for as long; false:
     through the library's modules, with the same results up to rounding."""
+    lora: Lora | None = None
+    """Train low-rank adapters, and leave the model as it is: [policy.lora]. The reference then shares the model, and a
+    checkpoint holds the adapters alone."""
     revision: str | None = None
     """Of a hub name: a branch, tag or commit. With a commit, what the model's owner changes later changes nothing."""
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}[self.dtype]

@@ -32,7 +32,7 @@ from rlhf_env.envs.tokenizers import (
     tokenizer_folder,
 )
 from rlhf_env.envs.transformers_tokenizer import quiet_transformers
-from rlhf_env.errors import DataError, UnknownName
+from rlhf_env.errors import DataError, DiskRefused, UnknownName
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.policy_settings import PolicySettings
@@ -40,12 +40,14 @@ from rlhf_env.learning.run_folder import BEST, config_hash, hashes_before
 from rlhf_env.learning.tokenizer_files import save_tokenizer
 from rlhf_env.own_code import label_of
 from rlhf_env.policies.language_model import LanguageModel
+from rlhf_env.policies.loading import base_and_adapter, load_causal_lm
+from rlhf_env.policies.lora import add_adapter, is_of_adapter, load_adapter, merged
 from rlhf_env.policies.policy import Sampling
 from rlhf_env.policies.tiny import tiny_language_model
 from rlhf_env.policies.untyped import HFConfig, HFModel
 from rlhf_env.runs_on_disk import BASE, DESCRIBED, TOKENIZER_NAME, experiment_table_of, model_in, run_in, tokenizer_of
 from rlhf_env.types import JsonObject, Tokenizer
-from rlhf_env.whole_files import written_folder
+from rlhf_env.whole_files import folder_written
 
 Checkpoint = Literal["best", "last"]
 _MADE_OF = "made_of.json"  # of a folder that was made of a checkpoint: of which one, and the sizes of its files
@@ -77,11 +79,11 @@ def model_folder(name: str, checkpoint: Checkpoint = "best") -> str:
     try:
         if folder.is_dir() and not _is_whole(folder):
             shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}.damaged-{os.getpid()}")))
-        with written_folder(folder) as half:
+        with folder_written(folder, first=True) as half:
             trained.write(half)
             _note(half, trained)
-    except (OSError, SafetensorError) as error:
-        why = getattr(error, "strerror", None) or error
+    except (OSError, DiskRefused, SafetensorError) as error:
+        why = getattr(error.__cause__ or error, "strerror", None) or error
         raise DataError(
             f"run {run}: its model cannot be written into its folder ({why}): write it elsewhere with "
             f"`rlhf-env export {run} OUT`, and name OUT"
@@ -141,20 +143,46 @@ class TrainedModel:
         """
         state, _ = checkpoints.load(self.checkpoint)
         settings, tokenizer = self.settings, load_tokenizer(tokenizer_of(self.run))
-        model = self._without_weights(settings, tokenizer)
-        weights = self._weights(state["agent"], model)
-        try:
-            model.load_state_dict(weights, assign=True)
-        except RuntimeError as error:
-            why = str(error).strip().splitlines()[-1].strip()
-            raise DataError(f"run {self.run}: its weights do not fit its model {settings.model!r}: {why}") from error
-        model.tie_weights()
+        base, adapter = base_and_adapter(model_folder(settings.model))
+        if settings.lora is not None or adapter is not None:
+            model = self._merged(state["agent"], settings, tokenizer, base, adapter)
+        else:
+            model = self._without_weights(settings, tokenizer)
+            self._load(model, self._weights(state["agent"], set(model.state_dict())), settings)
+            model.tie_weights()
         ends = end_ids(tokenizer)
         if isinstance(tokenizer, FileTokenizer):
             beside = self.run / BASE if self._has_base() else _folder_of(settings)
             ends = tuple(dict.fromkeys((*ends, *(() if beside is None else named_end_ids(beside)))))
         save_language_model(model, tokenizer, folder, ends=ends, sampling=settings.sampling, dtype=dtype)
         return {name: float(amount) for name, amount in state["spending"].items()}
+
+    def _load(self, model: HFModel, weights: dict[str, Tensor], settings: PolicySettings) -> None:
+        adapter = any(is_of_adapter(name) for name in weights)  # of which the whole model has many more
+        try:
+            model.load_state_dict(weights, strict=not adapter, assign=True)
+        except RuntimeError as error:
+            why = str(error).strip().splitlines()[-1].strip()
+            raise DataError(f"run {self.run}: its weights do not fit its model {settings.model!r}: {why}") from error
+
+    def _merged(
+        self, state: Mapping[str, Any], settings: PolicySettings, tokenizer: Tokenizer, base: str, adapter: Path | None
+    ) -> HFModel:
+        """The model that a run with adapters began with, which has to be there still, and its adapters in it."""
+        dtype = settings.torch_dtype
+        if settings.model == "tiny":
+            size, end, pad = tokenizer.vocab_size, tokenizer.end_id, tokenizer.pad_id
+            seed = int(self.experiment.get("seed", 0))
+            model = tiny_language_model(vocab_size=size, end_id=end, pad_id=pad, dtype=dtype, seed=seed).model
+        else:
+            model = load_causal_lm(base, dtype, settings.revision)
+        if adapter is not None:
+            load_adapter(model, adapter)
+        elif settings.lora is not None:
+            add_adapter(model, settings.lora, seed=0)  # what is drawn is replaced
+        names = {name for name in model.state_dict() if is_of_adapter(name)}
+        self._load(model, self._weights(state, names), settings)
+        return merged(model)
 
     def _has_base(self) -> bool:
         return (self.run / BASE / "config.json").is_file()
@@ -163,7 +191,7 @@ class TrainedModel:
         """The run's model with weights that do not matter."""
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        dtype = {"float32": torch.float32, "float64": torch.float64}[settings.dtype]
+        dtype = settings.torch_dtype
         if settings.model == "tiny" and not self._has_base():
             size, end, pad = tokenizer.vocab_size, tokenizer.end_id, tokenizer.pad_id
             return tiny_language_model(vocab_size=size, end_id=end, pad_id=pad, dtype=dtype).model
@@ -178,9 +206,9 @@ class TrainedModel:
             said = f"run {self.run}: the configuration of the model that it began with, {settings.model!r}, is needed"
             raise DataError(f"{said}: {why}") from error
 
-    def _weights(self, state: Mapping[str, Any], model: HFModel) -> dict[str, Tensor]:
+    def _weights(self, state: Mapping[str, Any], of_model: set[str]) -> dict[str, Tensor]:
         """Those that the agent's state holds under the names of the model's; the agent may keep them anywhere."""
-        names = {f"model.{name}" for name in model.state_dict()}
+        names = {f"model.{name}" for name in of_model}
         held = list(_tables(state, names))
         named = [weights for key, weights in held if key == "policy"]
         if len(found := named or [weights for _, weights in held]) != 1:
@@ -195,20 +223,31 @@ class TrainedModel:
 def keep_base(run: Path, policy: object, tokenizer: Tokenizer) -> None:
     """Keep in a run's folder what its weights belong to: configuration and, if it has files, the tokenizer.
 
-    Does nothing where that was done, and for a policy that is no language model.
+    Does nothing where that was done, and for a policy that is no language model. A tokenizer or a configuration that
+    this version of transformers cannot save is not kept: the run needs the folder that it began with, then, to be a
+    model. Raises DiskRefused.
     """
     if not isinstance(policy, LanguageModel) or (run / BASE).exists():
         return
-    with written_folder(run / BASE) as half:
-        ends, pad = policy.end_ids, policy.pad_id
-        with quiet_transformers():
-            policy.model.config.save_pretrained(str(half))
-            generation_config(ends, pad, policy.model.config, policy.sampling).save_pretrained(str(half))
-        if isinstance(tokenizer, FileTokenizer):
-            save_tokenizer(tokenizer, half)
-        elif isinstance(tokenizer, (ByteTokenizer, AlphabetTokenizer)):
-            name = f"alphabet:{tokenizer.symbols}" if isinstance(tokenizer, AlphabetTokenizer) else "bytes"
-            (half / TOKENIZER_NAME).write_text(json.dumps({"tokenizer": name}), encoding="utf-8")
+    try:
+        with folder_written(run / BASE, first=True) as half:
+            _write_base(half, policy, tokenizer)
+    except DiskRefused:
+        raise
+    except Exception:  # the library raises many kinds, and training does not need it
+        return
+
+
+def _write_base(folder: Path, policy: LanguageModel, tokenizer: Tokenizer) -> None:
+    with quiet_transformers():
+        policy.model.config.save_pretrained(str(folder))
+        named = generation_config(policy.end_ids, policy.pad_id, policy.model.config, policy.sampling)
+        named.save_pretrained(str(folder))
+    if isinstance(tokenizer, FileTokenizer):
+        save_tokenizer(tokenizer, folder)
+    elif isinstance(tokenizer, (ByteTokenizer, AlphabetTokenizer)):
+        name = f"alphabet:{tokenizer.symbols}" if isinstance(tokenizer, AlphabetTokenizer) else "bytes"
+        (folder / TOKENIZER_NAME).write_text(json.dumps({"tokenizer": name}), encoding="utf-8")
 
 
 def save_language_model(

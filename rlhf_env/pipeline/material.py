@@ -45,7 +45,7 @@ class Material:
     left_out: Counter[str]
 
 
-def prepare(source: Path, out: Path, wanted: RewardModelSettings, *, overwrite: bool) -> Material:
+def prepare_material(source: Path, out: Path, wanted: RewardModelSettings, *, overwrite: bool) -> Material:
     """Read, choose, weigh. Raises ConfigError with all that is wrong with what was given; nothing is written."""
     problems: list[str] = []
     with _collected(problems):

@@ -37,7 +37,7 @@ from rlhf_env.feedback.reward_models.scorer import pair_log_odds
 from rlhf_env.lab.progress import stage
 from rlhf_env.lab.report.scorecard_page import write_page
 from rlhf_env.learning.run_folder import versions
-from rlhf_env.pipeline.material import WEIGHT_TYPES, Material, prepare, sides_of
+from rlhf_env.pipeline.material import WEIGHT_TYPES, Material, prepare_material, sides_of
 from rlhf_env.pipeline.reward_settings import RewardModelSettings
 from rlhf_env.shown_text import for_terminal, near
 from rlhf_env.types import JsonObject
@@ -78,7 +78,7 @@ def fit_to_votes(
     """
     console = console or Console(quiet=True)
     source, out = Path(source), Path(out)
-    material = prepare(source, out, wanted, overwrite=overwrite)
+    material = prepare_material(source, out, wanted, overwrite=overwrite)
     _say_what_is_learned(console, source, material)
     scorer = _fit(material, wanted, console)
     measured = _measure(scorer, material, wanted, console)
@@ -232,12 +232,11 @@ def _teller(console: Console) -> Callable[[str], None]:
 
 def _say_what_is_learned(console: Console, source: Path, material: Material) -> None:
     say = _teller(console)
-    votes, prompts = material.votes, len({one.prompt.text for one in material.learnable})
-    unseen = len({one.prompt.text for one in material.unseen})
+    votes, selected = material.votes, material.selected
+    prompts, unseen = (len({one.prompt.text for one in some}) for some in (material.learnable, material.unseen))
     people = len(votes.reliabilities)
     say(
-        f"{source}: {_count(len(material.selected.judgements), 'judgement')} by the criterion "
-        f"{material.selected.criterion!r}"
+        f"{source}: {_count(len(selected.judgements), 'judgement')} by the criterion {selected.criterion!r}"
         f"{f', of {people:,} annotators' if people > 1 else ''}; {_count(prompts, 'prompt')} to fit to, "
         f"{unseen:,} held out"
     )

@@ -114,8 +114,8 @@ class Anatomy:
 def anatomy_of(model: HFModel) -> Anatomy | None:
     """The anatomy of a causal LM of the transformers library, or of its trunk; None for a model that is not known.
 
-    A model is known if it belongs to one of the families below, is in float32 or float64, and computes what its family
-    computes: no setting, adapter, hook or quantisation changes that.
+    A model is known if it belongs to one of the families below, is in float32, float64 or bfloat16, and computes what
+    its family computes, but for low-rank adapters: no setting, other adapter, hook or quantisation changes that.
     """
     from transformers import (
         Gemma2ForCausalLM,
@@ -176,11 +176,31 @@ def has_dropout(model: HFModel) -> bool:
     )
 
 
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """The adapter of a linear layer (LoRA): x weight^T becomes x weight^T + scaling (x a^T) b^T."""
+
+    a: Tensor
+    """[r, in]"""
+    b: Tensor
+    """[out, r]"""
+    scaling: float
+
+
+def low_rank_of(module: HFModule) -> LowRank | None:
+    """The adapter of a matrix; None where it has none."""
+    if not hasattr(module, "lora_A"):
+        return None
+    (name,) = module.active_adapters
+    return LowRank(module.lora_A[name].weight, module.lora_B[name].weight, float(module.scaling[name]))
+
+
 def weight_and_bias(*modules: HFModule) -> tuple[Tensor, Tensor | None]:
     """Weight [out, in] and bias [out], None if there is none, of one linear layer with the outputs of all `modules`.
 
-    GPT-2's Conv1D stores its weight transposed.
+    Of a matrix with an adapter, those of its base. GPT-2's Conv1D stores its weight transposed.
     """
+    modules = tuple(getattr(module, "base_layer", module) for module in modules)
     weights = [module.weight if isinstance(module, nn.Linear) else module.weight.t() for module in modules]
     biases = [module.bias for module in modules if module.bias is not None]
     if len(modules) == 1:
@@ -213,19 +233,34 @@ def apply_rotary(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
 
 def _is_plain(model: HFModel) -> bool:
-    """Whether every module is as the library makes it, and all are in one precision, float32 or float64."""
+    """Whether every module is as the library makes it, and all are in one precision, but for their adapters."""
     from transformers.pytorch_utils import Conv1D
 
-    kinds = {(parameter.dtype, parameter.device) for parameter in model.parameters()}
-    plain = len(kinds) == 1 and kinds.pop()[0] in (torch.float32, torch.float64)
-    for module in model.modules():  # False for an adapter, a quantised layer, somebody's hook
+    adapters = [module for module in model.modules() if hasattr(module, "lora_A")]
+    inside = {id(part) for adapter in adapters for part in adapter.modules()}
+    low_rank = {id(weight) for it in adapters for part in (it.lora_A, it.lora_B) for weight in part.parameters()}
+    kinds = {(weight.dtype, weight.device) for weight in model.parameters() if id(weight) not in low_rank}
+    plain = len(kinds) == 1 and kinds.pop()[0] in (torch.float32, torch.float64, torch.bfloat16)
+    plain &= all(map(_is_low_rank, adapters))
+    for module in model.modules():  # False for another adapter, a quantised layer, somebody's hook
         plain &= not (module._forward_hooks or module._forward_pre_hooks)
         plain &= not (module._backward_hooks or module._backward_pre_hooks)
         plain &= "forward" not in vars(module)
         plain &= not isinstance(module, nn.Linear | Conv1D) or type(module) in (nn.Linear, Conv1D)
-        plain &= type(module).__module__.startswith(("transformers.", "torch."))
+        plain &= type(module).__module__.startswith(("transformers.", "torch.")) or id(module) in inside
         plain &= not isinstance(module, nn.Sequential)
     return plain
+
+
+def _is_low_rank(module: HFModule) -> bool:
+    """Whether an adapter computes what `LowRank` says: it is peft's own for a matrix, active, alone, and not merged."""
+    return (
+        (type(module).__module__, type(module).__name__) == ("peft.tuners.lora.layer", "Linear")
+        and len(module.active_adapters) == 1
+        and list(module.lora_A) == list(module.active_adapters)
+        and not (module.merged or module.disable_adapters or module.lora_variant)
+        and not any(layer.bias is not None for layer in module.lora_B.values())
+    )
 
 
 def _rotary_layer(layer: HFModule, config: HFConfig) -> Layer:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlhf_env.policies.anatomy import Anatomy, Layer, apply_rotary, rms_norm_weight, weight_and_bias
+from rlhf_env.policies.anatomy import Anatomy, Layer, apply_rotary, low_rank_of, rms_norm_weight, weight_and_bias
 from rlhf_env.policies.linear import has_onednn
 from rlhf_env.policies.trunk import hidden_states, prefix_tree
 from rlhf_env.policies.untyped import HFCache, HFModel, HFModule
@@ -173,9 +173,19 @@ class FusedStep:
 
 
 def _linear(*modules: object) -> Linear:
-    """One linear layer with the outputs of all modules."""
+    """One linear layer with the outputs of all modules, their adapters added to the weight."""
     weight, bias = weight_and_bias(*modules)
-    return Linear(weight.detach().contiguous(), None if bias is None else bias.detach())
+    weight = weight.detach()
+    adapters = [low_rank_of(module) for module in modules]
+    if any(adapters):
+        weight, start = weight.clone(), 0
+        for module, adapter in zip(modules, adapters, strict=True):
+            outputs = weight_and_bias(module)[0].shape[0]
+            if adapter is not None:
+                change = torch.mm(adapter.b.detach(), adapter.a.detach()).mul_(adapter.scaling)
+                weight[start : start + outputs] += change  # rounded once, where the weight is in less than float32
+            start += outputs
+    return Linear(weight.contiguous(), None if bias is None else bias.detach())
 
 
 def _norm(module: object) -> Norm:

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,13 @@ from rlhf_env.policies.decoding import Decoding
 from rlhf_env.policies.forward_pass import forward_pass
 from rlhf_env.policies.fused import FusedStep
 from rlhf_env.policies.lm_head import LinearHead, gives_the_logits, linear_head, score_logits
-from rlhf_env.policies.loading import context_of, load_causal_lm
+from rlhf_env.policies.loading import base_and_adapter, context_of, load_causal_lm
+from rlhf_env.policies.lora import (
+    has_adapter,
+    is_of_adapter,
+    load_adapter,
+    merged,
+)
 from rlhf_env.policies.policy import Sampling, TextEvaluation, Written
 from rlhf_env.policies.soundness import require_sound
 from rlhf_env.policies.streams import RowStreams
@@ -110,11 +117,14 @@ class LanguageModel(nn.Module):
         Weights are read from safetensors only, code of the model's author is not run, and whatever precision is on
         disk becomes `dtype`. DataError, in one line, when there is no usable model.
         """
-        model = load_causal_lm(name, dtype, revision)
+        base, adapter = base_and_adapter(name)
+        model = load_causal_lm(base, dtype, revision)
+        if adapter is not None:
+            load_adapter(model, adapter)
         try:
             return cls(
                 model,
-                end_id=end_id if end_id is not None else _end_ids_beside(name, model),
+                end_id=end_id if end_id is not None else _end_ids_beside(base, model),
                 pad_id=pad_id,
                 sampling=sampling,
                 seed=seed,
@@ -126,13 +136,16 @@ class LanguageModel(nn.Module):
             raise
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write config and safetensors into a folder that transformers, and `from_pretrained`, can read."""
+        """Write config and safetensors into a folder that transformers, and `from_pretrained`, can read.
+
+        Adapters are merged into the weights they belong to.
+        """
         ends = list(self.end_ids) if len(self.end_ids) > 1 else self.end_id
         for config in (self._text_config, getattr(self.model, "generation_config", None)):
             if config is not None:
                 config.eos_token_id, config.pad_token_id = ends, self.pad_id
         with quiet_transformers():
-            self.model.save_pretrained(path)
+            (merged(self.model) if self.adapted else self.model).save_pretrained(path)
 
     @property
     def device(self) -> torch.device:
@@ -266,6 +279,32 @@ class LanguageModel(nn.Module):
     def frozen_copy(self) -> LanguageModel:
         frozen = copy.deepcopy(self)
         return frozen.eval().requires_grad_(False)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LanguageModel:
+        """With adapters, copies share all weights that never train: a reference costs no second model."""
+        if self.adapted:
+            memo |= {id(weight): weight for name, weight in self.named_parameters() if not is_of_adapter(name)}
+        memo[id(self)] = clone = self.__class__.__new__(self.__class__)
+        clone.__dict__.update(copy.deepcopy(self.__getstate__(), memo))
+        return clone
+
+    def state_dict(self, *, prefix: str = "", keep_vars: bool = False) -> State:  # type: ignore[override]
+        """What training changes: all weights or, with adapters, the adapters' alone."""
+        whole: State = super().state_dict(prefix=prefix, keep_vars=keep_vars)
+        return {name: value for name, value in whole.items() if is_of_adapter(name)} if self.adapted else whole
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        if self.adapted and strict:
+            unlike = sorted(self.state_dict().keys() ^ state_dict.keys())
+            if unlike:
+                raise RuntimeError(f"{len(unlike)} weights are not those of this adapter, {unlike[0]} among them")
+            strict = False  # of the whole model, most are missing
+        return super().load_state_dict(state_dict, strict, assign)
+
+    @property
+    def adapted(self) -> bool:
+        """Whether the model has low-rank adapters, which alone train."""
+        return has_adapter(self.model)
 
     def reseed(self, seed: int) -> None:
         self._streams = RowStreams(seed)

@@ -77,7 +77,8 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: AutogradContext, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        # A frozen weight (below an adapter) has no gradient that would need the input: it is not kept.
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         return matmul(x, weight, bias)
 
     @staticmethod

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -10,6 +9,7 @@ import torch
 from rlhf_env import assets
 from rlhf_env.envs.transformers_tokenizer import quiet_transformers
 from rlhf_env.errors import DataError
+from rlhf_env.policies.lora import ADAPTER_FILE, base_of
 from rlhf_env.policies.untyped import HFConfig, HFModel
 
 
@@ -83,24 +83,32 @@ def context_named(name: str | Path, revision: str | None = None) -> int | None:
 
     try:
         with quiet_transformers():
-            config = AutoConfig.from_pretrained(assets.resolve(str(name)), revision=revision, trust_remote_code=False)
+            base, _ = base_and_adapter(name)
+            config = AutoConfig.from_pretrained(assets.resolve(base), revision=revision, trust_remote_code=False)
             return context_of(config)
     except Exception:  # loading the model says what is wrong
         return None
 
 
+def base_and_adapter(name: str | Path) -> tuple[str, Path | None]:
+    """The model that a folder of peft's belongs to, and that folder; any other name as it is, and None.
+
+    A base that is a relative path is looked for beside the adapter first. Raises DataError for an adapter without base.
+    """
+    folder = Path(assets.resolve(str(name))).expanduser()
+    if not (folder / ADAPTER_FILE).is_file():
+        return str(name), None
+    base = base_of(folder)
+    beside = folder.parent / base
+    return str(beside) if not Path(base).is_absolute() and beside.is_dir() else base, folder
+
+
 def refuse_adapter(folder: Path) -> None:
-    """Raise DataError for a folder that PEFT wrote, which holds the changes to another model and no model."""
-    file = folder / "adapter_config.json"
-    if not file.is_file():
+    """Raise DataError for a folder that peft wrote, which holds the changes to another model and no model."""
+    if not (folder / ADAPTER_FILE).is_file():
         return
-    try:
-        base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (ValueError, AttributeError):
-        base = None
-    whole = repr(base) if base else "its base model"
     raise DataError(
-        f"model {str(folder)!r}: a PEFT adapter of {whole}, and no whole model: merge the two with "
+        f"model {str(folder)!r}: a PEFT adapter of {base_of(folder)!r}, and no whole model: merge the two with "
         "AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload().save_pretrained(WHOLE), save the "
         "tokenizer there too, and name WHOLE"
     )

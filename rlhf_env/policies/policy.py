@@ -149,3 +149,8 @@ class Policy(Protocol):
     def train(self, mode: bool = True) -> Self: ...
 
     def eval(self) -> Self: ...
+
+
+def all_weights(policy: Policy) -> dict[str, Tensor]:
+    """Every weight by name, those included that never train (below adapters) and so are in no `state_dict`."""
+    return nn.Module.state_dict(policy) if isinstance(policy, nn.Module) else dict(policy.state_dict())

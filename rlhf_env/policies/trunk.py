@@ -29,7 +29,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from rlhf_env.policies.anatomy import Anatomy, Layer, apply_rotary, rms_norm_weight, weight_and_bias
+from rlhf_env.policies.anatomy import (
+    Anatomy,
+    Layer,
+    LowRank,
+    apply_rotary,
+    low_rank_of,
+    rms_norm_weight,
+    weight_and_bias,
+)
 from rlhf_env.policies.linear import has_onednn, linear, round_up
 from rlhf_env.policies.untyped import AutogradContext
 from rlhf_env.types import Bool, Int
@@ -191,7 +199,7 @@ def _attention(
     # One matmul for queries, keys and values: [N, heads + 2 * kv_heads, head_size]. Queries and keys stay together as
     # long as the same is done to both.
     heads, query_and_key_heads = layer.heads, layer.heads + layer.kv_heads
-    projected = linear(x, *weight_and_bias(*layer.qkv)).view(len(x), -1, layer.head_size)
+    projected = _project(layer.qkv, x).view(len(x), -1, layer.head_size)
     queries_keys, values = projected[:, :query_and_key_heads], projected[:, query_and_key_heads:]
     if layer.qk_norms is not None:
         query_norm, key_norm = layer.qk_norms
@@ -244,9 +252,29 @@ def _scaled_dot_product(layer: Layer, q: Tensor, k: Tensor, v: Tensor, mask: Ten
     return scores.masked_fill(~mask, -torch.inf).softmax(-1) @ v
 
 
+def _project(modules: tuple[nn.Module, ...], x: Tensor) -> Tensor:
+    """x weight^T + bias [N, out] of `x` [N, in], the outputs of all `modules` side by side, with their adapters."""
+    adapters = [low_rank_of(module) for module in modules]
+    if not any(adapters):
+        return linear(x, *weight_and_bias(*modules))
+    outputs = []
+    for module, adapter in zip(modules, adapters, strict=True):  # joined weights would be kept for the backward pass
+        output = linear(x, *weight_and_bias(module))
+        outputs.append(output if adapter is None else output + low_rank(x, adapter))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+
+
+def low_rank(x: Tensor, adapter: LowRank) -> Tensor:
+    """What an adapter adds, scaling (x a^T) b^T [N, out]; differentiable in `x`, a and b.
+
+    In the adapter's precision, which is float32 where the model's is less; in that of `x` it is added.
+    """
+    return F.linear(F.linear(x.to(adapter.a.dtype), adapter.a), adapter.b).mul_(adapter.scaling).to(x.dtype)
+
+
 def _gate_and_up(layer: Layer, x: Tensor) -> Tensor:
     """The MLP up to its last matmul: act(x W_up), or act(x W_gate) * (x W_up) where it is gated."""
-    projected = [linear(x, *weight_and_bias(module)) for module in layer.up]
+    projected = [_project((module,), x) for module in layer.up]
     if not layer.gated:
         return layer.activation(projected[0])
     if layer.activation is F.silu:
@@ -256,7 +284,7 @@ def _gate_and_up(layer: Layer, x: Tensor) -> Tensor:
 
 def _add_to_residual(module: nn.Module, x: Tensor, residual: Tensor, norm: nn.Module | None) -> Tensor:
     """`residual` plus the projection of `x` by `module`, which goes through `norm` first if there is one."""
-    projected = linear(x, *weight_and_bias(module))
+    projected = _project((module,), x)
     return residual + (projected if norm is None else _norm(norm, projected))
 
 

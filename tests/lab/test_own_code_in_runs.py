@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 import rlhf_env
 from rlhf_env.errors import ConfigError, RewardError
 from rlhf_env.learning.experiment import Experiment
+from rlhf_env.own_code import files_in
 
 POLITE = """\
 def polite(completions, strictness: float = 1.0, **columns):
@@ -162,6 +165,16 @@ def test_a_reward_that_failed_at_once_is_mended_and_the_run_resumed(project: Pat
     run = rlhf_env.run(project / "toy.toml", project / "run", resume=True)
     assert (run.update, run.not_exact) == (3, ()), "nothing was trained or measured with what it was"
     assert rlhf_env.load_run(project / "run").update == 3
+
+
+def test_an_absolute_path_is_pinned_too(project: Path) -> None:
+    """It equals what was written, and has a content all the same."""
+    rewards = {"polite": {"function": f"{project / 'polite.py'}:polite"}}
+    located = Experiment.from_table({"rewards": rewards}).located()
+    assert located.rewards == rewards
+    assert set(files_in(located.tables_of_plugins())) == {str(project / "polite.py")}
+    cell = pickle.loads(pickle.dumps(replace(located, folder=None))).located()
+    assert files_in(cell.rewards) == files_in(located.rewards), "what a worker is sent"
 
 
 def test_what_is_used_later_is_the_same_version(project: Path) -> None:

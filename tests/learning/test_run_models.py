@@ -191,7 +191,7 @@ def test_what_was_killed_or_damaged_on_the_way_is_made_anew(tmp_path: Path) -> N
     rlhf_env.run(experiment(), tmp_path)
     folder = Path(model_folder(str(tmp_path)))
     (folder / "model.safetensors").write_bytes(b"cut")
-    half = folder.with_name(f".{folder.name}.1.999999999.tmp")  # of a process that is no more
+    half = folder.with_name(f".{folder.name}.999999999.1.tmp")  # of a process that is no more
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half")
     assert model_folder(str(tmp_path)) == str(folder)

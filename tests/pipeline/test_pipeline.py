@@ -7,7 +7,7 @@ import json
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from rlhf_env.cli.benchmarks import report
 from rlhf_env.envs import chitchat
 from rlhf_env.envs.tokenizers import load_tokenizer
-from rlhf_env.feedback.reward_models.config import RewardModelConfig
 from rlhf_env.lab import processes
 from rlhf_env.lab.benchmark.cells import run_cell
 from rlhf_env.lab.benchmark.reading import read_results
@@ -33,6 +33,7 @@ from rlhf_env.pipeline.base_model import Course, Models, Recipe, Size, make_mode
 from rlhf_env.pipeline.demo import DemoRewardModel, learn_reward_model, shipped_pipeline
 from rlhf_env.pipeline.plan import read_plan
 from rlhf_env.pipeline.running import intentions, run_pipeline
+from rlhf_env.pipeline.stages.fitting import FitStage
 from rlhf_env.policies import LanguageModel
 
 QUIET = Console(quiet=True)
@@ -166,12 +167,17 @@ def test_a_recipe_that_was_killed_makes_what_an_uncut_one_makes(
         yield
 
     monkeypatch.setattr(base_model, "_judge_alongside", before)
-    make_models(tmp_path, recipe=RECIPE, jobs=2, console=QUIET)  # nor does it matter when the judge learned
+    changes = {"base.recipe": asdict(RECIPE)}  # nor does it matter when the judge learned, or who asked for it
+    ended = run_pipeline(shipped_pipeline("base-model"), tmp_path, changes=changes, jobs=2)
+    again = tmp_path / "base"
     for name in ("chitchat", "chitchat-judge"):
-        one, other = (LanguageModel.from_pretrained(folder / name).state_dict() for folder in (made, tmp_path))
+        one, other = (LanguageModel.from_pretrained(folder / name).state_dict() for folder in (made, again))
         assert all(torch.equal(one[key], other[key]) for key in one)
-    first, second = (json.loads((folder / "recipe.json").read_text()) for folder in (made, tmp_path))
+    first, second = (json.loads((folder / "recipe.json").read_text()) for folder in (made, again))
     assert first == second
+    assert ended.stages["base"].numbers["perplexity"] == first["held_out_perplexity"]["base, replies, sharpened"]
+    plan = read_plan(shipped_pipeline("base-model"), changes)
+    assert plan.outputs(tmp_path)["base"]["typical"] == first["median_reply_logprob_under_judge"]
 
 
 def test_a_made_recipe_is_found_by_its_content(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,6 +268,15 @@ def test_the_report_says_what_each_stage_bought(demo: Path) -> None:
     assert "<script" not in page
 
 
+def test_the_report_can_be_made_again(demo: Path) -> None:
+    page = (demo / "report.html").read_bytes()
+    (demo / "report.html").unlink()
+    (demo / "agents" / "report.html").unlink()
+    report(demo)
+    assert (demo / "report.html").read_bytes() == page
+    assert (demo / "agents" / "report.html").is_file()
+
+
 def test_preferences_are_about_training_prompts_and_evaluation_about_held_out_ones(demo: Path) -> None:
     with closing(sqlite3.connect(demo / "preferences" / "preferences.sqlite")) as database:
         text = "\n".join(database.iterdump())
@@ -322,7 +337,9 @@ def test_a_grid_makes_the_demos_reward_model_with_changes(made: Path, tmp_path: 
     assert DemoRewardModel().changes() == {}, "its defaults are those of demo.toml"
     demo = read_plan(shipped_pipeline("demo"))
     usual = DemoRewardModel().reward_model
-    assert RewardModelConfig(**demo.named("reward_model").table["reward_model"]) == usual
+    fit = demo.made(demo.named("reward_model"), demo.outputs(tmp_path))
+    assert isinstance(fit, FitStage)
+    assert fit.wanted.reward_model == usual, "with every default of a reward model's settings"
     wanted = DemoRewardModel(
         prompts=12,
         temperatures=(1.0, 1.4),

@@ -17,7 +17,7 @@ import pytest
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from faults.processes import rlhf_env, warm_up
+from faults.processes import Ended, rlhf_env, warm_up
 
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.feedback.store.store import PreferenceStore
@@ -28,6 +28,7 @@ from rlhf_env.pipeline.plan import read_plan
 from rlhf_env.pipeline.records import Record
 from rlhf_env.pipeline.running import intentions, run_pipeline
 from rlhf_env.pipeline.stages import writing
+from rlhf_env.pipeline.stages.registry import STAGES
 
 MakeFile = Callable[..., Path]
 NAMES = ["sft", "answers", "votes", "taste", "ppo", "blind"]
@@ -334,6 +335,27 @@ def test_from_scratch_and_seeds_are_changes_to_the_file() -> None:
     outputs = plan.outputs(Path("/out"))
     assert outputs["base"][""] == "/out/base/chitchat"
     assert outputs["base"]["judge"] == "/out/base/chitchat-judge"
+
+
+def test_a_file_can_be_checked(pipeline: MakeFile) -> None:
+    assert rlhf_env("check", str(pipeline())) == Ended(0, "ok\n", "")
+    wrong = pipeline(("held_out = 0.3", "held_out = 3"))
+    checked = rlhf_env("check", str(wrong))
+    assert (checked.status, checked.stdout) == (2, "")
+    assert "small.toml, line 43: held_out must be in [0, 1), got 3" in checked.stderr
+
+
+def test_examples_of_pipelines_can_run(tmp_path: Path) -> None:
+    folder = Path(__file__).resolve().parents[2] / "examples"
+    names = ["two", "three", "four", "five", "directly"]
+    changes = {f"{name}.budget": {"updates": 1} for name in names}
+    ended = run_pipeline(folder / "progressive.toml", tmp_path / "progressive", changes=changes)
+    assert list(ended.stages) == names
+    assert ended.stages["three"].inputs == {"two": ended.stages["two"].identity}
+    pytest.importorskip("chitchat_dataset")
+    whole = read_plan(folder / "pipeline.toml")
+    whole.check(tmp_path)
+    assert {it.kind for it in whole.stages} == set(STAGES) - {"annotate"}
 
 
 def test_a_dry_run_writes_nothing(pipeline: MakeFile, tmp_path: Path) -> None:

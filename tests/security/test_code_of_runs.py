@@ -12,6 +12,7 @@ import pytest
 
 import rlhf_env
 from rlhf_env.errors import ConfigError
+from rlhf_env.lab.evaluation.exporting import export_run
 from rlhf_env.learning.code_of_runs import mark_of
 from rlhf_env.learning.experiment import Experiment
 
@@ -155,6 +156,20 @@ def test_the_key_is_its_users_alone(project: Path, tmp_path: Path) -> None:
     assert len(key.read_bytes()) == 32
     assert [file.name for file in key.parent.iterdir()] == ["key"]
     assert key.read_bytes().hex() not in (project / "run" / "record.json").read_text()
+
+
+def test_an_export_and_its_card_run_no_code(project: Path, tmp_path: Path) -> None:
+    toml = project / "toy.toml"
+    toml.write_text(TOML.replace("prompts = 4", f'prompts = 4\nmetrics = ["{project}/measures.py:LOUD"]'))
+    (project / "measures.py").write_text(
+        "from pathlib import Path\nfrom rlhf_env import Metric\nPath(__file__).with_name('ran').touch()\n"
+        'LOUD = Metric(name="loud", title="Loud", unit="share", meaning="loud", measure=lambda replies: 0.5)\n'
+    )
+    rlhf_env.run(toml, project / "measured")
+    forget(project)
+    export_run(project / "measured", tmp_path / "out")
+    assert "loud" in (tmp_path / "out" / "README.md").read_text()
+    assert not (project / "ran").exists()
 
 
 def test_lists_and_schemas_run_no_code(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Lt
 
 from rlhf_env.errors import Problem
+from rlhf_env.policies.lora import Lora
 from rlhf_env.settings import AtLeastOne, NonNegative, Positive, ShareBelowOne, Whole, fault, settings
 
 RankingLoss = Literal["pairs", "plackett-luce"]
@@ -64,6 +65,8 @@ class RewardModelConfig:
     members: AtLeastOne = 1
     """Heads on the one trunk. More than one are an ensemble: each starts at random and is fitted to its own bootstrap
     sample of the judgements (Osband et al. 2016, 1602.04621), so that they differ where the data leave room."""
+    lora: Lora | None = None
+    """Train low-rank adapters on the trunk instead of the trunk; they are merged into it at the end."""
     validation: ShareBelowOne = 0.1
     """The share of the *training* prompts set aside to pick the best epoch."""
     patience: AtLeastOne = 1
@@ -72,6 +75,8 @@ class RewardModelConfig:
     def problems(self) -> Iterator[Problem]:
         if not (self.epochs or self.head_epochs):
             yield fault("epochs", "and head_epochs are both 0, so nothing is fitted")
+        if self.lora is not None and not self.epochs:
+            yield fault("lora", "puts adapters on the trunk, which with epochs = 0 does not train")
 
 
 @dataclass(frozen=True)

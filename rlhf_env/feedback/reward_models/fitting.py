@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rlhf_env.errors import ConfigError, DataError, RunFailed
+from rlhf_env.errors import ConfigError, DataError, RunFailed, under
 from rlhf_env.feedback.judgements import Judgement, Preference
 from rlhf_env.feedback.kinds import HIGHEST, LOWEST, Lesson, kind_of, lesson_of_pair
 from rlhf_env.feedback.reward_models import losses
@@ -26,6 +26,7 @@ from rlhf_env.feedback.reward_models.ensemble import RewardEnsemble
 from rlhf_env.feedback.reward_models.fairness import Counterfactual
 from rlhf_env.feedback.reward_models.model import RewardModel, Text, distinct_texts
 from rlhf_env.feedback.store.split import split_by_prompt
+from rlhf_env.policies.lora import add_adapter, merged
 from rlhf_env.types import JsonObject
 
 FittingProgress = Callable[[int, int, float], None]
@@ -58,6 +59,9 @@ def fit_reward_model(
         model = RewardModel.from_trunk(trunk, members=config.members, head=config.head, dtype=dtype)
         if config.members > 1:
             model.scatter_heads(generator)
+    if config.lora is not None:
+        with under("lora"):
+            add_adapter(model.trunk, config.lora, int(torch.randint(2**31, (), generator=generator)))
     # The salt makes this division independent of the one that took the held-out prompts away. It looks at prompts only.
     fitting, validating = split_by_prompt(judgements, config.validation, salt="validation")
     if not fitting:
@@ -117,6 +121,8 @@ def fit_reward_model(
             elif index - max(best, begun - 1) >= config.patience:
                 break
         model.load_state_dict(best_weights)
+    if config.lora is not None:
+        model.trunk = merged(model.trunk)
     model.normalise(texts)
     model.record = TrainingRecord(config, len(fitting), len(validating), done, tuple(epochs), best)
     return model, model.record

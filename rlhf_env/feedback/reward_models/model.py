@@ -39,7 +39,8 @@ from rlhf_env.feedback.judgements import Preference, Response
 from rlhf_env.feedback.reward_models.config import Epoch, HeadKind, RewardModelConfig, TrainingRecord
 from rlhf_env.learning.run_models import model_folder
 from rlhf_env.policies.anatomy import anatomy_of
-from rlhf_env.policies.loading import refuse_adapter
+from rlhf_env.policies.loading import base_and_adapter, load_causal_lm
+from rlhf_env.policies.lora import Lora, load_adapter, merged
 from rlhf_env.policies.trunk import hidden_states, prefix_tree
 from rlhf_env.policies.untyped import HFModel
 from rlhf_env.types import Episode, Float, Int, JsonObject, Prompt, Tokenizer
@@ -469,7 +470,11 @@ def _text(prompt: Prompt, response: Response, tokenizer: Tokenizer | None) -> Te
 def _load_trunk(folder: Path, dtype: torch.dtype) -> HFModel:
     from transformers import AutoModel
 
-    refuse_adapter(folder)
+    base, adapter = base_and_adapter(folder)
+    if adapter is not None:  # a policy that was trained with LoRA: its trunk is that of the merged model
+        model = load_causal_lm(base, dtype, None)
+        load_adapter(model, adapter)
+        return merged(model).base_model
     if not (folder / "config.json").is_file():
         raise DataError(f"model folder {folder}: there is no config.json in it: name a folder that holds a saved model")
     try:
@@ -514,7 +519,10 @@ def _record_from_json(content: JsonObject | None) -> TrainingRecord | None:
     if content is None:
         return None
     epochs = tuple(Epoch(**epoch) for epoch in content["epochs"])
-    return TrainingRecord(**{**content, "config": RewardModelConfig(**content["config"]), "epochs": epochs})
+    settings = dict(content["config"])
+    if settings.get("lora") is not None:
+        settings["lora"] = Lora(**{**settings["lora"], "targets": tuple(settings["lora"]["targets"])})
+    return TrainingRecord(**{**content, "config": RewardModelConfig(**settings), "epochs": epochs})
 
 
 def _sha256(file: Path) -> str:

@@ -137,6 +137,16 @@ class Database:
             raise RunFailed(f"preference store {self.path}: {error}; nothing of this call was kept") from error
 
     @contextmanager
+    def _snapshot(self) -> Iterator[None]:
+        """All that is read inside is of one moment, whatever other processes write meanwhile."""
+        self._db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+
+    @contextmanager
     def _transaction(self) -> Iterator[None]:
         self._db.execute("BEGIN IMMEDIATE")
         try:

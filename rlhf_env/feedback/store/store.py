@@ -93,7 +93,8 @@ class PreferenceStore(Records):
             whole = not self.path.is_file() or self.path.stat().st_size <= WHOLE_CHECK_BYTES
             found = page_problem(self._db, whole=whole)
             if whole and not found:
-                damaged = next(damaged_rows(self._db), None)
+                with self._snapshot():
+                    damaged = next(damaged_rows(self._db), None)
                 found = "" if damaged is None else f"{damaged[0]}: the row {damaged[1]} is not what was written"
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             found = str(error)

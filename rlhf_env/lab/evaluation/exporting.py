@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -21,10 +20,11 @@ from rlhf_env.learning.experiment import Workplace
 from rlhf_env.learning.run_folder import read_metrics, record_of
 from rlhf_env.learning.run_models import Checkpoint, TrainedModel, save_language_model
 from rlhf_env.policies.language_model import LanguageModel
+from rlhf_env.policies.lora import has_adapter, merged
 from rlhf_env.runs_on_disk import experiment_table_of, run_in
 from rlhf_env.toml_files import read_toml
 from rlhf_env.types import JsonObject, JsonView
-from rlhf_env.whole_files import written_folder
+from rlhf_env.whole_files import folder_written
 
 DTYPES = {
     "float64": torch.float64,
@@ -89,7 +89,7 @@ def export_policy(
 
     def write(folder: Path) -> None:
         kind = None if dtype is None else dtype_named(dtype)
-        model = copy.deepcopy(policy.model)
+        model = copy.deepcopy(merged(policy.model) if has_adapter(policy.model) else policy.model)
         save_language_model(model, setup.tokenizer, folder, ends=policy.end_ids, sampling=policy.sampling, dtype=kind)
         spent = {key: float(value) for key, value in setup.spending.as_dict().items()}
         experiment = tomllib.loads(workplace.experiment.to_toml())
@@ -104,19 +104,12 @@ def write_export(out: str | Path, write: Callable[[Path], None]) -> None:
     out = Path(out).expanduser().absolute()
     if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / _EXPORTED).is_file())):
         raise ConfigError(f"{out} is there already, and no export of a run: choose another folder")
-    old = out.with_name(f".{out.name}.before.tmp")
     try:
-        with written_folder(out) as half:
+        with folder_written(out, replace=True) as half:
             write(half)
             (half / _EXPORTED).write_text(json.dumps({"by": "rlhf-env export"}), encoding="utf-8")
-            if out.is_dir() and any(out.iterdir()):
-                shutil.rmtree(old, ignore_errors=True)
-                out.rename(old)
-    except (OSError, SafetensorError) as error:
-        if old.exists() and not out.exists():
-            old.rename(out)
-        raise DiskRefused(f"{out} cannot be written: {getattr(error, 'strerror', None) or error}") from error
-    shutil.rmtree(old, ignore_errors=True)
+    except SafetensorError as error:
+        raise DiskRefused(f"{out} cannot be written: {error}") from error
 
 
 def dtype_named(name: str) -> torch.dtype:

@@ -50,7 +50,7 @@ from rlhf_env.learning.run_folder import (
 from rlhf_env.learning.sources import EnvSource, Source
 from rlhf_env.learning.spending import Spending
 from rlhf_env.plugins import host, name_in
-from rlhf_env.policies.policy import HasContext, Policy
+from rlhf_env.policies.policy import HasContext, Policy, all_weights
 from rlhf_env.runs_on_disk import paths_from
 from rlhf_env.shown_text import near
 from rlhf_env.toml_files import naming_lines
@@ -461,7 +461,7 @@ def load_run(folder: str | Path, checkpoint: Literal["last", "best"] = "last", *
     if manifest.get("config_hash") not in (config_hash(toml), *hashes_before(folder)):
         raise DataError(f"{described} is not what {newest} was trained with: it was changed; put it back")
     began_with = record_of(folder).get("initial weights")
-    if began_with not in (None, fingerprint(workplace.setup.reference.state_dict())):
+    if began_with not in (None, fingerprint(all_weights(workplace.setup.reference))):
         said = f"{folder}: {experiment.policy.model!r} has other weights than the run began with: what is said of "
         warnings.warn(f"{said}the reference (KL, win rates) is of the model as it is now", RuntimeWarning, stacklevel=2)
     workplace.agent.load_state_dict(state["agent"])

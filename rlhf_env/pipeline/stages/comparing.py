@@ -129,5 +129,6 @@ def _outcome(results: Results) -> StageOutcome:
     if "reference" in means:
         numbers |= {f"{name}_before": value for name, value in means["reference"].items()}
     failed = f", {results.failed} failed" if results.failed else ""
-    said = f"best of {len(means)} agents by mean {measure} over {results.seeds} seeds: {best}{failed}"
+    seeds = "1 seed" if results.seeds == 1 else f"{results.seeds} seeds"
+    said = f"best of {len(means)} agents by mean {measure} over {seeds}: {best}{failed}"
     return StageOutcome(numbers, texts={"agent": best, "ended": said})

@@ -221,6 +221,17 @@ def test_several_people_of_one_row_are_nobody_of_another_row(tmp_path: Path) -> 
     assert len({judgement.annotator for judgement in judgements}) == 5
 
 
+def test_nothing_answers_what_was_deleted(tmp_path: Path) -> None:
+    first, second, *_ = json.loads(json.dumps(ROWS["oasst-trees"]))
+    first["prompt"]["deleted"] = True
+    second["prompt"]["replies"][0]["deleted"] = True  # and the ranking below it goes, too
+    reading = Reading(source="f.jsonl")
+    with pytest.raises(
+        DataError, match="nobody has judged anything in it: passed over: trees whose first message was del"
+    ):
+        judgements_in(as_json_lines(tmp_path / "f.jsonl", [first, second]), reading)
+
+
 def test_scores_of_one_turn_weigh_as_one_comparison(tmp_path: Path) -> None:
     judgements = read_judgements(as_json_lines(tmp_path / "f.jsonl", ROWS["prism-utterances"]))
     of_a_turn = [it for it in judgements if isinstance(it, Comparison) and it.group]
@@ -401,6 +412,17 @@ def test_what_a_set_says_comes_back_from_an_export(tmp_path: Path, format: Forma
     file = tmp_path / f"out.{format if format in ('jsonl', 'csv') else 'json'}"
     write_judgements(file, given, format)
     assert read_judgements(file) == given
+
+
+def test_a_sequence_of_objects_may_be_kept_by_its_columns(tmp_path: Path) -> None:
+    """As `datasets` keeps what it calls a Sequence."""
+    by_column = {"text": ["a", "b"], "policy": ["m1", "m2"], "note": [None, "short"]}
+    row = {**ROWS["summarize"][0], "summaries": by_column, "extra": None}
+    (judgement,) = read_judgements(as_json_lines(tmp_path / "f.jsonl", [row]))
+    assert in_words(judgement) == "overall by w1: a < b (note: of summary 2: short)"
+    row["summaries"] = {**by_column, "text": ["a"]}
+    with pytest.raises(DataError, match=r"f\.jsonl:1: summaries: its columns are not of one length"):
+        read_judgements(as_json_lines(tmp_path / "f.jsonl", [row]))
 
 
 def test_damaged_gzip(tmp_path: Path) -> None:

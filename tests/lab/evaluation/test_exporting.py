@@ -196,6 +196,19 @@ def test_a_run_in_memory_is_exported_too(tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
 
 
+def test_a_run_with_adapters_is_exported_as_a_whole_model(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    policy = {"tokenizer": "bytes", "dtype": "float64", "lora": {"rank": 2}}
+    run = rlhf_env.run(experiment(policy=policy, evaluation={"prompts": 4}), tmp_path / "run")
+    run.export(tmp_path / "ours")
+    export_run(tmp_path / "run", tmp_path / "theirs", checkpoint="last")
+    ids = torch.tensor([[72, 105, 33]])
+    with torch.no_grad():
+        expected = run.policy.model(ids).logits
+        for out in ("ours", "theirs"):
+            assert (AutoModelForCausalLM.from_pretrained(tmp_path / out)(ids).logits - expected).abs().max() < 1e-12
+
+
 def test_an_earlier_export_is_replaced_and_nothing_else_is(trained: Path, tmp_path: Path) -> None:
     export_run(trained, tmp_path / "out", dtype="float32")
     export_run(trained, tmp_path / "out", checkpoint="last")

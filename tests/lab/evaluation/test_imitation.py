@@ -102,6 +102,18 @@ def test_it_stops_early_and_keeps_the_best_and_resumes(file: Path, tmp_path: Pat
     assert kept.evaluation.metrics["loss"] == losses[kept.update]
 
 
+@pytest.mark.parametrize("agent", [{"pack_tokens": 15}, {"loss_on": "all"}])
+def test_each_way_of_learning_resumes(file: Path, tmp_path: Path, agent: dict[str, Any]) -> None:
+    table = {"agent": {"name": "sft", "lr": 1e-2, **agent}, "checkpoint_every": 1}
+    whole = rlhf_env.run(experiment(file, **table, budget={"updates": 5}))
+    rlhf_env.run(experiment(file, **table, budget={"updates": 2}), tmp_path / "run")
+    resumed = rlhf_env.run(experiment(file, **table, budget={"updates": 5}), tmp_path / "run", resume=True)
+    for name, value in whole.policy.state_dict().items():  # type: ignore[attr-defined]
+        assert torch.equal(value, resumed.policy.state_dict()[name]), name  # type: ignore[attr-defined]
+    texts = [row["train/texts"] for row in whole.metrics if row["update"]]
+    assert len(set(texts)) > 1 if "pack_tokens" in agent else set(texts) == {4.0}
+
+
 def test_with_a_reward_texts_are_measured_by_it_as_well(file: Path) -> None:
     metrics = rlhf_env.run(
         experiment(

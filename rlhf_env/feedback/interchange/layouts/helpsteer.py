@@ -121,8 +121,10 @@ def _joined(fields: Fields, *names: str) -> str:
 
 
 _HELPSTEER2 = "huggingface.co/datasets/nvidia/HelpSteer2 at 990b271"
-_STRENGTH = "-3 the first is much better, -2 better, -1 slightly better, 0 a tie, 1 to 3 the same of the second; its "
-"size is the margin"
+_STRENGTH = (
+    "-3 the first is much better, -2 better, -1 slightly better, 0 a tie, 1 to 3 the same of the second; its size is "
+    "the margin"
+)
 
 HELPSTEER2 = Layout(
     name="helpsteer2",

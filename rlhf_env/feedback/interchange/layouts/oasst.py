@@ -23,6 +23,9 @@ def _tree(row: JsonView, reading: Reading) -> list[Judgement]:
     root = row.get("prompt")
     if not isinstance(root, Mapping):
         raise DataError("prompt: expected the message at the root of the tree")
+    if root.get("deleted") is True:
+        reading.passes_over("trees whose first message was deleted")
+        return []
     open_nodes: list[tuple[Mapping[str, object], Messages]] = [(root, [])]
     while open_nodes:
         node, before = open_nodes.pop()

@@ -66,7 +66,7 @@ _REST = (
 _LOADERS = {
     "loaders": "open_instruct/safety/process_beavertail.py of allenai/open-instruct, and copies of the card of "
     f"huggingface.co/datasets/PKU-Alignment/PKU-SafeRLHF at 571c013; `..._source`, `..._sha256`: {UNCHECKED}",
-    "paper": "Dai et al. 2023: helpfulness and harmlessness are judged apart",
+    "paper": f"Dai et al. 2023, that helpfulness and harmlessness are judged apart: {UNCHECKED}",
 }
 
 PKU = Layout(

@@ -6,7 +6,7 @@ import math
 
 from rlhf_env.feedback.interchange.gathering import Reading
 from rlhf_env.feedback.interchange.layouts.fields import Fields, annotator_of, by_person, prompt_of
-from rlhf_env.feedback.interchange.layouts.layout import Layout, columns_of, unread
+from rlhf_env.feedback.interchange.layouts.layout import UNCHECKED, Layout, columns_of, unread
 from rlhf_env.feedback.judgements import Judgement
 from rlhf_env.feedback.kinds import Comparison, Verdict
 from rlhf_env.types import JsonView
@@ -75,7 +75,8 @@ SHP = Layout(
         ),
     ),
     sources={
-        "card": "huggingface.co/datasets/stanfordnlp/SHP at 534d986 and stanfordnlp/SHP-2 at bacea62, Data Structure"
+        "card": "huggingface.co/datasets/stanfordnlp/SHP at 534d986, Data Structure; that SHP-2 has the same columns: "
+        + UNCHECKED
     },
     read=_read,
 )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.interchange.gathering import Located, Reading
 from rlhf_env.feedback.interchange.layouts.fields import Fields, annotator_of, by_policy, prompt_of
-from rlhf_env.feedback.interchange.layouts.layout import Layout, PublishedColumn, columns_of, unread
+from rlhf_env.feedback.interchange.layouts.layout import UNCHECKED, Layout, PublishedColumn, columns_of, unread
 from rlhf_env.feedback.interchange.layouts.scores import comparisons_of
 from rlhf_env.feedback.judgements import Judgement, Response
 from rlhf_env.feedback.kinds import Comparison
@@ -159,7 +159,7 @@ SUMMARIZE_AXES = Layout(
     sources={
         "README": _README,
         "TRL": _TRL,
-        "paper": "Stiennon et al. 2020 (2009.01325v3), 7-point Likert scale of each axis",
+        "paper": "Stiennon et al. 2020 (2009.01325v3), 7-point Likert scale of each axis: " + UNCHECKED,
     },
     read=_axes,
     units=_by_post_and_worker,
