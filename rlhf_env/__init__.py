@@ -39,12 +39,12 @@ if TYPE_CHECKING:
     from rlhf_env.learning.experiment import EnvironmentSettings as EnvironmentSettings
     from rlhf_env.learning.experiment import EvaluationSettings as EvaluationSettings
     from rlhf_env.learning.experiment import Experiment as Experiment
-    from rlhf_env.learning.experiment import Workplace as Workplace
-    from rlhf_env.learning.experiment import build as build
     from rlhf_env.learning.policy_settings import PolicySettings as PolicySettings
     from rlhf_env.learning.rollout import Rollout as Rollout
     from rlhf_env.learning.rollout import finished as finished
     from rlhf_env.learning.spending import Budget as Budget
+    from rlhf_env.learning.workplace import Workplace as Workplace
+    from rlhf_env.learning.workplace import build as build
     from rlhf_env.pipeline.reward_settings import RewardModelSettings as RewardModelSettings
     from rlhf_env.pipeline.running import PipelineRun as PipelineRun
     from rlhf_env.pipeline.running import run_pipeline as run_pipeline
@@ -97,8 +97,8 @@ _HOMES = {
     "run_pipeline": "rlhf_env.pipeline.running",
     "PipelineRun": "rlhf_env.pipeline.running",
     # The pieces of an experiment.
-    "build": "rlhf_env.learning.experiment",
-    "Workplace": "rlhf_env.learning.experiment",
+    "build": "rlhf_env.learning.workplace",
+    "Workplace": "rlhf_env.learning.workplace",
     "Evaluator": "rlhf_env.lab.evaluation.evaluator",
     "collect": "rlhf_env.learning.collect",
     "Rollout": "rlhf_env.learning.rollout",

@@ -14,7 +14,8 @@ from rlhf_env.envs.file_task import File
 from rlhf_env.envs.text_env import TextEnv
 from rlhf_env.envs.tokenizers import AlphabetTokenizer, ByteTokenizer, FileTokenizer
 from rlhf_env.errors import ConfigError, DataError, EnvironmentMisuse
-from rlhf_env.learning.experiment import Experiment, build
+from rlhf_env.learning.experiment import Experiment
+from rlhf_env.learning.workplace import build
 
 sys.path.insert(0, str(Path(__file__).parent))
 from bad_inputs import wrong_with

@@ -23,10 +23,10 @@ from rlhf_env.envs.tokenizers import FileTokenizer, end_ids, load_tokenizer, pla
 from rlhf_env.errors import ConfigError, DataError, RlhfEnvError
 from rlhf_env.lab.evaluation.runs import load_run
 from rlhf_env.learning.agent import traits
-from rlhf_env.learning.experiment import Workplace
 from rlhf_env.learning.models import load_tokenizer_of, with_vocabulary_of
 from rlhf_env.learning.policy_settings import PolicySettings
 from rlhf_env.learning.run_models import TrainedModel, model_folder
+from rlhf_env.learning.workplace import Workplace
 from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.policies.policy import HasContext, Policy, Sampling
 from rlhf_env.runs_on_disk import experiment_table_of, run_in, tokenizer_of

@@ -21,10 +21,11 @@ from rlhf_env.envs.toy_tasks import Guess
 from rlhf_env.errors import ConfigError
 from rlhf_env.lab.evaluation.evaluator import Evaluator
 from rlhf_env.learning.engine import Optimization
-from rlhf_env.learning.experiment import Experiment, build
+from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.loop import train
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.spending import Budget
+from rlhf_env.learning.workplace import build
 from rlhf_env.types import Episode, Prompt, Score
 
 ECHO = {"name": "echo", "length": 4}

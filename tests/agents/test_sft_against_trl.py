@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from rlhf_env.lab.evaluation.runs import prepare
-from rlhf_env.learning.experiment import Workplace
+from rlhf_env.learning.workplace import Workplace
 from rlhf_env.policies.tiny import tiny_language_model
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

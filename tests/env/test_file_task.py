@@ -14,7 +14,8 @@ from rlhf_env.envs.file_task import File
 from rlhf_env.envs.tasks import load_task
 from rlhf_env.envs.tokenizers import FileTokenizer
 from rlhf_env.errors import ConfigError, DataError, MissingExtra
-from rlhf_env.learning.experiment import Experiment, build
+from rlhf_env.learning.experiment import Experiment
+from rlhf_env.learning.workplace import build
 from rlhf_env.testing import check_task
 from rlhf_env.types import Prompt
 

@@ -14,7 +14,8 @@ from rlhf_env.envs.tasks import load_task
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.lab.evaluation import evaluator as evaluation
 from rlhf_env.learning.agent import Decision
-from rlhf_env.learning.experiment import Experiment, Workplace, build
+from rlhf_env.learning.experiment import Experiment
+from rlhf_env.learning.workplace import Workplace, build
 from rlhf_env.plugins import host
 from rlhf_env.types import Observation
 

@@ -18,9 +18,10 @@ from rlhf_env.feedback.judgements import Author, Preference, Response
 from rlhf_env.feedback.offline import load_preferences, pair_episode, pair_source
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.lab.evaluation.runs import run
-from rlhf_env.learning.experiment import Experiment, build
+from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.functional import logprobs_under
 from rlhf_env.learning.run_folder import read_metrics
+from rlhf_env.learning.workplace import build
 from rlhf_env.types import Episode, Float, Prompt, TokenScorer
 
 TOKENIZER = load_tokenizer("alphabet:ab:")  # a 0, b 1, : 2, end 3, pad 4

@@ -24,7 +24,8 @@ import torch
 
 # All that is imported from inside the library: what turns a file of settings into what is in force.
 from rlhf_env.lab.benchmark.grid import Grid
-from rlhf_env.learning.experiment import Experiment, build
+from rlhf_env.learning.experiment import Experiment
+from rlhf_env.learning.workplace import build
 
 FORMATS = {  # of `preferences export`: the file that each writes
     "jsonl": "all.jsonl",

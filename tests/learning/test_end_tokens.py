@@ -21,7 +21,8 @@ from rlhf_env.feedback.judgements import Author, Response
 from rlhf_env.feedback.offline import pair_episode
 from rlhf_env.feedback.reward_models.model import RewardModel
 from rlhf_env.learning.collect import collect
-from rlhf_env.learning.experiment import Experiment, build
+from rlhf_env.learning.experiment import Experiment
+from rlhf_env.learning.workplace import build
 from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.policies.tiny import tiny_language_model
 from rlhf_env.types import Prompt

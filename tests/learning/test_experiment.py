@@ -17,10 +17,11 @@ from rlhf_env import plugins
 from rlhf_env.envs.tokenizers import FileTokenizer
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.learning.collect import collect
-from rlhf_env.learning.experiment import EnvironmentSettings, EvaluationSettings, Experiment, build
+from rlhf_env.learning.experiment import EnvironmentSettings, EvaluationSettings, Experiment
 from rlhf_env.learning.loop import train
 from rlhf_env.learning.policy_settings import PolicySettings
 from rlhf_env.learning.spending import Budget
+from rlhf_env.learning.workplace import build
 from rlhf_env.policies import tiny_language_model
 from rlhf_env.policies.policy import Sampling
 from rlhf_env.toml_files import read_toml

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from rlhf_env.lab.evaluation.health import VALUE_WARM_UP, WINDOW, Alert, Watch
-from rlhf_env.learning.experiment import build
 from rlhf_env.learning.loop import train
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
 from rlhf_env.learning.spending import Budget
+from rlhf_env.learning.workplace import build
 
 
 def test_what_watches_for_pathologies_forgets_the_middle_of_a_run() -> None:

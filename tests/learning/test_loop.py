@@ -18,7 +18,6 @@ from rlhf_env.lab.evaluation.runs import run as run_it
 from rlhf_env.learning import loop
 from rlhf_env.learning.collect import collect
 from rlhf_env.learning.engine import Optimization
-from rlhf_env.learning.experiment import build
 from rlhf_env.learning.loop import train
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
@@ -26,6 +25,7 @@ from rlhf_env.learning.schedules import multiplier
 from rlhf_env.learning.signals import Interrupted
 from rlhf_env.learning.spending import Budget
 from rlhf_env.learning.stopping import Patience
+from rlhf_env.learning.workplace import build
 
 from .scripted import END, LIMIT, TEXTS, Scripted, Spends, echo_env
 

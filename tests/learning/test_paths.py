@@ -9,7 +9,8 @@ import pytest
 
 import rlhf_env
 from rlhf_env.lab.benchmark.grid import Grid
-from rlhf_env.learning.experiment import Experiment, build
+from rlhf_env.learning.experiment import Experiment
+from rlhf_env.learning.workplace import build
 
 EXPERIMENT = """\
 [policy]

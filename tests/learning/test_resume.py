@@ -19,9 +19,10 @@ from rlhf_env import plugins
 from rlhf_env.cli import main as cli
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.learning import checkpoints
-from rlhf_env.learning.experiment import Experiment, Workplace
+from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.loop import Row
 from rlhf_env.learning.run_folder import read_metrics
+from rlhf_env.learning.workplace import Workplace
 
 from .resuming import (
     UPDATES,

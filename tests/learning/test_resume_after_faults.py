@@ -15,9 +15,9 @@ from rlhf_env import plugins
 from rlhf_env.errors import DataError, RewardError, RunFailed
 from rlhf_env.lab.evaluation.runs import run
 from rlhf_env.learning import checkpoints
-from rlhf_env.learning.experiment import build
 from rlhf_env.learning.loop import Row, train
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
+from rlhf_env.learning.workplace import build
 from rlhf_env.testing import make_episode
 from rlhf_env.types import Episode, Float
 

@@ -18,8 +18,9 @@ from rlhf_env.envs.tokenizers import AlphabetTokenizer, ByteTokenizer, FileToken
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.feedback.reward_models.model import RewardModel
 from rlhf_env.learning.checkpoints import fingerprint
-from rlhf_env.learning.experiment import Experiment, build
+from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.run_models import model_folder
+from rlhf_env.learning.workplace import build
 from rlhf_env.policies.tiny import tiny_language_model
 from rlhf_env.types import Prompt
 

@@ -13,7 +13,8 @@ from rlhf_env.envs import chitchat
 from rlhf_env.envs.file_task import File
 from rlhf_env.envs.tokenizers import PLAIN_PROMPTS, load_tokenizer, prompt_ids
 from rlhf_env.errors import DataError
-from rlhf_env.learning.experiment import Experiment, build
+from rlhf_env.learning.experiment import Experiment
+from rlhf_env.learning.workplace import build
 from rlhf_env.types import Prompt
 
 MODEL = "rlhf-env/chitchat"

@@ -13,12 +13,12 @@ from rlhf_rewards.kl import KL
 from rlhf_env.envs.rewards import Failures, RewardMix
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.errors import ConfigError, RewardError
-from rlhf_env.learning.experiment import build
 from rlhf_env.learning.functional import logprobs_under
 from rlhf_env.learning.loop import train
 from rlhf_env.learning.rollout import Rollout, demonstrations
 from rlhf_env.learning.sources import DataSource, EnvSource, Shuffled
 from rlhf_env.learning.spending import Spending
+from rlhf_env.learning.workplace import build
 from rlhf_env.testing import make_episode
 from rlhf_env.types import Episode, Float
 

@@ -15,8 +15,9 @@ from rlhf_env import plugins
 from rlhf_env.errors import ConfigError, Problem
 from rlhf_env.lab.evaluation.runs import run
 from rlhf_env.learning import checkpoints
-from rlhf_env.learning.experiment import Experiment, build
+from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.stopping import AnyOf, MaxKL, Patience, StoppingRule, load_stopping_rules
+from rlhf_env.learning.workplace import build
 
 
 def evaluations(rule: StoppingRule, objectives: Sequence[float | None]) -> list[bool]:
@@ -190,7 +191,7 @@ def test_patience_needs_somebody_who_evaluates(toy: Any) -> None:
 def test_what_a_table_gets_wrong_is_said_before_a_model_is_loaded(
     stopping: dict[str, Any], said: str, toy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rlhf_env.learning.experiment.load_policy", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("rlhf_env.learning.workplace.load_policy", lambda *_, **__: pytest.fail("a model was loaded"))
     with pytest.raises(ConfigError, match=said):
         build(toy("ppo", stopping=stopping))
 

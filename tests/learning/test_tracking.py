@@ -16,10 +16,11 @@ from rlhf_env import plugins
 from rlhf_env.cli.main import main
 from rlhf_env.errors import ConfigError, DiskRefused
 from rlhf_env.lab.evaluation.runs import load_run, run
-from rlhf_env.learning.experiment import Experiment, build
+from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.loop import histogram
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
 from rlhf_env.learning.tracking import bin_edges, drawn, histograms, load_tracker, numbers
+from rlhf_env.learning.workplace import build
 
 ROW = {
     "update": 3,
@@ -252,7 +253,7 @@ def test_an_experiment_that_asks_is_the_same_run_with_and_without(
 def test_a_tracker_that_is_none_is_found_before_a_model_is_loaded(
     trackers: dict[str, Any], said: str, toy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rlhf_env.learning.experiment.load_policy", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("rlhf_env.learning.workplace.load_policy", lambda *_, **__: pytest.fail("a model was loaded"))
     with pytest.raises(ConfigError, match=said):
         build(replace(toy("ppo"), trackers=trackers))
 

@@ -16,8 +16,9 @@ from rlhf_env.feedback.asking.collecting import sample_responses
 from rlhf_env.feedback.judgements import Response
 from rlhf_env.feedback.reward_models.fairness import GENDER, Gap, fairness_gaps
 from rlhf_env.feedback.reward_models.model import RewardModel
-from rlhf_env.learning.experiment import Experiment, build
+from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.loop import train
+from rlhf_env.learning.workplace import build
 from rlhf_env.policies.tiny import tiny_language_model
 from rlhf_env.types import Float, Prompt
 

@@ -16,7 +16,8 @@ pytest.importorskip("vaderSentiment", reason="the demo extra is not installed")
 from rlhf_env import assets, plugins
 from rlhf_env.envs import chitchat
 from rlhf_env.learning.collect import collect
-from rlhf_env.learning.experiment import Experiment, build
+from rlhf_env.learning.experiment import Experiment
+from rlhf_env.learning.workplace import build
 from rlhf_env.types import Episode
 
 ROWS = 64

@@ -15,7 +15,8 @@ from rlhf_rewards.length import Length
 from rlhf_env.envs.isolation import Limits, isolated
 from rlhf_env.envs.rewards import RewardMix
 from rlhf_env.errors import ConfigError
-from rlhf_env.learning.experiment import Experiment, build
+from rlhf_env.learning.experiment import Experiment
+from rlhf_env.learning.workplace import build
 from rlhf_env.testing import make_episode
 from rlhf_env.types import Episode, Float, KLPenalty
 

@@ -160,8 +160,9 @@ def test_transformers_is_new_enough() -> None:
 def test_a_revision_of_a_hub_model_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """S4: by model and tokenizer alike."""
     from rlhf_env.envs import tokenizers
-    from rlhf_env.learning.experiment import Experiment, build
+    from rlhf_env.learning.experiment import Experiment
     from rlhf_env.learning.policy_settings import PolicySettings
+    from rlhf_env.learning.workplace import build
 
     asked: list[Any] = []
 

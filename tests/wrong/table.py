@@ -12,7 +12,8 @@ from rlhf_env.envs.file_task import File
 from rlhf_env.feedback.asking.collecting import read_responses
 from rlhf_env.feedback.interchange import read_judgements
 from rlhf_env.feedback.store.store import PreferenceStore
-from rlhf_env.learning.experiment import Experiment, build
+from rlhf_env.learning.experiment import Experiment
+from rlhf_env.learning.workplace import build
 
 Content = str | bytes | Callable[[Path], object]
 

@@ -37,6 +37,7 @@ from rlhf_env.envs.transformers_tokenizer import quiet_transformers
 from rlhf_env.errors import ConfigError, DataError, RunFailed
 from rlhf_env.feedback.judgements import Preference, Response
 from rlhf_env.feedback.reward_models.config import Epoch, HeadKind, RewardModelConfig, TrainingRecord
+from rlhf_env.feedback.reward_models.reply_head import LIKELIHOODS, NEURONS, HiddenLayer, likelihoods_of
 from rlhf_env.learning.run_models import model_folder
 from rlhf_env.policies.anatomy import anatomy_of
 from rlhf_env.policies.loading import base_and_adapter, load_causal_lm
@@ -46,12 +47,7 @@ from rlhf_env.policies.untyped import HFModel
 from rlhf_env.types import Episode, Float, Int, JsonObject, Prompt, Tokenizer
 
 _POSITIONS_AT_ONCE = 8192  # tokens and padding in one forward pass when scoring
-_LOGITS_AT_ONCE = 2**26  # 256 MB of float32
 _FORMATS: dict[HeadKind, int] = {"linear": 1, "reply": 2}  # who can read only 1 refuses the others by name
-# Of the head "reply": by what it divides the trunk's logits to see its likelihoods, which are as sharp as whoever
-# trained the trunk left them; how many numbers it reads about them; the width of its hidden layer.
-_TEMPERATURES = (1.0, 1.25, 1.6)
-_LIKELIHOODS, _NEURONS = 2 * len(_TEMPERATURES) + 3, 128
 _DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _CARD, _HEAD = "reward_model.json", "reward_head.safetensors"
 _TOKENIZER_FILES = (
@@ -93,7 +89,7 @@ class RewardModel(nn.Module):
         config = trunk.config.get_text_config()
         like = next(trunk.parameters())
         self.head = head
-        self.hidden: _HiddenLayer | None = None
+        self.hidden: HiddenLayer | None = None
         read = int(config.hidden_size)
         if head == "reply":
             if not config.tie_word_embeddings:
@@ -101,9 +97,9 @@ class RewardModel(nn.Module):
                     "head: 'reply' reads likelihoods off the trunk's embeddings, and this trunk has others for its "
                     "output (tie_word_embeddings is false): use 'linear'"
                 )
-            read = 2 * read + _LIKELIHOODS
-            self.hidden = _HiddenLayer(read).to(like)
-            read += _NEURONS
+            read = 2 * read + LIKELIHOODS
+            self.hidden = HiddenLayer(read).to(like)
+            read += NEURONS
         self.heads = nn.Parameter(torch.zeros(members, read, dtype=like.dtype, device=like.device))
         self.mean: Float = np.zeros(members)
         self.std = 1.0
@@ -166,7 +162,7 @@ class RewardModel(nn.Module):
             return last
         response = mask & (positions >= starts[:, None])
         mean = (hidden * response[..., None]).sum(dim=1) / response.sum(dim=1, keepdim=True).clamp(min=1)
-        likelihoods = _likelihoods(hidden, self.trunk.get_input_embeddings().weight, ids, response, lengths)
+        likelihoods = likelihoods_of(hidden, self.trunk.get_input_embeddings().weight, ids, response, lengths)
         return torch.cat([last, mean, likelihoods], dim=1)
 
     def _states(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
@@ -358,69 +354,6 @@ class RewardModel(nn.Module):
             "sha256": {file.name: _sha256(file) for file in sorted(folder.glob("*.safetensors"))},
         }
         (folder / _CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-
-
-class _HiddenLayer(nn.Module):
-    """[B, F'] to [B, F' + 128]: the features brought to one scale, and beside them a GELU layer of them."""
-
-    def __init__(self, features: int) -> None:
-        super().__init__()
-        self.centre: Tensor
-        self.scale: Tensor
-        self.register_buffer("centre", torch.zeros(features))
-        self.register_buffer("scale", torch.ones(features))
-        # Its own stream: fitting begins at the same place whoever drew from the global one.
-        start = torch.randn(_NEURONS, features, generator=torch.Generator().manual_seed(0)) / features**0.5
-        self.weight, self.bias = nn.Parameter(start), nn.Parameter(torch.zeros(_NEURONS))
-
-    def forward(self, features: Tensor) -> Tensor:
-        even = (features - self.centre) / self.scale
-        return torch.cat([even, nn.functional.gelu(nn.functional.linear(even, self.weight, self.bias))], dim=1)
-
-    @torch.no_grad()
-    def measure(self, features: Tensor) -> None:
-        """Take the scale from the features of the texts to be fitted to."""
-        spread = features.std(dim=0)
-        self.centre.copy_(features.mean(dim=0))
-        self.scale.copy_(torch.where(spread > 0, spread, torch.ones_like(spread)))
-
-
-def _likelihoods(hidden: Tensor, embeddings: Tensor, ids: Tensor, response: Tensor, lengths: Tensor) -> Tensor:
-    """[B, 9]: over the response's tokens, at each temperature, the mean log-probability and the mean entropy of the
-    distributions they came from; at the first, the log-probability of the least likely and of the last; their number.
-
-    `hidden` [B, L, H], `ids` [B, L]; `response` [B, L] is True on the response. Logits are states times embeddings:
-    where a model scales or caps them on the way, these are not quite its own.
-    """
-    # What token t is likely to be is said at t - 1, and of a first token nothing is said.
-    written = nn.functional.pad(response[:, 1:], (1, 0))
-    states, tokens = hidden[written.roll(-1, dims=1)], ids[written]
-    columns = torch.cat(
-        [
-            hidden.new_zeros(0, 2 * len(_TEMPERATURES)),  # there may be no token at all
-            *(_of_tokens(some @ embeddings.T, token) for some, token in _in_parts(states, tokens, len(embeddings))),
-        ]
-    )
-    table = hidden.new_zeros(*ids.shape, columns.shape[1]).masked_scatter(written[..., None], columns)
-    count = written.sum(dim=1)
-    first = table[..., 0]
-    ends = torch.stack([first.min(dim=1).values, first.gather(1, lengths[:, None] - 1)[:, 0], count.to(first)], dim=1)
-    return torch.cat([table.sum(dim=1) / count.clamp(min=1)[:, None], ends], dim=1)
-
-
-def _in_parts(states: Tensor, tokens: Tensor, vocabulary: int) -> Iterator[tuple[Tensor, Tensor]]:
-    at_once = max(1, _LOGITS_AT_ONCE // vocabulary)
-    for start in range(0, len(tokens), at_once):
-        yield states[start : start + at_once], tokens[start : start + at_once]
-
-
-def _of_tokens(logits: Tensor, tokens: Tensor) -> Tensor:
-    """[N, 6]: log-probability of the token and entropy, at each temperature; logits [N, V]."""
-    columns = []
-    for temperature in _TEMPERATURES:
-        logprobs = (logits / temperature).log_softmax(dim=1)
-        columns += [logprobs.gather(1, tokens[:, None])[:, 0], -(logprobs.exp() * logprobs).sum(dim=1)]
-    return torch.stack(columns, dim=1)
 
 
 def distinct_texts(texts: Sequence[Text]) -> tuple[list[Text], list[int]]:

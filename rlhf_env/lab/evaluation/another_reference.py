@@ -7,8 +7,8 @@ from dataclasses import replace
 from rlhf_env.envs.tasks import held_out
 from rlhf_env.envs.tokenizers import end_ids, prompt_ids
 from rlhf_env.errors import DataError
-from rlhf_env.learning.experiment import Workplace
 from rlhf_env.learning.models import load_policy, load_tokenizer_of, with_vocabulary_of
+from rlhf_env.learning.workplace import Workplace
 from rlhf_env.policies.policy import Policy
 from rlhf_env.types import Tokenizer
 

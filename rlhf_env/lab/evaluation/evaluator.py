@@ -26,8 +26,8 @@ from rlhf_env.lab.evaluation.metric import Measured, Metric
 from rlhf_env.lab.evaluation.metrics import METRICS, metrics_of
 from rlhf_env.learning.agent import Agent, Decision, traits
 from rlhf_env.learning.collect import collect_with
-from rlhf_env.learning.experiment import Workplace
 from rlhf_env.learning.rollout import Rollout
+from rlhf_env.learning.workplace import Workplace
 from rlhf_env.policies.policy import HasContext, Policy, Sampling
 from rlhf_env.policies.tabular import TabularPolicy
 from rlhf_env.types import (

@@ -16,9 +16,9 @@ from rlhf_env import assets
 from rlhf_env.errors import ConfigError, DataError, DiskRefused, RlhfEnvError
 from rlhf_env.lab.evaluation.model_card import Provenance, is_shipped, model_card
 from rlhf_env.learning.agent import traits
-from rlhf_env.learning.experiment import Workplace
 from rlhf_env.learning.run_folder import read_metrics, record_of
 from rlhf_env.learning.run_models import Checkpoint, TrainedModel, save_language_model
+from rlhf_env.learning.workplace import Workplace
 from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.policies.lora import has_adapter, merge_adapter
 from rlhf_env.runs_on_disk import experiment_table_of, run_in

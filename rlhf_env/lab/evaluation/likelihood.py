@@ -22,7 +22,7 @@ from rlhf_env.learning.demonstrations import (
     demonstrations_of,
     mean_negative_log_likelihood,
 )
-from rlhf_env.learning.experiment import Workplace
+from rlhf_env.learning.workplace import Workplace
 from rlhf_env.policies.policy import HasContext
 from rlhf_env.types import Episode
 

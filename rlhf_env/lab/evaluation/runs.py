@@ -35,7 +35,7 @@ from rlhf_env.learning.checkpoints import fingerprint
 from rlhf_env.learning.code_of_runs import require_own_code
 from rlhf_env.learning.demonstrations import demonstration_source, demonstrations_of, note_on_template
 from rlhf_env.learning.engine import set_threads
-from rlhf_env.learning.experiment import Experiment, Workplace, build, check_plugins
+from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.loop import Row
 from rlhf_env.learning.models import context_before_loading, load_tokenizer_of
 from rlhf_env.learning.run_folder import (
@@ -49,6 +49,7 @@ from rlhf_env.learning.run_folder import (
 )
 from rlhf_env.learning.sources import EnvSource, Source
 from rlhf_env.learning.spending import Spending
+from rlhf_env.learning.workplace import Workplace, build, check_plugins
 from rlhf_env.plugins import host, name_in
 from rlhf_env.policies.policy import HasContext, Policy, all_weights
 from rlhf_env.runs_on_disk import paths_from

@@ -12,10 +12,11 @@ from rlhf_env.envs.rewards import NoReward
 from rlhf_env.errors import ConfigError, Problem, RunFailed
 from rlhf_env.lab.evaluation.runs import EVALUATION_FILE, evaluation_curve, run
 from rlhf_env.learning import checkpoints
-from rlhf_env.learning.experiment import Experiment, check_plugins
+from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.making_agents import imitates
 from rlhf_env.learning.models import load_tokenizer_of
 from rlhf_env.learning.run_folder import BEST
+from rlhf_env.learning.workplace import check_plugins
 from rlhf_env.pipeline.hashing import Hashes
 from rlhf_env.pipeline.stages.stage import Links, Role, Site, StageOrigin, StageOutcome, merged, with_inputs
 from rlhf_env.relative_paths import paths_of

@@ -29,9 +29,10 @@ from rlhf_env.lab.evaluation.evaluator import Evaluator
 from rlhf_env.lab.processes import Progress
 from rlhf_env.lab.report.formats import rich_table
 from rlhf_env.lab.report.report import write_report
-from rlhf_env.learning.experiment import Experiment, build
+from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.folder_lock import hold
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
+from rlhf_env.learning.workplace import build
 from rlhf_env.whole_files import write_json
 
 Toy = Mapping[str, Any]

@@ -23,8 +23,9 @@ from rlhf_env.lab.benchmark.run import run_benchmark
 from rlhf_env.lab.benchmark.tuning import FIRST_SEED, Tuning, what_was_tried
 from rlhf_env.lab.report.report import write_report
 from rlhf_env.learning.configuration import from_table
-from rlhf_env.learning.experiment import Experiment, build
+from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.ranges import Choice, Multiple, Ranges, Uniform
+from rlhf_env.learning.workplace import build
 from rlhf_env.testing import check_task
 
 Toy = Mapping[str, Any]

@@ -13,7 +13,8 @@ import torch
 from rlhf_env.envs.tasks import held_out, load_task
 from rlhf_env.lab.evaluation.evaluator import Evaluation, Evaluator
 from rlhf_env.lab.studies.exact import world as exact
-from rlhf_env.learning.experiment import Experiment, Workplace, build
+from rlhf_env.learning.experiment import Experiment
+from rlhf_env.learning.workplace import Workplace, build
 from rlhf_env.policies.tabular import TabularPolicy
 from rlhf_env.text_measures import distinct_n
 

@@ -17,7 +17,8 @@ from rlhf_env.envs.tokenizers import AlphabetTokenizer
 from rlhf_env.errors import ConfigError
 from rlhf_env.lab.evaluation.runs import prepare
 from rlhf_env.learning.demonstrations import demonstrations_of
-from rlhf_env.learning.experiment import Experiment, build
+from rlhf_env.learning.experiment import Experiment
+from rlhf_env.learning.workplace import build
 from rlhf_env.policies.language_model import LanguageModel
 
 WORDS = ["ab", "aab", "bba", "abab", "bb", "aba", "baa", "bab", "aabb", "bbab"]

@@ -21,8 +21,9 @@ from rlhf_env.lab.evaluation.metric import Measured, Metric
 from rlhf_env.lab.evaluation.metrics import METRICS, meaning_of, with_plugins
 from rlhf_env.lab.report.report import write_report
 from rlhf_env.lab.statistics import Estimate
-from rlhf_env.learning.experiment import Experiment, build
+from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.spending import Spending
+from rlhf_env.learning.workplace import build
 
 
 def share_of_a(replies: Measured) -> float:

@@ -20,8 +20,9 @@ from rlhf_env.lab.evaluation.evaluator import Evaluator
 from rlhf_env.lab.evaluation.passing import share_passed
 from rlhf_env.lab.evaluation.runs import run
 from rlhf_env.lab.statistics import pass_at_k
-from rlhf_env.learning.experiment import Experiment, Workplace, build
+from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.success import Success
+from rlhf_env.learning.workplace import Workplace, build
 from rlhf_env.policies import Sampling
 from rlhf_env.policies.decoding import draw
 

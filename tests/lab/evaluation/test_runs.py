@@ -22,8 +22,9 @@ from rlhf_env.errors import ConfigError
 from rlhf_env.lab.evaluation.health import Alert, Watch
 from rlhf_env.lab.evaluation.runs import Run, load_run, run
 from rlhf_env.learning.checkpoints import fingerprint
-from rlhf_env.learning.experiment import Experiment, build
+from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.signals import Interrupted
+from rlhf_env.learning.workplace import build
 
 UPDATES = 6
 

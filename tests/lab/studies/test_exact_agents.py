@@ -21,9 +21,10 @@ from rlhf_env.lab.studies.exact.agents import AGENTS, WITHIN, Reached, enumerabl
 from rlhf_env.lab.studies.exact.estimators import ESTIMATORS, Batches, Placement, loss_terms, measure
 from rlhf_env.lab.studies.exact.world import Objective, best_of_n, kl, response_logprobs
 from rlhf_env.learning.collect import collect
-from rlhf_env.learning.experiment import Experiment, Workplace, build
+from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.functional import pair_loss
 from rlhf_env.learning.rollout import Rollout
+from rlhf_env.learning.workplace import Workplace, build
 from rlhf_env.policies import TabularPolicy
 from rlhf_env.types import Episode
 

@@ -30,7 +30,8 @@ from rich.table import Table
 from rlhf_env.envs.toy_tasks import Enumerable
 from rlhf_env.errors import ConfigError
 from rlhf_env.lab.studies.exact.world import Objective
-from rlhf_env.learning.experiment import Experiment, Workplace, build
+from rlhf_env.learning.experiment import Experiment
+from rlhf_env.learning.workplace import Workplace, build
 from rlhf_env.policies.tabular import TabularPolicy
 from rlhf_env.types import JsonView
 

@@ -15,7 +15,7 @@ from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.errors import RunFailed
 from rlhf_env.lab.studies.overoptimization.study import REPLIES_AT_ONCE, Study, TellRow
 from rlhf_env.learning.collect import collect_with
-from rlhf_env.learning.experiment import Workplace, build
+from rlhf_env.learning.workplace import Workplace, build
 from rlhf_env.types import Episode, Task
 
 

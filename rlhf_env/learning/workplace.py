@@ -1,0 +1,349 @@
+"""Where an experiment runs: its parts, built by name, and their training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import Any
+
+from rlhf_env import plugins
+from rlhf_env.envs.over_long import fitted_task
+from rlhf_env.envs.reward_tables import RewardTable, load_rewards
+from rlhf_env.envs.rewards import NoReward, RewardMix
+from rlhf_env.envs.stop_strings import require_stop_strings
+from rlhf_env.envs.tasks import held_out, load_task
+from rlhf_env.envs.text_vector_env import TextVectorEnv
+from rlhf_env.errors import ConfigError, DataError, Problem, did_you_mean, under
+from rlhf_env.learning.agent import Agent, Setup, traits
+from rlhf_env.learning.checkpoints import fingerprint
+from rlhf_env.learning.engine import Engine
+from rlhf_env.learning.experiment import Experiment
+from rlhf_env.learning.loop import Row, Training, train
+from rlhf_env.learning.making_agents import agent_factory, imitates, make_agent
+from rlhf_env.learning.models import load_policy, load_tokenizer_of, with_vocabulary_of
+from rlhf_env.learning.run_folder import RunFolder, read_metrics
+from rlhf_env.learning.run_models import keep_base
+from rlhf_env.learning.sources import EnvSource, Source
+from rlhf_env.learning.spending import Spending
+from rlhf_env.learning.stopping import MaxKL, Patience, load_stopping_rules
+from rlhf_env.learning.success import Success
+from rlhf_env.learning.tracking import check_trackers
+from rlhf_env.own_code import OwnCode, files_in, names_code, require_unchanged
+from rlhf_env.policies.policy import HasContext, Policy, Sampling, all_weights
+from rlhf_env.types import ScoresItself, Task
+
+_OPTION = "; or set over_long in [environment]"
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """An experiment built: the environment, the agent, what they share, and where the agent's rollouts come from.
+
+    workplace = build(Experiment.load("experiment.toml"))
+    training = workplace.train()
+    print(training.reason, training.rows[-1]["rollout/reward"])
+    """
+
+    experiment: Experiment
+    env: TextVectorEnv
+    setup: Setup
+    agent: Agent
+    source: Source
+    notes: tuple[str, ...] = ()
+    """What whoever looks at the run's numbers should know of the texts behind them: how many were cut or left out."""
+    code: Mapping[str, str] = field(default_factory=dict)
+    """sha256, by path, of the files of your own code that it was built with."""
+
+    def train(
+        self,
+        *,
+        run: RunFolder | None = None,
+        resume: bool = False,
+        evaluate: Callable[[], Mapping[str, float]] | None = None,
+        lower_is_better: bool = False,
+        on_update: Callable[[Row, float], None] | None = None,
+    ) -> Training:
+        """Train as the experiment says, until its budget is spent or one of its rules for stopping has a reason.
+
+        Args:
+            run: where metrics and checkpoints go, an open run folder; without one, nothing is written and the rows of
+                metrics are in the result.
+            resume: continue from the newest checkpoint in `run`, if there is one.
+            evaluate: numbers of the agent as it now is, asked before training and every `[evaluation] every` updates;
+                `lambda: Evaluator.of(workplace)().metrics` gives those of the evaluation.
+            lower_is_better: of the measure `[evaluation] best`, by which the best agent is known.
+            on_update: called with each row of metrics and the share of the budget that is spent.
+
+        An agent that does not train is only evaluated. Raises ConfigError where the experiment needs something that is
+        missing here: evaluations for `patience`, a source of pairs for `preferences`; and what `train` raises.
+        """
+        experiment, setup = self.experiment, self.setup
+        stopping = load_stopping_rules(experiment.located().stopping_tables())
+        if evaluate is None and (counting := stopping.of(Patience)):
+            rule = f"patience = {experiment.patience}" if experiment.patience else f"[stopping.{counting[0]}]"
+            raise ConfigError(f"{rule} counts evaluations: pass `evaluate`, or use rlhf_env.run")
+        if experiment.preferences is not None and isinstance(self.source, EnvSource):
+            raise ConfigError(
+                "`preferences` are what the agent learns from: pass a source of pairs, or use rlhf_env.run"
+            )
+        if traits(self.agent).imitates and isinstance(self.source, EnvSource):
+            raise ConfigError(
+                f"{experiment.agent_label} learns from given answers and not from its own texts: pass a source "
+                "of demonstrations, or use rlhf_env.run"
+            )
+        if run is not None:
+            run.began_with("initial weights", fingerprint(all_weights(setup.reference)))
+            keep_base(run.path, setup.policy, setup.tokenizer)
+            run.note(self.notes)
+        rows = read_metrics(run.path) if run is not None and resume else []
+        if evaluate is not None and not rows:
+            rows = [{"update": 0, "spent/generated_tokens": 0, **{f"eval/{k}": v for k, v in evaluate().items()}}]
+            if run is not None:
+                run.log(rows[0])
+        first = [] if run is not None else rows
+        if not getattr(self.agent, "trains", True):
+            return Training("does not train", first)
+        if rows:
+            stopping(rows[0])  # what was there before training is there to be improved on
+        training = train(
+            self.agent,
+            self.source,
+            experiment.budget.for_epochs_of(self.source),
+            spending=setup.spending,
+            engine=setup.engine,
+            run=run,
+            resume=resume,
+            checkpoint_every=experiment.checkpoint_every,
+            evaluate=evaluate,
+            evaluate_every=experiment.evaluation.every,
+            stop_when=stopping,
+            worth=partial(_worth, f"eval/{experiment.evaluation.best}", -1.0 if lower_is_better else 1.0),
+            on_update=on_update,
+        )
+        return replace(training, rows=[*first, *training.rows])
+
+    @property
+    def rewarded(self) -> bool:
+        """Whether there is a reward to measure texts by: not where an agent imitates and none was asked for."""
+        return _is_rewarded(self.env.reward, self.experiment)
+
+    @cached_property
+    def evaluation_rewards(self) -> RewardMix | None:
+        """The rewards that only the evaluator sees (the gold reward), or None. Raises ConfigError."""
+        rewards = self.experiment.located().evaluation.rewards
+        if not rewards:
+            return None
+        require_unchanged(self.code, rewards)
+        provided = {"reference": self.setup.reference, "tokenizer": self.setup.tokenizer}
+        with under("evaluation", "rewards"):
+            return load_rewards(rewards, self.env.task, provided)
+
+    @property
+    def evaluation_sampling(self) -> Sampling | None:
+        """How the answers of an evaluation are drawn; None: as in training."""
+        changes = self.experiment.evaluation.decoding
+        return replace(self.setup.policy.sampling, **changes) if changes else None
+
+    def check_prompts(self) -> None:
+        """Encode the prompts of training and evaluation: the first 10,000, 8 of a task without end.
+
+        Raises DataError with all of them that do not fit the environment, or the model's context with an answer.
+        """
+        problems: dict[str, None] = {}
+        policy, longest = self.setup.policy, self.env.max_new_tokens
+        context = policy.context if isinstance(policy, HasContext) else None
+        for task in (self.env.task, held_out(self.env.task)):
+            for index in range(8 if task.size is None else min(task.size, 10_000)):
+                prompt = task.prompt(index, {})
+                try:
+                    asked = len(self.env.prompt_ids(prompt))
+                except DataError as error:
+                    problems |= dict.fromkeys(f"{problem}{_OPTION}" for problem in error.problems)
+                    continue
+                if context is not None and asked + longest > context + 1:  # the last token is never read
+                    said = (
+                        f"prompt {prompt.id[:60]!r} has {asked} tokens, which with {longest} new ones (max_new_tokens)"
+                    )
+                    said += f" exceed the model's context of {context}: shorten the prompt or the answers"
+                    problems[f"{said} ({prompt.text[:60]!r}){_OPTION}"] = None
+        if problems:
+            raise DataError(*problems)
+
+
+def _is_rewarded(reward: RewardMix, experiment: Experiment) -> bool:
+    asked_for = any(not isinstance(part, NoReward) for part in reward.parts.values())
+    return asked_for or bool(experiment.evaluation.rewards)
+
+
+def _worth(measure: str, sign: float, row: Row) -> float | None:
+    value = row.get(measure)
+    return sign * value if isinstance(value, (int, float)) else None
+
+
+def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
+    """Load the model, make the environment and the agent. `policy` stands in for `experiment.policy.model`.
+
+    Raises ConfigError; unknown names, wrong settings and bad files of prompts are found, all of them, before a model
+    is loaded.
+    """
+    written, experiment = experiment, experiment.located()
+    task = check_plugins(experiment)
+    settings = experiment.environment
+    with under("policy"):
+        tokenizer = load_tokenizer_of(experiment.policy)
+        if policy is None:
+            longest = experiment.environment.max_new_tokens
+            policy = load_policy(experiment.policy, tokenizer, task, max_new_tokens=longest, seed=experiment.seed)
+        with under("model"):
+            tokenizer = with_vocabulary_of(tokenizer, policy, experiment.policy.model)
+    with under("environment"):
+        require_stop_strings(settings.stop, tokenizer)
+    reference = policy.frozen_copy()
+    reference.reseed(experiment.seed + 1)
+    policy.reseed(experiment.seed)
+    with under("rewards"):
+        rewards = experiment.rewards
+        if imitates(experiment.agent) and rewards == Experiment().rewards and not isinstance(task, ScoresItself):
+            rewards = {"none": NoReward()}  # whoever imitates needs none
+        reward = load_rewards(rewards, task, {"reference": reference, "tokenizer": tokenizer})
+    if reward.kl is None and (measuring := load_stopping_rules(experiment.stopping_tables()).of(MaxKL)):
+        raise ConfigError(
+            Problem(
+                "max_kl is measured by a KL penalty, and none is among [rewards]: add one (`kl = 0.0` measures and "
+                "costs nothing)",
+                ("max_kl",) if experiment.max_kl is not None else ("stopping", measuring[0]),
+            )
+        )
+    notes: tuple[str, ...] = ()
+    if not imitates(experiment.agent) or _is_rewarded(reward, experiment):  # texts will be written
+        longest = settings.max_prompt_tokens
+        if isinstance(policy, HasContext) and policy.context is not None:  # the last token of a text is never read
+            longest = min(longest, policy.context + 1 - settings.max_new_tokens)
+        with under("task"):
+            task, notes = fitted_task(task, tokenizer, longest, settings.over_long)
+    env = TextVectorEnv(
+        settings.num_envs,
+        task=task,
+        reward=reward,
+        tokenizer=tokenizer,
+        max_new_tokens=settings.max_new_tokens,
+        max_prompt_tokens=settings.max_prompt_tokens,
+        action_length=settings.length,
+        autoreset_mode="Disabled",
+        stop=settings.stop,
+    )
+    spending = Spending()
+    setup = Setup(
+        policy=policy,
+        reference=reference,
+        tokenizer=tokenizer,
+        reward=env.reward,
+        batch_size=settings.num_envs,
+        action_length=settings.length,
+        max_new_tokens=settings.max_new_tokens,
+        seed=experiment.seed,
+        engine=Engine(spending),
+        spending=spending,
+        task=env.task,
+    )
+    with under("agent"):
+        agent = make_agent(experiment.agent, setup)
+    source = EnvSource(env, seed=experiment.seed, spending=spending, reference=reference)
+    return Workplace(written, env, setup, agent, source, notes, files_in(experiment.tables_of_plugins()))
+
+
+def check_plugins(experiment: Experiment) -> Task:
+    """The task. Raises ConfigError for everything that the tables of plugins get wrong, as far as no model is needed
+    to find it."""
+    experiment = experiment.located()
+    problems: list[str] = []
+
+    def look(check: Callable[[], Any], *keys: str) -> Any:
+        try:
+            with under(*keys):
+                return check()
+        except ConfigError as error:
+            problems.extend(problem for problem in error.problems if problem not in problems)
+
+    task: Task = look(lambda: load_task(experiment.task), "task")
+    for keys, rewards in (("rewards",), experiment.rewards), (("evaluation", "rewards"), experiment.evaluation.rewards):
+        for part, table in rewards.items():
+            look(partial(_check_reward, part, table), *keys, part)
+    agent = look(lambda: agent_factory(experiment.agent), "agent")
+    if agent is not None:
+        if imitates(experiment.agent) and experiment.preferences is not None:
+            name = experiment.agent.get("name")
+            said = (
+                f"{name} imitates every text it is given, and of judged answers some were rejected: dpo and kto learn "
+            )
+            said += f"from judgements; {name} learns the completions of a [task], of a file, say"
+            look(partial(_refuse, said), "preferences")
+        look(lambda: _check_budget(experiment), "budget")
+        look(lambda: _check_stopping(experiment), "stopping")
+    look(lambda: check_trackers(experiment.trackers), "trackers")
+    for name in experiment.evaluation.metrics or ():
+        look(
+            partial(plugins.host().load, "metric", OwnCode(name) if names_code(name) else name), "evaluation", "metrics"
+        )
+    look(lambda: check_success(experiment), "evaluation")
+    if problems:
+        raise ConfigError(*problems)
+    return task
+
+
+def _refuse(said: str) -> None:
+    raise ConfigError(Problem(said))
+
+
+def check_success(experiment: Experiment) -> None:
+    """Raises ConfigError where pass@k is asked for, and what success is told by is not measured."""
+    part, known = (
+        Success.read(experiment.evaluation.success).part,
+        [*experiment.rewards, *experiment.evaluation.rewards],
+    )
+    if experiment.evaluation.pass_at and part not in known:
+        said = f"success = {experiment.evaluation.success!r}: no part of the reward is called {part!r}"
+        raise ConfigError(Problem(f"{said}{did_you_mean(part, known)}", ("success",)))
+
+
+def _check_budget(experiment: Experiment) -> None:
+    """Epochs are passes over data, and who writes no texts spends none."""
+    budget = experiment.budget
+    stored = experiment.preferences is not None or imitates(experiment.agent)
+    if budget.epochs is not None and not stored:
+        said = "epochs are passes over given answers or stored preferences, and this agent learns from what it writes: "
+        raise ConfigError(Problem(said + "budget episodes, generated_tokens or updates", ("epochs",)))
+    if imitates(experiment.agent) and not experiment.preferences and not budget.is_of_stored_data:
+        raise ConfigError(
+            f"{experiment.agent_label} writes no texts: budget epochs, updates, gradient_steps or seconds"
+        )
+
+
+def _check_stopping(experiment: Experiment) -> None:
+    """What `Experiment` asks of `max_kl` and `patience` is asked of the same rules in tables."""
+    rules, problems = load_stopping_rules(experiment.stopping), []
+    for name in rules.of(Patience) if experiment.evaluation.every == 0 else ():
+        said = f"[stopping.{name}] counts evaluations on the way, and there are none: set `every` in [evaluation]"
+        problems.append(Problem(said, (name,)))
+    answers = imitates(experiment.agent)
+    if answers and experiment.max_kl is not None:
+        said = f"max_kl is measured on texts that the agent writes, and {experiment.agent_label} writes none"
+        problems.append(Problem(said))
+    for name in rules.of(MaxKL) if experiment.preferences is not None or answers else ():
+        why = (
+            "and with `preferences` it writes none"
+            if experiment.preferences is not None
+            else "and this one writes none"
+        )
+        said = f"[stopping.{name}] is measured on texts that the agent writes, {why}"
+        problems.append(Problem(said, (name,)))
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _check_reward(part: str, settings: Any) -> None:
+    if isinstance(settings, (bool, str, list)):  # what a file may hold and no reward is
+        raise ConfigError(f"[rewards] {part}: a weight or a table of settings is needed, got {settings!r}")
+    if isinstance(settings, (int, float, Mapping)):
+        RewardTable.read(part, settings).require_plugin()
