@@ -148,19 +148,23 @@ class Plan:
                     made.check()
             except ConfigError as error:
                 problems |= dict.fromkeys(error.problems)
-            outputs.setdefault(planned.name, _Anything())
+            outputs.setdefault(planned.name, _Anything(folder / planned.name))
         if problems:
             raise ConfigError(*problems)
 
 
 class _Anything(dict[str, object]):
-    """Of a stage that is wrong: whoever takes from it is not blamed for that."""
+    """Of a stage that is wrong: whoever takes from it is not blamed for that, and finds a path as if it were right."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
 
     def __contains__(self, key: object) -> bool:
         return True
 
     def __missing__(self, key: str) -> object:
-        return "tiny" if key == "" else -1.0
+        return str(self._folder) if key == "" else -1.0
 
 
 class Blame:

@@ -365,3 +365,39 @@ def test_a_dry_run_writes_nothing(pipeline: MakeFile, tmp_path: Path) -> None:
     assert ended.stdout.splitlines()[0] == "sft (sft) runs: not made yet"
     assert len(ended.stdout.splitlines()) == len(NAMES)
     assert not (tmp_path / "out").exists()
+
+
+def test_stages_that_take_from_a_wrong_one_are_not_blamed_for_it(tmp_path: Path) -> None:
+    file = tmp_path / "p.toml"
+    file.write_text(
+        """
+[defaults]
+policy = { model = "rlhf-env/chitchat" }
+task = { name = "prompts", prompts = ["a", "b"] }
+[[stage]]
+name = "sft"
+kind = "train"
+budgt = { updates = 2 }
+[[stage]]
+name = "answers"
+kind = "responses"
+from = "sft"
+limit = 3
+[[stage]]
+name = "votes"
+kind = "annotate"
+from = "answers"
+[[stage]]
+name = "taste"
+kind = "reward_model"
+from = ["sft", "votes"]
+[[stage]]
+name = "ppo"
+kind = "train"
+from = ["sft", "taste"]
+rewards = { bradley_terry = 1.0 }
+"""
+    )
+    with pytest.raises(ConfigError) as caught:
+        read_plan(file).check(tmp_path / "out")
+    assert [problem.split("'")[1] for problem in caught.value.problems] == ["budgt", "limit"]
