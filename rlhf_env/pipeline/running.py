@@ -187,7 +187,8 @@ class _Work:
         """Raises ConfigError for outputs that were made, are needed, and are gone or changed: all of them."""
         problems: list[str] = []
         for planned in self.plan.stages:
-            if planned.name in self.again:
+            later = not self.alone and planned.name not in self.wanted  # than --until: nothing here needs it
+            if planned.name in self.again or later:
                 continue
             record = Record.read(self.folder, planned.name)
             if self.alone and planned.name not in self.wanted:

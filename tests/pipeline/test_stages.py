@@ -196,8 +196,36 @@ def test_an_output_that_is_gone_or_changed_is_refused(done: Path) -> None:
         **dict.fromkeys(["taste", "ppo", "blind"], "run"),
         "sft": "skip",
     }
+    assert steps(done, until="sft")["sft"] == "skip", "what comes after --until is not asked for"
     run_pipeline(file, out, again=["answers", "votes"], until="votes")
     assert steps(done) == dict.fromkeys(NAMES, "skip"), "the same draws give the same answers: nothing else is remade"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        (
+            "budget = { updates = 3 }",
+            "environment = { max_prompt_tokens = 5 }",
+            "has 6 tokens, the environment takes 5",
+        ),
+        (
+            "budget = { updates = 3 }",
+            "environment = { max_new_tokens = 60 }",
+            "has 6 tokens, which with 60 new ones (max_new_tokens) exceed the model's context of 64",
+        ),
+        ("prompts = 10\n", "prompts = 10\nmax_prompt_tokens = 5\n", "has 6 tokens, the environment takes 5"),
+    ],
+)
+def test_prompts_too_long_for_a_later_stage_are_found_before_the_first_runs(
+    pipeline: MakeFile, tmp_path: Path, old: str, new: str, says: str
+) -> None:
+    file, out = pipeline((old, new)), tmp_path / "out"
+    with pytest.raises(ConfigError) as refused:
+        run_pipeline(file, out)
+    assert len(refused.value.problems) > 1, "all at once"
+    assert says in refused.value.problems[-1]
+    assert not out.exists()
 
 
 def test_a_folder_of_something_else_is_left_alone(pipeline: MakeFile, tmp_path: Path, whole: Path) -> None:

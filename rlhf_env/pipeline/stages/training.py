@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import ClassVar
 
 from rlhf_env.envs.rewards import NoReward
-from rlhf_env.errors import ConfigError, Problem, RunFailed
+from rlhf_env.envs.tasks import held_out, load_task
+from rlhf_env.errors import ConfigError, Problem, RunFailed, under
 from rlhf_env.lab.evaluation.runs import EVALUATION_FILE, evaluation_curve, run
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.making_agents import imitates
-from rlhf_env.learning.models import load_tokenizer_of
+from rlhf_env.learning.models import context_before_loading, load_tokenizer_of
+from rlhf_env.learning.policy_settings import PolicySettings
+from rlhf_env.learning.prompt_lengths import require_prompts_fit
 from rlhf_env.learning.run_folder import BEST
-from rlhf_env.learning.workplace import check_plugins
+from rlhf_env.learning.workplace import OR_OVER_LONG, asks_prompts, check_plugins
 from rlhf_env.pipeline.hashing import Hashes
 from rlhf_env.pipeline.stages.stage import Links, Role, Site, StageOrigin, StageOutcome, merged, with_inputs
 from rlhf_env.relative_paths import paths_of
@@ -57,6 +60,27 @@ class TrainStage:
         except ConfigError as error:
             error.change(lambda problem: problem.under("policy"))
             raise
+
+    @property
+    def policy(self) -> PolicySettings:
+        return self.experiment.located().policy
+
+    def check_prompts(self, policy: PolicySettings) -> None:
+        """As `prepare` does once the model is there."""
+        located = self.experiment.located()
+        settings = located.environment
+        if settings.over_long != "refuse" or not asks_prompts(located):
+            return
+        with under("task"):
+            task = load_task(located.task)
+            require_prompts_fit(
+                [task, held_out(task)],
+                load_tokenizer_of(policy),
+                max_prompt_tokens=settings.max_prompt_tokens,
+                max_new_tokens=settings.max_new_tokens,
+                context=context_before_loading(policy),
+                remedy=OR_OVER_LONG,
+            )
 
     def paths(self) -> Sequence[str]:
         return paths_of(self.experiment.folder or Path(), self.experiment, Experiment)
