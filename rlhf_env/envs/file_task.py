@@ -32,9 +32,10 @@ _LINES, _TABLES = (".jsonl", ".ndjson"), (".csv", ".tsv")
 class File:
     """The prompts of a file. The whole file is read and checked when the task is made; DataError lists all problems.
 
-    A conversation is rendered to text once, here; with a model's template, as transformers does it. The tokenizer adds
-    no special tokens to what a template wrote, so the ids are those of `apply_chat_template`. If the last message is
-    the assistant's, it counts as the answer: it is left out of the prompt and becomes `meta["completion"]`.
+    A conversation is asked in the model's own chat template, as transformers renders it: the ids are those of
+    `apply_chat_template`. The prompt's text, which people and stores see, is then its plain layout; so is what a model
+    without a template reads. If the last message is the assistant's, it counts as the answer: it is left out of the
+    prompt and becomes `meta["completion"]`.
     """
 
     path: Annotated[str, IsPath()]
@@ -42,9 +43,9 @@ class File:
     "owner/name" (the last two need the extra `datasets`)."""
     split: str = "train"
     """The split of a data set; files have none."""
-    chat_template: Annotated[str, IsPath()] = "plain"
-    """"plain" writes `User: ...` a line and ends with `Assistant:`; otherwise the folder or hub name of a model whose
-    tokenizer's own chat template is applied, with its prompt for an answer."""
+    chat_template: Annotated[str, IsPath()] = "own"
+    """"own" is that of the model that is asked. "plain", and a model without one, write `User: ...` a line and end with
+    `Assistant:`. Otherwise the folder or hub name of a model whose tokenizer's own chat template is applied."""
     held_out_fraction: ShareBelowOne = 0.0
     """The share set aside for evaluation, by a hash of the text: equal prompts stay together."""
     part: Part = "training"
@@ -225,8 +226,9 @@ def _prompt_of(id_: str, row: Mapping[str, object], renderer: _Renderer, where: 
     if len(content) > LONGEST_LINE:
         report(f"{where}, field {name!r}: {len(content):,} characters, a prompt may have at most {LONGEST_LINE:,}")
         return None
-    by_model = isinstance(row[name], list) and renderer.by_model
-    return Prompt(id=id_, text=content, meta=meta, messages=messages, rendered=by_model)
+    spoken = isinstance(row[name], list)
+    by_model, as_text = spoken and renderer.by_model, spoken and renderer.chat_template == "plain"
+    return Prompt(id=id_, text=content, meta=meta, messages=messages, rendered=by_model, as_text=as_text)
 
 
 def _wrong_messages(messages: Sequence[Any]) -> str:
@@ -254,7 +256,7 @@ class _Renderer:
 
     def __init__(self, chat_template: str) -> None:
         self.chat_template = chat_template
-        self.by_model = chat_template != "plain"
+        self.by_model = chat_template not in ("own", "plain")
 
     def __call__(self, messages: Sequence[JsonView]) -> str:
         return render_chat(self._tokenizer, messages) if self.by_model else plain_conversation(messages)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,14 +111,13 @@ class FileTokenizer:
         """The ids that the tokenizer itself gives the text, but for end tokens after it: an answer follows.
 
         A begin token that stands in the text already is not written twice. A text that a chat template rendered is
-        encoded as it is. A stored conversation, whose text is the plain layout of its messages, is read in the model's
-        own template, as the environment would ask it.
+        encoded as it is. A conversation, whose text is the plain layout of its messages, is read in the model's own
+        template. Raises DataError where that refuses it.
         """
+        prompt = as_asked(prompt, self)
         text = _utf8(prompt.text)
         if prompt.rendered:
             return self.encode(text)
-        if self.own.chat_template and (messages := conversation_of(prompt)):
-            return self.encode(_utf8(render_chat(self.own, messages)))
         if self._markers is not None and not any(marker in text for marker in self._markers):
             return self.encode(render_chat(self.own, [{"role": "user", "content": text}]))
         encoding = self._encoding(text, special=True)
@@ -211,8 +211,11 @@ def plain_conversation(messages: Sequence[JsonView]) -> str:
 
 
 def conversation_of(prompt: Prompt) -> Sequence[JsonView]:
-    """The messages that a stored prompt was written down from in the plain layout; empty for any other prompt."""
-    messages = prompt.meta.get("messages")
+    """The messages that a prompt was written down from in the plain layout, for each model to read in its own template;
+    empty for any other prompt. Of a stored prompt they are its `meta["messages"]`."""
+    if prompt.rendered or prompt.as_text:
+        return ()
+    messages = prompt.messages or prompt.meta.get("messages")
     spoken = isinstance(messages, (list, tuple)) and all(
         isinstance(message, Mapping)
         and isinstance(message.get("role"), str)
@@ -220,6 +223,27 @@ def conversation_of(prompt: Prompt) -> Sequence[JsonView]:
         for message in messages
     )
     return messages if spoken and messages and plain_conversation(messages) == prompt.text else ()
+
+
+def as_asked(prompt: Prompt, tokenizer: Tokenizer) -> Prompt:
+    """The prompt as the model reads it: a conversation as the text that the model's own chat template makes of it.
+
+    Any other prompt is itself; so is a conversation, in its plain layout, where the model has no template. Raises
+    DataError for a conversation that the template refuses.
+    """
+    if not has_template(tokenizer) or not (messages := conversation_of(prompt)):
+        return prompt
+    assert isinstance(tokenizer, FileTokenizer)
+    try:
+        text = render_chat(tokenizer.own, messages)
+    except Exception as error:  # templates refuse conversations with exceptions of their own
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"{prompt.id}: the model's chat template refuses it: {said}") from error
+    return replace(prompt, text=text, messages=tuple(messages), rendered=True)
+
+
+def has_template(tokenizer: Tokenizer) -> bool:
+    return isinstance(tokenizer, FileTokenizer) and bool(tokenizer.own.chat_template)
 
 
 def end_ids(known_to: HasEndId) -> tuple[int, ...]:

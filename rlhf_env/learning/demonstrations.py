@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rlhf_env.envs.over_long import FittedTask, OverLong, OverLongCount, cut_prompt, layout_of
-from rlhf_env.envs.tokenizers import FileTokenizer, end_ids, prompt_ids
+from rlhf_env.envs.tokenizers import FileTokenizer, as_asked, end_ids, prompt_ids
 from rlhf_env.envs.transformers_tokenizer import render_chat
 from rlhf_env.errors import DataError
 from rlhf_env.learning.agent import Demonstrated
@@ -112,8 +112,10 @@ def demonstrations_of(
 def answered_turns(prompt: Prompt, tokenizer: Tokenizer, wanted: Demonstrated) -> Iterator[tuple[Prompt, str]]:
     """(what is asked, what is answered) for each answer that is learned; those before the last one only if `wanted`.
 
-    Raises DataError where earlier ones are wanted, and cannot be asked as the model would be asked for them.
+    Raises DataError where the model's chat template refuses the conversation, and where earlier answers are wanted and
+    cannot be asked as the model would be asked for them.
     """
+    prompt = as_asked(prompt, tokenizer)
     if wanted.turns == "every":
         earlier = [place for place, message in enumerate(prompt.messages) if message["role"] == "assistant"]
         layout = layout_of(prompt, tokenizer) if earlier else None

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from rlhf_env.envs.file_task import File
-from rlhf_env.envs.tokenizers import FileTokenizer, prompt_ids
+from rlhf_env.envs.tokenizers import FileTokenizer, as_asked, plain_conversation, prompt_ids
 from rlhf_env.errors import DataError
 from rlhf_env.types import Prompt
 
@@ -57,13 +57,28 @@ def as_transformers(folder: Path, messages: list[dict[str, str]]) -> tuple[str, 
 
 
 def as_we_do(folder: Path, messages: list[dict[str, str]], tmp_path: Path) -> tuple[str, list[int]] | None:
+    """The same of the template by name, and by default, where the model that is asked decides."""
+    tokenizer = FileTokenizer(folder)
+    asked = File(rows_of(tmp_path, [messages])).prompt(0, {})
     try:
-        task = File(rows_of(tmp_path, [messages]), chat_template=str(folder))
+        prompt = File(rows_of(tmp_path, [messages]), chat_template=str(folder)).prompt(0, {})
     except DataError as error:
         assert "the chat template refuses it" in str(error)
+        with pytest.raises(DataError, match=r"^chats\.jsonl:1: the model's chat template refuses it: "):
+            prompt_ids(tokenizer, asked)
         return None
-    prompt = task.prompt(0, {})
-    return prompt.text, prompt_ids(FileTokenizer(folder), prompt)
+    ids = prompt_ids(tokenizer, prompt)
+    assert prompt_ids(tokenizer, asked) == ids
+    assert (asked.text, as_asked(asked, tokenizer).text) == (plain_conversation(messages), prompt.text)
+    return prompt.text, ids
+
+
+def test_the_plain_layout_by_name_is_read_as_text(tmp_path: Path) -> None:
+    tokenizer = FileTokenizer(save_chat_tokenizer(tmp_path / "model"))
+    messages = CONVERSATIONS["with a system message"]
+    prompt = File(rows_of(tmp_path, [messages]), chat_template="plain").prompt(0, {})
+    assert prompt_ids(tokenizer, prompt) == [256, *tokenizer.encode("System: Be brief.\nUser: Hi é\nAssistant:")]
+    assert prompt.messages, "rewards still see them"
 
 
 @pytest.mark.skipif(not templates_of_trl(), reason="TRL, whose templates these are, is not installed")
