@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from rlhf_env.delimited import misspelt, read_table
 from rlhf_env.envs.splits import Part
 from rlhf_env.envs.tasks import places_of
-from rlhf_env.envs.tokenizers import plain_conversation, tokenizer_folder
+from rlhf_env.envs.tokenizers import message_problem, plain_conversation, said_in, template_options, tokenizer_folder
 from rlhf_env.envs.transformers_tokenizer import HFTokenizer, own_tokenizer, render_chat
 from rlhf_env.errors import DataError, MissingExtra, Problem
 from rlhf_env.plain_data import LONGEST_LINE, read_file, read_json
@@ -35,7 +35,8 @@ class File:
     A conversation is asked in the model's own chat template, as transformers renders it: the ids are those of
     `apply_chat_template`. The prompt's text, which people and stores see, is then its plain layout; so is what a model
     without a template reads. If the last message is the assistant's, it counts as the answer: it is left out of the
-    prompt and becomes `meta["completion"]`.
+    prompt and becomes `meta["completion"]`. A message may call tools or consist of parts of text. The columns `tools`
+    (JSON schemas) and `chat_template_kwargs` are passed to the template.
     """
 
     path: Annotated[str, IsPath()]
@@ -203,11 +204,19 @@ def _prompt_of(id_: str, row: Mapping[str, object], renderer: _Renderer, where: 
             report(f"{where}, field {name!r}: {problem}")
             return None
         if content[-1]["role"] == "assistant":
-            meta["completion"] = content[-1]["content"]
+            meta |= completion_columns(content[-1])
             content = content[:-1]
         messages = tuple(content)
         try:
-            content = renderer(content)
+            options = template_options(row)
+        except DataError as error:
+            report(f"{where}, field {error}")
+            return None
+        if options.get("tools") and renderer.chat_template == "plain":
+            report(f"{where}, field 'tools': the plain layout tells a model of no tools: leave chat_template out")
+            return None
+        try:
+            content = renderer(content, options)
         except DataError:
             raise  # there is no template
         except Exception as error:  # templates refuse conversations with exceptions of their own
@@ -231,18 +240,19 @@ def _prompt_of(id_: str, row: Mapping[str, object], renderer: _Renderer, where: 
     return Prompt(id=id_, text=content, meta=meta, messages=messages, rendered=by_model, as_text=as_text)
 
 
+def completion_columns(message: JsonView) -> JsonObject:
+    """A given answer as columns: what it says; and the message, where that is more than one text (calls of tools)."""
+    whole = {} if message.keys() == {"role", "content"} and isinstance(message["content"], str) else dict(message)
+    return {"completion": said_in(message), **({"completion_message": whole} if whole else {})}
+
+
 def _wrong_messages(messages: Sequence[Any]) -> str:
     """The problem of a conversation; "" if it has none."""
     for number, message in enumerate(messages, start=1):
-        if not isinstance(message, Mapping):
-            return f"message {number}: expected an object with role and content, got {_kind(message)}"
-        for key in ("role", "content"):
-            if not isinstance(message.get(key), str):
-                return f"message {number}, {key!r}: expected a text, got {_kind(message.get(key))}"
-    prompt = [message for message in messages[:-1] if message["content"].strip()]
-    if messages and messages[-1]["role"] != "assistant":
-        prompt.append(messages[-1])
-    if not any(message["content"].strip() for message in prompt):
+        if problem := message_problem(message):
+            return f"message {number}{problem}"
+    answered = messages[-1:] and messages[-1]["role"] == "assistant"
+    if not any(said_in(message).strip() for message in (messages[:-1] if answered else messages)):
         return "no message asks for an answer"
     return ""
 
@@ -258,8 +268,8 @@ class _Renderer:
         self.chat_template = chat_template
         self.by_model = chat_template not in ("own", "plain")
 
-    def __call__(self, messages: Sequence[JsonView]) -> str:
-        return render_chat(self._tokenizer, messages) if self.by_model else plain_conversation(messages)
+    def __call__(self, messages: Sequence[JsonView], options: JsonView) -> str:
+        return render_chat(self._tokenizer, messages, options) if self.by_model else plain_conversation(messages)
 
     @cached_property
     def _tokenizer(self) -> HFTokenizer:

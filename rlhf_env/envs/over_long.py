@@ -18,7 +18,15 @@ from typing import Literal
 import numpy as np
 
 from rlhf_env.envs.tasks import held_out, option_names
-from rlhf_env.envs.tokenizers import FileTokenizer, as_asked, conversation_of, plain_conversation, prompt_ids
+from rlhf_env.envs.tokenizers import (
+    FileTokenizer,
+    as_asked,
+    conversation_of,
+    plain_conversation,
+    prompt_ids,
+    said_in,
+    template_options,
+)
 from rlhf_env.envs.transformers_tokenizer import render_chat
 from rlhf_env.errors import DataError
 from rlhf_env.types import (
@@ -134,14 +142,23 @@ def _longest_messages_cut(
     """With every message cut to the same number of characters, as large as fits; None where not even 1 does."""
 
     def written_to(characters: int) -> Prompt | None:
-        return layout([{**it, "content": cut_text(str(it["content"]), characters, how)} for it in messages])
+        return layout([_with_text_cut(it, characters, how) for it in messages])
 
     def fits_at(characters: int) -> bool:
         written = written_to(characters)
         return written is not None and fits(written)
 
-    kept = most_that_fit(fits_at, max(len(str(message["content"])) for message in messages))
+    kept = most_that_fit(fits_at, max(len(said_in(message)) for message in messages))
     return written_to(kept) if kept else None
+
+
+def _with_text_cut(message: JsonView, characters: int, how: OverLong) -> JsonView:
+    """With a shorter text; calls of functions stay whole."""
+    content = message.get("content")
+    if not content:
+        return message
+    text = cut_text(said_in({"content": content}), characters, how)
+    return {**message, "content": text if isinstance(content, str) else [{"type": "text", "text": text}]}
 
 
 def layout_of(prompt: Prompt, tokenizer: Tokenizer | None) -> Callable[[Sequence[JsonView]], Prompt | None] | None:
@@ -172,7 +189,9 @@ def layout_of(prompt: Prompt, tokenizer: Tokenizer | None) -> Callable[[Sequence
 
     def by_template(messages: Sequence[JsonView]) -> Prompt | None:
         try:
-            return replace(prompt, text=render_chat(own, messages), messages=tuple(messages))
+            return replace(
+                prompt, text=render_chat(own, messages, template_options(prompt.meta)), messages=tuple(messages)
+            )
         except Exception:  # templates refuse conversations with exceptions of their own
             return None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from rlhf_env.errors import DataError
 from rlhf_env.types import Prompt
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from chat_tokenizers import save_chat_tokenizer
+from chat_tokenizers import save_chat_tokenizer, templates_of_trl
 
 CONVERSATIONS: dict[str, list[dict[str, str]]] = {
     "one question": [{"role": "user", "content": "Why is the sky <blue> & not 'green'?"}],
@@ -29,13 +28,6 @@ CONVERSATIONS: dict[str, list[dict[str, str]]] = {
         {"role": "user", "content": "Bye"},
     ],
 }
-
-
-def templates_of_trl() -> list[Path]:
-    """The templates that TRL ships; none where it is not installed."""
-    found = importlib.util.find_spec("trl")
-    places = list(found.submodule_search_locations or ()) if found is not None else []
-    return sorted(path for place in places for path in Path(place).glob("chat_templates/*.jinja"))
 
 
 def rows_of(tmp_path: Path, conversations: Sequence[Any]) -> str:
