@@ -275,6 +275,64 @@ def test_killed_inside_a_stage_it_ends_in_the_same_bits(whole: Path, pipeline: M
     assert ours["blind"].numbers == theirs["blind"].numbers
 
 
+def test_a_raised_budget_goes_on_where_the_smaller_one_ended(done: Path, whole: Path) -> None:
+    file, out = done / "small.toml", done / "out"
+    rows = (out / "ppo" / "metrics.jsonl").read_bytes()
+    raised: dict[str, object] = {"ppo.budget": {"updates": 5}}
+    (said,) = (it for it in intentions(file, out, changes=raised) if it.name == "ppo")
+    assert (said.step, said.why) == ("resume", "budget.updates 3 -> 5 (--again ppo makes it anew)")
+    ended = run_pipeline(file, out, changes=raised, until="ppo")
+    assert (out / "ppo" / "metrics.jsonl").read_bytes().startswith(rows)
+    assert ended.stages["ppo"].numbers["updates"] == 5
+    assert not (out / "replaced").exists()
+    assert steps(done, changes=raised) == {**dict.fromkeys(NAMES[:5], "skip"), "blind": "anew"}
+    assert steps(done)["ppo"] == "anew", "the smaller budget again"
+    other: dict[str, object] = {**raised, "ppo.agent.lr": 2e-3}
+    assert steps(done, changes=other)["ppo"] == "anew", "another setting beside it"
+    assert steps(done, changes=raised, again=["ppo"])["ppo"] == "anew"
+    run_pipeline(file, out, changes=raised, again=["ppo"], until="ppo")
+    whole_run, went_on = (weights(out / place) for place in ("ppo", "replaced/ppo-1"))
+    assert all(whole_run[name].equal(went_on[name]) for name in whole_run), "nothing here goes by the budget's share"
+
+
+def test_a_folder_that_was_moved_while_a_stage_was_half_done(whole: Path, pipeline: MakeFile, tmp_path: Path) -> None:
+    file, out, elsewhere = pipeline(), tmp_path / "out", tmp_path / "elsewhere"
+    log = RunFolder.log
+
+    def log_and_die(run: RunFolder, row: Any) -> None:
+        log(run, row)
+        if run.path.name == "ppo" and row["update"] == 2:
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(RunFolder, "log", log_and_die)
+        run_pipeline(file, out)
+    out.rename(elsewhere)
+    assert {it.step for it in intentions(file, elsewhere)} == {"skip", "resume", "run"}
+    ended = run_pipeline(file, elsewhere)
+    assert ended.stages["blind"].numbers == records(whole / "out")["blind"].numbers
+    one, other = weights(elsewhere / "ppo"), weights(whole / "out" / "ppo")
+    assert all(one[name].equal(other[name]) for name in one)
+    assert str(out) + os.sep not in (elsewhere / "ppo" / "experiment.toml").read_text()
+
+
+def test_killed_while_it_goes_on_with_a_larger_budget(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, out = done / "small.toml", done / "out"
+    raised: dict[str, object] = {"ppo.budget": {"updates": 5}}
+    log = RunFolder.log
+
+    def log_and_die(run: RunFolder, row: Any) -> None:
+        log(run, row)
+        if row["update"] == 4:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(RunFolder, "log", log_and_die)
+        run_pipeline(file, out, changes=raised, until="ppo")
+    assert steps(done, changes=raised)["ppo"] == "resume"
+    assert run_pipeline(file, out, changes=raised, until="ppo").stages["ppo"].numbers["updates"] == 5
+
+
 def test_killed_while_it_writes_it_comes_to_the_same_answers(whole: Path, pipeline: MakeFile, tmp_path: Path) -> None:
     file, out = pipeline(), tmp_path / "out"
     run_pipeline(file, out, until="sft")

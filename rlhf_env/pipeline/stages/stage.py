@@ -80,6 +80,9 @@ class Stage(Protocol):
     aside: ClassVar[frozenset[str]]
     """Settings that change nothing of what it makes."""
 
+    takes_larger_budget: ClassVar[bool]
+    """Whether what was made with a smaller budget goes on with a larger one."""
+
     @staticmethod
     def table(own: JsonView, defaults: JsonView, links: Links) -> JsonObject:
         """All its settings: its own, those of [defaults] that it reads, and what stands for its inputs."""

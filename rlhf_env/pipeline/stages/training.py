@@ -18,9 +18,9 @@ from rlhf_env.learning.making_agents import imitates
 from rlhf_env.learning.models import context_before_loading, load_tokenizer_of
 from rlhf_env.learning.policy_settings import PolicySettings
 from rlhf_env.learning.prompt_lengths import require_prompts_fit
-from rlhf_env.learning.run_folder import BEST
+from rlhf_env.learning.run_folder import BEST, record_of
 from rlhf_env.learning.workplace import OR_OVER_LONG, asks_prompts, check_plugins
-from rlhf_env.pipeline.hashing import Hashes
+from rlhf_env.pipeline.hashing import Hashes, hash_of
 from rlhf_env.pipeline.stages.stage import Links, Role, Site, StageOrigin, StageOutcome, merged, with_inputs
 from rlhf_env.relative_paths import paths_of
 from rlhf_env.types import JsonObject, JsonView
@@ -37,6 +37,7 @@ class TrainStage:
     takes: ClassVar[Mapping[Role, bool]] = {"model": False, "reward_model": False, "store": False}
     gives: ClassVar[Sequence[Role]] = ("model", "runs")
     aside: ClassVar[frozenset[str]] = frozenset({"trackers"})
+    takes_larger_budget: ClassVar[bool] = True
     agent: ClassVar[str | None] = None
 
     @classmethod
@@ -114,14 +115,14 @@ class TrainStage:
         return False
 
     def identity(self, folder: Path, hashes: Hashes) -> str | None:
-        """The weights of the agent as later stages take it; the clock is left out."""
-        newest = checkpoints.latest(folder / BEST) or checkpoints.latest(folder / "checkpoints")
+        """The weights of the agent as later stages take it, at its best or last; the clock is left out."""
+        kept = [it for it in map(checkpoints.latest, (folder / BEST, folder / "checkpoints")) if it is not None]
         ended = folder / EVALUATION_FILE
         if not ended.is_file() or not (folder / "experiment.toml").is_file():
             return None
-        if newest is None:  # an agent that does not train
-            return hashes.of_files(folder, [folder / "experiment.toml"])
-        return hashes.of_files(newest, sorted(newest.glob("*.safetensors")))
+        if not kept:  # an agent that does not train
+            return record_of(folder).get("config_hash")  # as it was made: a folder may be moved
+        return hash_of([hashes.of_files(each, sorted(each.glob("*.safetensors"))) for each in kept])
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ class ResponsesStage:
     takes: ClassVar[Mapping[Role, bool]] = {"model": False}
     gives: ClassVar[Sequence[Role]] = ("store",)
     aside: ClassVar[frozenset[str]] = frozenset()
+    takes_larger_budget: ClassVar[bool] = False
 
     @staticmethod
     def table(own: JsonView, defaults: JsonView, links: Links) -> JsonObject:
