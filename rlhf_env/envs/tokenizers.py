@@ -77,9 +77,13 @@ class FileTokenizer:
     `pad` name those tokens; by default they are what `tokenizer_config.json` / `special_tokens_map.json` name. Instruct
     models often have several end tokens: `end_ids` are the tokenizer's, then those in `generation_config.json` and
     `config.json` beside it; an `end` that is named is the only one.
+
+    Decoded texts are without special tokens, but for those that `keep_special` names (`<think>`).
     """
 
-    def __init__(self, folder: str | Path, *, end: str | None = None, pad: str | None = None) -> None:
+    def __init__(
+        self, folder: str | Path, *, end: str | None = None, pad: str | None = None, keep_special: Sequence[str] = ()
+    ) -> None:
         self.folder = str(folder)
         file = Path(folder) / "tokenizer.json"
         if not file.is_file():
@@ -96,11 +100,25 @@ class FileTokenizer:
         self.pad_id = self._special("pad", pad_token, folder)
         others = () if end else named_end_ids(Path(folder))
         self.end_ids: tuple[int, ...] = tuple(dict.fromkeys((self.end_id, *others)))
+        self.keep_special = tuple(keep_special)
+        special = {i: it.content for i, it in self._tokenizer.get_added_tokens_decoder().items() if it.special}
+        self.hidden_ids = frozenset(i for i, token in special.items() if token not in self.keep_special)
+        """Tokens that no text shows."""
+        if problem := self._kept_problem():
+            raise DataError(problem)
         # Which tokens say that a prompt was rendered already, where the others are messages.
         self._markers: tuple[str, ...] | None = None
         if self.own.init_kwargs.get(PLAIN_PROMPTS) == "user":
-            added = self._tokenizer.get_added_tokens_decoder().values()
-            self._markers = tuple(token.content for token in added if token.special)
+            self._markers = tuple(special.values())
+
+    def _kept_problem(self) -> str:
+        ends = [self._tokenizer.id_to_token(i) for i in (*self.end_ids, self.pad_id)]
+        for token in self.keep_special:
+            if self._tokenizer.token_to_id(token) is None:
+                return f"keep_special: {token!r} is no token of the tokenizer in {self.folder}"
+            if token in ends:
+                return f"keep_special: {token!r} ends a text, and stands in none"
+        return ""
 
     def _special(self, role: str, token: str | None, folder: str | Path) -> int:
         found = self._tokenizer.token_to_id(str(token)) if token is not None else None
@@ -139,23 +157,37 @@ class FileTokenizer:
             raise DataError(f"the tokenizer in {self.folder} cannot read {text[:60]!r}: {error}") from error
 
     def decode(self, ids: Sequence[int], /) -> str:
-        return str(self.own.decode([int(i) for i in ids], skip_special_tokens=True))
+        if not self.keep_special:
+            return str(self.own.decode([int(i) for i in ids], skip_special_tokens=True))
+        shown = [int(i) for i in ids if int(i) not in self.hidden_ids]
+        return str(self.own.decode(shown, skip_special_tokens=False))
+
+    def keeping(self, tokens: Sequence[str]) -> FileTokenizer:
+        """The same tokenizer, with these special tokens in decoded texts. Raises DataError for what is none."""
+        return _reopen(self.folder, *self._end_and_pad(), self.vocab_size, self.end_ids, tuple(tokens))
 
     def belonging_to(self, vocab_size: int, end_ids: Sequence[int]) -> FileTokenizer:
         """The same tokenizer for a model with a larger vocabulary (many are rounded up) and further end tokens."""
         ends = tuple(dict.fromkeys((*self.end_ids, *end_ids)))
-        return _reopen(self.folder, *self._end_and_pad(), vocab_size, ends)
+        return _reopen(self.folder, *self._end_and_pad(), vocab_size, ends, self.keep_special)
 
     def _end_and_pad(self) -> tuple[str | None, str | None]:
         return self._tokenizer.id_to_token(self.end_id), self._tokenizer.id_to_token(self.pad_id)
 
     # Environments are pickled to worker processes, which read the file again.
     def __reduce__(self) -> tuple[object, ...]:
-        return _reopen, (self.folder, *self._end_and_pad(), self.vocab_size, self.end_ids)
+        return _reopen, (self.folder, *self._end_and_pad(), self.vocab_size, self.end_ids, self.keep_special)
 
 
-def _reopen(folder: str, end: str | None, pad: str | None, vocab_size: int, end_ids: tuple[int, ...]) -> FileTokenizer:
-    tokenizer = FileTokenizer(folder, end=end, pad=pad)
+def _reopen(
+    folder: str,
+    end: str | None,
+    pad: str | None,
+    vocab_size: int,
+    end_ids: tuple[int, ...],
+    keep_special: tuple[str, ...],
+) -> FileTokenizer:
+    tokenizer = FileTokenizer(folder, end=end, pad=pad, keep_special=keep_special)
     tokenizer.vocab_size, tokenizer.end_ids = vocab_size, end_ids
     return tokenizer
 
@@ -291,6 +323,15 @@ def as_asked(prompt: Prompt, tokenizer: Tokenizer) -> Prompt:
 
 def has_template(tokenizer: Tokenizer) -> bool:
     return isinstance(tokenizer, FileTokenizer) and bool(tokenizer.own.chat_template)
+
+
+def keeping_special(tokenizer: Tokenizer, tokens: Sequence[str]) -> Tokenizer:
+    """The tokenizer with these special tokens in the texts that it decodes. Raises DataError for what is none."""
+    if not tokens:
+        return tokenizer
+    if not isinstance(tokenizer, FileTokenizer):
+        raise DataError(f"keep_special: this tokenizer has no special tokens: {', '.join(map(repr, tokens))}")
+    return tokenizer.keeping(tokens)
 
 
 def end_ids(known_to: HasEndId) -> tuple[int, ...]:

@@ -23,6 +23,7 @@ from rlhf_env.envs.tokenizers import (
     conversation_of,
     end_ids,
     has_template,
+    keeping_special,
     load_tokenizer,
     plain_conversation,
     prompt_ids,
@@ -321,9 +322,14 @@ def open_chat(
         pad_id=tokenizer.pad_id,
         sampling=_sampling(usual, temperature, greedy),
     )
-    tokenizer = with_vocabulary_of(tokenizer, policy, name)
+    tokenizer = keeping_special(with_vocabulary_of(tokenizer, policy, name), _kept_in_training(run))
     longest = max_new_tokens or longest or min(_LONGEST, (policy.context or 2 * _LONGEST) // 2)
     return Chat(policy, tokenizer, max_new_tokens=longest, system=system, seed=seed, stop=strings)
+
+
+def _kept_in_training(run: Path | None) -> Sequence[str]:
+    """The special tokens that texts of the run show."""
+    return () if run is None else experiment_table_of(run).get("environment", {}).get("keep_special", ())
 
 
 def _of_run(

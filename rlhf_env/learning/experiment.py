@@ -62,6 +62,9 @@ class EnvironmentSettings:
     """Strings that end a text, such as ["\\nUser:"], with the token in which it first holds one. What is looked at is
     what the agent has said in its present turn, and not the prompt. The string's tokens are learned from as all others;
     `response`, which rewards read, ends before it, and `finish_reason` is "stop_string"."""
+    keep_special: list[str] = field(default_factory=list)
+    """Special tokens that stay in the text of a response, which rewards, metrics and people read, such as ["<think>",
+    "</think>"]. All others are left out of it."""
     over_long: OverLong = "refuse"
     """Texts that are too long - prompts of more than `max_prompt_tokens`, or than the model's context leaves room for;
     pairs, labels and demonstrations that the model cannot read - are refused by name, left out, or cut: prompts at
@@ -260,8 +263,9 @@ class Experiment:
         del table["trackers"], table["folder"], table["asks_in_plain"]
         if not self.stopping:
             del table["stopping"]
-        if not self.environment.stop:
-            del table["environment"]["stop"]
+        for name in ("stop", "keep_special"):
+            if not getattr(self.environment, name):
+                del table["environment"][name]
         if self.evaluation.best == EvaluationSettings().best:
             del table["evaluation"]["best"]
         for name in ("samples", "decoding", "pass_at", "success"):
