@@ -199,6 +199,7 @@ class RunFolder:
             command = [without_secrets(word) for word in sys.argv]
             begun = {"versions": versions(), "config_hash": self.config_hash, "command": command}
             begun["paths_from"] = str(self._paths_from)
+            begun["conversations"] = "own"  # how they are asked where nothing is said; older versions knew "plain" only
             write_whole(record, json.dumps(begun, indent=1))
         if not described.exists():
             write_whole(described, self._toml)

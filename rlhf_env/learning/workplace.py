@@ -14,6 +14,7 @@ from rlhf_env.envs.rewards import NoReward, RewardMix
 from rlhf_env.envs.stop_strings import require_stop_strings
 from rlhf_env.envs.tasks import held_out, load_task
 from rlhf_env.envs.text_vector_env import TextVectorEnv
+from rlhf_env.envs.tokenizers import keeping_special
 from rlhf_env.errors import ConfigError, Problem, did_you_mean, under
 from rlhf_env.learning.agent import Agent, Setup, traits
 from rlhf_env.learning.checkpoints import fingerprint
@@ -197,6 +198,8 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
             policy = load_policy(experiment.policy, tokenizer, task, max_new_tokens=longest, seed=experiment.seed)
         with under("model"):
             tokenizer = with_vocabulary_of(tokenizer, policy, experiment.policy.model)
+    with under("environment", "keep_special"):
+        tokenizer = keeping_special(tokenizer, settings.keep_special)
     with under("environment"):
         require_stop_strings(settings.stop, tokenizer)
     reference = policy.frozen_copy()

@@ -21,6 +21,7 @@ from rich.console import Console
 from rlhf_env.envs.rewards import NoReward, RewardMix
 from rlhf_env.envs.tasks import load_task
 from rlhf_env.envs.text_vector_env import TextVectorEnv
+from rlhf_env.envs.tokenizers import keeping_special
 from rlhf_env.errors import under
 from rlhf_env.feedback.judgements import Author, Response
 from rlhf_env.feedback.store.store import PreferenceStore
@@ -100,6 +101,7 @@ def write_into(
         tokenizer = load_tokenizer_of(model)
         policy = load_policy(model, tokenizer, task, max_new_tokens=wanted.max_new_tokens, seed=wanted.seed)
         tokenizer = with_vocabulary_of(tokenizer, policy, wanted.model)
+        tokenizer = keeping_special(tokenizer, _of_training(wanted.model, "keep_special"))
     writing = _Writing(wanted, task, tokenizer, policy)
     writing.check_prompts()
     progress = _Progress.of(place, store, writing)
@@ -117,9 +119,10 @@ def write_into(
     return AnswersWritten(answers, tokens)
 
 
-def _trained_to_stop_at(model: str) -> list[str]:
+def _of_training(model: str, setting: str) -> list[str]:
+    """What a list of a run's [environment] holds: "stop", "keep_special"; nothing of another model."""
     run = run_in(Path(model).expanduser())
-    return [] if run is None else list(experiment_table_of(run).get("environment", {}).get("stop", ()))
+    return [] if run is None else list(experiment_table_of(run).get("environment", {}).get(setting, ()))
 
 
 class _Batch(NamedTuple):
@@ -143,7 +146,7 @@ class _Writing:
             max_prompt_tokens=wanted.max_prompt_tokens,
             action_length=None,
             autoreset_mode="Disabled",
-            stop=_trained_to_stop_at(wanted.model) if wanted.stop is None else wanted.stop,
+            stop=_of_training(wanted.model, "stop") if wanted.stop is None else wanted.stop,
         )
         spending = Spending()
         setup = Setup(
