@@ -350,6 +350,19 @@ def prompt_ids(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
     return tokenizer.encode(prompt.text)
 
 
+def prompt_ids_within(tokenizer: Tokenizer, prompt: Prompt, most: int) -> list[int]:
+    """The same. Raises DataError for a prompt without a token, and for one of more than `most`."""
+    ids = prompt_ids(tokenizer, prompt)
+    if not ids:
+        raise DataError(f"prompt {prompt.id!r} has no token: the first response token needs one before it")
+    if len(ids) > most:
+        raise DataError(
+            f"prompt {prompt.id[:60]!r} has {len(ids)} tokens, the environment takes {most}: "
+            f"raise max_prompt_tokens or shorten it ({prompt.text[:60]!r})"
+        )
+    return ids
+
+
 def load_tokenizer(spec: str | Path | Tokenizer, *, revision: str | None = None) -> Tokenizer:
     """`"bytes"`, `"alphabet:0123"`, a folder with a tokenizer.json, a run, a shipped model, a hub name; or a tokenizer.
 

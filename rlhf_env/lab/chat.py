@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from rlhf_env.envs.rewards import RewardMix
+from rlhf_env.envs.rewards import NoReward, RewardMix
 from rlhf_env.envs.stop_strings import StopStrings
 from rlhf_env.envs.tokenizers import (
     conversation_of,
@@ -142,6 +142,8 @@ class Chat:
         mix, task, asked = self._workplace.env.reward, self._workplace.env.task, answer.episode.prompt
         said = []
         for name, part in mix.parts.items():
+            if isinstance(part, NoReward):  # of an agent that imitates, which none was asked for
+                continue
             if name == "task" and isinstance(task, ScoresItself) and task.prompt(0, {}).meta and asked.id == _OURS:
                 why_not = "the question is none of the task's, which come with what their answers are scored by"
                 said.append(PartOfReward(name, mix.weights[name], None, why_not))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ from rlhf_env.errors import DataError, DiskRefused, UnknownName
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.policy_settings import PolicySettings
-from rlhf_env.learning.run_folder import BEST, config_hash, hashes_before
+from rlhf_env.learning.run_folder import BEST, config_hash, hashes_before, record_of
 from rlhf_env.learning.tokenizer_files import save_tokenizer
 from rlhf_env.own_code import label_of
 from rlhf_env.policies.language_model import LanguageModel
@@ -50,6 +51,9 @@ from rlhf_env.types import JsonObject, Tokenizer
 from rlhf_env.whole_files import folder_written
 
 Checkpoint = Literal["best", "last"]
+# transformers makes a model under torch's default dtype, which is the whole process's: of two threads that make one at
+# once, the second would put back what the first had set.
+_ONE_AT_A_TIME = threading.Lock()
 _MADE_OF = "made_of.json"  # of a folder that was made of a checkpoint: of which one, and the sizes of its files
 
 
@@ -168,18 +172,21 @@ class TrainedModel:
     def _merged(
         self, state: Mapping[str, Any], settings: PolicySettings, tokenizer: Tokenizer, base: str, adapter: Path | None
     ) -> HFModel:
-        """The model that a run with adapters began with, which has to be there still, and its adapters in it."""
-        dtype = settings.torch_dtype
+        """The model that a run with adapters began with, which has to be there still, and its adapters in it.
+
+        Raises DataError where that model has other weights now: the adapters say nothing of those.
+        """
+        dtype, seed = settings.torch_dtype, int(self.experiment.get("seed", 0))
         if settings.model == "tiny":
             size, end, pad = tokenizer.vocab_size, tokenizer.end_id, tokenizer.pad_id
-            seed = int(self.experiment.get("seed", 0))
             model = tiny_language_model(vocab_size=size, end_id=end, pad_id=pad, dtype=dtype, seed=seed).model
         else:
             model = load_causal_lm(base, dtype, settings.revision)
         if adapter is not None:
             load_adapter(model, adapter)
         elif settings.lora is not None:
-            add_adapter(model, settings.lora, seed=0)  # what is drawn is replaced
+            add_adapter(model, settings.lora, seed)
+        require_begun_with(self.run, settings, {f"model.{name}": value for name, value in model.state_dict().items()})
         names = {name for name in model.state_dict() if is_of_adapter(name)}
         self._load(model, self._weights(state, names), settings)
         return merge_adapter(model)
@@ -218,6 +225,20 @@ class TrainedModel:
 
     def _base_name(self) -> str:
         return repr(self.settings.model)
+
+
+def require_begun_with(run: Path, settings: PolicySettings, weights: Mapping[str, Tensor]) -> None:
+    """Raise DataError unless these are the weights that a run began with, as far as its record says which they were."""
+    if has_other_weights(run, weights):
+        raise DataError(
+            f"run {run}: {settings.model!r} has other weights than the run began with, and the run kept its adapters "
+            "alone, which belong to those: put that model back"
+        )
+
+
+def has_other_weights(run: Path, weights: Mapping[str, Tensor]) -> bool:
+    """Whether a run began with other weights than these; False where its record says nothing of them."""
+    return record_of(run).get("initial weights") not in (None, checkpoints.fingerprint(weights))
 
 
 def keep_base(run: Path, policy: object, tokenizer: Tokenizer) -> None:

@@ -22,7 +22,7 @@ from rlhf_env.envs.rewards import NoReward, RewardMix
 from rlhf_env.envs.tasks import load_task
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.envs.tokenizers import keeping_special
-from rlhf_env.errors import DataError, under
+from rlhf_env.errors import under
 from rlhf_env.feedback.judgements import Author, Response
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.lab.progress import stage
@@ -33,8 +33,9 @@ from rlhf_env.learning.engine import Engine
 from rlhf_env.learning.making_agents import make_agent
 from rlhf_env.learning.models import load_policy, load_tokenizer_of, with_vocabulary_of
 from rlhf_env.learning.policy_settings import PolicySettings
+from rlhf_env.learning.prompt_lengths import require_prompts_fit
 from rlhf_env.learning.spending import Spending
-from rlhf_env.policies.policy import Policy, Sampling
+from rlhf_env.policies.policy import HasContext, Policy, Sampling
 from rlhf_env.runs_on_disk import experiment_table_of, run_in
 from rlhf_env.settings import AtLeastOne, Chooses, IsPath, Name, Positive, Seed, settings
 from rlhf_env.types import Episode, JsonObject, Prompt, State, Task, Tokenizer
@@ -171,14 +172,14 @@ class _Writing:
 
     def check_prompts(self) -> None:
         """Raise DataError with every prompt that does not fit."""
-        problems: dict[str, None] = {}
-        for index in range(min(self.prompts, 10_000)):
-            try:
-                self.env.prompt_ids(self.prompt(index))
-            except DataError as error:
-                problems |= dict.fromkeys(error.problems)
-        if problems:
-            raise DataError(*problems)
+        require_prompts_fit(
+            [self.task],
+            self.tokenizer,
+            max_prompt_tokens=self.env.max_prompt_tokens,
+            max_new_tokens=self.env.max_new_tokens,
+            context=self.policy.context if isinstance(self.policy, HasContext) else None,
+            first=self.prompts,
+        )
 
     def batches(self, progress: _Progress) -> Iterator[_Batch]:
         wanted, size, number = self.wanted, self.wanted.num_envs, 0

@@ -87,3 +87,19 @@ def test_a_run_with_adapters_is_a_model_and_needs_none(tmp_path: Path) -> None:
     policy = {"model": str(tmp_path / "run"), "lora": {"rank": 3}}
     further = rlhf_env.run({**experiment("ppo"), "policy": policy}, tmp_path / "further")
     assert torch.isfinite(torch.tensor(further.evaluation.metrics["objective"]))
+
+
+def test_adapters_are_not_put_on_another_model_than_the_run_began_with(tmp_path: Path) -> None:
+    from rlhf_env.errors import DataError
+    from rlhf_env.learning.run_models import model_folder
+
+    base, run = tmp_path / "base", tmp_path / "run"
+    first = experiment("grpo")
+    del first["policy"]["lora"]
+    rlhf_env.run(first, base)
+    rlhf_env.run({**experiment("grpo"), "policy": {"model": str(base), "lora": {"rank": 2}}}, run)
+    rlhf_env.run({**first, "budget": {"updates": 4}}, base, resume=True)  # the model that is named goes on
+    for use in (lambda: model_folder(str(run)), lambda: rlhf_env.load_run(run)):
+        with pytest.raises(DataError, match=r"other weights than the run began with.*: put that model back"):
+            use()
+    assert not list((run / "model").glob("*"))

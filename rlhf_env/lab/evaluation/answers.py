@@ -17,7 +17,7 @@ from rlhf_env.feedback.interchange.provenance import prompt_from
 from rlhf_env.feedback.judgements import Author, Response
 from rlhf_env.lab.evaluation.against_reference import ReferenceWriter
 from rlhf_env.lab.evaluation.another_reference import load_other
-from rlhf_env.lab.evaluation.evaluator import Evaluator
+from rlhf_env.lab.evaluation.evaluator import Evaluator, longest_prompt
 from rlhf_env.lab.evaluation.runs import load_run
 from rlhf_env.learning.collect import collect_with
 from rlhf_env.runs_on_disk import run_in
@@ -86,13 +86,14 @@ def _answers_of_model(model: str, name: str, run: Path, prompts: int | None, tru
     policy, tokenizer = load_other(workplace, model)
     evaluation, ours = workplace.experiment.evaluation, workplace.env
     rows = prompts or evaluation.prompts
+    asked = replace(workplace.experiment, evaluation=replace(evaluation, prompts=rows))
     env = TextVectorEnv(
         rows,
         task=held_out(ours.task),
         reward=RewardMix({"none": NoReward()}),
         tokenizer=tokenizer,
         max_new_tokens=ours.max_new_tokens,
-        max_prompt_tokens=ours.max_prompt_tokens,
+        max_prompt_tokens=longest_prompt(replace(workplace, experiment=asked), tokenizer),
         action_length=ours.action_length,
         autoreset_mode="Disabled",
         stop=ours.stop,

@@ -18,7 +18,7 @@ from rlhf_env.envs.rewards import KLPart, RewardMix
 from rlhf_env.envs.stop_strings import completions
 from rlhf_env.envs.tasks import held_out
 from rlhf_env.envs.text_vector_env import TextVectorEnv
-from rlhf_env.envs.tokenizers import end_ids
+from rlhf_env.envs.tokenizers import end_ids, prompt_ids
 from rlhf_env.errors import ConfigError, DataError, Problem, RewardError, under
 from rlhf_env.feedback.offline import load_fitting
 from rlhf_env.lab.evaluation.asked import PromptsAsked, question_of
@@ -41,12 +41,29 @@ from rlhf_env.types import (
     Replies,
     Score,
     Stops,
+    Tokenizer,
     TokenScorer,
 )
 
 # The most texts, all prompts together, that are read for an exact KL: no more than an evaluation samples.
 _ENUMERABLE = 256
 _OF_AN_ENDLESS_TASK = 4096  # prompts of training that are looked at: those of the lists within a mixture are among them
+
+
+def longest_prompt(workplace: Workplace, tokenizer: Tokenizer) -> int:
+    """The most tokens that a prompt of the evaluation may have.
+
+    An agent that imitated read its answers after prompts of any length, and `max_prompt_tokens` bounded none of them:
+    it may be asked what the model has room for.
+    """
+    env, policy = workplace.env, workplace.setup.policy
+    if not traits(workplace.agent).imitates or workplace.rewarded:
+        return env.max_prompt_tokens
+    task, asked = held_out(env.task), workplace.experiment.evaluation.prompts
+    longest = max(len(prompt_ids(tokenizer, task.prompt(i, {}))) for i in range(min(asked, task.size or asked)))
+    if isinstance(policy, HasContext) and policy.context is not None:  # the last token of a text is never read
+        longest = min(longest, policy.context + 1 - env.max_new_tokens)
+    return max(longest, env.max_prompt_tokens)
 
 
 @dataclass(frozen=True)
@@ -247,7 +264,7 @@ class Evaluator:
             reward=RewardMix(parts, failures=failures, measures=True),
             tokenizer=env.tokenizer,
             max_new_tokens=env.max_new_tokens,
-            max_prompt_tokens=env.max_prompt_tokens,
+            max_prompt_tokens=longest_prompt(self.workplace, env.tokenizer),
             action_length=env.action_length,
             autoreset_mode="Disabled",
             stop=env.stop,
@@ -273,12 +290,12 @@ class Evaluator:
             return None
         count = self.workplace.experiment.evaluation.prompts
         prompts = (task.prompt(index % (task.size or count), {}) for index in range(count))
-        asked = Counter(tuple(env.prompt_ids(prompt).tolist()) for prompt in prompts)
+        asked = Counter(tuple(prompt_ids(env.tokenizer, prompt)) for prompt in prompts)
         if possible * len(asked) > _ENUMERABLE:
             return None
         total = 0.0
-        for prompt_ids, times in asked.items():
-            texts = list(_every_text(prompt_ids, choices, ends, longest, env.stops))
+        for ids, times in asked.items():
+            texts = list(_every_text(ids, choices, ends, longest, env.stops))
             ours, theirs = (
                 np.array([row.sum() for row in writer.response_logprobs(texts)])
                 for writer in (setup.policy, setup.reference)

@@ -31,7 +31,6 @@ from rlhf_env.lab.evaluation.health import WARNINGS_FILE, Alert, Watch
 from rlhf_env.lab.evaluation.likelihood import Likelihood
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.agent import Agent, traits
-from rlhf_env.learning.checkpoints import fingerprint
 from rlhf_env.learning.code_of_runs import require_own_code
 from rlhf_env.learning.demonstrations import demonstration_source, demonstrations_of, note_on_template
 from rlhf_env.learning.engine import set_threads
@@ -47,10 +46,12 @@ from rlhf_env.learning.run_folder import (
     read_metrics,
     record_of,
 )
+from rlhf_env.learning.run_models import has_other_weights, require_begun_with
 from rlhf_env.learning.sources import EnvSource, Source
 from rlhf_env.learning.spending import Spending
 from rlhf_env.learning.workplace import Workplace, build, check_plugins
 from rlhf_env.plugins import host, name_in
+from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.policies.policy import HasContext, Policy, all_weights
 from rlhf_env.runs_on_disk import asked_in_plain, paths_from
 from rlhf_env.shown_text import near
@@ -458,8 +459,10 @@ def load_run(folder: str | Path, checkpoint: Literal["last", "best"] = "last", *
     state, manifest = checkpoints.load(newest)
     if manifest.get("config_hash") not in (config_hash(toml), *hashes_before(folder)):
         raise DataError(f"{described} is not what {newest} was trained with: it was changed; put it back")
-    began_with = record_of(folder).get("initial weights")
-    if began_with not in (None, fingerprint(all_weights(workplace.setup.reference))):
+    reference = workplace.setup.reference
+    if isinstance(reference, LanguageModel) and reference.adapted:
+        require_begun_with(folder, experiment.policy, all_weights(reference))
+    elif has_other_weights(folder, all_weights(reference)):
         said = f"{folder}: {experiment.policy.model!r} has other weights than the run began with: what is said of "
         warnings.warn(f"{said}the reference (KL, win rates) is of the model as it is now", RuntimeWarning, stacklevel=2)
     workplace.agent.load_state_dict(state["agent"])

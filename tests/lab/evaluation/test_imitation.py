@@ -57,6 +57,15 @@ def test_the_completions_are_learned_and_nothing_is_written(file: Path, monkeypa
     assert min(row["eval/loss"] for row in run.metrics if "eval/loss" in row) < first["eval/loss"]
 
 
+def test_after_prompts_of_any_length_it_can_be_asked_what_it_writes(file: Path, tmp_path: Path) -> None:
+    from rlhf_env.lab.evaluation.answers import answers_of_run
+
+    limits = {"num_envs": 4, "max_prompt_tokens": 2, "max_new_tokens": 4}  # the prompts have 3 to 5 tokens
+    rlhf_env.run(experiment(file, environment=limits, evaluation={"prompts": 3}), tmp_path / "run")
+    answers, by_the_reference = answers_of_run(tmp_path / "run", "sft", reference="before")
+    assert {len(prompt.text) for prompt, _ in answers} <= {3, 4, 5} and len(answers) == len(by_the_reference) == 3
+
+
 def test_an_epoch_has_every_demonstration_once(file: Path) -> None:
     workplace = prepare(experiment(file, budget={"epochs": 2}))
     taken: Counter[str] = Counter()
