@@ -39,7 +39,11 @@ test: .venv/.ready  ## Lint, types, import rules, tests
 # out of the source distribution, without the packages beside them: what is imported is what the wheel brought.
 WHEEL := build/wheel
 PACKAGES_OF := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
-test-wheel: .venv/.ready  ## The tests again, against the built wheel in an environment of its own
+# By default the tests of what a wheel can have wrong: files that come with the packages, entry points, commands, pages,
+# workers. `make test-wheel WHEEL_TESTS=tests` runs them all.
+WHEEL_TESTS ?= tests/cli tests/examples tests/feedback/page tests/kept tests/lab/report tests/packaging tests/pipeline \
+	tests/rewards tests/security tests/env/test_chitchat.py tests/test_declared.py tests/test_own_code.py tests/test_schema.py
+test-wheel: .venv/.ready  ## Tests again, against the built wheel in an environment of its own
 	rm -rf $(WHEEL)
 	$(BIN)/python -m build --no-isolation --outdir $(WHEEL)/dist
 	$(BIN)/python -m venv --without-pip $(WHEEL)/venv
@@ -49,7 +53,7 @@ test-wheel: .venv/.ready  ## The tests again, against the built wheel in an envi
 	tar -xzf $(WHEEL)/dist/rlhf_env-*.tar.gz -C $(WHEEL)/source --strip-components=1
 	rm -r $(WHEEL)/source/rlhf_env $(WHEEL)/source/agents $(WHEEL)/source/reward_plugins
 	cd $(WHEEL)/source && ../venv/bin/python -m pytest tests/packaging/test_wheel.py
-	cd $(WHEEL)/source && ../venv/bin/python -m pytest $(TWO) -m "not packaging" --deselect tests/packaging/test_wheel.py
+	cd $(WHEEL)/source && ../venv/bin/python -m pytest $(TWO) -m "not packaging" --deselect tests/packaging/test_wheel.py $(WHEEL_TESTS)
 
 # The libraries of three trackers on top of .venv's, in an environment of their own: 50 packages for three files.
 TRACKERS := build/trackers

@@ -80,6 +80,16 @@ def paths_from(run: Path) -> Path | None:
     return Path(kept) if isinstance(kept, str) else None
 
 
+def asked_in_plain(run: Path) -> bool:
+    """Whether the folder holds a run that was begun when conversations were asked in the plain layout by default."""
+    if not (run / DESCRIBED).is_file():
+        return False
+    try:
+        return "conversations" not in json.loads((run / "record.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
 def _led(name: object, folder: Path | None) -> object:
     """A folder's name led from `folder`, if there is one of that name; any other name as it is."""
     if not isinstance(name, str) or folder is None:

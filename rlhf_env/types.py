@@ -35,8 +35,10 @@ State = dict[str, Any]
 class Prompt:
     """What the agent is asked. `id` is stable between runs; `meta` holds the task's own columns (answer, level).
 
-    `messages` is the conversation that `text` was rendered from, `{"role", "content"}` each; empty for a plain text.
+    `messages` is the conversation that `text` was rendered from, `{"role", "content"}` each; empty for a plain text. A
+    model with a chat template reads the messages in it, and not the text, unless one of the next two says otherwise.
     `rendered`: a chat template wrote the text, with all special tokens that belong in it: tokenizers add none.
+    `as_text`: the text is what every model reads, although there are messages.
     `uncut`: of a prompt that was cut to fit, the whole one, by which it is known whether two ask the same.
     """
 
@@ -45,6 +47,7 @@ class Prompt:
     meta: Mapping[str, Any] = field(default_factory=dict, hash=False)
     messages: Sequence[JsonView] = field(default=(), hash=False)
     rendered: bool = field(default=False, kw_only=True)
+    as_text: bool = field(default=False, kw_only=True)
     uncut: Prompt | None = field(default=None, kw_only=True, hash=False, compare=False, repr=False)
 
 

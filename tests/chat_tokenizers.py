@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,13 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+def templates_of_trl() -> list[Path]:
+    """The templates that TRL ships; none where it is not installed."""
+    found = importlib.util.find_spec("trl")
+    places = list(found.submodule_search_locations or ()) if found is not None else []
+    return sorted(path for place in places for path in Path(place).glob("chat_templates/*.jinja"))
 
 
 def save_chat_tokenizer(folder: Path, template: Any = CHATML, *, begins: bool = True) -> Path:

@@ -20,6 +20,7 @@ from rlhf_env.lab.benchmark.grid import Grid
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.pipeline.demo import DemoRewardModel
 from rlhf_env.pipeline.plan import PipelineFile
+from rlhf_env.pipeline.reward_settings import RewardModelFile
 from rlhf_env.pipeline.stages.registry import settings_by_kind
 from rlhf_env.plugins import PluginHost, host
 from rlhf_env.schema import file_schema, one_of_files, staged_schema
@@ -43,6 +44,9 @@ BEYOND = {
     ),
     r"and they are ignored|is for hard labels|belongs to the sigmoid|marks answers, and loss_on|leaves no pr": (
         "several settings at once, too: margins, turns, over_long"
+    ),
+    r"stop (is a list|has )|stands for what|samples = |pass_at 8|is called '|is no criterion|compares": (
+        "what strings are made of, and several settings at once: stop, samples, pass_at, success"
     ),
     r"no task of this name|no row of this name|\[agent\] ppo optimization: lr must be a finite number": "other tables",
     r"no.such|cannot read|alphabet|one or more different symbols|tokenizer|model|do not belong|answers one prompt": (
@@ -80,7 +84,8 @@ def test_it_is_a_schema(schema: dict[str, Any]) -> None:
 
 def shipped() -> Iterator[tuple[str, str]]:
     for file in sorted((ROOT / "examples").rglob("*.toml")):
-        if file.name != "pyproject.toml" and "[[stage]]" not in file.read_text("utf-8"):
+        others = ("pyproject.toml", "reward_model.toml")
+        if file.name not in others and "[[stage]]" not in file.read_text("utf-8"):
             yield file.name, file.read_text("utf-8")
     for file in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
         for number, block in enumerate(re.findall(r"```toml\n(.*?)```", file.read_text("utf-8"), re.DOTALL)):
@@ -98,6 +103,12 @@ def pipelines() -> Iterator[tuple[str, str]]:
     ):
         if "[[stage]]" in block:
             yield f"README.md, block {number + 1}", block
+
+
+def test_files_of_reward_models_that_are_shipped_are_taken() -> None:
+    validator = Draft202012Validator(file_schema(host(), RewardModelFile, title="A reward model of votes"))
+    files = [file.read_text("utf-8") for file in (ROOT / "examples").rglob("reward_model.toml")]
+    assert files and not [found for text in files for found in wrong(validator, text)]
 
 
 @pytest.fixture(scope="module")

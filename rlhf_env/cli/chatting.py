@@ -165,8 +165,10 @@ def _rewards(chat: Chat, answer: ChatAnswer) -> str:
     total = sum(part.weight * part.value for part in known if part.value is not None)
     words = ", ".join(f"{part.name} {part.value:.4g} (x {part.weight:g})" for part in known)
     silent = "; ".join(f"{part.name}: {part.why_not}" for part in parts if part.value is None)
-    said = f"reward {total:.4g}" + (f" = {words}" if words else "") + (f"; not available: {silent}" if silent else "")
-    return for_terminal(said)
+    said = (
+        f"reward {total:.4g} = {words}" if known else "no reward" if silent else "the run was trained without a reward"
+    )
+    return for_terminal(said + (f"; not available: {silent}" if silent else ""))
 
 
 def _note(text: str) -> None:

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from rlhf_env.delimited import misspelt, read_table
 from rlhf_env.envs.splits import Part
 from rlhf_env.envs.tasks import places_of
-from rlhf_env.envs.tokenizers import plain_conversation, tokenizer_folder
+from rlhf_env.envs.tokenizers import message_problem, plain_conversation, said_in, template_options, tokenizer_folder
 from rlhf_env.envs.transformers_tokenizer import HFTokenizer, own_tokenizer, render_chat
 from rlhf_env.errors import DataError, MissingExtra, Problem
 from rlhf_env.plain_data import LONGEST_LINE, read_file, read_json
@@ -32,9 +32,11 @@ _LINES, _TABLES = (".jsonl", ".ndjson"), (".csv", ".tsv")
 class File:
     """The prompts of a file. The whole file is read and checked when the task is made; DataError lists all problems.
 
-    A conversation is rendered to text once, here; with a model's template, as transformers does it. The tokenizer adds
-    no special tokens to what a template wrote, so the ids are those of `apply_chat_template`. If the last message is
-    the assistant's, it counts as the answer: it is left out of the prompt and becomes `meta["completion"]`.
+    A conversation is asked in the model's own chat template, as transformers renders it: the ids are those of
+    `apply_chat_template`. The prompt's text, which people and stores see, is then its plain layout; so is what a model
+    without a template reads. If the last message is the assistant's, it counts as the answer: it is left out of the
+    prompt and becomes `meta["completion"]`. A message may call tools or consist of parts of text. The columns `tools`
+    (JSON schemas) and `chat_template_kwargs` are passed to the template.
     """
 
     path: Annotated[str, IsPath()]
@@ -42,9 +44,9 @@ class File:
     "owner/name" (the last two need the extra `datasets`)."""
     split: str = "train"
     """The split of a data set; files have none."""
-    chat_template: Annotated[str, IsPath()] = "plain"
-    """"plain" writes `User: ...` a line and ends with `Assistant:`; otherwise the folder or hub name of a model whose
-    tokenizer's own chat template is applied, with its prompt for an answer."""
+    chat_template: Annotated[str, IsPath()] = "own"
+    """"own" is that of the model that is asked. "plain", and a model without one, write `User: ...` a line and end with
+    `Assistant:`. Otherwise the folder or hub name of a model whose tokenizer's own chat template is applied."""
     held_out_fraction: ShareBelowOne = 0.0
     """The share set aside for evaluation, by a hash of the text: equal prompts stay together."""
     part: Part = "training"
@@ -202,11 +204,19 @@ def _prompt_of(id_: str, row: Mapping[str, object], renderer: _Renderer, where: 
             report(f"{where}, field {name!r}: {problem}")
             return None
         if content[-1]["role"] == "assistant":
-            meta["completion"] = content[-1]["content"]
+            meta |= completion_columns(content[-1])
             content = content[:-1]
         messages = tuple(content)
         try:
-            content = renderer(content)
+            options = template_options(row)
+        except DataError as error:
+            report(f"{where}, field {error}")
+            return None
+        if options.get("tools") and renderer.chat_template == "plain":
+            report(f"{where}, field 'tools': the plain layout tells a model of no tools: leave chat_template out")
+            return None
+        try:
+            content = renderer(content, options)
         except DataError:
             raise  # there is no template
         except Exception as error:  # templates refuse conversations with exceptions of their own
@@ -225,22 +235,24 @@ def _prompt_of(id_: str, row: Mapping[str, object], renderer: _Renderer, where: 
     if len(content) > LONGEST_LINE:
         report(f"{where}, field {name!r}: {len(content):,} characters, a prompt may have at most {LONGEST_LINE:,}")
         return None
-    by_model = isinstance(row[name], list) and renderer.by_model
-    return Prompt(id=id_, text=content, meta=meta, messages=messages, rendered=by_model)
+    spoken = isinstance(row[name], list)
+    by_model, as_text = spoken and renderer.by_model, spoken and renderer.chat_template == "plain"
+    return Prompt(id=id_, text=content, meta=meta, messages=messages, rendered=by_model, as_text=as_text)
+
+
+def completion_columns(message: JsonView) -> JsonObject:
+    """A given answer as columns: what it says; and the message, where that is more than one text (calls of tools)."""
+    whole = {} if message.keys() == {"role", "content"} and isinstance(message["content"], str) else dict(message)
+    return {"completion": said_in(message), **({"completion_message": whole} if whole else {})}
 
 
 def _wrong_messages(messages: Sequence[Any]) -> str:
     """The problem of a conversation; "" if it has none."""
     for number, message in enumerate(messages, start=1):
-        if not isinstance(message, Mapping):
-            return f"message {number}: expected an object with role and content, got {_kind(message)}"
-        for key in ("role", "content"):
-            if not isinstance(message.get(key), str):
-                return f"message {number}, {key!r}: expected a text, got {_kind(message.get(key))}"
-    prompt = [message for message in messages[:-1] if message["content"].strip()]
-    if messages and messages[-1]["role"] != "assistant":
-        prompt.append(messages[-1])
-    if not any(message["content"].strip() for message in prompt):
+        if problem := message_problem(message):
+            return f"message {number}{problem}"
+    answered = messages[-1:] and messages[-1]["role"] == "assistant"
+    if not any(said_in(message).strip() for message in (messages[:-1] if answered else messages)):
         return "no message asks for an answer"
     return ""
 
@@ -254,10 +266,10 @@ class _Renderer:
 
     def __init__(self, chat_template: str) -> None:
         self.chat_template = chat_template
-        self.by_model = chat_template != "plain"
+        self.by_model = chat_template not in ("own", "plain")
 
-    def __call__(self, messages: Sequence[JsonView]) -> str:
-        return render_chat(self._tokenizer, messages) if self.by_model else plain_conversation(messages)
+    def __call__(self, messages: Sequence[JsonView], options: JsonView) -> str:
+        return render_chat(self._tokenizer, messages, options) if self.by_model else plain_conversation(messages)
 
     @cached_property
     def _tokenizer(self) -> HFTokenizer:

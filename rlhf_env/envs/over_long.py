@@ -18,7 +18,15 @@ from typing import Literal
 import numpy as np
 
 from rlhf_env.envs.tasks import held_out, option_names
-from rlhf_env.envs.tokenizers import FileTokenizer, conversation_of, plain_conversation, prompt_ids
+from rlhf_env.envs.tokenizers import (
+    FileTokenizer,
+    as_asked,
+    conversation_of,
+    plain_conversation,
+    prompt_ids,
+    said_in,
+    template_options,
+)
 from rlhf_env.envs.transformers_tokenizer import render_chat
 from rlhf_env.errors import DataError
 from rlhf_env.types import (
@@ -134,14 +142,23 @@ def _longest_messages_cut(
     """With every message cut to the same number of characters, as large as fits; None where not even 1 does."""
 
     def written_to(characters: int) -> Prompt | None:
-        return layout([{**it, "content": cut_text(str(it["content"]), characters, how)} for it in messages])
+        return layout([_with_text_cut(it, characters, how) for it in messages])
 
     def fits_at(characters: int) -> bool:
         written = written_to(characters)
         return written is not None and fits(written)
 
-    kept = most_that_fit(fits_at, max(len(str(message["content"])) for message in messages))
+    kept = most_that_fit(fits_at, max(len(said_in(message)) for message in messages))
     return written_to(kept) if kept else None
+
+
+def _with_text_cut(message: JsonView, characters: int, how: OverLong) -> JsonView:
+    """With a shorter text; calls of functions stay whole."""
+    content = message.get("content")
+    if not content:
+        return message
+    text = cut_text(said_in({"content": content}), characters, how)
+    return {**message, "content": text if isinstance(content, str) else [{"type": "text", "text": text}]}
 
 
 def layout_of(prompt: Prompt, tokenizer: Tokenizer | None) -> Callable[[Sequence[JsonView]], Prompt | None] | None:
@@ -150,29 +167,44 @@ def layout_of(prompt: Prompt, tokenizer: Tokenizer | None) -> Callable[[Sequence
 
     None for a prompt that was not written from messages, or by a template that is not the tokenizer's.
     """
-    stored = conversation_of(prompt)
-    if stored and not prompt.messages:  # by a preference store or file
-        return lambda messages: replace(
-            prompt, text=plain_conversation(messages), meta={**prompt.meta, "messages": list(messages)}
-        )
-    if not prompt.messages:
+    messages = prompt.messages or conversation_of(prompt)
+    if not messages:
         return None
     if not prompt.rendered:
-        if plain_conversation(prompt.messages) != prompt.text:
+        if plain_conversation(messages) != prompt.text:
             return None
-        return lambda messages: replace(prompt, text=plain_conversation(messages), messages=tuple(messages))
+
+        def in_plain(others: Sequence[JsonView]) -> Prompt | None:
+            text = plain_conversation(others)
+            if prompt.messages:
+                written = replace(prompt, text=text, messages=tuple(others))
+            else:  # of a preference store or file
+                written = replace(prompt, text=text, meta={**prompt.meta, "messages": list(others)})
+            return written if tokenizer is None or _is_taken(written, tokenizer) else None
+
+        return in_plain
     if not isinstance(tokenizer, FileTokenizer) or not tokenizer.own.chat_template:
         return None
     own = tokenizer.own
 
     def by_template(messages: Sequence[JsonView]) -> Prompt | None:
         try:
-            return replace(prompt, text=render_chat(own, messages), messages=tuple(messages))
+            return replace(
+                prompt, text=render_chat(own, messages, template_options(prompt.meta)), messages=tuple(messages)
+            )
         except Exception:  # templates refuse conversations with exceptions of their own
             return None
 
     again = by_template(prompt.messages)
     return by_template if again is not None and again.text == prompt.text else None
+
+
+def _is_taken(prompt: Prompt, tokenizer: Tokenizer) -> bool:
+    try:
+        as_asked(prompt, tokenizer)
+    except DataError:
+        return False
+    return True
 
 
 def _without_oldest(messages: Sequence[JsonView]) -> Iterator[list[JsonView]]:
@@ -229,7 +261,11 @@ class FittedTask:
         problems: list[str] = []
         for place in range(size):
             prompt = self.task.prompt(place, {})
-            fitting = self._fitting(prompt)
+            try:
+                fitting = self._fitting(prompt)
+            except DataError as error:  # the chat template refuses it
+                problems += error.problems
+                continue
             if fitting is not None:
                 self._places.append(place)
                 if fitting is not prompt:

@@ -29,7 +29,7 @@ from rlhf_env.envs.rewards import Scoring
 from rlhf_env.envs.stop_strings import StopStrings
 from rlhf_env.envs.tasks import TaskSpec, load_task, option_names
 from rlhf_env.envs.text_buffer import TextBuffer
-from rlhf_env.envs.tokenizers import end_ids, load_tokenizer, prompt_ids
+from rlhf_env.envs.tokenizers import end_ids, load_tokenizer, prompt_ids_within
 from rlhf_env.errors import ConfigError, DataError, EnvironmentMisuse, did_you_mean
 from rlhf_env.types import (
     Bool,
@@ -438,15 +438,7 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
 
     def prompt_ids(self, prompt: Prompt) -> Int:
         """int64[P]. Raises DataError for a prompt without a token, and for one that is too long."""
-        ids = prompt_ids(self.tokenizer, prompt)
-        if not ids:
-            raise DataError(f"prompt {prompt.id!r} has no token: the first response token needs one before it")
-        if len(ids) > self.max_prompt_tokens:
-            raise DataError(
-                f"prompt {prompt.id[:60]!r} has {len(ids)} tokens, the environment takes {self.max_prompt_tokens}: "
-                f"raise max_prompt_tokens or shorten it ({prompt.text[:60]!r})"
-            )
-        return np.array(ids, dtype=np.int64)
+        return np.array(prompt_ids_within(self.tokenizer, prompt, self.max_prompt_tokens), dtype=np.int64)
 
     # ---------------------------------------------------------------- writing
 

@@ -38,14 +38,12 @@ def special_tokens(tokenizer: Tokenizer) -> list[str]:
     """Tokens that stand in no text, because decoding leaves them out."""
     if not isinstance(tokenizer, FileTokenizer):
         return []
-    return [
-        token.content for token in tokenizer.own.backend_tokenizer.get_added_tokens_decoder().values() if token.special
-    ]
+    return [str(tokenizer.own.backend_tokenizer.id_to_token(i)) for i in sorted(tokenizer.hidden_ids)]
 
 
 def _of_file(tokenizer: FileTokenizer) -> list[bytes]:
     backend = tokenizer.own.backend_tokenizer
-    special = {i for i, token in backend.get_added_tokens_decoder().items() if token.special}
+    special, kept = tokenizer.hidden_ids, {backend.token_to_id(token) for token in tokenizer.keep_special}
     spelled = [backend.id_to_token(i) for i in range(tokenizer.vocab_size)]  # None in the holes of a vocabulary
     if type(backend.decoder).__name__ == "ByteLevel":
         return [b"" if i in special or token is None else _byte_level(token) for i, token in enumerate(spelled)]
@@ -57,6 +55,8 @@ def _of_file(tokenizer: FileTokenizer) -> list[bytes]:
     for i, token in enumerate(spelled):
         if token is None or i in special:
             found[i] = b""
+        elif i in kept:
+            found[i] = token.encode("utf-8")
         elif found[i] == _UNKNOWN and (byte := _BYTE.fullmatch(token)):
             found[i] = bytes.fromhex(byte[1])
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ from rlhf_env.types import EncodesPrompts, HasEndId, HasEndIds, JsonObject, Json
 # In tokenizer_config.json: "user" says that the model was only ever asked in its chat template, so that a prompt
 # without special tokens is the message of a user.
 PLAIN_PROMPTS = "plain_prompts"
+# What a row may not tell its chat template, because whoever asks says it.
+_OURS = frozenset(
+    {"tools", "tokenize", "add_generation_prompt", "continue_final_message", "return_dict", "conversation"}
+)
 
 
 class ByteTokenizer:
@@ -72,9 +77,13 @@ class FileTokenizer:
     `pad` name those tokens; by default they are what `tokenizer_config.json` / `special_tokens_map.json` name. Instruct
     models often have several end tokens: `end_ids` are the tokenizer's, then those in `generation_config.json` and
     `config.json` beside it; an `end` that is named is the only one.
+
+    Decoded texts are without special tokens, but for those that `keep_special` names (`<think>`).
     """
 
-    def __init__(self, folder: str | Path, *, end: str | None = None, pad: str | None = None) -> None:
+    def __init__(
+        self, folder: str | Path, *, end: str | None = None, pad: str | None = None, keep_special: Sequence[str] = ()
+    ) -> None:
         self.folder = str(folder)
         file = Path(folder) / "tokenizer.json"
         if not file.is_file():
@@ -91,11 +100,25 @@ class FileTokenizer:
         self.pad_id = self._special("pad", pad_token, folder)
         others = () if end else named_end_ids(Path(folder))
         self.end_ids: tuple[int, ...] = tuple(dict.fromkeys((self.end_id, *others)))
+        self.keep_special = tuple(keep_special)
+        special = {i: it.content for i, it in self._tokenizer.get_added_tokens_decoder().items() if it.special}
+        self.hidden_ids = frozenset(i for i, token in special.items() if token not in self.keep_special)
+        """Tokens that no text shows."""
+        if problem := self._kept_problem():
+            raise DataError(problem)
         # Which tokens say that a prompt was rendered already, where the others are messages.
         self._markers: tuple[str, ...] | None = None
         if self.own.init_kwargs.get(PLAIN_PROMPTS) == "user":
-            added = self._tokenizer.get_added_tokens_decoder().values()
-            self._markers = tuple(token.content for token in added if token.special)
+            self._markers = tuple(special.values())
+
+    def _kept_problem(self) -> str:
+        ends = [self._tokenizer.id_to_token(i) for i in (*self.end_ids, self.pad_id)]
+        for token in self.keep_special:
+            if self._tokenizer.token_to_id(token) is None:
+                return f"keep_special: {token!r} is no token of the tokenizer in {self.folder}"
+            if token in ends:
+                return f"keep_special: {token!r} ends a text, and stands in none"
+        return ""
 
     def _special(self, role: str, token: str | None, folder: str | Path) -> int:
         found = self._tokenizer.token_to_id(str(token)) if token is not None else None
@@ -110,14 +133,13 @@ class FileTokenizer:
         """The ids that the tokenizer itself gives the text, but for end tokens after it: an answer follows.
 
         A begin token that stands in the text already is not written twice. A text that a chat template rendered is
-        encoded as it is. A stored conversation, whose text is the plain layout of its messages, is read in the model's
-        own template, as the environment would ask it.
+        encoded as it is. A conversation, whose text is the plain layout of its messages, is read in the model's own
+        template. Raises DataError where that refuses it.
         """
+        prompt = as_asked(prompt, self)
         text = _utf8(prompt.text)
         if prompt.rendered:
             return self.encode(text)
-        if self.own.chat_template and (messages := conversation_of(prompt)):
-            return self.encode(_utf8(render_chat(self.own, messages)))
         if self._markers is not None and not any(marker in text for marker in self._markers):
             return self.encode(render_chat(self.own, [{"role": "user", "content": text}]))
         encoding = self._encoding(text, special=True)
@@ -135,23 +157,37 @@ class FileTokenizer:
             raise DataError(f"the tokenizer in {self.folder} cannot read {text[:60]!r}: {error}") from error
 
     def decode(self, ids: Sequence[int], /) -> str:
-        return str(self.own.decode([int(i) for i in ids], skip_special_tokens=True))
+        if not self.keep_special:
+            return str(self.own.decode([int(i) for i in ids], skip_special_tokens=True))
+        shown = [int(i) for i in ids if int(i) not in self.hidden_ids]
+        return str(self.own.decode(shown, skip_special_tokens=False))
+
+    def keeping(self, tokens: Sequence[str]) -> FileTokenizer:
+        """The same tokenizer, with these special tokens in decoded texts. Raises DataError for what is none."""
+        return _reopen(self.folder, *self._end_and_pad(), self.vocab_size, self.end_ids, tuple(tokens))
 
     def belonging_to(self, vocab_size: int, end_ids: Sequence[int]) -> FileTokenizer:
         """The same tokenizer for a model with a larger vocabulary (many are rounded up) and further end tokens."""
         ends = tuple(dict.fromkeys((*self.end_ids, *end_ids)))
-        return _reopen(self.folder, *self._end_and_pad(), vocab_size, ends)
+        return _reopen(self.folder, *self._end_and_pad(), vocab_size, ends, self.keep_special)
 
     def _end_and_pad(self) -> tuple[str | None, str | None]:
         return self._tokenizer.id_to_token(self.end_id), self._tokenizer.id_to_token(self.pad_id)
 
     # Environments are pickled to worker processes, which read the file again.
     def __reduce__(self) -> tuple[object, ...]:
-        return _reopen, (self.folder, *self._end_and_pad(), self.vocab_size, self.end_ids)
+        return _reopen, (self.folder, *self._end_and_pad(), self.vocab_size, self.end_ids, self.keep_special)
 
 
-def _reopen(folder: str, end: str | None, pad: str | None, vocab_size: int, end_ids: tuple[int, ...]) -> FileTokenizer:
-    tokenizer = FileTokenizer(folder, end=end, pad=pad)
+def _reopen(
+    folder: str,
+    end: str | None,
+    pad: str | None,
+    vocab_size: int,
+    end_ids: tuple[int, ...],
+    keep_special: tuple[str, ...],
+) -> FileTokenizer:
+    tokenizer = FileTokenizer(folder, end=end, pad=pad, keep_special=keep_special)
     tokenizer.vocab_size, tokenizer.end_ids = vocab_size, end_ids
     return tokenizer
 
@@ -207,19 +243,95 @@ def _json_table(file: Path) -> JsonObject:
 
 def plain_conversation(messages: Sequence[JsonView]) -> str:
     """A conversation as text, in the template "plain"."""
-    return "".join(f"{m['role'].capitalize()}: {m['content']}\n" for m in messages) + "Assistant:"
+    return "".join(f"{m['role'].capitalize()}: {said_in(m)}\n" for m in messages) + "Assistant:"
+
+
+def said_in(message: JsonView) -> str:
+    """What a message says: its content, that of its parts, and the functions that it calls as JSON, a line each."""
+    content = message.get("content")
+    said = content if isinstance(content, str) else "".join(part["text"] for part in content or ())
+    calls = [json.dumps(call.get("function", call), ensure_ascii=False) for call in message.get("tool_calls") or ()]
+    return "\n".join([said] * bool(said or not calls) + calls)
+
+
+def message_problem(message: Any) -> str:
+    """What is wrong with a message of a conversation; "" if nothing is."""
+    if not isinstance(message, Mapping):
+        return f": expected an object with role and content, got {_kind(message)}"
+    calls, content = message.get("tool_calls"), message.get("content")
+    if not isinstance(message.get("role"), str):
+        return f", 'role': expected a text, got {_kind(message.get('role'))}"
+    if calls is not None and not (isinstance(calls, (list, tuple)) and all(isinstance(it, Mapping) for it in calls)):
+        return f", 'tool_calls': expected a list of objects, got {_kind(calls)}"
+    if isinstance(content, str) or (content is None and calls):
+        return ""
+    if not isinstance(content, (list, tuple)):
+        return f", 'content': expected a text, got {_kind(content)}"
+    for part in content:
+        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            kind = part.get("type") if isinstance(part, Mapping) else _kind(part)
+            return f", 'content': a part of the type {kind!r}: only text is read, no pictures and no sounds"
+    return ""
+
+
+def _kind(value: object) -> str:
+    return "null" if value is None else type(value).__name__
+
+
+def template_options(columns: JsonView) -> JsonObject:
+    """What the columns of a conversation's row tell its chat template, as in TRL: `tools`, the functions that may be
+    called (JSON schemas, or the JSON text of them), and `chat_template_kwargs`. Raises DataError."""
+    tools, options = columns.get("tools"), columns.get("chat_template_kwargs")
+    if isinstance(tools, str) and tools.strip():
+        try:
+            tools = json.loads(tools)
+        except ValueError as error:
+            raise DataError(f"tools: not JSON: {error}") from error
+    if tools and not (isinstance(tools, (list, tuple)) and all(isinstance(tool, Mapping) for tool in tools)):
+        raise DataError(f"tools: expected a list of JSON schemas, one for each function, got {_kind(tools)}")
+    if options and (not isinstance(options, Mapping) or not _OURS.isdisjoint(options)):
+        raise DataError(f"chat_template_kwargs: expected a table without {', '.join(sorted(_OURS))}")
+    return {**({"tools": list(tools)} if tools else {}), **(options or {})}
 
 
 def conversation_of(prompt: Prompt) -> Sequence[JsonView]:
-    """The messages that a stored prompt was written down from in the plain layout; empty for any other prompt."""
-    messages = prompt.meta.get("messages")
-    spoken = isinstance(messages, (list, tuple)) and all(
-        isinstance(message, Mapping)
-        and isinstance(message.get("role"), str)
-        and isinstance(message.get("content"), str)
-        for message in messages
-    )
+    """The messages that a prompt was written down from in the plain layout, for each model to read in its own template;
+    empty for any other prompt. Of a stored prompt they are its `meta["messages"]`."""
+    if prompt.rendered or prompt.as_text:
+        return ()
+    messages = prompt.messages or prompt.meta.get("messages")
+    spoken = isinstance(messages, (list, tuple)) and not any(message_problem(message) for message in messages)
     return messages if spoken and messages and plain_conversation(messages) == prompt.text else ()
+
+
+def as_asked(prompt: Prompt, tokenizer: Tokenizer) -> Prompt:
+    """The prompt as the model reads it: a conversation as the text that the model's own chat template makes of it.
+
+    Any other prompt is itself; so is a conversation, in its plain layout, where the model has no template. Raises
+    DataError for a conversation that the template refuses.
+    """
+    if not has_template(tokenizer) or not (messages := conversation_of(prompt)):
+        return prompt
+    assert isinstance(tokenizer, FileTokenizer)
+    try:
+        text = render_chat(tokenizer.own, messages, template_options(prompt.meta))
+    except Exception as error:  # templates refuse conversations with exceptions of their own
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"{prompt.id}: the model's chat template refuses it: {said}") from error
+    return replace(prompt, text=text, messages=tuple(messages), rendered=True)
+
+
+def has_template(tokenizer: Tokenizer) -> bool:
+    return isinstance(tokenizer, FileTokenizer) and bool(tokenizer.own.chat_template)
+
+
+def keeping_special(tokenizer: Tokenizer, tokens: Sequence[str]) -> Tokenizer:
+    """The tokenizer with these special tokens in the texts that it decodes. Raises DataError for what is none."""
+    if not tokens:
+        return tokenizer
+    if not isinstance(tokenizer, FileTokenizer):
+        raise DataError(f"keep_special: this tokenizer has no special tokens: {', '.join(map(repr, tokens))}")
+    return tokenizer.keeping(tokens)
 
 
 def end_ids(known_to: HasEndId) -> tuple[int, ...]:
@@ -229,9 +341,26 @@ def end_ids(known_to: HasEndId) -> tuple[int, ...]:
 
 def prompt_ids(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
     """The ids of a prompt as a model reads it before it answers: whoever encodes one does it here."""
+    if isinstance(tokenizer, EncodesPrompts) and has_template(tokenizer):
+        return tokenizer.encode_prompt(prompt)
+    if conversation_of(prompt) and template_options(prompt.meta).get("tools"):
+        raise DataError(f"{prompt.id}: it has tools, and without a chat template nothing tells a model of them")
     if isinstance(tokenizer, EncodesPrompts):
         return tokenizer.encode_prompt(prompt)
     return tokenizer.encode(prompt.text)
+
+
+def prompt_ids_within(tokenizer: Tokenizer, prompt: Prompt, most: int) -> list[int]:
+    """The same. Raises DataError for a prompt without a token, and for one of more than `most`."""
+    ids = prompt_ids(tokenizer, prompt)
+    if not ids:
+        raise DataError(f"prompt {prompt.id!r} has no token: the first response token needs one before it")
+    if len(ids) > most:
+        raise DataError(
+            f"prompt {prompt.id[:60]!r} has {len(ids)} tokens, the environment takes {most}: "
+            f"raise max_prompt_tokens or shorten it ({prompt.text[:60]!r})"
+        )
+    return ids
 
 
 def load_tokenizer(spec: str | Path | Tokenizer, *, revision: str | None = None) -> Tokenizer:

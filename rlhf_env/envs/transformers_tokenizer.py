@@ -37,13 +37,20 @@ def own_tokenizer(folder: Path) -> HFTokenizer:
             raise DataError(f"{file if file.is_file() else folder} is not a tokenizer file: {said}") from error
 
 
-def render_chat(tokenizer: HFTokenizer, messages: Sequence[Mapping[str, object]], *, asks: bool = True) -> str:
+def render_chat(
+    tokenizer: HFTokenizer,
+    messages: Sequence[Mapping[str, object]],
+    options: Mapping[str, Any] | None = None,
+    *,
+    asks: bool = True,
+) -> str:
     """A conversation as text in the tokenizer's chat template, up to where the answer begins; or, where it does not
-    ask (`asks` False), to the end of its last message.
+    ask (`asks` False), to the end of its last message. `options` are the template's: `tools`, and names of its own.
 
     Templates and the library refuse a conversation with exceptions of many kinds.
     """
-    return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=asks))
+    given = dict(options or {})
+    return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=asks, **given))
 
 
 def _loader(folder: Path) -> HFTokenizer:

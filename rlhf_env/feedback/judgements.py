@@ -15,9 +15,10 @@ from typing import Literal, Protocol, get_args
 
 import numpy as np
 
+from rlhf_env.envs.tokenizers import conversation_of
 from rlhf_env.errors import DataError
 from rlhf_env.feedback import findings
-from rlhf_env.types import Episode, FinishReason, Prompt
+from rlhf_env.types import Episode, FinishReason, JsonObject, Prompt
 
 AuthorKind = Literal["policy", "human", "dataset"]
 Ids = tuple[int, ...]
@@ -167,7 +168,14 @@ def id_of_text(text: str) -> str:
 
 
 def prompt_digest(prompt: Prompt) -> str:
-    return digest(prompt.id, prompt.text, prompt.meta)
+    return digest(prompt.id, prompt.text, kept_meta(prompt))
+
+
+def kept_meta(prompt: Prompt) -> JsonObject:
+    """What is written down of a prompt beside its text: its columns, and the messages of a conversation as `messages`,
+    so that whoever reads it asks it in their own chat template."""
+    spoken = {"messages": [dict(message) for message in conversation_of(prompt)]} if prompt.messages else {}
+    return {**prompt.meta, **(spoken if spoken.get("messages") else {})}
 
 
 def response_digest(prompt: str, response: Response) -> str:

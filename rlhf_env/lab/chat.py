@@ -17,10 +17,18 @@ from typing import Literal
 
 import numpy as np
 
-from rlhf_env.envs.rewards import RewardMix
+from rlhf_env.envs.rewards import NoReward, RewardMix
 from rlhf_env.envs.stop_strings import StopStrings
-from rlhf_env.envs.tokenizers import FileTokenizer, end_ids, load_tokenizer, plain_conversation, prompt_ids
-from rlhf_env.errors import ConfigError, DataError, RlhfEnvError
+from rlhf_env.envs.tokenizers import (
+    conversation_of,
+    end_ids,
+    has_template,
+    keeping_special,
+    load_tokenizer,
+    plain_conversation,
+    prompt_ids,
+)
+from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.lab.evaluation.runs import load_run
 from rlhf_env.learning.agent import traits
 from rlhf_env.learning.models import load_tokenizer_of, with_vocabulary_of
@@ -103,7 +111,7 @@ class Chat:
 
     @property
     def remembers(self) -> bool:
-        return isinstance(self.tokenizer, FileTokenizer) and bool(self.tokenizer.own.chat_template)
+        return has_template(self.tokenizer)
 
     def forget(self) -> None:
         """Begin a new conversation."""
@@ -134,6 +142,8 @@ class Chat:
         mix, task, asked = self._workplace.env.reward, self._workplace.env.task, answer.episode.prompt
         said = []
         for name, part in mix.parts.items():
+            if isinstance(part, NoReward):  # of an agent that imitates, which none was asked for
+                continue
             if name == "task" and isinstance(task, ScoresItself) and task.prompt(0, {}).meta and asked.id == _OURS:
                 why_not = "the question is none of the task's, which come with what their answers are scored by"
                 said.append(PartOfReward(name, mix.weights[name], None, why_not))
@@ -163,13 +173,7 @@ class Chat:
             messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
         messages.append({"role": "user", "content": question})
         stored = Prompt(_OURS, plain_conversation(messages), {"messages": messages})
-        try:
-            ids = prompt_ids(self.tokenizer, stored)
-        except RlhfEnvError:
-            raise
-        except Exception as error:  # templates refuse with exceptions of many kinds
-            why = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise DataError(f"the model's chat template refuses this conversation: {why}") from error
+        ids = prompt_ids(self.tokenizer, stored)
         if len(messages) == 1:  # as the run's task would have asked it
             return self._known(question), ids
         return replace(stored, messages=messages), ids
@@ -177,11 +181,14 @@ class Chat:
     def _known(self, question: str) -> Prompt:
         """The prompt of the run's task that asks the same, with what the task knows of it; else the question alone."""
         task = None if self._workplace is None else self._workplace.env.task
+        asked: list[JsonObject] = [{"role": "user", "content": question}]
         if task is not None:
             for index in range(min(task.size or 0, _PROMPTS_LOOKED_AT)):
                 prompt = task.prompt(index, {})
-                if prompt.text == question:
+                if prompt.text == question or [*conversation_of(prompt)] == asked:
                     return prompt
+            if conversation_of(task.prompt(0, {})):  # whoever scores reads messages, each in its own template
+                return Prompt(_OURS, plain_conversation(asked), messages=tuple(asked))
         return Prompt(_OURS, question)
 
     def _room(self, ids: Sequence[int]) -> int:
@@ -315,9 +322,14 @@ def open_chat(
         pad_id=tokenizer.pad_id,
         sampling=_sampling(usual, temperature, greedy),
     )
-    tokenizer = with_vocabulary_of(tokenizer, policy, name)
+    tokenizer = keeping_special(with_vocabulary_of(tokenizer, policy, name), _kept_in_training(run))
     longest = max_new_tokens or longest or min(_LONGEST, (policy.context or 2 * _LONGEST) // 2)
     return Chat(policy, tokenizer, max_new_tokens=longest, system=system, seed=seed, stop=strings)
+
+
+def _kept_in_training(run: Path | None) -> Sequence[str]:
+    """The special tokens that texts of the run show."""
+    return () if run is None else experiment_table_of(run).get("environment", {}).get("keep_special", ())
 
 
 def _of_run(

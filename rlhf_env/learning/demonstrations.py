@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from rlhf_env.envs.file_task import completion_columns
 from rlhf_env.envs.over_long import FittedTask, OverLong, OverLongCount, cut_prompt, layout_of
-from rlhf_env.envs.tokenizers import FileTokenizer, end_ids, prompt_ids
+from rlhf_env.envs.tokenizers import FileTokenizer, as_asked, end_ids, prompt_ids, said_in, template_options
 from rlhf_env.envs.transformers_tokenizer import render_chat
 from rlhf_env.errors import DataError
 from rlhf_env.learning.agent import Demonstrated
@@ -79,7 +80,11 @@ def demonstrations_of(
             )
         for asked, completion in turns:
             answers += 1
-            episode = demonstration(asked, completion, tokenizer)
+            try:
+                episode = demonstration(asked, completion, tokenizer)
+            except DataError as error:
+                problems += error.problems
+                continue
             if most is not None and len(episode.ids) > most:
                 if over_long == "refuse":
                     problems.append(
@@ -112,8 +117,10 @@ def demonstrations_of(
 def answered_turns(prompt: Prompt, tokenizer: Tokenizer, wanted: Demonstrated) -> Iterator[tuple[Prompt, str]]:
     """(what is asked, what is answered) for each answer that is learned; those before the last one only if `wanted`.
 
-    Raises DataError where earlier ones are wanted, and cannot be asked as the model would be asked for them.
+    Raises DataError where the model's chat template refuses the conversation, and where earlier answers are wanted and
+    cannot be asked as the model would be asked for them.
     """
+    prompt = as_asked(prompt, tokenizer)
     if wanted.turns == "every":
         earlier = [place for place, message in enumerate(prompt.messages) if message["role"] == "assistant"]
         layout = layout_of(prompt, tokenizer) if earlier else None
@@ -124,12 +131,12 @@ def answered_turns(prompt: Prompt, tokenizer: Tokenizer, wanted: Demonstrated) -
             )
         for number, place in enumerate(earlier, start=1):
             before = prompt.messages[:place]
-            asks = any(message["role"] == "user" and str(message["content"]).strip() for message in before)
+            asks = any(message["role"] == "user" and said_in(message).strip() for message in before)
             asked = layout(before) if layout is not None and asks else None  # a greeting answers nothing
             if asked is not None:
-                answer = str(prompt.messages[place]["content"])
-                meta = {**asked.meta, "completion": answer}
-                yield replace(asked, id=f"{prompt.id}, turn {number}", meta=meta), answer
+                columns = {name: it for name, it in asked.meta.items() if name != "completion_message"}
+                columns |= completion_columns(prompt.messages[place])
+                yield replace(asked, id=f"{prompt.id}, turn {number}", meta=columns), str(columns["completion"])
     completion = prompt.meta.get("completion")
     if isinstance(completion, str):
         yield prompt, completion
@@ -151,16 +158,19 @@ def demonstration(prompt: Prompt, completion: str, tokenizer: Tokenizer) -> Epis
 def answer_ids(prompt: Prompt, completion: str, tokenizer: Tokenizer) -> list[int]:
     """What the model is to write: in a conversation that its template wrote, what the template writes for the answer,
     up to the token that ends it; otherwise the completion's own tokens and the end token."""
-    return _as_the_template_writes(prompt, completion, tokenizer) or [*tokenizer.encode(completion), tokenizer.end_id]
+    written = _as_the_template_writes(prompt, completion, tokenizer)
+    if not written and (prompt.meta.get("completion_message") or {}).get("tool_calls"):
+        raise DataError(f"{prompt.id}: the answer calls tools, and the model's chat template does not write such calls")
+    return written or [*tokenizer.encode(completion), tokenizer.end_id]
 
 
 def _as_the_template_writes(prompt: Prompt, completion: str, tokenizer: Tokenizer) -> list[int]:
     """Empty where the template wrote no prompt, does not go on from it, or writes no end token."""
     if not _is_templated(prompt) or not isinstance(tokenizer, FileTokenizer) or not tokenizer.own.chat_template:
         return []
-    answered = [*prompt.messages, {"role": "assistant", "content": completion}]
+    answer = prompt.meta.get("completion_message") or {"role": "assistant", "content": completion}
     try:
-        whole = render_chat(tokenizer.own, answered, asks=False)
+        whole = render_chat(tokenizer.own, [*prompt.messages, answer], template_options(prompt.meta), asks=False)
     except Exception:  # templates refuse conversations with exceptions of their own
         return []
     if not whole.startswith(prompt.text):

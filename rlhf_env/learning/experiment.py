@@ -62,6 +62,9 @@ class EnvironmentSettings:
     """Strings that end a text, such as ["\\nUser:"], with the token in which it first holds one. What is looked at is
     what the agent has said in its present turn, and not the prompt. The string's tokens are learned from as all others;
     `response`, which rewards read, ends before it, and `finish_reason` is "stop_string"."""
+    keep_special: list[str] = field(default_factory=list)
+    """Special tokens that stay in the text of a response, which rewards, metrics and people read, such as ["<think>",
+    "</think>"]. All others are left out of it."""
     over_long: OverLong = "refuse"
     """Texts that are too long - prompts of more than `max_prompt_tokens`, or than the model's context leaves room for;
     pairs, labels and demonstrations that the model cannot read - are refused by name, left out, or cut: prompts at
@@ -186,6 +189,9 @@ class Experiment:
     part of what the run is: a run resumes with others."""
     folder: Path | None = field(default=None, repr=False, compare=False, metadata={"setting": False})
     """Where the file is that this was read from, for the relative paths in it; None: the working directory."""
+    asks_in_plain: bool = field(default=False, repr=False, compare=False, metadata={"setting": False})
+    """Whether files that name no chat template ask their conversations in the plain layout, as older versions did: a
+    run that one of them began goes on so."""
 
     def problems(self) -> Iterator[Problem]:
         if not self.name or not self.name.isprintable():
@@ -225,9 +231,12 @@ class Experiment:
         A run is known by its settings as they were written: so this is made anew wherever a file is opened. Code that
         it names is from now on what its file now has in it.
         """
+        wanted = self
+        if self.asks_in_plain:
+            wanted = replace(self, task=_in_plain(self.task), agent=_in_plain(self.agent))
         if self.folder is None and not self.code_named:
-            return self
-        return cast(Experiment, relative_to(self.folder or Path(), self, Experiment))
+            return wanted
+        return cast(Experiment, relative_to(self.folder or Path(), wanted, Experiment))
 
     def tables_of_plugins(self) -> JsonObject:
         """What chooses plugins, or names code of one's own."""
@@ -251,11 +260,12 @@ class Experiment:
         A run is known by this text, so a setting that older versions do not know is in it only where it is used.
         """
         table = asdict(self)
-        del table["trackers"], table["folder"]
+        del table["trackers"], table["folder"], table["asks_in_plain"]
         if not self.stopping:
             del table["stopping"]
-        if not self.environment.stop:
-            del table["environment"]["stop"]
+        for name in ("stop", "keep_special"):
+            if not getattr(self.environment, name):
+                del table["environment"][name]
         if self.evaluation.best == EvaluationSettings().best:
             del table["evaluation"]["best"]
         for name in ("samples", "decoding", "pass_at", "success"):
@@ -277,6 +287,14 @@ class Experiment:
     def with_agent(self, agent: str | JsonView) -> Experiment:
         """The same experiment with another agent: swapping the algorithm is this one word."""
         return replace(self, agent={"name": agent} if isinstance(agent, str) else dict(agent))
+
+
+def _in_plain(value: Any) -> Any:
+    """The same tables; in those of file tasks that name no chat template (also within mixtures), "plain"."""
+    if isinstance(value, Mapping):
+        inner = {key: _in_plain(item) for key, item in value.items()}
+        return {"chat_template": "plain", **inner} if "file" in (value.get("name"), value.get("plugin")) else inner
+    return [_in_plain(item) for item in value] if isinstance(value, list) else value
 
 
 def _without_none(value: Any) -> Any:

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import torch
 
+from rlhf_env.lora_settings import Lora
 from rlhf_env.policies.language_model import ROWS_AT_ONCE
-from rlhf_env.policies.lora import Lora
 from rlhf_env.policies.policy import Sampling
 from rlhf_env.settings import AtLeastOne, IsPath, Name, settings
 

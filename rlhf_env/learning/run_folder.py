@@ -16,6 +16,7 @@ import hashlib
 import importlib.metadata
 import json
 import math
+import os
 import platform
 import sys
 import tomllib
@@ -25,6 +26,8 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
+
+import tomli_w
 
 from rlhf_env.errors import ConfigError, DataError, MissingExtra, RlhfEnvError
 from rlhf_env.learning import checkpoints
@@ -196,6 +199,7 @@ class RunFolder:
             command = [without_secrets(word) for word in sys.argv]
             begun = {"versions": versions(), "config_hash": self.config_hash, "command": command}
             begun["paths_from"] = str(self._paths_from)
+            begun["conversations"] = "own"  # how they are asked where nothing is said; older versions knew "plain" only
             write_whole(record, json.dumps(begun, indent=1))
         if not described.exists():
             write_whole(described, self._toml)
@@ -403,9 +407,36 @@ def versions() -> dict[str, str]:
 
 
 def hashes_before(run: str | Path) -> list[str]:
-    """What a run's experiment was known by before its budget was raised, each time."""
+    """What a run's experiment was known by before its budget was raised or its inputs were moved, each time."""
     record = _read_record(Path(run) / "record.json") or {}
-    return [str(raised["config_hash"]) for raised in record.get("budget_raised", [])]
+    return [str(before["config_hash"]) for key in ("budget_raised", "moved") for before in record.get(key, [])]
+
+
+def lead_inputs(run: str | Path, before: str | Path, now: str | Path) -> None:
+    """The run's experiment names what lies in the folder `now` as being in `before`, from where both were moved: name
+    it where it is. Nothing where it names nothing in `before`.
+    """
+    described, record_file = Path(run) / "experiment.toml", Path(run) / "record.json"
+    try:
+        written = described.read_bytes().decode()
+        table = tomllib.loads(written)
+    except (OSError, ValueError):
+        return  # whoever reads the run says so
+    record = _read_record(record_file)
+    led = _led(table, f"{before}{os.sep}", f"{now}{os.sep}")
+    if record is None or led == table:
+        return
+    record["moved"] = [*record.get("moved", []), {"config_hash": config_hash(written), "from": str(before)}]
+    write_whole(record_file, json.dumps(record, indent=1))
+    write_whole(described, tomli_w.dumps(led))
+
+
+def _led(value: Any, before: str, now: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _led(each, before, now) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_led(each, before, now) for each in value]
+    return now + value.removeprefix(before) if isinstance(value, str) and value.startswith(before) else value
 
 
 def _refuse_other_experiment(described: Path, toml: str) -> list[str]:
@@ -416,7 +447,7 @@ def _refuse_other_experiment(described: Path, toml: str) -> list[str]:
         raise DataError(f"{described} cannot be read, so nothing says what ran here: {error}") from error
     now = flat(tomllib.loads(toml))
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    raised = [key for key in changed if _is_raised(key, before.get(key), now.get(key))]
+    raised = [key for key in changed if is_raised(key, before.get(key), now.get(key))]
     if refused := [key for key in changed if key not in raised]:
         raise ConfigError(
             *(
@@ -429,8 +460,8 @@ def _refuse_other_experiment(described: Path, toml: str) -> list[str]:
     return [f"{key} {_spoken(before, key)} -> {_spoken(now, key)}" for key in raised]
 
 
-def _is_raised(key: str, before: object, now: object) -> bool:
-    """Whether a limit of the budget became larger, or was taken away."""
+def is_raised(key: str, before: object, now: object) -> bool:
+    """Whether the setting is a limit of the budget that became larger, or was taken away."""
     numbers = isinstance(before, (int, float)) and isinstance(now, (int, float)) and now > before
     return key.startswith("budget.") and (numbers or now is None)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,9 @@ from rlhf_env.types import JsonObject, Tokenizer
 from rlhf_env.whole_files import folder_written
 
 Checkpoint = Literal["best", "last"]
+# transformers makes a model under torch's default dtype, which is the whole process's: of two threads that make one at
+# once, the second would put back what the first had set.
+_ONE_AT_A_TIME = threading.Lock()
 _MADE_OF = "made_of.json"  # of a folder that was made of a checkpoint: of which one, and the sizes of its files
 
 

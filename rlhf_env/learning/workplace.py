@@ -14,7 +14,8 @@ from rlhf_env.envs.rewards import NoReward, RewardMix
 from rlhf_env.envs.stop_strings import require_stop_strings
 from rlhf_env.envs.tasks import held_out, load_task
 from rlhf_env.envs.text_vector_env import TextVectorEnv
-from rlhf_env.errors import ConfigError, DataError, Problem, did_you_mean, under
+from rlhf_env.envs.tokenizers import keeping_special
+from rlhf_env.errors import ConfigError, Problem, did_you_mean, under
 from rlhf_env.learning.agent import Agent, Setup, traits
 from rlhf_env.learning.checkpoints import fingerprint
 from rlhf_env.learning.engine import Engine
@@ -22,6 +23,7 @@ from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.loop import Row, Training, train
 from rlhf_env.learning.making_agents import agent_factory, imitates, make_agent
 from rlhf_env.learning.models import load_policy, load_tokenizer_of, with_vocabulary_of
+from rlhf_env.learning.prompt_lengths import require_prompts_fit
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
 from rlhf_env.learning.run_models import keep_base
 from rlhf_env.learning.sources import EnvSource, Source
@@ -33,7 +35,7 @@ from rlhf_env.own_code import OwnCode, files_in, names_code, require_unchanged
 from rlhf_env.policies.policy import HasContext, Policy, Sampling, all_weights
 from rlhf_env.types import ScoresItself, Task
 
-_OPTION = "; or set over_long in [environment]"
+OR_OVER_LONG = "; or set over_long in [environment]"
 
 
 @dataclass(frozen=True)
@@ -150,25 +152,24 @@ class Workplace:
 
         Raises DataError with all of them that do not fit the environment, or the model's context with an answer.
         """
-        problems: dict[str, None] = {}
-        policy, longest = self.setup.policy, self.env.max_new_tokens
-        context = policy.context if isinstance(policy, HasContext) else None
-        for task in (self.env.task, held_out(self.env.task)):
-            for index in range(8 if task.size is None else min(task.size, 10_000)):
-                prompt = task.prompt(index, {})
-                try:
-                    asked = len(self.env.prompt_ids(prompt))
-                except DataError as error:
-                    problems |= dict.fromkeys(f"{problem}{_OPTION}" for problem in error.problems)
-                    continue
-                if context is not None and asked + longest > context + 1:  # the last token is never read
-                    said = (
-                        f"prompt {prompt.id[:60]!r} has {asked} tokens, which with {longest} new ones (max_new_tokens)"
-                    )
-                    said += f" exceed the model's context of {context}: shorten the prompt or the answers"
-                    problems[f"{said} ({prompt.text[:60]!r}){_OPTION}"] = None
-        if problems:
-            raise DataError(*problems)
+        policy = self.setup.policy
+        require_prompts_fit(
+            [self.env.task, held_out(self.env.task)],
+            self.env.tokenizer,
+            max_prompt_tokens=self.env.max_prompt_tokens,
+            max_new_tokens=self.env.max_new_tokens,
+            context=policy.context if isinstance(policy, HasContext) else None,
+            remedy=OR_OVER_LONG,
+        )
+
+
+def asks_prompts(experiment: Experiment) -> bool:
+    """Whether texts will be written to the prompts of its task: who imitates, and is not rewarded, writes none."""
+    if not imitates(experiment.agent) or experiment.evaluation.rewards:
+        return True
+    if experiment.rewards == Experiment().rewards:
+        return isinstance(load_task(experiment.task), ScoresItself)
+    return set(experiment.rewards) != {"none"}
 
 
 def _is_rewarded(reward: RewardMix, experiment: Experiment) -> bool:
@@ -197,6 +198,8 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
             policy = load_policy(experiment.policy, tokenizer, task, max_new_tokens=longest, seed=experiment.seed)
         with under("model"):
             tokenizer = with_vocabulary_of(tokenizer, policy, experiment.policy.model)
+    with under("environment", "keep_special"):
+        tokenizer = keeping_special(tokenizer, settings.keep_special)
     with under("environment"):
         require_stop_strings(settings.stop, tokenizer)
     reference = policy.frozen_copy()

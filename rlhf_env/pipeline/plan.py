@@ -29,9 +29,10 @@ from typing import Annotated, Any
 from rlhf_env.errors import ConfigError, Key, Problem, did_you_mean
 from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.experiment import Experiment
+from rlhf_env.learning.policy_settings import PolicySettings
 from rlhf_env.pipeline.hashing import hash_of
 from rlhf_env.pipeline.stages.registry import STAGES, stage_of_kind
-from rlhf_env.pipeline.stages.stage import Role, Stage, StageOrigin
+from rlhf_env.pipeline.stages.stage import AsksPrompts, Role, Stage, StageOrigin, begun_as
 from rlhf_env.settings import Name, PartOf, fault, settings
 from rlhf_env.toml_files import narrowed, read_toml
 from rlhf_env.types import JsonObject
@@ -140,12 +141,17 @@ class Plan:
         folder = folder.absolute()  # by which what is made here is told from what must be there
         problems: dict[str, None] = {}
         outputs: dict[str, Mapping[str, object]] = {}
+        first: dict[str, PolicySettings] = {}  # by what a stage gives, the model that it will have begun with
         for planned in self.stages:
             try:
                 made = self.made(planned, outputs)
                 outputs[planned.name] = made.outputs(folder / planned.name)
                 with self.blamed(planned):
                     made.check()
+                    if isinstance(made, AsksPrompts) and (policy := begun_as(made.policy, first)) is not None:
+                        made.check_prompts(policy)
+                        if "model" in made.gives:
+                            first[str(outputs[planned.name][""])] = policy
             except ConfigError as error:
                 problems |= dict.fromkeys(error.problems)
             outputs.setdefault(planned.name, _Anything(folder / planned.name))

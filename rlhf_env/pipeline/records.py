@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from rlhf_env.errors import DataError
+from rlhf_env.learning.run_folder import is_raised
 from rlhf_env.plain_data import flat
 from rlhf_env.types import JsonObject
 from rlhf_env.whole_files import write_json
@@ -55,6 +56,16 @@ class Record:
 
     def save(self, folder: Path) -> None:
         write_json(self.file(folder, self.name), asdict(self))
+
+    def raised(self, settings: JsonObject, inputs: Mapping[str, str], files: Mapping[str, str | None]) -> str:
+        """The limits of the budget that became larger, in words, where nothing else changed; "" otherwise."""
+        before, now = (flat(json.loads(json.dumps(table))) for table in (self.settings, settings))
+        changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        if self.inputs != inputs or sorted(map(str, self.files.values())) != sorted(map(str, files.values())):
+            return ""
+        if not all(is_raised(key, before.get(key), now.get(key)) for key in changed):
+            return ""
+        return ", ".join(f"{key} {before[key]} -> {now.get(key, 'no limit')}" for key in changed)
 
     def why_another(self, settings: JsonObject, inputs: Mapping[str, str], files: Mapping[str, str | None]) -> str:
         """What is not as it was, in words."""

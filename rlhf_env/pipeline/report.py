@@ -87,6 +87,8 @@ class AboutPipeline:
     stages: Sequence[str] = ()
     command: str = ""
     file: str = ""
+    folder: str = ""
+    """Where it lay when the pipeline last ran in it."""
 
 
 def about_pipeline(folder: Path) -> AboutPipeline:

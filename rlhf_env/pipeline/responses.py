@@ -21,7 +21,8 @@ from rich.console import Console
 from rlhf_env.envs.rewards import NoReward, RewardMix
 from rlhf_env.envs.tasks import load_task
 from rlhf_env.envs.text_vector_env import TextVectorEnv
-from rlhf_env.errors import DataError, under
+from rlhf_env.envs.tokenizers import keeping_special
+from rlhf_env.errors import under
 from rlhf_env.feedback.judgements import Author, Response
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.lab.progress import stage
@@ -32,8 +33,9 @@ from rlhf_env.learning.engine import Engine
 from rlhf_env.learning.making_agents import make_agent
 from rlhf_env.learning.models import load_policy, load_tokenizer_of, with_vocabulary_of
 from rlhf_env.learning.policy_settings import PolicySettings
+from rlhf_env.learning.prompt_lengths import require_prompts_fit
 from rlhf_env.learning.spending import Spending
-from rlhf_env.policies.policy import Policy, Sampling
+from rlhf_env.policies.policy import HasContext, Policy, Sampling
 from rlhf_env.runs_on_disk import experiment_table_of, run_in
 from rlhf_env.settings import AtLeastOne, Chooses, IsPath, Name, Positive, Seed, settings
 from rlhf_env.types import Episode, JsonObject, Prompt, State, Task, Tokenizer
@@ -99,6 +101,7 @@ def write_into(
         tokenizer = load_tokenizer_of(model)
         policy = load_policy(model, tokenizer, task, max_new_tokens=wanted.max_new_tokens, seed=wanted.seed)
         tokenizer = with_vocabulary_of(tokenizer, policy, wanted.model)
+        tokenizer = keeping_special(tokenizer, _of_training(wanted.model, "keep_special"))
     writing = _Writing(wanted, task, tokenizer, policy)
     writing.check_prompts()
     progress = _Progress.of(place, store, writing)
@@ -116,9 +119,10 @@ def write_into(
     return AnswersWritten(answers, tokens)
 
 
-def _trained_to_stop_at(model: str) -> list[str]:
+def _of_training(model: str, setting: str) -> list[str]:
+    """What a list of a run's [environment] holds: "stop", "keep_special"; nothing of another model."""
     run = run_in(Path(model).expanduser())
-    return [] if run is None else list(experiment_table_of(run).get("environment", {}).get("stop", ()))
+    return [] if run is None else list(experiment_table_of(run).get("environment", {}).get(setting, ()))
 
 
 class _Batch(NamedTuple):
@@ -142,7 +146,7 @@ class _Writing:
             max_prompt_tokens=wanted.max_prompt_tokens,
             action_length=None,
             autoreset_mode="Disabled",
-            stop=_trained_to_stop_at(wanted.model) if wanted.stop is None else wanted.stop,
+            stop=_of_training(wanted.model, "stop") if wanted.stop is None else wanted.stop,
         )
         spending = Spending()
         setup = Setup(
@@ -168,14 +172,14 @@ class _Writing:
 
     def check_prompts(self) -> None:
         """Raise DataError with every prompt that does not fit."""
-        problems: dict[str, None] = {}
-        for index in range(min(self.prompts, 10_000)):
-            try:
-                self.env.prompt_ids(self.prompt(index))
-            except DataError as error:
-                problems |= dict.fromkeys(error.problems)
-        if problems:
-            raise DataError(*problems)
+        require_prompts_fit(
+            [self.task],
+            self.tokenizer,
+            max_prompt_tokens=self.env.max_prompt_tokens,
+            max_new_tokens=self.env.max_new_tokens,
+            context=self.policy.context if isinstance(self.policy, HasContext) else None,
+            first=self.prompts,
+        )
 
     def batches(self, progress: _Progress) -> Iterator[_Batch]:
         wanted, size, number = self.wanted, self.wanted.num_envs, 0

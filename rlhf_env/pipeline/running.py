@@ -23,10 +23,12 @@ from rich.console import Console
 from rlhf_env.errors import ConfigError, DataError, Problem
 from rlhf_env.learning.engine import set_threads
 from rlhf_env.learning.folder_lock import hold
+from rlhf_env.learning.run_folder import lead_inputs
 from rlhf_env.pipeline.hashing import Hashes, changed_among
 from rlhf_env.pipeline.plan import Plan, Planned, read_plan
 from rlhf_env.pipeline.records import RECORDS, Record
 from rlhf_env.pipeline.report import ABOUT, about_pipeline, write_pipeline_report
+from rlhf_env.pipeline.stages.registry import STAGES
 from rlhf_env.pipeline.stages.stage import Site, Stage
 from rlhf_env.shown_text import near
 from rlhf_env.toml_files import naming_lines
@@ -102,6 +104,7 @@ def run_pipeline(
     folder = at_work.folder
     with naming_lines(file), closing(hold(folder / RECORDS)):
         at_work.refuse_another()
+        at_work.follow()
         at_work.hashes.keeps = True
         at_work.require_whole()
         set_threads()
@@ -183,11 +186,20 @@ class _Work:
         if problems:
             raise ConfigError(*problems)
 
+    def follow(self) -> None:
+        """Where the folder has been moved, the runs in it name each other by the place that it has now."""
+        about = self.folder / ABOUT
+        before = about_pipeline(self.folder).folder if about.is_file() else ""
+        if before and before != str(self.folder):
+            for planned in self.plan.stages:
+                lead_inputs(self.folder / planned.name, before, self.folder)
+
     def require_whole(self) -> None:
         """Raises ConfigError for outputs that were made, are needed, and are gone or changed: all of them."""
         problems: list[str] = []
         for planned in self.plan.stages:
-            if planned.name in self.again:
+            later = not self.alone and planned.name not in self.wanted  # than --until: nothing here needs it
+            if planned.name in self.again or later:
                 continue
             record = Record.read(self.folder, planned.name)
             if self.alone and planned.name not in self.wanted:
@@ -246,7 +258,10 @@ class _Work:
         if unknown:
             return intended("run", f"takes from {', '.join(unknown)}, which runs")
         if planned.key(self.identities, self.files_of(planned)) != record.key:
-            why = record.why_another(planned.settings, self._inputs(planned), self.files_of(planned))
+            now = (planned.settings, self._inputs(planned), self.files_of(planned))
+            if STAGES[planned.kind].takes_larger_budget and (raised := record.raised(*now)):
+                return intended("resume", f"{raised} (--again {planned.name} makes it anew)")
+            why = record.why_another(*now)
             return intended("anew", why)
         if record.status != "finished":
             return intended("resume", "it waits for votes" if record.status == "waiting" else "it was stopped")
@@ -269,7 +284,10 @@ class _Work:
     def run(self, jobs: int, command: str, console: Console) -> PipelineRun:
         about, names = self.plan.about, [planned.name for planned in self.plan.stages]
         told = {"title": about.title, "what_gold_is": about.what_gold_is, "stages": names, "command": command}
-        write_json(self.folder / ABOUT, {"name": about.name, "file": str(self.plan.file.absolute()), **told})
+        write_json(
+            self.folder / ABOUT,
+            {"name": about.name, "file": str(self.plan.file.absolute()), "folder": str(self.folder), **told},
+        )
         waiting = ""
         for number, planned in enumerate(self.plan.stages, start=1):
             if waiting or planned.name not in self.wanted:
@@ -306,7 +324,7 @@ class _Work:
             files=files,
             seconds=0.0 if before is None else before.seconds,
         )
-        if before is None or before.status != "finished":
+        if before is None or before.status != "finished" or before.key != record.key:
             record.save(self.folder)
         values = {name: str(self.given[name][""]) for name in planned.takes_from}
         site = Site(

@@ -288,10 +288,15 @@ class LanguageModel(nn.Module):
         clone.__dict__.update(copy.deepcopy(self.__getstate__(), memo))
         return clone
 
-    def state_dict(self, *, prefix: str = "", keep_vars: bool = False) -> State:  # type: ignore[override]
+    def state_dict(  # type: ignore[override]
+        self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False
+    ) -> State:
         """What training changes: all weights or, with adapters, the adapters' alone."""
-        whole: State = super().state_dict(prefix=prefix, keep_vars=keep_vars)
-        return {name: value for name, value in whole.items() if is_of_adapter(name)} if self.adapted else whole
+        whole: State = super().state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
+        if self.adapted:
+            for name in [name for name in whole if name.startswith(prefix) and not is_of_adapter(name)]:
+                del whole[name]
+        return whole
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         if self.adapted and strict:

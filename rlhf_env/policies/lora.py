@@ -15,38 +15,18 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from annotated_types import MinLen
 from torch import Tensor, nn
 
 from rlhf_env.errors import ConfigError, DataError, MissingExtra, Problem
+from rlhf_env.lora_settings import Lora
 from rlhf_env.policies.untyped import HFModel
-from rlhf_env.settings import AtLeastOne, Name, Positive, ShareBelowOne, settings
 
 ADAPTER = "default"  # what peft calls the one adapter that a model has here
 ADAPTER_FILE = "adapter_config.json"  # what makes a folder an adapter's
 _PREFIX = "base_model.model."  # before every name of a weight in an adapter's file
-
-
-@settings
-class Lora:
-    """Low-rank adapters: what is trained, and kept, instead of the whole model. Names in brackets are peft's."""
-
-    rank: AtLeastOne = 16
-    """The rank of the change of each matrix (`r`)."""
-    alpha: Positive = 32.0
-    """The change is scaled by alpha / rank (`lora_alpha`)."""
-    dropout: ShareBelowOne = 0.0
-    """Dropout on what the adapters read, while they learn (`lora_dropout`)."""
-    targets: Annotated[tuple[Name, ...], MinLen(1)] = ("all-linear",)
-    """The modules that get an adapter, by the ends of their names, such as "q_proj"; "all-linear": all matrices but the
-    head's (`target_modules`)."""
-    rslora: bool = False
-    """Scale by alpha / sqrt(rank) instead (Kalajdzievski 2023, 2312.03732; `use_rslora`)."""
-    dora: bool = False
-    """Learn the magnitude of each output apart from its direction (Liu et al. 2024, 2402.09353; `use_dora`)."""
 
 
 def add_adapter(model: HFModel, wanted: Lora, seed: int) -> None:

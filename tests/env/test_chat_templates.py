@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from collections.abc import Sequence
@@ -13,12 +12,12 @@ from typing import Any
 import pytest
 
 from rlhf_env.envs.file_task import File
-from rlhf_env.envs.tokenizers import FileTokenizer, prompt_ids
+from rlhf_env.envs.tokenizers import FileTokenizer, as_asked, plain_conversation, prompt_ids
 from rlhf_env.errors import DataError
 from rlhf_env.types import Prompt
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from chat_tokenizers import save_chat_tokenizer
+from chat_tokenizers import save_chat_tokenizer, templates_of_trl
 
 CONVERSATIONS: dict[str, list[dict[str, str]]] = {
     "one question": [{"role": "user", "content": "Why is the sky <blue> & not 'green'?"}],
@@ -29,13 +28,6 @@ CONVERSATIONS: dict[str, list[dict[str, str]]] = {
         {"role": "user", "content": "Bye"},
     ],
 }
-
-
-def templates_of_trl() -> list[Path]:
-    """The templates that TRL ships; none where it is not installed."""
-    found = importlib.util.find_spec("trl")
-    places = list(found.submodule_search_locations or ()) if found is not None else []
-    return sorted(path for place in places for path in Path(place).glob("chat_templates/*.jinja"))
 
 
 def rows_of(tmp_path: Path, conversations: Sequence[Any]) -> str:
@@ -57,13 +49,28 @@ def as_transformers(folder: Path, messages: list[dict[str, str]]) -> tuple[str, 
 
 
 def as_we_do(folder: Path, messages: list[dict[str, str]], tmp_path: Path) -> tuple[str, list[int]] | None:
+    """The same of the template by name, and by default, where the model that is asked decides."""
+    tokenizer = FileTokenizer(folder)
+    asked = File(rows_of(tmp_path, [messages])).prompt(0, {})
     try:
-        task = File(rows_of(tmp_path, [messages]), chat_template=str(folder))
+        prompt = File(rows_of(tmp_path, [messages]), chat_template=str(folder)).prompt(0, {})
     except DataError as error:
         assert "the chat template refuses it" in str(error)
+        with pytest.raises(DataError, match=r"^chats\.jsonl:1: the model's chat template refuses it: "):
+            prompt_ids(tokenizer, asked)
         return None
-    prompt = task.prompt(0, {})
-    return prompt.text, prompt_ids(FileTokenizer(folder), prompt)
+    ids = prompt_ids(tokenizer, prompt)
+    assert prompt_ids(tokenizer, asked) == ids
+    assert (asked.text, as_asked(asked, tokenizer).text) == (plain_conversation(messages), prompt.text)
+    return prompt.text, ids
+
+
+def test_the_plain_layout_by_name_is_read_as_text(tmp_path: Path) -> None:
+    tokenizer = FileTokenizer(save_chat_tokenizer(tmp_path / "model"))
+    messages = CONVERSATIONS["with a system message"]
+    prompt = File(rows_of(tmp_path, [messages]), chat_template="plain").prompt(0, {})
+    assert prompt_ids(tokenizer, prompt) == [256, *tokenizer.encode("System: Be brief.\nUser: Hi é\nAssistant:")]
+    assert prompt.messages, "rewards still see them"
 
 
 @pytest.mark.skipif(not templates_of_trl(), reason="TRL, whose templates these are, is not installed")

@@ -70,9 +70,14 @@ def rendered(model: Path, tokenizer: FileTokenizer, messages: Sequence[Any] = CH
 
 @pytest.mark.parametrize("how", ["cut left", "cut right", "cut middle"])
 @pytest.mark.parametrize("most", [40, 75, 110, 150])
-def test_ids_are_those_of_the_template_for_the_messages_that_remain(chat_model: Path, how: Any, most: int) -> None:
+@pytest.mark.parametrize("by_default", [True, False])
+def test_ids_are_those_of_the_template_for_the_messages_that_remain(
+    chat_model: Path, how: Any, most: int, by_default: bool
+) -> None:
     tokenizer = FileTokenizer(chat_model)
     prompt = rendered(chat_model, tokenizer)
+    if by_default:
+        prompt = Prompt(id="p", text=plain_conversation(CHAT), messages=tuple(CHAT))
     whole = prompt_ids(tokenizer, prompt)
     shorter = cut(prompt, most, how, tokenizer)
     assert len(whole) > most and shorter is not None

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from rlhf_env.envs.file_task import File
 from rlhf_env.envs.tokenizers import ByteTokenizer, FileTokenizer, load_tokenizer, prompt_ids
+from rlhf_env.feedback.interchange import write_judgements
+from rlhf_env.feedback.judgements import Author, Preference, Response
+from rlhf_env.feedback.kinds import Comparison
 from rlhf_env.feedback.offline import load_preferences, pair_episode
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.lab.evaluation.runs import prepare
 from rlhf_env.learning.experiment import Experiment
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from chat_tokenizers import CHATML, save_chat_tokenizer
 
 CHITCHAT = "rlhf-env/chitchat"
 QUESTIONS = [[{"role": "user", "content": f"q{i}"}] for i in range(4)]
@@ -70,13 +77,31 @@ def test_what_is_trained_on_is_not_called_held_out(pairs: Path) -> None:
 
 
 def test_a_plain_layout_is_said(pairs: Path) -> None:
-    with pytest.warns(
-        RuntimeWarning, match=r"'User: \.\.\.'.*the model has a chat template: chat_template = 'rlhf-env/ch"
-    ):
-        prepare(experiment(pairs, template="plain"))
     with pytest.warns(RuntimeWarning, match="the model has no chat template"):
-        workplace = prepare(experiment(pairs, model="tiny", template="plain"))
+        workplace = prepare(experiment(pairs, model="tiny", template="own"))
     assert isinstance(workplace.setup.tokenizer, ByteTokenizer)
+
+
+def test_a_stored_question_is_asked_as_the_task_asked_it(tmp_path: Path) -> None:
+    """By the model that wrote the answers, and by a reward model with another template."""
+    messages = [{"role": "system", "content": "Be brief."}, *QUESTIONS[0]]
+    file = tmp_path / "asked.jsonl"
+    file.write_text(json.dumps({"messages": messages, "level": 3}))
+    prompt = File(str(file)).prompt(0, {})
+    chosen, rejected = (Response(text, Author("human", "ann")) for text in ("yes", "no"))
+    pair = Preference(prompt=prompt, chosen=chosen, rejected=rejected, annotator="ann")
+    with PreferenceStore(tmp_path / "s.db") as store:
+        store.add([pair])
+        (stored,) = store.preferences()
+    write_judgements(tmp_path / "trl.jsonl", [Comparison.of(stored)], "trl-conversational")
+    (exported,) = load_preferences(tmp_path / "trl.jsonl")
+    assert json.loads((tmp_path / "trl.jsonl").read_text())["prompt"] == messages
+    for template in (CHATML, "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor %}"):
+        tokenizer = FileTokenizer(save_chat_tokenizer(tmp_path / "model", template))
+        theirs = tokenizer.own.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        for read in (prompt, stored.prompt, exported.prompt):
+            assert prompt_ids(tokenizer, read) == theirs
+            assert read.meta["level"] == 3
 
 
 def test_a_text_that_is_no_conversation_stays_as_it_is(pairs: Path) -> None:

@@ -179,6 +179,16 @@ def test_the_parts_of_the_reward_are_those_of_the_environment(run: Path) -> None
     assert {name: part.weight for name, part in said.items()} == dict(mix.weights)
 
 
+def test_a_run_without_a_reward_shows_none(tmp_path: Path) -> None:
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text('{"prompt": "a:", "completion": "b"}\n{"prompt": "b:", "completion": "a"}\n')
+    task = {"name": "file", "path": str(answers)}
+    agent, budget = {"name": "sft"}, {"updates": 1}
+    rlhf_env.run(experiment(task=task, rewards={"task": 1.0}, agent=agent, budget=budget), tmp_path / "run")
+    chat = open_chat(str(tmp_path / "run"), rewards=True)
+    assert chat.rewards_of(chat.ask("a:", say=lambda _: None)) == []
+
+
 def test_what_needs_a_tasks_columns_is_named_and_does_not_fail(tmp_path: Path) -> None:
     rlhf_env.run(
         experiment(

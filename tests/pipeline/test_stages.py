@@ -196,8 +196,36 @@ def test_an_output_that_is_gone_or_changed_is_refused(done: Path) -> None:
         **dict.fromkeys(["taste", "ppo", "blind"], "run"),
         "sft": "skip",
     }
+    assert steps(done, until="sft")["sft"] == "skip", "what comes after --until is not asked for"
     run_pipeline(file, out, again=["answers", "votes"], until="votes")
     assert steps(done) == dict.fromkeys(NAMES, "skip"), "the same draws give the same answers: nothing else is remade"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        (
+            "budget = { updates = 3 }",
+            "environment = { max_prompt_tokens = 5 }",
+            "has 6 tokens, the environment takes 5",
+        ),
+        (
+            "budget = { updates = 3 }",
+            "environment = { max_new_tokens = 60 }",
+            "has 6 tokens, which with 60 new ones (max_new_tokens) exceed the model's context of 64",
+        ),
+        ("prompts = 10\n", "prompts = 10\nmax_prompt_tokens = 5\n", "has 6 tokens, the environment takes 5"),
+    ],
+)
+def test_prompts_too_long_for_a_later_stage_are_found_before_the_first_runs(
+    pipeline: MakeFile, tmp_path: Path, old: str, new: str, says: str
+) -> None:
+    file, out = pipeline((old, new)), tmp_path / "out"
+    with pytest.raises(ConfigError) as refused:
+        run_pipeline(file, out)
+    assert len(refused.value.problems) > 1, "all at once"
+    assert says in refused.value.problems[-1]
+    assert not out.exists()
 
 
 def test_a_folder_of_something_else_is_left_alone(pipeline: MakeFile, tmp_path: Path, whole: Path) -> None:
@@ -245,6 +273,64 @@ def test_killed_inside_a_stage_it_ends_in_the_same_bits(whole: Path, pipeline: M
         n: r.identity for n, r in theirs.items() if n != "blind"
     }
     assert ours["blind"].numbers == theirs["blind"].numbers
+
+
+def test_a_raised_budget_goes_on_where_the_smaller_one_ended(done: Path, whole: Path) -> None:
+    file, out = done / "small.toml", done / "out"
+    rows = (out / "ppo" / "metrics.jsonl").read_bytes()
+    raised: dict[str, object] = {"ppo.budget": {"updates": 5}}
+    (said,) = (it for it in intentions(file, out, changes=raised) if it.name == "ppo")
+    assert (said.step, said.why) == ("resume", "budget.updates 3 -> 5 (--again ppo makes it anew)")
+    ended = run_pipeline(file, out, changes=raised, until="ppo")
+    assert (out / "ppo" / "metrics.jsonl").read_bytes().startswith(rows)
+    assert ended.stages["ppo"].numbers["updates"] == 5
+    assert not (out / "replaced").exists()
+    assert steps(done, changes=raised) == {**dict.fromkeys(NAMES[:5], "skip"), "blind": "anew"}
+    assert steps(done)["ppo"] == "anew", "the smaller budget again"
+    other: dict[str, object] = {**raised, "ppo.agent.lr": 2e-3}
+    assert steps(done, changes=other)["ppo"] == "anew", "another setting beside it"
+    assert steps(done, changes=raised, again=["ppo"])["ppo"] == "anew"
+    run_pipeline(file, out, changes=raised, again=["ppo"], until="ppo")
+    whole_run, went_on = (weights(out / place) for place in ("ppo", "replaced/ppo-1"))
+    assert all(whole_run[name].equal(went_on[name]) for name in whole_run), "nothing here goes by the budget's share"
+
+
+def test_a_folder_that_was_moved_while_a_stage_was_half_done(whole: Path, pipeline: MakeFile, tmp_path: Path) -> None:
+    file, out, elsewhere = pipeline(), tmp_path / "out", tmp_path / "elsewhere"
+    log = RunFolder.log
+
+    def log_and_die(run: RunFolder, row: Any) -> None:
+        log(run, row)
+        if run.path.name == "ppo" and row["update"] == 2:
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(RunFolder, "log", log_and_die)
+        run_pipeline(file, out)
+    out.rename(elsewhere)
+    assert {it.step for it in intentions(file, elsewhere)} == {"skip", "resume", "run"}
+    ended = run_pipeline(file, elsewhere)
+    assert ended.stages["blind"].numbers == records(whole / "out")["blind"].numbers
+    one, other = weights(elsewhere / "ppo"), weights(whole / "out" / "ppo")
+    assert all(one[name].equal(other[name]) for name in one)
+    assert str(out) + os.sep not in (elsewhere / "ppo" / "experiment.toml").read_text()
+
+
+def test_killed_while_it_goes_on_with_a_larger_budget(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, out = done / "small.toml", done / "out"
+    raised: dict[str, object] = {"ppo.budget": {"updates": 5}}
+    log = RunFolder.log
+
+    def log_and_die(run: RunFolder, row: Any) -> None:
+        log(run, row)
+        if row["update"] == 4:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(RunFolder, "log", log_and_die)
+        run_pipeline(file, out, changes=raised, until="ppo")
+    assert steps(done, changes=raised)["ppo"] == "resume"
+    assert run_pipeline(file, out, changes=raised, until="ppo").stages["ppo"].numbers["updates"] == 5
 
 
 def test_killed_while_it_writes_it_comes_to_the_same_answers(whole: Path, pipeline: MakeFile, tmp_path: Path) -> None:

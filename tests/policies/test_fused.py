@@ -111,7 +111,7 @@ def test_variants_of_llama(changes: dict[str, Any], texts: Any, recomputed: Any,
 def test_what_it_does_not_know_goes_the_general_way() -> None:
     assert anatomy_of(llama()) is not None
     assert anatomy_of(llama(rope_parameters=ROTARY["dynamic"])) is None
-    assert anatomy_of(llama().bfloat16()) is None
+    assert anatomy_of(llama().half()) is None
     hooked = llama()
     hooked.model.layers[0].mlp.register_forward_hook(lambda *_: None)
     adapted = llama()

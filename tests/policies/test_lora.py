@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from rlhf_env.errors import ConfigError, DataError
+from rlhf_env.lora_settings import Lora
 from rlhf_env.policies.anatomy import anatomy_of
 from rlhf_env.policies.language_model import LanguageModel
-from rlhf_env.policies.lora import Lora, adapter_weights, add_adapter, merge_adapter, save_adapter
+from rlhf_env.policies.lora import adapter_weights, add_adapter, merge_adapter, save_adapter
 from rlhf_env.policies.tiny import tiny_language_model
 
 peft = pytest.importorskip("peft")

@@ -8,7 +8,7 @@ from typing import Any
 
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.interchange.gathering import Reading
-from rlhf_env.feedback.judgements import Author, Judgement, Preference, Response, id_of_text
+from rlhf_env.feedback.judgements import Author, Judgement, Preference, Response, id_of_text, kept_meta
 from rlhf_env.feedback.kinds import kind_named, kind_of
 from rlhf_env.feedback.kinds.kind import CIRCUMSTANCES
 from rlhf_env.plain_data import read_json
@@ -18,7 +18,7 @@ from rlhf_env.types import JsonObject, JsonView, Prompt
 def provenance_of(judgement: Judgement) -> JsonObject:
     """Of a judgement: its prompt's id and metadata, each response in the order shown, and how it was made."""
     return {
-        "prompt": {"id": judgement.prompt.id, "meta": dict(judgement.prompt.meta)},
+        "prompt": {"id": judgement.prompt.id, "meta": kept_meta(judgement.prompt)},
         "responses": [about_response(response) for response in judgement.responses],
         **circumstances_of(judgement, kind_of(judgement).later_of(judgement)),
     }

@@ -41,7 +41,7 @@ from rlhf_env.feedback.interchange.provenance import (
     remade,
     response_from,
 )
-from rlhf_env.feedback.judgements import Judgement, Preference
+from rlhf_env.feedback.judgements import Judgement, Preference, kept_meta
 from rlhf_env.feedback.kinds import HIGHEST, LOWEST, Comparison, Rating, ScoredResponse, kind_of
 from rlhf_env.types import JsonObject, JsonView
 
@@ -78,7 +78,7 @@ def pair_row(pair: Preference) -> JsonObject:
         "rejected": pair.rejected.text,
         **margin,
         "provenance": {
-            "prompt": {"id": pair.prompt.id, "meta": dict(pair.prompt.meta)},
+            "prompt": {"id": pair.prompt.id, "meta": kept_meta(pair.prompt)},
             "chosen": about_response(pair.chosen),
             "rejected": about_response(pair.rejected),
             **circumstances_of(pair, later_of_pair(pair)),
@@ -90,7 +90,7 @@ def pair_row(pair: Preference) -> JsonObject:
 def conversational_pair_row(pair: Preference) -> JsonObject:
     """TRL's conversational preference format. A prompt that was no conversation is one message of the user."""
     row = pair_row(pair)
-    messages = pair.prompt.meta.get("messages")
+    messages = kept_meta(pair.prompt).get("messages")
     if not isinstance(messages, list) or not messages or not all(_is_message(message) for message in messages):
         messages = [{"role": "user", "content": pair.prompt.text}]
     row["provenance"]["prompt"]["text"] = pair.prompt.text

@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rlhf_env.envs.transformers_tokenizer import quiet_transformers
+from rlhf_env.envs.tokenizers import conversation_of, template_options
+from rlhf_env.envs.transformers_tokenizer import quiet_transformers, render_chat
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.judgements import Response
 from rlhf_env.feedback.reward_models.model import batches_of_like_length, distinct, padded_ids
 from rlhf_env.policies.language_model import end_ids_of_model, listed
 from rlhf_env.policies.untyped import HFModel
-from rlhf_env.types import Episode, Float, Int, Prompt
+from rlhf_env.types import Episode, Float, Int, JsonView, Prompt
 
 _ENDED = ("stop", "stop_string", "task", None)  # None: text that nobody cut short
 
@@ -26,9 +27,11 @@ _ENDED = ("stop", "stop_string", "task", None)  # None: text that nobody cut sho
 class SequenceClassifier:
     """`score` is the logit of the model's one label, in log-odds for a model that was fitted to preferences.
 
-    The model has its own tokenizer, so what it reads is text: prompt and response as one string, and the end token when
-    the response ended, as TRL writes it. A prompt that a task rendered with the model's chat template is in that
-    template already. In a folder without tokenizer files the token ids of the episodes are read as they are.
+    The model has its own tokenizer, so what it reads is text. A conversation is read as TRL's RewardTrainer reads it:
+    in the model's own chat template, the response as its last message, and what the template writes behind that unless
+    the response was cut short. Any other prompt, and every prompt of a model without a template, is one string with
+    the response, and the end token follows where the response ended. In a folder without tokenizer files the token ids
+    of the episodes are read as they are.
     """
 
     log_odds_per_point = 1.0
@@ -73,6 +76,9 @@ class SequenceClassifier:
 
     def _encode(self, prompt: Prompt, response: str, finish_reason: str | None) -> Int:
         assert self._tokenizer is not None
+        messages = conversation_of(prompt) or (prompt.messages if prompt.rendered else ())
+        if messages and self._tokenizer.chat_template:
+            return self._encode_conversation(prompt, messages, response, finish_reason)
         text = (
             (prompt.text + response).encode("utf-8", errors="replace").decode("utf-8")
         )  # lone surrogates: as elsewhere
@@ -82,6 +88,20 @@ class SequenceClassifier:
         if self._ends and finish_reason in _ENDED and ids[-1:] not in [[end] for end in self._ends]:
             ids.append(self._ends[0])
         return np.array(ids, dtype=np.int64)
+
+    def _encode_conversation(
+        self, prompt: Prompt, messages: Sequence[JsonView], response: str, finish_reason: str | None
+    ) -> Int:
+        answered = [*messages, {"role": "assistant", "content": response}]
+        try:
+            text = render_chat(self._tokenizer, answered, template_options(prompt.meta), asks=False)
+        except Exception as error:  # templates refuse conversations with exceptions of their own
+            said = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise DataError(f"{prompt.id}: the chat template of reward model {self.name} refuses it: {said}") from error
+        if finish_reason not in _ENDED and (said := response.strip()) in text:  # what closes an answer was not said
+            text = text[: text.rindex(said) + len(said)]
+        text = text.encode("utf-8", errors="replace").decode("utf-8")
+        return np.array(self._tokenizer(text, truncation=False, add_special_tokens=False)["input_ids"], dtype=np.int64)
 
     @torch.no_grad()
     def _scores(self, texts: Sequence[Int]) -> Float:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Lt
 
 from rlhf_env.errors import Problem
-from rlhf_env.policies.lora import Lora
+from rlhf_env.lora_settings import Lora
 from rlhf_env.settings import AtLeastOne, NonNegative, Positive, ShareBelowOne, Whole, fault, settings
 
 RankingLoss = Literal["pairs", "plackett-luce"]

@@ -18,10 +18,11 @@ from pathlib import Path
 import numpy as np
 
 from rlhf_env.delimited import read_table
+from rlhf_env.envs.tokenizers import conversation_of, plain_conversation
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.feedback.judgements import Response
 from rlhf_env.feedback.reward_models.scorer import Scorer
-from rlhf_env.types import Float, Prompt
+from rlhf_env.types import Float, JsonView, Prompt
 
 PromptAndResponse = tuple[Prompt, Response]
 Counterfactual = tuple[PromptAndResponse, PromptAndResponse]
@@ -99,9 +100,28 @@ class Groups:
         if len(set(zip(prompts, responses, strict=True))) == 1:
             return ()
         return tuple(
-            (replace(prompt, text=prompt_text), replace(response, text=response_text, ids=None, prompt_ids=None))
-            for prompt_text, response_text in zip(prompts, responses, strict=True)
+            (self._asked(prompt, group), replace(response, text=text, ids=None, prompt_ids=None))
+            for group, text in enumerate(responses)
         )
+
+    def _asked(self, prompt: Prompt, group: int) -> Prompt:
+        """The prompt for one group; of a conversation the messages, which a model reads in its own chat template."""
+
+        def spoken(message: JsonView) -> JsonView:
+            content = message.get("content")
+            if not content:
+                return message
+            if isinstance(content, str):
+                return {**message, "content": self._version(content, group)}
+            return {**message, "content": [{**part, "text": self._version(part["text"], group)} for part in content]}
+
+        messages = [spoken(message) for message in conversation_of(prompt)]
+        if not messages:
+            return replace(prompt, text=self._version(prompt.text, group))
+        text = plain_conversation(messages)
+        if prompt.messages:
+            return replace(prompt, text=text, messages=tuple(messages))
+        return replace(prompt, text=text, meta={**prompt.meta, "messages": messages})
 
     def counterfactuals(self, texts: Iterable[PromptAndResponse]) -> list[Counterfactual]:
         """The versions of each text in pairs, each pair of groups once: what `fit_reward_model` can be fair about."""

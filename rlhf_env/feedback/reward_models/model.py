@@ -39,9 +39,10 @@ from rlhf_env.feedback.judgements import Preference, Response
 from rlhf_env.feedback.reward_models.config import Epoch, HeadKind, RewardModelConfig, TrainingRecord
 from rlhf_env.feedback.reward_models.reply_head import LIKELIHOODS, NEURONS, HiddenLayer, likelihoods_of
 from rlhf_env.learning.run_models import model_folder
+from rlhf_env.lora_settings import Lora
 from rlhf_env.policies.anatomy import anatomy_of
 from rlhf_env.policies.loading import base_and_adapter, load_causal_lm
-from rlhf_env.policies.lora import Lora, load_adapter, merge_adapter
+from rlhf_env.policies.lora import load_adapter, merge_adapter
 from rlhf_env.policies.trunk import hidden_states, prefix_tree
 from rlhf_env.policies.untyped import HFModel
 from rlhf_env.types import Episode, Float, Int, JsonObject, Prompt, Tokenizer

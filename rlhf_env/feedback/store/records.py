@@ -23,6 +23,7 @@ from rlhf_env.feedback.judgements import (
     Response,
     digest,
     id_of_text,
+    kept_meta,
     prompt_digest,
     prompt_problems,
     response_digest,
@@ -262,7 +263,7 @@ class Records(Database):
 
 
 def _prompt_row(name: str, prompt: Prompt) -> DatabaseRow:
-    return name, to_bytes(prompt.id), to_bytes(prompt.text), findings.as_json(dict(prompt.meta))
+    return name, to_bytes(prompt.id), to_bytes(prompt.text), findings.as_json(kept_meta(prompt))
 
 
 def _response_row(prompt: str, response: Response) -> DatabaseRow:

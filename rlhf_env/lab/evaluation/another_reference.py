@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from rlhf_env.envs.tasks import held_out
-from rlhf_env.envs.tokenizers import end_ids, prompt_ids
+from rlhf_env.envs.tokenizers import end_ids, keeping_special, prompt_ids
 from rlhf_env.errors import DataError
 from rlhf_env.learning.models import load_policy, load_tokenizer_of, with_vocabulary_of
 from rlhf_env.learning.workplace import Workplace
@@ -20,7 +20,8 @@ def load_other(workplace: Workplace, model: str) -> tuple[Policy, Tokenizer]:
     tokenizer = load_tokenizer_of(wanted)
     longest = experiment.environment.max_new_tokens
     policy = load_policy(wanted, tokenizer, workplace.env.task, max_new_tokens=longest, seed=experiment.seed)
-    return policy.frozen_copy(), with_vocabulary_of(tokenizer, policy, model)
+    tokenizer = with_vocabulary_of(tokenizer, policy, model)
+    return policy.frozen_copy(), keeping_special(tokenizer, experiment.environment.keep_special)
 
 
 def with_reference(workplace: Workplace, model: str) -> Workplace:

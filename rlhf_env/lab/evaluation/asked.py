@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rlhf_env.envs.tokenizers import conversation_of
+from rlhf_env.envs.tokenizers import conversation_of, said_in
 from rlhf_env.types import Prompt
 
 
@@ -66,4 +66,4 @@ def question_of(prompt: Prompt) -> str:
     if prompt.uncut is not None:
         return question_of(prompt.uncut)
     messages = prompt.messages or conversation_of(prompt)
-    return prompt.text if not messages else json.dumps([[m.get("role"), m.get("content")] for m in messages])
+    return prompt.text if not messages else json.dumps([[m.get("role"), said_in(m)] for m in messages])

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from rlhf_env.envs.tokenizers import FileTokenizer
+from rlhf_env.envs.tokenizers import conversation_of, has_template
 from rlhf_env.errors import ConfigError, DataError, Problem, did_you_mean, under
 from rlhf_env.feedback.offline import (
     label_source,
@@ -53,7 +53,7 @@ from rlhf_env.learning.workplace import Workplace, build, check_plugins
 from rlhf_env.plugins import host, name_in
 from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.policies.policy import HasContext, Policy, all_weights
-from rlhf_env.runs_on_disk import paths_from
+from rlhf_env.runs_on_disk import asked_in_plain, paths_from
 from rlhf_env.shown_text import near
 from rlhf_env.toml_files import naming_lines
 from rlhf_env.types import JsonView
@@ -194,7 +194,7 @@ def run(
     threads_before = torch.get_num_threads()
     set_threads(threads)
     try:
-        workplace = _with_data(experiment) if isinstance(experiment, Workplace) else prepare(experiment)
+        workplace = _with_data(experiment) if isinstance(experiment, Workplace) else prepare(experiment, folder)
         with ExitStack() as stack:
             opened = None
             wanted = workplace.experiment
@@ -222,15 +222,16 @@ def run(
         torch.set_num_threads(threads_before)
 
 
-def prepare(experiment: Experiment | JsonView | str | Path) -> Workplace:
+def prepare(experiment: Experiment | JsonView | str | Path, folder: str | Path | None = None) -> Workplace:
     """The experiment, built; and a look at what is used later only: every prompt, stored preferences, the gold reward.
 
-    Raises ConfigError; of a file, with the line.
+    `folder`: a run in it goes on as it began. Raises ConfigError; of a file, with the line.
     """
     if isinstance(experiment, (str, Path)):
         with naming_lines(experiment):
-            return prepare(Experiment.load(experiment))
+            return prepare(Experiment.load(experiment), folder)
     wanted = experiment if isinstance(experiment, Experiment) else Experiment.from_table(experiment)
+    wanted = replace(wanted, asks_in_plain=folder is not None and asked_in_plain(Path(folder)))
     _require_stored_fit(wanted)
     workplace = build(wanted)
     if workplace.rewarded or not traits(workplace.agent).imitates:
@@ -248,17 +249,13 @@ def prepare(experiment: Experiment | JsonView | str | Path) -> Workplace:
 
 
 def _say_how_conversations_are_asked(workplace: Workplace) -> None:
-    """Warn where messages are written down in the plain layout, which is a guess of ours and no model's own."""
-    tokenizer, prompt = workplace.setup.tokenizer, workplace.env.task.prompt(0, {})
-    own = isinstance(tokenizer, FileTokenizer) and bool(tokenizer.own.chat_template)
-    if prompt.messages and not prompt.rendered:
-        layout = "the task's conversations are asked as lines of 'User: ...' and 'Assistant: ...'"
-        if own:
-            model = workplace.experiment.policy.model
-            said = f"{layout}, and the model has a chat template: chat_template = {model!r} in [task] asks in it"
-        else:
-            said = f"{layout}: the model has no chat template"
-        warnings.warn(said, RuntimeWarning, stacklevel=2)
+    """Warn where messages are written down in the plain layout, which nobody asked for and is no model's own."""
+    own, prompt = has_template(workplace.setup.tokenizer), workplace.env.task.prompt(0, {})
+    as_before = workplace.experiment.asks_in_plain and prompt.as_text
+    if (own and as_before) or (conversation_of(prompt) and not own):
+        why = "as when the run began, before the model's own chat template was the default"
+        said = "the task's conversations are asked as lines of 'User: ...' and 'Assistant: ...'"
+        warnings.warn(f"{said}: {why if own else 'the model has no chat template'}", RuntimeWarning, stacklevel=2)
 
 
 def evaluator_of(workplace: Workplace) -> Evaluator | Likelihood:
@@ -446,7 +443,7 @@ def load_run(folder: str | Path, checkpoint: Literal["last", "best"] = "last", *
     described = folder / "experiment.toml"
     if not described.is_file():
         raise ConfigError(f"{folder} holds no run: it has no experiment.toml (rlhf-env train makes such folders)")
-    experiment = replace(Experiment.load(described), folder=paths_from(folder))
+    experiment = replace(Experiment.load(described), folder=paths_from(folder), asks_in_plain=asked_in_plain(folder))
     toml = described.read_bytes().decode()
     require_own_code(folder, toml, experiment.code_named, record_of(folder), trust_code=trust_code)
     newest = checkpoints.latest(folder / BEST) if checkpoint == "best" else None

@@ -38,6 +38,7 @@ class BaseModelStage:
     takes: ClassVar[Mapping[Role, bool]] = {}
     gives: ClassVar[Sequence[Role]] = ("model",)
     aside: ClassVar[frozenset[str]] = frozenset()
+    takes_larger_budget: ClassVar[bool] = False
 
     def problems(self) -> Iterator[Problem]:
         if self.recipe and self.take is not None:

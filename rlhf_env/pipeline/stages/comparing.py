@@ -38,6 +38,7 @@ class BenchStage:
     takes: ClassVar[Mapping[Role, bool]] = {"model": False, "reward_model": False, "store": False}
     gives: ClassVar[Sequence[Role]] = ()
     aside: ClassVar[frozenset[str]] = frozenset()
+    takes_larger_budget: ClassVar[bool] = False
 
     @staticmethod
     def table(own: JsonView, defaults: JsonView, links: Links) -> JsonObject:

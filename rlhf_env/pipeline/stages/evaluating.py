@@ -71,6 +71,7 @@ class EvaluateStage:
     takes: ClassVar[Mapping[Role, bool]] = {"runs": True}
     gives: ClassVar[Sequence[Role]] = ()
     aside: ClassVar[frozenset[str]] = frozenset({"votes", "serve", "host", "port"})
+    takes_larger_budget: ClassVar[bool] = False
 
     def problems(self) -> Iterator[Problem]:
         if self.by == "simulated" and self.overlap > self.people:

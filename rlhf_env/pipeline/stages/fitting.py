@@ -43,6 +43,7 @@ class FitStage:
     takes: ClassVar[Mapping[Role, bool]] = {"store": False, "model": False}
     gives: ClassVar[Sequence[Role]] = ("reward_model",)
     aside: ClassVar[frozenset[str]] = frozenset()
+    takes_larger_budget: ClassVar[bool] = False
 
     @staticmethod
     def table(own: JsonView, defaults: JsonView, links: Links) -> JsonObject:

@@ -60,6 +60,7 @@ class JudgeStage:
     takes: ClassVar[Mapping[Role, bool]] = {"store": False}
     gives: ClassVar[Sequence[Role]] = ("store",)
     aside: ClassVar[frozenset[str]] = frozenset()
+    takes_larger_budget: ClassVar[bool] = False
 
     def problems(self) -> Iterator[Problem]:
         if self.overlap > self.people:

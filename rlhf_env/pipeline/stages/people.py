@@ -59,6 +59,7 @@ class AnnotateStage:
     takes: ClassVar[Mapping[Role, bool]] = {"store": False}
     gives: ClassVar[Sequence[Role]] = ("store",)
     aside: ClassVar[frozenset[str]] = frozenset({"votes", "serve", "host", "port"})
+    takes_larger_budget: ClassVar[bool] = False
 
     def problems(self) -> Iterator[Problem]:
         if self.ask not in kind_names():

@@ -7,13 +7,14 @@ which every other command reads.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from rich.console import Console
 
 from rlhf_env.errors import ConfigError, Problem
+from rlhf_env.learning.policy_settings import PolicySettings
 from rlhf_env.pipeline.hashing import Hashes
 from rlhf_env.types import JsonObject, JsonView
 
@@ -79,6 +80,9 @@ class Stage(Protocol):
     aside: ClassVar[frozenset[str]]
     """Settings that change nothing of what it makes."""
 
+    takes_larger_budget: ClassVar[bool]
+    """Whether what was made with a smaller budget goes on with a larger one."""
+
     @staticmethod
     def table(own: JsonView, defaults: JsonView, links: Links) -> JsonObject:
         """All its settings: its own, those of [defaults] that it reads, and what stands for its inputs."""
@@ -104,6 +108,32 @@ class Stage(Protocol):
 
     def identity(self, folder: Path, hashes: Hashes) -> str | None:
         """What its output is known by: equal where it is worth the same to later stages; None where it is missing."""
+
+
+FirstModels = Mapping[str, PolicySettings]
+"""By what a stage gives that is still to be made, the model that it will have begun with: tokenizer and context are
+known already."""
+
+
+@runtime_checkable
+class AsksPrompts(Protocol):
+    """A stage in which a model reads prompts that are known before anything runs."""
+
+    @property
+    def policy(self) -> PolicySettings:
+        """Who reads them."""
+
+    def check_prompts(self, policy: PolicySettings) -> None:
+        """Raises ConfigError for prompts that are too long for the stage, or for the context of `policy`."""
+
+
+def begun_as(policy: PolicySettings, first: FirstModels) -> PolicySettings | None:
+    """The same with the model that earlier stages began with in the place of what they make of it; None where nothing
+    is there yet."""
+    if (before := first.get(policy.model)) is not None:
+        return replace(policy, model=before.model, tokenizer=policy.tokenizer or before.tokenizer)
+    missing = Path(policy.model).is_absolute() and not Path(policy.model).exists()
+    return None if missing else policy
 
 
 def linked(links: Links, role: Role, setting: str = "") -> JsonObject:

@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import ClassVar
 
 from rlhf_env.envs.rewards import NoReward
-from rlhf_env.errors import ConfigError, Problem, RunFailed
+from rlhf_env.envs.tasks import held_out, load_task
+from rlhf_env.errors import ConfigError, Problem, RunFailed, under
 from rlhf_env.lab.evaluation.runs import EVALUATION_FILE, evaluation_curve, run
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.making_agents import imitates
-from rlhf_env.learning.models import load_tokenizer_of
-from rlhf_env.learning.run_folder import BEST
-from rlhf_env.learning.workplace import check_plugins
-from rlhf_env.pipeline.hashing import Hashes
+from rlhf_env.learning.models import context_before_loading, load_tokenizer_of
+from rlhf_env.learning.policy_settings import PolicySettings
+from rlhf_env.learning.prompt_lengths import require_prompts_fit
+from rlhf_env.learning.run_folder import BEST, record_of
+from rlhf_env.learning.workplace import OR_OVER_LONG, asks_prompts, check_plugins
+from rlhf_env.pipeline.hashing import Hashes, hash_of
 from rlhf_env.pipeline.stages.stage import Links, Role, Site, StageOrigin, StageOutcome, merged, with_inputs
 from rlhf_env.relative_paths import paths_of
 from rlhf_env.types import JsonObject, JsonView
@@ -34,6 +37,7 @@ class TrainStage:
     takes: ClassVar[Mapping[Role, bool]] = {"model": False, "reward_model": False, "store": False}
     gives: ClassVar[Sequence[Role]] = ("model", "runs")
     aside: ClassVar[frozenset[str]] = frozenset({"trackers"})
+    takes_larger_budget: ClassVar[bool] = True
     agent: ClassVar[str | None] = None
 
     @classmethod
@@ -57,6 +61,27 @@ class TrainStage:
         except ConfigError as error:
             error.change(lambda problem: problem.under("policy"))
             raise
+
+    @property
+    def policy(self) -> PolicySettings:
+        return self.experiment.located().policy
+
+    def check_prompts(self, policy: PolicySettings) -> None:
+        """As `prepare` does once the model is there."""
+        located = self.experiment.located()
+        settings = located.environment
+        if settings.over_long != "refuse" or not asks_prompts(located):
+            return
+        with under("task"):
+            task = load_task(located.task)
+            require_prompts_fit(
+                [task, held_out(task)],
+                load_tokenizer_of(policy),
+                max_prompt_tokens=settings.max_prompt_tokens,
+                max_new_tokens=settings.max_new_tokens,
+                context=context_before_loading(policy),
+                remedy=OR_OVER_LONG,
+            )
 
     def paths(self) -> Sequence[str]:
         return paths_of(self.experiment.folder or Path(), self.experiment, Experiment)
@@ -90,14 +115,14 @@ class TrainStage:
         return False
 
     def identity(self, folder: Path, hashes: Hashes) -> str | None:
-        """The weights of the agent as later stages take it; the clock is left out."""
-        newest = checkpoints.latest(folder / BEST) or checkpoints.latest(folder / "checkpoints")
+        """The weights of the agent as later stages take it, at its best or last; the clock is left out."""
+        kept = [it for it in map(checkpoints.latest, (folder / BEST, folder / "checkpoints")) if it is not None]
         ended = folder / EVALUATION_FILE
         if not ended.is_file() or not (folder / "experiment.toml").is_file():
             return None
-        if newest is None:  # an agent that does not train
-            return hashes.of_files(folder, [folder / "experiment.toml"])
-        return hashes.of_files(newest, sorted(newest.glob("*.safetensors")))
+        if not kept:  # an agent that does not train
+            return record_of(folder).get("config_hash")  # as it was made: a folder may be moved
+        return hash_of([hashes.of_files(each, sorted(each.glob("*.safetensors"))) for each in kept])
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from rlhf_env.envs.tasks import load_task
 from rlhf_env.errors import under
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.learning.configuration import from_table
-from rlhf_env.learning.models import load_tokenizer_of
+from rlhf_env.learning.models import context_before_loading, load_tokenizer_of
 from rlhf_env.learning.policy_settings import PolicySettings
+from rlhf_env.learning.prompt_lengths import require_prompts_fit
 from rlhf_env.pipeline.hashing import Hashes
 from rlhf_env.pipeline.responses import Responses, write_into
 from rlhf_env.pipeline.stages.stage import Links, Role, Site, StageOrigin, StageOutcome, linked
@@ -58,6 +59,7 @@ class ResponsesStage:
     takes: ClassVar[Mapping[Role, bool]] = {"model": False}
     gives: ClassVar[Sequence[Role]] = ("store",)
     aside: ClassVar[frozenset[str]] = frozenset()
+    takes_larger_budget: ClassVar[bool] = False
 
     @staticmethod
     def table(own: JsonView, defaults: JsonView, links: Links) -> JsonObject:
@@ -82,7 +84,22 @@ class ResponsesStage:
             load_task(self.task)
         if not Path(self.model).is_absolute() or Path(self.model).exists():
             with under("model"):
-                load_tokenizer_of(PolicySettings(model=self.model, tokenizer=self.tokenizer))
+                load_tokenizer_of(self.policy)
+
+    @property
+    def policy(self) -> PolicySettings:
+        return PolicySettings(model=self.model, tokenizer=self.tokenizer)
+
+    def check_prompts(self, policy: PolicySettings) -> None:
+        with under("task"):
+            require_prompts_fit(
+                [load_task(self.task)],
+                load_tokenizer_of(policy),
+                max_prompt_tokens=self.max_prompt_tokens,
+                max_new_tokens=self.max_new_tokens,
+                context=context_before_loading(policy),
+                first=self.prompts,
+            )
 
     def paths(self) -> Sequence[str]:
         return paths_of(Path(), self, type(self))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from rlhf_rewards.bradley_terry import BradleyTerry
 from rlhf_rewards.fairness import Fairness
 
 from rlhf_env.envs.rewards import RewardMix
-from rlhf_env.envs.tokenizers import load_tokenizer
+from rlhf_env.envs.tokenizers import conversation_of, load_tokenizer, plain_conversation, said_in
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.feedback.judgements import Author, Preference, Response
 from rlhf_env.feedback.reward_models.calibration import accuracy_with_interval, win_probability
@@ -80,6 +81,19 @@ class TestGroups:
         ((_, one), (_, other)) = GENDER.versions_of((Prompt("p", "q"), response))
         assert (one.ids, one.prompt_ids, one.finish_reason) == (None, None, "length")
         assert (one.text, other.text) == ("he", "she")
+
+    @pytest.mark.parametrize("stored", [True, False])
+    def test_of_a_conversation_the_messages_are_other_ones_too(self, stored: bool) -> None:
+        """They are what a model with a chat template reads."""
+        parts = {"role": "user", "content": [{"type": "text", "text": "Who is she?"}]}
+        messages = [{"role": "system", "content": "He knows."}, parts]
+        kept: dict[str, Any] = {"meta": {"messages": messages, "n": 1}} if stored else {"messages": tuple(messages)}
+        prompt = Prompt("p", plain_conversation(messages), **kept)
+        ((men, _), (women, _)) = GENDER.versions_of((prompt, Response("nobody", ZOE)))
+        for version, (knows, is_) in ((men, ("He", "he")), (women, ("She", "she"))):
+            spoken = conversation_of(version)
+            assert [said_in(message) for message in spoken] == [f"{knows} knows.", f"Who is {is_}?"]
+            assert version.text == plain_conversation(spoken)
 
     def test_bad_tables_are_refused_with_everything_that_is_wrong(self) -> None:
         with pytest.raises(ConfigError) as caught:

@@ -386,7 +386,7 @@ class TestFiles:
         for arguments, said in (
             ((str(model), str(data), "--held-out", "half"), "a share such as 0.2 or 1/6"),
             ((str(model), str(tmp_path / "absent.jsonl")), "absent.jsonl"),
-            ((str(tmp_path), str(data)), "is not a reward model"),
+            ((str(tmp_path / "pages"), str(data)), "is not a reward model"),
         ):
             status, _, err = run(*arguments)
             assert status == 2
