@@ -316,6 +316,37 @@ def test_a_folder_that_was_moved_while_a_stage_was_half_done(whole: Path, pipeli
     assert str(out) + os.sep not in (elsewhere / "ppo" / "experiment.toml").read_text()
 
 
+BENCH = """
+[[stage]]
+name = "grid"
+kind = "bench"
+from = "sft"
+seeds = 1
+agents = { best_of_n = { n = 2 }, reference = {} }
+rewards = { length = { target = 5 } }
+budget = { generated_tokens = 60 }
+evaluation = { prompts = 2 }
+tasks = { words = {} }
+"""
+
+
+def test_a_folder_that_was_moved_while_a_benchmark_was_half_done(
+    pipeline: MakeFile, small_file: str, tmp_path: Path
+) -> None:
+    file = pipeline(text=small_file[: small_file.index('[[stage]]\nname = "answers"')] + BENCH)
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    run_pipeline(file, out, jobs=1)
+    (out / "grid" / "results" / "words--best_of_n--seed-0.json").unlink()
+    kept = (out / "grid" / "results" / "words--reference--seed-0.json").read_bytes()
+    record = Record.read(out, "grid")
+    assert record is not None
+    replace(record, status="begun").save(out)
+    out.rename(elsewhere)
+    assert run_pipeline(file, elsewhere, jobs=1).stages["grid"].status == "finished"
+    assert (elsewhere / "grid" / "results" / "words--best_of_n--seed-0.json").is_file()
+    assert (elsewhere / "grid" / "results" / "words--reference--seed-0.json").read_bytes() == kept
+
+
 def test_killed_while_it_goes_on_with_a_larger_budget(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, out = done / "small.toml", done / "out"
     raised: dict[str, object] = {"ppo.budget": {"updates": 5}}
