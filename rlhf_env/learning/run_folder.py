@@ -417,18 +417,23 @@ def lead_inputs(run: str | Path, before: str | Path, now: str | Path) -> None:
     it where it is. Nothing where it names nothing in `before`.
     """
     described, record_file = Path(run) / "experiment.toml", Path(run) / "record.json"
-    try:
-        written = described.read_bytes().decode()
-        table = tomllib.loads(written)
-    except (OSError, ValueError):
-        return  # whoever reads the run says so
-    record = _read_record(record_file)
-    led = _led(table, f"{before}{os.sep}", f"{now}{os.sep}")
-    if record is None or led == table:
+    record, led = _read_record(record_file), led_paths(described, before, now)
+    if record is None or led is None:
         return
-    record["moved"] = [*record.get("moved", []), {"config_hash": config_hash(written), "from": str(before)}]
+    known_by = config_hash(described.read_bytes().decode())
+    record["moved"] = [*record.get("moved", []), {"config_hash": known_by, "from": str(before)}]
     write_whole(record_file, json.dumps(record, indent=1))
-    write_whole(described, tomli_w.dumps(led))
+    write_whole(described, led)
+
+
+def led_paths(file: Path, before: str | Path, now: str | Path) -> str | None:
+    """The text of a TOML file with the paths into the folder `before` led into `now`; None where there are none."""
+    try:
+        table = tomllib.loads(file.read_bytes().decode())
+    except (OSError, ValueError):
+        return None  # whoever reads it says so
+    led = _led(table, f"{before}{os.sep}", f"{now}{os.sep}")
+    return None if led == table else tomli_w.dumps(led)
 
 
 def _led(value: Any, before: str, now: str) -> Any:

@@ -23,7 +23,7 @@ from rich.console import Console
 from rlhf_env.errors import ConfigError, DataError, Problem
 from rlhf_env.learning.engine import set_threads
 from rlhf_env.learning.folder_lock import hold
-from rlhf_env.learning.run_folder import lead_inputs
+from rlhf_env.learning.run_folder import lead_inputs, led_paths
 from rlhf_env.pipeline.hashing import Hashes, changed_among
 from rlhf_env.pipeline.plan import Plan, Planned, read_plan
 from rlhf_env.pipeline.records import RECORDS, Record
@@ -32,7 +32,7 @@ from rlhf_env.pipeline.stages.registry import STAGES
 from rlhf_env.pipeline.stages.stage import Site, Stage
 from rlhf_env.shown_text import near
 from rlhf_env.toml_files import naming_lines
-from rlhf_env.whole_files import write_json
+from rlhf_env.whole_files import write_json, write_whole
 
 REPLACED = "replaced"
 Step = Literal["run", "resume", "anew", "look", "skip", "leave"]
@@ -192,7 +192,11 @@ class _Work:
         before = about_pipeline(self.folder).folder if about.is_file() else ""
         if before and before != str(self.folder):
             for planned in self.plan.stages:
-                lead_inputs(self.folder / planned.name, before, self.folder)
+                for run in (self.folder / planned.name).rglob("experiment.toml"):  # a benchmark has one in each cell
+                    lead_inputs(run.parent, before, self.folder)
+                grid = self.folder / planned.name / "benchmark.toml"
+                if (led := led_paths(grid, before, self.folder)) is not None:
+                    write_whole(grid, led)
 
     def require_whole(self) -> None:
         """Raises ConfigError for outputs that were made, are needed, and are gone or changed: all of them."""

@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from faults.processes import Ended, rlhf_env, warm_up
 
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.feedback.store.store import PreferenceStore
+from rlhf_env.lab import processes
+from rlhf_env.lab.benchmark.cells import run_cell
 from rlhf_env.learning.run_folder import RunFolder
 from rlhf_env.pipeline import responses
 from rlhf_env.pipeline.demo import shipped_pipeline
@@ -314,6 +316,43 @@ def test_a_folder_that_was_moved_while_a_stage_was_half_done(whole: Path, pipeli
     one, other = weights(elsewhere / "ppo"), weights(whole / "out" / "ppo")
     assert all(one[name].equal(other[name]) for name in one)
     assert str(out) + os.sep not in (elsewhere / "ppo" / "experiment.toml").read_text()
+
+
+BENCH = """
+[[stage]]
+name = "grid"
+kind = "bench"
+from = "sft"
+seeds = 1
+agents = { best_of_n = { n = 2 }, reference = {} }
+rewards = { length = { target = 5 } }
+budget = { generated_tokens = 60 }
+evaluation = { prompts = 2 }
+tasks = { words = {} }
+"""
+
+
+def test_a_folder_that_was_moved_while_a_benchmark_was_half_done(
+    pipeline: MakeFile, small_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def in_this_process(cells: Sequence[Any], folder: Path, _jobs: int) -> Iterator[Any]:
+        for cell in cells:  # workers take seconds to start
+            run_cell(cell, folder)
+            yield processes.Progress(cell, 1.0, "finished")
+
+    monkeypatch.setattr(processes, "_run_in_processes", in_this_process)
+    file = pipeline(text=small_file[: small_file.index('[[stage]]\nname = "answers"')] + BENCH)
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    run_pipeline(file, out)
+    (out / "grid" / "results" / "words--best_of_n--seed-0.json").unlink()
+    kept = (out / "grid" / "results" / "words--reference--seed-0.json").read_bytes()
+    record = Record.read(out, "grid")
+    assert record is not None
+    replace(record, status="begun").save(out)
+    out.rename(elsewhere)
+    assert run_pipeline(file, elsewhere).stages["grid"].status == "finished"
+    assert (elsewhere / "grid" / "results" / "words--best_of_n--seed-0.json").is_file()
+    assert (elsewhere / "grid" / "results" / "words--reference--seed-0.json").read_bytes() == kept
 
 
 def test_killed_while_it_goes_on_with_a_larger_budget(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
