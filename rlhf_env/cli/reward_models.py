@@ -142,7 +142,8 @@ def reward_model_from_votes(
         value = options[name]
         if value not in (None, []):
             given[name] = str(value) if isinstance(value, Path) else value
-            words[name] = f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+            spoken = " ".join(value) if isinstance(value, list) else value
+            words[name] = f"--{name.replace('_', '-')}" + ("" if value is True else f" {spoken}")
     if held_out is not None:
         given["held_out"] = spoken_share(held_out)
     for each in more or ():

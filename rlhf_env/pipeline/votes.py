@@ -260,7 +260,7 @@ def _say_who_is_reliable(say: Callable[[str], None], votes: WeighedVotes, most: 
     say(f"  judged by several people: {votes.shared:,}. Who agreed with the majority of the others{estimated}:")
     for one in known[:most]:
         accuracy = "" if one.accuracy is None else f"; {one.accuracy:.2f}"
-        say(f"    {for_terminal(one.annotator)}: {_share_of(one)} of {one.votes:,}{accuracy}")
+        say(f"    {for_terminal(one.annotator)}: {_share_of(one)} of {one.compared:,}{accuracy}")
     if len(known) > most:
         say(f"    and {len(known) - most} more, who agreed more often: record.json has all")
     if 0 < len(known) < 3:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -114,8 +115,25 @@ def refuse_adapter(folder: Path) -> None:
     )
 
 
+def _refuse_scorer(folder: Path) -> None:
+    """Raise DataError for a model that scores texts: its trunk loads as one that writes them, and writes nonsense."""
+    scores = any((folder / card).is_file() for card in ("reward_model.json", "reward_ensemble.json"))
+    if not scores:
+        try:
+            named = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+            scores = any("Classification" in str(it) or "RewardModel" in str(it) for it in named)
+        except (OSError, ValueError, AttributeError, TypeError):  # loading says what is wrong
+            return
+    if scores:
+        raise DataError(
+            f"model {str(folder)!r}: it scores texts and writes none: name the language model that it was made from "
+            "here, and this one in [rewards.bradley_terry]"
+        )
+
+
 def _check_folder(folder: Path) -> None:
     refuse_adapter(folder)
+    _refuse_scorer(folder)
     if not (folder / "config.json").is_file():
         raise DataError(f"model {str(folder)!r}: not a model folder, config.json is missing")
     if not any(folder.glob("*.safetensors")):

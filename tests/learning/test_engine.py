@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from rlhf_env.cli.shared import app
+from rlhf_env.cli.main import app
 from rlhf_env.errors import ConfigError
 from rlhf_env.learning import engine
 from rlhf_env.learning.engine import LARGE, Engine, Optimization, sensible_threads, set_threads

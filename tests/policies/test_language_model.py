@@ -257,6 +257,18 @@ class TestFiles:
         with pytest.raises(DataError, match=r"safetensors, are missing \(pickled"):
             LanguageModel.from_pretrained(tmp_path)
 
+    @pytest.mark.parametrize("by", ["reward_model.json", "architectures"])
+    def test_a_model_that_scores_texts_writes_none(self, by: str, tmp_path: Path) -> None:
+        opinionated().save_pretrained(tmp_path)  # tied: the head of such a folder is there, and was not trained to write
+        config = json.loads((tmp_path / "config.json").read_text())
+        if by == "architectures":
+            config["architectures"] = ["LlamaForSequenceClassification"]
+            (tmp_path / "config.json").write_text(json.dumps(config))
+        else:
+            (tmp_path / by).write_text("{}")
+        with pytest.raises(DataError, match="it scores texts and writes none: name the language model"):
+            LanguageModel.from_pretrained(tmp_path)
+
     def test_broken_files(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         from safetensors.torch import load_file, save_file
 

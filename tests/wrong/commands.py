@@ -261,7 +261,11 @@ command(
     "--criterion good: nothing was judged by 'good'",
     a_DOT_jsonl=PAIR,
 )
-command(f"reward-model a.jsonl {BASE} --out o --without me", "nobody called 'me' judged anything", a_DOT_jsonl=PAIR)
+command(
+    f"reward-model a.jsonl {BASE} --out o --without me",
+    "rlhf-env: --without me: nobody called 'me' judged anything",
+    a_DOT_jsonl=PAIR,
+)
 command(f"reward-model a.jsonl {BASE} --out o --fairness 1", "groups must be given with fairness", a_DOT_jsonl=PAIR)
 command(
     f"reward-model a.jsonl {BASE} --out o --fairness 1 --groups w.csv --held-out 0",

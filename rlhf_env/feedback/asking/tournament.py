@@ -130,10 +130,11 @@ def tournament(
         wins[on, one, other] += share
         wins[on, other, one] += rest
     contenders = []
+    drawn = int(rng.integers(2**63))  # the same prompts for all: what one wins in a resample, the others lose in it
     for place, author in enumerate(authors):
         own = wins[wins[:, place].sum(1) + wins[:, :, place].sum(1) > 0]  # a draw without one of them has no rate
-        win_rate = bootstrap(partial(_win_rate, place), own, rng, resamples=resamples)
-        rating = bootstrap(partial(_rating, place), wins, rng, resamples=resamples)
+        win_rate = bootstrap(partial(_win_rate, place), own, np.random.default_rng(drawn), resamples=resamples)
+        rating = bootstrap(partial(_rating, place), wins, np.random.default_rng(drawn), resamples=resamples)
         contenders.append(
             Contender(
                 author=author,

@@ -27,6 +27,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
@@ -56,9 +57,11 @@ class Reliability:
 
     annotator: str
     votes: int
-    """On what others judged, too; of a tie among the others nothing is known, so it does not count."""
+    """All of theirs."""
+    compared: int
+    """Those on what others judged, too; of a tie among the others nothing is known, so it does not count."""
     agreed: float | None
-    """The share of them in which the majority of the others said the same; None without any."""
+    """The share of the compared ones in which the majority of the others said the same; None without any."""
     low: float | None
     high: float | None
     """The ends of its 95 % interval (Wilson)."""
@@ -315,20 +318,23 @@ def _together(votes: Sequence[_Vote]) -> str:
 
 def _reliabilities(ballots: Iterable[Ballot], accuracies: Mapping[str, float]) -> list[Reliability]:
     agreed: dict[str, list[bool]] = {}
+    cast: Counter[str] = Counter()
     for ballot in ballots:
+        cast.update(ballot.keys())
         for annotator, label in ballot.items():
-            votes = agreed.setdefault(annotator, [])
+            compared = agreed.setdefault(annotator, [])
             others = _most_common([other for who, other in ballot.items() if who != annotator])
             if others is not None:
-                votes.append(label == others)
+                compared.append(label == others)
     found = []
-    for annotator, votes in agreed.items():
-        share = sum(votes) / len(votes) if votes else None
-        low, high = (None, None) if share is None else wilson_interval(share, len(votes))
+    for annotator, compared in agreed.items():
+        share = sum(compared) / len(compared) if compared else None
+        low, high = (None, None) if share is None else wilson_interval(share, len(compared))
         found.append(
             Reliability(
                 annotator=annotator,
-                votes=len(votes),
+                votes=cast[annotator],
+                compared=len(compared),
                 agreed=share,
                 low=low,
                 high=high,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from rlhf_env.cli.shared import app
+from rlhf_env.cli.main import app
 from rlhf_env.errors import ConfigError
 from rlhf_env.feedback.asking.tournament import ELO, Contender, blind_pairs, contests, strengths, tournament
 from rlhf_env.feedback.judgements import Author, Response
@@ -46,6 +46,8 @@ def test_two_authors_in_closed_form() -> None:
     apart = 400 * math.log10(7.5 / 3.5)
     assert ann.rating.value == pytest.approx(apart / 2, abs=1e-9)
     assert bob.rating.value == pytest.approx(-apart / 2, abs=1e-9)
+    assert (bob.rating.low, bob.rating.high) == pytest.approx((-ann.rating.high, -ann.rating.low), abs=1e-9)
+    assert (bob.win_rate.low, bob.win_rate.high) == pytest.approx((1 - ann.win_rate.high, 1 - ann.win_rate.low))
 
 
 def test_strengths_expect_the_wins_that_were_seen() -> None:

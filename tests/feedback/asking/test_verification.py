@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from rlhf_env.cli.shared import app
+from rlhf_env.cli.main import app
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.feedback.asking.tournament import contests
 from rlhf_env.feedback.asking.verification import Candidate, checks_of, opinions, outcomes, recorded

@@ -187,8 +187,10 @@ def test_without_crowd_kit_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -
 def test_who_agrees_with_the_others_by_hand() -> None:
     votes = [vote(who, prompt=str(i)) for i in range(8) for who in "abc"]
     votes += [vote("x", "B", "A", prompt=str(i)) for i in range(8)]
+    votes += [vote("a", prompt="hers alone")]
     least, *others = weigh_votes(votes, "majority").reliabilities
-    assert (least.annotator, least.votes, least.agreed, least.against) == ("x", 8, 0.0, True)
-    assert {(one.votes, one.agreed, one.against) for one in others} == {(8, 1.0, False)}
-    few = Reliability(annotator="y", votes=1, agreed=0.0, low=0.0, high=0.79)
+    assert {one.annotator: one.votes for one in others} == {"a": 9, "b": 8, "c": 8}
+    assert (least.annotator, least.compared, least.agreed, least.against) == ("x", 8, 0.0, True)
+    assert {(one.compared, one.agreed, one.against) for one in others} == {(8, 1.0, False)}
+    few = Reliability(annotator="y", votes=1, compared=1, agreed=0.0, low=0.0, high=0.79)
     assert not few.against, "one vote accuses nobody"

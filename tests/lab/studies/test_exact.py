@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from rlhf_env.cli.shared import app
+from rlhf_env.cli.main import app
 from rlhf_env.envs.toy_tasks import Enumerable
 from rlhf_env.errors import ConfigError
 from rlhf_env.lab.studies.exact.estimators import (

@@ -14,7 +14,7 @@ from rlhf_agents.grpo import GRPO
 from torch import Tensor
 from typer.testing import CliRunner
 
-from rlhf_env.cli.shared import app
+from rlhf_env.cli.main import app
 from rlhf_env.errors import ConfigError
 from rlhf_env.lab.studies.exact import agents as exact_agents
 from rlhf_env.lab.studies.exact.agents import AGENTS, WITHIN, Reached, enumerable_experiment, train_exactly
