@@ -250,7 +250,10 @@ def said_in(message: JsonView) -> str:
     """What a message says: its content, that of its parts, and the functions that it calls as JSON, a line each."""
     content = message.get("content")
     said = content if isinstance(content, str) else "".join(part["text"] for part in content or ())
-    calls = [json.dumps(call.get("function", call), ensure_ascii=False) for call in message.get("tool_calls") or ()]
+    calls = [
+        json.dumps(call.get("function", call), ensure_ascii=False, sort_keys=True)  # one text for one call
+        for call in message.get("tool_calls") or ()
+    ]
     return "\n".join([said] * bool(said or not calls) + calls)
 
 

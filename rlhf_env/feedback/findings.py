@@ -61,9 +61,12 @@ def json_object(field: str, value: object) -> str:
     return ""
 
 
-def as_json(value: object) -> str:
-    """One spelling for one value: what digests are made of. TypeError or ValueError where JSON cannot hold it."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=dict)
+def as_json(value: object, *, in_order: bool = False) -> str:
+    """One spelling for one value: what digests are made of. TypeError or ValueError where JSON cannot hold it.
+
+    `in_order`: names stay in the order in which they stand, which some readers (chat templates) write down.
+    """
+    return json.dumps(value, sort_keys=not in_order, separators=(",", ":"), allow_nan=False, default=dict)
 
 
 def in_words(value: object) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlhf_env.envs.tokenizers import prompt_ids_within
+from rlhf_env.envs.tokenizers import prompt_ids, prompt_ids_within
 from rlhf_env.errors import DataError
-from rlhf_env.types import Task, Tokenizer
+from rlhf_env.types import Prompt, Task, Tokenizer
 
 MOST = 10_000
 """So many prompts of a task are looked at; 8 of one without end."""
@@ -34,7 +34,8 @@ def require_prompts_fit(
             try:
                 asked = len(prompt_ids_within(tokenizer, prompt, max_prompt_tokens))
             except DataError as error:
-                problems |= dict.fromkeys(f"{problem}{remedy}" for problem in error.problems)
+                helps = remedy if _is_read(tokenizer, prompt) else ""
+                problems |= dict.fromkeys(f"{problem}{helps}" for problem in error.problems)
                 continue
             if context is not None and asked + max_new_tokens > context + 1:  # the last token is never read
                 said = f"prompt {prompt.id[:60]!r} has {asked} tokens, which with {max_new_tokens} new ones"
@@ -42,3 +43,12 @@ def require_prompts_fit(
                 problems[f"{said} ({prompt.text[:60]!r}){remedy}"] = None
     if problems:
         raise DataError(*problems)
+
+
+def _is_read(tokenizer: Tokenizer, prompt: Prompt) -> bool:
+    """Whether the tokenizer, and the model's chat template, take the prompt, however long it is."""
+    try:
+        prompt_ids(tokenizer, prompt)
+    except DataError:
+        return False
+    return True

@@ -30,7 +30,7 @@ ADD = {
 CALL: dict[str, Any] = {
     "role": "assistant",
     "content": "",
-    "tool_calls": [{"type": "function", "id": "call12345", "function": {"name": "add", "arguments": {"a": 1, "b": 2}}}],
+    "tool_calls": [{"type": "function", "id": "call12345", "function": {"arguments": {"a": 1, "b": 2}, "name": "add"}}],
 }
 ASKED: list[dict[str, Any]] = [{"role": "user", "content": "1 + 2?"}]
 RETURNED = {"role": "tool", "name": "add", "tool_call_id": "call12345", "content": "3"}
@@ -95,7 +95,7 @@ def test_a_call_is_learned_as_the_template_writes_it(tmp_path: Path) -> None:
     for episode, message in ((first, CALL), (last, talk[-1])):
         assert tokenizer.own.decode(episode.response_ids.tolist()) == f"{json.dumps(message)}<|im_end|>"
     assert [completion for _, completion in answered_turns(given.prompt(0, {}), tokenizer, wanted)] == [
-        '{"name": "add", "arguments": {"a": 1, "b": 2}}'
+        '{"arguments": {"a": 1, "b": 2}, "name": "add"}'
     ] * 2
 
 
@@ -118,7 +118,7 @@ def test_parts_are_cut_and_calls_are_not(tmp_path: Path) -> None:
 def test_without_a_template_a_call_is_written_and_tools_are_refused(tmp_path: Path) -> None:
     prompt = task(tmp_path, {"messages": [*ASKED, CALL, RETURNED]}).prompt(0, {})
     assert bytes(prompt_ids(ByteTokenizer(), prompt)).decode() == (
-        'User: 1 + 2?\nAssistant: {"name": "add", "arguments": {"a": 1, "b": 2}}\nTool: 3\nAssistant:'
+        'User: 1 + 2?\nAssistant: {"arguments": {"a": 1, "b": 2}, "name": "add"}\nTool: 3\nAssistant:'
     )
     with pytest.raises(DataError, match="it has tools, and without a chat template nothing tells a model of them"):
         prompt_ids(ByteTokenizer(), task(tmp_path, ROWS["tools"]).prompt(0, {}))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rlhf_env.envs.file_task import File
 from rlhf_env.envs.tokenizers import ByteTokenizer, FileTokenizer, load_tokenizer, prompt_ids
+from rlhf_env.errors import ConfigError
 from rlhf_env.feedback.interchange import write_judgements
 from rlhf_env.feedback.judgements import Author, Preference, Response
 from rlhf_env.feedback.kinds import Comparison
@@ -109,3 +111,15 @@ def test_a_text_that_is_no_conversation_stays_as_it_is(pairs: Path) -> None:
     preference = load_preferences(pairs)[0]
     other = type(preference.prompt)(id="x", text="Q: q0 A:", meta=preference.prompt.meta)
     assert prompt_ids(tokenizer, other) == prompt_ids(tokenizer, type(other)(id="x", text="Q: q0 A:"))
+
+
+def test_a_conversation_that_the_template_refuses_is_named(pairs: Path) -> None:
+    told = {"role": "system", "content": "Be brief."}
+    pairs.write_text(pairs.read_text() + json.dumps({"prompt": [told, *QUESTIONS[0]], "chosen": "y", "rejected": "n"}))
+    wanted = experiment(pairs, template="own")
+    with pytest.raises(ConfigError) as refused:
+        prepare(replace(wanted, agent={"name": "reinforce"}, preferences=None))
+    (problem,) = refused.value.problems
+    assert str(problem).endswith(
+        "pairs.jsonl:5: the model's chat template refuses it: this small model reads no system message: leave it out"
+    )

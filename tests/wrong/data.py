@@ -65,8 +65,19 @@ judgements(
 )
 judgements(
     "calls of tools",
-    '{"prompt": [{"role": "tool", "content": "1"}], "chosen": "a", "rejected": "b"}',
+    '{"prompt": [{"role": "user", "content": "1"}], "rejected": "b", '
+    '"chosen": [{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]}]}',
     "calls of tools are not read",
+)
+judgements(
+    "a picture in a prompt",
+    '{"prompt": [{"role": "user", "content": [{"type": "image"}]}], "chosen": "a", "rejected": "b"}',
+    "a part of the type 'image': only text is read",
+)
+judgements(
+    "tools that are no schemas",
+    '{"prompt": [{"role": "user", "content": "1"}], "tools": [1], "chosen": "a", "rejected": "b"}',
+    "tools: expected a list of JSON schemas",
 )
 judgements(
     "demonstrations", '{"conversations": [{"from": "human", "value": "q"}]}', "demonstrations, and no judgement of them"

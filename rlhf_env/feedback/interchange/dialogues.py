@@ -1,7 +1,8 @@
 """Conversations as data sets hold them: messages with roles, ShareGPT's turns, and transcripts as one text.
 
-Messages are `{"role": ..., "content": "text"}`; a content may also be a list of parts, of which text is read. What a
-text cannot hold (pictures, calls of tools) is refused by a sentence that says what to do.
+Messages are `{"role": ..., "content": "text"}`; a content may also be a list of parts, of which text is read. What is
+asked may call tools (`tool_calls`) and answer such calls; a judged answer, and ShareGPT's turns, may not. What a text
+cannot hold (pictures) is refused by a sentence that says what to do.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rlhf_env.envs.tokenizers import message_problem
 from rlhf_env.errors import DataError
 from rlhf_env.feedback import findings
 from rlhf_env.types import JsonObject
@@ -19,6 +21,7 @@ Messages = list[JsonObject]
 
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _TOOLS = ("tool", "function", "function_call", "observation", "ipython")
+_ABOUT_TOOLS = ("tool_calls", "tool_call_id", "name")  # of a message, what chat templates read beside its content
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _NO_TOOLS = "calls of tools are not read: leave the row out (--skip does), or write the prompt as one text"
 
@@ -48,13 +51,19 @@ def _message(number: int, message: Any) -> JsonObject:
         role, content = _ROLES.get(str(message["from"])), message.get("value")
         if role is None:
             raise DataError(f"message {number}: from: {message['from']!r} is none of {', '.join(_ROLES)}")
-    if message.get("tool_calls") or message.get("function_call") or role in _TOOLS:
+    if message.get("function_call") or role in _TOOLS[1:]:
         raise DataError(f"message {number}: {_NO_TOOLS}")
+    about = {name: message[name] for name in _ABOUT_TOOLS if message.get(name)}
+    if content is None and "tool_calls" in about:
+        content = ""
     if isinstance(content, list):
         content = _text_of_parts(number, content)
     if not isinstance(role, str) or not isinstance(content, str):
         raise DataError(f"expected text, or messages with a role and a content of text; message {number} has none")
-    return {"role": role, "content": content}
+    found = {"role": role, "content": content, **about}
+    if problem := message_problem(found):
+        raise DataError(f"message {number}{problem}")
+    return found
 
 
 def _text_of_parts(number: int, parts: Sequence[Any]) -> str:
@@ -108,4 +117,6 @@ def answer_in(message: JsonObject) -> str:
     """The text of an answer. Raises DataError for a message of somebody else."""
     if message["role"] != "assistant":
         raise DataError(f"expected a message of the assistant, got one of {message['role']!r}")
+    if "tool_calls" in message:
+        raise DataError(f"a judged answer is one text, and {_NO_TOOLS}")
     return str(message["content"])

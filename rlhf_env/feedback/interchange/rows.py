@@ -21,7 +21,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rlhf_env.envs.tokenizers import plain_conversation
+from rlhf_env.envs.tokenizers import plain_conversation, template_options
 from rlhf_env.errors import DataError
 from rlhf_env.feedback import findings
 from rlhf_env.feedback.interchange.dialogues import (
@@ -51,10 +51,11 @@ CIRCUMSTANCE_COLUMNS = ("annotator", "criterion", "weight", "margin", "created",
 """Fields of a row of any layout that say how its judgement was made."""
 _SCORES = (("chosen_rating", "rejected_rating"), ("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))
 NUMBERS = ("weight", "margin", "seconds", *(name for names in _SCORES for name in names))
+_TEMPLATED = ("tools", "chat_template_kwargs")  # columns that a chat template reads
 _OWN = ("kind", "prompt", "responses", "answer")
 _PAIR = ("prompt", *_SIDES, "conversations", "system", *(name for names in _SCORES for name in names))
 _UNPAIRED = ("prompt", "completion", "label")
-FIELDS = {*_OWN, *_PAIR, *_UNPAIRED, *CIRCUMSTANCE_COLUMNS, "provenance"}
+FIELDS = {*_OWN, *_PAIR, *_UNPAIRED, *_TEMPLATED, *CIRCUMSTANCE_COLUMNS, "provenance"}
 """Every name that has a meaning in a row."""
 
 
@@ -94,6 +95,7 @@ def conversational_pair_row(pair: Preference) -> JsonObject:
     if not isinstance(messages, list) or not messages or not all(_is_message(message) for message in messages):
         messages = [{"role": "user", "content": pair.prompt.text}]
     row["provenance"]["prompt"]["text"] = pair.prompt.text
+    row |= {name: pair.prompt.meta[name] for name in _TEMPLATED if name in pair.prompt.meta}
     answers = {side: [{"role": "assistant", "content": row[side]}] for side in _SIDES}
     return {**row, "prompt": messages, **answers}
 
@@ -128,7 +130,7 @@ def judgement_of(row: JsonView, reading: Reading) -> Judgement:
     else:
         known, made = _PAIR, Comparison.of(preference_of(row, reading))
     for name in row:
-        if name not in (*known, *CIRCUMSTANCE_COLUMNS, "provenance"):
+        if name not in (*known, *(() if known is _OWN else _TEMPLATED), *CIRCUMSTANCE_COLUMNS, "provenance"):
             reading.passes_over(f"column {name!r}")
     return made
 
@@ -154,7 +156,7 @@ def preference_of(row: JsonView, reading: Reading) -> Preference:
         )
     if problems:
         raise DataError(*problems)
-    text, about_prompt = prompt_text(row["prompt"], provenance.get("prompt", {}), problems)
+    text, about_prompt = prompt_text(row["prompt"], provenance.get("prompt", {}), problems, row)
     sides = {}
     for side in _SIDES:
         try:
@@ -225,7 +227,7 @@ def _unpaired(row: JsonView, reading: Reading) -> Judgement:
     provenance = row.get("provenance") or {}
     if not isinstance(provenance, Mapping):
         raise DataError("provenance: must be an object")
-    text, about_prompt = prompt_text(row["prompt"], {}, problems)
+    text, about_prompt = prompt_text(row["prompt"], {}, problems, row)
     completion = _completion_text(row["completion"])
     if problems:
         raise DataError(*problems)
@@ -275,8 +277,8 @@ def _explicit(row: JsonView) -> JsonView:
     return {**row, "prompt": prompt, "chosen": [chosen], "rejected": [rejected]}
 
 
-def prompt_text(prompt: Any, about: JsonView, problems: list[str]) -> tuple[str, JsonView]:
-    """(text, what is known about the prompt) of a text or a conversation."""
+def prompt_text(prompt: Any, about: JsonView, problems: list[str], row: JsonView | None = None) -> tuple[str, JsonView]:
+    """(text, what is known about the prompt) of a text or a conversation; `row` has columns for its chat template."""
     if isinstance(prompt, str):
         return prompt, about
     try:
@@ -284,9 +286,14 @@ def prompt_text(prompt: Any, about: JsonView, problems: list[str]) -> tuple[str,
     except DataError as error:
         problems[:0] = [f"prompt: {problem}" for problem in error.problems]
         return "", about
+    columns = {name: it for name in _TEMPLATED if (it := (row or {}).get(name))}
+    try:
+        template_options(columns)
+    except DataError as error:
+        problems[:0] = error.problems
     if "text" in about:
         return about["text"], about
-    return plain_conversation(messages), {"meta": {"messages": messages}, **about}
+    return plain_conversation(messages), {"meta": {"messages": messages, **columns}, **about}
 
 
 def _completion_text(content: object) -> Any:

@@ -263,7 +263,7 @@ class Records(Database):
 
 
 def _prompt_row(name: str, prompt: Prompt) -> DatabaseRow:
-    return name, to_bytes(prompt.id), to_bytes(prompt.text), findings.as_json(kept_meta(prompt))
+    return name, to_bytes(prompt.id), to_bytes(prompt.text), findings.as_json(kept_meta(prompt), in_order=True)
 
 
 def _response_row(prompt: str, response: Response) -> DatabaseRow:

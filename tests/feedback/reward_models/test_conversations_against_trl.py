@@ -26,14 +26,25 @@ TRIMS = (
     "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content | trim }}</s>\n{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
-TEMPLATES = {"chatml": CHATML, "trims": TRIMS}
+# And one that writes tools and calls of them.
+CALLS = (
+    "{{ tools[0].function.name if tools }}{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}"
+    "{% for call in m.tool_calls or [] %}{{ call | tojson }}{% endfor %}<|im_end|>{% endfor %}"
+)
+TEMPLATES = {"chatml": CHATML, "trims": TRIMS, "calls": CALLS}
 
 
-def asked(i: int) -> list[dict[str, str]]:
+TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
+
+
+def asked(i: int) -> list[dict[str, Any]]:
     question = {"role": "user", "content": f" q{i}?"}
     if i % 3 == 0:
         return [question]
     before = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+    if i % 6 == 5:
+        call = {"type": "function", "function": {"name": "add", "arguments": {"a": i}}}
+        return [question, {"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": "3"}]
     return [*before, question] if i % 3 == 1 else [{"role": "system", "content": "Be brief."}, question]
 
 
@@ -64,7 +75,12 @@ def test_scores_of_conversations_are_trls(model: Path, tmp_path: Path) -> None:
     from trl import RewardConfig, RewardTrainer
 
     rows = [
-        {"prompt": asked(i), "chosen": said("yes " + "!" * (i % 4)), "rejected": said("no" + "." * (i % 5))}
+        {
+            "prompt": asked(i),
+            "chosen": said("yes " + "!" * (i % 4)),
+            "rejected": said("no" + "." * (i % 5)),
+            "tools": json.dumps(TOOLS),
+        }
         for i in range(24)
     ]
     trainer = RewardTrainer(
@@ -109,11 +125,10 @@ def test_whoever_asked_the_reward_model_reads_its_own_template(model: Path, tmp_
     """The policy's template is another one; an answer that was cut short is not closed."""
     other = save_chat_tokenizer(tmp_path / "policy", "{% for m in messages %}({{ m.content }}){% endfor %}")
     file = tmp_path / "asked.jsonl"
-    tools = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
-    file.write_text(json.dumps({"messages": asked(2), "tools": tools}))
+    file.write_text(json.dumps({"messages": asked(2), "tools": TOOLS}))
     scorer = SequenceClassifier(model)
     own: Any = scorer._tokenizer
-    whole = own.apply_chat_template([*asked(2), *said("yes!")], tools=tools, tokenize=True, return_dict=False)
+    whole = own.apply_chat_template([*asked(2), *said("yes!")], tools=TOOLS, tokenize=True, return_dict=False)
     for template in ("own", str(other)):
         prompt = File(str(file), chat_template=template).prompt(0, {})
         for reason in ("stop", None):
