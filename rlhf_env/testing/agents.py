@@ -196,7 +196,7 @@ class _Life:
                 self.agent: Any = build(self.setup)
         except (ConfigError, ContractError):
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ContractError("raised", f"the constructor raised {type(error).__name__}: {error}") from error
 
     def check_interface(self) -> None:
@@ -307,7 +307,7 @@ class _Life:
                 return method(*arguments)
         except ContractError:
             raise
-        except Exception as error:  # whatever a plugin raises, the report says where
+        except (Exception, SystemExit) as error:  # whatever a plugin raises, the report says where
             raise ContractError("raised", f"{what}() raised {type(error).__name__}: {error}") from error
 
 

@@ -143,7 +143,7 @@ class _Asked:
     def _ask(self, call: Callable[[], Any], episodes: Sequence[Episode]) -> Any:
         try:
             return call()
-        except Exception as error:  # whatever a plugin raises, the report names the text that made it
+        except (Exception, SystemExit) as error:  # whatever a plugin raises, the report names the text that made it
             came = f"{type(error).__name__}: {error}"
             raise broken("raised", "a score for every text", came, *episodes) from error
 
@@ -171,7 +171,7 @@ def _check_memory(reward: Remembers, before: JsonView | None) -> None:
         raise ContractError("memory", f"scoring changed the state from {before} to {state}: learn in observe() only")
     try:
         reward.load_state_dict(copy.deepcopy(state))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ContractError("memory", f"its own state_dict does not load: {type(error).__name__}: {error}") from error
     if repr(reward.state_dict()) != repr(state):
         raise ContractError("memory", f"state {state} loads as {reward.state_dict()}")

@@ -116,5 +116,5 @@ def _check_answers(task: Task, prompt: Prompt, response: str, tokenizer: Tokeniz
 def _said(rule: str, call: Callable[[Episode], object], episode: Episode) -> Any:
     try:
         return call(episode)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise broken(rule, "an answer to every text", f"{type(error).__name__}: {error}", episode) from error

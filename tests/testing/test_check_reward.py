@@ -257,3 +257,12 @@ def test_make_episode_by_hand() -> None:
 def test_importing_it_imports_no_torch() -> None:
     code = "import sys, rlhf_env.testing; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_reward_that_would_end_the_program_has_not_passed() -> None:
+    class Leaves:
+        def __call__(self, episodes: Sequence[Episode], /) -> Any:
+            raise SystemExit(0)
+
+    with pytest.raises(ContractError, match="got SystemExit: 0"):
+        check_reward(Leaves())
