@@ -78,6 +78,12 @@ def demonstrations_of(
                 f"{prompt.id}: no completion to learn: a column 'completion', or a conversation that ends with the "
                 "assistant's message"
             )
+        if prompt.meta.get("label") in (False, "false", "False"):  # as a CSV file has it, too
+            problems.append(
+                f"{prompt.id}: its label is false, and sft imitates every completion: leave it out, or learn from "
+                "labels with kto (`preferences` = the file)"
+            )
+            continue
         for asked, completion in turns:
             answers += 1
             try:

@@ -16,7 +16,7 @@ import pytest
 
 from rlhf_env.envs.file_task import File
 from rlhf_env.envs.tasks import Prompts, load_task
-from rlhf_env.envs.tokenizers import ByteTokenizer, FileTokenizer
+from rlhf_env.envs.tokenizers import AlphabetTokenizer, ByteTokenizer, FileTokenizer
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.learning.agent import Demonstrated
 from rlhf_env.learning.demonstrations import (
@@ -291,3 +291,14 @@ def test_the_source_packs_and_marks_as_it_is_told(tmp_path: Path) -> None:
     assert everything.actions.sum(1).tolist() == [6, 6] and plain.actions.sum(1).tolist() == [4, 4]
     with pytest.raises(ConfigError, match="no data to train on"):
         PackedSource([], 10, list, seed=0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("label", ["false", '"False"'])
+def test_completions_that_a_label_calls_bad_are_not_imitated(label: str, tmp_path: Path) -> None:
+    file = tmp_path / "labelled.jsonl"
+    rows = [f'{{"prompt": "a:", "completion": "b", "label": {it}}}' for it in ("true", label)]
+    file.write_text("\n".join(rows))
+    with pytest.raises(DataError, match=r"label is false, and sft imitates every completion.*kto"):
+        demonstrations_of(File(str(file)), AlphabetTokenizer("ab:"))
+    file.write_text("\n".join(rows[:1]))
+    assert len(demonstrations_of(File(str(file)), AlphabetTokenizer("ab:")).episodes) == 1
