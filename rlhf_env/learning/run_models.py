@@ -78,6 +78,11 @@ def model_folder(name: str, checkpoint: Checkpoint = "best") -> str:
             return str(folder)
         if not checkpoints.problems(sealed):
             break  # it is what the model is made of
+    with _ONE_AT_A_TIME:
+        return str(_made_model(run, checkpoint))
+
+
+def _made_model(run: Path, checkpoint: Checkpoint) -> Path:
     trained = TrainedModel.of(run, checkpoint)
     folder = _folder_for(run, trained.checkpoint)
     try:
@@ -92,7 +97,7 @@ def model_folder(name: str, checkpoint: Checkpoint = "best") -> str:
             f"run {run}: its model cannot be written into its folder ({why}): write it elsewhere with "
             f"`rlhf-env export {run} OUT`, and name OUT"
         ) from error
-    return str(folder)
+    return folder
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, field, replace
+from dataclasses import asdict, field, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +21,7 @@ from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.workplace import check_plugins
 from rlhf_env.own_code import KEY, label_of
-from rlhf_env.settings import EachPartOf, PartOf, Rows, checked, fault, settings
+from rlhf_env.settings import EachPartOf, PartOf, Rows, checked, fault, is_setting, settings
 from rlhf_env.toml_files import naming_lines, narrowed, read_toml
 from rlhf_env.types import JsonObject, JsonView
 
@@ -137,7 +137,8 @@ class Grid:
         where = f"{self.name}, task {task}"
         made = Experiment.from_table(table, where, folder=self.folder).located()
         if self.reward_model is not None and folder is not None:
-            written = {key: value for key, value in asdict(made).items() if key != "folder"}
+            unwritten = {setting.name for setting in fields(made) if not is_setting(setting)}
+            written = {key: value for key, value in asdict(made).items() if key not in unwritten}
             made = Experiment.from_table(_placed(written, str(reward_model_of(folder))), where)
         return GridCell(self.name, task, agent, seed, replace(made, folder=None), self.optima.get(task))
 

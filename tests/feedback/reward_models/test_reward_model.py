@@ -15,6 +15,7 @@ import torch
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.feedback.judgements import Author, Preference, Response
 from rlhf_env.feedback.reward_models import model as reward_model
+from rlhf_env.feedback.reward_models import reply_head
 from rlhf_env.feedback.reward_models.config import RewardModelConfig
 from rlhf_env.feedback.reward_models.fitting import fit_reward_model
 from rlhf_env.feedback.reward_models.model import RewardModel, Text
@@ -129,7 +130,7 @@ class TestReplyHead:
         given = [*episodes, replace(episodes[0], response_ids=episodes[0].response_ids[:0])]
         alone = np.concatenate([reads_all.score_members([it]) for it in given], axis=1)
         np.testing.assert_allclose(reads_all.score_members(given), alone, rtol=0, atol=1e-10)
-        monkeypatch.setattr(reward_model, "_LOGITS_AT_ONCE", 259 * 7)
+        monkeypatch.setattr(reply_head, "_LOGITS_AT_ONCE", 259 * 7)
         np.testing.assert_allclose(reads_all.score_members(given), alone, rtol=0, atol=1e-10)
 
     def test_what_it_reads_is_what_the_language_model_says(
