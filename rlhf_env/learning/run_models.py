@@ -53,7 +53,7 @@ from rlhf_env.whole_files import folder_written
 Checkpoint = Literal["best", "last"]
 # transformers makes a model under torch's default dtype, which is the whole process's: of two threads that make one at
 # once, the second would put back what the first had set.
-_ONE_AT_A_TIME = threading.Lock()
+_ONE_AT_A_TIME = threading.RLock()  # a run that began with a run asks again
 _MADE_OF = "made_of.json"  # of a folder that was made of a checkpoint: of which one, and the sizes of its files
 
 
