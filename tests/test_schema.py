@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
+import rlhf_env
 from rlhf_env.lab.benchmark.grid import Grid
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.pipeline.demo import DemoRewardModel
@@ -30,6 +31,7 @@ from bad_inputs import BAD, Bad
 from wrong.table import GRID, TOY
 
 ROOT = Path(__file__).parent.parent
+PACKAGE = Path(rlhf_env.__file__).parent  # of the wheel, where that is what is tested
 # What is about several settings at once, about other files, or about nothing that JSON knows.
 BEYOND = {
     r"must be a whole number, got \d+\.0|target must be a whole number, got $|length must be a whole number, got $": (
@@ -94,7 +96,7 @@ def shipped() -> Iterator[tuple[str, str]]:
 
 
 def pipelines() -> Iterator[tuple[str, str]]:
-    for folder in (ROOT / "examples", ROOT / "rlhf_env" / "pipeline"):
+    for folder in (ROOT / "examples", PACKAGE / "pipeline"):
         for file in sorted(folder.rglob("*.toml")):
             if "[[stage]]" in (text := file.read_text("utf-8")):
                 yield file.name, text
@@ -137,7 +139,7 @@ def test_pipelines_that_are_shipped_are_taken(name: str, text: str, staged: Draf
     ],
 )
 def test_a_wrong_pipeline_is_not(old: str, new: str, said: str, staged: Draft202012Validator) -> None:
-    text = (ROOT / "rlhf_env" / "pipeline" / "demo.toml").read_text("utf-8")
+    text = (PACKAGE / "pipeline" / "demo.toml").read_text("utf-8")
     assert old in text
     found = wrong(staged, text.replace(old, new, 1))
     assert any(it.startswith(said) for it in found), found
