@@ -70,10 +70,13 @@ def test_environments_and_plugins_never_name_torch(path: Path) -> None:
 
 
 def test_listing_plugins_is_quick_and_loads_no_torch() -> None:
-    """In processor time and against what it cannot avoid: a busy machine must not fail this. Torch is 15 times that."""
-    listing = min(float(_python(LIST_PLUGINS)) for _ in range(2))
-    unavoidable = min(float(_python(WHAT_NO_COMMAND_CAN_AVOID)) for _ in range(2))
-    assert listing < 2.5 * unavoidable, (
+    """In processor time and against what it cannot avoid: a busy machine must not fail this.
+
+    It takes 2.2 times that on a quiet machine and took 3.1 on one busy with another worker's tests; torch is 15 times.
+    """
+    listing = min(float(_python(LIST_PLUGINS)) for _ in range(3))
+    unavoidable = min(float(_python(WHAT_NO_COMMAND_CAN_AVOID)) for _ in range(3))
+    assert listing < 6 * unavoidable, (
         f"{listing:.2f} s of processor time, importing gymnasium and typer {unavoidable:.2f}"
     )
 
