@@ -71,7 +71,7 @@ def _qwen(trunk: HFModel, config: HFConfig) -> Anatomy | None:
 
 def _mistral(trunk: HFModel, config: HFConfig) -> Anatomy | None:
     """Llama, with a window in all layers or none."""
-    return _rotary_trunk(trunk, config, lambda layer, config: replace(_layer(layer, config), window=_window(config)))
+    return _rotary_trunk(trunk, config, _windowed_layer)
 
 
 def _gemma2(trunk: HFModel, config: HFConfig) -> Anatomy | None:
@@ -92,6 +92,113 @@ def _sandwich_layer(layer: HFModule, config: HFConfig, *, several_tables: bool) 
     )
 
 
+def _windowed_layer(layer: HFModule, config: HFConfig) -> Layer:
+    return _layer(layer, config, window=config.sliding_window)
+
+
+def _phi3(trunk: HFModel, config: HFConfig) -> Anatomy | None:
+    """One module for queries, keys and values, one for gate and up; a part of each head is rotated in Phi 4."""
+
+    def describe(layer: HFModule, config: HFConfig) -> Layer:
+        return _layer(layer, config, qkv=(layer.self_attn.qkv_proj,), window=config.sliding_window)
+
+    return _rotary_trunk(trunk, config, describe)
+
+
+def _olmo(trunk: HFModel, config: HFConfig) -> Anatomy | None:
+    """OLMo 2 and 3: norms after attention and MLP and none before, norms of queries and keys over all heads; OLMo 3
+    looks at a window in some layers, which have a rotary table of their own."""
+    several = isinstance(trunk.rotary_emb.rope_type, dict)
+
+    def describe(layer: HFModule, config: HFConfig) -> Layer:
+        return _layer(
+            layer,
+            config,
+            norms_of_heads=False,
+            after_attention=layer.post_attention_layernorm,
+            before_mlp=None,
+            after_mlp=layer.post_feedforward_layernorm,
+            rotary_table=layer.self_attn.attention_type if several else "all",
+        )
+
+    return _rotary_trunk(trunk, config, describe)
+
+
+def _granite(trunk: HFModel, config: HFConfig) -> Anatomy | None:
+    """Llama with factors: of the embedding, the scores, what is added to the residual stream, and the logits."""
+
+    def describe(layer: HFModule, config: HFConfig) -> Layer:
+        return _layer(layer, config, residual_multiplier=float(layer.residual_multiplier))
+
+    return _rotary_trunk(
+        trunk,
+        config,
+        describe,
+        embedding_multiplier=float(trunk.embedding_multiplier),
+        logit_scale=1.0 / config.logits_scaling,
+    )
+
+
+def _cohere(trunk: HFModel, config: HFConfig) -> Anatomy | None:
+    """Attention and MLP side by side behind one LayerNorm without bias, interleaved rotary embeddings in float32, a
+    factor of the logits. Cohere 2 looks at a window in most layers, and the others know no positions."""
+
+    def describe(layer: HFModule, config: HFConfig) -> Layer:
+        window = getattr(layer.self_attn, "sliding_window", None)
+        rotated = config.model_type == "cohere" or window is not None
+        return _layer(layer, config, parallel=True, before_mlp=None, rotary_table="all" if rotated else None)
+
+    return _rotary_trunk(
+        trunk, config, describe, interleaved=True, rotary_from_float32=True, logit_scale=float(config.logit_scale)
+    )
+
+
+def _smollm3(trunk: HFModel, config: HFConfig) -> Anatomy | None:
+    """Llama, in which some layers know no positions, and some look at a window if the settings say so."""
+
+    def describe(layer: HFModule, config: HFConfig) -> Layer:
+        return _layer(
+            layer,
+            config,
+            window=_window_of(layer, config),
+            rotary_table="all" if layer.self_attn.use_rope else None,
+        )
+
+    return _rotary_trunk(trunk, config, describe)
+
+
+def _glm(trunk: HFModel, config: HFConfig) -> Anatomy | None:
+    """GLM and GLM 4: one module for gate and up, half of each head is rotated, pairs interleaved; GLM 4 has norms on
+    both sides of attention and MLP."""
+
+    def describe(layer: HFModule, config: HFConfig) -> Layer:
+        return _layer(
+            layer,
+            config,
+            after_attention=getattr(layer, "post_self_attn_layernorm", None),
+            after_mlp=getattr(layer, "post_mlp_layernorm", None),
+        )
+
+    def angles(like: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        cosine, sine = trunk.rotary_emb(like, positions)  # the second half repeats the first
+        half = cosine.shape[-1] // 2
+        return cosine[..., :half].repeat_interleave(2, -1), sine[..., :half].repeat_interleave(2, -1)
+
+    return _rotary_trunk(trunk, config, describe, rotary=angles, interleaved=True)
+
+
+def _mixtral(trunk: HFModel, config: HFConfig) -> Anatomy | None:
+    """Mistral with experts. With jitter, which is random while it learns, the library's own code does the work."""
+    if config.router_jitter_noise:
+        return None
+    return _rotary_trunk(trunk, config, _windowed_layer)
+
+
+def _qwen_moe(trunk: HFModel, config: HFConfig) -> Anatomy | None:
+    """Qwen 2 and 3 with experts in some layers or all."""
+    return _rotary_trunk(trunk, config, _layer)
+
+
 def _layer(layer: HFModule, config: HFConfig, **changes: Any) -> Layer:
     """A layer as Llama has it; the other families are told by what they change."""
     attention = layer.self_attn
@@ -102,7 +209,7 @@ def _layer(layer: HFModule, config: HFConfig, **changes: Any) -> Layer:
         "q_norm": q_norm,
         "k_norm": k_norm,
         "out": attention.o_proj,
-        "before_mlp": layer.post_attention_layernorm,
+        "before_mlp": getattr(layer, "post_attention_layernorm", None),
         **_mlp(layer.mlp),
         "heads": config.num_attention_heads,
         "kv_heads": config.num_key_value_heads,
@@ -115,7 +222,9 @@ def _layer(layer: HFModule, config: HFConfig, **changes: Any) -> Layer:
 
 
 def _mlp(mlp: HFModule) -> dict[str, Any]:
-    """The gated MLP of a layer: two modules before the activation, or one that makes both halves."""
+    """The gated MLP of a layer: two modules before the activation, one that makes both halves, or experts."""
+    if hasattr(mlp, "experts"):
+        return {"experts": mlp}
     return {
         "up": (mlp.gate_up_proj,) if hasattr(mlp, "gate_up_proj") else (mlp.gate_proj, mlp.up_proj),
         "activation": _activation(mlp.act_fn if hasattr(mlp, "act_fn") else mlp.activation_fn),
@@ -127,9 +236,10 @@ def _activation(module: HFModule) -> Callable[[Tensor], Tensor]:
     return ACTIVATIONS.get(type(module).__name__, cast(Callable[[Tensor], Tensor], module))
 
 
-def _window(config: HFConfig) -> int | None:
-    """The window of a family that has one in all layers or in none."""
-    return cast("int | None", config.sliding_window)
+def _window_of(layer: HFModule, config: HFConfig) -> int | None:
+    """The window of a layer in families whose settings say it layer by layer, as their attention masks read them."""
+    sliding = config.layer_types[layer.self_attn.layer_idx] == "sliding_attention"
+    return cast("int | None", config.sliding_window) if sliding else None
 
 
 def _rotary_trunk(trunk: HFModel, config: HFConfig, describe: DescribeLayer, **changes: Any) -> Anatomy | None:
@@ -138,13 +248,11 @@ def _rotary_trunk(trunk: HFModel, config: HFConfig, describe: DescribeLayer, **c
     known = set(types.values() if isinstance(types, dict) else [types]) <= ROTARY_TYPES
     if not known or len(trunk.layers) != config.num_hidden_layers:
         return None
-    return Anatomy(
-        embed=trunk.embed_tokens,
-        rotary=trunk.rotary_emb,
-        layers=tuple(describe(layer, config) for layer in trunk.layers),
-        norm=trunk.norm,
-        **changes,
-    )
+    layers = tuple(describe(layer, config) for layer in trunk.layers)
+    if not all(layer.window is None or layer.window > 0 for layer in layers):
+        return None
+    usual = {"embed": trunk.embed_tokens, "rotary": trunk.rotary_emb, "layers": layers, "norm": trunk.norm}
+    return Anatomy(**{**usual, **changes})
 
 
 # By the class of a causal language model, and of its trunk.
@@ -156,6 +264,14 @@ FAMILIES: dict[str, Describe] = {
         _qwen: ("Qwen2ForCausalLM", "Qwen2Model", "Qwen3ForCausalLM", "Qwen3Model"),
         _mistral: ("MistralForCausalLM", "MistralModel"),
         _gemma2: ("Gemma2ForCausalLM", "Gemma2Model", "Gemma3ForCausalLM", "Gemma3TextModel"),
+        _phi3: ("Phi3ForCausalLM", "Phi3Model"),
+        _olmo: ("Olmo2ForCausalLM", "Olmo2Model", "Olmo3ForCausalLM", "Olmo3Model"),
+        _granite: ("GraniteForCausalLM", "GraniteModel"),
+        _cohere: ("CohereForCausalLM", "CohereModel", "Cohere2ForCausalLM", "Cohere2Model"),
+        _smollm3: ("SmolLM3ForCausalLM", "SmolLM3Model"),
+        _glm: ("GlmForCausalLM", "GlmModel", "Glm4ForCausalLM", "Glm4Model"),
+        _mixtral: ("MixtralForCausalLM", "MixtralModel"),
+        _qwen_moe: ("Qwen2MoeForCausalLM", "Qwen2MoeModel", "Qwen3MoeForCausalLM", "Qwen3MoeModel"),
     }.items()
     for name in names
 }
