@@ -20,8 +20,12 @@ Family = Literal[
 # What makes a small model of a family one of it, besides its size.
 _SETTINGS: dict[str, dict[str, object]] = {
     "phi3": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
-    "granite": {"residual_multiplier": 0.5, "embedding_multiplier": 3.0, "logits_scaling": 0.75}
-    | {"attention_multiplier": 0.5},
+    "granite": {
+        "residual_multiplier": 0.5,
+        "embedding_multiplier": 3.0,
+        "logits_scaling": 0.75,
+        "attention_multiplier": 0.5,
+    },
     "cohere": {"use_qk_norm": True, "logit_scale": 0.75},
     "cohere2": {"logit_scale": 0.75},
     "smollm3": {"no_rope_layer_interval": 2, "use_sliding_window": True},

@@ -75,20 +75,31 @@ def _mistral(trunk: HFModel, config: HFConfig) -> Anatomy | None:
 
 
 def _gemma2(trunk: HFModel, config: HFConfig) -> Anatomy | None:
-    """Norms on both sides of attention and MLP; Gemma 2 caps scores, Gemma 3 has two rotary tables."""
-    several = isinstance(trunk.rotary_emb.rope_type, dict)
-    describe = partial(_sandwich_layer, several_tables=several)
+    """Norms on both sides of attention and MLP, and a cap of the scores."""
+
+    def describe(layer: HFModule, config: HFConfig) -> Layer:
+        return replace(_sandwich_layer(layer, config), softcap=layer.self_attn.attn_logit_softcapping)
+
     return _rotary_trunk(trunk, config, describe, logit_cap=config.final_logit_softcapping)
 
 
-def _sandwich_layer(layer: HFModule, config: HFConfig, *, several_tables: bool) -> Layer:
-    return replace(
-        _layer(layer, config),
+def _gemma3(trunk: HFModel, config: HFConfig) -> Anatomy | None:
+    """Norms on both sides, norms of queries and keys, a rotary table for layers with a window and one for the others.
+    The library takes no notice of the cap of the scores in its settings."""
+
+    def describe(layer: HFModule, config: HFConfig) -> Layer:
+        return replace(_sandwich_layer(layer, config), rotary_table=layer.self_attn.layer_type)
+
+    return _rotary_trunk(trunk, config, describe, logit_cap=config.final_logit_softcapping)
+
+
+def _sandwich_layer(layer: HFModule, config: HFConfig) -> Layer:
+    return _layer(
+        layer,
+        config,
         after_attention=layer.post_attention_layernorm,
         before_mlp=layer.pre_feedforward_layernorm,
         after_mlp=layer.post_feedforward_layernorm,
-        softcap=getattr(layer.self_attn, "attn_logit_softcapping", None),
-        rotary_table=layer.self_attn.layer_type if several_tables else "all",
     )
 
 
@@ -263,7 +274,8 @@ FAMILIES: dict[str, Describe] = {
         _llama: ("LlamaForCausalLM", "LlamaModel", "GemmaForCausalLM", "GemmaModel"),
         _qwen: ("Qwen2ForCausalLM", "Qwen2Model", "Qwen3ForCausalLM", "Qwen3Model"),
         _mistral: ("MistralForCausalLM", "MistralModel"),
-        _gemma2: ("Gemma2ForCausalLM", "Gemma2Model", "Gemma3ForCausalLM", "Gemma3TextModel"),
+        _gemma2: ("Gemma2ForCausalLM", "Gemma2Model"),
+        _gemma3: ("Gemma3ForCausalLM", "Gemma3TextModel"),
         _phi3: ("Phi3ForCausalLM", "Phi3Model"),
         _olmo: ("Olmo2ForCausalLM", "Olmo2Model", "Olmo3ForCausalLM", "Olmo3Model"),
         _granite: ("GraniteForCausalLM", "GraniteModel"),
