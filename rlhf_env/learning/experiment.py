@@ -19,7 +19,7 @@ from rlhf_env.learning.spending import Budget
 from rlhf_env.learning.success import Success
 from rlhf_env.own_code import code_named_in, label_of
 from rlhf_env.policies.policy import Sampling
-from rlhf_env.relative_paths import relative_to
+from rlhf_env.relative_paths import paths_of, relative_to
 from rlhf_env.settings import (
     AtLeastOne,
     Chooses,
@@ -248,6 +248,13 @@ class Experiment:
     def code_named(self) -> list[str]:
         """The code that it names by where it is, as written: it runs when the experiment is built."""
         return code_named_in(self.tables_of_plugins(), "metrics")
+
+    @property
+    def data_named(self) -> list[str]:
+        """The paths in it but for those of code and of the policy's model, which a run knows by other means."""
+        read = replace(self, policy=PolicySettings())
+        files = paths_of(self.folder or Path(), read, Experiment)
+        return [file for file in files if not file.endswith(".py")]
 
     @property
     def agent_label(self) -> str:

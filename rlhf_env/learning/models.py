@@ -7,6 +7,7 @@ from pathlib import Path
 from rlhf_env.envs.tokenizers import (
     AlphabetTokenizer,
     FileTokenizer,
+    NotOnHub,
     end_ids,
     load_tokenizer,
     named_end_ids,
@@ -41,7 +42,13 @@ def load_tokenizer_of(wanted: PolicySettings) -> Tokenizer:
             return load_tokenizer(own)
         base, adapter = base_and_adapter(model_folder(wanted.model))
         beside = adapter is not None and (adapter / "tokenizer.json").is_file()  # peft's trainers save it there
-        return load_tokenizer(str(adapter) if beside else base, revision=wanted.revision)
+        try:
+            return load_tokenizer(str(adapter) if beside else base, revision=wanted.revision)
+        except NotOnHub as error:  # nobody named a tokenizer
+            raise DataError(
+                f"model {base!r} is no folder, run or shipped model, and the hub did not give it "
+                f"({type(error.__cause__).__name__}): check the name, or the network"
+            ) from error.__cause__
 
 
 def context_before_loading(wanted: PolicySettings) -> int | None:
