@@ -262,12 +262,12 @@ class Experiment:
         return label_of(self.agent, "agent")
 
     def to_toml(self) -> str:
-        """The resolved file: every setting that is in force and not None, but for `trackers`.
+        """The resolved file: every setting that is in force and not None, but for `trackers` and the policy's `device`.
 
         A run is known by this text, so a setting that older versions do not know is in it only where it is used.
         """
         table = asdict(self)
-        del table["trackers"], table["folder"], table["asks_in_plain"]
+        del table["trackers"], table["folder"], table["asks_in_plain"], table["policy"]["device"]
         if not self.stopping:
             del table["stopping"]
         for name in ("stop", "keep_special"):

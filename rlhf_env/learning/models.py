@@ -14,6 +14,7 @@ from rlhf_env.envs.tokenizers import (
     tokenizer_folder,
 )
 from rlhf_env.errors import ConfigError, DataError, Problem, under
+from rlhf_env.learning.engine import find_device, placed
 from rlhf_env.learning.policy_settings import PolicySettings
 from rlhf_env.learning.run_models import model_folder
 from rlhf_env.policies.language_model import LanguageModel
@@ -62,7 +63,11 @@ def context_before_loading(wanted: PolicySettings) -> int | None:
 
 
 def load_policy(wanted: PolicySettings, tokenizer: Tokenizer, task: Task, *, max_new_tokens: int, seed: int) -> Policy:
-    """The model to train, at its initial weights; with a new adapter on it where `wanted` has one."""
+    """The model to train, at its initial weights, on its device; with a new adapter on it where `wanted` has one.
+
+    The adapter is drawn before the model is moved: on every device it begins alike.
+    """
+    device = find_device(wanted.device)
     policy = _load_base(wanted, tokenizer, task, max_new_tokens=max_new_tokens, seed=seed)
     if wanted.lora is not None:
         with under("lora"):
@@ -73,10 +78,12 @@ def load_policy(wanted: PolicySettings, tokenizer: Tokenizer, task: Task, *, max
                     f"{wanted.model} is an adapter already, which trains as it is: leave [policy.lora] out"
                 )
             add_adapter(policy.model, wanted.lora, seed)
-    return policy
+    return placed(policy, device)
 
 
-def _load_base(wanted: PolicySettings, tokenizer: Tokenizer, task: Task, *, max_new_tokens: int, seed: int) -> Policy:
+def _load_base(
+    wanted: PolicySettings, tokenizer: Tokenizer, task: Task, *, max_new_tokens: int, seed: int
+) -> LanguageModel | TabularPolicy:
     dtype = wanted.torch_dtype
     if isinstance(tokenizer, AlphabetTokenizer) and wanted.model == "table":
         if task.size != 1:

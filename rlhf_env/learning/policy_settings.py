@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import field
 from typing import Annotated, Literal
 
 import torch
 
+from rlhf_env.device_names import AUTO, problems_of_device
+from rlhf_env.errors import Problem
 from rlhf_env.lora_settings import Lora
 from rlhf_env.policies.language_model import ROWS_AT_ONCE
 from rlhf_env.policies.policy import Sampling
@@ -26,6 +29,9 @@ class PolicySettings:
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
     """The precision of the weights and of what is computed from them. In "bfloat16", what trains keeps a copy and
     moments in float32; adapters, losses and log-probabilities are in float32 too."""
+    device: str = AUTO
+    """Where the model computes: "cpu", "cuda", "cuda:1", "mps"; "auto": a CUDA GPU if there is one, else the processor.
+    It is of the machine and not part of what a run is: a run resumes on another, then not in the same bits."""
     sampling: Sampling = field(default_factory=Sampling)
     """The distribution that tokens are drawn from."""
     rows_at_once: AtLeastOne = ROWS_AT_ONCE
@@ -39,6 +45,9 @@ class PolicySettings:
     checkpoint holds the adapters alone."""
     revision: str | None = None
     """Of a hub name: a branch, tag or commit. With a commit, what the model's owner changes later changes nothing."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from problems_of_device(self.device)
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -32,6 +32,7 @@ from rlhf_env.policies.lora import (
     merge_adapter,
 )
 from rlhf_env.policies.policy import Sampling, TextEvaluation, Written
+from rlhf_env.policies.precision import as_float64
 from rlhf_env.policies.soundness import require_sound
 from rlhf_env.policies.streams import RowStreams
 from rlhf_env.policies.trunk import hidden_states, prefix_tree
@@ -272,7 +273,7 @@ class LanguageModel(nn.Module):
         with _without_dropout(self):
             for batch in self._batches(episodes):
                 tokens, mask, where = padded([episodes[index] for index in batch], self.pad_id)
-                logprobs = self.evaluate(tokens, mask, where).logprobs.double().cpu().numpy()
+                logprobs = as_float64(self.evaluate(tokens, mask, where).logprobs).numpy()
                 for row, index in enumerate(batch):
                     start = len(episodes[index].prompt_ids)
                     answers[index] = logprobs[row, start : start + len(episodes[index].response_ids)].copy()

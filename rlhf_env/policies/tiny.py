@@ -94,7 +94,7 @@ def tiny_language_model(
     name = "gemma3_text" if family == "gemma3" else family
     config = AutoConfig.for_model(name, vocab_size=vocab_size, initializer_range=init_std, **shape, **special)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # and not those of other devices, which nobody would put back
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     return LanguageModel(
         model, end_id=end_id, pad_id=pad_id, sampling=sampling, seed=seed, rows_at_once=rows_at_once, fused=fused
