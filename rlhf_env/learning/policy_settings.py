@@ -12,6 +12,8 @@ from rlhf_env.policies.language_model import ROWS_AT_ONCE
 from rlhf_env.policies.policy import Sampling
 from rlhf_env.settings import AtLeastOne, IsPath, Name, settings
 
+Attention = Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
+
 
 @settings
 class PolicySettings:
@@ -23,9 +25,17 @@ class PolicySettings:
     enumerated."""
     tokenizer: Annotated[Name, IsPath()] | None = None
     """Default: the model's own. "tiny" needs one ("bytes" or "alphabet:abc"), and so does "table" ("alphabet:abc")."""
-    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    dtype: Literal["float32", "float64", "bfloat16", "auto"] = "float32"
     """The precision of the weights and of what is computed from them. In "bfloat16", what trains keeps a copy and
-    moments in float32; adapters, losses and log-probabilities are in float32 too."""
+    moments in float32; adapters, losses and log-probabilities are in float32 too (docs/precision.md). "auto": that of
+    the model's own files; of files in float16 it is float32, as steps in float16 need a scaling that is not done."""
+    attention: Attention = "auto"
+    """Which of the library's attention implementations its modules use (`attn_implementation`); "auto": its choice. The
+    quicker way of `fused` computes attention itself, in place of "eager" and "sdpa"; with any other one it is off.
+    (The library's "eager" takes a softmax in float32, in models in float64 too.)"""
+    gradient_checkpointing: bool = False
+    """Keep the input of each layer alone for the backward pass, and compute the layer again there: the same gradients
+    from less memory, for about a third more time in updates."""
     sampling: Sampling = field(default_factory=Sampling)
     """The distribution that tokens are drawn from."""
     rows_at_once: AtLeastOne = ROWS_AT_ONCE
@@ -41,5 +51,12 @@ class PolicySettings:
     """Of a hub name: a branch, tag or commit. With a commit, what the model's owner changes later changes nothing."""
 
     @property
-    def torch_dtype(self) -> torch.dtype:
-        return {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}[self.dtype]
+    def torch_dtype(self) -> torch.dtype | None:
+        """None: the model's own."""
+        named = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+        return named.get(self.dtype)
+
+    @property
+    def attn_implementation(self) -> str | None:
+        """What transformers calls it; None: its own choice."""
+        return None if self.attention == "auto" else self.attention

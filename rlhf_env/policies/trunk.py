@@ -21,6 +21,7 @@ Gathering is differentiable: the gradient of a shared node is the sum over all t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -39,6 +40,7 @@ from rlhf_env.policies.anatomy import (
     weight_and_bias,
 )
 from rlhf_env.policies.linear import has_onednn, linear, round_up
+from rlhf_env.policies.recomputation import recomputed
 from rlhf_env.policies.untyped import AutogradContext
 from rlhf_env.types import Bool, Int
 
@@ -155,11 +157,16 @@ def prefix_tree(tokens: Tensor, mask: Tensor) -> PrefixTree:
 
 
 def hidden_states(
-    anatomy: Anatomy, tree: PrefixTree, *, keys_values: list[tuple[Tensor, Tensor]] | None = None
+    anatomy: Anatomy,
+    tree: PrefixTree,
+    *,
+    keys_values: list[tuple[Tensor, Tensor]] | None = None,
+    recompute: bool = False,
 ) -> Tensor:
     """The states [N, H] of all nodes after the final norm; with gradients where they are enabled.
 
     To the list `keys_values` the keys and values of each layer are appended, [N or more, kv_heads, head_size] each.
+    `recompute`: the backward pass computes every layer again instead of keeping what it needs of it.
     """
     weight = next(anatomy.norm.parameters())
     count = len(tree.tokens)
@@ -179,12 +186,24 @@ def hidden_states(
     windows = {layer.window for layer in anatomy.layers}
     masks = {window: [bucket.attention_mask(window) for bucket in tree.buckets] for window in windows}
     for layer in anatomy.layers:
-        attended = _attention(
-            layer, _norm(layer.before_attention, x), rotary, tree.buckets, masks[layer.window], keys_values
-        )
-        x = _add_to_residual(layer.out, attended, x, layer.after_attention)
-        x = _add_to_residual(layer.down, _gate_and_up(layer, _norm(layer.before_mlp, x)), x, layer.after_mlp)
+        run = partial(_layer, layer, rotary=rotary, buckets=tree.buckets, masks=masks[layer.window])
+        x = recomputed(run, x) if recompute else run(x, keys_values=keys_values)
     return _norm(anatomy.norm, x)[:count]
+
+
+def _layer(
+    layer: Layer,
+    x: Tensor,
+    *,
+    rotary: dict[str, tuple[Tensor, Tensor]],
+    buckets: tuple[Bucket, ...],
+    masks: list[Tensor | None],
+    keys_values: list[tuple[Tensor, Tensor]] | None = None,
+) -> Tensor:
+    """The residual stream [N, H] after one layer."""
+    attended = _attention(layer, _norm(layer.before_attention, x), rotary, buckets, masks, keys_values)
+    x = _add_to_residual(layer.out, attended, x, layer.after_attention)
+    return _add_to_residual(layer.down, _gate_and_up(layer, _norm(layer.before_mlp, x)), x, layer.after_mlp)
 
 
 def _attention(
