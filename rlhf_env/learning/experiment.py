@@ -280,6 +280,9 @@ class Experiment:
                 del table["evaluation"][name]
         if self.environment.over_long == EnvironmentSettings().over_long:
             del table["environment"]["over_long"]
+        for name in ("attention", "gradient_checkpointing"):
+            if getattr(self.policy, name) == getattr(PolicySettings(), name):
+                del table["policy"][name]
         return tomli_w.dumps(_without_none(table))
 
     def stopping_tables(self) -> JsonObject:
