@@ -7,6 +7,7 @@ from typing import Literal, get_args
 import torch
 
 from rlhf_env.errors import ConfigError, UnknownName
+from rlhf_env.policies.attention import naming_attention
 from rlhf_env.policies.language_model import ROWS_AT_ONCE, LanguageModel
 from rlhf_env.policies.policy import Sampling
 
@@ -55,6 +56,8 @@ def tiny_language_model(
     sampling: Sampling = Sampling(),  # noqa: B008 - frozen
     rows_at_once: int = ROWS_AT_ONCE,
     fused: bool = True,
+    attention: str | None = None,
+    gradient_checkpointing: bool = False,
 ) -> LanguageModel:
     """A model with random weights; the same arguments give the same weights, and no global generator is used.
 
@@ -98,8 +101,16 @@ def tiny_language_model(
     name = "gemma3_text" if family == "gemma3" else family
     config = AutoConfig.for_model(name, vocab_size=vocab_size, initializer_range=init_std, **shape, **special)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        torch.default_generator.manual_seed(seed)  # and not those of other devices, which nobody would put back
+        with naming_attention(attention, dtype):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
     return LanguageModel(
-        model, end_id=end_id, pad_id=pad_id, sampling=sampling, seed=seed, rows_at_once=rows_at_once, fused=fused
+        model,
+        end_id=end_id,
+        pad_id=pad_id,
+        sampling=sampling,
+        seed=seed,
+        rows_at_once=rows_at_once,
+        fused=fused,
+        gradient_checkpointing=gradient_checkpointing,
     )
