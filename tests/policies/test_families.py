@@ -41,13 +41,15 @@ SIZE = {
     "eos_token_id": 39,
     "pad_token_id": None,
 }
-_NAMES = {"gemma3": "gemma3_text"}  # of families whose text models have another name in transformers
+_NAMES = {"gemma3": "gemma3_text", "gemma4": "gemma4_text"}  # in transformers, of the text models of two families
 EXPERTS = {
     "num_experts": 4,
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 24,
     "shared_expert_intermediate_size": 40,
 }
+GEMMA4 = {"sliding_window": 5, "head_dim": 8, "global_head_dim": 16, "hidden_size_per_layer_input": 0}
+GEMMA4 |= {"layer_types": ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"]}
 ROTARY = {"rope_type": "default", "rope_theta": 100.0}
 
 # The settings of the models that are published, and the others that are computed. By a name: family and settings.
@@ -115,6 +117,19 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "qwen3_moe",
         {**EXPERTS, "head_dim": 8, "use_sliding_window": True, "sliding_window": 5, "mlp_only_layers": [1]},
     ),
+    "gemma 4": ("gemma4_text", {**GEMMA4, "final_logit_softcapping": 4.0}),
+    "gemma 4, effective": (
+        "gemma4_text",
+        {**GEMMA4, "num_hidden_layers": 6, "num_kv_shared_layers": 3}
+        | {"layer_types": ["sliding_attention", "full_attention"] * 3, "use_double_wide_mlp": True}
+        | {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY},
+    ),
+    "gemma 4, experts": (
+        "gemma4_text",
+        {**GEMMA4, "attention_k_eq_v": True, "num_global_key_value_heads": 1}
+        | {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 24}
+        | {"use_bidirectional_attention": "vision"},
+    ),
     "qwen 3, windows": ("qwen3", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 2}),
 }
 
@@ -131,6 +146,9 @@ def model_of(family: str, dtype: torch.dtype = torch.float64, **settings: Any) -
                     parameter.add_(0.3 * torch.randn_like(parameter))
                 if name.endswith("bias"):
                     nn.init.normal_(parameter, std=0.3)
+            for name, buffer in model.named_buffers():
+                if name.endswith("layer_scalar"):
+                    buffer.uniform_(0.5, 1.5)
     return model
 
 
@@ -317,11 +335,12 @@ FOREIGN: dict[str, Any] = {
 @pytest.mark.parametrize("family", get_args(Family))
 def test_no_setting_changes_silently_what_is_computed(family: str) -> None:
     """With each of them the family computes what the library computes, or is not known any more."""
-    usual = {name: value for of, settings in VARIANTS.values() if of == family for name, value in settings.items()}
+    name = _NAMES.get(family, family)
+    usual: dict[str, Any] = next((settings for of, settings in VARIANTS.values() if of == name), {})
     known = 0
     for setting, value in FOREIGN.items():
         try:
-            model = model_of(_NAMES.get(family, family), **{**usual, "sliding_window": 5, setting: value})
+            model = model_of(name, **{**usual, "sliding_window": 5, setting: value})
             model.eval()
             loop_over_experts_in_float64(model)
             attend_in_own_precision(model)

@@ -57,7 +57,9 @@ def _is_plain(model: HFModel) -> bool:
     low_rank = {id(weight) for it in adapters for part in (it.lora_A, it.lora_B) for weight in part.parameters()}
     kinds = {(weight.dtype, weight.device) for weight in model.parameters() if id(weight) not in low_rank}
     plain = len(kinds) == 1 and kinds.pop()[0] in (torch.float32, torch.float64, torch.bfloat16)
-    called_whole = {id(part) for it in model.modules() if hasattr(it, "experts") for part in it.modules()}
+    with_experts = [module for module in model.modules() if hasattr(module, "experts")]
+    routing = [getattr(it, name) for it in with_experts for name in ("experts", "gate", "router") if hasattr(it, name)]
+    called_whole = {id(part) for module in routing for part in module.modules()}
     plain &= all(_is_low_rank(it) or (id(it) in called_whole and _is_of_experts(it)) for it in adapters)
     for module in model.modules():  # False for another adapter, a quantised layer, somebody's hook
         plain &= not (module._forward_hooks or module._forward_pre_hooks)
