@@ -209,15 +209,18 @@ def weight_and_bias(*modules: HFModule) -> tuple[Tensor, Tensor | None]:
 
 
 def rms_norm_weight(module: HFModule) -> tuple[Tensor, float] | None:
-    """Weight [H] and epsilon of an RMS norm in float32; None where the module itself has to be called.
+    """Weight [H] and epsilon of an RMS norm in float32 or bfloat16; None where the module itself has to be called.
 
-    That is so for a LayerNorm, and for any other precision: RMS norms of transformers compute in float32 whatever the
-    model's precision is, and code of our own would not round as they do.
+    That is so for a LayerNorm, for float64 (RMS norms of transformers compute in float32 whatever the model's precision
+    is), and for Gemma's norms in bfloat16, which round in another order than others.
     """
-    if isinstance(module, nn.LayerNorm) or module.weight.dtype != torch.float32:
+    gemma = "Gemma" in type(module).__name__
+    if isinstance(module, nn.LayerNorm) or module.weight.dtype not in (torch.float32, torch.bfloat16):
         return None
     weight: Tensor = module.weight
-    if "Gemma" in type(module).__name__:  # which stores the weight minus 1
+    if gemma and weight.dtype == torch.bfloat16:
+        return None
+    if gemma:  # which stores the weight minus 1
         weight = 1.0 + weight
     return weight, float(module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps)
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rlhf_env.policies.anatomy import Anatomy, Layer, apply_rotary, low_rank_of, rms_norm_weight, weight_and_bias
-from rlhf_env.policies.linear import has_onednn
+from rlhf_env.policies.linear import has_packed
 from rlhf_env.policies.trunk import hidden_states, prefix_tree
 from rlhf_env.policies.untyped import HFCache, HFModel, HFModule
 
@@ -27,13 +27,13 @@ Norm = Callable[[Tensor], Tensor]
 class Linear:
     """A linear layer x [R, in] -> x weight^T + bias, with `weight` [out, in].
 
-    In float32 on a CPU the matmul is oneDNN's, and the weight is stored in the blocks in which oneDNN reads it: with
-    few rows that is 1.6 to 2 times as fast.
+    On a CPU the matmul is oneDNN's, and the weight is stored in the blocks in which oneDNN reads it: with few rows that
+    is 1.6 to 2 times as fast in float32, and 1.3 to 1.7 times in bfloat16.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight, self.bias = weight, bias
-        self.packed = has_onednn(weight)
+        self.packed = has_packed(weight)
         if self.packed:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, 32)  # 32: how many rows to expect
 
@@ -189,9 +189,16 @@ def _linear(*modules: object) -> Linear:
 
 
 def _norm(module: object) -> Norm:
-    """One fused operation for an RMS norm in float32, the module itself for any other norm."""
+    """One fused operation for an RMS norm in float32, three in bfloat16, the module itself for any other norm."""
     weight_eps = rms_norm_weight(module)
     if weight_eps is None:
         return cast(Norm, module)
     weight, eps = weight_eps
+    if weight.dtype == torch.bfloat16:
+        return partial(_rms_norm_in_half, weight=weight.detach(), eps=eps)
     return partial(F.rms_norm, normalized_shape=weight.shape, weight=weight.detach(), eps=eps)
+
+
+def _rms_norm_in_half(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Normed in float32, rounded, and then multiplied by the weight, as transformers rounds."""
+    return F.rms_norm(x.float(), weight.shape, None, eps).to(x.dtype).mul_(weight)
