@@ -9,12 +9,14 @@ import torch
 from rlhf_env.envs.tokenizers import (
     AlphabetTokenizer,
     FileTokenizer,
+    NotOnHub,
     end_ids,
     load_tokenizer,
     named_end_ids,
     tokenizer_folder,
 )
 from rlhf_env.errors import ConfigError, DataError, Problem, under
+from rlhf_env.learning.engine import find_device, placed
 from rlhf_env.learning.policy_settings import PolicySettings
 from rlhf_env.learning.run_models import model_folder
 from rlhf_env.policies.language_model import LanguageModel
@@ -46,7 +48,13 @@ def load_tokenizer_of(wanted: PolicySettings) -> Tokenizer:
         base, adapter = base_and_adapter(model_folder(wanted.model))
         beside = adapter is not None and (adapter / "tokenizer.json").is_file()  # peft's trainers save it there
         with naming_base(base, adapter):
-            return load_tokenizer(str(adapter) if beside else base, revision=wanted.revision)
+            try:
+                return load_tokenizer(str(adapter) if beside else base, revision=wanted.revision)
+            except NotOnHub as error:  # nobody named a tokenizer
+                raise DataError(
+                    f"model {base!r} is no folder, run or shipped model, and the hub did not give it "
+                    f"({type(error.__cause__).__name__}): check the name, or the network"
+                ) from error.__cause__
 
 
 def context_before_loading(wanted: PolicySettings) -> int | None:
@@ -60,7 +68,11 @@ def context_before_loading(wanted: PolicySettings) -> int | None:
 
 
 def load_policy(wanted: PolicySettings, tokenizer: Tokenizer, task: Task, *, max_new_tokens: int, seed: int) -> Policy:
-    """The model to train, at its initial weights; with a new adapter on it where `wanted` has one."""
+    """The model to train, at its initial weights, on its device; with a new adapter on it where `wanted` has one.
+
+    The adapter is drawn before the model is moved: on every device it begins alike.
+    """
+    device = find_device(wanted.device)
     policy = _load_base(wanted, tokenizer, task, max_new_tokens=max_new_tokens, seed=seed)
     if wanted.lora is not None:
         with under("lora"):
@@ -71,10 +83,12 @@ def load_policy(wanted: PolicySettings, tokenizer: Tokenizer, task: Task, *, max
                     f"{wanted.model} is an adapter already, which trains as it is: leave [policy.lora] out"
                 )
             add_adapter(policy.model, wanted.lora, seed)
-    return policy
+    return placed(policy, device)
 
 
-def _load_base(wanted: PolicySettings, tokenizer: Tokenizer, task: Task, *, max_new_tokens: int, seed: int) -> Policy:
+def _load_base(
+    wanted: PolicySettings, tokenizer: Tokenizer, task: Task, *, max_new_tokens: int, seed: int
+) -> LanguageModel | TabularPolicy:
     dtype = wanted.torch_dtype or torch.float32  # of a model that has no files
     if isinstance(tokenizer, AlphabetTokenizer) and wanted.model == "table":
         for (name,) in _OF_LAYERS:

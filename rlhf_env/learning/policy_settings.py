@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import field
 from typing import Annotated, Literal
 
 import torch
 
+from rlhf_env.device_names import AUTO, problems_of_device
+from rlhf_env.errors import Problem
 from rlhf_env.lora_settings import Lora
 from rlhf_env.policies.language_model import ROWS_AT_ONCE
 from rlhf_env.policies.policy import Sampling
@@ -29,6 +32,9 @@ class PolicySettings:
     """The precision of the weights and of what is computed from them. In "bfloat16", what trains keeps a copy and
     moments in float32; adapters, losses and log-probabilities are in float32 too (docs/precision.md). "auto": that of
     the model's own files; of files in float16 it is float32, as steps in float16 need a scaling that is not done."""
+    device: str = AUTO
+    """Where the model computes: "cpu", "cuda", "cuda:1", "mps"; "auto": a CUDA GPU if there is one, else the processor.
+    It is of the machine and not part of what a run is: a run resumes on another, then not in the same bits."""
     attention: Attention = "auto"
     """Which of the library's attention implementations its modules use (`attn_implementation`); "auto": its choice. The
     quicker way of `fused` computes attention itself, in place of "eager" and "sdpa"; with any other one it is off.
@@ -49,6 +55,9 @@ class PolicySettings:
     checkpoint holds the adapters alone."""
     revision: str | None = None
     """Of a hub name: a branch, tag or commit. With a commit, what the model's owner changes later changes nothing."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from problems_of_device(self.device)
 
     @property
     def torch_dtype(self) -> torch.dtype | None:

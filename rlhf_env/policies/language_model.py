@@ -20,6 +20,7 @@ from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.policies.anatomy import Anatomy, anatomy_of, has_dropout
 from rlhf_env.policies.attention import attend_in_own_precision
 from rlhf_env.policies.decoding import Decoding
+from rlhf_env.policies.experts import loop_over_experts_in_float64
 from rlhf_env.policies.forward_pass import forward_pass
 from rlhf_env.policies.fused import FusedStep
 from rlhf_env.policies.lm_head import LinearHead, gives_the_logits, linear_head, score_logits
@@ -30,6 +31,7 @@ from rlhf_env.policies.lora import (
     merge_adapter,
 )
 from rlhf_env.policies.policy import Sampling, TextEvaluation, Written
+from rlhf_env.policies.precision import as_float64
 from rlhf_env.policies.recomputation import recomputed_layers, require_layers
 from rlhf_env.policies.soundness import require_sound
 from rlhf_env.policies.streams import RowStreams
@@ -77,6 +79,7 @@ class LanguageModel(nn.Module):
         if rows_at_once < 1:
             raise ConfigError(f"rows_at_once must be at least 1, got {rows_at_once}")
         attend_in_own_precision(model)
+        loop_over_experts_in_float64(model)
         self.model = model
         self.sampling = sampling
         self.rows_at_once, self.fused = rows_at_once, fused
@@ -276,7 +279,7 @@ class LanguageModel(nn.Module):
         with _without_dropout(self):
             for batch in self._batches(episodes):
                 tokens, mask, where = padded([episodes[index] for index in batch], self.pad_id)
-                logprobs = self.evaluate(tokens, mask, where).logprobs.double().cpu().numpy()
+                logprobs = as_float64(self.evaluate(tokens, mask, where).logprobs).numpy()
                 for row, index in enumerate(batch):
                     start = len(episodes[index].prompt_ids)
                     answers[index] = logprobs[row, start : start + len(episodes[index].response_ids)].copy()
