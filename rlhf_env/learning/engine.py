@@ -260,7 +260,7 @@ def _not_here(wanted: str, why: str) -> Problem:
 
 
 def require_dtype(device: str, dtype: torch.dtype | None) -> None:
-    """Raise ConfigError where the device cannot compute in `dtype`; None (what a file says) is not known yet."""
+    """Raise ConfigError where the device cannot compute in `dtype`. None, what the files say, is not known yet."""
     if dtype is None:
         return
     place, name = torch.device(device), str(dtype).removeprefix("torch.")
