@@ -259,8 +259,10 @@ def _not_here(wanted: str, why: str) -> Problem:
     return Problem(f'device "{wanted}" is not here, {why}: set device = "auto" or "cpu" (or --device)', ("device",))
 
 
-def require_dtype(device: str, dtype: torch.dtype) -> None:
-    """Raise ConfigError where the device cannot compute in `dtype`."""
+def require_dtype(device: str, dtype: torch.dtype | None) -> None:
+    """Raise ConfigError where the device cannot compute in `dtype`. None, which a model's files say, is not known yet."""
+    if dtype is None:
+        return
     place, name = torch.device(device), str(dtype).removeprefix("torch.")
     if dtype == torch.float64 and not has_float64(place):
         raise ConfigError(Problem(f'dtype "{name}" does not exist on {device}: set "float32"', ("dtype",)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.policies.anatomy import Anatomy, anatomy_of, has_dropout
 from rlhf_env.policies.attention import attend_in_own_precision
 from rlhf_env.policies.decoding import Decoding
+from rlhf_env.policies.experts import loop_over_experts_in_float64
 from rlhf_env.policies.forward_pass import forward_pass
 from rlhf_env.policies.fused import FusedStep
 from rlhf_env.policies.lm_head import LinearHead, gives_the_logits, linear_head, score_logits
@@ -32,6 +33,7 @@ from rlhf_env.policies.lora import (
 )
 from rlhf_env.policies.policy import Sampling, TextEvaluation, Written
 from rlhf_env.policies.precision import as_float64
+from rlhf_env.policies.recomputation import recomputed_layers, require_layers
 from rlhf_env.policies.soundness import require_sound
 from rlhf_env.policies.streams import RowStreams
 from rlhf_env.policies.trunk import hidden_states, prefix_tree
@@ -58,7 +60,8 @@ class LanguageModel(nn.Module):
     `rows_at_once` bounds the memory of the key/value cache: more texts are written in several waves, and then every
     call reads them from the start. DataError for a model that cannot state while writing what its own forward pass says
     (see `soundness`). `fused`: sample with `FusedStep` and learn with `trunk.hidden_states` where they
-    know the model's family (and no dropout is active); the results are the same.
+    know the model's family (and no dropout is active); the results are the same. `gradient_checkpointing`: see
+    `recomputation`.
     """
 
     def __init__(
@@ -71,14 +74,19 @@ class LanguageModel(nn.Module):
         seed: int = 0,
         rows_at_once: int = ROWS_AT_ONCE,
         fused: bool = True,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if rows_at_once < 1:
             raise ConfigError(f"rows_at_once must be at least 1, got {rows_at_once}")
         attend_in_own_precision(model)
+        loop_over_experts_in_float64(model)
         self.model = model
         self.sampling = sampling
         self.rows_at_once, self.fused = rows_at_once, fused
+        if gradient_checkpointing:
+            require_layers(model)
+        self.gradient_checkpointing = gradient_checkpointing
         self._text_config: HFConfig = model.config.get_text_config()
         head = model.get_output_embeddings()
         if getattr(head, "weight", None) is None:
@@ -104,22 +112,25 @@ class LanguageModel(nn.Module):
         cls,
         name: str | Path,
         *,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = torch.float32,
         end_id: int | Sequence[int] | None = None,
         pad_id: int | None = None,
         sampling: Sampling = Sampling(),  # noqa: B008 - frozen
         seed: int = 0,
         revision: str | None = None,
+        attention: str | None = None,
         rows_at_once: int = ROWS_AT_ONCE,
         fused: bool = True,
+        gradient_checkpointing: bool = False,
     ) -> LanguageModel:
         """A model from a folder or, if there is no such folder, from the hub (or its cache on this machine).
 
         Weights are read from safetensors only, code of the model's author is not run, and whatever precision is on
-        disk becomes `dtype`. DataError, in one line, when there is no usable model.
+        disk becomes `dtype` (None: stays as it is, but float16 becomes float32). `attention` is one of the library's
+        implementations, None for its own choice. DataError, in one line, when there is no usable model.
         """
         base, adapter = base_and_adapter(name)
-        model = load_causal_lm(base, dtype, revision)
+        model = load_causal_lm(base, dtype, revision, attention)
         if adapter is not None:
             load_adapter(model, adapter)
         try:
@@ -131,6 +142,7 @@ class LanguageModel(nn.Module):
                 seed=seed,
                 rows_at_once=rows_at_once,
                 fused=fused,
+                gradient_checkpointing=gradient_checkpointing,
             )
         except DataError as error:
             error.found_in(f"model {str(name)!r}")
@@ -249,7 +261,7 @@ class LanguageModel(nn.Module):
         head, anatomy = self._linear_head(), self._anatomy()
         if anatomy is not None and head is not None and width and not has_dropout(self.model):
             tree = prefix_tree(tokens[:, :width], mask)
-            node_states = hidden_states(anatomy, tree)
+            node_states = hidden_states(anatomy, tree, recompute=self.gradient_checkpointing)
             logprobs, entropy = head.score(node_states.index_select(0, tree.nodes[scored]), targets, temperature)
             states = node_states.index_select(0, tree.nodes.flatten()).view(*mask.shape, -1)
         else:
@@ -343,13 +355,14 @@ class LanguageModel(nn.Module):
         # attention kernels are fastest with it.
         attention_mask = torch.ones_like(mask)
         positions = torch.arange(tokens.shape[1], device=self.device).expand_as(tokens)
-        return forward_pass(
-            self.model,
-            tokens.masked_fill(~mask, 0),
-            attention_mask,
-            positions,
-            select=lambda states: states[needs_logits],
-        )
+        with recomputed_layers(self.model) if self.gradient_checkpointing else nullcontext():
+            return forward_pass(
+                self.model,
+                tokens.masked_fill(~mask, 0),
+                attention_mask,
+                positions,
+                select=lambda states: states[needs_logits],
+            )
 
     def _anatomy(self) -> Anatomy | None:
         """The anatomy that `FusedStep` and `trunk` need; None where the model's own code has to do the work."""
