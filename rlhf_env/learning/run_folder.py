@@ -303,9 +303,9 @@ class RunFolder:
     def restore(self, threads: int | None = None, hardware: str = "cpu") -> tuple[JsonObject, JsonObject] | None:
         """(state, manifest) of the newest checkpoint, and the metrics cut back to it; None where none was saved yet.
 
-        What is not as it was then (this run has `threads` and `hardware`) is in `not_exact` and in record.json. Raises DataError for
-        a checkpoint, or rows of metrics before it, that are damaged or missing; if `allow_partial`, what is damaged is
-        set aside, and the newest valid checkpoint is taken.
+        What is not as it was then (this run has `threads` and `hardware`) is in `not_exact` and in record.json. Raises
+        DataError for a checkpoint, or rows of metrics before it, that are damaged or missing; if `allow_partial`, what
+        is damaged is set aside, and the newest valid checkpoint is taken.
         """
         folder, wrong = checkpoints.survey(self.path / "checkpoints")
         problems = [problem for found in reversed(wrong.values()) for problem in found]

@@ -43,6 +43,7 @@ def test_what_torch_allows_is_allowed(device: FakeDevice) -> None:
     there = here.to(device.device)
     assert (there * torch.tensor(2.0)).tolist() == [0.0, 2.0, 4.0]
     assert there[torch.tensor([2, 0])].tolist() == [2.0, 0.0]
+    assert there[[2, 0]].tolist() == [2.0, 0.0] and there[None][..., [1]].tolist() == [[1.0]]
     there[torch.tensor([0])] = 5.0
     assert there.cpu().copy_(there).tolist() == [5.0, 1.0, 2.0] and here.tolist() == [0.0, 1.0, 2.0]
 
