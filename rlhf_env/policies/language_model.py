@@ -355,7 +355,8 @@ class LanguageModel(nn.Module):
         positions = torch.arange(tokens.shape[1], device=self.device).expand_as(tokens)
         return forward_pass(
             self.model,
-            tokens.masked_fill(~mask, 0),
+            # Something that stands in the text: the embedding of a padding token may be 0, where norms have no gradient.
+            torch.where(mask, tokens, tokens[:, :1]),
             attention_mask,
             positions,
             select=lambda states: states[needs_logits],
