@@ -32,6 +32,7 @@ import tomli_w
 from rlhf_env.errors import ConfigError, DataError, MissingExtra, RlhfEnvError
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.code_of_runs import as_recorded, led_from, mark_of
+from rlhf_env.learning.data_of_runs import changed_data
 from rlhf_env.learning.folder_lock import hold
 from rlhf_env.learning.trackers.json_lines import JsonLines, replace_rows, rows_of
 from rlhf_env.learning.tracking import Rewinds, Tracker, load_tracker
@@ -53,7 +54,8 @@ class RunFolder:
     that fails on the way gets no more rows, and the run goes on without it. `name` is what trackers call the run: the
     folder's name, if nothing else is given. Relative paths in the experiment lead from `paths_from` (default: the
     working directory), which is kept, so that the run can be read from anywhere. `code` are the files of the user's own
-    code, sha256 by path: a run that was started with others is refused, unless `allow_changed_code`.
+    code, sha256 by path: a run that was started with others is refused, unless `allow_changed_code`. `data` are the
+    files that it reads, likewise: a run whose files changed goes on, and says so.
 
     A run whose files are damaged or missing is refused, each problem named; with `allow_partial` it goes on with what
     is whole. `lost` says, a line each, what is gone, and `not_exact` what is not as it was when the checkpoint was
@@ -75,6 +77,7 @@ class RunFolder:
         name: str | None = None,
         paths_from: Path | None = None,
         code: Mapping[str, str] | None = None,
+        data: Mapping[str, str] | None = None,
         allow_changed_code: bool = False,
     ) -> None:
         self.path = Path(path).absolute()  # whatever becomes of the working directory
@@ -86,6 +89,8 @@ class RunFolder:
         self._code = as_recorded(code or {}, paths_from)
         self._allow_changed_code = allow_changed_code
         self._changed_code: list[str] = []
+        self._data = as_recorded(data or {}, paths_from)
+        self._changed_data: list[str] = []
         self._resume = resume
         self._allow_partial = allow_partial
         self._tensorboard = tensorboard
@@ -205,6 +210,8 @@ class RunFolder:
             write_whole(described, self._toml)
         if self._code:
             self._note_code(record)
+        if self._data:
+            self._note_data(record)
 
     def _note_code(self, record: Path) -> None:
         """Which code the run is trained with, and a mark by which its user is known."""
@@ -214,6 +221,17 @@ class RunFolder:
         paths_from = str(noted.setdefault("paths_from", str(self._paths_from)))
         noted |= {"code": self._code, "made_here": mark_of(self._toml, paths_from, self._code)}
         write_whole(record, json.dumps(noted, indent=1))
+
+    def _note_data(self, record: Path) -> None:
+        noted = _read_record(record) or {}
+        before = noted.get("data", {})
+        then, now = (led_from(files, self._paths_from) for files in (before, self._data))
+        self._changed_data = [str(near(Path(file))) for file in changed_data(then, now)]
+        if self._changed_data:
+            noted["data_before"] = [*noted.get("data_before", []), before]
+        if before != self._data:
+            noted["data"] = self._data
+            write_whole(record, json.dumps(noted, indent=1))
 
     def close(self) -> None:
         """Close the files and release the lock. (It is released at the end of the process in any case.)"""
@@ -289,7 +307,7 @@ class RunFolder:
             if problems:
                 raise DataError("no valid checkpoint is left: start the run anew in another folder", *problems)
             self._rewind(0)
-            self.not_exact = self._said_of_code()
+            self.not_exact = self._said_of_files()
             return None
         if wrong and not self._allow_partial:
             again = f"{folder.name} is whole: --allow-partial resumes from there and repeats the updates after it"
@@ -336,8 +354,8 @@ class RunFolder:
             record["notes"] = list(notes)
             write_whole(self.path / "record.json", json.dumps(record, indent=1))
 
-    def _said_of_code(self) -> list[str]:
-        files = ", ".join(self._changed_code)
+    def _said_of_files(self) -> list[str]:
+        files = ", ".join([*self._changed_code, *self._changed_data])
         return [f"{files} changed: the updates before were trained with what it was"] if files else []
 
     def _note_resume(self, manifest: JsonView, threads: int | None) -> None:
@@ -356,7 +374,7 @@ class RunFolder:
         if self._raised:
             said = "what goes by the share of the budget (a learning-rate schedule, a curriculum) goes by the new one"
             self.not_exact.append(f"{', '.join(self._raised)}: {said}")
-        self.not_exact += self._said_of_code()
+        self.not_exact += self._said_of_files()
         record = _read_record(self.path / "record.json") or {}
         entry = {"update": manifest["step"], "not_exact": self.not_exact, "lost": self.lost}
         record["resumed"] = [*record.get("resumed", []), entry]

@@ -1,7 +1,7 @@
 """Mixtures of experts in float64.
 
-The transformers library multiplies all experts at once by a kernel (`torch._grouped_mm`) that float64 does not have,
-and then fails; one after the other, which it can as well, they give the same in any precision.
+By default the transformers library multiplies the matrices of all experts in one call of torch (`grouped_mm`), which
+raises an error in float64. The library's plain loop over experts computes the same in every precision.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import torch
 from rlhf_env.policies.untyped import HFModel
 
 
-def compute_experts_in_own_precision(model: HFModel) -> None:
-    """Make a transformers model in float64 compute its experts one by one. Other models do not change."""
-    if next(model.parameters()).dtype != torch.float64 or not model._can_set_experts_implementation():
-        return
-    model.set_experts_implementation("eager")
+def loop_over_experts_in_float64(model: HFModel) -> None:
+    """Make a transformers model that has experts able to compute in float64. Other models do not change."""
+    grouped = getattr(model.config.get_text_config(), "_experts_implementation", None) == "grouped_mm"
+    if grouped and next(model.parameters()).dtype == torch.float64:
+        model.set_experts_implementation("eager")

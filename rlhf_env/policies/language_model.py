@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.policies.anatomy import Anatomy, anatomy_of, has_dropout
 from rlhf_env.policies.attention import attend_in_own_precision
 from rlhf_env.policies.decoding import Decoding
-from rlhf_env.policies.experts import compute_experts_in_own_precision
+from rlhf_env.policies.experts import loop_over_experts_in_float64
 from rlhf_env.policies.forward_pass import forward_pass
 from rlhf_env.policies.fused import FusedStep
 from rlhf_env.policies.lm_head import LinearHead, gives_the_logits, linear_head, score_logits
@@ -32,6 +32,8 @@ from rlhf_env.policies.lora import (
     merge_adapter,
 )
 from rlhf_env.policies.policy import Sampling, TextEvaluation, Written
+from rlhf_env.policies.precision import as_float64
+from rlhf_env.policies.recomputation import recomputed_layers, require_layers
 from rlhf_env.policies.soundness import keeps_cache
 from rlhf_env.policies.streams import RowStreams
 from rlhf_env.policies.trunk import hidden_states, prefix_tree
@@ -59,7 +61,7 @@ class LanguageModel(nn.Module):
     call reads them from the start. A model whose cache does not give what its own forward pass says reads every text
     whole at every step; DataError for one that is no causal language model (see `soundness`). `fused`: sample with
     `FusedStep` and learn with `trunk.hidden_states` where they know the model's family (and no dropout is active); the
-    results are the same.
+    results are the same. `gradient_checkpointing`: see `recomputation`.
     """
 
     def __init__(
@@ -72,15 +74,19 @@ class LanguageModel(nn.Module):
         seed: int = 0,
         rows_at_once: int = ROWS_AT_ONCE,
         fused: bool = True,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if rows_at_once < 1:
             raise ConfigError(f"rows_at_once must be at least 1, got {rows_at_once}")
         attend_in_own_precision(model)
-        compute_experts_in_own_precision(model)
+        loop_over_experts_in_float64(model)
         self.model = model
         self.sampling = sampling
         self.rows_at_once, self.fused = rows_at_once, fused
+        if gradient_checkpointing:
+            require_layers(model)
+        self.gradient_checkpointing = gradient_checkpointing
         self._text_config: HFConfig = model.config.get_text_config()
         head = model.get_output_embeddings()
         if getattr(head, "weight", None) is None:
@@ -107,22 +113,25 @@ class LanguageModel(nn.Module):
         cls,
         name: str | Path,
         *,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = torch.float32,
         end_id: int | Sequence[int] | None = None,
         pad_id: int | None = None,
         sampling: Sampling = Sampling(),  # noqa: B008 - frozen
         seed: int = 0,
         revision: str | None = None,
+        attention: str | None = None,
         rows_at_once: int = ROWS_AT_ONCE,
         fused: bool = True,
+        gradient_checkpointing: bool = False,
     ) -> LanguageModel:
         """A model from a folder or, if there is no such folder, from the hub (or its cache on this machine).
 
         Weights are read from safetensors only, code of the model's author is not run, and whatever precision is on
-        disk becomes `dtype`. DataError, in one line, when there is no usable model.
+        disk becomes `dtype` (None: stays as it is, but float16 becomes float32). `attention` is one of the library's
+        implementations, None for its own choice. DataError, in one line, when there is no usable model.
         """
         base, adapter = base_and_adapter(name)
-        model = load_causal_lm(base, dtype, revision)
+        model = load_causal_lm(base, dtype, revision, attention)
         if adapter is not None:
             load_adapter(model, adapter)
         try:
@@ -134,6 +143,7 @@ class LanguageModel(nn.Module):
                 seed=seed,
                 rows_at_once=rows_at_once,
                 fused=fused,
+                gradient_checkpointing=gradient_checkpointing,
             )
         except DataError as error:
             error.found_in(f"model {str(name)!r}")
@@ -259,7 +269,7 @@ class LanguageModel(nn.Module):
         head, anatomy = self._linear_head(), self.anatomy()
         if anatomy is not None and head is not None and width and not has_dropout(self.model):
             tree = prefix_tree(tokens[:, :width], mask)
-            node_states = hidden_states(anatomy, tree)
+            node_states = hidden_states(anatomy, tree, recompute=self.gradient_checkpointing)
             logprobs, entropy = head.score(node_states.index_select(0, tree.nodes[scored]), targets, temperature)
             states = node_states.index_select(0, tree.nodes.flatten()).view(*mask.shape, -1)
         else:
@@ -281,7 +291,7 @@ class LanguageModel(nn.Module):
         with _without_dropout(self):
             for batch in self._batches(episodes):
                 tokens, mask, where = padded([episodes[index] for index in batch], self.pad_id)
-                logprobs = self.evaluate(tokens, mask, where).logprobs.double().cpu().numpy()
+                logprobs = as_float64(self.evaluate(tokens, mask, where).logprobs).numpy()
                 for row, index in enumerate(batch):
                     start = len(episodes[index].prompt_ids)
                     answers[index] = logprobs[row, start : start + len(episodes[index].response_ids)].copy()
@@ -353,14 +363,15 @@ class LanguageModel(nn.Module):
         # attention kernels are fastest with it.
         attention_mask = torch.ones_like(mask)
         positions = torch.arange(tokens.shape[1], device=self.device).expand_as(tokens)
-        return forward_pass(
-            self.model,
-            # Something that stands in the text: the embedding of a padding token may be 0, where norms have no gradient.
-            torch.where(mask, tokens, tokens[:, :1]),
-            attention_mask,
-            positions,
-            select=lambda states: states[needs_logits],
-        )
+        with recomputed_layers(self.model) if self.gradient_checkpointing else nullcontext():
+            return forward_pass(
+                self.model,
+                # Something that stands in the text: the embedding of padding may be 0, where norms have no gradient.
+                torch.where(mask, tokens, tokens[:, :1]),
+                attention_mask,
+                positions,
+                select=lambda states: states[needs_logits],
+            )
 
     def anatomy(self) -> Anatomy | None:
         """The anatomy that `FusedStep` and `trunk` need; None where the model's own code has to do the work."""

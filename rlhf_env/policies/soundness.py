@@ -25,6 +25,7 @@ from torch import Tensor
 
 from rlhf_env.envs.transformers_tokenizer import quiet_transformers
 from rlhf_env.errors import DataError
+from rlhf_env.policies.attention import CAPPED
 from rlhf_env.policies.decoding import Decoding
 from rlhf_env.policies.fused import FusedStep
 from rlhf_env.policies.policy import Sampling
@@ -105,12 +106,19 @@ def keeps_cache(policy: LanguageModel) -> bool:
     batch = RAGGED_AND_ENDING.within(policy.context)
     if not batch.steps:
         return True  # there is no room to write in
+    attention = getattr(model.config, "_attn_implementation", None)
+    usual = attention in (None, "eager", "sdpa", CAPPED)
     with torch.random.fork_rng(devices=[]), quiet_transformers():
         cached = _is_right(policy, batch)
         problem = "" if cached else _problem(policy, batch)
         problem = problem or _problem_of_gradients(policy)
+    if not cached and not usual and not problem:  # it may not be the family that is wrong
+        problem = "while it writes texts side by side it states other log-probabilities than its own forward pass"
     if problem:
-        raise DataError(f"{named}: {problem}: use a causal language model (Llama, Qwen, Gemma, Mistral, GPT-2, ...)")
+        remedy = "use a causal language model (Llama, Qwen, Gemma, Mistral, GPT-2, ...)"
+        raise DataError(
+            f"{named}: {problem}: " + ("" if usual else f'leave attention = "{attention}" out, or ') + remedy
+        )
     return cached
 
 
@@ -166,7 +174,7 @@ def _problem_of_gradients(policy: LanguageModel) -> str:
 
 
 def differences(policy: LanguageModel, batch: Batch, *, whole: bool | None = None) -> Differences:
-    """Write a batch and recompute it. `whole`: whether texts are read whole at every step; by default, as the policy does.
+    """Write a batch and recompute it. `whole`: whether texts are read whole at every step; by default, as `policy` does.
 
     Raises what the model's own code raises. Call it without gradients, and without dropout.
     """

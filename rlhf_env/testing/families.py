@@ -57,7 +57,7 @@ class FamilyCheck:
     ragged: float = math.nan
     """Prompts of different lengths, no row ends."""
     windows: float = math.nan
-    """Texts of 32 tokens with windows and chunks of 3; NaN for a family without any."""
+    """Texts of 30 tokens with windows and chunks of 3 and 4; NaN for a family without any."""
     gradients: float = math.nan
     """The gradient by `evaluate` against that by the plain forward pass, relative."""
 
@@ -81,14 +81,16 @@ def check_family(family: str) -> FamilyCheck:
         try:
             return _checked(family, policy, dtype)
         except Exception as error:  # what this is here to find
-            return FamilyCheck(family=family, verdict="WRONG", reason=_line(error), path=policy.forward_path, dtype=dtype)
+            return FamilyCheck(
+                family=family, verdict="WRONG", reason=_line(error), path=policy.forward_path, dtype=dtype
+            )
 
 
 def _checked(family: str, policy: LanguageModel, dtype: str) -> FamilyCheck:
     model = policy.model
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         found = [differences(policy, batch.within(policy.context)) for batch in (RAGGED_AND_ENDING, RAGGED, ENDING)]
-        both, ragged, ending = found
+        _, ragged, ending = found
         long = [differences(policy, LONG.within(policy.context))]
         with short_windows(model) as any_windows:
             if any_windows:
@@ -176,27 +178,29 @@ def families_page(checks: Iterable[FamilyCheck]) -> str:
 
 _HEAD = """# Families of language models
 
-Made by `make models` (`rlhf-env check families > docs/models.md`) with transformers {version}: all {count} families that it
-calls causal language models, each made tiny with random weights in float64. {counts}. A model of your own is checked by
-`rlhf-env check model:FOLDER`, and less thoroughly whenever it is loaded.
+Made by `make models` (`rlhf-env check families > docs/models.md`) with transformers {version}: all {count} families
+that it calls causal language models, each made tiny with random weights in float64: {counts}. A model of your own is
+checked by `rlhf-env check model:FOLDER`, and less thoroughly whenever it is loaded.
 
-Every number is a largest difference in nats, over all tokens of all texts, to the model's own plain forward pass on each
-text alone; 0 is anything below 1e-14.
+Every number is a largest difference in nats, over all tokens of all texts, to the model's own plain forward pass on
+each text alone, rounded up to a power of ten; 0 is anything below 1e-14.
 
-- **path**: *fused* is our own code for the family; *cached* is the library's code, with its keys, values and states kept from
-  token to token; *whole* is the library's code without them, for families whose own cache does not give what their own forward
-  pass says: every text is read from its beginning for each new token. Slow, and right.
-- **write**: what is stated while six texts are written side by side, rows ending one by one. **recompute**: what learning then
-  says of the same texts. **plain**: the plain forward pass against itself, before and after a text goes on.
-- **ragged**: prompts of different lengths, no row ends. **dropped**: prompts of one length, rows that end leave the batch.
-  **windows**: texts of 32 tokens with windows and chunks of 3 or 4; - where there are none.
-- **gradient**: of all log-probabilities, as learning computes it, against the plain forward pass; a share of its norm.
+- **path**: *fused* is our own code for the family; *cached* is the library's code, which keeps keys, values and states
+  from token to token; *whole* is the library's code without them, for families whose own cache does not give what
+  their own forward pass says. Then every text is read from its beginning for each new token: slow, and right.
+- **write**: what is stated while six texts are written side by side, rows ending one by one. **recompute**: what
+  learning then says of the same texts. **plain**: the plain forward pass against itself, on a text and on the same text
+  without its last token.
+- **ragged**: prompts of different lengths, no row ends. **dropped**: prompts of one length, rows that end leave the
+  batch. **windows**: texts of 30 tokens with windows and chunks of 3 and 4; - where the family has none.
+- **gradient**: of all log-probabilities, as learning computes it, against that of the plain forward pass: the norm of
+  the difference divided by the norm.
 """
 _ABOUT = {
     "WRONG": "Other log-probabilities than the library's, and not refused: a fault.",
     "exact": "Equal to 1e-10.",
-    "right": "Equal up to the library's own error: its code computes something in float32 whatever the weights are in, or has "
-    "no float64 at all (marked).",
+    "right": "Equal up to the library's own error: its code computes something in float32 whatever the weights are in, "
+    "or does not work in float64 at all (marked).",
     "refused": "By name, when the model is loaded.",
     "not tried": "No tiny model can be made. One that can be loaded is asked at load like any other.",
 }

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from rlhf_env.envs.transformers_tokenizer import quiet_transformers
-from rlhf_env.policies.experts import compute_experts_in_own_precision
+from rlhf_env.policies.experts import loop_over_experts_in_float64
 from rlhf_env.policies.untyped import HFConfig, HFModel
 
 # A small value for each size that some configuration knows under this name.
@@ -160,7 +160,13 @@ OF_ITS_OWN: dict[str, dict[str, Any]] = {
     "inkling2_text": _INKLING,
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_dt_rank": 4, "use_mamba_kernels": False},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
-    "longcat_flash": {"expert_ffn_hidden_size": 16, "moe_topk": 2, "zero_expert_num": 2, "v_head_dim": 8, "head_dim": 8},
+    "longcat_flash": {
+        "expert_ffn_hidden_size": 16,
+        "moe_topk": 2,
+        "zero_expert_num": 2,
+        "v_head_dim": 8,
+        "head_dim": 8,
+    },
     "mamba2": {"num_heads": 4, "head_dim": 16, "n_groups": 1},
     "ministral": {"head_dim": 8, "layer_types": _ATTENTIONS},
     "mllama": {"cross_attention_layers": [1], "num_hidden_layers": 3},
@@ -217,7 +223,7 @@ def tiny_model(family: str, dtype: torch.dtype = torch.float64, **settings: obje
             raise ValueError(f"{size:,} parameters are not tiny")
         torch.manual_seed(0)
         model = _made(family, made, dtype).eval()
-        compute_experts_in_own_precision(model)
+        loop_over_experts_in_float64(model)
         with torch.no_grad():
             model(input_ids=torch.tensor([[3, 4, 5]]))
     return model

@@ -32,6 +32,7 @@ from rlhf_env.lab.evaluation.likelihood import Likelihood
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.agent import Agent, traits
 from rlhf_env.learning.code_of_runs import require_own_code
+from rlhf_env.learning.data_of_runs import data_among
 from rlhf_env.learning.demonstrations import demonstration_source, demonstrations_of, note_on_template
 from rlhf_env.learning.engine import set_threads
 from rlhf_env.learning.experiment import Experiment
@@ -210,6 +211,7 @@ def run(
                     name=name,
                     paths_from=wanted.folder,
                     code=workplace.code,
+                    data=data_among(wanted.data_named),
                     allow_changed_code=allow_changed_code,
                 )
                 stack.enter_context(opened)
