@@ -386,6 +386,10 @@ def load_tokenizer(spec: str | Path | Tokenizer, *, revision: str | None = None)
     return FileTokenizer(tokenizer_folder(text, revision))
 
 
+class NotOnHub(DataError):
+    """A name that is no folder, and that the hub did not give."""
+
+
 def tokenizer_folder(name: str, revision: str | None = None) -> Path:
     """The local folder with a tokenizer's files, for a folder, a run, a shipped model or a hub name (fetched, or
     cached)."""
@@ -410,7 +414,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except Exception as error:
-        raise DataError(
+        raise NotOnHub(
             f"tokenizer {name!r} is not 'bytes', 'alphabet:...' or a folder, and the hub did not give it "
             f"({type(error).__name__}): check the name, or the network"
         ) from error

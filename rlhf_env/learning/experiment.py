@@ -19,7 +19,7 @@ from rlhf_env.learning.spending import Budget
 from rlhf_env.learning.success import Success
 from rlhf_env.own_code import code_named_in, label_of
 from rlhf_env.policies.policy import Sampling
-from rlhf_env.relative_paths import relative_to
+from rlhf_env.relative_paths import paths_of, relative_to
 from rlhf_env.settings import (
     AtLeastOne,
     Chooses,
@@ -229,14 +229,15 @@ class Experiment:
         """The same with paths that lead from the working directory, to build it with.
 
         A run is known by its settings as they were written: so this is made anew wherever a file is opened. Code that
-        it names is from now on what its file now has in it.
+        it names is from now on what its file now has in it. What is located has no folder left, so that it is not led
+        a second time.
         """
         wanted = self
         if self.asks_in_plain:
             wanted = replace(self, task=_in_plain(self.task), agent=_in_plain(self.agent))
         if self.folder is None and not self.code_named:
             return wanted
-        return cast(Experiment, relative_to(self.folder or Path(), wanted, Experiment))
+        return replace(cast(Experiment, relative_to(self.folder or Path(), wanted, Experiment)), folder=None)
 
     def tables_of_plugins(self) -> JsonObject:
         """What chooses plugins, or names code of one's own."""
@@ -250,17 +251,24 @@ class Experiment:
         return code_named_in(self.tables_of_plugins(), "metrics")
 
     @property
+    def data_named(self) -> list[str]:
+        """The paths in it but for those of code and of the policy's model, which a run knows by other means."""
+        read = replace(self, policy=PolicySettings())
+        files = paths_of(self.folder or Path(), read, Experiment)
+        return [file for file in files if not file.endswith(".py")]
+
+    @property
     def agent_label(self) -> str:
         """What its agent is called."""
         return label_of(self.agent, "agent")
 
     def to_toml(self) -> str:
-        """The resolved file: every setting that is in force and not None, but for `trackers`.
+        """The resolved file: every setting that is in force and not None, but for `trackers` and the policy's `device`.
 
         A run is known by this text, so a setting that older versions do not know is in it only where it is used.
         """
         table = asdict(self)
-        del table["trackers"], table["folder"], table["asks_in_plain"]
+        del table["trackers"], table["folder"], table["asks_in_plain"], table["policy"]["device"]
         if not self.stopping:
             del table["stopping"]
         for name in ("stop", "keep_special"):
@@ -273,6 +281,9 @@ class Experiment:
                 del table["evaluation"][name]
         if self.environment.over_long == EnvironmentSettings().over_long:
             del table["environment"]["over_long"]
+        for name in ("attention", "gradient_checkpointing"):
+            if getattr(self.policy, name) == getattr(PolicySettings(), name):
+                del table["policy"][name]
         return tomli_w.dumps(_without_none(table))
 
     def stopping_tables(self) -> JsonObject:

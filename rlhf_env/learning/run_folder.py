@@ -32,6 +32,7 @@ import tomli_w
 from rlhf_env.errors import ConfigError, DataError, MissingExtra, RlhfEnvError
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.code_of_runs import as_recorded, led_from, mark_of
+from rlhf_env.learning.data_of_runs import changed_data
 from rlhf_env.learning.folder_lock import hold
 from rlhf_env.learning.trackers.json_lines import JsonLines, replace_rows, rows_of
 from rlhf_env.learning.tracking import Rewinds, Tracker, load_tracker
@@ -53,7 +54,8 @@ class RunFolder:
     that fails on the way gets no more rows, and the run goes on without it. `name` is what trackers call the run: the
     folder's name, if nothing else is given. Relative paths in the experiment lead from `paths_from` (default: the
     working directory), which is kept, so that the run can be read from anywhere. `code` are the files of the user's own
-    code, sha256 by path: a run that was started with others is refused, unless `allow_changed_code`.
+    code, sha256 by path: a run that was started with others is refused, unless `allow_changed_code`. `data` are the
+    files that it reads, likewise: a run whose files changed goes on, and says so.
 
     A run whose files are damaged or missing is refused, each problem named; with `allow_partial` it goes on with what
     is whole. `lost` says, a line each, what is gone, and `not_exact` what is not as it was when the checkpoint was
@@ -75,6 +77,7 @@ class RunFolder:
         name: str | None = None,
         paths_from: Path | None = None,
         code: Mapping[str, str] | None = None,
+        data: Mapping[str, str] | None = None,
         allow_changed_code: bool = False,
     ) -> None:
         self.path = Path(path).absolute()  # whatever becomes of the working directory
@@ -86,6 +89,8 @@ class RunFolder:
         self._code = as_recorded(code or {}, paths_from)
         self._allow_changed_code = allow_changed_code
         self._changed_code: list[str] = []
+        self._data = as_recorded(data or {}, paths_from)
+        self._changed_data: list[str] = []
         self._resume = resume
         self._allow_partial = allow_partial
         self._tensorboard = tensorboard
@@ -205,6 +210,8 @@ class RunFolder:
             write_whole(described, self._toml)
         if self._code:
             self._note_code(record)
+        if self._data:
+            self._note_data(record)
 
     def _note_code(self, record: Path) -> None:
         """Which code the run is trained with, and a mark by which its user is known."""
@@ -214,6 +221,17 @@ class RunFolder:
         paths_from = str(noted.setdefault("paths_from", str(self._paths_from)))
         noted |= {"code": self._code, "made_here": mark_of(self._toml, paths_from, self._code)}
         write_whole(record, json.dumps(noted, indent=1))
+
+    def _note_data(self, record: Path) -> None:
+        noted = _read_record(record) or {}
+        before = noted.get("data", {})
+        then, now = (led_from(files, self._paths_from) for files in (before, self._data))
+        self._changed_data = [str(near(Path(file))) for file in changed_data(then, now)]
+        if self._changed_data:
+            noted["data_before"] = [*noted.get("data_before", []), before]
+        if before != self._data:
+            noted["data"] = self._data
+            write_whole(record, json.dumps(noted, indent=1))
 
     def close(self) -> None:
         """Close the files and release the lock. (It is released at the end of the process in any case.)"""
@@ -258,17 +276,23 @@ class RunFolder:
         self.lost.append(f"{said}: it got no more rows; metrics.jsonl has them all")
         warnings.warn(f"{said}: the run goes on without it", RuntimeWarning, stacklevel=3)
 
-    def save(self, step: int, state: JsonView, threads: int) -> Path:
-        """Write a checkpoint of `state`; metrics up to here are made durable first. Raises DiskRefused."""
+    def save(self, step: int, state: JsonView, threads: int, hardware: str = "cpu") -> Path:
+        """Write a checkpoint of `state`; metrics up to here are made durable first. Raises DiskRefused.
+
+        `hardware` is `Engine.hardware`, on which the state came about.
+        """
         if self._metrics is not None:
             self._metrics.sync()
-        record = {"versions": versions(), "threads": threads, "config_hash": self.config_hash}
+        record = self._record_of(threads, hardware)
         return checkpoints.save(self.path / "checkpoints", step, state, record)
 
-    def save_best(self, step: int, state: JsonView, threads: int) -> Path:
+    def save_best(self, step: int, state: JsonView, threads: int, hardware: str = "cpu") -> Path:
         """Keep a checkpoint as that of the best agent so far, in the place of the one before. Raises DiskRefused."""
-        record = {"versions": versions(), "threads": threads, "config_hash": self.config_hash}
+        record = self._record_of(threads, hardware)
         return checkpoints.save(self.path / BEST, step, state, record, keep=1)
+
+    def _record_of(self, threads: int, hardware: str) -> JsonObject:
+        return {"versions": versions(), "threads": threads, "hardware": hardware, "config_hash": self.config_hash}
 
     @property
     def threads(self) -> int | None:
@@ -276,12 +300,12 @@ class RunFolder:
         folder = checkpoints.latest(self.path / "checkpoints")
         return None if folder is None else int(checkpoints.manifest_of(folder)["threads"])
 
-    def restore(self, threads: int | None = None) -> tuple[JsonObject, JsonObject] | None:
+    def restore(self, threads: int | None = None, hardware: str = "cpu") -> tuple[JsonObject, JsonObject] | None:
         """(state, manifest) of the newest checkpoint, and the metrics cut back to it; None where none was saved yet.
 
-        What is not as it was then (this run has `threads`) is in `not_exact` and in record.json. Raises DataError for
-        a checkpoint, or rows of metrics before it, that are damaged or missing; if `allow_partial`, what is damaged is
-        set aside, and the newest valid checkpoint is taken.
+        What is not as it was then (this run has `threads` and `hardware`) is in `not_exact` and in record.json. Raises
+        DataError for a checkpoint, or rows of metrics before it, that are damaged or missing; if `allow_partial`, what
+        is damaged is set aside, and the newest valid checkpoint is taken.
         """
         folder, wrong = checkpoints.survey(self.path / "checkpoints")
         problems = [problem for found in reversed(wrong.values()) for problem in found]
@@ -289,7 +313,7 @@ class RunFolder:
             if problems:
                 raise DataError("no valid checkpoint is left: start the run anew in another folder", *problems)
             self._rewind(0)
-            self.not_exact = self._said_of_code()
+            self.not_exact = self._said_of_files()
             return None
         if wrong and not self._allow_partial:
             again = f"{folder.name} is whole: --allow-partial resumes from there and repeats the updates after it"
@@ -306,7 +330,7 @@ class RunFolder:
                 "they stay missing",
             )
         self._rewind(step)
-        self._note_resume(manifest, threads)
+        self._note_resume(manifest, threads, hardware)
         return state, manifest
 
     def _rewind(self, update: int) -> None:
@@ -336,16 +360,16 @@ class RunFolder:
             record["notes"] = list(notes)
             write_whole(self.path / "record.json", json.dumps(record, indent=1))
 
-    def _said_of_code(self) -> list[str]:
-        files = ", ".join(self._changed_code)
+    def _said_of_files(self) -> list[str]:
+        files = ", ".join([*self._changed_code, *self._changed_data])
         return [f"{files} changed: the updates before were trained with what it was"] if files else []
 
-    def _note_resume(self, manifest: JsonView, threads: int | None) -> None:
+    def _note_resume(self, manifest: JsonView, threads: int | None, hardware: str) -> None:
         before, now = (
-            {"threads": at, **made}
-            for at, made in (
-                (manifest.get("threads"), manifest.get("versions", {})),
-                (threads or manifest.get("threads"), versions()),
+            {"threads": at, "device": place, **made}
+            for at, place, made in (
+                (manifest.get("threads"), manifest.get("hardware", "cpu"), manifest.get("versions", {})),
+                (threads or manifest.get("threads"), hardware, versions()),
             )
         )
         self.not_exact = [
@@ -356,7 +380,7 @@ class RunFolder:
         if self._raised:
             said = "what goes by the share of the budget (a learning-rate schedule, a curriculum) goes by the new one"
             self.not_exact.append(f"{', '.join(self._raised)}: {said}")
-        self.not_exact += self._said_of_code()
+        self.not_exact += self._said_of_files()
         record = _read_record(self.path / "record.json") or {}
         entry = {"update": manifest["step"], "not_exact": self.not_exact, "lost": self.lost}
         record["resumed"] = [*record.get("resumed", []), entry]

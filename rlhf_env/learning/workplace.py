@@ -18,7 +18,7 @@ from rlhf_env.envs.tokenizers import keeping_special
 from rlhf_env.errors import ConfigError, Problem, did_you_mean, under
 from rlhf_env.learning.agent import Agent, Setup, traits
 from rlhf_env.learning.checkpoints import fingerprint
-from rlhf_env.learning.engine import Engine
+from rlhf_env.learning.engine import Engine, find_device, require_dtype
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.loop import Row, Training, train
 from rlhf_env.learning.making_agents import agent_factory, imitates, make_agent
@@ -137,7 +137,8 @@ class Workplace:
         if not rewards:
             return None
         require_unchanged(self.code, rewards)
-        provided = {"reference": self.setup.reference, "tokenizer": self.setup.tokenizer}
+        setup = self.setup
+        provided = {"reference": setup.reference, "tokenizer": setup.tokenizer, "device": setup.engine.device}
         with under("evaluation", "rewards"):
             return load_rewards(rewards, self.env.task, provided)
 
@@ -202,6 +203,7 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
         tokenizer = keeping_special(tokenizer, settings.keep_special)
     with under("environment"):
         require_stop_strings(settings.stop, tokenizer)
+    engine = Engine(spending := Spending(), str(policy.device))
     reference = policy.frozen_copy()
     reference.reseed(experiment.seed + 1)
     policy.reseed(experiment.seed)
@@ -209,7 +211,7 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
         rewards = experiment.rewards
         if imitates(experiment.agent) and rewards == Experiment().rewards and not isinstance(task, ScoresItself):
             rewards = {"none": NoReward()}  # whoever imitates needs none
-        reward = load_rewards(rewards, task, {"reference": reference, "tokenizer": tokenizer})
+        reward = load_rewards(rewards, task, {"reference": reference, "tokenizer": tokenizer, "device": engine.device})
     if reward.kl is None and (measuring := load_stopping_rules(experiment.stopping_tables()).of(MaxKL)):
         raise ConfigError(
             Problem(
@@ -236,7 +238,6 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
         autoreset_mode="Disabled",
         stop=settings.stop,
     )
-    spending = Spending()
     setup = Setup(
         policy=policy,
         reference=reference,
@@ -246,7 +247,7 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
         action_length=settings.length,
         max_new_tokens=settings.max_new_tokens,
         seed=experiment.seed,
-        engine=Engine(spending),
+        engine=engine,
         spending=spending,
         task=env.task,
     )
@@ -285,6 +286,7 @@ def check_plugins(experiment: Experiment) -> Task:
         look(lambda: _check_budget(experiment), "budget")
         look(lambda: _check_stopping(experiment), "stopping")
     look(lambda: check_trackers(experiment.trackers), "trackers")
+    look(lambda: require_dtype(find_device(experiment.policy.device), experiment.policy.torch_dtype), "policy")
     for name in experiment.evaluation.metrics or ():
         look(
             partial(plugins.host().load, "metric", OwnCode(name) if names_code(name) else name), "evaluation", "metrics"

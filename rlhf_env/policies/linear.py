@@ -145,7 +145,7 @@ class _AdaptedLinear(torch.autograd.Function):
         exact_g = g.to(b.dtype)
         for_h = torch.mm(exact_g, b).mul_(ctx.scaling) if for_x or for_a else None
         return (
-            _add_product(matmul(g, weight.t()), for_h, a, 1.0) if for_x else None,
+            _add_product(matmul(g, weight.t()), for_h, a, 1.0) if for_x and for_h is not None else None,
             weight_gradient(g, x) if for_weight else None,
             g.sum(0) if for_bias else None,
             torch.mm(for_h.t(), x.to(a.dtype)) if for_a and for_h is not None else None,

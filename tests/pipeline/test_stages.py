@@ -332,6 +332,16 @@ tasks = { words = {} }
 """
 
 
+def test_prompts_too_long_for_a_benchmark_are_found_before_the_first_stage_runs(
+    pipeline: MakeFile, small_file: str, tmp_path: Path
+) -> None:
+    bench = BENCH.replace("words = {}", "words = { environment = { max_prompt_tokens = 5 } }")
+    file = pipeline(text=small_file[: small_file.index('[[stage]]\nname = "answers"')] + bench)
+    with pytest.raises(ConfigError, match=r"small.toml, line \d+: prompt .*has 6 tokens, the environment takes 5"):
+        run_pipeline(file, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_that_was_moved_while_a_benchmark_was_half_done(
     pipeline: MakeFile, small_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

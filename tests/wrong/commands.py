@@ -59,10 +59,11 @@ command(
     "export rm o", "rm holds a reward model, whose head transformers has no class for", rm_IN_reward_model_DOT_json="{}"
 )
 command("export m o", "m is a model already, and no run: copy the folder", m_IN_config_DOT_json="{}")
+command("export m o --adapter", "m holds a PEFT adapter, and no run: copy", m_IN_adapter_config_DOT_json="{}")
 command("export r o --private", "--private is about the repository that --push makes")
 command("export r o --dtype int8", "Invalid value for '--dtype'")
 command("export r o --checkpoint first", "Invalid value for '--checkpoint'")
-command("chat no", "tokenizer 'no' is not 'bytes', 'alphabet:...' or a folder")
+command("chat no", "model 'no' is no folder, run or shipped model, and the hub did not give it")
 command("chat tiny", "model 'tiny' is made anew for each run: name a run that trained it")
 command("chat r", "r has no checkpoint yet: train further", r_IN_experiment_DOT_toml=TOY)
 command("chat rlhf-env/chitchat --rewards", "rlhf-env/chitchat is no run: there is no reward and no reference to show")

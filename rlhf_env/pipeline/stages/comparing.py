@@ -18,10 +18,12 @@ from rlhf_env.lab.report.report import write_report
 from rlhf_env.lab.report.samples import rich_samples
 from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.experiment import Experiment
+from rlhf_env.learning.policy_settings import PolicySettings
 from rlhf_env.learning.run_folder import versions
 from rlhf_env.pipeline.hashing import Hashes
 from rlhf_env.pipeline.stages.fitting import show_in
 from rlhf_env.pipeline.stages.stage import Links, Role, Site, StageOrigin, StageOutcome, merged, with_inputs
+from rlhf_env.pipeline.stages.training import require_prompts_of_run_fit
 from rlhf_env.relative_paths import paths_of
 from rlhf_env.types import JsonObject, JsonView
 from rlhf_env.whole_files import write_json
@@ -64,6 +66,17 @@ class BenchStage:
         cells = self.grid.cells()
         self.grid.require_plugins(cells)
         self.grid.trials(cells)
+
+    @property
+    def policy(self) -> PolicySettings:
+        return self.grid.cells()[0].experiment.located().policy
+
+    def check_prompts(self, policy: PolicySettings) -> None:
+        """Of one cell of each task; cells whose agent's own settings change the policy are asked when they run."""
+        asked = {cell.task: cell for cell in self.grid.cells() if cell.experiment.located().policy == self.policy}
+        for cell in asked.values():
+            with self.grid.blamed(cell.task, cell.agent):
+                require_prompts_of_run_fit(cell.experiment, policy)
 
     def paths(self) -> Sequence[str]:
         return paths_of(self.grid.folder or Path(), self.grid.experiment, Experiment) + [

@@ -28,6 +28,24 @@ from rlhf_env.types import JsonObject, JsonView
 _SHOWN = ("gold", "proxy", "kl", "perplexity", "objective", "length", "distinct_2")
 
 
+def require_prompts_of_run_fit(experiment: Experiment, policy: PolicySettings) -> None:
+    """Raise ConfigError for prompts that are too long, as `prepare` does once the model is there."""
+    located = experiment.located()
+    settings = located.environment
+    if settings.over_long != "refuse" or not asks_prompts(located):
+        return
+    with under("task"):
+        task = load_task(located.task)
+        require_prompts_fit(
+            [task, held_out(task)],
+            load_tokenizer_of(policy),
+            max_prompt_tokens=settings.max_prompt_tokens,
+            max_new_tokens=settings.max_new_tokens,
+            context=context_before_loading(policy),
+            remedy=OR_OVER_LONG,
+        )
+
+
 @dataclass(frozen=True)
 class TrainStage:
     """Any agent trains: the settings are those of an experiment."""
@@ -36,7 +54,7 @@ class TrainStage:
     kind: ClassVar[str] = "train"
     takes: ClassVar[Mapping[Role, bool]] = {"model": False, "reward_model": False, "store": False}
     gives: ClassVar[Sequence[Role]] = ("model", "runs")
-    aside: ClassVar[frozenset[str]] = frozenset({"trackers"})
+    aside: ClassVar[frozenset[str]] = frozenset({"trackers", "policy.device"})
     takes_larger_budget: ClassVar[bool] = True
     agent: ClassVar[str | None] = None
 
@@ -67,21 +85,7 @@ class TrainStage:
         return self.experiment.located().policy
 
     def check_prompts(self, policy: PolicySettings) -> None:
-        """As `prepare` does once the model is there."""
-        located = self.experiment.located()
-        settings = located.environment
-        if settings.over_long != "refuse" or not asks_prompts(located):
-            return
-        with under("task"):
-            task = load_task(located.task)
-            require_prompts_fit(
-                [task, held_out(task)],
-                load_tokenizer_of(policy),
-                max_prompt_tokens=settings.max_prompt_tokens,
-                max_new_tokens=settings.max_new_tokens,
-                context=context_before_loading(policy),
-                remedy=OR_OVER_LONG,
-            )
+        require_prompts_of_run_fit(self.experiment, policy)
 
     def paths(self) -> Sequence[str]:
         return paths_of(self.experiment.folder or Path(), self.experiment, Experiment)
