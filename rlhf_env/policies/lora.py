@@ -160,7 +160,8 @@ def merge_adapter(model: HFModel) -> HFModel:
     whole = copy.deepcopy(model, memo)
     for layer in _adapted(whole):
         layer.merge(safe_merge=False)
-    for name, layer in [(n, m) for n, m in whole.named_modules() if hasattr(m, "lora_A")]:
+    # The innermost first: experts have an adapter around an adapter, one for each of their two matrices.
+    for name, layer in reversed([(n, m) for n, m in whole.named_modules() if hasattr(m, "lora_A")]):
         parent = whole.get_submodule(name.rpartition(".")[0])
         setattr(parent, name.rpartition(".")[2], layer.base_layer)
     del whole.peft_config

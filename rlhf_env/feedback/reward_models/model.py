@@ -38,6 +38,7 @@ from rlhf_env.errors import ConfigError, DataError, RunFailed
 from rlhf_env.feedback.judgements import Preference, Response
 from rlhf_env.feedback.reward_models.config import Epoch, HeadKind, RewardModelConfig, TrainingRecord
 from rlhf_env.feedback.reward_models.reply_head import LIKELIHOODS, NEURONS, HiddenLayer, likelihoods_of
+from rlhf_env.learning.engine import find_device, placed
 from rlhf_env.learning.run_models import model_folder
 from rlhf_env.lora_settings import Lora
 from rlhf_env.policies.anatomy import anatomy_of
@@ -122,13 +123,15 @@ class RewardModel(nn.Module):
         members: int = 1,
         head: HeadKind = "linear",
         dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
     ) -> RewardModel:
         """An unfitted model on the trunk of a saved language model, or of a run's. DataError when there is none."""
+        place = find_device(device)
         folder = model_folder(assets.resolve(str(folder)))
         trunk = _load_trunk(Path(folder), dtype)
         if not (Path(folder) / "tokenizer.json").is_file():  # an adapter may have that of the model below it
             folder, _ = base_and_adapter(folder)
-        return cls(trunk, members=members, head=head, tokenizer_folder=folder)
+        return placed(cls(trunk, members=members, head=head, tokenizer_folder=folder), place)
 
     @property
     def log_odds_per_point(self) -> float:
@@ -314,8 +317,11 @@ class RewardModel(nn.Module):
             shutil.rmtree(half, ignore_errors=True)
 
     @classmethod
-    def load(cls, path: str | Path) -> RewardModel:
-        """The model that `save` wrote; its scores are the same to the last bit. Raises DataError for others."""
+    def load(cls, path: str | Path, *, device: str = "cpu") -> RewardModel:
+        """The model that `save` wrote; its scores are the same to the last bit (on the processor).
+
+        Raises DataError for others.
+        """
         path = Path(path)
         card = _read_card(path)
         for name, expected in card["sha256"].items():
@@ -324,7 +330,7 @@ class RewardModel(nn.Module):
                     f"reward model {path}: {name} is missing or damaged (its checksum differs): copy it anew"
                 )
         head = next(kind for kind, number in _FORMATS.items() if number == card["format"])
-        model = cls.from_trunk(path, members=len(card["mean"]), head=head, dtype=_DTYPES[card["dtype"]])
+        model = cls.from_trunk(path, members=len(card["mean"]), head=head, dtype=_DTYPES[card["dtype"]], device=device)
         weights = load_file(path / _HEAD)
         model.heads.data.copy_(weights.pop("head").reshape(model.heads.shape))
         if model.hidden is not None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from rlhf_env.device_names import AUTO
 from rlhf_env.envs.tokenizers import conversation_of, has_template
 from rlhf_env.errors import ConfigError, DataError, Problem, did_you_mean, under
 from rlhf_env.feedback.offline import (
@@ -433,7 +434,13 @@ def _warn(alert: Alert) -> None:
     warnings.warn(str(alert), RuntimeWarning, stacklevel=level)
 
 
-def load_run(folder: str | Path, checkpoint: Literal["last", "best"] = "last", *, trust_code: bool = False) -> Run:
+def load_run(
+    folder: str | Path,
+    checkpoint: Literal["last", "best"] = "last",
+    *,
+    trust_code: bool = False,
+    device: str = AUTO,
+) -> Run:
     """A run as it was at its newest valid checkpoint: the agent and its policy with their weights, and the metrics.
 
     "best": as it was at the best evaluation on the way (by `[evaluation] best`); of a run that had none, or whose best
@@ -442,6 +449,8 @@ def load_run(folder: str | Path, checkpoint: Literal["last", "best"] = "last", *
     Where its experiment names code (`function = "FILE.py:NAME"`), that code runs here: only if you made the run on this
     machine and the code is what it was, or for `trust_code`.
 
+    `device`: where its models compute, as in [policy]; a run does not keep where it was trained.
+
     Raises ConfigError for a folder that holds no run, DataError for one without a checkpoint that can be used.
     """
     folder = Path(folder)
@@ -449,6 +458,7 @@ def load_run(folder: str | Path, checkpoint: Literal["last", "best"] = "last", *
     if not described.is_file():
         raise ConfigError(f"{folder} holds no run: it has no experiment.toml (rlhf-env train makes such folders)")
     experiment = replace(Experiment.load(described), folder=paths_from(folder), asks_in_plain=asked_in_plain(folder))
+    experiment = replace(experiment, policy=replace(experiment.policy, device=device))
     toml = described.read_bytes().decode()
     require_own_code(folder, toml, experiment.code_named, record_of(folder), trust_code=trust_code)
     newest = checkpoints.latest(folder / BEST) if checkpoint == "best" else None
