@@ -67,6 +67,16 @@ def memory_need(
     return MemoryNeed(stays, learning, writing)
 
 
+def fitting_need(size: ModelSize, dtype: torch.dtype, lora: Lora | None) -> MemoryNeed:
+    """Of fitting a reward model to a trunk of this size: the weights of the best epoch so far are kept beside."""
+    weights, trained, one = size.weights(dtype), size.parameters, dtype.itemsize
+    stays = {"weights": weights, "those of the best epoch": weights}
+    if lora is not None:
+        trained, one = _adapters(size, lora), max(dtype.itemsize, 4)
+        stays["adapters"] = trained * one
+    return MemoryNeed({**stays, "moments": 2 * trained * one}, {"gradients": trained * one}, {})
+
+
 def remedies(settings: PolicySettings, *, trains: bool) -> str:
     """What there is to do, of what is not done yet."""
     ways = []

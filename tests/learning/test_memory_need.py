@@ -11,6 +11,10 @@ import torch
 
 import rlhf_env
 from rlhf_env.errors import DataError
+from rlhf_env.feedback.judgements import Author, Preference, Response
+from rlhf_env.feedback.reward_models import fitting
+from rlhf_env.feedback.reward_models.config import RewardModelConfig
+from rlhf_env.feedback.reward_models.fitting import fit_reward_model
 from rlhf_env.learning import workplace
 from rlhf_env.learning.engine import Engine, Optimization
 from rlhf_env.learning.memory_need import memory_need, remedies
@@ -20,6 +24,7 @@ from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.policies.lora import adapter_weights, add_adapter
 from rlhf_env.policies.sizes import size_of
 from rlhf_env.policies.tiny import tiny_language_model
+from rlhf_env.types import Prompt
 
 
 def bytes_of(*tensors: torch.Tensor) -> int:
@@ -113,3 +118,18 @@ def test_weights_that_no_device_holds_are_refused_before_they_are_loaded(
     said = r"weights alone are 1\d\d KiB in float32 \(.*\), and 100 KiB are free on cuda:0: dtype = \"bfloat16\" makes"
     with pytest.raises(DataError, match=said):
         rlhf_env.run({"policy": policy})
+
+
+@pytest.mark.parametrize("lora", [None, Lora(rank=2)])
+def test_a_fit_of_a_reward_model_is_told_so_too(
+    lora: Lora | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if lora is not None:
+        pytest.importorskip("peft")
+    tiny_language_model(dtype=torch.float32).save_pretrained(tmp_path)
+    sides = [Response(text, author=Author("human", "a"), ids=(1, 2), prompt_ids=(3,)) for text in ("yes", "no")]
+    pairs = [Preference(Prompt(id=str(i), text=f"Hi {i}"), *sides, annotator="b") for i in range(4)]
+    config = RewardModelConfig(epochs=1, validation=0.0, lora=lora)
+    monkeypatch.setattr(fitting, "free_on", lambda _device: 200 * 1024)
+    with pytest.warns(RuntimeWarning, match=r"fitting the reward model will need about .* and 200 KiB are free"):
+        fit_reward_model(pairs, tmp_path, config, generator=torch.Generator())
