@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from wrong.table import BUDGET, TASK, TEXTS, TOKENIZER, experiment
 
 experiment(
@@ -47,6 +49,17 @@ for line, name in (('attention = "eager"', "attention"), ("gradient_checkpointin
         TASK + "\n\n[policy]\n" + TOKENIZER,
         f'name = "count"\ntarget = 2\n\n[policy]\nmodel = "table"\ntokenizer = "alphabet:ab"\n{line}',
         f"line 10: {name}: a table of logits has no layers: leave it out",
+    )
+experiment(
+    "no device of that name",
+    "[policy]",
+    '[policy]\ndevice = "gpu"',
+    'device must be "auto", "cpu", "cuda", "cuda:N" or',
+)
+experiment("a device that is not here", "[policy]", '[policy]\ndevice = "cuda:99"', 'device "cuda:99" is not here, ')
+if sys.platform != "darwin":
+    experiment(
+        "no GPU of Apple's", "[policy]", '[policy]\ndevice = "mps"', 'device "mps" is not here, torch finds no GPU of'
     )
 experiment("no tokenizer", TOKENIZER, "", '[policy] model "tiny" needs a tokenizer')
 experiment("an empty tokenizer", TOKENIZER, 'tokenizer = ""', "policy: tokenizer must have one or more characters")
