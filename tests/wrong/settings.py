@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 from wrong.table import BUDGET, TASK, TEXTS, TOKENIZER, experiment
 
@@ -69,6 +70,17 @@ experiment(
     "GiB are free on cpu: take a smaller model",
     files={"big/config.json": HUGE, "big/model.safetensors": "never read"},
 )
+experiment(
+    "no device of that name",
+    "[policy]",
+    '[policy]\ndevice = "gpu"',
+    'device must be "auto", "cpu", "cuda", "cuda:N" or',
+)
+experiment("a device that is not here", "[policy]", '[policy]\ndevice = "cuda:99"', 'device "cuda:99" is not here, ')
+if sys.platform != "darwin":
+    experiment(
+        "no GPU of Apple's", "[policy]", '[policy]\ndevice = "mps"', 'device "mps" is not here, torch finds no GPU of'
+    )
 experiment("no tokenizer", TOKENIZER, "", '[policy] model "tiny" needs a tokenizer')
 experiment("an empty tokenizer", TOKENIZER, 'tokenizer = ""', "policy: tokenizer must have one or more characters")
 experiment("an empty model", "[policy]", '[policy]\nmodel = ""', "policy: model must have one or more characters")
