@@ -99,9 +99,8 @@ def _checked(family: str, policy: LanguageModel, dtype: str) -> FamilyCheck:
     write, recompute, own = (max(getattr(it, name) for it in found) for name in ("write", "recompute", "own"))
     ahead = max(it.ahead for it in found)
     gradients = gradient_error(policy, RAGGED)
-    allowed = max(it.allowed for it in found)
     exact = max(write, recompute, own, ahead) <= EXACT
-    right = exact or (max(write, recompute) <= allowed and not any(it.looks_ahead for it in found))
+    right = all(it.right for it in found)
     learns = gradients <= 1e-4
     wrong = "" if right and learns else ("its gradients" if right else "its log-probabilities")
     return FamilyCheck(
