@@ -54,6 +54,7 @@ BEYOND = {
     r"no.such|cannot read|alphabet|one or more different symbols|tokenizer|model|do not belong|answers one prompt": (
         "what is outside of the file"
     ),
+    r"is not installed|a table of logits has": "what is outside of the file, and several settings at once",
     r"learns by|does not divide|the environment takes|has no token|a.jsonl|a.csv|a.txt|not JSON|\d fields|prompt'": (
         "what is outside of the file, or only a run can tell"
     ),

@@ -24,11 +24,10 @@ from rlhf_env.policies.experts import loop_over_experts_in_float64
 from rlhf_env.policies.forward_pass import forward_pass
 from rlhf_env.policies.fused import FusedStep
 from rlhf_env.policies.lm_head import LinearHead, gives_the_logits, linear_head, score_logits
-from rlhf_env.policies.loading import base_and_adapter, context_of, load_causal_lm
+from rlhf_env.policies.loading import base_and_adapter, context_of, load_with_adapter
 from rlhf_env.policies.lora import (
     has_adapter,
     is_of_adapter,
-    load_adapter,
     merge_adapter,
 )
 from rlhf_env.policies.policy import Sampling, TextEvaluation, Written
@@ -130,14 +129,11 @@ class LanguageModel(nn.Module):
         disk becomes `dtype` (None: stays as it is, but float16 becomes float32). `attention` is one of the library's
         implementations, None for its own choice. DataError, in one line, when there is no usable model.
         """
-        base, adapter = base_and_adapter(name)
-        model = load_causal_lm(base, dtype, revision, attention)
-        if adapter is not None:
-            load_adapter(model, adapter)
+        model = load_with_adapter(name, dtype, revision, attention)
         try:
             return cls(
                 model,
-                end_id=end_id if end_id is not None else _end_ids_beside(base, model),
+                end_id=end_id if end_id is not None else _end_ids_beside(base_and_adapter(name)[0], model),
                 pad_id=pad_id,
                 sampling=sampling,
                 seed=seed,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -11,7 +13,7 @@ from rlhf_env import assets
 from rlhf_env.envs.transformers_tokenizer import quiet_transformers
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.policies.attention import naming_attention
-from rlhf_env.policies.lora import ADAPTER_FILE, base_of
+from rlhf_env.policies.lora import ADAPTER_FILE, base_of, load_adapter
 from rlhf_env.policies.untyped import HFConfig, HFModel
 
 
@@ -139,6 +141,32 @@ def base_and_adapter(name: str | Path) -> tuple[str, Path | None]:
     base = base_of(folder)
     beside = folder.parent / base
     return str(beside) if not Path(base).is_absolute() and beside.is_dir() else base, folder
+
+
+@contextmanager
+def naming_base(base: str, adapter: Path | None) -> Iterator[None]:
+    """Inside, `base` is loaded; where that fails, and it is what an adapter belongs to, the error says so."""
+    try:
+        yield
+    except DataError as error:
+        if adapter is None:
+            raise
+        raise DataError(
+            f"adapter {adapter}: the model that it belongs to, {base!r}, cannot be loaded ({error}): correct "
+            f"base_model_name_or_path in {ADAPTER_FILE}"
+        ) from error
+
+
+def load_with_adapter(
+    name: str | Path, dtype: torch.dtype | None, revision: str | None, attention: str | None = None
+) -> HFModel:
+    """As `load_causal_lm`; of an adapter's folder, its base with the adapter, which alone trains."""
+    base, adapter = base_and_adapter(name)
+    with naming_base(base, adapter):
+        model = load_causal_lm(base, dtype, revision, attention)
+    if adapter is not None:
+        load_adapter(model, adapter)
+    return model
 
 
 def refuse_adapter(folder: Path) -> None:
