@@ -153,8 +153,8 @@ class _Score(torch.autograd.Function):
         # d_x is the gradient of the loss with respect to x.
         states, weight, bias, targets, entropy, kept, pulls = ctx.saved_tensors
         if pulls is not None and d_entropy is None:
-            factors = torch.zeros_like(entropy) if d_logprobs is None else d_logprobs / ctx.temperature
-            return (factors.unsqueeze(1) * pulls).to(states.dtype), None, None, None, None, None
+            factors = torch.zeros_like(entropy) if d_logprobs is None else d_logprobs * (ctx.scale / ctx.temperature)
+            return (factors.unsqueeze(1) * pulls).to(states.dtype), None, None, None, None, None, None
         d_states, d_weight, d_bias = (
             torch.zeros_like(tensor) if needed else None
             for tensor, needed in zip((states, weight, bias), ctx.needs_input_grad, strict=False)
