@@ -11,6 +11,7 @@ import typer
 
 from rlhf_env.cli.shared import (
     FEEDBACK,
+    Device,
     StoreFile,
     TrustCode,
     WhichCheckpoint,
@@ -121,9 +122,9 @@ def simulate_annotators(
     import numpy as np
 
     from rlhf_env.envs.reward_tables import load_rewards
-    from rlhf_env.envs.tasks import load_task
     from rlhf_env.feedback.asking.annotators import load_annotator
-    from rlhf_env.feedback.asking.collecting import judge_items
+    from rlhf_env.feedback.asking.collecting import StoredPrompts, judge_items
+    from rlhf_env.own_code import label_of
     from rlhf_env.relative_paths import relative_to
     from rlhf_env.settings import Chooses
     from rlhf_env.toml_files import naming_lines, read_toml
@@ -132,24 +133,28 @@ def simulate_annotators(
     with naming_lines(settings):
         parts = {part: table.get(part) for part in ("gold", "annotator")}
         nameless = [
-            part for part, it in parts.items() if not (isinstance(it, dict) and isinstance(it.get("name"), str))
+            part
+            for part, it in parts.items()
+            if not (isinstance(it, dict) and any(isinstance(it.get(key), str) for key in ("name", "function")))
         ]
         if nameless:
-            raise ConfigError(*(Problem(f"expected a table [{part}] with a name", (part,)) for part in nameless))
+            said = 'expected a table [{}] with a name, or with function = "FILE.py:NAME"'
+            raise ConfigError(*(Problem(said.format(part), (part,)) for part in nameless))
         table = {
             part: relative_to(settings.parent, table[part], Annotated[JsonObject, Chooses(kind)])
             for part, kind in (("gold", "reward"), ("annotator", "annotator"))
         }
+    with _open_store(store) as opened, naming_lines(settings):
         gold = dict(table["gold"])
-        name = gold.pop("name")
+        name = str(gold.pop("name", "gold"))
         with under("gold"):
-            reward: Any = load_rewards({name: gold}, load_task("count")).parts[name]
+            reward: Any = load_rewards({name: gold}, StoredPrompts.of(opened)).parts[name]
+        person = label_of(table["annotator"], "annotator")
         with under("annotator"):
             crowd = [
-                load_annotator(table["annotator"], reward, person=f"{table['annotator']['name']} {number}")
+                load_annotator(table["annotator"], reward, person=f"{person} {number}")
                 for number in range(1, people + 1)
             ]
-    with _open_store(store) as opened:
         votes = [
             judge_items(opened, annotator, np.random.default_rng([seed, place]))
             for place, annotator in enumerate(crowd)
@@ -265,6 +270,7 @@ def ask_who_is_better(
     checkpoint: WhichCheckpoint = "best",
     trust_code: TrustCode = False,
     seed: Annotated[int, typer.Option(help="Draws the order that pairs are shown in.", min=0)] = 0,
+    device: Device = "auto",
 ) -> None:
     """Have people judge, blind, who answers the same prompts better: agents, models, other people.
 
@@ -287,7 +293,12 @@ def ask_who_is_better(
             tell(place / len(sources), f"{place + 1} of {len(sources)}")
 
         written = answers_of(
-            sources, prompts=prompts, checkpoint=checkpoint, trust_code=trust_code, on_source=on_source
+            sources,
+            prompts=prompts,
+            checkpoint=checkpoint,
+            trust_code=trust_code,
+            device=device,
+            on_source=on_source,
         )
     pairs = blind_pairs(written, overlap=overlap, criterion=criterion, seed=seed)
     with PreferenceStore(store) as opened:
@@ -316,6 +327,7 @@ def ask_about_a_reward_model(
     over_long: Annotated[
         Literal["refuse", "leave out"], typer.Option(help="Responses that the model cannot read whole.")
     ] = "refuse",
+    device: Device = "auto",
 ) -> None:
     """Put a reward model's most doubtful opinions before people; `preferences verified` shows what came out.
 
@@ -339,7 +351,7 @@ def ask_about_a_reward_model(
 
     set_threads()
     with _open_store(store) as opened:
-        models = [load_scorer(it) for it in model]
+        models = [load_scorer(it, device=device) for it in model]
         counts: list[OverLongCount] = []
         with stage_on_stderr("Scoring responses") as tell:
             candidates = opinions(

@@ -18,6 +18,7 @@ from rlhf_env.errors import ConfigError, Problem, RunFailed
 from rlhf_env.learning.schedules import ScheduleName, multiplier
 from rlhf_env.learning.spending import Spending
 from rlhf_env.policies.precision import has_float64, moved
+from rlhf_env.policies.sizes import memory_free
 from rlhf_env.settings import NonNegative, Positive, Share, ShareBelowOne, Whole, settings
 from rlhf_env.types import State
 
@@ -186,6 +187,12 @@ class Engine:
     def optimizer(self, parameters: Iterable[Tensor], settings: Optimization) -> Optimizer:
         return Optimizer(parameters, settings, self)
 
+    @property
+    def hardware(self) -> str:
+        """What computes, by its name: another one rounds otherwise. "cpu" is any processor."""
+        kind = torch.device(self.device).type
+        return torch.cuda.get_device_name(self.device) if kind == "cuda" else kind
+
     def place(self, module: _Module) -> _Module:
         """The module, on this engine's device."""
         return placed(module, self.device)
@@ -260,7 +267,7 @@ def _not_here(wanted: str, why: str) -> Problem:
 
 
 def require_dtype(device: str, dtype: torch.dtype | None) -> None:
-    """Raise ConfigError where the device cannot compute in `dtype`. None, which a model's files say, is not known yet."""
+    """Raise ConfigError where the device cannot compute in `dtype`; None is that of a model's files, not known yet."""
     if dtype is None:
         return
     place, name = torch.device(device), str(dtype).removeprefix("torch.")
@@ -292,6 +299,14 @@ def placed(module: _Module, device: str) -> _Module:
                 ("device",),
             )
         ) from error
+
+
+def free_on(device: str) -> int | None:
+    """Bytes of memory that are free on a device that `find_device` found; None where nothing tells."""
+    place = torch.device(device)
+    if place.type == "cuda":
+        return int(torch.cuda.mem_get_info(place)[0])
+    return memory_free()  # GPUs of Apple's share it with the processor
 
 
 def set_threads(threads: int | None = None, *, parameters: int = 0) -> int:
