@@ -51,11 +51,14 @@ EXPERTS = {
 GEMMA4 = {"sliding_window": 5, "head_dim": 8, "global_head_dim": 16, "hidden_size_per_layer_input": 0}
 GEMMA4 |= {"layer_types": ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"]}
 ROTARY = {"rope_type": "default", "rope_theta": 100.0}
+LONG = {"rope_type": "longrope", "rope_theta": 100.0, "original_max_position_embeddings": 32}  # the longest text has 30
+LONG |= {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [2.0, 2.5, 3.0, 4.0]}
 
 # The settings of the models that are published, and the others that are computed. By a name: family and settings.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "phi 3": ("phi3", {"sliding_window": 5}),
     "phi 4 mini": ("phi3", {"rope_parameters": {**ROTARY, "partial_rotary_factor": 0.75}, "tie_word_embeddings": True}),
+    "phi 3.5": ("phi3", {"rope_parameters": LONG, "original_max_position_embeddings": 32}),
     "olmo 2": ("olmo2", {}),
     "olmo 2, biases": ("olmo2", {"attention_bias": True, "num_key_value_heads": 4}),
     "olmo 3": ("olmo3", {"sliding_window": 5}),
@@ -395,11 +398,10 @@ def test_experts_are_computed_one_by_one_in_float64_alone() -> None:
     assert full.config._experts_implementation == "eager"
 
 
-LONG = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
 NOT_KNOWN: dict[str, tuple[str, dict[str, Any]]] = {
     "angles that depend on the longest text of a batch": (
-        "phi3",
-        {"rope_parameters": LONG, "original_max_position_embeddings": 64},
+        "granite",
+        {"rope_parameters": {**ROTARY, "rope_type": "dynamic", "factor": 2.0}},
     ),
     "random routing": ("mixtral", {"num_local_experts": 3, "router_jitter_noise": 0.1}),
     "an encoder": ("gemma4_text", {**GEMMA4, "use_bidirectional_attention": "all"}),
