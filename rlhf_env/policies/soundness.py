@@ -174,7 +174,7 @@ def _problem_of_gradients(policy: LanguageModel) -> str:
 
 
 def differences(policy: LanguageModel, batch: Batch, *, whole: bool | None = None) -> Differences:
-    """Write a batch and recompute it. `whole`: whether texts are read whole at every step; by default, as `policy` does.
+    """Write a batch and recompute it. `whole`: whether texts are read whole at every step (by default, as the policy).
 
     Raises what the model's own code raises. Call it without gradients, and without dropout.
     """
