@@ -204,7 +204,7 @@ def _problem_of_gradients(policy: LanguageModel) -> str:
 
     def keep(_module: HFModule, _arguments: object, output: Tensor) -> Tensor:
         embedded.append(output.detach().requires_grad_())
-        return embedded[-1]
+        return embedded[-1].clone()  # some families change it in place, which a leaf does not allow
 
     train = [weight for weight in policy.parameters() if weight.requires_grad]
     hook = policy.model.get_input_embeddings().register_forward_hook(keep)

@@ -149,10 +149,20 @@ def test_longrope_ends_where_the_longest_text_would_decide_for_all(monkeypatch: 
         policy.write({"input_ids": prompt, "attention_mask": np.ones_like(prompt)}, 4)
 
 
-def test_a_context_of_minus_one_is_no_limit() -> None:
-    from transformers import XLNetConfig
+def test_the_context_by_whatever_name_the_configuration_has_it() -> None:
+    from transformers import BloomConfig, LlamaConfig, MptConfig, WhisperConfig, XLNetConfig
 
-    assert context_of(XLNetConfig()) is None
+    assert context_of(XLNetConfig()) is None  # which says -1
+    assert context_of(BloomConfig()) is None
+    assert context_of(LlamaConfig(max_position_embeddings=77)) == 77
+    assert context_of(MptConfig(max_seq_len=77)) == 77
+    assert context_of(WhisperConfig(max_target_positions=77)) == 77
+
+
+def test_a_family_that_changes_its_embeddings_in_place_can_learn() -> None:
+    policy = LanguageModel(tiny_model("ctrl"), end_id=63, pad_id=0)
+    assert policy.forward_path == "cached"
+    assert gradient_error(policy, RAGGED) < 1e-10
 
 
 def test_a_family_that_is_known_goes_wrong_with_other_settings() -> None:
