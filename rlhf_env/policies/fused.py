@@ -16,7 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlhf_env.policies.anatomy import Anatomy, Layer, apply_rotary, low_rank_of, rms_norm_weight, weight_and_bias
+from rlhf_env.policies.anatomy import (
+    Anatomy,
+    Layer,
+    Rotary,
+    apply_rotary,
+    layer_norm_weight,
+    low_rank_of,
+    rms_norm_weight,
+    weight_and_bias,
+)
 from rlhf_env.policies.linear import has_onednn
 from rlhf_env.policies.trunk import hidden_states, prefix_tree
 from rlhf_env.policies.untyped import HFCache, HFModel, HFModule
@@ -56,42 +65,46 @@ class Block:
     def __init__(self, layer: Layer) -> None:
         self.layer = layer
         self.before_attention, self.before_mlp = _norm(layer.before_attention), _norm(layer.before_mlp)
-        self.qk_norms = None if layer.qk_norms is None else (_norm(layer.qk_norms[0]), _norm(layer.qk_norms[1]))
-        self.after_attention = None if layer.after_attention is None else _norm(layer.after_attention)
-        self.after_mlp = None if layer.after_mlp is None else _norm(layer.after_mlp)
+        self.q_norm, self.k_norm, self.v_norm = _norm(layer.q_norm), _norm(layer.k_norm), _norm(layer.v_norm)
+        self.after_attention, self.after_mlp = _norm(layer.after_attention), _norm(layer.after_mlp)
         self.qkv, self.out = _linear(*layer.qkv), _linear(layer.out)
-        self.up, self.down = _linear(*layer.up), _linear(layer.down)
+        self.up = _linear(*layer.up) if layer.up else None
+        self.down = None if layer.down is None else _linear(layer.down)
 
-    def __call__(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: object, bias: Tensor | None) -> Tensor:
-        """The residual stream [R, H] after this layer; the arguments as in `attend`."""
-        attended = self.attend(self.before_attention(x), rotary, cache, bias)
+    def __call__(
+        self, x: Tensor, rotary: Rotary | None, cache: HFModule, bias: Tensor | None, layer_input: Tensor | None
+    ) -> Tensor:
+        """The residual stream [R, H] after this layer; `layer_input` as in `Layer.finish`, the rest as in `attend`."""
+        normed = x if self.before_attention is None else self.before_attention(x)
+        attended = self.attend(normed, rotary, cache, bias)
         x = self._add_to_residual(self.out, attended, x, self.after_attention)
-        up = self.up(self.before_mlp(x))
-        if self.layer.gated:
-            gate, up = up.chunk(2, dim=-1)
-            up = self.layer.activation(gate).mul_(up)
-        else:
-            up = self.layer.activation(up)
-        return self._add_to_residual(self.down, up, x, self.after_mlp)
+        if not self.layer.parallel:
+            normed = x if self.before_mlp is None else self.before_mlp(x)
+        x = self._add_mlp(normed, x)
+        return x if self.layer.finish is None else self.layer.finish(x, layer_input)
 
-    def attend(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: HFModule, bias: Tensor | None) -> Tensor:
+    def attend(self, x: Tensor, rotary: Rotary | None, cache: HFModule, bias: Tensor | None) -> Tensor:
         """Attention [R, heads * head_size] of one new token per row, `x` [R, H], to everything in the cache.
 
-        `rotary`: cosine and sine of the tokens' positions, None without rotary embeddings. `cache`: the key/value cache
-        of this layer, which grows by the new token. `bias` [R * kv_heads, 1, slots]: -inf on padding, else 0; None
-        where no slot is padding.
+        `rotary`: the rotations of the tokens' positions, None without rotary embeddings. `cache`: the key/value cache
+        of the layer whose keys and values this one reads; its own grows by the new token. `bias` [R * kv_heads, 1,
+        slots]: -inf on padding, else 0; None where no slot is padding.
         """
         layer, rows, heads = self.layer, len(x), self.layer.heads
-        query_and_key_heads = heads + layer.kv_heads
-        projected = self.qkv(x).view(rows, -1, layer.head_size)  # [R, heads + 2 * kv_heads, D]
+        query_and_key_heads = heads + layer.own_kv_heads
+        projected = self.qkv(x).view(rows, -1, layer.head_size)  # [R, heads + 2 * own_kv_heads, D]
         queries_keys, values = projected[:, :query_and_key_heads], projected[:, query_and_key_heads:]
-        if self.qk_norms is not None:
-            query_norm, key_norm = self.qk_norms
-            queries_keys = torch.cat([query_norm(queries_keys[:, :heads]), key_norm(queries_keys[:, heads:])], dim=1)
+        if self.q_norm is not None:
+            queries_keys = self._norm_queries_keys(queries_keys)
         if rotary is not None:
-            queries_keys = apply_rotary(queries_keys, *rotary)
-        # [R, kv_heads, slots, D], the new token in the last slot.
-        keys, values = cache.update(queries_keys[:, heads:].unsqueeze(2), values.unsqueeze(2))
+            queries_keys = apply_rotary(queries_keys, rotary)
+        if layer.keys_from is None:
+            if self.v_norm is not None:
+                values = self.v_norm(values)
+            # [R, kv_heads, slots, D], the new token in the last slot.
+            keys, values = cache.update(queries_keys[:, heads:].unsqueeze(2), values.unsqueeze(2))
+        else:
+            keys, values = cache.keys, cache.values
         if layer.window is not None:  # texts are left-padded: the window of every row is its last slots
             keys, values = keys[:, :, -layer.window :], values[:, :, -layer.window :]
         # One batched matmul for all rows and heads: its batch is R * kv_heads, and the query heads that share a key
@@ -110,8 +123,38 @@ class Block:
             scores = torch.bmm(queries, keys.transpose(1, 2)).mul_(layer.scaling)
         return torch.bmm(scores.softmax(-1), values).view(rows, -1)
 
+    def _norm_queries_keys(self, queries_keys: Tensor) -> Tensor:
+        """Queries and keys [R, heads + own_kv_heads, D] after their norms."""
+        assert self.q_norm is not None
+        heads, per_head = self.layer.heads, self.layer.norms_of_heads
+        parts = [(self.q_norm, queries_keys[:, :heads])]
+        if self.k_norm is not None:
+            parts.append((self.k_norm, queries_keys[:, heads:]))
+        normed = [norm(part) if per_head else norm(part.flatten(1)).view_as(part) for norm, part in parts]
+        return normed[0] if len(normed) == 1 else torch.cat(normed, dim=1)
+
+    def _add_mlp(self, x: Tensor, residual: Tensor) -> Tensor:
+        """`residual` [R, H] plus what the MLP makes of `x` [R, H]."""
+        if self.layer.experts is not None:
+            return self._add(self.layer.experts(x.unsqueeze(0)).squeeze(0), residual)
+        assert self.up is not None and self.down is not None
+        up = self.up(x)
+        if self.layer.gated:
+            gate, up = up.chunk(2, dim=-1)
+            up = self.layer.activation(gate).mul_(up)
+        else:
+            up = self.layer.activation(up)
+        return self._add_to_residual(self.down, up, residual, self.after_mlp)
+
     def _add_to_residual(self, linear: Linear, x: Tensor, residual: Tensor, norm: Norm | None) -> Tensor:
-        return linear.add_to(residual, x) if norm is None else norm(linear(x)).add_(residual)
+        if norm is not None:
+            return self._add(norm(linear(x)), residual)
+        if self.layer.residual_multiplier != 1.0:
+            return self._add(linear(x), residual)
+        return linear.add_to(residual, x)
+
+    def _add(self, branch: Tensor, residual: Tensor) -> Tensor:
+        return torch.add(residual, branch, alpha=self.layer.residual_multiplier)
 
 
 class FusedStep:
@@ -122,27 +165,34 @@ class FusedStep:
 
     def __init__(self, model: HFModel, anatomy: Anatomy) -> None:
         self._anatomy = anatomy
-        self._rotary_tables: dict[str, tuple[Tensor, Tensor]] = {}
+        self._rotary_tables: dict[str, Rotary] = {}
         self._blocks = [Block(layer) for layer in anatomy.layers]
-        self._norm = _norm(anatomy.norm)
+        self._norm = cast(Norm, _norm(anatomy.norm))
         self._head = _linear(model.get_output_embeddings())
-        self._cap: float | None = getattr(model.config, "final_logit_softcapping", None)
 
     def __call__(self, tokens: Tensor, positions: Tensor, cache: HFCache, mask: Tensor | None) -> Tensor:
         """Decode: the logits [R, V] after one token more per row, `tokens` int64[R] at `positions` int64[R].
 
         The cache grows by one slot. `mask` bool[R, slots in use + 1] is True on text; None: there is no padding.
         """
-        x = self._anatomy.embed(tokens)
-        if self._anatomy.learned_positions is not None:
-            x = x + self._anatomy.learned_positions(positions)
-        rotary = {name: (cosine[positions], sine[positions]) for name, (cosine, sine) in self._tables(cache).items()}
-        bias = None
+        x = self._anatomy.embedded(tokens, positions)
+        rotary = {name: table.at(positions) for name, table in self._tables(cache).items()}
+        biases: dict[int, Tensor] = {}
         if mask is not None:  # [R, slots] -> [R * kv_heads, 1, slots], added to the scores of every layer
             bias = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill_(~mask, -torch.inf)
-            bias = bias.repeat_interleave(self._blocks[0].layer.kv_heads, dim=0).unsqueeze(1)
-        for block, layer_cache in zip(self._blocks, cache.layers, strict=True):
-            x = block(x, rotary.get(block.layer.rotary_table or ""), layer_cache, bias)
+            counts = {block.layer.kv_heads for block in self._blocks}
+            biases = {count: bias.repeat_interleave(count, dim=0).unsqueeze(1) for count in counts}
+        inputs = self._anatomy.layer_inputs
+        layer_inputs = None if inputs is None else inputs(tokens, x).unbind(1)
+        for number, block in enumerate(self._blocks):
+            layer = block.layer
+            x = block(
+                x,
+                rotary.get(layer.rotary_table or ""),
+                cache.layers[number if layer.keys_from is None else layer.keys_from],
+                biases.get(layer.kv_heads),
+                None if layer_inputs is None else layer_inputs[number],
+            )
         return self._logits(self._norm(x))
 
     def prefill(self, tokens: Tensor, mask: Tensor, cache: HFCache, rows: Tensor, columns: Tensor) -> Tensor:
@@ -151,22 +201,27 @@ class FusedStep:
         Fills the empty cache: slot s of its row r holds the key and value of token `columns[r, s]` of text `rows[r]`.
         """
         tree = prefix_tree(tokens, mask)
-        keys_values: list[tuple[Tensor, Tensor]] = []
+        keys_values: list[tuple[Tensor, Tensor] | None] = []
         states = hidden_states(self._anatomy, tree, keys_values=keys_values)
         nodes = tree.nodes[rows].gather(1, columns)  # the node of every slot, [rows of the cache, slots]
-        for layer_cache, (keys, values) in zip(cache.layers, keys_values, strict=True):
-            layer_cache.update(keys[nodes].transpose(1, 2), values[nodes].transpose(1, 2))
+        for layer_cache, pair in zip(cache.layers, keys_values, strict=True):
+            if pair is not None:
+                keys, values = pair
+                layer_cache.update(keys[nodes].transpose(1, 2), values[nodes].transpose(1, 2))
         last = tree.nodes.gather(1, mask.sum(1, keepdim=True) - 1).squeeze(1)
         return self._logits(states[last])
 
     def _logits(self, states: Tensor) -> Tensor:
         logits: Tensor = self._head(states)
-        return logits if self._cap is None else logits.div_(self._cap).tanh_().mul_(self._cap)
+        if (scale := self._anatomy.logit_scale) != 1.0:
+            logits = logits.mul_(scale)
+        cap = self._anatomy.logit_cap
+        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
-    def _tables(self, cache: HFCache) -> dict[str, tuple[Tensor, Tensor]]:
+    def _tables(self, cache: HFCache) -> dict[str, Rotary]:
         """`Anatomy.rotary_tables` with every position of the cache; they double when the cache outgrows them."""
         needed = cache.get_seq_length() + 1
-        if not self._rotary_tables or len(next(iter(self._rotary_tables.values()))[0]) < needed:
+        if not self._rotary_tables or len(next(iter(self._rotary_tables.values())).cosine) < needed:
             weight = cast(Tensor, self._anatomy.embed.weight)
             self._rotary_tables = self._anatomy.rotary_tables(weight, 2 * needed)
         return self._rotary_tables
@@ -188,10 +243,14 @@ def _linear(*modules: object) -> Linear:
     return Linear(weight.contiguous(), None if bias is None else bias.detach())
 
 
-def _norm(module: object) -> Norm:
-    """One fused operation for an RMS norm in float32, the module itself for any other norm."""
-    weight_eps = rms_norm_weight(module)
-    if weight_eps is None:
-        return cast(Norm, module)
-    weight, eps = weight_eps
-    return partial(F.rms_norm, normalized_shape=weight.shape, weight=weight.detach(), eps=eps)
+def _norm(module: object) -> Norm | None:
+    """One fused operation for a norm in float32 without a bias, the module itself for any other norm; None for none."""
+    if module is None:
+        return None
+    if (weight_eps := rms_norm_weight(module)) is not None:
+        weight, eps = weight_eps
+        return partial(F.rms_norm, normalized_shape=weight.shape, weight=weight.detach(), eps=eps)
+    if (weight_eps := layer_norm_weight(module)) is not None:
+        weight, eps = weight_eps
+        return partial(F.layer_norm, normalized_shape=weight.shape, weight=weight.detach(), eps=eps)
+    return cast(Norm, module)

@@ -31,7 +31,7 @@ PROBABILITIES_KEPT = 2**24
 
 @dataclass(frozen=True)
 class LinearHead:
-    """A head whose logits are `cap(states @ weight.T + bias)`, with cap(z) = soft_cap * tanh(z / soft_cap)."""
+    """A head whose logits are `cap(scale * (states @ weight.T + bias))`, cap(z) = soft_cap * tanh(z / soft_cap)."""
 
     weight: Tensor
     """[V, H]"""
@@ -39,6 +39,7 @@ class LinearHead:
     """[V]"""
     soft_cap: float | None
     """None: no cap."""
+    scale: float = 1.0
 
     def score(self, states: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Log-probability of `targets` int64[N] and entropy, [N] each, of the distributions at `states` [N, H].
@@ -50,7 +51,7 @@ class LinearHead:
         padding = round_up(count) - count if has_onednn(states) else 0
         states, targets = F.pad(states, (0, 0, 0, padding)), F.pad(targets, (0, padding))
         logprobs, entropy = _Score.apply(  # type: ignore[no-untyped-call]
-            states, self.weight, self.bias, targets, temperature, self.soft_cap
+            states, self.weight, self.bias, targets, temperature, self.soft_cap, self.scale
         )
         return logprobs[:count], entropy[:count]
 
@@ -64,13 +65,21 @@ def score_logits(logits: Tensor, targets: Tensor, temperature: float) -> tuple[T
 
 
 def linear_head(model: HFModel) -> LinearHead | None:
-    """The head of a causal LM if it is a plain `nn.Linear`; None if it is a subclass, or has an adapter or a hook."""
+    """The head of a causal LM if it is a plain `nn.Linear`; None if it is a subclass, or has an adapter or a hook.
+
+    Scale (Cohere, Granite) and cap (Gemma) are what the configuration says; the model may do something else with its
+    logits, see `gives_the_logits`.
+    """
     head = model.get_output_embeddings()
     hooked = type(head) is nn.Linear and (head._forward_hooks or head._forward_pre_hooks or head._backward_hooks)
     if type(head) is not nn.Linear or hooked or "forward" in vars(head):
         return None
-    soft_cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    return LinearHead(head.weight, head.bias, None if soft_cap is None else float(soft_cap))
+    config = model.config.get_text_config()
+    scale = getattr(config, "logit_scale", None)
+    if not isinstance(scale, int | float):  # MPT's may be the name of a formula
+        scale = 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
+    soft_cap = getattr(config, "final_logit_softcapping", None)
+    return LinearHead(head.weight, head.bias, None if soft_cap is None else float(soft_cap), float(scale))
 
 
 @torch.no_grad()
@@ -85,7 +94,7 @@ def gives_the_logits(head: LinearHead, model: object) -> bool:
     states = states.to(head.weight)
     token = torch.zeros(1, 1, dtype=torch.int64, device=states.device)
     _, logits = forward_pass(model, token, torch.ones_like(token), torch.zeros_like(token), select=lambda _: states)
-    expected = F.linear(states, head.weight, head.bias)
+    expected = head.scale * F.linear(states, head.weight, head.bias)
     if head.soft_cap is not None:
         expected = head.soft_cap * torch.tanh(expected / head.soft_cap)
     # Rounding is of the size of the largest logit.
@@ -104,9 +113,10 @@ class _Score(torch.autograd.Function):
         targets: Tensor,
         temperature: float,
         soft_cap: float | None,
+        scale: float,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        ctx.temperature, ctx.soft_cap = temperature, soft_cap
+        ctx.temperature, ctx.soft_cap, ctx.scale = temperature, soft_cap, scale
         precision = torch.promote_types(states.dtype, torch.float32)
         logprobs = torch.empty(len(states), dtype=precision, device=states.device)
         entropy = torch.empty_like(logprobs)
@@ -114,7 +124,7 @@ class _Score(torch.autograd.Function):
         keep = any(ctx.needs_input_grad) and soft_cap is None
         kept = logprobs.new_empty(PROBABILITIES_KEPT // len(weight) if keep else 0, len(weight))[: len(states)]
         for rows in _chunks(len(states), len(weight)):
-            scores, _ = _scores(states[rows], weight, bias, temperature, soft_cap)
+            scores, _ = _scores(states[rows], weight, bias, temperature, soft_cap, scale)
             probabilities = kept[rows] if rows.stop <= len(kept) else torch.empty_like(scores)
             torch.softmax(scores, -1, out=probabilities)
             # log p = z - max(z) - log_normalizer, where the likeliest token has z - max(z) = 0: its probability gives
@@ -143,7 +153,7 @@ class _Score(torch.autograd.Function):
             if rows.stop <= len(kept):
                 probabilities, slope = kept[rows], None
             else:
-                scores, slope = _scores(states[rows], weight, bias, ctx.temperature, ctx.soft_cap)
+                scores, slope = _scores(states[rows], weight, bias, ctx.temperature, ctx.soft_cap, ctx.scale)
                 probabilities = torch.softmax(scores, -1, out=scores)
             if d_logprobs is None:
                 d_scores = torch.zeros_like(probabilities)
@@ -154,11 +164,13 @@ class _Score(torch.autograd.Function):
                 # p (log p + H), with 0 log 0 = 0
                 surprise = torch.special.xlogy(probabilities, probabilities) + probabilities * entropy[rows, None]
                 d_scores -= surprise * d_entropy[rows, None]
-            # Back through the cap and the temperature to the logits, and through the matmul to its inputs.
+            # Back through cap, temperature and scale to the head's output, and through the matmul to its inputs.
             if slope is not None:
                 d_scores *= slope
             if ctx.temperature != 1.0:
                 d_scores /= ctx.temperature
+            if ctx.scale != 1.0:
+                d_scores *= ctx.scale
             d_logits = d_scores.to(weight.dtype)
             if d_states is not None:
                 d_states[rows] = matmul(d_logits, weight.t())
@@ -166,7 +178,7 @@ class _Score(torch.autograd.Function):
                 d_weight += weight_gradient(d_logits, states[rows])
             if d_bias is not None:
                 d_bias += d_logits.sum(0)
-        return d_states, d_weight, d_bias, None, None, None
+        return d_states, d_weight, d_bias, None, None, None, None
 
 
 def _chunks(rows: int, vocab_size: int) -> Iterator[slice]:
@@ -176,11 +188,13 @@ def _chunks(rows: int, vocab_size: int) -> Iterator[slice]:
 
 
 def _scores(
-    states: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, soft_cap: float | None
+    states: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, soft_cap: float | None, scale: float
 ) -> tuple[Tensor, Tensor | None]:
     """The logits [n, V] divided by the temperature, and the derivative of the cap [n, V] if there is a cap."""
     logits = matmul(states, weight, bias)
     scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if scale != 1.0:
+        scores = scores.mul_(scale)
     slope = None
     if soft_cap is not None:
         capped = scores.div_(soft_cap).tanh_()

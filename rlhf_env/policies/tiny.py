@@ -11,7 +11,25 @@ from rlhf_env.policies.language_model import ROWS_AT_ONCE, LanguageModel
 from rlhf_env.policies.policy import Sampling
 
 TINY_CONTEXT = 512
-Family = Literal["llama", "gpt2", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3"]
+Family = Literal[
+    "llama", "gpt2", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3",
+    "phi3", "olmo2", "olmo3", "granite", "cohere", "cohere2", "smollm3", "glm", "glm4",
+    "mixtral", "qwen2_moe", "qwen3_moe",
+]  # fmt: skip
+
+# What makes a small model of a family one of it, besides its size.
+_SETTINGS: dict[str, dict[str, object]] = {
+    "phi3": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+    "granite": {"residual_multiplier": 0.5, "embedding_multiplier": 3.0, "logits_scaling": 0.75}
+    | {"attention_multiplier": 0.5},
+    "cohere": {"use_qk_norm": True, "logit_scale": 0.75},
+    "cohere2": {"logit_scale": 0.75},
+    "smollm3": {"no_rope_layer_interval": 2, "use_sliding_window": True},
+    "mixtral": {"num_local_experts": 4},
+    "qwen2_moe": {"num_experts": 4, "num_experts_per_tok": 2, "mlp_only_layers": [1]},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2},
+}
+_WITH_WINDOW = {"mistral", "gemma2", "gemma3", "phi3", "olmo3", "cohere2", "smollm3", "mixtral"}
 
 
 def tiny_language_model(
@@ -37,7 +55,7 @@ def tiny_language_model(
     """A model with random weights; the same arguments give the same weights, and no global generator is used.
 
     With `init_std` 0.02 the distribution over the vocabulary is nearly uniform, with 0.5 it is far from it. `window` is
-    for families with sliding-window attention (mistral, gemma2, gemma3). GPT-2 has learned absolute positions, and
+    for families with sliding-window attention (mistral, gemma2 and others). GPT-2 has learned absolute positions, and
     dropout everywhere; the others have rotary positions, and dropout in attention only. The default of `end_id` is the
     last id, and that of `pad_id` is the end token. `seed` gives the weights and starts the sampling streams.
     """
@@ -66,8 +84,13 @@ def tiny_language_model(
             "max_position_embeddings": context,
             "attention_dropout": dropout,
         }
-        if family in ("mistral", "gemma2", "gemma3"):
+        if family in _WITH_WINDOW:
             shape["sliding_window"] = window
+        if family in ("olmo3", "cohere2"):
+            shape["layer_types"] = [("sliding_attention", "full_attention")[layer % 2] for layer in range(layers)]
+        if family.endswith("_moe"):
+            shape |= dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 2 * hidden_size)
+        shape |= _SETTINGS.get(family, {})
     name = "gemma3_text" if family == "gemma3" else family
     config = AutoConfig.for_model(name, vocab_size=vocab_size, initializer_range=init_std, **shape, **special)
     with torch.random.fork_rng(devices=[]):

@@ -33,7 +33,9 @@ from rlhf_env.policies.anatomy import (
     Anatomy,
     Layer,
     LowRank,
+    Rotary,
     apply_rotary,
+    layer_norm_weight,
     low_rank_of,
     rms_norm_weight,
     weight_and_bias,
@@ -155,11 +157,12 @@ def prefix_tree(tokens: Tensor, mask: Tensor) -> PrefixTree:
 
 
 def hidden_states(
-    anatomy: Anatomy, tree: PrefixTree, *, keys_values: list[tuple[Tensor, Tensor]] | None = None
+    anatomy: Anatomy, tree: PrefixTree, *, keys_values: list[tuple[Tensor, Tensor] | None] | None = None
 ) -> Tensor:
     """The states [N, H] of all nodes after the final norm; with gradients where they are enabled.
 
-    To the list `keys_values` the keys and values of each layer are appended, [N or more, kv_heads, head_size] each.
+    To the list `keys_values` the keys and values of each layer are appended, [N or more, kv_heads, head_size] each;
+    None for a layer that reads those of another.
     """
     weight = next(anatomy.norm.parameters())
     count = len(tree.tokens)
@@ -167,51 +170,63 @@ def hidden_states(
     # Every layer computes something for them, nobody looks at them, and the last line drops them.
     padding = round_up(count) - count if has_onednn(weight) else 0
     tokens, positions = F.pad(tree.tokens, (0, padding)), F.pad(tree.positions, (0, padding))
-    x = anatomy.embed(tokens)
-    if anatomy.learned_positions is not None:
-        x = x + anatomy.learned_positions(positions)
-    # Cosines and sines are tables by position: each node takes the rows of its position.
-    rotary = {
-        name: (cosine[positions], sine[positions])
-        for name, (cosine, sine) in anatomy.rotary_tables(x, tree.nodes.shape[1]).items()
-    }
+    x = anatomy.embedded(tokens, positions)
+    layer_inputs = None if anatomy.layer_inputs is None else anatomy.layer_inputs(tokens, x).unbind(1)
+    # Rotations are tables by position: each node takes the rows of its position.
+    rotary = {name: table.at(positions) for name, table in anatomy.rotary_tables(x, tree.nodes.shape[1]).items()}
     # Masks depend on the window alone, and layers have one or two different windows: made once for all layers.
     windows = {layer.window for layer in anatomy.layers}
     masks = {window: [bucket.attention_mask(window) for bucket in tree.buckets] for window in windows}
-    for layer in anatomy.layers:
-        attended = _attention(
-            layer, _norm(layer.before_attention, x), rotary, tree.buckets, masks[layer.window], keys_values
-        )
-        x = _add_to_residual(layer.out, attended, x, layer.after_attention)
-        x = _add_to_residual(layer.down, _gate_and_up(layer, _norm(layer.before_mlp, x)), x, layer.after_mlp)
+    shared: dict[int, tuple[Tensor, Tensor]] = {}  # keys and values that a later layer reads too, by layer
+    read_again = {layer.keys_from for layer in anatomy.layers}
+    for number, layer in enumerate(anatomy.layers):
+        normed = _norm(layer.before_attention, x)
+        queries, keys, values = _queries_keys_values(layer, normed, rotary, shared)
+        if number in read_again:
+            shared[number] = keys, values
+        if keys_values is not None:
+            keys_values.append((keys, values) if layer.keys_from is None else None)  # with padding nodes at the end
+        attended = _attention(layer, queries, keys, values, tree.buckets, masks[layer.window])
+        x = _add_to_residual(layer, layer.out, attended, x, layer.after_attention)
+        if not layer.parallel:
+            normed = _norm(layer.before_mlp, x)
+        x = _add_mlp(layer, normed, x)
+        if layer.finish is not None:
+            x = layer.finish(x, None if layer_inputs is None else layer_inputs[number])
     return _norm(anatomy.norm, x)[:count]
 
 
-def _attention(
-    layer: Layer,
-    x: Tensor,
-    rotary: dict[str, tuple[Tensor, Tensor]],
-    buckets: tuple[Bucket, ...],
-    masks: list[Tensor | None],
-    keys_values: list[tuple[Tensor, Tensor]] | None,
-) -> Tensor:
-    """Self-attention of every node of `x` [N, H] over its own text, [N, heads * head_size], before the projection."""
-    # One matmul for queries, keys and values: [N, heads + 2 * kv_heads, head_size]. Queries and keys stay together as
-    # long as the same is done to both.
-    heads, query_and_key_heads = layer.heads, layer.heads + layer.kv_heads
+def _queries_keys_values(
+    layer: Layer, x: Tensor, rotary: dict[str, Rotary], shared: dict[int, tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of every node of `x` [N, H], [N, heads or kv_heads, head_size] each.
+
+    `shared`: the keys and values of the layers that others read from (`Layer.keys_from`).
+    """
+    # One matmul for queries, keys and values: [N, heads + 2 * own_kv_heads, head_size]. Queries and keys stay together
+    # as long as the same is done to both.
+    heads, query_and_key_heads = layer.heads, layer.heads + layer.own_kv_heads
     projected = _project(layer.qkv, x).view(len(x), -1, layer.head_size)
     queries_keys, values = projected[:, :query_and_key_heads], projected[:, query_and_key_heads:]
-    if layer.qk_norms is not None:
-        query_norm, key_norm = layer.qk_norms
-        queries_keys = torch.cat(
-            [_norm(query_norm, queries_keys[:, :heads]), _norm(key_norm, queries_keys[:, heads:])], dim=1
-        )
+    if layer.q_norm is not None:
+        parts = [(layer.q_norm, queries_keys[:, :heads])]
+        if layer.k_norm is not None:
+            parts.append((layer.k_norm, queries_keys[:, heads:]))
+        if layer.norms_of_heads:
+            queries_keys = torch.cat([_norm(norm, part) for norm, part in parts], dim=1)
+        else:  # one norm over all heads side by side
+            queries_keys = torch.cat([_norm(norm, part.flatten(1)).view_as(part) for norm, part in parts], dim=1)
     if layer.rotary_table is not None:
-        cosine, sine = rotary[layer.rotary_table]
-        queries_keys = cast(Tensor, _Rotary.apply(queries_keys, cosine, sine))  # type: ignore[no-untyped-call]
-    queries, keys = queries_keys[:, :heads], queries_keys[:, heads:]
-    if keys_values is not None:
-        keys_values.append((keys, values))  # with the padding nodes at the end
+        queries_keys = cast(Tensor, _Rotary.apply(queries_keys, rotary[layer.rotary_table]))  # type: ignore[no-untyped-call]
+    if layer.keys_from is not None:
+        return queries_keys, *shared[layer.keys_from]
+    return queries_keys[:, :heads], queries_keys[:, heads:], _norm(layer.v_norm, values)
+
+
+def _attention(
+    layer: Layer, queries: Tensor, keys: Tensor, values: Tensor, buckets: tuple[Bucket, ...], masks: list[Tensor | None]
+) -> Tensor:
+    """Self-attention of every node over its own text, [N, heads * head_size], before the projection."""
     outputs = []
     for bucket, mask in zip(buckets, masks, strict=True):
         # A bucket's own nodes are neighbours in the flat list: a slice, spread out where shorter rows need padding.
@@ -230,7 +245,7 @@ def _attention(
         # [b, heads, q, D] -> [b * q, heads * D], and out with the padding: the order of the flat list again.
         output = _scaled_dot_product(layer, q, k, v, mask).transpose(1, 2).flatten(0, 1).flatten(1)
         outputs.append(output if bucket.unpadded is None else output.index_select(0, bucket.unpadded))
-    padding = len(x) - sum(map(len, outputs))
+    padding = len(queries) - sum(map(len, outputs))
     if padding:
         outputs.append(outputs[0].new_zeros(padding, outputs[0].shape[1]))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
@@ -272,27 +287,40 @@ def low_rank(x: Tensor, adapter: LowRank) -> Tensor:
     return F.linear(F.linear(x.to(adapter.a.dtype), adapter.a), adapter.b).mul_(adapter.scaling).to(x.dtype)
 
 
+def _add_mlp(layer: Layer, x: Tensor, residual: Tensor) -> Tensor:
+    """`residual` [N, H] plus what the MLP makes of `x` [N, H]."""
+    if layer.experts is not None:
+        return torch.add(residual, layer.experts(x.unsqueeze(0)).squeeze(0), alpha=layer.residual_multiplier)
+    assert layer.down is not None
+    return _add_to_residual(layer, layer.down, _gate_and_up(layer, x), residual, layer.after_mlp)
+
+
 def _gate_and_up(layer: Layer, x: Tensor) -> Tensor:
     """The MLP up to its last matmul: act(x W_up), or act(x W_gate) * (x W_up) where it is gated."""
     projected = [_project((module,), x) for module in layer.up]
     if not layer.gated:
         return layer.activation(projected[0])
+    gate, up = projected if len(projected) == 2 else projected[0].chunk(2, dim=-1)
     if layer.activation is F.silu:
-        return cast(Tensor, _SwiGLU.apply(*projected))  # type: ignore[no-untyped-call]
-    return layer.activation(projected[0]) * projected[1]
+        return cast(Tensor, _SwiGLU.apply(gate, up))  # type: ignore[no-untyped-call]
+    return layer.activation(gate) * up
 
 
-def _add_to_residual(module: nn.Module, x: Tensor, residual: Tensor, norm: nn.Module | None) -> Tensor:
+def _add_to_residual(layer: Layer, module: nn.Module, x: Tensor, residual: Tensor, norm: nn.Module | None) -> Tensor:
     """`residual` plus the projection of `x` by `module`, which goes through `norm` first if there is one."""
-    projected = _project((module,), x)
-    return residual + (projected if norm is None else _norm(norm, projected))
+    return torch.add(residual, _norm(norm, _project((module,), x)), alpha=layer.residual_multiplier)
 
 
-def _norm(module: nn.Module, x: Tensor) -> Tensor:
-    weight_eps = rms_norm_weight(module)
-    if weight_eps is None:
-        return cast(Tensor, module(x))
-    return cast(Tensor, _RMSNorm.apply(x, *weight_eps))  # type: ignore[no-untyped-call]
+def _norm(module: nn.Module | None, x: Tensor) -> Tensor:
+    """`x` after a norm, or as it is where there is none."""
+    if module is None:
+        return x
+    if (weight_eps := rms_norm_weight(module)) is not None:
+        return cast(Tensor, _RMSNorm.apply(x, *weight_eps))  # type: ignore[no-untyped-call]
+    if (weight_eps := layer_norm_weight(module)) is not None:
+        weight, eps = weight_eps
+        return F.layer_norm(x, weight.shape, weight, None, eps)
+    return cast(Tensor, module(x))
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -326,15 +354,14 @@ class _Rotary(torch.autograd.Function):
     """`apply_rotary`; a rotation's gradient is the rotation by the opposite angle."""
 
     @staticmethod
-    def forward(ctx: AutogradContext, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-        ctx.save_for_backward(cosine, sine)
-        return apply_rotary(x, cosine, sine)
+    def forward(ctx: AutogradContext, x: Tensor, rotary: Rotary) -> Tensor:
+        ctx.rotary = rotary
+        return apply_rotary(x, rotary)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: AutogradContext, g: Tensor) -> tuple[Tensor | None, ...]:
-        cosine, sine = ctx.saved_tensors
-        return apply_rotary(g, cosine, -sine), None, None
+        return apply_rotary(g, ctx.rotary.inverse()), None
 
 
 class _SwiGLU(torch.autograd.Function):

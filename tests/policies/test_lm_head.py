@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,19 @@ def parts(bias: bool = True, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor
     return states, weight, offset if bias else None, torch.randint(WORDS, (PLACES,), generator=generator)
 
 
+def small(family: str, temperature: float = 1.0, **settings: Any) -> LanguageModel:
+    """One layer in float64."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape |= {"vocab_size": 50, "initializer_range": 0.5, "eos_token_id": 1, "pad_token_id": None}
+    config = AutoConfig.for_model(family, **shape, **settings)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float64)
+    return LanguageModel(model, end_id=1, sampling=Sampling(temperature=temperature))
+
+
 @pytest.fixture(params=[(2**22, 2**24), (3 * WORDS, 0), (3 * WORDS, 4 * WORDS), (1, 2**24)])
 def limits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """All at once and kept; in threes and nothing kept; some kept and others made again; one place at a time."""
@@ -33,24 +47,24 @@ def limits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(lm_head, "PROBABILITIES_KEPT", request.param[1])
 
 
-KINDS = [(True, None, 1.0), (False, None, 1.7), (True, 2.0, 1.0), (False, 2.0, 0.6)]
+KINDS = [(True, None, 1.0, 1.0), (False, None, 1.7, 0.25), (True, 2.0, 1.0, 3.0), (False, 2.0, 0.6, 1.0)]
 
 
 @pytest.mark.usefixtures("limits")
 class TestScore:
-    @pytest.mark.parametrize(("bias", "soft_cap", "temperature"), KINDS)
+    @pytest.mark.parametrize(("bias", "soft_cap", "temperature", "scale"), KINDS)
     @pytest.mark.parametrize("asked", ["log-probability", "entropy", "both"])
     def test_against_autograd_over_all_logits(
-        self, bias: bool, soft_cap: float | None, temperature: float, asked: str
+        self, bias: bool, soft_cap: float | None, temperature: float, scale: float, asked: str
     ) -> None:
         states, weight, offset, targets = parts(bias)
         inputs = [tensor for tensor in (states, weight, offset) if tensor is not None]
-        logits = states @ weight.T + (0.0 if offset is None else offset)
+        logits = scale * (states @ weight.T + (0.0 if offset is None else offset))
         if soft_cap is not None:
             logits = soft_cap * torch.tanh(logits / soft_cap)
         distribution = torch.distributions.Categorical(logits=logits / temperature)
         expected = distribution.log_prob(targets), distribution.entropy()
-        answer = LinearHead(weight, offset, soft_cap).score(states, targets, temperature)
+        answer = LinearHead(weight, offset, soft_cap, scale).score(states, targets, temperature)
         for ours, theirs in zip(answer, expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=EXACT)
 
@@ -63,12 +77,12 @@ class TestScore:
         ):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=EXACT)
 
-    @pytest.mark.parametrize(("bias", "soft_cap", "temperature"), KINDS)
-    def test_gradcheck(self, bias: bool, soft_cap: float | None, temperature: float) -> None:
+    @pytest.mark.parametrize(("bias", "soft_cap", "temperature", "scale"), KINDS)
+    def test_gradcheck(self, bias: bool, soft_cap: float | None, temperature: float, scale: float) -> None:
         states, weight, offset, targets = parts(bias)
 
         def score(states: Tensor, weight: Tensor, *offset: Tensor) -> tuple[Tensor, Tensor]:
-            return LinearHead(weight, *(offset or (None,)), soft_cap).score(states, targets, temperature)
+            return LinearHead(weight, *(offset or (None,)), soft_cap, scale).score(states, targets, temperature)
 
         inputs = tuple(tensor for tensor in (states, weight, offset) if tensor is not None)
         assert torch.autograd.gradcheck(score, inputs, atol=1e-8)
@@ -159,17 +173,28 @@ class TestPolicies:
             with_gradient(policy)
         assert own.numbers == 96_000 and ours.numbers == policy.model.lm_head.weight.numel() == 32_000
 
-    def test_logits_that_are_scaled_go_through_the_model(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Granite divides its logits, without a word in the head."""
-        from transformers import AutoConfig, AutoModelForCausalLM
+    @pytest.mark.parametrize("temperature", [1.0, 0.7])
+    @pytest.mark.parametrize(("family", "setting"), [("granite", "logits_scaling"), ("cohere", "logit_scale")])
+    def test_logits_that_are_scaled(
+        self, family: str, setting: str, temperature: float, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        policy = small(family, temperature, **{setting: 4.0})
+        head = policy._linear_head()
+        assert head is not None and head.scale == {"logits_scaling": 0.25, "logit_scale": 4.0}[setting]
+        assert_same(with_gradient(policy), through_its_own_head(policy, monkeypatch))
+        monkeypatch.setattr(lm_head, "PROBABILITIES_KEPT", 0)
+        assert_same(with_gradient(policy), through_its_own_head(policy, monkeypatch))
 
-        shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-        config = AutoConfig.for_model("granite", vocab_size=50, logits_scaling=4.0, eos_token_id=1, **shape)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            policy = LanguageModel(AutoModelForCausalLM.from_config(config).double(), end_id=1)
+    @pytest.mark.parametrize("setting", ["logit_scale", "logits_scaling", "final_logit_softcapping"])
+    def test_logits_that_are_not_what_the_configuration_says(
+        self, setting: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Llama takes no notice of settings of other families: neither does its head, nor what it writes."""
+        policy, plain = small("llama", **{setting: 4.0}), small("llama")
         assert linear_head(policy.model) is not None and policy._linear_head() is None
         assert_same(with_gradient(policy), through_its_own_head(policy, monkeypatch))
+        asked = {"input_ids": np.full((2, 3), 7), "attention_mask": np.ones((2, 3), bool)}
+        np.testing.assert_array_equal(policy.write(asked, 6).logprobs, plain.write(asked, 6).logprobs)
 
     def test_an_adapter_on_the_head_learns(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """It adds nothing at first, so that only its type tells it from a plain head."""

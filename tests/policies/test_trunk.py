@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rlhf_env.policies import LanguageModel, tiny_language_model, trunk
 from rlhf_env.policies.anatomy import anatomy_of
+from rlhf_env.policies.anatomy.rotary import rotary_table
 from rlhf_env.policies.tiny import Family
 from rlhf_env.policies.trunk import hidden_states, prefix_tree
 
@@ -112,10 +113,13 @@ def test_gradients_of_its_own_operations() -> None:
     stream = torch.Generator().manual_seed(0)
     x, y, z = (torch.randn(3, 2, 8, dtype=torch.float64, generator=stream, requires_grad=True) for _ in range(3))
     weight = torch.randn(8, dtype=torch.float64, generator=stream, requires_grad=True)
-    angle = torch.randn(3, 1, 4, dtype=torch.float64, generator=stream)
-    cosine, sine = torch.cat([angle.cos()] * 2, -1), torch.cat([-angle.sin(), angle.sin()], -1)
+    angle = torch.randn(3, 2, dtype=torch.float64, generator=stream)
     assert torch.autograd.gradcheck(lambda *those: trunk._RMSNorm.apply(*those, 1e-3), (x, weight))
-    assert torch.autograd.gradcheck(lambda those: trunk._Rotary.apply(those, cosine, sine), (x,))
+    for interleaved in (False, True):
+        angles = angle.repeat_interleave(2, -1) if interleaved else torch.cat([angle, angle], -1)
+        for head_size in (8, 4):  # of eight elements four are rotated
+            table = rotary_table(angles.cos(), angles.sin(), head_size, interleaved=interleaved)
+            assert torch.autograd.gradcheck(lambda x, table=table: trunk._Rotary.apply(x, table), (x[..., :head_size],))
     assert torch.autograd.gradcheck(trunk._SwiGLU.apply, (y, z))
     norm = torch.nn.RMSNorm(8, eps=1e-3, dtype=torch.float64)
     torch.testing.assert_close(trunk._RMSNorm.apply(x, norm.weight, 1e-3), norm(x), rtol=0, atol=1e-14)

@@ -1,0 +1,79 @@
+"""Whether a model computes what its family computes."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from rlhf_env.policies.anatomy.families import FAMILIES
+from rlhf_env.policies.anatomy.layer import Anatomy
+from rlhf_env.policies.attention import CAPPED
+from rlhf_env.policies.untyped import HFConfig, HFModel, HFModule
+
+# Implementations of attention in transformers that compute the same formula, up to the order of sums.
+ATTENTIONS = {"sdpa", "eager", CAPPED}
+
+
+def anatomy_of(model: HFModel) -> Anatomy | None:
+    """The anatomy of a causal LM of the transformers library, or of its trunk; None for a model that is not known.
+
+    A model is known if it belongs to one of the families in `FAMILIES`, is in float32, float64 or bfloat16, and
+    computes what its family computes, but for low-rank adapters: no setting, other adapter, hook or quantisation
+    changes that.
+    """
+    kind = type(model)
+    describe = FAMILIES.get(kind.__name__)
+    if describe is None or not kind.__module__.startswith("transformers.models.") or not _is_plain(model):
+        return None
+    config, trunk = model.config, model.base_model
+    if config._attn_implementation not in ATTENTIONS or getattr(trunk, "gradient_checkpointing", False):
+        return None
+    if not _attends_to_the_past(config, trunk):
+        return None
+    return describe(trunk, config)
+
+
+def has_dropout(model: HFModel) -> bool:
+    """Whether dropout is active somewhere in the model."""
+    attention_dropout = getattr(model.config.get_text_config(), "attention_dropout", 0.0)
+    return any(
+        module.training and (getattr(module, "p", 0.0) if isinstance(module, nn.Dropout) else attention_dropout)
+        for module in model.modules()
+    )
+
+
+def _attends_to_the_past(config: HFConfig, trunk: HFModel) -> bool:
+    """Whether no setting turns the model into an encoder, which looks at what comes after a token."""
+    bidirectional = getattr(config, "use_bidirectional_attention", False) not in (None, False, "vision")
+    return not bidirectional and all(getattr(module, "is_causal", True) for module in trunk.modules())
+
+
+def _is_plain(model: HFModel) -> bool:
+    """Whether every module is as the library makes it, and all are in one precision, but for their adapters."""
+    from transformers.pytorch_utils import Conv1D
+
+    adapters = [module for module in model.modules() if hasattr(module, "lora_A")]
+    inside = {id(part) for adapter in adapters for part in adapter.modules()}
+    low_rank = {id(weight) for it in adapters for part in (it.lora_A, it.lora_B) for weight in part.parameters()}
+    kinds = {(weight.dtype, weight.device) for weight in model.parameters() if id(weight) not in low_rank}
+    plain = len(kinds) == 1 and kinds.pop()[0] in (torch.float32, torch.float64, torch.bfloat16)
+    plain &= all(map(_is_low_rank, adapters))
+    for module in model.modules():  # False for another adapter, a quantised layer, somebody's hook
+        plain &= not (module._forward_hooks or module._forward_pre_hooks)
+        plain &= not (module._backward_hooks or module._backward_pre_hooks)
+        plain &= "forward" not in vars(module)
+        plain &= not isinstance(module, nn.Linear | Conv1D) or type(module) in (nn.Linear, Conv1D)
+        plain &= type(module).__module__.startswith(("transformers.", "torch.")) or id(module) in inside
+        plain &= not isinstance(module, nn.Sequential)
+    return plain
+
+
+def _is_low_rank(module: HFModule) -> bool:
+    """Whether an adapter computes what `LowRank` says: it is peft's own for a matrix, active, alone, and not merged."""
+    return (
+        (type(module).__module__, type(module).__name__) == ("peft.tuners.lora.layer", "Linear")
+        and len(module.active_adapters) == 1
+        and list(module.lora_A) == list(module.active_adapters)
+        and not (module.merged or module.disable_adapters or module.lora_variant)
+        and not any(layer.bias is not None for layer in module.lora_B.values())
+    )

@@ -1,0 +1,206 @@
+"""Every family on the fused path, in the settings of its models: written, read and learned as by the library.
+
+The models are small and random, but for two things: weights are large, so that the past matters, and all norms, biases
+and buffers differ from each other, so that none can stand in for another.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from rlhf_env.policies import LanguageModel, Sampling
+from rlhf_env.policies.anatomy import anatomy_of
+from tests.policies.conftest import Texts
+
+VOCABULARY = 40
+SIZE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.25,
+    "bos_token_id": None,
+    "eos_token_id": 39,
+    "pad_token_id": None,
+}
+EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 40,
+}
+ROTARY = {"rope_type": "default", "rope_theta": 100.0}
+
+# The settings of the models that are published, and the others that are computed. By a name: family and settings.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "phi 3": ("phi3", {"sliding_window": 5}),
+    "phi 4 mini": ("phi3", {"rope_parameters": {**ROTARY, "partial_rotary_factor": 0.75}, "tie_word_embeddings": True}),
+    "olmo 2": ("olmo2", {}),
+    "olmo 2, biases": ("olmo2", {"attention_bias": True, "num_key_value_heads": 4}),
+    "olmo 3": ("olmo3", {"sliding_window": 5}),
+    "olmo 3, long": (
+        "olmo3",
+        {
+            "sliding_window": 5,
+            "rope_parameters": {
+                "sliding_attention": ROTARY,
+                "full_attention": {
+                    **ROTARY,
+                    "rope_type": "yarn",
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 32,
+                },
+            },
+        },
+    ),
+    "granite": (
+        "granite",
+        {
+            "residual_multiplier": 0.22,
+            "embedding_multiplier": 12.0,
+            "logits_scaling": 2.0,
+            "attention_multiplier": 0.4,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "granite, biases": ("granite", {"attention_bias": True, "mlp_bias": True, "residual_multiplier": 2.0}),
+    "command r": ("cohere", {"logit_scale": 1.5, "rope_parameters": ROTARY}),
+    "command r plus": ("cohere", {"logit_scale": 0.5, "use_qk_norm": True, "tie_word_embeddings": False}),
+    "command a": ("cohere2", {"logit_scale": 1.5, "sliding_window": 5, "rope_parameters": ROTARY}),
+    "command a, biases": (
+        "cohere2",
+        {
+            "attention_bias": True,
+            "logit_scale": 1.5,
+            "sliding_window": 5,
+            "layer_types": ["full_attention", "sliding_attention"] * 2,
+        },
+    ),
+    "smollm 3": ("smollm3", {"no_rope_layer_interval": 2}),
+    "smollm 3, windows": ("smollm3", {"use_sliding_window": True, "sliding_window": 5, "tie_word_embeddings": False}),
+    "smollm 3, windows elsewhere": (
+        "smollm3",
+        {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"] * 2, "mlp_bias": True},
+    ),
+    "glm": ("glm", {"head_dim": 8, "attention_bias": True}),
+    "glm 4": ("glm4", {"head_dim": 16, "rope_parameters": {**ROTARY, "partial_rotary_factor": 0.5}}),
+    "mixtral": ("mixtral", {"num_local_experts": 4}),
+    "mixtral, windows": ("mixtral", {"num_local_experts": 3, "num_experts_per_tok": 1, "sliding_window": 5}),
+    "qwen 2 moe": ("qwen2_moe", {**EXPERTS, "decoder_sparse_step": 2}),
+    "qwen 2 moe, windows": (
+        "qwen2_moe",
+        {**EXPERTS, "use_sliding_window": True, "sliding_window": 5, "norm_topk_prob": True, "qkv_bias": False},
+    ),
+    "qwen 3 moe": ("qwen3_moe", {**EXPERTS, "head_dim": 12, "norm_topk_prob": True}),
+    "qwen 3 moe, windows": (
+        "qwen3_moe",
+        {**EXPERTS, "head_dim": 8, "use_sliding_window": True, "sliding_window": 5, "mlp_only_layers": [1]},
+    ),
+    "qwen 3, windows": ("qwen3", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 2}),
+}
+
+
+def model_of(family: str, dtype: torch.dtype = torch.float64, **settings: Any) -> Any:
+    """A model in which every number that is the same at first is another."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(family, **{**SIZE, **settings})
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "norm" in name:
+                    parameter.add_(0.3 * torch.randn_like(parameter))
+                if name.endswith("bias"):
+                    nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def policy_of(variant: str, dtype: torch.dtype = torch.float64, **changes: Any) -> LanguageModel:
+    family, settings = VARIANTS[variant]
+    policy = LanguageModel(model_of(family, dtype, **settings), **changes)
+    assert anatomy_of(policy.model) is not None
+    return policy
+
+
+def plain_logprobs(policy: LanguageModel, text: np.ndarray) -> Tensor:
+    """The log-probabilities [L - 1] of one text, alone in a batch, without a mask: the definition."""
+    ids = torch.from_numpy(text)[None]
+    with torch.no_grad():
+        logits = policy.model(input_ids=ids, use_cache=False).logits[0, :-1]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / policy.sampling.temperature
+    return logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+
+
+def batch_of(texts: list[np.ndarray]) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, mask, and where to score: everything but the first token."""
+    width = max(map(len, texts))
+    tokens, mask = torch.zeros(len(texts), width, dtype=torch.int64), torch.zeros(len(texts), width, dtype=torch.bool)
+    for row, text in enumerate(texts):
+        tokens[row, : len(text)], mask[row, : len(text)] = torch.from_numpy(text), True
+    where = mask.clone()
+    where[:, 0] = False
+    return tokens, mask, where
+
+
+def written_texts(policy: LanguageModel, texts: Any) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+    """Prompts of 1 to 12 tokens, the texts after two calls of `write`, and what was stated of each token.
+
+    Some rows are dropped after the first call, and others end by themselves.
+    """
+    prompts: Texts = texts(rows=14)
+    some = np.arange(14) % 3 > 0
+    first = policy.write(prompts.observation, 7)
+    after = prompts.after(first, VOCABULARY)
+    going = some & ~(first.tokens == policy.end_id).any(1)
+    second = policy.write({**after.observation, "writing": going}, 11)
+    ended = after.after(second, VOCABULARY)
+    stated = [
+        np.concatenate([one[a < VOCABULARY], other[b < VOCABULARY]])
+        for one, other, a, b in zip(first.logprobs, second.logprobs, first.tokens, second.tokens, strict=True)
+    ]
+    assert any(len(row) < 7 for row in stated) and 5 <= going.sum() < some.sum() + 1
+    return list(prompts.prompts), list(ended.prompts), stated
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_written_read_and_plain_agree(variant: str, texts: Any) -> None:
+    policy = policy_of(variant, sampling=Sampling(temperature=1.3))
+    prompts, ended, stated = written_texts(policy, texts)
+    with torch.no_grad():
+        read = policy.evaluate(*batch_of(ended)).logprobs
+    spread = []
+    for row, (prompt, text) in enumerate(zip(prompts, ended, strict=True)):
+        if len(text) == 1:
+            continue
+        expected = plain_logprobs(policy, text).numpy()
+        np.testing.assert_allclose(read[row, 1 : len(text)].numpy(), expected, rtol=0, atol=1e-10)
+        np.testing.assert_allclose(stated[row], expected[len(prompt) - 1 :], rtol=0, atol=1e-10)
+        spread.append(expected.std())
+    assert np.mean(spread) > 0.3  # the past matters: otherwise all would agree whatever was computed
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gradients_are_those_of_the_library(variant: str) -> None:
+    rng = np.random.default_rng(0)
+    prompt = rng.integers(0, VOCABULARY, 6)
+    texts = [np.append(prompt, rng.integers(0, VOCABULARY, n)) for n in (9, 4, 12)] + [rng.integers(0, VOCABULARY, 8)]
+    gradients: list[list[Tensor]] = []
+    for fused in (True, False):
+        policy = policy_of(variant, fused=fused)
+        answer = policy.evaluate(*batch_of(texts))
+        weights = torch.linspace(-1, 1, answer.hidden.numel(), dtype=torch.float64).view_as(answer.hidden)
+        loss = (answer.logprobs * answer.logprobs.detach().sin()).sum() + answer.entropy.sum()
+        (loss + 0.1 * (answer.hidden * weights).sum()).backward()
+        gradients.append([parameter.grad for parameter in policy.parameters() if parameter.grad is not None])
+    assert len(gradients[0]) == len(gradients[1]) > 10
+    for one, other in zip(*gradients, strict=True):  # norms compute in float32 in the library: so do their gradients
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * max(1.0, float(other.abs().max())))
