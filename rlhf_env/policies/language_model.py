@@ -198,7 +198,7 @@ class LanguageModel(nn.Module):
         else:
             decoding, waves = None, list(self._waves(rows))
             anatomy = self._anatomy()
-            fused = None if anatomy is None else FusedStep(self.model, anatomy)
+            fused = None if anatomy is None else FusedStep(self.model, anatomy, self._writer_linear())
         written = Written(np.full(uniforms.shape, self.vocab_size, np.int64), np.zeros(uniforms.shape))
         for wave in waves:
             if decoding is None or len(waves) > 1:
