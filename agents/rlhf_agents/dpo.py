@@ -46,6 +46,7 @@ from rlhf_env.learning.functional import (
 )
 from rlhf_env.learning.ranges import Choice, Multiple, Ranges
 from rlhf_env.learning.rollout import Rollout
+from rlhf_env.policies.precision import refined
 from rlhf_env.settings import AtLeastOne, Positive, fault, settings
 from rlhf_env.types import Observation, ResetOptions, State
 
@@ -80,6 +81,7 @@ class DPO:
     """Prefers what is preferred, within reach of the reference."""
 
     trains = True
+    off_policy = True  # the loss is of the text, whoever wrote it
 
     @settings
     class Config:
@@ -172,7 +174,8 @@ class DPO:
         weight = better if rollout.judged else torch.ones_like(better)
         margin = rollout.part("margin")[0::2] if rollout.judged else better - worse
         rollout = with_reference_logprobs(self.setup.reference, rollout)
-        rollout = self.setup.engine.local(rollout)
+        local = self.setup.engine.local
+        rollout, wrong, weight, margin = local(rollout), local(wrong), local(weight), local(margin)
         steps = []
         for minibatch in minibatches(len(pairs), self.config.minibatches, self.config.epochs, self._order):
             rows = torch.stack([2 * minibatch, 2 * minibatch + 1], dim=1).flatten()
@@ -199,7 +202,7 @@ class DPO:
         for rows in self.optimizer.rows(batch.lengths, together=2):
             part = batch.select(rows)
             scores = self.policy.evaluate(part.tokens, part.mask, part.actions)
-            log_ratio = (scores.logprobs.double() - part.extras["reference"]).sum(dim=1)
+            log_ratio = (refined(scores.logprobs) - part.extras["reference"]).sum(dim=1)
             if config.length_normalised:
                 log_ratio = log_ratio / part.actions.sum(dim=1).clamp(min=1)
             better, worse = log_ratio[0::2], log_ratio[1::2]

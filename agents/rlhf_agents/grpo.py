@@ -52,6 +52,7 @@ from rlhf_env.learning.functional import (
 )
 from rlhf_env.learning.ranges import Choice, Multiple, Ranges
 from rlhf_env.learning.rollout import Rollout
+from rlhf_env.policies.precision import refined
 from rlhf_env.settings import AtLeastOne, NonNegative, Positive, fault, settings
 from rlhf_env.types import Observation, ResetOptions, State
 
@@ -66,6 +67,7 @@ class GRPO:
     """Clipped policy gradient, the group's mean for a baseline."""
 
     trains = True
+    off_policy = True  # ratios are relative to who wrote a text
 
     @settings
     class Config:
@@ -176,7 +178,7 @@ class GRPO:
             loss = weighted_sum(terms, weight)
             penalty = torch.zeros_like(loss)
             if config.kl_in_loss is not None:
-                estimate = kl_estimate(scores.logprobs.double(), part.extras["reference"], config.kl_in_loss)
+                estimate = kl_estimate(refined(scores.logprobs), part.extras["reference"], config.kl_in_loss)
                 penalty = self.setup.beta * weighted_sum(estimate, weight)
             self.optimizer.backward(loss + penalty)
             with torch.no_grad():
@@ -184,9 +186,9 @@ class GRPO:
                 token_kl = kl_estimate(torch.zeros_like(token_log_ratio), token_log_ratio, "k3")
                 for name, value in {
                     "policy_loss": loss,
-                    "entropy": weighted_sum(scores.entropy.double(), share),
+                    "entropy": weighted_sum(refined(scores.entropy), share),
                     "approx_kl": weighted_sum(token_kl, share),
-                    "clip_fraction": weighted_sum(outside_clip(log_ratio, *clip).double(), share),
+                    "clip_fraction": weighted_sum(refined(outside_clip(log_ratio, *clip)), share),
                     **({} if config.kl_in_loss is None else {"kl_loss": penalty}),
                 }.items():
                     metrics[name] += float(value.detach())

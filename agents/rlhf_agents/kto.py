@@ -39,6 +39,7 @@ from rlhf_env.learning.functional import (
 )
 from rlhf_env.learning.ranges import Choice, Multiple, Ranges
 from rlhf_env.learning.rollout import Rollout, demonstrations
+from rlhf_env.policies.precision import refined
 from rlhf_env.settings import AtLeastOne, Positive, settings
 from rlhf_env.types import Observation, ResetOptions, State
 
@@ -81,6 +82,7 @@ class KTO:
     """Makes desirable answers likelier than the reference point, and others less likely."""
 
     trains = True
+    off_policy = True  # the loss is of the text, whoever wrote it
     takes_labels = True  # stored answers that were judged one by one
 
     @settings
@@ -142,7 +144,7 @@ class KTO:
         }
         if not len(judged):
             return {**counts, "steps_without_signal": 1.0}
-        desirable = verdicts[judged] > 0
+        desirable = self.setup.engine.local(verdicts[judged] > 0)
         rollout = self._with_reference(rollout.select(judged))
         mismatches = self._with_reference(mismatched(rollout, pad_id=self.policy.pad_id))
         steps = [
@@ -157,7 +159,7 @@ class KTO:
     def _log_ratio(self, part: Rollout) -> Tensor:
         """float64[B]: log pi(answer) - log reference(answer)."""
         logprobs = self.policy.evaluate(part.tokens, part.mask, part.actions).logprobs
-        return (logprobs.double() - part.extras["reference"]).sum(dim=1)
+        return (refined(logprobs) - part.extras["reference"]).sum(dim=1)
 
     @torch.no_grad()
     def _reference_point(self, mismatches: Rollout) -> Tensor:

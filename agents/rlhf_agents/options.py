@@ -57,6 +57,7 @@ from rlhf_env.learning.functional import (
 )
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.policies import ValueHead
+from rlhf_env.policies.precision import refined
 from rlhf_env.policies.streams import RowStreams
 from rlhf_env.settings import AtLeastOne, NonNegative, Positive, Share, settings
 from rlhf_env.types import Int, JsonObject, Observation, ResetOptions, State
@@ -205,7 +206,7 @@ class Options:
         evaluations = [writer.evaluate(tokens, mask, where) for writer in self.writers]
         states = [evaluation.hidden for evaluation in evaluations]
         return OptionScores(
-            logprobs=torch.stack([evaluation.logprobs.double() for evaluation in evaluations], dim=-1),
+            logprobs=torch.stack([refined(evaluation.logprobs) for evaluation in evaluations], dim=-1),
             choice=_applied(self.bids, states).log_softmax(-1),
             values=_applied(self.values, states),
         )
@@ -310,10 +311,10 @@ class Options:
                     "option_loss": manager_loss,
                     "value_loss": value_loss,
                     "approx_kl": weighted_sum(token_kl, weight),
-                    "clip_fraction": weighted_sum(outside_clip(log_ratio, config.clip).double(), weight),
+                    "clip_fraction": weighted_sum(refined(outside_clip(log_ratio, config.clip)), weight),
                     "option_kl": weighted_sum(option_kl, share),
                     "option_entropy": weighted_sum(entropy, share),
-                    "first_option": weighted_sum((option == 0).double(), share),
+                    "first_option": weighted_sum(refined(option == 0), share),
                 }.items():
                     metrics[name] += float(value.detach())
         return {**metrics, "grad_norm": self.optimizer.step()}
@@ -357,4 +358,4 @@ def _starts(rollout: Rollout) -> Tensor:
 
 def _applied(heads: nn.ModuleList, states: Sequence[Tensor]) -> Tensor:
     """float64[B, L, K]: each head on its writer's states [B, L, H]."""
-    return torch.stack([head(state).double() for head, state in zip(heads, states, strict=True)], dim=-1)
+    return torch.stack([refined(head(state)) for head, state in zip(heads, states, strict=True)], dim=-1)

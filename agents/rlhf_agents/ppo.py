@@ -56,6 +56,7 @@ from rlhf_env.learning.rollout import Rollout, demonstrations
 from rlhf_env.learning.sources import Shuffled
 from rlhf_env.policies import Policy, ValueHead
 from rlhf_env.policies.policy import HasContext
+from rlhf_env.policies.precision import finest, refined
 from rlhf_env.settings import AtLeastOne, Chooses, NonNegative, Positive, Share, fault, settings
 from rlhf_env.types import Episode, JsonObject, Observation, Prompt, ResetOptions, State, Task, Tokenizer
 
@@ -106,6 +107,7 @@ class PPO:
     """Clipped policy gradient with a learned value."""
 
     trains = True
+    off_policy = True  # ratios are relative to who wrote a text
 
     @settings
     class Config:
@@ -230,10 +232,10 @@ class PPO:
             tokens, mask = F.pad(tokens, (0, 1), value=self.policy.pad_id), F.pad(mask, (0, 1), value=False)
         trunk = self.policy if self.critic is None else self.critic
         nowhere = torch.zeros_like(mask)
-        values = torch.zeros(tokens.shape, dtype=torch.float64, device=tokens.device)
+        values = torch.zeros(tokens.shape, dtype=finest(tokens.device), device=tokens.device)
         for rows in self.optimizer.rows(rollout.lengths):
             scores = trunk.evaluate(tokens[rows], mask[rows], nowhere[rows])
-            values[rows] = self.value_head(scores.hidden).double()
+            values[rows] = refined(self.value_head(scores.hidden))
         if not cut:
             return values, None
         return values[:, :-1], values.gather(1, rollout.lengths[:, None]).squeeze(1)
@@ -250,7 +252,7 @@ class PPO:
             states = scores.hidden
             if self.critic is not None:
                 states = self.critic.evaluate(part.tokens, part.mask, torch.zeros_like(part.mask)).hidden
-            values = self.value_head(states).double()
+            values = refined(self.value_head(states))
             log_ratio = stated_log_ratio(scores.logprobs, part.logprobs, part.actions)
 
             terms = clipped_policy_loss(log_ratio, extras["advantages"], config.clip, cap=config.importance_cap)
@@ -258,7 +260,7 @@ class PPO:
             value_loss = weighted_sum(
                 clipped_value_loss(values, extras["values"], extras["targets"], config.value_clip), weight
             )
-            entropy = weighted_sum(scores.entropy.double(), weight)
+            entropy = weighted_sum(refined(scores.entropy), weight)
             self.optimizer.backward(
                 policy_loss + config.value_coefficient * value_loss - config.entropy_coefficient * entropy
             )
@@ -270,7 +272,7 @@ class PPO:
                     "value_loss": value_loss,
                     "entropy": entropy,
                     "approx_kl": weighted_sum(token_kl, weight),
-                    "clip_fraction": weighted_sum(outside_clip(log_ratio, config.clip).double(), weight),
+                    "clip_fraction": weighted_sum(refined(outside_clip(log_ratio, config.clip)), weight),
                 }.items():
                     metrics[name] += float(value.detach())
         if self._texts:
@@ -286,7 +288,7 @@ class PPO:
         for rows in self.optimizer.rows(batch.lengths):
             part = batch.select(rows)
             logprobs = self.policy.evaluate(part.tokens, part.mask, part.actions).logprobs
-            term = weighted_sum(-logprobs.double(), part.extras["weight"])
+            term = weighted_sum(-refined(logprobs), part.extras["weight"])
             self.optimizer.backward(self.config.ptx_coefficient * term)
             loss += float(term.detach())
         return loss

@@ -34,6 +34,7 @@ from rlhf_env.learning.functional import (
 )
 from rlhf_env.learning.ranges import Choice, Multiple, Ranges
 from rlhf_env.learning.rollout import Rollout
+from rlhf_env.policies.precision import refined
 from rlhf_env.settings import AtLeastOne, ShareBelowOne, fault, settings
 from rlhf_env.types import Observation, ResetOptions, State
 
@@ -50,6 +51,7 @@ class Reinforce:
     """The policy gradient as it stands, one step per rollout."""
 
     trains = True
+    off_policy = True  # ratios are relative to who wrote a text
 
     @settings
     class Config:
@@ -115,12 +117,12 @@ class Reinforce:
             importance = truncated_importance_weights(
                 stated_log_ratio(scores.logprobs, part.logprobs, part.actions), self.config.importance_cap
             )
-            terms = policy_gradient_loss(scores.logprobs.double(), part.extras["advantages"], importance)
+            terms = policy_gradient_loss(refined(scores.logprobs), part.extras["advantages"], importance)
             loss = weighted_sum(terms, part.extras["weight"])
             self.optimizer.backward(loss)
             for name, value in {
                 "policy_loss": loss,
-                "entropy": weighted_sum(scores.entropy.double(), part.extras["share"]),
+                "entropy": weighted_sum(refined(scores.entropy), part.extras["share"]),
                 "importance_weight": importance.sum() / len(rollout),
             }.items():
                 metrics[name] += float(value.detach())

@@ -41,6 +41,7 @@ from rlhf_env.learning.functional import (
 )
 from rlhf_env.learning.ranges import Choice, Multiple, Ranges
 from rlhf_env.learning.rollout import Rollout
+from rlhf_env.policies.precision import refined
 from rlhf_env.settings import AtLeastOne, NonNegative, Positive, fault, settings
 from rlhf_env.types import Observation, ResetOptions, State
 
@@ -49,6 +50,7 @@ class RLOO:
     """Policy gradient over whole answers, each compared with the group's others."""
 
     trains = True
+    off_policy = True  # ratios are relative to who wrote a text
 
     @settings
     class Config:
@@ -132,7 +134,7 @@ class RLOO:
                 token_kl = kl_estimate(torch.zeros_like(token_log_ratio), token_log_ratio, "k3")
                 for name, value in {
                     "policy_loss": loss,
-                    "entropy": weighted_sum(scores.entropy.double(), part.extras["share"]),
+                    "entropy": weighted_sum(refined(scores.entropy), part.extras["share"]),
                     "approx_kl": weighted_sum(token_kl, part.extras["share"]),
                     "clip_fraction": outside_clip(log_ratio, config.clip).sum() / len(batch),
                 }.items():

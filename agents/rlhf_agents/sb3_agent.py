@@ -40,6 +40,7 @@ from rlhf_env.learning.functional import paid_to_actions, require_exact_sampling
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.schedules import ScheduleName, multiplier
 from rlhf_env.policies import Policy, ValueHead
+from rlhf_env.policies.precision import has_float64, refined
 from rlhf_env.settings import AtLeastOne, NonNegative, Positive, Share, settings
 from rlhf_env.types import JsonView, Observation, ResetOptions, State
 
@@ -93,13 +94,13 @@ class TextActorCritic(nn.Module):
         where[row, position] = True
         scores = self.writer.evaluate(tokens, mask, where)
         values = self.value_head(scores.hidden[row, position])
-        return values.double(), scores.logprobs[row, position].double(), scores.entropy[row, position].double()
+        return refined(values), refined(scores.logprobs[row, position]), refined(scores.entropy[row, position])
 
     def predict_values(self, places: Tensor) -> Tensor:
         """float64[N]: the value of each place."""
         row, position, tokens, mask = self._texts_at(places)
         hidden = self.writer.evaluate(tokens, mask, torch.zeros_like(mask)).hidden
-        return torch.as_tensor(self.value_head(hidden[row, position])).double()
+        return refined(self.value_head(hidden[row, position]))
 
     def _texts_at(self, places: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The texts that `places` are in, each once, and their mask; and row and position [N] of the places in them."""
@@ -113,12 +114,13 @@ class TextActorCritic(nn.Module):
 
 
 class ExactRolloutBuffer(RolloutBuffer):  # type: ignore[misc]  # untyped base
-    """Their rollout buffer in float64."""
+    """Their rollout buffer in float64, where the device has it."""
 
     def reset(self) -> None:
         super().reset()
+        exact = np.float64 if has_float64(self.device) else np.float32
         for name in ("rewards", "returns", "episode_starts", "values", "log_probs", "advantages"):
-            setattr(self, name, getattr(self, name).astype(np.float64))
+            setattr(self, name, getattr(self, name).astype(exact))
 
 
 class SB3:

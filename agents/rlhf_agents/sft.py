@@ -21,6 +21,7 @@ from rlhf_env.learning.agent import Decision, Demonstrated, Metrics, Setup
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import over_steps, token_weights, weighted_sum
 from rlhf_env.learning.rollout import Rollout
+from rlhf_env.policies.precision import refined
 from rlhf_env.settings import Whole, fault, settings
 from rlhf_env.types import Observation, ResetOptions, State
 
@@ -82,7 +83,7 @@ class SFT:
                 for rows in self.optimizer.rows(rollout.lengths):
                     batch = rollout.select(rows)
                     logprobs = self.policy.evaluate(batch.tokens, batch.mask, batch.actions).logprobs
-                    term = weighted_sum(-logprobs.double(), batch.extras["weight"])
+                    term = weighted_sum(-refined(logprobs), batch.extras["weight"])
                     self.optimizer.backward(term)
                     loss += float(term.detach())
         finally:

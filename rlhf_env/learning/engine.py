@@ -8,14 +8,16 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
-from rlhf_env.errors import ConfigError, RunFailed
+from rlhf_env.device_names import AUTO, KNOWN, is_device_name
+from rlhf_env.errors import ConfigError, Problem, RunFailed
 from rlhf_env.learning.schedules import ScheduleName, multiplier
 from rlhf_env.learning.spending import Spending
+from rlhf_env.policies.precision import has_float64, moved
 from rlhf_env.settings import NonNegative, Positive, Share, ShareBelowOne, Whole, settings
 from rlhf_env.types import State
 
@@ -26,6 +28,9 @@ LARGE = 5_000_000  # a model of this many parameters gains from a second thread
 
 if TYPE_CHECKING:
     from rlhf_env.learning.rollout import Rollout
+
+_Module = TypeVar("_Module", bound=torch.nn.Module)
+_OnDevice = TypeVar("_OnDevice", "Rollout", Tensor)
 
 
 @settings
@@ -181,21 +186,112 @@ class Engine:
     def optimizer(self, parameters: Iterable[Tensor], settings: Optimization) -> Optimizer:
         return Optimizer(parameters, settings, self)
 
-    def place(self, module: torch.nn.Module) -> torch.nn.Module:
+    def place(self, module: _Module) -> _Module:
         """The module, on this engine's device."""
-        return module.to(self.device)
+        return placed(module, self.device)
 
-    def local(self, rollout: Rollout) -> Rollout:
-        """The rollout, its tensors on this engine's device."""
-        return rollout.to(self.device)
+    def local(self, values: _OnDevice) -> _OnDevice:
+        """A rollout's tensors, or a tensor, on this engine's device; float32 instead of float64 where it has none."""
+        if isinstance(values, Tensor):
+            return moved(values, torch.device(self.device))
+        return values.to(self.device)
 
     @contextmanager
     def seeded(self, seed: int) -> Iterator[None]:
-        """Inside, torch's global generators (dropout draws from them) start at `seed`; afterwards they are restored."""
+        """Inside, torch's global generators (dropout draws from them) start at `seed`; afterwards they are restored.
+
+        Those of the processor and of this engine's device. Each kind of device draws other numbers from one seed.
+        """
         device = torch.device(self.device)
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
+        with torch.random.fork_rng(devices=[]), _seeded_on(device, seed):
+            torch.default_generator.manual_seed(seed)
             yield
+
+
+@contextmanager
+def _seeded_on(device: torch.device, seed: int) -> Iterator[None]:
+    """The generator of a GPU alone. `torch.manual_seed` would seed those of all devices."""
+    if device.type == "cuda":
+        before = torch.cuda.get_rng_state(device)
+        torch.cuda.default_generators[device.index].manual_seed(seed)
+        try:
+            yield
+        finally:
+            torch.cuda.set_rng_state(before, device)
+    elif device.type == "mps":
+        before = torch.mps.get_rng_state()
+        torch.mps.manual_seed(seed)
+        try:
+            yield
+        finally:
+            torch.mps.set_rng_state(before)
+    else:
+        yield
+
+
+def find_device(wanted: str = AUTO) -> str:
+    """What torch calls the device that settings call `wanted`: "cpu", "cuda:0", "mps:0".
+
+    "auto" is the present CUDA GPU where there is one, else the processor. It is never "mps", which has no float64:
+    whoever wants it says so. Raises ConfigError for a device that is not here, or no name of one.
+    """
+    if not is_device_name(wanted):
+        raise ConfigError(Problem(f"device {KNOWN}, got {wanted!r}", ("device",)))
+    kind, _, number = wanted.partition(":")
+    if kind == "mps":
+        if not torch.backends.mps.is_available():
+            raise ConfigError(_not_here(wanted, "torch finds no GPU of Apple's on this machine"))
+        return "mps:0"
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if kind == "cpu" or (kind == AUTO and not gpus):
+        return "cpu"
+    if not gpus:
+        build = "" if torch.version.cuda else f": this torch, {torch.__version__}, is built without CUDA"
+        raise ConfigError(_not_here(wanted, f"torch finds no CUDA GPU on this machine{build}"))
+    index = int(number) if number else torch.cuda.current_device()
+    if index >= gpus:
+        have = "cuda:0" if gpus == 1 else f"cuda:0 to cuda:{gpus - 1}"
+        raise ConfigError(_not_here(wanted, f"this machine has {have}"))
+    return f"cuda:{index}"
+
+
+def _not_here(wanted: str, why: str) -> Problem:
+    return Problem(f'device "{wanted}" is not here, {why}: set device = "auto" or "cpu" (or --device)', ("device",))
+
+
+def require_dtype(device: str, dtype: torch.dtype | None) -> None:
+    """Raise ConfigError where the device cannot compute in `dtype`. None, which a model's files say, is not known yet."""
+    if dtype is None:
+        return
+    place, name = torch.device(device), str(dtype).removeprefix("torch.")
+    if dtype == torch.float64 and not has_float64(place):
+        raise ConfigError(Problem(f'dtype "{name}" does not exist on {device}: set "float32"', ("dtype",)))
+    if dtype == torch.bfloat16 and place.type != "cpu":
+        native = place.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+        try:
+            torch.ones(1, dtype=dtype, device=place).add_(1.0)
+        except (RuntimeError, TypeError):  # of an Apple GPU, by the version of macOS
+            native = False
+        if not native:
+            raise ConfigError(Problem(f'{device} cannot compute in dtype "{name}": set "float32"', ("dtype",)))
+
+
+def placed(module: _Module, device: str) -> _Module:
+    """The module, on a device that `find_device` found. Raises ConfigError where the device lacks its precision, or
+    the memory for it."""
+    for dtype in {it.dtype for it in (*module.parameters(), *module.buffers())}:
+        require_dtype(device, dtype)
+    try:
+        return module.to(device)
+    except torch.OutOfMemoryError as error:
+        size = sum(it.numel() * it.element_size() for it in (*module.parameters(), *module.buffers()))
+        raise ConfigError(
+            Problem(
+                f"{device} has no room for the model, {size / 2**30:,.1f} GB: take a smaller one, dtype = "
+                '"bfloat16" or device = "cpu"',
+                ("device",),
+            )
+        ) from error
 
 
 def set_threads(threads: int | None = None, *, parameters: int = 0) -> int:

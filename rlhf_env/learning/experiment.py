@@ -262,12 +262,12 @@ class Experiment:
         return label_of(self.agent, "agent")
 
     def to_toml(self) -> str:
-        """The resolved file: every setting that is in force and not None, but for `trackers`.
+        """The resolved file: every setting that is in force and not None, but for `trackers` and the policy's `device`.
 
         A run is known by this text, so a setting that older versions do not know is in it only where it is used.
         """
         table = asdict(self)
-        del table["trackers"], table["folder"], table["asks_in_plain"]
+        del table["trackers"], table["folder"], table["asks_in_plain"], table["policy"]["device"]
         if not self.stopping:
             del table["stopping"]
         for name in ("stop", "keep_special"):
@@ -280,6 +280,9 @@ class Experiment:
                 del table["evaluation"][name]
         if self.environment.over_long == EnvironmentSettings().over_long:
             del table["environment"]["over_long"]
+        for name in ("attention", "gradient_checkpointing"):
+            if getattr(self.policy, name) == getattr(PolicySettings(), name):
+                del table["policy"][name]
         return tomli_w.dumps(_without_none(table))
 
     def stopping_tables(self) -> JsonObject:

@@ -21,7 +21,8 @@ from torch import Tensor
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.policies.policy import Sampling
-from rlhf_env.types import TokenScorer
+from rlhf_env.policies.precision import finest, moved, refined
+from rlhf_env.types import Float, TokenScorer
 
 Aggregation = Literal["token-mean", "sequence-mean", "sequence-sum", "dr-grpo"]
 KLEstimator = Literal["k1", "k2", "k3"]
@@ -51,7 +52,7 @@ def token_weights(mask: Tensor, aggregation: Aggregation, *, longest: int = 0) -
 
     B is the number of rows that have a token.
     """
-    counted = mask.double()
+    counted = refined(mask)
     rows = mask.any(dim=1).sum().clamp(min=1)
     if aggregation == "token-mean":
         return counted / counted.sum().clamp(min=1)
@@ -185,9 +186,9 @@ def rows_of_groups(group: Tensor, counted: Tensor | None = None) -> Iterator[Ten
 
 
 def _by_group(returns: Tensor, group: Tensor, counted: Tensor | None, of_group: Callable[[Tensor], Tensor]) -> Tensor:
-    advantages = torch.zeros_like(returns, dtype=torch.float64)
+    advantages = torch.zeros_like(returns, dtype=finest(returns.device))
     for rows in rows_of_groups(group, counted):
-        values = returns[rows].double()
+        values = refined(returns[rows])
         if len(values) > 1 and bool(values.min() != values.max()):
             advantages[rows] = of_group(values)
     return advantages
@@ -360,7 +361,7 @@ def stated_log_ratio(logprobs: Tensor, stated: Tensor, actions: Tensor) -> Tenso
 
     `stated` is log mu, as recorded when the token was written. It gets no gradient.
     """
-    return (logprobs.double() - stated.detach()).masked_fill(~actions, 0.0)
+    return (refined(logprobs) - stated.detach()).masked_fill(~actions, 0.0)
 
 
 def truncated_importance_weights(log_ratio: Tensor, cap: float) -> Tensor:
@@ -369,7 +370,13 @@ def truncated_importance_weights(log_ratio: Tensor, cap: float) -> Tensor:
     `log_ratio` [B, L] comes from `stated_log_ratio`. The cap bounds the variance, at the price of a bias towards mu
     (Ionides 2008, "Truncated Importance Sampling").
     """
-    return log_ratio.detach().double().sum(dim=1).exp().clamp(max=cap)
+    return refined(log_ratio.detach()).sum(dim=1).exp().clamp(max=cap)
+
+
+def effective_sample_size(log_weights: Float) -> float:
+    """(sum w)^2 / (n sum w^2) of n importance weights w = exp(`log_weights`), float64[n]: 1 / n to 1 (Kong 1992)."""
+    weights = np.exp(log_weights - log_weights.max())
+    return float(weights.sum() ** 2 / (len(weights) * (weights**2).sum()))
 
 
 def logprobs_under(scorer: TokenScorer, rollout: Rollout) -> Tensor:
@@ -378,7 +385,7 @@ def logprobs_under(scorer: TokenScorer, rollout: Rollout) -> Tensor:
     for row, logprobs in enumerate(scorer.response_logprobs(rollout.episodes)):
         start = len(rollout.episodes[row].prompt_ids)
         laid_out[row, start : start + len(logprobs)] = torch.from_numpy(logprobs)
-    return laid_out.to(rollout.tokens.device).masked_fill(~rollout.actions, 0.0)
+    return moved(laid_out, rollout.tokens.device).masked_fill(~rollout.actions, 0.0)
 
 
 def with_reference_logprobs(reference: TokenScorer, rollout: Rollout) -> Rollout:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from rlhf_env.envs.tokenizers import (
     AlphabetTokenizer,
     FileTokenizer,
@@ -14,6 +16,7 @@ from rlhf_env.envs.tokenizers import (
     tokenizer_folder,
 )
 from rlhf_env.errors import ConfigError, DataError, Problem, under
+from rlhf_env.learning.engine import find_device, placed
 from rlhf_env.learning.policy_settings import PolicySettings
 from rlhf_env.learning.run_models import model_folder
 from rlhf_env.policies.language_model import LanguageModel
@@ -24,6 +27,12 @@ from rlhf_env.policies.tabular import TabularPolicy
 from rlhf_env.policies.tiny import TINY_CONTEXT, tiny_language_model
 from rlhf_env.runs_on_disk import run_in, tokenizer_of
 from rlhf_env.types import Task, Tokenizer
+
+_OF_LAYERS = {
+    ("attention",),
+    ("gradient_checkpointing",),
+    ("writer_dtype",),
+}  # settings that a model may be unable to follow
 
 
 def load_tokenizer_of(wanted: PolicySettings) -> Tokenizer:
@@ -62,7 +71,11 @@ def context_before_loading(wanted: PolicySettings) -> int | None:
 
 
 def load_policy(wanted: PolicySettings, tokenizer: Tokenizer, task: Task, *, max_new_tokens: int, seed: int) -> Policy:
-    """The model to train, at its initial weights; with a new adapter on it where `wanted` has one."""
+    """The model to train, at its initial weights, on its device; with a new adapter on it where `wanted` has one.
+
+    The adapter is drawn before the model is moved: on every device it begins alike.
+    """
+    device = find_device(wanted.device)
     policy = _load_base(wanted, tokenizer, task, max_new_tokens=max_new_tokens, seed=seed)
     if wanted.lora is not None:
         with under("lora"):
@@ -73,12 +86,17 @@ def load_policy(wanted: PolicySettings, tokenizer: Tokenizer, task: Task, *, max
                     f"{wanted.model} is an adapter already, which trains as it is: leave [policy.lora] out"
                 )
             add_adapter(policy.model, wanted.lora, seed)
-    return policy
+    return placed(policy, device)
 
 
-def _load_base(wanted: PolicySettings, tokenizer: Tokenizer, task: Task, *, max_new_tokens: int, seed: int) -> Policy:
-    dtype = wanted.torch_dtype
+def _load_base(
+    wanted: PolicySettings, tokenizer: Tokenizer, task: Task, *, max_new_tokens: int, seed: int
+) -> LanguageModel | TabularPolicy:
+    dtype = wanted.torch_dtype or torch.float32  # of a model that has no files
     if isinstance(tokenizer, AlphabetTokenizer) and wanted.model == "table":
+        for (name,) in _OF_LAYERS:
+            if getattr(wanted, name) != getattr(PolicySettings(), name):
+                raise ConfigError(Problem(f"{name}: a table of logits has no layers: leave it out", (name,)))
         if task.size != 1:
             said = f'[policy] model "table" answers one prompt, and the task has {task.size or "unbounded"}'
             raise ConfigError(Problem(said, ("model",)))
@@ -101,17 +119,23 @@ def _load_base(wanted: PolicySettings, tokenizer: Tokenizer, task: Task, *, max_
                     end = (*end, *named_end_ids(tokenizer_folder(base, wanted.revision)))
                 return LanguageModel.from_pretrained(
                     model,
-                    dtype=dtype,
+                    dtype=wanted.torch_dtype,
                     revision=wanted.revision,
+                    attention=wanted.attn_implementation,
                     end_id=end,
                     pad_id=pad,
                     sampling=wanted.sampling,
                     rows_at_once=wanted.rows_at_once,
                     fused=wanted.fused,
+                    gradient_checkpointing=wanted.gradient_checkpointing,
+                    writer_dtype=wanted.writer_dtype,
                 )
         except DataError:
             raise
         except ConfigError as error:
+            keys = [problem.keys[-1:] for problem in error.problems if isinstance(problem, Problem)]
+            if keys and keys[0] in _OF_LAYERS:
+                raise ConfigError(Problem(error.problems[0], keys[0])) from error
             said = f"the tokenizer and the model {wanted.model} do not belong together: {error}"
             raise DataError(Problem(said, ("model",))) from error
     return tiny_language_model(
@@ -123,6 +147,9 @@ def _load_base(wanted: PolicySettings, tokenizer: Tokenizer, task: Task, *, max_
         sampling=wanted.sampling,
         rows_at_once=wanted.rows_at_once,
         fused=wanted.fused,
+        attention=wanted.attn_implementation,
+        gradient_checkpointing=wanted.gradient_checkpointing,
+        writer_dtype=wanted.writer_dtype,
     )
 
 

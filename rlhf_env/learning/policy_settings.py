@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import field
 from typing import Annotated, Literal
 
 import torch
 
+from rlhf_env.device_names import AUTO, problems_of_device
+from rlhf_env.errors import Problem
 from rlhf_env.lora_settings import Lora
 from rlhf_env.policies.language_model import ROWS_AT_ONCE
+from rlhf_env.policies.low_precision import WriterDtype
 from rlhf_env.policies.policy import Sampling
 from rlhf_env.settings import AtLeastOne, IsPath, Name, settings
+
+Attention = Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
 
 
 @settings
@@ -23,9 +29,25 @@ class PolicySettings:
     enumerated."""
     tokenizer: Annotated[Name, IsPath()] | None = None
     """Default: the model's own. "tiny" needs one ("bytes" or "alphabet:abc"), and so does "table" ("alphabet:abc")."""
-    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    dtype: Literal["float32", "float64", "bfloat16", "auto"] = "float32"
     """The precision of the weights and of what is computed from them. In "bfloat16", what trains keeps a copy and
-    moments in float32; adapters, losses and log-probabilities are in float32 too."""
+    moments in float32; adapters, losses and log-probabilities are in float32 too (docs/precision.md). "auto": that of
+    the model's own files; of files in float16 it is float32, as steps in float16 need a scaling that is not done."""
+    writer_dtype: WriterDtype | None = None
+    """Let a copy of the policy in this precision write, made anew after each update: its products cost a third (8 bits)
+    or half (bfloat16) on processors that have instructions for it; on others the policy writes as without. What is
+    stated is what the copy finds likely, and importance ratios correct what is learned; agents that correct nothing are
+    refused. "auto": a copy where it pays. Evaluations are written by the policy itself (docs/precision.md)."""
+    device: str = AUTO
+    """Where the model computes: "cpu", "cuda", "cuda:1", "mps"; "auto": a CUDA GPU if there is one, else the processor.
+    It is of the machine and not part of what a run is: a run resumes on another, then not in the same bits."""
+    attention: Attention = "auto"
+    """Which of the library's attention implementations its modules use (`attn_implementation`); "auto": its choice. The
+    quicker way of `fused` computes attention itself, in place of "eager" and "sdpa"; with any other one it is off.
+    (The library's "eager" takes a softmax in float32, in models in float64 too.)"""
+    gradient_checkpointing: bool = False
+    """Keep the input of each layer alone for the backward pass, and compute the layer again there: the same gradients
+    from less memory, for about a third more time in updates."""
     sampling: Sampling = field(default_factory=Sampling)
     """The distribution that tokens are drawn from."""
     rows_at_once: AtLeastOne = ROWS_AT_ONCE
@@ -40,6 +62,16 @@ class PolicySettings:
     revision: str | None = None
     """Of a hub name: a branch, tag or commit. With a commit, what the model's owner changes later changes nothing."""
 
+    def problems(self) -> Iterator[Problem]:
+        yield from problems_of_device(self.device)
+
     @property
-    def torch_dtype(self) -> torch.dtype:
-        return {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}[self.dtype]
+    def torch_dtype(self) -> torch.dtype | None:
+        """None: the model's own."""
+        named = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+        return named.get(self.dtype)
+
+    @property
+    def attn_implementation(self) -> str | None:
+        """What transformers calls it; None: its own choice."""
+        return None if self.attention == "auto" else self.attention

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from rlhf_env.envs.infos import VectorInfo
 from rlhf_env.errors import RunFailed
+from rlhf_env.policies.precision import finest, moved
 from rlhf_env.types import Episode, Float, Score
 
 
@@ -105,7 +107,7 @@ class Rollout:
                     paid[row, start:end] += score.weights[name] * torch.from_numpy(score.tokens[name])
                 else:
                     paid[row, end - 1] += score.weights[name] * raw
-        return paid.to(self.tokens.device)
+        return moved(paid, self.tokens.device)
 
     def returns(self, *, without: Sequence[str] = ()) -> Tensor:
         """float64[B]: the weighted sum of reward parts of each episode, leaving out the parts named."""
@@ -114,7 +116,7 @@ class Rollout:
                 sum((score.weights[name] * raw for name, raw in score.raw.items() if name not in without), 0.0)
                 for score in self.scores
             ],
-            dtype=torch.float64,
+            dtype=finest(self.tokens.device),
             device=self.tokens.device,
         )
 
@@ -153,16 +155,16 @@ class Rollout:
             )
 
     def part(self, name: str) -> Tensor:
-        """float64[B]: one reward part, unweighted; NaN in rows that it has not scored."""
+        """float64[B], on the processor: one reward part, unweighted; NaN in rows that it has not scored."""
         return torch.tensor([score.raw.get(name, math.nan) for score in self.scores], dtype=torch.float64)
 
     def to(self, device: str | torch.device) -> Rollout:
-        """The same rollout with its tensors on `device`."""
-        moved = {
-            name: getattr(self, name).to(device)
-            for name in ("tokens", "mask", "actions", "logprobs", "group", "truncated")
-        }
-        return replace(self, **moved, extras={name: values.to(device) for name, values in self.extras.items()})
+        """The same rollout with its tensors on `device`, in float32 where there is no float64."""
+        place = torch.device(device)
+        named = ("tokens", "mask", "actions", "logprobs", "group", "truncated")
+        extras = {name: moved(values, place) for name, values in self.extras.items()}
+        tensors: Mapping[str, Any] = {name: moved(getattr(self, name), place) for name in named}
+        return replace(self, **tensors, extras=extras)
 
     def with_extras(self, **extras: Tensor) -> Rollout:
         """The same rollout with more [B, L] tensors in `extras`."""

@@ -184,7 +184,8 @@ class TrainedModel:
         dtype, seed = settings.torch_dtype, int(self.experiment.get("seed", 0))
         if settings.model == "tiny":
             size, end, pad = tokenizer.vocab_size, tokenizer.end_id, tokenizer.pad_id
-            model = tiny_language_model(vocab_size=size, end_id=end, pad_id=pad, dtype=dtype, seed=seed).model
+            kind = dtype or torch.float32
+            model = tiny_language_model(vocab_size=size, end_id=end, pad_id=pad, dtype=kind, seed=seed).model
         else:
             model = load_causal_lm(base, dtype, settings.revision)
         if adapter is not None:
@@ -203,7 +204,7 @@ class TrainedModel:
         """The run's model with weights that do not matter."""
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        dtype = settings.torch_dtype
+        dtype = settings.torch_dtype or torch.float32  # the weights of the checkpoint bring their own
         if settings.model == "tiny" and not self._has_base():
             size, end, pad = tokenizer.vocab_size, tokenizer.end_id, tokenizer.pad_id
             return tiny_language_model(vocab_size=size, end_id=end, pad_id=pad, dtype=dtype).model

@@ -18,10 +18,10 @@ from rlhf_env.envs.tokenizers import keeping_special
 from rlhf_env.errors import ConfigError, Problem, did_you_mean, under
 from rlhf_env.learning.agent import Agent, Setup, traits
 from rlhf_env.learning.checkpoints import fingerprint
-from rlhf_env.learning.engine import Engine
+from rlhf_env.learning.engine import Engine, find_device, require_dtype
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.loop import Row, Training, train
-from rlhf_env.learning.making_agents import agent_factory, imitates, make_agent
+from rlhf_env.learning.making_agents import agent_factory, imitates, learns_off_policy, make_agent
 from rlhf_env.learning.models import load_policy, load_tokenizer_of, with_vocabulary_of
 from rlhf_env.learning.prompt_lengths import require_prompts_fit
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
@@ -32,6 +32,7 @@ from rlhf_env.learning.stopping import MaxKL, Patience, load_stopping_rules
 from rlhf_env.learning.success import Success
 from rlhf_env.learning.tracking import check_trackers
 from rlhf_env.own_code import OwnCode, files_in, names_code, require_unchanged
+from rlhf_env.policies.low_precision import fallback
 from rlhf_env.policies.policy import HasContext, Policy, Sampling, all_weights
 from rlhf_env.types import ScoresItself, Task
 
@@ -137,7 +138,8 @@ class Workplace:
         if not rewards:
             return None
         require_unchanged(self.code, rewards)
-        provided = {"reference": self.setup.reference, "tokenizer": self.setup.tokenizer}
+        setup = self.setup
+        provided = {"reference": setup.reference, "tokenizer": setup.tokenizer, "device": setup.engine.device}
         with under("evaluation", "rewards"):
             return load_rewards(rewards, self.env.task, provided)
 
@@ -195,6 +197,8 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
         tokenizer = load_tokenizer_of(experiment.policy)
         if policy is None:
             longest = experiment.environment.max_new_tokens
+            if not learns_off_policy(experiment.agent):  # then "auto" makes no copy; any other has been refused
+                experiment = replace(experiment, policy=replace(experiment.policy, writer_dtype=None))
             policy = load_policy(experiment.policy, tokenizer, task, max_new_tokens=longest, seed=experiment.seed)
         with under("model"):
             tokenizer = with_vocabulary_of(tokenizer, policy, experiment.policy.model)
@@ -202,6 +206,7 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
         tokenizer = keeping_special(tokenizer, settings.keep_special)
     with under("environment"):
         require_stop_strings(settings.stop, tokenizer)
+    engine = Engine(spending := Spending(), str(policy.device))
     reference = policy.frozen_copy()
     reference.reseed(experiment.seed + 1)
     policy.reseed(experiment.seed)
@@ -209,7 +214,7 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
         rewards = experiment.rewards
         if imitates(experiment.agent) and rewards == Experiment().rewards and not isinstance(task, ScoresItself):
             rewards = {"none": NoReward()}  # whoever imitates needs none
-        reward = load_rewards(rewards, task, {"reference": reference, "tokenizer": tokenizer})
+        reward = load_rewards(rewards, task, {"reference": reference, "tokenizer": tokenizer, "device": engine.device})
     if reward.kl is None and (measuring := load_stopping_rules(experiment.stopping_tables()).of(MaxKL)):
         raise ConfigError(
             Problem(
@@ -218,13 +223,15 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
                 ("max_kl",) if experiment.max_kl is not None else ("stopping", measuring[0]),
             )
         )
-    notes: tuple[str, ...] = ()
+    said = fallback(experiment.policy.writer_dtype, policy.device.type)
+    notes: tuple[str, ...] = (said,) if said else ()
     if not imitates(experiment.agent) or _is_rewarded(reward, experiment):  # texts will be written
         longest = settings.max_prompt_tokens
         if isinstance(policy, HasContext) and policy.context is not None:  # the last token of a text is never read
             longest = min(longest, policy.context + 1 - settings.max_new_tokens)
         with under("task"):
-            task, notes = fitted_task(task, tokenizer, longest, settings.over_long)
+            task, more = fitted_task(task, tokenizer, longest, settings.over_long)
+        notes += more
     env = TextVectorEnv(
         settings.num_envs,
         task=task,
@@ -236,7 +243,6 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
         autoreset_mode="Disabled",
         stop=settings.stop,
     )
-    spending = Spending()
     setup = Setup(
         policy=policy,
         reference=reference,
@@ -246,13 +252,13 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
         action_length=settings.length,
         max_new_tokens=settings.max_new_tokens,
         seed=experiment.seed,
-        engine=Engine(spending),
+        engine=engine,
         spending=spending,
         task=env.task,
     )
     with under("agent"):
         agent = make_agent(experiment.agent, setup)
-    source = EnvSource(env, seed=experiment.seed, spending=spending, reference=reference)
+    source = EnvSource(env, seed=experiment.seed, spending=spending, reference=reference, policy=policy)
     return Workplace(written, env, setup, agent, source, notes, files_in(experiment.tables_of_plugins()))
 
 
@@ -282,9 +288,11 @@ def check_plugins(experiment: Experiment) -> Task:
             )
             said += f"from judgements; {name} learns the completions of a [task], of a file, say"
             look(partial(_refuse, said), "preferences")
+        look(lambda: _check_writer(experiment), "policy", "writer_dtype")
         look(lambda: _check_budget(experiment), "budget")
         look(lambda: _check_stopping(experiment), "stopping")
     look(lambda: check_trackers(experiment.trackers), "trackers")
+    look(lambda: require_dtype(find_device(experiment.policy.device), experiment.policy.torch_dtype), "policy")
     for name in experiment.evaluation.metrics or ():
         look(
             partial(plugins.host().load, "metric", OwnCode(name) if names_code(name) else name), "evaluation", "metrics"
@@ -308,6 +316,19 @@ def check_success(experiment: Experiment) -> None:
     if experiment.evaluation.pass_at and part not in known:
         said = f"success = {experiment.evaluation.success!r}: no part of the reward is called {part!r}"
         raise ConfigError(Problem(f"{said}{did_you_mean(part, known)}", ("success",)))
+
+
+def _check_writer(experiment: Experiment) -> None:
+    """A copy of the policy writes only for who corrects for it."""
+    wanted = experiment.policy.writer_dtype
+    if wanted not in (None, "auto") and not learns_off_policy(experiment.agent):
+        raise ConfigError(
+            Problem(
+                f'"{wanted}": a copy of the policy would write, and {experiment.agent_label} has no importance ratio '
+                "that corrects for it: leave it out, or take an agent that has one (grpo, rloo, ppo, reinforce), or to "
+                "which it does not matter who wrote a text (dpo, kto, rejection)"
+            )
+        )
 
 
 def _check_budget(experiment: Experiment) -> None:

@@ -264,8 +264,8 @@ def _new_model(size: Size, recipe: Recipe, tokenizer: FileTokenizer, *, seed: in
         eos_token_id=tokenizer.end_id,
         bos_token_id=None,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
         return LanguageModel(LlamaForCausalLM(config), end_id=tokenizer.end_id, pad_id=tokenizer.pad_id)
 
 

@@ -1,18 +1,25 @@
-"""Attention with capped scores (Gemma 2) in the precision of the model.
+"""Which attention a model's own modules compute; and attention with capped scores in the precision of the model.
 
-The transformers library computes its softmax in float32 even where everything else is float64. The rounding of its sum
-then depends on how much padding a row has, and so a log-probability depends on the other rows of the batch, at 1e-7.
+Where scores are capped (Gemma 2), the transformers library computes its softmax in float32 even if everything else is
+float64. The rounding of its sum then depends on how much padding a row has, and so a log-probability depends on the
+other rows of the batch, at 1e-7.
 """
 
 from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rlhf_env.errors import ConfigError, Problem
 from rlhf_env.policies.untyped import HFModel
 
 CAPPED = "rlhf_env_capped"  # the name under which transformers knows this implementation
+_FLASH = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}  # the package of each
 
 
 def attend(
@@ -57,3 +64,34 @@ def attend_in_own_precision(model: HFModel) -> None:
     AttentionInterface.register(CAPPED, attend)
     AttentionMaskInterface.register(CAPPED, eager_mask)
     model.set_attn_implementation(CAPPED)
+
+
+@contextmanager
+def naming_attention(wanted: str | None, dtype: torch.dtype | None) -> Iterator[None]:
+    """Inside, a model is made whose attention is `wanted`, one of the library's implementations; None: its own choice.
+
+    Raises ConfigError where the implementation, the device or the family of the model cannot do that.
+    """
+    if wanted is None:
+        yield
+        return
+    package = _FLASH.get(wanted)
+    # Without it the library would fetch a kernel from the hub, which is code of others.
+    if package is not None and importlib.util.find_spec(package) is None:
+        raise _refused(wanted, f"needs the package {package}, which is not installed, and a GPU that it knows")
+    if package is not None and dtype not in (torch.bfloat16, torch.float16, None):
+        kind = str(dtype).removeprefix("torch.")
+        raise _refused(wanted, f'has no {kind}: take dtype = "bfloat16" with it')
+    try:
+        yield
+    except (ImportError, ValueError) as error:  # what the library says of an implementation that it cannot use
+        said = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
+        if "attention" not in said.lower() and "attn" not in said.lower() and wanted not in said:
+            raise
+        raise _refused(wanted, f"cannot be used here: {said}") from error
+
+
+def _refused(wanted: str, why: str) -> ConfigError:
+    return ConfigError(
+        Problem(f'attention = "{wanted}" {why}; or leave attention out, for the library\'s choice', ("attention",))
+    )

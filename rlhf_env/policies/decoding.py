@@ -22,6 +22,7 @@ from rlhf_env.errors import RunFailed
 from rlhf_env.policies.forward_pass import forward_pass
 from rlhf_env.policies.fused import FusedStep
 from rlhf_env.policies.policy import Sampling, Written
+from rlhf_env.policies.precision import has_float64
 from rlhf_env.policies.untyped import HFCache, HFModel
 from rlhf_env.types import Bool, Float, Int, Stops
 
@@ -209,6 +210,8 @@ def draw(logits: Tensor, uniforms: Float, sampling: Sampling) -> tuple[Int, Floa
     `logits` [R, V]; `uniforms` float64[R] in [0, 1). The drawn token is the first whose cumulative probability exceeds
     the row's uniform number; a token of probability 0 is never drawn. RunFailed when logits are not finite.
     """
+    # Where the device has no float64, the processor draws: a float32 sum would draw another token here and there.
+    logits = logits if has_float64(logits.device) else logits.cpu()
     scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if sampling.temperature != 1.0:
         scores = scores / sampling.temperature

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from rlhf_env.policies.attention import attend_in_own_precision
 from rlhf_env.policies.decoding import Decoding
 from rlhf_env.policies.experts import loop_over_experts_in_float64
 from rlhf_env.policies.forward_pass import forward_pass
-from rlhf_env.policies.fused import FusedStep
+from rlhf_env.policies.fused import FusedStep, Linear
 from rlhf_env.policies.lm_head import LinearHead, gives_the_logits, linear_head, score_logits
 from rlhf_env.policies.loading import base_and_adapter, context_of, load_causal_lm
 from rlhf_env.policies.lora import (
@@ -31,7 +31,10 @@ from rlhf_env.policies.lora import (
     load_adapter,
     merge_adapter,
 )
+from rlhf_env.policies.low_precision import WriterDtype, require_known, writer_linear
 from rlhf_env.policies.policy import Sampling, TextEvaluation, Written
+from rlhf_env.policies.precision import as_float64
+from rlhf_env.policies.recomputation import recomputed_layers, require_layers
 from rlhf_env.policies.soundness import require_sound
 from rlhf_env.policies.streams import RowStreams
 from rlhf_env.policies.trunk import hidden_states, prefix_tree
@@ -58,7 +61,8 @@ class LanguageModel(nn.Module):
     `rows_at_once` bounds the memory of the key/value cache: more texts are written in several waves, and then every
     call reads them from the start. DataError for a model that cannot state while writing what its own forward pass says
     (see `soundness`). `fused`: sample with `FusedStep` and learn with `trunk.hidden_states` where they
-    know the model's family (and no dropout is active); the results are the same.
+    know the model's family (and no dropout is active); the results are the same. `gradient_checkpointing`: see
+    `recomputation`. `writer_dtype`: a copy in that precision writes, see `low_precision`.
     """
 
     def __init__(
@@ -71,6 +75,8 @@ class LanguageModel(nn.Module):
         seed: int = 0,
         rows_at_once: int = ROWS_AT_ONCE,
         fused: bool = True,
+        gradient_checkpointing: bool = False,
+        writer_dtype: WriterDtype | None = None,
     ) -> None:
         super().__init__()
         if rows_at_once < 1:
@@ -80,6 +86,11 @@ class LanguageModel(nn.Module):
         self.model = model
         self.sampling = sampling
         self.rows_at_once, self.fused = rows_at_once, fused
+        require_known(writer_dtype, model, fused=fused, known=anatomy_of(model) is not None)
+        self.writer_dtype = writer_dtype
+        if gradient_checkpointing:
+            require_layers(model)
+        self.gradient_checkpointing = gradient_checkpointing
         self._text_config: HFConfig = model.config.get_text_config()
         head = model.get_output_embeddings()
         if getattr(head, "weight", None) is None:
@@ -105,22 +116,26 @@ class LanguageModel(nn.Module):
         cls,
         name: str | Path,
         *,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = torch.float32,
         end_id: int | Sequence[int] | None = None,
         pad_id: int | None = None,
         sampling: Sampling = Sampling(),  # noqa: B008 - frozen
         seed: int = 0,
         revision: str | None = None,
+        attention: str | None = None,
         rows_at_once: int = ROWS_AT_ONCE,
         fused: bool = True,
+        gradient_checkpointing: bool = False,
+        writer_dtype: WriterDtype | None = None,
     ) -> LanguageModel:
         """A model from a folder or, if there is no such folder, from the hub (or its cache on this machine).
 
         Weights are read from safetensors only, code of the model's author is not run, and whatever precision is on
-        disk becomes `dtype`. DataError, in one line, when there is no usable model.
+        disk becomes `dtype` (None: stays as it is, but float16 becomes float32). `attention` is one of the library's
+        implementations, None for its own choice. DataError, in one line, when there is no usable model.
         """
         base, adapter = base_and_adapter(name)
-        model = load_causal_lm(base, dtype, revision)
+        model = load_causal_lm(base, dtype, revision, attention)
         if adapter is not None:
             load_adapter(model, adapter)
         try:
@@ -132,6 +147,8 @@ class LanguageModel(nn.Module):
                 seed=seed,
                 rows_at_once=rows_at_once,
                 fused=fused,
+                gradient_checkpointing=gradient_checkpointing,
+                writer_dtype=writer_dtype,
             )
         except DataError as error:
             error.found_in(f"model {str(name)!r}")
@@ -198,7 +215,8 @@ class LanguageModel(nn.Module):
         else:
             decoding, waves = None, list(self._waves(rows))
             anatomy = self._anatomy()
-            fused = None if anatomy is None else FusedStep(self.model, anatomy, self._writer_linear())
+            linear = writer_linear(self.writer_dtype, self.model) or Linear
+            fused = None if anatomy is None else FusedStep(self.model, anatomy, linear)
         written = Written(np.full(uniforms.shape, self.vocab_size, np.int64), np.zeros(uniforms.shape))
         for wave in waves:
             if decoding is None or len(waves) > 1:
@@ -250,7 +268,7 @@ class LanguageModel(nn.Module):
         head, anatomy = self._linear_head(), self._anatomy()
         if anatomy is not None and head is not None and width and not has_dropout(self.model):
             tree = prefix_tree(tokens[:, :width], mask)
-            node_states = hidden_states(anatomy, tree)
+            node_states = hidden_states(anatomy, tree, recompute=self.gradient_checkpointing)
             logprobs, entropy = head.score(node_states.index_select(0, tree.nodes[scored]), targets, temperature)
             states = node_states.index_select(0, tree.nodes.flatten()).view(*mask.shape, -1)
         else:
@@ -272,7 +290,7 @@ class LanguageModel(nn.Module):
         with _without_dropout(self):
             for batch in self._batches(episodes):
                 tokens, mask, where = padded([episodes[index] for index in batch], self.pad_id)
-                logprobs = self.evaluate(tokens, mask, where).logprobs.double().cpu().numpy()
+                logprobs = as_float64(self.evaluate(tokens, mask, where).logprobs).numpy()
                 for row, index in enumerate(batch):
                     start = len(episodes[index].prompt_ids)
                     answers[index] = logprobs[row, start : start + len(episodes[index].response_ids)].copy()
@@ -307,6 +325,11 @@ class LanguageModel(nn.Module):
                 raise RuntimeError(f"{len(unlike)} weights are not those of this adapter, {unlike[0]} among them")
             strict = False  # of the whole model, most are missing
         return super().load_state_dict(state_dict, strict, assign)
+
+    @property
+    def copy_writes(self) -> bool:
+        """Whether what `write` states comes from a copy in low precision, and not from the policy itself."""
+        return writer_linear(self.writer_dtype, self.model) is not None and self._anatomy() is not None
 
     @property
     def adapted(self) -> bool:
@@ -344,13 +367,14 @@ class LanguageModel(nn.Module):
         # attention kernels are fastest with it.
         attention_mask = torch.ones_like(mask)
         positions = torch.arange(tokens.shape[1], device=self.device).expand_as(tokens)
-        return forward_pass(
-            self.model,
-            tokens.masked_fill(~mask, 0),
-            attention_mask,
-            positions,
-            select=lambda states: states[needs_logits],
-        )
+        with recomputed_layers(self.model) if self.gradient_checkpointing else nullcontext():
+            return forward_pass(
+                self.model,
+                tokens.masked_fill(~mask, 0),
+                attention_mask,
+                positions,
+                select=lambda states: states[needs_logits],
+            )
 
     def _anatomy(self) -> Anatomy | None:
         """The anatomy that `FusedStep` and `trunk` need; None where the model's own code has to do the work."""
@@ -369,7 +393,7 @@ class LanguageModel(nn.Module):
 
     def _weights(self) -> tuple[object, ...]:
         """A value that differs after every in-place change that autograd sees, and after parameters are replaced."""
-        return tuple((parameter.data_ptr(), parameter._version) for parameter in self.parameters())
+        return (self.writer_dtype, *((parameter.data_ptr(), parameter._version) for parameter in self.parameters()))
 
     def _batches(self, episodes: Sequence[Episode]) -> Iterator[list[int]]:
         """Batches of indices of `episodes`, sorted by length, each within the limits at the top of this file."""

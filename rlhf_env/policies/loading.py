@@ -9,13 +9,20 @@ import torch
 
 from rlhf_env import assets
 from rlhf_env.envs.transformers_tokenizer import quiet_transformers
-from rlhf_env.errors import DataError
+from rlhf_env.errors import ConfigError, DataError
+from rlhf_env.policies.attention import naming_attention
 from rlhf_env.policies.lora import ADAPTER_FILE, base_of
 from rlhf_env.policies.untyped import HFConfig, HFModel
 
 
-def load_causal_lm(name: str | Path, dtype: torch.dtype, revision: str | None) -> HFModel:
-    """The model in a folder or, if there is no such folder, of the hub. Raises DataError."""
+def load_causal_lm(
+    name: str | Path, dtype: torch.dtype | None, revision: str | None, attention: str | None = None
+) -> HFModel:
+    """The model in a folder or, if there is no such folder, of the hub; `dtype` None: in that of its files.
+
+    `attention`: one of the library's implementations, None for its own choice. Raises DataError; ConfigError for an
+    attention that cannot be had here.
+    """
     from huggingface_hub import constants
     from transformers import AutoModelForCausalLM
 
@@ -26,15 +33,18 @@ def load_causal_lm(name: str | Path, dtype: torch.dtype, revision: str | None) -
     elif folder.exists() or str(name).startswith(("/", ".", "~")):
         raise DataError(f"model {str(name)!r}: there is no such folder")
     try:
-        with quiet_transformers():
+        with quiet_transformers(), naming_attention(attention, dtype):
             model, report = AutoModelForCausalLM.from_pretrained(
                 str(folder) if local else str(name),
-                dtype=dtype,
+                dtype=dtype or "auto",
                 revision=revision,
+                attn_implementation=attention,
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
             )
+    except ConfigError:
+        raise
     except Exception as problem:  # the library, its checks of configurations and the network raise many kinds
         why = (str(problem).strip() or type(problem).__name__).split("\n")[0]
         if not local and constants.HF_HUB_OFFLINE:
@@ -45,11 +55,30 @@ def load_causal_lm(name: str | Path, dtype: torch.dtype, revision: str | None) -
     missing = sorted(report["missing_keys"])
     if missing:  # transformers would fill them with random numbers
         raise DataError(f"model {str(name)!r}: {len(missing)} weights are missing, {missing[0]} among them")
+    if dtype is None:
+        _in_own_precision(model, str(name))
     for parameter in model.parameters():
         # Copied out of the file's memory map. Then rewriting the file changes nothing here, and the same weights give
         # the same bits (kernels sum in another order if a tensor does not begin at a multiple of 64 bytes).
         parameter.data = parameter.data.clone()
     return model
+
+
+def _in_own_precision(model: HFModel, name: str) -> None:
+    """Of a model that was loaded as its files are: float16 becomes float32, which loses nothing. Raises DataError for a
+    precision that nothing can be learned in."""
+    for parameter in model.parameters():
+        if parameter.dtype == torch.float16:
+            parameter.data = parameter.data.float()
+    for buffer in model.buffers():
+        if buffer.dtype == torch.float16:
+            buffer.data = buffer.data.float()
+    kinds = {parameter.dtype for parameter in model.parameters()}
+    if unknown := kinds - {torch.float32, torch.float64, torch.bfloat16}:
+        kind = str(unknown.pop()).removeprefix("torch.")
+        raise DataError(f"model {name!r}: its files are in {kind}, which cannot be trained: name a dtype")
+    if len(kinds) > 1:  # a few norms, in float32 beside the rest: as a dtype that is named makes them
+        model.to(next(iter(model.parameters())).dtype)
 
 
 def model_files(name: str | Path) -> Path:

@@ -50,7 +50,7 @@ def add_adapter(model: HFModel, wanted: Lora, seed: int) -> None:
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(devices=[]), _quiet():
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         try:
             peft.inject_adapter_in_model(config, model, ADAPTER)
         except ValueError as error:  # no module has such a name, or one of them is no matrix
@@ -81,7 +81,7 @@ def load_adapter(model: HFModel, folder: Path) -> None:
             )
     config.inference_mode = False
     with torch.random.fork_rng(devices=[]), _quiet():
-        torch.manual_seed(0)  # what is drawn is replaced below
+        torch.default_generator.manual_seed(0)  # what is drawn is replaced below
         try:
             peft.inject_adapter_in_model(config, model, ADAPTER)
         except ValueError as error:

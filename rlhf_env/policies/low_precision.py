@@ -15,15 +15,20 @@ oneDNN's, by `torch._int_mm`, as in torchao: it needs no packed copy of the weig
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rlhf_env.errors import ConfigError, Problem
+from rlhf_env.policies.untyped import HFModel
+
 WriterDtype = Literal["auto", "int8", "bfloat16"]
 
-# "auto" takes 8 bits from this many multiplications per token on; below, a step costs little but its calls.
+# "auto" makes a copy of models of this many weights or more: in smaller ones, a step costs little but its calls.
 WORTH_A_COPY = 2**23
 
 # Rows of a weight that become 8-bit numbers at a time: what is computed on the way stays in the processor's cache.
@@ -59,7 +64,9 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         product, scale = self._product(x)
         product.mul_(scale)
-        return (product if self.bias is None else product.add_(self.bias)).to(x.dtype)
+        if self.bias is not None:
+            product.add_(self.bias)
+        return product.to(x.dtype)
 
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
         """`residual` + x weight^T + bias."""
@@ -86,16 +93,83 @@ class BFloat16Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rounded = x.bfloat16()
+        product: Tensor
         if self.packed:
             product = torch.ops.mkldnn._linear_pointwise(rounded, self.weight, self.bias, "none", [], "")
-            return cast(Tensor, product).to(x.dtype)
-        return F.linear(rounded, self.weight, self.bias).to(x.dtype)
+            return product.to(x.dtype)
+        product = F.linear(rounded, self.weight, self.bias)
+        return product.to(x.dtype)
 
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
-        return residual + self(x)
+        return torch.add(residual, self(x))
 
 
 LowPrecisionLinear = Int8Linear | BFloat16Linear
+
+
+def writer_linear(wanted: WriterDtype | None, model: HFModel) -> type[LowPrecisionLinear] | None:
+    """The linear layers of the copy that writes the texts of `model`; None: the model writes them itself.
+
+    It does where nobody `wanted` a copy, where its own precision is the one that is wanted, on another device than the
+    processor, and on a processor that has no such instructions; with "auto" also where a copy is not worth it.
+    """
+    weight = next(iter(model.parameters()))
+    if wanted is None or weight.device.type != "cpu":
+        return None
+    if wanted == "auto":
+        large = sum(it.numel() for it in model.parameters()) >= WORTH_A_COPY
+        if not large or weight.dtype == torch.float64:  # float64 is for exactness
+            return None
+        wanted = "int8" if has_int8() else "bfloat16"
+    if wanted == "int8":
+        return Int8Linear if has_int8() else None
+    return BFloat16Linear if has_bfloat16() and weight.dtype != torch.bfloat16 else None
+
+
+def fallback(wanted: WriterDtype | None, device: str) -> str | None:
+    """What to tell a user who `wanted` a copy that cannot be had on this `device`, in one line; None: nothing."""
+    can = {"int8": has_int8, "bfloat16": has_bfloat16}
+    if wanted not in can or (device == "cpu" and can[wanted]()):
+        return None
+    why = "this processor has no instructions for it" if device == "cpu" else f"the model is on {device}, not the CPU"
+    return f'[policy] writer_dtype = "{wanted}": {why}, so texts are written in the policy\'s own precision'
+
+
+def require_known(wanted: WriterDtype | None, model: HFModel, *, fused: bool, known: bool) -> None:
+    """Raise ConfigError for a copy of a model that `FusedStep` does not know, or may not be used for."""
+    if wanted in (None, "auto") or (fused and known):
+        return
+    why = f"{type(model).__name__} is none of the families that a copy can be made of" if fused else "fused is false"
+    raise ConfigError(Problem(f'writer_dtype = "{wanted}": {why}: leave it out', ("writer_dtype",)))
+
+
+@contextmanager
+def writing_exactly(*policies: object) -> Iterator[None]:
+    """Inside, every policy that a copy in low precision writes for writes its texts itself."""
+    copied = [(policy, policy.writer_dtype) for policy in policies if isinstance(policy, HasWriter)]
+    for policy, _ in copied:
+        policy.writer_dtype = None
+    try:
+        yield
+    finally:
+        for policy, wanted in copied:
+            policy.writer_dtype = wanted
+
+
+def copy_writes(policy: object) -> bool:
+    """Whether texts of `policy` written now come from a copy of it, whose log-probabilities are not quite its own."""
+    return isinstance(policy, HasWriter) and policy.copy_writes
+
+
+@runtime_checkable
+class HasWriter(Protocol):
+    """A policy that a copy of it may write for."""
+
+    writer_dtype: WriterDtype | None
+
+    @property
+    def copy_writes(self) -> bool:
+        """Whether texts written now come from a copy, whose log-probabilities are not quite the policy's."""
 
 
 def has_int8() -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rlhf_env.envs.transformers_tokenizer import quiet_transformers
 from rlhf_env.errors import DataError
+from rlhf_env.policies.attention import CAPPED
 from rlhf_env.policies.decoding import Decoding
 from rlhf_env.policies.policy import Sampling
 from rlhf_env.policies.untyped import HFModel
@@ -52,10 +53,17 @@ def require_sound(policy: LanguageModel) -> None:
     except Exception as error:  # whatever the family's own code raises when it is called as others are
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
-            f"{named} cannot write texts side by side here ({type(error).__name__}: {said[:160]}): {_REMEDY}"
+            f"{named} cannot write texts side by side here ({type(error).__name__}: {said[:160]}): {_remedy(model)}"
         ) from error
     if problem:
-        raise DataError(f"{named}: {problem}: {_REMEDY}")
+        raise DataError(f"{named}: {problem}: {_remedy(model)}")
+
+
+def _remedy(model: HFModel) -> str:
+    attention = getattr(model.config, "_attn_implementation", None)
+    if attention in (None, "eager", "sdpa", CAPPED):
+        return _REMEDY
+    return f'leave attention = "{attention}" out, or {_REMEDY}'
 
 
 def _problem(policy: LanguageModel) -> str:

@@ -16,6 +16,7 @@ from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.policies.decoding import draw
 from rlhf_env.policies.language_model import padded
 from rlhf_env.policies.policy import Sampling, TextEvaluation, Written
+from rlhf_env.policies.precision import as_float64
 from rlhf_env.policies.streams import RowStreams
 from rlhf_env.types import Bool, Episode, Float, Observation, State
 
@@ -184,7 +185,7 @@ class TabularPolicy(nn.Module):
     def response_logprobs(self, episodes: Sequence[Episode], /) -> list[Float]:
         if not episodes:
             return []
-        logprobs = self.evaluate(*padded(episodes, self.pad_id)).logprobs.double().cpu().numpy()
+        logprobs = as_float64(self.evaluate(*padded(episodes, self.pad_id)).logprobs).numpy()
         return [
             row[len(episode.prompt_ids) : len(episode.ids)].copy()
             for row, episode in zip(logprobs, episodes, strict=True)

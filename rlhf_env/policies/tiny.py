@@ -7,7 +7,9 @@ from typing import Literal, get_args
 import torch
 
 from rlhf_env.errors import ConfigError, UnknownName
+from rlhf_env.policies.attention import naming_attention
 from rlhf_env.policies.language_model import ROWS_AT_ONCE, LanguageModel
+from rlhf_env.policies.low_precision import WriterDtype
 from rlhf_env.policies.policy import Sampling
 
 TINY_CONTEXT = 512
@@ -20,8 +22,12 @@ Family = Literal[
 # What makes a small model of a family one of it, besides its size.
 _SETTINGS: dict[str, dict[str, object]] = {
     "phi3": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
-    "granite": {"residual_multiplier": 0.5, "embedding_multiplier": 3.0, "logits_scaling": 0.75}
-    | {"attention_multiplier": 0.5},
+    "granite": {
+        "residual_multiplier": 0.5,
+        "embedding_multiplier": 3.0,
+        "logits_scaling": 0.75,
+        "attention_multiplier": 0.5,
+    },
     "cohere": {"use_qk_norm": True, "logit_scale": 0.75},
     "cohere2": {"logit_scale": 0.75},
     "smollm3": {"no_rope_layer_interval": 2, "use_sliding_window": True},
@@ -51,6 +57,9 @@ def tiny_language_model(
     sampling: Sampling = Sampling(),  # noqa: B008 - frozen
     rows_at_once: int = ROWS_AT_ONCE,
     fused: bool = True,
+    attention: str | None = None,
+    gradient_checkpointing: bool = False,
+    writer_dtype: WriterDtype | None = None,
 ) -> LanguageModel:
     """A model with random weights; the same arguments give the same weights, and no global generator is used.
 
@@ -94,8 +103,17 @@ def tiny_language_model(
     name = "gemma3_text" if family == "gemma3" else family
     config = AutoConfig.for_model(name, vocab_size=vocab_size, initializer_range=init_std, **shape, **special)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        torch.default_generator.manual_seed(seed)  # and not those of other devices, which nobody would put back
+        with naming_attention(attention, dtype):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
     return LanguageModel(
-        model, end_id=end_id, pad_id=pad_id, sampling=sampling, seed=seed, rows_at_once=rows_at_once, fused=fused
+        model,
+        end_id=end_id,
+        pad_id=pad_id,
+        sampling=sampling,
+        seed=seed,
+        rows_at_once=rows_at_once,
+        fused=fused,
+        gradient_checkpointing=gradient_checkpointing,
+        writer_dtype=writer_dtype,
     )

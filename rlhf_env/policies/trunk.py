@@ -21,6 +21,7 @@ Gathering is differentiable: the gradient of a shared node is the sum over all t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -42,6 +43,7 @@ from rlhf_env.policies.anatomy import (
 )
 from rlhf_env.policies.linear import has_onednn, linear, round_up
 from rlhf_env.policies.low_precision import LowPrecisionLinear
+from rlhf_env.policies.recomputation import recomputed
 from rlhf_env.policies.untyped import AutogradContext
 from rlhf_env.types import Bool, Int
 
@@ -158,12 +160,17 @@ def prefix_tree(tokens: Tensor, mask: Tensor) -> PrefixTree:
 
 
 def hidden_states(
-    anatomy: Anatomy, tree: PrefixTree, *, keys_values: list[tuple[Tensor, Tensor] | None] | None = None
+    anatomy: Anatomy,
+    tree: PrefixTree,
+    *,
+    keys_values: list[tuple[Tensor, Tensor] | None] | None = None,
+    recompute: bool = False,
 ) -> Tensor:
     """The states [N, H] of all nodes after the final norm; with gradients where they are enabled.
 
     To the list `keys_values` the keys and values of each layer are appended, [N or more, kv_heads, head_size] each;
-    None for a layer that reads those of another.
+    None for a layer that reads those of another. `recompute`: the backward pass computes every layer again instead of
+    keeping what it needs of it.
     """
     weight = next(anatomy.norm.parameters())
     count = len(tree.tokens)
@@ -180,10 +187,11 @@ def hidden_states(
     masks = {window: [bucket.attention_mask(window) for bucket in tree.buckets] for window in windows}
     shared: dict[int, tuple[Tensor, Tensor]] = {}  # keys and values that a later layer reads too, by layer
     read_again = {layer.keys_from for layer in anatomy.layers}
-    for number, layer in enumerate(anatomy.layers):
+
+    def run(number: int, layer: Layer, x: Tensor) -> Tensor:
         normed = _norm(layer.before_attention, x)
         queries, keys, values = _queries_keys_values(layer, normed, rotary, shared)
-        if number in read_again:
+        if number in read_again and number not in shared:  # and not once more when the backward pass computes it again
             shared[number] = keys, values
         if keys_values is not None:
             keys_values.append((keys, values) if layer.keys_from is None else None)  # with padding nodes at the end
@@ -194,6 +202,10 @@ def hidden_states(
         x = _add_mlp(layer, normed, x)
         if layer.finish is not None:
             x = layer.finish(x, None if layer_inputs is None else layer_inputs[number])
+        return x
+
+    for number, layer in enumerate(anatomy.layers):
+        x = recomputed(partial(run, number, layer), x) if recompute else run(number, layer, x)
     return _norm(anatomy.norm, x)[:count]
 
 
@@ -271,7 +283,7 @@ def _scaled_dot_product(layer: Layer, q: Tensor, k: Tensor, v: Tensor, mask: Ten
 def _project(modules: tuple[nn.Module, ...], x: Tensor) -> Tensor:
     """x weight^T + bias [N, out] of `x` [N, in], the outputs of all `modules` side by side, with their adapters."""
     if isinstance(modules[0], LowPrecisionLinear):  # of a copy that writes; it has joined them already
-        return modules[0](x)
+        return cast(Tensor, modules[0](x))
     adapters = [low_rank_of(module) for module in modules]
     if not any(adapters):
         return linear(x, *weight_and_bias(*modules))

@@ -130,7 +130,7 @@ def test_with_dropout_the_models_own_code_reads(monkeypatch: pytest.MonkeyPatch)
     reads: list[int] = []
     monkeypatch.setattr(
         "rlhf_env.policies.language_model.hidden_states",
-        lambda *inputs: reads.append(1) or hidden_states(*inputs),
+        lambda *inputs, **settings: reads.append(1) or hidden_states(*inputs, **settings),
     )
     for dropout, training, expected in ((0.1, True, 0), (0.1, False, 1), (0.0, True, 1)):
         for family in ("llama", "gpt2"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wrong.table import BUDGET, TEXTS, TOKENIZER, experiment
+from wrong.table import BUDGET, TASK, TEXTS, TOKENIZER, experiment
 
 experiment(
     "temperature 0", "[policy]", "[policy.sampling]\ntemperature = 0\n[policy]", "temperature must be above 0, got 0"
@@ -23,6 +23,31 @@ experiment(
     lines=range(20, 22),
 )
 experiment("dtype", "[policy]", '[policy]\ndtype = "float16"', "policy: dtype must be one of 'float32', 'float64', 'bf")
+experiment(
+    "an attention of another library",
+    "[policy]",
+    '[policy]\nattention = "xformers"',
+    "policy: attention must be one of 'auto', 'eager', 'sdpa', 'flash_attention_2',",
+)
+experiment(
+    "an attention that is not installed",
+    "[policy]",
+    '[policy]\nattention = "flash_attention_3"',
+    'attention = "flash_attention_3" needs the package flash_attn_interface, which is not installed',
+)
+experiment(
+    "gradient checkpointing by name",
+    "[policy]",
+    '[policy]\ngradient_checkpointing = "unsloth"',
+    "policy: gradient_checkpointing must be true or false",
+)
+for line, name in (('attention = "eager"', "attention"), ("gradient_checkpointing = true", "gradient_checkpointing")):
+    experiment(
+        f"{name} of a table",
+        TASK + "\n\n[policy]\n" + TOKENIZER,
+        f'name = "count"\ntarget = 2\n\n[policy]\nmodel = "table"\ntokenizer = "alphabet:ab"\n{line}',
+        f"line 10: {name}: a table of logits has no layers: leave it out",
+    )
 experiment("no tokenizer", TOKENIZER, "", '[policy] model "tiny" needs a tokenizer')
 experiment("an empty tokenizer", TOKENIZER, 'tokenizer = ""', "policy: tokenizer must have one or more characters")
 experiment("an empty model", "[policy]", '[policy]\nmodel = ""', "policy: model must have one or more characters")

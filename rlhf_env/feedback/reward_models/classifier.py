@@ -18,6 +18,7 @@ from rlhf_env.errors import DataError
 from rlhf_env.feedback.judgements import Response
 from rlhf_env.feedback.reward_models.model import batches_of_like_length, distinct, padded_ids
 from rlhf_env.policies.language_model import end_ids_of_model, listed
+from rlhf_env.policies.precision import as_float64
 from rlhf_env.policies.untyped import HFModel
 from rlhf_env.types import Episode, Float, Int, JsonView, Prompt
 
@@ -117,7 +118,7 @@ class SequenceClassifier:
             mask = (torch.arange(ids.shape[1]) < ends[:, None]).long()
             device = self._model.device
             logits = self._model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
-            scores[batch] = logits[:, 0].double().cpu().numpy()
+            scores[batch] = as_float64(logits[:, 0]).numpy()
         return scores[places]
 
     def _check(self, text: Int) -> None:

@@ -43,6 +43,7 @@ from rlhf_env.lora_settings import Lora
 from rlhf_env.policies.anatomy import anatomy_of
 from rlhf_env.policies.loading import base_and_adapter, load_causal_lm
 from rlhf_env.policies.lora import load_adapter, merge_adapter
+from rlhf_env.policies.precision import as_float64
 from rlhf_env.policies.trunk import hidden_states, prefix_tree
 from rlhf_env.policies.untyped import HFModel
 from rlhf_env.types import Episode, Float, Int, JsonObject, Prompt, Tokenizer
@@ -283,7 +284,7 @@ class RewardModel(nn.Module):
         read, places = distinct_texts(texts)
         scores = np.empty((len(self.heads), len(read)), dtype=np.float64)
         for batch in batches_of_like_length([len(text) for text in read]):
-            scores[:, batch] = self.raw([read[i] for i in batch]).double().cpu().numpy()
+            scores[:, batch] = as_float64(self.raw([read[i] for i in batch])).numpy()
         return np.asarray((scores[:, places] - self.mean[:, None]) / self.std)
 
     def save(self, path: str | Path) -> None:

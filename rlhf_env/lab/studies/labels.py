@@ -33,6 +33,7 @@ from rlhf_env.errors import ConfigError, DataError, Problem
 from rlhf_env.feedback.asking.selection import disagreement_priority, random_priority, uncertainty_priority
 from rlhf_env.feedback.reward_models.calibration import win_probability
 from rlhf_env.lab.statistics import Estimate, PairedComparison, compare, estimate, mean
+from rlhf_env.policies.precision import as_float64
 from rlhf_env.settings import AtLeastOne, Positive, fault, settings
 from rlhf_env.types import Episode, Float
 from rlhf_env.whole_files import write_json, write_whole
@@ -189,7 +190,7 @@ def trunk_features(policy: Any, episodes: Sequence[Episode]) -> Float:
     tokens, mask, where = (F.pad(it, (0, 1)) for it in padded(episodes, policy.pad_id))
     with torch.no_grad():
         seen = policy.evaluate(tokens, mask, where)
-    hidden, logprobs = seen.hidden.double().cpu().numpy(), seen.logprobs.double().cpu().numpy()
+    hidden, logprobs = as_float64(seen.hidden).numpy(), as_float64(seen.logprobs).numpy()
     rows = []
     for row, episode in enumerate(episodes):
         start, end = len(episode.prompt_ids), len(episode.ids)
