@@ -39,7 +39,7 @@ _LEAST_SCALE = 1e-30
 
 
 def quantized(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row of `values` [R, in] as whole numbers int8[R, in] and its scale float32[R, 1]; rounds half to even."""
+    """Each row of `values` [R, in] as whole numbers int8[R, in] and its scale [R, 1]; rounds half to even."""
     scale = values.abs().amax(1, keepdim=True).div_(_LARGEST).clamp_(min=_LEAST_SCALE)
     return (values / scale).round_().to(torch.int8), scale
 
@@ -47,19 +47,19 @@ def quantized(values: Tensor) -> tuple[Tensor, Tensor]:
 class Int8Linear(nn.Module):
     """A linear layer x [R, in] -> x weight^T + bias in 8 bits, of `weight` [out, in] at the moment it is made.
 
-    It takes and gives numbers in the precision of `x`; scales and what is added are in float32.
+    Everything but the whole numbers is in the precision of `x`, but at least float32.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         whole = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
-        scales = torch.empty(len(weight), dtype=torch.float32, device=weight.device)
+        scales = torch.empty(len(weight), dtype=_computed_in(weight), device=weight.device)
         for start in range(0, len(weight), _ROWS_AT_ONCE):
             rows = slice(start, start + _ROWS_AT_ONCE)
-            whole[rows], scale = quantized(weight[rows].float())
+            whole[rows], scale = quantized(weight[rows].to(scales.dtype))
             scales[rows] = scale.squeeze(1)
         self.weight, self.scales = whole.t(), scales  # [in, out], [out]
-        self.bias = None if bias is None else bias.float()
+        self.bias = None if bias is None else bias.to(scales.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         product, scale = self._product(x)
@@ -71,13 +71,20 @@ class Int8Linear(nn.Module):
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
         """`residual` + x weight^T + bias."""
         product, scale = self._product(x)
-        summed = torch.addcmul(residual, product.to(x.dtype), scale.to(x.dtype))
-        return summed if self.bias is None else summed.add_(self.bias.to(x.dtype))
+        if product.dtype == residual.dtype:
+            summed = torch.addcmul(residual, product, scale)
+        else:
+            summed = residual + product.mul_(scale).to(residual.dtype)
+        return summed if self.bias is None else summed.add_(self.bias.to(residual.dtype))
 
     def _product(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x weight^T [R, out] but for the scale of each row, and those scales [R, 1], float32 both."""
-        whole, scale = quantized(x.float())
-        return torch._int_mm(whole, self.weight).float().mul_(self.scales), scale
+        """x weight^T [R, out] but for the scale of each row, and those scales [R, 1]."""
+        whole, scale = quantized(x.to(_computed_in(x)))
+        return torch._int_mm(whole, self.weight).to(scale.dtype).mul_(self.scales), scale
+
+
+def _computed_in(like: Tensor) -> torch.dtype:
+    return torch.promote_types(like.dtype, torch.float32)
 
 
 class BFloat16Linear(nn.Module):
