@@ -13,7 +13,7 @@ KNOWN = 'must be "auto", "cpu", "cuda", "cuda:N" or "mps"'
 
 
 def is_device_name(name: str) -> bool:
-    return re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", name) is not None
+    return re.fullmatch(r"auto|cpu|mps(:0)?|cuda(:[0-9]{1,3})?", name) is not None
 
 
 def problems_of_device(name: str) -> Iterator[Problem]:

@@ -21,11 +21,12 @@ class BradleyTerry:
         model: a folder that `RewardModel.save` wrote, whose scores have mean 0 and standard deviation 1 over the
             responses it was fitted on; or a sequence classification model of transformers with one label (a folder, a
             hub name), whose scores are taken as they are.
+        device: where it computes, as in [policy] (in a run: where the policy does).
     """
 
-    def __init__(self, model: Annotated[str | Path, IsPath()]) -> None:
+    def __init__(self, model: Annotated[str | Path, IsPath()], device: str = "cpu") -> None:
         self.model = str(model)
-        self._scorer = load_scorer(model)  # torch loads here, not when the reward is listed
+        self._scorer = load_scorer(model, device=device)  # torch loads here, not when the reward is listed
 
     def __call__(self, episodes: Sequence[Episode], /) -> Float:
         """float64[B]."""

@@ -26,6 +26,7 @@ class Ensemble:
         combination: the "mean" of the members, the "worst" (lowest) of them, or by "uncertainty" the mean minus
             `penalty` times their variance.
         penalty: what the variance is multiplied by.
+        device: where they compute, as in [policy] (in a run: where the policy does).
     """
 
     def __init__(
@@ -33,13 +34,14 @@ class Ensemble:
         model: Annotated[str | Path | Sequence[str | Path], IsPath()],
         combination: Combination = "worst",
         penalty: NonNegative = 1.0,
+        device: str = "cpu",
     ) -> None:
         from rlhf_env.feedback.reward_models.ensemble import RewardEnsemble, combined
 
         require(combination=(combination, Combination), penalty=(penalty, NonNegative))
         self.combination, self.penalty = combination, penalty
         self.model = [str(model)] if isinstance(model, str | Path) else [str(one) for one in model]
-        self._ensemble = RewardEnsemble([load_scorer(one) for one in self.model])
+        self._ensemble = RewardEnsemble([load_scorer(one, device=device) for one in self.model])
         self._combined = combined
         if self._ensemble.members < 2:
             raise ConfigError(fault("model", f"{self.model[0]} is a single model: an ensemble needs two or more"))

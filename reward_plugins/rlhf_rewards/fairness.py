@@ -31,15 +31,21 @@ class Fairness:
         model: one that the `bradley_terry` reward takes. The penalty has the unit of its scores, and its own tokenizer
             reads the versions.
         words: a row for each word, with its form for every group (default: words of gender).
+        device: where it computes, as in [policy] (in a run: where the policy does).
     """
 
     high: ClassVar[float] = 0.0
 
-    def __init__(self, model: Annotated[str | Path, IsPath()], words: Sequence[Sequence[str]] = GENDER.words) -> None:
+    def __init__(
+        self,
+        model: Annotated[str | Path, IsPath()],
+        words: Sequence[Sequence[str]] = GENDER.words,
+        device: str = "cpu",
+    ) -> None:
         rows = tuple(tuple(row) for row in words)
         self.model = str(model)
         self._groups = Groups(tuple(f"group {i + 1}" for i in range(len(rows[0]) if rows else 0)), rows)
-        self._scorer = load_scorer(model)
+        self._scorer = load_scorer(model, device=device)
 
     def __call__(self, episodes: Sequence[Episode], /) -> Float:
         """float64[B]."""

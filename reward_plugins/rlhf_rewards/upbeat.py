@@ -59,6 +59,8 @@ class Upbeat:
     typical: float = -3.18
     """The mean log-probability that this judge gives to people's replies (the median over held-out ones): it belongs to
     the judge and must be measured again for another one."""
+    device: str = "cpu"
+    """Where the judge computes, as in [policy] (in a run: where the policy does, if there is float64 there)."""
 
     def __call__(self, episodes: Sequence[Episode], /) -> Float:
         """float64[B]."""
@@ -84,7 +86,7 @@ class Upbeat:
 
     @property
     def _fluency(self) -> Fluency:
-        return _language_model(str(self.judge)) if isinstance(self.judge, str | Path) else self.judge
+        return _language_model(str(self.judge), self.device) if isinstance(self.judge, str | Path) else self.judge
 
 
 def _each(measure: Callable[[_Item], float], items: Sequence[_Item]) -> Float:
@@ -131,15 +133,19 @@ def _vader() -> Any:
 
 
 @cache
-def _language_model(name: str) -> Fluency:
+def _language_model(name: str, device: str) -> Fluency:
     """A language model as `Fluency`, loaded once; in float64, so that batch mates change no visible digit."""
     import torch
 
     from rlhf_env.envs.tokenizers import load_tokenizer
+    from rlhf_env.learning.engine import find_device, placed
     from rlhf_env.learning.run_models import model_folder
     from rlhf_env.policies import LanguageModel
+    from rlhf_env.policies.precision import has_float64
 
+    place = find_device(device)
     model = LanguageModel.from_pretrained(model_folder(name), dtype=torch.float64).frozen_copy()
+    model = placed(model, place if has_float64(torch.device(place)) else "cpu")
     tokenizer = load_tokenizer(name)
 
     def fluency(prompts: Sequence[str], replies: Sequence[str], /) -> Float:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlhf_env.cli.shared import LEARNING, TrustCode, WhichCheckpoint, app
+from rlhf_env.cli.shared import LEARNING, Device, TrustCode, WhichCheckpoint, app
 from rlhf_env.errors import ConfigError, RlhfEnvError
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def chat_with(
     system: Annotated[str, typer.Option(help="A system message to begin each conversation with.")] = "",
     checkpoint: WhichCheckpoint = "best",
     trust_code: TrustCode = False,
+    device: Device = "auto",
 ) -> None:
     """Talk to a model. /reset begins a new conversation; /quit, or Ctrl-D, ends; Ctrl-C stops an answer.
 
@@ -67,6 +68,7 @@ def chat_with(
         seed=seed,
         trust_code=trust_code,
         stop=stop or None,
+        device=device,
     )
     if not chat.remembers:
         _note("the model has no chat template: each question is asked by itself, as it is")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rlhf_env.cli.shared import StoreFile, interruptible, preferences_app
+from rlhf_env.cli.shared import Device, StoreFile, interruptible, preferences_app
 from rlhf_env.errors import ConfigError
 from rlhf_env.types import JsonObject
 
@@ -43,6 +43,7 @@ def collect_responses(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="What the answers are drawn from.", min=0)] = 0,
+    device: Device = "auto",
 ) -> None:
     """Answers to be judged later: those in FILE, or those that MODEL writes to prompts, at several temperatures.
 
@@ -60,7 +61,7 @@ def collect_responses(
     with interruptible():
         drawn = {"temperatures": _numbers(temperatures), "samples": samples, "seed": seed, "stop": stop or None}
         limits = {"max_new_tokens": max_new_tokens, "max_prompt_tokens": max_prompt_tokens, "prompts": limit}
-        whom: JsonObject = {"model": model, "tokenizer": tokenizer, "author": name, "num_envs": batch}
+        whom: JsonObject = {"model": model, "tokenizer": tokenizer, "author": name, "num_envs": batch, "device": device}
         table = {**whom, **drawn, **limits, "task": _task(prompts)}
         _write(store, {key: value for key, value in table.items() if value is not None})
 

@@ -19,6 +19,9 @@ def export_model(
         Literal["float32", "bfloat16", "float16", "float64"] | None,
         typer.Option(help="The type of the weights (default: that of the checkpoint, to the bit)."),
     ] = None,
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="Of a run with LoRA, the adapters alone, as peft loads them.")
+    ] = False,
     push: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Upload it to the Hugging Face hub, too: owner/model, made if need be."),
@@ -28,7 +31,8 @@ def export_model(
     """Write a run's model as a folder that transformers, TRL and vLLM load, with a model card.
 
     In it: weights (safetensors), tokenizer, chat template, a generation config with every end token, and README.md,
-    which says how the model was trained and what was measured.
+    which says how the model was trained and what was measured. Adapters (LoRA) are merged into the weights, or written
+    alone with `--adapter`.
     """
     from rlhf_env.errors import ConfigError
     from rlhf_env.lab.evaluation.exporting import export_run
@@ -36,8 +40,9 @@ def export_model(
 
     if private and push is None:
         raise ConfigError("--private is about the repository that --push makes")
-    trained = export_run(run, out, checkpoint=checkpoint, dtype=dtype)
-    typer.echo(f"{near(trained.checkpoint)}, after {trained.update:,} updates, is a model in {out}")
+    trained = export_run(run, out, checkpoint=checkpoint, dtype=dtype, adapter=adapter)
+    what = "an adapter" if adapter else "a model"
+    typer.echo(f"{near(trained.checkpoint)}, after {trained.update:,} updates, is {what} in {out}")
     if push is not None:
         from rlhf_env.lab.evaluation.hub import push as upload
 

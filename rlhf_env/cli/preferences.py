@@ -11,6 +11,7 @@ import typer
 
 from rlhf_env.cli.shared import (
     FEEDBACK,
+    Device,
     StoreFile,
     TrustCode,
     WhichCheckpoint,
@@ -265,6 +266,7 @@ def ask_who_is_better(
     checkpoint: WhichCheckpoint = "best",
     trust_code: TrustCode = False,
     seed: Annotated[int, typer.Option(help="Draws the order that pairs are shown in.", min=0)] = 0,
+    device: Device = "auto",
 ) -> None:
     """Have people judge, blind, who answers the same prompts better: agents, models, other people.
 
@@ -287,7 +289,12 @@ def ask_who_is_better(
             tell(place / len(sources), f"{place + 1} of {len(sources)}")
 
         written = answers_of(
-            sources, prompts=prompts, checkpoint=checkpoint, trust_code=trust_code, on_source=on_source
+            sources,
+            prompts=prompts,
+            checkpoint=checkpoint,
+            trust_code=trust_code,
+            device=device,
+            on_source=on_source,
         )
     pairs = blind_pairs(written, overlap=overlap, criterion=criterion, seed=seed)
     with PreferenceStore(store) as opened:
@@ -316,6 +323,7 @@ def ask_about_a_reward_model(
     over_long: Annotated[
         Literal["refuse", "leave out"], typer.Option(help="Responses that the model cannot read whole.")
     ] = "refuse",
+    device: Device = "auto",
 ) -> None:
     """Put a reward model's most doubtful opinions before people; `preferences verified` shows what came out.
 
@@ -339,7 +347,7 @@ def ask_about_a_reward_model(
 
     set_threads()
     with _open_store(store) as opened:
-        models = [load_scorer(it) for it in model]
+        models = [load_scorer(it, device=device) for it in model]
         counts: list[OverLongCount] = []
         with stage_on_stderr("Scoring responses") as tell:
             candidates = opinions(

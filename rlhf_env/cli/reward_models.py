@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rlhf_env.cli.shared import FEEDBACK, Threads, WhatOfOverLong, app, make_console
+from rlhf_env.cli.shared import FEEDBACK, Device, Threads, WhatOfOverLong, app, make_console
 from rlhf_env.errors import ConfigError, MissingExtra
 from rlhf_env.types import JsonObject
 
@@ -105,6 +105,9 @@ def reward_model_from_votes(
     ] = None,
     models: Annotated[int | None, _option(_FIT, "Separate models: an ensemble that costs more, agrees less.")] = None,
     dtype: Annotated[str | None, _option(_FIT, "float32 (default) or float64.")] = None,
+    device: Annotated[
+        str | None, _option(_FIT, "auto (default: a CUDA GPU if there is one), cpu, cuda, cuda:N, mps.")
+    ] = None,
     seed: Annotated[int | None, _option(_FIT, "Draws order, dropout, first heads, bootstraps (default 0).")] = None,
     label_smoothing: Annotated[
         float | None, _option(_RESTRAINT, "The chance that a label is wrong, below 0.5 (default 0).")
@@ -188,7 +191,18 @@ SETTINGS = (
         "layout",
     ),
     *("label_config", "skip", "votes", "loss", "margin_scale", "epochs", "head", "head_epochs", "learning_rate"),
-    *("batch_size", "members", "models", "dtype", "seed", "label_smoothing", "weight_decay", "dropout", "centring"),
+    *(
+        "batch_size",
+        "members",
+        "models",
+        "dtype",
+        "device",
+        "seed",
+        "label_smoothing",
+        "weight_decay",
+        "dropout",
+        "centring",
+    ),
     *("magnitude", "fairness", "groups", "wanted", "drawn"),
 )
 
@@ -204,6 +218,7 @@ def scorecard(
     out: Annotated[Path | None, typer.Option(help="Where the JSON goes (default: beside MODEL or here).")] = None,
     html: Annotated[Path | None, typer.Option(help="Where the page goes (default: beside the JSON).")] = None,
     over_long: WhatOfOverLong = "refuse",
+    device: Device = "auto",
 ) -> None:
     """How good a reward model is on judgements it has not seen: accuracy, calibration, biases, robustness.
 
@@ -218,7 +233,7 @@ def scorecard(
 
     set_threads()
     share = spoken_share(held_out)
-    card = scorecard_of(model, data, held_out=share, gold=gold, over_long=over_long)
+    card = scorecard_of(model, data, held_out=share, gold=gold, over_long=over_long, device=device)
     file = out or Path(f"{model.rstrip('/')}.scorecard.json" if Path(model).is_dir() else "scorecard.json")
     card.save(file)
     console = make_console()

@@ -80,6 +80,14 @@ TrustCode = Annotated[
         "run on this machine, or though the code changed since.",
     ),
 ]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="DEVICE",
+        help="Where models compute: cpu, cuda, cuda:N, mps; auto: a CUDA GPU if there is one, else cpu.",
+    ),
+]
 Threads = Annotated[
     int | None, typer.Option(help="Threads for tensor work in each process (default 1).", min=1, max=1024)
 ]

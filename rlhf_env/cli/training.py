@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlhf_env.cli.shared import LEARNING, Threads, TrustCode, WhichCheckpoint, app, interruptible, make_console
+from rlhf_env.cli.shared import LEARNING, Device, Threads, TrustCode, WhichCheckpoint, app, interruptible, make_console
 from rlhf_env.errors import ConfigError
 from rlhf_env.types import JsonObject, JsonView
 
@@ -24,6 +24,14 @@ def train_one(
     agent: Annotated[str | None, typer.Option(help="Another agent than the file's, with its default settings.")] = None,
     seed: Annotated[int | None, typer.Option(help="Another seed than the file's.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder (default: runs/<name>-<agent>-seed<seed>).")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DEVICE",
+            help="Another device than that of the file's [policy]: cpu, cuda, cuda:N, mps, auto. A run may be resumed "
+            "on another one.",
+        ),
+    ] = None,
     resume: Annotated[
         bool,
         typer.Option(
@@ -77,7 +85,7 @@ def train_one(
     from dataclasses import replace
 
     from rlhf_env.lab.evaluation.runs import prepare, run
-    from rlhf_env.learning.engine import set_threads
+    from rlhf_env.learning.engine import find_device, set_threads
     from rlhf_env.learning.experiment import Experiment
     from rlhf_env.toml_files import naming_lines
 
@@ -91,6 +99,10 @@ def train_one(
         flags["seed"] = f"--seed {seed}"
         with naming_lines(file, flags):
             experiment = replace(experiment, seed=seed)
+    if device is not None:
+        flags["device"] = f"--device {device}"
+        with naming_lines(file, flags):
+            experiment = replace(experiment, policy=replace(experiment.policy, device=find_device(device)))
     asked_for = [*(track or []), *([] if wandb is None else [f"wandb={wandb}"])]
     experiment = replace(experiment, trackers=_with_trackers(experiment.trackers, asked_for))
     folder = out or _inside_runs(f"{experiment.name}-{experiment.agent_label}-seed{experiment.seed}")
@@ -207,6 +219,7 @@ def evaluate(
         ),
     ] = None,
     trust_code: TrustCode = False,
+    device: Device = "auto",
     threads: Threads = None,
 ) -> None:
     """Compare a run's agent with its reference: rewards, win rate, KL, diversity, and changes of behaviour.
@@ -234,6 +247,7 @@ def evaluate(
         checkpoint=checkpoint,
         reference=reference,
         trust_code=trust_code,
+        device=device,
     )
     file = out or run / "against_reference.json"
     found.save(file)

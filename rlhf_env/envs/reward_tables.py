@@ -71,7 +71,7 @@ def load_rewards(spec: RewardSpec, task: Task, provided: Mapping[str, object] | 
       the task's own score. `on_error` and `max_bad_fraction` are those of `Failures`; with `isolate = true`, or any of
       the `isolation.Limits` (`timeout`, `memory_mb`, `env_vars`), the reward runs in a process of its own.
 
-    `provided` holds what the run can lend to a reward: `reference`, `tokenizer`.
+    `provided` holds what the run can lend to a reward: `reference`, `tokenizer`, and the name of its `device`.
     """
     if isinstance(spec, RewardMix):
         return spec
@@ -241,7 +241,7 @@ def _is_reward(made: object) -> bool:
 def _can_be_sent(name: str, lent: object) -> bool:
     """Whether it can go to another process. Models stay where they are: a copy would cost their memory again."""
     try:
-        return name == "tokenizer" and bool(pickle.dumps(lent))
+        return name in ("tokenizer", "device") and bool(pickle.dumps(lent))
     except Exception:  # pickle raises what the object likes
         return False
 

@@ -17,6 +17,7 @@ from typing import Literal
 
 import numpy as np
 
+from rlhf_env.device_names import AUTO
 from rlhf_env.envs.rewards import NoReward, RewardMix
 from rlhf_env.envs.stop_strings import StopStrings
 from rlhf_env.envs.tokenizers import (
@@ -31,6 +32,7 @@ from rlhf_env.envs.tokenizers import (
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.lab.evaluation.runs import load_run
 from rlhf_env.learning.agent import traits
+from rlhf_env.learning.engine import find_device, placed
 from rlhf_env.learning.models import load_tokenizer_of, with_vocabulary_of
 from rlhf_env.learning.policy_settings import PolicySettings
 from rlhf_env.learning.run_models import TrainedModel, model_folder
@@ -288,6 +290,7 @@ def open_chat(
     seed: int = 0,
     trust_code: bool = False,
     stop: Sequence[str] | None = None,
+    device: str = AUTO,
 ) -> Chat:
     """A chat with a model: a run's (at that checkpoint), that of a folder, a shipped one, one of the hub.
 
@@ -297,6 +300,7 @@ def open_chat(
         trust_code: that of `load_run`, for `rewards`.
         max_new_tokens: the longest answer (of a run: as in its training; of a model: 256, or half its context).
         stop: strings that end an answer (of a run: as in its training).
+        device: where the model computes, as in [policy].
 
     Raises ConfigError for what is no model, and for a run whose agent trained none.
     """
@@ -306,7 +310,8 @@ def open_chat(
     if run is None and rewards:
         raise ConfigError(f"{name} is no run: there is no reward and no reference to show")
     if run is not None and (rewards or experiment_table_of(run)["policy"].get("model") == "table"):
-        return _of_run(run, checkpoint, temperature, greedy, max_new_tokens, system, seed, stop, trust_code)
+        return _of_run(run, checkpoint, temperature, greedy, max_new_tokens, system, seed, stop, trust_code, device)
+    place = find_device(device)
     folder, usual, longest = model_folder(name, checkpoint), Sampling(), None
     strings: Sequence[str] = stop or ()
     if run is not None:
@@ -325,7 +330,7 @@ def open_chat(
     )
     tokenizer = keeping_special(with_vocabulary_of(tokenizer, policy, name), _kept_in_training(run))
     longest = max_new_tokens or longest or min(_LONGEST, (policy.context or 2 * _LONGEST) // 2)
-    return Chat(policy, tokenizer, max_new_tokens=longest, system=system, seed=seed, stop=strings)
+    return Chat(placed(policy, place), tokenizer, max_new_tokens=longest, system=system, seed=seed, stop=strings)
 
 
 def _kept_in_training(run: Path | None) -> Sequence[str]:
@@ -343,8 +348,9 @@ def _of_run(
     seed: int,
     stop: Sequence[str] | None,
     trust_code: bool,
+    device: str,
 ) -> Chat:
-    workplace = load_run(run, checkpoint, trust_code=trust_code).workplace
+    workplace = load_run(run, checkpoint, trust_code=trust_code, device=device).workplace
     setup = workplace.setup
     if not traits(workplace.agent).policy_writes:
         agent = workplace.experiment.agent.get("name")

@@ -186,6 +186,12 @@ class Engine:
     def optimizer(self, parameters: Iterable[Tensor], settings: Optimization) -> Optimizer:
         return Optimizer(parameters, settings, self)
 
+    @property
+    def hardware(self) -> str:
+        """What computes, by its name: another one rounds otherwise. "cpu" is any processor."""
+        kind = torch.device(self.device).type
+        return torch.cuda.get_device_name(self.device) if kind == "cuda" else kind
+
     def place(self, module: _Module) -> _Module:
         """The module, on this engine's device."""
         return placed(module, self.device)
@@ -260,7 +266,7 @@ def _not_here(wanted: str, why: str) -> Problem:
 
 
 def require_dtype(device: str, dtype: torch.dtype | None) -> None:
-    """Raise ConfigError where the device cannot compute in `dtype`. None, which a model's files say, is not known yet."""
+    """Raise ConfigError where the device cannot compute in `dtype`; None is that of a model's files, not known yet."""
     if dtype is None:
         return
     place, name = torch.device(device), str(dtype).removeprefix("torch.")

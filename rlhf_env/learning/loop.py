@@ -88,10 +88,10 @@ def train(
         nonlocal saved
         updates = int(content["spending"]["updates"])
         if run is not None and saved != updates:
-            run.save(updates, content, torch.get_num_threads())
+            run.save(updates, content, torch.get_num_threads(), engine.hardware)
             saved = updates
 
-    if resume and run is not None and (restored := run.restore(torch.get_num_threads())) is not None:
+    if resume and run is not None and (restored := run.restore(torch.get_num_threads(), engine.hardware)) is not None:
         _go_on(restored[0], agent, source, spending, stop_when)
         saved = spending.updates
         for row in read_metrics(run.path):
@@ -145,7 +145,7 @@ def train(
                 rows.append(row)
             if run is not None and (better := _better(best, row, worth)) != best:
                 best = better
-                run.save_best(spending.updates, state(), torch.get_num_threads())
+                run.save_best(spending.updates, state(), torch.get_num_threads(), engine.hardware)
             if on_update is not None:
                 on_update(row, budget.spent_fraction(spending))
             reason = stop_when(row) if stop_when is not None else None

@@ -20,7 +20,7 @@ from rlhf_env.learning.engine import find_device, placed
 from rlhf_env.learning.policy_settings import PolicySettings
 from rlhf_env.learning.run_models import model_folder
 from rlhf_env.policies.language_model import LanguageModel
-from rlhf_env.policies.loading import base_and_adapter, context_named
+from rlhf_env.policies.loading import base_and_adapter, context_named, naming_base
 from rlhf_env.policies.lora import add_adapter
 from rlhf_env.policies.policy import Policy
 from rlhf_env.policies.tabular import TabularPolicy
@@ -51,13 +51,14 @@ def load_tokenizer_of(wanted: PolicySettings) -> Tokenizer:
             return load_tokenizer(own)
         base, adapter = base_and_adapter(model_folder(wanted.model))
         beside = adapter is not None and (adapter / "tokenizer.json").is_file()  # peft's trainers save it there
-        try:
-            return load_tokenizer(str(adapter) if beside else base, revision=wanted.revision)
-        except NotOnHub as error:  # nobody named a tokenizer
-            raise DataError(
-                f"model {base!r} is no folder, run or shipped model, and the hub did not give it "
-                f"({type(error.__cause__).__name__}): check the name, or the network"
-            ) from error.__cause__
+        with naming_base(base, adapter):
+            try:
+                return load_tokenizer(str(adapter) if beside else base, revision=wanted.revision)
+            except NotOnHub as error:  # nobody named a tokenizer
+                raise DataError(
+                    f"model {base!r} is no folder, run or shipped model, and the hub did not give it "
+                    f"({type(error.__cause__).__name__}): check the name, or the network"
+                ) from error.__cause__
 
 
 def context_before_loading(wanted: PolicySettings) -> int | None:
@@ -116,7 +117,8 @@ def _load_base(
                 model = model_folder(wanted.model)
                 base, adapter = base_and_adapter(model)
                 if isinstance(tokenizer, FileTokenizer) and (wanted.tokenizer or adapter):  # that of another folder
-                    end = (*end, *named_end_ids(tokenizer_folder(base, wanted.revision)))
+                    with naming_base(base, adapter):
+                        end = (*end, *named_end_ids(tokenizer_folder(base, wanted.revision)))
                 return LanguageModel.from_pretrained(
                     model,
                     dtype=wanted.torch_dtype,

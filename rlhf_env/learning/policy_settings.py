@@ -37,7 +37,7 @@ class PolicySettings:
     """Let a copy of the policy in this precision write, made anew after each update: its products cost a third (8 bits)
     or half (bfloat16) on processors that have instructions for it; on others the policy writes as without. What is
     stated is what the copy finds likely, and importance ratios correct what is learned; agents that correct nothing are
-    refused. "auto": a copy where it pays. Evaluations are written by the policy itself (docs/precision.md)."""
+    refused. "auto": a copy where it pays. Evaluations are written by the policy itself (docs/writer_copies.md)."""
     device: str = AUTO
     """Where the model computes: "cpu", "cuda", "cuda:1", "mps"; "auto": a CUDA GPU if there is one, else the processor.
     It is of the machine and not part of what a run is: a run resumes on another, then not in the same bits."""

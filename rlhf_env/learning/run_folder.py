@@ -276,17 +276,23 @@ class RunFolder:
         self.lost.append(f"{said}: it got no more rows; metrics.jsonl has them all")
         warnings.warn(f"{said}: the run goes on without it", RuntimeWarning, stacklevel=3)
 
-    def save(self, step: int, state: JsonView, threads: int) -> Path:
-        """Write a checkpoint of `state`; metrics up to here are made durable first. Raises DiskRefused."""
+    def save(self, step: int, state: JsonView, threads: int, hardware: str = "cpu") -> Path:
+        """Write a checkpoint of `state`; metrics up to here are made durable first. Raises DiskRefused.
+
+        `hardware` is `Engine.hardware`, on which the state came about.
+        """
         if self._metrics is not None:
             self._metrics.sync()
-        record = {"versions": versions(), "threads": threads, "config_hash": self.config_hash}
+        record = self._record_of(threads, hardware)
         return checkpoints.save(self.path / "checkpoints", step, state, record)
 
-    def save_best(self, step: int, state: JsonView, threads: int) -> Path:
+    def save_best(self, step: int, state: JsonView, threads: int, hardware: str = "cpu") -> Path:
         """Keep a checkpoint as that of the best agent so far, in the place of the one before. Raises DiskRefused."""
-        record = {"versions": versions(), "threads": threads, "config_hash": self.config_hash}
+        record = self._record_of(threads, hardware)
         return checkpoints.save(self.path / BEST, step, state, record, keep=1)
+
+    def _record_of(self, threads: int, hardware: str) -> JsonObject:
+        return {"versions": versions(), "threads": threads, "hardware": hardware, "config_hash": self.config_hash}
 
     @property
     def threads(self) -> int | None:
@@ -294,12 +300,12 @@ class RunFolder:
         folder = checkpoints.latest(self.path / "checkpoints")
         return None if folder is None else int(checkpoints.manifest_of(folder)["threads"])
 
-    def restore(self, threads: int | None = None) -> tuple[JsonObject, JsonObject] | None:
+    def restore(self, threads: int | None = None, hardware: str = "cpu") -> tuple[JsonObject, JsonObject] | None:
         """(state, manifest) of the newest checkpoint, and the metrics cut back to it; None where none was saved yet.
 
-        What is not as it was then (this run has `threads`) is in `not_exact` and in record.json. Raises DataError for
-        a checkpoint, or rows of metrics before it, that are damaged or missing; if `allow_partial`, what is damaged is
-        set aside, and the newest valid checkpoint is taken.
+        What is not as it was then (this run has `threads` and `hardware`) is in `not_exact` and in record.json. Raises
+        DataError for a checkpoint, or rows of metrics before it, that are damaged or missing; if `allow_partial`, what
+        is damaged is set aside, and the newest valid checkpoint is taken.
         """
         folder, wrong = checkpoints.survey(self.path / "checkpoints")
         problems = [problem for found in reversed(wrong.values()) for problem in found]
@@ -324,7 +330,7 @@ class RunFolder:
                 "they stay missing",
             )
         self._rewind(step)
-        self._note_resume(manifest, threads)
+        self._note_resume(manifest, threads, hardware)
         return state, manifest
 
     def _rewind(self, update: int) -> None:
@@ -358,12 +364,12 @@ class RunFolder:
         files = ", ".join([*self._changed_code, *self._changed_data])
         return [f"{files} changed: the updates before were trained with what it was"] if files else []
 
-    def _note_resume(self, manifest: JsonView, threads: int | None) -> None:
+    def _note_resume(self, manifest: JsonView, threads: int | None, hardware: str) -> None:
         before, now = (
-            {"threads": at, **made}
-            for at, made in (
-                (manifest.get("threads"), manifest.get("versions", {})),
-                (threads or manifest.get("threads"), versions()),
+            {"threads": at, "device": place, **made}
+            for at, place, made in (
+                (manifest.get("threads"), manifest.get("hardware", "cpu"), manifest.get("versions", {})),
+                (threads or manifest.get("threads"), hardware, versions()),
             )
         )
         self.not_exact = [

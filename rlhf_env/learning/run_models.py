@@ -14,6 +14,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +34,7 @@ from rlhf_env.envs.tokenizers import (
     tokenizer_folder,
 )
 from rlhf_env.envs.transformers_tokenizer import quiet_transformers
-from rlhf_env.errors import DataError, DiskRefused, UnknownName
+from rlhf_env.errors import DataError, DiskRefused, Problem, UnknownName
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.policy_settings import PolicySettings
@@ -42,7 +43,7 @@ from rlhf_env.learning.tokenizer_files import save_tokenizer
 from rlhf_env.own_code import label_of
 from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.policies.loading import base_and_adapter, load_causal_lm
-from rlhf_env.policies.lora import add_adapter, is_of_adapter, load_adapter, merge_adapter
+from rlhf_env.policies.lora import add_adapter, is_of_adapter, load_adapter, merge_adapter, save_adapter
 from rlhf_env.policies.policy import Sampling
 from rlhf_env.policies.tiny import tiny_language_model
 from rlhf_env.policies.untyped import HFConfig, HFModel
@@ -54,6 +55,7 @@ Checkpoint = Literal["best", "last"]
 # transformers makes a model under torch's default dtype, which is the whole process's: of two threads that make one at
 # once, the second would put back what the first had set.
 _ONE_AT_A_TIME = threading.RLock()  # a run that began with a run asks again
+_FIRST = (("model",), ("tokenizer",), ())  # settings that name what a run began with
 _MADE_OF = "made_of.json"  # of a folder that was made of a checkpoint: of which one, and the sizes of its files
 
 
@@ -143,18 +145,29 @@ class TrainedModel:
     def agent(self) -> str:
         return str(self.experiment.get("agent", {}).get("name", "ppo"))
 
-    def write(self, folder: Path, dtype: torch.dtype | None = None) -> dict[str, float]:
+    def write(self, folder: Path, dtype: torch.dtype | None = None, *, adapter: bool = False) -> dict[str, float]:
         """The files of transformers, into an empty folder: weights, configurations, tokenizer, chat template.
 
         Returns what the run had spent by then. The weights have the bits of the checkpoint, unless another `dtype` is
-        asked for. Raises DataError where the checkpoint has no model, OSError and SafetensorError where it cannot be
-        written.
+        asked for. `adapter`: the files of peft, with the adapters of a run that trained them and not the model that
+        they belong to. Raises DataError where the checkpoint has no model, or no adapters where they are asked for;
+        OSError and SafetensorError where it cannot be written.
         """
         state, _ = checkpoints.load(self.checkpoint)
         settings, tokenizer = self.settings, load_tokenizer(tokenizer_of(self.run))
-        base, adapter = base_and_adapter(model_folder(settings.model))
-        if settings.lora is not None or adapter is not None:
-            model = self._merged(state["agent"], settings, tokenizer, base, adapter)
+        base, first = self._base_and_adapter(settings)
+        adapted = settings.lora is not None or first is not None
+        if adapter:
+            if not adapted:
+                raise DataError(f"run {self.run}: it trained the whole model, and has no adapters to write alone")
+            base = named_for_peft(settings.model, base)
+        if adapted:
+            model = self._adapted(state["agent"], settings, tokenizer, base, first)
+            if adapter:
+                save_adapter(model, folder, base, revision=settings.revision, dtype=dtype)
+                save_tokenizer(tokenizer, folder)
+                return {name: float(amount) for name, amount in state["spending"].items()}
+            model = merge_adapter(model)
         else:
             model = self._without_weights(settings, tokenizer)
             self._load(model, self._weights(state["agent"], set(model.state_dict())), settings)
@@ -174,10 +187,14 @@ class TrainedModel:
             why = str(error).strip().splitlines()[-1].strip()
             raise DataError(f"run {self.run}: its weights do not fit its model {settings.model!r}: {why}") from error
 
-    def _merged(
+    def _base_and_adapter(self, settings: PolicySettings) -> tuple[str, Path | None]:
+        with needing_first_model(self.run, settings):
+            return base_and_adapter(model_folder(settings.model))
+
+    def _adapted(
         self, state: Mapping[str, Any], settings: PolicySettings, tokenizer: Tokenizer, base: str, adapter: Path | None
     ) -> HFModel:
-        """The model that a run with adapters began with, which has to be there still, and its adapters in it.
+        """The model that a run with adapters began with, which has to be there still, with its adapters.
 
         Raises DataError where that model has other weights now: the adapters say nothing of those.
         """
@@ -187,7 +204,8 @@ class TrainedModel:
             kind = dtype or torch.float32
             model = tiny_language_model(vocab_size=size, end_id=end, pad_id=pad, dtype=kind, seed=seed).model
         else:
-            model = load_causal_lm(base, dtype, settings.revision)
+            with needing_first_model(self.run, settings):
+                model = load_causal_lm(base, dtype, settings.revision)
         if adapter is not None:
             load_adapter(model, adapter)
         elif settings.lora is not None:
@@ -195,7 +213,7 @@ class TrainedModel:
         require_begun_with(self.run, settings, {f"model.{name}": value for name, value in model.state_dict().items()})
         names = {name for name in model.state_dict() if is_of_adapter(name)}
         self._load(model, self._weights(state, names), settings)
-        return merge_adapter(model)
+        return model
 
     def _has_base(self) -> bool:
         return (self.run / BASE / "config.json").is_file()
@@ -231,6 +249,35 @@ class TrainedModel:
 
     def _base_name(self) -> str:
         return repr(self.settings.model)
+
+
+@contextmanager
+def needing_first_model(run: str | Path | None, settings: PolicySettings) -> Iterator[None]:
+    """Inside, what a run began with is loaded, as `settings` name it: a DataError about it names the run, and says what
+    to do. `run` may be a folder in which none has begun yet."""
+    try:
+        yield
+    except DataError as error:
+        keys = [problem.keys for problem in error.problems if isinstance(problem, Problem)]
+        begun = run is not None and (Path(run) / DESCRIBED).is_file()
+        if not begun or any(its[:1] == ("policy",) and its[1:2] not in _FIRST for its in keys):
+            raise
+        what = (
+            "it kept its adapters alone, and the model that they belong to" if settings.lora else "what it began with"
+        )
+        said = f"run {run}: {what}, {settings.model!r}, cannot be loaded ({error}): put it back where it was, or a "
+        raise DataError(Problem(f"{said}link to where it is now", keys[0] if keys else ())) from error
+
+
+def named_for_peft(model: str, base: str) -> str:
+    """What an adapter's files call its base, so that peft finds it from anywhere: a folder by its whole path.
+
+    `model` is what the settings name, and `base` the model below it. Raises DataError for one that is in no folder.
+    """
+    if model == "tiny":
+        raise DataError("the model 'tiny' is made anew for each run, and adapters alone would belong to nothing")
+    folder = Path(assets.resolve(base)).expanduser()
+    return str(folder.absolute()) if folder.is_dir() else base
 
 
 def require_begun_with(run: Path, settings: PolicySettings, weights: Mapping[str, Tensor]) -> None:

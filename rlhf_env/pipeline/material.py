@@ -19,6 +19,7 @@ from rlhf_env.feedback.reward_models.fairness import Groups, PromptAndResponse
 from rlhf_env.feedback.reward_models.losses import ImportanceWeights, reweighted
 from rlhf_env.feedback.reward_models.model import RewardModel
 from rlhf_env.feedback.reward_models.scorer import fit_to_scorer, require_readable
+from rlhf_env.learning.engine import find_device, placed, require_dtype
 from rlhf_env.learning.run_models import model_folder
 from rlhf_env.pipeline.judged import SelectedJudgements, far_apart, held_out_of, learnable_of, read_judged
 from rlhf_env.pipeline.reward_settings import RewardModelSettings, no_such_file
@@ -50,6 +51,8 @@ def prepare_material(source: Path, out: Path, wanted: RewardModelSettings, *, ov
     problems: list[str] = []
     with _collected(problems):
         _require_place(out, overwrite=overwrite)
+    with _collected(problems):
+        require_dtype(find_device(wanted.device), WEIGHT_TYPES[wanted.dtype])
     trunk = Path()
     with _collected(problems, "base"):
         trunk = model_files(wanted.base)
@@ -164,7 +167,8 @@ def _importance(
         with _collected(problems, key):
             sampling = Sampling(temperature=getattr(wanted, f"{key}_temperature"))
             name = model_folder(assets.resolve(str(getattr(wanted, key))))
-            policies.append(LanguageModel.from_pretrained(name, dtype=WEIGHT_TYPES[wanted.dtype], sampling=sampling))
+            policy = LanguageModel.from_pretrained(name, dtype=WEIGHT_TYPES[wanted.dtype], sampling=sampling)
+            policies.append(placed(policy, find_device(wanted.device)))
     if problems:
         raise ConfigError(*problems)
     kept, weights = reweighted(pairs, *policies, cap=wanted.weight_cap)

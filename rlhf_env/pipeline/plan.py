@@ -96,7 +96,14 @@ class Planned:
     @property
     def settings(self) -> JsonObject:
         """Those that its result depends on."""
-        return {key: value for key, value in self.table.items() if key not in STAGES[self.kind].aside}
+        aside = STAGES[self.kind].aside
+        return {key: _without(value, key, aside) for key, value in self.table.items() if key not in aside}
+
+
+def _without(value: Any, key: str, aside: frozenset[str]) -> Any:
+    """A table without what is set aside in it ("policy.device"); anything else as it is."""
+    inner = {name.removeprefix(f"{key}.") for name in aside if name.startswith(f"{key}.")}
+    return {name: it for name, it in value.items() if name not in inner} if isinstance(value, dict) and inner else value
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,12 @@ from typing import Annotated, NamedTuple
 from annotated_types import MinLen
 from rich.console import Console
 
+from rlhf_env.device_names import AUTO, problems_of_device
 from rlhf_env.envs.rewards import NoReward, RewardMix
 from rlhf_env.envs.tasks import load_task
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.envs.tokenizers import keeping_special
-from rlhf_env.errors import under
+from rlhf_env.errors import Problem, under
 from rlhf_env.feedback.judgements import Author, Response
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.lab.progress import stage
@@ -50,6 +51,8 @@ class Responses:
     """Who writes: a folder, the folder of a run, a shipped model, a hub name; "tiny" with a `tokenizer`."""
     tokenizer: Annotated[Name, IsPath()] | None = None
     """Default: the model's own."""
+    device: str = AUTO
+    """Where the model computes, as in [policy]."""
     task: Annotated[JsonObject, Chooses("task")] = field(default_factory=lambda: {"name": "chitchat"})
     """What is asked: the task's name, and the task's own settings."""
     prompts: AtLeastOne = 1000
@@ -70,6 +73,9 @@ class Responses:
     """Strings that end an answer, as in [environment] (default: of a run, those that it was trained with)."""
     seed: Seed = 0
     """What the answers are drawn from."""
+
+    def problems(self) -> Iterator[Problem]:
+        yield from problems_of_device(self.device)
 
 
 class AnswersWritten(NamedTuple):
@@ -96,7 +102,7 @@ def write_into(
     """The same into an open store. In `place` it is remembered how far the writing has come; None: nowhere."""
     with under("task"):
         task = load_task(wanted.task)
-    model = PolicySettings(model=wanted.model, tokenizer=wanted.tokenizer)
+    model = PolicySettings(model=wanted.model, tokenizer=wanted.tokenizer, device=wanted.device)
     with under("model"):
         tokenizer = load_tokenizer_of(model)
         policy = load_policy(model, tokenizer, task, max_new_tokens=wanted.max_new_tokens, seed=wanted.seed)
@@ -158,7 +164,7 @@ class _Writing:
             action_length=self.env.action_length,
             max_new_tokens=self.env.max_new_tokens,
             seed=wanted.seed,
-            engine=Engine(spending),
+            engine=Engine(spending, str(policy.device)),
             spending=spending,
         )
         self.writer = make_agent("reference", setup)
@@ -210,15 +216,16 @@ class _Progress:
     @classmethod
     def of(cls, file: Path | None, store: PreferenceStore, writing: _Writing) -> _Progress:
         """As the file says, if it speaks of the same weights and settings, and of this store."""
-        content = [asdict(writing.wanted), fingerprint(writing.policy.state_dict())]
+        asked = {name: value for name, value in asdict(writing.wanted).items() if name != "device"}
+        content = [asked, fingerprint(writing.policy.state_dict())]
         key = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
         known = {} if file is None else _read(file)
         if known.get("of") != key or not isinstance(known.get("batches"), int):
             return cls(file, key)
         name = writing.wanted.author or writing.wanted.model
-        asked = {writing.prompt(0).text}
+        first = {writing.prompt(0).text}
         there = any(
-            response.author.kind == "policy" and response.author.name == name and prompt.text in asked
+            response.author.kind == "policy" and response.author.name == name and prompt.text in first
             for prompt, response in store.responses()
         )
         return cls(file, key, known["batches"], known.get("streams")) if there else cls(file, key)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from annotated_types import Ge, Lt
 
+from rlhf_env.device_names import AUTO, problems_of_device
 from rlhf_env.envs.over_long import OverLong
 from rlhf_env.errors import ConfigError, Problem
 from rlhf_env.feedback.reward_models.config import RewardModelConfig
@@ -77,6 +78,8 @@ class RewardModelSettings:
     fraction of the cost, and agree more."""
     dtype: Literal["float32", "float64"] = "float32"
     """The type of the weights."""
+    device: str = AUTO
+    """Where it is fitted: "cpu", "cuda", "cuda:1", "mps"; "auto": a CUDA GPU if there is one, else the processor."""
     seed: Seed = 0
     """What the order, the dropout, first heads and bootstraps are drawn from."""
     groups: Annotated[str, IsPath()] | None = None
@@ -93,6 +96,7 @@ class RewardModelSettings:
     """The largest importance weight."""
 
     def problems(self) -> Iterator[Problem]:
+        yield from problems_of_device(self.device)
         if self.reward_model.fairness and self.groups is None:
             yield fault("groups", 'must be given with fairness: "gender", or a CSV file of words, one group a column')
         if self.groups is not None and not self.reward_model.fairness:

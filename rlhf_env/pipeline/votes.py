@@ -122,6 +122,7 @@ def _fit(material: Material, wanted: RewardModelSettings, console: Console) -> R
                 generator=generator,
                 counterfactuals=counterfactuals,
                 dtype=WEIGHT_TYPES[wanted.dtype],
+                device=wanted.device,
                 progress=progress,
             )
         return fit_reward_model(
@@ -131,6 +132,7 @@ def _fit(material: Material, wanted: RewardModelSettings, console: Console) -> R
             generator=generator,
             counterfactuals=counterfactuals,
             dtype=WEIGHT_TYPES[wanted.dtype],
+            device=wanted.device,
             progress=progress,
         )[0]
 

@@ -43,11 +43,22 @@ class Decoding:
     `texts` int64[B, L or more] and `lengths` int64[B] hold the prompts and everything written since. `rows` bool[B]
     says which rows write. A row that has stopped (by an end token, or because a call did not ask for it) never writes
     again. `fused` does prefill and decode with the model's present weights; if it is None, the model's own code does.
+    `whole`: there is no cache, and every step reads all texts from their first token on. That is right for every causal
+    language model, but a text of n tokens costs n^2 / 2 tokens of reading.
     """
 
-    def __init__(self, model: HFModel, texts: Int, lengths: Int, rows: Bool, fused: FusedStep | None = None) -> None:
+    def __init__(
+        self,
+        model: HFModel,
+        texts: Int,
+        lengths: Int,
+        rows: Bool,
+        fused: FusedStep | None = None,
+        *,
+        whole: bool = False,
+    ) -> None:
         self.model = model
-        self.fused = fused
+        self.fused, self.whole = fused, whole
         self.texts, self.lengths, self.live = texts.copy(), lengths.copy(), rows.copy()
         self._cached_rows = np.flatnonzero(rows)  # int64[R], ascending: row r of the cache belongs to text [r] of these
         self._cache: HFCache | None = None
@@ -111,6 +122,8 @@ class Decoding:
 
         `room`: how many tokens may still be written; prefill allocates slots for them.
         """
+        if self.whole:
+            return self._read_whole(live)
         if self._cache is None:
             return self._prefill(room)
         # `_cached_rows` is ascending, so that searchsorted gives the row of the cache that belongs to each live text.
@@ -120,6 +133,23 @@ class Decoding:
         if len(live) == len(self._cached_rows):
             return logits
         return logits[torch.from_numpy(np.searchsorted(self._cached_rows, live)).to(logits.device)]
+
+    def _read_whole(self, live: Int) -> Tensor:
+        """Logits [len(live), V] after the whole texts of `live`, read with the padding on the right and no cache."""
+        lengths = self.lengths[live]
+        width = int(lengths.max())
+        texts = np.where(np.arange(width) < lengths[:, None], self.texts[live, :width], 0)
+        tokens = torch.from_numpy(texts).to(self.model.device)
+        rows, last = torch.arange(len(live), device=tokens.device), torch.from_numpy(lengths - 1).to(tokens.device)
+        # What is causal never looks at the padding, so that the mask may say that all of it is text.
+        _, logits = forward_pass(
+            self.model,
+            tokens,
+            torch.ones_like(tokens, dtype=torch.bool),
+            torch.arange(width, device=tokens.device).expand_as(tokens),
+            select=lambda states: states[rows, last],
+        )
+        return logits
 
     def _prefill(self, room: int) -> Tensor:
         """Fill the cache with the prompts; logits [R, V] of the first token of every row."""

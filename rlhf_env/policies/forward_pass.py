@@ -41,7 +41,7 @@ def forward_pass(
         output.last_hidden_state = select(states[0]).unsqueeze(0)
         return output
 
-    inputs: JsonObject = {"input_ids": tokens, "attention_mask": attention_mask, "use_cache": cache is not None}
+    inputs: JsonObject = {"input_ids": tokens, "attention_mask": attention_mask.long(), "use_cache": cache is not None}
     if cache is not None:
         inputs["past_key_values"] = cache
     if "position_ids" in inspect.signature(trunk.forward).parameters:  # ALiBi models take positions from the mask

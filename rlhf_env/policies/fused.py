@@ -141,7 +141,8 @@ class Block:
     def _add_mlp(self, x: Tensor, residual: Tensor) -> Tensor:
         """`residual` [R, H] plus what the MLP makes of `x` [R, H]."""
         if self.layer.experts is not None:
-            return self._add(self.layer.experts(x.unsqueeze(0)).squeeze(0), residual)
+            branch = self.layer.experts(x.unsqueeze(0)).squeeze(0)
+            return self._add(branch if self.after_mlp is None else self.after_mlp(branch), residual)
         assert self.up is not None and self.down is not None
         up = self.up(x)
         if self.layer.gated:

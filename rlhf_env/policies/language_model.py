@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,18 +24,13 @@ from rlhf_env.policies.experts import loop_over_experts_in_float64
 from rlhf_env.policies.forward_pass import forward_pass
 from rlhf_env.policies.fused import FusedStep, Linear
 from rlhf_env.policies.lm_head import LinearHead, gives_the_logits, linear_head, score_logits
-from rlhf_env.policies.loading import base_and_adapter, context_of, load_causal_lm
-from rlhf_env.policies.lora import (
-    has_adapter,
-    is_of_adapter,
-    load_adapter,
-    merge_adapter,
-)
+from rlhf_env.policies.loading import base_and_adapter, context_of, load_with_adapter
+from rlhf_env.policies.lora import has_adapter, is_of_adapter, merge_adapter
 from rlhf_env.policies.low_precision import WriterDtype, require_known, writer_linear
 from rlhf_env.policies.policy import Sampling, TextEvaluation, Written
 from rlhf_env.policies.precision import as_float64
 from rlhf_env.policies.recomputation import recomputed_layers, require_layers
-from rlhf_env.policies.soundness import require_sound
+from rlhf_env.policies.soundness import keeps_cache
 from rlhf_env.policies.streams import RowStreams
 from rlhf_env.policies.trunk import hidden_states, prefix_tree
 from rlhf_env.policies.untyped import HFConfig, HFModel
@@ -59,10 +54,11 @@ class LanguageModel(nn.Module):
     the other rows.
 
     `rows_at_once` bounds the memory of the key/value cache: more texts are written in several waves, and then every
-    call reads them from the start. DataError for a model that cannot state while writing what its own forward pass says
-    (see `soundness`). `fused`: sample with `FusedStep` and learn with `trunk.hidden_states` where they
-    know the model's family (and no dropout is active); the results are the same. `gradient_checkpointing`: see
-    `recomputation`. `writer_dtype`: a copy in that precision writes, see `low_precision`.
+    call reads them from the start. A model whose cache does not give what its own forward pass says reads every text
+    whole at every step; DataError for one that is no causal language model (see `soundness`). `fused`: sample with
+    `FusedStep` and learn with `trunk.hidden_states` where they know the model's family (and no dropout is active); the
+    results are the same. `gradient_checkpointing`: see `recomputation`. `writer_dtype`: a copy in that precision
+    writes, see `low_precision`.
     """
 
     def __init__(
@@ -107,9 +103,10 @@ class LanguageModel(nn.Module):
         self._decoding: Decoding | None = None  # of the last call of `write`; the next may continue it
         self._decoding_weights: tuple[object, ...] = ()  # `_weights()` when it was made
         self._known_head: tuple[object, bool] = (None, False)  # a head, and whether it alone gives the logits
+        self._reads_whole = False
         if anatomy_of(model) is None:  # the families that have one are held to this by tests
             with _without_dropout(self):
-                require_sound(self)
+                self._reads_whole = not keeps_cache(self)
 
     @classmethod
     def from_pretrained(
@@ -134,14 +131,11 @@ class LanguageModel(nn.Module):
         disk becomes `dtype` (None: stays as it is, but float16 becomes float32). `attention` is one of the library's
         implementations, None for its own choice. DataError, in one line, when there is no usable model.
         """
-        base, adapter = base_and_adapter(name)
-        model = load_causal_lm(base, dtype, revision, attention)
-        if adapter is not None:
-            load_adapter(model, adapter)
+        model = load_with_adapter(name, dtype, revision, attention)
         try:
             return cls(
                 model,
-                end_id=end_id if end_id is not None else _end_ids_beside(base, model),
+                end_id=end_id if end_id is not None else _end_ids_beside(base_and_adapter(name)[0], model),
                 pad_id=pad_id,
                 sampling=sampling,
                 seed=seed,
@@ -199,6 +193,13 @@ class LanguageModel(nn.Module):
         """The longest text the model can read; None without a limit."""
         return context_of(self._text_config)
 
+    @property
+    def forward_path(self) -> Literal["fused", "cached", "whole"]:
+        """What computes texts: our own code for the model's family; the model's code, with its cache; or without."""
+        if self.anatomy() is not None:
+            return "fused"
+        return "whole" if self._reads_whole else "cached"
+
     def write(self, observation: Observation, length: int, rows: Bool | None = None) -> Written:
         texts, mask = np.asarray(observation["input_ids"], np.int64), np.asarray(observation["attention_mask"], bool)
         rows = observation.get("writing") if rows is None else rows
@@ -214,13 +215,13 @@ class LanguageModel(nn.Module):
             waves, fused = [rows], decoding.fused
         else:
             decoding, waves = None, list(self._waves(rows))
-            anatomy = self._anatomy()
+            anatomy = self.anatomy()
             linear = writer_linear(self.writer_dtype, self.model) or Linear
             fused = None if anatomy is None else FusedStep(self.model, anatomy, linear)
         written = Written(np.full(uniforms.shape, self.vocab_size, np.int64), np.zeros(uniforms.shape))
         for wave in waves:
             if decoding is None or len(waves) > 1:
-                decoding = Decoding(self.model, texts, lengths, wave, fused)
+                decoding = Decoding(self.model, texts, lengths, wave, fused, whole=fused is None and self._reads_whole)
             with _without_dropout(self):
                 piece = decoding.write(
                     uniforms,
@@ -265,7 +266,7 @@ class LanguageModel(nn.Module):
         width = min(int(mask.sum(1).max()), length - 1, self.context or length)
         tokens, mask, scored = tokens[:, : width + 1], mask[:, :width], where[:, 1 : width + 1]
         targets, temperature = tokens[:, 1:][scored], self.sampling.temperature
-        head, anatomy = self._linear_head(), self._anatomy()
+        head, anatomy = self._linear_head(), self.anatomy()
         if anatomy is not None and head is not None and width and not has_dropout(self.model):
             tree = prefix_tree(tokens[:, :width], mask)
             node_states = hidden_states(anatomy, tree, recompute=self.gradient_checkpointing)
@@ -329,7 +330,7 @@ class LanguageModel(nn.Module):
     @property
     def copy_writes(self) -> bool:
         """Whether what `write` states comes from a copy in low precision, and not from the policy itself."""
-        return writer_linear(self.writer_dtype, self.model) is not None and self._anatomy() is not None
+        return writer_linear(self.writer_dtype, self.model) is not None and self.anatomy() is not None
 
     @property
     def adapted(self) -> bool:
@@ -370,13 +371,14 @@ class LanguageModel(nn.Module):
         with recomputed_layers(self.model) if self.gradient_checkpointing else nullcontext():
             return forward_pass(
                 self.model,
-                tokens.masked_fill(~mask, 0),
+                # Something that stands in the text: the embedding of padding may be 0, where norms have no gradient.
+                torch.where(mask, tokens, tokens[:, :1]),
                 attention_mask,
                 positions,
                 select=lambda states: states[needs_logits],
             )
 
-    def _anatomy(self) -> Anatomy | None:
+    def anatomy(self) -> Anatomy | None:
         """The anatomy that `FusedStep` and `trunk` need; None where the model's own code has to do the work."""
         return anatomy_of(self.model) if self.fused else None
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -11,7 +13,7 @@ from rlhf_env import assets
 from rlhf_env.envs.transformers_tokenizer import quiet_transformers
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.policies.attention import naming_attention
-from rlhf_env.policies.lora import ADAPTER_FILE, base_of
+from rlhf_env.policies.lora import ADAPTER_FILE, base_of, load_adapter
 from rlhf_env.policies.untyped import HFConfig, HFModel
 
 
@@ -103,8 +105,16 @@ def model_files(name: str | Path) -> Path:
 
 def context_of(config: HFConfig) -> int | None:
     """The longest text that a model of this configuration can read; None without a limit."""
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return None if limit is None else int(limit)
+    text_config = config.get_text_config()
+    limit = getattr(text_config, "max_position_embeddings", None)
+    limits = [limit] if limit is not None and limit > 0 else []  # XLNet says -1: no limit
+    # Where "longrope" has one set of angles for short texts and another for long ones, the longest text of a batch
+    # decides for all, and keys in the cache have the angles of the moment: only below is a text always the same.
+    rotary = getattr(text_config, "rope_parameters", None) or {}
+    for table in (rotary, *(it for it in rotary.values() if isinstance(it, dict))):
+        if table.get("rope_type") == "longrope":
+            limits.append(table.get("original_max_position_embeddings") or limit)
+    return min(map(int, limits), default=None)
 
 
 def context_named(name: str | Path, revision: str | None = None) -> int | None:
@@ -131,6 +141,32 @@ def base_and_adapter(name: str | Path) -> tuple[str, Path | None]:
     base = base_of(folder)
     beside = folder.parent / base
     return str(beside) if not Path(base).is_absolute() and beside.is_dir() else base, folder
+
+
+@contextmanager
+def naming_base(base: str, adapter: Path | None) -> Iterator[None]:
+    """Inside, `base` is loaded; where that fails, and it is what an adapter belongs to, the error says so."""
+    try:
+        yield
+    except DataError as error:
+        if adapter is None:
+            raise
+        raise DataError(
+            f"adapter {adapter}: the model that it belongs to, {base!r}, cannot be loaded ({error}): correct "
+            f"base_model_name_or_path in {ADAPTER_FILE}"
+        ) from error
+
+
+def load_with_adapter(
+    name: str | Path, dtype: torch.dtype | None, revision: str | None, attention: str | None = None
+) -> HFModel:
+    """As `load_causal_lm`; of an adapter's folder, its base with the adapter, which alone trains."""
+    base, adapter = base_and_adapter(name)
+    with naming_base(base, adapter):
+        model = load_causal_lm(base, dtype, revision, attention)
+    if adapter is not None:
+        load_adapter(model, adapter)
+    return model
 
 
 def refuse_adapter(folder: Path) -> None:

@@ -130,21 +130,24 @@ def is_of_adapter(name: str) -> bool:
     return ".lora_" in name
 
 
-def save_adapter(model: HFModel, path: Path, base: str) -> None:
-    """Write the adapter alone, as peft's `PeftModel.from_pretrained(base_model, path)` reads it."""
+def save_adapter(
+    model: HFModel, path: Path, base: str, *, revision: str | None = None, dtype: torch.dtype | None = None
+) -> None:
+    """Write the adapter alone, as peft's `PeftModel.from_pretrained(base_model, path)` reads it.
+
+    `base` is the model that it belongs to, as `AutoPeftModelForCausalLM` will look for it, of a hub's `revision`.
+    `dtype`: of the weights, where it should be another.
+    """
     from safetensors.torch import save_file
 
     path.mkdir(parents=True, exist_ok=True)
     with _quiet():
         own = _peft().get_peft_model_state_dict(model, adapter_name=ADAPTER)
-    weights = {_PREFIX + name: value.contiguous() for name, value in own.items()}
+    weights = {_PREFIX + name: value.detach().to("cpu", dtype).contiguous() for name, value in own.items()}
     save_file(weights, path / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = model.peft_config[ADAPTER]
-    was, config.base_model_name_or_path, config.inference_mode = config.base_model_name_or_path, base, True
-    try:
-        config.save_pretrained(str(path))
-    finally:
-        config.base_model_name_or_path, config.inference_mode = was, False
+    config = copy.copy(model.peft_config[ADAPTER])
+    config.base_model_name_or_path, config.revision, config.inference_mode = base, revision, True
+    config.save_pretrained(str(path))
 
 
 def merge_adapter(model: HFModel) -> HFModel:
@@ -157,7 +160,8 @@ def merge_adapter(model: HFModel) -> HFModel:
     whole = copy.deepcopy(model, memo)
     for layer in _adapted(whole):
         layer.merge(safe_merge=False)
-    for name, layer in [(n, m) for n, m in whole.named_modules() if hasattr(m, "lora_A")]:
+    # The innermost first: experts have an adapter around an adapter, one for each of their two matrices.
+    for name, layer in reversed([(n, m) for n, m in whole.named_modules() if hasattr(m, "lora_A")]):
         parent = whole.get_submodule(name.rpartition(".")[0])
         setattr(parent, name.rpartition(".")[2], layer.base_layer)
     del whole.peft_config

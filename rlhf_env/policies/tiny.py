@@ -16,7 +16,7 @@ TINY_CONTEXT = 512
 Family = Literal[
     "llama", "gpt2", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3",
     "phi3", "olmo2", "olmo3", "granite", "cohere", "cohere2", "smollm3", "glm", "glm4",
-    "mixtral", "qwen2_moe", "qwen3_moe",
+    "mixtral", "qwen2_moe", "qwen3_moe", "gemma4",
 ]  # fmt: skip
 
 # What makes a small model of a family one of it, besides its size.
@@ -34,8 +34,9 @@ _SETTINGS: dict[str, dict[str, object]] = {
     "mixtral": {"num_local_experts": 4},
     "qwen2_moe": {"num_experts": 4, "num_experts_per_tok": 2, "mlp_only_layers": [1]},
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2},
+    "gemma4": {"hidden_size_per_layer_input": 8},
 }
-_WITH_WINDOW = {"mistral", "gemma2", "gemma3", "phi3", "olmo3", "cohere2", "smollm3", "mixtral"}
+_WITH_WINDOW = {"mistral", "gemma2", "gemma3", "phi3", "olmo3", "cohere2", "smollm3", "mixtral", "gemma4"}
 
 
 def tiny_language_model(
@@ -95,12 +96,14 @@ def tiny_language_model(
         }
         if family in _WITH_WINDOW:
             shape["sliding_window"] = window
-        if family in ("olmo3", "cohere2"):
+        if family == "gemma4":
+            shape |= {"global_head_dim": 2 * hidden_size // heads, "vocab_size_per_layer_input": vocab_size}
+        if family in ("olmo3", "cohere2", "gemma4"):
             shape["layer_types"] = [("sliding_attention", "full_attention")[layer % 2] for layer in range(layers)]
         if family.endswith("_moe"):
             shape |= dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 2 * hidden_size)
         shape |= _SETTINGS.get(family, {})
-    name = "gemma3_text" if family == "gemma3" else family
+    name = f"{family}_text" if family in ("gemma3", "gemma4") else family
     config = AutoConfig.for_model(name, vocab_size=vocab_size, initializer_range=init_std, **shape, **special)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # and not those of other devices, which nobody would put back

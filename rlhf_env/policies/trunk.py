@@ -305,7 +305,8 @@ def low_rank(x: Tensor, adapter: LowRank) -> Tensor:
 def _add_mlp(layer: Layer, x: Tensor, residual: Tensor) -> Tensor:
     """`residual` [N, H] plus what the MLP makes of `x` [N, H]."""
     if layer.experts is not None:
-        return torch.add(residual, layer.experts(x.unsqueeze(0)).squeeze(0), alpha=layer.residual_multiplier)
+        branch = _norm(layer.after_mlp, layer.experts(x.unsqueeze(0)).squeeze(0))
+        return torch.add(residual, branch, alpha=layer.residual_multiplier)
     assert layer.down is not None
     return _add_to_residual(layer, layer.down, _gate_and_up(layer, x), residual, layer.after_mlp)
 

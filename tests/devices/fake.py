@@ -136,6 +136,7 @@ class _Dispatch(TorchDispatchMode):
 
     def _require_one_device(self, func: Any, args: Any, flat: Sequence[Any]) -> None:
         of_cpu = [it for it in flat if isinstance(it, torch.Tensor) and not isinstance(it, Elsewhere)]
+        assert not any(it.is_meta for it in of_cpu), f"{func}: made behind the back of the fake device"
         if not of_cpu or func in _COPIES:
             return
         if func in _INDEXING and isinstance(args[0], Elsewhere):  # CPU row numbers are taken along
@@ -167,6 +168,13 @@ def _inside(value: Any) -> Any:
     return value.inner if isinstance(value, Elsewhere) else value
 
 
+def _index(index: Any) -> Any:
+    """An index with row numbers as tensors: of a list, torch would make one on what it takes for the device."""
+    if isinstance(index, tuple):
+        return tuple(_index(it) for it in index)
+    return torch.tensor(index) if isinstance(index, (list, range)) else index
+
+
 class _Functions(TorchFunctionMode):
     """Gives the fake device its number where a caller leaves it out: torch would ask a driver that is not there."""
 
@@ -183,6 +191,8 @@ class _Functions(TorchFunctionMode):
                     return func(*args, **kwargs)
         if func is torch.Tensor.to:
             args = tuple(self._numbered(value) for value in args)
+        if func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__) and isinstance(args[0], Elsewhere):
+            args = (args[0], _index(args[1]), *args[2:])
         if func is torch.tensor and kwargs.get("device") is not None:
             return func(*args, **kwargs | {"device": CPU}).to(kwargs["device"])
         return func(*args, **kwargs)
@@ -240,6 +250,7 @@ class FakeDevice:
             "torch.cuda.is_available": lambda: cuda,
             "torch.cuda.device_count": lambda: 1 if cuda else 0,
             "torch.cuda.current_device": lambda: 0,
+            "torch.cuda.get_device_name": lambda *_: "no GPU at all",
             "torch.cuda.is_bf16_supported": there,
             "torch.cuda.default_generators": (SimpleNamespace(manual_seed=seed),) if cuda else (),
             "torch.backends.mps.is_available": lambda: not cuda,

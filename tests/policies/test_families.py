@@ -6,7 +6,8 @@ and buffers differ from each other, so that none can stand in for another.
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -14,8 +15,16 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from rlhf_env.lora_settings import Lora
 from rlhf_env.policies import LanguageModel, Sampling
 from rlhf_env.policies.anatomy import anatomy_of
+from rlhf_env.policies.attention import attend_in_own_precision
+from rlhf_env.policies.cache import preallocated_cache
+from rlhf_env.policies.experts import loop_over_experts_in_float64
+from rlhf_env.policies.fused import FusedStep
+from rlhf_env.policies.lora import adapter_weights, add_adapter, merge_adapter
+from rlhf_env.policies.tiny import Family
+from rlhf_env.policies.trunk import hidden_states, prefix_tree
 from tests.policies.conftest import Texts
 
 VOCABULARY = 40
@@ -32,12 +41,15 @@ SIZE = {
     "eos_token_id": 39,
     "pad_token_id": None,
 }
+_NAMES = {"gemma3": "gemma3_text", "gemma4": "gemma4_text"}  # in transformers, of the text models of two families
 EXPERTS = {
     "num_experts": 4,
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 24,
     "shared_expert_intermediate_size": 40,
 }
+GEMMA4 = {"sliding_window": 5, "head_dim": 8, "global_head_dim": 16, "hidden_size_per_layer_input": 0}
+GEMMA4 |= {"layer_types": ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"]}
 ROTARY = {"rope_type": "default", "rope_theta": 100.0}
 
 # The settings of the models that are published, and the others that are computed. By a name: family and settings.
@@ -105,6 +117,19 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "qwen3_moe",
         {**EXPERTS, "head_dim": 8, "use_sliding_window": True, "sliding_window": 5, "mlp_only_layers": [1]},
     ),
+    "gemma 4": ("gemma4_text", {**GEMMA4, "final_logit_softcapping": 4.0}),
+    "gemma 4, effective": (
+        "gemma4_text",
+        {**GEMMA4, "num_hidden_layers": 6, "num_kv_shared_layers": 3}
+        | {"layer_types": ["sliding_attention", "full_attention"] * 3, "use_double_wide_mlp": True}
+        | {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY},
+    ),
+    "gemma 4, experts": (
+        "gemma4_text",
+        {**GEMMA4, "attention_k_eq_v": True, "num_global_key_value_heads": 1}
+        | {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 24}
+        | {"use_bidirectional_attention": "vision"},
+    ),
     "qwen 3, windows": ("qwen3", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 2}),
 }
 
@@ -113,7 +138,7 @@ def model_of(family: str, dtype: torch.dtype = torch.float64, **settings: Any) -
     """A model in which every number that is the same at first is another."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        config = AutoConfig.for_model(family, **{**SIZE, **settings})
+        config = AutoConfig.for_model(family, **copy.deepcopy({**SIZE, **settings}))
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -121,6 +146,9 @@ def model_of(family: str, dtype: torch.dtype = torch.float64, **settings: Any) -
                     parameter.add_(0.3 * torch.randn_like(parameter))
                 if name.endswith("bias"):
                     nn.init.normal_(parameter, std=0.3)
+            for name, buffer in model.named_buffers():
+                if name.endswith("layer_scalar"):
+                    buffer.uniform_(0.5, 1.5)
     return model
 
 
@@ -204,3 +232,139 @@ def test_gradients_are_those_of_the_library(variant: str) -> None:
     assert len(gradients[0]) == len(gradients[1]) > 10
     for one, other in zip(*gradients, strict=True):  # norms compute in float32 in the library: so do their gradients
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * max(1.0, float(other.abs().max())))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_adapters_are_written_with_and_learned(variant: str, texts: Any) -> None:
+    pytest.importorskip("peft")
+    gradients: list[dict[str, Tensor]] = []
+    for fused in (True, False):
+        policy = policy_of(variant, fused=fused)
+        add_adapter(policy.model, Lora(rank=3, alpha=6.0), 0)
+        generator = torch.Generator().manual_seed(1)
+        for name, value in adapter_weights(policy.model).items():
+            if "lora_B" in name:
+                value.copy_(0.1 * torch.randn(value.shape, generator=generator, dtype=value.dtype))
+        assert anatomy_of(policy.model) is not None
+        prompts: Texts = texts(rows=6)
+        written = policy.write(prompts.observation, 9)
+        after = list(prompts.after(written, VOCABULARY).prompts)
+        answer = policy.evaluate(*batch_of(after))
+        merged = LanguageModel(merge_adapter(policy.model))
+        assert not merged.adapted
+        for row, (prompt, text) in enumerate(zip(prompts.prompts, after, strict=True)):
+            expected = plain_logprobs(policy, text).numpy()[len(prompt) - 1 :]
+            np.testing.assert_allclose(
+                plain_logprobs(merged, text).numpy()[len(prompt) - 1 :], expected, rtol=0, atol=1e-10
+            )
+            stated = written.logprobs[row, written.tokens[row] < VOCABULARY]
+            np.testing.assert_allclose(stated, expected, rtol=0, atol=1e-10)
+            read = answer.logprobs.detach()[row, len(prompt) : len(text)]
+            np.testing.assert_allclose(read.numpy(), expected, rtol=0, atol=1e-10)
+        answer.logprobs.sum().backward()
+        gradients.append({name: p.grad for name, p in policy.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys() and all(".lora_" in name for name in gradients[0])
+    assert len(gradients[0]) >= 4 * 4
+    for name, one in gradients[0].items():
+        other = gradients[1][name]
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * max(1.0, float(other.abs().max())))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_in_bfloat16_it_rounds_as_much_as_the_library(variant: str, texts: Any) -> None:
+    """Beside the same weights in float32. Experts of which one wins by less than rounding are others then."""
+    half = policy_of(variant, torch.float32)
+    half.model.bfloat16()
+    full = policy_of(variant, torch.float32)
+    full.model.load_state_dict({name: value.float() for name, value in half.model.state_dict().items()})
+    prompts: Texts = texts(rows=24)
+    written = half.write(prompts.observation, 12)
+    after = list(prompts.after(written, VOCABULARY).prompts)
+    with torch.no_grad():
+        read = half.evaluate(*batch_of(after)).logprobs
+    errors: dict[str, list[Tensor]] = {"written": [], "read": [], "library": []}
+    for row, (prompt, text) in enumerate(zip(prompts.prompts, after, strict=True)):
+        exact = plain_logprobs(full, text)[len(prompt) - 1 :]
+        stated = torch.from_numpy(written.logprobs[row, written.tokens[row] < VOCABULARY])
+        errors["written"].append(stated - exact)
+        errors["read"].append(read[row, len(prompt) : len(text)] - exact)
+        errors["library"].append(plain_logprobs(half, text)[len(prompt) - 1 :] - exact)
+    size = {name: float(torch.cat(those).abs().median()) for name, those in errors.items()}
+    assert 1e-4 < size["library"] < 0.2
+    assert max(size["written"], size["read"]) < 1.5 * size["library"]
+
+
+# Settings of one family that another may be given, in a file that somebody wrote by hand or a converter left them in.
+# The library keeps whatever it does not know, and computes as if it was not there.
+FOREIGN: dict[str, Any] = {
+    "residual_multiplier": 3.0,
+    "embedding_multiplier": 2.0,
+    "attention_multiplier": 0.3,
+    "logits_scaling": 2.5,
+    "logit_scale": 3.5,
+    "final_logit_softcapping": 1.5,
+    "attn_logit_softcapping": 0.7,
+    "sliding_window": 3,
+    "use_sliding_window": True,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "no_rope_layers": [1, 0, 0, 1],
+    "use_qk_norm": True,
+    "partial_rotary_factor": 0.5,
+    "rope_parameters": {**ROTARY, "partial_rotary_factor": 0.5},
+    "hidden_activation": "relu",
+    "hidden_act": "relu",
+    "activation_function": "relu",
+    "query_pre_attn_scalar": 3,
+    "use_bidirectional_attention": True,
+    "is_causal": False,
+    "mlp_bias": True,
+    "attention_bias": True,
+    "tie_word_embeddings": True,
+    "head_dim": 12,
+    "scale_attn_weights": False,
+    "scale_attn_by_inverse_layer_idx": True,
+    "attention_k_eq_v": True,
+    "num_kv_shared_layers": 2,
+    "num_experts": 2,
+    "attention_chunk_size": 3,
+    "pretraining_tp": 2,
+    "per_layer_config": {1: {"sliding_window": 3}},
+}
+
+
+@pytest.mark.parametrize("family", get_args(Family))
+def test_no_setting_changes_silently_what_is_computed(family: str) -> None:
+    """With each of them the family computes what the library computes, or is not known any more."""
+    name = _NAMES.get(family, family)
+    usual: dict[str, Any] = next((settings for of, settings in VARIANTS.values() if of == name), {})
+    known = 0
+    for setting, value in FOREIGN.items():
+        try:
+            model = model_of(name, **{**usual, "sliding_window": 5, setting: value})
+            model.eval()
+            loop_over_experts_in_float64(model)
+            attend_in_own_precision(model)
+            text = torch.arange(15)[None] * 7 % VOCABULARY
+            with torch.no_grad():
+                expected = model(input_ids=text, use_cache=False).logits[0]
+        except Exception:  # the library itself refuses the setting
+            continue
+        anatomy = anatomy_of(model)
+        if anatomy is None:
+            continue
+        known += 1
+        tree = prefix_tree(text, torch.ones_like(text, dtype=torch.bool))
+        cache = preallocated_cache(model.config, 16)
+        with torch.inference_mode():
+            step, one = FusedStep(model, anatomy), torch.zeros(1, dtype=torch.int64)
+            part = text[:, :9]
+            logits = [step.prefill(part, torch.ones_like(part) > 0, cache, one, torch.arange(9)[None])]
+            logits += [step(text[:, place], torch.tensor([place]), cache, None) for place in range(9, 15)]
+            states = hidden_states(anatomy, tree)
+            read = step._logits(states[tree.nodes[0]])
+        what = f"{setting} = {value}"
+        torch.testing.assert_close(
+            torch.cat(logits), expected[8:], rtol=0, atol=1e-9, msg=lambda m, w=what: f"{w}: {m}"
+        )
+        torch.testing.assert_close(read, expected, rtol=0, atol=1e-9, msg=lambda m, w=what: f"{w}: {m}")
+    assert known > len(FOREIGN) / 2

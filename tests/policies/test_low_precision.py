@@ -14,8 +14,8 @@ from transformers.pytorch_utils import Conv1D
 from rlhf_env.errors import ConfigError
 from rlhf_env.lora_settings import Lora
 from rlhf_env.policies import LanguageModel, low_precision, tiny_language_model
+from rlhf_env.policies.lora import adapter_weights, add_adapter, merge_adapter
 from rlhf_env.policies.low_precision import BFloat16Linear, Int8Linear, fallback, quantized, writing_exactly
-from rlhf_env.policies.lora import add_adapter, adapter_weights, merge_adapter
 
 pytestmark = pytest.mark.skipif(not low_precision.has_int8(), reason="this processor has no 8-bit instructions")
 
@@ -78,7 +78,7 @@ def test_what_the_copy_states_is_what_a_plain_8_bit_model_says(family: Any) -> N
     # Some families of transformers normalise in float32 whatever the precision of the model is.
     np.testing.assert_allclose(written.logprobs, exact, rtol=0, atol=1e-9 if family == "gpt2" else 2e-5)
     own = read_again(in_own_precision(policy), asked, written.tokens)
-    assert 1e-3 < np.abs(written.logprobs - own).max()
+    assert np.abs(written.logprobs - own).max() > 1e-3
 
 
 def in_own_precision(policy: LanguageModel) -> LanguageModel:

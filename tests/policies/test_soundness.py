@@ -124,7 +124,7 @@ def test_an_adapter_alone_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "owner/base"}))
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
     loaders = {
-        "'owner/base'.*(no such folder|not 'bytes')": (
+        "'owner/base'.*(no such folder|is no folder)": (
             lambda: LanguageModel.from_pretrained(tmp_path),
             lambda: load_tokenizer_of(PolicySettings(model=str(tmp_path))),
         ),

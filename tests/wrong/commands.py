@@ -59,6 +59,7 @@ command(
     "export rm o", "rm holds a reward model, whose head transformers has no class for", rm_IN_reward_model_DOT_json="{}"
 )
 command("export m o", "m is a model already, and no run: copy the folder", m_IN_config_DOT_json="{}")
+command("export m o --adapter", "m holds a PEFT adapter, and no run: copy", m_IN_adapter_config_DOT_json="{}")
 command("export r o --private", "--private is about the repository that --push makes")
 command("export r o --dtype int8", "Invalid value for '--dtype'")
 command("export r o --checkpoint first", "Invalid value for '--checkpoint'")

@@ -17,6 +17,7 @@ from rlhf_env.envs.transformers_tokenizer import quiet_transformers, render_chat
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.judgements import Response
 from rlhf_env.feedback.reward_models.model import batches_of_like_length, distinct, padded_ids
+from rlhf_env.learning.engine import find_device, placed
 from rlhf_env.policies.language_model import end_ids_of_model, listed
 from rlhf_env.policies.precision import as_float64
 from rlhf_env.policies.untyped import HFModel
@@ -38,9 +39,9 @@ class SequenceClassifier:
     log_odds_per_point = 1.0
     members = 1
 
-    def __init__(self, model: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, model: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
         self.name = str(model)
-        self._model = _load(self.name, dtype)
+        self._model = placed(_load(self.name, dtype), find_device(device))
         self._tokenizer = _load_tokenizer(self.name)
         config = self._model.config.get_text_config()
         own = None if self._tokenizer is None else self._tokenizer.eos_token_id

@@ -120,7 +120,7 @@ class RewardEnsemble:
             shutil.rmtree(half, ignore_errors=True)
 
     @classmethod
-    def load(cls, path: str | Path) -> RewardEnsemble:
+    def load(cls, path: str | Path, *, device: str = "cpu") -> RewardEnsemble:
         """The ensemble that `save` wrote. Raises DataError for others."""
         file = Path(path) / _CARD
         try:
@@ -134,4 +134,4 @@ class RewardEnsemble:
             raise DataError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
         if any(Path(name).name != name for name in names):
             raise DataError(f"{file} names a model outside its folder")
-        return cls([RewardModel.load(Path(path) / name).requires_grad_(False) for name in names])
+        return cls([RewardModel.load(Path(path) / name, device=device).requires_grad_(False) for name in names])

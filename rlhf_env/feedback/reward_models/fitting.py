@@ -41,6 +41,7 @@ def fit_reward_model(
     generator: torch.Generator,
     counterfactuals: Sequence[Counterfactual] = (),
     dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
     progress: FittingProgress | None = None,
 ) -> tuple[RewardModel, TrainingRecord]:
     """Fit a reward model to judgements of any kind.
@@ -56,7 +57,7 @@ def fit_reward_model(
     if isinstance(trunk, RewardModel):
         model = trunk
     else:
-        model = RewardModel.from_trunk(trunk, members=config.members, head=config.head, dtype=dtype)
+        model = RewardModel.from_trunk(trunk, members=config.members, head=config.head, dtype=dtype, device=device)
         if config.members > 1:
             model.scatter_heads(generator)
     if config.lora is not None:
@@ -342,6 +343,7 @@ def fit_ensemble(
     generator: torch.Generator,
     counterfactuals: Sequence[Counterfactual] = (),
     dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
     progress: FittingProgress | None = None,
 ) -> RewardEnsemble:
     """`models` separate reward models of one trunk, fitted to the same judgements from different first heads and in
@@ -353,7 +355,7 @@ def fit_ensemble(
         raise ConfigError(f"models: {models!r} is not a number of at least 1")
     fitted = []
     for index in range(models):
-        model = RewardModel.from_trunk(trunk, members=config.members, head=config.head, dtype=dtype)
+        model = RewardModel.from_trunk(trunk, members=config.members, head=config.head, dtype=dtype, device=device)
         model.scatter_heads(generator)
         fit_reward_model(
             judgements,

@@ -11,15 +11,15 @@ from rlhf_env.feedback.reward_models.scorer import Scorer
 _CARDS = ("reward_model.json", "reward_ensemble.json")
 
 
-def load_scorer(model: str | Path) -> Scorer:
-    """A reward model by folder (or hub name), told by the files in it:
+def load_scorer(model: str | Path, *, device: str = "cpu") -> Scorer:
+    """A reward model by folder (or hub name), told by the files in it, on a `device` ("auto" as in [policy]):
 
     - reward_model.json: a RewardModel that `save` wrote;
     - reward_ensemble.json: a RewardEnsemble;
     - config.json: a sequence classification model of transformers with one label, trained anywhere;
     - none of these, and one folder with a reward model in it: that one (the folder of a stage).
 
-    Raises DataError when it is none of these.
+    Raises DataError when it is none of these, ConfigError for a device that is not here.
     """
     from rlhf_env.feedback.reward_models.classifier import SequenceClassifier
     from rlhf_env.feedback.reward_models.ensemble import RewardEnsemble
@@ -29,14 +29,14 @@ def load_scorer(model: str | Path) -> Scorer:
     folder = Path(assets.resolve(str(model)))
     refuse_adapter(folder)
     if (folder / "reward_model.json").is_file():
-        return RewardModel.load(folder).requires_grad_(False)
+        return RewardModel.load(folder, device=device).requires_grad_(False)
     if (folder / "reward_ensemble.json").is_file():
-        return RewardEnsemble.load(folder)
+        return RewardEnsemble.load(folder, device=device)
     if (folder / "config.json").is_file():
-        return SequenceClassifier(folder)
+        return SequenceClassifier(folder, device=device)
     inside = [file.parent for name in _CARDS for file in folder.glob(f"*/{name}") if file.parent.name[0] != "."]
     if len(inside) == 1:
-        return load_scorer(inside[0])
+        return load_scorer(inside[0], device=device)
     if (folder / "experiment.toml").is_file():
         raise DataError(f"{folder} is a run, whose model writes texts, and not a reward model")
     if folder.exists() or str(model).startswith(("/", ".", "~")):
@@ -44,4 +44,4 @@ def load_scorer(model: str | Path) -> Scorer:
             f"{folder} is not a reward model: there is no reward_model.json (RewardModel.save writes one), no "
             "reward_ensemble.json and no config.json of a sequence classification model in it"
         )
-    return SequenceClassifier(str(model))
+    return SequenceClassifier(str(model), device=device)

@@ -38,11 +38,12 @@ from rlhf_env.errors import ConfigError, DataError, RunFailed
 from rlhf_env.feedback.judgements import Preference, Response
 from rlhf_env.feedback.reward_models.config import Epoch, HeadKind, RewardModelConfig, TrainingRecord
 from rlhf_env.feedback.reward_models.reply_head import LIKELIHOODS, NEURONS, HiddenLayer, likelihoods_of
+from rlhf_env.learning.engine import find_device, placed
 from rlhf_env.learning.run_models import model_folder
 from rlhf_env.lora_settings import Lora
 from rlhf_env.policies.anatomy import anatomy_of
-from rlhf_env.policies.loading import base_and_adapter, load_causal_lm
-from rlhf_env.policies.lora import load_adapter, merge_adapter
+from rlhf_env.policies.loading import base_and_adapter, load_with_adapter
+from rlhf_env.policies.lora import ADAPTER_FILE, merge_adapter
 from rlhf_env.policies.precision import as_float64
 from rlhf_env.policies.trunk import hidden_states, prefix_tree
 from rlhf_env.policies.untyped import HFModel
@@ -121,10 +122,15 @@ class RewardModel(nn.Module):
         members: int = 1,
         head: HeadKind = "linear",
         dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
     ) -> RewardModel:
         """An unfitted model on the trunk of a saved language model, or of a run's. DataError when there is none."""
+        place = find_device(device)
         folder = model_folder(assets.resolve(str(folder)))
-        return cls(_load_trunk(Path(folder), dtype), members=members, head=head, tokenizer_folder=folder)
+        trunk = _load_trunk(Path(folder), dtype)
+        if not (Path(folder) / "tokenizer.json").is_file():  # an adapter may have that of the model below it
+            folder, _ = base_and_adapter(folder)
+        return placed(cls(trunk, members=members, head=head, tokenizer_folder=folder), place)
 
     @property
     def log_odds_per_point(self) -> float:
@@ -310,8 +316,11 @@ class RewardModel(nn.Module):
             shutil.rmtree(half, ignore_errors=True)
 
     @classmethod
-    def load(cls, path: str | Path) -> RewardModel:
-        """The model that `save` wrote; its scores are the same to the last bit. Raises DataError for others."""
+    def load(cls, path: str | Path, *, device: str = "cpu") -> RewardModel:
+        """The model that `save` wrote; its scores are the same to the last bit (on the processor).
+
+        Raises DataError for others.
+        """
         path = Path(path)
         card = _read_card(path)
         for name, expected in card["sha256"].items():
@@ -320,7 +329,7 @@ class RewardModel(nn.Module):
                     f"reward model {path}: {name} is missing or damaged (its checksum differs): copy it anew"
                 )
         head = next(kind for kind, number in _FORMATS.items() if number == card["format"])
-        model = cls.from_trunk(path, members=len(card["mean"]), head=head, dtype=_DTYPES[card["dtype"]])
+        model = cls.from_trunk(path, members=len(card["mean"]), head=head, dtype=_DTYPES[card["dtype"]], device=device)
         weights = load_file(path / _HEAD)
         model.heads.data.copy_(weights.pop("head").reshape(model.heads.shape))
         if model.hidden is not None:
@@ -405,11 +414,8 @@ def _text(prompt: Prompt, response: Response, tokenizer: Tokenizer | None) -> Te
 def _load_trunk(folder: Path, dtype: torch.dtype) -> HFModel:
     from transformers import AutoModel
 
-    base, adapter = base_and_adapter(folder)
-    if adapter is not None:  # a policy that was trained with LoRA: its trunk is that of the merged model
-        model = load_causal_lm(base, dtype, None)
-        load_adapter(model, adapter)
-        return merge_adapter(model).base_model
+    if (folder / ADAPTER_FILE).is_file():  # of a policy that was trained with LoRA: the trunk of the merged model
+        return merge_adapter(load_with_adapter(folder, dtype, None)).base_model
     if not (folder / "config.json").is_file():
         raise DataError(f"model folder {folder}: there is no config.json in it: name a folder that holds a saved model")
     try:

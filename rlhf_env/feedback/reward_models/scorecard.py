@@ -14,6 +14,7 @@ from statistics import NormalDist
 import numpy as np
 
 from rlhf_env import plugins
+from rlhf_env.device_names import AUTO
 from rlhf_env.envs.over_long import OverLong, OverLongCount
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.interchange import read_judgements
@@ -63,6 +64,7 @@ def scorecard_of(
     gold: str | None = None,
     seed: int = 0,
     over_long: OverLong = "refuse",
+    device: str = AUTO,
 ) -> Scorecard:
     """The scorecard of a model by folder on data by file (`load_scorer`, `read_data`).
 
@@ -71,7 +73,7 @@ def scorecard_of(
     cannot read (see `fit_lengths`); ratings of such texts are left out, unless all are refused.
     """
     preferences, valued = read_data(data, held_out=held_out)
-    scorer = load_scorer(model)
+    scorer = load_scorer(model, device=device)
     notes: list[str] = []
     if over_long == "refuse":
         sides = [side for preference in preferences for side in _sides(preference)]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from rlhf_env import plugins
+from rlhf_env.device_names import AUTO
 from rlhf_env.envs.rewards import RewardMix
 from rlhf_env.envs.tasks import held_out, well_formed
 from rlhf_env.errors import MissingExtra, RewardError, UnknownName
@@ -127,18 +128,19 @@ def evaluate_run(
     checkpoint: Literal["best", "last"] = "best",
     reference: str | None = None,
     trust_code: bool = False,
+    device: str = AUTO,
 ) -> RunEvaluation:
     """The run in `folder`, as `load_run` reads it at that `checkpoint`, on `prompts` prompts.
 
     `prompts`, `samples`, `decoding`, `pass_at` and `success` are settings of [evaluation]; by default, they are as the
     run says, but for one answer to each prompt where `decoding` is greedy.
     `reference` is a model, or another run, to compare with in the place of the model that the run began with; it must
-    have the same tokenizer. `trust_code` is that of `load_run`.
+    have the same tokenizer. `trust_code` and `device` are those of `load_run`.
 
     Both write with the evaluator's random numbers. Raises ConfigError for a folder that holds no run, DataError for one
     without a checkpoint that can be used.
     """
-    run = load_run(folder, checkpoint, trust_code=trust_code)
+    run = load_run(folder, checkpoint, trust_code=trust_code, device=device)
     workplace, experiment = run.workplace, run.experiment
     if reference is not None:
         workplace = with_reference(workplace, reference)

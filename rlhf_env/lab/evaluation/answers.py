@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from rlhf_env.device_names import AUTO
 from rlhf_env.envs.rewards import NoReward, RewardMix
 from rlhf_env.envs.tasks import held_out
 from rlhf_env.envs.text_vector_env import TextVectorEnv
@@ -33,6 +34,7 @@ def answers_of(
     prompts: int | None = None,
     checkpoint: Literal["best", "last"] = "best",
     trust_code: bool = False,
+    device: str = AUTO,
     on_source: Callable[[int], None] = lambda _: None,
 ) -> list[AgentAnswers]:
     """What each source, by the name that results speak of, has answered or answers now.
@@ -46,7 +48,7 @@ def answers_of(
     for place, (name, path) in enumerate(sources.items()):
         on_source(place)
         if path in runs:
-            given = {"prompts": prompts, "checkpoint": checkpoint, "trust_code": trust_code}
+            given = {"prompts": prompts, "checkpoint": checkpoint, "trust_code": trust_code, "device": device}
             written += answers_of_run(_run_folder(path), name, **given)  # type: ignore[arg-type]
         elif Path(path).is_file() or (Path(path).suffix and not Path(path).is_dir()):
             written.append(_answers_in(Path(path), Author("policy", name)))
@@ -58,7 +60,7 @@ def answers_of(
                 "files of answers"
             )
         else:
-            written.append(_answers_of_model(path, name, _run_folder(runs[0]), prompts, trust_code))
+            written.append(_answers_of_model(path, name, _run_folder(runs[0]), prompts, trust_code, device))
     return written
 
 
@@ -81,9 +83,11 @@ def _answers_in(path: Path, author: Author) -> AgentAnswers:
         raise ConfigError(f"{path}: no samples of a run can be read from it: {error!r}") from error
 
 
-def _answers_of_model(model: str, name: str, run: Path, prompts: int | None, trust_code: bool) -> AgentAnswers:
+def _answers_of_model(
+    model: str, name: str, run: Path, prompts: int | None, trust_code: bool, device: str
+) -> AgentAnswers:
     """A model with a tokenizer of its own answers what the run is evaluated on, with the evaluator's seed."""
-    workplace = load_run(run, trust_code=trust_code).workplace
+    workplace = load_run(run, trust_code=trust_code, device=device).workplace
     policy, tokenizer = load_other(workplace, model)
     evaluation, ours = workplace.experiment.evaluation, workplace.env
     rows = prompts or evaluation.prompts
@@ -116,12 +120,13 @@ def answers_of_run(
     checkpoint: Literal["best", "last"] = "last",
     reference: str = "",
     trust_code: bool = False,
+    device: str = AUTO,
 ) -> list[AgentAnswers]:
     """The answers of the agent, under the name of a policy; and, under the name `reference`, those of the model that it
     began as. Both write with the evaluator's random numbers, to `prompts` prompts (default: as many as the run says).
-    `trust_code`: see `load_run`.
+    `trust_code` and `device`: see `load_run`.
     """
-    workplace = load_run(folder, checkpoint, trust_code=trust_code).workplace
+    workplace = load_run(folder, checkpoint, trust_code=trust_code, device=device).workplace
     evaluation = replace(workplace.experiment.evaluation, samples=1, pass_at=[])  # one answer to each prompt
     if prompts is not None:
         evaluation = replace(evaluation, prompts=prompts)

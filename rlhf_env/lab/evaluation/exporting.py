@@ -10,17 +10,25 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from rlhf_env import assets
 from rlhf_env.errors import ConfigError, DataError, DiskRefused, RlhfEnvError
 from rlhf_env.lab.evaluation.model_card import Provenance, is_shipped, model_card
 from rlhf_env.learning.agent import traits
 from rlhf_env.learning.run_folder import read_metrics, record_of
-from rlhf_env.learning.run_models import Checkpoint, TrainedModel, save_language_model
+from rlhf_env.learning.run_models import (
+    Checkpoint,
+    TrainedModel,
+    model_folder,
+    named_for_peft,
+    save_language_model,
+)
+from rlhf_env.learning.tokenizer_files import save_tokenizer
 from rlhf_env.learning.workplace import Workplace
 from rlhf_env.policies.language_model import LanguageModel
-from rlhf_env.policies.lora import has_adapter, merge_adapter
+from rlhf_env.policies.loading import base_and_adapter
+from rlhf_env.policies.lora import ADAPTER_FILE, merge_adapter, save_adapter
 from rlhf_env.runs_on_disk import experiment_table_of, run_in
 from rlhf_env.toml_files import read_toml
 from rlhf_env.types import JsonObject, JsonView
@@ -36,7 +44,12 @@ _EXPORTED = "exported.json"  # by which an earlier export is known
 
 
 def export_run(
-    run: str | Path, out: str | Path, *, checkpoint: Checkpoint = "best", dtype: str | None = None
+    run: str | Path,
+    out: str | Path,
+    *,
+    checkpoint: Checkpoint = "best",
+    dtype: str | None = None,
+    adapter: bool = False,
 ) -> TrainedModel:
     """Write the model of a run into the folder `out`, which appears whole or not at all, with a model card.
 
@@ -45,9 +58,10 @@ def export_run(
         out: a folder that does not exist, or is empty, or holds an earlier export, which is replaced.
         checkpoint: the best one where one was kept, or the last.
         dtype: of the weights, where it should be another than the checkpoint's: float32, bfloat16, float16, float64.
+        adapter: of a run with LoRA, the adapters alone, as peft loads them, and not the model with them merged in.
 
-    Raises ConfigError for a folder that holds no run, a run without a model, and a place where something else is;
-    DiskRefused where `out` cannot be written.
+    Raises ConfigError for a folder that holds no run, a run without a model (or adapters), and a place where something
+    else is; DiskRefused where `out` cannot be written.
     """
     run = Path(run).expanduser()
     found = run_in(run)
@@ -56,7 +70,7 @@ def export_run(
     trained = TrainedModel.of(found, checkpoint)
 
     def write(folder: Path) -> None:
-        spent = trained.write(folder, None if dtype is None else dtype_named(dtype))
+        spent = trained.write(folder, None if dtype is None else dtype_named(dtype), adapter=adapter)
         rows, record = read_metrics(found), record_of(found)
         ended, experiment = _table(found / "evaluation.json"), read_toml(found / "experiment.toml")
         last = ended.get("metrics", {}) if ended.get("update") == trained.update else {}
@@ -72,11 +86,12 @@ def export_run(
 def export_policy(
     workplace: Workplace,
     out: str | Path,
-    *,
     rows: Sequence[JsonView],
     evaluation: Mapping[str, float],
     record: JsonView,
+    *,
     dtype: str | None = None,
+    adapter: bool = False,
 ) -> None:
     """The same of an agent in memory, as it is now. Raises DataError where its texts are not those of one model."""
     setup, agent = workplace.setup, workplace.agent
@@ -87,10 +102,21 @@ def export_policy(
     if not (says.trains and says.policy_writes):
         raise DataError(f"the agent {name!r} writes texts that are not those of one trained model: it has none to name")
 
+    wanted, base = workplace.experiment.located().policy, ""
+    if adapter:
+        if not policy.adapted:
+            raise DataError("this run trains the whole model, and has no adapters to write alone")
+        base = named_for_peft(wanted.model, base_and_adapter(model_folder(wanted.model))[0])
+
     def write(folder: Path) -> None:
         kind = None if dtype is None else dtype_named(dtype)
-        model = copy.deepcopy(merge_adapter(policy.model) if has_adapter(policy.model) else policy.model)
-        save_language_model(model, setup.tokenizer, folder, ends=policy.end_ids, sampling=policy.sampling, dtype=kind)
+        if adapter:
+            save_adapter(policy.model, folder, base, revision=wanted.revision, dtype=kind)
+            save_tokenizer(setup.tokenizer, folder)
+        else:
+            model = copy.deepcopy(merge_adapter(policy.model) if policy.adapted else policy.model)
+            ends, sampling = policy.end_ids, policy.sampling
+            save_language_model(model, setup.tokenizer, folder, ends=ends, sampling=sampling, dtype=kind)
         spent = {key: float(value) for key, value in setup.spending.as_dict().items()}
         experiment = tomllib.loads(workplace.experiment.to_toml())
         of = _provenance(Path(out), folder, experiment, setup.spending.updates, spent, rows, evaluation, record)
@@ -134,7 +160,8 @@ def _provenance(
 ) -> Provenance:
     """`rows` of metrics have the evaluations on the way; `evaluation` is that of this very model, if there was one."""
     by_update = {int(row["update"]): row for row in rows}
-    config, model = _table(folder / "config.json"), str(experiment.get("policy", {}).get("model", "tiny"))
+    policy = experiment.get("policy", {})
+    config, model = _table(folder / "config.json"), str(policy.get("model", "tiny"))
     numbers = {key: float(value) for key, value in evaluation.items() if isinstance(value, (int, float))}
     return Provenance(
         name=out.absolute().name,
@@ -148,8 +175,30 @@ def _provenance(
         record=record,
         has_template=(folder / "chat_template.jinja").is_file()
         or "chat_template" in _table(folder / "tokenizer_config.json"),
-        dtype=str(config.get("dtype", config.get("torch_dtype", ""))),
+        dtype=str(config.get("dtype", config.get("torch_dtype", ""))) or _dtype_of_adapter(folder),
+        lora=_lora(policy, _table(Path(assets.resolve(model)).expanduser() / ADAPTER_FILE)),
+        adapter=(folder / ADAPTER_FILE).is_file(),
     )
+
+
+def _lora(policy: JsonView, of_folder: JsonView) -> JsonObject | None:
+    """Rank, alpha and targets of the adapters that were trained: as [policy.lora] names them or, where the run began
+    with an adapter's folder, as that one's file does; None where the whole model was."""
+    if (named := policy.get("lora")) is not None:
+        return {"rank": named["rank"], "alpha": named["alpha"], "targets": list(named["targets"])}
+    if not of_folder:
+        return None
+    targets = of_folder.get("target_modules") or []
+    listed = [targets] if isinstance(targets, str) else sorted(map(str, targets))
+    return {"rank": of_folder.get("r"), "alpha": of_folder.get("lora_alpha"), "targets": listed}
+
+
+def _dtype_of_adapter(folder: Path) -> str:
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        return ""
+    with safe_open(file, "pt") as weights:
+        return next(str(weights.get_tensor(name).dtype).removeprefix("torch.") for name in weights.keys())  # noqa: SIM118
 
 
 def _evaluated(row: Mapping[str, object]) -> dict[str, float]:
@@ -193,6 +242,11 @@ def _no_run(folder: Path) -> str:
         return (
             f"{folder} holds a reward model, whose head transformers has no class for: it cannot be exported; copy the "
             "folder, and name it in [rewards.bradley_terry] or load it with rlhf_env.load_scorer"
+        )
+    if (folder / ADAPTER_FILE).is_file():
+        return (
+            f"{folder} holds a PEFT adapter, and no run: copy the folder; merged with its base, it is what "
+            "AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload() gives"
         )
     if (folder / "config.json").is_file():
         return f"{folder} is a model already, and no run: copy the folder"

@@ -54,6 +54,10 @@ class Provenance:
     """How the run was started, and with which versions, as its folder keeps it."""
     has_template: bool
     dtype: str
+    lora: JsonObject | None = None
+    """Rank, alpha and targets of the adapters that were trained; None where the whole model was."""
+    adapter: bool = False
+    """Whether these are the adapters alone, without the model that they belong to."""
 
 
 def model_card(of: Provenance) -> str:
@@ -82,7 +86,9 @@ def _base(of: Provenance) -> str:
 
 def _front_matter(of: Provenance, agent: str) -> Iterator[str]:
     root = of.began_with[-1] if of.began_with else "tiny"
-    head: JsonObject = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["rlhf-env", agent]}
+    library = "peft" if of.adapter else "transformers"
+    tags = ["rlhf-env", agent, *(["lora"] if of.lora else [])]
+    head: JsonObject = {"library_name": library, "pipeline_tag": "text-generation", "tags": tags}
     if _is_hub_name(root):
         head["base_model"] = root
     if of.license:
@@ -106,31 +112,45 @@ def _loading(of: Provenance) -> Iterator[str]:
         else 'prompt = "..."'
     )
     special = ", add_special_tokens=False" if of.has_template else ""
+    loader = "AutoPeftModelForCausalLM" if of.adapter else "AutoModelForCausalLM"
     yield from (
         "## How to load it",
         "",
         "```python",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        *(["from peft import AutoPeftModelForCausalLM"] if of.adapter else []),
+        f"from transformers import {'' if of.adapter else 'AutoModelForCausalLM, '}AutoTokenizer",
         "",
         'folder = "."  # where these files are, or their name on the hub',
         "tokenizer = AutoTokenizer.from_pretrained(folder)",
-        "model = AutoModelForCausalLM.from_pretrained(folder)",
+        f"model = {loader}.from_pretrained(folder)",
         asked,
         f'ids = tokenizer(prompt, return_tensors="pt"{special}).input_ids',
         f"answer = model.generate(ids, max_new_tokens={_most_tokens(of)})[0, ids.shape[1]:]",
         "print(tokenizer.decode(answer, skip_special_tokens=True))",
         "```",
         "",
-        "`generation_config.json` samples as the model was trained and measured, and names every token that ends an "
-        "answer. TRL's trainers take the folder as `model`, vLLM serves it (`vllm serve FOLDER"
-        + (" --dtype float32`, as it has no float64" if of.dtype == "float64" else "`")
-        + '), and rlhf-env goes on from it with `model = "FOLDER"` in `[policy]`.',
+        _who_else_loads_it(of),
         "",
     )
     if stop := of.experiment.get("environment", {}).get("stop"):
         yield from (f"Its answers also ended at {stop}: `generate(..., stop_strings={stop}, tokenizer=tokenizer)`.", "")
     if not of.has_template:
         yield from ("It has no chat template: it continues the text that it is given.", "")
+
+
+def _who_else_loads_it(of: Provenance) -> str:
+    if of.adapter:
+        return (
+            "These are low-rank adapters alone. The model that they belong to is what `base_model_name_or_path` in "
+            "`adapter_config.json` names: where it lies elsewhere, write that there. rlhf-env goes on from the folder "
+            'with `model = "FOLDER"` in `[policy]`, and `rlhf-env export` without `--adapter` makes one model of both.'
+        )
+    return (
+        "`generation_config.json` samples as the model was trained and measured, and names every token that ends an "
+        "answer. TRL's trainers take the folder as `model`, vLLM serves it (`vllm serve FOLDER"
+        + (" --dtype float32`, as it has no float64" if of.dtype == "float64" else "`")
+        + '), and rlhf-env goes on from it with `model = "FOLDER"` in `[policy]`.'
+    )
 
 
 def _most_tokens(of: Provenance) -> int:
@@ -148,6 +168,18 @@ def _training(of: Provenance) -> Iterator[str]:
         spent.append(f"{seconds:,.0f} seconds")
     if spent:
         yield from (f"Spent: {', '.join(spent)}.", "")
+    yield from (f"{_trained_weights(of)} The weights here are in {of.dtype or 'the precision that they had'}.", "")
+
+
+def _trained_weights(of: Provenance) -> str:
+    if of.lora is None:
+        return "All weights of the model were trained."
+    targets = ", ".join(map(str, of.lora["targets"]))
+    now = "they are what is here" if of.adapter else "they are merged into the weights here"
+    return (
+        f"Low-rank adapters (LoRA) were trained, of rank {of.lora['rank']} and alpha {of.lora['alpha']:g}, on "
+        f"{targets} of `{_base(of)}`, whose own weights did not change; {now}."
+    )
 
 
 def _evaluation(of: Provenance) -> Iterator[str]:

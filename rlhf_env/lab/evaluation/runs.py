@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from rlhf_env.device_names import AUTO
 from rlhf_env.envs.tokenizers import conversation_of, has_template
 from rlhf_env.errors import ConfigError, DataError, Problem, did_you_mean, under
 from rlhf_env.feedback.offline import (
@@ -47,7 +48,7 @@ from rlhf_env.learning.run_folder import (
     read_metrics,
     record_of,
 )
-from rlhf_env.learning.run_models import has_other_weights, require_begun_with
+from rlhf_env.learning.run_models import has_other_weights, needing_first_model, require_begun_with
 from rlhf_env.learning.sources import EnvSource, Source
 from rlhf_env.learning.spending import Spending
 from rlhf_env.learning.workplace import Workplace, build, check_plugins
@@ -138,15 +139,17 @@ class Run:
         """Metrics and samples on held-out prompts; of a run that has not ended, the agent is evaluated here and now."""
         return evaluator_of(self.workplace)() if self._evaluation is None else self._evaluation
 
-    def export(self, out: str | Path, *, dtype: str | None = None) -> Path:
+    def export(self, out: str | Path, *, dtype: str | None = None, adapter: bool = False) -> Path:
         """Write the policy, with the weights it has now, into the folder `out`, as `rlhf-env export` does; `out`.
 
-        Transformers, TRL and vLLM load it, and a model card says how it was trained and what was measured. `dtype`:
-        of the weights, where it should be another. Raises ConfigError, and DiskRefused where it cannot be written.
+        Others load it, and a model card says what it is. `dtype`: of the weights, where it should be another.
+        `adapter`: of a run with LoRA, the adapters alone. Raises ConfigError; DiskRefused.
         """
-        measured = {} if self._evaluation is None else self._evaluation.metrics
+        last = {} if self._evaluation is None else self._evaluation.metrics
         record = {} if self.folder is None else record_of(self.folder)
-        export_policy(self.workplace, out, rows=self.metrics, evaluation=measured, record=record, dtype=dtype)
+        export_policy(
+            self.workplace, out, rows=self.metrics, evaluation=last, record=record, dtype=dtype, adapter=adapter
+        )
         return Path(out)
 
 
@@ -235,7 +238,8 @@ def prepare(experiment: Experiment | JsonView | str | Path, folder: str | Path |
     wanted = experiment if isinstance(experiment, Experiment) else Experiment.from_table(experiment)
     wanted = replace(wanted, asks_in_plain=folder is not None and asked_in_plain(Path(folder)))
     _require_stored_fit(wanted)
-    workplace = build(wanted)
+    with needing_first_model(folder, wanted.policy):
+        workplace = build(wanted)
     if workplace.rewarded or not traits(workplace.agent).imitates:
         with under("task"):
             workplace.check_prompts()
@@ -430,7 +434,13 @@ def _warn(alert: Alert) -> None:
     warnings.warn(str(alert), RuntimeWarning, stacklevel=level)
 
 
-def load_run(folder: str | Path, checkpoint: Literal["last", "best"] = "last", *, trust_code: bool = False) -> Run:
+def load_run(
+    folder: str | Path,
+    checkpoint: Literal["last", "best"] = "last",
+    *,
+    trust_code: bool = False,
+    device: str = AUTO,
+) -> Run:
     """A run as it was at its newest valid checkpoint: the agent and its policy with their weights, and the metrics.
 
     "best": as it was at the best evaluation on the way (by `[evaluation] best`); of a run that had none, or whose best
@@ -439,6 +449,8 @@ def load_run(folder: str | Path, checkpoint: Literal["last", "best"] = "last", *
     Where its experiment names code (`function = "FILE.py:NAME"`), that code runs here: only if you made the run on this
     machine and the code is what it was, or for `trust_code`.
 
+    `device`: where its models compute, as in [policy]; a run does not keep where it was trained.
+
     Raises ConfigError for a folder that holds no run, DataError for one without a checkpoint that can be used.
     """
     folder = Path(folder)
@@ -446,6 +458,7 @@ def load_run(folder: str | Path, checkpoint: Literal["last", "best"] = "last", *
     if not described.is_file():
         raise ConfigError(f"{folder} holds no run: it has no experiment.toml (rlhf-env train makes such folders)")
     experiment = replace(Experiment.load(described), folder=paths_from(folder), asks_in_plain=asked_in_plain(folder))
+    experiment = replace(experiment, policy=replace(experiment.policy, device=device))
     toml = described.read_bytes().decode()
     require_own_code(folder, toml, experiment.code_named, record_of(folder), trust_code=trust_code)
     newest = checkpoints.latest(folder / BEST) if checkpoint == "best" else None
@@ -453,7 +466,8 @@ def load_run(folder: str | Path, checkpoint: Literal["last", "best"] = "last", *
     damaged = [p for c in sorted((folder / "checkpoints").glob("step-*")) for p in checkpoints.problems(c)]
     if newest is None and damaged:
         raise DataError("no valid checkpoint is left", *damaged)
-    workplace = build(experiment)
+    with needing_first_model(folder, experiment.policy):
+        workplace = build(experiment)
     if newest is None:
         if traits(workplace.agent).trains:
             raise DataError(f"{folder} has no checkpoint yet: train further, with a smaller checkpoint_every")
@@ -492,8 +506,7 @@ def evaluation_curve(run: Path) -> list[dict[str, float]]:
     """The evaluations logged on the way: update, generated tokens, and the evaluator's metrics."""
     curve = []
     for row in read_metrics(run):
-        point = {key.removeprefix("eval/"): value for key, value in row.items() if key.startswith("eval/")}
-        if point:
+        if point := {key.removeprefix("eval/"): value for key, value in row.items() if key.startswith("eval/")}:
             tokens = row.get("spent/generated_tokens", 0)
             curve.append({"update": row["update"], "generated_tokens": tokens, **point})
     return curve

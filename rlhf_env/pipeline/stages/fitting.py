@@ -32,6 +32,8 @@ from rlhf_env.whole_files import write_json
 # Of a reward model's folder: what a benchmark's report shows of it, by the name that it has there.
 SHOWN = {"scorecard.json": "scorecard.json", "measured.json": "reward_model.json"}
 
+_OF_POLICY = {"model": "base", "device": "device"}
+
 
 @dataclass(frozen=True)
 class FitStage:
@@ -42,15 +44,15 @@ class FitStage:
     kind: ClassVar[str] = "reward_model"
     takes: ClassVar[Mapping[Role, bool]] = {"store": False, "model": False}
     gives: ClassVar[Sequence[Role]] = ("reward_model",)
-    aside: ClassVar[frozenset[str]] = frozenset()
+    aside: ClassVar[frozenset[str]] = frozenset({"device"})
     takes_larger_budget: ClassVar[bool] = False
 
     @staticmethod
     def table(own: JsonView, defaults: JsonView, links: Links) -> JsonObject:
         given = {"seed": defaults["seed"]} if "seed" in defaults else {}
         policy = defaults.get("policy")
-        if isinstance(policy, Mapping) and "model" in policy:
-            given["base"] = policy["model"]
+        if isinstance(policy, Mapping):
+            given |= {name: policy[key] for key, name in _OF_POLICY.items() if key in policy}
         return {**given, **own, **linked(links, "model", "base"), **linked(links, "store")}
 
     @classmethod

@@ -54,7 +54,7 @@ class TrainStage:
     kind: ClassVar[str] = "train"
     takes: ClassVar[Mapping[Role, bool]] = {"model": False, "reward_model": False, "store": False}
     gives: ClassVar[Sequence[Role]] = ("model", "runs")
-    aside: ClassVar[frozenset[str]] = frozenset({"trackers"})
+    aside: ClassVar[frozenset[str]] = frozenset({"trackers", "policy.device"})
     takes_larger_budget: ClassVar[bool] = True
     agent: ClassVar[str | None] = None
 

@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar
 
 from annotated_types import MinLen
 
+from rlhf_env.device_names import AUTO
 from rlhf_env.envs.tasks import load_task
 from rlhf_env.errors import under
 from rlhf_env.feedback.store.store import PreferenceStore
@@ -35,6 +36,8 @@ class ResponsesStage:
     """Who writes (default: what `from` gives, or the model of [defaults.policy])."""
     tokenizer: Annotated[Name, IsPath()] | None = None
     """Default: the model's own, or that of [defaults.policy]."""
+    device: str = AUTO
+    """Where the model computes, as in [policy] (default: as in [defaults.policy])."""
     task: Annotated[JsonObject, Chooses("task")] = field(default_factory=lambda: {"name": "chitchat"})
     """What is asked (default: the task of [defaults])."""
     prompts: AtLeastOne = 1000
@@ -58,7 +61,7 @@ class ResponsesStage:
     kind: ClassVar[str] = "responses"
     takes: ClassVar[Mapping[Role, bool]] = {"model": False}
     gives: ClassVar[Sequence[Role]] = ("store",)
-    aside: ClassVar[frozenset[str]] = frozenset()
+    aside: ClassVar[frozenset[str]] = frozenset({"device"})
     takes_larger_budget: ClassVar[bool] = False
 
     @staticmethod
@@ -70,7 +73,7 @@ class ResponsesStage:
         given = {key: defaults[key] for key in ("task", "seed") if key in defaults}
         policy = defaults.get("policy")
         if isinstance(policy, Mapping):
-            given |= {key: policy[key] for key in ("model", "tokenizer") if key in policy}
+            given |= {key: policy[key] for key in ("model", "tokenizer", "device") if key in policy}
         return {**given, **of_environment, **own, **linked(links, "model")}
 
     @classmethod
@@ -88,7 +91,7 @@ class ResponsesStage:
 
     @property
     def policy(self) -> PolicySettings:
-        return PolicySettings(model=self.model, tokenizer=self.tokenizer)
+        return PolicySettings(model=self.model, tokenizer=self.tokenizer, device=self.device)
 
     def check_prompts(self, policy: PolicySettings) -> None:
         with under("task"):

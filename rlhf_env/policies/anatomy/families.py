@@ -75,21 +75,89 @@ def _mistral(trunk: HFModel, config: HFConfig) -> Anatomy | None:
 
 
 def _gemma2(trunk: HFModel, config: HFConfig) -> Anatomy | None:
-    """Norms on both sides of attention and MLP; Gemma 2 caps scores, Gemma 3 has two rotary tables."""
-    several = isinstance(trunk.rotary_emb.rope_type, dict)
-    describe = partial(_sandwich_layer, several_tables=several)
+    """Norms on both sides of attention and MLP, and a cap of the scores."""
+
+    def describe(layer: HFModule, config: HFConfig) -> Layer:
+        return replace(_sandwich_layer(layer, config), softcap=layer.self_attn.attn_logit_softcapping)
+
     return _rotary_trunk(trunk, config, describe, logit_cap=config.final_logit_softcapping)
 
 
-def _sandwich_layer(layer: HFModule, config: HFConfig, *, several_tables: bool) -> Layer:
-    return replace(
-        _layer(layer, config),
+def _gemma3(trunk: HFModel, config: HFConfig) -> Anatomy | None:
+    """Norms on both sides, norms of queries and keys, a rotary table for layers with a window and one for the others.
+    The library takes no notice of the cap of the scores in its settings."""
+
+    def describe(layer: HFModule, config: HFConfig) -> Layer:
+        return replace(_sandwich_layer(layer, config), rotary_table=layer.self_attn.layer_type)
+
+    return _rotary_trunk(trunk, config, describe, logit_cap=config.final_logit_softcapping)
+
+
+def _sandwich_layer(layer: HFModule, config: HFConfig) -> Layer:
+    return _layer(
+        layer,
+        config,
         after_attention=layer.post_attention_layernorm,
         before_mlp=layer.pre_feedforward_layernorm,
         after_mlp=layer.post_feedforward_layernorm,
-        softcap=getattr(layer.self_attn, "attn_logit_softcapping", None),
-        rotary_table=layer.self_attn.layer_type if several_tables else "all",
     )
+
+
+def _gemma4(trunk: HFModel, config: HFConfig) -> Anatomy | None:
+    """Gemma 3 with norms of values, heads that are wider in layers without a window, and in some of the models: values
+    that are the keys before their norm, last layers that read the keys and values of earlier ones, a second embedding
+    that every layer reads, experts beside the MLP."""
+    sources = {
+        layer.self_attn.layer_type: number
+        for number, layer in enumerate(trunk.layers)
+        if layer.self_attn.store_full_length_kv
+    }
+
+    def describe(layer: HFModule, config: HFConfig) -> Layer:
+        attention = layer.self_attn
+        own = {"q_norm": attention.q_norm, "qkv": (attention.q_proj,), "k_norm": None}
+        if not attention.is_kv_shared_layer:
+            values = attention.k_proj if attention.v_proj is None else attention.v_proj
+            own = {"qkv": (attention.q_proj, attention.k_proj, values), "v_norm": attention.v_norm}
+        return replace(
+            _sandwich_layer(layer, config),
+            **own,
+            **(_experts_beside_mlp(layer) if layer.enable_moe_block else {}),
+            keys_from=sources[attention.layer_type] if attention.is_kv_shared_layer else None,
+            rotary_table=attention.layer_type,
+            finish=partial(_finish_gemma4_layer, layer),
+        )
+
+    def layer_inputs(tokens: Tensor, embedded: Tensor) -> Tensor:
+        own = trunk.get_per_layer_inputs(tokens[None], embedded[None])
+        return cast(Tensor, trunk.project_per_layer_inputs(embedded[None], own)[0])
+
+    return _rotary_trunk(
+        trunk,
+        config,
+        describe,
+        layer_inputs=layer_inputs if config.hidden_size_per_layer_input else None,
+        logit_cap=config.final_logit_softcapping,
+    )
+
+
+def _experts_beside_mlp(layer: HFModule) -> dict[str, Any]:
+    def both(x: Tensor) -> Tensor:
+        flat = x.flatten(0, -2)
+        dense = layer.mlp(layer.pre_feedforward_layernorm(flat))
+        _, weights, experts = layer.router(flat)
+        sparse = layer.experts(layer.pre_feedforward_layernorm_2(flat), experts, weights)
+        normed = layer.post_feedforward_layernorm_1(dense) + layer.post_feedforward_layernorm_2(sparse)
+        return cast(Tensor, normed.view_as(x))
+
+    return {"experts": both, "before_mlp": None}
+
+
+def _finish_gemma4_layer(layer: HFModule, x: Tensor, layer_input: Tensor | None) -> Tensor:
+    if layer_input is not None:
+        told = layer.act_fn(layer.per_layer_input_gate(x)) * layer_input
+        x = x + layer.post_per_layer_input_norm(layer.per_layer_projection(told))
+    return cast(Tensor, x * layer.layer_scalar)
 
 
 def _windowed_layer(layer: HFModule, config: HFConfig) -> Layer:
@@ -205,14 +273,14 @@ def _layer(layer: HFModule, config: HFConfig, **changes: Any) -> Layer:
     q_norm, k_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
     usual: dict[str, Any] = {
         "before_attention": getattr(layer, "input_layernorm", None),
-        "qkv": (attention.q_proj, attention.k_proj, attention.v_proj) if hasattr(attention, "q_proj") else (),
+        "qkv": tuple(getattr(attention, name) for name in ("q_proj", "k_proj", "v_proj") if hasattr(attention, name)),
         "q_norm": q_norm,
         "k_norm": k_norm,
         "out": attention.o_proj,
         "before_mlp": getattr(layer, "post_attention_layernorm", None),
         **_mlp(layer.mlp),
         "heads": config.num_attention_heads,
-        "kv_heads": config.num_key_value_heads,
+        "kv_heads": config.num_attention_heads // attention.num_key_value_groups,
         "head_size": attention.head_dim,
         "scaling": attention.scaling,
         "window": getattr(attention, "sliding_window", None),
@@ -251,6 +319,8 @@ def _rotary_trunk(trunk: HFModel, config: HFConfig, describe: DescribeLayer, **c
     layers = tuple(describe(layer, config) for layer in trunk.layers)
     if not all(layer.window is None or layer.window > 0 for layer in layers):
         return None
+    if isinstance(types, dict) and not {layer.rotary_table for layer in layers} <= types.keys():
+        return None
     usual = {"embed": trunk.embed_tokens, "rotary": trunk.rotary_emb, "layers": layers, "norm": trunk.norm}
     return Anatomy(**{**usual, **changes})
 
@@ -263,7 +333,9 @@ FAMILIES: dict[str, Describe] = {
         _llama: ("LlamaForCausalLM", "LlamaModel", "GemmaForCausalLM", "GemmaModel"),
         _qwen: ("Qwen2ForCausalLM", "Qwen2Model", "Qwen3ForCausalLM", "Qwen3Model"),
         _mistral: ("MistralForCausalLM", "MistralModel"),
-        _gemma2: ("Gemma2ForCausalLM", "Gemma2Model", "Gemma3ForCausalLM", "Gemma3TextModel"),
+        _gemma2: ("Gemma2ForCausalLM", "Gemma2Model"),
+        _gemma3: ("Gemma3ForCausalLM", "Gemma3TextModel"),
+        _gemma4: ("Gemma4ForCausalLM", "Gemma4TextModel"),
         _phi3: ("Phi3ForCausalLM", "Phi3Model"),
         _olmo: ("Olmo2ForCausalLM", "Olmo2Model", "Olmo3ForCausalLM", "Olmo3Model"),
         _granite: ("GraniteForCausalLM", "GraniteModel"),

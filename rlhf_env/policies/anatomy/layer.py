@@ -49,7 +49,7 @@ class Layer:
     """The activation of the gate, or of up where there is no gate."""
     down: nn.Module | None = None
     """The projection back to the width of the residual stream; None where there are `experts`."""
-    experts: nn.Module | None = None
+    experts: Callable[[Tensor], Tensor] | None = None
     """A mixture of experts in place of `up` and `down`. It is called as the library calls it, on [1, N, H]: every token
     is routed by itself."""
     after_mlp: nn.Module | None = None

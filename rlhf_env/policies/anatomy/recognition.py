@@ -45,7 +45,7 @@ def has_dropout(model: HFModel) -> bool:
 def _attends_to_the_past(config: HFConfig, trunk: HFModel) -> bool:
     """Whether no setting turns the model into an encoder, which looks at what comes after a token."""
     bidirectional = getattr(config, "use_bidirectional_attention", False) not in (None, False, "vision")
-    return not bidirectional and all(getattr(module, "is_causal", True) for module in trunk.modules())
+    return not bidirectional and all(getattr(it, "is_causal", True) for it in (config, *trunk.modules()))
 
 
 def _is_plain(model: HFModel) -> bool:
@@ -57,7 +57,10 @@ def _is_plain(model: HFModel) -> bool:
     low_rank = {id(weight) for it in adapters for part in (it.lora_A, it.lora_B) for weight in part.parameters()}
     kinds = {(weight.dtype, weight.device) for weight in model.parameters() if id(weight) not in low_rank}
     plain = len(kinds) == 1 and kinds.pop()[0] in (torch.float32, torch.float64, torch.bfloat16)
-    plain &= all(map(_is_low_rank, adapters))
+    with_experts = [module for module in model.modules() if hasattr(module, "experts")]
+    routing = [getattr(it, name) for it in with_experts for name in ("experts", "gate", "router") if hasattr(it, name)]
+    called_whole = {id(part) for module in routing for part in module.modules()}
+    plain &= all(_is_low_rank(it) or (id(it) in called_whole and _is_of_experts(it)) for it in adapters)
     for module in model.modules():  # False for another adapter, a quantised layer, somebody's hook
         plain &= not (module._forward_hooks or module._forward_pre_hooks)
         plain &= not (module._backward_hooks or module._backward_pre_hooks)
@@ -77,3 +80,8 @@ def _is_low_rank(module: HFModule) -> bool:
         and not (module.merged or module.disable_adapters or module.lora_variant)
         and not any(layer.bias is not None for layer in module.lora_B.values())
     )
+
+
+def _is_of_experts(module: HFModule) -> bool:
+    """Whether an adapter is peft's for the matrices of experts, which computes by itself (see `Layer.experts`)."""
+    return (type(module).__module__, type(module).__name__) == ("peft.tuners.lora.layer", "ParamWrapper")

@@ -48,11 +48,12 @@ def weight_and_bias(*modules: HFModule) -> tuple[Tensor, Tensor | None]:
 def rms_norm_weight(module: HFModule) -> tuple[Tensor, float] | None:
     """Weight [H] and epsilon of an RMS norm in float32; None where the module itself has to be called.
 
-    That is so for other norms, and for any other precision: RMS norms of transformers compute in float32 whatever the
-    model's precision is, and code of our own would not round as they do.
+    That is so for other norms, for one without a weight (of values in Gemma 4), and for any other precision: RMS norms
+    of transformers compute in float32 whatever the model's precision is, and code of our own would not round as they
+    do.
     """
     kind = type(module).__name__
-    if not kind.endswith("RMSNorm") or module.weight.dtype != torch.float32:
+    if not kind.endswith("RMSNorm") or not hasattr(module, "weight") or module.weight.dtype != torch.float32:
         return None
     weight: Tensor = module.weight
     if kind in _LESS_ONE:
