@@ -37,6 +37,14 @@ from rlhf_env.types import Episode, Prompt
 SIZES = {
     "S": {"hidden_size": 128, "num_hidden_layers": 4, "vocab_size": 2048},  # 1.1 M parameters
     "M": {"hidden_size": 320, "num_hidden_layers": 6, "vocab_size": 8192},  # 10.6 M
+    "L": {  # 134.5 M: the shape of SmolLM2-135M
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49_152,
+    },
 }
 PROMPT, ANSWER = 32, 64
 SAME_LOSS = 1e-4
@@ -70,12 +78,9 @@ def model(size: str, seed: int = 0, **other: int) -> LanguageModel:
     """A random Llama in float32, its head tied to the embeddings; `other` than the size says."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    shape = SIZES[size] | other
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4}
     config = LlamaConfig(
-        **shape,
-        intermediate_size=3 * shape["hidden_size"],
-        num_attention_heads=4,
-        num_key_value_heads=4,
+        **{"intermediate_size": 3 * SIZES[size]["hidden_size"], **heads, **SIZES[size], **other},
         max_position_embeddings=512,
         tie_word_embeddings=True,
         bos_token_id=None,

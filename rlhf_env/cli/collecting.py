@@ -28,6 +28,10 @@ def collect_responses(
         str | None,
         typer.Option(help="What MODEL answers: a file as for the task `file`, or a task by name.", metavar="FILE|TASK"),
     ] = None,
+    held_out: Annotated[
+        float | None,
+        typer.Option(help="Of a FILE of prompts: leave out those that `held_out_fraction` in [task] sets aside."),
+    ] = None,
     limit: Annotated[int, typer.Option(help="How many of the prompts, from the first one on.", min=1)] = 1000,
     samples: Annotated[int, typer.Option(help="Answers to a prompt at each temperature.", min=1)] = 1,
     temperatures: Annotated[str, typer.Option(help="With commas between them.")] = "0.7,1.0",
@@ -62,7 +66,7 @@ def collect_responses(
         drawn = {"temperatures": _numbers(temperatures), "samples": samples, "seed": seed, "stop": stop or None}
         limits = {"max_new_tokens": max_new_tokens, "max_prompt_tokens": max_prompt_tokens, "prompts": limit}
         whom: JsonObject = {"model": model, "tokenizer": tokenizer, "author": name, "num_envs": batch, "device": device}
-        table = {**whom, **drawn, **limits, "task": _task(prompts)}
+        table = {**whom, **drawn, **limits, "task": _task(prompts, held_out)}
         _write(store, {key: value for key, value in table.items() if value is not None})
 
 
@@ -91,10 +95,14 @@ def _write(store: Path, table: JsonObject) -> None:
     typer.echo(f"{written:,} answers of {wanted.author or wanted.model} were written into {store}")
 
 
-def _task(prompts: str) -> JsonObject:
-    """A file of prompts, or a task that has them."""
-    known = Path(prompts).suffix or Path(prompts).exists()
-    return {"name": "file", "path": prompts} if known else {"name": prompts}
+def _task(prompts: str, held_out: float | None) -> JsonObject:
+    """A file of prompts, or a task that has them; never those that training holds out."""
+    if Path(prompts).suffix or Path(prompts).exists():
+        aside = {} if held_out is None else {"held_out_fraction": held_out}
+        return {"name": "file", "path": prompts, **aside}
+    if held_out is not None:
+        raise ConfigError(f"--held-out is about a FILE of prompts: the task {prompts} sets its own aside")
+    return {"name": prompts}
 
 
 def _numbers(words: str) -> list[float]:

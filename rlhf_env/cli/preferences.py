@@ -122,9 +122,9 @@ def simulate_annotators(
     import numpy as np
 
     from rlhf_env.envs.reward_tables import load_rewards
-    from rlhf_env.envs.tasks import load_task
     from rlhf_env.feedback.asking.annotators import load_annotator
-    from rlhf_env.feedback.asking.collecting import judge_items
+    from rlhf_env.feedback.asking.collecting import StoredPrompts, judge_items
+    from rlhf_env.own_code import label_of
     from rlhf_env.relative_paths import relative_to
     from rlhf_env.settings import Chooses
     from rlhf_env.toml_files import naming_lines, read_toml
@@ -133,24 +133,28 @@ def simulate_annotators(
     with naming_lines(settings):
         parts = {part: table.get(part) for part in ("gold", "annotator")}
         nameless = [
-            part for part, it in parts.items() if not (isinstance(it, dict) and isinstance(it.get("name"), str))
+            part
+            for part, it in parts.items()
+            if not (isinstance(it, dict) and any(isinstance(it.get(key), str) for key in ("name", "function")))
         ]
         if nameless:
-            raise ConfigError(*(Problem(f"expected a table [{part}] with a name", (part,)) for part in nameless))
+            said = "expected a table [{}] with a name, or with function = \"FILE.py:NAME\""
+            raise ConfigError(*(Problem(said.format(part), (part,)) for part in nameless))
         table = {
             part: relative_to(settings.parent, table[part], Annotated[JsonObject, Chooses(kind)])
             for part, kind in (("gold", "reward"), ("annotator", "annotator"))
         }
+    with _open_store(store) as opened, naming_lines(settings):
         gold = dict(table["gold"])
-        name = gold.pop("name")
+        name = str(gold.pop("name", "gold"))
         with under("gold"):
-            reward: Any = load_rewards({name: gold}, load_task("count")).parts[name]
+            reward: Any = load_rewards({name: gold}, StoredPrompts.of(opened)).parts[name]
+        person = label_of(table["annotator"], "annotator")
         with under("annotator"):
             crowd = [
-                load_annotator(table["annotator"], reward, person=f"{table['annotator']['name']} {number}")
+                load_annotator(table["annotator"], reward, person=f"{person} {number}")
                 for number in range(1, people + 1)
             ]
-    with _open_store(store) as opened:
         votes = [
             judge_items(opened, annotator, np.random.default_rng([seed, place]))
             for place, annotator in enumerate(crowd)

@@ -17,6 +17,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard, cast
 
+from rlhf_env.envs.tokenizers import conversation_of
 from rlhf_env.errors import ConfigError, Problem, RewardError, did_you_mean
 from rlhf_env.settings import checked, hints_of, is_plain
 from rlhf_env.types import GIVEN_TO_FUNCTIONS, AnyReward, Episode, Float, JsonObject, JsonView, TrainerState
@@ -79,12 +80,14 @@ class FunctionReward:
         given: dict[str, object] = {
             key: [episode.prompt.meta.get(key) for episode in episodes] for key in sorted(names)
         }
+        asked = [episode.prompt.messages or conversation_of(episode.prompt) for episode in episodes]
         given["prompts"] = [
-            [dict(message) for message in episode.prompt.messages] or episode.prompt.text for episode in episodes
+            [dict(message) for message in messages] or episode.prompt.text
+            for episode, messages in zip(episodes, asked, strict=True)
         ]
         given["completions"] = [
-            [{"role": "assistant", "content": episode.response}] if episode.prompt.messages else episode.response
-            for episode in episodes
+            [{"role": "assistant", "content": episode.response}] if messages else episode.response
+            for episode, messages in zip(episodes, asked, strict=True)
         ]
         given["completion_ids"] = [episode.response_ids.tolist() for episode in episodes]
         self._desk.columns = {}

@@ -229,14 +229,15 @@ class Experiment:
         """The same with paths that lead from the working directory, to build it with.
 
         A run is known by its settings as they were written: so this is made anew wherever a file is opened. Code that
-        it names is from now on what its file now has in it.
+        it names is from now on what its file now has in it. What is located has no folder left, so that it is not led
+        a second time.
         """
         wanted = self
         if self.asks_in_plain:
             wanted = replace(self, task=_in_plain(self.task), agent=_in_plain(self.agent))
         if self.folder is None and not self.code_named:
             return wanted
-        return cast(Experiment, relative_to(self.folder or Path(), wanted, Experiment))
+        return replace(cast(Experiment, relative_to(self.folder or Path(), wanted, Experiment)), folder=None)
 
     def tables_of_plugins(self) -> JsonObject:
         """What chooses plugins, or names code of one's own."""

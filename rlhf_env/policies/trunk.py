@@ -33,7 +33,6 @@ from torch.autograd.function import once_differentiable
 from rlhf_env.policies.anatomy import (
     Anatomy,
     Layer,
-    LowRank,
     Rotary,
     apply_rotary,
     layer_norm_weight,
@@ -41,7 +40,7 @@ from rlhf_env.policies.anatomy import (
     rms_norm_weight,
     weight_and_bias,
 )
-from rlhf_env.policies.linear import has_onednn, linear, round_up
+from rlhf_env.policies.linear import adapted_linear, has_onednn, linear, round_up
 from rlhf_env.policies.low_precision import LowPrecisionLinear
 from rlhf_env.policies.recomputation import recomputed
 from rlhf_env.policies.untyped import AutogradContext
@@ -289,17 +288,12 @@ def _project(modules: tuple[nn.Module, ...], x: Tensor) -> Tensor:
         return linear(x, *weight_and_bias(*modules))
     outputs = []
     for module, adapter in zip(modules, adapters, strict=True):  # joined weights would be kept for the backward pass
-        output = linear(x, *weight_and_bias(module))
-        outputs.append(output if adapter is None else output + low_rank(x, adapter))
+        weight, bias = weight_and_bias(module)
+        if adapter is None:
+            outputs.append(linear(x, weight, bias))
+        else:
+            outputs.append(adapted_linear(x, weight, bias, adapter.a, adapter.b, adapter.scaling))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
-
-
-def low_rank(x: Tensor, adapter: LowRank) -> Tensor:
-    """What an adapter adds, scaling (x a^T) b^T [N, out]; differentiable in `x`, a and b.
-
-    In the adapter's precision, which is float32 where the model's is less; in that of `x` it is added.
-    """
-    return F.linear(F.linear(x.to(adapter.a.dtype), adapter.a), adapter.b).mul_(adapter.scaling).to(x.dtype)
 
 
 def _add_mlp(layer: Layer, x: Tensor, residual: Tensor) -> Tensor:

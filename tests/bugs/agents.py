@@ -17,8 +17,8 @@ MUTANTS = (
         "N34",
         "every micro-batch is normalised by itself (SFT)",
         "agents/rlhf_agents/sft.py",
-        'weighted_sum(-logprobs.double(), batch.extras["weight"])',
-        'weighted_sum(-logprobs.double(), token_weights(batch.actions, "token-mean"))',
+        'weighted_sum(-refined(logprobs), batch.extras["weight"])',
+        'weighted_sum(-refined(logprobs), token_weights(batch.actions, "token-mean"))',
         "tests/agents/test_sft.py",
     ),
     Mutant(

@@ -12,7 +12,7 @@ import pytest
 from rlhf_env.cli import main as cli
 from rlhf_env.feedback.asking.collecting import judge_items
 from rlhf_env.feedback.judgements import Author, Response
-from rlhf_env.feedback.kinds import Comparison
+from rlhf_env.feedback.kinds import Comparison, Ranking
 from rlhf_env.feedback.store.items import Criterion, Item
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.types import Episode, Prompt
@@ -113,6 +113,37 @@ def test_from_responses_to_agreement(run: Run, tmp_path: Path, episode: Callable
     (tmp_path / "who.toml").write_text('[gold]\nname = "lenght"\n[annotator]\nname = "simulated"\n')
     status, _, errors = run("simulate", "s.sqlite", "who.toml")
     assert (status, "did you mean 'length'" in errors) == (2, True)
+
+
+def _written(text: str) -> Response:
+    return Response(text, Author("policy", "m", 1.0), ids=(1, 2), prompt_ids=(3,), finish_reason="stop")
+
+
+def test_a_judge_of_ones_own_reads_what_the_task_says_of_its_prompts(run: Run, tmp_path: Path) -> None:
+    """A function as gold: it is given the columns, and a conversation as messages, as it is when it is trained on."""
+    question = {"role": "user", "content": "How many?"}
+    prompt = Prompt("q", "User: How many?\nAssistant:", {"answer": "two"}, (question,))
+    with PreferenceStore(tmp_path / "s.sqlite") as store:
+        store.add_response(prompt, *(_written(text) for text in ("one", "two", "three")))
+    (tmp_path / "gold.py").write_text(
+        "def right(prompts, completions, answer):\n"
+        "    assert prompts[0] == [{'role': 'user', 'content': 'How many?'}], prompts\n"
+        "    return [float(said[0]['content'] == told) for said, told in zip(completions, answer)]\n"
+    )
+    judge = '[gold]\nfunction = "gold.py:right"\n[annotator]\nname = "simulated"\ntemperature = 0.0\n'
+    (tmp_path / "judge.toml").write_text(judge)
+    run("ask", "s.sqlite", "--kind", "ranking", "--size", "3")
+    status, said, errors = run("simulate", "s.sqlite", "judge.toml")
+    assert (status, said, errors) == (0, "1 votes; 1 of 1 votes on 1 items, 1 complete\n", "")
+    with PreferenceStore(tmp_path / "s.sqlite") as store:
+        (vote,) = store.judgements()
+    assert isinstance(vote, Ranking)
+    assert vote.responses[vote.ranks.index(1)].text == "two"
+
+    (tmp_path / "judge.toml").write_text(judge.replace("gold.py:right", "gold.py:other"))
+    (tmp_path / "gold.py").write_text("def other(completions, level):\n    return [0.0 for _ in completions]\n")
+    status, _, errors = run("simulate", "s.sqlite", "judge.toml")
+    assert (status, "takes 'level', which is none of" in errors, "columns are answer" in errors) == (2, True, True)
 
 
 def test_responses_of_people_are_asked_about(run: Run, tmp_path: Path) -> None:

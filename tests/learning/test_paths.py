@@ -107,6 +107,19 @@ def test_a_grid_and_its_cells(project: Path) -> None:
     assert build(cell.experiment).env.task.size == 2
 
 
+def test_a_file_beside_its_experiment_is_not_looked_for_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    """What is located is not led again: below a folder, its paths would seem to be the working directory's."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below/questions.jsonl").write_text('{"prompt": "a"}\n')
+    (tmp_path / "below/e.toml").write_text('[task]\nname = "file"\npath = "questions.jsonl"\n')
+    located = Experiment.load("below/e.toml").located()
+    assert located.located().task["path"] == located.task["path"] == "below/questions.jsonl"
+    assert not recwarn.list
+
+
 def test_what_is_only_in_the_working_directory_is_taken_and_said(project: Path) -> None:
     shutil.move(project / "configs/data", project / "elsewhere/data")
     with pytest.warns(RuntimeWarning, match=r"'data/prompts.jsonl' is found in the working directory.*'\.\./else"):

@@ -7,7 +7,7 @@ store.add_items(items_of(store.responses(), "comparison", np.random.default_rng(
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from rlhf_env.feedback.kinds import kind_named
 from rlhf_env.feedback.store.items import Item, criteria_names_problems
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.policies.policy import Policy
-from rlhf_env.types import Episode, JsonView, Observation, Prompt, Stops, Tokenizer
+from rlhf_env.types import Episode, JsonView, Observation, Prompt, ResetOptions, Stops, Tokenizer
 
 
 def sample_responses(
@@ -85,6 +85,24 @@ def _written(
     finally:
         policy.sampling = usual
     yield from finished_episodes(prompts, ids, written.tokens, tokenizer, nothing=policy.vocab_size, stops=stops)
+
+
+@dataclass(frozen=True)
+class StoredPrompts:
+    """The prompts of a store as a task, with the columns that they were asked with: what a reward of them can read."""
+
+    prompts: Sequence[Prompt]
+
+    @classmethod
+    def of(cls, store: PreferenceStore) -> StoredPrompts:
+        return cls([prompt for prompt, _ in store.responses()])
+
+    @property
+    def size(self) -> int:
+        return len(self.prompts)
+
+    def prompt(self, index: int, _options: ResetOptions, /) -> Prompt:
+        return self.prompts[index % self.size]
 
 
 _COLUMNS = ("prompt", "response", "author")

@@ -1,0 +1,210 @@
+"""Peak memory, and the size of a checkpoint, of whole GRPO runs on a model of the shape of SmolLM2-135M (random weights).
+
+    python benchmarks/run_memory.py              needs Linux, git; for TRL: pip install -e ".[bench,peft]"
+
+Each run is a process of its own, from loading the model to the last checkpoint: two updates on 32 texts, 8 prompts of 64
+tokens with 4 answers of 128 each, in float32, on one thread. What is printed is its peak resident memory, which the
+kernel knows. "full weights, before" is this library before it had adapters, from this repository's history (a clone
+without that commit leaves the line out). TRL runs as it is tuned for memory and time here, in float32, and once more
+with gradient checkpointing, which is its default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import side_by_side as bench
+
+BEFORE = "1d702d9"  # the last commit without adapters
+PROMPTS, GROUP, PROMPT, ANSWER, UPDATES, RANK = 8, 4, 64, 128, 2, 16
+ROWS = PROMPTS * GROUP
+SOURCES = ("", "agents", "reward_plugins")
+TRAIN = "import sys\ntry:\n from rlhf_env.cli.main import main\nexcept ImportError:\n from rlhf_env.cli import main\nmain()"
+SIDES = {
+    "lora": "LoRA 16, ours",
+    "full": "full weights, ours",
+    "before": f"full weights, before ({BEFORE})",
+    "trl": "LoRA 16, TRL + peft",
+    "trl-checkpointing": "LoRA 16, TRL + peft, gradient checkpointing",
+}
+AT_LEAST = {"before": 3.0, "trl": 2.0}
+CHECKPOINT_AT_LEAST = 50.0
+
+EXPERIMENT = """
+[task]
+name = "file"
+path = "prompts.jsonl"
+
+[policy]
+model = "model"
+{lora}
+[environment]
+num_envs = {rows}
+max_new_tokens = {answer}
+max_prompt_tokens = {prompt}
+
+[rewards]
+length = {{ weight = 1.0, target = 100, tolerance = 50 }}
+
+[agent]
+name = "grpo"
+group_size = {group}
+
+[budget]
+updates = {updates}
+
+[evaluation]
+prompts = {rows}
+"""
+
+
+def prompts() -> list[str]:
+    stream = np.random.default_rng(0)
+    vocab = bench.SIZES["L"]["vocab_size"]
+    return [" ".join(f"w{token}" for token in stream.integers(2, vocab, PROMPT)) for _ in range(PROMPTS)]
+
+
+def prepare(folder: Path) -> None:
+    """The model with its tokenizer, prompts, and an experiment with and without adapters."""
+    model = bench.model("L").model
+    model.save_pretrained(folder / "model")
+    bench.hub_tokenizer(model.config.vocab_size).save_pretrained(folder / "model")
+    (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": it}) + "\n" for it in prompts()))
+    sizes = {"rows": ROWS, "answer": ANSWER, "prompt": PROMPT, "group": GROUP, "updates": UPDATES}
+    for name, lora in {"full": "", "lora": f"[policy.lora]\nrank = {RANK}\n"}.items():
+        (folder / f"{name}.toml").write_text(EXPERIMENT.format(lora=lora, **sizes))
+
+
+def earlier_build() -> Path | None:
+    """The library as it was at `BEFORE`, under build/; None where git does not have it."""
+    root = Path(__file__).resolve().parents[1]
+    folder = root / "build" / f"rlhf-env-{BEFORE}"
+    if not folder.is_dir():
+        archive = subprocess.run(["git", "-C", str(root), "archive", BEFORE], capture_output=True)
+        if archive.returncode:
+            return None
+        partial = folder.with_name(f"{folder.name}.partial")
+        partial.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["tar", "-x", "-C", str(partial)], input=archive.stdout, check=True)
+        # Its plugins are found as those of an installed package are: by its entry points.
+        project = tomllib.loads((partial / "pyproject.toml").read_text())["project"]
+        installed = partial / f"rlhf_env-{project['version']}.dist-info"
+        installed.mkdir()
+        named = [f"{name} = {module}\n" for name, module in project["entry-points"]["rlhf_env"].items()]
+        (installed / "entry_points.txt").write_text("".join(["[rlhf_env]\n", *named]))
+        (installed / "METADATA").write_text(f"Metadata-Version: 2.1\nName: rlhf-env\nVersion: {project['version']}\n")
+        partial.rename(folder)
+    return folder
+
+
+def peak(command: list[str], folder: Path, environment: Mapping[str, str] = {}) -> float:  # noqa: B006 - only read
+    """The peak resident memory of a process, in MB. Ends the script if the process fails."""
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(
+            command, cwd=folder, env={**os.environ, **environment}, stdout=said, stderr=subprocess.STDOUT
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            said.seek(0)
+            sys.exit(f"{command}: {said.read().decode()[-2000:]}")
+    return usage.ru_maxrss / 1024
+
+
+def peak_of(side: str, folder: Path) -> float | None:
+    """None where the side cannot be measured here, which is said."""
+    if side.startswith("trl"):
+        bench.peer("trl", bench.TRL), bench.peer("peft", bench.TRL)
+        return peak([sys.executable, __file__, "--trl", side, str(folder)], folder)
+    environment = {}
+    if side == "before":
+        build = earlier_build()
+        if build is None:
+            print(f"{SIDES[side]}: not measured, this clone has no commit {BEFORE}")
+            return None
+        environment = {"PYTHONPATH": os.pathsep.join(str(build / part) for part in SOURCES)}
+    experiment = folder / ("lora.toml" if side == "lora" else "full.toml")
+    return peak(
+        [sys.executable, "-c", TRAIN, "train", str(experiment), "--out", str(folder / side), "--threads", "1"],
+        folder,
+        environment,
+    )
+
+
+def train_with_trl(folder: Path, *, checkpointing: bool) -> None:
+    """What a side of TRL does in its process."""
+    import datasets
+    import torch
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import GRPOConfig, GRPOTrainer
+
+    torch.set_num_threads(1)
+    trainer = GRPOTrainer(
+        AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32),
+        lambda completions, **_: [float(len(it) % 7) for it in completions],
+        args=GRPOConfig(
+            output_dir=str(folder / "trl"),
+            report_to="none",
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=checkpointing,
+            num_generations=GROUP,
+            per_device_train_batch_size=ROWS,
+            max_completion_length=ANSWER,
+            max_steps=UPDATES,
+            save_strategy="no",
+            beta=0.0,
+        ),
+        train_dataset=datasets.Dataset.from_list([{"prompt": it} for it in prompts()] * UPDATES),
+        processing_class=AutoTokenizer.from_pretrained(folder / "model"),
+        peft_config=LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+    trainer.train()
+
+
+def checkpoint_size(run: Path) -> float:
+    """The bytes on disk of a run's last checkpoint."""
+    last = max((run / "checkpoints").glob("step-*"))
+    return sum(file.stat().st_size for file in last.rglob("*") if file.is_file())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--trl", nargs=2, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.trl:
+        train_with_trl(Path(given.trl[1]), checkpointing=given.trl[0] != "trl")
+        return
+    print(f"{'peak resident memory of a GRPO run, 135 M, 32 texts of 64 + 128':64} {'MB':>7} {'/ ours':>7}  at least")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        # In a process of its own: a child's peak counts what its parent had when it was started.
+        subprocess.run([sys.executable, "-c", "import run_memory, sys, pathlib; run_memory.prepare(pathlib.Path(sys.argv[1]))", temporary], check=True, cwd=Path(__file__).parent)
+        peaks: dict[str, float] = {}
+        for side in given.sides:
+            found = peak_of(side, folder)
+            if found is not None:
+                peaks[side] = found
+                bound = f"{AT_LEAST[side]:9.2f}" if side in AT_LEAST else ""
+                print(f"{SIDES[side]:64} {found:7.0f} {found / peaks.get('lora', found):7.2f} {bound}", flush=True)
+        if {"lora", "before"} <= peaks.keys():
+            sizes = {side: checkpoint_size(folder / side) for side in ("lora", "before")}
+            print(f"{'a checkpoint on disk':64} {'MB':>7} {'/ ours':>7}  at least")
+            for side, size in sizes.items():
+                bound = f"{CHECKPOINT_AT_LEAST:9.2f}" if side != "lora" else ""
+                print(f"{SIDES[side]:64} {size / 1e6:7.1f} {size / sizes['lora']:7.2f} {bound}")
+
+
+if __name__ == "__main__":
+    main()
