@@ -31,8 +31,9 @@ WriterDtype = Literal["auto", "int8", "bfloat16"]
 # "auto" makes a copy of models of this many weights or more: in smaller ones, a step costs little but its calls.
 WORTH_A_COPY = 2**23
 
-# Rows of a weight that become 8-bit numbers at a time: what is computed on the way stays in the processor's cache.
-_ROWS_AT_ONCE = 512
+# Rows of a weight that become 8-bit numbers at a time, and rows of inputs that are multiplied at a time: what is
+# computed on the way stays in the processor's cache.
+_ROWS_AT_ONCE, _INPUTS_AT_ONCE = 512, 256
 _LARGEST = 127
 # Where all values are 0, any scale does; this one keeps 0 / scale a number.
 _LEAST_SCALE = 1e-30
@@ -62,6 +63,8 @@ class Int8Linear(nn.Module):
         self.bias = None if bias is None else bias.to(scales.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
+        if len(x) > _INPUTS_AT_ONCE:
+            return torch.cat([self(part) for part in x.split(_INPUTS_AT_ONCE)])
         product, scale = self._product(x)
         product.mul_(scale)
         if self.bias is not None:

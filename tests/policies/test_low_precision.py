@@ -103,6 +103,12 @@ def test_a_layer_in_8_bits(dtype: torch.dtype, bias: bool) -> None:
     assert layer(x).dtype == layer.add_to(residual, x).dtype == dtype
 
 
+def test_many_rows_are_as_few_at_a_time() -> None:
+    x = torch.randn(600, 40, generator=torch.Generator().manual_seed(0))
+    layer = Int8Linear(torch.randn(30, 40, generator=torch.Generator().manual_seed(1)), torch.ones(30))
+    assert torch.equal(layer(x), torch.cat([layer(row) for row in x.split(7)]))
+
+
 def test_whole_numbers_reach_127_and_no_further() -> None:
     whole, scale = quantized(torch.tensor([[0.0, -2.54, 1.27, 0.01], [0.0, 0.0, 0.0, 0.0]]))
     assert whole.tolist() == [[0, -127, 64, 0], [0, 0, 0, 0]]  # 63.5 and 0.5 are halves: to even
