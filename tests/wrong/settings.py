@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 
-from wrong.table import BUDGET, TASK, TEXTS, TOKENIZER, experiment
+from wrong.table import BUDGET, TASK, TEXTS, TOKENIZER, TOY, experiment, experiment_file
 
 HUGE = json.dumps(  # two layers of which nothing fits anywhere
     {
@@ -55,7 +56,28 @@ experiment(
     '[policy]\ngradient_checkpointing = "unsloth"',
     "policy: gradient_checkpointing must be true or false",
 )
-for line, name in (('attention = "eager"', "attention"), ("gradient_checkpointing = true", "gradient_checkpointing")):
+experiment(
+    "a writer in 4 bits",
+    "[policy]",
+    '[policy]\nwriter_dtype = "int4"',
+    "policy: writer_dtype must be one of 'auto', 'int8', 'bfloat16'",
+)
+experiment_file(
+    "a copy that writes for who does not correct for it",
+    TOY.replace("[policy]", '[policy]\nwriter_dtype = "int8"').replace('"ppo"', '"options"'),
+    '"int8": a copy of the policy would write, and options has no importance ratio that corrects for it',
+)
+experiment(
+    "a copy of a model that is read module by module",
+    "[policy]",
+    '[policy]\nwriter_dtype = "bfloat16"\nfused = false',
+    'writer_dtype = "bfloat16": fused is false: leave it out',
+)
+for line, name in (
+    ('attention = "eager"', "attention"),
+    ("gradient_checkpointing = true", "gradient_checkpointing"),
+    ('writer_dtype = "int8"', "writer_dtype"),
+):
     experiment(
         f"{name} of a table",
         TASK + "\n\n[policy]\n" + TOKENIZER,
@@ -69,6 +91,17 @@ experiment(
     "GiB are free on cpu: take a smaller model",
     files={"big/config.json": HUGE, "big/model.safetensors": "never read"},
 )
+experiment(
+    "no device of that name",
+    "[policy]",
+    '[policy]\ndevice = "gpu"',
+    'device must be "auto", "cpu", "cuda", "cuda:N" or',
+)
+experiment("a device that is not here", "[policy]", '[policy]\ndevice = "cuda:99"', 'device "cuda:99" is not here, ')
+if sys.platform != "darwin":
+    experiment(
+        "no GPU of Apple's", "[policy]", '[policy]\ndevice = "mps"', 'device "mps" is not here, torch finds no GPU of'
+    )
 experiment("no tokenizer", TOKENIZER, "", '[policy] model "tiny" needs a tokenizer')
 experiment("an empty tokenizer", TOKENIZER, 'tokenizer = ""', "policy: tokenizer must have one or more characters")
 experiment("an empty model", "[policy]", '[policy]\nmodel = ""', "policy: model must have one or more characters")
