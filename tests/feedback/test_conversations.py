@@ -168,7 +168,7 @@ def test_stored_conversations_that_the_template_refuses_are_named_by_line(
         "policy": {"model": str(model)},
         "task": {"name": "prompts", "prompts": ["Hi"]},
         "environment": {"num_envs": 4, "max_new_tokens": 4, "over_long": over_long},
-        "rewards": {"length": {"target": 2}},
+        "rewards": {"length": {"target": 2}, "kl": 0.1},
         "agent": {"name": agent},
         "preferences": str(pairs),
         "budget": {"updates": 1},
