@@ -93,7 +93,7 @@ base-model: .venv/.demo  ## Make the shipped models anew (up to 40 minutes on 2 
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/trl-1.12 "trl==1.12.*"
 	@touch $@
 
-BENCHMARKS := startup env_step generate generate_ragged grpo rloo dpo reward_model sb3_ppo slow_rewards update_memory
+BENCHMARKS := startup env_step generate generate_ragged writing grpo rloo dpo reward_model sb3_ppo slow_rewards update_memory
 bench-speed: .venv/.bench  ## Ratios of speed against other libraries, on this machine (a quarter of an hour)
 	@$(BIN)/python benchmarks/side_by_side.py
 	@for script in $(BENCHMARKS); do $(BIN)/python benchmarks/$$script.py || exit 1; done
