@@ -28,7 +28,11 @@ from rlhf_env.policies.tiny import TINY_CONTEXT, tiny_language_model
 from rlhf_env.runs_on_disk import run_in, tokenizer_of
 from rlhf_env.types import Task, Tokenizer
 
-_OF_LAYERS = {("attention",), ("gradient_checkpointing",)}  # settings that a model may be unable to follow
+_OF_LAYERS = {
+    ("attention",),
+    ("gradient_checkpointing",),
+    ("writer_dtype",),
+}  # settings that a model may be unable to follow
 
 KEPT_AT_ONCE = 2**30  # bytes that a backward pass through a model with adapters keeps of all layers, about
 
@@ -128,6 +132,7 @@ def _load_base(
                     rows_at_once=wanted.rows_at_once,
                     fused=wanted.fused,
                     gradient_checkpointing=wanted.gradient_checkpointing,
+                    writer_dtype=wanted.writer_dtype,
                 )
         except DataError:
             raise
@@ -148,6 +153,7 @@ def _load_base(
         fused=wanted.fused,
         attention=wanted.attn_implementation,
         gradient_checkpointing=wanted.gradient_checkpointing,
+        writer_dtype=wanted.writer_dtype,
     )
 
 
