@@ -89,12 +89,13 @@ base-model: .venv/.demo  ## Make the shipped models anew (up to 40 minutes on 2 
 # The peers: TRL and what it needs; and the last TRL with a PPO trainer, apart from it.
 .venv/.bench: .venv/.ready
 	@echo "Adding whom to compare with"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench,peft]"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/trl-1.12 "trl==1.12.*"
 	@touch $@
 
-BENCHMARKS := startup env_step generate generate_ragged writing grpo rloo dpo reward_model sb3_ppo slow_rewards update_memory
-bench-speed: .venv/.bench  ## Ratios of speed against other libraries, on this machine (a quarter of an hour)
+BENCHMARKS := startup env_step generate generate_ragged writing grpo rloo dpo reward_model sb3_ppo slow_rewards update_memory \
+	large_grpo bfloat16 run_memory
+bench-speed: .venv/.bench  ## Ratios of speed against other libraries, on this machine (an hour)
 	@$(BIN)/python benchmarks/side_by_side.py
 	@for script in $(BENCHMARKS); do $(BIN)/python benchmarks/$$script.py || exit 1; done
 	@PYTHONPATH=build/trl-1.12 $(BIN)/python benchmarks/ppo.py
