@@ -54,7 +54,9 @@ BEYOND = {
     r"no.such|cannot read|alphabet|one or more different symbols|tokenizer|model|do not belong|answers one prompt": (
         "what is outside of the file"
     ),
-    r"is not installed|is not here|a table of logits has": "what is outside of the file, and several settings at once",
+    r"is not installed|is not here|a table of logits has|fused is false|has no importance ratio": (
+        "what is outside of the file, and several settings at once"
+    ),
     r"learns by|does not divide|the environment takes|has no token|a.jsonl|a.csv|a.txt|not JSON|\d fields|prompt'": (
         "what is outside of the file, or only a run can tell"
     ),

@@ -41,6 +41,7 @@ from rlhf_env.policies.anatomy import (
     weight_and_bias,
 )
 from rlhf_env.policies.linear import adapted_linear, has_onednn, linear, round_up
+from rlhf_env.policies.low_precision import LowPrecisionLinear
 from rlhf_env.policies.recomputation import recomputed
 from rlhf_env.policies.untyped import AutogradContext
 from rlhf_env.types import Bool, Int
@@ -267,10 +268,7 @@ def _scaled_dot_product(layer: Layer, q: Tensor, k: Tensor, v: Tensor, mask: Ten
     grouped = layer.heads != layer.kv_heads  # grouped-query attention: several query heads share a key head
     if layer.softcap is None and q.dtype == torch.bfloat16 and q.requires_grad and q.device.type == "cpu":
         # Torch's backward kernel takes twice as long in bfloat16 as in float32, its forward kernel as long.
-        exact = (part.float() for part in (q, k, v))
-        return F.scaled_dot_product_attention(
-            *exact, attn_mask=mask, is_causal=mask is None, scale=layer.scaling, enable_gqa=grouped
-        ).to(q.dtype)
+        return _scaled_dot_product(layer, q.float(), k.float(), v.float(), mask).to(q.dtype)
     if layer.softcap is None:
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None, scale=layer.scaling, enable_gqa=grouped
@@ -286,6 +284,8 @@ def _scaled_dot_product(layer: Layer, q: Tensor, k: Tensor, v: Tensor, mask: Ten
 
 def _project(modules: tuple[nn.Module, ...], x: Tensor) -> Tensor:
     """x weight^T + bias [N, out] of `x` [N, in], the outputs of all `modules` side by side, with their adapters."""
+    if isinstance(modules[0], LowPrecisionLinear):  # of a copy that writes; it has joined them already
+        return cast(Tensor, modules[0](x))
     adapters = [low_rank_of(module) for module in modules]
     if not any(adapters):
         return linear(x, *weight_and_bias(*modules))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
-from wrong.table import BUDGET, TASK, TEXTS, TOKENIZER, experiment
+from wrong.table import BUDGET, TASK, TEXTS, TOKENIZER, TOY, experiment, experiment_file
 
 HUGE = json.dumps(  # two layers of which nothing fits anywhere
     {
@@ -56,7 +56,28 @@ experiment(
     '[policy]\ngradient_checkpointing = "unsloth"',
     "policy: gradient_checkpointing must be true or false",
 )
-for line, name in (('attention = "eager"', "attention"), ("gradient_checkpointing = true", "gradient_checkpointing")):
+experiment(
+    "a writer in 4 bits",
+    "[policy]",
+    '[policy]\nwriter_dtype = "int4"',
+    "policy: writer_dtype must be one of 'auto', 'int8', 'bfloat16'",
+)
+experiment_file(
+    "a copy that writes for who does not correct for it",
+    TOY.replace("[policy]", '[policy]\nwriter_dtype = "int8"').replace('"ppo"', '"options"'),
+    '"int8": a copy of the policy would write, and options has no importance ratio that corrects for it',
+)
+experiment(
+    "a copy of a model that is read module by module",
+    "[policy]",
+    '[policy]\nwriter_dtype = "bfloat16"\nfused = false',
+    'writer_dtype = "bfloat16": fused is false: leave it out',
+)
+for line, name in (
+    ('attention = "eager"', "attention"),
+    ("gradient_checkpointing = true", "gradient_checkpointing"),
+    ('writer_dtype = "int8"', "writer_dtype"),
+):
     experiment(
         f"{name} of a table",
         TASK + "\n\n[policy]\n" + TOKENIZER,
