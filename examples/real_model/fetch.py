@@ -141,14 +141,6 @@ def _convert(file: Path, folder: Path, name: str) -> None:
     model.config.name_or_path = name
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    for saved in folder.iterdir():  # safetensors makes its file the owner's alone
-        saved.chmod(0o666 & ~_umask())
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def main() -> None:
