@@ -20,6 +20,7 @@ from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.policies.soundness import (
     ENDING,
+    EXACT,
     LONG,
     RAGGED,
     RAGGED_AND_ENDING,
@@ -30,9 +31,6 @@ from rlhf_env.policies.soundness import (
 from rlhf_env.policies.untyped import HFModel
 from rlhf_env.testing.tiny_models import NO_TEXTS, families, tiny_model
 from rlhf_env.types import JsonObject
-
-# Up to here a difference is nothing but the order of sums in float64.
-EXACT = 1e-10
 
 
 @dataclass(frozen=True, kw_only=True)
