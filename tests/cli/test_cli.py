@@ -266,6 +266,19 @@ def test_bench_makes_a_report_and_report_makes_it_again(run: Run, toy: Path) -> 
     assert ran.out.endswith(again.out), "the same table, under a progress bar"
 
 
+def test_a_benchmark_of_failures_does_not_end_as_if_it_had_passed(run: Run, toy: Path) -> None:
+    pytest.importorskip("matplotlib")
+    experiment = re.sub(r"^\[(?!experiment)(.*)\]", r"[experiment.\1]", EXPERIMENT, flags=re.MULTILINE)
+    experiment = experiment.replace('name = "toy"\n', "").replace('[experiment.agent]\nname = "ppo"\nlr = 1e-2\n', "")
+    alone = GRID.replace("[agents.reference]\n[agents.random]\n", "[agents.grpo]\ngroup_size = 7\n")
+    toy.write_text(alone + experiment)
+    ran = run("bench", "toy.toml", "--jobs", "1")
+    assert ran.status == 1
+    assert "all 1 runs failed; the first one: [agent] grpo: group_size 7 does not divide" in ran.err
+    toy.write_text(GRID + "[agents.grpo]\ngroup_size = 7\n\n" + experiment)
+    assert run("bench", "toy.toml", "--jobs", "1", "--out", "some").status == 0, "one of several is a result"
+
+
 def test_a_report_of_nothing_is_refused(run: Run) -> None:
     refused(run("report", "nowhere"), "nowhere: no results/*.json in it")
 
