@@ -20,6 +20,7 @@ from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.policies.soundness import (
     ENDING,
+    EXACT,
     LONG,
     RAGGED,
     RAGGED_AND_ENDING,
@@ -31,9 +32,12 @@ from rlhf_env.policies.untyped import HFModel
 from rlhf_env.testing.tiny_models import NO_TEXTS, families, tiny_model
 from rlhf_env.types import JsonObject
 
+<<<<<<< HEAD
 # Up to here a difference is nothing but the order of sums in float64.
 _EXACT = 1e-10
 
+=======
+>>>>>>> checkmodel
 
 @dataclass(frozen=True, kw_only=True)
 class FamilyCheck:
