@@ -29,7 +29,9 @@ from torch import Tensor
 from rlhf_env.envs.rewards import RewardMix
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.learning.agent import Setup
+from rlhf_env.learning.engine import Engine
 from rlhf_env.learning.functional import logprobs_under
+from rlhf_env.learning.models import most_tokens
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.policies import LanguageModel
 from rlhf_env.types import Episode, Prompt
@@ -37,6 +39,22 @@ from rlhf_env.types import Episode, Prompt
 SIZES = {
     "S": {"hidden_size": 128, "num_hidden_layers": 4, "vocab_size": 2048},  # 1.1 M parameters
     "M": {"hidden_size": 320, "num_hidden_layers": 6, "vocab_size": 8192},  # 10.6 M
+    "L": {  # 134.5 M: the shape of SmolLM2-135M
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49_152,
+    },
+    "XL": {  # 1.24 B: the shape of Llama-3.2-1B
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128_256,
+    },
 }
 PROMPT, ANSWER = 32, 64
 SAME_LOSS = 1e-4
@@ -46,7 +64,9 @@ TRL = 'pip install -e ".[bench]"'
 def arguments(description: str | None, *, rounds: int = 5, sizes: str = "S") -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=rounds, help="turns of each side (default: %(default)s)")
-    parser.add_argument("--sizes", default=sizes, help="S (1.1 M parameters), M (10.6 M), or SM (default: %(default)s)")
+    parser.add_argument(
+        "--sizes", default=sizes, help="S (1.1 M parameters), M (10.6 M), L (135 M), or several (default: %(default)s)"
+    )
     found = parser.parse_args()
     heading()
     return found
@@ -70,12 +90,9 @@ def model(size: str, seed: int = 0, **other: int) -> LanguageModel:
     """A random Llama in float32, its head tied to the embeddings; `other` than the size says."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    shape = SIZES[size] | other
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4}
     config = LlamaConfig(
-        **shape,
-        intermediate_size=3 * shape["hidden_size"],
-        num_attention_heads=4,
-        num_key_value_heads=4,
+        **{"intermediate_size": 3 * SIZES[size]["hidden_size"], **heads, **SIZES[size], **other},
         max_position_embeddings=512,
         tie_word_embeddings=True,
         bos_token_id=None,
@@ -99,6 +116,7 @@ def setup(policy: LanguageModel, reference: LanguageModel, reward: RewardMix, ro
         action_length=ANSWER,
         max_new_tokens=ANSWER,
         seed=0,
+        engine=Engine(most_tokens=most_tokens(policy)),
     )
 
 
@@ -194,6 +212,7 @@ def trainer(trl: Any, name: str, model: Any, *arguments: Any, rows: Sequence[dic
     made = getattr(trl, f"{name}Trainer")(
         model,
         *arguments,
+        **{"peft_config": settings.pop("peft_config")} if "peft_config" in settings else {},
         args=getattr(trl, f"{name}Config")(
             output_dir=folder, report_to="none", use_cpu=True, disable_tqdm=True, **exact, **settings
         ),

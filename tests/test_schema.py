@@ -40,7 +40,7 @@ BEYOND = {
     r"must be a finite number, got|temperature must be a f|must be a finite n|weights must be a list": (
         "JSON has no nan and no inf"
     ),
-    r"one or more printable characters|is no name for a file": "what a name is made of",
+    r"one or more printable characters|is no name for a file|device must be": "what a name is made of",
     r"needs a tokenizer|at least one limit|is measured by|counts evaluations|must be at most 4 \(max": (
         "several settings at once"
     ),
@@ -51,9 +51,11 @@ BEYOND = {
         "what strings are made of, and several settings at once: stop, samples, pass_at, success"
     ),
     r"no task of this name|no row of this name|\[agent\] ppo optimization: lr must be a finite number": "other tables",
-    r"no.such|is not installed|cannot read|alphabet|one or more different symbols|tokenizer|model|do not belong|answers one prompt|"
-    r"a table of logits has": (
+    r"no.such|cannot read|alphabet|one or more different symbols|tokenizer|model|do not belong|answers one prompt": (
         "what is outside of the file"
+    ),
+    r"is not installed|is not here|a table of logits has|fused is false|has no importance ratio": (
+        "what is outside of the file, and several settings at once"
     ),
     r"learns by|does not divide|the environment takes|has no token|a.jsonl|a.csv|a.txt|not JSON|\d fields|prompt'": (
         "what is outside of the file, or only a run can tell"

@@ -81,6 +81,7 @@ class DPO:
     """Prefers what is preferred, within reach of the reference."""
 
     trains = True
+    off_policy = True  # the loss is of the text, whoever wrote it
 
     @settings
     class Config:

@@ -67,6 +67,7 @@ class GRPO:
     """Clipped policy gradient, the group's mean for a baseline."""
 
     trains = True
+    off_policy = True  # ratios are relative to who wrote a text
 
     @settings
     class Config:

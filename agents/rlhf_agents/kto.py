@@ -82,6 +82,7 @@ class KTO:
     """Makes desirable answers likelier than the reference point, and others less likely."""
 
     trains = True
+    off_policy = True  # the loss is of the text, whoever wrote it
     takes_labels = True  # stored answers that were judged one by one
 
     @settings

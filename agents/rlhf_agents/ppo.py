@@ -107,6 +107,7 @@ class PPO:
     """Clipped policy gradient with a learned value."""
 
     trains = True
+    off_policy = True  # ratios are relative to who wrote a text
 
     @settings
     class Config:

@@ -51,6 +51,7 @@ class Reinforce:
     """The policy gradient as it stands, one step per rollout."""
 
     trains = True
+    off_policy = True  # ratios are relative to who wrote a text
 
     @settings
     class Config:

@@ -52,6 +52,7 @@ class Rejection:
     """Imitates the best of its own answers."""
 
     trains = True
+    off_policy = True  # the loss is of the text, whoever wrote it
 
     @settings
     class Config:

@@ -50,6 +50,7 @@ class RLOO:
     """Policy gradient over whole answers, each compared with the group's others."""
 
     trains = True
+    off_policy = True  # ratios are relative to who wrote a text
 
     @settings
     class Config:

@@ -38,6 +38,7 @@ from rlhf_env.learning.policy_settings import PolicySettings
 from rlhf_env.learning.run_models import TrainedModel, model_folder
 from rlhf_env.learning.workplace import Workplace
 from rlhf_env.policies.language_model import LanguageModel
+from rlhf_env.policies.low_precision import HasWriter
 from rlhf_env.policies.policy import HasContext, Policy, Sampling
 from rlhf_env.runs_on_disk import experiment_table_of, run_in, tokenizer_of
 from rlhf_env.types import (
@@ -356,6 +357,8 @@ def _of_run(
         raise DataError(f"run {run}: the texts of its agent {agent!r} are not those of one trained model: name a model")
     for writer in (setup.policy, setup.reference):
         writer.sampling = _sampling(writer.sampling, temperature, greedy)
+        if isinstance(writer, HasWriter):
+            writer.writer_dtype = None  # the model itself answers
     longest = max_new_tokens or setup.max_new_tokens
     return Chat(
         setup.policy,

@@ -109,6 +109,16 @@ class SaysWhoWrites(Protocol):
     def policy_writes(self) -> bool: ...
 
 
+class LearnsOffPolicy(Protocol):
+    """`off_policy = True`, said by the class: it learns rightly from texts of a policy that is not quite its own.
+
+    Its probability ratios are relative to the log-probabilities that the rollout states, or its loss does not depend on
+    who wrote a text. Whoever says nothing does not, and `[policy] writer_dtype` is refused with it.
+    """
+
+    off_policy: bool
+
+
 @runtime_checkable
 class BoundsItsKL(Protocol):
     """`kl_bound`, in nats a response: of a distance to the policy that cannot be measured."""

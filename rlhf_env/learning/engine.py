@@ -18,6 +18,7 @@ from rlhf_env.errors import ConfigError, Problem, RunFailed
 from rlhf_env.learning.schedules import ScheduleName, multiplier
 from rlhf_env.learning.spending import Spending
 from rlhf_env.policies.precision import has_float64, moved
+from rlhf_env.policies.sizes import memory_free
 from rlhf_env.settings import NonNegative, Positive, Share, ShareBelowOne, Whole, settings
 from rlhf_env.types import State
 
@@ -56,7 +57,8 @@ class Optimization:
     micro_batch_size: Whole = 0
     """Rows per backward pass (0: no limit). It saves memory, and changes no result but its last digits."""
     micro_batch_tokens: Whole = 4096
-    """Tokens per backward pass, padding counted (0: no limit). Texts of like length go together."""
+    """Tokens per backward pass, padding counted (0: no limit). Texts of like length go together. With adapters on a
+    processor there are fewer where so many would need more than about 1 GB."""
 
 
 class Optimizer:
@@ -99,6 +101,8 @@ class Optimizer:
         a pair) stay in one micro-batch; if they alone exceed the limits, they are one.
         """
         size, tokens = self.settings.micro_batch_size or math.inf, self.settings.micro_batch_tokens or math.inf
+        if self.settings.micro_batch_tokens:
+            tokens = min(tokens, self._engine.most_tokens or math.inf)
         longest = lengths.reshape(-1, together).amax(dim=1).tolist()
         order: Sequence[int] = range(len(longest))
         if len(lengths) > size or len(lengths) * max(longest, default=0) > tokens:
@@ -182,6 +186,8 @@ class Engine:
     spending: Spending = field(default_factory=Spending)
     device: str = "cpu"
     progress: float = 0.0
+    most_tokens: int = 0
+    """Of a backward pass, whatever larger number `micro_batch_tokens` is (0: no such limit)."""
 
     def optimizer(self, parameters: Iterable[Tensor], settings: Optimization) -> Optimizer:
         return Optimizer(parameters, settings, self)
@@ -298,6 +304,14 @@ def placed(module: _Module, device: str) -> _Module:
                 ("device",),
             )
         ) from error
+
+
+def free_on(device: str) -> int | None:
+    """Bytes of memory that are free on a device that `find_device` found; None where nothing tells."""
+    place = torch.device(device)
+    if place.type == "cuda":
+        return int(torch.cuda.mem_get_info(place)[0])
+    return memory_free()  # GPUs of Apple's share it with the processor
 
 
 def set_threads(threads: int | None = None, *, parameters: int = 0) -> int:

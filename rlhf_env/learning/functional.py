@@ -22,7 +22,7 @@ from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.policies.policy import Sampling
 from rlhf_env.policies.precision import finest, moved, refined
-from rlhf_env.types import TokenScorer
+from rlhf_env.types import Float, TokenScorer
 
 Aggregation = Literal["token-mean", "sequence-mean", "sequence-sum", "dr-grpo"]
 KLEstimator = Literal["k1", "k2", "k3"]
@@ -371,6 +371,12 @@ def truncated_importance_weights(log_ratio: Tensor, cap: float) -> Tensor:
     (Ionides 2008, "Truncated Importance Sampling").
     """
     return refined(log_ratio.detach()).sum(dim=1).exp().clamp(max=cap)
+
+
+def effective_sample_size(log_weights: Float) -> float:
+    """(sum w)^2 / (n sum w^2) of n importance weights w = exp(`log_weights`), float64[n]: 1 / n to 1 (Kong 1992)."""
+    weights = np.exp(log_weights - log_weights.max())
+    return float(weights.sum() ** 2 / (len(weights) * (weights**2).sum()))
 
 
 def logprobs_under(scorer: TokenScorer, rollout: Rollout) -> Tensor:

@@ -74,6 +74,19 @@ def agent_factory(spec: Any, where: str = "[agent]") -> Callable[[Setup], Agent]
     return make
 
 
+def learns_off_policy(table: object) -> bool:
+    """Whether the agent of a table learns rightly from texts that a copy of its policy in low precision wrote.
+
+    So do controls, which do not learn; who wraps another agent does as that one does. Raises UnknownName.
+    """
+    while isinstance(table, Mapping):
+        target = plugins.host().load("agent", plugins.name_in(dict(table), "agent") or "")
+        if getattr(target, "off_policy", False) is True or getattr(target, "trains", True) is False:
+            return True
+        table = table.get("agent")
+    return False
+
+
 def imitates(table: object) -> bool:
     """Whether the agent of a table, or the one that it wraps, learns from given answers. Raises UnknownName."""
     while isinstance(table, Mapping):
@@ -82,3 +95,12 @@ def imitates(table: object) -> bool:
             return True
         table = table.get("agent")
     return False
+
+
+def agent_trains(table: JsonView) -> bool:
+    """Whether the agent of a table trains. False where it is a control, and where nobody knows it."""
+    try:
+        target = plugins.host().load("agent", plugins.name_in(dict(table), "agent") or "")
+    except ConfigError:
+        return False
+    return bool(getattr(target, "trains", True))

@@ -12,6 +12,7 @@ from rlhf_env.device_names import AUTO, problems_of_device
 from rlhf_env.errors import Problem
 from rlhf_env.lora_settings import Lora
 from rlhf_env.policies.language_model import ROWS_AT_ONCE
+from rlhf_env.policies.low_precision import WriterDtype
 from rlhf_env.policies.policy import Sampling
 from rlhf_env.settings import AtLeastOne, IsPath, Name, settings
 
@@ -32,6 +33,11 @@ class PolicySettings:
     """The precision of the weights and of what is computed from them. In "bfloat16", what trains keeps a copy and
     moments in float32; adapters, losses and log-probabilities are in float32 too (docs/precision.md). "auto": that of
     the model's own files; of files in float16 it is float32, as steps in float16 need a scaling that is not done."""
+    writer_dtype: WriterDtype | None = None
+    """Let a copy of the policy in this precision write, made anew after each update: its products cost a third (8 bits)
+    or half (bfloat16) on processors that have instructions for it; on others the policy writes as without. What is
+    stated is what the copy finds likely, and importance ratios correct what is learned; agents that correct nothing are
+    refused. "auto": a copy where it pays. Evaluations are written by the policy itself (docs/writer_copies.md)."""
     device: str = AUTO
     """Where the model computes: "cpu", "cuda", "cuda:1", "mps"; "auto": a CUDA GPU if there is one, else the processor.
     It is of the machine and not part of what a run is: a run resumes on another, then not in the same bits."""

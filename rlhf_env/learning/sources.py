@@ -15,10 +15,16 @@ from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.errors import ConfigError, RlhfEnvError
 from rlhf_env.learning.agent import Agent, Metrics
 from rlhf_env.learning.collect import collect_with
-from rlhf_env.learning.functional import groups_without_spread
+from rlhf_env.learning.functional import effective_sample_size, groups_without_spread
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.spending import Budget, Spending
+from rlhf_env.policies.low_precision import copy_writes
+from rlhf_env.policies.policy import Policy
 from rlhf_env.types import State, TokenScorer, TrainerState
+
+# Texts of a rollout that its policy reads to find out how far the copy that wrote them is from it: a few, as reading
+# them costs a forward pass.
+RATIO_TEXTS = 8
 
 
 class Source(Protocol):
@@ -63,12 +69,22 @@ class EnvSource:
 
     Where the mix's KL penalty has read the texts with this `reference`, its log-probabilities go along as the extra
     "reference", so that an agent which needs them does not read the texts again.
+
+    Where a copy of `policy` in low precision writes for it, `ess` and `ratio_p05` to `ratio_p95` say how far the two
+    are apart.
     """
 
     def __init__(
-        self, env: TextVectorEnv, *, seed: int, spending: Spending, reference: TokenScorer | None = None
+        self,
+        env: TextVectorEnv,
+        *,
+        seed: int,
+        spending: Spending,
+        reference: TokenScorer | None = None,
+        policy: Policy | None = None,
     ) -> None:
         self.env = env
+        self._policy = policy
         self._reference = reference
         self._prompts = Shuffled(env.task.size, seed)
         self._spending = spending
@@ -86,6 +102,8 @@ class EnvSource:
         mix = self.env.reward
         logged = {f"logged/{name}": value for name, value in mix.take_logged().items()}
         measured = {**_divergence(rollout, mix.kl), **_failures(rollout, mix), **_abstentions(rollout), **logged}
+        if self._policy is not None and copy_writes(self._policy):
+            measured |= _off_policy(rollout, self._policy)
         rollout = _beside_what_kl_read(rollout, mix.kl, self._reference)
         self.env.settle()  # so that a checkpoint taken now holds what the rewards remember of this rollout
         self._spending.add(
@@ -117,6 +135,27 @@ class EnvSource:
     def load_state_dict(self, state: State, /) -> None:
         self._prompts.place = int(state["place"])
         self.env.reward.load_state_dict(state["rewards"])
+
+
+def _off_policy(rollout: Rollout, policy: TokenScorer) -> Metrics:
+    """How far `policy` is from the copy of it that wrote a rollout, on a few of its texts.
+
+    `ess` is the effective sample size of their importance weights, as a share of the texts (1: all weigh the same);
+    `ratio_p05`, `ratio_p50` and `ratio_p95` are quantiles of the probability ratio of their tokens.
+    """
+    rows = np.unique(np.linspace(0, len(rollout) - 1, min(len(rollout), RATIO_TEXTS)).astype(int))
+    now = policy.response_logprobs([rollout.episodes[row] for row in rows])
+    stated = rollout.logprobs.cpu().numpy()
+    log_ratios = []
+    for row, logprobs in zip(rows, now, strict=True):
+        episode = rollout.episodes[row]
+        written = stated[row, len(episode.prompt_ids) : len(episode.ids)]
+        log_ratios.append((logprobs - written)[np.asarray(episode.actions, dtype=bool)])
+    tokens = np.concatenate(log_ratios)
+    if not tokens.size:
+        return {}
+    quantiles = {f"ratio_p{at:02d}": float(np.exp(np.quantile(tokens, at / 100))) for at in (5, 50, 95)}
+    return {"ess": effective_sample_size(np.array([values.sum() for values in log_ratios])), **quantiles}
 
 
 def _failures(rollout: Rollout, reward: RewardMix) -> Metrics:

@@ -22,14 +22,11 @@ from rlhf_env.policies.attention import attend_in_own_precision
 from rlhf_env.policies.decoding import Decoding
 from rlhf_env.policies.experts import loop_over_experts_in_float64
 from rlhf_env.policies.forward_pass import forward_pass
-from rlhf_env.policies.fused import FusedStep
+from rlhf_env.policies.fused import FusedStep, Linear
 from rlhf_env.policies.lm_head import LinearHead, gives_the_logits, linear_head, score_logits
 from rlhf_env.policies.loading import base_and_adapter, context_of, load_with_adapter
-from rlhf_env.policies.lora import (
-    has_adapter,
-    is_of_adapter,
-    merge_adapter,
-)
+from rlhf_env.policies.lora import has_adapter, is_of_adapter, merge_adapter
+from rlhf_env.policies.low_precision import WriterDtype, require_known, writer_linear
 from rlhf_env.policies.policy import Sampling, TextEvaluation, Written
 from rlhf_env.policies.precision import as_float64
 from rlhf_env.policies.recomputation import recomputed_layers, require_layers
@@ -60,7 +57,8 @@ class LanguageModel(nn.Module):
     call reads them from the start. A model whose cache does not give what its own forward pass says reads every text
     whole at every step; DataError for one that is no causal language model (see `soundness`). `fused`: sample with
     `FusedStep` and learn with `trunk.hidden_states` where they know the model's family (and no dropout is active); the
-    results are the same. `gradient_checkpointing`: see `recomputation`.
+    results are the same. `gradient_checkpointing`: see `recomputation`. `writer_dtype`: a copy in that precision
+    writes, see `low_precision`.
     """
 
     def __init__(
@@ -74,6 +72,7 @@ class LanguageModel(nn.Module):
         rows_at_once: int = ROWS_AT_ONCE,
         fused: bool = True,
         gradient_checkpointing: bool = False,
+        writer_dtype: WriterDtype | None = None,
     ) -> None:
         super().__init__()
         if rows_at_once < 1:
@@ -83,6 +82,8 @@ class LanguageModel(nn.Module):
         self.model = model
         self.sampling = sampling
         self.rows_at_once, self.fused = rows_at_once, fused
+        require_known(writer_dtype, model, fused=fused, known=anatomy_of(model) is not None)
+        self.writer_dtype = writer_dtype
         if gradient_checkpointing:
             require_layers(model)
         self.gradient_checkpointing = gradient_checkpointing
@@ -122,6 +123,7 @@ class LanguageModel(nn.Module):
         rows_at_once: int = ROWS_AT_ONCE,
         fused: bool = True,
         gradient_checkpointing: bool = False,
+        writer_dtype: WriterDtype | None = None,
     ) -> LanguageModel:
         """A model from a folder or, if there is no such folder, from the hub (or its cache on this machine).
 
@@ -140,6 +142,7 @@ class LanguageModel(nn.Module):
                 rows_at_once=rows_at_once,
                 fused=fused,
                 gradient_checkpointing=gradient_checkpointing,
+                writer_dtype=writer_dtype,
             )
         except DataError as error:
             error.found_in(f"model {str(name)!r}")
@@ -213,7 +216,8 @@ class LanguageModel(nn.Module):
         else:
             decoding, waves = None, list(self._waves(rows))
             anatomy = self.anatomy()
-            fused = None if anatomy is None else FusedStep(self.model, anatomy)
+            linear = writer_linear(self.writer_dtype, self.model) or Linear
+            fused = None if anatomy is None else FusedStep(self.model, anatomy, linear)
         written = Written(np.full(uniforms.shape, self.vocab_size, np.int64), np.zeros(uniforms.shape))
         for wave in waves:
             if decoding is None or len(waves) > 1:
@@ -324,6 +328,11 @@ class LanguageModel(nn.Module):
         return super().load_state_dict(state_dict, strict, assign)
 
     @property
+    def copy_writes(self) -> bool:
+        """Whether what `write` states comes from a copy in low precision, and not from the policy itself."""
+        return writer_linear(self.writer_dtype, self.model) is not None and self.anatomy() is not None
+
+    @property
     def adapted(self) -> bool:
         """Whether the model has low-rank adapters, which alone train."""
         return has_adapter(self.model)
@@ -386,7 +395,7 @@ class LanguageModel(nn.Module):
 
     def _weights(self) -> tuple[object, ...]:
         """A value that differs after every in-place change that autograd sees, and after parameters are replaced."""
-        return tuple((parameter.data_ptr(), parameter._version) for parameter in self.parameters())
+        return (self.writer_dtype, *((parameter.data_ptr(), parameter._version) for parameter in self.parameters()))
 
     def _batches(self, episodes: Sequence[Episode]) -> Iterator[list[int]]:
         """Batches of indices of `episodes`, sorted by length, each within the limits at the top of this file."""

@@ -8,6 +8,7 @@ of the round numbers that `round_up` gives: callers pad to one of those.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import cast
 
 import torch
@@ -25,6 +26,21 @@ def has_onednn(like: Tensor) -> bool:
     """Whether oneDNN can multiply matrices with the precision and device of `like`."""
     built_in = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
     return built_in and like.dtype == torch.float32 and like.device.type == "cpu"
+
+
+def has_packed(like: Tensor) -> bool:
+    """Whether oneDNN reads weights like this one fastest from blocks of its own: in float32, and in bfloat16 where the
+    processor multiplies that."""
+    if like.dtype != torch.bfloat16:
+        return has_onednn(like)
+    built_in = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+    return built_in and like.device.type == "cpu" and multiplies_bfloat16()
+
+
+@cache
+def multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions for matmuls in bfloat16."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def round_up(rows: int) -> int:
@@ -55,6 +71,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return cast(Tensor, _Linear.apply(x, weight, bias))  # type: ignore[no-untyped-call]
 
 
+def adapted_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+    """x weight^T + bias + scaling (x a^T) b^T, [N, out]: a linear layer with low-rank adapter, differentiable once.
+
+    `a` [r, in], `b` [out, r]. What the adapter adds is computed in the adapter's precision, which is float32 where the
+    model's is less, and added in that of `x`.
+    """
+    return cast(Tensor, _AdaptedLinear.apply(x, weight, bias, a, b, scaling))  # type: ignore[no-untyped-call]
+
+
 def weight_gradient(g: Tensor, x: Tensor) -> Tensor:
     """The gradient g^T x of the weight, [out, in], for outputs with gradient `g` [N, out] of inputs `x` [N, in]."""
     if not _pays(x, g.t(), rows=len(x)):
@@ -62,6 +87,11 @@ def weight_gradient(g: Tensor, x: Tensor) -> Tensor:
     if x.shape[1] > g.shape[1]:
         return _onednn(g.t(), x.t())
     return _onednn(x.t(), g.t()).t()  # oneDNN is quicker with the larger matrix second
+
+
+def add_weight_gradient(total: Tensor, g: Tensor, x: Tensor) -> None:
+    """Add `weight_gradient` to `total` [out, in], in place: of a large matrix, making a new one takes as long again."""
+    total.addmm_(g.t(), x)
 
 
 def _pays(x: Tensor, weight: Tensor, *, rows: int) -> bool:
@@ -91,3 +121,42 @@ class _Linear(torch.autograd.Function):
             weight_gradient(g, x) if for_weight else None,
             g.sum(0) if for_bias else None,
         )
+
+
+class _AdaptedLinear(torch.autograd.Function):
+    """With h = x a^T [N, r] and the outputs' gradient g, d x = g weight + s (g b) a, d a = s (g b)^T x, d b = s g^T h.
+
+    It keeps x and h; autograd would keep the adapter's own output as well, and pass over the outputs three times more.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: AutogradContext, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
+    ) -> Tensor:
+        h = F.linear(x.to(a.dtype), a)
+        ctx.scaling = scaling
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] or ctx.needs_input_grad[3] else None, weight, a, b, h)
+        return _add_product(matmul(x, weight, bias), h, b.t(), scaling)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: AutogradContext, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, a, b, h = ctx.saved_tensors
+        for_x, for_weight, for_bias, for_a, for_b, _ = ctx.needs_input_grad
+        exact_g = g.to(b.dtype)
+        for_h = torch.mm(exact_g, b).mul_(ctx.scaling) if for_x or for_a else None
+        return (
+            _add_product(matmul(g, weight.t()), for_h, a, 1.0) if for_x and for_h is not None else None,
+            weight_gradient(g, x) if for_weight else None,
+            g.sum(0) if for_bias else None,
+            torch.mm(for_h.t(), x.to(a.dtype)) if for_a and for_h is not None else None,
+            torch.mm(exact_g.t(), h).mul_(ctx.scaling) if for_b else None,
+            None,
+        )
+
+
+def _add_product(total: Tensor, x: Tensor, y: Tensor, factor: float) -> Tensor:
+    """`total` + factor x y, in place; the product is in the precision of `x` and `y`."""
+    if total.dtype == x.dtype:
+        return total.addmm_(x, y, alpha=factor)
+    return total.add_(torch.mm(x, y).mul_(factor))

@@ -7,7 +7,9 @@ logits divided by the temperature, p = softmax(z), c the target token and H the 
     d log p_c / d z_j = [j = c] - p_j        d H / d z_j = -p_j (log p_j + H)
 
 The backward pass needs p: the probabilities of the first rows are kept, as many as fit into a fixed amount of memory,
-and those of the other rows are computed again.
+and those of the other rows are computed again. Where the head does not train (below adapters), what is kept instead is
+d log p_c / d state = weight_c - p weight, [N, H], which the forward pass computes while it has p: no row is computed
+again for the gradient of a log-probability.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from rlhf_env.policies.forward_pass import forward_pass
-from rlhf_env.policies.linear import has_onednn, matmul, round_down, round_up, weight_gradient
+from rlhf_env.policies.linear import add_weight_gradient, has_onednn, matmul, round_down, round_up
 from rlhf_env.policies.untyped import AutogradContext, HFModel
 
 # The number of logits at a time, and of probabilities kept for the backward pass: 16 MB and 64 MB of float32.
@@ -121,12 +123,17 @@ class _Score(torch.autograd.Function):
         logprobs = torch.empty(len(states), dtype=precision, device=states.device)
         entropy = torch.empty_like(logprobs)
         # The gradient of a cap needs the logits themselves, so with one the backward pass computes them again anyway.
-        keep = any(ctx.needs_input_grad) and soft_cap is None
+        learns = any(ctx.needs_input_grad) and soft_cap is None
+        head_learns = any(ctx.needs_input_grad[1:3])
+        pulls = torch.empty_like(states) if learns and not head_learns else None
+        keep = learns and head_learns
         kept = logprobs.new_empty(PROBABILITIES_KEPT // len(weight) if keep else 0, len(weight))[: len(states)]
         for rows in _chunks(len(states), len(weight)):
             scores, _ = _scores(states[rows], weight, bias, temperature, soft_cap, scale)
             probabilities = kept[rows] if rows.stop <= len(kept) else torch.empty_like(scores)
             torch.softmax(scores, -1, out=probabilities)
+            if pulls is not None:
+                pulls[rows] = weight[targets[rows]] - matmul(probabilities.to(weight.dtype), weight.t())
             # log p = z - max(z) - log_normalizer, where the likeliest token has z - max(z) = 0: its probability gives
             # the normalizer without another pass over the vocabulary. All scores are now at most 0, so that the entropy
             # log_normalizer - sum(p * scores) is a sum of terms that are not negative, however they round.
@@ -135,7 +142,7 @@ class _Score(torch.autograd.Function):
             log_normalizer = -probabilities.gather(1, likeliest).log().squeeze(1)
             logprobs[rows] = scores.gather(1, targets[rows, None]).squeeze(1) - log_normalizer
             entropy[rows] = log_normalizer - torch.linalg.vecdot(probabilities, scores)
-        ctx.save_for_backward(states, weight, bias, targets, entropy, kept)
+        ctx.save_for_backward(states, weight, bias, targets, entropy, kept, pulls)
         return logprobs, entropy
 
     @staticmethod
@@ -144,7 +151,10 @@ class _Score(torch.autograd.Function):
         ctx: AutogradContext, d_logprobs: Tensor | None, d_entropy: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         # d_x is the gradient of the loss with respect to x.
-        states, weight, bias, targets, entropy, kept = ctx.saved_tensors
+        states, weight, bias, targets, entropy, kept, pulls = ctx.saved_tensors
+        if pulls is not None and d_entropy is None:
+            factors = torch.zeros_like(entropy) if d_logprobs is None else d_logprobs * (ctx.scale / ctx.temperature)
+            return (factors.unsqueeze(1) * pulls).to(states.dtype), None, None, None, None, None, None
         d_states, d_weight, d_bias = (
             torch.zeros_like(tensor) if needed else None
             for tensor, needed in zip((states, weight, bias), ctx.needs_input_grad, strict=False)
@@ -175,7 +185,7 @@ class _Score(torch.autograd.Function):
             if d_states is not None:
                 d_states[rows] = matmul(d_logits, weight.t())
             if d_weight is not None:
-                d_weight += weight_gradient(d_logits, states[rows])
+                add_weight_gradient(d_weight, d_logits, states[rows])
             if d_bias is not None:
                 d_bias += d_logits.sum(0)
         return d_states, d_weight, d_bias, None, None, None, None

@@ -29,11 +29,14 @@ from rlhf_env.policies.attention import CAPPED
 from rlhf_env.policies.decoding import Decoding
 from rlhf_env.policies.fused import FusedStep
 from rlhf_env.policies.policy import Sampling
-from rlhf_env.policies.untyped import HFModel
+from rlhf_env.policies.untyped import HFModel, HFModule
 from rlhf_env.types import Int
 
 if TYPE_CHECKING:
     from rlhf_env.policies.language_model import LanguageModel
+
+
+_FEW = 2_000_000_000  # parameters: in float32, 8 GB
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class Batch:
     """The length of each prompt, in tokens. The first and the fifth are equal, as in a group of answers to one."""
     steps: tuple[tuple[int, ...], ...]
     """Which rows write, step by step (1), and which have ended."""
+    compared: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
+    """The rows whose texts are read alone, too. Each is a forward pass, which is what a check costs."""
 
     @property
     def longest(self) -> int:
@@ -55,12 +60,14 @@ class Batch:
         if context is None or context >= self.longest:
             return self
         steps = self.steps[: max(context - 1, 0)]
-        return Batch(tuple(min(length, max(1, context - len(steps))) for length in self.prompts), steps)
+        prompts = tuple(min(length, max(1, context - len(steps))) for length in self.prompts)
+        return Batch(prompts, steps, self.compared)
 
 
 # One row ends and stays in the cache, three end and the cache drops them, then one is left.
 _ENDING = ((1, 1, 1, 1, 1, 1), (1, 0, 1, 1, 1, 1), (1, 0, 0, 0, 1, 1), (0, 0, 0, 0, 0, 1), (0, 0, 0, 0, 0, 1))
 RAGGED_AND_ENDING = Batch((5, 3, 2, 4, 5, 1), _ENDING)
+AT_LOAD = Batch((5, 3, 2, 4, 5, 1), _ENDING, compared=(0, 2, 4, 5))
 RAGGED = Batch((5, 3, 2, 4, 5, 1), ((1,) * 6,) * 3)
 ENDING = Batch((4,) * 6, _ENDING)
 LONG = Batch((27, 3, 20, 12, 27, 1), _ENDING)
@@ -83,11 +90,22 @@ class Differences:
     """How much the context matters: the spread, over texts, of a token's log-probability (the median over tokens)."""
     rounding: float
     """What rounding may do: a small share of the scale, and what the size of log-probabilities lets be lost."""
+    mean: float
+    """The mean over tokens of what `write` and `recompute` are the largest of; the larger of the two."""
+    half: bool
+    """Whether the weights are in half precision."""
 
     @property
-    def allowed(self) -> float:
-        """Up to where `write` and `recompute` are right: some families differ from themselves by more than rounding."""
-        return min(max(self.rounding, 4 * self.own), 0.5 * self.scale)
+    def right(self) -> bool:
+        """Whether all of it is the library's own error: some families differ from themselves by more than rounding.
+
+        In half precision single tokens differ by much, and a wrong context makes all of them differ.
+        """
+        if self.looks_ahead:
+            return False
+        if self.half:
+            return self.mean <= 0.15 * self.scale
+        return max(self.write, self.recompute) <= min(max(self.rounding, 4 * self.own), 0.5 * self.scale)
 
     @property
     def looks_ahead(self) -> bool:
@@ -103,14 +121,17 @@ def keeps_cache(policy: LanguageModel) -> bool:
     """
     model = policy.model
     named = f"{type(model).__name__} (model_type {getattr(model.config, 'model_type', '?')!r})"
-    batch = RAGGED_AND_ENDING.within(policy.context)
+    batch = AT_LOAD.within(policy.context)
     if not batch.steps:
         return True  # there is no room to write in
     attention = getattr(model.config, "_attn_implementation", None)
     usual = attention in (None, "eager", "sdpa", CAPPED)
     with torch.random.fork_rng(devices=[]), quiet_transformers():
-        cached = _is_right(policy, batch)
-        problem = "" if cached else _problem(policy, batch)
+        with _in_full_precision(model) as changed:
+            cached = _is_right(policy, batch)
+            problem = "" if cached else _problem(policy, batch, whole=True)
+        if changed and not problem:
+            problem = _problem(policy, batch, whole=not cached)
         problem = problem or _problem_of_gradients(policy)
     if not cached and not usual and not problem:  # it may not be the family that is wrong
         problem = "while it writes texts side by side it states other log-probabilities than its own forward pass"
@@ -122,26 +143,44 @@ def keeps_cache(policy: LanguageModel) -> bool:
     return cached
 
 
+@contextmanager
+def _in_full_precision(model: HFModel) -> Iterator[bool]:
+    """Weights in half precision are in float32 meanwhile, and afterwards what they were, to the bit.
+
+    Half precision hides what is wrong. Gives whether anything changed: larger models stay as they are, for they would
+    need twice their memory.
+    """
+    weights = [it for it in (*model.parameters(), *model.buffers()) if it.dtype in (torch.bfloat16, torch.float16)]
+    if sum(weight.numel() for weight in weights) > _FEW:
+        weights = []
+    before = [weight.dtype for weight in weights]
+    try:
+        for weight in weights:
+            weight.data = weight.data.float()
+        yield bool(weights)
+    finally:
+        for weight, dtype in zip(weights, before, strict=True):
+            weight.data = weight.data.to(dtype)
+
+
 @torch.no_grad()
 def _is_right(policy: LanguageModel, batch: Batch) -> bool:
     """Whether the model is right as it is, its cache included."""
     try:
         found = differences(policy, batch)
-        if found.looks_ahead or not max(found.write, found.recompute) <= found.allowed:
+        if not found.right:
             return False
         with short_windows(policy.model) as any_windows:
-            if any_windows:
-                found = differences(policy, batch)
-        return found.write <= found.allowed
+            return not any_windows or differences(policy, batch).right
     except Exception:  # whatever the family's own code raises when it is called as others are
         return False
 
 
 @torch.no_grad()
-def _problem(policy: LanguageModel, batch: Batch) -> str:
-    """What is wrong with the model's texts when they are read whole; "" if nothing is."""
+def _problem(policy: LanguageModel, batch: Batch, *, whole: bool) -> str:
+    """What is wrong with the model's texts, read whole or not; "" if nothing is."""
     try:
-        found = differences(policy, batch, whole=True)
+        found = differences(policy, batch, whole=whole)
     except Exception as error:
         return f"its forward pass fails on a batch of texts ({_line(error)})"
     if found.looks_ahead:
@@ -149,7 +188,7 @@ def _problem(policy: LanguageModel, batch: Batch) -> str:
             f"what it says of a token changes by up to {found.ahead:.2g} nats when later tokens change, so it is no "
             "causal language model (an encoder, or a decoder set up as one)"
         )
-    if not max(found.recompute, found.write) <= found.allowed:
+    if not found.right:
         wrong = max(found.recompute, found.write)
         return (
             f"the texts beside a text, or padding after it, change its log-probabilities by up to {wrong:.2g} nats "
@@ -159,45 +198,62 @@ def _problem(policy: LanguageModel, batch: Batch) -> str:
 
 
 def _problem_of_gradients(policy: LanguageModel) -> str:
-    """Why the model cannot learn; "" if it can. The gradient goes down to the embedding, and to no other weight."""
-    embedding = policy.model.get_input_embeddings().weight
-    if not embedding.requires_grad:
-        return ""
-    last = policy.vocab_size - 1
-    texts = [np.array([last, last - 1, last]), np.array([last - 1, last])]
+    """Why the model cannot learn; "" if it can. The gradient is that of the embeddings of a few tokens: it goes all the
+    way down, and no gradient of weights is computed, which would cost as much memory as the model."""
+    embedded: list[Tensor] = []
+
+    def keep(_module: HFModule, _arguments: object, output: Tensor) -> Tensor:
+        embedded.append(output.detach().requires_grad_())
+        return embedded[-1].clone()  # some families change it in place, which a leaf does not allow
+
+    train = [weight for weight in policy.parameters() if weight.requires_grad]
+    hook = policy.model.get_input_embeddings().register_forward_hook(keep)
     try:
+        for weight in train:
+            weight.requires_grad_(False)
+        last = policy.vocab_size - 1
         with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(_evaluated(policy, texts).sum(), [embedding])
+            logprobs = _evaluated(policy, [np.array([last, last - 1, last]), np.array([last - 1, last])])
+            gradients = torch.autograd.grad(logprobs.sum(), embedded)
     except Exception as error:
         return f"its log-probabilities have no gradient ({_line(error)})"
-    return "" if bool(torch.isfinite(gradient).all()) else "the gradient of its log-probabilities is not finite"
+    finally:
+        hook.remove()
+        for weight in train:
+            weight.requires_grad_()
+    finite = all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
+    return "" if finite else "the gradient of its log-probabilities is not finite"
 
 
 def differences(policy: LanguageModel, batch: Batch, *, whole: bool | None = None) -> Differences:
-    """Write a batch and recompute it. `whole`: whether texts are read whole at every step; by default, as `policy` does.
+    """Write a batch and recompute it. `whole`: read texts whole at every step, or not; by default, as `policy` does.
 
     Raises what the model's own code raises. Call it without gradients, and without dropout.
     """
     whole = policy.forward_path == "whole" if whole is None else whole
     texts, stated = _written(policy, batch, whole)
-    alone = [logprobs_alone(policy.model, text) for text in texts]
-    shorter = logprobs_alone(policy.model, texts[0][:-1])
-    ahead = []
-    for row in (0, -1):  # two texts, each with another last token
-        another = texts[row].copy()
-        another[-1] = (another[-1] + policy.vocab_size // 2) % policy.vocab_size
-        ahead.append(_difference(logprobs_alone(policy.model, another)[:-1], alone[row][:-1]))
+    alone = {row: logprobs_alone(policy.model, texts[row]) for row in batch.compared}
+    first, last = batch.compared[0], batch.compared[-1]
+    shorter = logprobs_alone(policy.model, texts[first][:-1])
+    another = texts[last].copy()  # the same text with another last token
+    another[-1] = (another[-1] + policy.vocab_size // 2) % policy.vocab_size
+    ahead = logprobs_alone(policy.model, another)
     while_writing = [
-        abs(value - float(alone[row][place - 1, texts[row][place]])) for (row, place), value in stated.items()
+        abs(value - float(alone[row][place - 1, texts[row][place]]))
+        for (row, place), value in stated.items()
+        if row in alone
     ]
-    scale = _scale(alone)
+    recomputed = _recomputed(policy, texts, alone)
+    scale = _scale([*alone.values()])
     return Differences(
-        own=_difference(shorter, alone[0][:-1]),
-        ahead=_largest(ahead),
+        own=_difference(shorter, alone[first][:-1]),
+        ahead=_difference(ahead[:-1], alone[last][:-1]),
         write=_largest(while_writing),
-        recompute=_recomputed(policy, texts, alone),
+        recompute=_largest(recomputed),
         scale=scale,
-        rounding=_rounding(policy.dtype, alone, scale),
+        rounding=_rounding([*alone.values()], scale),
+        mean=max(float(np.mean(it)) for it in (while_writing, recomputed)),
+        half=policy.dtype in (torch.bfloat16, torch.float16),
     )
 
 
@@ -304,16 +360,15 @@ def _text(policy: LanguageModel, stream: np.random.Generator, length: int) -> In
     return np.where(text == policy.pad_id, (policy.pad_id + 1) % policy.vocab_size, text)
 
 
-def _recomputed(policy: LanguageModel, texts: list[Int], alone: list[Tensor]) -> float:
-    """How far `evaluate` is from the texts alone when they are padded to one rectangle."""
+def _recomputed(policy: LanguageModel, texts: list[Int], alone: dict[int, Tensor]) -> list[float]:
+    """How far `evaluate` is from the texts alone when they are padded to one rectangle, token by token."""
     scored = _evaluated(policy, texts)
-    return _largest(
-        [
-            _difference(scored[row, 1 : len(text)], alone[row][:-1].gather(1, _column(text[1:], alone[row]))[:, 0])
-            for row, text in enumerate(texts)
-            if len(text) > 1
-        ]
-    )
+    distances: list[float] = []
+    for row, logprobs in alone.items():
+        text = texts[row]
+        plain = logprobs[:-1].gather(1, _column(text[1:], logprobs))[:, 0]
+        distances += (scored[row, 1 : len(text)] - plain).abs().tolist()
+    return distances
 
 
 def _scale(alone: list[Tensor]) -> float:
@@ -321,9 +376,7 @@ def _scale(alone: list[Tensor]) -> float:
     return float(ends.std(dim=0).median())
 
 
-def _rounding(dtype: torch.dtype, alone: list[Tensor], scale: float) -> float:
-    if dtype in (torch.bfloat16, torch.float16):
-        return 0.1 * scale
+def _rounding(alone: list[Tensor], scale: float) -> float:
     largest = max(float(logprobs.median(dim=-1).values.abs().max()) for logprobs in alone)
     return 5e-4 * scale + 32 * 1.2e-7 * largest  # many families compute in float32 whatever their weights are in
 

@@ -9,6 +9,7 @@ import torch
 from rlhf_env.errors import ConfigError, UnknownName
 from rlhf_env.policies.attention import naming_attention
 from rlhf_env.policies.language_model import ROWS_AT_ONCE, LanguageModel
+from rlhf_env.policies.low_precision import WriterDtype
 from rlhf_env.policies.policy import Sampling
 
 TINY_CONTEXT = 512
@@ -59,6 +60,7 @@ def tiny_language_model(
     fused: bool = True,
     attention: str | None = None,
     gradient_checkpointing: bool = False,
+    writer_dtype: WriterDtype | None = None,
 ) -> LanguageModel:
     """A model with random weights; the same arguments give the same weights, and no global generator is used.
 
@@ -116,4 +118,5 @@ def tiny_language_model(
         rows_at_once=rows_at_once,
         fused=fused,
         gradient_checkpointing=gradient_checkpointing,
+        writer_dtype=writer_dtype,
     )

@@ -33,7 +33,6 @@ from torch.autograd.function import once_differentiable
 from rlhf_env.policies.anatomy import (
     Anatomy,
     Layer,
-    LowRank,
     Rotary,
     apply_rotary,
     layer_norm_weight,
@@ -41,7 +40,8 @@ from rlhf_env.policies.anatomy import (
     rms_norm_weight,
     weight_and_bias,
 )
-from rlhf_env.policies.linear import has_onednn, linear, round_up
+from rlhf_env.policies.linear import adapted_linear, has_onednn, linear, round_up
+from rlhf_env.policies.low_precision import LowPrecisionLinear
 from rlhf_env.policies.recomputation import recomputed
 from rlhf_env.policies.untyped import AutogradContext
 from rlhf_env.types import Bool, Int
@@ -266,6 +266,9 @@ def _attention(
 def _scaled_dot_product(layer: Layer, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Attention [b, heads, q, D]; `mask` bool[b or 1, 1, q, k], None for the plain causal mask."""
     grouped = layer.heads != layer.kv_heads  # grouped-query attention: several query heads share a key head
+    if layer.softcap is None and q.dtype == torch.bfloat16 and q.requires_grad and q.device.type == "cpu":
+        # Torch's backward kernel takes twice as long in bfloat16 as in float32, its forward kernel as long.
+        return _scaled_dot_product(layer, q.float(), k.float(), v.float(), mask).to(q.dtype)
     if layer.softcap is None:
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None, scale=layer.scaling, enable_gqa=grouped
@@ -281,22 +284,19 @@ def _scaled_dot_product(layer: Layer, q: Tensor, k: Tensor, v: Tensor, mask: Ten
 
 def _project(modules: tuple[nn.Module, ...], x: Tensor) -> Tensor:
     """x weight^T + bias [N, out] of `x` [N, in], the outputs of all `modules` side by side, with their adapters."""
+    if isinstance(modules[0], LowPrecisionLinear):  # of a copy that writes; it has joined them already
+        return cast(Tensor, modules[0](x))
     adapters = [low_rank_of(module) for module in modules]
     if not any(adapters):
         return linear(x, *weight_and_bias(*modules))
     outputs = []
     for module, adapter in zip(modules, adapters, strict=True):  # joined weights would be kept for the backward pass
-        output = linear(x, *weight_and_bias(module))
-        outputs.append(output if adapter is None else output + low_rank(x, adapter))
+        weight, bias = weight_and_bias(module)
+        if adapter is None:
+            outputs.append(linear(x, weight, bias))
+        else:
+            outputs.append(adapted_linear(x, weight, bias, adapter.a, adapter.b, adapter.scaling))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
-
-
-def low_rank(x: Tensor, adapter: LowRank) -> Tensor:
-    """What an adapter adds, scaling (x a^T) b^T [N, out]; differentiable in `x`, a and b.
-
-    In the adapter's precision, which is float32 where the model's is less; in that of `x` it is added.
-    """
-    return F.linear(F.linear(x.to(adapter.a.dtype), adapter.a), adapter.b).mul_(adapter.scaling).to(x.dtype)
 
 
 def _add_mlp(layer: Layer, x: Tensor, residual: Tensor) -> Tensor:
@@ -340,26 +340,29 @@ class _RMSNorm(torch.autograd.Function):
     """y = w x / r with r = sqrt(mean(x^2) + eps) over the last axis; d x = (w g - x mean(w g x) / r^2) / r.
 
     It keeps its input and one number per row for the backward pass; autograd would keep several tensors of that size.
+    In bfloat16, x / r is computed in float32 and rounded before it is multiplied by w, as transformers does.
     """
 
     @staticmethod
     def forward(ctx: AutogradContext, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))  # the same tensor unless it is in half precision
         # 1 / r. `vecdot` sums x * x without a tensor of all squares.
-        inverse: Tensor = torch.linalg.vecdot(x, x).div_(x.shape[-1]).add_(eps).rsqrt_().unsqueeze(-1)
+        inverse: Tensor = torch.linalg.vecdot(exact, exact).div_(x.shape[-1]).add_(eps).rsqrt_().unsqueeze(-1)
         ctx.save_for_backward(x, weight, inverse)
-        return (x * inverse).mul_(weight)
+        return (exact * inverse).to(x.dtype).mul_(weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: AutogradContext, g: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, inverse = ctx.saved_tensors
+        exact, exact_g = x.to(inverse.dtype), g.to(inverse.dtype)
         x_gradient = weight_gradient = None
         if ctx.needs_input_grad[1]:
-            weight_gradient = (x * inverse).mul_(g).flatten(0, -2).sum(0)
+            weight_gradient = (exact * inverse).mul_(exact_g).flatten(0, -2).sum(0).to(weight.dtype)
         if ctx.needs_input_grad[0]:
-            weighted = g * weight
-            along_x = torch.linalg.vecdot(weighted, x).unsqueeze(-1).mul_(inverse.square()).div_(x.shape[-1])
-            x_gradient = weighted.addcmul_(x, along_x, value=-1.0).mul_(inverse)
+            weighted = exact_g * weight
+            along_x = torch.linalg.vecdot(weighted, exact).unsqueeze(-1).mul_(inverse.square()).div_(x.shape[-1])
+            x_gradient = weighted.addcmul_(exact, along_x, value=-1.0).mul_(inverse).to(x.dtype)
         return x_gradient, weight_gradient, None
 
 

@@ -17,8 +17,8 @@ MUTANTS = (
         "N34",
         "every micro-batch is normalised by itself (SFT)",
         "agents/rlhf_agents/sft.py",
-        'weighted_sum(-logprobs.double(), batch.extras["weight"])',
-        'weighted_sum(-logprobs.double(), token_weights(batch.actions, "token-mean"))',
+        'weighted_sum(-refined(logprobs), batch.extras["weight"])',
+        'weighted_sum(-refined(logprobs), token_weights(batch.actions, "token-mean"))',
         "tests/agents/test_sft.py",
     ),
     Mutant(
@@ -44,6 +44,14 @@ MUTANTS = (
         "scores = self.policy.evaluate(part.tokens, part.mask, part.actions)",
         "scores = self.policy.evaluate(part.tokens, part.mask, part.mask & (part.mask.cumsum(1) > 1))",
         "tests/agents/test_dpo.py",
+    ),
+    Mutant(
+        "DEV",
+        "what DPO knows of its pairs stays on the processor",
+        "agents/rlhf_agents/dpo.py",
+        "local(rollout), local(wrong), local(weight), local(margin)",
+        "local(rollout), wrong, weight, margin",
+        "tests/devices/test_agents.py",
     ),
     Mutant(
         "KTO",

@@ -27,8 +27,8 @@ MUTANTS = (
         "LOG",
         "grpo's entropy is a mean of means, padding counted",
         "agents/rlhf_agents/grpo.py",
-        "weighted_sum(scores.entropy.double(), share)",
-        "scores.entropy.double().mean()",
+        "weighted_sum(refined(scores.entropy), share)",
+        "refined(scores.entropy).mean()",
         EVERY_AGENT,
     ),
     Mutant(

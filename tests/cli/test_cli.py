@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -289,6 +290,22 @@ def test_check_a_good_file_and_good_plugins(run: Run, toy: Path) -> None:
     for arguments in (["toy.toml"], ["task:count"], ["reward:repetition"], ["reward:length", "target=20"]):
         assert run("check", *arguments) == Ran(0, "ok\n", "")
     assert not (toy.parent / "runs").exists()
+
+
+def test_check_a_model(run: Run) -> None:
+    ran = run("check", "model:rlhf-env/chitchat", "--json")
+    assert (ran.status, ran.err) == (0, "")
+    told = json.loads(ran.out)
+    assert (told["family"], told["verdict"], told["problems"], told["template"]) == ("llama", "exact", [], "equal")
+    assert told["numbers"]["float64"]["write"] < 1e-10
+
+
+def test_check_families(run: Run) -> None:
+    ran = run("check", "families", "gpt2", "bert")
+    assert (ran.status, ran.err) == (0, "gpt2: exact\nbert: refused\n")
+    assert "all 2 families" in ran.out and "| `gpt2` | fused | " in ran.out
+    listed = json.loads(run("check", "families", "gpt2", "--json").out)
+    assert [(it["family"], it["verdict"]) for it in listed] == [("gpt2", "exact")]
 
 
 def test_check_says_everything_that_is_wrong_at_once(run: Run, toy: Path) -> None:

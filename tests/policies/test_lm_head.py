@@ -28,7 +28,7 @@ def parts(bias: bool = True, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor
 
 
 def small(family: str, temperature: float = 1.0, **settings: Any) -> LanguageModel:
-    """One layer in float64."""
+    """One layer in float64, by the model's own code: the trunk's norms would round otherwise."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -37,7 +37,7 @@ def small(family: str, temperature: float = 1.0, **settings: Any) -> LanguageMod
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float64)
-    return LanguageModel(model, end_id=1, sampling=Sampling(temperature=temperature))
+    return LanguageModel(model, end_id=1, sampling=Sampling(temperature=temperature), fused=False)
 
 
 @pytest.fixture(params=[(2**22, 2**24), (3 * WORDS, 0), (3 * WORDS, 4 * WORDS), (1, 2**24)])
@@ -54,11 +54,15 @@ KINDS = [(True, None, 1.0, 1.0), (False, None, 1.7, 0.25), (True, 2.0, 1.0, 3.0)
 class TestScore:
     @pytest.mark.parametrize(("bias", "soft_cap", "temperature", "scale"), KINDS)
     @pytest.mark.parametrize("asked", ["log-probability", "entropy", "both"])
+    @pytest.mark.parametrize("frozen", [False, True])
     def test_against_autograd_over_all_logits(
-        self, bias: bool, soft_cap: float | None, temperature: float, scale: float, asked: str
+        self, bias: bool, soft_cap: float | None, temperature: float, scale: float, asked: str, frozen: bool
     ) -> None:
+        """`frozen`: below adapters, the head does not learn."""
         states, weight, offset, targets = parts(bias)
-        inputs = [tensor for tensor in (states, weight, offset) if tensor is not None]
+        if frozen:
+            weight, offset = weight.detach(), None if offset is None else offset.detach()
+        inputs = [tensor for tensor in (states, weight, offset) if tensor is not None and tensor.requires_grad]
         logits = scale * (states @ weight.T + (0.0 if offset is None else offset))
         if soft_cap is not None:
             logits = soft_cap * torch.tanh(logits / soft_cap)
@@ -86,6 +90,22 @@ class TestScore:
 
         inputs = tuple(tensor for tensor in (states, weight, offset) if tensor is not None)
         assert torch.autograd.gradcheck(score, inputs, atol=1e-8)
+
+    @pytest.mark.parametrize(("bias", "soft_cap", "temperature", "scale"), KINDS)
+    @pytest.mark.parametrize("asked", ["log-probability", "entropy", "both"])
+    def test_of_a_head_that_does_not_train(
+        self, bias: bool, soft_cap: float | None, temperature: float, scale: float, asked: str
+    ) -> None:
+        """Below adapters: the gradient of the states is the same, whichever way it is computed."""
+        states, weight, offset, targets = parts(bias)
+        frozen = weight.detach(), None if offset is None else offset.detach()
+        weights = torch.linspace(-1.0, 2.0, PLACES, dtype=torch.float64)
+        sides = {"log-probability": (0,), "entropy": (1,), "both": (0, 1)}[asked]
+        gradients = []
+        for head in (LinearHead(weight, offset, soft_cap, scale), LinearHead(*frozen, soft_cap, scale)):
+            answer = head.score(states, targets, temperature)
+            gradients += torch.autograd.grad(sum((weights ** (1 + i) * answer[i]).sum() for i in sides), states)
+        torch.testing.assert_close(*gradients, rtol=0, atol=EXACT)
 
     def test_a_certain_token_has_entropy_and_gradient_zero(self) -> None:
         states, weight, offset, _ = parts(scale=1e4)

@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
-from wrong.table import BUDGET, TASK, TEXTS, TOKENIZER, experiment
+import json
+import sys
+
+from wrong.table import BUDGET, TASK, TEXTS, TOKENIZER, TOY, experiment, experiment_file
+
+HUGE = json.dumps(  # two layers of which nothing fits anywhere
+    {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": 259,
+        "hidden_size": 2**20,
+        "intermediate_size": 2**22,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+)
 
 experiment(
     "temperature 0", "[policy]", "[policy.sampling]\ntemperature = 0\n[policy]", "temperature must be above 0, got 0"
@@ -41,12 +56,51 @@ experiment(
     '[policy]\ngradient_checkpointing = "unsloth"',
     "policy: gradient_checkpointing must be true or false",
 )
-for line, name in (('attention = "eager"', "attention"), ("gradient_checkpointing = true", "gradient_checkpointing")):
+experiment(
+    "a writer in 4 bits",
+    "[policy]",
+    '[policy]\nwriter_dtype = "int4"',
+    "policy: writer_dtype must be one of 'auto', 'int8', 'bfloat16'",
+)
+experiment_file(
+    "a copy that writes for who does not correct for it",
+    TOY.replace("[policy]", '[policy]\nwriter_dtype = "int8"').replace('"ppo"', '"options"'),
+    '"int8": a copy of the policy would write, and options has no importance ratio that corrects for it',
+)
+experiment(
+    "a copy of a model that is read module by module",
+    "[policy]",
+    '[policy]\nwriter_dtype = "bfloat16"\nfused = false',
+    'writer_dtype = "bfloat16": fused is false: leave it out',
+)
+for line, name in (
+    ('attention = "eager"', "attention"),
+    ("gradient_checkpointing = true", "gradient_checkpointing"),
+    ('writer_dtype = "int8"', "writer_dtype"),
+):
     experiment(
         f"{name} of a table",
         TASK + "\n\n[policy]\n" + TOKENIZER,
         f'name = "count"\ntarget = 2\n\n[policy]\nmodel = "table"\ntokenizer = "alphabet:ab"\n{line}',
         f"line 10: {name}: a table of logits has no layers: leave it out",
+    )
+experiment(
+    "a model larger than any memory",
+    f"[policy]\n{TOKENIZER}",
+    '[policy]\ntokenizer = "bytes"\nmodel = "big"',
+    "GiB are free on cpu: take a smaller model",
+    files={"big/config.json": HUGE, "big/model.safetensors": "never read"},
+)
+experiment(
+    "no device of that name",
+    "[policy]",
+    '[policy]\ndevice = "gpu"',
+    'device must be "auto", "cpu", "cuda", "cuda:N" or',
+)
+experiment("a device that is not here", "[policy]", '[policy]\ndevice = "cuda:99"', 'device "cuda:99" is not here, ')
+if sys.platform != "darwin":
+    experiment(
+        "no GPU of Apple's", "[policy]", '[policy]\ndevice = "mps"', 'device "mps" is not here, torch finds no GPU of'
     )
 experiment("no tokenizer", TOKENIZER, "", '[policy] model "tiny" needs a tokenizer')
 experiment("an empty tokenizer", TOKENIZER, 'tokenizer = ""', "policy: tokenizer must have one or more characters")

@@ -21,6 +21,7 @@ from rlhf_env.lab.evaluation.another_reference import load_other
 from rlhf_env.lab.evaluation.evaluator import Evaluator, longest_prompt
 from rlhf_env.lab.evaluation.runs import load_run
 from rlhf_env.learning.collect import collect_with
+from rlhf_env.policies.low_precision import writing_exactly
 from rlhf_env.runs_on_disk import run_in
 from rlhf_env.types import Prompt
 
@@ -105,7 +106,8 @@ def _answers_of_model(
     seed = evaluation.seed + 1_000_003 * workplace.experiment.seed
     policy.reseed(seed)
     setup = replace(workplace.setup, policy=policy, reference=policy, tokenizer=tokenizer, reward=env.reward)
-    rollout = collect_with(env, ReferenceWriter(setup), {"indices": list(range(rows))}, seed=seed)
+    with writing_exactly(policy):
+        rollout = collect_with(env, ReferenceWriter(setup), {"indices": list(range(rows))}, seed=seed)
     author = Author("policy", name)
     return [(episode.prompt, Response.from_episode(episode, author)) for episode in rollout.episodes]
 

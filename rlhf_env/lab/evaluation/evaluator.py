@@ -28,6 +28,7 @@ from rlhf_env.learning.agent import Agent, Decision, traits
 from rlhf_env.learning.collect import collect_with
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.workplace import Workplace
+from rlhf_env.policies.low_precision import writing_exactly
 from rlhf_env.policies.policy import HasContext, Policy, Sampling
 from rlhf_env.policies.tabular import TabularPolicy
 from rlhf_env.types import (
@@ -191,12 +192,14 @@ class Evaluator:
         try:
             # A new environment each time: what rewards remember of training is read here and not added to.
             # What the agent would ask for (an easier level, groups) does not hold: everyone gets the same prompts.
-            rollout = collect_with(
-                self._environment(settings.prompts * settings.samples),
-                writer,
-                {"indices": [index for index in range(settings.prompts) for _ in range(settings.samples)]},
-                seed=seed,
-            )
+            # What is measured is the policy that is trained and kept, not the copy that may write for it in training.
+            with writing_exactly(*policies):
+                rollout = collect_with(
+                    self._environment(settings.prompts * settings.samples),
+                    writer,
+                    {"indices": [index for index in range(settings.prompts) for _ in range(settings.samples)]},
+                    seed=seed,
+                )
         finally:
             agent.load_state_dict(state)
             for policy, stream in zip(policies, streams, strict=True):
