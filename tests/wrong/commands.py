@@ -145,6 +145,10 @@ for old, new, told in (
     ),
 ):
     command("preferences simulate s.db a.toml", told, a_DOT_toml=SIMULATED.replace(old, new))
+command(
+    "preferences responses s.db --model tiny --prompts chitchat --held-out 0.2",
+    "--held-out is about a FILE of prompts: the task chitchat sets its own aside",
+)
 command("preferences simulate s.db no.toml", "cannot read no.toml: No such file or directory")
 command("preferences evaluate s.db one=text", "two or more sources are needed, each with a name of its own")
 command("preferences verify s.db --model folder", "folder is not a reward model: there is no reward_model.json")
