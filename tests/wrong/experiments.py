@@ -63,7 +63,7 @@ experiment(
     "a PEFT adapter of a model that is not there",
     TOKENIZER,
     'model = "a"',
-    "tokenizer 'owner/base' is not",
+    "'owner/base', cannot be loaded",
     files={"a/adapter_config.json": '{"base_model_name_or_path": "owner/base"}'},
 )
 experiment(

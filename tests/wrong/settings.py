@@ -119,7 +119,7 @@ experiment(
     "(pickled weights are not read: save them as safetens",
     files={"config.json": "{}", "pytorch_model.bin": "x"},
 )
-experiment("no such model", TOKENIZER, 'model = "no/such"', "'no/such' is not")
+experiment("no such model", TOKENIZER, 'model = "no/such"', "model 'no/such' is no folder, run or shipped")
 experiment(
     "another vocabulary", TOKENIZER, 'tokenizer = "bytes"\nmodel = "rlhf-env/chitchat"', "they do not belong toge"
 )
