@@ -89,7 +89,7 @@ def test_it_is_a_schema(schema: dict[str, Any]) -> None:
 
 def shipped() -> Iterator[tuple[str, str]]:
     for file in sorted((ROOT / "examples").rglob("*.toml")):
-        others = ("pyproject.toml", "reward_model.toml")
+        others = ("pyproject.toml", "reward_model.toml", "judge.toml")
         if file.name not in others and "[[stage]]" not in file.read_text("utf-8"):
             yield file.name, file.read_text("utf-8")
     for file in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):

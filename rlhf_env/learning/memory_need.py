@@ -15,7 +15,7 @@ import torch
 
 from rlhf_env.learning.policy_settings import PolicySettings
 from rlhf_env.lora_settings import Lora
-from rlhf_env.policies.sizes import ModelSize, in_words
+from rlhf_env.policies.sizes import ModelSize, in_bytes
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -34,8 +34,8 @@ class MemoryNeed:
 
     def __str__(self) -> str:
         more = max(self.learning, self.writing, key=lambda part: sum(part.values()))
-        parts = [f"{name} {in_words(size)}" for name, size in {**self.stays, **more}.items() if size]
-        return f"{in_words(self.total)} ({', '.join(parts)}, and activations)"
+        parts = [f"{name} {in_bytes(size)}" for name, size in {**self.stays, **more}.items() if size]
+        return f"{in_bytes(self.total)} ({', '.join(parts)}, and activations)"
 
 
 def memory_need(

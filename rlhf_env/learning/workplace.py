@@ -37,7 +37,7 @@ from rlhf_env.own_code import OwnCode, files_in, names_code, require_unchanged
 from rlhf_env.policies.loading import base_and_adapter
 from rlhf_env.policies.low_precision import fallback
 from rlhf_env.policies.policy import HasContext, Policy, Sampling, all_weights
-from rlhf_env.policies.sizes import in_words, size_of, too_large
+from rlhf_env.policies.sizes import in_bytes, size_of, too_large
 from rlhf_env.types import ScoresItself, Task
 
 OR_OVER_LONG = "; or set over_long in [environment]"
@@ -292,7 +292,7 @@ def _say_if_memory_is_short(experiment: Experiment) -> None:
         tokens=texts * (environment.max_prompt_tokens + environment.max_new_tokens),
     )
     if need.total > free:
-        said = f"the run will need about {need}, and {in_words(free)} are free on {device}"
+        said = f"the run will need about {need}, and {in_bytes(free)} are free on {device}"
         warnings.warn(f"{said}: {remedies(settings, trains=trains)}", RuntimeWarning, stacklevel=3)
 
 

@@ -3,7 +3,7 @@
 In a small model, a decode step (one token more for every row) through the modules of transformers is mostly Python.
 Here a layer is some twenty tensor operations: one matmul for queries, keys and values, one for gate and up, and no mask
 where no row has padding. Joined matrices are copies: a `FusedStep` has the weights of the moment at which it was made,
-and other weights need another one.
+and other weights need another one. (What is called as a whole, as experts are, has its present weights.)
 """
 
 from __future__ import annotations
@@ -212,10 +212,10 @@ class FusedStep:
         keys_values: list[tuple[Tensor, Tensor] | None] = []
         states = hidden_states(self._anatomy, tree, keys_values=keys_values)
         nodes = tree.nodes[rows].gather(1, columns)  # the node of every slot, [rows of the cache, slots]
-        for layer_cache, pair in zip(cache.layers, keys_values, strict=True):
+        for number, pair in enumerate(keys_values):
             if pair is not None:
                 keys, values = pair
-                layer_cache.update(keys[nodes].transpose(1, 2), values[nodes].transpose(1, 2))
+                cache.layers[number].update(keys[nodes].transpose(1, 2), values[nodes].transpose(1, 2))
         last = tree.nodes.gather(1, mask.sum(1, keepdim=True) - 1).squeeze(1)
         return self._logits(states[last])
 

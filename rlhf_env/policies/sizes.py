@@ -86,10 +86,10 @@ def too_large(
     kind, half = size.kind(dtype), size.weights(torch.bfloat16)
     remedy = "take a smaller model, or a machine with more"
     if kind != torch.bfloat16 and half <= free:
-        remedy = f'dtype = "bfloat16" makes them {in_words(half)}'
+        remedy = f'dtype = "bfloat16" makes them {in_bytes(half)}'
     return DataError(
-        f"model {str(name)!r}: its weights alone are {in_words(size.weights(dtype))} in "
-        f"{str(kind).removeprefix('torch.')} ({size.parameters:,} parameters), and {in_words(free)} are free on "
+        f"model {str(name)!r}: its weights alone are {in_bytes(size.weights(dtype))} in "
+        f"{str(kind).removeprefix('torch.')} ({size.parameters:,} parameters), and {in_bytes(free)} are free on "
         f"{device}: {remedy}"
     )
 
@@ -101,7 +101,7 @@ def memory_free() -> int | None:
     return min(limits) if limits else None
 
 
-def in_words(size: int) -> str:
+def in_bytes(size: int) -> str:
     """Of bytes: "1.5 GiB", "40 MiB", "7 KiB"."""
     if size >= 2**29:
         return f"{size / 2**30:,.1f} GiB"

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from rlhf_env.policies.language_model import LanguageModel
 
 
+EXACT = 1e-10  # nats: up to here a difference is nothing but the order of sums in float64
 _FEW = 2_000_000_000  # parameters: in float32, 8 GB
 
 

@@ -20,6 +20,7 @@ from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.policies.soundness import (
     ENDING,
+    EXACT,
     LONG,
     RAGGED,
     RAGGED_AND_ENDING,
@@ -31,9 +32,12 @@ from rlhf_env.policies.untyped import HFModel
 from rlhf_env.testing.tiny_models import NO_TEXTS, families, tiny_model
 from rlhf_env.types import JsonObject
 
+<<<<<<< HEAD
 # Up to here a difference is nothing but the order of sums in float64.
-EXACT = 1e-10
+_EXACT = 1e-10
 
+=======
+>>>>>>> checkmodel
 
 @dataclass(frozen=True, kw_only=True)
 class FamilyCheck:
@@ -111,7 +115,7 @@ def _checked(family: str, policy: LanguageModel, dtype: str) -> FamilyCheck:
     write, recompute, own = (max(getattr(it, name) for it in found) for name in ("write", "recompute", "own"))
     ahead = max(it.ahead for it in found)
     gradients = gradient_error(policy, RAGGED)
-    exact = max(write, recompute, own, ahead) <= EXACT
+    exact = max(write, recompute, own, ahead) <= _EXACT
     right = all(it.right for it in found)
     learns = gradients <= 1e-4
     wrong = "" if right and learns else ("its gradients" if right else "its log-probabilities")

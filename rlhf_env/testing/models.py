@@ -30,6 +30,7 @@ from rlhf_env.policies.loading import base_and_adapter
 from rlhf_env.policies.lora import adapter_weights, add_adapter, merge_adapter
 from rlhf_env.policies.soundness import (
     ENDING,
+    EXACT,
     RAGGED,
     RAGGED_AND_ENDING,
     Batch,
@@ -41,7 +42,10 @@ from rlhf_env.policies.soundness import (
 from rlhf_env.types import JsonObject, Prompt, Tokenizer
 
 PRECISIONS = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
-EXACT = 1e-10
+<<<<<<< HEAD
+_EXACT = 1e-10
+=======
+>>>>>>> checkmodel
 
 # Up to this many parameters a gradient and a merged adapter take some seconds and gigabytes at most.
 _FEW = 300_000_000
@@ -124,7 +128,7 @@ class ModelCheck:
         if self.problems:
             return "WRONG"
         finest = self.numbers.get("float64")
-        exact = finest is not None and max(finest.write, finest.recompute, finest.own, finest.windows or 0.0) <= EXACT
+        exact = finest is not None and max(finest.write, finest.recompute, finest.own, finest.windows or 0.0) <= _EXACT
         return "exact" if exact else "right"
 
     def lines(self) -> Iterator[str]:

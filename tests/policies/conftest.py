@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
+from transformers import CONFIG_MAPPING
 
 from rlhf_env.policies import LanguageModel, Written
+from rlhf_env.policies.tiny import Family
 from rlhf_env.types import Int, Observation
 
 torch.set_num_threads(1)
+
+# Those of the installed transformers: the oldest that is admitted has no Gemma 4.
+FAMILIES = [it for it in get_args(Family) if it in CONFIG_MAPPING or f"{it}_text" in CONFIG_MAPPING]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from rlhf_env.policies import LanguageModel, tiny_language_model
 from rlhf_env.policies.anatomy import anatomy_of
 from rlhf_env.policies.fused import FusedStep
 from rlhf_env.policies.tiny import Family
+from tests.policies.conftest import FAMILIES
 
 ROTARY = {
     "linear": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4},
@@ -63,7 +64,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return count
 
 
-@pytest.mark.parametrize("family", get_args(Family))
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_takes_it_and_can_do_without(family: Family, texts: Any, steps: list[int]) -> None:
     before = texts().observation
     fused = tiny_language_model(family, vocab_size=30, init_std=0.3).write(before, 9)
@@ -74,7 +75,7 @@ def test_every_family_takes_it_and_can_do_without(family: Family, texts: Any, st
     np.testing.assert_allclose(fused.logprobs, general.logprobs, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("family", get_args(Family))
+@pytest.mark.parametrize("family", FAMILIES)
 def test_in_float32_where_other_operations_compute_it(
     family: Family, texts: Any, recomputed: Any, steps: list[int]
 ) -> None:

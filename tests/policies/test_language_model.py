@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from rlhf_env.policies import LanguageModel, Policy, Sampling, ValueHead, tiny_l
 from rlhf_env.policies import language_model as language_model_file
 from rlhf_env.policies.tiny import Family
 from rlhf_env.types import Episode, Prompt, TokenScorer
+from tests.policies.conftest import FAMILIES
 
 EXACT = 1e-10
 
@@ -48,7 +49,7 @@ def episodes(count: int, longest: int = 12, seed: int = 0) -> list[Episode]:
 
 
 class TestEvaluate:
-    @pytest.mark.parametrize("family", get_args(Family))
+    @pytest.mark.parametrize("family", FAMILIES)
     def test_against_the_plain_model(self, family: Family) -> None:
         """Logits of the whole text, one row at a time, no padding: the definition."""
         policy = opinionated(family, sampling=Sampling(temperature=1.7))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import numpy as np
 import pytest
 import torch
@@ -14,6 +12,7 @@ from rlhf_env.policies.anatomy import anatomy_of
 from rlhf_env.policies.anatomy.rotary import rotary_table
 from rlhf_env.policies.tiny import Family
 from rlhf_env.policies.trunk import hidden_states, prefix_tree
+from tests.policies.conftest import FAMILIES
 
 
 def group_texts(vocab_size: int = 19, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -86,7 +85,7 @@ def scores_of(policy: LanguageModel) -> tuple[Tensor, Tensor, list[Tensor]]:
     return numbers.detach(), answer.hidden.detach(), list(torch.autograd.grad(loss, list(policy.parameters())))
 
 
-@pytest.mark.parametrize("family", get_args(Family))
+@pytest.mark.parametrize("family", FAMILIES)
 def test_as_the_models_own_code(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients of RMS norms pass through float32 in the library's modules, whatever the precision."""
     monkeypatch.setattr(trunk, "BUCKET_FILL", 0.8)  # many buckets

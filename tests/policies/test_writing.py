@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from rlhf_env.errors import ConfigError, DataError, RunFailed
 from rlhf_env.policies import LanguageModel, Sampling, Written, tiny_language_model
 from rlhf_env.policies.decoding import Decoding
 from rlhf_env.policies.tiny import Family
+from tests.policies.conftest import FAMILIES
 
 EXACT = 1e-10
 
@@ -40,7 +41,7 @@ def assert_same(some: list[np.ndarray], others: list[np.ndarray]) -> None:
         np.testing.assert_allclose(one, other, rtol=0, atol=EXACT)
 
 
-@pytest.mark.parametrize("family", get_args(Family))
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.7])
 def test_stated_logprobs_equal_recomputed_ones(family: Family, temperature: float, texts: Any, recomputed: Any) -> None:
     policy = opinionated(family, sampling=Sampling(temperature=temperature), key_value_heads=2)

@@ -41,7 +41,8 @@ class SequenceClassifier:
 
     def __init__(self, model: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
         self.name = str(model)
-        self._model = placed(_load(self.name, dtype), find_device(device))
+        place = find_device(device)
+        self._model = placed(_load(self.name, dtype), place)
         self._tokenizer = _load_tokenizer(self.name)
         config = self._model.config.get_text_config()
         own = None if self._tokenizer is None else self._tokenizer.eos_token_id

@@ -33,7 +33,7 @@ from rlhf_env.learning.memory_need import fitting_need
 from rlhf_env.learning.run_models import model_folder
 from rlhf_env.policies.loading import base_and_adapter
 from rlhf_env.policies.lora import add_adapter, merge_adapter
-from rlhf_env.policies.sizes import in_words, size_of
+from rlhf_env.policies.sizes import in_bytes, size_of
 from rlhf_env.types import JsonObject
 
 FittingProgress = Callable[[int, int, float], None]
@@ -147,7 +147,7 @@ def _say_if_memory_is_short(trunk: str | Path, config: RewardModelConfig, dtype:
     need = fitting_need(size, dtype, config.lora)
     if need.total > free:
         less = "" if config.lora else "lora trains adapters alone; "
-        said = f"fitting the reward model will need about {need}, and {in_words(free)} are free: {less}epochs = 0 fits "
+        said = f"fitting the reward model will need about {need}, and {in_bytes(free)} are free: {less}epochs = 0 fits "
         warnings.warn(f"{said}the head alone; a smaller base needs less", RuntimeWarning, stacklevel=3)
 
 
