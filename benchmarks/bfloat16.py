@@ -101,7 +101,7 @@ def main() -> None:
         sides, (torch.bfloat16, torch.float32)
     )
     ours, exact = gradient(), exact_gradient()
-    cosine = float(torch.dot(ours, exact) / (ours.norm() * exact.norm()))
+    cosine = float(torch.nn.functional.cosine_similarity(ours.double(), exact.double(), dim=0))
     del ours, exact
     what = f"{PROMPTS} x {groups.GROUP} x {bench.ANSWER}"
     bench.take_turns(f"write, L, {what}", write, write_exactly, rounds=given.rounds)

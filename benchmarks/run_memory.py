@@ -58,7 +58,7 @@ max_new_tokens = {answer}
 max_prompt_tokens = {prompt}
 
 [rewards]
-length = {{ weight = 1.0, target = 100, tolerance = 50 }}
+repetition = {{ weight = 1.0, n = 1 }}
 
 [agent]
 name = "grpo"

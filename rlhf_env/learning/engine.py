@@ -58,7 +58,7 @@ class Optimization:
     """Rows per backward pass (0: no limit). It saves memory, and changes no result but its last digits."""
     micro_batch_tokens: Whole = 4096
     """Tokens per backward pass, padding counted (0: no limit). Texts of like length go together. With adapters on a
-    processor there are fewer where so many would need more than about 1 GB."""
+    processor there are fewer where so many would need more than about half a GB."""
 
 
 class Optimizer:
