@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # Two processes of tests; a file stays in one, so that what its tests share is made once.
 TWO := -n 2 --dist loadfile
 
-.PHONY: help demo test test-wheel test-trackers lint mutants resume-matrix faults faults-annotation base-model bench-speed growth long-run compat lock other-libraries same-questions closed-loop clean
+.PHONY: help demo test test-wheel test-trackers lint mutants resume-matrix faults faults-annotation base-model bench-speed growth long-run compat lock other-libraries same-questions closed-loop models clean
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
@@ -115,6 +115,9 @@ other-libraries: .venv/.ready  ## Seven other RL libraries train on the environm
 
 closed-loop: .venv/.ready  ## From votes on the page to blind pairs, by commands alone: 2 tastes x 3 seeds (a quarter of an hour)
 	$(BIN)/python examples/closed_loop/loop.py
+
+models: .venv/.ready  ## Check every family of language models in transformers anew: docs/models.md (minutes)
+	$(BIN)/rlhf-env check families > docs/models.new && mv docs/models.new docs/models.md
 
 same-questions: .venv/.ready  ## Ask every data set of reasoning-gym and every game of textarena in two processes: the same?
 	$(BIN)/python tests/same_questions.py

@@ -28,7 +28,9 @@ BEFORE = "1d702d9"  # the last commit without adapters
 PROMPTS, GROUP, PROMPT, ANSWER, UPDATES, RANK = 8, 4, 64, 128, 2, 16
 ROWS = PROMPTS * GROUP
 SOURCES = ("", "agents", "reward_plugins")
-TRAIN = "import sys\ntry:\n from rlhf_env.cli.main import main\nexcept ImportError:\n from rlhf_env.cli import main\nmain()"
+TRAIN = (
+    "import sys\ntry:\n from rlhf_env.cli.main import main\nexcept ImportError:\n from rlhf_env.cli import main\nmain()"
+)
 SIDES = {
     "lora": "LoRA 16, ours",
     "full": "full weights, ours",
@@ -190,7 +192,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         # In a process of its own: a child's peak counts what its parent had when it was started.
-        subprocess.run([sys.executable, "-c", "import run_memory, sys, pathlib; run_memory.prepare(pathlib.Path(sys.argv[1]))", temporary], check=True, cwd=Path(__file__).parent)
+        subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                "import run_memory, sys, pathlib; run_memory.prepare(pathlib.Path(sys.argv[1]))",
+                temporary,
+            ],
+            check=True,
+            cwd=Path(__file__).parent,
+        )
         peaks: dict[str, float] = {}
         for side in given.sides:
             found = peak_of(side, folder)

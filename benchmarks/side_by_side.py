@@ -45,6 +45,14 @@ SIZES = {
         "num_key_value_heads": 3,
         "vocab_size": 49_152,
     },
+    "XL": {  # 1.24 B: the shape of Llama-3.2-1B
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128_256,
+    },
 }
 PROMPT, ANSWER = 32, 64
 SAME_LOSS = 1e-4

@@ -40,7 +40,7 @@ BEYOND = {
     r"must be a finite number, got|temperature must be a f|must be a finite n|weights must be a list": (
         "JSON has no nan and no inf"
     ),
-    r"one or more printable characters|is no name for a file": "what a name is made of",
+    r"one or more printable characters|is no name for a file|device must be": "what a name is made of",
     r"needs a tokenizer|at least one limit|is measured by|counts evaluations|must be at most 4 \(max": (
         "several settings at once"
     ),
@@ -54,7 +54,7 @@ BEYOND = {
     r"no.such|cannot read|alphabet|one or more different symbols|tokenizer|model|do not belong|answers one prompt": (
         "what is outside of the file"
     ),
-    r"is not installed|a table of logits has|fused is false|has no importance ratio": (
+    r"is not installed|is not here|a table of logits has|fused is false|has no importance ratio": (
         "what is outside of the file, and several settings at once"
     ),
     r"learns by|does not divide|the environment takes|has no token|a.jsonl|a.csv|a.txt|not JSON|\d fields|prompt'": (

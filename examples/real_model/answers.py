@@ -16,9 +16,7 @@ def overlap(completions: Sequence[object], completion: Sequence[str], **columns:
 
 def exact(completions: Sequence[object], completion: Sequence[str], **columns: object) -> list[float]:
     """1 where the response is the answer, whatever its case, its articles and the point after it. Never trained on."""
-    return [
-        float(_words(text) == _words(answer)) for text, answer in zip(_texts(completions), completion, strict=True)
-    ]
+    return [float(_words(text) == _words(answer)) for text, answer in zip(_texts(completions), completion, strict=True)]
 
 
 def _texts(completions: Sequence[object]) -> list[str]:

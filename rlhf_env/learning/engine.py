@@ -18,6 +18,7 @@ from rlhf_env.errors import ConfigError, Problem, RunFailed
 from rlhf_env.learning.schedules import ScheduleName, multiplier
 from rlhf_env.learning.spending import Spending
 from rlhf_env.policies.precision import has_float64, moved
+from rlhf_env.policies.sizes import memory_free
 from rlhf_env.settings import NonNegative, Positive, Share, ShareBelowOne, Whole, settings
 from rlhf_env.types import State
 
@@ -298,6 +299,14 @@ def placed(module: _Module, device: str) -> _Module:
                 ("device",),
             )
         ) from error
+
+
+def free_on(device: str) -> int | None:
+    """Bytes of memory that are free on a device that `find_device` found; None where nothing tells."""
+    place = torch.device(device)
+    if place.type == "cuda":
+        return int(torch.cuda.mem_get_info(place)[0])
+    return memory_free()  # GPUs of Apple's share it with the processor
 
 
 def set_threads(threads: int | None = None, *, parameters: int = 0) -> int:

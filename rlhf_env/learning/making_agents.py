@@ -95,3 +95,12 @@ def imitates(table: object) -> bool:
             return True
         table = table.get("agent")
     return False
+
+
+def agent_trains(table: JsonView) -> bool:
+    """Whether the agent of a table trains. False where it is a control, and where nobody knows it."""
+    try:
+        target = plugins.host().load("agent", plugins.name_in(dict(table), "agent") or "")
+    except ConfigError:
+        return False
+    return bool(getattr(target, "trains", True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -18,22 +19,25 @@ from rlhf_env.envs.tokenizers import keeping_special
 from rlhf_env.errors import ConfigError, Problem, did_you_mean, under
 from rlhf_env.learning.agent import Agent, Setup, traits
 from rlhf_env.learning.checkpoints import fingerprint
-from rlhf_env.learning.engine import Engine, find_device, require_dtype
+from rlhf_env.learning.engine import Engine, find_device, free_on, require_dtype
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.loop import Row, Training, train
-from rlhf_env.learning.making_agents import agent_factory, imitates, learns_off_policy, make_agent
+from rlhf_env.learning.making_agents import agent_factory, agent_trains, imitates, learns_off_policy, make_agent
+from rlhf_env.learning.memory_need import memory_need, remedies
 from rlhf_env.learning.models import load_policy, load_tokenizer_of, with_vocabulary_of
 from rlhf_env.learning.prompt_lengths import require_prompts_fit
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
-from rlhf_env.learning.run_models import keep_base
+from rlhf_env.learning.run_models import keep_base, model_folder
 from rlhf_env.learning.sources import EnvSource, Source
 from rlhf_env.learning.spending import Spending
 from rlhf_env.learning.stopping import MaxKL, Patience, load_stopping_rules
 from rlhf_env.learning.success import Success
 from rlhf_env.learning.tracking import check_trackers
 from rlhf_env.own_code import OwnCode, files_in, names_code, require_unchanged
+from rlhf_env.policies.loading import base_and_adapter
 from rlhf_env.policies.low_precision import fallback
 from rlhf_env.policies.policy import HasContext, Policy, Sampling, all_weights
+from rlhf_env.policies.sizes import in_words, size_of, too_large
 from rlhf_env.types import ScoresItself, Task
 
 OR_OVER_LONG = "; or set over_long in [environment]"
@@ -196,6 +200,7 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
     with under("policy"):
         tokenizer = load_tokenizer_of(experiment.policy)
         if policy is None:
+            _say_if_memory_is_short(experiment)
             longest = experiment.environment.max_new_tokens
             if not learns_off_policy(experiment.agent):  # then "auto" makes no copy; any other has been refused
                 experiment = replace(experiment, policy=replace(experiment.policy, writer_dtype=None))
@@ -260,6 +265,35 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
         agent = make_agent(experiment.agent, setup)
     source = EnvSource(env, seed=experiment.seed, spending=spending, reference=reference, policy=policy)
     return Workplace(written, env, setup, agent, source, notes, files_in(experiment.tables_of_plugins()))
+
+
+def _say_if_memory_is_short(experiment: Experiment) -> None:
+    """Warn of a run that will need more memory than its device has free, as far as its model's configuration tells.
+
+    Raises DataError where the weights alone are more.
+    """
+    settings, environment = experiment.policy, experiment.environment
+    if settings.model in ("tiny", "table"):
+        return
+    size = size_of(base_and_adapter(model_folder(settings.model))[0], settings.revision)
+    free = free_on(device := find_device(settings.device))
+    if size is None or free is None:
+        return
+    if size.weights(settings.torch_dtype) > free:
+        with under("model"):
+            raise too_large(settings.model, size, settings.torch_dtype, free, device)
+    trains = agent_trains(experiment.agent)
+    texts = min(environment.num_envs, settings.rows_at_once)
+    need = memory_need(
+        size,
+        settings,
+        trains=trains,
+        separate_value_model=experiment.agent.get("value_model") == "separate",
+        tokens=texts * (environment.max_prompt_tokens + environment.max_new_tokens),
+    )
+    if need.total > free:
+        said = f"the run will need about {need}, and {in_words(free)} are free on {device}"
+        warnings.warn(f"{said}: {remedies(settings, trains=trains)}", RuntimeWarning, stacklevel=3)
 
 
 def check_plugins(experiment: Experiment) -> Task:

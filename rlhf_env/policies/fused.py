@@ -27,7 +27,7 @@ from rlhf_env.policies.anatomy import (
     rms_norm_weight,
     weight_and_bias,
 )
-from rlhf_env.policies.linear import has_onednn
+from rlhf_env.policies.linear import has_packed
 from rlhf_env.policies.low_precision import LowPrecisionLinear
 from rlhf_env.policies.trunk import hidden_states, prefix_tree
 from rlhf_env.policies.untyped import HFCache, HFModel, HFModule
@@ -38,13 +38,13 @@ Norm = Callable[[Tensor], Tensor]
 class Linear:
     """A linear layer x [R, in] -> x weight^T + bias, with `weight` [out, in].
 
-    In float32 on a CPU the matmul is oneDNN's, and the weight is stored in the blocks in which oneDNN reads it: with
-    few rows that is 1.6 to 2 times as fast.
+    On a CPU the matmul is oneDNN's, and the weight is stored in the blocks in which oneDNN reads it: with few rows that
+    is 1.6 to 2 times as fast in float32, and 1.3 to 1.7 times in bfloat16.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight, self.bias = weight, bias
-        self.packed = has_onednn(weight)
+        self.packed = has_packed(weight)
         if self.packed:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, 32)  # 32: how many rows to expect
 
@@ -263,13 +263,21 @@ def _linear(linear: type[AnyLinear], *modules: object) -> AnyLinear:
 
 
 def _norm(module: object) -> Norm | None:
-    """One fused operation for a norm in float32 without a bias, the module itself for any other norm; None for none."""
+    """One fused operation for a norm in float32 without a bias, three for one in bfloat16, the module itself for any
+    other norm; None for none."""
     if module is None:
         return None
     if (weight_eps := rms_norm_weight(module)) is not None:
         weight, eps = weight_eps
+        if weight.dtype == torch.bfloat16:
+            return partial(_rms_norm_in_half, weight=weight.detach(), eps=eps)
         return partial(F.rms_norm, normalized_shape=weight.shape, weight=weight.detach(), eps=eps)
     if (weight_eps := layer_norm_weight(module)) is not None:
         weight, eps = weight_eps
         return partial(F.layer_norm, normalized_shape=weight.shape, weight=weight.detach(), eps=eps)
     return cast(Norm, module)
+
+
+def _rms_norm_in_half(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Normed in float32, rounded, and then multiplied by the weight, as transformers rounds."""
+    return F.rms_norm(x.float(), weight.shape, None, eps).to(x.dtype).mul_(weight)

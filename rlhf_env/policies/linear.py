@@ -8,6 +8,7 @@ of the round numbers that `round_up` gives: callers pad to one of those.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import cast
 
 import torch
@@ -25,6 +26,20 @@ def has_onednn(like: Tensor) -> bool:
     """Whether oneDNN can multiply matrices with the precision and device of `like`."""
     built_in = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
     return built_in and like.dtype == torch.float32 and like.device.type == "cpu"
+
+
+def has_packed(like: Tensor) -> bool:
+    """Whether oneDNN reads weights like this one fastest from blocks of its own: in float32, and in bfloat16 where the
+    processor multiplies that."""
+    if like.dtype != torch.bfloat16:
+        return has_onednn(like)
+    built_in = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+    return built_in and like.device.type == "cpu" and _multiplies_bfloat16()
+
+
+@cache
+def _multiplies_bfloat16() -> bool:
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def round_up(rows: int) -> int:
@@ -55,9 +70,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return cast(Tensor, _Linear.apply(x, weight, bias))  # type: ignore[no-untyped-call]
 
 
-def adapted_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
-) -> Tensor:
+def adapted_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor:
     """x weight^T + bias + scaling (x a^T) b^T, [N, out]: a linear layer with low-rank adapter, differentiable once.
 
     `a` [r, in], `b` [out, r]. What the adapter adds is computed in the adapter's precision, which is float32 where the
@@ -73,6 +86,11 @@ def weight_gradient(g: Tensor, x: Tensor) -> Tensor:
     if x.shape[1] > g.shape[1]:
         return _onednn(g.t(), x.t())
     return _onednn(x.t(), g.t()).t()  # oneDNN is quicker with the larger matrix second
+
+
+def add_weight_gradient(total: Tensor, g: Tensor, x: Tensor) -> None:
+    """Add `weight_gradient` to `total` [out, in], in place: of a large matrix, making a new one takes as long again."""
+    total.addmm_(g.t(), x)
 
 
 def _pays(x: Tensor, weight: Tensor, *, rows: int) -> bool:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from rlhf_env.policies.forward_pass import forward_pass
-from rlhf_env.policies.linear import has_onednn, matmul, round_down, round_up, weight_gradient
+from rlhf_env.policies.linear import add_weight_gradient, has_onednn, matmul, round_down, round_up
 from rlhf_env.policies.untyped import AutogradContext, HFModel
 
 # The number of logits at a time, and of probabilities kept for the backward pass: 16 MB and 64 MB of float32.
@@ -153,8 +153,8 @@ class _Score(torch.autograd.Function):
         # d_x is the gradient of the loss with respect to x.
         states, weight, bias, targets, entropy, kept, pulls = ctx.saved_tensors
         if pulls is not None and d_entropy is None:
-            factors = torch.zeros_like(entropy) if d_logprobs is None else d_logprobs / ctx.temperature
-            return (factors.unsqueeze(1) * pulls).to(states.dtype), None, None, None, None, None
+            factors = torch.zeros_like(entropy) if d_logprobs is None else d_logprobs * (ctx.scale / ctx.temperature)
+            return (factors.unsqueeze(1) * pulls).to(states.dtype), None, None, None, None, None, None
         d_states, d_weight, d_bias = (
             torch.zeros_like(tensor) if needed else None
             for tensor, needed in zip((states, weight, bias), ctx.needs_input_grad, strict=False)
@@ -185,7 +185,7 @@ class _Score(torch.autograd.Function):
             if d_states is not None:
                 d_states[rows] = matmul(d_logits, weight.t())
             if d_weight is not None:
-                d_weight += weight_gradient(d_logits, states[rows])
+                add_weight_gradient(d_weight, d_logits, states[rows])
             if d_bias is not None:
                 d_bias += d_logits.sum(0)
         return d_states, d_weight, d_bias, None, None, None, None

@@ -14,6 +14,7 @@ from rlhf_env.envs.transformers_tokenizer import quiet_transformers
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.policies.attention import naming_attention
 from rlhf_env.policies.lora import ADAPTER_FILE, base_of, load_adapter
+from rlhf_env.policies.sizes import require_room
 from rlhf_env.policies.untyped import HFConfig, HFModel
 
 
@@ -34,6 +35,7 @@ def load_causal_lm(
         _check_folder(folder)
     elif folder.exists() or str(name).startswith(("/", ".", "~")):
         raise DataError(f"model {str(name)!r}: there is no such folder")
+    require_room(str(folder) if local else name, dtype, revision)
     try:
         with quiet_transformers(), naming_attention(attention, dtype):
             model, report = AutoModelForCausalLM.from_pretrained(

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from rlhf_env.policies.language_model import LanguageModel
 
 
+_FEW = 2_000_000_000  # parameters: in float32, 8 GB
+
+
 @dataclass(frozen=True)
 class Batch:
     """A small batch of texts to be written."""
@@ -83,11 +86,22 @@ class Differences:
     """How much the context matters: the spread, over texts, of a token's log-probability (the median over tokens)."""
     rounding: float
     """What rounding may do: a small share of the scale, and what the size of log-probabilities lets be lost."""
+    mean: float
+    """The mean over tokens of what `write` and `recompute` are the largest of; the larger of the two."""
+    half: bool
+    """Whether the weights are in half precision."""
 
     @property
-    def allowed(self) -> float:
-        """Up to where `write` and `recompute` are right: some families differ from themselves by more than rounding."""
-        return min(max(self.rounding, 4 * self.own), 0.5 * self.scale)
+    def right(self) -> bool:
+        """Whether all of it is the library's own error: some families differ from themselves by more than rounding.
+
+        In half precision single tokens differ by much, and a wrong context makes all of them differ.
+        """
+        if self.looks_ahead:
+            return False
+        if self.half:
+            return self.mean <= 0.15 * self.scale
+        return max(self.write, self.recompute) <= min(max(self.rounding, 4 * self.own), 0.5 * self.scale)
 
     @property
     def looks_ahead(self) -> bool:
@@ -109,8 +123,11 @@ def keeps_cache(policy: LanguageModel) -> bool:
     attention = getattr(model.config, "_attn_implementation", None)
     usual = attention in (None, "eager", "sdpa", CAPPED)
     with torch.random.fork_rng(devices=[]), quiet_transformers():
-        cached = _is_right(policy, batch)
-        problem = "" if cached else _problem(policy, batch)
+        with _in_full_precision(model) as changed:
+            cached = _is_right(policy, batch)
+            problem = "" if cached else _problem(policy, batch, whole=True)
+        if changed and not problem:
+            problem = _problem(policy, batch, whole=not cached)
         problem = problem or _problem_of_gradients(policy)
     if not cached and not usual and not problem:  # it may not be the family that is wrong
         problem = "while it writes texts side by side it states other log-probabilities than its own forward pass"
@@ -122,26 +139,44 @@ def keeps_cache(policy: LanguageModel) -> bool:
     return cached
 
 
+@contextmanager
+def _in_full_precision(model: HFModel) -> Iterator[bool]:
+    """Weights in half precision are in float32 meanwhile, and afterwards what they were, to the bit.
+
+    Half precision hides what is wrong. Gives whether anything changed: larger models stay as they are, for they would
+    need twice their memory.
+    """
+    weights = [it for it in (*model.parameters(), *model.buffers()) if it.dtype in (torch.bfloat16, torch.float16)]
+    if sum(weight.numel() for weight in weights) > _FEW:
+        weights = []
+    before = [weight.dtype for weight in weights]
+    try:
+        for weight in weights:
+            weight.data = weight.data.float()
+        yield bool(weights)
+    finally:
+        for weight, dtype in zip(weights, before, strict=True):
+            weight.data = weight.data.to(dtype)
+
+
 @torch.no_grad()
 def _is_right(policy: LanguageModel, batch: Batch) -> bool:
     """Whether the model is right as it is, its cache included."""
     try:
         found = differences(policy, batch)
-        if found.looks_ahead or not max(found.write, found.recompute) <= found.allowed:
+        if not found.right:
             return False
         with short_windows(policy.model) as any_windows:
-            if any_windows:
-                found = differences(policy, batch)
-        return found.write <= found.allowed
+            return not any_windows or differences(policy, batch).right
     except Exception:  # whatever the family's own code raises when it is called as others are
         return False
 
 
 @torch.no_grad()
-def _problem(policy: LanguageModel, batch: Batch) -> str:
-    """What is wrong with the model's texts when they are read whole; "" if nothing is."""
+def _problem(policy: LanguageModel, batch: Batch, *, whole: bool) -> str:
+    """What is wrong with the model's texts, read whole or not; "" if nothing is."""
     try:
-        found = differences(policy, batch, whole=True)
+        found = differences(policy, batch, whole=whole)
     except Exception as error:
         return f"its forward pass fails on a batch of texts ({_line(error)})"
     if found.looks_ahead:
@@ -149,7 +184,7 @@ def _problem(policy: LanguageModel, batch: Batch) -> str:
             f"what it says of a token changes by up to {found.ahead:.2g} nats when later tokens change, so it is no "
             "causal language model (an encoder, or a decoder set up as one)"
         )
-    if not max(found.recompute, found.write) <= found.allowed:
+    if not found.right:
         wrong = max(found.recompute, found.write)
         return (
             f"the texts beside a text, or padding after it, change its log-probabilities by up to {wrong:.2g} nats "
@@ -174,7 +209,7 @@ def _problem_of_gradients(policy: LanguageModel) -> str:
 
 
 def differences(policy: LanguageModel, batch: Batch, *, whole: bool | None = None) -> Differences:
-    """Write a batch and recompute it. `whole`: whether texts are read whole at every step; by default, as `policy` does.
+    """Write a batch and recompute it. `whole`: read texts whole at every step, or not; by default, as `policy` does.
 
     Raises what the model's own code raises. Call it without gradients, and without dropout.
     """
@@ -190,14 +225,17 @@ def differences(policy: LanguageModel, batch: Batch, *, whole: bool | None = Non
     while_writing = [
         abs(value - float(alone[row][place - 1, texts[row][place]])) for (row, place), value in stated.items()
     ]
+    recomputed = _recomputed(policy, texts, alone)
     scale = _scale(alone)
     return Differences(
         own=_difference(shorter, alone[0][:-1]),
         ahead=_largest(ahead),
         write=_largest(while_writing),
-        recompute=_recomputed(policy, texts, alone),
+        recompute=_largest(recomputed),
         scale=scale,
-        rounding=_rounding(policy.dtype, alone, scale),
+        rounding=_rounding(alone, scale),
+        mean=max(float(np.mean(it)) for it in (while_writing, recomputed)),
+        half=policy.dtype in (torch.bfloat16, torch.float16),
     )
 
 
@@ -304,16 +342,14 @@ def _text(policy: LanguageModel, stream: np.random.Generator, length: int) -> In
     return np.where(text == policy.pad_id, (policy.pad_id + 1) % policy.vocab_size, text)
 
 
-def _recomputed(policy: LanguageModel, texts: list[Int], alone: list[Tensor]) -> float:
-    """How far `evaluate` is from the texts alone when they are padded to one rectangle."""
+def _recomputed(policy: LanguageModel, texts: list[Int], alone: list[Tensor]) -> list[float]:
+    """How far `evaluate` is from the texts alone when they are padded to one rectangle, token by token."""
     scored = _evaluated(policy, texts)
-    return _largest(
-        [
-            _difference(scored[row, 1 : len(text)], alone[row][:-1].gather(1, _column(text[1:], alone[row]))[:, 0])
-            for row, text in enumerate(texts)
-            if len(text) > 1
-        ]
-    )
+    distances: list[float] = []
+    for row, text in enumerate(texts):
+        plain = alone[row][:-1].gather(1, _column(text[1:], alone[row]))[:, 0]
+        distances += (scored[row, 1 : len(text)] - plain).abs().tolist()
+    return distances
 
 
 def _scale(alone: list[Tensor]) -> float:
@@ -321,9 +357,7 @@ def _scale(alone: list[Tensor]) -> float:
     return float(ends.std(dim=0).median())
 
 
-def _rounding(dtype: torch.dtype, alone: list[Tensor], scale: float) -> float:
-    if dtype in (torch.bfloat16, torch.float16):
-        return 0.1 * scale
+def _rounding(alone: list[Tensor], scale: float) -> float:
     largest = max(float(logprobs.median(dim=-1).values.abs().max()) for logprobs in alone)
     return 5e-4 * scale + 32 * 1.2e-7 * largest  # many families compute in float32 whatever their weights are in
 

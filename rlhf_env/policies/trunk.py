@@ -266,6 +266,12 @@ def _attention(
 def _scaled_dot_product(layer: Layer, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Attention [b, heads, q, D]; `mask` bool[b or 1, 1, q, k], None for the plain causal mask."""
     grouped = layer.heads != layer.kv_heads  # grouped-query attention: several query heads share a key head
+    if layer.softcap is None and q.dtype == torch.bfloat16 and q.requires_grad and q.device.type == "cpu":
+        # Torch's backward kernel takes twice as long in bfloat16 as in float32, its forward kernel as long.
+        exact = (part.float() for part in (q, k, v))
+        return F.scaled_dot_product_attention(
+            *exact, attn_mask=mask, is_causal=mask is None, scale=layer.scaling, enable_gqa=grouped
+        ).to(q.dtype)
     if layer.softcap is None:
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None, scale=layer.scaling, enable_gqa=grouped
@@ -337,26 +343,29 @@ class _RMSNorm(torch.autograd.Function):
     """y = w x / r with r = sqrt(mean(x^2) + eps) over the last axis; d x = (w g - x mean(w g x) / r^2) / r.
 
     It keeps its input and one number per row for the backward pass; autograd would keep several tensors of that size.
+    In bfloat16, x / r is computed in float32 and rounded before it is multiplied by w, as transformers does.
     """
 
     @staticmethod
     def forward(ctx: AutogradContext, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))  # the same tensor unless it is in half precision
         # 1 / r. `vecdot` sums x * x without a tensor of all squares.
-        inverse: Tensor = torch.linalg.vecdot(x, x).div_(x.shape[-1]).add_(eps).rsqrt_().unsqueeze(-1)
+        inverse: Tensor = torch.linalg.vecdot(exact, exact).div_(x.shape[-1]).add_(eps).rsqrt_().unsqueeze(-1)
         ctx.save_for_backward(x, weight, inverse)
-        return (x * inverse).mul_(weight)
+        return (exact * inverse).to(x.dtype).mul_(weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: AutogradContext, g: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, inverse = ctx.saved_tensors
+        exact, exact_g = x.to(inverse.dtype), g.to(inverse.dtype)
         x_gradient = weight_gradient = None
         if ctx.needs_input_grad[1]:
-            weight_gradient = (x * inverse).mul_(g).flatten(0, -2).sum(0)
+            weight_gradient = (exact * inverse).mul_(exact_g).flatten(0, -2).sum(0).to(weight.dtype)
         if ctx.needs_input_grad[0]:
-            weighted = g * weight
-            along_x = torch.linalg.vecdot(weighted, x).unsqueeze(-1).mul_(inverse.square()).div_(x.shape[-1])
-            x_gradient = weighted.addcmul_(x, along_x, value=-1.0).mul_(inverse)
+            weighted = exact_g * weight
+            along_x = torch.linalg.vecdot(weighted, exact).unsqueeze(-1).mul_(inverse.square()).div_(x.shape[-1])
+            x_gradient = weighted.addcmul_(exact, along_x, value=-1.0).mul_(inverse).to(x.dtype)
         return x_gradient, weight_gradient, None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
@@ -61,9 +62,20 @@ class FamilyCheck:
     gradients: float = math.nan
     """The gradient by `evaluate` against that by the plain forward pass, relative."""
 
+    def as_json(self) -> JsonObject:
+        """As a table of JSON; what was not measured is null."""
+        cells = asdict(self).items()
+        return {name: None if isinstance(cell, float) and math.isnan(cell) else cell for name, cell in cells}
+
 
 def check_family(family: str) -> FamilyCheck:
     """Make a tiny model of the family and check it. Changes nothing outside."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _check(family)
+
+
+def _check(family: str) -> FamilyCheck:
     model, dtype, reason = _tiny(family)
     if model is None:
         return FamilyCheck(family=family, verdict="not tried", reason=reason)
@@ -99,9 +111,8 @@ def _checked(family: str, policy: LanguageModel, dtype: str) -> FamilyCheck:
     write, recompute, own = (max(getattr(it, name) for it in found) for name in ("write", "recompute", "own"))
     ahead = max(it.ahead for it in found)
     gradients = gradient_error(policy, RAGGED)
-    allowed = max(it.allowed for it in found)
     exact = max(write, recompute, own, ahead) <= EXACT
-    right = exact or (max(write, recompute) <= allowed and not any(it.looks_ahead for it in found))
+    right = all(it.right for it in found)
     learns = gradients <= 1e-4
     wrong = "" if right and learns else ("its gradients" if right else "its log-probabilities")
     return FamilyCheck(
@@ -179,8 +190,8 @@ def families_page(checks: Iterable[FamilyCheck]) -> str:
 _HEAD = """# Families of language models
 
 Made by `make models` (`rlhf-env check families > docs/models.md`) with transformers {version}: all {count} families
-that it calls causal language models, each made tiny with random weights in float64: {counts}. A model of your own is
-checked by `rlhf-env check model:FOLDER`, and less thoroughly whenever it is loaded.
+that it calls causal language models, each made tiny with random weights in float64: {counts}.
+A model of your own is checked by `rlhf-env check model:FOLDER`, and less thoroughly whenever it is loaded.
 
 Every number is a largest difference in nats, over all tokens of all texts, to the model's own plain forward pass on
 each text alone, rounded up to a power of ten; 0 is anything below 1e-14.
@@ -226,9 +237,3 @@ def _shown(number: float) -> str:
     if math.isnan(number):
         return "-"
     return "0" if number < 1e-14 else f"1e{math.ceil(math.log10(number))}"
-
-
-def as_json(check: FamilyCheck) -> JsonObject:
-    """The same as a table of JSON; what was not measured is null."""
-    cells = asdict(check).items()
-    return {name: None if isinstance(cell, float) and math.isnan(cell) else cell for name, cell in cells}

@@ -115,7 +115,7 @@ class _Dispatch(TorchDispatchMode):
         generator = kwargs.get("generator")
         if generator is not None and generator.device.type != target.type:
             raise RuntimeError(f"{func}: expected a {target.type} generator, got one of {generator.device.type}")
-        self.fake.seen.add(str(func))
+        self.fake.worked += 1
 
         known = {id(it.inner): it for it in elsewhere}
         inner_args, inner_kwargs = pytree.tree_map(_inside, (args, kwargs))
@@ -129,9 +129,9 @@ class _Dispatch(TorchDispatchMode):
             yield
             return
         before = torch.default_generator.get_state()
-        torch.default_generator.set_state(self.fake.random_state)
+        torch.default_generator.set_state(self.fake.generator_state)
         yield
-        self.fake.random_state = torch.default_generator.get_state()
+        self.fake.generator_state = torch.default_generator.get_state()
         torch.default_generator.set_state(before)
 
     def _require_one_device(self, func: Any, args: Any, flat: Sequence[Any]) -> None:
@@ -215,31 +215,41 @@ def _end_without_gradient(mode: Any, *problem: Any) -> None:
     mode.without_gradient.__exit__(*problem)
 
 
+_NAME = "no GPU at all"
+
+
 class FakeDevice:
     """A context in which `name` ("cuda:0", "mps:0") is a device; see the top of this file.
 
-    `seen`: the operations that ran on it, by name.
+    `worked` counts the operations that ran on it.
     """
 
     def __init__(self, name: str) -> None:
         self.device = torch.device(name)
         self.has_float64 = self.device.type != "mps"
-        self.seen: set[str] = set()
-        self.random_state = torch.Generator().manual_seed(12345).get_state()
+        self.worked = 0
+        self.generator_state = torch.Generator().manual_seed(12345).get_state()
         self.asked_for_meta = False
         self._stack = ExitStack()
+
+    @property
+    def name(self) -> str:
+        return _NAME if self.device.type == "cuda" else self.device.type
+
+    def random_state(self) -> torch.Tensor:
+        return self.generator_state.clone()
 
     def __enter__(self) -> FakeDevice:
         enter = self._stack.enter_context
 
         def set_state(value: torch.Tensor, *_: Any) -> None:
-            self.random_state = value.clone()
+            self.generator_state = value.clone()
 
         def get_state(*_: Any) -> torch.Tensor:
-            return self.random_state.clone()
+            return self.generator_state.clone()
 
         def seed(value: int, *_: Any) -> None:
-            self.random_state = torch.Generator().manual_seed(value).get_state()
+            self.generator_state = torch.Generator().manual_seed(value).get_state()
 
         def there(*_: Any, **__: Any) -> bool:
             return True
@@ -250,7 +260,7 @@ class FakeDevice:
             "torch.cuda.is_available": lambda: cuda,
             "torch.cuda.device_count": lambda: 1 if cuda else 0,
             "torch.cuda.current_device": lambda: 0,
-            "torch.cuda.get_device_name": lambda *_: "no GPU at all",
+            "torch.cuda.get_device_name": lambda *_: _NAME,
             "torch.cuda.is_bf16_supported": there,
             "torch.cuda.default_generators": (SimpleNamespace(manual_seed=seed),) if cuda else (),
             "torch.backends.mps.is_available": lambda: not cuda,

@@ -57,6 +57,7 @@ def weights_of(agent: Any) -> torch.Tensor:
 @pytest.mark.parametrize("variant", [*VARIANTS, *OTHERS])
 def test_an_agent_writes_and_learns_there_as_on_the_cpu(variant: str, device: FakeDevice) -> None:
     dtype, close = (torch.float64, ON_CUDA) if device.has_float64 else (torch.float32, ON_MPS)
+    before = device.worked
     rollouts, said, agent = two_updates(str(device.device), variant, dtype)
     expected_rollouts, expected, ours = two_updates("cpu", variant, dtype)
     assert rollouts[0].tokens.device.type == "cpu"  # episodes are nobody's device's
@@ -72,11 +73,10 @@ def test_an_agent_writes_and_learns_there_as_on_the_cpu(variant: str, device: Fa
         assert not off
     assert (weights_of(agent) - weights_of(ours)).abs().max() < close
     assert {p.device for p in agent.setup.policy.parameters()} == {device.device}
-    if agent.trains:
-        assert any("backward" in name or "addcdiv" in name for name in device.seen)
+    assert device.worked > before
 
 
-@pytest.mark.parametrize("variant", ["sft", "reinforce", "grpo", "ppo, separate", "options", "curriculum", "sb3"])
+@pytest.mark.parametrize("variant", ["sft", "grpo", "ppo, separate", "sb3"])
 def test_its_state_resumes_on_the_cpu_and_the_cpus_there(variant: str, gpu: FakeDevice, tmp_path: Path) -> None:
     for first, second in ((str(gpu.device), "cpu"), ("cpu", str(gpu.device))):
         rollouts, _, agent = two_updates(first, variant)
@@ -102,7 +102,7 @@ def test_masters_of_half_precision_and_their_moments_are_there(gpu: FakeDevice, 
         agent.update(with_rewards(world.rollout(agent, seed=5), REWARDS))
         return agent
 
-    agent, ours = trained("cuda:0"), trained("cpu")
+    agent, ours = trained(str(gpu.device)), trained("cpu")
     moments = agent.optimizer.state_dict()["0"]
     assert moments["master"].dtype == moments["exp_avg"].dtype == torch.float32
     assert moments["master"].device == moments["exp_avg"].device == gpu.device
@@ -115,27 +115,29 @@ def test_dropout_there_is_drawn_from_the_seed_of_the_run(gpu: FakeDevice) -> Non
     states = []
     for noise in (1, 2):
         torch.manual_seed(noise)
-        gpu.random_state = torch.Generator().manual_seed(noise).get_state()
-        before = gpu.random_state.clone(), torch.default_generator.get_state()
-        world = world_on("cuda:0", "sft")
+        torch.rand(noise, device=gpu.device)
+        before = gpu.random_state(), torch.default_generator.get_state()
+        world = world_on(str(gpu.device), "sft")
         for part in world.setup.policy.modules():  # type: ignore[attr-defined]
             if isinstance(part, torch.nn.Dropout):
                 part.p = 0.3
         agent = make(world, "sft", Optimization(lr=1e-3))
         agent.update(world.rollout(agent, seed=5))
-        assert torch.equal(before[0], gpu.random_state) and torch.equal(before[1], torch.default_generator.get_state())
+        assert torch.equal(before[0], gpu.random_state()) and torch.equal(
+            before[1], torch.default_generator.get_state()
+        )
         states.append(weights_of(agent))
     assert torch.equal(*states)
 
 
-def test_a_tensor_that_is_forgotten_on_the_cpu_raises(gpu: FakeDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tensor_that_is_forgotten_on_the_cpu_raises(fake: FakeDevice, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bug that these tests are for, put in on purpose: a mask, positions, row numbers without a device."""
     here = torch.arange
 
     def forgetful(*numbers: Any, device: Any = None, **settings: Any) -> torch.Tensor:
         return here(*numbers, **settings)
 
-    world = world_on("cuda:0", "ppo")
+    world = world_on(str(fake.device), "ppo", torch.float32)
     agent = make(world, "ppo")
     rollout = world.rollout(agent, seed=5)
     monkeypatch.setattr(torch, "arange", forgetful)

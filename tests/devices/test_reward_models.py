@@ -75,9 +75,9 @@ def test_one_fitted_there_is_the_one_fitted_here(config: dict[str, Any], trunk: 
 def test_an_ensemble_there(trunk: Path, gpu: FakeDevice, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     config = RewardModelConfig(epochs=1, batch_size=4)
-    made = fit_ensemble(preferences(), trunk, config, models=2, generator=generator, device="cuda")
+    made = fit_ensemble(preferences(), trunk, config, models=2, generator=generator, device=str(gpu.device))
     made.save(tmp_path / "both")
-    there, here = RewardEnsemble.load(tmp_path / "both", device="cuda:0"), load_scorer(tmp_path / "both")
+    there, here = RewardEnsemble.load(tmp_path / "both", device=str(gpu.device)), load_scorer(tmp_path / "both")
     assert {it.device for it in there.models[1].parameters()} == {gpu.device}  # type: ignore[attr-defined]
     assert np.abs(there.score_members(episodes()) - here.score_members(episodes())).max() < 1e-4
 
@@ -98,6 +98,6 @@ def test_a_classifier_there(tmp_path: Path, device: FakeDevice) -> None:
 
 def test_the_judge_of_the_gold_reward_is_there_if_float64_is(device: FakeDevice) -> None:
     said = [make_episode("hi", text) for text in ("I am glad to see you!", "no")]
-    before = len(device.seen)
+    before = device.worked
     assert np.abs(Upbeat(device=str(device.device))(said) - Upbeat()(said)).max() < 1e-6
-    assert (len(device.seen) > before) == device.has_float64
+    assert (device.worked > before) == device.has_float64

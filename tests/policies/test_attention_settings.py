@@ -27,7 +27,7 @@ def test_the_librarys_modules_attend_as_asked_and_the_numbers_are_the_same(name:
             tmp_path / "model", dtype=torch.float64, end_id=258, attention=name, fused=fused
         )
         assert policy.model.config._attn_implementation == name
-        assert (policy._anatomy() is not None) == fused
+        assert (policy.anatomy() is not None) == fused
         rounding = 1e-5 if name == "eager" and not fused else 1e-12  # the library's eager softmax is in float32
         torch.testing.assert_close(policy.evaluate(tokens, mask, where).logprobs, expected, rtol=0, atol=rounding)
 
@@ -36,7 +36,7 @@ def test_the_fused_ways_are_off_beside_any_other() -> None:
     """They compute the formula of "eager" and "sdpa", and of another they know nothing."""
     policy = tiny_language_model(init_std=0.3)
     policy.model.config._attn_implementation = "flash_attention_2"
-    assert policy.fused and policy._anatomy() is None
+    assert policy.fused and policy.anatomy() is None
 
 
 def test_what_the_family_or_the_machine_lacks_is_refused_by_name(tmp_path: Path) -> None:

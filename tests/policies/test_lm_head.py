@@ -54,11 +54,15 @@ KINDS = [(True, None, 1.0, 1.0), (False, None, 1.7, 0.25), (True, 2.0, 1.0, 3.0)
 class TestScore:
     @pytest.mark.parametrize(("bias", "soft_cap", "temperature", "scale"), KINDS)
     @pytest.mark.parametrize("asked", ["log-probability", "entropy", "both"])
+    @pytest.mark.parametrize("frozen", [False, True])
     def test_against_autograd_over_all_logits(
-        self, bias: bool, soft_cap: float | None, temperature: float, scale: float, asked: str
+        self, bias: bool, soft_cap: float | None, temperature: float, scale: float, asked: str, frozen: bool
     ) -> None:
+        """`frozen`: below adapters, the head does not learn."""
         states, weight, offset, targets = parts(bias)
-        inputs = [tensor for tensor in (states, weight, offset) if tensor is not None]
+        if frozen:
+            weight, offset = weight.detach(), None if offset is None else offset.detach()
+        inputs = [tensor for tensor in (states, weight, offset) if tensor is not None and tensor.requires_grad]
         logits = scale * (states @ weight.T + (0.0 if offset is None else offset))
         if soft_cap is not None:
             logits = soft_cap * torch.tanh(logits / soft_cap)

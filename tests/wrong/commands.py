@@ -19,6 +19,18 @@ command("train toy.toml --seed -1", "--seed -1: seed must be from 0 to 1,099,511
 command("train toy.toml --seed 99999999999999999", "--seed 99999999999999999: seed must be from 0 to 1,099,511")
 command("train toy.toml --threads 0", "Invalid value for '--threads'")
 command("train toy.toml --agent poo", "--agent poo: unknown agent 'poo': did you mean 'ppo'? Known:")
+command(
+    "train toy.toml --device tpu", '--device tpu: device must be "auto", "cpu", "cuda", "cuda:N" or "mps", got \'tpu\''
+)
+command("train toy.toml --device cuda:99", '--device cuda:99: device "cuda:99" is not here, ')
+command("evaluate r --device cuda:99", 'device "cuda:99" is not here, ', r_IN_experiment_DOT_toml=TOY)
+command("chat rlhf-env/chitchat --device cuda:99", 'device "cuda:99" is not here, ')
+command("chat rlhf-env/chitchat --device GPU", 'device must be "auto", "cpu", "cuda", "cuda:N" or "mps", got \'GPU\'')
+command(
+    "preferences responses s.db --model rlhf-env/chitchat --prompts chitchat --device cuda:99",
+    'device "cuda:99" is not here, ',
+)
+command("preferences responses s.db --model tiny --prompts count --device tpu", 'device must be "auto", "cpu", ')
 command("train toy.toml --out toy.toml", "toy.toml: [Errno 17] File exists")
 command("train out.toml", "'../../x-ppo-seed0' would lie outside of runs/", out_DOT_toml=TOY.replace("toy", "../../x"))
 command("train abs.toml", "'/x-ppo-seed0' would lie outside of runs/", abs_DOT_toml=TOY.replace('"toy"', '"/x"'))
@@ -195,6 +207,11 @@ command(
     "Missing option '--out'",
 )
 command(f"reward-model no.db {BASE} --out o", "no.db: there is no such file: a preference store, or a file of judg")
+command(
+    f"reward-model a.jsonl {BASE} --out o --device tpu --dtype float64",
+    "--device tpu: device must be",
+    a_DOT_jsonl=PAIR,
+)
 command(f"reward-model s.db {BASE} --out o", "s.db: nobody has judged anything in it yet: `rlhf-env annotate")
 command(f"reward-model text {BASE} --out o", "text: judgements come as .jsonl")
 command(f"reward-model a.jsonl {BASE} --out o", "a.jsonl: everything was judged on one prompt, so no", a_DOT_jsonl=PAIR)

@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import sys
+
 from wrong.table import BUDGET, TASK, TEXTS, TOKENIZER, TOY, experiment, experiment_file
+
+HUGE = json.dumps(  # two layers of which nothing fits anywhere
+    {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": 259,
+        "hidden_size": 2**20,
+        "intermediate_size": 2**22,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+)
 
 experiment(
     "temperature 0", "[policy]", "[policy.sampling]\ntemperature = 0\n[policy]", "temperature must be above 0, got 0"
@@ -68,6 +83,24 @@ for line, name in (
         TASK + "\n\n[policy]\n" + TOKENIZER,
         f'name = "count"\ntarget = 2\n\n[policy]\nmodel = "table"\ntokenizer = "alphabet:ab"\n{line}',
         f"line 10: {name}: a table of logits has no layers: leave it out",
+    )
+experiment(
+    "a model larger than any memory",
+    f"[policy]\n{TOKENIZER}",
+    '[policy]\ntokenizer = "bytes"\nmodel = "big"',
+    "GiB are free on cpu: take a smaller model",
+    files={"big/config.json": HUGE, "big/model.safetensors": "never read"},
+)
+experiment(
+    "no device of that name",
+    "[policy]",
+    '[policy]\ndevice = "gpu"',
+    'device must be "auto", "cpu", "cuda", "cuda:N" or',
+)
+experiment("a device that is not here", "[policy]", '[policy]\ndevice = "cuda:99"', 'device "cuda:99" is not here, ')
+if sys.platform != "darwin":
+    experiment(
+        "no GPU of Apple's", "[policy]", '[policy]\ndevice = "mps"', 'device "mps" is not here, torch finds no GPU of'
     )
 experiment("no tokenizer", TOKENIZER, "", '[policy] model "tiny" needs a tokenizer')
 experiment("an empty tokenizer", TOKENIZER, 'tokenizer = ""', "policy: tokenizer must have one or more characters")

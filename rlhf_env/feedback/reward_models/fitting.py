@@ -6,6 +6,7 @@ Left out: more than one process.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rlhf_env import assets
 from rlhf_env.errors import ConfigError, DataError, RunFailed, under
 from rlhf_env.feedback.judgements import Judgement, Preference
 from rlhf_env.feedback.kinds import HIGHEST, LOWEST, Lesson, kind_of, lesson_of_pair
@@ -26,7 +28,12 @@ from rlhf_env.feedback.reward_models.ensemble import RewardEnsemble
 from rlhf_env.feedback.reward_models.fairness import Counterfactual
 from rlhf_env.feedback.reward_models.model import RewardModel, Text, distinct_texts
 from rlhf_env.feedback.store.split import split_by_prompt
+from rlhf_env.learning.engine import find_device, free_on
+from rlhf_env.learning.memory_need import fitting_need
+from rlhf_env.learning.run_models import model_folder
+from rlhf_env.policies.loading import base_and_adapter
 from rlhf_env.policies.lora import add_adapter, merge_adapter
+from rlhf_env.policies.sizes import in_words, size_of
 from rlhf_env.types import JsonObject
 
 FittingProgress = Callable[[int, int, float], None]
@@ -57,6 +64,8 @@ def fit_reward_model(
     if isinstance(trunk, RewardModel):
         model = trunk
     else:
+        if config.epochs:
+            _say_if_memory_is_short(trunk, config, dtype, device)
         model = RewardModel.from_trunk(trunk, members=config.members, head=config.head, dtype=dtype, device=device)
         if config.members > 1:
             model.scatter_heads(generator)
@@ -127,6 +136,19 @@ def fit_reward_model(
     model.normalise(texts)
     model.record = TrainingRecord(config, len(fitting), len(validating), done, tuple(epochs), best)
     return model, model.record
+
+
+def _say_if_memory_is_short(trunk: str | Path, config: RewardModelConfig, dtype: torch.dtype, device: str) -> None:
+    """Warn of a fit that will need more memory than its device has free, as far as the trunk's configuration tells."""
+    folder = model_folder(assets.resolve(str(trunk)))
+    size, free = size_of(base_and_adapter(folder)[0], head=False), free_on(find_device(device))
+    if size is None or free is None or size.weights(dtype) > free:  # weights that do not fit are refused
+        return
+    need = fitting_need(size, dtype, config.lora)
+    if need.total > free:
+        less = "" if config.lora else "lora trains adapters alone; "
+        said = f"fitting the reward model will need about {need}, and {in_words(free)} are free: {less}epochs = 0 fits "
+        warnings.warn(f"{said}the head alone; a smaller base needs less", RuntimeWarning, stacklevel=3)
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ from rlhf_env.policies.anatomy import anatomy_of
 from rlhf_env.policies.loading import base_and_adapter, load_with_adapter
 from rlhf_env.policies.lora import ADAPTER_FILE, merge_adapter
 from rlhf_env.policies.precision import as_float64
+from rlhf_env.policies.sizes import require_room
 from rlhf_env.policies.trunk import hidden_states, prefix_tree
 from rlhf_env.policies.untyped import HFModel
 from rlhf_env.types import Episode, Float, Int, JsonObject, Prompt, Tokenizer
@@ -418,6 +419,7 @@ def _load_trunk(folder: Path, dtype: torch.dtype) -> HFModel:
         return merge_adapter(load_with_adapter(folder, dtype, None)).base_model
     if not (folder / "config.json").is_file():
         raise DataError(f"model folder {folder}: there is no config.json in it: name a folder that holds a saved model")
+    require_room(folder, dtype, head=False)
     try:
         with quiet_transformers():
             trunk, report = AutoModel.from_pretrained(

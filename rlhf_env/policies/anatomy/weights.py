@@ -12,6 +12,9 @@ from rlhf_env.policies.untyped import HFModule
 # RMS norms whose weight is stored less 1. (Gemma 4 stores it as it is.)
 _LESS_ONE = {"GemmaRMSNorm", "Gemma2RMSNorm", "Gemma3RMSNorm"}
 
+# Those that in half precision round before they multiply by the weight; others (Gemma, OLMo 2) multiply in float32.
+_ROUND_FIRST = {f"{family}RMSNorm" for family in ("Llama", "Mistral", "Mixtral", "Qwen2", "Qwen3", "Phi3", "SmolLM3")}
+
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
@@ -46,14 +49,15 @@ def weight_and_bias(*modules: HFModule) -> tuple[Tensor, Tensor | None]:
 
 
 def rms_norm_weight(module: HFModule) -> tuple[Tensor, float] | None:
-    """Weight [H] and epsilon of an RMS norm in float32; None where the module itself has to be called.
+    """Weight [H] and epsilon of an RMS norm in float32, of some in bfloat16; None where the module has to be called.
 
-    That is so for other norms, for one without a weight (of values in Gemma 4), and for any other precision: RMS norms
-    of transformers compute in float32 whatever the model's precision is, and code of our own would not round as they
-    do.
+    That is so for other norms, for one without a weight (of values in Gemma 4), and in other precisions: RMS norms of
+    transformers compute in float32 whatever the model's precision is, and code of our own would not round as they do.
     """
     kind = type(module).__name__
-    if not kind.endswith("RMSNorm") or not hasattr(module, "weight") or module.weight.dtype != torch.float32:
+    if not kind.endswith("RMSNorm") or not hasattr(module, "weight"):
+        return None
+    if module.weight.dtype != torch.float32 and (module.weight.dtype != torch.bfloat16 or kind not in _ROUND_FIRST):
         return None
     weight: Tensor = module.weight
     if kind in _LESS_ONE:
