@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # Two processes of tests; a file stays in one, so that what its tests share is made once.
 TWO := -n 2 --dist loadfile
 
-.PHONY: help demo test test-wheel test-trackers lint mutants resume-matrix faults faults-annotation base-model bench-speed growth long-run compat lock other-libraries same-questions closed-loop models clean
+.PHONY: help demo test test-wheel test-trackers lint mutants resume-matrix faults faults-annotation base-model bench-speed gpu growth long-run compat lock other-libraries same-questions closed-loop models clean
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
@@ -98,6 +98,10 @@ bench-speed: .venv/.bench  ## Ratios of speed against other libraries, on this m
 	@$(BIN)/python benchmarks/side_by_side.py
 	@for script in $(BENCHMARKS); do $(BIN)/python benchmarks/$$script.py || exit 1; done
 	@PYTHONPATH=build/trl-1.12 $(BIN)/python benchmarks/ppo.py
+
+# On a machine with a GPU, .venv has to hold a torch that is built for it.
+gpu: .venv/.bench  ## On a machine with a CUDA GPU: its tests, then speed and memory there (ten minutes)
+	@$(BIN)/python benchmarks/gpu.py
 
 growth: .venv/.ready  ## How time and memory grow with batch, length, vocabulary, group; docs/growth.png (minutes)
 	$(BIN)/python benchmarks/growth.py

@@ -108,7 +108,7 @@ def earlier_build() -> Path | None:
     return folder
 
 
-def peak(command: list[str], folder: Path, environment: Mapping[str, str] = {}) -> float:  # noqa: B006 - only read
+def peak(command: list[str], folder: Path, environment: Mapping[str, str] = {}) -> float:
     """The peak resident memory of a process, in MB. Ends the script if the process fails."""
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(

@@ -48,18 +48,20 @@ def differences(name: str, dtype: torch.dtype, rank: int, scale: float) -> tuple
             it.evaluate(tokens, mask, where).logprobs.double().cpu().numpy()[:, PROMPT:][there] for it in (policy, base)
         )
     apart = np.abs(written.logprobs[there] - learned)
-    return float(apart.max()), float(apart.mean()), float((learned - reference).mean())
+    return float(apart.max()), float(apart.mean()), float((learned - reference).mean())  # noise in bfloat16
 
 
 def main(name: str = "rlhf-env/chitchat", rank: str = "16") -> None:
     torch.set_num_threads(1)
-    print(f"{name}: log-probability of a token as written less as learned, over {TEXTS} answers of up to {ANSWER}\n")
-    print("| | without adapters: largest | mean | with, rank " + rank + ": largest | mean | mean KL to the base |")
-    print("|---|---:|---:|---:|---:|---:|")
+    print(f"{name}: log-probability of a token as written less as learned, over {TEXTS} answers of up to {ANSWER}")
+    kl = differences(name, torch.float64, int(rank), 0.01)[2]
+    print(f"The adapters are {kl:.2g} nats a token from the base.\n")
+    print(f"| | without adapters: largest | mean | with, rank {rank}: largest | mean |")
+    print("|---|---:|---:|---:|---:|")
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         plain = differences(name, dtype, 0, 0.0)
         lora = differences(name, dtype, int(rank), 0.01)
-        numbers = [*plain[:2], *lora]
+        numbers = [*plain[:2], *lora[:2]]
         print(f"| {str(dtype).removeprefix('torch.')} | {' | '.join(f'{number:.2g}' for number in numbers)} |")
 
 

@@ -126,7 +126,7 @@ def _convert(file: Path, folder: Path, name: str) -> None:
     os.environ["TQDM_DISABLE"] = "1"  # a bar for each of two passes
     import torch
     from tokenizers import pre_tokenizers
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, GenerationConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
 
     print("Converting (20 seconds)", flush=True)
     whole = GgufConfig(dequantize=True)

@@ -57,7 +57,8 @@ class Optimization:
     micro_batch_size: Whole = 0
     """Rows per backward pass (0: no limit). It saves memory, and changes no result but its last digits."""
     micro_batch_tokens: Whole = 4096
-    """Tokens per backward pass, padding counted (0: no limit). Texts of like length go together."""
+    """Tokens per backward pass, padding counted (0: no limit). Texts of like length go together. With adapters on a
+    processor there are fewer where so many would need more than about 1 GB."""
 
 
 class Optimizer:
@@ -100,6 +101,8 @@ class Optimizer:
         a pair) stay in one micro-batch; if they alone exceed the limits, they are one.
         """
         size, tokens = self.settings.micro_batch_size or math.inf, self.settings.micro_batch_tokens or math.inf
+        if self.settings.micro_batch_tokens:
+            tokens = min(tokens, self._engine.most_tokens or math.inf)
         longest = lengths.reshape(-1, together).amax(dim=1).tolist()
         order: Sequence[int] = range(len(longest))
         if len(lengths) > size or len(lengths) * max(longest, default=0) > tokens:
@@ -183,6 +186,8 @@ class Engine:
     spending: Spending = field(default_factory=Spending)
     device: str = "cpu"
     progress: float = 0.0
+    most_tokens: int = 0
+    """Of a backward pass, whatever larger number `micro_batch_tokens` is (0: no such limit)."""
 
     def optimizer(self, parameters: Iterable[Tensor], settings: Optimization) -> Optimizer:
         return Optimizer(parameters, settings, self)

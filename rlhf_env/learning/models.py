@@ -21,7 +21,7 @@ from rlhf_env.learning.policy_settings import PolicySettings
 from rlhf_env.learning.run_models import model_folder
 from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.policies.loading import base_and_adapter, context_named, naming_base
-from rlhf_env.policies.lora import add_adapter
+from rlhf_env.policies.lora import add_adapter, bytes_kept_per_token
 from rlhf_env.policies.policy import Policy
 from rlhf_env.policies.tabular import TabularPolicy
 from rlhf_env.policies.tiny import TINY_CONTEXT, tiny_language_model
@@ -33,6 +33,8 @@ _OF_LAYERS = {
     ("gradient_checkpointing",),
     ("writer_dtype",),
 }  # settings that a model may be unable to follow
+
+KEPT_AT_ONCE = 2**30  # bytes that a backward pass through a model with adapters keeps of all layers, about
 
 
 def load_tokenizer_of(wanted: PolicySettings) -> Tokenizer:
@@ -153,6 +155,17 @@ def _load_base(
         gradient_checkpointing=wanted.gradient_checkpointing,
         writer_dtype=wanted.writer_dtype,
     )
+
+
+def most_tokens(policy: Policy) -> int:
+    """`Engine.most_tokens` of a run that trains `policy`: what fits `KEPT_AT_ONCE` below adapters, on a processor.
+
+    Without adapters, gradients and moments of all weights are there too, three times the weights: a few more micro-
+    batches would change the last digits of runs and little else. On a GPU, small matrices cost time.
+    """
+    if not isinstance(policy, LanguageModel) or not policy.adapted or policy.gradient_checkpointing:
+        return 0
+    return max(1, KEPT_AT_ONCE // bytes_kept_per_token(policy.model)) if policy.device.type == "cpu" else 0
 
 
 def with_vocabulary_of(tokenizer: Tokenizer, policy: Policy, model: str) -> Tokenizer:

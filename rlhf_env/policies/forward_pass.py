@@ -42,8 +42,9 @@ def forward_pass(
         return output
 
     inputs: JsonObject = {"input_ids": tokens, "attention_mask": attention_mask.long(), "use_cache": cache is not None}
-    if cache is not None:
-        inputs["past_key_values"] = cache
+    if cache is not None:  # newer versions of the library warn of the older name
+        named = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+        inputs[named] = cache
     if "position_ids" in inspect.signature(trunk.forward).parameters:  # ALiBi models take positions from the mask
         inputs["position_ids"] = positions
     hook = trunk.register_forward_hook(keep_selected)

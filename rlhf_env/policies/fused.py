@@ -230,8 +230,9 @@ class FusedStep:
         """`Anatomy.rotary_tables` with every position of the cache; they double when the cache outgrows them."""
         needed = cache.get_seq_length() + 1
         if not self._rotary_tables or len(next(iter(self._rotary_tables.values())).cosine) < needed:
-            weight = cast(Tensor, self._anatomy.embed.weight)
-            self._rotary_tables = self._anatomy.rotary_tables(weight, 2 * needed)
+            weight, longest = cast(Tensor, self._anatomy.embed.weight), self._anatomy.longest
+            positions = 2 * needed if longest is None else max(needed, min(2 * needed, longest))
+            self._rotary_tables = self._anatomy.rotary_tables(weight, positions)
         return self._rotary_tables
 
 

@@ -108,14 +108,17 @@ def model_files(name: str | Path) -> Path:
 def context_of(config: HFConfig) -> int | None:
     """The longest text that a model of this configuration can read; None without a limit."""
     text_config = config.get_text_config()
-    limit = getattr(text_config, "max_position_embeddings", None)
-    limits = [limit] if limit is not None and limit > 0 else []  # XLNet says -1: no limit
+    # MPT and Whisper have names of their own for it.
+    named = [
+        getattr(text_config, it, None) for it in ("max_position_embeddings", "max_seq_len", "max_target_positions")
+    ]
+    limits = [limit for limit in named if limit is not None and limit > 0]  # XLNet says -1: no limit
     # Where "longrope" has one set of angles for short texts and another for long ones, the longest text of a batch
     # decides for all, and keys in the cache have the angles of the moment: only below is a text always the same.
     rotary = getattr(text_config, "rope_parameters", None) or {}
     for table in (rotary, *(it for it in rotary.values() if isinstance(it, dict))):
         if table.get("rope_type") == "longrope":
-            limits.append(table.get("original_max_position_embeddings") or limit)
+            limits += [it for it in [table.get("original_max_position_embeddings")] if it]
     return min(map(int, limits), default=None)
 
 

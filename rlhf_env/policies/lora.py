@@ -150,6 +150,20 @@ def save_adapter(
     config.save_pretrained(str(path))
 
 
+def bytes_kept_per_token(model: HFModel) -> int:
+    """About how much memory a backward pass through a model with adapters needs for each token: what the matrices of
+    its layers read and write."""
+    weights = {
+        id(module.weight): module.weight
+        for name, module in model.base_model.named_modules()
+        if getattr(module, "weight", None) is not None and not is_of_adapter(name)
+    }
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            weights.pop(id(module.weight), None)
+    return sum(sum(weight.shape) * weight.element_size() for weight in weights.values() if weight.ndim == 2)
+
+
 def merge_adapter(model: HFModel) -> HFModel:
     """The same model with the adapter added to its matrices and no adapter any more; the given model is not changed.
 

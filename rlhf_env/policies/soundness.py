@@ -29,7 +29,7 @@ from rlhf_env.policies.attention import CAPPED
 from rlhf_env.policies.decoding import Decoding
 from rlhf_env.policies.fused import FusedStep
 from rlhf_env.policies.policy import Sampling
-from rlhf_env.policies.untyped import HFModel
+from rlhf_env.policies.untyped import HFModel, HFModule
 from rlhf_env.types import Int
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ class Batch:
     """The length of each prompt, in tokens. The first and the fifth are equal, as in a group of answers to one."""
     steps: tuple[tuple[int, ...], ...]
     """Which rows write, step by step (1), and which have ended."""
+    compared: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
+    """The rows whose texts are read alone, too. Each is a forward pass, which is what a check costs."""
 
     @property
     def longest(self) -> int:
@@ -58,12 +60,14 @@ class Batch:
         if context is None or context >= self.longest:
             return self
         steps = self.steps[: max(context - 1, 0)]
-        return Batch(tuple(min(length, max(1, context - len(steps))) for length in self.prompts), steps)
+        prompts = tuple(min(length, max(1, context - len(steps))) for length in self.prompts)
+        return Batch(prompts, steps, self.compared)
 
 
 # One row ends and stays in the cache, three end and the cache drops them, then one is left.
 _ENDING = ((1, 1, 1, 1, 1, 1), (1, 0, 1, 1, 1, 1), (1, 0, 0, 0, 1, 1), (0, 0, 0, 0, 0, 1), (0, 0, 0, 0, 0, 1))
 RAGGED_AND_ENDING = Batch((5, 3, 2, 4, 5, 1), _ENDING)
+AT_LOAD = Batch((5, 3, 2, 4, 5, 1), _ENDING, compared=(0, 2, 4, 5))
 RAGGED = Batch((5, 3, 2, 4, 5, 1), ((1,) * 6,) * 3)
 ENDING = Batch((4,) * 6, _ENDING)
 LONG = Batch((27, 3, 20, 12, 27, 1), _ENDING)
@@ -117,7 +121,7 @@ def keeps_cache(policy: LanguageModel) -> bool:
     """
     model = policy.model
     named = f"{type(model).__name__} (model_type {getattr(model.config, 'model_type', '?')!r})"
-    batch = RAGGED_AND_ENDING.within(policy.context)
+    batch = AT_LOAD.within(policy.context)
     if not batch.steps:
         return True  # there is no room to write in
     attention = getattr(model.config, "_attn_implementation", None)
@@ -194,18 +198,31 @@ def _problem(policy: LanguageModel, batch: Batch, *, whole: bool) -> str:
 
 
 def _problem_of_gradients(policy: LanguageModel) -> str:
-    """Why the model cannot learn; "" if it can. The gradient goes down to the embedding, and to no other weight."""
-    embedding = policy.model.get_input_embeddings().weight
-    if not embedding.requires_grad:
-        return ""
-    last = policy.vocab_size - 1
-    texts = [np.array([last, last - 1, last]), np.array([last - 1, last])]
+    """Why the model cannot learn; "" if it can. The gradient is that of the embeddings of a few tokens: it goes all the
+    way down, and no gradient of weights is computed, which would cost as much memory as the model."""
+    embedded: list[Tensor] = []
+
+    def keep(_module: HFModule, _arguments: object, output: Tensor) -> Tensor:
+        embedded.append(output.detach().requires_grad_())
+        return embedded[-1].clone()  # some families change it in place, which a leaf does not allow
+
+    train = [weight for weight in policy.parameters() if weight.requires_grad]
+    hook = policy.model.get_input_embeddings().register_forward_hook(keep)
     try:
+        for weight in train:
+            weight.requires_grad_(False)
+        last = policy.vocab_size - 1
         with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(_evaluated(policy, texts).sum(), [embedding])
+            logprobs = _evaluated(policy, [np.array([last, last - 1, last]), np.array([last - 1, last])])
+            gradients = torch.autograd.grad(logprobs.sum(), embedded)
     except Exception as error:
         return f"its log-probabilities have no gradient ({_line(error)})"
-    return "" if bool(torch.isfinite(gradient).all()) else "the gradient of its log-probabilities is not finite"
+    finally:
+        hook.remove()
+        for weight in train:
+            weight.requires_grad_()
+    finite = all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
+    return "" if finite else "the gradient of its log-probabilities is not finite"
 
 
 def differences(policy: LanguageModel, batch: Batch, *, whole: bool | None = None) -> Differences:
@@ -215,25 +232,26 @@ def differences(policy: LanguageModel, batch: Batch, *, whole: bool | None = Non
     """
     whole = policy.forward_path == "whole" if whole is None else whole
     texts, stated = _written(policy, batch, whole)
-    alone = [logprobs_alone(policy.model, text) for text in texts]
-    shorter = logprobs_alone(policy.model, texts[0][:-1])
-    ahead = []
-    for row in (0, -1):  # two texts, each with another last token
-        another = texts[row].copy()
-        another[-1] = (another[-1] + policy.vocab_size // 2) % policy.vocab_size
-        ahead.append(_difference(logprobs_alone(policy.model, another)[:-1], alone[row][:-1]))
+    alone = {row: logprobs_alone(policy.model, texts[row]) for row in batch.compared}
+    first, last = batch.compared[0], batch.compared[-1]
+    shorter = logprobs_alone(policy.model, texts[first][:-1])
+    another = texts[last].copy()  # the same text with another last token
+    another[-1] = (another[-1] + policy.vocab_size // 2) % policy.vocab_size
+    ahead = logprobs_alone(policy.model, another)
     while_writing = [
-        abs(value - float(alone[row][place - 1, texts[row][place]])) for (row, place), value in stated.items()
+        abs(value - float(alone[row][place - 1, texts[row][place]]))
+        for (row, place), value in stated.items()
+        if row in alone
     ]
     recomputed = _recomputed(policy, texts, alone)
-    scale = _scale(alone)
+    scale = _scale([*alone.values()])
     return Differences(
-        own=_difference(shorter, alone[0][:-1]),
-        ahead=_largest(ahead),
+        own=_difference(shorter, alone[first][:-1]),
+        ahead=_difference(ahead[:-1], alone[last][:-1]),
         write=_largest(while_writing),
         recompute=_largest(recomputed),
         scale=scale,
-        rounding=_rounding(alone, scale),
+        rounding=_rounding([*alone.values()], scale),
         mean=max(float(np.mean(it)) for it in (while_writing, recomputed)),
         half=policy.dtype in (torch.bfloat16, torch.float16),
     )
@@ -342,12 +360,13 @@ def _text(policy: LanguageModel, stream: np.random.Generator, length: int) -> In
     return np.where(text == policy.pad_id, (policy.pad_id + 1) % policy.vocab_size, text)
 
 
-def _recomputed(policy: LanguageModel, texts: list[Int], alone: list[Tensor]) -> list[float]:
+def _recomputed(policy: LanguageModel, texts: list[Int], alone: dict[int, Tensor]) -> list[float]:
     """How far `evaluate` is from the texts alone when they are padded to one rectangle, token by token."""
     scored = _evaluated(policy, texts)
     distances: list[float] = []
-    for row, text in enumerate(texts):
-        plain = alone[row][:-1].gather(1, _column(text[1:], alone[row]))[:, 0]
+    for row, logprobs in alone.items():
+        text = texts[row]
+        plain = logprobs[:-1].gather(1, _column(text[1:], logprobs))[:, 0]
         distances += (scored[row, 1 : len(text)] - plain).abs().tolist()
     return distances
 

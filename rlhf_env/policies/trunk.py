@@ -268,10 +268,7 @@ def _scaled_dot_product(layer: Layer, q: Tensor, k: Tensor, v: Tensor, mask: Ten
     grouped = layer.heads != layer.kv_heads  # grouped-query attention: several query heads share a key head
     if layer.softcap is None and q.dtype == torch.bfloat16 and q.requires_grad and q.device.type == "cpu":
         # Torch's backward kernel takes twice as long in bfloat16 as in float32, its forward kernel as long.
-        exact = (part.float() for part in (q, k, v))
-        return F.scaled_dot_product_attention(
-            *exact, attn_mask=mask, is_causal=mask is None, scale=layer.scaling, enable_gqa=grouped
-        ).to(q.dtype)
+        return _scaled_dot_product(layer, q.float(), k.float(), v.float(), mask).to(q.dtype)
     if layer.softcap is None:
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None, scale=layer.scaling, enable_gqa=grouped

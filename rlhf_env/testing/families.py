@@ -28,7 +28,7 @@ from rlhf_env.policies.soundness import (
     short_windows,
 )
 from rlhf_env.policies.untyped import HFModel
-from rlhf_env.testing.tiny_models import families, tiny_model
+from rlhf_env.testing.tiny_models import NO_TEXTS, families, tiny_model
 from rlhf_env.types import JsonObject
 
 # Up to here a difference is nothing but the order of sums in float64.
@@ -138,13 +138,15 @@ def _tiny(family: str) -> tuple[HFModel | None, str, str]:
         try:
             return tiny_model(family, dtype), str(dtype).removeprefix("torch."), ""
         except Exception as error:  # whatever a configuration made for other sizes raises
-            reason = reason or _line(error)
+            named = NO_TEXTS.get(family)
+            reason = reason or named or f"transformers makes none that computes anything ({_line(error)})"
     return None, "", reason
 
 
 def _windows_of(model: HFModel) -> bool:
     config = model.config.get_text_config()
-    return any(isinstance(vars(config).get(name), int) for name in ("sliding_window", "attention_chunk_size"))
+    named = ("sliding_window", "sliding_window_size", "attention_window_size", "attention_chunk_size", "window_size")
+    return any(isinstance(vars(config).get(name), int) for name in named)
 
 
 def _why(refused: DataError) -> str:
@@ -182,7 +184,7 @@ def families_page(checks: Iterable[FamilyCheck]) -> str:
         if kinds[verdict]:
             lines = [_measured(it) if it.path else _unmeasured(it) for it in kinds[verdict]]
             columns = _COLUMNS if kinds[verdict][0].path else ("family", "why")
-            parts.append(f"## {verdict.capitalize()} ({len(lines)})\n\n{about}\n")
+            parts.append(f"## {verdict[0].upper()}{verdict[1:]} ({len(lines)})\n\n{about}\n")
             parts.append("\n".join([_row(columns), _row(["---"] * len(columns)), *lines, ""]))
     return "\n".join(parts)
 

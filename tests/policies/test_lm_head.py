@@ -91,6 +91,22 @@ class TestScore:
         inputs = tuple(tensor for tensor in (states, weight, offset) if tensor is not None)
         assert torch.autograd.gradcheck(score, inputs, atol=1e-8)
 
+    @pytest.mark.parametrize(("bias", "soft_cap", "temperature", "scale"), KINDS)
+    @pytest.mark.parametrize("asked", ["log-probability", "entropy", "both"])
+    def test_of_a_head_that_does_not_train(
+        self, bias: bool, soft_cap: float | None, temperature: float, scale: float, asked: str
+    ) -> None:
+        """Below adapters: the gradient of the states is the same, whichever way it is computed."""
+        states, weight, offset, targets = parts(bias)
+        frozen = weight.detach(), None if offset is None else offset.detach()
+        weights = torch.linspace(-1.0, 2.0, PLACES, dtype=torch.float64)
+        sides = {"log-probability": (0,), "entropy": (1,), "both": (0, 1)}[asked]
+        gradients = []
+        for head in (LinearHead(weight, offset, soft_cap, scale), LinearHead(*frozen, soft_cap, scale)):
+            answer = head.score(states, targets, temperature)
+            gradients += torch.autograd.grad(sum((weights ** (1 + i) * answer[i]).sum() for i in sides), states)
+        torch.testing.assert_close(*gradients, rtol=0, atol=EXACT)
+
     def test_a_certain_token_has_entropy_and_gradient_zero(self) -> None:
         states, weight, offset, _ = parts(scale=1e4)
         targets = (states @ weight.T + offset).argmax(-1)

@@ -17,9 +17,9 @@ from torch import Tensor
 from rlhf_env.policies.anatomy.layer import Anatomy, Layer
 from rlhf_env.policies.untyped import HFConfig, HFModel, HFModule
 
-# Rotary embeddings in which the angle depends on the position alone: one table serves every text. (In "dynamic" and
-# "longrope" it depends on the longest text of the batch as well.)
-ROTARY_TYPES = {"default", "linear", "llama3", "yarn", "proportional"}
+# Rotary embeddings in which the angle depends on the position alone: one table serves every text. In "longrope" that is
+# so for texts within `Anatomy.longest`. (In "dynamic" it depends on the longest text of the batch as well.)
+ROTARY_TYPES = {"default", "linear", "llama3", "yarn", "proportional", "longrope"}
 
 # What the modules of some activations compute, by the names of their classes.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -321,7 +321,15 @@ def _rotary_trunk(trunk: HFModel, config: HFConfig, describe: DescribeLayer, **c
         return None
     if isinstance(types, dict) and not {layer.rotary_table for layer in layers} <= types.keys():
         return None
-    usual = {"embed": trunk.embed_tokens, "rotary": trunk.rotary_emb, "layers": layers, "norm": trunk.norm}
+    tables = config.rope_parameters.values() if isinstance(types, dict) else [config.rope_parameters]
+    longest = [int(it["original_max_position_embeddings"]) for it in tables if it and it["rope_type"] == "longrope"]
+    usual: dict[str, Any] = {
+        "embed": trunk.embed_tokens,
+        "rotary": trunk.rotary_emb,
+        "longest": min(longest, default=None),
+        "layers": layers,
+        "norm": trunk.norm,
+    }
     return Anatomy(**{**usual, **changes})
 
 

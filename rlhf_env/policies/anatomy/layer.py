@@ -93,6 +93,8 @@ class Anatomy:
     """The position embedding (GPT-2); None where positions are rotary."""
     rotary: Callable[..., tuple[Tensor, Tensor]] | None = None
     """What computes the angles of rotary embeddings, a module of the model; None where positions are learned."""
+    longest: int | None = None
+    """The number of positions whose angles are the same in every batch ("longrope"); None: those of all are."""
     interleaved: bool = False
     """Whether elements 2i and 2i + 1 are rotated together (GLM, Cohere), and not i and i + D/2."""
     rotary_from_float32: bool = False
