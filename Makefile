@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # Two processes of tests; a file stays in one, so that what its tests share is made once.
 TWO := -n 2 --dist loadfile
 
-.PHONY: help demo test test-wheel test-trackers lint mutants resume-matrix faults faults-annotation base-model bench-speed gpu growth long-run compat lock other-libraries same-questions closed-loop models clean
+.PHONY: help demo test test-wheel test-trackers lint mutants resume-matrix faults faults-annotation base-model bench-speed gpu growth long-run compat lock other-libraries same-questions closed-loop real-model models clean
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
@@ -89,12 +89,13 @@ base-model: .venv/.demo  ## Make the shipped models anew (up to 40 minutes on 2 
 # The peers: TRL and what it needs; and the last TRL with a PPO trainer, apart from it.
 .venv/.bench: .venv/.ready
 	@echo "Adding whom to compare with"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench,peft]"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/trl-1.12 "trl==1.12.*"
 	@touch $@
 
-BENCHMARKS := startup env_step generate generate_ragged writing grpo rloo dpo reward_model sb3_ppo slow_rewards update_memory
-bench-speed: .venv/.bench  ## Ratios of speed against other libraries, on this machine (a quarter of an hour)
+BENCHMARKS := startup env_step generate generate_ragged writing grpo rloo dpo reward_model sb3_ppo slow_rewards update_memory \
+	large_grpo bfloat16 run_memory
+bench-speed: .venv/.bench  ## Ratios of speed against other libraries, on this machine (an hour)
 	@$(BIN)/python benchmarks/side_by_side.py
 	@for script in $(BENCHMARKS); do $(BIN)/python benchmarks/$$script.py || exit 1; done
 	@PYTHONPATH=build/trl-1.12 $(BIN)/python benchmarks/ppo.py
@@ -122,6 +123,9 @@ closed-loop: .venv/.ready  ## From votes on the page to blind pairs, by commands
 
 models: .venv/.ready  ## Check every family of language models in transformers anew: docs/models.md (minutes)
 	$(BIN)/rlhf-env check families > docs/models.new && mv docs/models.new docs/models.md
+
+real-model: .venv/.ready  ## Train SmolLM2-135M-Instruct by GRPO, sft and dpo on questions: before and after (downloads 93 MB)
+	$(BIN)/python examples/real_model/run.py
 
 same-questions: .venv/.ready  ## Ask every data set of reasoning-gym and every game of textarena in two processes: the same?
 	$(BIN)/python tests/same_questions.py

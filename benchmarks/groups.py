@@ -16,10 +16,11 @@ from rlhf_env.learning.collect import collect
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import group_advantages, leave_one_out_advantages
 from rlhf_env.learning.rollout import Rollout
+from rlhf_env.lora_settings import Lora
+from rlhf_env.policies.lora import adapter_weights, add_adapter
 from rlhf_env.types import Score
 
 PROMPTS, GROUP = 8, 4
-ROWS = PROMPTS * GROUP
 
 
 def liked(completion_ids: Any, **_others: Any) -> list[float]:
@@ -27,13 +28,32 @@ def liked(completion_ids: Any, **_others: Any) -> list[float]:
     return [float(sum(map(int, ids)) % 11) for ids in completion_ids]
 
 
-def compare(name: str, size: str, *, beta: float, rounds: int, at_least: float | None, **theirs_are: Any) -> None:
-    """`name`: of TRL's trainer and, in small letters, of our agent; `beta`: the weight of the KL penalty."""
+def compare(
+    name: str,
+    size: str,
+    *,
+    beta: float,
+    rounds: int,
+    at_least: float | None,
+    prompts_at_once: int = PROMPTS,
+    lora: int = 0,
+    **theirs_are: Any,
+) -> None:
+    """`name`: of TRL's trainer and, in small letters, of our agent; `beta`: the weight of the KL penalty.
+
+    `lora`: the rank of adapters on all matrices but the head's, on both sides with the same weights; 0: none.
+    """
     trl = bench.peer("trl", bench.TRL)
+    rows = prompts_at_once * GROUP
     policy = bench.model(size)
-    episodes = bench.texts(policy.vocab_size, ROWS, per_prompt=GROUP)
+    episodes = bench.texts(policy.vocab_size, rows, per_prompt=GROUP)
     prompts = [bench.Words(policy.vocab_size).decode(it.prompt_ids.tolist()) for it in episodes[::GROUP]]
-    asked = [{"prompt": prompts[row // GROUP]} for row in range(ROWS)]
+    asked = [{"prompt": prompts[row // GROUP]} for row in range(rows)]
+    if lora:
+        peft = bench.peer("peft", bench.TRL)
+        theirs_are["peft_config"] = peft.LoraConfig(
+            r=lora, lora_alpha=2 * lora, target_modules="all-linear", task_type="CAUSAL_LM"
+        )
     trainer = bench.trainer(
         trl,
         name,
@@ -41,15 +61,20 @@ def compare(name: str, size: str, *, beta: float, rounds: int, at_least: float |
         liked,
         rows=asked,
         num_generations=GROUP,
-        per_device_train_batch_size=ROWS,
+        per_device_train_batch_size=rows,
         max_completion_length=bench.ANSWER,
         beta=beta,
         **theirs_are,
     )
+    if lora:
+        add_adapter(policy.model, Lora(rank=lora, alpha=2.0 * lora), seed=0)
+        of_theirs = adapter_weights(trainer.model.get_base_model())
+        for weight, value in adapter_weights(policy.model).items():
+            value.copy_(of_theirs[weight])
     rewards: dict[str, Any] = {"liked": liked, **({"kl": beta} if beta else {})}
     reference = policy.frozen_copy()
     mix = load_rewards(rewards, bench.Given(prompts), {"reference": reference})
-    setup = bench.setup(policy, reference, mix, ROWS)
+    setup = bench.setup(policy, reference, mix, rows)
     kind = plugins.host().load("agent", name.lower())
     agent = kind(setup, kind.Config(group_size=GROUP, optimization=Optimization(lr=1e-6, beta2=0.999)))
 
@@ -96,6 +121,6 @@ def compare(name: str, size: str, *, beta: float, rounds: int, at_least: float |
         bench.step_of(trainer, written)
         return float(written["completion_mask"].sum())
 
-    what = f"TRL {name}, {size}, {PROMPTS} x {GROUP} x {bench.ANSWER}"
+    what = f"TRL {'+ peft ' if lora else ''}{name}, {size}, {prompts_at_once} x {GROUP} x {bench.ANSWER}"
     bench.take_turns(f"{what}, update", our_update, their_update, rounds=rounds)
     bench.take_turns(f"{what}, rollout and update", ours, theirs, rounds=rounds, at_least=at_least)

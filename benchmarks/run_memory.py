@@ -1,24 +1,26 @@
-"""Peak memory, and the size of a checkpoint, of whole GRPO runs on a model of the shape of SmolLM2-135M (random weights).
+"""Peak memory of whole GRPO runs on a model of the shape of SmolLM2-135M (random weights), and their checkpoints.
 
-    python benchmarks/run_memory.py              needs Linux, git; for TRL: pip install -e ".[bench,peft]"
+    python benchmarks/run_memory.py              needs Linux and git; for TRL: pip install -e ".[bench,peft]"
 
-Each run is a process of its own, from loading the model to the last checkpoint: two updates on 32 texts, 8 prompts of 64
-tokens with 4 answers of 128 each, in float32, on one thread. What is printed is its peak resident memory, which the
-kernel knows. "full weights, before" is this library before it had adapters, from this repository's history (a clone
-without that commit leaves the line out). TRL runs as it is tuned for memory and time here, in float32, and once more
-with gradient checkpointing, which is its default.
+Each run is a process of its own, from loading the model to the last checkpoint: two updates on 32 texts, 8 prompts of
+64 tokens with 4 answers of 128 each, in float32, on one thread. What is printed is its peak resident memory, which the
+kernel counts. "before" is this library before it had adapters, from this repository's history (a clone without that
+commit leaves the line out). TRL makes one update: 32 texts at once, as in the other benchmarks, with gradient
+checkpointing, which is its default, and in micro-batches of 4, as many as ours takes. If the machine runs out of
+memory, the kernel ends TRL's process first, and what it had by then is printed as a lower bound.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +39,7 @@ SIDES = {
     "before": f"full weights, before ({BEFORE})",
     "trl": "LoRA 16, TRL + peft",
     "trl-checkpointing": "LoRA 16, TRL + peft, gradient checkpointing",
+    "trl-small": "LoRA 16, TRL + peft, micro-batches of 4",
 }
 AT_LEAST = {"before": 3.0, "trl": 2.0}
 CHECKPOINT_AT_LEAST = 50.0
@@ -65,7 +68,7 @@ group_size = {group}
 updates = {updates}
 
 [evaluation]
-prompts = {rows}
+prompts = 1
 """
 
 
@@ -108,22 +111,25 @@ def earlier_build() -> Path | None:
     return folder
 
 
-def peak(command: list[str], folder: Path, environment: Mapping[str, str] = {}) -> float:
-    """The peak resident memory of a process, in MB. Ends the script if the process fails."""
+def peak(command: list[str], folder: Path, **environment: str) -> tuple[float, bool]:
+    """The peak resident memory of a process, in MB, and whether it came to its end before the kernel ended it.
+
+    Ends the script if the process fails otherwise.
+    """
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
             command, cwd=folder, env={**os.environ, **environment}, stdout=said, stderr=subprocess.STDOUT
         )
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
+        if process.returncode not in (0, -signal.SIGKILL):
             said.seek(0)
             sys.exit(f"{command}: {said.read().decode()[-2000:]}")
-    return usage.ru_maxrss / 1024
+    return usage.ru_maxrss / 1024, process.returncode == 0
 
 
-def peak_of(side: str, folder: Path) -> float | None:
-    """None where the side cannot be measured here, which is said."""
+def peak_of(side: str, folder: Path) -> tuple[float, bool] | None:
+    """See `peak`; None where the side cannot be measured here, which is said."""
     if side.startswith("trl"):
         bench.peer("trl", bench.TRL), bench.peer("peft", bench.TRL)
         return peak([sys.executable, __file__, "--trl", side, str(folder)], folder)
@@ -135,15 +141,14 @@ def peak_of(side: str, folder: Path) -> float | None:
             return None
         environment = {"PYTHONPATH": os.pathsep.join(str(build / part) for part in SOURCES)}
     experiment = folder / ("lora.toml" if side == "lora" else "full.toml")
-    return peak(
-        [sys.executable, "-c", TRAIN, "train", str(experiment), "--out", str(folder / side), "--threads", "1"],
-        folder,
-        environment,
-    )
+    arguments = ["train", str(experiment), "--out", str(folder / side), "--threads", "1"]
+    return peak([sys.executable, "-c", TRAIN, *arguments], folder, **environment)
 
 
-def train_with_trl(folder: Path, *, checkpointing: bool) -> None:
+def train_with_trl(folder: Path, side: str) -> None:
     """What a side of TRL does in its process."""
+    Path("/proc/self/oom_score_adj").write_text("1000")  # if somebody has to go, then not another program
+    at_once = 4 if side == "trl-small" else ROWS
     import datasets
     import torch
     from peft import LoraConfig
@@ -159,15 +164,16 @@ def train_with_trl(folder: Path, *, checkpointing: bool) -> None:
             report_to="none",
             use_cpu=True,
             bf16=False,
-            gradient_checkpointing=checkpointing,
+            gradient_checkpointing=side == "trl-checkpointing",
             num_generations=GROUP,
-            per_device_train_batch_size=ROWS,
+            per_device_train_batch_size=at_once,
+            gradient_accumulation_steps=ROWS // at_once,
             max_completion_length=ANSWER,
-            max_steps=UPDATES,
+            max_steps=1,
             save_strategy="no",
             beta=0.0,
         ),
-        train_dataset=datasets.Dataset.from_list([{"prompt": it} for it in prompts()] * UPDATES),
+        train_dataset=datasets.Dataset.from_list([{"prompt": it} for it in prompts()]),
         processing_class=AutoTokenizer.from_pretrained(folder / "model"),
         peft_config=LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
@@ -182,39 +188,44 @@ def checkpoint_size(run: Path) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="(default: all)")
     parser.add_argument("--trl", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--prepare", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.trl:
-        train_with_trl(Path(given.trl[1]), checkpointing=given.trl[0] != "trl")
+        train_with_trl(Path(given.trl[1]), given.trl[0])
+        return
+    if given.prepare:
+        prepare(Path(given.prepare))
         return
     print(f"{'peak resident memory of a GRPO run, 135 M, 32 texts of 64 + 128':64} {'MB':>7} {'/ ours':>7}  at least")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        # In a process of its own: a child's peak counts what its parent had when it was started.
-        subprocess.run(
-            [
-                sys.executable,
-                "-c",
-                "import run_memory, sys, pathlib; run_memory.prepare(pathlib.Path(sys.argv[1]))",
-                temporary,
-            ],
-            check=True,
-            cwd=Path(__file__).parent,
-        )
+        # In a process of its own: the peak of a child begins with what its parent had when it was started.
+        subprocess.run([sys.executable, __file__, "--prepare", temporary], check=True, stderr=subprocess.DEVNULL)
         peaks: dict[str, float] = {}
         for side in given.sides:
             found = peak_of(side, folder)
             if found is not None:
-                peaks[side] = found
-                bound = f"{AT_LEAST[side]:9.2f}" if side in AT_LEAST else ""
-                print(f"{SIDES[side]:64} {found:7.0f} {found / peaks.get('lora', found):7.2f} {bound}", flush=True)
+                peaks[side], whole = found
+                more = "" if whole else "  (and more: then the machine had no more)"
+                line(
+                    SIDES[side],
+                    f"{peaks[side]:.0f}",
+                    peaks[side] / peaks.get("lora", math.nan),
+                    AT_LEAST.get(side),
+                    more,
+                )
         if {"lora", "before"} <= peaks.keys():
-            sizes = {side: checkpoint_size(folder / side) for side in ("lora", "before")}
             print(f"{'a checkpoint on disk':64} {'MB':>7} {'/ ours':>7}  at least")
-            for side, size in sizes.items():
-                bound = f"{CHECKPOINT_AT_LEAST:9.2f}" if side != "lora" else ""
-                print(f"{SIDES[side]:64} {size / 1e6:7.1f} {size / sizes['lora']:7.2f} {bound}")
+            sizes = {side: checkpoint_size(folder / side) for side in ("lora", "before")}
+            for side, bound in (("lora", None), ("before", CHECKPOINT_AT_LEAST)):
+                line(SIDES[side], f"{sizes[side] / 1e6:.1f}", sizes[side] / sizes["lora"], bound)
+
+
+def line(name: str, size: str, ratio: float, at_least: float | None, more: str = "") -> None:
+    bound = "" if at_least is None else f"{at_least:9.2f}"
+    print(f"{name:64} {size:>7} {ratio:7.2f} {bound}{more}", flush=True)
 
 
 if __name__ == "__main__":

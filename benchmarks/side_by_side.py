@@ -29,7 +29,9 @@ from torch import Tensor
 from rlhf_env.envs.rewards import RewardMix
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.learning.agent import Setup
+from rlhf_env.learning.engine import Engine
 from rlhf_env.learning.functional import logprobs_under
+from rlhf_env.learning.models import most_tokens
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.policies import LanguageModel
 from rlhf_env.types import Episode, Prompt
@@ -62,7 +64,9 @@ TRL = 'pip install -e ".[bench]"'
 def arguments(description: str | None, *, rounds: int = 5, sizes: str = "S") -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=rounds, help="turns of each side (default: %(default)s)")
-    parser.add_argument("--sizes", default=sizes, help="S (1.1 M parameters), M (10.6 M), or SM (default: %(default)s)")
+    parser.add_argument(
+        "--sizes", default=sizes, help="S (1.1 M parameters), M (10.6 M), L (135 M), or several (default: %(default)s)"
+    )
     found = parser.parse_args()
     heading()
     return found
@@ -112,6 +116,7 @@ def setup(policy: LanguageModel, reference: LanguageModel, reward: RewardMix, ro
         action_length=ANSWER,
         max_new_tokens=ANSWER,
         seed=0,
+        engine=Engine(most_tokens=most_tokens(policy)),
     )
 
 
@@ -207,6 +212,7 @@ def trainer(trl: Any, name: str, model: Any, *arguments: Any, rows: Sequence[dic
     made = getattr(trl, f"{name}Trainer")(
         model,
         *arguments,
+        **{"peft_config": settings.pop("peft_config")} if "peft_config" in settings else {},
         args=getattr(trl, f"{name}Config")(
             output_dir=folder, report_to="none", use_cpu=True, disable_tqdm=True, **exact, **settings
         ),

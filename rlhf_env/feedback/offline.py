@@ -22,7 +22,13 @@ from rlhf_env.envs.over_long import OverLong, OverLongCount
 from rlhf_env.envs.tokenizers import prompt_ids
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.interchange import Reading, judgements_in, may_hold_judgements, read_judgements
-from rlhf_env.feedback.interchange.lengths import fit_lengths, require_fit, written_with
+from rlhf_env.feedback.interchange.lengths import (
+    fit_lengths,
+    require_fit,
+    require_templates_take,
+    texts_of,
+    written_with,
+)
 from rlhf_env.feedback.judgements import Judgement, Preference, Response
 from rlhf_env.feedback.kinds import HIGHEST, LOWEST, ScoredResponse, kind_of, preferences_of
 from rlhf_env.feedback.store.store import PreferenceStore
@@ -76,6 +82,7 @@ def load_fitting(
     With "refuse" nothing is changed, and `require_stored_fit` refuses.
     """
     judgements = load_judgements(path)
+    require_templates_take(texts_of(judgements), tokenizer, path)
     if context is None or over_long == "refuse":
         return judgements, OverLongCount(of=len(judgements))
     return fit_lengths(
@@ -157,6 +164,7 @@ def require_stored_fit(path: str | Path, tokenizer: Tokenizer, context: int, *, 
     else:
         pairs = load_preferences(path)
         sides = [(pair.prompt, side) for pair in pairs for side in (pair.chosen, pair.rejected)]
+    require_templates_take(sides, tokenizer, path)
     measured = ((prompt, side, len(pair_episode(prompt, side, tokenizer).ids)) for prompt, side in sides)
     require_fit(measured, context + 1, reader="the policy", path=path)  # it never reads the last token
 

@@ -34,11 +34,12 @@ def has_packed(like: Tensor) -> bool:
     if like.dtype != torch.bfloat16:
         return has_onednn(like)
     built_in = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
-    return built_in and like.device.type == "cpu" and _multiplies_bfloat16()
+    return built_in and like.device.type == "cpu" and multiplies_bfloat16()
 
 
 @cache
-def _multiplies_bfloat16() -> bool:
+def multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions for matmuls in bfloat16."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 

@@ -26,6 +26,13 @@ from rlhf_env.policies.untyped import HFModel
 
 ADAPTER = "default"  # what peft calls the one adapter that a model has here
 ADAPTER_FILE = "adapter_config.json"  # what makes a folder an adapter's
+# Settings of peft's with which an adapter is more than A and B beside a matrix, or is not always on.
+_BEYOND = (
+    *("modules_to_save", "trainable_token_indices", "layer_replication", "target_parameters", "bias", "lora_bias"),
+    *("alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "kasa_config", "velora_config"),
+    *("monteclora_config", "ensure_weight_tying"),
+)
+_STARTS = (True, False, "gaussian", "orthogonal", "eva")  # which leave the base as it is
 _PREFIX = "base_model.model."  # before every name of a weight in an adapter's file
 
 
@@ -72,14 +79,21 @@ def load_adapter(model: HFModel, folder: Path) -> None:
     except Exception as error:
         raise DataError(f"adapter {folder}: {_first_line(error)}") from error
     if config.peft_type != "LORA":
-        raise DataError(f"adapter {folder}: it is {config.peft_type}, and only LoRA is read: merge it into its base")
-    for extra in ("modules_to_save", "trainable_token_indices", "layer_replication", "target_parameters"):
-        if getattr(config, extra, None):
+        kind = getattr(config.peft_type, "value", config.peft_type)
+        raise DataError(f"adapter {folder}: it is {kind}, and only LoRA is read: merge it into its base")
+    for extra in _BEYOND:
+        if (value := getattr(config, extra, None)) not in (None, False, "none"):
             raise DataError(
-                f"adapter {folder}: {extra} = {getattr(config, extra)!r} changes more than adapters do, which is not "
-                "read: merge it into its base (merge_and_unload) and name the merged folder"
+                f"adapter {folder}: {extra} = {value!r} changes more than low-rank adapters do, which is not read: "
+                "merge it into its base (merge_and_unload) and name the merged folder"
             )
-    config.inference_mode = False
+    if config.init_lora_weights not in _STARTS:
+        start = config.init_lora_weights
+        raise DataError(
+            f"adapter {folder}: init_lora_weights = {start!r} changes the weights of its base, which stay as they are "
+            "here: convert it to LoRA (path_initial_model_for_weight_conversion of save_pretrained)"
+        )
+    config.inference_mode, config.init_lora_weights = False, True
     with torch.random.fork_rng(devices=[]), _quiet():
         torch.default_generator.manual_seed(0)  # what is drawn is replaced below
         try:
@@ -90,9 +104,10 @@ def load_adapter(model: HFModel, folder: Path) -> None:
     _in_full_precision(model)
     own = adapter_weights(model)
     try:
-        weights = {_own_name(name): value for name, value in _weights_in(folder).items()}
+        held = _weights_in(folder)
     except (OSError, ValueError) as error:
         raise DataError(f"adapter {folder}: its weights cannot be read: {_first_line(error)}") from error
+    weights = {_own_name(name): value for name, value in held.items() if not _is_of_base(model, name, value, folder)}
     wrong = sorted(set(own) ^ set(weights)) or [n for n in own if own[n].shape != weights[n].shape]
     if wrong:
         raise DataError(
@@ -217,6 +232,26 @@ def _weights_in(folder: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise DataError(f"adapter {folder}: {file.name} is missing (pickled weights are not read)")
     return load_file(file)
+
+
+def _is_of_base(model: HFModel, name: str, value: Tensor, folder: Path) -> bool:
+    """Whether a weight in an adapter's file is the base's own, which peft saves beside an adapter of the head.
+
+    Raises DataError where it is another: the vocabulary was enlarged, say.
+    """
+    if not name.endswith(".base_layer.weight"):
+        return False
+    place = name.removeprefix(_PREFIX).removesuffix(".weight")
+    try:
+        base: Tensor = model.get_submodule(place).weight
+    except AttributeError:
+        return False  # it fits nowhere, which is said of all such weights together
+    if base.shape == value.shape and torch.equal(base, value.to(base.dtype)):
+        return True
+    raise DataError(
+        f"adapter {folder}: it holds a {place} that is not that of its base here: it was trained on another model, or "
+        "on one whose vocabulary was enlarged: merge it into that one and name the merged folder"
+    )
 
 
 def _own_name(name: str) -> str:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import rlhf_env
+from rlhf_env.lab.evaluation.runs import prepare
 from rlhf_env.learning import checkpoints
 from rlhf_env.plain_data import flat
 from rlhf_env.policies.policy import all_weights
@@ -29,6 +30,7 @@ AGENTS: dict[str, dict[str, Any]] = {
     "sft": {},
 }
 
+WITH_HEADS = ("ppo", "ppo, separate", "options")
 LENGTHS: dict[str, Any] = {"options": {"action_length": 2}, "sb3": {"action_length": 1}}
 
 
@@ -55,9 +57,11 @@ def experiment(variant: str, updates: int = 2) -> dict[str, Any]:
 def test_only_adapters_train_and_are_kept_and_a_resumed_run_ends_in_the_same_bits(variant: str, tmp_path: Path) -> None:
     whole = rlhf_env.run(experiment(variant), tmp_path / "whole")
     policy, reference = whole.policy, whole.workplace.setup.reference
-    before, after = all_weights(reference), all_weights(policy)
+    # The reference shares the base with the policy, and would not show that it changed: another build does.
+    before, after = all_weights(prepare(experiment(variant)).setup.policy), all_weights(policy)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed and all(".lora_" in name for name in changed)
+    assert all(torch.equal(value, all_weights(reference)[name]) for name, value in before.items())
 
     newest = checkpoints.latest(tmp_path / "whole" / "checkpoints")
     assert newest is not None
@@ -67,10 +71,19 @@ def test_only_adapters_train_and_are_kept_and_a_resumed_run_ends_in_the_same_bit
     assert base and not [name for name in kept for weight in base if name.endswith(weight)]
     assert any(".lora_B." in name for name in kept)
 
+    heads = {name: value for name, value in kept.items() if name.startswith(("value_head.", "bids.", "values."))}
+    if variant in WITH_HEADS:  # value heads and a manager's: they train beside the adapters, and are kept
+        assert any(isinstance(value, torch.Tensor) and bool(value.any()) for value in heads.values())
+
     rlhf_env.run(experiment(variant, updates=1), tmp_path / "cut")
     resumed = rlhf_env.run(experiment(variant), tmp_path / "cut", resume=True)
     assert all(torch.equal(value, all_weights(resumed.policy)[name]) for name, value in after.items())
     assert resumed.metrics[-1]["update"] == whole.metrics[-1]["update"] == 2
+    last = checkpoints.latest(tmp_path / "cut" / "checkpoints")
+    assert last is not None
+    again = flat(checkpoints.load(last)[0]["agent"])  # heads and moments too
+    for name, value in kept.items():
+        assert torch.equal(value, again[name]) if isinstance(value, torch.Tensor) else True
 
 
 def test_a_run_with_adapters_is_a_model_and_needs_none(tmp_path: Path) -> None:

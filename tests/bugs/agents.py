@@ -46,6 +46,14 @@ MUTANTS = (
         "tests/agents/test_dpo.py",
     ),
     Mutant(
+        "DEV",
+        "what DPO knows of its pairs stays on the processor",
+        "agents/rlhf_agents/dpo.py",
+        "local(rollout), local(wrong), local(weight), local(margin)",
+        "local(rollout), wrong, weight, margin",
+        "tests/devices/test_agents.py",
+    ),
+    Mutant(
         "KTO",
         "the reference point may fall below zero",
         "agents/rlhf_agents/kto.py",

@@ -225,6 +225,14 @@ MUTANTS = (
         "    rows = torch.tensor(len(mask))\n",
     ),
     Mutant(
+        "DEV",
+        "dropout on a GPU is drawn from whatever its generator was at",
+        "rlhf_env/learning/engine.py",
+        "        torch.cuda.default_generators[device.index].manual_seed(seed)\n",
+        "",
+        "tests/devices/test_agents.py",
+    ),
+    Mutant(
         "N15",
         "importance weights of old texts are not cut off",
         "rlhf_env/learning/functional.py",

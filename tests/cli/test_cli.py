@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -265,6 +266,19 @@ def test_bench_makes_a_report_and_report_makes_it_again(run: Run, toy: Path) -> 
     assert ran.out.endswith(again.out), "the same table, under a progress bar"
 
 
+def test_a_benchmark_of_failures_does_not_end_as_if_it_had_passed(run: Run, toy: Path) -> None:
+    pytest.importorskip("matplotlib")
+    experiment = re.sub(r"^\[(?!experiment)(.*)\]", r"[experiment.\1]", EXPERIMENT, flags=re.MULTILINE)
+    experiment = experiment.replace('name = "toy"\n', "").replace('[experiment.agent]\nname = "ppo"\nlr = 1e-2\n', "")
+    alone = GRID.replace("[agents.reference]\n[agents.random]\n", "[agents.grpo]\ngroup_size = 7\n")
+    toy.write_text(alone + experiment)
+    ran = run("bench", "toy.toml", "--jobs", "1")
+    assert ran.status == 1
+    assert "all 1 runs failed; the first one: [agent] grpo: group_size 7 does not divide" in ran.err
+    toy.write_text(GRID + "[agents.grpo]\ngroup_size = 7\n\n" + experiment)
+    assert run("bench", "toy.toml", "--jobs", "1", "--out", "some").status == 0, "one of several is a result"
+
+
 def test_a_report_of_nothing_is_refused(run: Run) -> None:
     refused(run("report", "nowhere"), "nowhere: no results/*.json in it")
 
@@ -276,6 +290,22 @@ def test_check_a_good_file_and_good_plugins(run: Run, toy: Path) -> None:
     for arguments in (["toy.toml"], ["task:count"], ["reward:repetition"], ["reward:length", "target=20"]):
         assert run("check", *arguments) == Ran(0, "ok\n", "")
     assert not (toy.parent / "runs").exists()
+
+
+def test_check_a_model(run: Run) -> None:
+    ran = run("check", "model:rlhf-env/chitchat", "--json")
+    assert (ran.status, ran.err) == (0, "")
+    told = json.loads(ran.out)
+    assert (told["family"], told["verdict"], told["problems"], told["template"]) == ("llama", "exact", [], "equal")
+    assert told["numbers"]["float64"]["write"] < 1e-10
+
+
+def test_check_families(run: Run) -> None:
+    ran = run("check", "families", "gpt2", "bert")
+    assert (ran.status, ran.err) == (0, "gpt2: exact\nbert: refused\n")
+    assert "all 2 families" in ran.out and "| `gpt2` | fused | " in ran.out
+    listed = json.loads(run("check", "families", "gpt2", "--json").out)
+    assert [(it["family"], it["verdict"]) for it in listed] == [("gpt2", "exact")]
 
 
 def test_check_says_everything_that_is_wrong_at_once(run: Run, toy: Path) -> None:

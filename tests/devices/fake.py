@@ -261,6 +261,7 @@ class FakeDevice:
             "torch.cuda.device_count": lambda: 1 if cuda else 0,
             "torch.cuda.current_device": lambda: 0,
             "torch.cuda.get_device_name": lambda *_: _NAME,
+            "torch.cuda.mem_get_info": lambda *_: (2**40, 2**40),
             "torch.cuda.is_bf16_supported": there,
             "torch.cuda.default_generators": (SimpleNamespace(manual_seed=seed),) if cuda else (),
             "torch.backends.mps.is_available": lambda: not cuda,

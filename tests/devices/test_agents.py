@@ -55,7 +55,20 @@ def weights_of(agent: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("variant", [*VARIANTS, *OTHERS])
-def test_an_agent_writes_and_learns_there_as_on_the_cpu(variant: str, device: FakeDevice) -> None:
+def test_an_agent_writes_and_learns_there_as_on_the_cpu(variant: str, gpu: FakeDevice) -> None:
+    assert_as_on_the_cpu(variant, gpu)
+
+
+@pytest.mark.parametrize(
+    "variant",
+    ["sft", "reinforce, to go", "grpo, kl in loss", "ppo, mixed", "dpo, soft", "kto", "rejection", "options", "sb3"],
+)
+def test_an_agent_needs_no_float64(variant: str) -> None:
+    with FakeDevice("mps:0") as device:
+        assert_as_on_the_cpu(variant, device)
+
+
+def assert_as_on_the_cpu(variant: str, device: FakeDevice) -> None:
     dtype, close = (torch.float64, ON_CUDA) if device.has_float64 else (torch.float32, ON_MPS)
     before = device.worked
     rollouts, said, agent = two_updates(str(device.device), variant, dtype)

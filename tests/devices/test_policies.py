@@ -61,16 +61,15 @@ def test_each_family_on_the_fused_path(family: Family, gpu: FakeDevice) -> None:
     assert_the_same(model(family), gpu)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gemma2"])
 @pytest.mark.parametrize(
-    "settings",
+    ("family", "settings"),
     [
-        {"fused": False},
-        {"rows_at_once": 2},
-        {"sampling": Sampling(temperature=0.7, top_k=20)},
-        {"sampling": Sampling(top_p=0.8)},
-        {"sampling": Sampling(top_k=1)},
-        {"gradient_checkpointing": True},
+        ("gemma2", {"fused": False}),
+        ("gpt2", {"rows_at_once": 2}),
+        ("llama", {"sampling": Sampling(temperature=0.7, top_k=20)}),
+        ("gpt2", {"sampling": Sampling(top_p=0.8)}),
+        ("llama", {"sampling": Sampling(top_k=1)}),
+        ("gemma2", {"gradient_checkpointing": True}),
     ],
     ids=["modules", "waves", "top-k", "top-p", "greedy", "checkpointing"],
 )

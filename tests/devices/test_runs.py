@@ -72,11 +72,11 @@ def test_auto_is_never_the_gpu_without_float64() -> None:
             build(Experiment.from_table(experiment("mps", policy={**experiment("mps")["policy"], "dtype": "float64"})))
 
 
-def test_a_run_there_is_the_run_here_and_goes_on_here(tmp_path: Path, reward_model: Path, device: FakeDevice) -> None:
-    kind = device.device.type
+def test_a_run_there_is_the_run_here_and_goes_on_here(tmp_path: Path, reward_model: Path, gpu: FakeDevice) -> None:
+    kind = gpu.device.type
     here = rlhf_env.run(experiment("cpu", reward_model), tmp_path / "here")
     there = rlhf_env.run(experiment(kind, reward_model), tmp_path / "there")
-    assert there.policy.device == device.device
+    assert there.policy.device == gpu.device
     for ours, theirs in zip(here.metrics, there.metrics, strict=True):
         for name in ("rollout/reward", "rollout/kl", "train/grad_norm", "eval/reward"):
             assert (name in ours) == (name in theirs)
@@ -85,14 +85,14 @@ def test_a_run_there_is_the_run_here_and_goes_on_here(tmp_path: Path, reward_mod
 
     longer = {"budget": {"updates": 4}}
     resumed = rlhf_env.run(experiment("cpu", reward_model, **longer), tmp_path / "there", resume=True)
-    assert f"device {device.name} -> cpu" in resumed.not_exact or device.name == "cpu"
+    assert f"device {gpu.name} -> cpu" in resumed.not_exact or gpu.name == "cpu"
     assert resumed.update == 4 and resumed.policy.device == torch.device("cpu")
     unchanged = rlhf_env.run(experiment("cpu", reward_model, **longer), tmp_path / "here", resume=True)
     assert not any("device" in it for it in unchanged.not_exact)
     assert abs(unchanged.metrics[-1]["rollout/reward"] - resumed.metrics[-1]["rollout/reward"]) < 5e-3
     back = rlhf_env.run(experiment(kind, reward_model, budget={"updates": 5}), tmp_path / "here", resume=True)
-    assert f"device cpu -> {device.name}" in back.not_exact or device.name == "cpu"
-    assert back.policy.device == device.device
+    assert f"device cpu -> {gpu.name}" in back.not_exact or gpu.name == "cpu"
+    assert back.policy.device == gpu.device
 
 
 def test_a_run_is_evaluated_talked_to_and_exported_there(tmp_path: Path, reward_model: Path, gpu: FakeDevice) -> None:

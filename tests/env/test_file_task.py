@@ -130,7 +130,7 @@ def test_a_models_own_template_is_applied_once(model: str, begins: int, tmp_path
 def test_a_template_that_refuses_names_the_line(model: str, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [{"messages": ASKS[1:]}, {"messages": ASKS}])
     assert problems(path, chat_template=model) == [
-        "line 2, field 'messages': the chat template refuses it: no system role"
+        "line 2, field 'messages': the chat template refuses it: no system role: change its messages, or leave it out"
     ]
 
 

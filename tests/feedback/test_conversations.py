@@ -8,10 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from rlhf_env.cli.main import app
 from rlhf_env.envs.file_task import File
 from rlhf_env.envs.tokenizers import ByteTokenizer, FileTokenizer, load_tokenizer, prompt_ids
-from rlhf_env.errors import ConfigError
+from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.feedback.interchange import write_judgements
 from rlhf_env.feedback.judgements import Author, Preference, Response
 from rlhf_env.feedback.kinds import Comparison
@@ -19,6 +21,7 @@ from rlhf_env.feedback.offline import load_preferences, pair_episode
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.lab.evaluation.runs import prepare
 from rlhf_env.learning.experiment import Experiment
+from rlhf_env.policies.tiny import tiny_language_model
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from chat_tokenizers import CHATML, save_chat_tokenizer
@@ -121,5 +124,73 @@ def test_a_conversation_that_the_template_refuses_is_named(pairs: Path) -> None:
         prepare(replace(wanted, agent={"name": "reinforce"}, preferences=None))
     (problem,) = refused.value.problems
     assert str(problem).endswith(
-        "pairs.jsonl:5: the model's chat template refuses it: this small model reads no system message: leave it out"
+        "pairs.jsonl:5: the model's chat template refuses it: this small model reads no system message: leave it out: "
+        "change its messages, or leave it out"
     )
+
+
+REFUSING = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate') }}{% endif %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+)
+
+
+def refused_pairs(folder: Path) -> Path:
+    """Twelve pairs; the template takes the prompts of every third, and those of the others it does not."""
+    roles = (("user",), ("system", "user"), ("user", "user"))
+    rows = [
+        {
+            "prompt": [{"role": role, "content": f"{role} {i} {place}"} for place, role in enumerate(roles[i % 3])],
+            "chosen": [{"role": "assistant", "content": f"yes {i}"}],
+            "rejected": [{"role": "assistant", "content": f"no {i}"}],
+        }
+        for i in range(12)
+    ]
+    (folder / "refused.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "refused.jsonl"
+
+
+def model_that_refuses(folder: Path) -> Path:
+    save_chat_tokenizer(folder, REFUSING)
+    tiny_language_model(vocab_size=262, hidden_size=8, layers=1, heads=1, end_id=257).model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("over_long", ["refuse", "cut left"])
+@pytest.mark.parametrize("agent", ["dpo", "kto"])
+def test_stored_conversations_that_the_template_refuses_are_named_by_line(
+    agent: str, over_long: str, tmp_path: Path
+) -> None:
+    """Before training, all of them, and what to do."""
+    pairs, model = refused_pairs(tmp_path), model_that_refuses(tmp_path / "model")
+    wanted = {
+        "policy": {"model": str(model)},
+        "task": {"name": "prompts", "prompts": ["Hi"]},
+        "environment": {"num_envs": 4, "max_new_tokens": 4, "over_long": over_long},
+        "rewards": {"length": {"target": 2}, "kl": 0.1},
+        "agent": {"name": agent},
+        "preferences": str(pairs),
+        "budget": {"updates": 1},
+    }
+    with pytest.raises(DataError) as refused:
+        prepare(wanted)
+    assert [str(problem).removeprefix(f"{pairs}:") for problem in refused.value.problems] == [
+        f"{line}: the model's chat template refuses it: {said}: change its messages, or leave it out"
+        for line, said in zip(
+            (2, 3, 5, 6, 8, 9, 11, 12),
+            ["System role not supported", "Conversation roles must alternate"] * 4,
+            strict=True,
+        )
+    ]
+
+
+def test_a_reward_model_names_them_too(tmp_path: Path) -> None:
+    pairs, model = refused_pairs(tmp_path), model_that_refuses(tmp_path / "model")
+    words = ["reward-model", str(pairs), "--base", str(model), "--out", str(tmp_path / "rm"), "--held-out", "0.4"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code != 0
+    said = [str(problem) for problem in result.exception.problems]  # type: ignore[union-attr]
+    assert said[0].startswith(f"{pairs}:2: the model's chat template refuses it: System role not supported: change its")
+    assert len(said) > 3 and all(it.startswith(f"{pairs}:") for it in said)
+    assert not (tmp_path / "rm").exists()

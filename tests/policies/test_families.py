@@ -17,13 +17,15 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlhf_env.lora_settings import Lora
 from rlhf_env.policies import LanguageModel, Sampling
-from rlhf_env.policies.anatomy import anatomy_of
+from rlhf_env.policies.anatomy import anatomy_of, layer_norm_weight, rms_norm_weight
 from rlhf_env.policies.attention import attend_in_own_precision
 from rlhf_env.policies.cache import preallocated_cache
 from rlhf_env.policies.experts import loop_over_experts_in_float64
 from rlhf_env.policies.fused import FusedStep
+from rlhf_env.policies.fused import _norm as _fused_norm
 from rlhf_env.policies.lora import adapter_weights, add_adapter, merge_adapter
 from rlhf_env.policies.tiny import Family
+from rlhf_env.policies.trunk import _norm as _read_norm
 from rlhf_env.policies.trunk import hidden_states, prefix_tree
 from tests.policies.conftest import Texts
 
@@ -428,3 +430,24 @@ def test_whoever_changes_a_model_afterwards_gets_the_general_way(variant: str) -
     assert anatomy_of(model_of(family, **settings).model) is not None  # and the trunk of a reward model is known
     for model in (hooked, shorter, replaced, encoder, half):
         assert anatomy_of(model) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("variant", ONE_OF_EACH)
+def test_norms_of_our_own_are_those_of_the_modules(variant: str, dtype: torch.dtype) -> None:
+    """In bfloat16 to the bit, but for one number in a hundred, whose mean of squares lies between two roundings."""
+    model = policy_of(variant, torch.float32).model.to(dtype)
+    modules = [module for module in model.modules() if "Norm" in type(module).__name__]
+    ours = [module for module in modules if rms_norm_weight(module) or layer_norm_weight(module)]
+    for module in ours:
+        width = module.weight.shape[-1]
+        x = (3.0 * torch.randn(64, width, generator=torch.Generator().manual_seed(0))).to(dtype)
+        fused = _fused_norm(module)
+        assert fused is not None
+        with torch.no_grad():
+            expected, answers = module(x), (fused(x), _read_norm(module, x))
+        for answer in answers:
+            if dtype == torch.bfloat16:
+                assert float((answer != expected).double().mean()) < 0.01
+            torch.testing.assert_close(answer, expected, rtol=1e-6 if dtype == torch.float32 else 2**-7, atol=1e-6)
+    assert dtype != torch.float32 or len(ours) >= 5

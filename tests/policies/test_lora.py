@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -181,3 +182,89 @@ def test_what_is_no_adapter_of_the_model_is_refused_by_name(tmp_path: Path) -> N
     (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
     with pytest.raises(DataError, match=r"adapter_model\.safetensors is missing"):
         LanguageModel.from_pretrained(tmp_path / "adapter", end_id=0)
+
+
+BEYOND: dict[str, Any] = {
+    "modules_to_save": {"modules_to_save": ["lm_head"]},
+    "trainable_token_indices": {"trainable_token_indices": {"embed_tokens": [1, 2]}},
+    "bias": {"bias": "all"},
+    "lora_bias": {"lora_bias": True},
+    "alora_invocation_tokens": {"alora_invocation_tokens": [3, 4]},
+    "layer_replication": {"layer_replication": [(0, 2), (1, 2)]},
+}
+
+
+def saved_by_peft(folder: Path, config: Any, family: str = "llama") -> torch.nn.Module:
+    """A base in folder/base and an adapter of it in folder/adapter, as peft's own users make them."""
+    from transformers import AutoModelForCausalLM
+
+    tiny_language_model(family, init_std=0.3).save_pretrained(folder / "base")  # type: ignore[arg-type]
+    base = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float64)
+    torch.manual_seed(0)
+    model = peft.get_peft_model(base, config)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if value.requires_grad:
+                value.add_(0.1 * torch.randn(value.shape, dtype=value.dtype) if "lora_B" in name else 0.0)
+    model.save_pretrained(str(folder / "adapter"))
+    return model.eval()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("extra", BEYOND)
+def test_what_is_more_than_low_rank_adapters_is_refused_by_name(extra: str, tmp_path: Path) -> None:
+    saved_by_peft(tmp_path, peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **BEYOND[extra]))
+    said = rf"{extra} = .* changes more than low-rank adapters do, which is not read: merge it into its base"
+    with pytest.raises(DataError, match=said):
+        LanguageModel.from_pretrained(tmp_path / "adapter", end_id=0)
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora", "lora_ga"])
+def test_a_start_that_changes_the_base_is_refused_by_name(start: str, tmp_path: Path) -> None:
+    saved_by_peft(tmp_path, peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    file = tmp_path / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "init_lora_weights": start}))
+    with pytest.raises(DataError, match=rf"init_lora_weights = '{start}' changes the weights of its base"):
+        LanguageModel.from_pretrained(tmp_path / "adapter", end_id=0)
+
+
+def test_a_head_that_is_not_the_bases_is_refused_by_name(tmp_path: Path) -> None:
+    saved_by_peft(tmp_path, peft.LoraConfig(r=2, target_modules=["lm_head"], task_type="CAUSAL_LM"))
+    tiny_language_model("llama", init_std=0.3, seed=1).save_pretrained(tmp_path / "base")
+    with pytest.raises(DataError, match=r"it holds a lm_head.base_layer that is not that of its base here: it was tr"):
+        LanguageModel.from_pretrained(tmp_path / "adapter", end_id=0)
+
+
+def test_another_kind_of_adapter_is_refused_by_name(tmp_path: Path) -> None:
+    saved_by_peft(tmp_path, peft.IA3Config(target_modules=["k_proj"], feedforward_modules=[], task_type="CAUSAL_LM"))
+    with pytest.raises(DataError, match="it is IA3, and only LoRA is read: merge it into its base"):
+        LanguageModel.from_pretrained(tmp_path / "adapter", end_id=0)
+
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "ranks by module": {"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"q_proj": 32}},
+    "some layers": {"layers_to_transform": [1]},
+    "all but one": {"target_modules": "all-linear", "exclude_modules": ["down_proj"]},
+    "another start": {"init_lora_weights": "gaussian"},
+    "the head": {"target_modules": ["lm_head", "q_proj"]},
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_whatever_else_peft_wrote_is_what_peft_says(kind: str, tmp_path: Path) -> None:
+    settings = {"r": 2, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM", **OTHERS[kind]}
+    theirs = saved_by_peft(tmp_path, peft.LoraConfig(**settings))
+    ours = LanguageModel.from_pretrained(tmp_path / "adapter", dtype=torch.float64, end_id=0, pad_id=0).eval()
+    tokens, mask, where = some_texts(ours)
+    logprobs = theirs(tokens, attention_mask=mask.long()).logits.log_softmax(-1)[:, :-1]
+    expected = logprobs.gather(-1, tokens[:, 1:, None]).squeeze(-1)
+    found = ours.evaluate(tokens, mask, where).logprobs[:, 1:]
+    torch.testing.assert_close(found[where[:, 1:]], expected[where[:, 1:]], rtol=0, atol=1e-10)
+
+
+def test_adapters_beside_tied_embeddings_leave_them_tied() -> None:
+    """GPT-2's head is its embedding: "all-linear" leaves it out, and the reference and a merged model keep it one."""
+    policy = adapted("gpt2")
+    for model in (policy.model, policy.frozen_copy().model, merge_adapter(policy.model)):
+        assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    with pytest.raises(ConfigError, match="shares its weight with the embedding, or is the embedding"):
+        add_adapter(tiny_language_model("llama").model, Lora(targets=("embed_tokens",)), 0)

@@ -97,9 +97,25 @@ def test_half_precision_hides_nothing(family: str) -> None:
         assert weight.dtype == torch.bfloat16 and torch.equal(weight, before[name]), name
 
 
-def test_a_cache_that_fails_once_a_text_outgrows_the_window() -> None:
+def test_a_cache_that_goes_wrong_once_a_text_outgrows_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows are made short for the check: the texts that it writes are shorter than this one."""
-    assert LanguageModel(tiny_model("dory", sliding_window=32), end_id=63, pad_id=0).forward_path == "whole"
+    from transformers.models.starcoder2 import modeling_starcoder2 as family
+
+    windowed, causal = family.create_sliding_window_causal_mask, family.create_causal_mask
+
+    def forgets_the_window(**given: Any) -> Any:
+        cache = given.get("cache", given.get("past_key_values"))
+        decodes = cache is not None and cache.get_seq_length() > 0
+        return causal(**given) if decodes else windowed(**given)
+
+    model = tiny_model("starcoder2", sliding_window=32)
+    assert LanguageModel(model, end_id=63, pad_id=0).forward_path == "cached"
+    monkeypatch.setattr(family, "create_sliding_window_causal_mask", forgets_the_window)
+    policy = LanguageModel(model, end_id=63, pad_id=0)
+    assert policy.forward_path == "whole"
+    assert model.config.sliding_window == 32
+    with torch.no_grad():
+        assert differences(policy, RAGGED_AND_ENDING, whole=False).right, "short texts do not show it"
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta"])

@@ -69,6 +69,15 @@ def test_every_family_has_a_row() -> None:
     assert "## WRONG" not in page
 
 
+def test_the_readme_counts_as_the_page_does() -> None:
+    readme = " ".join((PAGE.parents[1] / "README.md").read_text(encoding="utf-8").split())
+    headings = [heading for heading, _ in rows_of(PAGE.read_text(encoding="utf-8")).values()]
+    exact, right, refused, tried = (headings.count(it) for it in ("Exact", "Right", "Refused", "Not tried"))
+    assert f"all {len(headings)} families: {exact} exact to 1e-10, {right} right" in readme
+    assert f"own error, {refused} refused, {tried} not tried." in readme
+    assert f"in the {exact} families of" in readme and f"in {right} others" in readme
+
+
 def test_what_is_found_is_told(checks: list[FamilyCheck]) -> None:
     by_family = {it.family: it for it in checks}
     paths = {it.family: (it.verdict, it.path) for it in checks}

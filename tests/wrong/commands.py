@@ -115,6 +115,14 @@ command("check reward:length target=3 target=4", "'target=4': 'target' is set tw
 command("check reward:length tagret=3", "no setting 'tagret': did you mean 'target'?")
 command("check toy.toml a=1", "a=1: settings are for reward:, task: and agent:NAME; a file has its own")
 command("check \x1b[31mx\u202e.toml", "rlhf-env: cannot read x.toml: No such file or directory")
+command("check model:", "model: names no model: a folder, a run or a hub name")
+command("check model:./no", "model './no': there is no such folder")
+command("check model:folder", "model 'folder': not a model folder, config.json is missing")
+command("check model:tiny", "model 'tiny' is made when it is trained: name a folder, a run or a hub model")
+command("check model:./no a=1", "a=1: a model has no settings here")
+command("check model:r", "r has no checkpoint yet: train further", r_IN_experiment_DOT_toml=TOY)
+command("check families lama", "'lama' is no family of causal language models in transformers (near it: ")
+command("check toy.toml --json", "--json is for model:NAME and families")
 SIMULATED = '[gold]\nname = "length"\ntarget = 3\n[annotator]\nname = "simulated"\n'
 for old, new, told in (
     ('"length"', '["length"]', "line 1: expected a table [gold] with a name"),

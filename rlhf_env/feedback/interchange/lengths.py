@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from rlhf_env.envs.over_long import OverLong, OverLongCount, cut_prompt, most_that_fit
-from rlhf_env.envs.tokenizers import conversation_of, end_ids, prompt_ids
+from rlhf_env.envs.tokenizers import as_asked, conversation_of, end_ids, has_template, prompt_ids
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.interchange.gathering import MOST_PROBLEMS
 from rlhf_env.feedback.judgements import Judgement, Preference, Response, prompt_digest
@@ -50,7 +50,7 @@ def fit_lengths(
     `tokenizer` keeps the token ids of responses that were written with it, and has the chat template; without one, cut
     responses are text alone. Split by prompt before, where the two parts must stay those of the whole texts.
     """
-    texts = [(judged.prompt, response) for judged in judgements for response in _responses(judged)]
+    texts = texts_of(judgements)
     if how == "refuse":
         counts = lengths(texts)
         measured = ((prompt, side, tokens) for (prompt, side), tokens in zip(texts, counts, strict=True))
@@ -82,6 +82,10 @@ def fit_lengths(
             f"{reader} reads {most} tokens"
         )
     return fitting, OverLongCount(of=len(judgements), left_out=len(judgements) - len(fitting), cut=cut)
+
+
+def texts_of(judgements: Sequence[Preference | Judgement]) -> list[tuple[Prompt, Response]]:
+    return [(judged.prompt, response) for judged in judgements for response in _responses(judged)]
 
 
 def _responses(judged: Preference | Judgement) -> tuple[Response, ...]:
@@ -174,6 +178,38 @@ def written_with(tokenizer: Tokenizer, response: Response) -> bool:
     if known and response.finish_reason == "stop_string":  # the text is without the string, the ids are not
         return tokenizer.decode(tokens).startswith(response.text)
     return known and tokenizer.decode(tokens) == response.text
+
+
+def require_templates_take(
+    texts: Iterable[tuple[Prompt, Response]], tokenizer: Tokenizer | None, path: str | Path | None = None
+) -> None:
+    """Raise DataError that names every conversation that the model's own chat template refuses, with the line of
+    `path` where it stands; up to 20. Responses that have their token ids are not read in a template again.
+    """
+    asked = {prompt_digest(prompt): (prompt, side) for prompt, side in texts if side.prompt_ids is None}
+    refused: list[tuple[Prompt, Response, str]] = []
+    for prompt, response in asked.values() if tokenizer is not None and has_template(tokenizer) else ():
+        try:
+            as_asked(prompt, tokenizer)  # type: ignore[arg-type]
+        except DataError as error:
+            refused.append((prompt, response, str(error).removeprefix(f"{prompt.id}: ")))
+    if not refused:
+        return
+    lines = [] if path is None else list(_lines(Path(path)))
+    named = [f"{_line_of(prompt, response, lines, path)}: {said}" for prompt, response, said in refused]
+    more = len(named) - MOST_PROBLEMS
+    raise DataError(*named[:MOST_PROBLEMS], *([f"... and {more} more conversations"] if more > 0 else []))
+
+
+def _line_of(prompt: Prompt, response: Response, lines: list[tuple[str, frozenset[str]]], path: object) -> str:
+    """The one line with all messages of a conversation and the answer; where there are several, the conversation."""
+    messages = conversation_of(prompt)
+    said = {str(message[key]) for message in messages for key in ("role", "content") if message.get(key) is not None}
+    holding = [where for where, strings in lines if said <= strings and _answers(response.text, strings)]
+    if len(holding) == 1:
+        return holding[0]
+    spoken = " / ".join(f"{message['role']}: {message.get('content')}" for message in messages)
+    return f"{'' if path is None else f'{path}, '}conversation {spoken[: 2 * _SHOWN]!r}"
 
 
 def require_fit(

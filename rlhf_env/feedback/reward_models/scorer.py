@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from rlhf_env.envs.over_long import OverLong, OverLongCount
-from rlhf_env.feedback.interchange.lengths import AnyJudged, fit_lengths, require_fit
+from rlhf_env.feedback.interchange.lengths import AnyJudged, fit_lengths, require_fit, require_templates_take, texts_of
 from rlhf_env.feedback.judgements import Preference, Response
 from rlhf_env.types import Episode, Float, Prompt, Tokenizer
 
@@ -58,7 +58,9 @@ class HasTokenizer(Protocol):
 def require_readable(
     scorer: Scorer, responses: Sequence[tuple[Prompt, Response]], *, path: str | Path | None = None
 ) -> None:
-    """Raise DataError that names every response that is too long for the scorer, with its line where `path` has it."""
+    """Raise DataError that names every response that is too long for the scorer, and every conversation that its chat
+    template refuses, with its line where `path` has it."""
+    require_templates_take(responses, scorer.tokenizer if isinstance(scorer, HasTokenizer) else None, path)
     if isinstance(scorer, LimitedScorer) and scorer.context is not None:
         lengths = scorer.lengths(responses)
         measured = ((*text, length) for text, length in zip(responses, lengths, strict=True))
@@ -69,9 +71,10 @@ def fit_to_scorer(
     scorer: Scorer, judgements: Sequence[AnyJudged], how: OverLong, *, path: str | Path | None = None
 ) -> tuple[list[AnyJudged], OverLongCount]:
     """Judgements (or pairs) of which the scorer can read every text, and how many were too long; see `fit_lengths`."""
+    tokenizer = scorer.tokenizer if isinstance(scorer, HasTokenizer) else None
+    require_templates_take(texts_of(judgements), tokenizer, path)
     if not isinstance(scorer, LimitedScorer) or scorer.context is None:
         return list(judgements), OverLongCount(of=len(judgements))
-    tokenizer = scorer.tokenizer if isinstance(scorer, HasTokenizer) else None
     return fit_lengths(
         judgements,
         scorer.context,

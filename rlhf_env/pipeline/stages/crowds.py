@@ -21,7 +21,7 @@ _TASTE = "annotator.json"
 
 
 def gold_reward(table: JsonView, task: JsonView) -> Reward:
-    """What a table of rewards says of each text alone: one reward, or the weighted sum of several."""
+    """What a table of rewards says of each text alone: the weighted sum, float64[B] (a function's own answer is a list)."""
     with under("gold"):
         mix = load_rewards(dict(table), load_task(dict(task)))
     parts = {name: part for name, part in mix.parts.items() if callable(part)}
@@ -29,8 +29,6 @@ def gold_reward(table: JsonView, task: JsonView) -> Reward:
         others = ", ".join(sorted(set(mix.parts) - set(parts))) or "none is named"
         raise ConfigError(Problem(f"gold must be rewards that score a text alone: {others}", ("gold",)))
     weights = mix.weights
-    if len(parts) == 1 and all(weights[name] == 1.0 for name in parts):
-        return next(iter(parts.values()))
 
     def weighted(episodes: Sequence[Episode]) -> Float:
         each = [weights[name] * np.asarray(part(episodes), dtype=np.float64) for name, part in parts.items()]

@@ -321,8 +321,9 @@ def _rotary_trunk(trunk: HFModel, config: HFConfig, describe: DescribeLayer, **c
         return None
     if isinstance(types, dict) and not {layer.rotary_table for layer in layers} <= types.keys():
         return None
-    tables = config.rope_parameters.values() if isinstance(types, dict) else [config.rope_parameters]
-    longest = [int(it["original_max_position_embeddings"]) for it in tables if it and it["rope_type"] == "longrope"]
+    settings = config.rope_parameters
+    tables = [settings[name] for name in types] if isinstance(types, dict) else [settings]
+    longest = [int(it["original_max_position_embeddings"]) for it in tables if it["rope_type"] == "longrope"]
     usual: dict[str, Any] = {
         "embed": trunk.embed_tokens,
         "rotary": trunk.rotary_emb,

@@ -13,7 +13,13 @@ from rlhf_env.policies.untyped import HFModule
 _LESS_ONE = {"GemmaRMSNorm", "Gemma2RMSNorm", "Gemma3RMSNorm"}
 
 # Those that in half precision round before they multiply by the weight; others (Gemma, OLMo 2) multiply in float32.
-_ROUND_FIRST = {f"{family}RMSNorm" for family in ("Llama", "Mistral", "Mixtral", "Qwen2", "Qwen3", "Phi3", "SmolLM3")}
+_ROUND_FIRST = {
+    f"{family}RMSNorm"
+    for family in (
+        *("Llama", "Mistral", "Mixtral", "Qwen2", "Qwen3", "Qwen2Moe", "Qwen3Moe"),
+        *("Phi3", "SmolLM3", "Granite", "Glm", "Glm4"),
+    )
+}
 
 
 @dataclass(frozen=True, eq=False)
