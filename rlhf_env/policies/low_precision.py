@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlhf_env.errors import ConfigError, Problem
+from rlhf_env.policies.linear import has_packed
 from rlhf_env.policies.untyped import HFModel
 
 WriterDtype = Literal["auto", "int8", "bfloat16"]
@@ -184,13 +185,10 @@ class HasWriter(Protocol):
 
 def has_int8() -> bool:
     """Whether this processor multiplies in 8 bits (VNNI), and torch knows how to use it."""
-    return _onednn() and bool(torch.cpu._is_vnni_supported())
+    built_in = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+    return built_in and bool(torch.cpu._is_vnni_supported())
 
 
 def has_bfloat16() -> bool:
     """Whether this processor multiplies in bfloat16, and torch knows how to use it."""
-    return _onednn() and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def _onednn() -> bool:
-    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+    return has_packed(torch.empty(0, dtype=torch.bfloat16))

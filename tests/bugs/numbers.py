@@ -5,6 +5,7 @@ from __future__ import annotations
 from bugs.mutant import Mutant
 
 EVERY_AGENT = "tests/agents/test_every_agent.py"
+COPIES = "tests/policies/test_low_precision.py"
 
 MUTANTS = (
     Mutant(
@@ -238,5 +239,29 @@ MUTANTS = (
         "        rollout.require_finite()\n",
         "",
         EVERY_AGENT,
+    ),
+    Mutant(
+        "COPY",
+        "a copy in 8 bits has one scale for all rows: what a text says depends on the texts beside it",
+        "rlhf_env/policies/low_precision.py",
+        "scale = values.abs().amax(1, keepdim=True)",
+        "scale = values.abs().amax().expand(len(values), 1).clone()",
+        COPIES,
+    ),
+    Mutant(
+        "COPY",
+        "a copy goes on from the keys and values of the policy itself",
+        "rlhf_env/policies/language_model.py",
+        "        return (self.writer_dtype, *(",
+        "        return (None, *(",
+        COPIES,
+    ),
+    Mutant(
+        "COPY",
+        "a copy forgets the adapters",
+        "rlhf_env/policies/fused.py",
+        "                weight[start : start + outputs] += change",
+        "                weight[start : start + outputs] += 0 * change",
+        COPIES,
     ),
 )

@@ -175,8 +175,18 @@ def test_inside_writing_exactly_the_policy_writes_itself() -> None:
     plain = other.write(observation(), 5)
     np.testing.assert_array_equal(exact.tokens, plain.tokens)
     np.testing.assert_array_equal(exact.logprobs, plain.logprobs)
-    # The cache of the policy's own keys and values is not continued by the copy.
     assert not np.array_equal(policy.write(observation(), 5).logprobs, exact.logprobs)
+
+
+def test_a_copy_does_not_continue_what_the_policy_has_read() -> None:
+    policy, fresh = (tiny_language_model(vocab_size=30, init_std=0.3, writer_dtype="int8") for _ in range(2))
+    asked = observation(ragged=False)
+    with writing_exactly(policy):
+        written = policy.write(asked, 1)
+    ids = np.concatenate([asked["input_ids"], written.tokens], axis=1)
+    longer: Any = {"input_ids": ids, "attention_mask": np.ones(ids.shape, np.int8)}
+    fresh.load_sampling_state(policy.sampling_state())
+    np.testing.assert_allclose(policy.write(longer, 1).logprobs, fresh.write(longer, 1).logprobs, rtol=0, atol=1e-12)
 
 
 def test_evaluate_is_the_policys_own() -> None:
