@@ -21,11 +21,7 @@ _TASTE = "annotator.json"
 
 
 def gold_reward(table: JsonView, task: JsonView) -> Reward:
-<<<<<<< HEAD
-    """What a table of rewards says of each text alone: the weighted sum, float64[B] (of a function: a list)."""
-=======
     """What a table of rewards says of each text alone: the weighted sum, float64[B]; a function answers with a list."""
->>>>>>> real
     with under("gold"):
         mix = load_rewards(dict(table), load_task(dict(task)))
     parts = {name: part for name, part in mix.parts.items() if callable(part)}
