@@ -273,7 +273,7 @@ def test_a_benchmark_of_failures_does_not_end_as_if_it_had_passed(run: Run, toy:
     alone = GRID.replace("[agents.reference]\n[agents.random]\n", "[agents.grpo]\ngroup_size = 7\n")
     toy.write_text(alone + experiment)
     ran = run("bench", "toy.toml", "--jobs", "1")
-    assert ran.status == 1
+    assert ran.status == 3
     assert "all 1 runs failed; the first one: [agent] grpo: group_size 7 does not divide" in ran.err
     toy.write_text(GRID + "[agents.grpo]\ngroup_size = 7\n\n" + experiment)
     assert run("bench", "toy.toml", "--jobs", "1", "--out", "some").status == 0, "one of several is a result"
