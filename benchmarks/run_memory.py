@@ -35,6 +35,7 @@ TRAIN = (
 )
 SIDES = {
     "lora": "LoRA 16, ours",
+    "few": "LoRA 16 on q_proj and v_proj (peft's default), ours",
     "full": "full weights, ours",
     "before": f"full weights, before ({BEFORE})",
     "trl": "LoRA 16, TRL + peft",
@@ -85,7 +86,9 @@ def prepare(folder: Path) -> None:
     bench.hub_tokenizer(model.config.vocab_size).save_pretrained(folder / "model")
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": it}) + "\n" for it in prompts()))
     sizes = {"rows": ROWS, "answer": ANSWER, "prompt": PROMPT, "group": GROUP, "updates": UPDATES}
-    for name, lora in {"full": "", "lora": f"[policy.lora]\nrank = {RANK}\n"}.items():
+    adapters = f"[policy.lora]\nrank = {RANK}\n"
+    few = f'{adapters}targets = ["q_proj", "v_proj"]\n'
+    for name, lora in {"full": "", "lora": adapters, "few": few}.items():
         (folder / f"{name}.toml").write_text(EXPERIMENT.format(lora=lora, **sizes))
 
 
@@ -140,7 +143,7 @@ def peak_of(side: str, folder: Path) -> tuple[float, bool] | None:
             print(f"{SIDES[side]}: not measured, this clone has no commit {BEFORE}")
             return None
         environment = {"PYTHONPATH": os.pathsep.join(str(build / part) for part in SOURCES)}
-    experiment = folder / ("lora.toml" if side == "lora" else "full.toml")
+    experiment = folder / f"{'full' if side == 'before' else side}.toml"
     arguments = ["train", str(experiment), "--out", str(folder / side), "--threads", "1"]
     return peak([sys.executable, "-c", TRAIN, *arguments], folder, **environment)
 
@@ -216,11 +219,13 @@ def main() -> None:
                     AT_LEAST.get(side),
                     more,
                 )
-        if {"lora", "before"} <= peaks.keys():
-            print(f"{'a checkpoint on disk':64} {'MB':>7} {'/ ours':>7}  at least")
-            sizes = {side: checkpoint_size(folder / side) for side in ("lora", "before")}
-            for side, bound in (("lora", None), ("before", CHECKPOINT_AT_LEAST)):
-                line(SIDES[side], f"{sizes[side] / 1e6:.1f}", sizes[side] / sizes["lora"], bound)
+        runs = [side for side in peaks if not side.startswith("trl")]
+        if "before" in runs:
+            print(f"{'a checkpoint on disk':64} {'MB':>7} {'before/':>7}  at least")
+            sizes = {side: checkpoint_size(folder / side) for side in runs}
+            for side in runs:
+                bound = CHECKPOINT_AT_LEAST if side in ("lora", "few") else None
+                line(SIDES[side], f"{sizes[side] / 1e6:.1f}", sizes["before"] / sizes[side], bound)
 
 
 def line(name: str, size: str, ratio: float, at_least: float | None, more: str = "") -> None:
