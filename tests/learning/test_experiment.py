@@ -122,7 +122,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ('[environment]\nview = "tokens"', "view must be one of 'response', 'token', got 'tokens'"),
         ("[policy.sampling]\ntemperature = 0", "policy sampling: temperature must be above 0, got 0"),
         ("[policy.sampling]\ntop_p = 1.5", "policy sampling: top_p must be in (0, 1], got 1.5"),
-        ('[policy]\ndtype = "float16"', "dtype must be one of 'float32', 'float64', 'bfloat16', got 'float16'"),
+        ('[policy]\ndtype = "float16"', "dtype must be one of 'float32', 'float64', 'bfloat16', 'auto', got 'float16'"),
         ("seed = -1", "seed must be from 0 to 1,099,511,627,775, got -1"),
         ("checkpoint_every = -1", "checkpoint_every must be at least 0"),
         ("max_kl = 0.0\n[rewards]\nkl = 1.0", "max_kl must be above 0"),

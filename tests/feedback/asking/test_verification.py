@@ -257,7 +257,7 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "one": Lookup({text: float(text[0] == "a") * 2 for text in texts}),
         "two": Lookup({text: float(text[0] == "b") for text in texts}),
     }
-    monkeypatch.setattr(loading, "load_scorer", models.__getitem__)
+    monkeypatch.setattr(loading, "load_scorer", lambda name, device="auto": models[name])
 
     def run(*words: str) -> str:
         said = CliRunner().invoke(app, ["preferences", *words])
