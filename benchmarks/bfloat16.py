@@ -1,10 +1,10 @@
 """What `dtype = "bfloat16"` gains over float32, and what it costs: GRPO on a model of the shape of SmolLM2-135M.
 
-    python benchmarks/bfloat16.py [--rounds 3]
+    python benchmarks/bfloat16.py [--rounds 3] [--seeds 5]
 
 Both sides are ours, with random weights, 4 prompts of 32 tokens with 4 answers of 64 each. The gradient is that of one
 update on given texts, of all weights. The curve is that of a small model that learns the toy task `count`: the mean
-reward of its last texts, by seed; the interval is that of float32's mean, 95 % (Student's t). A processor without
+reward of its last texts, by seed; intervals are of means over seeds, 95 % (Student's t). A processor without
 instructions for bfloat16 (avx512_bf16, AMX) gains nothing, and the script says so.
 """
 
@@ -23,6 +23,7 @@ from rlhf_agents.grpo import GRPO
 
 from rlhf_env.envs.reward_functions import from_function
 from rlhf_env.envs.rewards import RewardMix
+from rlhf_env.lab.statistics import student_mean
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.workplace import build
@@ -30,10 +31,9 @@ from rlhf_env.policies import LanguageModel
 from rlhf_env.policies.linear import multiplies_bfloat16
 from rlhf_env.types import Observation, Score
 
-PROMPTS, SEEDS, LAST = 4, 5, 10
+PROMPTS, LAST = 4, 10
 ROWS = PROMPTS * groups.GROUP
 RATIO_AT_LEAST, COSINE_AT_LEAST = 1.5, 0.999
-T_975 = 2.776  # Student's t with 4 degrees of freedom
 
 
 def sides(dtype: torch.dtype) -> tuple[Callable[[], float], Callable[[], float], Callable[[], torch.Tensor]]:
@@ -72,9 +72,9 @@ def gradient_of(policy: LanguageModel, rollout: Rollout) -> torch.Tensor:
     return gradient
 
 
-def curve(dtype: str) -> Iterator[float]:
+def curve(dtype: str, seeds: int) -> Iterator[float]:
     """By seed, the mean reward of the last updates."""
-    for seed in range(SEEDS):
+    for seed in range(seeds):
         experiment = Experiment.from_table(
             {
                 "seed": seed,
@@ -93,7 +93,10 @@ def curve(dtype: str) -> Iterator[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=5, help="of the learning curve (default: %(default)s)")
     given = parser.parse_args()
+    if given.seeds < 2:
+        parser.error("--seeds: an interval takes 2 or more")
     if not multiplies_bfloat16():
         sys.exit("this processor has no instructions for bfloat16 (avx512_bf16, AMX): nothing is gained, nor measured")
     bench.heading("processor time, float32 / bfloat16")
@@ -114,10 +117,14 @@ def main() -> None:
         at_least=RATIO_AT_LEAST,
     )
     print(f"{'cosine of the gradients':64} {cosine:7.5f} {'':15} {COSINE_AT_LEAST:9}", flush=True)
-    half, single = list(curve("bfloat16")), list(curve("float32"))
-    mean, within = statistics.mean(single), T_975 * statistics.stdev(single) / SEEDS**0.5
-    print(f"{'reward at the end, count, 5 seeds, float32':64} {mean:7.3f} {mean - within:7.3f} {mean + within:7.3f}")
-    print(f"{'reward at the end, count, 5 seeds, bfloat16':64} {statistics.mean(half):7.3f}")
+    half, single = (np.array(list(curve(dtype, given.seeds))) for dtype in ("bfloat16", "float32"))
+    for name, found in (
+        ("float32", student_mean(single)),
+        ("bfloat16", student_mean(half)),
+        ("bfloat16 - float32, by seed", student_mean(half - single)),
+    ):
+        named = f"reward at the end, count, {given.seeds} seeds, {name}"
+        print(f"{named:64} {found.value:7.3f} {found.low:7.3f} {found.high:7.3f}", flush=True)
 
 
 if __name__ == "__main__":
