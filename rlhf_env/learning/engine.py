@@ -18,7 +18,7 @@ from rlhf_env.errors import ConfigError, Problem, RunFailed
 from rlhf_env.learning.schedules import ScheduleName, multiplier
 from rlhf_env.learning.spending import Spending
 from rlhf_env.policies.precision import has_float64, moved
-from rlhf_env.policies.sizes import memory_free
+from rlhf_env.policies.sizes import in_bytes, memory_free
 from rlhf_env.settings import NonNegative, Positive, Share, ShareBelowOne, Whole, settings
 from rlhf_env.types import State
 
@@ -299,7 +299,7 @@ def placed(module: _Module, device: str) -> _Module:
         size = sum(it.numel() * it.element_size() for it in (*module.parameters(), *module.buffers()))
         raise ConfigError(
             Problem(
-                f"{device} has no room for the model, {size / 2**30:,.1f} GB: take a smaller one, dtype = "
+                f"{device} has no room for the model, {in_bytes(size)}: take a smaller one, dtype = "
                 '"bfloat16" or device = "cpu"',
                 ("device",),
             )

@@ -34,8 +34,8 @@ class PolicySettings:
     moments in float32; adapters, losses and log-probabilities are in float32 too (docs/precision.md). "auto": that of
     the model's own files; of files in float16 it is float32, as steps in float16 need a scaling that is not done."""
     writer_dtype: WriterDtype | None = None
-    """Let a copy of the policy in this precision write, made anew after each update: its products cost a third (8 bits)
-    or half (bfloat16) on processors that have instructions for it; on others the policy writes as without. What is
+    """Let a copy of the policy in this precision write, made anew after each update: quicker on processors
+    that have instructions for it (`benchmarks/writing.py` measures it); on others the policy writes as without. What is
     stated is what the copy finds likely, and importance ratios correct what is learned; agents that correct nothing are
     refused. "auto": a copy where it pays. Evaluations are written by the policy itself (docs/writer_copies.md)."""
     device: str = AUTO
@@ -47,7 +47,7 @@ class PolicySettings:
     (The library's "eager" takes a softmax in float32, in models in float64 too.)"""
     gradient_checkpointing: bool = False
     """Keep the input of each layer alone for the backward pass, and compute the layer again there: the same gradients
-    from less memory, for about a third more time in updates."""
+    from less memory, for the time of one more forward pass in updates."""
     sampling: Sampling = field(default_factory=Sampling)
     """The distribution that tokens are drawn from."""
     rows_at_once: AtLeastOne = ROWS_AT_ONCE

@@ -84,7 +84,7 @@ def test_a_model_for_which_there_is_no_room_is_refused_with_its_size() -> None:
         def to(self, *_: Any, **__: Any) -> Any:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 4.00 GiB")
 
-    with pytest.raises(ConfigError, match=r"cuda:0 has no room for the model, 0\.0 GB: take a smaller one"):
+    with pytest.raises(ConfigError, match=r"cuda:0 has no room for the model, 0 KiB: take a smaller one"):
         placed(Large(2, 2), "cuda:0")
 
 
