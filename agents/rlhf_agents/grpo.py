@@ -68,6 +68,7 @@ class GRPO:
 
     trains = True
     off_policy = True  # ratios are relative to who wrote a text
+    weighs_rows = True
 
     @settings
     class Config:
@@ -162,7 +163,7 @@ class GRPO:
         """One gradient step on a minibatch."""
         config = self.config
         batch = batch.with_extras(
-            weight=token_weights(batch.actions, config.aggregation, longest=self.setup.max_new_tokens),
+            weight=batch.weighted(token_weights(batch.actions, config.aggregation, longest=self.setup.max_new_tokens)),
             share=token_weights(batch.actions, "token-mean"),
         )
         metrics: Metrics = defaultdict(float)

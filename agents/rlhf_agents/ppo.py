@@ -108,6 +108,7 @@ class PPO:
 
     trains = True
     off_policy = True  # ratios are relative to who wrote a text
+    weighs_rows = True
 
     @settings
     class Config:
@@ -243,7 +244,7 @@ class PPO:
     def _step(self, batch: Rollout) -> Metrics:
         """One gradient step on a minibatch."""
         config = self.config
-        batch = batch.with_extras(weight=token_weights(batch.actions, "token-mean"))
+        batch = batch.with_extras(weight=batch.weighted(token_weights(batch.actions, "token-mean")))
         metrics: Metrics = defaultdict(float)
         for rows in self.optimizer.rows(batch.lengths):
             part = batch.select(rows)

@@ -52,6 +52,7 @@ class Reinforce:
 
     trains = True
     off_policy = True  # ratios are relative to who wrote a text
+    weighs_rows = True
 
     @settings
     class Config:
@@ -107,7 +108,7 @@ class Reinforce:
         baseline = self._baseline(returns)
         rollout = rollout.with_extras(
             advantages=self._credit(rollout, returns) - baseline,
-            weight=token_weights(rollout.actions, "sequence-sum"),
+            weight=rollout.weighted(token_weights(rollout.actions, "sequence-sum")),
             share=token_weights(rollout.actions, "token-mean"),
         )
         metrics: Metrics = defaultdict(float)

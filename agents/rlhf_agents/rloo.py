@@ -51,6 +51,7 @@ class RLOO:
 
     trains = True
     off_policy = True  # ratios are relative to who wrote a text
+    weighs_rows = True
 
     @settings
     class Config:
@@ -127,7 +128,7 @@ class RLOO:
             token_log_ratio = stated_log_ratio(scores.logprobs, part.logprobs, part.actions)
             log_ratio = token_log_ratio.sum(dim=1)
             terms = clipped_policy_loss(log_ratio, advantages[rows], config.clip, cap=config.importance_cap)
-            loss = terms.sum() / len(batch)
+            loss = part.weighted(terms).sum() / len(batch)
             self.optimizer.backward(loss)
             with torch.no_grad():
                 # KL(old || new): the tokens were drawn from the old policy, where log p - log p is 0.
