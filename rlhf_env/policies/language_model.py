@@ -211,38 +211,27 @@ class LanguageModel(nn.Module):
         # Not kept while it works: an interrupted call must not leave a half-written cache to the next.
         decoding, self._decoding = self._decoding, None
         weights = self._weights()
-        if decoding is not None and weights == self._decoding_weights and decoding.continues(texts, lengths, rows):
-            waves, fused = [rows], decoding.fused
-        else:
-            decoding, waves = None, list(self._waves(rows))
+        if decoding is None or weights != self._decoding_weights or not decoding.continues(texts, lengths, rows):
+            decoding = None
             anatomy = self.anatomy()
             linear = writer_linear(self.writer_dtype, self.model) or Linear
             fused = None if anatomy is None else FusedStep(self.model, anatomy, linear)
-        written = Written(np.full(uniforms.shape, self.vocab_size, np.int64), np.zeros(uniforms.shape))
-        for wave in waves:
-            if decoding is None or len(waves) > 1:
-                decoding = Decoding(self.model, texts, lengths, wave, fused, whole=fused is None and self._reads_whole)
-            with _without_dropout(self):
-                piece = decoding.write(
-                    uniforms,
-                    wave,
-                    self.sampling,
-                    end_ids=self.end_ids,
-                    vocab_size=self.vocab_size,
-                    stops=observation.get("stops"),
-                    stop_states=observation.get("stop_states"),
-                )
-            written.tokens[wave], written.logprobs[wave] = piece.tokens[wave], piece.logprobs[wave]
+            whole = fused is None and self._reads_whole
+            decoding = Decoding(self.model, texts, lengths, rows, fused, whole=whole, rows_at_once=self.rows_at_once)
+        with _without_dropout(self):
+            written = decoding.write(
+                uniforms,
+                rows,
+                self.sampling,
+                end_ids=self.end_ids,
+                vocab_size=self.vocab_size,
+                stops=observation.get("stops"),
+                stop_states=observation.get("stop_states"),
+            )
         self._streams.take((written.tokens < self.vocab_size).sum(1))
-        if decoding is not None and len(waves) == 1 and decoding.live.any():
+        if decoding.can_be_continued and decoding.live.any():
             self._decoding, self._decoding_weights = decoding, weights
         return written
-
-    def _waves(self, rows: Bool) -> Iterator[Bool]:
-        """The rows of `rows` bool[B] in groups of at most `rows_at_once`, bool[B] each."""
-        asked = np.flatnonzero(rows)
-        for start in range(0, len(asked), self.rows_at_once):
-            yield np.isin(np.arange(len(rows)), asked[start : start + self.rows_at_once])
 
     def evaluate(self, tokens: Tensor, mask: Tensor, where: Tensor) -> TextEvaluation:
         if torch.is_grad_enabled():
