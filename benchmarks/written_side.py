@@ -63,8 +63,7 @@ def model(size: str) -> Any:
         pad_token_id=1,
     )
     torch.manual_seed(0)
-    made = LlamaForCausalLM(config).eval()
-    return without_end(made)
+    return without_end(LlamaForCausalLM(config).eval())
 
 
 def without_end(model: Any) -> Any:
