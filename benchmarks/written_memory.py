@@ -3,10 +3,10 @@
     OMP_NUM_THREADS=1 python benchmarks/written_memory.py        needs git, Linux; --sides float32 int8
 
 A Llama of 10 million random weights continues 64 prompts of 64 tokens by 1,024 each. Each side is a process of its own:
-it writes two short texts, so that all code is loaded, notes what memory it has, lets the kernel count its peak anew, and
-writes. What is printed is the peak less what it had; a copy that writes is in it. Here "roofline" is the share of that
-which keys and values need that are kept once each, in the precision that writes, but at least in 16 bits. A side takes
-20 to 60 seconds; memory hardly differs between two runs, so one is the default.
+it writes two short texts, so that all code is loaded, notes what memory it has, lets the kernel count its peak anew,
+and writes. What is printed is the peak less what it had; a copy that writes is in it. Here "roofline" is the share of
+that which keys and values need that are kept once each, in the precision that writes, but at least in 16 bits. A side
+takes 20 to 60 seconds; memory hardly differs between two runs, so one is the default.
 """
 
 from __future__ import annotations
