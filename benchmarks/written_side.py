@@ -66,10 +66,10 @@ def model(size: str) -> Any:
     return without_end(LlamaForCausalLM(config).eval())
 
 
-def without_end(model: Any) -> Any:
+def without_end(model: Any, end: int = 0) -> Any:
     """The model with an end token that cannot come: -inf among its logits."""
     bias = torch.zeros(model.config.vocab_size)
-    bias[0] = -torch.inf
+    bias[end] = -torch.inf
     model.lm_head.register_parameter("bias", torch.nn.Parameter(bias))
     return model
 
