@@ -94,15 +94,20 @@ def learning(shape: Shape, rows: int, *, prompt: int, answer: int, lora: int = 0
     """Seconds of one pass forwards and one backwards over `rows` texts in float32; gradients of all weights, or of
     adapters of rank `lora` on all of the layers' matrices.
     """
-    tokens = rows * (prompt + answer - 1)
-    passes = 2 if lora else 3  # a product of the same size each for values, gradients of inputs, gradients of weights
-    layers = shape.layers * sum(product("float32", tokens, *it) for it in shape.layer)
-    seconds = passes * (layers + product("float32", rows * answer, *shape.head))
+    # A product of the same size each for values, for gradients of inputs, and for gradients of weights.
+    seconds = (2 if lora else 3) * reading_texts(shape, rows, prompt=prompt, answer=answer)
     if lora:
         each = shape.layers * sum(inner + outer for inner, outer in shape.layer)
-        seconds += 3 * tokens * lora * each * multiplication()
-    pairs = rows * (prompt + answer) ** 2 / 2 * shape.layers * shape.heads * shape.width
-    return seconds + 3 * 2 * pairs * multiplication()
+        seconds += 3 * rows * (prompt + answer - 1) * lora * each * multiplication()
+    return seconds
+
+
+def reading_texts(shape: Shape, rows: int, *, prompt: int, answer: int) -> float:
+    """Seconds to read `rows` texts in float32 for the log-probabilities of their answers."""
+    tokens = prompt + answer - 1
+    products = shape.layers * sum(product("float32", rows * tokens, *it) for it in shape.layer)
+    pairs = rows * tokens**2 / 2 * shape.layers * shape.heads * shape.width
+    return products + product("float32", rows * answer, *shape.head) + 2 * pairs * multiplication()
 
 
 def product(kind: str, rows: int, inner: int, outer: int) -> float:

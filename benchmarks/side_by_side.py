@@ -100,8 +100,10 @@ def peer(name: str, install: str) -> Any:
         sys.exit(0)
 
 
-def model(size: str, seed: int = 0, **other: int) -> LanguageModel:
-    """A random Llama in float32, its head tied to the embeddings; `other` than the size says."""
+def model(size: str, seed: int = 0, *, writer: Any = None, **other: int) -> LanguageModel:
+    """A random Llama in float32, its head tied to the embeddings; `writer`: the precision of a copy that writes;
+    `other` than the size says.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     heads = {"num_attention_heads": 4, "num_key_value_heads": 4}
@@ -116,7 +118,7 @@ def model(size: str, seed: int = 0, **other: int) -> LanguageModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         made = LlamaForCausalLM(config)
-    return LanguageModel(made, end_id=0, pad_id=1)
+    return LanguageModel(made, end_id=0, pad_id=1, writer_dtype=writer)
 
 
 def setup(policy: LanguageModel, reference: LanguageModel, reward: RewardMix, rows: int) -> Setup:

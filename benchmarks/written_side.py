@@ -63,14 +63,13 @@ def model(size: str) -> Any:
         pad_token_id=1,
     )
     torch.manual_seed(0)
-    made = LlamaForCausalLM(config).eval()
-    return without_end(made)
+    return without_end(LlamaForCausalLM(config).eval())
 
 
-def without_end(model: Any) -> Any:
+def without_end(model: Any, end: int = 0) -> Any:
     """The model with an end token that cannot come: -inf among its logits."""
     bias = torch.zeros(model.config.vocab_size)
-    bias[0] = -torch.inf
+    bias[end] = -torch.inf
     model.lm_head.register_parameter("bias", torch.nn.Parameter(bias))
     return model
 
