@@ -58,7 +58,6 @@ class TestMicroBatches:
     def test_every_row_once(self, settings: dict[str, int]) -> None:
         assert sorted(row for part in parts(**settings) for row in part) == list(range(8))
 
-
     @pytest.mark.parametrize("settings", [{}, {"micro_batch_size": 3}, {"micro_batch_tokens": 12}])
     def test_tokens_are_counted_of_which_a_gradient_is_computed(self, settings: dict[str, int]) -> None:
         """Each text once in a pass, however it is split; a pass that only reads costs none."""
