@@ -160,8 +160,8 @@ class FusedStep:
         self._norm = cast(Norm, _norm(anatomy.norm))
         self._head = _linear(linear, model.get_output_embeddings())
 
-    def cache(self, places: int, slots: int) -> TextCache:
-        """An empty cache with memory for this many texts and tokens of each; see there.
+    def cache(self) -> TextCache:
+        """An empty cache.
 
         Keys and values are in bfloat16 where the linear layers compute in less than float32, unless the model is in
         float64, which is for exactness.
@@ -169,7 +169,7 @@ class FusedStep:
         weight = cast(Tensor, self._anatomy.embed.weight)
         low = isinstance(self._blocks[0].out, LowPrecisionLinear) and weight.dtype == torch.float32
         like = weight.detach().new_empty(0, dtype=torch.bfloat16 if low and has_bfloat16() else weight.dtype)
-        return TextCache(self._anatomy.layers, like, places, slots)
+        return TextCache(self._anatomy.layers, like)
 
     def __call__(self, tokens: Tensor, positions: Tensor, cache: TextCache) -> Tensor:
         """Decode: the logits [R, V] after one token more per place, `tokens` int64[R] at `positions` int64[R]."""
