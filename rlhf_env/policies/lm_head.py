@@ -199,7 +199,7 @@ class _Score(torch.autograd.Function):
                     add_weight_gradient(d_weight[words], d_logits, states[rows], new=rows.start == 0)
                 if d_bias is not None:
                     d_bias[words] = d_logits.sum(0) + (d_bias[words] if rows.start else 0.0)
-            if d_states is not None:
+            if d_states is not None and d_rows is not None:
                 d_states[rows] = d_rows
         return d_states, d_weight, d_bias, None, None, None, None
 
