@@ -75,6 +75,7 @@ class Optimizer:
     def __init__(self, parameters: Iterable[Tensor], settings: Optimization, engine: Engine) -> None:
         self.settings = settings
         self._engine = engine
+        self._reading = 0  # tokens of the micro-batch that `rows` gave last
         parameters = [p for p in parameters if p.requires_grad]
         self._trained = [p.detach().float().clone() if p.dtype in _HALF else p for p in parameters]
         self._rounded = {i: p for i, p in enumerate(parameters) if p.dtype in _HALF}
@@ -106,6 +107,7 @@ class Optimizer:
         if self.settings.micro_batch_tokens:
             tokens = min(tokens, self._engine.most_tokens or math.inf)
         longest = lengths.reshape(-1, together).amax(dim=1).tolist()
+        texts = lengths.tolist()
         order: Sequence[int] = range(len(longest))
         if len(lengths) > size or len(lengths) * max(longest, default=0) > tokens:
             order = sorted(order, key=lambda unit: -longest[unit])
@@ -114,15 +116,19 @@ class Optimizer:
         for unit in order:
             rows, width = len(batch) + together, max(width, longest[unit])
             if batch and (rows > size or rows * width > tokens):
+                self._reading = sum(texts[row] for row in batch)
                 yield torch.tensor(batch)
                 batch, width = [], longest[unit]
             batch += range(unit * together, (unit + 1) * together)
         if batch:
+            self._reading = sum(texts[row] for row in batch)
             yield torch.tensor(batch)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of one micro-batch."""
         loss.backward()  # type: ignore[no-untyped-call]
+        self._engine.spending.add(gradient_tokens=self._reading)
+        self._reading = 0  # a second loss on the same texts shares their forward pass
         for index, parameter in self._rounded.items():
             master = self._trained[index]
             if parameter.grad is not None:

@@ -172,7 +172,7 @@ def test_k2_in_the_loss_is_the_gradient_of_the_objective(enumerate_world, gradie
 def test_k1_in_the_loss_is_refused(make_world) -> None:  # N20
     with pytest.raises(ConfigError, match="expected gradient of log p is 0"):
         GRPO.Config(kl_in_loss="k1")
-    with pytest.raises(ConfigError, match="kl_in_loss must be one of 'k1', 'k2', 'k3', got 'k4'"):
+    with pytest.raises(ConfigError, match="kl_in_loss must be one of 'k1', 'k2', 'k3', 'k3-corrected', got 'k4'"):
         GRPO.Config(kl_in_loss="k4")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="grpo with kl_in_loss's beta is the weight of the reward's KL penalty"):
         grpo(make_world(kl=0.0).setup, kl_in_loss="k3")

@@ -330,7 +330,7 @@ class TestLossTerms:
 
     def test_where_texts_have_one_token_both_are_the_same(self) -> None:
         terms = loss_terms(*world(3, 1))
-        for token, response in zip(terms[:3], terms[3:], strict=True):
+        for token, response in zip(terms[:4], terms[4:], strict=True):
             assert (token.kind, token.level, response.level) == (response.kind, "token", "response")
             assert_near(token.gradient, response.gradient)
 
