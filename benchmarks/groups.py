@@ -6,8 +6,10 @@ too, and reads them with the reference where there is a KL penalty.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import roofline
 import side_by_side as bench
 
 from rlhf_env import plugins
@@ -37,15 +39,22 @@ def compare(
     at_least: float | None,
     prompts_at_once: int = PROMPTS,
     lora: int = 0,
+    writer: str | None = None,
+    parts: Sequence[str] = ("update", "rollout and update"),
     **theirs_are: Any,
 ) -> None:
     """`name`: of TRL's trainer and, in small letters, of our agent; `beta`: the weight of the KL penalty.
 
-    `lora`: the rank of adapters on all matrices but the head's, on both sides with the same weights; 0: none.
+    `lora`: the rank of adapters on all matrices but the head's, on both sides with the same weights; 0: none. `writer`:
+    in which precision a copy of ours writes. `parts`: what is measured.
     """
     trl = bench.peer("trl", bench.TRL)
     rows = prompts_at_once * GROUP
-    policy = bench.model(size)
+    policy = bench.model(size, writer=writer)
+    if writer and not policy.copy_writes:
+        print(f"{name}, {size}, written in {writer}: not measured, this processor has no instructions for it")
+        return
+    shape = roofline.Shape.of(policy.model.config)
     episodes = bench.texts(policy.vocab_size, rows, per_prompt=GROUP)
     prompts = [bench.Words(policy.vocab_size).decode(it.prompt_ids.tolist()) for it in episodes[::GROUP]]
     asked = [{"prompt": prompts[row // GROUP]} for row in range(rows)]
@@ -121,6 +130,20 @@ def compare(
         bench.step_of(trainer, written)
         return float(written["completion_mask"].sum())
 
-    what = f"TRL {'+ peft ' if lora else ''}{name}, {size}, {prompts_at_once} x {GROUP} x {bench.ANSWER}"
-    bench.take_turns(f"{what}, update", our_update, their_update, rounds=rounds)
-    bench.take_turns(f"{what}, rollout and update", ours, theirs, rounds=rounds, at_least=at_least)
+    def floor(learned_alone: bool) -> float:
+        learned = roofline.learning(shape, rows, prompt=bench.PROMPT, answer=bench.ANSWER, lora=lora)
+        if learned_alone:
+            return learned
+        read = bool(beta) * roofline.reading_texts(shape, rows, prompt=bench.PROMPT, answer=bench.ANSWER)
+        lengths = [bench.ANSWER] * rows
+        written = roofline.writing(shape, writer or "float32", lengths, prompt=bench.PROMPT, per_prompt=GROUP)
+        return written + read + learned
+
+    in_bits = {None: "", "int8": ", written in 8 bits", "bfloat16": ", written in bfloat16"}[writer]
+    what = f"TRL {'+ peft ' if lora else ''}{name}, {size}, {prompts_at_once} x {GROUP} x {bench.ANSWER}{in_bits}"
+    if "update" in parts:
+        bench.take_turns(f"{what}, update", our_update, their_update, rounds=rounds, floor=lambda: floor(True))
+    if "rollout and update" in parts:
+        bench.take_turns(
+            f"{what}, rollout and update", ours, theirs, rounds=rounds, at_least=at_least, floor=lambda: floor(False)
+        )

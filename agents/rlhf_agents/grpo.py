@@ -78,6 +78,7 @@ class GRPO:
 
     trains = True
     off_policy = True  # ratios are relative to who wrote a text
+    weighs_rows = True
 
     @settings
     class Config:
@@ -202,7 +203,7 @@ class GRPO:
         config = self.config
         aggregation = (self.loss.declared.aggregation if self.loss else None) or config.aggregation
         batch = batch.with_extras(
-            weight=token_weights(batch.actions, aggregation, longest=self.setup.max_new_tokens),
+            weight=batch.weighted(token_weights(batch.actions, aggregation, longest=self.setup.max_new_tokens)),
             share=token_weights(batch.actions, "token-mean"),
         )
         batch = with_left_out(self.loss, self.policy, self.optimizer, batch, self._draws)

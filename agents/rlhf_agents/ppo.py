@@ -111,6 +111,7 @@ class PPO:
 
     trains = True
     off_policy = True  # ratios are relative to who wrote a text
+    weighs_rows = True
 
     @settings
     class Config:
@@ -259,11 +260,13 @@ class PPO:
     def _step(self, batch: Rollout) -> Metrics:
         """One gradient step on a minibatch."""
         config = self.config
-        batch = batch.with_extras(weight=token_weights(batch.actions, "token-mean"))
+        batch = batch.with_extras(weight=batch.weighted(token_weights(batch.actions, "token-mean")))
         if self.loss is not None and self.loss.declared.aggregation is not None:
             longest = self.setup.max_new_tokens
             batch = batch.with_extras(
-                policy_weight=token_weights(batch.actions, self.loss.declared.aggregation, longest=longest)
+                policy_weight=batch.weighted(
+                    token_weights(batch.actions, self.loss.declared.aggregation, longest=longest)
+                )
             )
         batch = with_left_out(self.loss, self.policy, self.optimizer, batch, self._draws)
         metrics: Metrics = defaultdict(float)

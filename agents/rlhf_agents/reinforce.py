@@ -59,6 +59,7 @@ class Reinforce:
 
     trains = True
     off_policy = True  # ratios are relative to who wrote a text
+    weighs_rows = True
 
     @settings
     class Config:
@@ -134,7 +135,7 @@ class Reinforce:
         aggregation = (self.loss.declared.aggregation if self.loss else None) or "sequence-sum"
         rollout = rollout.with_extras(
             advantages=advantages,
-            weight=token_weights(rollout.actions, aggregation, longest=self.setup.max_new_tokens),
+            weight=rollout.weighted(token_weights(rollout.actions, aggregation, longest=self.setup.max_new_tokens)),
             share=token_weights(rollout.actions, "token-mean"),
         )
         rollout = with_left_out(self.loss, self.policy, self.optimizer, rollout, self._draws)

@@ -57,6 +57,7 @@ class RLOO:
 
     trains = True
     off_policy = True  # ratios are relative to who wrote a text
+    weighs_rows = True
 
     @settings
     class Config:
@@ -149,7 +150,7 @@ class RLOO:
         if self.loss is not None:
             aggregation = self.loss.declared.aggregation or "sequence-sum"
             batch = batch.with_extras(
-                weight=token_weights(batch.actions, aggregation, longest=self.setup.max_new_tokens)
+                weight=batch.weighted(token_weights(batch.actions, aggregation, longest=self.setup.max_new_tokens))
             )
         batch = with_left_out(self.loss, self.policy, self.optimizer, batch, self._draws)
         metrics: Metrics = defaultdict(float)
@@ -162,7 +163,7 @@ class RLOO:
                 loss = weighted_sum(token_terms(self.loss, scores.logprobs, part), part.extras["weight"])
             else:
                 terms = clipped_policy_loss(log_ratio, advantages[rows], config.clip, cap=config.importance_cap)
-                loss = terms[part.actions.any(dim=1)].sum() / len(batch)
+                loss = part.weighted(terms)[part.actions.any(dim=1)].sum() / len(batch)
             self.optimizer.backward(loss)
             with torch.no_grad():
                 # KL(old || new): the tokens were drawn from the old policy, where log p - log p is 0.

@@ -51,6 +51,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "rejection": ("rejection", {**GROUPS, "keep": 2}),
     "options": ("options", {"option_entropy_coefficient": 0.01}),
     "curriculum": ("curriculum", {"levels": (2,), "agent": ("ppo", {})}),
+    "replay": ("replay", {"agent": ("grpo", GROUPS)}),
 }
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "sb3": ("sb3", {"batch_size": 1000, "n_epochs": 2}),
@@ -177,7 +178,7 @@ def test_an_update_logs_the_mean_over_all_its_gradient_steps(variant: str, monke
     agent = make(world, variant, Optimization(lr=1e-2), epochs=2, minibatches=2)
     stir(agent.policy, seed=2)
     stepper, name = (agent.imitation, "update") if variant == "rejection" else (agent, "_step")
-    stepper = agent.agent if variant == "curriculum" else stepper
+    stepper = agent.agent if variant in ("curriculum", "replay") else stepper
     steps: list[dict[str, float]] = []
     step = getattr(stepper, name)
     monkeypatch.setattr(stepper, name, lambda *given: steps.append(step(*given)) or steps[-1])

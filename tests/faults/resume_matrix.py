@@ -116,6 +116,18 @@ CASES: dict[str, Changes] = {
             "agent": {"name": "ppo", **MINIBATCHES},
         }
     },
+    "replay around grpo": {
+        "agent": {"name": "replay", "priority": "advantage", "agent": {"name": "grpo", **GROUPS}},
+    },
+    "curriculum around replay around ppo": {
+        "agent": {
+            "name": "curriculum",
+            "levels": [1, 2],
+            "by": "updates",
+            "starts": [0, 3],
+            "agent": {"name": "replay", "max_age": 2, "agent": {"name": "ppo", **MINIBATCHES}},
+        },
+    },
     "curriculum around grpo, novelty": {
         "agent": {
             "name": "curriculum",

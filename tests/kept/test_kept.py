@@ -35,9 +35,10 @@ EXACT = FACTS["made_with"] == reading.made_with()
 RUNS = sorted(FACTS["runs"])
 STORES = sorted(FACTS["stores"])
 # What was changed on purpose since then: kto adds up its rows in an order that does not depend on the layout of the
-# batch, and sb3 no longer logs the loss of the last minibatch alone. Intervals count prompts and not draws, and those
-# of a few seeds are wider; and an objective is called held out only where it is.
-OTHER_ORDER, NO_LONGER_LOGGED = {"kto"}, {"sb3": {"train/loss"}}
+# batch, one pass of AdamW rounds otherwise than a dozen, and sb3 no longer logs the loss of the last minibatch alone.
+# Intervals count prompts and not draws, and those of a few seeds are wider; and an objective is called held out only
+# where it is.
+OTHER_ORDER, NO_LONGER_LOGGED = {"kto", "options", "ppo", "rloo"}, {"sb3": {"train/loss"}}
 OTHER_INTERVALS = re.compile(r"low|high|prompts|(eval/)?kl_(low|high)")
 ENDS = re.compile(r" \(\S+ to \S+\)")
 ROUNDING = 1e-9  # of float64, once it has gone through a few updates

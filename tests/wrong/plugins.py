@@ -77,6 +77,15 @@ for size in (-1, 0, 1):
     experiment(f"a group of {size}", AGENT, f'name = "grpo"\ngroup_size = {size}', "[agent] grpo: group_size ")
 experiment("a group of 3", AGENT, 'name = "rloo"\ngroup_size = 3', "group_size 3 does not divide the batch of 8 rows")
 experiment("nobody wrapped", AGENT, 'name = "curriculum"\nlevels = [1]', "curriculum wraps another agent: agent = {")
+experiment("nobody replayed", AGENT, 'name = "replay"', "replay wraps another agent: agent = {")
+experiment("a priority", AGENT, 'name = "replay"\npriority = "td"\nagent = { name = "ppo" }', "priority must be one of")
+experiment("no bytes", AGENT, 'name = "replay"\nmax_bytes = 0\nagent = { name = "ppo" }', "max_bytes must be")
+experiment(
+    "an old text for options",
+    AGENT,
+    'name = "replay"\nagent = { name = "options" }',
+    "learns wrongly from texts of an older",
+)
 experiment("a wrapped number", AGENT, 'name = "curriculum"\nlevels = [1]\nagent = 3', "curriculum: agent needs a name")
 
 for value in ("inf", "nan", "-inf", '"x"', "true"):
