@@ -1,4 +1,4 @@
-"""Cells of one process share what untrained agents write and earn: each result is that of the cell alone, to the bit."""
+"""Cells of one process share what untrained agents write and earn, and every result is that of the cell alone."""
 
 from __future__ import annotations
 
