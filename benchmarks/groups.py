@@ -139,7 +139,7 @@ def compare(
         written = roofline.writing(shape, writer or "float32", lengths, prompt=bench.PROMPT, per_prompt=GROUP)
         return written + read + learned
 
-    in_bits = {None: "", "int8": ", written in 8 bits", "bfloat16": ", written in bfloat16"}[writer]
+    in_bits = {None: "", "int8": ", in 8 bits", "bfloat16": ", in bfloat16"}[writer]
     what = f"TRL {'+ peft ' if lora else ''}{name}, {size}, {prompts_at_once} x {GROUP} x {bench.ANSWER}{in_bits}"
     if "update" in parts:
         bench.take_turns(f"{what}, update", our_update, their_update, rounds=rounds, floor=lambda: floor(True))

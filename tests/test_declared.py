@@ -27,6 +27,7 @@ from rlhf_env.learning.tracking import check_trackers
 from rlhf_env.settings import NonNegative, Positive, settings
 
 ENTRIES = [entry for entry in plugins.host() if entry.origin == plugins.OWN]
+WRAPPERS = ("curriculum", "replay")
 
 
 @settings
@@ -113,7 +114,7 @@ def test_every_setting_of_every_plugin_has_a_meaning_and_the_example_is_taken(en
         check_trackers(table)
     if entry.kind == "agent":
         assert table.pop("name") == entry.name
-        assert (table.pop("agent", None) == {"name": "ppo"}) == (entry.name == "curriculum")
+        assert (table.pop("agent", None) == {"name": "ppo"}) == (entry.name in WRAPPERS)
         config = entry.load().Config
         made = from_table(config, table, "example")
         if not any(setting.required for setting in told.settings):
@@ -127,6 +128,7 @@ def test_an_agent_names_its_paper() -> None:
     assert papers["ppo"][:2] == ("Schulman et al. 2017, arXiv 1707.06347", "Ouyang et al. 2022, arXiv 2203.02155")
     assert papers["reinforce"] == ("Williams 1992", "Hu et al. 2025, arXiv 2501.03262")
     assert papers["sb3"] == ("Raffin et al. 2021, JMLR 22(268)",)
+    assert papers["replay"] == ("Lin 1992", "Schaul et al. 2016, arXiv 1511.05952")
     assert papers["curriculum"][0] == 'Bengio et al. 2009, "Curriculum learning", ICML'
 
 

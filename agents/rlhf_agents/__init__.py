@@ -18,6 +18,7 @@ def register_agents(register: Register) -> None:
         "best_of_n": "BestOfN",
         "curriculum": "Curriculum",
         "options": "Options",
+        "replay": "Replay",
         "rejection": "Rejection",
         "reference": "Reference",
         "random": "Random",

@@ -27,6 +27,7 @@ AGENTS: dict[str, dict[str, Any]] = {
     "sft": {"lr": 1e-2},
     "options": {"minibatches": 2, "lr": 1e-2},
     "curriculum": {"levels": [1, 2], "threshold": 0.0, "window": 12, "agent": {"name": "ppo", "lr": 1e-2}},
+    "replay": {"priority": "advantage", "updates": 2, "agent": {"name": "rloo", "lr": 1e-2, "group_size": 4}},
     "best_of_n": {"n": 2},
     "reference": {},
     "random": {},

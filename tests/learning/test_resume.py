@@ -48,6 +48,7 @@ CASES: dict[str, tuple[str, str, MakeSource, dict[str, Any]]] = {
     "grpo, token by token": ("grpo", "token", in_the_environment, {}),
     "options": ("options", "response", in_the_environment, {}),
     "curriculum around ppo": ("curriculum", "response", in_the_environment, {}),
+    "replay around rloo": ("replay", "response", in_the_environment, {}),
     "dpo, online": ("dpo", "response", in_the_environment, {}),
     "dpo, stored pairs": ("dpo", "response", from_pairs, {}),
     "sft, demonstrations": ("sft", "response", from_demonstrations, {}),
