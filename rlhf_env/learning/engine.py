@@ -84,6 +84,8 @@ class Optimizer:
             lr=settings.lr,
             betas=(settings.beta1, settings.beta2),
             weight_decay=settings.weight_decay,
+            # On a processor, torch's default passes over the moments of each weight a dozen times: ten times as long.
+            fused=True if all(p.device.type == "cpu" for p in self._trained) else None,
         )
 
     @property
@@ -141,13 +143,17 @@ class Optimizer:
         then.
         """
         limit = self.settings.max_grad_norm or float("inf")
-        norm = float(torch.nn.utils.clip_grad_norm_(self._trained, limit))
+        gradients = [p.grad for p in self._trained if p.grad is not None]
+        total = torch.nn.utils.get_total_norm(gradients)
+        norm = float(total)
         if norm != norm or norm == float("inf"):
             self._adamw.zero_grad(set_to_none=True)
             raise RunFailed(f"the gradient is {norm}: lower the learning rate ({self.lr:g}) or look at the rewards")
         if norm == 0.0:
             self._adamw.zero_grad(set_to_none=True)
             return norm
+        if norm > limit:  # otherwise a pass over all gradients would multiply them by 1
+            torch.nn.utils.clip_grads_with_norm_(self._trained, limit, total)
         for group in self._adamw.param_groups:
             group["lr"] = self.lr
         self._adamw.step()
