@@ -20,27 +20,26 @@ import signal
 import subprocess
 import sys
 import tempfile
-import tomllib
 from pathlib import Path
 
 import numpy as np
 import side_by_side as bench
+from earlier_build import BEFORE, earlier_build, environment_of
+from safetensors import safe_open
 
-BEFORE = "1d702d9"  # the last commit without adapters
 PROMPTS, GROUP, PROMPT, ANSWER, UPDATES, RANK = 8, 4, 64, 128, 2, 16
 ROWS = PROMPTS * GROUP
-SOURCES = ("", "agents", "reward_plugins")
 TRAIN = (
     "import sys\ntry:\n from rlhf_env.cli.main import main\nexcept ImportError:\n from rlhf_env.cli import main\nmain()"
 )
 SIDES = {
-    "lora": "LoRA 16, ours",
+    "lora": "LoRA 16 on all linear layers, ours",
     "few": "LoRA 16 on q_proj and v_proj (peft's default), ours",
     "full": "full weights, ours",
     "before": f"full weights, before ({BEFORE})",
-    "trl": "LoRA 16, TRL + peft",
-    "trl-checkpointing": "LoRA 16, TRL + peft, gradient checkpointing",
-    "trl-small": "LoRA 16, TRL + peft, micro-batches of 4",
+    "trl": "LoRA 16 on all linear layers, TRL + peft",
+    "trl-checkpointing": "the same, gradient checkpointing",
+    "trl-small": "the same, micro-batches of 4",
 }
 AT_LEAST = {"before": 3.0, "trl": 2.0}
 CHECKPOINT_AT_LEAST = 50.0
@@ -92,28 +91,6 @@ def prepare(folder: Path) -> None:
         (folder / f"{name}.toml").write_text(EXPERIMENT.format(lora=lora, **sizes))
 
 
-def earlier_build() -> Path | None:
-    """The library as it was at `BEFORE`, under build/; None where git does not have it."""
-    root = Path(__file__).resolve().parents[1]
-    folder = root / "build" / f"rlhf-env-{BEFORE}"
-    if not folder.is_dir():
-        archive = subprocess.run(["git", "-C", str(root), "archive", BEFORE], capture_output=True)
-        if archive.returncode:
-            return None
-        partial = folder.with_name(f"{folder.name}.partial")
-        partial.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["tar", "-x", "-C", str(partial)], input=archive.stdout, check=True)
-        # Its plugins are found as those of an installed package are: by its entry points.
-        project = tomllib.loads((partial / "pyproject.toml").read_text())["project"]
-        installed = partial / f"rlhf_env-{project['version']}.dist-info"
-        installed.mkdir()
-        named = [f"{name} = {module}\n" for name, module in project["entry-points"]["rlhf_env"].items()]
-        (installed / "entry_points.txt").write_text("".join(["[rlhf_env]\n", *named]))
-        (installed / "METADATA").write_text(f"Metadata-Version: 2.1\nName: rlhf-env\nVersion: {project['version']}\n")
-        partial.rename(folder)
-    return folder
-
-
 def peak(command: list[str], folder: Path, **environment: str) -> tuple[float, bool]:
     """The peak resident memory of a process, in MB, and whether it came to its end before the kernel ended it.
 
@@ -142,7 +119,7 @@ def peak_of(side: str, folder: Path) -> tuple[float, bool] | None:
         if build is None:
             print(f"{SIDES[side]}: not measured, this clone has no commit {BEFORE}")
             return None
-        environment = {"PYTHONPATH": os.pathsep.join(str(build / part) for part in SOURCES)}
+        environment = environment_of(build)
     experiment = folder / f"{'full' if side == 'before' else side}.toml"
     arguments = ["train", str(experiment), "--out", str(folder / side), "--threads", "1"]
     return peak([sys.executable, "-c", TRAIN, *arguments], folder, **environment)
@@ -189,6 +166,23 @@ def checkpoint_size(run: Path) -> float:
     return sum(file.stat().st_size for file in last.rglob("*") if file.is_file())
 
 
+def parts(run: Path) -> str:
+    """What of a run's last checkpoint is weights, and what the optimizer's moments, which an exact resume needs."""
+    sizes = dict.fromkeys(("policy", "optimizer"), 0)
+    last = max((run / "checkpoints").glob("step-*"))
+    with safe_open(last / "tensors.safetensors", "np") as file:
+        for name in file.keys():  # noqa: SIM118 - not a mapping
+            tensor = file.get_slice(name)
+            for part in sizes:
+                if f"/{part}/" in name:
+                    sizes[part] += 4 * math.prod(tensor.get_shape())
+    return (
+        f"  ({sizes['policy'] / 1e6:.1f} weights, {sizes['optimizer'] / 1e6:.1f} moments)"
+        if any(sizes.values())
+        else ""
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="(default: all)")
@@ -225,7 +219,9 @@ def main() -> None:
             sizes = {side: checkpoint_size(folder / side) for side in runs}
             for side in runs:
                 bound = CHECKPOINT_AT_LEAST if side in ("lora", "few") else None
-                line(SIDES[side], f"{sizes[side] / 1e6:.1f}", sizes["before"] / sizes[side], bound)
+                line(
+                    SIDES[side], f"{sizes[side] / 1e6:.1f}", sizes["before"] / sizes[side], bound, parts(folder / side)
+                )
 
 
 def line(name: str, size: str, ratio: float, at_least: float | None, more: str = "") -> None:

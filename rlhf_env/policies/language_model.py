@@ -6,20 +6,20 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rlhf_env import assets
-from rlhf_env.envs.tokenizers import FileTokenizer
 from rlhf_env.envs.transformers_tokenizer import quiet_transformers
 from rlhf_env.errors import ConfigError, DataError
-from rlhf_env.policies.anatomy import Anatomy, anatomy_of, has_dropout
+from rlhf_env.policies.anatomy import Anatomy, Recognized, anatomy_of, has_dropout
 from rlhf_env.policies.attention import attend_in_own_precision
 from rlhf_env.policies.decoding import Decoding
+from rlhf_env.policies.differences import ForwardPath
+from rlhf_env.policies.end_tokens import end_ids_beside, end_ids_of_model, listed
 from rlhf_env.policies.experts import loop_over_experts_in_float64
 from rlhf_env.policies.forward_pass import forward_pass
 from rlhf_env.policies.fused import FusedStep, Linear
@@ -30,7 +30,7 @@ from rlhf_env.policies.low_precision import WriterDtype, require_known, writer_l
 from rlhf_env.policies.policy import Sampling, TextEvaluation, Written
 from rlhf_env.policies.precision import as_float64
 from rlhf_env.policies.recomputation import recomputed_layers, require_layers
-from rlhf_env.policies.soundness import keeps_cache
+from rlhf_env.policies.soundness import trusted_path, warn_if_slow
 from rlhf_env.policies.streams import RowStreams
 from rlhf_env.policies.trunk import hidden_states, prefix_tree
 from rlhf_env.policies.untyped import HFConfig, HFModel
@@ -81,6 +81,7 @@ class LanguageModel(nn.Module):
         loop_over_experts_in_float64(model)
         self.model = model
         self.sampling = sampling
+        self._recognized = Recognized()
         self.rows_at_once, self.fused = rows_at_once, fused
         require_known(writer_dtype, model, fused=fused, known=anatomy_of(model) is not None)
         self.writer_dtype = writer_dtype
@@ -104,9 +105,12 @@ class LanguageModel(nn.Module):
         self._decoding_weights: tuple[object, ...] = ()  # `_weights()` when it was made
         self._known_head: tuple[object, bool] = (None, False)  # a head, and whether it alone gives the logits
         self._reads_whole = False
-        if anatomy_of(model) is None:  # the families that have one are held to this by tests
-            with _without_dropout(self):
-                self._reads_whole = not keeps_cache(self)
+        with _without_dropout(self):
+            path = trusted_path(self)
+        self._reads_whole = path == "whole"
+        if path != "fused" and self.anatomy() is not None:
+            self.fused = False
+            require_known(writer_dtype, model, fused=fused, known=False)
 
     @classmethod
     def from_pretrained(
@@ -133,9 +137,9 @@ class LanguageModel(nn.Module):
         """
         model = load_with_adapter(name, dtype, revision, attention)
         try:
-            return cls(
+            policy = cls(
                 model,
-                end_id=end_id if end_id is not None else _end_ids_beside(base_and_adapter(name)[0], model),
+                end_id=end_id if end_id is not None else end_ids_beside(base_and_adapter(name)[0], model),
                 pad_id=pad_id,
                 sampling=sampling,
                 seed=seed,
@@ -147,6 +151,8 @@ class LanguageModel(nn.Module):
         except DataError as error:
             error.found_in(f"model {str(name)!r}")
             raise
+        warn_if_slow(policy, str(name), fused=fused)
+        return policy
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write config and safetensors into a folder that transformers, and `from_pretrained`, can read.
@@ -194,7 +200,7 @@ class LanguageModel(nn.Module):
         return context_of(self._text_config)
 
     @property
-    def forward_path(self) -> Literal["fused", "cached", "whole"]:
+    def forward_path(self) -> ForwardPath:
         """What computes texts: our own code for the model's family; the model's code, with its cache; or without."""
         if self.anatomy() is not None:
             return "fused"
@@ -214,7 +220,8 @@ class LanguageModel(nn.Module):
         if decoding is None or weights != self._decoding_weights or not decoding.continues(texts, lengths, rows):
             decoding = None
             anatomy = self.anatomy()
-            linear = writer_linear(self.writer_dtype, self.model) or Linear
+            steps = length * -(-int(rows.sum()) // self.rows_at_once)  # -(-a // b) is a / b, rounded up
+            linear = writer_linear(self.writer_dtype, self.model, steps=steps) or Linear
             fused = None if anatomy is None else FusedStep(self.model, anatomy, linear)
             whole = fused is None and self._reads_whole
             decoding = Decoding(self.model, texts, lengths, rows, fused, whole=whole, rows_at_once=self.rows_at_once)
@@ -369,7 +376,7 @@ class LanguageModel(nn.Module):
 
     def anatomy(self) -> Anatomy | None:
         """The anatomy that `FusedStep` and `trunk` need; None where the model's own code has to do the work."""
-        return anatomy_of(self.model) if self.fused else None
+        return self._recognized.of(self.model) if self.fused else None
 
     def _linear_head(self) -> LinearHead | None:
         """The head, if it alone gives the model's logits; each head is tried once."""
@@ -454,24 +461,6 @@ def _without_dropout(module: nn.Module) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
-
-
-def listed(ids: int | Sequence[int] | None) -> tuple[int, ...]:
-    """Ids as configurations name them - none, one, or a list - without repetition, in their order."""
-    return tuple(dict.fromkeys([] if ids is None else map(int, ids) if isinstance(ids, Sequence) else [int(ids)]))
-
-
-def end_ids_of_model(model: HFModel) -> tuple[int, ...]:
-    """Every end token that the model's configuration and its generation configuration name, in that order."""
-    configs = (model.config.get_text_config(), model.config, getattr(model, "generation_config", None))
-    return listed([token for config in configs for token in listed(getattr(config, "eos_token_id", None))])
-
-
-def _end_ids_beside(name: str | Path, model: HFModel) -> tuple[int, ...]:
-    """Those that the model names, and those of the tokenizer in its folder, if it has one."""
-    folder = Path(assets.resolve(str(name))).expanduser()
-    beside = FileTokenizer(folder).end_ids if (folder / "tokenizer.json").is_file() else ()
-    return listed([*end_ids_of_model(model), *beside])
 
 
 def padded(episodes: Sequence[Episode], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:

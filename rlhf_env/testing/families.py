@@ -17,8 +17,7 @@ import torch
 
 from rlhf_env.envs.transformers_tokenizer import quiet_transformers
 from rlhf_env.errors import ConfigError, DataError
-from rlhf_env.policies.language_model import LanguageModel
-from rlhf_env.policies.soundness import (
+from rlhf_env.policies.differences import (
     ENDING,
     EXACT,
     LONG,
@@ -28,6 +27,7 @@ from rlhf_env.policies.soundness import (
     gradient_error,
     short_windows,
 )
+from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.policies.untyped import HFModel
 from rlhf_env.testing.tiny_models import NO_TEXTS, families, tiny_model
 from rlhf_env.types import JsonObject

@@ -25,10 +25,7 @@ from rlhf_env.learning.models import load_tokenizer_of
 from rlhf_env.learning.policy_settings import PolicySettings
 from rlhf_env.learning.run_models import model_folder
 from rlhf_env.lora_settings import Lora
-from rlhf_env.policies.language_model import LanguageModel
-from rlhf_env.policies.loading import base_and_adapter
-from rlhf_env.policies.lora import adapter_weights, add_adapter, merge_adapter
-from rlhf_env.policies.soundness import (
+from rlhf_env.policies.differences import (
     ENDING,
     EXACT,
     RAGGED,
@@ -39,6 +36,9 @@ from rlhf_env.policies.soundness import (
     logprobs_alone,
     short_windows,
 )
+from rlhf_env.policies.language_model import LanguageModel
+from rlhf_env.policies.loading import base_and_adapter
+from rlhf_env.policies.lora import adapter_weights, add_adapter, merge_adapter
 from rlhf_env.types import JsonObject, Prompt, Tokenizer
 
 PRECISIONS = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}

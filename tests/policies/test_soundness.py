@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ import numpy as np
 import pytest
 import torch
 
+import rlhf_env
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.reward_models.loading import load_scorer
 from rlhf_env.learning.models import load_tokenizer_of
 from rlhf_env.learning.policy_settings import PolicySettings
+from rlhf_env.policies import fused, trunk
+from rlhf_env.policies.differences import EXACT, LONG, RAGGED, RAGGED_AND_ENDING, differences, gradient_error
 from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.policies.loading import context_of
-from rlhf_env.policies.soundness import LONG, RAGGED, RAGGED_AND_ENDING, differences, gradient_error
 from rlhf_env.testing.tiny_models import tiny_model
 
 TINY = {"vocab_size": 40, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -201,10 +204,52 @@ def test_the_check_moves_no_random_stream() -> None:
     assert np.array_equal(first.tokens, second.tokens)
 
 
-def test_known_families_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are held to it by other tests, and load as fast as before."""
-    monkeypatch.setattr("rlhf_env.policies.language_model.keeps_cache", lambda _: pytest.fail("asked"))
-    LanguageModel(model_of("llama", torch.float32, num_key_value_heads=2, **SHORT), end_id=2, pad_id=0)
+def test_a_family_that_is_known_is_asked_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where our own code for it does not give what the model says, the model's code is used, and it is said."""
+    model = tiny_model("llama")
+    assert LanguageModel(model, end_id=63, pad_id=0).forward_path == "fused"
+    for module, name in ((fused, "apply_rotary"), (trunk, "apply_rotary"), (trunk, "_norm")):
+        with monkeypatch.context() as changed:
+            right = getattr(module, name)
+            changed.setattr(module, name, lambda *given, right=right: 1.01 * right(*given))
+            policy = LanguageModel(model, end_id=63, pad_id=0)
+        assert policy.forward_path == "cached" and not policy.fused, name
+        with torch.no_grad():
+            assert differences(policy, RAGGED_AND_ENDING).write < EXACT
+
+
+def test_a_model_that_is_read_whole_says_so_once(tmp_path: Path) -> None:
+    """And what it costs: wherever a model is loaded from its files, for a run, its evaluation or a chat."""
+    model_of("mamba", **WITHOUT_CACHE["mamba"]).save_pretrained(tmp_path / "mamba")
+    model_of("llama", **SHORT, num_key_value_heads=2).save_pretrained(tmp_path / "llama")
+    for name, expected in (("mamba", 1), ("llama", 0)):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("default")
+            for _ in range(2):
+                LanguageModel.from_pretrained(tmp_path / name, end_id=2, pad_id=0)
+        ours = [it for it in said if "read whole" in str(it.message)]
+        assert len(ours) == expected
+        for it in ours:
+            assert "mamba' (model_type 'mamba')" in str(it.message) and "15,000 tokens instead of 200" in str(
+                it.message
+            )
+            assert Path(it.filename).is_relative_to(Path(rlhf_env.__file__).parent), "one line on the command line"
+
+
+def test_diverged_weights_are_refused() -> None:
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.norm.weight[3] = float("nan")
+    with pytest.raises(DataError, match=r"its forward pass fails .*not finite"):
+        LanguageModel(model, end_id=63, pad_id=0)
+
+
+def test_a_model_that_says_nothing_yet_is_right() -> None:
+    """A head of zeros: every context says the same, and rounding may not be taken for a mistake."""
+    model = tiny_model("llama", torch.float32)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1e-9)
+    assert LanguageModel(model, end_id=63, pad_id=0).forward_path == "fused"
 
 
 # ---------------------------------------------------------------- adapters

@@ -130,6 +130,8 @@ def test_waves_change_nothing_and_bound_the_cache(
         monkeypatch.setattr(reader, "begin", noting)
         monkeypatch.setattr(reader, "next", noting_on)
     policy = opinionated(rows_at_once=rows_at_once)
+    begun.clear()  # what the check at load read
+    held.clear()
     rows = np.arange(12) != 7
     waves = policy.write(before.observation, 9, rows)
     np.testing.assert_array_equal(waves.tokens[rows], whole.tokens[rows])
@@ -193,6 +195,7 @@ class TestTokenByToken:
     def test_other_texts_are_read_anew(self, texts: Any, recomputed: Any, prefills: list[int]) -> None:
         policy = opinionated(end_id=29, init_std=0.1)
         start = texts()
+        prefills.clear()  # that of the check at load
         first = policy.write(start.observation, 1)
         current = start.after(first, 30)
         changed = type(current)([*current.prompts[:-1], (current.prompts[-1] + 1) % 29], 40)
@@ -202,6 +205,7 @@ class TestTokenByToken:
 
     def test_the_same_text_again_is_read_anew(self, texts: Any, recomputed: Any, prefills: list[int]) -> None:
         policy, start = opinionated(), texts()
+        prefills.clear()  # that of the check at load
         policy.write(start.observation, 1)
         again = policy.write(start.observation, 1)
         assert len(prefills) == 2
@@ -210,6 +214,7 @@ class TestTokenByToken:
     def test_a_row_that_paused_is_read_anew(self, texts: Any, recomputed: Any, prefills: list[int]) -> None:
         policy, start = opinionated(), texts(rows=4)
         others = np.array([True, True, True, False])
+        prefills.clear()  # that of the check at load
         current = start.after(policy.write(start.observation, 1), 30)
         current = current.after(policy.write(current.observation, 1, others), 30)
         assert len(prefills) == 1
