@@ -144,7 +144,7 @@ def compare(
         written = roofline.writing(shape, writer or "float32", lengths, prompt=bench.PROMPT, per_prompt=GROUP)
         return written + read + learned
 
-    in_bits = {None: "", "int8": ", written in 8 bits", "bfloat16": ", written in bfloat16"}[writer]
+    in_bits = {None: "", "int8": ", in 8 bits", "bfloat16": ", in bfloat16"}[writer]
     where = "" if "all-linear" in targets else f", {' '.join(targets)}"
     who = f"TRL + peft {name}" if lora else f"TRL {name}"
     what = f"{who}, {size}, {prompts_at_once} x {GROUP} x {bench.ANSWER}{where}{in_bits}"

@@ -219,7 +219,8 @@ class LanguageModel(nn.Module):
         if decoding is None or weights != self._decoding_weights or not decoding.continues(texts, lengths, rows):
             decoding = None
             anatomy = self.anatomy()
-            linear = writer_linear(self.writer_dtype, self.model) or Linear
+            steps = length * -(-int(rows.sum()) // self.rows_at_once)  # -(-a // b) is a / b, rounded up
+            linear = writer_linear(self.writer_dtype, self.model, steps=steps) or Linear
             fused = None if anatomy is None else FusedStep(self.model, anatomy, linear)
             whole = fused is None and self._reads_whole
             decoding = Decoding(self.model, texts, lengths, rows, fused, whole=whole, rows_at_once=self.rows_at_once)
