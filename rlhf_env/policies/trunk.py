@@ -284,8 +284,9 @@ def _scaled_dot_product(layer: Layer, q: Tensor, k: Tensor, v: Tensor, mask: Ten
 
 def _project(modules: tuple[nn.Module, ...], x: Tensor) -> Tensor:
     """x weight^T + bias [N, out] of `x` [N, in], the outputs of all `modules` side by side, with their adapters."""
-    if isinstance(modules[0], LowPrecisionLinear):  # of a copy that writes; it has joined them already
-        return cast(Tensor, modules[0](x))
+    first: object = modules[0]
+    if isinstance(first, LowPrecisionLinear):  # of a copy that writes; it has joined them already
+        return first(x)
     adapters = [low_rank_of(module) for module in modules]
     if not any(adapters):
         return linear(x, *weight_and_bias(*modules))
