@@ -57,7 +57,7 @@ class Decoding:
         self._waiting = np.flatnonzero(rows)  # int64: rows that have not begun, ascending
         self._reader: Reader
         if fused is not None:
-            self._reader = FusedReader(model, fused, self.rows_at_once)
+            self._reader = FusedReader(model, fused)
         else:
             self._reader = WholeReader(model) if whole else CacheReader(model)
         # Rows that are written after others have gone cannot be continued: nobody keeps what was read of the others.

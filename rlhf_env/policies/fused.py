@@ -28,7 +28,7 @@ from rlhf_env.policies.anatomy import (
     weight_and_bias,
 )
 from rlhf_env.policies.linear import has_packed
-from rlhf_env.policies.low_precision import LowPrecisionLinear, has_bfloat16
+from rlhf_env.policies.low_precision import Int8Linear, LowPrecisionLinear, RMSNormIn8Bits, has_bfloat16
 from rlhf_env.policies.text_cache import LayerMemory, Step, TextCache, attend
 from rlhf_env.policies.trunk import hidden_states, prefix_tree
 from rlhf_env.policies.untyped import HFModel
@@ -62,6 +62,11 @@ class Linear:
             return cast(Tensor, summed)
         return residual + F.linear(x, self.weight, self.bias)
 
+    def gated(self, x: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
+        """activation(gate) * up, where x weight^T + bias has gate and up side by side."""
+        gate, up = self(x).chunk(2, dim=-1)
+        return activation(gate).mul_(up)
+
 
 AnyLinear = Linear | LowPrecisionLinear
 
@@ -71,7 +76,8 @@ class Block:
 
     def __init__(self, layer: Layer, linear: type[AnyLinear]) -> None:
         self.layer = layer
-        self.before_attention, self.before_mlp = _norm(layer.before_attention), _norm(layer.before_mlp)
+        self.before_attention = _norm_before(linear, layer.before_attention, layer)
+        self.before_mlp = _norm_before(linear, layer.before_mlp, layer)
         self.q_norm, self.k_norm, self.v_norm = _norm(layer.q_norm), _norm(layer.k_norm), _norm(layer.v_norm)
         self.after_attention, self.after_mlp = _norm(layer.after_attention), _norm(layer.after_mlp)
         self.qkv, self.out = _linear(linear, *layer.qkv), _linear(linear, layer.out)
@@ -126,12 +132,8 @@ class Block:
             branch = self.layer.experts(x.unsqueeze(0)).squeeze(0)
             return self._add(branch if self.after_mlp is None else self.after_mlp(branch), residual)
         assert self.up is not None and self.down is not None
-        up = self.up(x)
-        if self.layer.gated:
-            gate, up = up.chunk(2, dim=-1)
-            up = self.layer.activation(gate).mul_(up)
-        else:
-            up = self.layer.activation(up)
+        activation = self.layer.activation
+        up = self.up.gated(x, activation) if self.layer.gated else activation(self.up(x))
         return self._add_to_residual(self.down, up, residual, self.after_mlp)
 
     def _add_to_residual(self, linear: AnyLinear, x: Tensor, residual: Tensor, norm: Norm | None) -> Tensor:
@@ -160,8 +162,8 @@ class FusedStep:
         self._norm = cast(Norm, _norm(anatomy.norm))
         self._head = _linear(linear, model.get_output_embeddings())
 
-    def cache(self, places: int, slots: int) -> TextCache:
-        """An empty cache with memory for this many texts and tokens of each; see there.
+    def cache(self) -> TextCache:
+        """An empty cache.
 
         Keys and values are in bfloat16 where the linear layers compute in less than float32, unless the model is in
         float64, which is for exactness.
@@ -169,7 +171,7 @@ class FusedStep:
         weight = cast(Tensor, self._anatomy.embed.weight)
         low = isinstance(self._blocks[0].out, LowPrecisionLinear) and weight.dtype == torch.float32
         like = weight.detach().new_empty(0, dtype=torch.bfloat16 if low and has_bfloat16() else weight.dtype)
-        return TextCache(self._anatomy.layers, like, places, slots)
+        return TextCache(self._anatomy.layers, like)
 
     def __call__(self, tokens: Tensor, positions: Tensor, cache: TextCache) -> Tensor:
         """Decode: the logits [R, V] after one token more per place, `tokens` int64[R] at `positions` int64[R]."""
@@ -257,6 +259,15 @@ def _norm(module: object) -> Norm | None:
         weight, eps = weight_eps
         return partial(F.layer_norm, normalized_shape=weight.shape, weight=weight.detach(), eps=eps)
     return cast(Norm, module)
+
+
+def _norm_before(linear: type[AnyLinear], module: object, layer: Layer) -> Norm | None:
+    """The norm whose result goes into layers of the kind `linear`, of which those in 8 bits read rows in 8 bits."""
+    if issubclass(linear, Int8Linear) and layer.experts is None and (weight_eps := rms_norm_weight(module)) is not None:
+        weight, eps = weight_eps
+        if weight.dtype == torch.float32:
+            return cast(Norm, RMSNormIn8Bits(weight.detach(), eps))
+    return _norm(module)
 
 
 def _rms_norm_in_half(x: Tensor, weight: Tensor, eps: float) -> Tensor:

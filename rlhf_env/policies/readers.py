@@ -69,13 +69,13 @@ class WholeReader:
 
 
 class FusedReader:
-    """Reads with `FusedStep`, with the weights that the model had when that was made, `places` texts at most."""
+    """Reads with `FusedStep`, with the weights that the model had when that was made."""
 
     takes_more = True
 
-    def __init__(self, model: HFModel, fused: FusedStep, places: int) -> None:
+    def __init__(self, model: HFModel, fused: FusedStep) -> None:
         self.model, self.fused = model, fused
-        self._cache = fused.cache(places, 0)
+        self._cache = fused.cache()
         self._rows: Int = np.zeros(0, np.int64)  # int64[R]: the text in each place of the cache
 
     def begin(self, texts: Int, lengths: Int, rows: Int, others: Int, room: int) -> Tensor:

@@ -13,9 +13,10 @@ is there, and attention does not care in which order. (Keys are rotated by their
 Where several texts have a long prompt in common, its keys and values are stored once, and a place holds only the tokens
 after it. The queries of all texts of a group are then one matrix, which reads the prompt once.
 
-Memory is taken for the longest text that may come, but the operating system provides it when it is written to: on a CPU
-a text takes what its own tokens need. A place whose text has ended takes the text of the last place, or a new one:
-nothing else is copied.
+Every step reads the memory of the places in use from its first byte to its last, the slots that are still empty too:
+they are 0, and their scores are hidden. To step over the empty slots of every head takes several times as long as to
+read on, because a processor fetches ahead only what follows. So memory holds little more than the longest text, and
+grows as that does. A place whose text has ended takes the text of the last place, or a new one: nothing else is copied.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from rlhf_env.types import Int
 # Prompts are shared where that saves reading this many bytes per layer and step: it costs some ten operations.
 WORTH_SHARING = 2**20
 
-# oneDNN, which multiplies in 16 bits, compiles a kernel for every new shape: there, slots come in multiples of this.
+# Slots come in multiples of this many, and memory grows by an eighth at least: it is copied every so many steps, and
+# oneDNN, which multiplies in 16 bits, compiles a kernel for every new number of slots.
 SLOTS_AT_ONCE = 32
 
 # Added to the score of what is not to be looked at. Not -inf: where a group's prompt has left the window of one of its
@@ -64,15 +66,12 @@ class LayerMemory:
     def slots(self) -> int:
         return self.keys.shape[2]
 
-    def reserve(self, places: int, slots: int, in_use: slice, slots_in_use: int) -> None:
-        """Have at least this many places and slots."""
+    def reserve(self, places: int, slots: int) -> None:
+        """Have this many places, of which those in use are the first, and at least this many slots."""
         slots = max(self.slots, slots if self.window is None else min(slots, self.window))
-        if (places, slots) != (len(self.keys), self.slots):
-            for name in ("keys", "values"):
-                old: Tensor = getattr(self, name)
-                memory = old.new_empty(max(places, len(old)), self.kv_heads, slots, old.shape[3])
-                memory[in_use, :, :slots_in_use] = old[in_use, :, :slots_in_use]
-                setattr(self, name, memory)
+        if places > len(self.keys) or slots > self.slots:
+            self.keys = _resized(self.keys, places, slots)  # one after the other: each old one is freed at once
+            self.values = _resized(self.values, places, slots)
 
     def add_prompts(self, first: int, new: Sequence[Tensor]) -> None:
         """Put the keys and values [D', kv_heads, L, D] of prompts, two tensors, behind the `first` ones."""
@@ -80,10 +79,7 @@ class LayerMemory:
         for name, states in zip(("prompt_keys", "prompt_values"), new, strict=True):
             memory: Tensor = getattr(self, name)
             if end > len(memory) or width > memory.shape[2]:
-                larger = memory.new_zeros(
-                    max(end, len(memory)), self.kv_heads, max(width, memory.shape[2]), memory.shape[3]
-                )
-                larger[:first, :, : memory.shape[2]] = memory[:first]
+                larger = _resized(memory[:first], max(end, len(memory)), max(width, memory.shape[2]))
                 setattr(self, name, memory := larger)
             memory[first:end, :, :width], memory[first:end, :, width:] = states, 0.0
 
@@ -98,11 +94,6 @@ class LayerMemory:
                 flat = memory.view(-1, memory.shape[-1])
                 flat.index_copy_(0, index, new.reshape(-1, memory.shape[-1]).to(memory.dtype))
 
-    def clear(self, places: slice, first: int, end: int) -> None:
-        """Make slots `first` to `end` of some places 0: what nobody has written may be no number."""
-        if first < min(end, self.slots):
-            self.keys[places, :, first:end], self.values[places, :, first:end] = 0.0, 0.0
-
 
 @dataclass
 class Step:
@@ -113,8 +104,6 @@ class Step:
     """int64[R], the tokens in each place before this step."""
     slot: int | None
     """The slot of the new token, before it goes around a ring, where it is the same in all places; else None."""
-    needed: int
-    """The slots that are in use after this step, rounded up in 16 bits."""
     like: Tensor
     groups: Groups | None
     _made: dict[object, Tensor] = field(default_factory=dict)
@@ -128,16 +117,17 @@ class Step:
             self._made[key] = torch.from_numpy(slots.reshape(-1)).to(self.like.device)
         return self._made[key]
 
-    def bias(self, memory: LayerMemory, slots: int) -> Tensor | None:
-        """[R * kv_heads, 1, slots], 0 on text and `HIDDEN` elsewhere; None where there is text in all slots."""
-        if self.slot is not None and self.slot + 1 >= slots:
+    def bias(self, memory: LayerMemory) -> Tensor | None:
+        """[R * kv_heads, 1, slots], 0 on text and `HIDDEN` elsewhere; None where all places hold as many tokens."""
+        if self.slot is not None:
             return None
-        if memory.kv_heads not in self._made:
+        key = "bias", memory.kv_heads, memory.slots
+        if key not in self._made:
             ends = torch.from_numpy(np.repeat(self.lengths, memory.kv_heads)).to(self.like.device)
-            hidden = torch.arange(self.needed, device=self.like.device) > ends[:, None]
+            hidden = torch.arange(memory.slots, device=self.like.device) > ends[:, None]
             bias = torch.zeros(hidden.shape, dtype=self.like.dtype, device=self.like.device)
-            self._made[memory.kv_heads] = bias.masked_fill_(hidden, HIDDEN).unsqueeze(1)
-        return self._made[memory.kv_heads][:, :, :slots]
+            self._made[key] = bias.masked_fill_(hidden, HIDDEN).unsqueeze(1)
+        return self._made[key]
 
 
 @dataclass
@@ -190,14 +180,10 @@ class Groups:
 
 class TextCache:
     """Keys and values of texts that are being written, for layers like `layers`, on the device and in the precision of
-    `like`.
+    `like`."""
 
-    `places` and `slots`: how many texts, and how many tokens of each, there is memory for; more is taken if need be.
-    """
-
-    def __init__(self, layers: Sequence[Layer], like: Tensor, places: int, slots: int) -> None:
+    def __init__(self, layers: Sequence[Layer], like: Tensor) -> None:
         self.like = like
-        self.places, self.slots = places, slots
         self.layers = [None if layer.keys_from is not None else LayerMemory.of(layer, like) for layer in layers]
         self.lengths: Int = np.zeros(0, np.int64)
         """int64[R]: the tokens in each place, without those of a shared prompt."""
@@ -206,7 +192,8 @@ class TextCache:
         self.prompt_lengths: Int = np.zeros(0, np.int64)
         self.shares: bool | None = None
         """Whether prompts are shared; None before the first."""
-        self._numbers = 0  # see `_holding_numbers`
+        self._slots = 0  # of layers without a window
+        self._expected = 0  # the most slots that are expected to be needed
 
     @property
     def longest(self) -> int:
@@ -226,9 +213,8 @@ class TextCache:
             self.shares = self._sharing_pays(lengths, rows)
         first, width = len(self.lengths), int(lengths.max())
         end, own_width = first + len(rows), 0 if self.shares else width
-        held = slice(0, first), self._holding_numbers()
-        self.places, self.slots = max(self.places, end), max(self.slots, self._rounded(own_width + room))
-        self._numbers = max(held[1], own_width)
+        self._expected = max(self._expected, own_width + room)
+        self._reserve(end, own_width + 1)
         if self.shares:
             self.prompt_of = np.append(self.prompt_of, len(self.prompt_lengths) + rows)
             self.prompt_lengths = np.append(self.prompt_lengths, lengths)
@@ -237,7 +223,6 @@ class TextCache:
         for memory, pair in zip(self.layers, keys_values, strict=True):
             if memory is None or pair is None:
                 continue
-            memory.reserve(self.places, self.slots, *held)
             if self.shares:
                 memory.add_prompts(len(self.prompt_lengths) - len(lengths), [it[nodes].transpose(1, 2) for it in pair])
             else:
@@ -245,39 +230,28 @@ class TextCache:
                 tokens = nodes.gather(1, columns)[source]
                 for kept, new in zip((memory.keys, memory.values), pair, strict=True):
                     kept[first:end, :, : columns.shape[1]] = new[tokens].transpose(1, 2)
-            memory.clear(*held, self._numbers)
-            memory.clear(slice(first, end), own_width, self._numbers)
 
     def step(self) -> Step:
         """Make room for one token more in every place."""
         rows, longest = len(self.lengths), int(self.lengths.max())
         uniform = bool((self.lengths == longest).all())
-        held = slice(0, rows), self._holding_numbers()
-        needed = longest + 1
-        if needed > self.slots:
-            self.slots = self._rounded(needed + needed // 2)
-            for memory in self._memories:
-                memory.reserve(self.places, self.slots, *held)
-        needed = min(self._rounded(needed), self.slots)
-        if needed > held[1] and (not uniform or needed > longest + 1):
-            self._numbers = min(needed + SLOTS_AT_ONCE, self.slots)
-            for memory in self._memories:
-                memory.clear(*held, self._numbers)
+        self._reserve(rows, longest + 1)
         groups = None
         if self.shares:
             groups = Groups.of(self.prompt_of, self.prompt_lengths, self.lengths, self.like)
-        return Step(rows, self.lengths.copy(), longest if uniform else None, needed, self.like, groups)
+        return Step(rows, self.lengths.copy(), longest if uniform else None, self.like, groups)
 
     @property
     def _memories(self) -> list[LayerMemory]:
         return [memory for memory in self.layers if memory is not None]
 
-    def _holding_numbers(self) -> int:
-        """How many slots of every place hold numbers: memory that nobody has written may hold what is none."""
-        return max(self._numbers, int(self.lengths.min(initial=0)) if len(self.lengths) else 0)
-
-    def _rounded(self, slots: int) -> int:
-        return -(-slots // SLOTS_AT_ONCE) * SLOTS_AT_ONCE if self.like.dtype == torch.bfloat16 else slots
+    def _reserve(self, places: int, slots: int) -> None:
+        """Have memory for this many places and slots."""
+        if slots > self._slots:
+            grown = -(-(slots + slots // 8) // SLOTS_AT_ONCE) * SLOTS_AT_ONCE
+            self._slots = min(grown, self._expected) if slots <= self._expected else grown
+        for memory in self._memories:
+            memory.reserve(places, self._slots)
 
     def advance(self) -> None:
         """Every place has one token more."""
@@ -312,15 +286,15 @@ class TextCache:
 def attend(queries: Tensor, layer: Layer, memory: LayerMemory, step: Step) -> Tensor:
     """Attention [R, heads * D] of the newest token of every place, `queries` [R, heads, D], to its text."""
     rows, _, size = queries.shape
-    slots = min(step.needed, memory.slots)
     # One batched matmul for all places and heads: its batch is R * kv_heads, and the query heads that share a key head
     # are the rows of one matrix, [R * kv_heads, heads / kv_heads, D]. Grouped-query attention copies no key.
-    keys = memory.keys[:rows, :, :slots].flatten(0, 1)
-    values = memory.values[:rows, :, :slots].flatten(0, 1)
+    keys, values = memory.keys[:rows].flatten(0, 1), memory.values[:rows].flatten(0, 1)
     queries = queries.to(keys.dtype)
     per_head = queries.reshape(len(keys), -1, size)
-    # No causal mask: the newest token may look at every slot.
-    scores = _scores(layer, per_head, keys, step.bias(memory, slots))
+    # No causal mask: the newest token may look at every slot in which a token is.
+    scores = _scores(layer, per_head, keys, step.bias(memory))
+    if step.slot is not None and step.slot + 1 < memory.slots:
+        scores[:, :, step.slot + 1 :] = HIDDEN
     if step.groups is None:
         return torch.bmm(scores.softmax(-1), values).view(rows, -1)
     # What the prompt gives, and the logarithm of what its scores weigh: one more column among the scores of the rest.
@@ -334,9 +308,9 @@ def _attend_to_prompts(queries: Tensor, layer: Layer, memory: LayerMemory, group
     """Attention of `queries` [R, heads, D] to shared prompts, [R * kv_heads, heads / kv_heads, D], and the logarithm of
     the sum of the exponentials of the scores, [R * kv_heads, heads / kv_heads, 1]; in float32 at least."""
     _, heads, size = queries.shape
-    kv_heads, width = memory.kv_heads, int(groups.prompt_lengths.max())
-    keys = memory.prompt_keys[: groups.prompts, :, :width].flatten(0, 1)
-    values = memory.prompt_values[: groups.prompts, :, :width].flatten(0, 1)
+    kv_heads, width = memory.kv_heads, memory.prompt_keys.shape[2]
+    keys = memory.prompt_keys[: groups.prompts].flatten(0, 1)
+    values = memory.prompt_values[: groups.prompts].flatten(0, 1)
     # [prompts, N, kv_heads, heads / kv_heads, D] -> [prompts * kv_heads, N * heads / kv_heads, D], and back.
     grouped = queries.index_select(0, groups.members).view(groups.prompts, -1, kv_heads, heads // kv_heads, size)
     matrix = grouped.transpose(1, 2).reshape(len(keys), -1, size)
@@ -385,3 +359,10 @@ def _move(memory: Tensor, order: Int, moved_to: Int, width: int) -> None:
     """Copy the first `width` slots of place `order[r]` to place r, for each r of `moved_to`."""
     for place in moved_to.tolist():
         memory[place, :, :width] = memory[order[place], :, :width]
+
+
+def _resized(old: Tensor, places: int, slots: int) -> Tensor:
+    """The first `places` of `old` [places, heads, slots, D] in memory for `places` and `slots`, elsewhere 0."""
+    memory = old.new_zeros(places, old.shape[1], slots, old.shape[3])
+    memory[: len(old), :, : old.shape[2]] = old[:places]
+    return memory

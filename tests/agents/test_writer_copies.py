@@ -31,7 +31,7 @@ def stated_by_copy(policy: Any, episodes: Any) -> list[np.ndarray]:
             text = torch.from_numpy(episode.ids[:end].copy())[None]
             mask, first = torch.ones_like(text, dtype=torch.bool), np.zeros(1, np.int64)
             with torch.inference_mode():
-                logits = step.prefill(text, mask, step.cache(1, end), first, 1)
+                logits = step.prefill(text, mask, step.cache(), first, 1)
             logprobs.append(float(logits[0].double().log_softmax(-1)[episode.ids[end]]))
         found.append(np.array(logprobs))
     return found

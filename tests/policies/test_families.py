@@ -362,7 +362,7 @@ def test_no_setting_changes_silently_what_is_computed(family: str) -> None:
         known += 1
         with torch.inference_mode():
             step, part = FusedStep(model, anatomy), text[:, :9]
-            cache = step.cache(1, 16)
+            cache = step.cache()
             logits = [step.prefill(part, torch.ones_like(part) > 0, cache, np.zeros(1, np.int64), 3)]
             logits += [step(text[:, place], torch.tensor([place]), cache) for place in range(9, 12)]
             tree = prefix_tree(text, torch.ones_like(text, dtype=torch.bool))
