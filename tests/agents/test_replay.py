@@ -217,7 +217,7 @@ def test_weights_that_a_rollout_has_already_are_kept(make_world: Any) -> None:
 
 
 @pytest.mark.parametrize("inner", INNER)
-def test_it_resumes(assert_resumes: Any, inner: str) -> None:
+def test_a_checkpoint_gives_the_buffer_and_the_draws_back(assert_resumes: Any, inner: str) -> None:
     priority = "uniform" if inner == "grpo" else "advantage"
     assert_resumes(lambda setup: replay(setup, inner, priority=priority, updates=2), task={"name": "echo"}, rows=8)
 
