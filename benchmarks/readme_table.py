@@ -55,7 +55,7 @@ ROWS: tuple[tuple[str, str, Sequence[str]], ...] = (
         "the same with LoRA 16, L, written in float32 / in 8 bits",
         (
             "TRL + peft GRPO, L, 4 x 4 x 64, rollout and update",
-            "TRL + peft GRPO, L, 4 x 4 x 64, written in 8 bits, rollout and update",
+            "TRL + peft GRPO, L, 4 x 4 x 64, in 8 bits, rollout and update",
         ),
     ),
     (
