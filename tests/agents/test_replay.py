@@ -76,7 +76,7 @@ def test_the_buffer_keeps_within_its_bytes_and_the_oldest_go_first(make_world: A
         newest = [kept.written for kept in agent.kept]
         assert newest == list(range(update + 1))[-len(newest) :]
     assert 2 <= len(agent.kept) <= 4
-    with pytest.raises(ConfigError, match="max_bytes 100 hold no rollout of this run: one has 4,"):
+    with pytest.raises(ConfigError, match="max_bytes of replay, 100, hold no rollout: one has 4,"):
         replay(world.setup, max_bytes=100).update(world.rollout(agent))
 
 
