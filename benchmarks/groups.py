@@ -6,8 +6,10 @@ too, and reads them with the reference where there is a KL penalty.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import roofline
 import side_by_side as bench
 
 from rlhf_env import plugins
@@ -37,22 +39,33 @@ def compare(
     at_least: float | None,
     prompts_at_once: int = PROMPTS,
     lora: int = 0,
+    targets: tuple[str, ...] = ("all-linear",),
+    writer: str | None = None,
+    parts: Sequence[str] = ("update", "rollout and update"),
     **theirs_are: Any,
 ) -> None:
     """`name`: of TRL's trainer and, in small letters, of our agent; `beta`: the weight of the KL penalty.
 
-    `lora`: the rank of adapters on all matrices but the head's, on both sides with the same weights; 0: none.
+    `lora`: the rank of adapters on the modules `targets`, on both sides with the same weights; 0: none. `writer`: in
+    which precision a copy of ours writes. `parts`: what is measured.
     """
     trl = bench.peer("trl", bench.TRL)
     rows = prompts_at_once * GROUP
-    policy = bench.model(size)
+    policy = bench.model(size, writer=writer)
+    if writer and not policy.copy_writes:
+        print(f"{name}, {size}, written in {writer}: not measured, this processor has no instructions for it")
+        return
+    shape = roofline.Shape.of(policy.model.config)
     episodes = bench.texts(policy.vocab_size, rows, per_prompt=GROUP)
     prompts = [bench.Words(policy.vocab_size).decode(it.prompt_ids.tolist()) for it in episodes[::GROUP]]
     asked = [{"prompt": prompts[row // GROUP]} for row in range(rows)]
     if lora:
         peft = bench.peer("peft", bench.TRL)
         theirs_are["peft_config"] = peft.LoraConfig(
-            r=lora, lora_alpha=2 * lora, target_modules="all-linear", task_type="CAUSAL_LM"
+            r=lora,
+            lora_alpha=2 * lora,
+            target_modules="all-linear" if "all-linear" in targets else list(targets),
+            task_type="CAUSAL_LM",
         )
     trainer = bench.trainer(
         trl,
@@ -67,7 +80,7 @@ def compare(
         **theirs_are,
     )
     if lora:
-        add_adapter(policy.model, Lora(rank=lora, alpha=2.0 * lora), seed=0)
+        add_adapter(policy.model, Lora(rank=lora, alpha=2.0 * lora, targets=targets), seed=0)
         of_theirs = adapter_weights(trainer.model.get_base_model())
         for weight, value in adapter_weights(policy.model).items():
             value.copy_(of_theirs[weight])
@@ -121,6 +134,23 @@ def compare(
         bench.step_of(trainer, written)
         return float(written["completion_mask"].sum())
 
-    what = f"TRL {'+ peft ' if lora else ''}{name}, {size}, {prompts_at_once} x {GROUP} x {bench.ANSWER}"
-    bench.take_turns(f"{what}, update", our_update, their_update, rounds=rounds)
-    bench.take_turns(f"{what}, rollout and update", ours, theirs, rounds=rounds, at_least=at_least)
+    def floor(learned_alone: bool) -> float:
+        sizes = {"prompt": bench.PROMPT, "answer": bench.ANSWER, "per_prompt": GROUP}
+        learned = roofline.learning(shape, rows, **sizes, lora=lora, targets=targets)
+        if learned_alone:
+            return learned
+        read = roofline.reading_texts(shape, rows, **sizes) if beta else 0.0
+        lengths = [bench.ANSWER] * rows
+        written = roofline.writing(shape, writer or "float32", lengths, prompt=bench.PROMPT, per_prompt=GROUP)
+        return written + read + learned
+
+    in_bits = {None: "", "int8": ", in 8 bits", "bfloat16": ", in bfloat16"}[writer]
+    where = "" if "all-linear" in targets else f", {' '.join(targets)}"
+    who = f"TRL + peft {name}" if lora else f"TRL {name}"
+    what = f"{who}, {size}, {prompts_at_once} x {GROUP} x {bench.ANSWER}{where}{in_bits}"
+    if "update" in parts:
+        bench.take_turns(f"{what}, update", our_update, their_update, rounds=rounds, floor=lambda: floor(True))
+    if "rollout and update" in parts:
+        bench.take_turns(
+            f"{what}, rollout and update", ours, theirs, rounds=rounds, at_least=at_least, floor=lambda: floor(False)
+        )

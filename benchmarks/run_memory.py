@@ -20,17 +20,15 @@ import signal
 import subprocess
 import sys
 import tempfile
-import tomllib
 from pathlib import Path
 
 import numpy as np
 import side_by_side as bench
+from earlier_build import BEFORE, earlier_build, environment_of
 from safetensors import safe_open
 
-BEFORE = "1d702d9"  # the last commit without adapters
 PROMPTS, GROUP, PROMPT, ANSWER, UPDATES, RANK = 8, 4, 64, 128, 2, 16
 ROWS = PROMPTS * GROUP
-SOURCES = ("", "agents", "reward_plugins")
 TRAIN = (
     "import sys\ntry:\n from rlhf_env.cli.main import main\nexcept ImportError:\n from rlhf_env.cli import main\nmain()"
 )
@@ -93,28 +91,6 @@ def prepare(folder: Path) -> None:
         (folder / f"{name}.toml").write_text(EXPERIMENT.format(lora=lora, **sizes))
 
 
-def earlier_build() -> Path | None:
-    """The library as it was at `BEFORE`, under build/; None where git does not have it."""
-    root = Path(__file__).resolve().parents[1]
-    folder = root / "build" / f"rlhf-env-{BEFORE}"
-    if not folder.is_dir():
-        archive = subprocess.run(["git", "-C", str(root), "archive", BEFORE], capture_output=True)
-        if archive.returncode:
-            return None
-        partial = folder.with_name(f"{folder.name}.partial")
-        partial.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["tar", "-x", "-C", str(partial)], input=archive.stdout, check=True)
-        # Its plugins are found as those of an installed package are: by its entry points.
-        project = tomllib.loads((partial / "pyproject.toml").read_text())["project"]
-        installed = partial / f"rlhf_env-{project['version']}.dist-info"
-        installed.mkdir()
-        named = [f"{name} = {module}\n" for name, module in project["entry-points"]["rlhf_env"].items()]
-        (installed / "entry_points.txt").write_text("".join(["[rlhf_env]\n", *named]))
-        (installed / "METADATA").write_text(f"Metadata-Version: 2.1\nName: rlhf-env\nVersion: {project['version']}\n")
-        partial.rename(folder)
-    return folder
-
-
 def peak(command: list[str], folder: Path, **environment: str) -> tuple[float, bool]:
     """The peak resident memory of a process, in MB, and whether it came to its end before the kernel ended it.
 
@@ -143,7 +119,7 @@ def peak_of(side: str, folder: Path) -> tuple[float, bool] | None:
         if build is None:
             print(f"{SIDES[side]}: not measured, this clone has no commit {BEFORE}")
             return None
-        environment = {"PYTHONPATH": os.pathsep.join(str(build / part) for part in SOURCES)}
+        environment = environment_of(build)
     experiment = folder / f"{'full' if side == 'before' else side}.toml"
     arguments = ["train", str(experiment), "--out", str(folder / side), "--threads", "1"]
     return peak([sys.executable, "-c", TRAIN, *arguments], folder, **environment)

@@ -1,8 +1,9 @@
 """What the scripts beside it share: two sides that take turns on one machine, the models, the texts, TRL's trainers.
 
 A ratio is theirs over ours in processor time, so that more than 1 means that ours is faster. The sides take turns, so
-that whatever else the machine does falls on both; a line ends with the median, the least and the greatest of the
-rounds. Absolute times are this machine's; ratios travel.
+that whatever else the machine does falls on both. A line ends with the median, the least and the greatest of the
+rounds, the mark where there is one, and the distance to the roofline where it is counted: see roofline.py. A ratio is
+of a processor, whose name stands above.
 """
 
 from __future__ import annotations
@@ -74,7 +75,20 @@ def arguments(description: str | None, *, rounds: int = 5, sizes: str = "S") -> 
 
 def heading(what: str = "processor time, theirs / ours") -> None:
     torch.set_num_threads(1)
-    print(f"{what:64} {'median':>7} {'min':>7} {'max':>7}  at least", flush=True)
+    print(f"on {processor()}; load {os.getloadavg()[0]:.1f}")
+    print(f"{what:64} {'median':>7} {'min':>7} {'max':>7} {'at least':>9} {'roofline':>9}", flush=True)
+
+
+def line(
+    name: str, ratios: Sequence[float], at_least: float | None = None, distances: Sequence[float | None] = ()
+) -> bool:
+    """Prints a row: a ratio and a distance to the roofline for every round. Whether the mark is reached."""
+    median, known = statistics.median(ratios), [it for it in distances if it is not None]
+    bound = "" if at_least is None else f"{at_least:.2f}"
+    distance = f"{statistics.median(known):.2f}" if known else ""
+    numbers = f"{median:7.2f} {min(ratios):7.2f} {max(ratios):7.2f} {bound:>9} {distance:>9}"
+    print(f"{name:64} {numbers}".rstrip(), flush=True)
+    return at_least is None or median >= at_least
 
 
 def peer(name: str, install: str) -> Any:
@@ -86,8 +100,10 @@ def peer(name: str, install: str) -> Any:
         sys.exit(0)
 
 
-def model(size: str, seed: int = 0, **other: int) -> LanguageModel:
-    """A random Llama in float32, its head tied to the embeddings; `other` than the size says."""
+def model(size: str, seed: int = 0, *, writer: Any = None, **other: int) -> LanguageModel:
+    """A random Llama in float32, its head tied to the embeddings; `writer`: the precision of a copy that writes;
+    `other` than the size says.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     heads = {"num_attention_heads": 4, "num_key_value_heads": 4}
@@ -102,7 +118,7 @@ def model(size: str, seed: int = 0, **other: int) -> LanguageModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         made = LlamaForCausalLM(config)
-    return LanguageModel(made, end_id=0, pad_id=1)
+    return LanguageModel(made, end_id=0, pad_id=1, writer_dtype=writer)
 
 
 def setup(policy: LanguageModel, reference: LanguageModel, reward: RewardMix, rows: int) -> Setup:
@@ -253,22 +269,26 @@ def take_turns(
     at_least: float | None = None,
     warm_up: bool = True,
     clock: Callable[[], float] = time.process_time,
+    floor: Callable[[], float] | None = None,
 ) -> None:
     """Prints a line. Each side does its work and says how much of it that was: tokens, pairs.
 
-    `warm_up`: each does it once before, for what is made once. `clock`: what is compared, in seconds.
+    `warm_up`: each does it once before, for what is made once. `clock`: what is compared, in seconds. `floor`: the
+    seconds that one call of ours cannot do without.
     """
     if warm_up:
         ours(), theirs()
-    ratios = []
+    ratios, distances = [], []
+    least = None if floor is None else floor()
     for _ in range(rounds):
-        mine = per_unit(ours, clock)
-        ratios.append(per_unit(theirs, clock) / mine)
-    median = statistics.median(ratios)
-    bound = "" if at_least is None else f"{at_least:9.2f}"
-    print(f"{name:64} {median:7.2f} {min(ratios):7.2f} {max(ratios):7.2f} {bound}", flush=True)
-    if at_least is not None and median < at_least:
+        mine, amount = timed(ours, clock)
+        ratios.append(per_unit(theirs, clock) / (mine / amount))
+        distances.append(None if least is None else least / mine)
+    if not line(name, ratios, at_least, distances):
         print(f"    ours spends {spent(ours)}", flush=True)
+        at_floor = [ratio / it for ratio, it in zip(ratios, distances, strict=True) if it]
+        if at_floor:
+            print(f"    if ours took no longer than its floor: {statistics.median(at_floor):.2f}", flush=True)
 
 
 # What the operations of a step do, by a part of their names; the first that fits.
@@ -293,22 +313,42 @@ def spent(work: Callable[[], float]) -> str:
 
 
 def machine() -> str:
-    """Processor, cores and versions, in a line."""
+    """Processor and versions, in a line."""
     from importlib.metadata import version
 
-    model = platform.processor() or platform.machine()
+    return f"{processor()}, torch {torch.__version__}, transformers {version('transformers')}"
+
+
+# What a processor can have that this library multiplies with.
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8")
+
+
+def processor() -> str:
+    """Its name, with the generation, which names leave out; its instructions; its cores."""
+    name, has = platform.processor() or platform.machine(), torch.backends.cpu.get_cpu_capability()
     with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), model)
+        said = dict(
+            (part.strip() for part in entry.split(":", 1))
+            for entry in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+            if ":" in entry
+        )
+        if "model name" in said:
+            name = f"{said['model name']} (family {said.get('cpu family')}, model {said.get('model')})"
+        has = " ".join(it for it in INSTRUCTIONS if it in said.get("flags", "").split()) or has
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    widest = torch.backends.cpu.get_cpu_capability()
-    return f"{model}, {cores} cores, {widest}, torch {torch.__version__}, transformers {version('transformers')}"
+    return f"{name}, {cores} cores, {has}"
+
+
+def timed(work: Callable[[], float], clock: Callable[[], float] = time.process_time) -> tuple[float, float]:
+    """Seconds, and how much work that was."""
+    started = clock()
+    amount = work()
+    return clock() - started, amount
 
 
 def per_unit(work: Callable[[], float], clock: Callable[[], float] = time.process_time) -> float:
-    started = clock()
-    amount = work()
-    return (clock() - started) / amount
+    seconds, amount = timed(work, clock)
+    return seconds / amount
 
 
 def padded(ids: Sequence[Any], *, left: bool = False) -> tuple[Tensor, Tensor]:

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from rlhf_env.learning.experiment import EnvironmentSettings as EnvironmentSettings
     from rlhf_env.learning.experiment import EvaluationSettings as EvaluationSettings
     from rlhf_env.learning.experiment import Experiment as Experiment
+    from rlhf_env.learning.losses.declaring import PairLoss as PairLoss
+    from rlhf_env.learning.losses.declaring import TokenLoss as TokenLoss
     from rlhf_env.learning.policy_settings import PolicySettings as PolicySettings
     from rlhf_env.learning.rollout import Rollout as Rollout
     from rlhf_env.learning.rollout import finished as finished
@@ -55,9 +57,11 @@ if TYPE_CHECKING:
     from rlhf_env.plugins import register_annotator as register_annotator
     from rlhf_env.plugins import register_judgement as register_judgement
     from rlhf_env.plugins import register_metric as register_metric
+    from rlhf_env.plugins import register_pair_loss as register_pair_loss
     from rlhf_env.plugins import register_reward as register_reward
     from rlhf_env.plugins import register_stopping_rule as register_stopping_rule
     from rlhf_env.plugins import register_task as register_task
+    from rlhf_env.plugins import register_token_loss as register_token_loss
     from rlhf_env.plugins import register_tracker as register_tracker
     from rlhf_env.policies.language_model import LanguageModel as LanguageModel
     from rlhf_env.policies.policy import Policy as Policy
@@ -133,6 +137,8 @@ _HOMES = {
     "fit_to_votes": "rlhf_env.pipeline.votes",
     "RewardModelSettings": "rlhf_env.pipeline.reward_settings",
     # Plugins.
+    "PairLoss": "rlhf_env.learning.losses.declaring",
+    "TokenLoss": "rlhf_env.learning.losses.declaring",
     "Metric": "rlhf_env.lab.evaluation.metric",
     "hookimpl": "rlhf_env.plugins",
     "Register": "rlhf_env.plugins",
@@ -140,9 +146,11 @@ _HOMES = {
     "register_annotator": "rlhf_env.plugins",
     "register_judgement": "rlhf_env.plugins",
     "register_metric": "rlhf_env.plugins",
+    "register_pair_loss": "rlhf_env.plugins",
     "register_reward": "rlhf_env.plugins",
     "register_stopping_rule": "rlhf_env.plugins",
     "register_task": "rlhf_env.plugins",
+    "register_token_loss": "rlhf_env.plugins",
     "register_tracker": "rlhf_env.plugins",
 }
 

@@ -45,6 +45,8 @@ REQUIRED = inspect.Parameter.empty
 TABLES: Mapping[PluginKind, str] = {"agent": "agent", "task": "task", "reward": "rewards", "annotator": "annotator"}
 # Kinds whose tables are named by the plugin, [trackers.mlflow], and what is in such a table's place in a file.
 NAMED_TABLES: Mapping[PluginKind, str] = {"tracker": "trackers", "stopping rule": "stopping"}
+# Kinds that an agent's table names, and an agent that does so in an example.
+LOSSES: Mapping[PluginKind, str] = {"token loss": "grpo", "pair loss": "dpo"}
 # What a run lends to plugins of a kind, so that a file cannot set it.
 LENT: Mapping[PluginKind, tuple[str, ...]] = {"tracker": ("folder", "run_name", "experiment")}
 
@@ -274,6 +276,8 @@ def _example(entry: Entry, target: Target, settings: tuple[Setting, ...]) -> str
         return tomli_w.dumps({NAMED_TABLES[entry.kind]: {entry.name: table}}).replace(
             f"[{NAMED_TABLES[entry.kind]}]\n\n", ""
         )
+    if entry.kind in LOSSES:
+        return tomli_w.dumps({"agent": {"name": LOSSES[entry.kind], "loss": {"name": entry.name, **table}}})
     if entry.kind not in TABLES:
         return ""
     if entry.kind == "agent" and wraps(target):

@@ -1,6 +1,7 @@
 """The plugin host: who registered which plugin under which name.
 
-Plugins are rewards, agents, tasks, annotators, kinds of judgement, metrics, trackers and stopping rules.
+Plugins are rewards, agents, tasks, annotators, kinds of judgement, metrics, trackers, stopping rules, and losses of
+tokens and of pairs.
 
 A plugin is a module with one or more hooks, reached through the entry point group `rlhf_env`:
 
@@ -50,7 +51,9 @@ OWN = "rlhf-env"  # the distribution of the built-ins
 API = 1  # of the hooks below
 CHOICE = "RLHF_ENV_PLUGINS"
 PATIENCE = 3.0  # seconds that one plugin module may take to be imported: everybody waits for it at every command
-PluginKind = Literal["reward", "agent", "task", "annotator", "judgement", "metric", "tracker", "stopping rule"]
+PluginKind = Literal[
+    "reward", "agent", "task", "annotator", "judgement", "metric", "tracker", "stopping rule", "token loss", "pair loss"
+]
 PLUGIN_KINDS: tuple[PluginKind, ...] = get_args(PluginKind)
 YOUR_OWN = "your own code"  # the origin of what a file of settings names by where it is
 # Kinds that people write for an experiment of theirs, and how such code looks.
@@ -64,6 +67,8 @@ _OF_ONES_OWN: Mapping[PluginKind, str] = {
     "metric": "an object rlhf_env.Metric",
     "stopping rule": "a class whose objects are called with a row and have state_dict() and load_state_dict()",
     "tracker": "a class whose objects have log(row) and close()",
+    "token loss": "a function NAME(tokens, **settings) that returns the loss of each token (docs/losses.md)",
+    "pair loss": "a function NAME(pairs, **settings) that returns the loss of each pair (docs/losses.md)",
 }
 
 # Where a file of settings names such code; not of kinds that most people have no code of.
@@ -125,9 +130,24 @@ def register_stopping_rules(register: Register) -> None:
     """Offer stopping rules: classes built with their settings."""
 
 
+@hookspec
+def register_token_losses(register: Register) -> None:
+    """Offer token losses: functions of `rlhf_env.learning.losses.declaring.TokenBatch` and of their settings."""
+
+
+@hookspec
+def register_pair_losses(register: Register) -> None:
+    """Offer pair losses: functions of `rlhf_env.learning.losses.declaring.Pairs` and of their settings."""
+
+
+def plural(kind: str) -> str:
+    """Several plugins of a kind: "rewards", "token losses"."""
+    return f"{kind}es" if kind.endswith("s") else f"{kind}s"
+
+
 def hook_of(kind: PluginKind) -> str:
     """The name of the hook that offers plugins of this kind."""
-    return f"register_{kind.replace(' ', '_')}s"
+    return f"register_{plural(kind).replace(' ', '_')}"
 
 
 @dataclass(frozen=True)
@@ -383,6 +403,16 @@ def register_tracker(name: str, target: str | Callable[..., Any]) -> None:
 def register_stopping_rule(name: str, target: str | Callable[..., Any]) -> None:
     """Make a stopping rule known by name in this process."""
     host().add("stopping rule", name, target)
+
+
+def register_token_loss(name: str, target: str | Callable[..., Any]) -> None:
+    """Make a token loss known by name in this process: a function, or where it is, as "module:Attr"."""
+    host().add("token loss", name, target)
+
+
+def register_pair_loss(name: str, target: str | Callable[..., Any]) -> None:
+    """Make a pair loss known by name in this process: a function, or where it is, as "module:Attr"."""
+    host().add("pair loss", name, target)
 
 
 def build_plugin(

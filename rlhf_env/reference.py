@@ -13,7 +13,7 @@ from typing import cast
 
 from rlhf_env.declared import Setting, declaration, nested, plain, settings_of
 from rlhf_env.errors import MissingExtra, PluginError
-from rlhf_env.plugins import Entry
+from rlhf_env.plugins import Entry, plural
 from rlhf_env.schema import of_every_reward
 from rlhf_env.settings import Target, limits, settings_class_of, spoken
 
@@ -33,7 +33,7 @@ def settings_page(files: Mapping[str, type], entries: Iterable[Entry]) -> str:
     for title, cls in files.items():
         parts.append("\n".join([f"## {title}", "", _one_paragraph(cls.__doc__ or ""), "", *_of_file(cls)]))
     for kind, group in itertools.groupby(entries, key=lambda entry: entry.kind):
-        parts.append(f"## {kind[:1].upper()}{kind[1:]}s")
+        parts.append(f"## {plural(kind).capitalize()}")
         if kind == "reward":
             parts.append("\n".join(["Of every reward's table:", "", *_table(of_every_reward())]))
         parts += [section(entry) for entry in group]

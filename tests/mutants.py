@@ -21,13 +21,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from bugs import agents, lab, layouts, learning, lengths, numbers, texts
+from bugs import agents, lab, layouts, learning, lengths, losses, numbers, texts
 from bugs.mutant import Mutant
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("rlhf_env", "agents", "reward_plugins", "tests", "pyproject.toml")
 NUMERIC = (
     "tests/learning/test_functional.py",
+    "tests/learning/losses",
     "tests/policies",
     "tests/agents/test_sft.py",
     "tests/agents/test_ppo.py",
@@ -38,6 +39,7 @@ NUMERIC = (
     "tests/agents/test_rloo.py",
     "tests/agents/test_every_agent.py",
     "tests/lab/studies/test_exact.py",
+    "tests/lab/studies/test_exact_losses.py",
     "tests/rewards/test_kl.py",
     "tests/rewards/test_mix.py",
     "tests/rewards/test_missing_end.py",
@@ -57,6 +59,7 @@ PATIENCE = 300  # seconds for one run: a mutant that hangs is caught too
 MUTANTS = (
     *learning.MUTANTS,
     *agents.MUTANTS,
+    *losses.MUTANTS,
     *numbers.MUTANTS,
     *texts.MUTANTS,
     *layouts.MUTANTS,

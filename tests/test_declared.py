@@ -17,14 +17,17 @@ from annotated_types import Ge
 
 from rlhf_env import plugins
 from rlhf_env.cli import main
-from rlhf_env.declared import REQUIRED, Setting, declaration, find, nested, settings_of
+from rlhf_env.declared import LOSSES, REQUIRED, Setting, declaration, find, nested, settings_of
 from rlhf_env.errors import MissingExtra, UnknownName
 from rlhf_env.learning.configuration import from_table
+from rlhf_env.learning.losses.declaring import load_pair_loss, load_token_loss
+from rlhf_env.learning.making_agents import agent_factory
 from rlhf_env.learning.stopping import load_stopping_rules
 from rlhf_env.learning.tracking import check_trackers
 from rlhf_env.settings import NonNegative, Positive, settings
 
 ENTRIES = [entry for entry in plugins.host() if entry.origin == plugins.OWN]
+WRAPPERS = ("curriculum", "replay", "prompt_sampling", "dynamic_sampling", "task_sampling")
 
 
 @settings
@@ -99,14 +102,19 @@ def test_every_setting_of_every_plugin_has_a_meaning_and_the_example_is_taken(en
     for setting in told.settings:
         assert setting.meaning[0] != " " and "  " not in setting.meaning, setting
     named = {"reward": "rewards", "tracker": "trackers", "stopping rule": "stopping"}
-    table = tomllib.loads(told.example)[named.get(entry.kind, entry.kind)]
+    in_agent = entry.kind in LOSSES
+    table = tomllib.loads(told.example)["agent" if in_agent else named.get(entry.kind, entry.kind)]
+    if in_agent:
+        assert agent_factory(table)
+        loss = (load_token_loss if entry.kind == "token loss" else load_pair_loss)(table["loss"])
+        assert loss.settings == {setting.name: setting.default for setting in told.settings}
     if entry.kind == "stopping rule":
         assert load_stopping_rules(table).rules.keys() == {entry.name}
     if entry.kind == "tracker":
         check_trackers(table)
     if entry.kind == "agent":
         assert table.pop("name") == entry.name
-        assert (table.pop("agent", None) == {"name": "ppo"}) == (entry.name == "curriculum")
+        assert (table.pop("agent", None) == {"name": "ppo"}) == (entry.name in WRAPPERS)
         config = entry.load().Config
         made = from_table(config, table, "example")
         if not any(setting.required for setting in told.settings):
@@ -118,8 +126,9 @@ def test_an_agent_names_its_paper() -> None:
     papers = {entry.name: declaration(entry).papers for entry in ENTRIES if entry.kind == "agent"}
     assert {name for name, found in papers.items() if not found} == {"sft", "reference", "random"}
     assert papers["ppo"][:2] == ("Schulman et al. 2017, arXiv 1707.06347", "Ouyang et al. 2022, arXiv 2203.02155")
-    assert papers["reinforce"] == ("Williams 1992",)
+    assert papers["reinforce"] == ("Williams 1992", "Hu et al. 2025, arXiv 2501.03262")
     assert papers["sb3"] == ("Raffin et al. 2021, JMLR 22(268)",)
+    assert papers["replay"] == ("Lin 1992", "Schaul et al. 2016, arXiv 1511.05952")
     assert papers["curriculum"][0] == 'Bengio et al. 2009, "Curriculum learning", ICML'
 
 

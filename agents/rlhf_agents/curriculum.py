@@ -23,20 +23,22 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from annotated_types import MinLen
 
 from rlhf_env.envs.tasks import option_names
 from rlhf_env.errors import ConfigError, Problem, under
-from rlhf_env.learning.agent import Agent, Decision, Metrics, Setup, traits
+from rlhf_env.learning.agent import Agent, Around, Metrics, Setup
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.settings import AtLeastOne, fault, settings
-from rlhf_env.types import Observation, ResetOptions, State
+from rlhf_env.types import ResetOptions, State
 
 
-class Curriculum:
+class Curriculum(Around):
     """Raises the task's level while `agent` learns. What else it is asked (`trains`, `policy`), that one answers."""
+
+    reads_every_text = True
 
     @settings
     class Config:
@@ -98,27 +100,6 @@ class Curriculum:
         self._recent: list[float] = []  # successes of the last episodes at this level
         self._streak = 0  # the number of updates in a row after which success was high enough
 
-    @property
-    def trains(self) -> bool:
-        return traits(self.agent).trains
-
-    @property
-    def imitates(self) -> bool:
-        return traits(self.agent).imitates
-
-    @property
-    def policy_writes(self) -> bool:
-        return traits(self.agent).policy_writes
-
-    @property
-    def kl_bound(self) -> float | None:
-        return traits(self.agent).kl_bound
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "agent":  # not set yet, while this object is being copied
-            raise AttributeError(name)
-        return getattr(self.agent, name)
-
     def begin(self) -> ResetOptions:
         config = self.config
         if config.by == "budget":
@@ -127,9 +108,6 @@ class Curriculum:
         elif config.by == "updates":
             self._index = _last_begun(config.starts, self._updates)
         return {**self.agent.begin(), "level": config.levels[self._index]}
-
-    def act(self, observation: Observation, /) -> Decision:
-        return self.agent.act(observation)
 
     def update(self, rollout: Rollout, /) -> Metrics:
         """The agent's update, and with `by` "success" perhaps the next level. Texts that were cut do not count."""

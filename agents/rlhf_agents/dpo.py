@@ -13,12 +13,16 @@ sigmoid(r_i - r_j), and the loss is the expectation over such labels. For each p
 beta * (log-ratio_i - log-ratio_j) = r_i - r_j, and for all pairs together at the environment's optimum, the policy
 ~ reference * exp(reward / beta).
 
-Options: IPO (Azar et al. 2023, arXiv 2310.12036), conservative labels (cDPO), log-probabilities per token (which moves
-that optimum), and margins: by how much the better answer is better is by how much its beta * log-ratio should be above
-the other's (ODPO, Amini et al. 2024, arXiv 2402.10571). With "ipo" the loss is least where it is exactly that (Fisch et
-al. 2024, arXiv 2405.19316, eq. 7); with "sigmoid" it goes on falling.
+`loss` names another loss of pairs: IPO (Azar et al. 2023, arXiv 2310.12036), hinge, robust, APO, SPPO, and those
+without a reference, SimPO, ORPO and CPO, which ask the reference nothing and have settings of their own in place of
+`beta` (docs/losses.md).
 
-Left out: pairs beyond best against worst, a reference that follows the policy, an SFT term.
+Options: conservative labels (cDPO), log-probabilities per token (which moves that optimum), and margins: by how much
+the better answer is better is by how much its beta * log-ratio should be above the other's (ODPO, Amini et al. 2024,
+arXiv 2402.10571). With "ipo" the loss is least where it is exactly that (Fisch et al. 2024, arXiv 2405.19316, eq. 7);
+with "sigmoid" it goes on falling.
+
+Left out: pairs beyond best against worst, a reference that follows the policy.
 """
 
 from __future__ import annotations
@@ -31,23 +35,22 @@ import torch
 from annotated_types import Ge, Lt
 from torch import Tensor
 
-from rlhf_env.errors import DataError, Problem
+from rlhf_env.errors import ConfigError, DataError, Problem
 from rlhf_env.learning.agent import Decision, Metrics, Setup, learned_state, load_learned_state
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import (
-    PairLoss,
     in_order_of_content,
     minibatches,
     over_steps,
-    pair_loss,
     require_beta,
     rows_of_groups,
     with_reference_logprobs,
 )
+from rlhf_env.learning.losses.declaring import LossSpec, NamedPairLoss, Pairs, load_pair_loss
 from rlhf_env.learning.ranges import Choice, Multiple, Ranges
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.policies.precision import refined
-from rlhf_env.settings import AtLeastOne, Positive, fault, settings
+from rlhf_env.settings import AtLeastOne, Chooses, Positive, fault, settings
 from rlhf_env.types import Observation, ResetOptions, State
 
 _LOWEST_LOGARITHM = -1e4
@@ -91,8 +94,9 @@ class DPO:
 
         group_size: Annotated[int, Ge(2)] = 4
         """Answers to a prompt, of which the best and the worst make a pair."""
-        loss: PairLoss = "sigmoid"
-        """"sigmoid" is DPO (eq. 7)."""
+        loss: Annotated[LossSpec, Chooses("pair loss")] = "sigmoid"
+        """The loss of a pair, by name or as a table: `{ name = "simpo", gamma = 0.5 }` (docs/losses.md). "sigmoid" is
+        DPO (eq. 7); "simpo", "orpo" and "cpo" need no reference, and [rewards] no `kl`."""
         labels: Literal["hard", "bradley-terry"] = "hard"
         """Of pairs made here: "hard" (the better answer is preferred, always) or "bradley-terry" (as often as sigmoid
         of the difference in reward says, in expectation; sigmoid loss only). Stored pairs have theirs."""
@@ -114,14 +118,18 @@ class DPO:
         """Learning rate, gradient clipping and so on; `micro_batch_size` counts rows, two to a pair."""
 
         def problems(self) -> Iterator[Problem]:
-            if self.label_smoothing and self.loss == "ipo":
-                yield fault("label_smoothing", "belongs to the sigmoid loss: leave it out with ipo")
-            if self.labels == "bradley-terry" and (self.label_smoothing or self.loss == "ipo"):
-                yield fault("labels", "'bradley-terry' say how sure they are: leave out label_smoothing and ipo")
+            try:
+                loss = load_pair_loss(self.loss)
+            except ConfigError as error:
+                for problem in error.problems:
+                    keys = problem.keys if isinstance(problem, Problem) else ()
+                    yield Problem(f"loss: {problem}", ("loss", *keys))
+            else:
+                yield from self._problems_beside(loss)
+            if self.labels == "bradley-terry" and self.label_smoothing:
+                yield fault("labels", "'bradley-terry' say how sure they are: leave out label_smoothing")
             if self.margin != "ignore" and (self.label_smoothing or self.labels == "bradley-terry"):
                 yield fault("margin", "is for hard labels: leave out label_smoothing, and labels = 'bradley-terry'")
-            if self.margin == "log offset" and self.loss == "ipo":
-                yield fault("margin", "'log offset' belongs to the sigmoid loss: a margin of 0 has no logarithm")
             if self.margin == "ignore" and self.margin_scale != 1.0:
                 yield fault("margin_scale", "scales margins, and they are ignored: set margin = 'offset'")
             if self.optimization.micro_batch_size % 2:
@@ -130,9 +138,27 @@ class DPO:
                     f"micro_batch_size must be even, for pairs: got {size}", ("optimization", "micro_batch_size")
                 )
 
+        def _problems_beside(self, loss: NamedPairLoss) -> Iterator[Problem]:
+            """Settings that this loss does not read."""
+            name, declared = loss.name, loss.declared
+            if self.label_smoothing and not declared.wrong_labels:
+                yield fault("label_smoothing", f"belongs to the losses sigmoid and robust: leave it out with {name}")
+            if self.labels == "bradley-terry" and not declared.wrong_labels:
+                yield fault(
+                    "labels", f"'bradley-terry' belong to the losses sigmoid and robust: leave them out with {name}"
+                )
+            if self.margin != "ignore" and not declared.offsets:
+                yield fault("margin", f"belongs to the losses sigmoid and ipo: leave it out with {name}")
+            if self.margin == "log offset" and name == "ipo":
+                yield fault("margin", "'log offset' belongs to the sigmoid loss: a margin of 0 has no logarithm")
+            if self.length_normalised and declared.per_token:
+                yield fault("length_normalised", f"is what {name} does by itself: leave it out")
+
     def __init__(self, setup: Setup, config: Config) -> None:
         setup.require_groups(config.group_size)
-        require_beta(setup.beta, "dpo")
+        self.loss = load_pair_loss(config.loss)
+        if self.loss.declared.reference:
+            require_beta(setup.beta, "dpo")
         self.setup = setup
         self.config = config
         self.policy = setup.policy
@@ -173,7 +199,8 @@ class DPO:
         # The return of a stored pair's chosen answer is 1 times the weight of the pair.
         weight = better if rollout.judged else torch.ones_like(better)
         margin = rollout.part("margin")[0::2] if rollout.judged else better - worse
-        rollout = with_reference_logprobs(self.setup.reference, rollout)
+        if self.loss.declared.reference:
+            rollout = with_reference_logprobs(self.setup.reference, rollout)
         local = self.setup.engine.local
         rollout, wrong, weight, margin = local(rollout), local(wrong), local(weight), local(margin)
         steps = []
@@ -181,7 +208,8 @@ class DPO:
             rows = torch.stack([2 * minibatch, 2 * minibatch + 1], dim=1).flatten()
             offset = None if self.config.margin == "ignore" else self._offset(margin[minibatch])
             steps.append(self._step(rollout.select(rows), wrong[minibatch], weight[minibatch], offset))
-        return {**over_steps(steps), **counts, "beta": self.setup.beta, "lr": self.optimizer.lr}
+        beta = {"beta": self.setup.beta} if self.loss.declared.reference else {}
+        return {**over_steps(steps), **counts, **beta, "lr": self.optimizer.lr}
 
     def _offset(self, margin: Tensor) -> Tensor:
         """[P]: alpha f(margin), f the identity or the logarithm (ODPO eqs. 8 and 9); 0 where no margin is known (NaN).
@@ -197,36 +225,51 @@ class DPO:
         `wrong` [P] is the probability that a pair's label is wrong; `weight` [P] is the pair's weight in the mean;
         `offset` [P] is by how much beta * log-ratio should differ.
         """
-        config, beta, count = self.config, self.setup.beta, len(batch) // 2
+        config, count = self.config, len(batch) // 2
         metrics: Metrics = defaultdict(float)
         for rows in self.optimizer.rows(batch.lengths, together=2):
             part = batch.select(rows)
             scores = self.policy.evaluate(part.tokens, part.mask, part.actions)
-            log_ratio = (refined(scores.logprobs) - part.extras["reference"]).sum(dim=1)
+            logprobs = refined(scores.logprobs)
+            if self.loss.declared.reference:
+                logprobs = logprobs - part.extras["reference"]
+            of_answer, tokens = logprobs.sum(dim=1), part.actions.sum(dim=1)
             if config.length_normalised:
-                log_ratio = log_ratio / part.actions.sum(dim=1).clamp(min=1)
-            better, worse = log_ratio[0::2], log_ratio[1::2]
+                of_answer = of_answer / tokens.clamp(min=1)
+            better, worse = of_answer[0::2], of_answer[1::2]
             pairs = rows[::2] // 2
-            terms = pair_loss(
-                better,
-                worse,
-                beta=beta,
-                kind=config.loss,
-                label_smoothing=wrong[pairs],
-                offset=None if offset is None else offset[pairs],
+            terms = self.loss(
+                Pairs(
+                    chosen=better,
+                    rejected=worse,
+                    chosen_tokens=tokens[0::2],
+                    rejected_tokens=tokens[1::2],
+                    beta=self.setup.beta,
+                    wrong=wrong[pairs],
+                    offset=None if offset is None else offset[pairs],
+                )
             )
             loss = (weight[pairs] * terms).sum() / weight.sum()
             self.optimizer.backward(loss)
             with torch.no_grad():
                 metrics["loss"] += float(loss.detach())
-                for name, value in {
-                    "rewards/chosen": beta * better.sum(),
-                    "rewards/rejected": beta * worse.sum(),
-                    "rewards/accuracies": (better > worse).sum(),
-                    "rewards/margins": beta * (better - worse).sum(),
-                }.items():
+                for name, value in self._rewards(better, worse, tokens).items():
                     metrics[name] += float(value.detach()) / count
         return {**metrics, "grad_norm": self.optimizer.step()}
+
+    def _rewards(self, better: Tensor, worse: Tensor, tokens: Tensor) -> dict[str, Tensor]:
+        """Sums over pairs of what the loss compares: beta * log-ratio or, without a reference, log-probabilities."""
+        beta = self.setup.beta
+        if not self.loss.declared.reference:
+            beta = float(self.loss.settings.get("beta", 1.0))
+            if self.loss.declared.per_token:
+                better, worse = better / tokens[0::2].clamp(min=1), worse / tokens[1::2].clamp(min=1)
+        return {
+            "rewards/chosen": beta * better.sum(),
+            "rewards/rejected": beta * worse.sum(),
+            "rewards/accuracies": (better > worse).sum(),
+            "rewards/margins": beta * (better - worse).sum(),
+        }
 
     def state_dict(self) -> State:
         return learned_state(self.policy, self.optimizer, self._order)

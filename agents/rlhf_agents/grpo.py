@@ -6,12 +6,14 @@ group's mean, divided by the group's standard deviation. There is no value model
 Unlike in the paper, the KL penalty is in the reward, where the environment puts it. `kl_in_loss` moves it to the loss:
 the returns then leave out the `kl` part, and its weight is the beta of the loss term. Of the estimates, "k2" has the
 gradient of KL(policy || reference), and the paper's "k3" that of the other direction, KL(reference || policy) (Shah et
-al. 2025, arXiv 2512.21852): with k3, the objective is no longer the environment's. With both, a token's gradient has
-the KL of its own distribution only, not that of the text after it.
+al. 2025, arXiv 2512.21852): with k3, the objective is no longer the environment's. "k3-corrected" weighs it by the
+probability ratio (DeepSeek-AI 2025, arXiv 2512.02556), so that it has k2's expected gradient, on texts of an older
+policy too. With all of them, a token's gradient has the KL of its own distribution only, not that of the text after it.
 
-Options lead to Dr. GRPO (Liu et al. 2025, arXiv 2503.20783: `scale_by_std` off, `aggregation` "dr-grpo"), to the wider
-clip upwards of DAPO (Yu et al. 2025, arXiv 2503.14476: `clip_high`) and to GSPO (Zheng et al. 2025, arXiv 2507.18071:
-`importance` "sequence", a `clip` near 3e-4).
+`loss` names another objective for the same groups: DAPO (Yu et al. 2025, arXiv 2503.14476), Dr. GRPO (Liu et al. 2025,
+arXiv 2503.20783), GSPO (Zheng et al. 2025, arXiv 2507.18071), CISPO, SAPO, Clip-Cov, REINFORCE++ with a baseline,
+MaxRL; docs/losses.md has them all. Single options lead there, too: `scale_by_std` off and `aggregation` "dr-grpo", a
+larger `clip_high`, `importance` "sequence".
 
 Texts of another or an older policy are always corrected: the probability ratio is relative to the policy that wrote the
 text, capped at `importance_cap`. On texts that the agent has just written it starts at 1.
@@ -23,7 +25,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Ge
@@ -39,6 +41,7 @@ from rlhf_env.learning.functional import (
     group_advantages,
     groups_without_spread,
     kl_estimate,
+    mean_scaled_advantages,
     minibatches,
     outside_clip,
     over_steps,
@@ -48,12 +51,16 @@ from rlhf_env.learning.functional import (
     stated_log_ratio,
     token_weights,
     weighted_sum,
+    whiten,
     with_reference_logprobs,
+    without_overlong,
 )
+from rlhf_env.learning.losses.declaring import AdvantageKind, LossSpec, load_token_loss, problems_of_token_loss
+from rlhf_env.learning.losses.steps import load_state_of_draws, state_of_draws, token_terms, with_left_out
 from rlhf_env.learning.ranges import Choice, Multiple, Ranges
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.policies.precision import refined
-from rlhf_env.settings import AtLeastOne, NonNegative, Positive, fault, settings
+from rlhf_env.settings import AtLeastOne, Chooses, NonNegative, Positive, fault, settings
 from rlhf_env.types import Observation, ResetOptions, State
 
 
@@ -63,11 +70,15 @@ def sequence_log_ratio(log_ratio: Tensor, actions: Tensor) -> Tensor:
     return mean.expand_as(log_ratio).masked_fill(~actions, 0.0)
 
 
+ADVANTAGES: tuple[AdvantageKind, ...] = ("agent", "group", "group std", "group mean", "batch std")
+
+
 class GRPO:
     """Clipped policy gradient, the group's mean for a baseline."""
 
     trains = True
     off_policy = True  # ratios are relative to who wrote a text
+    weighs_rows = True
 
     @settings
     class Config:
@@ -81,6 +92,10 @@ class GRPO:
 
         group_size: Annotated[int, Ge(2)] = 4
         """Answers to a prompt; it must divide the environment's rows."""
+        loss: Annotated[LossSpec | None, Chooses("token loss")] = None
+        """The token loss, by name or as a table: `{ name = "sapo", negative_temperature = 2.0 }` (docs/losses.md). It
+        brings its own clip, and most bring advantages and aggregation. Left out: PPO's clipped term with the settings
+        below."""
         scale_by_std: bool = True
         """Divide by the group's standard deviation. It weighs prompts with little spread up."""
         aggregation: Aggregation = "sequence-mean"
@@ -95,8 +110,11 @@ class GRPO:
         importance_cap: Positive = 3.0
         """Where the ratio is cut off, above the clip. It binds on texts that an older policy wrote."""
         kl_in_loss: KLEstimator | None = None
-        """Leave the KL part out of the returns and add its weight times this estimate to the loss: "k2" or "k3", of
-        every token, weighted as `aggregation` weighs tokens."""
+        """Leave the KL part out of the returns and add its weight times this estimate to the loss: "k2", "k3" or
+        "k3-corrected", of every token, weighted as the other terms of the loss."""
+        mask_overlong: bool = False
+        """Learn nothing from answers that the length limit cut (overlong filtering, DAPO). Others
+        of the group are still compared with them."""
         epochs: AtLeastOne = 1
         """Passes over a rollout."""
         minibatches: AtLeastOne = 1
@@ -114,6 +132,13 @@ class GRPO:
                     "'k1' would teach nothing: as a loss, the expected gradient of log p is 0. "
                     "Leave it out (the KL part of the reward is k1, and there it works), or take k2",
                 )
+            if self.loss is not None:
+                yield from problems_of_token_loss(self.loss, "grpo", ADVANTAGES, self._of_own_loss())
+
+        def _of_own_loss(self) -> dict[str, tuple[Any, Any]]:
+            """(value, default) of the settings that a loss of the table has for itself."""
+            names = ("scale_by_std", "aggregation", "importance", "clip", "clip_high", "importance_cap")
+            return {name: (getattr(self, name), getattr(type(self), name)) for name in names}
 
     def __init__(self, setup: Setup, config: Config) -> None:
         setup.require_groups(config.group_size)
@@ -125,6 +150,8 @@ class GRPO:
         self.policy = setup.policy
         self.optimizer = setup.engine.optimizer(self.policy.parameters(), config.optimization)
         self._order = setup.stream("grpo minibatches")
+        self.loss = None if config.loss is None else load_token_loss(config.loss)
+        self._draws = setup.stream("grpo left out")
 
     def begin(self) -> ResetOptions:
         return {"group_size": self.config.group_size}
@@ -142,10 +169,9 @@ class GRPO:
         self.policy.eval()  # with dropout, the first ratio would not be 1
         rollout = self.setup.engine.local(rollout)
         returns = rollout.returns(without=() if self.config.kl_in_loss is None else self.setup.reward.kl_names)
-        advantages = group_advantages(
-            returns, rollout.group, scale_by_std=self.config.scale_by_std, counted=rollout.scored
-        )
-        rollout = rollout.with_extras(advantages=advantages[:, None].expand(rollout.tokens.shape))
+        if self.config.mask_overlong:
+            rollout = without_overlong(rollout)
+        rollout = rollout.with_extras(advantages=self._advantages(rollout, returns))
         if self.config.kl_in_loss is not None:
             rollout = with_reference_logprobs(self.setup.reference, rollout)
         steps = [
@@ -158,27 +184,48 @@ class GRPO:
             "lr": self.optimizer.lr,
         }
 
+    def _advantages(self, rollout: Rollout, returns: Tensor) -> Tensor:
+        """float64[B, L]: of each token, from `returns` [B], as the loss wants it."""
+        kind = "agent" if self.loss is None else self.loss.declared.advantages
+        if kind == "group mean":
+            rewards = rollout.returns(without=self.setup.reward.kl_names)
+            advantages = mean_scaled_advantages(returns, rewards, rollout.group, counted=rollout.scored)
+        else:
+            scaled = self.config.scale_by_std if kind == "agent" else kind == "group std"
+            advantages = group_advantages(returns, rollout.group, scale_by_std=scaled, counted=rollout.scored)
+        of_tokens = advantages[:, None].expand(rollout.tokens.shape)
+        if kind != "batch std":
+            return of_tokens
+        return whiten(of_tokens, rollout.actions & rollout.scored[:, None])
+
     def _step(self, batch: Rollout) -> Metrics:
         """One gradient step on a minibatch."""
         config = self.config
+        aggregation = (self.loss.declared.aggregation if self.loss else None) or config.aggregation
         batch = batch.with_extras(
-            weight=token_weights(batch.actions, config.aggregation, longest=self.setup.max_new_tokens),
+            weight=batch.weighted(token_weights(batch.actions, aggregation, longest=self.setup.max_new_tokens)),
             share=token_weights(batch.actions, "token-mean"),
         )
+        batch = with_left_out(self.loss, self.policy, self.optimizer, batch, self._draws)
         metrics: Metrics = defaultdict(float)
         for rows in self.optimizer.rows(batch.lengths):
             part = batch.select(rows)
             weight, share = part.extras["weight"], part.extras["share"]
             scores = self.policy.evaluate(part.tokens, part.mask, part.actions)
             token_log_ratio = log_ratio = stated_log_ratio(scores.logprobs, part.logprobs, part.actions)
-            if config.importance == "sequence":
-                log_ratio = sequence_log_ratio(log_ratio, part.actions)
-            clip = (config.clip, config.clip_high)
-            terms = clipped_policy_loss(log_ratio, part.extras["advantages"], *clip, cap=config.importance_cap)
+            if self.loss is not None:
+                terms = token_terms(self.loss, scores.logprobs, part)
+            else:
+                if config.importance == "sequence":
+                    log_ratio = sequence_log_ratio(log_ratio, part.actions)
+                clip = (config.clip, config.clip_high)
+                terms = clipped_policy_loss(log_ratio, part.extras["advantages"], *clip, cap=config.importance_cap)
             loss = weighted_sum(terms, weight)
             penalty = torch.zeros_like(loss)
             if config.kl_in_loss is not None:
-                estimate = kl_estimate(refined(scores.logprobs), part.extras["reference"], config.kl_in_loss)
+                estimate = kl_estimate(
+                    refined(scores.logprobs), part.extras["reference"], config.kl_in_loss, token_log_ratio
+                )
                 penalty = self.setup.beta * weighted_sum(estimate, weight)
             self.optimizer.backward(loss + penalty)
             with torch.no_grad():
@@ -188,14 +235,20 @@ class GRPO:
                     "policy_loss": loss,
                     "entropy": weighted_sum(refined(scores.entropy), share),
                     "approx_kl": weighted_sum(token_kl, share),
-                    "clip_fraction": weighted_sum(refined(outside_clip(log_ratio, *clip)), share),
+                    **({} if self.loss else {"clip_fraction": self._outside(log_ratio, share)}),
                     **({} if config.kl_in_loss is None else {"kl_loss": penalty}),
                 }.items():
                     metrics[name] += float(value.detach())
         return {**metrics, "grad_norm": self.optimizer.step()}
 
+    def _outside(self, log_ratio: Tensor, share: Tensor) -> Tensor:
+        """The share of tokens whose ratio is outside the agent's own clip."""
+        return weighted_sum(refined(outside_clip(log_ratio, self.config.clip, self.config.clip_high)), share)
+
     def state_dict(self) -> State:
-        return learned_state(self.policy, self.optimizer, self._order)
+        state = learned_state(self.policy, self.optimizer, self._order)
+        return {**state, **state_of_draws(self.loss, self._draws)}
 
     def load_state_dict(self, state: State, /) -> None:
         load_learned_state(state, self.policy, self.optimizer, self._order)
+        load_state_of_draws(state, self._draws)

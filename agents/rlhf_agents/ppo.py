@@ -50,7 +50,10 @@ from rlhf_env.learning.functional import (
     token_weights,
     weighted_sum,
     whiten,
+    without_overlong,
 )
+from rlhf_env.learning.losses.declaring import LossSpec, load_token_loss, problems_of_token_loss
+from rlhf_env.learning.losses.steps import load_state_of_draws, state_of_draws, token_terms, with_left_out
 from rlhf_env.learning.ranges import Choice, Multiple, Ranges, Uniform
 from rlhf_env.learning.rollout import Rollout, demonstrations
 from rlhf_env.learning.sources import Shuffled
@@ -108,6 +111,7 @@ class PPO:
 
     trains = True
     off_policy = True  # ratios are relative to who wrote a text
+    weighs_rows = True
 
     @settings
     class Config:
@@ -126,10 +130,16 @@ class PPO:
         """Passes over a rollout."""
         minibatches: AtLeastOne = 1
         """Gradient steps per pass."""
+        loss: Annotated[LossSpec | None, Chooses("token loss")] = None
+        """The token loss, by name or as a table (docs/losses.md): one that takes the agent's advantages. It brings its
+        own clip. Left out: the clipped term (eq. 7) with `clip` and `importance_cap`."""
         clip: NonNegative = 0.2
         """How far a token's probability ratio may move the loss (eq. 7; 0: as far as `importance_cap`)."""
         importance_cap: Positive = 3.0
         """Where that ratio is cut off, above 1 + `clip`. It binds on texts that an older policy wrote."""
+        mask_overlong: bool = False
+        """Learn nothing from answers that the length limit cut (overlong filtering, DAPO). Nor does
+        the value."""
         target_kl: NonNegative = 0.0
         """The update stops after the gradient step whose policy was this far from the rollout's (0: never)."""
         whiten_advantages: bool = True
@@ -158,6 +168,10 @@ class PPO:
         def problems(self) -> Iterator[Problem]:
             if not self.importance_cap > 1.0 + self.clip:
                 yield fault("importance_cap", f"must be above 1 + clip = {1.0 + self.clip}, got {self.importance_cap}")
+            if self.loss is not None:
+                names = ("clip", "importance_cap")
+                own = {name: (getattr(self, name), getattr(type(self), name)) for name in names}
+                yield from problems_of_token_loss(self.loss, "ppo", ("agent",), own)
             if (self.ptx_coefficient > 0.0) != bool(self.ptx_data):
                 yield fault("ptx_coefficient", "above 0 and ptx_data belong together: give both, or neither")
 
@@ -174,6 +188,8 @@ class PPO:
             trained += self.critic.parameters()
         self.optimizer = setup.engine.optimizer(trained, config.optimization)
         self._order = setup.stream("ppo minibatches")
+        self.loss = None if config.loss is None else load_token_loss(config.loss)
+        self._draws = setup.stream("ppo left out")
         self._texts: list[Episode] = []
         if config.ptx_coefficient:
             context = setup.policy.context if isinstance(setup.policy, HasContext) else None
@@ -192,7 +208,8 @@ class PPO:
         """`epochs` passes of gradient steps over the rollout."""
         require_stated(rollout, "ppo")
         self.policy.eval()  # with dropout, the first ratio would not be 1
-        rollout = self._assess(self.setup.engine.local(rollout))
+        rollout = self.setup.engine.local(rollout)
+        rollout = self._assess(without_overlong(rollout) if self.config.mask_overlong else rollout)
         steps: list[Metrics] = []
         for rows in minibatches(len(rollout), self.config.minibatches, self.config.epochs, self._order):
             steps.append(self._step(rollout.select(rows)))
@@ -243,7 +260,15 @@ class PPO:
     def _step(self, batch: Rollout) -> Metrics:
         """One gradient step on a minibatch."""
         config = self.config
-        batch = batch.with_extras(weight=token_weights(batch.actions, "token-mean"))
+        batch = batch.with_extras(weight=batch.weighted(token_weights(batch.actions, "token-mean")))
+        if self.loss is not None and self.loss.declared.aggregation is not None:
+            longest = self.setup.max_new_tokens
+            batch = batch.with_extras(
+                policy_weight=batch.weighted(
+                    token_weights(batch.actions, self.loss.declared.aggregation, longest=longest)
+                )
+            )
+        batch = with_left_out(self.loss, self.policy, self.optimizer, batch, self._draws)
         metrics: Metrics = defaultdict(float)
         for rows in self.optimizer.rows(batch.lengths):
             part = batch.select(rows)
@@ -255,8 +280,11 @@ class PPO:
             values = refined(self.value_head(states))
             log_ratio = stated_log_ratio(scores.logprobs, part.logprobs, part.actions)
 
-            terms = clipped_policy_loss(log_ratio, extras["advantages"], config.clip, cap=config.importance_cap)
-            policy_loss = weighted_sum(terms, weight)
+            if self.loss is None:
+                terms = clipped_policy_loss(log_ratio, extras["advantages"], config.clip, cap=config.importance_cap)
+            else:
+                terms = token_terms(self.loss, scores.logprobs, part)
+            policy_loss = weighted_sum(terms, extras.get("policy_weight", weight))
             value_loss = weighted_sum(
                 clipped_value_loss(values, extras["values"], extras["targets"], config.value_clip), weight
             )
@@ -272,12 +300,16 @@ class PPO:
                     "value_loss": value_loss,
                     "entropy": entropy,
                     "approx_kl": weighted_sum(token_kl, weight),
-                    "clip_fraction": weighted_sum(refined(outside_clip(log_ratio, config.clip)), weight),
+                    **({} if self.loss else {"clip_fraction": self._outside(log_ratio, weight)}),
                 }.items():
                     metrics[name] += float(value.detach())
         if self._texts:
             metrics["ptx_loss"] = self._mix_in()
         return {**metrics, "grad_norm": self.optimizer.step()}
+
+    def _outside(self, log_ratio: Tensor, weight: Tensor) -> Tensor:
+        """The share of tokens whose ratio is outside the agent's own clip."""
+        return weighted_sum(refined(outside_clip(log_ratio, self.config.clip)), weight)
 
     def _mix_in(self) -> float:
         """Add the gradient of the next pretraining texts; returns their mean negative log-likelihood per token."""
@@ -298,6 +330,7 @@ class PPO:
             **learned_state(self.policy, self.optimizer, self._order),
             "value_head": self.value_head.state_dict(),
             "texts_read": self._texts_order.place,
+            **state_of_draws(self.loss, self._draws),
         }
         if self.critic is not None:
             state["critic"] = self.critic.state_dict()
@@ -305,6 +338,7 @@ class PPO:
 
     def load_state_dict(self, state: State, /) -> None:
         load_learned_state(state, self.policy, self.optimizer, self._order)
+        load_state_of_draws(state, self._draws)
         self.value_head.load_state_dict(state["value_head"])
         self._texts_order.place = int(state["texts_read"])
         if self.critic is not None:

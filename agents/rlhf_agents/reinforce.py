@@ -7,18 +7,21 @@ Off-policy texts are always corrected: each answer has the weight min(pi / mu, `
 that wrote it. On texts that the agent has just written the weight is 1. (The KL penalty in the return of an old text
 stays that of its writer.)
 
-Left out: a learned baseline (that is ppo), whitened advantages, an entropy bonus.
+`loss` names another loss of tokens (docs/losses.md), "reinforce++" (Hu et al. 2025, arXiv 2501.03262) among them.
+
+Left out: a learned baseline (that is ppo), an entropy bonus.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge
 from torch import Tensor
 
-from rlhf_env.errors import ConfigError
+from rlhf_env.errors import ConfigError, Problem
 from rlhf_env.learning.agent import Decision, Metrics, Setup
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import (
@@ -31,11 +34,15 @@ from rlhf_env.learning.functional import (
     token_weights,
     truncated_importance_weights,
     weighted_sum,
+    whiten,
+    without_overlong,
 )
+from rlhf_env.learning.losses.declaring import LossSpec, load_token_loss, problems_of_token_loss
+from rlhf_env.learning.losses.steps import load_state_of_draws, state_of_draws, token_terms, with_left_out
 from rlhf_env.learning.ranges import Choice, Multiple, Ranges
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.policies.precision import refined
-from rlhf_env.settings import AtLeastOne, ShareBelowOne, fault, settings
+from rlhf_env.settings import AtLeastOne, Chooses, ShareBelowOne, fault, settings
 from rlhf_env.types import Observation, ResetOptions, State
 
 
@@ -52,6 +59,7 @@ class Reinforce:
 
     trains = True
     off_policy = True  # ratios are relative to who wrote a text
+    weighs_rows = True
 
     @settings
     class Config:
@@ -71,10 +79,22 @@ class Reinforce:
         reward_to_go: bool = False
         """Credit a token with the rewards from there on, instead of all of the text's. It changes no expectation; it
         matters where rewards are paid before the end, as KL is."""
+        loss: Annotated[LossSpec | None, Chooses("token loss")] = None
+        """The token loss, by name or as a table (docs/losses.md): one that takes the agent's advantages. Its tokens add
+        up to the mean over answers of their sums if it does not say otherwise. Left out: the policy gradient, weighted
+        by `importance_cap`."""
         importance_cap: Annotated[float, Ge(1)] = 3.0
         """The largest importance weight of an answer."""
+        mask_overlong: bool = False
+        """Learn nothing from answers that the length limit cut (overlong filtering, DAPO). The
+        baseline still knows them."""
         optimization: Optimization = Optimization()
         """Learning rate, gradient clipping and so on."""
+
+        def problems(self) -> Iterator[Problem]:
+            if self.loss is not None:
+                own = {"importance_cap": (self.importance_cap, type(self).importance_cap)}
+                yield from problems_of_token_loss(self.loss, "reinforce", ("agent", "batch std"), own)
 
     def __init__(self, setup: Setup, config: Config) -> None:
         setup.require_groups(config.group_size, least=1)
@@ -87,6 +107,8 @@ class Reinforce:
         self.config = config
         self.policy = setup.policy
         self.optimizer = setup.engine.optimizer(self.policy.parameters(), config.optimization)
+        self.loss = None if config.loss is None else load_token_loss(config.loss)
+        self._draws = setup.stream("reinforce left out")
         self._mean, self._mean_weight = 0.0, 0.0  # of earlier rollouts' returns; how much of the average they fill
 
     def begin(self) -> ResetOptions:
@@ -105,11 +127,18 @@ class Reinforce:
             return {**unscored, "steps_without_signal": 1.0}
         returns = rollout.returns()
         baseline = self._baseline(returns)
+        if self.config.mask_overlong:
+            rollout = without_overlong(rollout)
+        advantages = self._credit(rollout, returns) - baseline
+        if self.loss is not None and self.loss.declared.advantages == "batch std":
+            advantages = whiten(advantages, rollout.actions)
+        aggregation = (self.loss.declared.aggregation if self.loss else None) or "sequence-sum"
         rollout = rollout.with_extras(
-            advantages=self._credit(rollout, returns) - baseline,
-            weight=token_weights(rollout.actions, "sequence-sum"),
+            advantages=advantages,
+            weight=rollout.weighted(token_weights(rollout.actions, aggregation, longest=self.setup.max_new_tokens)),
             share=token_weights(rollout.actions, "token-mean"),
         )
+        rollout = with_left_out(self.loss, self.policy, self.optimizer, rollout, self._draws)
         metrics: Metrics = defaultdict(float)
         for rows in self.optimizer.rows(rollout.lengths):
             part = rollout.select(rows)
@@ -117,13 +146,16 @@ class Reinforce:
             importance = truncated_importance_weights(
                 stated_log_ratio(scores.logprobs, part.logprobs, part.actions), self.config.importance_cap
             )
-            terms = policy_gradient_loss(refined(scores.logprobs), part.extras["advantages"], importance)
+            if self.loss is None:
+                terms = policy_gradient_loss(refined(scores.logprobs), part.extras["advantages"], importance)
+            else:
+                terms = token_terms(self.loss, scores.logprobs, part)
             loss = weighted_sum(terms, part.extras["weight"])
             self.optimizer.backward(loss)
             for name, value in {
                 "policy_loss": loss,
                 "entropy": weighted_sum(refined(scores.entropy), part.extras["share"]),
-                "importance_weight": importance.sum() / len(rollout),
+                **({} if self.loss else {"importance_weight": importance.sum() / len(rollout)}),
             }.items():
                 metrics[name] += float(value.detach())
         return {
@@ -156,10 +188,12 @@ class Reinforce:
             "sampling": self.policy.sampling_state(),
             "optimizer": self.optimizer.state_dict(),
             "baseline": {"mean": self._mean, "weight": self._mean_weight},
+            **state_of_draws(self.loss, self._draws),
         }
 
     def load_state_dict(self, state: State, /) -> None:
         self.policy.load_state_dict(state["policy"])
         self.policy.load_sampling_state(state["sampling"])
         self.optimizer.load_state_dict(state["optimizer"])
+        load_state_of_draws(state, self._draws)
         self._mean, self._mean_weight = float(state["baseline"]["mean"]), float(state["baseline"]["weight"])

@@ -9,6 +9,8 @@ probability ratio of an answer in place of a token's. Texts of another or an old
 ratio is relative to the policy that wrote the answer, capped at `importance_cap`. On texts that the agent has just
 written it starts at 1.
 
+`loss` names a loss of tokens for the same advantages (docs/losses.md).
+
 Left out: advantages scaled by their standard deviation (that is grpo).
 """
 
@@ -38,11 +40,15 @@ from rlhf_env.learning.functional import (
     stated_log_ratio,
     token_weights,
     weighted_sum,
+    whiten,
+    without_overlong,
 )
+from rlhf_env.learning.losses.declaring import LossSpec, load_token_loss, problems_of_token_loss
+from rlhf_env.learning.losses.steps import load_state_of_draws, state_of_draws, token_terms, with_left_out
 from rlhf_env.learning.ranges import Choice, Multiple, Ranges
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.policies.precision import refined
-from rlhf_env.settings import AtLeastOne, NonNegative, Positive, fault, settings
+from rlhf_env.settings import AtLeastOne, Chooses, NonNegative, Positive, fault, settings
 from rlhf_env.types import Observation, ResetOptions, State
 
 
@@ -51,6 +57,7 @@ class RLOO:
 
     trains = True
     off_policy = True  # ratios are relative to who wrote a text
+    weighs_rows = True
 
     @settings
     class Config:
@@ -60,12 +67,19 @@ class RLOO:
 
         group_size: Annotated[int, Ge(2)] = 4
         """Answers to a prompt; it must divide the environment's rows."""
+        loss: Annotated[LossSpec | None, Chooses("token loss")] = None
+        """The token loss, by name or as a table (docs/losses.md): one that takes the agent's advantages. It brings its
+        own clip, and its tokens add up to the mean over answers of their sums if it does not say otherwise. Left out:
+        the clipped term of whole answers."""
         clip: NonNegative = 0.2
         """How far an answer's probability ratio may move the loss (0: as far as `importance_cap`). It binds from the
         second gradient step on a rollout. A ratio of whole answers moves with their length: longer answers want a wider
         clip."""
         importance_cap: Positive = 3.0
         """Where that ratio is cut off, above 1 + `clip`. It binds on texts that an older policy wrote."""
+        mask_overlong: bool = False
+        """Learn nothing from answers that the length limit cut (overlong filtering, DAPO). Others
+        of the group are still compared with them."""
         epochs: AtLeastOne = 1
         """Passes over a rollout."""
         minibatches: AtLeastOne = 1
@@ -76,6 +90,10 @@ class RLOO:
         def problems(self) -> Iterator[Problem]:
             if not self.importance_cap > 1.0 + self.clip:
                 yield fault("importance_cap", f"must be above 1 + clip = {1.0 + self.clip}, got {self.importance_cap}")
+            if self.loss is not None:
+                names = ("clip", "importance_cap")
+                own = {name: (getattr(self, name), getattr(type(self), name)) for name in names}
+                yield from problems_of_token_loss(self.loss, "rloo", ("agent", "batch std"), own)
 
     def __init__(self, setup: Setup, config: Config) -> None:
         setup.require_groups(config.group_size)
@@ -85,6 +103,8 @@ class RLOO:
         self.policy = setup.policy
         self.optimizer = setup.engine.optimizer(self.policy.parameters(), config.optimization)
         self._order = setup.stream("rloo minibatches")
+        self.loss = None if config.loss is None else load_token_loss(config.loss)
+        self._draws = setup.stream("rloo left out")
 
     def begin(self) -> ResetOptions:
         return {"group_size": self.config.group_size}
@@ -105,6 +125,13 @@ class RLOO:
             return {**unscored, "steps_without_signal": 1.0}
         returns = rollout.returns()
         advantages = leave_one_out_advantages(returns, rollout.group)
+        if self.config.mask_overlong:
+            rollout = without_overlong(rollout)
+        if self.loss is not None:
+            of_tokens = advantages[:, None].expand(rollout.tokens.shape)
+            if self.loss.declared.advantages == "batch std":
+                of_tokens = whiten(of_tokens, rollout.actions)
+            rollout = rollout.with_extras(advantages=of_tokens)
         steps = [
             self._step(rollout.select(rows), advantages[rows])
             for rows in minibatches(len(rollout), self.config.minibatches, self.config.epochs, self._order)
@@ -120,14 +147,23 @@ class RLOO:
         """One gradient step on a minibatch: the mean over its answers, `advantages` [B]."""
         config = self.config
         batch = batch.with_extras(share=token_weights(batch.actions, "token-mean"))
+        if self.loss is not None:
+            aggregation = self.loss.declared.aggregation or "sequence-sum"
+            batch = batch.with_extras(
+                weight=batch.weighted(token_weights(batch.actions, aggregation, longest=self.setup.max_new_tokens))
+            )
+        batch = with_left_out(self.loss, self.policy, self.optimizer, batch, self._draws)
         metrics: Metrics = defaultdict(float)
         for rows in self.optimizer.rows(batch.lengths):
             part = batch.select(rows)
             scores = self.policy.evaluate(part.tokens, part.mask, part.actions)
             token_log_ratio = stated_log_ratio(scores.logprobs, part.logprobs, part.actions)
             log_ratio = token_log_ratio.sum(dim=1)
-            terms = clipped_policy_loss(log_ratio, advantages[rows], config.clip, cap=config.importance_cap)
-            loss = terms.sum() / len(batch)
+            if self.loss is not None:
+                loss = weighted_sum(token_terms(self.loss, scores.logprobs, part), part.extras["weight"])
+            else:
+                terms = clipped_policy_loss(log_ratio, advantages[rows], config.clip, cap=config.importance_cap)
+                loss = part.weighted(terms)[part.actions.any(dim=1)].sum() / len(batch)
             self.optimizer.backward(loss)
             with torch.no_grad():
                 # KL(old || new): the tokens were drawn from the old policy, where log p - log p is 0.
@@ -136,13 +172,15 @@ class RLOO:
                     "policy_loss": loss,
                     "entropy": weighted_sum(refined(scores.entropy), part.extras["share"]),
                     "approx_kl": weighted_sum(token_kl, part.extras["share"]),
-                    "clip_fraction": outside_clip(log_ratio, config.clip).sum() / len(batch),
+                    **({} if self.loss else {"clip_fraction": outside_clip(log_ratio, config.clip).sum() / len(batch)}),
                 }.items():
                     metrics[name] += float(value.detach())
         return {**metrics, "grad_norm": self.optimizer.step()}
 
     def state_dict(self) -> State:
-        return learned_state(self.policy, self.optimizer, self._order)
+        state = learned_state(self.policy, self.optimizer, self._order)
+        return {**state, **state_of_draws(self.loss, self._draws)}
 
     def load_state_dict(self, state: State, /) -> None:
         load_learned_state(state, self.policy, self.optimizer, self._order)
+        load_state_of_draws(state, self._draws)

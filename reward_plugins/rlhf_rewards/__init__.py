@@ -15,6 +15,7 @@ def register_rewards(register: Register) -> None:
     register("diversity", "rlhf_rewards.diversity:Diversity")
     register("length", "rlhf_rewards.length:Length")
     register("missing_end", "rlhf_rewards.missing_end:MissingEnd")
+    register("overlong", "rlhf_rewards.overlong:Overlong")
     register("repetition", "rlhf_rewards.repetition:Repetition")
     register("sentiment", "rlhf_rewards.sentiment:Sentiment", needs="demo")
     register("upbeat", "rlhf_rewards.upbeat:Upbeat", needs="demo")

@@ -39,7 +39,7 @@ def plugins(
     RLHF_ENV_PLUGINS=a,b loads only the built-ins and the distributions (or entry points) a and b, -a,-b all but those
     two, and an empty value the built-ins alone.
     """
-    from rlhf_env.plugins import host
+    from rlhf_env.plugins import host, plural
     from rlhf_env.shown_text import for_terminal
 
     known = host()
@@ -62,7 +62,7 @@ def plugins(
     for entry in known:
         if entry.kind != kind:
             kind = entry.kind
-            typer.echo(f"{kind}s")
+            typer.echo(plural(kind))
         target = entry.target if isinstance(entry.target, str) else repr(entry.target)
         needs = f"  (needs the extra {entry.needs!r})" if entry.needs else ""
         typer.echo(f"  {entry.name:{width}}  {entry.origin}  {target}{needs}")

@@ -18,18 +18,30 @@ def exact(
     batch: Annotated[int, typer.Option(help="Responses in a batch, all of one group.", min=2)] = 2,
     beta: Annotated[float, typer.Option(help="Weight of the KL penalty.")] = 0.5,
     seed: Annotated[int, typer.Option(help="Draws the rewards, the reference and the policy.", min=0)] = 0,
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="The page docs/losses.md instead: every loss, and its row.")
+    ] = False,
 ) -> None:
-    """The known optimum, and the exact bias and variance of every policy-gradient estimator and KL placement.
+    """The known optimum, and the exact bias and variance of every policy-gradient estimator, KL placement, token loss
+    and pair loss, and where each loss ends.
 
     They are sums over all batches of responses to one prompt; nothing is sampled.
     """
     from rlhf_env.lab.studies.exact.estimators import Batches, estimator_tables, example
+    from rlhf_env.lab.studies.exact.losses_page import loss_tables, losses_page
     from rlhf_env.learning.engine import set_threads
     from rlhf_env.policies import ResponseTree
 
     set_threads()
     batches = Batches.of(ResponseTree(symbols, longest), batch)  # first: it refuses what is too large
-    make_console().print(estimator_tables(*example(symbols, longest, beta, seed), batches))
+    objective, logits = example(symbols, longest, beta, seed)
+    if as_markdown:
+        typer.echo(losses_page(objective, logits, batches, seed), nl=False)
+        return
+    console = make_console()
+    console.print(estimator_tables(objective, logits, batches))
+    console.print("")
+    console.print(loss_tables(objective, logits, batches, seed))
 
 
 @lab_app.command("agents")

@@ -1,4 +1,4 @@
-"""How an agent learns: rollouts, the loop, the run folder. Trackers and stopping rules are registered here by name.
+"""How an agent learns: rollouts, the loop, the run folder. Trackers, stopping rules and losses are registered here.
 
 Their modules are imported when a run asks for them: listing plugins loads none.
 """
@@ -21,3 +21,25 @@ def register_trackers(register: plugins.Register) -> None:
 def register_stopping_rules(register: plugins.Register) -> None:
     register("max_kl", "rlhf_env.learning.stopping:MaxKL")
     register("patience", "rlhf_env.learning.stopping:Patience")
+
+
+@plugins.hookimpl
+def register_token_losses(register: plugins.Register) -> None:
+    for name, function in {
+        "clip": "clip_loss",
+        "dapo": "dapo_loss",
+        "dr-grpo": "dr_grpo_loss",
+        "gspo": "gspo_loss",
+        "cispo": "cispo_loss",
+        "sapo": "sapo_loss",
+        "clip-cov": "clip_cov_loss",
+        "reinforce++": "batch_scaled_loss",
+        "maxrl": "maxrl_loss",
+    }.items():
+        register(name, f"rlhf_env.learning.losses.tokens:{function}")
+
+
+@plugins.hookimpl
+def register_pair_losses(register: plugins.Register) -> None:
+    for name in ("sigmoid", "ipo", "hinge", "robust", "apo-zero", "apo-down", "sppo", "simpo", "orpo", "cpo"):
+        register(name, f"rlhf_env.learning.losses.pairs:{name.replace('-', '_')}_loss")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -119,6 +119,15 @@ class LearnsOffPolicy(Protocol):
     off_policy: bool
 
 
+class WeighsRows(Protocol):
+    """`weighs_rows = True`, said by the class: in its loss, each row counts as much as `Rollout.weights` says.
+
+    Whoever draws texts or prompts with unequal probability corrects for it by these weights.
+    """
+
+    weighs_rows: bool
+
+
 @runtime_checkable
 class BoundsItsKL(Protocol):
     """`kl_bound`, in nats a response: of a distance to the policy that cannot be measured."""
@@ -158,6 +167,42 @@ class Traits:
     demonstrated: Demonstrated = Demonstrated()
     policy_writes: bool = True
     kl_bound: float | None = None
+
+
+class Around:
+    """What every agent that wraps another has: it is asked of the agent inside what it does not say itself.
+
+    In the run's loop it stands for that agent: `trains`, `policy`, `kl_bound` are that one's.
+    """
+
+    agent: Agent
+
+    @property
+    def trains(self) -> bool:
+        return traits(self.agent).trains
+
+    @property
+    def imitates(self) -> bool:
+        return traits(self.agent).imitates
+
+    @property
+    def policy_writes(self) -> bool:
+        return traits(self.agent).policy_writes
+
+    @property
+    def kl_bound(self) -> float | None:
+        return traits(self.agent).kl_bound
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "agent":  # not set yet, while this object is being copied
+            raise AttributeError(name)
+        return getattr(self.agent, name)
+
+    def begin(self) -> ResetOptions:
+        return self.agent.begin()
+
+    def act(self, observation: Observation, /) -> Decision:
+        return self.agent.act(observation)
 
 
 def traits(agent: Agent) -> Traits:

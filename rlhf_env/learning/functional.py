@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -25,8 +26,8 @@ from rlhf_env.policies.precision import finest, moved, refined
 from rlhf_env.types import Float, TokenScorer
 
 Aggregation = Literal["token-mean", "sequence-mean", "sequence-sum", "dr-grpo"]
-KLEstimator = Literal["k1", "k2", "k3"]
-PairLoss = Literal["sigmoid", "ipo"]
+KLEstimator = Literal["k1", "k2", "k3", "k3-corrected"]
+
 
 # ---------------------------------------------------------------- masked sums
 
@@ -171,6 +172,26 @@ def leave_one_out_advantages(returns: Tensor, group: Tensor, *, counted: Tensor 
     return _by_group(returns, group, counted, of_group)
 
 
+def mean_scaled_advantages(returns: Tensor, rewards: Tensor, group: Tensor, *, counted: Tensor | None = None) -> Tensor:
+    """float64[B]: (R_i - mean R) / mean r over its group (MaxRL, Tajwar et al. 2026, arXiv 2602.02710).
+
+    `returns` R [B] hold the KL penalty and `rewards` r [B] do not, so that the divisor is a rate of success, as in the
+    paper, which has no penalty. A group without any reward teaches nothing. Raises DataError for a reward below 0:
+    dividing by its mean would turn a gradient around. `group` and `counted` as in `group_advantages`.
+    """
+    advantages = torch.zeros_like(returns, dtype=finest(returns.device))
+    for rows in rows_of_groups(group, counted):
+        values, worth = refined(returns[rows]), refined(rewards[rows])
+        if len(values) and float(worth.min()) < 0.0:
+            raise DataError(
+                f"maxrl divides by the mean reward of a group, and an answer has the reward {float(worth.min()):.4g}: "
+                "take rewards of at least 0 (1 for a right answer, 0 for a wrong one), or another loss"
+            )
+        if len(values) > 1 and float(worth.mean()) > 0.0 and bool(values.min() != values.max()):
+            advantages[rows] = (values - values.mean()) / worth.mean()
+    return advantages
+
+
 def groups_without_spread(returns: Tensor, group: Tensor, *, counted: Tensor | None = None) -> float:
     """The share of groups whose counted members all have the same return: no agent learns anything from them."""
     members = [returns[rows] for rows in rows_of_groups(group, counted)]
@@ -240,7 +261,7 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, targets: Tensor, clip
     return 0.5 * error
 
 
-def kl_estimate(logprobs: Tensor, other: Tensor, kind: KLEstimator) -> Tensor:
+def kl_estimate(logprobs: Tensor, other: Tensor, kind: KLEstimator, log_ratio: Tensor | None = None) -> Tensor:
     """Per token: an estimate of KL(p || q) from a token drawn from p; `logprobs` is log p, `other` log q; equal shapes.
 
     With r = log q - log p (Schulman 2020, "Approximating KL divergence"): k1 = -r (unbiased), k2 = r^2 / 2,
@@ -248,15 +269,21 @@ def kl_estimate(logprobs: Tensor, other: Tensor, kind: KLEstimator) -> Tensor:
     log p, the expected gradient of k1 is 0, that of k2 is the gradient of KL(p || q), and that of k3 the gradient of
     KL(q || p) (Shah et al. 2025, arXiv 2512.21852), each for the distribution of one token given the text before it. To
     penalise the KL of whole texts, put k1 into the reward, as the `kl` part does.
+
+    "k3-corrected" is k3 times the probability ratio p / mu to the policy that wrote the token (DeepSeek-AI 2025, arXiv
+    2512.02556, eq. 7), `log_ratio` = log p - log mu (default: p wrote it, so that the ratio is 1 and has a gradient).
+    Its expectation over what mu writes is KL(p || q) of that token, and so is that of its gradient.
     """
-    log_ratio = other - logprobs
+    gap = other - logprobs
     if kind == "k1":
-        return -log_ratio
+        return -gap
     if kind == "k2":
-        return 0.5 * log_ratio.square()
+        return 0.5 * gap.square()
     if kind == "k3":
-        return torch.expm1(log_ratio) - log_ratio
-    raise ConfigError(f"a KL estimate is k1, k2 or k3, got {kind!r}")
+        return torch.expm1(gap) - gap
+    if kind == "k3-corrected":
+        return (logprobs - logprobs.detach() if log_ratio is None else log_ratio).exp() * (torch.expm1(gap) - gap)
+    raise ConfigError(f"a KL estimate is k1, k2, k3 or k3-corrected, got {kind!r}")
 
 
 def pair_loss(
@@ -264,7 +291,7 @@ def pair_loss(
     rejected: Tensor,
     *,
     beta: float,
-    kind: PairLoss = "sigmoid",
+    kind: Literal["sigmoid", "ipo"] = "sigmoid",
     label_smoothing: float | Tensor = 0.0,
     offset: float | Tensor | None = None,
 ) -> Tensor:
@@ -325,6 +352,45 @@ def explained_variance(values: Tensor, targets: Tensor, mask: Tensor) -> float:
     return float(1.0 - (targets - values)[mask].var(correction=0) / spread) if spread > 0 else 0.0
 
 
+# ---------------------------------------------------------------- drawing with unequal probability
+
+
+def draw_probabilities(priorities: Float, alpha: float) -> Float:
+    """float64[N], sum 1: P(i) = p_i^alpha / sum_k p_k^alpha of `priorities` p, none negative (Schaul et al. 2016,
+    eq. 1).
+
+    alpha 0 is uniform, and so are priorities that are all 0.
+    """
+    if not priorities.any():
+        return np.full(len(priorities), 1.0 / len(priorities))
+    # Divided by the largest, because a power of a large number may be none.
+    powers = (priorities / priorities.max()) ** alpha
+    return np.asarray(powers / powers.sum(), dtype=np.float64)
+
+
+def drawing_weights(probabilities: Float, beta: float, *, scale_by_max: bool) -> Float:
+    """float64[N]: w_i = (1 / (N P(i)))^beta (Schaul et al. 2016, section 3.4), over the largest if `scale_by_max`.
+
+    With beta 1 and no scaling, the mean of w_i x_i over draws has the expectation mean(x), whatever P is (0 nowhere).
+    Scaling makes every weight at most 1, and the expectation smaller by the same factor for all.
+    """
+    # 0 only where nothing is ever drawn.
+    spread = len(probabilities) * probabilities
+    weights = np.where(spread > 0, spread, 1.0) ** -beta
+    return np.asarray(weights / weights[probabilities > 0].max() if scale_by_max else weights, dtype=np.float64)
+
+
+def stratified_draws(probabilities: Float, count: int, stream: np.random.Generator) -> list[int]:
+    """`count` indices, drawn with replacement: one from each of `count` equal shares of the probability.
+
+    (Schaul et al. 2016, appendix B.2.1.) Index i is drawn count * P(i) times in expectation, as by independent draws,
+    and with less noise.
+    """
+    places = (np.arange(count) + stream.random(count)) / count
+    found = np.searchsorted(np.cumsum(probabilities), places, side="right")
+    return [min(int(index), len(probabilities) - 1) for index in found]  # sums of shares may round to less than 1
+
+
 # ---------------------------------------------------------------- batches
 
 
@@ -344,6 +410,16 @@ def minibatches(rows: int, count: int, epochs: int, stream: np.random.Generator)
     """
     for _ in range(epochs):
         yield from torch.from_numpy(stream.permutation(rows)).tensor_split(min(count, rows))
+
+
+def without_overlong(rollout: Rollout) -> Rollout:
+    """The rollout without the agent's tokens in texts that the length limit cut: nothing is learned from those.
+
+    Overlong filtering (DAPO, Yu et al. 2025, arXiv 2503.14476, sec. 3.4). Their rewards are still there for others to
+    be compared with.
+    """
+    whole = torch.tensor([episode.finish_reason != "length" for episode in rollout.episodes], dtype=torch.bool)
+    return replace(rollout, actions=rollout.actions & whole.to(rollout.actions.device)[:, None])
 
 
 def in_order_of_content(rollout: Rollout) -> Rollout:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rlhf_env.envs.infos import VectorInfo
@@ -43,6 +44,8 @@ class Rollout:
     """Whether the rewards are stored judgements, 1 for what is preferred or desirable and 0 for the rest."""
     measured: Mapping[str, float] = field(default_factory=dict)
     """Numbers about the whole batch that whoever made it measured, for the log."""
+    weights: Tensor | None = None
+    """float64[B]: how much each row counts in a loss, for rows that were not drawn with equal probability; None: 1."""
 
     @classmethod
     def from_episodes(
@@ -83,8 +86,53 @@ class Rollout:
             stated=all(episode.logprobs is not None for episode in episodes),
         )
 
+    @classmethod
+    def joined(cls, parts: Sequence[Rollout], *, pad_id: int) -> Rollout:
+        """The rows of several rollouts as one. Groups of different rollouts stay apart; they are numbered anew.
+
+        Extras are those that all the rollouts have; what was measured about each of them is left out.
+        """
+        length = max(part.tokens.shape[1] for part in parts)
+        names = [name for name in parts[0].extras if all(name in part.extras for part in parts)]
+        groups: list[Tensor] = []
+        for part in parts:
+            first = int(groups[-1].max()) + 1 if groups and len(groups[-1]) else 0
+            groups.append(first + torch.unique(part.group, return_inverse=True)[1])
+
+        def side_by_side(tensors: Sequence[Tensor], fill: float) -> Tensor:
+            return torch.cat([F.pad(tensor, (0, length - tensor.shape[1]), value=fill) for tensor in tensors])
+
+        weighted = any(part.weights is not None for part in parts)
+        return cls(
+            tokens=side_by_side([part.tokens for part in parts], pad_id),
+            mask=side_by_side([part.mask for part in parts], False),
+            actions=side_by_side([part.actions for part in parts], False),
+            logprobs=side_by_side([part.logprobs for part in parts], 0.0),
+            group=torch.cat(groups),
+            truncated=torch.cat([part.truncated for part in parts]),
+            episodes=tuple(episode for part in parts for episode in part.episodes),
+            scores=tuple(score for part in parts for score in part.scores),
+            extras={name: side_by_side([part.extras[name] for part in parts], 0.0) for name in names},
+            stated=all(part.stated for part in parts),
+            judged=all(part.judged for part in parts),
+            weights=torch.cat([part.row_weights for part in parts]) if weighted else None,
+        )
+
     def __len__(self) -> int:
         return len(self.episodes)
+
+    @property
+    def row_weights(self) -> Tensor:
+        """float64[B]: `weights`, or 1 each."""
+        if self.weights is not None:
+            return self.weights
+        return torch.ones(len(self), dtype=finest(self.tokens.device), device=self.tokens.device)
+
+    def weighted(self, values: Tensor) -> Tensor:
+        """`values` [B] or [B, L], each row times its weight; the same tensor where rows have none."""
+        if self.weights is None:
+            return values
+        return values * (self.weights if values.dim() == 1 else self.weights[:, None])
 
     @property
     def lengths(self) -> Tensor:
@@ -138,6 +186,8 @@ class Rollout:
         single NaN would be in every parameter after one gradient step.
         """
         tensors = {"logprobs": self.logprobs, **{f"extra {name!r}": values for name, values in self.extras.items()}}
+        if self._is_finite():
+            return
         problems = [
             f"{name} of row {row} is {float(values[row, position])} at position {position}"
             for name, values in tensors.items()
@@ -154,6 +204,15 @@ class Rollout:
                 "have its parameters diverged (lower the learning rate), or are stored numbers damaged?"
             )
 
+    def _is_finite(self) -> bool:
+        """Whether all is well with those numbers, asked of all of them at once."""
+        if any(bool((~values.isfinite() & self.actions).any()) for values in (self.logprobs, *self.extras.values())):
+            return False
+        tokens = [np.asarray(values) for score in self.scores for values in score.tokens.values()]
+        return all(math.isfinite(raw) for score in self.scores for raw in score.raw.values()) and (
+            not tokens or bool(np.isfinite(np.concatenate(tokens)).all())
+        )
+
     def part(self, name: str) -> Tensor:
         """float64[B], on the processor: one reward part, unweighted; NaN in rows that it has not scored."""
         return torch.tensor([score.raw.get(name, math.nan) for score in self.scores], dtype=torch.float64)
@@ -164,7 +223,8 @@ class Rollout:
         named = ("tokens", "mask", "actions", "logprobs", "group", "truncated")
         extras = {name: moved(values, place) for name, values in self.extras.items()}
         tensors: Mapping[str, Any] = {name: moved(getattr(self, name), place) for name in named}
-        return replace(self, **tensors, extras=extras)
+        weights = None if self.weights is None else moved(self.weights, place)
+        return replace(self, **tensors, extras=extras, weights=weights)
 
     def with_extras(self, **extras: Tensor) -> Rollout:
         """The same rollout with more [B, L] tensors in `extras`."""
@@ -190,6 +250,7 @@ class Rollout:
             episodes=tuple(self.episodes[i] for i in numbers),
             scores=tuple(self.scores[i] for i in numbers),
             extras={name: crop(values) for name, values in self.extras.items()},
+            weights=None if self.weights is None else self.weights[indices],
         )
 
 

@@ -60,7 +60,8 @@ class Shuffled:
 
 
 class EnvSource:
-    """Rollouts written in an environment; prompts in shuffled epochs, one per group.
+    """Rollouts written in an environment; prompts in shuffled epochs, one per group, unless the agent asks for others
+    (`indices` of what its `begin` gives).
 
     Rows that a reward part failed on, and that are to be skipped, and rows about which no part has anything to say, are
     left out: whatever an agent makes of the others is what it would make of a rollout without them. `failed/<part>`
@@ -95,7 +96,8 @@ class EnvSource:
         place = self._prompts.place
         self.env.reward.take_logged()  # of an evaluation, or of a rollout that failed
         try:
-            rollout = collect_with(self.env, agent, {**wishes, "indices": self._prompts.take(groups)})
+            indices = wishes["indices"] if "indices" in wishes else self._prompts.take(groups)
+            rollout = collect_with(self.env, agent, {**wishes, "indices": indices})
         except RlhfEnvError:
             self._prompts.place = place  # these prompts were not used up: a resumed run takes them again
             raise

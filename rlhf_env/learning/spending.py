@@ -16,7 +16,8 @@ class Spending:
     """Counters of what algorithms really consume.
 
     The loop counts episodes, tokens and reward calls of a rollout; an agent adds what it spends beside it (samples it
-    throws away, preference labels).
+    throws away, preference labels). `gradient_tokens` are counted where an agent takes its micro-batches from
+    `Optimizer.rows`.
     """
 
     updates: int = 0
@@ -25,6 +26,7 @@ class Spending:
     reward_calls: int = 0
     preference_labels: int = 0
     gradient_steps: int = 0
+    gradient_tokens: int = 0
     seconds: float = 0.0
 
     def add(self, **amounts: float) -> None:
@@ -64,6 +66,8 @@ class Budget:
     """Pairs that somebody judged."""
     gradient_steps: AtLeastOne | None = None
     """Steps of the optimizer."""
+    gradient_tokens: AtLeastOne | None = None
+    """Tokens, of prompts too, that gradients were computed of; each pass over a text counts."""
     seconds: Positive | None = None
     """Wall time."""
     epochs: Positive | None = None

@@ -1,12 +1,7 @@
-"""Sampling with a key/value cache: prefill reads the prompts once, then every decode step writes a token per row.
+"""Sampling: prefill reads the prompts once, then every decode step writes a token per row.
 
-Observations are padded on the right, the cache on the left ("." is padding, "|" the end of the prompts):
-
-    observation   a b c .        cache   a b c | d e f
-                  p q . .                . p q | r s t
-
-So the next token of every row falls into one and the same slot, which costs one write per layer and step; and the last
-k slots of a row are its last k tokens, as sliding-window attention wants it. Rows whose text has ended leave the cache.
+Where more rows are asked for than may be written at once, new ones begin as others end. What a row writes depends on
+its prompt and its own random numbers alone, so it makes no difference when it begins.
 """
 
 from __future__ import annotations
@@ -19,16 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rlhf_env.errors import RunFailed
-from rlhf_env.policies.forward_pass import forward_pass
 from rlhf_env.policies.fused import FusedStep
 from rlhf_env.policies.policy import Sampling, Written
 from rlhf_env.policies.precision import has_float64
-from rlhf_env.policies.untyped import HFCache, HFModel
+from rlhf_env.policies.readers import CacheReader, FusedReader, Reader, WholeReader
+from rlhf_env.policies.untyped import HFModel
 from rlhf_env.types import Bool, Float, Int, Stops
 
-# Rows that have ended are dropped from the cache when less than this share of its rows still write. Dropping copies the
-# cache: done at every end token, it would cost more than the rows that are dragged along.
-LIVE_SHARE = 0.75
+# New texts are read, several in one prefill, when this share of the rows written at once is free.
+FREE_SHARE = 0.25
 
 # `draw` first finds the block of this many tokens that holds the drawn one, then the token in it: what costs is the
 # cumulative sum, and it then runs over V / 64 block sums and 64 tokens instead of over V tokens.
@@ -38,13 +32,12 @@ DIVERGED = "the policy's logits are not finite: it has diverged (lower the learn
 
 
 class Decoding:
-    """Texts that are being written, and the key/value cache of what the model has read of them.
+    """Texts that are being written, and what the model has read of them.
 
     `texts` int64[B, L or more] and `lengths` int64[B] hold the prompts and everything written since. `rows` bool[B]
-    says which rows write. A row that has stopped (by an end token, or because a call did not ask for it) never writes
-    again. `fused` does prefill and decode with the model's present weights; if it is None, the model's own code does.
-    `whole`: there is no cache, and every step reads all texts from their first token on. That is right for every causal
-    language model, but a text of n tokens costs n^2 / 2 tokens of reading.
+    says which rows write, at most `rows_at_once` of them at a time. A row that has stopped (by an end token, or because
+    a call did not ask for it) never writes again. `fused` does prefill and decode with the model's present weights; if
+    it is None, the model's own code does. `whole`: there is no cache, see `WholeReader`.
     """
 
     def __init__(
@@ -56,14 +49,19 @@ class Decoding:
         fused: FusedStep | None = None,
         *,
         whole: bool = False,
+        rows_at_once: int | None = None,
     ) -> None:
-        self.model = model
-        self.fused, self.whole = fused, whole
+        self.fused = fused
         self.texts, self.lengths, self.live = texts.copy(), lengths.copy(), rows.copy()
-        self._cached_rows = np.flatnonzero(rows)  # int64[R], ascending: row r of the cache belongs to text [r] of these
-        self._cache: HFCache | None = None
-        self._mask = torch.empty(0)  # bool[R, slots], True on text, and on the slots that are still empty
-        self._has_padding = False  # whether `_mask` is False anywhere
+        self.rows_at_once = min(rows_at_once or len(rows), max(1, int(rows.sum())))
+        self._waiting = np.flatnonzero(rows)  # int64: rows that have not begun, ascending
+        self._reader: Reader
+        if fused is not None:
+            self._reader = FusedReader(model, fused)
+        else:
+            self._reader = WholeReader(model) if whole else CacheReader(model)
+        # Rows that are written after others have gone cannot be continued: nobody keeps what was read of the others.
+        self.can_be_continued = len(self._waiting) <= self.rows_at_once
 
     def continues(self, texts: Int, lengths: Int, rows: Bool) -> bool:
         """Whether the texts of `rows` are exactly those written here, so that the cache can be used again."""
@@ -95,143 +93,72 @@ class Decoding:
         self.live &= rows
         tokens = np.full(uniforms.shape, vocab_size, np.int64)
         logprobs = np.zeros(uniforms.shape)
-        self._widen(uniforms.shape[1])
-        for step in range(uniforms.shape[1]):
-            live = np.flatnonzero(self.live)
-            if not len(live):
-                break
-            drawn, logprobs[live, step] = draw(
-                self._next_logits(live, uniforms.shape[1]), uniforms[live, step], sampling
-            )
-            tokens[live, step] = self.texts[live, self.lengths[live]] = drawn
-            self.lengths[live] += 1
-            self.live[live] = ~np.isin(drawn, end_ids) if len(end_ids) > 1 else drawn != end_ids[0]
+        counts = np.zeros(len(rows), np.int64)  # tokens written in this call
+        length = uniforms.shape[1]
+        self._widen(length)
+
+        def take(some: Int, logits: Tensor) -> None:
+            """Draw the next token of each of the rows `some`."""
+            steps = counts[some]
+            drawn, logprobs[some, steps] = draw(logits, uniforms[some, steps], sampling)
+            tokens[some, steps] = self.texts[some, self.lengths[some]] = drawn
+            self.lengths[some] += 1
+            counts[some] += 1
+            self.live[some] = ~np.isin(drawn, end_ids) if len(end_ids) > 1 else drawn != end_ids[0]
             if stops is not None:
-                states[live] = stops.after(states[live], drawn)
-                self.live[live] &= ~stops.completed(states[live])
+                states[some] = stops.after(states[some], drawn)
+                self.live[some] &= ~stops.completed(states[some])
+
+        writing = self._writing(counts, length)
+        while len(writing) or len(self._waiting):
+            new = self._next_to_begin(len(writing))
+            if len(new):
+                take(new, self._reader.begin(self.texts, self.lengths, new, writing, length))
+                writing = self._writing(counts, length)
+            if len(writing):
+                take(writing, self._reader.next(self.texts, self.lengths, writing))
+            writing = self._writing(counts, length)
         return Written(tokens, logprobs)
+
+    def _writing(self, counts: Int, length: int) -> Int:
+        """The rows that have begun and are to write more in this call, ascending."""
+        writing = self.live & (counts < length)
+        writing[self._waiting] = False
+        rows: Int = np.flatnonzero(writing)
+        return rows
+
+    def _next_to_begin(self, writing: int) -> Int:
+        """The waiting rows whose turn it is while `writing` rows write, ascending; they wait no more.
+
+        Equal prompts that are neighbours (a group) begin together, so that the model reads their prompt once; a group
+        that is larger than what may be written at once begins in parts.
+        """
+        free = self.rows_at_once - writing
+        enough = free >= FREE_SHARE * self.rows_at_once and self._reader.takes_more
+        if not len(self._waiting) or not (writing == 0 or enough):
+            return self._waiting[:0]
+        count = min(free, len(self._waiting))
+        if count < len(self._waiting) and self._equal(count - 1, count):
+            whole = count
+            while whole and self._equal(whole - 1, count):
+                whole -= 1
+            if whole or writing:
+                count = whole
+        new, self._waiting = self._waiting[:count], self._waiting[count:]
+        return new
+
+    def _equal(self, one: int, other: int) -> bool:
+        """Whether two waiting rows have the same prompt."""
+        first, second = self._waiting[one], self._waiting[other]
+        length = self.lengths[first]
+        same = np.array_equal(self.texts[first, :length], self.texts[second, :length])
+        return bool(length == self.lengths[second]) and same
 
     def _widen(self, length: int) -> None:
         """Make room in `texts` for `length` tokens after the longest text."""
         missing = int(self.lengths.max(initial=0)) + length - self.texts.shape[1]
         if missing > 0:
             self.texts = np.pad(self.texts, ((0, 0), (0, missing)))
-
-    def _next_logits(self, live: Int, room: int) -> Tensor:
-        """Logits [len(live), V] of the next token of the rows `live`, after the model has read their newest tokens.
-
-        `room`: how many tokens may still be written; prefill allocates slots for them.
-        """
-        if self.whole:
-            return self._read_whole(live)
-        if self._cache is None:
-            return self._prefill(room)
-        # `_cached_rows` is ascending, so that searchsorted gives the row of the cache that belongs to each live text.
-        if len(live) < LIVE_SHARE * len(self._cached_rows):
-            self._keep_in_cache(np.searchsorted(self._cached_rows, live))
-        logits = self._decode()
-        if len(live) == len(self._cached_rows):
-            return logits
-        return logits[torch.from_numpy(np.searchsorted(self._cached_rows, live)).to(logits.device)]
-
-    def _read_whole(self, live: Int) -> Tensor:
-        """Logits [len(live), V] after the whole texts of `live`, read with the padding on the right and no cache."""
-        lengths = self.lengths[live]
-        width = int(lengths.max())
-        texts = np.where(np.arange(width) < lengths[:, None], self.texts[live, :width], 0)
-        tokens = torch.from_numpy(texts).to(self.model.device)
-        rows, last = torch.arange(len(live), device=tokens.device), torch.from_numpy(lengths - 1).to(tokens.device)
-        # What is causal never looks at the padding, so that the mask may say that all of it is text.
-        _, logits = forward_pass(
-            self.model,
-            tokens,
-            torch.ones_like(tokens, dtype=torch.bool),
-            torch.arange(width, device=tokens.device).expand_as(tokens),
-            select=lambda states: states[rows, last],
-        )
-        return logits
-
-    def _prefill(self, room: int) -> Tensor:
-        """Fill the cache with the prompts; logits [R, V] of the first token of every row."""
-        from rlhf_env.policies.cache import has_slots, preallocated_cache, rearrange
-
-        lengths = self.lengths[self._cached_rows]
-        width = int(lengths.max())
-        prompts = np.where(np.arange(width) < lengths[:, None], self.texts[self._cached_rows, :width], -1)
-        # Of equal prompts (the group of answers to one prompt) the model reads one, and all rows copy its keys and
-        # values: `tokens` [D, width] are the D distinct prompts, right-padded, and `rows` [R] the prompt of each row.
-        distinct, distinct_of_row = np.unique(prompts, axis=0, return_inverse=True)
-        tokens = torch.from_numpy(distinct).to(self.model.device)
-        rows = torch.from_numpy(distinct_of_row.reshape(-1)).to(tokens.device)
-        mask = tokens >= 0
-        last = mask.sum(1) - 1
-        # From right padding to left padding: a prompt of length n has width - n slots of padding before it, so slot s
-        # gets the token in column s - (width - n). A negative column is padding; it is read as column 0 and masked.
-        columns = torch.arange(width, device=tokens.device) - (width - 1 - last)[:, None]
-        positions = torch.arange(width, device=tokens.device).expand_as(tokens)
-
-        self._cache = preallocated_cache(self.model.config, width + room)
-        if self.fused is not None:
-            logits = self.fused.prefill(tokens, mask, self._cache, rows, columns[rows].clamp(min=0))
-        elif has_slots(self._cache):
-            # Read with the padding on the right, where the causal mask hides it from every token. On the left it would
-            # attend to nothing, which is NaN in eager attention. Afterwards the tokens move to their slots.
-            _, logits = forward_pass(
-                self.model,
-                tokens.clamp(min=0),
-                torch.ones_like(mask),
-                positions,
-                select=lambda states: states[torch.arange(len(last), device=last.device), last],
-                cache=self._cache,
-            )
-            rearrange(self._cache, rows, columns[rows].clamp(min=0))
-        else:
-            # A recurrent state cannot be rearranged, and must not have read padding last: read left-padded.
-            left_padded = columns.clamp(min=0)
-            _, logits = forward_pass(
-                self.model,
-                tokens.gather(1, left_padded),
-                columns >= 0,
-                positions.gather(1, left_padded),
-                select=lambda states: states[:, -1],
-                cache=self._cache,
-            )
-            self._cache.reorder_cache(rows)
-        self._mask = F.pad(columns[rows] >= 0, (0, room), value=True)
-        self._has_padding = bool((lengths != width).any())
-        return logits[rows]
-
-    def _decode(self) -> Tensor:
-        """Read the newest token of every row of the cache; logits [R, V] of the next one."""
-        # Rows that have stopped but are still in the cache read their first token again, at position 0, which is always
-        # within the model's context. Nobody looks at their logits.
-        lengths = np.where(self.live[self._cached_rows], self.lengths[self._cached_rows], 1)
-        tokens = self.texts[self._cached_rows, lengths - 1]
-        assert self._cache is not None
-        slots = self._cache.get_seq_length() + 1
-        if slots > self._mask.shape[1]:
-            self._mask = F.pad(self._mask, (0, slots), value=True)
-        if self.fused is not None:
-            # Tokens and positions in one transfer to the device.
-            ids = torch.from_numpy(np.stack([tokens, lengths - 1])).to(self.model.device)
-            return self.fused(ids[0], ids[1], self._cache, self._mask[:, :slots] if self._has_padding else None)
-        _, logits = forward_pass(
-            self.model,
-            torch.from_numpy(tokens[:, None]).to(self.model.device),
-            self._mask[:, :slots],
-            torch.from_numpy(lengths[:, None] - 1).to(self.model.device),
-            select=lambda states: states[:, -1],
-            cache=self._cache,
-        )
-        return logits
-
-    def _keep_in_cache(self, kept: Int) -> None:
-        """Drop all rows of the cache but `kept`, int64, ascending."""
-        rows = torch.from_numpy(kept).to(self.model.device)
-        assert self._cache is not None
-        self._cache.reorder_cache(rows)
-        self._mask = self._mask[rows]
-        self._cached_rows = self._cached_rows[kept]
 
 
 def draw(logits: Tensor, uniforms: Float, sampling: Sampling) -> tuple[Int, Float]:

@@ -2,8 +2,8 @@
 
 In a small model, a decode step (one token more for every row) through the modules of transformers is mostly Python.
 Here a layer is some twenty tensor operations: one matmul for queries, keys and values, one for gate and up, and no mask
-where no row has padding. Joined matrices are copies: a `FusedStep` has the weights of the moment at which it was made,
-and other weights need another one. (What is called as a whole, as experts are, has its present weights.)
+where all texts are of one length. Joined matrices are copies: a `FusedStep` has the weights of the moment at which it
+was made, and other weights need another one. (What is called as a whole, as experts are, has its present weights.)
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ from rlhf_env.policies.anatomy import (
     weight_and_bias,
 )
 from rlhf_env.policies.linear import has_packed
-from rlhf_env.policies.low_precision import LowPrecisionLinear
+from rlhf_env.policies.low_precision import Int8Linear, LowPrecisionLinear, RMSNormIn8Bits, has_bfloat16
+from rlhf_env.policies.text_cache import LayerMemory, Step, TextCache, attend
 from rlhf_env.policies.trunk import hidden_states, prefix_tree
-from rlhf_env.policies.untyped import HFCache, HFModel, HFModule
+from rlhf_env.policies.untyped import HFModel
+from rlhf_env.types import Int
 
 Norm = Callable[[Tensor], Tensor]
 
@@ -60,6 +62,11 @@ class Linear:
             return cast(Tensor, summed)
         return residual + F.linear(x, self.weight, self.bias)
 
+    def gated(self, x: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
+        """activation(gate) * up, where x weight^T + bias has gate and up side by side."""
+        gate, up = self(x).chunk(2, dim=-1)
+        return activation(gate).mul_(up)
+
 
 AnyLinear = Linear | LowPrecisionLinear
 
@@ -69,7 +76,8 @@ class Block:
 
     def __init__(self, layer: Layer, linear: type[AnyLinear]) -> None:
         self.layer = layer
-        self.before_attention, self.before_mlp = _norm(layer.before_attention), _norm(layer.before_mlp)
+        self.before_attention = _norm_before(linear, layer.before_attention, layer)
+        self.before_mlp = _norm_before(linear, layer.before_mlp, layer)
         self.q_norm, self.k_norm, self.v_norm = _norm(layer.q_norm), _norm(layer.k_norm), _norm(layer.v_norm)
         self.after_attention, self.after_mlp = _norm(layer.after_attention), _norm(layer.after_mlp)
         self.qkv, self.out = _linear(linear, *layer.qkv), _linear(linear, layer.out)
@@ -77,23 +85,22 @@ class Block:
         self.down = None if layer.down is None else _linear(linear, layer.down)
 
     def __call__(
-        self, x: Tensor, rotary: Rotary | None, cache: HFModule, bias: Tensor | None, layer_input: Tensor | None
+        self, x: Tensor, rotary: Rotary | None, memory: LayerMemory, step: Step, layer_input: Tensor | None
     ) -> Tensor:
         """The residual stream [R, H] after this layer; `layer_input` as in `Layer.finish`, the rest as in `attend`."""
         normed = x if self.before_attention is None else self.before_attention(x)
-        attended = self.attend(normed, rotary, cache, bias)
+        attended = self.attend(normed, rotary, memory, step)
         x = self._add_to_residual(self.out, attended, x, self.after_attention)
         if not self.layer.parallel:
             normed = x if self.before_mlp is None else self.before_mlp(x)
         x = self._add_mlp(normed, x)
         return x if self.layer.finish is None else self.layer.finish(x, layer_input)
 
-    def attend(self, x: Tensor, rotary: Rotary | None, cache: HFModule, bias: Tensor | None) -> Tensor:
-        """Attention [R, heads * head_size] of one new token per row, `x` [R, H], to everything in the cache.
+    def attend(self, x: Tensor, rotary: Rotary | None, memory: LayerMemory, step: Step) -> Tensor:
+        """Attention [R, heads * head_size] of one new token per place, `x` [R, H], to everything in the cache.
 
-        `rotary`: the rotations of the tokens' positions, None without rotary embeddings. `cache`: the key/value cache
-        of the layer whose keys and values this one reads; its own grows by the new token. `bias` [R * kv_heads, 1,
-        slots]: -inf on padding, else 0; None where no slot is padding.
+        `rotary`: the rotations of the tokens' positions, None without rotary embeddings. `memory`: of the layer whose
+        keys and values this one reads; its own grows by the new token.
         """
         layer, rows, heads = self.layer, len(x), self.layer.heads
         query_and_key_heads = heads + layer.own_kv_heads
@@ -106,27 +113,8 @@ class Block:
         if layer.keys_from is None:
             if self.v_norm is not None:
                 values = self.v_norm(values)
-            # [R, kv_heads, slots, D], the new token in the last slot.
-            keys, values = cache.update(queries_keys[:, heads:].unsqueeze(2), values.unsqueeze(2))
-        else:
-            keys, values = cache.keys, cache.values
-        if layer.window is not None:  # texts are left-padded: the window of every row is its last slots
-            keys, values = keys[:, :, -layer.window :], values[:, :, -layer.window :]
-        # One batched matmul for all rows and heads: its batch is R * kv_heads, and the query heads that share a key
-        # head are the rows of one matrix, [R * kv_heads, heads / kv_heads, D]. Grouped-query attention copies no key.
-        keys, values = keys.flatten(0, 1), values.flatten(0, 1)
-        queries = queries_keys[:, :heads].reshape(len(keys), -1, layer.head_size)
-        if bias is not None:
-            bias = bias[:, :, -keys.shape[1] :]
-        # Scores [R * kv_heads, heads / kv_heads, slots]. No causal mask: the newest token may look at every slot.
-        if layer.softcap is not None:
-            scores = torch.bmm(queries, keys.transpose(1, 2)).mul_(layer.scaling / layer.softcap).tanh_()
-            scores = scores.mul_(layer.softcap) if bias is None else torch.add(bias, scores, alpha=layer.softcap)
-        elif bias is not None:
-            scores = torch.baddbmm(bias, queries, keys.transpose(1, 2), alpha=layer.scaling)
-        else:
-            scores = torch.bmm(queries, keys.transpose(1, 2)).mul_(layer.scaling)
-        return torch.bmm(scores.softmax(-1), values).view(rows, -1)
+            memory.write(queries_keys[:, heads:], values, step)
+        return attend(queries_keys[:, :heads], layer, memory, step).to(x.dtype)
 
     def _norm_queries_keys(self, queries_keys: Tensor) -> Tensor:
         """Queries and keys [R, heads + own_kv_heads, D] after their norms."""
@@ -144,12 +132,8 @@ class Block:
             branch = self.layer.experts(x.unsqueeze(0)).squeeze(0)
             return self._add(branch if self.after_mlp is None else self.after_mlp(branch), residual)
         assert self.up is not None and self.down is not None
-        up = self.up(x)
-        if self.layer.gated:
-            gate, up = up.chunk(2, dim=-1)
-            up = self.layer.activation(gate).mul_(up)
-        else:
-            up = self.layer.activation(up)
+        activation = self.layer.activation
+        up = self.up.gated(x, activation) if self.layer.gated else activation(self.up(x))
         return self._add_to_residual(self.down, up, residual, self.after_mlp)
 
     def _add_to_residual(self, linear: AnyLinear, x: Tensor, residual: Tensor, norm: Norm | None) -> Tensor:
@@ -166,8 +150,8 @@ class Block:
 class FusedStep:
     """Prefill and decode of a model with this anatomy: logits of the next token, from copies of its matrices.
 
-    The key/value cache is a `preallocated_cache` in which the texts are left-padded. `linear` is the kind of its linear
-    layers: one in low precision makes it another policy than the model (see `low_precision`).
+    `linear` is the kind of its linear layers: one in low precision makes it another policy than the model (see
+    `low_precision`).
     """
 
     def __init__(self, model: HFModel, anatomy: Anatomy, linear: type[AnyLinear] = Linear) -> None:
@@ -178,46 +162,44 @@ class FusedStep:
         self._norm = cast(Norm, _norm(anatomy.norm))
         self._head = _linear(linear, model.get_output_embeddings())
 
-    def __call__(self, tokens: Tensor, positions: Tensor, cache: HFCache, mask: Tensor | None) -> Tensor:
-        """Decode: the logits [R, V] after one token more per row, `tokens` int64[R] at `positions` int64[R].
+    def cache(self) -> TextCache:
+        """An empty cache.
 
-        The cache grows by one slot. `mask` bool[R, slots in use + 1] is True on text; None: there is no padding.
+        Keys and values are in bfloat16 where the linear layers compute in less than float32, unless the model is in
+        float64, which is for exactness.
         """
+        weight = cast(Tensor, self._anatomy.embed.weight)
+        low = isinstance(self._blocks[0].out, LowPrecisionLinear) and weight.dtype == torch.float32
+        like = weight.detach().new_empty(0, dtype=torch.bfloat16 if low and has_bfloat16() else weight.dtype)
+        return TextCache(self._anatomy.layers, like)
+
+    def __call__(self, tokens: Tensor, positions: Tensor, cache: TextCache) -> Tensor:
+        """Decode: the logits [R, V] after one token more per place, `tokens` int64[R] at `positions` int64[R]."""
         x = self._anatomy.embedded(tokens, positions)
         rotary = {name: table.at(positions) for name, table in self._tables(cache).items()}
-        biases: dict[int, Tensor] = {}
-        if mask is not None:  # [R, slots] -> [R * kv_heads, 1, slots], added to the scores of every layer
-            bias = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill_(~mask, -torch.inf)
-            counts = {block.layer.kv_heads for block in self._blocks}
-            biases = {count: bias.repeat_interleave(count, dim=0).unsqueeze(1) for count in counts}
+        step = cache.step()
         inputs = self._anatomy.layer_inputs
         layer_inputs = None if inputs is None else inputs(tokens, x).unbind(1)
         for number, block in enumerate(self._blocks):
             layer = block.layer
-            x = block(
-                x,
-                rotary.get(layer.rotary_table or ""),
-                cache.layers[number if layer.keys_from is None else layer.keys_from],
-                biases.get(layer.kv_heads),
-                None if layer_inputs is None else layer_inputs[number],
-            )
+            memory = cache.layers[number if layer.keys_from is None else layer.keys_from]
+            assert memory is not None
+            layer_input = None if layer_inputs is None else layer_inputs[number]
+            x = block(x, rotary.get(layer.rotary_table or ""), memory, step, layer_input)
+        cache.advance()
         return self._logits(self._norm(x))
 
-    def prefill(self, tokens: Tensor, mask: Tensor, cache: HFCache, rows: Tensor, columns: Tensor) -> Tensor:
-        """Prefill: the logits [B, V] after `tokens` int64[B, L], right-padded, `mask` bool[B, L] True on text.
+    def prefill(self, tokens: Tensor, mask: Tensor, cache: TextCache, rows: Int, room: int) -> Tensor:
+        """Prefill: the logits [D, V] after `tokens` int64[D, L], right-padded, `mask` bool[D, L] True on text.
 
-        Fills the empty cache: slot s of its row r holds the key and value of token `columns[r, s]` of text `rows[r]`.
+        Text `rows[i]`, of int64[R], goes into the i-th new place of the cache. `room`: how many tokens may follow.
         """
         tree = prefix_tree(tokens, mask)
         keys_values: list[tuple[Tensor, Tensor] | None] = []
         states = hidden_states(self._anatomy, tree, keys_values=keys_values)
-        nodes = tree.nodes[rows].gather(1, columns)  # the node of every slot, [rows of the cache, slots]
-        for number, pair in enumerate(keys_values):
-            if pair is not None:
-                keys, values = pair
-                cache.layers[number].update(keys[nodes].transpose(1, 2), values[nodes].transpose(1, 2))
-        last = tree.nodes.gather(1, mask.sum(1, keepdim=True) - 1).squeeze(1)
-        return self._logits(states[last])
+        lengths = mask.sum(1)
+        cache.add(tree.nodes, lengths.cpu().numpy(), rows, keys_values, room)
+        return self._logits(states[tree.nodes.gather(1, lengths[:, None] - 1).squeeze(1)])
 
     def _logits(self, states: Tensor) -> Tensor:
         logits: Tensor = self._head(states)
@@ -226,9 +208,9 @@ class FusedStep:
         cap = self._anatomy.logit_cap
         return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
-    def _tables(self, cache: HFCache) -> dict[str, Rotary]:
+    def _tables(self, cache: TextCache) -> dict[str, Rotary]:
         """`Anatomy.rotary_tables` with every position of the cache; they double when the cache outgrows them."""
-        needed = cache.get_seq_length() + 1
+        needed = cache.longest + 1
         if not self._rotary_tables or len(next(iter(self._rotary_tables.values())).cosine) < needed:
             weight, longest = cast(Tensor, self._anatomy.embed.weight), self._anatomy.longest
             positions = 2 * needed if longest is None else max(needed, min(2 * needed, longest))
@@ -277,6 +259,15 @@ def _norm(module: object) -> Norm | None:
         weight, eps = weight_eps
         return partial(F.layer_norm, normalized_shape=weight.shape, weight=weight.detach(), eps=eps)
     return cast(Norm, module)
+
+
+def _norm_before(linear: type[AnyLinear], module: object, layer: Layer) -> Norm | None:
+    """The norm whose result goes into layers of the kind `linear`, of which those in 8 bits read rows in 8 bits."""
+    if issubclass(linear, Int8Linear) and layer.experts is None and (weight_eps := rms_norm_weight(module)) is not None:
+        weight, eps = weight_eps
+        if weight.dtype == torch.float32:
+            return cast(Norm, RMSNormIn8Bits(weight.detach(), eps))
+    return _norm(module)
 
 
 def _rms_norm_in_half(x: Tensor, weight: Tensor, eps: float) -> Tensor:

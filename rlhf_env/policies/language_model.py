@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rlhf_env.envs.transformers_tokenizer import quiet_transformers
 from rlhf_env.errors import ConfigError, DataError
-from rlhf_env.policies.anatomy import Anatomy, anatomy_of, has_dropout
+from rlhf_env.policies.anatomy import Anatomy, Recognized, anatomy_of, has_dropout
 from rlhf_env.policies.attention import attend_in_own_precision
 from rlhf_env.policies.decoding import Decoding
 from rlhf_env.policies.differences import ForwardPath
@@ -81,6 +81,7 @@ class LanguageModel(nn.Module):
         loop_over_experts_in_float64(model)
         self.model = model
         self.sampling = sampling
+        self._recognized = Recognized()
         self.rows_at_once, self.fused = rows_at_once, fused
         require_known(writer_dtype, model, fused=fused, known=anatomy_of(model) is not None)
         self.writer_dtype = writer_dtype
@@ -216,38 +217,28 @@ class LanguageModel(nn.Module):
         # Not kept while it works: an interrupted call must not leave a half-written cache to the next.
         decoding, self._decoding = self._decoding, None
         weights = self._weights()
-        if decoding is not None and weights == self._decoding_weights and decoding.continues(texts, lengths, rows):
-            waves, fused = [rows], decoding.fused
-        else:
-            decoding, waves = None, list(self._waves(rows))
+        if decoding is None or weights != self._decoding_weights or not decoding.continues(texts, lengths, rows):
+            decoding = None
             anatomy = self.anatomy()
-            linear = writer_linear(self.writer_dtype, self.model) or Linear
+            steps = length * -(-int(rows.sum()) // self.rows_at_once)  # -(-a // b) is a / b, rounded up
+            linear = writer_linear(self.writer_dtype, self.model, steps=steps) or Linear
             fused = None if anatomy is None else FusedStep(self.model, anatomy, linear)
-        written = Written(np.full(uniforms.shape, self.vocab_size, np.int64), np.zeros(uniforms.shape))
-        for wave in waves:
-            if decoding is None or len(waves) > 1:
-                decoding = Decoding(self.model, texts, lengths, wave, fused, whole=fused is None and self._reads_whole)
-            with _without_dropout(self):
-                piece = decoding.write(
-                    uniforms,
-                    wave,
-                    self.sampling,
-                    end_ids=self.end_ids,
-                    vocab_size=self.vocab_size,
-                    stops=observation.get("stops"),
-                    stop_states=observation.get("stop_states"),
-                )
-            written.tokens[wave], written.logprobs[wave] = piece.tokens[wave], piece.logprobs[wave]
+            whole = fused is None and self._reads_whole
+            decoding = Decoding(self.model, texts, lengths, rows, fused, whole=whole, rows_at_once=self.rows_at_once)
+        with _without_dropout(self):
+            written = decoding.write(
+                uniforms,
+                rows,
+                self.sampling,
+                end_ids=self.end_ids,
+                vocab_size=self.vocab_size,
+                stops=observation.get("stops"),
+                stop_states=observation.get("stop_states"),
+            )
         self._streams.take((written.tokens < self.vocab_size).sum(1))
-        if decoding is not None and len(waves) == 1 and decoding.live.any():
+        if decoding.can_be_continued and decoding.live.any():
             self._decoding, self._decoding_weights = decoding, weights
         return written
-
-    def _waves(self, rows: Bool) -> Iterator[Bool]:
-        """The rows of `rows` bool[B] in groups of at most `rows_at_once`, bool[B] each."""
-        asked = np.flatnonzero(rows)
-        for start in range(0, len(asked), self.rows_at_once):
-            yield np.isin(np.arange(len(rows)), asked[start : start + self.rows_at_once])
 
     def evaluate(self, tokens: Tensor, mask: Tensor, where: Tensor) -> TextEvaluation:
         if torch.is_grad_enabled():
@@ -385,7 +376,7 @@ class LanguageModel(nn.Module):
 
     def anatomy(self) -> Anatomy | None:
         """The anatomy that `FusedStep` and `trunk` need; None where the model's own code has to do the work."""
-        return anatomy_of(self.model) if self.fused else None
+        return self._recognized.of(self.model) if self.fused else None
 
     def _linear_head(self) -> LinearHead | None:
         """The head, if it alone gives the model's logits; each head is tried once."""

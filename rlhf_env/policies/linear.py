@@ -51,11 +51,6 @@ def round_up(rows: int) -> int:
     return -(-rows // _step(rows)) * _step(rows)  # -(-a // b) is a / b, rounded up
 
 
-def round_down(rows: int) -> int:
-    """The largest round number that is at most `rows`; `rows` itself below 8."""
-    return rows // _step(rows) * _step(rows) or rows
-
-
 def _step(rows: int) -> int:
     """The distance between round numbers at `rows`: a sixteenth of the largest power of 2 that is at most `rows`."""
     return 8 if rows < 256 else 1 << (rows.bit_length() - 5)
@@ -89,9 +84,12 @@ def weight_gradient(g: Tensor, x: Tensor) -> Tensor:
     return _onednn(x.t(), g.t()).t()  # oneDNN is quicker with the larger matrix second
 
 
-def add_weight_gradient(total: Tensor, g: Tensor, x: Tensor) -> None:
-    """Add `weight_gradient` to `total` [out, in], in place: of a large matrix, making a new one takes as long again."""
-    total.addmm_(g.t(), x)
+def add_weight_gradient(total: Tensor, g: Tensor, x: Tensor, *, new: bool) -> None:
+    """Add `weight_gradient` to `total` [out, in], in place: of a large matrix, making a new one takes as long again.
+
+    `new`: nothing has been added yet, and what stands in `total` does not count.
+    """
+    total.addmm_(g.t(), x, beta=0 if new else 1)
 
 
 def _pays(x: Tensor, weight: Tensor, *, rows: int) -> bool:

@@ -1,14 +1,18 @@
 """Log-probabilities and entropies straight from hidden states: the logits of a batch never exist as a whole.
 
 For `log_softmax(states @ weight.T)` autograd keeps several tensors [N, V]; with 4,096 tokens and a vocabulary of 49,152
-each takes 0.8 GB. Here the head runs on a few rows at a time, and the backward pass is written by hand. With z the
-logits divided by the temperature, p = softmax(z), c the target token and H the entropy,
+each takes 0.8 GB. Here the head runs on some rows and some words of the vocabulary at a time, and the backward pass is
+written by hand. With z the logits divided by the temperature, p = softmax(z), c the target token and H the entropy,
 
     d log p_c / d z_j = [j = c] - p_j        d H / d z_j = -p_j (log p_j + H)
 
-The backward pass needs p: the probabilities of the first rows are kept, as many as fit into a fixed amount of memory,
-and those of the other rows are computed again. Where the head does not train (below adapters), what is kept instead is
-d log p_c / d state = weight_c - p weight, [N, H], which the forward pass computes while it has p: no row is computed
+Of every row, the sums over the words so far are relative to the largest z so far; a larger one scales them down
+(Milakov and Gimelshein 2018, 1805.02867). Blocks of words, and not of rows alone, because the weight is the largest
+matrix there is: each block of it is read once for many rows, and each block of its gradient is written once.
+
+The backward pass needs z: that of the first blocks is kept, as many as fit into a fixed amount of memory, and that of
+the others is computed again. Where the head does not train (below adapters), what is kept instead is
+d log p_c / d state = weight_c - p weight, [N, H], which the forward pass computes while it has p: nothing is computed
 again for the gradient of a log-probability.
 """
 
@@ -23,12 +27,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from rlhf_env.policies.forward_pass import forward_pass
-from rlhf_env.policies.linear import add_weight_gradient, has_onednn, matmul, round_down, round_up
+from rlhf_env.policies.linear import add_weight_gradient, has_onednn, matmul, round_up
 from rlhf_env.policies.untyped import AutogradContext, HFModel
 
-# The number of logits at a time, and of probabilities kept for the backward pass: 16 MB and 64 MB of float32.
-_LOGITS_AT_ONCE = 2**22
-PROBABILITIES_KEPT = 2**24
+# The number of logits at a time, and of those kept for the backward pass: 8 MB and 64 MB of float32.
+_LOGITS_AT_ONCE = 2**21
+LOGITS_KEPT = 2**24
+# Rows at a time. More would leave blocks of few words, and sums over the words would be read and written too often.
+_ROWS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -121,28 +127,29 @@ class _Score(torch.autograd.Function):
         ctx.temperature, ctx.soft_cap, ctx.scale = temperature, soft_cap, scale
         precision = torch.promote_types(states.dtype, torch.float32)
         logprobs = torch.empty(len(states), dtype=precision, device=states.device)
-        entropy = torch.empty_like(logprobs)
-        # The gradient of a cap needs the logits themselves, so with one the backward pass computes them again anyway.
-        learns = any(ctx.needs_input_grad) and soft_cap is None
-        head_learns = any(ctx.needs_input_grad[1:3])
-        pulls = torch.empty_like(states) if learns and not head_learns else None
-        keep = learns and head_learns
-        kept = logprobs.new_empty(PROBABILITIES_KEPT // len(weight) if keep else 0, len(weight))[: len(states)]
-        for rows in _chunks(len(states), len(weight)):
-            scores, _ = _scores(states[rows], weight, bias, temperature, soft_cap, scale)
-            probabilities = kept[rows] if rows.stop <= len(kept) else torch.empty_like(scores)
-            torch.softmax(scores, -1, out=probabilities)
+        entropy, normalizer = torch.empty_like(logprobs), torch.empty_like(logprobs)
+        learns, head_learns = any(ctx.needs_input_grad), any(ctx.needs_input_grad[1:3])
+        # The gradient of a cap needs more than what is kept: with one, the backward pass computes everything again.
+        pulls = torch.empty_like(states) if learns and soft_cap is None and not head_learns else None
+        room = LOGITS_KEPT if learns and soft_cap is None and head_learns else 0
+        kept = []
+        for rows in _rows(len(states)):
+            sums = _Sums()
+            for words in _words(rows, len(weight)):
+                part = weight[words]
+                scores, _ = _scores(
+                    states[rows], part, None if bias is None else bias[words], temperature, soft_cap, scale
+                )
+                room -= scores.numel()
+                if room >= 0:
+                    kept.append(scores)
+                exponentials = sums.add(scores, targets[rows] - words.start, in_place=room < 0)
+                if pulls is not None:
+                    sums.add_product(matmul(exponentials.to(weight.dtype), part.t()))
+            logprobs[rows], entropy[rows], normalizer[rows] = sums.logprobs_entropy_and_normalizer()
             if pulls is not None:
-                pulls[rows] = weight[targets[rows]] - matmul(probabilities.to(weight.dtype), weight.t())
-            # log p = z - max(z) - log_normalizer, where the likeliest token has z - max(z) = 0: its probability gives
-            # the normalizer without another pass over the vocabulary. All scores are now at most 0, so that the entropy
-            # log_normalizer - sum(p * scores) is a sum of terms that are not negative, however they round.
-            largest, likeliest = scores.max(-1, keepdim=True)
-            scores -= largest
-            log_normalizer = -probabilities.gather(1, likeliest).log().squeeze(1)
-            logprobs[rows] = scores.gather(1, targets[rows, None]).squeeze(1) - log_normalizer
-            entropy[rows] = log_normalizer - torch.linalg.vecdot(probabilities, scores)
-        ctx.save_for_backward(states, weight, bias, targets, entropy, kept, pulls)
+                pulls[rows] = weight[targets[rows]] - sums.product / sums.total
+        ctx.save_for_backward(states, weight, bias, targets, normalizer, entropy, pulls, *kept)
         return logprobs, entropy
 
     @staticmethod
@@ -151,50 +158,128 @@ class _Score(torch.autograd.Function):
         ctx: AutogradContext, d_logprobs: Tensor | None, d_entropy: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         # d_x is the gradient of the loss with respect to x.
-        states, weight, bias, targets, entropy, kept, pulls = ctx.saved_tensors
+        states, weight, bias, targets, normalizer, entropy, pulls, *kept = ctx.saved_tensors
         if pulls is not None and d_entropy is None:
             factors = torch.zeros_like(entropy) if d_logprobs is None else d_logprobs * (ctx.scale / ctx.temperature)
             return (factors.unsqueeze(1) * pulls).to(states.dtype), None, None, None, None, None, None
         d_states, d_weight, d_bias = (
-            torch.zeros_like(tensor) if needed else None
+            torch.empty_like(tensor) if needed else None
             for tensor, needed in zip((states, weight, bias), ctx.needs_input_grad, strict=False)
         )
-        for rows in _chunks(len(states), len(weight)):
-            if rows.stop <= len(kept):
-                probabilities, slope = kept[rows], None
-            else:
-                scores, slope = _scores(states[rows], weight, bias, ctx.temperature, ctx.soft_cap, ctx.scale)
-                probabilities = torch.softmax(scores, -1, out=scores)
-            if d_logprobs is None:
-                d_scores = torch.zeros_like(probabilities)
-            else:
-                d_scores = probabilities * -d_logprobs[rows, None]
-                d_scores.scatter_add_(1, targets[rows, None], d_logprobs[rows, None])
-            if d_entropy is not None:
-                # p (log p + H), with 0 log 0 = 0
-                surprise = torch.special.xlogy(probabilities, probabilities) + probabilities * entropy[rows, None]
-                d_scores -= surprise * d_entropy[rows, None]
-            # Back through cap, temperature and scale to the head's output, and through the matmul to its inputs.
-            if slope is not None:
-                d_scores *= slope
-            if ctx.temperature != 1.0:
-                d_scores /= ctx.temperature
-            if ctx.scale != 1.0:
-                d_scores *= ctx.scale
-            d_logits = d_scores.to(weight.dtype)
-            if d_states is not None:
-                d_states[rows] = matmul(d_logits, weight.t())
-            if d_weight is not None:
-                add_weight_gradient(d_weight, d_logits, states[rows])
-            if d_bias is not None:
-                d_bias += d_logits.sum(0)
+        for rows in _rows(len(states)):
+            d_rows = torch.zeros_like(states[rows], dtype=entropy.dtype) if d_states is not None else None
+            for words in _words(rows, len(weight)):
+                part, slope = weight[words], None
+                if kept:
+                    scores = kept.pop(0) - normalizer[rows, None]
+                else:
+                    scores, slope = _scores(
+                        *(states[rows], part, None if bias is None else bias[words]),
+                        *(ctx.temperature, ctx.soft_cap, ctx.scale),
+                    )
+                    scores -= normalizer[rows, None]
+                probabilities = scores.exp_()
+                d_scores = probabilities * (0.0 if d_logprobs is None else -d_logprobs[rows, None])
+                if d_logprobs is not None:
+                    column, inside = _within(targets[rows] - words.start, d_scores.shape[1])
+                    d_scores.scatter_add_(1, column, (d_logprobs[rows] * inside)[:, None])
+                if d_entropy is not None:
+                    # p (log p + H), with 0 log 0 = 0
+                    surprise = torch.special.xlogy(probabilities, probabilities) + probabilities * entropy[rows, None]
+                    d_scores -= surprise * d_entropy[rows, None]
+                # Back through cap, temperature and scale to the head's output, and through the matmul to its inputs.
+                if slope is not None:
+                    d_scores *= slope
+                if ctx.scale != ctx.temperature:
+                    d_scores *= ctx.scale / ctx.temperature
+                d_logits = d_scores.to(weight.dtype)
+                if d_rows is not None:
+                    d_rows += matmul(d_logits, part.t())
+                if d_weight is not None:
+                    add_weight_gradient(d_weight[words], d_logits, states[rows], new=rows.start == 0)
+                if d_bias is not None:
+                    d_bias[words] = d_logits.sum(0) + (d_bias[words] if rows.start else 0.0)
+            if d_states is not None and d_rows is not None:
+                d_states[rows] = d_rows
         return d_states, d_weight, d_bias, None, None, None, None
 
 
-def _chunks(rows: int, vocab_size: int) -> Iterator[slice]:
-    """Slices that cover `rows`, each with at most `_LOGITS_AT_ONCE` logits and at least one row."""
-    at_once = max(1, round_down(_LOGITS_AT_ONCE // vocab_size))
-    return (slice(first, min(first + at_once, rows)) for first in range(0, rows, at_once))
+class _Sums:
+    """Sums over the words of the vocabulary, block by block, of exponentials relative to the largest score so far."""
+
+    largest: Tensor
+    """[n, 1]: the largest score so far."""
+    total: Tensor
+    """[n, 1]: the sum of exp(z - largest)."""
+    weighted: Tensor
+    """[n, 1]: the sum of exp(z - largest) (z - largest), which is not above 0."""
+    target: Tensor
+    """[n, 1]: the target's score, once its block has been."""
+    product: Tensor
+    """[n, H]: the sum of exp(z - largest) weight."""
+
+    def __init__(self) -> None:
+        self._begun = False
+        self._factor: Tensor | None = None  # [n, 1], by which the newest block scaled down what was before it
+
+    def add(self, scores: Tensor, targets: Tensor, *, in_place: bool) -> Tensor:
+        """exp(z - largest) [n, words] of a block of `scores`; `targets` int64[n] are columns of it, or outside.
+
+        `in_place`: `scores` may change.
+        """
+        column, inside = _within(targets, scores.shape[1])
+        target, largest = scores.gather(1, column), scores.amax(-1, keepdim=True)
+        if self._begun:
+            target, largest = torch.where(inside[:, None], target, self.target), largest.maximum(self.largest)
+        shifted = scores.sub_(largest) if in_place else scores - largest
+        exponentials = shifted.exp()
+        total = exponentials.sum(-1, keepdim=True)
+        weighted = torch.linalg.vecdot(exponentials, shifted).unsqueeze(-1)
+        if self._begun:
+            change = self.largest - largest
+            self._factor = change.exp()
+            weighted += self._factor * (self.weighted + self.total * change)
+            total += self._factor * self.total
+        self.target, self.largest, self.total, self.weighted = target, largest, total, weighted
+        self._begun = True
+        return exponentials
+
+    def add_product(self, product: Tensor) -> None:
+        """The newest block's exponentials times its weight."""
+        if self._factor is None:
+            self.product = product.to(self.total.dtype)
+        else:
+            self.product.mul_(self._factor).add_(product)
+
+    def logprobs_entropy_and_normalizer(self) -> tuple[Tensor, Tensor, Tensor]:
+        """log p of the targets, H, and log of the sum of all exp(z), [n] each.
+
+        The entropy is a sum of terms that are not negative, however they round.
+        """
+        logarithm = self.total.log()
+        logprobs, entropy = self.target - self.largest - logarithm, logarithm - self.weighted / self.total
+        return logprobs.squeeze(1), entropy.squeeze(1), (self.largest + logarithm).squeeze(1)
+
+
+def _within(targets: Tensor, words: int) -> tuple[Tensor, Tensor]:
+    """Columns int64[n, 1] of a block of `words` that can be read, and whether they are the targets', bool[n]."""
+    return targets.clamp(0, words - 1).unsqueeze(1), (targets >= 0) & (targets < words)
+
+
+def _rows(count: int) -> Iterator[slice]:
+    """Slices that cover `count` rows, of about equal size, each with at most `_ROWS_AT_ONCE` and `_LOGITS_AT_ONCE`."""
+    most = min(_ROWS_AT_ONCE, _LOGITS_AT_ONCE)
+    at_once = min(most, round_up(-(-count // -(-count // most)))) if count else 1
+    return (slice(first, min(first + at_once, count)) for first in range(0, count, at_once))
+
+
+def _words(rows: slice, vocab_size: int) -> Iterator[slice]:
+    """Slices that cover the vocabulary, each with at most `_LOGITS_AT_ONCE` logits of `rows`.
+
+    Their size is a power of 2: oneDNN keeps a kernel for each size (see `linear`), and powers of 2 are few.
+    """
+    at_once = 1 << ((_LOGITS_AT_ONCE // (rows.stop - rows.start)).bit_length() - 1)
+    return (slice(first, min(first + at_once, vocab_size)) for first in range(0, vocab_size, at_once))
 
 
 def _scores(

@@ -10,18 +10,21 @@ become such numbers with one scale per row while the copy writes:
 
 The sum is one of whole numbers and exact. A row has a scale of its own, so what it writes does not depend on the rows
 beside it. (Dettmers et al. 2022, LLM.int8(), arXiv 2208.07339, section 2.1, without its outliers.) The products are
-oneDNN's, by `torch._int_mm`, as in torchao: it needs no packed copy of the weight, so that making the copy is cheap.
+oneDNN's, in two ways with the same results: `torch._int_mm`, as in torchao, needs no packed copy of the weight, so that
+making the copy is cheap; `onednn.qlinear_pointwise`, as in torch's inductor, is quicker, but packing costs as much
+as it gains in some 60 steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Literal, Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlhf_env.errors import ConfigError, Problem
 from rlhf_env.policies.linear import has_packed
@@ -32,94 +35,169 @@ WriterDtype = Literal["auto", "int8", "bfloat16"]
 # "auto" makes a copy of models of this many weights or more: in smaller ones, a step costs little but its calls.
 WORTH_A_COPY = 2**23
 
-# Rows of a weight that become 8-bit numbers at a time, and rows of inputs that are multiplied at a time: what is
+# From this many steps of writing on, weights in 8 bits are packed.
+WORTH_PACKING = 96
+
+# Numbers of a weight that become 8-bit numbers at a time, and rows of inputs that are multiplied at a time: what is
 # computed on the way stays in the processor's cache.
-_ROWS_AT_ONCE, _INPUTS_AT_ONCE = 512, 256
-_LARGEST = 127
+_NUMBERS_AT_ONCE, _INPUTS_AT_ONCE = 2**16, 256
+_LARGEST, _SHIFT = 127, 128
 # Where all values are 0, any scale does; this one keeps 0 / scale a number.
 _LEAST_SCALE = 1e-30
 
+Activation = Callable[[Tensor], Tensor]
 
-def quantized(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row of `values` [R, in] as whole numbers int8[R, in] and its scale [R, 1]; rounds half to even."""
+
+@dataclass(frozen=True, eq=False)
+class RowsIn8Bits:
+    """Rows of `numbers` [R, in], whole numbers from -127 to 127 that are not yet int8, times the `scale` [R, 1] of each.
+
+    Whatever multiplies rows in 8 bits takes them so as well: a norm gives them, and its products share them.
+    """
+
+    numbers: Tensor
+    scale: Tensor
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what a layer makes of them."""
+        return self.scale.dtype
+
+
+def in_8_bits(values: Tensor) -> RowsIn8Bits:
+    """Each row of `values` [R, in] in 8 bits; rounds half to even."""
     scale = values.abs().amax(1, keepdim=True).div_(_LARGEST).clamp_(min=_LEAST_SCALE)
-    return (values / scale).round_().to(torch.int8), scale
+    return RowsIn8Bits(torch.div(values, scale).round_(), scale)
 
 
-class Int8Linear(nn.Module):
+class RMSNormIn8Bits:
+    """An RMS norm whose result is in 8 bits. What each row is divided by goes into its scale, which is all that it
+    changes: the whole numbers are those of x times the weight."""
+
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        self.weight, self.eps = weight, torch.tensor(eps, dtype=weight.dtype)
+
+    def __call__(self, x: Tensor) -> RowsIn8Bits:
+        rows = in_8_bits(x * self.weight)
+        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+        inverse = torch.addcmul(self.eps, norm, norm, value=1.0 / x.shape[1]).rsqrt_()  # of sqrt(mean(x^2) + eps)
+        return RowsIn8Bits(rows.numbers, rows.scale.mul_(inverse))
+
+
+class Int8Linear:
     """A linear layer x [R, in] -> x weight^T + bias in 8 bits, of `weight` [out, in] at the moment it is made.
 
     Everything but the whole numbers is in the precision of `x`, but at least float32.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        super().__init__()
+        self.dtype, self.exact = weight.dtype, _computed_in(weight)
         whole = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
-        scales = torch.empty(len(weight), dtype=_computed_in(weight), device=weight.device)
-        for start in range(0, len(weight), _ROWS_AT_ONCE):
-            rows = slice(start, start + _ROWS_AT_ONCE)
-            whole[rows], scale = quantized(weight[rows].to(scales.dtype))
-            scales[rows] = scale.squeeze(1)
-        self.weight, self.scales = whole.t(), scales  # [in, out], [out]
-        self.bias = None if bias is None else bias.to(scales.dtype)
+        scales = torch.empty(len(weight), dtype=self.exact, device=weight.device)
+        at_once = max(1, _NUMBERS_AT_ONCE // weight.shape[1])
+        for start in range(0, len(weight), at_once):
+            part = slice(start, start + at_once)
+            rows = in_8_bits(weight[part].to(self.exact))
+            whole[part], scales[part] = rows.numbers, rows.scale.squeeze(1)
+        self.weight, self.scales = self._stored(whole), scales
+        self.bias = None if bias is None else bias.to(self.exact)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if len(x) > _INPUTS_AT_ONCE:
+    def __call__(self, x: Tensor | RowsIn8Bits) -> Tensor:
+        if len(x) > _INPUTS_AT_ONCE and isinstance(x, Tensor):
             return torch.cat([self(part) for part in torch.split(x, _INPUTS_AT_ONCE)])
-        product, scale = self._product(x)
-        product.mul_(scale)
+        rows = self._rows(x)
+        product = self._product(rows.numbers).mul_(rows.scale)
         if self.bias is not None:
             product.add_(self.bias)
-        return product.to(x.dtype)
+        return product.to(self.dtype)
 
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
         """`residual` + x weight^T + bias."""
-        product, scale = self._product(x)
-        if product.dtype == residual.dtype:
-            summed = torch.addcmul(residual, product, scale)
-        else:
-            summed = residual + product.mul_(scale).to(residual.dtype)
-        return summed if self.bias is None else summed.add_(self.bias.to(residual.dtype))
+        if residual.dtype != self.exact:
+            return residual + self(x)
+        rows = self._rows(x)
+        summed = torch.addcmul(residual, self._product(rows.numbers), rows.scale)
+        return summed if self.bias is None else summed.add_(self.bias)
 
-    def _product(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x weight^T [R, out] but for the scale of each row, and those scales [R, 1]."""
-        whole, scale = quantized(x.to(_computed_in(x)))
-        return torch._int_mm(whole, self.weight).to(scale.dtype).mul_(self.scales), scale
+    def gated(self, x: Tensor | RowsIn8Bits, activation: Activation) -> Tensor:
+        """activation(gate) * up, where x weight^T + bias has gate and up side by side."""
+        gate, up = self(x).chunk(2, dim=-1)
+        return activation(gate).mul_(up)
+
+    def _rows(self, x: Tensor | RowsIn8Bits) -> RowsIn8Bits:
+        return x if isinstance(x, RowsIn8Bits) else in_8_bits(x if x.dtype == self.exact else x.to(self.exact))
+
+    def _stored(self, whole: Tensor) -> Tensor:
+        """The weight as `_product` reads it, of int8[out, in]."""
+        return whole.t()
+
+    def _product(self, numbers: Tensor) -> Tensor:
+        """x weight^T [R, out], but for the scale of each row."""
+        return torch._int_mm(numbers.to(torch.int8), self.weight).to(self.exact).mul_(self.scales)
+
+
+class PackedInt8Linear(Int8Linear):
+    """The same, bit for bit, with the weight in the blocks in which oneDNN reads it.
+
+    oneDNN then multiplies by the scales of the weight while it adds up. The processor's instructions multiply numbers
+    without a sign by numbers with one, so that inputs are stored as 128 more, which oneDNN takes off again: given int8,
+    it would take a path without these instructions, which is a thousand times as slow. Float32 alone.
+    """
+
+    def _stored(self, whole: Tensor) -> Tensor:
+        self._zeros = torch.zeros(len(whole), dtype=torch.int32)
+        # Contiguous: of any other tensor, the operator reads the memory as if it were.
+        return cast(Tensor, torch.ops.onednn.qlinear_prepack(whole.contiguous(), None))
+
+    def _product(self, numbers: Tensor) -> Tensor:
+        shifted = torch.add(numbers, _SHIFT).to(torch.uint8)
+        weight = self.weight, self.scales, self._zeros
+        plain = None, 1.0, 0, torch.float32, "none", [], ""  # no bias, an output that is not in 8 bits, nothing after
+        return cast(Tensor, torch.ops.onednn.qlinear_pointwise(shifted, 1.0, _SHIFT, *weight, *plain))
 
 
 def _computed_in(like: Tensor) -> torch.dtype:
     return torch.promote_types(like.dtype, torch.float32)
 
 
-class BFloat16Linear(nn.Module):
+class BFloat16Linear:
     """A linear layer in bfloat16, for inputs and outputs in another precision; see `Int8Linear`."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        super().__init__()
+        self.dtype = weight.dtype
         self.weight = weight.bfloat16()
         self.bias = None if bias is None else bias.bfloat16()
         self.packed = weight.device.type == "cpu" and has_bfloat16()
         if self.packed:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, 32)  # 32: how many rows to expect
 
-    def forward(self, x: Tensor) -> Tensor:
-        rounded = x.bfloat16()
-        product: Tensor
-        if self.packed:
-            product = torch.ops.mkldnn._linear_pointwise(rounded, self.weight, self.bias, "none", [], "")
-            return product.to(x.dtype)
-        product = F.linear(rounded, self.weight, self.bias)
-        return product.to(x.dtype)
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._product(x).to(self.dtype)
 
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
-        return torch.add(residual, self(x))
+        return torch.add(residual, self._product(x))
+
+    def gated(self, x: Tensor, activation: Activation) -> Tensor:
+        gate, up = self._product(x).chunk(2, dim=-1)
+        return activation(gate).mul_(up)
+
+    def _product(self, x: Tensor) -> Tensor:
+        """In bfloat16."""
+        rounded = x.bfloat16()
+        if self.packed:
+            product = torch.ops.mkldnn._linear_pointwise(rounded, self.weight, self.bias, "none", [], "")
+            return cast(Tensor, product)
+        return F.linear(rounded, self.weight, self.bias)
 
 
 LowPrecisionLinear = Int8Linear | BFloat16Linear
 
 
-def writer_linear(wanted: WriterDtype | None, model: HFModel) -> type[LowPrecisionLinear] | None:
-    """The linear layers of the copy that writes the texts of `model`; None: the model writes them itself.
+def writer_linear(wanted: WriterDtype | None, model: HFModel, *, steps: int = 0) -> type[LowPrecisionLinear] | None:
+    """The linear layers of the copy that writes `steps` tokens of texts of `model`; None: the model writes them itself.
 
     It does where nobody `wanted` a copy, where its own precision is the one that is wanted, on another device than the
     processor, and on a processor that has no such instructions; with "auto" also where a copy is not worth it.
@@ -133,7 +211,8 @@ def writer_linear(wanted: WriterDtype | None, model: HFModel) -> type[LowPrecisi
             return None
         wanted = "int8" if has_int8() else "bfloat16"
     if wanted == "int8":
-        return Int8Linear if has_int8() else None
+        packs = steps >= WORTH_PACKING and weight.dtype != torch.float64
+        return (PackedInt8Linear if packs else Int8Linear) if has_int8() else None
     return BFloat16Linear if has_bfloat16() and weight.dtype != torch.bfloat16 else None
 
 

@@ -328,3 +328,38 @@ def test_settings_are_checked() -> None:
         DPO.Config(margin_scale=2.0)
     with pytest.raises(ConfigError, match="say how sure they are"):
         DPO.Config(labels="bradley-terry", label_smoothing=0.1)
+
+
+@pytest.mark.parametrize("loss", ["simpo", "orpo", "cpo"])
+def test_a_loss_without_a_reference_asks_it_nothing(make_world, pairs: Rollout, loss: str) -> None:
+    """Not a single pass, where no KL part does; and its number is that of the policy's log-probabilities alone."""
+    world = make_world(kl=0.0)
+
+    class Unasked:
+        def response_logprobs(self, episodes: Any) -> Any:
+            raise AssertionError("the reference was asked")
+
+    agent = dpo(replace(world.setup, reference=Unasked()), loss=loss)
+    logprobs = np.array([row.sum() for row in agent.policy.response_logprobs(pairs.episodes)])
+    length = np.array([len(episode.response_ids) for episode in pairs.episodes])
+    chosen, rejected = (logprobs[start::2] for start in (0, 1))
+    average = [logprobs[start::2] / length[start::2] for start in (0, 1)]
+    odds = [value - np.log1p(-np.exp(value)) for value in average]
+    expected = {
+        "simpo": np.log1p(np.exp(-(2.0 * (average[0] - average[1]) - 1.0))),
+        "orpo": -average[0] + 0.1 * np.log1p(np.exp(-(odds[0] - odds[1]))),
+        "cpo": np.log1p(np.exp(-0.1 * (chosen - rejected))) - chosen,
+    }[loss]
+    assert abs(agent.update(pairs)["loss"] - expected.mean()) < 1e-12
+    with pytest.raises(ConfigError, match="dpo's beta is the weight of the reward's KL penalty"):
+        dpo(world.setup, loss="hinge")
+
+
+@pytest.mark.parametrize("loss", ["simpo", "orpo", "cpo", "hinge", "sppo", "apo-zero", "robust"])
+def test_other_losses_learn_what_is_preferred(make_world, pairs: Rollout, loss: str) -> None:
+    agent = dpo(make_world(kl=0.3).setup, loss=loss, epochs=30, optimization=Optimization(lr=1e-2))
+    before = agent.policy.response_logprobs(pairs.episodes)
+    agent.update(pairs)
+    now = agent.policy.response_logprobs(pairs.episodes)
+    gained = np.array([b.sum() - a.sum() for a, b in zip(before, now, strict=True)])
+    assert (gained[0::2] > gained[1::2]).all()

@@ -172,7 +172,7 @@ def test_k2_in_the_loss_is_the_gradient_of_the_objective(enumerate_world, gradie
 def test_k1_in_the_loss_is_refused(make_world) -> None:  # N20
     with pytest.raises(ConfigError, match="expected gradient of log p is 0"):
         GRPO.Config(kl_in_loss="k1")
-    with pytest.raises(ConfigError, match="kl_in_loss must be one of 'k1', 'k2', 'k3', got 'k4'"):
+    with pytest.raises(ConfigError, match="kl_in_loss must be one of 'k1', 'k2', 'k3', 'k3-corrected', got 'k4'"):
         GRPO.Config(kl_in_loss="k4")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="grpo with kl_in_loss's beta is the weight of the reward's KL penalty"):
         grpo(make_world(kl=0.0).setup, kl_in_loss="k3")
@@ -243,3 +243,59 @@ def test_settings_are_checked() -> None:
 def test_it_refuses_texts_without_stated_log_probabilities(make_world, make_episode) -> None:
     with pytest.raises(DataError, match="needs the log-probabilities of the policy that wrote"):
         grpo(make_world().setup).update(demonstrations([make_episode([0, 2], [1, 4])], pad_id=5))
+
+
+# ---------------------------------------------------------------- losses of the table
+
+
+@pytest.mark.parametrize(
+    ("loss", "flat", "exactly"),
+    [
+        ("clip", {}, True),
+        ("dapo", {"clip_high": 0.28, "aggregation": "token-mean"}, True),
+        ("dr-grpo", {"scale_by_std": False, "aggregation": "dr-grpo"}, True),
+        ("gspo", {"importance": "sequence", "clip": 3e-4, "clip_high": 4e-4}, False),
+    ],
+)
+def test_a_loss_of_the_table_is_what_the_single_settings_make(
+    make_world, gradient_of, loss: str, flat: dict[str, Any], exactly: bool
+) -> None:
+    """On texts that an older policy wrote, so that clips bind."""
+    world = make_world(rows=8)
+    writer = grpo(world.setup)
+    rollout = world.rollout(writer)
+    grpo(world.setup, optimization=Optimization(lr=0.01), epochs=5).update(rollout)
+    found = gradient_of(grpo(world.setup, loss=loss), rollout)
+    expected = gradient_of(grpo(world.setup, **flat), rollout)
+    assert torch.equal(found, expected) or not exactly
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    assert not torch.equal(found, gradient_of(grpo(world.setup), rollout)) or loss == "clip"
+
+
+def test_a_masked_answer_has_no_gradient_and_is_still_compared_with(make_world, gradient_of) -> None:
+    """By hand: the group's mean is of all four, the loss of those that ended."""
+    world = make_world(rows=8)
+    agent = grpo(world.setup, mask_overlong=True, scale_by_std=False)
+    rollout = world.rollout(agent)
+    reasons = ["length" if row % 3 == 0 else "stop" for row in range(8)]
+    rollout = replace(
+        rollout,
+        episodes=tuple(replace(it, finish_reason=reason) for it, reason in zip(rollout.episodes, reasons, strict=True)),
+    )
+    returns = rollout.returns().reshape(2, 4)
+    advantages = (returns - returns.mean(1, keepdim=True)).flatten()
+    ended = torch.tensor([reason == "stop" for reason in reasons])
+    logprobs = agent.policy.evaluate(rollout.tokens, rollout.mask, rollout.actions).logprobs
+    loss = -(advantages * logprobs.sum(1) / rollout.actions.sum(1))[ended].mean()
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(agent.policy.parameters()))])
+    torch.testing.assert_close(gradient_of(agent, rollout), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("loss", ["cispo", "sapo", "reinforce++"])
+def test_it_learns_with_a_loss_of_the_table(assert_learns, loss: str) -> None:
+    assert_learns(lambda setup, **settings: grpo(setup, loss=loss, **settings), 0, updates=40)
+
+
+def test_what_it_draws_resumes(assert_resumes) -> None:
+    loss = {"name": "clip-cov", "lowest": 0.01, "share": 0.2}
+    assert_resumes(lambda setup: grpo(setup, loss=loss, epochs=2, minibatches=2))

@@ -15,7 +15,6 @@ from rlhf_agents.rloo import RLOO
 
 from rlhf_env.learning.sources import EnvSource
 from rlhf_env.policies.anatomy import anatomy_of
-from rlhf_env.policies.cache import preallocated_cache
 from rlhf_env.policies.fused import FusedStep
 from rlhf_env.policies.low_precision import Int8Linear, has_int8
 
@@ -30,16 +29,12 @@ def stated_by_copy(policy: Any, episodes: Any) -> list[np.ndarray]:
         logprobs = []
         for end in range(len(episode.prompt_ids), len(episode.ids)):
             text = torch.from_numpy(episode.ids[:end].copy())[None]
-            cache = preallocated_cache(policy.model.config, end)
+            mask, first = torch.ones_like(text, dtype=torch.bool), np.zeros(1, np.int64)
             with torch.inference_mode():
-                logits = step.prefill(text, torch.ones_like(text, dtype=torch.bool), cache, *first_row(end))
+                logits = step.prefill(text, mask, step.cache(), first, 1)
             logprobs.append(float(logits[0].double().log_softmax(-1)[episode.ids[end]]))
         found.append(np.array(logprobs))
     return found
-
-
-def first_row(length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.zeros(1, dtype=torch.int64), torch.arange(length)[None]
 
 
 @pytest.fixture

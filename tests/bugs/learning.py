@@ -62,8 +62,8 @@ MUTANTS = (
         "N16",
         "k3 without the -1: not 0 for equal policies",
         "rlhf_env/learning/functional.py",
-        "        return torch.expm1(log_ratio) - log_ratio\n",
-        "        return torch.exp(log_ratio) - log_ratio\n",
+        "        return torch.expm1(gap) - gap\n",
+        "        return torch.exp(gap) - gap\n",
     ),
     Mutant(
         "N17",
@@ -84,8 +84,8 @@ MUTANTS = (
         "N20",
         "k1 and k3 swapped",
         "rlhf_env/learning/functional.py",
-        '    if kind == "k1":\n        return -log_ratio\n',
-        '    if kind == "k1":\n        return torch.expm1(log_ratio) - log_ratio\n',
+        '    if kind == "k1":\n        return -gap\n',
+        '    if kind == "k1":\n        return torch.expm1(gap) - gap\n',
     ),
     Mutant(
         "N21",

@@ -92,10 +92,16 @@ CASES: dict[str, Changes] = {
     "rloo": {"agent": {"name": "rloo", **GROUPS}},
     "grpo": {"agent": {"name": "grpo", **GROUPS}},
     "grpo, novelty": {"agent": {"name": "grpo", **GROUPS}, "rewards": {"novelty": 1.0, "kl": ADAPTIVE}},
+    "grpo, clip-cov": {
+        "agent": {"name": "grpo", **GROUPS, "loss": {"name": "clip-cov", "lowest": 0.01, "share": 0.2}},
+    },
+    "reinforce, ++": {"agent": {"name": "reinforce", **STEPS, "loss": "reinforce++", "mask_overlong": True}},
+    "ppo, sapo": {"agent": {"name": "ppo", **MINIBATCHES, "loss": "sapo"}},
     "rejection": {"agent": {"name": "rejection", **GROUPS}},
     "sft": {"agent": {"name": "sft", **STEPS}, "answers": "answers.jsonl"},
     "dpo": {"agent": {"name": "dpo", **GROUPS}},
     "dpo, stored pairs": {"agent": {"name": "dpo", **MINIBATCHES}, "preferences": "pairs.jsonl"},
+    "dpo, simpo": {"agent": {"name": "dpo", **GROUPS, "loss": {"name": "simpo", "gamma": 0.5}}},
     "kto": {"agent": {"name": "kto", **GROUPS}},
     "kto, stored pairs": {"agent": {"name": "kto", **MINIBATCHES}, "preferences": "pairs.jsonl"},
     "options": {"agent": {"name": "options", **MINIBATCHES}},
@@ -109,6 +115,28 @@ CASES: dict[str, Changes] = {
             "window": 12,
             "agent": {"name": "ppo", **MINIBATCHES},
         }
+    },
+    "replay around grpo": {
+        "agent": {"name": "replay", "priority": "advantage", "agent": {"name": "grpo", **GROUPS}},
+    },
+    "prompt_sampling around dynamic_sampling around grpo": {
+        "agent": {
+            "name": "prompt_sampling",
+            "agent": {"name": "dynamic_sampling", "draws": 2, "agent": {"name": "grpo", **GROUPS}},
+        },
+    },
+    "task_sampling around rloo": {
+        "agent": {"name": "task_sampling", "agent": {"name": "rloo", **GROUPS}},
+        "task": {"name": "mixture", "tasks": [{"name": "echo", "length": 1}, {"name": "echo", "length": 2}]},
+    },
+    "curriculum around replay around ppo": {
+        "agent": {
+            "name": "curriculum",
+            "levels": [1, 2],
+            "by": "updates",
+            "starts": [0, 3],
+            "agent": {"name": "replay", "max_age": 2, "agent": {"name": "ppo", **MINIBATCHES}},
+        },
     },
     "curriculum around grpo, novelty": {
         "agent": {

@@ -137,6 +137,10 @@ def assert_same_bits(one: Any, other: Any, where: str = "") -> None:
         assert one.keys() == other.keys(), where
         for key in one:
             assert_same_bits(one[key], other[key], f"{where}/{key}")
+    elif isinstance(one, list):
+        assert len(one) == len(other), where
+        for place, (mine, theirs) in enumerate(zip(one, other, strict=True)):
+            assert_same_bits(mine, theirs, f"{where}/{place}")
     elif isinstance(one, torch.Tensor):
         assert torch.equal(one, other), where
     elif isinstance(one, np.ndarray):

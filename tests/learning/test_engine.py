@@ -58,6 +58,21 @@ class TestMicroBatches:
     def test_every_row_once(self, settings: dict[str, int]) -> None:
         assert sorted(row for part in parts(**settings) for row in part) == list(range(8))
 
+    @pytest.mark.parametrize("settings", [{}, {"micro_batch_size": 3}, {"micro_batch_tokens": 12}])
+    def test_tokens_are_counted_of_which_a_gradient_is_computed(self, settings: dict[str, int]) -> None:
+        """Each text once in a pass, however it is split; a pass that only reads costs none."""
+        parameter = torch.zeros(1, requires_grad=True)
+        computing = Engine()
+        optimizer = computing.optimizer([parameter], Optimization(**settings))
+        for _ in optimizer.rows(LENGTHS):
+            pass
+        assert computing.spending.gradient_tokens == 0
+        for _ in range(2):
+            for _ in optimizer.rows(LENGTHS):
+                optimizer.backward(parameter.sum())
+                optimizer.backward(parameter.sum())
+        assert computing.spending.gradient_tokens == 2 * 41
+
 
 class TestMostTokens:
     """Below adapters, a backward pass keeps what fits into memory."""

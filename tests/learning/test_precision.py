@@ -17,7 +17,7 @@ import rlhf_env
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.run_models import model_folder
 from rlhf_env.plain_data import flat
-from rlhf_env.policies import cache
+from rlhf_env.policies.fused import FusedStep
 from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.policies.tiny import tiny_language_model
 
@@ -98,14 +98,14 @@ def _check_checkpoint(run: Path, policy: LanguageModel, dtype: str, *, lora: boo
 def _check_what_is_computed(policy: LanguageModel, dtype: str) -> None:
     asked = {"input_ids": np.full((2, 4), 7), "attention_mask": np.ones((2, 4), bool)}
     caches: list[Any] = []
-    make = cache.preallocated_cache
+    make = FusedStep.cache
 
     def noting(*args: Any) -> Any:
         caches.append(make(*args))
         return caches[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cache, "preallocated_cache", noting)
+        patch.setattr(FusedStep, "cache", noting)
         written = policy.write(asked, 2)
     held = [it for layer in caches[0].layers for it in (layer.keys, layer.values)]
     assert kinds_of(*held) == {promised("keys, values", dtype)}

@@ -238,10 +238,18 @@ class _Hooks:
     def register_metrics(self, register: plugins.Register) -> None:
         register("a metric", "a:B")
 
+    @plugins.hookimpl
+    def register_token_losses(self, register: plugins.Register) -> None:
+        register("a token loss", "a:B")
+
+    @plugins.hookimpl
+    def register_pair_losses(self, register: plugins.Register) -> None:
+        register("a pair loss", "a:B")
+
 
 def test_every_hook_reaches_its_kind() -> None:
-    hooks = [name for name in dir(plugins) if name.startswith("register_") and name.endswith("s")]
-    assert hooks == [plugins.hook_of(kind) for kind in sorted(plugins.PLUGIN_KINDS)], (
+    hooks = [name for name in dir(plugins) if hasattr(getattr(plugins, name), "rlhf_env_spec")]
+    assert hooks == sorted(plugins.hook_of(kind) for kind in plugins.PLUGIN_KINDS), (
         "a hook without a kind, or the reverse"
     )
     host = PluginHost([])
@@ -255,6 +263,8 @@ def test_every_hook_reaches_its_kind() -> None:
         ("metric", "a metric", ""),
         ("tracker", "a tracker", ""),
         ("stopping rule", "a stopping rule", ""),
+        ("token loss", "a token loss", ""),
+        ("pair loss", "a pair loss", ""),
     ]
 
 

@@ -19,7 +19,6 @@ from rlhf_env.lora_settings import Lora
 from rlhf_env.policies import LanguageModel, Sampling
 from rlhf_env.policies.anatomy import anatomy_of, layer_norm_weight, rms_norm_weight
 from rlhf_env.policies.attention import attend_in_own_precision
-from rlhf_env.policies.cache import preallocated_cache
 from rlhf_env.policies.experts import loop_over_experts_in_float64
 from rlhf_env.policies.fused import FusedStep
 from rlhf_env.policies.fused import _norm as _fused_norm
@@ -353,7 +352,6 @@ def test_no_setting_changes_silently_what_is_computed(family: str) -> None:
             model = model_of(name, **{**usual, "sliding_window": 5, **settings}).eval()
             loop_over_experts_in_float64(model)
             attend_in_own_precision(model)
-            cache = preallocated_cache(model.config, 16)
             with torch.no_grad():
                 expected = model(input_ids=text, use_cache=False).logits[0]
         except Exception:  # the library itself refuses the setting
@@ -363,10 +361,10 @@ def test_no_setting_changes_silently_what_is_computed(family: str) -> None:
             continue
         known += 1
         with torch.inference_mode():
-            step, one = FusedStep(model, anatomy), torch.zeros(1, dtype=torch.int64)
-            part = text[:, :9]
-            logits = [step.prefill(part, torch.ones_like(part) > 0, cache, one, torch.arange(9)[None])]
-            logits += [step(text[:, place], torch.tensor([place]), cache, None) for place in range(9, 12)]
+            step, part = FusedStep(model, anatomy), text[:, :9]
+            cache = step.cache()
+            logits = [step.prefill(part, torch.ones_like(part) > 0, cache, np.zeros(1, np.int64), 3)]
+            logits += [step(text[:, place], torch.tensor([place]), cache) for place in range(9, 12)]
             tree = prefix_tree(text, torch.ones_like(text, dtype=torch.bool))
             read = step._logits(hidden_states(anatomy, tree)[tree.nodes[0]])
         for ours, theirs in ((torch.cat(logits), expected[8:12]), (read, expected)):

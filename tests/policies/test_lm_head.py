@@ -44,7 +44,7 @@ def small(family: str, temperature: float = 1.0, **settings: Any) -> LanguageMod
 def limits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """All at once and kept; in threes and nothing kept; some kept and others made again; one place at a time."""
     monkeypatch.setattr(lm_head, "_LOGITS_AT_ONCE", request.param[0])
-    monkeypatch.setattr(lm_head, "PROBABILITIES_KEPT", request.param[1])
+    monkeypatch.setattr(lm_head, "LOGITS_KEPT", request.param[1])
 
 
 KINDS = [(True, None, 1.0, 1.0), (False, None, 1.7, 0.25), (True, 2.0, 1.0, 3.0), (False, 2.0, 0.6, 1.0)]
@@ -186,7 +186,7 @@ class TestPolicies:
         """48 places and 2,000 words: 96,000 logits, of which there are never more than the limits say."""
         policy = tiny_language_model(vocab_size=2000, hidden_size=16, heads=2)
         monkeypatch.setattr(lm_head, "_LOGITS_AT_ONCE", 10_000)
-        monkeypatch.setattr(lm_head, "PROBABILITIES_KEPT", 20_000)
+        monkeypatch.setattr(lm_head, "LOGITS_KEPT", 20_000)
         with Largest() as own:
             through_its_own_head(policy, monkeypatch)
         with Largest() as ours:
@@ -202,7 +202,7 @@ class TestPolicies:
         head = policy._linear_head()
         assert head is not None and head.scale == {"logits_scaling": 0.25, "logit_scale": 4.0}[setting]
         assert_same(with_gradient(policy), through_its_own_head(policy, monkeypatch))
-        monkeypatch.setattr(lm_head, "PROBABILITIES_KEPT", 0)
+        monkeypatch.setattr(lm_head, "LOGITS_KEPT", 0)
         assert_same(with_gradient(policy), through_its_own_head(policy, monkeypatch))
 
     @pytest.mark.parametrize("setting", ["logit_scale", "logits_scaling", "final_logit_softcapping"])

@@ -15,7 +15,7 @@ from rlhf_env.errors import ConfigError
 from rlhf_env.lora_settings import Lora
 from rlhf_env.policies import LanguageModel, low_precision, tiny_language_model
 from rlhf_env.policies.lora import adapter_weights, add_adapter, merge_adapter
-from rlhf_env.policies.low_precision import BFloat16Linear, Int8Linear, fallback, quantized, writing_exactly
+from rlhf_env.policies.low_precision import BFloat16Linear, Int8Linear, fallback, in_8_bits, writing_exactly
 
 pytestmark = pytest.mark.skipif(not low_precision.has_int8(), reason="this processor has no 8-bit instructions")
 
@@ -110,9 +110,9 @@ def test_many_rows_are_as_few_at_a_time() -> None:
 
 
 def test_whole_numbers_reach_127_and_no_further() -> None:
-    whole, scale = quantized(torch.tensor([[0.0, -2.54, 1.27, 0.01], [0.0, 0.0, 0.0, 0.0]]))
-    assert whole.tolist() == [[0, -127, 64, 0], [0, 0, 0, 0]]  # 63.5 and 0.5 are halves: to even
-    assert float(scale[0]) == pytest.approx(0.02)
+    rows = in_8_bits(torch.tensor([[0.0, -2.54, 1.27, 0.01], [0.0, 0.0, 0.0, 0.0]]))
+    assert rows.numbers.tolist() == [[0, -127, 64, 0], [0, 0, 0, 0]]  # 63.5 and 0.5 are halves: to even
+    assert float(rows.scale[0]) == pytest.approx(0.02)
 
 
 @pytest.mark.parametrize("kind", ["int8", "bfloat16"])

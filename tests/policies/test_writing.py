@@ -10,7 +10,7 @@ import torch
 
 from rlhf_env.errors import ConfigError, DataError, RunFailed
 from rlhf_env.policies import LanguageModel, Sampling, Written, tiny_language_model
-from rlhf_env.policies.decoding import Decoding
+from rlhf_env.policies.readers import CacheReader, FusedReader
 from rlhf_env.policies.tiny import Family
 from tests.policies.conftest import FAMILIES
 
@@ -18,6 +18,7 @@ EXACT = 1e-10
 
 
 WAY = {"fused": True}
+READERS: tuple[Any, ...] = (FusedReader, CacheReader)
 
 
 @pytest.fixture(autouse=True, params=[True, False], ids=["fused", "general"])
@@ -61,10 +62,15 @@ def test_stated_logprobs_stay_exact_when_many_rows_finish_early(texts: Any, reco
 
 def test_rows_are_dropped_and_tokens_follow_the_end_token_never(texts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     batches = []
-    read = Decoding._decode
-    monkeypatch.setattr(
-        Decoding, "_decode", lambda self: batches.append((len(self._cached_rows), self.live.sum())) or read(self)
-    )
+    for reader in READERS:
+        read = reader.next
+
+        def noting(self: Any, texts: Any, lengths: Any, rows: Any, read: Any = read) -> Any:
+            logits = read(self, texts, lengths, rows)
+            batches.append((len(self._rows), len(rows)))
+            return logits
+
+        monkeypatch.setattr(reader, "next", noting)
     written = opinionated(init_std=0.05, vocab_size=6).write(texts(rows=40, symbols=5).observation, 25)
     assert all(live >= 0.75 * held for held, live in batches)
     assert len({held for held, _ in batches}) < len({live for _, live in batches})  # not at every finish
@@ -109,18 +115,29 @@ def test_waves_change_nothing_and_bound_the_cache(
 ) -> None:
     before = texts()
     whole = opinionated().write(before.observation, 9)
-    held, read = [], Decoding._prefill
-    monkeypatch.setattr(
-        Decoding, "_prefill", lambda self, room: held.append(len(self._cached_rows)) or read(self, room)
-    )
+    begun, held = [], []
+    for reader in READERS:
+        read, read_on = reader.begin, reader.next
+
+        def noting(self: Any, *args: Any, read: Any = read) -> Any:
+            begun.append(len(args[2]))
+            return read(self, *args)
+
+        def noting_on(self: Any, *args: Any, read_on: Any = read_on) -> Any:
+            held.append(len(self._rows))
+            return read_on(self, *args)
+
+        monkeypatch.setattr(reader, "begin", noting)
+        monkeypatch.setattr(reader, "next", noting_on)
     policy = opinionated(rows_at_once=rows_at_once)
-    held.clear()  # what the check at load read
+    begun.clear()  # what the check at load read
+    held.clear()
     rows = np.arange(12) != 7
     waves = policy.write(before.observation, 9, rows)
     np.testing.assert_array_equal(waves.tokens[rows], whole.tokens[rows])
     np.testing.assert_allclose(waves.logprobs[rows], whole.logprobs[rows], rtol=0, atol=EXACT)
     assert (waves.tokens[7] == 30).all() and not waves.logprobs[7].any()
-    assert max(held) == rows_at_once and sum(held) == 11
+    assert max(held) == max(begun) == rows_at_once and sum(begun) == 11
     assert policy._decoding is None
 
 
@@ -147,8 +164,9 @@ class TestTokenByToken:
     def prefills(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         """Grows by one whenever texts are read from the start."""
         count: list[int] = []
-        read = Decoding._prefill
-        monkeypatch.setattr(Decoding, "_prefill", lambda self, room: count.append(1) or read(self, room))
+        for reader in READERS:
+            read = reader.begin
+            monkeypatch.setattr(reader, "begin", lambda *args, read=read: count.append(1) or read(*args))
         return count
 
     @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3"])

@@ -24,13 +24,20 @@ from rlhf_env.types import Observation
 # ---------------------------------------------------------------- the agents there are
 
 # Settings that an agent has no default for.
-SETTINGS: dict[str, dict[str, Any]] = {"curriculum": {"levels": [2, 4], "agent": {"name": "rloo", "lr": 0.01}}}
+INSIDE = {"agent": {"name": "rloo", "lr": 0.01}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "curriculum": {"levels": [2, 4], **INSIDE},
+    "replay": {"priority": "advantage", **INSIDE},
+    "prompt_sampling": {"correction": 0.5, **INSIDE},
+    "dynamic_sampling": INSIDE,
+    "task_sampling": INSIDE,
+}
 
 
 @pytest.mark.parametrize("name", plugins.host().names("agent"))
 def test_every_agent_keeps_the_contract(name: str) -> None:
     left_out = check_agent({"name": name, **SETTINGS.get(name, {})})
-    trains = plugins.host().load("agent", name).trains if name != "curriculum" else True
+    trains = plugins.host().load("agent", name).trains if name not in SETTINGS else True
     learning = [] if trains else ["learns: the agent says that it does not train"]
     refused = [reason for reason in left_out if reason not in learning]
     assert [reason for reason in left_out if reason in learning] == learning

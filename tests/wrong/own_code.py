@@ -81,3 +81,22 @@ command("check polite.py:polite strictnes=2", "no setting 'strictnes': did you m
 command("check polite.py:polite function=a.py:b", "function=a.py:b: reward:polite.py:polite a", polite_DOT_py=POLITE)
 command("plugins nowhere.py:polite", "cannot read nowhere.py: No such file or directory")
 command("plugins polite.py:no", "polite.py has no 'no'. Known: polite", polite_DOT_py=POLITE)
+
+
+def own_loss(what: str, code: Content, *says: str, agent: str = "grpo", more: str = "") -> None:
+    """The toy experiment with a loss of this code."""
+    loss = f'name = "{agent}"\nloss = {{ function = "mine.py:loss"{more} }}'
+    experiment(f"own loss: {what}", AGENT, loss, *says, files={"mine.py": code})
+
+
+LOSS = "def loss(tokens, scale: float = 1.0):\n    return -scale * tokens.advantages * tokens.log_ratio.exp()\n"
+own_loss("another name", LOSS.replace("loss", "los"), "loss: mine.py has no 'loss': did you mean 'los'?")
+own_loss(
+    "a class", "class loss:\n    pass\n", "loss: mine.py:loss is the class loss, and a token loss is a function NAME"
+)
+own_loss(
+    "two batches", "def loss(tokens, others):\n    pass\n", "loss: mine.py:loss is a function, and a token loss is a f"
+)
+own_loss("a misspelt setting", LOSS, "token loss 'loss': no setting 'scal': did you mean 'scale'?", more=", scal = 2.0")
+own_loss("a setting of words", LOSS, "token loss 'loss': scale must be a finite number, got 'x'", more=', scale = "x"')
+own_loss("no function of pairs", "loss = 3\n", "loss: mine.py:loss is an int, and a pair loss is a", agent="dpo")

@@ -77,6 +77,25 @@ for size in (-1, 0, 1):
     experiment(f"a group of {size}", AGENT, f'name = "grpo"\ngroup_size = {size}', "[agent] grpo: group_size ")
 experiment("a group of 3", AGENT, 'name = "rloo"\ngroup_size = 3', "group_size 3 does not divide the batch of 8 rows")
 experiment("nobody wrapped", AGENT, 'name = "curriculum"\nlevels = [1]', "curriculum wraps another agent: agent = {")
+experiment(
+    "one answer to a prompt", AGENT, 'name = "dynamic_sampling"\nagent = { name = "ppo" }', "has no spread: take an"
+)
+experiment("one task", AGENT, 'name = "task_sampling"\nagent = { name = "ppo" }', "has no tasks to choose from")
+experiment(
+    "what is never drawn",
+    AGENT,
+    'name = "prompt_sampling"\nexplore = 0.0\ncorrection = 1.0\nagent = { name = "ppo" }',
+    "explore must be above 0 with a correction",
+)
+experiment("nobody replayed", AGENT, 'name = "replay"', "replay wraps another agent: agent = {")
+experiment("a priority", AGENT, 'name = "replay"\npriority = "td"\nagent = { name = "ppo" }', "priority must be one of")
+experiment("no bytes", AGENT, 'name = "replay"\nmax_bytes = 0\nagent = { name = "ppo" }', "max_bytes must be")
+experiment(
+    "an old text for options",
+    AGENT,
+    'name = "replay"\nagent = { name = "options" }',
+    "learns wrongly from texts of an older",
+)
 experiment("a wrapped number", AGENT, 'name = "curriculum"\nlevels = [1]\nagent = 3', "curriculum: agent needs a name")
 
 for value in ("inf", "nan", "-inf", '"x"', "true"):
@@ -122,3 +141,46 @@ experiment(
     'name = "textarena"\ngame = "GuessWho-v0"',
     "GuessWho-v0 asks a model over the network, whose answers no seed repeats",
 )
+
+GRPO = 'name = "grpo"\n'
+for loss, said in {
+    '"gspoo"': "loss: unknown token loss 'gspoo': did you mean 'gspo'?",
+    "{}": "loss: a token loss needs a name: one of cispo, clip, clip-cov, dapo, dr-grpo, gspo, maxrl, reinforce++",
+    '{ name = "sapo", temperature = 2.0 }': "loss: token loss 'sapo': no setting 'temperature': did you mean",
+    '{ name = "cispo", cap = -1 }': "loss: token loss 'cispo': cap must be above 0, got -1",
+    '{ name = "cispo", floor = 6.0 }': "loss: token loss 'cispo': floor must be below cap = 5.0, got 6.0",
+    '{ name = "dapo", importance_cap = 1.1 }': "loss: token loss 'dapo': importance_cap must be above 1 + the clip = 1",
+    '{ name = "clip-cov", lowest = 7.0 }': "loss: token loss 'clip-cov': lowest must be below highest = 5.0, got 7.0",
+    '{ name = "gspo", aggregation = "mean" }': "loss: token loss 'gspo': aggregation must be one of 'token-mean', 'seq",
+    '{ name = "gspo", advantages = "mine" }': "loss: token loss 'gspo': advantages must be one of 'agent', 'group', ",
+    '{ function = "nowhere.py:f" }': "loss: cannot read nowhere.py: No such file or directory",
+    '{ name = "gspo", function = "f.py:f" }': "loss: name and function are both set: name is that of a registered",
+    "3": "loss must be a string or a table, got 3",
+}.items():
+    experiment(f"loss = {loss}", AGENT, f"{GRPO}loss = {loss}", said)
+experiment(
+    "settings of grpo's own loss",
+    AGENT,
+    f'{GRPO}loss = "sapo"\nclip = 0.1\nimportance = "sequence"\naggregation = "token-mean"',
+    "aggregation belongs to grpo's own loss: leave it out; what this loss can be set to stands in loss = { name = 's",
+    "importance belongs to grpo's own loss: leave it out",
+    "clip belongs to grpo's own loss: leave it out",
+)
+for agent in ("ppo", "rloo", "reinforce"):
+    said = f"loss: 'maxrl' multiplies advantages of the kind 'group mean', and {agent} has 'agent'"
+    experiment(f"maxrl with {agent}", AGENT, f'name = "{agent}"\nloss = "maxrl"', said)
+experiment("a token loss for dpo", AGENT, 'name = "dpo"\nloss = "clip"', "loss: unknown pair loss 'clip'")
+for loss, said in {
+    'loss = "sigmoyd"': "loss: unknown pair loss 'sigmoyd': did you mean 'sigmoid'?",
+    'loss = { name = "simpo", gama = 0.5 }': "loss: pair loss 'simpo': no setting 'gama': did you mean 'gamma'?",
+    'loss = { name = "orpo", weight = -1.0 }': "loss: pair loss 'orpo': weight must be at least 0, got -1.0",
+    'loss = "hinge"\nlabel_smoothing = 0.1': "label_smoothing belongs to the losses sigmoid and robust: leave it out",
+    'loss = "sppo"\nlabels = "bradley-terry"': "labels 'bradley-terry' belong to the losses sigmoid and robust: leave",
+    'loss = "cpo"\nmargin = "offset"': "margin belongs to the losses sigmoid and ipo: leave it out with cpo",
+    'loss = "simpo"\nlength_normalised = true': "length_normalised is what simpo does by itself: leave it out",
+}.items():
+    experiment(f"dpo with {loss!r}", AGENT, f'name = "dpo"\n{loss}', said)
+experiment(
+    "overlong", REWARD, "overlong = { longest = 4, cache = 5 }", "reward 'overlong': cache must be at most longest = 4"
+)
+experiment("overlong, none", REWARD, "overlong = { longest = 4 }", "reward 'overlong': the setting 'cache' is required")

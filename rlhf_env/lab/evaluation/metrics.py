@@ -281,6 +281,17 @@ METRICS: tuple[Metric, ...] = (
         spread=False,
     ),
     Metric(
+        name="gradient_tokens",
+        spent=True,
+        title="Gradient tokens",
+        unit="tokens",
+        meaning="read, prompts and every pass too, to compute gradients in training",
+        better="lower",
+        form="count",
+        tables=("spending",),
+        spread=False,
+    ),
+    Metric(
         name="inference_tokens",
         title="Reply tokens",
         unit="tokens per reply",

@@ -28,7 +28,15 @@ from rlhf_env.types import JsonObject, JsonView
 
 _SHIPPED = "rlhf-env/"  # models of this package, under its licence
 _NOT_MEASURES = ("prompts", "prompts_in_training", "answers", "kl_is_bound")
-_CURRENCIES = ("updates", "episodes", "generated_tokens", "reward_calls", "preference_labels", "gradient_steps")
+_CURRENCIES = (
+    "updates",
+    "episodes",
+    "generated_tokens",
+    "reward_calls",
+    "preference_labels",
+    "gradient_steps",
+    "gradient_tokens",
+)
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ def test_what_an_agent_declares_fits_its_settings(name: str) -> None:
     assert Tuning(configurations=12, seed=1).configurations_of(own)[1] != tried[1]
 
 
-@pytest.mark.parametrize("name", ["best_of_n", "reference", "random", "curriculum"])
+@pytest.mark.parametrize("name", ["best_of_n", "reference", "random", "curriculum", "replay", "prompt_sampling"])
 def test_an_agent_without_ranges_is_not_tuned(name: str) -> None:
     assert Tuning(configurations=5).configurations_of({"name": name}) == [{"name": name}]
 
@@ -210,7 +210,7 @@ def test_the_report_shows_what_was_tried_what_was_spent_and_how_to_run_a_row_aga
     table = (tuned / "table.md").read_text(encoding="utf-8")
     spent, tried = (table.split(f"**{title}**")[1].split("\n\n")[1] for title in ("What was spent", "What was tried"))
     assert [cells.strip() for cells in spent.splitlines()[0].split("|")[2:-1]] == [
-        "Train tokens", "Reward calls", "Labels", "Gradient steps", "Reply tokens", "Seconds",
+        "Train tokens", "Reward calls", "Labels", "Gradient steps", "Gradient tokens", "Reply tokens", "Seconds",
     ]  # fmt: skip
     result = json.loads((tuned / "results" / "echo--ppo--seed-0.json").read_text())["spending"]
     ppo = [cells.strip() for cells in next(line for line in spent.splitlines() if "ppo" in line).split("|")[2:-1]]

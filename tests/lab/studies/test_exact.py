@@ -330,7 +330,7 @@ class TestLossTerms:
 
     def test_where_texts_have_one_token_both_are_the_same(self) -> None:
         terms = loss_terms(*world(3, 1))
-        for token, response in zip(terms[:3], terms[3:], strict=True):
+        for token, response in zip(terms[:4], terms[4:], strict=True):
             assert (token.kind, token.level, response.level) == (response.kind, "token", "response")
             assert_near(token.gradient, response.gradient)
 
@@ -423,8 +423,10 @@ class TestCommand:
         assert {one.name for one in ESTIMATORS} <= set(rows)
         assert "over all 84 batches of 3 responses" in answer.output
         assert [cell.strip() for cell in rows["RLOO"].split("│")[2:5]] == ["k1 in reward", "0", "1.000"]
-        assert rows["k3, of the whole response"].split("│")[4].split() == ["1.000", "0"]
+        assert rows["k3, whole response"].split("│")[4].split() == ["1.000", "0"]
         objective, logits = world(2, 2)
+        assert rows["sigmoid"].split("│")[-2].strip() == rows["dr-grpo"].split("│")[-2].strip() == "0.0 %"
+        assert rows["dr-grpo"].split("│")[4].strip() == "1.000"
         assert f"{objective.optimal_value:.4f}" in rows["optimal"]
         assert f"{float(objective.kl(logits)):.4f}" in rows["the one below"]
 

@@ -19,7 +19,7 @@ import torch
 from rich.console import Group, RenderableType
 from rich.table import Table
 from torch import Tensor
-from torch.autograd.functional import jacobian
+from torch.nn.functional import one_hot
 
 from rlhf_env.envs.toy_tasks import Enumerable
 from rlhf_env.errors import ConfigError
@@ -40,7 +40,7 @@ from rlhf_env.learning.functional import (
 from rlhf_env.policies.tabular import ResponseTree, TabularPolicy
 
 Level = Literal["token", "response"]
-Placement = Literal["k1 in reward", "k1 in loss", "k2 in loss", "k3 in loss"]
+Placement = Literal["k1 in reward", "k1 in loss", "k2 in loss", "k3 in loss", "k3-corrected in loss"]
 
 _MOST_TOKENS = 400_000  # of all batches together: some seconds
 _AT_ONCE = 4096  # batches whose gradients are held at one time
@@ -193,8 +193,7 @@ def measure(
     logprobs = of_tokens[rows].requires_grad_()
     reference = token_logprobs(tree, objective.reference)[rows]
     weights = batches.weights(estimator.aggregation)
-    # From log-probabilities of tokens to logits: [N, T, S, V].
-    scores: Tensor = jacobian(partial(token_logprobs, tree), logits)  # type: ignore[no-untyped-call]
+    scores = token_scores(tree, logits)
     probability = batches.orders * of_tokens.sum(1)[members].sum(1).exp()
     exact = objective.gradient(logits)
 
@@ -211,13 +210,7 @@ def measure(
         return objective.beta * _gradient(weighted_sum(kl_estimate(logprobs, reference, kind), weights), logprobs)
 
     def over_batches(of_loss: Tensor) -> MeasuredEstimate:
-        mean, square = torch.zeros_like(logits), 0.0
-        of_loss = of_loss.reshape(*members.shape, -1)
-        for some in (slice(start, start + _AT_ONCE) for start in range(0, len(members), _AT_ONCE)):
-            gradients = -torch.einsum("mnt,mntp->mp", of_loss[some], scores.flatten(2)[members[some]])
-            mean += (probability[some] @ gradients).reshape(mean.shape)
-            square += float(probability[some] @ gradients.square().sum(1))
-        return MeasuredEstimate(mean, max(square - float(mean.square().sum()), 0.0) ** 0.5, exact)
+        return expectation([(of_loss, probability)], scores, batches, exact)
 
     without = policy_term(paid)
     return {
@@ -227,7 +220,34 @@ def measure(
         "k1 in loss": over_batches(without + kl_term("k1")),
         "k2 in loss": over_batches(without + kl_term("k2")),
         "k3 in loss": over_batches(without + kl_term("k3")),
+        "k3-corrected in loss": over_batches(without + kl_term("k3-corrected")),
     }
+
+
+def token_scores(tree: ResponseTree, logits: Tensor) -> Tensor:
+    """[N, T, S, V]: the gradient of each token's log-probability by the logits, one-hot less softmax in its state."""
+    state, token = tree.choices
+    of_choice = one_hot(token.clamp(min=0), logits.shape[1]) - logits.softmax(-1)[state]
+    in_state = one_hot(state, logits.shape[0])[..., None] * of_choice[..., None, :]
+    return in_state * tree.mask[..., None, None]
+
+
+def expectation(
+    of_losses: Sequence[tuple[Tensor, Tensor]], scores: Tensor, batches: Batches, exact: Tensor
+) -> MeasuredEstimate:
+    """The estimate of ascent on a loss, over all batches and whatever it draws for itself.
+
+    `of_losses` are the outcomes of that draw: the loss's gradients by the tokens' log-probabilities [M n, T], and how
+    likely batch and outcome are together, float64[M]. `scores` [N, T, S, V] are the gradients of those by the logits.
+    """
+    mean, square = torch.zeros_like(exact), 0.0
+    for of_loss, probability in of_losses:
+        of_loss = of_loss.reshape(*batches.members.shape, -1)
+        for some in (slice(start, start + _AT_ONCE) for start in range(0, len(batches.members), _AT_ONCE)):
+            gradients = -torch.einsum("mnt,mntp->mp", of_loss[some], scores.flatten(2)[batches.members[some]])
+            mean += (probability[some] @ gradients).reshape(mean.shape)
+            square += float(probability[some] @ gradients.square().sum(1))
+    return MeasuredEstimate(mean, max(square - float(mean.square().sum()), 0.0) ** 0.5, exact)
 
 
 def _gradient(value: Tensor, by: Tensor) -> Tensor:
@@ -346,7 +366,7 @@ def _loss_term_table(objective: Objective, logits: Tensor) -> Table:
             given = logits.detach().requires_grad_()
             against = MeasuredEstimate(term.gradient, 0.0, _gradient(divergence(given), given))
             cells.append(f"{against.cosine:6.3f}  {_small(against.bias)}")
-        name = f"{term.kind}, {'token by token' if term.level == 'token' else 'of the whole response'}"
+        name = f"{term.kind}, {'token by token' if term.level == 'token' else 'whole response'}"
         table.add_row(name, f"{float(term.gradient.norm()):.4f}", *cells)
     return table
 
