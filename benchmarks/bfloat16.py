@@ -4,8 +4,10 @@
 
 Both sides are ours, with random weights, 4 prompts of 32 tokens with 4 answers of 64 each. The gradient is that of one
 update on given texts, of all weights. The curve is that of a small model that learns the toy task `count`: the mean
-reward of its last texts, by seed; intervals are of means over seeds, 95 % (Student's t). A processor without
-instructions for bfloat16 (avx512_bf16, AMX) gains nothing, and the script says so.
+reward of its last texts, by seed; intervals are of means over seeds, 95 % (Student's t). Beside it stands float32 from
+the very weights that bfloat16 starts from, which are its own rounded: what so small a move changes is chance, and the
+run that follows is another one. A processor without instructions for bfloat16 (avx512_bf16, AMX) gains nothing, and the
+script says so.
 """
 
 from __future__ import annotations
@@ -72,8 +74,8 @@ def gradient_of(policy: LanguageModel, rollout: Rollout) -> torch.Tensor:
     return gradient
 
 
-def curve(dtype: str, seeds: int) -> Iterator[float]:
-    """By seed, the mean reward of the last updates."""
+def curve(dtype: str, seeds: int, *, rounded: bool = False) -> Iterator[float]:
+    """By seed, the mean reward of the last updates; `rounded`: of runs whose first weights are rounded to bfloat16."""
     for seed in range(seeds):
         experiment = Experiment.from_table(
             {
@@ -86,7 +88,12 @@ def curve(dtype: str, seeds: int) -> Iterator[float]:
                 "budget": {"updates": 60},
             }
         )
-        rows = build(experiment).train().rows
+        workplace = build(experiment)
+        if rounded:
+            with torch.no_grad():
+                for weight in workplace.setup.policy.parameters():
+                    weight.copy_(weight.bfloat16())
+        rows = workplace.train().rows
         yield statistics.mean(row["rollout/reward"] for row in rows[-LAST:])
 
 
@@ -118,12 +125,16 @@ def main() -> None:
     )
     print(f"{'cosine of the gradients':64} {cosine:7.5f} {'':15} {COSINE_AT_LEAST:9}", flush=True)
     half, single = (np.array(list(curve(dtype, given.seeds))) for dtype in ("bfloat16", "float32"))
+    moved = np.array(list(curve("float32", given.seeds, rounded=True)))
     for name, found in (
         ("float32", student_mean(single)),
+        ("float32 from rounded weights", student_mean(moved)),
         ("bfloat16", student_mean(half)),
+        ("rounded weights - float32, by seed", student_mean(moved - single)),
         ("bfloat16 - float32, by seed", student_mean(half - single)),
+        ("bfloat16 - rounded weights, by seed", student_mean(half - moved)),
     ):
-        named = f"reward at the end, count, {given.seeds} seeds, {name}"
+        named = f"reward at the end, {given.seeds} seeds, {name}"
         print(f"{named:64} {found.value:7.3f} {found.low:7.3f} {found.high:7.3f}", flush=True)
 
 

@@ -68,10 +68,10 @@ class Side:
             text=True,
         )
 
-    def turn(self) -> Any:
+    def turn(self, line: str = "again") -> Any:
         assert self.process.stdin is not None and self.process.stdout is not None
         try:
-            self.process.stdin.write("again\n")
+            self.process.stdin.write(f"{line}\n")
             self.process.stdin.flush()
         except BrokenPipeError:
             pass  # it has said why, and ended

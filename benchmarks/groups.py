@@ -39,14 +39,15 @@ def compare(
     at_least: float | None,
     prompts_at_once: int = PROMPTS,
     lora: int = 0,
+    targets: tuple[str, ...] = ("all-linear",),
     writer: str | None = None,
     parts: Sequence[str] = ("update", "rollout and update"),
     **theirs_are: Any,
 ) -> None:
     """`name`: of TRL's trainer and, in small letters, of our agent; `beta`: the weight of the KL penalty.
 
-    `lora`: the rank of adapters on all matrices but the head's, on both sides with the same weights; 0: none. `writer`:
-    in which precision a copy of ours writes. `parts`: what is measured.
+    `lora`: the rank of adapters on the modules `targets`, on both sides with the same weights; 0: none. `writer`: in
+    which precision a copy of ours writes. `parts`: what is measured.
     """
     trl = bench.peer("trl", bench.TRL)
     rows = prompts_at_once * GROUP
@@ -61,7 +62,10 @@ def compare(
     if lora:
         peft = bench.peer("peft", bench.TRL)
         theirs_are["peft_config"] = peft.LoraConfig(
-            r=lora, lora_alpha=2 * lora, target_modules="all-linear", task_type="CAUSAL_LM"
+            r=lora,
+            lora_alpha=2 * lora,
+            target_modules="all-linear" if "all-linear" in targets else list(targets),
+            task_type="CAUSAL_LM",
         )
     trainer = bench.trainer(
         trl,
@@ -76,7 +80,7 @@ def compare(
         **theirs_are,
     )
     if lora:
-        add_adapter(policy.model, Lora(rank=lora, alpha=2.0 * lora), seed=0)
+        add_adapter(policy.model, Lora(rank=lora, alpha=2.0 * lora, targets=targets), seed=0)
         of_theirs = adapter_weights(trainer.model.get_base_model())
         for weight, value in adapter_weights(policy.model).items():
             value.copy_(of_theirs[weight])
@@ -131,16 +135,19 @@ def compare(
         return float(written["completion_mask"].sum())
 
     def floor(learned_alone: bool) -> float:
-        learned = roofline.learning(shape, rows, prompt=bench.PROMPT, answer=bench.ANSWER, lora=lora)
+        sizes = {"prompt": bench.PROMPT, "answer": bench.ANSWER, "per_prompt": GROUP}
+        learned = roofline.learning(shape, rows, **sizes, lora=lora, targets=targets)
         if learned_alone:
             return learned
-        read = bool(beta) * roofline.reading_texts(shape, rows, prompt=bench.PROMPT, answer=bench.ANSWER)
+        read = roofline.reading_texts(shape, rows, **sizes) if beta else 0.0
         lengths = [bench.ANSWER] * rows
         written = roofline.writing(shape, writer or "float32", lengths, prompt=bench.PROMPT, per_prompt=GROUP)
         return written + read + learned
 
     in_bits = {None: "", "int8": ", in 8 bits", "bfloat16": ", in bfloat16"}[writer]
-    what = f"TRL {'+ peft ' if lora else ''}{name}, {size}, {prompts_at_once} x {GROUP} x {bench.ANSWER}{in_bits}"
+    where = "" if "all-linear" in targets else f", {' '.join(targets)}"
+    who = f"TRL + peft {name}" if lora else f"TRL {name}"
+    what = f"{who}, {size}, {prompts_at_once} x {GROUP} x {bench.ANSWER}{where}{in_bits}"
     if "update" in parts:
         bench.take_turns(f"{what}, update", our_update, their_update, rounds=rounds, floor=lambda: floor(True))
     if "rollout and update" in parts:

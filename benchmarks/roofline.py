@@ -61,6 +61,14 @@ class Shape:
         )
 
     @property
+    def modules(self) -> dict[str, tuple[int, int]]:
+        """(in, out) of the matrices of a layer one by one, by the names of their modules."""
+        keys = self.kv_heads * self.width
+        sizes = {"q_proj": (self.hidden, self.hidden), "k_proj": (self.hidden, keys), "v_proj": (self.hidden, keys)}
+        sizes |= {"o_proj": (self.hidden, self.hidden), "down_proj": (self.intermediate, self.hidden)}
+        return sizes | dict.fromkeys(("gate_proj", "up_proj"), (self.hidden, self.intermediate))
+
+    @property
     def head(self) -> tuple[int, int]:
         return self.hidden, self.vocabulary
 
@@ -90,24 +98,40 @@ def writing(shape: Shape, kind: str, lengths: Sequence[int], *, prompt: int, per
     return seconds
 
 
-def learning(shape: Shape, rows: int, *, prompt: int, answer: int, lora: int = 0) -> float:
-    """Seconds of one pass forwards and one backwards over `rows` texts in float32; gradients of all weights, or of
-    adapters of rank `lora` on all of the layers' matrices.
+def learning(
+    shape: Shape,
+    rows: int,
+    *,
+    prompt: int,
+    answer: int,
+    per_prompt: int = 1,
+    lora: int = 0,
+    targets: Sequence[str] = ("all-linear",),
+) -> float:
+    """Seconds of one pass forwards and one backwards over `rows` texts in float32, of which `per_prompt` neighbours
+    share their prompt; gradients of all weights, or of adapters of rank `lora` on the modules `targets`.
     """
     # A product of the same size each for values, for gradients of inputs, and for gradients of weights.
-    seconds = (2 if lora else 3) * reading_texts(shape, rows, prompt=prompt, answer=answer)
+    seconds = (2 if lora else 3) * reading_texts(shape, rows, prompt=prompt, answer=answer, per_prompt=per_prompt)
     if lora:
-        each = shape.layers * sum(inner + outer for inner, outer in shape.layer)
-        seconds += 3 * rows * (prompt + answer - 1) * lora * each * multiplication()
+        adapted = [sum(size) for name, size in shape.modules.items() if name in targets or "all-linear" in targets]
+        small = lora * shape.layers * sum(adapted)
+        seconds += 3 * _distinct(rows, prompt, answer, per_prompt) * small * multiplication()
     return seconds
 
 
-def reading_texts(shape: Shape, rows: int, *, prompt: int, answer: int) -> float:
-    """Seconds to read `rows` texts in float32 for the log-probabilities of their answers."""
-    tokens = prompt + answer - 1
-    products = shape.layers * sum(product("float32", rows * tokens, *it) for it in shape.layer)
-    pairs = rows * tokens**2 / 2 * shape.layers * shape.heads * shape.width
-    return products + product("float32", rows * answer, *shape.head) + 2 * pairs * multiplication()
+def reading_texts(shape: Shape, rows: int, *, prompt: int, answer: int, per_prompt: int = 1) -> float:
+    """Seconds to read `rows` texts in float32 for the log-probabilities of their answers, shared prompts once."""
+    tokens = _distinct(rows, prompt, answer, per_prompt)
+    products = shape.layers * sum(product("float32", tokens, *it) for it in shape.layer)
+    pairs = rows * ((prompt + answer - 1) ** 2 - prompt**2) / 2 + rows // per_prompt * prompt**2 / 2
+    attention = 2 * pairs * shape.layers * shape.heads * shape.width * multiplication()
+    return products + product("float32", rows * answer, *shape.head) + attention
+
+
+def _distinct(rows: int, prompt: int, answer: int, per_prompt: int) -> int:
+    """The tokens that have to be read; nobody asks what follows the last one of a text."""
+    return rows // per_prompt * prompt + rows * (answer - 1)
 
 
 def product(kind: str, rows: int, inner: int, outer: int) -> float:

@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import side_by_side as bench
 from earlier_build import BEFORE, earlier_build, environment_of
+from safetensors import safe_open
 
 PROMPTS, GROUP, PROMPT, ANSWER, UPDATES, RANK = 8, 4, 64, 128, 2, 16
 ROWS = PROMPTS * GROUP
@@ -32,13 +33,13 @@ TRAIN = (
     "import sys\ntry:\n from rlhf_env.cli.main import main\nexcept ImportError:\n from rlhf_env.cli import main\nmain()"
 )
 SIDES = {
-    "lora": "LoRA 16, ours",
+    "lora": "LoRA 16 on all linear layers, ours",
     "few": "LoRA 16 on q_proj and v_proj (peft's default), ours",
     "full": "full weights, ours",
     "before": f"full weights, before ({BEFORE})",
-    "trl": "LoRA 16, TRL + peft",
-    "trl-checkpointing": "LoRA 16, TRL + peft, gradient checkpointing",
-    "trl-small": "LoRA 16, TRL + peft, micro-batches of 4",
+    "trl": "LoRA 16 on all linear layers, TRL + peft",
+    "trl-checkpointing": "the same, gradient checkpointing",
+    "trl-small": "the same, micro-batches of 4",
 }
 AT_LEAST = {"before": 3.0, "trl": 2.0}
 CHECKPOINT_AT_LEAST = 50.0
@@ -165,6 +166,23 @@ def checkpoint_size(run: Path) -> float:
     return sum(file.stat().st_size for file in last.rglob("*") if file.is_file())
 
 
+def parts(run: Path) -> str:
+    """What of a run's last checkpoint is weights, and what the optimizer's moments, which an exact resume needs."""
+    sizes = dict.fromkeys(("policy", "optimizer"), 0)
+    last = max((run / "checkpoints").glob("step-*"))
+    with safe_open(last / "tensors.safetensors", "np") as file:
+        for name in file.keys():  # noqa: SIM118 - not a mapping
+            tensor = file.get_slice(name)
+            for part in sizes:
+                if f"/{part}/" in name:
+                    sizes[part] += 4 * math.prod(tensor.get_shape())
+    return (
+        f"  ({sizes['policy'] / 1e6:.1f} weights, {sizes['optimizer'] / 1e6:.1f} moments)"
+        if any(sizes.values())
+        else ""
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="(default: all)")
@@ -201,7 +219,9 @@ def main() -> None:
             sizes = {side: checkpoint_size(folder / side) for side in runs}
             for side in runs:
                 bound = CHECKPOINT_AT_LEAST if side in ("lora", "few") else None
-                line(SIDES[side], f"{sizes[side] / 1e6:.1f}", sizes["before"] / sizes[side], bound)
+                line(
+                    SIDES[side], f"{sizes[side] / 1e6:.1f}", sizes["before"] / sizes[side], bound, parts(folder / side)
+                )
 
 
 def line(name: str, size: str, ratio: float, at_least: float | None, more: str = "") -> None:

@@ -286,6 +286,9 @@ def take_turns(
         distances.append(None if least is None else least / mine)
     if not line(name, ratios, at_least, distances):
         print(f"    ours spends {spent(ours)}", flush=True)
+        at_floor = [ratio / it for ratio, it in zip(ratios, distances, strict=True) if it]
+        if at_floor:
+            print(f"    if ours took no longer than its floor: {statistics.median(at_floor):.2f}", flush=True)
 
 
 # What the operations of a step do, by a part of their names; the first that fits.

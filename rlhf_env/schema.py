@@ -194,9 +194,12 @@ class _Maker:
                 return self.of_class(mark.whole, partial=True)
             if isinstance(mark, EachPartOf):
                 rows = {"type": "object", "additionalProperties": {"type": "object"}}
+                named = {"type": "array", "items": {"type": "string"}, "minItems": 1}
                 return {
                     "type": "object",
-                    "additionalProperties": self.of_class(mark.whole, partial=True, extra={"agents": rows}),
+                    "additionalProperties": self.of_class(
+                        mark.whole, partial=True, extra={"agents": rows, "rows": named}
+                    ),
                 }
             if isinstance(mark, Rows):
                 return self._rows()

@@ -356,6 +356,20 @@ class ReadsOptions(Protocol):
 
 
 @runtime_checkable
+class MixesTasks(Protocol):
+    """Several tasks as one: the reset option `weights` says how often each comes, in the order of `tasks`, and
+    `prompt.meta["task"]` which one a prompt is of."""
+
+    @property
+    def tasks(self) -> Mapping[str, object]:
+        """By label."""
+
+    @property
+    def weights(self) -> Float:
+        """float64[tasks], sum 1: how often each comes without the option."""
+
+
+@runtime_checkable
 class JudgesForm(Protocol):
     """A task that says whether an answer, right or wrong, has the form it asked for: the evaluator counts."""
 

@@ -54,6 +54,9 @@ BEYOND = {
     r"no.such|cannot read|alphabet|one or more different symbols|tokenizer|model|do not belong|answers one prompt": (
         "what is outside of the file"
     ),
+    r"has no spread: take an|has no tasks to choose|learns wrongly from texts|must be above 0 with a corr": (
+        "what an agent inside of another is, and several settings at once"
+    ),
     r"is not installed|is not here|a table of logits has|fused is false|has no importance ratio": (
         "what is outside of the file, and several settings at once"
     ),

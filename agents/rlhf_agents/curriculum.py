@@ -38,6 +38,8 @@ from rlhf_env.types import ResetOptions, State
 class Curriculum(Around):
     """Raises the task's level while `agent` learns. What else it is asked (`trains`, `policy`), that one answers."""
 
+    reads_every_text = True
+
     @settings
     class Config:
         """Which levels, and what raises them. The agent to wrap is no setting: it is built first, and handed in."""

@@ -264,7 +264,8 @@ class RewardMix:
         distinct, places = self._distinct(name, episodes)
         try:
             with self._contained(name):
-                answer = self._calls[name](lent(distinct))
+                # Ours write into nothing that they are lent: tests hold them to it.
+                answer = self._calls[name](distinct if name in self._of_this_package else lent(distinct))
         except (Exception, SystemExit) as error:
             found, why = self._after_error(name, distinct, allowed, error)
         else:

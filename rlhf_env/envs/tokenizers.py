@@ -7,7 +7,7 @@ decoded text again could give other ids. It is decoded once, when the episode en
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from rlhf_env import assets
 from rlhf_env.envs.transformers_tokenizer import own_tokenizer, render_chat
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.runs_on_disk import run_in, tokenizer_of
-from rlhf_env.types import EncodesPrompts, HasEndId, HasEndIds, JsonObject, JsonView, Prompt, Tokenizer
+from rlhf_env.types import HasEndId, HasEndIds, JsonObject, JsonView, Prompt, Tokenizer
 
 # In tokenizer_config.json: "user" says that the model was only ever asked in its chat template, so that a prompt
 # without special tokens is the message of a user.
@@ -345,13 +345,13 @@ def end_ids(known_to: HasEndId) -> tuple[int, ...]:
 
 def prompt_ids(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
     """The ids of a prompt as a model reads it before it answers: whoever encodes one does it here."""
-    if isinstance(tokenizer, EncodesPrompts) and has_template(tokenizer):
-        return tokenizer.encode_prompt(prompt)
+    # Not isinstance of the protocol, twice: it takes longer than to encode a short prompt.
+    encode_prompt: Callable[[Prompt], list[int]] | None = getattr(tokenizer, "encode_prompt", None)
+    if encode_prompt is not None and has_template(tokenizer):
+        return encode_prompt(prompt)
     if conversation_of(prompt) and template_options(prompt.meta).get("tools"):
         raise DataError(f"{prompt.id}: it has tools, and without a chat template nothing tells a model of them")
-    if isinstance(tokenizer, EncodesPrompts):
-        return tokenizer.encode_prompt(prompt)
-    return tokenizer.encode(prompt.text)
+    return tokenizer.encode(prompt.text) if encode_prompt is None else encode_prompt(prompt)
 
 
 def prompt_ids_within(tokenizer: Tokenizer, prompt: Prompt, most: int) -> list[int]:

@@ -186,6 +186,8 @@ class Rollout:
         single NaN would be in every parameter after one gradient step.
         """
         tensors = {"logprobs": self.logprobs, **{f"extra {name!r}": values for name, values in self.extras.items()}}
+        if self._is_finite():
+            return
         problems = [
             f"{name} of row {row} is {float(values[row, position])} at position {position}"
             for name, values in tensors.items()
@@ -201,6 +203,15 @@ class Rollout:
                 f"in the rollout, {problems[0]}{more}. Nothing was learned from it; look at the policy that wrote it: "
                 "have its parameters diverged (lower the learning rate), or are stored numbers damaged?"
             )
+
+    def _is_finite(self) -> bool:
+        """Whether all is well with those numbers, asked of all of them at once."""
+        if any(bool((~values.isfinite() & self.actions).any()) for values in (self.logprobs, *self.extras.values())):
+            return False
+        tokens = [np.asarray(values) for score in self.scores for values in score.tokens.values()]
+        return all(math.isfinite(raw) for score in self.scores for raw in score.raw.values()) and (
+            not tokens or bool(np.isfinite(np.concatenate(tokens)).all())
+        )
 
     def part(self, name: str) -> Tensor:
         """float64[B], on the processor: one reward part, unweighted; NaN in rows that it has not scored."""

@@ -12,6 +12,7 @@ resumed. If `not_exact` is empty in all of these, the run ends in the same bits 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -421,6 +422,11 @@ def _read_record(file: Path) -> JsonObject | None:
 
 def versions() -> dict[str, str]:
     """What this run was made with."""
+    return dict(_versions())
+
+
+@functools.cache  # of this process: reading them takes longer than a small checkpoint
+def _versions() -> Mapping[str, str]:
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for name in _DISTRIBUTIONS:
         try:

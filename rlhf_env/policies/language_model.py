@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rlhf_env.envs.transformers_tokenizer import quiet_transformers
 from rlhf_env.errors import ConfigError, DataError
-from rlhf_env.policies.anatomy import Anatomy, anatomy_of, has_dropout
+from rlhf_env.policies.anatomy import Anatomy, Recognized, anatomy_of, has_dropout
 from rlhf_env.policies.attention import attend_in_own_precision
 from rlhf_env.policies.decoding import Decoding
 from rlhf_env.policies.differences import ForwardPath
@@ -81,6 +81,7 @@ class LanguageModel(nn.Module):
         loop_over_experts_in_float64(model)
         self.model = model
         self.sampling = sampling
+        self._recognized = Recognized()
         self.rows_at_once, self.fused = rows_at_once, fused
         require_known(writer_dtype, model, fused=fused, known=anatomy_of(model) is not None)
         self.writer_dtype = writer_dtype
@@ -375,7 +376,7 @@ class LanguageModel(nn.Module):
 
     def anatomy(self) -> Anatomy | None:
         """The anatomy that `FusedStep` and `trunk` need; None where the model's own code has to do the work."""
-        return anatomy_of(self.model) if self.fused else None
+        return self._recognized.of(self.model) if self.fused else None
 
     def _linear_head(self) -> LinearHead | None:
         """The head, if it alone gives the model's logits; each head is tried once."""

@@ -17,7 +17,7 @@ from rlhf_env.envs.tokenizers import AlphabetTokenizer
 from rlhf_env.errors import ConfigError, ContractError, DataError
 from rlhf_env.testing.episodes import make_episode
 from rlhf_env.testing.observing import broken, difference, global_randomness_untouched
-from rlhf_env.types import Episode, JsonObject, JsonView, Observation, Prompt, ResetOptions
+from rlhf_env.types import Episode, Float, JsonObject, JsonView, Observation, Prompt, ResetOptions
 
 if TYPE_CHECKING:
     from rlhf_env.learning.agent import Agent, Decision, Metrics, Setup
@@ -110,19 +110,31 @@ def _builder(make_agent: str | JsonView | Callable[[Setup], Agent]) -> Callable[
 class _ToyTask:
     """Write the letter `a` as often as the prompt's metadata say: the option `level`, else 4 times.
 
-    Reward: the share of them that was written, at most 1, less the share of other letters.
+    Reward: the share of them that was written, at most 1, less the share of other letters. Each of its prompts is a
+    task of its own for the option `weights`.
     """
 
-    option_names = ("level",)
+    option_names = ("level", "weights")
     texts = ("a:", "b:", "ab:", "ba:")
+
+    @property
+    def tasks(self) -> Mapping[str, str]:
+        return {text.removesuffix(":"): text for text in self.texts}
+
+    @property
+    def weights(self) -> Float:
+        return np.full(self.size, 1.0 / self.size)
 
     @property
     def size(self) -> int:
         return len(self.texts)
 
     def prompt(self, index: int, options: ResetOptions, /) -> Prompt:
-        wanted, text = int(options.get("level", _WANTED)), self.texts[index % self.size]
-        return Prompt(id=f"toy/{text}{wanted}", text=text, meta={"wanted": wanted})
+        wanted, place = int(options.get("level", _WANTED)), index % self.size
+        if "weights" in options:
+            place = int(np.random.default_rng(index).choice(self.size, p=options["weights"]))
+        text = self.texts[place]
+        return Prompt(id=f"toy/{text}{wanted}", text=text, meta={"wanted": wanted, "task": list(self.tasks)[place]})
 
     def score(self, episode: Episode, /) -> float:
         hits, length = episode.response.count("a"), len(episode.response)

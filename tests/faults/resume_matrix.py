@@ -119,6 +119,16 @@ CASES: dict[str, Changes] = {
     "replay around grpo": {
         "agent": {"name": "replay", "priority": "advantage", "agent": {"name": "grpo", **GROUPS}},
     },
+    "prompt_sampling around dynamic_sampling around grpo": {
+        "agent": {
+            "name": "prompt_sampling",
+            "agent": {"name": "dynamic_sampling", "draws": 2, "agent": {"name": "grpo", **GROUPS}},
+        },
+    },
+    "task_sampling around rloo": {
+        "agent": {"name": "task_sampling", "agent": {"name": "rloo", **GROUPS}},
+        "task": {"name": "mixture", "tasks": [{"name": "echo", "length": 1}, {"name": "echo", "length": 2}]},
+    },
     "curriculum around replay around ppo": {
         "agent": {
             "name": "curriculum",

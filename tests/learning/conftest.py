@@ -28,6 +28,8 @@ AGENTS: dict[str, dict[str, Any]] = {
     "options": {"minibatches": 2, "lr": 1e-2},
     "curriculum": {"levels": [1, 2], "threshold": 0.0, "window": 12, "agent": {"name": "ppo", "lr": 1e-2}},
     "replay": {"priority": "advantage", "updates": 2, "agent": {"name": "rloo", "lr": 1e-2, "group_size": 4}},
+    "prompt_sampling": {"prompts": 5, "correction": 0.5, "agent": {"name": "ppo", "lr": 1e-2}},
+    "dynamic_sampling": {"draws": 2, "agent": {"name": "grpo", "lr": 1e-2, "group_size": 4}},
     "best_of_n": {"n": 2},
     "reference": {},
     "random": {},

@@ -130,7 +130,8 @@ def test_waves_change_nothing_and_bound_the_cache(
         monkeypatch.setattr(reader, "begin", noting)
         monkeypatch.setattr(reader, "next", noting_on)
     policy = opinionated(rows_at_once=rows_at_once)
-    held.clear()  # what the check at load read
+    begun.clear()  # what the check at load read
+    held.clear()
     rows = np.arange(12) != 7
     waves = policy.write(before.observation, 9, rows)
     np.testing.assert_array_equal(waves.tokens[rows], whole.tokens[rows])

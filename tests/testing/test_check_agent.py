@@ -28,6 +28,9 @@ INSIDE = {"agent": {"name": "rloo", "lr": 0.01}}
 SETTINGS: dict[str, dict[str, Any]] = {
     "curriculum": {"levels": [2, 4], **INSIDE},
     "replay": {"priority": "advantage", **INSIDE},
+    "prompt_sampling": {"correction": 0.5, **INSIDE},
+    "dynamic_sampling": INSIDE,
+    "task_sampling": INSIDE,
 }
 
 

@@ -77,6 +77,16 @@ for size in (-1, 0, 1):
     experiment(f"a group of {size}", AGENT, f'name = "grpo"\ngroup_size = {size}', "[agent] grpo: group_size ")
 experiment("a group of 3", AGENT, 'name = "rloo"\ngroup_size = 3', "group_size 3 does not divide the batch of 8 rows")
 experiment("nobody wrapped", AGENT, 'name = "curriculum"\nlevels = [1]', "curriculum wraps another agent: agent = {")
+experiment(
+    "one answer to a prompt", AGENT, 'name = "dynamic_sampling"\nagent = { name = "ppo" }', "has no spread: take an"
+)
+experiment("one task", AGENT, 'name = "task_sampling"\nagent = { name = "ppo" }', "has no tasks to choose from")
+experiment(
+    "what is never drawn",
+    AGENT,
+    'name = "prompt_sampling"\nexplore = 0.0\ncorrection = 1.0\nagent = { name = "ppo" }',
+    "explore must be above 0 with a correction",
+)
 experiment("nobody replayed", AGENT, 'name = "replay"', "replay wraps another agent: agent = {")
 experiment("a priority", AGENT, 'name = "replay"\npriority = "td"\nagent = { name = "ppo" }', "priority must be one of")
 experiment("no bytes", AGENT, 'name = "replay"\nmax_bytes = 0\nagent = { name = "ppo" }', "max_bytes must be")

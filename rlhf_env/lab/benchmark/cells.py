@@ -12,6 +12,7 @@ import torch
 
 from rlhf_env.errors import RunFailed
 from rlhf_env.lab.benchmark.results import FORMAT
+from rlhf_env.lab.evaluation.equal_texts import kept
 from rlhf_env.lab.evaluation.health import Alert
 from rlhf_env.lab.evaluation.metrics import METRICS, metrics_of
 from rlhf_env.lab.evaluation.runs import evaluation_curve, run
@@ -90,16 +91,17 @@ def run_cell(cell: GridCell, folder: Path, on_update: Callable[[Row, float], Non
     Raises what the run raises, and RunFailed for an evaluation that is not finite: then no result is written.
     """
     where = folder / cell.run
-    finished = run(
-        build(cell.experiment),
-        where,
-        resume=True,
-        allow_partial=True,  # a damaged checkpoint costs the way from the one before it, not the cell
-        threads=torch.get_num_threads(),  # as its process has them
-        name=cell.key,
-        on_update=on_update,
-        on_warning=_kept_in_the_folder,
-    )
+    with kept():
+        finished = run(
+            build(cell.experiment),
+            where,
+            resume=True,
+            allow_partial=True,  # a damaged checkpoint costs the way from the one before it, not the cell
+            threads=torch.get_num_threads(),  # as its process has them
+            name=cell.key,
+            on_update=on_update,
+            on_warning=_kept_in_the_folder,
+        )
     final = finished.evaluation
     diverged = [name for name, value in final.metrics.items() if not math.isfinite(value)]
     if diverged:

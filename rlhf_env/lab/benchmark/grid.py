@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tomli_w
-from annotated_types import Ge, Le
+from annotated_types import Ge, Le, MinLen
 
-from rlhf_env.errors import ConfigError, Problem, under
+from rlhf_env.errors import ConfigError, Problem, did_you_mean, under
 from rlhf_env.lab.benchmark.cells import GridCell
 from rlhf_env.lab.benchmark.tuning import FIRST_SEED, Tuning
 from rlhf_env.lab.statistics import least_p, seeds_for_a_verdict
@@ -47,7 +47,8 @@ class Grid:
     """What all cells share: task, policy, environment, rewards, budget, evaluation."""
     tasks: Annotated[dict[str, JsonObject], EachPartOf(Experiment)] = field(default_factory=dict)
     """Named changes to `experiment`; without any there is one task, named as in `experiment`. A table `agents` among
-    the changes holds, by row, settings for that task (a model of another size wants another `lr`)."""
+    the changes holds, by row, settings for that task (a model of another size wants another `lr`); a list `rows` names
+    the rows that run on it, where not all do."""
     seeds: Annotated[int, Ge(1), Le(FIRST_SEED)] = 3
     """How many seeds: 0, 1, ..."""
     tuning: Tuning = field(default_factory=Tuning)
@@ -86,6 +87,13 @@ class Grid:
                 if name not in self.agents:
                     said = f"tasks.{task}.agents.{name}: no row of this name, only {', '.join(self.agents)}"
                     yield Problem(said, (*keys, name))
+            keys = ("tasks", task, "rows")
+            _, wrong = checked(changes.get("rows", [*self.agents]), Annotated[list[str], MinLen(1)], keys)
+            yield from wrong
+            for name in () if wrong else changes.get("rows", ()):
+                if name not in self.agents:
+                    said = f"tasks.{task}.rows: no row is called {name!r}{did_you_mean(name, self.agents)}"
+                    yield Problem(said, keys)
         if self.reward_model is None and f"'{REWARD_MODEL}'" in str([self.experiment, self.tasks]):
             yield Problem(f"{REWARD_MODEL} is the model that a table [reward_model] makes, and there is no such table")
 
@@ -109,6 +117,8 @@ class Grid:
         cells: list[GridCell] = []
         problems: dict[str, None] = {}
         for seed, (task, changes), agent in product(range(self.seeds), tasks.items(), self.agents):
+            if agent not in changes.get("rows", self.agents):
+                continue
             try:
                 with self.blamed(task, agent):
                     cells.append(self._cell(task, changes, agent, seed, folder))
@@ -132,7 +142,9 @@ class Grid:
         settings = {**self.agents[agent], **on_task}
         if KEY not in settings:
             settings = {"name": agent, **settings}
-        shared = _merged(self.experiment, {key: value for key, value in changes.items() if key != "agents"})
+        shared = _merged(
+            self.experiment, {key: value for key, value in changes.items() if key not in ("agents", "rows")}
+        )
         table = {**shared, "name": f"{self.name}/{task}/{agent}", "seed": seed, "agent": settings}
         where = f"{self.name}, task {task}"
         made = Experiment.from_table(table, where, folder=self.folder).located()
@@ -145,7 +157,10 @@ class Grid:
     @property
     def too_few_seeds(self) -> str:
         """A sentence where no result of this grid could say which agent is better, with the seeds that could; or ""."""
-        agents, needed = len(self.agents), seeds_for_a_verdict(len(self.agents) - 1)
+        agents = max(
+            (len(changes.get("rows", self.agents)) for changes in self.tasks.values()), default=len(self.agents)
+        )
+        needed = seeds_for_a_verdict(agents - 1)
         if agents < 2 or self.seeds >= needed:
             return ""
         each = "1 seed" if self.seeds == 1 else f"{self.seeds} seeds"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,6 +22,7 @@ from rlhf_env.envs.tokenizers import end_ids, prompt_ids
 from rlhf_env.errors import ConfigError, DataError, Problem, RewardError, under
 from rlhf_env.feedback.offline import load_fitting
 from rlhf_env.lab.evaluation.asked import PromptsAsked, question_of
+from rlhf_env.lab.evaluation.equal_texts import EqualTexts
 from rlhf_env.lab.evaluation.metric import Measured, Metric
 from rlhf_env.lab.evaluation.metrics import METRICS, metrics_of
 from rlhf_env.learning.agent import Agent, Decision, traits
@@ -185,6 +186,7 @@ class Evaluator:
         policies = (setup.policy, setup.reference)
         streams = [policy.sampling_state() for policy in policies]
         writer = self._redrawn(agent)
+        equal = EqualTexts.of(self.workplace)
         state = agent.state_dict()  # some draw from streams of their own
         spent = setup.spending.as_dict()
         for policy in policies:
@@ -193,9 +195,9 @@ class Evaluator:
             # A new environment each time: what rewards remember of training is read here and not added to.
             # What the agent would ask for (an easier level, groups) does not hold: everyone gets the same prompts.
             # What is measured is the policy that is trained and kept, not the copy that may write for it in training.
-            with writing_exactly(*policies):
+            with writing_exactly(*policies), nullcontext() if equal is None else equal.written_once():
                 rollout = collect_with(
-                    self._environment(settings.prompts * settings.samples),
+                    self._environment(settings.prompts * settings.samples, equal),
                     writer,
                     {"indices": [index for index in range(settings.prompts) for _ in range(settings.samples)]},
                     seed=seed,
@@ -251,7 +253,7 @@ class Evaluator:
             found[row, len(episode.prompt_ids) : len(episode.ids)] = torch.from_numpy(score.tokens[name] / scale)
         return found
 
-    def _environment(self, rows: int) -> TextVectorEnv:
+    def _environment(self, rows: int, equal: EqualTexts | None) -> TextVectorEnv:
         """The evaluation's prompts, the training parts, the gold parts and the divergence, unweighted side by side."""
         env = self.workplace.env
         parts = {f"part/{name}": reward for name, reward in env.reward.parts.items()}
@@ -264,7 +266,9 @@ class Evaluator:
         return TextVectorEnv(
             rows,
             task=held_out(env.task),
-            reward=RewardMix(parts, failures=failures, measures=True),
+            reward=RewardMix(parts, failures=failures, measures=True)
+            if equal is None
+            else equal.scoring(parts, failures),
             tokenizer=env.tokenizer,
             max_new_tokens=env.max_new_tokens,
             max_prompt_tokens=longest_prompt(self.workplace, env.tokenizer),

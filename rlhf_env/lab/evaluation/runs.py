@@ -338,13 +338,12 @@ def _trained(
 ) -> Run:
     evaluator = evaluator_of(workplace)
     watch = Watch() if opened is None else Watch.of(opened.path)
-    before: Evaluation | None = None
+    latest: tuple[int, Evaluation] | None = None  # and after how many updates that was
 
     def evaluate() -> Mapping[str, float]:
+        nonlocal latest
         evaluation = evaluator()
-        if workplace.setup.spending.updates == 0:
-            nonlocal before
-            before = evaluation
+        latest = workplace.setup.spending.updates, evaluation
         return evaluation.metrics
 
     def follow(row: Row, fraction: float) -> None:
@@ -362,8 +361,8 @@ def _trained(
         lower_is_better=_lower_is_better(evaluator),
         on_update=follow,
     )
-    untrained = workplace.setup.spending.updates == 0
-    final = before if untrained and before is not None else evaluator()
+    # An evaluation changes nothing, so another one of the same agent would say the same.
+    final = latest[1] if latest is not None and latest[0] == workplace.setup.spending.updates else evaluator()
     finished = Run(
         workplace=workplace,
         folder=None if opened is None else opened.path,

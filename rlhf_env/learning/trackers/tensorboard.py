@@ -2,37 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
+from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
 from torch.utils.tensorboard import SummaryWriter
 
 from rlhf_env.errors import DiskRefused
 from rlhf_env.learning.tracking import Histogram, LoggedRow, bin_edges, drawn, histograms, numbers, update_of
-
-
-class _Writer(Protocol):
-    """As much of SummaryWriter, which has no types, as is used."""
-
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None: ...
-
-    def add_histogram_raw(
-        self,
-        tag: str,
-        *,
-        min: float,
-        max: float,
-        num: int,
-        sum: float,
-        sum_squares: float,
-        bucket_limits: Sequence[float],
-        bucket_counts: Sequence[int],
-        global_step: int,
-    ) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class TensorBoard:
@@ -44,19 +22,27 @@ class TensorBoard:
     def __init__(self, *, folder: Path) -> None:
         self._folder = folder / "tensorboard"
         self._taken_back_from: int | None = None
-        self._opened: _Writer | None = None
+        self._opened: Any = None  # SummaryWriter has no types
 
     def log(self, row: LoggedRow, /) -> None:
         update = update_of(row)
         writer = self._writer()
         shown = drawn(update)
+        # All of a row in one event: one for each number took longer than some updates.
+        values = [
+            Summary.Value(tag=key, simple_value=value)
+            for key, value in numbers(row).items()
+            if shown or key.startswith("eval/")
+        ]
+        values += [
+            _drawn_histogram(key, histogram)
+            for key, histogram in histograms(row).items()
+            if shown or key.startswith("eval/")
+        ]
+        if not values:
+            return
         try:
-            for key, value in numbers(row).items():
-                if shown or key.startswith("eval/"):
-                    writer.add_scalar(key, value, update)
-            for key, histogram in histograms(row).items():
-                if shown or key.startswith("eval/"):
-                    self._add_histogram(key, histogram, update)
+            writer.file_writer.add_summary(Summary(value=values), update)
         except OSError as error:
             raise self._refused(error) from error
 
@@ -67,7 +53,7 @@ class TensorBoard:
         if self._opened is not None:
             self._opened.close()
 
-    def _writer(self) -> _Writer:
+    def _writer(self) -> Any:
         """Opened with the first row: only then is it known which points are to be taken back."""
         if self._opened is None:
             try:
@@ -76,25 +62,27 @@ class TensorBoard:
                 raise self._refused(error) from error
         return self._opened
 
-    def _add_histogram(self, key: str, histogram: Histogram, update: int) -> None:
-        """Sums are those of values in the middle of their bins."""
-        counts, edges = histogram["counts"], bin_edges(histogram).tolist()
-        middles = [(low + high) / 2 for low, high in pairwise(edges)]
-        self._writer().add_histogram_raw(
-            key,
+    def _refused(self, error: OSError) -> DiskRefused:
+        return DiskRefused(
+            f"{self._folder} cannot be written: {error.strerror or error}. The last checkpoint is whole: make room, "
+            "then go on with --resume"
+        )
+
+
+def _drawn_histogram(key: str, histogram: Histogram) -> Any:
+    """Sums are those of values in the middle of their bins."""
+    counts, edges = histogram["counts"], bin_edges(histogram).tolist()
+    middles = [(low + high) / 2 for low, high in pairwise(edges)]
+    return Summary.Value(
+        tag=key,
+        histo=HistogramProto(
             min=edges[0],
             max=edges[-1],
             num=sum(counts),
             sum=sum(count * at for count, at in zip(counts, middles, strict=True)),
             sum_squares=sum(count * at**2 for count, at in zip(counts, middles, strict=True)),
             # Upper ends. An empty bin below the first says where that one begins.
-            bucket_limits=edges,
-            bucket_counts=[0, *counts],
-            global_step=update,
-        )
-
-    def _refused(self, error: OSError) -> DiskRefused:
-        return DiskRefused(
-            f"{self._folder} cannot be written: {error.strerror or error}. The last checkpoint is whole: make room, "
-            "then go on with --resume"
-        )
+            bucket_limit=edges,
+            bucket=[0, *counts],
+        ),
+    )

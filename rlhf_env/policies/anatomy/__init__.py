@@ -9,7 +9,7 @@ computes what its family computes, `rotary` and `weights` are what the descripti
 """
 
 from rlhf_env.policies.anatomy.layer import Anatomy, Layer
-from rlhf_env.policies.anatomy.recognition import anatomy_of, has_dropout
+from rlhf_env.policies.anatomy.recognition import Recognized, anatomy_of, has_dropout
 from rlhf_env.policies.anatomy.rotary import Rotary, apply_rotary
 from rlhf_env.policies.anatomy.weights import (
     LowRank,
@@ -23,6 +23,7 @@ __all__ = [
     "Anatomy",
     "Layer",
     "LowRank",
+    "Recognized",
     "Rotary",
     "anatomy_of",
     "apply_rotary",

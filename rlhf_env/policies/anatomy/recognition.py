@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -31,6 +35,73 @@ def anatomy_of(model: HFModel) -> Anatomy | None:
     if not _attends_to_the_past(config, trunk):
         return None
     return describe(trunk, config)
+
+
+class Recognized:
+    """The anatomy of one model, looked for again only after something of the model has changed.
+
+    Every forward pass asks for it, and in a small model the answer took as long as the layers.
+    """
+
+    def __init__(self) -> None:
+        self._model: HFModel | None = None
+        self._look: _Look | None = None
+        self._anatomy: Anatomy | None = None
+
+    def of(self, model: HFModel) -> Anatomy | None:
+        """What `anatomy_of` says of `model` as it is now."""
+        if self._look is None or self._model is not model or not self._look.holds():
+            self._look = None  # stays so if what follows raises
+            self._anatomy, self._model = anatomy_of(model), model
+            self._look = _Look(model)
+        return self._anatomy
+
+    def __deepcopy__(self, _memo: object) -> Recognized:
+        return Recognized()  # a copy of the model has modules of its own
+
+    def __reduce__(self) -> tuple[type[Recognized], tuple[()]]:
+        return Recognized, ()
+
+
+_place_and_precision = operator.attrgetter("dtype", "device")
+
+
+class _Look:
+    """All that `anatomy_of` may have read of a model: the attributes of its modules, what is in their tables (hooks
+    among it), where parameters are and in which precision, and its configurations.
+
+    What was read is kept, so that an object which is another cannot have come to the same address.
+    """
+
+    def __init__(self, model: HFModel) -> None:
+        modules = list(model.modules())
+        self._attributes = [(vars(module), tuple(vars(module).values())) for module in modules]
+        self._types = [(module, type(module)) for module in modules]
+        tables = [it for _, values in self._attributes for it in values if isinstance(it, (dict, list, set))]
+        self._empty = [table for table in tables if not table]
+        self._filled = [(table, tuple(_inside(table))) for table in tables if table]
+        self._parameters = list(model.parameters())
+        self._places = list(map(_place_and_precision, self._parameters))
+        self._configs = [model.config, getattr(model.base_model, "config", model.config)]
+        self._settings = [repr(vars(config)) for config in self._configs]
+
+    def holds(self) -> bool:
+        """Whether all of that is as it was. (Written for speed: a few dozen microseconds.)"""
+        for attributes, values in self._attributes:
+            if len(attributes) != len(values) or not all(map(operator.is_, attributes.values(), values)):
+                return False
+        if any(self._empty) or any(type(module) is not kind for module, kind in self._types):
+            return False
+        for table, inside in self._filled:
+            if len(table) != len(inside) or not all(map(operator.is_, _inside(table), inside)):
+                return False
+        if list(map(_place_and_precision, self._parameters)) != self._places:
+            return False
+        return [repr(vars(config)) for config in self._configs] == self._settings
+
+
+def _inside(table: dict[Any, Any] | list[Any] | set[Any]) -> Iterable[Any]:
+    return table.values() if isinstance(table, dict) else table
 
 
 def has_dropout(model: HFModel) -> bool:

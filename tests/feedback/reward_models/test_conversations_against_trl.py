@@ -31,7 +31,14 @@ CALLS = (
     "{{ tools[0].function.name if tools }}{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}"
     "{% for call in m.tool_calls or [] %}{{ call | tojson }}{% endfor %}<|im_end|>{% endfor %}"
 )
-TEMPLATES = {"chatml": CHATML, "trims": TRIMS, "calls": CALLS}
+# SmolLM2-Instruct's own, whose padding token is its end token; padded on the left here, as people do who generate.
+SMOLLM2 = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"
+    "You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+TEMPLATES = {"chatml": CHATML, "trims": TRIMS, "calls": CALLS, "smollm2": SMOLLM2}
 
 
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
@@ -58,14 +65,20 @@ def model(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    pad = 260 if request.param == "smollm2" else 258
     config = AutoConfig.for_model(
-        "llama", vocab_size=262, num_labels=1, pad_token_id=258, eos_token_id=260, bos_token_id=256, **sizes
+        "llama", vocab_size=262, num_labels=1, pad_token_id=pad, eos_token_id=260, bos_token_id=256, **sizes
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         made = AutoModelForSequenceClassification.from_config(config)
     made.save_pretrained(tmp_path / "model")
-    return save_chat_tokenizer(tmp_path / "model", TEMPLATES[request.param])
+    folder = save_chat_tokenizer(tmp_path / "model", TEMPLATES[request.param], begins=request.param != "smollm2")
+    if request.param == "smollm2":
+        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        settings |= {"pad_token": "<|im_end|>", "bos_token": "<|im_start|>", "padding_side": "left"}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
 
 
 @pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL is not installed")

@@ -70,7 +70,7 @@ def test_what_an_agent_declares_fits_its_settings(name: str) -> None:
     assert Tuning(configurations=12, seed=1).configurations_of(own)[1] != tried[1]
 
 
-@pytest.mark.parametrize("name", ["best_of_n", "reference", "random", "curriculum", "replay"])
+@pytest.mark.parametrize("name", ["best_of_n", "reference", "random", "curriculum", "replay", "prompt_sampling"])
 def test_an_agent_without_ranges_is_not_tuned(name: str) -> None:
     assert Tuning(configurations=5).configurations_of({"name": name}) == [{"name": name}]
 

@@ -18,7 +18,7 @@ from verl.trainer.ppo import core_algos as algorithms
 from verl.workers.config import ActorConfig, PolicyLossConfig
 
 from rlhf_env.learning.functional import group_advantages, leave_one_out_advantages, token_weights, weighted_sum, whiten
-from rlhf_env.learning.losses.declaring import TokenBatch
+from rlhf_env.learning.losses.declaring import TokenBatch, load_token_loss
 
 ROWS, TOKENS = 6, 7
 Texts = dict[str, Tensor]

@@ -95,7 +95,11 @@ def test_a_disk_that_refuses_ends_the_run(tmp_path: Path) -> None:
     """As it does for the log itself: no room for one is no room for the other."""
 
     class Full:
-        def add_scalar(self, *_: Any) -> None:
+        @property
+        def file_writer(self) -> Any:
+            return self
+
+        def add_summary(self, *_: Any) -> None:
             raise OSError("No space left on device")
 
         def close(self) -> None: ...

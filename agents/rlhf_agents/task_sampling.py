@@ -1,0 +1,139 @@
+"""Which task of a mixture comes how often, around any agent: by learning progress (Matiisen et al. 2017, arXiv
+1707.00183), or by a temperature (Conneau et al. 2020, arXiv 1911.02116).
+
+The agent inside writes and learns as ever; the shares of the mixture's tasks are set before each rollout.
+
+- "temperature": share_i^(1 / temperature), normalised. 1 is the mixture as it is, larger ones are nearer to equal
+  shares.
+- "progress": in proportion to |fast_i - slow_i|^(1 / temperature), two moving averages of the scores of task i: tasks
+  that get better or worse come often, those that are learned, or cannot be learned yet, seldom. A share `explore` goes
+  to all tasks equally. A task that has not come yet counts as the one with the most progress.
+
+    [task]
+    name = "mixture"
+    tasks = [{ name = "echo", length = 2 }, { name = "echo", length = 6 }]
+
+    [agent]
+    name = "task_sampling"
+    agent = { name = "grpo", group_size = 8, lr = 1e-3 }
+
+Evaluations ask in the shares of the mixture itself. Tasks of share 0 stay out.
+
+Left out: mixtures within the mixture (they keep their shares), Thompson sampling, gradients as the measure of progress.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from rlhf_env.errors import ConfigError, Problem
+from rlhf_env.learning.agent import Agent, Around, Metrics, Setup
+from rlhf_env.learning.functional import draw_probabilities
+from rlhf_env.learning.rollout import Rollout
+from rlhf_env.settings import Positive, Share, ShareBelowOne, fault, settings
+from rlhf_env.types import Float, MixesTasks, ResetOptions, State
+
+
+class TaskSampling(Around):
+    """Sets the shares of tasks for `agent`. What else it is asked (`trains`, `policy`), that one answers."""
+
+    reads_every_text = True
+
+    @settings
+    class Config:
+        """What the shares are set by. The agent to wrap is built first, and handed in."""
+
+        by: Literal["progress", "temperature"] = "progress"
+        """The change of scores, or the mixture's own shares at a temperature."""
+        temperature: Positive = 1.0
+        """Above 1 shares are more equal, below 1 less."""
+        explore: Share = 0.2
+        """With "progress", the share that is dealt out equally."""
+        fast: ShareBelowOne = 0.5
+        """How much of the quick moving average one rollout leaves."""
+        slow: ShareBelowOne = 0.9
+        """How much of the slow one."""
+        part: str = "task"
+        """The reward part that says how well a text did, unweighted."""
+
+    def __init__(self, setup: Setup, config: Config, agent: Agent) -> None:
+        task: object = setup.task
+        while not isinstance(task, MixesTasks) and hasattr(
+            task, "task"
+        ):  # another may cut its prompts, or hold some apart
+            task = task.task
+        if not isinstance(task, MixesTasks):
+            what = "a run without a task" if task is None else f"the task {type(task).__name__}"
+            raise ConfigError(
+                Problem(f'{what} has no tasks to choose from: task_sampling needs [task] name = "mixture"')
+            )
+        if config.part not in setup.reward.parts:
+            raise ConfigError(
+                fault("part", f"must be one of the reward's ({', '.join(setup.reward.parts)}), got {config.part!r}")
+            )
+        if not config.fast < config.slow:
+            raise ConfigError(fault("fast", f"must be below slow = {config.slow:g}, got {config.fast:g}"))
+        self.setup = setup
+        self.config = config
+        self.agent = agent
+        self.labels = tuple(task.tasks)
+        self._given = np.asarray(task.weights, dtype=np.float64)
+        self._fast, self._slow = np.zeros(len(self.labels)), np.zeros(len(self.labels))
+        self._rollouts = np.zeros(len(self.labels), dtype=np.int64)  # in which the task came
+
+    @property
+    def shares(self) -> Float:
+        """float64[tasks], sum 1: how often each comes in the next rollout."""
+        config, open_to = self.config, self._given > 0
+        if config.by == "temperature":
+            return draw_probabilities(self._given, 1.0 / config.temperature)
+        progress = np.abs(self._fast - self._slow)
+        known = self._rollouts > 0
+        progress = np.where(known, progress, progress[known].max() if known.any() else 1.0)
+        if not progress[open_to].any():
+            progress = np.ones(len(progress))
+        by_progress = draw_probabilities(np.where(open_to, progress, 0.0), 1.0 / config.temperature)
+        shares = (1.0 - config.explore) * by_progress + config.explore * open_to / open_to.sum()
+        return np.asarray(shares, dtype=np.float64)
+
+    def begin(self) -> ResetOptions:
+        return {**self.agent.begin(), "weights": self.shares.tolist()}
+
+    def update(self, rollout: Rollout, /) -> Metrics:
+        """The agent's update; then the scores of the tasks that came are known better."""
+        shares = self.shares
+        metrics = self.agent.update(rollout)
+        scores: dict[str, list[float]] = {label: [] for label in self.labels}
+        for episode, score in zip(rollout.episodes, rollout.scores, strict=True):
+            label = str(episode.prompt.meta.get("task", "")).partition("/")[0]
+            if label in scores and self.config.part in score.raw:
+                scores[label].append(score.raw[self.config.part])
+        for place, label in enumerate(self.labels):
+            metrics |= {f"tasks/{label}/share": float(shares[place])}
+            if scores[label]:
+                mean = float(np.mean(scores[label]))
+                self._learn(place, mean)
+                metrics |= {f"tasks/{label}/score": mean}
+        return metrics
+
+    def _learn(self, place: int, score: float) -> None:
+        if not self._rollouts[place]:
+            self._fast[place] = self._slow[place] = score
+        self._fast[place] += (1.0 - self.config.fast) * (score - self._fast[place])
+        self._slow[place] += (1.0 - self.config.slow) * (score - self._slow[place])
+        self._rollouts[place] += 1
+
+    def state_dict(self) -> State:
+        return {
+            "agent": self.agent.state_dict(),
+            "fast": self._fast.copy(),
+            "slow": self._slow.copy(),
+            "rollouts": self._rollouts.copy(),
+        }
+
+    def load_state_dict(self, state: State, /) -> None:
+        self.agent.load_state_dict(state["agent"])
+        self._fast, self._slow = np.array(state["fast"]), np.array(state["slow"])
+        self._rollouts = np.array(state["rollouts"])
