@@ -29,7 +29,7 @@ from rlhf_env.policies.anatomy import (
 )
 from rlhf_env.policies.linear import has_packed
 from rlhf_env.policies.low_precision import Int8Linear, LowPrecisionLinear, RMSNormIn8Bits, has_bfloat16
-from rlhf_env.policies.text_cache import LayerMemory, Step, TextCache, attend
+from rlhf_env.policies.text_cache import LayerMemory, Step, TextCache, attend_to_cache
 from rlhf_env.policies.trunk import hidden_states, prefix_tree
 from rlhf_env.policies.untyped import HFModel
 from rlhf_env.types import Int
@@ -114,7 +114,7 @@ class Block:
             if self.v_norm is not None:
                 values = self.v_norm(values)
             memory.write(queries_keys[:, heads:], values, step)
-        attended = attend(queries_keys[:, :heads], layer, memory, step)
+        attended = attend_to_cache(queries_keys[:, :heads], layer, memory, step)
         return attended if isinstance(self.out, LowPrecisionLinear) else attended.to(x.dtype)
 
     def _norm_queries_keys(self, queries_keys: Tensor) -> Tensor:

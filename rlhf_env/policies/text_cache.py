@@ -105,7 +105,7 @@ class Step:
     slot: int | None
     """The slot of the new token, before it goes around a ring, where it is the same in all places; else None."""
     like: Tensor
-    groups: Groups | None
+    groups: PromptGroups | None
     _made: dict[object, Tensor] = field(default_factory=dict)
 
     def index(self, memory: LayerMemory) -> Tensor:
@@ -131,7 +131,7 @@ class Step:
 
 
 @dataclass
-class Groups:
+class PromptGroups:
     """Which places share which prompt. N is the size of the largest group."""
 
     prompts: int
@@ -147,7 +147,7 @@ class Groups:
     _made: dict[object, Tensor | None] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, prompt_of: Int, prompt_lengths: Int, lengths: Int, like: Tensor) -> Groups:
+    def of(cls, prompt_of: Int, prompt_lengths: Int, lengths: Int, like: Tensor) -> PromptGroups:
         """`prompt_of` int64[R]: the prompt of each place; `lengths` int64[R]: how many tokens each has after it."""
         sizes = np.bincount(prompt_of, minlength=len(prompt_lengths))
         order = np.argsort(prompt_of, kind="stable")
@@ -238,7 +238,7 @@ class TextCache:
         self._reserve(rows, longest + 1)
         groups = None
         if self.shares:
-            groups = Groups.of(self.prompt_of, self.prompt_lengths, self.lengths, self.like)
+            groups = PromptGroups.of(self.prompt_of, self.prompt_lengths, self.lengths, self.like)
         return Step(rows, self.lengths.copy(), longest if uniform else None, self.like, groups)
 
     @property
@@ -283,7 +283,7 @@ class TextCache:
         return saved * per_token >= WORTH_SHARING * len(memories)
 
 
-def attend(queries: Tensor, layer: Layer, memory: LayerMemory, step: Step) -> Tensor:
+def attend_to_cache(queries: Tensor, layer: Layer, memory: LayerMemory, step: Step) -> Tensor:
     """Attention [R, heads * D] of the newest token of every place, `queries` [R, heads, D], to its text."""
     rows, _, size = queries.shape
     # One batched matmul for all places and heads: its batch is R * kv_heads, and the query heads that share a key head
@@ -304,7 +304,9 @@ def attend(queries: Tensor, layer: Layer, memory: LayerMemory, step: Step) -> Te
     return torch.addcmul(own.to(of_prompt.dtype), of_prompt, probabilities[:, :, -1:]).view(rows, -1)
 
 
-def _attend_to_prompts(queries: Tensor, layer: Layer, memory: LayerMemory, groups: Groups) -> tuple[Tensor, Tensor]:
+def _attend_to_prompts(
+    queries: Tensor, layer: Layer, memory: LayerMemory, groups: PromptGroups
+) -> tuple[Tensor, Tensor]:
     """Attention of `queries` [R, heads, D] to shared prompts, [R * kv_heads, heads / kv_heads, D], and the logarithm of
     the sum of the exponentials of the scores, [R * kv_heads, heads / kv_heads, 1]; in float32 at least."""
     _, heads, size = queries.shape
