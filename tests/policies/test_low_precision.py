@@ -264,14 +264,14 @@ def test_bfloat16_is_near_and_is_not_the_policy() -> None:
     assert BFloat16Linear(torch.ones(3, 4), None)(torch.ones(2, 4)).tolist() == [[4.0] * 3] * 2
 
 
-def test_auto_takes_8_bits_for_large_models_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_takes_bfloat16_for_large_models_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     small = tiny_language_model(vocab_size=30, dtype=torch.float32, writer_dtype="auto")
     assert not small.copy_writes
     monkeypatch.setattr(low_precision, "WORTH_A_COPY", 1)
+    monkeypatch.setattr(low_precision, "has_bfloat16", lambda: True)
     assert small.copy_writes
     assert not tiny_language_model(vocab_size=30, writer_dtype="auto").copy_writes  # float64 is for exactness
-    monkeypatch.setattr(low_precision, "has_int8", lambda: False)
-    assert low_precision.writer_linear("auto", small.model) in (BFloat16Linear, None)
+    assert low_precision.writer_linear("auto", small.model) is BFloat16Linear
     monkeypatch.setattr(low_precision, "has_bfloat16", lambda: False)
     assert not small.copy_writes
 
