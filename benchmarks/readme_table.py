@@ -109,6 +109,11 @@ ROWS: tuple[tuple[str, str, Sequence[str]], ...] = (
         ),
     ),
     (
+        "ours at `1d702d9`",
+        "`rlhf-env bench examples/benchmark.toml`, all 512 cells",
+        ("all cells",),
+    ),
+    (
         "ours without oneDNN",
         "writing 32 x (32 + 128), L, float32: what oneDNN alone gains",
         ("writing L: 32 x (32 + 128), what oneDNN alone gains",),
