@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_env.policies import LanguageModel, text_cache, tiny_language_model
+from rlhf_env.policies import LanguageModel, language_model, text_cache, tiny_language_model
 from rlhf_env.policies.low_precision import has_bfloat16, has_int8
 from rlhf_env.policies.readers import CacheReader, FusedReader, places_for
 from rlhf_env.policies.text_cache import TextCache
@@ -35,15 +35,22 @@ def groups(sizes: tuple[int, ...] = (5, 1, 8, 2, 3), longest: int = 20) -> Texts
 
 @pytest.fixture
 def caches(monkeypatch: pytest.MonkeyPatch) -> list[TextCache]:
-    """Every cache that is made."""
+    """Every cache that is made, but for those of the check at load."""
     made: list[TextCache] = []
-    begin = TextCache.__init__
+    begin, asked = TextCache.__init__, language_model.trusted_path
 
     def noting(self: TextCache, *args: Any) -> None:
         made.append(self)
         begin(self, *args)
 
+    def at_load(policy: Any) -> Any:
+        before = len(made)
+        path = asked(policy)
+        del made[before:]
+        return path
+
     monkeypatch.setattr(TextCache, "__init__", noting)
+    monkeypatch.setattr(language_model, "trusted_path", at_load)
     return made
 
 
