@@ -251,9 +251,7 @@ class Replay(Around):
         kept = Kept(to_keep(rollout), self._updates)
         if kept.size > self.config.max_bytes:
             raise ConfigError(
-                fault(
-                    "max_bytes", f"{self.config.max_bytes:,} hold no rollout of this run: one has {kept.size:,} bytes"
-                )
+                fault("max_bytes", f"of replay, {self.config.max_bytes:,}, hold no rollout: one has {kept.size:,} here")
             )
         oldest = -1 if self.config.max_age is None else self._updates - self.config.max_age
         self.kept = [one for one in [*self.kept, kept] if one.written > oldest]

@@ -76,7 +76,7 @@ def test_the_buffer_keeps_within_its_bytes_and_the_oldest_go_first(make_world: A
         newest = [kept.written for kept in agent.kept]
         assert newest == list(range(update + 1))[-len(newest) :]
     assert 2 <= len(agent.kept) <= 4
-    with pytest.raises(ConfigError, match="max_bytes 100 hold no rollout of this run: one has 4,"):
+    with pytest.raises(ConfigError, match="max_bytes of replay, 100, hold no rollout: one has 4,"):
         replay(world.setup, max_bytes=100).update(world.rollout(agent))
 
 
@@ -217,7 +217,7 @@ def test_weights_that_a_rollout_has_already_are_kept(make_world: Any) -> None:
 
 
 @pytest.mark.parametrize("inner", INNER)
-def test_it_resumes(assert_resumes: Any, inner: str) -> None:
+def test_a_checkpoint_gives_the_buffer_and_the_draws_back(assert_resumes: Any, inner: str) -> None:
     priority = "uniform" if inner == "grpo" else "advantage"
     assert_resumes(lambda setup: replay(setup, inner, priority=priority, updates=2), task={"name": "echo"}, rows=8)
 
