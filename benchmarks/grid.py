@@ -29,8 +29,6 @@ from pathlib import Path
 from typing import Any
 
 import earlier_build
-import side_by_side as bench
-import torch
 
 FILE = Path(__file__).resolve().parents[1] / "examples" / "benchmark.toml"
 COMMAND = (
@@ -63,6 +61,8 @@ def worker(file: Path, folder: Path) -> None:
         start = time.process_time()
         shares = {}
         if how:
+            import torch
+
             with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
                 cells[key].work(folder, lambda _row, _fraction: None)
             shares = of_kinds(profile)
@@ -76,6 +76,8 @@ def worker(file: Path, folder: Path) -> None:
 
 def of_kinds(profile: Any) -> dict[str, float]:
     """Seconds by kind of operation."""
+    import side_by_side as bench  # which needs more than the earlier build has
+
     found = dict.fromkeys([*bench.KINDS, "other operations"], 0.0)
     for event in profile.key_averages():
         kind = next((kind for kind, names in bench.KINDS.items() if any(name in event.key for name in names)), None)
@@ -193,6 +195,8 @@ def main() -> None:
     if given.worker:
         worker(*given.worker)
         return
+    import side_by_side as bench
+
     build = earlier_build.required_build()
     print(bench.machine())
     bench.heading("processor time, before / ours")

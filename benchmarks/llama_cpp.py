@@ -125,7 +125,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side (default: %(default)s)")
     parser.add_argument("--sides", nargs="+", choices=AT_LEAST, default=list(AT_LEAST), help="(default: both)")
     given = parser.parse_args()
-    missing = [it for it in (BUILT / "llama-server", BUILT / "llama-batched-bench", GGUF, MODEL) if not it.exists()]
+    programs = [BUILT / {"server": "llama-server", "decoding": "llama-batched-bench"}[side] for side in given.sides]
+    missing = [it for it in (*programs, GGUF, MODEL) if not it.exists()]
     if missing:
         print(f"llama.cpp: not measured, there is no {missing[0].relative_to(ROOT)} (to compare: make llama-cpp)")
         return

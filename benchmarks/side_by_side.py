@@ -32,7 +32,7 @@ from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.learning.agent import Setup
 from rlhf_env.learning.engine import Engine
 from rlhf_env.learning.functional import logprobs_under
-from rlhf_env.learning.models import most_tokens
+from rlhf_env.learning.models import most_tokens, shares_prefixes
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.policies import LanguageModel
 from rlhf_env.types import Episode, Prompt
@@ -132,7 +132,7 @@ def setup(policy: LanguageModel, reference: LanguageModel, reward: RewardMix, ro
         action_length=ANSWER,
         max_new_tokens=ANSWER,
         seed=0,
-        engine=Engine(most_tokens=most_tokens(policy)),
+        engine=Engine(most_tokens=most_tokens(policy), shares_prefixes=shares_prefixes(policy)),
     )
 
 

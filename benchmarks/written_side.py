@@ -67,9 +67,9 @@ def model(size: str) -> Any:
 
 
 def without_end(model: Any, end: int = 0) -> Any:
-    """The model with an end token that cannot come: -inf among its logits."""
+    """The model with an end token that cannot come: its probability is 0 even in float64, its logit finite."""
     bias = torch.zeros(model.config.vocab_size)
-    bias[end] = -torch.inf
+    bias[end] = -1000.0
     model.lm_head.register_parameter("bias", torch.nn.Parameter(bias))
     return model
 

@@ -154,7 +154,7 @@ class RLOO:
             )
         batch = with_left_out(self.loss, self.policy, self.optimizer, batch, self._draws)
         metrics: Metrics = defaultdict(float)
-        for rows in self.optimizer.rows(batch.lengths):
+        for rows in self.optimizer.rows(batch.lengths, group=batch.group):
             part = batch.select(rows)
             scores = self.policy.evaluate(part.tokens, part.mask, part.actions)
             token_log_ratio = stated_log_ratio(scores.logprobs, part.logprobs, part.actions)

@@ -79,9 +79,17 @@ def _restored(torch: Any, settings: tuple[Any, ...]) -> list[str]:
 
 
 def is_of_this_package(reward: AnyReward) -> bool:
-    """Whether all of its code is ours, which tests hold to what `contained` contains: no user's function or task."""
-    parts = (reward, getattr(reward, "task", reward), getattr(reward, "function", reward))
-    return all(type(part).__module__.partition(".")[0] in ("rlhf_env", "rlhf_rewards") for part in parts)
+    """Whether all of its code is ours, which tests hold to what `contained` contains and to writing into nothing that
+    it is lent: no user's function or reference, and no user's task, also within a task of ours."""
+    waiting: list[object] = [reward]
+    while waiting:
+        part = waiting.pop()
+        if type(part).__module__.partition(".")[0] not in ("rlhf_env", "rlhf_rewards"):
+            return False
+        waiting += [getattr(part, name) for name in ("task", "function", "reference") if hasattr(part, name)]
+        inside = getattr(part, "tasks", {})
+        waiting += inside.values() if isinstance(inside, dict) else []
+    return True
 
 
 def lent(episodes: Sequence[Episode]) -> list[Episode]:

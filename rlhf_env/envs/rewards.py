@@ -365,7 +365,7 @@ class RewardMix:
         for name, part in self._remembering.items():
             try:
                 with self._contained(name):
-                    part.observe(lent(episodes))
+                    part.observe(episodes if name in self._of_this_package else lent(episodes))
             except RewardFailed as error:
                 raise RewardError(f"reward {name!r} {error}, when it was shown {len(episodes)} episodes") from error
 

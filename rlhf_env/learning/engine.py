@@ -96,12 +96,16 @@ class Optimizer:
             settings.schedule, self._engine.progress, warmup=settings.warmup, floor=settings.floor
         )
 
-    def rows(self, lengths: Tensor, *, together: int = 1) -> Iterator[Tensor]:
+    def rows(self, lengths: Tensor, *, together: int = 1, group: Tensor | None = None) -> Iterator[Tensor]:
         """The micro-batches of a batch of texts of `lengths` int64[B], as row numbers int64[b]; B may be 0.
 
         A batch within the limits is one micro-batch, in its own order. A larger batch is sorted by length, the longest
         texts first, so that a micro-batch that does not fit into memory fails at once. Every `together` neighbours (2:
         a pair) stay in one micro-batch; if they alone exceed the limits, they are one.
+
+        `group` int64[B]: rows with the same number answer the same prompt. Where equal beginnings of a micro-batch are
+        computed once (`Engine.shares_prefixes`), groups are sorted by their longest texts, and their rows are
+        neighbours.
         """
         size, tokens = self.settings.micro_batch_size or math.inf, self.settings.micro_batch_tokens or math.inf
         if self.settings.micro_batch_tokens:
@@ -111,6 +115,12 @@ class Optimizer:
         order: Sequence[int] = range(len(longest))
         if len(lengths) > size or len(lengths) * max(longest, default=0) > tokens:
             order = sorted(order, key=lambda unit: -longest[unit])
+            if group is not None and self._engine.shares_prefixes:
+                groups = group[::together].tolist()
+                first: dict[int, int] = {}  # where the longest text of a group stands
+                for place, unit in enumerate(order):
+                    first.setdefault(groups[unit], place)
+                order = sorted(order, key=lambda unit: first[groups[unit]])  # the longest of each group first, still
         batch: list[int] = []
         width = 0
         for unit in order:
@@ -200,6 +210,8 @@ class Engine:
     progress: float = 0.0
     most_tokens: int = 0
     """Of a backward pass, whatever larger number `micro_batch_tokens` is (0: no such limit)."""
+    shares_prefixes: bool = False
+    """Whether the policy computes what texts of a micro-batch have in common once, as `trunk` does."""
 
     def optimizer(self, parameters: Iterable[Tensor], settings: Optimization) -> Optimizer:
         return Optimizer(parameters, settings, self)

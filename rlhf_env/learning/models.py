@@ -168,6 +168,11 @@ def most_tokens(policy: Policy) -> int:
     return max(1, KEPT_AT_ONCE // bytes_kept_per_token(policy.model)) if policy.device.type == "cpu" else 0
 
 
+def shares_prefixes(policy: Policy) -> bool:
+    """`Engine.shares_prefixes` of a run that trains `policy`."""
+    return isinstance(policy, LanguageModel) and policy.forward_path == "fused"
+
+
 def with_vocabulary_of(tokenizer: Tokenizer, policy: Policy, model: str) -> Tokenizer:
     """The tokenizer with the model's vocabulary (which many models fill up to a round number), or DataError."""
     written = end_ids(policy)

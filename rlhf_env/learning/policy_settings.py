@@ -51,8 +51,8 @@ class PolicySettings:
     sampling: Sampling = field(default_factory=Sampling)
     """The distribution that tokens are drawn from."""
     rows_at_once: AtLeastOne = ROWS_AT_ONCE
-    """Texts that are sampled side by side and whose keys and values are kept: it bounds the memory. More texts are
-    written in several waves; with fewer than `num_envs`, acting token by token reads all texts anew at each step."""
+    """Texts that are sampled side by side and whose keys and values are kept: it bounds the memory. Of more texts, some
+    begin when others end; with fewer than `num_envs`, acting token by token reads all texts anew at each step."""
     fused: bool = True
     """Sample by a quicker way through the models of the common families, whose weights it copies for as long; false:
     through the library's modules, with the same results up to rounding."""

@@ -24,7 +24,13 @@ from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.loop import Row, Training, train
 from rlhf_env.learning.making_agents import agent_factory, agent_trains, imitates, learns_off_policy, make_agent
 from rlhf_env.learning.memory_need import memory_need, remedies
-from rlhf_env.learning.models import load_policy, load_tokenizer_of, most_tokens, with_vocabulary_of
+from rlhf_env.learning.models import (
+    load_policy,
+    load_tokenizer_of,
+    most_tokens,
+    shares_prefixes,
+    with_vocabulary_of,
+)
 from rlhf_env.learning.prompt_lengths import require_prompts_fit
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
 from rlhf_env.learning.run_models import keep_base, model_folder
@@ -211,7 +217,12 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
         tokenizer = keeping_special(tokenizer, settings.keep_special)
     with under("environment"):
         require_stop_strings(settings.stop, tokenizer)
-    engine = Engine(spending := Spending(), str(policy.device), most_tokens=most_tokens(policy))
+    engine = Engine(
+        spending := Spending(),
+        str(policy.device),
+        most_tokens=most_tokens(policy),
+        shares_prefixes=shares_prefixes(policy),
+    )
     reference = policy.frozen_copy()
     reference.reseed(experiment.seed + 1)
     policy.reseed(experiment.seed)

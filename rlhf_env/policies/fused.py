@@ -114,7 +114,8 @@ class Block:
             if self.v_norm is not None:
                 values = self.v_norm(values)
             memory.write(queries_keys[:, heads:], values, step)
-        return attend(queries_keys[:, :heads], layer, memory, step).to(x.dtype)
+        attended = attend(queries_keys[:, :heads], layer, memory, step)
+        return attended if isinstance(self.out, LowPrecisionLinear) else attended.to(x.dtype)
 
     def _norm_queries_keys(self, queries_keys: Tensor) -> Tensor:
         """Queries and keys [R, heads + own_kv_heads, D] after their norms."""
@@ -231,18 +232,21 @@ def _with_matrices_of(blocks: Sequence[Block], anatomy: Anatomy) -> Anatomy:
 
 def _linear(linear: type[AnyLinear], *modules: object) -> AnyLinear:
     """One layer of the kind `linear` with the outputs of all modules, their adapters added to the weight."""
-    weight, bias = weight_and_bias(*modules)
-    weight = weight.detach()
-    adapters = [low_rank_of(module) for module in modules]
-    if any(adapters):
-        weight, start = weight.clone(), 0
-        for module, adapter in zip(modules, adapters, strict=True):
-            outputs = weight_and_bias(module)[0].shape[0]
-            if adapter is not None:
-                change = torch.mm(adapter.b.detach(), adapter.a.detach()).mul_(adapter.scaling)
-                weight[start : start + outputs] += change  # rounded once, where the weight is in less than float32
-            start += outputs
-    return linear(weight.contiguous(), None if bias is None else bias.detach())
+    biases = [bias.detach() for _, bias in map(weight_and_bias, modules) if bias is not None]
+    bias = torch.cat(biases) if len(biases) > 1 else biases[0] if biases else None
+    weights = [_with_adapter(module) for module in modules]
+    if issubclass(linear, Int8Linear):
+        return linear(weights, bias)  # what it makes is another matrix than theirs side by side: that need not be
+    return linear(weights[0].contiguous() if len(weights) == 1 else torch.cat(weights), bias)
+
+
+def _with_adapter(module: object) -> Tensor:
+    """The weight [out, in] of a matrix and its adapter."""
+    weight = weight_and_bias(module)[0].detach()
+    if (adapter := low_rank_of(module)) is None:
+        return weight
+    change = torch.mm(adapter.b.detach(), adapter.a.detach()).mul_(adapter.scaling)
+    return (weight + change).to(weight.dtype)  # rounded once, where the weight is in less than float32
 
 
 def _norm(module: object) -> Norm | None:

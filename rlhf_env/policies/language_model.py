@@ -53,7 +53,7 @@ class LanguageModel(nn.Module):
     others. `seed` starts the random streams that `write` draws from, one per row: what a row writes does not depend on
     the other rows.
 
-    `rows_at_once` bounds the memory of the key/value cache: more texts are written in several waves, and then every
+    `rows_at_once` bounds the memory of the key/value cache: of more texts, some begin when others end, and then every
     call reads them from the start. A model whose cache does not give what its own forward pass says reads every text
     whole at every step; DataError for one that is no causal language model (see `soundness`). `fused`: sample with
     `FusedStep` and learn with `trunk.hidden_states` where they know the model's family (and no dropout is active); the

@@ -148,7 +148,8 @@ class _AdaptedLinear(torch.autograd.Function):
             weight_gradient(g, x) if for_weight else None,
             g.sum(0) if for_bias else None,
             torch.mm(for_h.t(), x.to(a.dtype)) if for_a and for_h is not None else None,
-            torch.mm(exact_g.t(), h).mul_(ctx.scaling) if for_b else None,
+            # The narrow matrix first is twice as quick.
+            torch.mm(h.t(), exact_g).mul_(ctx.scaling).t() if for_b else None,
             None,
         )
 

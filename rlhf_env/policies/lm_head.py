@@ -162,8 +162,10 @@ class _Score(torch.autograd.Function):
         if pulls is not None and d_entropy is None:
             factors = torch.zeros_like(entropy) if d_logprobs is None else d_logprobs * (ctx.scale / ctx.temperature)
             return (factors.unsqueeze(1) * pulls).to(states.dtype), None, None, None, None, None, None
+        # Every block is written by the first rows; without any rows, nobody would write.
+        made = torch.empty_like if len(states) else torch.zeros_like
         d_states, d_weight, d_bias = (
-            torch.empty_like(tensor) if needed else None
+            made(tensor) if needed else None
             for tensor, needed in zip((states, weight, bias), ctx.needs_input_grad, strict=False)
         )
         for rows in _rows(len(states)):

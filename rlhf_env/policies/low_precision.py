@@ -17,7 +17,7 @@ as it gains in some 60 steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol, cast, runtime_checkable
@@ -35,22 +35,21 @@ WriterDtype = Literal["auto", "int8", "bfloat16"]
 # "auto" makes a copy of models of this many weights or more: in smaller ones, a step costs little but its calls.
 WORTH_A_COPY = 2**23
 
-# From this many steps of writing on, weights in 8 bits are packed.
-WORTH_PACKING = 96
+# From this many steps of writing on, weights in 8 bits of this many numbers or more are packed.
+WORTH_PACKING, LARGE_ENOUGH_TO_PACK = 96, 2**20
 
 # Numbers of a weight that become 8-bit numbers at a time, and rows of inputs that are multiplied at a time: what is
 # computed on the way stays in the processor's cache.
 _NUMBERS_AT_ONCE, _INPUTS_AT_ONCE = 2**16, 256
 _LARGEST, _SHIFT = 127, 128
-# Where all values are 0, any scale does; this one keeps 0 / scale a number.
-_LEAST_SCALE = 1e-30
-
-Activation = Callable[[Tensor], Tensor]
+# Where all values are 0, any scale does; this one keeps 0 / scale a number. (Two axes: without them, the precision of
+# the result would be that of the other summand, even where that is bfloat16.)
+_LEAST_SCALE = torch.full((1, 1), 1e-30)
 
 
 @dataclass(frozen=True, eq=False)
 class RowsIn8Bits:
-    """Rows of `numbers` [R, in], whole numbers from -127 to 127 that are not yet int8, times the `scale` [R, 1] of each.
+    """Rows of `numbers` [R, in], whole ones from -127 to 127 that are not yet int8, times the `scale` [R, 1] of each.
 
     Whatever multiplies rows in 8 bits takes them so as well: a norm gives them, and its products share them.
     """
@@ -69,22 +68,25 @@ class RowsIn8Bits:
 
 def in_8_bits(values: Tensor) -> RowsIn8Bits:
     """Each row of `values` [R, in] in 8 bits; rounds half to even."""
-    scale = values.abs().amax(1, keepdim=True).div_(_LARGEST).clamp_(min=_LEAST_SCALE)
+    scale = torch.add(_LEAST_SCALE, values.abs().amax(1, keepdim=True), alpha=1 / _LARGEST)
     return RowsIn8Bits(torch.div(values, scale).round_(), scale)
 
 
 class RMSNormIn8Bits:
     """An RMS norm whose result is in 8 bits. What each row is divided by goes into its scale, which is all that it
-    changes: the whole numbers are those of x times the weight."""
+    changes: the whole numbers are those of x times the weight.
+
+        x w / sqrt(mean(x^2) + eps) = x w sqrt(H) / hypot(|x|, sqrt(H eps))
+    """
 
     def __init__(self, weight: Tensor, eps: float) -> None:
-        self.weight, self.eps = weight, torch.tensor(eps, dtype=weight.dtype)
+        self.weight = weight * len(weight) ** 0.5
+        self.beside = torch.tensor((len(weight) * eps) ** 0.5, dtype=weight.dtype)
 
     def __call__(self, x: Tensor) -> RowsIn8Bits:
         rows = in_8_bits(x * self.weight)
-        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-        inverse = torch.addcmul(self.eps, norm, norm, value=1.0 / x.shape[1]).rsqrt_()  # of sqrt(mean(x^2) + eps)
-        return RowsIn8Bits(rows.numbers, rows.scale.mul_(inverse))
+        length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+        return RowsIn8Bits(rows.numbers, rows.scale.div_(length.hypot_(self.beside)))
 
 
 class Int8Linear:
@@ -93,14 +95,16 @@ class Int8Linear:
     Everything but the whole numbers is in the precision of `x`, but at least float32.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.dtype, self.exact = weight.dtype, _computed_in(weight)
-        whole = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
-        scales = torch.empty(len(weight), dtype=self.exact, device=weight.device)
-        at_once = max(1, _NUMBERS_AT_ONCE // weight.shape[1])
-        for start in range(0, len(weight), at_once):
-            part = slice(start, start + at_once)
-            rows = in_8_bits(weight[part].to(self.exact))
+    def __init__(self, weight: Tensor | Sequence[Tensor], bias: Tensor | None) -> None:
+        """`weight`: one matrix, or several [out', in] of which this layer has all outputs."""
+        weights = [weight] if isinstance(weight, Tensor) else weight
+        outputs, inputs = sum(map(len, weights)), weights[0].shape[1]
+        self.dtype, self.exact = weights[0].dtype, _computed_in(weights[0])
+        whole = torch.empty(outputs, inputs, dtype=torch.int8)
+        scales = torch.empty(outputs, dtype=self.exact)
+        start = 0
+        for few in (few for it in weights for few in torch.split(it, max(1, _NUMBERS_AT_ONCE // inputs))):
+            rows, part = in_8_bits(few.to(self.exact)), slice(start, start := start + len(few))
             whole[part], scales[part] = rows.numbers, rows.scale.squeeze(1)
         self.weight, self.scales = self._stored(whole), scales
         self.bias = None if bias is None else bias.to(self.exact)
@@ -122,7 +126,7 @@ class Int8Linear:
         summed = torch.addcmul(residual, self._product(rows.numbers), rows.scale)
         return summed if self.bias is None else summed.add_(self.bias)
 
-    def gated(self, x: Tensor | RowsIn8Bits, activation: Activation) -> Tensor:
+    def gated(self, x: Tensor | RowsIn8Bits, activation: Callable[[Tensor], Tensor]) -> Tensor:
         """activation(gate) * up, where x weight^T + bias has gate and up side by side."""
         gate, up = self(x).chunk(2, dim=-1)
         return activation(gate).mul_(up)
@@ -140,23 +144,31 @@ class Int8Linear:
 
 
 class PackedInt8Linear(Int8Linear):
-    """The same, bit for bit, with the weight in the blocks in which oneDNN reads it.
+    """The same, bit for bit, with a weight that is large in the blocks in which oneDNN reads it. Float32 alone.
 
     oneDNN then multiplies by the scales of the weight while it adds up. The processor's instructions multiply numbers
     without a sign by numbers with one, so that inputs are stored as 128 more, which oneDNN takes off again: given int8,
-    it would take a path without these instructions, which is a thousand times as slow. Float32 alone.
+    it would take a path without these instructions, which is a thousand times as slow.
     """
 
     def _stored(self, whole: Tensor) -> Tensor:
+        self.packed = whole.numel() >= LARGE_ENOUGH_TO_PACK
+        if not self.packed:
+            return super()._stored(whole)
         self._zeros = torch.zeros(len(whole), dtype=torch.int32)
         # Contiguous: of any other tensor, the operator reads the memory as if it were.
         return cast(Tensor, torch.ops.onednn.qlinear_prepack(whole.contiguous(), None))
 
     def _product(self, numbers: Tensor) -> Tensor:
+        if not self.packed:
+            return super()._product(numbers)
         shifted = torch.add(numbers, _SHIFT).to(torch.uint8)
         weight = self.weight, self.scales, self._zeros
-        plain = None, 1.0, 0, torch.float32, "none", [], ""  # no bias, an output that is not in 8 bits, nothing after
-        return cast(Tensor, torch.ops.onednn.qlinear_pointwise(shifted, 1.0, _SHIFT, *weight, *plain))
+        # No bias, an output that is not in 8 bits, and nothing after it.
+        product = torch.ops.onednn.qlinear_pointwise(
+            shifted, 1.0, _SHIFT, *weight, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        return cast(Tensor, product)
 
 
 def _computed_in(like: Tensor) -> torch.dtype:
@@ -180,7 +192,7 @@ class BFloat16Linear:
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
         return torch.add(residual, self._product(x))
 
-    def gated(self, x: Tensor, activation: Activation) -> Tensor:
+    def gated(self, x: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
         gate, up = self._product(x).chunk(2, dim=-1)
         return activation(gate).mul_(up)
 
@@ -209,7 +221,7 @@ def writer_linear(wanted: WriterDtype | None, model: HFModel, *, steps: int = 0)
         large = sum(it.numel() for it in model.parameters()) >= WORTH_A_COPY
         if not large or weight.dtype == torch.float64:  # float64 is for exactness
             return None
-        wanted = "int8" if has_int8() else "bfloat16"
+        wanted = "bfloat16"  # 8 bits are quicker still, and on some models far from the policy
     if wanted == "int8":
         packs = steps >= WORTH_PACKING and weight.dtype != torch.float64
         return (PackedInt8Linear if packs else Int8Linear) if has_int8() else None

@@ -93,13 +93,16 @@ class FusedReader:
     def next(self, texts: Int, lengths: Int, rows: Int) -> Tensor:
         if places_for(len(rows)) < len(self._rows):
             self._keep(rows, places_for(len(rows)))
-        # Texts that have ended but are still in the cache read their first token again, at position 0, which is always
-        # within the model's context. Nobody looks at their logits.
-        positions = np.where(np.isin(self._rows, rows), lengths[self._rows] - 1, 0)
+        all_live_in_order = np.array_equal(rows, self._rows)
+        positions = lengths[self._rows] - 1
+        if not all_live_in_order:
+            # Texts that have ended but are still in the cache read their first token again, at position 0, which is
+            # always within the model's context. Nobody looks at their logits.
+            positions[~np.isin(self._rows, rows)] = 0
         # Tokens and positions in one transfer to the device.
         ids = torch.from_numpy(np.stack([texts[self._rows, positions], positions])).to(self.model.device)
         logits = self.fused(ids[0], ids[1], self._cache)
-        if np.array_equal(rows, self._rows):
+        if all_live_in_order:
             return logits
         place_of = np.zeros(len(texts), np.int64)
         place_of[self._rows] = np.arange(len(self._rows))

@@ -43,7 +43,7 @@ from rlhf_env.policies.anatomy import (
 from rlhf_env.policies.linear import adapted_linear, has_onednn, linear, round_up
 from rlhf_env.policies.low_precision import LowPrecisionLinear
 from rlhf_env.policies.recomputation import recomputed
-from rlhf_env.policies.untyped import AutogradContext
+from rlhf_env.policies.untyped import AutogradContext, HFModule
 from rlhf_env.types import Bool, Int
 
 # A bucket takes rows that have at least this share of the queries of its longest row; the rest of a row is padding.
@@ -282,10 +282,10 @@ def _scaled_dot_product(layer: Layer, q: Tensor, k: Tensor, v: Tensor, mask: Ten
     return scores.masked_fill(~mask, -torch.inf).softmax(-1) @ v
 
 
-def _project(modules: tuple[nn.Module, ...], x: Tensor) -> Tensor:
+def _project(modules: tuple[HFModule, ...], x: Tensor) -> Tensor:
     """x weight^T + bias [N, out] of `x` [N, in], the outputs of all `modules` side by side, with their adapters."""
     if isinstance(modules[0], LowPrecisionLinear):  # of a copy that writes; it has joined them already
-        return cast(Tensor, modules[0](x))
+        return modules[0](x)
     adapters = [low_rank_of(module) for module in modules]
     if not any(adapters):
         return linear(x, *weight_and_bias(*modules))

@@ -244,8 +244,8 @@ MUTANTS = (
         "COPY",
         "a copy in 8 bits has one scale for all rows: what a text says depends on the texts beside it",
         "rlhf_env/policies/low_precision.py",
-        "scale = values.abs().amax(1, keepdim=True)",
-        "scale = values.abs().amax().expand(len(values), 1).clone()",
+        "values.abs().amax(1, keepdim=True), alpha",
+        "values.abs().amax().expand(len(values), 1), alpha",
         COPIES,
     ),
     Mutant(
@@ -260,8 +260,8 @@ MUTANTS = (
         "COPY",
         "a copy forgets the adapters",
         "rlhf_env/policies/fused.py",
-        "                weight[start : start + outputs] += change",
-        "                weight[start : start + outputs] += 0 * change",
+        "    return (weight + change).to(weight.dtype)",
+        "    return (weight + 0 * change).to(weight.dtype)",
         COPIES,
     ),
 )

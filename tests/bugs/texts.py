@@ -24,9 +24,9 @@ MUTANTS = (
     Mutant(
         "N5",
         "continued texts are read at the slot's number, not at their own position",
-        "rlhf_env/policies/decoding.py",
-        "            torch.from_numpy(lengths[:, None] - 1).to(self.model.device),\n",
-        "            torch.full((len(lengths), 1), slots - 1, device=self.model.device),\n",
+        "rlhf_env/policies/readers.py",
+        "            torch.from_numpy(positions[:, None]).to(self.model.device),\n",
+        "            torch.full((len(positions), 1), slots - 1, device=self.model.device),\n",
         "tests/policies/test_writing.py",
     ),
     Mutant(
@@ -119,7 +119,7 @@ MUTANTS = (
         "N44",
         "a writer goes on after a stop string, and what it then draws is thrown away",
         "rlhf_env/policies/decoding.py",
-        "                self.live[live] &= ~stops.completed(states[live])\n",
+        "                self.live[some] &= ~stops.completed(states[some])\n",
         "",
         "tests/learning/test_writers_stop.py",
     ),

@@ -51,6 +51,16 @@ class TestMicroBatches:
         assert parts(together=2, micro_batch_tokens=18) == [[0, 1], [2, 3], [6, 7], [4, 5]]
         assert parts(together=2, micro_batch_tokens=36) == [[0, 1, 2, 3], [6, 7, 4, 5]]
 
+    @pytest.mark.parametrize("shares", [True, False])
+    def test_groups_go_together_where_their_prompt_is_read_once(self, shares: bool) -> None:
+        """The group of the longest text first. A policy that reads each text by itself has less padding by length."""
+        optimizer = Engine(shares_prefixes=shares).optimizer(
+            [torch.zeros(1, requires_grad=True)], Optimization(micro_batch_tokens=18)
+        )
+        group = torch.tensor([7, 0, 1, 1, 0, 7, 0, 7])
+        found = [part.tolist() for part in optimizer.rows(LENGTHS, group=group)]
+        assert found == ([[1, 6], [4, 3], [2, 5, 0], [7]] if shares else parts(micro_batch_tokens=18))
+
     def test_no_rows(self) -> None:
         assert parts(LENGTHS[:0]) == parts(LENGTHS[:0], together=2) == []
 

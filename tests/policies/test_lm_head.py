@@ -115,6 +115,14 @@ class TestScore:
         (logprobs.sum() + entropy.sum()).backward()
         assert not states.grad.any() and not weight.grad.any()
 
+    def test_without_any_token_the_gradient_is_zero(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """And not whatever is in memory: a micro-batch may hold nothing but prompts."""
+        monkeypatch.setattr(torch, "empty_like", lambda like, **_: torch.full_like(like, torch.nan))
+        states, weight, offset, targets = parts()
+        logprobs, _ = LinearHead(weight, offset, None).score(states[:0], targets[:0], 1.0)
+        for gradient in torch.autograd.grad(logprobs.sum(), [weight, offset]):  # type: ignore[list-item]
+            assert not gradient.any()
+
     def test_gradient_only_for_what_learns_and_twice_the_same(self) -> None:
         states, weight, offset, targets = parts()
         weight.requires_grad_(False)

@@ -15,7 +15,15 @@ from rlhf_env.errors import ConfigError
 from rlhf_env.lora_settings import Lora
 from rlhf_env.policies import LanguageModel, low_precision, tiny_language_model
 from rlhf_env.policies.lora import adapter_weights, add_adapter, merge_adapter
-from rlhf_env.policies.low_precision import BFloat16Linear, Int8Linear, fallback, in_8_bits, writing_exactly
+from rlhf_env.policies.low_precision import (
+    BFloat16Linear,
+    Int8Linear,
+    PackedInt8Linear,
+    RMSNormIn8Bits,
+    fallback,
+    in_8_bits,
+    writing_exactly,
+)
 
 pytestmark = pytest.mark.skipif(not low_precision.has_int8(), reason="this processor has no 8-bit instructions")
 
@@ -107,6 +115,51 @@ def test_many_rows_are_as_few_at_a_time() -> None:
     x = torch.randn(600, 40, generator=torch.Generator().manual_seed(0))
     layer = Int8Linear(torch.randn(30, 40, generator=torch.Generator().manual_seed(1)), torch.ones(30))
     assert torch.equal(layer(x), torch.cat([layer(row) for row in x.split(7)]))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_packed_weights_give_the_same_bits(monkeypatch: pytest.MonkeyPatch, bias: bool) -> None:
+    monkeypatch.setattr(low_precision, "LARGE_ENOUGH_TO_PACK", 1)
+    generator = torch.Generator().manual_seed(0)
+    weight, offset = torch.randn(96, 200, generator=generator), torch.randn(96, generator=generator)
+    x, residual = torch.randn(9, 200, generator=generator), torch.randn(9, 96, generator=generator)
+    x[4] = 0.0
+    plain, packed = (kind(weight, offset if bias else None) for kind in (Int8Linear, PackedInt8Linear))
+    assert packed.packed
+    assert torch.equal(packed(x), plain(x))
+    assert torch.equal(packed.add_to(residual, x), plain.add_to(residual, x))
+
+
+def test_long_texts_are_written_with_packed_weights_and_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(low_precision, "LARGE_ENOUGH_TO_PACK", 1)
+    policy = tiny_language_model(vocab_size=30, init_std=0.3, dtype=torch.float32, writer_dtype="int8")
+    steps = low_precision.WORTH_PACKING
+    assert low_precision.writer_linear("int8", policy.model, steps=steps) is PackedInt8Linear
+    assert low_precision.writer_linear("int8", policy.model, steps=steps - 1) is Int8Linear
+    made: list[type] = []
+    usual = PackedInt8Linear._stored
+    monkeypatch.setattr(PackedInt8Linear, "_stored", lambda self, whole: made.append(type(self)) or usual(self, whole))
+    plain = policy.write(observation(), 6)
+    assert not made
+    monkeypatch.setattr(low_precision, "WORTH_PACKING", 6)
+    policy.forget()
+    policy.reseed(0)
+    packed = policy.write(observation(), 6)
+    assert made
+    np.testing.assert_array_equal(packed.tokens, plain.tokens)
+    np.testing.assert_array_equal(packed.logprobs, plain.logprobs)
+
+
+def test_a_norm_in_8_bits_is_the_norm_rounded() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(6, 64, generator=generator) * 3, torch.rand(64, generator=generator) + 0.5
+    x[2] = 0.0
+    rows = RMSNormIn8Bits(weight, 1e-5)(x)
+    normed = torch.nn.functional.rms_norm(x.double(), (64,), weight.double(), 1e-5)
+    exact = in_8_bits(normed)
+    assert torch.equal(rows.numbers, exact.numbers.float())
+    torch.testing.assert_close(rows.scale.double(), exact.scale, rtol=1e-5, atol=1e-20)
+    assert len(rows) == 6 and rows.dtype == torch.float32
 
 
 def test_whole_numbers_reach_127_and_no_further() -> None:
@@ -211,14 +264,14 @@ def test_bfloat16_is_near_and_is_not_the_policy() -> None:
     assert BFloat16Linear(torch.ones(3, 4), None)(torch.ones(2, 4)).tolist() == [[4.0] * 3] * 2
 
 
-def test_auto_takes_8_bits_for_large_models_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_takes_bfloat16_for_large_models_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     small = tiny_language_model(vocab_size=30, dtype=torch.float32, writer_dtype="auto")
     assert not small.copy_writes
     monkeypatch.setattr(low_precision, "WORTH_A_COPY", 1)
+    monkeypatch.setattr(low_precision, "has_bfloat16", lambda: True)
     assert small.copy_writes
     assert not tiny_language_model(vocab_size=30, writer_dtype="auto").copy_writes  # float64 is for exactness
-    monkeypatch.setattr(low_precision, "has_int8", lambda: False)
-    assert low_precision.writer_linear("auto", small.model) in (BFloat16Linear, None)
+    assert low_precision.writer_linear("auto", small.model) is BFloat16Linear
     monkeypatch.setattr(low_precision, "has_bfloat16", lambda: False)
     assert not small.copy_writes
 

@@ -15,15 +15,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rlhf_rewards.kl import KL
 
 from rlhf_env.envs.circuit_breaker import CircuitBreaker, spread_out
+from rlhf_env.envs.contained import is_of_this_package
 from rlhf_env.envs.isolation import Limits, RewardFailed, isolated
+from rlhf_env.envs.mixture import Mixture
+from rlhf_env.envs.reward_tables import TaskReward
 from rlhf_env.envs.rewards import Failures, RewardMix
+from rlhf_env.envs.tasks import load_task
 from rlhf_env.envs.text_vector_env import TextVectorEnv
+from rlhf_env.envs.validation_task import Validation
 from rlhf_env.errors import PluginError, RewardError
 from rlhf_env.plugins import Entry, call_with
 from rlhf_env.testing import make_episode
-from rlhf_env.types import Episode
+from rlhf_env.types import Episode, Prompt
 
 BATCH = [make_episode(f"q{row % 5}", "a" * row) for row in range(1, 129)]
 ALL_MAY_FAIL = Failures(on_error="skip", max_bad_fraction=1.0)
@@ -238,3 +244,38 @@ def test_what_it_prints_is_bounded_and_the_last_of_it_is_in_the_error(capfd: pyt
         dies.score(BATCH[:1])
     printed = capfd.readouterr()
     assert not printed.out and len(printed.err) < 10_000
+
+
+class Scribbles:
+    """A task of somebody else, which scores its texts and writes beside its prompts."""
+
+    size = 8
+
+    def prompt(self, index: int, options: Any, /) -> Prompt:
+        return Prompt(str(index), "q", {"answers": []})
+
+    def score(self, episode: Episode, /) -> float:
+        episode.prompt.meta["answers"].append(episode.response)
+        return 1.0
+
+
+class Stranger:
+    """A reference of somebody else."""
+
+    def response_logprobs(self, episodes: Sequence[Episode], /) -> list[Any]:
+        return [np.zeros(len(it.response_ids)) for it in episodes]
+
+
+@pytest.mark.parametrize("task", [Scribbles(), Validation(Scribbles())], ids=["itself", "within one of ours"])
+def test_the_task_of_somebody_else_is_lent_copies(task: Any) -> None:
+    episode = make_episode("q", "a", meta={"answers": []})
+    RewardMix({"task": TaskReward(task)}).score([episode])
+    assert episode.prompt.meta["answers"] == []
+
+
+def test_what_is_all_ours_is_told_from_what_holds_something_of_others() -> None:
+    """Ours is lent the episodes themselves: copies took longer than many a reward."""
+    assert is_of_this_package(TaskReward(load_task({"name": "validation", "task": "echo"})))
+    assert is_of_this_package(TaskReward(Mixture(["echo", "count"])))
+    assert not is_of_this_package(TaskReward(Mixture(["echo", Scribbles()])))
+    assert not is_of_this_package(KL(Stranger()))
