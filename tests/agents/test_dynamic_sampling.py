@@ -113,6 +113,16 @@ def test_a_checkpoint_gives_pending_groups_back(assert_resumes: Any) -> None:
     assert_resumes(lambda setup: dynamic(setup, draws=4), task={"name": "echo", "length": 3}, rows=8)
 
 
+def test_groups_put_aside_are_in_the_state(make_world: Any) -> None:
+    world = make_world(rows=8)
+    agent, fresh = dynamic(world.setup), dynamic(world.setup)
+    agent.update(earned(world.rollout(agent), *FLAT, *TOLD, *TOLD, *TOLD))
+    fresh.load_state_dict(agent.state_dict())
+    (kept,), (given,) = agent.pending, fresh.pending
+    assert len(given) == 6 and torch.equal(given.tokens, kept.tokens) and given.scores == kept.scores
+    assert given.group.tolist() == [1, 1, 2, 2, 3, 3]
+
+
 def test_who_compares_nothing_is_refused(make_world: Any) -> None:
     setup = make_world(rows=8, task={"name": "echo", "length": 2}).setup
     with pytest.raises(ConfigError, match="PPO has one answer to a prompt here, which has no spread"):

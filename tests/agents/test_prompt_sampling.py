@@ -106,6 +106,9 @@ def test_weights_make_the_drawn_prompts_those_of_the_uniform_objective(world: An
     expected = sum(plain, torch.zeros(())) / 4
     torch.testing.assert_close(mean, expected, rtol=0, atol=1e-12)
     assert (raw - expected).norm() > 0.05 * expected.norm()
+    agent._asked = [3, 1, 1, 2]
+    expected = 1.0 / (4 * agent.probabilities[np.repeat(agent._asked, 2)])
+    assert agent.weighted(rollout).row_weights.tolist() == pytest.approx(expected.tolist())
     assert sampling(world.setup).weighted(rollout) is rollout
 
 
