@@ -34,10 +34,10 @@ from rlhf_env.types import AnyReward, Bool, Episode, Observation, Score
 
 _MOST = 8  # answers that are kept: the texts and the scores of a few tasks and seeds
 
-Answers = OrderedDict[bytes, Any]
+KeptAnswers = OrderedDict[bytes, Any]
 
-_kept: ContextVar[Answers | None] = ContextVar("kept", default=None)
-_of_this_process: Answers = OrderedDict()
+_kept: ContextVar[KeptAnswers | None] = ContextVar("kept", default=None)
+_of_this_process: KeptAnswers = OrderedDict()
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def kept() -> Iterator[None]:
         _kept.reset(before)
 
 
-def forget() -> None:
+def forget_all() -> None:
     """Forget all answers."""
     _of_this_process.clear()
 
@@ -58,7 +58,7 @@ def forget() -> None:
 class EqualTexts:
     """The answers that the evaluation of one workplace shares; None of `of` where it shares nothing."""
 
-    def __init__(self, workplace: Workplace, answers: Answers) -> None:
+    def __init__(self, workplace: Workplace, answers: KeptAnswers) -> None:
         self._workplace, self._answers = workplace, answers
         experiment, setup = workplace.experiment, workplace.setup
         same = replace(experiment, name="any", agent={"name": "any"}, checkpoint_every=0)

@@ -33,7 +33,7 @@ CLOCKS = ("time/", "spent/seconds")
 
 @pytest.fixture(autouse=True)
 def nothing_known() -> None:
-    equal_texts.forget()
+    equal_texts.forget_all()
 
 
 def of_grid(toy: Toy, folder: Path, *, alone: bool) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def of_grid(toy: Toy, folder: Path, *, alone: bool) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for cell in Grid(agents=AGENTS, experiment=experiment, seeds=2).cells(folder):
         if alone:
-            equal_texts.forget()
+            equal_texts.forget_all()
         result = run_cell(cell, folder)
         del result["spending"]["seconds"]
         rows = [
