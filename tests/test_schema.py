@@ -58,6 +58,9 @@ BEYOND = {
     r"has no spread: take an|has no tasks to choose|learns wrongly from texts|must be above 0 with a corr": (
         "what an agent inside of another is, and several settings at once"
     ),
+    r"must be (below|above|at most) [\w +]+ = |own loss: leave|belongs? to the losses|multiplies adv|does by itself": (
+        "several settings at once: of a loss, and of the agent that it replaces"
+    ),
     r"is not installed|is not here|a table of logits has|fused is false|has no importance ratio": (
         "what is outside of the file, and several settings at once"
     ),

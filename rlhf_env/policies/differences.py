@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 ForwardPath = Literal["fused", "cached", "whole"]
 """What computes texts: our own code for the model's family; the model's code, with its cache; or without."""
 
+_NEVER = -1e4  # nats: below this, a token never comes
 EXACT = 1e-10  # nats: up to here a difference is nothing but the order of sums in float64
 
 
@@ -161,7 +162,7 @@ def differences(policy: LanguageModel, batch: Batch, *, whole: bool | None = Non
     Raises what the model's own code raises. Call it without gradients, and without dropout.
     """
     whole = policy.forward_path == "whole" if whole is None else whole
-    texts, stated, _ = written(policy, batch, "whole" if whole else "fused" if policy.anatomy() else "cached")
+    texts, stated, _ = written_texts(policy, batch, "whole" if whole else "fused" if policy.anatomy() else "cached")
     alone = [logprobs_alone(policy.model, text) for text in texts]
     shorter = logprobs_alone(policy.model, texts[0][:-1])
     ahead = logprobs_alone(policy.model, _with_another_end(policy, texts[-1]))
@@ -182,7 +183,7 @@ def differences_at_load(policy: LanguageModel, batch: Batch, way: ForwardPath) -
     first text is read alone, too; the rectangle has to agree with it. Two texts have a prompt in common, of which the
     rectangle has to say the same, whatever comes later. Also gives why the model cannot learn.
     """
-    texts, stated, meanwhile = written(policy, batch, way)
+    texts, stated, meanwhile = written_texts(policy, batch, way)
     width = max(map(len, texts))
     filled = [np.concatenate([text, np.resize(texts[0], width - len(text))]) for text in texts]
     rectangle = _logprobs(policy.model, np.stack(filled))
@@ -274,10 +275,10 @@ def _logprobs(model: HFModel, texts: Int) -> Tensor:
     # A few families fail, or cannot be differentiated, while they fill a cache that nobody reads.
     options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
     logits: Tensor = model(input_ids=ids, **options).logits
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+    return _bounded(logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1))
 
 
-def written(
+def written_texts(
     policy: LanguageModel, batch: Batch, way: ForwardPath
 ) -> tuple[list[Int], dict[tuple[int, int], float], Tensor | None]:
     """The texts; the log-probabilities stated of the tokens written, by (row, place); and those [n, V] of the first n
@@ -297,7 +298,7 @@ def written(
 def _drawn(
     policy: LanguageModel, batch: Batch, way: ForwardPath, stream: np.random.Generator
 ) -> tuple[list[Int], dict[tuple[int, int], float], Tensor | None]:
-    """`written`, of texts that `stream` decides."""
+    """`written_texts`, of texts that `stream` decides."""
     lengths = np.array(batch.prompts)
     tokens = np.zeros((len(lengths), batch.longest), np.int64)
     for row, length in enumerate(lengths):
@@ -356,9 +357,16 @@ def _evaluated(policy: LanguageModel, texts: list[Int]) -> Tensor:
     where[:, 0] = False
     usual, policy.sampling = policy.sampling, Sampling()
     try:
-        return policy.evaluate(torch.from_numpy(tokens), torch.from_numpy(mask), torch.from_numpy(where)).logprobs
+        return _bounded(
+            policy.evaluate(torch.from_numpy(tokens), torch.from_numpy(mask), torch.from_numpy(where)).logprobs
+        )
     finally:
         policy.sampling = usual
+
+
+def _bounded(logprobs: Tensor) -> Tensor:
+    """Numbers that can be compared: a token that a model never says (a bias of -inf) is -inf on both sides."""
+    return logprobs.clamp(min=_NEVER)
 
 
 def _text(policy: LanguageModel, stream: np.random.Generator, length: int) -> Int:

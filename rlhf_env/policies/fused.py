@@ -29,7 +29,7 @@ from rlhf_env.policies.anatomy import (
 )
 from rlhf_env.policies.linear import has_packed
 from rlhf_env.policies.low_precision import Int8Linear, LowPrecisionLinear, RMSNormIn8Bits, has_bfloat16
-from rlhf_env.policies.text_cache import LayerMemory, Step, TextCache, attend_to_cache
+from rlhf_env.policies.text_cache import DecodingStep, LayerMemory, TextCache, attend_to_cache
 from rlhf_env.policies.trunk import hidden_states, prefix_tree
 from rlhf_env.policies.untyped import HFModel
 from rlhf_env.types import Int
@@ -85,7 +85,7 @@ class Block:
         self.down = None if layer.down is None else _linear(linear, layer.down)
 
     def __call__(
-        self, x: Tensor, rotary: Rotary | None, memory: LayerMemory, step: Step, layer_input: Tensor | None
+        self, x: Tensor, rotary: Rotary | None, memory: LayerMemory, step: DecodingStep, layer_input: Tensor | None
     ) -> Tensor:
         """The residual stream [R, H] after this layer; `layer_input` as in `Layer.finish`, the rest as in `attend`."""
         normed = x if self.before_attention is None else self.before_attention(x)
@@ -96,7 +96,7 @@ class Block:
         x = self._add_mlp(normed, x)
         return x if self.layer.finish is None else self.layer.finish(x, layer_input)
 
-    def attend(self, x: Tensor, rotary: Rotary | None, memory: LayerMemory, step: Step) -> Tensor:
+    def attend(self, x: Tensor, rotary: Rotary | None, memory: LayerMemory, step: DecodingStep) -> Tensor:
         """Attention [R, heads * head_size] of one new token per place, `x` [R, H], to everything in the cache.
 
         `rotary`: the rotations of the tokens' positions, None without rotary embeddings. `memory`: of the layer whose

@@ -69,7 +69,8 @@ def score_logits(logits: Tensor, targets: Tensor, temperature: float) -> tuple[T
     scores = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
     distributions = scores.log_softmax(-1)
     logprobs = distributions.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-    return logprobs, -(distributions.exp() * distributions).sum(-1)
+    # 0 log 0 is 0: a word that never comes has log-probability -inf, and long before that a probability of 0.
+    return logprobs, -(distributions.exp() * distributions.clamp(min=-1e4)).sum(-1)
 
 
 def linear_head(model: HFModel) -> LinearHead | None:
@@ -105,6 +106,10 @@ def gives_the_logits(head: LinearHead, model: object) -> bool:
     expected = head.scale * F.linear(states, head.weight, head.bias)
     if head.soft_cap is not None:
         expected = head.soft_cap * torch.tanh(expected / head.soft_cap)
+    never = torch.isneginf(expected)  # words that a bias of -inf rules out
+    if not torch.equal(never, torch.isneginf(logits)):
+        return False
+    logits, expected = logits.masked_fill(never, 0.0), expected.masked_fill(never, 0.0)
     # Rounding is of the size of the largest logit.
     return float((logits - expected).abs().max()) <= 8.0 * torch.finfo(logits.dtype).eps * float(expected.abs().max())
 
@@ -230,13 +235,16 @@ class _Sums:
         `in_place`: `scores` may change.
         """
         column, inside = _within(targets, scores.shape[1])
-        target, largest = scores.gather(1, column), scores.amax(-1, keepdim=True)
+        # Not -inf, which no number can be subtracted from: a block may hold nothing but words that never come.
+        target, largest = scores.gather(1, column), scores.amax(-1, keepdim=True).clamp_(min=-1e30)
         if self._begun:
             target, largest = torch.where(inside[:, None], target, self.target), largest.maximum(self.largest)
         shifted = scores.sub_(largest) if in_place else scores - largest
         exponentials = shifted.exp()
         total = exponentials.sum(-1, keepdim=True)
         weighted = torch.linalg.vecdot(exponentials, shifted).unsqueeze(-1)
+        if not bool(weighted.isfinite().all()):  # words that never come: their share is 0 log 0, which is 0
+            weighted = torch.linalg.vecdot(exponentials, shifted.nan_to_num(neginf=0.0)).unsqueeze(-1)
         if self._begun:
             change = self.largest - largest
             self._factor = change.exp()

@@ -83,7 +83,7 @@ class LayerMemory:
                 setattr(self, name, memory := larger)
             memory[first:end, :, :width], memory[first:end, :, width:] = states, 0.0
 
-    def write(self, keys: Tensor, values: Tensor, step: Step) -> None:
+    def write(self, keys: Tensor, values: Tensor, step: DecodingStep) -> None:
         """Store the keys and values [R, kv_heads, D] of the newest token of every place."""
         if step.slot is not None:
             slot = step.slot % self.slots
@@ -96,7 +96,7 @@ class LayerMemory:
 
 
 @dataclass
-class Step:
+class DecodingStep:
     """Where one token more per place goes, and what it looks at; the same for all layers."""
 
     rows: int
@@ -231,7 +231,7 @@ class TextCache:
                 for kept, new in zip((memory.keys, memory.values), pair, strict=True):
                     kept[first:end, :, : columns.shape[1]] = new[tokens].transpose(1, 2)
 
-    def step(self) -> Step:
+    def step(self) -> DecodingStep:
         """Make room for one token more in every place."""
         rows, longest = len(self.lengths), int(self.lengths.max())
         uniform = bool((self.lengths == longest).all())
@@ -239,7 +239,7 @@ class TextCache:
         groups = None
         if self.shares:
             groups = PromptGroups.of(self.prompt_of, self.prompt_lengths, self.lengths, self.like)
-        return Step(rows, self.lengths.copy(), longest if uniform else None, self.like, groups)
+        return DecodingStep(rows, self.lengths.copy(), longest if uniform else None, self.like, groups)
 
     @property
     def _memories(self) -> list[LayerMemory]:
@@ -283,7 +283,7 @@ class TextCache:
         return saved * per_token >= WORTH_SHARING * len(memories)
 
 
-def attend_to_cache(queries: Tensor, layer: Layer, memory: LayerMemory, step: Step) -> Tensor:
+def attend_to_cache(queries: Tensor, layer: Layer, memory: LayerMemory, step: DecodingStep) -> Tensor:
     """Attention [R, heads * D] of the newest token of every place, `queries` [R, heads, D], to its text."""
     rows, _, size = queries.shape
     # One batched matmul for all places and heads: its batch is R * kv_heads, and the query heads that share a key head

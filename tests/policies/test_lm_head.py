@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlhf_env.policies import LanguageModel, Sampling, lm_head, tiny_language_model
-from rlhf_env.policies.lm_head import LinearHead, linear_head
+from rlhf_env.policies.lm_head import LinearHead, linear_head, score_logits
 
 EXACT = 1e-12
 PLACES, WORDS, WIDTH = 11, 7, 5
@@ -114,6 +114,23 @@ class TestScore:
         assert not logprobs.any() and not entropy.any()
         (logprobs.sum() + entropy.sum()).backward()
         assert not states.grad.any() and not weight.grad.any()
+
+    @pytest.mark.parametrize("asked", ["log-probability", "entropy"])
+    def test_words_that_never_come_count_for_nothing(self, asked: str) -> None:
+        """A bias of -inf, as people suppress tokens: the numbers are those of a head without these words."""
+        states, weight, offset, targets = parts()
+        never = torch.tensor([0, 1, 2])  # in threes: a whole block
+        targets = targets.clamp(min=3)
+        ruled_out = offset.detach().index_fill(0, never, -torch.inf).requires_grad_()  # type: ignore[union-attr]
+        which = ["log-probability", "entropy"].index(asked)
+        found = LinearHead(weight, ruled_out, None).score(states, targets, 1.0)[which]
+        fewer = LinearHead(weight[3:], offset[3:], None).score(states, targets - 3, 1.0)[which]  # type: ignore[index]
+        torch.testing.assert_close(found, fewer, rtol=0, atol=EXACT)
+        logits = states @ weight.T + ruled_out
+        torch.testing.assert_close(found, score_logits(logits, targets, 1.0)[which], rtol=0, atol=EXACT)
+        gradients = torch.autograd.grad(found.sum(), [states, weight], retain_graph=True)
+        expected = torch.autograd.grad(fewer.sum(), [states, weight])
+        torch.testing.assert_close(gradients, expected, rtol=0, atol=EXACT)
 
     def test_without_any_token_the_gradient_is_zero(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """And not whatever is in memory: a micro-batch may hold nothing but prompts."""

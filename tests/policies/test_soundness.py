@@ -252,6 +252,16 @@ def test_a_model_that_says_nothing_yet_is_right() -> None:
     assert LanguageModel(model, end_id=63, pad_id=0).forward_path == "fused"
 
 
+@pytest.mark.parametrize("path", ["fused", "cached"])
+def test_words_that_a_bias_rules_out_are_no_mistake(path: str) -> None:
+    """Their log-probability is -inf on both sides, whose difference is no number."""
+    model = tiny_model("llama", torch.float32)
+    bias = torch.zeros(model.config.vocab_size)
+    bias[10:14] = -torch.inf
+    model.lm_head.register_parameter("bias", torch.nn.Parameter(bias))
+    assert LanguageModel(model, end_id=63, pad_id=0, fused=path == "fused").forward_path == path
+
+
 # ---------------------------------------------------------------- adapters
 
 
