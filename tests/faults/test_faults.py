@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,14 @@ def test_killed_and_gone_on_with_a_run_ends_in_the_same_bits(case: str, cut: str
 def test_the_matrix_has_every_agent_that_trains() -> None:
     known = plugins.host()
     agents = {name for name in known.names("agent") if getattr(known.load("agent", name), "trains", True)}
-    assert agents == {str(changes["agent"]["name"]) for changes in CASES.values()}
+    assert agents == {name for changes in CASES.values() for name in names_of(changes["agent"])}
+
+
+def names_of(agent: Mapping[str, Any]) -> Iterator[str]:
+    """The agent's own name, and those of the agents inside of it."""
+    yield agent["name"]
+    if "agent" in agent:
+        yield from names_of(agent["agent"])
 
 
 @pytest.mark.parametrize(

@@ -204,6 +204,7 @@ def test_the_check_moves_no_random_stream() -> None:
     assert np.array_equal(first.tokens, second.tokens)
 
 
+@pytest.mark.falls_back
 def test_a_family_that_is_known_is_asked_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where our own code for it does not give what the model says, the model's code is used, and it is said."""
     model = tiny_model("llama")

@@ -102,7 +102,7 @@ def test_a_wrong_number_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def a_little_off(*arguments: Any) -> Any:
         tokens, logprobs = honest(*arguments)
-        return tokens, logprobs + 0.01
+        return tokens, logprobs + 0.01 * (len(tokens) > 4)  # of more texts than are written at load
 
     monkeypatch.setattr(decoding, "draw", a_little_off)
     told = check_family("llama")

@@ -85,7 +85,7 @@ def test_wrong_log_probabilities_and_ids_are_seen(tmp_path: Path, monkeypatch: p
 
     def off(*arguments: Any) -> Any:
         tokens, logprobs = honest(*arguments)
-        return tokens, logprobs + 0.01
+        return tokens, logprobs + 0.01 * (len(tokens) > 4)  # of more texts than are written at load
 
     monkeypatch.setattr(decoding, "draw", off)
     monkeypatch.setattr(models, "prompt_ids", lambda *arguments: ids(*arguments)[1:])
