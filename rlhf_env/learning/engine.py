@@ -57,8 +57,9 @@ class Optimization:
     micro_batch_size: Whole = 0
     """Rows per backward pass (0: no limit). It saves memory, and changes no result but its last digits."""
     micro_batch_tokens: Whole = 4096
-    """Tokens per backward pass, padding counted (0: no limit). Texts of like length go together. With adapters on a
-    processor there are fewer where so many would need more than about half a GB."""
+    """Tokens per backward pass, padding counted (0: no limit). Texts of like length go together, and so do
+    the answers to one prompt where it is read once. With adapters on a processor there are fewer tokens where so many
+    would need more than about half a GB."""
 
 
 class Optimizer:
