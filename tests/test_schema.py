@@ -51,7 +51,7 @@ BEYOND = {
         "what strings are made of, and several settings at once: stop, samples, pass_at, success"
     ),
     r"no task of this name|no row of this name|\[agent\] ppo optimization: lr must be a finite number": "other tables",
-    r"no row is called": "other tables",
+    r"no row is called|rows are compared on the same": "other tables",
     r"no.such|cannot read|alphabet|one or more different symbols|tokenizer|model|do not belong|answers one prompt": (
         "what is outside of the file"
     ),

@@ -208,7 +208,12 @@ def serve(
         server = uvicorn.Server(settings)
         if until is not None:
             threading.Thread(target=_end_when, args=(server, until), daemon=True).start()
-        server.run(sockets=[listening])
+        serving = server.serve(sockets=[listening])
+        try:
+            with asyncio.Runner() as runner:
+                runner.run(serving)
+        finally:
+            serving.close()  # stopped before it began, it would be complained about as never awaited
 
 
 def _end_when(server: uvicorn.Server, until: Callable[[], bool]) -> None:

@@ -29,6 +29,8 @@ REWARD_MODEL = "$reward_model"  # in a grid's tables: the model that its own [re
 # "--" separates the parts of a result's file name, and no part climbs out of the folder.
 _NAME = re.compile(r"\w[\w.]*(-[\w.]+)*", re.ASCII)
 
+_SHARED = {"seed", "task", "budget", "evaluation"}  # by rows that are compared
+
 
 @settings
 class Grid:
@@ -49,6 +51,10 @@ class Grid:
     """Named changes to `experiment`; without any there is one task, named as in `experiment`. A table `agents` among
     the changes holds, by row, settings for that task (a model of another size wants another `lr`); a list `rows` names
     the rows that run on it, where not all do."""
+    rows: Annotated[dict[str, JsonObject], EachPartOf(Experiment)] = field(default_factory=dict)
+    """By row, changes to `experiment` for that row on every task, made after the task's own: rewards that help it
+    learn, a view, a smaller policy. Rows with rewards of their own are compared by [evaluation.rewards], which all
+    share, as they do the task and the budget."""
     seeds: Annotated[int, Ge(1), Le(FIRST_SEED)] = 3
     """How many seeds: 0, 1, ..."""
     tuning: Tuning = field(default_factory=Tuning)
@@ -66,6 +72,13 @@ class Grid:
         if not self.agents:
             yield fault("agents", "must be one or more tables, as in [agents.ppo]")
         tasks = list(self.tasks) or [_task_name(self.experiment)]
+        for name, changes in self.rows.items():
+            if name not in self.agents:
+                said = f"rows.{name}: no row of this name{did_you_mean(name, self.agents)}; rows are [agents.NAME]"
+                yield Problem(said, ("rows", name))
+            for shared in _SHARED & changes.keys():
+                said = f"rows.{name}.{shared}: rows are compared on the same {shared}; it goes under [experiment]"
+                yield Problem(said, ("rows", name, shared))
         for name in self.optima:
             if name not in tasks:
                 said = f"optima.{name}: no task of this name, only {', '.join(tasks)}"
@@ -105,7 +118,8 @@ class Grid:
             return replace(from_table(cls, table, str(file)), folder=Path(file).parent)
 
     def to_toml(self) -> str:
-        return tomli_w.dumps({k: value for k, value in asdict(self).items() if value is not None and k != "folder"})
+        unwritten = {"folder", *(() if self.rows else ("rows",))}  # as folders have it that are older than `rows`
+        return tomli_w.dumps({k: v for k, v in asdict(self).items() if v is not None and k not in unwritten})
 
     def cells(self, folder: Path | None = None, only: Sequence[str] = ()) -> list[GridCell]:
         """Every cell, seeds outermost, so that a run cut short has whole comparisons. Checks every experiment.
@@ -145,6 +159,7 @@ class Grid:
         shared = _merged(
             self.experiment, {key: value for key, value in changes.items() if key not in ("agents", "rows")}
         )
+        shared = _merged(shared, self.rows.get(agent, {}))
         table = {**shared, "name": f"{self.name}/{task}/{agent}", "seed": seed, "agent": settings}
         where = f"{self.name}, task {task}"
         made = Experiment.from_table(table, where, folder=self.folder).located()
@@ -183,10 +198,16 @@ class Grid:
                 tables = {("agents", agent): self.agents[agent], ("tasks", task, "agents", agent): own}
             else:
                 rest = problem.keys
-                tables = {("experiment",): self.experiment, ("tasks", task): changes}
+                tables = {
+                    ("experiment",): self.experiment,
+                    ("tasks", task): changes,
+                    ("rows", agent): self.rows.get(agent, {}),
+                }
             found = {path: narrowed(rest, table) for path, table in tables.items()}
-            shared, special = found
-            path = special if found[special] and len(found[special]) >= len(found[shared]) else shared
+            path = next(iter(tables))
+            for special in found:  # the last that has as much of the setting's place is the one that was read
+                if found[special] and len(found[special]) >= len(found[path]):
+                    path = special
             return Problem(problem, (*path, *found[path]))
 
         try:

@@ -174,6 +174,32 @@ def test_only_the_cells_that_are_named_are_run(toy: Toy, tmp_path: Path) -> None
     assert list(results_of(tmp_path)) == ["echo--random--seed-2.json"]
 
 
+def test_a_row_has_changes_of_its_own_which_come_after_the_tasks(toy: Toy) -> None:
+    grid = Grid(
+        agents={"ppo": {}, "shaped": {"name": "ppo"}},
+        experiment=toy,
+        tasks={"short": {"environment": {"max_new_tokens": 3}}, "plain": {}},
+        rows={"shaped": {"rewards": {"task": 1.0, "length": 0.5}, "environment": {"max_new_tokens": 2}}},
+        seeds=1,
+    )
+    made = {(cell.task, cell.agent): cell.experiment for cell in grid.cells()}
+    assert {key: it.environment.max_new_tokens for key, it in made.items() if key[0] == "short"} == {
+        ("short", "ppo"): 3,
+        ("short", "shaped"): 2,
+    }
+    assert made["plain", "shaped"].rewards == {"task": 1.0, "length": 0.5}
+    assert made["plain", "ppo"].rewards == toy["rewards"]
+    assert made["plain", "shaped"].environment.num_envs == toy["environment"]["num_envs"]
+    assert "rows" not in grid_of(toy, GOOD).to_toml(), "folders of benchmarks from before say the same of themselves"
+
+
+def test_what_is_wrong_with_a_row_is_said_of_its_table() -> None:
+    with pytest.raises(ConfigError) as refused:
+        Grid(agents={"ppo": {}}, rows={"ppo": {"policy": {"modle": "tiny"}}}).cells()
+    (problem,) = refused.value.problems
+    assert problem.keys == ("rows", "ppo", "policy", "modle")
+
+
 LOCKED = """\
 import sys, time
 from pathlib import Path
