@@ -29,7 +29,7 @@ REWARD_MODEL = "$reward_model"  # in a grid's tables: the model that its own [re
 # "--" separates the parts of a result's file name, and no part climbs out of the folder.
 _NAME = re.compile(r"\w[\w.]*(-[\w.]+)*", re.ASCII)
 
-_SHARED = {"seed", "task", "budget", "evaluation"}  # by rows that are compared
+_SHARED = ("seed", "task", "budget", "evaluation")  # by rows that are compared
 
 
 @settings
@@ -76,7 +76,7 @@ class Grid:
             if name not in self.agents:
                 said = f"rows.{name}: no row of this name{did_you_mean(name, self.agents)}; rows are [agents.NAME]"
                 yield Problem(said, ("rows", name))
-            for shared in _SHARED & changes.keys():
+            for shared in (setting for setting in _SHARED if setting in changes):
                 said = f"rows.{name}.{shared}: rows are compared on the same {shared}; it goes under [experiment]"
                 yield Problem(said, ("rows", name, shared))
         for name in self.optima:

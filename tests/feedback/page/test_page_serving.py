@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import socket
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -44,6 +46,24 @@ def test_killed_among_votes_every_acknowledged_one_is_there_once() -> None:
         r"2 rounds, \d+ acknowledged votes: 0 lost, 0 twice; integrity_check ok 2 of 2; .*\n", done.stdout
     ), done.stderr
     assert done.returncode == 0
+
+
+def test_stopped_before_it_serves_nothing_is_said_of_what_never_began(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C after the address was printed and before the server runs."""
+
+    def interrupted(*_arguments: object, **_settings: object) -> None:
+        raise KeyboardInterrupt
+
+    PreferenceStore(path).close()
+    monkeypatch.setattr("asyncio.Runner.run", interrupted)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with pytest.raises(KeyboardInterrupt):
+            server.serve(PageConfig(store=path, host="127.0.0.1", port=0), lambda *_links: None)
+        gc.collect()
+    assert [str(warning.message) for warning in said if "never awaited" in str(warning.message)] == []
 
 
 def test_eight_annotators_at_once_give_every_pair_its_votes(
