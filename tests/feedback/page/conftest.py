@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,14 +145,14 @@ def serving(monkeypatch: pytest.MonkeyPatch) -> Callable[..., contextlib.Abstrac
         servers: list[uvicorn.Server] = []
         links: list[str] = []
         ready = threading.Event()
-        run = uvicorn.Server.run
+        serve = uvicorn.Server.serve
 
-        def kept(it: uvicorn.Server, **arguments: Any) -> None:
+        def kept(it: uvicorn.Server, **arguments: Any) -> Coroutine[Any, Any, None]:
             servers.append(it)
             ready.set()
-            run(it, **arguments)
+            return serve(it, **arguments)
 
-        monkeypatch.setattr(uvicorn.Server, "run", kept)
+        monkeypatch.setattr(uvicorn.Server, "serve", kept)
         config = PageConfig(store=path, **settings)
         thread = threading.Thread(target=server.serve, args=(config, lambda *both: links.extend(both)))
         thread.start()
