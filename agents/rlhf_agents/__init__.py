@@ -23,6 +23,7 @@ def register_agents(register: Register) -> None:
         "dynamic_sampling": "DynamicSampling",
         "task_sampling": "TaskSampling",
         "rejection": "Rejection",
+        "distill": "Distill",
         "reference": "Reference",
         "random": "Random",
     }.items():

@@ -18,4 +18,5 @@ def register_rewards(register: Register) -> None:
     register("overlong", "rlhf_rewards.overlong:Overlong")
     register("repetition", "rlhf_rewards.repetition:Repetition")
     register("sentiment", "rlhf_rewards.sentiment:Sentiment", needs="demo")
+    register("teacher", "rlhf_rewards.teacher:Teacher")
     register("upbeat", "rlhf_rewards.upbeat:Upbeat", needs="demo")
