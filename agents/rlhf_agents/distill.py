@@ -214,7 +214,7 @@ class Distill:
         self._taught = None
         self.policy.eval()
         others = rollout.extras.get(OTHERS_WROTE)
-        taught = 0.0 if others is None or not len(rollout) else float((others > 0.0).any(dim=1).double().mean())
+        taught = 0.0 if others is None or not len(rollout) else float(((others > 0.0) & rollout.actions).any(dim=1).double().mean())
         rollout = self.setup.engine.local(rollout)
         steps = [
             self._step(rollout.select(rows))
