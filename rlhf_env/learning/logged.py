@@ -101,7 +101,7 @@ LOGGED: tuple[Logged, ...] = (
     Logged("train/gradient_steps", "Steps of this update (fewer than planned where a `target_kl` ended it)."),
     Logged("train/policy_loss", "The loss that moves the policy, mean over steps. Its value is no progress."),
     Logged("train/loss", "The agent's loss, mean over this update's steps."),
-    Logged("train/kl_loss", "grpo with `kl_in_loss`: the KL term of the loss, before its weight."),
+    Logged("train/kl_loss", "grpo with `kl_in_loss`: the KL term of the loss, times its weight (beta)."),
     Logged("train/ptx_loss", "Mean loss of a token of the demonstrations that are mixed in, before its weight."),
     Logged("train/entropy", "Entropy of the policy's distributions over the vocabulary, in nats a token, exact."),
     Logged(
