@@ -23,7 +23,6 @@ from rlhf_env.types import Score
 
 from .conftest import World, build_world, stir
 
-TEXTS = {"name": "prompts", "prompts": ["a:bb=", "ab:", "=:ab=b:a"]}
 GROUPS: dict[str, Any] = {"group_size": 4}
 # Every agent that trains with micro-batches, in the variants that log numbers of their own.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -42,7 +41,6 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "ppo": ("ppo", {}),
     "ppo, cispo": ("ppo", {"loss": {"name": "cispo", "aggregation": "sequence-mean"}, "mask_overlong": True}),
     "ppo, separate": ("ppo", {"value_model": "separate", "value_clip": 0.01, "entropy_coefficient": 0.01}),
-    "ppo, mixed": ("ppo", {"ptx_coefficient": 0.5, "ptx_rows": 5, "ptx_data": TEXTS}),
     "dpo": ("dpo", GROUPS),
     "dpo, soft": ("dpo", {**GROUPS, "labels": "bradley-terry", "length_normalised": True}),
     "dpo, sppo": ("dpo", {**GROUPS, "loss": "sppo"}),

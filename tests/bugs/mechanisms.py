@@ -4,9 +4,34 @@ from __future__ import annotations
 
 from bugs.mutant import Mutant
 
+MIX, HYBRID = "tests/learning/test_pretraining_mix.py", "tests/agents/test_hybrid.py"
 REPLAY, REPLAY_EXACT = "tests/agents/test_replay.py", "tests/agents/test_replay_exact.py"
 
 MUTANTS = (
+    Mutant(
+        "M1",
+        "the pretraining mix weighs its texts without the coefficient",
+        "rlhf_env/learning/pretraining_mix.py",
+        "optimizer.backward(self._coefficient * term)",
+        "optimizer.backward(term)",
+        MIX,
+    ),
+    Mutant(
+        "M1",
+        "a resumed run reads the first texts of the mix again",
+        "rlhf_env/learning/engine.py",
+        "            self._mixed.texts_read = int(state.get(_TEXTS_READ, 0))\n",
+        "            self._mixed.texts_read = 0\n",
+        MIX,
+    ),
+    Mutant(
+        "M1",
+        "the loop drops what an optimizer measured",
+        "rlhf_env/learning/loop.py",
+        "                metrics = {**metrics, **engine.take_measured()}\n",
+        "",
+        MIX,
+    ),
     Mutant(
         "M2",
         "a replayed text pays the KL of its writer",
