@@ -29,6 +29,7 @@ from torch import Tensor
 from rlhf_env.errors import Problem
 from rlhf_env.learning.agent import Decision, Metrics, Setup, learned_state, load_learned_state
 from rlhf_env.learning.engine import Optimization
+from rlhf_env.learning.entropy import EntropyBonus, EntropyCourse
 from rlhf_env.learning.functional import (
     clipped_policy_loss,
     clipped_value_loss,
@@ -96,7 +97,9 @@ class PPO:
         whiten_advantages: bool = True
         """Mean 0 and variance 1 over the rollout's tokens."""
         entropy_coefficient: NonNegative = 0.0
-        """Weight of an entropy bonus."""
+        """Weight of an entropy bonus, per nat of a token's entropy."""
+        entropy: EntropyCourse = EntropyCourse()
+        """The course of that weight over the run, and a floor that the entropy is held above."""
         value_model: Literal["shared", "separate"] = "shared"
         """A linear head on the policy's own trunk, or on a copy of it that learns apart."""
         value_coefficient: NonNegative = 0.1
@@ -108,6 +111,7 @@ class PPO:
         """Learning rate, gradient clipping and so on."""
 
         def problems(self) -> Iterator[Problem]:
+            yield from self.entropy.problems_with(self.entropy_coefficient)
             if not self.importance_cap > 1.0 + self.clip:
                 yield fault("importance_cap", f"must be above 1 + clip = {1.0 + self.clip}, got {self.importance_cap}")
             if self.loss is not None:
@@ -126,6 +130,7 @@ class PPO:
         trained = [*self.policy.parameters(), *self.value_head.parameters()]
         if self.critic is not None:
             trained += self.critic.parameters()
+        self.entropy = EntropyBonus(setup, config.entropy_coefficient, config.entropy)
         self.optimizer = setup.engine.optimizer(trained, config.optimization)
         self._order = setup.stream("ppo minibatches")
         self.loss = None if config.loss is None else load_token_loss(config.loss)
@@ -149,8 +154,10 @@ class PPO:
             if self.config.target_kl > 0.0 and steps[-1]["approx_kl"] > self.config.target_kl:
                 break
         values, targets = rollout.extras["values"], rollout.extras["targets"]
+        metrics = over_steps(steps)
         return {
-            **over_steps(steps),
+            **metrics,
+            **self.entropy.observe(metrics["entropy"], len(rollout)),
             "explained_variance": explained_variance(values, targets, rollout.actions),
             "gradient_steps": float(len(steps)),
             "lr": self.optimizer.lr,
@@ -223,7 +230,7 @@ class PPO:
             )
             entropy = weighted_sum(refined(scores.entropy), weight)
             self.optimizer.backward(
-                policy_loss + config.value_coefficient * value_loss - config.entropy_coefficient * entropy
+                policy_loss + config.value_coefficient * value_loss - self.entropy.coefficient * entropy
             )
             with torch.no_grad():
                 # KL(old || new): the tokens were drawn from the old policy, where log p - log p is 0.
@@ -247,6 +254,7 @@ class PPO:
             **learned_state(self.policy, self.optimizer, self._order),
             "value_head": self.value_head.state_dict(),
             **state_of_draws(self.loss, self._draws),
+            **self.entropy.state_dict(),
         }
         if self.critic is not None:
             state["critic"] = self.critic.state_dict()
@@ -257,6 +265,7 @@ class PPO:
             state = {**state, "optimizer": {**state["optimizer"], "texts_read": state["texts_read"]}}
         load_learned_state(state, self.policy, self.optimizer, self._order)
         load_state_of_draws(state, self._draws)
+        self.entropy.load_state_dict(state)
         self.value_head.load_state_dict(state["value_head"])
         if self.critic is not None:
             self.critic.load_state_dict(state["critic"])
