@@ -131,17 +131,17 @@ MUTANTS = (
     Mutant(
         "M3",
         "both averages of a task's scores are quick",
-        "agents/rlhf_agents/task_sampling.py",
-        "(1.0 - self.config.slow) * (score - self._slow[place])",
-        "(1.0 - self.config.fast) * (score - self._slow[place])",
+        "rlhf_env/learning/learning_progress.py",
+        "(1.0 - self.settings.slow) * (score - self._slow[place])",
+        "(1.0 - self.settings.fast) * (score - self._slow[place])",
         "tests/agents/test_task_sampling.py",
     ),
     Mutant(
         "M3",
         "a temperature sharpens the shares",
         "agents/rlhf_agents/task_sampling.py",
-        "            return draw_probabilities(self._given, 1.0 / config.temperature)\n",
-        "            return draw_probabilities(self._given, config.temperature)\n",
+        "            return draw_probabilities(self._given, 1.0 / self.config.progress.temperature)\n",
+        "            return draw_probabilities(self._given, self.config.progress.temperature)\n",
         "tests/agents/test_task_sampling.py",
     ),
 )
