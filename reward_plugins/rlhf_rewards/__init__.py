@@ -22,4 +22,5 @@ def register_rewards(register: Register) -> None:
     register("repetition", "rlhf_rewards.repetition:Repetition")
     register("shaping", "rlhf_rewards.shaping:Shaping")
     register("sentiment", "rlhf_rewards.sentiment:Sentiment", needs="demo")
+    register("teacher", "rlhf_rewards.teacher:Teacher")
     register("upbeat", "rlhf_rewards.upbeat:Upbeat", needs="demo")
