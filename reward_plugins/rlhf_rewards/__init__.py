@@ -12,6 +12,8 @@ def register_rewards(register: Register) -> None:
     register("fairness", "rlhf_rewards.fairness:Fairness")
     register("kl", "rlhf_rewards.kl:KL")
     register("http", "rlhf_rewards.http:Http")
+    register("judge", "rlhf_rewards.judge:Judge")
+    register("judge_pairs", "rlhf_rewards.judge_pairs:JudgePairs")
     register("diversity", "rlhf_rewards.diversity:Diversity")
     register("length", "rlhf_rewards.length:Length")
     register("missing_end", "rlhf_rewards.missing_end:MissingEnd")
