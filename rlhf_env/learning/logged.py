@@ -147,6 +147,12 @@ LOGGED: tuple[Logged, ...] = (
         "train/reference_point", "kto: the estimate of KL to the reference from which gains and losses are measured."
     ),
     Logged("train/right_side", "kto: share of answers whose log(p/p_ref) is on their side of the reference point."),
+    Logged(
+        "train/nats_per_token",
+        "distill: mean over tokens, before the step, of the divergence between teacher and policy; with 'sequence', of "
+        "-log p of the teacher's tokens.",
+    ),
+    Logged("train/taught", "distill: share of texts that the teacher wrote."),
     Logged("train/kept", "rejection: texts kept and learned from."),
     Logged("train/kept_reward", "rejection: their mean reward."),
     Logged("train/perplexity", "sft: exp of the mean loss of a token of this update's texts, before its step."),
