@@ -35,7 +35,7 @@ SECTIONS = {
 }
 
 
-def numbers(metrics: Sequence[Metric] = METRICS) -> tuple[Logged, ...]:
+def logged_numbers(metrics: Sequence[Metric] = METRICS) -> tuple[Logged, ...]:
     """Those of a run's log, and below them those of evaluations."""
     measured = [
         Logged(f"eval/{entry.name}", f"{entry.meaning[:1].upper()}{entry.meaning[1:]}{_unit(entry)}.")
@@ -52,7 +52,7 @@ def numbers(metrics: Sequence[Metric] = METRICS) -> tuple[Logged, ...]:
     )
 
 
-def explained(key: str, metrics: Sequence[Metric] = METRICS) -> Logged | None:
+def meaning_of_number(key: str, metrics: Sequence[Metric] = METRICS) -> Logged | None:
     """What the number under `key` is, of training or of an evaluation; None where nobody has said."""
     if key.startswith("eval/"):
         words = meaning_of(key, metrics)
@@ -62,11 +62,11 @@ def explained(key: str, metrics: Sequence[Metric] = METRICS) -> Logged | None:
 
 def numbers_matching(key: str) -> list[Logged]:
     """Those that `key` names: one key, or a pattern with `*`. Raises ConfigError where it names none."""
-    found = [entry for entry in numbers() if fnmatchcase(entry.key, key)]
-    if not found and (one := explained(key)) is not None:
+    found = [entry for entry in logged_numbers() if fnmatchcase(entry.key, key)]
+    if not found and (one := meaning_of_number(key)) is not None:
         found = [one]
     if not found:
-        known = [entry.key for entry in numbers()]
+        known = [entry.key for entry in logged_numbers()]
         raise ConfigError(
             f"no number is logged as {key!r}{did_you_mean(key, known)}; an agent of yours says what its are"
         )
@@ -75,7 +75,7 @@ def numbers_matching(key: str) -> list[Logged]:
 
 def numbers_page(metrics: Sequence[Metric] = METRICS) -> str:
     """docs/metrics.md, in Markdown."""
-    return "\n".join([_HEAD, *_tables(numbers(metrics))]).rstrip() + "\n"
+    return "\n".join([_HEAD, *_tables(logged_numbers(metrics))]).rstrip() + "\n"
 
 
 def _tables(entries: Sequence[Logged]) -> Iterator[str]:
