@@ -7,6 +7,9 @@ so it is the negative log-likelihood of the data.
 Packing (`pack_tokens`) fills a step with as many texts as its tokens allow. They are not put into one row, so none sees
 another: the loss and the gradient are those of the texts by themselves, in every model family.
 
+When: there are demonstrations, before any reinforcement. When not: the demonstrations are worse than what the model
+already writes, or there are only judgements.
+
 Left out: label smoothing, weights for texts.
 """
 
