@@ -45,8 +45,8 @@ def commands_page() -> str:
     """Every command, as its own `--help` says it."""
     parts = [
         "# Commands\n\nExit codes: 0 done; 1 `check` found something; 2 wrong input, one line says what and where; 3 a "
-        "run that failed, its last checkpoint untouched; 4 a pipeline that waits for people; 130 and 143 stopped by Ctrl-C and "
-        "SIGTERM, with what is done saved.\n\n"
+        "run that failed, its last checkpoint untouched; 4 a pipeline that waits for people; 130 and 143 stopped by "
+        "Ctrl-C and SIGTERM, with what is done saved.\n\n"
         "`rlhf-env --install-completion` makes the shell complete commands."
     ]
     for words, command in _commands((), typer.main.get_command(app)):
