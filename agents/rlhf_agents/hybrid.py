@@ -236,7 +236,7 @@ class Hybrid:
             **own,
             "reward_head": self.reward_head.detach(),
             "reward_scale": self._scale(),
-            "scores": self._scores,
+            "scores": self._scores.tolist(),
             "optimizer": self.optimizer.state_dict(),
             "pairs": self.pairs.state_dict(),
             "dropout": dict(self._dropout.bit_generator.state),
