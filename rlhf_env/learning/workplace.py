@@ -328,10 +328,10 @@ def check_plugins(experiment: Experiment) -> Task:
     if agent is not None:
         if imitates(experiment.agent) and experiment.preferences is not None:
             name = experiment.agent.get("name")
-            said = (
-                f"{name} imitates every text it is given, and of judged answers some were rejected: dpo and kto learn "
-            )
-            said += f"from judgements; {name} learns the completions of a [task], of a file, say"
+            said = f"{name} imitates every text it is given, and of judged answers some were rejected: "
+            said += f"dpo and kto learn from judgements; {name} learns the completions of a [task], of a file, say"
+            if "preferences" in experiment.agent:
+                said = f"{name} imitates, and has its own pairs: leave out `preferences` but for that in [agent]"
             look(partial(_refuse, said), "preferences")
         look(lambda: _check_writer(experiment), "policy", "writer_dtype")
         look(lambda: _check_budget(experiment), "budget")

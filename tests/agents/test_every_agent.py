@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,13 +18,16 @@ from rlhf_env.learning import functional
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.logged import number_called
 from rlhf_env.learning.loop import describe
+from rlhf_env.learning.pretraining_mix import mixing
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.sources import EnvSource
 from rlhf_env.types import Score
 
 from .conftest import World, build_world, stir
 
+TEXTS = {"name": "prompts", "prompts": ["a:bb=", "ab:", "=:ab=b:a"]}
 GROUPS: dict[str, Any] = {"group_size": 4}
+PAIRS = str(Path(__file__).with_name("pairs.jsonl"))
 # Every agent that trains with micro-batches, in the variants that log numbers of their own.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "sft": ("sft", {}),
@@ -41,6 +45,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "ppo": ("ppo", {}),
     "ppo, cispo": ("ppo", {"loss": {"name": "cispo", "aggregation": "sequence-mean"}, "mask_overlong": True}),
     "ppo, separate": ("ppo", {"value_model": "separate", "value_clip": 0.01, "entropy_coefficient": 0.01}),
+    "ppo, mixed": ("ppo", {"optimization": {"ptx_coefficient": 0.5, "ptx_rows": 5, "ptx_data": TEXTS}}),
+    "sft+rm": ("sft+rm", {"preferences": PAIRS, "step_tokens": 100}),
+    "sft+rm, separate": ("sft+rm", {"preferences": PAIRS, "step_tokens": 100, "way": "separate"}),
     "dpo": ("dpo", GROUPS),
     "dpo, soft": ("dpo", {**GROUPS, "labels": "bradley-terry", "length_normalised": True}),
     "dpo, sppo": ("dpo", {**GROUPS, "loss": "sppo"}),
@@ -78,7 +85,10 @@ def make(world: World, variant: str, optimization: Optimization | None = None, *
     name, settings = {**VARIANTS, **OTHERS}[variant]
     kind: Any = plugins.host().load("agent", name)
     inner = settings.get("agent")
-    settings = {key: value for key, value in settings.items() if key != "agent"}
+    mixing(world.setup)  # its engine may be new
+    if "optimization" in settings:
+        optimization = replace(optimization or Optimization(), **settings["optimization"])
+    settings = {key: value for key, value in settings.items() if key not in ("agent", "optimization")}
     if inner is None:
         fields = kind.Config.__dataclass_fields__
         more = {key: value for key, value in more.items() if key in fields}
@@ -177,9 +187,10 @@ def test_what_a_rollout_says_of_itself_knows_no_order_of_rows() -> None:
     assert_same({name: other[name] for name in said}, said, "describe")
 
 
-@pytest.mark.parametrize(
-    "variant", [it for it in VARIANTS if it not in ("sft", "reinforce", "reinforce, to go", "reinforce, ++")]
-)
+ONE_STEP = ("sft", "sft+rm", "sft+rm, separate", "reinforce", "reinforce, to go", "reinforce, ++")
+
+
+@pytest.mark.parametrize("variant", [it for it in VARIANTS if it not in ONE_STEP])
 def test_an_update_logs_the_mean_over_all_its_gradient_steps(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rollout = material(variant)
     world = world_of(variant, action_length=2 if variant == "options" else None)

@@ -99,6 +99,10 @@ CASES: dict[str, Changes] = {
     "ppo, sapo": {"agent": {"name": "ppo", **MINIBATCHES, "loss": "sapo"}},
     "rejection": {"agent": {"name": "rejection", **GROUPS}},
     "sft": {"agent": {"name": "sft", **STEPS}, "answers": "answers.jsonl"},
+    "sft+rm": {
+        "agent": {"name": "sft+rm", **STEPS, "preferences": "pairs.jsonl", "way": "separate", "step_tokens": 40},
+        "answers": "answers.jsonl",
+    },
     "dpo": {"agent": {"name": "dpo", **GROUPS}},
     "dpo, stored pairs": {"agent": {"name": "dpo", **MINIBATCHES}, "preferences": "pairs.jsonl"},
     "dpo, simpo": {"agent": {"name": "dpo", **GROUPS, "loss": {"name": "simpo", "gamma": 0.5}}},
@@ -164,13 +168,16 @@ def experiment_of(case: str, folder: Path) -> Experiment:
     """The experiment of a case; what it reads is written into `folder`."""
     changes = CASES[case]
     preferences = None
-    if "preferences" in changes:
-        preferences = str(folder / changes["preferences"])
+    agent = dict(changes["agent"])
+    if "preferences" in {**changes, **agent}:  # of the run, or of its agent
+        preferences = str(folder / {**changes, **agent}["preferences"])
         pairs = [
             {"prompt": p, "chosen": p[:-1], "rejected": r}
             for p, r in (("a=", "b"), ("b=", "aa"), ("ab=", "ba"), ("ba=", ""), ("bb=", "a"))
         ]
         Path(preferences).write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
+    if "preferences" in agent:
+        agent["preferences"], preferences = preferences, None
     token = changes.get("view") == "token"
     task = {"name": "echo", "length": 2} if "task" not in changes else dict(changes["task"])
     rewards = dict(changes.get("rewards", {"task": 1.0, "kl": ADAPTIVE}))
@@ -191,7 +198,7 @@ def experiment_of(case: str, folder: Path) -> Experiment:
             action_length=None if token else 2,
         ),
         rewards=rewards,
-        agent=dict(changes["agent"]),
+        agent=agent,
         preferences=preferences,
         budget=Budget(updates=UPDATES),
         evaluation=EvaluationSettings(prompts=6, every=2),
