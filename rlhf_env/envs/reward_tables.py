@@ -66,7 +66,7 @@ RewardSpec = RewardMix | AnyReward | Callable[..., object] | str | JsonView | No
 
 
 def load_rewards(
-    spec: RewardSpec, task: Task, provided: Mapping[str, object] | None = None, *, measured: bool = False
+    spec: RewardSpec, task: Task | None, provided: Mapping[str, object] | None = None, *, measured: bool = False
 ) -> RewardMix:
     """A RewardMix from whatever a user writes.
 
@@ -77,8 +77,9 @@ def load_rewards(
       the task's own score. `on_error` and `max_bad_fraction` are those of `Failures`; with `isolate = true`, or any of
       the `isolation.Limits` (`timeout`, `memory_mb`, `env_vars`), the reward runs in a process of its own.
 
-    `provided` holds what the run can lend to a reward: `reference`, `tokenizer`, and the name of its `device`. Rewards
-    that are only `measured` have no shaping, which is of training.
+    `provided` holds what the run can lend to a reward: `reference`, `tokenizer`, and the name of its `device`. Where
+    `task` is None there is no score of its own, and whether a function finds its columns is seen when it is asked.
+    Rewards that are only `measured` have no shaping, which is of training.
     """
     if isinstance(spec, RewardMix):
         return spec
@@ -234,9 +235,11 @@ class RewardTable:
                 entry.load()
 
 
-def _load_part(table: RewardTable, task: Task, provided: JsonObject) -> AnyReward:
+def _load_part(table: RewardTable, task: Task | None, provided: JsonObject) -> AnyReward:
     where = f"reward {table.name!r}"
     if table.plugin == "task":
+        if task is None:
+            raise ConfigError(f"{where}: there is no task here whose own score it could be: name a reward")
         if not isinstance(task, ScoresItself):
             raise ConfigError(f"the task {type(task).__name__} has no score of its own: name a reward")
         if table.settings:
@@ -250,7 +253,8 @@ def _load_part(table: RewardTable, task: Task, provided: JsonObject) -> AnyRewar
         build = partial(_build, entry, dict(table.settings), lent, where)
     if table.limits is None:
         made = build()
-        _require_columns(made, task, where)
+        if task is not None:
+            _require_columns(made, task, where)
         return made
     try:
         return isolated(build, table.limits)
