@@ -49,7 +49,7 @@ def settings_page(files: Mapping[str, type], entries: Iterable[Entry]) -> str:
     for kind, group in itertools.groupby(entries, key=lambda entry: entry.kind):
         parts.append(f"## {plural(kind).capitalize()}")
         if kind == "reward":
-            parts.append("\n".join(["Of every reward's table:", "", *_table(of_every_reward())]))
+            parts.append("\n".join(["Of every reward's table:", "", *_table(list(nested(of_every_reward())))]))
         parts += [section(entry) for entry in group]
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
 

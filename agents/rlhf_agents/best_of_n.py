@@ -114,4 +114,5 @@ def _judging_parts(reward: RewardMix) -> RewardMix:
             f"best_of_n cannot compare answers: none of the reward's parts ({', '.join(reward.parts)}) judges "
             "one answer by its text alone; add one that does"
         )
-    return RewardMix(parts, failures=reward.failures)
+    of_tasks = {name: weights for name, weights in reward.of_tasks.items() if name in parts}
+    return RewardMix(parts, failures=reward.failures, of_tasks=of_tasks)
