@@ -25,6 +25,7 @@ def register_agents(register: Register) -> None:
         "backward_curriculum": "BackwardCurriculum",
         "temperature": "Temperature",
         "rejection": "Rejection",
+        "distill": "Distill",
         "reference": "Reference",
         "random": "Random",
     }.items():
