@@ -123,6 +123,11 @@ LOGGED: tuple[Logged, ...] = (
     Logged("train/rows_without_score", "Texts that are not learned from, as no score was given."),
     Logged("train/baseline", "reinforce: the running mean of returns that is subtracted."),
     Logged("train/importance_weight", "reinforce: mean importance weight of the texts (1: written by this policy)."),
+    Logged(
+        "train/entropy_coefficient",
+        "Weight of the entropy bonus in this update: its schedule's, times what the floor's controller made of it.",
+        "At `entropy_max`, the floor is not held.",
+    ),
     Logged("train/option_loss", "options: the loss that moves the choice of options."),
     Logged(
         "train/option_kl", "options: KL between the choices of options before and after the update, in nats a choice."
@@ -168,6 +173,19 @@ LOGGED: tuple[Logged, ...] = (
     Logged("tasks/*/score", "task_sampling: mean score of that task in this rollout."),
     Logged("curriculum/level", "curriculum: the level that the next texts are asked at."),
     Logged("curriculum/success", "curriculum: success at the present level, over its window."),
+    Logged("backward/stage", "backward_curriculum: the stage of this update's texts; at the last one none is begun."),
+    Logged(
+        "backward/success",
+        "backward_curriculum: mean of its part of the reward at the present stage, over its window.",
+        "At `threshold` the prefix becomes shorter.",
+    ),
+    Logged("backward/prefix_tokens", "backward_curriculum: tokens that stood in a text before the agent wrote, mean."),
+    Logged("temperature/factor", "temperature: what the temperature of writing was multiplied by."),
+    Logged(
+        "temperature/ess",
+        "temperature: effective sample size of the weights of the policy to its hot writer, as a share of the texts.",
+        "Near 1 over the number of texts, one of them decides the step: a lower temperature, or shorter texts.",
+    ),
 )
 
 

@@ -31,6 +31,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "prompt_sampling": {"correction": 0.5, **INSIDE},
     "dynamic_sampling": INSIDE,
     "task_sampling": INSIDE,
+    "backward_curriculum": {"stages": 2, "threshold": 0.3, **INSIDE},
+    "temperature": {"start": 1.2, **INSIDE},
 }
 
 
