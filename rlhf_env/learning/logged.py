@@ -156,6 +156,12 @@ LOGGED: tuple[Logged, ...] = (
     Logged(
         "train/importance_weight", "Mean importance weight of the texts (1: written by this policy).", of=("reinforce",)
     ),
+    Logged(
+        "train/entropy_coefficient",
+        "Weight of the entropy bonus in this update: its schedule's, times what the floor's controller made of it.",
+        look="At `entropy_max`, the floor is not held.",
+        of=("ppo", "grpo", "rloo", "reinforce"),
+    ),
     Logged("train/option_loss", "The loss that moves the choice of options.", of=("options",)),
     Logged(
         "train/option_kl",
@@ -214,6 +220,29 @@ LOGGED: tuple[Logged, ...] = (
     Logged("tasks/*/score", "Mean score of that task in this rollout.", of=("task_sampling",)),
     Logged("curriculum/level", "The level that the next texts are asked at.", of=("curriculum",)),
     Logged("curriculum/success", "Success at the present level, over its window.", of=("curriculum",)),
+    Logged(
+        "backward/stage",
+        "The stage of this update's texts; at the last one none is begun.",
+        of=("backward_curriculum",),
+    ),
+    Logged(
+        "backward/success",
+        "Mean of its part of the reward at the present stage, over its window.",
+        look="At `threshold` the prefix becomes shorter.",
+        of=("backward_curriculum",),
+    ),
+    Logged(
+        "backward/prefix_tokens",
+        "Tokens that stood in a text before the agent wrote, mean.",
+        of=("backward_curriculum",),
+    ),
+    Logged("temperature/factor", "What the temperature of writing was multiplied by.", of=("temperature",)),
+    Logged(
+        "temperature/ess",
+        "Effective sample size of the weights of the policy to its hot writer, as a share of the texts.",
+        look="Near 1 over the number of texts, one of them decides the step: a lower temperature, or shorter texts.",
+        of=("temperature",),
+    ),
 )
 
 

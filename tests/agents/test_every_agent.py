@@ -58,6 +58,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "options": ("options", {"option_entropy_coefficient": 0.01}),
     "curriculum": ("curriculum", {"levels": (2,), "agent": ("ppo", {})}),
     "replay": ("replay", {"agent": ("grpo", GROUPS)}),
+    "temperature": ("temperature", {"agent": ("rloo", {**GROUPS, "entropy_coefficient": 0.1})}),
+    "backward_curriculum": ("backward_curriculum", {"column": "answer", "agent": ("grpo", GROUPS)}),
 }
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "sb3": ("sb3", {"batch_size": 1000, "n_epochs": 2}),
@@ -104,7 +106,7 @@ def make(world: World, variant: str, optimization: Optimization | None = None, *
 def world_of(variant: str, **more: Any) -> World:
     # Of 0 to 1, which maxrl needs.
     echo = {"task": {"name": "echo", "length": 2, "alphabet": "ab"}}
-    task = echo if variant in ("curriculum", "grpo, maxrl") else {}
+    task = echo if variant in ("curriculum", "backward_curriculum", "grpo, maxrl") else {}
     return build_world(rows=8, kl=0.3, **task, **more)
 
 
@@ -113,7 +115,7 @@ def material(variant: str) -> Rollout:
     world = world_of(variant, action_length=2 if variant == "options" else None)
     agent = make(world, variant)
     rollout = world.rollout(agent, seed=5)
-    if variant in ("curriculum", "grpo, maxrl"):  # echo hardly succeeds at first
+    if variant in ("curriculum", "backward_curriculum", "grpo, maxrl"):  # echo hardly succeeds at first
         return with_rewards(rollout, [0.1, 0.9, 0.4, 0.0, 1.0, 0.3, 0.6, 0.2])
     return rollout
 
@@ -197,7 +199,7 @@ def test_an_update_logs_the_mean_over_all_its_gradient_steps(variant: str, monke
     agent = make(world, variant, Optimization(lr=1e-2), epochs=2, minibatches=2)
     stir(agent.policy, seed=2)
     stepper, name = (agent.imitation, "update") if variant == "rejection" else (agent, "_step")
-    stepper = agent.agent if variant in ("curriculum", "replay") else stepper
+    stepper = agent.agent if "agent" in {**VARIANTS, **OTHERS}[variant][1] else stepper
     steps: list[dict[str, float]] = []
     step = getattr(stepper, name)
     monkeypatch.setattr(stepper, name, lambda *given: steps.append(step(*given)) or steps[-1])

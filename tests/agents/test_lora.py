@@ -27,6 +27,7 @@ AGENTS: dict[str, dict[str, Any]] = {
     "options": {},
     "curriculum": {"levels": (2, 3), "agent": {"name": "grpo", "group_size": 4, "lr": 0.01}, "lr": None},
     "replay": {"agent": {"name": "grpo", "group_size": 4, "lr": 0.01}, "lr": None},
+    "temperature": {"agent": {"name": "rloo", "group_size": 4, "lr": 0.01}, "lr": None},
     "sb3": {"lr": None, "learning_rate": 0.01},
     "sft": {},
     "sft+rm": {"preferences": str(Path(__file__).with_name("pairs.jsonl")), "way": "adapters", "step_tokens": 64},

@@ -142,6 +142,32 @@ CASES: dict[str, Changes] = {
         "agent": {"name": "task_sampling", "agent": {"name": "rloo", **GROUPS}},
         "task": {"name": "mixture", "tasks": [{"name": "echo", "length": 1}, {"name": "echo", "length": 2}]},
     },
+    "backward_curriculum around temperature around grpo": {
+        "agent": {
+            "name": "backward_curriculum",
+            "column": "answer",
+            "stages": 2,
+            "threshold": 0.0,
+            "window": 12,
+            "earlier": 0.3,
+            "whole": 0.3,
+            "agent": {
+                "name": "temperature",
+                "agent": {"name": "grpo", **GROUPS, "entropy_coefficient": 0.05, "entropy_floor": 1.3},
+            },
+        },
+    },
+    "ppo, novelty by counts, distance and distillation": {
+        "agent": {"name": "ppo", **MINIBATCHES, "group_size": 2},
+        "rewards": {
+            "task": 1.0,
+            "novelty_ngrams": 0.2,
+            "novelty_embedding": {"weight": 0.2, "memory": 12},
+            "novelty_rnd": 0.2,
+            "shaping": {"weight": 0.5, "potential": {"name": "length", "target": 3}},
+            "kl": ADAPTIVE,
+        },
+    },
     "curriculum around replay around ppo": {
         "agent": {
             "name": "curriculum",

@@ -33,6 +33,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "dynamic_sampling": INSIDE,
     "task_sampling": INSIDE,
     "sft+rm": {"preferences": str(Path(__file__).parents[1] / "agents" / "pairs.jsonl"), "step_tokens": 256},
+    "backward_curriculum": {"stages": 2, "threshold": 0.3, **INSIDE},
+    "temperature": {"start": 1.2, **INSIDE},
 }
 
 
