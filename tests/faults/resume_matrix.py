@@ -105,6 +105,7 @@ CASES: dict[str, Changes] = {
     "kto": {"agent": {"name": "kto", **GROUPS}},
     "kto, stored pairs": {"agent": {"name": "kto", **MINIBATCHES}, "preferences": "pairs.jsonl"},
     "options": {"agent": {"name": "options", **MINIBATCHES}},
+    "options, kept apart": {"agent": {"name": "options", **MINIBATCHES, "diversity_coefficient": 0.5}},
     "sb3": {"agent": {"name": "sb3", "batch_size": 8, "n_epochs": 2}},
     "sb3, a2c": {"agent": {"name": "sb3", "algorithm": "a2c"}},
     "curriculum around ppo": {
@@ -114,6 +115,15 @@ CASES: dict[str, Changes] = {
             "threshold": 0.0,
             "window": 12,
             "agent": {"name": "ppo", **MINIBATCHES},
+        }
+    },
+    "curriculum by progress around rloo": {
+        "agent": {
+            "name": "curriculum",
+            "levels": [1, 2],
+            "by": "progress",
+            "explore": 0.5,
+            "agent": {"name": "rloo", **GROUPS},
         }
     },
     "replay around grpo": {
