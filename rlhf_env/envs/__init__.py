@@ -18,6 +18,7 @@ def register_tasks(register: plugins.Register) -> None:
     register("echo", "rlhf_env.envs.toy_tasks:Echo")
     register("increasing", "rlhf_env.envs.toy_tasks:Increasing")
     register("addition", "rlhf_env.envs.addition_task:Addition")
+    register("segments", "rlhf_env.envs.segments_task:Segments")
     register("enumerable", "rlhf_env.envs.toy_tasks:Enumerable")
     register("guess", "rlhf_env.envs.toy_tasks:Guess")
     register("chitchat", "rlhf_env.envs.chitchat:Chitchat", needs="demo")

@@ -55,7 +55,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpo, orpo": ("dpo", {**GROUPS, "loss": {"name": "orpo", "weight": 0.5}}),
     "kto": ("kto", GROUPS),
     "rejection": ("rejection", {**GROUPS, "keep": 2}),
-    "options": ("options", {"option_entropy_coefficient": 0.01}),
+    "options": ("options", {"option_entropy_coefficient": 0.01, "diversity_coefficient": 0.1}),
     "curriculum": ("curriculum", {"levels": (2,), "agent": ("ppo", {})}),
     "replay": ("replay", {"agent": ("grpo", GROUPS)}),
     "temperature": ("temperature", {"agent": ("rloo", {**GROUPS, "entropy_coefficient": 0.1})}),

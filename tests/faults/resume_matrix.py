@@ -109,6 +109,7 @@ CASES: dict[str, Changes] = {
     "kto": {"agent": {"name": "kto", **GROUPS}},
     "kto, stored pairs": {"agent": {"name": "kto", **MINIBATCHES}, "preferences": "pairs.jsonl"},
     "options": {"agent": {"name": "options", **MINIBATCHES}},
+    "options, kept apart": {"agent": {"name": "options", **MINIBATCHES, "diversity_coefficient": 0.5}},
     "sb3": {"agent": {"name": "sb3", "batch_size": 8, "n_epochs": 2}},
     "sb3, a2c": {"agent": {"name": "sb3", "algorithm": "a2c"}},
     "curriculum around ppo": {
@@ -128,6 +129,15 @@ CASES: dict[str, Changes] = {
             "ptx_rows": 2,
             "ptx_data": {"name": "prompts", "prompts": ["a=a", "b=b", "ab=ba"]},
         },
+    },
+    "curriculum by progress around rloo": {
+        "agent": {
+            "name": "curriculum",
+            "levels": [1, 2],
+            "by": "progress",
+            "explore": 0.5,
+            "agent": {"name": "rloo", **GROUPS},
+        }
     },
     "replay around grpo": {
         "agent": {"name": "replay", "priority": "advantage", "agent": {"name": "grpo", **GROUPS}},

@@ -99,6 +99,26 @@ experiment(
 )
 experiment("nobody wrapped", AGENT, 'name = "curriculum"\nlevels = [1]', "curriculum wraps another agent: agent = {")
 experiment(
+    "starts of levels by progress",
+    AGENT,
+    'name = "curriculum"\nlevels = [1]\nby = "progress"\nstarts = [0]\nagent = { name = "ppo" }',
+    "starts are for by = budget and by = updates, not progress",
+)
+experiment(
+    "a slow average that is quick",
+    AGENT,
+    'name = "curriculum"\nlevels = [1]\nby = "progress"\nslow = 0.5\nagent = { name = "ppo" }',
+    "fast must be below slow = 0.5, got 0.5",
+)
+experiment(
+    "options paid for being alike",
+    AGENT,
+    'name = "options"\ndiversity_coefficient = -0.1',
+    "diversity_coefficient must be at least 0, got -0.1",
+)
+experiment("a letter of two goals", TASK, 'name = "segments"\ngoals = ["ab", "bc"]', "goals must have no letter twice")
+experiment("sums in base 0", TASK, 'name = "addition"\nbase = 0', "base must be in [1, 10], got 0")
+experiment(
     "one answer to a prompt", AGENT, 'name = "dynamic_sampling"\nagent = { name = "ppo" }', "has no spread: take an"
 )
 experiment("one task", AGENT, 'name = "task_sampling"\nagent = { name = "ppo" }', "has no tasks to choose from")
