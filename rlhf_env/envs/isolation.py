@@ -37,6 +37,7 @@ from rlhf_env.types import (
     Episode,
     Float,
     JsonObject,
+    JsonView,
     State,
     TrainerState,
 )
@@ -239,6 +240,20 @@ class IsolatedReference:
 class IsolatedGroupReward(_Isolated):
     def group_rewards(self, group: Sequence[Episode], /) -> _Unchecked:
         return self._ask("group_rewards", list(group))
+
+
+class IsolatedTools(_Isolated):
+    """Functions in a process of their own (`tool_functions.ToolBox`)."""
+
+    def call(self, name: str, arguments: JsonView, /) -> str:
+        return str(self._ask("call", (name, dict(arguments))))
+
+
+def isolated_tools(build: Callable[[], object], limits: Limits) -> IsolatedTools:
+    """The tools that `build` makes, in a process that starts now, as a reward does. Raises ConfigError."""
+    request = pickle.dumps(build)
+    child = _Child(limits)
+    return IsolatedTools(request, limits, child, _build(child, request, limits))
 
 
 class _Child:
