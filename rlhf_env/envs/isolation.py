@@ -37,7 +37,6 @@ from rlhf_env.types import (
     Episode,
     Float,
     JsonObject,
-    JsonView,
     State,
     TrainerState,
 )
@@ -242,18 +241,19 @@ class IsolatedGroupReward(_Isolated):
         return self._ask("group_rewards", list(group))
 
 
-class IsolatedTools(_Isolated):
-    """Functions in a process of their own (`tool_functions.ToolBox`)."""
+class IsolatedCalls(_Isolated):
+    """What is no reward, in a process of its own: an object with a method `call`."""
 
-    def call(self, name: str, arguments: JsonView, /) -> str:
-        return str(self._ask("call", (name, dict(arguments))))
+    def call(self, argument: object, /) -> _Unchecked:
+        """What the object's `call(argument)` gives, made of plain values. Raises RewardFailed."""
+        return self._ask("call", argument)
 
 
-def isolated_tools(build: Callable[[], object], limits: Limits) -> IsolatedTools:
-    """The tools that `build` makes, in a process that starts now, as a reward does. Raises ConfigError."""
+def isolated_calls(build: Callable[[], object], limits: Limits) -> IsolatedCalls:
+    """The object that `build` makes, in a process that starts now, as a reward does. Raises ConfigError."""
     request = pickle.dumps(build)
     child = _Child(limits)
-    return IsolatedTools(request, limits, child, _build(child, request, limits))
+    return IsolatedCalls(request, limits, child, _build(child, request, limits))
 
 
 class _Child:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from rlhf_env.envs.isolation import IsolatedTools, Limits, RewardFailed, isolated_tools
+from rlhf_env.envs.isolation import IsolatedCalls, Limits, RewardFailed, isolated_calls
 from rlhf_env.errors import ConfigError, PluginError, Problem, RewardError
 from rlhf_env.own_code import OwnCode, load_code
 from rlhf_env.types import JsonObject, JsonView
@@ -79,7 +79,7 @@ class Tools:
         self.schemas = schemas_of(self.codes)
         self.names = tuple(str(it["function"]["name"]) for it in self.schemas)
         self.limits = Limits(timeout=seconds)
-        self._process: IsolatedTools | None = None
+        self._process: IsolatedCalls | None = None
 
     def __reduce__(self) -> tuple[object, ...]:  # the process is not part of it
         return Tools, (self.codes, self.limits.timeout)
@@ -90,9 +90,9 @@ class Tools:
         if name not in self.names:
             return f"error: there is no function {name!r}, only {', '.join(self.names)}", False
         if self._process is None:
-            self._process = isolated_tools(partial(ToolBox, self.codes), self.limits)
+            self._process = isolated_calls(partial(ToolBox, self.codes), self.limits)
         try:
-            return self._process.call(name, dict(arguments)), True
+            return str(self._process.call((name, dict(arguments)))), True
         except (RewardFailed, RewardError) as error:
             return f"error: {self._said(name, error)}", False
 

@@ -67,14 +67,14 @@ def table(of: list[int]) -> dict:
 @pytest.fixture(autouse=True, scope="module")
 def one_process_for_all() -> Iterator[None]:
     """Equal tools share a process: to start one takes longer than a test."""
-    usual, kept = tool_functions.isolated_tools, {}
+    usual, kept = tool_functions.isolated_calls, {}
 
     def shared(build: Any, limits: Any) -> Any:
         key = str(build.args), limits.timeout
         return kept[key] if key in kept else kept.setdefault(key, usual(build, limits))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tool_functions, "isolated_tools", shared)
+        patch.setattr(tool_functions, "isolated_calls", shared)
         yield
 
 
