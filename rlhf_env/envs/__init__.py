@@ -13,6 +13,7 @@ def register_tasks(register: plugins.Register) -> None:
     register("prompts", "rlhf_env.envs.tasks:Prompts")
     register("file", "rlhf_env.envs.file_task:File")
     register("mixture", "rlhf_env.envs.mixture:Mixture")
+    register("tools", "rlhf_env.envs.tool_task:ToolUse")
     register("validation", "rlhf_env.envs.validation_task:Validation")
     register("count", "rlhf_env.envs.toy_tasks:Count")
     register("echo", "rlhf_env.envs.toy_tasks:Echo")
