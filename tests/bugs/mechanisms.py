@@ -5,6 +5,7 @@ from __future__ import annotations
 from bugs.mutant import Mutant
 
 MIX, HYBRID = "tests/learning/test_pretraining_mix.py", "tests/agents/test_hybrid.py"
+CURRICULUM, OPTIONS = "tests/agents/test_curriculum.py", "tests/agents/test_options.py"
 REPLAY, REPLAY_EXACT = "tests/agents/test_replay.py", "tests/agents/test_replay_exact.py"
 
 DISTILL, NEXT_TOKENS = "tests/agents/test_distill.py", "tests/policies/test_next_tokens.py"
@@ -14,8 +15,8 @@ MUTANTS = (
         "M1",
         "the pretraining mix weighs its texts without the coefficient",
         "rlhf_env/learning/pretraining_mix.py",
-        "optimizer.backward(self._coefficient * term)",
-        "optimizer.backward(term)",
+        "add_likelihood(policy, optimizer, batch, self._coefficient)",
+        "add_likelihood(policy, optimizer, batch)",
         MIX,
     ),
     Mutant(
@@ -33,6 +34,38 @@ MUTANTS = (
         "                metrics = {**metrics, **engine.take_measured()}\n",
         "",
         MIX,
+    ),
+    Mutant(
+        "M1",
+        "the pairs move the trunk that is not theirs",
+        "agents/rlhf_agents/hybrid.py",
+        'torch.no_grad() if self.config.way == "head" else nullcontext()',
+        "nullcontext()",
+        HYBRID,
+    ),
+    Mutant(
+        "M1",
+        "the state before the last token is scored",
+        "agents/rlhf_agents/hybrid.py",
+        "device=hidden.device), texts.lengths]",
+        "device=hidden.device), texts.lengths - 1]",
+        HYBRID,
+    ),
+    Mutant(
+        "M1",
+        "a reward model of a run has the policy's trunk",
+        "rlhf_env/feedback/reward_models/of_runs.py",
+        'trained.write(half, weights="reward_trunk" if "reward_trunk" in state else "policy")',
+        "trained.write(half)",
+        HYBRID,
+    ),
+    Mutant(
+        "M1",
+        "a resumed run of sft+rm reads its first pairs again",
+        "agents/rlhf_agents/hybrid.py",
+        '        self.pairs.load_state_dict(state["pairs"])\n',
+        "",
+        HYBRID,
     ),
     Mutant(
         "M2",
@@ -145,6 +178,71 @@ MUTANTS = (
         "            return draw_probabilities(self._given, 1.0 / self.config.progress.temperature)\n",
         "            return draw_probabilities(self._given, self.config.progress.temperature)\n",
         "tests/agents/test_task_sampling.py",
+    ),
+    Mutant(
+        "M6",
+        "a level is drawn again at every reset",
+        "agents/rlhf_agents/curriculum.py",
+        '        return {**self.agent.begin(), "level": config.levels[self._index]}',
+        '        if config.by == "progress":\n            self._draw()\n'
+        '        return {**self.agent.begin(), "level": config.levels[self._index]}',
+        CURRICULUM,
+    ),
+    Mutant(
+        "M6",
+        "a resumed curriculum draws other levels",
+        "agents/rlhf_agents/curriculum.py",
+        '            self._draws.bit_generator.state = dict(state["draws"])\n',
+        "",
+        CURRICULUM,
+    ),
+    Mutant(
+        "M6",
+        "what is forgotten is no progress",
+        "rlhf_env/learning/learning_progress.py",
+        "progress, known = np.abs(self._fast - self._slow)",
+        "progress, known = np.maximum(self._fast - self._slow, 0.0)",
+        "tests/agents/test_task_sampling.py",
+    ),
+    Mutant(
+        "M6",
+        "options are paid for being alike",
+        "agents/rlhf_agents/options.py",
+        "paid = paid + self.config.diversity_coefficient * told_apart(rollout)",
+        "paid = paid - self.config.diversity_coefficient * told_apart(rollout)",
+        OPTIONS,
+    ),
+    Mutant(
+        "M6",
+        "options are told apart by the writer alone",
+        "agents/rlhf_agents/options.py",
+        'stated = refined(rollout.extras["writer_logprob"]) - refined(rollout.logprobs)',
+        'stated = refined(rollout.extras["writer_logprob"])',
+        OPTIONS,
+    ),
+    Mutant(
+        "M6",
+        "the options of the first segment stand for all",
+        "agents/rlhf_agents/options.py",
+        "        taken = option[starts & (place == segment)]",
+        "        taken = option[starts & (place == 0)]",
+        OPTIONS,
+    ),
+    Mutant(
+        "M6",
+        "a goal that is met after one that is not counts",
+        "rlhf_env/envs/segments_task.py",
+        "        met = itertools.takewhile(",
+        "        met = filter(",
+        "tests/env/test_segments.py",
+    ),
+    Mutant(
+        "M6",
+        "the sums of a level are not set aside",
+        "rlhf_env/envs/addition_task.py",
+        "        return _all_sums(largest, self.base, self.part, self.held_out_fraction)",
+        "        return _all_sums(largest, self.base, self.part, self.held_out_fraction * (largest > 3))",
+        "tests/env/test_addition.py",
     ),
     Mutant(
         "M8",
