@@ -305,7 +305,7 @@ class PPO:
                     metrics[name] += float(value.detach())
         if self._texts:
             metrics["ptx_loss"] = self._mix_in()
-        return {**metrics, "grad_norm": self.optimizer.step()}
+        return {**self.optimizer.summed(metrics), "grad_norm": self.optimizer.step()}
 
     def _outside(self, log_ratio: Tensor, weight: Tensor) -> Tensor:
         """The share of tokens whose ratio is outside the agent's own clip."""

@@ -159,7 +159,7 @@ class Reinforce:
             }.items():
                 metrics[name] += float(value.detach())
         return {
-            **over_steps([{**metrics, "grad_norm": self.optimizer.step()}]),
+            **over_steps([{**self.optimizer.summed(metrics), "grad_norm": self.optimizer.step()}]),
             **unscored,
             "baseline": baseline,
             "lr": self.optimizer.lr,

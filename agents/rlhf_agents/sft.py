@@ -88,6 +88,7 @@ class SFT:
                     loss += float(term.detach())
         finally:
             self.policy.eval()
+        loss = self.optimizer.summed({"loss": loss})["loss"]
         return {
             **over_steps([{"loss": loss, "grad_norm": self.optimizer.step()}]),
             "perplexity": math.exp(loss),

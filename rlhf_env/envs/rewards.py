@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Literal, cast
+from typing import Annotated, Literal, Protocol, TypeVar, cast
 
 import numpy as np
 from annotated_types import Interval
@@ -20,7 +19,8 @@ from annotated_types import Interval
 from rlhf_env.envs.circuit_breaker import CircuitBreaker, spread_out
 from rlhf_env.envs.contained import contained, is_of_this_package, lent
 from rlhf_env.envs.isolation import RewardFailed
-from rlhf_env.envs.reward_answers import LARGEST_SCORE, Answers, episode_answers, together, token_answers
+from rlhf_env.envs.reward_answers import LARGEST_SCORE, Answers, episode_answers, token_answers
+from rlhf_env.envs.scoring import Scoring
 from rlhf_env.envs.waiting import Asking, WaitsOutside
 from rlhf_env.errors import ConfigError, RewardError
 from rlhf_env.own_code import raised_at
@@ -41,6 +41,8 @@ from rlhf_env.types import (
     TokenReward,
     TrainerState,
 )
+
+_T = TypeVar("_T")
 
 
 @settings
@@ -75,6 +77,20 @@ class KLPart:
         return self.weight * self.penalty.coefficient
 
 
+class AsksForAll(Protocol):
+    """Several processes of which one asks the rewards: the others are told what it was answered."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that asks."""
+
+    def from_first(self, ask: Callable[[], _T], at: str = "") -> _T:
+        """What `ask` gives there; what it raises is raised in all."""
+
+    def at(self, what: str) -> None:
+        """What this process is at, for messages about those that the others wait for."""
+
+
 class NoReward:
     """Nothing for anything, where an environment has no reward to pay."""
 
@@ -100,7 +116,11 @@ class RewardMix:
     A part's name is the user's: anything printable. `kl` is the one part that is a KL penalty, whatever its name, or
     None; a second one is refused, because an objective has one beta. With `measures`, the mix is no objective but
     rewards that are measured side by side: then any number may be there, and `kl` is None.
+
+    Where several processes train one run, the first asks the parts `for_all` of them, and has what they remember.
     """
+
+    for_all: AsksForAll | None = None
 
     def __init__(
         self,
@@ -193,10 +213,17 @@ class RewardMix:
 
         `rows`: the episodes of the whole rollout, where these are some of them: `max_bad_fraction` is of those.
         """
+        return self._told_all(partial(self._score, episodes, group_size, rows))
+
+    def _told_all(self, ask: Callable[[], _T]) -> _T:
+        return ask() if self.for_all is None else self.for_all.from_first(ask)
+
+    def _score(self, episodes: Sequence[Episode], group_size: int, rows: int) -> list[Score]:
         if self._outside and len(self.parts) > 1:
-            with self.scoring() as scoring:
-                scoring.begin(episodes, group_size, rows=rows)
-                return scoring.finish()
+            with Asking() as asking:
+                scoring = Scoring(self, asking)
+                scoring.hand_in(episodes, group_size, rows=rows)
+                return scoring.scores()
         return self._scores(episodes, {name: self._part(name, episodes, group_size, rows) for name in self.parts})
 
     @contextmanager
@@ -257,6 +284,8 @@ class RewardMix:
 
         Raises RewardError for more failures than `allowed`, and for an answer of the wrong form.
         """
+        if self.for_all is not None:
+            self.for_all.at(f"the reward {name!r}")
         breaker = self._breakers[name]
         if not breaker.lets_through():
             failed = dict.fromkeys(range(len(episodes)), breaker.said)
@@ -362,12 +391,19 @@ class RewardMix:
 
     def observe(self, episodes: Sequence[Episode]) -> None:
         """Show finished episodes to the parts that remember (called when the environment resets)."""
+        moved = self._told_all(partial(self._observe, episodes))
+        if self.for_all is not None and not self.for_all.is_first and self.kl is not None and self.kl.name in moved:
+            self._remembering[self.kl.name].load_state_dict(moved[self.kl.name])  # agents read its coefficient
+
+    def _observe(self, episodes: Sequence[Episode]) -> State:
+        """What the KL penalty then remembers, where it does."""
         for name, part in self._remembering.items():
             try:
                 with self._contained(name):
                     part.observe(episodes if name in self._of_this_package else lent(episodes))
             except RewardFailed as error:
                 raise RewardError(f"reward {name!r} {error}, when it was shown {len(episodes)} episodes") from error
+        return {name: self._remembering[name].state_dict() for name in self.kl_names if name in self._remembering}
 
     def follow(self, state: TrainerState) -> None:
         """Tell the parts that ask for it where training stands."""
@@ -376,6 +412,9 @@ class RewardMix:
 
     def take_logged(self) -> dict[str, float]:
         """The numbers that parts have logged since the last time: the mean of each name."""
+        return self._told_all(self._take_logged) if self._following else {}
+
+    def _take_logged(self) -> dict[str, float]:
         logged: dict[str, list[float]] = {}
         for part in self._following.values():
             for name, values in part.take_logged().items():
@@ -393,86 +432,6 @@ class RewardMix:
     def load_state_dict(self, state: State) -> None:
         for name, part in self._remembering.items():
             part.load_state_dict(state[name])
-
-
-class Scoring:
-    """Batches of texts on their way to their scores (`RewardMix.scoring`).
-
-    Each part is asked what `RewardMix.score` would ask it, batch after batch and in that order: parts that wait outside
-    this process in threads of their own, the others in `begin`. Of several failures, the one that would have come
-    first is raised.
-    """
-
-    def __init__(self, mix: RewardMix, asking: Asking) -> None:
-        self._mix, self._asking = mix, asking
-        self._batches: list[tuple[Sequence[Episode], dict[str, Future[Answers]]]] = []
-        self._places: list[int] = []
-        self._rows = 0
-
-    def begin(
-        self, episodes: Sequence[Episode], group_size: int = 1, *, rows: int = 0, places: Sequence[int] | None = None
-    ) -> None:
-        """Hand in a batch, as to `RewardMix.score`. Raises RewardError where that is sure already.
-
-        Parts that look at all texts together are asked in `finish`, in the order of `places` (default: as they come).
-        """
-        mix = self._mix
-        self._rows = max(self._rows, rows)
-        self._places += range(len(self._places), len(self._places) + len(episodes)) if places is None else places
-        answers = self._ask({name: (episodes, group_size, rows) for name in mix.parts if name not in mix._by_batch})
-        self._batches.append((episodes, answers))
-        here = [answer for name, answer in answers.items() if name not in mix._outside and answer.done()]
-        if any(answer.exception() is not None for answer in here):
-            self.finish()  # raises this one, or one that comes before it
-        for answer in (each for _, every in self._batches for each in every.values()):
-            if not answer.done():
-                break
-            answer.result()
-
-    def _ask(self, questions: Mapping[str, tuple[Sequence[Episode], int, int]]) -> dict[str, Future[Answers]]:
-        """The answers to come: those that wait outside are asked first, the others answer at once, up to a failure."""
-        mix = self._mix
-        asked = {name: partial(mix._part, name, *question) for name, question in questions.items()}
-        answers: dict[str, Future[Answers]] = {
-            name: self._asking.ask(mix._outside[name], question) if name in mix._outside else Future()
-            for name, question in asked.items()
-        }
-        for name, question in asked.items():
-            if name in mix._outside:
-                continue
-            try:
-                answers[name].set_result(question())
-            except RewardError as error:
-                answers[name].set_exception(error)
-                break
-        return answers
-
-    def finish(self) -> list[Score]:
-        """The scores of all batches, in their order. Raises RewardError."""
-        mix = self._mix
-        found = [
-            (episodes, {name: answer.result() for name, answer in answers.items()})
-            for episodes, answers in self._batches
-        ]
-        every = [episode for episodes, _ in found for episode in episodes]
-        order = np.argsort(self._places, kind="stable").tolist()
-        batch = [every[place] for place in order]
-        asked = self._ask({name: (batch, 1, self._rows) for name in mix.parts if name in mix._by_batch})
-        answers = {
-            name: together([(len(episodes), said[name]) for episodes, said in found])
-            for name in mix.parts
-            if name not in asked
-        }
-        for name, answer in asked.items():
-            values, failed = answer.result()
-            of_place = dict(zip(order, values, strict=True))
-            answers[name] = (
-                [of_place[place] for place in range(len(every))],
-                {order[place]: did for place, did in failed.items()},
-            )
-        self._batches.clear()
-        self._places.clear()
-        return mix._scores(every, answers)
 
 
 def _question(part: AnyReward) -> Callable[[Sequence[Episode]], object]:

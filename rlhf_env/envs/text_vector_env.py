@@ -25,7 +25,7 @@ from rlhf_env.envs.infos import Info, VectorInfo, collated
 from rlhf_env.envs.picture import TextPicture, picture_of
 from rlhf_env.envs.prompt_order import PromptOrder, Seeds, is_index, require_seeds
 from rlhf_env.envs.reward_tables import RewardSpec, load_rewards
-from rlhf_env.envs.rewards import Scoring
+from rlhf_env.envs.scoring import Scoring
 from rlhf_env.envs.stop_strings import StopStrings
 from rlhf_env.envs.tasks import TaskSpec, load_task, option_names
 from rlhf_env.envs.text_buffer import TextBuffer

@@ -27,7 +27,7 @@ from rlhf_env.policies.lm_head import LinearHead, gives_the_logits, linear_head,
 from rlhf_env.policies.loading import base_and_adapter, context_of, load_with_adapter
 from rlhf_env.policies.lora import has_adapter, is_of_adapter, merge_adapter
 from rlhf_env.policies.low_precision import WriterDtype, require_known, writer_linear
-from rlhf_env.policies.policy import Sampling, TextEvaluation, Written
+from rlhf_env.policies.policy import Sampling, TextEvaluation, WritesTogether, Written
 from rlhf_env.policies.precision import as_float64
 from rlhf_env.policies.recomputation import recomputed_layers, require_layers
 from rlhf_env.policies.soundness import trusted_path, warn_if_slow
@@ -60,6 +60,9 @@ class LanguageModel(nn.Module):
     results are the same. `gradient_checkpointing`: see `recomputation`. `writer_dtype`: a copy in that precision
     writes, see `low_precision`.
     """
+
+    together: WritesTogether | None = None
+    """Who writes the rows, where not this process alone does."""
 
     def __init__(
         self,
@@ -214,6 +217,17 @@ class LanguageModel(nn.Module):
         self._check_prompts(texts, mask, lengths, rows, length)
         uniforms = self._streams.next(len(texts), length)
 
+        def write(rows: Bool) -> Written:
+            return self._write(observation, texts, lengths, rows, uniforms)
+
+        together = self.together
+        written = write(rows) if together is None else together.written(rows, length, self.vocab_size, write)
+        self._streams.take((written.tokens < self.vocab_size).sum(1))
+        return written
+
+    def _write(self, observation: Observation, texts: Int, lengths: Int, rows: Bool, uniforms: Float) -> Written:
+        """What these rows write, one token for each column of `uniforms` float64[B, k]; the streams stay."""
+        length = uniforms.shape[1]
         # Not kept while it works: an interrupted call must not leave a half-written cache to the next.
         decoding, self._decoding = self._decoding, None
         weights = self._weights()
@@ -235,7 +249,6 @@ class LanguageModel(nn.Module):
                 stops=observation.get("stops"),
                 stop_states=observation.get("stop_states"),
             )
-        self._streams.take((written.tokens < self.vocab_size).sum(1))
         if decoding.can_be_continued and decoding.live.any():
             self._decoding, self._decoding_weights = decoding, weights
         return written

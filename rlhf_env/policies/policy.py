@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple, Protocol, Self, runtime_checkable
 
@@ -62,6 +62,13 @@ class Written:
     logprobs: Float
     """float64[B, k]: under the distribution that was sampled from, truncated if `Sampling` truncates; 0 where there is
     no token."""
+
+
+class WritesTogether(Protocol):
+    """Several processes that write one batch of texts: each some of the rows, and all get the tokens of all."""
+
+    def written(self, rows: Bool, length: int, nothing: int, write: Callable[[Bool], Written]) -> Written:
+        """What `write(rows)` gives, int64[B, length], `nothing` where there is no token."""
 
 
 class TextEvaluation(NamedTuple):
