@@ -21,7 +21,7 @@ FinishReason = Literal["stop", "stop_string", "task", "length", "truncated"]
 # What a reward that is a function of lists is given by name, beside the task's columns.
 GIVEN_TO_FUNCTIONS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 
-# Reset options: `group_size`, `indices`, and the names that a task reads.
+# Reset options: `group_size`, `indices`, `prefix`, and the names that a task reads.
 ResetOptions = Mapping[str, Any]
 # An object of JSON, a table of TOML, a row of a file: named plain values, as they are read and before they are checked,
 # or as they are written. Who only reads one takes any mapping.

@@ -22,7 +22,10 @@ def register_agents(register: Register) -> None:
         "prompt_sampling": "PromptSampling",
         "dynamic_sampling": "DynamicSampling",
         "task_sampling": "TaskSampling",
+        "backward_curriculum": "BackwardCurriculum",
+        "temperature": "Temperature",
         "rejection": "Rejection",
+        "distill": "Distill",
         "reference": "Reference",
         "random": "Random",
     }.items():

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -36,7 +36,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rlhf_env.errors import DataError
+from rlhf_env.errors import DataError, Problem
 from rlhf_env.learning.agent import Decision, Metrics, Setup
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import (
@@ -59,7 +59,7 @@ from rlhf_env.learning.rollout import Rollout
 from rlhf_env.policies import ValueHead
 from rlhf_env.policies.precision import refined
 from rlhf_env.policies.streams import RowStreams
-from rlhf_env.settings import AtLeastOne, NonNegative, Positive, Share, settings
+from rlhf_env.settings import AtLeastOne, NonNegative, Positive, Share, fault, settings
 from rlhf_env.types import Int, JsonObject, Observation, ResetOptions, State
 
 EXTRAS = ("option", "segment_start", "option_logprob", "writer_logprob")
@@ -119,6 +119,11 @@ class Options:
         early."""
         optimization: Optimization = Optimization()
         """Learning rate, gradient clipping and so on."""
+
+        def problems(self) -> Iterator[Problem]:
+            if self.optimization.ptx_coefficient:
+                said = "of options: a pretraining mix makes texts likelier for one policy, and here several write"
+                yield fault("ptx_coefficient", f"{said}: leave it out")
 
     def __init__(self, setup: Setup, config: Config) -> None:
         setup.require_groups(config.group_size, least=1)

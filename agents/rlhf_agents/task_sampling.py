@@ -5,9 +5,8 @@ The agent inside writes and learns as ever; the shares of the mixture's tasks ar
 
 - "temperature": share_i^(1 / temperature), normalised. 1 is the mixture as it is, larger ones are nearer to equal
   shares.
-- "progress": in proportion to |fast_i - slow_i|^(1 / temperature), two moving averages of the scores of task i: tasks
-  that get better or worse come often, those that are learned, or cannot be learned yet, seldom. A share `explore` goes
-  to all tasks equally. A task that has not come yet counts as the one with the most progress.
+- "progress": in proportion to the change of each task's scores (`learning_progress`): tasks that get better or worse
+  come often, those that are learned, or cannot be learned yet, seldom.
 
     [task]
     name = "mixture"
@@ -31,8 +30,9 @@ import numpy as np
 from rlhf_env.errors import ConfigError, Problem
 from rlhf_env.learning.agent import Agent, Around, Metrics, Setup
 from rlhf_env.learning.functional import draw_probabilities
+from rlhf_env.learning.learning_progress import LearningProgress, ProgressSettings
 from rlhf_env.learning.rollout import Rollout
-from rlhf_env.settings import Positive, Share, ShareBelowOne, fault, settings
+from rlhf_env.settings import fault, settings
 from rlhf_env.types import Float, MixesTasks, ResetOptions, State
 
 
@@ -47,14 +47,8 @@ class TaskSampling(Around):
 
         by: Literal["progress", "temperature"] = "progress"
         """The change of scores, or the mixture's own shares at a temperature."""
-        temperature: Positive = 1.0
-        """Above 1 shares are more equal, below 1 less."""
-        explore: Share = 0.2
-        """With "progress", the share that is dealt out equally."""
-        fast: ShareBelowOne = 0.5
-        """How much of the quick moving average one rollout leaves."""
-        slow: ShareBelowOne = 0.9
-        """How much of the slow one."""
+        progress: ProgressSettings = ProgressSettings()
+        """How shares come from what `by` says; of a mixture's own shares, only `temperature`."""
         part: str = "task"
         """The reward part that says how well a text did, unweighted."""
 
@@ -73,30 +67,19 @@ class TaskSampling(Around):
             raise ConfigError(
                 fault("part", f"must be one of the reward's ({', '.join(setup.reward.parts)}), got {config.part!r}")
             )
-        if not config.fast < config.slow:
-            raise ConfigError(fault("fast", f"must be below slow = {config.slow:g}, got {config.fast:g}"))
         self.setup = setup
         self.config = config
         self.agent = agent
         self.labels = tuple(task.tasks)
         self._given = np.asarray(task.weights, dtype=np.float64)
-        self._fast, self._slow = np.zeros(len(self.labels)), np.zeros(len(self.labels))
-        self._rollouts = np.zeros(len(self.labels), dtype=np.int64)  # in which the task came
+        self._progress = LearningProgress(len(self.labels), config.progress)
 
     @property
     def shares(self) -> Float:
         """float64[tasks], sum 1: how often each comes in the next rollout."""
-        config, open_to = self.config, self._given > 0
-        if config.by == "temperature":
-            return draw_probabilities(self._given, 1.0 / config.temperature)
-        progress = np.abs(self._fast - self._slow)
-        known = self._rollouts > 0
-        progress = np.where(known, progress, progress[known].max() if known.any() else 1.0)
-        if not progress[open_to].any():
-            progress = np.ones(len(progress))
-        by_progress = draw_probabilities(np.where(open_to, progress, 0.0), 1.0 / config.temperature)
-        shares = (1.0 - config.explore) * by_progress + config.explore * open_to / open_to.sum()
-        return np.asarray(shares, dtype=np.float64)
+        if self.config.by == "temperature":
+            return draw_probabilities(self._given, 1.0 / self.config.progress.temperature)
+        return self._progress.shares(self._given > 0)
 
     def begin(self) -> ResetOptions:
         return {**self.agent.begin(), "weights": self.shares.tolist()}
@@ -114,26 +97,13 @@ class TaskSampling(Around):
             metrics |= {f"tasks/{label}/share": float(shares[place])}
             if scores[label]:
                 mean = float(np.mean(scores[label]))
-                self._learn(place, mean)
+                self._progress.learn(place, mean)
                 metrics |= {f"tasks/{label}/score": mean}
         return metrics
 
-    def _learn(self, place: int, score: float) -> None:
-        if not self._rollouts[place]:
-            self._fast[place] = self._slow[place] = score
-        self._fast[place] += (1.0 - self.config.fast) * (score - self._fast[place])
-        self._slow[place] += (1.0 - self.config.slow) * (score - self._slow[place])
-        self._rollouts[place] += 1
-
     def state_dict(self) -> State:
-        return {
-            "agent": self.agent.state_dict(),
-            "fast": self._fast.copy(),
-            "slow": self._slow.copy(),
-            "rollouts": self._rollouts.copy(),
-        }
+        return {"agent": self.agent.state_dict(), **self._progress.state_dict()}
 
     def load_state_dict(self, state: State, /) -> None:
         self.agent.load_state_dict(state["agent"])
-        self._fast, self._slow = np.array(state["fast"]), np.array(state["slow"])
-        self._rollouts = np.array(state["rollouts"])
+        self._progress.load_state_dict(state)

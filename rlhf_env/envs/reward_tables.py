@@ -61,7 +61,7 @@ class TaskReward:
 RewardSpec = RewardMix | AnyReward | Callable[..., object] | str | JsonView | None
 
 
-def load_rewards(spec: RewardSpec, task: Task, provided: Mapping[str, object] | None = None) -> RewardMix:
+def load_rewards(spec: RewardSpec, task: Task | None, provided: Mapping[str, object] | None = None) -> RewardMix:
     """A RewardMix from whatever a user writes.
 
     - None: the task's own score, as the part "task";
@@ -71,7 +71,8 @@ def load_rewards(spec: RewardSpec, task: Task, provided: Mapping[str, object] | 
       the task's own score. `on_error` and `max_bad_fraction` are those of `Failures`; with `isolate = true`, or any of
       the `isolation.Limits` (`timeout`, `memory_mb`, `env_vars`), the reward runs in a process of its own.
 
-    `provided` holds what the run can lend to a reward: `reference`, `tokenizer`, and the name of its `device`.
+    `provided` holds what the run can lend to a reward: `reference`, `tokenizer`, and the name of its `device`. Where
+    `task` is None there is no score of its own, and whether a function finds its columns is seen when it is asked.
     """
     if isinstance(spec, RewardMix):
         return spec
@@ -169,9 +170,11 @@ class RewardTable:
                 entry.load()
 
 
-def _load_part(table: RewardTable, task: Task, provided: JsonObject) -> AnyReward:
+def _load_part(table: RewardTable, task: Task | None, provided: JsonObject) -> AnyReward:
     where = f"reward {table.name!r}"
     if table.plugin == "task":
+        if task is None:
+            raise ConfigError(f"{where}: there is no task here whose own score it could be: name a reward")
         if not isinstance(task, ScoresItself):
             raise ConfigError(f"the task {type(task).__name__} has no score of its own: name a reward")
         if table.settings:
@@ -185,7 +188,8 @@ def _load_part(table: RewardTable, task: Task, provided: JsonObject) -> AnyRewar
         build = partial(_build, entry, dict(table.settings), lent, where)
     if table.limits is None:
         made = build()
-        _require_columns(made, task, where)
+        if task is not None:
+            _require_columns(made, task, where)
         return made
     try:
         return isolated(build, table.limits)

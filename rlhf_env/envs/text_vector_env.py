@@ -2,8 +2,8 @@
 
 One class in one file, because it is one life cycle: reset options, writing, a text's end, its reward, the next text, in
 three autoreset modes. What could be told apart has files of its own: where tokens lie (`text_buffer`), what an action
-is (`actions`), which prompt is next (`prompt_order`), where a string ends a text (`stop_strings`), what a text says
-without its ending (`endings`), what an info holds (`infos`).
+is (`actions`), which prompt is next (`prompt_order`), what a text may begin with (`prefixes`), where a string ends a
+text (`stop_strings`), what a text says without its ending (`endings`), what an info holds (`infos`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from rlhf_env.envs.actions import ActionReader, Actions
 from rlhf_env.envs.endings import turns_of, without_stop_string
 from rlhf_env.envs.infos import Info, VectorInfo, collated
 from rlhf_env.envs.picture import TextPicture, picture_of
+from rlhf_env.envs.prefixes import Prefixes
 from rlhf_env.envs.prompt_order import PromptOrder, Seeds, is_index, require_seeds
 from rlhf_env.envs.reward_tables import RewardSpec, load_rewards
 from rlhf_env.envs.scoring import Scoring
@@ -46,7 +47,7 @@ from rlhf_env.types import (
     Tokenizer,
 )
 
-_OWN_OPTIONS = ("group_size", "indices", "reset_mask")
+_OWN_OPTIONS = ("group_size", "indices", "prefix", "reset_mask")
 _NO_SCORE = Score(raw={}, weights={})  # of a text that was cut from outside
 
 
@@ -75,8 +76,9 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
     held to the mask of its own place. (What draws actions without reading masks cannot play such a task.)
 
     Reset options: `group_size` G gives G neighbouring rows the same prompt; `indices` (one task index per group)
-    chooses the prompts; `reset_mask` as in Gymnasium; others must be among the task's `option_names`. Options stay in
-    force until a reset that gives options or a seed.
+    chooses the prompts; `prefix` begins texts with a part of a demonstrated answer (`envs.prefixes`); `reset_mask` as
+    in Gymnasium; others must be among the task's `option_names`. Options stay in force until a reset that gives options
+    or a seed.
 
     Args:
         task, reward, tokenizer: objects, names, or tables of plain data (see `load_task`, `load_rewards`,
@@ -174,6 +176,7 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
         self._order = PromptOrder(num_envs)
         self._options: ResetOptions = {}
         self._group_size = 1
+        self._prefixes: Prefixes | None = None
         self._unobserved: dict[int, Episode] = {}
         self._scoring: Scoring | None = None  # within `scoring_meanwhile`
         self._handed_in: list[tuple[int, Episode]] = []  # to it, by row
@@ -396,6 +399,12 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
                 raise ConfigError(f"indices names {len(indices)} prompts, the environment has {groups} groups")
         if some_rows_go_on and group_size != self._group_size:
             raise EnvironmentMisuse("group_size can change only when all rows are reset")
+        prefixes = None
+        if "prefix" in options:
+            if self._reply is not None:
+                raise ConfigError("prefix: the texts of a conversation begin with the agent's first turn")
+            prefixes = Prefixes.read(options["prefix"], self.num_envs // int(group_size))
+        self._prefixes = prefixes
         self._options = copy.deepcopy(dict(options))
         self._group_size = int(group_size)
 
@@ -405,18 +414,23 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
             return {}
         # First what may fail (a prompt that is too long), then what changes: a refused reset leaves the texts alone.
         index_of_row = {int(row): self._prompt_index(int(row)) for row in rows}
-        asked: dict[int, tuple[Prompt, Int, Bool | None]] = {}
+        asked: dict[int, tuple[Prompt, Int]] = {}
         for index in dict.fromkeys(index_of_row.values()):  # a group shares its prompt: read and encode it once
             prompt = self.task.prompt(index % (self.task.size or index + 1), self._options)  # it may be asked again
-            ids = self.prompt_ids(prompt)
-            asked[index] = prompt, ids, self._mask_after(prompt, ids[:0]) if self._action_mask is not None else None
+            asked[index] = prompt, self.prompt_ids(prompt)
+        begun: dict[tuple[int, int], tuple[list[int], Bool | None]] = {}  # by prompt and group
+        for row, index in index_of_row.items():
+            if (key := (index, row // self._group_size)) not in begun:
+                begun[key] = self._beginning(asked[index][0], row // self._group_size)
         self.settle(rows)
         if not self._prompts:
             self._prompts = [Prompt(id="", text="")] * self.num_envs
         infos: dict[int, Info] = {}
         self._texts.start(rows, [asked[index][1] for index in index_of_row.values()], self.max_new_tokens)
         for row, index in index_of_row.items():
-            prompt, _, allowed = asked[index]
+            prompt, (prefix, allowed) = asked[index][0], begun[index, row // self._group_size]
+            if prefix:
+                self._texts.insert(row, prefix)
             self._prompts[row] = prompt
             infos[row] = self._latest[row] = {"prompt": prompt.text, "prompt_id": prompt.id}
             if allowed is not None:
@@ -435,6 +449,15 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
         if "indices" in self._options:
             return int(self._options["indices"][row // self._group_size])
         return self._order.next_index(row, row - row % self._group_size, self.task.size)
+
+    def _beginning(self, prompt: Prompt, group: int) -> tuple[list[int], Bool | None]:
+        """What the texts of a group begin with, and what the task allows after it."""
+        prefix: list[int] = []
+        if self._prefixes is not None:
+            prefix = self._prefixes.tokens(prompt, group, self.tokenizer, self.max_new_tokens)
+        if self._action_mask is None:
+            return prefix, None
+        return prefix, self._mask_after(prompt, np.array(prefix, dtype=np.int64))
 
     def prompt_ids(self, prompt: Prompt) -> Int:
         """int64[P]. Raises DataError for a prompt without a token, and for one that is too long."""

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 Metrics = dict[str, float]
 
 
+OTHERS_WROTE = "others_wrote"
+"""The extra of a decision that is 1 at tokens which somebody else than `setup.policy` wrote, a teacher for instance."""
+
+
 @dataclass(frozen=True)
 class Decision:
     """One action for every row.

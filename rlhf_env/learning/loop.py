@@ -135,6 +135,7 @@ def train(
             if len(rollout):  # otherwise none of its texts has a score: there is nothing to learn
                 with same_folder("the agent"):
                     metrics = agent.update(rollout)
+                metrics = {**metrics, **engine.take_measured()}
             # One clock: budgets and schedules go by it.
             now = time.perf_counter()
             took, collecting = processes.first_of((now - started, collected - started))

@@ -10,6 +10,7 @@ import torch
 from annotated_types import Gt, Le
 from torch import Tensor, nn
 
+from rlhf_env.policies.next_tokens import NextTokens
 from rlhf_env.settings import Positive, Whole, settings
 from rlhf_env.types import Bool, Episode, Float, Int, Observation, State
 
@@ -71,6 +72,16 @@ class WritesTogether(Protocol):
         """What `write(rows)` gives, int64[B, length], `nothing` where there is no token."""
 
 
+class WritesAlone:
+    """One process that writes all rows."""
+
+    def written(self, rows: Bool, length: int, nothing: int, write: Callable[[Bool], Written]) -> Written:
+        return write(rows)
+
+
+ALONE = WritesAlone()
+
+
 class TextEvaluation(NamedTuple):
     """A policy's scores of given texts; every tensor speaks about `tokens[b, t]` itself."""
 
@@ -89,6 +100,14 @@ class HasContext(Protocol):
 
     @property
     def context(self) -> int | None: ...
+
+
+@runtime_checkable
+class HasNextTokens(Protocol):
+    """A policy that gives whole distributions, which divergences are measured between."""
+
+    def next_tokens(self, tokens: Tensor, mask: Tensor, where: Tensor) -> NextTokens:
+        """The distributions that the tokens at `where` were drawn from, row by row; arguments as in `evaluate`."""
 
 
 class Policy(Protocol):

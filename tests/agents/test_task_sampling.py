@@ -15,6 +15,7 @@ from rlhf_env.envs.tasks import load_task
 from rlhf_env.envs.validation_task import Validation
 from rlhf_env.errors import ConfigError
 from rlhf_env.learning.engine import Optimization
+from rlhf_env.learning.learning_progress import ProgressSettings
 from rlhf_env.learning.sources import EnvSource
 from rlhf_env.types import Score
 
@@ -29,9 +30,10 @@ MIXTURE = {
 }
 
 
-def sampling(setup: Any, **settings: Any) -> TaskSampling:
+def sampling(setup: Any, by: Any = "progress", part: str = "task", **progress: Any) -> TaskSampling:
     inner = RLOO(setup, RLOO.Config(group_size=2, optimization=Optimization(lr=1e-2)))
-    return TaskSampling(setup, TaskSampling.Config(**settings), inner)
+    config = TaskSampling.Config(by=by, part=part, progress=ProgressSettings(**progress))
+    return TaskSampling(setup, config, inner)
 
 
 def scored(rollout: Any, **means: float) -> Any:
@@ -72,7 +74,7 @@ def test_progress_is_the_change_of_scores(make_world: Any) -> None:
 def test_rollouts_have_these_shares(make_world: Any) -> None:
     world = make_world(rows=32, task=MIXTURE)
     agent = sampling(world.setup, explore=0.0)
-    agent._rollouts[:], agent._fast[1] = 1, 1.0
+    agent._progress._rollouts[:], agent._progress._fast[1] = 1, 1.0
     source = EnvSource(world.env, seed=0, spending=world.setup.spending)
     assert {episode.prompt.meta["task"] for episode in source.next(agent).episodes} == {"two"}
     counted = Counter(e.prompt.meta["task"] for _ in range(4) for e in source.next(agent.agent).episodes)

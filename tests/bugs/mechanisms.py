@@ -4,9 +4,34 @@ from __future__ import annotations
 
 from bugs.mutant import Mutant
 
+MIX, HYBRID = "tests/learning/test_pretraining_mix.py", "tests/agents/test_hybrid.py"
 REPLAY, REPLAY_EXACT = "tests/agents/test_replay.py", "tests/agents/test_replay_exact.py"
 
 MUTANTS = (
+    Mutant(
+        "M1",
+        "the pretraining mix weighs its texts without the coefficient",
+        "rlhf_env/learning/pretraining_mix.py",
+        "optimizer.backward(self._coefficient * term)",
+        "optimizer.backward(term)",
+        MIX,
+    ),
+    Mutant(
+        "M1",
+        "a resumed run reads the first texts of the mix again",
+        "rlhf_env/learning/engine.py",
+        "            self._mixed.texts_read = int(state.get(_TEXTS_READ, 0))\n",
+        "            self._mixed.texts_read = 0\n",
+        MIX,
+    ),
+    Mutant(
+        "M1",
+        "the loop drops what an optimizer measured",
+        "rlhf_env/learning/loop.py",
+        "                metrics = {**metrics, **engine.take_measured()}\n",
+        "",
+        MIX,
+    ),
     Mutant(
         "M2",
         "a replayed text pays the KL of its writer",
@@ -106,17 +131,17 @@ MUTANTS = (
     Mutant(
         "M3",
         "both averages of a task's scores are quick",
-        "agents/rlhf_agents/task_sampling.py",
-        "(1.0 - self.config.slow) * (score - self._slow[place])",
-        "(1.0 - self.config.fast) * (score - self._slow[place])",
+        "rlhf_env/learning/learning_progress.py",
+        "(1.0 - self.settings.slow) * (score - self._slow[place])",
+        "(1.0 - self.settings.fast) * (score - self._slow[place])",
         "tests/agents/test_task_sampling.py",
     ),
     Mutant(
         "M3",
         "a temperature sharpens the shares",
         "agents/rlhf_agents/task_sampling.py",
-        "            return draw_probabilities(self._given, 1.0 / config.temperature)\n",
-        "            return draw_probabilities(self._given, config.temperature)\n",
+        "            return draw_probabilities(self._given, 1.0 / self.config.progress.temperature)\n",
+        "            return draw_probabilities(self._given, self.config.progress.temperature)\n",
         "tests/agents/test_task_sampling.py",
     ),
 )

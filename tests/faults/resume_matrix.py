@@ -116,12 +116,22 @@ CASES: dict[str, Changes] = {
             "agent": {"name": "ppo", **MINIBATCHES},
         }
     },
+    "grpo, with a pretraining mix": {
+        "agent": {
+            "name": "grpo",
+            **GROUPS,
+            "ptx_coefficient": 0.5,
+            "ptx_rows": 2,
+            "ptx_data": {"name": "prompts", "prompts": ["a=a", "b=b", "ab=ba"]},
+        },
+    },
     "replay around grpo": {
         "agent": {"name": "replay", "priority": "advantage", "agent": {"name": "grpo", **GROUPS}},
     },
     "prompt_sampling around dynamic_sampling around grpo": {
         "agent": {
             "name": "prompt_sampling",
+            "prompts": 8,
             "agent": {"name": "dynamic_sampling", "draws": 2, "agent": {"name": "grpo", **GROUPS}},
         },
     },

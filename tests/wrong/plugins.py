@@ -76,6 +76,27 @@ for value, said in {
 for size in (-1, 0, 1):
     experiment(f"a group of {size}", AGENT, f'name = "grpo"\ngroup_size = {size}', "[agent] grpo: group_size ")
 experiment("a group of 3", AGENT, 'name = "rloo"\ngroup_size = 3', "group_size 3 does not divide the batch of 8 rows")
+MIX = 'ptx_data = { name = "prompts", prompts = ["ab=", "a"] }'
+experiment("a mix of nothing", "lr = 1e-2", "ptx_coefficient = 0.5", "ptx_coefficient above 0 and ptx_data belong toge")
+experiment("a mix that weighs nothing", AGENT, f'name = "grpo"\n{MIX}', "ptx_coefficient above 0 and ptx_data belong")
+experiment(
+    "a text of one token",
+    AGENT,
+    f'name = "rloo"\nptx_coefficient = 0.5\n{MIX}',
+    "ptx_data, prompts/1: a text of 1 tokens has none to predict",
+)
+experiment(
+    "texts without end",
+    AGENT,
+    'name = "rloo"\nptx_coefficient = 0.5\nptx_data = { name = "echo" }',
+    "makes prompts for ever: ptx_data needs a task with a list of texts",
+)
+experiment(
+    "a mix for several writers",
+    AGENT,
+    f'name = "options"\nptx_coefficient = 0.5\n{MIX}',
+    "here several write",
+)
 experiment("nobody wrapped", AGENT, 'name = "curriculum"\nlevels = [1]', "curriculum wraps another agent: agent = {")
 experiment(
     "one answer to a prompt", AGENT, 'name = "dynamic_sampling"\nagent = { name = "ppo" }', "has no spread: take an"

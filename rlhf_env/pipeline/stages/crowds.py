@@ -13,7 +13,7 @@ import numpy as np
 from rlhf_env.envs.reward_tables import RewardTable, load_rewards
 from rlhf_env.envs.tasks import load_task
 from rlhf_env.errors import ConfigError, Problem, under
-from rlhf_env.feedback.asking.annotators import Annotator, SimulatedAnnotator, load_annotator
+from rlhf_env.feedback.asking.annotators import Annotator, SimulatedAnnotator, asks_for_gold, load_annotator
 from rlhf_env.types import Episode, Float, JsonView, Reward
 from rlhf_env.whole_files import write_json
 
@@ -48,7 +48,7 @@ def check_crowd(gold: JsonView, annotator: JsonView) -> None:
         except ConfigError as error:
             problems.update(dict.fromkeys(error.problems))
 
-    if not gold:
+    if not gold and asks_for_gold(annotator):
         said = "gold: what the annotators go by is missing: a table [stage.gold.NAME], or [defaults.evaluation.rewards]"
         problems[Problem(said, ("gold",))] = None
     for name, table in gold.items():
@@ -66,7 +66,7 @@ def _check_gold(name: str, table: float | JsonView) -> None:
     RewardTable.read(name, table).require_plugin()
 
 
-def crowd_of(annotator: JsonView, gold: Reward, people: int, person: str) -> list[Annotator]:
+def crowd_of(annotator: JsonView, gold: Reward | None, people: int, person: str) -> list[Annotator]:
     """So many annotators, called `person` 1, `person` 2, ...; of one alone `person` is the whole name."""
     called = person or str(annotator.get("name", "simulated"))
     names = [called] if people == 1 else [f"{called} {number}" for number in range(1, people + 1)]
