@@ -59,7 +59,7 @@ class Lifeline:
 
     rank: int
     size: int
-    patience: float = PATIENCE
+    patience: float
     ending: Ending | None = None
     """Why all end, as soon as it is known."""
     _others: dict[int, _Other] = field(default_factory=dict)

@@ -26,6 +26,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rlhf_env.errors import ConfigError, DataError, DiskRefused, MissingExtra, RewardError, RlhfEnvError, RunFailed
+from rlhf_env.learning import lifeline as lifelines
 from rlhf_env.learning.launched import Launched, launched
 from rlhf_env.learning.lifeline import Lifeline
 from rlhf_env.policies.policy import Written
@@ -270,7 +271,7 @@ def join() -> Processes:
     if launch.size == 1:
         return _current
     group = _meet(launch)
-    lifeline = Lifeline(launch.rank, launch.size)
+    lifeline = Lifeline(launch.rank, launch.size, lifelines.PATIENCE)
 
     def tell(address: str = "") -> str:
         told = [address]

@@ -247,6 +247,11 @@ def _require_alike(
     """Raise ConfigError, in all processes, where they were started with other files, versions or flags."""
     if processes.size == 1:
         return
+    if workplace.setup.engine.processes is not processes:
+        raise ConfigError(
+            "what was built before the processes of a launcher met is of one process: pass the experiment itself, or "
+            "call rlhf_env.learning.processes.join() before build()"
+        )
     of_files = {Path(file).name: sha256 for file, sha256 in sorted({**workplace.code, **data}.items())}
     processes.require_equal(
         {

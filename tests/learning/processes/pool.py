@@ -9,25 +9,30 @@ import json
 import os
 import socket
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from faults.processes import Ended, Running
-from faults.resume_matrix import after, experiment_of
+from faults.resume_matrix import Novelty, after, experiment_of
 
+from rlhf_env import plugins
 from rlhf_env.envs.rewards import RewardMix
 from rlhf_env.envs.tokenizers import load_tokenizer
 from rlhf_env.lab.evaluation.runs import Run, run
 from rlhf_env.learning import checkpoints
+from rlhf_env.learning.processes import current, join
 from rlhf_env.learning.sources import DataSource, EnvSource
 from rlhf_env.learning.workplace import Workplace, build
 from rlhf_env.policies.tiny import tiny_language_model
+from rlhf_env.types import Episode, Float
 
 
 def several(size: int, work: Callable[[], object]) -> list[Ended]:
@@ -42,7 +47,10 @@ def begun(size: int, work: Callable[[], object]) -> list[Running]:
         def launched() -> object:
             if size > 1:
                 os.environ.update(said_to(rank, size, port))
-            return work()
+            join()
+            result = work()
+            current().leave()
+            return result
 
         return launched
 
@@ -70,7 +78,9 @@ def workplace_of(case: str, folder: Path) -> Workplace:
     wanted = experiment_of(case, folder)
     # Once on the way, and at the end: nothing happens more often there than once.
     measured = replace(wanted.evaluation, prompts=4, every=3)
-    experiment = replace(wanted, evaluation=measured, checkpoint_every=3)
+    # Texts of a group differ in what they earn by more than rounding: what is learned from rounding differs anyway.
+    rewards = {**wanted.rewards, "varied": 0.5}
+    experiment = replace(wanted, evaluation=measured, checkpoint_every=3, rewards=rewards)
     tokenizer = load_tokenizer(str(experiment.policy.tokenizer))
     policy = tiny_language_model(
         "gpt2",
@@ -85,10 +95,19 @@ def workplace_of(case: str, folder: Path) -> Workplace:
     return build(experiment, policy=policy)
 
 
+class Varied:
+    """A number from 0 to 1 by the text alone: others earn other numbers."""
+
+    def __call__(self, episodes: Sequence[Episode], /) -> Float:
+        return np.array([zlib.crc32(episode.ids.tobytes()) / 2**32 for episode in episodes])
+
+
 class Notes:
     """What this process learned from, and which rewards it was asked, in one file for each run."""
 
     def __init__(self) -> None:
+        plugins.register_reward("varied", Varied)
+        plugins.register_reward("novelty", Novelty)
         self.texts: list[Any] = []
         self.asked: Counter[str] = Counter()
         after(EnvSource, "next", self._learned_from)
