@@ -39,6 +39,7 @@ from rlhf_env.types import (
     Score,
     State,
     TokenReward,
+    TokenScorer,
     TrainerState,
 )
 
@@ -86,6 +87,9 @@ class AsksForAll(Protocol):
 
     def from_first(self, ask: Callable[[], _T], at: str = "") -> _T:
         """What `ask` gives there; what it raises is raised in all."""
+
+    def read_ahead(self, scorer: TokenScorer, episodes: Sequence[Episode]) -> None:
+        """Read texts together, so that `scorer` knows what it will be asked about them."""
 
     def at(self, what: str) -> None:
         """What this process is at, for messages about those that the others wait for."""
@@ -213,7 +217,17 @@ class RewardMix:
 
         `rows`: the episodes of the whole rollout, where these are some of them: `max_bad_fraction` is of those.
         """
+        self.read_ahead(episodes)
         return self._told_all(partial(self._score, episodes, group_size, rows))
+
+    def read_ahead(self, episodes: Sequence[Episode]) -> None:
+        """Where several processes train one run, all of them read the texts for the KL penalty: it takes as long as
+        everything else together."""
+        if self.for_all is None:
+            return
+        for part in self.parts.values():
+            if isinstance(part, KLPenalty):
+                self.for_all.read_ahead(part.reference, episodes)
 
     def _told_all(self, ask: Callable[[], _T]) -> _T:
         return ask() if self.for_all is None else self.for_all.from_first(ask)

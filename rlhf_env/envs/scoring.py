@@ -40,6 +40,7 @@ class Scoring:
 
         Parts that look at all texts together are asked in `finish`, in the order of `places` (default: as they come).
         """
+        self._mix.read_ahead(episodes)
         for_all = self._mix.for_all
         if for_all is not None and (not for_all.is_first or self._raised is not None):
             return

@@ -30,7 +30,7 @@ from rlhf_env.learning import lifeline as lifelines
 from rlhf_env.learning.launched import Launched, launched
 from rlhf_env.learning.lifeline import Lifeline
 from rlhf_env.policies.policy import Written
-from rlhf_env.types import Bool
+from rlhf_env.types import Bool, Episode, Float, Observation, TokenScorer
 
 _T = TypeVar("_T")
 
@@ -62,6 +62,7 @@ class Processes:
     lifeline: Lifeline | None = None
     group: Any = None
     """Of torch.distributed, for what is on processors: gloo."""
+    _read: dict[str, Any] = field(default_factory=dict, repr=False)  # `reader`, and what it says of each of the `texts`
 
     @property
     def rank(self) -> int:
@@ -152,11 +153,14 @@ class Processes:
 
     # ---------------------------------------------------------------- what is divided
 
-    def written(self, rows: Bool, length: int, nothing: int, write: Callable[[Bool], Written]) -> Written:
+    def written(
+        self, observation: Observation, rows: Bool, length: int, nothing: int, write: Callable[[Bool], Written]
+    ) -> Written:
         """`write(rows)`, where each process writes the rows of its share, and all get the tokens of all rows.
 
         The share is by a row's place, so a text that is continued stays where its cache is. `nothing` is the token that
-        stands where there is none.
+        stands where there is none. The last digits of a log-probability depend on who computed it: equal texts get
+        those of the first, so that equal answers to a prompt earn the same.
         """
         if self.size == 1:
             return write(rows)
@@ -171,7 +175,37 @@ class Processes:
         held = [torch.from_numpy(tokens), torch.from_numpy(logprobs)]
         self.add_up(held)
         tokens[~rows] = nothing
+        first: dict[tuple[bytes, bytes], int] = {}
+        ids, mask = np.asarray(observation["input_ids"]), np.asarray(observation["attention_mask"], bool)
+        for row in np.flatnonzero(rows).tolist():
+            text = ids[row, mask[row]].tobytes(), tokens[row].tobytes()
+            logprobs[row] = logprobs[first.setdefault(text, row)]
         return Written(tokens, logprobs)
+
+    def read_ahead(self, scorer: TokenScorer, episodes: Sequence[Episode]) -> None:
+        """Each process reads some of the texts with a model that all have; then all `known` what it says of them all.
+
+        The model's weights do not change as long as it is asked: it is a reference.
+        """
+        if self.size == 1 or getattr(scorer, "together", None) is not self:
+            return
+        self.at("reading texts with the reference")
+        self._read.clear()
+        distinct = {_text_of(episode): episode for episode in episodes}
+        mine = self.dealt([len(episode.ids) for episode in distinct.values()])
+        some = [text for text, is_mine in zip(distinct, mine, strict=True) if is_mine]
+        said = scorer.response_logprobs([distinct[text] for text in some])
+        texts: dict[object, Float] = {}
+        for part in self.gathered(dict(zip(some, said, strict=True))):
+            texts |= part
+        self._read.update(reader=scorer, texts=texts)
+
+    def known(self, reader: object, episodes: Sequence[Episode]) -> list[Float] | None:
+        """What `reader` says of the texts, if all of them were read ahead with it."""
+        if self._read.get("reader") is not reader:
+            return None
+        found = [self._read["texts"].get(_text_of(episode)) for episode in episodes]
+        return None if any(each is None for each in found) else [each.copy() for each in found]
 
     def dealt(self, costs: Sequence[int]) -> list[bool]:
         """Which of the things that cost so much are this process's: neighbours, of about the same cost for each."""
@@ -317,6 +351,11 @@ def _plain(error: RlhfEnvError) -> tuple[int, tuple[str, ...]]:
     """Which of `_RAISED` it is, and what it says."""
     kind = next(place for place, known in enumerate(_RAISED) if isinstance(error, known))
     return kind, tuple(map(str, error.problems)) if isinstance(error, ConfigError) else (str(error),)
+
+
+def _text_of(episode: Episode) -> tuple[bytes, bytes, int]:
+    """All that the log-probabilities of its response depend on."""
+    return episode.ids.tobytes(), episode.actions.tobytes(), len(episode.prompt_ids)
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

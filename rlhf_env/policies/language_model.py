@@ -218,7 +218,7 @@ class LanguageModel(nn.Module):
         self._check_prompts(texts, mask, lengths, rows, length)
         uniforms = self._streams.next(len(texts), length)
         write = partial(self._write, observation, texts, lengths, uniforms)
-        written = self.together.written(rows, length, self.vocab_size, write)
+        written = self.together.written(observation, rows, length, self.vocab_size, write)
         self._streams.take((written.tokens < self.vocab_size).sum(1))
         return written
 
@@ -310,6 +310,8 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def response_logprobs(self, episodes: Sequence[Episode], /) -> list[Float]:
+        if (known := self.together.known(self, episodes)) is not None:
+            return known
         answers: list[Float] = [np.zeros(0)] * len(episodes)
         with _without_dropout(self):
             for batch in self._batches(episodes):

@@ -68,15 +68,28 @@ class Written:
 class WritesTogether(Protocol):
     """Several processes that write one batch of texts: each some of the rows, and all get the tokens of all."""
 
-    def written(self, rows: Bool, length: int, nothing: int, write: Callable[[Bool], Written]) -> Written:
-        """What `write(rows)` gives, int64[B, length], `nothing` where there is no token."""
+    def written(
+        self, observation: Observation, rows: Bool, length: int, nothing: int, write: Callable[[Bool], Written]
+    ) -> Written:
+        """What `write(rows)` gives: int64[B, length], `nothing` where there is no token.
+
+        Equal texts that are continued by equal tokens have equal log-probabilities, whoever wrote them.
+        """
+
+    def known(self, reader: object, episodes: Sequence[Episode]) -> list[Float] | None:
+        """`reader.response_logprobs(episodes)`, where the processes have read all of these together; else None."""
 
 
 class WritesAlone:
     """One process that writes all rows."""
 
-    def written(self, rows: Bool, length: int, nothing: int, write: Callable[[Bool], Written]) -> Written:
+    def written(
+        self, observation: Observation, rows: Bool, length: int, nothing: int, write: Callable[[Bool], Written]
+    ) -> Written:
         return write(rows)
+
+    def known(self, reader: object, episodes: Sequence[Episode]) -> None:
+        return None
 
 
 ALONE = WritesAlone()

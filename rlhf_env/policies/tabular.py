@@ -137,7 +137,7 @@ class TabularPolicy(nn.Module):
             raise ConfigError("attention_mask: observations are padded on the right")
         uniforms = self._streams.next(len(texts), length)
         write = partial(self._write, observation, texts, mask, uniforms)
-        written = self.together.written(rows, length, self.vocab_size, write)
+        written = self.together.written(observation, rows, length, self.vocab_size, write)
         self._streams.take((written.tokens < self.vocab_size).sum(1))
         return written
 
@@ -205,6 +205,8 @@ class TabularPolicy(nn.Module):
     def response_logprobs(self, episodes: Sequence[Episode], /) -> list[Float]:
         if not episodes:
             return []
+        if (known := self.together.known(self, episodes)) is not None:
+            return known
         logprobs = as_float64(self.evaluate(*padded(episodes, self.pad_id)).logprobs).numpy()
         return [
             row[len(episode.prompt_ids) : len(episode.ids)].copy()

@@ -157,13 +157,13 @@ def test_a_process_that_hangs_in_a_reward_is_named(toy: Path) -> None:
     rewards = 'rewards = { mine = { function = "slow.py:slow" } }\n'
     (toy / "toy.toml").write_text(TOY.replace("100_000", "1") + rewards, encoding="utf-8")
     running = commands(*["train toy.toml --out run"] * 2, before=lambda: setattr(lifeline, "PATIENCE", 0.4))
-    until(lambda: running[1].complained())
+    named = "the others wait for it: the reward 'part/mine'\n"  # on a busy machine others are, too, of that patience
+    until(lambda: named in running[1].complained())
     (toy / "go").touch()
     first, second = (one.wait() for one in running)
-    assert (first.status, first.stderr) == (0, "") and second.status == 0, (first, second)
-    said = second.stderr.splitlines()[0]
+    assert first.status == second.status == 0, (first, second)
+    (said,) = [line for line in second.stderr.splitlines(keepends=True) if line.endswith(named)][:1]
     assert said.startswith(f"rlhf-env: warning: process 0 (pid {running[0].pid} on "), said
-    assert said.endswith("the others wait for it: the reward 'part/mine'"), said
 
 
 @pytest.mark.parametrize(
