@@ -18,6 +18,9 @@ The product over a text is the probability that the agent writes it, so the envi
 texts. At the start it is 0, because all writers are the reference. The option of each token, its log-probability, and
 the token's log-probability given the option travel with the text as `extras`; probability ratios are of those.
 
+When: a text has parts that call for different ways of writing, longer than a token, and there is memory for K models.
+When not: a flat agent learns the task; this one costs more for the same.
+
 Being exact has a price: every writer reads the whole text twice for each segment, so short segments are expensive, and
 K writers are K models. Left out: writers that share a trunk (an embedding or an adapter for each option), learned ends
 of options, a manager that sets goals instead of choosing (FeUdal, Vezhnevets et al. 2017, arXiv 1703.01161), and a term

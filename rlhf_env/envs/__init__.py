@@ -23,3 +23,8 @@ def register_tasks(register: plugins.Register) -> None:
     register("chitchat", "rlhf_env.envs.chitchat:Chitchat", needs="demo")
     register("reasoning_gym", "rlhf_env.envs.reasoning_gym_task:ReasoningGym", needs="reasoning")
     register("textarena", "rlhf_env.envs.textarena_task:TextArena", needs="textarena")
+
+
+@plugins.hookimpl
+def register_rewards(register: plugins.Register) -> None:
+    register("total", "rlhf_env.envs.shaping:Total")

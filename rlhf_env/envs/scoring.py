@@ -1,4 +1,4 @@
-"""Texts on their way to their scores, batch by batch, while others are being written."""
+"""Texts on their way to their scores, batch by batch, while others are still being written."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Scoring:
         self._mix, self._asking = mix, asking
         self._batches: list[tuple[Sequence[Episode], dict[str, Future[Answers]]]] = []
         self._places: list[int] = []
-        self._rows = 0
+        self._rows, self._group_size = 0, 1
         self._raised: RewardError | None = None
 
     def begin(
@@ -56,7 +56,7 @@ class Scoring:
     ) -> None:
         """`begin` in the process that asks."""
         mix = self._mix
-        self._rows = max(self._rows, rows)
+        self._rows, self._group_size = max(self._rows, rows), group_size
         self._places += range(len(self._places), len(self._places) + len(episodes)) if places is None else places
         answers = self._ask({name: (episodes, group_size, rows) for name in mix.parts if name not in mix._by_batch})
         self._batches.append((episodes, answers))
@@ -117,4 +117,4 @@ class Scoring:
             )
         self._batches.clear()
         self._places.clear()
-        return mix._scores(every, answers)
+        return mix._scores(every, answers, self._group_size)

@@ -204,7 +204,7 @@ class Optimizer:
                 parameter.grad = None
 
     def summed(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Sums over the micro-batches of `rows`, over those of all processes; to be called once before each `step`."""
+        """Sums over the micro-batches of `rows`, over those of all processes: what is logged, before each `step`."""
         self._handed_in = True
         return self._engine.processes.summed(sums)
 
@@ -242,8 +242,7 @@ class Optimizer:
         then.
         """
         if self._mixed is not None:
-            own = {"ptx_loss": self._mixed.add_gradient(self)}
-            self._engine.measure(**self._engine.processes.summed(own))
+            self._engine.measure(ptx_loss=self._mixed.add_gradient(self))
         if self._engine.processes.size > 1:
             self._add_up()
         limit = self.settings.max_grad_norm or float("inf")

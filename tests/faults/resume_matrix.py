@@ -99,6 +99,10 @@ CASES: dict[str, Changes] = {
     "ppo, sapo": {"agent": {"name": "ppo", **MINIBATCHES, "loss": "sapo"}},
     "rejection": {"agent": {"name": "rejection", **GROUPS}},
     "sft": {"agent": {"name": "sft", **STEPS}, "answers": "answers.jsonl"},
+    "sft+rm": {
+        "agent": {"name": "sft+rm", **STEPS, "preferences": "pairs.jsonl", "way": "separate", "step_tokens": 40},
+        "answers": "answers.jsonl",
+    },
     "dpo": {"agent": {"name": "dpo", **GROUPS}},
     "dpo, stored pairs": {"agent": {"name": "dpo", **MINIBATCHES}, "preferences": "pairs.jsonl"},
     "dpo, simpo": {"agent": {"name": "dpo", **GROUPS, "loss": {"name": "simpo", "gamma": 0.5}}},
@@ -139,6 +143,32 @@ CASES: dict[str, Changes] = {
         "agent": {"name": "task_sampling", "agent": {"name": "rloo", **GROUPS}},
         "task": {"name": "mixture", "tasks": [{"name": "echo", "length": 1}, {"name": "echo", "length": 2}]},
     },
+    "backward_curriculum around temperature around grpo": {
+        "agent": {
+            "name": "backward_curriculum",
+            "column": "answer",
+            "stages": 2,
+            "threshold": 0.0,
+            "window": 12,
+            "earlier": 0.3,
+            "whole": 0.3,
+            "agent": {
+                "name": "temperature",
+                "agent": {"name": "grpo", **GROUPS, "entropy_coefficient": 0.05, "entropy_floor": 1.3},
+            },
+        },
+    },
+    "ppo, novelty by counts, distance and distillation": {
+        "agent": {"name": "ppo", **MINIBATCHES, "group_size": 2},
+        "rewards": {
+            "task": 1.0,
+            "novelty_ngrams": 0.2,
+            "novelty_embedding": {"weight": 0.2, "memory": 12},
+            "novelty_rnd": 0.2,
+            "shaping": {"weight": 0.5, "potential": {"name": "length", "target": 3}},
+            "kl": ADAPTIVE,
+        },
+    },
     "curriculum around replay around ppo": {
         "agent": {
             "name": "curriculum",
@@ -165,13 +195,16 @@ def experiment_of(case: str, folder: Path) -> Experiment:
     """The experiment of a case; what it reads is written into `folder`."""
     changes = CASES[case]
     preferences = None
-    if "preferences" in changes:
-        preferences = str(folder / changes["preferences"])
+    agent = dict(changes["agent"])
+    if "preferences" in {**changes, **agent}:  # of the run, or of its agent
+        preferences = str(folder / {**changes, **agent}["preferences"])
         pairs = [
             {"prompt": p, "chosen": p[:-1], "rejected": r}
             for p, r in (("a=", "b"), ("b=", "aa"), ("ab=", "ba"), ("ba=", ""), ("bb=", "a"))
         ]
         Path(preferences).write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
+    if "preferences" in agent:
+        agent["preferences"], preferences = preferences, None
     token = changes.get("view") == "token"
     task = {"name": "echo", "length": 2} if "task" not in changes else dict(changes["task"])
     rewards = dict(changes.get("rewards", {"task": 1.0, "kl": ADAPTIVE}))
@@ -192,7 +225,7 @@ def experiment_of(case: str, folder: Path) -> Experiment:
             action_length=None if token else 2,
         ),
         rewards=rewards,
-        agent=dict(changes["agent"]),
+        agent=agent,
         preferences=preferences,
         budget=Budget(updates=UPDATES),
         evaluation=EvaluationSettings(prompts=6, every=2),

@@ -108,6 +108,56 @@ experiment(
     'name = "prompt_sampling"\nexplore = 0.0\ncorrection = 1.0\nagent = { name = "ppo" }',
     "explore must be above 0 with a correction",
 )
+experiment(
+    "no demonstrations",
+    AGENT,
+    'name = "backward_curriculum"\npart = "length"\nagent = { name = "ppo" }',
+    "column 'completion' holds no demonstrated answer in the first 100 prompts",
+)
+experiment(
+    "no stages",
+    AGENT,
+    'name = "backward_curriculum"\npart = "length"\nstages = 0\ncolumn = "answer"\nagent = { name = "ppo" }',
+    "stages must be at least 1, got 0",
+)
+experiment(
+    "a temperature of 0", AGENT, 'name = "temperature"\nstart = 0\nagent = { name = "ppo" }', "start must be above 0"
+)
+experiment(
+    "a temperature without a ratio",
+    AGENT,
+    'name = "temperature"\nagent = { name = "options" }',
+    "Options has writers of its own: take an agent whose policy writes its texts",
+)
+experiment("a floor alone", AGENT, 'name = "rloo"\nentropy_floor = 0.5', "entropy_coefficient must be above 0")
+experiment(
+    "a floor that is too high",
+    AGENT,
+    'name = "ppo"\nentropy_coefficient = 0.1\nentropy_floor = 9.0',
+    "entropy_floor must be below",
+)
+experiment("an end alone", AGENT, 'name = "grpo"\nentropy_end = 0.5', "entropy_end belongs to a schedule")
+experiment("n-grams of 0", REWARD, "novelty_ngrams = { n = 0 }", "reward 'novelty_ngrams': n must be at least 1")
+experiment(
+    "runs of letters",
+    REWARD,
+    'novelty_rnd = { unit = "letters" }',
+    "reward 'novelty_rnd': unit must be one of 'tokens', 'words', got 'letters'",
+)
+experiment("no memory", REWARD, "novelty_embedding = { memory = 0 }", "memory must be at least 1, got 0")
+experiment("no potential", REWARD, "shaping = 1.0", "reward 'shaping': the setting 'potential' is required")
+experiment(
+    "an unknown potential",
+    REWARD,
+    'shaping = { potential = { name = "lenght" } }',
+    "unknown reward 'lenght': did you mean 'length'?",
+)
+experiment(
+    "a potential of groups",
+    REWARD,
+    'shaping = { potential = { name = "diversity" } }',
+    "potential must be a reward of one text by itself",
+)
 experiment("nobody replayed", AGENT, 'name = "replay"', "replay wraps another agent: agent = {")
 experiment("a priority", AGENT, 'name = "replay"\npriority = "td"\nagent = { name = "ppo" }', "priority must be one of")
 experiment("no bytes", AGENT, 'name = "replay"\nmax_bytes = 0\nagent = { name = "ppo" }', "max_bytes must be")
