@@ -76,8 +76,8 @@ def rank() -> int:
 def workplace_of(case: str, folder: Path) -> Workplace:
     """The case of the resume matrix in float64, with a model that computes in float64 (Llama's norms do not)."""
     wanted = experiment_of(case, folder)
-    # Once on the way, and at the end: nothing happens more often there than once.
-    measured = replace(wanted.evaluation, prompts=4, every=3)
+    # Before training and at the end; a checkpoint on the way.
+    measured = replace(wanted.evaluation, prompts=4, every=5)
     # Texts of a group differ in what they earn by more than rounding: what is learned from rounding differs anyway.
     rewards = {**wanted.rewards, "varied": 0.5}
     experiment = replace(wanted, evaluation=measured, checkpoint_every=3, rewards=rewards)
