@@ -21,7 +21,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from bugs import agents, lab, layouts, learning, lengths, losses, mechanisms, numbers, texts
+from bugs import agents, lab, layouts, learning, lengths, losses, mechanisms, numbers, processes, texts
 from bugs.mutant import Mutant
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,6 +62,7 @@ MUTANTS = (
     *agents.MUTANTS,
     *losses.MUTANTS,
     *numbers.MUTANTS,
+    *processes.MUTANTS,
     *texts.MUTANTS,
     *layouts.MUTANTS,
     *lengths.MUTANTS,
