@@ -56,8 +56,8 @@ class HybridStudy:
     """How often a letter of a demonstration is wrong."""
     sharpness: float = 10.0
     """Log-odds with which the annotator prefers a right answer to one without a right letter."""
-    base_updates: int = 150
-    updates: int = 160
+    base_updates: int = 100
+    updates: int = 100
     step_tokens: int = 256
     share: float = 0.25
     """Of a step's tokens, those of demonstrations."""
@@ -65,7 +65,7 @@ class HybridStudy:
     """Of whole models; adapters learn with `adapter_lr`."""
     adapter_lr: float = 5e-3
     rank: int = 16
-    ppo_tokens: int = 4_000
+    ppo_tokens: int = 2_500
 
 
 Measured = dict[str, dict[str, float]]
