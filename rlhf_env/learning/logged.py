@@ -201,6 +201,13 @@ LOGGED: tuple[Logged, ...] = (
     Logged("train/tokens", "Tokens that were learned.", of=("sft",)),
     Logged("train/texts", "Texts in this update.", of=("sft",)),
     Logged("train/skipped_texts", "Texts in which nothing is to be learned.", of=("sft",)),
+    Logged(
+        "train/nats_per_token",
+        "Mean over tokens, before the step, of the divergence between teacher and policy; with 'sequence', of -log p "
+        "of the teacher's tokens.",
+        of=("distill",),
+    ),
+    Logged("train/taught", "Share of texts that the teacher wrote.", of=("distill",)),
     # ------------------------------------------------------------ wrappers
     Logged("replay/groups", "Groups in the buffer.", of=("replay",)),
     Logged("replay/bytes", "Size of the buffer.", of=("replay",)),
