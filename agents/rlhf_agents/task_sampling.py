@@ -19,6 +19,9 @@ The agent inside writes and learns as ever; the shares of the mixture's tasks ar
 
 Evaluations ask in the shares of the mixture itself. Tasks of share 0 stay out (but for "shares").
 
+When: a mixture's tasks are unequal, in share or difficulty, and help each other. When not: the shares are what is
+wanted.
+
 Left out: mixtures within the mixture (they keep their shares), Thompson sampling, gradients as the measure of progress.
 """
 
