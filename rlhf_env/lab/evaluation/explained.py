@@ -31,6 +31,8 @@ SECTIONS = {
     "dynamic": "Dynamic sampling (`dynamic/`)",
     "tasks": "Sampling of tasks (`tasks/`)",
     "curriculum": "Curriculum (`curriculum/`)",
+    "backward": "Backward curriculum (`backward/`)",
+    "temperature": "Temperature of writing (`temperature/`)",
     "eval": "Evaluation (`eval/`)",
 }
 
