@@ -20,8 +20,8 @@ MUTANTS = (
         "LOG",
         "grpo's numbers are the last gradient step's",
         "agents/rlhf_agents/grpo.py",
-        "            **over_steps(steps),\n",
-        "            **over_steps(steps[-1:]),\n",
+        "        metrics = over_steps(steps)\n",
+        "        metrics = over_steps(steps[-1:])\n",
         EVERY_AGENT,
     ),
     Mutant(
@@ -44,8 +44,8 @@ MUTANTS = (
         "LOG",
         "ppo's numbers are the last gradient step's",
         "agents/rlhf_agents/ppo.py",
-        "            **over_steps(steps),\n",
-        "            **over_steps(steps[-1:]),\n",
+        "        metrics = over_steps(steps)\n",
+        "        metrics = over_steps(steps[-1:])\n",
         EVERY_AGENT,
     ),
     Mutant(
@@ -68,8 +68,8 @@ MUTANTS = (
         "LOG",
         "rloo's numbers are the first gradient step's",
         "agents/rlhf_agents/rloo.py",
-        "            **over_steps(steps),\n",
-        "            **over_steps(steps[:1]),\n",
+        "        metrics = over_steps(steps)\n",
+        "        metrics = over_steps(steps[:1])\n",
         EVERY_AGENT,
     ),
     Mutant(
