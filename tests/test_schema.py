@@ -108,7 +108,7 @@ def shipped() -> Iterator[tuple[str, str]]:
             yield file.name, file.read_text("utf-8")
     for file in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
         for number, block in enumerate(re.findall(r"```toml\n(.*?)```", file.read_text("utf-8"), re.DOTALL)):
-            if "[[stage]]" not in block:
+            if "[[stage]]" not in block and not block.startswith("# judge.toml"):  # no schema knows those
                 yield f"{file.name}, block {number + 1}", block
 
 

@@ -37,7 +37,7 @@ SECTIONS = {
 }
 
 
-def numbers(metrics: Sequence[Metric] = METRICS) -> tuple[Logged, ...]:
+def logged_numbers(metrics: Sequence[Metric] = METRICS) -> tuple[Logged, ...]:
     """Those of a run's log, and below them those of evaluations."""
     measured = [
         Logged(f"eval/{entry.name}", f"{entry.meaning[:1].upper()}{entry.meaning[1:]}{_unit(entry)}.")
@@ -54,7 +54,7 @@ def numbers(metrics: Sequence[Metric] = METRICS) -> tuple[Logged, ...]:
     )
 
 
-def explained(key: str, metrics: Sequence[Metric] = METRICS) -> Logged | None:
+def meaning_of_number(key: str, metrics: Sequence[Metric] = METRICS) -> Logged | None:
     """What the number under `key` is, of training or of an evaluation; None where nobody has said."""
     if key.startswith("eval/"):
         words = meaning_of(key, metrics)
@@ -64,20 +64,26 @@ def explained(key: str, metrics: Sequence[Metric] = METRICS) -> Logged | None:
 
 def numbers_matching(key: str) -> list[Logged]:
     """Those that `key` names: one key, or a pattern with `*`. Raises ConfigError where it names none."""
-    found = [entry for entry in numbers() if fnmatchcase(entry.key, key)]
-    if not found and (one := explained(key)) is not None:
+    found = [entry for entry in logged_numbers() if fnmatchcase(entry.key, key)]
+    if not found and (one := meaning_of_number(key)) is not None:
         found = [one]
     if not found:
-        known = [entry.key for entry in numbers()]
+        known = [entry.key for entry in logged_numbers()]
         raise ConfigError(
             f"no number is logged as {key!r}{did_you_mean(key, known)}; an agent of yours says what its are"
         )
     return found
 
 
+def said_of(entry: Logged, *, whose: bool = True) -> str:
+    """What the number is, what to look at it for, and (with `whose`) which agents log it."""
+    of = f"Of {', '.join(f'`{name}`' for name in entry.of)}." if entry.of and whose else ""
+    return " ".join(part for part in (entry.meaning, entry.look, of) if part)
+
+
 def numbers_page(metrics: Sequence[Metric] = METRICS) -> str:
     """docs/metrics.md, in Markdown."""
-    return "\n".join([_HEAD, *_tables(numbers(metrics))]).rstrip() + "\n"
+    return "\n".join([_HEAD, *_tables(logged_numbers(metrics))]).rstrip() + "\n"
 
 
 def _tables(entries: Sequence[Logged]) -> Iterator[str]:
@@ -86,8 +92,7 @@ def _tables(entries: Sequence[Logged]) -> Iterator[str]:
     for section, group in groupby(ordered, key=_section):
         yield from (f"## {SECTIONS[section]}", "", "| key | meaning |", "|---|---|")
         for entry in group:
-            said = " ".join(part for part in (entry.meaning, entry.look) if part)
-            yield f"| `{entry.key}` | {said.replace('|', chr(92) + '|')} |"
+            yield f"| `{entry.key}` | {said_of(entry).replace('|', chr(92) + '|')} |"
         yield ""
 
 

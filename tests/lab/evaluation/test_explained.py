@@ -9,7 +9,13 @@ import pytest
 
 import rlhf_env
 from rlhf_env.errors import ConfigError
-from rlhf_env.lab.evaluation.explained import SECTIONS, explained, numbers, numbers_matching, numbers_page
+from rlhf_env.lab.evaluation.explained import (
+    SECTIONS,
+    logged_numbers,
+    meaning_of_number,
+    numbers_matching,
+    numbers_page,
+)
 
 PAGE = Path(__file__).parents[3] / "docs" / "metrics.md"
 EXPERIMENT = """
@@ -33,18 +39,18 @@ def test_a_run_logs_nothing_that_is_not_explained(tmp_path: Path) -> None:
     rlhf_env.run(tmp_path / "run.toml", tmp_path / "run")
     keys = {key for line in (tmp_path / "run" / "metrics.jsonl").open(encoding="utf-8") for key in json.loads(line)}
     assert {"rollout/kl", "eval/gold", "eval/part/length", "spent/seconds"} <= keys
-    assert [key for key in keys if explained(key) is None] == []
+    assert [key for key in keys if meaning_of_number(key) is None] == []
 
 
 def test_a_key_comes_before_a_pattern() -> None:
-    assert "standard deviation" in str(explained("rollout/part/mine_std")).lower()
-    assert str(explained("rollout/part/mine")).startswith("Logged(key='rollout/part/*'")
-    assert explained("replay/age") in numbers() and explained("train/nothing") is None
+    assert "standard deviation" in str(meaning_of_number("rollout/part/mine_std")).lower()
+    assert str(meaning_of_number("rollout/part/mine")).startswith("Logged(key='rollout/part/*'")
+    assert meaning_of_number("replay/age") in logged_numbers() and meaning_of_number("train/nothing") is None
 
 
 def test_keys_are_found_by_name_and_by_pattern() -> None:
     assert [entry.key for entry in numbers_matching("train/lr")] == ["train/lr"]
     assert {entry.key.partition("/")[0] for entry in numbers_matching("spent/*")} == {"spent"}
-    assert {entry.key.partition("/")[0] for entry in numbers()} == {*SECTIONS}
+    assert {entry.key.partition("/")[0] for entry in logged_numbers()} == {*SECTIONS}
     with pytest.raises(ConfigError, match="did you mean 'train/approx_kl'"):
         numbers_matching("train/aprox_kl")
