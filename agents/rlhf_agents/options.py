@@ -30,6 +30,9 @@ surer. The terms of the gradient in which that payment itself moves have mean 0,
 E[reward] - beta KL + coefficient * (the sum of I over the segments of a text), for both levels. It is another objective
 than the environment's: rewards and evaluations do not have it, `mutual_information` in the metrics does.
 
+When: a text has parts that call for different ways of writing, longer than a token, and there is memory for K models.
+When not: a flat agent learns the task; this one costs more for the same.
+
 Being exact has a price: every writer reads the whole text twice for each segment, so short segments are expensive, and
 K writers are K models. Left out: writers that share a trunk (an embedding or an adapter for each option), learned ends
 of options, and a manager that sets goals instead of choosing (FeUdal, Vezhnevets et al. 2017, arXiv 1703.01161).
@@ -39,7 +42,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -47,7 +50,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rlhf_env.errors import DataError
+from rlhf_env.errors import DataError, Problem
 from rlhf_env.learning.agent import Decision, Metrics, Setup
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import (
@@ -70,7 +73,7 @@ from rlhf_env.learning.rollout import Rollout
 from rlhf_env.policies import ValueHead
 from rlhf_env.policies.precision import refined
 from rlhf_env.policies.streams import RowStreams
-from rlhf_env.settings import AtLeastOne, NonNegative, Positive, Share, settings
+from rlhf_env.settings import AtLeastOne, NonNegative, Positive, Share, fault, settings
 from rlhf_env.types import Int, JsonObject, Observation, ResetOptions, State
 
 MOST_PLACES = 8  # of segments whose options are logged apart
@@ -133,6 +136,11 @@ class Options:
         """What a nat of mutual information between option and segment is worth, beside the reward."""
         optimization: Optimization = Optimization()
         """Learning rate, gradient clipping and so on."""
+
+        def problems(self) -> Iterator[Problem]:
+            if self.optimization.ptx_coefficient:
+                said = "of options: a pretraining mix makes texts likelier for one policy, and here several write"
+                yield fault("ptx_coefficient", f"{said}: leave it out")
 
     def __init__(self, setup: Setup, config: Config) -> None:
         setup.require_groups(config.group_size, least=1)

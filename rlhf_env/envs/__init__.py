@@ -13,6 +13,7 @@ def register_tasks(register: plugins.Register) -> None:
     register("prompts", "rlhf_env.envs.tasks:Prompts")
     register("file", "rlhf_env.envs.file_task:File")
     register("mixture", "rlhf_env.envs.mixture:Mixture")
+    register("tools", "rlhf_env.envs.tool_task:ToolUse")
     register("validation", "rlhf_env.envs.validation_task:Validation")
     register("count", "rlhf_env.envs.toy_tasks:Count")
     register("echo", "rlhf_env.envs.toy_tasks:Echo")
@@ -24,3 +25,8 @@ def register_tasks(register: plugins.Register) -> None:
     register("chitchat", "rlhf_env.envs.chitchat:Chitchat", needs="demo")
     register("reasoning_gym", "rlhf_env.envs.reasoning_gym_task:ReasoningGym", needs="reasoning")
     register("textarena", "rlhf_env.envs.textarena_task:TextArena", needs="textarena")
+
+
+@plugins.hookimpl
+def register_rewards(register: plugins.Register) -> None:
+    register("total", "rlhf_env.envs.shaping:Total")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Annotated, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,11 +20,22 @@ from rlhf_env.learning.schedules import ScheduleName, multiplier
 from rlhf_env.learning.spending import Spending
 from rlhf_env.policies.precision import has_float64, moved
 from rlhf_env.policies.sizes import in_bytes, memory_free
-from rlhf_env.settings import NonNegative, Positive, Share, ShareBelowOne, Whole, settings
-from rlhf_env.types import State
+from rlhf_env.settings import (
+    AtLeastOne,
+    Chooses,
+    NonNegative,
+    Positive,
+    Share,
+    ShareBelowOne,
+    Whole,
+    fault,
+    settings,
+)
+from rlhf_env.types import JsonObject, State
 
 _HALF = (torch.bfloat16, torch.float16)  # too coarse for what an optimizer adds in one step
 _MASTER = "master"  # in an optimizer's state, the copy in float32 that is trained
+_TEXTS_READ = "texts_read"  # in an optimizer's state, how many texts the pretraining mix has taken
 
 LARGE = 5_000_000  # a model of this many parameters gains from a second thread
 
@@ -60,6 +72,30 @@ class Optimization:
     """Tokens per backward pass, padding counted (0: no limit). Texts of like length go together, and so do
     the answers to one prompt where it is read once. With adapters on a processor there are fewer tokens where so many
     would need more than about half a GB."""
+    ptx_coefficient: NonNegative = 0.0
+    """Weight of the pretraining mix, per token of its texts (0: none): each gradient step also raises the likelihood of
+    given texts (PPO-ptx, Ouyang et al. 2022, 2203.02155, eq. 2). The paper's gamma weighs whole texts: the same up to
+    their mean length."""
+    ptx_data: Annotated[JsonObject, Chooses("task")] = field(default_factory=dict)
+    """Where its texts come from, a table like [task]: `{ name = "file", path = "texts.jsonl" }`. A prompt with a
+    column "completion" is a demonstration, of which the completion is predicted; otherwise the prompt itself is the
+    text."""
+    ptx_rows: AtLeastOne = 16
+    """Its texts per gradient step, in shuffled epochs."""
+
+    def problems(self) -> Iterator[Problem]:
+        if (self.ptx_coefficient > 0.0) != bool(self.ptx_data):
+            yield fault("ptx_coefficient", "above 0 and ptx_data belong together: give both, or neither")
+
+
+class Mixed(Protocol):
+    """Texts whose likelihood every gradient step raises, beside what an agent learns."""
+
+    texts_read: int
+    """Where they are in their shuffled epochs: all that a resumed run needs to know."""
+
+    def add_gradient(self, optimizer: Optimizer) -> float:
+        """Accumulate the weighted gradient of the next texts; their mean negative log-likelihood per token."""
 
 
 class Optimizer:
@@ -71,11 +107,16 @@ class Optimizer:
     Of parameters in half precision a master copy in float32 is trained, with moments in float32; after each step the
     parameters are the copy, rounded (Micikevicius et al. 2018, 1710.03740, section 3.1). Gradients of micro-batches
     are summed in float32.
+
+    With `ptx_coefficient`, `step` adds the gradient of given texts first, whatever the agent's own loss is.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], settings: Optimization, engine: Engine) -> None:
+    def __init__(
+        self, parameters: Iterable[Tensor], settings: Optimization, engine: Engine, mixed: Mixed | None = None
+    ) -> None:
         self.settings = settings
         self._engine = engine
+        self._mixed = mixed
         self._reading = 0  # tokens of the micro-batch that `rows` gave last
         parameters = [p for p in parameters if p.requires_grad]
         self._trained = [p.detach().float().clone() if p.dtype in _HALF else p for p in parameters]
@@ -153,6 +194,8 @@ class Optimizer:
         its moments and its weight decay. Raises RunFailed when the gradient is not finite; the parameters do not change
         then.
         """
+        if self._mixed is not None:
+            self._engine.measure(ptx_loss=self._mixed.add_gradient(self))
         limit = self.settings.max_grad_norm or float("inf")
         gradients = [p.grad for p in self._trained if p.grad is not None]
         total = torch.nn.utils.get_total_norm(gradients)
@@ -176,15 +219,19 @@ class Optimizer:
         return norm
 
     def state_dict(self) -> State:
-        """Moments by parameter index (tensors), as AdamW keeps them, and the master copies of rounded parameters."""
+        """Moments by parameter index (tensors), as AdamW keeps them, the master copies of rounded parameters, and how
+        many texts the pretraining mix has taken."""
         state = {str(index): dict(values) for index, values in self._adamw.state_dict()["state"].items()}
         for index in self._rounded:
             if str(index) in state:  # before its first step it is the parameter itself
                 state[str(index)][_MASTER] = self._trained[index]
-        return state
+        return state if self._mixed is None else {**state, _TEXTS_READ: self._mixed.texts_read}
 
     def load_state_dict(self, state: State) -> None:
         """The state that `state_dict` gave; the parameters themselves have been loaded already."""
+        if self._mixed is not None:
+            self._mixed.texts_read = int(state.get(_TEXTS_READ, 0))
+        state = {index: values for index, values in state.items() if index != _TEXTS_READ}
         with torch.no_grad():
             for index, parameter in self._rounded.items():
                 self._trained[index].copy_(state.get(str(index), {}).get(_MASTER, parameter))
@@ -213,9 +260,29 @@ class Engine:
     """Of a backward pass, whatever larger number `micro_batch_tokens` is (0: no such limit)."""
     shares_prefixes: bool = False
     """Whether the policy computes what texts of a micro-batch have in common once, as `trunk` does."""
+    mix: Callable[[Optimization], Mixed] | None = field(default=None, repr=False)
+    """Reads the texts of `ptx_data` for the run's policy; `making_agents` sets it."""
+    _measured: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list), repr=False)
 
     def optimizer(self, parameters: Iterable[Tensor], settings: Optimization) -> Optimizer:
-        return Optimizer(parameters, settings, self)
+        """Raises ConfigError or DataError for texts of the pretraining mix that cannot be used."""
+        if not settings.ptx_coefficient:
+            return Optimizer(parameters, settings, self)
+        if self.mix is None:
+            said = "texts are read for the policy of a run, and there is none: make the agent with make_agent"
+            raise ConfigError(fault("ptx_data", said))
+        return Optimizer(parameters, settings, self, self.mix(settings))
+
+    def measure(self, **numbers: float) -> None:
+        """Note numbers of a gradient step that are not the agent's own."""
+        for name, value in numbers.items():
+            self._measured[name].append(value)
+
+    def take_measured(self) -> dict[str, float]:
+        """The means of what was noted since the last call."""
+        means = {name: sum(values) / len(values) for name, values in self._measured.items()}
+        self._measured.clear()
+        return means
 
     @property
     def hardware(self) -> str:

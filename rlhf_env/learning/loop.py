@@ -121,6 +121,7 @@ def train(
             if len(rollout):  # otherwise none of its texts has a score: there is nothing to learn
                 with same_folder("the agent"):
                     metrics = agent.update(rollout)
+                metrics = {**metrics, **engine.take_measured()}
             took = time.perf_counter() - started
             spending.add(updates=1, seconds=took)
             row = {

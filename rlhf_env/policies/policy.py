@@ -10,6 +10,7 @@ import torch
 from annotated_types import Gt, Le
 from torch import Tensor, nn
 
+from rlhf_env.policies.next_tokens import NextTokens
 from rlhf_env.settings import Positive, Whole, settings
 from rlhf_env.types import Bool, Episode, Float, Int, Observation, State
 
@@ -82,6 +83,14 @@ class HasContext(Protocol):
 
     @property
     def context(self) -> int | None: ...
+
+
+@runtime_checkable
+class HasNextTokens(Protocol):
+    """A policy that gives whole distributions, which divergences are measured between."""
+
+    def next_tokens(self, tokens: Tensor, mask: Tensor, where: Tensor) -> NextTokens:
+        """The distributions that the tokens at `where` were drawn from, row by row; arguments as in `evaluate`."""
 
 
 class Policy(Protocol):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.policies.decoding import draw
 from rlhf_env.policies.language_model import padded
+from rlhf_env.policies.next_tokens import NextTokens
 from rlhf_env.policies.policy import Sampling, TextEvaluation, Written
 from rlhf_env.policies.precision import as_float64
 from rlhf_env.policies.streams import RowStreams
@@ -157,17 +158,8 @@ class TabularPolicy(nn.Module):
         return Written(tokens, logprobs)
 
     def evaluate(self, tokens: Tensor, mask: Tensor, where: Tensor) -> TextEvaluation:
-        tokens = tokens.to(self.device)
-        mask, where = mask.to(self.device, torch.bool), where.to(self.device, torch.bool)
-        if (where & ~mask).any():
-            raise ConfigError("where: asks for a token outside the text (mask is False there)")
-        state = self._states(tokens, mask)[:, :-1]
-        exists = (state >= 0) & (state < self.tree.states)
-        if (where & ~exists).any():
-            raise ConfigError(
-                "where: asks for a token that this table never draws: of the prompt, after the end token, or "
-                f"beyond the {self.tree.longest} tokens of the longest response"
-            )
+        tokens, where = tokens.to(self.device), where.to(self.device, torch.bool)
+        state, exists, mask = self._checked_states(tokens, mask, where)
         scores = self.logits[state[where]]
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) / self.sampling.temperature
         distributions = scores.log_softmax(-1)
@@ -180,6 +172,27 @@ class TabularPolicy(nn.Module):
         has_state = exists & F.pad(mask, (1, 0))[:, :-1]
         hidden = F.one_hot(state.masked_fill(~has_state, 0), self.tree.states).to(self.dtype) * has_state[..., None]
         return TextEvaluation(nothing.masked_scatter(where, logprobs), nothing.masked_scatter(where, entropy), hidden)
+
+    def next_tokens(self, tokens: Tensor, mask: Tensor, where: Tensor) -> NextTokens:
+        """The distributions that the tokens at `where` were drawn from, row by row; arguments as in `evaluate`."""
+        tokens, where = tokens.to(self.device), where.to(self.device, torch.bool)
+        state, _, _ = self._checked_states(tokens, mask, where)
+        logits = F.pad(self.logits[state[where]], (0, 1), value=-torch.inf)  # padding
+        return NextTokens(logits, None, self.sampling.temperature)
+
+    def _checked_states(self, tokens: Tensor, mask: Tensor, where: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """States int64[B, L], which of them exist bool[B, L], and `mask` on this device. Raises ConfigError."""
+        mask = mask.to(self.device, torch.bool)
+        if (where & ~mask).any():
+            raise ConfigError("where: asks for a token outside the text (mask is False there)")
+        state = self._states(tokens, mask)[:, :-1]
+        exists = (state >= 0) & (state < self.tree.states)
+        if (where & ~exists).any():
+            raise ConfigError(
+                "where: asks for a token that this table never draws: of the prompt, after the end token, or "
+                f"beyond the {self.tree.longest} tokens of the longest response"
+            )
+        return state, exists, mask
 
     @torch.no_grad()
     def response_logprobs(self, episodes: Sequence[Episode], /) -> list[Float]:

@@ -4,10 +4,69 @@ from __future__ import annotations
 
 from bugs.mutant import Mutant
 
+MIX, HYBRID = "tests/learning/test_pretraining_mix.py", "tests/agents/test_hybrid.py"
 CURRICULUM, OPTIONS = "tests/agents/test_curriculum.py", "tests/agents/test_options.py"
 REPLAY, REPLAY_EXACT = "tests/agents/test_replay.py", "tests/agents/test_replay_exact.py"
 
+DISTILL, NEXT_TOKENS = "tests/agents/test_distill.py", "tests/policies/test_next_tokens.py"
+
 MUTANTS = (
+    Mutant(
+        "M1",
+        "the pretraining mix weighs its texts without the coefficient",
+        "rlhf_env/learning/pretraining_mix.py",
+        "add_likelihood(policy, optimizer, batch, self._coefficient)",
+        "add_likelihood(policy, optimizer, batch)",
+        MIX,
+    ),
+    Mutant(
+        "M1",
+        "a resumed run reads the first texts of the mix again",
+        "rlhf_env/learning/engine.py",
+        "            self._mixed.texts_read = int(state.get(_TEXTS_READ, 0))\n",
+        "            self._mixed.texts_read = 0\n",
+        MIX,
+    ),
+    Mutant(
+        "M1",
+        "the loop drops what an optimizer measured",
+        "rlhf_env/learning/loop.py",
+        "                metrics = {**metrics, **engine.take_measured()}\n",
+        "",
+        MIX,
+    ),
+    Mutant(
+        "M1",
+        "the pairs move the trunk that is not theirs",
+        "agents/rlhf_agents/hybrid.py",
+        'torch.no_grad() if self.config.way == "head" else nullcontext()',
+        "nullcontext()",
+        HYBRID,
+    ),
+    Mutant(
+        "M1",
+        "the state before the last token is scored",
+        "agents/rlhf_agents/hybrid.py",
+        "device=hidden.device), texts.lengths]",
+        "device=hidden.device), texts.lengths - 1]",
+        HYBRID,
+    ),
+    Mutant(
+        "M1",
+        "a reward model of a run has the policy's trunk",
+        "rlhf_env/feedback/reward_models/of_runs.py",
+        'trained.write(half, weights="reward_trunk" if "reward_trunk" in state else "policy")',
+        "trained.write(half)",
+        HYBRID,
+    ),
+    Mutant(
+        "M1",
+        "a resumed run of sft+rm reads its first pairs again",
+        "agents/rlhf_agents/hybrid.py",
+        '        self.pairs.load_state_dict(state["pairs"])\n',
+        "",
+        HYBRID,
+    ),
     Mutant(
         "M2",
         "a replayed text pays the KL of its writer",
@@ -184,5 +243,77 @@ MUTANTS = (
         "        return _all_sums(largest, self.base, self.part, self.held_out_fraction)",
         "        return _all_sums(largest, self.base, self.part, self.held_out_fraction * (largest > 3))",
         "tests/env/test_addition.py",
+    ),
+    Mutant(
+        "M8",
+        "the mixture of the Jensen-Shannon divergence has the policy's share for the teacher's",
+        "rlhf_env/policies/next_tokens.py",
+        "mixed = torch.logaddexp(logq + math.log(beta), logp + math.log1p(-beta))",
+        "mixed = torch.logaddexp(logp + math.log(beta), logq + math.log1p(-beta))",
+        NEXT_TOKENS,
+    ),
+    Mutant(
+        "M8",
+        "the gradient of a divergence forgets the cap of the logits",
+        "rlhf_env/policies/next_tokens.py",
+        "            if slope is not None:\n                d_scores *= slope\n",
+        "",
+        NEXT_TOKENS,
+    ),
+    Mutant(
+        "M8",
+        "forward and reverse change places",
+        "rlhf_env/policies/next_tokens.py",
+        '    if kind == "forward":\n',
+        '    if kind == "reverse":\n',
+        NEXT_TOKENS,
+    ),
+    Mutant(
+        "M8",
+        "an evaluation measures the teacher",
+        "agents/rlhf_agents/distill.py",
+        "        self._taught = None\n        self.policy.eval()\n",
+        "        self.policy.eval()\n",
+        DISTILL,
+    ),
+    Mutant(
+        "M8",
+        "the teacher writes what the policy should",
+        "agents/rlhf_agents/distill.py",
+        "(1.0 - self.config.share_of_policy) * groups",
+        "self.config.share_of_policy * groups",
+        DISTILL,
+    ),
+    Mutant(
+        "M8",
+        "a resumed run's teacher draws its first texts again",
+        "agents/rlhf_agents/distill.py",
+        '        self._of_teacher = dict(state["teacher"])\n',
+        "",
+        DISTILL,
+    ),
+    Mutant(
+        "M8",
+        "the reward of a teacher is what it thinks, without what the policy thinks",
+        "reward_plugins/rlhf_rewards/teacher.py",
+        "np.asarray(teacher, dtype=np.float64)[actions] - episode.logprobs[actions]",
+        "np.asarray(teacher, dtype=np.float64)[actions]",
+        DISTILL,
+    ),
+    Mutant(
+        "M8",
+        "of two tokenizers, only the sizes are compared",
+        "rlhf_env/learning/teachers.py",
+        "        if tokens.get(number) != others.get(number):\n",
+        "        if (number in tokens) != (number in others):\n",
+        DISTILL,
+    ),
+    Mutant(
+        "M8",
+        "layers keep the numbers that they had in the larger model",
+        "rlhf_env/learning/smaller_models.py",
+        "list(kept).index(int(number))",
+        "number",
+        "tests/learning/test_smaller_models.py",
     ),
 )

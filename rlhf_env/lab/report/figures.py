@@ -133,6 +133,20 @@ def _subtitle(metric: Metric) -> str:
     return metric.unit or "mean over the evaluation's prompts"
 
 
+def _draw_within(subject: Subject) -> Iterator[Picture]:
+    """Learning curves on each task of a mixture."""
+    measure = subject.results.measure(subject.task)
+    for label, slug in slugs(subject.results.parts_of_mixture(subject.task)).items():
+        series = evaluation_curves(subject.results, subject.task, f"task/{label}/{measure}")
+        if series and measure:
+            metric = subject.results.metric(measure)
+            words = f"{metric.title} on the task {label} of the mixture, a line per agent. {_ends(series)}"
+            paint = partial(
+                _paint_curves, series=series, styles=subject.styles, title=label, subtitle=f"{metric.title}, this task"
+            )
+            yield subject.picture(f"within-{slug}", words, paint, width=350, height=250)
+
+
 def _draw_trade(subject: Subject) -> Iterator[Picture]:
     words = "Gold reward against proxy reward at every checkpoint of every seed, one path per seed."
     yield from _trade_off(subject, "gold-against-proxy", "proxy", "gold", words)
@@ -175,6 +189,7 @@ def _draw_parts(subject: Subject) -> Iterator[Picture]:
 CHARTS: tuple[Chart, ...] = (
     Chart(name="overview", title="All tasks together", draw=_draw_overview, all_tasks=True, within=True),
     Chart(name="leaderboard", title="Leaderboard", draw=_draw_leaderboard, within=True),
+    Chart(name="within", title="Tasks within a mixture", draw=_draw_within, within=True, small=True),
     Chart(
         name="curves",
         title="Learning curves",
