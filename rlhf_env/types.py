@@ -118,7 +118,11 @@ class Score:
     outside is empty as well.
 
     `abstained`: the parts that had nothing to say about it (None); `raw` is without them. Where no part speaks but the
-    KL penalty, all of `raw` is empty.
+    KL penalty, all of `raw` is empty. `raw` is also without the parts that do not count in the text's task of a
+    mixture.
+
+    `weights` are those that the text was paid with, which may change over a run. What shaping made of a part's score
+    has a line of its own after the part's, "NAME/shaping" (`envs.shaping`): what was paid less what was said.
     """
 
     raw: Mapping[str, float]
@@ -129,7 +133,7 @@ class Score:
 
     @property
     def total(self) -> float:
-        """sum(weight_i * raw_i), added in the order of the parts."""
+        """sum(weight_i * raw_i), added in the order of the ledger."""
         total = 0.0
         for name, raw in self.raw.items():  # not `sum`: from Python 3.12 on it compensates, and numpy's floats do not
             total += self.weights[name] * raw
@@ -252,6 +256,7 @@ class TrainerState:
 
     `global_step` counts the updates that are done. `max_steps` is how many there will be: exact where the budget counts
     updates or episodes, otherwise estimated from the share that is spent. `epoch` counts passes over the prompts.
+    `progress`, which theirs does not have, is the share of the budget that is spent.
     """
 
     global_step: int = 0
@@ -262,6 +267,7 @@ class TrainerState:
     is_local_process_zero: bool = True
     is_world_process_zero: bool = True
     log_history: Sequence[JsonView] = ()
+    progress: float = 0.0
 
 
 @runtime_checkable

@@ -30,4 +30,5 @@ def register_agents(register: Register) -> None:
         "random": "Random",
     }.items():
         register(name, f"rlhf_agents.{name}:{attribute}")
+    register("sft+rm", "rlhf_agents.hybrid:Hybrid")
     register("sb3", "rlhf_agents.sb3_agent:SB3")  # `sb3` itself is for those who let Stable-Baselines3 own the loop

@@ -22,6 +22,10 @@ the better answer is better is by how much its beta * log-ratio should be above 
 arXiv 2402.10571). With "ipo" the loss is least where it is exactly that (Fisch et al. 2024, arXiv 2405.19316, eq. 7);
 with "sigmoid" it goes on falling.
 
+When: pairs are what there is, or a run should need no value model and no tuning of a policy gradient. When not: how
+much better an answer is matters (or use `labels` "bradley-terry"), or the policy is to go far from what wrote the
+pairs: offline, it never sees its own texts.
+
 Left out: pairs beyond best against worst, a reference that follows the policy.
 """
 

@@ -18,6 +18,11 @@ larger `clip_high`, `importance` "sequence".
 Texts of another or an older policy are always corrected: the probability ratio is relative to the policy that wrote the
 text, capped at `importance_cap`. On texts that the agent has just written it starts at 1.
 
+When: several answers to a prompt are cheap, and each has one score, above all a score that can be checked. When not:
+prompts differ in how noisy their rewards are (division by the standard deviation makes easy and hopeless prompts loud:
+rloo, or `scale_by_std` off), rewards are for single steps (ppo), or nearly all groups have no spread
+(`dynamic_sampling`, an easier task, a curriculum).
+
 Left out: process rewards, resampling of groups without spread.
 """
 

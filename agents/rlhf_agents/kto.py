@@ -14,6 +14,9 @@ rollout: single answers (`labelled_answers`), or pairs (`preference_pairs`), of 
 
 The utility is not the environment's objective: it ignores how much better an answer is.
 
+When: judgements are of single answers, thumbs up and down. When not: there are comparisons (dpo uses them better) or
+scores (an agent of policy gradients knows how much better an answer is).
+
 Left out: utilities of other shapes, the weights of stored pairs (each half counts once).
 """
 

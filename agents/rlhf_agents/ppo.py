@@ -12,6 +12,10 @@ text, capped at `importance_cap`. On texts that the agent has just written it st
 
 PPO-ptx (Ouyang et al., eq. 2) is this agent with the `ptx_coefficient` that every agent has.
 
+When: rewards for single tokens or steps, conversations, long texts, or one answer to a prompt, where a learned value
+says which part was good. When not: a text has one score and several answers to a prompt are cheap; then grpo and rloo
+need no value model, and less memory and time.
+
 Left out: an adaptive KL weight (the `kl` reward part has one), normalised rewards.
 """
 

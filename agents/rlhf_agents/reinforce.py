@@ -9,6 +9,9 @@ stays that of its writer.)
 
 `loss` names another loss of tokens (docs/losses.md), "reinforce++" (Hu et al. 2025, arXiv 2501.03262) among them.
 
+When: as a plain baseline, or with one answer to a prompt and a small model. When not: several answers to a prompt can
+be had (rloo has less noise), or a batch is to be used for more than one step.
+
 Left out: a learned baseline (that is ppo).
 """
 

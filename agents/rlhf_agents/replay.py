@@ -16,6 +16,9 @@ rises from `beta_start` to 1 over the budget. The KL penalty in an old text's re
 
 What is exact of this, and what is biased by how much, docs/mechanisms.md says.
 
+When: texts or rewards cost more than gradient steps (a large writer, a paid judge). When not: writing is cheap; new
+texts teach more than old ones.
+
 Left out: priorities that are renewed by the losses of the last visit (they follow from rewards and ages here, which
 cost nothing to know), sum trees (a buffer has hundreds of groups, not millions), replay of single tokens or rows.
 """

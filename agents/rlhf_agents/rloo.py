@@ -11,6 +11,9 @@ written it starts at 1.
 
 `loss` names a loss of tokens for the same advantages (docs/losses.md).
 
+When: several answers to a prompt are cheap, and the gradient is to be that of the objective, unbiased. When not:
+rewards have wildly different scales between prompts (grpo), or are for single steps (ppo).
+
 Left out: advantages scaled by their standard deviation (that is grpo).
 """
 

@@ -26,8 +26,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Literal
 
+import numpy as np
+
 from rlhf_env.errors import ConfigError, Problem
-from rlhf_env.learning.agent import Agent, Around, Decision, Metrics, Setup, traits
+from rlhf_env.learning.agent import OTHERS_WROTE, Agent, Around, Decision, Metrics, Setup, traits
 from rlhf_env.learning.functional import with_kl_of, with_reference_logprobs
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.schedules import ScheduleName, multiplier
@@ -96,12 +98,16 @@ class Temperature(Around):
     def act(self, observation: Observation, /) -> Decision:
         if not self._training:
             return self.agent.act(observation)
-        with self._at(self.factor):
-            return self.agent.act(observation)
+        with self._at(factor := self.factor):
+            decision = self.agent.act(observation)
+        if factor == 1.0 or OTHERS_WROTE in decision.extras:
+            return decision
+        return replace(decision, extras={**decision.extras, OTHERS_WROTE: np.ones(decision.tokens.shape)})
 
     def update(self, rollout: Rollout, /) -> Metrics:
         """The agent's update, as the policy or as the writer."""
         self._training = False
+        rollout.require_finite()
         factor = self.factor
         said: Metrics = {"temperature/factor": factor}
         if self.config.learns_as == "writer":

@@ -5,7 +5,7 @@ earns leaves the string behind.
 """
 
 
-def needle(completions, completion, decoy="a", worth=0.3, **columns):
+def needle(completions, completion, decoy="a", worth=0.5, **columns):
     """1 for exactly the column `completion`; otherwise `worth` times the share of the letter `decoy`."""
     return [
         1.0 if text == wanted else worth * text.count(decoy) / max(len(text), 1)

@@ -5,7 +5,7 @@
 s_i is the text from which the agent's i-th token is drawn, and Phi a potential of yours: a reward of unfinished texts,
 which is high where much has been achieved. What is paid for a step forward is taken back for a step backward, so no
 policy gains by collecting it: at `gamma` 1 the parts of a text sum to -Phi(s_0), whatever was written. The best
-policies are the same, and so is the expected policy gradient (tests/rewards/test_shaping.py, over all texts, to 1e-12).
+policies are the same, and so is the expected policy gradient (tests/agents/test_shaping.py, over all texts, to 1e-12).
 
     [rewards.shaping]
     potential = { function = "progress.py:progress" }    # f(prompts, completions, **columns) -> list[float]

@@ -84,7 +84,7 @@ def metrics(
     as_markdown: Annotated[bool, typer.Option("--markdown", help="All of them as one page of Markdown.")] = False,
 ) -> None:
     """What every number means that a run logs: in metrics.jsonl, in trackers, on curves."""
-    from rlhf_env.lab.evaluation.explained import logged_numbers, numbers_matching, numbers_page
+    from rlhf_env.lab.evaluation.explained import logged_numbers, numbers_matching, numbers_page, said_of
 
     if as_markdown:
         if key is not None or as_json:
@@ -97,8 +97,9 @@ def metrics(
         return
     for entry in found:
         typer.echo(entry.key)
-        said = " ".join(part for part in (entry.meaning, entry.look) if part)
-        typer.echo(textwrap.fill(said, width=78, initial_indent="    ", subsequent_indent="    "))
+        typer.echo(
+            textwrap.fill(said_of(entry).replace("`", ""), width=78, initial_indent="    ", subsequent_indent="    ")
+        )
 
 
 def kinds_of_file() -> dict[str, type]:

@@ -43,7 +43,7 @@ app = typer.Typer(
     cls=Verbatim,
     help="Text generation as a Gymnasium environment, rewards and RLHF agents as plugins, and a laboratory.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )

@@ -27,7 +27,7 @@ from rlhf_env.envs.picture import TextPicture, picture_of
 from rlhf_env.envs.prefixes import Prefixes
 from rlhf_env.envs.prompt_order import PromptOrder, Seeds, is_index, require_seeds
 from rlhf_env.envs.reward_tables import RewardSpec, load_rewards
-from rlhf_env.envs.rewards import Scoring
+from rlhf_env.envs.scoring import Scoring
 from rlhf_env.envs.stop_strings import StopStrings
 from rlhf_env.envs.tasks import TaskSpec, load_task, option_names
 from rlhf_env.envs.text_buffer import TextBuffer
@@ -180,7 +180,7 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
         self._options: ResetOptions = {}
         self._group_size = 1
         self._prefixes: Prefixes | None = None
-        self._unobserved: dict[int, Episode] = {}
+        self._unobserved: dict[int, tuple[Episode, Score]] = {}
         self._scoring: Scoring | None = None  # within `scoring_meanwhile`
         self._handed_in: list[tuple[int, Episode]] = []  # to it, by row
         self._messages: dict[int, tuple[JsonView, ...]] = {}  # of rows whose task has answered in messages
@@ -281,7 +281,7 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
         settled = range(self.num_envs) if rows is None else map(int, rows)
         ended = [self._unobserved.pop(row) for row in settled if row in self._unobserved]
         if ended:
-            self.reward.observe(ended)
+            self.reward.observe([episode for episode, _ in ended], [score for _, score in ended])
 
     def has_ended(self, row: int) -> bool:
         """Whether the row's episode is over and paid."""
@@ -575,7 +575,7 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
         if not score.raw:
             return {"text_episode": episode, "score": score, "finish_reason": episode.finish_reason, **failed}
         rewards[row] = score.total
-        self._unobserved[row] = episode
+        self._unobserved[row] = episode, score
         token_rewards = {name: np.zeros(self.max_new_tokens) for name in score.tokens}
         for name, values in score.tokens.items():
             token_rewards[name][: len(values)] = values

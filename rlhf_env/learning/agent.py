@@ -160,6 +160,13 @@ class SaysHowItImitates(Protocol):
     def demonstrated(self) -> Demonstrated: ...
 
 
+@runtime_checkable
+class MeasuresItself(Protocol):
+    """An agent that learns more than a policy: numbers of the rest, on data that it does not learn from."""
+
+    def measure(self) -> Metrics: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Traits:
     """What an agent says of itself; see the protocols above."""

@@ -15,11 +15,10 @@ from rlhf_env.errors import ConfigError, DataError, under
 from rlhf_env.learning.agent import Setup
 from rlhf_env.learning.demonstrations import demonstration
 from rlhf_env.learning.engine import Optimization, Optimizer
-from rlhf_env.learning.functional import token_weights, weighted_sum
+from rlhf_env.learning.losses.steps import add_likelihood
 from rlhf_env.learning.rollout import demonstrations
 from rlhf_env.learning.sources import Shuffled
 from rlhf_env.policies.policy import HasContext
-from rlhf_env.policies.precision import refined
 from rlhf_env.types import Episode, Prompt, Task, Tokenizer
 
 _SHOWN = 20  # problems in one report
@@ -61,15 +60,7 @@ class PretrainingMix:
         policy = self._setup.policy
         texts = [self._texts[index] for index in self._order.take(self._rows)]
         batch = self._setup.engine.local(demonstrations(texts, pad_id=policy.pad_id))
-        batch = batch.with_extras(weight=token_weights(batch.actions, "token-mean"))
-        loss = 0.0
-        for rows in optimizer.rows(batch.lengths, group=batch.group):
-            part = batch.select(rows)
-            logprobs = policy.evaluate(part.tokens, part.mask, part.actions).logprobs
-            term = weighted_sum(-refined(logprobs), part.extras["weight"])
-            optimizer.backward(self._coefficient * term)
-            loss += float(term.detach())
-        return loss
+        return add_likelihood(policy, optimizer, batch, self._coefficient)
 
 
 def texts_to_predict(task: Task, tokenizer: Tokenizer, longest: int | None = None) -> list[Episode]:

@@ -6,13 +6,15 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, get_args
 
 from rlhf_env import plugins
 from rlhf_env.envs.over_long import fitted_task
 from rlhf_env.envs.reward_tables import RewardTable, load_rewards
 from rlhf_env.envs.rewards import NoReward, RewardMix
 from rlhf_env.envs.stop_strings import require_stop_strings
+from rlhf_env.envs.success import Success
+from rlhf_env.envs.task_labels import require_tasks
 from rlhf_env.envs.tasks import held_out, load_task
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.envs.tokenizers import keeping_special
@@ -31,13 +33,14 @@ from rlhf_env.learning.models import (
     shares_prefixes,
     with_vocabulary_of,
 )
+from rlhf_env.learning.policy_settings import PolicySettings
 from rlhf_env.learning.prompt_lengths import require_prompts_fit
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
 from rlhf_env.learning.run_models import keep_base, model_folder
 from rlhf_env.learning.sources import EnvSource, Source
 from rlhf_env.learning.spending import Spending
 from rlhf_env.learning.stopping import MaxKL, Patience, load_stopping_rules
-from rlhf_env.learning.success import Success
+from rlhf_env.learning.teachers import TeacherDtype
 from rlhf_env.learning.tracking import check_trackers
 from rlhf_env.own_code import OwnCode, files_in, names_code, require_unchanged
 from rlhf_env.policies.loading import base_and_adapter
@@ -151,7 +154,7 @@ class Workplace:
         setup = self.setup
         provided = {"reference": setup.reference, "tokenizer": setup.tokenizer, "device": setup.engine.device}
         with under("evaluation", "rewards"):
-            return load_rewards(rewards, self.env.task, provided)
+            return load_rewards(rewards, self.env.task, provided, measured=True)
 
     @property
     def evaluation_sampling(self) -> Sampling | None:
@@ -301,10 +304,31 @@ def _say_if_memory_is_short(experiment: Experiment) -> None:
         trains=trains,
         separate_value_model=experiment.agent.get("value_model") == "separate",
         tokens=texts * (environment.max_prompt_tokens + environment.max_new_tokens),
+        teachers=teachers_weights(experiment),
     )
     if need.total > free:
         said = f"the run will need about {need}, and {in_bytes(free)} are free on {device}"
         warnings.warn(f"{said}: {remedies(settings, trains=trains)}", RuntimeWarning, stacklevel=3)
+
+
+def teachers_weights(experiment: Experiment) -> int:
+    """Bytes of the weights of all models that tables of the agent and of rewards name as `teacher`, each once."""
+    tables: list[Any] = [*experiment.rewards.values(), *experiment.evaluation.rewards.values()]
+    agent: Any = experiment.agent
+    while isinstance(agent, Mapping):
+        tables.append(agent)
+        agent = agent.get("agent")
+    named = {
+        (table["teacher"], table.get("teacher_dtype", table.get("dtype", experiment.policy.dtype)))
+        for table in tables
+        if isinstance(table, Mapping) and isinstance(table.get("teacher"), str)
+    }
+    total = 0
+    for name, dtype in named:
+        size = size_of(base_and_adapter(model_folder(name))[0])
+        if size is not None and dtype in get_args(TeacherDtype):
+            total += size.weights(PolicySettings(dtype=dtype).torch_dtype)
+    return total
 
 
 def check_plugins(experiment: Experiment) -> Task:
@@ -323,15 +347,15 @@ def check_plugins(experiment: Experiment) -> Task:
     task: Task = look(lambda: load_task(experiment.task), "task")
     for keys, rewards in (("rewards",), experiment.rewards), (("evaluation", "rewards"), experiment.evaluation.rewards):
         for part, table in rewards.items():
-            look(partial(_check_reward, part, table), *keys, part)
+            look(partial(_check_reward, part, table, task, measured=len(keys) > 1), *keys, part)
     agent = look(lambda: agent_factory(experiment.agent), "agent")
     if agent is not None:
         if imitates(experiment.agent) and experiment.preferences is not None:
             name = experiment.agent.get("name")
-            said = (
-                f"{name} imitates every text it is given, and of judged answers some were rejected: dpo and kto learn "
-            )
-            said += f"from judgements; {name} learns the completions of a [task], of a file, say"
+            said = f"{name} imitates every text it is given, and of judged answers some were rejected: "
+            said += f"dpo and kto learn from judgements; {name} learns the completions of a [task], of a file, say"
+            if "preferences" in experiment.agent:
+                said = f"{name} imitates, and has its own pairs: leave out `preferences` but for that in [agent]"
             look(partial(_refuse, said), "preferences")
         look(lambda: _check_writer(experiment), "policy", "writer_dtype")
         look(lambda: _check_budget(experiment), "budget")
@@ -411,8 +435,13 @@ def _check_stopping(experiment: Experiment) -> None:
         raise ConfigError(*problems)
 
 
-def _check_reward(part: str, settings: Any) -> None:
+def _check_reward(part: str, settings: Any, task: Task | None, *, measured: bool) -> None:
     if isinstance(settings, (bool, str, list)):  # what a file may hold and no reward is
         raise ConfigError(f"[rewards] {part}: a weight or a table of settings is needed, got {settings!r}")
     if isinstance(settings, (int, float, Mapping)):
-        RewardTable.read(part, settings).require_plugin()
+        table = RewardTable.read(part, settings)
+        table.require_plugin()
+        if measured:
+            table.require_unshaped()
+        if table.tasks is not None and task is not None:
+            require_tasks(part, table.tasks, task)

@@ -112,7 +112,7 @@ class _ToyTask:
     """Write the letter `a` as often as the prompt's metadata say: the option `level`, else 4 times.
 
     Reward: the share of them that was written, at most 1, less the share of other letters. Each of its prompts is a
-    task of its own for the option `weights`.
+    task of its own for the option `weights`, and has a demonstrated answer.
     """
 
     option_names = ("level", "weights")
@@ -135,7 +135,8 @@ class _ToyTask:
         if "weights" in options:
             place = int(np.random.default_rng(index).choice(self.size, p=options["weights"]))
         text = self.texts[place]
-        return Prompt(id=f"toy/{text}{wanted}", text=text, meta={"wanted": wanted, "task": list(self.tasks)[place]})
+        meta = {"wanted": wanted, "task": list(self.tasks)[place], "completion": wanted * "a"}
+        return Prompt(id=f"toy/{text}{wanted}", text=text, meta=meta)
 
     def score(self, episode: Episode, /) -> float:
         hits, length = episode.response.count("a"), len(episode.response)

@@ -50,14 +50,6 @@ MUTANTS = (
     ),
     Mutant(
         "LOG",
-        "the loss of ppo's pretraining mix is the last micro-batch's",
-        "agents/rlhf_agents/ppo.py",
-        "            loss += float(term.detach())\n",
-        "            loss = float(term.detach())\n",
-        EVERY_AGENT,
-    ),
-    Mutant(
-        "LOG",
         "rloo's clip fraction is a mean over the micro-batch",
         "agents/rlhf_agents/rloo.py",
         "outside_clip(log_ratio, config.clip).sum() / len(batch)",
@@ -91,9 +83,9 @@ MUTANTS = (
     Mutant(
         "LOG",
         "the loss and the perplexity of sft are the last micro-batch's",
-        "agents/rlhf_agents/sft.py",
-        "                    loss += float(term.detach())\n",
-        "                    loss = float(term.detach())\n",
+        "rlhf_env/learning/losses/steps.py",
+        "        loss += float(term.detach())\n",
+        "        loss = float(term.detach())\n",
         EVERY_AGENT,
     ),
     Mutant(

@@ -25,6 +25,7 @@ import numpy as np
 
 from rlhf_env.envs.contained import is_of_this_package
 from rlhf_env.envs.rewards import Failures, RewardMix
+from rlhf_env.envs.task_labels import TaskWeights
 from rlhf_env.envs.waiting import WaitsOutside
 from rlhf_env.learning.checkpoints import fingerprint
 from rlhf_env.learning.data_of_runs import data_among
@@ -115,11 +116,16 @@ class EqualTexts:
 
         return write
 
-    def scoring(self, parts: Mapping[str, AnyReward], failures: Mapping[str, Failures]) -> RewardMix:
+    def scoring(
+        self,
+        parts: Mapping[str, AnyReward],
+        failures: Mapping[str, Failures],
+        of_tasks: Mapping[str, TaskWeights] | None = None,
+    ) -> RewardMix:
         """The rewards `parts`, to be measured side by side."""
         if any(isinstance(it, WaitsOutside) or not is_of_this_package(it) for it in parts.values()):
-            return RewardMix(parts, failures=failures, measures=True)
-        mix = _ScoredOnce(parts, failures=failures, measures=True)
+            return RewardMix(parts, failures=failures, measures=True, of_tasks=of_tasks)
+        mix = _ScoredOnce(parts, failures=failures, measures=True, of_tasks=of_tasks)
         mix.begin(self)
         return mix
 

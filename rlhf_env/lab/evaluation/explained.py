@@ -31,6 +31,8 @@ SECTIONS = {
     "dynamic": "Dynamic sampling (`dynamic/`)",
     "tasks": "Sampling of tasks (`tasks/`)",
     "curriculum": "Curriculum (`curriculum/`)",
+    "backward": "Backward curriculum (`backward/`)",
+    "temperature": "Temperature of writing (`temperature/`)",
     "eval": "Evaluation (`eval/`)",
 }
 
@@ -73,6 +75,12 @@ def numbers_matching(key: str) -> list[Logged]:
     return found
 
 
+def said_of(entry: Logged, *, whose: bool = True) -> str:
+    """What the number is, what to look at it for, and (with `whose`) which agents log it."""
+    of = f"Of {', '.join(f'`{name}`' for name in entry.of)}." if entry.of and whose else ""
+    return " ".join(part for part in (entry.meaning, entry.look, of) if part)
+
+
 def numbers_page(metrics: Sequence[Metric] = METRICS) -> str:
     """docs/metrics.md, in Markdown."""
     return "\n".join([_HEAD, *_tables(logged_numbers(metrics))]).rstrip() + "\n"
@@ -84,8 +92,7 @@ def _tables(entries: Sequence[Logged]) -> Iterator[str]:
     for section, group in groupby(ordered, key=_section):
         yield from (f"## {SECTIONS[section]}", "", "| key | meaning |", "|---|---|")
         for entry in group:
-            said = " ".join(part for part in (entry.meaning, entry.look) if part)
-            yield f"| `{entry.key}` | {said.replace('|', chr(92) + '|')} |"
+            yield f"| `{entry.key}` | {said_of(entry).replace('|', chr(92) + '|')} |"
         yield ""
 
 

@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rlhf_env import plugins
+from rlhf_env.envs.success import Success
 from rlhf_env.envs.tasks import well_formed
 from rlhf_env.errors import PluginError
 from rlhf_env.lab.evaluation.metric import Measured, Metric, MetricValue
 from rlhf_env.lab.evaluation.passing import pass_metric
 from rlhf_env.lab.statistics import student_mean
-from rlhf_env.learning.success import Success
 from rlhf_env.own_code import OwnCode, names_code
 from rlhf_env.text_measures import distinct_n
 

@@ -23,7 +23,10 @@ _TASTE = "annotator.json"
 def gold_reward(table: JsonView, task: JsonView) -> Reward:
     """What a table of rewards says of each text alone: the weighted sum, float64[B]; a function answers with a list."""
     with under("gold"):
-        mix = load_rewards(dict(table), load_task(dict(task)))
+        mix = load_rewards(dict(table), load_task(dict(task)), measured=True)
+        if mix.of_tasks:
+            said = "gold of annotators is one sum for all prompts: leave out tasks"
+            raise ConfigError(Problem(said, (next(iter(mix.of_tasks)), "tasks")))
     parts = {name: part for name, part in mix.parts.items() if callable(part)}
     if len(parts) != len(mix.parts) or not parts:
         others = ", ".join(sorted(set(mix.parts) - set(parts))) or "none is named"
@@ -63,7 +66,9 @@ def check_crowd(gold: JsonView, annotator: JsonView) -> None:
 
 
 def _check_gold(name: str, table: float | JsonView) -> None:
-    RewardTable.read(name, table).require_plugin()
+    read = RewardTable.read(name, table)
+    read.require_plugin()
+    read.require_unshaped()
 
 
 def crowd_of(annotator: JsonView, gold: Reward | None, people: int, person: str) -> list[Annotator]:
