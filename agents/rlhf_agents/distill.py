@@ -242,7 +242,7 @@ class Distill:
                 metrics["nats_per_token"] += float((refined(divergences) * part.extras["share"][part.actions]).sum())
             self.optimizer.backward(loss)
             metrics["loss"] += float(loss.detach())
-        return {**metrics, "grad_norm": self.optimizer.step()}
+        return {**self.optimizer.summed(metrics), "grad_norm": self.optimizer.step()}
 
     def _divergence(self, part: Rollout) -> tuple[torch.Tensor, torch.Tensor]:
         """The loss of a micro-batch, and the divergence at each token of the agent [N]."""

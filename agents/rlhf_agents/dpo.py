@@ -259,7 +259,7 @@ class DPO:
                 metrics["loss"] += float(loss.detach())
                 for name, value in self._rewards(better, worse, tokens).items():
                     metrics[name] += float(value.detach()) / count
-        return {**metrics, "grad_norm": self.optimizer.step()}
+        return {**self.optimizer.summed(metrics), "grad_norm": self.optimizer.step()}
 
     def _rewards(self, better: Tensor, worse: Tensor, tokens: Tensor) -> dict[str, Tensor]:
         """Sums over pairs of what the loss compares: beta * log-ratio or, without a reference, log-probabilities."""

@@ -254,7 +254,7 @@ class GRPO:
                     **({} if config.kl_in_loss is None else {"kl_loss": penalty}),
                 }.items():
                     metrics[name] += float(value.detach())
-        return {**metrics, "grad_norm": self.optimizer.step()}
+        return {**self.optimizer.summed(metrics), "grad_norm": self.optimizer.step()}
 
     def _outside(self, log_ratio: Tensor, share: Tensor) -> Tensor:
         """The share of tokens whose ratio is outside the agent's own clip."""

@@ -342,7 +342,7 @@ class Options:
                     "first_option": weighted_sum(refined(option == 0), share),
                 }.items():
                     metrics[name] += float(value.detach())
-        return {**metrics, "grad_norm": self.optimizer.step()}
+        return {**self.optimizer.summed(metrics), "grad_norm": self.optimizer.step()}
 
     # ---------------------------------------------------------------- state
 

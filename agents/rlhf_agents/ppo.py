@@ -247,7 +247,7 @@ class PPO:
                     **({} if self.loss else {"clip_fraction": self._outside(log_ratio, weight)}),
                 }.items():
                     metrics[name] += float(value.detach())
-        return {**metrics, "grad_norm": self.optimizer.step()}
+        return {**self.optimizer.summed(metrics), "grad_norm": self.optimizer.step()}
 
     def _outside(self, log_ratio: Tensor, weight: Tensor) -> Tensor:
         """The share of tokens whose ratio is outside the agent's own clip."""

@@ -169,7 +169,7 @@ class Reinforce:
                 **({} if self.loss else {"importance_weight": importance.sum() / len(rollout)}),
             }.items():
                 metrics[name] += float(value.detach())
-        summary = over_steps([{**metrics, "grad_norm": self.optimizer.step()}])
+        summary = over_steps([{**self.optimizer.summed(metrics), "grad_norm": self.optimizer.step()}])
         return {
             **summary,
             **self.entropy.observe(summary["entropy"], len(rollout)),

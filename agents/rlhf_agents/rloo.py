@@ -188,7 +188,7 @@ class RLOO:
                     **({} if self.loss else {"clip_fraction": outside_clip(log_ratio, config.clip).sum() / len(batch)}),
                 }.items():
                     metrics[name] += float(value.detach())
-        return {**metrics, "grad_norm": self.optimizer.step()}
+        return {**self.optimizer.summed(metrics), "grad_norm": self.optimizer.step()}
 
     def state_dict(self) -> State:
         state = learned_state(self.policy, self.optimizer, self._order)

@@ -117,7 +117,7 @@ experiment(
     "diversity_coefficient must be at least 0, got -0.1",
 )
 experiment("a letter of two goals", TASK, 'name = "segments"\ngoals = ["ab", "bc"]', "goals must have no letter twice")
-experiment("sums in base 0", TASK, 'name = "addition"\nbase = 0', "base must be in [1, 10], got 0")
+experiment("sums in base 0", TASK, 'name = "addition"\nbase = 0', "base must be from 1 to 10, got 0")
 experiment(
     "one answer to a prompt", AGENT, 'name = "dynamic_sampling"\nagent = { name = "ppo" }', "has no spread: take an"
 )

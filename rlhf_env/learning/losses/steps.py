@@ -33,7 +33,7 @@ def add_likelihood(policy: Policy, optimizer: Optimizer, texts: Rollout, coeffic
         term = weighted_sum(-refined(logprobs), part.extras["weight"])
         optimizer.backward(coefficient * term)
         loss += float(term.detach())
-    return loss
+    return optimizer.summed({"loss": loss})["loss"]
 
 
 def with_left_out(
