@@ -32,7 +32,7 @@ def with_left_out(
         return batch
     logprobs = torch.zeros(batch.tokens.shape, dtype=finest(batch.tokens.device), device=batch.tokens.device)
     with torch.no_grad():
-        for rows in optimizer.rows(batch.lengths, group=batch.group):
+        for rows in optimizer.rows(batch.lengths, group=batch.group, prompts=batch.prompt_lengths):
             part = batch.select(rows)
             width = part.tokens.shape[1]
             logprobs[rows, :width] = refined(policy.evaluate(part.tokens, part.mask, part.actions).logprobs)
