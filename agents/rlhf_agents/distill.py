@@ -231,7 +231,7 @@ class Distill:
             share=token_weights(batch.actions, "token-mean"),
         )
         metrics: Metrics = defaultdict(float)
-        for rows in self.optimizer.rows(batch.lengths, group=batch.group):
+        for rows in self.optimizer.rows(batch.lengths, group=batch.group, prompts=batch.prompt_lengths):
             part = batch.select(rows)
             if config.divergence == "sequence":
                 logprobs = self.policy.evaluate(part.tokens, part.mask, part.actions).logprobs
