@@ -164,11 +164,13 @@ def test_what_is_not_learned_from_the_policy_writes_alone(make_world: Any) -> No
     """An evaluation, which asks for no options, measures the policy."""
     world = make_world(rows=8)
     agent = distill(world, on_policy=0.0)
+    asked: Any = {"input_ids": np.zeros((8, 2), np.int64), "attention_mask": np.ones((8, 2), np.int8)}
     agent.update(world.rollout(agent))
+    assert OTHERS_WROTE not in agent.act(asked).extras
     agent.begin()
-    agent.load_state_dict(agent.state_dict())  # as after an evaluation
-    texts = agent.act({"input_ids": np.zeros((8, 2), np.int64), "attention_mask": np.ones((8, 2), np.int8)})
-    assert OTHERS_WROTE not in texts.extras
+    assert OTHERS_WROTE in agent.act(asked).extras
+    agent.load_state_dict(agent.state_dict())
+    assert OTHERS_WROTE not in agent.act(asked).extras
 
 
 def test_of_best_of_n_every_answer_counts_and_the_best_is_learned(make_world: Any) -> None:
