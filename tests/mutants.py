@@ -21,7 +21,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from bugs import agents, lab, layouts, learning, lengths, losses, mechanisms, numbers, texts
+from bugs import agents, judges, lab, layouts, learning, lengths, losses, mechanisms, numbers, texts
 from bugs.mutant import Mutant
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,6 +59,7 @@ PATIENCE = 300  # seconds for one run: a mutant that hangs is caught too
 MUTANTS = (
     *learning.MUTANTS,
     *mechanisms.MUTANTS,
+    *judges.MUTANTS,
     *agents.MUTANTS,
     *losses.MUTANTS,
     *numbers.MUTANTS,
