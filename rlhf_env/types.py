@@ -60,7 +60,9 @@ class Episode:
     environment (later turns of a conversation). `logprobs` (float64[T]) are those the writing policy stated, 0 where
     `actions` is False, or None when the environment did not ask for them. `response` is the decoded response without
     the end token, and without the stop string and what its last token holds behind it. In a conversation `turns` are
-    the agent's words, turn by turn; empty, where nobody else spoke: `response` is the one turn.
+    the agent's words, turn by turn; empty, where nobody else spoke: `response` is the one turn. Where a task answers in
+    messages, `messages` is what was said since the prompt, as chat templates take it: the agent's turns, with the
+    `tool_calls` that were read in them, and the answers.
 
     The arrays can be read and not written: many read the same episode.
     """
@@ -73,6 +75,7 @@ class Episode:
     actions: Bool
     logprobs: Float | None = None
     turns: tuple[str, ...] = ()
+    messages: Sequence[JsonView] = ()
 
     def __post_init__(self) -> None:
         for name in ("prompt_ids", "response_ids", "actions", "logprobs"):
@@ -91,11 +94,12 @@ class Episode:
         """Equal in every field, arrays element by element."""
         if not isinstance(other, Episode):
             return NotImplemented
-        return (self.prompt, self.response, self.finish_reason, self.turns) == (
+        return (self.prompt, self.response, self.finish_reason, self.turns, tuple(self.messages)) == (
             other.prompt,
             other.response,
             other.finish_reason,
             other.turns,
+            tuple(other.messages),
         ) and all(
             np.array_equal(np.asarray(getattr(self, name)), np.asarray(getattr(other, name)))
             for name in ("prompt_ids", "response_ids", "actions", "logprobs")
@@ -307,6 +311,10 @@ class Remembers(Protocol):
     def load_state_dict(self, state: State, /) -> None: ...
 
 
+# What a task answers to a turn of the agent: a text, messages, or nothing more.
+Reply = str | Sequence[JsonView] | None
+
+
 class Task(Protocol):
     """Where prompts come from: an indexed source.
 
@@ -341,8 +349,12 @@ class ScoresItself(Protocol):
 class Replies(Protocol):
     """A task that answers: a conversation. `episode.turns` is what the agent has said so far."""
 
-    def reply(self, episode: Episode, /) -> str | None:
-        """The next message; None ends the conversation."""
+    def reply(self, episode: Episode, /) -> Reply:
+        """The next message; None ends the conversation.
+
+        A string is written as it is. Messages are written as the model's own chat template writes them; a first one of
+        the assistant's is the agent's turn as the task has understood it, and is not written.
+        """
 
 
 @runtime_checkable

@@ -213,14 +213,14 @@ class Distill:
             raise DataError("distill learns from a teacher, and these answers are judged: use dpo or kto")
         self._taught = None
         self.policy.eval()
-        others = rollout.extras.get(OTHERS_WROTE)
-        taught = 0.0 if others is None or not len(rollout) else float((others > 0.0).any(dim=1).double().mean())
+        others = rollout.extras.get(OTHERS_WROTE, torch.zeros(rollout.tokens.shape))
+        taught = ((others > 0.0) & rollout.actions).any(dim=1).double().mean().nan_to_num()
         rollout = self.setup.engine.local(rollout)
         steps = [
             self._step(rollout.select(rows))
             for rows in minibatches(len(rollout), self.config.minibatches, self.config.epochs, self._order)
         ]
-        return {**over_steps(steps), "taught": taught, "lr": self.optimizer.lr}
+        return {**over_steps(steps), "taught": float(taught), "lr": self.optimizer.lr}
 
     def _step(self, batch: Rollout) -> Metrics:
         """One gradient step on a minibatch."""
@@ -231,7 +231,7 @@ class Distill:
             share=token_weights(batch.actions, "token-mean"),
         )
         metrics: Metrics = defaultdict(float)
-        for rows in self.optimizer.rows(batch.lengths, group=batch.group):
+        for rows in self.optimizer.rows(batch.lengths, group=batch.group, prompts=batch.prompt_lengths):
             part = batch.select(rows)
             if config.divergence == "sequence":
                 logprobs = self.policy.evaluate(part.tokens, part.mask, part.actions).logprobs

@@ -231,7 +231,7 @@ class DPO:
         """
         config, count = self.config, len(batch) // 2
         metrics: Metrics = defaultdict(float)
-        for rows in self.optimizer.rows(batch.lengths, together=2):
+        for rows in self.optimizer.rows(batch.lengths, together=2, group=batch.group, prompts=batch.prompt_lengths):
             part = batch.select(rows)
             scores = self.policy.evaluate(part.tokens, part.mask, part.actions)
             logprobs = refined(scores.logprobs)

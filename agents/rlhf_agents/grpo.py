@@ -222,7 +222,7 @@ class GRPO:
         )
         batch = with_left_out(self.loss, self.policy, self.optimizer, batch, self._draws)
         metrics: Metrics = defaultdict(float)
-        for rows in self.optimizer.rows(batch.lengths, group=batch.group):
+        for rows in self.optimizer.rows(batch.lengths, group=batch.group, prompts=batch.prompt_lengths):
             part = batch.select(rows)
             weight, share = part.extras["weight"], part.extras["share"]
             scores = self.policy.evaluate(part.tokens, part.mask, part.actions)

@@ -194,7 +194,7 @@ class PPO:
         trunk = self.policy if self.critic is None else self.critic
         nowhere = torch.zeros_like(mask)
         values = torch.zeros(tokens.shape, dtype=finest(tokens.device), device=tokens.device)
-        for rows in self.optimizer.rows(rollout.lengths, group=rollout.group):
+        for rows in self.optimizer.rows(rollout.lengths, group=rollout.group, prompts=rollout.prompt_lengths):
             scores = trunk.evaluate(tokens[rows], mask[rows], nowhere[rows])
             values[rows] = refined(self.value_head(scores.hidden))
         if not cut:
@@ -214,7 +214,7 @@ class PPO:
             )
         batch = with_left_out(self.loss, self.policy, self.optimizer, batch, self._draws)
         metrics: Metrics = defaultdict(float)
-        for rows in self.optimizer.rows(batch.lengths, group=batch.group):
+        for rows in self.optimizer.rows(batch.lengths, group=batch.group, prompts=batch.prompt_lengths):
             part = batch.select(rows)
             extras, weight = part.extras, part.extras["weight"]
             scores = self.policy.evaluate(part.tokens, part.mask, part.actions)

@@ -150,7 +150,7 @@ class Reinforce:
         )
         rollout = with_left_out(self.loss, self.policy, self.optimizer, rollout, self._draws)
         metrics: Metrics = defaultdict(float)
-        for rows in self.optimizer.rows(rollout.lengths, group=rollout.group):
+        for rows in self.optimizer.rows(rollout.lengths, group=rollout.group, prompts=rollout.prompt_lengths):
             part = rollout.select(rows)
             scores = self.policy.evaluate(part.tokens, part.mask, part.actions)
             importance = truncated_importance_weights(

@@ -15,6 +15,8 @@ def register_rewards(register: Register) -> None:
     register("judge", "rlhf_rewards.judge:Judge")
     register("judge_pairs", "rlhf_rewards.judge_pairs:JudgePairs")
     register("diversity", "rlhf_rewards.diversity:Diversity")
+    register("math", "rlhf_rewards.math_answers:MathAnswers", needs="math")
+    register("code", "rlhf_rewards.code_tests:CodeTests")
     register("length", "rlhf_rewards.length:Length")
     register("missing_end", "rlhf_rewards.missing_end:MissingEnd")
     register("novelty_embedding", "rlhf_rewards.novelty_embedding:NoveltyEmbedding")

@@ -40,6 +40,7 @@ from rlhf_env.types import (
     MasksActions,
     Prompt,
     Replies,
+    Reply,
     ResetOptions,
     ScoresItself,
     Task,
@@ -228,7 +229,7 @@ class FittedTask:
     """
 
     score: Callable[[Episode], float | None]
-    reply: Callable[[Episode], str | None]
+    reply: Callable[[Episode], Reply]
     well_formed: Callable[[Episode], bool]
     action_mask: Callable[[Prompt, Int], Bool]
     held_out: Callable[[], Task]

@@ -22,8 +22,8 @@ from rlhf_env.envs.contained import contained, is_of_this_package, lent
 from rlhf_env.envs.isolation import RewardFailed
 from rlhf_env.envs.reward_answers import LARGEST_SCORE, Answers, episode_answers, token_answers
 from rlhf_env.envs.scoring import Scoring
-from rlhf_env.envs.shaping import MixShaping, Shaping, Total, shaping_problems
-from rlhf_env.envs.task_labels import TaskWeights, label_of
+from rlhf_env.envs.shaping import MixShaping, Shaped, Total, shaping_problems
+from rlhf_env.envs.task_labels import TaskWeights, task_label
 from rlhf_env.envs.waiting import Asking, WaitsOutside
 from rlhf_env.errors import ConfigError, RewardError
 from rlhf_env.own_code import raised_at
@@ -121,7 +121,7 @@ class RewardMix:
         *,
         failures: Mapping[str, Failures] | None = None,
         measures: bool = False,
-        shaping: Mapping[str, Shaping] | None = None,
+        shaping: Mapping[str, Shaped] | None = None,
         of_tasks: Mapping[str, TaskWeights] | None = None,
     ) -> None:
         pairs = {name: part if isinstance(part, tuple) else (1.0, part) for name, part in parts.items()}
@@ -275,7 +275,7 @@ class RewardMix:
 
     def _counts(self, name: str, episode: Episode) -> bool:
         """Whether the part is one of the text's task."""
-        return name not in self.of_tasks or label_of(episode.prompt) in self.of_tasks[name]
+        return name not in self.of_tasks or task_label(episode.prompt) in self.of_tasks[name]
 
     def speaks_of(self, task: str) -> bool:
         """Whether a part other than the KL penalty counts in the mixture's task of this label."""
@@ -328,7 +328,7 @@ class RewardMix:
         if self.shaping is not None:
             weights |= {name: part.weight for name, part in self.shaping.parts.items()}
         for name, factors in self.of_tasks.items():
-            weights[name] *= factors.get(label_of(episode.prompt), 0.0)
+            weights[name] *= factors.get(task_label(episode.prompt), 0.0)
         return weights
 
     def require_few_failures(self, scores: Sequence[Score], episodes: Sequence[Episode]) -> None:

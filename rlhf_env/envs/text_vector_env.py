@@ -20,6 +20,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from rlhf_env.envs.actions import ActionReader, Actions
+from rlhf_env.envs.chat_replies import reply_ids
 from rlhf_env.envs.endings import turns_of, without_stop_string
 from rlhf_env.envs.infos import Info, VectorInfo, collated
 from rlhf_env.envs.picture import TextPicture, picture_of
@@ -31,6 +32,7 @@ from rlhf_env.envs.stop_strings import StopStrings
 from rlhf_env.envs.tasks import TaskSpec, load_task, option_names
 from rlhf_env.envs.text_buffer import TextBuffer
 from rlhf_env.envs.tokenizers import end_ids, load_tokenizer, prompt_ids_within
+from rlhf_env.envs.tool_calls import require_calls
 from rlhf_env.errors import ConfigError, DataError, EnvironmentMisuse, did_you_mean
 from rlhf_env.types import (
     Bool,
@@ -38,6 +40,7 @@ from rlhf_env.types import (
     FinishReason,
     Float,
     Int,
+    JsonView,
     MasksActions,
     Observation,
     Prompt,
@@ -180,6 +183,7 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
         self._unobserved: dict[int, tuple[Episode, Score]] = {}
         self._scoring: Scoring | None = None  # within `scoring_meanwhile`
         self._handed_in: list[tuple[int, Episode]] = []  # to it, by row
+        self._messages: dict[int, tuple[JsonView, ...]] = {}  # of rows whose task has answered in messages
         self._allowed: dict[int, Bool] = {}  # the task's mask for the next token of each row that writes
         self._latest: list[Info] = [{} for _ in range(num_envs)]
 
@@ -432,6 +436,7 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
             if prefix:
                 self._texts.insert(row, prefix)
             self._prompts[row] = prompt
+            self._messages.pop(row, None)
             infos[row] = self._latest[row] = {"prompt": prompt.text, "prompt_id": prompt.id}
             if allowed is not None:
                 self._allowed[row] = allowed
@@ -460,7 +465,9 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
         return prefix, self._mask_after(prompt, np.array(prefix, dtype=np.int64))
 
     def prompt_ids(self, prompt: Prompt) -> Int:
-        """int64[P]. Raises DataError for a prompt without a token, and for one that is too long."""
+        """int64[P]. Raises DataError for a prompt without a token, one that is too long, and for tools that the model
+        cannot call."""
+        require_calls(self.tokenizer, prompt)
         return np.array(prompt_ids_within(self.tokenizer, prompt, self.max_prompt_tokens), dtype=np.int64)
 
     # ---------------------------------------------------------------- writing
@@ -490,16 +497,34 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
     def _end_turn(self, row: int, reason: FinishReason) -> None:
         """The agent's turn is over: the episode ends, or the task answers and the conversation goes on."""
         if reason != "length" and self._reply is not None:
-            answer = self._reply(self._episode(row, reason))
+            episode = self._episode(row, reason)
+            answer = self._reply(episode)
             if answer is None:
                 reason = "task"
             else:
-                if self._texts.insert(row, self.tokenizer.encode(answer)):
+                if self._texts.insert(row, self._answer_ids(row, episode, answer)):
                     return
                 reason = "length"  # no room is left for the answer and a token after it
         self._rest(row)
         self._unpaid.add(row)
         self._reasons[row] = reason
+
+    def _answer_ids(self, row: int, episode: Episode, answer: str | Sequence[JsonView]) -> list[int]:
+        """What is written of the task's answer; messages are from then on part of the row's. Raises DataError."""
+        if isinstance(answer, str):
+            return self.tokenizer.encode(answer)
+        *before, own = self._said_so_far(row, episode.turns)
+        if answer and answer[0].get("role") == "assistant":  # the turn as the task has understood it
+            own, answer = answer[0], answer[1:]
+        last = int(episode.response_ids[-1])
+        closed_by = last if last in self._end_ids else None
+        ids = reply_ids(self.tokenizer, self._prompts[row], [*before, own], answer, closed_by)
+        self._messages[row] = (*before, own, *answer)
+        return ids
+
+    def _said_so_far(self, row: int, turns: Sequence[str]) -> tuple[JsonView, ...]:
+        """The messages since the prompt, the agent's present turn the last of them."""
+        return (*self._messages.get(row, ()), {"role": "assistant", "content": turns[-1] if turns else ""})
 
     def _cut(self, row: int) -> Info:
         """Nothing more is written in the row, and what is there has no score; its info."""
@@ -577,6 +602,7 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
         if self.stops is not None and self.stops.completed(texts.stop_states[[row]])[0]:
             last_turn = self.tokenizer.decode(ids[texts.turn_start[row] :].tolist())
             response = without_stop_string(response, last_turn, self.stops)
+        turns = () if self._reply is None else turns_of(ids[start:][actions], self.tokenizer, self.stops)
         return Episode(
             prompt=self._prompts[row],
             prompt_ids=ids[:start],
@@ -585,7 +611,8 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
             finish_reason=reason,
             actions=actions,
             logprobs=texts.logprobs[row, start:end].copy() if self._needs_logprobs else None,
-            turns=() if self._reply is None else turns_of(ids[start:][actions], self.tokenizer, self.stops),
+            turns=turns,
+            messages=self._said_so_far(row, turns) if row in self._messages else (),
         )
 
     # ---------------------------------------------------------------- small things

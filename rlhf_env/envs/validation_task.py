@@ -20,6 +20,7 @@ from rlhf_env.types import (
     MasksActions,
     Prompt,
     Replies,
+    Reply,
     ResetOptions,
     ScoresItself,
 )
@@ -40,7 +41,7 @@ class Validation:
     """
 
     score: Callable[[Episode], float | None]
-    reply: Callable[[Episode], str | None]
+    reply: Callable[[Episode], Reply]
     well_formed: Callable[[Episode], bool]
     action_mask: Callable[[Prompt, Int], Bool]
 

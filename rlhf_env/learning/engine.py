@@ -39,6 +39,10 @@ _HALF = (torch.bfloat16, torch.float16)  # too coarse for what an optimizer adds
 _MASTER = "master"  # in an optimizer's state, the copy in float32 that is trained
 _TEXTS_READ = "texts_read"  # in an optimizer's state, how many texts the pretraining mix has taken
 
+# Where one text is nearly all that `Engine.most_tokens` allows, or more, other answers to its prompt go with it while
+# they take no more than this times what it takes: read with each answer, a long prompt costs most of the time.
+MORE_ANSWERS = 4 / 3
+
 LARGE = 5_000_000  # a model of this many parameters gains from a second thread
 
 if TYPE_CHECKING:
@@ -71,9 +75,9 @@ class Optimization:
     micro_batch_size: Whole = 0
     """Rows per backward pass (0: no limit). It saves memory, and changes no result but its last digits."""
     micro_batch_tokens: Whole = 4096
-    """Tokens per backward pass, padding counted (0: no limit). Texts of like length go together, and so do
-    the answers to one prompt where it is read once. With adapters on a processor there are fewer tokens where so many
-    would need more than about half a GB."""
+    """Tokens per backward pass (0: no limit), as many as are computed: where equal beginnings are read once, a prompt
+    counts once for all its answers, which go together; elsewhere padding counts, and texts of like length go together.
+    With adapters on a processor there are fewer tokens where so many would need more than about 0.7 GB."""
     ptx_coefficient: NonNegative = 0.0
     """Weight of the pretraining mix, per token of its texts (0: none): each gradient step also raises the likelihood of
     given texts (PPO-ptx, Ouyang et al. 2022, 2203.02155, eq. 2). The paper's gamma weighs whole texts: the same up to
@@ -142,16 +146,19 @@ class Optimizer:
             settings.schedule, self._engine.progress, warmup=settings.warmup, floor=settings.floor
         )
 
-    def rows(self, lengths: Tensor, *, together: int = 1, group: Tensor | None = None) -> Iterator[Tensor]:
+    def rows(
+        self, lengths: Tensor, *, together: int = 1, group: Tensor | None = None, prompts: Tensor | None = None
+    ) -> Iterator[Tensor]:
         """The micro-batches of a batch of texts of `lengths` int64[B], as row numbers int64[b]; B may be 0.
 
         A batch within the limits is one micro-batch, in its own order. A larger batch is sorted by length, the longest
         texts first, so that a micro-batch that does not fit into memory fails at once. Every `together` neighbours (2:
         a pair) stay in one micro-batch; if they alone exceed the limits, they are one.
 
-        `group` int64[B]: rows with the same number answer the same prompt. Where equal beginnings of a micro-batch are
-        computed once (`Engine.shares_prefixes`), groups are sorted by their longest texts, and their rows are
-        neighbours.
+        `group` int64[B]: rows with the same number answer the same prompt, of `prompts` int64[B] tokens. Where equal
+        beginnings of a micro-batch are computed once (`Engine.shares_prefixes`), tokens count as they are computed, a
+        prompt once and padding not at all; groups are sorted by their longest texts, and one that fits into a
+        micro-batch is not parted.
 
         Where several processes learn, they are dealt out: each gets the micro-batches of some of the rows, of about as
         many tokens as the others', and `step` adds the gradients up. Sums over micro-batches are those of this process,
@@ -160,15 +167,23 @@ class Optimizer:
         processes = self._engine.processes
         dealt = processes.size > 1 and torch.is_grad_enabled()
         size, tokens = self.settings.micro_batch_size or math.inf, self.settings.micro_batch_tokens or math.inf
-        if self.settings.micro_batch_tokens:
-            tokens = min(tokens, self._engine.most_tokens or math.inf)
-        longest = lengths.reshape(-1, together).amax(dim=1).tolist()
+        most = (self._engine.most_tokens or math.inf) if self.settings.micro_batch_tokens else math.inf
+        shares = self._engine.shares_prefixes
         texts = lengths.tolist()
+        longest = lengths.reshape(-1, together).amax(dim=1).tolist()
+        groups = list(range(len(longest))) if group is None else group[::together].tolist()
+        asked = [0] * len(longest) if group is None or prompts is None else prompts[::together].tolist()
+        answered = [
+            total - together * prompt
+            for total, prompt in zip(lengths.reshape(-1, together).sum(dim=1).tolist(), asked, strict=True)
+        ]
+        whole = len(texts) * max(longest, default=0)
+        if shares:
+            whole = sum(answered) + sum(dict(zip(groups, asked, strict=True)).values())
         order: Sequence[int] = range(len(longest))
-        if dealt or len(lengths) > size or len(lengths) * max(longest, default=0) > tokens:
+        if dealt or len(texts) > size or whole > min(tokens, most):
             order = sorted(order, key=lambda unit: -longest[unit])
-            if group is not None and self._engine.shares_prefixes:
-                groups = group[::together].tolist()
+            if group is not None and shares:
                 first: dict[int, int] = {}  # where the longest text of a group stands
                 for place, unit in enumerate(order):
                     first.setdefault(groups[unit], place)
@@ -177,15 +192,28 @@ class Optimizer:
             self._dealt = True
             costs = [sum(texts[unit * together : (unit + 1) * together]) for unit in order]
             order = [unit for unit, mine in zip(order, processes.dealt(costs), strict=True) if mine]
+        of_group: dict[int, int] = {}  # what the whole of it costs
+        for unit in order:
+            of_group[groups[unit]] = of_group.get(groups[unit], asked[unit]) + answered[unit]
+        limit = min(tokens, most)
         batch: list[int] = []
-        width = 0
+        there: set[int] = set()  # the groups of the batch
+        width, count, alone = 0, 0, 0
         for unit in order:
             rows, width = len(batch) + together, max(width, longest[unit])
-            if batch and (rows > size or rows * width > tokens):
+            new = asked[unit] + answered[unit] if shares else together * longest[unit]  # what it costs by itself
+            begun = groups[unit] in there
+            parted = shares and not begun and count + of_group[groups[unit]] > limit >= of_group[groups[unit]]
+            count = rows * width if not shares else count + new - (asked[unit] if begun else 0)
+            room = max(limit, min(tokens, alone * MORE_ANSWERS)) if there == {groups[unit]} else limit
+            if batch and (rows > size or count > room or parted):
                 self._reading = sum(texts[row] for row in batch)
                 yield torch.tensor(batch)
-                batch, width = [], longest[unit]
+                batch, there, width, count = [], set(), longest[unit], new
+            if not batch:
+                alone = new
             batch += range(unit * together, (unit + 1) * together)
+            there.add(groups[unit])
         if batch:
             self._reading = sum(texts[row] for row in batch)
             yield torch.tensor(batch)

@@ -248,7 +248,7 @@ class Experiment:
     @property
     def code_named(self) -> list[str]:
         """The code that it names by where it is, as written: it runs when the experiment is built."""
-        return code_named_in(self.tables_of_plugins(), "metrics")
+        return code_named_in(self.tables_of_plugins(), "metrics", "tools")
 
     @property
     def data_named(self) -> list[str]:

@@ -15,6 +15,7 @@ from rlhf_env.learning.policy_settings import PolicySettings
 from rlhf_env.learning.run_models import model_folder
 from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.policies.policy import Policy
+from rlhf_env.settings import fault
 from rlhf_env.types import Tokenizer
 
 TeacherDtype = Literal["float32", "float64", "bfloat16", "auto"]
@@ -32,16 +33,15 @@ def load_teacher(name: str, student: Policy, tokenizer: Tokenizer, dtype: Teache
     Raises ConfigError for a teacher whose tokenizer is another than the student's, and DataError where there is none.
     """
     if name in ("tiny", "table"):
-        raise ConfigError(Problem(f"{name!r} is new and random, and teaches nothing: name a model", ("teacher",)))
+        raise ConfigError(fault("teacher", f"{name!r} is new and random, and teaches nothing: name a model"))
     wanted = PolicySettings(model=name)
     theirs = load_tokenizer_of(wanted)
     if unlike := token_difference(tokenizer, theirs):
         raise ConfigError(
-            Problem(
+            fault(
+                "teacher",
                 f"{name} has another tokenizer than the policy ({unlike}), so its probabilities are of other tokens: "
-                "take a teacher of the same family, or write its answers into a file (`rlhf-env distill-texts`) and "
-                "learn them with sft",
-                ("teacher",),
+                "take a teacher of the same family, or learn answers that it wrote into a file with sft",
             )
         )
     folder, kind = model_folder(name), _torch_dtype(dtype, student)
@@ -61,17 +61,20 @@ def load_teacher(name: str, student: Policy, tokenizer: Tokenizer, dtype: Teache
 
 def token_difference(ours: Tokenizer, theirs: Tokenizer) -> str:
     """The first token that two tokenizers do not have in common, in words; "" where all are the same."""
-    if isinstance(ours, FileTokenizer) and isinstance(theirs, FileTokenizer):
-        tokens, others = ours.tokens(), theirs.tokens()
-        for number in sorted(tokens.keys() | others.keys()):
-            if tokens.get(number) != others.get(number):
-                return f"token {number} is {others.get(number)!r} there and {tokens.get(number)!r} here"
-        return ""
-    if isinstance(ours, AlphabetTokenizer) and isinstance(theirs, AlphabetTokenizer):
-        return "" if ours.symbols == theirs.symbols else f"alphabet:{theirs.symbols} and alphabet:{ours.symbols}"
-    if type(ours) is type(theirs):
-        return ""
-    return f"{type(theirs).__name__} and {type(ours).__name__}"
+    tokens, others = _tokens(ours), _tokens(theirs)
+    if tokens is None or others is None:
+        return "" if type(ours) is type(theirs) else f"{type(theirs).__name__} and {type(ours).__name__}"
+    for number in sorted(tokens.keys() | others.keys()):
+        if tokens.get(number) != others.get(number):
+            return f"token {number} is {others.get(number)!r} there and {tokens.get(number)!r} here"
+    return ""
+
+
+def _tokens(tokenizer: Tokenizer) -> dict[int, str] | None:
+    """Every token by its id, an alphabet's as its files have them; None where they are not listed."""
+    if isinstance(tokenizer, AlphabetTokenizer):
+        return dict(enumerate([*tokenizer.symbols, "<|end|>", "<|pad|>"]))
+    return tokenizer.tokens() if isinstance(tokenizer, FileTokenizer) else None
 
 
 def _torch_dtype(dtype: TeacherDtype | None, student: Policy) -> torch.dtype | None:

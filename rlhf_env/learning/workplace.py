@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, get_args
 
 from rlhf_env import plugins
 from rlhf_env.envs.over_long import fitted_task
@@ -34,6 +34,7 @@ from rlhf_env.learning.models import (
     shares_prefixes,
     with_vocabulary_of,
 )
+from rlhf_env.learning.policy_settings import PolicySettings
 from rlhf_env.learning.processes import Processes
 from rlhf_env.learning.prompt_lengths import require_prompts_fit
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
@@ -41,6 +42,7 @@ from rlhf_env.learning.run_models import keep_base, model_folder
 from rlhf_env.learning.sources import EnvSource, Source
 from rlhf_env.learning.spending import Spending
 from rlhf_env.learning.stopping import MaxKL, Patience, load_stopping_rules
+from rlhf_env.learning.teachers import TeacherDtype
 from rlhf_env.learning.tracking import check_trackers
 from rlhf_env.own_code import OwnCode, files_in, names_code, require_unchanged
 from rlhf_env.policies.language_model import LanguageModel
@@ -319,10 +321,31 @@ def _say_if_memory_is_short(experiment: Experiment) -> None:
         trains=trains,
         separate_value_model=experiment.agent.get("value_model") == "separate",
         tokens=texts * (environment.max_prompt_tokens + environment.max_new_tokens),
+        teachers=teachers_weights(experiment),
     )
     if need.total > free:
         said = f"the run will need about {need}, and {in_bytes(free)} are free on {device}"
         warnings.warn(f"{said}: {remedies(settings, trains=trains)}", RuntimeWarning, stacklevel=3)
+
+
+def teachers_weights(experiment: Experiment) -> int:
+    """Bytes of the weights of all models that tables of the agent and of rewards name as `teacher`, each once."""
+    tables: list[Any] = [*experiment.rewards.values(), *experiment.evaluation.rewards.values()]
+    agent: Any = experiment.agent
+    while isinstance(agent, Mapping):
+        tables.append(agent)
+        agent = agent.get("agent")
+    named = {
+        (table["teacher"], table.get("teacher_dtype", table.get("dtype", experiment.policy.dtype)))
+        for table in tables
+        if isinstance(table, Mapping) and isinstance(table.get("teacher"), str)
+    }
+    total = 0
+    for name, dtype in named:
+        size = size_of(base_and_adapter(model_folder(name))[0])
+        if size is not None and dtype in get_args(TeacherDtype):
+            total += size.weights(PolicySettings(dtype=dtype).torch_dtype)
+    return total
 
 
 def check_plugins(experiment: Experiment) -> Task:

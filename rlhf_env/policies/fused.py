@@ -196,10 +196,8 @@ class FusedStep:
         Text `rows[i]`, of int64[R], goes into the i-th new place of the cache. `room`: how many tokens may follow.
         """
         tree = prefix_tree(tokens, mask)
-        keys_values: list[tuple[Tensor, Tensor] | None] = []
-        states = hidden_states(self._anatomy, tree, keys_values=keys_values)
         lengths = mask.sum(1)
-        cache.add(tree.nodes, lengths.cpu().numpy(), rows, keys_values, room)
+        states = hidden_states(self._anatomy, tree, take=cache.add(tree.nodes, lengths.cpu().numpy(), rows, room))
         return self._logits(states[tree.nodes.gather(1, lengths[:, None] - 1).squeeze(1)])
 
     def _logits(self, states: Tensor) -> Tensor:

@@ -227,6 +227,9 @@ class LanguageModel(nn.Module):
         length = uniforms.shape[1]
         # Not kept while it works: an interrupted call must not leave a half-written cache to the next.
         decoding, self._decoding = self._decoding, None
+        if not rows.any():  # nothing is read, and no copy of the weights is made
+            self._streams.take(np.zeros(len(texts), np.int64))
+            return Written(np.full(uniforms.shape, self.vocab_size, np.int64), np.zeros(uniforms.shape))
         weights = self._weights()
         if decoding is None or weights != self._decoding_weights or not decoding.continues(texts, lengths, rows):
             decoding = None

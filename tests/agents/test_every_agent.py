@@ -55,7 +55,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpo, orpo": ("dpo", {**GROUPS, "loss": {"name": "orpo", "weight": 0.5}}),
     "kto": ("kto", GROUPS),
     "rejection": ("rejection", {**GROUPS, "keep": 2}),
-    "options": ("options", {"option_entropy_coefficient": 0.01}),
+    "options": ("options", {"option_entropy_coefficient": 0.01, "diversity_coefficient": 0.1}),
+    "distill": ("distill", {"divergence": "sequence", "best_of": 2}),
+    "distill, jsd": ("distill", {"teacher": "lent", "group_size": 4}),
     "curriculum": ("curriculum", {"levels": (2,), "agent": ("ppo", {})}),
     "replay": ("replay", {"agent": ("grpo", GROUPS)}),
     "temperature": ("temperature", {"agent": ("rloo", {**GROUPS, "entropy_coefficient": 0.1})}),
@@ -96,7 +98,11 @@ def make(world: World, variant: str, optimization: Optimization | None = None, *
         more = {key: value for key, value in more.items() if key in fields}
         if optimization is not None and "optimization" in fields:
             more["optimization"] = optimization
-        return kind(world.setup, kind.Config(**settings, **more))
+        lent: dict[str, Any] = {}
+        if settings.get("teacher") == "lent":
+            lent["teacher"] = world.setup.reference.frozen_copy()
+            stir(lent["teacher"], seed=7)
+        return kind(world.setup, kind.Config(**settings, **more), **lent)
     inside: Any = plugins.host().load("agent", inner[0])
     if optimization is not None:
         more["optimization"] = optimization
@@ -345,8 +351,8 @@ def test_other_numbers_of_a_rollout_are_named_too() -> None:
 @pytest.mark.parametrize("variant", [*VARIANTS, *OTHERS])
 def test_texts_that_were_cut_stand_beside_others(variant: str) -> None:
     """Cut after two of up to six tokens; what ended before that has a score."""
-    if variant in ("best_of_n", "rejection"):  # whole answers in one step are never cut
-        steps = {"whole_responses": variant == "best_of_n"}
+    if variant in ("best_of_n", "distill", "rejection"):  # whole answers in one step are never cut
+        steps = {"whole_responses": variant != "rejection"}
     else:
         steps = {"action_length": 2} if variant == "options" else {"whole_responses": False}
     world = world_of(variant, max_episode_steps=2, **steps)
@@ -367,4 +373,4 @@ def test_texts_that_were_cut_stand_beside_others(variant: str) -> None:
             assert len(totals) == 8 - cut
             of_task = [score.raw["task"] for score in rollout.scores if score.raw]
             assert abs(row["rollout/part/task"] - sum(of_task) / len(of_task)) < 1e-12
-    assert "some" in seen or variant in ("best_of_n", "random")
+    assert "some" in seen or variant in ("best_of_n", "distill", "random")

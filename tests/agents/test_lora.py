@@ -24,6 +24,7 @@ AGENTS: dict[str, dict[str, Any]] = {
     "dpo": {"group_size": 4},
     "kto": {"group_size": 4},
     "rejection": {"group_size": 4, "keep": 2},
+    "distill": {"divergence": "sequence", "best_of": 2},
     "options": {},
     "curriculum": {"levels": (2, 3), "agent": {"name": "grpo", "group_size": 4, "lr": 0.01}, "lr": None},
     "replay": {"agent": {"name": "grpo", "group_size": 4, "lr": 0.01}, "lr": None},

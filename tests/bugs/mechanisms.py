@@ -5,7 +5,10 @@ from __future__ import annotations
 from bugs.mutant import Mutant
 
 MIX, HYBRID = "tests/learning/test_pretraining_mix.py", "tests/agents/test_hybrid.py"
+CURRICULUM, OPTIONS = "tests/agents/test_curriculum.py", "tests/agents/test_options.py"
 REPLAY, REPLAY_EXACT = "tests/agents/test_replay.py", "tests/agents/test_replay_exact.py"
+
+DISTILL, NEXT_TOKENS = "tests/agents/test_distill.py", "tests/policies/test_next_tokens.py"
 
 MUTANTS = (
     Mutant(
@@ -175,5 +178,142 @@ MUTANTS = (
         "            return draw_probabilities(self._given, 1.0 / self.config.progress.temperature)\n",
         "            return draw_probabilities(self._given, self.config.progress.temperature)\n",
         "tests/agents/test_task_sampling.py",
+    ),
+    Mutant(
+        "M6",
+        "a level is drawn again at every reset",
+        "agents/rlhf_agents/curriculum.py",
+        '        return {**self.agent.begin(), "level": config.levels[self._index]}',
+        '        if config.by == "progress":\n            self._draw()\n'
+        '        return {**self.agent.begin(), "level": config.levels[self._index]}',
+        CURRICULUM,
+    ),
+    Mutant(
+        "M6",
+        "a resumed curriculum draws other levels",
+        "agents/rlhf_agents/curriculum.py",
+        '            self._draws.bit_generator.state = dict(state["draws"])\n',
+        "",
+        CURRICULUM,
+    ),
+    Mutant(
+        "M6",
+        "what is forgotten is no progress",
+        "rlhf_env/learning/learning_progress.py",
+        "progress, known = np.abs(self._fast - self._slow)",
+        "progress, known = np.maximum(self._fast - self._slow, 0.0)",
+        "tests/agents/test_task_sampling.py",
+    ),
+    Mutant(
+        "M6",
+        "options are paid for being alike",
+        "agents/rlhf_agents/options.py",
+        "paid = paid + self.config.diversity_coefficient * told_apart(rollout)",
+        "paid = paid - self.config.diversity_coefficient * told_apart(rollout)",
+        OPTIONS,
+    ),
+    Mutant(
+        "M6",
+        "options are told apart by the writer alone",
+        "agents/rlhf_agents/options.py",
+        'stated = refined(rollout.extras["writer_logprob"]) - refined(rollout.logprobs)',
+        'stated = refined(rollout.extras["writer_logprob"])',
+        OPTIONS,
+    ),
+    Mutant(
+        "M6",
+        "the options of the first segment stand for all",
+        "agents/rlhf_agents/options.py",
+        "        taken = option[starts & (place == segment)]",
+        "        taken = option[starts & (place == 0)]",
+        OPTIONS,
+    ),
+    Mutant(
+        "M6",
+        "a goal that is met after one that is not counts",
+        "rlhf_env/envs/segments_task.py",
+        "        met = itertools.takewhile(",
+        "        met = filter(",
+        "tests/env/test_segments.py",
+    ),
+    Mutant(
+        "M6",
+        "the sums of a level are not set aside",
+        "rlhf_env/envs/addition_task.py",
+        "        return _all_sums(largest, self.base, self.part, self.held_out_fraction)",
+        "        return _all_sums(largest, self.base, self.part, self.held_out_fraction * (largest > 3))",
+        "tests/env/test_addition.py",
+    ),
+    Mutant(
+        "M8",
+        "the mixture of the Jensen-Shannon divergence has the policy's share for the teacher's",
+        "rlhf_env/policies/next_tokens.py",
+        "mixed = torch.logaddexp(logq + math.log(beta), logp + math.log1p(-beta))",
+        "mixed = torch.logaddexp(logp + math.log(beta), logq + math.log1p(-beta))",
+        NEXT_TOKENS,
+    ),
+    Mutant(
+        "M8",
+        "the gradient of a divergence forgets the cap of the logits",
+        "rlhf_env/policies/next_tokens.py",
+        "            if slope is not None:\n                d_scores *= slope\n",
+        "",
+        NEXT_TOKENS,
+    ),
+    Mutant(
+        "M8",
+        "forward and reverse change places",
+        "rlhf_env/policies/next_tokens.py",
+        '    if kind == "forward":\n',
+        '    if kind == "reverse":\n',
+        NEXT_TOKENS,
+    ),
+    Mutant(
+        "M8",
+        "an evaluation measures the teacher",
+        "agents/rlhf_agents/distill.py",
+        "        self._taught = None\n        self.policy.eval()\n",
+        "        self.policy.eval()\n",
+        DISTILL,
+    ),
+    Mutant(
+        "M8",
+        "the teacher writes what the policy should",
+        "agents/rlhf_agents/distill.py",
+        "(1.0 - self.config.share_of_policy) * groups",
+        "self.config.share_of_policy * groups",
+        DISTILL,
+    ),
+    Mutant(
+        "M8",
+        "a resumed run's teacher draws its first texts again",
+        "agents/rlhf_agents/distill.py",
+        '        self._of_teacher = dict(state["teacher"])\n',
+        "",
+        DISTILL,
+    ),
+    Mutant(
+        "M8",
+        "the reward of a teacher is what it thinks, without what the policy thinks",
+        "reward_plugins/rlhf_rewards/teacher.py",
+        "np.asarray(teacher, dtype=np.float64)[actions] - episode.logprobs[actions]",
+        "np.asarray(teacher, dtype=np.float64)[actions]",
+        DISTILL,
+    ),
+    Mutant(
+        "M8",
+        "of two tokenizers, only the sizes are compared",
+        "rlhf_env/learning/teachers.py",
+        "        if tokens.get(number) != others.get(number):\n",
+        "        if (number in tokens) != (number in others):\n",
+        DISTILL,
+    ),
+    Mutant(
+        "M8",
+        "layers keep the numbers that they had in the larger model",
+        "rlhf_env/learning/smaller_models.py",
+        "list(kept).index(int(number))",
+        "number",
+        "tests/learning/test_smaller_models.py",
     ),
 )

@@ -98,6 +98,19 @@ CASES: dict[str, Changes] = {
     "reinforce, ++": {"agent": {"name": "reinforce", **STEPS, "loss": "reinforce++", "mask_overlong": True}},
     "ppo, sapo": {"agent": {"name": "ppo", **MINIBATCHES, "loss": "sapo"}},
     "rejection": {"agent": {"name": "rejection", **GROUPS}},
+    "distill, the best of two": {
+        "agent": {"name": "distill", **MINIBATCHES, "divergence": "sequence", "best_of": 2},
+        "environment": {"action_length": 4},
+    },
+    "distill, two write": {
+        "agent": {"name": "distill", **MINIBATCHES, "teacher": "rlhf-env/chitchat", "on_policy": 0.5, "group_size": 2},
+        "policy": "rlhf-env/chitchat-judge",
+    },
+    "rloo, a teacher's reward": {
+        "agent": {"name": "rloo", **GROUPS},
+        "rewards": {"teacher": {"teacher": "rlhf-env/chitchat"}, "kl": ADAPTIVE},
+        "policy": "rlhf-env/chitchat-judge",
+    },
     "sft": {"agent": {"name": "sft", **STEPS}, "answers": "answers.jsonl"},
     "sft+rm": {
         "agent": {"name": "sft+rm", **STEPS, "preferences": "pairs.jsonl", "way": "separate", "step_tokens": 40},
@@ -109,6 +122,7 @@ CASES: dict[str, Changes] = {
     "kto": {"agent": {"name": "kto", **GROUPS}},
     "kto, stored pairs": {"agent": {"name": "kto", **MINIBATCHES}, "preferences": "pairs.jsonl"},
     "options": {"agent": {"name": "options", **MINIBATCHES}},
+    "options, kept apart": {"agent": {"name": "options", **MINIBATCHES, "diversity_coefficient": 0.5}},
     "sb3": {"agent": {"name": "sb3", "batch_size": 8, "n_epochs": 2}},
     "sb3, a2c": {"agent": {"name": "sb3", "algorithm": "a2c"}},
     "curriculum around ppo": {
@@ -128,6 +142,15 @@ CASES: dict[str, Changes] = {
             "ptx_rows": 2,
             "ptx_data": {"name": "prompts", "prompts": ["a=a", "b=b", "ab=ba"]},
         },
+    },
+    "curriculum by progress around rloo": {
+        "agent": {
+            "name": "curriculum",
+            "levels": [1, 2],
+            "by": "progress",
+            "explore": 0.5,
+            "agent": {"name": "rloo", **GROUPS},
+        }
     },
     "replay around grpo": {
         "agent": {"name": "replay", "priority": "advantage", "agent": {"name": "grpo", **GROUPS}},
@@ -216,13 +239,15 @@ def experiment_of(case: str, folder: Path) -> Experiment:
     return Experiment(
         name="matrix",
         task=task,
-        policy=PolicySettings(tokenizer="alphabet:ab=" if "task" not in changes else "bytes"),
+        policy=PolicySettings(model=changes["policy"])
+        if "policy" in changes
+        else PolicySettings(tokenizer="alphabet:ab=" if "task" not in changes else "bytes"),
         environment=EnvironmentSettings(
             num_envs=8,
             max_new_tokens=4 if "task" not in changes else 12,
             max_prompt_tokens=3 if "task" not in changes else 96,
             view="token" if token else "response",
-            action_length=None if token else 2,
+            action_length=None if token else changes.get("environment", {}).get("action_length", 2),
         ),
         rewards=rewards,
         agent=agent,

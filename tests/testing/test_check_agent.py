@@ -27,7 +27,8 @@ from rlhf_env.types import Observation
 # Settings that an agent has no default for.
 INSIDE = {"agent": {"name": "rloo", "lr": 0.01}}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "curriculum": {"levels": [2, 4], **INSIDE},
+    "curriculum": {"levels": [2, 4], "by": "progress", **INSIDE},
+    "options": {"diversity_coefficient": 0.1},
     "replay": {"priority": "advantage", **INSIDE},
     "prompt_sampling": {"correction": 0.5, **INSIDE},
     "dynamic_sampling": INSIDE,

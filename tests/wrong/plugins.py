@@ -99,6 +99,26 @@ experiment(
 )
 experiment("nobody wrapped", AGENT, 'name = "curriculum"\nlevels = [1]', "curriculum wraps another agent: agent = {")
 experiment(
+    "starts of levels by progress",
+    AGENT,
+    'name = "curriculum"\nlevels = [1]\nby = "progress"\nstarts = [0]\nagent = { name = "ppo" }',
+    "starts are for by = budget and by = updates, not progress",
+)
+experiment(
+    "a slow average that is quick",
+    AGENT,
+    'name = "curriculum"\nlevels = [1]\nby = "progress"\nslow = 0.5\nagent = { name = "ppo" }',
+    "fast must be below slow = 0.5, got 0.5",
+)
+experiment(
+    "options paid for being alike",
+    AGENT,
+    'name = "options"\ndiversity_coefficient = -0.1',
+    "diversity_coefficient must be at least 0, got -0.1",
+)
+experiment("a letter of two goals", TASK, 'name = "segments"\ngoals = ["ab", "bc"]', "goals must have no letter twice")
+experiment("sums in base 0", TASK, 'name = "addition"\nbase = 0', "base must be from 1 to 10, got 0")
+experiment(
     "one answer to a prompt", AGENT, 'name = "dynamic_sampling"\nagent = { name = "ppo" }', "has no spread: take an"
 )
 experiment("one task", AGENT, 'name = "task_sampling"\nagent = { name = "ppo" }', "has no tasks to choose from")
@@ -255,3 +275,26 @@ experiment(
     "overlong", REWARD, "overlong = { longest = 4, cache = 5 }", "reward 'overlong': cache must be at most longest = 4"
 )
 experiment("overlong, none", REWARD, "overlong = { longest = 4 }", "reward 'overlong': the setting 'cache' is required")
+
+# ---------------------------------------------------------------- distillation
+
+LARGE = 'teacher = "rlhf-env/chitchat"'
+for given, said in {
+    "": "teacher is needed: a model's folder or name",
+    'divergence = "sequence"': "teacher is needed",
+    f'{LARGE}\ndivergence = "kl"': "divergence must be one of 'sequence', 'forward', ",
+    f'{LARGE}\ndivergence = "sequence"\non_policy = 0.5': "on_policy 'sequence' learns the teacher's",
+    f'{LARGE}\ndivergence = "sequence"\ntemperature = 2.0': "temperature is of distributions",
+    f'{LARGE}\ndivergence = "forward"\nbeta = 0.1': "beta is of 'jsd', and the divergence is 'forw",
+    f"{LARGE}\nbeta = 1.0": "beta must be",
+    f"{LARGE}\non_policy = 1.5": "on_policy must be",
+    f"{LARGE}\non_policy = 1.0\nbest_of = 4": "best_of is of the teacher's texts",
+    'divergence = "sequence"\nbest_of = 4\nteacher_dtype = "auto"': "teacher_dtype is a teacher's, and none is named",
+    LARGE: "teacher rlhf-env/chitchat has another tokenizer than the policy (token 0 is ",
+    'teacher = "tiny"': "teacher 'tiny' is new and random, and teaches nothing",
+}.items():
+    experiment(f"distill: {given}", AGENT, f'name = "distill"\n{given}', said)
+experiment("a teacher's reward without a teacher", REWARD, "teacher = 1.0", "teacher")
+experiment(
+    "a teacher's reward of other tokens", REWARD, 'teacher = { teacher = "rlhf-env/chitchat" }', "has another tokenizer"
+)

@@ -132,7 +132,7 @@ class EqualTexts:
     def scores(self, mix: RewardMix, episodes: Sequence[Episode], group_size: int, rows: int) -> list[Score]:
         """What `mix` says of the episodes, or has said of the same before."""
         about = [
-            repr((it.prompt, it.response, it.finish_reason, it.turns)).encode("utf-8", "surrogatepass")
+            repr((it.prompt, it.response, it.finish_reason, it.turns, it.messages)).encode("utf-8", "surrogatepass")
             for it in episodes
         ]
         arrays = [

@@ -16,7 +16,7 @@ from torch import Tensor
 from rlhf_env.envs.over_long import FittedTask
 from rlhf_env.envs.rewards import KLPart, RewardMix
 from rlhf_env.envs.stop_strings import completions
-from rlhf_env.envs.task_labels import label_of, mixture_of
+from rlhf_env.envs.task_labels import mixture_of, task_label
 from rlhf_env.envs.tasks import held_out
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.envs.tokenizers import end_ids, prompt_ids
@@ -133,7 +133,7 @@ class Evaluator:
         """`task/<label>/<reward>` and the number of replies of each task, where the run's task is a mixture."""
         if mixture_of(self.workplace.env.task) is None:
             return {}
-        labels = np.array([label_of(episode.prompt) for episode in replies.episodes])
+        labels = np.array([task_label(episode.prompt) for episode in replies.episodes])
         numbers: dict[str, float] = {}
         for label in dict.fromkeys(labels.tolist()):
             own = labels == label

@@ -131,6 +131,6 @@ prompts = 1
         assert sum(row["rollout/logged/judge/prompt_tokens"] for row in rows) % 7 == 0
         second = run(Experiment.load(tmp_path / "toy.toml"), tmp_path / "two")
         assert len(server.seen) == asked
-    assert first.evaluation.rewards == second.evaluation.rewards
+    assert first.evaluation == second.evaluation
     for file in (it for it in tmp_path.rglob("*") if it.is_file()):
         assert b"canary" not in file.read_bytes(), file
