@@ -24,6 +24,7 @@ from pathlib import Path
 from bugs import (
     agents,
     exploration,
+    judges,
     lab,
     layouts,
     learning,
@@ -74,6 +75,7 @@ MUTANTS = (
     *mechanisms.MUTANTS,
     *shaping.MUTANTS,
     *exploration.MUTANTS,
+    *judges.MUTANTS,
     *agents.MUTANTS,
     *losses.MUTANTS,
     *numbers.MUTANTS,

@@ -384,7 +384,7 @@ def shares_by_place(rollout: Rollout, options: int) -> Metrics:
     for segment in range(int(place[starts].max()) + 1 if bool(starts.any()) else 0):
         taken = option[starts & (place == segment)]
         for each in range(options):
-            shares[f"options/segment_{segment + 1}/option_{each + 1}"] = float((taken == each).double().mean())
+            shares[f"options/segment_{segment + 1}/option_{each + 1}"] = float(refined(taken == each).mean())
     return shares
 
 

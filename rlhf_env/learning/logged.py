@@ -71,6 +71,19 @@ LOGGED: tuple[Logged, ...] = (
     Logged("rollout/failed/*", 'Texts on which that part of the reward failed (`on_error` is not "stop").'),
     Logged("rollout/abstained/*", "Texts of which that part said nothing (None)."),
     Logged("rollout/unscored", "Texts without a score, as some part said nothing of them: they are not learned from."),
+    Logged(
+        "rollout/earned/*",
+        "Where rewards are shaped, or are of some tasks alone: what that line of the ledger came to a text, its "
+        "weights in; all of them add up to rollout/reward.",
+        look="NAME/shaping is what shaping changed in the part NAME.",
+    ),
+    Logged(
+        "rollout/weight/*",
+        "The weight that part had in this rollout, where a schedule or a target moves it.",
+        look="A steered weight at 0 or at `most` has reached its end: the target is held anyway, or cannot be.",
+    ),
+    Logged("rollout/task/*/reward", "Of a mixture: mean reward of the texts of that task, as they were paid."),
+    Logged("rollout/task/*/texts", "Of a mixture: how many texts of that task the rollout had."),
     Logged("rollout/logged/*", "What a reward function logged itself (`log_metric`)."),
     Logged(
         "rollout/ess",

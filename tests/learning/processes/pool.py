@@ -21,7 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from faults.processes import Ended, Running
-from faults.resume_matrix import Novelty, after, experiment_of
+from faults.resume_matrix import ADAPTIVE, Novelty, after, experiment_of
 
 from rlhf_env import plugins
 from rlhf_env.envs.rewards import RewardMix
@@ -31,6 +31,8 @@ from rlhf_env.learning import checkpoints
 from rlhf_env.learning.processes import current, join
 from rlhf_env.learning.sources import DataSource, EnvSource
 from rlhf_env.learning.workplace import Workplace, build
+from rlhf_env.lora_settings import Lora
+from rlhf_env.policies.lora import add_adapter
 from rlhf_env.policies.tiny import tiny_language_model
 from rlhf_env.types import Episode, Float
 
@@ -73,13 +75,22 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+# Cases beside those of the matrix: which one of it, and with which rewards.
+BESIDE: dict[str, tuple[str, Mapping[str, Any]]] = {
+    "grpo, asks a server": ("grpo", {"outside": 1.0, "task": 1.0, "kl": ADAPTIVE}),
+    "rloo, a function of the whole batch": ("rloo", {"of_batch": 1.0, "kl": 0.1}),
+    "ppo, adapters": ("ppo", {"task": 1.0, "kl": 0.1}),
+}
+
+
 def workplace_of(case: str, folder: Path) -> Workplace:
     """The case of the resume matrix in float64, with a model that computes in float64 (Llama's norms do not)."""
-    wanted = experiment_of(case, folder)
+    of_matrix, rewards = BESIDE.get(case, (case, None))
+    wanted = experiment_of(of_matrix, folder)
     # Before training and at the end; a checkpoint on the way.
     measured = replace(wanted.evaluation, prompts=4, every=5)
     # Texts of a group differ in what they earn by more than rounding: what is learned from rounding differs anyway.
-    rewards = {**wanted.rewards, "varied": 0.5}
+    rewards = {**(rewards or wanted.rewards), "varied": 0.5}
     experiment = replace(wanted, evaluation=measured, checkpoint_every=3, rewards=rewards)
     tokenizer = load_tokenizer(str(experiment.policy.tokenizer))
     policy = tiny_language_model(
@@ -92,6 +103,8 @@ def workplace_of(case: str, folder: Path) -> Workplace:
         dtype=torch.float64,
         init_std=0.2,
     )
+    if "adapters" in case:
+        add_adapter(policy.model, Lora(rank=2), seed=0)
     return build(experiment, policy=policy)
 
 
@@ -102,12 +115,31 @@ class Varied:
         return np.array([zlib.crc32(episode.ids.tobytes()) / 2**32 for episode in episodes])
 
 
+class Outside(Varied):
+    """A reward that another process computes: asked in threads, while others write."""
+
+    connections = 2
+
+    def hang_up(self) -> None:
+        """There is no line."""
+
+
+class OfBatch:
+    """How much longer a text is than the batch's mean."""
+
+    needs_batch = True
+
+    def __call__(self, episodes: Sequence[Episode], /) -> Float:
+        lengths = np.array([float(len(episode.response_ids)) for episode in episodes])
+        return lengths - lengths.mean()
+
+
 class Notes:
     """What this process learned from, and which rewards it was asked, in one file for each run."""
 
     def __init__(self) -> None:
-        plugins.register_reward("varied", Varied)
-        plugins.register_reward("novelty", Novelty)
+        for name, reward in {"varied": Varied, "novelty": Novelty, "outside": Outside, "of_batch": OfBatch}.items():
+            plugins.register_reward(name, reward)
         self.texts: list[Any] = []
         self.asked: Counter[str] = Counter()
         after(EnvSource, "next", self._learned_from)

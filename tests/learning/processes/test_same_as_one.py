@@ -16,14 +16,14 @@ from faults.resume_matrix import CASES, timeless
 
 from rlhf_env.learning.run_folder import read_metrics
 
-from .pool import Notes, noted, several, tensors_of, trained
+from .pool import BESIDE, Notes, noted, several, tensors_of, trained
 
 # Eight rows, groups of four, and pairs of two, are not divided by three.
 BY_THREE = ("ppo", "grpo", "dpo", "kto, stored pairs", "sft", "options")
 
 
 def cases_of(size: int) -> tuple[str, ...]:
-    return BY_THREE if size == 3 else tuple(CASES)
+    return BY_THREE if size == 3 else (*CASES, *BESIDE)
 
 
 @pytest.fixture(scope="module")
