@@ -64,6 +64,7 @@ BEYOND = {
     r"and ptx_data belong|here several write|ptx_data, prompts/1|makes prompts for ever": (
         "several settings at once, and what a text is made of: the pretraining mix"
     ),
+    r"needs \[policy.lora\]|and has its own pairs": "several settings at once: sft+rm",
     r"is not installed|is not here|a table of logits has|fused is false|has no importance ratio": (
         "what is outside of the file, and several settings at once"
     ),
