@@ -75,6 +75,7 @@ BEYOND = {
         "what other parts of the reward are"
     ),
     r"no part of the reward counts|is the KL penalty, of which|tasks of reward": "the tasks of a mixture",
+    r"needs \[policy.lora\]|and has its own pairs": "several settings at once: sft+rm",
     r"is not installed|is not here|a table of logits has|fused is false|has no importance ratio": (
         "what is outside of the file, and several settings at once"
     ),

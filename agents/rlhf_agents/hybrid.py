@@ -19,6 +19,10 @@ the pairs move beside the reward head:
 The run is a policy wherever a model is named, and a reward model wherever one of those is:
 `[rewards] bradley_terry = { model = "runs/hybrid" }`, `rlhf-env scorecard runs/hybrid votes.sqlite`.
 
+When: a policy and a reward model are both wanted, of one base, and pairs are few for a reward model of their own: the
+reward head then gains from a trunk that learns to write the same answers. When not: there are no demonstrations, or the
+two are to come from different models.
+
 Left out: rankings and ratings as such (their pairs are learned), margins, several members, texts that the policy
 writes.
 """

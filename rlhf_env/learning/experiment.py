@@ -209,7 +209,8 @@ class Experiment:
             yield fault("max_kl", "is measured on texts that the agent writes, and with `preferences` it writes none")
         if self.preferences is not None and not self.budget.is_of_stored_data:
             yield Problem(
-                "with `preferences` the agent writes no texts: budget epochs, updates, gradient_steps or seconds",
+                "with `preferences` the agent writes no texts: budget epochs, updates, gradient_steps, gradient_tokens "
+                "or seconds",
                 ("budget",),
             )
 

@@ -426,7 +426,8 @@ def _check_budget(experiment: Experiment) -> None:
         raise ConfigError(Problem(said + "budget episodes, generated_tokens or updates", ("epochs",)))
     if imitates(experiment.agent) and not experiment.preferences and not budget.is_of_stored_data:
         raise ConfigError(
-            f"{experiment.agent_label} writes no texts: budget epochs, updates, gradient_steps or seconds"
+            f"{experiment.agent_label} writes no texts: budget epochs, updates, gradient_steps, gradient_tokens "
+            "or seconds"
         )
 
 

@@ -42,7 +42,7 @@ def experiment(**settings: Any) -> dict[str, Any]:
         "task": {"name": "file", "path": ANSWERS},
         "environment": {"num_envs": 8, "max_new_tokens": 6},
         "agent": {"name": "sft+rm", "preferences": PAIRS, "step_tokens": 60, "lr": 1e-2, "held_out": 0.2, **settings},
-        "budget": {"updates": 4},
+        "budget": {"gradient_tokens": 200},
         "evaluation": {"prompts": 4},
         "checkpoint_every": 1,
     }
@@ -166,7 +166,7 @@ def test_a_run_is_a_policy_and_a_reward_model(way: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("way", ["separate"])
 def test_a_run_that_was_cut_ends_in_the_same_bits(way: str, tmp_path: Path) -> None:
     whole = rlhf_env.run(experiment(way=way), tmp_path / "whole")
-    rlhf_env.run({**experiment(way=way), "budget": {"updates": 2}}, tmp_path / "cut")
+    rlhf_env.run({**experiment(way=way), "budget": {"gradient_tokens": 100}}, tmp_path / "cut")
     text = (tmp_path / "whole" / "experiment.toml").read_text()
     resumed = rlhf_env.run({**experiment(way=way)}, tmp_path / "cut", resume=True)
     assert text == (tmp_path / "cut" / "experiment.toml").read_text()

@@ -97,6 +97,33 @@ experiment(
     f'name = "options"\nptx_coefficient = 0.5\n{MIX}',
     "here several write",
 )
+experiment("no pairs", AGENT, 'name = "sft+rm"', "the setting 'preferences' is required")
+experiment(
+    "a share of everything",
+    AGENT,
+    'name = "sft+rm"\npreferences = "votes.jsonl"\ndemonstration_share = 1',
+    "demonstration_share must be in (0, 1), got 1",
+)
+experiment(
+    "a way of its own", AGENT, 'name = "sft+rm"\npreferences = "votes.jsonl"\nway = "both"', "way must be one of"
+)
+experiment(
+    "votes that are not there",
+    AGENT,
+    'name = "sft+rm"\npreferences = "no-such-votes.jsonl"',
+    "no-such-votes.jsonl",
+)
+experiment(
+    "adapters without adapters",
+    AGENT,
+    'name = "sft+rm"\npreferences = "votes.jsonl"\nway = "adapters"',
+    "needs [policy.lora]",
+)
+experiment_file(
+    "two tables of pairs",
+    'preferences = "votes.jsonl"\n' + TOY.replace(AGENT, 'name = "sft+rm"\npreferences = "votes.jsonl"'),
+    "sft+rm imitates, and has its own pairs: leave out `preferences` but for that in [agent]",
+)
 experiment("nobody wrapped", AGENT, 'name = "curriculum"\nlevels = [1]', "curriculum wraps another agent: agent = {")
 experiment(
     "starts of levels by progress",
