@@ -312,7 +312,7 @@ class Remembers(Protocol):
 
 
 # What a task answers to a turn of the agent: a text, messages, or nothing more.
-Reply = str | Sequence[JsonView] | None
+TaskReply = str | Sequence[JsonView] | None
 
 
 class Task(Protocol):
@@ -349,7 +349,7 @@ class ScoresItself(Protocol):
 class Replies(Protocol):
     """A task that answers: a conversation. `episode.turns` is what the agent has said so far."""
 
-    def reply(self, episode: Episode, /) -> Reply:
+    def reply(self, episode: Episode, /) -> TaskReply:
         """The next message; None ends the conversation.
 
         A string is written as it is. Messages are written as the model's own chat template writes them; a first one of

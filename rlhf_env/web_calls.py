@@ -39,7 +39,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 8.0  # seconds
 _ABOUT_ALL = (401, 403, 404, 405)  # the key, the address: another question would fare no better
 
 
-class Refused(RewardError):
+class RequestRefused(RewardError):
     """The server does not answer this question. `about_all`: it would not answer another one either."""
 
     def __init__(self, said: str, *, about_all: bool = True) -> None:
@@ -134,7 +134,7 @@ class Server:
         return f"{self._parts.scheme}://{host}{port}{self._parts.path}"
 
     def post(self, body: bytes, most: int, enough_for: str) -> bytes:
-        """The body of the answer. Raises Refused.
+        """The body of the answer. Raises RequestRefused.
 
         More than `most` bytes are not read; a message says for what that many would have been enough.
         """
@@ -149,11 +149,11 @@ class Server:
         for call in tuple(self._calls):
             call.hang_up()
 
-    def refusal(self, what: str, *, about_all: bool = True) -> Refused:
+    def refusal(self, what: str, *, about_all: bool = True) -> RequestRefused:
         said = f"POST {self.shown_url}: {what}"
         if self.token_env and self._token:  # a server may say what it was told
             said = said.replace(self._token, "***")
-        return Refused(said, about_all=about_all)
+        return RequestRefused(said, about_all=about_all)
 
     def _ask_repeatedly(self, call: _Call, body: bytes, most: int, enough_for: str) -> bytes:
         end = time.monotonic() + self.deadline
@@ -174,7 +174,7 @@ class Server:
         raise AssertionError("the last attempt returns or raises")
 
     def _ask(self, call: _Call, body: bytes, most: int, enough_for: str, seconds: float) -> bytes:
-        """One request; the body of its answer. Raises _Temporary or Refused."""
+        """One request; the body of its answer. Raises _Temporary or RequestRefused."""
         secure = {"context": ssl.create_default_context()} if self._parts.scheme == "https" else {}
         kind: Any = http.client.HTTPSConnection if secure else http.client.HTTPConnection
         connection = kind(self._parts.hostname, self._parts.port, timeout=max(seconds, 0.001), **secure)

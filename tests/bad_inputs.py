@@ -23,6 +23,7 @@ from wrong import (
     data,
     experiments,
     grids,
+    judges,
     layouts,
     lengths,
     own_code,
@@ -38,7 +39,7 @@ from rlhf_env.errors import ConfigError
 from rlhf_env.shown_text import for_terminal
 
 # Each adds its rows when it is imported.
-AREAS = (experiments, settings, plugins, shaping, own_code, grids, data, layouts, lengths, commands, pipelines)
+AREAS = (experiments, settings, plugins, shaping, own_code, judges, grids, data, layouts, lengths, commands, pipelines)
 
 
 def wrong_with(bad: Bad, folder: Path) -> str:

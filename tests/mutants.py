@@ -21,7 +21,21 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from bugs import agents, lab, layouts, learning, lengths, losses, mechanisms, numbers, shaping, texts
+from bugs import (
+    agents,
+    exploration,
+    judges,
+    lab,
+    layouts,
+    learning,
+    lengths,
+    losses,
+    mechanisms,
+    numbers,
+    processes,
+    shaping,
+    texts,
+)
 from bugs.mutant import Mutant
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,9 +74,12 @@ MUTANTS = (
     *learning.MUTANTS,
     *mechanisms.MUTANTS,
     *shaping.MUTANTS,
+    *exploration.MUTANTS,
+    *judges.MUTANTS,
     *agents.MUTANTS,
     *losses.MUTANTS,
     *numbers.MUTANTS,
+    *processes.MUTANTS,
     *texts.MUTANTS,
     *layouts.MUTANTS,
     *lengths.MUTANTS,

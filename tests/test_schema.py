@@ -61,6 +61,10 @@ BEYOND = {
     r"must be (below|above|at most) [\w +]+ = |own loss: leave|belongs? to the losses|multiplies adv|does by itself": (
         "several settings at once: of a loss, and of the agent that it replaces"
     ),
+    r"holds no demonstrated|has writers of its own|entropy_(coefficient must|floor must be bel|end bel)": (
+        "several settings at once, what a task has, and what an agent inside of another is: guided exploration"
+    ),
+    r"the setting 'potential' is required": "a reward that is a weight alone has no settings",
     r"and ptx_data belong|here several write|ptx_data, prompts/1|makes prompts for ever": (
         "several settings at once, and what a text is made of: the pretraining mix"
     ),

@@ -25,7 +25,7 @@ _SET_NO_NEW_PRIVS = 38  # of Linux's prctl(2)
 _PASSED, _OFFLINE = b"P", b"O"
 
 
-def main() -> None:
+def _main() -> None:
     asked = json.loads(sys.stdin.buffer.read().decode("utf-8", "surrogatepass"))
     results = [_tested(asked, test) for test in asked["tests"]]
     print(json.dumps({"passed": [it for it, _ in results], "offline": all(cut for _, cut in results)}))
@@ -118,4 +118,4 @@ def _unshare(flags: int) -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    _main()

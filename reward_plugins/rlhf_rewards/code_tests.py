@@ -72,7 +72,7 @@ class CodeTests:
 
     def __call__(self, episodes: Sequence[Episode], /) -> Float:
         """float64[B]. Raises RewardError for a prompt without tests."""
-        asked = [(code_in(it.response), self._tests(it)) for it in episodes]
+        asked = [(program_in(it.response), self._tests(it)) for it in episodes]
         with ThreadPoolExecutor(self.at_once, thread_name_prefix="code") as threads:
             passed = list(threads.map(lambda it: self._passed(*it), asked))
         shares = [sum(each) / len(each) for each in passed]
@@ -121,7 +121,7 @@ class CodeTests:
         return {"code/offline": cut} if cut else {}
 
 
-def code_in(response: str) -> str:
+def program_in(response: str) -> str:
     """The last fenced block of a response, or all of it."""
     blocks = _BLOCK.findall(response)
     return str(blocks[-1]) if blocks else response

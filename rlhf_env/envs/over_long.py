@@ -40,10 +40,10 @@ from rlhf_env.types import (
     MasksActions,
     Prompt,
     Replies,
-    Reply,
     ResetOptions,
     ScoresItself,
     Task,
+    TaskReply,
     Tokenizer,
 )
 
@@ -229,7 +229,7 @@ class FittedTask:
     """
 
     score: Callable[[Episode], float | None]
-    reply: Callable[[Episode], Reply]
+    reply: Callable[[Episode], TaskReply]
     well_formed: Callable[[Episode], bool]
     action_mask: Callable[[Prompt, Int], Bool]
     held_out: Callable[[], Task]

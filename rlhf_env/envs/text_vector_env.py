@@ -502,25 +502,29 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
             if answer is None:
                 reason = "task"
             else:
-                if self._texts.insert(row, self._answer_ids(row, episode, answer)):
+                ids, said = self._answered(row, episode, answer)
+                if self._texts.insert(row, ids):
+                    if said:
+                        self._messages[row] = said
                     return
                 reason = "length"  # no room is left for the answer and a token after it
         self._rest(row)
         self._unpaid.add(row)
         self._reasons[row] = reason
 
-    def _answer_ids(self, row: int, episode: Episode, answer: str | Sequence[JsonView]) -> list[int]:
-        """What is written of the task's answer; messages are from then on part of the row's. Raises DataError."""
+    def _answered(
+        self, row: int, episode: Episode, answer: str | Sequence[JsonView]
+    ) -> tuple[list[int], tuple[JsonView, ...]]:
+        """What is written of the task's answer and, where it is in messages, all that was said. Raises DataError."""
         if isinstance(answer, str):
-            return self.tokenizer.encode(answer)
+            return self.tokenizer.encode(answer), ()
         *before, own = self._said_so_far(row, episode.turns)
         if answer and answer[0].get("role") == "assistant":  # the turn as the task has understood it
             own, answer = answer[0], answer[1:]
         last = int(episode.response_ids[-1])
         closed_by = last if last in self._end_ids else None
         ids = reply_ids(self.tokenizer, self._prompts[row], [*before, own], answer, closed_by)
-        self._messages[row] = (*before, own, *answer)
-        return ids
+        return ids, (*before, own, *answer)
 
     def _said_so_far(self, row: int, turns: Sequence[str]) -> tuple[JsonView, ...]:
         """The messages since the prompt, the agent's present turn the last of them."""

@@ -24,7 +24,7 @@ from rlhf_env.errors import DataError
 from rlhf_env.types import JsonObject, JsonView, Prompt, Tokenizer
 
 CallFormat = Literal["auto", "hermes", "llama", "mistral"]
-FORMATS: tuple[CallFormat, ...] = get_args(CallFormat)
+CALL_FORMATS: tuple[CallFormat, ...] = get_args(CallFormat)
 FORMAT_COLUMN = "tool_call_format"  # of a prompt whose answers may call tools
 UNREADABLE = "unreadable_call"  # the name of what is called where that cannot be read
 _HERMES = re.compile(r"<tool_call>(.*?)(?:</tool_call>|$)", re.DOTALL)
@@ -161,7 +161,7 @@ def _require_read(tokenizer: FileTokenizer, prompt: Prompt, name: str, told: str
         shown = repr(turn.strip()[:80])
         raise DataError(
             f"tools: the model's chat template writes a call as {shown}, which call_format = {how!r} does not read "
-            f"(there are {', '.join(FORMATS)}){keep}"
+            f"(there are {', '.join(CALL_FORMATS)}){keep}"
         )
     answer = {"role": "tool", "name": name, "tool_call_id": "call00000", "content": "1"}
     try:

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from rlhf_env.envs.isolation import IsolatedCalls, Limits, RewardFailed, isolated_calls
+from rlhf_env.envs.transformers_tokenizer import json_schema
 from rlhf_env.errors import ConfigError, PluginError, Problem, RewardError
 from rlhf_env.own_code import OwnCode, load_code
 from rlhf_env.types import JsonObject, JsonView
@@ -46,15 +47,12 @@ def _schema_of(code: OwnCode, function: object) -> JsonObject:
         raise PluginError(f"{code.shown()} is no function, but a {type(function).__name__}")
     if inspect.iscoroutinefunction(function):
         raise PluginError(f"{code.shown()} is async, and a tool is an ordinary function")
-    from transformers.utils import get_json_schema
-
     try:
-        schema: JsonObject = get_json_schema(function)
+        return json_schema(function)
     except Exception as error:  # DocstringParsingException, TypeHintParsingException, and what these do not foresee
         said = " ".join(str(error).split()) or type(error).__name__
         how = "a tool has a type for each parameter, and a docstring that describes it and, under Args:, each of them"
         raise PluginError(f"{code.shown()}: {said}: {how}") from error
-    return schema
 
 
 class ToolBox:

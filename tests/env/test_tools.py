@@ -140,8 +140,8 @@ def test_ids_are_those_of_the_tokenizers_own_rendering(
     assert ours == whole[: len(ours)]
     assert tokenizer.own.decode(whole[len(ours) :]).strip() == ""  # the line after the last turn
     # What the environment wrote is no action, and nothing else is.
-    chosen = tokenizer.own.decode(episode.response_ids[episode.actions].tolist())
-    assert chosen == f"{WRITTEN[family]}<|im_end|>It is 36.<|im_end|>"
+    by_the_agent = tokenizer.own.decode(episode.response_ids[episode.actions].tolist())
+    assert by_the_agent == f"{WRITTEN[family]}<|im_end|>It is 36.<|im_end|>"
     assert "36" in tokenizer.own.decode(episode.response_ids[~episode.actions].tolist())
     assert episode.turns == (WRITTEN[family], "It is 36.")
 
@@ -247,7 +247,21 @@ def test_where_no_room_is_left_the_text_ends(tmp_path: Path) -> None:
     for token in [*tokenizer.encode(WRITTEN["hermes"]), tokenizer.end_id]:
         *_, infos = env.step(np.array([token, token]))
     assert infos["text_episode"][0].finish_reason == "length"
+    assert infos["text_episode"][0].messages == ()  # nobody has read the answer
     assert env.reset(seed=0)[1].keys() == {"prompt", "_prompt", "prompt_id", "_prompt_id"}
+
+
+def test_a_new_text_is_a_new_conversation(tmp_path: Path) -> None:
+    tokenizer = tokenizer_of(tmp_path, HERMES)
+    env = TextVectorEnv(
+        1, task=asked(), tokenizer=tokenizer, reward="missing_end", max_new_tokens=400, max_prompt_tokens=1024
+    )
+    for turns, messages in (([WRITTEN["hermes"], "36"], 3), (["36"], 0)):
+        env.reset(seed=0)
+        for turn in turns:
+            for token in [*tokenizer.encode(turn), tokenizer.end_id]:
+                *_, infos = env.step(np.array([token]))
+        assert len(infos["text_episode"][0].messages) == messages
 
 
 class Answers:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from rlhf_rewards import code_tests
-from rlhf_rewards.code_tests import CodeTests, code_in
+from rlhf_rewards.code_tests import CodeTests, program_in
 
 from rlhf_env.envs.reward_tables import load_rewards
 from rlhf_env.envs.toy_tasks import Count
@@ -41,8 +41,8 @@ def test_the_share_of_tests_that_pass() -> None:
 
 
 def test_which_part_of_a_response_is_the_code() -> None:
-    assert code_in(f"Sure:\n```python\nx = 1\n```\nBetter:\n```python\n{ADD}```\nDone.") == ADD
-    assert code_in(f"```\n{ADD}```") == code_in(f"```py\r\n{ADD}") == code_in(ADD) == ADD
+    assert program_in(f"Sure:\n```python\nx = 1\n```\nBetter:\n```python\n{ADD}```\nDone.") == ADD
+    assert program_in(f"```\n{ADD}```") == program_in(f"```py\r\n{ADD}") == program_in(ADD) == ADD
 
 
 TRIES = {

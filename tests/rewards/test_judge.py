@@ -23,7 +23,7 @@ from rlhf_env import web_calls
 from rlhf_env.envs.reward_tables import load_rewards
 from rlhf_env.envs.toy_tasks import Count
 from rlhf_env.errors import ConfigError, RewardError
-from rlhf_env.feedback.judging.answer_cache import Answer, AnswerCache, default_cache
+from rlhf_env.feedback.judging.answer_cache import AnswerCache, Completion, default_cache
 from rlhf_env.feedback.judging.chat_model import Spent
 from rlhf_env.feedback.judging.rubrics import RUBRICS, score_in, side_in
 from rlhf_env.testing import check_reward, make_episode
@@ -297,16 +297,16 @@ def test_the_oldest_answers_go_and_nothing_else_is_lost(tmp_path: Path) -> None:
     most = 200_000
     cache = AnswerCache(tmp_path / "c.sqlite", most)
     for number in range(300):
-        cache.put(number.to_bytes(32, "big"), Answer(f"{number}" + "x" * 2000, number, 1))
+        cache.put(number.to_bytes(32, "big"), Completion(f"{number}" + "x" * 2000, number, 1))
     there = [number for number in range(300) if cache.get(number.to_bytes(32, "big")) is not None]
     assert there == list(range(300 - len(there), 300)) and 60 < len(there) < 100
-    assert cache.get((299).to_bytes(32, "big")) == Answer("299" + "x" * 2000, 299, 1)
+    assert cache.get((299).to_bytes(32, "big")) == Completion("299" + "x" * 2000, 299, 1)
     assert (tmp_path / "c.sqlite").stat().st_size < 2 * most
-    cache.put((299).to_bytes(32, "big"), Answer("another"))  # what is there stays
+    cache.put((299).to_bytes(32, "big"), Completion("another"))  # what is there stays
     other = AnswerCache(tmp_path / "c.sqlite", most)
-    assert other.get((299).to_bytes(32, "big")) == Answer("299" + "x" * 2000, 299, 1)
-    cache.put(b"odd", Answer("\ud800\0é"))
-    assert other.get(b"odd") == Answer("?\0é")
+    assert other.get((299).to_bytes(32, "big")) == Completion("299" + "x" * 2000, 299, 1)
+    cache.put(b"odd", Completion("\ud800\0é"))
+    assert other.get(b"odd") == Completion("?\0é")
 
 
 def test_a_cache_that_is_none_is_said(server: Server, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from rlhf_env.types import JsonView
 
 _PATIENCE = 30.0  # seconds to wait for another process that writes
 _KEPT = 0.9  # of the bound, when the oldest go
-_OVERHEAD = 64  # bytes of a row beside its text, about
+_WEIGHT = "length(CAST(said AS BLOB)) + 64"  # bytes of a row, about
 _COLUMNS = "said, prompt_tokens, completion_tokens"
 _TABLES = """
 CREATE TABLE IF NOT EXISTS answers (
@@ -36,7 +36,7 @@ CREATE TABLE IF NOT EXISTS answers (
 
 
 @dataclass(frozen=True)
-class Answer:
+class Completion:
     """What a model said, and the tokens that it counted for it (0 where it did not say)."""
 
     said: str
@@ -70,12 +70,12 @@ class AnswerCache:
             self._db.execute("PRAGMA synchronous = NORMAL")  # whole after a power cut, perhaps without the last ones
             self._db.execute(_TABLES)
 
-    def get(self, key: bytes) -> Answer | None:
+    def get(self, key: bytes) -> Completion | None:
         with self._turn, self._said_plainly():
             row = self._db.execute(f"SELECT {_COLUMNS} FROM answers WHERE key = ?", (key,)).fetchone()
-        return None if row is None else Answer(*row)
+        return None if row is None else Completion(*row)
 
-    def put(self, key: bytes, answer: Answer) -> None:
+    def put(self, key: bytes, answer: Completion) -> None:
         """Keep an answer; the one that is there stays."""
         said = answer.said.encode("utf-8", "replace").decode()  # SQLite takes no lone surrogates
         row = key, said, answer.prompt_tokens, answer.completion_tokens
@@ -90,16 +90,16 @@ class AnswerCache:
                 raise
 
     def _let_the_oldest_go(self) -> None:
-        counts = ("page_count", "freelist_count", "page_size")
-        pages, free, size = (int(self._db.execute(f"PRAGMA {name}").fetchone()[0]) for name in counts)
+        (pages,) = self._db.execute("PRAGMA page_count").fetchone()
+        (free,) = self._db.execute("PRAGMA freelist_count").fetchone()
+        (size,) = self._db.execute("PRAGMA page_size").fetchone()
         if (pages - free) * size <= self.most:
             return
-        weight = f"length(CAST(said AS BLOB)) + {_OVERHEAD}"
-        (total,) = self._db.execute(f"SELECT coalesce(sum({weight}), 0) FROM answers").fetchone()
+        (total,) = self._db.execute(f"SELECT coalesce(sum({_WEIGHT}), 0) FROM answers").fetchone()
         if total <= self.most * _KEPT:
             return
         surplus, last = total - int(self.most * _KEPT), -1
-        for place, bytes_ in self._db.execute(f"SELECT place, {weight} FROM answers ORDER BY place"):
+        for place, bytes_ in self._db.execute(f"SELECT place, {_WEIGHT} FROM answers ORDER BY place"):
             last, surplus = place, surplus - bytes_
             if surplus <= 0:
                 break

@@ -21,10 +21,10 @@ import numpy as np
 
 from rlhf_env.envs.isolation import RewardFailed
 from rlhf_env.errors import Problem
-from rlhf_env.feedback.judging.answer_cache import Answer, AnswerCache, default_cache, key_of
+from rlhf_env.feedback.judging.answer_cache import AnswerCache, Completion, default_cache, key_of
 from rlhf_env.settings import AtLeastOne, IsPath, Name, NonNegative, Positive, Whole, fault, settings
 from rlhf_env.types import JsonObject
-from rlhf_env.web_calls import LONGEST_ANSWER, Refused, Server
+from rlhf_env.web_calls import LONGEST_ANSWER, RequestRefused, Server
 
 _OURS = ("messages", "model", "temperature", "max_tokens", "n", "stream")  # of a request's fields
 _BYTES_A_TOKEN = 64  # of an answer, at most
@@ -153,7 +153,7 @@ class ChatModel:
             raise self._server.refusal("the run ended the call before it was asked")
         return [found[it].said for it in questions]
 
-    def _answer(self, text: str, vote: int, cache: AnswerCache | None, over: threading.Event) -> Answer:
+    def _answer(self, text: str, vote: int, cache: AnswerCache | None, over: threading.Event) -> Completion:
         request: JsonObject = {
             **self.fields,
             "model": self.model,
@@ -176,7 +176,7 @@ class ChatModel:
             with free:
                 content = self._server.post(json.dumps(request).encode(), most, f"{self.max_tokens} tokens")
             answer = self._read(content)
-        except Refused as error:
+        except RequestRefused as error:
             over.set()
             if error.about_all:
                 raise
@@ -191,8 +191,8 @@ class ChatModel:
             cache.put(key, answer)
         return answer
 
-    def _read(self, content: bytes) -> Answer:
-        """Raises Refused for what is no chat completion."""
+    def _read(self, content: bytes) -> Completion:
+        """Raises RequestRefused for what is no chat completion."""
         try:
             answer = json.loads(content)
         except (ValueError, RecursionError) as error:
@@ -205,7 +205,7 @@ class ChatModel:
         usage = answer.get("usage")
         counted = [usage.get(name) if isinstance(usage, dict) else 0 for name in ("prompt_tokens", "completion_tokens")]
         tokens = [it if isinstance(it, int) and 0 <= it < 2**53 else 0 for it in counted]
-        return Answer(said if isinstance(said, str) else "", *tokens)  # null: it refused, or called a tool
+        return Completion(said if isinstance(said, str) else "", *tokens)  # null: it refused, or called a tool
 
 
 class _NotAsked(Exception):

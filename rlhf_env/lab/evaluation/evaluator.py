@@ -29,7 +29,7 @@ from rlhf_env.lab.evaluation.metrics import METRICS, metrics_of
 from rlhf_env.learning.agent import Agent, Decision, traits
 from rlhf_env.learning.collect import collect_with
 from rlhf_env.learning.rollout import Rollout
-from rlhf_env.learning.workplace import Workplace
+from rlhf_env.learning.workplace import Workplace, shared_by
 from rlhf_env.policies.low_precision import writing_exactly
 from rlhf_env.policies.policy import HasContext, Policy, Sampling
 from rlhf_env.policies.tabular import TabularPolicy
@@ -290,9 +290,12 @@ class Evaluator:
         return TextVectorEnv(
             rows,
             task=held_out(env.task),
-            reward=RewardMix(parts, failures=failures, measures=True, of_tasks=of_tasks)
-            if equal is None
-            else equal.scoring(parts, failures, of_tasks),
+            reward=shared_by(
+                self.workplace.setup.engine.processes,
+                RewardMix(parts, failures=failures, measures=True, of_tasks=of_tasks)
+                if equal is None
+                else equal.scoring(parts, failures, of_tasks),
+            ),
             tokenizer=env.tokenizer,
             max_new_tokens=env.max_new_tokens,
             max_prompt_tokens=longest_prompt(self.workplace, env.tokenizer),
