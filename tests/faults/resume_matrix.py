@@ -158,6 +158,7 @@ CASES: dict[str, Changes] = {
     "prompt_sampling around dynamic_sampling around grpo": {
         "agent": {
             "name": "prompt_sampling",
+            "prompts": 8,
             "agent": {"name": "dynamic_sampling", "draws": 2, "agent": {"name": "grpo", **GROUPS}},
         },
     },
@@ -244,7 +245,7 @@ def experiment_of(case: str, folder: Path) -> Experiment:
         environment=EnvironmentSettings(
             num_envs=8,
             max_new_tokens=4 if "task" not in changes else 12,
-            max_prompt_tokens=3 if "task" not in changes else 96,
+            max_prompt_tokens=96 if "task" in changes else 8 if "policy" in changes else 3,
             view="token" if token else "response",
             action_length=None if token else changes.get("environment", {}).get("action_length", 2),
         ),

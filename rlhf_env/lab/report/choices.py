@@ -209,7 +209,7 @@ CHOICES: tuple[Chart, ...] = (
         link="Options",
         caption="Which option wrote the first segment of a text, the second, and so on. A band of one colour is an "
         "option that has that place to itself; where all bands look alike, the manager does not tell places apart. "
-        f"Numbers of options mean nothing across seeds: a picture for each of the first {_MOST_SEEDS}.",
+        "Numbers of options mean nothing across seeds: the first two have a picture each.",
         draw=_draw_options,
         small=True,
     ),
