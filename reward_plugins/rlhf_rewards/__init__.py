@@ -24,7 +24,7 @@ def register_rewards(register: Register) -> None:
     register("novelty_rnd", "rlhf_rewards.novelty_rnd:NoveltyRND")
     register("overlong", "rlhf_rewards.overlong:Overlong")
     register("repetition", "rlhf_rewards.repetition:Repetition")
-    register("shaping", "rlhf_rewards.shaping:Shaping")
+    register("shaping", "rlhf_rewards.shaping:PotentialShaping")
     register("sentiment", "rlhf_rewards.sentiment:Sentiment", needs="demo")
     register("teacher", "rlhf_rewards.teacher:Teacher")
     register("upbeat", "rlhf_rewards.upbeat:Upbeat", needs="demo")

@@ -30,7 +30,7 @@ from rlhf_env.types import Episode, Float, GroupReward, JsonObject, Remembers, R
 
 
 @settings(kw_only=False, frozen=False, eq=False)
-class Shaping:
+class PotentialShaping:
     """The token reward above; 0 for tokens that the environment wrote."""
 
     potential: Annotated[JsonObject, Chooses("reward")]

@@ -11,7 +11,7 @@ import torch
 from rlhf_agents.reinforce import Reinforce
 from rlhf_agents.rloo import RLOO
 from rlhf_rewards.kl import KL
-from rlhf_rewards.shaping import Shaping
+from rlhf_rewards.shaping import PotentialShaping
 
 from rlhf_env.envs.rewards import RewardMix
 from rlhf_env.types import Float
@@ -22,7 +22,7 @@ from .conftest import Enumerated, build_world, stir
 class Forward:
     """Pays each step by the potential it reaches, and takes nothing back: no potential-based shaping."""
 
-    def __init__(self, shaped: Shaping) -> None:
+    def __init__(self, shaped: PotentialShaping) -> None:
         self._shaped = shaped
 
     def token_rewards(self, episodes: Any, /) -> list[Float]:
@@ -39,7 +39,7 @@ def small(tmp_path: Any) -> Any:
     world = build_world(kl=0.3, length=2, rows=1)
     stir(world.setup.policy, seed=1)
     enumerated = Enumerated.of(world)
-    phi = Shaping({"function": f"{file}:phi"}, tokenizer=world.env.tokenizer)
+    phi = PotentialShaping({"function": f"{file}:phi"}, tokenizer=world.env.tokenizer)
     parts: dict[str, Any] = {"task": world.env.reward.parts["task"], "kl": (0.3, KL(world.setup.reference))}
     mixes = {
         "none": RewardMix(parts),

@@ -6,7 +6,7 @@ from bugs.mutant import Mutant
 
 PREFIXES, BACKWARD = "tests/env/test_prefixes.py", "tests/agents/test_backward_curriculum.py"
 TEMPERATURE, ENTROPY = "tests/agents/test_temperature.py", "tests/agents/test_entropy.py"
-NOVELTY, SHAPING = "tests/rewards/test_novelty.py", "tests/rewards/test_shaping.py"
+NOVELTY, SHAPING = "tests/rewards/test_novelty.py", "tests/rewards/test_potential.py"
 
 MUTANTS = (
     Mutant(

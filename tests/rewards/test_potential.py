@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rlhf_rewards.shaping import Shaping
+from rlhf_rewards.shaping import PotentialShaping
 
 from rlhf_env.envs.tokenizers import ByteTokenizer
 from rlhf_env.errors import ConfigError, RewardError
@@ -16,10 +16,10 @@ from rlhf_env.testing import check_reward, make_episode
 LENGTH = {"name": "length", "target": 4}
 
 
-def shaping(tmp_path: Any, code: str, **settings: Any) -> Shaping:
+def shaping(tmp_path: Any, code: str, **settings: Any) -> PotentialShaping:
     file = tmp_path / "mine.py"
     file.write_text(code)
-    return Shaping({"function": f"{file}:phi"}, tokenizer=ByteTokenizer(), **settings)
+    return PotentialShaping({"function": f"{file}:phi"}, tokenizer=ByteTokenizer(), **settings)
 
 
 TABLE = "def phi(completions, **columns):\n    return [{'': 0.5, 'a': 2.0, 'ab': -1.0}[it] for it in completions]\n"
@@ -57,7 +57,7 @@ def test_columns_reach_the_potential(tmp_path: Any) -> None:
 
 
 def test_it_keeps_the_contract() -> None:
-    check_reward(Shaping(LENGTH, tokenizer=ByteTokenizer()), longest=40)
+    check_reward(PotentialShaping(LENGTH, tokenizer=ByteTokenizer()), longest=40)
 
 
 def test_what_is_no_potential_is_refused(tmp_path: Any) -> None:
@@ -69,9 +69,9 @@ def test_what_is_no_potential_is_refused(tmp_path: Any) -> None:
         "{'name': 'task'}": "there is no task here whose own score it could be",
     }.items():
         with pytest.raises(ConfigError, match=said):
-            Shaping(eval(table), tokenizer=ByteTokenizer())
+            PotentialShaping(eval(table), tokenizer=ByteTokenizer())
     with pytest.raises(ConfigError, match="tokenizer is needed to read the text so far"):
-        Shaping(LENGTH)
+        PotentialShaping(LENGTH)
     silent = shaping(tmp_path, "def phi(completions, **columns):\n    return [None for _ in completions]\n")
     with pytest.raises(RewardError, match="has no number for the text ''"):
         silent.token_rewards([make_episode("p", "a")])
