@@ -231,7 +231,7 @@ class Distill:
             share=token_weights(batch.actions, "token-mean"),
         )
         metrics: Metrics = defaultdict(float)
-        for rows in self.optimizer.rows(batch.lengths, group=batch.group):
+        for rows in self.optimizer.rows(batch.lengths, group=batch.group, prompts=batch.prompt_lengths):
             part = batch.select(rows)
             if config.divergence == "sequence":
                 logprobs = self.policy.evaluate(part.tokens, part.mask, part.actions).logprobs
@@ -242,7 +242,7 @@ class Distill:
                 metrics["nats_per_token"] += float((refined(divergences) * part.extras["share"][part.actions]).sum())
             self.optimizer.backward(loss)
             metrics["loss"] += float(loss.detach())
-        return {**metrics, "grad_norm": self.optimizer.step()}
+        return {**self.optimizer.summed(metrics), "grad_norm": self.optimizer.step()}
 
     def _divergence(self, part: Rollout) -> tuple[torch.Tensor, torch.Tensor]:
         """The loss of a micro-batch, and the divergence at each token of the agent [N]."""

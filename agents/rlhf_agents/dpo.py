@@ -231,7 +231,7 @@ class DPO:
         """
         config, count = self.config, len(batch) // 2
         metrics: Metrics = defaultdict(float)
-        for rows in self.optimizer.rows(batch.lengths, together=2):
+        for rows in self.optimizer.rows(batch.lengths, together=2, group=batch.group, prompts=batch.prompt_lengths):
             part = batch.select(rows)
             scores = self.policy.evaluate(part.tokens, part.mask, part.actions)
             logprobs = refined(scores.logprobs)
@@ -259,7 +259,7 @@ class DPO:
                 metrics["loss"] += float(loss.detach())
                 for name, value in self._rewards(better, worse, tokens).items():
                     metrics[name] += float(value.detach()) / count
-        return {**metrics, "grad_norm": self.optimizer.step()}
+        return {**self.optimizer.summed(metrics), "grad_norm": self.optimizer.step()}
 
     def _rewards(self, better: Tensor, worse: Tensor, tokens: Tensor) -> dict[str, Tensor]:
         """Sums over pairs of what the loss compares: beta * log-ratio or, without a reference, log-probabilities."""

@@ -222,7 +222,7 @@ class GRPO:
         )
         batch = with_left_out(self.loss, self.policy, self.optimizer, batch, self._draws)
         metrics: Metrics = defaultdict(float)
-        for rows in self.optimizer.rows(batch.lengths, group=batch.group):
+        for rows in self.optimizer.rows(batch.lengths, group=batch.group, prompts=batch.prompt_lengths):
             part = batch.select(rows)
             weight, share = part.extras["weight"], part.extras["share"]
             scores = self.policy.evaluate(part.tokens, part.mask, part.actions)
@@ -254,7 +254,7 @@ class GRPO:
                     **({} if config.kl_in_loss is None else {"kl_loss": penalty}),
                 }.items():
                     metrics[name] += float(value.detach())
-        return {**metrics, "grad_norm": self.optimizer.step()}
+        return {**self.optimizer.summed(metrics), "grad_norm": self.optimizer.step()}
 
     def _outside(self, log_ratio: Tensor, share: Tensor) -> Tensor:
         """The share of tokens whose ratio is outside the agent's own clip."""

@@ -196,10 +196,18 @@ class Hybrid:
             loss += float(term.detach())
             right += float((scores[0::2] > scores[1::2]).sum()) / len(weight)
             seen.append(scores.detach())
-        values = torch.cat(seen)
-        step = np.array([float(values.mean()), float(values.square().mean()), 1.0])
+        values = [float(score) for scores in seen for score in scores]
+        sums = self.optimizer.summed(
+            {
+                "reward_loss": loss,
+                "accuracy": right,
+                "values": math.fsum(values),
+                "squares": math.fsum(value * value for value in values),
+            }
+        )
+        step = np.array([sums.pop("values") / len(pairs), sums.pop("squares") / len(pairs), 1.0])
         self._scores = _REMEMBERED * self._scores + step
-        return {"reward_loss": loss, "accuracy": right}
+        return sums
 
     def scores(self, texts: Rollout) -> Tensor:
         """[B]: what the reward head says of each whole text, from the state of its last token."""

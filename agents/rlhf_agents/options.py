@@ -269,7 +269,7 @@ class Options:
         """The rollout with the credit of tokens and of segments, float64[B, L] each, before the update."""
         # One column more, for the state after the longest text.
         tokens, mask = F.pad(rollout.tokens, (0, 1)), F.pad(rollout.mask, (0, 1))
-        parts = list(self.optimizer.rows(rollout.lengths, group=rollout.group))
+        parts = list(self.optimizer.rows(rollout.lengths, group=rollout.group, prompts=rollout.prompt_lengths))
         readings = [self._read(tokens[rows], mask[rows], torch.zeros_like(mask[rows])) for rows in parts]
         back = torch.cat(parts).argsort()
         choice, values = (
@@ -303,7 +303,7 @@ class Options:
             weight=token_weights(batch.actions, "token-mean"), share=token_weights(_starts(batch), "token-mean")
         )
         metrics: Metrics = defaultdict(float)
-        for rows in self.optimizer.rows(batch.lengths, group=batch.group):
+        for rows in self.optimizer.rows(batch.lengths, group=batch.group, prompts=batch.prompt_lengths):
             part = batch.select(rows)
             extras, weight, share = part.extras, part.extras["weight"], part.extras["share"]
             option, starts = _options(part), _starts(part)
@@ -342,7 +342,7 @@ class Options:
                     "first_option": weighted_sum(refined(option == 0), share),
                 }.items():
                     metrics[name] += float(value.detach())
-        return {**metrics, "grad_norm": self.optimizer.step()}
+        return {**self.optimizer.summed(metrics), "grad_norm": self.optimizer.step()}
 
     # ---------------------------------------------------------------- state
 

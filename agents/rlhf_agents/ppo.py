@@ -194,7 +194,7 @@ class PPO:
         trunk = self.policy if self.critic is None else self.critic
         nowhere = torch.zeros_like(mask)
         values = torch.zeros(tokens.shape, dtype=finest(tokens.device), device=tokens.device)
-        for rows in self.optimizer.rows(rollout.lengths, group=rollout.group):
+        for rows in self.optimizer.rows(rollout.lengths, group=rollout.group, prompts=rollout.prompt_lengths):
             scores = trunk.evaluate(tokens[rows], mask[rows], nowhere[rows])
             values[rows] = refined(self.value_head(scores.hidden))
         if not cut:
@@ -214,7 +214,7 @@ class PPO:
             )
         batch = with_left_out(self.loss, self.policy, self.optimizer, batch, self._draws)
         metrics: Metrics = defaultdict(float)
-        for rows in self.optimizer.rows(batch.lengths, group=batch.group):
+        for rows in self.optimizer.rows(batch.lengths, group=batch.group, prompts=batch.prompt_lengths):
             part = batch.select(rows)
             extras, weight = part.extras, part.extras["weight"]
             scores = self.policy.evaluate(part.tokens, part.mask, part.actions)
@@ -247,7 +247,7 @@ class PPO:
                     **({} if self.loss else {"clip_fraction": self._outside(log_ratio, weight)}),
                 }.items():
                     metrics[name] += float(value.detach())
-        return {**metrics, "grad_norm": self.optimizer.step()}
+        return {**self.optimizer.summed(metrics), "grad_norm": self.optimizer.step()}
 
     def _outside(self, log_ratio: Tensor, weight: Tensor) -> Tensor:
         """The share of tokens whose ratio is outside the agent's own clip."""

@@ -150,7 +150,7 @@ class Reinforce:
         )
         rollout = with_left_out(self.loss, self.policy, self.optimizer, rollout, self._draws)
         metrics: Metrics = defaultdict(float)
-        for rows in self.optimizer.rows(rollout.lengths, group=rollout.group):
+        for rows in self.optimizer.rows(rollout.lengths, group=rollout.group, prompts=rollout.prompt_lengths):
             part = rollout.select(rows)
             scores = self.policy.evaluate(part.tokens, part.mask, part.actions)
             importance = truncated_importance_weights(
@@ -169,7 +169,7 @@ class Reinforce:
                 **({} if self.loss else {"importance_weight": importance.sum() / len(rollout)}),
             }.items():
                 metrics[name] += float(value.detach())
-        summary = over_steps([{**metrics, "grad_norm": self.optimizer.step()}])
+        summary = over_steps([{**self.optimizer.summed(metrics), "grad_norm": self.optimizer.step()}])
         return {
             **summary,
             **self.entropy.observe(summary["entropy"], len(rollout)),

@@ -166,7 +166,7 @@ class RLOO:
             )
         batch = with_left_out(self.loss, self.policy, self.optimizer, batch, self._draws)
         metrics: Metrics = defaultdict(float)
-        for rows in self.optimizer.rows(batch.lengths, group=batch.group):
+        for rows in self.optimizer.rows(batch.lengths, group=batch.group, prompts=batch.prompt_lengths):
             part = batch.select(rows)
             scores = self.policy.evaluate(part.tokens, part.mask, part.actions)
             token_log_ratio = stated_log_ratio(scores.logprobs, part.logprobs, part.actions)
@@ -188,7 +188,7 @@ class RLOO:
                     **({} if self.loss else {"clip_fraction": outside_clip(log_ratio, config.clip).sum() / len(batch)}),
                 }.items():
                     metrics[name] += float(value.detach())
-        return {**metrics, "grad_norm": self.optimizer.step()}
+        return {**self.optimizer.summed(metrics), "grad_norm": self.optimizer.step()}
 
     def state_dict(self) -> State:
         state = learned_state(self.policy, self.optimizer, self._order)

@@ -33,7 +33,7 @@ from typing import Literal
 
 import numpy as np
 
-from rlhf_env.envs.task_labels import label_of, mixture_of
+from rlhf_env.envs.task_labels import mixture_of, task_label
 from rlhf_env.errors import ConfigError, Problem, did_you_mean
 from rlhf_env.learning.agent import Agent, Around, Metrics, Setup
 from rlhf_env.learning.functional import draw_probabilities
@@ -108,7 +108,7 @@ class TaskSampling(Around):
         metrics = self.agent.update(rollout)
         scores: dict[str, list[float]] = {label: [] for label in self.labels}
         for episode, score in zip(rollout.episodes, rollout.scores, strict=True):
-            label = label_of(episode.prompt)
+            label = task_label(episode.prompt)
             if label in scores and self.config.part in score.raw:
                 scores[label].append(score.raw[self.config.part])
         for place, label in enumerate(self.labels):

@@ -4,8 +4,9 @@ Give Up", arXiv 2002.06038).
     score = 1 - mean of the `neighbours` largest max(0, cosine(e, e_i)) over the remembered texts i
 
 The embedding e of a text is a vector of its hashed n-grams, or the mean state of a language model in a folder. Neither
-learns, so distances do not move while the policy does. The score decays as the memory fills with what is written; the
-memory holds the last `memory` different texts, and what has been forgotten is new again.
+learns, so distances do not move while the policy does. The score decays as the memory fills with what is written: a
+text is worth nothing any more when `neighbours` texts equal to it are remembered. The memory holds the last `memory`
+texts, repeats too, and what has been forgotten is new again.
 
 It is 1 as long as nothing is remembered. Texts of one rollout are compared with the same memory, whoever ends first.
 Evaluations are not remembered.
@@ -31,7 +32,7 @@ class NoveltyEmbedding:
     neighbours: AtLeastOne = 1
     """Of how many of the nearest remembered texts the likeness is averaged; of fewer, if there are fewer."""
     memory: AtLeastOne = 1_024
-    """Different texts that are remembered; the oldest go first."""
+    """Texts that are remembered; the oldest go first."""
     n: AtLeastOne = 3
     """Longest run of tokens or words that the hashed embedding counts."""
     unit: NgramUnit = "tokens"
@@ -77,13 +78,8 @@ class NoveltyEmbedding:
         return float(1.0 - alike.mean())
 
     def observe(self, episodes: Sequence[Episode], /) -> None:
-        known = {row.tobytes() for row in self._remembered}
-        new = []
-        for row in self.embeddings(episodes) if episodes else ():
-            if row.tobytes() not in known:
-                known.add(row.tobytes())
-                new.append(row)
-        self._remembered = np.concatenate([self._remembered, *(row[None] for row in new)])[-self.memory :]
+        if episodes:
+            self._remembered = np.concatenate([self._remembered, self.embeddings(episodes)])[-self.memory :]
 
     def state_dict(self) -> State:
         return {"remembered": self._remembered.copy()}

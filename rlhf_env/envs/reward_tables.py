@@ -22,7 +22,7 @@ from rlhf_env.envs.reward_functions import (
     name_of,
 )
 from rlhf_env.envs.rewards import Failures, RewardMix
-from rlhf_env.envs.shaping import Shaping
+from rlhf_env.envs.shaping import Shaped
 from rlhf_env.envs.task_labels import mixture_of, require_tasks
 from rlhf_env.errors import ConfigError, Problem, did_you_mean, under
 from rlhf_env.own_code import KEY, OwnCode
@@ -91,7 +91,7 @@ def load_rewards(
         spec = {_name_of(spec): spec}
     parts: dict[str, AnyReward | tuple[float, AnyReward]] = {}
     failures: dict[str, Failures] = {}
-    shaping: dict[str, Shaping] = {}
+    shaping: dict[str, Shaped] = {}
     of_tasks: dict[str, Mapping[str, float]] = {}
     for name, value in spec.items():
         if isinstance(value, (int, float, Mapping)):
@@ -127,7 +127,7 @@ class Mixing:
     tasks: Annotated[dict[str, float], MinLen(1)] | None = None
     """Of a mixture of tasks, those in which the part counts, by label, and what `weight` is multiplied by there. About
     texts of other tasks it is not asked."""
-    shaping: Shaping | None = None
+    shaping: Shaped | None = None
     """How its scores are changed over the run before they are summed up (`only_if`, `normalise`, `clip`, `schedule`,
     `target`). Evaluations measure them as they are."""
     plugin: Name | None = None
@@ -138,13 +138,13 @@ class Mixing:
     """Run the reward in a process of its own (default: only where a limit of such a process is given)."""
 
 
-def _shaping(table: Mapping[str, object]) -> Shaping:
+def _shaping(table: Mapping[str, object]) -> Shaped:
     """Raises ConfigError with every problem found."""
-    known = hints_of(Shaping)
+    known = hints_of(Shaped)
     unknown = [key for key in table if key not in known]
     problems: list[str] = [Problem(f"no setting {key!r}{did_you_mean(key, known)}", (key,)) for key in unknown]
     try:
-        made = Shaping(**cast(JsonObject, {key: value for key, value in table.items() if key in known}))
+        made = Shaped(**cast(JsonObject, {key: value for key, value in table.items() if key in known}))
     except ConfigError as error:
         problems += error.problems
     if problems:
@@ -160,7 +160,7 @@ class RewardTable:
     name: str
     plugin: str
     weight: float
-    shaping: Shaping | None
+    shaping: Shaped | None
     tasks: Mapping[str, float] | None
     failures: Failures
     limits: Limits | None

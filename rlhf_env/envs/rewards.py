@@ -10,18 +10,20 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, cast
+from functools import partial
+from typing import Annotated, Literal, TypeVar, cast
 
 import numpy as np
 from annotated_types import Interval
 
+from rlhf_env.envs.asks_for_all import AsksForAll
 from rlhf_env.envs.circuit_breaker import CircuitBreaker, spread_out
 from rlhf_env.envs.contained import contained, is_of_this_package, lent
 from rlhf_env.envs.isolation import RewardFailed
 from rlhf_env.envs.reward_answers import LARGEST_SCORE, Answers, episode_answers, token_answers
 from rlhf_env.envs.scoring import Scoring
-from rlhf_env.envs.shaping import MixShaping, Shaping, Total, shaping_problems
-from rlhf_env.envs.task_labels import TaskWeights, label_of
+from rlhf_env.envs.shaping import MixShaping, Shaped, Total, shaping_problems
+from rlhf_env.envs.task_labels import TaskWeights, task_label
 from rlhf_env.envs.waiting import Asking, WaitsOutside
 from rlhf_env.errors import ConfigError, RewardError
 from rlhf_env.own_code import raised_at
@@ -42,6 +44,8 @@ from rlhf_env.types import (
     TokenReward,
     TrainerState,
 )
+
+_T = TypeVar("_T")
 
 
 @settings
@@ -105,7 +109,11 @@ class RewardMix:
     `weights` are those of the objective. What is paid in training may be something else: `shaping` (`envs.shaping`)
     says so of a part, and every Score has the weights that it was paid with. `of_tasks` are the parts that count in
     some tasks of a mixture, and how much: it is part of the objective.
+
+    Where several processes train one run, the first asks the parts `for_all` of them, and has what they remember.
     """
+
+    for_all: AsksForAll | None = None
 
     def __init__(
         self,
@@ -113,7 +121,7 @@ class RewardMix:
         *,
         failures: Mapping[str, Failures] | None = None,
         measures: bool = False,
-        shaping: Mapping[str, Shaping] | None = None,
+        shaping: Mapping[str, Shaped] | None = None,
         of_tasks: Mapping[str, TaskWeights] | None = None,
     ) -> None:
         pairs = {name: part if isinstance(part, tuple) else (1.0, part) for name, part in parts.items()}
@@ -226,10 +234,27 @@ class RewardMix:
 
         `rows`: the episodes of the whole rollout, where these are some of them: `max_bad_fraction` is of those.
         """
+        self.read_ahead(episodes)
+        return self._told_all(partial(self._score, episodes, group_size, rows))
+
+    def read_ahead(self, episodes: Sequence[Episode]) -> None:
+        """Where several processes train one run, all of them read the texts for the KL penalty: it takes as long as
+        everything else together."""
+        if self.for_all is None:
+            return
+        for part in self.parts.values():
+            if isinstance(part, KLPenalty):
+                self.for_all.read_ahead(part.reference, episodes)
+
+    def _told_all(self, ask: Callable[[], _T]) -> _T:
+        return ask() if self.for_all is None else self.for_all.from_first(ask)
+
+    def _score(self, episodes: Sequence[Episode], group_size: int, rows: int) -> list[Score]:
         if self._outside and len(self.parts) > 1:
-            with self.scoring() as scoring:
-                scoring.begin(episodes, group_size, rows=rows)
-                return scoring.finish()
+            with Asking() as asking:
+                scoring = Scoring(self, asking)
+                scoring.hand_in(episodes, group_size, rows=rows)
+                return scoring.scores()
         answers = {name: self._part(name, episodes, group_size, rows) for name in self.parts}
         return self._scores(episodes, answers, group_size)
 
@@ -250,7 +275,7 @@ class RewardMix:
 
     def _counts(self, name: str, episode: Episode) -> bool:
         """Whether the part is one of the text's task."""
-        return name not in self.of_tasks or label_of(episode.prompt) in self.of_tasks[name]
+        return name not in self.of_tasks or task_label(episode.prompt) in self.of_tasks[name]
 
     def speaks_of(self, task: str) -> bool:
         """Whether a part other than the KL penalty counts in the mixture's task of this label."""
@@ -303,7 +328,7 @@ class RewardMix:
         if self.shaping is not None:
             weights |= {name: part.weight for name, part in self.shaping.parts.items()}
         for name, factors in self.of_tasks.items():
-            weights[name] *= factors.get(label_of(episode.prompt), 0.0)
+            weights[name] *= factors.get(task_label(episode.prompt), 0.0)
         return weights
 
     def require_few_failures(self, scores: Sequence[Score], episodes: Sequence[Episode]) -> None:
@@ -325,6 +350,8 @@ class RewardMix:
 
         Raises RewardError for more failures than `allowed`, and for an answer of the wrong form.
         """
+        if self.for_all is not None:
+            self.for_all.at(f"the reward {name!r}")
         breaker = self._breakers[name]
         if not breaker.lets_through():
             failed = dict.fromkeys(range(len(episodes)), breaker.said)
@@ -434,12 +461,19 @@ class RewardMix:
         if self.shaping is not None and scores:
             self.shaping.observe(episodes, scores)
             self._weigh_kl()
+        moved = self._told_all(partial(self._observe, episodes))
+        if self.for_all is not None and not self.for_all.is_first and self.kl is not None and self.kl.name in moved:
+            self._remembering[self.kl.name].load_state_dict(moved[self.kl.name])  # agents read its coefficient
+
+    def _observe(self, episodes: Sequence[Episode]) -> State:
+        """What the KL penalty then remembers, where it does."""
         for name, part in self._remembering.items():
             try:
                 with self._contained(name):
                     part.observe(episodes if name in self._of_this_package else lent(episodes))
             except RewardFailed as error:
                 raise RewardError(f"reward {name!r} {error}, when it was shown {len(episodes)} episodes") from error
+        return {name: self._remembering[name].state_dict() for name in self.kl_names if name in self._remembering}
 
     def follow(self, state: TrainerState) -> None:
         """Tell the parts that ask for it, and what shapes them, where training stands."""
@@ -451,6 +485,9 @@ class RewardMix:
 
     def take_logged(self) -> dict[str, float]:
         """The numbers that parts have logged since the last time: the mean of each name."""
+        return self._told_all(self._take_logged) if self._following else {}
+
+    def _take_logged(self) -> dict[str, float]:
         logged: dict[str, list[float]] = {}
         for part in self._following.values():
             for name, values in part.take_logged().items():

@@ -31,6 +31,7 @@ class Scoring:
         self._batches: list[tuple[Sequence[Episode], dict[str, Future[Answers]]]] = []
         self._places: list[int] = []
         self._rows, self._group_size = 0, 1
+        self._raised: RewardError | None = None
 
     def begin(
         self, episodes: Sequence[Episode], group_size: int = 1, *, rows: int = 0, places: Sequence[int] | None = None
@@ -39,6 +40,21 @@ class Scoring:
 
         Parts that look at all texts together are asked in `finish`, in the order of `places` (default: as they come).
         """
+        self._mix.read_ahead(episodes)
+        for_all = self._mix.for_all
+        if for_all is not None and (not for_all.is_first or self._raised is not None):
+            return
+        try:
+            self.hand_in(episodes, group_size, rows=rows, places=places)
+        except RewardError as error:
+            if for_all is None:
+                raise
+            self._raised = error  # the others learn of it in `finish`, where they ask what there is
+
+    def hand_in(
+        self, episodes: Sequence[Episode], group_size: int = 1, *, rows: int = 0, places: Sequence[int] | None = None
+    ) -> None:
+        """`begin` in the process that asks."""
         mix = self._mix
         self._rows, self._group_size = max(self._rows, rows), group_size
         self._places += range(len(self._places), len(self._places) + len(episodes)) if places is None else places
@@ -46,7 +62,7 @@ class Scoring:
         self._batches.append((episodes, answers))
         here = [answer for name, answer in answers.items() if name not in mix._outside and answer.done()]
         if any(answer.exception() is not None for answer in here):
-            self.finish()  # raises this one, or one that comes before it
+            self.scores()  # raises this one, or one that comes before it
         for answer in (each for _, every in self._batches for each in every.values()):
             if not answer.done():
                 break
@@ -72,6 +88,12 @@ class Scoring:
 
     def finish(self) -> list[Score]:
         """The scores of all batches, in their order. Raises RewardError."""
+        return self._mix._told_all(self.scores)
+
+    def scores(self) -> list[Score]:
+        """`finish` in the process that asks."""
+        if self._raised is not None:
+            raise self._raised
         mix = self._mix
         found = [
             (episodes, {name: answer.result() for name, answer in answers.items()})

@@ -29,7 +29,7 @@ from annotated_types import MinLen
 
 from rlhf_env.envs.success import Success
 from rlhf_env.errors import ConfigError, Problem, did_you_mean
-from rlhf_env.settings import AtLeastOne, Name, Positive, Share, fault, settings
+from rlhf_env.settings import AtLeastOne, Name, Positive, fault, settings
 from rlhf_env.types import Episode, Float, Int, Score, State
 
 _EPSILON = 1e-6  # beside a group's standard deviation, as in `learning.functional.group_advantages`
@@ -37,13 +37,13 @@ _NO_SPREAD = 1e-8  # standard deviations below this are rounding
 
 
 @settings
-class Shaping:
+class Shaped:
     """How a part's scores are changed in training before they are summed up; evaluations measure them unchanged.
 
     First `only_if`, then `normalise`, then `clip`; `schedule` and `target` change the weight.
     """
 
-    schedule: Annotated[list[tuple[Share, float]], MinLen(1)] | None = None
+    schedule: Annotated[list[tuple[float, float]], MinLen(1)] | None = None
     """Points [share of the budget, weight], in between on a line: the weight in training. The objective that
     evaluations measure has the part's `weight`, by default that of the last point."""
     only_if: Name | None = None
@@ -67,6 +67,8 @@ class Shaping:
 
     def problems(self) -> Iterator[Problem]:
         shares = [point[0] for point in self.schedule or ()]
+        if not all(0.0 <= share <= 1.0 for share in shares):
+            yield fault("schedule", f"must have shares of the budget from 0 to 1, got {shares}")
         if any(not before < after for before, after in itertools.pairwise(shares)):
             yield fault("schedule", f"must have points in order, each later than the one before, got {shares}")
         if self.clip is not None and not self.clip[0] < self.clip[1]:
@@ -115,7 +117,7 @@ def line_of(part: str) -> str:
 
 
 def shaping_problems(
-    shaping: Mapping[str, Shaping],
+    shaping: Mapping[str, Shaped],
     of_tasks: Collection[str],
     parts: Collection[str],
     *,
@@ -184,7 +186,7 @@ class RunningMoments:
 class PartShaping:
     """The shaping of one part: what its settings say, and what it has learned on the way."""
 
-    shaping: Shaping
+    shaping: Shaped
     weight: float
     """In training, now."""
     _moments: dict[str, RunningMoments] = field(default_factory=dict)
@@ -258,7 +260,11 @@ class MixShaping:
     """
 
     def __init__(
-        self, shapings: Mapping[str, Shaping], weights: Mapping[str, float], totals: Sequence[str], kl: Sequence[str]
+        self,
+        shapings: Mapping[str, Shaped],
+        weights: Mapping[str, float],
+        totals: Sequence[str],
+        kl: Sequence[str],
     ) -> None:
         self.parts = {name: PartShaping(shaping, weights[name]) for name, shaping in shapings.items()}
         self._conditions = {

@@ -19,7 +19,7 @@ def mixture_of(task: object) -> MixesTasks | None:
     return task if isinstance(task, MixesTasks) else None
 
 
-def label_of(prompt: Prompt) -> str:
+def task_label(prompt: Prompt) -> str:
     """The label of the outermost mixture's task that a prompt is of; "" where it is of none."""
     return str(prompt.meta.get("task", "")).partition("/")[0]
 

@@ -175,6 +175,18 @@ LOGGED: tuple[Logged, ...] = (
         of=("options",),
     ),
     Logged("train/first_option", "Share of segments that the first option wrote.", of=("options",)),
+    Logged(
+        "train/mutual_information",
+        "By how many nats a segment says which option wrote it: log p(option | segment) - log mu(option), mean over "
+        "segments. At most the log of the number of options.",
+        look="0: the options write alike. `diversity_coefficient` pays for it.",
+        of=("options",),
+    ),
+    Logged(
+        "options/segment_*/option_*",
+        "Share of texts in which that option wrote that segment; the last segment stands for all later ones.",
+        of=("options",),
+    ),
     Logged("train/beta", "The weight of the KL penalty of the environment, which is their beta.", of=("dpo", "kto")),
     Logged("train/pairs", "Pairs that were learned from in this update.", of=("dpo",)),
     Logged("train/ties", "Pairs left out, as both answers are worth the same.", of=("dpo",)),
@@ -225,8 +237,17 @@ LOGGED: tuple[Logged, ...] = (
     Logged("dynamic/groups_pending", "Groups kept for the next update.", of=("dynamic_sampling",)),
     Logged("tasks/*/share", "Share of that task of the mixture in the next rollout.", of=("task_sampling",)),
     Logged("tasks/*/score", "Mean score of that task in this rollout.", of=("task_sampling",)),
-    Logged("curriculum/level", "The level that the next texts are asked at.", of=("curriculum",)),
-    Logged("curriculum/success", "Success at the present level, over its window.", of=("curriculum",)),
+    Logged("curriculum/level", "The level that this update's texts were asked at.", of=("curriculum",)),
+    Logged(
+        "curriculum/success",
+        "Success at the present level: over its window with `by` success, else in this rollout.",
+        of=("curriculum",),
+    ),
+    Logged(
+        "curriculum/share_of_level_*",
+        "How likely that level was to be drawn for this rollout, with `by` progress.",
+        of=("curriculum",),
+    ),
     Logged(
         "backward/stage",
         "The stage of this update's texts; at the last one none is begun.",

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from rlhf_env.envs.rewards import KLPart, RewardMix
-from rlhf_env.envs.task_labels import label_of, mixture_of
+from rlhf_env.envs.task_labels import mixture_of, task_label
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.errors import ConfigError, RlhfEnvError
 from rlhf_env.learning.agent import Agent, Metrics
@@ -203,7 +203,7 @@ def _by_task(rollout: Rollout, mixes: bool) -> Metrics:
     rewards: dict[str, list[float]] = {}
     for episode, score in zip(rollout.episodes, rollout.scores, strict=True):
         if score.raw:
-            rewards.setdefault(label_of(episode.prompt), []).append(score.total)
+            rewards.setdefault(task_label(episode.prompt), []).append(score.total)
     means = {f"task/{label}/reward": math.fsum(values) / len(values) for label, values in rewards.items()}
     return {**means, **{f"task/{label}/texts": float(len(values)) for label, values in rewards.items()}}
 

@@ -15,6 +15,7 @@ from rlhf_env.learning.policy_settings import PolicySettings
 from rlhf_env.learning.run_models import model_folder
 from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.policies.policy import Policy
+from rlhf_env.settings import fault
 from rlhf_env.types import Tokenizer
 
 TeacherDtype = Literal["float32", "float64", "bfloat16", "auto"]
@@ -32,15 +33,15 @@ def load_teacher(name: str, student: Policy, tokenizer: Tokenizer, dtype: Teache
     Raises ConfigError for a teacher whose tokenizer is another than the student's, and DataError where there is none.
     """
     if name in ("tiny", "table"):
-        raise ConfigError(Problem(f"{name!r} is new and random, and teaches nothing: name a model", ("teacher",)))
+        raise ConfigError(fault("teacher", f"{name!r} is new and random, and teaches nothing: name a model"))
     wanted = PolicySettings(model=name)
     theirs = load_tokenizer_of(wanted)
     if unlike := token_difference(tokenizer, theirs):
         raise ConfigError(
-            Problem(
+            fault(
+                "teacher",
                 f"{name} has another tokenizer than the policy ({unlike}), so its probabilities are of other tokens: "
                 "take a teacher of the same family, or learn answers that it wrote into a file with sft",
-                ("teacher",),
             )
         )
     folder, kind = model_folder(name), _torch_dtype(dtype, student)

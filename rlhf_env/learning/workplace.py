@@ -19,6 +19,7 @@ from rlhf_env.envs.tasks import held_out, load_task
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.envs.tokenizers import keeping_special
 from rlhf_env.errors import ConfigError, Problem, did_you_mean, under
+from rlhf_env.learning import processes
 from rlhf_env.learning.agent import Agent, Setup, traits
 from rlhf_env.learning.checkpoints import fingerprint
 from rlhf_env.learning.engine import Engine, find_device, free_on, require_dtype
@@ -34,6 +35,7 @@ from rlhf_env.learning.models import (
     with_vocabulary_of,
 )
 from rlhf_env.learning.policy_settings import PolicySettings
+from rlhf_env.learning.processes import Processes
 from rlhf_env.learning.prompt_lengths import require_prompts_fit
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
 from rlhf_env.learning.run_models import keep_base, model_folder
@@ -43,10 +45,12 @@ from rlhf_env.learning.stopping import MaxKL, Patience, load_stopping_rules
 from rlhf_env.learning.teachers import TeacherDtype
 from rlhf_env.learning.tracking import check_trackers
 from rlhf_env.own_code import OwnCode, files_in, names_code, require_unchanged
+from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.policies.loading import base_and_adapter
 from rlhf_env.policies.low_precision import fallback
 from rlhf_env.policies.policy import HasContext, Policy, Sampling, all_weights
 from rlhf_env.policies.sizes import in_bytes, size_of, too_large
+from rlhf_env.policies.tabular import TabularPolicy
 from rlhf_env.types import ScoresItself, Task
 
 OR_OVER_LONG = "; or set over_long in [environment]"
@@ -112,12 +116,13 @@ class Workplace:
             run.began_with("initial weights", fingerprint(all_weights(setup.reference)))
             keep_base(run.path, setup.policy, setup.tokenizer)
             run.note(self.notes)
-        rows = read_metrics(run.path) if run is not None and resume else []
+        several = setup.engine.processes
+        rows = several.from_first(lambda: read_metrics(run.path) if run is not None and resume else [])
         if evaluate is not None and not rows:
             rows = [{"update": 0, "spent/generated_tokens": 0, **{f"eval/{k}": v for k, v in evaluate().items()}}]
             if run is not None:
                 run.log(rows[0])
-        first = [] if run is not None else rows
+        first = [] if several.first_of(run is not None) else rows
         if not getattr(self.agent, "trains", True):
             return Training("does not train", first)
         if rows:
@@ -154,7 +159,8 @@ class Workplace:
         setup = self.setup
         provided = {"reference": setup.reference, "tokenizer": setup.tokenizer, "device": setup.engine.device}
         with under("evaluation", "rewards"):
-            return load_rewards(rewards, self.env.task, provided, measured=True)
+            mix = load_rewards(rewards, self.env.task, provided, measured=True)
+        return shared_by(setup.engine.processes, mix)
 
     @property
     def evaluation_sampling(self) -> Sampling | None:
@@ -225,7 +231,10 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
         str(policy.device),
         most_tokens=most_tokens(policy),
         shares_prefixes=shares_prefixes(policy),
+        processes=processes.current(),
     )
+    if engine.processes.size > 1 and isinstance(policy, (LanguageModel, TabularPolicy)):
+        policy.together = engine.processes
     reference = policy.frozen_copy()
     reference.reseed(experiment.seed + 1)
     policy.reseed(experiment.seed)
@@ -234,6 +243,7 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
         if imitates(experiment.agent) and rewards == Experiment().rewards and not isinstance(task, ScoresItself):
             rewards = {"none": NoReward()}  # whoever imitates needs none
         reward = load_rewards(rewards, task, {"reference": reference, "tokenizer": tokenizer, "device": engine.device})
+        reward = shared_by(engine.processes, reward)
     if reward.kl is None and (measuring := load_stopping_rules(experiment.stopping_tables()).of(MaxKL)):
         raise ConfigError(
             Problem(
@@ -279,6 +289,13 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
         agent = make_agent(experiment.agent, setup)
     source = EnvSource(env, seed=experiment.seed, spending=spending, reference=reference, policy=policy)
     return Workplace(written, env, setup, agent, source, notes, files_in(experiment.tables_of_plugins()))
+
+
+def shared_by(several: Processes, reward: RewardMix) -> RewardMix:
+    """The same rewards; where several processes train one run, its first asks them for all."""
+    if several.size > 1:
+        reward.for_all = several
+    return reward
 
 
 def _say_if_memory_is_short(experiment: Experiment) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from rlhf_env.policies.loading import base_and_adapter, context_of, load_with_ad
 from rlhf_env.policies.lora import has_adapter, is_of_adapter, merge_adapter
 from rlhf_env.policies.low_precision import WriterDtype, require_known, writer_linear
 from rlhf_env.policies.next_tokens import NextTokens, StatesRead
-from rlhf_env.policies.policy import Sampling, TextEvaluation, Written
+from rlhf_env.policies.policy import ALONE, Sampling, TextEvaluation, WritesTogether, Written
 from rlhf_env.policies.precision import as_float64
 from rlhf_env.policies.recomputation import recomputed_layers, require_layers
 from rlhf_env.policies.soundness import trusted_path, warn_if_slow
@@ -61,6 +62,8 @@ class LanguageModel(nn.Module):
     results are the same. `gradient_checkpointing`: see `recomputation`. `writer_dtype`: a copy in that precision
     writes, see `low_precision`.
     """
+
+    together: WritesTogether = ALONE
 
     def __init__(
         self,
@@ -214,9 +217,19 @@ class LanguageModel(nn.Module):
         lengths = mask.sum(1)
         self._check_prompts(texts, mask, lengths, rows, length)
         uniforms = self._streams.next(len(texts), length)
+        write = partial(self._write, observation, texts, lengths, uniforms)
+        written = self.together.written(observation, rows, length, self.vocab_size, write)
+        self._streams.take((written.tokens < self.vocab_size).sum(1))
+        return written
 
+    def _write(self, observation: Observation, texts: Int, lengths: Int, uniforms: Float, rows: Bool) -> Written:
+        """What these rows write, one token for each column of `uniforms` float64[B, k]; the streams stay."""
+        length = uniforms.shape[1]
         # Not kept while it works: an interrupted call must not leave a half-written cache to the next.
         decoding, self._decoding = self._decoding, None
+        if not rows.any():  # nothing is read, and no copy of the weights is made
+            self._streams.take(np.zeros(len(texts), np.int64))
+            return Written(np.full(uniforms.shape, self.vocab_size, np.int64), np.zeros(uniforms.shape))
         weights = self._weights()
         if decoding is None or weights != self._decoding_weights or not decoding.continues(texts, lengths, rows):
             decoding = None
@@ -236,7 +249,6 @@ class LanguageModel(nn.Module):
                 stops=observation.get("stops"),
                 stop_states=observation.get("stop_states"),
             )
-        self._streams.take((written.tokens < self.vocab_size).sum(1))
         if decoding.can_be_continued and decoding.live.any():
             self._decoding, self._decoding_weights = decoding, weights
         return written
@@ -301,6 +313,8 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def response_logprobs(self, episodes: Sequence[Episode], /) -> list[Float]:
+        if (known := self.together.known(self, episodes)) is not None:
+            return known
         answers: list[Float] = [np.zeros(0)] * len(episodes)
         with _without_dropout(self):
             for batch in self._batches(episodes):

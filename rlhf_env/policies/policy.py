@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple, Protocol, Self, runtime_checkable
 
@@ -63,6 +63,36 @@ class Written:
     logprobs: Float
     """float64[B, k]: under the distribution that was sampled from, truncated if `Sampling` truncates; 0 where there is
     no token."""
+
+
+class WritesTogether(Protocol):
+    """Several processes that write one batch of texts: each some of the rows, and all get the tokens of all."""
+
+    def written(
+        self, observation: Observation, rows: Bool, length: int, nothing: int, write: Callable[[Bool], Written]
+    ) -> Written:
+        """What `write(rows)` gives: int64[B, length], `nothing` where there is no token.
+
+        Equal texts that are continued by equal tokens have equal log-probabilities, whoever wrote them.
+        """
+
+    def known(self, reader: object, episodes: Sequence[Episode]) -> list[Float] | None:
+        """`reader.response_logprobs(episodes)`, where the processes have read all of these together; else None."""
+
+
+class WritesAlone:
+    """One process that writes all rows."""
+
+    def written(
+        self, observation: Observation, rows: Bool, length: int, nothing: int, write: Callable[[Bool], Written]
+    ) -> Written:
+        return write(rows)
+
+    def known(self, reader: object, episodes: Sequence[Episode]) -> None:
+        return None
+
+
+ALONE = WritesAlone()
 
 
 class TextEvaluation(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -16,10 +16,10 @@ from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.policies.decoding import draw
 from rlhf_env.policies.language_model import padded
 from rlhf_env.policies.next_tokens import NextTokens
-from rlhf_env.policies.policy import Sampling, TextEvaluation, Written
+from rlhf_env.policies.policy import ALONE, Sampling, TextEvaluation, WritesTogether, Written
 from rlhf_env.policies.precision import as_float64
 from rlhf_env.policies.streams import RowStreams
-from rlhf_env.types import Bool, Episode, Float, Observation, State
+from rlhf_env.types import Bool, Episode, Float, Int, Observation, State
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,8 @@ class TabularPolicy(nn.Module):
     numbers of standard deviation `init_std`, drawn from `seed`, which also starts the stream that `write` draws from.
     """
 
+    together: WritesTogether = ALONE
+
     def __init__(
         self,
         symbols: int,
@@ -134,8 +136,14 @@ class TabularPolicy(nn.Module):
         if (mask[:, 1:] > mask[:, :-1]).any():
             raise ConfigError("attention_mask: observations are padded on the right")
         uniforms = self._streams.next(len(texts), length)
-        tokens, logprobs = np.full(uniforms.shape, self.vocab_size, np.int64), np.zeros(uniforms.shape)
+        write = partial(self._write, observation, texts, mask, uniforms)
+        written = self.together.written(observation, rows, length, self.vocab_size, write)
+        self._streams.take((written.tokens < self.vocab_size).sum(1))
+        return written
 
+    def _write(self, observation: Observation, texts: Int, mask: Bool, uniforms: Float, rows: Bool) -> Written:
+        """What these rows write, one token for each column of `uniforms` float64[B, k]; the streams stay."""
+        tokens, logprobs = np.full(uniforms.shape, self.vocab_size, np.int64), np.zeros(uniforms.shape)
         asked = np.flatnonzero(rows)
         after = self._states(torch.from_numpy(texts[asked]), torch.from_numpy(mask[asked]))
         ends = torch.from_numpy(mask[asked].sum(1))
@@ -144,7 +152,7 @@ class TabularPolicy(nn.Module):
         logits = self.logits.detach()
         stops = observation.get("stops")
         stop_states = np.array(observation.get("stop_states", np.zeros(len(texts))), np.int64)
-        for step in range(length):
+        for step in range(uniforms.shape[1]):
             live = np.flatnonzero((state >= 0) & (state < self.tree.states))
             if not len(live):
                 break
@@ -154,7 +162,6 @@ class TabularPolicy(nn.Module):
             if stops is not None:
                 stop_states[live] = stops.after(stop_states[live], drawn)
                 state[live[stops.completed(stop_states[live])]] = -1
-        self._streams.take((tokens < self.vocab_size).sum(1))
         return Written(tokens, logprobs)
 
     def evaluate(self, tokens: Tensor, mask: Tensor, where: Tensor) -> TextEvaluation:
@@ -198,6 +205,8 @@ class TabularPolicy(nn.Module):
     def response_logprobs(self, episodes: Sequence[Episode], /) -> list[Float]:
         if not episodes:
             return []
+        if (known := self.together.known(self, episodes)) is not None:
+            return known
         logprobs = as_float64(self.evaluate(*padded(episodes, self.pad_id)).logprobs).numpy()
         return [
             row[len(episode.prompt_ids) : len(episode.ids)].copy()

@@ -71,6 +71,23 @@ def test_progress_is_the_change_of_scores(make_world: Any) -> None:
     assert agent.shares == pytest.approx([*(0.8 * shares + 0.1), 0.0])
 
 
+def test_given_shares_are_those_of_training(make_world: Any) -> None:
+    world = make_world(rows=16, task=MIXTURE)
+    inner = RLOO(world.setup, RLOO.Config(group_size=2))
+    alone = TaskSampling(world.setup, TaskSampling.Config(by="shares", shares={"off": 2.0}), inner)
+    assert alone.shares.tolist() == [0.0, 0.0, 1.0]
+    assert {episode.prompt.meta["task"] for episode in world.rollout(alone).episodes} == {"off"}
+    both = TaskSampling(world.setup, TaskSampling.Config(by="shares", shares={"one": 1.0, "off": 3.0}), inner)
+    assert both.shares.tolist() == [0.25, 0.0, 0.75]
+    with pytest.raises(ConfigError, match="shares names no task of the mixture with 'of': did you mean 'off'"):
+        TaskSampling(world.setup, TaskSampling.Config(by="shares", shares={"of": 1.0}), inner)
+    for wrong in ({"by": "shares"}, {"shares": {"one": 1.0}}):
+        with pytest.raises(ConfigError, match='shares and by = "shares" go together'):
+            TaskSampling.Config(**wrong)
+    with pytest.raises(ConfigError, match="shares must not all be 0"):
+        TaskSampling.Config(by="shares", shares={"one": 0.0})
+
+
 def test_rollouts_have_these_shares(make_world: Any) -> None:
     world = make_world(rows=32, task=MIXTURE)
     agent = sampling(world.setup, explore=0.0)

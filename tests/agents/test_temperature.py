@@ -86,7 +86,7 @@ def all_texts(temperature: float) -> Any:
 
 
 @pytest.mark.parametrize("temperature", [0.7, 2.0])
-def test_as_the_policy_it_learns_the_policys_own_gradient(gradient_of: Any, temperature: float) -> None:
+def test_as_the_policy_it_has_the_policys_own_gradient(gradient_of: Any, temperature: float) -> None:
     """Exactly, over all texts: the ratio corrects for the writer, and the KL penalty is the policy's."""
     world, written = all_texts(temperature)
     agent = hot(world.setup, start=temperature)
@@ -104,7 +104,7 @@ def test_as_the_policy_it_learns_the_policys_own_gradient(gradient_of: Any, temp
     assert (naive - exact).norm() > 1e-3 * exact.norm(), "without the wrapper, the KL penalty is the writer's"
 
 
-def test_as_the_writer_it_learns_the_gradient_of_the_writers_objective(gradient_of: Any) -> None:
+def test_as_the_writer_it_has_the_gradient_of_the_writers_objective(gradient_of: Any) -> None:
     world, written = all_texts(2.0)
     setup = world.setup
     agent = hot(setup, learns_as="writer")

@@ -158,6 +158,7 @@ CASES: dict[str, Changes] = {
     "prompt_sampling around dynamic_sampling around grpo": {
         "agent": {
             "name": "prompt_sampling",
+            "prompts": 8,
             "agent": {"name": "dynamic_sampling", "draws": 2, "agent": {"name": "grpo", **GROUPS}},
         },
     },

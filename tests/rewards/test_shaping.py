@@ -1,4 +1,4 @@
-"""Shaping: numbers by hand, a ledger that adds up to the bit, and what evaluations and views do not see."""
+"""Shaped: numbers by hand, a ledger that adds up to the bit, and what evaluations and views do not see."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from rlhf_env.envs.reward_tables import load_rewards
 from rlhf_env.envs.rewards import RewardMix
-from rlhf_env.envs.shaping import RunningMoments, Shaping, Total
+from rlhf_env.envs.shaping import RunningMoments, Shaped, Total
 from rlhf_env.envs.tasks import load_task
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.errors import ConfigError
@@ -49,7 +49,7 @@ class Distance:
         return [np.full(len(episode.response_ids), -1.0) for episode in episodes]
 
 
-def mixed(shaping: dict[str, Shaping], weight: float = 1.0, **numbers: Sequence[float | None]) -> RewardMix:
+def mixed(shaping: dict[str, Shaped], weight: float = 1.0, **numbers: Sequence[float | None]) -> RewardMix:
     parts: dict[str, Any] = {name: (weight, Says(said)) for name, said in numbers.items()}
     return RewardMix(parts | {"total": Total()} if "total" in shaping else parts, shaping=shaping)
 
@@ -69,7 +69,7 @@ def at(progress: float) -> TrainerState:
 
 
 def test_what_is_clipped_off_is_a_line_of_the_ledger() -> None:
-    scores = mixed({"a": Shaping(clip=(-1.0, 2.0))}, 0.5, a=[3.0, -3.0, 1.0, 2.0], b=[1.0, 1.0, 1.0, 1.0]).score(BATCH)
+    scores = mixed({"a": Shaped(clip=(-1.0, 2.0))}, 0.5, a=[3.0, -3.0, 1.0, 2.0], b=[1.0, 1.0, 1.0, 1.0]).score(BATCH)
     assert [score.raw for score in scores] == [
         {"a": 3.0, "a/shaping": -1.0, "b": 1.0},
         {"a": -3.0, "a/shaping": 2.0, "b": 1.0},
@@ -82,7 +82,7 @@ def test_what_is_clipped_off_is_a_line_of_the_ledger() -> None:
 
 def test_each_reward_normalised_before_the_sum() -> None:
     """GDPO (2601.05242, eq. 4 and 5): right [1, 0, 1, 0] and form [1, 1, 0, 1], of one group, weights 2 and 2."""
-    each = {"right": Shaping(normalise="group"), "form": Shaping(normalise="group")}
+    each = {"right": Shaped(normalise="group"), "form": Shaped(normalise="group")}
     scores = mixed(each, 2.0, right=[1, 0, 1, 0], form=[1, 1, 0, 1]).score(BATCH, group_size=4)
     right, form = 0.5 / (math.sqrt(1 / 3) + EPSILON), 0.25 / (0.5 + EPSILON)  # deviations of samples: n - 1
     expected = [2 * (right + form), 2 * (form - right), 2 * (right - 3 * form), 2 * (form - right)]
@@ -98,7 +98,7 @@ def test_the_sum_alone_cannot_tell_one_reward_from_two() -> None:
     group = torch.zeros(2, dtype=torch.int64)
     after, before = [], []
     for form in ([1.0, 1.0], [0.0, 1.0]):
-        each = {"right": Shaping(normalise="group"), "form": Shaping(normalise="group")}
+        each = {"right": Shaped(normalise="group"), "form": Shaped(normalise="group")}
         plain = RewardMix({"right": Says([0.0, 1.0]), "form": Says(form)}).score(BATCH[:2], 2)
         shaped = mixed(each, right=[0.0, 1.0], form=form).score(BATCH[:2], 2)
         for scores, found, scaled in ((plain, after, True), (shaped, before, False)):
@@ -109,13 +109,13 @@ def test_the_sum_alone_cannot_tell_one_reward_from_two() -> None:
 
 
 def test_equal_scores_of_a_group_are_exactly_nothing() -> None:
-    scores = mixed({"a": Shaping(normalise="group")}, 0.3, a=[0.1, 0.1, 0.1, 0.7]).score(BATCH, group_size=2)
+    scores = mixed({"a": Shaped(normalise="group")}, 0.3, a=[0.1, 0.1, 0.1, 0.7]).score(BATCH, group_size=2)
     assert [score.total for score in scores[:2]] == [0.0, 0.0]
     assert scores[2].total == pytest.approx(-scores[3].total, abs=1e-15) and scores[2].total < 0.0
 
 
 def test_groups_are_normalised_each_for_itself_and_without_whom_a_part_abstained_from() -> None:
-    mix = mixed({"a": Shaping(normalise="group")}, a=[1.0, None, 3.0, 7.0], b=[0.0, 0.0, 0.0, 0.0])
+    mix = mixed({"a": Shaped(normalise="group")}, a=[1.0, None, 3.0, 7.0], b=[0.0, 0.0, 0.0, 0.0])
     scores = mix.score([*BATCH, *BATCH], group_size=4)
     std = math.sqrt(((1 - 11 / 3) ** 2 + (3 - 11 / 3) ** 2 + (7 - 11 / 3) ** 2) / 2)
     expected = [(value - 11 / 3) / (std + EPSILON) for value in (1.0, 3.0, 7.0)]
@@ -124,7 +124,7 @@ def test_groups_are_normalised_each_for_itself_and_without_whom_a_part_abstained
 
 
 def test_running_moments_are_those_of_all_texts_before() -> None:
-    mix = mixed({"a": Shaping(normalise="running")}, a=[0.0, 2.0, 4.0, 10.0])
+    mix = mixed({"a": Shaped(normalise="running")}, a=[0.0, 2.0, 4.0, 10.0])
     first = mix.score(BATCH)
     assert [score.total for score in first] == [0.0, 2.0, 4.0, 10.0], "nothing is known in the first rollout"
     mix.observe(BATCH[:2], first[:2])  # 0 and 2: mean 1, deviation 1
@@ -150,18 +150,18 @@ def test_moments_of_batches_are_those_of_all_numbers(batches: list[list[float]])
 def test_each_task_has_its_own_scale() -> None:
     """Task a says 0 and 2 (mean 1, deviation 1), task b 10 and 30 (mean 20, deviation 10)."""
     texts = [make_episode("p", "x" * size, meta={"task": "ab"[size // 2]}) for size in range(4)]
-    mix = mixed({"a": Shaping(normalise="running", by_task=True)}, a=[0.0, 2.0, 10.0, 30.0])
+    mix = mixed({"a": Shaped(normalise="running", by_task=True)}, a=[0.0, 2.0, 10.0, 30.0])
     mix.observe(texts, mix.score(texts))
     assert [score.total for score in mix.score(texts)] == [-1.0, 1.0, -1.0, 1.0]
     other = [make_episode("p", "xxx", meta={"task": "c"})]
     assert mix.score(other)[0].total == 30.0, "nothing is known of another task"
-    together = mixed({"a": Shaping(normalise="running")}, a=[0.0, 2.0, 10.0, 30.0])
+    together = mixed({"a": Shaped(normalise="running")}, a=[0.0, 2.0, 10.0, 30.0])
     together.observe(texts, together.score(texts))
     assert together.score(texts)[1].total < 0.0
 
 
 def test_a_condition_pays_the_part_where_another_says_so() -> None:
-    mix = mixed({"short": Shaping(only_if="right >= 1")}, short=[-1.0, -2.0, -3.0, -4.0], right=[1.0, 0.0, None, 2.0])
+    mix = mixed({"short": Shaped(only_if="right >= 1")}, short=[-1.0, -2.0, -3.0, -4.0], right=[1.0, 0.0, None, 2.0])
     scores = mix.score(BATCH)
     assert [score.total for score in scores] == [0.0, 0.0, 0.0, -2.0]
     assert [score.raw["short"] for score in scores] == [-1.0, -2.0, -3.0, -4.0]
@@ -169,8 +169,8 @@ def test_a_condition_pays_the_part_where_another_says_so() -> None:
 
 def test_a_schedule_is_the_weight_in_training_alone() -> None:
     shaping = {
-        "a": Shaping(schedule=[(0.0, 1.0), (0.5, 0.0), (0.75, 4.0)]),
-        "kl": Shaping(schedule=[(0.0, 0.0), (1.0, 0.2)]),
+        "a": Shaped(schedule=[(0.0, 1.0), (0.5, 0.0), (0.75, 4.0)]),
+        "kl": Shaped(schedule=[(0.0, 0.0), (1.0, 0.2)]),
     }
     mix = RewardMix({"a": (7.0, Says([1.0] * 4)), "kl": (0.2, Distance())}, shaping=shaping)
     assert mix.kl is not None
@@ -187,7 +187,7 @@ def test_a_schedule_is_the_weight_in_training_alone() -> None:
 
 
 def test_a_weight_is_steered_until_the_mean_is_there() -> None:
-    mix = mixed({"a": Shaping(target=-1.0, horizon=8, most=1.5)}, a=[-3.0, -1.0, 0.0, 0.0])
+    mix = mixed({"a": Shaped(target=-1.0, horizon=8, most=1.5)}, a=[-3.0, -1.0, 0.0, 0.0])
     assert mix.score(BATCH)[0].weights["a"] == 1.0
     mix.observe(BATCH[:2], mix.score(BATCH[:2]))  # two texts, 1 below on average: + 2 / 8
     assert mix.score(BATCH)[0].weights["a"] == 1.25
@@ -202,7 +202,7 @@ def test_a_weight_is_steered_until_the_mean_is_there() -> None:
 
 
 def test_the_sum_is_normalised_without_the_kl_penalty() -> None:
-    shaping = {"total": Shaping(normalise="group"), "a": Shaping(clip=(0.0, 2.0))}
+    shaping = {"total": Shaped(normalise="group"), "a": Shaped(clip=(0.0, 2.0))}
     parts: dict[str, Any] = {"total": Total(), "a": (2.0, Says([0.0, 9.0, 1.0, 0.0])), "b": Says([1.0, 0.0, 0.0, 3.0])}
     mix = RewardMix({**parts, "kl": (0.5, Distance())}, shaping=shaping)
     scores = mix.score(BATCH, group_size=2)  # sums 1, 4 | 2, 3
@@ -219,11 +219,11 @@ def test_the_sum_is_normalised_without_the_kl_penalty() -> None:
 
 shapes = st.sampled_from(
     [
-        Shaping(normalise="group"),
-        Shaping(normalise="running", clip=(-0.5, 0.5)),
-        Shaping(clip=(-1.0, 1.0)),
-        Shaping(only_if="c >= 0", normalise="group"),
-        Shaping(schedule=[(0.0, 0.1), (1.0, 3.0)], clip=(-1.0, 3.0)),
+        Shaped(normalise="group"),
+        Shaped(normalise="running", clip=(-0.5, 0.5)),
+        Shaped(clip=(-1.0, 1.0)),
+        Shaped(only_if="c >= 0", normalise="group"),
+        Shaped(schedule=[(0.0, 0.1), (1.0, 3.0)], clip=(-1.0, 3.0)),
     ]
 )
 numbers = st.lists(st.floats(-1e6, 1e6), min_size=4, max_size=4)
@@ -231,9 +231,15 @@ numbers = st.lists(st.floats(-1e6, 1e6), min_size=4, max_size=4)
 
 @given(shapes, shapes, numbers, numbers, numbers, st.floats(-10, 10), st.floats(0, 1))
 def test_the_ledger_adds_up_to_the_bit_whatever_the_shaping(
-    a: Shaping, b: Shaping, said: list[float], also: list[float], more: list[float], weight: float, progress: float
+    a: Shaped,
+    b: Shaped,
+    said: list[float],
+    also: list[float],
+    more: list[float],
+    weight: float,
+    progress: float,
 ) -> None:
-    mix = mixed({"a": a, "b": b, "total": Shaping(clip=(-3.0, 2.0))}, weight, a=said, b=also, c=more)
+    mix = mixed({"a": a, "b": b, "total": Shaped(clip=(-3.0, 2.0))}, weight, a=said, b=also, c=more)
     mix.follow(at(progress))
     mix.observe(BATCH, mix.score(BATCH, 2))
     for score in mix.score(BATCH, 2):
@@ -260,10 +266,10 @@ class Places:
 def written(length: int) -> list[Score]:
     """Three rollouts of four rows in groups of two, `length` tokens a step, of the same random texts."""
     shaping = {
-        "a": Shaping(normalise="running", clip=(-1.0, 1.0)),
-        "b": Shaping(normalise="group"),
-        "c": Shaping(target=0.2, horizon=3),
-        "total": Shaping(normalise="running"),
+        "a": Shaped(normalise="running", clip=(-1.0, 1.0)),
+        "b": Shaped(normalise="group"),
+        "c": Shaped(target=0.2, horizon=3),
+        "total": Shaped(normalise="running"),
     }
     parts = {"a": Places(), "b": (0.5, Places()), "c": Places(), "total": Total()}
     mix = RewardMix(parts, shaping=shaping)
@@ -292,7 +298,7 @@ def test_every_view_pays_the_same() -> None:
 
 
 def test_texts_that_are_scored_while_others_are_written_are_paid_the_same() -> None:
-    shaping = {"a": Shaping(normalise="group"), "total": Shaping(clip=(-0.5, 0.5))}
+    shaping = {"a": Shaped(normalise="group"), "total": Shaped(clip=(-0.5, 0.5))}
     mix = mixed(shaping, a=[0.3, 0.9, 0.1, 0.2], b=[1.0, 0.0, 0.5, 0.0])
     with mix.scoring() as scoring:
         scoring.begin(BATCH[2:], 2, rows=4, places=[2, 3])
@@ -303,7 +309,10 @@ def test_texts_that_are_scored_while_others_are_written_are_paid_the_same() -> N
 
 def test_what_was_learned_is_in_the_state() -> None:
     def made() -> RewardMix:
-        shaping = {"a": Shaping(normalise="running", by_task=True), "b": Shaping(target=1.0, horizon=10)}
+        shaping = {
+            "a": Shaped(normalise="running", by_task=True),
+            "b": Shaped(target=1.0, horizon=10),
+        }
         return mixed(shaping, a=[0.1, 0.2, 0.4, 0.8], b=[0.3, 0.0, 0.0, 0.0])
 
     texts = [replace(it, prompt=replace(it.prompt, meta={"task": str(i % 2)})) for i, it in enumerate(BATCH)]
@@ -332,4 +341,4 @@ def test_a_part_without_a_weight_has_that_of_the_end_of_its_schedule() -> None:
 
 def test_normalising_within_groups_of_one_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"reward 'a': normalise = \"group\" is of answers to one prompt"):
-        mixed({"a": Shaping(normalise="group")}, a=[1.0]).score(BATCH[:1])
+        mixed({"a": Shaped(normalise="group")}, a=[1.0]).score(BATCH[:1])

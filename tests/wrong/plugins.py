@@ -117,7 +117,7 @@ experiment(
     "diversity_coefficient must be at least 0, got -0.1",
 )
 experiment("a letter of two goals", TASK, 'name = "segments"\ngoals = ["ab", "bc"]', "goals must have no letter twice")
-experiment("sums in base 0", TASK, 'name = "addition"\nbase = 0', "base must be in [1, 10], got 0")
+experiment("sums in base 0", TASK, 'name = "addition"\nbase = 0', "base must be from 1 to 10, got 0")
 experiment(
     "one answer to a prompt", AGENT, 'name = "dynamic_sampling"\nagent = { name = "ppo" }', "has no spread: take an"
 )
@@ -290,8 +290,8 @@ for given, said in {
     f"{LARGE}\non_policy = 1.5": "on_policy must be",
     f"{LARGE}\non_policy = 1.0\nbest_of = 4": "best_of is of the teacher's texts",
     'divergence = "sequence"\nbest_of = 4\nteacher_dtype = "auto"': "teacher_dtype is a teacher's, and none is named",
-    LARGE: "teacher: rlhf-env/chitchat has another tokenizer than the policy (token 0 is ",
-    'teacher = "tiny"': "teacher: 'tiny' is new and random, and teaches nothing",
+    LARGE: "teacher rlhf-env/chitchat has another tokenizer than the policy (token 0 is ",
+    'teacher = "tiny"': "teacher 'tiny' is new and random, and teaches nothing",
 }.items():
     experiment(f"distill: {given}", AGENT, f'name = "distill"\n{given}', said)
 experiment("a teacher's reward without a teacher", REWARD, "teacher = 1.0", "teacher")

@@ -16,7 +16,7 @@ from torch import Tensor
 from rlhf_env.envs.over_long import FittedTask
 from rlhf_env.envs.rewards import KLPart, RewardMix
 from rlhf_env.envs.stop_strings import completions
-from rlhf_env.envs.task_labels import label_of, mixture_of
+from rlhf_env.envs.task_labels import mixture_of, task_label
 from rlhf_env.envs.tasks import held_out
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.envs.tokenizers import end_ids, prompt_ids
@@ -29,7 +29,7 @@ from rlhf_env.lab.evaluation.metrics import METRICS, metrics_of
 from rlhf_env.learning.agent import Agent, Decision, traits
 from rlhf_env.learning.collect import collect_with
 from rlhf_env.learning.rollout import Rollout
-from rlhf_env.learning.workplace import Workplace
+from rlhf_env.learning.workplace import Workplace, shared_by
 from rlhf_env.policies.low_precision import writing_exactly
 from rlhf_env.policies.policy import HasContext, Policy, Sampling
 from rlhf_env.policies.tabular import TabularPolicy
@@ -133,7 +133,7 @@ class Evaluator:
         """`task/<label>/<reward>` and the number of replies of each task, where the run's task is a mixture."""
         if mixture_of(self.workplace.env.task) is None:
             return {}
-        labels = np.array([label_of(episode.prompt) for episode in replies.episodes])
+        labels = np.array([task_label(episode.prompt) for episode in replies.episodes])
         numbers: dict[str, float] = {}
         for label in dict.fromkeys(labels.tolist()):
             own = labels == label
@@ -290,9 +290,12 @@ class Evaluator:
         return TextVectorEnv(
             rows,
             task=held_out(env.task),
-            reward=RewardMix(parts, failures=failures, measures=True, of_tasks=of_tasks)
-            if equal is None
-            else equal.scoring(parts, failures, of_tasks),
+            reward=shared_by(
+                self.workplace.setup.engine.processes,
+                RewardMix(parts, failures=failures, measures=True, of_tasks=of_tasks)
+                if equal is None
+                else equal.scoring(parts, failures, of_tasks),
+            ),
             tokenizer=env.tokenizer,
             max_new_tokens=env.max_new_tokens,
             max_prompt_tokens=longest_prompt(self.workplace, env.tokenizer),

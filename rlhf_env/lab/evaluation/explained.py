@@ -26,6 +26,7 @@ SECTIONS = {
     "time": "Where the time goes (`time/`)",
     "train": "Learning (`train/`)",
     "rewards": "Implicit rewards of pairs (`rewards/`)",
+    "options": "Options by place (`options/`)",
     "replay": "Experience replay (`replay/`)",
     "prompts": "Sampling of prompts (`prompts/`)",
     "dynamic": "Dynamic sampling (`dynamic/`)",

@@ -27,13 +27,13 @@ def add_likelihood(policy: Policy, optimizer: Optimizer, texts: Rollout, coeffic
     """
     texts = texts.with_extras(weight=token_weights(texts.actions, "token-mean"))
     loss = 0.0
-    for rows in optimizer.rows(texts.lengths, group=texts.group):
+    for rows in optimizer.rows(texts.lengths, group=texts.group, prompts=texts.prompt_lengths):
         part = texts.select(rows)
         logprobs = policy.evaluate(part.tokens, part.mask, part.actions).logprobs
         term = weighted_sum(-refined(logprobs), part.extras["weight"])
         optimizer.backward(coefficient * term)
         loss += float(term.detach())
-    return loss
+    return optimizer.summed({"loss": loss})["loss"]
 
 
 def with_left_out(
@@ -48,7 +48,7 @@ def with_left_out(
         return batch
     logprobs = torch.zeros(batch.tokens.shape, dtype=finest(batch.tokens.device), device=batch.tokens.device)
     with torch.no_grad():
-        for rows in optimizer.rows(batch.lengths, group=batch.group):
+        for rows in optimizer.rows(batch.lengths, group=batch.group, prompts=batch.prompt_lengths):
             part = batch.select(rows)
             width = part.tokens.shape[1]
             logprobs[rows, :width] = refined(policy.evaluate(part.tokens, part.mask, part.actions).logprobs)
