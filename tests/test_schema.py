@@ -71,6 +71,9 @@ BEYOND = {
     r"must have (points in order|shares of)|lower number and a higher|by_task is of|both set the w|go together: the": (
         "several settings at once: of shaping, and of the shares of tasks"
     ),
+    r"must be https://|names no environment variable|is no file, and none of|at temperature 0 asks|above lowest": (
+        "what is outside of the file, and several settings at once: a judge"
+    ),
     r"no other part is|is how the sum|controller of its own|token by token|has that name|is measured, and": (
         "what other parts of the reward are"
     ),
