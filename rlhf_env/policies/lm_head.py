@@ -147,7 +147,7 @@ class _Score(torch.autograd.Function):
             sums = _Sums()
             for words in _words(rows, len(weight)):
                 part = weight[words]
-                scores, _ = _scores(
+                scores, _ = head_scores(
                     states[rows], part, None if bias is None else bias[words], temperature, soft_cap, scale
                 )
                 room -= scores.numel()
@@ -185,7 +185,7 @@ class _Score(torch.autograd.Function):
                 if kept:
                     scores = kept.pop(0) - normalizer[rows, None]
                 else:
-                    scores, slope = _scores(
+                    scores, slope = head_scores(
                         *(states[rows], part, None if bias is None else bias[words]),
                         *(ctx.temperature, ctx.soft_cap, ctx.scale),
                     )
@@ -297,7 +297,7 @@ def _words(rows: slice, vocab_size: int) -> Iterator[slice]:
     return (slice(first, min(first + at_once, vocab_size)) for first in range(0, vocab_size, at_once))
 
 
-def _scores(
+def head_scores(
     states: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, soft_cap: float | None, scale: float
 ) -> tuple[Tensor, Tensor | None]:
     """The logits [n, V] divided by the temperature, and the derivative of the cap [n, V] if there is a cap."""
