@@ -37,7 +37,7 @@ MUTANTS = (
         "rlhf_env/envs/rewards.py",
         "            self._remembering[self.kl.name].load_state_dict(moved[self.kl.name])",
         "            pass",
-        ENDING,
+        "tests/learning/processes/test_same_as_one.py",
     ),
     Mutant(
         "PROC",

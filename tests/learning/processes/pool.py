@@ -25,9 +25,9 @@ from faults.resume_matrix import ADAPTIVE, Novelty, after, experiment_of
 
 from rlhf_env import plugins
 from rlhf_env.envs.rewards import RewardMix
-from rlhf_env.envs.tokenizers import load_tokenizer
 from rlhf_env.lab.evaluation.runs import Run, run
 from rlhf_env.learning import checkpoints
+from rlhf_env.learning.models import load_tokenizer_of
 from rlhf_env.learning.processes import current, join
 from rlhf_env.learning.sources import DataSource, EnvSource
 from rlhf_env.learning.workplace import Workplace, build
@@ -92,7 +92,7 @@ def workplace_of(case: str, folder: Path) -> Workplace:
     # Texts of a group differ in what they earn by more than rounding: what is learned from rounding differs anyway.
     rewards = {**(rewards or wanted.rewards), "varied": 0.5}
     experiment = replace(wanted, evaluation=measured, checkpoint_every=3, rewards=rewards)
-    tokenizer = load_tokenizer(str(experiment.policy.tokenizer))
+    tokenizer = load_tokenizer_of(experiment.policy)
     policy = tiny_language_model(
         "gpt2",
         vocab_size=tokenizer.vocab_size,
