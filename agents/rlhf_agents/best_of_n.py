@@ -115,4 +115,6 @@ def _judging_parts(reward: RewardMix) -> RewardMix:
             "one answer by its text alone; add one that does"
         )
     of_tasks = {name: weights for name, weights in reward.of_tasks.items() if name in parts}
-    return RewardMix(parts, failures=reward.failures, of_tasks=of_tasks)
+    mix = RewardMix(parts, failures=reward.failures, of_tasks=of_tasks)
+    mix.for_all = reward.for_all  # of several processes, one asks
+    return mix

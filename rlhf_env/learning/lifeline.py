@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 GRACE = 2.0  # seconds in which a process that has noticed the end may end by itself
-PATIENCE = 60.0  # seconds of waiting after which those that are waited for are named; then twice as many, and so on
+WAITED = 60.0  # seconds of waiting after which those that are waited for are named; then twice as many, and so on
 _REPLY = 60.0  # seconds that a process with an error waits for the first one to have said it
 
 

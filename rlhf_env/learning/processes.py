@@ -305,7 +305,7 @@ def join() -> Processes:
     if launch.size == 1:
         return _current
     group = _meet(launch)
-    lifeline = Lifeline(launch.rank, launch.size, lifelines.PATIENCE)
+    lifeline = Lifeline(launch.rank, launch.size, lifelines.WAITED)
 
     def tell(address: str = "") -> str:
         told = [address]

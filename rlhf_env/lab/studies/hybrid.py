@@ -35,7 +35,7 @@ from rlhf_env.whole_files import write_json
 
 APART = "separate"
 WAYS = (APART, "shared", "head", "adapters")
-MEASURES = {
+COMPARED = {
     "perplexity": "Perplexity",
     "accuracy": "Preference accuracy",
     "gold": "Gold after PPO",
@@ -68,7 +68,7 @@ class HybridStudy:
     ppo_tokens: int = 2_500
 
 
-Measured = dict[str, dict[str, float]]
+WayMeasured = dict[str, dict[str, float]]
 """By way, then by measure."""
 
 
@@ -76,14 +76,14 @@ Measured = dict[str, dict[str, float]]
 class HybridFindings:
     """What each way came to: its numbers by seed, and its difference to training apart for each measure."""
 
-    measured: Sequence[Measured]
+    measured: Sequence[WayMeasured]
     compared: Mapping[str, Mapping[str, PairedComparison]]
     """By measure, then by way; more is better (a perplexity that fell by 0.1 is +0.1)."""
 
 
 def run_hybrid_study(study: HybridStudy, folder: Path, tell: Callable[[float, str], None]) -> HybridFindings:
     """Every seed, in order; `tell` hears the share done. Seeds whose result lies in `folder` are not done again."""
-    measured: list[Measured] = []
+    measured: list[WayMeasured] = []
     for place in range(study.seeds):
         seed = study.first_seed + place
         kept = folder / f"seed-{seed}.json"
@@ -104,11 +104,11 @@ def run_hybrid_study(study: HybridStudy, folder: Path, tell: Callable[[float, st
         if {**read["study"], "seeds": study.seeds} != asdict(study):
             raise DataError(f"{kept} is of other settings: name another folder, or remove it")
         measured.append(read["measured"])
-    compared = {measure: _compared(measured, measure) for measure in MEASURES}
+    compared = {measure: _compared(measured, measure) for measure in COMPARED}
     return HybridFindings(measured, compared)
 
 
-def _compared(measured: Sequence[Measured], measure: str) -> dict[str, PairedComparison]:
+def _compared(measured: Sequence[WayMeasured], measure: str) -> dict[str, PairedComparison]:
     sign = -1.0 if measure == _LOWER_IS_BETTER else 1.0
     scores: dict[str, Float] = {way: sign * np.array([it[way][measure] for it in measured]) for way in WAYS}
     return compare(scores, APART, stream=np.random.default_rng(0))
@@ -126,7 +126,7 @@ def hybrid_table(found: HybridFindings) -> Table:
     )
     for heading in ("Measure", "Way", "Mean", "Better by", "Verdict"):
         table.add_column(heading, justify="right" if heading in ("Mean", "Better by") else "left")
-    for measure, title in MEASURES.items():
+    for measure, title in COMPARED.items():
         for way in WAYS:
             mean = float(np.mean([it[way][measure] for it in found.measured]))
             one = found.compared[measure].get(way)
@@ -148,7 +148,7 @@ def _interval(one: PairedComparison) -> str:
 
 def measure_seed(
     study: HybridStudy, seed: int, folder: Path, tell: Callable[[str], None] = lambda note: None
-) -> Measured:
+) -> WayMeasured:
     """What every way comes to with this seed; its files and runs are in `folder`.
 
     Perplexity of copies, accuracy on pairs, gold and proxy of PPO's policy; gold before PPO; gradient tokens.
@@ -165,7 +165,7 @@ def measure_seed(
     sft = {"name": "sft", "pack_tokens": study.step_tokens, "lr": 3e-3}
     base = _experiment(folder, seed, "tiny", "read.jsonl", sft, study.base_updates)
     run(base, folder / "base")
-    found: Measured = {}
+    found: WayMeasured = {}
     for way in WAYS:
         tell(way)
         agent = {

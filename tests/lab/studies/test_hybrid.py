@@ -14,10 +14,10 @@ from rich.console import Console
 from rlhf_env.errors import DataError
 from rlhf_env.lab.studies import hybrid
 from rlhf_env.lab.studies.hybrid import (
-    MEASURES,
+    COMPARED,
     WAYS,
     HybridStudy,
-    Measured,
+    WayMeasured,
     hybrid_table,
     measure_seed,
     run_hybrid_study,
@@ -59,7 +59,7 @@ def test_ways_are_compared_seed_by_seed_and_kept(tmp_path: Path, monkeypatch: py
     """Seeds differ by 1, ways by 0.1: only pairs show it. A lower perplexity is better."""
     asked: list[int] = []
 
-    def made_up(study: HybridStudy, seed: int, folder: Path, tell: Any) -> Measured:
+    def made_up(study: HybridStudy, seed: int, folder: Path, tell: Any) -> WayMeasured:
         asked.append(seed)
         better = {"shared": 0.1, "head": -0.1}
         return {
@@ -87,5 +87,5 @@ def test_ways_are_compared_seed_by_seed_and_kept(tmp_path: Path, monkeypatch: py
     console = Console(width=140, record=True, file=io.StringIO())
     console.print(hybrid_table(found))
     said = console.export_text()
-    for words in (*WAYS, *MEASURES.values(), "better", "worse", "0.100"):
+    for words in (*WAYS, *COMPARED.values(), "better", "worse", "0.100"):
         assert words in said

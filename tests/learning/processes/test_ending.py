@@ -156,7 +156,7 @@ def test_a_process_that_hangs_in_a_reward_is_named(toy: Path) -> None:
     )
     rewards = 'rewards = { mine = { function = "slow.py:slow" } }\n'
     (toy / "toy.toml").write_text(TOY.replace("100_000", "1") + rewards, encoding="utf-8")
-    running = commands(*["train toy.toml --out run"] * 2, before=lambda: setattr(lifeline, "PATIENCE", 0.4))
+    running = commands(*["train toy.toml --out run"] * 2, before=lambda: setattr(lifeline, "WAITED", 0.4))
     named = "the others wait for it: the reward 'part/mine'\n"  # on a busy machine others are, too, of that patience
     until(lambda: named in running[1].complained())
     (toy / "go").touch()
