@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # Two processes of tests; a file stays in one, so that what its tests share is made once.
 TWO := -n 2 --dist loadfile
 
-.PHONY: help demo test test-wheel test-trackers lint mutants resume-matrix faults faults-annotation base-model bench-speed llama-cpp gpu growth long-run compat lock other-libraries same-questions closed-loop real-model models clean
+.PHONY: help demo docs test test-wheel test-trackers lint mutants resume-matrix faults faults-annotation base-model bench-speed llama-cpp gpu growth long-run compat lock other-libraries same-questions closed-loop real-model judge models clean
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
@@ -63,6 +63,10 @@ test-trackers: .venv/.ready  ## The tests of the trackers again, with MLflow, tr
 	$(BIN)/python $(PACKAGES_OF) > "$$($(TRACKERS)/bin/python $(PACKAGES_OF))/borrowed.pth"
 	$(TRACKERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[mlflow,trackio,wandb]"
 	$(TRACKERS)/bin/python -m pytest tests/learning/trackers
+
+docs: .venv/.ready  ## The site of docs/, offline, into build/docs: a warning is an error
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+	@echo "Open build/docs/index.html"
 
 lint: .venv/.ready  ## Lint, types and import rules alone
 	$(BIN)/ruff check .
@@ -146,6 +150,9 @@ other-libraries: .venv/.ready  ## Seven other RL libraries train on the environm
 
 closed-loop: .venv/.ready  ## From votes on the page to blind pairs, by commands alone: 2 tastes x 3 seeds (a quarter of an hour)
 	$(BIN)/python examples/closed_loop/loop.py
+
+judge: .venv/.ready  ## A language model on this machine as a judge: llama.cpp's own server, compiled (ten minutes)
+	$(BIN)/python examples/judge/llama_cpp.py build/judge
 
 models: .venv/.ready  ## Check every family of language models in transformers anew: docs/models.md (minutes)
 	$(BIN)/rlhf-env check families > docs/models.new && mv docs/models.new docs/models.md

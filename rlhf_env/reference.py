@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import re
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import cast
 
@@ -17,6 +19,18 @@ from rlhf_env.plugins import Entry, plural
 from rlhf_env.schema import of_every_reward
 from rlhf_env.settings import Target, limits, settings_class_of, spoken
 
+_A: Mapping[str, str] = {
+    "agent": "an agent",
+    "reward": "a reward",
+    "task": "a task",
+    "annotator": "an annotator",
+    "tracker": "a tracker",
+    "metric": "a metric",
+    "stopping rule": "a stopping rule",
+    "token loss": "a token loss",
+    "pair loss": "a loss of pairs",
+    "judgement": "a kind of judgement",
+}
 _HEAD = """\
 # Settings
 
@@ -35,9 +49,61 @@ def settings_page(files: Mapping[str, type], entries: Iterable[Entry]) -> str:
     for kind, group in itertools.groupby(entries, key=lambda entry: entry.kind):
         parts.append(f"## {plural(kind).capitalize()}")
         if kind == "reward":
-            parts.append("\n".join(["Of every reward's table:", "", *_table(of_every_reward())]))
+            parts.append("\n".join(["Of every reward's table:", "", *_table(list(nested(of_every_reward())))]))
         parts += [section(entry) for entry in group]
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
+
+
+def plugin_page(entry: Entry, logged: Sequence[tuple[str, str]] = ()) -> str:
+    """A page about one plugin: what its module and its class say, an example, its settings, and what it logs.
+
+    `logged`: keys and meanings of the numbers that are its own.
+    """
+    title = f"# {entry.name}: {_A[entry.kind]}"
+    try:
+        told = declaration(entry)
+    except (MissingExtra, PluginError):
+        return f"{title}\n\nNeeds the extra `{entry.needs}`: `pip install 'rlhf-env[{entry.needs}]'`.\n"
+    lines = [title, "", in_markdown(told.header or told.about)]
+    if told.header and told.about and told.about not in told.header:
+        lines += ["", "## What it gives", "", in_markdown(told.about)]
+    lines += ["", "## In a file", "", "```toml", told.example.strip(), "```"]
+    if told.settings:
+        lines += ["", "## Settings", "", *_table(told.settings)]
+        if entry.kind == "reward":
+            lines += [
+                "",
+                "Every reward's table has `weight`, `timeout`, `on_error` and [others](../../settings.md#rewards) too.",
+            ]
+    if logged:
+        lines += ["", "## What it logs", "", "| key | meaning |", "|---|---|"]
+        lines += [f"| `{key}` | {meaning.replace('|', chr(92) + '|')} |" for key, meaning in logged]
+    if told.papers:
+        lines += ["", "## Papers", "", *(f"- {paper}" for paper in told.papers)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def in_markdown(text: str) -> str:
+    """A docstring as Markdown: what is indented in it is code, its "Args:" a list, and nothing else is markup."""
+    blocks = []
+    for block in text.split("\n\n"):
+        if all(line.startswith("    ") for line in block.splitlines() if line) and block.strip():
+            blocks.append(f"```text\n{textwrap.dedent(block).rstrip()}\n```")
+        elif block.startswith("Args:\n"):
+            arguments = re.sub(r"\n {5,}", " ", block).splitlines()[1:]
+            blocks.append("\n".join(re.sub(r"^ *([\w, ]+): ", r"- `\1`: ", line) for line in arguments))
+        else:
+            blocks.append(_shielded(block))
+    return "\n\n".join(blocks)
+
+
+def _shielded(block: str) -> str:
+    """Prose in which no `*`, `_`, `<` or `~` is markup, but for what stands between backticks."""
+    pieces = block.split("`")
+    return "`".join(
+        piece if at % 2 else re.sub(r"([*<~\[\]])|(?<=\w)_(?=\w)|(?<!\w)_", lambda found: "\\" + found[0], piece)
+        for at, piece in enumerate(pieces)
+    )
 
 
 def section(entry: Entry) -> str:

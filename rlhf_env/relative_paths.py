@@ -31,6 +31,7 @@ from rlhf_env.settings import (
     apart,
     hints_of,
     marks_of,
+    settings_class_of,
     unlimited,
 )
 from rlhf_env.types import JsonObject
@@ -136,7 +137,10 @@ def _pinned(written: str, folder: Path) -> OwnCode:
 
 
 def _fields(table: Mapping[str, object], hints: Mapping[str, Hint], folder: Path) -> JsonObject:
-    return {key: _value(value, hints[key], folder) if key in hints else value for key, value in table.items()}
+    nested = [kind for hint in hints.values() if (kind := settings_class_of(hint)) is not None]
+    # Settings of a nested table may stand one level up (see `learning.configuration`).
+    known = {name: hint for kind in nested for name, hint in hints_of(cast(Target, kind)).items()} | dict(hints)
+    return {key: _value(value, known[key], folder) if key in known else value for key, value in table.items()}
 
 
 def _led(value: object, folder: Path) -> object:

@@ -1,10 +1,21 @@
-"""Words and runs of words (n-grams) of texts, and what is measured by them: distinctness, repetition, self-BLEU."""
+"""Words and runs of words (n-grams) of texts, and what is measured by them: distinctness, repetition, self-BLEU.
+
+Runs of tokens or words are also hashed into a fixed number of bins, the same in every process.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from rlhf_env.types import Episode, Int
+
+NgramUnit = Literal["tokens", "words"]
 
 
 def words(text: str) -> list[str]:
@@ -15,6 +26,19 @@ def words(text: str) -> list[str]:
 def ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
     """Every run of `n` words, in order, repeats included; none of fewer words."""
     return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+
+
+def hashed_ngrams(episode: Episode, shortest: int, longest: int, bins: int, unit: NgramUnit) -> Int:
+    """int64[N]: the bin, 0 to `bins` - 1, of every run of `shortest` to `longest` units of a response.
+
+    Repeats are in it as often as they are there. Units are the tokens that the agent wrote, its end token too, or the
+    lower-cased words of the response. A response of fewer than `shortest` units is one run.
+    """
+    units = words(episode.response) if unit == "words" else [str(i) for i in episode.response_ids[episode.actions]]
+    runs = [run for n in range(shortest, longest + 1) for run in ngrams(units, n)] or [tuple(units)]
+    # Python's own hash of a string is another one in each process.
+    keys = ("\x1f".join(run).encode("utf-8", "surrogatepass") for run in runs)
+    return np.array([int.from_bytes(hashlib.blake2b(key, digest_size=8).digest()) % bins for key in keys], np.int64)
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:

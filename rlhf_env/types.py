@@ -21,7 +21,7 @@ FinishReason = Literal["stop", "stop_string", "task", "length", "truncated"]
 # What a reward that is a function of lists is given by name, beside the task's columns.
 GIVEN_TO_FUNCTIONS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 
-# Reset options: `group_size`, `indices`, and the names that a task reads.
+# Reset options: `group_size`, `indices`, `prefix`, and the names that a task reads.
 ResetOptions = Mapping[str, Any]
 # An object of JSON, a table of TOML, a row of a file: named plain values, as they are read and before they are checked,
 # or as they are written. Who only reads one takes any mapping.
@@ -60,7 +60,9 @@ class Episode:
     environment (later turns of a conversation). `logprobs` (float64[T]) are those the writing policy stated, 0 where
     `actions` is False, or None when the environment did not ask for them. `response` is the decoded response without
     the end token, and without the stop string and what its last token holds behind it. In a conversation `turns` are
-    the agent's words, turn by turn; empty, where nobody else spoke: `response` is the one turn.
+    the agent's words, turn by turn; empty, where nobody else spoke: `response` is the one turn. Where a task answers in
+    messages, `messages` is what was said since the prompt, as chat templates take it: the agent's turns, with the
+    `tool_calls` that were read in them, and the answers.
 
     The arrays can be read and not written: many read the same episode.
     """
@@ -73,6 +75,7 @@ class Episode:
     actions: Bool
     logprobs: Float | None = None
     turns: tuple[str, ...] = ()
+    messages: Sequence[JsonView] = ()
 
     def __post_init__(self) -> None:
         for name in ("prompt_ids", "response_ids", "actions", "logprobs"):
@@ -91,11 +94,12 @@ class Episode:
         """Equal in every field, arrays element by element."""
         if not isinstance(other, Episode):
             return NotImplemented
-        return (self.prompt, self.response, self.finish_reason, self.turns) == (
+        return (self.prompt, self.response, self.finish_reason, self.turns, tuple(self.messages)) == (
             other.prompt,
             other.response,
             other.finish_reason,
             other.turns,
+            tuple(other.messages),
         ) and all(
             np.array_equal(np.asarray(getattr(self, name)), np.asarray(getattr(other, name)))
             for name in ("prompt_ids", "response_ids", "actions", "logprobs")
@@ -114,7 +118,11 @@ class Score:
     outside is empty as well.
 
     `abstained`: the parts that had nothing to say about it (None); `raw` is without them. Where no part speaks but the
-    KL penalty, all of `raw` is empty.
+    KL penalty, all of `raw` is empty. `raw` is also without the parts that do not count in the text's task of a
+    mixture.
+
+    `weights` are those that the text was paid with, which may change over a run. What shaping made of a part's score
+    has a line of its own after the part's, "NAME/shaping" (`envs.shaping`): what was paid less what was said.
     """
 
     raw: Mapping[str, float]
@@ -125,7 +133,7 @@ class Score:
 
     @property
     def total(self) -> float:
-        """sum(weight_i * raw_i), added in the order of the parts."""
+        """sum(weight_i * raw_i), added in the order of the ledger."""
         total = 0.0
         for name, raw in self.raw.items():  # not `sum`: from Python 3.12 on it compensates, and numpy's floats do not
             total += self.weights[name] * raw
@@ -248,6 +256,7 @@ class TrainerState:
 
     `global_step` counts the updates that are done. `max_steps` is how many there will be: exact where the budget counts
     updates or episodes, otherwise estimated from the share that is spent. `epoch` counts passes over the prompts.
+    `progress`, which theirs does not have, is the share of the budget that is spent.
     """
 
     global_step: int = 0
@@ -258,6 +267,7 @@ class TrainerState:
     is_local_process_zero: bool = True
     is_world_process_zero: bool = True
     log_history: Sequence[JsonView] = ()
+    progress: float = 0.0
 
 
 @runtime_checkable
@@ -301,6 +311,10 @@ class Remembers(Protocol):
     def load_state_dict(self, state: State, /) -> None: ...
 
 
+# What a task answers to a turn of the agent: a text, messages, or nothing more.
+TaskReply = str | Sequence[JsonView] | None
+
+
 class Task(Protocol):
     """Where prompts come from: an indexed source.
 
@@ -335,8 +349,12 @@ class ScoresItself(Protocol):
 class Replies(Protocol):
     """A task that answers: a conversation. `episode.turns` is what the agent has said so far."""
 
-    def reply(self, episode: Episode, /) -> str | None:
-        """The next message; None ends the conversation."""
+    def reply(self, episode: Episode, /) -> TaskReply:
+        """The next message; None ends the conversation.
+
+        A string is written as it is. Messages are written as the model's own chat template writes them; a first one of
+        the assistant's is the agent's turn as the task has understood it, and is not written.
+        """
 
 
 @runtime_checkable

@@ -18,7 +18,20 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from wrong import commands, data, experiments, grids, layouts, lengths, own_code, pipelines, plugins, settings
+from wrong import (
+    commands,
+    data,
+    experiments,
+    grids,
+    judges,
+    layouts,
+    lengths,
+    own_code,
+    pipelines,
+    plugins,
+    settings,
+    shaping,
+)
 from wrong.table import BAD, Bad
 
 from rlhf_env.cli import main as cli
@@ -26,7 +39,7 @@ from rlhf_env.errors import ConfigError
 from rlhf_env.shown_text import for_terminal
 
 # Each adds its rows when it is imported.
-AREAS = (experiments, settings, plugins, own_code, grids, data, layouts, lengths, commands, pipelines)
+AREAS = (experiments, settings, plugins, shaping, own_code, judges, grids, data, layouts, lengths, commands, pipelines)
 
 
 def wrong_with(bad: Bad, folder: Path) -> str:

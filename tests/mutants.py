@@ -21,7 +21,21 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from bugs import agents, lab, layouts, learning, lengths, losses, mechanisms, numbers, texts
+from bugs import (
+    agents,
+    exploration,
+    judges,
+    lab,
+    layouts,
+    learning,
+    lengths,
+    losses,
+    mechanisms,
+    numbers,
+    processes,
+    shaping,
+    texts,
+)
 from bugs.mutant import Mutant
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,9 +73,13 @@ PATIENCE = 300  # seconds for one run: a mutant that hangs is caught too
 MUTANTS = (
     *learning.MUTANTS,
     *mechanisms.MUTANTS,
+    *shaping.MUTANTS,
+    *exploration.MUTANTS,
+    *judges.MUTANTS,
     *agents.MUTANTS,
     *losses.MUTANTS,
     *numbers.MUTANTS,
+    *processes.MUTANTS,
     *texts.MUTANTS,
     *layouts.MUTANTS,
     *lengths.MUTANTS,

@@ -27,7 +27,15 @@ from rlhf_env.learning.tracking import check_trackers
 from rlhf_env.settings import NonNegative, Positive, settings
 
 ENTRIES = [entry for entry in plugins.host() if entry.origin == plugins.OWN]
-WRAPPERS = ("curriculum", "replay", "prompt_sampling", "dynamic_sampling", "task_sampling")
+WRAPPERS = (
+    "curriculum",
+    "replay",
+    "prompt_sampling",
+    "dynamic_sampling",
+    "task_sampling",
+    "backward_curriculum",
+    "temperature",
+)
 
 
 @settings

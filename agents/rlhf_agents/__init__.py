@@ -22,9 +22,13 @@ def register_agents(register: Register) -> None:
         "prompt_sampling": "PromptSampling",
         "dynamic_sampling": "DynamicSampling",
         "task_sampling": "TaskSampling",
+        "backward_curriculum": "BackwardCurriculum",
+        "temperature": "Temperature",
         "rejection": "Rejection",
+        "distill": "Distill",
         "reference": "Reference",
         "random": "Random",
     }.items():
         register(name, f"rlhf_agents.{name}:{attribute}")
+    register("sft+rm", "rlhf_agents.hybrid:Hybrid")
     register("sb3", "rlhf_agents.sb3_agent:SB3")  # `sb3` itself is for those who let Stable-Baselines3 own the loop

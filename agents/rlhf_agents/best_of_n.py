@@ -8,6 +8,9 @@ The agent states the policy's log-probability of the answer. That is *not* the p
 it: its distribution favours high rewards, and its KL to the policy is at most log n - (n - 1) / n (Beirami et al. 2024,
 arXiv 2401.01879), which `kl_bound` states. The environment's `kl` part therefore understates the distance.
 
+When: as a strong baseline without training, and to see how much a reward has left to give. When not: a reply must be
+cheap; each costs n.
+
 The candidates are scored before the environment sees them, with the prompts that `collect` puts into the observation.
 (If you call `act` without them, rewards that read a prompt's metadata find none.)
 """
@@ -111,4 +114,7 @@ def _judging_parts(reward: RewardMix) -> RewardMix:
             f"best_of_n cannot compare answers: none of the reward's parts ({', '.join(reward.parts)}) judges "
             "one answer by its text alone; add one that does"
         )
-    return RewardMix(parts, failures=reward.failures)
+    of_tasks = {name: weights for name, weights in reward.of_tasks.items() if name in parts}
+    mix = RewardMix(parts, failures=reward.failures, of_tasks=of_tasks)
+    mix.for_all = reward.for_all  # of several processes, one asks
+    return mix

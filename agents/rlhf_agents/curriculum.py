@@ -1,8 +1,11 @@
-"""A curriculum around any agent: easy prompts first (Bengio et al. 2009, "Curriculum learning", ICML).
+"""A curriculum around any agent: easy prompts first (Bengio et al. 2009, "Curriculum learning", ICML), or those that
+are being learned (Portelas et al. 2019, arXiv 1910.07224).
 
-It writes and learns like the agent inside, and adds one thing: the reset option `level`, by which tasks such as `echo`,
-`guess` and `reasoning_gym` set the difficulty of their prompts. The level rises with success, or with the share of the
-budget that is spent. Environment and objective stay the same.
+It writes and learns like the agent inside, and adds one thing: the reset option `level`, by which tasks such as
+`addition`, `echo`, `guess` and `reasoning_gym` set the difficulty of their prompts. The level rises with success, or
+with the share of the budget that is spent. By "progress" it neither rises nor falls: each rollout draws its level, the
+more often the more the scores of that level change (`learning_progress`), so that levels that are learned, or cannot be
+learned yet, come seldom. Environment and objective stay the same.
 
     [agent]
     name = "curriculum"
@@ -15,8 +18,8 @@ Levels apply to rollouts only. The evaluator resets without options: it measures
 A curriculum helps if an answer earns nothing until nearly all of it is right. If parts of an answer earn a reward, as
 in `echo`, there is a gradient from the first update on, and easy levels can cost more than they gain.
 
-Left out: going back to an easier level, mixing levels within a rollout, choosing levels by learning progress (Matiisen
-et al. 2017, arXiv 1707.00183).
+Left out: going back to an easier level by success, mixing levels within a rollout (a mixture of tasks and
+`task_sampling` do that), levels that are no whole numbers (ALP-GMM's regions of parameters).
 """
 
 from __future__ import annotations
@@ -25,14 +28,16 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
+import numpy as np
 from annotated_types import MinLen
 
 from rlhf_env.envs.tasks import option_names
 from rlhf_env.errors import ConfigError, Problem, under
 from rlhf_env.learning.agent import Agent, Around, Metrics, Setup
+from rlhf_env.learning.learning_progress import LearningProgress, ProgressSettings
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.settings import AtLeastOne, fault, settings
-from rlhf_env.types import ResetOptions, State
+from rlhf_env.types import Float, ResetOptions, State
 
 
 class Curriculum(Around):
@@ -46,8 +51,9 @@ class Curriculum(Around):
 
         levels: Annotated[tuple[int, ...], MinLen(1)]
         """The task's levels, from the first to the last, rising."""
-        by: Literal["success", "budget", "updates"] = "success"
-        """"success" goes up when a level has been learned; "budget" and "updates" go up at the places in `starts`."""
+        by: Literal["success", "budget", "updates", "progress"] = "success"
+        """"success" goes up when a level has been learned; "budget" and "updates" go up at the places in `starts`;
+        "progress" draws a level for each rollout, in proportion to how its scores change."""
         threshold: float = 0.8
         """A level is learned when the mean of `part` over the last `window` episodes was at least this, `patience`
         times in a row."""
@@ -60,11 +66,13 @@ class Curriculum(Around):
         starts: tuple[float, ...] = ()
         """Where each level begins: shares of the budget in [0, 1), or numbers of updates; the first is 0. Empty, with
         "budget": every level has the same share."""
+        progress: ProgressSettings = ProgressSettings()
+        """With "progress", how the scores of levels become their shares."""
 
         def problems(self) -> Iterator[Problem]:
             if not _rise(self.levels):
                 yield fault("levels", f"must be whole numbers that rise, got {list(self.levels)}")
-            if self.by == "success" and self.starts:
+            if self.by in ("success", "progress") and self.starts:
                 yield fault("starts", f"are for by = budget and by = updates, not {self.by}")
             if self.by != "updates" and not (self.by == "budget" and self.starts):
                 return
@@ -86,7 +94,7 @@ class Curriculum(Around):
             what = "a run without a task" if task is None else f"the task {type(task).__name__}"
             raise ConfigError(
                 f"{what} has no levels: a curriculum needs a task that reads the reset option 'level' "
-                "(echo, guess, reasoning_gym)"
+                "(addition, echo, guess, reasoning_gym)"
             )
         if config.part not in setup.reward.parts:
             raise ConfigError(
@@ -99,6 +107,10 @@ class Curriculum(Around):
         self._updates = 0
         self._recent: list[float] = []  # successes of the last episodes at this level
         self._streak = 0  # the number of updates in a row after which success was high enough
+        self._progress = LearningProgress(len(config.levels), config.progress)
+        self._draws = setup.stream("curriculum levels")
+        if config.by == "progress":
+            self._draw()
 
     def begin(self) -> ResetOptions:
         config = self.config
@@ -110,7 +122,7 @@ class Curriculum(Around):
         return {**self.agent.begin(), "level": config.levels[self._index]}
 
     def update(self, rollout: Rollout, /) -> Metrics:
-        """The agent's update, and with `by` "success" perhaps the next level. Texts that were cut do not count."""
+        """The agent's update, and then perhaps another level. Texts that were cut do not count."""
         metrics = {**self.agent.update(rollout), "curriculum/level": float(self.config.levels[self._index])}
         self._updates += 1
         scores = [score.raw[self.config.part] for score in rollout.scores if self.config.part in score.raw]
@@ -120,7 +132,22 @@ class Curriculum(Around):
             self._perhaps_rise(metrics["curriculum/success"])
         elif scores:
             metrics["curriculum/success"] = sum(scores) / len(scores)
+        if self.config.by == "progress":
+            shares = zip(self.config.levels, self._shares.tolist(), strict=True)
+            metrics |= {f"curriculum/share_of_level_{level}": share for level, share in shares}
+            if scores:
+                self._progress.learn(self._index, metrics["curriculum/success"])
+            self._draw()
         return metrics
+
+    @property
+    def _shares(self) -> Float:
+        """How likely each level is to be drawn."""
+        return self._progress.shares(np.ones(len(self.config.levels), dtype=np.bool_))
+
+    def _draw(self) -> None:
+        """The level of the next rollout: drawn once for each update, however often the environment is reset."""
+        self._index = int(self._draws.choice(len(self.config.levels), p=self._shares))
 
     def _perhaps_rise(self, success: float) -> None:
         learned = len(self._recent) == self.config.window and success >= self.config.threshold
@@ -135,12 +162,19 @@ class Curriculum(Around):
             "updates": self._updates,
             "recent": list(self._recent),
             "streak": self._streak,
+            **(self._drawing() if self.config.by == "progress" else {}),
         }
+
+    def _drawing(self) -> State:
+        return {"progress": self._progress.state_dict(), "draws": dict(self._draws.bit_generator.state)}
 
     def load_state_dict(self, state: State, /) -> None:
         self.agent.load_state_dict(state["agent"])
         self._index, self._updates = int(state["place"]), int(state["updates"])
         self._recent, self._streak = list(state["recent"]), int(state["streak"])
+        if self.config.by == "progress":
+            self._progress.load_state_dict(state["progress"])
+            self._draws.bit_generator.state = dict(state["draws"])
 
 
 def _rise(numbers: Sequence[float]) -> bool:

@@ -22,6 +22,10 @@ the better answer is better is by how much its beta * log-ratio should be above 
 arXiv 2402.10571). With "ipo" the loss is least where it is exactly that (Fisch et al. 2024, arXiv 2405.19316, eq. 7);
 with "sigmoid" it goes on falling.
 
+When: pairs are what there is, or a run should need no value model and no tuning of a policy gradient. When not: how
+much better an answer is matters (or use `labels` "bradley-terry"), or the policy is to go far from what wrote the
+pairs: offline, it never sees its own texts.
+
 Left out: pairs beyond best against worst, a reference that follows the policy.
 """
 
@@ -227,7 +231,7 @@ class DPO:
         """
         config, count = self.config, len(batch) // 2
         metrics: Metrics = defaultdict(float)
-        for rows in self.optimizer.rows(batch.lengths, together=2):
+        for rows in self.optimizer.rows(batch.lengths, together=2, group=batch.group, prompts=batch.prompt_lengths):
             part = batch.select(rows)
             scores = self.policy.evaluate(part.tokens, part.mask, part.actions)
             logprobs = refined(scores.logprobs)
@@ -255,7 +259,7 @@ class DPO:
                 metrics["loss"] += float(loss.detach())
                 for name, value in self._rewards(better, worse, tokens).items():
                     metrics[name] += float(value.detach()) / count
-        return {**metrics, "grad_norm": self.optimizer.step()}
+        return {**self.optimizer.summed(metrics), "grad_norm": self.optimizer.step()}
 
     def _rewards(self, better: Tensor, worse: Tensor, tokens: Tensor) -> dict[str, Tensor]:
         """Sums over pairs of what the loss compares: beta * log-ratio or, without a reference, log-probabilities."""

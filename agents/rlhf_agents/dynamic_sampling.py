@@ -13,6 +13,9 @@ counted: each rollout is an update of the run, with its tokens and reward calls 
 towards the reference: they bias what is learned, by as much as docs/mechanisms.md says. Without one, the step has the
 direction that it would have had, and is longer, as the mean is taken over fewer groups.
 
+When: a gradient step costs more than writing, or with `draws = 1` to leave empty groups out. When not: the budget is
+counted in generated tokens; it writes more for each step.
+
 Unlike DAPO, groups beyond a whole batch are learned from as well.
 """
 

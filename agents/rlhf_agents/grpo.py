@@ -18,6 +18,11 @@ larger `clip_high`, `importance` "sequence".
 Texts of another or an older policy are always corrected: the probability ratio is relative to the policy that wrote the
 text, capped at `importance_cap`. On texts that the agent has just written it starts at 1.
 
+When: several answers to a prompt are cheap, and each has one score, above all a score that can be checked. When not:
+prompts differ in how noisy their rewards are (division by the standard deviation makes easy and hopeless prompts loud:
+rloo, or `scale_by_std` off), rewards are for single steps (ppo), or nearly all groups have no spread
+(`dynamic_sampling`, an easier task, a curriculum).
+
 Left out: process rewards, resampling of groups without spread.
 """
 
@@ -34,6 +39,7 @@ from torch import Tensor
 from rlhf_env.errors import Problem
 from rlhf_env.learning.agent import Decision, Metrics, Setup, learned_state, load_learned_state
 from rlhf_env.learning.engine import Optimization
+from rlhf_env.learning.entropy import EntropyBonus, EntropyCourse, with_bonus
 from rlhf_env.learning.functional import (
     Aggregation,
     KLEstimator,
@@ -119,10 +125,15 @@ class GRPO:
         """Passes over a rollout."""
         minibatches: AtLeastOne = 1
         """Gradient steps per pass."""
+        entropy_coefficient: NonNegative = 0.0
+        """Weight of an entropy bonus, per nat of a token's entropy."""
+        entropy: EntropyCourse = EntropyCourse()
+        """The course of that weight over the run, and a floor that the entropy is held above."""
         optimization: Optimization = Optimization()
         """Learning rate, gradient clipping and so on."""
 
         def problems(self) -> Iterator[Problem]:
+            yield from self.entropy.problems_with(self.entropy_coefficient)
             clip = max(self.clip, self.clip_high or 0.0)
             if not self.importance_cap > 1.0 + clip:
                 yield fault("importance_cap", f"must be above 1 + the clip = {1.0 + clip}, got {self.importance_cap}")
@@ -148,6 +159,7 @@ class GRPO:
         self.setup = setup
         self.config = config
         self.policy = setup.policy
+        self.entropy = EntropyBonus(setup, config.entropy_coefficient, config.entropy)
         self.optimizer = setup.engine.optimizer(self.policy.parameters(), config.optimization)
         self._order = setup.stream("grpo minibatches")
         self.loss = None if config.loss is None else load_token_loss(config.loss)
@@ -178,8 +190,10 @@ class GRPO:
             self._step(rollout.select(rows))
             for rows in minibatches(len(rollout), self.config.minibatches, self.config.epochs, self._order)
         ]
+        metrics = over_steps(steps)
         return {
-            **over_steps(steps),
+            **metrics,
+            **self.entropy.observe(metrics["entropy"], len(rollout)),
             "groups_without_spread": groups_without_spread(returns, rollout.group, counted=rollout.scored),
             "lr": self.optimizer.lr,
         }
@@ -208,7 +222,7 @@ class GRPO:
         )
         batch = with_left_out(self.loss, self.policy, self.optimizer, batch, self._draws)
         metrics: Metrics = defaultdict(float)
-        for rows in self.optimizer.rows(batch.lengths, group=batch.group):
+        for rows in self.optimizer.rows(batch.lengths, group=batch.group, prompts=batch.prompt_lengths):
             part = batch.select(rows)
             weight, share = part.extras["weight"], part.extras["share"]
             scores = self.policy.evaluate(part.tokens, part.mask, part.actions)
@@ -227,19 +241,20 @@ class GRPO:
                     refined(scores.logprobs), part.extras["reference"], config.kl_in_loss, token_log_ratio
                 )
                 penalty = self.setup.beta * weighted_sum(estimate, weight)
-            self.optimizer.backward(loss + penalty)
+            entropy = weighted_sum(refined(scores.entropy), share)
+            self.optimizer.backward(with_bonus(loss + penalty, entropy, self.entropy.coefficient))
             with torch.no_grad():
                 # KL(old || new): the tokens were drawn from the old policy, where log p - log p is 0.
                 token_kl = kl_estimate(torch.zeros_like(token_log_ratio), token_log_ratio, "k3")
                 for name, value in {
                     "policy_loss": loss,
-                    "entropy": weighted_sum(refined(scores.entropy), share),
+                    "entropy": entropy,
                     "approx_kl": weighted_sum(token_kl, share),
                     **({} if self.loss else {"clip_fraction": self._outside(log_ratio, share)}),
                     **({} if config.kl_in_loss is None else {"kl_loss": penalty}),
                 }.items():
                     metrics[name] += float(value.detach())
-        return {**metrics, "grad_norm": self.optimizer.step()}
+        return {**self.optimizer.summed(metrics), "grad_norm": self.optimizer.step()}
 
     def _outside(self, log_ratio: Tensor, share: Tensor) -> Tensor:
         """The share of tokens whose ratio is outside the agent's own clip."""
@@ -247,8 +262,9 @@ class GRPO:
 
     def state_dict(self) -> State:
         state = learned_state(self.policy, self.optimizer, self._order)
-        return {**state, **state_of_draws(self.loss, self._draws)}
+        return {**state, **state_of_draws(self.loss, self._draws), **self.entropy.state_dict()}
 
     def load_state_dict(self, state: State, /) -> None:
         load_learned_state(state, self.policy, self.optimizer, self._order)
         load_state_of_draws(state, self._draws)
+        self.entropy.load_state_dict(state)

@@ -14,6 +14,9 @@ rollout: single answers (`labelled_answers`), or pairs (`preference_pairs`), of 
 
 The utility is not the environment's objective: it ignores how much better an answer is.
 
+When: judgements are of single answers, thumbs up and down. When not: there are comparisons (dpo uses them better) or
+scores (an agent of policy gradients knows how much better an answer is).
+
 Left out: utilities of other shapes, the weights of stored pairs (each half counts once).
 """
 
@@ -171,7 +174,7 @@ class KTO:
         """One gradient step on a minibatch, `desirable` bool[B]; `mismatches` are its mismatched pairs."""
         config = self.config
         point = self._reference_point(mismatches)
-        metrics: Metrics = defaultdict(float, reference_point=float(point))
+        metrics: Metrics = defaultdict(float)
         for rows in self.optimizer.rows(batch.lengths):
             log_ratio, good = self._log_ratio(batch.select(rows)), desirable[rows]
             loss = unpaired_loss(
@@ -185,7 +188,8 @@ class KTO:
             self.optimizer.backward(loss / len(batch))
             metrics["loss"] += float(loss.detach()) / len(batch)
             metrics["right_side"] += float(((log_ratio > point) == good).sum()) / len(batch)
-        return {**metrics, "grad_norm": self.optimizer.step()}
+        sums = self.optimizer.summed(metrics)
+        return {"reference_point": float(point), **sums, "grad_norm": self.optimizer.step()}
 
     def state_dict(self) -> State:
         return learned_state(self.policy, self.optimizer, self._order)

@@ -18,17 +18,31 @@ The product over a text is the probability that the agent writes it, so the envi
 texts. At the start it is 0, because all writers are the reference. The option of each token, its log-probability, and
 the token's log-probability given the option travel with the text as `extras`; probability ratios are of those.
 
+Writers that begin as copies may stay so. `diversity_coefficient` pays for options that can be told apart: the mutual
+information between an option and its segment (variational intrinsic control, Gregor et al. 2016, arXiv 1611.07507;
+DIAYN, Eysenbach et al. 2019, arXiv 1802.06070),
+
+    I(z; segment | text) = E[log p(z | segment, text) - log mu(z | text)] = E[sum_t log pi_z(y_t) - log p(y_t | text)]
+
+They learn p(z | segment) with a discriminator. Here all pi_z are known, so Bayes' rule gives it exactly, and both terms
+of the second form are stated with the text anyway: each token is paid the difference, by which the option has become
+surer. The terms of the gradient in which that payment itself moves have mean 0, so the expected gradient is that of
+E[reward] - beta KL + coefficient * (the sum of I over the segments of a text), for both levels. It is another objective
+than the environment's: rewards and evaluations do not have it, `mutual_information` in the metrics does.
+
+When: a text has parts that call for different ways of writing, longer than a token, and there is memory for K models.
+When not: a flat agent learns the task; this one costs more for the same.
+
 Being exact has a price: every writer reads the whole text twice for each segment, so short segments are expensive, and
 K writers are K models. Left out: writers that share a trunk (an embedding or an adapter for each option), learned ends
-of options, a manager that sets goals instead of choosing (FeUdal, Vezhnevets et al. 2017, arXiv 1703.01161), and a term
-that keeps options different from each other.
+of options, and a manager that sets goals instead of choosing (FeUdal, Vezhnevets et al. 2017, arXiv 1703.01161).
 """
 
 from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -36,7 +50,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rlhf_env.errors import DataError
+from rlhf_env.errors import DataError, Problem
 from rlhf_env.learning.agent import Decision, Metrics, Setup
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import (
@@ -59,9 +73,10 @@ from rlhf_env.learning.rollout import Rollout
 from rlhf_env.policies import ValueHead
 from rlhf_env.policies.precision import refined
 from rlhf_env.policies.streams import RowStreams
-from rlhf_env.settings import AtLeastOne, NonNegative, Positive, Share, settings
+from rlhf_env.settings import AtLeastOne, NonNegative, Positive, Share, fault, settings
 from rlhf_env.types import Int, JsonObject, Observation, ResetOptions, State
 
+MOST_PLACES = 8  # of segments whose options are logged apart
 EXTRAS = ("option", "segment_start", "option_logprob", "writer_logprob")
 
 
@@ -117,8 +132,15 @@ class Options:
         option_entropy_coefficient: NonNegative = 0.0
         """Weight of a bonus for the entropy of the manager's choice. Without one it may settle on a single option
         early."""
+        diversity_coefficient: NonNegative = 0.0
+        """What a nat of mutual information between option and segment is worth, beside the reward."""
         optimization: Optimization = Optimization()
         """Learning rate, gradient clipping and so on."""
+
+        def problems(self) -> Iterator[Problem]:
+            if self.optimization.ptx_coefficient:
+                said = "of options: a pretraining mix makes texts likelier for one policy, and here several write"
+                yield fault("ptx_coefficient", f"{said}: leave it out")
 
     def __init__(self, setup: Setup, config: Config) -> None:
         setup.require_groups(config.group_size, least=1)
@@ -237,6 +259,8 @@ class Options:
             "explained_variance": explained_variance(
                 rollout.extras["values"], rollout.extras["targets"], rollout.actions
             ),
+            "mutual_information": float(told_apart(rollout).sum() / _starts(rollout).sum().clamp(min=1)),
+            **shares_by_place(rollout, self.config.options),
             "lr": self.optimizer.lr,
         }
 
@@ -245,7 +269,7 @@ class Options:
         """The rollout with the credit of tokens and of segments, float64[B, L] each, before the update."""
         # One column more, for the state after the longest text.
         tokens, mask = F.pad(rollout.tokens, (0, 1)), F.pad(rollout.mask, (0, 1))
-        parts = list(self.optimizer.rows(rollout.lengths, group=rollout.group))
+        parts = list(self.optimizer.rows(rollout.lengths, group=rollout.group, prompts=rollout.prompt_lengths))
         readings = [self._read(tokens[rows], mask[rows], torch.zeros_like(mask[rows])) for rows in parts]
         back = torch.cat(parts).argsort()
         choice, values = (
@@ -260,6 +284,7 @@ class Options:
             "final_values": worth.gather(1, rollout.lengths[:, None])[:, 0],
         }
         paid = paid_to_actions(rollout.rewards(), rollout.mask, rollout.actions)
+        paid = paid + self.config.diversity_coefficient * told_apart(rollout)
         earned = paid_to_actions(paid, rollout.mask, starts)
         advantages = gae(paid, own, rollout.actions, gamma=1.0, lam=self.config.lam, **cut)
         option_advantages = gae(earned, worth[:, :-1], starts, gamma=1.0, lam=self.config.lam, **cut)
@@ -278,7 +303,7 @@ class Options:
             weight=token_weights(batch.actions, "token-mean"), share=token_weights(_starts(batch), "token-mean")
         )
         metrics: Metrics = defaultdict(float)
-        for rows in self.optimizer.rows(batch.lengths, group=batch.group):
+        for rows in self.optimizer.rows(batch.lengths, group=batch.group, prompts=batch.prompt_lengths):
             part = batch.select(rows)
             extras, weight, share = part.extras, part.extras["weight"], part.extras["share"]
             option, starts = _options(part), _starts(part)
@@ -317,7 +342,7 @@ class Options:
                     "first_option": weighted_sum(refined(option == 0), share),
                 }.items():
                     metrics[name] += float(value.detach())
-        return {**metrics, "grad_norm": self.optimizer.step()}
+        return {**self.optimizer.summed(metrics), "grad_norm": self.optimizer.step()}
 
     # ---------------------------------------------------------------- state
 
@@ -339,6 +364,28 @@ class Options:
         self.policy.load_sampling_state(state["sampling"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._order.bit_generator.state = dict(state["order"])
+
+
+def told_apart(rollout: Rollout) -> Tensor:
+    """float64[B, L]: log pi_z(y_t) - log p(y_t), in nats; 0 off `actions`.
+
+    Over the tokens of a segment it adds up to log p(z | segment) - log mu(z): by how much what was written says which
+    option wrote it. Its mean over segments is their mutual information.
+    """
+    stated = refined(rollout.extras["writer_logprob"]) - refined(rollout.logprobs)
+    return stated.masked_fill(~rollout.actions, 0.0)
+
+
+def shares_by_place(rollout: Rollout, options: int) -> Metrics:
+    """How often each option wrote the first segment of a text, the second, and so on; the last number has all later."""
+    starts, option = _starts(rollout), _options(rollout)
+    place = (starts.cumsum(dim=1) - 1).clamp(max=MOST_PLACES - 1)
+    shares: Metrics = {}
+    for segment in range(int(place[starts].max()) + 1 if bool(starts.any()) else 0):
+        taken = option[starts & (place == segment)]
+        for each in range(options):
+            shares[f"options/segment_{segment + 1}/option_{each + 1}"] = float(refined(taken == each).mean())
+    return shares
 
 
 def of_option(values: Tensor, option: Tensor) -> Tensor:

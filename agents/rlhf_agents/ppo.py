@@ -10,8 +10,11 @@ part of the objective and not of the algorithm, hence a reward: `missing_end`.
 Texts of another or an older policy are always corrected: the probability ratio is relative to the policy that wrote the
 text, capped at `importance_cap`. On texts that the agent has just written it starts at 1.
 
-With `ptx_coefficient`, each gradient step also raises the likelihood of given texts (PPO-ptx, Ouyang et al., eq. 2).
-The objective is then the environment's plus that term.
+PPO-ptx (Ouyang et al., eq. 2) is this agent with the `ptx_coefficient` that every agent has.
+
+When: rewards for single tokens or steps, conversations, long texts, or one answer to a prompt, where a learned value
+says which part was good. When not: a text has one score and several answers to a prompt are cheap; then grpo and rloo
+need no value model, and less memory and time.
 
 Left out: an adaptive KL weight (the `kl` reward part has one), normalised rewards.
 """
@@ -21,19 +24,16 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import field
 from typing import Annotated, ClassVar, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlhf_env.envs.tasks import load_task
-from rlhf_env.envs.tokenizers import prompt_ids
-from rlhf_env.errors import ConfigError, DataError, Problem, under
+from rlhf_env.errors import Problem
 from rlhf_env.learning.agent import Decision, Metrics, Setup, learned_state, load_learned_state
 from rlhf_env.learning.engine import Optimization
+from rlhf_env.learning.entropy import EntropyBonus, EntropyCourse
 from rlhf_env.learning.functional import (
     clipped_policy_loss,
     clipped_value_loss,
@@ -55,55 +55,11 @@ from rlhf_env.learning.functional import (
 from rlhf_env.learning.losses.declaring import LossSpec, load_token_loss, problems_of_token_loss
 from rlhf_env.learning.losses.steps import load_state_of_draws, state_of_draws, token_terms, with_left_out
 from rlhf_env.learning.ranges import Choice, Multiple, Ranges, Uniform
-from rlhf_env.learning.rollout import Rollout, demonstrations
-from rlhf_env.learning.sources import Shuffled
+from rlhf_env.learning.rollout import Rollout
 from rlhf_env.policies import Policy, ValueHead
-from rlhf_env.policies.policy import HasContext
 from rlhf_env.policies.precision import finest, refined
 from rlhf_env.settings import AtLeastOne, Chooses, NonNegative, Positive, Share, fault, settings
-from rlhf_env.types import Episode, JsonObject, Observation, Prompt, ResetOptions, State, Task, Tokenizer
-
-
-def texts_to_predict(task: Task, tokenizer: Tokenizer, longest: int | None = None) -> list[Episode]:
-    """The prompts of a task as texts to make likelier.
-
-    Where a prompt's `meta` has a "completion", that is predicted, closed by the end token; otherwise every token but
-    the first. Raises ConfigError for a task without an end, DataError for texts with nothing to predict or of more than
-    `longest` tokens.
-    """
-    if task.size is None:
-        raise ConfigError(f"{type(task).__name__} makes prompts for ever: ptx_data needs a task with a list of texts")
-    episodes: list[Episode] = []
-    problems: list[str] = []
-    for prompt in (task.prompt(index, {}) for index in range(task.size)):
-        given, predicted = prompt_ids(tokenizer, prompt), []
-        if "completion" in prompt.meta:
-            predicted = [*tokenizer.encode(str(prompt.meta["completion"])), tokenizer.end_id]
-        else:
-            given, predicted = given[:1], given[1:]
-        length = len(given) + len(predicted)
-        if not given or not predicted:
-            problems.append(
-                f"ptx_data, {prompt.id}: a text of {length} tokens has none to predict from those before it"
-            )
-        elif longest is not None and length > longest:
-            problems.append(f"ptx_data, {prompt.id}: {length} tokens, the model takes {longest}: cut it in pieces")
-        else:
-            episodes.append(_text(prompt, given, predicted))
-    if problems:
-        raise DataError(*problems[:20], *([f"... and {len(problems) - 20} more texts"] if len(problems) > 20 else []))
-    return episodes
-
-
-def _text(prompt: Prompt, given: list[int], predicted: list[int]) -> Episode:
-    return Episode(
-        prompt=prompt,
-        prompt_ids=np.array(given, dtype=np.int64),
-        response="",
-        response_ids=np.array(predicted, dtype=np.int64),
-        finish_reason="stop",
-        actions=np.ones(len(predicted), dtype=np.bool_),
-    )
+from rlhf_env.types import Observation, ResetOptions, State
 
 
 class PPO:
@@ -145,7 +101,9 @@ class PPO:
         whiten_advantages: bool = True
         """Mean 0 and variance 1 over the rollout's tokens."""
         entropy_coefficient: NonNegative = 0.0
-        """Weight of an entropy bonus."""
+        """Weight of an entropy bonus, per nat of a token's entropy."""
+        entropy: EntropyCourse = EntropyCourse()
+        """The course of that weight over the run, and a floor that the entropy is held above."""
         value_model: Literal["shared", "separate"] = "shared"
         """A linear head on the policy's own trunk, or on a copy of it that learns apart."""
         value_coefficient: NonNegative = 0.1
@@ -153,27 +111,17 @@ class PPO:
         value_clip: NonNegative = 0.0
         """Bound on a value's change per update, in units of reward (0: none; it tends to hurt, Andrychowicz et al.
         2021, arXiv 2006.05990)."""
-        ptx_coefficient: NonNegative = 0.0
-        """Weight of the pretraining mix, per token of its texts (0: none). The paper's gamma weighs whole texts: the
-        same up to their mean length."""
-        ptx_data: Annotated[JsonObject, Chooses("task")] = field(default_factory=dict)
-        """Where its texts come from, a table like [task]: `{ name = "file", path = "texts.jsonl" }`. A prompt with a
-        column "completion" is a demonstration, of which the completion is predicted; otherwise the prompt itself is the
-        text."""
-        ptx_rows: AtLeastOne = 16
-        """Its texts per gradient step, in shuffled epochs."""
         optimization: Optimization = Optimization()
         """Learning rate, gradient clipping and so on."""
 
         def problems(self) -> Iterator[Problem]:
+            yield from self.entropy.problems_with(self.entropy_coefficient)
             if not self.importance_cap > 1.0 + self.clip:
                 yield fault("importance_cap", f"must be above 1 + clip = {1.0 + self.clip}, got {self.importance_cap}")
             if self.loss is not None:
                 names = ("clip", "importance_cap")
                 own = {name: (getattr(self, name), getattr(type(self), name)) for name in names}
                 yield from problems_of_token_loss(self.loss, "ppo", ("agent",), own)
-            if (self.ptx_coefficient > 0.0) != bool(self.ptx_data):
-                yield fault("ptx_coefficient", "above 0 and ptx_data belong together: give both, or neither")
 
     def __init__(self, setup: Setup, config: Config) -> None:
         setup.require_groups(config.group_size, least=1)
@@ -186,17 +134,11 @@ class PPO:
         trained = [*self.policy.parameters(), *self.value_head.parameters()]
         if self.critic is not None:
             trained += self.critic.parameters()
+        self.entropy = EntropyBonus(setup, config.entropy_coefficient, config.entropy)
         self.optimizer = setup.engine.optimizer(trained, config.optimization)
         self._order = setup.stream("ppo minibatches")
         self.loss = None if config.loss is None else load_token_loss(config.loss)
         self._draws = setup.stream("ppo left out")
-        self._texts: list[Episode] = []
-        if config.ptx_coefficient:
-            context = setup.policy.context if isinstance(setup.policy, HasContext) else None
-            longest = None if context is None else context + 1  # the last token is predicted and not read
-            with under("ptx_data"):
-                self._texts = texts_to_predict(load_task(config.ptx_data), setup.tokenizer, longest)
-        self._texts_order = Shuffled(len(self._texts), int(setup.stream("ppo pretraining texts").integers(2**31)))
 
     def begin(self) -> ResetOptions:
         return {"group_size": self.config.group_size}
@@ -216,8 +158,10 @@ class PPO:
             if self.config.target_kl > 0.0 and steps[-1]["approx_kl"] > self.config.target_kl:
                 break
         values, targets = rollout.extras["values"], rollout.extras["targets"]
+        metrics = over_steps(steps)
         return {
-            **over_steps(steps),
+            **metrics,
+            **self.entropy.observe(metrics["entropy"], len(rollout)),
             "explained_variance": explained_variance(values, targets, rollout.actions),
             "gradient_steps": float(len(steps)),
             "lr": self.optimizer.lr,
@@ -250,7 +194,7 @@ class PPO:
         trunk = self.policy if self.critic is None else self.critic
         nowhere = torch.zeros_like(mask)
         values = torch.zeros(tokens.shape, dtype=finest(tokens.device), device=tokens.device)
-        for rows in self.optimizer.rows(rollout.lengths, group=rollout.group):
+        for rows in self.optimizer.rows(rollout.lengths, group=rollout.group, prompts=rollout.prompt_lengths):
             scores = trunk.evaluate(tokens[rows], mask[rows], nowhere[rows])
             values[rows] = refined(self.value_head(scores.hidden))
         if not cut:
@@ -270,7 +214,7 @@ class PPO:
             )
         batch = with_left_out(self.loss, self.policy, self.optimizer, batch, self._draws)
         metrics: Metrics = defaultdict(float)
-        for rows in self.optimizer.rows(batch.lengths, group=batch.group):
+        for rows in self.optimizer.rows(batch.lengths, group=batch.group, prompts=batch.prompt_lengths):
             part = batch.select(rows)
             extras, weight = part.extras, part.extras["weight"]
             scores = self.policy.evaluate(part.tokens, part.mask, part.actions)
@@ -290,7 +234,7 @@ class PPO:
             )
             entropy = weighted_sum(refined(scores.entropy), weight)
             self.optimizer.backward(
-                policy_loss + config.value_coefficient * value_loss - config.entropy_coefficient * entropy
+                policy_loss + config.value_coefficient * value_loss - self.entropy.coefficient * entropy
             )
             with torch.no_grad():
                 # KL(old || new): the tokens were drawn from the old policy, where log p - log p is 0.
@@ -303,43 +247,29 @@ class PPO:
                     **({} if self.loss else {"clip_fraction": self._outside(log_ratio, weight)}),
                 }.items():
                     metrics[name] += float(value.detach())
-        if self._texts:
-            metrics["ptx_loss"] = self._mix_in()
-        return {**metrics, "grad_norm": self.optimizer.step()}
+        return {**self.optimizer.summed(metrics), "grad_norm": self.optimizer.step()}
 
     def _outside(self, log_ratio: Tensor, weight: Tensor) -> Tensor:
         """The share of tokens whose ratio is outside the agent's own clip."""
         return weighted_sum(refined(outside_clip(log_ratio, self.config.clip)), weight)
 
-    def _mix_in(self) -> float:
-        """Add the gradient of the next pretraining texts; returns their mean negative log-likelihood per token."""
-        texts = [self._texts[index] for index in self._texts_order.take(self.config.ptx_rows)]
-        batch = self.setup.engine.local(demonstrations(texts, pad_id=self.policy.pad_id))
-        batch = batch.with_extras(weight=token_weights(batch.actions, "token-mean"))
-        loss = 0.0
-        for rows in self.optimizer.rows(batch.lengths, group=batch.group):
-            part = batch.select(rows)
-            logprobs = self.policy.evaluate(part.tokens, part.mask, part.actions).logprobs
-            term = weighted_sum(-refined(logprobs), part.extras["weight"])
-            self.optimizer.backward(self.config.ptx_coefficient * term)
-            loss += float(term.detach())
-        return loss
-
     def state_dict(self) -> State:
         state = {
             **learned_state(self.policy, self.optimizer, self._order),
             "value_head": self.value_head.state_dict(),
-            "texts_read": self._texts_order.place,
             **state_of_draws(self.loss, self._draws),
+            **self.entropy.state_dict(),
         }
         if self.critic is not None:
             state["critic"] = self.critic.state_dict()
         return state
 
     def load_state_dict(self, state: State, /) -> None:
+        if "texts_read" in state:  # of a run from before every agent had the mix
+            state = {**state, "optimizer": {**state["optimizer"], "texts_read": state["texts_read"]}}
         load_learned_state(state, self.policy, self.optimizer, self._order)
         load_state_of_draws(state, self._draws)
+        self.entropy.load_state_dict(state)
         self.value_head.load_state_dict(state["value_head"])
-        self._texts_order.place = int(state["texts_read"])
         if self.critic is not None:
             self.critic.load_state_dict(state["critic"])

@@ -16,6 +16,8 @@ prompts come in shuffled epochs.
 The objective changes with it: a mean over prompts where some count more. `correction` 1 undoes that, by the weight
 1 / (N P(i)) for the rows of a prompt, and leaves the other effect, less noise or more.
 
+When: many prompts are solved or hopeless. When not: nearly every prompt has a spread; then it only adds noise.
+
 Left out: prompts that are never drawn again, likeness between prompts, a forecast of their spread.
 """
 

@@ -9,7 +9,10 @@ stays that of its writer.)
 
 `loss` names another loss of tokens (docs/losses.md), "reinforce++" (Hu et al. 2025, arXiv 2501.03262) among them.
 
-Left out: a learned baseline (that is ppo), an entropy bonus.
+When: as a plain baseline, or with one answer to a prompt and a small model. When not: several answers to a prompt can
+be had (rloo has less noise), or a batch is to be used for more than one step.
+
+Left out: a learned baseline (that is ppo).
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from torch import Tensor
 from rlhf_env.errors import ConfigError, Problem
 from rlhf_env.learning.agent import Decision, Metrics, Setup
 from rlhf_env.learning.engine import Optimization
+from rlhf_env.learning.entropy import EntropyBonus, EntropyCourse, with_bonus
 from rlhf_env.learning.functional import (
     over_steps,
     paid_to_actions,
@@ -42,7 +46,7 @@ from rlhf_env.learning.losses.steps import load_state_of_draws, state_of_draws, 
 from rlhf_env.learning.ranges import Choice, Multiple, Ranges
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.policies.precision import refined
-from rlhf_env.settings import AtLeastOne, Chooses, ShareBelowOne, fault, settings
+from rlhf_env.settings import AtLeastOne, Chooses, NonNegative, ShareBelowOne, fault, settings
 from rlhf_env.types import Observation, ResetOptions, State
 
 
@@ -88,10 +92,15 @@ class Reinforce:
         mask_overlong: bool = False
         """Learn nothing from answers that the length limit cut (overlong filtering, DAPO). The
         baseline still knows them."""
+        entropy_coefficient: NonNegative = 0.0
+        """Weight of an entropy bonus, per nat of a token's entropy."""
+        entropy: EntropyCourse = EntropyCourse()
+        """The course of that weight over the run, and a floor that the entropy is held above."""
         optimization: Optimization = Optimization()
         """Learning rate, gradient clipping and so on."""
 
         def problems(self) -> Iterator[Problem]:
+            yield from self.entropy.problems_with(self.entropy_coefficient)
             if self.loss is not None:
                 own = {"importance_cap": (self.importance_cap, type(self).importance_cap)}
                 yield from problems_of_token_loss(self.loss, "reinforce", ("agent", "batch std"), own)
@@ -106,6 +115,7 @@ class Reinforce:
         self.setup = setup
         self.config = config
         self.policy = setup.policy
+        self.entropy = EntropyBonus(setup, config.entropy_coefficient, config.entropy)
         self.optimizer = setup.engine.optimizer(self.policy.parameters(), config.optimization)
         self.loss = None if config.loss is None else load_token_loss(config.loss)
         self._draws = setup.stream("reinforce left out")
@@ -140,7 +150,7 @@ class Reinforce:
         )
         rollout = with_left_out(self.loss, self.policy, self.optimizer, rollout, self._draws)
         metrics: Metrics = defaultdict(float)
-        for rows in self.optimizer.rows(rollout.lengths, group=rollout.group):
+        for rows in self.optimizer.rows(rollout.lengths, group=rollout.group, prompts=rollout.prompt_lengths):
             part = rollout.select(rows)
             scores = self.policy.evaluate(part.tokens, part.mask, part.actions)
             importance = truncated_importance_weights(
@@ -151,15 +161,18 @@ class Reinforce:
             else:
                 terms = token_terms(self.loss, scores.logprobs, part)
             loss = weighted_sum(terms, part.extras["weight"])
-            self.optimizer.backward(loss)
+            entropy = weighted_sum(refined(scores.entropy), part.extras["share"])
+            self.optimizer.backward(with_bonus(loss, entropy, self.entropy.coefficient))
             for name, value in {
                 "policy_loss": loss,
-                "entropy": weighted_sum(refined(scores.entropy), part.extras["share"]),
+                "entropy": entropy,
                 **({} if self.loss else {"importance_weight": importance.sum() / len(rollout)}),
             }.items():
                 metrics[name] += float(value.detach())
+        summary = over_steps([{**self.optimizer.summed(metrics), "grad_norm": self.optimizer.step()}])
         return {
-            **over_steps([{**metrics, "grad_norm": self.optimizer.step()}]),
+            **summary,
+            **self.entropy.observe(summary["entropy"], len(rollout)),
             **unscored,
             "baseline": baseline,
             "lr": self.optimizer.lr,
@@ -189,6 +202,7 @@ class Reinforce:
             "optimizer": self.optimizer.state_dict(),
             "baseline": {"mean": self._mean, "weight": self._mean_weight},
             **state_of_draws(self.loss, self._draws),
+            **self.entropy.state_dict(),
         }
 
     def load_state_dict(self, state: State, /) -> None:
@@ -196,4 +210,5 @@ class Reinforce:
         self.policy.load_sampling_state(state["sampling"])
         self.optimizer.load_state_dict(state["optimizer"])
         load_state_of_draws(state, self._draws)
+        self.entropy.load_state_dict(state)
         self._mean, self._mean_weight = float(state["baseline"]["mean"]), float(state["baseline"]["weight"])

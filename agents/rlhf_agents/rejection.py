@@ -10,6 +10,9 @@ else. With one, answers are ranked by their total return, r - beta * log(pi / re
 objective, pi* ~ reference * exp(r / beta), all returns are equal, so none is kept. But ranks, and therefore gradients,
 do not shrink near it: the policy circles pi* at a distance that depends on the learning rate.
 
+When: as a first step from a model that sometimes answers well, or where only ranks can be trusted. When not: bad
+answers should become less likely, which it never learns directly.
+
 Left out: ranking across prompts, rounds of data kept on disk.
 """
 

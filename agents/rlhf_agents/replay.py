@@ -16,6 +16,9 @@ rises from `beta_start` to 1 over the budget. The KL penalty in an old text's re
 
 What is exact of this, and what is biased by how much, docs/mechanisms.md says.
 
+When: texts or rewards cost more than gradient steps (a large writer, a paid judge). When not: writing is cheap; new
+texts teach more than old ones.
+
 Left out: priorities that are renewed by the losses of the last visit (they follow from rewards and ages here, which
 cost nothing to know), sum trees (a buffer has hundreds of groups, not millions), replay of single tokens or rows.
 """
@@ -35,8 +38,8 @@ from rlhf_env.learning.agent import Agent, Around, Metrics, Setup
 from rlhf_env.learning.functional import (
     draw_probabilities,
     drawing_weights,
-    effective_sample_size,
     stratified_draws,
+    with_kl_of,
     with_reference_logprobs,
 )
 from rlhf_env.learning.rollout import Rollout
@@ -213,34 +216,15 @@ class Replay(Around):
             ]
         batch = Rollout.joined(parts, pad_id=self.setup.tokenizer.pad_id)
         measured = {"age": float(np.mean([self._updates - groups[number][1] for number in drawn]))}
-        if self._renews_kl:
-            batch, measured["ess"] = self._with_new_kl(batch)
+        kl = self.setup.reward.kl
+        if self._renews_kl and kl is not None:
+            batch, measured["ess"] = with_kl_of(self.setup.policy, batch, kl.name, kl.penalty.coefficient)
         return replace(batch, measured=measured)
 
     @property
     def _renews_kl(self) -> bool:
         kl = self.setup.reward.kl
         return self.config.renew_kl and kl is not None and kl.penalty.reference is self.setup.reference
-
-    def _with_new_kl(self, batch: Rollout) -> tuple[Rollout, float]:
-        """With the KL penalty of the policy as it is now; and the effective sample size of the ratios to the writers,
-        as a share of the rows."""
-        kl = self.setup.reward.kl
-        assert kl is not None
-        now = self.setup.policy.response_logprobs(batch.episodes)
-        scores, log_ratios = [], []
-        for row, (episode, score) in enumerate(zip(batch.episodes, batch.scores, strict=True)):
-            span = slice(len(episode.prompt_ids), len(episode.ids))
-            actions = np.asarray(episode.actions, dtype=bool)
-            log_ratios.append(float((now[row] - batch.logprobs[row, span].numpy())[actions].sum()))
-            if kl.name not in score.tokens:
-                scores.append(score)
-                continue
-            apart = np.where(actions, now[row] - batch.extras["reference"][row, span].numpy(), 0.0)
-            paid = 0.0 - kl.penalty.coefficient * apart
-            raw = {**score.raw, kl.name: float(paid.sum())}
-            scores.append(replace(score, raw=raw, tokens={**score.tokens, kl.name: paid}))
-        return replace(batch, scores=tuple(scores)), effective_sample_size(np.array(log_ratios))
 
     def keep(self, rollout: Rollout) -> None:
         """Put the rollout into the buffer, and the oldest out until everything fits."""

@@ -11,6 +11,9 @@ written it starts at 1.
 
 `loss` names a loss of tokens for the same advantages (docs/losses.md).
 
+When: several answers to a prompt are cheap, and the gradient is to be that of the objective, unbiased. When not:
+rewards have wildly different scales between prompts (grpo), or are for single steps (ppo).
+
 Left out: advantages scaled by their standard deviation (that is grpo).
 """
 
@@ -27,6 +30,7 @@ from torch import Tensor
 from rlhf_env.errors import Problem
 from rlhf_env.learning.agent import Decision, Metrics, Setup, learned_state, load_learned_state
 from rlhf_env.learning.engine import Optimization
+from rlhf_env.learning.entropy import EntropyBonus, EntropyCourse, with_bonus
 from rlhf_env.learning.functional import (
     clipped_policy_loss,
     groups_without_spread,
@@ -84,10 +88,15 @@ class RLOO:
         """Passes over a rollout."""
         minibatches: AtLeastOne = 1
         """Gradient steps per pass."""
+        entropy_coefficient: NonNegative = 0.0
+        """Weight of an entropy bonus, per nat of a token's entropy."""
+        entropy: EntropyCourse = EntropyCourse()
+        """The course of that weight over the run, and a floor that the entropy is held above."""
         optimization: Optimization = Optimization()
         """Learning rate, gradient clipping and so on."""
 
         def problems(self) -> Iterator[Problem]:
+            yield from self.entropy.problems_with(self.entropy_coefficient)
             if not self.importance_cap > 1.0 + self.clip:
                 yield fault("importance_cap", f"must be above 1 + clip = {1.0 + self.clip}, got {self.importance_cap}")
             if self.loss is not None:
@@ -101,6 +110,7 @@ class RLOO:
         self.setup = setup
         self.config = config
         self.policy = setup.policy
+        self.entropy = EntropyBonus(setup, config.entropy_coefficient, config.entropy)
         self.optimizer = setup.engine.optimizer(self.policy.parameters(), config.optimization)
         self._order = setup.stream("rloo minibatches")
         self.loss = None if config.loss is None else load_token_loss(config.loss)
@@ -136,8 +146,10 @@ class RLOO:
             self._step(rollout.select(rows), advantages[rows])
             for rows in minibatches(len(rollout), self.config.minibatches, self.config.epochs, self._order)
         ]
+        metrics = over_steps(steps)
         return {
-            **over_steps(steps),
+            **metrics,
+            **self.entropy.observe(metrics["entropy"], len(rollout)),
             **unscored,
             "groups_without_spread": groups_without_spread(returns, rollout.group),
             "lr": self.optimizer.lr,
@@ -154,7 +166,7 @@ class RLOO:
             )
         batch = with_left_out(self.loss, self.policy, self.optimizer, batch, self._draws)
         metrics: Metrics = defaultdict(float)
-        for rows in self.optimizer.rows(batch.lengths, group=batch.group):
+        for rows in self.optimizer.rows(batch.lengths, group=batch.group, prompts=batch.prompt_lengths):
             part = batch.select(rows)
             scores = self.policy.evaluate(part.tokens, part.mask, part.actions)
             token_log_ratio = stated_log_ratio(scores.logprobs, part.logprobs, part.actions)
@@ -164,23 +176,25 @@ class RLOO:
             else:
                 terms = clipped_policy_loss(log_ratio, advantages[rows], config.clip, cap=config.importance_cap)
                 loss = part.weighted(terms)[part.actions.any(dim=1)].sum() / len(batch)
-            self.optimizer.backward(loss)
+            entropy = weighted_sum(refined(scores.entropy), part.extras["share"])
+            self.optimizer.backward(with_bonus(loss, entropy, self.entropy.coefficient))
             with torch.no_grad():
                 # KL(old || new): the tokens were drawn from the old policy, where log p - log p is 0.
                 token_kl = kl_estimate(torch.zeros_like(token_log_ratio), token_log_ratio, "k3")
                 for name, value in {
                     "policy_loss": loss,
-                    "entropy": weighted_sum(refined(scores.entropy), part.extras["share"]),
+                    "entropy": entropy,
                     "approx_kl": weighted_sum(token_kl, part.extras["share"]),
                     **({} if self.loss else {"clip_fraction": outside_clip(log_ratio, config.clip).sum() / len(batch)}),
                 }.items():
                     metrics[name] += float(value.detach())
-        return {**metrics, "grad_norm": self.optimizer.step()}
+        return {**self.optimizer.summed(metrics), "grad_norm": self.optimizer.step()}
 
     def state_dict(self) -> State:
         state = learned_state(self.policy, self.optimizer, self._order)
-        return {**state, **state_of_draws(self.loss, self._draws)}
+        return {**state, **state_of_draws(self.loss, self._draws), **self.entropy.state_dict()}
 
     def load_state_dict(self, state: State, /) -> None:
         load_learned_state(state, self.policy, self.optimizer, self._order)
         load_state_of_draws(state, self._draws)
+        self.entropy.load_state_dict(state)

@@ -7,6 +7,9 @@ so it is the negative log-likelihood of the data.
 Packing (`pack_tokens`) fills a step with as many texts as its tokens allow. They are not put into one row, so none sees
 another: the loss and the gradient are those of the texts by themselves, in every model family.
 
+When: there are demonstrations, before any reinforcement. When not: the demonstrations are worse than what the model
+already writes, or there are only judgements.
+
 Left out: label smoothing, weights for texts.
 """
 
@@ -19,9 +22,9 @@ from typing import Literal
 from rlhf_env.errors import DataError, Problem
 from rlhf_env.learning.agent import Decision, Demonstrated, Metrics, Setup
 from rlhf_env.learning.engine import Optimization
-from rlhf_env.learning.functional import over_steps, token_weights, weighted_sum
+from rlhf_env.learning.functional import over_steps
+from rlhf_env.learning.losses.steps import add_likelihood
 from rlhf_env.learning.rollout import Rollout
-from rlhf_env.policies.precision import refined
 from rlhf_env.settings import Whole, fault, settings
 from rlhf_env.types import Observation, ResetOptions, State
 
@@ -75,17 +78,10 @@ class SFT:
         if not rollout.actions.any():
             raise DataError("sft: none of the texts has a token to learn (are the answers empty, or cut off?)")
         rollout = self.setup.engine.local(rollout)
-        rollout = rollout.with_extras(weight=token_weights(rollout.actions, "token-mean"))
-        loss = 0.0
         self.policy.train()
         try:
             with self.setup.engine.seeded(int(self._dropout.integers(2**63))):
-                for rows in self.optimizer.rows(rollout.lengths):
-                    batch = rollout.select(rows)
-                    logprobs = self.policy.evaluate(batch.tokens, batch.mask, batch.actions).logprobs
-                    term = weighted_sum(-refined(logprobs), batch.extras["weight"])
-                    self.optimizer.backward(term)
-                    loss += float(term.detach())
+                loss = add_likelihood(self.policy, self.optimizer, rollout)
         finally:
             self.policy.eval()
         return {

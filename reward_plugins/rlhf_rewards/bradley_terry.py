@@ -19,8 +19,9 @@ class BradleyTerry:
 
     Args:
         model: a folder that `RewardModel.save` wrote, whose scores have mean 0 and standard deviation 1 over the
-            responses it was fitted on; or a sequence classification model of transformers with one label (a folder, a
-            hub name), whose scores are taken as they are.
+            responses it was fitted on; a run of the agent sft+rm, whose scores have them over the pairs it read last;
+            or a sequence classification model of transformers with one label (a folder, a hub name), whose scores are
+            taken as they are.
         device: where it computes, as in [policy] (in a run: where the policy does).
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from rlhf_env.cli.benchmarks import maker_of_reward_model
-from rlhf_env.cli.shared import PLUGINS, app, make_console
+from rlhf_env.cli.shared import LEARNING, PLUGINS, app, make_console
 from rlhf_env.errors import ConfigError
 from rlhf_env.types import JsonObject
 
@@ -72,6 +73,33 @@ def plugins(
         typer.echo(f"failed: {for_terminal(f'{failure.origin}: {failure.error}')}")
     for origin in known.left_out:
         typer.echo(f"kept out: {origin} (RLHF_ENV_PLUGINS)")
+
+
+@app.command(rich_help_panel=LEARNING)
+def metrics(
+    key: Annotated[
+        str | None, typer.Argument(help="One of them, such as train/approx_kl; * stands for anything.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="All of them as one page of Markdown.")] = False,
+) -> None:
+    """What every number means that a run logs: in metrics.jsonl, in trackers, on curves."""
+    from rlhf_env.lab.evaluation.explained import logged_numbers, numbers_matching, numbers_page, said_of
+
+    if as_markdown:
+        if key is not None or as_json:
+            raise ConfigError("--markdown is the page of all numbers: leave out the key and --json")
+        typer.echo(numbers_page(), nl=False)
+        return
+    found = logged_numbers() if key is None else numbers_matching(key)
+    if as_json:
+        typer.echo(json.dumps([asdict(entry) for entry in found]))
+        return
+    for entry in found:
+        typer.echo(entry.key)
+        typer.echo(
+            textwrap.fill(said_of(entry).replace("`", ""), width=78, initial_indent="    ", subsequent_indent="    ")
+        )
 
 
 def kinds_of_file() -> dict[str, type]:

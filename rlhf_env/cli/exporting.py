@@ -1,4 +1,4 @@
-"""`rlhf-env export`: a run as a model for other programs."""
+"""`rlhf-env export` and `shrink`: a run as a model for other programs, and a model with fewer layers."""
 
 from __future__ import annotations
 
@@ -47,3 +47,32 @@ def export_model(
         from rlhf_env.lab.evaluation.hub import push as upload
 
         typer.echo(upload(out, push, private=private))
+
+
+@app.command("shrink", rich_help_panel=LEARNING)
+def shrink_model(
+    model: Annotated[str, typer.Argument(help="A folder, the folder of a run, a shipped model or a hub name.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write, which is new or empty.")],
+    layers: Annotated[
+        int, typer.Option(help="Layers of the smaller model: so many of the model's, evenly spread.", min=1)
+    ],
+    hidden_size: Annotated[
+        int | None,
+        typer.Option(help="Make it as narrow as this, too: its weights are then random, and nothing is kept.", min=1),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="What random weights are drawn from.", min=0)] = 0,
+) -> None:
+    """Write a smaller model of the same family with the same tokenizer: a student for distillation.
+
+    It keeps embeddings, head and some of the layers, the first and the last among them. A narrower one
+    (`--hidden-size`) keeps the shape of heads and the proportions of layers, and starts from random weights.
+    """
+    from rlhf_env.learning.smaller_models import write_smaller
+
+    made = write_smaller(model, out, layers=layers, hidden_size=hidden_size, seed=seed)
+    kept = (
+        "random weights"
+        if made.kept is None
+        else f"layers {', '.join(str(layer + 1) for layer in made.kept)} of {made.layers_before}"
+    )
+    typer.echo(f"{out}: {made.parameters:,} of {made.of:,} parameters, {kept}")

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ from rlhf_env.cli import (
     studies,
     training,
 )
-from rlhf_env.cli.shared import FEEDBACK, LEARNING, Terminated, app, lab_app, preferences_app
+from rlhf_env.cli.shared import FEEDBACK, LEARNING, Terminated, app, lab_app, preferences_app, several_processes
 from rlhf_env.errors import ConfigError, RlhfEnvError
 
 GROUPS = (
@@ -58,6 +59,7 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     no_plugins: Annotated[
         bool,
         typer.Option("--no-plugins", help="Leave other distributions' plugins alone, as with RLHF_ENV_PLUGINS=''."),
@@ -66,14 +68,28 @@ def options(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Say which version this is.")
     ] = False,
 ) -> None:
-    ranks = os.environ.get("WORLD_SIZE", "")
-    if ranks.isdecimal() and int(ranks) > 1:
-        raise ConfigError(
-            f"WORLD_SIZE is {ranks}: a run is one process, and a launcher such as torchrun would start {ranks} of them "
-            "that do the same work: start rlhf-env alone (--jobs spreads a benchmark's cells), without WORLD_SIZE"
-        )
+    _require_one_process_but_for(context, "train")
     if no_plugins:
         os.environ["RLHF_ENV_PLUGINS"] = ""  # for the processes that a command starts, too
+
+
+def _require_one_process_but_for(context: typer.Context, command: str) -> None:
+    """Raise ConfigError where a launcher has started several processes of another command, in the first of them."""
+    from rlhf_env.learning.launched import launched
+
+    rank = os.environ.get("RANK", "0")
+    try:
+        ranks = launched().size
+        if ranks > 1 and context.invoked_subcommand != command:
+            raise ConfigError(
+                f"WORLD_SIZE is {ranks}, and only `rlhf-env {command}` is one run in several processes; a launcher "
+                f"would start {ranks} that do the same work: start rlhf-env alone (--jobs spreads a benchmark's cells)"
+            )
+    except ConfigError:
+        if rank == "0":
+            raise
+        time.sleep(2.0)  # a launcher ends all when one has ended: the first is to have said why
+        raise typer.Exit(2) from None
 
 
 _THE_DISK_REFUSES = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO)
@@ -132,6 +148,8 @@ def _warn(
     """Our own warnings are one line, as errors are; other people's as Python shows them."""
     from rlhf_env.shown_text import for_terminal
 
+    if (several := several_processes()) is not None and not several.is_first:
+        return  # the first says it
     stream = file or sys.stderr
     if Path(filename).is_relative_to(Path(__file__).parents[1]):
         print(f"rlhf-env: warning: {for_terminal(str(message))}", file=stream)
@@ -159,6 +177,8 @@ def _traceback(kind: type[BaseException], error: BaseException, trace: Traceback
     from rlhf_env.shown_text import without_secrets
 
     sys.stderr.write(without_secrets("".join(traceback.format_exception(kind, error, trace))))
+    if (several := several_processes()) is not None:
+        several.speaks([without_secrets(f"{kind.__name__}: {error}")], 1)
 
 
 _LONGEST_LINE = 2_000  # characters of a problem
@@ -168,9 +188,15 @@ def _complain(problems: Sequence[str], status: int) -> NoReturn:
     """One line on stderr for each of the first 20 problems, none of them longer than a page."""
     from rlhf_env.shown_text import for_terminal, without_secrets
 
-    for problem in problems[:20]:
-        line = for_terminal(without_secrets(problem))
-        print(f"rlhf-env: {line if len(line) <= _LONGEST_LINE else line[:_LONGEST_LINE] + ' ...'}", file=sys.stderr)
+    lines = [for_terminal(without_secrets(problem)) for problem in problems[:20]]
+    lines = [line if len(line) <= _LONGEST_LINE else line[:_LONGEST_LINE] + " ..." for line in lines]
     if len(problems) > 20:
-        print(f"rlhf-env: and {len(problems) - 20} more", file=sys.stderr)
+        lines.append(f"and {len(problems) - 20} more")
+    if (several := several_processes()) is not None:
+        for number in (signal.SIGINT, signal.SIGTERM):  # a launcher ends all when one has ended
+            signal.signal(number, signal.SIG_IGN)
+        if not several.speaks(lines, status):
+            sys.exit(status)
+    for line in lines:
+        print(f"rlhf-env: {line}", file=sys.stderr)
     sys.exit(status)

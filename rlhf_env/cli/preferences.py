@@ -114,24 +114,31 @@ def ask_for_judgements(
 @preferences_app.command("simulate")
 def simulate_annotators(
     store: StoreFile,
-    settings: Annotated[Path, typer.Argument(help="A TOML file with the tables [gold] (a reward) and [annotator].")],
+    settings: Annotated[
+        Path, typer.Argument(help="A TOML file with [annotator] and, where it is a simulated one, [gold] (a reward).")
+    ],
     people: Annotated[int, typer.Option(help="How many annotators, called NAME 1, NAME 2, ...", min=1)] = 1,
     seed: Annotated[int, typer.Option(help="Seed of their noise.", min=0)] = 0,
 ) -> None:
-    """Have simulated annotators judge the open items of a store."""
+    """Have simulated annotators, or a judging model, judge the open items of a store."""
     import numpy as np
 
     from rlhf_env.envs.reward_tables import load_rewards
-    from rlhf_env.feedback.asking.annotators import load_annotator
+    from rlhf_env.feedback.asking.annotators import asks_for_gold, load_annotator
     from rlhf_env.feedback.asking.collecting import StoredPrompts, judge_items
+    from rlhf_env.feedback.judging.chat_model import ChatModel
     from rlhf_env.own_code import label_of
     from rlhf_env.relative_paths import relative_to
     from rlhf_env.settings import Chooses
+    from rlhf_env.shown_text import for_terminal
     from rlhf_env.toml_files import naming_lines, read_toml
 
     table: JsonObject = read_toml(settings)
     with naming_lines(settings):
-        parts = {part: table.get(part) for part in ("gold", "annotator")}
+        kinds = {"gold": "reward", "annotator": "annotator"}
+        if "gold" not in table and isinstance(who := table.get("annotator"), dict) and not asks_for_gold(who):
+            del kinds["gold"]
+        parts = {part: table.get(part) for part in kinds}
         nameless = [
             part
             for part, it in parts.items()
@@ -142,13 +149,15 @@ def simulate_annotators(
             raise ConfigError(*(Problem(said.format(part), (part,)) for part in nameless))
         table = {
             part: relative_to(settings.parent, table[part], Annotated[JsonObject, Chooses(kind)])
-            for part, kind in (("gold", "reward"), ("annotator", "annotator"))
+            for part, kind in kinds.items()
         }
     with _open_store(store) as opened, naming_lines(settings):
-        gold = dict(table["gold"])
-        name = str(gold.pop("name", "gold"))
-        with under("gold"):
-            reward: Any = load_rewards({name: gold}, StoredPrompts.of(opened)).parts[name]
+        reward: Any = None
+        if "gold" in table:
+            gold = dict(table["gold"])
+            name = str(gold.pop("name", "gold"))
+            with under("gold"):
+                reward = load_rewards({name: gold}, StoredPrompts.of(opened)).parts[name]
         person = label_of(table["annotator"], "annotator")
         with under("annotator"):
             crowd = [
@@ -160,6 +169,9 @@ def simulate_annotators(
             for place, annotator in enumerate(crowd)
         ]
         typer.echo(f"{sum(votes):,} votes; {_progress_line(opened.progress())}")
+        for annotator in crowd:
+            if isinstance(annotator, ChatModel):
+                typer.echo(f"{for_terminal(annotator.name)}: {annotator.spent()}")
 
 
 @preferences_app.command("show")

@@ -18,6 +18,8 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from rlhf_env.learning.processes import Processes
+
 
 class Verbatim(TyperGroup):
     """Commands whose help shows square brackets: [rewards] is a TOML table, not markup of rich."""
@@ -43,7 +45,7 @@ app = typer.Typer(
     cls=Verbatim,
     help="Text generation as a Gymnasium environment, rewards and RLHF agents as plugins, and a laboratory.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
@@ -118,10 +120,21 @@ def interruptible(run: Path | None = None) -> Iterator[None]:
         if run is not None and not (run / "experiment.toml").exists():
             raise
         reason = f"{stop}" if isinstance(stop, Interrupted) else "stopped, what is done is saved"
+        if several_processes():
+            raise Interrupted(
+                signal_of(stop), f"{reason}; resume with the same command and --resume, in any number of processes"
+            ) from stop
         words = ["rlhf-env", *sys.argv[1:]]
         if run is not None and "--resume" not in words:
             words.append("--resume")
         raise Interrupted(signal_of(stop), f"{reason}; resume with: {shlex.join(words)}") from stop
+
+
+def several_processes() -> Processes | None:
+    """Those that a launcher started, once this one has joined them (the command `train` does); None for one alone."""
+    loaded = sys.modules.get("rlhf_env.learning.processes")  # without torch, nobody has joined anybody
+    joined: Processes | None = None if loaded is None else loaded.current()
+    return None if joined is None or joined.size == 1 else joined
 
 
 def signal_of(stop: BaseException) -> int:

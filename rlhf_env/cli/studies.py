@@ -165,3 +165,30 @@ def regularisation(
     with stage(console, "Fitting") as tell:
         found = compare_restraints(seeds, tell)
     console.print(restraint_table(found))
+
+
+@lab_app.command("hybrid")
+def hybrid(
+    seeds: Annotated[int, typer.Option(help="Seeds for every way.", min=1)] = 10,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Results by seed (default: runs/hybrid). Seeds that have one are not done again."),
+    ] = None,
+    threads: Threads = None,
+) -> None:
+    """sft+rm: one trunk for a language model and a reward model beside two models, on the same texts in the same steps:
+    held-out perplexity and preference accuracy, and gold reward after PPO from there.
+
+    Ten seeds are about four minutes of processor time.
+    """
+    from rlhf_env.lab.progress import stage
+    from rlhf_env.lab.studies.hybrid import HybridStudy, hybrid_table, run_hybrid_study
+    from rlhf_env.learning.engine import set_threads
+
+    set_threads(threads)
+    console = make_console()
+    folder = out or Path("runs/hybrid")
+    with interruptible(), stage(console, "Training") as tell:
+        found = run_hybrid_study(HybridStudy(seeds=seeds), folder, tell)
+    console.print(hybrid_table(found))
+    console.print(f"Results: {folder}/seed-*.json", highlight=False, soft_wrap=True)

@@ -81,14 +81,19 @@ def train_one(
 
     Metrics go to metrics.jsonl and TensorBoard files in the run folder. Ctrl-C finishes the running update and saves;
     the same command with --resume continues the run.
+
+    Several processes train one run: torchrun --nproc-per-node 2 -m rlhf_env train FILE, or accelerate launch
+    (docs/scale.md).
     """
     from dataclasses import replace
 
     from rlhf_env.lab.evaluation.runs import prepare, run
     from rlhf_env.learning.engine import find_device, set_threads
     from rlhf_env.learning.experiment import Experiment
+    from rlhf_env.learning.processes import join
     from rlhf_env.toml_files import naming_lines
 
+    processes = join()
     set_threads(threads)
     experiment = Experiment.load(file)
     flags = {}
@@ -110,7 +115,7 @@ def train_one(
         with naming_lines(file, flags):
             workplace = prepare(experiment)
         console = make_console()
-        for note in workplace.notes:
+        for note in workplace.notes if processes.is_first else ():
             console.print(f"Note: {note}", highlight=False, soft_wrap=True, markup=False)
         finished = run(
             workplace,
@@ -121,7 +126,9 @@ def train_one(
             threads=threads,
             console=console,
         )
-    _say_how_it_ended(finished, console)
+    if processes.is_first:
+        _say_how_it_ended(finished, console)
+    processes.leave()
 
 
 def _with_trackers(tables: JsonView, words: Sequence[str]) -> JsonObject:

@@ -241,6 +241,21 @@ class IsolatedGroupReward(_Isolated):
         return self._ask("group_rewards", list(group))
 
 
+class IsolatedCalls(_Isolated):
+    """What is no reward, in a process of its own: an object with a method `call`."""
+
+    def call(self, argument: object, /) -> _Unchecked:
+        """What the object's `call(argument)` gives, made of plain values. Raises RewardFailed."""
+        return self._ask("call", argument)
+
+
+def isolated_calls(build: Callable[[], object], limits: Limits) -> IsolatedCalls:
+    """The object that `build` makes, in a process that starts now, as a reward does. Raises ConfigError."""
+    request = pickle.dumps(build)
+    child = _Child(limits)
+    return IsolatedCalls(request, limits, child, _build(child, request, limits))
+
+
 class _Child:
     """A process with a socket to it. It leads a process group, so that processes it starts end with it."""
 

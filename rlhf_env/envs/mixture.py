@@ -24,6 +24,7 @@ from rlhf_env.types import (
     ResetOptions,
     ScoresItself,
     Task,
+    TaskReply,
     TrainerState,
 )
 
@@ -47,7 +48,7 @@ class Mixture:
     """
 
     score: Callable[[Episode], float | None]
-    reply: Callable[[Episode], str | None]
+    reply: Callable[[Episode], TaskReply]
     well_formed: Callable[[Episode], bool]
     action_mask: Callable[[Prompt, Int], Bool]
     held_out: Callable[[], Mixture]
@@ -124,7 +125,7 @@ class Mixture:
                 logged.setdefault(name, []).extend(values)
         return logged
 
-    def _reply(self, episode: Episode, /) -> str | None:
+    def _reply(self, episode: Episode, /) -> TaskReply:
         label, own = self._own(episode.prompt)
         return self._replying[label].reply(replace(episode, prompt=own)) if label in self._replying else None
 

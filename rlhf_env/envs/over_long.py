@@ -43,6 +43,7 @@ from rlhf_env.types import (
     ResetOptions,
     ScoresItself,
     Task,
+    TaskReply,
     Tokenizer,
 )
 
@@ -228,7 +229,7 @@ class FittedTask:
     """
 
     score: Callable[[Episode], float | None]
-    reply: Callable[[Episode], str | None]
+    reply: Callable[[Episode], TaskReply]
     well_formed: Callable[[Episode], bool]
     action_mask: Callable[[Prompt, Int], Bool]
     held_out: Callable[[], Task]

@@ -7,7 +7,9 @@ import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar, cast
+from typing import Annotated, TypeVar, cast
+
+from annotated_types import MinLen
 
 from rlhf_env import plugins
 from rlhf_env.envs.isolation import Limits, isolated
@@ -20,7 +22,9 @@ from rlhf_env.envs.reward_functions import (
     name_of,
 )
 from rlhf_env.envs.rewards import Failures, RewardMix
-from rlhf_env.errors import ConfigError, Problem, under
+from rlhf_env.envs.shaping import Shaped
+from rlhf_env.envs.task_labels import mixture_of, require_tasks
+from rlhf_env.errors import ConfigError, Problem, did_you_mean, under
 from rlhf_env.own_code import KEY, OwnCode
 from rlhf_env.settings import Name, hints_of, settings
 from rlhf_env.types import (
@@ -61,7 +65,9 @@ class TaskReward:
 RewardSpec = RewardMix | AnyReward | Callable[..., object] | str | JsonView | None
 
 
-def load_rewards(spec: RewardSpec, task: Task, provided: Mapping[str, object] | None = None) -> RewardMix:
+def load_rewards(
+    spec: RewardSpec, task: Task | None, provided: Mapping[str, object] | None = None, *, measured: bool = False
+) -> RewardMix:
     """A RewardMix from whatever a user writes.
 
     - None: the task's own score, as the part "task";
@@ -71,7 +77,9 @@ def load_rewards(spec: RewardSpec, task: Task, provided: Mapping[str, object] | 
       the task's own score. `on_error` and `max_bad_fraction` are those of `Failures`; with `isolate = true`, or any of
       the `isolation.Limits` (`timeout`, `memory_mb`, `env_vars`), the reward runs in a process of its own.
 
-    `provided` holds what the run can lend to a reward: `reference`, `tokenizer`, and the name of its `device`.
+    `provided` holds what the run can lend to a reward: `reference`, `tokenizer`, and the name of its `device`. Where
+    `task` is None there is no score of its own, and whether a function finds its columns is seen when it is asked.
+    Rewards that are only `measured` have no shaping, which is of training.
     """
     if isinstance(spec, RewardMix):
         return spec
@@ -83,31 +91,65 @@ def load_rewards(spec: RewardSpec, task: Task, provided: Mapping[str, object] | 
         spec = {_name_of(spec): spec}
     parts: dict[str, AnyReward | tuple[float, AnyReward]] = {}
     failures: dict[str, Failures] = {}
+    shaping: dict[str, Shaped] = {}
+    of_tasks: dict[str, Mapping[str, float]] = {}
     for name, value in spec.items():
         if isinstance(value, (int, float, Mapping)):
             with under(name):
                 table = RewardTable.read(name, value)
+                if measured:
+                    table.require_unshaped()
                 parts[name] = table.weight, _load_part(table, task, dict(provided or {}))
+                if table.tasks is not None:
+                    require_tasks(name, table.tasks, task)
+                    of_tasks[name] = table.tasks
             failures[name] = table.failures
+            if table.shaping is not None:
+                shaping[name] = table.shaping
         elif isinstance(value, tuple) and len(value) == 2:
             parts[name] = value[0], as_reward(value[1])
         else:
             parts[name] = as_reward(value)  # whatever else it is, RewardMix looks at it
-    return RewardMix(parts, failures=failures)
+    mix = RewardMix(parts, failures=failures, shaping=shaping, of_tasks=of_tasks)
+    if of_tasks and (mixture := mixture_of(task)) is not None:
+        for label in mixture.tasks:
+            if not mix.speaks_of(label):
+                raise ConfigError(f"no part of the reward counts in the task {label!r} of the mixture: name it in one")
+    return mix
 
 
 @settings
 class Mixing:
     """What a table of [rewards] says of the part's place in the mix."""
 
-    weight: float = 1.0
-    """What the part's scores are multiplied by in the reward."""
+    weight: float | None = None
+    """What the part's scores are multiplied by in the reward; 1, or what a schedule ends with, where it is left out."""
+    tasks: Annotated[dict[str, float], MinLen(1)] | None = None
+    """Of a mixture of tasks, those in which the part counts, by label, and what `weight` is multiplied by there. About
+    texts of other tasks it is not asked."""
+    shaping: Shaped | None = None
+    """How its scores are changed over the run before they are summed up (`only_if`, `normalise`, `clip`, `schedule`,
+    `target`). Evaluations measure them as they are."""
     plugin: Name | None = None
     """The reward's name, where the part has another one."""
     function: Name | None = None
     """Your own code instead of a registered name: "FILE.py:NAME", the file relative to this one, or "MODULE:NAME"."""
     isolate: bool | None = None
     """Run the reward in a process of its own (default: only where a limit of such a process is given)."""
+
+
+def _shaping(table: Mapping[str, object]) -> Shaped:
+    """Raises ConfigError with every problem found."""
+    known = hints_of(Shaped)
+    unknown = [key for key in table if key not in known]
+    problems: list[str] = [Problem(f"no setting {key!r}{did_you_mean(key, known)}", (key,)) for key in unknown]
+    try:
+        made = Shaped(**cast(JsonObject, {key: value for key, value in table.items() if key in known}))
+    except ConfigError as error:
+        problems += error.problems
+    if problems:
+        raise ConfigError(*problems)
+    return made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +160,8 @@ class RewardTable:
     name: str
     plugin: str
     weight: float
+    shaping: Shaped | None
+    tasks: Mapping[str, float] | None
     failures: Failures
     limits: Limits | None
     settings: JsonView
@@ -127,6 +171,14 @@ class RewardTable:
         """Raises ConfigError that names the part."""
         own: JsonObject = dict(value) if isinstance(value, Mapping) else {"weight": value}
         problems: list[str] = []
+        if isinstance(own.get("shaping"), Mapping):
+            try:
+                own["shaping"] = _shaping(own["shaping"])
+            except ConfigError as error:
+                error.found_in(f"reward {name!r} shaping")
+                error.change(lambda problem: Problem(problem, ("shaping", *problem.keys)))
+                problems.extend(error.problems)
+                del own["shaping"]
 
         def take(kind: type[_T]) -> tuple[_T | None, bool]:
             given = {name: own.pop(name) for name in hints_of(kind) if name in own}
@@ -152,14 +204,28 @@ class RewardTable:
                 problems.extend(error.problems)
         if mixing is None or failures is None or problems:
             raise ConfigError(*problems)
+        shaping, weight = mixing.shaping, mixing.weight
+        if weight is None:
+            ends = None if shaping is None else shaping.of_the_objective
+            weight = 1.0 if ends is None else ends
         return cls(
             name=name,
             plugin=plugin or name,
-            weight=mixing.weight,
+            weight=weight,
+            shaping=shaping,
+            tasks=mixing.tasks,
             failures=failures,
             limits=limits if limited or mixing.isolate else None,
             settings=own,
         )
+
+    def require_unshaped(self) -> None:
+        """Raises ConfigError where it says how scores are changed in training, and nobody is trained on them."""
+        if self.shaping is not None:
+            said = (
+                f"reward {self.name!r} is measured, and nobody is trained on it: shaping is of the parts of [rewards]"
+            )
+            raise ConfigError(Problem(said, ("shaping",)))
 
     def require_plugin(self) -> None:
         """Raises ConfigError where there is no such plugin, or it cannot be imported (unless another process will)."""
@@ -169,9 +235,11 @@ class RewardTable:
                 entry.load()
 
 
-def _load_part(table: RewardTable, task: Task, provided: JsonObject) -> AnyReward:
+def _load_part(table: RewardTable, task: Task | None, provided: JsonObject) -> AnyReward:
     where = f"reward {table.name!r}"
     if table.plugin == "task":
+        if task is None:
+            raise ConfigError(f"{where}: there is no task here whose own score it could be: name a reward")
         if not isinstance(task, ScoresItself):
             raise ConfigError(f"the task {type(task).__name__} has no score of its own: name a reward")
         if table.settings:
@@ -185,7 +253,8 @@ def _load_part(table: RewardTable, task: Task, provided: JsonObject) -> AnyRewar
         build = partial(_build, entry, dict(table.settings), lent, where)
     if table.limits is None:
         made = build()
-        _require_columns(made, task, where)
+        if task is not None:
+            _require_columns(made, task, where)
         return made
     try:
         return isolated(build, table.limits)

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Literal, cast
+from typing import Annotated, Literal, TypeVar, cast
 
 import numpy as np
 from annotated_types import Interval
 
+from rlhf_env.envs.asks_for_all import AsksForAll
 from rlhf_env.envs.circuit_breaker import CircuitBreaker, spread_out
 from rlhf_env.envs.contained import contained, is_of_this_package, lent
 from rlhf_env.envs.isolation import RewardFailed
-from rlhf_env.envs.reward_answers import LARGEST_SCORE, Answers, episode_answers, together, token_answers
+from rlhf_env.envs.reward_answers import LARGEST_SCORE, Answers, episode_answers, token_answers
+from rlhf_env.envs.scoring import Scoring
+from rlhf_env.envs.shaping import MixShaping, Shaped, Total, shaping_problems
+from rlhf_env.envs.task_labels import TaskWeights, task_label
 from rlhf_env.envs.waiting import Asking, WaitsOutside
 from rlhf_env.errors import ConfigError, RewardError
 from rlhf_env.own_code import raised_at
@@ -41,6 +44,8 @@ from rlhf_env.types import (
     TokenReward,
     TrainerState,
 )
+
+_T = TypeVar("_T")
 
 
 @settings
@@ -63,7 +68,7 @@ class Failures:
 
 @dataclass(frozen=True)
 class KLPart:
-    """The KL penalty of a mix: what the part is called, its weight, and the reward itself."""
+    """The KL penalty of a mix: what the part is called, its weight in training, and the reward itself."""
 
     name: str
     weight: float
@@ -100,7 +105,15 @@ class RewardMix:
     A part's name is the user's: anything printable. `kl` is the one part that is a KL penalty, whatever its name, or
     None; a second one is refused, because an objective has one beta. With `measures`, the mix is no objective but
     rewards that are measured side by side: then any number may be there, and `kl` is None.
+
+    `weights` are those of the objective. What is paid in training may be something else: `shaping` (`envs.shaping`)
+    says so of a part, and every Score has the weights that it was paid with. `of_tasks` are the parts that count in
+    some tasks of a mixture, and how much: it is part of the objective.
+
+    Where several processes train one run, the first asks the parts `for_all` of them, and has what they remember.
     """
+
+    for_all: AsksForAll | None = None
 
     def __init__(
         self,
@@ -108,6 +121,8 @@ class RewardMix:
         *,
         failures: Mapping[str, Failures] | None = None,
         measures: bool = False,
+        shaping: Mapping[str, Shaped] | None = None,
+        of_tasks: Mapping[str, TaskWeights] | None = None,
     ) -> None:
         pairs = {name: part if isinstance(part, tuple) else (1.0, part) for name, part in parts.items()}
         if not pairs:
@@ -143,6 +158,20 @@ class RewardMix:
         self._calls = {name: _question(part) for name, part in self.parts.items()}
         self._of_this_package = {name for name, part in self.parts.items() if is_of_this_package(part)}
         self._breakers = {name: CircuitBreaker() for name in self.parts}
+        self.of_tasks = {name: dict(weights) for name, weights in (of_tasks or {}).items()}
+        self._totals = tuple(name for name, part in self.parts.items() if isinstance(part, Total))
+        self.shaping: MixShaping | None = None
+        kinds = {"totals": () if shaping is None else self._totals, "tokens": self._by_token, "kl": self.kl_names}
+        if problems := list(shaping_problems(shaping or {}, self.of_tasks, self.parts, **kinds)):
+            raise ConfigError(*problems)
+        if shaping:
+            self.shaping = MixShaping(shaping, self.weights, self._totals, self.kl_names)
+            self._weigh_kl()
+
+    def _weigh_kl(self) -> None:
+        """The KL penalty with the weight that it has now."""
+        if self.kl is not None and self.shaping is not None and self.kl.name in self.shaping.parts:
+            self.kl = replace(self.kl, weight=self.shaping.parts[self.kl.name].weight)
 
     def _kl_part(self) -> KLPart | None:
         found = [
@@ -176,7 +205,19 @@ class RewardMix:
 
     @property
     def scores_groups(self) -> bool:
-        return bool(self._by_group)
+        """Whether a part, or what shapes one, looks at all answers to a prompt together."""
+        return bool(self._by_group) or (self.shaping is not None and bool(self.shaping.by_group))
+
+    @property
+    def pays_otherwise(self) -> bool:
+        """Whether texts may be paid with other weights or scores than the `weights` and what the parts said."""
+        return self.shaping is not None or bool(self.of_tasks)
+
+    @property
+    def weights_now(self) -> dict[str, float]:
+        """The weights in training of the parts whose weight a run changes."""
+        parts = {} if self.shaping is None else self.shaping.parts
+        return {name: part.weight for name, part in parts.items() if part.shaping.steers_weight}
 
     @property
     def scores_batches(self) -> bool:
@@ -193,11 +234,29 @@ class RewardMix:
 
         `rows`: the episodes of the whole rollout, where these are some of them: `max_bad_fraction` is of those.
         """
+        self.read_ahead(episodes)
+        return self._told_all(partial(self._score, episodes, group_size, rows))
+
+    def read_ahead(self, episodes: Sequence[Episode]) -> None:
+        """Where several processes train one run, all of them read the texts for the KL penalty: it takes as long as
+        everything else together."""
+        if self.for_all is None:
+            return
+        for part in self.parts.values():
+            if isinstance(part, KLPenalty):
+                self.for_all.read_ahead(part.reference, episodes)
+
+    def _told_all(self, ask: Callable[[], _T]) -> _T:
+        return ask() if self.for_all is None else self.for_all.from_first(ask)
+
+    def _score(self, episodes: Sequence[Episode], group_size: int, rows: int) -> list[Score]:
         if self._outside and len(self.parts) > 1:
-            with self.scoring() as scoring:
-                scoring.begin(episodes, group_size, rows=rows)
-                return scoring.finish()
-        return self._scores(episodes, {name: self._part(name, episodes, group_size, rows) for name in self.parts})
+            with Asking() as asking:
+                scoring = Scoring(self, asking)
+                scoring.hand_in(episodes, group_size, rows=rows)
+                return scoring.scores()
+        answers = {name: self._part(name, episodes, group_size, rows) for name in self.parts}
+        return self._scores(episodes, answers, group_size)
 
     @contextmanager
     def scoring(self) -> Iterator[Scoring]:
@@ -206,6 +265,24 @@ class RewardMix:
             yield Scoring(self, asking)
 
     def _part(self, name: str, episodes: Sequence[Episode], group_size: int, rows: int) -> Answers:
+        """What one part says about all of these; None of texts of tasks in which it does not count."""
+        if name in self.of_tasks:
+            asked = [row for row, episode in enumerate(episodes) if self._counts(name, episode)]
+            found, why = self._said(name, [episodes[row] for row in asked], group_size, max(rows, len(episodes)))
+            of_row = dict(zip(asked, found, strict=True))
+            return [of_row.get(row) for row in range(len(episodes))], {asked[place]: did for place, did in why.items()}
+        return self._said(name, episodes, group_size, rows)
+
+    def _counts(self, name: str, episode: Episode) -> bool:
+        """Whether the part is one of the text's task."""
+        return name not in self.of_tasks or task_label(episode.prompt) in self.of_tasks[name]
+
+    def speaks_of(self, task: str) -> bool:
+        """Whether a part other than the KL penalty counts in the mixture's task of this label."""
+        spoken = (name for name in self.parts if name not in self.kl_names and name not in self._totals)
+        return any(task in self.of_tasks.get(name, (task,)) for name in spoken)
+
+    def _said(self, name: str, episodes: Sequence[Episode], group_size: int, rows: int) -> Answers:
         """What one part says about all of these."""
         allowed = self.failures[name].allowed(max(rows, len(episodes)))
         values: list[float | Float | None] = []
@@ -217,26 +294,42 @@ class RewardMix:
             failed |= {start + place: did for place, did in why.items()}
         return values, failed
 
-    def _scores(self, episodes: Sequence[Episode], answers: Mapping[str, Answers]) -> list[Score]:
+    def _scores(self, episodes: Sequence[Episode], answers: Mapping[str, Answers], group_size: int = 1) -> list[Score]:
         values = {name: found for name, (found, _) in answers.items()}
         failed = {name: why for name, (_, why) in answers.items()}
-        return [self._score_of(row, values, failed) for row in range(len(episodes))]
+        scores = [self._score_of(row, episode, values, failed) for row, episode in enumerate(episodes)]
+        return scores if self.shaping is None else self.shaping.shaped(episodes, scores, group_size)
 
     def _score_of(
-        self, row: int, values: Mapping[str, Sequence[float | Float | None]], failed: Mapping[str, Mapping[int, str]]
+        self,
+        row: int,
+        episode: Episode,
+        values: Mapping[str, Sequence[float | Float | None]],
+        failed: Mapping[str, Mapping[int, str]],
     ) -> Score:
         why = {name: rows[row] for name, rows in failed.items() if row in rows}
-        abstained = tuple(name for name in self.parts if values[name][row] is None)
-        speaking = len(self.parts) - len(abstained) - len(self.kl_names)
-        if any(self.failures[name].on_error == "skip" for name in why) or (abstained and not speaking):
+        silent = [name for name in self.parts if values[name][row] is None]
+        abstained = tuple(name for name in silent if self._counts(name, episode)) if self.of_tasks else tuple(silent)
+        speaking = len(self.parts) - len(silent) - len(self.kl_names) - len(self._totals)
+        if any(self.failures[name].on_error == "skip" for name in why) or (silent and not speaking):
             return Score(raw={}, weights={}, failed=why, abstained=abstained)
-        tokens = {name: cast(Float, values[name][row]) for name in self._by_token}
+        tokens = {name: cast(Float, values[name][row]) for name in self._by_token if name not in silent}
         raw = {
             name: float(tokens[name].sum()) if name in tokens else float(cast(float, values[name][row]))
             for name in self.parts
-            if name not in abstained
+            if name not in silent
         }
-        return Score(raw=raw, weights=dict(self.weights), tokens=tokens, failed=why, abstained=abstained)
+        weights = self._weights_of(episode)
+        return Score(raw=raw, weights=weights, tokens=tokens, failed=why, abstained=abstained)
+
+    def _weights_of(self, episode: Episode) -> dict[str, float]:
+        """What the text is paid with: the weights of now, in its task."""
+        weights = dict(self.weights)
+        if self.shaping is not None:
+            weights |= {name: part.weight for name, part in self.shaping.parts.items()}
+        for name, factors in self.of_tasks.items():
+            weights[name] *= factors.get(task_label(episode.prompt), 0.0)
+        return weights
 
     def require_few_failures(self, scores: Sequence[Score], episodes: Sequence[Episode]) -> None:
         """RewardError where a part has failed for too many of a whole rollout, or no episode of it has a score.
@@ -257,6 +350,8 @@ class RewardMix:
 
         Raises RewardError for more failures than `allowed`, and for an answer of the wrong form.
         """
+        if self.for_all is not None:
+            self.for_all.at(f"the reward {name!r}")
         breaker = self._breakers[name]
         if not breaker.lets_through():
             failed = dict.fromkeys(range(len(episodes)), breaker.said)
@@ -360,22 +455,39 @@ class RewardMix:
             f"{failures.max_bad_fraction:g} of a rollout: it {first}"
         )
 
-    def observe(self, episodes: Sequence[Episode]) -> None:
-        """Show finished episodes to the parts that remember (called when the environment resets)."""
+    def observe(self, episodes: Sequence[Episode], scores: Sequence[Score] = ()) -> None:
+        """Show finished episodes to the parts that remember (called when the environment resets), and their `scores`
+        to what shapes them."""
+        if self.shaping is not None and scores:
+            self.shaping.observe(episodes, scores)
+            self._weigh_kl()
+        moved = self._told_all(partial(self._observe, episodes))
+        if self.for_all is not None and not self.for_all.is_first and self.kl is not None and self.kl.name in moved:
+            self._remembering[self.kl.name].load_state_dict(moved[self.kl.name])  # agents read its coefficient
+
+    def _observe(self, episodes: Sequence[Episode]) -> State:
+        """What the KL penalty then remembers, where it does."""
         for name, part in self._remembering.items():
             try:
                 with self._contained(name):
                     part.observe(episodes if name in self._of_this_package else lent(episodes))
             except RewardFailed as error:
                 raise RewardError(f"reward {name!r} {error}, when it was shown {len(episodes)} episodes") from error
+        return {name: self._remembering[name].state_dict() for name in self.kl_names if name in self._remembering}
 
     def follow(self, state: TrainerState) -> None:
-        """Tell the parts that ask for it where training stands."""
+        """Tell the parts that ask for it, and what shapes them, where training stands."""
         for part in self._following.values():
             part.follow(state)
+        if self.shaping is not None:
+            self.shaping.follow(state.progress)
+            self._weigh_kl()
 
     def take_logged(self) -> dict[str, float]:
         """The numbers that parts have logged since the last time: the mean of each name."""
+        return self._told_all(self._take_logged) if self._following else {}
+
+    def _take_logged(self) -> dict[str, float]:
         logged: dict[str, list[float]] = {}
         for part in self._following.values():
             for name, values in part.take_logged().items():
@@ -388,91 +500,15 @@ class RewardMix:
         return nullcontext() if trusted else contained(f"reward {name!r}")
 
     def state_dict(self) -> State:
-        return {name: part.state_dict() for name, part in self._remembering.items()}
+        shaping = {} if self.shaping is None else self.shaping.state_dict()
+        return {**{name: part.state_dict() for name, part in self._remembering.items()}, **shaping}
 
     def load_state_dict(self, state: State) -> None:
         for name, part in self._remembering.items():
             part.load_state_dict(state[name])
-
-
-class Scoring:
-    """Batches of texts on their way to their scores (`RewardMix.scoring`).
-
-    Each part is asked what `RewardMix.score` would ask it, batch after batch and in that order: parts that wait outside
-    this process in threads of their own, the others in `begin`. Of several failures, the one that would have come
-    first is raised.
-    """
-
-    def __init__(self, mix: RewardMix, asking: Asking) -> None:
-        self._mix, self._asking = mix, asking
-        self._batches: list[tuple[Sequence[Episode], dict[str, Future[Answers]]]] = []
-        self._places: list[int] = []
-        self._rows = 0
-
-    def begin(
-        self, episodes: Sequence[Episode], group_size: int = 1, *, rows: int = 0, places: Sequence[int] | None = None
-    ) -> None:
-        """Hand in a batch, as to `RewardMix.score`. Raises RewardError where that is sure already.
-
-        Parts that look at all texts together are asked in `finish`, in the order of `places` (default: as they come).
-        """
-        mix = self._mix
-        self._rows = max(self._rows, rows)
-        self._places += range(len(self._places), len(self._places) + len(episodes)) if places is None else places
-        answers = self._ask({name: (episodes, group_size, rows) for name in mix.parts if name not in mix._by_batch})
-        self._batches.append((episodes, answers))
-        here = [answer for name, answer in answers.items() if name not in mix._outside and answer.done()]
-        if any(answer.exception() is not None for answer in here):
-            self.finish()  # raises this one, or one that comes before it
-        for answer in (each for _, every in self._batches for each in every.values()):
-            if not answer.done():
-                break
-            answer.result()
-
-    def _ask(self, questions: Mapping[str, tuple[Sequence[Episode], int, int]]) -> dict[str, Future[Answers]]:
-        """The answers to come: those that wait outside are asked first, the others answer at once, up to a failure."""
-        mix = self._mix
-        asked = {name: partial(mix._part, name, *question) for name, question in questions.items()}
-        answers: dict[str, Future[Answers]] = {
-            name: self._asking.ask(mix._outside[name], question) if name in mix._outside else Future()
-            for name, question in asked.items()
-        }
-        for name, question in asked.items():
-            if name in mix._outside:
-                continue
-            try:
-                answers[name].set_result(question())
-            except RewardError as error:
-                answers[name].set_exception(error)
-                break
-        return answers
-
-    def finish(self) -> list[Score]:
-        """The scores of all batches, in their order. Raises RewardError."""
-        mix = self._mix
-        found = [
-            (episodes, {name: answer.result() for name, answer in answers.items()})
-            for episodes, answers in self._batches
-        ]
-        every = [episode for episodes, _ in found for episode in episodes]
-        order = np.argsort(self._places, kind="stable").tolist()
-        batch = [every[place] for place in order]
-        asked = self._ask({name: (batch, 1, self._rows) for name in mix.parts if name in mix._by_batch})
-        answers = {
-            name: together([(len(episodes), said[name]) for episodes, said in found])
-            for name in mix.parts
-            if name not in asked
-        }
-        for name, answer in asked.items():
-            values, failed = answer.result()
-            of_place = dict(zip(order, values, strict=True))
-            answers[name] = (
-                [of_place[place] for place in range(len(every))],
-                {order[place]: did for place, did in failed.items()},
-            )
-        self._batches.clear()
-        self._places.clear()
-        return mix._scores(every, answers)
+        if self.shaping is not None:
+            self.shaping.load_state_dict(state)
+            self._weigh_kl()
 
 
 def _question(part: AnyReward) -> Callable[[Sequence[Episode]], object]:

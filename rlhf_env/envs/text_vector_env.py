@@ -2,8 +2,8 @@
 
 One class in one file, because it is one life cycle: reset options, writing, a text's end, its reward, the next text, in
 three autoreset modes. What could be told apart has files of its own: where tokens lie (`text_buffer`), what an action
-is (`actions`), which prompt is next (`prompt_order`), where a string ends a text (`stop_strings`), what a text says
-without its ending (`endings`), what an info holds (`infos`).
+is (`actions`), which prompt is next (`prompt_order`), what a text may begin with (`prefixes`), where a string ends a
+text (`stop_strings`), what a text says without its ending (`endings`), what an info holds (`infos`).
 """
 
 from __future__ import annotations
@@ -20,16 +20,19 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from rlhf_env.envs.actions import ActionReader, Actions
+from rlhf_env.envs.chat_replies import reply_ids
 from rlhf_env.envs.endings import turns_of, without_stop_string
 from rlhf_env.envs.infos import Info, VectorInfo, collated
 from rlhf_env.envs.picture import TextPicture, picture_of
+from rlhf_env.envs.prefixes import Prefixes
 from rlhf_env.envs.prompt_order import PromptOrder, Seeds, is_index, require_seeds
 from rlhf_env.envs.reward_tables import RewardSpec, load_rewards
-from rlhf_env.envs.rewards import Scoring
+from rlhf_env.envs.scoring import Scoring
 from rlhf_env.envs.stop_strings import StopStrings
 from rlhf_env.envs.tasks import TaskSpec, load_task, option_names
 from rlhf_env.envs.text_buffer import TextBuffer
 from rlhf_env.envs.tokenizers import end_ids, load_tokenizer, prompt_ids_within
+from rlhf_env.envs.tool_calls import require_calls
 from rlhf_env.errors import ConfigError, DataError, EnvironmentMisuse, did_you_mean
 from rlhf_env.types import (
     Bool,
@@ -37,6 +40,7 @@ from rlhf_env.types import (
     FinishReason,
     Float,
     Int,
+    JsonView,
     MasksActions,
     Observation,
     Prompt,
@@ -46,7 +50,7 @@ from rlhf_env.types import (
     Tokenizer,
 )
 
-_OWN_OPTIONS = ("group_size", "indices", "reset_mask")
+_OWN_OPTIONS = ("group_size", "indices", "prefix", "reset_mask")
 _NO_SCORE = Score(raw={}, weights={})  # of a text that was cut from outside
 
 
@@ -75,8 +79,9 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
     held to the mask of its own place. (What draws actions without reading masks cannot play such a task.)
 
     Reset options: `group_size` G gives G neighbouring rows the same prompt; `indices` (one task index per group)
-    chooses the prompts; `reset_mask` as in Gymnasium; others must be among the task's `option_names`. Options stay in
-    force until a reset that gives options or a seed.
+    chooses the prompts; `prefix` begins texts with a part of a demonstrated answer (`envs.prefixes`); `reset_mask` as
+    in Gymnasium; others must be among the task's `option_names`. Options stay in force until a reset that gives options
+    or a seed.
 
     Args:
         task, reward, tokenizer: objects, names, or tables of plain data (see `load_task`, `load_rewards`,
@@ -174,9 +179,11 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
         self._order = PromptOrder(num_envs)
         self._options: ResetOptions = {}
         self._group_size = 1
-        self._unobserved: dict[int, Episode] = {}
+        self._prefixes: Prefixes | None = None
+        self._unobserved: dict[int, tuple[Episode, Score]] = {}
         self._scoring: Scoring | None = None  # within `scoring_meanwhile`
         self._handed_in: list[tuple[int, Episode]] = []  # to it, by row
+        self._messages: dict[int, tuple[JsonView, ...]] = {}  # of rows whose task has answered in messages
         self._allowed: dict[int, Bool] = {}  # the task's mask for the next token of each row that writes
         self._latest: list[Info] = [{} for _ in range(num_envs)]
 
@@ -274,7 +281,7 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
         settled = range(self.num_envs) if rows is None else map(int, rows)
         ended = [self._unobserved.pop(row) for row in settled if row in self._unobserved]
         if ended:
-            self.reward.observe(ended)
+            self.reward.observe([episode for episode, _ in ended], [score for _, score in ended])
 
     def has_ended(self, row: int) -> bool:
         """Whether the row's episode is over and paid."""
@@ -396,6 +403,12 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
                 raise ConfigError(f"indices names {len(indices)} prompts, the environment has {groups} groups")
         if some_rows_go_on and group_size != self._group_size:
             raise EnvironmentMisuse("group_size can change only when all rows are reset")
+        prefixes = None
+        if "prefix" in options:
+            if self._reply is not None:
+                raise ConfigError("prefix: the texts of a conversation begin with the agent's first turn")
+            prefixes = Prefixes.read(options["prefix"], self.num_envs // int(group_size))
+        self._prefixes = prefixes
         self._options = copy.deepcopy(dict(options))
         self._group_size = int(group_size)
 
@@ -405,19 +418,25 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
             return {}
         # First what may fail (a prompt that is too long), then what changes: a refused reset leaves the texts alone.
         index_of_row = {int(row): self._prompt_index(int(row)) for row in rows}
-        asked: dict[int, tuple[Prompt, Int, Bool | None]] = {}
+        asked: dict[int, tuple[Prompt, Int]] = {}
         for index in dict.fromkeys(index_of_row.values()):  # a group shares its prompt: read and encode it once
             prompt = self.task.prompt(index % (self.task.size or index + 1), self._options)  # it may be asked again
-            ids = self.prompt_ids(prompt)
-            asked[index] = prompt, ids, self._mask_after(prompt, ids[:0]) if self._action_mask is not None else None
+            asked[index] = prompt, self.prompt_ids(prompt)
+        begun: dict[tuple[int, int], tuple[list[int], Bool | None]] = {}  # by prompt and group
+        for row, index in index_of_row.items():
+            if (key := (index, row // self._group_size)) not in begun:
+                begun[key] = self._beginning(asked[index][0], row // self._group_size)
         self.settle(rows)
         if not self._prompts:
             self._prompts = [Prompt(id="", text="")] * self.num_envs
         infos: dict[int, Info] = {}
         self._texts.start(rows, [asked[index][1] for index in index_of_row.values()], self.max_new_tokens)
         for row, index in index_of_row.items():
-            prompt, _, allowed = asked[index]
+            prompt, (prefix, allowed) = asked[index][0], begun[index, row // self._group_size]
+            if prefix:
+                self._texts.insert(row, prefix)
             self._prompts[row] = prompt
+            self._messages.pop(row, None)
             infos[row] = self._latest[row] = {"prompt": prompt.text, "prompt_id": prompt.id}
             if allowed is not None:
                 self._allowed[row] = allowed
@@ -436,8 +455,19 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
             return int(self._options["indices"][row // self._group_size])
         return self._order.next_index(row, row - row % self._group_size, self.task.size)
 
+    def _beginning(self, prompt: Prompt, group: int) -> tuple[list[int], Bool | None]:
+        """What the texts of a group begin with, and what the task allows after it."""
+        prefix: list[int] = []
+        if self._prefixes is not None:
+            prefix = self._prefixes.tokens(prompt, group, self.tokenizer, self.max_new_tokens)
+        if self._action_mask is None:
+            return prefix, None
+        return prefix, self._mask_after(prompt, np.array(prefix, dtype=np.int64))
+
     def prompt_ids(self, prompt: Prompt) -> Int:
-        """int64[P]. Raises DataError for a prompt without a token, and for one that is too long."""
+        """int64[P]. Raises DataError for a prompt without a token, one that is too long, and for tools that the model
+        cannot call."""
+        require_calls(self.tokenizer, prompt)
         return np.array(prompt_ids_within(self.tokenizer, prompt, self.max_prompt_tokens), dtype=np.int64)
 
     # ---------------------------------------------------------------- writing
@@ -467,16 +497,38 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
     def _end_turn(self, row: int, reason: FinishReason) -> None:
         """The agent's turn is over: the episode ends, or the task answers and the conversation goes on."""
         if reason != "length" and self._reply is not None:
-            answer = self._reply(self._episode(row, reason))
+            episode = self._episode(row, reason)
+            answer = self._reply(episode)
             if answer is None:
                 reason = "task"
             else:
-                if self._texts.insert(row, self.tokenizer.encode(answer)):
+                ids, said = self._answered(row, episode, answer)
+                if self._texts.insert(row, ids):
+                    if said:
+                        self._messages[row] = said
                     return
                 reason = "length"  # no room is left for the answer and a token after it
         self._rest(row)
         self._unpaid.add(row)
         self._reasons[row] = reason
+
+    def _answered(
+        self, row: int, episode: Episode, answer: str | Sequence[JsonView]
+    ) -> tuple[list[int], tuple[JsonView, ...]]:
+        """What is written of the task's answer and, where it is in messages, all that was said. Raises DataError."""
+        if isinstance(answer, str):
+            return self.tokenizer.encode(answer), ()
+        *before, own = self._said_so_far(row, episode.turns)
+        if answer and answer[0].get("role") == "assistant":  # the turn as the task has understood it
+            own, answer = answer[0], answer[1:]
+        last = int(episode.response_ids[-1])
+        closed_by = last if last in self._end_ids else None
+        ids = reply_ids(self.tokenizer, self._prompts[row], [*before, own], answer, closed_by)
+        return ids, (*before, own, *answer)
+
+    def _said_so_far(self, row: int, turns: Sequence[str]) -> tuple[JsonView, ...]:
+        """The messages since the prompt, the agent's present turn the last of them."""
+        return (*self._messages.get(row, ()), {"role": "assistant", "content": turns[-1] if turns else ""})
 
     def _cut(self, row: int) -> Info:
         """Nothing more is written in the row, and what is there has no score; its info."""
@@ -527,7 +579,7 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
         if not score.raw:
             return {"text_episode": episode, "score": score, "finish_reason": episode.finish_reason, **failed}
         rewards[row] = score.total
-        self._unobserved[row] = episode
+        self._unobserved[row] = episode, score
         token_rewards = {name: np.zeros(self.max_new_tokens) for name in score.tokens}
         for name, values in score.tokens.items():
             token_rewards[name][: len(values)] = values
@@ -554,6 +606,7 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
         if self.stops is not None and self.stops.completed(texts.stop_states[[row]])[0]:
             last_turn = self.tokenizer.decode(ids[texts.turn_start[row] :].tolist())
             response = without_stop_string(response, last_turn, self.stops)
+        turns = () if self._reply is None else turns_of(ids[start:][actions], self.tokenizer, self.stops)
         return Episode(
             prompt=self._prompts[row],
             prompt_ids=ids[:start],
@@ -562,7 +615,8 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
             finish_reason=reason,
             actions=actions,
             logprobs=texts.logprobs[row, start:end].copy() if self._needs_logprobs else None,
-            turns=() if self._reply is None else turns_of(ids[start:][actions], self.tokenizer, self.stops),
+            turns=turns,
+            messages=self._said_so_far(row, turns) if row in self._messages else (),
         )
 
     # ---------------------------------------------------------------- small things

@@ -163,6 +163,10 @@ class FileTokenizer:
         shown = [int(i) for i in ids if int(i) not in self.hidden_ids]
         return str(self.own.decode(shown, skip_special_tokens=False))
 
+    def tokens(self) -> dict[int, str]:
+        """Every token by its id, as the file writes it."""
+        return {number: token for token, number in self._tokenizer.get_vocab(with_added_tokens=True).items()}
+
     def keeping(self, tokens: Sequence[str]) -> FileTokenizer:
         """The same tokenizer, with these special tokens in decoded texts. Raises DataError for what is none."""
         return _reopen(self.folder, *self._end_and_pad(), self.vocab_size, self.end_ids, tuple(tokens))

@@ -8,7 +8,7 @@ template is found and rendered are the library's decisions, and nothing of them 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,13 @@ def render_chat(
     """
     given = dict(options or {})
     return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=asks, **given))
+
+
+def json_schema(function: Callable[..., Any]) -> dict[str, Any]:
+    """A function's types and docstring as chat templates take a tool. The library refuses by exceptions of its own."""
+    from transformers.utils import get_json_schema
+
+    return dict(get_json_schema(function))
 
 
 def _loader(folder: Path) -> HFTokenizer:

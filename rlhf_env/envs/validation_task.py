@@ -22,6 +22,7 @@ from rlhf_env.types import (
     Replies,
     ResetOptions,
     ScoresItself,
+    TaskReply,
 )
 
 _TRIES = 1000  # of indices, for a prompt on the wanted side of an unbounded task
@@ -40,7 +41,7 @@ class Validation:
     """
 
     score: Callable[[Episode], float | None]
-    reply: Callable[[Episode], str | None]
+    reply: Callable[[Episode], TaskReply]
     well_formed: Callable[[Episode], bool]
     action_mask: Callable[[Prompt, Int], Bool]
 

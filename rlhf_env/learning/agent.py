@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 Metrics = dict[str, float]
 
 
+OTHERS_WROTE = "others_wrote"
+"""The extra of a decision that is 1 at tokens which somebody else than `setup.policy` wrote, a teacher for instance."""
+
+
 @dataclass(frozen=True)
 class Decision:
     """One action for every row.
@@ -154,6 +158,13 @@ class SaysHowItImitates(Protocol):
 
     @property
     def demonstrated(self) -> Demonstrated: ...
+
+
+@runtime_checkable
+class MeasuresItself(Protocol):
+    """An agent that learns more than a policy: numbers of the rest, on data that it does not learn from."""
+
+    def measure(self) -> Metrics: ...
 
 
 @dataclass(frozen=True, kw_only=True)

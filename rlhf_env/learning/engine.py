@@ -5,25 +5,43 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Annotated, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from rlhf_env.device_names import AUTO, KNOWN, is_device_name
 from rlhf_env.errors import ConfigError, Problem, RunFailed
+from rlhf_env.learning.processes import Processes
+from rlhf_env.learning.processes import current as current_processes
 from rlhf_env.learning.schedules import ScheduleName, multiplier
 from rlhf_env.learning.spending import Spending
 from rlhf_env.policies.precision import has_float64, moved
 from rlhf_env.policies.sizes import in_bytes, memory_free
-from rlhf_env.settings import NonNegative, Positive, Share, ShareBelowOne, Whole, settings
-from rlhf_env.types import State
+from rlhf_env.settings import (
+    AtLeastOne,
+    Chooses,
+    NonNegative,
+    Positive,
+    Share,
+    ShareBelowOne,
+    Whole,
+    fault,
+    settings,
+)
+from rlhf_env.types import JsonObject, State
 
 _HALF = (torch.bfloat16, torch.float16)  # too coarse for what an optimizer adds in one step
 _MASTER = "master"  # in an optimizer's state, the copy in float32 that is trained
+_TEXTS_READ = "texts_read"  # in an optimizer's state, how many texts the pretraining mix has taken
+
+# Where one text is nearly all that `Engine.most_tokens` allows, or more, other answers to its prompt go with it while
+# they take no more than this times what it takes: read with each answer, a long prompt costs most of the time.
+MORE_ANSWERS = 4 / 3
 
 LARGE = 5_000_000  # a model of this many parameters gains from a second thread
 
@@ -57,9 +75,33 @@ class Optimization:
     micro_batch_size: Whole = 0
     """Rows per backward pass (0: no limit). It saves memory, and changes no result but its last digits."""
     micro_batch_tokens: Whole = 4096
-    """Tokens per backward pass, padding counted (0: no limit). Texts of like length go together, and so do
-    the answers to one prompt where it is read once. With adapters on a processor there are fewer tokens where so many
-    would need more than about half a GB."""
+    """Tokens per backward pass (0: no limit), as many as are computed: where equal beginnings are read once, a prompt
+    counts once for all its answers, which go together; elsewhere padding counts, and texts of like length go together.
+    With adapters on a processor there are fewer tokens where so many would need more than about 0.7 GB."""
+    ptx_coefficient: NonNegative = 0.0
+    """Weight of the pretraining mix, per token of its texts (0: none): each gradient step also raises the likelihood of
+    given texts (PPO-ptx, Ouyang et al. 2022, 2203.02155, eq. 2). The paper's gamma weighs whole texts: the same up to
+    their mean length."""
+    ptx_data: Annotated[JsonObject, Chooses("task")] = field(default_factory=dict)
+    """Where its texts come from, a table like [task]: `{ name = "file", path = "texts.jsonl" }`. A prompt with a
+    column "completion" is a demonstration, of which the completion is predicted; otherwise the prompt itself is the
+    text."""
+    ptx_rows: AtLeastOne = 16
+    """Its texts per gradient step, in shuffled epochs."""
+
+    def problems(self) -> Iterator[Problem]:
+        if (self.ptx_coefficient > 0.0) != bool(self.ptx_data):
+            yield fault("ptx_coefficient", "above 0 and ptx_data belong together: give both, or neither")
+
+
+class Mixed(Protocol):
+    """Texts whose likelihood every gradient step raises, beside what an agent learns."""
+
+    texts_read: int
+    """Where they are in their shuffled epochs: all that a resumed run needs to know."""
+
+    def add_gradient(self, optimizer: Optimizer) -> float:
+        """Accumulate the weighted gradient of the next texts; their mean negative log-likelihood per token."""
 
 
 class Optimizer:
@@ -71,12 +113,19 @@ class Optimizer:
     Of parameters in half precision a master copy in float32 is trained, with moments in float32; after each step the
     parameters are the copy, rounded (Micikevicius et al. 2018, 1710.03740, section 3.1). Gradients of micro-batches
     are summed in float32.
+
+    With `ptx_coefficient`, `step` adds the gradient of given texts first, whatever the agent's own loss is.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], settings: Optimization, engine: Engine) -> None:
+    def __init__(
+        self, parameters: Iterable[Tensor], settings: Optimization, engine: Engine, mixed: Mixed | None = None
+    ) -> None:
         self.settings = settings
         self._engine = engine
+        self._mixed = mixed
         self._reading = 0  # tokens of the micro-batch that `rows` gave last
+        self._read = 0  # of those since the last step, where other processes read others
+        self._dealt = self._handed_in = False  # since the last step: micro-batches, and the sums over them
         parameters = [p for p in parameters if p.requires_grad]
         self._trained = [p.detach().float().clone() if p.dtype in _HALF else p for p in parameters]
         self._rounded = {i: p for i, p in enumerate(parameters) if p.dtype in _HALF}
@@ -97,40 +146,74 @@ class Optimizer:
             settings.schedule, self._engine.progress, warmup=settings.warmup, floor=settings.floor
         )
 
-    def rows(self, lengths: Tensor, *, together: int = 1, group: Tensor | None = None) -> Iterator[Tensor]:
+    def rows(
+        self, lengths: Tensor, *, together: int = 1, group: Tensor | None = None, prompts: Tensor | None = None
+    ) -> Iterator[Tensor]:
         """The micro-batches of a batch of texts of `lengths` int64[B], as row numbers int64[b]; B may be 0.
 
         A batch within the limits is one micro-batch, in its own order. A larger batch is sorted by length, the longest
         texts first, so that a micro-batch that does not fit into memory fails at once. Every `together` neighbours (2:
         a pair) stay in one micro-batch; if they alone exceed the limits, they are one.
 
-        `group` int64[B]: rows with the same number answer the same prompt. Where equal beginnings of a micro-batch are
-        computed once (`Engine.shares_prefixes`), groups are sorted by their longest texts, and their rows are
-        neighbours.
+        `group` int64[B]: rows with the same number answer the same prompt, of `prompts` int64[B] tokens. Where equal
+        beginnings of a micro-batch are computed once (`Engine.shares_prefixes`), tokens count as they are computed, a
+        prompt once and padding not at all; groups are sorted by their longest texts, and one that fits into a
+        micro-batch is not parted.
+
+        Where several processes learn, they are dealt out: each gets the micro-batches of some of the rows, of about as
+        many tokens as the others', and `step` adds the gradients up. Sums over micro-batches are those of this process,
+        until `summed` has added them up. Without gradients (`torch.no_grad`), every process gets all rows.
         """
+        processes = self._engine.processes
+        dealt = processes.size > 1 and torch.is_grad_enabled()
         size, tokens = self.settings.micro_batch_size or math.inf, self.settings.micro_batch_tokens or math.inf
-        if self.settings.micro_batch_tokens:
-            tokens = min(tokens, self._engine.most_tokens or math.inf)
-        longest = lengths.reshape(-1, together).amax(dim=1).tolist()
+        most = (self._engine.most_tokens or math.inf) if self.settings.micro_batch_tokens else math.inf
+        shares = self._engine.shares_prefixes
         texts = lengths.tolist()
+        longest = lengths.reshape(-1, together).amax(dim=1).tolist()
+        groups = list(range(len(longest))) if group is None else group[::together].tolist()
+        asked = [0] * len(longest) if group is None or prompts is None else prompts[::together].tolist()
+        answered = [
+            total - together * prompt
+            for total, prompt in zip(lengths.reshape(-1, together).sum(dim=1).tolist(), asked, strict=True)
+        ]
+        whole = len(texts) * max(longest, default=0)
+        if shares:
+            whole = sum(answered) + sum(dict(zip(groups, asked, strict=True)).values())
         order: Sequence[int] = range(len(longest))
-        if len(lengths) > size or len(lengths) * max(longest, default=0) > tokens:
+        if dealt or len(texts) > size or whole > min(tokens, most):
             order = sorted(order, key=lambda unit: -longest[unit])
-            if group is not None and self._engine.shares_prefixes:
-                groups = group[::together].tolist()
+            if group is not None and shares:
                 first: dict[int, int] = {}  # where the longest text of a group stands
                 for place, unit in enumerate(order):
                     first.setdefault(groups[unit], place)
                 order = sorted(order, key=lambda unit: first[groups[unit]])  # the longest of each group first, still
+        if dealt:
+            self._dealt = True
+            costs = [sum(texts[unit * together : (unit + 1) * together]) for unit in order]
+            order = [unit for unit, mine in zip(order, processes.dealt(costs), strict=True) if mine]
+        of_group: dict[int, int] = {}  # what the whole of it costs
+        for unit in order:
+            of_group[groups[unit]] = of_group.get(groups[unit], asked[unit]) + answered[unit]
+        limit = min(tokens, most)
         batch: list[int] = []
-        width = 0
+        there: set[int] = set()  # the groups of the batch
+        width, count, alone = 0, 0, 0
         for unit in order:
             rows, width = len(batch) + together, max(width, longest[unit])
-            if batch and (rows > size or rows * width > tokens):
+            new = asked[unit] + answered[unit] if shares else together * longest[unit]  # what it costs by itself
+            begun = groups[unit] in there
+            parted = shares and not begun and count + of_group[groups[unit]] > limit >= of_group[groups[unit]]
+            count = rows * width if not shares else count + new - (asked[unit] if begun else 0)
+            room = max(limit, min(tokens, alone * MORE_ANSWERS)) if there == {groups[unit]} else limit
+            if batch and (rows > size or count > room or parted):
                 self._reading = sum(texts[row] for row in batch)
                 yield torch.tensor(batch)
-                batch, width = [], longest[unit]
+                batch, there, width, count = [], set(), longest[unit], new
+            if not batch:
+                alone = new
             batch += range(unit * together, (unit + 1) * together)
+            there.add(groups[unit])
         if batch:
             self._reading = sum(texts[row] for row in batch)
             yield torch.tensor(batch)
@@ -138,13 +221,46 @@ class Optimizer:
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of one micro-batch."""
         loss.backward()  # type: ignore[no-untyped-call]
-        self._engine.spending.add(gradient_tokens=self._reading)
+        self._read += self._reading
+        if self._engine.processes.size == 1:
+            self._count_read()
         self._reading = 0  # a second loss on the same texts shares their forward pass
         for index, parameter in self._rounded.items():
             master = self._trained[index]
             if parameter.grad is not None:
                 master.grad = parameter.grad.float() if master.grad is None else master.grad.add_(parameter.grad)
                 parameter.grad = None
+
+    def summed(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Sums over the micro-batches of `rows`, over those of all processes: what is logged, before each `step`."""
+        self._handed_in = True
+        return self._engine.processes.summed(sums)
+
+    def _count_read(self) -> None:
+        self._engine.spending.add(gradient_tokens=self._read)
+        self._read = 0
+
+    def _add_up(self) -> None:
+        """The gradients, and what was read for them, of all processes."""
+        processes = self._engine.processes
+        processes.at("adding gradients up")
+        if self._dealt and not self._handed_in:
+            raise RunFailed(
+                "this agent logs sums over micro-batches that are dealt out to several processes, and does not add "
+                "them up: `return {**self.optimizer.summed(metrics), ...}` before `step()`, or train in one process"
+            )
+        self._dealt = self._handed_in = False
+        held = torch.tensor([self._read, *(p.grad is not None for p in self._trained)])
+        processes.add_up([held])
+        self._read, *learned = held.tolist()
+        self._count_read()
+        gradients = []
+        for parameter, count in zip(self._trained, learned, strict=True):
+            if count and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            if count and parameter.grad is not None:
+                gradients.append(parameter.grad)
+        processes.add_up(gradients)
 
     def step(self) -> float:
         """One gradient step with the accumulated gradient; returns its norm before clipping.
@@ -153,6 +269,10 @@ class Optimizer:
         its moments and its weight decay. Raises RunFailed when the gradient is not finite; the parameters do not change
         then.
         """
+        if self._mixed is not None:
+            self._engine.measure(ptx_loss=self._mixed.add_gradient(self))
+        if self._engine.processes.size > 1:
+            self._add_up()
         limit = self.settings.max_grad_norm or float("inf")
         gradients = [p.grad for p in self._trained if p.grad is not None]
         total = torch.nn.utils.get_total_norm(gradients)
@@ -176,15 +296,19 @@ class Optimizer:
         return norm
 
     def state_dict(self) -> State:
-        """Moments by parameter index (tensors), as AdamW keeps them, and the master copies of rounded parameters."""
+        """Moments by parameter index (tensors), as AdamW keeps them, the master copies of rounded parameters, and how
+        many texts the pretraining mix has taken."""
         state = {str(index): dict(values) for index, values in self._adamw.state_dict()["state"].items()}
         for index in self._rounded:
             if str(index) in state:  # before its first step it is the parameter itself
                 state[str(index)][_MASTER] = self._trained[index]
-        return state
+        return state if self._mixed is None else {**state, _TEXTS_READ: self._mixed.texts_read}
 
     def load_state_dict(self, state: State) -> None:
         """The state that `state_dict` gave; the parameters themselves have been loaded already."""
+        if self._mixed is not None:
+            self._mixed.texts_read = int(state.get(_TEXTS_READ, 0))
+        state = {index: values for index, values in state.items() if index != _TEXTS_READ}
         with torch.no_grad():
             for index, parameter in self._rounded.items():
                 self._trained[index].copy_(state.get(str(index), {}).get(_MASTER, parameter))
@@ -204,7 +328,8 @@ class Optimizer:
 
 @dataclass
 class Engine:
-    """One process on one device. Before each update, the loop sets `progress`, the share of the budget spent so far."""
+    """This process and its device. Before each update, the loop sets `progress`, the share of the budget spent by
+    then."""
 
     spending: Spending = field(default_factory=Spending)
     device: str = "cpu"
@@ -213,9 +338,31 @@ class Engine:
     """Of a backward pass, whatever larger number `micro_batch_tokens` is (0: no such limit)."""
     shares_prefixes: bool = False
     """Whether the policy computes what texts of a micro-batch have in common once, as `trunk` does."""
+    processes: Processes = field(default_factory=Processes)
+    """Those that train this run together."""
+    mix: Callable[[Optimization], Mixed] | None = field(default=None, repr=False)
+    """Reads the texts of `ptx_data` for the run's policy; `making_agents` sets it."""
+    _measured: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list), repr=False)
 
     def optimizer(self, parameters: Iterable[Tensor], settings: Optimization) -> Optimizer:
-        return Optimizer(parameters, settings, self)
+        """Raises ConfigError or DataError for texts of the pretraining mix that cannot be used."""
+        if not settings.ptx_coefficient:
+            return Optimizer(parameters, settings, self)
+        if self.mix is None:
+            said = "texts are read for the policy of a run, and there is none: make the agent with make_agent"
+            raise ConfigError(fault("ptx_data", said))
+        return Optimizer(parameters, settings, self, self.mix(settings))
+
+    def measure(self, **numbers: float) -> None:
+        """Note numbers of a gradient step that are not the agent's own."""
+        for name, value in numbers.items():
+            self._measured[name].append(value)
+
+    def take_measured(self) -> dict[str, float]:
+        """The means of what was noted since the last call."""
+        means = {name: sum(values) / len(values) for name, values in self._measured.items()}
+        self._measured.clear()
+        return means
 
     @property
     def hardware(self) -> str:
@@ -237,8 +384,10 @@ class Engine:
     def seeded(self, seed: int) -> Iterator[None]:
         """Inside, torch's global generators (dropout draws from them) start at `seed`; afterwards they are restored.
 
-        Those of the processor and of this engine's device. Each kind of device draws other numbers from one seed.
+        Those of the processor and of this engine's device. Each kind of device draws other numbers from one seed; so
+        does each of several processes, whose texts are others.
         """
+        seed = (seed + self.processes.rank * 0x9E3779B97F4A7C15) % 2**63
         device = torch.device(self.device)
         with torch.random.fork_rng(devices=[]), _seeded_on(device, seed):
             torch.default_generator.manual_seed(seed)
@@ -286,6 +435,10 @@ def find_device(wanted: str = AUTO) -> str:
         build = "" if torch.version.cuda else f": this torch, {torch.__version__}, is built without CUDA"
         raise ConfigError(_not_here(wanted, f"torch finds no CUDA GPU on this machine{build}"))
     index = int(number) if number else torch.cuda.current_device()
+    if number and current_processes().launch.local_size > 1:
+        several = current_processes().launch.local_size
+        said = f'device "{wanted}" is one GPU for {several} processes: say "cuda", and each takes its own'
+        raise ConfigError(Problem(said, ("device",)))
     if index >= gpus:
         have = "cuda:0" if gpus == 1 else f"cuda:0 to cuda:{gpus - 1}"
         raise ConfigError(_not_here(wanted, f"this machine has {have}"))
@@ -353,7 +506,8 @@ def set_threads(threads: int | None = None, *, parameters: int = 0) -> int:
 
 
 def sensible_threads(parameters: int) -> int:
-    """1 for a model of fewer parameters than `LARGE`, which gains nothing from two; otherwise one per idle core.
+    """1 for a model of fewer parameters than `LARGE`, which gains nothing from two; otherwise one per idle core, which
+    several processes on one machine share.
 
     The idle cores are all cores minus the load average of the last minute. On a busy machine, threads that wait for
     each other spin, and make everything many times slower.
@@ -361,4 +515,4 @@ def sensible_threads(parameters: int) -> int:
     if parameters < LARGE:
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores - round(os.getloadavg()[0]))
+    return max(1, (cores - round(os.getloadavg()[0])) // current_processes().launch.local_size)

@@ -12,11 +12,11 @@ from annotated_types import Ge, Le
 
 from rlhf_env.envs.over_long import OverLong
 from rlhf_env.envs.stop_strings import stop_string_problems
+from rlhf_env.envs.success import Success
 from rlhf_env.errors import ConfigError, Problem
 from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.policy_settings import PolicySettings
 from rlhf_env.learning.spending import Budget
-from rlhf_env.learning.success import Success
 from rlhf_env.own_code import code_named_in, label_of
 from rlhf_env.policies.policy import Sampling
 from rlhf_env.relative_paths import paths_of, relative_to
@@ -209,7 +209,8 @@ class Experiment:
             yield fault("max_kl", "is measured on texts that the agent writes, and with `preferences` it writes none")
         if self.preferences is not None and not self.budget.is_of_stored_data:
             yield Problem(
-                "with `preferences` the agent writes no texts: budget epochs, updates, gradient_steps or seconds",
+                "with `preferences` the agent writes no texts: budget epochs, updates, gradient_steps, gradient_tokens "
+                "or seconds",
                 ("budget",),
             )
 
@@ -248,7 +249,7 @@ class Experiment:
     @property
     def code_named(self) -> list[str]:
         """The code that it names by where it is, as written: it runs when the experiment is built."""
-        return code_named_in(self.tables_of_plugins(), "metrics")
+        return code_named_in(self.tables_of_plugins(), "metrics", "tools")
 
     @property
     def data_named(self) -> list[str]:

@@ -471,6 +471,28 @@ def with_reference_logprobs(reference: TokenScorer, rollout: Rollout) -> Rollout
     return rollout.with_extras(reference=logprobs_under(reference, rollout))
 
 
+def with_kl_of(policy: TokenScorer, rollout: Rollout, part: str, coefficient: float) -> tuple[Rollout, float]:
+    """The rollout with the KL penalty (the reward part `part`) of `policy` instead of its writer; and the effective
+    sample size of the ratios of the one to the other, as a share of the rows.
+
+    The extra "reference" of the rollout holds the reference's log-probabilities (`with_reference_logprobs`).
+    """
+    now = policy.response_logprobs(rollout.episodes)
+    scores, log_ratios = [], []
+    for row, (episode, score) in enumerate(zip(rollout.episodes, rollout.scores, strict=True)):
+        span = slice(len(episode.prompt_ids), len(episode.ids))
+        actions = np.asarray(episode.actions, dtype=bool)
+        log_ratios.append(float((now[row] - rollout.logprobs[row, span].numpy())[actions].sum()))
+        if part not in score.tokens:
+            scores.append(score)
+            continue
+        apart = np.where(actions, now[row] - rollout.extras["reference"][row, span].numpy(), 0.0)
+        paid = 0.0 - coefficient * apart
+        raw = {**score.raw, part: float(paid.sum())}
+        scores.append(replace(score, raw=raw, tokens={**score.tokens, part: paid}))
+    return replace(rollout, scores=tuple(scores)), effective_sample_size(np.array(log_ratios))
+
+
 def require_beta(beta: float, who: str) -> None:
     """Refuse an objective without a KL penalty to an agent (`who`) that carries it in its own loss."""
     if not beta > 0.0:

@@ -15,6 +15,7 @@ from rlhf_env.errors import ConfigError, DataError, RewardError, RlhfEnvError, R
 from rlhf_env.learning.agent import Agent, Metrics
 from rlhf_env.learning.checkpoints import require_storable
 from rlhf_env.learning.engine import Engine
+from rlhf_env.learning.processes import Processes
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
 from rlhf_env.learning.signals import Interrupted, catch_signals
@@ -73,7 +74,12 @@ def train(
     Raises Interrupted after SIGINT or SIGTERM, with the run saved; RewardError, and ConfigError for a prompt that
     cannot be used, with the run saved as of the last update; RunFailed when the budget is in a currency this agent does
     not spend; whatever else goes wrong, with the last checkpoint left as it is.
+
+    Of several processes (`engine.processes`), all call this alike, and the first has the run folder. What depends on
+    more than the rollouts - time, files, signals, rules of others - is decided by the first, or by all together.
     """
+    processes = engine.processes
+    has_folder = processes.first_of(run is not None)
     rows: list[Row] = []
     saved: int | None = None
     best: float | None = None  # what the best agent so far is worth
@@ -87,14 +93,22 @@ def train(
     def save(content: JsonView) -> None:
         nonlocal saved
         updates = int(content["spending"]["updates"])
-        if run is not None and saved != updates:
-            run.save(updates, content, torch.get_num_threads(), engine.hardware)
+        if has_folder and saved != updates:
+            processes.require_together(content["agent"])
+            if run is not None:
+                run.save(updates, content, torch.get_num_threads(), engine.hardware)
+            processes.barrier()  # nobody ends while it is written: a launcher then ends all
             saved = updates
 
-    if resume and run is not None and (restored := run.restore(torch.get_num_threads(), engine.hardware)) is not None:
-        _go_on(restored[0], agent, source, spending, stop_when)
+    def restored() -> tuple[JsonObject, list[Row]] | None:
+        """The state of the newest checkpoint, and the rows until then."""
+        found = None if run is None else run.restore(torch.get_num_threads(), engine.hardware)
+        return None if run is None or found is None else (found[0], read_metrics(run.path))
+
+    if resume and (before_now := processes.from_first(restored, at="reading the checkpoint")) is not None:
+        _go_on(before_now[0], agent, source, spending, stop_when)
         saved = spending.updates
-        for row in read_metrics(run.path):
+        for row in before_now[1]:
             best = _better(best, row, worth)
             if row["update"] == saved > 0 and stop_when is not None and (reason := stop_when(row)):
                 return Training(reason, rows)
@@ -102,7 +116,7 @@ def train(
     if run is not None:
         require_storable(state())  # not after an hour of training
 
-    with catch_signals() as caught:
+    with catch_signals(with_launcher=processes.size > 1) as caught:
         while (spent := budget.spent_fraction(spending)) < 1.0:
             started = time.perf_counter()
             engine.progress = spent
@@ -121,14 +135,17 @@ def train(
             if len(rollout):  # otherwise none of its texts has a score: there is nothing to learn
                 with same_folder("the agent"):
                     metrics = agent.update(rollout)
-            took = time.perf_counter() - started
+                metrics = {**metrics, **engine.take_measured()}
+            # One clock: budgets and schedules go by it.
+            now = time.perf_counter()
+            took, collecting = processes.first_of((now - started, collected - started))
             spending.add(updates=1, seconds=took)
             row = {
                 "update": spending.updates,
                 **describe(rollout),
                 **_named(metrics),
                 **{f"spent/{name}": amount for name, amount in spending.as_dict().items() if name != "updates"},
-                "time/collect_share": (collected - started) / took,
+                "time/collect_share": collecting / took,
                 "time/tokens_per_second": int(rollout.actions.sum()) / took,
             }
             if evaluate is not None and evaluate_every and spending.updates % evaluate_every == 0:
@@ -141,27 +158,37 @@ def train(
                     raise
             if run is not None:
                 run.log(row)
-            else:
+            elif not has_folder:
                 rows.append(row)
-            if run is not None and (better := _better(best, row, worth)) != best:
+            if has_folder and (better := _better(best, row, worth)) != best:
                 best = better
-                run.save_best(spending.updates, state(), torch.get_num_threads(), engine.hardware)
+                if run is not None:
+                    run.save_best(spending.updates, state(), torch.get_num_threads(), engine.hardware)
             if on_update is not None:
                 on_update(row, budget.spent_fraction(spending))
-            reason = stop_when(row) if stop_when is not None else None
+            reason = _agreed(processes, stop_when, row)
+            stopped_by = processes.largest(caught[0] if caught else 0)
             if checkpoint_every and spending.updates % checkpoint_every == 0:
                 save(state())
-            if caught or reason:
+            if stopped_by or reason:
                 break
             idle = idle + 1 if budget.spent_fraction(spending) == spent else 0
             if idle >= _IDLE_LIMIT:
                 limits = ", ".join(budget.limits())
                 raise RunFailed(f"{idle} updates spent nothing of the budget ({limits}): this run would never end")
         save(state())
-        if caught:  # in the last save, too
+        if stopped_by := processes.largest(caught[0] if caught else 0):  # in the last save, too
             where = f", saved in {run.path}" if run is not None else ""
-            raise Interrupted(caught[0], f"stopped after update {spending.updates}{where}")
+            raise Interrupted(stopped_by, f"stopped after update {spending.updates}{where}")
     return Training(reason or "budget", rows)
+
+
+def _agreed(processes: Processes, stop_when: Callable[[Row], str | None] | None, row: Row) -> str | None:
+    """Why the run is to end now, in all processes what the first says: a rule may look at the time."""
+    if stop_when is None:
+        return None
+    reason = stop_when(row)  # each remembers what it has seen
+    return processes.first_of(reason)
 
 
 def _better(best: float | None, row: Row, worth: Callable[[Row], float | None] | None) -> float | None:

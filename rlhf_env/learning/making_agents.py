@@ -11,6 +11,7 @@ from rlhf_env import plugins
 from rlhf_env.errors import ConfigError, Problem, under
 from rlhf_env.learning.agent import Agent, Setup
 from rlhf_env.learning.configuration import from_table
+from rlhf_env.learning.pretraining_mix import mixing
 from rlhf_env.own_code import OwnCode
 from rlhf_env.types import JsonView
 
@@ -63,7 +64,7 @@ def agent_factory(spec: Any, where: str = "[agent]") -> Callable[[Setup], Agent]
     def make(setup: Setup) -> Agent:
         inside = () if wrapped is None else (wrapped(setup),)
         try:
-            made: Agent = target(setup, config, *inside)
+            made: Agent = target(mixing(setup), config, *inside)
         except ConfigError as error:
             error.found_in(f"{where} {name}")
             raise

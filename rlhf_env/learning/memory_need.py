@@ -39,9 +39,16 @@ class MemoryNeed:
 
 
 def memory_need(
-    size: ModelSize, settings: PolicySettings, *, trains: bool, separate_value_model: bool = False, tokens: int = 0
+    size: ModelSize,
+    settings: PolicySettings,
+    *,
+    trains: bool,
+    separate_value_model: bool = False,
+    tokens: int = 0,
+    teachers: int = 0,
 ) -> MemoryNeed:
-    """Of a run of a model of this size. `tokens`: of all texts that are written side by side, prompts included."""
+    """Of a run of a model of this size. `tokens`: of all texts that are written side by side, prompts included;
+    `teachers`: bytes of the weights of other models, which are frozen."""
     kind = size.kind(settings.torch_dtype)
     weights = size.weights(settings.torch_dtype)
     trained, one = size.parameters, kind.itemsize
@@ -51,6 +58,7 @@ def memory_need(
         stays["adapters"] = trained * one
     else:
         stays["reference"] = weights
+    stays["teacher"] = teachers
     models = 2 if separate_value_model else 1
     if separate_value_model:
         stays["value model"] = weights if settings.lora is None else trained * one

@@ -34,7 +34,7 @@ _OF_LAYERS = {
     ("writer_dtype",),
 }  # settings that a model may be unable to follow
 
-KEPT_AT_ONCE = 2**29  # bytes that a backward pass through a model with adapters keeps of all layers, about
+KEPT_AT_ONCE = 11 * 2**26  # bytes that a backward pass through a model with adapters keeps of all layers, about
 
 
 def load_tokenizer_of(wanted: PolicySettings) -> Tokenizer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rlhf_env.envs.tokenizers import prompt_ids, prompt_ids_within
+from rlhf_env.envs.tool_calls import require_calls
 from rlhf_env.errors import DataError
 from rlhf_env.types import Prompt, Task, Tokenizer
 
@@ -32,6 +33,7 @@ def require_prompts_fit(
         for index in range(min(8, most) if task.size is None else min(task.size, most)):
             prompt = task.prompt(index, {})
             try:
+                require_calls(tokenizer, prompt)
                 asked = len(prompt_ids_within(tokenizer, prompt, max_prompt_tokens))
             except DataError as error:
                 helps = remedy if _is_read(tokenizer, prompt) else ""

@@ -139,6 +139,11 @@ class Rollout:
         """int64[B]: tokens of prompt and response."""
         return self.mask.sum(dim=1)
 
+    @property
+    def prompt_lengths(self) -> Tensor:
+        """int64[B]: tokens before the first that was written; 0 where none was."""
+        return self.actions.int().argmax(dim=1)
+
     def rewards(self, *, without: Sequence[str] = ()) -> Tensor:
         """float64[B, L]: the weighted rewards at the tokens that earned them, leaving out the parts named.
 

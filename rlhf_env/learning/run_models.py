@@ -145,13 +145,26 @@ class TrainedModel:
     def agent(self) -> str:
         return str(self.experiment.get("agent", {}).get("name", "ppo"))
 
-    def write(self, folder: Path, dtype: torch.dtype | None = None, *, adapter: bool = False) -> dict[str, float]:
+    def agent_state(self) -> JsonObject:
+        """What the checkpoint holds of the agent."""
+        state: JsonObject = checkpoints.load(self.checkpoint)[0]["agent"]
+        return state
+
+    def write(
+        self,
+        folder: Path,
+        dtype: torch.dtype | None = None,
+        *,
+        adapter: bool = False,
+        weights: str = "policy",
+    ) -> dict[str, float]:
         """The files of transformers, into an empty folder: weights, configurations, tokenizer, chat template.
 
         Returns what the run had spent by then. The weights have the bits of the checkpoint, unless another `dtype` is
         asked for. `adapter`: the files of peft, with the adapters of a run that trained them and not the model that
-        they belong to. Raises DataError where the checkpoint has no model, or no adapters where they are asked for;
-        OSError and SafetensorError where it cannot be written.
+        they belong to. `weights`: which of several models in the agent's state, by its key there. Raises DataError
+        where the checkpoint has no model, or no adapters where they are asked for; OSError and SafetensorError where it
+        cannot be written.
         """
         state, _ = checkpoints.load(self.checkpoint)
         settings, tokenizer = self.settings, load_tokenizer(tokenizer_of(self.run))
@@ -162,7 +175,7 @@ class TrainedModel:
                 raise DataError(f"run {self.run}: it trained the whole model, and has no adapters to write alone")
             base = named_for_peft(settings.model, base)
         if adapted:
-            model = self._adapted(state["agent"], settings, tokenizer, base, first)
+            model = self._adapted(state["agent"], settings, tokenizer, base, first, weights)
             if adapter:
                 save_adapter(model, folder, base, revision=settings.revision, dtype=dtype)
                 save_tokenizer(tokenizer, folder)
@@ -170,7 +183,7 @@ class TrainedModel:
             model = merge_adapter(model)
         else:
             model = self._without_weights(settings, tokenizer)
-            self._load(model, self._weights(state["agent"], set(model.state_dict())), settings)
+            self._load(model, self._weights(state["agent"], set(model.state_dict()), weights), settings)
             model.tie_weights()
         ends = end_ids(tokenizer)
         if isinstance(tokenizer, FileTokenizer):
@@ -192,7 +205,13 @@ class TrainedModel:
             return base_and_adapter(model_folder(settings.model))
 
     def _adapted(
-        self, state: Mapping[str, Any], settings: PolicySettings, tokenizer: Tokenizer, base: str, adapter: Path | None
+        self,
+        state: Mapping[str, Any],
+        settings: PolicySettings,
+        tokenizer: Tokenizer,
+        base: str,
+        adapter: Path | None,
+        weights: str,
     ) -> HFModel:
         """The model that a run with adapters began with, which has to be there still, with its adapters.
 
@@ -212,7 +231,7 @@ class TrainedModel:
             add_adapter(model, settings.lora, seed)
         require_begun_with(self.run, settings, {f"model.{name}": value for name, value in model.state_dict().items()})
         names = {name for name in model.state_dict() if is_of_adapter(name)}
-        self._load(model, self._weights(state, names), settings)
+        self._load(model, self._weights(state, names, weights), settings)
         return model
 
     def _has_base(self) -> bool:
@@ -237,11 +256,11 @@ class TrainedModel:
             said = f"run {self.run}: the configuration of the model that it began with, {settings.model!r}, is needed"
             raise DataError(f"{said}: {why}") from error
 
-    def _weights(self, state: Mapping[str, Any], of_model: set[str]) -> dict[str, Tensor]:
+    def _weights(self, state: Mapping[str, Any], of_model: set[str], wanted: str) -> dict[str, Tensor]:
         """Those that the agent's state holds under the names of the model's; the agent may keep them anywhere."""
         names = {f"model.{name}" for name in of_model}
         held = list(_tables(state, names))
-        named = [weights for key, weights in held if key == "policy"]
+        named = [weights for key, weights in held if key == wanted]
         if len(found := named or [weights for _, weights in held]) != 1:
             held_here = f"{len(found)} models and not one" if found else f"no weights of its model {self._base_name()}"
             raise DataError(f"run {self.run}: its agent {self.agent!r} keeps {held_here}: it has no model to name")

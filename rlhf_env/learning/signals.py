@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 
@@ -19,17 +20,27 @@ class Interrupted(RlhfEnvError):
         super().__init__(message)
 
 
+_ONE_PRESS = 5.0  # seconds in which what comes from the terminal and from a launcher is one press of Ctrl-C
+
+
 @contextlib.contextmanager
-def catch_signals() -> Iterator[list[int]]:
-    """Collects the first SIGINT or SIGTERM, so that the update under way is finished; a second SIGINT stops at once."""
+def catch_signals(*, with_launcher: bool = False) -> Iterator[list[int]]:
+    """Collects the first SIGINT or SIGTERM, so that the update under way is finished; a second SIGINT stops at once.
+
+    `with_launcher`: a launcher, which the terminal interrupts too, passes the signal on: it comes twice.
+    """
     caught: list[int] = []
+    since = 0.0
     if threading.current_thread() is not threading.main_thread():
         yield caught
         return
 
     def remember(number: int, _frame: FrameType | None) -> None:
-        if caught and number == signal.SIGINT:
+        nonlocal since
+        again = caught and number == signal.SIGINT
+        if again and not (with_launcher and time.monotonic() - since < _ONE_PRESS):
             raise KeyboardInterrupt
+        since = since or time.monotonic()
         caught.append(number)
 
     before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}

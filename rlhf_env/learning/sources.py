@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from rlhf_env.envs.rewards import KLPart, RewardMix
+from rlhf_env.envs.task_labels import mixture_of, task_label
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.errors import ConfigError, RlhfEnvError
 from rlhf_env.learning.agent import Agent, Metrics
@@ -66,7 +67,9 @@ class EnvSource:
     Rows that a reward part failed on, and that are to be skipped, and rows about which no part has anything to say, are
     left out: whatever an agent makes of the others is what it would make of a rollout without them. `failed/<part>`
     counts the failures that a part may have, `abstained/<part>` the rows it said nothing about, and `unscored` the
-    rows without a score, where there are some. `logged/<name>` is the mean of what reward functions log.
+    rows without a score, where there are some. `logged/<name>` is the mean of what reward functions log. Where rewards
+    are shaped, or are of some tasks alone, `earned/<part>` adds up to the reward and `weight/<part>` is what a run has
+    changed a weight to; of a mixture, `task/<label>/reward` is that of each task.
 
     Where the mix's KL penalty has read the texts with this `reference`, its log-probabilities go along as the extra
     "reference", so that an agent which needs them does not read the texts again.
@@ -89,6 +92,7 @@ class EnvSource:
         self._reference = reference
         self._prompts = Shuffled(env.task.size, seed)
         self._spending = spending
+        self._mixes = mixture_of(env.task) is not None
 
     def next(self, agent: Agent, /) -> Rollout:
         wishes = agent.begin()
@@ -104,6 +108,7 @@ class EnvSource:
         mix = self.env.reward
         logged = {f"logged/{name}": value for name, value in mix.take_logged().items()}
         measured = {**_divergence(rollout, mix.kl), **_failures(rollout, mix), **_abstentions(rollout), **logged}
+        measured |= {**_paid(rollout, mix), **_by_task(rollout, self._mixes)}
         if self._policy is not None and copy_writes(self._policy):
             measured |= _off_policy(rollout, self._policy)
         rollout = _beside_what_kl_read(rollout, mix.kl, self._reference)
@@ -128,6 +133,7 @@ class EnvSource:
                 max_steps=int(updates),
                 epoch=self._prompts.place / size if size else 0.0,
                 num_input_tokens_seen=spent.generated_tokens,
+                progress=min(budget.spent_fraction(spent), 1.0),
             )
         )
 
@@ -173,6 +179,33 @@ def _abstentions(rollout: Rollout) -> Metrics:
         return {}
     silent = {f"abstained/{name}": float(sum(name in score.abstained for score in rollout.scores)) for name in names}
     return {**silent, "unscored": float((~rollout.scored & ~rollout.truncated).sum())}
+
+
+def _paid(rollout: Rollout, reward: RewardMix) -> Metrics:
+    """Where texts are paid otherwise than the parts say (shaping, tasks): `weight/<part>` of what a run changes, and
+    `earned/<part>`, the mean over texts of what each line of the ledger came to, which add up to the reward."""
+    scores = [score for score in rollout.scores if score.raw]
+    if not reward.pays_otherwise or not scores:
+        return {}
+    names = dict.fromkeys(name for score in scores for name in score.raw)
+    earned = {
+        f"earned/{name}": math.fsum(score.weights[name] * score.raw[name] for score in scores if name in score.raw)
+        / len(scores)
+        for name in names
+    }
+    return {**{f"weight/{name}": weight for name, weight in reward.weights_now.items()}, **earned}
+
+
+def _by_task(rollout: Rollout, mixes: bool) -> Metrics:
+    """Of a mixture, the mean reward of each task's texts, and how many there are."""
+    if not mixes:
+        return {}
+    rewards: dict[str, list[float]] = {}
+    for episode, score in zip(rollout.episodes, rollout.scores, strict=True):
+        if score.raw:
+            rewards.setdefault(task_label(episode.prompt), []).append(score.total)
+    means = {f"task/{label}/reward": math.fsum(values) / len(values) for label, values in rewards.items()}
+    return {**means, **{f"task/{label}/texts": float(len(values)) for label, values in rewards.items()}}
 
 
 def _spread(rollout: Rollout, kl: Sequence[str] = ()) -> Metrics:

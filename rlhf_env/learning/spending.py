@@ -85,7 +85,8 @@ class Budget:
     @property
     def is_of_stored_data(self) -> bool:
         """Whether a limit is in a currency that is spent where no texts are written."""
-        return self.epochs is not None or bool(self.limits().keys() & {"updates", "gradient_steps", "seconds"})
+        spent = {"updates", "gradient_steps", "gradient_tokens", "seconds"}
+        return self.epochs is not None or bool(self.limits().keys() & spent)
 
     def for_epochs_of(self, source: object) -> Budget:
         """With `epochs` as the number of updates that they take of a source of stored data."""

@@ -22,7 +22,7 @@ def to_keep(rollout: Rollout) -> Rollout:
     use, so that a resumed run learns from the same things.
     """
     episodes = [
-        replace(episode, prompt=Prompt(episode.prompt.id, episode.prompt.text), turns=())
+        replace(episode, prompt=Prompt(episode.prompt.id, episode.prompt.text), turns=(), messages=())
         for episode in rollout.episodes
     ]
     # Every row selected: without the columns that nobody's text reaches.

@@ -38,8 +38,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 def _require_equal(before: FileTokenizer, after: FileTokenizer) -> None:
     for text in _PROBES:
-        prompt = Prompt("probe", text)
-        expected, read = ([it.encode(text), it.encode_prompt(prompt)] for it in (before, after))
+        expected, read = _ids(before, text), _ids(after, text)
         if expected != read:
             raise DataError(
                 f"the tokenizer in {before.folder} does not survive being saved by this version of transformers: "
@@ -47,6 +46,14 @@ def _require_equal(before: FileTokenizer, after: FileTokenizer) -> None:
             )
     if (before.end_id, before.pad_id) != (after.end_id, after.pad_id):
         raise DataError(f"the tokenizer in {before.folder} has other end or pad tokens once it is saved")
+
+
+def _ids(tokenizer: FileTokenizer, text: str) -> list[list[int]] | None:
+    """Of a text, and of it as a prompt; None where the tokenizer has no tokens for it, as that of an alphabet."""
+    try:
+        return [tokenizer.encode(text), tokenizer.encode_prompt(Prompt("probe", text))]
+    except DataError:
+        return None
 
 
 def _fast_bytes(tokenizer: ByteTokenizer) -> Any:

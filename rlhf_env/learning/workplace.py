@@ -6,17 +6,20 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, get_args
 
 from rlhf_env import plugins
 from rlhf_env.envs.over_long import fitted_task
 from rlhf_env.envs.reward_tables import RewardTable, load_rewards
 from rlhf_env.envs.rewards import NoReward, RewardMix
 from rlhf_env.envs.stop_strings import require_stop_strings
+from rlhf_env.envs.success import Success
+from rlhf_env.envs.task_labels import require_tasks
 from rlhf_env.envs.tasks import held_out, load_task
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.envs.tokenizers import keeping_special
 from rlhf_env.errors import ConfigError, Problem, did_you_mean, under
+from rlhf_env.learning import processes
 from rlhf_env.learning.agent import Agent, Setup, traits
 from rlhf_env.learning.checkpoints import fingerprint
 from rlhf_env.learning.engine import Engine, find_device, free_on, require_dtype
@@ -31,19 +34,23 @@ from rlhf_env.learning.models import (
     shares_prefixes,
     with_vocabulary_of,
 )
+from rlhf_env.learning.policy_settings import PolicySettings
+from rlhf_env.learning.processes import Processes
 from rlhf_env.learning.prompt_lengths import require_prompts_fit
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
 from rlhf_env.learning.run_models import keep_base, model_folder
 from rlhf_env.learning.sources import EnvSource, Source
 from rlhf_env.learning.spending import Spending
 from rlhf_env.learning.stopping import MaxKL, Patience, load_stopping_rules
-from rlhf_env.learning.success import Success
+from rlhf_env.learning.teachers import TeacherDtype
 from rlhf_env.learning.tracking import check_trackers
 from rlhf_env.own_code import OwnCode, files_in, names_code, require_unchanged
+from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.policies.loading import base_and_adapter
 from rlhf_env.policies.low_precision import fallback
 from rlhf_env.policies.policy import HasContext, Policy, Sampling, all_weights
 from rlhf_env.policies.sizes import in_bytes, size_of, too_large
+from rlhf_env.policies.tabular import TabularPolicy
 from rlhf_env.types import ScoresItself, Task
 
 OR_OVER_LONG = "; or set over_long in [environment]"
@@ -109,12 +116,13 @@ class Workplace:
             run.began_with("initial weights", fingerprint(all_weights(setup.reference)))
             keep_base(run.path, setup.policy, setup.tokenizer)
             run.note(self.notes)
-        rows = read_metrics(run.path) if run is not None and resume else []
+        several = setup.engine.processes
+        rows = several.from_first(lambda: read_metrics(run.path) if run is not None and resume else [])
         if evaluate is not None and not rows:
             rows = [{"update": 0, "spent/generated_tokens": 0, **{f"eval/{k}": v for k, v in evaluate().items()}}]
             if run is not None:
                 run.log(rows[0])
-        first = [] if run is not None else rows
+        first = [] if several.first_of(run is not None) else rows
         if not getattr(self.agent, "trains", True):
             return Training("does not train", first)
         if rows:
@@ -151,7 +159,8 @@ class Workplace:
         setup = self.setup
         provided = {"reference": setup.reference, "tokenizer": setup.tokenizer, "device": setup.engine.device}
         with under("evaluation", "rewards"):
-            return load_rewards(rewards, self.env.task, provided)
+            mix = load_rewards(rewards, self.env.task, provided, measured=True)
+        return shared_by(setup.engine.processes, mix)
 
     @property
     def evaluation_sampling(self) -> Sampling | None:
@@ -222,7 +231,10 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
         str(policy.device),
         most_tokens=most_tokens(policy),
         shares_prefixes=shares_prefixes(policy),
+        processes=processes.current(),
     )
+    if engine.processes.size > 1 and isinstance(policy, (LanguageModel, TabularPolicy)):
+        policy.together = engine.processes
     reference = policy.frozen_copy()
     reference.reseed(experiment.seed + 1)
     policy.reseed(experiment.seed)
@@ -231,6 +243,7 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
         if imitates(experiment.agent) and rewards == Experiment().rewards and not isinstance(task, ScoresItself):
             rewards = {"none": NoReward()}  # whoever imitates needs none
         reward = load_rewards(rewards, task, {"reference": reference, "tokenizer": tokenizer, "device": engine.device})
+        reward = shared_by(engine.processes, reward)
     if reward.kl is None and (measuring := load_stopping_rules(experiment.stopping_tables()).of(MaxKL)):
         raise ConfigError(
             Problem(
@@ -278,6 +291,13 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
     return Workplace(written, env, setup, agent, source, notes, files_in(experiment.tables_of_plugins()))
 
 
+def shared_by(several: Processes, reward: RewardMix) -> RewardMix:
+    """The same rewards; where several processes train one run, its first asks them for all."""
+    if several.size > 1:
+        reward.for_all = several
+    return reward
+
+
 def _say_if_memory_is_short(experiment: Experiment) -> None:
     """Warn of a run that will need more memory than its device has free, as far as its model's configuration tells.
 
@@ -301,10 +321,31 @@ def _say_if_memory_is_short(experiment: Experiment) -> None:
         trains=trains,
         separate_value_model=experiment.agent.get("value_model") == "separate",
         tokens=texts * (environment.max_prompt_tokens + environment.max_new_tokens),
+        teachers=teachers_weights(experiment),
     )
     if need.total > free:
         said = f"the run will need about {need}, and {in_bytes(free)} are free on {device}"
         warnings.warn(f"{said}: {remedies(settings, trains=trains)}", RuntimeWarning, stacklevel=3)
+
+
+def teachers_weights(experiment: Experiment) -> int:
+    """Bytes of the weights of all models that tables of the agent and of rewards name as `teacher`, each once."""
+    tables: list[Any] = [*experiment.rewards.values(), *experiment.evaluation.rewards.values()]
+    agent: Any = experiment.agent
+    while isinstance(agent, Mapping):
+        tables.append(agent)
+        agent = agent.get("agent")
+    named = {
+        (table["teacher"], table.get("teacher_dtype", table.get("dtype", experiment.policy.dtype)))
+        for table in tables
+        if isinstance(table, Mapping) and isinstance(table.get("teacher"), str)
+    }
+    total = 0
+    for name, dtype in named:
+        size = size_of(base_and_adapter(model_folder(name))[0])
+        if size is not None and dtype in get_args(TeacherDtype):
+            total += size.weights(PolicySettings(dtype=dtype).torch_dtype)
+    return total
 
 
 def check_plugins(experiment: Experiment) -> Task:
@@ -323,15 +364,15 @@ def check_plugins(experiment: Experiment) -> Task:
     task: Task = look(lambda: load_task(experiment.task), "task")
     for keys, rewards in (("rewards",), experiment.rewards), (("evaluation", "rewards"), experiment.evaluation.rewards):
         for part, table in rewards.items():
-            look(partial(_check_reward, part, table), *keys, part)
+            look(partial(_check_reward, part, table, task, measured=len(keys) > 1), *keys, part)
     agent = look(lambda: agent_factory(experiment.agent), "agent")
     if agent is not None:
         if imitates(experiment.agent) and experiment.preferences is not None:
             name = experiment.agent.get("name")
-            said = (
-                f"{name} imitates every text it is given, and of judged answers some were rejected: dpo and kto learn "
-            )
-            said += f"from judgements; {name} learns the completions of a [task], of a file, say"
+            said = f"{name} imitates every text it is given, and of judged answers some were rejected: "
+            said += f"dpo and kto learn from judgements; {name} learns the completions of a [task], of a file, say"
+            if "preferences" in experiment.agent:
+                said = f"{name} imitates, and has its own pairs: leave out `preferences` but for that in [agent]"
             look(partial(_refuse, said), "preferences")
         look(lambda: _check_writer(experiment), "policy", "writer_dtype")
         look(lambda: _check_budget(experiment), "budget")
@@ -385,7 +426,8 @@ def _check_budget(experiment: Experiment) -> None:
         raise ConfigError(Problem(said + "budget episodes, generated_tokens or updates", ("epochs",)))
     if imitates(experiment.agent) and not experiment.preferences and not budget.is_of_stored_data:
         raise ConfigError(
-            f"{experiment.agent_label} writes no texts: budget epochs, updates, gradient_steps or seconds"
+            f"{experiment.agent_label} writes no texts: budget epochs, updates, gradient_steps, gradient_tokens "
+            "or seconds"
         )
 
 
@@ -411,8 +453,13 @@ def _check_stopping(experiment: Experiment) -> None:
         raise ConfigError(*problems)
 
 
-def _check_reward(part: str, settings: Any) -> None:
+def _check_reward(part: str, settings: Any, task: Task | None, *, measured: bool) -> None:
     if isinstance(settings, (bool, str, list)):  # what a file may hold and no reward is
         raise ConfigError(f"[rewards] {part}: a weight or a table of settings is needed, got {settings!r}")
     if isinstance(settings, (int, float, Mapping)):
-        RewardTable.read(part, settings).require_plugin()
+        table = RewardTable.read(part, settings)
+        table.require_plugin()
+        if measured:
+            table.require_unshaped()
+        if table.tasks is not None and task is not None:
+            require_tasks(part, table.tasks, task)

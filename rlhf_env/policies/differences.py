@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rlhf_env.policies.decoding import Decoding
-from rlhf_env.policies.fused import FusedStep
+from rlhf_env.policies.fused import FusedStep, Linear, SeparateLinear
 from rlhf_env.policies.policy import Sampling
 from rlhf_env.policies.untyped import HFModel, HFModule
 from rlhf_env.types import Int
@@ -183,7 +183,7 @@ def differences_at_load(policy: LanguageModel, batch: Batch, way: ForwardPath) -
     first text is read alone, too; the rectangle has to agree with it. Two texts have a prompt in common, of which the
     rectangle has to say the same, whatever comes later. Also gives why the model cannot learn.
     """
-    texts, stated, meanwhile = written_texts(policy, batch, way)
+    texts, stated, meanwhile = written_texts(policy, batch, way, linear=SeparateLinear)
     width = max(map(len, texts))
     filled = [np.concatenate([text, np.resize(texts[0], width - len(text))]) for text in texts]
     rectangle = _logprobs(policy.model, np.stack(filled))
@@ -279,16 +279,17 @@ def _logprobs(model: HFModel, texts: Int) -> Tensor:
 
 
 def written_texts(
-    policy: LanguageModel, batch: Batch, way: ForwardPath
+    policy: LanguageModel, batch: Batch, way: ForwardPath, *, linear: type[Linear] = Linear
 ) -> tuple[list[Int], dict[tuple[int, int], float], Tensor | None]:
     """The texts; the log-probabilities stated of the tokens written, by (row, place); and those [n, V] of the first n
     tokens of the first text, which the model read by itself after the first step, if there was another.
 
     No text has the padding token in it, of which some families think otherwise than of others, and the two with one
-    prompt go on differently: if not, another batch is written, as far as 8 of them help.
+    prompt go on differently: if not, another batch is written, as far as 8 of them help. `linear`: what our own code
+    multiplies with.
     """
     for seed in range(8):
-        found = _drawn(policy, batch, way, np.random.default_rng(seed))
+        found = _drawn(policy, batch, way, np.random.default_rng(seed), linear)
         texts, common = found[0], batch.prompts[0]
         if not any(policy.pad_id in it for it in texts) and texts[0][common] != texts[-2][common]:
             break
@@ -296,7 +297,7 @@ def written_texts(
 
 
 def _drawn(
-    policy: LanguageModel, batch: Batch, way: ForwardPath, stream: np.random.Generator
+    policy: LanguageModel, batch: Batch, way: ForwardPath, stream: np.random.Generator, linear: type[Linear]
 ) -> tuple[list[Int], dict[tuple[int, int], float], Tensor | None]:
     """`written_texts`, of texts that `stream` decides."""
     lengths = np.array(batch.prompts)
@@ -305,7 +306,7 @@ def _drawn(
         tokens[row, :length] = _text(policy, stream, length)
     tokens[-2] = tokens[0]
     anatomy = policy.anatomy() if way == "fused" else None
-    fused = None if anatomy is None else FusedStep(policy.model, anatomy)
+    fused = None if anatomy is None else FusedStep(policy.model, anatomy, linear)
     decoding = Decoding(policy.model, tokens, lengths, np.ones(len(lengths), bool), fused, whole=way == "whole")
     stated: dict[tuple[int, int], float] = {}
     meanwhile: Tensor | None = None

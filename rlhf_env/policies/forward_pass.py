@@ -8,12 +8,13 @@ those states whose logits are wanted.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlhf_env.errors import ConfigError
 from rlhf_env.policies.untyped import HFCache, HFModel, HFModule
@@ -53,6 +54,22 @@ def forward_pass(
     finally:
         hook.remove()
     return states[0], logits[0]
+
+
+@contextmanager
+def first_layer_alone(model: HFModel) -> Iterator[None]:
+    """Inside, the trunk has no other layers, where they are listed as usual: for whom its states are all the same."""
+    trunk = trunk_of(model)
+    name = next((name for name in ("layers", "h") if isinstance(getattr(trunk, name, None), nn.ModuleList)), None)
+    if name is None:
+        yield
+        return
+    layers = getattr(trunk, name)
+    try:
+        setattr(trunk, name, layers[:1])
+        yield
+    finally:
+        setattr(trunk, name, layers)
 
 
 def trunk_of(model: HFModel) -> HFModule:

@@ -68,6 +68,22 @@ class Linear:
         return activation(gate).mul_(up)
 
 
+class SeparateLinear(Linear):
+    """The same with the outputs of several `weights` [out', in], which stay where they are: for a few steps alone, to
+    join and to store them anew costs more than it gains."""
+
+    def __init__(self, weights: Sequence[Tensor], bias: Tensor | None) -> None:
+        self.weights, self.bias, self.packed = weights, bias, False
+
+    def __call__(self, x: Tensor) -> Tensor:
+        products = [F.linear(x, weight) for weight in self.weights]
+        product = torch.cat(products, dim=1) if len(products) > 1 else products[0]
+        return product if self.bias is None else product.add_(self.bias)
+
+    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        return residual + self(x)
+
+
 AnyLinear = Linear | LowPrecisionLinear
 
 
@@ -159,7 +175,7 @@ class FusedStep:
         self._rotary_tables: dict[str, Rotary] = {}
         self._blocks = [Block(layer, linear) for layer in anatomy.layers]
         # Prompts are read by the matrices of the model itself, or by those in low precision.
-        self._anatomy = anatomy if linear is Linear else _with_matrices_of(self._blocks, anatomy)
+        self._anatomy = anatomy if issubclass(linear, Linear) else _with_matrices_of(self._blocks, anatomy)
         self._norm = cast(Norm, _norm(anatomy.norm))
         self._head = _linear(linear, model.get_output_embeddings())
 
@@ -196,10 +212,8 @@ class FusedStep:
         Text `rows[i]`, of int64[R], goes into the i-th new place of the cache. `room`: how many tokens may follow.
         """
         tree = prefix_tree(tokens, mask)
-        keys_values: list[tuple[Tensor, Tensor] | None] = []
-        states = hidden_states(self._anatomy, tree, keys_values=keys_values)
         lengths = mask.sum(1)
-        cache.add(tree.nodes, lengths.cpu().numpy(), rows, keys_values, room)
+        states = hidden_states(self._anatomy, tree, take=cache.add(tree.nodes, lengths.cpu().numpy(), rows, room))
         return self._logits(states[tree.nodes.gather(1, lengths[:, None] - 1).squeeze(1)])
 
     def _logits(self, states: Tensor) -> Tensor:
@@ -235,8 +249,8 @@ def _linear(linear: type[AnyLinear], *modules: object) -> AnyLinear:
     biases = [bias.detach() for _, bias in map(weight_and_bias, modules) if bias is not None]
     bias = torch.cat(biases) if len(biases) > 1 else biases[0] if biases else None
     weights = [_with_adapter(module) for module in modules]
-    if issubclass(linear, Int8Linear):
-        return linear(weights, bias)  # what it makes is another matrix than theirs side by side: that need not be
+    if issubclass(linear, Int8Linear | SeparateLinear):
+        return linear(weights, bias)  # it needs no matrix that is theirs side by side
     return linear(weights[0].contiguous() if len(weights) == 1 else torch.cat(weights), bias)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from rlhf_env.policies.lm_head import LinearHead, gives_the_logits, linear_head,
 from rlhf_env.policies.loading import base_and_adapter, context_of, load_with_adapter
 from rlhf_env.policies.lora import has_adapter, is_of_adapter, merge_adapter
 from rlhf_env.policies.low_precision import WriterDtype, require_known, writer_linear
-from rlhf_env.policies.policy import Sampling, TextEvaluation, Written
+from rlhf_env.policies.next_tokens import NextTokens, StatesRead
+from rlhf_env.policies.policy import ALONE, Sampling, TextEvaluation, WritesTogether, Written
 from rlhf_env.policies.precision import as_float64
 from rlhf_env.policies.recomputation import recomputed_layers, require_layers
 from rlhf_env.policies.soundness import trusted_path, warn_if_slow
@@ -60,6 +62,8 @@ class LanguageModel(nn.Module):
     results are the same. `gradient_checkpointing`: see `recomputation`. `writer_dtype`: a copy in that precision
     writes, see `low_precision`.
     """
+
+    together: WritesTogether = ALONE
 
     def __init__(
         self,
@@ -213,9 +217,19 @@ class LanguageModel(nn.Module):
         lengths = mask.sum(1)
         self._check_prompts(texts, mask, lengths, rows, length)
         uniforms = self._streams.next(len(texts), length)
+        write = partial(self._write, observation, texts, lengths, uniforms)
+        written = self.together.written(observation, rows, length, self.vocab_size, write)
+        self._streams.take((written.tokens < self.vocab_size).sum(1))
+        return written
 
+    def _write(self, observation: Observation, texts: Int, lengths: Int, uniforms: Float, rows: Bool) -> Written:
+        """What these rows write, one token for each column of `uniforms` float64[B, k]; the streams stay."""
+        length = uniforms.shape[1]
         # Not kept while it works: an interrupted call must not leave a half-written cache to the next.
         decoding, self._decoding = self._decoding, None
+        if not rows.any():  # nothing is read, and no copy of the weights is made
+            self._streams.take(np.zeros(len(texts), np.int64))
+            return Written(np.full(uniforms.shape, self.vocab_size, np.int64), np.zeros(uniforms.shape))
         weights = self._weights()
         if decoding is None or weights != self._decoding_weights or not decoding.continues(texts, lengths, rows):
             decoding = None
@@ -235,54 +249,72 @@ class LanguageModel(nn.Module):
                 stops=observation.get("stops"),
                 stop_states=observation.get("stop_states"),
             )
-        self._streams.take((written.tokens < self.vocab_size).sum(1))
         if decoding.can_be_continued and decoding.live.any():
             self._decoding, self._decoding_weights = decoding, weights
         return written
 
     def evaluate(self, tokens: Tensor, mask: Tensor, where: Tensor) -> TextEvaluation:
-        if torch.is_grad_enabled():
-            self.forget()  # learning begins, and needs the memory of the cache
-        tokens, mask, where = (
-            tokens.to(self.device),
-            mask.to(self.device, torch.bool),
-            where.to(self.device, torch.bool),
-        )
-        if (mask[:, 1:] & ~mask[:, :-1]).any():  # padding on the left or in between: to the right, and back
+        tokens, mask, where = self._to_score(tokens, mask, where)
+        if _padded_on_the_left(mask):  # to the right, and back
             order = mask.int().argsort(dim=1, descending=True, stable=True)
             moved = self.evaluate(tokens.gather(1, order), mask.gather(1, order), where.gather(1, order))
             back = order.argsort(dim=1)
             hidden = moved.hidden.gather(1, back[..., None].expand_as(moved.hidden))
             return TextEvaluation(moved.logprobs.gather(1, back), moved.entropy.gather(1, back), hidden)
+        length, temperature = tokens.shape[1], self.sampling.temperature
+        read = self._read(tokens, mask, where)
+        targets = tokens[:, 1 : read.width + 1][where[:, 1 : read.width + 1]]
+        if read.head is not None:
+            logprobs, entropy = read.head.score(read.scored, targets, temperature)
+        else:
+            logprobs, entropy = score_logits(read.scored, targets, temperature)
+        states = read.states()
+        # Everything in the answer speaks about token t itself: `where` spreads the scores over [B, L], and the states
+        # move one column to the right, with zeros where no state was computed.
+        nothing = torch.zeros(where.shape, dtype=logprobs.dtype, device=self.device)
+        hidden = F.pad(states.masked_fill(~mask[:, : read.width, None], 0.0), (0, 0, 1, length - 1 - read.width))
+        return TextEvaluation(nothing.masked_scatter(where, logprobs), nothing.masked_scatter(where, entropy), hidden)
+
+    def next_tokens(self, tokens: Tensor, mask: Tensor, where: Tensor) -> NextTokens:
+        """The distributions that the tokens at `where` were drawn from, row by row; arguments as in `evaluate`."""
+        tokens, mask, where = self._to_score(tokens, mask, where)
+        if _padded_on_the_left(mask):
+            order = mask.int().argsort(dim=1, descending=True, stable=True)
+            return self.next_tokens(tokens.gather(1, order), mask.gather(1, order), where.gather(1, order))
+        read = self._read(tokens, mask, where)
+        return NextTokens(read.scored, read.head, self.sampling.temperature)
+
+    def _to_score(self, tokens: Tensor, mask: Tensor, where: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The arguments of `evaluate` on this device."""
+        if torch.is_grad_enabled():
+            self.forget()  # learning begins, and needs the memory of the cache
+        return tokens.to(self.device), mask.to(self.device, torch.bool), where.to(self.device, torch.bool)
+
+    def _read(self, tokens: Tensor, mask: Tensor, where: Tensor) -> StatesRead:
+        """Texts that are padded on the right."""
         self._check_scored(mask, where)
         length = tokens.shape[1]
         # The hidden state of token t - 1 gives the distribution of token t. So the model need not read the last column,
         # nor columns in which every row has padding: it reads `width` columns, and `scored` says at which of them the
         # distribution of the next token is asked for.
         width = min(int(mask.sum(1).max()), length - 1, self.context or length)
-        tokens, mask, scored = tokens[:, : width + 1], mask[:, :width], where[:, 1 : width + 1]
-        targets, temperature = tokens[:, 1:][scored], self.sampling.temperature
+        mask, scored = mask[:, :width], where[:, 1 : width + 1]
         head, anatomy = self._linear_head(), self.anatomy()
         if anatomy is not None and head is not None and width and not has_dropout(self.model):
             tree = prefix_tree(tokens[:, :width], mask)
             node_states = hidden_states(anatomy, tree, recompute=self.gradient_checkpointing)
-            logprobs, entropy = head.score(node_states.index_select(0, tree.nodes[scored]), targets, temperature)
-            states = node_states.index_select(0, tree.nodes.flatten()).view(*mask.shape, -1)
-        else:
-            needs_logits = torch.zeros_like(scored) if head is not None else scored
-            states, logits = self._forward(tokens[:, :width], mask, needs_logits)
-            if head is not None:
-                logprobs, entropy = head.score(states[scored], targets, temperature)
-            else:
-                logprobs, entropy = score_logits(logits, targets, temperature)
-        # Everything in the answer speaks about token t itself: `where` spreads the scores over [B, L], and the states
-        # move one column to the right, with zeros where no state was computed.
-        nothing = torch.zeros(where.shape, dtype=logprobs.dtype, device=self.device)
-        hidden = F.pad(states.masked_fill(~mask[..., None], 0.0), (0, 0, 1, length - 1 - width))
-        return TextEvaluation(nothing.masked_scatter(where, logprobs), nothing.masked_scatter(where, entropy), hidden)
+            at_scored = node_states.index_select(0, tree.nodes[scored])
+            return StatesRead(
+                width, head, at_scored, lambda: node_states.index_select(0, tree.nodes.flatten()).view(*mask.shape, -1)
+            )
+        needs_logits = torch.zeros_like(scored) if head is not None else scored
+        states, logits = self._forward(tokens[:, :width], mask, needs_logits)
+        return StatesRead(width, head, logits if head is None else states[scored], lambda: states)
 
     @torch.no_grad()
     def response_logprobs(self, episodes: Sequence[Episode], /) -> list[Float]:
+        if (known := self.together.known(self, episodes)) is not None:
+            return known
         answers: list[Float] = [np.zeros(0)] * len(episodes)
         with _without_dropout(self):
             for batch in self._batches(episodes):
@@ -448,6 +480,11 @@ class LanguageModel(nn.Module):
             raise ConfigError("where: asks for the first token of a text, which no distribution was stated for")
         if self.context is not None and mask.shape[1] and int(mask.sum(1).max()) > self.context + 1:
             raise DataError(f"a text of {int(mask.sum(1).max())} tokens exceeds the model's context of {self.context}")
+
+
+def _padded_on_the_left(mask: Tensor) -> bool:
+    """On the left or in between."""
+    return bool((mask[:, 1:] & ~mask[:, :-1]).any())
 
 
 @contextmanager

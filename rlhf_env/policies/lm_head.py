@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from rlhf_env.policies.forward_pass import forward_pass
+from rlhf_env.policies.forward_pass import first_layer_alone, forward_pass
 from rlhf_env.policies.linear import add_weight_gradient, has_onednn, matmul, round_up
 from rlhf_env.policies.untyped import AutogradContext, HFModel
 
@@ -102,7 +102,12 @@ def gives_the_logits(head: LinearHead, model: object) -> bool:
     states[1] = (37.0 * states[1]).sin() * 20.0
     states = states.to(head.weight)
     token = torch.zeros(1, 1, dtype=torch.int64, device=states.device)
-    _, logits = forward_pass(model, token, torch.ones_like(token), torch.zeros_like(token), select=lambda _: states)
+    asked = model, token, torch.ones_like(token), torch.zeros_like(token)
+    try:
+        with first_layer_alone(model):  # the others would read all their weights for nothing
+            _, logits = forward_pass(*asked, select=lambda _: states)
+    except Exception:  # of a family that counts its layers
+        _, logits = forward_pass(*asked, select=lambda _: states)
     expected = head.scale * F.linear(states, head.weight, head.bias)
     if head.soft_cap is not None:
         expected = head.soft_cap * torch.tanh(expected / head.soft_cap)
@@ -142,7 +147,7 @@ class _Score(torch.autograd.Function):
             sums = _Sums()
             for words in _words(rows, len(weight)):
                 part = weight[words]
-                scores, _ = _scores(
+                scores, _ = head_scores(
                     states[rows], part, None if bias is None else bias[words], temperature, soft_cap, scale
                 )
                 room -= scores.numel()
@@ -180,7 +185,7 @@ class _Score(torch.autograd.Function):
                 if kept:
                     scores = kept.pop(0) - normalizer[rows, None]
                 else:
-                    scores, slope = _scores(
+                    scores, slope = head_scores(
                         *(states[rows], part, None if bias is None else bias[words]),
                         *(ctx.temperature, ctx.soft_cap, ctx.scale),
                     )
@@ -292,7 +297,7 @@ def _words(rows: slice, vocab_size: int) -> Iterator[slice]:
     return (slice(first, min(first + at_once, vocab_size)) for first in range(0, vocab_size, at_once))
 
 
-def _scores(
+def head_scores(
     states: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, soft_cap: float | None, scale: float
 ) -> tuple[Tensor, Tensor | None]:
     """The logits [n, V] divided by the temperature, and the derivative of the cap [n, V] if there is a cap."""

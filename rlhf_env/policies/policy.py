@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple, Protocol, Self, runtime_checkable
 
@@ -10,6 +10,7 @@ import torch
 from annotated_types import Gt, Le
 from torch import Tensor, nn
 
+from rlhf_env.policies.next_tokens import NextTokens
 from rlhf_env.settings import Positive, Whole, settings
 from rlhf_env.types import Bool, Episode, Float, Int, Observation, State
 
@@ -64,6 +65,36 @@ class Written:
     no token."""
 
 
+class WritesTogether(Protocol):
+    """Several processes that write one batch of texts: each some of the rows, and all get the tokens of all."""
+
+    def written(
+        self, observation: Observation, rows: Bool, length: int, nothing: int, write: Callable[[Bool], Written]
+    ) -> Written:
+        """What `write(rows)` gives: int64[B, length], `nothing` where there is no token.
+
+        Equal texts that are continued by equal tokens have equal log-probabilities, whoever wrote them.
+        """
+
+    def known(self, reader: object, episodes: Sequence[Episode]) -> list[Float] | None:
+        """`reader.response_logprobs(episodes)`, where the processes have read all of these together; else None."""
+
+
+class WritesAlone:
+    """One process that writes all rows."""
+
+    def written(
+        self, observation: Observation, rows: Bool, length: int, nothing: int, write: Callable[[Bool], Written]
+    ) -> Written:
+        return write(rows)
+
+    def known(self, reader: object, episodes: Sequence[Episode]) -> None:
+        return None
+
+
+ALONE = WritesAlone()
+
+
 class TextEvaluation(NamedTuple):
     """A policy's scores of given texts; every tensor speaks about `tokens[b, t]` itself."""
 
@@ -82,6 +113,14 @@ class HasContext(Protocol):
 
     @property
     def context(self) -> int | None: ...
+
+
+@runtime_checkable
+class HasNextTokens(Protocol):
+    """A policy that gives whole distributions, which divergences are measured between."""
+
+    def next_tokens(self, tokens: Tensor, mask: Tensor, where: Tensor) -> NextTokens:
+        """The distributions that the tokens at `where` were drawn from, row by row; arguments as in `evaluate`."""
 
 
 class Policy(Protocol):

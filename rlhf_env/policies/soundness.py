@@ -36,6 +36,7 @@ from rlhf_env.policies.differences import (
     short_windows,
     written_texts,
 )
+from rlhf_env.policies.fused import SeparateLinear
 from rlhf_env.policies.untyped import HFModel
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def _problem_in_half(policy: LanguageModel, batch: Batch, way: ForwardPath, scal
     """What is wrong with a model in half precision which is right in float32; "" if nothing is."""
     try:
         with computed(policy, way):
-            texts, stated, _ = written_texts(policy, batch, way)
+            texts, stated, _ = written_texts(policy, batch, way, linear=SeparateLinear)
             scored, no_gradient = evaluated_with_gradient(policy, texts)
         apart = [abs(value - float(scored[row, place])) for (row, place), value in stated.items()]
     except Exception as error:

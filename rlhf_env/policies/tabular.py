@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.policies.decoding import draw
 from rlhf_env.policies.language_model import padded
-from rlhf_env.policies.policy import Sampling, TextEvaluation, Written
+from rlhf_env.policies.next_tokens import NextTokens
+from rlhf_env.policies.policy import ALONE, Sampling, TextEvaluation, WritesTogether, Written
 from rlhf_env.policies.precision import as_float64
 from rlhf_env.policies.streams import RowStreams
-from rlhf_env.types import Bool, Episode, Float, Observation, State
+from rlhf_env.types import Bool, Episode, Float, Int, Observation, State
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ class TabularPolicy(nn.Module):
     numbers of standard deviation `init_std`, drawn from `seed`, which also starts the stream that `write` draws from.
     """
 
+    together: WritesTogether = ALONE
+
     def __init__(
         self,
         symbols: int,
@@ -133,8 +136,14 @@ class TabularPolicy(nn.Module):
         if (mask[:, 1:] > mask[:, :-1]).any():
             raise ConfigError("attention_mask: observations are padded on the right")
         uniforms = self._streams.next(len(texts), length)
-        tokens, logprobs = np.full(uniforms.shape, self.vocab_size, np.int64), np.zeros(uniforms.shape)
+        write = partial(self._write, observation, texts, mask, uniforms)
+        written = self.together.written(observation, rows, length, self.vocab_size, write)
+        self._streams.take((written.tokens < self.vocab_size).sum(1))
+        return written
 
+    def _write(self, observation: Observation, texts: Int, mask: Bool, uniforms: Float, rows: Bool) -> Written:
+        """What these rows write, one token for each column of `uniforms` float64[B, k]; the streams stay."""
+        tokens, logprobs = np.full(uniforms.shape, self.vocab_size, np.int64), np.zeros(uniforms.shape)
         asked = np.flatnonzero(rows)
         after = self._states(torch.from_numpy(texts[asked]), torch.from_numpy(mask[asked]))
         ends = torch.from_numpy(mask[asked].sum(1))
@@ -143,7 +152,7 @@ class TabularPolicy(nn.Module):
         logits = self.logits.detach()
         stops = observation.get("stops")
         stop_states = np.array(observation.get("stop_states", np.zeros(len(texts))), np.int64)
-        for step in range(length):
+        for step in range(uniforms.shape[1]):
             live = np.flatnonzero((state >= 0) & (state < self.tree.states))
             if not len(live):
                 break
@@ -153,21 +162,11 @@ class TabularPolicy(nn.Module):
             if stops is not None:
                 stop_states[live] = stops.after(stop_states[live], drawn)
                 state[live[stops.completed(stop_states[live])]] = -1
-        self._streams.take((tokens < self.vocab_size).sum(1))
         return Written(tokens, logprobs)
 
     def evaluate(self, tokens: Tensor, mask: Tensor, where: Tensor) -> TextEvaluation:
-        tokens = tokens.to(self.device)
-        mask, where = mask.to(self.device, torch.bool), where.to(self.device, torch.bool)
-        if (where & ~mask).any():
-            raise ConfigError("where: asks for a token outside the text (mask is False there)")
-        state = self._states(tokens, mask)[:, :-1]
-        exists = (state >= 0) & (state < self.tree.states)
-        if (where & ~exists).any():
-            raise ConfigError(
-                "where: asks for a token that this table never draws: of the prompt, after the end token, or "
-                f"beyond the {self.tree.longest} tokens of the longest response"
-            )
+        tokens, where = tokens.to(self.device), where.to(self.device, torch.bool)
+        state, exists, mask = self._checked_states(tokens, mask, where)
         scores = self.logits[state[where]]
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) / self.sampling.temperature
         distributions = scores.log_softmax(-1)
@@ -181,10 +180,33 @@ class TabularPolicy(nn.Module):
         hidden = F.one_hot(state.masked_fill(~has_state, 0), self.tree.states).to(self.dtype) * has_state[..., None]
         return TextEvaluation(nothing.masked_scatter(where, logprobs), nothing.masked_scatter(where, entropy), hidden)
 
+    def next_tokens(self, tokens: Tensor, mask: Tensor, where: Tensor) -> NextTokens:
+        """The distributions that the tokens at `where` were drawn from, row by row; arguments as in `evaluate`."""
+        tokens, where = tokens.to(self.device), where.to(self.device, torch.bool)
+        state, _, _ = self._checked_states(tokens, mask, where)
+        logits = F.pad(self.logits[state[where]], (0, 1), value=-torch.inf)  # padding
+        return NextTokens(logits, None, self.sampling.temperature)
+
+    def _checked_states(self, tokens: Tensor, mask: Tensor, where: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """States int64[B, L], which of them exist bool[B, L], and `mask` on this device. Raises ConfigError."""
+        mask = mask.to(self.device, torch.bool)
+        if (where & ~mask).any():
+            raise ConfigError("where: asks for a token outside the text (mask is False there)")
+        state = self._states(tokens, mask)[:, :-1]
+        exists = (state >= 0) & (state < self.tree.states)
+        if (where & ~exists).any():
+            raise ConfigError(
+                "where: asks for a token that this table never draws: of the prompt, after the end token, or "
+                f"beyond the {self.tree.longest} tokens of the longest response"
+            )
+        return state, exists, mask
+
     @torch.no_grad()
     def response_logprobs(self, episodes: Sequence[Episode], /) -> list[Float]:
         if not episodes:
             return []
+        if (known := self.together.known(self, episodes)) is not None:
+            return known
         logprobs = as_float64(self.evaluate(*padded(episodes, self.pad_id)).logprobs).numpy()
         return [
             row[len(episode.prompt_ids) : len(episode.ids)].copy()

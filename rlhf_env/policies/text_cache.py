@@ -14,14 +14,14 @@ Where several texts have a long prompt in common, its keys and values are stored
 after it. The queries of all texts of a group are then one matrix, which reads the prompt once.
 
 Every step reads the memory of the places in use from its first byte to its last, the slots that are still empty too:
-they are 0, and their scores are hidden. To step over the empty slots of every head takes several times as long as to
+their scores are hidden. To step over the empty slots of every head takes several times as long as to
 read on, because a processor fetches ahead only what follows. So memory holds little more than the longest text, and
 grows as that does. A place whose text has ended takes the text of the last place, or a new one: nothing else is copied.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,13 +29,14 @@ import torch
 from torch import Tensor
 
 from rlhf_env.policies.anatomy import Layer
+from rlhf_env.policies.arena import Arena
 from rlhf_env.types import Int
 
 # Prompts are shared where that saves reading this many bytes per layer and step: it costs some ten operations.
 WORTH_SHARING = 2**20
 
-# Slots come in multiples of this many, and memory grows by an eighth at least: it is copied every so many steps, and
-# oneDNN, which multiplies in 16 bits, compiles a kernel for every new number of slots.
+# Slots come in multiples of this many, and grow by an eighth at least: keys and values then move within their memory,
+# and oneDNN, which multiplies in 16 bits, compiles a kernel for every new number of slots.
 SLOTS_AT_ONCE = 32
 
 # Added to the score of what is not to be looked at. Not -inf: where a group's prompt has left the window of one of its
@@ -49,39 +50,59 @@ class LayerMemory:
 
     kv_heads: int
     window: int | None
-    keys: Tensor
-    """[places, kv_heads, slots, D]; `values` alike."""
-    values: Tensor
-    prompt_keys: Tensor
-    """[prompts, kv_heads, P, D], those of the prompts that are shared; `prompt_values` alike."""
-    prompt_values: Tensor
+    texts: tuple[Arena, Arena]
+    """Keys and values of every place."""
+    prompts: tuple[Arena, Arena]
+    """Keys and values of the prompts that are shared."""
 
     @classmethod
     def of(cls, layer: Layer, like: Tensor) -> LayerMemory:
         """Without any place, on the device and in the precision of `like`."""
-        empty = like.new_empty(0, layer.kv_heads, 0, layer.head_size)
-        return cls(layer.kv_heads, layer.window, empty, empty, empty, empty)
+        texts, prompts = (
+            (Arena(layer.kv_heads, layer.head_size, like), Arena(layer.kv_heads, layer.head_size, like))
+            for _ in range(2)
+        )
+        return cls(layer.kv_heads, layer.window, texts, prompts)
+
+    @property
+    def keys(self) -> Tensor:
+        """[places, kv_heads, slots, D]; `values` alike."""
+        return self.texts[0].memory
+
+    @property
+    def values(self) -> Tensor:
+        return self.texts[1].memory
+
+    @property
+    def prompt_keys(self) -> Tensor:
+        """[prompts, kv_heads, P, D]; `prompt_values` alike."""
+        return self.prompts[0].memory
+
+    @property
+    def prompt_values(self) -> Tensor:
+        return self.prompts[1].memory
 
     @property
     def slots(self) -> int:
-        return self.keys.shape[2]
+        return self.texts[0].slots
 
-    def reserve(self, places: int, slots: int) -> None:
-        """Have this many places, of which those in use are the first, and at least this many slots."""
-        slots = max(self.slots, slots if self.window is None else min(slots, self.window))
+    def reserve(self, places: int, slots: int, expected: int) -> None:
+        """Have this many places, of which those in use are the first, and at least this many slots; `expected`: how
+        many slots may be needed later."""
+        most = max(expected, 2 * slots)  # later calls may go on with the texts
+        most = most if self.window is None else min(most, self.window)
+        places, slots = max(places, len(self.keys)), max(self.slots, min(slots, most))
         if places > len(self.keys) or slots > self.slots:
-            self.keys = _resized(self.keys, places, slots)  # one after the other: each old one is freed at once
-            self.values = _resized(self.values, places, slots)
+            for arena in self.texts:
+                arena.resize(places, slots, expected=(places, most))
 
     def add_prompts(self, first: int, new: Sequence[Tensor]) -> None:
         """Put the keys and values [D', kv_heads, L, D] of prompts, two tensors, behind the `first` ones."""
         end, width = first + len(new[0]), new[0].shape[2]
-        for name, states in zip(("prompt_keys", "prompt_values"), new, strict=True):
-            memory: Tensor = getattr(self, name)
-            if end > len(memory) or width > memory.shape[2]:
-                larger = _resized(memory[:first], max(end, len(memory)), max(width, memory.shape[2]))
-                setattr(self, name, memory := larger)
-            memory[first:end, :, :width], memory[first:end, :, width:] = states, 0.0
+        for arena, states in zip(self.prompts, new, strict=True):
+            if end > len(arena) or width > arena.slots:
+                arena.resize(max(end, len(arena)), max(width, arena.slots))
+            arena.memory[first:end, :, :width], arena.memory[first:end, :, width:] = states, 0.0
 
     def write(self, keys: Tensor, values: Tensor, step: DecodingStep) -> None:
         """Store the keys and values [R, kv_heads, D] of the newest token of every place."""
@@ -201,13 +222,12 @@ class TextCache:
         before = self.prompt_lengths[self.prompt_of] if self.shares else 0
         return int((self.lengths + before).max(initial=0))
 
-    def add(
-        self, nodes: Tensor, lengths: Int, rows: Int, keys_values: Sequence[tuple[Tensor, Tensor] | None], room: int
-    ) -> None:
-        """Take in new texts: text `rows[i]`, of int64[R'], goes into the i-th new place.
+    def add(self, nodes: Tensor, lengths: Int, rows: Int, room: int) -> Callable[[int, Tensor, Tensor], None]:
+        """Make places for new texts: text `rows[i]`, of int64[R'], goes into the i-th new one.
 
-        The keys and values of token t of prompt d, of `lengths[d]` tokens, are those at `nodes[d, t]` of `keys_values`,
-        [N, kv_heads, D] for every layer. `room`: how many tokens are expected after the prompt.
+        The answer takes in what a layer, given by its number, has for them: keys and values [N, kv_heads, D], in which
+        those of token t of prompt d, of `lengths[d]` tokens, are at `nodes[d, t]`. `room`: how many tokens are expected
+        after the prompt.
         """
         if self.shares is None:
             self.shares = self._sharing_pays(lengths, rows)
@@ -215,21 +235,25 @@ class TextCache:
         end, own_width = first + len(rows), 0 if self.shares else width
         self._expected = max(self._expected, own_width + room)
         self._reserve(end, own_width + 1)
+        first_prompt = len(self.prompt_lengths)
         if self.shares:
-            self.prompt_of = np.append(self.prompt_of, len(self.prompt_lengths) + rows)
+            self.prompt_of = np.append(self.prompt_of, first_prompt + rows)
             self.prompt_lengths = np.append(self.prompt_lengths, lengths)
         self.lengths = np.append(self.lengths, np.zeros_like(rows) if self.shares else lengths[rows])
         source = torch.from_numpy(rows).to(nodes.device)
-        for memory, pair in zip(self.layers, keys_values, strict=True):
-            if memory is None or pair is None:
-                continue
+
+        def take(number: int, keys: Tensor, values: Tensor) -> None:
+            memory = self.layers[number]
+            assert memory is not None
             if self.shares:
-                memory.add_prompts(len(self.prompt_lengths) - len(lengths), [it[nodes].transpose(1, 2) for it in pair])
-            else:
-                columns = torch.from_numpy(_ring(lengths, min(width, memory.slots), memory.slots)).to(nodes.device)
-                tokens = nodes.gather(1, columns)[source]
-                for kept, new in zip((memory.keys, memory.values), pair, strict=True):
-                    kept[first:end, :, : columns.shape[1]] = new[tokens].transpose(1, 2)
+                memory.add_prompts(first_prompt, [states[nodes].transpose(1, 2) for states in (keys, values)])
+                return
+            columns = torch.from_numpy(_ring(lengths, min(width, memory.slots), memory.slots)).to(nodes.device)
+            tokens = nodes.gather(1, columns)[source]
+            for kept, new in ((memory.keys, keys), (memory.values, values)):
+                kept[first:end, :, : columns.shape[1]] = new[tokens].transpose(1, 2)
+
+        return take
 
     def step(self) -> DecodingStep:
         """Make room for one token more in every place."""
@@ -251,7 +275,7 @@ class TextCache:
             grown = -(-(slots + slots // 8) // SLOTS_AT_ONCE) * SLOTS_AT_ONCE
             self._slots = min(grown, self._expected) if slots <= self._expected else grown
         for memory in self._memories:
-            memory.reserve(places, self._slots)
+            memory.reserve(places, self._slots, self._expected)
 
     def advance(self) -> None:
         """Every place has one token more."""
@@ -361,10 +385,3 @@ def _move(memory: Tensor, order: Int, moved_to: Int, width: int) -> None:
     """Copy the first `width` slots of place `order[r]` to place r, for each r of `moved_to`."""
     for place in moved_to.tolist():
         memory[place, :, :width] = memory[order[place], :, :width]
-
-
-def _resized(old: Tensor, places: int, slots: int) -> Tensor:
-    """The first `places` of `old` [places, heads, slots, D] in memory for `places` and `slots`, elsewhere 0."""
-    memory = old.new_zeros(places, old.shape[1], slots, old.shape[3])
-    memory[: len(old), :, : old.shape[2]] = old[:places]
-    return memory

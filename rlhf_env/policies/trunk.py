@@ -20,6 +20,7 @@ Gathering is differentiable: the gradient of a shared node is the sum over all t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -162,14 +163,14 @@ def hidden_states(
     anatomy: Anatomy,
     tree: PrefixTree,
     *,
-    keys_values: list[tuple[Tensor, Tensor] | None] | None = None,
+    take: Callable[[int, Tensor, Tensor], None] | None = None,
     recompute: bool = False,
 ) -> Tensor:
     """The states [N, H] of all nodes after the final norm; with gradients where they are enabled.
 
-    To the list `keys_values` the keys and values of each layer are appended, [N or more, kv_heads, head_size] each;
-    None for a layer that reads those of another. `recompute`: the backward pass computes every layer again instead of
-    keeping what it needs of it.
+    `take` is given the number of each layer and its keys and values, [N or more, kv_heads, head_size] each, but for a
+    layer that reads those of another. `recompute`: the backward pass computes every layer again instead of keeping what
+    it needs of it.
     """
     weight = next(anatomy.norm.parameters())
     count = len(tree.tokens)
@@ -192,8 +193,8 @@ def hidden_states(
         queries, keys, values = _queries_keys_values(layer, normed, rotary, shared)
         if number in read_again and number not in shared:  # and not once more when the backward pass computes it again
             shared[number] = keys, values
-        if keys_values is not None:
-            keys_values.append((keys, values) if layer.keys_from is None else None)  # with padding nodes at the end
+        if take is not None and layer.keys_from is None:
+            take(number, keys, values)  # with padding nodes at the end
         attended = _attention(layer, queries, keys, values, tree.buckets, masks[layer.window])
         x = _add_to_residual(layer, layer.out, attended, x, layer.after_attention)
         if not layer.parallel:

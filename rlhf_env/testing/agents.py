@@ -48,10 +48,11 @@ def check_agent(
     dataclass `Config`), "raised", "options" (`begin` gives reset options), "decision" (`act` gives tokens and
     log-probabilities in the shape of the action), "gradient" (they are numbers, no part of a graph),
     "log-probabilities" (they are those of `setup.policy` to 1e-10, after an update too; asked of agents that train,
-    unless they say `policy_writes = False`), "arguments" (observation, rollout and loaded state stay as they are),
-    "reference" (it stays as it is; so does the policy if the agent does not train), "metrics" (finite floats by name),
-    "determinism" (one seed, the same bits), "state" (through a checkpoint into a fresh agent, it goes on in the same
-    bits; `act` changes no state taken before), "global random state", "learns".
+    unless they say `policy_writes = False`, and not of tokens whose extra `OTHERS_WROTE` is 1), "arguments"
+    (observation, rollout and loaded state stay as they are), "reference" (it stays as it is; so does the policy if the
+    agent does not train), "metrics" (finite floats by name), "determinism" (one seed, the same bits), "state" (through
+    a checkpoint into a fresh agent, it goes on in the same bits; `act` changes no state taken before), "global random
+    state", "learns".
 
     Args:
         make_agent: a plugin's name; a table of name and settings, as under [agent] in a file (an agent with a setting
@@ -111,7 +112,7 @@ class _ToyTask:
     """Write the letter `a` as often as the prompt's metadata say: the option `level`, else 4 times.
 
     Reward: the share of them that was written, at most 1, less the share of other letters. Each of its prompts is a
-    task of its own for the option `weights`.
+    task of its own for the option `weights`, and has a demonstrated answer.
     """
 
     option_names = ("level", "weights")
@@ -134,7 +135,8 @@ class _ToyTask:
         if "weights" in options:
             place = int(np.random.default_rng(index).choice(self.size, p=options["weights"]))
         text = self.texts[place]
-        return Prompt(id=f"toy/{text}{wanted}", text=text, meta={"wanted": wanted, "task": list(self.tasks)[place]})
+        meta = {"wanted": wanted, "task": list(self.tasks)[place], "completion": wanted * "a"}
+        return Prompt(id=f"toy/{text}{wanted}", text=text, meta=meta)
 
     def score(self, episode: Episode, /) -> float:
         hits, length = episode.response.count("a"), len(episode.response)
@@ -360,10 +362,14 @@ def _check_conduct(life: _Life, twin: _Life, heir: _Life, seed: int) -> None:
 
 
 def _check_logprobs(life: _Life, rollout: Rollout) -> None:
+    from rlhf_env.learning.agent import OTHERS_WROTE
+
     recomputed = life.setup.policy.response_logprobs(rollout.episodes)
+    others = rollout.extras.get(OTHERS_WROTE, np.zeros(rollout.tokens.shape))
     for row, episode in enumerate(rollout.episodes):
         stated = rollout.logprobs[row][rollout.actions[row]].numpy()
-        off = np.abs(stated - recomputed[row][episode.actions]).max(initial=0.0)
+        own = np.asarray(others[row][rollout.actions[row]]) == 0.0
+        off = np.abs(stated - recomputed[row][episode.actions])[own].max(initial=0.0)
         if off > _EXACT:
             raise broken(
                 "log-probabilities", "the policy's own log-probabilities", f"some that are {off:.2g} off", episode

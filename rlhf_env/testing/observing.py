@@ -46,8 +46,9 @@ def global_randomness_untouched(who: str) -> Iterator[None]:
     if torch is not None:
         torch.set_rng_state(torch_state)
     if drew:
+        why = "; dropout does, unless `policy.eval()` was called before the policy reads" if "torch" in drew else ""
         raise ContractError(
-            "global random state", f"{who} used the global generator of {' and '.join(drew)}: keep one of its own"
+            "global random state", f"{who} used the global generator of {' and '.join(drew)}: keep one of its own{why}"
         )
 
 

@@ -21,6 +21,7 @@ from rlhf_env.learning import checkpoints
 from rlhf_env.learning.agent import Agent, Setup
 from rlhf_env.learning.collect import collect
 from rlhf_env.learning.engine import Engine, Optimization
+from rlhf_env.learning.pretraining_mix import mixing
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.spending import Spending
 from rlhf_env.policies import tiny_language_model
@@ -110,7 +111,7 @@ def build_world(
         spending=spending,
         task=env.task,
     )
-    return World(env, setup)
+    return World(env, mixing(setup))
 
 
 def flat_gradient(agent: Any) -> torch.Tensor:

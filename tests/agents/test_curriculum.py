@@ -22,6 +22,7 @@ from rlhf_env.errors import ConfigError
 from rlhf_env.lab.evaluation.evaluator import Evaluator
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.experiment import Experiment
+from rlhf_env.learning.learning_progress import ProgressSettings
 from rlhf_env.learning.loop import train
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.spending import Budget
@@ -103,6 +104,7 @@ def feed(make_world):
         return metrics["curriculum/level"], metrics.get("curriculum/success")
 
     update.setup = world.setup  # type: ignore[attr-defined]
+    update.rollout = rollout  # type: ignore[attr-defined]
     return update
 
 
@@ -153,6 +155,38 @@ def test_by_updates_levels_begin_where_told(feed) -> None:
     assert [feed(agent, [0.0, 1.0]) for _ in range(5)] == [(level, 0.5) for level in (1.0, 2.0, 2.0, 3.0, 3.0)]
 
 
+def self_paced(setup: Any, **progress: Any) -> Curriculum:
+    return curriculum(setup, Idle(), by="progress", progress=ProgressSettings(**progress))
+
+
+def test_by_progress_the_level_whose_scores_change_comes_most_often(feed) -> None:
+    """Level 2 is fed as if it was being learned, level 1 as learned, level 3 as hopeless; a share is dealt out."""
+    agent = self_paced(feed.setup, explore=0.3)
+    asked = []
+    for turn in range(200):
+        level = agent.begin()["level"]
+        assert agent.begin()["level"] == level  # whoever resets twice is at the same level
+        worth = {1: 1.0, 2: turn / 200, 3: 0.0}[level]
+        assert feed(agent, [worth] * 4) == (level, pytest.approx(worth))
+        asked.append(level)
+    counts = {level: asked[20:].count(level) / 180 for level in (1, 2, 3)}
+    # Expected 0.1, 0.8, 0.1, but for the first moves of the averages; five standard errors are 0.15.
+    assert counts[2] > 0.65 and min(counts.values()) > 0.02
+    metrics = agent.update(scored(feed.rollout, [None]))
+    shares = {level: metrics[f"curriculum/share_of_level_{level}"] for level in (1, 2, 3)}
+    assert shares == pytest.approx({1: 0.1, 2: 0.8, 3: 0.1})
+
+
+def test_levels_by_progress_come_from_a_stream_of_their_own(feed) -> None:
+    def levels(setup: Any) -> list[float]:
+        agent = self_paced(setup, explore=1.0)
+        return [feed(agent, [0.5])[0] for _ in range(40)]
+
+    assert levels(feed.setup) == levels(feed.setup)
+    assert levels(feed.setup) != levels(replace(feed.setup, seed=1))
+    assert set(levels(feed.setup)) == {1.0, 2.0, 3.0}
+
+
 # ---------------------------------------------------------------- the agent inside
 
 
@@ -188,6 +222,16 @@ def test_it_resumes(assert_resumes, inner: Any) -> None:
     assert_resumes(lambda setup: curriculum(setup, inner(setup), **settings), task=ECHO, rows=8)
 
 
+def test_by_progress_it_resumes(assert_resumes) -> None:
+    """Averages, and the draws of levels: the levels after the cut are the same."""
+
+    def make(setup: Any) -> Curriculum:
+        inner = GRPO(setup, GRPO.Config(optimization=Optimization(lr=1e-2)))
+        return curriculum(setup, inner, levels=(1, 2, 3, 4), by="progress")
+
+    assert_resumes(make, task=ECHO, rows=8)
+
+
 def test_every_counter_is_in_the_state(feed) -> None:
     settings: dict[str, Any] = {"threshold": 0.5, "window": 4, "patience": 2}
     agent = curriculum(feed.setup, Idle(), **settings)
@@ -204,6 +248,14 @@ def test_every_counter_is_in_the_state(feed) -> None:
     fresh = curriculum(feed.setup, Idle(), by="updates", starts=(0, 1, 2))
     fresh.load_state_dict(timed.state_dict())
     assert fresh.begin()["level"] == 2
+
+    paced = self_paced(feed.setup)
+    for turn in range(7):
+        feed(paced, [0.1 * turn])
+    fresh = self_paced(replace(feed.setup, seed=5))
+    fresh.load_state_dict(paced.state_dict())
+    for turn in range(20):
+        assert feed(fresh, [0.01 * turn]) == feed(paced, [0.01 * turn])
 
 
 # ---------------------------------------------------------------- in an experiment
@@ -334,8 +386,9 @@ def test_it_refuses_to_judge_by_a_part_that_is_not_there(make_world) -> None:
         ({"window": 0}, "window must be at least 1"),
         ({"patience": 0}, "patience must be at least 1"),
         ({"threshold": float("nan")}, "threshold must be a finite number"),
-        ({"by": "luck"}, "by must be one of 'success', 'budget', 'updates'"),
+        ({"by": "luck"}, "by must be one of 'success', 'budget', 'updates', 'progress'"),
         ({"starts": (0, 0.1, 0.2)}, "starts are for by = budget and by = updates, not success"),
+        ({"by": "progress", "starts": (0, 1, 2)}, "starts are for by = budget and by = updates, not progress"),
         ({"by": "updates"}, "starts must be one number for each of the 3 levels"),
         ({"by": "updates", "starts": (0, 4)}, "starts must be one number for each of the 3 levels"),
         ({"by": "updates", "starts": (1, 2, 3)}, "0 first and rising"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,9 @@ from rlhf_env import plugins
 from rlhf_env.errors import DataError, RunFailed
 from rlhf_env.learning import functional
 from rlhf_env.learning.engine import Optimization
+from rlhf_env.learning.logged import number_called
 from rlhf_env.learning.loop import describe
+from rlhf_env.learning.pretraining_mix import mixing
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.sources import EnvSource
 from rlhf_env.types import Score
@@ -24,6 +27,7 @@ from .conftest import World, build_world, stir
 
 TEXTS = {"name": "prompts", "prompts": ["a:bb=", "ab:", "=:ab=b:a"]}
 GROUPS: dict[str, Any] = {"group_size": 4}
+PAIRS = str(Path(__file__).with_name("pairs.jsonl"))
 # Every agent that trains with micro-batches, in the variants that log numbers of their own.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "sft": ("sft", {}),
@@ -41,7 +45,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "ppo": ("ppo", {}),
     "ppo, cispo": ("ppo", {"loss": {"name": "cispo", "aggregation": "sequence-mean"}, "mask_overlong": True}),
     "ppo, separate": ("ppo", {"value_model": "separate", "value_clip": 0.01, "entropy_coefficient": 0.01}),
-    "ppo, mixed": ("ppo", {"ptx_coefficient": 0.5, "ptx_rows": 5, "ptx_data": TEXTS}),
+    "ppo, mixed": ("ppo", {"optimization": {"ptx_coefficient": 0.5, "ptx_rows": 5, "ptx_data": TEXTS}}),
+    "sft+rm": ("sft+rm", {"preferences": PAIRS, "step_tokens": 100}),
+    "sft+rm, separate": ("sft+rm", {"preferences": PAIRS, "step_tokens": 100, "way": "separate"}),
     "dpo": ("dpo", GROUPS),
     "dpo, soft": ("dpo", {**GROUPS, "labels": "bradley-terry", "length_normalised": True}),
     "dpo, sppo": ("dpo", {**GROUPS, "loss": "sppo"}),
@@ -49,9 +55,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpo, orpo": ("dpo", {**GROUPS, "loss": {"name": "orpo", "weight": 0.5}}),
     "kto": ("kto", GROUPS),
     "rejection": ("rejection", {**GROUPS, "keep": 2}),
-    "options": ("options", {"option_entropy_coefficient": 0.01}),
+    "options": ("options", {"option_entropy_coefficient": 0.01, "diversity_coefficient": 0.1}),
+    "distill": ("distill", {"divergence": "sequence", "best_of": 2}),
+    "distill, jsd": ("distill", {"teacher": "lent", "group_size": 4}),
     "curriculum": ("curriculum", {"levels": (2,), "agent": ("ppo", {})}),
     "replay": ("replay", {"agent": ("grpo", GROUPS)}),
+    "temperature": ("temperature", {"agent": ("rloo", {**GROUPS, "entropy_coefficient": 0.1})}),
+    "backward_curriculum": ("backward_curriculum", {"column": "answer", "agent": ("grpo", GROUPS)}),
 }
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "sb3": ("sb3", {"batch_size": 1000, "n_epochs": 2}),
@@ -79,13 +89,20 @@ def make(world: World, variant: str, optimization: Optimization | None = None, *
     name, settings = {**VARIANTS, **OTHERS}[variant]
     kind: Any = plugins.host().load("agent", name)
     inner = settings.get("agent")
-    settings = {key: value for key, value in settings.items() if key != "agent"}
+    mixing(world.setup)  # its engine may be new
+    if "optimization" in settings:
+        optimization = replace(optimization or Optimization(), **settings["optimization"])
+    settings = {key: value for key, value in settings.items() if key not in ("agent", "optimization")}
     if inner is None:
         fields = kind.Config.__dataclass_fields__
         more = {key: value for key, value in more.items() if key in fields}
         if optimization is not None and "optimization" in fields:
             more["optimization"] = optimization
-        return kind(world.setup, kind.Config(**settings, **more))
+        lent: dict[str, Any] = {}
+        if settings.get("teacher") == "lent":
+            lent["teacher"] = world.setup.reference.frozen_copy()
+            stir(lent["teacher"], seed=7)
+        return kind(world.setup, kind.Config(**settings, **more), **lent)
     inside: Any = plugins.host().load("agent", inner[0])
     if optimization is not None:
         more["optimization"] = optimization
@@ -95,7 +112,7 @@ def make(world: World, variant: str, optimization: Optimization | None = None, *
 def world_of(variant: str, **more: Any) -> World:
     # Of 0 to 1, which maxrl needs.
     echo = {"task": {"name": "echo", "length": 2, "alphabet": "ab"}}
-    task = echo if variant in ("curriculum", "grpo, maxrl") else {}
+    task = echo if variant in ("curriculum", "backward_curriculum", "grpo, maxrl") else {}
     return build_world(rows=8, kl=0.3, **task, **more)
 
 
@@ -104,7 +121,7 @@ def material(variant: str) -> Rollout:
     world = world_of(variant, action_length=2 if variant == "options" else None)
     agent = make(world, variant)
     rollout = world.rollout(agent, seed=5)
-    if variant in ("curriculum", "grpo, maxrl"):  # echo hardly succeeds at first
+    if variant in ("curriculum", "backward_curriculum", "grpo, maxrl"):  # echo hardly succeeds at first
         return with_rewards(rollout, [0.1, 0.9, 0.4, 0.0, 1.0, 0.3, 0.6, 0.2])
     return rollout
 
@@ -124,6 +141,13 @@ def assert_same(numbers: dict[str, float], expected: dict[str, float], what: str
     assert not off, f"{what}: {off}"
 
 
+def said_of(name: str, variant: tuple[str, dict[str, Any]]) -> bool:
+    """Whether it is written down what a number is that an agent, or the one inside it, logs."""
+    entry = number_called(name if "/" in name else f"train/{name}")
+    inside = variant[1].get("agent", ("",))[0]
+    return entry is not None and (not entry.of or bool({variant[0], inside} & {*entry.of}))
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_no_number_knows_how_the_batch_was_split_or_laid_out(variant: str) -> None:
     rollout = material(variant)
@@ -131,6 +155,8 @@ def test_no_number_knows_how_the_batch_was_split_or_laid_out(variant: str) -> No
     two_steps: dict[str, Any] = {"epochs": 2, "minibatches": 2}
     whole = update(variant, rollout, Optimization(lr=1e-3))
     assert sum(abs(value) > 1e-6 for value in whole.values()) >= 3
+    unexplained = [name for name in whole if not said_of(name, VARIANTS[variant])]
+    assert not unexplained, f"say what they mean, and whose they are, in rlhf_env/learning/logged.py: {unexplained}"
     several = update(variant, rollout, Optimization(lr=1e-3), **two_steps)
     for size in (2, 4):
         split = Optimization(lr=1e-3, micro_batch_size=size, micro_batch_tokens=0)
@@ -169,16 +195,17 @@ def test_what_a_rollout_says_of_itself_knows_no_order_of_rows() -> None:
     assert_same({name: other[name] for name in said}, said, "describe")
 
 
-@pytest.mark.parametrize(
-    "variant", [it for it in VARIANTS if it not in ("sft", "reinforce", "reinforce, to go", "reinforce, ++")]
-)
+ONE_STEP = ("sft", "sft+rm", "sft+rm, separate", "reinforce", "reinforce, to go", "reinforce, ++")
+
+
+@pytest.mark.parametrize("variant", [it for it in VARIANTS if it not in ONE_STEP])
 def test_an_update_logs_the_mean_over_all_its_gradient_steps(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rollout = material(variant)
     world = world_of(variant, action_length=2 if variant == "options" else None)
     agent = make(world, variant, Optimization(lr=1e-2), epochs=2, minibatches=2)
     stir(agent.policy, seed=2)
     stepper, name = (agent.imitation, "update") if variant == "rejection" else (agent, "_step")
-    stepper = agent.agent if variant in ("curriculum", "replay") else stepper
+    stepper = agent.agent if "agent" in {**VARIANTS, **OTHERS}[variant][1] else stepper
     steps: list[dict[str, float]] = []
     step = getattr(stepper, name)
     monkeypatch.setattr(stepper, name, lambda *given: steps.append(step(*given)) or steps[-1])
@@ -324,8 +351,8 @@ def test_other_numbers_of_a_rollout_are_named_too() -> None:
 @pytest.mark.parametrize("variant", [*VARIANTS, *OTHERS])
 def test_texts_that_were_cut_stand_beside_others(variant: str) -> None:
     """Cut after two of up to six tokens; what ended before that has a score."""
-    if variant in ("best_of_n", "rejection"):  # whole answers in one step are never cut
-        steps = {"whole_responses": variant == "best_of_n"}
+    if variant in ("best_of_n", "distill", "rejection"):  # whole answers in one step are never cut
+        steps = {"whole_responses": variant != "rejection"}
     else:
         steps = {"action_length": 2} if variant == "options" else {"whole_responses": False}
     world = world_of(variant, max_episode_steps=2, **steps)
@@ -346,4 +373,4 @@ def test_texts_that_were_cut_stand_beside_others(variant: str) -> None:
             assert len(totals) == 8 - cut
             of_task = [score.raw["task"] for score in rollout.scores if score.raw]
             assert abs(row["rollout/part/task"] - sum(of_task) / len(of_task)) < 1e-12
-    assert "some" in seen or variant in ("best_of_n", "random")
+    assert "some" in seen or variant in ("best_of_n", "distill", "random")

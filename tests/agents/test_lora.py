@@ -24,11 +24,14 @@ AGENTS: dict[str, dict[str, Any]] = {
     "dpo": {"group_size": 4},
     "kto": {"group_size": 4},
     "rejection": {"group_size": 4, "keep": 2},
+    "distill": {"divergence": "sequence", "best_of": 2},
     "options": {},
     "curriculum": {"levels": (2, 3), "agent": {"name": "grpo", "group_size": 4, "lr": 0.01}, "lr": None},
     "replay": {"agent": {"name": "grpo", "group_size": 4, "lr": 0.01}, "lr": None},
+    "temperature": {"agent": {"name": "rloo", "group_size": 4, "lr": 0.01}, "lr": None},
     "sb3": {"lr": None, "learning_rate": 0.01},
     "sft": {},
+    "sft+rm": {"preferences": str(Path(__file__).with_name("pairs.jsonl")), "way": "adapters", "step_tokens": 64},
 }
 
 WITH_HEADS = ("ppo", "ppo, separate", "options")
@@ -39,9 +42,9 @@ def experiment(variant: str, updates: int = 2) -> dict[str, Any]:
     asked = {"name": "count", "target": 4}
     if variant == "curriculum":
         asked = {"name": "echo", "length": 3, "alphabet": "ab"}
-    if variant == "sft":
+    imitates = variant in ("sft", "sft+rm")
+    if imitates:
         asked = {"name": "file", "path": str(Path(__file__).with_name("answers.jsonl"))}
-    imitates = variant == "sft"
     return {
         "policy": {"model": "tiny", "tokenizer": "alphabet:ab:=", "lora": {"rank": 2, "dropout": 0.1}},
         "task": asked,

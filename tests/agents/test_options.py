@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rlhf_agents.options import Options, marginal_logprobs
+from rlhf_agents.options import Options, marginal_logprobs, shares_by_place, told_apart
 from rlhf_agents.ppo import PPO
 from rlhf_agents.random import Random
 from rlhf_agents.reference import Reference
@@ -197,48 +197,128 @@ def test_both_levels_get_their_share_of_the_policy_gradient(make_world, view) ->
     assert expected[bids].abs().max() > 1e-3, "the manager is given credit"
 
 
-def test_the_expected_gradient_is_that_of_the_objective(enumerate_world) -> None:  # N20
+@pytest.mark.parametrize(("segment", "diversity"), [(1, 0.0), (2, 0.7)])
+def test_the_expected_gradient_is_that_of_the_objective(enumerate_world, segment: int, diversity: float) -> None:  # N20
     """Over all decisions of both levels: E[gradient] is that of E[reward] - beta KL(texts || reference), exactly.
 
     Whatever the critic says: a baseline changes no expectation. The KL is that of the marginal distribution of texts.
+    With a diversity coefficient, the mutual information of options and segments is a part of the objective, and what
+    is paid for it has that expectation. It is computed from entropies here: H(segment) - H(segment | option).
     """
     beta = 0.3
-    enumerated = enumerate_world(length=2, rows=1, whole_responses=False, kl=beta)
+    views = {1: {"whole_responses": False}, 2: {}}
+    enumerated = enumerate_world(length=2, rows=1, kl=beta, **views[segment])
     world, answers = enumerated.world, enumerated.answers
-    agent = with_opinions(options(world.setup, value_coefficient=0.0, whiten_advantages=False, lam=1.0))
+    settings: dict[str, Any] = {"value_coefficient": 0.0, "whiten_advantages": False, "lam": 1.0}
+    agent = with_opinions(options(world.setup, diversity_coefficient=diversity, **settings))
     expected = torch.zeros(sum(parameter.numel() for parameter in parameters(agent)), dtype=torch.float64)
-    logprobs = []
+    likely: list[Tensor] = []
+    paid_for_diversity = 0.0
+    after: dict[tuple[int, ...], dict[tuple[int, ...], Tensor]] = {}  # [K]: log mu(z) and log pi_z(segment), by text
+    reached: dict[tuple[int, ...], Tensor] = {}
     for row, answer in enumerate(answers.episodes):
-        decisions = on_paper(agent, answer.ids.tolist(), len(answer.prompt_ids), 1)
-        joint = torch.stack([choice + written[:, 0] for choice, written in decisions])
-        marginal = joint.logsumexp(1)
-        logprobs.append(marginal.sum())
-        stated = replace(answer, logprobs=marginal.detach().numpy())
+        ids, start = answer.ids.tolist(), len(answer.prompt_ids)
+        decisions = on_paper(agent, ids, start, segment)
+        marginals = [marginal_logprobs(choice[None], written.T[None])[0] for choice, written in decisions]
+        likely.append(torch.cat(marginals).sum())
+        for place, (choice, written) in enumerate(decisions):
+            before, here = tuple(ids[: start + place * segment]), tuple(ids[start + place * segment :][:segment])
+            reached[before] = sum((it.sum() for it in marginals[:place]), torch.zeros((), dtype=torch.float64)).exp()
+            after.setdefault(before, {})[here] = torch.stack([choice, written.sum(1)])
+        stated = replace(answer, logprobs=torch.cat(marginals).detach().numpy())
         text = answers.select([row])
-        text = replace(text, episodes=(stated,), scores=tuple(world.env.reward.score([stated])))
-        for path in itertools.product(range(2), repeat=len(joint)):
-            choice = torch.stack([of[z] for (of, _), z in zip(decisions, path, strict=True)]).detach()
-            written = torch.stack([of[z, 0] for (_, of), z in zip(decisions, path, strict=True)]).detach()
+        logprobs = torch.zeros(text.tokens.shape, dtype=torch.float64)
+        text = replace(
+            text,
+            episodes=(stated,),
+            scores=tuple(world.env.reward.score([stated])),
+            logprobs=logprobs.masked_scatter(text.actions, torch.cat(marginals).detach()),
+        )
+        for path in itertools.product(range(2), repeat=len(decisions)):
+            picked = [(choice[z].detach(), of[z].detach()) for (choice, of), z in zip(decisions, path, strict=True)]
+            sizes = [len(of) for _, of in picked]
+            first = [float(token == 0) for size in sizes for token in range(size)]
             decided = {
-                "option": torch.tensor(path, dtype=torch.float64),
-                "segment_start": torch.ones(len(path), dtype=torch.float64),
-                "option_logprob": choice,
-                "writer_logprob": written,
+                "option": torch.cat([torch.full((n,), float(z)) for z, n in zip(path, sizes, strict=True)]).double(),
+                "segment_start": torch.tensor(first, dtype=torch.float64),
+                "option_logprob": torch.cat([choice.expand(len(of)) for choice, of in picked]),
+                "writer_logprob": torch.cat([of for _, of in picked]),
             }
             nothing = torch.zeros(text.tokens.shape, dtype=torch.float64)
             extras = {name: nothing.masked_scatter(text.actions, values) for name, values in decided.items()}
-            chance = float((choice + written).sum().exp())
+            decided_text = text.with_extras(**extras)
+            chance = float(sum(choice + of.sum() for choice, of in picked).exp())  # type: ignore[union-attr]
             # The loss is a mean over the tokens of its batch, here one text: times their number, it is their sum.
-            expected += chance * len(path) * first_gradient(agent, text.with_extras(**extras))
+            expected += chance * sum(sizes) * first_gradient(agent, decided_text)
+            paid_for_diversity += chance * float(told_apart(decided_text).sum())
 
-    likely = torch.stack(logprobs)
-    assert abs(float(likely.detach().exp().sum()) - 1.0) < 1e-12
+    information = torch.zeros((), dtype=torch.float64)
+    for before, segments in after.items():
+        choice, written = torch.stack(list(segments.values())).unbind(1)  # [segments, K] each
+        assert abs(float((choice + written).exp().sum().detach()) - 1.0) < 1e-12
+        segment_alone = (choice + written).logsumexp(1)
+        of_option = (choice[0].exp() * (written.exp() * written).sum(0)).sum()
+        information = information + reached[before] * (of_option - (segment_alone.exp() * segment_alone).sum())
+    assert float(information.detach()) > 1e-3
+    assert abs(paid_for_diversity - float(information.detach())) < 1e-10
+
+    text_logprobs = torch.stack(likely)
+    assert abs(float(text_logprobs.detach().exp().sum()) - 1.0) < 1e-12
     reference = np.array([values.sum() for values in world.setup.reference.response_logprobs(answers.episodes)])
-    worth = answers.returns(without=("kl",)) - beta * (likely - torch.from_numpy(reference))
-    gradients = torch.autograd.grad(-(likely.exp() * worth).sum(), parameters(agent), allow_unused=True)
-    exact = flat(gradients, agent)
+    worth = answers.returns(without=("kl",)) - beta * (text_logprobs - torch.from_numpy(reference))
+    objective = (text_logprobs.exp() * worth).sum() + diversity * information
+    exact = flat(torch.autograd.grad(-objective, parameters(agent), allow_unused=True), agent)
     assert exact.abs().max() > 0.01
     torch.testing.assert_close(expected, exact, rtol=0, atol=1e-12)
+
+
+def test_what_tells_options_apart_by_hand(make_world) -> None:
+    """The metric is the mean over segments of log p(option | segment) - log mu(option), by Bayes' rule."""
+    world = make_world(rows=8, length=5, action_length=2)
+    agent = with_opinions(options(world.setup), size=0.5)
+    rollout = world.rollout(agent)
+    surer = []
+    for row, episode in enumerate(rollout.episodes):
+        start = len(episode.prompt_ids)
+        for place, (choice, written) in enumerate(on_paper(agent, episode.ids.tolist(), start, 2)):
+            z = int(rollout.extras["option"][row, start + 2 * place])
+            joint = (choice + written.sum(1)).detach().exp()
+            surer.append(float((joint[z] / joint.sum()).log() - choice[z].detach()))
+    metrics = agent.update(rollout)
+    assert metrics["mutual_information"] == pytest.approx(np.mean(surer), abs=1e-10)
+    assert metrics["mutual_information"] > 0.05
+
+
+def test_options_are_counted_by_place(make_world) -> None:
+    """Segments of two tokens; of texts that are shorter, only those that there are."""
+    world = make_world(rows=64, length=6, action_length=2)
+    agent = with_opinions(options(world.setup, options=3))
+    rollout = world.rollout(agent)
+    metrics = agent.update(rollout)
+    begins = np.array([len(episode.prompt_ids) for episode in rollout.episodes])
+    for place in range(3):
+        there = [row for row, it in enumerate(rollout.episodes) if len(it.response_ids) > 2 * place]
+        written = rollout.extras["option"][there, begins[there] + 2 * place].numpy()
+        for option in range(3):
+            found = metrics[f"options/segment_{place + 1}/option_{option + 1}"]
+            assert found == pytest.approx(np.mean(written == option), abs=1e-12)
+    assert "options/segment_4/option_1" not in metrics
+    many = make_world(rows=4, length=12, action_length=1, whole_responses=False)
+    of_many = shares_by_place(many.rollout(options(many.setup)), 2)
+    assert {name.split("/")[1] for name in of_many} == {f"segment_{place}" for place in range(1, 9)}
+
+
+def test_the_diversity_term_drives_copies_apart(make_world) -> None:
+    """Of nothing else: writers that begin as copies come to be told apart from two tokens; without it, they do not."""
+    apart = {}
+    for coefficient in (0.0, 1.0):
+        world = make_world(rows=32, length=2, kl=0.0)
+        agent = options(world.setup, diversity_coefficient=coefficient, epochs=1, optimization=Optimization(lr=1e-2))
+        for _ in range(10):
+            rollout = world.rollout(agent)
+            nothing = tuple(replace(it, raw=dict.fromkeys(it.raw, 0.0)) for it in rollout.scores)
+            apart[coefficient] = agent.update(replace(rollout, scores=nothing))["mutual_information"]
+    assert abs(apart[0.0]) < 0.05 and apart[1.0] > 0.3
 
 
 @pytest.mark.parametrize("whiten_advantages", [True, False])
@@ -425,5 +505,14 @@ def test_it_refuses_a_truncated_distribution(make_world) -> None:  # N11
 
 def test_settings_are_checked() -> None:
     with pytest.raises(ConfigError) as caught:
-        Options.Config(options=0, epochs=0, minibatches=0, group_size=0, lam=1.5, clip=0.0, value_coefficient=-1.0)
-    assert len(caught.value.problems) == 7
+        Options.Config(
+            options=0,
+            epochs=0,
+            minibatches=0,
+            group_size=0,
+            lam=1.5,
+            clip=0.0,
+            value_coefficient=-1.0,
+            diversity_coefficient=-0.1,
+        )
+    assert len(caught.value.problems) == 8

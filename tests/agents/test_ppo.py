@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from rlhf_agents.ppo import PPO, texts_to_predict
+from rlhf_agents.ppo import PPO
 
-from rlhf_env.envs.tasks import load_task
-from rlhf_env.envs.tokenizers import load_tokenizer
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import whiten
@@ -207,72 +203,6 @@ def test_rollouts_of_another_policy_weigh_at_most_the_cap(make_world, gradient_o
     assert agent.update(rollout)["approx_kl"] > 1e-3  # and the log says how far the writer is
 
 
-# ---------------------------------------------------------------- the pretraining mix
-
-
-def test_the_mix_adds_the_likelihood_of_its_texts(make_world, gradient_of) -> None:
-    """PPO-ptx, eq. 2: the gradient with the mix less that without is gamma times that of -log p per token."""
-    world = make_world(rows=8)
-    rollout = world.rollout(ppo(world.setup))
-    plain = gradient_of(ppo(world.setup), rollout)
-    agent = ppo(world.setup, ptx_coefficient=0.7, ptx_data=TEXTS, ptx_rows=4)
-    terms = []
-    for text in TEXTS["prompts"]:
-        ids = torch.tensor([world.env.tokenizer.encode(text)])
-        logprobs = agent.policy.model(ids).logits[0].log_softmax(-1)
-        terms += [-logprobs[t - 1, ids[0, t]] for t in range(1, ids.shape[1])]
-    nll = torch.stack(terms).mean()
-    expected = torch.cat([g.flatten() for g in torch.autograd.grad(nll, list(agent.policy.parameters()))])
-    torch.testing.assert_close(gradient_of(agent, rollout) - plain, 0.7 * expected, rtol=0, atol=1e-12)
-    assert abs(agent.update(rollout)["ptx_loss"] - float(nll.detach())) < 0.2  # the mean over two steps
-
-    split = ppo(
-        make_world(rows=8).setup,
-        ptx_coefficient=0.7,
-        ptx_data=TEXTS,
-        ptx_rows=4,
-        optimization=Optimization(micro_batch_size=3),
-    )
-    torch.testing.assert_close(gradient_of(split, rollout) - plain, 0.7 * expected, rtol=0, atol=1e-12)  # N34
-
-
-def test_the_mix_keeps_its_texts_likely(make_world) -> None:
-    """The same updates with and without it: the texts end up likelier, by a nat a token, and the task is learned."""
-    likely, scores = [], []
-    for mix in ({}, {"ptx_coefficient": 1.0, "ptx_data": TEXTS, "ptx_rows": 4}):
-        world = make_world()
-        agent = ppo(world.setup, **mix)
-        world.learn(agent, 15)
-        texts = texts_to_predict(load_task(TEXTS), world.env.tokenizer)
-        values = agent.policy.response_logprobs(texts)
-        likely.append(sum(v.sum() for v in values) / sum(len(v) for v in values))
-        scores.append(world.mean_score(agent, batches=2))
-    assert likely[1] > likely[0] + 1.0
-    assert min(scores) > 0.2
-
-
-def test_a_demonstration_is_predicted_from_its_prompt(tmp_path: Path) -> None:
-    """A file's rows: with a completion, that and the end token; without, every token but the first."""
-    rows = [{"prompt": "ab=", "completion": "ba"}, {"prompt": "aab"}, {"prompt": "a", "completion": ""}]
-    file = tmp_path / "texts.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    tokenizer = load_tokenizer("alphabet:ab:=")
-    made = texts_to_predict(load_task({"name": "file", "path": str(file)}), tokenizer, longest=6)
-    assert [(e.prompt_ids.tolist(), e.response_ids.tolist()) for e in made] == [
-        ([0, 1, 3], [1, 0, 4]),
-        ([0], [0, 1]),
-        ([0], [4]),
-    ]
-    with pytest.raises(DataError) as caught:
-        texts_to_predict(load_task({"name": "prompts", "prompts": ["a", "abab", "ab"]}), tokenizer, longest=3)
-    assert [problem.split(":")[0] for problem in caught.value.problems] == [
-        "ptx_data, prompts/0",
-        "ptx_data, prompts/1",
-    ]
-    with pytest.raises(ConfigError, match="for ever"):
-        texts_to_predict(load_task("echo"), tokenizer)
-
-
 def test_value_clip_and_entropy_bonus_have_an_effect(make_world, gradient_of) -> None:
     world = make_world()
     agent = ppo(world.setup)
@@ -291,10 +221,6 @@ def test_it_learns(assert_learns, seed: int) -> None:
 @pytest.mark.parametrize("value_model", ["shared", "separate"])
 def test_it_resumes(assert_resumes, value_model: str) -> None:
     assert_resumes(lambda setup: ppo(setup, minibatches=2, value_model=value_model))
-
-
-def test_it_resumes_in_the_middle_of_its_texts(assert_resumes) -> None:
-    assert_resumes(lambda setup: ppo(setup, ptx_coefficient=0.5, ptx_data=TEXTS, ptx_rows=3))
 
 
 def test_it_refuses_texts_without_stated_log_probabilities(make_world, make_episode) -> None:
@@ -318,6 +244,5 @@ def test_settings_are_checked() -> None:
             importance_cap=0.5,
             value_model="none",  # type: ignore[arg-type]
             value_clip=-1.0,
-            ptx_coefficient=0.5,
         )
-    assert len(caught.value.problems) == 7
+    assert len(caught.value.problems) == 6

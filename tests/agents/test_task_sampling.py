@@ -15,6 +15,7 @@ from rlhf_env.envs.tasks import load_task
 from rlhf_env.envs.validation_task import Validation
 from rlhf_env.errors import ConfigError
 from rlhf_env.learning.engine import Optimization
+from rlhf_env.learning.learning_progress import ProgressSettings
 from rlhf_env.learning.sources import EnvSource
 from rlhf_env.types import Score
 
@@ -29,9 +30,10 @@ MIXTURE = {
 }
 
 
-def sampling(setup: Any, **settings: Any) -> TaskSampling:
+def sampling(setup: Any, by: Any = "progress", part: str = "task", **progress: Any) -> TaskSampling:
     inner = RLOO(setup, RLOO.Config(group_size=2, optimization=Optimization(lr=1e-2)))
-    return TaskSampling(setup, TaskSampling.Config(**settings), inner)
+    config = TaskSampling.Config(by=by, part=part, progress=ProgressSettings(**progress))
+    return TaskSampling(setup, config, inner)
 
 
 def scored(rollout: Any, **means: float) -> Any:
@@ -69,10 +71,27 @@ def test_progress_is_the_change_of_scores(make_world: Any) -> None:
     assert agent.shares == pytest.approx([*(0.8 * shares + 0.1), 0.0])
 
 
+def test_given_shares_are_those_of_training(make_world: Any) -> None:
+    world = make_world(rows=16, task=MIXTURE)
+    inner = RLOO(world.setup, RLOO.Config(group_size=2))
+    alone = TaskSampling(world.setup, TaskSampling.Config(by="shares", shares={"off": 2.0}), inner)
+    assert alone.shares.tolist() == [0.0, 0.0, 1.0]
+    assert {episode.prompt.meta["task"] for episode in world.rollout(alone).episodes} == {"off"}
+    both = TaskSampling(world.setup, TaskSampling.Config(by="shares", shares={"one": 1.0, "off": 3.0}), inner)
+    assert both.shares.tolist() == [0.25, 0.0, 0.75]
+    with pytest.raises(ConfigError, match="shares names no task of the mixture with 'of': did you mean 'off'"):
+        TaskSampling(world.setup, TaskSampling.Config(by="shares", shares={"of": 1.0}), inner)
+    for wrong in ({"by": "shares"}, {"shares": {"one": 1.0}}):
+        with pytest.raises(ConfigError, match='shares and by = "shares" go together'):
+            TaskSampling.Config(**wrong)
+    with pytest.raises(ConfigError, match="shares must not all be 0"):
+        TaskSampling.Config(by="shares", shares={"one": 0.0})
+
+
 def test_rollouts_have_these_shares(make_world: Any) -> None:
     world = make_world(rows=32, task=MIXTURE)
     agent = sampling(world.setup, explore=0.0)
-    agent._rollouts[:], agent._fast[1] = 1, 1.0
+    agent._progress._rollouts[:], agent._progress._fast[1] = 1, 1.0
     source = EnvSource(world.env, seed=0, spending=world.setup.spending)
     assert {episode.prompt.meta["task"] for episode in source.next(agent).episodes} == {"two"}
     counted = Counter(e.prompt.meta["task"] for _ in range(4) for e in source.next(agent.agent).episodes)

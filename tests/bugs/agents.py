@@ -16,9 +16,9 @@ MUTANTS = (
     Mutant(
         "N34",
         "every micro-batch is normalised by itself (SFT)",
-        "agents/rlhf_agents/sft.py",
-        'weighted_sum(-refined(logprobs), batch.extras["weight"])',
-        'weighted_sum(-refined(logprobs), token_weights(batch.actions, "token-mean"))',
+        "rlhf_env/learning/losses/steps.py",
+        'weighted_sum(-refined(logprobs), part.extras["weight"])',
+        'weighted_sum(-refined(logprobs), token_weights(part.actions, "token-mean"))',
         "tests/agents/test_sft.py",
     ),
     Mutant(

@@ -20,8 +20,8 @@ MUTANTS = (
         "LOG",
         "grpo's numbers are the last gradient step's",
         "agents/rlhf_agents/grpo.py",
-        "            **over_steps(steps),\n",
-        "            **over_steps(steps[-1:]),\n",
+        "        metrics = over_steps(steps)\n",
+        "        metrics = over_steps(steps[-1:])\n",
         EVERY_AGENT,
     ),
     Mutant(
@@ -44,16 +44,8 @@ MUTANTS = (
         "LOG",
         "ppo's numbers are the last gradient step's",
         "agents/rlhf_agents/ppo.py",
-        "            **over_steps(steps),\n",
-        "            **over_steps(steps[-1:]),\n",
-        EVERY_AGENT,
-    ),
-    Mutant(
-        "LOG",
-        "the loss of ppo's pretraining mix is the last micro-batch's",
-        "agents/rlhf_agents/ppo.py",
-        "            loss += float(term.detach())\n",
-        "            loss = float(term.detach())\n",
+        "        metrics = over_steps(steps)\n",
+        "        metrics = over_steps(steps[-1:])\n",
         EVERY_AGENT,
     ),
     Mutant(
@@ -68,8 +60,8 @@ MUTANTS = (
         "LOG",
         "rloo's numbers are the first gradient step's",
         "agents/rlhf_agents/rloo.py",
-        "            **over_steps(steps),\n",
-        "            **over_steps(steps[:1]),\n",
+        "        metrics = over_steps(steps)\n",
+        "        metrics = over_steps(steps[:1])\n",
         EVERY_AGENT,
     ),
     Mutant(
@@ -91,9 +83,9 @@ MUTANTS = (
     Mutant(
         "LOG",
         "the loss and the perplexity of sft are the last micro-batch's",
-        "agents/rlhf_agents/sft.py",
-        "                    loss += float(term.detach())\n",
-        "                    loss = float(term.detach())\n",
+        "rlhf_env/learning/losses/steps.py",
+        "        loss += float(term.detach())\n",
+        "        loss = float(term.detach())\n",
         EVERY_AGENT,
     ),
     Mutant(

@@ -17,8 +17,8 @@ MUTANTS = (
         "N5",
         "padding on the left shifts the positions",
         "rlhf_env/policies/language_model.py",
-        "        if (mask[:, 1:] & ~mask[:, :-1]).any():  # padding",
-        "        if False:  # padding",
+        "        if _padded_on_the_left(mask):  # to",
+        "        if False:  # to",
         "tests/policies/test_language_model.py",
     ),
     Mutant(
@@ -57,8 +57,8 @@ MUTANTS = (
         "N10",
         "log-probabilities instead of logits are divided by the temperature",
         "rlhf_env/policies/language_model.py",
-        "logprobs, entropy = head.score(states[scored], targets, temperature)\n",
-        "logprobs, entropy = (value / temperature for value in head.score(states[scored], targets, 1.0))\n",
+        "logprobs, entropy = read.head.score(read.scored, targets, temperature)\n",
+        "logprobs, entropy = (value / temperature for value in read.head.score(read.scored, targets, 1.0))\n",
         "tests/policies/test_writing.py",
     ),
     Mutant(

@@ -61,7 +61,18 @@ def test_an_agent_writes_and_learns_there_as_on_the_cpu(variant: str, gpu: FakeD
 
 @pytest.mark.parametrize(
     "variant",
-    ["sft", "reinforce, to go", "grpo, kl in loss", "ppo, mixed", "dpo, soft", "kto", "rejection", "options", "sb3"],
+    [
+        "sft",
+        "sft+rm, separate",
+        "reinforce, to go",
+        "grpo, kl in loss",
+        "ppo, mixed",
+        "dpo, soft",
+        "kto",
+        "rejection",
+        "options",
+        "sb3",
+    ],
 )
 def test_an_agent_needs_no_float64(variant: str) -> None:
     with FakeDevice("mps:0") as device:

@@ -40,9 +40,9 @@ def settings(server: Server, *, attempts: int = 3, patience: float = 5.0, deadli
 
 def quickly() -> None:
     """In the process of the run: the pauses between attempts are short."""
-    from rlhf_rewards import http
+    from rlhf_env import web_calls
 
-    http._FIRST_PAUSE = 0.01
+    web_calls._FIRST_PAUSE = 0.01
 
 
 def ended_by(folder: Path, server: Server, answer: Answer, *said: str, asked: int, **limits: Any) -> None:

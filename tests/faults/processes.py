@@ -67,6 +67,10 @@ class Running:
         """What it has written to stdout so far."""
         return self._out.read_text(errors="replace") if self._out.exists() else ""
 
+    def complained(self) -> str:
+        """What it has written to stderr so far."""
+        return self._err.read_text(errors="replace") if self._err.exists() else ""
+
     def kill(self, number: int = signal.SIGKILL) -> None:
         os.kill(self.pid, number)
 

@@ -98,13 +98,31 @@ CASES: dict[str, Changes] = {
     "reinforce, ++": {"agent": {"name": "reinforce", **STEPS, "loss": "reinforce++", "mask_overlong": True}},
     "ppo, sapo": {"agent": {"name": "ppo", **MINIBATCHES, "loss": "sapo"}},
     "rejection": {"agent": {"name": "rejection", **GROUPS}},
+    "distill, the best of two": {
+        "agent": {"name": "distill", **MINIBATCHES, "divergence": "sequence", "best_of": 2},
+        "environment": {"action_length": 4},
+    },
+    "distill, two write": {
+        "agent": {"name": "distill", **MINIBATCHES, "teacher": "rlhf-env/chitchat", "on_policy": 0.5, "group_size": 2},
+        "policy": "rlhf-env/chitchat-judge",
+    },
+    "rloo, a teacher's reward": {
+        "agent": {"name": "rloo", **GROUPS},
+        "rewards": {"teacher": {"teacher": "rlhf-env/chitchat"}, "kl": ADAPTIVE},
+        "policy": "rlhf-env/chitchat-judge",
+    },
     "sft": {"agent": {"name": "sft", **STEPS}, "answers": "answers.jsonl"},
+    "sft+rm": {
+        "agent": {"name": "sft+rm", **STEPS, "preferences": "pairs.jsonl", "way": "separate", "step_tokens": 40},
+        "answers": "answers.jsonl",
+    },
     "dpo": {"agent": {"name": "dpo", **GROUPS}},
     "dpo, stored pairs": {"agent": {"name": "dpo", **MINIBATCHES}, "preferences": "pairs.jsonl"},
     "dpo, simpo": {"agent": {"name": "dpo", **GROUPS, "loss": {"name": "simpo", "gamma": 0.5}}},
     "kto": {"agent": {"name": "kto", **GROUPS}},
     "kto, stored pairs": {"agent": {"name": "kto", **MINIBATCHES}, "preferences": "pairs.jsonl"},
     "options": {"agent": {"name": "options", **MINIBATCHES}},
+    "options, kept apart": {"agent": {"name": "options", **MINIBATCHES, "diversity_coefficient": 0.5}},
     "sb3": {"agent": {"name": "sb3", "batch_size": 8, "n_epochs": 2}},
     "sb3, a2c": {"agent": {"name": "sb3", "algorithm": "a2c"}},
     "curriculum around ppo": {
@@ -116,18 +134,63 @@ CASES: dict[str, Changes] = {
             "agent": {"name": "ppo", **MINIBATCHES},
         }
     },
+    "grpo, with a pretraining mix": {
+        "agent": {
+            "name": "grpo",
+            **GROUPS,
+            "ptx_coefficient": 0.5,
+            "ptx_rows": 2,
+            "ptx_data": {"name": "prompts", "prompts": ["a=a", "b=b", "ab=ba"]},
+        },
+    },
+    "curriculum by progress around rloo": {
+        "agent": {
+            "name": "curriculum",
+            "levels": [1, 2],
+            "by": "progress",
+            "explore": 0.5,
+            "agent": {"name": "rloo", **GROUPS},
+        }
+    },
     "replay around grpo": {
         "agent": {"name": "replay", "priority": "advantage", "agent": {"name": "grpo", **GROUPS}},
     },
     "prompt_sampling around dynamic_sampling around grpo": {
         "agent": {
             "name": "prompt_sampling",
+            "prompts": 8,
             "agent": {"name": "dynamic_sampling", "draws": 2, "agent": {"name": "grpo", **GROUPS}},
         },
     },
     "task_sampling around rloo": {
         "agent": {"name": "task_sampling", "agent": {"name": "rloo", **GROUPS}},
         "task": {"name": "mixture", "tasks": [{"name": "echo", "length": 1}, {"name": "echo", "length": 2}]},
+    },
+    "backward_curriculum around temperature around grpo": {
+        "agent": {
+            "name": "backward_curriculum",
+            "column": "answer",
+            "stages": 2,
+            "threshold": 0.0,
+            "window": 12,
+            "earlier": 0.3,
+            "whole": 0.3,
+            "agent": {
+                "name": "temperature",
+                "agent": {"name": "grpo", **GROUPS, "entropy_coefficient": 0.05, "entropy_floor": 1.3},
+            },
+        },
+    },
+    "ppo, novelty by counts, distance and distillation": {
+        "agent": {"name": "ppo", **MINIBATCHES, "group_size": 2},
+        "rewards": {
+            "task": 1.0,
+            "novelty_ngrams": 0.2,
+            "novelty_embedding": {"weight": 0.2, "memory": 12},
+            "novelty_rnd": 0.2,
+            "shaping": {"weight": 0.5, "potential": {"name": "length", "target": 3}},
+            "kl": ADAPTIVE,
+        },
     },
     "curriculum around replay around ppo": {
         "agent": {
@@ -155,13 +218,16 @@ def experiment_of(case: str, folder: Path) -> Experiment:
     """The experiment of a case; what it reads is written into `folder`."""
     changes = CASES[case]
     preferences = None
-    if "preferences" in changes:
-        preferences = str(folder / changes["preferences"])
+    agent = dict(changes["agent"])
+    if "preferences" in {**changes, **agent}:  # of the run, or of its agent
+        preferences = str(folder / {**changes, **agent}["preferences"])
         pairs = [
             {"prompt": p, "chosen": p[:-1], "rejected": r}
             for p, r in (("a=", "b"), ("b=", "aa"), ("ab=", "ba"), ("ba=", ""), ("bb=", "a"))
         ]
         Path(preferences).write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
+    if "preferences" in agent:
+        agent["preferences"], preferences = preferences, None
     token = changes.get("view") == "token"
     task = {"name": "echo", "length": 2} if "task" not in changes else dict(changes["task"])
     rewards = dict(changes.get("rewards", {"task": 1.0, "kl": ADAPTIVE}))
@@ -173,16 +239,18 @@ def experiment_of(case: str, folder: Path) -> Experiment:
     return Experiment(
         name="matrix",
         task=task,
-        policy=PolicySettings(tokenizer="alphabet:ab=" if "task" not in changes else "bytes"),
+        policy=PolicySettings(model=changes["policy"])
+        if "policy" in changes
+        else PolicySettings(tokenizer="alphabet:ab=" if "task" not in changes else "bytes"),
         environment=EnvironmentSettings(
             num_envs=8,
             max_new_tokens=4 if "task" not in changes else 12,
-            max_prompt_tokens=3 if "task" not in changes else 96,
+            max_prompt_tokens=96 if "task" in changes else 8 if "policy" in changes else 3,
             view="token" if token else "response",
-            action_length=None if token else 2,
+            action_length=None if token else changes.get("environment", {}).get("action_length", 2),
         ),
         rewards=rewards,
-        agent=dict(changes["agent"]),
+        agent=agent,
         preferences=preferences,
         budget=Budget(updates=UPDATES),
         evaluation=EvaluationSettings(prompts=6, every=2),

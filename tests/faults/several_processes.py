@@ -1,8 +1,7 @@
-"""More than one process: a launcher of ranks, which there are none of here, and a benchmark's workers, which there are.
+"""More than one process: the ranks of a run that a launcher started, and a benchmark's workers.
 
-Of the table's F34 (a rank of several is killed) and F35 (an actor of a cluster dies) this is what applies here. A run
-is one process: nobody who launches several is to believe anything else. And work is spread over processes by
-`rlhf-env bench` alone: a worker that dies is named, and the next call goes on with what it was at.
+A rank that is killed ends all, and the run goes on in any number of them. A worker of `rlhf-env bench` that dies is
+named, and the next call goes on with what it was at. What needs no launcher is in `tests/learning/processes`.
 """
 
 from __future__ import annotations
@@ -26,35 +25,57 @@ MAIN = "from rlhf_env.cli.main import main; main()"
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
-@fault("F34", "a rank of two, started by hand: exit 2 that says a run is one process", quick=True)
-def one_rank(folder: Path) -> None:
-    ended = rlhf_env("train", "toy.toml", before=lambda: os.environ.update(WORLD_SIZE="2", RANK="1"))
-    assert ended.status == 2 and ended.stderr.count("\n") == 1, ended
-    assert ended.stderr.startswith("rlhf-env: WORLD_SIZE is 2: a run is one process"), ended.stderr
+TOY = """
+budget = { updates = 200 }
+checkpoint_every = 5
+policy = { tokenizer = "alphabet:ab" }
+environment = { num_envs = 4, max_new_tokens = 2, max_prompt_tokens = 4 }
+evaluation = { prompts = 4 }
+task = { name = "prompts", prompts = ["a", "b"] }
+rewards = { length = { target = 1 }, kl = 0.1 }
+agent = { name = "reinforce" }
+"""
 
 
-@fault("F34", "two ranks under torchrun: both gone within 10 s with a named exit, nothing written, no orphan")
-def two_ranks(folder: Path) -> str:
-    script = f"import os; open(f'rank-{{os.getpid()}}', 'w').close(); {MAIN}"
+@fault("F34", "a command that is no run, started twice: exit 2 that says so, in one process of the two", quick=True)
+def two_of_another_command(folder: Path) -> None:
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    first, second = (
+        rlhf_env("bench", "toy.toml", before=lambda rank=rank: os.environ.update(place, RANK=rank))  # type: ignore[misc]
+        for rank in "01"
+    )
+    assert first.status == second.status == 2 and first.stderr.count("\n") == 1 and not second.stderr, (first, second)
+    assert first.stderr.startswith("rlhf-env: WORLD_SIZE is 2, and only `rlhf-env train` is one run"), first.stderr
+
+
+@fault("F34", "a rank of two under torchrun killed -9: all gone within 30 s, one line, no orphan, gone on with by one")
+def a_rank_dies(folder: Path) -> str:
+    script = f"import os; open(f'rank-{{os.environ[\"RANK\"]}}-{{os.getpid()}}', 'w').close(); {MAIN}"
     (folder / "rank.py").write_text(script, encoding="utf-8")
-    (folder / "toy.toml").write_text('agent = { name = "reinforce" }\n', encoding="utf-8")
-    launched = subprocess.run(
+    (folder / "toy.toml").write_text(TOY, encoding="utf-8")
+    launched = subprocess.Popen(
         [*LAUNCH, "rank.py", "train", "toy.toml", "--out", "run"],
         cwd=folder,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=120,
     )
-    ended = time.time()
-    ranks = {int(file.name[5:]): file.stat().st_mtime for file in folder.glob("rank-*")}
-    assert launched.returncode != 0 and len(ranks) == 2, launched
-    assert "rlhf-env: WORLD_SIZE is 2: a run is one process" in launched.stderr, launched.stderr
-    assert "exitcode  : 2 " in launched.stderr, launched.stderr  # of the first; the launcher may end the other itself
-    took = ended - min(ranks.values())
-    assert took < 10.0, f"{took:.1f} s"
-    assert not [pid for pid in ranks if Path(f"/proc/{pid}").exists()], "a rank is still there"
-    assert not (folder / "run").exists()
-    return f"gone {took:.1f} s after the first began"
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("run/checkpoints/step-*/manifest.json")):
+        assert launched.poll() is None and time.monotonic() < deadline, launched.communicate()
+        time.sleep(0.002)
+    pids = {file.name[5]: int(file.name[7:]) for file in folder.glob("rank-*")}
+    os.kill(pids["1"], 9)
+    killed = time.monotonic()
+    _, complaints = launched.communicate(timeout=60)
+    took = time.monotonic() - killed
+    assert launched.returncode != 0 and took < 30.0, (launched.returncode, took)
+    ours = [line for line in complaints.splitlines() if line.startswith("rlhf-env: ")]
+    assert len(ours) == 1 and f"process 1 (pid {pids['1']} on " in ours[0], complaints
+    assert not [pid for pid in pids.values() if Path(f"/proc/{pid}").exists()], "a rank is still there"
+    alone = rlhf_env("train", str(folder / "toy.toml"), "--out", str(folder / "run"), "--resume")
+    assert alone.status == 0, alone
+    return f"gone {took:.1f} s after the kill"
 
 
 GRID = """

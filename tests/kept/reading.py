@@ -229,6 +229,8 @@ def experiment_facts(file: str) -> dict[str, Any]:
     while "agent" in vars(agent):  # it wraps another
         agent = agent.agent
         settings.append(asdict(agent.config))
+    for table in settings:  # the pretraining mix was ppo's own, and is every agent's `optimization` now
+        table |= {name: value for name, value in table.get("optimization", {}).items() if name.startswith("ptx_")}
     return {"hash": _hash(resolved), "agent": json.loads(json.dumps(settings)), "resolved": resolved}
 
 

@@ -30,6 +30,18 @@ AGENTS: dict[str, dict[str, Any]] = {
     "replay": {"priority": "advantage", "updates": 2, "agent": {"name": "rloo", "lr": 1e-2, "group_size": 4}},
     "prompt_sampling": {"prompts": 5, "correction": 0.5, "agent": {"name": "ppo", "lr": 1e-2}},
     "dynamic_sampling": {"draws": 2, "agent": {"name": "grpo", "lr": 1e-2, "group_size": 4}},
+    "backward_curriculum": {
+        "column": "answer",
+        "stages": 2,
+        "threshold": 0.0,
+        "window": 12,
+        "earlier": 0.3,
+        "whole": 0.3,
+        "agent": {
+            "name": "temperature",
+            "agent": {"name": "rloo", "lr": 1e-2, "group_size": 4, "entropy_coefficient": 0.1, "entropy_floor": 1.3},
+        },
+    },
     "best_of_n": {"n": 2},
     "reference": {},
     "random": {},

@@ -59,7 +59,28 @@ class TestMicroBatches:
         )
         group = torch.tensor([7, 0, 1, 1, 0, 7, 0, 7])
         found = [part.tolist() for part in optimizer.rows(LENGTHS, group=group)]
-        assert found == ([[1, 6], [4, 3], [2, 5, 0], [7]] if shares else parts(micro_batch_tokens=18))
+        assert found == ([[1, 6], [4, 3, 2], [5, 0, 7]] if shares else parts(micro_batch_tokens=18))
+
+    @staticmethod
+    def shared(lengths: list[int], prompts: list[int], *, group: list[int], most: int = 0, **settings: int) -> Any:
+        engine = Engine(shares_prefixes=True, most_tokens=most)
+        optimizer = engine.optimizer([torch.zeros(1, requires_grad=True)], Optimization(**settings))
+        rows = optimizer.rows(torch.tensor(lengths), group=torch.tensor(group), prompts=torch.tensor(prompts))
+        return [part.tolist() for part in rows]
+
+    def test_a_prompt_counts_once_for_its_answers(self) -> None:
+        """Two prompts of 10 tokens with three answers of 2 tokens each: 16 tokens a group."""
+        texts = {"lengths": [12] * 6, "prompts": [10] * 6, "group": [0, 0, 0, 1, 1, 1]}
+        assert self.shared(**texts, micro_batch_tokens=32) == [list(range(6))]
+        assert self.shared(**texts, micro_batch_tokens=31) == [[0, 1, 2], [3, 4, 5]]
+        assert self.shared(**texts, micro_batch_tokens=14) == [[0, 1], [2], [3, 4], [5]]
+        assert self.shared(**texts, micro_batch_tokens=32, micro_batch_size=4) == [[0, 1, 2, 3], [4, 5]]
+
+    def test_of_a_long_prompt_some_answers_go_together(self) -> None:
+        """One text takes 30 tokens, more than fit into memory; 40 is a third more. What the user says holds."""
+        texts = {"lengths": [30] * 6, "prompts": [26] * 6, "group": [0, 0, 0, 0, 1, 1], "most": 20}
+        assert self.shared(**texts) == [[0, 1, 2], [3], [4, 5]]
+        assert self.shared(**texts, micro_batch_tokens=36) == [[0, 1], [2, 3], [4, 5]]
 
     def test_no_rows(self) -> None:
         assert parts(LENGTHS[:0]) == parts(LENGTHS[:0], together=2) == []

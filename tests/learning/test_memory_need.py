@@ -80,6 +80,8 @@ def test_a_value_model_of_its_own_and_a_control() -> None:
     critic = memory_need(size, PolicySettings(), trains=True, separate_value_model=True)
     assert critic.total - usual.total == 4 * 1000 * (1 + 2 + 1)
     assert memory_need(size, PolicySettings(fused=False), trains=False, tokens=7).total == 8000 + 7 * 8 * 4
+    taught = memory_need(size, PolicySettings(), trains=True, teachers=12_000)
+    assert taught.total - usual.total == 12_000
     assert str(usual) == "20 KiB (weights 4 KiB, reference 4 KiB, moments 8 KiB, gradients 4 KiB, and activations)"
     assert "[policy.lora]" in remedies(PolicySettings(), trains=True)
     assert "[policy.lora]" not in remedies(PolicySettings(lora=Lora()), trains=True)
@@ -133,3 +135,21 @@ def test_a_fit_of_a_reward_model_is_told_so_too(
     monkeypatch.setattr(fitting, "free_on", lambda _device: 200 * 1024)
     with pytest.warns(RuntimeWarning, match=r"fitting the reward model will need about .* and 200 KiB are free"):
         fit_reward_model(pairs, tmp_path, config, generator=torch.Generator())
+
+
+def test_teachers_of_agents_and_rewards_are_counted_once_each(tmp_path: Path) -> None:
+    tiny_language_model(dtype=torch.float32).save_pretrained(tmp_path)
+    size = size_of(tmp_path)
+    assert size is not None
+    teacher = str(tmp_path)
+
+    def counted(**tables: Any) -> int:
+        return workplace.teachers_weights(rlhf_env.Experiment(**tables))
+
+    alone = {"name": "distill", "teacher": teacher}
+    assert counted(agent={"name": "reinforce"}) == 0
+    assert counted(agent=alone) == 4 * size.parameters
+    assert counted(agent={"name": "replay", "agent": {**alone, "teacher_dtype": "bfloat16"}}) == 2 * size.parameters
+    rewards = {"task": 1.0, "near": {"plugin": "teacher", "teacher": teacher}}
+    assert counted(agent=alone, rewards=rewards) == 4 * size.parameters
+    assert counted(rewards={"teacher": {"teacher": teacher, "dtype": "float64"}}) == 8 * size.parameters

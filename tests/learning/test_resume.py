@@ -51,6 +51,7 @@ CASES: dict[str, tuple[str, str, MakeSource, dict[str, Any]]] = {
     "replay around rloo": ("replay", "response", in_the_environment, {}),
     "prompt_sampling around ppo": ("prompt_sampling", "response", in_the_environment, {}),
     "dynamic_sampling around grpo": ("dynamic_sampling", "response", in_the_environment, {}),
+    "backward_curriculum around temperature around rloo": ("backward_curriculum", "response", in_the_environment, {}),
     "dpo, online": ("dpo", "response", in_the_environment, {}),
     "dpo, stored pairs": ("dpo", "response", from_pairs, {}),
     "sft, demonstrations": ("sft", "response", from_demonstrations, {}),

@@ -18,7 +18,7 @@ TWICE = {
     "register_agents": {"rlhf_agents", "rlhf_env.plugins"},
     "register_annotators": {"rlhf_env.feedback.asking", "rlhf_env.plugins"},
     "register_pair_losses": {"rlhf_env.learning", "rlhf_env.plugins"},
-    "register_rewards": {"rlhf_rewards", "rlhf_env.plugins"},
+    "register_rewards": {"rlhf_env.envs", "rlhf_rewards", "rlhf_env.plugins"},
     "register_stopping_rules": {"rlhf_env.learning", "rlhf_env.plugins"},
     "register_tasks": {"rlhf_env.envs", "rlhf_env.plugins"},
     "register_token_losses": {"rlhf_env.learning", "rlhf_env.plugins"},

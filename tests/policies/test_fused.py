@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlhf_env.policies import LanguageModel, tiny_language_model
 from rlhf_env.policies.anatomy import anatomy_of
-from rlhf_env.policies.fused import FusedStep
+from rlhf_env.policies.fused import FusedStep, Linear, SeparateLinear
 from rlhf_env.policies.tiny import Family
 from tests.policies.conftest import FAMILIES
 
@@ -62,6 +62,23 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     step = FusedStep.__call__
     monkeypatch.setattr(FusedStep, "__call__", lambda self, *inputs: count.append(1) or step(self, *inputs))
     return count
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_matrices_may_stay_where_they_are(family: Family) -> None:
+    """As in the check at load, which holds our own code for a family and writes a few tokens."""
+    model = tiny_language_model(family, vocab_size=30, init_std=0.3, key_value_heads=2).model
+    anatomy, tokens = anatomy_of(model), torch.arange(12).view(2, 6)
+    assert anatomy is not None
+    with torch.inference_mode():
+        logits = []
+        for linear in (Linear, SeparateLinear):
+            step = FusedStep(model, anatomy, linear)
+            cache = step.cache()
+            first = step.prefill(tokens, tokens >= 0, cache, np.arange(2), 2)
+            logits.append(torch.stack([first, step(tokens[:, 0], torch.tensor([6, 6]), cache)]))
+    assert float((logits[0] - logits[1]).abs().max()) < 1e-10
+    assert step._blocks[0].out.weights[0].data_ptr() == anatomy.layers[0].out.weight.data_ptr()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -270,3 +270,27 @@ class TestPolicies:
         policy.evaluate(*texts())
         policy.model.lm_head.weight = nn.Parameter(policy.model.lm_head.weight.detach() + torch.eye(50, 16))
         assert_same(with_gradient(policy), through_its_own_head(policy, monkeypatch))
+
+
+@pytest.mark.parametrize("counts", [False, True], ids=["listed", "counted"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_to_try_the_head_one_layer_is_enough(family: Any, counts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others read all their weights; and they are there again. A family may count on all of them."""
+    policy = tiny_language_model(family, vocab_size=30, init_std=0.3)
+    trunk = policy.model.base_model
+    layers = trunk.h if family == "gpt2" else trunk.layers
+    read: list[int] = []
+    for number, layer in enumerate(layers):
+        layer.register_forward_hook(lambda *_, number=number: read.append(number))
+    if counts:
+        forward = type(trunk).forward
+
+        def counting(self: Any, *args: Any, **inputs: Any) -> Any:
+            assert len(self.h if family == "gpt2" else self.layers) == len(layers)
+            return forward(self, *args, **inputs)
+
+        monkeypatch.setattr(type(trunk), "forward", counting)
+    head = linear_head(policy.model)
+    assert head is not None and lm_head.gives_the_logits(head, policy.model)
+    assert read == (list(range(len(layers))) if counts else [0]) and len(layers) > 1
+    assert (trunk.h if family == "gpt2" else trunk.layers) is layers

@@ -149,7 +149,7 @@ def test_keys_and_values_are_those_of_the_cache() -> None:
     tree = prefix_tree(tokens, mask)
     kept: list[tuple[Tensor, Tensor]] = []
     with torch.no_grad():
-        hidden_states(anatomy, tree, keys_values=kept)
+        hidden_states(anatomy, tree, take=lambda number, *states: kept.insert(number, states))
         cache = DynamicCache()
         policy.model(input_ids=tokens, past_key_values=cache)
     for layer, (keys, values) in zip(cache.layers, kept, strict=True):

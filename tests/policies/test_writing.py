@@ -284,9 +284,15 @@ class TestBadInput:
         with pytest.raises(DataError, match=r"row 1: .*prompt is empty"):
             opinionated().write(observation, 2)
 
-    def test_no_rows_asked(self, texts: Any) -> None:
-        written = opinionated().write(texts(rows=3).observation, 2, np.zeros(3, bool))
-        assert (written.tokens == 30).all()
+    def test_no_rows_asked(self, texts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Nothing is written, taken from the streams, or made: joined matrices are as large as the model."""
+        policy = opinionated()
+        monkeypatch.setattr("rlhf_env.policies.language_model.FusedStep", None)
+        before = policy.sampling_state()["seed"]
+        written = policy.write(texts(rows=3).observation, 2, np.zeros(3, bool))
+        assert (written.tokens == 30).all() and not written.logprobs.any()
+        assert written.tokens.shape == written.logprobs.shape == (3, 2)
+        assert policy.sampling_state() == {"seed": before, "taken": [0, 0, 0]}
 
     def test_longer_than_the_context(self, texts: Any) -> None:
         before = type(texts())([np.arange(10)], 40)

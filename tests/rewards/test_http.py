@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rlhf_rewards import http
 from rlhf_rewards.http import Http
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from faults.reward_server import Answer, Asked, Server, announce, drip, hang_up, say, serving, stop_in_the_middle
 
+from rlhf_env import web_calls
 from rlhf_env.envs.reward_tables import load_rewards
 from rlhf_env.envs.toy_tasks import Count
 from rlhf_env.errors import ConfigError, RewardError
@@ -29,7 +29,7 @@ BATCH = [make_episode("q1", "a"), make_episode("q2\ud800", "b é")]
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(http, "_FIRST_PAUSE", 0.004)
+    monkeypatch.setattr(web_calls, "_FIRST_PAUSE", 0.004)
     with serving() as one:
         yield one
 
@@ -98,7 +98,7 @@ class _Still:
 def test_pauses_are_drawn_from_the_generator_and_double(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     server.answers = [say(500)]
     slept: list[float] = []
-    monkeypatch.setattr(http._Call, "pause", lambda _, seconds: slept.append(seconds))
+    monkeypatch.setattr(web_calls._Call, "pause", lambda _, seconds: slept.append(seconds))
     for _ in range(2):
         with pytest.raises(RewardError):
             Http(server.url, attempts=4, seed=3)(BATCH)
@@ -200,3 +200,38 @@ def test_who_asks_is_told_by_token_or_password_and_no_message_holds_them(
 def test_settings_that_cannot_be_meant(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=f"reward 'judge': {says}"):
         load_rewards({"judge": {"plugin": "http", **settings}}, Count("a", 4))
+
+
+def test_a_token_that_no_header_can_hold_is_refused_without_being_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    for token, says in {"canary\nX: 1": "a line break in it", "canaryé": "letters beyond ASCII in it"}.items():
+        monkeypatch.setenv("JUDGE_TOKEN", token)
+        with pytest.raises(ConfigError, match=says) as caught:
+            Http("https://judge.example.org/", token_env="JUDGE_TOKEN")
+        assert "canary" not in str(caught.value)
+
+
+def test_what_a_server_says_beside_a_refusal_is_said_without_the_token(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUDGE_TOKEN", "canary-token")
+    for said in ({"error": {"message": "no such\nkey: canary-token"}}, {"detail": "no such key: canary-token"}):
+        server.answers = [say(401, json.dumps(said).encode())]
+        with pytest.raises(RewardError, match=r"401 Unauthorized: no such key: \*\*\*$"):
+            Http(server.url, token_env="JUDGE_TOKEN")(BATCH)
+
+
+def test_it_waits_as_long_as_the_server_says(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(web_calls._Call, "pause", lambda _, seconds: slept.append(seconds))
+    monkeypatch.setattr(web_calls.time, "time", lambda: 784_111_770.0)
+    date = {"Retry-After": "Sun, 06 Nov 1994 08:49:37 GMT"}  # RFC 9110's own example: 784,111,777
+    server.answers = [say(429, **{"Retry-After": "3"}), say(503, **date), say(503, **{"Retry-After": "soon"}), say(200)]
+    assert Http(server.url)(BATCH).tolist() == [0.5, -2.0]
+    assert slept[:2] == [3.0, 7.0] and 0 < slept[2] < 0.1
+
+
+def test_but_not_longer_than_the_deadline(server: Server) -> None:
+    server.answers = [say(429, **{"Retry-After": "3600"})]
+    with pytest.raises(RewardError, match=r"asked once, in at most 60 s; it says to wait 3600 s"):
+        Http(server.url)(BATCH)
+    assert len(server.seen) == 1

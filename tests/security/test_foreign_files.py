@@ -57,7 +57,9 @@ def test_no_code_reads_a_format_that_runs_code() -> None:
         r"(torch\.(load|save|hub\..*)|joblib\..*|dill\..*|shelve\..*|marshal\..*|yaml\.(load|unsafe_load)|np\.load"
         r"|eval|exec|os\.(system|popen)|load_from_zip_file|(\w+\.)*(PPO|A2C|MaskablePPO|BaseAlgorithm)\.load)"
     )
-    assert not [f"{file.name}: {name}" for file, _, name in calls() if unsafe.fullmatch(name)]
+    # But for the process of the reward `code`, which is there to run what a model wrote, where the user says `trust`.
+    found = {(file.name, name) for file, _, name in calls() if unsafe.fullmatch(name)}
+    assert found == {("code_process.py", "exec")}
     assert unsafe.fullmatch("torch.load") and unsafe.fullmatch("stable_baselines3.PPO.load")
     # Between a run and its own child: requests are pickles, and answers JSON. The child of reasoning_gym_task.py runs
     # the library that the run itself imports, on no other input than a number: its problems come back as pickles.

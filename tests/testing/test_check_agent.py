@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,11 +27,15 @@ from rlhf_env.types import Observation
 # Settings that an agent has no default for.
 INSIDE = {"agent": {"name": "rloo", "lr": 0.01}}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "curriculum": {"levels": [2, 4], **INSIDE},
+    "curriculum": {"levels": [2, 4], "by": "progress", **INSIDE},
+    "options": {"diversity_coefficient": 0.1},
     "replay": {"priority": "advantage", **INSIDE},
     "prompt_sampling": {"correction": 0.5, **INSIDE},
     "dynamic_sampling": INSIDE,
     "task_sampling": INSIDE,
+    "sft+rm": {"preferences": str(Path(__file__).parents[1] / "agents" / "pairs.jsonl"), "step_tokens": 256},
+    "backward_curriculum": {"stages": 2, "threshold": 0.3, **INSIDE},
+    "temperature": {"start": 1.2, **INSIDE},
 }
 
 

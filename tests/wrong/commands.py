@@ -17,6 +17,15 @@ command("train toy.toml --seed one", "Invalid value for '--seed'")
 command("train toy.toml --seed 1.5", "Invalid value for '--seed'")
 command("train toy.toml --seed -1", "--seed -1: seed must be from 0 to 1,099,511,627,775, got -1")
 command("train toy.toml --seed 99999999999999999", "--seed 99999999999999999: seed must be from 0 to 1,099,511")
+command("shrink rlhf-env/chitchat out", "Missing option '--layers'")
+command("shrink rlhf-env/chitchat out --layers 0", "Invalid value for '--layers'")
+command("shrink rlhf-env/chitchat out --layers 4", "layers: rlhf-env/chitchat has 4, and 4 are no fewer")
+command(
+    "shrink rlhf-env/chitchat out --layers 4 --hidden-size 100", "hidden_size: 100 must be less than 192, and heads"
+)
+command("shrink tiny out --layers 1", "'tiny' is made anew for each run: name a model")
+command("shrink no/where out --layers 1", "no/where")
+command("shrink rlhf-env/chitchat . --layers 2", ". is there already: name another folder")
 command("train toy.toml --threads 0", "Invalid value for '--threads'")
 command("train toy.toml --agent poo", "--agent poo: unknown agent 'poo': did you mean 'ppo'? Known:")
 command(

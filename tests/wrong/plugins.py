@@ -76,7 +76,75 @@ for value, said in {
 for size in (-1, 0, 1):
     experiment(f"a group of {size}", AGENT, f'name = "grpo"\ngroup_size = {size}', "[agent] grpo: group_size ")
 experiment("a group of 3", AGENT, 'name = "rloo"\ngroup_size = 3', "group_size 3 does not divide the batch of 8 rows")
+MIX = 'ptx_data = { name = "prompts", prompts = ["ab=", "a"] }'
+experiment("a mix of nothing", "lr = 1e-2", "ptx_coefficient = 0.5", "ptx_coefficient above 0 and ptx_data belong toge")
+experiment("a mix that weighs nothing", AGENT, f'name = "grpo"\n{MIX}', "ptx_coefficient above 0 and ptx_data belong")
+experiment(
+    "a text of one token",
+    AGENT,
+    f'name = "rloo"\nptx_coefficient = 0.5\n{MIX}',
+    "ptx_data, prompts/1: a text of 1 tokens has none to predict",
+)
+experiment(
+    "texts without end",
+    AGENT,
+    'name = "rloo"\nptx_coefficient = 0.5\nptx_data = { name = "echo" }',
+    "makes prompts for ever: ptx_data needs a task with a list of texts",
+)
+experiment(
+    "a mix for several writers",
+    AGENT,
+    f'name = "options"\nptx_coefficient = 0.5\n{MIX}',
+    "here several write",
+)
+experiment("no pairs", AGENT, 'name = "sft+rm"', "the setting 'preferences' is required")
+experiment(
+    "a share of everything",
+    AGENT,
+    'name = "sft+rm"\npreferences = "votes.jsonl"\ndemonstration_share = 1',
+    "demonstration_share must be in (0, 1), got 1",
+)
+experiment(
+    "a way of its own", AGENT, 'name = "sft+rm"\npreferences = "votes.jsonl"\nway = "both"', "way must be one of"
+)
+experiment(
+    "votes that are not there",
+    AGENT,
+    'name = "sft+rm"\npreferences = "no-such-votes.jsonl"',
+    "no-such-votes.jsonl",
+)
+experiment(
+    "adapters without adapters",
+    AGENT,
+    'name = "sft+rm"\npreferences = "votes.jsonl"\nway = "adapters"',
+    "needs [policy.lora]",
+)
+experiment_file(
+    "two tables of pairs",
+    'preferences = "votes.jsonl"\n' + TOY.replace(AGENT, 'name = "sft+rm"\npreferences = "votes.jsonl"'),
+    "sft+rm imitates, and has its own pairs: leave out `preferences` but for that in [agent]",
+)
 experiment("nobody wrapped", AGENT, 'name = "curriculum"\nlevels = [1]', "curriculum wraps another agent: agent = {")
+experiment(
+    "starts of levels by progress",
+    AGENT,
+    'name = "curriculum"\nlevels = [1]\nby = "progress"\nstarts = [0]\nagent = { name = "ppo" }',
+    "starts are for by = budget and by = updates, not progress",
+)
+experiment(
+    "a slow average that is quick",
+    AGENT,
+    'name = "curriculum"\nlevels = [1]\nby = "progress"\nslow = 0.5\nagent = { name = "ppo" }',
+    "fast must be below slow = 0.5, got 0.5",
+)
+experiment(
+    "options paid for being alike",
+    AGENT,
+    'name = "options"\ndiversity_coefficient = -0.1',
+    "diversity_coefficient must be at least 0, got -0.1",
+)
+experiment("a letter of two goals", TASK, 'name = "segments"\ngoals = ["ab", "bc"]', "goals must have no letter twice")
+experiment("sums in base 0", TASK, 'name = "addition"\nbase = 0', "base must be from 1 to 10, got 0")
 experiment(
     "one answer to a prompt", AGENT, 'name = "dynamic_sampling"\nagent = { name = "ppo" }', "has no spread: take an"
 )
@@ -86,6 +154,56 @@ experiment(
     AGENT,
     'name = "prompt_sampling"\nexplore = 0.0\ncorrection = 1.0\nagent = { name = "ppo" }',
     "explore must be above 0 with a correction",
+)
+experiment(
+    "no demonstrations",
+    AGENT,
+    'name = "backward_curriculum"\npart = "length"\nagent = { name = "ppo" }',
+    "column 'completion' holds no demonstrated answer in the first 100 prompts",
+)
+experiment(
+    "no stages",
+    AGENT,
+    'name = "backward_curriculum"\npart = "length"\nstages = 0\ncolumn = "answer"\nagent = { name = "ppo" }',
+    "stages must be at least 1, got 0",
+)
+experiment(
+    "a temperature of 0", AGENT, 'name = "temperature"\nstart = 0\nagent = { name = "ppo" }', "start must be above 0"
+)
+experiment(
+    "a temperature without a ratio",
+    AGENT,
+    'name = "temperature"\nagent = { name = "options" }',
+    "Options has writers of its own: take an agent whose policy writes its texts",
+)
+experiment("a floor alone", AGENT, 'name = "rloo"\nentropy_floor = 0.5', "entropy_coefficient must be above 0")
+experiment(
+    "a floor that is too high",
+    AGENT,
+    'name = "ppo"\nentropy_coefficient = 0.1\nentropy_floor = 9.0',
+    "entropy_floor must be below",
+)
+experiment("an end alone", AGENT, 'name = "grpo"\nentropy_end = 0.5', "entropy_end belongs to a schedule")
+experiment("n-grams of 0", REWARD, "novelty_ngrams = { n = 0 }", "reward 'novelty_ngrams': n must be at least 1")
+experiment(
+    "runs of letters",
+    REWARD,
+    'novelty_rnd = { unit = "letters" }',
+    "reward 'novelty_rnd': unit must be one of 'tokens', 'words', got 'letters'",
+)
+experiment("no memory", REWARD, "novelty_embedding = { memory = 0 }", "memory must be at least 1, got 0")
+experiment("no potential", REWARD, "shaping = 1.0", "reward 'shaping': the setting 'potential' is required")
+experiment(
+    "an unknown potential",
+    REWARD,
+    'shaping = { potential = { name = "lenght" } }',
+    "unknown reward 'lenght': did you mean 'length'?",
+)
+experiment(
+    "a potential of groups",
+    REWARD,
+    'shaping = { potential = { name = "diversity" } }',
+    "potential must be a reward of one text by itself",
 )
 experiment("nobody replayed", AGENT, 'name = "replay"', "replay wraps another agent: agent = {")
 experiment("a priority", AGENT, 'name = "replay"\npriority = "td"\nagent = { name = "ppo" }', "priority must be one of")
@@ -184,3 +302,26 @@ experiment(
     "overlong", REWARD, "overlong = { longest = 4, cache = 5 }", "reward 'overlong': cache must be at most longest = 4"
 )
 experiment("overlong, none", REWARD, "overlong = { longest = 4 }", "reward 'overlong': the setting 'cache' is required")
+
+# ---------------------------------------------------------------- distillation
+
+LARGE = 'teacher = "rlhf-env/chitchat"'
+for given, said in {
+    "": "teacher is needed: a model's folder or name",
+    'divergence = "sequence"': "teacher is needed",
+    f'{LARGE}\ndivergence = "kl"': "divergence must be one of 'sequence', 'forward', ",
+    f'{LARGE}\ndivergence = "sequence"\non_policy = 0.5': "on_policy 'sequence' learns the teacher's",
+    f'{LARGE}\ndivergence = "sequence"\ntemperature = 2.0': "temperature is of distributions",
+    f'{LARGE}\ndivergence = "forward"\nbeta = 0.1': "beta is of 'jsd', and the divergence is 'forw",
+    f"{LARGE}\nbeta = 1.0": "beta must be",
+    f"{LARGE}\non_policy = 1.5": "on_policy must be",
+    f"{LARGE}\non_policy = 1.0\nbest_of = 4": "best_of is of the teacher's texts",
+    'divergence = "sequence"\nbest_of = 4\nteacher_dtype = "auto"': "teacher_dtype is a teacher's, and none is named",
+    LARGE: "teacher rlhf-env/chitchat has another tokenizer than the policy (token 0 is ",
+    'teacher = "tiny"': "teacher 'tiny' is new and random, and teaches nothing",
+}.items():
+    experiment(f"distill: {given}", AGENT, f'name = "distill"\n{given}', said)
+experiment("a teacher's reward without a teacher", REWARD, "teacher = 1.0", "teacher")
+experiment(
+    "a teacher's reward of other tokens", REWARD, 'teacher = { teacher = "rlhf-env/chitchat" }', "has another tokenizer"
+)

@@ -11,3 +11,4 @@ from rlhf_env import plugins
 @plugins.hookimpl
 def register_annotators(register: plugins.Register) -> None:
     register("simulated", "rlhf_env.feedback.asking.annotators:SimulatedAnnotator")
+    register("judge", "rlhf_env.feedback.asking.judge:JudgeAnnotator")

@@ -9,6 +9,7 @@ settings of a table. A class that has a parameter `gold` is lent the gold reward
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Protocol, runtime_checkable
@@ -70,6 +71,17 @@ def load_annotator(settings: Mapping[str, object], gold: Reward | None = None, *
     lent = {name: value for name, value in {"gold": gold, "name": person}.items() if value}
     annotator: Annotator = plugins.build_plugin("annotator", plugin, given, lent)
     return annotator
+
+
+def asks_for_gold(settings: Mapping[str, object]) -> bool:
+    """Whether the annotator of a table goes by a gold reward. Where that cannot be told, building it says why."""
+    given = dict(settings)
+    try:
+        plugin = plugins.name_in(given, "annotator")
+        target = plugins.host().load("annotator", plugin or "")
+    except ConfigError:
+        return True
+    return "gold" in inspect.signature(target).parameters if callable(target) else False
 
 
 @settings

@@ -122,6 +122,8 @@ class Conclusions:
     rankings: tuple[AgentRanking, ...]
     overview: Overview | None
     checks: tuple[BenchmarkCheck, ...]
+    of_mixtures: tuple[AgentRanking, ...] = ()
+    """Of the tasks within mixtures, "mixture: label": the same agents, evaluated on the prompts of one task each."""
 
     def ranking(self, task: str) -> AgentRanking | None:
         return next((ranking for ranking in self.rankings if ranking.task == task), None)
@@ -131,7 +133,9 @@ def conclude(results: Results) -> Conclusions:
     """All comparisons and checks of `results`: seconds for a grid of hundreds of runs."""
     rankings = tuple(ranking for task in results.tasks if (ranking := _ranking(results, task)) is not None)
     checks = (_same_agent_twice(results, rankings), _controls_lose(results, rankings), _ledger(results))
-    return Conclusions(rankings, _overview(results, rankings), checks)
+    of_mixtures = (_ranking(results, task, label) for task in results.tasks for label in results.parts_of_mixture(task))
+    within = tuple(ranking for ranking in of_mixtures if ranking is not None)
+    return Conclusions(rankings, _overview(results, rankings), checks, within)
 
 
 def _stream(results: Results, purpose: str) -> np.random.Generator:
@@ -147,15 +151,27 @@ def _scores(results: Results, task: str, agent: str, seeds: Sequence[int]) -> Fl
 # ---------------------------------------------------------------- one task
 
 
-def _ranking(results: Results, task: str) -> AgentRanking | None:
-    seeds, measure, floor = results.shared_seeds(task), results.measure(task), results.floor(task)
-    if len(seeds) < SEEDS_FOR_A_CLAIM or measure is None or floor is None:
+def _ranking(results: Results, task: str, label: str = "") -> AgentRanking | None:
+    """`label`: of a mixture, the task whose prompts alone count."""
+    seeds, measure = results.shared_seeds(task), results.measure(task)
+    key = f"task/{label}/{measure}" if label else measure or ""
+
+    def own_score(cell: Cell) -> float | None:
+        return cell.evaluation.get(key) if cell.finished else None
+
+    known = [score for cell in results.cells if cell.task == task and (score := own_score(cell)) is not None]
+    if len(seeds) < SEEDS_FOR_A_CLAIM or measure is None or not known:
         return None
-    scores = {agent: _scores(results, task, agent, seeds) for agent in results.agents_on(task)}
+    floor, scores = min(known), {}
+    for agent in results.agents_on(task):
+        of_seed = {cell.seed: own_score(cell) for cell in results.of(task, agent)}
+        of_agent = [floor if (score := of_seed[seed]) is None else score for seed in seeds]
+        scores[agent] = np.array(of_agent, dtype=np.float64)
     best = _best({agent: mean(of_agent) for agent, of_agent in scores.items()})
+    place = f"{task}: {label}" if label else task
     rival = results.comparing.rival if results.comparing.rival in scores else best
     compared = {
-        other: compare(scores, other, stream=_stream(results, f"against/{task}/{other}"))
+        other: compare(scores, other, stream=_stream(results, f"against/{place}/{other}"))
         for other in (REFERENCE, rival)
         if other in scores
     }
@@ -163,13 +179,13 @@ def _ranking(results: Results, task: str) -> AgentRanking | None:
         Standing(
             agent,
             mean_of_seeds(of_agent),
-            sum(results.own_score(cell) is None for cell in results.of(task, agent) if cell.seed in seeds),
+            sum(own_score(cell) is None for cell in results.of(task, agent) if cell.seed in seeds),
             {other: made[agent] for other, made in compared.items() if agent in made},
         )
         for agent, of_agent in scores.items()
     ]
     standings.sort(key=lambda standing: _place(standing.agent, standing.score.value))
-    return AgentRanking(task, measure, floor, tuple(seeds), tuple(standings), best, rival)
+    return AgentRanking(place, measure, floor, tuple(seeds), tuple(standings), best, rival)
 
 
 def _place(agent: str, score: float) -> tuple[int, float, str]:
@@ -338,10 +354,14 @@ def _entries(results: Results, cell: Cell) -> Iterator[tuple[str, float, float]]
     for place, prefix, total, allowed, row in rows:
         if any(name.startswith(f"{prefix}abstained/") for name in row):
             continue  # means of different texts: a part's are of those it said something about
-        numbers: list[Any] = [row.get(prefix + name) for name in (total, *(f"part/{part}" for part in cell.weights))]
+        # Where weights change, or are of some texts alone, the row says what each line of the ledger came to.
+        earned = {key: value for key, value in row.items() if key.startswith(f"{prefix}earned/")}
+        parts = {f"{prefix}part/{part}": weight for part, weight in cell.weights.items()}
+        weights = dict.fromkeys(earned, 1.0) if earned else parts
+        numbers: list[Any] = [row.get(name) for name in (prefix + total, *weights)]
         if all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
-            reward, *parts = numbers
-            paid = [weight * part for weight, part in zip(cell.weights.values(), parts, strict=True)]
+            reward, *means = numbers
+            paid = [weight * value for weight, value in zip(weights.values(), means, strict=True)]
             yield place, abs(math.fsum(paid) - reward) / max(1.0, abs(reward), *map(abs, paid)), allowed
 
 

@@ -21,6 +21,7 @@ from rlhf_env.lab.benchmark.results import (
     Sample,
     Trial,
     agent_order,
+    label_in,
 )
 from rlhf_env.lab.evaluation.metric import Metric
 from rlhf_env.lab.evaluation.metrics import METRICS
@@ -150,7 +151,9 @@ def _curve_point(record: _Record, metrics: Sequence[Metric]) -> CurvePoint:
     return CurvePoint(
         update=record.integer("update"),
         generated_tokens=record.number("generated_tokens") or 0.0,
-        values=record.numbers(flags, only=[metric.name for metric in measured]),
+        values=record.numbers(
+            flags, only=[*(metric.name for metric in measured), *(name for name in record.data if label_in(name))]
+        ),
     )
 
 

@@ -15,6 +15,7 @@ it had on its first day. What is in those files is data, not trusted: each value
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,15 @@ CONTROLS = (REFERENCE, RANDOM)
 
 # What agents are ranked by on a task: the first of these that was measured there.
 SCORES = ("gold", "proxy", "objective")
+
+
+_OF_A_TASK = re.compile(r"task/(.+)/(\w+)")
+
+
+def label_in(name: str) -> str:
+    """The task of a mixture that a measure is of, "task/LABEL/gold"; "" of other names."""
+    found = _OF_A_TASK.fullmatch(name)
+    return found[1] if found else ""
 
 
 @dataclass(frozen=True)
@@ -197,6 +207,11 @@ class Results:
         """What agents are ranked by on the task: gold, else proxy, else objective; None if no run has any of them."""
         ended = [cell.evaluation for cell in self.cells if cell.task == task and cell.finished]
         return next((name for name in SCORES if any(name in evaluation for evaluation in ended)), None)
+
+    def parts_of_mixture(self, task: str) -> list[str]:
+        """The labels of the tasks that a mixture is of, as evaluations measured them; none of another task."""
+        cells = [cell for cell in self.cells if cell.task == task and cell.finished]
+        return _distinct(label for cell in cells for name in cell.evaluation if (label := label_in(name)))
 
     def floor(self, task: str) -> float | None:
         """The worst score of any finished run on the task: what a run without a score of its own is given."""

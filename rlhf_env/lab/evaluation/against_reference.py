@@ -17,6 +17,7 @@ import numpy as np
 from rlhf_env import plugins
 from rlhf_env.device_names import AUTO
 from rlhf_env.envs.rewards import RewardMix
+from rlhf_env.envs.success import Success
 from rlhf_env.envs.tasks import held_out, well_formed
 from rlhf_env.errors import MissingExtra, RewardError, UnknownName
 from rlhf_env.feedback.reward_models.calibration import wilson_interval
@@ -42,7 +43,6 @@ from rlhf_env.lab.evaluation.runs import load_run
 from rlhf_env.lab.statistics import Estimate, by_unit, mean_of_seeds
 from rlhf_env.learning.agent import Decision, Metrics, Setup
 from rlhf_env.learning.rollout import Rollout
-from rlhf_env.learning.success import Success
 from rlhf_env.learning.workplace import check_success
 from rlhf_env.shown_text import for_terminal
 from rlhf_env.text_measures import distinct_n, repetition, self_bleu
@@ -351,7 +351,8 @@ def _proxy(evaluator: Evaluator, rollout: Rollout) -> TextScores | None:
     mix, tokenizer = evaluator.workplace.env.reward, evaluator.workplace.setup.tokenizer
     if not mix.judges or any(episode.turns for episode in rollout.episodes):
         return None
-    judge = RewardMix({name: (mix.weights[name], mix.parts[name]) for name in mix.judges})
+    parts = {name: (mix.weights[name], mix.parts[name]) for name in mix.judges}
+    judge = RewardMix(parts, of_tasks={name: of for name, of in mix.of_tasks.items() if name in parts})
 
     def score(pairs: Sequence[tuple[int, str]]) -> Float:
         episodes = [_saying(rollout.episodes[i], text, tokenizer) for i, text in pairs]

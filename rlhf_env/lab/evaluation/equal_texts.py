@@ -25,6 +25,7 @@ import numpy as np
 
 from rlhf_env.envs.contained import is_of_this_package
 from rlhf_env.envs.rewards import Failures, RewardMix
+from rlhf_env.envs.task_labels import TaskWeights
 from rlhf_env.envs.waiting import WaitsOutside
 from rlhf_env.learning.checkpoints import fingerprint
 from rlhf_env.learning.data_of_runs import data_among
@@ -115,18 +116,23 @@ class EqualTexts:
 
         return write
 
-    def scoring(self, parts: Mapping[str, AnyReward], failures: Mapping[str, Failures]) -> RewardMix:
+    def scoring(
+        self,
+        parts: Mapping[str, AnyReward],
+        failures: Mapping[str, Failures],
+        of_tasks: Mapping[str, TaskWeights] | None = None,
+    ) -> RewardMix:
         """The rewards `parts`, to be measured side by side."""
         if any(isinstance(it, WaitsOutside) or not is_of_this_package(it) for it in parts.values()):
-            return RewardMix(parts, failures=failures, measures=True)
-        mix = _ScoredOnce(parts, failures=failures, measures=True)
+            return RewardMix(parts, failures=failures, measures=True, of_tasks=of_tasks)
+        mix = _ScoredOnce(parts, failures=failures, measures=True, of_tasks=of_tasks)
         mix.begin(self)
         return mix
 
     def scores(self, mix: RewardMix, episodes: Sequence[Episode], group_size: int, rows: int) -> list[Score]:
         """What `mix` says of the episodes, or has said of the same before."""
         about = [
-            repr((it.prompt, it.response, it.finish_reason, it.turns)).encode("utf-8", "surrogatepass")
+            repr((it.prompt, it.response, it.finish_reason, it.turns, it.messages)).encode("utf-8", "surrogatepass")
             for it in episodes
         ]
         arrays = [

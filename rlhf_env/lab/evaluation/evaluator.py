@@ -16,6 +16,7 @@ from torch import Tensor
 from rlhf_env.envs.over_long import FittedTask
 from rlhf_env.envs.rewards import KLPart, RewardMix
 from rlhf_env.envs.stop_strings import completions
+from rlhf_env.envs.task_labels import mixture_of, task_label
 from rlhf_env.envs.tasks import held_out
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.envs.tokenizers import end_ids, prompt_ids
@@ -28,7 +29,7 @@ from rlhf_env.lab.evaluation.metrics import METRICS, metrics_of
 from rlhf_env.learning.agent import Agent, Decision, traits
 from rlhf_env.learning.collect import collect_with
 from rlhf_env.learning.rollout import Rollout
-from rlhf_env.learning.workplace import Workplace
+from rlhf_env.learning.workplace import Workplace, shared_by
 from rlhf_env.policies.low_precision import writing_exactly
 from rlhf_env.policies.policy import HasContext, Policy, Sampling
 from rlhf_env.policies.tabular import TabularPolicy
@@ -121,13 +122,33 @@ class Evaluator:
             if name.startswith("part/"):
                 spoke = values[~np.isnan(values)]
                 numbers |= {name: float(spoke.mean())} if spoke.size else {}
-                numbers |= (
-                    {f"abstained/{name[5:]}": float(len(values) - spoke.size)} if spoke.size < len(values) else {}
-                )
+                silent = sum(name in score.abstained for score in rollout.scores)
+                numbers |= {f"abstained/{name[5:]}": float(silent)} if silent else {}
         replies = self.measured(rollout, agent, thrown_away)
         for metric in self.metrics:
             numbers |= metric(replies)
-        return Evaluation(numbers, self._samples(rollout))
+        return Evaluation({**numbers, **self._by_task(replies), **self._earned(rollout)}, self._samples(rollout))
+
+    def _by_task(self, replies: Measured) -> dict[str, float]:
+        """`task/<label>/<reward>` and the number of replies of each task, where the run's task is a mixture."""
+        if mixture_of(self.workplace.env.task) is None:
+            return {}
+        labels = np.array([task_label(episode.prompt) for episode in replies.episodes])
+        numbers: dict[str, float] = {}
+        for label in dict.fromkeys(labels.tolist()):
+            own = labels == label
+            numbers |= {f"task/{label}/{name}": float(values[own].mean()) for name, values in replies.rewards.items()}
+            numbers[f"task/{label}/replies"] = float(own.sum())
+        return numbers
+
+    def _earned(self, rollout: Rollout) -> dict[str, float]:
+        """`earned/<part>`: the part's share of the objective, where it is not its mean times one weight."""
+        mix = self.workplace.env.reward
+        if not mix.of_tasks:
+            return {}
+        raw = self._raw(rollout.scores)
+        by_part = {name: self._weighted(rollout.scores, raw, [name], mix.weights, "part") for name in mix.parts}
+        return {f"earned/{name}": float(values.mean()) for name, values in by_part.items()}
 
     def measured(self, rollout: Rollout, agent: Agent, thrown_away: int = 0) -> Measured:
         """What metrics are measured on, of the `texts` of an agent."""
@@ -261,14 +282,20 @@ class Evaluator:
         if self.gold is not None:
             parts |= {f"gold/{name}": reward for name, reward in self.gold.parts.items()}
             failures |= {f"gold/{name}": it for name, it in self.gold.failures.items()}
+        of_tasks = {f"part/{name}": factors for name, factors in env.reward.of_tasks.items()}
+        if self.gold is not None:
+            of_tasks |= {f"gold/{name}": factors for name, factors in self.gold.of_tasks.items()}
         if self._kl is None:
             parts["divergence"] = Divergence(self.workplace.setup.reference)
         return TextVectorEnv(
             rows,
             task=held_out(env.task),
-            reward=RewardMix(parts, failures=failures, measures=True)
-            if equal is None
-            else equal.scoring(parts, failures),
+            reward=shared_by(
+                self.workplace.setup.engine.processes,
+                RewardMix(parts, failures=failures, measures=True, of_tasks=of_tasks)
+                if equal is None
+                else equal.scoring(parts, failures, of_tasks),
+            ),
             tokenizer=env.tokenizer,
             max_new_tokens=env.max_new_tokens,
             max_prompt_tokens=longest_prompt(self.workplace, env.tokenizer),
@@ -313,7 +340,11 @@ class Evaluator:
     def sums(self, scores: Sequence[Score]) -> dict[str, Float]:
         """float64[N] each, of `texts`: "objective", and "proxy" and "gold" where there are such rewards."""
         raw = self._raw(scores)
-        found = {"proxy": self._proxy(raw), "objective": self._objective(raw), "gold": self._gold(raw)}
+        found = {
+            "proxy": self._proxy(scores, raw),
+            "objective": self._objective(scores, raw),
+            "gold": self._gold(scores, raw),
+        }
         return {name: values for name, values in found.items() if values is not None}
 
     @property
@@ -326,30 +357,38 @@ class Evaluator:
         names = dict.fromkeys(name for score in scores for name in score.raw)
         return {name: np.array([score.raw.get(name, np.nan) for score in scores]) for name in names}
 
-    def _weighted(self, raw: Mapping[str, Float], names: Sequence[str], weights: Mapping[str, float], to: str) -> Float:
-        """float64[N]: the weighted sum of the parts that speak."""
+    def _weighted(
+        self,
+        scores: Sequence[Score],
+        raw: Mapping[str, Float],
+        names: Sequence[str],
+        weights: Mapping[str, float],
+        to: str,
+    ) -> Float:
+        """float64[N]: the weighted sum of the parts that speak, each as much as it counts in the text's task."""
         total = np.zeros(len(next(iter(raw.values()))))
         for name in names:
-            if f"{to}/{name}" in raw:
-                total += weights[name] * np.nan_to_num(raw[f"{to}/{name}"], nan=0.0)
+            if (key := f"{to}/{name}") in raw:
+                counts = np.array([score.weights.get(key, 0.0) for score in scores])  # 1 outside of mixtures
+                total += weights[name] * (counts * np.nan_to_num(raw[key], nan=0.0))
         return total
 
-    def _objective(self, raw: Mapping[str, Float]) -> Float:
+    def _objective(self, scores: Sequence[Score], raw: Mapping[str, Float]) -> Float:
         mix = self.workplace.env.reward
-        return self._weighted(raw, list(mix.parts), mix.weights, "part")
+        return self._weighted(scores, raw, list(mix.parts), mix.weights, "part")
 
-    def _proxy(self, raw: Mapping[str, Float]) -> Float | None:
+    def _proxy(self, scores: Sequence[Score], raw: Mapping[str, Float]) -> Float | None:
         judges = self.judges
-        return self._weighted(raw, judges, self.workplace.env.reward.weights, "part") if judges else None
+        return self._weighted(scores, raw, judges, self.workplace.env.reward.weights, "part") if judges else None
 
-    def _gold(self, raw: Mapping[str, Float]) -> Float | None:
+    def _gold(self, scores: Sequence[Score], raw: Mapping[str, Float]) -> Float | None:
         if self.gold is None:
             return None
-        return self._weighted(raw, list(self.gold.parts), self.gold.weights, "gold")
+        return self._weighted(scores, raw, list(self.gold.parts), self.gold.weights, "gold")
 
     def _samples(self, rollout: Rollout) -> list[JsonObject]:
         raw, kls = self._raw(rollout.scores), divergences(rollout)
-        gold, proxy = self._gold(raw), self._proxy(raw)
+        gold, proxy = self._gold(rollout.scores, raw), self._proxy(rollout.scores, raw)
         return [
             {
                 "prompt": str(episode.prompt.meta.get("turn", episode.prompt.text)),

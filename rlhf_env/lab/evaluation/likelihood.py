@@ -15,7 +15,7 @@ from rlhf_env.envs.tasks import held_out
 from rlhf_env.lab.evaluation.asked import PromptsAsked, question_of
 from rlhf_env.lab.evaluation.evaluator import Evaluation, Evaluator
 from rlhf_env.lab.evaluation.metric import Metric
-from rlhf_env.learning.agent import Demonstrated, traits
+from rlhf_env.learning.agent import Demonstrated, MeasuresItself, traits
 from rlhf_env.learning.demonstrations import (
     GivenAnswers,
     answered_turns,
@@ -47,6 +47,20 @@ MEASURES = (
         meaning="exp(loss): as uncertain as if so many tokens were equally likely",
         better="lower",
     ),
+    Metric(
+        name="preference_accuracy",
+        title="Preference accuracy",
+        unit="share of pairs",
+        meaning="in how many held-out pairs its reward head prefers what was preferred",
+        better="higher",
+    ),
+    Metric(
+        name="preference_loss",
+        title="Preference loss",
+        unit="nats a pair",
+        meaning="mean of -log sigmoid(score(chosen) - score(rejected)) over held-out pairs; ln 2 says nothing",
+        better="lower",
+    ),
     Metric(name="answers", title="GivenAnswers", meaning="answers that were read"),
     Metric(name="answer_tokens", title="Tokens", meaning="tokens of the answers that were read"),
 )
@@ -54,7 +68,8 @@ MEASURES = (
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Measures the policy of a workplace on the answers to held-out prompts, or to all where none are held out.
+    """Measures the policy of a workplace on the answers to held-out prompts, or to all where none are held out; and
+    what its agent measures itself.
 
     `asked` says to which. As many answers are read as `[evaluation] prompts` says, from the first one on.
     """
@@ -69,6 +84,8 @@ class Likelihood:
         numbers = {"objective": -loss, "loss": loss, "perplexity": math.exp(min(loss, 700.0))}
         numbers |= {"answer_tokens": float(tokens), "answers": float(asked.replies), "prompts": float(asked.prompts)}
         numbers["prompts_in_training"] = float(asked.in_training or 0)
+        if isinstance(self.workplace.agent, MeasuresItself):
+            numbers |= self.workplace.agent.measure()
         too_long = {"prompts_cut": float(asked.cut), "prompts_left_out": float(asked.left_out)}
         numbers |= {name: count for name, count in too_long.items() if count}
         if not self.workplace.rewarded:

@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rlhf_env import plugins
+from rlhf_env.envs.success import Success
 from rlhf_env.envs.tasks import well_formed
 from rlhf_env.errors import PluginError
 from rlhf_env.lab.evaluation.metric import Measured, Metric, MetricValue
 from rlhf_env.lab.evaluation.passing import pass_metric
 from rlhf_env.lab.statistics import student_mean
-from rlhf_env.learning.success import Success
 from rlhf_env.own_code import OwnCode, names_code
 from rlhf_env.text_measures import distinct_n
 
@@ -351,6 +351,13 @@ def meaning_of(key: str, metrics: Sequence[Metric] = METRICS) -> str:
     key = key.removeprefix("eval/")
     if key.startswith("part/"):
         return f"reward part {key.removeprefix('part/')}, before its weight"
+    if key.startswith("earned/"):
+        return f"what the part {key.removeprefix('earned/')} comes to in the objective, where it is of some tasks alone"
+    if key.startswith("task/") and key.count("/") > 1:
+        label, _, name = key.removeprefix("task/").rpartition("/")
+        if name == "replies":
+            return f"replies to prompts of the task {label} of the mixture"
+        return f"{words}, on the task {label} of the mixture" if (words := meaning_of(name, metrics)) else ""
     for ending, words in (
         ("_std", "spread over replies of: "),
         ("_low", "lower end of: "),

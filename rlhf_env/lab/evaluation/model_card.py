@@ -16,12 +16,12 @@ from pathlib import Path
 
 import tomli_w
 
+from rlhf_env.envs.success import Success
 from rlhf_env.errors import RlhfEnvError
 from rlhf_env.lab.evaluation.asked import PromptsAsked
 from rlhf_env.lab.evaluation.metric import Metric
 from rlhf_env.lab.evaluation.metrics import METRICS, meaning_of, with_plugins
 from rlhf_env.lab.evaluation.passing import pass_metric
-from rlhf_env.learning.success import Success
 from rlhf_env.own_code import label_of, names_code
 from rlhf_env.shown_text import without_secrets
 from rlhf_env.types import JsonObject, JsonView

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rlhf_env.envs.success import Success
 from rlhf_env.errors import ConfigError
 from rlhf_env.feedback.reward_models.calibration import wilson_interval
 from rlhf_env.lab.evaluation.metric import Measured, Metric
 from rlhf_env.lab.statistics import Estimate, mean_of_seeds, pass_at_k
-from rlhf_env.learning.success import Success
 from rlhf_env.types import Float, Score
 
 

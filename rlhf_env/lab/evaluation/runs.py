@@ -32,6 +32,7 @@ from rlhf_env.lab.evaluation.health import WARNINGS_FILE, Alert, Watch
 from rlhf_env.lab.evaluation.likelihood import Likelihood
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.agent import Agent, traits
+from rlhf_env.learning.checkpoints import fingerprint
 from rlhf_env.learning.code_of_runs import require_own_code
 from rlhf_env.learning.data_of_runs import data_among
 from rlhf_env.learning.demonstrations import demonstration_source, demonstrations_of, note_on_template
@@ -39,6 +40,7 @@ from rlhf_env.learning.engine import set_threads
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.loop import Row
 from rlhf_env.learning.models import context_before_loading, load_tokenizer_of
+from rlhf_env.learning.processes import Processes, join
 from rlhf_env.learning.run_folder import (
     BEST,
     RunFolder,
@@ -47,6 +49,7 @@ from rlhf_env.learning.run_folder import (
     hashes_before,
     read_metrics,
     record_of,
+    versions,
 )
 from rlhf_env.learning.run_models import has_other_weights, needing_first_model, require_begun_with
 from rlhf_env.learning.sources import EnvSource, Source
@@ -191,7 +194,11 @@ def run(
     Ctrl-C or SIGTERM: the update under way is finished, the run is saved in `folder`, and Interrupted is raised.
     Raises ConfigError for settings that are wrong (with the line, if they come from a file), for a folder that holds a
     run unless `resume` is set, and what `train` raises.
+
+    In a script that a launcher has started several times (torchrun, accelerate launch), all of them train this one run
+    together, and the first has its folder: see docs/scale.md.
     """
+    processes = join()
     resume = resume or allow_partial or allow_changed_code
     if folder is None and resume:
         raise ConfigError("only a run with a folder can be resumed: pass `folder`")
@@ -204,8 +211,10 @@ def run(
             wanted = workplace.experiment
             if folder is None and wanted.trackers:
                 raise ConfigError("only a run with a folder can be tracked: pass `folder`")
+            data = data_among(wanted.data_named) if folder is not None or processes.size > 1 else {}
+            _require_alike(processes, workplace, data, {"--out": str(folder), "--resume": str(resume)})
             if folder is not None:
-                opened = RunFolder(
+                to_open = RunFolder(
                     folder,
                     wanted.to_toml(),
                     resume=resume,
@@ -214,17 +223,45 @@ def run(
                     name=name,
                     paths_from=wanted.folder,
                     code=workplace.code,
-                    data=data_among(wanted.data_named),
+                    data=data,
                     allow_changed_code=allow_changed_code,
                 )
-                stack.enter_context(opened)
+                opened = to_open if processes.is_first else None
+                processes.from_first(lambda: stack.enter_context(to_open) and None)
+            if not processes.is_first:
+                console, on_warning = None, on_warning or _say_nothing
             if console is not None:
                 on_update, on_warning = stack.enter_context(_shown_on(console, opened, resume, on_update, on_warning))
             size = sum(parameter.numel() for parameter in workplace.setup.policy.parameters())
-            set_threads(threads or (None if opened is None else opened.threads), parameters=size)
-            return _trained(workplace, opened, resume, on_update or _say_nothing, on_warning or _warn)
+            before = processes.first_of(None if opened is None else opened.threads)
+            set_threads(threads or before, parameters=size)
+            path = None if folder is None else Path(folder).absolute()
+            return _trained(workplace, opened, path, resume, on_update or _say_nothing, on_warning or _warn)
     finally:
         torch.set_num_threads(threads_before)
+
+
+def _require_alike(
+    processes: Processes, workplace: Workplace, data: Mapping[str, str], asked: Mapping[str, str]
+) -> None:
+    """Raise ConfigError, in all processes, where they were started with other files, versions or flags."""
+    if processes.size == 1:
+        return
+    if workplace.setup.engine.processes is not processes:
+        raise ConfigError(
+            "what was built before the processes of a launcher met is of one process: pass the experiment itself, or "
+            "call rlhf_env.learning.processes.join() before build()"
+        )
+    of_files = {Path(file).name: sha256 for file, sha256 in sorted({**workplace.code, **data}.items())}
+    processes.require_equal(
+        {
+            **asked,
+            "experiment": config_hash(workplace.experiment.to_toml()),
+            **{name: version for name, version in versions().items() if name != "platform"},
+            "model (sha256 of its weights)": fingerprint(all_weights(workplace.setup.policy)),
+            **of_files,
+        }
+    )
 
 
 def prepare(experiment: Experiment | JsonView | str | Path, folder: str | Path | None = None) -> Workplace:
@@ -332,10 +369,13 @@ def _with_data(workplace: Workplace) -> Workplace:
 def _trained(
     workplace: Workplace,
     opened: RunFolder | None,
+    folder: Path | None,
     resume: bool,
     on_update: Callable[[Row, float], None],
     on_warning: Callable[[Alert], None],
 ) -> Run:
+    """`opened`: the run folder `folder`, in the process that writes."""
+    processes = workplace.setup.engine.processes
     evaluator = evaluator_of(workplace)
     watch = Watch() if opened is None else Watch.of(opened.path)
     latest: tuple[int, Evaluation] | None = None  # and after how many updates that was
@@ -344,7 +384,7 @@ def _trained(
         nonlocal latest
         evaluation = evaluator()
         latest = workplace.setup.spending.updates, evaluation
-        return evaluation.metrics
+        return processes.first_of(dict(evaluation.metrics))
 
     def follow(row: Row, fraction: float) -> None:
         new = watch(row)
@@ -365,7 +405,7 @@ def _trained(
     final = latest[1] if latest is not None and latest[0] == workplace.setup.spending.updates else evaluator()
     finished = Run(
         workplace=workplace,
-        folder=None if opened is None else opened.path,
+        folder=folder,
         reason=training.reason,
         warnings=tuple(watch.found),
         lost=() if opened is None else tuple(opened.lost),
@@ -377,6 +417,7 @@ def _trained(
         ended = {"reason": training.reason, "update": finished.update}
         evaluated = {"metrics": dict(final.metrics), "samples": list(final.samples)}
         write_json(opened.path / EVALUATION_FILE, ended | evaluated)
+    processes.barrier()  # a launcher ends all when one has ended
     return finished
 
 
@@ -421,7 +462,7 @@ def _shown_on(
         yield update, on_warning or warn
 
 
-def _say_nothing(_row: Row, _fraction: float) -> None:
+def _say_nothing(*_: object) -> None:
     """The default for `on_update`."""
 
 

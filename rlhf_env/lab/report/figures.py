@@ -9,13 +9,9 @@ dark. Small panels instead of wide ones: a phone shows them one below the other,
 
 from __future__ import annotations
 
-import itertools
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -44,10 +40,11 @@ from rlhf_env.lab.drawing import (
     write,
 )
 from rlhf_env.lab.evaluation.metric import Metric
+from rlhf_env.lab.report.chart import Chart, Subject, slugs
+from rlhf_env.lab.report.choices import CHOICES
 from rlhf_env.lab.report.series import Series, evaluation_curves, part_curves, reward_parts, trade_offs
 from rlhf_env.lab.report.sheets import written_value
 from rlhf_env.lab.statistics import Estimate, performance_profile
-from rlhf_env.shown_text import for_page
 from rlhf_env.types import Float
 
 CONTROL_COLOURS = {"reference": "#7b818a", "random": "#a3a8b0"}
@@ -61,45 +58,6 @@ def agent_styles(agents: Sequence[str]) -> dict[str, AgentStyle]:
         for i, agent in enumerate(learners)
     }
     return styles | {agent: AgentStyle(CONTROL_COLOURS[agent], "o", "--") for agent in agents if agent in CONTROLS}
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What a chart is drawn of: the results of a `task`, or of all of them together (empty)."""
-
-    results: Results
-    conclusions: Conclusions
-    task: str
-    styles: Mapping[str, AgentStyle]
-    section: str
-
-    def picture(self, name: str, words: str, paint: Callable[[Any], None], *, width: int = 430, height: int) -> Picture:
-        """`words` are for readers who cannot see it; `paint` draws on a figure of `width` x `height` points."""
-        slug = slugs(self.results.tasks)[self.task] if self.task else "all-tasks"
-        return Picture(f"{slug}--{name}", self.section, self.task, for_page(words), width, height, paint)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chart:
-    """A kind of figure: an entry of `CHARTS` is all that one takes. It has a section of the page."""
-
-    name: str
-    """The id of the section."""
-    title: str
-    """The heading of the section."""
-    link: str = ""
-    """Its name in the page's list of sections; empty: the title."""
-    caption: str = ""
-    draw: Callable[[Subject], Iterator[Picture]]
-    """Its pictures, none where the results do not have the data."""
-    all_tasks: bool = False
-    """Drawn once for all tasks together, instead of once for each."""
-    within: bool = False
-    """Its pictures stand in a section that the page has anyway, below a table of the same name."""
-    half: bool = False
-    """Half as wide as the page: two such sections in a row stand side by side."""
-    small: bool = False
-    """Many small pictures in a row."""
 
 
 def pictures(results: Results, conclusions: Conclusions | None = None) -> list[Picture]:
@@ -175,6 +133,20 @@ def _subtitle(metric: Metric) -> str:
     return metric.unit or "mean over the evaluation's prompts"
 
 
+def _draw_within(subject: Subject) -> Iterator[Picture]:
+    """Learning curves on each task of a mixture."""
+    measure = subject.results.measure(subject.task)
+    for label, slug in slugs(subject.results.parts_of_mixture(subject.task)).items():
+        series = evaluation_curves(subject.results, subject.task, f"task/{label}/{measure}")
+        if series and measure:
+            metric = subject.results.metric(measure)
+            words = f"{metric.title} on the task {label} of the mixture, a line per agent. {_ends(series)}"
+            paint = partial(
+                _paint_curves, series=series, styles=subject.styles, title=label, subtitle=f"{metric.title}, this task"
+            )
+            yield subject.picture(f"within-{slug}", words, paint, width=350, height=250)
+
+
 def _draw_trade(subject: Subject) -> Iterator[Picture]:
     words = "Gold reward against proxy reward at every checkpoint of every seed, one path per seed."
     yield from _trade_off(subject, "gold-against-proxy", "proxy", "gold", words)
@@ -217,6 +189,7 @@ def _draw_parts(subject: Subject) -> Iterator[Picture]:
 CHARTS: tuple[Chart, ...] = (
     Chart(name="overview", title="All tasks together", draw=_draw_overview, all_tasks=True, within=True),
     Chart(name="leaderboard", title="Leaderboard", draw=_draw_leaderboard, within=True),
+    Chart(name="within", title="Tasks within a mixture", draw=_draw_within, within=True, small=True),
     Chart(
         name="curves",
         title="Learning curves",
@@ -265,6 +238,7 @@ CHARTS: tuple[Chart, ...] = (
         draw=_draw_parts,
         small=True,
     ),
+    *CHOICES,
 )
 
 
@@ -447,16 +421,6 @@ def focus(values: Mapping[str, Sequence[float | None]]) -> tuple[float, float]:
 def _ends(series: Sequence[Series]) -> str:
     values = ", ".join(f"{line.agent} {line.mean[-1]:.2f}" for line in series if line.x.size)
     return f"At the end: {values}." if values else "No seed finished."
-
-
-def slugs(names: Sequence[str]) -> dict[str, str]:
-    """A distinct, harmless file name for each name."""
-    slug_of: dict[str, str] = {}
-    for name in names:
-        plain = re.sub(r"[^A-Za-z0-9_]+", "-", name).strip("-")[:60] or "unnamed"
-        numbered = (plain if number == 0 else f"{plain}-{number}" for number in itertools.count())
-        slug_of[name] = next(slug for slug in numbered if slug not in slug_of.values())
-    return slug_of
 
 
 # --- From ink to files -------------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ def _plain(
     sheet: Sheet, tasks: bool, escape: Callable[[str], str], with_range: Callable[[str, str], str]
 ) -> list[list[str]]:
     """The headings and the rows of a sheet as escaped texts, the range beside its number."""
-    by_task = tasks and any(line.task for line in sheet.lines)
+    by_task = (tasks or sheet.by_task) and any(line.task for line in sheet.lines)
     table = [(["Task"] if by_task else []) + ["Agent", *(escape(heading) for heading, _ in sheet.headings)]]
     for line in sheet.lines:
         agent = escape(line.agent) + (f" ({line.note})" if line.note else "")

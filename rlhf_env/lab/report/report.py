@@ -58,7 +58,14 @@ def _page(results: Results, conclusions: Conclusions, tables: Sequence[Sheet], p
     return template.render(
         results=results,
         title=results.about.title or results.benchmark,
-        sheets={"overview": None, "leaderboard": None, "replies": None, "spending": None, "tuning": None}
+        sheets={
+            "overview": None,
+            "leaderboard": None,
+            "within": None,
+            "replies": None,
+            "spending": None,
+            "tuning": None,
+        }
         | {sheet.name: sheet for sheet in tables},
         checks=conclusions.checks,
         claim=claim(results),

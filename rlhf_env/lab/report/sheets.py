@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rlhf_env.lab.benchmark.comparison import Across, AgentRanking, Conclusions, Overview, Standing
 from rlhf_env.lab.benchmark.results import CONTROLS, REFERENCE, Results
@@ -51,6 +51,8 @@ class Sheet:
     lines: tuple[SheetLine, ...]
     notes: tuple[str, ...]
     """Sentences that must stand beside the table."""
+    by_task: bool = False
+    """Whether its lines are of several tasks even where the benchmark has one: those within a mixture."""
 
 
 def sheets(results: Results, conclusions: Conclusions) -> list[Sheet]:
@@ -58,6 +60,9 @@ def sheets(results: Results, conclusions: Conclusions) -> list[Sheet]:
     tables = [_leaderboard(conclusions.rankings)] if conclusions.rankings else []
     if conclusions.overview is not None:
         tables.insert(0, _overview(conclusions.overview))
+    if conclusions.of_mixtures:
+        within = _leaderboard(conclusions.of_mixtures)
+        tables.append(replace(within, name="within", title="Tasks within a mixture", by_task=True))
     tables.append(_measures("table", "All measures", results, caption(results)))
     for name, title in (("replies", "The replies"), ("spending", "What was spent")):
         more = {metric.name for metric in columns(results, name) if "table" not in metric.tables}

@@ -1,4 +1,4 @@
-"""How agents use a token loss in a gradient step."""
+"""How agents use a token loss, and given texts, in a gradient step."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rlhf_env.learning.engine import Optimizer
-from rlhf_env.learning.functional import stated_log_ratio
+from rlhf_env.learning.functional import stated_log_ratio, token_weights, weighted_sum
 from rlhf_env.learning.losses.declaring import NamedTokenLoss, TokenBatch
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.policies import Policy
@@ -18,6 +18,22 @@ from rlhf_env.types import State
 def token_terms(loss: NamedTokenLoss, logprobs: Tensor, part: Rollout) -> Tensor:
     """[B, L]: the loss of each token of a micro-batch, whose extras hold "advantages"; `logprobs` are the policy's."""
     return loss(_tokens(logprobs, part))
+
+
+def add_likelihood(policy: Policy, optimizer: Optimizer, texts: Rollout, coefficient: float = 1.0) -> float:
+    """Accumulate the gradient of `coefficient` times the mean of -log p over the tokens that are marked; that mean.
+
+    The mean is over all tokens (not over texts or micro-batches): the negative log-likelihood of the texts.
+    """
+    texts = texts.with_extras(weight=token_weights(texts.actions, "token-mean"))
+    loss = 0.0
+    for rows in optimizer.rows(texts.lengths, group=texts.group, prompts=texts.prompt_lengths):
+        part = texts.select(rows)
+        logprobs = policy.evaluate(part.tokens, part.mask, part.actions).logprobs
+        term = weighted_sum(-refined(logprobs), part.extras["weight"])
+        optimizer.backward(coefficient * term)
+        loss += float(term.detach())
+    return optimizer.summed({"loss": loss})["loss"]
 
 
 def with_left_out(
@@ -32,7 +48,7 @@ def with_left_out(
         return batch
     logprobs = torch.zeros(batch.tokens.shape, dtype=finest(batch.tokens.device), device=batch.tokens.device)
     with torch.no_grad():
-        for rows in optimizer.rows(batch.lengths, group=batch.group):
+        for rows in optimizer.rows(batch.lengths, group=batch.group, prompts=batch.prompt_lengths):
             part = batch.select(rows)
             width = part.tokens.shape[1]
             logprobs[rows, :width] = refined(policy.evaluate(part.tokens, part.mask, part.actions).logprobs)

@@ -13,7 +13,7 @@ import numpy as np
 from rlhf_env.envs.reward_tables import RewardTable, load_rewards
 from rlhf_env.envs.tasks import load_task
 from rlhf_env.errors import ConfigError, Problem, under
-from rlhf_env.feedback.asking.annotators import Annotator, SimulatedAnnotator, load_annotator
+from rlhf_env.feedback.asking.annotators import Annotator, SimulatedAnnotator, asks_for_gold, load_annotator
 from rlhf_env.types import Episode, Float, JsonView, Reward
 from rlhf_env.whole_files import write_json
 
@@ -23,7 +23,10 @@ _TASTE = "annotator.json"
 def gold_reward(table: JsonView, task: JsonView) -> Reward:
     """What a table of rewards says of each text alone: the weighted sum, float64[B]; a function answers with a list."""
     with under("gold"):
-        mix = load_rewards(dict(table), load_task(dict(task)))
+        mix = load_rewards(dict(table), load_task(dict(task)), measured=True)
+        if mix.of_tasks:
+            said = "gold of annotators is one sum for all prompts: leave out tasks"
+            raise ConfigError(Problem(said, (next(iter(mix.of_tasks)), "tasks")))
     parts = {name: part for name, part in mix.parts.items() if callable(part)}
     if len(parts) != len(mix.parts) or not parts:
         others = ", ".join(sorted(set(mix.parts) - set(parts))) or "none is named"
@@ -48,7 +51,7 @@ def check_crowd(gold: JsonView, annotator: JsonView) -> None:
         except ConfigError as error:
             problems.update(dict.fromkeys(error.problems))
 
-    if not gold:
+    if not gold and asks_for_gold(annotator):
         said = "gold: what the annotators go by is missing: a table [stage.gold.NAME], or [defaults.evaluation.rewards]"
         problems[Problem(said, ("gold",))] = None
     for name, table in gold.items():
@@ -63,10 +66,12 @@ def check_crowd(gold: JsonView, annotator: JsonView) -> None:
 
 
 def _check_gold(name: str, table: float | JsonView) -> None:
-    RewardTable.read(name, table).require_plugin()
+    read = RewardTable.read(name, table)
+    read.require_plugin()
+    read.require_unshaped()
 
 
-def crowd_of(annotator: JsonView, gold: Reward, people: int, person: str) -> list[Annotator]:
+def crowd_of(annotator: JsonView, gold: Reward | None, people: int, person: str) -> list[Annotator]:
     """So many annotators, called `person` 1, `person` 2, ...; of one alone `person` is the whole name."""
     called = person or str(annotator.get("name", "simulated"))
     names = [called] if people == 1 else [f"{called} {number}" for number in range(1, people + 1)]

@@ -155,7 +155,8 @@ class EvaluateStage:
         with new_store(site.folder) as store:
             store.add_items(pairs.items)
             if self.by == "simulated":
-                crowd = crowd_of(self.annotator, gold_reward(self.gold, self.task), self.people, "")
+                gold = gold_reward(self.gold, self.task) if self.gold else None
+                crowd = crowd_of(self.annotator, gold, self.people, "")
                 for place, annotator in enumerate(crowd):
                     judge_items(store, annotator, np.random.default_rng([self.seed, place]))
         said = f"{len(pairs.items):,} blind pairs on {pairs.prompts:,} prompts"

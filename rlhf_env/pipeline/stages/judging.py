@@ -1,4 +1,4 @@
-"""The stage `judge`: simulated annotators, whose taste and noise are known, judge what a store holds."""
+"""The stage `judge`: simulated annotators, whose taste and noise are known, or a model, judge what a store holds."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ class JudgeStage:
     store: Annotated[Name, IsPath()] | None = None
     """The store with the responses, where it is no earlier stage's (`from`)."""
     gold: Annotated[JsonObject, EachChooses("reward")] = field(default_factory=dict)
-    """What the annotators go by: rewards, as in [rewards] (default: those of [defaults.evaluation])."""
+    """What the annotators go by: rewards, as in [rewards] (default: those of [defaults.evaluation]); a model that
+    judges by a rubric goes by none."""
     task: Annotated[JsonObject, Chooses("task")] = field(default_factory=lambda: {"name": "count"})
     """Where gold is the task's own score: the task (default: that of [defaults])."""
     annotator: Annotated[JsonObject, Chooses("annotator")] = field(default_factory=lambda: {"name": "simulated"})
@@ -89,7 +90,7 @@ class JudgeStage:
         return {"": str(folder / STORE)}
 
     def work(self, site: Site) -> StageOutcome:
-        gold = gold_reward(self.gold, self.task)
+        gold = gold_reward(self.gold, self.task) if self.gold else None
         crowd = crowd_of(self.annotator, gold, self.people, self.person)
         with site.console.status("The annotators judge..."), new_store(site.folder, self.store) as store:
             votes = self._votes(store, crowd)
@@ -98,7 +99,7 @@ class JudgeStage:
                     f"stage {site.name!r}: nothing to judge: no prompt in {self.store} has answers that differ: write "
                     "several, at temperatures above 0"
                 )
-        if self.people == 1:
+        if self.people == 1 and self.gold:
             keep_taste(site.folder, self.gold, self.task, self.annotator)
         said = "an annotator" if self.people == 1 else f"{self.people} annotators"
         file = near(site.folder / STORE)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from rlhf_env.envs.success import Success
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.lab.evaluation.against_reference import evaluate_run
 from rlhf_env.lab.evaluation.evaluator import Evaluator
@@ -21,7 +22,6 @@ from rlhf_env.lab.evaluation.passing import share_passed
 from rlhf_env.lab.evaluation.runs import run
 from rlhf_env.lab.statistics import pass_at_k
 from rlhf_env.learning.experiment import Experiment
-from rlhf_env.learning.success import Success
 from rlhf_env.learning.workplace import Workplace, build
 from rlhf_env.policies import Sampling
 from rlhf_env.policies.decoding import draw

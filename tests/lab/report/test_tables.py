@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from rlhf_env.errors import DataError
+from rlhf_env.lab.benchmark.comparison import conclude
 from rlhf_env.lab.benchmark.reading import read_results
 from rlhf_env.lab.benchmark.summary import claim, summary_rows
 from rlhf_env.lab.report.formats import latex_table, markdown_table, rich_table
@@ -271,3 +272,44 @@ def test_a_broken_file_of_metrics_is_named(tmp_path: Path) -> None:
 def test_a_missing_run_folder_costs_only_its_reward_parts(tmp_path: Path) -> None:
     page = write_report(write(tmp_path / "demo", [cell(run="cells/moved/away")])).read_text(encoding="utf-8")
     assert "Learning curves" in page
+
+
+# --- Tasks within a mixture -----------------------------------------------------------------------------------------
+
+
+def mixed(folder: Path) -> Path:
+    """Six seeds: ppo is better on "sums" by 0.2 and worse on "words" by 0.1, each within 0.01; with curves."""
+    cells = []
+    for agent, sums, words in (("ppo", 0.7, 0.3), ("grpo", 0.5, 0.4)):
+        for seed in range(6):
+            own = {"task/sums/gold": sums + 0.002 * seed, "task/words/gold": words + 0.01 * (seed % 2)}
+            made = cell(agent, seed, task="mixture", run="", samples=[])
+            made["evaluation"] |= {**own, "task/sums/replies": 3.0, "task/words/replies": 1.0}
+            made["curve"] = [{"update": at, "generated_tokens": 100 * at, "gold": 0.5, **own} for at in (0, 5)]
+            cells.append(made)
+    return write(folder, cells)
+
+
+def test_agents_are_compared_on_each_task_of_a_mixture(tmp_path: Path) -> None:
+    results = read_results(mixed(tmp_path / "mixture"))
+    assert results.parts_of_mixture("mixture") == ["sums", "words"]
+    conclusions = conclude(results)
+    sums, words = conclusions.of_mixtures
+    assert (sums.task, sums.measure, sums.best) == ("mixture: sums", "gold", "ppo")
+    assert (words.task, words.best) == ("mixture: words", "grpo")
+    (behind,) = [standing for standing in words.standings if standing.agent == "ppo"]
+    difference = behind.against["grpo"].difference
+    assert difference.value == pytest.approx(-0.1, abs=1e-12) and behind.against["grpo"].verdict == "worse"
+    assert sums.standings[0].score.value == pytest.approx(0.705, abs=1e-12)
+    table = markdown_table(results)
+    assert "**Tasks within a mixture**" in table
+    assert re.search(r"\| mixture: words \| ppo \|.*worse", table) and "| mixture: sums | grpo |" in table
+
+
+def test_the_report_has_a_curve_for_each_task_of_a_mixture(tmp_path: Path) -> None:
+    folder = mixed(tmp_path / "mixture")
+    html = write_report(folder).read_text(encoding="utf-8")
+    assert 'id="within"' in html and 'href="#within"' in html
+    assert (folder / "figures" / "mixture--within-sums.svg").exists()
+    assert (folder / "figures" / "mixture--within-words.png").exists()
+    assert 'id="within"' not in write_report(two_tasks(tmp_path / "two")).read_text(encoding="utf-8")

@@ -1,0 +1,151 @@
+"""Bugs of rewards that change over a run, and of mixes for each task."""
+
+from __future__ import annotations
+
+from bugs.mutant import Mutant
+
+SHAPING, OF_TASKS, RUNS = (
+    "tests/rewards/test_shaping.py",
+    "tests/rewards/test_of_tasks.py",
+    "tests/learning/test_shaped_runs.py",
+)
+SOURCE, MIX = "rlhf_env/envs/shaping.py", "rlhf_env/envs/rewards.py"
+
+MUTANTS = (
+    Mutant(
+        "M4",
+        "rewards are normalised over all groups",
+        SOURCE,
+        "        rows = groups == group\n",
+        "        rows = groups == groups\n",
+        SHAPING,
+    ),
+    Mutant(
+        "M4",
+        "a group's deviation is that of all, not of a sample",
+        SOURCE,
+        "(own.std(ddof=1) + _EPSILON)",
+        "(own.std(ddof=0) + _EPSILON)",
+        SHAPING,
+    ),
+    Mutant(
+        "M4",
+        "tasks of a mixture share their moments",
+        SOURCE,
+        "list(tasks) if self.shaping.by_task else",
+        "list(tasks) if not self.shaping.by_task else",
+        SHAPING,
+    ),
+    Mutant(
+        "M4",
+        "moments are of what was paid",
+        SOURCE,
+        "self._worth(name, score, own) for (_, score)",
+        "score.raw[name] + own.get(name, 0.0) for (_, score)",
+        SHAPING,
+    ),
+    Mutant(
+        "M4",
+        "batches are joined without the distance of their means",
+        SOURCE,
+        " + apart * apart * before * count / self.count",
+        "",
+        SHAPING,
+    ),
+    Mutant(
+        "M4",
+        "the KL penalty is in the sum that is normalised",
+        SOURCE,
+        "if name not in self._totals and name not in kl]",
+        "if name not in self._totals]",
+        SHAPING,
+    ),
+    Mutant(
+        "M4",
+        "the sum is taken before its parts are shaped",
+        SOURCE,
+        "key=lambda name: name in self._totals)",
+        "key=lambda name: name not in self._totals)",
+        SHAPING,
+    ),
+    Mutant(
+        "M4",
+        "a weight is steered away from its target",
+        SOURCE,
+        "(shaping.target - values).sum()",
+        "(values - shaping.target).sum()",
+        SHAPING,
+    ),
+    Mutant(
+        "M4",
+        "a condition holds where nobody said so",
+        SOURCE,
+        "holds = condition.part in score.raw and ",
+        "holds = condition.part not in score.raw or ",
+        SHAPING,
+    ),
+    Mutant(
+        "M4",
+        "agents read the KL weight of the beginning",
+        MIX,
+        "self.kl = replace(self.kl, weight=self.shaping.parts[self.kl.name].weight)",
+        "pass",
+        SHAPING,
+    ),
+    Mutant(
+        "M4",
+        "texts scored meanwhile are groups of one",
+        "rlhf_env/envs/scoring.py",
+        "mix._scores(every, answers, self._group_size)",
+        "mix._scores(every, answers, 1)",
+        SHAPING,
+    ),
+    Mutant(
+        "M4",
+        "what shaping has learned is lost in a checkpoint",
+        MIX,
+        "            self.shaping.load_state_dict(state)\n",
+        "            pass\n",
+        RUNS,
+    ),
+    Mutant(
+        "M4",
+        "a schedule stands still",
+        "rlhf_env/learning/sources.py",
+        "progress=min(budget.spent_fraction(spent), 1.0),",
+        "progress=0.0,",
+        RUNS,
+    ),
+    Mutant(
+        "M4",
+        "a part counts the same in all its tasks",
+        MIX,
+        "            weights[name] *= factors.get(task_label(episode.prompt), 0.0)\n",
+        "            weights[name] *= 1.0\n",
+        OF_TASKS,
+    ),
+    Mutant(
+        "M4",
+        "a part that is not asked has abstained",
+        MIX,
+        "if self._counts(name, episode)) if self.of_tasks else tuple(silent)",
+        ") if self.of_tasks else tuple(silent)",
+        OF_TASKS,
+    ),
+    Mutant(
+        "M4",
+        "evaluations forget how much a part counts in a task",
+        "rlhf_env/lab/evaluation/evaluator.py",
+        "total += weights[name] * (counts * np.nan_to_num(raw[key], nan=0.0))",
+        "total += weights[name] * np.nan_to_num(raw[key], nan=0.0)",
+        RUNS,
+    ),
+    Mutant(
+        "M4",
+        "given shares are not those that come",
+        "agents/rlhf_agents/task_sampling.py",
+        "            return np.asarray(wanted / wanted.sum(), dtype=np.float64)\n",
+        "            return np.asarray(self._given, dtype=np.float64)\n",
+        "tests/agents/test_task_sampling.py",
+    ),
+)
