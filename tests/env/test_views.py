@@ -287,6 +287,7 @@ def built_in(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         "task": {"name": request.param, **parameters},
         "tokenizer": TOKENIZERS.get(request.param, "bytes"),
         "max_new_tokens": 7,
+        "max_prompt_tokens": 512 if request.param == "tools" else 32,
     }
     score: Any = (0.7, ShareOfA()) if request.param in ("prompts", "file") else 0.7
     reward = {"share" if isinstance(score, tuple) else "task": score, "weighing": (-0.3, Weighing())}
