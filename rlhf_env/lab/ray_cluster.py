@@ -17,6 +17,7 @@ import importlib.util
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections import deque
@@ -113,7 +114,7 @@ def _connect(address: str) -> None:
         quiet["include_dashboard"] = False
     before = signal.getsignal(signal.SIGTERM)
     try:
-        with _at_most(_TO_CONNECT):
+        with _at_most(_TO_CONNECT), _without_stderr():
             ray.init(address=address, **quiet)
     except (ConnectionError, TimeoutError, ValueError, RuntimeError) as error:
         ray.shutdown()
@@ -135,6 +136,20 @@ def _require_listener(address: str) -> None:
     except (OSError, OverflowError) as error:
         start = "`ray start --head` starts one, and prints its address"
         raise ConfigError(f"no Ray cluster answers at {address!r}: {error}; {start}") from error
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Ray's own code warns once a second while it tries to connect; what it came to is raised as an exception."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 @contextmanager
@@ -199,7 +214,7 @@ class RayCluster:
         machines = _machines()
         if not any(machine.slots(self.wanted) for machine in machines):
             raise ConfigError(
-                f"no machine of the cluster has {_spoken(self.wanted)} for a run; they have: {_all(machines)}"
+                f"no machine of the cluster has room for a run of {_spoken(self.wanted)}: {_all(machines)}"
             )
         self.meet_new()
 
@@ -285,16 +300,14 @@ def _read_by(work: Sequence[Job], folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def _spoken(amounts: Mapping[str, float]) -> str:
-    said = [f"{amounts.get('CPU', 0):g} CPUs"]
-    if amounts.get("GPU"):
-        said.append(f"{amounts['GPU']:g} GPUs")
-    if amounts.get("memory"):
-        said.append(f"{amounts['memory'] / _GIB:.3g} GiB of memory")
-    return ", ".join(said)
+    cpus, gpus, memory = (amounts.get(what, 0.0) for what in ("CPU", "GPU", "memory"))
+    of_memory = f"{memory / _GIB:.6g} GiB of memory"
+    said = [f"{cpus:g} CPU{'s' * (cpus != 1)}", f"{gpus:g} GPU{'s' * (gpus != 1)}", of_memory]
+    return ", ".join(words for words, amount in zip(said, (cpus, gpus, memory), strict=True) if amount)
 
 
 def _all(machines: Sequence[_Machine]) -> str:
-    return "; ".join(f"{it.name} {_spoken({'GPU': 0, **it.has})}" for it in machines) or "there is none"
+    return "; ".join(f"{it.name} has {_spoken(it.has)}" for it in machines) or "there is none"
 
 
 def _said(error: BaseException) -> str:
