@@ -73,6 +73,7 @@ def connected(
     wanted = _wanted(cpus, gpus, memory)
     if importlib.util.find_spec("ray") is None:
         raise MissingExtra("ray", "ray")
+    _require_address(address)
     import ray
 
     ours = not ray.is_initialized()
@@ -104,10 +105,6 @@ def _wanted(cpus: float, gpus: float, memory: float) -> dict[str, float]:
 def _connect(address: str) -> None:
     import ray
 
-    if "://" in address:
-        raise ConfigError(f"{address}: Ray's client cannot do this; call on a machine of the cluster: HOST:PORT, auto")
-    if address not in ("auto", "local"):
-        _require_listener(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     if address == "local":
@@ -126,8 +123,12 @@ def _connect(address: str) -> None:
             signal.signal(signal.SIGTERM, before)  # Ray puts its own there, which would not save anything
 
 
-def _require_listener(address: str) -> None:
-    """Raise ConfigError at once where nothing listens."""
+def _require_address(address: str) -> None:
+    """Raise ConfigError at once for what is no address, or where nothing listens."""
+    if address in ("auto", "local"):
+        return
+    if "://" in address:
+        raise ConfigError(f"{address}: Ray's client cannot do this; call on a machine of the cluster: HOST:PORT, auto")
     host, colon, port = address.rpartition(":")
     if not colon or not host or not port.isdecimal():
         raise ConfigError(f"{address!r} is no address of a Ray cluster: HOST:PORT, auto or local")
