@@ -27,7 +27,7 @@ from rlhf_env.envs.reward_tables import load_rewards
 from rlhf_env.envs.tasks import load_task
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.store.store import PreferenceStore
-from rlhf_env.lab.processes import outcome_of
+from rlhf_env.lab.jobs import outcome_of
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.run_folder import RunFolder
 from rlhf_env.shown_text import for_terminal, without_secrets
