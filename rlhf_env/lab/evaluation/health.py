@@ -121,8 +121,8 @@ def _flat_rewards(_rows: Sequence[Row], latest: Sequence[Row]) -> str | None:
         return None
     share = sum(without) / sum(whole)
     return (
-        f"rewards of the texts of an update differ by {sum(without) / WINDOW:.2g}, {share:.0%} of what they differ by with "
-        "the KL penalty: little but the penalty is learned from"
+        f"rewards of the texts of an update differ by {sum(without) / WINDOW:.2g}, {share:.0%} of what they differ by "
+        "with the KL penalty: little but the penalty is learned from"
     )
 
 
@@ -165,9 +165,9 @@ RULES: Mapping[str, tuple[Rule, str]] = {
     ),
     "flat rewards": (
         _flat_rewards,
-        "Unless the task is solved, raise the weight of the reward or lower that of the KL penalty; a learned reward is "
-        "judged by its spread within a prompt as well (rlhf-env scorecard): one of low variance teaches slowly, however "
-        "accurate it is (rlhf-env lab laws reward-variance)",
+        "Unless the task is solved, raise the weight of the reward or lower that of the KL penalty; a learned reward "
+        "is judged by its spread within a prompt as well (rlhf-env scorecard): one of low variance teaches slowly, "
+        "however accurate it is (rlhf-env lab laws reward-variance)",
     ),
     "length explosion": (
         _length_explosion,

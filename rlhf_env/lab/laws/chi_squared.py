@@ -55,5 +55,5 @@ LAW = Law(
     axis="degrees of freedom of the error (fewer: heavier tails)",
     places=(1.5, 2.0, 3.0, 5.0, 30.0),
     place_seeds=200,
-    most=2000,
+    most=1000,
 )

@@ -24,7 +24,7 @@ from rlhf_env.lab.studies.overoptimization.texts import pool_of, text_jobs
 
 WORK = Path("runs/laws/overoptimization")
 PILOT = range(100, 104)
-MOST = 150  # seeds of a law: some twelve seconds each for a fit and for a climb
+MOST = 100  # seeds of a law: some twelve seconds for each fit and each climb
 LABELS, FEW, LAYERS, MANY_LAYERS, FLIPPED, MEMBERS = 1000, 60, 1, 4, 0.35, 3
 _BASE = Proxy(labels=LABELS, layers=LAYERS)
 _NOISY = replace(_BASE, flips=FLIPPED)
