@@ -177,6 +177,9 @@ def laws(
     seeds: Annotated[
         int | None, typer.Option(help="Seeds of the run (default: what the power analysis asks for).", min=2)
     ] = None,
+    only_plan: Annotated[
+        bool, typer.Option("--plan", help="Pilot and power analysis alone: how many seeds the run would have.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="The list as the table of docs/laws.md.")] = False,
     out: Annotated[Path, typer.Option(help="Where NAME.json goes, the analysis before the run.")] = Path("runs/laws"),
@@ -187,13 +190,15 @@ def laws(
 
     Most take seconds to minutes; the five of the over-optimisation study train models, and take longer.
     """
-    from rlhf_env.lab.laws.records import compared_with_shipped, load_law, shipped
-    from rlhf_env.lab.laws.running import decide, law_in_words, law_table, laws_page
+    from rlhf_env.lab.laws.records import as_record, compared_with_shipped, load_law, shipped
+    from rlhf_env.lab.laws.running import decide, law_in_words, law_table, laws_page, plan
     from rlhf_env.learning.engine import set_threads
 
     set_threads(threads)
     if listed and names:
         raise ConfigError("--list shows all laws, and takes no names", "name laws to run them, without --list")
+    if only_plan and (seeds is not None or not names):
+        raise ConfigError("--plan is for named laws, and says how many seeds the run has: without --seeds")
     if as_markdown and (names or as_json):
         raise ConfigError("--markdown is a form of the list: without names and without --json")
     console = make_console()
@@ -214,9 +219,12 @@ def laws(
             None if as_json else lambda analysis: console.print(f"Before the run: {analysis.sentence}", highlight=False)
         )
         with interruptible(), stage_on_stderr(law.name) as tell:
-            record = decide(law, out, seeds=seeds, tell=tell, on_analysis=say or (lambda analysis: None))
+            if only_plan:
+                record = as_record(law, plan(law, out, tell=tell, on_analysis=say or (lambda analysis: None)))
+            else:
+                record = decide(law, out, seeds=seeds, tell=tell, on_analysis=say or (lambda analysis: None))
         found.append(record)
-        if not as_json:
+        if not as_json and not only_plan:
             console.print(law_in_words(record), highlight=False)
             console.print(f"{out / law.name}.json; {compared_with_shipped(record)}\n", highlight=False, soft_wrap=True)
     if as_json:

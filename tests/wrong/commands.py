@@ -208,6 +208,8 @@ command("lab laws clip-hihg", "there is no law 'clip-hihg', did you mean 'clip-h
 command("lab laws clip-low nothing", "there is no law 'nothing' (rlhf-env lab laws --list names them)")
 command("lab laws --list clip-low", "--list shows all laws, and takes no names")
 command("lab laws clip-low --markdown", "--markdown is a form of the list")
+command("lab laws clip-low --plan --seeds 20", "--plan is for named laws")
+command("lab laws --plan", "--plan is for named laws")
 command("lab laws clip-low --seeds 1", "Invalid value for '--seeds'")
 command("lab laws std-of-groups --out text", "cannot work in text: File exists: name another place")
 command("demo --seeds 0", "Invalid value for '--seeds'")

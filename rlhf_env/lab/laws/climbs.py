@@ -51,7 +51,8 @@ def peak(seed: int, name: str) -> tuple[float, float]:
         pair_prompts=1024,
         measured_prompts=64,
         pool=32,
-        proxies={"base": _BASE, name: PROXIES[name]},
+        proxies=dict(PROXIES),
+        claims=(),
         climbs={"rloo": Climb(agent={"name": "rloo", "lr": 3e-4}, updates=24, every=3, num_envs=32)},
     )
     folder = WORK.resolve()

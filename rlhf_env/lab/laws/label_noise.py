@@ -1,13 +1,15 @@
-"""Wrong labels, and how far the reward model can be climbed."""
+"""Wrong labels, and how far the reward model can be climbed: exactly."""
 
 from __future__ import annotations
 
-from rlhf_env.lab.laws.climbs import FLIPPED, MOST, PILOT, peak
 from rlhf_env.lab.laws.form import Law
+from rlhf_env.lab.laws.tilting import Proxy, peak
+
+_FLIPPED = 0.25
 
 
-def _nearer(seed: int, _at: float) -> float:
-    return peak(seed, "base")[0] - peak(seed, "noisy")[0]
+def _nearer(seed: int, flipped: float) -> float:
+    return peak(seed, Proxy())[0] - peak(seed, Proxy(flipped=flipped))[0]
 
 
 LAW = Law(
@@ -15,11 +17,14 @@ LAW = Law(
     claim="Label noise moves the peak of gold inwards.",
     source="Coste et al. 2024, arXiv 2310.02743; Gao, Schulman and Hilton 2023, arXiv 2210.10760",
     prediction=(
-        f"Distance sqrt(KL) of the peak of gold, labels as the annotator gives them less with {FLIPPED:.0%} of them "
-        "turned around, RLOO on the shipped model. Predicted: above 0."
+        "Distance sqrt(KL) of the highest gold along the exact tilt, labels as given less a quarter of them turned "
+        "around. Predicted: above 0."
     ),
-    smallest=0.5,
+    smallest=0.1,
     measure=_nearer,
-    most=MOST,
-    pilot=PILOT,
+    at=_FLIPPED,
+    axis="share of labels turned around",
+    places=(0.1, _FLIPPED, 0.4),
+    place_seeds=200,
+    most=1000,
 )

@@ -1,13 +1,13 @@
-"""A larger reward model, and how far it can be climbed."""
+"""A larger reward model, and how far it can be climbed: exactly."""
 
 from __future__ import annotations
 
-from rlhf_env.lab.laws.climbs import LAYERS, MANY_LAYERS, MOST, PILOT, peak
 from rlhf_env.lab.laws.form import Law
+from rlhf_env.lab.laws.tilting import Proxy, peak
 
 
-def _farther(seed: int, _at: float) -> float:
-    return peak(seed, "large")[0] - peak(seed, "base")[0]
+def _farther(seed: int, size: float) -> float:
+    return peak(seed, Proxy())[0] - peak(seed, Proxy(size=int(size)))[0]
 
 
 LAW = Law(
@@ -15,11 +15,14 @@ LAW = Law(
     claim="A larger reward model moves the peak of gold outwards.",
     source="Gao, Schulman and Hilton 2023, arXiv 2210.10760",
     prediction=(
-        f"Distance sqrt(KL) of the peak of gold, a reward model of {MANY_LAYERS} layers less one of {LAYERS}, same "
-        "labels, RLOO on the shipped model. Predicted: above 0."
+        "Distance sqrt(KL) of the highest gold along the exact tilt, a reward model of 64 features less one of 8, "
+        "same labels. Predicted: above 0."
     ),
-    smallest=0.5,
+    smallest=0.1,
     measure=_farther,
-    most=MOST,
-    pilot=PILOT,
+    at=8,
+    axis="features of the smaller model",
+    places=(4, 8, 32, 256),
+    place_seeds=200,
+    most=1000,
 )

@@ -1,13 +1,13 @@
-"""More labels for a reward model, and how far it can be climbed."""
+"""More labels for a reward model, and how far it can be climbed: exactly."""
 
 from __future__ import annotations
 
-from rlhf_env.lab.laws.climbs import FEW, LABELS, MOST, PILOT, peak
 from rlhf_env.lab.laws.form import Law
+from rlhf_env.lab.laws.tilting import Proxy, peak
 
 
-def _farther(seed: int, _at: float) -> float:
-    return peak(seed, "base")[0] - peak(seed, "few-labels")[0]
+def _farther(seed: int, few: float) -> float:
+    return peak(seed, Proxy())[0] - peak(seed, Proxy(labels=int(few)))[0]
 
 
 LAW = Law(
@@ -15,11 +15,14 @@ LAW = Law(
     claim="More labels move the peak of gold outwards: the reward model can be climbed farther.",
     source="Gao, Schulman and Hilton 2023, arXiv 2210.10760",
     prediction=(
-        f"Distance sqrt(KL) of the peak of gold, a reward model of {LABELS} labels less one of {FEW}, RLOO on the "
-        "shipped model. Predicted: above 0."
+        "Distance sqrt(KL) of the highest gold along the exact tilt, a reward model of 200 labels less one of 30. "
+        "Predicted: above 0."
     ),
-    smallest=0.5,
+    smallest=0.1,
     measure=_farther,
-    most=MOST,
-    pilot=PILOT,
+    at=30,
+    axis="labels of the smaller set",
+    places=(15, 30, 100),
+    place_seeds=200,
+    most=1000,
 )

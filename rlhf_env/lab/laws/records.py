@@ -51,6 +51,11 @@ MODULES: Mapping[str, str] = {
         "label-noise",
         "worst-case",
         "uncertainty",
+        "study-more-labels",
+        "study-larger-proxy",
+        "study-label-noise",
+        "study-worst-case",
+        "study-uncertainty",
     )
 }
 """Laws in the order of the table, and the module of each."""

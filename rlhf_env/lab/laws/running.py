@@ -13,6 +13,21 @@ from rlhf_env.lab.laws.records import as_record, write_record
 from rlhf_env.types import JsonObject, JsonView
 
 
+def plan(
+    law: Law,
+    folder: Path,
+    *,
+    tell: Callable[[float, str], None] = lambda share, note: None,
+    on_analysis: Callable[[Analysis], None] = lambda analysis: None,
+) -> Analysis:
+    """Run the pilot alone, and leave `folder`/NAME.json with the analysis and no verdict."""
+    tell(0.0, f"{law.name}: pilot")
+    analysis = analyse(law)
+    write_record(folder, as_record(law, analysis))
+    on_analysis(analysis)
+    return analysis
+
+
 def decide(
     law: Law,
     folder: Path,
@@ -26,10 +41,7 @@ def decide(
     `seeds` overrides what the analysis asks for. `on_analysis` hears of the analysis before the run.
     """
     began = time.process_time()
-    tell(0.0, f"{law.name}: pilot")
-    analysis = analyse(law)
-    write_record(folder, as_record(law, analysis))
-    on_analysis(analysis)
+    analysis = plan(law, folder, tell=tell, on_analysis=on_analysis)
     effects, places = run_law(law, analysis, seeds=seeds, tell=tell)
     outcome = conclude(law, analysis, effects, places, time.process_time() - began)
     record = as_record(law, analysis, outcome)

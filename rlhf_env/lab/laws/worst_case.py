@@ -1,13 +1,19 @@
-"""A worst-case ensemble of reward models on noisy labels."""
+"""A worst-case ensemble of reward models on noisy labels: exactly."""
 
 from __future__ import annotations
 
-from rlhf_env.lab.laws.climbs import FLIPPED, MEMBERS, MOST, PILOT, peak
 from rlhf_env.lab.laws.form import Law
+from rlhf_env.lab.laws.tilting import Proxy, peak
+
+_FLIPPED = 0.25
 
 
-def _higher(seed: int, _at: float) -> float:
-    return peak(seed, "worst-case")[1] - peak(seed, "noisy")[1]
+def _ensemble(seed: int, members: int) -> float:
+    return peak(seed, Proxy(flipped=_FLIPPED, members=members, combination="worst"))[1]
+
+
+def _higher(seed: int, members: float) -> float:
+    return _ensemble(seed, int(members)) - peak(seed, Proxy(flipped=_FLIPPED))[1]
 
 
 LAW = Law(
@@ -15,11 +21,14 @@ LAW = Law(
     claim="A worst-case ensemble raises the peak of gold under label noise.",
     source="Coste et al. 2024, arXiv 2310.02743",
     prediction=(
-        f"Gold at its peak, in standard deviations of the reference's replies: {MEMBERS} models of one layer on "
-        f"bootstraps of the labels, {FLIPPED:.0%} of them wrong, less one model of all. Predicted: above 0."
+        "Highest gold (standard deviations under the reference) along the exact tilt, a quarter of the labels wrong: "
+        "the lowest of four models on bootstraps less one model of all labels. Predicted: above 0."
     ),
-    smallest=0.15,
+    smallest=0.1,
     measure=_higher,
-    most=MOST,
-    pilot=PILOT,
+    at=4,
+    axis="members",
+    places=(2, 4, 8),
+    place_seeds=200,
+    most=1000,
 )

@@ -23,7 +23,7 @@ from rlhf_env.lab.laws.records import MODULES, compared_with_shipped, load_law, 
 from rlhf_env.lab.laws.running import laws_page
 from rlhf_env.lab.studies.exact import estimators
 
-HOUSE = {"__init__", "climbs", "clipping", "form", "power", "records", "running", "worlds"}
+HOUSE = {"__init__", "climbs", "clipping", "form", "power", "records", "running", "tilting", "worlds"}
 QUICK = ("kl-placement", "entropic", "sum-collapse", "std-of-groups", "best-of-n-bound", "length-bias", "displacement")
 SHIPPED = shipped()
 
@@ -59,15 +59,15 @@ class TestDeclared:
 class TestABugTurnsTheVerdict:
     """The library's own code is what a law measures: a bug there is seen."""
 
-    def test_in_the_leave_one_out_baseline(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert verdict("kl-placement", 20) == "confirmed"
-        right = estimators.leave_one_out_advantages
+    def test_in_the_penalty(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert verdict("kl-placement", 16) == "confirmed"
+        right = estimators.kl_estimate
 
-        def including_itself(returns: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
-            return right(returns, group) / 2.0  # r - mean of all two, itself included
+        def turned(logprobs: torch.Tensor, other: torch.Tensor, kind: Any) -> torch.Tensor:
+            return right(logprobs, other, kind) * (-1.0 if kind == "k1" else 1.0)
 
-        monkeypatch.setattr(estimators, "leave_one_out_advantages", including_itself)
-        assert verdict("kl-placement", 20) == "refuted", "k1 in the reward is as biased as the others now"
+        monkeypatch.setattr(estimators, "kl_estimate", turned)
+        assert verdict("kl-placement", 16) == "refuted", "k1 in the reward is more biased than the others now"
 
     def test_in_the_entropic_ensemble(self, monkeypatch: pytest.MonkeyPatch) -> None:
         assert verdict("entropic") == "confirmed"
@@ -78,14 +78,14 @@ class TestABugTurnsTheVerdict:
 
     def test_in_the_clip(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Clipping on the wrong side raises entropy where it should lower it."""
-        assert verdict("clip-high", 20) == "confirmed"
+        assert verdict("clip-high", 12) == "confirmed"
         right = clipping.train_on_coins
 
         def turned(*given: Any, low: float = np.inf, high: float = np.inf) -> Any:
             return right(*given, low=high, high=low)
 
         monkeypatch.setattr("rlhf_env.lab.laws.clip_high.train_on_coins", turned)
-        assert verdict("clip-high", 20) == "refuted"
+        assert verdict("clip-high", 12) == "refuted"
 
 
 class TestShipped:
@@ -150,5 +150,7 @@ class TestCommand:
         assert before < after
         assert "as shipped: the same 10 effects" in found.stdout
         assert json.loads((tmp_path / "runs/laws/std-of-groups.json").read_text())["verdict"] == "confirmed"
+        assert call("std-of-groups", "--plan").stdout.rstrip().endswith("(power 1.00)")
+        assert json.loads((tmp_path / "runs/laws/std-of-groups.json").read_text())["verdict"] == "not run yet"
         (as_json,) = json.loads(call("std-of-groups", "--json", "--seeds", "4").stdout)
         assert len(as_json["effects"]) == 4
