@@ -54,6 +54,6 @@ LAW = Law(
     at=3.0,
     axis="degrees of freedom of the error (fewer: heavier tails)",
     places=(1.5, 2.0, 3.0, 5.0, 30.0),
-    place_seeds=200,
+    place_seeds=60,
     most=1000,
 )

@@ -48,7 +48,7 @@ class Law:
     """What is varied to find where the sign turns; empty: nothing."""
     places: Sequence[float] = ()
     """Where on the axis it is measured as well."""
-    place_seeds: int = 10
+    place_seeds: int = 40
     """Seeds at each of those places, from 0 on."""
     most: int = 200
     """More seeds than this are not run, whatever the analysis asks for: half an hour is the limit."""
@@ -67,8 +67,8 @@ class Analysis:
     pilot_effects: Sequence[float]
     """Their effects."""
     effect: float
-    """The effect that the run is to see: the smallest that matters, or, where the pilot suggests that it is larger,
-    half of the pilot's mean."""
+    """The effect that the run is to see: the smallest that matters. Only where that takes more seeds than can be run,
+    and the pilot suggests that it is larger, half of the pilot's mean."""
     spread: float
     """The standard deviation from seed to seed."""
     needed: int | None
@@ -133,8 +133,10 @@ def analyse(law: Law) -> Analysis:
     """Run the pilot, and say how many seeds the run will have."""
     effects = np.array([law.measure(seed, law.at) for seed in law.pilot])
     spread = float(effects.std(ddof=1))
-    effect = max(law.smallest, float(effects.mean()) / 2.0)
-    needed = seeds_needed(effect, spread)
+    effect, needed = law.smallest, seeds_needed(law.smallest, spread)
+    if needed is None or needed > law.most:
+        effect = max(law.smallest, float(effects.mean()) / 2.0)
+        needed = seeds_needed(effect, spread)
     seeds = min(law.most, max(FEWEST, needed or law.most))
     return Analysis(list(law.pilot), effects.tolist(), effect, spread, needed, seeds, power_of(effect, spread, seeds))
 

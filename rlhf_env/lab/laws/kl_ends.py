@@ -24,6 +24,7 @@ LAW = Law(
     at=0.5,
     axis="beta",
     places=(0.25, 0.5, 1.0, 2.0),
-    place_seeds=5,
+    place_seeds=20,
+    most=40,
     teaches="As kl-placement; docs/losses.md has the ends of every loss.",
 )

@@ -27,5 +27,6 @@ LAW = Law(
     at=3,
     axis="tokens of the longest text",
     places=(1, 2, 3),
+    place_seeds=100,
     teaches="The `kl` part is a reward (promise 2); the agents' kl_in_loss says what it leaves out.",
 )

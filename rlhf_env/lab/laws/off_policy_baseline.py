@@ -34,5 +34,6 @@ LAW = Law(
     at=0.02,
     axis="baseline less the value of the behaviour",
     places=(-0.5, -0.2, -0.1, -0.05, -0.02, 0.0, 0.02, 0.2),
+    place_seeds=10,
     teaches="`replay` learns from the advantages of the group that wrote the text, corrected by ratios.",
 )

@@ -65,6 +65,6 @@ LAW = Law(
     at=9,
     axis="K, answers in a ranking",
     places=(2, 3, 4, 6, 9),
-    place_seeds=30,
+    place_seeds=40,
     teaches='ranking_loss = "plackett-luce" is the default of reward models.',
 )

@@ -46,7 +46,7 @@ LAW = Law(
     at=10,
     axis="updates",
     places=(3, 10, 30, 100),
-    place_seeds=100,
+    place_seeds=200,
     most=1000,
     teaches="docs/mechanisms.md measures the same on texts.",
 )

@@ -57,7 +57,7 @@ LAW = Law(
     at=1,
     axis="comparisons of the seldom pair",
     places=(1, 2, 4, 8, 16),
-    place_seeds=5,
+    place_seeds=20,
     most=50,
     teaches="label_smoothing and early stopping are settings of reward models.",
 )
