@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from rlhf_env.errors import RunFailed
-from rlhf_env.lab.processes import Job, run_jobs
+from rlhf_env.lab.jobs import Job
+from rlhf_env.lab.scheduling import run_jobs
 from rlhf_env.lab.studies.overoptimization.cells import runs
 from rlhf_env.lab.studies.overoptimization.laws import fit_law
 from rlhf_env.lab.studies.overoptimization.proxies import ProxyFit
