@@ -29,7 +29,7 @@ try:
     import h11
     import uvicorn
     from starlette.datastructures import MutableHeaders
-    from starlette.requests import ClientDisconnect, Request
+    from starlette.requests import Request
     from starlette.responses import JSONResponse, Response
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
     from uvicorn.protocols.http.h11_impl import H11Protocol
