@@ -49,7 +49,7 @@ from rlhf_env.feedback.page.keys import Keys, is_same
 from rlhf_env.feedback.page.shown import shown_agreement, shown_item, shown_results
 from rlhf_env.feedback.store.items import Assignment
 from rlhf_env.feedback.store.store import PreferenceStore
-from rlhf_env.local_page import (
+from rlhf_env.local_page.server import (
     LOOPBACK_NAMES,
     Json,
     Refused,
@@ -60,6 +60,7 @@ from rlhf_env.local_page import (
     on_refused,
     problems,
     serve_page,
+    shared_files,
     static,
 )
 from rlhf_env.settings import Positive, fault, settings
@@ -179,6 +180,7 @@ def page(config: PageConfig, keys: Keys, *, port: int, clock: Callable[[], float
     application = Starlette(
         routes=[
             *(Route(path, static(_FOLDER / name, kind)) for path, (name, kind) in _STATIC.items()),
+            *shared_files(),
             Route("/api/session", desk.session),
             Route("/api/enter", desk.enter, methods=["POST"]),
             Route("/api/next", desk.next, methods=["POST"]),

@@ -15,7 +15,6 @@ pytest.importorskip("uvicorn", reason="the extra 'annotate' is not installed")
 import httpx2 as httpx
 from starlette.testclient import TestClient
 
-from rlhf_env import local_page
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.feedback.judgements import Author, Response
 from rlhf_env.feedback.page import server
@@ -23,6 +22,7 @@ from rlhf_env.feedback.page.keys import Keys
 from rlhf_env.feedback.page.server import PageConfig, page
 from rlhf_env.feedback.store.items import Criterion, Item
 from rlhf_env.feedback.store.store import PreferenceStore
+from rlhf_env.local_page import server as local_page
 from rlhf_env.types import Prompt
 
 OWN = "http://127.0.0.1:8765"

@@ -22,7 +22,6 @@ pytest.importorskip("starlette", reason="the extra 'annotate' is not installed")
 pytest.importorskip("uvicorn", reason="the extra 'annotate' is not installed")
 import httpx2 as httpx
 
-from rlhf_env import local_page
 from rlhf_env.cli import main as cli
 from rlhf_env.errors import ConfigError
 from rlhf_env.feedback.page import server
@@ -30,6 +29,7 @@ from rlhf_env.feedback.page.keys import Keys
 from rlhf_env.feedback.page.server import PageConfig
 from rlhf_env.feedback.store.items import Item
 from rlhf_env.feedback.store.store import PreferenceStore
+from rlhf_env.local_page import server as local_page
 
 Pairs = Callable[..., list[Item]]
 Fill = Callable[..., list[int]]

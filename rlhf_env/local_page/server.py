@@ -31,6 +31,7 @@ try:
     from starlette.datastructures import MutableHeaders
     from starlette.requests import Request
     from starlette.responses import JSONResponse, Response
+    from starlette.routing import Route
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
     from uvicorn.protocols.http.h11_impl import H11Protocol
 except ModuleNotFoundError as missing:
@@ -120,6 +121,13 @@ def static(file: Path, kind: str) -> Callable[[Request], Response]:
     """A handler that gives the file as it is now: no request's path ever becomes a file's."""
     content = file.read_bytes()
     return lambda request: Response(content, media_type=kind)
+
+
+def shared_files() -> list[Route]:
+    """What every page loads: its look, and how elements are made."""
+    folder = Path(__file__).parent / "static"
+    files = {"base.css": "text/css", "elements.js": "text/javascript"}
+    return [Route(f"/{name}", static(folder / name, kind)) for name, kind in files.items()]
 
 
 class Patient(H11Protocol):
