@@ -35,8 +35,7 @@ _KEPT_APART = ("spent/", "time/", "histogram/", "eval/kl_is_bound")
 
 @dataclass
 class _Points:
-    update: array[float] = field(default_factory=lambda: array("d"))
-    tokens: array[float] = field(default_factory=lambda: array("d"))
+    row: array[int] = field(default_factory=lambda: array("q"))
     value: array[float] = field(default_factory=lambda: array("d"))
 
 
@@ -82,21 +81,25 @@ class Curves:
 
     def __init__(self) -> None:
         self._points: dict[str, _Points] = {}
+        self._update: array[float] = array("d")  # of each row
+        self._tokens: array[float] = array("d")
         self.rows = 0
         self.last: JsonObject = {}
 
     def add(self, row: JsonView) -> None:
-        self.rows += 1
         self.last.update(row)
-        update, tokens = float(row["update"]), row.get("spent/generated_tokens")
-        reached = float(tokens) if is_number(tokens) else math.nan
+        tokens = row.get("spent/generated_tokens")
+        self._update.append(float(row["update"]))
+        self._tokens.append(float(tokens) if is_number(tokens) else math.nan)
+        number, known = self.rows, self._points
+        self.rows += 1
         for key, value in row.items():
-            if key == "update" or not is_number(value):
-                continue
-            points = self._points.setdefault(key, _Points())
-            points.update.append(update)
-            points.tokens.append(reached)
-            points.value.append(float(value))
+            if (type(value) is float or type(value) is int) and key != "update" and abs(value) < 1e300:
+                points = known.get(key)
+                if points is None:
+                    points = known[key] = _Points()
+                points.row.append(number)
+                points.value.append(value)
 
     def panels(self, sections: tuple[Section, ...], *, by: Literal["update", "tokens"] = "update") -> list[Panel]:
         """The pictures of these sections, each number of the log in one of them."""
@@ -125,7 +128,8 @@ class Curves:
 
     def _line(self, key: str, by: str) -> Line | None:
         points = self._points[key]
-        x, y = np.frombuffer(points.tokens if by == "tokens" else points.update), np.frombuffer(points.value)
+        along = np.frombuffer(self._tokens if by == "tokens" else self._update)
+        x, y = along[np.frombuffer(points.row, dtype=np.int64)], np.frombuffer(points.value)
         known = np.isfinite(x)
         x, y = x[known], y[known]
         if not x.size:

@@ -20,9 +20,10 @@ export class Run {
     this.charts = new Map();
     this.warnings = el("section", { "aria-label": "Warnings" });
     const choose = el("select", { id: "axis", onchange: () => this.turn(choose.value) }, el("option", { value: "update" }, "updates"), el("option", { value: "tokens" }, "tokens written in training"));
-    this.axis = el("p", { class: "axis" }, el("label", { for: "axis" }, "Along "), choose);
     this.sections = Object.entries(SECTIONS).map(([name, title]) => this.section(name, title));
     this.texts = new Texts(cell);
+    const down = el("button", { type: "button", class: "link", onclick: () => this.texts.show() }, "To the texts");
+    this.axis = el("p", { class: "axis" }, el("span", {}, el("label", { for: "axis" }, "Along "), choose), down);
     const back = cell === null ? "" : el("p", { class: "back" }, el("a", { href: "#" }, "← All cells"));
     this.node = el("div", { class: "run" }, back, this.warnings, this.axis, ...this.sections.map((it) => it.node).slice(0, 2), this.texts.node, ...this.sections.map((it) => it.node).slice(2));
     place.replaceChildren(this.node);

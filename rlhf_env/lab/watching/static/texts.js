@@ -102,6 +102,11 @@ export class Texts {
     if (turning) this.heading.focus();
   }
 
+  show() {
+    this.heading.scrollIntoView();
+    this.heading.focus();
+  }
+
   all() {
     return this.ask({ prompt: null, sort: "update", descending: true, source: "" }, true);
   }
