@@ -24,10 +24,10 @@ def watch(
 
     The table [texts] of an experiment says which texts a run keeps.
     """
-    from rlhf_env.lab.watching.page import watch as serve
+    from rlhf_env.lab.watching.page import serve_watch
 
     try:
-        serve(folder, port=port, announce=_announce)
+        serve_watch(folder, port=port, announce=_announce)
     except KeyboardInterrupt as stop:
         if isinstance(stop, Terminated):
             raise

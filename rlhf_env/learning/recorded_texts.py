@@ -25,7 +25,7 @@ from rlhf_env.types import Episode, Float, JsonObject, JsonView, Score, Tokenize
 from rlhf_env.whole_files import write_whole
 
 TEXTS_FILE = "texts.jsonl"
-Source = Literal["evaluation", "rollout"]
+Occasion = Literal["evaluation", "rollout"]
 TOKENS = 2048
 """Tokens of a text of which the numbers are kept."""
 _PIECES = 8  # tokens that may be needed to make one character
@@ -35,11 +35,11 @@ _PIECES = 8  # tokens that may be needed to make one character
 class RecordedTextsSettings:
     """Which texts a run keeps, with the numbers of each of their tokens: `rlhf-env watch` shows them."""
 
-    evaluation: Whole = 16
+    of_evaluation: Whole = 16
     """How many texts of an evaluation are kept (0: none), those of its first prompts."""
-    rollout: Whole = 8
+    of_rollout: Whole = 8
     """How many texts of a rollout are kept (0: none), with the advantages that the agent gave their tokens."""
-    every: Annotated[int, Ge(1)] = 10
+    rollouts_every: Annotated[int, Ge(1)] = 10
     """Updates from one rollout of which texts are kept to the next."""
     megabytes: Annotated[int, Ge(1), Le(4096)] = 16
     """The most that the file may have. Beyond it, every second evaluation and rollout in it is dropped, and only every
@@ -60,7 +60,7 @@ class RecordedTexts:
         self._there = {(row["source"], row["update"]) for _, row in _rows(file)}
 
     def write(
-        self, source: Source, update: int, occasion: int, texts: Iterable[JsonView], *, last: bool = False
+        self, source: Occasion, update: int, occasion: int, texts: Iterable[JsonView], *, last: bool = False
     ) -> None:
         """Keep `texts`, the `occasion`-th (0, 1, ...) of their source; one that is left out now stays out.
 
@@ -139,7 +139,7 @@ def _rows(file: Path) -> list[tuple[bytes, JsonObject]]:
     return found
 
 
-def recorded(
+def recorded_text(
     episode: Episode,
     score: Score,
     tokenizer: Tokenizer,
@@ -209,7 +209,7 @@ def texts_of_rollout(
             own_tokens = rollout.actions[row, start:end].cpu()
             advantages = credited[1][place, start:end].detach().double().cpu().masked_fill(~own_tokens, 0.0).numpy()
         weights = {name: score.weights[name] for name in score.raw}
-        text = recorded(episode, score, tokenizer, weights=weights, log_ratio=ratio, advantages=advantages)
+        text = recorded_text(episode, score, tokenizer, weights=weights, log_ratio=ratio, advantages=advantages)
         if kl is not None:  # the log-ratios say the same
             text["numbers"].pop(f"part/{kl}", None)
         found.append(text)

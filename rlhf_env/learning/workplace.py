@@ -96,7 +96,7 @@ class Workplace:
                 `lambda: Evaluator.of(workplace)().metrics` gives those of the evaluation.
             lower_is_better: of the measure `[evaluation] best`, by which the best agent is known.
             on_update: called with each row of metrics and the share of the budget that is spent.
-            on_rollout: called with the update and its rollout, every `[texts] every` updates.
+            on_rollout: called with the update and its rollout, every `[texts] rollouts_every` updates.
 
         An agent that does not train is only evaluated. Raises ConfigError where the experiment needs something that is
         missing here: evaluations for `patience`, a source of pairs for `preferences`; and what `train` raises.
@@ -145,7 +145,7 @@ class Workplace:
             worth=partial(_worth, f"eval/{experiment.evaluation.best}", -1.0 if lower_is_better else 1.0),
             on_update=on_update,
             on_rollout=on_rollout,
-            rollouts_every=experiment.texts.every,
+            rollouts_every=experiment.texts.rollouts_every,
         )
         return replace(training, rows=[*first, *training.rows])
 

@@ -181,18 +181,20 @@ class Refused(Exception):
 
 async def on_refused(_: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)
-    return problems(error.status, error.problem)
+    return problem_response(error.status, error.problem)
 
 
 async def on_error(_: Request, error: Exception) -> Response:
-    return problems(422, *error.problems) if isinstance(error, ConfigError) else problems(503, str(error))
+    return (
+        problem_response(422, *error.problems) if isinstance(error, ConfigError) else problem_response(503, str(error))
+    )
 
 
 async def on_disconnect(_: Request, error: Exception) -> Response:
-    return problems(400, str(error))  # nobody is there to read it
+    return problem_response(400, str(error))  # nobody is there to read it
 
 
-def problems(status: int, *found: str) -> Response:
+def problem_response(status: int, *found: str) -> Response:
     return Json({"problems": [for_page(problem) for problem in found]}, status)
 
 
@@ -218,7 +220,7 @@ class Guard:
         try:
             self._check(Request(scope))
         except Refused as refused:
-            await problems(refused.status, refused.problem)(scope, receive, send_with_headers)
+            await problem_response(refused.status, refused.problem)(scope, receive, send_with_headers)
         else:
             await self._application(scope, receive, send_with_headers)
 

@@ -58,7 +58,7 @@ from rlhf_env.local_page.server import (
     on_disconnect,
     on_error,
     on_refused,
-    problems,
+    problem_response,
     serve_page,
     shared_files,
     static,
@@ -196,7 +196,11 @@ def page(config: PageConfig, keys: Keys, *, port: int, clock: Callable[[], float
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
-    return problems(409, str(error)) if isinstance(error, (LeaseExpired, NotAsked)) else await on_error(request, error)
+    return (
+        problem_response(409, str(error))
+        if isinstance(error, (LeaseExpired, NotAsked))
+        else await on_error(request, error)
+    )
 
 
 class _Desk:

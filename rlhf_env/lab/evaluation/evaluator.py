@@ -28,7 +28,7 @@ from rlhf_env.lab.evaluation.metric import Measured, Metric
 from rlhf_env.lab.evaluation.metrics import METRICS, metrics_of
 from rlhf_env.learning.agent import Agent, Decision, traits
 from rlhf_env.learning.collect import collect_with
-from rlhf_env.learning.recorded_texts import recorded
+from rlhf_env.learning.recorded_texts import recorded_text
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.workplace import Workplace, shared_by
 from rlhf_env.policies.low_precision import writing_exactly
@@ -402,7 +402,7 @@ class Evaluator:
                 weights={name: mix.weights[name] * score.weights.get(key, 0.0) for name, key in named.items()},
                 tokens={name: score.tokens[key] for name, key in named.items() if key in score.tokens},
             )
-            text = recorded(episode, own, self.workplace.setup.tokenizer, weights=own.weights, log_ratio=ratio)
+            text = recorded_text(episode, own, self.workplace.setup.tokenizer, weights=own.weights, log_ratio=ratio)
             gold = {name: value for name, value in score.raw.items() if name.startswith("gold/")}
             text["parts"] |= {name: float(f"{value:.5g}") for name, value in gold.items() if np.isfinite(value)}
             for name in mix.kl_names:  # the log-ratios say the same

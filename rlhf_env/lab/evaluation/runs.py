@@ -385,7 +385,7 @@ def _trained(
     """`opened`: the run folder `folder`, in the process that writes."""
     processes = workplace.setup.engine.processes
     texts = _Texts(workplace, opened)
-    evaluator = evaluator_of(workplace, texts.of_evaluation if texts.wanted.evaluation else None)
+    evaluator = evaluator_of(workplace, texts.of_evaluation if texts.wanted.of_evaluation else None)
     watch = Watch() if opened is None else Watch.of(opened.path)
     latest: tuple[int, Evaluation] | None = None  # and after how many updates that was
 
@@ -409,7 +409,7 @@ def _trained(
         evaluate=evaluate,
         lower_is_better=_lower_is_better(evaluator),
         on_update=follow,
-        on_rollout=texts.of_rollout if texts.wanted.rollout and opened is not None else None,
+        on_rollout=texts.of_rollout if texts.wanted.of_rollout and opened is not None else None,
     )
     # An evaluation changes nothing, so another one of the same agent would say the same.
     final = latest[1] if latest is not None and latest[0] == workplace.setup.spending.updates else evaluator()
@@ -448,7 +448,7 @@ class _Texts:
         update, every = self.workplace.setup.spending.updates, self.workplace.experiment.evaluation.every
         evaluator = Evaluator.of(self.workplace)
         last = bool(update % every if every else update)  # not one of those on the way
-        texts = evaluator.recorded(rollout, self.wanted.evaluation)
+        texts = evaluator.recorded(rollout, self.wanted.of_evaluation)
         occasion = 0 if last or not every else update // every
         self.opened.texts.write("evaluation", update, occasion, texts, last=last)
 
@@ -458,8 +458,8 @@ class _Texts:
         setup = self.workplace.setup
         kl = self.workplace.env.reward.kl
         named, credited = None if kl is None else kl.name, setup.engine.credited
-        texts = texts_of_rollout(rollout, self.wanted.rollout, setup.tokenizer, named, credited)
-        self.opened.texts.write("rollout", update, update // self.wanted.every, texts)
+        texts = texts_of_rollout(rollout, self.wanted.of_rollout, setup.tokenizer, named, credited)
+        self.opened.texts.write("rollout", update, update // self.wanted.rollouts_every, texts)
 
 
 def _lower_is_better(evaluator: Evaluator | Likelihood) -> bool:

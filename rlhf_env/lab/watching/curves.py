@@ -17,8 +17,8 @@ from rlhf_env.learning.logged import number_called
 from rlhf_env.types import Float, JsonObject, JsonView
 
 POINTS = 240
-Section = Literal["main", "parts", "agent", "rest"]
-SECTIONS: tuple[Section, ...] = ("main", "parts", "agent", "rest")
+SectionName = Literal["main", "parts", "agent", "rest"]
+SECTION_NAMES: tuple[SectionName, ...] = ("main", "parts", "agent", "rest")
 _FIRST = ("reward", "gold", "proxy", "kl", "length", "entropy", "cut_at_limit")
 _TITLES = {
     "reward": "Reward, all parts",
@@ -64,7 +64,7 @@ class Panel:
 
     title: str
     meaning: str
-    section: Section
+    section: SectionName
     lines: tuple[Line, ...]
 
     def as_json(self) -> JsonObject:
@@ -101,7 +101,7 @@ class Curves:
                 points.row.append(number)
                 points.value.append(value)
 
-    def panels(self, sections: tuple[Section, ...], *, by: Literal["update", "tokens"] = "update") -> list[Panel]:
+    def panels(self, sections: tuple[SectionName, ...], *, by: Literal["update", "tokens"] = "update") -> list[Panel]:
         """The pictures of these sections, each number of the log in one of them."""
         found = []
         for name, keys in self._named().items():
@@ -111,7 +111,7 @@ class Curves:
                 if lines:
                     found.append(Panel(_title(name), _meaning(keys[0]), section, lines))
         order = {name: place for place, name in enumerate(_TITLES.values())}
-        return sorted(found, key=lambda panel: (SECTIONS.index(panel.section), order.get(panel.title, len(order))))
+        return sorted(found, key=lambda panel: (SECTION_NAMES.index(panel.section), order.get(panel.title, len(order))))
 
     def _named(self) -> dict[str, list[str]]:
         """Keys by what they are of: "rollout/kl" and "eval/kl" are one number, measured twice."""
@@ -144,7 +144,7 @@ class Curves:
         return Line(name, key, mean_x, mean_y, np.minimum.reduceat(y, begins), np.maximum.reduceat(y, begins), last)
 
 
-def _section(name: str, keys: list[str]) -> Section:
+def _section(name: str, keys: list[str]) -> SectionName:
     if name in _FIRST:
         return "main"
     if name.startswith("part/"):
@@ -172,6 +172,6 @@ def _short(values: Float) -> list[float]:
     return [float(f"{value:.6g}") for value in values.tolist()]
 
 
-def sections_named(names: object) -> Iterator[Section]:
+def sections_named(names: object) -> Iterator[SectionName]:
     """Those of `names` that there are."""
-    return (section for section in SECTIONS if isinstance(names, list) and section in names)
+    return (section for section in SECTION_NAMES if isinstance(names, list) and section in names)

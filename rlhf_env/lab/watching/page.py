@@ -85,7 +85,7 @@ def view_of(path: Path) -> RunView | GridView:
     return RunView(run)
 
 
-def watch(path: Path, *, port: int = 0, announce: Callable[[str], None] = print) -> None:
+def serve_watch(path: Path, *, port: int = 0, announce: Callable[[str], None] = print) -> None:
     """Serve the page about the run or the grid in `path` until Ctrl-C; `announce` gets its link.
 
     Raises ConfigError for a folder that holds neither, and where the port cannot be listened on.
@@ -96,10 +96,10 @@ def watch(path: Path, *, port: int = 0, announce: Callable[[str], None] = print)
     def announced(port: int) -> None:
         announce(f"http://{_HOST}:{port}/#token={token}")
 
-    serve_page(_HOST, port, lambda port: page(view, token, port=port), announced)
+    serve_page(_HOST, port, lambda port: watch_page(view, token, port=port), announced)
 
 
-def page(view: RunView | GridView, token: str, *, port: int) -> ASGIApp:
+def watch_page(view: RunView | GridView, token: str, *, port: int) -> ASGIApp:
     """The page as an ASGI application, for a server that listens on `port`."""
     desk = _Desk(view, token)
     application = Starlette(

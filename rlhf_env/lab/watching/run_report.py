@@ -43,7 +43,7 @@ def write_run_report(folder: str | Path) -> Path:
     names = {"main": "Curves", "parts": "Parts of the reward", "agent": "What the agent logs"}
     drawn = {
         title: [
-            (panel, as_svg(panel, updates))
+            (panel, panel_as_svg(panel, updates))
             for panel in view.panels(("main", "parts", "agent"))
             if panel.section == name
         ]
@@ -59,7 +59,7 @@ def write_run_report(folder: str | Path) -> Path:
             facts=_facts(about),
             sections={title: panels for title, panels in drawn.items() if panels},
             evaluation=[
-                (key, number(value), meaning_of(key, measured)) for key, value in sorted(view.evaluation.items())
+                (key, three_digits(value), meaning_of(key, measured)) for key, value in sorted(view.evaluation.items())
             ],
             texts=_texts(view),
         ),
@@ -91,13 +91,15 @@ def _texts(view: RunView) -> list[tuple[str, list[JsonObject]]]:
         rows = view.texts.find(query)["texts"][:_SHOWN]
         for row in rows:
             row["facts"] = ", ".join(
-                f"{name} {number(row[name])}" for name in ("reward", "gold", "proxy", "kl") if row.get(name) is not None
+                f"{name} {three_digits(row[name])}"
+                for name in ("reward", "gold", "proxy", "kl")
+                if row.get(name) is not None
             )
         found.append((why, rows))
     return [(why, rows) for why, rows in found if rows]
 
 
-def as_svg(panel: Panel, warned: Sequence[int] = ()) -> Markup:
+def panel_as_svg(panel: Panel, warned: Sequence[int] = ()) -> Markup:
     """The panel as inline SVG; a dashed line across where a warning was first seen."""
     xs = [float(x) for line in panel.lines for x in (line.x[0], line.x[-1])]
     ys = [float(y) for line in panel.lines for y in (line.low.min(), line.high.max())]
@@ -114,12 +116,12 @@ def as_svg(panel: Panel, warned: Sequence[int] = ()) -> Markup:
     def path(xs: Float, ys: Float) -> str:
         return "M" + "L".join(place(float(x), float(y)) for x, y in zip(xs, ys, strict=True))
 
-    said = ", ".join(f"{line.name} {number(line.last)}" for line in panel.lines)
+    said = ", ".join(f"{line.name} {three_digits(line.last)}" for line in panel.lines)
     parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(panel.title)}: {said} at the end">']
     for y in _ticks(y0, y1):
         across, down = place(x0, y).split()
         parts.append(f'<path d="M{across} {down}H{_WIDTH - _RIGHT}" stroke="var(--line)"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{float(down) + 3.5:.1f}" text-anchor="end">{number(y)}</text>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{float(down) + 3.5:.1f}" text-anchor="end">{three_digits(y)}</text>')
     for x, anchor in ((x0, "start"), (x1, "end")):
         parts.append(f'<text x="{place(x, y0).split()[0]}" y="{_HEIGHT - 5}" text-anchor="{anchor}">{x:,.0f}</text>')
     for update in warned:
@@ -152,7 +154,7 @@ def _ticks(low: float, high: float) -> list[float]:
     return [step * i for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-def number(value: float) -> str:
+def three_digits(value: float) -> str:
     """To three digits, with a real minus sign."""
     if value == 0:
         return "0"

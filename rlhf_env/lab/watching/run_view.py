@@ -12,7 +12,7 @@ from typing import Any, Literal
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.lab.evaluation.health import WARNINGS_FILE
 from rlhf_env.lab.evaluation.runs import EVALUATION_FILE
-from rlhf_env.lab.watching.curves import Curves, Panel, Section
+from rlhf_env.lab.watching.curves import Curves, Panel, SectionName
 from rlhf_env.lab.watching.growing_file import GrowingFile
 from rlhf_env.lab.watching.reading import is_number, json_in, object_in, state_of
 from rlhf_env.lab.watching.texts import TextIndex
@@ -153,7 +153,7 @@ class RunView:
         except OSError:
             return None
 
-    def panels(self, sections: tuple[Section, ...], by: Literal["update", "tokens"] = "update") -> list[Panel]:
+    def panels(self, sections: tuple[SectionName, ...], by: Literal["update", "tokens"] = "update") -> list[Panel]:
         return self.curves.panels(sections, by=by)
 
 

@@ -70,7 +70,7 @@ export class Texts {
     this.controls.hidden = none;
     this.note.hidden = about.numbers.length > 0;
     this.note.textContent = none
-      ? "This run has kept no texts yet. They come with its first evaluation and with every tenth rollout; with [texts] evaluation = 0 and rollout = 0, none are kept."
+      ? "This run has kept no texts yet. They come with its first evaluation and with every tenth rollout; with of_evaluation = 0 and of_rollout = 0 in [texts], none are kept."
       : "These are the samples of the last evaluation: the run has kept no numbers of tokens. Runs of this version do, unless [texts] says otherwise.";
     if (!this.colour && !grown && about.numbers.length) this.colour = about.numbers.includes("log_ratio") ? "log_ratio" : about.numbers[0];
     this.sort.replaceChildren(...about.sorts.map((it) => option(it, named(SORTS, it), this.query.sort)));
