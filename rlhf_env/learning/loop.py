@@ -146,6 +146,9 @@ def train(
             now = time.perf_counter()
             took, collecting = processes.first_of((now - started, collected - started))
             spending.add(updates=1, seconds=took)
+            if on_rollout is not None and shown:
+                on_rollout(spending.updates, rollout)
+            engine.credited = None  # it would keep a rollout alive
             row = {
                 "update": spending.updates,
                 **describe(rollout),
@@ -162,9 +165,6 @@ def train(
                         run.log(row)
                     save(state())
                     raise
-            if on_rollout is not None and shown:
-                on_rollout(spending.updates, rollout)
-            engine.credited = None  # it would keep a rollout alive
             if run is not None:
                 run.log(row)
             elif not has_folder:
