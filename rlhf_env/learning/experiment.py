@@ -16,6 +16,7 @@ from rlhf_env.envs.success import Success
 from rlhf_env.errors import ConfigError, Problem
 from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.policy_settings import PolicySettings
+from rlhf_env.learning.recorded_texts import RecordedTextsSettings
 from rlhf_env.learning.spending import Budget
 from rlhf_env.own_code import code_named_in, label_of
 from rlhf_env.policies.policy import Sampling
@@ -171,6 +172,8 @@ class Experiment:
     """When the run ends: the first limit that is reached."""
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     """How the policy is measured."""
+    texts: RecordedTextsSettings = field(default_factory=RecordedTextsSettings)
+    """Which texts the run folder keeps, with the numbers of each token, for `rlhf-env watch`."""
     checkpoint_every: Whole = 10
     """Updates from one checkpoint to the next (0: only at the end)."""
     max_kl: Positive | None = None
@@ -272,6 +275,8 @@ class Experiment:
         del table["trackers"], table["folder"], table["asks_in_plain"], table["policy"]["device"]
         if not self.stopping:
             del table["stopping"]
+        if self.texts == RecordedTextsSettings():
+            del table["texts"]
         for name in ("stop", "keep_special"):
             if not getattr(self.environment, name):
                 del table["environment"][name]

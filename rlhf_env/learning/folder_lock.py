@@ -23,8 +23,8 @@ def hold(folder: Path) -> IO[str]:
     Raises ConfigError when another process holds the lock (the message names its process id), or when the folder cannot
     be written to; DiskRefused when the disk is full.
 
-    A worker process imports the script that made it. One whose work stands outside of `if __name__ == "__main__":` would
-    begin it again in there, and does not.
+    A worker process imports the script that made it. One whose work stands outside of `if __name__ == "__main__":`
+    would begin it again in there, and does not.
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing itself finds out
         print(f"rlhf-env: {GUARD_IT}", file=sys.stderr)
