@@ -98,6 +98,17 @@ def imitates(table: object) -> bool:
     return False
 
 
+def cannot_shard(table: object) -> str:
+    """Why the agent of a table, or one that it wraps, cannot train a model that is divided among processes; "" if it
+    can. Raises UnknownName."""
+    while isinstance(table, Mapping):
+        target = plugins.host().load("agent", plugins.name_in(dict(table), "agent") or "")
+        if why := getattr(target, "cannot_shard", ""):
+            return str(why)
+        table = table.get("agent")
+    return ""
+
+
 def agent_trains(table: JsonView) -> bool:
     """Whether the agent of a table trains. False where it is a control, and where nobody knows it."""
     try:

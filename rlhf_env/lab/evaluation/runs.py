@@ -32,7 +32,6 @@ from rlhf_env.lab.evaluation.health import WARNINGS_FILE, Alert, Watch
 from rlhf_env.lab.evaluation.likelihood import Likelihood
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.agent import Agent, traits
-from rlhf_env.learning.checkpoints import fingerprint
 from rlhf_env.learning.code_of_runs import require_own_code
 from rlhf_env.learning.data_of_runs import data_among
 from rlhf_env.learning.demonstrations import demonstration_source, demonstrations_of, note_on_template
@@ -52,6 +51,7 @@ from rlhf_env.learning.run_folder import (
     versions,
 )
 from rlhf_env.learning.run_models import has_other_weights, needing_first_model, require_begun_with
+from rlhf_env.learning.sharding import weights_told
 from rlhf_env.learning.sources import EnvSource, Source
 from rlhf_env.learning.spending import Spending
 from rlhf_env.learning.workplace import Workplace, build, check_plugins
@@ -258,7 +258,7 @@ def _require_alike(
             **asked,
             "experiment": config_hash(workplace.experiment.to_toml()),
             **{name: version for name, version in versions().items() if name != "platform"},
-            "model (sha256 of its weights)": fingerprint(all_weights(workplace.setup.policy)),
+            "model (sha256 of its weights)": weights_told(workplace.setup.policy),
             **of_files,
         }
     )
