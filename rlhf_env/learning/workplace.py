@@ -244,7 +244,7 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
     if engine.processes.size > 1 and isinstance(policy, (LanguageModel, TabularPolicy)):
         policy.together = engine.processes
     reference = policy.frozen_copy()
-    if experiment.engine.shard or asks_for_shards():
+    if wants_shards(experiment):
         shard(policy, reference, engine.processes)
     reference.reseed(experiment.seed + 1)
     policy.reseed(experiment.seed)
@@ -428,9 +428,13 @@ def _check_writer(experiment: Experiment) -> None:
         )
 
 
+def wants_shards(experiment: Experiment) -> bool:
+    """Whether its file, or the configuration of accelerate that started it, asks for a model in parts."""
+    return experiment.engine.shard or asks_for_shards()
+
+
 def _check_shard(experiment: Experiment) -> None:
-    """What can be divided, and among whom."""
-    if not (experiment.engine.shard or asks_for_shards()):
+    if not wants_shards(experiment):
         return
     if processes.current().size == 1:
         raise ConfigError(
@@ -439,10 +443,15 @@ def _check_shard(experiment: Experiment) -> None:
                 "--nproc-per-node 2 -m rlhf_env train FILE` (docs/scale.md), or leave it out"
             )
         )
+    require_shardable(experiment)
+
+
+def require_shardable(experiment: Experiment) -> None:
+    """Raise ConfigError where its model or its agent cannot be divided, as far as that is known before it is loaded."""
     if experiment.policy.model == "table":
         raise ConfigError(Problem("shard = true: a table of logits has no layers to divide: leave it out"))
     if why := cannot_shard(experiment.agent):
-        raise ConfigError(Problem(f"shard = true: {experiment.agent_label} {why}: take another agent, or leave it out"))
+        raise ConfigError(Problem(f"shard = true: {why}: take another agent, or leave it out"))
 
 
 def _check_budget(experiment: Experiment) -> None:

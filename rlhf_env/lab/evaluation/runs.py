@@ -39,7 +39,7 @@ from rlhf_env.learning.engine import set_threads
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.loop import Row
 from rlhf_env.learning.models import context_before_loading, load_tokenizer_of
-from rlhf_env.learning.processes import Processes, join
+from rlhf_env.learning.processes import Processes, current, join
 from rlhf_env.learning.run_folder import (
     BEST,
     RunFolder,
@@ -54,7 +54,7 @@ from rlhf_env.learning.run_models import has_other_weights, needing_first_model,
 from rlhf_env.learning.sharding import weights_told
 from rlhf_env.learning.sources import EnvSource, Source
 from rlhf_env.learning.spending import Spending
-from rlhf_env.learning.workplace import Workplace, build, check_plugins
+from rlhf_env.learning.workplace import Workplace, build, check_plugins, wants_shards
 from rlhf_env.plugins import host, name_in
 from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.policies.policy import HasContext, Policy, all_weights
@@ -274,6 +274,8 @@ def prepare(experiment: Experiment | JsonView | str | Path, folder: str | Path |
             return prepare(Experiment.load(experiment), folder)
     wanted = experiment if isinstance(experiment, Experiment) else Experiment.from_table(experiment)
     wanted = replace(wanted, asks_in_plain=folder is not None and asked_in_plain(Path(folder)))
+    shard = "true" if wants_shards(wanted) else "false"  # which is no part of what a run is
+    current().require_equal({"experiment": config_hash(wanted.to_toml()), "[engine] shard": shard})
     _require_stored_fit(wanted)
     with needing_first_model(folder, wanted.policy):
         workplace = build(wanted)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from faults.processes import Ended, Running
+from faults.processes import Ended, Running, started
 from faults.resume_matrix import ADAPTIVE, Novelty, after, experiment_of
 
 from rlhf_env import plugins
@@ -202,3 +202,37 @@ def _flat(value: Any, path: str) -> Any:
     elif isinstance(value, Sequence) and not isinstance(value, str):
         for place, item in enumerate(value):
             yield from _flat(item, f"{path}/{place}")
+
+
+# ---------------------------------------------------------------- commands, as a launcher starts them
+
+TOY = """
+budget = { updates = 100_000 }
+checkpoint_every = 1
+policy = { tokenizer = "alphabet:ab" }
+environment = { num_envs = 4, max_new_tokens = 2, max_prompt_tokens = 4 }
+evaluation = { prompts = 2 }
+task = { name = "prompts", prompts = ["a", "b"] }
+agent = { name = "reinforce" }
+"""
+REWARDS = "rewards = { length = { target = 1 } }\n"
+
+
+def commands(*of_ranks: str, before: Callable[[], object] = lambda: None) -> list[Running]:
+    """`rlhf-env ...` in a process for each of `of_ranks`, as torchrun would start them."""
+    port = free_port()
+
+    def said(number: int) -> Callable[[], None]:
+        def to_process() -> None:
+            os.environ.update(said_to(number, len(of_ranks), port))
+            before()
+
+        return to_process
+
+    return [started(*words.split(), before=said(number)) for number, words in enumerate(of_ranks)]
+
+
+def assert_one_line(ended: list[Ended], status: int, *words: str) -> None:
+    assert [one.status for one in ended] == [status] * len(ended), ended
+    lines = [line for one in ended for line in one.stderr.splitlines()]
+    assert len(lines) == 1 and all(word in lines[0] for word in ("rlhf-env: ", *words)), lines
