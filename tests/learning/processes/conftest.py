@@ -1,4 +1,4 @@
-"""What processes that are forked begin with: everything imported, once for all of them."""
+"""What the tests of several processes share: forked ones begin with everything imported, once for all of them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from faults.processes import warm_up
 
 from rlhf_env.lab.evaluation import evaluator
 
+from .pool import REWARDS, TOY
+
 
 @pytest.fixture(scope="package", autouse=True)
 def _quick() -> Iterator[None]:
@@ -23,3 +25,10 @@ def _quick() -> Iterator[None]:
         patch.setattr(os, "fsync", lambda _descriptor: None)
         patch.setattr(evaluator, "_OF_AN_ENDLESS_TASK", 64)
         yield
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "toy.toml").write_text(TOY + REWARDS, encoding="utf-8")
+    return tmp_path
