@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from rlhf_env.cli.shared import Jobs, Threads, interruptible, lab_app, make_console
+from rlhf_env.cli.shared import (
+    Address,
+    CpusPerRun,
+    GpusPerRun,
+    Jobs,
+    MemoryPerRun,
+    Threads,
+    WhichBackend,
+    interruptible,
+    lab_app,
+    make_console,
+)
 from rlhf_env.errors import ConfigError, MissingExtra
 
 
@@ -112,7 +123,12 @@ def overoptimization(
     seeds: Annotated[
         int | None, typer.Option(help="Seeds (default 8: the fewest with which one of five claims can be made).", min=1)
     ] = None,
-    jobs: Jobs = 2,
+    jobs: Jobs = None,
+    backend: WhichBackend = "local",
+    address: Address = None,
+    cpus_per_run: CpusPerRun = None,
+    gpus_per_run: GpusPerRun = None,
+    memory_per_run: MemoryPerRun = None,
 ) -> None:
     """How far can a learned reward be climbed before the true one falls, and what moves that peak?
 
@@ -126,6 +142,7 @@ def overoptimization(
     """
     from dataclasses import replace
 
+    from rlhf_env.lab.backends import BackendOptions
     from rlhf_env.lab.studies.overoptimization.figure import save_picture
     from rlhf_env.lab.studies.overoptimization.findings import claim_table, conclude_study, save_findings
     from rlhf_env.lab.studies.overoptimization.run import run_study
@@ -137,8 +154,17 @@ def overoptimization(
     study = study if seeds is None else replace(study, seeds=seeds)
     folder = out or Path("runs/overoptimization-quick" if quick else "runs/overoptimization")
     console = make_console()
-    with interruptible():
-        run_study(study, folder, jobs=jobs, console=console)
+    options = BackendOptions(
+        backend=backend,
+        jobs=jobs,
+        threads=None,
+        address=address,
+        cpus_per_run=cpus_per_run,
+        gpus_per_run=gpus_per_run,
+        memory_per_run=memory_per_run,
+    )
+    with interruptible(), options.opened() as opened:
+        run_study(study, folder, jobs=opened, console=console)
     findings = conclude_study(study, folder)
     console.print(claim_table(findings))
     try:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from rlhf_env.errors import DiskRefused, RunFailed
-from rlhf_env.lab.processes import Progress, run_jobs
+from rlhf_env.lab.jobs import Progress
+from rlhf_env.lab.scheduling import run_jobs
 
 
 @dataclass
