@@ -6,7 +6,7 @@ A turn earns
 
     1              for an expression with the numbers given, each once, that makes the target
     0.1 + 0.2 s    for another expression; s is the share of numbers that are right, 1 where only the value is wrong
-    0              for what is no expression
+    0              for what is no expression, or a number alone
 
 Every target can be reached: it is the value of a random expression with those numbers. With `attempts` above 1 it is a
 conversation, in which the task says what a wrong turn comes to ("11;"; "?;" for no expression), and the last turn
@@ -105,6 +105,8 @@ def earned(answer: str, prompt: Prompt) -> float:
     try:
         value, used = evaluate(answer)
     except NoExpression:
+        return 0.0
+    if len(used) < 2:
         return 0.0
     right = (Counter(used) & Counter(given)).total() / max(len(used), len(given))
     if right == 1.0 and value == prompt.meta["target"]:

@@ -47,7 +47,8 @@ def test_what_is_no_expression(text: str) -> None:
         ("3+5+2", 0.3),  # the numbers, another value
         ("3*5-2-0", 0.25),  # the value, a number too many
         ("3+3", 0.1 + 0.2 / 3),
-        ("13", 0.1),
+        ("7+6", 0.1),
+        ("13", 0.0),
         ("thirteen", 0.0),
         ("", 0.0),
     ],
