@@ -13,14 +13,14 @@ import pytest
 
 from rlhf_env.errors import ConfigError, DiskRefused
 from rlhf_env.new_plugins import write_plugin
-from rlhf_env.new_plugins.distribution import Kind
+from rlhf_env.new_plugins.distribution import WrittenKind
 
-KINDS = get_args(Kind)
+KINDS = get_args(WrittenKind)
 HOUSE = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_whole_distribution(kind: Kind, tmp_path: Path) -> None:
+def test_a_whole_distribution(kind: WrittenKind, tmp_path: Path) -> None:
     made = write_plugin(kind, "my_one2", tmp_path)
     package = f"rlhf_{kind}_my_one2"
     assert made.folder == tmp_path / package
@@ -77,7 +77,7 @@ def test_what_is_written_is_as_clean_as_the_house(tmp_path: Path) -> None:
     ],
 )
 def test_a_name_that_cannot_be_is_refused_and_nothing_is_written(
-    kind: Kind, name: str, says: str, tmp_path: Path
+    kind: WrittenKind, name: str, says: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=says):
         write_plugin(kind, name, tmp_path)

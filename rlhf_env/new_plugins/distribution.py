@@ -20,14 +20,14 @@ from rlhf_env.errors import ConfigError
 from rlhf_env.plugins import host
 from rlhf_env.whole_files import folder_written
 
-Kind = Literal["reward", "task", "agent"]
+WrittenKind = Literal["reward", "task", "agent"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _NAME = re.compile(r"[a-z](?:[a-z0-9_]*[a-z0-9])?")  # a module, and the end of a distribution's name (PEP 508)
 _LONGEST = 60
 
 # What the shared templates say of a kind.
-_ABOUT: Mapping[Kind, Mapping[str, str]] = {
+_ABOUT: Mapping[WrittenKind, Mapping[str, str]] = {
     "reward": {
         "dependencies": '"annotated-types>=0.6", "numpy>=1.26", "rlhf-env>=0.1"',
         "about": "the share of short words.",
@@ -56,7 +56,7 @@ _ABOUT: Mapping[Kind, Mapping[str, str]] = {
 class NewPlugin:
     """A distribution that has been written."""
 
-    kind: Kind
+    kind: WrittenKind
     name: str
     folder: Path
 
@@ -81,7 +81,7 @@ class NewPlugin:
         return [f"{command:{width}}   # {why}" for command, why in lines]
 
 
-def write_plugin(kind: Kind, name: str, where: str | Path = ".") -> NewPlugin:
+def write_plugin(kind: WrittenKind, name: str, where: str | Path = ".") -> NewPlugin:
     """Write the folder rlhf_KIND_NAME in `where`.
 
     Raises ConfigError, and writes nothing, where `name` is no usable name, an installed plugin has it, or the folder is
@@ -118,7 +118,7 @@ def _filled_path(place: Path, package: str, name: str) -> Path:
     return Path(".gitignore" if words == "gitignore" else words)
 
 
-def _require_name(kind: Kind, name: str) -> None:
+def _require_name(kind: WrittenKind, name: str) -> None:
     if not _NAME.fullmatch(name) or keyword.iskeyword(name) or "__" in name or len(name) > _LONGEST:
         near = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_0123456789")[:_LONGEST].rstrip("_")
         usable = bool(near) and near != name and not keyword.iskeyword(near)
