@@ -12,7 +12,7 @@ import pytest
 from rlhf_env.errors import ConfigError
 from rlhf_env.lab.laws.form import Analysis, Law, analyse, conclude, judge, run_law
 from rlhf_env.lab.laws.power import power_of, seeds_needed
-from rlhf_env.lab.laws.running import decide, law_in_words, law_table, laws_page
+from rlhf_env.lab.laws.running import decide, law_in_words, law_table
 from rlhf_env.lab.statistics import student_t
 
 
@@ -152,7 +152,6 @@ class TestOutcome:
         assert "the same sign from 0.5 to 1 (a place)" in words
         other = {"name": "other", "claim": "Another.", "source": "Nobody", "verdict": "not run yet"}
         assert law_table([record, other]).title == "2 laws: 1 confirmed, 1 not run yet"
-        assert "| `made-up` | A claim. (Nobody 2026) | **confirmed** | 3" in laws_page([record, other])
 
 
 def decide_here(given: Law):  # type: ignore[no-untyped-def]
