@@ -136,6 +136,8 @@ class TestOutcome:
         same = decide_here(law(mean=2.0, spread=0.1, axis="a place", places=(1.0, 2.0)))
         assert same.turns == "the same sign from 1 to 2 (a place)"
         assert decide_here(law()).turns == ""
+        alone = decide_here(law(mean=2.0, spread=0.0, axis="a place", places=(0.0, 1.0)))
+        assert alone.turns == "a sign at 1 alone, none at 0 (a place)"
 
     def test_an_inconclusive_law_says_what_would_decide(self) -> None:
         found = decide_here(law(mean=0.4, spread=2.0, most=10))
