@@ -211,7 +211,9 @@ def laws(
     as_markdown: Annotated[
         bool, typer.Option("--markdown", help="The page docs/laws.md: the list, and what each law measures.")
     ] = False,
-    out: Annotated[Path, typer.Option(help="Where NAME.json goes, the analysis before the run.")] = Path("runs/laws"),
+    out: Annotated[
+        Path, typer.Option(help="Where NAME.plan.json goes, before the run, and NAME.json after it.")
+    ] = Path("runs/laws"),
     threads: Threads = None,
 ) -> None:
     """Claims of papers, decided: what each predicts, how many seeds it takes to see that, the run, and the verdict

@@ -16,7 +16,7 @@ Claims of papers, each decided by a program of one screen. `rlhf-env lab laws NA
 **How a law is decided.** It measures one number a seed, the *effect*, signed so that the claim predicts it to be
 above 0, and names the *smallest effect that matters*. A pilot on seeds of its own says how far seeds differ, and so
 how many it takes to see that effect with a power of 0.9 (`--plan` stops here); this is printed, and written to
-`runs/laws/NAME.json`, before the run begins. Then
+`runs/laws/NAME.plan.json`, before the run begins. Then
 
 - **confirmed**: the 95 % interval of the mean lies above 0, and the mean is at least the smallest effect that
   matters;

@@ -20,7 +20,7 @@ def plan(
     tell: Callable[[float, str], None] = lambda share, note: None,
     on_analysis: Callable[[Analysis], None] = lambda analysis: None,
 ) -> Analysis:
-    """Run the pilot alone, and leave `folder`/NAME.json with the analysis and no verdict."""
+    """Run the pilot alone, and leave `folder`/NAME.plan.json with the analysis and no verdict."""
     tell(0.0, f"{law.name}: pilot")
     analysis = analyse(law)
     write_record(folder, as_record(law, analysis))
@@ -36,7 +36,7 @@ def decide(
     tell: Callable[[float, str], None] = lambda share, note: None,
     on_analysis: Callable[[Analysis], None] = lambda analysis: None,
 ) -> JsonObject:
-    """Run the law, and leave `folder`/NAME.json: the analysis before the run begins, everything after it.
+    """Run the law, and leave `folder`/NAME.plan.json before the run begins, NAME.json after it.
 
     `seeds` overrides what the analysis asks for. `on_analysis` hears of the analysis before the run.
     """

@@ -122,7 +122,7 @@ class TestAnalysis:
         heard: list[Analysis] = []
         with pytest.raises(RuntimeError, match="killed"):
             decide(law(measure=measure), tmp_path, on_analysis=heard.append)
-        record = json.loads((tmp_path / "made-up.json").read_text())
+        record = json.loads((tmp_path / "made-up.plan.json").read_text())
         assert record["verdict"] == "not run yet"
         assert record["analysis"]["seeds"] == heard[0].seeds
         assert "effects" not in record

@@ -150,7 +150,8 @@ class TestCommand:
         assert before < after
         assert "as shipped: the same" in found.stdout
         assert json.loads((tmp_path / "runs/laws/std-of-groups.json").read_text())["verdict"] == "confirmed"
-        assert call("std-of-groups", "--plan").stdout.rstrip().endswith("(power 1.00)")
-        assert json.loads((tmp_path / "runs/laws/std-of-groups.json").read_text())["verdict"] == "not run yet"
+        assert call("std-of-groups", "--plan").stdout.rstrip().endswith("(power 0.90)")
+        kept, plan = (json.loads((tmp_path / f"runs/laws/std-of-groups{it}.json").read_text()) for it in ("", ".plan"))
+        assert (kept["verdict"], plan["verdict"]) == ("confirmed", "not run yet"), "a plan costs no result"
         (as_json,) = json.loads(call("std-of-groups", "--json", "--seeds", "4").stdout)
         assert len(as_json["effects"]) == 4
