@@ -208,8 +208,12 @@ def laws(
         bool, typer.Option("--plan", help="Pilot and power analysis alone: how many seeds the run would have.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
-    as_markdown: Annotated[bool, typer.Option("--markdown", help="The list as the table of docs/laws.md.")] = False,
-    out: Annotated[Path, typer.Option(help="Where NAME.json goes, the analysis before the run.")] = Path("runs/laws"),
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="The page docs/laws.md: the list, and what each law measures.")
+    ] = False,
+    out: Annotated[
+        Path, typer.Option(help="Where NAME.plan.json goes, before the run, and NAME.json after it.")
+    ] = Path("runs/laws"),
     threads: Threads = None,
 ) -> None:
     """Claims of papers, decided: what each predicts, how many seeds it takes to see that, the run, and the verdict
@@ -217,8 +221,9 @@ def laws(
 
     Most take seconds to minutes; the five of the over-optimisation study train models, and take longer.
     """
+    from rlhf_env.lab.laws.page import laws_page
     from rlhf_env.lab.laws.records import as_record, compared_with_shipped, load_law, shipped
-    from rlhf_env.lab.laws.running import decide, law_in_words, law_table, laws_page, plan
+    from rlhf_env.lab.laws.running import decide, law_in_words, law_table, plan
     from rlhf_env.learning.engine import set_threads
 
     set_threads(threads)
