@@ -106,6 +106,7 @@ class Options:
     """A manager and K writers."""
 
     trains = True
+    cannot_shard = "has a model for each option, which write and learn by turns"
     policy_writes = False  # the stated log-probabilities are those of the mixture of all writers
 
     @settings

@@ -147,6 +147,14 @@ class EvaluationSettings:
 
 
 @settings
+class EngineSettings:
+    """How the processes of a run share its work (docs/scale.md): of the machines, and not part of what a run is."""
+
+    shard: bool = False
+    """Divide weights, gradients and moments among the processes (FSDP2), instead of keeping all of them in each."""
+
+
+@settings
 class Experiment:
     """Everything a run depends on. `load` reads a TOML file; `to_toml` writes the resolved one."""
 
@@ -174,6 +182,8 @@ class Experiment:
     """How the policy is measured."""
     texts: RecordedTextsSettings = field(default_factory=RecordedTextsSettings)
     """Which texts the run folder keeps, with the numbers of each token, for `rlhf-env watch`."""
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    """How several processes share the work."""
     checkpoint_every: Whole = 10
     """Updates from one checkpoint to the next (0: only at the end)."""
     max_kl: Positive | None = None
@@ -267,12 +277,13 @@ class Experiment:
         return label_of(self.agent, "agent")
 
     def to_toml(self) -> str:
-        """The resolved file: every setting that is in force and not None, but for `trackers` and the policy's `device`.
+        """The resolved file: every setting that is in force and not None, but for `trackers`, `engine` and the policy's
+        `device`, with others of which a run resumes.
 
         A run is known by this text, so a setting that older versions do not know is in it only where it is used.
         """
         table = asdict(self)
-        del table["trackers"], table["folder"], table["asks_in_plain"], table["policy"]["device"]
+        del table["engine"], table["trackers"], table["folder"], table["asks_in_plain"], table["policy"]["device"]
         if not self.stopping:
             del table["stopping"]
         if self.texts == RecordedTextsSettings():

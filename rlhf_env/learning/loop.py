@@ -18,6 +18,7 @@ from rlhf_env.learning.engine import Engine
 from rlhf_env.learning.processes import Processes
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
+from rlhf_env.learning.shards import gathered, has_shards
 from rlhf_env.learning.signals import Interrupted, catch_signals
 from rlhf_env.learning.sources import EnvSource, Source
 from rlhf_env.learning.spending import Budget, Spending
@@ -94,11 +95,21 @@ def train(
         content = {"agent": agent.state_dict(), "source": source.state_dict(), "spending": spending.as_dict()}
         return content | ({"stopping": stop_when.state_dict()} if isinstance(stop_when, StoppingRule) else {})
 
+    def whole(content: JsonView) -> JsonView:
+        """With whole tensors in the process that writes them."""
+        if not has_shards(content):
+            return content
+        processes.at("gathering the model, to save it")
+        with processes.together():
+            gathered_here: JsonView = gathered(content, keep=run is not None)
+        return gathered_here
+
     def save(content: JsonView) -> None:
         nonlocal saved
         updates = int(content["spending"]["updates"])
         if has_folder and saved != updates:
             processes.require_together(content["agent"])
+            content = whole(content)
             if run is not None:
                 run.save(updates, content, torch.get_num_threads(), engine.hardware)
             processes.barrier()  # nobody ends while it is written: a launcher then ends all
@@ -170,9 +181,9 @@ def train(
             elif not has_folder:
                 rows.append(row)
             if has_folder and (better := _better(best, row, worth)) != best:
-                best = better
+                best, content = better, whole(state())
                 if run is not None:
-                    run.save_best(spending.updates, state(), torch.get_num_threads(), engine.hardware)
+                    run.save_best(spending.updates, content, torch.get_num_threads(), engine.hardware)
             if on_update is not None:
                 on_update(row, budget.spent_fraction(spending))
             reason = _agreed(processes, stop_when, row)

@@ -32,7 +32,6 @@ from rlhf_env.lab.evaluation.health import WARNINGS_FILE, Alert, Watch
 from rlhf_env.lab.evaluation.likelihood import Likelihood
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.agent import Agent, traits
-from rlhf_env.learning.checkpoints import fingerprint
 from rlhf_env.learning.code_of_runs import require_own_code
 from rlhf_env.learning.data_of_runs import data_among
 from rlhf_env.learning.demonstrations import demonstration_source, demonstrations_of, note_on_template
@@ -40,7 +39,7 @@ from rlhf_env.learning.engine import set_threads
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.loop import Row
 from rlhf_env.learning.models import context_before_loading, load_tokenizer_of
-from rlhf_env.learning.processes import Processes, join
+from rlhf_env.learning.processes import Processes, current, join
 from rlhf_env.learning.recorded_texts import RecordedTextsSettings, texts_of_rollout
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.run_folder import (
@@ -54,9 +53,10 @@ from rlhf_env.learning.run_folder import (
     versions,
 )
 from rlhf_env.learning.run_models import has_other_weights, needing_first_model, require_begun_with
+from rlhf_env.learning.sharding import weights_told
 from rlhf_env.learning.sources import EnvSource, Source
 from rlhf_env.learning.spending import Spending
-from rlhf_env.learning.workplace import Workplace, build, check_plugins
+from rlhf_env.learning.workplace import Workplace, build, check_plugins, wants_shards
 from rlhf_env.plugins import host, name_in
 from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.policies.policy import HasContext, Policy, all_weights
@@ -261,7 +261,7 @@ def _require_alike(
             **asked,
             "experiment": config_hash(workplace.experiment.to_toml()),
             **{name: version for name, version in versions().items() if name != "platform"},
-            "model (sha256 of its weights)": fingerprint(all_weights(workplace.setup.policy)),
+            "model (sha256 of its weights)": weights_told(workplace.setup.policy),
             **of_files,
         }
     )
@@ -277,6 +277,8 @@ def prepare(experiment: Experiment | JsonView | str | Path, folder: str | Path |
             return prepare(Experiment.load(experiment), folder)
     wanted = experiment if isinstance(experiment, Experiment) else Experiment.from_table(experiment)
     wanted = replace(wanted, asks_in_plain=folder is not None and asked_in_plain(Path(folder)))
+    shard = "true" if wants_shards(wanted) else "false"  # which is no part of what a run is
+    current().require_equal({"experiment": config_hash(wanted.to_toml()), "[engine] shard": shard})
     _require_stored_fit(wanted)
     with needing_first_model(folder, wanted.policy):
         workplace = build(wanted)
