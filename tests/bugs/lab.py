@@ -156,4 +156,28 @@ MUTANTS = (
         "all(a < FLAT * b for",
         "tests/lab/evaluation/test_health.py",
     ),
+    Mutant(
+        "W1",
+        "the texts of an evaluation after the last update stay in a run that goes on from there",
+        "rlhf_env/learning/recorded_texts.py",
+        'row["update"] <= update and not row.get("last")',
+        'row["update"] <= update',
+        "tests/learning/test_recorded_texts.py",
+    ),
+    Mutant(
+        "W2",
+        "a log that became shorter is read on from where the longer one ended",
+        "rlhf_env/lab/watching/growing_file.py",
+        "if self._identity != identity or about.st_size < self._offset:",
+        "if self._identity != identity:",
+        "tests/lab/watching/test_growing_file.py",
+    ),
+    Mutant(
+        "W3",
+        "characters that nobody can see reach the page in tokens",
+        "rlhf_env/lab/watching/texts.py",
+        '[for_page(str(token)) for token in row.get("tokens", ())]',
+        '[str(token) for token in row.get("tokens", ())]',
+        "tests/lab/watching/test_texts.py",
+    ),
 )

@@ -387,3 +387,9 @@ command(
     "stop has '<|end|>', and no text shows the special token '<|end|>'",
 )
 command("chat rlhf-env/chitchat --stop <|end|>", "stop has '<|end|>', and no text shows the special token '<|end|>'")
+command("watch", "Missing argument 'folder'.")
+command("watch nowhere", "nowhere: there is no such folder (rlhf-env train makes runs/NAME)")
+command("watch toy.toml", "toy.toml is a file: name the folder of a run or of a benchmark")
+command("watch .", ". is neither a run nor a grid: it has no experiment.toml (rlhf-env train) and no benchmark.toml")
+command("watch . --port 65536", "Invalid value for '--port'")
+command("report r", "r: no results/*.json in it; is this the folder of a benchmark?")
