@@ -31,11 +31,11 @@ from typing import Any
 from rlhf_env.errors import ConfigError, DataError, MissingExtra, RlhfEnvError, RunFailed
 from rlhf_env.lab.jobs import Crew, Job, Progress, outcome_of
 from rlhf_env.lab.moved_files import (
-    compared,
     contents_of,
     has_checkpoint_beyond,
     link_what_is_read,
     look_at,
+    missing_and_others,
     put_where_missing,
     seen_in,
     sha256_of,
@@ -70,7 +70,7 @@ def connected(
 
     Raises ConfigError where there is no such cluster, no machine has as much, or one has other versions; MissingExtra.
     """
-    wanted = _wanted(cpus, gpus, memory)
+    wanted = room_of_a_run(cpus, gpus, memory)
     if importlib.util.find_spec("ray") is None:
         raise MissingExtra("ray", "ray")
     _require_address(address)
@@ -88,7 +88,7 @@ def connected(
             ray.shutdown()
 
 
-def _wanted(cpus: float, gpus: float, memory: float) -> dict[str, float]:
+def room_of_a_run(cpus: float, gpus: float, memory: float) -> dict[str, float]:
     """What a run takes, as Ray counts it. Raises ConfigError."""
     problems = []
     if not cpus > 0:
@@ -264,7 +264,7 @@ class RayCluster:
         problems, lacking = [], {}
         for machine in _machines():
             new = {path: look for path, look in expected.items() if (machine.id, path, look) not in self._alike}
-            answers = self.asked([machine] if new and machine.id in self._known else (), compared, new)
+            answers = self.asked([machine] if new and machine.id in self._known else (), missing_and_others, new)
             for missing, others in answers.values():
                 problems += [
                     f"{path} has another content on {machine.name}: copy it there, or remove it there, and it is sent"
