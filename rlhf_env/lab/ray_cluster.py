@@ -302,7 +302,7 @@ def _read_by(work: Sequence[Job], folder: Path) -> dict[str, tuple[int, int]]:
 
 def _spoken(amounts: Mapping[str, float]) -> str:
     cpus, gpus, memory = (amounts.get(what, 0.0) for what in ("CPU", "GPU", "memory"))
-    of_memory = f"{memory / _GIB:.6g} GiB of memory"
+    of_memory = f"{memory / _GIB:,.1f} GiB of memory"
     said = [f"{cpus:g} CPU{'s' * (cpus != 1)}", f"{gpus:g} GPU{'s' * (gpus != 1)}", of_memory]
     return ", ".join(words for words, amount in zip(said, (cpus, gpus, memory), strict=True) if amount)
 

@@ -167,7 +167,7 @@ def test_stopped_a_command_saves_every_run_and_the_next_one_goes_on(
     [
         ({"cpus": 64.0}, "room for a run of 64 CPUs"),
         ({"gpus": 64.0}, "1 CPU, 64 GPUs"),
-        ({"memory": 1e6}, "1000000 GiB of memory"),
+        ({"memory": 1e6}, "1,000,000.0 GiB of memory"),
     ],
 )
 def test_what_no_machine_has_is_refused(wants: dict[str, float], said: str, cluster: Any) -> None:

@@ -180,7 +180,7 @@ def test_a_run_that_no_machine_has_room_for_is_refused(monkeypatch: pytest.Monke
     with pytest.raises(ConfigError) as raised:
         RayCluster({"CPU": 2.0, "GPU": 1.0, "memory": 0.0}).require_fit()
     room = "no machine of the cluster has room for a run of 2 CPUs, 1 GPU"
-    assert str(raised.value) == f"{room}: node-a/12ab34 has 2 CPUs, 2 GiB of memory"
+    assert str(raised.value) == f"{room}: node-a/12ab34 has 2 CPUs, 2.0 GiB of memory"
 
 
 def test_machines_that_differ_are_named_with_what_differs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
