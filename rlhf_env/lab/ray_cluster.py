@@ -153,20 +153,26 @@ def _without_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
+class _Late(BaseException):
+    """The time is over."""
+
+
 @contextmanager
 def _at_most(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError inside when the time is over (in the main thread: elsewhere nothing can)."""
+    """Raises TimeoutError when the time is over (in the main thread: elsewhere nothing can)."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def late(_number: int, _frame: FrameType | None) -> None:
-        raise TimeoutError(f"no answer within {seconds:g} s")
+        raise _Late  # no Exception: Ray catches those, and tries again, twenty times
 
     before = signal.signal(signal.SIGALRM, late)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
+    except _Late:
+        raise TimeoutError(f"no answer within {seconds:g} s") from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
