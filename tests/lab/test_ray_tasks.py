@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from rlhf_env.errors import ConfigError, MissingExtra
-from rlhf_env.lab import ray_cluster
+from rlhf_env.lab import cluster_address, ray_cluster
 from rlhf_env.lab.backends import BackendOptions
 from rlhf_env.lab.benchmark.cells import GridCell
 from rlhf_env.lab.benchmark.grid import Grid
@@ -167,7 +167,7 @@ def free_port() -> int:
 def test_an_address_that_nobody_answers_at_is_refused_before_ray_tries_it(address: str, said: str) -> None:
     port = str(free_port())
     with pytest.raises(ConfigError) as raised:
-        ray_cluster._require_address(address.replace("DEAD", port))
+        cluster_address.require_address(address.replace("DEAD", port))
     assert said.replace("DEAD", port) in str(raised.value)
 
 
