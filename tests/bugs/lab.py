@@ -139,6 +139,8 @@ MUTANTS = (
         "                    if sha256 != sha256_of(path)\n",
         "                    if not sha256\n",
         "tests/lab/test_ray_tasks.py",
+    ),
+    Mutant(
         "LAW",
         "the power of a run is that of a one-sided test",
         "rlhf_env/lab/laws/power.py",
