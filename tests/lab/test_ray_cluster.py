@@ -281,7 +281,7 @@ def test_a_study_on_a_cluster(apart: tuple[str, Path]) -> None:
     )
     folder = disk / "study"
     with connected(address) as backend:
-        run_study(study, folder, jobs=backend, console=QUIET)
+        run_study(study, folder, jobs=backend, console=Console())
     folder.rename(disk / "study-ray")  # results name the proxies by their paths
     run_study(study, folder, jobs=0, console=QUIET)
     assert results_of(disk / "study-ray") == results_of(folder)
@@ -292,7 +292,6 @@ def test_a_study_on_a_cluster(apart: tuple[str, Path]) -> None:
 
 
 PIPELINE = """
-[pipeline]
 name = "small"
 
 [defaults]
