@@ -48,6 +48,7 @@ LARGE = 5_000_000  # a model of this many parameters gains from a second thread
 
 if TYPE_CHECKING:
     from rlhf_env.learning.rollout import Rollout
+    from rlhf_env.types import Episode
 
 _Module = TypeVar("_Module", bound=torch.nn.Module)
 _OnDevice = TypeVar("_OnDevice", "Rollout", Tensor)
@@ -390,6 +391,11 @@ class Engine:
     """Those that train this run together."""
     mix: Callable[[Optimization], Mixed] | None = field(default=None, repr=False)
     """Reads the texts of `ptx_data` for the run's policy; `making_agents` sets it."""
+    credited: tuple[Sequence[Episode], Tensor] | None = field(default=None, repr=False)
+    """The texts of the last update and the advantages [B, L] of their tokens, where `wants_credit` and the agent has
+    told them."""
+    wants_credit: bool = False
+    """Whether somebody will look at `credited`."""
     _measured: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list), repr=False)
 
     def optimizer(self, parameters: Iterable[Tensor], settings: Optimization) -> Optimizer:
@@ -405,6 +411,12 @@ class Engine:
         """Note numbers of a gradient step that are not the agent's own."""
         for name, value in numbers.items():
             self._measured[name].append(value)
+
+    def credit(self, rollout: Rollout, advantages: Tensor) -> None:
+        """Tell which advantages [B, L], or [B] for whole texts, an update gives the texts of a rollout."""
+        if self.wants_credit:
+            of_tokens = advantages if advantages.dim() > 1 else advantages[:, None].expand(rollout.tokens.shape)
+            self.credited = rollout.episodes, of_tokens
 
     def take_measured(self) -> dict[str, float]:
         """The means of what was noted since the last call."""

@@ -16,6 +16,7 @@ from rlhf_env.envs.success import Success
 from rlhf_env.errors import ConfigError, Problem
 from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.policy_settings import PolicySettings
+from rlhf_env.learning.recorded_texts import RecordedTextsSettings
 from rlhf_env.learning.spending import Budget
 from rlhf_env.own_code import code_named_in, label_of
 from rlhf_env.policies.policy import Sampling
@@ -179,6 +180,8 @@ class Experiment:
     """When the run ends: the first limit that is reached."""
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     """How the policy is measured."""
+    texts: RecordedTextsSettings = field(default_factory=RecordedTextsSettings)
+    """Which texts the run folder keeps, with the numbers of each token, for `rlhf-env watch`."""
     engine: EngineSettings = field(default_factory=EngineSettings)
     """How several processes share the work."""
     checkpoint_every: Whole = 10
@@ -283,6 +286,8 @@ class Experiment:
         del table["engine"], table["trackers"], table["folder"], table["asks_in_plain"], table["policy"]["device"]
         if not self.stopping:
             del table["stopping"]
+        if self.texts == RecordedTextsSettings():
+            del table["texts"]
         for name in ("stop", "keep_special"):
             if not getattr(self.environment, name):
                 del table["environment"][name]

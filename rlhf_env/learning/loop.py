@@ -58,6 +58,8 @@ def train(
     stop_when: Callable[[Row], str | None] | StoppingRule | None = None,
     worth: Callable[[Row], float | None] | None = None,
     on_update: Callable[[Row, float], None] | None = None,
+    on_rollout: Callable[[int, Rollout], None] | None = None,
+    rollouts_every: int = 1,
 ) -> Training:
     """Collect and update until `budget` is spent.
 
@@ -71,6 +73,8 @@ def train(
         worth: of a row, how good the agent was that it measured; None where it did not. The best agent so far is kept
             in the run folder beside the last one.
         on_update: called with each row and the share of the budget spent (progress bars).
+        on_rollout, rollouts_every: called with the number of the update and its rollout, every so many updates, when
+            the agent has learned from it; `engine.credited` then has the advantages, if the agent has told them.
 
     Raises Interrupted after SIGINT or SIGTERM, with the run saved; RewardError, and ConfigError for a prompt that
     cannot be used, with the run saved as of the last update; RunFailed when the budget is in a currency this agent does
@@ -143,6 +147,8 @@ def train(
             rollout.require_finite()  # agents of plugins may not look
             collected = time.perf_counter()
             metrics: Metrics = {}
+            shown = on_rollout is not None and (spending.updates + 1) % rollouts_every == 0
+            engine.wants_credit, engine.credited = shown, None
             if len(rollout):  # otherwise none of its texts has a score: there is nothing to learn
                 with same_folder("the agent"):
                     metrics = agent.update(rollout)
@@ -151,6 +157,9 @@ def train(
             now = time.perf_counter()
             took, collecting = processes.first_of((now - started, collected - started))
             spending.add(updates=1, seconds=took)
+            if on_rollout is not None and shown:
+                on_rollout(spending.updates, rollout)
+            engine.credited = None  # it would keep a rollout alive
             row = {
                 "update": spending.updates,
                 **describe(rollout),

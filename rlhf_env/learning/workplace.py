@@ -45,6 +45,7 @@ from rlhf_env.learning.models import (
 from rlhf_env.learning.policy_settings import PolicySettings
 from rlhf_env.learning.processes import Processes
 from rlhf_env.learning.prompt_lengths import require_prompts_fit
+from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
 from rlhf_env.learning.run_models import keep_base, model_folder
 from rlhf_env.learning.sharding import SHARD, shard, weights_told
@@ -92,6 +93,7 @@ class Workplace:
         evaluate: Callable[[], Mapping[str, float]] | None = None,
         lower_is_better: bool = False,
         on_update: Callable[[Row, float], None] | None = None,
+        on_rollout: Callable[[int, Rollout], None] | None = None,
     ) -> Training:
         """Train as the experiment says, until its budget is spent or one of its rules for stopping has a reason.
 
@@ -103,6 +105,7 @@ class Workplace:
                 `lambda: Evaluator.of(workplace)().metrics` gives those of the evaluation.
             lower_is_better: of the measure `[evaluation] best`, by which the best agent is known.
             on_update: called with each row of metrics and the share of the budget that is spent.
+            on_rollout: called with the update and its rollout, every `[texts] rollouts_every` updates.
 
         An agent that does not train is only evaluated. Raises ConfigError where the experiment needs something that is
         missing here: evaluations for `patience`, a source of pairs for `preferences`; and what `train` raises.
@@ -150,6 +153,8 @@ class Workplace:
             stop_when=stopping,
             worth=partial(_worth, f"eval/{experiment.evaluation.best}", -1.0 if lower_is_better else 1.0),
             on_update=on_update,
+            on_rollout=on_rollout,
+            rollouts_every=experiment.texts.rollouts_every,
         )
         return replace(training, rows=[*first, *training.rows])
 
