@@ -466,6 +466,7 @@ def wants_shards(experiment: Experiment) -> bool:
 def _check_shard(experiment: Experiment) -> None:
     if not wants_shards(experiment):
         return
+    require_shardable(experiment)
     if processes.current().size == 1:
         raise ConfigError(
             Problem(
@@ -473,7 +474,6 @@ def _check_shard(experiment: Experiment) -> None:
                 "--nproc-per-node 2 -m rlhf_env train FILE` (docs/scale.md), or leave it out"
             )
         )
-    require_shardable(experiment)
 
 
 def require_shardable(experiment: Experiment) -> None:
