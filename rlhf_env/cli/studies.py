@@ -288,3 +288,16 @@ def hybrid(
         found = run_hybrid_study(HybridStudy(seeds=seeds), folder, tell)
     console.print(hybrid_table(found))
     console.print(f"Results: {folder}/seed-*.json", highlight=False, soft_wrap=True)
+
+
+@lab_app.command("memory")
+def memory(
+    file: Annotated[Path, typer.Argument(help="The experiment, a TOML file.")],
+    processes: Annotated[int, typer.Option(help="Processes that train it, each on a GPU of its own.", min=1)] = 1,
+) -> None:
+    """How much memory each process of a run will need, told from the model's configuration: with all weights trained or
+    LoRA, and divided among the processes ([engine] shard). Nothing is loaded. Checkpoints are not counted.
+    """
+    from rlhf_env.lab.memory import memory_table, ways_of
+
+    make_console().print(memory_table(ways_of(file, processes=processes)))

@@ -446,6 +446,10 @@ class LanguageModel(nn.Module):
         """
         self._decoding = None
 
+    def let_go(self) -> None:
+        """Keep no weights but those in the model itself, which are about to be replaced."""
+        self._decoding, self._recognized = None, Recognized()
+
     def __getstate__(self) -> State:  # for copy and pickle: the cache is not part of the policy
         return {**self.__dict__, "_decoding": None, "shards": None}
 
