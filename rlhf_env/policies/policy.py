@@ -80,6 +80,25 @@ class WritesTogether(Protocol):
         """`reader.response_logprobs(episodes)`, where the processes have read all of these together; else None."""
 
 
+class TextWriter(Protocol):
+    """Another engine that writes a policy's texts, with the policy's weights."""
+
+    name: str
+    max_kl: float
+    """How far what it wrote may be from the policy, in nats a token."""
+
+    def write(
+        self, policy: Any, weights: tuple[object, ...], observation: Observation, rows: Bool, numbers: Float, /
+    ) -> Written:
+        """As `Policy.write`, for `rows` bool[B]; `numbers` float64[B, k] in [0, 1) decide what is drawn.
+
+        `weights` is another value after every change of the policy's weights. Raises WriterFailed.
+        """
+
+    def take_distance(self) -> dict[str, float]:
+        """How far what it wrote since the last call is from the policy: see `WriterDistance.take`."""
+
+
 class WritesAlone:
     """One process that writes all rows."""
 
