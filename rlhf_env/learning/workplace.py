@@ -49,6 +49,7 @@ from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.policies.loading import base_and_adapter
 from rlhf_env.policies.low_precision import fallback
 from rlhf_env.policies.policy import HasContext, Policy, Sampling, all_weights
+from rlhf_env.policies.server_writer import ServerWriter
 from rlhf_env.policies.sizes import in_bytes, size_of, too_large
 from rlhf_env.policies.tabular import TabularPolicy
 from rlhf_env.policies.vllm_writer import VllmSettings, VllmWriter
@@ -77,11 +78,15 @@ class Workplace:
     """sha256, by path, of the files of your own code that it was built with."""
 
     def start_writer(self) -> None:
-        """Start the engine of `[policy] writer`, if its texts are learned from here; once.
+        """Start the engine of `[policy] writer`, if its texts are learned from here; once. Ask a server for a token.
 
-        ConfigError, in one line, where it is not installed or cannot write for this model.
+        ConfigError, in one line, where it is not installed, cannot write for this model, or does not answer.
         """
         policy, wanted = self.setup.policy, self.experiment.policy
+        if isinstance(policy, LanguageModel) and isinstance(policy.writer, ServerWriter):
+            with under("policy", "server"):
+                policy.writer.check(policy)
+            return
         learns = getattr(self.agent, "trains", True) and isinstance(self.source, EnvSource)
         if wanted.writer is None or not learns or not isinstance(policy, LanguageModel) or policy.writer is not None:
             return
@@ -260,6 +265,10 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
     reference = policy.frozen_copy()
     reference.reseed(experiment.seed + 1)
     policy.reseed(experiment.seed)
+    if (server := experiment.policy.server) is not None:
+        for writing in (policy, reference):
+            if isinstance(writing, LanguageModel):
+                writing.writer = ServerWriter(server, tokenizer)
     with under("rewards"):
         rewards = experiment.rewards
         if imitates(experiment.agent) and rewards == Experiment().rewards and not isinstance(task, ScoresItself):
@@ -428,6 +437,11 @@ def check_success(experiment: Experiment) -> None:
 
 def _check_writer(experiment: Experiment) -> None:
     """A copy of the policy, or another engine, writes only for who corrects for it."""
+    if experiment.policy.writer == "server":
+        if agent_trains(experiment.agent):
+            said = f"which tokens a server drew is not known, and {experiment.agent_label} learns from them: take "
+            raise ConfigError(Problem(f'"server": {said}best_of_n or reference, or writer = "vllm"', ("writer",)))
+        return
     name, who = "writer_dtype", "a copy of the policy"
     if experiment.policy.writer is not None:
         name, who = "writer", "another engine"

@@ -250,8 +250,8 @@ def require_known(wanted: WriterDtype | None, model: HFModel, *, fused: bool, kn
 def writing_exactly(*policies: object) -> Iterator[None]:
     """Inside, every policy that a copy in low precision, or another engine, writes for writes its texts itself."""
     written = [(policy, policy.writer_dtype, policy.writer) for policy in policies if isinstance(policy, HasWriter)]
-    for policy, _, _ in written:
-        policy.writer_dtype = policy.writer = None
+    for policy, _, writer in written:
+        policy.writer_dtype, policy.writer = None, None if writer is None or writer.of_training else writer
     try:
         yield
     finally:

@@ -81,9 +81,11 @@ class WritesTogether(Protocol):
 
 
 class TextWriter(Protocol):
-    """Another engine that writes a policy's texts, with the policy's weights."""
+    """Another engine that writes a policy's texts."""
 
     name: str
+    of_training: bool
+    """Whether training alone has its texts, which it writes with the policy's weights; else evaluations have them."""
     max_kl: float
     """How far what it wrote may be from the policy, in nats a token."""
 

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf_env.envs.stop_strings import completions
+from rlhf_env.envs.stop_strings import cut_after
 from rlhf_env.envs.transformers_tokenizer import quiet_transformers
 from rlhf_env.errors import ConfigError, WriterFailed
 from rlhf_env.policies.lora import ADAPTER, save_adapter, without_adapter
@@ -71,6 +71,7 @@ class VllmWriter:
     """vLLM's engine, holding the weights of one policy; see `TextWriter`."""
 
     name = "vLLM"
+    of_training = True
 
     def __init__(self, policy: LanguageModel, wanted: VllmSettings, *, longest: int) -> None:
         """Start the engine for texts of `longest` tokens, prompts included.
@@ -148,13 +149,8 @@ class VllmWriter:
             raise WriterFailed(f"vLLM failed while it wrote: {_in_one_line(error)}") from error
         for row, (ids, stated) in zip(written, answers, strict=True):
             tokens[row, : len(ids)], logprobs[row, : len(ids)] = ids, stated
-        if (stops := observation.get("stops")) is not None:
-            states = observation.get("stop_states")
-            states = np.zeros(len(rows), np.int64) if states is None else states
-            completing = completions(stops, states, tokens, tokens < policy.vocab_size)[1]
-            beyond = completing.cumsum(axis=1) - completing > 0
-            tokens[beyond], logprobs[beyond] = policy.vocab_size, 0.0
-        answer = Written(tokens, logprobs)
+        tokens = cut_after(observation, tokens, policy.vocab_size)
+        answer = Written(tokens, np.where(tokens < policy.vocab_size, logprobs, 0.0))
         self._distance.read(policy, texts, lengths, answer)
         return answer
 
