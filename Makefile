@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # Two processes of tests; a file stays in one, so that what its tests share is made once.
 TWO := -n 2 --dist loadfile
 
-.PHONY: help demo docs test test-wheel test-trackers lint mutants resume-matrix faults faults-annotation base-model bench-speed llama-cpp gpu growth long-run compat lock other-libraries same-questions closed-loop real-model judge vllm models clean
+.PHONY: help demo docs test test-wheel test-trackers lint mutants resume-matrix faults faults-annotation base-model bench-speed llama-cpp gpu growth long-run compat lock other-libraries same-questions closed-loop real-model judge vllm server-writer models clean
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
@@ -168,6 +168,9 @@ $(VLLM)/.ready: pyproject.toml
 
 vllm: $(VLLM)/.ready build/smollm2/config.json  ## vLLM itself writes in training, on a tiny model and on SmolLM2-135M (ten minutes)
 	$(VLLM)/bin/python tests/engines/vllm_itself.py build/smollm2
+
+server-writer: llama-cpp  ## llama.cpp's own server writes for evaluations and best-of-n (compiles it: ten minutes)
+	$(BIN)/python tests/engines/llama_cpp_writes.py build/smollm2 $(LLAMA)
 
 models: .venv/.ready  ## Check every family of language models in transformers anew: docs/models.md (minutes)
 	$(BIN)/rlhf-env check families > docs/models.new && mv docs/models.new docs/models.md

@@ -99,7 +99,7 @@ def test_who_does_not_learn_from_its_texts_starts_no_engine(engine: type[LLM], t
         ("grpo", {"lora": {"dora": True}}, "vLLM has no adapters with dora = true"),
         ("grpo", {"writer": None, "vllm": {}}, 'set writer = "vllm" beside it'),
         ("grpo", {"vllm": {"max_kl": 0}}, "max_kl must be above 0, got 0"),
-        ("grpo", {"writer": "sglang"}, "writer must be one of 'vllm', got 'sglang'"),
+        ("grpo", {"writer": "sglang"}, "writer must be one of 'vllm', 'server', got 'sglang'"),
     ],
 )
 def test_what_does_not_go_together(agent: str, policy: dict[str, Any], said: str) -> None:
