@@ -36,6 +36,8 @@ class Entry:
     ours: str = ""
     """What we have like it: a name in docs/losses.md, or of a row of `rlhf-env lab exact`."""
     differs: Differs | None = None
+    wrong: float = 0.0
+    """Of pairs: the share of labels that are wrong, of a loss that is told so."""
 
     @property
     def full_name(self) -> str:

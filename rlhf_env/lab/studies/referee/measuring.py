@@ -20,7 +20,8 @@ from rlhf_env.lab.studies.exact.losses import follow
 from rlhf_env.lab.studies.referee.texts import Draws, Kind, Loss, Texts
 
 Together = Literal["mean", "sum", "alone"]
-"""What the loss of several batches is: the mean of theirs, their sum, or something else."""
+"""What the loss of several batches is: the mean of theirs, their sum, or something else. Of advantages: the same as
+those of each ("sum"), these over the number of batches ("mean"), or something else."""
 
 _SAME = 1e-5  # relative: code in float32 does not add up more exactly; what is not a sum differs by far more
 _STEPS, _BOLD = 300, 0.1  # of a descent on a pair loss, and the length of the first
@@ -33,7 +34,7 @@ class Measurable:
     loss: Loss
     advantages: Callable[[Texts], Tensor] | None = None
     kind: Kind = "tokens"
-    _together: dict[tuple[object, ...], tuple[bool, Together]] = field(default_factory=dict)
+    _together: dict[tuple[object, ...], tuple[Together, Together]] = field(default_factory=dict)
 
     def gradients(self, draws: Draws, policy: Tensor, writer: Tensor, *, alone: bool = False) -> Tensor:
         """[M, S, V]: of ascent, by the table `policy` [S, V], for each batch by itself; `writer` wrote them.
@@ -44,7 +45,7 @@ class Measurable:
         found = torch.zeros(len(draws.members), states, choices, dtype=torch.float64)
         for some in draws.by_length:
             texts = draws.texts(some, policy, writer)
-            by_row = self._by_row(texts, (False, "alone") if alone else self._ways(texts, draws))
+            by_row = self._by_row(texts, ("alone", "alone") if alone else self._ways(texts, draws))
             # Texts of one batch share states: the first token of all is drawn in the same one.
             state = draws.objective.tree.choices[0][draws.members[some]]
             place = (torch.arange(len(some))[:, None, None] * states + state).flatten()
@@ -53,42 +54,42 @@ class Measurable:
             found[some] = flat.reshape(len(some), states, choices)
         return found
 
-    def _ways(self, texts: Texts, draws: Draws) -> tuple[bool, Together]:
-        """Whether advantages of several batches are those of each, and what their loss is; found out once a world."""
+    def _ways(self, texts: Texts, draws: Draws) -> tuple[Together, Together]:
+        """What advantages of several batches are, and what their loss is; found out once a world."""
         lengths = texts.mask[: draws.members.shape[1]].sum(1).tolist()
         key = (*draws.members.shape, *lengths)
         if key not in self._together:
             self._together[key] = self._found_out(texts)
         return self._together[key]
 
-    def _found_out(self, texts: Texts) -> tuple[bool, Together]:
+    def _found_out(self, texts: Texts) -> tuple[Together, Together]:
         """On the first batch, the last, and one between."""
         if texts.batches == 1:
-            return True, "mean"
+            return "sum", "sum"
         some = sorted({0, texts.batches // 2, texts.batches - 1})
         of_these = torch.isin(texts.group, torch.tensor(some))
         alone = [_of_batch(texts, number) for number in some]
+        ways: tuple[Together, ...] = ("sum", "mean")
         wanted = torch.cat([self._advantages_of(each) for each in alone])
-        at_once = _near(self._advantages_of(texts)[of_these], wanted)
-        wanted = torch.cat([self._by_row(each, (True, "mean")) for each in alone])
-        ways: tuple[Together, ...] = ("mean", "sum")
-        for way in ways:
-            if _near(self._by_row(texts, (at_once, way))[of_these], wanted):
-                return at_once, way
-        return at_once, "alone"
+        at_once = self._advantages_of(texts)[of_these]
+        same = (way for way in ways if _near(at_once * _factor(way, texts), wanted))
+        advantages: Together = next(same, "alone")
+        wanted = torch.cat([self._by_row(each, ("sum", "sum")) for each in alone])
+        fitting = (way for way in ways if _near(self._by_row(texts, (advantages, way))[of_these], wanted))
+        return advantages, next(fitting, "alone")
 
-    def _by_row(self, texts: Texts, ways: tuple[bool, Together]) -> Tensor:
+    def _by_row(self, texts: Texts, ways: tuple[Together, Together]) -> Tensor:
         """[B, T, V]: the gradients of every batch's own loss by its rows."""
-        at_once, together = ways
-        if together == "alone":
+        of_advantages, of_loss = ways
+        if of_loss == "alone":
             alone = [_of_batch(texts, number) for number in range(texts.batches)]
             return torch.cat([self._gradient(each, self._advantages_of(each)) for each in alone])
-        if at_once:
-            advantages = self._advantages_of(texts)
-        else:
+        if of_advantages == "alone":
             each_alone = [self._advantages_of(_of_batch(texts, number)) for number in range(texts.batches)]
             advantages = torch.cat(each_alone)
-        return self._gradient(texts, advantages) * (texts.batches if together == "mean" else 1.0)
+        else:
+            advantages = self._advantages_of(texts) * _factor(of_advantages, texts)
+        return self._gradient(texts, advantages) * _factor(of_loss, texts)
 
     def _advantages_of(self, texts: Texts) -> Tensor:
         if self.advantages is None:
@@ -104,6 +105,10 @@ class Measurable:
             return torch.zeros_like(texts.logits)
         (gradient,) = torch.autograd.grad(loss, texts.logits, allow_unused=True)
         return torch.zeros_like(texts.logits) if gradient is None else gradient.double()
+
+
+def _factor(way: Together, texts: Texts) -> float:
+    return float(texts.batches) if way == "mean" else 1.0
 
 
 def _near(found: Tensor, wanted: Tensor) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Literal
 
 import torch
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rlhf_env.lab.studies.referee.measuring import Measurable
-from rlhf_env.lab.studies.referee.texts import Loss, Texts
+from rlhf_env.lab.studies.referee.texts import Texts
 from rlhf_env.learning.functional import (
     Aggregation,
     KLEstimator,
@@ -116,13 +115,19 @@ def over_mean(texts: Texts) -> Tensor:
 
 
 def whitened(
-    advantages: Callable[[Texts], Tensor], texts: Texts, *, sample: bool = True, epsilon: float = 0.0, soft: float = 0.0
+    advantages: Callable[[Texts], Tensor],
+    texts: Texts,
+    *,
+    sample: bool = True,
+    epsilon: float = 0.0,
+    dtype: torch.dtype = torch.float64,
 ) -> Tensor:
-    """To mean 0 and variance 1 over all tokens; `sample`: the variance of a sample (n - 1)."""
+    """To mean 0 and variance 1 over all tokens; `sample`: n - 1 in place of n, the quotient of both in `dtype`."""
     values, count = advantages(texts), texts.counted.sum()
-    mean = (values * texts.counted).sum() / (count + soft)
-    spread = ((values - mean).square() * texts.counted).sum() / (count + soft)
-    spread = spread * count / (count - 1.0) if sample else spread
+    mean = (values * texts.counted).sum() / count
+    spread = ((values - mean).square() * texts.counted).sum() / count
+    if sample:
+        spread = spread * (count.to(dtype) / (count - 1.0).to(dtype)).double()
     # Where all are equal, they are 0 / 0 of which nothing is learned.
     return (values - mean) / (spread + epsilon).sqrt() if spread + epsilon > 0.0 else values - mean
 
@@ -159,26 +164,25 @@ def weighed_likelihood(texts: Texts, advantages: Tensor, *, low: float, high: fl
 
 def soft_gate(texts: Texts, advantages: Tensor, *, dtype: torch.dtype = torch.float64) -> Tensor:
     """SAPO's, with temperatures that have the digits of `dtype`."""
-    tau = torch.where(advantages > 0, *torch.tensor([1.0, 1.05], dtype=dtype).double())
+    positive, negative = torch.tensor([1.0, 1.05], dtype=dtype).double()
+    tau = torch.where(advantages > 0, positive, negative)
     ratio = (texts.logprobs - texts.written).exp()
     return -(4.0 / tau) * torch.sigmoid(tau * (ratio - 1.0)) * advantages
 
 
-def geometric(texts: Texts, advantages: Tensor, *, clip: float, soft: float = 0.0) -> Tensor:
+def geometric(texts: Texts, advantages: Tensor, *, clip: float) -> Tensor:
     """GMPO's (arXiv 2507.20673): the geometric mean of the text's ratios, each clipped on the side that pays."""
     log_ratio = texts.logprobs - texts.written
     bounded = log_ratio.clamp(-clip, clip)
     held = torch.where(advantages > 0, torch.minimum(log_ratio, bounded), torch.maximum(log_ratio, bounded))
-    count = texts.counted.sum(1, keepdim=True)
-    mean = (held * texts.counted).sum(1, keepdim=True) / (count + soft)
-    advantages = advantages * count / (count + soft)
+    mean = (held * texts.counted).sum(1, keepdim=True) / texts.counted.sum(1, keepdim=True)
     return (-advantages * mean.exp()).expand(texts.mask.shape)
 
 
 def gamma_weighed(texts: Texts, advantages: Tensor) -> Tensor:
     """VESPO's (arXiv 2602.10693): -sg(phi(w)) A log pi, phi(w) = w^k exp(lambda (1 - w)), w the text's ratio."""
     log_ratio = ((texts.logprobs.detach() - texts.written) * texts.counted).sum(1, keepdim=True)
-    k, lam = (torch.where(advantages >= 0, *pair) for pair in ((2.0, 3.0), (3.0, 2.0)))
+    k, lam = (torch.where(advantages >= 0, up, down) for up, down in ((2.0, 3.0), (3.0, 2.0)))
     weight = (lam + k * log_ratio - lam * log_ratio.exp()).exp()
     return -weight * advantages * texts.logprobs
 
@@ -237,14 +241,10 @@ def penalty(texts: Texts, kind: KLEstimator | Literal["none", "abs"], *, whole_r
     return kl_estimate(texts.logprobs, texts.reference, kind, log_ratio)
 
 
-def added_up(values: Tensor, texts: Texts, how: Adding, *, soft: float = 0.0) -> Tensor:
-    """Scalar: by the weights of `token_weights`; `soft` is added to what is divided by."""
+def added_up(values: Tensor, texts: Texts, how: Adding) -> Tensor:
+    """Scalar: by the weights of `token_weights`."""
     if how == "token-sum":
         return (values * texts.counted).sum()
-    if soft and how == "sequence-mean":
-        return ((values * texts.counted).sum(1) / (texts.counted.sum(1) + soft)).mean()
-    if soft and how == "token-mean":
-        return (values * texts.counted).sum() / (texts.counted.sum() + soft)
     return (values * token_weights(texts.mask, how, longest=texts.longest)).sum()
 
 
@@ -255,8 +255,6 @@ def derived(
     *,
     kl: KLEstimator | Literal["none", "abs"] = "none",
     whole_ratio: bool = False,
-    soft: float = 0.0,
-    factor: float = 1.0,
 ) -> Measurable:
     """The objective of these parts; `kl` is a part of the loss, weighed by beta."""
 
@@ -264,7 +262,7 @@ def derived(
         by_token = terms(texts, given)
         if kl != "none":
             by_token = by_token + texts.beta * penalty(texts, kl, whole_ratio=whole_ratio)
-        return factor * added_up(by_token, texts, how, soft=soft)
+        return added_up(by_token, texts, how)
 
     return Measurable(loss, advantages)
 
@@ -405,5 +403,3 @@ def orpo(texts: Texts, _a: Tensor, _b: Tensor, *, weight: float = 0.1, single: b
         a, b = a.float(), b.float()
     odds = (a - torch.log(-torch.expm1(a))) - (b - torch.log(-torch.expm1(b)))
     return -of_preferred - weight * F.logsigmoid(odds)
-
-

@@ -58,6 +58,11 @@ class Texts:
         return self.mask.to(self.logits.dtype)
 
     @cached_property
+    def marked(self) -> Tensor:
+        """int64[B, T]: the mask as libraries that take an attention mask for it have it."""
+        return self.mask.long()
+
+    @cached_property
     def paid(self) -> Tensor:
         """float64[B, T]: the reward at the last token."""
         paid = torch.zeros_like(self.written)
@@ -99,6 +104,8 @@ class Draws:
     objective: Objective
     members: Tensor
     orders: Tensor | None = None
+    wrong: float = 0.0
+    """The share of pairs whose labels are the other way round, beyond how Bradley and Terry say that they err."""
 
     @classmethod
     def groups(cls, objective: Objective, size: int) -> Draws:
@@ -106,9 +113,9 @@ class Draws:
         return cls(objective, batches.members, batches.orders)
 
     @classmethod
-    def pairs(cls, objective: Objective) -> Draws:
+    def pairs(cls, objective: Objective, wrong: float = 0.0) -> Draws:
         number = torch.arange(objective.tree.responses)
-        return cls(objective, (number[:, None] != number).nonzero())
+        return cls(objective, (number[:, None] != number).nonzero(), wrong=wrong)
 
     def chance(self, writer: Tensor) -> Tensor:
         """float64[M]: how likely each batch is, of what the policy `writer` [S, V] writes."""
@@ -116,7 +123,8 @@ class Draws:
         if self.orders is not None:
             return drawn * self.orders
         reward = self.objective.reward[self.members]
-        chance = drawn * torch.sigmoid(reward[:, 0] - reward[:, 1])
+        right = torch.sigmoid(reward[:, 0] - reward[:, 1])
+        chance = drawn * ((1.0 - self.wrong) * right + self.wrong * (1.0 - right))
         return chance / chance.sum()
 
     @cached_property

@@ -100,7 +100,7 @@ LIBRARIES = (
         version="0.6.1",
         sha256="bcbc4ee9774b5c5829a5ff13df851e0b0e32416c018af8db53faa3472ac256e7",
         entered=("torchtune",),
-        stand_ins=("torchao",),
+        stand_ins=("omegaconf", "torchao"),
     ),
 )
 

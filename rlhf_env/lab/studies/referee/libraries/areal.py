@@ -34,9 +34,9 @@ def _online(core: Any) -> Iterator[Entry]:
         return found
 
     def sapo(texts: Texts, advantages: Tensor, **settings: Any) -> Tensor:
-        found: Tensor = core.sapo_loss_fn(
-            texts.logprobs, texts.written, advantages, 1.0, 1.05, texts.mask, **settings
-        )[0]
+        found: Tensor = core.sapo_loss_fn(texts.logprobs, texts.written, advantages, 1.0, 1.05, texts.mask, **settings)[
+            0
+        ]
         return found
 
     def entry(name: str, loss: Callable[..., Tensor], terms: second.Terms, ours: str, **settings: Any) -> Entry:

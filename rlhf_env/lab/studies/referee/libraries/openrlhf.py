@@ -31,9 +31,7 @@ def _advantages(maker: Any, sums: Any, estimator: str, *, penalty: bool = True) 
                 advantage=SimpleNamespace(estimator=estimator, gamma=1.0, lambd=0.95, no_std_norm=False)
             ),
             rollout=SimpleNamespace(n_samples_per_prompt=len(texts.reward) // texts.batches),
-            reward=SimpleNamespace(
-                clip_range=None, overlong_buffer_len=None, stop_properly_penalty_coef=None
-            ),
+            reward=SimpleNamespace(clip_range=None, overlong_buffer_len=None, stop_properly_penalty_coef=None),
         )
         made = SimpleNamespace(
             strategy=SimpleNamespace(args=settings),
@@ -46,8 +44,8 @@ def _advantages(maker: Any, sums: Any, estimator: str, *, penalty: bool = True) 
         experience = SimpleNamespace(
             index=list(range(len(texts.reward))),
             rewards=texts.reward.clone(),
-            kl=sums.compute_approx_kl(texts.written, texts.reference, kl_estimator="k1") * texts.counted,
-            action_mask=texts.counted,
+            kl=sums.compute_approx_kl(texts.written, texts.reference, kl_estimator="k1") * texts.marked,
+            action_mask=texts.marked,
             values=torch.zeros_like(texts.written),
             info={},
         )
@@ -65,7 +63,7 @@ def online(load: Import) -> Iterator[Entry]:
         function = loss_module.PolicyLoss(**settings)
 
         def loss(texts: Texts, advantages: Tensor) -> Tensor:
-            found: Tensor = function(texts.logprobs, texts.written, advantages, action_mask=texts.counted)[0]
+            found: Tensor = function(texts.logprobs, texts.written, advantages, action_mask=texts.marked)[0]
             return found
 
         return loss
@@ -105,48 +103,48 @@ def online(load: Import) -> Iterator[Entry]:
     group = partial(second.to_go, baseline="group")
     yield estimated("rloo", partial(second.to_go, baseline="others"), "RLOO", rounded(second.of_others_and_penalty))
     yield estimated(
-        "reinforce_baseline", partial(over_all, group), "reinforce++", rounded(partial(_single_moments, group)),
+        "reinforce_baseline",
+        partial(over_all, group),
+        "reinforce++",
+        rounded(partial(_single_moments, group)),
         "; so are mean and variance of the batch",
     )
     yield estimated("dr_grpo", group, "dr-grpo", rounded(group))
     yield estimated(
-        "group_norm", partial(second.scaled_to_go, epsilon=1e-9), "clip", rounded(partial(second.scaled_to_go, epsilon=1e-9))
+        "group_norm",
+        partial(second.scaled_to_go, epsilon=1e-9),
+        "clip",
+        rounded(partial(second.scaled_to_go, epsilon=1e-9)),
     )
     yield estimated(
-        "reinforce", partial(over_all, second.to_go), "reinforce++", rounded(partial(_single_moments, second.to_go)),
+        "reinforce",
+        partial(over_all, second.to_go),
+        "reinforce++",
+        rounded(partial(_single_moments, second.to_go)),
         "; so are mean and variance of the batch",
     )
     yield estimated(
-        "gae", partial(over_all, second.generalised), "PPO", rounded(partial(_single_moments, second.generalised)),
+        "gae",
+        partial(over_all, second.generalised),
+        "PPO",
+        rounded(partial(_single_moments, second.generalised)),
         "; so are mean and variance of the batch",
     )
 
-    def losses(name: str, terms: second.Terms, how: second.Adding, ours: str, soft: float = 0.0, **settings: Any) -> Entry:
-        group_norm = partial(second.of_group, epsilon=1e-9, penalty=False)
-        exact = second.derived(group_norm, terms, how, soft=soft)
+    def losses(name: str, terms: second.Terms, how: second.Adding, ours: str, **settings: Any) -> Entry:
         return Entry(
             library="openrlhf",
             name=name,
             theirs=Measurable(policy(**settings), _advantages(maker, sums, "group_norm", penalty=False)),
-            second=second.derived(group_norm, terms, how),
+            second=second.derived(partial(second.of_group, epsilon=1e-9, penalty=False), terms, how),
             penalty="none",
             ours=ours,
-            differs=Differs(
-                line="seq_loss = (loss * loss_mask).sum(dim=-1) / (token_counts + 1e-8)",
-                module=_LOSS,
-                why="1e-8 is added to the number of tokens",
-                explained=exact,
-            )
-            if soft
-            else None,
         )
 
     of_text = partial(second.of_text, clip=0.2)
-    yield losses("gspo loss, no penalty", of_text, "sequence-mean", "gspo", 1e-8, policy_loss_type="gspo")
+    yield losses("gspo loss, no penalty", of_text, "sequence-mean", "gspo", policy_loss_type="gspo")
     yield losses("dual clip loss, no penalty", partial(second.clipped, dual=3.0), "token-mean", "clip", dual_clip=3.0)
-    yield losses(
-        "ppo loss per text, no penalty", second.uncapped, "sequence-mean", "clip", 1e-8, token_level_loss=False
-    )
+    yield losses("ppo loss per text, no penalty", second.uncapped, "sequence-mean", "clip", token_level_loss=False)
 
 
 def _single_moments(advantages: Callable[[Texts], Tensor], texts: Texts) -> Tensor:
@@ -172,7 +170,7 @@ def penalties(load: Import) -> Iterator[Entry]:
 
     def with_term(estimator: str, unbiased: bool) -> Callable[[Texts, Tensor], Tensor]:
         def loss(texts: Texts, advantages: Tensor) -> Tensor:
-            policy = function(texts.logprobs, texts.written, advantages, action_mask=texts.counted)[0]
+            policy = function(texts.logprobs, texts.written, advantages, action_mask=texts.marked)[0]
             kl = sums.compute_approx_kl(
                 texts.logprobs,
                 texts.reference,
@@ -180,7 +178,7 @@ def penalties(load: Import) -> Iterator[Entry]:
                 kl_estimator=estimator,
                 unbiased_gradient=unbiased,
             )
-            total: Tensor = policy + texts.beta * loss_module.aggregate_loss(kl, texts.counted)
+            total: Tensor = policy + texts.beta * loss_module.aggregate_loss(kl, texts.marked)
             return total
 
         return loss

@@ -6,6 +6,7 @@ Its losses are sums: how tokens add up is in the advantages, by `apply_loss_redu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +26,7 @@ _RATIO = Differs(
     module=_SUMS,
     why="the ratio is computed in float32",
 )
-_GROUPS = "id2mean[idx] = torch.mean(torch.tensor(id2score[idx]))"
+_WHITENED = "return (values - mean) * torch.rsqrt(var + 1e-8)"
 
 
 def _settings(**changed: Any) -> SimpleNamespace:
@@ -52,14 +53,25 @@ def _settings(**changed: Any) -> SimpleNamespace:
     return SimpleNamespace(**{**values, **changed})
 
 
-def _in_single(texts: Texts, *, scaled: bool = True, over_mean: bool = False) -> Tensor:
-    """As of a group, its mean and its deviation those of float32."""
-    returns = texts.penalised.sum(1).reshape(texts.batches, -1)
-    single = returns.float()
-    mean, spread = single.mean(1, keepdim=True), single.std(1, keepdim=True)
-    divisor = mean + 1e-6 if over_mean else spread + 1e-6 if scaled else torch.ones(1)
-    rows = (returns - mean) / divisor
-    return rows.reshape(-1, 1).expand(texts.mask.shape)
+def _ratio(texts: Texts, dtype: torch.dtype = torch.float32) -> Tensor:
+    """r, computed in `dtype`."""
+    return (texts.logprobs - texts.written).to(dtype).exp().double()
+
+
+def _clipped(texts: Texts, advantages: Tensor) -> Tensor:
+    ratio = _ratio(texts)
+    return -torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)
+
+
+def _likelihood(texts: Texts, advantages: Tensor, *, low: float, high: float, drop: bool = False) -> Tensor:
+    ratio = _ratio(texts).detach()
+    kept = ratio * ((ratio > low) & (ratio < high)) if drop else ratio.clamp(low, high)
+    return -kept * advantages * texts.logprobs
+
+
+def _within(texts: Texts, advantages: Tensor, **bounds: Any) -> Tensor:
+    kept = second.within_divergence(texts, torch.where(advantages > 0, 1.0, -1.0), cap=None, **bounds).detach() != 0
+    return -_ratio(texts) * advantages * kept
 
 
 def objectives(load: Import) -> list[Entry]:
@@ -73,7 +85,7 @@ def _all(load: Import) -> Iterator[Entry]:
         def of(texts: Texts) -> Tensor:
             given = {
                 "token_level_rewards": texts.penalised,
-                "response_mask": texts.counted,
+                "response_mask": texts.marked,
                 "index": texts.group.numpy(),
                 "gamma": 1.0,
                 **more,
@@ -81,7 +93,7 @@ def _all(load: Import) -> Iterator[Entry]:
             if function is core.compute_gae_advantage_return:
                 given.update({"values": torch.zeros_like(texts.penalised), "lambd": 0.95})
             found: Tensor = core.apply_loss_reduction_to_advantages_minibatch(
-                function(**given)[0], texts.counted, how, len(texts.reward), texts.longest
+                function(**given)[0], texts.marked, how, len(texts.reward), texts.longest
             )
             return found
 
@@ -92,7 +104,7 @@ def _all(load: Import) -> Iterator[Entry]:
 
         def of(texts: Texts, given: Tensor) -> Tensor:
             rollout = texts.written if written else None
-            found: Tensor = function(texts.logprobs, texts.written, given, made, texts.counted, rollout)[0]
+            found: Tensor = function(texts.logprobs, texts.written, given, made, texts.marked, rollout)[0]
             return found
 
         return of
@@ -103,7 +115,6 @@ def _all(load: Import) -> Iterator[Entry]:
         "dr-grpo": "seq_mean_token_sum_norm",
     }
     regular = loss(core.ppo_policy_loss)
-    single = "mean and deviation of a group in float32: where all rewards are equal, a rounding error over 1e-6"
 
     def estimator(
         name: str,
@@ -112,9 +123,11 @@ def _all(load: Import) -> Iterator[Entry]:
         how: second.Adding,
         ours: str = "",
         rounded: Callable[[Texts], Tensor] | None = None,
-        why: str = single,
         **more: Any,
     ) -> Entry:
+        line, module, why = _RATIO.line, _RATIO.module, _RATIO.why
+        if rounded is not None:
+            line, module, why = _WHITENED, _CORE, f"1e-8 is added to the variance; {_RATIO.why}"
         return Entry(
             library="skyrl",
             name=name,
@@ -122,43 +135,31 @@ def _all(load: Import) -> Iterator[Entry]:
             second=second.derived(exact, second.uncapped, how),
             ours=ours,
             differs=Differs(
-                line=_GROUPS if why == single else "return (values - mean) * torch.rsqrt(var + 1e-8)",
-                module=_CORE,
+                line=line,
+                module=module,
                 why=why,
-                explained=second.derived(rounded, second.uncapped, how),
-            )
-            if rounded
-            else None,
+                explained=second.derived(rounded or exact, _clipped, how),
+            ),
         )
 
     grpo = core.compute_grpo_outcome_advantage
-    yield estimator("grpo, token_mean", grpo, second.of_group, "token-mean", "", _in_single)
-    yield estimator("grpo, sequence_mean", grpo, second.of_group, "sequence-mean", "clip", _in_single)
+    yield estimator("grpo, token_mean", grpo, second.of_group, "token-mean")
+    yield estimator("grpo, sequence_mean", grpo, second.of_group, "sequence-mean", "clip")
     yield estimator(
         "grpo without std, seq_mean_token_sum_norm",
         grpo,
         partial(second.of_group, scaled=False),
         "dr-grpo",
         "dr-grpo",
-        partial(_in_single, scaled=False),
         grpo_norm_by_std=False,
     )
     yield estimator("rloo", core.compute_rloo_outcome_advantage, second.left_out, "token-mean", "RLOO")
-    yield estimator(
-        "maxrl",
-        core.compute_maxrl_advantage,
-        second.over_mean,
-        "token-mean",
-        "maxrl",
-        partial(_in_single, over_mean=True),
-    )
-    softly = "1e-8 is added to the variance"
     for name, function, exact, ours in (
         ("reinforce++", core.compute_reinforce_plus_plus_outcome_advantage, second.to_go, "reinforce++"),
         ("gae", core.compute_gae_advantage_return, second.generalised, "PPO"),
     ):
-        soft = partial(second.whitened, exact, epsilon=1e-8)
-        yield estimator(name, function, partial(second.whitened, exact), "token-mean", ours, soft, softly)
+        soft = partial(second.whitened, exact, epsilon=1e-8, dtype=torch.float32)
+        yield estimator(name, function, partial(second.whitened, exact), "token-mean", ours, soft)
 
     def policy(
         name: str,
@@ -166,36 +167,51 @@ def _all(load: Import) -> Iterator[Entry]:
         terms: second.Terms,
         ours: str = "",
         how: second.Adding = "token-mean",
+        single: second.Terms | None = None,
         written: bool = False,
         **settings: Any,
     ) -> Entry:
+        """`single`: the same with the ratio in float32."""
         theirs = advantages(core.compute_rloo_outcome_advantage, ways[how])
+        explained = None if single is None else second.derived(second.left_out, single, how)
         return Entry(
             library="skyrl",
             name=f"{name} loss",
             theirs=Measurable(loss(function, written, **settings), theirs),
             second=second.derived(second.left_out, terms, how),
             ours=ours,
-            differs=_RATIO if function in in_single else None,
+            differs=None if explained is None else replace(_RATIO, explained=explained),
         )
 
-    in_single = {core.compute_policy_loss_cispo, core.rollout_is_policy_loss, core.dppo_policy_loss}
     yield policy("sapo", core.sapo_policy_loss, second.soft_gate, "sapo", "sequence-mean")
     of_text = partial(second.of_text, clip=0.2)
     yield policy("gspo", core.gspo_policy_loss, of_text, "gspo", "sequence-mean")
+    bounds: dict[str, Any] = {"low": 1.0, "high": 6.0}
     yield policy(
-        "cispo", core.compute_policy_loss_cispo, partial(second.weighed_likelihood, low=1.0, high=6.0), "cispo"
+        "cispo",
+        core.compute_policy_loss_cispo,
+        partial(second.weighed_likelihood, **bounds),
+        "cispo",
+        single=partial(_likelihood, **bounds),
     )
-    dropped = partial(second.weighed_likelihood, low=0.8, high=1.2, drop=True)
-    yield policy("rollout_is", core.rollout_is_policy_loss, dropped, written=True)
-    within: Any = {"low": 0.2, "high": 0.2, "cap": None}
-    yield policy("dppo tv", core.dppo_policy_loss, partial(second.within_divergence, form="tv", **within))
+    bounds = {"low": 0.8, "high": 1.2, "drop": True}
     yield policy(
-        "dppo kl",
-        core.dppo_policy_loss,
-        partial(second.within_divergence, form="kl", **within),
-        dppo=SimpleNamespace(dppo_type="binary_kl", delta_low=0.2, delta_high=0.2),
+        "rollout_is",
+        core.rollout_is_policy_loss,
+        partial(second.weighed_likelihood, **bounds),
+        single=partial(_likelihood, **bounds),
+        written=True,
     )
+    forms: tuple[tuple[str, str], ...] = (("tv", "binary_tv"), ("kl", "binary_kl"))
+    for form, called in forms:
+        bounds = {"form": form, "low": 0.2, "high": 0.2}
+        yield policy(
+            f"dppo {form}",
+            core.dppo_policy_loss,
+            partial(second.within_divergence, cap=None, **bounds),
+            single=partial(_within, **bounds),
+            dppo=SimpleNamespace(dppo_type=called, delta_low=0.2, delta_high=0.2),
+        )
     yield policy("importance_sampling", core.importance_sampling_loss, _weighed)
 
 

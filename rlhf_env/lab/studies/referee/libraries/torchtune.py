@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,28 +34,27 @@ def _ppo(rlhf: Any, losses: Any) -> Entry:
 
     def loss(texts: Texts, given: Tensor) -> Tensor:
         zeros = torch.zeros_like(texts.written)
-        found: Tensor = function(
-            texts.written, texts.logprobs, given, zeros, zeros, zeros, padding_masks=texts.mask
-        )[0]
+        found: Tensor = function(texts.written, texts.logprobs, given, zeros, zeros, zeros, padding_masks=texts.mask)[0]
         return found
 
-    def like(**softly: float) -> Measurable:
-        def whitened(texts: Texts) -> Tensor:
-            return second.whitened(second.generalised, texts, **softly)
-
-        return second.derived(whitened, second.uncapped, "token-mean")
+    def off_centre(texts: Texts) -> Tensor:
+        """The mean is taken off, and added again to what was scaled."""
+        values = second.generalised(texts)
+        mean = (values * texts.counted).sum() / texts.counted.sum()
+        return mean + second.whitened(second.generalised, texts, epsilon=1e-8, dtype=torch.float32)
 
     return Entry(
         library="torchtune",
         name="PPOLoss, estimate_advantages",
         theirs=Measurable(loss, advantages),
-        second=like(),
+        second=second.derived(partial(second.whitened, second.generalised), second.uncapped, "token-mean"),
         ours="PPO",
         differs=Differs(
-            line="whitened = (x - mean) * torch.rsqrt(var + 1e-8)",
+            line="    if shift_mean:",
             module="torchtune.rlhf.rewards",
-            why="1e-8 is added to the variance",
-            explained=like(epsilon=1e-8),
+            why="the mean is added again to what was scaled, where TRL, whose function it names as its source, adds it "
+            "unless shift_mean is set: normalised advantages keep their mean; and 1e-8 is added to the variance",
+            explained=second.derived(off_centre, second.uncapped, "token-mean"),
         ),
     )
 

@@ -186,7 +186,7 @@ def online(load: Import) -> Iterator[Entry]:
     yield entry("cispo", like(capped, "token-mean"), "cispo", loss_type="cispo", epsilon_high=5.0)
     yield entry("sapo", like(partial(second.soft_gate, dtype=torch.float32), "sequence-mean"), "sapo", loss_type="sapo")
     yield entry("vespo", like(second.gamma_weighed, "token-mean"), loss_type="vespo")
-    gspo = {"importance_sampling_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4}
+    gspo: dict[str, Any] = {"importance_sampling_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4}
     of_text = partial(second.of_text, clip=3e-4, high=4e-4)
     yield entry(
         "grpo, sequence level (GSPO)",
@@ -338,7 +338,8 @@ def pairs(load: Import) -> Iterator[Entry]:
         ),
     )
     yield entry("dpo nca_pair", second.nca, "nca_pair")
-    yield entry("dpo robust", partial(second.robust, wrong=0.1), "robust", "robust", label_smoothing=0.1)
+    robust = entry("dpo robust", partial(second.robust, wrong=0.1), "robust", "robust", label_smoothing=0.1)
+    yield replace(robust, wrong=0.1)
     yield entry("dpo bco_pair", second.bco, "bco_pair")
     yield entry("dpo sppo_hard", second.sppo, "sppo_hard", "sppo")
     yield entry("dpo apo_zero", second.apo_zero, "apo_zero", "apo-zero")
@@ -381,7 +382,7 @@ def pairs(load: Import) -> Iterator[Entry]:
         why="the odds are computed in float32",
         explained=second.compared(partial(second.orpo, single=True)),
     )
-    free = {"library": "trl", "penalty": "none"}
+    free: dict[str, Any] = {"library": "trl", "penalty": "none"}
     yield Entry(
         name="cpo", theirs=Measurable(cpo, None, "pairs"), second=second.compared(second.cpo), ours="cpo", **free
     )

@@ -17,8 +17,7 @@ from rlhf_env.lab.studies.referee.texts import Texts
 
 Import = Callable[[str], Any]
 _CORE, _SUMS = "verl.trainer.ppo.core_algos", "verl.utils.torch_functional"
-_MEAN_LINE = "return s / (mask.sum(axis=axis) + 1e-8)"
-_OF_SEQUENCES = "seq_losses = torch.sum(loss_mat * loss_mask, dim=-1) / (seq_mask + 1e-8)"
+_WHITENED = "whitened = (values - mean) * torch.rsqrt(var + 1e-8)"
 
 
 class _Core:
@@ -49,10 +48,10 @@ class _Core:
         paid = (rewards or self.rewards)(texts)
         if name == "gae":
             values = torch.zeros_like(paid)
-            return self._first(self.core.compute_gae_advantage_return(paid, values, texts.counted, 1.0, 0.95))
+            return self._first(self.core.compute_gae_advantage_return(paid, values, texts.marked, 1.0, 0.95))
         given = {
             "token_level_rewards": paid,
-            "response_mask": texts.counted,
+            "response_mask": texts.marked,
             "index": texts.group.numpy(),
             "config": self.algorithm(gamma=1.0),
             "reward_baselines": torch.full_like(texts.reward, texts.greedy),
@@ -75,7 +74,7 @@ class _Core:
         def loss(texts: Texts, advantages: Tensor) -> Tensor:
             # A copy: two of the losses write into what they are given.
             given = advantages.expand(texts.mask.shape).clone()
-            found: Tensor = function(texts.written, texts.logprobs, given, texts.counted, how, made)[0]
+            found: Tensor = function(texts.written, texts.logprobs, given, texts.marked, how, made)[0]
             return found
 
         return loss
@@ -87,7 +86,7 @@ class _Core:
 
         def both(texts: Texts, advantages: Tensor) -> Tensor:
             by_token = self.core.kl_penalty(texts.logprobs, texts.reference, kind)
-            term = self.core.agg_loss(by_token, texts.counted, how)
+            term = self.core.agg_loss(by_token, texts.marked, how)
             total: Tensor = loss(texts, advantages) + texts.beta * term
             return total
 
@@ -117,11 +116,11 @@ def estimators(core: _Core) -> Iterator[Entry]:
         )
 
     def whitening(advantages: Callable[[Texts], Tensor]) -> Differs:
-        found = partial(second.whitened, advantages, epsilon=1e-8, soft=1e-8)
+        found = partial(second.whitened, advantages, epsilon=1e-8, dtype=torch.float32)
         return Differs(
-            line=_MEAN_LINE,
+            line=_WHITENED,
             module=_SUMS,
-            why="1e-8 is added to the number of tokens, and to the variance",
+            why="1e-8 is added to the variance, and n / (n - 1) of an int64 mask is a quotient in float32",
             explained=second.derived(found, clip, "token-mean"),
         )
 
@@ -149,9 +148,7 @@ def estimators(core: _Core) -> Iterator[Entry]:
         "reinforce++",
         whitening(second.to_go),
     )
-    yield entry(
-        "reinforce_plus_plus_baseline", partial(second.whitened, plain), "reinforce++", whitening(plain)
-    )
+    yield entry("reinforce_plus_plus_baseline", partial(second.whitened, plain), "reinforce++", whitening(plain))
     yield entry("gdpo", partial(second.whitened, second.of_group), differs=whitening(second.of_group))
     yield entry("gae", partial(second.whitened, second.generalised), "PPO", whitening(second.generalised))
     yield entry("gpg", plain)
@@ -162,7 +159,8 @@ def _in_single(texts: Texts) -> Tensor:
     """As of a group, its mean and its deviation rounded to float32."""
     returns = texts.penalised.sum(1).reshape(texts.batches, -1)
     single = returns.float()
-    mean, spread = single.mean(1, keepdim=True), single.std(1, keepdim=True)
+    mean = single.sum(1, keepdim=True) / single.shape[1]
+    spread = ((single - mean).square().sum(1, keepdim=True) / (single.shape[1] - 1.0)).sqrt()
     scaled = (returns - mean) / (spread + 1e-6)
     return scaled.reshape(-1, 1).expand(texts.mask.shape)
 
@@ -205,21 +203,12 @@ def losses(core: _Core) -> Iterator[Entry]:
             differs=differs,
         )
 
-    def soft(terms: second.Terms) -> Differs:
-        return Differs(
-            line=_OF_SEQUENCES,
-            module=_CORE,
-            why="1e-8 is added to the number of tokens",
-            explained=second.derived(second.of_group, terms, "sequence-mean", soft=1e-8),
-        )
-
     dual = partial(second.clipped, dual=3.0)
     yield entry(
         "vanilla",
         dual,
         "sequence-mean",
         "clip",
-        soft(dual),
         label="vanilla loss, seq-mean-token-mean",
         their_way="seq-mean-token-mean",
     )
@@ -237,30 +226,16 @@ def losses(core: _Core) -> Iterator[Entry]:
         of_text,
         "sequence-mean",
         "gspo",
-        soft(of_text),
         their_way="seq-mean-token-mean",
         clip_ratio_low=3e-4,
         clip_ratio_high=4e-4,
     )
-    yield entry("sapo", second.soft_gate, "sequence-mean", "sapo", soft(second.soft_gate))
+    yield entry("sapo", second.soft_gate, "sequence-mean", "sapo")
     yield entry("gpg", second.likelihood)
     bounded = partial(second.weighed_likelihood, low=0.8, high=1.2)
     yield entry("cispo", bounded, ours="cispo")
     yield entry("kl_cov", partial(second.few_with_penalty, share=2e-4, coefficient=0.1))
-    geometric = partial(second.geometric, clip=0.2)
-    yield entry(
-        "geo_mean",
-        geometric,
-        "sequence-mean",
-        differs=Differs(
-            line="ratio = torch.exp((negative_approx_kl_min * response_mask).sum(dim=-1) / (response_mask_sum + 1e-8))",
-            module=_CORE,
-            why="1e-8 is added to the number of tokens",
-            explained=second.derived(
-                second.of_group, partial(second.geometric, clip=0.2, soft=1e-8), "sequence-mean"
-            ),
-        ),
-    )
+    yield entry("geo_mean", partial(second.geometric, clip=0.2), "sequence-mean")
     dro = core.policy(dro_beta=0.5)
     yield entry("dro", partial(second.quadratic, beta=0.5), policy_loss=dro)
 
@@ -307,7 +282,7 @@ def penalties(core: _Core) -> Iterator[Entry]:
 
     def reinforce(texts: Texts, advantages: Tensor) -> Tensor:
         found: Tensor = core.core.compute_policy_loss_reinforce(
-            texts.written, texts.logprobs, advantages, texts.counted, how, plain
+            texts.written, texts.logprobs, advantages, texts.marked, how, plain
         )[0]
         return found
 
