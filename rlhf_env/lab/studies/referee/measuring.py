@@ -24,7 +24,7 @@ Together = Literal["mean", "sum", "alone"]
 those of each ("sum"), these over the number of batches ("mean"), or something else."""
 
 _SAME = 1e-5  # relative: code in float32 does not add up more exactly; what is not a sum differs by far more
-_STEPS, _BOLD = 300, 0.1  # of a descent on a pair loss, and the length of the first
+_STEPS, _BOLD = 200, 0.1  # of a descent on a pair loss, and the length of the first
 
 
 @dataclass(frozen=True, eq=False)

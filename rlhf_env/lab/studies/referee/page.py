@@ -14,7 +14,7 @@ from rlhf_env.lab.studies.referee.rows import Refereed, Row
 
 _TOKENS = ("bias", "cos", "noise", "older", "bias", "cos", "noise", "gained", "2nd derivation")
 _CAPTION = (
-    "85 texts, groups of 2, then 7 texts, groups of 4. bias: |expected - exact| / |exact| gradient; cos: of their "
+    "85 texts, groups of 2, then 7 texts, groups of 3. bias: |expected - exact| / |exact| gradient; cos: of their "
     "angle; noise: one batch's standard deviation / |exact|; older: cos on texts that the reference wrote; gained: of "
     "what the optimum has over the reference, where the expected gradient leads. 2nd derivation: = agrees with ours to "
     "1e-10; else by how much it differs, and the line below."
@@ -48,7 +48,7 @@ def referee_tables(found: Refereed) -> RenderableType:
     libraries = len({row.library for row in found.rows} - {OURS})
     parts.append(
         Text(
-            f"{found.theirs} objectives of {libraries} libraries in {found.seconds:.0f} s; "
+            f"{found.theirs} objectives of {libraries} libraries in {found.seconds:.0f} s of processor time; "
             f"{found.theirs - len(flagged)} agree with a second derivation to 1e-10, {len(flagged)} differ"
         )
     )

@@ -87,16 +87,17 @@ class Refereed:
     releases: Sequence[Release]
     rows: Sequence[Row]
     seconds: float
+    """Of processor time."""
 
     def as_json(self) -> str:
         table: dict[str, Any] = {
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "seconds": round(self.seconds),
+            "processor_seconds": round(self.seconds),
             "libraries": [asdict(release) for release in self.releases],
             "worlds": {
                 "large": "85 responses of at most 3 tokens, groups of 2",
-                "small": "7 responses of at most 2 tokens, groups of 4",
+                "small": "7 responses of at most 2 tokens, groups of 3",
             },
             "rows": [asdict(row) for row in self.rows],
         }
@@ -120,7 +121,7 @@ def read_refereed(text: str) -> Refereed:
         return Row(**{**values, **worlds})
 
     releases = [Release(**each) for each in table["libraries"]]
-    return Refereed(releases, [row(each) for each in table["rows"]], table["seconds"])
+    return Refereed(releases, [row(each) for each in table["rows"]], table["processor_seconds"])
 
 
 class Worlds:
@@ -133,7 +134,7 @@ class Worlds:
     @cached_property
     def groups(self) -> tuple[Draws, Draws, Draws]:
         """Of the large world, of the small one, and smaller groups of it in which every batch is a call."""
-        return Draws.groups(self.large, 2), Draws.groups(self.small, 4), Draws.groups(self.small, 2)
+        return Draws.groups(self.large, 2), Draws.groups(self.small, 3), Draws.groups(self.small, 2)
 
     def pairs(self, wrong: float) -> tuple[Draws, Draws, Draws]:
         small = Draws.pairs(self.small, wrong)
@@ -185,7 +186,7 @@ def referee(folder: Path, only: str | None = None, tell: Callable[[float, str], 
 
     Raises ConfigError where a wheel is missing, or nothing has that name.
     """
-    begun = time.monotonic()
+    begun = time.process_time()
     names = {library.name: library for library in LIBRARIES}
     wanted = [names[only]] if only in names else [] if only == ours.OURS else list(LIBRARIES)
     require_wheels(folder, wanted)
@@ -215,7 +216,7 @@ def referee(folder: Path, only: str | None = None, tell: Callable[[float, str], 
     releases = [
         Release(library.name, library.version, digest(folder, library)) for library in wanted if library.name in used
     ]
-    return Refereed(releases, rows, time.monotonic() - begun)
+    return Refereed(releases, rows, time.process_time() - begun)
 
 
 def _chosen(entries: Sequence[Entry], only: str | None) -> Iterator[Entry]:

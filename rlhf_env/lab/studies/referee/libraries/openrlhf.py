@@ -44,7 +44,7 @@ def _advantages(maker: Any, sums: Any, estimator: str, *, penalty: bool = True) 
         experience = SimpleNamespace(
             index=list(range(len(texts.reward))),
             rewards=texts.reward.clone(),
-            kl=sums.compute_approx_kl(texts.written, texts.reference, kl_estimator="k1") * texts.marked,
+            kl=sums.compute_approx_kl(texts.written, texts.reference, kl_estimator="k1") * texts.counted,
             action_mask=texts.marked,
             values=torch.zeros_like(texts.written),
             info={},
@@ -148,8 +148,8 @@ def online(load: Import) -> Iterator[Entry]:
 
 
 def _single_moments(advantages: Callable[[Texts], Tensor], texts: Texts) -> Tensor:
-    """To mean 0 and variance 1, both of values rounded to float32."""
-    values, counted = advantages(texts), texts.counted
+    """To mean 0 and variance 1, both computed in float32."""
+    values, counted = advantages(texts), texts.marked
     single, count = values.float(), counted.sum()
     mean = (single * counted).sum() / count
     variance = ((single - mean).square() * counted).sum() / count
