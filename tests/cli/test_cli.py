@@ -115,7 +115,7 @@ COMMANDS = [
     "check",
     "pipeline",
 ]
-COMMANDS += ["lab", "lab exact", "lab agents", "lab labels", "lab regularisation"]
+COMMANDS += ["lab", "lab exact", "lab referee", "lab agents", "lab labels", "lab regularisation"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -227,3 +227,7 @@ def of_wheel(name: str, library: Library, folder: Path) -> Any:
             f"{name} was imported from {module.__file__}, not from the wheel: another version is loaded already"
         )
     return module
+
+
+if __name__ == "__main__":  # what `make referee` downloads
+    print(*(library.requirement for library in LIBRARIES))
