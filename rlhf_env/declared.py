@@ -12,6 +12,7 @@ plugin's module names in its header, "(Schulman et al. 2017, arXiv 1707.06347)".
 from __future__ import annotations
 
 import ast
+import collections.abc
 import dataclasses
 import functools
 import inspect
@@ -19,25 +20,30 @@ import itertools
 import re
 import sys
 import textwrap
+import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, Union, cast
 
 import tomli_w
+from annotated_types import Ge, Gt, MinLen
 
 from rlhf_env.errors import PluginError, UnknownName
 from rlhf_env.own_code import KEY, OwnCode, load_code, names_code
 from rlhf_env.plugins import PLUGIN_KINDS, Entry, PluginHost, PluginKind
 from rlhf_env.settings import (
+    Example,
     Hint,
     Target,
+    apart,
     can_be_written,
     hints_of,
     is_setting,
     limits,
-    sample,
+    marks_of,
     settings_class_of,
     spoken,
+    unlimited,
 )
 from rlhf_env.types import GIVEN_TO_FUNCTIONS
 
@@ -260,7 +266,8 @@ def _example(entry: Entry, target: Target, settings: tuple[Setting, ...]) -> str
     table: dict[str, object] = {}
     for setting in settings:
         *outer, name = setting.name.split(".")
-        value = sample(setting.hint) if setting.required else plain(setting.default)
+        given = next((mark.value for mark in marks_of(setting.hint) if isinstance(mark, Example)), None)
+        value = given or (_sample(setting.hint) if setting.required else plain(setting.default))
         if value is not None and value != {}:
             place = table
             for key in outer:
@@ -294,3 +301,19 @@ def plain(value: object) -> object:
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     return value if isinstance(value, (bool, int, float, str)) else None
+
+
+def _sample(hint: Hint) -> object:
+    """Something that the annotation allows, for an example; "..." where it must be a string."""
+    low: float = next((getattr(it, "ge", getattr(it, "gt", 0)) for it in marks_of(hint) if isinstance(it, (Ge, Gt))), 1)
+    least = next((it.min_length for it in marks_of(hint) if isinstance(it, MinLen)), 1)
+    hint = unlimited(hint)
+    origin, inner = apart(hint)
+    if origin in (Union, types.UnionType):
+        return _sample(next(option for option in inner if can_be_written(option)))
+    if origin is Literal:
+        return inner[0]
+    if origin in (list, tuple, collections.abc.Sequence):
+        return [_sample(inner[0])] * least
+    plain = {bool: True, int: low, float: low + 1.0 if low != 1 else 1.0, str: "..."}
+    return plain.get(hint, {})

@@ -28,6 +28,7 @@ from rlhf_env.settings import (
     Chooses,
     EachChooses,
     EachPartOf,
+    Example,
     Hint,
     PartOf,
     Rows,
@@ -207,6 +208,8 @@ class _Maker:
             # What is not given is as the default of its place has it.
             return self.of_class(cls, partial=True)
         origin, inner = apart(hint)
+        if origin is Annotated and isinstance(inner[1], Example):
+            return self._hint(inner[0], partial)
         if origin in (Union, types.UnionType) and any(_marks(part) for it in inner for part in apart(it)[1]):
             return {"anyOf": [self._hint(it, partial) for it in inner if can_be_written(it)]}
         if inner and _marks(inner[-1]):

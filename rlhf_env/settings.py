@@ -99,6 +99,13 @@ class ChoosesByName:
     kind: str
 
 
+@dataclass(frozen=True, eq=False)  # annotations are hashed, and a value may be a table
+class Example:
+    """What stands for a setting that has no default, in the example of its plugin."""
+
+    value: object
+
+
 @dataclass(frozen=True)
 class PartOf:
     """Of a table, for its schema: some of the settings of another class."""
@@ -469,24 +476,6 @@ def can_be_written(hint: Hint) -> bool:
     if origin in (list, tuple, dict, collections.abc.Sequence, collections.abc.Mapping):
         return can_be_written(inner[-1] if inner[-1] is not Ellipsis else inner[0])
     return hint is Hint or dataclasses.is_dataclass(hint) or is_plain(hint)
-
-
-def sample(hint: Hint) -> object:
-    """Something that the annotation allows, for an example; "..." where it must be a string."""
-    low: float = next(
-        (getattr(it, "ge", getattr(it, "gt", 0)) for it in _limits_of(hint) if isinstance(it, (Ge, Gt))), 1
-    )
-    least = next((it.min_length for it in _limits_of(hint) if isinstance(it, MinLen)), 1)
-    hint = unlimited(hint)
-    origin, inner = apart(hint)
-    if origin in (Union, types.UnionType):
-        return sample(next(option for option in inner if can_be_written(option)))
-    if origin is Literal:
-        return inner[0]
-    if origin in (list, tuple, collections.abc.Sequence):
-        return [sample(inner[0])] * least
-    plain = {bool: True, int: low, float: low + 1.0 if low != 1 else 1.0, str: "..."}
-    return plain.get(hint, {})
 
 
 def shown(value: object) -> str:

@@ -78,6 +78,10 @@ BEYOND = {
         "what other parts of the reward are"
     ),
     r"no part of the reward counts|is the KL penalty, of which|tasks of reward": "the tasks of a mixture",
+    r"starts are for by = |must have no letter twice": "several settings at once: levels, and goals",
+    r"teach|on_policy .sequence|is of distributions|beta is of": (
+        "several settings at once, and what another model is: distill, and a teacher's reward"
+    ),
     r"needs \[policy.lora\]|and has its own pairs": "several settings at once: sft+rm",
     r"is not installed|is not here|a table of logits has|fused is false|has no importance ratio": (
         "what is outside of the file, and several settings at once"

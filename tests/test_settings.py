@@ -86,6 +86,9 @@ NEEDED: dict[str, dict[str, Any]] = {
     "MaxKL": {"limit": 1.0},
     "Patience": {"evaluations": 1},
     "Curriculum.Config": {"levels": (1,)},
+    "Hybrid.Config": {"preferences": "votes.sqlite"},
+    "Prefixes": {"column": "answer", "shares": [0.5]},
+    **{name: {"url": "http://localhost:1/v1", "model": "m"} for name in ("JudgeAnnotator", "ChatModel", "Judging")},
 }
 
 
@@ -370,6 +373,8 @@ def test_nothing_checks_its_settings_by_hand() -> None:
         "tabular.py": "a tree that is counted",
         "world.py": "tensors that must fit each other",
         "types.py": "arrays that are made read-only",
+        "shaping.py": "loads its potential",
+        **dict.fromkeys(("novelty_embedding.py", "novelty_ngrams.py", "novelty_rnd.py"), "begins its memory"),
         "settings.py": "the one place",
     }
     folders = [PACKAGE, *(Path(str(importlib.import_module(name).__file__)).parent for name in PLUGINS)]

@@ -42,7 +42,7 @@ from rlhf_env.policies.next_tokens import weighted_divergence
 from rlhf_env.policies.policy import HasNextTokens, Policy
 from rlhf_env.policies.precision import refined
 from rlhf_env.policies.streams import RowStreams
-from rlhf_env.settings import AtLeastOne, IsPath, Name, Positive, Share, fault, settings
+from rlhf_env.settings import AtLeastOne, Example, IsPath, Name, Positive, Share, fault, settings
 from rlhf_env.types import Bool, Observation, ResetOptions, State
 
 _T = TypeVar("_T")
@@ -61,7 +61,7 @@ class Distill:
 
         ranges: ClassVar[Ranges] = {"lr": Multiple(0.25, 4.0), "on_policy": Choice(0.0, 0.5, 1.0)}
 
-        teacher: Annotated[Name, IsPath()] | None = None
+        teacher: Annotated[Name, IsPath(), Example("runs/large")] | None = None
         """A folder, that of a run (its best checkpoint, else its last), a shipped model or a hub name, with the
         policy's tokenizer. Left out: the policy as it was at the beginning, whose `best_of` answers are learned."""
         teacher_dtype: TeacherDtype | None = None

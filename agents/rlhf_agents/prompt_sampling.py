@@ -31,8 +31,8 @@ import torch
 
 from rlhf_env.errors import ConfigError, Problem
 from rlhf_env.learning.agent import Agent, Around, Metrics, Setup
-from rlhf_env.learning.functional import draw_probabilities, drawing_weights, stratified_draws
 from rlhf_env.learning.rollout import Rollout
+from rlhf_env.learning.unequal_draws import draw_probabilities, drawing_weights, stratified_draws
 from rlhf_env.settings import AtLeastOne, Share, ShareBelowOne, fault, settings
 from rlhf_env.types import Float, ResetOptions, State
 

@@ -36,14 +36,12 @@ import numpy as np
 from rlhf_env.errors import ConfigError, Problem
 from rlhf_env.learning.agent import Agent, Around, Metrics, Setup
 from rlhf_env.learning.functional import (
-    draw_probabilities,
-    drawing_weights,
-    stratified_draws,
     with_kl_of,
     with_reference_logprobs,
 )
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.stored_rollouts import bytes_of, rollout_from_state, rollout_state, to_keep
+from rlhf_env.learning.unequal_draws import draw_probabilities, drawing_weights, stratified_draws
 from rlhf_env.settings import AtLeastOne, Share, fault, settings
 from rlhf_env.types import Float, State
 

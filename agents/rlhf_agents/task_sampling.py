@@ -36,9 +36,9 @@ import numpy as np
 from rlhf_env.envs.task_labels import mixture_of, task_label
 from rlhf_env.errors import ConfigError, Problem, did_you_mean
 from rlhf_env.learning.agent import Agent, Around, Metrics, Setup
-from rlhf_env.learning.functional import draw_probabilities
 from rlhf_env.learning.learning_progress import LearningProgress, ProgressSettings
 from rlhf_env.learning.rollout import Rollout
+from rlhf_env.learning.unequal_draws import draw_probabilities
 from rlhf_env.settings import NonNegative, fault, settings
 from rlhf_env.types import Float, ResetOptions, State
 

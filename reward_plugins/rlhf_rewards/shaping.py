@@ -25,7 +25,7 @@ import numpy as np
 
 from rlhf_env.envs.reward_tables import load_rewards
 from rlhf_env.errors import ConfigError, Problem, RewardError, under
-from rlhf_env.settings import Chooses, Share, fault, settings
+from rlhf_env.settings import Chooses, Example, Share, fault, settings
 from rlhf_env.types import Episode, Float, GroupReward, JsonObject, Remembers, Reward, Tokenizer, TokenReward
 
 
@@ -33,7 +33,7 @@ from rlhf_env.types import Episode, Float, GroupReward, JsonObject, Remembers, R
 class PotentialShaping:
     """The token reward above; 0 for tokens that the environment wrote."""
 
-    potential: Annotated[JsonObject, Chooses("reward")]
+    potential: Annotated[JsonObject, Chooses("reward"), Example({"function": "progress.py:progress"})]
     """Phi: a reward by name and settings, or `function = "FILE.py:NAME"`, which is asked about the text so far. It
     must give a number for every text, the empty one too."""
     gamma: Share = 1.0

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Annotated
 
 import numpy as np
 
 from rlhf_env.envs.tasks import TaskSpec, held_out, load_task, option_names, well_formed
 from rlhf_env.errors import ConfigError, under
 from rlhf_env.own_code import KEY, OwnCode
-from rlhf_env.settings import fault
+from rlhf_env.settings import Example, fault
 from rlhf_env.types import (
     Bool,
     Episode,
@@ -53,7 +54,11 @@ class Mixture:
     action_mask: Callable[[Prompt, Int], Bool]
     held_out: Callable[[], Mixture]
 
-    def __init__(self, tasks: Sequence[TaskSpec] | Mapping[str, TaskSpec], weights: Weights | None = None) -> None:
+    def __init__(
+        self,
+        tasks: Annotated[Sequence[TaskSpec] | Mapping[str, TaskSpec], Example({"a": "echo", "b": "addition"})],
+        weights: Weights | None = None,
+    ) -> None:
         named = dict(tasks) if isinstance(tasks, Mapping) else dict(zip(_labels(tasks), tasks, strict=True))
         self.tasks: dict[str, Task] = {}
         for place, (label, spec) in enumerate(named.items()):

@@ -13,7 +13,7 @@ from rlhf_env.envs.tokenizers import plain_conversation
 from rlhf_env.envs.tool_calls import FORMAT_COLUMN, CallFormat, ToolCall, calls_in
 from rlhf_env.envs.tool_functions import Tools
 from rlhf_env.errors import ConfigError, DataError, Problem, under
-from rlhf_env.settings import AtLeastOne, ChoosesByName, Name, Positive, require
+from rlhf_env.settings import AtLeastOne, ChoosesByName, Example, Name, Positive, require
 from rlhf_env.types import (
     Episode,
     FollowsTraining,
@@ -54,8 +54,8 @@ class ToolUse:
 
     def __init__(
         self,
-        task: TaskSpec,
-        tools: Annotated[list[Name], MinLen(1), ChoosesByName("tool")],
+        task: Annotated[TaskSpec, Example("addition")],
+        tools: Annotated[list[Name], MinLen(1), ChoosesByName("tool"), Example(["calculator.py:calculate"])],
         call_format: CallFormat = "auto",
         max_calls: AtLeastOne = 8,
         seconds: Positive = 5.0,

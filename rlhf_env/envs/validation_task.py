@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
+from typing import Annotated
 
 import numpy as np
 
 from rlhf_env.envs.splits import Part, held_out_texts, unit_interval
 from rlhf_env.envs.tasks import TaskSpec, load_task, option_names
 from rlhf_env.errors import under
-from rlhf_env.settings import ShareBelowOne, require
+from rlhf_env.settings import Example, ShareBelowOne, require
 from rlhf_env.types import (
     Bool,
     Episode,
@@ -45,7 +46,9 @@ class Validation:
     well_formed: Callable[[Episode], bool]
     action_mask: Callable[[Prompt, Int], Bool]
 
-    def __init__(self, task: TaskSpec, share: ShareBelowOne = 0.2, part: Part = "training") -> None:
+    def __init__(
+        self, task: Annotated[TaskSpec, Example("addition")], share: ShareBelowOne = 0.2, part: Part = "training"
+    ) -> None:
         require(share=(share, ShareBelowOne))
         with under("task"):
             self.task = load_task(task)

@@ -41,6 +41,9 @@ def interquartile_mean(scores: Float) -> float:
     """The mean of the middle half of all S * K scores: floor(S K / 4) are left out at each end.
 
     Less shaken by a single bad seed than the mean, and less wasteful than the median.
+
+    >>> interquartile_mean(np.array([[0.0], [1.0], [2.0], [100.0]]))
+    1.5
     """
     ordered = np.sort(_checked(scores), axis=None)
     cut = len(ordered) // 4
@@ -61,6 +64,9 @@ def probability_of_improvement(scores: Float, others: Float) -> float:
     """How likely a run of the first agent scores above a run of the second on the same task, mean over tasks.
 
     The Mann-Whitney statistic: all S * S pairs are compared, and ties count half.
+
+    >>> probability_of_improvement(np.array([[1.0], [2.0]]), np.array([[0.0], [2.0]]))
+    0.625
     """
     a, b = _pair(scores, others, same_seeds=False)
     difference = a[:, None, :] - b[None, :, :]
@@ -72,6 +78,9 @@ def pass_at_k(answers: int, successes: int, k: int) -> float:
 
     1 - C(n - c, k) / C(n, k): the unbiased estimator of "at least one of k new answers is a success" (Chen et al. 2021,
     arXiv 2107.03374, eq. 1). In whole numbers to the last division, so that it is exact to a rounding.
+
+    >>> pass_at_k(10, 2, 5)
+    0.7777777777777778
     """
     if not 0 <= successes <= answers or not 1 <= k <= answers:
         raise DataError(f"pass@{k} of {answers} answers, {successes} of them right: these numbers do not fit together")
@@ -296,7 +305,11 @@ def sign_flip_p(differences: Float, *, stream: np.random.Generator, draws: int =
 
 
 def least_p(seeds: int, comparisons: int) -> float:
-    """The smallest p-value after Holm's correction that this many shared seeds allow: every seed has the same sign."""
+    """The smallest p-value after Holm's correction that this many shared seeds allow: every seed has the same sign.
+
+    >>> least_p(10, 3)
+    0.005859375
+    """
     return min(1.0, 2.0 ** (1 - seeds) * max(1, comparisons))
 
 
@@ -304,6 +317,9 @@ def seeds_for_a_verdict(comparisons: int, level: float = 0.95) -> int:
     """How many shared seeds it takes for a verdict: with fewer, no difference is large enough.
 
     The first whole number above 1 + log2(comparisons / (1 - `level`)), and never fewer than `SEEDS_FOR_A_CLAIM`.
+
+    >>> [seeds_for_a_verdict(comparisons) for comparisons in (1, 5, 20)]
+    [6, 8, 10]
     """
     seeds = SEEDS_FOR_A_CLAIM
     while least_p(seeds, comparisons) >= 1.0 - level:
@@ -312,7 +328,11 @@ def seeds_for_a_verdict(comparisons: int, level: float = 0.95) -> int:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values corrected for being many (Holm 1979): reject those below alpha, and all are right with 1 - alpha."""
+    """The p-values corrected for being many (Holm 1979): reject those below alpha, and all are right with 1 - alpha.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     corrected = [0.0] * len(p_values)
     least = 0.0

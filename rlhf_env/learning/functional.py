@@ -52,6 +52,9 @@ def token_weights(mask: Tensor, aggregation: Aggregation, *, longest: int = 0) -
       2503.20783), without the length bias of "sequence-mean".
 
     B is the number of rows that have a token.
+
+    >>> token_weights(torch.tensor([[True, True, True], [True, False, False]]), "token-mean")[0].tolist()
+    [0.25, 0.25, 0.25]
     """
     counted = refined(mask)
     rows = mask.any(dim=1).sum().clamp(min=1)
@@ -102,7 +105,11 @@ def paid_to_actions(rewards: Tensor, mask: Tensor, actions: Tensor) -> Tensor:
 
 
 def returns_to_go(rewards: Tensor, actions: Tensor, *, gamma: float = 1.0) -> Tensor:
-    """[B, L]: for each action the discounted sum of its reward and of all later ones; 0 elsewhere. Inputs [B, L]."""
+    """[B, L]: for each action the discounted sum of its reward and of all later ones; 0 elsewhere. Inputs [B, L].
+
+    >>> returns_to_go(torch.tensor([[0.0, 0.0, 1.0]]), torch.tensor([[True, True, True]]), gamma=0.5).tolist()
+    [[0.25, 0.5, 1.0]]
+    """
     nothing = torch.zeros_like(rewards)
     return gae(rewards, nothing, actions, gamma=gamma, lam=1.0)
 
@@ -150,6 +157,9 @@ def group_advantages(
     Shao et al. 2024 (arXiv 2402.03300, sec. 4.1.2), with the standard deviation of a sample (n - 1). If all returns of
     a group are equal, its advantages are exactly 0, without rounding errors. `returns` [B]; `group` int64[B]. Rows that
     are not `counted` (bool[B]; they have no score) get 0 and are left out of the others' mean.
+
+    >>> group_advantages(torch.tensor([1.0, 0.0, 5.0, 5.0]), torch.tensor([0, 0, 1, 1]), scale_by_std=False).tolist()
+    [0.5, -0.5, 0.0, 0.0]
     """
 
     def of_group(values: Tensor) -> Tensor:
@@ -163,6 +173,9 @@ def leave_one_out_advantages(returns: Tensor, group: Tensor, *, counted: Tensor 
     """float64[B]: r_i - mean of the others in its group (Ahmadian et al. 2024, arXiv 2402.14740, eq. 8).
 
     Shapes and special cases as in `group_advantages`.
+
+    >>> leave_one_out_advantages(torch.tensor([1.0, 0.0, 0.5]), torch.tensor([0, 0, 0])).tolist()
+    [0.75, -0.75, 0.0]
     """
 
     def of_group(values: Tensor) -> Tensor:
@@ -352,45 +365,6 @@ def explained_variance(values: Tensor, targets: Tensor, mask: Tensor) -> float:
     return float(1.0 - (targets - values)[mask].var(correction=0) / spread) if spread > 0 else 0.0
 
 
-# ---------------------------------------------------------------- drawing with unequal probability
-
-
-def draw_probabilities(priorities: Float, alpha: float) -> Float:
-    """float64[N], sum 1: P(i) = p_i^alpha / sum_k p_k^alpha of `priorities` p, none negative (Schaul et al. 2016,
-    eq. 1).
-
-    alpha 0 is uniform, and so are priorities that are all 0.
-    """
-    if not priorities.any():
-        return np.full(len(priorities), 1.0 / len(priorities))
-    # Divided by the largest, because a power of a large number may be none.
-    powers = (priorities / priorities.max()) ** alpha
-    return np.asarray(powers / powers.sum(), dtype=np.float64)
-
-
-def drawing_weights(probabilities: Float, beta: float, *, scale_by_max: bool) -> Float:
-    """float64[N]: w_i = (1 / (N P(i)))^beta (Schaul et al. 2016, section 3.4), over the largest if `scale_by_max`.
-
-    With beta 1 and no scaling, the mean of w_i x_i over draws has the expectation mean(x), whatever P is (0 nowhere).
-    Scaling makes every weight at most 1, and the expectation smaller by the same factor for all.
-    """
-    # 0 only where nothing is ever drawn.
-    spread = len(probabilities) * probabilities
-    weights = np.where(spread > 0, spread, 1.0) ** -beta
-    return np.asarray(weights / weights[probabilities > 0].max() if scale_by_max else weights, dtype=np.float64)
-
-
-def stratified_draws(probabilities: Float, count: int, stream: np.random.Generator) -> list[int]:
-    """`count` indices, drawn with replacement: one from each of `count` equal shares of the probability.
-
-    (Schaul et al. 2016, appendix B.2.1.) Index i is drawn count * P(i) times in expectation, as by independent draws,
-    and with less noise.
-    """
-    places = (np.arange(count) + stream.random(count)) / count
-    found = np.searchsorted(np.cumsum(probabilities), places, side="right")
-    return [min(int(index), len(probabilities) - 1) for index in found]  # sums of shares may round to less than 1
-
-
 # ---------------------------------------------------------------- batches
 
 
@@ -450,7 +424,11 @@ def truncated_importance_weights(log_ratio: Tensor, cap: float) -> Tensor:
 
 
 def effective_sample_size(log_weights: Float) -> float:
-    """(sum w)^2 / (n sum w^2) of n importance weights w = exp(`log_weights`), float64[n]: 1 / n to 1 (Kong 1992)."""
+    """(sum w)^2 / (n sum w^2) of n importance weights w = exp(`log_weights`), float64[n]: 1 / n to 1 (Kong 1992).
+
+    >>> effective_sample_size(np.log([1.0, 1.0, 2.0, 4.0]))
+    0.7272727272727273
+    """
     weights = np.exp(log_weights - log_weights.max())
     return float(weights.sum() ** 2 / (len(weights) * (weights**2).sum()))
 

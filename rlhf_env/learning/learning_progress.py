@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from rlhf_env.errors import Problem
-from rlhf_env.learning.functional import draw_probabilities
+from rlhf_env.learning.unequal_draws import draw_probabilities
 from rlhf_env.settings import Positive, Share, ShareBelowOne, fault, settings
 from rlhf_env.types import Bool, Float, State
 

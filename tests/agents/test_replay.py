@@ -21,10 +21,10 @@ from rlhf_agents.rloo import RLOO
 from rlhf_env.errors import ConfigError
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.engine import Optimization
-from rlhf_env.learning.functional import draw_probabilities, drawing_weights, stratified_draws
 from rlhf_env.learning.making_agents import make_agent
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.stored_rollouts import bytes_of, rollout_from_state, rollout_state, to_keep
+from rlhf_env.learning.unequal_draws import draw_probabilities, drawing_weights, stratified_draws
 
 from .conftest import build_world
 

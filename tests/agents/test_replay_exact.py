@@ -20,8 +20,8 @@ from rlhf_agents.reinforce import Reinforce
 from rlhf_agents.replay import Replay, group_probabilities
 from rlhf_agents.rloo import RLOO
 
-from rlhf_env.learning.functional import drawing_weights
 from rlhf_env.learning.rollout import Rollout
+from rlhf_env.learning.unequal_draws import drawing_weights
 
 PRIORITIES = ("uniform", "advantage", "reward", "staleness")
 FREE: dict[str, Any] = {"importance_cap": 1e9}  # no ratio reaches it

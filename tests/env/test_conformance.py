@@ -33,6 +33,8 @@ from rlhf_env.envs.text_vector_env import TextVectorEnv
 IDS = sorted(name for name in registry if name.startswith("rlhf_env/"))
 LENGTH = {"length": {"target": 4}}
 
+TOOLS = Path(__file__).parents[2] / "examples/tools"
+
 # What each built-in task needs beyond its name, the reward it is given, and the package without which it is left out.
 TASKS: dict[str, tuple[dict[str, Any], Any, str | None]] = {
     "count": ({}, None, None),
@@ -42,6 +44,8 @@ TASKS: dict[str, tuple[dict[str, Any], Any, str | None]] = {
     "addition": ({}, None, None),
     "validation": ({"task": "addition"}, None, None),
     "guess": ({}, None, None),
+    "segments": ({}, None, None),
+    "tools": ({"task": "addition", "tools": [f"{TOOLS / 'calculator.py'}:calculate"]}, None, None),
     "prompts": ({"prompts": ["How are you?", "Hi."]}, LENGTH, None),
     "file": ({"path": "prompts.jsonl"}, LENGTH, None),
     "mixture": ({"tasks": ["echo", "count"]}, None, None),
@@ -56,9 +60,9 @@ QUICK = [name for name in INSTALLED if TASKS[name][2] is None]
 def settings(name: str) -> dict[str, Any]:
     """Arguments of `gym.make`. File names in them are relative to the folder of the check."""
     parameters, reward, package = TASKS[name]
-    alphabet = "alphabet:abcd?" if name == "enumerable" else "bytes"
-    room = {"max_prompt_tokens": 4096 if package else 64, "max_new_tokens": 6}
-    return {"task": {"name": name, **parameters}, "reward": reward, "tokenizer": alphabet, **room}
+    tokenizer = {"enumerable": "alphabet:abcd?", "tools": str(TOOLS / "tokenizer")}.get(name, "bytes")
+    room = {"max_prompt_tokens": 4096 if package else 512 if name == "tools" else 64, "max_new_tokens": 6}
+    return {"task": {"name": name, **parameters}, "reward": reward, "tokenizer": tokenizer, **room}
 
 
 def write_prompt_file() -> None:
@@ -140,7 +144,7 @@ def test_vectors_of_each_task_are_its_singles(name: str, task: str) -> None:
 
 
 def test_every_task_at_once_in_other_processes() -> None:
-    makers = [partial(TextEnv, **settings(task)) for task in QUICK if task != "enumerable"]
+    makers = [partial(TextEnv, **settings(task)) for task in QUICK if task not in ("enumerable", "tools")]
     processes, here = gym.vector.AsyncVectorEnv(makers), gym.vector.SyncVectorEnv(makers)
     try:
         here.action_space.seed(0)

@@ -22,6 +22,7 @@ from rlhf_env.types import Observation
 END = 258
 QUESTIONS = [f"What is {i % 9} + {i % 8}?" for i in range(80)]  # 72 different ones, 8 of them twice
 
+TOOLS = Path(__file__).parents[2] / "examples/tools"
 HELD_OUT: dict[str, dict[str, Any]] = {
     "addition": {},
     "chitchat": {},
@@ -31,9 +32,12 @@ HELD_OUT: dict[str, dict[str, Any]] = {
     "mixture": {"tasks": ["echo", "count", {"name": "prompts", "prompts": QUESTIONS, "held_out_fraction": 0.2}]},
     "prompts": {"prompts": QUESTIONS, "held_out_fraction": 0.2},
     "reasoning_gym": {"dataset": "count_bits", "settings": {"max_n": 40}},  # so few that they come again
+    "segments": {"segments": 4, "shuffled": True},
     "textarena": {"game": "GuessTheNumber-v0"},
+    "tools": {"task": {"name": "echo", "length": 4}, "tools": [f"{TOOLS / 'calculator.py'}:calculate"]},
     "validation": {"task": {"name": "echo", "length": 4}},
 }
+TOKENIZERS = {"tools": str(TOOLS / "tokenizer")}  # whose template tells the model of its tools
 ONE_WORLD = {"count", "enumerable", "guess"}  # asked in training or not at all
 PACKAGES = {"chitchat": "chitchat_dataset", "reasoning_gym": "reasoning_gym", "textarena": "textarena"}
 
@@ -60,7 +64,7 @@ class SaysNothing:
 def workplace(name: str) -> Workplace:
     table: dict[str, Any] = {
         "task": {"name": name, **HELD_OUT[name]},
-        "policy": {"tokenizer": "bytes"},
+        "policy": {"tokenizer": TOKENIZERS.get(name, "bytes")},
         "environment": {"num_envs": 32, "max_new_tokens": 1, "max_prompt_tokens": 600, "action_length": 1},
         "rewards": {"length": {"target": 3}},
         "evaluation": {"prompts": 12},

@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 
 from rlhf_env.envs.tasks import Prompts, held_out, load_task
-from rlhf_env.envs.tokenizers import AlphabetTokenizer
+from rlhf_env.envs.tokenizers import AlphabetTokenizer, load_tokenizer
 from rlhf_env.envs.toy_tasks import Count, Echo, Enumerable, Guess, Increasing
 from rlhf_env.errors import ConfigError, ContractError
 from rlhf_env.plugins import host
 from rlhf_env.testing import check_task, make_episode
 from rlhf_env.types import Episode, Prompt, ResetOptions
+
+TOOLS = Path(__file__).parents[2] / "examples/tools"
 
 # What each built-in task needs to be made: a task that is registered and not listed here fails a test.
 ARGUMENTS: dict[str, list[dict[str, Any]]] = {
@@ -39,7 +41,9 @@ ARGUMENTS: dict[str, list[dict[str, Any]]] = {
     ],
     "reasoning_gym": [{"dataset": "leg_counting"}, {"dataset": "chain_sum", "level": 2}],
     "textarena": [{"game": "GuessTheNumber-v0"}, {"game": "LightsOut-v0"}],
+    "tools": [{"task": "addition", "tools": [f"{TOOLS / 'calculator.py'}:calculate"]}],
 }
+TOKENIZERS = {"tools": str(TOOLS / "tokenizer")}  # whose template tells the model of its tools
 PACKAGES = {"chitchat": "chitchat_dataset", "reasoning_gym": "reasoning_gym", "textarena": "textarena"}
 
 
@@ -67,7 +71,7 @@ def test_the_list_of_built_in_tasks_is_complete() -> None:
     ("name", "arguments"), [(name, one) for name, several in ARGUMENTS.items() for one in several], ids=str
 )
 def test_built_in_tasks_keep_the_contract(name: str, arguments: dict[str, Any]) -> None:
-    check_task(build(name, arguments))
+    check_task(build(name, arguments), load_tokenizer(TOKENIZERS.get(name, "bytes")))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -255,6 +256,8 @@ def test_the_same_tokens_are_the_same_episodes_in_every_view(
     talking.assert_same(scripts, seed)
 
 
+TOOLS = Path(__file__).parents[2] / "examples/tools"
+
 # What is said in each built-in task (of those without another package), as its symbols; "|" is the end token.
 BUILT_IN: dict[str, tuple[dict[str, Any], str]] = {
     "addition": ({}, "123|"),
@@ -266,8 +269,11 @@ BUILT_IN: dict[str, tuple[dict[str, Any], str]] = {
     "prompts": ({"prompts": ["How are you?", "Hi.", "b"]}, "ab|"),
     "file": ({"path": "prompts.jsonl"}, "ab|"),
     "mixture": ({"tasks": ["echo", "guess"], "weights": [0.4, 0.6]}, "abd|||"),
+    "segments": ({}, "abcdef|"),
+    "tools": ({"task": "addition", "tools": [f"{TOOLS / 'calculator.py'}:calculate"]}, "123|"),
     "validation": ({"task": {"name": "echo", "length": 2}}, "aabb|"),
 }
+TOKENIZERS = {"enumerable": "alphabet:abcd", "tools": str(TOOLS / "tokenizer")}
 
 
 @pytest.fixture(scope="module", params=list(BUILT_IN))
@@ -279,8 +285,9 @@ def built_in(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         parameters = {"path": str(file)}
     arguments = {
         "task": {"name": request.param, **parameters},
-        "tokenizer": "alphabet:abcd" if request.param == "enumerable" else "bytes",
+        "tokenizer": TOKENIZERS.get(request.param, "bytes"),
         "max_new_tokens": 7,
+        "max_prompt_tokens": 512 if request.param == "tools" else 32,
     }
     score: Any = (0.7, ShareOfA()) if request.param in ("prompts", "file") else 0.7
     reward = {"share" if isinstance(score, tuple) else "task": score, "weighing": (-0.3, Weighing())}
