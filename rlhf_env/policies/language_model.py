@@ -23,13 +23,13 @@ from rlhf_env.policies.differences import ForwardPath
 from rlhf_env.policies.end_tokens import end_ids_beside, end_ids_of_model, listed
 from rlhf_env.policies.experts import loop_over_experts_in_float64
 from rlhf_env.policies.forward_pass import forward_pass
-from rlhf_env.policies.fused import FusedStep, Linear
+from rlhf_env.policies.fused import FusedStep, Linear, SeparateLinear
 from rlhf_env.policies.lm_head import LinearHead, gives_the_logits, linear_head, score_logits
 from rlhf_env.policies.loading import base_and_adapter, context_of, load_with_adapter
 from rlhf_env.policies.lora import has_adapter, is_of_adapter, merge_adapter
 from rlhf_env.policies.low_precision import WriterDtype, require_known, writer_linear
 from rlhf_env.policies.next_tokens import NextTokens, StatesRead
-from rlhf_env.policies.policy import ALONE, Sampling, TextEvaluation, WritesTogether, Written
+from rlhf_env.policies.policy import ALONE, InShards, Sampling, TextEvaluation, TextWriter, WritesTogether, Written
 from rlhf_env.policies.precision import as_float64
 from rlhf_env.policies.recomputation import recomputed_layers, require_layers
 from rlhf_env.policies.soundness import trusted_path, warn_if_slow
@@ -64,6 +64,10 @@ class LanguageModel(nn.Module):
     """
 
     together: WritesTogether = ALONE
+    shards: InShards | None = None
+    """How the model is divided among processes, where it is (`learning.sharding`)."""
+    writer: TextWriter | None = None
+    """Another engine, which writes in this one's place."""
 
     def __init__(
         self,
@@ -107,9 +111,10 @@ class LanguageModel(nn.Module):
         self._streams = RowStreams(seed)
         self._decoding: Decoding | None = None  # of the last call of `write`; the next may continue it
         self._decoding_weights: tuple[object, ...] = ()  # `_weights()` when it was made
+        self._forgotten = 0  # how often `forget` was called
         self._known_head: tuple[object, bool] = (None, False)  # a head, and whether it alone gives the logits
         self._reads_whole = False
-        with _without_dropout(self):
+        with without_dropout(self):
             path = trusted_path(self)
         self._reads_whole = path == "whole"
         if path != "fused" and self.anatomy() is not None:
@@ -218,7 +223,11 @@ class LanguageModel(nn.Module):
         self._check_prompts(texts, mask, lengths, rows, length)
         uniforms = self._streams.next(len(texts), length)
         write = partial(self._write, observation, texts, lengths, uniforms)
+        if self.shards is not None:
+            self.shards.gather()
         written = self.together.written(observation, rows, length, self.vocab_size, write)
+        if self.shards is not None:
+            self.shards.release_unless(self._decoding is not None)
         self._streams.take((written.tokens < self.vocab_size).sum(1))
         return written
 
@@ -231,15 +240,18 @@ class LanguageModel(nn.Module):
             self._streams.take(np.zeros(len(texts), np.int64))
             return Written(np.full(uniforms.shape, self.vocab_size, np.int64), np.zeros(uniforms.shape))
         weights = self._weights()
+        if self.writer is not None:
+            return self.writer.write(self, weights, observation, rows, uniforms)
         if decoding is None or weights != self._decoding_weights or not decoding.continues(texts, lengths, rows):
             decoding = None
             anatomy = self.anatomy()
             steps = length * -(-int(rows.sum()) // self.rows_at_once)  # -(-a // b) is a / b, rounded up
-            linear = writer_linear(self.writer_dtype, self.model, steps=steps) or Linear
+            plain = Linear if self.shards is None else SeparateLinear  # one more copy of it is too many
+            linear = writer_linear(self.writer_dtype, self.model, steps=steps) or plain
             fused = None if anatomy is None else FusedStep(self.model, anatomy, linear)
             whole = fused is None and self._reads_whole
             decoding = Decoding(self.model, texts, lengths, rows, fused, whole=whole, rows_at_once=self.rows_at_once)
-        with _without_dropout(self):
+        with without_dropout(self):
             written = decoding.write(
                 uniforms,
                 rows,
@@ -254,10 +266,34 @@ class LanguageModel(nn.Module):
         return written
 
     def evaluate(self, tokens: Tensor, mask: Tensor, where: Tensor) -> TextEvaluation:
+        if self.shards is None:
+            return self._evaluate(tokens, mask, where)
+        if len(tokens):
+            scored = self.shards.run(self._evaluate, tokens, mask, where)
+        else:
+            scored = self.shards.run(self._evaluate_nothing, tokens)
+        if not torch.is_grad_enabled():
+            self.shards.release()
+        return scored
+
+    def _evaluate_nothing(self, tokens: Tensor) -> TextEvaluation:
+        """What `evaluate` says of no texts [0, L], from a pass that the other processes need this one for."""
+        length = tokens.shape[1]
+        scores = self._evaluate(*self._made_up_text())
+        columns = F.pad(torch.stack([scores.logprobs, scores.entropy])[:, :0], (0, length))[..., :length]
+        hidden = F.pad(scores.hidden[:0], (0, 0, 0, length))[:, :length]
+        return TextEvaluation(columns[0].clone(), columns[1].clone(), hidden.clone())
+
+    def _made_up_text(self) -> tuple[Tensor, Tensor, Tensor]:
+        """A text of two tokens to `evaluate`, of which the second is scored."""
+        tokens = torch.full((1, 2), self.end_id, device=self.device)
+        return tokens, torch.ones_like(tokens, dtype=torch.bool), torch.tensor([[False, True]], device=self.device)
+
+    def _evaluate(self, tokens: Tensor, mask: Tensor, where: Tensor) -> TextEvaluation:
         tokens, mask, where = self._to_score(tokens, mask, where)
         if _padded_on_the_left(mask):  # to the right, and back
             order = mask.int().argsort(dim=1, descending=True, stable=True)
-            moved = self.evaluate(tokens.gather(1, order), mask.gather(1, order), where.gather(1, order))
+            moved = self._evaluate(tokens.gather(1, order), mask.gather(1, order), where.gather(1, order))
             back = order.argsort(dim=1)
             hidden = moved.hidden.gather(1, back[..., None].expand_as(moved.hidden))
             return TextEvaluation(moved.logprobs.gather(1, back), moved.entropy.gather(1, back), hidden)
@@ -277,12 +313,27 @@ class LanguageModel(nn.Module):
 
     def next_tokens(self, tokens: Tensor, mask: Tensor, where: Tensor) -> NextTokens:
         """The distributions that the tokens at `where` were drawn from, row by row; arguments as in `evaluate`."""
+        if self.shards is None:
+            return NextTokens(*self._states_and_head(tokens, mask, where), self.sampling.temperature)
+        heads: list[LinearHead | None] = []  # FSDP2 looks for tensors in what a pass returns, and finds the states
+
+        def states(tokens: Tensor, mask: Tensor, where: Tensor) -> Tensor:
+            found, head = self._states_and_head(tokens, mask, where)
+            heads.append(head)
+            return found.clone()
+
+        if len(tokens):
+            return NextTokens(self.shards.run(states, tokens, mask, where), heads[0], self.sampling.temperature)
+        nothing = self.shards.run(lambda: states(*self._made_up_text())[:0].clone())
+        return NextTokens(nothing, heads[0], self.sampling.temperature)
+
+    def _states_and_head(self, tokens: Tensor, mask: Tensor, where: Tensor) -> tuple[Tensor, LinearHead | None]:
         tokens, mask, where = self._to_score(tokens, mask, where)
         if _padded_on_the_left(mask):
             order = mask.int().argsort(dim=1, descending=True, stable=True)
-            return self.next_tokens(tokens.gather(1, order), mask.gather(1, order), where.gather(1, order))
+            return self._states_and_head(tokens.gather(1, order), mask.gather(1, order), where.gather(1, order))
         read = self._read(tokens, mask, where)
-        return NextTokens(read.scored, read.head, self.sampling.temperature)
+        return read.scored, read.head
 
     def _to_score(self, tokens: Tensor, mask: Tensor, where: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The arguments of `evaluate` on this device."""
@@ -302,7 +353,8 @@ class LanguageModel(nn.Module):
         head, anatomy = self._linear_head(), self.anatomy()
         if anatomy is not None and head is not None and width and not has_dropout(self.model):
             tree = prefix_tree(tokens[:, :width], mask)
-            node_states = hidden_states(anatomy, tree, recompute=self.gradient_checkpointing)
+            call = None if self.shards is None else self.shards.layer
+            node_states = hidden_states(anatomy, tree, recompute=self.gradient_checkpointing, call=call)
             at_scored = node_states.index_select(0, tree.nodes[scored])
             return StatesRead(
                 width, head, at_scored, lambda: node_states.index_select(0, tree.nodes.flatten()).view(*mask.shape, -1)
@@ -316,8 +368,10 @@ class LanguageModel(nn.Module):
         if (known := self.together.known(self, episodes)) is not None:
             return known
         answers: list[Float] = [np.zeros(0)] * len(episodes)
-        with _without_dropout(self):
-            for batch in self._batches(episodes):
+        with without_dropout(self):
+            batches = list(self._batches(episodes))
+            more = 0 if self.shards is None else self.shards.most(len(batches)) - len(batches)
+            for batch in [*batches, *([[]] * more)]:
                 tokens, mask, where = padded([episodes[index] for index in batch], self.pad_id)
                 logprobs = as_float64(self.evaluate(tokens, mask, where).logprobs).numpy()
                 for row, index in enumerate(batch):
@@ -333,14 +387,27 @@ class LanguageModel(nn.Module):
         """With adapters, copies share all weights that never train: a reference costs no second model."""
         if self.adapted:
             memo |= {id(weight): weight for name, weight in self.named_parameters() if not is_of_adapter(name)}
+        if self.shards is not None and self.adapted:
+            raise ConfigError(
+                'a sharded model with adapters cannot be copied, as this agent asks for (value_model = "separate", a '
+                "model for each option): leave out [policy.lora] or `shard`, or the copy"
+            )
+        if self.shards is not None:
+            self.shards.gather()
         memo[id(self)] = clone = self.__class__.__new__(self.__class__)
         clone.__dict__.update(copy.deepcopy(self.__getstate__(), memo))
+        if self.shards is not None:
+            self.shards.release()
+            clone.shards = None  # so far it is whole
+            clone.shards = self.shards.of_copy(clone)
         return clone
 
     def state_dict(  # type: ignore[override]
         self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False
     ) -> State:
         """What training changes: all weights or, with adapters, the adapters' alone."""
+        if self.shards is not None:
+            self.shards.release()
         whole: State = super().state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
         if self.adapted:
             for name in [name for name in whole if name.startswith(prefix) and not is_of_adapter(name)]:
@@ -348,6 +415,8 @@ class LanguageModel(nn.Module):
         return whole
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        if self.shards is not None:
+            state_dict = self.shards.cut(state_dict, self.state_dict())
         if self.adapted and strict:
             unlike = sorted(self.state_dict().keys() ^ state_dict.keys())
             if unlike:
@@ -357,7 +426,9 @@ class LanguageModel(nn.Module):
 
     @property
     def copy_writes(self) -> bool:
-        """Whether what `write` states comes from a copy in low precision, and not from the policy itself."""
+        """Whether what `write` states comes from another engine or a copy in low precision, not from the policy."""
+        if self.writer is not None:
+            return True
         return writer_linear(self.writer_dtype, self.model) is not None and self.anatomy() is not None
 
     @property
@@ -381,9 +452,16 @@ class LanguageModel(nn.Module):
         that autograd does not see, through `parameter.data`.
         """
         self._decoding = None
+        self._forgotten += 1
 
-    def __getstate__(self) -> State:  # for copy and pickle: the cache is not part of the policy
-        return {**self.__dict__, "_decoding": None}
+    def let_go(self) -> None:
+        """Keep no weights but those in the model itself, which are about to be replaced."""
+        self._decoding, self._recognized = None, Recognized()
+
+    def __getstate__(
+        self,
+    ) -> State:  # for copy and pickle: caches and engines are not part of it
+        return {**self.__dict__, "_decoding": None, "shards": None, "writer": None}
 
     def _forward(self, tokens: Tensor, mask: Tensor, needs_logits: Tensor) -> tuple[Tensor, Tensor]:
         """By the model's own code: states [B, L, H], and logits [N, V] at the N tokens where `needs_logits` is True."""
@@ -396,7 +474,8 @@ class LanguageModel(nn.Module):
         # attention kernels are fastest with it.
         attention_mask = torch.ones_like(mask)
         positions = torch.arange(tokens.shape[1], device=self.device).expand_as(tokens)
-        with recomputed_layers(self.model) if self.gradient_checkpointing else nullcontext():
+        recomputing = recomputed_layers(self.model) if self.gradient_checkpointing else nullcontext()
+        with recomputing, nullcontext() if self.shards is None else self.shards.calling_layers(self.model):
             return forward_pass(
                 self.model,
                 # Something that stands in the text: the embedding of padding may be 0, where norms have no gradient.
@@ -408,6 +487,8 @@ class LanguageModel(nn.Module):
 
     def anatomy(self) -> Anatomy | None:
         """The anatomy that `FusedStep` and `trunk` need; None where the model's own code has to do the work."""
+        if self.shards is not None:  # nobody changes it
+            return self.shards.anatomy_of(self) if self.fused else None
         return self._recognized.of(self.model) if self.fused else None
 
     def _linear_head(self) -> LinearHead | None:
@@ -417,13 +498,17 @@ class LanguageModel(nn.Module):
             return None
         module = self.model.get_output_embeddings()
         if self._known_head[0] is not module:
-            with _without_dropout(self):
+            with without_dropout(self):
                 self._known_head = (module, gives_the_logits(head, self.model))
         return head if self._known_head[1] else None
 
     def _weights(self) -> tuple[object, ...]:
-        """A value that differs after every in-place change that autograd sees, and after parameters are replaced."""
-        return (self.writer_dtype, *((parameter.data_ptr(), parameter._version) for parameter in self.parameters()))
+        """A value that differs after every in-place change that autograd sees, after parameters are replaced, and after
+        learning began: fused optimizers change parameters and leave their versions (torch 2.13)."""
+        if self.shards is not None:
+            return self.writer_dtype, self._forgotten, self.shards.gathers
+        versions = ((parameter.data_ptr(), parameter._version) for parameter in self.parameters())
+        return (self.writer_dtype, self._forgotten, *versions)
 
     def _batches(self, episodes: Sequence[Episode]) -> Iterator[list[int]]:
         """Batches of indices of `episodes`, sorted by length, each within the limits at the top of this file."""
@@ -488,7 +573,7 @@ def _padded_on_the_left(mask: Tensor) -> bool:
 
 
 @contextmanager
-def _without_dropout(module: nn.Module) -> Iterator[None]:
+def without_dropout(module: nn.Module) -> Iterator[None]:
     """Evaluation mode; afterwards every submodule is in the mode it was in."""
     training = [part for part in module.modules() if part.training]
     for part in training:
@@ -502,7 +587,7 @@ def _without_dropout(module: nn.Module) -> Iterator[None]:
 
 def padded(episodes: Sequence[Episode], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens, mask, and which tokens the agent wrote, [B, L] each, padded on the right."""
-    width = max(len(episode.ids) for episode in episodes)
+    width = max((len(episode.ids) for episode in episodes), default=0)
     tokens = np.full((len(episodes), width), pad_id, np.int64)
     mask, where = np.zeros(tokens.shape, bool), np.zeros(tokens.shape, bool)
     for row, episode in enumerate(episodes):
