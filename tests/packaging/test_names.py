@@ -11,9 +11,12 @@ import rlhf_agents
 import rlhf_rewards
 
 import rlhf_env
+from rlhf_env.lab.laws.records import MODULES
 
 # What may, and why.
 TWICE = {
+    # A law is found by the name of its module.
+    "LAW": {f"rlhf_env.lab.laws.{module}" for module in MODULES.values()},
     # pluggy finds the implementation of a hook by the name of its specification.
     "register_agents": {"rlhf_agents", "rlhf_env.plugins"},
     "register_annotators": {"rlhf_env.feedback.asking", "rlhf_env.plugins"},

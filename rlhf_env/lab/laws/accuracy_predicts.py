@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rlhf_env.lab.laws.form import Law
+from rlhf_env.lab.laws.form import Claim
 from rlhf_env.lab.laws.worlds import ascend, best_of, rank_correlation, softmax, stream
 
 _RESPONSES, _MODELS, _N, _TIME = 200, 30, 16, 100.0
@@ -26,7 +26,7 @@ def _correlations_apart(seed: int, scales: float) -> float:
     return rank_correlation(accuracy, chosen_best) - rank_correlation(accuracy, trained)
 
 
-LAW = Law(
+LAW = Claim(
     name="accuracy-predicts",
     claim="The accuracy of a reward model predicts best-of-n with it, and not training on it.",
     source="RewardBench 2: Malik et al. 2025, arXiv 2506.01937; Razin et al. 2025, arXiv 2503.15477",

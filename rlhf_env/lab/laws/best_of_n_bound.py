@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from rlhf_env.lab.laws.form import Law
-from rlhf_env.lab.laws.worlds import best_of, kl, softmax, stream
+from rlhf_env.lab.laws.form import Claim
+from rlhf_env.lab.laws.worlds import best_of, kl_nats, softmax, stream
 from rlhf_env.lab.studies.overoptimization.laws import best_of_n_kl
 
 _N = 16
@@ -12,10 +12,10 @@ _N = 16
 def _looseness(seed: int, responses: float) -> float:
     rng = stream("bound", seed)
     reference = softmax(1.5 * rng.normal(size=int(responses)))
-    return best_of_n_kl(_N) - kl(best_of(reference, rng.normal(size=len(reference)), _N), reference)
+    return best_of_n_kl(_N) - kl_nats(best_of(reference, rng.normal(size=len(reference)), _N), reference)
 
 
-LAW = Law(
+LAW = Claim(
     name="best-of-n-bound",
     claim="log n - (n - 1) / n is an upper bound on the KL of best-of-n, and loose where answers repeat.",
     source="Beirami et al. 2024, arXiv 2401.01879",

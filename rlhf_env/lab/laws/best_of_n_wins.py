@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from rlhf_env.lab.laws.form import Law
-from rlhf_env.lab.laws.worlds import best_of, kl, stream, tilted_to
+from rlhf_env.lab.laws.form import Claim
+from rlhf_env.lab.laws.worlds import best_of, kl_nats, stream, tilted_to
 
 _RESPONSES, _N = 2000, 8
 
@@ -16,7 +16,7 @@ def _more_left_of_reward(seed: int, tail: float) -> float:
     rank = (np.argsort(np.argsort(drawn)) + 0.5) / _RESPONSES  # the win rate against the reference
     reward = rank if tail == 0.0 else np.exp(tail * drawn)
     best = best_of(reference, rank, _N)
-    nats = kl(best, reference)
+    nats = kl_nats(best, reference)
     left = []
     for worth in (reward, rank):
         worth = (worth - worth.mean()) / worth.std()
@@ -24,7 +24,7 @@ def _more_left_of_reward(seed: int, tail: float) -> float:
     return left[0] - left[1]
 
 
-LAW = Law(
+LAW = Claim(
     name="best-of-n-wins",
     claim="At its KL, best-of-n is near optimal for the win rate, and not for the expected reward.",
     source="COLT 2026 (sriraman26a)",

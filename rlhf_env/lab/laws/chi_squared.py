@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rlhf_env.lab.laws.form import Law
+from rlhf_env.lab.laws.form import Claim
 from rlhf_env.lab.laws.worlds import softmax, stream, tilted
 from rlhf_env.types import Float
 
@@ -40,7 +40,7 @@ def _chi_squared(reference: Float, proxy: Float, strength: float) -> Float:
     return np.asarray(policy / policy.sum())
 
 
-LAW = Law(
+LAW = Claim(
     name="chi-squared",
     claim="Chi-squared to the reference restrains better than KL where the proxy is correlated with gold there.",
     source="Laidlaw, Singhal and Dragan 2025, arXiv 2403.03185",

@@ -25,10 +25,10 @@ from rlhf_env.lab.studies.overoptimization.texts import pool_of, text_jobs
 
 WORK = Path("runs/laws/overoptimization")
 PILOT = range(100, 104)
-MOST = 100  # seeds of a law: some twelve seconds for each fit and each climb
-LABELS, FEW, LAYERS, MANY_LAYERS, FLIPPED, MEMBERS = 1000, 60, 1, 4, 0.35, 3
+MOST_SEEDS = 100  # seeds of a law: some twelve seconds for each fit and each climb
+LABELS, FEW, LAYERS, MANY_LAYERS, FLIPPED_SHARE, MEMBERS = 1000, 60, 1, 4, 0.35, 3
 _BASE = Proxy(labels=LABELS, layers=LAYERS)
-_NOISY = replace(_BASE, flips=FLIPPED)
+_NOISY = replace(_BASE, flips=FLIPPED_SHARE)
 PROXIES: Mapping[str, Proxy] = {
     "base": _BASE,
     "few-labels": replace(_BASE, labels=FEW),
@@ -41,7 +41,7 @@ PROXIES: Mapping[str, Proxy] = {
 
 
 @cache
-def peak(seed: int, name: str) -> tuple[float, float]:
+def trained_peak(seed: int, name: str) -> tuple[float, float]:
     """(d, gold) where RLOO peaks on a proxy of `PROXIES`, gold in standard deviations of the reference's replies.
 
     The highest point of the fitted law within the run's own data.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from rlhf_env.lab.laws.clipping import train_on_coins
-from rlhf_env.lab.laws.form import Law
-from rlhf_env.lab.laws.worlds import entropy, softmax, stream
+from rlhf_env.lab.laws.form import Claim
+from rlhf_env.lab.laws.worlds import policy_entropy, softmax, stream
 
 _ACTIONS, _CLIP = 10, 0.2
 
@@ -14,10 +14,10 @@ def _entropy_change(seed: int, lr: float) -> float:
     clipped, free = (
         train_on_coins(logits, stream("clip coins", seed), lr, **bounds) for bounds in ({"low": _CLIP}, {})
     )
-    return float(entropy(softmax(clipped)) - entropy(softmax(free)))
+    return float(policy_entropy(softmax(clipped)) - policy_entropy(softmax(free)))
 
 
-LAW = Law(
+LAW = Claim(
     name="clip-low",
     claim="Clipping the ratio from below (clip-low) raises entropy, whatever the rewards.",
     source="Park et al. 2025, arXiv 2509.26114",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rlhf_env.lab.laws.form import Law
+from rlhf_env.lab.laws.form import Claim
 from rlhf_env.lab.laws.worlds import stream
 
 _WORLDS, _RESPONSES, _FEATURES, _MARGIN = 200, 20, 6, 3.0
@@ -28,7 +28,7 @@ def _falls(seed: int, likeness: float) -> float:
     return falls / _WORLDS - 0.5
 
 
-LAW = Law(
+LAW = Claim(
     name="displacement",
     claim="DPO lowers the probability of the preferred answer itself where the two answers are much alike.",
     source="Razin et al. 2025, arXiv 2410.08847; Rafailov et al. 2024, arXiv 2404.12358",

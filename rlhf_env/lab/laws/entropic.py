@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from rlhf_env.feedback.reward_models.ensemble import combined
-from rlhf_env.lab.laws.form import Law
+from rlhf_env.lab.laws.form import Claim
 from rlhf_env.lab.laws.worlds import stream
 
 _MEMBERS, _TEXTS, _BETA = 4, 2000, 1.0
@@ -22,7 +22,7 @@ def _leaves_the_range(seed: int, spread: float) -> float:
     return outside[0] - outside[1] if spread > 0.1 or nearer < 0.05 else -1.0
 
 
-LAW = Law(
+LAW = Claim(
     name="entropic",
     claim=(
         "-beta log E exp(-r / beta) over an ensemble is its mean for large beta, its worst case for small, uncertainty "

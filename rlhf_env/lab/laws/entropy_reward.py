@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from rlhf_env.lab.laws.form import Law
-from rlhf_env.lab.laws.worlds import entropy, softmax, stream
+from rlhf_env.lab.laws.form import Claim
+from rlhf_env.lab.laws.worlds import policy_entropy, softmax, stream
 
 _PROMPTS, _RESPONSES, _POINTS, _BETWEEN, _STEP = 20, 50, 60, 20, 1.0
 
@@ -18,7 +18,7 @@ def _explained(seed: int, share: float) -> float:
     entropies, rewards = [], []
     for _ in range(_POINTS):
         policy = softmax(logits)
-        entropies.append(float(entropy(policy).mean()))
+        entropies.append(float(policy_entropy(policy).mean()))
         rewards.append(float((policy * right).sum(1).mean()))
         for _ in range(_BETWEEN):
             policy = softmax(logits)
@@ -29,7 +29,7 @@ def _explained(seed: int, share: float) -> float:
     return 1.0 - float((left**2).sum() / ((reward - reward.mean()) ** 2).sum()) - 0.95
 
 
-LAW = Law(
+LAW = Claim(
     name="entropy-reward",
     claim="Without intervention reward is bought with entropy, R = b - a exp(H), and ends where entropy is spent.",
     source="Cui et al. 2025, arXiv 2505.22617",

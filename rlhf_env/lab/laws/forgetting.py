@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rlhf_env.lab.laws.form import Law
+from rlhf_env.lab.laws.form import Claim
 from rlhf_env.lab.laws.worlds import rank_correlation, softmax, stream
 from rlhf_env.types import Float
 
@@ -66,7 +66,7 @@ def correlation(seed: int, _at: float) -> float:
     return rank_correlation(moved, forgotten) - 0.7
 
 
-LAW = Law(
+LAW = Claim(
     name="forgetting",
     claim="Learning a new task on-policy forgets less of an old one than learning it from demonstrations.",
     source="Shenfeld et al. 2025, arXiv 2509.04259",

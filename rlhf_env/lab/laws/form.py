@@ -21,13 +21,13 @@ import numpy as np
 from rlhf_env.lab.laws.power import POWER, power_of, seeds_needed
 from rlhf_env.lab.statistics import Estimate, mean_of_seeds
 
-Verdict = Literal["confirmed", "refuted", "inconclusive"]
+ClaimVerdict = Literal["confirmed", "refuted", "inconclusive"]
 PILOT_SEEDS = range(1000, 1008)
 FEWEST = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Law:
+class Claim:
     """One claim."""
 
     name: str
@@ -94,18 +94,18 @@ class Place:
 
     at: float
     effect: Estimate
-    verdict: Verdict
+    verdict: ClaimVerdict
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ClaimOutcome:
     """What the run says."""
 
-    law: Law
+    law: Claim
     analysis: Analysis
     effects: Sequence[float]
     effect: Estimate
-    verdict: Verdict
+    verdict: ClaimVerdict
     would_decide: int | None
     """Of an inconclusive law: the seeds that would decide, if seeds differ as far as those of the run did."""
     places: Sequence[Place]
@@ -131,7 +131,7 @@ class Outcome:
         return f"{along}{beside} ({self.law.axis})"
 
 
-def analyse(law: Law) -> Analysis:
+def analyse(law: Claim) -> Analysis:
     """Run the pilot, and say how many seeds the run will have."""
     effects = np.array([law.measure(seed, law.at) for seed in law.pilot])
     spread = float(effects.std(ddof=1))
@@ -143,7 +143,7 @@ def analyse(law: Law) -> Analysis:
     return Analysis(list(law.pilot), effects.tolist(), effect, spread, needed, seeds, power_of(effect, spread, seeds))
 
 
-def judge(law: Law, effects: Sequence[float]) -> tuple[Estimate, Verdict]:
+def judge(law: Claim, effects: Sequence[float]) -> tuple[Estimate, ClaimVerdict]:
     """The mean effect with its interval, and what it allows to be said."""
     values = np.asarray(effects, dtype=np.float64)
     effect = mean_of_seeds(values, paired=True)
@@ -157,7 +157,7 @@ def judge(law: Law, effects: Sequence[float]) -> tuple[Estimate, Verdict]:
 
 
 def run_law(
-    law: Law,
+    law: Claim,
     analysis: Analysis,
     *,
     seeds: int | None = None,
@@ -182,19 +182,19 @@ def run_law(
     return effects, places
 
 
-def conclude(
-    law: Law,
+def conclude_claim(
+    law: Claim,
     analysis: Analysis,
     effects: Sequence[float],
     places: Mapping[float, Sequence[float]],
     seconds: float,
-) -> Outcome:
+) -> ClaimOutcome:
     effect, verdict = judge(law, effects)
     decide = None
     if verdict == "inconclusive":
         decide = seeds_needed(max(law.smallest, abs(effect.value)) / 2.0, float(np.std(effects, ddof=1)))
     along = [Place(at, *judge(law, values)) for at, values in sorted(places.items())]
-    return Outcome(law, analysis, list(effects), effect, verdict, decide, along, seconds)
+    return ClaimOutcome(law, analysis, list(effects), effect, verdict, decide, along, seconds)
 
 
 def _sign(effect: Estimate) -> int:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from rlhf_env.lab.laws.forgetting import correlation
-from rlhf_env.lab.laws.form import Law
+from rlhf_env.lab.laws.form import Claim
 
-LAW = Law(
+LAW = Claim(
     name="forward-kl",
     claim="The forward KL to the base, measured on the new task, predicts how much of the old one is forgotten.",
     source="Shenfeld et al. 2025, arXiv 2509.04259",

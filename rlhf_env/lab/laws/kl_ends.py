@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlhf_env.lab.laws.form import Law
+from rlhf_env.lab.laws.form import Claim
 from rlhf_env.lab.studies.exact.losses import penalty_ends
 
 
@@ -11,7 +11,7 @@ def _left_by_k3(seed: int, beta: float) -> float:
     return ends["k3 in loss"] - ends["k1 in reward"]
 
 
-LAW = Law(
+LAW = Claim(
     name="kl-ends",
     claim="A k3 penalty in the loss (GRPO's) does not end at the optimum of reward - beta KL.",
     source="Shah et al. 2025, arXiv 2512.21852; GRPO: Shao et al. 2024, arXiv 2402.03300",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlhf_env.lab.laws.form import Law
+from rlhf_env.lab.laws.form import Claim
 from rlhf_env.lab.studies.exact.estimators import ESTIMATORS, Batches, example, measure
 
 
@@ -14,7 +14,7 @@ def _least_bias_in_loss(seed: int, longest: float) -> float:
     return in_loss - found["k1 in reward"].bias
 
 
-LAW = Law(
+LAW = Claim(
     name="kl-placement",
     claim="k1 in the reward gives the exact gradient of reward - beta KL; an estimate in the loss leaves a part out.",
     source="Shah et al. 2025, arXiv 2512.21852; Tang and Munos 2025, arXiv 2506.09477",

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from rlhf_env.lab.laws.form import Law
-from rlhf_env.lab.laws.tilting import Proxy, peak
+from rlhf_env.lab.laws.form import Claim
+from rlhf_env.lab.laws.tilting import TiltedProxy, tilted_peak
 
 _FLIPPED = 0.25
 
 
 def _nearer(seed: int, flipped: float) -> float:
-    return peak(seed, Proxy())[0] - peak(seed, Proxy(flipped=flipped))[0]
+    return tilted_peak(seed, TiltedProxy())[0] - tilted_peak(seed, TiltedProxy(flipped=flipped))[0]
 
 
-LAW = Law(
+LAW = Claim(
     name="label-noise",
     claim="Label noise moves the peak of gold inwards.",
     source="Coste et al. 2024, arXiv 2310.02743; Gao, Schulman and Hilton 2023, arXiv 2210.10760",

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from rlhf_env.lab.laws.form import Law
-from rlhf_env.lab.laws.tilting import Proxy, peak
+from rlhf_env.lab.laws.form import Claim
+from rlhf_env.lab.laws.tilting import TiltedProxy, tilted_peak
 
 
 def _farther(seed: int, size: float) -> float:
-    return peak(seed, Proxy())[0] - peak(seed, Proxy(size=int(size)))[0]
+    return tilted_peak(seed, TiltedProxy())[0] - tilted_peak(seed, TiltedProxy(size=int(size)))[0]
 
 
-LAW = Law(
+LAW = Claim(
     name="larger-proxy",
     claim="A larger reward model moves the peak of gold outwards.",
     source="Gao, Schulman and Hilton 2023, arXiv 2210.10760",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from rlhf_env.lab.laws.form import Law
+from rlhf_env.lab.laws.form import Claim
 from rlhf_env.lab.studies.exact.estimators import ESTIMATORS, Batches, example, measure
 from rlhf_env.lab.studies.exact.world import Objective
 
@@ -21,7 +21,7 @@ def _less_noise(seed: int, mean: float) -> float:
     return math.log(noise["REINFORCE"] / noise["RLOO"])
 
 
-LAW = Law(
+LAW = Claim(
     name="leave-one-out",
     claim="A leave-one-out baseline (RLOO) makes the policy gradient less noisy than none (REINFORCE).",
     source="Kool, van Hoof and Welling 2019; Ahmadian et al. 2024, arXiv 2402.14740",

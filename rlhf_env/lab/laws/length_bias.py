@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rlhf_env.lab.laws.form import Law
+from rlhf_env.lab.laws.form import Claim
 from rlhf_env.lab.laws.worlds import softmax, stream
 from rlhf_env.types import Float
 
@@ -39,7 +39,7 @@ def _wrong_length(policy: Float) -> float:
     return float(wrong @ _LENGTHS / wrong.sum())
 
 
-LAW = Law(
+LAW = Claim(
     name="length-bias",
     claim="The mean over each answer's own tokens (GRPO) makes wrong answers longer than a sum over tokens does.",
     source="Liu et al. 2025 (Dr. GRPO), arXiv 2503.20783",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from rlhf_env.lab.laws.form import Law
-from rlhf_env.lab.laws.worlds import entropy, softmax, stream
+from rlhf_env.lab.laws.form import Claim
+from rlhf_env.lab.laws.worlds import policy_entropy, softmax, stream
 
 _ARMS, _STEPS, _STEP = 10, 20_000, 2.0
 
@@ -17,10 +17,10 @@ def _collapse(seed: int, above: float) -> float:
     logits = np.log(behaviour)
     for _ in range(_STEPS):  # the expected gradient of log pi (r - V) over what the behaviour wrote
         logits = logits + _STEP * (worth - softmax(logits) * worth.sum())
-    return 1.5 - float(np.exp(entropy(softmax(logits))))
+    return 1.5 - float(np.exp(policy_entropy(softmax(logits))))
 
 
-LAW = Law(
+LAW = Claim(
     name="off-policy-baseline",
     claim="REINFORCE on another policy's answers collapses to one answer once its baseline is at or above their value.",
     source="Arnal et al. 2025, arXiv 2503.14286",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from rlhf_env.lab.laws.form import Law
+from rlhf_env.lab.laws.form import Claim
 from rlhf_env.lab.laws.worlds import softmax, stream
 from rlhf_env.types import Float
 
@@ -51,7 +51,7 @@ def _of_whole(ranked: Float, theta: Float) -> tuple[Float, Float]:
     return slope, curvature
 
 
-LAW = Law(
+LAW = Claim(
     name="plackett-luce",
     claim="Splitting rankings of K answers into pairs learns the reward less well than the likelihood of the ranking.",
     source="Zhu, Jordan and Jiao 2023, arXiv 2301.11270",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from rlhf_env.lab.laws.clipping import train_on_coins
-from rlhf_env.lab.laws.form import Law
+from rlhf_env.lab.laws.form import Claim
 from rlhf_env.lab.laws.worlds import softmax, stream
 
 _ACTIONS, _FAVOURITE = 10, 0.6
@@ -21,7 +21,7 @@ def _gain_of_the_favourite(seed: int, clip: float) -> float:
     return clipped - free
 
 
-LAW = Law(
+LAW = Claim(
     name="random-rewards",
     claim="Random rewards train through the bias of the clip: what the model favours already becomes more likely.",
     source="Shao et al. 2025, arXiv 2506.10947",

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from rlhf_env.errors import ConfigError, DataError
-from rlhf_env.lab.laws.form import Analysis, Law, Outcome
+from rlhf_env.lab.laws.form import Analysis, Claim, ClaimOutcome
 from rlhf_env.types import JsonObject
 from rlhf_env.whole_files import write_json
 
@@ -61,17 +61,17 @@ MODULES: Mapping[str, str] = {
 """Laws in the order of the table, and the module of each."""
 
 
-def load_law(name: str) -> Law:
+def load_law(name: str) -> Claim:
     """The law of this name. Raises ConfigError for others."""
     if name not in MODULES:
         near = difflib.get_close_matches(name, MODULES, n=1)
         hint = f", did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"there is no law {name!r}{hint} (rlhf-env lab laws --list names them)")
-    law: Law = import_module(f"{__package__}.{MODULES[name]}").LAW
+    law: Claim = import_module(f"{__package__}.{MODULES[name]}").LAW
     return law
 
 
-def as_record(law: Law, analysis: Analysis, outcome: Outcome | None = None) -> JsonObject:
+def as_record(law: Claim, analysis: Analysis, outcome: ClaimOutcome | None = None) -> JsonObject:
     """Plain data: the law in words, the analysis, and what the run said (None: it has not been run)."""
     record: dict[str, object] = {
         "format": _FORMAT,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rlhf_env.lab.laws.form import Law
+from rlhf_env.lab.laws.form import Claim
 from rlhf_env.lab.laws.worlds import ascend, softmax, stream
 from rlhf_env.types import Float
 
@@ -28,7 +28,7 @@ def _gold(logits: Float, proxy: Float, time: float, gold: Float) -> float:
     return float(softmax(ascend(logits, proxy, time, step=2.0)) @ gold) / float(gold.std())
 
 
-LAW = Law(
+LAW = Claim(
     name="reward-variance",
     claim=(
         "Low reward variance under the policy flattens the objective whatever the accuracy: a perfectly accurate "

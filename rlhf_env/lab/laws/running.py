@@ -8,13 +8,13 @@ from pathlib import Path
 
 from rich.table import Table
 
-from rlhf_env.lab.laws.form import Analysis, Law, analyse, conclude, run_law
+from rlhf_env.lab.laws.form import Analysis, Claim, analyse, conclude_claim, run_law
 from rlhf_env.lab.laws.records import as_record, write_record
 from rlhf_env.types import JsonObject, JsonView
 
 
 def plan(
-    law: Law,
+    law: Claim,
     folder: Path,
     *,
     tell: Callable[[float, str], None] = lambda share, note: None,
@@ -29,7 +29,7 @@ def plan(
 
 
 def decide(
-    law: Law,
+    law: Claim,
     folder: Path,
     *,
     seeds: int | None = None,
@@ -43,7 +43,7 @@ def decide(
     began = time.process_time()
     analysis = plan(law, folder, tell=tell, on_analysis=on_analysis)
     effects, places = run_law(law, analysis, seeds=seeds, tell=tell)
-    outcome = conclude(law, analysis, effects, places, time.process_time() - began)
+    outcome = conclude_claim(law, analysis, effects, places, time.process_time() - began)
     record = as_record(law, analysis, outcome)
     write_record(folder, record)
     return record

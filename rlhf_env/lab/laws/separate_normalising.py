@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rlhf_env.lab.laws.form import Law
+from rlhf_env.lab.laws.form import Claim
 from rlhf_env.lab.laws.sum_collapse import _normalised
 from rlhf_env.lab.laws.worlds import softmax, stream
 
@@ -33,7 +33,7 @@ def _gain(seed: int, updates: float) -> float:
     return ends[0] - ends[1]
 
 
-LAW = Law(
+LAW = Claim(
     name="separate-normalising",
     claim="Normalising each reward by itself learns several rewards better than normalising their sum.",
     source="GDPO, arXiv 2601.05242",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rlhf_env.lab.laws.form import Law
+from rlhf_env.lab.laws.form import Claim
 from rlhf_env.lab.laws.worlds import stream
 from rlhf_env.types import Float
 
@@ -43,7 +43,7 @@ def _fitted(labels: Float, counts: Float, smoothing: float) -> Float:
     return scores
 
 
-LAW = Law(
+LAW = Claim(
     name="soft-labels",
     claim="Hard labels overfit pairs that are seldom compared; labels that follow the model do not.",
     source="Zhu, Jordan and Jiao 2024, arXiv 2401.16335",

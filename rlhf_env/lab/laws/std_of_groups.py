@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from rlhf_env.lab.laws.form import Law
+from rlhf_env.lab.laws.form import Claim
 
 
 def _weight(success: float, size: int) -> float:
@@ -24,7 +24,7 @@ def _unlike_even_ones(seed: int, success: float) -> float:
     return _weight(success, size) / _weight(0.5, size) - 1.0
 
 
-LAW = Law(
+LAW = Claim(
     name="std-of-groups",
     claim="Dividing by the standard deviation of a group weighs prompts that are nearly always or never solved more.",
     source="Liu et al. 2025 (Dr. GRPO), arXiv 2503.20783",

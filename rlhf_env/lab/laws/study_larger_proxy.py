@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from rlhf_env.lab.laws.climbs import LAYERS, MANY_LAYERS, MOST, PILOT, peak
-from rlhf_env.lab.laws.form import Law
+from rlhf_env.lab.laws.climbs import LAYERS, MANY_LAYERS, MOST_SEEDS, PILOT, trained_peak
+from rlhf_env.lab.laws.form import Claim
 
 
 def _farther(seed: int, _at: float) -> float:
-    return peak(seed, "large")[0] - peak(seed, "base")[0]
+    return trained_peak(seed, "large")[0] - trained_peak(seed, "base")[0]
 
 
-LAW = Law(
+LAW = Claim(
     name="study-larger-proxy",
     claim="A larger reward model moves the peak of gold outwards.",
     source="Gao, Schulman and Hilton 2023, arXiv 2210.10760",
@@ -20,6 +20,6 @@ LAW = Law(
     ),
     smallest=0.5,
     measure=_farther,
-    most=MOST,
+    most=MOST_SEEDS,
     pilot=PILOT,
 )

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from rlhf_env.lab.laws.climbs import FLIPPED, MEMBERS, MOST, PILOT, peak
-from rlhf_env.lab.laws.form import Law
+from rlhf_env.lab.laws.climbs import FLIPPED_SHARE, MEMBERS, MOST_SEEDS, PILOT, trained_peak
+from rlhf_env.lab.laws.form import Claim
 
 
 def _higher(seed: int, _at: float) -> float:
-    return peak(seed, "worst-case")[1] - peak(seed, "noisy")[1]
+    return trained_peak(seed, "worst-case")[1] - trained_peak(seed, "noisy")[1]
 
 
-LAW = Law(
+LAW = Claim(
     name="study-worst-case",
     claim="A worst-case ensemble raises the peak of gold under label noise.",
     source="Coste et al. 2024, arXiv 2310.02743",
     prediction=(
         f"Gold at its peak, in standard deviations of the reference's replies: {MEMBERS} models of one layer on "
-        f"bootstraps of the labels, {FLIPPED:.0%} of them wrong, less one model of all. Predicted: above 0."
+        f"bootstraps of the labels, {FLIPPED_SHARE:.0%} of them wrong, less one model of all. Predicted: above 0."
     ),
     smallest=0.15,
     measure=_higher,
-    most=MOST,
+    most=MOST_SEEDS,
     pilot=PILOT,
 )

@@ -6,7 +6,7 @@ from itertools import product
 
 import numpy as np
 
-from rlhf_env.lab.laws.form import Law
+from rlhf_env.lab.laws.form import Claim
 from rlhf_env.lab.laws.worlds import stream
 from rlhf_env.types import Float
 
@@ -36,7 +36,7 @@ def _nats(advantages: Float, chance: Float) -> float:
     return float(-(told * np.log(np.maximum(told, 1e-300))).sum())
 
 
-LAW = Law(
+LAW = Claim(
     name="sum-collapse",
     claim="Normalising the sum of several rewards in a group gives different combinations the same advantages.",
     source="GDPO, arXiv 2601.05242",

@@ -16,7 +16,7 @@ import numpy as np
 
 from rlhf_env.feedback.reward_models.config import Combination
 from rlhf_env.feedback.reward_models.ensemble import combined
-from rlhf_env.lab.laws.worlds import kl, softmax, stream, tilted
+from rlhf_env.lab.laws.worlds import kl_nats, softmax, stream, tilted
 from rlhf_env.types import Float
 
 _RESPONSES, _DIMENSIONS, _RIDGE, _ANNOTATOR = 2000, 30, 0.1, 0.5
@@ -25,7 +25,7 @@ _PAIRS = 1000  # drawn; a proxy of fewer labels learns from the first
 
 
 @dataclass(frozen=True)
-class Proxy:
+class TiltedProxy:
     """What a reward model is made of: pairs, random features, the share of labels turned around, members."""
 
     labels: int = 200
@@ -37,14 +37,14 @@ class Proxy:
 
 
 @cache
-def peak(seed: int, proxy: Proxy) -> tuple[float, float]:
+def tilted_peak(seed: int, proxy: TiltedProxy) -> tuple[float, float]:
     """(d, gold) where gold is highest along the tilt; gold in standard deviations under the reference, 0 its mean."""
     points, reference, gold = _world(seed)
     scores = np.array([_fitted(seed, proxy, member, points, reference, gold) for member in range(proxy.members)])
     climbed = combined(scores, proxy.combination, penalty=proxy.penalty)
     policies = [tilted(reference, climbed, strength) for strength in _STRENGTHS]
     best = max(policies, key=lambda policy: float(policy @ gold))
-    return float(np.sqrt(kl(best, reference))), float(best @ gold)
+    return float(np.sqrt(kl_nats(best, reference))), float(best @ gold)
 
 
 @cache
@@ -60,7 +60,7 @@ def _world(seed: int) -> tuple[Float, Float, Float]:
     return points, reference, np.asarray(gold / np.sqrt(reference @ gold**2))
 
 
-def _fitted(seed: int, proxy: Proxy, member: int, points: Float, reference: Float, gold: Float) -> Float:
+def _fitted(seed: int, proxy: TiltedProxy, member: int, points: Float, reference: Float, gold: Float) -> Float:
     """The scores [N] of one member. All proxies of a seed see the first of the same pairs, with the same noise."""
     draws = stream("labels", seed)
     pairs = draws.choice(_RESPONSES, size=(_PAIRS, 2), p=reference)

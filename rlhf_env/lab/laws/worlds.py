@@ -21,12 +21,12 @@ def softmax(logits: Float) -> Float:
     return np.asarray(grown / grown.sum(axis=-1, keepdims=True))
 
 
-def entropy(policy: Float) -> Float:
+def policy_entropy(policy: Float) -> Float:
     """Nats, of the last axis."""
     return np.asarray(-(policy * np.log(np.maximum(policy, 1e-300))).sum(axis=-1))
 
 
-def kl(policy: Float, reference: Float) -> float:
+def kl_nats(policy: Float, reference: Float) -> float:
     """KL(policy || reference), nats."""
     inside = policy > 0.0
     return float((policy[inside] * np.log(policy[inside] / reference[inside])).sum())
@@ -40,11 +40,11 @@ def tilted(reference: Float, reward: Float, strength: float) -> Float:
 def tilted_to(reference: Float, reward: Float, nats: float) -> Float:
     """The tilted policy at KL `nats` from the reference: of those no farther away, the one of the highest reward."""
     low, high = 0.0, 1.0
-    while kl(tilted(reference, reward, high), reference) < nats and high < 1e9:
+    while kl_nats(tilted(reference, reward, high), reference) < nats and high < 1e9:
         low, high = high, 2.0 * high
     for _ in range(80):
         middle = 0.5 * (low + high)
-        low, high = (middle, high) if kl(tilted(reference, reward, middle), reference) < nats else (low, middle)
+        low, high = (middle, high) if kl_nats(tilted(reference, reward, middle), reference) < nats else (low, middle)
     return tilted(reference, reward, high)
 
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from rlhf_env.lab.laws.form import Law
-from rlhf_env.lab.laws.tilting import Proxy, peak
+from rlhf_env.lab.laws.form import Claim
+from rlhf_env.lab.laws.tilting import TiltedProxy, tilted_peak
 
 _FLIPPED = 0.25
 
 
 def _ensemble(seed: int, members: int) -> float:
-    return peak(seed, Proxy(flipped=_FLIPPED, members=members, combination="worst"))[1]
+    return tilted_peak(seed, TiltedProxy(flipped=_FLIPPED, members=members, combination="worst"))[1]
 
 
 def _higher(seed: int, members: float) -> float:
-    return _ensemble(seed, int(members)) - peak(seed, Proxy(flipped=_FLIPPED))[1]
+    return _ensemble(seed, int(members)) - tilted_peak(seed, TiltedProxy(flipped=_FLIPPED))[1]
 
 
-LAW = Law(
+LAW = Claim(
     name="worst-case",
     claim="A worst-case ensemble raises the peak of gold under label noise.",
     source="Coste et al. 2024, arXiv 2310.02743",

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from rlhf_env.errors import ConfigError
-from rlhf_env.lab.laws.form import Analysis, Law, analyse, conclude, judge, run_law
+from rlhf_env.lab.laws.form import Analysis, Claim, analyse, conclude_claim, judge, run_law
 from rlhf_env.lab.laws.power import power_of, seeds_needed
 from rlhf_env.lab.laws.running import decide, law_in_words, law_table
 from rlhf_env.lab.statistics import student_t
 
 
-def law(mean: float = 1.0, spread: float = 1.0, **changes: object) -> Law:
+def law(mean: float = 1.0, spread: float = 1.0, **changes: object) -> Claim:
     """One whose effects are normal, around `mean` times the place on its axis."""
-    made = Law(
+    made = Claim(
         name="made-up",
         claim="A claim.",
         source="Nobody 2026",
@@ -156,7 +156,7 @@ class TestOutcome:
         assert law_table([record, other]).title == "2 laws: 1 confirmed, 1 not run yet"
 
 
-def decide_here(given: Law):  # type: ignore[no-untyped-def]
+def decide_here(given: Claim):  # type: ignore[no-untyped-def]
     analysis = analyse(given)
     effects, places = run_law(given, analysis)
-    return conclude(given, analysis, effects, places, 0.0)
+    return conclude_claim(given, analysis, effects, places, 0.0)
