@@ -109,6 +109,7 @@ COMMANDS = [
     "bench",
     "report",
     "metrics",
+    "new",
     "scorecard",
     "annotate",
     "plugins",

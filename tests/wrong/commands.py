@@ -9,6 +9,16 @@ command("lab exat", "No such command 'exat'. Did you mean 'exact'?")
 command("plugins x", "unknown plugin 'x'")
 command("plugins reward:pppo", "unknown plugin 'reward:pppo': did you mean 'reward:")
 command("plugins ppo x", "Got unexpected extra argument(s) (x)")
+command("new reward", "Missing argument 'name'.")
+command("new rewrd polite", "Invalid value for 'kind'")
+command("new reward My-Reward", "'My-Reward' cannot name a Python module: small letters, digits and single underscores")
+command("new reward length", "'length' is a reward of rlhf-env already, and one name is one reward: choose another")
+command(
+    "new task sorting",
+    "rlhf_task_sorting is there already, and stays as it is",
+    rlhf_task_sorting_IN_README_DOT_md="mine",
+)
+command("new agent mine --in text", "Invalid value for '--in'")
 command("schema experimnt", "Invalid value for 'kind'")
 command("train", "Missing argument 'file'.")
 command("train no.toml", "cannot read no.toml: No such file or directory")
