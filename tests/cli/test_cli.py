@@ -108,6 +108,7 @@ COMMANDS = [
     "chat",
     "bench",
     "report",
+    "watch",
     "metrics",
     "new",
     "scorecard",
