@@ -122,12 +122,23 @@ def maker_of_reward_model(grid: Grid, folder: Path, file: Path, console: Console
 
 @app.command(rich_help_panel=LEARNING)
 def report(
-    folder: Annotated[Path, typer.Argument(help="A benchmark folder (with results/ in it), or a pipeline's.")],
+    folder: Annotated[
+        Path, typer.Argument(help="A benchmark folder (with results/ in it), a pipeline's, or that of a run.")
+    ],
 ) -> None:
-    """Make the table and report.html of a benchmark again from its results, or of a pipeline and its benchmarks."""
+    """Make the table and report.html of a benchmark again from its results, or of a pipeline and its benchmarks.
+
+    Of a run, ended or not: its report.html.
+    """
     from rlhf_env.pipeline.report import ABOUT, about_pipeline, write_pipeline_report
+    from rlhf_env.runs_on_disk import DESCRIBED
 
     console = make_console()
+    if (folder / DESCRIBED).is_file():
+        from rlhf_env.lab.watching.run_report import write_run_report
+
+        console.print(f"Report: {write_run_report(folder)}", highlight=False, soft_wrap=True, markup=False)
+        return
     if not (folder / ABOUT).is_file():
         _show_report(folder, console)
         return

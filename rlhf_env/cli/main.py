@@ -30,6 +30,7 @@ from rlhf_env.cli import (
     reward_models,
     studies,
     training,
+    watching,
 )
 from rlhf_env.cli.shared import FEEDBACK, LEARNING, Terminated, app, lab_app, preferences_app, several_processes
 from rlhf_env.errors import ConfigError, RlhfEnvError
@@ -47,6 +48,7 @@ GROUPS = (
     reward_models,
     studies,
     training,
+    watching,
 )  # importing them registers their commands
 
 app.add_typer(preferences_app, name="preferences", rich_help_panel=FEEDBACK)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,7 @@ from rlhf_env.cli.shared import (
     interruptible,
     lab_app,
     make_console,
+    stage_on_stderr,
 )
 from rlhf_env.errors import ConfigError, MissingExtra
 
@@ -191,6 +193,69 @@ def regularisation(
     with stage(console, "Fitting") as tell:
         found = compare_restraints(seeds, tell)
     console.print(restraint_table(found))
+
+
+@lab_app.command("laws")
+def laws(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Laws to decide now; without one, all verdicts.")
+    ] = None,
+    listed: Annotated[bool, typer.Option("--list", help="The verdicts of the results that come with it.")] = False,
+    seeds: Annotated[
+        int | None, typer.Option(help="Seeds of the run (default: what the power analysis asks for).", min=2)
+    ] = None,
+    only_plan: Annotated[
+        bool, typer.Option("--plan", help="Pilot and power analysis alone: how many seeds the run would have.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="The list as the table of docs/laws.md.")] = False,
+    out: Annotated[Path, typer.Option(help="Where NAME.json goes, the analysis before the run.")] = Path("runs/laws"),
+    threads: Threads = None,
+) -> None:
+    """Claims of papers, decided: what each predicts, how many seeds it takes to see that, the run, and the verdict
+    (confirmed, refuted, inconclusive), with where the sign turns.
+
+    Most take seconds to minutes; the five of the over-optimisation study train models, and take longer.
+    """
+    from rlhf_env.lab.laws.records import as_record, compared_with_shipped, load_law, shipped
+    from rlhf_env.lab.laws.running import decide, law_in_words, law_table, laws_page, plan
+    from rlhf_env.learning.engine import set_threads
+
+    set_threads(threads)
+    if listed and names:
+        raise ConfigError("--list shows all laws, and takes no names", "name laws to run them, without --list")
+    if only_plan and (seeds is not None or not names):
+        raise ConfigError("--plan is for named laws, and says how many seeds the run has: without --seeds")
+    if as_markdown and (names or as_json):
+        raise ConfigError("--markdown is a form of the list: without names and without --json")
+    console = make_console()
+    if not names:
+        records = shipped()
+        if as_json:
+            typer.echo(json.dumps(records, indent=2))
+        elif as_markdown:
+            typer.echo(laws_page(records), nl=False)
+        else:
+            console.print(law_table(records))
+        return
+    found = []
+    for law in [load_law(name) for name in dict.fromkeys(names)]:  # all names are checked before one is run
+        if not as_json:
+            console.print(f"[bold]{law.name}[/bold]\n{law.claim} ({law.source})\n{law.prediction}", highlight=False)
+        say = (
+            None if as_json else lambda analysis: console.print(f"Before the run: {analysis.sentence}", highlight=False)
+        )
+        with interruptible(), stage_on_stderr(law.name) as tell:
+            if only_plan:
+                record = as_record(law, plan(law, out, tell=tell, on_analysis=say or (lambda analysis: None)))
+            else:
+                record = decide(law, out, seeds=seeds, tell=tell, on_analysis=say or (lambda analysis: None))
+        found.append(record)
+        if not as_json and not only_plan:
+            console.print(law_in_words(record), highlight=False)
+            console.print(f"{out / law.name}.json; {compared_with_shipped(record)}\n", highlight=False, soft_wrap=True)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
 
 
 @lab_app.command("hybrid")

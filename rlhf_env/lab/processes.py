@@ -15,8 +15,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import cast
 
+from rlhf_env.errors import ConfigError
 from rlhf_env.lab.jobs import Crew, Job, Progress, outcome_of
 from rlhf_env.learning.engine import set_threads
+from rlhf_env.learning.folder_lock import GUARD_IT, UNGUARDED
 from rlhf_env.learning.loop import Row
 from rlhf_env.learning.signals import Interrupted
 
@@ -116,6 +118,8 @@ class _Processes:
             progress = Progress(worker.job, *worker.pipe.recv())
         except (EOFError, OSError):  # at its end, or before it had read what it was sent
             worker.process.join()
+            if worker.process.exitcode == UNGUARDED:
+                raise ConfigError(GUARD_IT) from None
             why = f"its process died (exit code {worker.process.exitcode})"
             progress = Progress(worker.job, 0.0, "died", {}, why, gone=True)
         if progress.ended is not None:

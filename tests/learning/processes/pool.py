@@ -20,13 +20,14 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from faults.processes import Ended, Running
+from faults.processes import Ended, Running, started
 from faults.resume_matrix import ADAPTIVE, Novelty, after, experiment_of
 
 from rlhf_env import plugins
 from rlhf_env.envs.rewards import RewardMix
 from rlhf_env.lab.evaluation.runs import Run, run
 from rlhf_env.learning import checkpoints
+from rlhf_env.learning.experiment import EngineSettings
 from rlhf_env.learning.models import load_tokenizer_of
 from rlhf_env.learning.processes import current, join
 from rlhf_env.learning.sources import DataSource, EnvSource
@@ -83,7 +84,7 @@ BESIDE: dict[str, tuple[str, Mapping[str, Any]]] = {
 }
 
 
-def workplace_of(case: str, folder: Path) -> Workplace:
+def workplace_of(case: str, folder: Path, *, shard: bool = False) -> Workplace:
     """The case of the resume matrix in float64, with a model that computes in float64 (Llama's norms do not)."""
     of_matrix, rewards = BESIDE.get(case, (case, None))
     wanted = experiment_of(of_matrix, folder)
@@ -91,7 +92,8 @@ def workplace_of(case: str, folder: Path) -> Workplace:
     measured = replace(wanted.evaluation, prompts=4, every=5)
     # Texts of a group differ in what they earn by more than rounding: what is learned from rounding differs anyway.
     rewards = {**(rewards or wanted.rewards), "varied": 0.5}
-    experiment = replace(wanted, evaluation=measured, checkpoint_every=3, rewards=rewards)
+    engine = EngineSettings(shard=shard)
+    experiment = replace(wanted, evaluation=measured, checkpoint_every=3, rewards=rewards, engine=engine)
     tokenizer = load_tokenizer_of(experiment.policy)
     policy = tiny_language_model(
         "gpt2",
@@ -165,14 +167,14 @@ class Notes:
         self.texts, self.asked = [], Counter()
 
 
-def trained(case: str, folder: Path, notes: Notes, **settings: Any) -> Run:
+def trained(case: str, folder: Path, notes: Notes, *, shard: bool = False, **settings: Any) -> Run:
     """The run of a case in `folder`, by this process among the others."""
     folder.mkdir(parents=True, exist_ok=True)
     beside = folder / f"files-{rank()}"  # what the experiment reads; each process may write it
     beside.mkdir(exist_ok=True)
     os.chdir(beside)
     try:
-        return run(workplace_of(case, Path()), folder / "run", **settings)
+        return run(workplace_of(case, Path(), shard=shard), folder / "run", **settings)
     finally:
         notes.write(folder)
 
@@ -200,3 +202,37 @@ def _flat(value: Any, path: str) -> Any:
     elif isinstance(value, Sequence) and not isinstance(value, str):
         for place, item in enumerate(value):
             yield from _flat(item, f"{path}/{place}")
+
+
+# ---------------------------------------------------------------- commands, as a launcher starts them
+
+TOY = """
+budget = { updates = 100_000 }
+checkpoint_every = 1
+policy = { tokenizer = "alphabet:ab" }
+environment = { num_envs = 4, max_new_tokens = 2, max_prompt_tokens = 4 }
+evaluation = { prompts = 2 }
+task = { name = "prompts", prompts = ["a", "b"] }
+agent = { name = "reinforce" }
+"""
+REWARDS = "rewards = { length = { target = 1 } }\n"
+
+
+def commands(*of_ranks: str, before: Callable[[], object] = lambda: None) -> list[Running]:
+    """`rlhf-env ...` in a process for each of `of_ranks`, as torchrun would start them."""
+    port = free_port()
+
+    def said(number: int) -> Callable[[], None]:
+        def to_process() -> None:
+            os.environ.update(said_to(number, len(of_ranks), port))
+            before()
+
+        return to_process
+
+    return [started(*words.split(), before=said(number)) for number, words in enumerate(of_ranks)]
+
+
+def assert_one_line(ended: list[Ended], status: int, *words: str) -> None:
+    assert [one.status for one in ended] == [status] * len(ended), ended
+    lines = [line for one in ended for line in one.stderr.splitlines()]
+    assert len(lines) == 1 and all(word in lines[0] for word in ("rlhf-env: ", *words)), lines

@@ -42,7 +42,7 @@ def run_study(study: Study, folder: str | Path, *, jobs: int | Backend = 2, cons
     folder = Path(folder).resolve()
     stages: dict[str, Sequence[Job]] = {
         "sets of texts": text_jobs(study),
-        "reward models": [ProxyFit(study, seed, fitting) for seed in range(study.seeds) for fitting in fittings(study)],
+        "reward models": [ProxyFit(study, seed, fitting) for seed in study.seed_numbers for fitting in fittings(study)],
         "runs": runs(study, folder),
     }
     with hold(folder):
