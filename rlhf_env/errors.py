@@ -123,6 +123,10 @@ class RunFailed(RlhfEnvError):
     exit_code = 3
 
 
+class WriterFailed(RunFailed):
+    """The engine that writes for a policy failed, or what it wrote is too far from the policy to learn from."""
+
+
 class DiskRefused(RunFailed):
     """A file cannot be written, because the disk is full, for example. The earlier files are whole."""
 
