@@ -116,6 +116,7 @@ COMMANDS = [
     "schema",
     "check",
     "pipeline",
+    "watch",
 ]
 COMMANDS += ["lab", "lab exact", "lab referee", "lab agents", "lab labels", "lab regularisation"]
 
