@@ -158,7 +158,19 @@ class _Asked:
             return call()
         except (Exception, SystemExit) as error:  # whatever a plugin raises, the report names the text that made it
             came = f"{type(error).__name__}: {error}"
-            raise broken("raised", "a score for every text", came, *episodes) from error
+            raise broken("raised", "a score for every text", came, *self._to_blame(episodes)) from error
+
+    def _to_blame(self, episodes: Sequence[Episode]) -> Sequence[Episode]:
+        """The first text that cannot be scored alone; all of them, where each can."""
+        if isinstance(self.reward, GroupReward):
+            return episodes
+        call = self.reward.token_rewards if isinstance(self.reward, TokenReward) else self.reward
+        for episode in copy.deepcopy(list(episodes)):
+            try:
+                call([episode])
+            except (Exception, SystemExit):
+                return [episode]
+        return episodes
 
 
 def _numbers(values: Any, count: int, what: str, episodes: Sequence[Episode]) -> Float:

@@ -247,6 +247,11 @@ def test_a_rewards_author_reads_what_to_do() -> None:
         def __call__(self, episodes: Any, /) -> Any:
             return [len(it.response.split()) / len(it.response) for it in episodes]
 
+    class MissesOne:
+        def __call__(self, episodes: Any, /) -> Any:
+            return [1.0 / (it.response != "GREAT great Great! great") for it in episodes]
+
+    assert said(check_reward, MissesOne()).count("response '") == 1, "the text that is to blame, and no other"
     assert "score each text by itself" in said(check_reward, Whitens())
     assert "the empty one" in said(check_reward, Shares())
 
