@@ -66,7 +66,7 @@ test-trackers: .venv/.ready  ## The tests of the trackers again, with MLflow, tr
 
 # Ray on top of .venv's packages, in an environment of its own: the suite runs without it.
 RAY := build/ray
-ray: .venv/.ready  ## Grid, study and pipeline on Ray clusters of two machines, some killed on the way (five minutes)
+ray: .venv/.ready  ## Grid, study and pipeline on Ray clusters of two machines, some killed on the way (minutes)
 	rm -rf $(RAY)
 	$(PYTHON) -m venv $(RAY)
 	$(BIN)/python $(PACKAGES_OF) > "$$($(RAY)/bin/python $(PACKAGES_OF))/borrowed.pth"

@@ -1,6 +1,6 @@
 """A grid, a study and a pipeline on a Ray cluster of two machines: the files of a local run, whoever dies on the way.
 
-`make ray` installs Ray beside .venv and runs these (two to five minutes); elsewhere they are left out.
+`make ray` installs Ray beside .venv and runs these; elsewhere they are left out.
 """
 
 from __future__ import annotations
