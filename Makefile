@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # Two processes of tests; a file stays in one, so that what its tests share is made once.
 TWO := -n 2 --dist loadfile
 
-.PHONY: help demo docs test test-wheel test-trackers lint mutants resume-matrix faults faults-annotation base-model bench-speed llama-cpp gpu growth long-run compat lock other-libraries same-questions closed-loop real-model judge vllm server-writer models clean
+.PHONY: help demo docs test test-wheel test-trackers ray lint mutants resume-matrix faults faults-annotation base-model bench-speed llama-cpp gpu growth long-run compat lock other-libraries same-questions closed-loop real-model judge vllm server-writer models clean
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
@@ -63,6 +63,15 @@ test-trackers: .venv/.ready  ## The tests of the trackers again, with MLflow, tr
 	$(BIN)/python $(PACKAGES_OF) > "$$($(TRACKERS)/bin/python $(PACKAGES_OF))/borrowed.pth"
 	$(TRACKERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[mlflow,trackio,wandb]"
 	$(TRACKERS)/bin/python -m pytest tests/learning/trackers
+
+# Ray on top of .venv's packages, in an environment of its own: the suite runs without it.
+RAY := build/ray
+ray: .venv/.ready  ## Grid, study and pipeline on Ray clusters of two machines, some killed on the way (five minutes)
+	rm -rf $(RAY)
+	$(PYTHON) -m venv $(RAY)
+	$(BIN)/python $(PACKAGES_OF) > "$$($(RAY)/bin/python $(PACKAGES_OF))/borrowed.pth"
+	$(RAY)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[ray]"
+	RLHF_ENV_TEST_RAY=1 $(RAY)/bin/python -m pytest tests/lab/test_ray_cluster.py
 
 docs: .venv/.ready  ## The site of docs/, offline, into build/docs: a warning is an error
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs

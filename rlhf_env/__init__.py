@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from rlhf_env.learning.agent import Setup as Setup
     from rlhf_env.learning.collect import collect as collect
     from rlhf_env.learning.engine import Optimization as Optimization
+    from rlhf_env.learning.experiment import EngineSettings as EngineSettings
     from rlhf_env.learning.experiment import EnvironmentSettings as EnvironmentSettings
     from rlhf_env.learning.experiment import EvaluationSettings as EvaluationSettings
     from rlhf_env.learning.experiment import Experiment as Experiment
@@ -86,6 +87,7 @@ _HOMES = {
     "PolicySettings": "rlhf_env.learning.policy_settings",
     "EnvironmentSettings": "rlhf_env.learning.experiment",
     "EvaluationSettings": "rlhf_env.learning.experiment",
+    "EngineSettings": "rlhf_env.learning.experiment",
     "Budget": "rlhf_env.learning.spending",
     "run": "rlhf_env.lab.evaluation.runs",
     "Run": "rlhf_env.lab.evaluation.runs",

@@ -184,6 +184,7 @@ class GRPO:
         if self.config.mask_overlong:
             rollout = without_overlong(rollout)
         rollout = rollout.with_extras(advantages=self._advantages(rollout, returns))
+        self.setup.engine.credit(rollout, rollout.extras["advantages"])
         if self.config.kl_in_loss is not None:
             rollout = with_reference_logprobs(self.setup.reference, rollout)
         steps = [

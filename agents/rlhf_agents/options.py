@@ -106,6 +106,7 @@ class Options:
     """A manager and K writers."""
 
     trains = True
+    cannot_shard = "has a model for each option, which write and learn by turns"
     policy_writes = False  # the stated log-probabilities are those of the mixture of all writers
 
     @settings
@@ -291,6 +292,7 @@ class Options:
         targets = advantages + own.masked_fill(~rollout.actions, 0.0)
         if self.config.whiten_advantages:
             advantages, option_advantages = whiten(advantages, rollout.actions), whiten(option_advantages, starts)
+        self.setup.engine.credit(rollout, advantages)
         return rollout.with_extras(
             values=own, targets=targets, advantages=advantages, option_advantages=option_advantages
         )

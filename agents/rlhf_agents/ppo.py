@@ -183,6 +183,7 @@ class PPO:
         targets = advantages + values.masked_fill(~rollout.actions, 0.0)
         if self.config.whiten_advantages:
             advantages = whiten(advantages, rollout.actions)
+        self.setup.engine.credit(rollout, advantages)
         return rollout.with_extras(values=values, advantages=advantages, targets=targets)
 
     def _old_values(self, rollout: Rollout) -> tuple[Tensor, Tensor | None]:

@@ -142,6 +142,7 @@ class Reinforce:
         advantages = self._credit(rollout, returns) - baseline
         if self.loss is not None and self.loss.declared.advantages == "batch std":
             advantages = whiten(advantages, rollout.actions)
+        self.setup.engine.credit(rollout, advantages)
         aggregation = (self.loss.declared.aggregation if self.loss else None) or "sequence-sum"
         rollout = rollout.with_extras(
             advantages=advantages,

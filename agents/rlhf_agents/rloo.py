@@ -142,6 +142,7 @@ class RLOO:
             if self.loss.declared.advantages == "batch std":
                 of_tokens = whiten(of_tokens, rollout.actions)
             rollout = rollout.with_extras(advantages=of_tokens)
+        self.setup.engine.credit(rollout, rollout.extras.get("advantages", advantages))
         steps = [
             self._step(rollout.select(rows), advantages[rows])
             for rows in minibatches(len(rollout), self.config.minibatches, self.config.epochs, self._order)

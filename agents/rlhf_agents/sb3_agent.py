@@ -127,6 +127,7 @@ class SB3:
     """Learns from rollouts of this project's loop with the code of Stable-Baselines3."""
 
     trains = True
+    cannot_shard = "learns with Stable-Baselines3's own optimizer and batches"
 
     @settings
     class Config:

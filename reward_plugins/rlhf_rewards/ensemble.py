@@ -23,9 +23,10 @@ class Ensemble:
     Args:
         model: a folder of several models (`RewardEnsemble.save`), of one model with several heads, or a list of folders
             of any kind the `bradley_terry` reward takes.
-        combination: the "mean" of the members, the "worst" (lowest) of them, or by "uncertainty" the mean minus
-            `penalty` times their variance.
-        penalty: what the variance is multiplied by.
+        combination: the "mean" of the members, the "worst" (lowest) of them, by "uncertainty" the mean minus
+            `penalty` times their variance, or "entropic": nearly that where they differ by little, and never below
+            the lowest (`rlhf-env lab laws entropic`).
+        penalty: what the variance is multiplied by; for "entropic" 1 / (2 beta) in -beta log mean exp(-score / beta).
         device: where they compute, as in [policy] (in a run: where the policy does).
     """
 

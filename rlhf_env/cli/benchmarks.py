@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlhf_env.cli.shared import LEARNING, Jobs, Threads, app, interruptible, make_console, threads_everywhere
+from rlhf_env.cli.shared import (
+    LEARNING,
+    Address,
+    CpusPerRun,
+    GpusPerRun,
+    Jobs,
+    MemoryPerRun,
+    Threads,
+    WhichBackend,
+    app,
+    interruptible,
+    make_console,
+    threads_everywhere,
+)
 from rlhf_env.errors import ConfigError, RunFailed, under
 
 if TYPE_CHECKING:
@@ -27,7 +40,12 @@ def bench(
         list[str] | None,
         typer.Option(help="Only these cells, as TASK/AGENT/SEED: chitchat/ppo/3, chitchat/ppo, chitchat, '*/ppo'."),
     ] = None,
-    jobs: Jobs = 2,
+    jobs: Jobs = None,
+    backend: WhichBackend = "local",
+    address: Address = None,
+    cpus_per_run: CpusPerRun = None,
+    gpus_per_run: GpusPerRun = None,
+    memory_per_run: MemoryPerRun = None,
     threads: Threads = None,
 ) -> None:
     """Compare agents at equal budgets: a grid of agents x tasks x seeds. A second call does only what is missing.
@@ -35,6 +53,7 @@ def bench(
     If the file asks for them, the reward model ([reward_model]) and trials of settings for every agent ([tuning]) come
     first. Only one call at a time can work in a folder. After Ctrl-C, the next call resumes the unfinished runs.
     """
+    from rlhf_env.lab.backends import BackendOptions
     from rlhf_env.lab.benchmark.grid import Grid
     from rlhf_env.lab.benchmark.live_table import benchmark_progress
     from rlhf_env.lab.benchmark.reading import read_results
@@ -42,6 +61,16 @@ def bench(
     from rlhf_env.toml_files import naming_lines
 
     threads_everywhere(threads)
+    options = BackendOptions(
+        backend=backend,
+        jobs=jobs,
+        threads=threads,
+        address=address,
+        cpus_per_run=cpus_per_run,
+        gpus_per_run=gpus_per_run,
+        memory_per_run=memory_per_run,
+    )
+    options.check()
     grid = Grid.load(file)
     folder = out or Path("runs") / grid.name
     console = make_console()
@@ -51,11 +80,15 @@ def bench(
     if few := grid.too_few_seeds:
         console.print(f"Note: {few}.", highlight=False, soft_wrap=True)
     prepare = maker_of_reward_model(grid, folder, file, console)
-    with interruptible(), benchmark_progress(console, [*grid.trials(cells), *cells], jobs=jobs) as on_progress:
+    with (
+        interruptible(),
+        options.opened() as opened,
+        benchmark_progress(console, [*grid.trials(cells), *cells], jobs=opened) as on_progress,
+    ):
         results = run_benchmark(
             grid,
             folder,
-            jobs=jobs,
+            jobs=opened,
             only=only or (),
             prepare=prepare,
             on_progress=on_progress,
@@ -89,12 +122,23 @@ def maker_of_reward_model(grid: Grid, folder: Path, file: Path, console: Console
 
 @app.command(rich_help_panel=LEARNING)
 def report(
-    folder: Annotated[Path, typer.Argument(help="A benchmark folder (with results/ in it), or a pipeline's.")],
+    folder: Annotated[
+        Path, typer.Argument(help="A benchmark folder (with results/ in it), a pipeline's, or that of a run.")
+    ],
 ) -> None:
-    """Make the table and report.html of a benchmark again from its results, or of a pipeline and its benchmarks."""
+    """Make the table and report.html of a benchmark again from its results, or of a pipeline and its benchmarks.
+
+    Of a run, ended or not: its report.html.
+    """
     from rlhf_env.pipeline.report import ABOUT, about_pipeline, write_pipeline_report
+    from rlhf_env.runs_on_disk import DESCRIBED
 
     console = make_console()
+    if (folder / DESCRIBED).is_file():
+        from rlhf_env.lab.watching.run_report import write_run_report
+
+        console.print(f"Report: {write_run_report(folder)}", highlight=False, soft_wrap=True, markup=False)
+        return
     if not (folder / ABOUT).is_file():
         _show_report(folder, console)
         return

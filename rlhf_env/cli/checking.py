@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -14,7 +14,7 @@ import typer
 
 from rlhf_env.cli.benchmarks import maker_of_reward_model
 from rlhf_env.cli.shared import LEARNING, PLUGINS, app, make_console
-from rlhf_env.errors import ConfigError
+from rlhf_env.errors import ConfigError, under
 from rlhf_env.types import JsonObject
 
 if TYPE_CHECKING:
@@ -326,7 +326,9 @@ def _check_plugin(kind: str, name: str, settings: Mapping[str, object]) -> None:
 def _check_file(file: Path) -> None:
     from rlhf_env.lab.benchmark.grid import REWARD_MODEL, Grid
     from rlhf_env.lab.evaluation.runs import prepare
-    from rlhf_env.learning.experiment import Experiment
+    from rlhf_env.learning.experiment import EngineSettings, Experiment
+    from rlhf_env.learning.sharding import SHARD
+    from rlhf_env.learning.workplace import require_shardable
     from rlhf_env.toml_files import naming_lines, read_toml
 
     table = read_toml(file)
@@ -340,6 +342,11 @@ def _check_file(file: Path) -> None:
     if "agents" not in table:
         experiment = Experiment.load(file)
         with naming_lines(file):
+            if experiment.engine.shard:
+                with under(*SHARD):
+                    require_shardable(experiment)
+                experiment = replace(experiment, engine=EngineSettings())
+                typer.echo("not checked: how several processes divide the model (shard = true), for this is one")
             workplace = prepare(experiment)
         for note in workplace.notes:
             typer.echo(f"note: {note}")

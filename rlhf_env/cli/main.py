@@ -18,6 +18,7 @@ import typer
 
 from rlhf_env import __version__
 from rlhf_env.cli import (
+    authoring,
     benchmarks,
     chatting,
     checking,
@@ -29,11 +30,13 @@ from rlhf_env.cli import (
     reward_models,
     studies,
     training,
+    watching,
 )
 from rlhf_env.cli.shared import FEEDBACK, LEARNING, Terminated, app, lab_app, preferences_app, several_processes
 from rlhf_env.errors import ConfigError, RlhfEnvError
 
 GROUPS = (
+    authoring,
     benchmarks,
     chatting,
     checking,
@@ -45,6 +48,7 @@ GROUPS = (
     reward_models,
     studies,
     training,
+    watching,
 )  # importing them registers their commands
 
 app.add_typer(preferences_app, name="preferences", rich_help_panel=FEEDBACK)

@@ -7,7 +7,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlhf_env.cli.shared import LEARNING, Jobs, Threads, app, interruptible, make_console, threads_everywhere
+from rlhf_env.cli.shared import (
+    LEARNING,
+    Address,
+    CpusPerRun,
+    GpusPerRun,
+    Jobs,
+    MemoryPerRun,
+    Threads,
+    WhichBackend,
+    app,
+    interruptible,
+    make_console,
+    threads_everywhere,
+)
 from rlhf_env.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,7 +51,12 @@ def pipeline(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and why; run nothing.")] = False,
     show: Annotated[str | None, typer.Option(metavar="NAME", help="Print a shipped file, to copy and change.")] = None,
-    jobs: Jobs = 2,
+    jobs: Jobs = None,
+    backend: WhichBackend = "local",
+    address: Address = None,
+    cpus_per_run: CpusPerRun = None,
+    gpus_per_run: GpusPerRun = None,
+    memory_per_run: MemoryPerRun = None,
     threads: Threads = None,
 ) -> None:
     """Run the stages of a file: fine-tune, collect answers, have them judged, fit a reward model, train, evaluate.
@@ -46,6 +64,7 @@ def pipeline(
     A second call does only what is missing or has changed, and resumes what was stopped, inside a stage too. A stage in
     which people judge says where, and ends the call with status 4: the same command goes on when their votes are in.
     """
+    from rlhf_env.lab.backends import BackendOptions
     from rlhf_env.pipeline.demo import pipeline_file, shipped_pipeline
     from rlhf_env.pipeline.running import intentions, run_pipeline
 
@@ -57,12 +76,22 @@ def pipeline(
     if file is None:
         raise ConfigError("which pipeline? A TOML file, or a shipped one: demo, base-model (--show NAME prints it)")
     threads_everywhere(threads)
+    options = BackendOptions(
+        backend=backend,
+        jobs=jobs,
+        threads=threads,
+        address=address,
+        cpus_per_run=cpus_per_run,
+        gpus_per_run=gpus_per_run,
+        memory_per_run=memory_per_run,
+    )
+    options.check()
     place, changed = pipeline_file(file), _changes(changes or [])
     if dry_run:
         for intention in intentions(place, out, changes=changed, only=only, until=until, again=again or ()):
             typer.echo(str(intention))
         return
-    with interruptible():
+    with interruptible(), options.opened() as opened:
         ended = run_pipeline(
             place,
             out,
@@ -70,7 +99,7 @@ def pipeline(
             only=only,
             until=until,
             again=again or (),
-            jobs=jobs,
+            jobs=opened,
             command=_own_words(),
             console=make_console(),
         )
@@ -87,7 +116,7 @@ def demo(
         bool, typer.Option("--from-scratch", help="Pretrain and fine-tune the base model here instead of using ours.")
     ] = False,
     seeds: Annotated[int, typer.Option(help="Seeds for every agent.", min=1)] = 3,
-    jobs: Jobs = 2,
+    jobs: Jobs = None,
     threads: Threads = None,
 ) -> None:
     """The whole RLHF pipeline on real conversations: preferences, reward model, four agents, one table, one report.
@@ -98,7 +127,7 @@ def demo(
 
     threads_everywhere(threads)
     with interruptible():
-        ended = run_demo(out, from_scratch=from_scratch, seeds=seeds, jobs=jobs, console=make_console())
+        ended = run_demo(out, from_scratch=from_scratch, seeds=seeds, jobs=jobs or 2, console=make_console())
     _end(ended)
 
 

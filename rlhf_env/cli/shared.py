@@ -57,7 +57,32 @@ preferences_app = typer.Typer(
 # Panels of `rlhf-env --help`.
 LEARNING, FEEDBACK, PLUGINS = "Train and compare", "Preferences and reward models", "Plugins"
 StoreFile = Annotated[Path, typer.Argument(help="The preference store, an SQLite file.")]
-Jobs = Annotated[int, typer.Option(help="Processes to run cells in.", min=1)]
+Jobs = Annotated[int | None, typer.Option(help="Processes to run cells in (default 2).", min=1)]
+_RAY = "Ray"  # the panel of the options for a cluster
+WhichBackend = Annotated[
+    Literal["local", "ray"],
+    typer.Option(
+        "--backend", rich_help_panel=_RAY, help="Where runs go: processes of this machine, or a Ray cluster's machines."
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        rich_help_panel=_RAY,
+        help="The head of the cluster that `ray start --head` started; auto (the default): the one that this machine "
+        "belongs to, or RAY_ADDRESS; local: one of this machine alone.",
+    ),
+]
+CpusPerRun = Annotated[
+    float | None, typer.Option(rich_help_panel=_RAY, help="Cores that a run takes (default: its --threads, or 1).")
+]
+GpusPerRun = Annotated[
+    float | None, typer.Option(rich_help_panel=_RAY, help="GPUs that a run takes (default 0); 0.5: two runs share one.")
+]
+MemoryPerRun = Annotated[
+    float | None, typer.Option(rich_help_panel=_RAY, help="GiB of memory that a run takes (default: not counted).")
+]
 
 WhatOfOverLong = Annotated[
     Literal["refuse", "leave out", "cut left", "cut right", "cut middle"],

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rlhf_env.cli.shared import Jobs, Threads, interruptible, lab_app, make_console
+from rlhf_env.cli.shared import (
+    Address,
+    CpusPerRun,
+    GpusPerRun,
+    Jobs,
+    MemoryPerRun,
+    Threads,
+    WhichBackend,
+    interruptible,
+    lab_app,
+    make_console,
+    stage_on_stderr,
+)
 from rlhf_env.errors import ConfigError, MissingExtra
 
 
@@ -112,7 +125,12 @@ def overoptimization(
     seeds: Annotated[
         int | None, typer.Option(help="Seeds (default 8: the fewest with which one of five claims can be made).", min=1)
     ] = None,
-    jobs: Jobs = 2,
+    jobs: Jobs = None,
+    backend: WhichBackend = "local",
+    address: Address = None,
+    cpus_per_run: CpusPerRun = None,
+    gpus_per_run: GpusPerRun = None,
+    memory_per_run: MemoryPerRun = None,
 ) -> None:
     """How far can a learned reward be climbed before the true one falls, and what moves that peak?
 
@@ -126,6 +144,7 @@ def overoptimization(
     """
     from dataclasses import replace
 
+    from rlhf_env.lab.backends import BackendOptions
     from rlhf_env.lab.studies.overoptimization.figure import save_picture
     from rlhf_env.lab.studies.overoptimization.findings import claim_table, conclude_study, save_findings
     from rlhf_env.lab.studies.overoptimization.run import run_study
@@ -137,8 +156,17 @@ def overoptimization(
     study = study if seeds is None else replace(study, seeds=seeds)
     folder = out or Path("runs/overoptimization-quick" if quick else "runs/overoptimization")
     console = make_console()
-    with interruptible():
-        run_study(study, folder, jobs=jobs, console=console)
+    options = BackendOptions(
+        backend=backend,
+        jobs=jobs,
+        threads=None,
+        address=address,
+        cpus_per_run=cpus_per_run,
+        gpus_per_run=gpus_per_run,
+        memory_per_run=memory_per_run,
+    )
+    with interruptible(), options.opened() as opened:
+        run_study(study, folder, jobs=opened, console=console)
     findings = conclude_study(study, folder)
     console.print(claim_table(findings))
     try:
@@ -165,6 +193,69 @@ def regularisation(
     with stage(console, "Fitting") as tell:
         found = compare_restraints(seeds, tell)
     console.print(restraint_table(found))
+
+
+@lab_app.command("laws")
+def laws(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Laws to decide now; without one, all verdicts.")
+    ] = None,
+    listed: Annotated[bool, typer.Option("--list", help="The verdicts of the results that come with it.")] = False,
+    seeds: Annotated[
+        int | None, typer.Option(help="Seeds of the run (default: what the power analysis asks for).", min=2)
+    ] = None,
+    only_plan: Annotated[
+        bool, typer.Option("--plan", help="Pilot and power analysis alone: how many seeds the run would have.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="The list as the table of docs/laws.md.")] = False,
+    out: Annotated[Path, typer.Option(help="Where NAME.json goes, the analysis before the run.")] = Path("runs/laws"),
+    threads: Threads = None,
+) -> None:
+    """Claims of papers, decided: what each predicts, how many seeds it takes to see that, the run, and the verdict
+    (confirmed, refuted, inconclusive), with where the sign turns.
+
+    Most take seconds to minutes; the five of the over-optimisation study train models, and take longer.
+    """
+    from rlhf_env.lab.laws.records import as_record, compared_with_shipped, load_law, shipped
+    from rlhf_env.lab.laws.running import decide, law_in_words, law_table, laws_page, plan
+    from rlhf_env.learning.engine import set_threads
+
+    set_threads(threads)
+    if listed and names:
+        raise ConfigError("--list shows all laws, and takes no names", "name laws to run them, without --list")
+    if only_plan and (seeds is not None or not names):
+        raise ConfigError("--plan is for named laws, and says how many seeds the run has: without --seeds")
+    if as_markdown and (names or as_json):
+        raise ConfigError("--markdown is a form of the list: without names and without --json")
+    console = make_console()
+    if not names:
+        records = shipped()
+        if as_json:
+            typer.echo(json.dumps(records, indent=2))
+        elif as_markdown:
+            typer.echo(laws_page(records), nl=False)
+        else:
+            console.print(law_table(records))
+        return
+    found = []
+    for law in [load_law(name) for name in dict.fromkeys(names)]:  # all names are checked before one is run
+        if not as_json:
+            console.print(f"[bold]{law.name}[/bold]\n{law.claim} ({law.source})\n{law.prediction}", highlight=False)
+        say = (
+            None if as_json else lambda analysis: console.print(f"Before the run: {analysis.sentence}", highlight=False)
+        )
+        with interruptible(), stage_on_stderr(law.name) as tell:
+            if only_plan:
+                record = as_record(law, plan(law, out, tell=tell, on_analysis=say or (lambda analysis: None)))
+            else:
+                record = decide(law, out, seeds=seeds, tell=tell, on_analysis=say or (lambda analysis: None))
+        found.append(record)
+        if not as_json and not only_plan:
+            console.print(law_in_words(record), highlight=False)
+            console.print(f"{out / law.name}.json; {compared_with_shipped(record)}\n", highlight=False, soft_wrap=True)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
 
 
 @lab_app.command("hybrid")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -79,7 +80,8 @@ def train_one(
 ) -> None:
     """Train one agent as a TOML file says.
 
-    Metrics go to metrics.jsonl and TensorBoard files in the run folder. Ctrl-C finishes the running update and saves;
+    Metrics go to metrics.jsonl and TensorBoard files in the run folder; at the end report.html is in it, and
+    rlhf-env watch FOLDER shows the run, also while it trains. Ctrl-C finishes the running update and saves;
     the same command with --resume continues the run.
 
     Several processes train one run: torchrun --nproc-per-node 2 -m rlhf_env train FILE, or accelerate launch
@@ -164,6 +166,7 @@ def _say_how_it_ended(finished: Run, console: Console) -> None:
     from rlhf_env.lab.evaluation.asked import PromptsAsked
     from rlhf_env.lab.evaluation.likelihood import MEASURES
     from rlhf_env.lab.evaluation.metrics import meaning_of, metrics_of
+    from rlhf_env.lab.watching.run_report import write_run_report
     from rlhf_env.shown_text import near
 
     lost = [f"Lost: {line}" for line in finished.lost]
@@ -183,6 +186,11 @@ def _say_how_it_ended(finished: Run, console: Console) -> None:
         console.print(line.rstrip(), highlight=False, no_wrap=True, overflow="ellipsis")
     folder = None if finished.folder is None else near(finished.folder)
     console.print(f"Run folder: {folder}", highlight=False, soft_wrap=True)
+    if finished.folder is not None and folder is not None:
+        report = near(write_run_report(finished.folder))
+        console.print(f"Report: {report}", highlight=False, soft_wrap=True, markup=False)
+        see = f"rlhf-env watch {shlex.quote(str(folder))}"
+        console.print(f"See it, text by text: {see}", highlight=False, soft_wrap=True, markup=False)
 
 
 @app.command(rich_help_panel=LEARNING)

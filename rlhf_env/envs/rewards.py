@@ -243,8 +243,8 @@ class RewardMix:
         if self.for_all is None:
             return
         for part in self.parts.values():
-            if isinstance(part, KLPenalty):
-                self.for_all.read_ahead(part.reference, episodes)
+            if (reference := getattr(part, "reference", None)) is not None:  # of a penalty, or what measures a distance
+                self.for_all.read_ahead(reference, episodes)
 
     def _told_all(self, ask: Callable[[], _T]) -> _T:
         return ask() if self.for_all is None else self.for_all.from_first(ask)

@@ -1,4 +1,4 @@
-"""Jobs spread over processes that stay: each leaves a result file, and one that dies costs the job it had alone."""
+"""Jobs in this process; or in processes of this machine that stay: one that dies costs the job it had alone."""
 
 from __future__ import annotations
 
@@ -6,86 +6,75 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import cast
 
-from rlhf_env.errors import DiskRefused, RlhfEnvError
+from rlhf_env.errors import ConfigError
+from rlhf_env.lab.jobs import Crew, Job, Progress, outcome_of
 from rlhf_env.learning.engine import set_threads
+from rlhf_env.learning.folder_lock import GUARD_IT, UNGUARDED
 from rlhf_env.learning.loop import Row
 from rlhf_env.learning.signals import Interrupted
-from rlhf_env.shown_text import without_secrets
 
-_BETWEEN_NEWS = 0.2  # seconds: what a job tells more often is not sent
+BETWEEN_NEWS = 0.2  # seconds: what a job tells more often is not sent
 
 
-class Job(Protocol):
-    """A piece of work for a process of its own; it is done when its result file is there. It can be pickled."""
+class OnOneMachine:
+    """What backends have in common whose workers see the files that this process sees."""
 
-    @property
-    def key(self) -> str:
-        """Its name, unlike any other's of the folder."""
+    retries = 0
 
-    @property
-    def title(self) -> str:
-        """Its name in words."""
+    def require_alike(self, _work: Sequence[Job], _folder: Path, /) -> None:
+        """They are."""
 
-    def result_file(self, folder: Path, /) -> Path: ...
 
-    def work(self, folder: Path, on_update: Callable[[Row, float], None], /) -> object:
-        """Do the job, report progress, and leave the result file. A job that was cut short is resumed."""
+class InThisProcess(OnOneMachine):
+    """One job after the other, here."""
 
-    def failed(self, folder: Path, why: str, /) -> None:
-        """`work` raised: leave a result that says so where the others can go on without it, or nothing."""
+    at_once = 1
+
+    def crew(self, folder: Path, /) -> Crew:
+        return _Alone(folder)
+
+
+class _Alone:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._next: Job | None = None
+        self._begun = False
+
+    def has_room(self) -> bool:
+        return self._next is None
+
+    def start(self, job: Job, /) -> None:
+        self._next, self._begun = job, False
+
+    def news(self) -> Progress:
+        job = cast("Job", self._next)
+        if not self._begun:
+            self._begun = True
+            return Progress(job, 0.0)
+        self._next = None
+        return Progress(job, *outcome_of(job, self._folder, lambda _row, _fraction: None))
+
+    def close(self) -> None:
+        pass
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far a job is: `fraction` of it, the last `row` of metrics, and how it `ended`, None while it is at work.
+class LocalProcesses(OnOneMachine):
+    """Up to `at_once` processes. A job whose process died waits for the next call: what killed it here may again."""
 
-    "died": its process is gone, or found no room on the disk. No result is written, and the next call resumes from its
-    last checkpoint. `why`: it failed, or died. `score`: of a run that has been evaluated, if whoever runs the jobs
-    knows of one.
-    """
+    at_once: int
 
-    job: Job
-    fraction: float
-    ended: Literal["finished", "failed", "died"] | None = None
-    row: Row = field(default_factory=dict)
-    why: str = ""
-    score: float | None = None
-
-
-def run_jobs(
-    work: Sequence[Job], folder: Path, *, jobs: int = 2, on_progress: Callable[[Progress], None] | None = None
-) -> list[Path]:
-    """Do what has no result file yet, in order, in up to `jobs` processes; the result files of all.
-
-    With 0 `jobs` it is done in this process, for a debugger. Stopped by an exception (Ctrl-C), it sends SIGTERM to
-    those at work, on which `train` saves its run, and waits.
-    """
-    missing = [job for job in work if not job.result_file(folder).exists()]
-    tell = on_progress or (lambda _progress: None)
-    for job in work:
-        if job not in missing:
-            tell(Progress(job, 1.0, "finished"))
-    with closing(_run_in_processes(missing, folder, jobs) if jobs else _run_here(missing, folder)) as heard:
-        for progress in heard:
-            tell(progress)
-    return [job.result_file(folder) for job in work]
-
-
-def _run_here(work: Sequence[Job], folder: Path) -> Generator[Progress, None, None]:
-    for job in work:
-        yield Progress(job, 0.0)
-        progress = Progress(job, *outcome_of(job, folder, lambda _row, _fraction: None))
-        if progress.ended == "failed":
-            job.failed(folder, progress.why)
-        yield progress
+    def crew(self, folder: Path, /) -> Crew:
+        return _Processes(folder, self.at_once)
 
 
 @dataclass
@@ -95,52 +84,60 @@ class _Worker:
     job: Job | None = None
 
 
-def _run_in_processes(work: Sequence[Job], folder: Path, count: int) -> Generator[Progress, None, None]:
-    """Hand jobs to workers that stay (loading torch once each); replace one that dies."""
-    waiting = list(work)
-    workers = [_start_worker() for _ in range(min(max(1, count), len(waiting)))]
-    try:
-        for worker in workers:
-            yield from _hand_over(worker, waiting, folder)
-        while any(worker.job for worker in workers):
-            ready = wait([worker.pipe for worker in workers if worker.job])
-            for worker in [worker for worker in workers if worker.pipe in ready]:
-                progress = _news_of(worker)
-                if progress.ended == "failed":
-                    progress.job.failed(folder, progress.why)
-                if progress.ended == "died" and waiting:
-                    fresh = _start_worker()
-                    worker.process, worker.pipe = fresh.process, fresh.pipe
-                yield progress
-                if progress.ended is not None:
-                    yield from _hand_over(worker, waiting, folder)
-    finally:
-        for worker in workers:
+class _Processes:
+    """Workers that stay, loading torch once each; one that died is replaced when there is a job for another."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self._folder, self._count = folder, count
+        self._workers: list[_Worker] = []
+        self._heard: deque[Progress] = deque()
+
+    def has_room(self) -> bool:
+        return len(self._workers) < self._count or any(worker.job is None for worker in self._workers)
+
+    def start(self, job: Job, /) -> None:
+        worker = next((worker for worker in self._workers if worker.job is None), None)
+        if worker is None:
+            worker = _start_worker()
+            self._workers.append(worker)
+        worker.job = job
+        with suppress(OSError):  # it died idle: waiting for its news will say so
+            worker.pipe.send((job, self._folder))
+        self._heard.append(Progress(job, 0.0))
+
+    def news(self) -> Progress:
+        while not self._heard:
+            ready = wait([worker.pipe for worker in self._workers if worker.job])
+            for worker in [worker for worker in self._workers if worker.pipe in ready]:
+                self._heard.append(self._news_of(worker))
+        return self._heard.popleft()
+
+    def _news_of(self, worker: _Worker) -> Progress:
+        assert worker.job is not None
+        try:
+            progress = Progress(worker.job, *worker.pipe.recv())
+        except (EOFError, OSError):  # at its end, or before it had read what it was sent
+            worker.process.join()
+            if worker.process.exitcode == UNGUARDED:
+                raise ConfigError(GUARD_IT) from None
+            why = f"its process died (exit code {worker.process.exitcode})"
+            progress = Progress(worker.job, 0.0, "died", {}, why, gone=True)
+        if progress.ended is not None:
+            worker.job = None
+        if progress.ended == "died":  # of a full disk, too: it ends after that
+            worker.process.join()
+            self._workers.remove(worker)
+        return progress
+
+    def close(self) -> None:
+        """SIGTERM to those at work, on which `train` saves its run; all are waited for."""
+        for worker in self._workers:
             with suppress(OSError):
                 worker.pipe.send(None)
             if worker.job is not None:  # we were interrupted: the worker saves its run and ends
                 worker.process.terminate()
-        for worker in workers:
+        for worker in self._workers:
             worker.process.join()
-
-
-def _news_of(worker: _Worker) -> Progress:
-    assert worker.job is not None
-    try:
-        return Progress(worker.job, *worker.pipe.recv())
-    except (EOFError, OSError):  # at its end, or before it had read what it was sent
-        worker.process.join()
-        code = worker.process.exitcode
-        return Progress(worker.job, 0.0, "died", {}, f"its process died (exit code {code}): the next call resumes it")
-
-
-def _hand_over(worker: _Worker, waiting: list[Job], folder: Path) -> Iterator[Progress]:
-    """The next job; that it has begun is the first that is heard of it."""
-    worker.job = waiting.pop(0) if waiting else None
-    if worker.job is not None:
-        with suppress(OSError):  # it died idle: waiting for its news will say so
-            worker.pipe.send((worker.job, folder))
-        yield Progress(worker.job, 0.0)
 
 
 def _start_worker() -> _Worker:
@@ -168,7 +165,7 @@ def _serve(pipe: Connection) -> None:
 
         def report(row: Row, fraction: float) -> None:
             nonlocal last
-            if time.monotonic() - last > _BETWEEN_NEWS:
+            if time.monotonic() - last > BETWEEN_NEWS:
                 last = time.monotonic()
                 pipe.send((fraction, None, row))
 
@@ -179,21 +176,6 @@ def _serve(pipe: Connection) -> None:
             return
         if outcome[1] == "died":  # another process is started in its place
             return
-
-
-def outcome_of(job: Job, folder: Path, report: Callable[[Row, float], None]) -> tuple[Any, ...]:
-    """Do the job: what comes after `job` in the last Progress of it. Raises Interrupted and KeyboardInterrupt only."""
-    try:
-        job.work(folder, report)
-    except Interrupted:
-        raise
-    except DiskRefused as error:  # not the job's fault: a result that says it failed would stand for good
-        return 0.0, "died", {}, f"{error}: the next call resumes it"
-    except RlhfEnvError as error:
-        return 1.0, "failed", {}, without_secrets(str(error))
-    except Exception as error:  # a plugin may raise anything; the other jobs go on
-        return 1.0, "failed", {}, without_secrets(f"{type(error).__name__}: {error}")
-    return 1.0, "finished"
 
 
 def _end_with_parent() -> None:

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from rlhf_env.lab.processes import Job
-from rlhf_env.lab.processes import Progress as JobProgress
+from rlhf_env.lab.jobs import Job
+from rlhf_env.lab.jobs import Progress as JobProgress
 from rlhf_env.learning.loop import Row
 
 
@@ -86,14 +86,15 @@ def job_progress(console: Console, jobs: Sequence[Job], title: str) -> Iterator[
         def tell(news: JobProgress) -> None:
             key = news.job.key
             if news.ended is None and key not in running:
-                running[key] = progress.add_task(f"  {news.job.title}", total=1.0, note="")
+                where = f" on {news.place}" if news.place else ""
+                running[key] = progress.add_task(f"  {news.job.title}{where}", total=1.0, note="")
             done[key] = 1.0 if news.ended else news.fraction
             if key in running:
                 progress.update(running[key], completed=done[key], note=note_of(news.row))
             if news.ended and key in running:
                 progress.remove_task(running.pop(key))
-            if news.ended in ("failed", "died"):
-                console.print(f"[red]{news.ended}[/red] {escape(news.job.title)}: {escape(news.why)}")
+            if news.why and news.ended != "finished":
+                console.print(f"[red]{news.ended or 'again'}[/red] {escape(news.job.title)}: {escape(news.why)}")
             progress.update(overall, completed=sum(done.values()))
             log(f"{len(jobs)} {title}", sum(done.values()) / max(len(jobs), 1), news.job.title)
 

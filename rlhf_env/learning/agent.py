@@ -123,6 +123,15 @@ class LearnsOffPolicy(Protocol):
     off_policy: bool
 
 
+class CannotShard(Protocol):
+    """`cannot_shard = "learns with an optimizer of its own"`, said by the class: why it cannot train a model that is
+    divided among processes (`[engine] shard`). Whoever says nothing computes its loss from micro-batches of
+    `Optimizer.rows`, of which some may have no rows there, and asks the policy for each of them alike.
+    """
+
+    cannot_shard: str
+
+
 class WeighsRows(Protocol):
     """`weighs_rows = True`, said by the class: in its loss, each row counts as much as `Rollout.weights` says.
 

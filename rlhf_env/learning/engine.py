@@ -7,7 +7,7 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Protocol, TypeVar
 
@@ -19,6 +19,7 @@ from rlhf_env.errors import ConfigError, Problem, RunFailed
 from rlhf_env.learning.processes import Processes
 from rlhf_env.learning.processes import current as current_processes
 from rlhf_env.learning.schedules import ScheduleName, multiplier
+from rlhf_env.learning.shards import cut_like, is_shard, joined_like, part_of
 from rlhf_env.learning.spending import Spending
 from rlhf_env.policies.precision import has_float64, moved
 from rlhf_env.policies.sizes import in_bytes, memory_free
@@ -47,6 +48,7 @@ LARGE = 5_000_000  # a model of this many parameters gains from a second thread
 
 if TYPE_CHECKING:
     from rlhf_env.learning.rollout import Rollout
+    from rlhf_env.types import Episode
 
 _Module = TypeVar("_Module", bound=torch.nn.Module)
 _OnDevice = TypeVar("_OnDevice", "Rollout", Tensor)
@@ -127,8 +129,11 @@ class Optimizer:
         self._read = 0  # of those since the last step, where other processes read others
         self._dealt = self._handed_in = False  # since the last step: micro-batches, and the sums over them
         parameters = [p for p in parameters if p.requires_grad]
-        self._trained = [p.detach().float().clone() if p.dtype in _HALF else p for p in parameters]
+        # What AdamW moves: the parameters, or the part of them that is here, or copies of it in float32.
+        own = [part_of(p) if is_shard(p) else p for p in parameters]
+        self._trained = [p.detach().float().clone() if p.dtype in _HALF else p for p in own]
         self._rounded = {i: p for i, p in enumerate(parameters) if p.dtype in _HALF}
+        self._shards = {i: p for i, p in enumerate(parameters) if is_shard(p)}
         self._adamw = torch.optim.AdamW(
             self._trained,
             lr=settings.lr,
@@ -162,8 +167,22 @@ class Optimizer:
 
         Where several processes learn, they are dealt out: each gets the micro-batches of some of the rows, of about as
         many tokens as the others', and `step` adds the gradients up. Sums over micro-batches are those of this process,
-        until `summed` has added them up. Without gradients (`torch.no_grad`), every process gets all rows.
+        until `summed` has added them up. Without gradients (`torch.no_grad`), every process gets all rows. Where a
+        model is divided among them (`sharding`), all get equally many micro-batches, some of which have no rows.
         """
+        batches = self._micro_batches(lengths, together, group, prompts)
+        if self._shards and torch.is_grad_enabled():
+            mine = list(batches)
+            most = self._engine.processes.largest(len(mine))
+            batches = iter(mine + [[]] * (most - len(mine)))
+        for batch in batches:
+            self._reading = int(lengths[batch].sum())
+            yield torch.tensor(batch, dtype=torch.int64)
+
+    def _micro_batches(
+        self, lengths: Tensor, together: int, group: Tensor | None, prompts: Tensor | None
+    ) -> Iterator[list[int]]:
+        """Those of this process."""
         processes = self._engine.processes
         dealt = processes.size > 1 and torch.is_grad_enabled()
         size, tokens = self.settings.micro_batch_size or math.inf, self.settings.micro_batch_tokens or math.inf
@@ -207,28 +226,28 @@ class Optimizer:
             count = rows * width if not shares else count + new - (asked[unit] if begun else 0)
             room = max(limit, min(tokens, alone * MORE_ANSWERS)) if there == {groups[unit]} else limit
             if batch and (rows > size or count > room or parted):
-                self._reading = sum(texts[row] for row in batch)
-                yield torch.tensor(batch)
+                yield batch
                 batch, there, width, count = [], set(), longest[unit], new
             if not batch:
                 alone = new
             batch += range(unit * together, (unit + 1) * together)
             there.add(groups[unit])
         if batch:
-            self._reading = sum(texts[row] for row in batch)
-            yield torch.tensor(batch)
+            yield batch
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of one micro-batch."""
-        loss.backward()  # type: ignore[no-untyped-call]
+        with self._engine.processes.together() if self._shards else nullcontext():
+            loss.backward()  # type: ignore[no-untyped-call]
         self._read += self._reading
         if self._engine.processes.size == 1:
             self._count_read()
         self._reading = 0  # a second loss on the same texts shares their forward pass
-        for index, parameter in self._rounded.items():
+        for index, parameter in {**self._shards, **self._rounded}.items():
             master = self._trained[index]
             if parameter.grad is not None:
-                master.grad = parameter.grad.float() if master.grad is None else master.grad.add_(parameter.grad)
+                gradient = part_of(parameter.grad)
+                master.grad = gradient.to(master.dtype) if master.grad is None else master.grad.add_(gradient)
                 parameter.grad = None
 
     def summed(self, sums: Mapping[str, float]) -> dict[str, float]:
@@ -250,12 +269,13 @@ class Optimizer:
                 "them up: `return {**self.optimizer.summed(metrics), ...}` before `step()`, or train in one process"
             )
         self._dealt = self._handed_in = False
-        held = torch.tensor([self._read, *(p.grad is not None for p in self._trained)])
+        apart = [p for i, p in enumerate(self._trained) if i not in self._shards]  # of the others, FSDP2 has done it
+        held = torch.tensor([self._read, *(p.grad is not None for p in apart)])
         processes.add_up([held])
         self._read, *learned = held.tolist()
         self._count_read()
         gradients = []
-        for parameter, count in zip(self._trained, learned, strict=True):
+        for parameter, count in zip(apart, learned, strict=True):
             if count and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             if count and parameter.grad is not None:
@@ -274,8 +294,7 @@ class Optimizer:
         if self._engine.processes.size > 1:
             self._add_up()
         limit = self.settings.max_grad_norm or float("inf")
-        gradients = [p.grad for p in self._trained if p.grad is not None]
-        total = torch.nn.utils.get_total_norm(gradients)
+        total = self._norm()
         norm = float(total)
         if norm != norm or norm == float("inf"):
             self._adamw.zero_grad(set_to_none=True)
@@ -291,9 +310,21 @@ class Optimizer:
         self._adamw.zero_grad(set_to_none=True)
         with torch.no_grad():
             for index, parameter in self._rounded.items():
-                parameter.copy_(self._trained[index])
+                part_of(parameter).copy_(self._trained[index])
         self._engine.spending.add(gradient_steps=1)
         return norm
+
+    def _norm(self) -> Tensor:
+        """Of the whole gradient, in all processes the same."""
+        here = [p.grad for p in self._trained if p.grad is not None]
+        if not self._shards:
+            return torch.nn.utils.get_total_norm(here)
+        in_parts = [self._trained[i].grad for i in self._shards]
+        everywhere = [p.grad for i, p in enumerate(self._trained) if i not in self._shards and p.grad is not None]
+        square = torch.nn.utils.get_total_norm([g for g in in_parts if g is not None]).double().square().cpu()
+        self._engine.processes.add_up([square])
+        square += torch.nn.utils.get_total_norm(everywhere).double().square().cpu()
+        return square.sqrt().to(self._trained[0])
 
     def state_dict(self) -> State:
         """Moments by parameter index (tensors), as AdamW keeps them, the master copies of rounded parameters, and how
@@ -302,6 +333,12 @@ class Optimizer:
         for index in self._rounded:
             if str(index) in state:  # before its first step it is the parameter itself
                 state[str(index)][_MASTER] = self._trained[index]
+        for index, parameter in self._shards.items():
+            if str(index) in state:
+                state[str(index)] = {
+                    name: value if name == "step" else joined_like(value, parameter)
+                    for name, value in state[str(index)].items()
+                }
         return state if self._mixed is None else {**state, _TEXTS_READ: self._mixed.texts_read}
 
     def load_state_dict(self, state: State) -> None:
@@ -309,21 +346,33 @@ class Optimizer:
         if self._mixed is not None:
             self._mixed.texts_read = int(state.get(_TEXTS_READ, 0))
         state = {index: values for index, values in state.items() if index != _TEXTS_READ}
+        state = {index: dict(values) for index, values in state.items()}
+        for index, parameter in self._shards.items():
+            for name, value in state.get(str(index), {}).items():
+                if name != "step":
+                    state[str(index)][name] = cut_like(value, parameter)
         with torch.no_grad():
             for index, parameter in self._rounded.items():
-                self._trained[index].copy_(state.get(str(index), {}).get(_MASTER, parameter))
+                self._trained[index].copy_(state.get(str(index), {}).get(_MASTER, part_of(parameter)))
         own = self._adamw.state_dict()
         # AdamW updates these tensors in place, so it gets copies of the caller's. Tensors that are its own already are
         # not copied.
         moments = {
             int(index): {
-                name: value if value is own["state"].get(int(index), {}).get(name) else copy.deepcopy(value)
+                name: value if _is_same(value, own["state"].get(int(index), {}).get(name)) else copy.deepcopy(value)
                 for name, value in values.items()
                 if name != _MASTER
             }
             for index, values in state.items()
         }
         self._adamw.load_state_dict({"state": moments, "param_groups": own["param_groups"]})
+
+
+def _is_same(one: object, other: object) -> bool:
+    """Whether two values are one tensor: parts of sharded ones come back as other objects with the same memory."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor) and one.numel() and one.shape == other.shape:
+        return one.data_ptr() == other.data_ptr()
+    return one is other
 
 
 @dataclass
@@ -342,6 +391,11 @@ class Engine:
     """Those that train this run together."""
     mix: Callable[[Optimization], Mixed] | None = field(default=None, repr=False)
     """Reads the texts of `ptx_data` for the run's policy; `making_agents` sets it."""
+    credited: tuple[Sequence[Episode], Tensor] | None = field(default=None, repr=False)
+    """The texts of the last update and the advantages [B, L] of their tokens, where `wants_credit` and the agent has
+    told them."""
+    wants_credit: bool = False
+    """Whether somebody will look at `credited`."""
     _measured: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list), repr=False)
 
     def optimizer(self, parameters: Iterable[Tensor], settings: Optimization) -> Optimizer:
@@ -357,6 +411,12 @@ class Engine:
         """Note numbers of a gradient step that are not the agent's own."""
         for name, value in numbers.items():
             self._measured[name].append(value)
+
+    def credit(self, rollout: Rollout, advantages: Tensor) -> None:
+        """Tell which advantages [B, L], or [B] for whole texts, an update gives the texts of a rollout."""
+        if self.wants_credit:
+            of_tokens = advantages if advantages.dim() > 1 else advantages[:, None].expand(rollout.tokens.shape)
+            self.credited = rollout.episodes, of_tokens
 
     def take_measured(self) -> dict[str, float]:
         """The means of what was noted since the last call."""

@@ -16,6 +16,7 @@ from rlhf_env.envs.success import Success
 from rlhf_env.errors import ConfigError, Problem
 from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.policy_settings import PolicySettings
+from rlhf_env.learning.recorded_texts import RecordedTextsSettings
 from rlhf_env.learning.spending import Budget
 from rlhf_env.own_code import code_named_in, label_of
 from rlhf_env.policies.policy import Sampling
@@ -146,6 +147,14 @@ class EvaluationSettings:
 
 
 @settings
+class EngineSettings:
+    """How the processes of a run share its work (docs/scale.md): of the machines, and not part of what a run is."""
+
+    shard: bool = False
+    """Divide weights, gradients and moments among the processes (FSDP2), instead of keeping all of them in each."""
+
+
+@settings
 class Experiment:
     """Everything a run depends on. `load` reads a TOML file; `to_toml` writes the resolved one."""
 
@@ -171,6 +180,10 @@ class Experiment:
     """When the run ends: the first limit that is reached."""
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     """How the policy is measured."""
+    texts: RecordedTextsSettings = field(default_factory=RecordedTextsSettings)
+    """Which texts the run folder keeps, with the numbers of each token, for `rlhf-env watch`."""
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    """How several processes share the work."""
     checkpoint_every: Whole = 10
     """Updates from one checkpoint to the next (0: only at the end)."""
     max_kl: Positive | None = None
@@ -264,14 +277,17 @@ class Experiment:
         return label_of(self.agent, "agent")
 
     def to_toml(self) -> str:
-        """The resolved file: every setting that is in force and not None, but for `trackers` and the policy's `device`.
+        """The resolved file: every setting that is in force and not None, but for `trackers`, `engine` and the policy's
+        `device`, with others of which a run resumes.
 
         A run is known by this text, so a setting that older versions do not know is in it only where it is used.
         """
         table = asdict(self)
-        del table["trackers"], table["folder"], table["asks_in_plain"], table["policy"]["device"]
+        del table["engine"], table["trackers"], table["folder"], table["asks_in_plain"], table["policy"]["device"]
         if not self.stopping:
             del table["stopping"]
+        if self.texts == RecordedTextsSettings():
+            del table["texts"]
         for name in ("stop", "keep_special"):
             if not getattr(self.environment, name):
                 del table["environment"][name]

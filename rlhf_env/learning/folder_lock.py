@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import fcntl
+import multiprocessing
 import os
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 from rlhf_env.errors import ConfigError, DiskRefused
+
+UNGUARDED = 76
+"""The exit status of a worker process that, while it was made, found itself at work: see `hold`."""
+GUARD_IT = 'worker processes import the script that made them: put its work under `if __name__ == "__main__":`'
 
 
 def hold(folder: Path) -> IO[str]:
@@ -16,7 +22,13 @@ def hold(folder: Path) -> IO[str]:
 
     Raises ConfigError when another process holds the lock (the message names its process id), or when the folder cannot
     be written to; DiskRefused when the disk is full.
+
+    A worker process imports the script that made it. One whose work stands outside of `if __name__ == "__main__":`
+    would begin it again in there, and does not.
     """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing itself finds out
+        print(f"rlhf-env: {GUARD_IT}", file=sys.stderr)
+        sys.exit(UNGUARDED)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("a+", encoding="utf-8")

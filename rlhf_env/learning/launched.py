@@ -16,6 +16,8 @@ _SIZE = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"
 _RANK = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 _LOCAL_RANK = ("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK")
 _LOCAL_SIZE = ("LOCAL_WORLD_SIZE", "MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE", "MV2_COMM_WORLD_LOCAL_SIZE")
+# What accelerate's configuration may ask for, and is not done.
+_NOT_HERE = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,12 @@ def launched(environment: Mapping[str, str] | None = None) -> Launched:
     one: `accelerate launch --cpu --num_processes 2` does, without a word.
     """
     said = os.environ if environment is None else environment
+    for flag, engine in _NOT_HERE.items():
+        if _is_true(said, flag):
+            raise ConfigError(
+                f"accelerate's configuration asks for {engine}, which rlhf-env does not train with: leave it out, and "
+                "write `[engine] shard = true` into the experiment file to divide the model among the processes"
+            )
     size = _number(said, _SIZE, 1)
     if size == 1:
         if _one_of_several_asked_for(said):
@@ -59,6 +67,29 @@ def launched(environment: Mapping[str, str] | None = None) -> Launched:
             f"start the processes with a launcher (torchrun --nproc-per-node {size}), or leave WORLD_SIZE out"
         )
     return found
+
+
+def asks_for_shards(environment: Mapping[str, str] | None = None) -> bool:
+    """Whether accelerate's configuration asks for FSDP, as `[engine] shard` does. Raises ConfigError for a kind of it
+    that is not done here."""
+    said = os.environ if environment is None else environment
+    if not _is_true(said, "ACCELERATE_USE_FSDP"):
+        return False
+    if (version := said.get("FSDP_VERSION", "1")) != "2":
+        raise ConfigError(
+            f"accelerate's configuration asks for FSDP {version}, and rlhf-env shards by FSDP 2: set `fsdp_version: 2` "
+            "(--fsdp_version 2), or leave its FSDP out and write `[engine] shard = true` into the experiment file"
+        )
+    if _is_true(said, "FSDP_OFFLOAD_PARAMS"):
+        raise ConfigError(
+            "accelerate's configuration asks for FSDP with weights that wait on the processor (fsdp_offload_params), "
+            "which is not done: set it to false"
+        )
+    return True
+
+
+def _is_true(said: Mapping[str, str], name: str) -> bool:
+    return said.get(name, "").lower() in ("1", "true", "yes")
 
 
 def _one_of_several_asked_for(said: Mapping[str, str]) -> bool:

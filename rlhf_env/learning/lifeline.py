@@ -112,7 +112,7 @@ class Lifeline:
                     raise ValueError
                 rank = int(hello["rank"])
                 connection.sendall(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode() + b"\n")
-            except (OSError, ValueError, KeyError, TypeError):  # a stranger: ports are scanned
+            except (OSError, ValueError, KeyError, TypeError, RecursionError):  # a stranger: ports are scanned
                 connection.close()
                 continue
             self._others[rank] = _Other(connection, rank, int(hello["pid"]), str(hello["host"]))

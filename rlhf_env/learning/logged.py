@@ -142,7 +142,7 @@ LOGGED: tuple[Logged, ...] = (
     Logged(
         "train/loss",
         "The agent's loss, mean over this update's steps.",
-        of=("dpo", "kto", "rejection", "sft", "sft+rm"),
+        of=("dpo", "kto", "rejection", "sft", "sft+rm", "distill"),
     ),
     Logged("train/kl_loss", "With `kl_in_loss`: the KL term of the loss, times its weight (beta).", of=("grpo",)),
     Logged("train/ptx_loss", "Mean loss of a token of the demonstrations that are mixed in, before its weight."),

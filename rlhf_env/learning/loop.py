@@ -18,6 +18,7 @@ from rlhf_env.learning.engine import Engine
 from rlhf_env.learning.processes import Processes
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
+from rlhf_env.learning.shards import gathered, has_shards
 from rlhf_env.learning.signals import Interrupted, catch_signals
 from rlhf_env.learning.sources import WRITER, EnvSource, Source
 from rlhf_env.learning.spending import Budget, Spending
@@ -57,6 +58,8 @@ def train(
     stop_when: Callable[[Row], str | None] | StoppingRule | None = None,
     worth: Callable[[Row], float | None] | None = None,
     on_update: Callable[[Row, float], None] | None = None,
+    on_rollout: Callable[[int, Rollout], None] | None = None,
+    rollouts_every: int = 1,
 ) -> Training:
     """Collect and update until `budget` is spent.
 
@@ -70,6 +73,8 @@ def train(
         worth: of a row, how good the agent was that it measured; None where it did not. The best agent so far is kept
             in the run folder beside the last one.
         on_update: called with each row and the share of the budget spent (progress bars).
+        on_rollout, rollouts_every: called with the number of the update and its rollout, every so many updates, when
+            the agent has learned from it; `engine.credited` then has the advantages, if the agent has told them.
 
     Raises Interrupted after SIGINT or SIGTERM, with the run saved; RewardError, ConfigError for a prompt that cannot be
     used, and WriterFailed, with the run saved as of the last update; RunFailed when the budget is in a currency this
@@ -90,11 +95,21 @@ def train(
         content = {"agent": agent.state_dict(), "source": source.state_dict(), "spending": spending.as_dict()}
         return content | ({"stopping": stop_when.state_dict()} if isinstance(stop_when, StoppingRule) else {})
 
+    def whole(content: JsonView) -> JsonView:
+        """With whole tensors in the process that writes them."""
+        if not has_shards(content):
+            return content
+        processes.at("gathering the model, to save it")
+        with processes.together():
+            gathered_here: JsonView = gathered(content, keep=run is not None)
+        return gathered_here
+
     def save(content: JsonView) -> None:
         nonlocal saved
         updates = int(content["spending"]["updates"])
         if has_folder and saved != updates:
             processes.require_together(content["agent"])
+            content = whole(content)
             if run is not None:
                 run.save(updates, content, torch.get_num_threads(), engine.hardware)
             processes.barrier()  # nobody ends while it is written: a launcher then ends all
@@ -132,6 +147,8 @@ def train(
             rollout.require_finite()  # agents of plugins may not look
             collected = time.perf_counter()
             metrics: Metrics = {}
+            shown = on_rollout is not None and (spending.updates + 1) % rollouts_every == 0
+            engine.wants_credit, engine.credited = shown, None
             if len(rollout):  # otherwise none of its texts has a score: there is nothing to learn
                 with same_folder("the agent"):
                     metrics = agent.update(rollout)
@@ -140,6 +157,9 @@ def train(
             now = time.perf_counter()
             took, collecting = processes.first_of((now - started, collected - started))
             spending.add(updates=1, seconds=took)
+            if on_rollout is not None and shown:
+                on_rollout(spending.updates, rollout)
+            engine.credited = None  # it would keep a rollout alive
             row = {
                 "update": spending.updates,
                 **describe(rollout),
@@ -161,9 +181,9 @@ def train(
             elif not has_folder:
                 rows.append(row)
             if has_folder and (better := _better(best, row, worth)) != best:
-                best = better
+                best, content = better, whole(state())
                 if run is not None:
-                    run.save_best(spending.updates, state(), torch.get_num_threads(), engine.hardware)
+                    run.save_best(spending.updates, content, torch.get_num_threads(), engine.hardware)
             if on_update is not None:
                 on_update(row, budget.spent_fraction(spending))
             reason = _agreed(processes, stop_when, row)

@@ -12,7 +12,7 @@ from rlhf_env.errors import ConfigError, Problem, under
 from rlhf_env.learning.agent import Agent, Setup
 from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.pretraining_mix import mixing
-from rlhf_env.own_code import OwnCode
+from rlhf_env.own_code import OwnCode, label_of
 from rlhf_env.types import JsonView
 
 _METHODS = ("begin", "act", "update", "state_dict", "load_state_dict")
@@ -96,6 +96,17 @@ def imitates(table: object) -> bool:
             return True
         table = table.get("agent")
     return False
+
+
+def cannot_shard(table: object) -> str:
+    """Which agent of a table, or one that it wraps, cannot train a model that is divided among processes, and why; ""
+    if it can. Raises UnknownName."""
+    while isinstance(table, Mapping):
+        name = plugins.name_in(dict(table), "agent") or ""
+        if why := getattr(plugins.host().load("agent", name), "cannot_shard", ""):
+            return f"{label_of(dict(table), 'agent')} {why}"
+        table = table.get("agent")
+    return ""
 
 
 def agent_trains(table: JsonView) -> bool:

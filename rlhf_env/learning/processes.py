@@ -29,6 +29,7 @@ from rlhf_env.errors import ConfigError, DataError, DiskRefused, MissingExtra, R
 from rlhf_env.learning import lifeline as lifelines
 from rlhf_env.learning.launched import Launched, launched
 from rlhf_env.learning.lifeline import Lifeline
+from rlhf_env.learning.shards import is_shard
 from rlhf_env.policies.policy import Written
 from rlhf_env.types import Bool, Episode, Float, Observation, TokenScorer
 
@@ -63,6 +64,7 @@ class Processes:
     group: Any = None
     """Of torch.distributed, for what is on processors: gloo."""
     _read: dict[str, Any] = field(default_factory=dict, repr=False)  # `reader`, and what it says of each of the `texts`
+    _asking: list[str] = field(default_factory=list, repr=False)  # what the first process asks for all just now
 
     @property
     def rank(self) -> int:
@@ -91,16 +93,24 @@ class Processes:
         if self.is_first:
             if at:
                 self.at(at)
+            self._asking.append(at)
             try:
                 answer[0] = ask()
             except RlhfEnvError as error:
                 raised, answer[1] = error, _plain(error)
-        with self._together():
+            finally:
+                self._asking.pop()
+        with self.together():
             dist.broadcast_object_list(answer, src=0, group=self.group)
         if answer[1] is not None:
             kind, problems = answer[1]
             raise raised or _RAISED[kind](*problems)
         return cast(_T, answer[0])
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether this process now asks for all: the others wait, and take part in nothing."""
+        return bool(self._asking)
 
     def first_of(self, value: _T) -> _T:
         """What the first process has."""
@@ -111,7 +121,7 @@ class Processes:
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
-        with self._together():
+        with self.together():
             dist.all_gather_object(found, value, group=self.group)
         return found
 
@@ -120,7 +130,7 @@ class Processes:
         if self.size == 1:
             return number
         held = torch.tensor(number)
-        with self._together():
+        with self.together():
             dist.all_reduce(held, dist.ReduceOp.MAX, group=self.group)
         return int(held)
 
@@ -134,7 +144,7 @@ class Processes:
             return
         for bucket in _buckets(tensors):
             flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
-            with self._together():
+            with self.together():
                 dist.all_reduce(flat, group=self.group if flat.device.type == "cpu" else None)
             start = 0
             for tensor in bucket:
@@ -271,9 +281,11 @@ class Processes:
             dist.destroy_process_group()
 
     @contextmanager
-    def _together(self) -> Iterator[None]:
-        """A context for an operation that all processes have to be in. Raises ProcessLost where one is gone."""
-        assert self.lifeline is not None
+    def together(self) -> Iterator[None]:
+        """A context for operations that all processes have to be in. Raises ProcessLost where one is gone."""
+        if self.lifeline is None:
+            yield
+            return
         try:
             with self.lifeline.waiting():
                 yield
@@ -331,6 +343,7 @@ def _meet(launch: Launched) -> Any:
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     asked_for_none = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # with it, transformers reads weights in one process alone
     try:
         PartialState(cpu=asked_for_none or gpus < launch.local_size, timeout=_TO_JOIN)
         return dist.new_group(backend="gloo", timeout=_TO_WAIT)
@@ -372,6 +385,8 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def _tensors_in(value: object) -> Iterator[Tensor]:
+    if is_shard(value):
+        return  # each process has another part
     if isinstance(value, Tensor):
         yield value.detach()
     elif isinstance(value, Mapping):

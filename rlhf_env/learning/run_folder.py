@@ -35,6 +35,7 @@ from rlhf_env.learning import checkpoints
 from rlhf_env.learning.code_of_runs import as_recorded, led_from, mark_of
 from rlhf_env.learning.data_of_runs import changed_data
 from rlhf_env.learning.folder_lock import hold
+from rlhf_env.learning.recorded_texts import TEXTS_FILE, RecordedTexts
 from rlhf_env.learning.trackers.json_lines import JsonLines, replace_rows, rows_of
 from rlhf_env.learning.tracking import Rewinds, Tracker, load_tracker
 from rlhf_env.own_code import changed
@@ -62,6 +63,8 @@ class RunFolder:
     is whole. `lost` says, a line each, what is gone, and `not_exact` what is not as it was when the checkpoint was
     made.
 
+    `texts`, while it is open, keeps texts with the numbers of their tokens, in no more than `megabytes_of_texts`.
+
     Raises ConfigError when another process holds the folder, when it holds a run and `resume` is False, or when a
     tracker cannot start.
     """
@@ -80,6 +83,7 @@ class RunFolder:
         code: Mapping[str, str] | None = None,
         data: Mapping[str, str] | None = None,
         allow_changed_code: bool = False,
+        megabytes_of_texts: int = 16,
     ) -> None:
         self.path = Path(path).absolute()  # whatever becomes of the working directory
         self._paths_from = (paths_from or Path()).resolve()
@@ -97,6 +101,8 @@ class RunFolder:
         self._tensorboard = tensorboard
         self._lock: IO[str] | None = None
         self._metrics: JsonLines | None = None
+        self._megabytes_of_texts = megabytes_of_texts
+        self.texts: RecordedTexts | None = None
         self._wanted = dict(trackers or {})
         self._name = name or self.path.resolve().name
         self._trackers: dict[str, Tracker] = {}
@@ -109,6 +115,7 @@ class RunFolder:
             self._start_trackers()  # before anything is written: they may not be able to start
             self._describe()
             self._metrics = JsonLines(self.path / "metrics.jsonl")
+            self.texts = RecordedTexts(self.path / TEXTS_FILE, self._megabytes_of_texts)
         except BaseException:
             self.close()
             raise
@@ -246,7 +253,7 @@ class RunFolder:
             if stream is not None:
                 with suppress(OSError):
                     stream.close()
-        self._trackers, self._metrics, self._lock = {}, None, None
+        self._trackers, self._metrics, self.texts, self._lock = {}, None, None, None
 
     @property
     def config_hash(self) -> str:
@@ -284,6 +291,8 @@ class RunFolder:
         """
         if self._metrics is not None:
             self._metrics.sync()
+        if self.texts is not None:
+            self.texts.sync()
         record = self._record_of(threads, hardware)
         return checkpoints.save(self.path / "checkpoints", step, state, record)
 
@@ -339,6 +348,8 @@ class RunFolder:
         for tracker in (self._metrics, *self._trackers.values()):
             if isinstance(tracker, Rewinds):
                 tracker.rewind(update)
+        if self.texts is not None:
+            self.texts.rewind(update)
 
     def began_with(self, what: str, fingerprint: str) -> None:
         """Record the fingerprint of something outside the folder that the run depends on, such as its model.

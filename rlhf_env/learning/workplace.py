@@ -21,11 +21,18 @@ from rlhf_env.envs.tokenizers import keeping_special
 from rlhf_env.errors import ConfigError, Problem, did_you_mean, under
 from rlhf_env.learning import processes
 from rlhf_env.learning.agent import Agent, Setup, traits
-from rlhf_env.learning.checkpoints import fingerprint
 from rlhf_env.learning.engine import Engine, find_device, free_on, require_dtype
 from rlhf_env.learning.experiment import Experiment
+from rlhf_env.learning.launched import asks_for_shards
 from rlhf_env.learning.loop import Row, Training, train
-from rlhf_env.learning.making_agents import agent_factory, agent_trains, imitates, learns_off_policy, make_agent
+from rlhf_env.learning.making_agents import (
+    agent_factory,
+    agent_trains,
+    cannot_shard,
+    imitates,
+    learns_off_policy,
+    make_agent,
+)
 from rlhf_env.learning.memory_need import memory_need, remedies
 from rlhf_env.learning.models import (
     load_policy,
@@ -37,8 +44,10 @@ from rlhf_env.learning.models import (
 from rlhf_env.learning.policy_settings import PolicySettings
 from rlhf_env.learning.processes import Processes
 from rlhf_env.learning.prompt_lengths import require_prompts_fit
+from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
 from rlhf_env.learning.run_models import keep_base, model_folder
+from rlhf_env.learning.sharding import SHARD, shard, weights_told
 from rlhf_env.learning.sources import EnvSource, Source
 from rlhf_env.learning.spending import Spending
 from rlhf_env.learning.stopping import MaxKL, Patience, load_stopping_rules
@@ -48,7 +57,7 @@ from rlhf_env.own_code import OwnCode, files_in, names_code, require_unchanged
 from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.policies.loading import base_and_adapter
 from rlhf_env.policies.low_precision import fallback
-from rlhf_env.policies.policy import HasContext, Policy, Sampling, all_weights
+from rlhf_env.policies.policy import HasContext, Policy, Sampling
 from rlhf_env.policies.server_writer import ServerWriter
 from rlhf_env.policies.sizes import in_bytes, size_of, too_large
 from rlhf_env.policies.tabular import TabularPolicy
@@ -83,6 +92,9 @@ class Workplace:
         ConfigError, in one line, where it is not installed, cannot write for this model, or does not answer.
         """
         policy, wanted = self.setup.policy, self.experiment.policy
+        if wanted.writer is not None and self.setup.engine.processes.size > 1:
+            with under("policy", "writer"):
+                raise ConfigError(f'writer "{wanted.writer}" writes in one process, and a launcher has started several')
         if isinstance(policy, LanguageModel) and isinstance(policy.writer, ServerWriter):
             with under("policy", "server"):
                 policy.writer.check(policy)
@@ -91,8 +103,6 @@ class Workplace:
         if wanted.writer is None or not learns or not isinstance(policy, LanguageModel) or policy.writer is not None:
             return
         with under("policy", "writer"):
-            if self.setup.engine.processes.size > 1:
-                raise ConfigError(f'writer "{wanted.writer}" writes in one process, and a launcher has started several')
             longest = self.env.max_prompt_tokens + self.env.max_new_tokens
             if policy.context is not None and longest > policy.context:
                 raise ConfigError(
@@ -109,6 +119,7 @@ class Workplace:
         evaluate: Callable[[], Mapping[str, float]] | None = None,
         lower_is_better: bool = False,
         on_update: Callable[[Row, float], None] | None = None,
+        on_rollout: Callable[[int, Rollout], None] | None = None,
     ) -> Training:
         """Train as the experiment says, until its budget is spent or one of its rules for stopping has a reason.
 
@@ -120,6 +131,7 @@ class Workplace:
                 `lambda: Evaluator.of(workplace)().metrics` gives those of the evaluation.
             lower_is_better: of the measure `[evaluation] best`, by which the best agent is known.
             on_update: called with each row of metrics and the share of the budget that is spent.
+            on_rollout: called with the update and its rollout, every `[texts] rollouts_every` updates.
 
         An agent that does not train is only evaluated. Raises ConfigError where the experiment needs something that is
         missing here: evaluations for `patience`, a source of pairs for `preferences`; and what `train` raises.
@@ -140,7 +152,7 @@ class Workplace:
                 "of demonstrations, or use rlhf_env.run"
             )
         if run is not None:
-            run.began_with("initial weights", fingerprint(all_weights(setup.reference)))
+            run.began_with("initial weights", weights_told(setup.reference))
             keep_base(run.path, setup.policy, setup.tokenizer)
             run.note(self.notes)
         several = setup.engine.processes
@@ -168,6 +180,8 @@ class Workplace:
             stop_when=stopping,
             worth=partial(_worth, f"eval/{experiment.evaluation.best}", -1.0 if lower_is_better else 1.0),
             on_update=on_update,
+            on_rollout=on_rollout,
+            rollouts_every=experiment.texts.rollouts_every,
         )
         return replace(training, rows=[*first, *training.rows])
 
@@ -263,6 +277,8 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
     if engine.processes.size > 1 and isinstance(policy, (LanguageModel, TabularPolicy)):
         policy.together = engine.processes
     reference = policy.frozen_copy()
+    if wants_shards(experiment):
+        shard(policy, reference, engine.processes)
     reference.reseed(experiment.seed + 1)
     policy.reseed(experiment.seed)
     if (server := experiment.policy.server) is not None:
@@ -408,6 +424,7 @@ def check_plugins(experiment: Experiment) -> Task:
         look(lambda: _check_writer(experiment), "policy")
         look(lambda: _check_budget(experiment), "budget")
         look(lambda: _check_stopping(experiment), "stopping")
+    look(lambda: _check_shard(experiment), *SHARD)
     look(lambda: check_trackers(experiment.trackers), "trackers")
     look(lambda: require_dtype(find_device(experiment.policy.device), experiment.policy.torch_dtype), "policy")
     for name in experiment.evaluation.metrics or ():
@@ -455,6 +472,32 @@ def _check_writer(experiment: Experiment) -> None:
                 (name,),
             )
         )
+
+
+def wants_shards(experiment: Experiment) -> bool:
+    """Whether its file, or the configuration of accelerate that started it, asks for a model in parts."""
+    return experiment.engine.shard or asks_for_shards()
+
+
+def _check_shard(experiment: Experiment) -> None:
+    if not wants_shards(experiment):
+        return
+    if processes.current().size == 1:
+        raise ConfigError(
+            Problem(
+                "shard = true divides a model among several processes, and this is one: start them with `torchrun "
+                "--nproc-per-node 2 -m rlhf_env train FILE` (docs/scale.md), or leave it out"
+            )
+        )
+    require_shardable(experiment)
+
+
+def require_shardable(experiment: Experiment) -> None:
+    """Raise ConfigError where its model or its agent cannot be divided, as far as that is known before it is loaded."""
+    if experiment.policy.model == "table":
+        raise ConfigError(Problem("shard = true: a table of logits has no layers to divide: leave it out"))
+    if why := cannot_shard(experiment.agent):
+        raise ConfigError(Problem(f"shard = true: {why}: take another agent, or leave it out"))
 
 
 def _check_budget(experiment: Experiment) -> None:

@@ -62,7 +62,8 @@ class RewardModelSettings:
     """Of what several people judged: "each" vote counts by itself; the "majority" does; or each person counts by how
     often they are right, which "dawid-skene" estimates (needs crowd-kit, the extra `crowd`)."""
     loss: RewardLoss = "by kind"
-    """ "by kind": Bradley-Terry's of comparisons, the mean over the pairs of rankings, Likert's of ratings, together.
+    """ "by kind": Bradley-Terry's of comparisons, Plackett-Luce's of rankings (of those with ties the mean over their
+    pairs), Likert's of ratings, together.
     "bradley-terry": everything becomes pairs. "margins": the same, and a pair's own margin ("much better") is asked
     for. "ranking-pairs", "plackett-luce": rankings and comparisons. "likert": ratings alone."""
     margin_scale: Positive = 1.0
@@ -106,7 +107,7 @@ class RewardModelSettings:
             yield fault(missing, f"must be given with {given}: weights are of one policy against another")
         if both := set(self.annotators) & set(self.without):
             yield fault("without", f"names {', '.join(sorted(both))}, and so does annotators")
-        if self.loss not in ("by kind", "plackett-luce") and self.reward_model.ranking_loss != "pairs":
+        if self.loss not in ("by kind", "plackett-luce") and self.reward_model.ranking_loss == "plackett-luce":
             yield fault("loss", f'is "{self.loss}", and ranking_loss "{self.reward_model.ranking_loss}": give one')
 
     def to_toml(self, *, relative_to: Path) -> str:

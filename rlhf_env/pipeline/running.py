@@ -21,6 +21,7 @@ from typing import Literal
 from rich.console import Console
 
 from rlhf_env.errors import ConfigError, DataError, Problem
+from rlhf_env.lab.jobs import Backend
 from rlhf_env.learning.engine import set_threads
 from rlhf_env.learning.folder_lock import hold
 from rlhf_env.learning.run_folder import lead_inputs, led_paths
@@ -80,7 +81,7 @@ def run_pipeline(
     only: str | None = None,
     until: str | None = None,
     again: Sequence[str] = (),
-    jobs: int = 2,
+    jobs: int | Backend = 2,
     command: str = "",
     console: Console | None = None,
 ) -> PipelineRun:
@@ -93,7 +94,7 @@ def run_pipeline(
         only: this stage alone, on the outputs of the others as they are.
         until: this stage is the last one.
         again: make these stages anew.
-        jobs: processes for a benchmark's runs.
+        jobs: processes for a benchmark's runs, or the cluster that does them (`rlhf_env.lab.ray_cluster.connected`).
         command: the words that call it again, for what it says.
         console: where it tells what it does.
 
@@ -285,7 +286,7 @@ class _Work:
 
     # ---------------------------------------------------------------- work
 
-    def run(self, jobs: int, command: str, console: Console) -> PipelineRun:
+    def run(self, jobs: int | Backend, command: str, console: Console) -> PipelineRun:
         about, names = self.plan.about, [planned.name for planned in self.plan.stages]
         told = {"title": about.title, "what_gold_is": about.what_gold_is, "stages": names, "command": command}
         write_json(
@@ -312,7 +313,7 @@ class _Work:
         records = {p.name: record for p in self.plan.stages if (record := Record.read(self.folder, p.name)) is not None}
         return PipelineRun(self.folder, records, waiting, report)
 
-    def _work_on(self, planned: Planned, jobs: int, command: str, console: Console) -> str:
+    def _work_on(self, planned: Planned, jobs: int | Backend, command: str, console: Console) -> str:
         """Work on a stage; what it waits for, or ""."""
         self._refuse_changes(planned)
         stage, place = self.made(planned), self.folder / planned.name

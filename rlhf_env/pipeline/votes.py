@@ -102,6 +102,8 @@ def _fit(material: Material, wanted: RewardModelSettings, console: Console) -> R
     config = wanted.reward_model
     if wanted.loss == "plackett-luce":
         config = replace(config, ranking_loss="plackett-luce")
+    elif wanted.loss == "ranking-pairs":
+        config = replace(config, ranking_loss="pairs")
     counterfactuals: Sequence[Counterfactual] = ()
     if material.groups is not None:
         counterfactuals = material.groups.counterfactuals(dict.fromkeys(sides_of(material.learnable)))

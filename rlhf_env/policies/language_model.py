@@ -23,13 +23,13 @@ from rlhf_env.policies.differences import ForwardPath
 from rlhf_env.policies.end_tokens import end_ids_beside, end_ids_of_model, listed
 from rlhf_env.policies.experts import loop_over_experts_in_float64
 from rlhf_env.policies.forward_pass import forward_pass
-from rlhf_env.policies.fused import FusedStep, Linear
+from rlhf_env.policies.fused import FusedStep, Linear, SeparateLinear
 from rlhf_env.policies.lm_head import LinearHead, gives_the_logits, linear_head, score_logits
 from rlhf_env.policies.loading import base_and_adapter, context_of, load_with_adapter
 from rlhf_env.policies.lora import has_adapter, is_of_adapter, merge_adapter
 from rlhf_env.policies.low_precision import WriterDtype, require_known, writer_linear
 from rlhf_env.policies.next_tokens import NextTokens, StatesRead
-from rlhf_env.policies.policy import ALONE, Sampling, TextEvaluation, TextWriter, WritesTogether, Written
+from rlhf_env.policies.policy import ALONE, InShards, Sampling, TextEvaluation, TextWriter, WritesTogether, Written
 from rlhf_env.policies.precision import as_float64
 from rlhf_env.policies.recomputation import recomputed_layers, require_layers
 from rlhf_env.policies.soundness import trusted_path, warn_if_slow
@@ -66,6 +66,8 @@ class LanguageModel(nn.Module):
     together: WritesTogether = ALONE
     writer: TextWriter | None = None
     """Another engine, which writes in this one's place."""
+    shards: InShards | None = None
+    """How the model is divided among processes, where it is (`learning.sharding`)."""
 
     def __init__(
         self,
@@ -221,7 +223,11 @@ class LanguageModel(nn.Module):
         self._check_prompts(texts, mask, lengths, rows, length)
         uniforms = self._streams.next(len(texts), length)
         write = partial(self._write, observation, texts, lengths, uniforms)
+        if self.shards is not None:
+            self.shards.gather()
         written = self.together.written(observation, rows, length, self.vocab_size, write)
+        if self.shards is not None:
+            self.shards.release_unless(self._decoding is not None)
         self._streams.take((written.tokens < self.vocab_size).sum(1))
         return written
 
@@ -240,7 +246,8 @@ class LanguageModel(nn.Module):
             decoding = None
             anatomy = self.anatomy()
             steps = length * -(-int(rows.sum()) // self.rows_at_once)  # -(-a // b) is a / b, rounded up
-            linear = writer_linear(self.writer_dtype, self.model, steps=steps) or Linear
+            plain = Linear if self.shards is None else SeparateLinear  # one more copy of it is too many
+            linear = writer_linear(self.writer_dtype, self.model, steps=steps) or plain
             fused = None if anatomy is None else FusedStep(self.model, anatomy, linear)
             whole = fused is None and self._reads_whole
             decoding = Decoding(self.model, texts, lengths, rows, fused, whole=whole, rows_at_once=self.rows_at_once)
@@ -259,10 +266,34 @@ class LanguageModel(nn.Module):
         return written
 
     def evaluate(self, tokens: Tensor, mask: Tensor, where: Tensor) -> TextEvaluation:
+        if self.shards is None:
+            return self._evaluate(tokens, mask, where)
+        if len(tokens):
+            scored = self.shards.run(self._evaluate, tokens, mask, where)
+        else:
+            scored = self.shards.run(self._evaluate_nothing, tokens)
+        if not torch.is_grad_enabled():
+            self.shards.release()
+        return scored
+
+    def _evaluate_nothing(self, tokens: Tensor) -> TextEvaluation:
+        """What `evaluate` says of no texts [0, L], from a pass that the other processes need this one for."""
+        length = tokens.shape[1]
+        scores = self._evaluate(*self._made_up_text())
+        columns = F.pad(torch.stack([scores.logprobs, scores.entropy])[:, :0], (0, length))[..., :length]
+        hidden = F.pad(scores.hidden[:0], (0, 0, 0, length))[:, :length]
+        return TextEvaluation(columns[0].clone(), columns[1].clone(), hidden.clone())
+
+    def _made_up_text(self) -> tuple[Tensor, Tensor, Tensor]:
+        """A text of two tokens to `evaluate`, of which the second is scored."""
+        tokens = torch.full((1, 2), self.end_id, device=self.device)
+        return tokens, torch.ones_like(tokens, dtype=torch.bool), torch.tensor([[False, True]], device=self.device)
+
+    def _evaluate(self, tokens: Tensor, mask: Tensor, where: Tensor) -> TextEvaluation:
         tokens, mask, where = self._to_score(tokens, mask, where)
         if _padded_on_the_left(mask):  # to the right, and back
             order = mask.int().argsort(dim=1, descending=True, stable=True)
-            moved = self.evaluate(tokens.gather(1, order), mask.gather(1, order), where.gather(1, order))
+            moved = self._evaluate(tokens.gather(1, order), mask.gather(1, order), where.gather(1, order))
             back = order.argsort(dim=1)
             hidden = moved.hidden.gather(1, back[..., None].expand_as(moved.hidden))
             return TextEvaluation(moved.logprobs.gather(1, back), moved.entropy.gather(1, back), hidden)
@@ -282,12 +313,27 @@ class LanguageModel(nn.Module):
 
     def next_tokens(self, tokens: Tensor, mask: Tensor, where: Tensor) -> NextTokens:
         """The distributions that the tokens at `where` were drawn from, row by row; arguments as in `evaluate`."""
+        if self.shards is None:
+            return NextTokens(*self._states_and_head(tokens, mask, where), self.sampling.temperature)
+        heads: list[LinearHead | None] = []  # FSDP2 looks for tensors in what a pass returns, and finds the states
+
+        def states(tokens: Tensor, mask: Tensor, where: Tensor) -> Tensor:
+            found, head = self._states_and_head(tokens, mask, where)
+            heads.append(head)
+            return found.clone()
+
+        if len(tokens):
+            return NextTokens(self.shards.run(states, tokens, mask, where), heads[0], self.sampling.temperature)
+        nothing = self.shards.run(lambda: states(*self._made_up_text())[:0].clone())
+        return NextTokens(nothing, heads[0], self.sampling.temperature)
+
+    def _states_and_head(self, tokens: Tensor, mask: Tensor, where: Tensor) -> tuple[Tensor, LinearHead | None]:
         tokens, mask, where = self._to_score(tokens, mask, where)
         if _padded_on_the_left(mask):
             order = mask.int().argsort(dim=1, descending=True, stable=True)
-            return self.next_tokens(tokens.gather(1, order), mask.gather(1, order), where.gather(1, order))
+            return self._states_and_head(tokens.gather(1, order), mask.gather(1, order), where.gather(1, order))
         read = self._read(tokens, mask, where)
-        return NextTokens(read.scored, read.head, self.sampling.temperature)
+        return read.scored, read.head
 
     def _to_score(self, tokens: Tensor, mask: Tensor, where: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The arguments of `evaluate` on this device."""
@@ -307,7 +353,8 @@ class LanguageModel(nn.Module):
         head, anatomy = self._linear_head(), self.anatomy()
         if anatomy is not None and head is not None and width and not has_dropout(self.model):
             tree = prefix_tree(tokens[:, :width], mask)
-            node_states = hidden_states(anatomy, tree, recompute=self.gradient_checkpointing)
+            call = None if self.shards is None else self.shards.layer
+            node_states = hidden_states(anatomy, tree, recompute=self.gradient_checkpointing, call=call)
             at_scored = node_states.index_select(0, tree.nodes[scored])
             return StatesRead(
                 width, head, at_scored, lambda: node_states.index_select(0, tree.nodes.flatten()).view(*mask.shape, -1)
@@ -322,7 +369,9 @@ class LanguageModel(nn.Module):
             return known
         answers: list[Float] = [np.zeros(0)] * len(episodes)
         with without_dropout(self):
-            for batch in self._batches(episodes):
+            batches = list(self._batches(episodes))
+            more = 0 if self.shards is None else self.shards.most(len(batches)) - len(batches)
+            for batch in [*batches, *([[]] * more)]:
                 tokens, mask, where = padded([episodes[index] for index in batch], self.pad_id)
                 logprobs = as_float64(self.evaluate(tokens, mask, where).logprobs).numpy()
                 for row, index in enumerate(batch):
@@ -338,14 +387,27 @@ class LanguageModel(nn.Module):
         """With adapters, copies share all weights that never train: a reference costs no second model."""
         if self.adapted:
             memo |= {id(weight): weight for name, weight in self.named_parameters() if not is_of_adapter(name)}
+        if self.shards is not None and self.adapted:
+            raise ConfigError(
+                'a sharded model with adapters cannot be copied, as this agent asks for (value_model = "separate", a '
+                "model for each option): leave out [policy.lora] or `shard`, or the copy"
+            )
+        if self.shards is not None:
+            self.shards.gather()
         memo[id(self)] = clone = self.__class__.__new__(self.__class__)
         clone.__dict__.update(copy.deepcopy(self.__getstate__(), memo))
+        if self.shards is not None:
+            self.shards.release()
+            clone.shards = None  # so far it is whole
+            clone.shards = self.shards.of_copy(clone)
         return clone
 
     def state_dict(  # type: ignore[override]
         self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False
     ) -> State:
         """What training changes: all weights or, with adapters, the adapters' alone."""
+        if self.shards is not None:
+            self.shards.release()
         whole: State = super().state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
         if self.adapted:
             for name in [name for name in whole if name.startswith(prefix) and not is_of_adapter(name)]:
@@ -353,6 +415,8 @@ class LanguageModel(nn.Module):
         return whole
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        if self.shards is not None:
+            state_dict = self.shards.cut(state_dict, self.state_dict())
         if self.adapted and strict:
             unlike = sorted(self.state_dict().keys() ^ state_dict.keys())
             if unlike:
@@ -391,7 +455,7 @@ class LanguageModel(nn.Module):
         self._forgotten += 1
 
     def __getstate__(self) -> State:  # for copy and pickle: neither the cache nor an engine is part of the policy
-        return {**self.__dict__, "_decoding": None, "writer": None}
+        return {**self.__dict__, "_decoding": None, "shards": None, "writer": None}
 
     def _forward(self, tokens: Tensor, mask: Tensor, needs_logits: Tensor) -> tuple[Tensor, Tensor]:
         """By the model's own code: states [B, L, H], and logits [N, V] at the N tokens where `needs_logits` is True."""
@@ -404,7 +468,8 @@ class LanguageModel(nn.Module):
         # attention kernels are fastest with it.
         attention_mask = torch.ones_like(mask)
         positions = torch.arange(tokens.shape[1], device=self.device).expand_as(tokens)
-        with recomputed_layers(self.model) if self.gradient_checkpointing else nullcontext():
+        recomputing = recomputed_layers(self.model) if self.gradient_checkpointing else nullcontext()
+        with recomputing, nullcontext() if self.shards is None else self.shards.calling_layers(self.model):
             return forward_pass(
                 self.model,
                 # Something that stands in the text: the embedding of padding may be 0, where norms have no gradient.
@@ -416,6 +481,8 @@ class LanguageModel(nn.Module):
 
     def anatomy(self) -> Anatomy | None:
         """The anatomy that `FusedStep` and `trunk` need; None where the model's own code has to do the work."""
+        if self.shards is not None:  # nobody changes it
+            return self.shards.anatomy_of(self) if self.fused else None
         return self._recognized.of(self.model) if self.fused else None
 
     def _linear_head(self) -> LinearHead | None:
@@ -432,6 +499,8 @@ class LanguageModel(nn.Module):
     def _weights(self) -> tuple[object, ...]:
         """A value that differs after every in-place change that autograd sees, after parameters are replaced, and after
         learning began: fused optimizers change parameters and leave their versions (torch 2.13)."""
+        if self.shards is not None:
+            return self.writer_dtype, self._forgotten, self.shards.gathers
         versions = ((parameter.data_ptr(), parameter._version) for parameter in self.parameters())
         return (self.writer_dtype, self._forgotten, *versions)
 
@@ -512,7 +581,7 @@ def without_dropout(module: nn.Module) -> Iterator[None]:
 
 def padded(episodes: Sequence[Episode], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens, mask, and which tokens the agent wrote, [B, L] each, padded on the right."""
-    width = max(len(episode.ids) for episode in episodes)
+    width = max((len(episode.ids) for episode in episodes), default=0)
     tokens = np.full((len(episodes), width), pad_id, np.int64)
     mask, where = np.zeros(tokens.shape, bool), np.zeros(tokens.shape, bool)
     for row, episode in enumerate(episodes):

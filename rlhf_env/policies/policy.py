@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple, Protocol, Self, runtime_checkable
+from typing import Annotated, Any, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 from annotated_types import Gt, Le
 from torch import Tensor, nn
 
+from rlhf_env.policies.anatomy import Anatomy
 from rlhf_env.policies.next_tokens import NextTokens
 from rlhf_env.settings import Positive, Whole, settings
 from rlhf_env.types import Bool, Episode, Float, Int, Observation, State
+
+_T = TypeVar("_T")
 
 
 @settings(kw_only=False)
@@ -99,6 +103,41 @@ class TextWriter(Protocol):
 
     def take_distance(self) -> dict[str, float]:
         """How far what it wrote since the last call is from the policy: see `WriterDistance.take`."""
+
+
+class InShards(Protocol):
+    """How a model is divided among processes; all of them call every method alike."""
+
+    gathers: int
+    """How often it was made whole."""
+
+    def anatomy_of(self, model: object) -> Anatomy | None: ...
+
+    def run(self, compute: Callable[..., _T], *arguments: Tensor) -> _T:
+        """`compute(*arguments)`, in which `layer` and `calling_layers` have the weights of layers, and all others are
+        there; with gradients until the backward pass is through."""
+
+    def layer(self, number: int, compute: Callable[..., _T], *arguments: Any, **named: Any) -> _T: ...
+
+    def calling_layers(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Inside, the model's own code computes each of its layers by `layer`."""
+
+    def gather(self) -> None:
+        """Make it whole, until `release` or the next `run`."""
+
+    def release(self) -> None: ...
+
+    def release_unless(self, needed: bool) -> None:
+        """Divide it again, unless some process needs it whole."""
+
+    def most(self, count: int) -> int:
+        """The largest count of all processes."""
+
+    def of_copy(self, model: Any) -> InShards:
+        """How a copy is divided that was made while this one was whole."""
+
+    def cut(self, weights: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+        """Of whole weights the parts that are here of `own`."""
 
 
 class WritesAlone:

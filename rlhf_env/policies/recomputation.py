@@ -29,7 +29,7 @@ def recomputed(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 def require_layers(model: HFModel) -> None:
     """Raise ConfigError for a model whose layers the library does not know how to compute again."""
-    if not _layers(model):
+    if not layers_of(model):
         said = f"gradient_checkpointing: {type(model).__name__} has no layers that can be computed again: leave it out"
         raise ConfigError(Problem(said, ("gradient_checkpointing",)))
 
@@ -37,7 +37,7 @@ def require_layers(model: HFModel) -> None:
 @contextmanager
 def recomputed_layers(model: HFModel) -> Iterator[None]:
     """Inside, a forward pass of the model's own code with gradients keeps of each layer its inputs alone."""
-    layers = _layers(model) if torch.is_grad_enabled() else []
+    layers = layers_of(model) if torch.is_grad_enabled() else []
     for layer in layers:
         # An attribute of the instance, which goes before the method of the class. `checkpoint` keeps the method itself,
         # so that the backward pass may come when the attribute is gone.
@@ -53,7 +53,8 @@ def _recomputed_call(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> 
     return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
 
-def _layers(model: HFModel) -> list[HFModule]:
+def layers_of(model: HFModel) -> list[HFModule]:
+    """The layers that the library knows how to compute again, in their order."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]

@@ -165,12 +165,13 @@ def hidden_states(
     *,
     take: Callable[[int, Tensor, Tensor], None] | None = None,
     recompute: bool = False,
+    call: Callable[[int, Callable[[Tensor], Tensor], Tensor], Tensor] | None = None,
 ) -> Tensor:
     """The states [N, H] of all nodes after the final norm; with gradients where they are enabled.
 
     `take` is given the number of each layer and its keys and values, [N or more, kv_heads, head_size] each, but for a
     layer that reads those of another. `recompute`: the backward pass computes every layer again instead of keeping what
-    it needs of it.
+    it needs of it. `call` computes a layer, by its number, where its weights are not here until then.
     """
     weight = next(anatomy.norm.parameters())
     count = len(tree.tokens)
@@ -205,7 +206,10 @@ def hidden_states(
         return x
 
     for number, layer in enumerate(anatomy.layers):
-        x = recomputed(partial(run, number, layer), x) if recompute else run(number, layer, x)
+        compute = partial(run, number, layer)
+        if recompute:
+            compute = partial(recomputed, compute)
+        x = compute(x) if call is None else call(number, compute, x)
     return _norm(anatomy.norm, x)[:count]
 
 

@@ -229,10 +229,6 @@ def test_layout(assert_layout_changes_nothing: Any, make_world: Any, divergence:
     )
 
 
-def test_the_contract() -> None:
-    check_agent({"name": "distill", "divergence": "sequence", "best_of": 8, "lr": 0.02})
-
-
 def test_the_contract_where_two_write() -> None:
     """A teacher that writes nothing but `a`."""
 

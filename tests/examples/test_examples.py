@@ -171,12 +171,15 @@ def test_a_reward_of_ones_own_is_a_function_in_a_file(run: Run, tmp_path: Path) 
 
 def test_the_readmes_reward_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
-    code, table = re.findall(r"```(?:python|toml)\n(.*?)```", page.partition("## A reward of your own")[2], re.DOTALL)[
-        :2
-    ]
+    code, table = re.findall(
+        r"```(?:python|toml)\n(.*?)```", page.partition("A reward of your own is a function")[2], re.DOTALL
+    )[:2]
     assert "# polite.py" in code
     (tmp_path / "polite.py").write_text(code)
     monkeypatch.chdir(tmp_path)
     env = gymnasium.make("rlhf_env/Response-v0", reward=tomllib.loads(table)["rewards"])
     env.reset(seed=0)
-    assert env.step(env.action_space.sample())[4]["reward_parts"] == {"polite": 0.0}
+    words = env.unwrapped.tokenizer
+    text = [*words.encode("Thanks a lot!"), words.end_id]
+    text += [words.end_id] * (env.action_space.shape[0] - len(text))
+    assert env.step(text)[4]["reward_parts"] == {"polite": 1.0}

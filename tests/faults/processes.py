@@ -51,6 +51,7 @@ class Running:
             # As a shell leaves them: whoever forks may have set its own.
             signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            _forget_the_launch()
             work()
             status = 0
         except SystemExit as end:
@@ -87,6 +88,12 @@ class Running:
         said = [file.read_text(errors="replace") if file.exists() else "" for file in (self._out, self._err)]
         self._place.cleanup()
         return Ended(status, *said)
+
+
+def _forget_the_launch() -> None:
+    """accelerate looks once a process at who launched it; a trainer of TRL, in the process that forks, has it look."""
+    if "accelerate" in sys.modules:
+        sys.modules["accelerate"].state.AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def started(*arguments: str, before: Callable[[], object] | None = None) -> Running:

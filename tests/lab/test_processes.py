@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from rlhf_env.errors import DiskRefused, RunFailed
-from rlhf_env.lab.processes import Progress, run_jobs
+from rlhf_env.errors import ConfigError, DiskRefused, RunFailed
+from rlhf_env.lab.jobs import Job, Progress
+from rlhf_env.lab.processes import LocalProcesses, _Worker
+from rlhf_env.lab.scheduling import run_jobs
+from rlhf_env.learning.folder_lock import UNGUARDED, hold
 
 
 @dataclass
@@ -43,3 +48,24 @@ def test_a_full_disk_is_no_failure_of_the_job(error: Exception, ended: str, kept
     assert [progress.ended for progress in told] == [None, ended]
     assert str(error) in told[-1].why
     assert [file.name for file in tmp_path.iterdir()] == kept
+
+
+def test_a_script_that_would_begin_again_in_its_workers_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    with pytest.raises(SystemExit) as ended:
+        hold(tmp_path / "run")
+    assert ended.value.code == UNGUARDED and "__main__" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_its_first_process_says_so_once(tmp_path: Path) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=sys.exit, args=(UNGUARDED,))
+    ours, theirs = multiprocessing.Pipe()
+    process.start()
+    theirs.close()
+    crew = LocalProcesses(1).crew(tmp_path)
+    crew._workers.append(_Worker(process, ours, job=cast("Job", object())))  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="__main__"):
+        crew.news()

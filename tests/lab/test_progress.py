@@ -9,7 +9,7 @@ from rich.console import Console
 
 from rlhf_env.lab.benchmark.cells import GridCell
 from rlhf_env.lab.benchmark.live_table import GridProgress, benchmark_progress
-from rlhf_env.lab.processes import Progress
+from rlhf_env.lab.jobs import Progress
 from rlhf_env.lab.progress import _Log
 from rlhf_env.learning.experiment import Experiment
 

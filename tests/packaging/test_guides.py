@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from faults.processes import Running, started, warm_up
+from faults.processes import warm_up
+from pages_followed import blocks, command, python
 
 GUIDES = Path(__file__).parents[2] / "docs" / "guides"
-_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _FILE = re.compile(r"# ([\w./-]+\.(?:toml|py|jsonl|csv|txt))\b")
 
 
@@ -23,30 +20,6 @@ _FILE = re.compile(r"# ([\w./-]+\.(?:toml|py|jsonl|csv|txt))\b")
 def _imports_are_done() -> None:
     """The processes below are forked from this one."""
     warm_up()
-
-
-def blocks(page: Path) -> list[tuple[str, str]]:
-    """Language and text of every code block; "text" is what a reader sees and nobody runs."""
-    found = _BLOCK.findall(page.read_text(encoding="utf-8"))
-    return [(language, text) for language, text in found if language != "text"]
-
-
-def python(text: str, folder: Path) -> Running:
-    def work() -> None:
-        os.chdir(folder)
-        sys.path.insert(0, str(folder))
-        exec(compile(text, "the guide", "exec"), {"__name__": "__main__"})
-
-    return Running(work)
-
-
-def command(line: str, folder: Path) -> Running:
-    program, *words = shlex.split(line, comments=True)
-    if program == "python":
-        return python((folder / words[0]).read_text(encoding="utf-8"), folder)
-    assert program == "rlhf-env", line
-    enter: Callable[[], object] = lambda: os.chdir(folder)  # noqa: E731 - called in the forked process
-    return started(*words, before=enter)
 
 
 @pytest.mark.parametrize("page", sorted(GUIDES.glob("*.md")), ids=lambda page: page.stem)

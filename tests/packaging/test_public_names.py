@@ -17,7 +17,7 @@ from rlhf_env import plugins
 
 # Changed here on purpose only: a name that is added is promised, and one that goes is a line of CHANGELOG.
 PUBLIC = """
-    Experiment PolicySettings EnvironmentSettings EvaluationSettings Budget run Run load_run evaluate_run
+    Experiment PolicySettings EnvironmentSettings EvaluationSettings EngineSettings Budget run Run load_run evaluate_run
     Grid run_benchmark read_results markdown_table write_report run_pipeline PipelineRun
     build Workplace Evaluator collect Rollout finished
     TextEnv TextVectorEnv Episode Observation Prompt Task Tokenizer load_tokenizer

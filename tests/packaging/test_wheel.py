@@ -34,6 +34,11 @@ def test_every_file_that_is_no_module_came_along() -> None:
     expected |= {f"rlhf_env/feedback/page/static/{name}" for name in page}
     expected |= {f"rlhf_env/lab/report/{name}.html.jinja" for name in ("report", "scorecard", "benchmark_sections")}
     expected |= {"rlhf_env/assets/__init__.py", "rlhf_env/assets/recipe.json"}
+    for kind in ("reward", "task", "agent"):
+        names = ("PACKAGE/NAME.py", "tests/test_NAME.py", "NAME.toml")
+        expected |= {f"rlhf_env/new_plugins/templates/{kind}/{name}.template" for name in names}
+    for name in ("PACKAGE/__init__.py", "PACKAGE/py.typed", "README.md", "gitignore", "pyproject.toml"):
+        expected.add(f"rlhf_env/new_plugins/templates/any/{name}.template")
     for model in ("chitchat", "chitchat-judge"):
         expected |= {
             f"rlhf_env/assets/{model}/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import assert_type
+from typing import Any, assert_type
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,7 +123,7 @@ def objective(mix: RewardMix, episodes: Sequence[Episode]) -> float:
 
 def capabilities(task: Task, setup: Setup) -> tuple[Agent, Traits]:
     if isinstance(task, Replies):
-        assert_type(task.reply(episode()), str | None)
+        assert_type(task.reply(episode()), str | Sequence[Mapping[str, Any]] | None)
     agent: Agent = Silent(setup)
     assert_type(traits(agent).kl_bound, float | None)
     assert_type(agent.state_dict(), State)

@@ -211,7 +211,7 @@ def test_what_each_loss_learns_from(
     ((given, config, _),) = lessons
     counts = [sum(isinstance(one, kind) for one in given) for kind in (Preference, Ranking, Rating)]
     assert counts == [comparisons, rankings, ratings]
-    assert config.ranking_loss == ("plackett-luce" if loss == "plackett-luce" else "pairs")
+    assert config.ranking_loss == {"plackett-luce": "plackett-luce", "ranking-pairs": "pairs"}.get(loss, "auto")
     assert {one.margin for one in given if isinstance(one, Preference) and one.prompt.id == "p0"} <= {margin}
 
 

@@ -51,8 +51,27 @@ class TestCombined:
         np.testing.assert_allclose(combined(self.SCORES, "uncertainty", penalty=0.5), [1 - 4 / 3, 0.0], atol=1e-12)
         assert (combined(self.SCORES, "uncertainty", penalty=0.0) == combined(self.SCORES, "mean")).all()
 
+    def test_entropic_by_hand(self) -> None:
+        """-beta log of the mean of exp(-r / beta), beta = 1 / (2 penalty) = 2: (e^-0.5 + e^-1.5 + e^0.5) / 3."""
+        found = combined(self.SCORES, "entropic", penalty=0.25)
+        expected = -2.0 * np.log((np.exp(-0.5) + np.exp(-1.5) + np.exp(0.5)) / 3.0)
+        np.testing.assert_allclose(found, [expected, 0.0], atol=1e-12)
+
+    def test_entropic_lies_between_worst_and_mean(self) -> None:
+        """It is the one in the limit and the other at 0, and where members differ by little, uncertainty weighting."""
+        scores = np.random.default_rng(0).normal(size=(4, 100))
+        assert (combined(scores, "entropic", penalty=0.0) == combined(scores, "mean")).all()
+        np.testing.assert_allclose(combined(scores, "entropic", penalty=1e6), scores.min(0), atol=1e-5)
+        near = 1.0 + 1e-3 * scores
+        gap = combined(near, "entropic", penalty=0.7) - combined(near, "uncertainty", penalty=0.7)
+        assert 0.0 < np.abs(gap).max() < 1e-8  # the third order
+        for penalty in (0.1, 1.0, 1e4):
+            found = combined(1e3 * scores, "entropic", penalty=penalty)
+            assert ((found >= 1e3 * scores.min(0)) & (found <= 1e3 * scores.mean(0))).all()
+        assert (combined(10.0 * scores, "uncertainty", penalty=1.0) < 10.0 * scores.min(0)).any()
+
     def test_one_opinion_is_what_it_is(self) -> None:
-        for combination in ("mean", "worst", "uncertainty"):
+        for combination in ("mean", "worst", "uncertainty", "entropic"):
             assert combined(self.SCORES[:1], combination).tolist() == [1.0, 0.0]  # type: ignore[arg-type]
         with pytest.raises(ConfigError, match="none of mean, worst, uncertainty"):
             combined(self.SCORES, "best")  # type: ignore[arg-type]
@@ -127,7 +146,7 @@ class TestReward:
     def test_it_combines_what_the_members_say(self, folders: dict[str, Any]) -> None:
         members = load_scorer(folders["folder"]).score_members(EPISODES)
         for kind in folders:
-            for combination in ("mean", "worst", "uncertainty"):
+            for combination in ("mean", "worst", "uncertainty", "entropic"):
                 reward = Ensemble(folders[kind], combination, penalty=0.3)  # type: ignore[arg-type]
                 expected = combined(members, combination, penalty=0.3)  # type: ignore[arg-type]
                 assert isinstance(reward, Reward)

@@ -27,7 +27,7 @@ from rlhf_env.envs.reward_tables import load_rewards
 from rlhf_env.envs.tasks import load_task
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.store.store import PreferenceStore
-from rlhf_env.lab.processes import outcome_of
+from rlhf_env.lab.jobs import outcome_of
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.run_folder import RunFolder
 from rlhf_env.shown_text import for_terminal, without_secrets
@@ -254,12 +254,12 @@ def test_a_link_is_no_checkpoint(tmp_path: Path) -> None:
 
 
 def test_who_speaks_to_a_network() -> None:
-    """S16: rewards and annotators that were given a URL, the hub for a model's name, or for --push, and the page, which
-    fetches nothing."""
+    """S16: rewards and annotators that were given a URL, the hub for a model's name, or for --push, the page, which
+    fetches nothing, the processes of one run, each with the first, and a Ray cluster that --address names."""
     network = ("socket", "ssl", "http.client", "urllib.request", "requests", "httpx", "aiohttp", "huggingface_hub")
     found = {file for file, name in imports() if name in network or name.split(".")[0] in ("requests", "httpx")}
-    child = {"isolation.py", "isolated_process.py"}
-    assert found <= {"web_calls.py", "server.py", "tokenizers.py", "loading.py", "hub.py"} | child
+    own = {"isolation.py", "isolated_process.py", "lifeline.py"}  # a child; who was started as a process of the run
+    assert found <= {"web_calls.py", "server.py", "tokenizers.py", "loading.py", "hub.py", "ray_cluster.py"} | own
     page = next(file for file in SOURCES if file.name == "server.py")
     assert not re.search(r"urllib\.request|http\.client|create_connection|\.connect\(\(", page.read_text())
 

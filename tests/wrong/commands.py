@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from wrong.table import TOY, command
+from wrong.table import GRID, TOY, command
 
 command("trian toy.toml", "No such command 'trian'. Did you mean 'train'?")
 command("lab exat", "No such command 'exat'. Did you mean 'exact'?")
 command("plugins x", "unknown plugin 'x'")
 command("plugins reward:pppo", "unknown plugin 'reward:pppo': did you mean 'reward:")
 command("plugins ppo x", "Got unexpected extra argument(s) (x)")
+command("new reward", "Missing argument 'name'.")
+command("new rewrd polite", "Invalid value for 'kind'")
+command("new reward My-Reward", "'My-Reward' cannot name a Python module: small letters, digits and single underscores")
+command("new reward length", "'length' is a reward of rlhf-env already, and one name is one reward: choose another")
+command(
+    "new task sorting",
+    "rlhf_task_sorting is there already, and stays as it is",
+    rlhf_task_sorting_IN_README_DOT_md="mine",
+)
+command("new agent mine --in text", "Invalid value for '--in'")
 command("schema experimnt", "Invalid value for 'kind'")
 command("train", "Missing argument 'file'.")
 command("train no.toml", "cannot read no.toml: No such file or directory")
@@ -57,6 +67,20 @@ command(
     "out.toml, line 2: no setting 'naem': did you mean 'name'?",
     out_DOT_toml="agents = 3\nnaem = 1\n",
 )
+command("bench grid.toml --backend slurm", "Invalid value for '--backend'", grid_DOT_toml=GRID)
+command("bench grid.toml --backend ray --jobs 2", "--jobs is for processes of this machine: with", grid_DOT_toml=GRID)
+command("bench grid.toml --address auto", "--address: for --backend ray alone", grid_DOT_toml=GRID)
+command(
+    "bench grid.toml --gpus-per-run 1 --memory-per-run 2",
+    "--gpus-per-run, --memory-per-run: for --backend ray alone",
+    grid_DOT_toml=GRID,
+)
+command("bench grid.toml --backend ray --cpus-per-run 0", "cpus per run must be above 0, got 0", grid_DOT_toml=GRID)
+command("bench grid.toml --backend ray --cpus-per-run many", "Invalid value for '--cpus-per-run'", grid_DOT_toml=GRID)
+command("lab overoptimization --backend ray --jobs 2", "--jobs is for processes of this machine: with")
+command("lab overoptimization --backend ray --gpus-per-run 2.5", "gpus per run must be a share, as 0.5, or a whole")
+command("pipeline demo --backend ray --jobs 2", "--jobs is for processes of this machine: with")
+command("pipeline demo --address auto --dry-run", "--address: for --backend ray alone")
 command("report folder", "folder: no results/*.json in it; is this the folder of a benchmark?")
 command("report text", "text: no results/*.json in it")
 command("report r", "r/results/a--b--seed-0.json: not a JSON file", **{"r_IN_results_IN_a--b--seed-0_DOT_json": "{"})
@@ -204,6 +228,14 @@ command("lab labels --seeds 0", "Invalid value for '--seeds'")
 command("lab overoptimization --jobs 0", "Invalid value for '--jobs'")
 command("lab regularisation --seeds 0", "Invalid value for '--seeds'")
 command("lab agents --seeds 0", "Invalid value for '--seeds'")
+command("lab laws clip-hihg", "there is no law 'clip-hihg', did you mean 'clip-high'?")
+command("lab laws clip-low nothing", "there is no law 'nothing' (rlhf-env lab laws --list names them)")
+command("lab laws --list clip-low", "--list shows all laws, and takes no names")
+command("lab laws clip-low --markdown", "--markdown is a form of the list")
+command("lab laws clip-low --plan --seeds 20", "--plan is for named laws")
+command("lab laws --plan", "--plan is for named laws")
+command("lab laws clip-low --seeds 1", "Invalid value for '--seeds'")
+command("lab laws std-of-groups --out text", "cannot work in text: File exists: name another place")
 command("demo --seeds 0", "Invalid value for '--seeds'")
 command("check agent:ppo clip=inf", "[agent] ppo: clip must be a finite number, got inf")
 command("check reward:length target=3 weight=nan", "reward 'length': weight must be a finite number, got nan")

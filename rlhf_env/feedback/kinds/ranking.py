@@ -102,7 +102,7 @@ def _lessons(ranking: Ranking, whole_orders: bool) -> Iterator[Lesson]:
     elif whole_orders:
         raise DataError(
             f"the ranking of {ranking.annotator!r} on prompt {ranking.prompt.id!r} has ties, which Plackett-Luce does "
-            "not know: set ranking_loss = 'pairs'"
+            "not know: set ranking_loss = 'auto', which takes the pairs of such rankings"
         )
     else:
         yield from map(lesson_of_pair, ranking.preferences)

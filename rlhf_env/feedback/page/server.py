@@ -33,11 +33,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-import json
-import os
 import re
-import socket
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -46,29 +42,36 @@ from typing import Annotated, Any, TypeVar
 
 from annotated_types import Ge, Le
 
-from rlhf_env.errors import ConfigError, DataError, LeaseExpired, MissingExtra, NotAsked, Problem, RlhfEnvError
+from rlhf_env.errors import LeaseExpired, NotAsked, Problem, RlhfEnvError
 from rlhf_env.feedback import findings
 from rlhf_env.feedback.page.counting import Recount
 from rlhf_env.feedback.page.keys import Keys, is_same
 from rlhf_env.feedback.page.shown import shown_agreement, shown_item, shown_results
 from rlhf_env.feedback.store.items import Assignment
 from rlhf_env.feedback.store.store import PreferenceStore
+from rlhf_env.local_page.server import (
+    LOOPBACK_NAMES,
+    Json,
+    Refused,
+    body_of,
+    guarded,
+    on_disconnect,
+    on_error,
+    on_refused,
+    problem_response,
+    serve_page,
+    shared_files,
+    static,
+)
 from rlhf_env.settings import Positive, fault, settings
 from rlhf_env.shown_text import for_page, for_terminal
-from rlhf_env.types import JsonView
 
-try:
-    import h11
-    import uvicorn
-    from starlette.applications import Starlette
-    from starlette.datastructures import MutableHeaders
-    from starlette.requests import ClientDisconnect, Request
-    from starlette.responses import JSONResponse, Response
-    from starlette.routing import Route
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
-    from uvicorn.protocols.http.h11_impl import H11Protocol
-except ModuleNotFoundError as missing:
-    raise MissingExtra("the annotation page's web server (starlette, uvicorn)", "annotate") from missing
+# After the shared server, which says what to install where these are missing.
+from starlette.applications import Starlette  # isort: skip
+from starlette.requests import ClientDisconnect, Request  # isort: skip
+from starlette.responses import Response  # isort: skip
+from starlette.routing import Route  # isort: skip
+from starlette.types import ASGIApp  # isort: skip
 
 __all__ = ["PageConfig", "page", "serve"]
 
@@ -85,29 +88,10 @@ _STATIC = {
     "/results": ("results.html", "text/html"),
     "/results.js": ("results.js", "text/javascript"),
 }
-_HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'; "
-        "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
-    ),
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Cache-Control": "no-store",
-}
 _HOST_NAME = re.compile(r"[\w.-]+|\[[0-9a-f:]+\]", re.ASCII | re.IGNORECASE)
-_LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 
-BODY_BYTES = 64 * 1024
-BODY_SECONDS = 10.0
-REQUEST_SECONDS = 15.0
-REQUESTS_PER_WINDOW = 600
-WINDOW_SECONDS = 10.0
 NAME_CHARACTERS = 100
 KEY_CHARACTERS = 200
-CONNECTIONS = 200
 
 
 @settings
@@ -158,7 +142,7 @@ class PageConfig:
     def known_as(self) -> tuple[str, ...]:
         """The names under which the page may be asked for, the first one for the link."""
         own = "" if self._listens_everywhere else f"[{self.host}]" if ":" in self.host else self.host
-        names = (own, *self.names, *(_LOOPBACK_NAMES if self.is_local else ()))
+        names = (own, *self.names, *(LOOPBACK_NAMES if self.is_local else ()))
         return tuple(dict.fromkeys(name.lower() for name in names if name))
 
 
@@ -182,45 +166,12 @@ def serve(
     Raises ConfigError where the address cannot be listened on, and what opening the store raises.
     """
     keys = Keys.of(config.store)
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    try:
-        listening = socket.create_server((config.host, config.port), family=family)
-    except OSError as error:
-        raise ConfigError(
-            f"{config.host} port {config.port}: {os.strerror(error.errno or 0)}; choose another"
-        ) from error
-    with listening:
-        port = listening.getsockname()[1]
-        settings = uvicorn.Config(
-            page(config, keys, port=port),
-            http=Patient,
-            log_level="error",
-            ws="none",
-            access_log=False,
-            proxy_headers=False,  # who is asking is who is connected: no header decides it
-            server_header=False,
-            limit_concurrency=CONNECTIONS,
-            timeout_keep_alive=5,
-            timeout_graceful_shutdown=5,
-        )
+
+    def links(port: int) -> None:
         address = f"http://{config.known_as[0]}:{port}"
         announce(f"{address}/#token={keys.token}", f"{address}/results#token={keys.owner}")
-        server = uvicorn.Server(settings)
-        if until is not None:
-            threading.Thread(target=_end_when, args=(server, until), daemon=True).start()
-        serving = server.serve(sockets=[listening])
-        try:
-            with asyncio.Runner() as runner:
-                runner.run(serving)
-        finally:
-            serving.close()  # stopped before it began, it would be complained about as never awaited
 
-
-def _end_when(server: uvicorn.Server, until: Callable[[], bool]) -> None:
-    while not server.should_exit:
-        time.sleep(1.0)
-        with contextlib.suppress(RlhfEnvError):  # a store that is being written to is asked again
-            server.should_exit = server.should_exit or until()
+    serve_page(config.host, config.port, lambda port: page(config, keys, port=port), links, until=until)
 
 
 def page(config: PageConfig, keys: Keys, *, port: int, clock: Callable[[], float] = time.time) -> ASGIApp:
@@ -228,7 +179,8 @@ def page(config: PageConfig, keys: Keys, *, port: int, clock: Callable[[], float
     desk = _Desk(config, keys, clock)
     application = Starlette(
         routes=[
-            *(Route(path, _static(*file)) for path, file in _STATIC.items()),
+            *(Route(path, static(_FOLDER / name, kind)) for path, (name, kind) in _STATIC.items()),
+            *shared_files(),
             Route("/api/session", desk.session),
             Route("/api/enter", desk.enter, methods=["POST"]),
             Route("/api/next", desk.next, methods=["POST"]),
@@ -237,128 +189,18 @@ def page(config: PageConfig, keys: Keys, *, port: int, clock: Callable[[], float
             Route("/api/agreement", desk.agreement),
             Route("/api/results", desk.results, methods=["POST"]),
         ],
-        exception_handlers={Refused: _on_refused, RlhfEnvError: _on_error, ClientDisconnect: _on_disconnect},
+        exception_handlers={Refused: on_refused, RlhfEnvError: _on_error, ClientDisconnect: on_disconnect},
         lifespan=desk.open,
     )
-    ports = ("", f":{port}") if port == 80 else (f":{port}",)
-    return Guard(application, frozenset(name + end for name in config.known_as for end in ports))
+    return guarded(application, config.known_as, port)
 
 
-class Patient(H11Protocol):
-    """uvicorn's own protocol, but not for ever: a request is here, head and body, within `REQUEST_SECONDS`.
-
-    uvicorn waits for the next request of a connection, never for the rest of one: somebody who sends a byte now and
-    then would hold it until no connection is left.
-    """
-
-    _deadline: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._wait()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self.conn.their_state in (h11.IDLE, h11.SEND_BODY):
-            self._wait()
-        else:
-            self._stop_waiting()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_waiting()
-        super().connection_lost(exc)
-
-    def _wait(self) -> None:
-        if self._deadline is None:  # what came in the meantime buys no time
-            self._deadline = self.loop.call_later(REQUEST_SECONDS, self.transport.abort)
-
-    def _stop_waiting(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-
-
-class _Json(JSONResponse):
-    """In ASCII: what people and models write may hold half a surrogate pair, which UTF-8 cannot."""
-
-    def render(self, content: Any) -> bytes:
-        return json.dumps(content, separators=(",", ":")).encode("ascii")
-
-
-class Refused(Exception):
-    """A request that is turned down with an HTTP status."""
-
-    def __init__(self, status: int, problem: str) -> None:
-        self.status, self.problem = status, problem
-        super().__init__(problem)
-
-
-async def _on_refused(_: Request, error: Exception) -> Response:
-    assert isinstance(error, Refused)
-    return _problems(error.status, error.problem)
-
-
-async def _on_error(_: Request, error: Exception) -> Response:
-    if isinstance(error, (LeaseExpired, NotAsked)):
-        return _problems(409, str(error))
-    return _problems(422, *error.problems) if isinstance(error, ConfigError) else _problems(503, str(error))
-
-
-async def _on_disconnect(_: Request, error: Exception) -> Response:
-    return _problems(400, str(error))  # nobody is there to read it
-
-
-def _problems(status: int, *problems: str) -> Response:
-    return _Json({"problems": [for_page(problem) for problem in problems]}, status)
-
-
-def _static(name: str, kind: str) -> Callable[[Request], Response]:
-    content = (_FOLDER / name).read_bytes()
-    return lambda request: Response(content, media_type=kind)
-
-
-class Guard:
-    """Every request passes here first: known Host, own Origin, not too many; every response gets the headers."""
-
-    def __init__(self, application: ASGIApp, hosts: frozenset[str]) -> None:
-        self._application = application
-        self._hosts = hosts
-        self._window = 0
-        self._requests: dict[str, int] = {}  # by address, of this window
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":  # the server starts or ends
-            await self._application(scope, receive, send)
-            return
-
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(_HEADERS)
-            await send(message)
-
-        try:
-            self._check(Request(scope))
-        except Refused as refused:
-            await _problems(refused.status, refused.problem)(scope, receive, send_with_headers)
-        else:
-            await self._application(scope, receive, send_with_headers)
-
-    def _check(self, request: Request) -> None:
-        given = request.headers.getlist("host")
-        host = given[0].lower() if len(given) == 1 else ""
-        if host not in self._hosts:
-            raise Refused(421, "this page is not served under that name")
-        if request.method not in ("GET", "HEAD", "POST"):
-            raise Refused(405, f"{request.method}: GET and POST only")
-        if request.method == "POST" and request.headers.getlist("origin") != [f"http://{host}"]:
-            raise Refused(403, "the request does not come from this page")
-        window = int(time.monotonic() / WINDOW_SECONDS)
-        if window != self._window:
-            self._window, self._requests = window, {}
-        address = request.client.host if request.client else ""
-        self._requests[address] = self._requests.get(address, 0) + 1
-        if self._requests[address] > REQUESTS_PER_WINDOW:
-            raise Refused(429, "too many requests: wait some seconds")
+async def _on_error(request: Request, error: Exception) -> Response:
+    return (
+        problem_response(409, str(error))
+        if isinstance(error, (LeaseExpired, NotAsked))
+        else await on_error(request, error)
+    )
 
 
 class _Desk:
@@ -394,10 +236,10 @@ class _Desk:
         try:
             return self._introduction(*self._session(request))
         except Refused:
-            return _Json({"annotator": None, "csrf": None})
+            return Json({"annotator": None, "csrf": None})
 
     async def enter(self, request: Request) -> Response:
-        given = await _body(request, "token", "annotator")
+        given = await body_of(request, "token", "annotator")
         if not (isinstance(given["token"], str) and is_same(given["token"], self._keys.token)):
             self._with_csrf(request)  # already in: another name
         name = given["annotator"].strip() if isinstance(given["annotator"], str) else given["annotator"]
@@ -413,12 +255,12 @@ class _Desk:
 
     async def next(self, request: Request) -> Response:
         annotator = self._with_csrf(request)
-        await _body(request)
+        await body_of(request)
         return await self._in_thread(lambda: self._what_next(annotator))
 
     async def vote(self, request: Request) -> Response:
         annotator = self._with_csrf(request)
-        given = await _body(request, "item", "ticket", "answer", "key", "seconds")
+        given = await body_of(request, "item", "ticket", "answer", "key", "seconds")
         findings.refuse(
             findings.whole_number("item", given["item"], 1, 2**63 - 1),
             findings.text("ticket", given["ticket"]),
@@ -442,7 +284,7 @@ class _Desk:
 
     async def undo(self, request: Request) -> Response:
         annotator = self._with_csrf(request)
-        given = await _body(request, "item")
+        given = await body_of(request, "item")
         findings.refuse(given["item"] is not None and findings.whole_number("item", given["item"], 1, 2**63 - 1))
 
         def undo() -> Response:
@@ -453,10 +295,10 @@ class _Desk:
 
     async def agreement(self, request: Request) -> Response:
         self._session(request)
-        return _Json(await self._agreement())
+        return Json(await self._agreement())
 
     async def results(self, request: Request) -> Response:
-        token = (await _body(request, "token"))["token"]
+        token = (await body_of(request, "token"))["token"]
         if token is not None:
             if not (isinstance(token, str) and is_same(token, self._keys.owner)):
                 raise Refused(401, "this link does not open the results: take the one that rlhf-env annotate shows")
@@ -468,7 +310,7 @@ class _Desk:
                     403,
                     f"Judging is blind: results come when every item has its votes; {progress.left:,} are missing.",
                 )
-        return _Json(await self._results())
+        return Json(await self._results())
 
     # ---------------------------------------------------------------- inside
 
@@ -487,34 +329,11 @@ class _Desk:
         return annotator
 
     def _introduction(self, session: str, annotator: str) -> Response:
-        return _Json({"annotator": for_page(annotator), "csrf": self._keys.csrf(session)})
+        return Json({"annotator": for_page(annotator), "csrf": self._keys.csrf(session)})
 
     def _what_next(self, annotator: str, back: Assignment | None = None, **more: Any) -> Response:
         """In the store's thread. `back` is the item that an undo returned: the store may hold another one first."""
         lent = back or self._store.next_item(annotator, lease=self._config.lease, origin="page")
         guidelines = {criterion.name: criterion.guidelines for criterion in self._store.criteria()}
         item = None if lent is None else shown_item(lent, guidelines, max(0.0, lent.expires - self._clock()))
-        return _Json({**more, "item": item, "progress": vars(self._store.progress(annotator))})
-
-
-async def _body(request: Request, *fields: str) -> JsonView:
-    """The JSON object that a request carries; a field it leaves out is None. Refused where it is too long or slow."""
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise Refused(415, "expected application/json")
-    content = bytearray()
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for chunk in request.stream():
-                content += chunk
-                if len(content) > BODY_BYTES:
-                    raise Refused(413, f"longer than {BODY_BYTES} bytes")
-    except TimeoutError as error:
-        raise Refused(408, "the request came too slowly") from error
-    try:
-        given = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise DataError("the request is not JSON") from error
-    if not isinstance(given, dict):
-        raise DataError(f"the request: expected an object, got {findings.in_words(given)}")
-    findings.refuse(*(f"{name[:40]}: no such field" for name in given if name not in fields))
-    return {name: given.get(name) for name in fields}
+        return Json({**more, "item": item, "progress": vars(self._store.progress(annotator))})

@@ -84,6 +84,9 @@ class Scorecard:
     gives a calibrated model on as many pairs. `longer_preferred` is the share of pairs in which (the model, people)
     prefer the longer response. `flips` is, by edit of `EDITS`, the share of pairs of another verdict once both texts
     are edited; `flip_examples` are a few of them. `points` are responses to draw, at most 400, evenly out of all.
+    `spread` is the standard deviation of the scores of two answers to one prompt, the root of the mean of half their
+    squared difference, and `spread_of_all` that of the scores of all texts, both in log-odds (None: a scorecard from
+    before they were measured).
 
     `intervals` holds 95 % intervals, by the name of the number: over prompts for means and shares (of
     `longer_preferred` the model's), a bootstrap over prompts for `calibration_error`, and the large-sample ones of rank
@@ -111,6 +114,8 @@ class Scorecard:
     points: tuple[Point, ...]
     intervals: Mapping[str, tuple[float, float]]
     notes: tuple[str, ...]
+    spread: float | None = None
+    spread_of_all: float | None = None
 
     @property
     def worst_slice(self) -> Slice | None:
@@ -206,6 +211,13 @@ def measures(card: Scorecard) -> Iterator[CardLine]:
             "annotators among themselves", "people", agreement.people, "the same for one of them: the model's ceiling"
         )
     yield measure("mean margin", "margin", card.margin, "log-odds for the chosen response; 0 is indifference")
+    if card.spread is not None and card.spread_of_all is not None:
+        yield measure(
+            "spread within a prompt",
+            "spread",
+            card.spread,
+            f"log-odds; {card.spread_of_all:.3f} over all texts. Near 0 it teaches slowly, however accurate",
+        )
     yield measure(
         "calibration error",
         "calibration_error",

@@ -12,9 +12,9 @@ from rlhf_env.errors import Problem
 from rlhf_env.lora_settings import Lora
 from rlhf_env.settings import AtLeastOne, NonNegative, Positive, ShareBelowOne, Whole, fault, settings
 
-RankingLoss = Literal["pairs", "plackett-luce"]
+RankingLoss = Literal["auto", "pairs", "plackett-luce"]
 HeadKind = Literal["linear", "reply"]
-Combination = Literal["mean", "worst", "uncertainty"]  # of the members of an ensemble
+Combination = Literal["mean", "worst", "uncertainty", "entropic"]  # of the members of an ensemble
 
 
 @settings
@@ -54,8 +54,11 @@ class RewardModelConfig:
     judgement has itself (`Preference.margin`) is added."""
     label_smoothing: Annotated[float, Ge(0), Lt(0.5)] = 0.0
     """The chance that the label of a pair is wrong; from 0.5 on labels would mean nothing."""
-    ranking_loss: RankingLoss = "pairs"
-    """What a ranking costs: the mean over its pairs, or its Plackett-Luce likelihood."""
+    ranking_loss: RankingLoss = "auto"
+    """What a ranking costs: the mean over its pairs ("pairs"), or its Plackett-Luce likelihood, for which rankings must
+    have no ties. "auto": Plackett-Luce, which takes fewer rankings for the same error (`rlhf-env lab laws
+    plackett-luce`); the pairs of a ranking with ties, and of every ranking with `margin` or `label_smoothing`, which
+    Plackett-Luce does not know."""
     centring: NonNegative = 0.0
     """Weight of the mean square of a pair's sum: it only moves the mean of the scores to 0."""
     magnitude: NonNegative = 0.0
@@ -71,6 +74,13 @@ class RewardModelConfig:
     """The share of the *training* prompts set aside to pick the best epoch."""
     patience: AtLeastOne = 1
     """Fitting ends after this many epochs in a row that were no better."""
+
+    @property
+    def whole_rankings(self) -> bool:
+        """Whether a ranking without ties costs its Plackett-Luce likelihood, and not the mean over its pairs."""
+        if self.ranking_loss == "auto":
+            return not (self.margin or self.label_smoothing)
+        return self.ranking_loss == "plackett-luce"
 
     def problems(self) -> Iterator[Problem]:
         if not (self.epochs or self.head_epochs):

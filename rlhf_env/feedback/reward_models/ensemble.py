@@ -32,7 +32,10 @@ def combined(scores: Float, combination: Combination, *, penalty: float = 1.0) -
 
     - "mean": (1 / M) sum of R_i;
     - "worst": the lowest R_i (worst-case optimisation, WCO);
-    - "uncertainty": the mean minus `penalty` times the variance (1 / M) sum of (R_i - mean)^2 (UWO).
+    - "uncertainty": the mean minus `penalty` times the variance (1 / M) sum of (R_i - mean)^2 (UWO);
+    - "entropic": -beta log((1 / M) sum of exp(-R_i / beta)) with beta = 1 / (2 `penalty`) (arXiv 2606.09073): to second
+      order in the differences of the members it is "uncertainty" with the same penalty, it is the mean at penalty 0 and
+      tends to "worst" for large ones, and it never leaves the range of the members, as "uncertainty" does.
     """
     if combination == "mean":
         return np.asarray(scores.mean(axis=0))
@@ -40,6 +43,12 @@ def combined(scores: Float, combination: Combination, *, penalty: float = 1.0) -
         return np.asarray(scores.min(axis=0))
     if combination == "uncertainty":
         return np.asarray(scores.mean(axis=0) - penalty * scores.var(axis=0))
+    if combination == "entropic":
+        if penalty == 0.0:
+            return np.asarray(scores.mean(axis=0))
+        lowest = scores.min(axis=0)  # whose term is exp(0): nothing overflows
+        share = np.exp(-2.0 * penalty * (scores - lowest)).mean(axis=0)
+        return np.asarray(lowest - np.log(share) / (2.0 * penalty))
     raise ConfigError(f"combination: {combination!r} is none of {', '.join(get_args(Combination))}")
 
 

@@ -285,7 +285,7 @@ class _Objective(nn.Module):
             ratings = torch.tensor([lesson.rating for lesson in lessons], device=scores.device)
             steps = torch.cat([self.thresholds[:1], self.thresholds[1:].exp()])
             return losses.likert_loss(scores[..., 0], ratings, steps.cumsum(0).to(scores.dtype))
-        if texts > 2 and self.config.ranking_loss == "plackett-luce":
+        if texts > 2 and self.config.whole_rankings:
             return losses.plackett_luce_loss(scores)
         return losses.ranking_pairs_loss(scores, margin=margin, label_smoothing=label_smoothing)
 

@@ -145,6 +145,8 @@ def make_scorecard(
         intervals["spearman"] = spearman_interval(correlation.spearman, correlation.texts)
         intervals["kendall"] = kendall_interval(correlation.kendall, correlation.texts)
     intervals["margin"] = _mean_interval(delta, prompts)
+    squares = np.square(delta) / 2.0
+    intervals["spread"] = _root_interval(_mean_interval(squares, prompts))
     intervals["brier"] = _mean_interval(np.square(win_probability(-delta)), prompts)
     intervals["calibration_error"] = _calibration_interval(delta, prompts, rng)
     longer = _longer_preferred(preferences, delta)
@@ -173,6 +175,8 @@ def make_scorecard(
         points=tuple(Point(float(scores[i]), int(lengths[i]), float(repeated[i])) for i in shown),
         intervals=intervals,
         notes=tuple(notes),
+        spread=float(np.sqrt(squares.mean())),
+        spread_of_all=float(scores.std()) * scorer.log_odds_per_point,
     )
 
 
@@ -234,6 +238,11 @@ def _mean_interval(values: Float, prompts: Sequence[str]) -> tuple[float, float]
     middle = float(values.mean())
     half = NormalDist().inv_cdf(0.975) * float(np.sqrt(_variance_between(values, prompts)))
     return middle - half, middle + half
+
+
+def _root_interval(ends: tuple[float, float]) -> tuple[float, float]:
+    low, high = ends
+    return float(np.sqrt(max(low, 0.0))), float(np.sqrt(high))
 
 
 def _variance_between(values: Float, prompts: Sequence[str]) -> float:

@@ -21,6 +21,7 @@ from rlhf_env.learning.loop import Row
 from rlhf_env.learning.run_folder import config_hash, read_metrics
 from rlhf_env.learning.spending import Spending
 from rlhf_env.learning.workplace import build
+from rlhf_env.relative_paths import paths_of
 from rlhf_env.types import JsonObject
 from rlhf_env.whole_files import write_json
 
@@ -57,6 +58,13 @@ class GridCell:
 
     def result_file(self, folder: Path) -> Path:
         return folder / ("tuning" if self.trial else "results") / f"{self.key}.json"
+
+    def leaves(self, folder: Path) -> list[Path]:
+        return [folder / self.run, self.result_file(folder)]
+
+    def reads(self, _folder: Path) -> list[str]:
+        """Data, models, code: whatever the experiment names by a path."""
+        return paths_of(Path(), self.experiment, Experiment)
 
     def matches(self, pattern: str) -> bool:
         """Whether it is one of "task/agent/seed", of which the end may be left out."""

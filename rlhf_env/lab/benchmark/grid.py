@@ -121,6 +121,16 @@ class Grid:
         unwritten = {"folder", *(() if self.rows else ("rows",))}  # as folders have it that are older than `rows`
         return tomli_w.dumps({k: v for k, v in asdict(self).items() if v is not None and k not in unwritten})
 
+    @property
+    def places(self) -> list[tuple[str, str, int]]:
+        """Task, agent and seed of every cell, seeds outermost."""
+        tasks = self.tasks or {_task_name(self.experiment): {}}
+        return [
+            (task, agent, seed)
+            for seed, (task, changes), agent in product(range(self.seeds), tasks.items(), self.agents)
+            if agent in changes.get("rows", self.agents)
+        ]
+
     def cells(self, folder: Path | None = None, only: Sequence[str] = ()) -> list[GridCell]:
         """Every cell, seeds outermost, so that a run cut short has whole comparisons. Checks every experiment.
 
@@ -130,12 +140,10 @@ class Grid:
         tasks = self.tasks or {_task_name(self.experiment): {}}
         cells: list[GridCell] = []
         problems: dict[str, None] = {}
-        for seed, (task, changes), agent in product(range(self.seeds), tasks.items(), self.agents):
-            if agent not in changes.get("rows", self.agents):
-                continue
+        for task, agent, seed in self.places:
             try:
                 with self.blamed(task, agent):
-                    cells.append(self._cell(task, changes, agent, seed, folder))
+                    cells.append(self._cell(task, tasks[task], agent, seed, folder))
             except ConfigError as error:
                 problems |= dict.fromkeys(error.problems)
         if problems:

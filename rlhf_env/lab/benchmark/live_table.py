@@ -13,26 +13,28 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf_env.lab.benchmark.cells import GridCell
-from rlhf_env.lab.processes import Progress as JobProgress
+from rlhf_env.lab.jobs import Backend
+from rlhf_env.lab.jobs import Progress as JobProgress
 from rlhf_env.lab.progress import note_of, spoken_time
+from rlhf_env.lab.scheduling import at_once
 
 
 @contextmanager
 def benchmark_progress(
-    console: Console, cells: Sequence[GridCell], *, jobs: int = 2
+    console: Console, cells: Sequence[GridCell], *, jobs: int | Backend = 2
 ) -> Iterator[Callable[[JobProgress], None]]:
-    """A live table, agents x tasks, of a benchmark whose `cells` (and trials) run in `jobs` processes.
+    """A live table, agents x tasks, of a benchmark whose `cells` (and trials) run in `jobs` processes, or on a cluster.
 
     Where nothing can be redrawn (a pipe, a log) it is a line for each that ends.
     """
-    seen = GridProgress(cells, jobs=jobs)
+    seen = GridProgress(cells, jobs=at_once(jobs))
     live = Live(get_renderable=seen.table, console=console, refresh_per_second=4)
 
     def tell(news: JobProgress) -> None:
         line = seen.take_in(news)
         if console.is_terminal and not live.is_started:  # not before: what is prepared first has bars of its own
             live.start()
-        if line and (not console.is_terminal or news.ended in ("failed", "died")):
+        if line and (not console.is_terminal or (news.why and news.ended != "finished")):
             console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     try:
@@ -68,7 +70,7 @@ class GridProgress:
         if news.ended is None:
             self._done[key] = news.fraction
             self._at_work[key] = since, news
-            return ""
+            return f"{cell.title}: {news.why}" if news.why else ""
         begun_here = since < now
         self._done[key] = 1.0
         if begun_here:
@@ -81,7 +83,7 @@ class GridProgress:
         if not begun_here:
             return ""
         score = "" if news.score is None else f" {news.score:.2f}"
-        return f"{self._count()} · {cell.title}:{score} in {now - since:.0f} s · {self._time_left()}"
+        return f"{self._count()} · {cell.title}:{score} in {now - since:.0f} s{_on(news)} · {self._time_left()}"
 
     def table(self) -> RenderableType:
         """Agents x tasks; below it what is at work, and how far everything is."""
@@ -91,7 +93,7 @@ class GridProgress:
         for agent in dict.fromkeys(cell.agent for cell in cells):
             table.add_row(agent, *(self._place(task, agent) for task in tasks))
         at_work = [
-            Text(f"  {news.job.title}  {news.fraction:4.0%}  {note_of(news.row)}", style="dim")
+            Text(f"  {news.job.title}  {news.fraction:4.0%}{_on(news)}  {note_of(news.row)}", style="dim")
             for _, news in self._at_work.values()
         ]
         taken = spoken_time(self._clock() - self._start)
@@ -135,3 +137,8 @@ class GridProgress:
             if took:
                 return sum(took) / len(took)
         return 0.0
+
+
+def _on(news: JobProgress) -> str:
+    """Where a run is done, where there is more than one machine."""
+    return f" on {news.place}" if news.place else ""

@@ -14,7 +14,8 @@ from rlhf_env.lab.benchmark.grid import Grid, reward_model_of
 from rlhf_env.lab.benchmark.reading import read_trials
 from rlhf_env.lab.benchmark.results import SCORES
 from rlhf_env.lab.benchmark.tuning import what_was_tried
-from rlhf_env.lab.processes import Progress, run_jobs
+from rlhf_env.lab.jobs import Backend, Progress
+from rlhf_env.lab.scheduling import backend_of, run_jobs
 from rlhf_env.learning.code_of_runs import as_recorded
 from rlhf_env.learning.folder_lock import hold
 from rlhf_env.learning.run_folder import versions
@@ -26,13 +27,13 @@ def run_benchmark(
     grid: Grid,
     folder: str | Path,
     *,
-    jobs: int = 2,
+    jobs: int | Backend = 2,
     only: Sequence[str] = (),
     prepare: Callable[[], object] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     on_warning: Callable[[str], None] | None = None,
 ) -> list[Path]:
-    """Tune, then run what is missing, in `jobs` processes; the result files of all cells.
+    """Tune, then run what is missing, in `jobs` processes or where a backend does it; the result files of all cells.
 
     A failed cell is recorded as failed and the others continue; a killed worker costs its cell alone, which the next
     call resumes from its checkpoint. `only`: see `Grid.cells`. `prepare` is called first if a cell that is missing
@@ -46,6 +47,7 @@ def run_benchmark(
     folder = Path(folder)
     cells = grid.cells(folder, only)
     grid.trials(cells)  # refuses settings that no agent has before anything is written
+    backend_of(jobs).require_alike([cell for cell in cells if not cell.result_file(folder).exists()], folder)
     with hold(folder):
         every = cells if not only else grid.cells(folder)
         _describe(grid, folder, files_in([cell.experiment.tables_of_plugins() for cell in every]))

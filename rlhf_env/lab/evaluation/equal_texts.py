@@ -27,10 +27,10 @@ from rlhf_env.envs.contained import is_of_this_package
 from rlhf_env.envs.rewards import Failures, RewardMix
 from rlhf_env.envs.task_labels import TaskWeights
 from rlhf_env.envs.waiting import WaitsOutside
-from rlhf_env.learning.checkpoints import fingerprint
 from rlhf_env.learning.data_of_runs import data_among
+from rlhf_env.learning.sharding import weights_told
 from rlhf_env.learning.workplace import Workplace
-from rlhf_env.policies.policy import Policy, Written, all_weights
+from rlhf_env.policies.policy import Policy, Written
 from rlhf_env.types import AnyReward, Bool, Episode, Observation, Score
 
 _MOST = 8  # answers that are kept: the texts and the scores of a few tasks and seeds
@@ -64,7 +64,7 @@ class EqualTexts:
         experiment, setup = workplace.experiment, workplace.setup
         same = replace(experiment, name="any", agent={"name": "any"}, checkpoint_every=0)
         files = data_among(experiment.located().data_named)
-        self._weights = {id(it): fingerprint(all_weights(it)) for it in (setup.policy, setup.reference)}
+        self._weights = {id(it): weights_told(it) for it in (setup.policy, setup.reference)}
         self._begun = _digest(
             same.to_toml(),
             str(setup.engine.hardware),

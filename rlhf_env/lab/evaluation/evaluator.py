@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +28,7 @@ from rlhf_env.lab.evaluation.metric import Measured, Metric
 from rlhf_env.lab.evaluation.metrics import METRICS, metrics_of
 from rlhf_env.learning.agent import Agent, Decision, traits
 from rlhf_env.learning.collect import collect_with
+from rlhf_env.learning.recorded_texts import recorded_text
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.workplace import Workplace, shared_by
 from rlhf_env.policies.low_precision import writing_exactly
@@ -106,17 +107,21 @@ class Evaluator:
     workplace: Workplace
     gold: RewardMix | None
     metrics: tuple[Metric, ...] = METRICS
+    on_texts: Callable[[Rollout], None] | None = None
+    """Called with what was written, each time."""
 
     @classmethod
-    def of(cls, workplace: Workplace) -> Evaluator:
+    def of(cls, workplace: Workplace, on_texts: Callable[[Rollout], None] | None = None) -> Evaluator:
         with under("evaluation", "metrics"):
             metrics = metrics_of(workplace.experiment.located().evaluation)
-        return cls(workplace, workplace.evaluation_rewards, metrics)
+        return cls(workplace, workplace.evaluation_rewards, metrics, on_texts)
 
     def __call__(self, agent: Agent | None = None) -> Evaluation:
         """Evaluate `agent` (default: the workplace's); its state, its streams and the spending stay as they were."""
         agent = self.workplace.agent if agent is None else agent
         rollout, thrown_away = self.texts(agent)
+        if self.on_texts is not None:
+            self.on_texts(rollout)
         numbers: dict[str, float] = {}
         for name, values in self._raw(rollout.scores).items():
             if name.startswith("part/"):
@@ -385,6 +390,25 @@ class Evaluator:
         if self.gold is None:
             return None
         return self._weighted(scores, raw, list(self.gold.parts), self.gold.weights, "gold")
+
+    def recorded(self, rollout: Rollout, count: int) -> list[JsonObject]:
+        """The first `count` of `texts`, with the numbers of their tokens (see `learning.recorded_texts`)."""
+        mix, ratios = self.workplace.env.reward, log_ratios(rollout)
+        found = []
+        for episode, score, ratio in zip(rollout.episodes[:count], rollout.scores, ratios, strict=False):
+            named = {name: f"part/{name}" for name in mix.parts if f"part/{name}" in score.raw}
+            own = Score(
+                raw={name: score.raw[key] for name, key in named.items()},
+                weights={name: mix.weights[name] * score.weights.get(key, 0.0) for name, key in named.items()},
+                tokens={name: score.tokens[key] for name, key in named.items() if key in score.tokens},
+            )
+            text = recorded_text(episode, own, self.workplace.setup.tokenizer, weights=own.weights, log_ratio=ratio)
+            gold = {name: value for name, value in score.raw.items() if name.startswith("gold/")}
+            text["parts"] |= {name: float(f"{value:.5g}") for name, value in gold.items() if np.isfinite(value)}
+            for name in mix.kl_names:  # the log-ratios say the same
+                text["numbers"].pop(f"part/{name}", None)
+            found.append(text)
+        return found
 
     def _samples(self, rollout: Rollout) -> list[JsonObject]:
         raw, kls = self._raw(rollout.scores), divergences(rollout)

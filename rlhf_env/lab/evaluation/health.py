@@ -29,6 +29,8 @@ KL_DEVIATIONS, KL_ROUNDING = 5.0, 1e-3
 # The share of its initial entropy that a policy is left with.
 ENTROPY_LEFT = 0.1
 GROUPS_WITHOUT_SPREAD = 0.75
+# The share of what is learned from that rewards have, where the KL penalty has the rest.
+FLAT = 0.1
 # Length against that of the first updates; the lower factor where nearly all texts are cut at the limit.
 LENGTH_FACTOR, LENGTH_FACTOR_CUT, CUT = 2.0, 1.25, 0.8
 
@@ -112,6 +114,18 @@ def _no_spread(_rows: Sequence[Row], latest: Sequence[Row]) -> str | None:
     return None
 
 
+def _flat_rewards(_rows: Sequence[Row], latest: Sequence[Row]) -> str | None:
+    """Low reward variance flattens the objective, whatever the accuracy (Razin et al. 2025, arXiv 2503.15477)."""
+    without, whole = (_values(latest, f"rollout/{name}") for name in ("reward_without_kl_std", "reward_std"))
+    if not without or not whole or not all(0.0 < a < FLAT * b for a, b in zip(without, whole, strict=True)):
+        return None
+    share = sum(without) / sum(whole)
+    return (
+        f"rewards of the texts of an update differ by {sum(without) / WINDOW:.2g}, {share:.0%} of what they differ by "
+        "with the KL penalty: little but the penalty is learned from"
+    )
+
+
 def _length_explosion(rows: Sequence[Row], latest: Sequence[Row]) -> str | None:
     before, now = _compared(rows, latest, "rollout/length")
     _, cut = _compared(rows, latest, "rollout/cut_at_limit")
@@ -141,12 +155,19 @@ RULES: Mapping[str, tuple[Rule, str]] = {
     "entropy collapse": (
         _entropy_collapse,
         "Raise the weight of the KL penalty, add an entropy bonus (entropy_coefficient) or lower the learning "
-        "rate; look at the texts for one that the reward overrates",
+        "rate; raise clip_high where the agent has one (the upper bound of the ratio lowers entropy, rlhf-env lab laws "
+        "clip-high); look at the texts for one that the reward overrates",
     ),
     "no spread in rewards": (
         _no_spread,
         "Take prompts that are neither solved nor out of reach (a curriculum), larger groups, a higher temperature, or "
         "a reward with more steps between nothing and everything",
+    ),
+    "flat rewards": (
+        _flat_rewards,
+        "Unless the task is solved, raise the weight of the reward or lower that of the KL penalty; a learned reward "
+        "is judged by its spread within a prompt as well (rlhf-env scorecard): one of low variance teaches slowly, "
+        "however accurate it is (rlhf-env lab laws reward-variance)",
     ),
     "length explosion": (
         _length_explosion,

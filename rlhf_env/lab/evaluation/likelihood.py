@@ -7,7 +7,7 @@ training or of [evaluation], to measure them by.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,6 +22,7 @@ from rlhf_env.learning.demonstrations import (
     demonstrations_of,
     mean_negative_log_likelihood,
 )
+from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.workplace import Workplace
 from rlhf_env.policies.policy import HasContext
 from rlhf_env.types import Episode
@@ -76,6 +77,8 @@ class Likelihood:
 
     workplace: Workplace
     metrics: Sequence[Metric] = MEASURES
+    on_texts: Callable[[Rollout], None] | None = None
+    """Called with what was written, each time."""
 
     def __call__(self) -> Evaluation:
         """Objective, loss and perplexity, and what an `Evaluator` measures where the experiment has a reward."""
@@ -90,7 +93,7 @@ class Likelihood:
         numbers |= {name: count for name, count in too_long.items() if count}
         if not self.workplace.rewarded:
             return Evaluation(numbers, ())
-        written = Evaluator.of(self.workplace)()
+        written = Evaluator.of(self.workplace, self.on_texts)()
         return Evaluation({**written.metrics, **numbers}, written.samples)
 
     @cached_property

@@ -32,7 +32,6 @@ from rlhf_env.lab.evaluation.health import WARNINGS_FILE, Alert, Watch
 from rlhf_env.lab.evaluation.likelihood import Likelihood
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.agent import Agent, traits
-from rlhf_env.learning.checkpoints import fingerprint
 from rlhf_env.learning.code_of_runs import require_own_code
 from rlhf_env.learning.data_of_runs import data_among
 from rlhf_env.learning.demonstrations import demonstration_source, demonstrations_of, note_on_template
@@ -40,7 +39,9 @@ from rlhf_env.learning.engine import set_threads
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.loop import Row
 from rlhf_env.learning.models import context_before_loading, load_tokenizer_of
-from rlhf_env.learning.processes import Processes, join
+from rlhf_env.learning.processes import Processes, current, join
+from rlhf_env.learning.recorded_texts import RecordedTextsSettings, texts_of_rollout
+from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.run_folder import (
     BEST,
     RunFolder,
@@ -52,9 +53,10 @@ from rlhf_env.learning.run_folder import (
     versions,
 )
 from rlhf_env.learning.run_models import has_other_weights, needing_first_model, require_begun_with
+from rlhf_env.learning.sharding import weights_told
 from rlhf_env.learning.sources import EnvSource, Source
 from rlhf_env.learning.spending import Spending
-from rlhf_env.learning.workplace import Workplace, build, check_plugins
+from rlhf_env.learning.workplace import Workplace, build, check_plugins, wants_shards
 from rlhf_env.plugins import host, name_in
 from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.policies.policy import HasContext, Policy, all_weights
@@ -226,6 +228,7 @@ def run(
                     code=workplace.code,
                     data=data,
                     allow_changed_code=allow_changed_code,
+                    megabytes_of_texts=wanted.texts.megabytes,
                 )
                 opened = to_open if processes.is_first else None
                 processes.from_first(lambda: stack.enter_context(to_open) and None)
@@ -259,7 +262,7 @@ def _require_alike(
             **asked,
             "experiment": config_hash(workplace.experiment.to_toml()),
             **{name: version for name, version in versions().items() if name != "platform"},
-            "model (sha256 of its weights)": fingerprint(all_weights(workplace.setup.policy)),
+            "model (sha256 of its weights)": weights_told(workplace.setup.policy),
             **of_files,
         }
     )
@@ -275,6 +278,8 @@ def prepare(experiment: Experiment | JsonView | str | Path, folder: str | Path |
             return prepare(Experiment.load(experiment), folder)
     wanted = experiment if isinstance(experiment, Experiment) else Experiment.from_table(experiment)
     wanted = replace(wanted, asks_in_plain=folder is not None and asked_in_plain(Path(folder)))
+    shard = "true" if wants_shards(wanted) else "false"  # which is no part of what a run is
+    current().require_equal({"experiment": config_hash(wanted.to_toml()), "[engine] shard": shard})
     _require_stored_fit(wanted)
     with needing_first_model(folder, wanted.policy):
         workplace = build(wanted)
@@ -302,9 +307,14 @@ def _say_how_conversations_are_asked(workplace: Workplace) -> None:
         warnings.warn(f"{said}: {why if own else 'the model has no chat template'}", RuntimeWarning, stacklevel=2)
 
 
-def evaluator_of(workplace: Workplace) -> Evaluator | Likelihood:
-    """What measures the workplace's agent: by what it writes or, if it imitates, by how likely given answers are."""
-    return Likelihood(workplace) if traits(workplace.agent).imitates else Evaluator.of(workplace)
+def evaluator_of(workplace: Workplace, on_texts: Callable[[Rollout], None] | None = None) -> Evaluator | Likelihood:
+    """What measures the workplace's agent: by what it writes or, if it imitates, by how likely given answers are.
+
+    `on_texts` is called with what it writes, each time.
+    """
+    if traits(workplace.agent).imitates:
+        return Likelihood(workplace, on_texts=on_texts)
+    return Evaluator.of(workplace, on_texts)
 
 
 def _require_stored_fit(experiment: Experiment) -> None:
@@ -377,7 +387,8 @@ def _trained(
 ) -> Run:
     """`opened`: the run folder `folder`, in the process that writes."""
     processes = workplace.setup.engine.processes
-    evaluator = evaluator_of(workplace)
+    texts = _Texts(workplace, opened)
+    evaluator = evaluator_of(workplace, texts.of_evaluation if texts.wanted.of_evaluation else None)
     watch = Watch() if opened is None else Watch.of(opened.path)
     latest: tuple[int, Evaluation] | None = None  # and after how many updates that was
 
@@ -401,6 +412,7 @@ def _trained(
         evaluate=evaluate,
         lower_is_better=_lower_is_better(evaluator),
         on_update=follow,
+        on_rollout=texts.of_rollout if texts.wanted.of_rollout and opened is not None else None,
     )
     # An evaluation changes nothing, so another one of the same agent would say the same.
     final = latest[1] if latest is not None and latest[0] == workplace.setup.spending.updates else evaluator()
@@ -420,6 +432,37 @@ def _trained(
         write_json(opened.path / EVALUATION_FILE, ended | evaluated)
     processes.barrier()  # a launcher ends all when one has ended
     return finished
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """Keeps texts of a run in its folder, as `[texts]` says; without a folder, nothing."""
+
+    workplace: Workplace
+    opened: RunFolder | None
+
+    @property
+    def wanted(self) -> RecordedTextsSettings:
+        return self.workplace.experiment.texts
+
+    def of_evaluation(self, rollout: Rollout) -> None:
+        if self.opened is None or self.opened.texts is None:
+            return
+        update, every = self.workplace.setup.spending.updates, self.workplace.experiment.evaluation.every
+        evaluator = Evaluator.of(self.workplace)
+        last = bool(update % every if every else update)  # not one of those on the way
+        texts = evaluator.recorded(rollout, self.wanted.of_evaluation)
+        occasion = 0 if last or not every else update // every
+        self.opened.texts.write("evaluation", update, occasion, texts, last=last)
+
+    def of_rollout(self, update: int, rollout: Rollout) -> None:
+        if self.opened is None or self.opened.texts is None:
+            return
+        setup = self.workplace.setup
+        kl = self.workplace.env.reward.kl
+        named, credited = None if kl is None else kl.name, setup.engine.credited
+        texts = texts_of_rollout(rollout, self.wanted.of_rollout, setup.tokenizer, named, credited)
+        self.opened.texts.write("rollout", update, update // self.wanted.rollouts_every, texts)
 
 
 def _lower_is_better(evaluator: Evaluator | Likelihood) -> bool:

@@ -21,7 +21,7 @@ class JsonLines:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        _drop_half_line(file)
+        drop_half_line(file)
         self._stream = file.open("a", encoding="utf-8")
 
     def log(self, row: LoggedRow, /) -> None:
@@ -76,7 +76,7 @@ def replace_rows(file: Path, rows: Sequence[LoggedRow]) -> None:
     write_whole(file, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _drop_half_line(file: Path) -> None:
+def drop_half_line(file: Path) -> None:
     """Cut off what a killed run left of its last row, so that the next row does not continue it."""
     if file.exists():
         content = file.read_bytes()

@@ -81,7 +81,8 @@ class BaseModelStage:
             site.console.print(f"{self.take} is taken as it is", highlight=False)
             return StageOutcome(_perplexity(Models(self.take, self.judge or self.take)), texts={"ended": "taken"})
         recipe = from_table(Recipe, self.recipe, "recipe")
-        made = make_models(site.folder, recipe=recipe, jobs=site.jobs, console=site.console)
+        jobs = site.jobs if isinstance(site.jobs, int) else 1  # made here, also where a cluster does a benchmark's runs
+        made = make_models(site.folder, recipe=recipe, jobs=jobs, console=site.console)
         return StageOutcome(_perplexity(made), texts={"ended": "made from the corpus"})
 
     def is_open(self) -> bool:

@@ -14,6 +14,7 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 from rich.console import Console
 
 from rlhf_env.errors import ConfigError, Problem
+from rlhf_env.lab.jobs import Backend
 from rlhf_env.learning.policy_settings import PolicySettings
 from rlhf_env.pipeline.hashing import Hashes
 from rlhf_env.types import JsonObject, JsonView
@@ -50,7 +51,8 @@ class Site:
     what_gold_is: str
     command: str
     """The words that call the pipeline again."""
-    jobs: int
+    jobs: int | Backend
+    """Processes of this machine, or the cluster, for a benchmark's runs."""
     console: Console
 
 

@@ -22,6 +22,7 @@ from rlhf_env.feedback.page.keys import Keys
 from rlhf_env.feedback.page.server import PageConfig, page
 from rlhf_env.feedback.store.items import Criterion, Item
 from rlhf_env.feedback.store.store import PreferenceStore
+from rlhf_env.local_page import server as local_page
 from rlhf_env.types import Prompt
 
 OWN = "http://127.0.0.1:8765"
@@ -295,8 +296,8 @@ def test_caps(path: Path, enter: Enter, monkeypatch: pytest.MonkeyPatch, fill: F
     item = ann.next()
     assert (item["prompt"]["length"], len(item["prompt"]["text"])) == (50_001, 50_000)
     assert (item["responses"][0]["length"], len(item["responses"][0]["text"])) == (None, 50_000)
-    monkeypatch.setattr(server, "REQUESTS_PER_WINDOW", 5)
-    monkeypatch.setattr(server, "WINDOW_SECONDS", 1e9)
+    monkeypatch.setattr(local_page, "REQUESTS_PER_WINDOW", 5)
+    monkeypatch.setattr(local_page, "WINDOW_SECONDS", 1e9)
     assert [ann.client.get("/").status_code for _ in range(8)] == [200] * 5 + [429] * 3
     forged = {"X-Forwarded-For": "192.0.2.7", "Forwarded": "for=192.0.2.7", "X-Real-IP": "192.0.2.7"}
     assert ann.client.get("/", headers=forged).status_code == 429, "who is connected counts, not who they say they are"

@@ -29,6 +29,7 @@ from rlhf_env.feedback.page.keys import Keys
 from rlhf_env.feedback.page.server import PageConfig
 from rlhf_env.feedback.store.items import Item
 from rlhf_env.feedback.store.store import PreferenceStore
+from rlhf_env.local_page import server as local_page
 
 Pairs = Callable[..., list[Item]]
 Fill = Callable[..., list[int]]
@@ -103,7 +104,7 @@ def test_eight_annotators_at_once_give_every_pair_its_votes(
 def test_a_slow_request_is_cut_off(path: Path, monkeypatch: pytest.MonkeyPatch, fill: Fill, serving: Serving) -> None:
     """S17: heads, bodies, and bodies that nobody reads, a byte at a time; who is quick may stay."""
     fill(path)
-    monkeypatch.setattr(server, "REQUEST_SECONDS", 2.0)
+    monkeypatch.setattr(local_page, "REQUEST_SECONDS", 2.0)
     with serving(path) as address:
         host = address.removeprefix("http://")
 
@@ -138,7 +139,7 @@ def test_a_slow_request_is_cut_off(path: Path, monkeypatch: pytest.MonkeyPatch, 
                 assert 1.9 < took < 250, first
                 assert heard[: len(expected)] == expected and (expected or not heard), heard
         port = int(host.partition(":")[2])
-        crowd = [socket.create_connection(("127.0.0.1", port)) for _ in range(server.CONNECTIONS)]
+        crowd = [socket.create_connection(("127.0.0.1", port)) for _ in range(local_page.CONNECTIONS)]
         end = time.monotonic() + 300
         while httpx.get(address).status_code != 200:  # 503 at first, until those who say nothing are gone
             assert time.monotonic() < end

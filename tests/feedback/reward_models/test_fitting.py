@@ -255,12 +255,22 @@ class TestJudgements:
         """As much as the six weighted pairs it becomes, each of which weighs 1/6."""
         ranking = Ranking(self.PROMPT, tuple(self.response(i) for i in (5, 6, 7, 8)), (2, 1, 4, 3), "ann")
         other = Preference(self.PROMPT, self.response(30), self.response(40), "ann")
-        config = RewardModelConfig()
+        config = RewardModelConfig(ranking_loss="pairs")
         one, _, _ = self.cost(trunk, [ranking, other], config)
         pairs, _, lessons = self.cost(trunk, [*ranking.preferences, other], config)
         assert abs(one - pairs) < 1e-12
         assert len(lessons) == 7
         assert fitting._units(lessons) == [[0, 1, 2, 3, 4, 5], [6]]
+
+    @pytest.mark.parametrize("given", [{}, {"label_smoothing": 0.1}, {"margin": 1.0}])
+    def test_by_default_a_ranking_costs_its_likelihood(self, trunk: Path, given: dict[str, float]) -> None:
+        """Unless something is asked for that Plackett-Luce does not know."""
+        responses = tuple(self.response(i) for i in (5, 6, 7))
+        ranking = Ranking(self.PROMPT, responses, (1, 2, 3), "ann")
+        cost, model, _ = self.cost(trunk, [ranking], RewardModelConfig(**given))  # type: ignore[arg-type]
+        scores = self.scores(model, *responses)[None]
+        expected = ranking_pairs_loss(scores, **given) if given else plackett_luce_loss(scores)  # type: ignore[arg-type]
+        assert abs(cost - expected.item()) < 1e-12
 
     def test_ties_are_left_out_of_pairs_and_refused_by_plackett_luce(self, trunk: Path) -> None:
         ranking = Ranking(self.PROMPT, tuple(self.response(i) for i in (5, 6, 7)), (1, 1, 2), "ann")

@@ -99,6 +99,17 @@ class TestNumbers:
         assert found.model == pytest.approx((0.5 + 0.5 + 1) / 3)
         assert card(LENGTH, [pair("aaa", "a"), pair("a", "aaa")]).agreement is None  # one person, of two minds
 
+    def test_the_spread_within_a_prompt(self) -> None:
+        """Two answers a prompt: the mean variance of the two, in log-odds; what prompts differ by is not in it."""
+        pairs = [pair("aaa", "a", "1"), pair("a" * 100, "a" * 104, "2")]
+        found = card(Scores(len, unit=0.5), pairs)
+        variances = [np.var([1.5, 0.5], ddof=1), np.var([50.0, 52.0], ddof=1)]
+        assert found.spread == pytest.approx(np.sqrt(np.mean(variances)))
+        assert found.spread_of_all == pytest.approx(np.std([1.5, 0.5, 50.0, 52.0]))
+        assert found.spread_of_all > 10 * found.spread
+        low, high = found.intervals["spread"]
+        assert 0.0 <= low < found.spread < high
+
     def test_a_taste_for_length_shows(self) -> None:
         pairs = [pair("aa", "a" * (3 + i), f"{i}") for i in range(9)] + [pair("aaaa", "aaa", "9")]
         found = card(LENGTH, pairs)

@@ -26,7 +26,7 @@ from rlhf_env.lab.benchmark.grid import REWARD_MODEL, Grid
 from rlhf_env.lab.benchmark.reading import read_results
 from rlhf_env.lab.benchmark.run import run_benchmark
 from rlhf_env.lab.evaluation.evaluator import Evaluator
-from rlhf_env.lab.processes import Progress
+from rlhf_env.lab.jobs import Progress
 from rlhf_env.lab.report.formats import rich_table
 from rlhf_env.lab.report.report import write_report
 from rlhf_env.learning.experiment import Experiment

@@ -184,6 +184,7 @@ def rows(count: int, **changes: Any) -> list[dict[str, Any]]:
         "rollout/kl": 0.1,
         "rollout/kl_std": 1.0,
         "rollout/reward_without_kl_std": 0.3,
+        "rollout/reward_std": 0.4,
         "rollout/groups_without_spread": 0.2,
         "rollout/length": 10.0,
         "rollout/cut_at_limit": 0.1,
@@ -206,6 +207,10 @@ def watched(before: list[dict[str, Any]], **later: Any) -> list[str]:
         ({}, []),
         # The spread of KL is 1 nat, its standard error over 10 updates of 16 rows 0.079.
         ({"rollout/kl": -0.39}, []),
+        # A tenth of what is learned from has to be the reward's.
+        ({"rollout/reward_std": 2.9}, []),
+        ({"rollout/reward_std": 3.1}, ["flat rewards"]),
+        ({"rollout/reward_std": 3.1, "rollout/reward_without_kl_std": 0.0}, ["no spread in rewards"]),
         ({"rollout/kl": -0.41}, ["negative KL"]),
         ({"rollout/kl": -1e-6, "rollout/kl_std": 1e-9}, []),
         ({"rollout/entropy": 0.11}, []),

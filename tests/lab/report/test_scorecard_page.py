@@ -49,6 +49,7 @@ CARD = Scorecard(
     points=tuple(Point(0.1 * i, i, 0.0) for i in range(30)),
     intervals={
         "margin": (0.701, 0.921),
+        "spread": (0.883, 0.985),
         "brier": (0.171, 0.203),
         "calibration_error": (0.031, 0.062),
         "spearman": (0.602, 0.678),
@@ -61,6 +62,8 @@ CARD = Scorecard(
         "flips: any of them": (0.151, 0.193),
     },
     notes=("something: it is not known",),
+    spread=0.934,
+    spread_of_all=1.377,
 )
 
 

@@ -5,6 +5,7 @@ What a launcher would say is in their environment, so they meet as launched proc
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import socket
@@ -13,6 +14,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +22,20 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from faults.processes import Ended, Running
+from faults.processes import Ended, Running, started
 from faults.resume_matrix import ADAPTIVE, Novelty, after, experiment_of
 
 from rlhf_env import plugins
 from rlhf_env.envs.rewards import RewardMix
 from rlhf_env.lab.evaluation.runs import Run, run
 from rlhf_env.learning import checkpoints
+from rlhf_env.learning.experiment import EngineSettings
 from rlhf_env.learning.models import load_tokenizer_of
 from rlhf_env.learning.processes import current, join
 from rlhf_env.learning.sources import DataSource, EnvSource
 from rlhf_env.learning.workplace import Workplace, build
 from rlhf_env.lora_settings import Lora
+from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.policies.lora import add_adapter
 from rlhf_env.policies.tiny import tiny_language_model
 from rlhf_env.types import Episode, Float
@@ -83,7 +87,7 @@ BESIDE: dict[str, tuple[str, Mapping[str, Any]]] = {
 }
 
 
-def workplace_of(case: str, folder: Path) -> Workplace:
+def workplace_of(case: str, folder: Path, *, shard: bool = False) -> Workplace:
     """The case of the resume matrix in float64, with a model that computes in float64 (Llama's norms do not)."""
     of_matrix, rewards = BESIDE.get(case, (case, None))
     wanted = experiment_of(of_matrix, folder)
@@ -91,21 +95,19 @@ def workplace_of(case: str, folder: Path) -> Workplace:
     measured = replace(wanted.evaluation, prompts=4, every=5)
     # Texts of a group differ in what they earn by more than rounding: what is learned from rounding differs anyway.
     rewards = {**(rewards or wanted.rewards), "varied": 0.5}
-    experiment = replace(wanted, evaluation=measured, checkpoint_every=3, rewards=rewards)
+    engine = EngineSettings(shard=shard)
+    experiment = replace(wanted, evaluation=measured, checkpoint_every=3, rewards=rewards, engine=engine)
     tokenizer = load_tokenizer_of(experiment.policy)
-    policy = tiny_language_model(
-        "gpt2",
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=16,
-        heads=2,
-        end_id=tokenizer.end_id,
-        pad_id=tokenizer.pad_id,
-        dtype=torch.float64,
-        init_std=0.2,
-    )
+    policy = copy.deepcopy(_new_model(tokenizer.vocab_size, tokenizer.end_id, tokenizer.pad_id))
     if "adapters" in case:
         add_adapter(policy.model, Lora(rank=2), seed=0)
     return build(experiment, policy=policy)
+
+
+@cache  # making one is checking it, which takes longer than a run's update
+def _new_model(vocab_size: int, end_id: int, pad_id: int) -> LanguageModel:
+    sizes: dict[str, Any] = {"vocab_size": vocab_size, "hidden_size": 16, "heads": 2, "layers": 1}
+    return tiny_language_model("gpt2", **sizes, end_id=end_id, pad_id=pad_id, dtype=torch.float64, init_std=0.2)
 
 
 class Varied:
@@ -165,14 +167,14 @@ class Notes:
         self.texts, self.asked = [], Counter()
 
 
-def trained(case: str, folder: Path, notes: Notes, **settings: Any) -> Run:
+def trained(case: str, folder: Path, notes: Notes, *, shard: bool = False, **settings: Any) -> Run:
     """The run of a case in `folder`, by this process among the others."""
     folder.mkdir(parents=True, exist_ok=True)
     beside = folder / f"files-{rank()}"  # what the experiment reads; each process may write it
     beside.mkdir(exist_ok=True)
     os.chdir(beside)
     try:
-        return run(workplace_of(case, Path()), folder / "run", **settings)
+        return run(workplace_of(case, Path(), shard=shard), folder / "run", **settings)
     finally:
         notes.write(folder)
 
@@ -200,3 +202,37 @@ def _flat(value: Any, path: str) -> Any:
     elif isinstance(value, Sequence) and not isinstance(value, str):
         for place, item in enumerate(value):
             yield from _flat(item, f"{path}/{place}")
+
+
+# ---------------------------------------------------------------- commands, as a launcher starts them
+
+TOY = """
+budget = { updates = 100_000 }
+checkpoint_every = 1
+policy = { tokenizer = "alphabet:ab" }
+environment = { num_envs = 4, max_new_tokens = 2, max_prompt_tokens = 4 }
+evaluation = { prompts = 2 }
+task = { name = "prompts", prompts = ["a", "b"] }
+agent = { name = "reinforce" }
+"""
+REWARDS = "rewards = { length = { target = 1 } }\n"
+
+
+def commands(*of_ranks: str, before: Callable[[], object] = lambda: None) -> list[Running]:
+    """`rlhf-env ...` in a process for each of `of_ranks`, as torchrun would start them."""
+    port = free_port()
+
+    def said(number: int) -> Callable[[], None]:
+        def to_process() -> None:
+            os.environ.update(said_to(number, len(of_ranks), port))
+            before()
+
+        return to_process
+
+    return [started(*words.split(), before=said(number)) for number, words in enumerate(of_ranks)]
+
+
+def assert_one_line(ended: list[Ended], status: int, *words: str) -> None:
+    assert [one.status for one in ended] == [status] * len(ended), ended
+    lines = [line for one in ended for line in one.stderr.splitlines()]
+    assert len(lines) == 1 and all(word in lines[0] for word in ("rlhf-env: ", *words)), lines

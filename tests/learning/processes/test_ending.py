@@ -15,7 +15,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from faults.processes import Ended, Running, started
+from faults.processes import started
 from faults.resume_matrix import timeless
 
 from rlhf_env.errors import ConfigError
@@ -25,7 +25,18 @@ from rlhf_env.learning.loop import Row
 from rlhf_env.learning.run_folder import read_metrics
 from rlhf_env.learning.signals import Interrupted
 
-from .pool import Notes, free_port, noted, rank, said_to, several, tensors_of, trained
+from .pool import (
+    TOY,
+    Notes,
+    assert_one_line,
+    commands,
+    noted,
+    rank,
+    said_to,
+    several,
+    tensors_of,
+    trained,
+)
 from .test_same_as_one import close
 
 # ---------------------------------------------------------------- stopped, and gone on with in another number
@@ -83,50 +94,12 @@ def test_a_run_goes_on_in_another_number_of_processes_as_if_nothing_had_been(res
 
 # ---------------------------------------------------------------- commands, as a launcher starts them
 
-TOY = """
-budget = { updates = 100_000 }
-checkpoint_every = 1
-policy = { tokenizer = "alphabet:ab" }
-environment = { num_envs = 4, max_new_tokens = 2, max_prompt_tokens = 4 }
-evaluation = { prompts = 2 }
-task = { name = "prompts", prompts = ["a", "b"] }
-agent = { name = "reinforce" }
-"""
-REWARDS = "rewards = { length = { target = 1 } }\n"
-
-
-@pytest.fixture
-def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "toy.toml").write_text(TOY + REWARDS, encoding="utf-8")
-    return tmp_path
-
-
-def commands(*of_ranks: str, before: Callable[[], object] = lambda: None) -> list[Running]:
-    """`rlhf-env ...` in a process for each of `of_ranks`, as torchrun would start them."""
-    port = free_port()
-
-    def said(number: int) -> Callable[[], None]:
-        def to_process() -> None:
-            os.environ.update(said_to(number, len(of_ranks), port))
-            before()
-
-        return to_process
-
-    return [started(*words.split(), before=said(number)) for number, words in enumerate(of_ranks)]
-
 
 def until(condition: Callable[[], object], patience: float = 60.0) -> None:
     deadline = time.monotonic() + patience
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass"
         time.sleep(0.01)
-
-
-def assert_one_line(ended: list[Ended], status: int, *words: str) -> None:
-    assert [one.status for one in ended] == [status] * len(ended), ended
-    lines = [line for one in ended for line in one.stderr.splitlines()]
-    assert len(lines) == 1 and all(word in lines[0] for word in ("rlhf-env: ", *words)), lines
 
 
 @pytest.mark.parametrize("killed", [0, 1])

@@ -7,16 +7,7 @@
 //   keys       [[key, meaning]], as shown to people
 //   press(key) true when the key meant something
 
-export function el(tag, attributes = {}, ...children) {
-  const made = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name === "onclick" || name === "onchange") made[name] = value;
-    else if (value === true) made.setAttribute(name, "");
-    else if (value !== false && value !== null) made.setAttribute(name, value);
-  }
-  made.append(...children); // strings become text nodes: nothing that was written by others is ever read as HTML
-  return made;
-}
+import { el } from "./elements.js";
 
 export const button = (label, key, onclick, attributes = {}) =>
   el("button", { type: "button", onclick, "aria-keyshortcuts": key, ...attributes }, label, " ", key ? el("kbd", {}, key) : "");

@@ -1,7 +1,8 @@
 // The page: who is judging, one item after the other, and what went wrong, in words.
 
 import * as server from "./server.js";
-import { button, controlsOf, el } from "./forms.js";
+import { el, shown } from "./elements.js";
+import { button, controlsOf } from "./forms.js";
 
 const $ = (id) => document.getElementById(id);
 const SETTLE = 400; // ms: the second half of a double click must not judge the next item
@@ -19,10 +20,8 @@ let expiry = 0;
 
 // ---------------------------------------------------------------- text that others wrote
 
-// The server writes what cannot be seen as ⟨U+202E⟩; here it gets a colour that plain text cannot have.
 function written({ text, length = null }) {
-  const parts = text.split(/(⟨U\+[0-9A-F]{4,6}⟩)/);
-  const nodes = parts.map((part, i) => (i % 2 ? el("span", { class: "unseen" }, part) : part));
+  const nodes = shown(text);
   if (length !== null) nodes.push(el("span", { class: "unseen" }, ` cut here: ${length.toLocaleString()} characters in all`));
   return el("div", { class: "text", dir: "auto" }, ...(text ? nodes : [el("span", { class: "unseen" }, "empty")]));
 }

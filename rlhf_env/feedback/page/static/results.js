@@ -1,7 +1,7 @@
 // The results: win rates, ratings and what people said of reward models, counted anew while this page is open.
 
 import * as server from "./server.js";
-import { el } from "./forms.js";
+import { el } from "./elements.js";
 
 const $ = (id) => document.getElementById(id);
 const AGAIN = 5000; // ms

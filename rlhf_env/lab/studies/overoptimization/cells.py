@@ -25,7 +25,7 @@ def runs(study: Study, folder: Path) -> list[GridCell]:
     """All agents on the base proxy, and the comparer on each, seeds outermost."""
     return [
         _run(study, folder, name, agent, seed)
-        for seed in range(study.seeds)
+        for seed in study.seed_numbers
         for name in study.proxies
         for agent in study.climbs
         if name == "base" or agent == study.comparer

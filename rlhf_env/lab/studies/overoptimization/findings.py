@@ -135,7 +135,7 @@ def conclude_study(study: Study, folder: str | Path, *, seed: int = 0, resamples
         for (proxy, agent), points in climbed.items()
     ]
     for proxy in study.proxies:
-        curves = [pool.best_of(proxy, number, counts) for number in range(study.seeds)]
+        curves = [pool.best_of(proxy, number, counts) for number in study.seed_numbers]
         points = [
             Points(number, distance, gold.mean(axis=1), other.mean(axis=1))
             for number, (distance, gold, other) in enumerate(curves)
@@ -195,7 +195,7 @@ class _Pool:
         shape = (study.measured_prompts, study.pool)
         fits = {
             (seed, fitting.name): fit_result(study, folder, seed, fitting)
-            for seed in range(study.seeds)
+            for seed in study.seed_numbers
             for proxy in study.proxies.values()
             for fitting in proxy.fits
         }
@@ -221,7 +221,7 @@ class _Pool:
 
     def accuracy(self, proxy: str) -> list[float]:
         made = self.study.proxies[proxy]
-        return [self.fits[seed, it.name]["accuracy"] for seed in range(self.study.seeds) for it in made.fits]
+        return [self.fits[seed, it.name]["accuracy"] for seed in self.study.seed_numbers for it in made.fits]
 
     def best_of(self, proxy: str, seed: int, counts: Sequence[int]) -> tuple[Float, Float, Float]:
         """d [C], gold and proxy [C, P] of best-of-n for every n of `counts`, in units of the reference."""
@@ -235,7 +235,7 @@ class _Pool:
 
 
 def _best_of(pool: _Pool, n: int, stream: np.random.Generator) -> BestOf:
-    seeds = range(pool.study.seeds)
+    seeds = pool.study.seed_numbers
     curves = [pool.best_of("base", seed, [n]) for seed in seeds]
     kl = [
         float(np.mean([estimated_best_of_n_kl(*row, n) for row in zip(scores, pool.logprobs, strict=True)]))
@@ -256,7 +256,7 @@ def _tested(study: Study, lines: Sequence[ProxyLine], stream: np.random.Generato
         if line.agent == study.comparer
     }
     involved = {name for change in study.claims for name in (change.proxy, change.than)}
-    shared = sorted(set(range(study.seeds)).intersection(*(peaks.get(name, {}) for name in involved)))
+    shared = sorted(set(study.seed_numbers).intersection(*(peaks.get(name, {}) for name in involved)))
     if not shared:
         return []
     which = {"distance": 0, "gold": 1}

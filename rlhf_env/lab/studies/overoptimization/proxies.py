@@ -19,7 +19,7 @@ from rlhf_env.feedback.kinds import Comparison
 from rlhf_env.feedback.reward_models.fitting import fit_reward_model
 from rlhf_env.feedback.reward_models.model import RewardModel
 from rlhf_env.lab.studies.overoptimization.study import Fitting, Study, TellRow
-from rlhf_env.lab.studies.overoptimization.texts import pool_of, read_replies
+from rlhf_env.lab.studies.overoptimization.texts import pool_of, read_replies, text_jobs
 from rlhf_env.types import Float, JsonObject
 from rlhf_env.whole_files import write_json
 
@@ -50,10 +50,22 @@ class ProxyFit:
     def model(self, folder: Path) -> Path:
         return folder / "proxies" / self.key
 
+    def leaves(self, folder: Path) -> list[Path]:
+        pairs = [pairs_file(folder, self.seed)] if self._writes_pairs else []
+        return [self.model(folder), self.result_file(folder), *pairs]
+
+    def reads(self, folder: Path) -> list[str | Path]:
+        return [self.study.policy, *(job.result_file(folder) for job in text_jobs(self.study))]
+
+    @property
+    def _writes_pairs(self) -> bool:
+        """Whether its pairs are those that offline agents learn from."""
+        return self.fitting == self.study.proxies["base"].fits[0]
+
     def work(self, folder: Path, on_update: TellRow) -> None:
         study, wanted = self.study, self.fitting
         comparisons = labelled_pairs(study, folder, self.seed, wanted.flips)[: wanted.labels]
-        if wanted == study.proxies["base"].fits[0]:
+        if self._writes_pairs:
             pairs_file(folder, self.seed).parent.mkdir(parents=True, exist_ok=True)
             write_judgements(pairs_file(folder, self.seed), comparisons, "trl")
         preferences = [it.preference for it in comparisons if it.preference is not None]

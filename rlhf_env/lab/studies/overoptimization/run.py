@@ -21,8 +21,9 @@ from pathlib import Path
 from rich.console import Console
 
 from rlhf_env.errors import ConfigError, RunFailed
-from rlhf_env.lab.processes import Job, run_jobs
+from rlhf_env.lab.jobs import Backend, Job
 from rlhf_env.lab.progress import job_progress
+from rlhf_env.lab.scheduling import run_jobs
 from rlhf_env.lab.studies.overoptimization.cells import runs
 from rlhf_env.lab.studies.overoptimization.proxies import ProxyFit, fittings
 from rlhf_env.lab.studies.overoptimization.study import Study
@@ -33,7 +34,7 @@ from rlhf_env.whole_files import write_json
 # -------------------------------------------------------------------- what is studied
 
 
-def run_study(study: Study, folder: str | Path, *, jobs: int = 2, console: Console) -> None:
+def run_study(study: Study, folder: str | Path, *, jobs: int | Backend = 2, console: Console) -> None:
     """All three stages; what stands in `folder` already is not done again.
 
     Raises ConfigError when the folder holds another study, RunFailed when texts or a proxy could not be made.
@@ -41,7 +42,7 @@ def run_study(study: Study, folder: str | Path, *, jobs: int = 2, console: Conso
     folder = Path(folder).resolve()
     stages: dict[str, Sequence[Job]] = {
         "sets of texts": text_jobs(study),
-        "reward models": [ProxyFit(study, seed, fitting) for seed in range(study.seeds) for fitting in fittings(study)],
+        "reward models": [ProxyFit(study, seed, fitting) for seed in study.seed_numbers for fitting in fittings(study)],
         "runs": runs(study, folder),
     }
     with hold(folder):
@@ -59,12 +60,3 @@ def _claim_folder(study: Study, folder: Path) -> None:
     if note.exists() and json.loads(note.read_text(encoding="utf-8")) != study.as_json():
         raise ConfigError(f"{folder} holds a study of other settings (see {note}): choose another folder with --out")
     write_json(note, study.as_json())
-
-
-# -------------------------------------------------------------------- texts
-
-
-# -------------------------------------------------------------------- proxies
-
-
-# -------------------------------------------------------------------- runs

@@ -13,7 +13,7 @@ from rlhf_env.errors import Problem
 from rlhf_env.feedback.reward_models.config import Combination, RewardModelConfig
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.loop import Row
-from rlhf_env.settings import AtLeastOne, Chooses, EachChooses, fault, settings
+from rlhf_env.settings import AtLeastOne, Chooses, EachChooses, Whole, fault, settings
 from rlhf_env.types import JsonObject
 
 TellRow = Callable[[Row, float], None]
@@ -140,6 +140,8 @@ class Study:
 
     seeds: AtLeastOne = 8
     """Eight are the fewest with which one of five claims can be made at 95 % (2 / 2^8, five times, is below 0.05)."""
+    first_seed: Whole = 0
+    """The number of the first of them: a pilot, from which power is judged, has others than the study."""
     task: Annotated[JsonObject, Chooses("task")] = field(default_factory=lambda: {"name": "chitchat"})
     """Where prompts come from."""
     policy: str = "rlhf-env/chitchat"
@@ -194,6 +196,10 @@ class Study:
         for name in sorted(named - self.proxies.keys()):
             yield fault("claims", f"must be about proxies, and there is no {name!r}")
 
+    @property
+    def seed_numbers(self) -> range:
+        return range(self.first_seed, self.first_seed + self.seeds)
+
     @classmethod
     def quick(cls) -> Study:
         """The same in a few minutes: two seeds, which allow no claim, and coarse measurements."""
@@ -224,4 +230,6 @@ class Study:
 
     def as_json(self) -> JsonObject:
         plain: dict[str, object] = json.loads(json.dumps(asdict(self)))
+        if not self.first_seed:
+            del plain["first_seed"]  # as the folders of studies say that were begun before it could be set
         return plain

@@ -71,6 +71,12 @@ class _Texts:
     def result_file(self, folder: Path) -> Path:
         return folder / "texts" / f"{self.key}.jsonl"
 
+    def leaves(self, folder: Path) -> list[Path]:
+        return [self.result_file(folder)]
+
+    def reads(self, _folder: Path) -> list[str]:
+        return [self.study.policy]
+
     def work(self, folder: Path, on_update: TellRow) -> None:
         prompts = self.study.measured_prompts if self.measured else self.study.pair_prompts
         wanted = [index for index in range(prompts) for _ in range(self.first, self.end)]

@@ -1,0 +1,122 @@
+"""Decide a law: pilot, analysis, run, verdict; and the table of all verdicts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from rlhf_env.lab.laws.form import Analysis, Law, analyse, conclude, run_law
+from rlhf_env.lab.laws.records import as_record, write_record
+from rlhf_env.types import JsonObject, JsonView
+
+
+def plan(
+    law: Law,
+    folder: Path,
+    *,
+    tell: Callable[[float, str], None] = lambda share, note: None,
+    on_analysis: Callable[[Analysis], None] = lambda analysis: None,
+) -> Analysis:
+    """Run the pilot alone, and leave `folder`/NAME.json with the analysis and no verdict."""
+    tell(0.0, f"{law.name}: pilot")
+    analysis = analyse(law)
+    write_record(folder, as_record(law, analysis))
+    on_analysis(analysis)
+    return analysis
+
+
+def decide(
+    law: Law,
+    folder: Path,
+    *,
+    seeds: int | None = None,
+    tell: Callable[[float, str], None] = lambda share, note: None,
+    on_analysis: Callable[[Analysis], None] = lambda analysis: None,
+) -> JsonObject:
+    """Run the law, and leave `folder`/NAME.json: the analysis before the run begins, everything after it.
+
+    `seeds` overrides what the analysis asks for. `on_analysis` hears of the analysis before the run.
+    """
+    began = time.process_time()
+    analysis = plan(law, folder, tell=tell, on_analysis=on_analysis)
+    effects, places = run_law(law, analysis, seeds=seeds, tell=tell)
+    outcome = conclude(law, analysis, effects, places, time.process_time() - began)
+    record = as_record(law, analysis, outcome)
+    write_record(folder, record)
+    return record
+
+
+def law_table(records: Sequence[JsonView]) -> Table:
+    """A row a law: its verdict, effect, seeds, and where the sign turns."""
+    counts = {
+        word: sum(one["verdict"] == word for one in records)
+        for word in ("confirmed", "refuted", "inconclusive", "not run yet")
+    }
+    title = ", ".join(f"{number} {word}" for word, number in counts.items() if number)
+    table = Table(
+        title=f"{len(records)} laws: {title}",
+        caption="Effect: signed so that the claim predicts it above 0, with its 95 % interval over seeds; in brackets "
+        "the smallest that matters. `rlhf-env lab laws NAME` says what is measured, and measures it again.",
+        title_justify="left",
+        caption_justify="left",
+    )
+    for heading in ("Law", "Claim", "Verdict", "Effect", "Seeds", "Along its axis"):
+        table.add_column(heading, overflow="fold", no_wrap=heading in ("Law", "Verdict"))
+    for one in records:
+        table.add_row(
+            one["name"],
+            one["claim"],
+            one["verdict"],
+            shown_effect(one),
+            str(len(one["effects"])) if "effects" in one else "",
+            one.get("turns", ""),
+        )
+    return table
+
+
+def laws_page(records: Sequence[JsonView]) -> str:
+    """The table of docs/laws.md, in Markdown."""
+    lines = ["| Law | Claim | Verdict | Effect | Seeds | Along its axis |", "|---|---|---|---:|---:|---|"]
+    for one in records:
+        cells = (
+            f"`{one['name']}`",
+            f"{one['claim']} ({one['source']})",
+            f"**{one['verdict']}**",
+            shown_effect(one),
+            str(len(one["effects"])) if "effects" in one else "",
+            one.get("turns", ""),
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def law_in_words(record: JsonView) -> str:
+    """What the run of one law says."""
+    lines = [f"{record['verdict']}: {shown_effect(record)} from {len(record['effects'])} seeds"]
+    if record["would_decide"] is not None:
+        lines.append(f"about {record['would_decide']} seeds would decide, if they differ as these do")
+    if record["places"]:
+        lines += [f"along: {record['axis']}"]
+        lines += [f"  {place['at']:g}: {_interval(place['effect'])}, {place['verdict']}" for place in record["places"]]
+        lines.append(record["turns"])
+    return "\n".join(lines)
+
+
+def shown_effect(record: JsonView) -> str:
+    """The effect with its interval and the smallest that matters; empty where there is none."""
+    if "effect" not in record:
+        return ""
+    return f"{_interval(record['effect'])} ({record['smallest']:g})"
+
+
+def _interval(effect: JsonView) -> str:
+    value, low, high = (effect[name] for name in ("value", "low", "high"))
+    return _number(value) if low is None else f"{_number(value)} ({_number(low)} to {_number(high)})"
+
+
+def _number(value: float) -> str:
+    """Three digits; what is 0 but for rounding is written as 0."""
+    return f"{value:.3g}" if abs(value) > 1e-9 else "0"

@@ -1,0 +1,25 @@
+"""A worst-case ensemble of reward models on noisy labels."""
+
+from __future__ import annotations
+
+from rlhf_env.lab.laws.climbs import FLIPPED, MEMBERS, MOST, PILOT, peak
+from rlhf_env.lab.laws.form import Law
+
+
+def _higher(seed: int, _at: float) -> float:
+    return peak(seed, "worst-case")[1] - peak(seed, "noisy")[1]
+
+
+LAW = Law(
+    name="study-worst-case",
+    claim="A worst-case ensemble raises the peak of gold under label noise.",
+    source="Coste et al. 2024, arXiv 2310.02743",
+    prediction=(
+        f"Gold at its peak, in standard deviations of the reference's replies: {MEMBERS} models of one layer on "
+        f"bootstraps of the labels, {FLIPPED:.0%} of them wrong, less one model of all. Predicted: above 0."
+    ),
+    smallest=0.15,
+    measure=_higher,
+    most=MOST,
+    pilot=PILOT,
+)

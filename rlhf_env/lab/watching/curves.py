@@ -1,0 +1,177 @@
+"""The numbers of a run's log as curves: kept as arrays, drawn from as many points as a screen can show."""
+
+from __future__ import annotations
+
+import math
+import re
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from rlhf_env.lab.evaluation.metrics import METRICS
+from rlhf_env.lab.watching.reading import is_number
+from rlhf_env.learning.logged import number_called
+from rlhf_env.types import Float, JsonObject, JsonView
+
+POINTS = 240
+SectionName = Literal["main", "parts", "agent", "rest"]
+SECTION_NAMES: tuple[SectionName, ...] = ("main", "parts", "agent", "rest")
+_FIRST = ("reward", "gold", "proxy", "kl", "length", "entropy", "cut_at_limit")
+_TITLES = {
+    "reward": "Reward, all parts",
+    "gold": "Gold reward",
+    "proxy": "Proxy reward",
+    "kl": "KL to the reference",
+    "length": "Length, tokens a text",
+    "entropy": "Entropy, nats a token",
+    "cut_at_limit": "Share of texts cut at the limit",
+}
+_ENDS = re.compile(r"_(std|low|high)$")
+_KEPT_APART = ("spent/", "time/", "histogram/", "eval/kl_is_bound")
+
+
+@dataclass
+class _Points:
+    row: array[int] = field(default_factory=lambda: array("q"))
+    value: array[float] = field(default_factory=lambda: array("d"))
+
+
+@dataclass(frozen=True)
+class Line:
+    """One number along a run. `mean`, `low`, `high`: of neighbouring rows, where there are more than can be drawn."""
+
+    name: str
+    key: str
+    x: Float
+    mean: Float
+    low: Float
+    high: Float
+    last: float
+
+    def as_json(self) -> JsonObject:
+        several = not np.array_equal(self.low, self.high)
+        ends = {"low": _short(self.low), "high": _short(self.high)} if several else {}
+        last = _short(np.array([self.last]))[0]
+        return {"name": self.name, "key": self.key, "x": _short(self.x), "y": _short(self.mean), "last": last, **ends}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What is drawn in one picture: a number of training and the same of evaluations, as far as there are any."""
+
+    title: str
+    meaning: str
+    section: SectionName
+    lines: tuple[Line, ...]
+
+    def as_json(self) -> JsonObject:
+        return {
+            "title": self.title,
+            "meaning": self.meaning,
+            "section": self.section,
+            "lines": [line.as_json() for line in self.lines],
+        }
+
+
+class Curves:
+    """All numbers of the rows that it was given (`add`), by key."""
+
+    def __init__(self) -> None:
+        self._points: dict[str, _Points] = {}
+        self._update: array[float] = array("d")  # of each row
+        self._tokens: array[float] = array("d")
+        self.rows = 0
+        self.last: JsonObject = {}
+
+    def add(self, row: JsonView) -> None:
+        self.last.update(row)
+        tokens = row.get("spent/generated_tokens")
+        self._update.append(float(row["update"]))
+        self._tokens.append(float(tokens) if is_number(tokens) else math.nan)
+        number, known = self.rows, self._points
+        self.rows += 1
+        for key, value in row.items():
+            if (type(value) is float or type(value) is int) and key != "update" and abs(value) < 1e300:
+                points = known.get(key)
+                if points is None:
+                    points = known[key] = _Points()
+                points.row.append(number)
+                points.value.append(value)
+
+    def panels(self, sections: tuple[SectionName, ...], *, by: Literal["update", "tokens"] = "update") -> list[Panel]:
+        """The pictures of these sections, each number of the log in one of them."""
+        found = []
+        for name, keys in self._named().items():
+            section = _section(name, keys)
+            if section in sections:
+                lines = tuple(line for key in keys if (line := self._line(key, by)) is not None)
+                if lines:
+                    found.append(Panel(_title(name), _meaning(keys[0]), section, lines))
+        order = {name: place for place, name in enumerate(_TITLES.values())}
+        return sorted(found, key=lambda panel: (SECTION_NAMES.index(panel.section), order.get(panel.title, len(order))))
+
+    def _named(self) -> dict[str, list[str]]:
+        """Keys by what they are of: "rollout/kl" and "eval/kl" are one number, measured twice."""
+        named: dict[str, list[str]] = {}
+        for key in self._points:
+            section, _, rest = key.partition("/")
+            rest = "reward" if key == "eval/objective" else rest  # of training, the same is the reward
+            own = rest if section in ("rollout", "eval") and not key.startswith(_KEPT_APART) else key
+            base = _ENDS.sub("", key)
+            if base != key and base in self._points:
+                own = f"spread of {own}"
+            named.setdefault(own, []).append(key)
+        return {name: sorted(keys, reverse=True) for name, keys in named.items()}
+
+    def _line(self, key: str, by: str) -> Line | None:
+        points = self._points[key]
+        along = np.frombuffer(self._tokens if by == "tokens" else self._update)
+        x, y = along[np.frombuffer(points.row, dtype=np.int64)], np.frombuffer(points.value)
+        known = np.isfinite(x)
+        x, y = x[known], y[known]
+        if not x.size:
+            return None
+        name = {"rollout": "training", "eval": "evaluation"}.get(key.partition("/")[0], "training")
+        last = float(y[-1])
+        if x.size <= POINTS:
+            return Line(name, key, x.copy(), y.copy(), y.copy(), y.copy(), last)
+        begins = np.linspace(0, x.size, POINTS, endpoint=False).astype(np.int64)
+        counts = np.diff(np.append(begins, x.size))
+        mean_x, mean_y = (np.add.reduceat(values, begins) / counts for values in (x, y))
+        return Line(name, key, mean_x, mean_y, np.minimum.reduceat(y, begins), np.maximum.reduceat(y, begins), last)
+
+
+def _section(name: str, keys: list[str]) -> SectionName:
+    if name in _FIRST:
+        return "main"
+    if name.startswith("part/"):
+        return "parts"
+    own = keys[0].partition("/")[0]
+    return "rest" if own in ("spent", "time", "eval", "rollout") or name.startswith("spread of") else "agent"
+
+
+def _title(name: str) -> str:
+    if name.startswith("part/"):
+        return name.removeprefix("part/")
+    return _TITLES.get(name, name.removeprefix("train/"))
+
+
+def _meaning(key: str) -> str:
+    told = number_called(key)
+    if told is not None and told.key != "eval/*":
+        return f"{told.meaning} {told.look}".strip().replace("`", "")
+    words = next((metric.meaning for metric in METRICS if key == f"eval/{metric.name}"), "")
+    return f"{words[:1].upper()}{words[1:]}." if words else ""
+
+
+def _short(values: Float) -> list[float]:
+    """Six digits are more than a screen shows."""
+    return [float(f"{value:.6g}") for value in values.tolist()]
+
+
+def sections_named(names: object) -> Iterator[SectionName]:
+    """Those of `names` that there are."""
+    return (section for section in SECTION_NAMES if isinstance(names, list) and section in names)

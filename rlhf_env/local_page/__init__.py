@@ -1,0 +1,1 @@
+"""What our local pages share: their server, their look, and a function that makes elements."""
