@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # Two processes of tests; a file stays in one, so that what its tests share is made once.
 TWO := -n 2 --dist loadfile
 
-.PHONY: help demo docs test test-wheel test-trackers ray lint mutants resume-matrix faults faults-annotation base-model bench-speed llama-cpp gpu growth long-run compat lock other-libraries same-questions closed-loop real-model judge vllm server-writer models clean
+.PHONY: help demo docs test test-wheel test-trackers ray lint mutants resume-matrix faults faults-annotation base-model bench-speed llama-cpp gpu growth long-run compat lock other-libraries same-questions closed-loop real-model judge vllm server-writer models clean vllm server-writer referee
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
@@ -156,6 +156,20 @@ compat:  ## The tests against the oldest and the newest versions that pyproject.
 
 other-libraries: .venv/.ready  ## Seven other RL libraries train on the environments, each in an environment of its own
 	$(BIN)/python examples/other_libraries/run.py
+
+# Six libraries' wheels, of the versions that rlhf_env/lab/studies/referee/wheels.py names, unpacked side by side.
+REFEREE := build/referee
+.venv/.referee: .venv/.demo rlhf_env/lab/studies/referee/wheels.py
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[referee]"
+	@$(BIN)/python -m rlhf_env.lab.studies.referee.wheels | xargs $(BIN)/python -m pip download --quiet \
+		--disable-pip-version-check --no-deps --only-binary :all: --python-version 3.11 --implementation cp \
+		--platform manylinux1_x86_64 --dest $(REFEREE)/wheels
+	@for wheel in $(REFEREE)/wheels/*.whl; do name=$$(basename $$wheel | cut -d- -f1); \
+		rm -rf $(REFEREE)/$$name && $(BIN)/python -m zipfile -e $$wheel $(REFEREE)/$$name || exit 1; done
+	@touch $@
+
+referee: .venv/.referee  ## Other libraries' losses, by their own code, against the exact gradient (downloads 10 MB; minutes)
+	$(BIN)/rlhf-env lab referee
 
 closed-loop: .venv/.ready  ## From votes on the page to blind pairs, by commands alone: 2 tastes x 3 seeds (a quarter of an hour)
 	$(BIN)/python examples/closed_loop/loop.py

@@ -74,6 +74,8 @@ class Shards:
             if id(module) not in inside and any(True for _ in module.parameters(recurse=False))
         ]
         self._root = _Unit([_Alone(module) for module in outside] + list(self._units))
+        for model in models:
+            model.let_go()
         self._divide(models[0].device, models[0].dtype)
 
     def _divide(self, device: torch.device, dtype: torch.dtype) -> None:

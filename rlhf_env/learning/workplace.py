@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ from rlhf_env.envs.tokenizers import keeping_special
 from rlhf_env.errors import ConfigError, Problem, did_you_mean, under
 from rlhf_env.learning import processes
 from rlhf_env.learning.agent import Agent, Setup, traits
-from rlhf_env.learning.engine import Engine, find_device, free_on, require_dtype
+from rlhf_env.learning.engine import Engine, Optimization, find_device, free_on, require_dtype
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.launched import asks_for_shards
 from rlhf_env.learning.loop import Row, Training, train
@@ -33,7 +34,7 @@ from rlhf_env.learning.making_agents import (
     learns_off_policy,
     make_agent,
 )
-from rlhf_env.learning.memory_need import memory_need, remedies
+from rlhf_env.learning.memory_need import Load, memory_need, remedies
 from rlhf_env.learning.models import (
     load_policy,
     load_tokenizer_of,
@@ -350,7 +351,7 @@ def _say_if_memory_is_short(experiment: Experiment) -> None:
 
     Raises DataError where the weights alone are more.
     """
-    settings, environment = experiment.policy, experiment.environment
+    settings = experiment.policy
     if settings.model in ("tiny", "table"):
         return
     size = size_of(base_and_adapter(model_folder(settings.model))[0], settings.revision)
@@ -360,19 +361,43 @@ def _say_if_memory_is_short(experiment: Experiment) -> None:
     if size.weights(settings.torch_dtype) > free:
         with under("model"):
             raise too_large(settings.model, size, settings.torch_dtype, free, device)
-    trains = agent_trains(experiment.agent)
-    texts = min(environment.num_envs, settings.rows_at_once)
-    need = memory_need(
-        size,
-        settings,
-        trains=trains,
-        separate_value_model=experiment.agent.get("value_model") == "separate",
-        tokens=texts * (environment.max_prompt_tokens + environment.max_new_tokens),
-        teachers=teachers_weights(experiment),
-    )
+    need = memory_need(size, settings, load_of(experiment, parts=_parts(experiment)))
     if need.total > free:
         said = f"the run will need about {need}, and {in_bytes(free)} are free on {device}"
-        warnings.warn(f"{said}: {remedies(settings, trains=trains)}", RuntimeWarning, stacklevel=3)
+        warnings.warn(
+            f"{said}: {remedies(settings, trains=agent_trains(experiment.agent))}", RuntimeWarning, stacklevel=3
+        )
+
+
+def _parts(experiment: Experiment) -> int:
+    return processes.current().size if wants_shards(experiment) else 1
+
+
+def load_of(experiment: Experiment, *, processes: int = 1, parts: int = 1) -> Load:
+    """What each of `processes` does at a time, of which `parts` divide the model among them."""
+    environment = experiment.environment
+    longest = environment.max_prompt_tokens + environment.max_new_tokens
+    rows = min(environment.num_envs, experiment.policy.rows_at_once)
+    here = -(-environment.num_envs // processes)
+    optimization = _micro_batches_of(experiment.agent)
+    limits = [here * longest, optimization.get("micro_batch_tokens", Optimization().micro_batch_tokens) or math.inf]
+    limits.append((optimization.get("micro_batch_size", 0) or math.inf) * longest)
+    return Load(
+        trains=agent_trains(experiment.agent),
+        separate_value_model=experiment.agent.get("value_model") == "separate",
+        written=min(rows, here) * longest,
+        rows=min(rows, here),
+        learned=int(min(limits)),
+        teachers=teachers_weights(experiment),
+        parts=parts,
+    )
+
+
+def _micro_batches_of(agent: Any) -> Mapping[str, Any]:
+    """Those settings of the agent, or of the one that it wraps, which bound its backward passes."""
+    while isinstance(agent, Mapping) and isinstance(agent.get("agent"), Mapping):
+        agent = agent["agent"]
+    return {name: value for name, value in agent.items() if name.startswith("micro_batch") and isinstance(value, int)}
 
 
 def teachers_weights(experiment: Experiment) -> int:
@@ -482,6 +507,7 @@ def wants_shards(experiment: Experiment) -> bool:
 def _check_shard(experiment: Experiment) -> None:
     if not wants_shards(experiment):
         return
+    require_shardable(experiment)
     if processes.current().size == 1:
         raise ConfigError(
             Problem(
@@ -489,7 +515,6 @@ def _check_shard(experiment: Experiment) -> None:
                 "--nproc-per-node 2 -m rlhf_env train FILE` (docs/scale.md), or leave it out"
             )
         )
-    require_shardable(experiment)
 
 
 def require_shardable(experiment: Experiment) -> None:

@@ -64,10 +64,10 @@ class LanguageModel(nn.Module):
     """
 
     together: WritesTogether = ALONE
-    writer: TextWriter | None = None
-    """Another engine, which writes in this one's place."""
     shards: InShards | None = None
     """How the model is divided among processes, where it is (`learning.sharding`)."""
+    writer: TextWriter | None = None
+    """Another engine, which writes in this one's place."""
 
     def __init__(
         self,
@@ -454,7 +454,13 @@ class LanguageModel(nn.Module):
         self._decoding = None
         self._forgotten += 1
 
-    def __getstate__(self) -> State:  # for copy and pickle: neither the cache nor an engine is part of the policy
+    def let_go(self) -> None:
+        """Keep no weights but those in the model itself, which are about to be replaced."""
+        self._decoding, self._recognized = None, Recognized()
+
+    def __getstate__(
+        self,
+    ) -> State:  # for copy and pickle: caches and engines are not part of it
         return {**self.__dict__, "_decoding": None, "shards": None, "writer": None}
 
     def _forward(self, tokens: Tensor, mask: Tensor, needs_logits: Tensor) -> tuple[Tensor, Tensor]:

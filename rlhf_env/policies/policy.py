@@ -84,27 +84,6 @@ class WritesTogether(Protocol):
         """`reader.response_logprobs(episodes)`, where the processes have read all of these together; else None."""
 
 
-class TextWriter(Protocol):
-    """Another engine that writes a policy's texts."""
-
-    name: str
-    of_training: bool
-    """Whether training alone has its texts, which it writes with the policy's weights; else evaluations have them."""
-    max_kl: float
-    """How far what it wrote may be from the policy, in nats a token."""
-
-    def write(
-        self, policy: Any, weights: tuple[object, ...], observation: Observation, rows: Bool, numbers: Float, /
-    ) -> Written:
-        """As `Policy.write`, for `rows` bool[B]; `numbers` float64[B, k] in [0, 1) decide what is drawn.
-
-        `weights` is another value after every change of the policy's weights. Raises WriterFailed.
-        """
-
-    def take_distance(self) -> dict[str, float]:
-        """How far what it wrote since the last call is from the policy: see `WriterDistance.take`."""
-
-
 class InShards(Protocol):
     """How a model is divided among processes; all of them call every method alike."""
 
@@ -138,6 +117,27 @@ class InShards(Protocol):
 
     def cut(self, weights: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
         """Of whole weights the parts that are here of `own`."""
+
+
+class TextWriter(Protocol):
+    """Another engine that writes a policy's texts."""
+
+    name: str
+    of_training: bool
+    """Whether training alone has its texts, which it writes with the policy's weights; else evaluations have them."""
+    max_kl: float
+    """How far what it wrote may be from the policy, in nats a token."""
+
+    def write(
+        self, policy: Any, weights: tuple[object, ...], observation: Observation, rows: Bool, numbers: Float, /
+    ) -> Written:
+        """As `Policy.write`, for `rows` bool[B]; `numbers` float64[B, k] in [0, 1) decide what is drawn.
+
+        `weights` is another value after every change of the policy's weights. Raises WriterFailed.
+        """
+
+    def take_distance(self) -> dict[str, float]:
+        """How far what it wrote since the last call is from the policy: see `WriterDistance.take`."""
 
 
 class WritesAlone:

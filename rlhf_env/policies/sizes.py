@@ -15,6 +15,7 @@ from torch import nn
 from rlhf_env import assets
 from rlhf_env.envs.transformers_tokenizer import quiet_transformers
 from rlhf_env.errors import DataError
+from rlhf_env.policies.recomputation import layers_of
 from rlhf_env.policies.untyped import HFConfig
 
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -33,6 +34,17 @@ class ModelSize:
     """Numbers that a cache keeps of each token."""
     dtype: torch.dtype | None
     """The precision that its configuration names, if it names one."""
+    layers: int = 0
+    """How many layers it has, as far as that is told."""
+    outside: int = 0
+    """Parameters in none of them: embeddings, the last norm, the head."""
+    vocabulary: int = 0
+    """Words, for each of which there is a logit."""
+
+    @property
+    def kept_per_token(self) -> int:
+        """About how many numbers a backward pass keeps of each token: what the matrices read and write."""
+        return sum(inputs + outputs for _, inputs, outputs in self.matrices)
 
     def weights(self, dtype: torch.dtype | None) -> int:
         """Bytes of the weights; `dtype` None: in their own precision, as far as that is known."""
@@ -62,11 +74,16 @@ def size_of(name: str | Path, revision: str | None = None, *, head: bool = True)
     output = model.get_output_embeddings()
     linear = [(its, it) for its, it in model.named_modules() if isinstance(it, nn.Linear) or _is_conv1d(it)]
     matrices = [(its, int(it.weight.shape[0]), int(it.weight.shape[1])) for its, it in linear if it is not output]
+    layers = layers_of(model)
+    inside = {id(weight) for layer in layers for weight in layer.parameters()}
     return ModelSize(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         matrices=tuple(matrices),
         keys_and_values=_keys_and_values(config.get_text_config()),
         dtype=getattr(config.get_text_config(), "dtype", None),
+        layers=len(layers),
+        outside=sum(weight.numel() for weight in model.parameters() if id(weight) not in inside),
+        vocabulary=int(output.weight.shape[0]) if output is not None else 0,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bugs.mutant import Mutant
 
 ENDING = "tests/learning/processes/test_ending.py"
+SHARDED = "tests/learning/processes/test_sharded.py"
 
 MUTANTS = (
     Mutant(
@@ -46,6 +47,30 @@ MUTANTS = (
         "            stopped_by = processes.largest(caught[0] if caught else 0)\n",
         "            stopped_by = caught[0] if caught else 0\n",
         ENDING,
+    ),
+    Mutant(
+        "SHARD",
+        "the gradient of a divided model is the mean over processes, not the sum",
+        "rlhf_env/learning/sharding.py",
+        "                    unit.set_gradient_divide_factor(1.0)  # gradients are sums, as losses are\n",
+        "",
+        SHARDED,
+    ),
+    Mutant(
+        "SHARD",
+        "the norm that a divided gradient is clipped to is that of one process's part",
+        "rlhf_env/learning/engine.py",
+        "        self._engine.processes.add_up([square])\n",
+        "",
+        SHARDED,
+    ),
+    Mutant(
+        "SHARD",
+        "every process resumes with the first one's part of the weights and moments",
+        "rlhf_env/learning/shards.py",
+        "    return parts[rank] if rank < len(parts) else whole[:0]\n",
+        "    return parts[0]\n",
+        SHARDED,
     ),
     Mutant(
         "F34",

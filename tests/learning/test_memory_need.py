@@ -17,7 +17,7 @@ from rlhf_env.feedback.reward_models.config import RewardModelConfig
 from rlhf_env.feedback.reward_models.fitting import fit_reward_model
 from rlhf_env.learning import workplace
 from rlhf_env.learning.engine import Engine, Optimization
-from rlhf_env.learning.memory_need import memory_need, remedies
+from rlhf_env.learning.memory_need import Load, memory_need, remedies
 from rlhf_env.learning.policy_settings import PolicySettings
 from rlhf_env.lora_settings import Lora
 from rlhf_env.policies.language_model import LanguageModel
@@ -53,7 +53,7 @@ def test_the_estimate_is_what_training_keeps(dtype: Any, targets: tuple[str, ...
     optimizer.step()
     state = optimizer.state_dict().values()
 
-    need = memory_need(size, settings, trains=True)
+    need = memory_need(size, settings, Load())
     assert need.stays["weights"] == weights
     assert need.stays.get("adapters", 0) == bytes_of(*adapter_weights(policy.model).values())
     assert need.stays["moments"] == sum(bytes_of(it["exp_avg"], it["exp_avg_sq"]) for it in state)
@@ -74,13 +74,13 @@ def test_a_value_model_of_its_own_and_a_control() -> None:
     from rlhf_env.policies.sizes import ModelSize
 
     size = ModelSize(parameters=1000, matrices=(("a.q", 10, 20), ("a.k", 10, 10)), keys_and_values=8, dtype=None)
-    usual, control = (memory_need(size, PolicySettings(), trains=on) for on in (True, False))
+    usual, control = (memory_need(size, PolicySettings(), Load(trains=on)) for on in (True, False))
     assert usual.total == 4 * 1000 * (1 + 1 + 2 + 1)  # weights, reference, moments, gradients
     assert control.total == 4 * 1000 * 2 + 4 * 300  # while it writes, the matrices once more
-    critic = memory_need(size, PolicySettings(), trains=True, separate_value_model=True)
+    critic = memory_need(size, PolicySettings(), Load(separate_value_model=True))
     assert critic.total - usual.total == 4 * 1000 * (1 + 2 + 1)
-    assert memory_need(size, PolicySettings(fused=False), trains=False, tokens=7).total == 8000 + 7 * 8 * 4
-    taught = memory_need(size, PolicySettings(), trains=True, teachers=12_000)
+    assert memory_need(size, PolicySettings(fused=False), Load(trains=False, written=7)).total == 8000 + 7 * 8 * 4
+    taught = memory_need(size, PolicySettings(), Load(teachers=12_000))
     assert taught.total - usual.total == 12_000
     assert str(usual) == "20 KiB (weights 4 KiB, reference 4 KiB, moments 8 KiB, gradients 4 KiB, and activations)"
     assert "[policy.lora]" in remedies(PolicySettings(), trains=True)

@@ -222,9 +222,17 @@ command(
 )
 command("lab exact --beta inf", "beta must be positive, got inf")
 command("lab exact --symbols 27", "Invalid value for '--symbols'")
+command("lab referee", "no wheel of trl, verl, openrlhf, skyrl, areal, torchtune in build/referee: `make referee`")
+command("lab referee --only verl", "no wheel of verl in build/referee: `make referee` downloads and unpacks them")
+command("lab referee --only rlhf-env --wheels", "requires an argument")
 command("lab labels --quick --out text", "cannot work in text: File exists: name another place")
 command("lab labels --quick --out text/x", "cannot work in text/x: Not a directory: name another place")
 command("lab labels --seeds 0", "Invalid value for '--seeds'")
+command("lab memory no.toml", "cannot read no.toml: No such file or directory")
+command(
+    "lab memory toy.toml", "'tiny' is made for each run, and too small to be counted: name a folder, a run or a hub"
+)
+command("lab memory toy.toml --processes 0", "Invalid value for '--processes'")
 command("lab overoptimization --jobs 0", "Invalid value for '--jobs'")
 command("lab regularisation --seeds 0", "Invalid value for '--seeds'")
 command("lab agents --seeds 0", "Invalid value for '--seeds'")
@@ -387,3 +395,9 @@ command(
     "stop has '<|end|>', and no text shows the special token '<|end|>'",
 )
 command("chat rlhf-env/chitchat --stop <|end|>", "stop has '<|end|>', and no text shows the special token '<|end|>'")
+command("watch", "Missing argument 'folder'.")
+command("watch nowhere", "nowhere: there is no such folder (rlhf-env train makes runs/NAME)")
+command("watch toy.toml", "toy.toml is a file: name the folder of a run or of a benchmark")
+command("watch .", ". is neither a run nor a grid: it has no experiment.toml (rlhf-env train) and no benchmark.toml")
+command("watch . --port 65536", "Invalid value for '--port'")
+command("report r", "r: no results/*.json in it; is this the folder of a benchmark?")

@@ -34,6 +34,15 @@ experiment(
 experiment(
     "a string for a table", 'name = "toy"\n\n[task]\n' + TASK, 'task = "echo"', "task must be a table, got 'echo'"
 )
+experiment_file("a number for shard", TOY + "[engine]\nshard = 1\n", "shard must be true or false, got 1")
+experiment_file(
+    "no setting of engines", TOY + "[engine]\nshards = true\n", "no setting 'shards': did you mean 'shard'?"
+)
+experiment_file(
+    "Stable-Baselines3 in parts",
+    TOY.replace('"ppo"\nlr = 1e-2', '"sb3"') + "[engine]\nshard = true\n",
+    "shard = true: sb3 learns with Stable-Baselines3's own optimizer and batches: take another agent, or leave it out",
+)
 experiment("no name", '"toy"', '""', "name must be one or more printable characters, got ''")
 experiment("a name with NUL", '"toy"', '"a\\u0000"', "name must be one or more printable characters, got 'a\\x00'")
 for wrong, said in {

@@ -196,6 +196,16 @@ experiment(
 experiment("half a budget", BUDGET, "updates = 2.5", "budget: updates must be a whole number, got 2.5")
 experiment("evaluation prompts", "prompts = 4", "prompts = 0", "evaluation: prompts must be from 1 to 1,048,576, got 0")
 
+# ---------------------------------------------------------------- texts that are kept
+
+for setting, said in {
+    "of_evaluation = -1": "texts: of_evaluation must be at least 0, got -1",
+    "rollouts_every = 0": "texts: rollouts_every must be at least 1, got 0",
+    "megabytes = 5_000": "texts: megabytes must be from 1 to 4,096, got 5000",
+    "of_rolout = 1": "texts: no setting 'of_rolout': did you mean 'of_rollout'?",
+}.items():
+    experiment(f"[texts] {setting}", "prompts = 4", f"prompts = 4\n[texts]\n{setting}", said)
+
 # ---------------------------------------------------------------- stop strings
 
 for wrong, said in {
