@@ -83,7 +83,7 @@ BEYOND = {
         "several settings at once, and what another model is: distill, and a teacher's reward"
     ),
     r"needs \[policy.lora\]|and has its own pairs": "several settings at once: sft+rm",
-    r"is not installed|is not here|a table of logits has|fused is false|has no importance ratio": (
+    r"is not installed|is not here|a table of logits has|fused is false|no importance ratio|beside it$|server drew": (
         "what is outside of the file, and several settings at once"
     ),
     r"learns by|does not divide|the environment takes|has no token|a.jsonl|a.csv|a.txt|not JSON|\d fields|prompt'": (

@@ -78,6 +78,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "Responses": {"model": "m"},
     "ResponsesStage": {"model": "m"},
     "RewardModelSettings": {"base": "m"},
+    "ServerSettings": {"url": "http://localhost/v1", "model": "m"},
     "RewardModelFile": {"base": "m"},
     "Multiple": {"low": 0.5, "high": 2.0},
     "Uniform": {"low": 0.5, "high": 2.0},

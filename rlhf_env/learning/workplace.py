@@ -93,6 +93,9 @@ class Workplace:
         ConfigError, in one line, where it is not installed, cannot write for this model, or does not answer.
         """
         policy, wanted = self.setup.policy, self.experiment.policy
+        if wanted.writer is not None and self.setup.engine.processes.size > 1:
+            with under("policy", "writer"):
+                raise ConfigError(f'writer "{wanted.writer}" writes in one process, and a launcher has started several')
         if isinstance(policy, LanguageModel) and isinstance(policy.writer, ServerWriter):
             with under("policy", "server"):
                 policy.writer.check(policy)
@@ -101,8 +104,6 @@ class Workplace:
         if wanted.writer is None or not learns or not isinstance(policy, LanguageModel) or policy.writer is not None:
             return
         with under("policy", "writer"):
-            if self.setup.engine.processes.size > 1:
-                raise ConfigError(f'writer "{wanted.writer}" writes in one process, and a launcher has started several')
             longest = self.env.max_prompt_tokens + self.env.max_new_tokens
             if policy.context is not None and longest > policy.context:
                 raise ConfigError(

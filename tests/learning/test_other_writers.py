@@ -136,3 +136,11 @@ def test_left_out_it_is_in_no_file() -> None:
     assert "writer" not in plain
     assert "vllm" not in plain
     assert "[policy.vllm]\n" in experiment(policy={"vllm": {"cache_mb": 64}}).to_toml()
+
+
+@pytest.mark.parametrize("policy", [{}, {"writer": "server", "server": {"url": "http://localhost:1/v1", "model": "m"}}])
+def test_several_processes_are_refused(policy: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    workplace = build(experiment("grpo" if not policy else "reference", policy))
+    monkeypatch.setattr(type(workplace.setup.engine.processes), "size", 2, raising=False)
+    with pytest.raises(ConfigError, match="writes in one process, and a launcher has started several"):
+        workplace.start_writer()
