@@ -4,7 +4,7 @@
 
 Models of three sizes with random weights, in float32, on processors: all weights trained; LoRA; and all weights divided
 among two processes by FSDP2 ([engine] shard). Each process is a fresh one, makes two updates of 8 texts of 32 + 32
-tokens in micro-batches of 256 tokens, and writes no checkpoint, which would take memory of the processor that a GPU's
+tokens in micro-batches of 128 tokens, and writes no checkpoint, which would take memory of the processor that a GPU's
 arithmetic does not have. Its peak is counted anew when it begins to write and when it begins to learn; what it had
 before it loaded the model is taken off. Printed: estimated and measured MB, and their ratio; then, of FSDP2, the bytes
 of parameters, gradients and moments that a process has, beside those of one process.
@@ -24,7 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-ROWS, GROUP, PROMPT, ANSWER, TOKENS, RANK = 8, 4, 32, 32, 256, 16
+ROWS, GROUP, PROMPT, ANSWER, TOKENS, RANK = 8, 4, 32, 32, 128, 16
 SIZES: dict[str, dict[str, int]] = {
     "60M": {
         "hidden_size": 512,
