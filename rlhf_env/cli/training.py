@@ -116,6 +116,7 @@ def train_one(
     with interruptible(folder):
         with naming_lines(file, flags):
             workplace = prepare(experiment)
+            workplace.start_writer()
         console = make_console()
         for note in workplace.notes if processes.is_first else ():
             console.print(f"Note: {note}", highlight=False, soft_wrap=True, markup=False)

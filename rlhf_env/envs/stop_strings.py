@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from rlhf_env.envs.token_bytes import special_tokens, token_bytes
 from rlhf_env.errors import ConfigError, DataError, Problem
-from rlhf_env.types import Bool, Int, Stops, Tokenizer
+from rlhf_env.types import Bool, Int, Observation, Stops, Tokenizer
 
 MOST_STRINGS = 32
 LONGEST_STRING = 200  # characters; with 4 bytes each, all strings have fewer states than an int16 counts
@@ -94,6 +94,16 @@ def completions(stops: Stops, states: Int, tokens: Int, said: Bool) -> tuple[Int
             states[rows] = stops.after(states[rows], tokens[rows, column])
             completing[rows, column] = stops.completed(states[rows])
     return states, completing
+
+
+def cut_after(observation: Observation, tokens: Int, nothing: int) -> Int:
+    """Tokens int64[B, k] that continue an observation's texts, `nothing` behind that which completes a stop string."""
+    if (stops := observation.get("stops")) is None:
+        return tokens
+    states = observation.get("stop_states")
+    states = np.zeros(len(tokens), np.int64) if states is None else states
+    completing = completions(stops, states, tokens, tokens < nothing)[1]
+    return np.where(completing.cumsum(axis=1) - completing > 0, nothing, tokens)
 
 
 def stop_string_problems(strings: Sequence[str]) -> list[str]:

@@ -358,7 +358,7 @@ def _of_run(
     for writer in (setup.policy, setup.reference):
         writer.sampling = _sampling(writer.sampling, temperature, greedy)
         if isinstance(writer, HasWriter):
-            writer.writer_dtype = None  # the model itself answers
+            writer.writer_dtype = writer.writer = None  # the model itself answers
     longest = max_new_tokens or setup.max_new_tokens
     return Chat(
         setup.policy,

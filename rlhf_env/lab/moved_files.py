@@ -106,7 +106,7 @@ def look_at(paths: Iterable[str | Path]) -> dict[str, tuple[int, int]]:
     return {str(file): _look_of(file) for file in _files_among(Path(path) for path in paths)}
 
 
-def compared(expected: Seen) -> tuple[list[str], dict[str, str]]:
+def missing_and_others(expected: Seen) -> tuple[list[str], dict[str, str]]:
     """Of files that look so on another machine: those that are not here, and the sha256 of those that look otherwise.
 
     A file of the same size that was last changed at the same nanosecond is the same: on a shared disk nothing is read.

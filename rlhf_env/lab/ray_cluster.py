@@ -15,9 +15,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import signal
-import socket
-import sys
 import threading
 import time
 from collections import deque
@@ -25,17 +24,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rlhf_env.errors import ConfigError, DataError, MissingExtra, RlhfEnvError, RunFailed
+from rlhf_env.lab.cluster_address import at_most, require_address, without_stderr
 from rlhf_env.lab.jobs import Crew, Job, Progress, outcome_of
 from rlhf_env.lab.moved_files import (
-    compared,
     contents_of,
     has_checkpoint_beyond,
     link_what_is_read,
     look_at,
+    missing_and_others,
     put_where_missing,
     seen_in,
     sha256_of,
@@ -70,10 +69,10 @@ def connected(
 
     Raises ConfigError where there is no such cluster, no machine has as much, or one has other versions; MissingExtra.
     """
-    wanted = _wanted(cpus, gpus, memory)
+    wanted = room_of_a_run(cpus, gpus, memory)
     if importlib.util.find_spec("ray") is None:
         raise MissingExtra("ray", "ray")
-    _require_address(address)
+    require_address(address)
     import ray
 
     ours = not ray.is_initialized()
@@ -88,7 +87,7 @@ def connected(
             ray.shutdown()
 
 
-def _wanted(cpus: float, gpus: float, memory: float) -> dict[str, float]:
+def room_of_a_run(cpus: float, gpus: float, memory: float) -> dict[str, float]:
     """What a run takes, as Ray counts it. Raises ConfigError."""
     problems = []
     if not cpus > 0:
@@ -111,7 +110,7 @@ def _connect(address: str) -> None:
         quiet["include_dashboard"] = False
     before = signal.getsignal(signal.SIGTERM)
     try:
-        with _at_most(_TO_CONNECT), _without_stderr():
+        with at_most(_TO_CONNECT), without_stderr():
             ray.init(address=address, **quiet)
     except (ConnectionError, TimeoutError, ValueError, RuntimeError) as error:
         ray.shutdown()
@@ -121,55 +120,6 @@ def _connect(address: str) -> None:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)  # Ray puts its own there, which would not save anything
-
-
-def _require_address(address: str) -> None:
-    """Raise ConfigError at once for what is no address, or where nothing listens."""
-    if address in ("auto", "local"):
-        return
-    if "://" in address:
-        raise ConfigError(f"{address}: Ray's client cannot do this; call on a machine of the cluster: HOST:PORT, auto")
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdecimal():
-        raise ConfigError(f"{address!r} is no address of a Ray cluster: HOST:PORT, auto or local")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5.0).close()
-    except (OSError, OverflowError) as error:
-        start = "`ray start --head` starts one, and prints its address"
-        raise ConfigError(f"no Ray cluster answers at {address!r}: {error}; {start}") from error
-
-
-@contextmanager
-def _without_stderr() -> Iterator[None]:
-    """Ray's own code warns once a second while it tries to connect; what it came to is raised as an exception."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
-@contextmanager
-def _at_most(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError inside when the time is over (in the main thread: elsewhere nothing can)."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def late(_number: int, _frame: FrameType | None) -> None:
-        raise TimeoutError(f"no answer within {seconds:g} s")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 @dataclass(frozen=True)
@@ -202,9 +152,8 @@ class RayCluster:
     wanted: Mapping[str, float]
     retries: int = 3
     _known: dict[str, _Machine] = field(default_factory=dict)  # by id, those whose versions are ours
-    _alike: set[tuple[str, str, tuple[int, int]]] = field(
-        default_factory=set
-    )  # machine, file and look that were compared
+    # Machine, file and look of what was compared.
+    _alike: set[tuple[str, str, tuple[int, int]]] = field(default_factory=set)
 
     @property
     def at_once(self) -> int:
@@ -219,8 +168,8 @@ class RayCluster:
             )
         self.meet_new()
 
-    def meet_new(self) -> list[_Machine]:
-        """The machines that jobs may go to and that have not been met before. Raises ConfigError; see `require_fit`."""
+    def meet_new(self) -> None:
+        """Compare the machines that jobs may go to and that are new. Raises ConfigError: see `require_fit`."""
         new = [it for it in _machines() if it.slots(self.wanted) and it.id not in self._known]
         ours = _own_versions()
         problems = []
@@ -233,7 +182,6 @@ class RayCluster:
             self._known[machine.id] = machine
         if problems:
             raise ConfigError(*problems)
-        return new
 
     def asked(self, machines: Sequence[_Machine], what: Callable[..., Any], *arguments: Any) -> dict[_Machine, Any]:
         """What a function answers on each of the machines; without those that are gone by now.
@@ -264,7 +212,7 @@ class RayCluster:
         problems, lacking = [], {}
         for machine in _machines():
             new = {path: look for path, look in expected.items() if (machine.id, path, look) not in self._alike}
-            answers = self.asked([machine] if new and machine.id in self._known else (), compared, new)
+            answers = self.asked([machine] if new and machine.id in self._known else (), missing_and_others, new)
             for missing, others in answers.values():
                 problems += [
                     f"{path} has another content on {machine.name}: copy it there, or remove it there, and it is sent"
@@ -293,7 +241,8 @@ def _is_gone(machine: _Machine) -> bool:
 
 
 def _own_versions() -> dict[str, str]:
-    return {name: version for name, version in versions().items() if name != "platform"}
+    """By name; builds of one version, for processors and for GPUs, count as the same."""
+    return {name: version.partition("+")[0] for name, version in versions().items() if name != "platform"}
 
 
 def _read_by(work: Sequence[Job], folder: Path) -> dict[str, tuple[int, int]]:
@@ -302,7 +251,7 @@ def _read_by(work: Sequence[Job], folder: Path) -> dict[str, tuple[int, int]]:
 
 def _spoken(amounts: Mapping[str, float]) -> str:
     cpus, gpus, memory = (amounts.get(what, 0.0) for what in ("CPU", "GPU", "memory"))
-    of_memory = f"{memory / _GIB:.6g} GiB of memory"
+    of_memory = f"{memory / _GIB:,.1f} GiB of memory"
     said = [f"{cpus:g} CPU{'s' * (cpus != 1)}", f"{gpus:g} GPU{'s' * (gpus != 1)}", of_memory]
     return ", ".join(words for words, amount in zip(said, (cpus, gpus, memory), strict=True) if amount)
 
@@ -486,7 +435,7 @@ def _do(
     def post(kind: str, *content: object) -> None:
         ray.get(mailbox.post.remote(number, kind, *content))
 
-    place = f"{socket.gethostname()}/{ray.get_runtime_context().get_node_id()[:6]}"
+    place = f"{platform.node()}/{ray.get_runtime_context().get_node_id()[:6]}"
     if _own_versions() != here.versions or not all(Path(path).is_file() for path in reads):  # it came a moment ago
         return {"fraction": 0.0, "ended": "died", "why": f"{place} was not prepared yet", "gone": True}
     post("begun", place)

@@ -92,6 +92,18 @@ LOGGED: tuple[Logged, ...] = (
         look="Low, the copy is far from the policy and corrections are noisy.",
     ),
     Logged("rollout/ratio_p*", "Quantile (5, 50, 95 %) of the tokens' probability ratio, policy over its copy."),
+    Logged(
+        "writer/kl",
+        "Where another engine writes (`[policy] writer`): KL of what it draws from to the policy, recomputed, in nats "
+        "a token, by k3 on some texts of the rollout.",
+        look="Near 0 where both compute in one precision; above `[policy.vllm] max_kl` the run stops.",
+    ),
+    Logged(
+        "writer/ess",
+        "Effective sample size of the importance weights of those texts, as a share (1: engine and policy are one).",
+        look="Low, the engine is far from the policy and corrections are noisy.",
+    ),
+    Logged("writer/ratio_p*", "Quantile (5, 50, 95 %) of their tokens' probability ratio, policy over engine."),
     Logged("histogram/reward", "The rewards of the texts, counted in ten bins from `low` to `high`."),
     Logged("histogram/part/*", "The same of one part, unweighted."),
     # ------------------------------------------------------------ what it cost

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf_env.errors import ConfigError, DataError, RewardError, RlhfEnvError, RunFailed
+from rlhf_env.errors import ConfigError, DataError, RewardError, RlhfEnvError, RunFailed, WriterFailed
 from rlhf_env.learning.agent import Agent, Metrics
 from rlhf_env.learning.checkpoints import require_storable
 from rlhf_env.learning.engine import Engine
@@ -20,7 +20,7 @@ from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
 from rlhf_env.learning.shards import gathered, has_shards
 from rlhf_env.learning.signals import Interrupted, catch_signals
-from rlhf_env.learning.sources import EnvSource, Source
+from rlhf_env.learning.sources import WRITER, EnvSource, Source
 from rlhf_env.learning.spending import Budget, Spending
 from rlhf_env.learning.stopping import StoppingRule
 from rlhf_env.types import JsonObject, JsonView
@@ -76,9 +76,9 @@ def train(
         on_rollout, rollouts_every: called with the number of the update and its rollout, every so many updates, when
             the agent has learned from it; `engine.credited` then has the advantages, if the agent has told them.
 
-    Raises Interrupted after SIGINT or SIGTERM, with the run saved; RewardError, and ConfigError for a prompt that
-    cannot be used, with the run saved as of the last update; RunFailed when the budget is in a currency this agent does
-    not spend; whatever else goes wrong, with the last checkpoint left as it is.
+    Raises Interrupted after SIGINT or SIGTERM, with the run saved; RewardError, ConfigError for a prompt that cannot be
+    used, and WriterFailed, with the run saved as of the last update; RunFailed when the budget is in a currency this
+    agent does not spend; whatever else goes wrong, with the last checkpoint left as it is.
 
     Of several processes (`engine.processes`), all call this alike, and the first has the run folder. What depends on
     more than the rollouts - time, files, signals, rules of others - is decided by the first, or by all together.
@@ -141,7 +141,7 @@ def train(
                     source.follow(budget)
                 with same_folder("the agent or the task"):
                     rollout = source.next(agent)
-            except (RewardError, ConfigError):
+            except (RewardError, ConfigError, WriterFailed):
                 save(before)
                 raise
             rollout.require_finite()  # agents of plugins may not look
@@ -244,7 +244,9 @@ def describe(rollout: Rollout) -> Row:
     `rollout/entropy` is that of the policy in nats a token, sampled: the mean of -log p over the tokens that it drew.
     What the source has `measured` stands beside it.
     """
-    measured = {f"rollout/{name}": value for name, value in rollout.measured.items()}
+    measured = {
+        name if name.startswith(WRITER) else f"rollout/{name}": value for name, value in rollout.measured.items()
+    }
     scored = rollout.scored
     cut = float(rollout.truncated.double().mean()) if len(rollout) else 0.0
     if not bool(scored.any()) and not cut:

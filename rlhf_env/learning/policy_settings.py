@@ -14,7 +14,9 @@ from rlhf_env.lora_settings import Lora
 from rlhf_env.policies.language_model import ROWS_AT_ONCE
 from rlhf_env.policies.low_precision import WriterDtype
 from rlhf_env.policies.policy import Sampling
-from rlhf_env.settings import AtLeastOne, IsPath, Name, settings
+from rlhf_env.policies.server_writer import ServerSettings
+from rlhf_env.policies.vllm_writer import VllmSettings
+from rlhf_env.settings import AtLeastOne, IsPath, Name, fault, settings
 
 Attention = Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
 
@@ -38,6 +40,16 @@ class PolicySettings:
     that have instructions for it (`benchmarks/writing.py` measures it); on others the policy writes as without. What is
     stated is what the copy finds likely, and importance ratios correct what is learned; agents that correct nothing are
     refused. "auto": a copy where it pays. Evaluations are written by the policy itself (docs/writer_copies.md)."""
+    writer: Literal["vllm", "server"] | None = None
+    """"vllm": let vLLM write the texts of training, its engine in this process with the policy's weights, handed over
+    after each update. What is stated is what the engine draws from; the difference to the policy is measured in each
+    update (`writer/kl`), corrected by importance ratios, and bounded. Agents that correct nothing are refused.
+    Evaluations are written by the policy itself. "server": let a server write what is only measured, for agents that do
+    not train (best_of_n, reference). See docs/scale.md."""
+    vllm: VllmSettings | None = None
+    """How: [policy.vllm], beside `writer = "vllm"`."""
+    server: ServerSettings | None = None
+    """Which: [policy.server], beside `writer = "server"`."""
     device: str = AUTO
     """Where the model computes: "cpu", "cuda", "cuda:1", "mps"; "auto": a CUDA GPU if there is one, else the processor.
     It is of the machine and not part of what a run is: a run resumes on another, then not in the same bits."""
@@ -64,6 +76,16 @@ class PolicySettings:
 
     def problems(self) -> Iterator[Problem]:
         yield from problems_of_device(self.device)
+        if self.vllm is not None and self.writer != "vllm":
+            yield Problem('[policy.vllm] is how vLLM writes: set writer = "vllm" beside it', ("vllm",))
+        if (self.server is None) is (self.writer == "server"):
+            yield Problem('writer = "server" and a table [policy.server] with its url and model belong together', ())
+        if self.writer is not None and self.writer_dtype is not None:
+            yield fault("writer_dtype", f"is of a copy, and writer = {self.writer!r} writes: leave one out")
+        if self.writer is not None and self.model == "table":
+            yield fault("writer", f"= {self.writer!r} writes for language models, and a table of logits is none")
+        if self.writer == "vllm" and self.lora is not None and self.lora.dora:
+            yield Problem('vLLM has no adapters with dora = true: leave it out, or writer = "vllm"', ("lora", "dora"))
 
     @property
     def torch_dtype(self) -> torch.dtype | None:

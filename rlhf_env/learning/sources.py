@@ -13,15 +13,17 @@ import torch
 from rlhf_env.envs.rewards import KLPart, RewardMix
 from rlhf_env.envs.task_labels import mixture_of, task_label
 from rlhf_env.envs.text_vector_env import TextVectorEnv
-from rlhf_env.errors import ConfigError, RlhfEnvError
+from rlhf_env.errors import ConfigError, RlhfEnvError, WriterFailed
 from rlhf_env.learning.agent import Agent, Metrics
 from rlhf_env.learning.collect import collect_with
 from rlhf_env.learning.functional import effective_sample_size, groups_without_spread
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.spending import Budget, Spending
-from rlhf_env.policies.low_precision import copy_writes
-from rlhf_env.policies.policy import Policy
+from rlhf_env.policies.low_precision import copy_writes, other_writer
+from rlhf_env.policies.policy import Policy, TextWriter
 from rlhf_env.types import State, TokenScorer, TrainerState
+
+WRITER = "writer/"  # the section of the log that an engine has which writes in the policy's place
 
 # Texts of a rollout that its policy reads to find out how far the copy that wrote them is from it: a few, as reading
 # them costs a forward pass.
@@ -75,7 +77,7 @@ class EnvSource:
     "reference", so that an agent which needs them does not read the texts again.
 
     Where a copy of `policy` in low precision writes for it, `ess` and `ratio_p05` to `ratio_p95` say how far the two
-    are apart.
+    are apart; where another engine does, `writer/kl` and others do, and WriterFailed is raised where that is too far.
     """
 
     def __init__(
@@ -109,7 +111,9 @@ class EnvSource:
         logged = {f"logged/{name}": value for name, value in mix.take_logged().items()}
         measured = {**_divergence(rollout, mix.kl), **_failures(rollout, mix), **_abstentions(rollout), **logged}
         measured |= {**_paid(rollout, mix), **_by_task(rollout, self._mixes)}
-        if self._policy is not None and copy_writes(self._policy):
+        if (writer := other_writer(self._policy)) is not None:
+            measured |= _of_writer(writer)
+        elif self._policy is not None and copy_writes(self._policy):
             measured |= _off_policy(rollout, self._policy)
         rollout = _beside_what_kl_read(rollout, mix.kl, self._reference)
         self.env.settle()  # so that a checkpoint taken now holds what the rewards remember of this rollout
@@ -143,6 +147,19 @@ class EnvSource:
     def load_state_dict(self, state: State, /) -> None:
         self._prompts.place = int(state["place"])
         self.env.reward.load_state_dict(state["rewards"])
+
+
+def _of_writer(writer: TextWriter) -> Metrics:
+    """How far another engine that wrote is from the policy. Raises WriterFailed where that is too far to learn from."""
+    distance = {f"{WRITER}{name}": value for name, value in writer.take_distance().items()}
+    kl = distance.get(f"{WRITER}kl", 0.0)
+    if not kl <= writer.max_kl:
+        raise WriterFailed(
+            f"what {writer.name} wrote is {kl:.3g} nats a token away from the policy (writer/kl), and max_kl = "
+            f"{writer.max_kl:g}: nothing was learned from it. It computes in another precision, or with other weights "
+            "than the policy has"
+        )
+    return distance
 
 
 def _off_policy(rollout: Rollout, policy: TokenScorer) -> Metrics:

@@ -59,8 +59,10 @@ from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.policies.loading import base_and_adapter
 from rlhf_env.policies.low_precision import fallback
 from rlhf_env.policies.policy import HasContext, Policy, Sampling
+from rlhf_env.policies.server_writer import ServerWriter
 from rlhf_env.policies.sizes import in_bytes, size_of, too_large
 from rlhf_env.policies.tabular import TabularPolicy
+from rlhf_env.policies.vllm_writer import VllmSettings, VllmWriter
 from rlhf_env.types import ScoresItself, Task
 
 OR_OVER_LONG = "; or set over_long in [environment]"
@@ -84,6 +86,30 @@ class Workplace:
     """What whoever looks at the run's numbers should know of the texts behind them: how many were cut or left out."""
     code: Mapping[str, str] = field(default_factory=dict)
     """sha256, by path, of the files of your own code that it was built with."""
+
+    def start_writer(self) -> None:
+        """Start the engine of `[policy] writer`, if its texts are learned from here; once. Ask a server for a token.
+
+        ConfigError, in one line, where it is not installed, cannot write for this model, or does not answer.
+        """
+        policy, wanted = self.setup.policy, self.experiment.policy
+        if isinstance(policy, LanguageModel) and isinstance(policy.writer, ServerWriter):
+            with under("policy", "server"):
+                policy.writer.check(policy)
+            return
+        learns = getattr(self.agent, "trains", True) and isinstance(self.source, EnvSource)
+        if wanted.writer is None or not learns or not isinstance(policy, LanguageModel) or policy.writer is not None:
+            return
+        with under("policy", "writer"):
+            if self.setup.engine.processes.size > 1:
+                raise ConfigError(f'writer "{wanted.writer}" writes in one process, and a launcher has started several')
+            longest = self.env.max_prompt_tokens + self.env.max_new_tokens
+            if policy.context is not None and longest > policy.context:
+                raise ConfigError(
+                    f'writer "{wanted.writer}": max_prompt_tokens + max_new_tokens = {longest} tokens are more than '
+                    f"the {policy.context} that the model reads: lower one of the two"
+                )
+            policy.writer = VllmWriter(policy, wanted.vllm or VllmSettings(), longest=longest)
 
     def train(
         self,
@@ -111,6 +137,7 @@ class Workplace:
         missing here: evaluations for `patience`, a source of pairs for `preferences`; and what `train` raises.
         """
         experiment, setup = self.experiment, self.setup
+        self.start_writer()
         stopping = load_stopping_rules(experiment.located().stopping_tables())
         if evaluate is None and (counting := stopping.of(Patience)):
             rule = f"patience = {experiment.patience}" if experiment.patience else f"[stopping.{counting[0]}]"
@@ -254,6 +281,10 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
         shard(policy, reference, engine.processes)
     reference.reseed(experiment.seed + 1)
     policy.reseed(experiment.seed)
+    if (server := experiment.policy.server) is not None:
+        for writing in (policy, reference):
+            if isinstance(writing, LanguageModel):
+                writing.writer = ServerWriter(server, tokenizer)
     with under("rewards"):
         rewards = experiment.rewards
         if imitates(experiment.agent) and rewards == Experiment().rewards and not isinstance(task, ScoresItself):
@@ -414,7 +445,7 @@ def check_plugins(experiment: Experiment) -> Task:
             if "preferences" in experiment.agent:
                 said = f"{name} imitates, and has its own pairs: leave out `preferences` but for that in [agent]"
             look(partial(_refuse, said), "preferences")
-        look(lambda: _check_writer(experiment), "policy", "writer_dtype")
+        look(lambda: _check_writer(experiment), "policy")
         look(lambda: _check_budget(experiment), "budget")
         look(lambda: _check_stopping(experiment), "stopping")
     look(lambda: _check_shard(experiment), *SHARD)
@@ -446,14 +477,23 @@ def check_success(experiment: Experiment) -> None:
 
 
 def _check_writer(experiment: Experiment) -> None:
-    """A copy of the policy writes only for who corrects for it."""
-    wanted = experiment.policy.writer_dtype
+    """A copy of the policy, or another engine, writes only for who corrects for it."""
+    if experiment.policy.writer == "server":
+        if agent_trains(experiment.agent):
+            said = f"which tokens a server drew is not known, and {experiment.agent_label} learns from them: take "
+            raise ConfigError(Problem(f'"server": {said}best_of_n or reference, or writer = "vllm"', ("writer",)))
+        return
+    name, who = "writer_dtype", "a copy of the policy"
+    if experiment.policy.writer is not None:
+        name, who = "writer", "another engine"
+    wanted = getattr(experiment.policy, name)
     if wanted not in (None, "auto") and not learns_off_policy(experiment.agent):
         raise ConfigError(
             Problem(
-                f'"{wanted}": a copy of the policy would write, and {experiment.agent_label} has no importance ratio '
-                "that corrects for it: leave it out, or take an agent that has one (grpo, rloo, ppo, reinforce), or to "
-                "which it does not matter who wrote a text (dpo, kto, rejection)"
+                f'"{wanted}": {who} would write, and {experiment.agent_label} has no importance ratio that corrects '
+                "for it: leave it out, or take an agent that has one (grpo, rloo, ppo, reinforce), or to which it does "
+                "not matter who wrote a text (dpo, kto, rejection)",
+                (name,),
             )
         )
 

@@ -29,7 +29,7 @@ from rlhf_env.policies.loading import base_and_adapter, context_of, load_with_ad
 from rlhf_env.policies.lora import has_adapter, is_of_adapter, merge_adapter
 from rlhf_env.policies.low_precision import WriterDtype, require_known, writer_linear
 from rlhf_env.policies.next_tokens import NextTokens, StatesRead
-from rlhf_env.policies.policy import ALONE, InShards, Sampling, TextEvaluation, WritesTogether, Written
+from rlhf_env.policies.policy import ALONE, InShards, Sampling, TextEvaluation, TextWriter, WritesTogether, Written
 from rlhf_env.policies.precision import as_float64
 from rlhf_env.policies.recomputation import recomputed_layers, require_layers
 from rlhf_env.policies.soundness import trusted_path, warn_if_slow
@@ -66,6 +66,8 @@ class LanguageModel(nn.Module):
     together: WritesTogether = ALONE
     shards: InShards | None = None
     """How the model is divided among processes, where it is (`learning.sharding`)."""
+    writer: TextWriter | None = None
+    """Another engine, which writes in this one's place."""
 
     def __init__(
         self,
@@ -109,9 +111,10 @@ class LanguageModel(nn.Module):
         self._streams = RowStreams(seed)
         self._decoding: Decoding | None = None  # of the last call of `write`; the next may continue it
         self._decoding_weights: tuple[object, ...] = ()  # `_weights()` when it was made
+        self._forgotten = 0  # how often `forget` was called
         self._known_head: tuple[object, bool] = (None, False)  # a head, and whether it alone gives the logits
         self._reads_whole = False
-        with _without_dropout(self):
+        with without_dropout(self):
             path = trusted_path(self)
         self._reads_whole = path == "whole"
         if path != "fused" and self.anatomy() is not None:
@@ -237,6 +240,8 @@ class LanguageModel(nn.Module):
             self._streams.take(np.zeros(len(texts), np.int64))
             return Written(np.full(uniforms.shape, self.vocab_size, np.int64), np.zeros(uniforms.shape))
         weights = self._weights()
+        if self.writer is not None:
+            return self.writer.write(self, weights, observation, rows, uniforms)
         if decoding is None or weights != self._decoding_weights or not decoding.continues(texts, lengths, rows):
             decoding = None
             anatomy = self.anatomy()
@@ -246,7 +251,7 @@ class LanguageModel(nn.Module):
             fused = None if anatomy is None else FusedStep(self.model, anatomy, linear)
             whole = fused is None and self._reads_whole
             decoding = Decoding(self.model, texts, lengths, rows, fused, whole=whole, rows_at_once=self.rows_at_once)
-        with _without_dropout(self):
+        with without_dropout(self):
             written = decoding.write(
                 uniforms,
                 rows,
@@ -363,7 +368,7 @@ class LanguageModel(nn.Module):
         if (known := self.together.known(self, episodes)) is not None:
             return known
         answers: list[Float] = [np.zeros(0)] * len(episodes)
-        with _without_dropout(self):
+        with without_dropout(self):
             batches = list(self._batches(episodes))
             more = 0 if self.shards is None else self.shards.most(len(batches)) - len(batches)
             for batch in [*batches, *([[]] * more)]:
@@ -421,7 +426,9 @@ class LanguageModel(nn.Module):
 
     @property
     def copy_writes(self) -> bool:
-        """Whether what `write` states comes from a copy in low precision, and not from the policy itself."""
+        """Whether what `write` states comes from another engine or a copy in low precision, not from the policy."""
+        if self.writer is not None:
+            return True
         return writer_linear(self.writer_dtype, self.model) is not None and self.anatomy() is not None
 
     @property
@@ -445,13 +452,16 @@ class LanguageModel(nn.Module):
         that autograd does not see, through `parameter.data`.
         """
         self._decoding = None
+        self._forgotten += 1
 
     def let_go(self) -> None:
         """Keep no weights but those in the model itself, which are about to be replaced."""
         self._decoding, self._recognized = None, Recognized()
 
-    def __getstate__(self) -> State:  # for copy and pickle: the cache is not part of the policy
-        return {**self.__dict__, "_decoding": None, "shards": None}
+    def __getstate__(
+        self,
+    ) -> State:  # for copy and pickle: caches and engines are not part of it
+        return {**self.__dict__, "_decoding": None, "shards": None, "writer": None}
 
     def _forward(self, tokens: Tensor, mask: Tensor, needs_logits: Tensor) -> tuple[Tensor, Tensor]:
         """By the model's own code: states [B, L, H], and logits [N, V] at the N tokens where `needs_logits` is True."""
@@ -488,15 +498,17 @@ class LanguageModel(nn.Module):
             return None
         module = self.model.get_output_embeddings()
         if self._known_head[0] is not module:
-            with _without_dropout(self):
+            with without_dropout(self):
                 self._known_head = (module, gives_the_logits(head, self.model))
         return head if self._known_head[1] else None
 
     def _weights(self) -> tuple[object, ...]:
-        """A value that differs after every in-place change that autograd sees, and after parameters are replaced."""
+        """A value that differs after every in-place change that autograd sees, after parameters are replaced, and after
+        learning began: fused optimizers change parameters and leave their versions (torch 2.13)."""
         if self.shards is not None:
-            return self.writer_dtype, self.shards.gathers
-        return (self.writer_dtype, *((parameter.data_ptr(), parameter._version) for parameter in self.parameters()))
+            return self.writer_dtype, self._forgotten, self.shards.gathers
+        versions = ((parameter.data_ptr(), parameter._version) for parameter in self.parameters())
+        return (self.writer_dtype, self._forgotten, *versions)
 
     def _batches(self, episodes: Sequence[Episode]) -> Iterator[list[int]]:
         """Batches of indices of `episodes`, sorted by length, each within the limits at the top of this file."""
@@ -561,7 +573,7 @@ def _padded_on_the_left(mask: Tensor) -> bool:
 
 
 @contextmanager
-def _without_dropout(module: nn.Module) -> Iterator[None]:
+def without_dropout(module: nn.Module) -> Iterator[None]:
     """Evaluation mode; afterwards every submodule is in the mode it was in."""
     training = [part for part in module.modules() if part.training]
     for part in training:

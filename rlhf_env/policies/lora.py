@@ -189,6 +189,19 @@ def merge_adapter(model: HFModel) -> HFModel:
     whole = copy.deepcopy(model, memo)
     for layer in _adapted(whole):
         layer.merge(safe_merge=False)
+    return _unwrapped(whole)
+
+
+def without_adapter(model: HFModel) -> HFModel:
+    """The base that a model's adapter is on, sharing all its weights; a model without an adapter as it is."""
+    if not has_adapter(model):
+        return model
+    memo: dict[int, Any] = {id(p): p for p in model.parameters()}
+    return _unwrapped(copy.deepcopy(model, memo))
+
+
+def _unwrapped(whole: HFModel) -> HFModel:
+    """Each matrix in the place of the adapter that is around it, in place."""
     # The innermost first: experts have an adapter around an adapter, one for each of their two matrices.
     for name, layer in reversed([(n, m) for n, m in whole.named_modules() if hasattr(m, "lora_A")]):
         parent = whole.get_submodule(name.rpartition(".")[0])

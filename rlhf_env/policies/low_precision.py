@@ -28,6 +28,7 @@ from torch import Tensor
 
 from rlhf_env.errors import ConfigError, Problem
 from rlhf_env.policies.linear import has_packed
+from rlhf_env.policies.policy import TextWriter
 from rlhf_env.policies.untyped import HFModel
 
 WriterDtype = Literal["auto", "int8", "bfloat16"]
@@ -247,31 +248,38 @@ def require_known(wanted: WriterDtype | None, model: HFModel, *, fused: bool, kn
 
 @contextmanager
 def writing_exactly(*policies: object) -> Iterator[None]:
-    """Inside, every policy that a copy in low precision writes for writes its texts itself."""
-    copied = [(policy, policy.writer_dtype) for policy in policies if isinstance(policy, HasWriter)]
-    for policy, _ in copied:
-        policy.writer_dtype = None
+    """Inside, every policy that a copy in low precision, or another engine, writes for writes its texts itself."""
+    written = [(policy, policy.writer_dtype, policy.writer) for policy in policies if isinstance(policy, HasWriter)]
+    for policy, _, writer in written:
+        policy.writer_dtype, policy.writer = None, None if writer is None or writer.of_training else writer
     try:
         yield
     finally:
-        for policy, wanted in copied:
-            policy.writer_dtype = wanted
+        for policy, dtype, writer in written:
+            policy.writer_dtype, policy.writer = dtype, writer
 
 
 def copy_writes(policy: object) -> bool:
-    """Whether texts of `policy` written now come from a copy of it, whose log-probabilities are not quite its own."""
+    """Whether texts of `policy` written now come from a copy of it, or from another engine with its weights: their
+    log-probabilities are not quite its own."""
     return isinstance(policy, HasWriter) and policy.copy_writes
+
+
+def other_writer(policy: object) -> TextWriter | None:
+    """The engine that writes in the place of `policy` now, if one does."""
+    return policy.writer if isinstance(policy, HasWriter) else None
 
 
 @runtime_checkable
 class HasWriter(Protocol):
-    """A policy that a copy of it may write for."""
+    """A policy that a copy of it, or another engine, may write for."""
 
     writer_dtype: WriterDtype | None
+    writer: TextWriter | None
 
     @property
     def copy_writes(self) -> bool:
-        """Whether texts written now come from a copy, whose log-probabilities are not quite the policy's."""
+        """Whether texts written now are not its own, so that their log-probabilities are not quite the policy's."""
 
 
 def has_int8() -> bool:

@@ -54,6 +54,16 @@ class NextTokens:
         """The same logits, divided by `temperature` once more."""
         return NextTokens(self.states, self.head, self.temperature * temperature)
 
+    def kept(self, top_k: int, top_p: float) -> Tensor:
+        """[N]: how likely the tokens are together that `Sampling` keeps, 1 where it keeps all. Without gradients."""
+        words, found = self.vocab_size, []
+        for rows in _rows(len(self.states), words):
+            probs = _scores(self, rows, words)[0].softmax(-1)
+            probs = probs.topk(top_k).values if 0 < top_k < words else probs.sort(descending=True).values
+            total = probs.cumsum(-1, dtype=torch.promote_types(probs.dtype, torch.float32))
+            found.append(probs.masked_fill(total - probs >= top_p * total[:, -1:], 0.0).sum(-1))
+        return torch.cat(found) if found else torch.zeros(0)
+
 
 @dataclass(frozen=True, eq=False)
 class StatesRead:

@@ -119,6 +119,27 @@ class InShards(Protocol):
         """Of whole weights the parts that are here of `own`."""
 
 
+class TextWriter(Protocol):
+    """Another engine that writes a policy's texts."""
+
+    name: str
+    of_training: bool
+    """Whether training alone has its texts, which it writes with the policy's weights; else evaluations have them."""
+    max_kl: float
+    """How far what it wrote may be from the policy, in nats a token."""
+
+    def write(
+        self, policy: Any, weights: tuple[object, ...], observation: Observation, rows: Bool, numbers: Float, /
+    ) -> Written:
+        """As `Policy.write`, for `rows` bool[B]; `numbers` float64[B, k] in [0, 1) decide what is drawn.
+
+        `weights` is another value after every change of the policy's weights. Raises WriterFailed.
+        """
+
+    def take_distance(self) -> dict[str, float]:
+        """How far what it wrote since the last call is from the policy: see `WriterDistance.take`."""
+
+
 class WritesAlone:
     """One process that writes all rows."""
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_env.errors import ContractError
+from rlhf_env.testing.remedies import own_generator
 from rlhf_env.types import Episode
 
 
@@ -46,10 +49,38 @@ def global_randomness_untouched(who: str) -> Iterator[None]:
     if torch is not None:
         torch.set_rng_state(torch_state)
     if drew:
-        why = "; dropout does, unless `policy.eval()` was called before the policy reads" if "torch" in drew else ""
+        used = f"{who} used the global generator of {' and '.join(drew)}"
+        raise ContractError("global random state", used, own_generator(who, drew))
+
+
+class _Endless(BaseException):
+    """Not an Exception: a plugin that catches those must not catch this."""
+
+
+@contextmanager
+def computing_at_most(seconds: float, rule: str, who: str) -> Iterator[None]:
+    """Raise ContractError where the block takes more processor time, as a loop without an end does.
+
+    Waiting costs none. Without effect outside the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread() or signal.getitimer(signal.ITIMER_PROF)[0]:
+        yield
+        return
+
+    def give_up(*_: object) -> None:
+        raise _Endless
+
+    before = signal.signal(signal.SIGPROF, give_up)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    except _Endless:
         raise ContractError(
-            "global random state", f"{who} used the global generator of {' and '.join(drew)}: keep one of its own{why}"
-        )
+            rule, f"{who} still computes after {seconds:g} s", "a loop without an end? Every text is to have an answer"
+        ) from None
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0.0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def difference(one: Any, other: Any, place: str = "") -> str:
@@ -71,6 +102,22 @@ def difference(one: Any, other: Any, place: str = "") -> str:
     if hasattr(one, "detach"):
         one, other = one.detach().cpu().numpy(), other.detach().cpu().numpy()
     if isinstance(one, np.ndarray):
-        same = one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
-        return "" if same else f"{place}: {one} and {other}"
+        alike = isinstance(other, np.ndarray) and one.dtype == other.dtype and one.shape == other.shape
+        same = alike and one.tobytes() == other.tobytes()
+        return "" if same else f"{place}: {_of_arrays(one, other)}"
     return "" if repr(one) == repr(other) else f"{place}: {one!r} and {other!r}"
+
+
+def _of_arrays(one: Any, other: Any) -> str:
+    """Where two arrays differ first: all their numbers would fill the screen."""
+    if not isinstance(other, np.ndarray) or one.dtype != other.dtype or one.shape != other.shape:
+        return " and ".join(
+            f"{it.dtype}{list(it.shape)}" if isinstance(it, np.ndarray) else repr(it) for it in (one, other)
+        )
+    if not one.shape:
+        return f"{one} and {other}"
+    unequal = np.argwhere(~((one == other) | ((one != one) & (other != other))))
+    if not len(unequal):
+        return f"{one.dtype}{list(one.shape)} that differ in the sign of a zero or in what is no number"
+    first = tuple(int(place) for place in unequal[0])
+    return f"{one[first]} and {other[first]} at {list(first)}, one of {len(unequal)} that differ of {one.size}"

@@ -12,6 +12,7 @@ from rlhf_env.envs.reward_functions import as_reward
 from rlhf_env.errors import ContractError
 from rlhf_env.testing.episodes import episodes_of, in_groups
 from rlhf_env.testing.observing import broken, global_randomness_untouched
+from rlhf_env.testing.remedies import OF_REWARDS, mended
 from rlhf_env.types import (
     AnyReward,
     BoundedAbove,
@@ -55,13 +56,25 @@ def check_reward(
         longest: characters of the longest response. Lower it for a reward with a limited context.
     """
     if isinstance(reward, type):
-        raise ContractError("raised", f"{reward.__name__} is a class: check an instance, {reward.__name__}(...)")
+        name = reward.__name__
+        raise ContractError("raised", f"{name} is a class: check an instance, {name}(...)", "hand over an instance")
+    with mended(OF_REWARDS):
+        _check(reward, low, high, episodes_of(np.random.default_rng(seed), meta, tokenizer, longest), seed, tolerance)
+
+
+def _check(
+    reward: AnyReward | Callable[..., Any],
+    low: float | None,
+    high: float | None,
+    episodes: Sequence[Episode],
+    seed: int,
+    tolerance: float,
+) -> None:
     scored = as_reward(reward)
     if low is None and isinstance(scored, BoundedBelow):
         low = scored.low
     if high is None and isinstance(scored, BoundedAbove):
         high = scored.high
-    episodes = episodes_of(np.random.default_rng(seed), meta, tokenizer, longest)
     score = _Asked(scored, low, high)
     before = copy.deepcopy(scored.state_dict()) if isinstance(scored, Remembers) else None
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,15 @@ from rlhf_env.envs.tasks import held_out
 from rlhf_env.envs.tokenizers import ByteTokenizer, prompt_ids
 from rlhf_env.errors import ContractError
 from rlhf_env.testing.episodes import ODD_RESPONSES, can_say, make_episode
-from rlhf_env.testing.observing import broken, global_randomness_untouched
+from rlhf_env.testing.observing import broken, computing_at_most, global_randomness_untouched
+from rlhf_env.testing.remedies import OF_TASKS, mended
 from rlhf_env.types import Episode, MasksActions, Prompt, ReadsOptions, Replies, ScoresItself, Task, Tokenizer
 
 _LOOKED_AT = 200  # prompts of a task that are compared; unbounded and large tasks are sampled
+_TALKED_TO = 3  # prompts with which a conversation is played to its end
+_SAYINGS = ("", "a", "Fine, thank you.")  # what is said there, again and again
+_LONGEST_TALK = 100  # turns
+_PATIENCE = 20.0  # seconds of processor time for one answer
 
 
 def check_task(task: Task, tokenizer: Tokenizer | None = None) -> None:
@@ -23,9 +29,14 @@ def check_task(task: Task, tokenizer: Tokenizer | None = None) -> None:
     The rules: "size", "prompt" (a Prompt with an id and a text), "pure" (a function of index and options alone),
     "ids" (two prompts never share an id, an id never has two texts), "encodes" (at least one token, ids in the
     vocabulary), "held_out" (evaluation shares no id with training, unless it is the same task), "score" (finite on
-    empty and odd responses), "reply", "action_mask", "option_names", "global random state".
+    empty and odd responses), "reply" (a string, messages or None, and None in the end, whatever was said),
+    "action_mask", "option_names", "global random state".
     """
-    tokenizer = ByteTokenizer() if tokenizer is None else tokenizer
+    with mended(OF_TASKS):
+        _check(task, ByteTokenizer() if tokenizer is None else tokenizer)
+
+
+def _check(task: Task, tokenizer: Tokenizer) -> None:
     size = task.size
     if size is not None and (not isinstance(size, (int, np.integer)) or isinstance(size, bool) or size < 1):
         raise ContractError("size", f"expected the number of prompts (at least 1) or None, got {size!r}")
@@ -39,6 +50,10 @@ def check_task(task: Task, tokenizer: Tokenizer | None = None) -> None:
             _check_encoding(prompt, tokenizer)
             for response in ODD_RESPONSES:
                 _check_answers(task, prompt, response, tokenizer)
+        if isinstance(task, Replies):
+            for prompt in prompts[:_TALKED_TO]:
+                for words in _SAYINGS:
+                    _check_end(task, prompt, words, tokenizer)
         evaluation = held_out(task)
         if evaluation is task:
             return
@@ -103,8 +118,7 @@ def _check_answers(task: Task, prompt: Prompt, response: str, tokenizer: Tokeniz
             raise broken("score", "the same score when asked twice", f"{first} and {second}", episode)
     if isinstance(task, Replies):
         answer = _said("reply", task.reply, episode)
-        if answer is not None and not isinstance(answer, str):
-            raise broken("reply", "a string, or None at the end of the conversation", repr(answer), episode)
+        _require_reply(answer, episode)
     if isinstance(task, MasksActions):
         allowed = task.action_mask
         mask = np.asarray(_said("action_mask", lambda made: allowed(prompt, made.response_ids[:-1]), episode))
@@ -113,8 +127,36 @@ def _check_answers(task: Task, prompt: Prompt, response: str, tokenizer: Tokeniz
             raise broken("action_mask", expected, f"{mask.dtype} of shape {mask.shape}", episode)
 
 
+def _require_reply(answer: object, episode: Episode) -> None:
+    messages = isinstance(answer, Sequence) and all(isinstance(it, Mapping) and "role" in it for it in answer)
+    if answer is not None and not isinstance(answer, str) and not messages:
+        raise broken("reply", "a string, messages, or None at the end of the conversation", repr(answer), episode)
+
+
+def _check_end(task: Replies, prompt: Prompt, words: str, tokenizer: Tokenizer) -> None:
+    """A conversation in which the agent says the same again and again comes to an end."""
+    if not can_say(tokenizer, words):
+        return
+    for turns in range(1, _LONGEST_TALK + 1):
+        made = make_episode(prompt.text, words * turns, tokenizer)
+        said = replace(made, prompt=prompt, turns=(words,) * turns)
+        answer = _said("reply", task.reply, said)
+        _require_reply(answer, said)
+        if answer is None:
+            return
+    raise ContractError(
+        "reply",
+        f"the task still replies after {_LONGEST_TALK} turns of {words!r} to prompt {prompt.id!r}, with {answer!r:.60}",
+        "return None where the conversation ends, whatever the agent says: `if len(episode.turns) >= self.turns: "
+        "return None`. The limit of tokens alone would end it, in the middle of a turn",
+    )
+
+
 def _said(rule: str, call: Callable[[Episode], object], episode: Episode) -> Any:
     try:
-        return call(episode)
+        with computing_at_most(_PATIENCE, rule, f"{rule}(), asked about {episode.response[:60]!a},"):
+            return call(episode)
+    except ContractError:
+        raise
     except (Exception, SystemExit) as error:
         raise broken(rule, "an answer to every text", f"{type(error).__name__}: {error}", episode) from error

@@ -78,7 +78,7 @@ MUTANTS = (
     Mutant(
         "M2",
         "the weights of replay forget how many groups there are",
-        "rlhf_env/learning/functional.py",
+        "rlhf_env/learning/unequal_draws.py",
         "    spread = len(probabilities) * probabilities\n",
         "    spread = probabilities\n",
         REPLAY_EXACT,

@@ -6,8 +6,57 @@ from bugs.mutant import Mutant
 
 EVERY_AGENT = "tests/agents/test_every_agent.py"
 COPIES = "tests/policies/test_low_precision.py"
+OTHER_WRITERS, VLLM_WRITER = "tests/learning/test_other_writers.py", "tests/policies/test_vllm_writer.py"
 
 MUTANTS = (
+    Mutant(
+        "LOG",
+        "an engine's weights are those before the update: fused steps change no version",
+        "rlhf_env/policies/language_model.py",
+        "        return (self.writer_dtype, self._forgotten, *versions)\n",
+        "        return (self.writer_dtype, *versions)\n",
+        OTHER_WRITERS,
+    ),
+    Mutant(
+        "LOG",
+        "what another engine wrote is learned from, however far it is",
+        "rlhf_env/learning/sources.py",
+        "    if not kl <= writer.max_kl:\n",
+        "    if kl != kl:\n",
+        OTHER_WRITERS,
+    ),
+    Mutant(
+        "LOG",
+        "the distance to an engine is the mean of log ratios, which cancels",
+        "rlhf_env/policies/writer_distance.py",
+        "np.mean(np.expm1(log_ratios) - log_ratios)",
+        "np.mean(-log_ratios)",
+        VLLM_WRITER,
+    ),
+    Mutant(
+        "LOG",
+        "truncated sampling is compared with the whole distribution",
+        "rlhf_env/policies/writer_distance.py",
+        "            if not policy.sampling.exact:\n",
+        "            if False:\n",
+        VLLM_WRITER,
+    ),
+    Mutant(
+        "LOG",
+        "every text of an engine has its row's first seed",
+        "rlhf_env/policies/vllm_writer.py",
+        "        seeds = [int(number * 2.0**53) for number in numbers[written, 0]]\n",
+        "        seeds = [int(row) for row in written]\n",
+        VLLM_WRITER,
+    ),
+    Mutant(
+        "LOG",
+        "an engine goes on with what it has read by old weights",
+        "rlhf_env/policies/vllm_writer.py",
+        "            self._llm.reset_prefix_cache()\n",
+        "",
+        VLLM_WRITER,
+    ),
     Mutant(
         "LOG",
         "grpo's numbers are the last micro-batch's",
@@ -244,8 +293,8 @@ MUTANTS = (
         "COPY",
         "a copy goes on from the keys and values of the policy itself",
         "rlhf_env/policies/language_model.py",
-        "        return (self.writer_dtype, *(",
-        "        return (None, *(",
+        "        return (self.writer_dtype, self._forgotten, ",
+        "        return (None, self._forgotten, ",
         COPIES,
     ),
     Mutant(

@@ -109,6 +109,7 @@ COMMANDS = [
     "bench",
     "report",
     "metrics",
+    "new",
     "scorecard",
     "annotate",
     "plugins",
@@ -116,7 +117,7 @@ COMMANDS = [
     "check",
     "pipeline",
 ]
-COMMANDS += ["lab", "lab exact", "lab agents", "lab labels", "lab regularisation"]
+COMMANDS += ["lab", "lab exact", "lab referee", "lab agents", "lab labels", "lab regularisation"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

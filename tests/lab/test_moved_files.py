@@ -10,11 +10,11 @@ import pytest
 from rlhf_env.errors import DataError
 from rlhf_env.lab import moved_files
 from rlhf_env.lab.moved_files import (
-    compared,
     contents_of,
     has_checkpoint_beyond,
     link_what_is_read,
     look_at,
+    missing_and_others,
     put_where_missing,
     seen_in,
     sha256_of,
@@ -98,7 +98,7 @@ def test_files_are_compared_by_look_and_then_by_content(tmp_path: Path) -> None:
     os.utime(tmp_path / "copied", ns=(0, 0))
     write(tmp_path, edited="other")
     (tmp_path / "lost").unlink()
-    missing, others = compared(expected)
+    missing, others = missing_and_others(expected)
     assert missing == [str(tmp_path / "lost")]
     assert set(others) == {str(tmp_path / "copied"), str(tmp_path / "edited")}
     assert others[str(tmp_path / "copied")] == before

@@ -8,40 +8,30 @@ from __future__ import annotations
 import importlib.util
 import json
 import socket
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rlhf_env.errors import ConfigError, MissingExtra
-from rlhf_env.lab import ray_cluster
+from rlhf_env.lab import cluster_address, ray_cluster
 from rlhf_env.lab.backends import BackendOptions
 from rlhf_env.lab.benchmark.cells import GridCell
 from rlhf_env.lab.benchmark.grid import Grid
+from rlhf_env.lab.benchmark.run import run_benchmark
+from rlhf_env.lab.jobs import Progress
 from rlhf_env.lab.moved_files import write_contents
 from rlhf_env.lab.processes import LocalProcesses
 from rlhf_env.lab.ray_cluster import RayCluster, _Here, _Machine
-from rlhf_env.learning.run_folder import read_metrics
+from rlhf_env.lab.scheduling import run_jobs
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from fake_ray import installed
 
 Toy = Mapping[str, Any]
-
-
-@dataclass
-class Site:
-    """The folder of the benchmark, and the post of a task that works elsewhere: it ends at one of its letters."""
-
-    folder: Path
-    dies_after: int = 10**6
-    checkpoints: int = 0
-
-    def post(self, kind: str, *content: Any) -> None:
-        if kind == "files":
-            write_contents(self.folder, *content)
-            self.checkpoints += 1
-        if self.checkpoints == self.dies_after:
-            raise SystemExit  # as kill -9: nothing is posted any more
 
 
 def cell_of(toy: Toy, folder: Path) -> GridCell:
@@ -54,33 +44,15 @@ def without_clock(file: Path) -> dict[str, Any]:
     return dict(result)
 
 
-def test_a_run_that_was_cut_short_elsewhere_is_resumed_from_what_it_sent(
-    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    here, there, alone = tmp_path / "here", tmp_path / "there", tmp_path / "alone"
-    monkeypatch.setattr(ray_cluster, "BETWEEN_NEWS", -1.0)  # each update is told, however fast it was
-    cell = cell_of(toy, here)
-    cell.work(alone, lambda _row, _fraction: None)
-
-    site = Site(here, dies_after=2)
-    with pytest.raises(SystemExit):
-        ray_cluster._done(cell, there / "1", site.post, {}, _Here.now(here))
-    sent = sorted(path.name for path in (here / cell.run / "checkpoints").iterdir())
-    assert sent and not cell.result_file(here).exists()
-
-    kept = ray_cluster.contents_of(here, ray_cluster.seen_in(here, cell.leaves(here)))
-    outcome = ray_cluster._done(cell, there / "2", Site(here).post, kept, _Here.now(here))
-    assert outcome == {"fraction": 1.0, "ended": "finished"}
-    (resumed,) = json.loads((here / cell.run / "record.json").read_text())["resumed"]
-    assert f"step-{resumed['update']:08}" == sent[-1], "not from the start"
-    assert without_clock(cell.result_file(here)) == without_clock(cell.result_file(alone))
-    assert [row["update"] for row in read_metrics(here / cell.run)] == [*range(13)]
-
-
 def test_a_failure_is_an_outcome_and_what_it_left_is_sent(toy: Toy, tmp_path: Path) -> None:
     cell = cell_of(toy, tmp_path)
     bad = replace(cell, experiment=replace(cell.experiment, agent={"name": "ppo", "lr": 1e30}))
-    outcome = ray_cluster._done(bad, tmp_path / "there", Site(tmp_path / "here").post, {}, _Here.now(tmp_path))
+
+    def post(kind: str, *content: Any) -> None:
+        if kind == "files":
+            write_contents(tmp_path / "here", *content)
+
+    outcome = ray_cluster._done(bad, tmp_path / "there", post, {}, _Here.now(tmp_path))
     assert outcome["ended"] == "failed" and outcome["why"]
     assert (tmp_path / "here" / cell.run / "metrics.jsonl").is_file()
 
@@ -107,6 +79,44 @@ def test_what_a_task_left_goes_where_a_local_run_writes(toy: Toy, tmp_path: Path
     left = ray_cluster.seen_in(tmp_path, cell.leaves(tmp_path))
     everything = ray_cluster.seen_in(tmp_path, [tmp_path])
     assert left == everything, "a local run writes nothing else"
+
+
+def test_a_grid_by_tasks_is_the_grid_of_this_process_though_a_worker_died(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_cluster, "BETWEEN_NEWS", -1.0)
+    ppo, reference = "echo--ppo--seed-0", "echo--reference--seed-0"
+    fake = installed(monkeypatch, {ppo: 12})  # it has begun, told of an evaluation and eight updates, sent a checkpoint
+    agents = {"ppo": {"lr": 1e-2}, "reference": {}}
+    grid = Grid(agents=agents, experiment={**toy, "budget": {"updates": 12}}, seeds=1)
+    told: list[Progress] = []
+    with pytest.warns(RuntimeWarning, match="no verdict"), BackendOptions(backend="ray").opened() as backend:
+        run_benchmark(grid, tmp_path / "tasks", jobs=backend, on_progress=told.append)
+    assert fake.log == [f"runs {ppo}", f"runs {reference}", f"runs {ppo}", "ends the mailbox"]
+    (lost,) = [news for news in told if news.why]
+    died = f"its worker died on {socket.gethostname()}/12ab34 (WorkerCrashedError)"
+    assert (lost.ended, lost.why) == (None, f"{died}; another worker resumes it (1 of 3)")
+    assert {news.place.partition("/")[2] for news in told if 0.0 < news.fraction < 1.0} == {"12ab34"}
+    (resumed,) = json.loads((tmp_path / "tasks" / "cells/echo/ppo/seed-0/record.json").read_text())["resumed"]
+    assert resumed["update"] == 5
+    with pytest.warns(RuntimeWarning, match="no verdict"):
+        run_benchmark(grid, tmp_path / "here", jobs=0)
+    for key in (ppo, reference):
+        file = Path("results") / f"{key}.json"
+        assert without_clock(tmp_path / "tasks" / file) == without_clock(tmp_path / "here" / file)
+
+
+def test_stopped_by_an_exception_the_tasks_are_cancelled(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = installed(monkeypatch)
+
+    def stop(_news: Progress) -> None:
+        raise KeyboardInterrupt
+
+    with BackendOptions(backend="ray").opened() as backend, pytest.raises(KeyboardInterrupt):
+        run_jobs([cell_of(toy, tmp_path)], tmp_path, jobs=backend, on_progress=stop)
+    assert fake.log == ["runs echo--ppo--seed-0", "cancels", "ends the mailbox"]
 
 
 # ------------------------------------------------------------------- what is refused
@@ -157,7 +167,7 @@ def free_port() -> int:
 def test_an_address_that_nobody_answers_at_is_refused_before_ray_tries_it(address: str, said: str) -> None:
     port = str(free_port())
     with pytest.raises(ConfigError) as raised:
-        ray_cluster._require_address(address.replace("DEAD", port))
+        cluster_address.require_address(address.replace("DEAD", port))
     assert said.replace("DEAD", port) in str(raised.value)
 
 
@@ -180,7 +190,7 @@ def test_a_run_that_no_machine_has_room_for_is_refused(monkeypatch: pytest.Monke
     with pytest.raises(ConfigError) as raised:
         RayCluster({"CPU": 2.0, "GPU": 1.0, "memory": 0.0}).require_fit()
     room = "no machine of the cluster has room for a run of 2 CPUs, 1 GPU"
-    assert str(raised.value) == f"{room}: node-a/12ab34 has 2 CPUs, 2 GiB of memory"
+    assert str(raised.value) == f"{room}: node-a/12ab34 has 2 CPUs, 2.0 GiB of memory"
 
 
 def test_machines_that_differ_are_named_with_what_differs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

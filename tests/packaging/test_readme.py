@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from faults.processes import started, warm_up
 from pages_followed import blocks, python
 
+from rlhf_env import plugins
 from rlhf_env.cli.main import app
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +52,15 @@ def commands() -> list[tuple[str, str]]:
         for line in text.splitlines()
     ]
     return [(page, line) for page, line in lines if line.startswith("rlhf-env ")]
+
+
+def test_the_table_of_what_there_is_is_whole() -> None:
+    kinds = r"^\| (rewards|agents|annotators|tasks) \| (.*) \|$"
+    rows = dict(re.findall(kinds, README.read_text("utf-8"), re.MULTILINE))
+    for kind, row in rows.items():
+        own = [it.name for it in plugins.host() if f"{it.kind}s" == kind and it.origin == plugins.OWN]
+        assert own and [name for name in own if f"`{name}`" not in row] == [], kind
+    assert len(rows) == 4
 
 
 def test_there_are_commands() -> None:

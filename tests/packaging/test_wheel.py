@@ -32,8 +32,17 @@ def test_every_file_that_is_no_module_came_along() -> None:
     expected = {f"{package}/py.typed" for package in PACKAGES}
     page = ("index.html", "page.css", "page.js", "forms.js", "server.js")
     expected |= {f"rlhf_env/feedback/page/static/{name}" for name in page}
+    expected |= {f"rlhf_env/local_page/static/{name}" for name in ("base.css", "elements.js")}
+    watch = ("watch.html", "watch.css", "watch.js", "run.js", "grid.js", "chart.js", "texts.js")
+    expected |= {f"rlhf_env/lab/watching/static/{name}" for name in watch}
+    expected.add("rlhf_env/lab/watching/run_report.html.jinja")
     expected |= {f"rlhf_env/lab/report/{name}.html.jinja" for name in ("report", "scorecard", "benchmark_sections")}
     expected |= {"rlhf_env/assets/__init__.py", "rlhf_env/assets/recipe.json"}
+    for kind in ("reward", "task", "agent"):
+        names = ("PACKAGE/NAME.py", "tests/test_NAME.py", "NAME.toml")
+        expected |= {f"rlhf_env/new_plugins/templates/{kind}/{name}.template" for name in names}
+    for name in ("PACKAGE/__init__.py", "PACKAGE/py.typed", "README.md", "gitignore", "pyproject.toml"):
+        expected.add(f"rlhf_env/new_plugins/templates/any/{name}.template")
     for model in ("chitchat", "chitchat-judge"):
         expected |= {
             f"rlhf_env/assets/{model}/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")

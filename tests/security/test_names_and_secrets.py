@@ -259,7 +259,7 @@ def test_who_speaks_to_a_network() -> None:
     network = ("socket", "ssl", "http.client", "urllib.request", "requests", "httpx", "aiohttp", "huggingface_hub")
     found = {file for file, name in imports() if name in network or name.split(".")[0] in ("requests", "httpx")}
     own = {"isolation.py", "isolated_process.py", "lifeline.py"}  # a child; who was started as a process of the run
-    assert found <= {"web_calls.py", "server.py", "tokenizers.py", "loading.py", "hub.py", "ray_cluster.py"} | own
+    assert found <= {"web_calls.py", "server.py", "tokenizers.py", "loading.py", "hub.py", "cluster_address.py"} | own
     page = next(file for file in SOURCES if file.name == "server.py")
     assert not re.search(r"urllib\.request|http\.client|create_connection|\.connect\(\(", page.read_text())
 

@@ -9,6 +9,16 @@ command("lab exat", "No such command 'exat'. Did you mean 'exact'?")
 command("plugins x", "unknown plugin 'x'")
 command("plugins reward:pppo", "unknown plugin 'reward:pppo': did you mean 'reward:")
 command("plugins ppo x", "Got unexpected extra argument(s) (x)")
+command("new reward", "Missing argument 'name'.")
+command("new rewrd polite", "Invalid value for 'kind'")
+command("new reward My-Reward", "'My-Reward' cannot name a Python module: small letters, digits and single underscores")
+command("new reward length", "'length' is a reward of rlhf-env already, and one name is one reward: choose another")
+command(
+    "new task sorting",
+    "rlhf_task_sorting is there already, and stays as it is",
+    rlhf_task_sorting_IN_README_DOT_md="mine",
+)
+command("new agent mine --in text", "Invalid value for '--in'")
 command("schema experimnt", "Invalid value for 'kind'")
 command("train", "Missing argument 'file'.")
 command("train no.toml", "cannot read no.toml: No such file or directory")
@@ -212,6 +222,9 @@ command(
 )
 command("lab exact --beta inf", "beta must be positive, got inf")
 command("lab exact --symbols 27", "Invalid value for '--symbols'")
+command("lab referee", "no wheel of trl, verl, openrlhf, skyrl, areal, torchtune in build/referee: `make referee`")
+command("lab referee --only verl", "no wheel of verl in build/referee: `make referee` downloads and unpacks them")
+command("lab referee --only rlhf-env --wheels", "requires an argument")
 command("lab labels --quick --out text", "cannot work in text: File exists: name another place")
 command("lab labels --quick --out text/x", "cannot work in text/x: Not a directory: name another place")
 command("lab labels --seeds 0", "Invalid value for '--seeds'")
@@ -382,3 +395,9 @@ command(
     "stop has '<|end|>', and no text shows the special token '<|end|>'",
 )
 command("chat rlhf-env/chitchat --stop <|end|>", "stop has '<|end|>', and no text shows the special token '<|end|>'")
+command("watch", "Missing argument 'folder'.")
+command("watch nowhere", "nowhere: there is no such folder (rlhf-env train makes runs/NAME)")
+command("watch toy.toml", "toy.toml is a file: name the folder of a run or of a benchmark")
+command("watch .", ". is neither a run nor a grid: it has no experiment.toml (rlhf-env train) and no benchmark.toml")
+command("watch . --port 65536", "Invalid value for '--port'")
+command("report r", "r: no results/*.json in it; is this the folder of a benchmark?")

@@ -68,6 +68,40 @@ experiment_file(
     '"int8": a copy of the policy would write, and options has no importance ratio that corrects for it',
 )
 experiment(
+    "a writer that there is not",
+    "[policy]",
+    '[policy]\nwriter = "sglang"',
+    "policy: writer must be one of 'vllm', 'server', got 'sglang'",
+)
+experiment(
+    "vLLM's settings without vLLM",
+    "[policy]",
+    "[policy.vllm]\ncache_mb = 64\n[policy]",
+    'policy: [policy.vllm] is how vLLM writes: set writer = "vllm" beside it',
+)
+experiment(
+    "a distance that nothing can keep",
+    "[policy]",
+    '[policy.vllm]\nmax_kl = 0.0\n[policy]\nwriter = "vllm"',
+    "policy vllm: max_kl must be above 0, got 0.0",
+)
+experiment_file(
+    "vLLM for who does not correct for it",
+    TOY.replace("[policy]", '[policy]\nwriter = "vllm"').replace('"ppo"', '"options"'),
+    '"vllm": another engine would write, and options has no importance ratio that corrects for it',
+)
+experiment(
+    "a server without its address",
+    "[policy]",
+    '[policy]\nwriter = "server"',
+    'policy: writer = "server" and a table [policy.server] with its url and model belong together',
+)
+experiment_file(
+    "a server for who learns from it",
+    TOY.replace("[policy]", '[policy.server]\nurl = "http://localhost:1/v1"\nmodel = "m"\n[policy]\nwriter = "server"'),
+    '"server": which tokens a server drew is not known, and ppo learns from them: take best_of_n or reference',
+)
+experiment(
     "a copy of a model that is read module by module",
     "[policy]",
     '[policy]\nwriter_dtype = "bfloat16"\nfused = false',
@@ -161,6 +195,16 @@ experiment(
 )
 experiment("half a budget", BUDGET, "updates = 2.5", "budget: updates must be a whole number, got 2.5")
 experiment("evaluation prompts", "prompts = 4", "prompts = 0", "evaluation: prompts must be from 1 to 1,048,576, got 0")
+
+# ---------------------------------------------------------------- texts that are kept
+
+for setting, said in {
+    "of_evaluation = -1": "texts: of_evaluation must be at least 0, got -1",
+    "rollouts_every = 0": "texts: rollouts_every must be at least 1, got 0",
+    "megabytes = 5_000": "texts: megabytes must be from 1 to 4,096, got 5000",
+    "of_rolout = 1": "texts: no setting 'of_rolout': did you mean 'of_rollout'?",
+}.items():
+    experiment(f"[texts] {setting}", "prompts = 4", f"prompts = 4\n[texts]\n{setting}", said)
 
 # ---------------------------------------------------------------- stop strings
 

@@ -21,6 +21,7 @@ a name that is yours, such as that of a part of the reward. `rlhf-env metrics KE
 SECTIONS = {
     "update": "Where the run is",
     "rollout": "The texts of this update (`rollout/`)",
+    "writer": "Another engine that writes (`writer/`)",
     "histogram": "How rewards are spread (`histogram/`)",
     "spent": "What it has cost so far (`spent/`)",
     "time": "Where the time goes (`time/`)",

@@ -208,6 +208,7 @@ def run(
     set_threads(threads)
     try:
         workplace = _with_data(experiment) if isinstance(experiment, Workplace) else prepare(experiment, folder)
+        workplace.start_writer()  # before anything is written
         with ExitStack() as stack:
             opened = None
             wanted = workplace.experiment

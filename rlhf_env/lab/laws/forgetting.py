@@ -81,6 +81,6 @@ LAW = Law(
     axis="demonstrations ~ base^power on right answers",
     places=(-1.0, 0.0, 1.0, 2.0, 4.0),
     place_seeds=20,
-    most=100,
+    most=400,
     teaches="`rejection` (its own right answers) before `sft` where there is a checker.",
 )

@@ -126,7 +126,9 @@ class Outcome:
         if len(nothing) == len(signs):
             return f"no sign at any place ({self.law.axis})"
         beside = f", none at {', '.join(nothing)}" if nothing else ""
-        return f"the same sign from {known[0][0]:g} to {known[-1][0]:g}{beside} ({self.law.axis})"
+        first, last = known[0][0], known[-1][0]
+        along = f"the same sign from {first:g} to {last:g}" if len(known) > 1 else f"a sign at {first:g} alone"
+        return f"{along}{beside} ({self.law.axis})"
 
 
 def analyse(law: Law) -> Analysis:
@@ -196,6 +198,8 @@ def conclude(
 
 
 def _sign(effect: Estimate) -> int:
+    if abs(effect.value) < 1e-9:  # 0 but for rounding, whose sign an interval may even exclude
+        return 0
     if effect.low is None or effect.high is None:
-        return int(np.sign(effect.value)) if abs(effect.value) > 1e-9 else 0
+        return int(np.sign(effect.value))
     return 1 if effect.low > 0.0 else -1 if effect.high < 0.0 else 0

@@ -15,6 +15,6 @@ LAW = Law(
     ),
     smallest=0.02,
     measure=correlation,
-    most=16,
+    most=400,
     teaches="`rlhf-env evaluate` prints KL on prompts of your choice: take those you want to keep.",
 )

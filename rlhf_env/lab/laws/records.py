@@ -102,9 +102,9 @@ def as_record(law: Law, analysis: Analysis, outcome: Outcome | None = None) -> J
 
 
 def write_record(folder: Path, record: JsonObject) -> Path:
-    """Write `folder`/NAME.json, whole or not at all."""
+    """Write `folder`/NAME.json, whole or not at all; a plan (no effects yet) NAME.plan.json, beside an older result."""
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{record['name']}.json"
+    file = folder / f"{record['name']}{'' if 'effects' in record else '.plan'}.json"
     write_json(file, record)
     return file
 

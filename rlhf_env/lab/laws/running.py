@@ -20,7 +20,7 @@ def plan(
     tell: Callable[[float, str], None] = lambda share, note: None,
     on_analysis: Callable[[Analysis], None] = lambda analysis: None,
 ) -> Analysis:
-    """Run the pilot alone, and leave `folder`/NAME.json with the analysis and no verdict."""
+    """Run the pilot alone, and leave `folder`/NAME.plan.json with the analysis and no verdict."""
     tell(0.0, f"{law.name}: pilot")
     analysis = analyse(law)
     write_record(folder, as_record(law, analysis))
@@ -36,7 +36,7 @@ def decide(
     tell: Callable[[float, str], None] = lambda share, note: None,
     on_analysis: Callable[[Analysis], None] = lambda analysis: None,
 ) -> JsonObject:
-    """Run the law, and leave `folder`/NAME.json: the analysis before the run begins, everything after it.
+    """Run the law, and leave `folder`/NAME.plan.json before the run begins, NAME.json after it.
 
     `seeds` overrides what the analysis asks for. `on_analysis` hears of the analysis before the run.
     """
@@ -51,13 +51,8 @@ def decide(
 
 def law_table(records: Sequence[JsonView]) -> Table:
     """A row a law: its verdict, effect, seeds, and where the sign turns."""
-    counts = {
-        word: sum(one["verdict"] == word for one in records)
-        for word in ("confirmed", "refuted", "inconclusive", "not run yet")
-    }
-    title = ", ".join(f"{number} {word}" for word, number in counts.items() if number)
     table = Table(
-        title=f"{len(records)} laws: {title}",
+        title=counted(records),
         caption="Effect: signed so that the claim predicts it above 0, with its 95 % interval over seeds; in brackets "
         "the smallest that matters. `rlhf-env lab laws NAME` says what is measured, and measures it again.",
         title_justify="left",
@@ -77,20 +72,13 @@ def law_table(records: Sequence[JsonView]) -> Table:
     return table
 
 
-def laws_page(records: Sequence[JsonView]) -> str:
-    """The table of docs/laws.md, in Markdown."""
-    lines = ["| Law | Claim | Verdict | Effect | Seeds | Along its axis |", "|---|---|---|---:|---:|---|"]
-    for one in records:
-        cells = (
-            f"`{one['name']}`",
-            f"{one['claim']} ({one['source']})",
-            f"**{one['verdict']}**",
-            shown_effect(one),
-            str(len(one["effects"])) if "effects" in one else "",
-            one.get("turns", ""),
-        )
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+def counted(records: Sequence[JsonView]) -> str:
+    """How many laws there are, and how many have which verdict."""
+    counts = {
+        word: sum(one["verdict"] == word for one in records)
+        for word in ("confirmed", "refuted", "inconclusive", "not run yet")
+    }
+    return f"{len(records)} laws: " + ", ".join(f"{number} {word}" for word, number in counts.items() if number)
 
 
 def law_in_words(record: JsonView) -> str:
@@ -100,19 +88,27 @@ def law_in_words(record: JsonView) -> str:
         lines.append(f"about {record['would_decide']} seeds would decide, if they differ as these do")
     if record["places"]:
         lines += [f"along: {record['axis']}"]
-        lines += [f"  {place['at']:g}: {_interval(place['effect'])}, {place['verdict']}" for place in record["places"]]
+        lines += [
+            f"  {place['at']:g}: {shown_interval(place['effect'])}, {place['verdict']}" for place in record["places"]
+        ]
         lines.append(record["turns"])
     return "\n".join(lines)
+
+
+def shown_analysis(record: JsonView) -> str:
+    """The analysis of a record, in the words that were printed before the run."""
+    return Analysis(**record["analysis"]).sentence
 
 
 def shown_effect(record: JsonView) -> str:
     """The effect with its interval and the smallest that matters; empty where there is none."""
     if "effect" not in record:
         return ""
-    return f"{_interval(record['effect'])} ({record['smallest']:g})"
+    return f"{shown_interval(record['effect'])} ({record['smallest']:g})"
 
 
-def _interval(effect: JsonView) -> str:
+def shown_interval(effect: JsonView) -> str:
+    """A mean with its interval, three digits each."""
     value, low, high = (effect[name] for name in ("value", "low", "high"))
     return _number(value) if low is None else f"{_number(value)} ({_number(low)} to {_number(high)})"
 

@@ -156,7 +156,7 @@ def _section(name: str, keys: list[str]) -> SectionName:
 def _title(name: str) -> str:
     if name.startswith("part/"):
         return name.removeprefix("part/")
-    return _TITLES.get(name, name.removeprefix("train/"))
+    return _TITLES.get(name, name.removeprefix("train/").removeprefix("spread of "))
 
 
 def _meaning(key: str) -> str:

@@ -12,7 +12,7 @@ import pytest
 from rlhf_env.errors import ConfigError
 from rlhf_env.lab.laws.form import Analysis, Law, analyse, conclude, judge, run_law
 from rlhf_env.lab.laws.power import power_of, seeds_needed
-from rlhf_env.lab.laws.running import decide, law_in_words, law_table, laws_page
+from rlhf_env.lab.laws.running import decide, law_in_words, law_table
 from rlhf_env.lab.statistics import student_t
 
 
@@ -122,7 +122,7 @@ class TestAnalysis:
         heard: list[Analysis] = []
         with pytest.raises(RuntimeError, match="killed"):
             decide(law(measure=measure), tmp_path, on_analysis=heard.append)
-        record = json.loads((tmp_path / "made-up.json").read_text())
+        record = json.loads((tmp_path / "made-up.plan.json").read_text())
         assert record["verdict"] == "not run yet"
         assert record["analysis"]["seeds"] == heard[0].seeds
         assert "effects" not in record
@@ -136,6 +136,8 @@ class TestOutcome:
         same = decide_here(law(mean=2.0, spread=0.1, axis="a place", places=(1.0, 2.0)))
         assert same.turns == "the same sign from 1 to 2 (a place)"
         assert decide_here(law()).turns == ""
+        alone = decide_here(law(mean=2.0, spread=0.0, axis="a place", places=(0.0, 1.0)))
+        assert alone.turns == "a sign at 1 alone, none at 0 (a place)"
 
     def test_an_inconclusive_law_says_what_would_decide(self) -> None:
         found = decide_here(law(mean=0.4, spread=2.0, most=10))
@@ -152,7 +154,6 @@ class TestOutcome:
         assert "the same sign from 0.5 to 1 (a place)" in words
         other = {"name": "other", "claim": "Another.", "source": "Nobody", "verdict": "not run yet"}
         assert law_table([record, other]).title == "2 laws: 1 confirmed, 1 not run yet"
-        assert "| `made-up` | A claim. (Nobody 2026) | **confirmed** | 3" in laws_page([record, other])
 
 
 def decide_here(given: Law):  # type: ignore[no-untyped-def]

@@ -48,8 +48,8 @@ def test_what_is_measured_twice_stands_in_one_picture() -> None:
     assert {panel.title: panel.section for panel in named.values() if panel.section != "main"} == {
         "a": "parts",
         "loss": "agent",
-        "spread of kl": "rest",
-        "spread of part/a": "rest",
+        "kl_low": "rest",
+        "part/a_std": "rest",
         "time/x": "rest",
     }
     assert "sampled" in named["Reward, all parts"].meaning

@@ -56,10 +56,10 @@ def test_it_is_followed_while_it_is_written(seen: Path) -> None:
 
 def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
     """The lock's file stays, and names a process: asking does not lock, or a run that starts now would be refused."""
-    code = f"from rlhf_env.learning.folder_lock import hold; from pathlib import Path; held = hold(Path({str(tmp_path)!r}))"
-    wait = "; print('held', flush=True); input()"
+    code = "from rlhf_env.learning.folder_lock import hold; from pathlib import Path; import sys; "
+    wait = "held = hold(Path(sys.argv[1])); print('held', flush=True); input()"
     with subprocess.Popen(
-        [sys.executable, "-c", code + wait], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code + wait, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         process.stdout.readline()

@@ -5,6 +5,7 @@ What a launcher would say is in their environment, so they meet as launched proc
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import socket
@@ -13,6 +14,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from rlhf_env.learning.processes import current, join
 from rlhf_env.learning.sources import DataSource, EnvSource
 from rlhf_env.learning.workplace import Workplace, build
 from rlhf_env.lora_settings import Lora
+from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.policies.lora import add_adapter
 from rlhf_env.policies.tiny import tiny_language_model
 from rlhf_env.types import Episode, Float
@@ -95,19 +98,16 @@ def workplace_of(case: str, folder: Path, *, shard: bool = False) -> Workplace:
     engine = EngineSettings(shard=shard)
     experiment = replace(wanted, evaluation=measured, checkpoint_every=3, rewards=rewards, engine=engine)
     tokenizer = load_tokenizer_of(experiment.policy)
-    policy = tiny_language_model(
-        "gpt2",
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=16,
-        heads=2,
-        end_id=tokenizer.end_id,
-        pad_id=tokenizer.pad_id,
-        dtype=torch.float64,
-        init_std=0.2,
-    )
+    policy = copy.deepcopy(_new_model(tokenizer.vocab_size, tokenizer.end_id, tokenizer.pad_id))
     if "adapters" in case:
         add_adapter(policy.model, Lora(rank=2), seed=0)
     return build(experiment, policy=policy)
+
+
+@cache  # making one is checking it, which takes longer than a run's update
+def _new_model(vocab_size: int, end_id: int, pad_id: int) -> LanguageModel:
+    sizes: dict[str, Any] = {"vocab_size": vocab_size, "hidden_size": 16, "heads": 2, "layers": 1}
+    return tiny_language_model("gpt2", **sizes, end_id=end_id, pad_id=pad_id, dtype=torch.float64, init_std=0.2)
 
 
 class Varied:

@@ -93,6 +93,8 @@ def test_every_logged_number_agrees(folder: Path, case: str, size: int) -> None:
     for one, other in zip(alone, together, strict=True):
         assert one.keys() == other.keys()
         names = one.keys() - {"replay/bytes"}  # of numbers that are written down: their last digits count
+        if one["update"] == 1:  # policy and reference are one: how often log(p/p_ref) is above 0 is rounding's
+            names -= {"train/right_side", "rewards/accuracies"}
         differ = [f"{name}: {one[name]} {other[name]}" for name in names if not close(one[name], other[name])]
         assert not differ
 

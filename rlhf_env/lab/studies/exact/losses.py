@@ -80,7 +80,7 @@ def measure_token_loss(
     penalty = objective.beta * (written - token_logprobs(tree, objective.reference))
     paid = torch.zeros_like(written)
     paid[torch.arange(tree.responses), tree.mask.sum(1) - 1] = objective.reward
-    advantages = _advantages(loss, (paid - penalty)[rows], objective.reward[rows], actions, group)
+    advantages = loss_advantages(loss, (paid - penalty)[rows], objective.reward[rows], actions, group)
     tokens = TokenBatch(logprobs=logprobs, log_ratio=logprobs - written[rows], advantages=advantages, actions=actions)
     weights = batches.weights(loss.declared.aggregation or "sequence-mean")
     probability = batches.orders * written.sum(1)[members].sum(1).exp()
@@ -93,7 +93,7 @@ def measure_token_loss(
     return expectation(outcomes, token_scores(objective.tree, logits), batches, objective.gradient(logits))
 
 
-def _advantages(loss: NamedTokenLoss, rewards: Tensor, worth: Tensor, actions: Tensor, group: Tensor) -> Tensor:
+def loss_advantages(loss: NamedTokenLoss, rewards: Tensor, worth: Tensor, actions: Tensor, group: Tensor) -> Tensor:
     """[M n, T]: as `home_of` the loss makes them of token rewards [M n, T]; `worth` [M n] leaves out the penalty."""
     returns, kind = rewards.sum(1), loss.declared.advantages
     if kind == "batch std":

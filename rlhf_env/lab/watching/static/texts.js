@@ -4,7 +4,7 @@ import { written } from "./chart.js";
 import { el, shown } from "./elements.js";
 import { post } from "./watch.js";
 
-const SORTS = { update: "update", reward: "reward", length: "length", kl: "KL to the reference", change: "change of reward since the first evaluation", rewritten: "change of words since the first evaluation", gold: "gold", proxy: "proxy" };
+const SORTS = { update: "update", reward: "reward", length: "length", kl: "KL to the reference", change: "change of reward", rewritten: "change of words", gold: "gold", proxy: "proxy" };
 const NUMBERS = { reward: "token reward", log_ratio: "log-ratio to the reference", advantage: "advantage" };
 const ENDS = { stop: "the end token", length: "the limit of length", stop_string: "a stop string", task: "the task" };
 const named = (table, name) => table[name] ?? (name.startsWith("part/") ? `part ${name.slice(5)}` : name);

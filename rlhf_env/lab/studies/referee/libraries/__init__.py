@@ -1,0 +1,1 @@
+"""How each library's objectives are called: their functions and methods, with what those read and nothing else."""

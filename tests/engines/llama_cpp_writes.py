@@ -1,0 +1,123 @@
+"""llama.cpp's own server writes for evaluations and best-of-n: `[policy] writer = "server"` against a server of others.
+
+    make server-writer       # compiles llama.cpp (ten minutes) unless it is there, and runs this
+    python tests/engines/llama_cpp_writes.py FOLDER_OF_SMOLLM2 FOLDER_OF_LLAMA_CPP
+
+The server has SmolLM2-135M-Instruct in 8 bits, the run the same model in float32: so the log-probabilities that are
+stated are nearly the server's own, and greedy texts nearly the run's own. Ends with `N of N hold`.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+
+import rlhf_env
+from rlhf_env.policies.low_precision import writing_exactly
+
+QUESTIONS = ["What is the capital of France?", "Name a yellow fruit.", "What is two plus two?", "Say hello."]
+PATIENCE = 120.0  # seconds for the server to read the weights
+held: list[bool] = []
+
+
+def holds(what: str, true: bool, seen: object = "") -> None:
+    held.append(bool(true))
+    print(f"{'holds' if true else 'FAILS'}  {what}  {seen}", flush=True)
+
+
+def wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            with urllib.request.urlopen(f"{url}/models", timeout=2.0) as answer:
+                json.load(answer)
+                return
+        except (urllib.error.URLError, TimeoutError, ConnectionError):
+            if server.poll() is not None or time.monotonic() > end:
+                sys.exit("the server did not start")
+            time.sleep(0.2)
+
+
+def experiment(folder: Path, model: Path, url: str, agent: dict[str, object]) -> dict[str, object]:
+    (folder / "questions.jsonl").write_text("".join(json.dumps({"prompt": it}) + "\n" for it in QUESTIONS))
+    return {
+        "task": {"name": "file", "path": str(folder / "questions.jsonl")},
+        "policy": {"model": str(model), "writer": "server", "server": {"url": url, "model": "smollm2"}},
+        "environment": {"num_envs": 4, "max_new_tokens": 24, "max_prompt_tokens": 64},
+        "rewards": {"length": {"target": 6}},
+        "agent": agent,
+        "evaluation": {"prompts": 4},
+    }
+
+
+def measure(folder: Path, model: Path, url: str) -> None:
+    one = rlhf_env.run(experiment(folder, model, url, {"name": "reference"}))
+    best = rlhf_env.run(experiment(folder, model, url, {"name": "best_of_n", "n": 4}))
+    for sample in best.evaluation.samples:
+        print("      ", json.dumps(sample["response"])[:100])
+    objectives = [run.evaluation.metrics["objective"] for run in (one, best)]
+    holds("the best of 4 earn more than one", objectives[1] > objectives[0], np.round(objectives, 3).tolist())
+    again = rlhf_env.run(experiment(folder, model, url, {"name": "best_of_n", "n": 4}))
+    print("       the same again:", again.evaluation.metrics["objective"] == objectives[1])
+    greedy = {
+        **experiment(folder, model, url, {"name": "reference"}),
+        "evaluation": {"prompts": 4, "decoding": {"top_k": 1}},
+    }
+    theirs = rlhf_env.run(greedy)
+    greedy["policy"] = {"model": str(model)}
+    ours = rlhf_env.run(greedy)
+    texts = [[sample["response"] for sample in run.evaluation.samples] for run in (theirs, ours)]
+    same = [len(a) > 0 and a[:12] == b[:12] for a, b in zip(*texts, strict=True)]
+    holds("greedily, most texts begin as those of the run's own model", sum(same) >= 3, texts)
+    workplace = rlhf_env.build(rlhf_env.Experiment.from_table(experiment(folder, model, url, {"name": "reference"})))
+    with writing_exactly(workplace.setup.policy):
+        rollout = workplace.source.next(workplace.agent)
+    mean = float(rollout.logprobs.sum() / rollout.actions.sum())
+    holds("what is stated is as likely as text of a model is to itself", -3.0 < mean < -0.1, f"{mean:.2f} nats a token")
+
+
+def main() -> None:
+    model, llama = Path(sys.argv[1]).absolute(), Path(sys.argv[2]).absolute()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [
+        llama / "llama-server",
+        "--model",
+        llama / "smollm2-q8_0.gguf",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
+    with tempfile.TemporaryDirectory() as folder, (Path(folder) / "server.log").open("wb") as log:
+        server = subprocess.Popen([*command, "--ctx-size", "2048", "--threads", "1"], stdout=log, stderr=log)
+        try:
+            wait_for(f"http://127.0.0.1:{port}/v1", server)
+            measure(Path(folder), model, f"http://127.0.0.1:{port}/v1")
+        finally:
+            server.terminate()
+            server.wait()
+        gone = experiment(Path(folder), model, f"http://127.0.0.1:{port}/v1", {"name": "reference"})
+        gone["policy"]["server"]["attempts"] = 1  # type: ignore[index]
+        try:
+            rlhf_env.run(gone, Path(folder) / "run")
+            said = ""
+        except rlhf_env.ConfigError as error:
+            said = str(error)
+        holds("a server that is not there is said in one line, and nothing is written", "Connection" in said, said)
+        holds("... no run folder", not (Path(folder) / "run").exists())
+    print(f"{sum(held)} of {len(held)} hold")
+    sys.exit(0 if all(held) else 1)
+
+
+if __name__ == "__main__":
+    main()
