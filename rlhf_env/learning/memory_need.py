@@ -91,13 +91,16 @@ def memory_need(size: ModelSize, settings: PolicySettings, load: Load) -> Memory
         learning["activations"] = models * load.learned * kept * kind.itemsize
         finest = max(kind.itemsize, 4)
         logits = LOGITS_KEPT if settings.lora is None else 0  # of a frozen head, none are kept
+        if settings.lora is None:  # a tied head's waits for the embedding's, beside the sum over micro-batches
+            learning["the head's gradient"] = size.head * kind.itemsize
         learning["logits"] = min(logits, load.learned * size.vocabulary) * finest
     if load.parts > 1:
         if load.trains:
             learning["gathered"] = _gathered(size, whole_gradients=settings.lora is None) * kind.itemsize
         writing["gathered"] = weights
     elif settings.fused:
-        writing["joined matrices"] = sum(inputs * outputs for _, inputs, outputs in size.matrices) * kind.itemsize
+        joined = sum(inputs * outputs for _, inputs, outputs in size.matrices) + size.head
+        writing["joined matrices"] = joined * kind.itemsize
     if load.rows:
         writing["logits"] = _LOGITS_DRAWN * load.rows * size.vocabulary * max(kind.itemsize, 4)
     return MemoryNeed(stays, learning, writing)
@@ -113,7 +116,7 @@ def _gathered(size: ModelSize, *, whole_gradients: bool) -> int:
     """Numbers that are whole while a pass runs: what is in no layer, and a layer, once as the buffer that they arrive
     in; and their gradients, once as the buffer that is added up."""
     layer = (size.parameters - size.outside) // max(1, size.layers)
-    return size.outside + 2 * layer + (2 * size.outside if whole_gradients else layer)
+    return size.outside + 2 * layer + (size.outside if whole_gradients else layer)
 
 
 def fitting_need(size: ModelSize, dtype: torch.dtype, lora: Lora | None) -> MemoryNeed:

@@ -40,6 +40,8 @@ class ModelSize:
     """Parameters in none of them: embeddings, the last norm, the head."""
     vocabulary: int = 0
     """Words, for each of which there is a logit."""
+    head: int = 0
+    """Parameters of what makes the logits, which may be the embedding."""
 
     @property
     def kept_per_token(self) -> int:
@@ -84,6 +86,7 @@ def size_of(name: str | Path, revision: str | None = None, *, head: bool = True)
         layers=len(layers),
         outside=sum(weight.numel() for weight in model.parameters() if id(weight) not in inside),
         vocabulary=int(output.weight.shape[0]) if output is not None else 0,
+        head=output.weight.numel() if output is not None else 0,
     )
 
 

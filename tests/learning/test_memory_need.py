@@ -98,11 +98,11 @@ def test_a_run_that_will_need_more_is_told_so_and_goes_on(tmp_path: Path, monkey
         "budget": {"updates": 1},
         "evaluation": {"prompts": 2},
     }
-    said = r"the run will need about \d\d\d KiB \(weights 1\d\d KiB, .*, and 200 KiB are free on cpu: \[policy.lora\] "
+    said = r"the run will need about 2 MiB \(weights 1\d\d KiB, .*, and 200 KiB are free on cpu: \[policy.lora\] "
     monkeypatch.setattr(workplace, "free_on", lambda _device: 200 * 1024)
     with pytest.warns(RuntimeWarning, match=said):
         rlhf_env.run(experiment)
-    monkeypatch.setattr(workplace, "free_on", lambda _device: 2**21)
+    monkeypatch.setattr(workplace, "free_on", lambda _device: 2**22)
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         rlhf_env.run(experiment)
