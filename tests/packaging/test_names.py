@@ -17,6 +17,14 @@ from rlhf_env.lab.laws.records import MODULES
 TWICE = {
     # A law is found by the name of its module.
     "LAW": {f"rlhf_env.lab.laws.{module}" for module in MODULES.values()},
+    # A library's objectives are found by the name of its module.
+    "objectives": {
+        "rlhf_env.lab.studies.referee.ours",
+        *(
+            f"rlhf_env.lab.studies.referee.libraries.{module}"
+            for module in ("areal", "openrlhf", "skyrl", "torchtune", "trl", "verl")
+        ),
+    },
     # pluggy finds the implementation of a hook by the name of its specification.
     "register_agents": {"rlhf_agents", "rlhf_env.plugins"},
     "register_annotators": {"rlhf_env.feedback.asking", "rlhf_env.plugins"},

@@ -16,8 +16,8 @@ from rlhf_env.errors import ConfigError
 from rlhf_env.lab.studies.exact.estimators import Batches
 from rlhf_env.lab.studies.exact.losses import measure_pair_loss, measure_token_loss, pair_losses, token_losses
 from rlhf_env.lab.studies.referee import second
-from rlhf_env.lab.studies.referee.entries import Differs, Entry
-from rlhf_env.lab.studies.referee.measuring import Measurable, apart, measure_expected, share_gained
+from rlhf_env.lab.studies.referee.entries import Differs, LibraryObjective
+from rlhf_env.lab.studies.referee.measuring import Measurable, how_far_apart, measure_expected, share_gained
 from rlhf_env.lab.studies.referee.ours import objectives, pair_entry, token_entry
 from rlhf_env.lab.studies.referee.page import referee_page, referee_tables
 from rlhf_env.lab.studies.referee.rows import Refereed, Worlds, read_refereed, referee
@@ -101,7 +101,7 @@ def test_the_second_derivation_flags_a_line_and_says_how_far_it_explains_it(monk
         return second.derived(partial(second.of_group, epsilon=epsilon), second.uncapped, "token-mean")
 
     differs = Differs(line="+ 1e-4", module="made.up", why="another constant", explained=grpo(1e-4))
-    entry = Entry(library="made up", name="grpo", theirs=grpo(1e-4), second=grpo(1e-6), differs=differs)
+    entry = LibraryObjective(library="made up", name="grpo", theirs=grpo(1e-4), second=grpo(1e-6), differs=differs)
     row = WORLDS.row(entry, lambda found: f"{found.module}:1")
     assert not row.agrees
     assert (row.line, row.source) == ("made.up:1", "+ 1e-4")
@@ -115,7 +115,7 @@ def test_no_number_is_no_agreement() -> None:
     def nothing(texts: Texts, advantages: Tensor) -> Tensor:
         return likelihood(texts, advantages) * torch.nan
 
-    assert apart(Measurable(nothing, returns), REINFORCE, WORLDS.groups[2], WORLDS.at_small) == torch.inf
+    assert how_far_apart(Measurable(nothing, returns), REINFORCE, WORLDS.groups[2], WORLDS.at_small) == torch.inf
 
 
 def test_every_pair_is_drawn_and_wrong_labels_are_the_other_way_round() -> None:

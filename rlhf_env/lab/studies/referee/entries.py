@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from rlhf_env.lab.studies.referee.measuring import Measurable
 
+LoadModule = Callable[[str], Any]
+"""Gives a module of a library, by its name."""
 Penalty = Literal["in reward", "in loss", "none"]
 
 
@@ -24,7 +27,7 @@ class Differs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class LibraryObjective:
     """One objective: whose, how it is called, where the KL penalty goes, and what it should be the same as."""
 
     library: str

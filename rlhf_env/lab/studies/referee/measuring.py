@@ -172,7 +172,7 @@ def _settle(start: Tensor, gradient: Callable[[Tensor], Tensor]) -> Tensor:
     return logits.detach()
 
 
-def apart(one: Measurable, other: Measurable, draws: Draws, policy: Tensor) -> float:
+def how_far_apart(one: Measurable, other: Measurable, draws: Draws, policy: Tensor) -> float:
     """max |difference| / max |other| of the gradients of every batch, each by itself: infinite where one is no number.
 
     Of groups, of texts that the policy [S, V] wrote and of texts that the reference wrote.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlhf_env.lab.studies.exact.losses import FLIPPED, loss_advantages, pair_losses, token_losses
 from rlhf_env.lab.studies.referee import second
-from rlhf_env.lab.studies.referee.entries import Entry, Penalty
+from rlhf_env.lab.studies.referee.entries import LibraryObjective, Penalty
 from rlhf_env.lab.studies.referee.measuring import Measurable
 from rlhf_env.lab.studies.referee.texts import Texts
 from rlhf_env.learning.functional import KLEstimator, token_weights, weighted_sum
@@ -19,7 +19,7 @@ from rlhf_env.learning.losses.declaring import NamedPairLoss, NamedTokenLoss, Pa
 OURS = "rlhf-env"
 
 
-def token_entry(loss: NamedTokenLoss) -> Entry:
+def token_entry(loss: NamedTokenLoss) -> LibraryObjective:
     """A token loss with the advantages of the agent that it is measured as part of (`rlhf-env lab exact`)."""
 
     def advantages(texts: Texts) -> Tensor:
@@ -35,10 +35,10 @@ def token_entry(loss: NamedTokenLoss) -> Entry:
         how = loss.declared.aggregation or "sequence-mean"
         return weighted_sum(loss(batch), token_weights(texts.mask, how, longest=texts.longest))
 
-    return Entry(library=OURS, name=loss.name, theirs=Measurable(total, advantages))
+    return LibraryObjective(library=OURS, name=loss.name, theirs=Measurable(total, advantages))
 
 
-def pair_entry(loss: NamedPairLoss) -> Entry:
+def pair_entry(loss: NamedPairLoss) -> LibraryObjective:
     wrong = FLIPPED if loss.name == "robust" else 0.0
 
     def mean(texts: Texts, _: Tensor) -> Tensor:
@@ -55,22 +55,26 @@ def pair_entry(loss: NamedPairLoss) -> Entry:
         return loss(pairs).mean()
 
     penalty: Penalty = "in loss" if loss.declared.reference else "none"
-    return Entry(library=OURS, name=loss.name, theirs=Measurable(mean, None, "pairs"), penalty=penalty, wrong=wrong)
+    return LibraryObjective(
+        library=OURS, name=loss.name, theirs=Measurable(mean, None, "pairs"), penalty=penalty, wrong=wrong
+    )
 
 
-def objectives() -> Iterator[Entry]:
+def objectives() -> Iterator[LibraryObjective]:
     """Without `clip-cov`, which draws which tokens it leaves out."""
     yield from (token_entry(loss) for loss in token_losses() if not loss.draws)
-    yield Entry(library=OURS, name="RLOO", theirs=second.derived(second.left_out, second.clipped, "sequence-sum"))
+    yield LibraryObjective(
+        library=OURS, name="RLOO", theirs=second.derived(second.left_out, second.clipped, "sequence-sum")
+    )
     kinds: tuple[KLEstimator, ...] = ("k2", "k3", "k3-corrected")
     for kind in kinds:
         advantages = partial(second.left_out, penalty=False)
-        yield Entry(
+        yield LibraryObjective(
             library=OURS,
             name=f"{kind} in loss",
             theirs=second.derived(advantages, second.clipped, "sequence-sum", kl=kind),
             penalty="in loss",
         )
     whitened = partial(second.whitened, second.generalised, sample=False)
-    yield Entry(library=OURS, name="PPO", theirs=second.derived(whitened, second.clipped, "token-mean"))
+    yield LibraryObjective(library=OURS, name="PPO", theirs=second.derived(whitened, second.clipped, "token-mean"))
     yield from (pair_entry(loss) for loss in pair_losses())

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf_env.lab.studies.referee.ours import OURS
-from rlhf_env.lab.studies.referee.rows import Refereed, Row
+from rlhf_env.lab.studies.referee.rows import Refereed, RefereeRow
 
 _TOKENS = ("bias", "cos", "noise", "older", "bias", "cos", "noise", "gained", "2nd derivation")
 _CAPTION = (
@@ -59,11 +59,11 @@ def _headings(kind: str) -> list[str]:
     return [heading for heading in _TOKENS if kind == "tokens" or heading != "older"]
 
 
-def _of_penalty(row: Row) -> str:
+def _of_penalty(row: RefereeRow) -> str:
     return {"in reward": "reward", "in loss": "loss", "none": "-"}[row.penalty]
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: RefereeRow) -> list[str]:
     large, small = row.large, row.small
     older = [] if large.older is None else [f"{large.older:.2f}"]
     gained = "-" if row.gained is None else f"{100 * row.gained:.1f} %"
@@ -75,13 +75,13 @@ def _small(number: float) -> str:
     return "0" if number < 1e-6 else f"{number:.2f}"
 
 
-def _agreement(row: Row) -> str:
+def _agreement(row: RefereeRow) -> str:
     if row.apart is None:
         return ""
     return "=" if row.agrees else f"{row.apart:.0e}"
 
 
-def _said(row: Row) -> str:
+def _said(row: RefereeRow) -> str:
     with_it = "" if row.explained is None else f" With that line in ours: {row.explained:.0e}."
     return f"{row.line}, `{row.source}`: {row.why}.{with_it}"
 
@@ -107,7 +107,7 @@ def referee_page(found: Refereed) -> str:
     return prose
 
 
-def _markdown(rows: Sequence[Row], kind: str) -> Iterator[str]:
+def _markdown(rows: Sequence[RefereeRow], kind: str) -> Iterator[str]:
     headings = ["Objective", "Like our", "KL", *_headings(kind)]
     yield f"| {' | '.join(headings)} |"
     yield f"| {' | '.join(['---'] * len(headings))} |"
@@ -116,9 +116,9 @@ def _markdown(rows: Sequence[Row], kind: str) -> Iterator[str]:
             yield f"| {row.library}: {row.name} | {row.ours} | {_of_penalty(row)} | {' | '.join(_cells(row))} |"
 
 
-def _lines(rows: Sequence[Row]) -> Iterator[str]:
+def _lines(rows: Sequence[RefereeRow]) -> Iterator[str]:
     """Objectives with the same line together."""
-    told: dict[tuple[str, str, str], list[Row]] = {}
+    told: dict[tuple[str, str, str], list[RefereeRow]] = {}
     for row in rows:
         told.setdefault((row.line, row.source, row.why), []).append(row)
     for (line, source, why), same in told.items():

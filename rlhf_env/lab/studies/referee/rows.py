@@ -19,8 +19,8 @@ from torch import Tensor
 from rlhf_env.errors import ConfigError, did_you_mean
 from rlhf_env.lab.studies.exact.estimators import MeasuredEstimate, example
 from rlhf_env.lab.studies.referee import ours
-from rlhf_env.lab.studies.referee.entries import Differs, Entry
-from rlhf_env.lab.studies.referee.measuring import apart, measure_expected, share_gained
+from rlhf_env.lab.studies.referee.entries import Differs, LibraryObjective
+from rlhf_env.lab.studies.referee.measuring import how_far_apart, measure_expected, share_gained
 from rlhf_env.lab.studies.referee.texts import Draws
 from rlhf_env.lab.studies.referee.wheels import LIBRARIES, Library, digest, importing, of_wheel, require_wheels
 
@@ -30,7 +30,7 @@ _BETA, _SEED = 0.5, 0
 
 
 @dataclass(frozen=True)
-class Numbers:
+class MeasuredObjective:
     """In one world, on texts that the policy wrote: as `MeasuredEstimate`; `older`: the cosine on texts that the
     reference wrote (None: of pairs)."""
 
@@ -40,12 +40,12 @@ class Numbers:
     older: float | None
 
     @classmethod
-    def of(cls, on: MeasuredEstimate, off: MeasuredEstimate | None) -> Numbers:
+    def of(cls, on: MeasuredEstimate, off: MeasuredEstimate | None) -> MeasuredObjective:
         return cls(on.bias, on.cosine, on.noise, None if off is None else off.cosine)
 
 
 @dataclass(frozen=True)
-class Row:
+class RefereeRow:
     """One objective. `gained` is the share of the attainable gain where it ends, None where no penalty belongs to it.
 
     `apart`: by how much its gradient differs from that of our second derivation; `line`, "file:number", and `why` say
@@ -57,8 +57,8 @@ class Row:
     kind: str
     penalty: str
     ours: str
-    large: Numbers
-    small: Numbers
+    large: MeasuredObjective
+    small: MeasuredObjective
     gained: float | None
     apart: float | None
     line: str = ""
@@ -85,7 +85,7 @@ class Refereed:
     """Everything that was found."""
 
     releases: Sequence[Release]
-    rows: Sequence[Row]
+    rows: Sequence[RefereeRow]
     seconds: float
     """Of processor time."""
 
@@ -108,7 +108,7 @@ class Refereed:
         return sum(row.library != ours.OURS for row in self.rows)
 
     @property
-    def flagged(self) -> Sequence[Row]:
+    def flagged(self) -> Sequence[RefereeRow]:
         return [row for row in self.rows if not row.agrees]
 
 
@@ -116,9 +116,9 @@ def read_refereed(text: str) -> Refereed:
     """What `Refereed.as_json` wrote."""
     table = json.loads(text)
 
-    def row(values: Mapping[str, Any]) -> Row:
-        worlds = {name: Numbers(**values[name]) for name in ("large", "small")}
-        return Row(**{**values, **worlds})
+    def row(values: Mapping[str, Any]) -> RefereeRow:
+        worlds = {name: MeasuredObjective(**values[name]) for name in ("large", "small")}
+        return RefereeRow(**{**values, **worlds})
 
     releases = [Release(**each) for each in table["libraries"]]
     return Refereed(releases, [row(each) for each in table["rows"]], table["processor_seconds"])
@@ -140,24 +140,24 @@ class Worlds:
         small = Draws.pairs(self.small, wrong)
         return Draws.pairs(self.large, wrong), small, small
 
-    def row(self, entry: Entry, where: Callable[[Differs], str]) -> Row:
+    def row(self, entry: LibraryObjective, where: Callable[[Differs], str]) -> RefereeRow:
         """Measure one objective; `where` finds a line in its library's source."""
         theirs = entry.theirs
         large, small, few = self.groups if theirs.kind == "tokens" else self.pairs(entry.wrong)
 
-        def numbers(draws: Draws, policy: Tensor) -> Numbers:
+        def numbers(draws: Draws, policy: Tensor) -> MeasuredObjective:
             on = measure_expected(theirs, draws, policy)
             if theirs.kind == "pairs":
-                return Numbers.of(on, None)
-            return Numbers.of(on, measure_expected(theirs, draws, policy, draws.objective.reference))
+                return MeasuredObjective.of(on, None)
+            return MeasuredObjective.of(on, measure_expected(theirs, draws, policy, draws.objective.reference))
 
-        far = None if entry.second is None else apart(theirs, entry.second, few, self.at_small)
+        far = None if entry.second is None else how_far_apart(theirs, entry.second, few, self.at_small)
         differs = entry.differs if far is not None and far > AGREES else None
         without = entry.penalty == "none" and theirs.kind == "tokens"
         explained = None
         if differs is not None and differs.explained is not None:
-            explained = apart(theirs, differs.explained, few, self.at_small)
-        return Row(
+            explained = how_far_apart(theirs, differs.explained, few, self.at_small)
+        return RefereeRow(
             library=entry.library,
             name=entry.name,
             kind=theirs.kind,
@@ -174,10 +174,10 @@ class Worlds:
         )
 
 
-def entries_of(library: Library, load: Callable[[str], Any]) -> list[Entry]:
+def entries_of(library: Library, load: Callable[[str], Any]) -> list[LibraryObjective]:
     """A library's objectives; `load` imports its modules."""
     module = import_module(f"rlhf_env.lab.studies.referee.libraries.{library.name}")
-    found: list[Entry] = module.objectives(load)
+    found: list[LibraryObjective] = module.objectives(load)
     return found
 
 
@@ -190,7 +190,7 @@ def referee(folder: Path, only: str | None = None, tell: Callable[[float, str], 
     names = {library.name: library for library in LIBRARIES}
     wanted = [names[only]] if only in names else [] if only == ours.OURS else list(LIBRARIES)
     require_wheels(folder, wanted)
-    worlds, rows, seen = Worlds(), list[Row](), list[str]()
+    worlds, rows, seen = Worlds(), list[RefereeRow](), list[str]()
     chosen = partial(_chosen, only=None if only in names or only == ours.OURS else only)
     for number, library in enumerate(wanted):
         with importing(library, folder):
@@ -219,7 +219,7 @@ def referee(folder: Path, only: str | None = None, tell: Callable[[float, str], 
     return Refereed(releases, rows, time.process_time() - begun)
 
 
-def _chosen(entries: Sequence[Entry], only: str | None) -> Iterator[Entry]:
+def _chosen(entries: Sequence[LibraryObjective], only: str | None) -> Iterator[LibraryObjective]:
     return (entry for entry in entries if only is None or only.lower() in entry.full_name.lower())
 
 

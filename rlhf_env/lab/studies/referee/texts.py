@@ -18,7 +18,8 @@ from rlhf_env.lab.studies.exact.world import Objective, response_logprobs, token
 class Texts:
     """B texts with at most T tokens, over V choices; `logits` is the leaf that a loss is differentiated by.
 
-    Every row has logits of its own, so that a gradient falls apart into those of the rows. Numbers off `mask` are 0.
+    Every row has logits of its own, so that a gradient falls apart into those of the rows. Numbers off
+    `mask` are 0.
     """
 
     logits: Tensor

@@ -13,20 +13,19 @@ import torch
 from torch import Tensor
 
 from rlhf_env.lab.studies.referee import second
-from rlhf_env.lab.studies.referee.entries import Differs, Entry
+from rlhf_env.lab.studies.referee.entries import Differs, LibraryObjective, LoadModule
 from rlhf_env.lab.studies.referee.measuring import Measurable
 from rlhf_env.lab.studies.referee.texts import Texts
 
-Import = Callable[[str], Any]
 _CORE = "areal.utils.functional.functional"
 
 
-def objectives(load: Import) -> list[Entry]:
+def objectives(load: LoadModule) -> list[LibraryObjective]:
     core = load(_CORE)
     return [*_online(core), *_pairs(core)]
 
 
-def _online(core: Any) -> Iterator[Entry]:
+def _online(core: Any) -> Iterator[LibraryObjective]:
     def ppo(texts: Texts, advantages: Tensor, **settings: Any) -> Tensor:
         found: Tensor = core.ppo_actor_loss_fn(
             texts.logprobs, texts.written, texts.written, advantages, 0.2, texts.mask, **settings
@@ -39,8 +38,10 @@ def _online(core: Any) -> Iterator[Entry]:
         ]
         return found
 
-    def entry(name: str, loss: Callable[..., Tensor], terms: second.Terms, ours: str, **settings: Any) -> Entry:
-        return Entry(
+    def entry(
+        name: str, loss: Callable[..., Tensor], terms: second.Terms, ours: str, **settings: Any
+    ) -> LibraryObjective:
+        return LibraryObjective(
             library="areal",
             name=name,
             theirs=Measurable(partial(loss, **settings), second.left_out),
@@ -60,8 +61,8 @@ def _online(core: Any) -> Iterator[Entry]:
     yield entry("sapo_loss_fn", sapo, second.soft_gate, "sapo")
 
 
-def _pairs(core: Any) -> Iterator[Entry]:
-    def entry(name: str, loss_type: str, form: second.Pairwise, single: second.Pairwise, ours: str) -> Entry:
+def _pairs(core: Any) -> Iterator[LibraryObjective]:
+    def entry(name: str, loss_type: str, form: second.Pairwise, single: second.Pairwise, ours: str) -> LibraryObjective:
         def loss(texts: Texts, _: Tensor) -> Tensor:
             # A text is packed behind one token of prompt.
             inside = torch.cat([torch.zeros(len(texts.reward), 1, dtype=torch.bool), texts.mask], 1)
@@ -88,7 +89,7 @@ def _pairs(core: Any) -> Iterator[Entry]:
             ).mean()
             return found
 
-        return Entry(
+        return LibraryObjective(
             library="areal",
             name=name,
             theirs=Measurable(loss, None, "pairs"),

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from rlhf_env.lab.studies.referee import second
-from rlhf_env.lab.studies.referee.entries import Differs, Entry
+from rlhf_env.lab.studies.referee.entries import Differs, LibraryObjective, LoadModule
 from rlhf_env.lab.studies.referee.measuring import Measurable
 from rlhf_env.lab.studies.referee.texts import Texts
 
-Import = Callable[[str], Any]
 _LOSS, _SUMS = "openrlhf.models.loss", "openrlhf.models.utils"
 _MAKER = "openrlhf.trainer.ppo_utils.experience_maker"
 _SINGLE = "log_ratio = log_probs.float() - log_probs_base.float()"
@@ -56,7 +55,7 @@ def _advantages(maker: Any, sums: Any, estimator: str, *, penalty: bool = True) 
     return advantages
 
 
-def online(load: Import) -> Iterator[Entry]:
+def _online(load: LoadModule) -> Iterator[LibraryObjective]:
     loss_module, sums, maker = load(_LOSS), load(_SUMS), load(_MAKER).RemoteExperienceMaker
 
     def policy(**settings: Any) -> Callable[[Texts, Tensor], Tensor]:
@@ -72,9 +71,9 @@ def online(load: Import) -> Iterator[Entry]:
 
     def estimated(
         name: str, advantages: Callable[[Texts], Tensor], ours: str, exact: Callable[[Texts], Tensor], why: str = ""
-    ) -> Entry:
+    ) -> LibraryObjective:
         """`advantages`: the paper's; `exact`: with the penalty in float32, and what else they do."""
-        return Entry(
+        return LibraryObjective(
             library="openrlhf",
             name=name,
             theirs=Measurable(policy(), _advantages(maker, sums, name)),
@@ -131,8 +130,8 @@ def online(load: Import) -> Iterator[Entry]:
         "; so are mean and variance of the batch",
     )
 
-    def losses(name: str, terms: second.Terms, how: second.Adding, ours: str, **settings: Any) -> Entry:
-        return Entry(
+    def losses(name: str, terms: second.Terms, how: second.Adding, ours: str, **settings: Any) -> LibraryObjective:
+        return LibraryObjective(
             library="openrlhf",
             name=name,
             theirs=Measurable(policy(**settings), _advantages(maker, sums, "group_norm", penalty=False)),
@@ -156,7 +155,7 @@ def _single_moments(advantages: Callable[[Texts], Tensor], texts: Texts) -> Tens
     return (values - mean) * variance.clamp(min=1e-8).rsqrt()
 
 
-def penalties(load: Import) -> Iterator[Entry]:
+def _penalties(load: LoadModule) -> Iterator[LibraryObjective]:
     """Its KL terms, beside the policy gradient of its rloo advantages without a penalty; a mean over tokens, as its
     actor adds both up."""
     loss_module, sums, maker = load(_LOSS), load(_SUMS), load(_MAKER).RemoteExperienceMaker
@@ -197,7 +196,7 @@ def penalties(load: Import) -> Iterator[Entry]:
 
     advantages = partial(second.left_out, penalty=False)
     for name, estimator, unbiased, same in kinds:
-        yield Entry(
+        yield LibraryObjective(
             library="openrlhf",
             name=f"rloo, KL term {name}",
             theirs=Measurable(with_term(estimator, unbiased), _advantages(maker, sums, "rloo", penalty=False)),
@@ -213,17 +212,17 @@ def penalties(load: Import) -> Iterator[Entry]:
         )
 
 
-def pairs(load: Import) -> Iterator[Entry]:
+def _pairs(load: LoadModule) -> Iterator[LibraryObjective]:
     loss_module = load(_LOSS)
 
-    def entry(name: str, form: second.Pairwise, ours: str, **settings: Any) -> Entry:
+    def entry(name: str, form: second.Pairwise, ours: str, **settings: Any) -> LibraryObjective:
         def loss(texts: Texts, _: Tensor) -> Tensor:
             function = loss_module.DPOLoss(texts.beta, **settings)
             (preferred, other), reference = second.free(texts), texts.reference.sum(1)
             found: Tensor = function(preferred, other, reference[0::2], reference[1::2])[0]
             return found
 
-        return Entry(
+        return LibraryObjective(
             library="openrlhf",
             name=name,
             theirs=Measurable(loss, None, "pairs"),
@@ -237,5 +236,5 @@ def pairs(load: Import) -> Iterator[Entry]:
     yield entry("DPOLoss, ipo", second.ipo, "ipo", ipo=True)
 
 
-def objectives(load: Import) -> list[Entry]:
-    return [*online(load), *penalties(load), *pairs(load)]
+def objectives(load: LoadModule) -> list[LibraryObjective]:
+    return [*_online(load), *_penalties(load), *_pairs(load)]

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from rlhf_env.lab.studies.referee import second
-from rlhf_env.lab.studies.referee.entries import Differs, Entry
+from rlhf_env.lab.studies.referee.entries import Differs, LibraryObjective, LoadModule
 from rlhf_env.lab.studies.referee.measuring import Measurable
 from rlhf_env.lab.studies.referee.texts import Texts
 
-Import = Callable[[str], Any]
 _CORE, _SUMS = "skyrl.backends.skyrl_train.utils.ppo_utils", "skyrl.backends.skyrl_train.utils.torch_utils"
 _RATIO = Differs(
     line="y = torch.clamp(delta.to(torch.float32), -clip, clip).exp()",
@@ -74,11 +73,11 @@ def _within(texts: Texts, advantages: Tensor, **bounds: Any) -> Tensor:
     return -_ratio(texts) * advantages * kept
 
 
-def objectives(load: Import) -> list[Entry]:
+def objectives(load: LoadModule) -> list[LibraryObjective]:
     return list(_all(load))
 
 
-def _all(load: Import) -> Iterator[Entry]:
+def _all(load: LoadModule) -> Iterator[LibraryObjective]:
     core = load(_CORE)
 
     def advantages(function: Callable[..., Any], how: str, **more: Any) -> Callable[[Texts], Tensor]:
@@ -124,11 +123,11 @@ def _all(load: Import) -> Iterator[Entry]:
         ours: str = "",
         rounded: Callable[[Texts], Tensor] | None = None,
         **more: Any,
-    ) -> Entry:
+    ) -> LibraryObjective:
         line, module, why = _RATIO.line, _RATIO.module, _RATIO.why
         if rounded is not None:
             line, module, why = _WHITENED, _CORE, f"1e-8 is added to the variance; {_RATIO.why}"
-        return Entry(
+        return LibraryObjective(
             library="skyrl",
             name=name,
             theirs=Measurable(regular, advantages(function, ways[how], **more)),
@@ -170,11 +169,11 @@ def _all(load: Import) -> Iterator[Entry]:
         single: second.Terms | None = None,
         written: bool = False,
         **settings: Any,
-    ) -> Entry:
+    ) -> LibraryObjective:
         """`single`: the same with the ratio in float32."""
         theirs = advantages(core.compute_rloo_outcome_advantage, ways[how])
         explained = None if single is None else second.derived(second.left_out, single, how)
-        return Entry(
+        return LibraryObjective(
             library="skyrl",
             name=f"{name} loss",
             theirs=Measurable(loss(function, written, **settings), theirs),

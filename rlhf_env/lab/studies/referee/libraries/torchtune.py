@@ -11,19 +11,17 @@ import torch
 from torch import Tensor
 
 from rlhf_env.lab.studies.referee import second
-from rlhf_env.lab.studies.referee.entries import Differs, Entry
+from rlhf_env.lab.studies.referee.entries import Differs, LibraryObjective, LoadModule
 from rlhf_env.lab.studies.referee.measuring import Measurable
 from rlhf_env.lab.studies.referee.texts import Texts
 
-Import = Callable[[str], Any]
 
-
-def objectives(load: Import) -> list[Entry]:
+def objectives(load: LoadModule) -> list[LibraryObjective]:
     rlhf, losses = load("torchtune.rlhf"), load("torchtune.rlhf.loss")
     return [_ppo(rlhf, losses), *_pairs(losses)]
 
 
-def _ppo(rlhf: Any, losses: Any) -> Entry:
+def _ppo(rlhf: Any, losses: Any) -> LibraryObjective:
     function = losses.PPOLoss(epsilon=0.2)
 
     def advantages(texts: Texts) -> Tensor:
@@ -43,7 +41,7 @@ def _ppo(rlhf: Any, losses: Any) -> Entry:
         mean = (values * texts.counted).sum() / texts.counted.sum()
         return mean + second.whitened(second.generalised, texts, epsilon=1e-8, dtype=torch.float32)
 
-    return Entry(
+    return LibraryObjective(
         library="torchtune",
         name="PPOLoss, estimate_advantages",
         theirs=Measurable(loss, advantages),
@@ -59,14 +57,14 @@ def _ppo(rlhf: Any, losses: Any) -> Entry:
     )
 
 
-def _pairs(losses: Any) -> Iterator[Entry]:
-    def entry(name: str, function: Callable[[Texts], Any], form: second.Pairwise, ours: str) -> Entry:
+def _pairs(losses: Any) -> Iterator[LibraryObjective]:
+    def entry(name: str, function: Callable[[Texts], Any], form: second.Pairwise, ours: str) -> LibraryObjective:
         def loss(texts: Texts, _: Tensor) -> Tensor:
             (preferred, other), reference = second.free(texts), texts.reference.sum(1)
             found: Tensor = function(texts)(preferred, other, reference[0::2], reference[1::2])[0].mean()
             return found
 
-        return Entry(
+        return LibraryObjective(
             library="torchtune",
             name=name,
             theirs=Measurable(loss, None, "pairs"),

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from rlhf_env.lab.studies.referee import second
-from rlhf_env.lab.studies.referee.entries import Differs, Entry
+from rlhf_env.lab.studies.referee.entries import Differs, LibraryObjective, LoadModule
 from rlhf_env.lab.studies.referee.measuring import Measurable
 from rlhf_env.lab.studies.referee.texts import Texts
 
-Import = Callable[[str], Any]
 _GRPO, _RLOO, _DPO = "trl.trainer.grpo_trainer", "trl.trainer.rloo_trainer", "trl.trainer.dpo_trainer"
 _STD = Differs(
     line="advantages / (std_rewards + 1e-4)",
@@ -154,14 +153,14 @@ class _Online:
         return loss
 
 
-def online(load: Import) -> Iterator[Entry]:
+def _online(load: LoadModule) -> Iterator[LibraryObjective]:
     """GRPO's loss types, its KL terms, and RLOO."""
     trainer, configuration = load(_GRPO).GRPOTrainer, load("trl.trainer.grpo_config").GRPOConfig
 
-    def entry(name: str, like: Callable[[float], Measurable], ours: str = "", **settings: Any) -> Entry:
+    def entry(name: str, like: Callable[[float], Measurable], ours: str = "", **settings: Any) -> LibraryObjective:
         theirs = _Online(trainer, configuration, **settings)
         scaled = theirs.arguments.scale_rewards != "none"
-        return Entry(
+        return LibraryObjective(
             library="trl",
             name=name,
             theirs=Measurable(theirs.loss, theirs.advantages_of_rewards),
@@ -219,7 +218,7 @@ def online(load: Import) -> Iterator[Entry]:
     settings = load("trl.experimental.gmpo.gmpo_config").GMPOConfig
     geometric = _Online(gmpo, settings, trainer)
     form = partial(second.geometric, clip=float(geometric.arguments.epsilon))
-    yield Entry(
+    yield LibraryObjective(
         library="trl",
         name="gmpo",
         theirs=Measurable(geometric.loss, geometric.advantages_of_rewards),
@@ -242,7 +241,7 @@ def online(load: Import) -> Iterator[Entry]:
         return term.expand(texts.mask.shape)
 
     left_out = _Online(rloo, settings, tools=False)
-    yield Entry(
+    yield LibraryObjective(
         library="trl",
         name="rloo",
         theirs=Measurable(left_out.loss, left_out.advantages),
@@ -309,13 +308,13 @@ class _Pairs:
         return loss
 
 
-def pairs(load: Import) -> Iterator[Entry]:
+def _pairs(load: LoadModule) -> Iterator[LibraryObjective]:
     """The DPO types that are losses of one pair, the f-divergences, WPO; and CPO, SimPO and ORPO."""
     trainer = load(_DPO).DPOTrainer
 
-    def entry(name: str, form: second.Pairwise, loss_type: str, ours: str = "", **settings: Any) -> Entry:
+    def entry(name: str, form: second.Pairwise, loss_type: str, ours: str = "", **settings: Any) -> LibraryObjective:
         theirs = _Pairs(trainer, loss_type, **settings)
-        return Entry(
+        return LibraryObjective(
             library="trl",
             name=name,
             theirs=Measurable(theirs.loss, None, "pairs"),
@@ -383,17 +382,17 @@ def pairs(load: Import) -> Iterator[Entry]:
         explained=second.compared(partial(second.orpo, single=True)),
     )
     free: dict[str, Any] = {"library": "trl", "penalty": "none"}
-    yield Entry(
+    yield LibraryObjective(
         name="cpo", theirs=Measurable(cpo, None, "pairs"), second=second.compared(second.cpo), ours="cpo", **free
     )
-    yield Entry(
+    yield LibraryObjective(
         name="cpo simpo",
         theirs=Measurable(simpo, None, "pairs"),
         second=second.compared(second.simpo),
         ours="simpo",
         **free,
     )
-    yield Entry(
+    yield LibraryObjective(
         name="orpo",
         theirs=Measurable(orpo, None, "pairs"),
         second=second.compared(second.orpo),
@@ -403,5 +402,5 @@ def pairs(load: Import) -> Iterator[Entry]:
     )
 
 
-def objectives(load: Import) -> list[Entry]:
-    return [*online(load), *pairs(load)]
+def objectives(load: LoadModule) -> list[LibraryObjective]:
+    return [*_online(load), *_pairs(load)]

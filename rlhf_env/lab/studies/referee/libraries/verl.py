@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from rlhf_env.lab.studies.referee import second
-from rlhf_env.lab.studies.referee.entries import Differs, Entry
+from rlhf_env.lab.studies.referee.entries import Differs, LibraryObjective, LoadModule
 from rlhf_env.lab.studies.referee.measuring import Measurable
 from rlhf_env.lab.studies.referee.texts import Texts
 
-Import = Callable[[str], Any]
 _CORE, _SUMS = "verl.trainer.ppo.core_algos", "verl.utils.torch_functional"
 _WHITENED = "whitened = (values - mean) * torch.rsqrt(var + 1e-8)"
 
@@ -23,7 +22,7 @@ _WHITENED = "whitened = (values - mean) * torch.rsqrt(var + 1e-8)"
 class _Core:
     """The module, and what of its functions an objective is made of."""
 
-    def __init__(self, load: Import) -> None:
+    def __init__(self, load: LoadModule) -> None:
         self.core = load(_CORE)
         configurations = load("verl.workers.config")
         self.actor, self.policy = configurations.ActorConfig, configurations.PolicyLossConfig
@@ -93,7 +92,7 @@ class _Core:
         return both
 
 
-def estimators(core: _Core) -> Iterator[Entry]:
+def _estimators(core: _Core) -> Iterator[LibraryObjective]:
     """The estimators, each with the loss that verl pairs them with by default, a mean over tokens."""
     clip = partial(second.clipped, dual=3.0)
     vanilla = core.policy_loss("vanilla")
@@ -105,8 +104,8 @@ def estimators(core: _Core) -> Iterator[Entry]:
         differs: Differs | None = None,
         label: str = "",
         **more: Any,
-    ) -> Entry:
-        return Entry(
+    ) -> LibraryObjective:
+        return LibraryObjective(
             library="verl",
             name=label or name,
             theirs=Measurable(vanilla, partial(core.estimated, name, **more)),
@@ -181,7 +180,7 @@ def _token_baseline(texts: Texts) -> Tensor:
     return (returns - baseline).masked_fill(~texts.mask, 0.0)
 
 
-def losses(core: _Core) -> Iterator[Entry]:
+def _losses(core: _Core) -> Iterator[LibraryObjective]:
     """The policy losses, on GRPO's advantages."""
 
     def entry(
@@ -193,8 +192,8 @@ def losses(core: _Core) -> Iterator[Entry]:
         label: str = "",
         their_way: str = "token-mean",
         **settings: Any,
-    ) -> Entry:
-        return Entry(
+    ) -> LibraryObjective:
+        return LibraryObjective(
             library="verl",
             name=label or f"{name} loss",
             theirs=Measurable(core.policy_loss(name, their_way, **settings), partial(core.estimated, "grpo")),
@@ -240,7 +239,7 @@ def losses(core: _Core) -> Iterator[Entry]:
     yield entry("dro", partial(second.quadratic, beta=0.5), policy_loss=dro)
 
 
-def penalties(core: _Core) -> Iterator[Entry]:
+def _penalties(core: _Core) -> Iterator[LibraryObjective]:
     """The KL terms, beside the policy gradient of RLOO, summed over the tokens of a text."""
     how = "seq-mean-token-sum"
     vanilla = core.policy_loss("vanilla", how)
@@ -253,7 +252,7 @@ def penalties(core: _Core) -> Iterator[Entry]:
         ("abs", "abs", ""),
     )
     for kind, same, ours in kinds:
-        yield Entry(
+        yield LibraryObjective(
             library="verl",
             name=f"rloo, KL term {kind}",
             theirs=Measurable(core.with_penalty(vanilla, kind, how), reward),
@@ -263,7 +262,7 @@ def penalties(core: _Core) -> Iterator[Entry]:
             penalty="in loss",
             ours=ours,
         )
-    yield Entry(
+    yield LibraryObjective(
         library="verl",
         name="Dr. GRPO, KL term low_var_kl",
         theirs=Measurable(
@@ -286,7 +285,7 @@ def penalties(core: _Core) -> Iterator[Entry]:
         )[0]
         return found
 
-    yield Entry(
+    yield LibraryObjective(
         library="verl",
         name="rloo, reinforce loss",
         theirs=Measurable(reinforce, partial(core.estimated, "rloo")),
@@ -295,6 +294,6 @@ def penalties(core: _Core) -> Iterator[Entry]:
     )
 
 
-def objectives(load: Import) -> list[Entry]:
+def objectives(load: LoadModule) -> list[LibraryObjective]:
     core = _Core(load)
-    return [*estimators(core), *losses(core), *penalties(core)]
+    return [*_estimators(core), *_losses(core), *_penalties(core)]
