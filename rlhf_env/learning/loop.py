@@ -18,7 +18,7 @@ from rlhf_env.learning.engine import Engine
 from rlhf_env.learning.processes import Processes
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.run_folder import RunFolder, read_metrics
-from rlhf_env.learning.shards import gathered, has_shards
+from rlhf_env.learning.shards import has_shards, made_whole
 from rlhf_env.learning.signals import Interrupted, catch_signals
 from rlhf_env.learning.sources import WRITER, EnvSource, Source
 from rlhf_env.learning.spending import Budget, Spending
@@ -101,7 +101,7 @@ def train(
             return content
         processes.at("gathering the model, to save it")
         with processes.together():
-            gathered_here: JsonView = gathered(content, keep=run is not None)
+            gathered_here: JsonView = made_whole(content, keep=run is not None)
         return gathered_here
 
     def save(content: JsonView) -> None:

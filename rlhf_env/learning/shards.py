@@ -53,7 +53,7 @@ def has_shards(value: object) -> bool:
     return any(map(has_shards, value)) if isinstance(value, (list, tuple)) else is_shard(value)
 
 
-def gathered(value: Any, *, keep: bool) -> Any:
+def made_whole(value: Any, *, keep: bool) -> Any:
     """The same nested state with whole tensors, on the processor; all processes call it alike, one tensor at a time is
     whole. Where not `keep`, None stands for them. Tensors that shared their memory share it again."""
     return _gathered(value, keep, {})

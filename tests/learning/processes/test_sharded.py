@@ -26,7 +26,7 @@ from rlhf_env.learning.policy_settings import PolicySettings
 from rlhf_env.learning.processes import current
 from rlhf_env.learning.run_folder import read_metrics
 from rlhf_env.learning.sharding import shard
-from rlhf_env.learning.shards import gathered, has_shards, part_of
+from rlhf_env.learning.shards import has_shards, made_whole, part_of
 from rlhf_env.learning.workplace import build
 from rlhf_env.lora_settings import Lora
 from rlhf_env.policies.language_model import LanguageModel
@@ -90,7 +90,7 @@ def learned(policy: LanguageModel, reference: LanguageModel, engine: Engine) -> 
         found[f"loss {step}"] = optimizer.summed(sums)["loss"]
         found[f"norm {step}"] = optimizer.step()
     state = {"policy": policy.state_dict(), "optimizer": optimizer.state_dict()}
-    found["state"] = gathered(state, keep=True) if has_shards(state) else copy.deepcopy(state)
+    found["state"] = made_whole(state, keep=True) if has_shards(state) else copy.deepcopy(state)
     return found
 
 

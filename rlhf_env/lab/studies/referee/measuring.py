@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rlhf_env.lab.studies.exact.estimators import MeasuredEstimate
 from rlhf_env.lab.studies.exact.losses import follow
-from rlhf_env.lab.studies.referee.texts import Draws, Kind, Loss, Texts
+from rlhf_env.lab.studies.referee.texts import Draws, Loss, ObjectiveKind, Texts
 
 Together = Literal["mean", "sum", "alone"]
 """What the loss of several batches is: the mean of theirs, their sum, or something else. Of advantages: the same as
@@ -33,7 +33,7 @@ class Measurable:
 
     loss: Loss
     advantages: Callable[[Texts], Tensor] | None = None
-    kind: Kind = "tokens"
+    kind: ObjectiveKind = "tokens"
     _together: dict[tuple[object, ...], tuple[Together, Together]] = field(default_factory=dict)
 
     def gradients(self, draws: Draws, policy: Tensor, writer: Tensor, *, alone: bool = False) -> Tensor:

@@ -22,7 +22,7 @@ from rlhf_env.lab.studies.referee import ours
 from rlhf_env.lab.studies.referee.entries import Differs, LibraryObjective
 from rlhf_env.lab.studies.referee.measuring import how_far_apart, measure_expected, share_gained
 from rlhf_env.lab.studies.referee.texts import Draws
-from rlhf_env.lab.studies.referee.wheels import LIBRARIES, Library, digest, importing, of_wheel, require_wheels
+from rlhf_env.lab.studies.referee.wheels import LIBRARIES, Library, importing, of_wheel, require_wheels, wheel_sha256
 
 AGREES = 1e-10
 """Relative: above it, two gradients are not the same."""
@@ -214,7 +214,9 @@ def referee(folder: Path, only: str | None = None, tell: Callable[[float, str], 
         )
     used = {row.library for row in rows}
     releases = [
-        Release(library.name, library.version, digest(folder, library)) for library in wanted if library.name in used
+        Release(library.name, library.version, wheel_sha256(folder, library))
+        for library in wanted
+        if library.name in used
     ]
     return Refereed(releases, rows, time.process_time() - begun)
 

@@ -273,7 +273,7 @@ Pairwise = Callable[[Texts, Tensor, Tensor], Tensor]
 """From texts (preferred ones at even rows) and the log-ratios to the reference [P] of preferred and other to [P]."""
 
 
-def compared(form: Pairwise) -> Measurable:
+def of_pairs(form: Pairwise) -> Measurable:
     """The mean of a loss of pairs."""
 
     def loss(texts: Texts, _: Tensor) -> Tensor:

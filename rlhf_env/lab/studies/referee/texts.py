@@ -91,7 +91,7 @@ class Texts:
 
 Loss = Callable[[Texts, Tensor], Tensor]
 """From texts and advantages ([B] or [B, T]) to the scalar that is minimised: one batch's, or the mean over several."""
-Kind = Literal["tokens", "pairs"]
+ObjectiveKind = Literal["tokens", "pairs"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,7 @@ from typing import Any
 
 from rlhf_env.errors import ConfigError
 
-FOLDER = Path("build/referee")
+WHEELS = Path("build/referee")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ def require_wheels(folder: Path, of: Sequence[Library]) -> None:
     absent = missing(folder, of)
     if absent:
         raise ConfigError(f"no wheel of {', '.join(absent)} in {folder}: `make referee` downloads and unpacks them")
-    others = [library.requirement for library in of if digest(folder, library) != library.sha256]
+    others = [library.requirement for library in of if wheel_sha256(folder, library) != library.sha256]
     if others:
         raise ConfigError(
             f"the wheel of {', '.join(others)} in {folder} is another file than the one that the table is of (sha256 "
@@ -123,7 +123,7 @@ def require_wheels(folder: Path, of: Sequence[Library]) -> None:
         )
 
 
-def digest(folder: Path, library: Library) -> str:
+def wheel_sha256(folder: Path, library: Library) -> str:
     """The sha256 of its wheel."""
     wheel = library.wheel(folder)
     return "" if wheel is None else hashlib.sha256(wheel.read_bytes()).hexdigest()

@@ -93,7 +93,7 @@ def _pairs(core: Any) -> Iterator[LibraryObjective]:
             library="areal",
             name=name,
             theirs=Measurable(loss, None, "pairs"),
-            second=second.compared(form),
+            second=second.of_pairs(form),
             penalty="in loss",
             ours=ours,
             differs=Differs(
@@ -102,7 +102,7 @@ def _pairs(core: Any) -> Iterator[LibraryObjective]:
                 else "return (logits.float() - 1.0 / (2.0 * beta)) ** 2",
                 module=_CORE,
                 why="the difference of log-ratios is rounded to float32",
-                explained=second.compared(single),
+                explained=second.of_pairs(single),
             ),
         )
 

@@ -226,7 +226,7 @@ def _pairs(load: LoadModule) -> Iterator[LibraryObjective]:
             library="openrlhf",
             name=name,
             theirs=Measurable(loss, None, "pairs"),
-            second=second.compared(form),
+            second=second.of_pairs(form),
             penalty="in loss",
             ours=ours,
         )

@@ -68,7 +68,7 @@ def _pairs(losses: Any) -> Iterator[LibraryObjective]:
             library="torchtune",
             name=name,
             theirs=Measurable(loss, None, "pairs"),
-            second=second.compared(form),
+            second=second.of_pairs(form),
             penalty="in loss",
             ours=ours,
         )

@@ -318,7 +318,7 @@ def _pairs(load: LoadModule) -> Iterator[LibraryObjective]:
             library="trl",
             name=name,
             theirs=Measurable(theirs.loss, None, "pairs"),
-            second=second.compared(form),
+            second=second.of_pairs(form),
             penalty="in loss",
             ours=ours,
         )
@@ -333,7 +333,7 @@ def _pairs(load: LoadModule) -> Iterator[LibraryObjective]:
             line="epsilon = torch.tensor(self.label_smoothing, device=device)",
             module=_DPO,
             why="the share of wrong labels in float32",
-            explained=second.compared(partial(second.exo, wrong=float(torch.tensor(1e-3)))),
+            explained=second.of_pairs(partial(second.exo, wrong=float(torch.tensor(1e-3)))),
         ),
     )
     yield entry("dpo nca_pair", second.nca, "nca_pair")
@@ -379,23 +379,23 @@ def _pairs(load: LoadModule) -> Iterator[LibraryObjective]:
         line="policy_chosen_logps = policy_chosen_logps.float()",
         module="trl.experimental.orpo.orpo_trainer",
         why="the odds are computed in float32",
-        explained=second.compared(partial(second.orpo, single=True)),
+        explained=second.of_pairs(partial(second.orpo, single=True)),
     )
     free: dict[str, Any] = {"library": "trl", "penalty": "none"}
     yield LibraryObjective(
-        name="cpo", theirs=Measurable(cpo, None, "pairs"), second=second.compared(second.cpo), ours="cpo", **free
+        name="cpo", theirs=Measurable(cpo, None, "pairs"), second=second.of_pairs(second.cpo), ours="cpo", **free
     )
     yield LibraryObjective(
         name="cpo simpo",
         theirs=Measurable(simpo, None, "pairs"),
-        second=second.compared(second.simpo),
+        second=second.of_pairs(second.simpo),
         ours="simpo",
         **free,
     )
     yield LibraryObjective(
         name="orpo",
         theirs=Measurable(orpo, None, "pairs"),
-        second=second.compared(second.orpo),
+        second=second.of_pairs(second.orpo),
         ours="orpo",
         differs=single,
         **free,
