@@ -25,7 +25,7 @@ _RATIO = Differs(
     module=_SUMS,
     why="the ratio is computed in float32",
 )
-_WHITENED = "return (values - mean) * torch.rsqrt(var + 1e-8)"
+_WHITENED = "whitened = (values - mean) * torch.rsqrt(var + 1e-8)"
 
 
 def _settings(**changed: Any) -> SimpleNamespace:
