@@ -21,6 +21,7 @@ from rlhf_env.lab.laws.form import judge
 from rlhf_env.lab.laws.page import laws_page
 from rlhf_env.lab.laws.power import seeds_needed
 from rlhf_env.lab.laws.records import MODULES, compared_with_shipped, load_law, shipped
+from rlhf_env.lab.laws.running import law_table
 from rlhf_env.lab.studies.exact import estimators
 
 HOUSE = {"__init__", "climbs", "clipping", "form", "page", "power", "records", "running", "tilting", "worlds"}
@@ -130,6 +131,11 @@ class TestShipped:
         (tmp_path / "entropic.json").write_text("{")
         with pytest.raises(DataError, match="is not JSON"):
             shipped(["entropic"])
+
+
+def test_the_readme_counts_the_verdicts_as_they_are() -> None:
+    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+    assert f"{law_table(shipped()).title}." in readme
 
 
 class TestCommand:

@@ -19,7 +19,7 @@ from rlhf_env.lab.studies.referee import second
 from rlhf_env.lab.studies.referee.entries import Differs, LibraryObjective
 from rlhf_env.lab.studies.referee.measuring import Measurable, how_far_apart, measure_expected, share_gained
 from rlhf_env.lab.studies.referee.ours import objectives, pair_entry, token_entry
-from rlhf_env.lab.studies.referee.page import referee_page, referee_tables
+from rlhf_env.lab.studies.referee.page import by_library, referee_page, referee_tables
 from rlhf_env.lab.studies.referee.rows import Refereed, Worlds, read_refereed, referee
 from rlhf_env.lab.studies.referee.texts import Draws, Texts
 from rlhf_env.lab.studies.referee.wheels import LIBRARIES, Library, importing, of_wheel, require_wheels
@@ -171,6 +171,14 @@ def published() -> Refereed:
 def test_the_page_is_made_of_the_published_numbers() -> None:
     page = PUBLISHED.with_suffix(".md")
     assert page.read_text() == referee_page(published()), "rlhf-env lab referee --markdown > docs/referee.md"
+
+
+def test_the_readme_has_the_table_of_libraries() -> None:
+    readme = (PUBLISHED.parents[1] / "README.md").read_text(encoding="utf-8")
+    found = published()
+    assert by_library(found) in readme
+    words = " ".join(readme.split())
+    assert f"{found.theirs} objectives, {found.theirs - len(found.flagged)} as we derive them again to 1e-10" in words
 
 
 def test_the_published_table_is_of_these_wheels_and_wide_enough() -> None:

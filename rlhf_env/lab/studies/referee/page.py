@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.resources import files
 
 from rich.console import Group, RenderableType
@@ -94,6 +95,7 @@ def referee_page(found: Refereed) -> str:
     prose = files("rlhf_env.lab.studies.referee").joinpath("page.md").read_text(encoding="utf-8")
     made = {
         "RELEASES": "\n".join(f"| {each.name} | {each.version} | `{each.sha256}` |" for each in found.releases),
+        "SUMMARY": by_library(found),
         "TOKENS": "\n".join(_markdown(found.rows, "tokens")),
         "PAIRS": "\n".join(_markdown(found.rows, "pairs")),
         "LINES": "\n".join(_lines(found.flagged)),
@@ -105,6 +107,28 @@ def referee_page(found: Refereed) -> str:
     for name, text in made.items():
         prose = prose.replace(f"<!-- {name} -->", text)
     return prose
+
+
+def by_library(found: Refereed) -> str:
+    """A row for each library, ours last: how many objectives, how many as we derive them, and where they lead."""
+    headings = ("Library", "Objectives", "As a second derivation", "Gained, KL in the reward", "Gained, KL in the loss")
+    lines = [f"| {' | '.join(headings)} |", "| --- | ---: | ---: | ---: | ---: |"]
+    for library in dict.fromkeys(row.library for row in found.rows):
+        rows = [row for row in found.rows if row.library == library]
+        release = next((f" {each.version}" for each in found.releases if each.name == library), "")
+        derived = [row for row in rows if row.apart is not None]
+        agree = f"{sum(row.agrees for row in derived)} of {len(derived)}" if derived else "-"
+        led = [_gained(row for row in rows if row.penalty == penalty) for penalty in ("in reward", "in loss")]
+        lines.append(f"| {library}{release} | {len(rows)} | {agree} | {' | '.join(led)} |")
+    return "\n".join(lines)
+
+
+def _gained(rows: Iterable[RefereeRow]) -> str:
+    """Of objectives of answers: the median, and the lowest and the highest."""
+    shares = [100 * row.gained for row in rows if row.kind == "tokens" and row.gained is not None]
+    if not shares:
+        return "-"
+    return f"{statistics.median(shares):.0f} % ({min(shares):.0f} to {max(shares):.0f})"
 
 
 def _markdown(rows: Sequence[RefereeRow], kind: str) -> Iterator[str]:
