@@ -1,4 +1,4 @@
-"""The table of docs/scale.md is what benchmarks/scale_model.py simulates, and its parts are what can be counted by hand."""
+"""The table of docs/scale.md is what benchmarks/scale_model.py simulates; its parts are what can be counted by hand."""
 
 from __future__ import annotations
 
