@@ -83,6 +83,8 @@ def test_a_command_that_is_shown_is_one(page: str, line: str) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_link_leads_somewhere(page: Path) -> None:
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    if not (ROOT / "rlhf_env").exists():  # the tests of the wheel have the sources elsewhere
+        links = [link for link in links if "rlhf_env/" not in link]
     assert links and not [link for link in links if not (page.parent / link).exists()]
 
 
