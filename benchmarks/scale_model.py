@@ -342,7 +342,7 @@ def validate() -> None:
         rows = [" ".join(f"w{token}" for token in stream.integers(2, config.vocab_size, PROMPT - 2)) for _ in range(16)]
         (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": row}) + "\n" for row in rows))
         (folder / "worth.py").write_text(WORTH)
-        few, many = 32, 64
+        few, many = 16, 32
         one = {texts: timed(folder, texts, 1) for texts in (few, many)}
         two = timed(folder, many, 2)
     # Writing: a part that is there whatever is written, and one for each text. Learning: by tokens.
