@@ -89,7 +89,7 @@ class Verifier:
         import math_verify
 
         logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it says of each text that nobody limits its time
-        self.library: Any = math_verify
+        self._math_verify: Any = math_verify
         self._known: dict[str, Any] = {}
 
     def call(self, asked: tuple[str, str]) -> str:
@@ -102,7 +102,7 @@ class Verifier:
         if not self._known[right]:
             return "no answer"
         said = self._parsed(response)
-        return "right" if self.library.verify(self._known[right], said, timeout_seconds=None) else "wrong"
+        return "right" if self._math_verify.verify(self._known[right], said, timeout_seconds=None) else "wrong"
 
     def _parsed(self, text: str) -> Any:
-        return self.library.parse(text, parsing_timeout=None)
+        return self._math_verify.parse(text, parsing_timeout=None)

@@ -14,37 +14,23 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "judge"))
+from llama_cpp import wait_for
 
 import rlhf_env
 from rlhf_env.policies.low_precision import writing_exactly
 
 QUESTIONS = ["What is the capital of France?", "Name a yellow fruit.", "What is two plus two?", "Say hello."]
-PATIENCE = 120.0  # seconds for the server to read the weights
 held: list[bool] = []
 
 
 def holds(what: str, true: bool, seen: object = "") -> None:
     held.append(bool(true))
     print(f"{'holds' if true else 'FAILS'}  {what}  {seen}", flush=True)
-
-
-def wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + PATIENCE
-    while True:
-        try:
-            with urllib.request.urlopen(f"{url}/models", timeout=2.0) as answer:
-                json.load(answer)
-                return
-        except (urllib.error.URLError, TimeoutError, ConnectionError):
-            if server.poll() is not None or time.monotonic() > end:
-                sys.exit("the server did not start")
-            time.sleep(0.2)
 
 
 def experiment(folder: Path, model: Path, url: str, agent: dict[str, object]) -> dict[str, object]:

@@ -85,3 +85,9 @@ def _features(seed: int, member: int, size: int, points: Float) -> Float:
     rng = stream(f"features {member}", seed)
     inner = rng.normal(size=(_DIMENSIONS, 256))[:, :size]  # larger ones contain the smaller
     return np.asarray(np.maximum(points @ inner + rng.normal(size=256)[:size], 0.0) / np.sqrt(_DIMENSIONS))
+
+
+def ensemble_gain(seed: int, members: float, combination: Combination, flipped: float = 0.25) -> float:
+    """How much higher gold climbs with an ensemble than with one model of all labels, `flipped` of them wrong."""
+    ensemble = TiltedProxy(flipped=flipped, members=int(members), combination=combination)
+    return tilted_peak(seed, ensemble)[1] - tilted_peak(seed, TiltedProxy(flipped=flipped))[1]

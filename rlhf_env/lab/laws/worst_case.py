@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 from rlhf_env.lab.laws.form import Claim
-from rlhf_env.lab.laws.tilting import TiltedProxy, tilted_peak
-
-_FLIPPED = 0.25
-
-
-def _ensemble(seed: int, members: int) -> float:
-    return tilted_peak(seed, TiltedProxy(flipped=_FLIPPED, members=members, combination="worst"))[1]
+from rlhf_env.lab.laws.tilting import ensemble_gain
 
 
 def _higher(seed: int, members: float) -> float:
-    return _ensemble(seed, int(members)) - tilted_peak(seed, TiltedProxy(flipped=_FLIPPED))[1]
+    return ensemble_gain(seed, members, "worst")
 
 
 LAW = Claim(

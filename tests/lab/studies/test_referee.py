@@ -101,7 +101,7 @@ def test_the_second_derivation_flags_a_line_and_says_how_far_it_explains_it(monk
         return second.derived(partial(second.of_group, epsilon=epsilon), second.uncapped, "token-mean")
 
     differs = Differs(line="+ 1e-4", module="made.up", why="another constant", explained=grpo(1e-4))
-    entry = LibraryObjective(library="made up", name="grpo", theirs=grpo(1e-4), second=grpo(1e-6), differs=differs)
+    entry = LibraryObjective(maker="made up", name="grpo", theirs=grpo(1e-4), second=grpo(1e-6), differs=differs)
     row = WORLDS.row(entry, lambda found: f"{found.module}:1")
     assert not row.agrees
     assert (row.line, row.source) == ("made.up:1", "+ 1e-4")
@@ -187,7 +187,7 @@ def test_the_published_table_is_of_these_wheels_and_wide_enough() -> None:
         (each.name, each.version, each.sha256) for each in LIBRARIES
     }
     assert found.theirs >= 40
-    assert len({row.library for row in found.rows}) - 1 >= 4
+    assert len({row.maker for row in found.rows}) - 1 >= 4
     for row in found.flagged:
         assert "the line is gone" not in row.line, row
         assert row.explained is not None and row.explained <= 1e-7, row  # float32 has no more digits

@@ -30,7 +30,7 @@ class Differs:
 class LibraryObjective:
     """One objective: whose, how it is called, where the KL penalty goes, and what it should be the same as."""
 
-    library: str
+    maker: str
     name: str
     theirs: Measurable
     second: Measurable | None = None
@@ -44,4 +44,4 @@ class LibraryObjective:
 
     @property
     def full_name(self) -> str:
-        return f"{self.library}: {self.name}"
+        return f"{self.maker}: {self.name}"

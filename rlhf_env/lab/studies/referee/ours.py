@@ -35,7 +35,7 @@ def token_entry(loss: NamedTokenLoss) -> LibraryObjective:
         how = loss.declared.aggregation or "sequence-mean"
         return weighted_sum(loss(batch), token_weights(texts.mask, how, longest=texts.longest))
 
-    return LibraryObjective(library=OURS, name=loss.name, theirs=Measurable(total, advantages))
+    return LibraryObjective(maker=OURS, name=loss.name, theirs=Measurable(total, advantages))
 
 
 def pair_entry(loss: NamedPairLoss) -> LibraryObjective:
@@ -56,7 +56,7 @@ def pair_entry(loss: NamedPairLoss) -> LibraryObjective:
 
     penalty: Penalty = "in loss" if loss.declared.reference else "none"
     return LibraryObjective(
-        library=OURS, name=loss.name, theirs=Measurable(mean, None, "pairs"), penalty=penalty, wrong=wrong
+        maker=OURS, name=loss.name, theirs=Measurable(mean, None, "pairs"), penalty=penalty, wrong=wrong
     )
 
 
@@ -64,17 +64,17 @@ def objectives() -> Iterator[LibraryObjective]:
     """Without `clip-cov`, which draws which tokens it leaves out."""
     yield from (token_entry(loss) for loss in token_losses() if not loss.draws)
     yield LibraryObjective(
-        library=OURS, name="RLOO", theirs=second.derived(second.left_out, second.clipped, "sequence-sum")
+        maker=OURS, name="RLOO", theirs=second.derived(second.left_out, second.clipped, "sequence-sum")
     )
     kinds: tuple[KLEstimator, ...] = ("k2", "k3", "k3-corrected")
     for kind in kinds:
         advantages = partial(second.left_out, penalty=False)
         yield LibraryObjective(
-            library=OURS,
+            maker=OURS,
             name=f"{kind} in loss",
             theirs=second.derived(advantages, second.clipped, "sequence-sum", kl=kind),
             penalty="in loss",
         )
     whitened = partial(second.whitened, second.generalised, sample=False)
-    yield LibraryObjective(library=OURS, name="PPO", theirs=second.derived(whitened, second.clipped, "token-mean"))
+    yield LibraryObjective(maker=OURS, name="PPO", theirs=second.derived(whitened, second.clipped, "token-mean"))
     yield from (pair_entry(loss) for loss in pair_losses())

@@ -33,20 +33,20 @@ def referee_tables(found: Refereed) -> RenderableType:
             table.add_column(heading, overflow="fold")
         for heading in _headings(kind):
             table.add_column(heading, justify="right", no_wrap=True)
-        for library in dict.fromkeys(row.library for row in rows):
+        for library in dict.fromkeys(row.maker for row in rows):
             table.add_section()
-            for row in (row for row in rows if row.library == library):
+            for row in (row for row in rows if row.maker == library):
                 table.add_row(f"{library}: {row.name}", row.ours, _of_penalty(row), *_cells(row))
         parts += [table, ""]
     flagged = found.flagged
     if flagged:
         parts.append(Text("What makes the difference"))
         for row in flagged:
-            parts.append(Text(f"  {row.library}: {row.name}: {_said(row)}"))
+            parts.append(Text(f"  {row.maker}: {row.name}: {_said(row)}"))
         parts.append("")
     for release in found.releases:
         parts.append(Text(f"{release.name} {release.version}  sha256 {release.sha256}"))
-    libraries = len({row.library for row in found.rows} - {OURS})
+    libraries = len({row.maker for row in found.rows} - {OURS})
     parts.append(
         Text(
             f"{found.theirs} objectives of {libraries} libraries in {found.seconds:.0f} s of processor time; "
@@ -100,7 +100,7 @@ def referee_page(found: Refereed) -> str:
         "PAIRS": "\n".join(_markdown(found.rows, "pairs")),
         "LINES": "\n".join(_lines(found.flagged)),
         "COUNT": str(found.theirs),
-        "LIBRARIES": str(len({row.library for row in found.rows} - {OURS})),
+        "LIBRARIES": str(len({row.maker for row in found.rows} - {OURS})),
         "AGREE": str(found.theirs - len(found.flagged)),
         "DIFFER": str(len(found.flagged)),
     }
@@ -113,8 +113,8 @@ def by_library(found: Refereed) -> str:
     """A row for each library, ours last: how many objectives, how many as we derive them, and where they lead."""
     headings = ("Library", "Objectives", "As a second derivation", "Gained, KL in the reward", "Gained, KL in the loss")
     lines = [f"| {' | '.join(headings)} |", "| --- | ---: | ---: | ---: | ---: |"]
-    for library in dict.fromkeys(row.library for row in found.rows):
-        rows = [row for row in found.rows if row.library == library]
+    for library in dict.fromkeys(row.maker for row in found.rows):
+        rows = [row for row in found.rows if row.maker == library]
         release = next((f" {each.version}" for each in found.releases if each.name == library), "")
         derived = [row for row in rows if row.apart is not None]
         agree = f"{sum(row.agrees for row in derived)} of {len(derived)}" if derived else "-"
@@ -137,7 +137,7 @@ def _markdown(rows: Sequence[RefereeRow], kind: str) -> Iterator[str]:
     yield f"| {' | '.join(['---'] * len(headings))} |"
     for row in rows:
         if row.kind == kind:
-            yield f"| {row.library}: {row.name} | {row.ours} | {_of_penalty(row)} | {' | '.join(_cells(row))} |"
+            yield f"| {row.maker}: {row.name} | {row.ours} | {_of_penalty(row)} | {' | '.join(_cells(row))} |"
 
 
 def _lines(rows: Sequence[RefereeRow]) -> Iterator[str]:
@@ -146,7 +146,7 @@ def _lines(rows: Sequence[RefereeRow]) -> Iterator[str]:
     for row in rows:
         told.setdefault((row.line, row.source, row.why), []).append(row)
     for (line, source, why), same in told.items():
-        names = ", ".join(f"{row.library}: {row.name}" for row in same)
+        names = ", ".join(f"{row.maker}: {row.name}" for row in same)
         explained = [row.explained for row in same if row.explained is not None]
         with_it = f" With that in ours, they agree to {max(explained):.0e}." if explained else ""
         yield f"- {line}, `{source}`: {why}. {with_it.strip()} ({names})"

@@ -52,7 +52,7 @@ class RefereeRow:
     where from, if it does; `explained`: by how much they differ with that line in ours.
     """
 
-    library: str
+    maker: str
     name: str
     kind: str
     penalty: str
@@ -105,7 +105,7 @@ class Refereed:
 
     @property
     def theirs(self) -> int:
-        return sum(row.library != ours.OURS for row in self.rows)
+        return sum(row.maker != ours.OURS for row in self.rows)
 
     @property
     def flagged(self) -> Sequence[RefereeRow]:
@@ -158,7 +158,7 @@ class Worlds:
         if differs is not None and differs.explained is not None:
             explained = how_far_apart(theirs, differs.explained, few, self.at_small)
         return RefereeRow(
-            library=entry.library,
+            maker=entry.maker,
             name=entry.name,
             kind=theirs.kind,
             penalty=entry.penalty,
@@ -212,7 +212,7 @@ def referee(folder: Path, only: str | None = None, tell: Callable[[float, str], 
             f"no library and no objective is called {only!r}{did_you_mean(str(only), [*names, *seen])}; the libraries "
             f"are {', '.join([*names, ours.OURS])}"
         )
-    used = {row.library for row in rows}
+    used = {row.maker for row in rows}
     releases = [
         Release(library.name, library.version, wheel_sha256(folder, library))
         for library in wanted

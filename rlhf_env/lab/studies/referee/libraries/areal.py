@@ -42,7 +42,7 @@ def _online(core: Any) -> Iterator[LibraryObjective]:
         name: str, loss: Callable[..., Tensor], terms: second.Terms, ours: str, **settings: Any
     ) -> LibraryObjective:
         return LibraryObjective(
-            library="areal",
+            maker="areal",
             name=name,
             theirs=Measurable(partial(loss, **settings), second.left_out),
             second=second.derived(second.left_out, terms, "token-mean"),
@@ -90,7 +90,7 @@ def _pairs(core: Any) -> Iterator[LibraryObjective]:
             return found
 
         return LibraryObjective(
-            library="areal",
+            maker="areal",
             name=name,
             theirs=Measurable(loss, None, "pairs"),
             second=second.of_pairs(form),

@@ -74,7 +74,7 @@ def _online(load: LoadModule) -> Iterator[LibraryObjective]:
     ) -> LibraryObjective:
         """`advantages`: the paper's; `exact`: with the penalty in float32, and what else they do."""
         return LibraryObjective(
-            library="openrlhf",
+            maker="openrlhf",
             name=name,
             theirs=Measurable(policy(), _advantages(maker, sums, name)),
             second=second.derived(advantages, second.uncapped, "token-mean"),
@@ -132,7 +132,7 @@ def _online(load: LoadModule) -> Iterator[LibraryObjective]:
 
     def losses(name: str, terms: second.Terms, how: second.Adding, ours: str, **settings: Any) -> LibraryObjective:
         return LibraryObjective(
-            library="openrlhf",
+            maker="openrlhf",
             name=name,
             theirs=Measurable(policy(**settings), _advantages(maker, sums, "group_norm", penalty=False)),
             second=second.derived(partial(second.of_group, epsilon=1e-9, penalty=False), terms, how),
@@ -197,7 +197,7 @@ def _penalties(load: LoadModule) -> Iterator[LibraryObjective]:
     advantages = partial(second.left_out, penalty=False)
     for name, estimator, unbiased, same in kinds:
         yield LibraryObjective(
-            library="openrlhf",
+            maker="openrlhf",
             name=f"rloo, KL term {name}",
             theirs=Measurable(with_term(estimator, unbiased), _advantages(maker, sums, "rloo", penalty=False)),
             second=second.derived(advantages, partial(term, same), "token-mean"),
@@ -223,7 +223,7 @@ def _pairs(load: LoadModule) -> Iterator[LibraryObjective]:
             return found
 
         return LibraryObjective(
-            library="openrlhf",
+            maker="openrlhf",
             name=name,
             theirs=Measurable(loss, None, "pairs"),
             second=second.of_pairs(form),

@@ -128,7 +128,7 @@ def _all(load: LoadModule) -> Iterator[LibraryObjective]:
         if rounded is not None:
             line, module, why = _WHITENED, _CORE, f"1e-8 is added to the variance; {_RATIO.why}"
         return LibraryObjective(
-            library="skyrl",
+            maker="skyrl",
             name=name,
             theirs=Measurable(regular, advantages(function, ways[how], **more)),
             second=second.derived(exact, second.uncapped, how),
@@ -174,7 +174,7 @@ def _all(load: LoadModule) -> Iterator[LibraryObjective]:
         theirs = advantages(core.compute_rloo_outcome_advantage, ways[how])
         explained = None if single is None else second.derived(second.left_out, single, how)
         return LibraryObjective(
-            library="skyrl",
+            maker="skyrl",
             name=f"{name} loss",
             theirs=Measurable(loss(function, written, **settings), theirs),
             second=second.derived(second.left_out, terms, how),

@@ -42,7 +42,7 @@ def _ppo(rlhf: Any, losses: Any) -> LibraryObjective:
         return mean + second.whitened(second.generalised, texts, epsilon=1e-8, dtype=torch.float32)
 
     return LibraryObjective(
-        library="torchtune",
+        maker="torchtune",
         name="PPOLoss, estimate_advantages",
         theirs=Measurable(loss, advantages),
         second=second.derived(partial(second.whitened, second.generalised), second.uncapped, "token-mean"),
@@ -65,7 +65,7 @@ def _pairs(losses: Any) -> Iterator[LibraryObjective]:
             return found
 
         return LibraryObjective(
-            library="torchtune",
+            maker="torchtune",
             name=name,
             theirs=Measurable(loss, None, "pairs"),
             second=second.of_pairs(form),

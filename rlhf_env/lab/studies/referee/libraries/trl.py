@@ -161,7 +161,7 @@ def _online(load: LoadModule) -> Iterator[LibraryObjective]:
         theirs = _Online(trainer, configuration, **settings)
         scaled = theirs.arguments.scale_rewards != "none"
         return LibraryObjective(
-            library="trl",
+            maker="trl",
             name=name,
             theirs=Measurable(theirs.loss, theirs.advantages_of_rewards),
             second=like(1e-6),
@@ -219,7 +219,7 @@ def _online(load: LoadModule) -> Iterator[LibraryObjective]:
     geometric = _Online(gmpo, settings, trainer)
     form = partial(second.geometric, clip=float(geometric.arguments.epsilon))
     yield LibraryObjective(
-        library="trl",
+        maker="trl",
         name="gmpo",
         theirs=Measurable(geometric.loss, geometric.advantages_of_rewards),
         second=second.derived(scaled(1e-6), form, "sequence-mean", kl="k3"),
@@ -242,7 +242,7 @@ def _online(load: LoadModule) -> Iterator[LibraryObjective]:
 
     left_out = _Online(rloo, settings, tools=False)
     yield LibraryObjective(
-        library="trl",
+        maker="trl",
         name="rloo",
         theirs=Measurable(left_out.loss, left_out.advantages),
         second=second.derived(second.left_out, whole_text, "sequence-sum"),
@@ -315,7 +315,7 @@ def _pairs(load: LoadModule) -> Iterator[LibraryObjective]:
     def entry(name: str, form: second.Pairwise, loss_type: str, ours: str = "", **settings: Any) -> LibraryObjective:
         theirs = _Pairs(trainer, loss_type, **settings)
         return LibraryObjective(
-            library="trl",
+            maker="trl",
             name=name,
             theirs=Measurable(theirs.loss, None, "pairs"),
             second=second.of_pairs(form),
@@ -381,7 +381,7 @@ def _pairs(load: LoadModule) -> Iterator[LibraryObjective]:
         why="the odds are computed in float32",
         explained=second.of_pairs(partial(second.orpo, single=True)),
     )
-    free: dict[str, Any] = {"library": "trl", "penalty": "none"}
+    free: dict[str, Any] = {"maker": "trl", "penalty": "none"}
     yield LibraryObjective(
         name="cpo", theirs=Measurable(cpo, None, "pairs"), second=second.of_pairs(second.cpo), ours="cpo", **free
     )

@@ -106,7 +106,7 @@ def _estimators(core: _Core) -> Iterator[LibraryObjective]:
         **more: Any,
     ) -> LibraryObjective:
         return LibraryObjective(
-            library="verl",
+            maker="verl",
             name=label or name,
             theirs=Measurable(vanilla, partial(core.estimated, name, **more)),
             second=second.derived(advantages, clip, "token-mean"),
@@ -194,7 +194,7 @@ def _losses(core: _Core) -> Iterator[LibraryObjective]:
         **settings: Any,
     ) -> LibraryObjective:
         return LibraryObjective(
-            library="verl",
+            maker="verl",
             name=label or f"{name} loss",
             theirs=Measurable(core.policy_loss(name, their_way, **settings), partial(core.estimated, "grpo")),
             second=second.derived(second.of_group, terms, how),
@@ -253,7 +253,7 @@ def _penalties(core: _Core) -> Iterator[LibraryObjective]:
     )
     for kind, same, ours in kinds:
         yield LibraryObjective(
-            library="verl",
+            maker="verl",
             name=f"rloo, KL term {kind}",
             theirs=Measurable(core.with_penalty(vanilla, kind, how), reward),
             second=second.derived(
@@ -263,7 +263,7 @@ def _penalties(core: _Core) -> Iterator[LibraryObjective]:
             ours=ours,
         )
     yield LibraryObjective(
-        library="verl",
+        maker="verl",
         name="Dr. GRPO, KL term low_var_kl",
         theirs=Measurable(
             core.with_penalty(
@@ -286,7 +286,7 @@ def _penalties(core: _Core) -> Iterator[LibraryObjective]:
         return found
 
     yield LibraryObjective(
-        library="verl",
+        maker="verl",
         name="rloo, reinforce loss",
         theirs=Measurable(reinforce, partial(core.estimated, "rloo")),
         second=second.derived(second.left_out, second.likelihood, "sequence-sum"),
