@@ -6,8 +6,8 @@
     python benchmarks/overlap.py --only time --experiment FILE.toml   # a file of yours
 
 Time: the same experiment with `ahead = 0` and `ahead = 1`, one thread in each process, in turns so that a machine which
-grows slower does so for both. The epochs of learning are chosen first so that learning takes about as long as
-writing, which is printed: then nothing can be more than 0.5 of the time, and what is measured stands beside it.
+grows slower does so for both. The epochs of learning are chosen first, so that learning takes about as long as writing.
+Beside what is measured stands the least that any overlap could give, from the shares of the two halves.
 
 Curves: runs that differ in `ahead` alone and share seeds, with the same budget. At every evaluation, the mean over
 seeds of either, the 95 % interval of that without, whether the other lies in it, and the paired difference.
@@ -105,9 +105,10 @@ def time_updates(wanted: Experiment, updates: int, rounds: int) -> None:
             f"updates), {collecting:.3f} s of them until the rollout is there"
         )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    print(
-        f"ahead over one after the other: {medians[1] / medians[0]:.3f} (on {cores} cores; load {os.getloadavg()[0]:.1f})"
-    )
+    writing = statistics.median(collecting / took for took, collecting in taken[0])
+    least, ratio = max(writing, 1.0 - writing), medians[1] / medians[0]
+    print(f"of an update one after the other, {writing:.0%} are writing: ahead takes at least {least:.3f} of its time")
+    print(f"ahead over one after the other: {ratio:.3f} (on {cores} cores; load {os.getloadavg()[0]:.1f})")
 
 
 # ---------------------------------------------------------------- curves
