@@ -229,10 +229,10 @@ def serve_texts() -> None:
     """The other process: write what is asked for until the run is gone, which is noticed at once, in any step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which ends this
     with socket.socket(fileno=int(sys.argv[1])) as connection:
-        serve(connection, int(sys.argv[2]), lambda: os._exit(0))
+        answer_requests(connection, int(sys.argv[2]), lambda: os._exit(0))
 
 
-def serve(connection: socket.socket, descriptor: int, on_end: Callable[[], None]) -> None:
+def answer_requests(connection: socket.socket, descriptor: int, on_end: Callable[[], None]) -> None:
     """Answer what an `AheadWriter` at the other end asks; in its thread, `on_end` is called when that is gone."""
     messages: queue.SimpleQueue[bytearray | None] = queue.SimpleQueue()
 
@@ -338,4 +338,4 @@ def _views(descriptor: int, like: Mapping[str, Any]) -> dict[str, Tensor]:
     }
 
 
-__all__ = ["CHECKED_TEXTS", "AheadWriter", "Served", "serve", "serve_texts"]
+__all__ = ["CHECKED_TEXTS", "AheadWriter", "Served", "answer_requests", "serve_texts"]

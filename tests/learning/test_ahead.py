@@ -20,7 +20,7 @@ from rlhf_env import Experiment, build
 from rlhf_env.errors import ConfigError, WriterFailed
 from rlhf_env.learning.run_folder import read_metrics
 from rlhf_env.policies import ahead_writer
-from rlhf_env.policies.ahead_writer import AheadWriter, serve
+from rlhf_env.policies.ahead_writer import AheadWriter, answer_requests
 from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.policies.policy import Written
 
@@ -33,7 +33,7 @@ class InAThread:
 
     def __init__(self, theirs: socket.socket, descriptor: int) -> None:
         connection, memory = theirs.dup(), os.dup(descriptor)
-        self.thread = threading.Thread(target=serve, args=(connection, memory, lambda: None), daemon=True)
+        self.thread = threading.Thread(target=answer_requests, args=(connection, memory, lambda: None), daemon=True)
         self.thread.start()
 
     def how_it_ended(self) -> str:
