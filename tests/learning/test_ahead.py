@@ -32,8 +32,9 @@ class InAThread:
     """The other process's loop in a thread of this one, where it starts at once."""
 
     def __init__(self, theirs: socket.socket, descriptor: int) -> None:
-        connection, memory = theirs.dup(), os.dup(descriptor)
-        self.thread = threading.Thread(target=answer_requests, args=(connection, memory, lambda: None), daemon=True)
+        self.connection, self.memory = theirs.dup(), os.dup(descriptor)
+        asked = (self.connection, self.memory, lambda: None)
+        self.thread = threading.Thread(target=answer_requests, args=asked, daemon=True)
         self.thread.start()
 
     def how_it_ended(self) -> str:
@@ -41,6 +42,8 @@ class InAThread:
 
     def end(self) -> None:
         self.thread.join(30.0)
+        self.connection.close()
+        os.close(self.memory)
 
 
 class Behind:
