@@ -7,7 +7,9 @@
 
 Time: the same experiment with `ahead = 0` and `ahead = 1`, one thread in each process, in turns so that a machine which
 grows slower does so for both. The epochs of learning are chosen first, so that learning takes about as long as writing.
-Beside what is measured stands the least that any overlap could give, from the shares of the two halves.
+Beside what is measured stands the least that any overlap could give, from the shares of the two halves. Texts are scored
+in the process that learns: with a KL penalty (`--timed-kl 0.08`), the reference reads them there, and that is not
+overlapped with learning. Curves are with that penalty.
 
 Curves: runs that differ in `ahead` alone and share seeds, with the same budget. At every evaluation, the mean over
 seeds of either, the 95 % interval of that without, whether the other lies in it, and the paired difference.
@@ -35,14 +37,14 @@ from rlhf_env.learning.run_folder import read_metrics
 WARM = 2  # updates at the beginning of each run that are not timed: the other process starts, rollouts are not ahead
 
 
-def small_talk(agent: str, num_envs: int, epochs: int = 1) -> Experiment:
-    """The demo's task and model, with the gold reward paid."""
+def small_talk(agent: str, num_envs: int, kl: float, epochs: int = 1) -> Experiment:
+    """The demo's task and model, with the gold reward paid, and a KL penalty of this weight (0: none)."""
     return Experiment.from_table(
         {
             "task": {"name": "chitchat"},
             "policy": {"model": "rlhf-env/chitchat"},
             "environment": {"num_envs": num_envs, "max_new_tokens": 28, "max_prompt_tokens": 48},
-            "rewards": {"upbeat": 1.0, "kl": 0.08},
+            "rewards": {"upbeat": 1.0, **({"kl": kl} if kl else {})},
             "agent": {"name": agent, "lr": 3e-4, "group_size": 4, "epochs": epochs},
             "budget": {"updates": 20},
             "evaluation": {"prompts": 128},
@@ -80,14 +82,14 @@ def timed(wanted: Experiment, ahead: int, updates: int) -> list[tuple[float, flo
         return list(seconds_of(read_metrics(Path(folder) / "run")))
 
 
-def balanced(agent: str, num_envs: int) -> Experiment:
+def balanced(agent: str, num_envs: int, kl: float) -> Experiment:
     """As many epochs as make learning take about as long as writing."""
-    one = timed(small_talk(agent, num_envs), 0, WARM + 4)
+    one = timed(small_talk(agent, num_envs, kl), 0, WARM + 4)
     writing = statistics.median(collecting for _, collecting in one)
     learning = statistics.median(took - collecting for took, collecting in one)
     epochs = max(1, round(writing / learning))
     print(f"one epoch: {writing:.3f} s of writing, {learning:.3f} s of learning; so {epochs} epochs", flush=True)
-    return small_talk(agent, num_envs, epochs)
+    return small_talk(agent, num_envs, kl, epochs)
 
 
 def time_updates(wanted: Experiment, updates: int, rounds: int) -> None:
@@ -150,6 +152,7 @@ def main() -> None:
     parser.add_argument("--experiment", type=Path, help="a TOML file instead of the demo's small talk")
     parser.add_argument("--agent", default="grpo", help="of small talk: grpo or rloo (default: %(default)s)")
     parser.add_argument("--num-envs", type=int, default=64, help="texts of a rollout of small talk")
+    parser.add_argument("--timed-kl", type=float, default=0.0, help="KL penalty of small talk, when it is timed")
     parser.add_argument("--timed", type=int, default=12, help="updates of a run that are timed")
     parser.add_argument("--rounds", type=int, default=2, help="runs of each that are timed")
     parser.add_argument("--seeds", type=int, default=5)
@@ -160,9 +163,9 @@ def main() -> None:
     given = parser.parse_args()
     own = None if given.experiment is None else Experiment.load(given.experiment)
     if given.only != "curves":
-        time_updates(own or balanced(given.agent, given.num_envs), given.timed, given.rounds)
+        time_updates(own or balanced(given.agent, given.num_envs, given.timed_kl), given.timed, given.rounds)
     if given.only != "time":
-        wanted = own or small_talk(given.agent, given.num_envs)
+        wanted = own or small_talk(given.agent, given.num_envs, 0.08)
         wanted = replace(
             wanted,
             budget=Budget(updates=given.updates),
