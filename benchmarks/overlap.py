@@ -7,9 +7,9 @@
 
 Time: the same experiment with `ahead = 0` and `ahead = 1`, one thread in each process, in turns so that a machine which
 grows slower does so for both. The epochs of learning are chosen first, so that learning takes about as long as writing.
-Beside what is measured stands the least that any overlap could give, from the shares of the two halves. Texts are scored
-in the process that learns: with a KL penalty (`--timed-kl 0.08`), the reference reads them there, and that is not
-overlapped with learning. Curves are with that penalty.
+Beside what is measured stands the least that any overlap could give, from the shares of the two halves. Texts are
+scored in the process that learns: with a KL penalty (`--timed-kl 0.08`), the reference reads them there, and that is
+not overlapped with learning. Curves are with that penalty.
 
 Curves: runs that differ in `ahead` alone and share seeds, with the same budget. At every evaluation, the mean over
 seeds of either, the 95 % interval of that without, whether the other lies in it, and the paired difference.
