@@ -79,6 +79,7 @@ BEYOND = {
     ),
     r"no part of the reward counts|is the KL penalty, of which|tasks of reward": "the tasks of a mixture",
     r"^shard = true: ": "several settings at once: a model in parts, and who learns",
+    r"ahead = 1": "several settings at once: texts that are written ahead, who writes them, and who learns",
     r"starts are for by = |must have no letter twice": "several settings at once: levels, and goals",
     r"teach|on_policy .sequence|is of distributions|beta is of": (
         "several settings at once, and what another model is: distill, and a teacher's reward"

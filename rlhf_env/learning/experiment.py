@@ -148,10 +148,19 @@ class EvaluationSettings:
 
 @settings
 class EngineSettings:
-    """How the processes of a run share its work (docs/scale.md): of the machines, and not part of what a run is."""
+    """How the processes of a run share its work (docs/scale.md)."""
 
     shard: bool = False
-    """Divide weights, gradients and moments among the processes (FSDP2), instead of keeping all of them in each."""
+    """Divide weights, gradients and moments among the processes (FSDP2), instead of keeping all of them in each. It is
+    of the machines and not part of what a run is."""
+    ahead: Annotated[int, Ge(0), Le(1)] = 0
+    """How many updates texts are written ahead of learning. 1: while the agent learns from a rollout, another process
+    on this machine writes the next one, with the weights that the update began with. Importance ratios correct what is
+    learned; agents that have none are refused. It is part of what a run is, whose texts are others."""
+
+    def problems(self) -> Iterator[Problem]:
+        if self.ahead and self.shard:
+            yield fault("ahead", "= 1 is of one process that learns, and shard = true of several: leave one out")
 
 
 @settings
@@ -277,13 +286,15 @@ class Experiment:
         return label_of(self.agent, "agent")
 
     def to_toml(self) -> str:
-        """The resolved file: every setting that is in force and not None, but for `trackers`, `engine` and the policy's
-        `device`, with others of which a run resumes.
+        """The resolved file: every setting that is in force and not None, but for `trackers`, `[engine] shard` and the
+        policy's `device`, with others of which a run resumes.
 
         A run is known by this text, so a setting that older versions do not know is in it only where it is used.
         """
         table = asdict(self)
         del table["engine"], table["trackers"], table["folder"], table["asks_in_plain"], table["policy"]["device"]
+        if self.engine.ahead:
+            table["engine"] = {"ahead": self.engine.ahead}
         if not self.stopping:
             del table["stopping"]
         if self.texts == RecordedTextsSettings():

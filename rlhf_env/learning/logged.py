@@ -104,6 +104,17 @@ LOGGED: tuple[Logged, ...] = (
         look="Low, the engine is far from the policy and corrections are noisy.",
     ),
     Logged("writer/ratio_p*", "Quantile (5, 50, 95 %) of their tokens' probability ratio, policy over engine."),
+    Logged(
+        "writer/staleness",
+        "Where another process writes ahead (`[engine] ahead`): how many updates older than the policy the weights are "
+        "that wrote this rollout.",
+        look="1, but for the first rollout of a run (0). `writer/ess` and `writer/ratio_p*` say how far that is.",
+    ),
+    Logged(
+        "writer/written_ahead",
+        "Share of the calls for texts that were foretold, and written while the agent learned.",
+        look="Below 1, an agent or a task asks for what cannot be foretold: the same numbers, and less time saved.",
+    ),
     Logged("histogram/reward", "The rewards of the texts, counted in ten bins from `low` to `high`."),
     Logged("histogram/part/*", "The same of one part, unweighted."),
     # ------------------------------------------------------------ what it cost

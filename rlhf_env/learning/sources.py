@@ -19,9 +19,11 @@ from rlhf_env.learning.collect import collect_with
 from rlhf_env.learning.functional import effective_sample_size, groups_without_spread
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.spending import Budget, Spending
+from rlhf_env.policies.ahead_writer import AheadWriter
+from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.policies.low_precision import copy_writes, other_writer
 from rlhf_env.policies.policy import Policy, TextWriter
-from rlhf_env.types import State, TokenScorer, TrainerState
+from rlhf_env.types import ResetOptions, State, TokenScorer, TrainerState
 
 WRITER = "writer/"  # the section of the log that an engine has which writes in the policy's place
 
@@ -55,6 +57,14 @@ class Shuffled:
             return [int(np.random.default_rng([self.seed, i]).integers(2**31)) for i in range(start, start + count)]
         return [self._at(i, self.size) for i in range(start, start + count)]
 
+    def peek(self, count: int) -> list[int]:
+        """What `take` will give."""
+        place = self.place
+        try:
+            return self.take(count)
+        finally:
+            self.place = place
+
     def _at(self, place: int, size: int) -> int:
         epoch, offset = divmod(place, size)
         if epoch != self._epoch:
@@ -78,6 +88,7 @@ class EnvSource:
 
     Where a copy of `policy` in low precision writes for it, `ess` and `ratio_p05` to `ratio_p95` say how far the two
     are apart; where another engine does, `writer/kl` and others do, and WriterFailed is raised where that is too far.
+    Where that is a process which writes ahead, the next texts are begun as soon as these are there.
     """
 
     def __init__(
@@ -113,6 +124,8 @@ class EnvSource:
         measured |= {**_paid(rollout, mix), **_by_task(rollout, self._mixes)}
         if (writer := other_writer(self._policy)) is not None:
             measured |= _of_writer(writer)
+            if isinstance(writer, AheadWriter):
+                measured[f"{WRITER}staleness"] = float(self._spending.updates - writer.update)
         elif self._policy is not None and copy_writes(self._policy):
             measured |= _off_policy(rollout, self._policy)
         rollout = _beside_what_kl_read(rollout, mix.kl, self._reference)
@@ -120,9 +133,31 @@ class EnvSource:
         self._spending.add(
             episodes=len(rollout), generated_tokens=int(rollout.actions.sum()), reward_calls=len(rollout)
         )
+        if isinstance(writer, AheadWriter):
+            self._write_ahead(writer, wishes, groups)
         kept = rollout.scored | rollout.truncated
         rollout = rollout if bool(kept.all()) else rollout.select(kept)
         return replace(rollout, measured={**measured, **_spread(rollout, mix.kl_names), **_worth(rollout, mix)})
+
+    def _write_ahead(self, writer: AheadWriter, wishes: ResetOptions, groups: int) -> None:
+        """Let `writer` have the present weights, and begin the texts that will probably be asked for: the next prompts,
+        if the agent wishes what it wished for this rollout.
+
+        That is a guess, and if it is wrong, a loss of time. The environment is reset once more for the rollout itself.
+        """
+        policy = self._policy
+        assert isinstance(policy, LanguageModel)
+        writer.hand_over(policy, self._spending.updates)
+        if "indices" in wishes:  # chosen by what is learned only now
+            return
+        env = self.env
+        try:
+            observation, _ = env.reset(options={**wishes, "indices": self._prompts.peek(groups)})
+        except RlhfEnvError:  # it will be said when they are asked for
+            return
+        if env.stops is not None:
+            observation |= {"stops": env.stops, "stop_states": env.stop_states}
+        writer.ask_ahead(policy, observation, env.max_new_tokens)
 
     def follow(self, budget: Budget) -> None:
         """Tell the rewards that ask for it where training stands."""
@@ -142,11 +177,16 @@ class EnvSource:
         )
 
     def state_dict(self) -> State:
-        return {"place": self._prompts.place, "rewards": self.env.reward.state_dict()}
+        own: State = {"place": self._prompts.place, "rewards": self.env.reward.state_dict()}
+        writer = other_writer(self._policy)
+        return own | {"ahead": writer.state_dict()} if isinstance(writer, AheadWriter) else own
 
     def load_state_dict(self, state: State, /) -> None:
         self._prompts.place = int(state["place"])
         self.env.reward.load_state_dict(state["rewards"])
+        writer = other_writer(self._policy)
+        if isinstance(writer, AheadWriter):
+            writer.load_state_dict(state["ahead"])
 
 
 def _of_writer(writer: TextWriter) -> Metrics:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, get_args
@@ -55,6 +56,7 @@ from rlhf_env.learning.stopping import MaxKL, Patience, load_stopping_rules
 from rlhf_env.learning.teachers import TeacherDtype
 from rlhf_env.learning.tracking import check_trackers
 from rlhf_env.own_code import OwnCode, files_in, names_code, require_unchanged
+from rlhf_env.policies.ahead_writer import AheadWriter
 from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.policies.loading import base_and_adapter
 from rlhf_env.policies.low_precision import fallback
@@ -65,6 +67,8 @@ from rlhf_env.policies.tabular import TabularPolicy
 from rlhf_env.policies.vllm_writer import VllmSettings, VllmWriter
 from rlhf_env.types import ScoresItself, Task
 
+AHEAD = ("engine", "ahead")
+_NO_COPY = "a language model is copied to the other process"
 OR_OVER_LONG = "; or set over_long in [environment]"
 
 
@@ -88,7 +92,8 @@ class Workplace:
     """sha256, by path, of the files of your own code that it was built with."""
 
     def start_writer(self) -> None:
-        """Start the engine of `[policy] writer`, if its texts are learned from here; once. Ask a server for a token.
+        """Start the engine of `[policy] writer`, or the process of `[engine] ahead`, if its texts are learned from
+        here; once. Ask a server for a token.
 
         ConfigError, in one line, where it is not installed, cannot write for this model, or does not answer.
         """
@@ -101,6 +106,12 @@ class Workplace:
                 policy.writer.check(policy)
             return
         learns = getattr(self.agent, "trains", True) and isinstance(self.source, EnvSource)
+        if learns and self.experiment.engine.ahead:
+            if not isinstance(policy, LanguageModel):
+                raise ConfigError(Problem(f"ahead = 1: {_NO_COPY}, and {type(policy).__name__} is none", AHEAD))
+            if policy.writer is None:
+                policy.writer = AheadWriter(policy, self.setup.spending.updates)
+            return
         if wanted.writer is None or not learns or not isinstance(policy, LanguageModel) or policy.writer is not None:
             return
         with under("policy", "writer"):
@@ -137,8 +148,25 @@ class Workplace:
         An agent that does not train is only evaluated. Raises ConfigError where the experiment needs something that is
         missing here: evaluations for `patience`, a source of pairs for `preferences`; and what `train` raises.
         """
-        experiment, setup = self.experiment, self.setup
         self.start_writer()
+        try:
+            return self._train(run, resume, evaluate, lower_is_better, on_update, on_rollout)
+        finally:
+            policy = self.setup.policy
+            if isinstance(policy, LanguageModel) and isinstance(policy.writer, AheadWriter):
+                policy.writer.close()
+                policy.writer = None
+
+    def _train(
+        self,
+        run: RunFolder | None,
+        resume: bool,
+        evaluate: Callable[[], Mapping[str, float]] | None,
+        lower_is_better: bool,
+        on_update: Callable[[Row, float], None] | None,
+        on_rollout: Callable[[int, Rollout], None] | None,
+    ) -> Training:
+        experiment, setup = self.experiment, self.setup
         stopping = load_stopping_rules(experiment.located().stopping_tables())
         if evaluate is None and (counting := stopping.of(Patience)):
             rule = f"patience = {experiment.patience}" if experiment.patience else f"[stopping.{counting[0]}]"
@@ -259,7 +287,8 @@ def build(experiment: Experiment, *, policy: Policy | None = None) -> Workplace:
         if policy is None:
             _say_if_memory_is_short(experiment)
             longest = experiment.environment.max_new_tokens
-            if not learns_off_policy(experiment.agent):  # then "auto" makes no copy; any other has been refused
+            # Then "auto" makes no copy; any other has been refused.
+            if not learns_off_policy(experiment.agent) or experiment.engine.ahead:
                 experiment = replace(experiment, policy=replace(experiment.policy, writer_dtype=None))
             policy = load_policy(experiment.policy, tokenizer, task, max_new_tokens=longest, seed=experiment.seed)
         with under("model"):
@@ -450,6 +479,7 @@ def check_plugins(experiment: Experiment) -> Task:
         look(lambda: _check_budget(experiment), "budget")
         look(lambda: _check_stopping(experiment), "stopping")
     look(lambda: _check_shard(experiment), *SHARD)
+    look(lambda: _check_ahead(experiment), *AHEAD)
     look(lambda: check_trackers(experiment.trackers), "trackers")
     look(lambda: require_dtype(find_device(experiment.policy.device), experiment.policy.torch_dtype), "policy")
     for name in experiment.evaluation.metrics or ():
@@ -497,6 +527,35 @@ def _check_writer(experiment: Experiment) -> None:
                 (name,),
             )
         )
+
+
+def _check_ahead(experiment: Experiment) -> None:
+    """Another process writes ahead only for who corrects for it, whole texts, for a language model on a processor."""
+    if not experiment.engine.ahead:
+        return
+    policy, environment = experiment.policy, experiment.environment
+    agent, given = experiment.agent_label, experiment.preferences is not None or imitates(experiment.agent)
+    device = "cpu"
+    with suppress(ConfigError):  # of a device that is not here, which is said elsewhere
+        device = find_device(policy.device)
+    problems = {
+        f"{agent} learns from given texts, and nothing is written": given,
+        f"texts would be of weights that are one update old, and {agent} has no importance ratio that corrects for it: "
+        "leave it out, or take an agent that has one (grpo, rloo, ppo, reinforce), or to which it does not matter who "
+        "wrote a text (dpo, kto, rejection)": not given and not learns_off_policy(experiment.agent),
+        f"{_NO_COPY}, and a table of logits is none": policy.model == "table",
+        f'writer = "{policy.writer}" writes in its place: leave one out': policy.writer is not None,
+        f'writer_dtype = "{policy.writer_dtype}" is of a copy in this process: leave one out': (
+            policy.writer_dtype not in (None, "auto")
+        ),
+        "whole texts are written ahead, and here one action is a part of a text: leave out action_length and view": (
+            environment.length < environment.max_new_tokens
+        ),
+        f'the other process computes on processors, and the policy on {device}: set device = "cpu"': device != "cpu",
+        "a launcher has started several processes, which all learn: start one": processes.current().size > 1,
+    }
+    if found := [Problem(f"ahead = 1: {said}") for said, holds in problems.items() if holds]:
+        raise ConfigError(*found)
 
 
 def wants_shards(experiment: Experiment) -> bool:

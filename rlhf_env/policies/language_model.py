@@ -231,6 +231,15 @@ class LanguageModel(nn.Module):
         self._streams.take((written.tokens < self.vocab_size).sum(1))
         return written
 
+    def next_numbers(self, rows: int, length: int) -> Float:
+        """float64[rows, length]: what the next call of `write` draws its tokens by; the streams stay."""
+        return self._streams.next(rows, length)
+
+    def write_by(self, numbers: Float, observation: Observation, rows: Bool) -> Written:
+        """As `write`, with given numbers in place of the streams'."""
+        texts, mask = np.asarray(observation["input_ids"], np.int64), np.asarray(observation["attention_mask"], bool)
+        return self._write(observation, texts, mask.sum(1), numbers, rows)
+
     def _write(self, observation: Observation, texts: Int, lengths: Int, uniforms: Float, rows: Bool) -> Written:
         """What these rows write, one token for each column of `uniforms` float64[B, k]; the streams stay."""
         length = uniforms.shape[1]

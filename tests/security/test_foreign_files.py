@@ -62,14 +62,17 @@ def test_no_code_reads_a_format_that_runs_code() -> None:
     assert found == {("code_process.py", "exec")}
     assert unsafe.fullmatch("torch.load") and unsafe.fullmatch("stable_baselines3.PPO.load")
     # Between a run and its own child: requests are pickles, and answers JSON. The child of reasoning_gym_task.py runs
-    # the library that the run itself imports, on no other input than a number: its problems come back as pickles.
+    # the library that the run itself imports, on no other input than a number: its problems come back as pickles. The
+    # child of ahead_writer.py is sent its model and its requests, and answers in numbers.
     assert {file for file, name in imports() if name == "pickle"} <= {
         "isolation.py",
         "isolated_process.py",
         "reward_tables.py",
         "reasoning_gym_task.py",
+        "ahead_writer.py",
     }
-    assert {file.name for file, _, name in calls() if name == "pickle.loads"} <= {"isolated_process.py"}
+    loads = {file.name for file, _, name in calls() if name == "pickle.loads"}
+    assert loads <= {"isolated_process.py", "ahead_writer.py"}
 
 
 def test_nothing_unpacks_archives_or_runs_a_shell() -> None:

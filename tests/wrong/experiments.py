@@ -43,6 +43,27 @@ experiment_file(
     TOY.replace('"ppo"\nlr = 1e-2', '"sb3"') + "[engine]\nshard = true\n",
     "shard = true: sb3 learns with Stable-Baselines3's own optimizer and batches: take another agent, or leave it out",
 )
+experiment_file("texts two updates ahead", TOY + "[engine]\nahead = 2\n", "engine: ahead must be from 0 to 1, got 2")
+experiment_file(
+    "texts ahead of several processes",
+    TOY + "[engine]\nahead = 1\nshard = true\n",
+    "ahead = 1 is of one process that learns, and shard = true of several: leave one out",
+)
+experiment_file(
+    "texts ahead for who does not correct for it",
+    TOY.replace('"ppo"', '"options"') + "[engine]\nahead = 1\n",
+    "ahead = 1: texts would be of weights that are one update old, and options has no importance ratio",
+)
+experiment_file(
+    "vLLM's texts ahead",
+    TOY.replace("[policy]", '[policy]\nwriter = "vllm"') + "[engine]\nahead = 1\n",
+    'ahead = 1: writer = "vllm" writes in its place: leave one out',
+)
+experiment_file(
+    "tokens ahead",
+    TOY.replace("[environment]", '[environment]\nview = "token"') + "[engine]\nahead = 1\n",
+    "ahead = 1: whole texts are written ahead, and here one action is a part of a text",
+)
 experiment("no name", '"toy"', '""', "name must be one or more printable characters, got ''")
 experiment("a name with NUL", '"toy"', '"a\\u0000"', "name must be one or more printable characters, got 'a\\x00'")
 for wrong, said in {
