@@ -1,9 +1,9 @@
 """Texts over five letters, what they are truly worth, and proxies of that: learned from few labels, or with a flaw.
 
 Gold rises with each letter's count to a number of its own and falls behind it, so that more of what was good becomes
-bad, as it does for people; and some pairs of neighbours are worth more than others. A learned proxy is linear in what it
-sees, fitted by Bradley-Terry to noisy labels of pairs that the reference wrote: it is right where the reference writes,
-and goes on rising where gold has turned. All is drawn from a seed.
+bad, as it does for people; and some pairs of neighbours are worth more than others. A learned proxy is linear in what
+it sees, fitted by Bradley-Terry to noisy labels of pairs that the reference wrote: it is right where the reference
+writes, and goes on rising where gold has turned. All is drawn from a seed.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class GoldOfLetters:
 
 
 class ProxyOfLetters:
-    """The reward that is climbed. After each call, `disagreement` says how far its members were apart, if it has any."""
+    """The reward that is climbed. `disagreement`: how far its members were apart in the last call, if it has any."""
 
     def __init__(self, gold: GoldOfLetters, design: ProxyDesign, seed: int) -> None:
         self.gold, self.design = gold, design

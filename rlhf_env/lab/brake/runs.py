@@ -1,33 +1,28 @@
-"""The runs that a brake is tried on: each leaves what its owner would have seen, and beside it what gold was.
+"""Runs that a brake is tried on, by the real loop and a tiny model.
 
-A record is written once, as JSON; detectors are replayed on it, and see its rows alone. Gold of every text of every
-evaluation stands beside them, for the annotator who is asked and for the judgement.
+Each leaves what its owner would have seen, and beside it what gold was: a record, written once, as JSON. Detectors are
+replayed on it and see its rows alone. Gold of every text of every evaluation stands beside them, for the annotator who
+is asked and for the judgement.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-
-from rlhf_env.errors import DataError, RunFailed
+from rlhf_env.errors import RunFailed
+from rlhf_env.lab.brake.texts import LETTERS, LONGEST, GoldOfLetters, ProxyDesign, ProxyOfLetters
 from rlhf_env.lab.evaluation.evaluator import Evaluator
-from rlhf_env.lab.studies.brake.texts import LETTERS, LONGEST, GoldOfLetters, ProxyDesign, ProxyOfLetters
 from rlhf_env.learning.experiment import Experiment
-from rlhf_env.learning.loop import Row
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.workplace import build
-from rlhf_env.types import Float, JsonObject
+from rlhf_env.types import JsonObject
 from rlhf_env.whole_files import write_json
 
 UPDATES, EVERY, TEXTS, PROMPTS = 72, 4, 48, ("a", "b", "c", "d")
 SAMPLES = 48  # of each prompt, in an evaluation
 _SHOWN = 12  # texts of a rollout that are kept, for detectors that read texts
-_HIDDEN = "gold"
 
 DESIGNS: Mapping[str, ProxyDesign] = {
     "gold": ProxyDesign(),
@@ -111,7 +106,7 @@ class BrakeRun:
             if update in apart:
                 seen["texts/disagreement"] = apart[update]
             rows.append(seen)
-        return {"rows": rows, _HIDDEN: gold}
+        return {"rows": rows, "gold": gold}
 
 
 class Rewarded:
@@ -158,60 +153,6 @@ def _is_seen(key: str) -> bool:
     return key == "update" or (key.startswith(("rollout/", "train/", "eval/", "spent/")) and "seconds" not in key)
 
 
-def all_runs(seeds: int) -> list[BrakeRun]:
+def letter_runs(seeds: int) -> list[BrakeRun]:
     """Seeds outermost, so that a part of them is balanced."""
     return [BrakeRun(design, way, seed) for seed in range(seeds) for design in DESIGNS for way in WAYS]
-
-
-@dataclass(frozen=True, eq=False)
-class Record:
-    """What one run left. `rows` are what its owner would have seen."""
-
-    name: str
-    group: str
-    """Its design and way: what the bar is told of as well."""
-    seed: int
-    rows: Sequence[Row]
-    texts: Float | None
-    """float64[E, N]: gold of the texts of each evaluation, in standard deviations of the reference's; None: unknown."""
-    gold: Float
-    """float64[E]: mean gold at each evaluation."""
-
-    @cached_property
-    def evaluated(self) -> list[int]:
-        """The places in `rows` of the evaluations."""
-        return [place for place, row in enumerate(self.rows) if "eval/objective" in row]
-
-    @property
-    def peak(self) -> float:
-        """The highest gold of the run, above where it began."""
-        return float(self.gold.max() - self.gold[0])
-
-    def kept(self, evaluation: int) -> float:
-        """Which share of the peak this evaluation has: 1 at the peak, 0 where the run began. A run that gained less than
-        `NOISE` has 1 unless it lost as much."""
-        gain = float(self.gold[evaluation] - self.gold[0])
-        return 1.0 - max(0.0, self.peak - gain - NOISE) / max(self.peak, NOISE)
-
-    @property
-    def needs_brake(self) -> bool:
-        """Whether its end has less than 90 % of its peak."""
-        return self.kept(len(self.gold) - 1) < ENOUGH
-
-
-NOISE = 0.1  # standard deviations of gold: what two evaluations of one policy differ by (192 texts each)
-ENOUGH = 0.9
-
-
-def read_records(folder: Path) -> list[Record]:
-    """All records of a folder, in order of their names. Raises DataError."""
-    found = []
-    for file in sorted((folder / "records").glob("*.json")):
-        try:
-            plain = json.loads(file.read_text(encoding="utf-8"))
-            texts = np.asarray(plain[_HIDDEN], dtype=np.float64)
-            name, group = file.stem, f"{plain['design']} · {plain['way']}"
-            found.append(Record(name, group, int(plain["seed"]), plain["rows"], texts, texts.mean(axis=1)))
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{file} is no record of a run: {error}; remove it, and it is made again") from error
-    return found
