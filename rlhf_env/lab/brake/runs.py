@@ -136,6 +136,7 @@ def _table(seed: int, agent: Mapping[str, object], updates: int, samples: int = 
         "agent": dict(agent),
         "budget": {"updates": updates},
         "checkpoint_every": 0,
+        "texts": {"rollouts_every": 1},
         "evaluation": {"prompts": len(PROMPTS), "samples": samples, "every": EVERY},
     }
 
