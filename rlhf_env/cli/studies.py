@@ -237,23 +237,25 @@ def brake(
     from rich.console import Console
 
     from rlhf_env.lab.brake.page import brake_in_words, brake_page, brake_table
-    from rlhf_env.lab.brake.study import find_brake
+    from rlhf_env.lab.brake.study import conclude_brake, saved_runs
     from rlhf_env.learning.engine import set_threads
 
     set_threads()
     plain = as_json or as_markdown
     console = make_console()
-    with interruptible(), stage_on_stderr("Replaying") as tell:
-        found = find_brake(
+    libraries = not without_libraries
+    with interruptible():
+        records, elsewhere = saved_runs(
             seeds,
             exact_seeds,
             out,
             studies=study or [],
-            libraries=not without_libraries,
+            libraries=libraries,
             jobs=jobs or 2,
             console=Console(stderr=True, emoji=False) if plain else console,
-            tell=tell,
         )
+        with stage_on_stderr("Replaying") as tell:
+            found = conclude_brake(records, elsewhere, libraries=libraries, tell=tell)
     if plain:
         typer.echo(found.as_json() if as_json else brake_page(found), nl=False)
         return

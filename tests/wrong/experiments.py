@@ -63,7 +63,7 @@ experiment_file(
 )
 experiment_file(
     "a brake without gold",
-    TOY + "[evaluation]\nevery = 1\n[stopping.brake]\n",
+    TOY + "every = 1\n[stopping.brake]\n",
     "watches gold, and there is none: name a reward in [evaluation.rewards]",
 )
 experiment_file(
@@ -73,7 +73,7 @@ experiment_file(
 )
 experiment_file(
     "a brake's drop below 0",
-    TOY + "[evaluation]\nevery = 1\n[evaluation.rewards]\ntask = 1.0\n[stopping.brake]\ndrop = -1.0\n",
+    TOY + "every = 1\n[evaluation.rewards]\ntask = 1.0\n[stopping.brake]\ndrop = -1.0\n",
     "drop must be at least 0, got -1.0",
 )
 experiment_file("no such preferences", 'preferences = "no.db"\n' + TOY, "no.db: no such file of preferences")

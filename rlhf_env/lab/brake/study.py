@@ -13,7 +13,7 @@ from rlhf_env.errors import ConfigError
 from rlhf_env.lab.brake import exact, runs
 from rlhf_env.lab.brake.judging import Verdict, compare_brakes
 from rlhf_env.lab.brake.libraries import require_libraries
-from rlhf_env.lab.brake.records import read_records, read_study
+from rlhf_env.lab.brake.records import Record, read_records, read_study
 from rlhf_env.lab.jobs import Backend, Job
 from rlhf_env.lab.progress import job_progress
 from rlhf_env.lab.scheduling import run_jobs
@@ -50,7 +50,7 @@ def study_jobs(seeds: int, exact_seeds: int) -> list[Job]:
     return [*worlds, *runs.letter_runs(seeds)]
 
 
-def find_brake(
+def saved_runs(
     seeds: int,
     exact_seeds: int,
     folder: Path,
@@ -59,11 +59,10 @@ def find_brake(
     libraries: bool = True,
     jobs: int | Backend,
     console: Console,
-    tell: Callable[[float, str], None] = lambda share, note: None,
-) -> BrakeFindings:
-    """Make the records that `folder` lacks, and replay every rule on those of the first so many seeds.
+) -> tuple[list[Record], list[Record]]:
+    """Make the records that `folder` lacks: those of all seeds, and those of over-optimisation studies.
 
-    Raises ConfigError where the folder holds records of other settings, MissingExtra without the other libraries.
+    Raises ConfigError where the folder holds records of other settings, MissingExtra without the libraries asked for.
     """
     if libraries:
         require_libraries()
@@ -74,7 +73,17 @@ def find_brake(
         _claim_folder(folder)
         with job_progress(console, work, "runs") as on_progress:
             files = run_jobs(work, folder, jobs=jobs, on_progress=on_progress)
-    records = read_records([file for file in files if file.exists()])
+    return read_records([file for file in files if file.exists()]), elsewhere
+
+
+def conclude_brake(
+    records: Sequence[Record],
+    elsewhere: Sequence[Record],
+    *,
+    libraries: bool = True,
+    tell: Callable[[float, str], None] = lambda share, note: None,
+) -> BrakeFindings:
+    """Replay every rule."""
     verdicts = compare_brakes(records, elsewhere, libraries=libraries, tell=tell)
     return BrakeFindings(len(records), sum(record.needs_brake for record in records), len(elsewhere), verdicts)
 
