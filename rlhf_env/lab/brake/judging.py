@@ -67,6 +67,11 @@ class Tally:
         return wilson_interval(self.false_stops / self.runs, self.runs)
 
     @property
+    def rescued(self) -> int:
+        """Of the runs that needed a brake, how many it kept well."""
+        return self.kept_well - (self.sound - self.needless)
+
+    @property
     def holds(self) -> bool:
         """Whether both parts of the bar are met."""
         return self.kept_well >= WELL_KEPT * self.runs and self.false_stops <= FALSE_STOPS * self.runs

@@ -28,7 +28,8 @@ seeds**, with 95 % intervals (Wilson).
 
 **Who is asked.** "Scores" and "votes" are judgements of an annotator on texts of the evaluation, with an error of
 Bradley and Terry's kind (scale 0.5 standard deviations of gold), each paid for: the price is in judgements a run. They
-keep the policy that was judged best; rules without judgements keep the one at which they stopped.
+keep the policy that was judged best; rules without judgements keep the one at which they stopped. *Rescued*: well
+kept, of the runs that would have ended below 90 % of their peak. *Updates*: the share of the budget that was spent.
 """
 
 
@@ -41,7 +42,7 @@ def brake_table(findings: BrakeFindings) -> Table:
         title_justify="left",
         caption_justify="left",
     )
-    for heading in ("Rule", "Settings", "Well kept", "False stops", "Judgements", "Updates", "Bar"):
+    for heading in ("Rule", "Settings", "Well kept", "False stops", "Judgements", "Updates", "Rescued", "Bar"):
         table.add_column(heading, justify="left" if heading in ("Rule", "Settings") else "right")
     for verdict in findings.verdicts:
         table.add_row(*_cells(verdict))
@@ -57,6 +58,7 @@ def _cells(verdict: Verdict) -> tuple[str, ...]:
         _share(it.false_stops, it.runs, it.false_interval),
         f"{it.labels:.0f}" if verdict.asks else "",
         f"{it.updates:.0%}",
+        f"{it.rescued} of {it.runs - it.sound}",
         "met" if it.holds else "",
     )
 
@@ -110,21 +112,22 @@ def brake_page(findings: BrakeFindings) -> str:
 
 def _body(findings: BrakeFindings) -> Iterator[str]:
     runs = findings.verdicts[0].on_held_out
+    exact = [it.runs for group, it in findings.verdicts[0].by_group.items() if group.startswith("exact")]
     yield f"""## What came of it
 
 {findings.runs} runs, {findings.need_brake} of which end below 90 % of their peak; {runs.runs} are held out, and
-{runs.sound} of these needed no brake.
+{runs.sound} of these needed no brake. Of the held-out runs {sum(exact)} are exact ones.
 
 {brake_in_words(findings)}
 
-| rule | settings (chosen of) | well kept | false stops | judgements | updates | needed none, made worse | bar |
-|---|---|---|---|---|---|---|---|"""
+| rule | settings (chosen of) | well kept | false stops | judgements | updates | rescued | sound, made worse | bar |
+|---|---|---|---|---|---|---|---|---|"""
     for verdict in findings.verdicts:
-        family, settings, kept, false, labels, updates, bar = _cells(verdict)
+        family, settings, kept, false, labels, updates, rescued, bar = _cells(verdict)
         it = verdict.on_held_out
         worse = f"{it.needless} of {it.sound}"
         tried = f"{settings} ({verdict.tried})" if settings else ""
-        yield f"| {family} | {tried} | {kept} | {false} | {labels} | {updates} | {worse} | {bar} |"
+        yield f"| {family} | {tried} | {kept} | {false} | {labels} | {updates} | {rescued} | {worse} | {bar} |"
     shown = _shown(findings)
     yield "\n## By kind of run\n\nWell kept, of the held-out runs of each kind.\n"
     yield "| runs | " + " | ".join(verdict.family for verdict in shown) + " |"
