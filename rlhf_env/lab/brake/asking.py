@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from rlhf_env.lab.brake.records import Record
+from rlhf_env.lab.brake.records import SavedRun
 from rlhf_env.learning.stopping import Brake
 from rlhf_env.types import Float
 
@@ -22,7 +22,7 @@ DROPS, WAITS, INTERVALS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0), (1, 2, 3), (1, 2
 
 
 @dataclass(frozen=True)
-class Decision:
+class BrakeDecision:
     """What a rule did with a run."""
 
     stopped: int | None
@@ -34,7 +34,7 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class Asking:
+class WayOfAsking:
     """How an annotator is asked."""
 
     kind: str
@@ -57,15 +57,15 @@ class Asking:
 KINDS = ("scores", "votes against the reference", "votes against the best so far")
 
 
-def ways_of_asking(kind: str, texts: int) -> Iterator[Asking]:
+def ways_of_asking(kind: str, texts: int) -> Iterator[WayOfAsking]:
     drops = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3) if kind == KINDS[2] else DROPS
     for drop in drops:
         for wait in WAITS:
             for every in INTERVALS:
-                yield Asking(kind, texts, drop, wait, every)
+                yield WayOfAsking(kind, texts, drop, wait, every)
 
 
-def ask(record: Record, asking: Asking) -> Decision:
+def ask(record: SavedRun, asking: WayOfAsking) -> BrakeDecision:
     """Replay a run whose texts' gold is known."""
     if asking.kind == KINDS[2]:
         return _against_best(record, asking)
@@ -79,12 +79,12 @@ def ask(record: Record, asking: Asking) -> Decision:
             best, kept = mean, evaluation
         row = {"update": evaluation, "eval/gold": mean, "eval/gold_std": float(values.std())}
         if rule(row) is not None:
-            return Decision(evaluation, kept, labels)
-    return Decision(None, kept, labels)
+            return BrakeDecision(evaluation, kept, labels)
+    return BrakeDecision(None, kept, labels)
 
 
 @lru_cache(maxsize=4096)
-def _judged(record: Record, kind: str, texts: int) -> Float:
+def _judged(record: SavedRun, kind: str, texts: int) -> Float:
     """float64[E, n]: what the annotator says of the first texts; the same noise for all rules."""
     gold = _texts(record)[:, :texts]
     rng = np.random.default_rng([record.seed, texts, *record.name.encode()])
@@ -93,7 +93,7 @@ def _judged(record: Record, kind: str, texts: int) -> Float:
     return np.asarray(rng.random(gold.shape) < _wins(gold, gold[0]), dtype=np.float64)
 
 
-def _against_best(record: Record, asking: Asking) -> Decision:
+def _against_best(record: SavedRun, asking: WayOfAsking) -> BrakeDecision:
     """The best so far is replaced by who wins more than half of the votes; who loses clearly counts against the run."""
     gold = _texts(record)[:, : asking.texts]
     rng = np.random.default_rng([record.seed, asking.texts, *record.name.encode()])
@@ -104,15 +104,15 @@ def _against_best(record: Record, asking: Asking) -> Decision:
         best = evaluation if share > 0.5 else best
         lost = lost + 1 if share < 0.5 - asking.drop else 0
         if lost >= asking.wait:
-            return Decision(evaluation, best, labels)
-    return Decision(None, best, labels)
+            return BrakeDecision(evaluation, best, labels)
+    return BrakeDecision(None, best, labels)
 
 
 def _wins(gold: Float, other: Float) -> Float:
     return np.asarray(1.0 / (1.0 + np.exp(-np.clip((gold - other) / NOISE_OF_ANNOTATOR, -50.0, 50.0))))
 
 
-def _texts(record: Record) -> Float:
+def _texts(record: SavedRun) -> Float:
     """The texts of an evaluation are sorted by prompt: those that are asked about are spread over the prompts."""
     assert record.texts is not None
     count = record.texts.shape[1]
@@ -120,6 +120,6 @@ def _texts(record: Record) -> Float:
     return np.asarray(record.texts[:, order])
 
 
-FAMILIES: Mapping[str, tuple[str, int]] = {
+ASKED_FAMILIES: Mapping[str, tuple[str, int]] = {
     f"{kind}, {texts} a time": (kind, texts) for kind in KINDS for texts in BUDGETS
 }

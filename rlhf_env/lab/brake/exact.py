@@ -19,7 +19,7 @@ from rlhf_env.settings import settings
 from rlhf_env.types import Float, JsonObject
 from rlhf_env.whole_files import write_json
 
-UPDATES, EVERY, TEXTS, JUDGED = 72, 4, 48, 192
+_UPDATES, _EVERY, _TEXTS, _JUDGED = 72, 4, 48, 192
 _RESPONSES, _DIMENSIONS, _MEMBERS, _RIDGE, _ANNOTATOR = 2000, 30, 4, 0.1, 0.5
 
 
@@ -37,7 +37,7 @@ class ExactDesign:
     """How far the last policy is tilted by the proxy, in standard deviations of it."""
 
 
-DESIGNS: Mapping[str, ExactDesign] = {
+EXACT_DESIGNS: Mapping[str, ExactDesign] = {
     "exact: gold": ExactDesign(strength=4.0),
     "exact: 1000 labels": ExactDesign(labels=1000, size=128),
     "exact: 200 labels": ExactDesign(labels=200),
@@ -83,15 +83,15 @@ class ExactRun:
 
     def made(self) -> JsonObject:
         """`rows`, and `gold` float64[E, N] of the texts of each evaluation."""
-        design = DESIGNS[self.design]
+        design = EXACT_DESIGNS[self.design]
         reference, gold, members = _world(self.seed, design)
         proxy = members.mean(axis=0)
         rng = stream(self.key, self.seed)
         rows: list[JsonObject] = []
         judged: list[list[float]] = []
-        for update in range(UPDATES + 1):
-            policy = softmax(np.log(reference) + design.strength * update / UPDATES * proxy)
-            drawn = rng.choice(_RESPONSES, size=TEXTS, p=policy)
+        for update in range(_UPDATES + 1):
+            policy = softmax(np.log(reference) + design.strength * update / _UPDATES * proxy)
+            drawn = rng.choice(_RESPONSES, size=_TEXTS, p=policy)
             rewards = proxy[drawn]
             row: JsonObject = {"update": update}
             if update:
@@ -104,14 +104,14 @@ class ExactRun:
                 }
                 if design.labels:
                     row["texts/disagreement"] = float(members[:, drawn].std(axis=0).mean())
-            if update % EVERY == 0:
-                asked = rng.choice(_RESPONSES, size=JUDGED, p=policy)
+            if update % _EVERY == 0:
+                asked = rng.choice(_RESPONSES, size=_JUDGED, p=policy)
                 judged.append(np.round(gold[asked], 4).tolist())
                 row |= {
                     "eval/objective": float(proxy[asked].mean()),
                     "eval/proxy": float(proxy[asked].mean()),
                     "eval/kl": kl_nats(policy, reference),
-                    "eval/distinct_replies": len(set(asked.tolist())) / JUDGED,
+                    "eval/distinct_replies": len(set(asked.tolist())) / _JUDGED,
                 }
             rows.append(row)
         return {"rows": rows, "gold": judged}

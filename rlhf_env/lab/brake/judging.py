@@ -15,23 +15,23 @@ import numpy as np
 
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.reward_models.calibration import wilson_interval
-from rlhf_env.lab.brake.asking import FAMILIES, Decision, ask, ways_of_asking
+from rlhf_env.lab.brake.asking import ASKED_FAMILIES, BrakeDecision, ask, ways_of_asking
 from rlhf_env.lab.brake.libraries import (
     installed,
     reward_scope_alerts,
     rlwatch_alerts,
     rlwatch_settings,
 )
-from rlhf_env.lab.brake.records import ENOUGH, Record
+from rlhf_env.lab.brake.records import ENOUGH, SavedRun
 from rlhf_env.lab.brake.signals import SIGNALS, thresholds_of
 from rlhf_env.types import Float
 
 WELL_KEPT, FALSE_STOPS = 0.8, 0.05
-Decide = Callable[[Record], Decision]
+Decide = Callable[[SavedRun], BrakeDecision]
 
 
 @dataclass(frozen=True)
-class Candidate:
+class RuleToTry:
     """A rule with its settings."""
 
     words: str
@@ -78,7 +78,7 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class BrakeVerdict:
     """A family of rules: the settings that were chosen, and what they came to on both halves."""
 
     family: str
@@ -95,10 +95,10 @@ class Verdict:
     @property
     def asks(self) -> bool:
         """Whether it pays for judgements."""
-        return self.family in FAMILIES
+        return self.family in ASKED_FAMILIES
 
 
-def tally(records: Sequence[Record], decide: Decide) -> Tally:
+def tally(records: Sequence[SavedRun], decide: Decide) -> Tally:
     """Replay a rule on runs."""
     kept_well = false_stops = stopped = needless = sound = 0
     kept, labels, spent = [], [], []
@@ -119,52 +119,52 @@ def tally(records: Sequence[Record], decide: Decide) -> Tally:
     return Tally(len(records), kept_well, false_stops, stopped, needless, sound, *means)
 
 
-def families(
-    records: Sequence[Record], choice: Sequence[Record], *, libraries: bool
-) -> Iterator[tuple[str, list[Candidate]]]:
+def rules_to_try(
+    records: Sequence[SavedRun], choice: Sequence[SavedRun], *, libraries: bool
+) -> Iterator[tuple[str, list[RuleToTry]]]:
     """All that is compared. `choice`: the runs that thresholds are taken from."""
-    yield "never stop", [Candidate("", lambda record: Decision(None, len(record.gold) - 1))]
+    yield "never stop", [RuleToTry("", lambda record: BrakeDecision(None, len(record.gold) - 1))]
     for name, signal in SIGNALS.items():
         values = {id(record): signal(record) for record in records}
         yield name, _above(values, thresholds_of([values[id(record)] for record in choice]))
     if libraries and "rlwatch" in installed():
         alerts = {id(record): rlwatch_alerts(record) for record in records}
         yield "rlwatch, as it comes: the first alert", _above(alerts, [0.0])
-        several: list[Candidate] = []
+        several: list[RuleToTry] = []
         for words, changes in rlwatch_settings().items():
             of_record = {id(record): rlwatch_alerts(record, changes) for record in records}
-            several += [Candidate(words, one.decide) for one in _above(of_record, [0.0])]
+            several += [RuleToTry(words, one.decide) for one in _above(of_record, [0.0])]
         yield "rlwatch, its thresholds chosen", several
     if libraries and "reward_scope" in installed():
         alerts = {id(record): reward_scope_alerts(record) for record in records}
         yield "reward-scope, as it comes: the first alert", _above(alerts, [0.0])
         yield "reward-scope, so many alerts", _above(alerts, thresholds_of([alerts[id(record)] for record in choice]))
-    for family, (kind, texts) in FAMILIES.items():
-        yield family, [Candidate(way.words, partial(ask, asking=way)) for way in ways_of_asking(kind, texts)]
+    for family, (kind, texts) in ASKED_FAMILIES.items():
+        yield family, [RuleToTry(way.words, partial(ask, asking=way)) for way in ways_of_asking(kind, texts)]
 
 
-def _above(values: Mapping[int, Float], thresholds: Sequence[float]) -> list[Candidate]:
+def _above(values: Mapping[int, Float], thresholds: Sequence[float]) -> list[RuleToTry]:
     """Stop at the first evaluation after the beginning at which a signal is above a threshold; the last policy is
     kept."""
 
     def at(threshold: float) -> Decide:
-        def decide(record: Record) -> Decision:
+        def decide(record: SavedRun) -> BrakeDecision:
             above = np.flatnonzero(values[id(record)][1:] > threshold)
             if not above.size:
-                return Decision(None, len(record.gold) - 1)
-            return Decision(int(above[0]) + 1, int(above[0]) + 1)
+                return BrakeDecision(None, len(record.gold) - 1)
+            return BrakeDecision(int(above[0]) + 1, int(above[0]) + 1)
 
         return decide
 
-    return [Candidate(f"above {threshold:.3g}", at(threshold)) for threshold in thresholds]
+    return [RuleToTry(f"above {threshold:.3g}", at(threshold)) for threshold in thresholds]
 
 
-def pick(candidates: Sequence[Candidate], choice: Sequence[Record]) -> tuple[Candidate, Tally]:
+def pick(candidates: Sequence[RuleToTry], choice: Sequence[SavedRun]) -> tuple[RuleToTry, Tally]:
     """The most well kept of those with few false stops; where none has few, the fewest false stops. Of equals the
     cheaper, in labels and then in updates."""
     found = [(candidate, tally(choice, candidate.decide)) for candidate in candidates]
 
-    def worth(pair: tuple[Candidate, Tally]) -> tuple[bool, float, float, float]:
+    def worth(pair: tuple[RuleToTry, Tally]) -> tuple[bool, float, float, float]:
         _, it = pair
         allowed = it.false_stops <= FALSE_STOPS * it.runs
         return allowed, it.kept_well if allowed else -it.false_stops, -it.labels, -it.updates
@@ -173,27 +173,27 @@ def pick(candidates: Sequence[Candidate], choice: Sequence[Record]) -> tuple[Can
 
 
 def compare_brakes(
-    records: Sequence[Record],
-    elsewhere: Sequence[Record] = (),
+    records: Sequence[SavedRun],
+    elsewhere: Sequence[SavedRun] = (),
     *,
     libraries: bool = True,
     tell: Callable[[float, str], None] = lambda share, note: None,
-) -> list[Verdict]:
+) -> list[BrakeVerdict]:
     """Every family, chosen on the even seeds and reported on the odd ones. Raises DataError where a half is empty."""
     choice, held_out = ([record for record in records if record.seed % 2 == half] for half in (0, 1))
     if not choice or not held_out:
         raise DataError("rules are chosen on the even seeds and reported on the odd ones: runs of both are needed")
     groups = sorted({record.group for record in held_out})
     verdicts = []
-    for number, (family, candidates) in enumerate(families([*records, *elsewhere], choice, libraries=libraries)):
-        tell(min(0.99, number / (len(SIGNALS) + len(FAMILIES) + 5)), family)
+    for number, (family, candidates) in enumerate(rules_to_try([*records, *elsewhere], choice, libraries=libraries)):
+        tell(min(0.99, number / (len(SIGNALS) + len(ASKED_FAMILIES) + 5)), family)
         if not candidates:  # the signal is nowhere known
             continue
         picked, on_choice = pick(candidates, choice)
-        others = tally(elsewhere, picked.decide) if elsewhere and family not in FAMILIES else None
+        others = tally(elsewhere, picked.decide) if elsewhere and family not in ASKED_FAMILIES else None
         by_group = {
             group: tally([record for record in held_out if record.group == group], picked.decide) for group in groups
         }
         on_held_out = tally(held_out, picked.decide)
-        verdicts.append(Verdict(family, picked.words, on_choice, on_held_out, len(candidates), others, by_group))
+        verdicts.append(BrakeVerdict(family, picked.words, on_choice, on_held_out, len(candidates), others, by_group))
     return verdicts

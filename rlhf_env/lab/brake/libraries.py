@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from rlhf_env.errors import MissingExtra
-from rlhf_env.lab.brake.records import Record
+from rlhf_env.lab.brake.records import SavedRun
 from rlhf_env.lab.brake.texts import LETTERS
 from rlhf_env.types import Float
 
-LIBRARIES = ("rlwatch", "reward_scope")
+_LIBRARIES = ("rlwatch", "reward_scope")
 TEXTS_A_ROLLOUT = 4  # that reward-scope is shown
 DETECTORS = ("entropy_collapse", "kl_explosion", "reward_hacking", "gradient_norm_spike", "reward_mean_drift")
 SCALES = (0.25, 0.5, 1.0, 1.5, 2.0, 4.0)
@@ -25,15 +25,15 @@ SCALES = (0.25, 0.5, 1.0, 1.5, 2.0, 4.0)
 
 def installed() -> list[str]:
     """Which of the two are there."""
-    return [name for name in LIBRARIES if importlib.util.find_spec(name) is not None]
+    return [name for name in _LIBRARIES if importlib.util.find_spec(name) is not None]
 
 
 def require_libraries() -> None:
-    if missing := [name for name in LIBRARIES if name not in installed()]:
+    if missing := [name for name in _LIBRARIES if name not in installed()]:
         raise MissingExtra(f"{missing[0]} (or `--without-libraries`)", "brake")
 
 
-def rlwatch_alerts(record: Record, changes: Mapping[str, Mapping[str, float]] | None = None) -> Float:
+def rlwatch_alerts(record: SavedRun, changes: Mapping[str, Mapping[str, float]] | None = None) -> Float:
     """float64[E]: alerts up to each evaluation. `changes`: of its configuration, by detector; the others are off."""
     from rlwatch.config import RLWatchConfig
     from rlwatch.detectors import DetectorSuite
@@ -87,7 +87,7 @@ def rlwatch_settings() -> dict[str, Mapping[str, Mapping[str, float]]]:
     return found
 
 
-def reward_scope_alerts(record: Record) -> Float:
+def reward_scope_alerts(record: SavedRun) -> Float:
     """float64[E]: alerts up to each evaluation, as it comes (two layers, all detectors that take such steps)."""
     from reward_scope import AlertSeverity, HackingDetectorSuite
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from rich.table import Table
 
-from rlhf_env.lab.brake.judging import FALSE_STOPS, WELL_KEPT, Tally, Verdict
+from rlhf_env.lab.brake.judging import FALSE_STOPS, WELL_KEPT, BrakeVerdict, Tally
 from rlhf_env.lab.brake.study import BrakeFindings
 
 _BEFORE = """# The brake: when to stop
@@ -49,7 +49,7 @@ def brake_table(findings: BrakeFindings) -> Table:
     return table
 
 
-def _cells(verdict: Verdict) -> tuple[str, ...]:
+def _cells(verdict: BrakeVerdict) -> tuple[str, ...]:
     it = verdict.on_held_out
     return (
         verdict.family,
@@ -97,7 +97,7 @@ def brake_in_words(findings: BrakeFindings) -> str:
     return " ".join(said)
 
 
-def _told(verdict: Verdict) -> str:
+def _told(verdict: BrakeVerdict) -> str:
     it = verdict.on_held_out
     return (
         f"{_share(it.kept_well, it.runs, it.interval)} well, with {_share(it.false_stops, it.runs, it.false_interval)} "
@@ -152,7 +152,7 @@ could be asked).
         yield f"| {verdict.family} | {_of(it)} | {it.false_stops} of {it.runs} |"
 
 
-def _shown(findings: BrakeFindings) -> list[Verdict]:
+def _shown(findings: BrakeFindings) -> list[BrakeVerdict]:
     """Never stopping, the best that asks nobody, and the best or cheapest that asks."""
     silent = [it for it in findings.verdicts if not it.asks and it.family != "never stop"]
     asking = [it for it in findings.verdicts if it.asks]

@@ -25,7 +25,7 @@ ENOUGH = 0.9
 
 
 @dataclass(frozen=True, eq=False)
-class Record:
+class SavedRun:
     """What one run left. `rows` are what its owner would have seen."""
 
     name: str
@@ -62,7 +62,7 @@ class Record:
         return self.kept(len(self.gold) - 1) < ENOUGH
 
 
-def read_records(files: Sequence[Path]) -> list[Record]:
+def read_records(files: Sequence[Path]) -> list[SavedRun]:
     """In the order of the files. Raises DataError."""
     found = []
     for file in files:
@@ -70,13 +70,13 @@ def read_records(files: Sequence[Path]) -> list[Record]:
             plain = json.loads(file.read_text(encoding="utf-8"))
             texts = np.asarray(plain["gold"], dtype=np.float64)
             name, group = file.stem, f"{plain['design']} · {plain['way']}"
-            found.append(Record(name, group, int(plain["seed"]), plain["rows"], texts, texts.mean(axis=1)))
+            found.append(SavedRun(name, group, int(plain["seed"]), plain["rows"], texts, texts.mean(axis=1)))
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{file} is no record of a run: {error}; remove it, and it is made again") from error
     return found
 
 
-def read_study(folder: Path) -> list[Record]:
+def read_study(folder: Path) -> list[SavedRun]:
     """The runs of an over-optimisation study that were finished. Raises ConfigError where there are none."""
     found = []
     for file in sorted((folder / "cells").glob("*/*/seed-*/metrics.jsonl")):
@@ -87,7 +87,7 @@ def read_study(folder: Path) -> list[Record]:
             continue
         gold = np.array([float(row["eval/gold"]) for row in measured]) / float(measured[0]["eval/gold_std"])
         seen = [{key: value for key, value in row.items() if not key.startswith("eval/gold")} for row in rows]
-        found.append(Record(f"{proxy}--{agent}--{seed}", f"{proxy} · {agent}", int(seed[5:]), seen, None, gold))
+        found.append(SavedRun(f"{proxy}--{agent}--{seed}", f"{proxy} · {agent}", int(seed[5:]), seen, None, gold))
     if not found:
         raise ConfigError(f"{folder} holds no finished runs of an over-optimisation study: name a folder of one")
     return found

@@ -20,11 +20,11 @@ from rlhf_env.learning.workplace import build
 from rlhf_env.types import JsonObject
 from rlhf_env.whole_files import write_json
 
-UPDATES, EVERY, TEXTS, PROMPTS = 72, 4, 48, ("a", "b", "c", "d")
+LETTER_UPDATES, LETTER_EVERY, LETTER_TEXTS, LETTER_PROMPTS = 72, 4, 48, ("a", "b", "c", "d")
 SAMPLES = 48  # of each prompt, in an evaluation
 _SHOWN = 12  # texts of a rollout that are kept, for detectors that read texts
 
-DESIGNS: Mapping[str, ProxyDesign] = {
+LETTER_DESIGNS: Mapping[str, ProxyDesign] = {
     "gold": ProxyDesign(),
     "2000 labels, sees turns": ProxyDesign(labels=2000, sees_turns=True),
     "1000 labels": ProxyDesign(labels=1000),
@@ -36,7 +36,7 @@ DESIGNS: Mapping[str, ProxyDesign] = {
     "repetition": ProxyDesign(flaw="repetition", pays=1.0),
     "letter": ProxyDesign(flaw="letter", pays=1.0),
 }
-WAYS: Mapping[str, Mapping[str, object]] = {
+CLIMB_WAYS: Mapping[str, Mapping[str, object]] = {
     "rloo": {"agent": {"name": "rloo", "lr": 3e-3, "group_size": 4}, "kl": 0.0},
     "grpo": {"agent": {"name": "grpo", "lr": 2e-3, "group_size": 4}, "kl": 0.1},
 }
@@ -75,7 +75,7 @@ class BrakeRun:
         self.result_file(folder).parent.mkdir(parents=True, exist_ok=True)
         write_json(self.result_file(folder), {**asdict(self), **self.made()})
 
-    def made(self, updates: int = UPDATES) -> JsonObject:
+    def made(self, updates: int = LETTER_UPDATES) -> JsonObject:
         """Train, and return what is kept: `rows`, and `gold` float64[E, N] of the texts of each evaluation."""
         rewarded = Rewarded(self.design, self.seed)
         workplace = build(_experiment(self, rewarded, updates))
@@ -115,12 +115,12 @@ class Rewarded:
     def __init__(self, design: str, seed: int) -> None:
         sample = _reference_texts(seed)
         self.gold = GoldOfLetters(seed, sample)
-        self.proxy = ProxyOfLetters(self.gold, DESIGNS[design], seed)
+        self.proxy = ProxyOfLetters(self.gold, LETTER_DESIGNS[design], seed)
 
 
 def _reference_texts(seed: int) -> tuple[str, ...]:
     """512 texts of the policy before training."""
-    table = _table(seed, {"name": "reference"}, 1, samples=512 // len(PROMPTS))
+    table = _table(seed, {"name": "reference"}, 1, samples=512 // len(LETTER_PROMPTS))
     workplace = build(Experiment.from_table({**table, "rewards": {"missing_end": 1.0}}))
     rollout, _ = Evaluator.of(workplace).texts(workplace.agent)
     return tuple(episode.response for episode in rollout.episodes)
@@ -130,19 +130,19 @@ def _table(seed: int, agent: Mapping[str, object], updates: int, samples: int = 
     return {
         "name": "brake",
         "seed": seed,
-        "task": {"name": "prompts", "prompts": list(PROMPTS)},
+        "task": {"name": "prompts", "prompts": list(LETTER_PROMPTS)},
         "policy": {"model": "tiny", "tokenizer": f"alphabet:{LETTERS}"},
-        "environment": {"num_envs": TEXTS, "max_new_tokens": LONGEST, "max_prompt_tokens": 1},
+        "environment": {"num_envs": LETTER_TEXTS, "max_new_tokens": LONGEST, "max_prompt_tokens": 1},
         "agent": dict(agent),
         "budget": {"updates": updates},
         "checkpoint_every": 0,
         "texts": {"rollouts_every": 1},
-        "evaluation": {"prompts": len(PROMPTS), "samples": samples, "every": EVERY},
+        "evaluation": {"prompts": len(LETTER_PROMPTS), "samples": samples, "every": LETTER_EVERY},
     }
 
 
 def _experiment(run: BrakeRun, rewarded: Rewarded, updates: int) -> Experiment:
-    way = WAYS[run.way]
+    way = CLIMB_WAYS[run.way]
     agent = way["agent"]
     assert isinstance(agent, Mapping)
     rewards = {"proxy": rewarded.proxy, "kl": way["kl"]}
@@ -156,4 +156,4 @@ def _is_seen(key: str) -> bool:
 
 def letter_runs(seeds: int) -> list[BrakeRun]:
     """Seeds outermost, so that a part of them is balanced."""
-    return [BrakeRun(design, way, seed) for seed in range(seeds) for design in DESIGNS for way in WAYS]
+    return [BrakeRun(design, way, seed) for seed in range(seeds) for design in LETTER_DESIGNS for way in CLIMB_WAYS]

@@ -10,15 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from rlhf_env.lab.brake.records import Record
+from rlhf_env.lab.brake.records import SavedRun
 from rlhf_env.lab.evaluation.health import Watch
 from rlhf_env.learning.loop import Row
 from rlhf_env.types import Float
 
-Signal = Callable[[Record], Float]
+Signal = Callable[[SavedRun], Float]
 
 
-def _over_windows(record: Record, key: str) -> Float:
+def _over_windows(record: SavedRun, key: str) -> Float:
     """float64[E]: the mean of a number over the rows since the evaluation before."""
     found, before = np.full(len(record.evaluated), math.nan), -1
     for place, row in enumerate(record.evaluated):
@@ -47,7 +47,7 @@ def _level(key: str) -> Signal:
 def _fallen(key: str) -> Signal:
     """The share of its first value that is gone."""
 
-    def signal(record: Record) -> Float:
+    def signal(record: SavedRun) -> Float:
         values = _over_windows(record, key)
         return 1.0 - values / (_first(values) or math.nan)
 
@@ -57,7 +57,7 @@ def _fallen(key: str) -> Signal:
 def _risen(key: str) -> Signal:
     """How many times its first value it is."""
 
-    def signal(record: Record) -> Float:
+    def signal(record: SavedRun) -> Float:
         values = _over_windows(record, key)
         return values / (_first(values) or math.nan)
 
@@ -67,14 +67,14 @@ def _risen(key: str) -> Signal:
 def _drifted(key: str) -> Signal:
     """How far it is from its first value, either way: |log| of the ratio."""
 
-    def signal(record: Record) -> Float:
+    def signal(record: SavedRun) -> Float:
         values = _over_windows(record, key)
         return np.abs(np.log(np.maximum(values, 1e-9) / max(_first(values), 1e-9)))
 
     return signal
 
 
-def _bimodal(record: Record) -> Float:
+def _bimodal(record: SavedRun) -> Float:
     """Sarle's coefficient of the rewards of the last rollout, (skewness^2 + 1) / kurtosis: 5/9 is uniform, 1 two
     values alone."""
     found = []
@@ -89,7 +89,7 @@ def _bimodal(record: Record) -> Float:
     return np.array(found)
 
 
-def _alerts_of_health(record: Record) -> Float:
+def _alerts_of_health(record: SavedRun) -> Float:
     """How many of our own warnings a run has had."""
     watch, counts, found = Watch(), [], 0
     for row in record.rows:
@@ -99,7 +99,7 @@ def _alerts_of_health(record: Record) -> Float:
     return np.array([counts[place] for place in record.evaluated])
 
 
-def _no_better(record: Record) -> Float:
+def _no_better(record: SavedRun) -> Float:
     """Evaluations in a row whose objective is not above the best: what `patience` counts."""
     best, stale, found = -math.inf, 0, []
     for place in record.evaluated:
@@ -109,7 +109,7 @@ def _no_better(record: Record) -> Float:
     return np.array(found)
 
 
-def _updates(record: Record) -> Float:
+def _updates(record: SavedRun) -> Float:
     return np.array([float(record.rows[place]["update"]) for place in record.evaluated])
 
 

@@ -11,9 +11,9 @@ from rich.console import Console
 
 from rlhf_env.errors import ConfigError
 from rlhf_env.lab.brake import exact, runs
-from rlhf_env.lab.brake.judging import Verdict, compare_brakes
+from rlhf_env.lab.brake.judging import BrakeVerdict, compare_brakes
 from rlhf_env.lab.brake.libraries import require_libraries
-from rlhf_env.lab.brake.records import Record, read_records, read_study
+from rlhf_env.lab.brake.records import SavedRun, read_records, read_study
 from rlhf_env.lab.jobs import Backend, Job
 from rlhf_env.lab.progress import job_progress
 from rlhf_env.lab.scheduling import run_jobs
@@ -31,10 +31,10 @@ class BrakeFindings:
     """Runs whose end has less than 90 % of their peak."""
     elsewhere: int
     """Runs of the over-optimisation study."""
-    verdicts: Sequence[Verdict]
+    verdicts: Sequence[BrakeVerdict]
 
     @property
-    def winner(self) -> Verdict | None:
+    def winner(self) -> BrakeVerdict | None:
         """Of the rules that meet the bar on the held-out half, the one of the fewest judgements; of equals, that with
         more runs well kept."""
         holding = [verdict for verdict in self.verdicts if verdict.on_held_out.holds]
@@ -46,7 +46,7 @@ class BrakeFindings:
 
 def study_jobs(seeds: int, exact_seeds: int) -> list[Job]:
     """The runs: 20 a seed of a tiny model, 8 a seed exact."""
-    worlds = [exact.ExactRun(design, seed) for seed in range(exact_seeds) for design in exact.DESIGNS]
+    worlds = [exact.ExactRun(design, seed) for seed in range(exact_seeds) for design in exact.EXACT_DESIGNS]
     return [*worlds, *runs.letter_runs(seeds)]
 
 
@@ -59,7 +59,7 @@ def saved_runs(
     libraries: bool = True,
     jobs: int | Backend,
     console: Console,
-) -> tuple[list[Record], list[Record]]:
+) -> tuple[list[SavedRun], list[SavedRun]]:
     """Make the records that `folder` lacks: those of all seeds, and those of over-optimisation studies.
 
     Raises ConfigError where the folder holds records of other settings, MissingExtra without the libraries asked for.
@@ -77,8 +77,8 @@ def saved_runs(
 
 
 def conclude_brake(
-    records: Sequence[Record],
-    elsewhere: Sequence[Record],
+    records: Sequence[SavedRun],
+    elsewhere: Sequence[SavedRun],
     *,
     libraries: bool = True,
     tell: Callable[[float, str], None] = lambda share, note: None,
@@ -100,12 +100,12 @@ def _settings() -> JsonObject:
     plain: JsonObject = json.loads(
         json.dumps(
             {
-                "designs": {name: asdict(design) for name, design in runs.DESIGNS.items()},
-                "ways": {name: dict(way) for name, way in runs.WAYS.items()},
-                "exact": {name: asdict(design) for name, design in exact.DESIGNS.items()},
-                "updates": runs.UPDATES,
-                "every": runs.EVERY,
-                "texts": runs.TEXTS,
+                "designs": {name: asdict(design) for name, design in runs.LETTER_DESIGNS.items()},
+                "ways": {name: dict(way) for name, way in runs.CLIMB_WAYS.items()},
+                "exact": {name: asdict(design) for name, design in exact.EXACT_DESIGNS.items()},
+                "updates": runs.LETTER_UPDATES,
+                "every": runs.LETTER_EVERY,
+                "texts": runs.LETTER_TEXTS,
                 "samples": runs.SAMPLES,
             }
         )

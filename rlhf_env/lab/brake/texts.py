@@ -21,7 +21,7 @@ from rlhf_env.types import Episode, Float
 LETTERS = "abcde"
 LONGEST = 12
 _PAIRS = ["".join(pair) for pair in itertools.product(LETTERS, repeat=2)]
-_RIDGE, MEMBERS = 1.0, 4
+_RIDGE, _MEMBERS = 1.0, 4
 _BIGRAMS = 0.5  # the weight of neighbours in gold, where counts have 1
 
 
@@ -121,7 +121,7 @@ class ProxyOfLetters:
         says ^= rng.random(labels) < self.design.flipped
         features = _features(sample, self.design.sees_turns)
         apart = (features[pairs[:, 0]] - features[pairs[:, 1]]) * np.where(says, 1.0, -1.0)[:, None]
-        return np.array([_bradley_terry(apart[rng.integers(labels, size=labels)]) for _ in range(MEMBERS)])
+        return np.array([_bradley_terry(apart[rng.integers(labels, size=labels)]) for _ in range(_MEMBERS)])
 
 
 def _bradley_terry(apart: Float) -> Float:

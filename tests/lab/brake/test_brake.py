@@ -12,11 +12,11 @@ import pytest
 
 from rlhf_env.errors import ConfigError, DataError, MissingExtra
 from rlhf_env.lab.brake import libraries
-from rlhf_env.lab.brake.asking import Asking, Decision, ask
+from rlhf_env.lab.brake.asking import BrakeDecision, WayOfAsking, ask
 from rlhf_env.lab.brake.exact import ExactRun
-from rlhf_env.lab.brake.judging import Candidate, compare_brakes, pick, tally
+from rlhf_env.lab.brake.judging import RuleToTry, compare_brakes, pick, tally
 from rlhf_env.lab.brake.page import brake_page
-from rlhf_env.lab.brake.records import Record, read_records, read_study
+from rlhf_env.lab.brake.records import SavedRun, read_records, read_study
 from rlhf_env.lab.brake.runs import BrakeRun
 from rlhf_env.lab.brake.signals import SIGNALS
 from rlhf_env.lab.brake.study import BrakeFindings
@@ -28,14 +28,14 @@ SAMPLE = tuple(
 )
 
 
-def record(gold: Sequence[float], seed: int = 0, **numbers: Sequence[float]) -> Record:
+def record(gold: Sequence[float], seed: int = 0, **numbers: Sequence[float]) -> SavedRun:
     """A run of one row an evaluation."""
     rows = [
         {"update": i, "eval/objective": float(i), **{name.replace("__", "/"): of[i] for name, of in numbers.items()}}
         for i in range(len(gold))
     ]
     texts = np.array(gold)[:, None] + np.zeros((1, 192))
-    return Record(f"run-{seed}", "made up", seed, rows, texts, np.array(gold))
+    return SavedRun(f"run-{seed}", "made up", seed, rows, texts, np.array(gold))
 
 
 def test_a_proxy_of_few_labels_is_right_where_the_reference_writes_and_wrong_beyond() -> None:
@@ -85,13 +85,13 @@ def test_an_exact_run_has_the_gold_of_the_policy_it_is_tilted_to(tmp_path: Path)
     ids=str,
 )
 def test_a_stop_is_false_only_before_the_peak(gold: list[float], kept: int, well: bool, false: bool) -> None:
-    found = tally([record(gold)], lambda run: Decision(kept, kept))
+    found = tally([record(gold)], lambda run: BrakeDecision(kept, kept))
     assert (found.kept_well, found.false_stops) == (well, false)
 
 
 def test_of_rules_with_few_false_stops_the_one_is_picked_that_keeps_most() -> None:
     runs = [record([0.0, 1.0, 2.0, 0.0], seed) for seed in range(10)]
-    late, right, early = (Candidate(str(at), lambda run, at=at: Decision(at, at)) for at in (3, 2, 1))
+    late, right, early = (RuleToTry(str(at), lambda run, at=at: BrakeDecision(at, at)) for at in (3, 2, 1))
     assert pick([late, early, right], runs)[0] is right
     assert pick([late, early], runs)[0] is late
 
@@ -108,7 +108,7 @@ def test_signals_read_rows_alone_and_say_nothing_where_a_number_is_missing() -> 
 def test_an_annotator_who_is_asked_enough_stops_a_fall_and_keeps_the_best(kind: str) -> None:
     drop = 0.3 if kind != "votes against the best so far" else 0.2
     falls = record([0.0, 1.0, 3.0, 1.0, -2.0, -3.0])
-    found = ask(falls, Asking(kind, 64, drop, 1, 1))
+    found = ask(falls, WayOfAsking(kind, 64, drop, 1, 1))
     assert found.stopped in (3, 4)
     assert found.kept in (2, 3) if kind == "votes against the reference" else found.kept == 2
     assert found.labels in (64 * 5, 64 * 4, 64 * 3)
@@ -149,8 +149,8 @@ def test_other_peoples_detectors_are_called_on_the_rows() -> None:
     pytest.importorskip("reward_scope")
     calm = [{"update": i, "rollout/kl": 1.0 + 0.01 * (i % 3), "eval/objective": 0.0} for i in range(60)]
     jumps = [*calm[:-1], {**calm[-1], "rollout/kl": 50.0}]
-    made = [Record("r", "g", 0, rows, None, np.zeros(60)) for rows in (calm, jumps)]
+    made = [SavedRun("r", "g", 0, rows, None, np.zeros(60)) for rows in (calm, jumps)]
     assert [libraries.rlwatch_alerts(run)[-1] for run in made] == [0.0, 1.0]
     text = {"texts/shown": ["abcabcabcabc"] * 4, "texts/rewards": [1.0] * 4}
-    repeats = Record("r", "g", 0, [{**row, **text} for row in calm[:20]], None, np.zeros(20))
+    repeats = SavedRun("r", "g", 0, [{**row, **text} for row in calm[:20]], None, np.zeros(20))
     assert libraries.reward_scope_alerts(repeats)[-1] > 0.0
