@@ -82,7 +82,7 @@ class BrakeVerdict:
     """A family of rules: the settings that were chosen, and what they came to on both halves."""
 
     family: str
-    chosen_settings: str
+    picked_settings: str
     on_choice: Tally
     on_held_out: Tally
     tried: int

@@ -53,7 +53,7 @@ def _cells(verdict: BrakeVerdict) -> tuple[str, ...]:
     it = verdict.on_held_out
     return (
         verdict.family,
-        verdict.chosen_settings,
+        verdict.picked_settings,
         _share(it.kept_well, it.runs, it.interval),
         _share(it.false_stops, it.runs, it.false_interval),
         f"{it.labels:.0f}" if verdict.asks else "",
@@ -84,7 +84,7 @@ def brake_in_words(findings: BrakeFindings) -> str:
         said.append(f"No rule meets the bar. The best that asks, {most.family}, keeps {_told(most)}.")
     elif winner.asks:
         said.append(
-            f"Of the rules that meet the bar the cheapest is {winner.family} ({winner.chosen_settings}): "
+            f"Of the rules that meet the bar the cheapest is {winner.family} ({winner.picked_settings}): "
             f"{_told(winner)}, for {winner.on_held_out.labels:.0f} judgements a run."
         )
     if winner is not None:
