@@ -110,10 +110,10 @@ class Brake:
 
     measure: Name = "gold"
     """The number of the evaluation that is watched."""
-    drop: NonNegative = 0.5
+    drop: NonNegative = 0.75
     """By how much it has to be below its best, in standard deviations of what it was over the texts of the first
     evaluation."""
-    evaluations: AtLeastOne = 2
+    evaluations: AtLeastOne = 3
     """So many in a row that are as far below end the run."""
     _unit: float | None = field(default=None, init=False)
     _best: float | None = field(default=None, init=False)
