@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # Two processes of tests; a file stays in one, so that what its tests share is made once.
 TWO := -n 2 --dist loadfile
 
-.PHONY: help demo docs test test-wheel test-trackers ray lint mutants resume-matrix faults faults-annotation base-model bench-speed llama-cpp gpu growth long-run compat lock other-libraries same-questions closed-loop real-model judge vllm server-writer models clean vllm server-writer referee
+.PHONY: help demo docs test test-wheel test-trackers ray lint mutants resume-matrix faults faults-annotation base-model bench-speed llama-cpp gpu growth long-run compat lock other-libraries same-questions closed-loop real-model judge vllm server-writer models clean vllm server-writer referee brake
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
@@ -167,6 +167,10 @@ REFEREE := build/referee
 	@for wheel in $(REFEREE)/wheels/*.whl; do name=$$(basename $$wheel | cut -d- -f1); \
 		rm -rf $(REFEREE)/$$name && $(BIN)/python -m zipfile -e $$wheel $(REFEREE)/$$name || exit 1; done
 	@touch $@
+
+brake: .venv/.demo  ## Which rule stops a run in time, rlwatch's and reward-scope's among them (a quarter of an hour)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[brake]"
+	$(BIN)/rlhf-env lab brake
 
 referee: .venv/.referee  ## Other libraries' losses, by their own code, against the exact gradient (downloads 10 MB; minutes)
 	$(BIN)/rlhf-env lab referee

@@ -207,6 +207,62 @@ def overoptimization(
     console.print(f"In words: {save_findings(findings, folder)}", highlight=False, soft_wrap=True)
 
 
+@lab_app.command("brake")
+def brake(
+    seeds: Annotated[
+        int, typer.Option(help="Seeds of the runs of a tiny model, 20 runs each; rules are chosen on the even.", min=2)
+    ] = 8,
+    exact_seeds: Annotated[int, typer.Option(help="Seeds of the exact worlds, 8 runs each.", min=2)] = 20,
+    out: Annotated[
+        Path, typer.Option(help="Where the records of the runs go. A second call makes only what is missing.")
+    ] = Path("runs/brake"),
+    study: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of an over-optimisation study: what its runs say of the chosen rules. Repeatable."),
+    ] = None,
+    without_libraries: Annotated[
+        bool, typer.Option("--without-libraries", help="Our own rules alone, without rlwatch and reward-scope.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="All numbers as JSON, for scripts.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="The page docs/brake.md instead.")] = False,
+    jobs: Jobs = None,
+) -> None:
+    """Which rule ends a run before its learned reward is climbed past the peak of the true one, and at what price?
+
+    320 small runs whose gold is known; KL budgets, entropy, length, rewards, disagreement of an ensemble, our
+    warnings, rlwatch's and reward-scope's detectors (`make brake` installs them), and a few paid judgements, all
+    replayed on what each run logged. Settings are chosen on half of the runs, and reported on the other half. Some
+    fifteen minutes of processor time; with `--seeds 2`, 200 runs, four.
+    """
+    from rich.console import Console
+
+    from rlhf_env.lab.brake.page import brake_in_words, brake_page, brake_table
+    from rlhf_env.lab.brake.study import conclude_brake, saved_runs
+    from rlhf_env.learning.engine import set_threads
+
+    set_threads()
+    plain = as_json or as_markdown
+    console = make_console()
+    libraries = not without_libraries
+    with interruptible():
+        records, elsewhere = saved_runs(
+            seeds,
+            exact_seeds,
+            out,
+            studies=study or [],
+            libraries=libraries,
+            jobs=jobs or 2,
+            console=Console(stderr=True, emoji=False) if plain else console,
+        )
+        with stage_on_stderr("Replaying") as tell:
+            found = conclude_brake(records, elsewhere, libraries=libraries, tell=tell)
+    if plain:
+        typer.echo(found.as_json() if as_json else brake_page(found), nl=False)
+        return
+    console.print(brake_table(found))
+    console.print(brake_in_words(found), highlight=False)
+
+
 @lab_app.command("regularisation")
 def regularisation(
     seeds: Annotated[int, typer.Option(help="Seeds for every restraint.", min=1)] = 8,

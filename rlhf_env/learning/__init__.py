@@ -19,6 +19,7 @@ def register_trackers(register: plugins.Register) -> None:
 
 @plugins.hookimpl
 def register_stopping_rules(register: plugins.Register) -> None:
+    register("brake", "rlhf_env.learning.stopping:Brake")
     register("max_kl", "rlhf_env.learning.stopping:MaxKL")
     register("patience", "rlhf_env.learning.stopping:Patience")
 

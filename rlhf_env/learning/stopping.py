@@ -19,7 +19,7 @@ from typing import Protocol, runtime_checkable
 from rlhf_env import plugins
 from rlhf_env.errors import ConfigError, under
 from rlhf_env.learning.tracking import LoggedRow
-from rlhf_env.settings import AtLeastOne, NonNegative, Positive, settings
+from rlhf_env.settings import AtLeastOne, Name, NonNegative, Positive, settings
 from rlhf_env.types import JsonView, State
 
 
@@ -97,6 +97,64 @@ class Patience:
     def load_state_dict(self, state: State, /) -> None:
         self._best = state["best"]
         self._stale, self._update = int(state["stale"]), int(state["update"])
+
+
+@settings(frozen=False)
+class Brake:
+    """Stop when what training does not see has fallen behind its best: gold, the reward of [evaluation.rewards].
+
+    That reward may be a judge, or whoever can be asked of a few texts every so often: each evaluation costs it
+    `[evaluation] prompts` times `samples` judgements. With `[evaluation] best = "gold"` the checkpoint that is kept
+    beside the last is that of the best evaluation. `rlhf-env lab brake` measured what it is worth (docs/brake.md).
+    """
+
+    measure: Name = "gold"
+    """The number of the evaluation that is watched."""
+    drop: NonNegative = 0.75
+    """By how much it has to be below its best, in standard deviations of what it was over the texts of the first
+    evaluation."""
+    evaluations: AtLeastOne = 3
+    """So many in a row that are as far below end the run."""
+    _unit: float | None = field(default=None, init=False)
+    _best: float | None = field(default=None, init=False)
+    _below: int = field(default=0, init=False)
+    _update: int = field(default=-1, init=False)
+
+    def __call__(self, row: LoggedRow, /) -> str | None:
+        value, update = row.get(f"eval/{self.measure}"), row["update"]
+        if f"eval/{self.measure}" not in row:
+            return None
+        assert isinstance(update, (int, float))
+        if update > self._update:
+            self._update = int(update)
+            spread = row.get(f"eval/{self.measure}_std")
+            if self._unit is None and isinstance(spread, (int, float)) and math.isfinite(spread):
+                self._unit = float(spread)
+            self._count(value if isinstance(value, (int, float)) else math.nan)
+        if self._below < self.evaluations or self._best is None:
+            return None
+        return (
+            f"{self.measure} fell by more than {self.drop:g} standard deviations below its best, {self._best:.4g}, in "
+            f"{self._below} evaluations in a row"
+        )
+
+    def _count(self, value: float) -> None:
+        """One that is not finite says nothing, for or against."""
+        if not math.isfinite(value):
+            return
+        if self._best is None or value > self._best:
+            self._best, self._below = value, 0
+        elif value < self._best - self.drop * (self._unit or 0.0):
+            self._below += 1
+        else:
+            self._below = 0
+
+    def state_dict(self) -> State:
+        return {"unit": self._unit, "best": self._best, "below": self._below, "update": self._update}
+
+    def load_state_dict(self, state: State, /) -> None:
+        self._unit, self._best = state["unit"], state["best"]
+        self._below, self._update = int(state["below"]), int(state["update"])
 
 
 class AnyOf:

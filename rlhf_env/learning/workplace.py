@@ -52,7 +52,7 @@ from rlhf_env.learning.run_models import keep_base, model_folder
 from rlhf_env.learning.sharding import SHARD, shard, weights_told
 from rlhf_env.learning.sources import EnvSource, Source
 from rlhf_env.learning.spending import Spending
-from rlhf_env.learning.stopping import MaxKL, Patience, load_stopping_rules
+from rlhf_env.learning.stopping import Brake, MaxKL, Patience, load_stopping_rules
 from rlhf_env.learning.teachers import TeacherDtype
 from rlhf_env.learning.tracking import check_trackers
 from rlhf_env.own_code import OwnCode, files_in, names_code, require_unchanged
@@ -168,7 +168,7 @@ class Workplace:
     ) -> Training:
         experiment, setup = self.experiment, self.setup
         stopping = load_stopping_rules(experiment.located().stopping_tables())
-        if evaluate is None and (counting := stopping.of(Patience)):
+        if evaluate is None and (counting := stopping.of(Patience) + stopping.of(Brake)):
             rule = f"patience = {experiment.patience}" if experiment.patience else f"[stopping.{counting[0]}]"
             raise ConfigError(f"{rule} counts evaluations: pass `evaluate`, or use rlhf_env.run")
         if experiment.preferences is not None and isinstance(self.source, EnvSource):
@@ -601,9 +601,13 @@ def _check_budget(experiment: Experiment) -> None:
 def _check_stopping(experiment: Experiment) -> None:
     """What `Experiment` asks of `max_kl` and `patience` is asked of the same rules in tables."""
     rules, problems = load_stopping_rules(experiment.stopping), []
-    for name in rules.of(Patience) if experiment.evaluation.every == 0 else ():
+    for name in rules.of(Patience) + rules.of(Brake) if experiment.evaluation.every == 0 else ():
         said = f"[stopping.{name}] counts evaluations on the way, and there are none: set `every` in [evaluation]"
         problems.append(Problem(said, (name,)))
+    for name, rule in rules.rules.items():
+        if isinstance(rule, Brake) and rule.measure == "gold" and not experiment.evaluation.rewards:
+            said = f"[stopping.{name}] watches gold, and there is none: name a reward in [evaluation.rewards]"
+            problems.append(Problem(said, (name,)))
     answers = imitates(experiment.agent)
     if answers and experiment.max_kl is not None:
         said = f"max_kl is measured on texts that the agent writes, and {experiment.agent_label} writes none"

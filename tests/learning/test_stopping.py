@@ -16,7 +16,7 @@ from rlhf_env.errors import ConfigError, Problem
 from rlhf_env.lab.evaluation.runs import run
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.experiment import Experiment
-from rlhf_env.learning.stopping import AnyOf, MaxKL, Patience, StoppingRule, load_stopping_rules
+from rlhf_env.learning.stopping import AnyOf, Brake, MaxKL, Patience, StoppingRule, load_stopping_rules
 from rlhf_env.learning.workplace import build
 
 
@@ -265,3 +265,39 @@ def test_a_rule_from_outside_ends_a_run_and_its_state_outlives_a_kill(toy: Any, 
 def test_what_cannot_give_its_state_is_no_rule(toy: Any) -> None:
     with pytest.raises(ConfigError, match=r"\[stopping\] a_function: .* is no stopping rule: it must be callable"):
         build(toy("ppo", stopping={"a_function": {}}))
+
+
+def gold_of(values: Sequence[float | None], rule: Brake) -> list[bool]:
+    rows = [
+        {"update": i, "eval/gold": value, "eval/gold_std": 2.0 if i == 0 else 9.0} for i, value in enumerate(values)
+    ]
+    return [rule(row) is not None for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("drop", "evaluations", "gold", "stops_at"),
+    [
+        (0.5, 1, [0.0, 3.0, 2.1, 1.9], 3),  # 0.5 of the first evaluation's spread, 2, below the best
+        (0.5, 2, [0.0, 3.0, 1.9, 2.5, 1.9, 1.8], 5),  # one that is not as far below begins the count anew
+        (0.5, 2, [0.0, 3.0, 1.9, None, 1.8], 4),  # what is not known says nothing
+        (0.0, 1, [1.0, 1.0, 0.9], 2),
+        (0.5, 1, [0.0, -0.9, 1.0, 5.0], None),
+    ],
+    ids=str,
+)
+def test_the_brake_stops_when_gold_is_far_below_its_best(
+    drop: float, evaluations: int, gold: list[float | None], stops_at: int | None
+) -> None:
+    stopped = gold_of(gold, Brake(drop=drop, evaluations=evaluations))
+    assert [i for i, stop in enumerate(stopped) if stop][:1] == ([] if stops_at is None else [stops_at])
+
+
+def test_the_brake_remembers_over_a_resumption_and_reads_a_row_once() -> None:
+    rule = Brake(drop=0.5, evaluations=2)
+    assert gold_of([0.0, 3.0, 1.0], rule) == [False, False, False]
+    assert rule({"update": 2, "eval/gold": 1.0}) is None
+    assert rule({"update": 3, "rollout/kl": 1.0}) is None
+    resumed = Brake(drop=0.5, evaluations=2)
+    resumed.load_state_dict(json.loads(json.dumps(rule.state_dict())))
+    reason = "gold fell by more than 0.5 standard deviations below its best, 3, in 2 evaluations in a row"
+    assert [resumed({"update": 4, "eval/gold": 1.0}) for _ in range(2)] == [reason, reason]

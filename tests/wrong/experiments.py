@@ -82,6 +82,21 @@ experiment_file("max_kl alone", "max_kl = 1.0\n" + TOY, "line 1: max_kl is measu
 experiment_file(
     "patience alone", "patience = 3\n" + TOY, "toy.toml, line 1: patience = 3 counts evaluations on the way"
 )
+experiment_file(
+    "a brake without gold",
+    TOY + "every = 1\n[stopping.brake]\n",
+    "watches gold, and there is none: name a reward in [evaluation.rewards]",
+)
+experiment_file(
+    "a brake without evaluations",
+    TOY + "[evaluation.rewards]\ntask = 1.0\n[stopping.brake]\n",
+    "counts evaluations on the way, and there are none",
+)
+experiment_file(
+    "a brake's drop below 0",
+    TOY + "every = 1\n[evaluation.rewards]\ntask = 1.0\n[stopping.brake]\ndrop = -1.0\n",
+    "drop must be at least 0, got -1.0",
+)
 experiment_file("no such preferences", 'preferences = "no.db"\n' + TOY, "no.db: no such file of preferences")
 BAD[-1] = replace(BAD[-1], python=None)  # read when a run begins
 
