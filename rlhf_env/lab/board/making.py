@@ -16,7 +16,7 @@ from rlhf_env.lab.board.checking import faults_of
 from rlhf_env.lab.board.entry import ENDING, Entry, read_entry
 from rlhf_env.lab.board.tracks import load_track
 from rlhf_env.lab.board.verdicts import EntryVerdict, here, judged, ranked
-from rlhf_env.lab.jobs import Progress
+from rlhf_env.lab.jobs import Backend, Progress
 from rlhf_env.lab.processes import LocalProcesses
 from rlhf_env.lab.scheduling import run_jobs
 from rlhf_env.learning.folder_lock import hold
@@ -41,7 +41,7 @@ def make_board(
     *,
     trust: bool = False,
     only: Sequence[str] = (),
-    jobs: int = 2,
+    jobs: int | Backend = 2,
     on_jobs: Callable[[Sequence[SeedAgain]], Callable[[Progress], None]] | None = None,
 ) -> Board:
     """Check the entries in `folder` and, with `trust`, run their code again; write the page into `out`.
@@ -99,17 +99,21 @@ def _named_once(verdicts: Sequence[EntryVerdict]) -> list[EntryVerdict]:
 def _run_again(
     sound: Sequence[EntryVerdict],
     out: Path,
-    jobs: int,
+    jobs: int | Backend,
     on_jobs: Callable[[Sequence[SeedAgain]], Callable[[Progress], None]] | None,
 ) -> None:
     work = {verdict.file: _seeds(verdict) for verdict in sound}
     every = [job for seeds in work.values() for job in seeds]
+    backend = LocalProcesses(max(1, jobs)) if isinstance(jobs, int) else jobs
+    for file in {job.result_file(out) for job in every}:
+        if file.is_file() and json.loads(file.read_text(encoding="utf-8"))["status"] == "failed":
+            file.unlink()  # it may have been the machine
     tell = (lambda _progress: None) if on_jobs is None else on_jobs(every)
     for verdict in sound:
         assert verdict.entry is not None
         if any(not job.result_file(out).exists() for job in work[verdict.file]):
             verdict.entry.unpack(out / _place(verdict.entry) / "sources")
-        run_jobs(work[verdict.file], out, jobs=LocalProcesses(max(1, jobs)), on_progress=tell)
+        run_jobs(work[verdict.file], out, jobs=backend, on_progress=tell)
     if missing := [job.title for job in every if not job.result_file(out).exists()]:
         raise RunFailed(f"{', '.join(missing)}: not run to its end (see above): the same command resumes it")
 

@@ -115,7 +115,7 @@ def _require_alike(first: tuple[Path, Any, Any, Any], this: tuple[Path, Any, Any
     """Of two runs, what is recorded of them, but for the seed."""
     for what, one, other in zip(("settings", "code", "versions or processor"), first[1:], this[1:], strict=True):
         if isinstance(one, Experiment):
-            one, other = (replace(each, seed=0, name="", folder=None).to_toml() for each in (one, other))
+            one, other = (replace(each, seed=0, name="entry", folder=None).to_toml() for each in (one, other))
         if one != other:
             raise ConfigError(f"{this[0]} and {first[0]} are not of one entry: their {what} differ")
 
