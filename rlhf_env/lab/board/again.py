@@ -1,7 +1,7 @@
 """Run an entry again, one job for each seed. **This runs its code**: only for whoever asked for it by name.
 
 Besides the numbers of the run, a job notes two things that no table can show: whether the agent began with the track's
-weights, and how many tokens its policy wrote, counted where they are written.
+weights, and how many tokens its policy wrote in all, counted where they are written.
 """
 
 from __future__ import annotations

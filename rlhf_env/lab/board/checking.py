@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 from rlhf_env import plugins
@@ -42,9 +43,10 @@ def own_settings_faults(experiment: Experiment) -> list[str]:
     own = {"agent": experiment.agent, "stopping": experiment.stopping}
     found = []
     if not code_named_in(own):  # whose settings are known without importing it
+        without = replace(experiment, agent={"name": "reference"}, stopping={})
         try:
-            read = [path for path in experiment.data_named if path]
-        except RlhfEnvError:
+            read = [path for path in experiment.data_named if path not in without.data_named]
+        except RlhfEnvError:  # it is said below
             read = []
         if read:
             found.append(f"it reads {', '.join(read)}: an entry learns from its own texts alone")

@@ -45,8 +45,8 @@ class Track:
     """The gold reward, `eval/gold`, that an evaluation on the way has to reach."""
     limit: Positive
     """Who has not reached the level when this is spent counts with twice as much."""
-    seeds: Annotated[list[Seed], MinLen(6)]
-    """The seeds that every entry runs: with fewer than six no difference is a verdict."""
+    seeds: Annotated[list[Seed], MinLen(2)]
+    """The seeds that every entry runs: with fewer than six, entries whose seeds all differ alike are not told apart."""
     experiment: JsonObject
     """The experiment, but for what is an entry's own: `agent`, `stopping`, and how often a checkpoint is kept."""
     sha256: str = ""

@@ -100,12 +100,11 @@ def _faults_of_seed(run: EntryRun, result: JsonView, exact: bool) -> Iterator[st
         yield f"{where}: it does not run here: {result.get('why')}"
         return
     if result["begun_with"] != result["weights_of_track"]:
-        yield f"{where}: it begins with other weights than the track's: a budget was spent elsewhere"
+        yield f"{where}: it begins with other weights than the track's: a budget spent elsewhere"
     rows = result["rows"]
     counted = float(rows[-1].get("spent/generated_tokens") or 0.0)
-    if result["written"] > counted:
-        wrote = f"it wrote {result['written']:,} tokens, and {counted:,.0f} were counted"
-        yield f"{where}: {wrote}: a budget was spent elsewhere"
+    if (more := result["written"] - counted) > 0:
+        yield f"{where}: besides {counted:,.0f} tokens it wrote {more:,.0f} that are not counted: a budget spent elsewhere"
     if exact:
         yield from (f"{where}, {difference}" for difference in _difference(run, rows))
 

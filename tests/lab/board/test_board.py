@@ -64,7 +64,7 @@ def track() -> Track:
     real = load_track("least-tokens")
     small = {**real.experiment, "budget": {"updates": 3}, "evaluation": {**real.experiment["evaluation"], "prompts": 4}}
     small["environment"] = {**small["environment"], "num_envs": 8}
-    return replace(real, level=-10.0, seeds=[0, 1, 2, 3, 4, 5], experiment=small)
+    return replace(real, level=-10.0, seeds=[0, 1, 2], experiment=small)
 
 
 def trained(folder: Path, track: Track, code: str) -> list[Path]:
@@ -135,7 +135,7 @@ class TestFiveEntries:
         assert "the source mine.py is not what its hash says" in said["wrong-hash"][1]
         assert "tokens were counted" in said["half-the-tokens"][1]
         assert "update 0: eval/gold is" in said["better-gold"][1]
-        assert "were counted: a budget was spent elsewhere" in said["writes-more"][1]
+        assert "that are not counted: a budget spent elsewhere" in said["writes-more"][1]
         assert next((verdict.name, verdict.rank) for verdict in board.verdicts) == ("honest", 1)
         page = board.page.read_text("utf-8")
         assert "wrong-hash: refused" in page
@@ -154,7 +154,7 @@ class TestFiveEntries:
     def test_weights_from_elsewhere(self, honest: Entry, track: Track, boarded: Callable[..., Board]) -> None:
         (verdict,) = boarded(with_source(honest, "warm", BEGINS_ELSEWHERE), trust=True).verdicts
         assert verdict.standing == "refused"
-        assert "begins with other weights than the track's: a budget was spent elsewhere" in verdict.faults[0]
+        assert "begins with other weights than the track's: a budget spent elsewhere" in verdict.faults[0]
 
 
 class TestVerdicts:
@@ -178,17 +178,17 @@ class TestVerdicts:
 
     def test_one_bit_is_seen_on_the_same_processor_alone(self, honest: Entry, track: Track) -> None:
         results = self.results(honest)
-        results[3]["rows"][2]["eval/kl"] = np.nextafter(results[3]["rows"][2]["eval/kl"], 9.0)
+        results[1]["rows"][2]["eval/kl"] = np.nextafter(results[1]["rows"][2]["eval/kl"], 9.0)
         verdict = judged("f", honest, track, results)
         assert verdict.standing == "refused"
-        assert verdict.faults[0].startswith("seed 3, update 2: eval/kl is")
+        assert verdict.faults[0].startswith("seed 1, update 2: eval/kl is")
         assert judged("f", self.elsewhere(honest), track, results).standing == "same verdict"
 
     def test_elsewhere_another_cost_is_seen(self, honest: Entry, track: Track) -> None:
         results = self.results(honest)
-        for seed, result in results.items():
+        for result in results.values():
             for row in result["rows"]:
-                row["spent/generated_tokens"] *= 2.0 + 0.01 * seed
+                row["spent/generated_tokens"] *= 2.0
         verdict = judged("f", self.elsewhere(honest), track, results)
         assert verdict.standing == "refused"
         assert "it claims" in verdict.faults[0]
@@ -206,13 +206,13 @@ class TestVerdicts:
             for row in result["rows"][1:]:
                 row["time/processor_seconds"] = 7.0
         costs = judged("f", honest, seconds, results).costs
-        assert costs is not None and costs.tolist() == [7.0] * 6
+        assert costs is not None and costs.tolist() == [7.0] * 3
 
     def test_code_that_fails(self, honest: Entry, track: Track) -> None:
         results: dict[int, Any] = {seed: {"status": "failed", "why": "no weights.pt"} for seed in track.seeds}
         verdict = judged("f", honest, track, results)
         assert verdict.faults[0] == "seed 0: it does not run here: no weights.pt"
-        assert verdict.faults[-1] == "and 1 more"
+        assert len(verdict.faults) == 3
 
 
 class TestTables:
@@ -223,7 +223,7 @@ class TestTables:
         ("change", "says"),
         [
             (lambda e: replace(e, track_sha256="0" * 64), "another version of the track"),
-            (lambda e: replace(e, runs=e.runs[:5]), "its seeds are 0, 1, 2, 3, 4, and the track has 0, 1, 2, 3, 4, 5"),
+            (lambda e: replace(e, runs=e.runs[:2]), "its seeds are 0, 1, and the track has 0, 1, 2"),
             (lambda e: replace(e, sources={}), "mine.py is not packed in it"),
             (lambda e: replace(e, experiment=e.experiment.replace('"tiny"', '"gpt2"')), "policy.model is 'gpt2'"),
             (
@@ -246,7 +246,9 @@ class TestTables:
     def test_files_and_models_of_elsewhere(self, honest: Entry, track: Track) -> None:
         agent = 'name = "distill"\nteacher = "elsewhere/model"'
         other = replace(honest, sources={}, experiment=honest.experiment.replace('function = "mine.py:Mine"', agent))
-        assert "an entry learns from its own texts alone" in " ".join(faults_of(other, track))
+        assert faults_of(other, track) == ["it reads elsewhere/model: an entry learns from its own texts alone"]
+        plain = replace(other, experiment=other.experiment.replace(agent, 'name = "reinforce"'))
+        assert faults_of(plain, track) == []
 
 
 def first_run(entry: Entry, **changes: Any) -> Entry:
@@ -320,13 +322,13 @@ class TestPacking:
             code.write_text(HONEST)
 
     def test_seeds_that_are_missing_or_there_twice(self, runs: list[Path], track: Track) -> None:
-        with pytest.raises(ConfigError, match="no run with seed 4, 5"):
-            pack(runs[:4], track, "x")
+        with pytest.raises(ConfigError, match="no run with seed 2"):
+            pack(runs[:2], track, "x")
         with pytest.raises(ConfigError, match="a second run with seed 0"):
             pack([*runs, runs[0]], track, "x")
 
     def test_runs_of_another_track(self, runs: list[Path]) -> None:
-        with pytest.raises(ConfigError, match="no run with seed 6, 7, 8, 9"):
+        with pytest.raises(ConfigError, match="no run with seed 3, 4, 5, 6, 7, 8, 9"):
             pack(runs, load_track("least-labels"), "x")
 
 
