@@ -13,7 +13,7 @@ from rlhf_env.lab.board.entry import Entry, EntryRun
 from rlhf_env.lab.board.tracks import Track
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.own_code import OwnCode, code_named_in
-from rlhf_env.types import JsonView
+from rlhf_env.types import JsonObject, JsonView
 
 _SHOWN = 5  # problems of one kind
 
@@ -39,17 +39,12 @@ def faults_of(entry: Entry, track: Track) -> list[str]:
 
 
 def own_settings_faults(experiment: Experiment) -> list[str]:
-    """What an entry's own settings may not ask for: plugins that nobody else has, files and models besides its code."""
-    own = {"agent": experiment.agent, "stopping": experiment.stopping}
+    """What an entry's own settings may not ask for: plugins that nobody else has, files and models besides its code.
+
+    No plugin but ours is loaded to find out, and no code.
+    """
+    own: JsonObject = {"agent": experiment.agent, "stopping": experiment.stopping}
     found = []
-    if not code_named_in(own):  # whose settings are known without importing it
-        without = replace(experiment, agent={"name": "reference"}, stopping={})
-        try:
-            read = [path for path in experiment.data_named if path not in without.data_named]
-        except RlhfEnvError:  # it is said below
-            read = []
-        if read:
-            found.append(f"it reads {', '.join(read)}: an entry learns from its own texts alone")
     for kind, name in _plugins_named(own):
         try:
             origin = plugins.host().entry(kind, name).origin
@@ -61,6 +56,11 @@ def own_settings_faults(experiment: Experiment) -> list[str]:
                 f"the {kind} {name!r} is of {origin}, which others may not have: name its class, function = "
                 '"FILE.py:CLASS", in a file beside the experiment'
             )
+    if not found and not code_named_in(own):  # which would have to be imported to know its settings
+        plain = Experiment()
+        bare = replace(plain, agent=experiment.agent, stopping=experiment.stopping)
+        if read := [path for path in bare.data_named if path not in plain.data_named]:
+            found.append(f"it reads {', '.join(read)}: an entry learns from its own texts alone")
     return found
 
 

@@ -65,7 +65,7 @@ class Track:
         wanted = _fixed(Experiment.from_table(self.experiment, f"track {self.name}"))
         given = _fixed(replace(experiment, folder=None))
         return [
-            f"{key} is {_spoken(given, key)}, and the track has {_spoken(wanted, key)}"
+            f"{key} is {_spoken(given, key)}, and in the track it is {_spoken(wanted, key)}"
             for key in sorted(wanted.keys() | given.keys())
             if wanted.get(key) != given.get(key)
         ]

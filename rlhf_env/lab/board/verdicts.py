@@ -104,7 +104,8 @@ def _faults_of_seed(run: EntryRun, result: JsonView, exact: bool) -> Iterator[st
     rows = result["rows"]
     counted = float(rows[-1].get("spent/generated_tokens") or 0.0)
     if (more := result["written"] - counted) > 0:
-        yield f"{where}: besides {counted:,.0f} tokens it wrote {more:,.0f} that are not counted: a budget spent elsewhere"
+        wrote = f"besides {counted:,.0f} tokens it wrote {more:,.0f} that are not counted"
+        yield f"{where}: {wrote}: a budget spent elsewhere"
     if exact:
         yield from (f"{where}, {difference}" for difference in _difference(run, rows))
 

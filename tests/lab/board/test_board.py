@@ -146,8 +146,13 @@ class TestFiveEntries:
     ) -> None:
         mark = tmp_path / "ran"
         code = f"open({str(mark)!r}, 'w').close()\n"
-        board = boarded(honest, with_source(honest, "loud", code), trust=False)
-        assert [(it.standing, it.rank) for it in board.verdicts] == [("not run again", None)] * 2
+        quiet = honest.experiment.replace('function = "mine.py:Mine"', 'name = "reinforce"')
+        other = replace(
+            with_source(honest, "reward", code), experiment=f'{quiet}\n[rewards.x]\nfunction = "mine.py:x"\n'
+        )
+        board = boarded(honest, with_source(honest, "loud", code), other, trust=False)
+        assert [(it.standing, it.rank) for it in board.verdicts][:2] == [("not run again", None)] * 2
+        assert board.refused[0].faults == ("rewards.x.function is 'mine.py:x', and in the track it is not set",)
         assert not mark.exists()
         assert not (tmp_path / "out" / "again").exists()
 
@@ -155,6 +160,12 @@ class TestFiveEntries:
         (verdict,) = boarded(with_source(honest, "warm", BEGINS_ELSEWHERE), trust=True).verdicts
         assert verdict.standing == "refused"
         assert "begins with other weights than the track's: a budget spent elsewhere" in verdict.faults[0]
+
+    def test_the_page_shows_code_as_text(self, honest: Entry, boarded: Callable[..., Board]) -> None:
+        hostile = HONEST + "# </pre><script>alert(1)</script>\u202e\n"
+        page = boarded(with_source(honest, "hostile", hostile), trust=False).page.read_text("utf-8")
+        assert "<script" not in page and "&lt;/pre&gt;&lt;script&gt;" in page
+        assert "\u202e" not in page and "⟨U+202E⟩" in page
 
 
 class TestVerdicts:
@@ -385,7 +396,7 @@ class TestTracks:
         experiment = Experiment.load(tmp_path / "mine.toml")
         assert track.differences(experiment) == []
         larger = replace(experiment, environment=replace(experiment.environment, num_envs=128))
-        assert track.differences(larger) == ["environment.num_envs is 128, and the track has 64"]
+        assert track.differences(larger) == ["environment.num_envs is 128, and in the track it is 64"]
 
     def test_there_are_three(self) -> None:
         assert [(name, load_track(name).counts) for name in track_names()] == [
