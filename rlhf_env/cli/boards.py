@@ -27,14 +27,14 @@ def submit(
 
     rlhf-env board --track NAME prints an experiment to begin with.
     """
-    from rlhf_env.lab.board.entry import ENDING
+    from rlhf_env.lab.board.entry import ENTRY_ENDING
     from rlhf_env.lab.board.packing import pack
     from rlhf_env.lab.board.tracks import load_track
 
     entry = pack(runs, load_track(track), name)
-    file = out or Path(f"{name}{ENDING}")
-    if not file.name.endswith(ENDING):
-        raise ConfigError(f"--out {file}: a board reads files that are named *{ENDING}")
+    file = out or Path(f"{name}{ENTRY_ENDING}")
+    if not file.name.endswith(ENTRY_ENDING):
+        raise ConfigError(f"--out {file}: a board reads files that are named *{ENTRY_ENDING}")
     entry.save(file)
     reached = sum(run.result.reached for run in entry.runs)
     said = f"{len(entry.runs)} seeds, gold reached in {reached}; {len(entry.sources)} files of code"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rlhf_env.lab.board.entry import Entry
+from rlhf_env.lab.board.entry import BoardEntry
 from rlhf_env.lab.evaluation.runs import prepare, run
 from rlhf_env.learning.engine import set_threads
 from rlhf_env.learning.experiment import Experiment
@@ -46,7 +46,7 @@ class CountedWriting:
 class SeedAgain:
     """One seed of an entry; `place` is the entry's folder in the board's."""
 
-    entry: Entry
+    entry: BoardEntry
     place: str
     seed: int
     threads: int

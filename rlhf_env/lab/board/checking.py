@@ -9,7 +9,7 @@ from itertools import pairwise
 from rlhf_env import plugins
 from rlhf_env.errors import ConfigError, RlhfEnvError
 from rlhf_env.lab.board.costs import cost_of
-from rlhf_env.lab.board.entry import Entry, EntryRun
+from rlhf_env.lab.board.entry import BoardEntry, EntryRun
 from rlhf_env.lab.board.tracks import Track
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.own_code import OwnCode, code_named_in
@@ -18,7 +18,7 @@ from rlhf_env.types import JsonObject, JsonView
 _SHOWN = 5  # problems of one kind
 
 
-def faults_of(entry: Entry, track: Track) -> list[str]:
+def faults_of(entry: BoardEntry, track: Track) -> list[str]:
     """Everything that is wrong with the entry, a line each; nothing of it is run."""
     found = [f"the source {path} is not what its hash says" for path, it in entry.sources.items() if not it.is_whole]
     if entry.track_sha256 != track.sha256:
@@ -75,7 +75,7 @@ def _plugins_named(own: JsonView) -> Iterator[tuple[plugins.PluginKind, str]]:
             yield "stopping rule", str(table.get("plugin", key))
 
 
-def _unpacked_code(entry: Entry, experiment: Experiment) -> Iterator[str]:
+def _unpacked_code(entry: BoardEntry, experiment: Experiment) -> Iterator[str]:
     for written in experiment.code_named:
         code = OwnCode(written)
         if not code.is_file or code.source not in entry.sources:

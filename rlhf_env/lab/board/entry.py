@@ -26,13 +26,13 @@ from rlhf_env.plain_data import read_file, read_json
 from rlhf_env.types import JsonObject, JsonView
 from rlhf_env.whole_files import write_whole
 
-ENDING = ".entry.json"
+ENTRY_ENDING = ".entry.json"
 _FORMAT = 1
 LARGEST = 2**24  # bytes of an entry
 _MOST_SOURCES, _LARGEST_SOURCE = 64, 2**18  # files; characters of one
 _MOST_RUNS, _MOST_ROWS = 100, 20_000
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*\.py")  # no "..", nothing hidden
+_STEP = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # of a path: not "..", nothing hidden
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -61,7 +61,7 @@ class EntryRun:
 
 
 @dataclass(frozen=True)
-class Entry:
+class BoardEntry:
     """What a file says; `sha256` is that of the file."""
 
     name: str
@@ -89,7 +89,7 @@ class Entry:
         """Write its sources into a folder. Raises DataError for a path that would lead out of it."""
         for path, source in self.sources.items():
             file = folder / path
-            if not _PATH.fullmatch(path) or not file.resolve().is_relative_to(folder.resolve()):
+            if not is_source_path(path) or not file.resolve().is_relative_to(folder.resolve()):
                 raise DataError(f"the source {path!r} would lie outside of {folder}")
             file.parent.mkdir(parents=True, exist_ok=True)
             write_whole(file, source.text)
@@ -99,12 +99,12 @@ def text_sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def read_entry(file: Path) -> Entry:
+def read_entry(file: Path) -> BoardEntry:
     """The entry in a file. Raises DataError, all on one line, for what is none."""
     return read_entry_text(read_file(file, LARGEST), str(file))
 
 
-def read_entry_text(content: bytes, where: str) -> Entry:
+def read_entry_text(content: bytes, where: str) -> BoardEntry:
     """The same of its bytes; `where` begins the message."""
     try:
         if len(content) > LARGEST:
@@ -112,7 +112,7 @@ def read_entry_text(content: bytes, where: str) -> Entry:
         table = read_json(content)
         if _typed(table, "format", int) != _FORMAT:
             raise ValueError(f"format {table['format']}, and this version reads {_FORMAT}")
-        return Entry(
+        return BoardEntry(
             name=entry_name(_typed(table, "name", str)),
             track=_typed(table, "track", str),
             track_sha256=_hash(table, "track_sha256"),
@@ -137,7 +137,7 @@ def entry_name(name: str) -> str:
 
 def is_source_path(path: str) -> bool:
     """Whether a file of this path can be in an entry: below its folder, with plain names."""
-    return len(path) <= 200 and bool(_PATH.fullmatch(path))
+    return len(path) <= 200 and path.endswith(".py") and all(map(_STEP.fullmatch, path.split("/")))
 
 
 def _sources(table: JsonObject) -> Iterator[tuple[str, EntrySource]]:

@@ -13,7 +13,7 @@ from rlhf_env.errors import ConfigError, RlhfEnvError, RunFailed
 from rlhf_env.lab.board.again import SeedAgain
 from rlhf_env.lab.board.board_page import write_board
 from rlhf_env.lab.board.checking import faults_of
-from rlhf_env.lab.board.entry import ENDING, Entry, read_entry
+from rlhf_env.lab.board.entry import ENTRY_ENDING, BoardEntry, read_entry
 from rlhf_env.lab.board.tracks import load_track
 from rlhf_env.lab.board.verdicts import EntryVerdict, here, judged, ranked
 from rlhf_env.lab.jobs import Backend, Progress
@@ -51,9 +51,9 @@ def make_board(
 
     Raises ConfigError where there is no entry. An entry that is refused is a verdict, and no error.
     """
-    files = sorted(Path(folder).glob(f"*{ENDING}"))
+    files = sorted(Path(folder).glob(f"*{ENTRY_ENDING}"))
     if not files:
-        raise ConfigError(f"{folder}: no *{ENDING} in it (rlhf-env submit makes them)")
+        raise ConfigError(f"{folder}: no *{ENTRY_ENDING} in it (rlhf-env submit makes them)")
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     with hold(out):
@@ -80,7 +80,7 @@ def _read(file: Path) -> EntryVerdict:
     except RlhfEnvError as error:
         said = getattr(error, "problems", (str(error),))
         faults = [problem.removeprefix(f"{file}: ") for problem in said]
-        return EntryVerdict(file.name, file.name.removesuffix(ENDING), "", "refused", tuple(faults))
+        return EntryVerdict(file.name, file.name.removesuffix(ENTRY_ENDING), "", "refused", tuple(faults))
     about = EntryVerdict(file.name, entry.name, track.name, "not run again", entry=entry)
     return replace(about, standing="refused", faults=tuple(faults)) if faults else about
 
@@ -124,7 +124,7 @@ def _seeds(verdict: EntryVerdict) -> list[SeedAgain]:
     return [SeedAgain(verdict.entry, place, run.seed, run.threads) for run in verdict.entry.runs]
 
 
-def _place(entry: Entry) -> str:
+def _place(entry: BoardEntry) -> str:
     """Where an entry is run again with the versions of now."""
     now = hashlib.sha256(json.dumps(here(), sort_keys=True).encode()).hexdigest()
     return f"again/{entry.sha256[:16]}-{now[:8]}"

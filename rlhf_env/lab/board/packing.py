@@ -11,7 +11,7 @@ from typing import Any
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.lab.board.checking import faults_of
 from rlhf_env.lab.board.costs import cost_of
-from rlhf_env.lab.board.entry import Entry, EntryRun, EntrySource, entry_name, is_source_path, text_sha256
+from rlhf_env.lab.board.entry import BoardEntry, EntryRun, EntrySource, entry_name, is_source_path, text_sha256
 from rlhf_env.lab.board.tracks import Track
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.code_of_runs import led_from
@@ -25,7 +25,7 @@ from rlhf_env.types import JsonObject, JsonView
 _FILES_OF_CODE = 2**20  # bytes of one
 
 
-def pack(runs: Sequence[Path], track: Track, name: str) -> Entry:
+def pack(runs: Sequence[Path], track: Track, name: str) -> BoardEntry:
     """The entry that these run folders make: one for each of the track's seeds, alike in all else.
 
     Raises ConfigError, a line for each thing that a board would refuse: it is better said here.
@@ -50,7 +50,7 @@ def pack(runs: Sequence[Path], track: Track, name: str) -> Entry:
             f"{', '.join(map(str, track.seeds))}, and one run folder for each is to be named"
         )
     _, experiment, sources, made_with = first
-    entry = Entry(
+    entry = BoardEntry(
         name=name,
         track=track.name,
         track_sha256=track.sha256,

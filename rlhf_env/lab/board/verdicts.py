@@ -9,13 +9,13 @@ from typing import Literal
 import numpy as np
 
 from rlhf_env.lab.board.costs import cost_of, ranks, same_cost
-from rlhf_env.lab.board.entry import Entry, EntryRun
+from rlhf_env.lab.board.entry import BoardEntry, EntryRun
 from rlhf_env.lab.board.tracks import Track
 from rlhf_env.learning.provenance import library_sha256, processor_family
 from rlhf_env.learning.run_folder import versions
 from rlhf_env.types import Float, JsonObject, JsonView
 
-Standing = Literal["bit for bit", "same verdict", "not run again", "refused"]
+EntryStanding = Literal["bit for bit", "same verdict", "not run again", "refused"]
 _SHOWN = 5  # faults of an entry
 _NOT_OF_BITS = ("time/", "spent/seconds", "histogram/")
 
@@ -27,9 +27,9 @@ class EntryVerdict:
     file: str
     name: str
     track: str
-    standing: Standing
+    standing: EntryStanding
     faults: tuple[str, ...] = ()
-    entry: Entry | None = None
+    entry: BoardEntry | None = None
     costs: Float | None = None
     """float64[S], by the track's seeds: as measured here or, of what was not run again, as claimed."""
     reached: int = 0
@@ -47,7 +47,7 @@ def here() -> JsonObject:
     return {"versions": made, "processor": processor_family(), "library": library_sha256()}
 
 
-def judged(file: str, entry: Entry, track: Track, results: Mapping[int, JsonView] | None) -> EntryVerdict:
+def judged(file: str, entry: BoardEntry, track: Track, results: Mapping[int, JsonView] | None) -> EntryVerdict:
     """The verdict of an entry without faults in its tables; `results` of `SeedAgain` by seed, None: not run again."""
     about = EntryVerdict(file, entry.name, track.name, "not run again", entry=entry)
     runs = sorted(entry.runs, key=lambda run: run.seed)

@@ -16,7 +16,15 @@ from rlhf_env.errors import ConfigError, DataError, UnknownName
 from rlhf_env.lab.board import making
 from rlhf_env.lab.board.checking import faults_of
 from rlhf_env.lab.board.costs import Cost, cost_of, ranks, same_cost
-from rlhf_env.lab.board.entry import ENDING, LARGEST, Entry, EntrySource, read_entry, read_entry_text, text_sha256
+from rlhf_env.lab.board.entry import (
+    ENTRY_ENDING,
+    LARGEST,
+    BoardEntry,
+    EntrySource,
+    read_entry,
+    read_entry_text,
+    text_sha256,
+)
 from rlhf_env.lab.board.making import Board, make_board
 from rlhf_env.lab.board.packing import pack
 from rlhf_env.lab.board.tracks import Track, load_track, track_names
@@ -83,7 +91,7 @@ def runs(track: Track, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def honest(track: Track, runs: list[Path]) -> Entry:
+def honest(track: Track, runs: list[Path]) -> BoardEntry:
     return pack(runs, track, "honest")
 
 
@@ -92,19 +100,21 @@ def boarded(track: Track, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
     """The board of some entries, of which one process runs all again."""
     monkeypatch.setattr(making, "load_track", lambda name: track if name == track.name else load_track(name))
 
-    def make(*entries: Entry, trust: bool) -> Board:
+    def make(*entries: BoardEntry, trust: bool) -> Board:
         for entry in entries:
-            entry.save(tmp_path / "entries" / f"{entry.name}{ENDING}")
+            entry.save(tmp_path / "entries" / f"{entry.name}{ENTRY_ENDING}")
         return make_board(tmp_path / "entries", tmp_path / "out", trust=trust, jobs=InThisProcess())
 
     return make
 
 
-def with_source(entry: Entry, name: str, text: str, sha256: str | None = None) -> Entry:
+def with_source(entry: BoardEntry, name: str, text: str, sha256: str | None = None) -> BoardEntry:
     return replace(entry, name=name, sources={"mine.py": EntrySource(sha256 or text_sha256(text), text)})
 
 
-def with_rows(entry: Entry, track: Track, change: Callable[[dict[str, Any]], dict[str, Any]], name: str) -> Entry:
+def with_rows(
+    entry: BoardEntry, track: Track, change: Callable[[dict[str, Any]], dict[str, Any]], name: str
+) -> BoardEntry:
     """The entry with other numbers, and with results that follow from them."""
     changed = [replace(run, rows=tuple(change(dict(row)) for row in run.rows)) for run in entry.runs]
     told = tuple(replace(run, result=cost_of(track, run.rows)) for run in changed)
@@ -120,7 +130,9 @@ def better(row: dict[str, Any]) -> dict[str, Any]:
 
 
 class TestFiveEntries:
-    def test_of_five_the_dishonest_are_caught(self, honest: Entry, track: Track, boarded: Callable[..., Board]) -> None:
+    def test_of_five_the_dishonest_are_caught(
+        self, honest: BoardEntry, track: Track, boarded: Callable[..., Board]
+    ) -> None:
         board = boarded(
             honest,
             with_source(honest, "wrong-hash", HONEST + "# edited\n", sha256=text_sha256(HONEST)),
@@ -142,7 +154,7 @@ class TestFiveEntries:
         assert "class Mine(Reinforce):" in page
 
     def test_without_trust_no_code_runs_and_nothing_is_ranked(
-        self, honest: Entry, boarded: Callable[..., Board], tmp_path: Path
+        self, honest: BoardEntry, boarded: Callable[..., Board], tmp_path: Path
     ) -> None:
         mark = tmp_path / "ran"
         code = f"open({str(mark)!r}, 'w').close()\n"
@@ -156,12 +168,12 @@ class TestFiveEntries:
         assert not mark.exists()
         assert not (tmp_path / "out" / "again").exists()
 
-    def test_weights_from_elsewhere(self, honest: Entry, track: Track, boarded: Callable[..., Board]) -> None:
+    def test_weights_from_elsewhere(self, honest: BoardEntry, track: Track, boarded: Callable[..., Board]) -> None:
         (verdict,) = boarded(with_source(honest, "warm", BEGINS_ELSEWHERE), trust=True).verdicts
         assert verdict.standing == "refused"
         assert "begins with other weights than the track's: a budget spent elsewhere" in verdict.faults[0]
 
-    def test_the_page_shows_code_as_text(self, honest: Entry, boarded: Callable[..., Board]) -> None:
+    def test_the_page_shows_code_as_text(self, honest: BoardEntry, boarded: Callable[..., Board]) -> None:
         hostile = HONEST + "# </pre><script>alert(1)</script>\u202e\n"
         page = boarded(with_source(honest, "hostile", hostile), trust=False).page.read_text("utf-8")
         assert "<script" not in page and "&lt;/pre&gt;&lt;script&gt;" in page
@@ -171,7 +183,7 @@ class TestFiveEntries:
 class TestVerdicts:
     """What is said of results, on this machine and on another."""
 
-    def results(self, entry: Entry, **changes: object) -> dict[int, dict[str, Any]]:
+    def results(self, entry: BoardEntry, **changes: object) -> dict[int, dict[str, Any]]:
         return {
             run.seed: {
                 "status": "finished",
@@ -184,10 +196,10 @@ class TestVerdicts:
             for run in entry.runs
         }
 
-    def elsewhere(self, entry: Entry) -> Entry:
+    def elsewhere(self, entry: BoardEntry) -> BoardEntry:
         return replace(entry, made_with={**here(), "processor": "another"})
 
-    def test_one_bit_is_seen_on_the_same_processor_alone(self, honest: Entry, track: Track) -> None:
+    def test_one_bit_is_seen_on_the_same_processor_alone(self, honest: BoardEntry, track: Track) -> None:
         results = self.results(honest)
         results[1]["rows"][2]["eval/kl"] = np.nextafter(results[1]["rows"][2]["eval/kl"], 9.0)
         verdict = judged("f", honest, track, results)
@@ -195,7 +207,7 @@ class TestVerdicts:
         assert verdict.faults[0].startswith("seed 1, update 2: eval/kl is")
         assert judged("f", self.elsewhere(honest), track, results).standing == "same verdict"
 
-    def test_elsewhere_another_cost_is_seen(self, honest: Entry, track: Track) -> None:
+    def test_elsewhere_another_cost_is_seen(self, honest: BoardEntry, track: Track) -> None:
         results = self.results(honest)
         for result in results.values():
             for row in result["rows"]:
@@ -204,13 +216,13 @@ class TestVerdicts:
         assert verdict.standing == "refused"
         assert "it claims" in verdict.faults[0]
 
-    def test_time_is_no_bit(self, honest: Entry, track: Track) -> None:
+    def test_time_is_no_bit(self, honest: BoardEntry, track: Track) -> None:
         results = self.results(honest)
         for result in results.values():
             result["rows"][1] |= {"time/processor_seconds": 9.0, "spent/seconds": 9.0}
         assert judged("f", honest, track, results).standing == "bit for bit"
 
-    def test_seconds_are_those_of_the_board(self, honest: Entry, track: Track) -> None:
+    def test_seconds_are_those_of_the_board(self, honest: BoardEntry, track: Track) -> None:
         seconds = replace(track, counts="processor_seconds", limit=60)
         results = self.results(honest)
         for result in results.values():
@@ -219,7 +231,7 @@ class TestVerdicts:
         costs = judged("f", honest, seconds, results).costs
         assert costs is not None and costs.tolist() == [7.0] * 3
 
-    def test_code_that_fails(self, honest: Entry, track: Track) -> None:
+    def test_code_that_fails(self, honest: BoardEntry, track: Track) -> None:
         results: dict[int, Any] = {seed: {"status": "failed", "why": "no weights.pt"} for seed in track.seeds}
         verdict = judged("f", honest, track, results)
         assert verdict.faults[0] == "seed 0: it does not run here: no weights.pt"
@@ -227,7 +239,7 @@ class TestVerdicts:
 
 
 class TestTables:
-    def test_an_honest_entry_has_no_faults(self, honest: Entry, track: Track) -> None:
+    def test_an_honest_entry_has_no_faults(self, honest: BoardEntry, track: Track) -> None:
         assert faults_of(honest, track) == []
 
     @pytest.mark.parametrize(
@@ -250,11 +262,11 @@ class TestTables:
         ids=["track", "seeds", "code", "model", "budget", "toml", "rows", "claim", "gold", "spent"],
     )
     def test_what_does_not_add_up(
-        self, honest: Entry, track: Track, change: Callable[[Entry], Entry], says: str
+        self, honest: BoardEntry, track: Track, change: Callable[[BoardEntry], BoardEntry], says: str
     ) -> None:
         assert says in " | ".join(faults_of(change(honest), track))
 
-    def test_files_and_models_of_elsewhere(self, honest: Entry, track: Track) -> None:
+    def test_files_and_models_of_elsewhere(self, honest: BoardEntry, track: Track) -> None:
         agent = 'name = "distill"\nteacher = "elsewhere/model"'
         other = replace(honest, sources={}, experiment=honest.experiment.replace('function = "mine.py:Mine"', agent))
         assert faults_of(other, track) == ["it reads elsewhere/model: an entry learns from its own texts alone"]
@@ -262,21 +274,21 @@ class TestTables:
         assert faults_of(plain, track) == []
 
 
-def first_run(entry: Entry, **changes: Any) -> Entry:
+def first_run(entry: BoardEntry, **changes: Any) -> BoardEntry:
     return replace(entry, runs=(replace(entry.runs[0], **changes), *entry.runs[1:]))
 
 
-def without(entry: Entry, key: str) -> tuple[dict[str, Any], ...]:
+def without(entry: BoardEntry, key: str) -> tuple[dict[str, Any], ...]:
     return tuple({k: v for k, v in row.items() if k != key or row["update"] != 2} for row in entry.runs[0].rows)
 
 
 class TestFiles:
     """An entry is a stranger's file."""
 
-    def text(self, entry: Entry, **changes: object) -> bytes:
+    def text(self, entry: BoardEntry, **changes: object) -> bytes:
         return json.dumps({"format": 1, **asdict(entry), **changes}).encode()
 
-    def test_it_comes_back_as_it_was(self, honest: Entry, tmp_path: Path) -> None:
+    def test_it_comes_back_as_it_was(self, honest: BoardEntry, tmp_path: Path) -> None:
         honest.save(tmp_path / "a.entry.json")
         assert replace(read_entry(tmp_path / "a.entry.json"), sha256="") == honest
 
@@ -284,7 +296,7 @@ class TestFiles:
         "path",
         ["../mine.py", "/mine.py", "a/../../mine.py", ".mine.py", "a\\mine.py", "mine.pkl", "mine.py\n", "~/a.py"],
     )
-    def test_no_source_leads_out_of_its_folder(self, path: str, honest: Entry, tmp_path: Path) -> None:
+    def test_no_source_leads_out_of_its_folder(self, path: str, honest: BoardEntry, tmp_path: Path) -> None:
         sources = {path: {"sha256": text_sha256(""), "text": ""}}
         with pytest.raises(DataError, match="is no path of a Python file below"):
             read_entry_text(self.text(honest, sources=sources), "it")
@@ -306,7 +318,7 @@ class TestFiles:
         ],
         ids=["format", "name", "runs", "rows", "hash", "long", "many", "versions", "type"],
     )
-    def test_what_is_none_is_refused_on_one_line(self, honest: Entry, changes: dict[str, Any], says: str) -> None:
+    def test_what_is_none_is_refused_on_one_line(self, honest: BoardEntry, changes: dict[str, Any], says: str) -> None:
         with pytest.raises(DataError, match="it: no entry of a board") as refused:
             read_entry_text(self.text(honest, **changes), "it")
         assert says in str(refused.value) and len(refused.value.problems) == 1
