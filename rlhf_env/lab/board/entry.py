@@ -30,7 +30,8 @@ ENTRY_ENDING = ".entry.json"
 _FORMAT = 1
 LARGEST = 2**24  # bytes of an entry
 _MOST_SOURCES, _LARGEST_SOURCE = 64, 2**18  # files; characters of one
-_MOST_RUNS, _MOST_ROWS = 100, 20_000
+_MOST_RUNS, _MOST_ROWS, _MOST_THREADS = 100, 20_000, 1024
+_LARGEST = 1e300
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _STEP = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # of a path: not "..", nothing hidden
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -146,6 +147,8 @@ def _sources(table: JsonObject) -> Iterator[tuple[str, EntrySource]]:
     for path, source in table.items():
         if not is_source_path(path):
             raise ValueError(f"the source {path[:80]!r} is no path of a Python file below the entry's folder")
+        if any(other.startswith(f"{path}/") for other in table):
+            raise ValueError(f"the source {path[:80]!r} is a file and a folder")
         text = _typed(source, "text", str)
         if len(text) > _LARGEST_SOURCE:
             raise ValueError(f"the source {path} is longer than {_LARGEST_SOURCE:,} characters")
@@ -169,10 +172,12 @@ def _runs(listed: list[Any]) -> Iterator[EntryRun]:
             raise ValueError(f"{len(rows):,} rows of a run, and {_MOST_ROWS:,} are the most")
         if not all(isinstance(row, dict) and all(map(_is_number, row.values())) for row in rows):
             raise ValueError("a row of a run holds something else than numbers")
+        if not 1 <= (threads := _typed(run, "threads", int)) <= _MOST_THREADS:
+            raise ValueError(f"threads must be from 1 to {_MOST_THREADS:,}")
         result = _typed(run, "result", dict)
         yield EntryRun(
             seed=_typed(run, "seed", int),
-            threads=_typed(run, "threads", int),
+            threads=threads,
             initial_weights=_hash(run, "initial_weights"),
             result=Cost(_typed(result, "reached", bool), _typed(result, "spent", float), _typed(result, "gold", float)),
             rows=tuple(rows),
@@ -180,7 +185,8 @@ def _runs(listed: list[Any]) -> Iterator[EntryRun]:
 
 
 def _is_number(value: object) -> bool:
-    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+    """None, or what a float can hold: 1e999 and 10**400 are JSON."""
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _LARGEST)
 
 
 def _typed(table: Any, name: str, kind: type) -> Any:

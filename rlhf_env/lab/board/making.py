@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rlhf_env.errors import ConfigError, RlhfEnvError, RunFailed
+from rlhf_env.errors import ConfigError, DataError, RlhfEnvError, RunFailed
 from rlhf_env.lab.board.again import SeedAgain
 from rlhf_env.lab.board.board_page import write_board
 from rlhf_env.lab.board.checking import faults_of
@@ -74,6 +74,8 @@ def make_board(
 def _read(file: Path) -> EntryVerdict:
     """A verdict on the tables alone: refused, or not run again."""
     try:
+        if not file.is_file():  # a pipe would be waited for
+            raise DataError("it is no file")
         entry = read_entry(file)
         track = load_track(entry.track)
         faults = faults_of(entry, track)

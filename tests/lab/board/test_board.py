@@ -32,6 +32,7 @@ from rlhf_env.lab.board.verdicts import EntryVerdict, here, judged, ranked
 from rlhf_env.lab.processes import InThisProcess
 from rlhf_env.learning.experiment import Experiment
 
+EMPTY = {"sha256": text_sha256(""), "text": ""}
 HONEST = """\
 from rlhf_agents.reinforce import Reinforce
 
@@ -315,8 +316,11 @@ class TestFiles:
             ({"sources": {f"a{i}.py": {} for i in range(65)}}, "65 sources"),
             ({"made_with": {}}, "versions is missing"),
             ({"track": 3}, "track is missing, or no str"),
+            ({"runs": [{"rows": [{"update": 10**400}]}]}, "something else than numbers"),
+            ({"runs": [{"rows": [], "threads": 10**6}]}, "threads must be from 1 to 1,024"),
+            ({"sources": dict.fromkeys(("a.py", "a.py/b.py"), EMPTY)}, "'a.py' is a file and a folder"),
         ],
-        ids=["format", "name", "runs", "rows", "hash", "long", "many", "versions", "type"],
+        ids=["format", "name", "runs", "rows", "hash", "long", "many", "versions", "type", "huge", "threads", "folder"],
     )
     def test_what_is_none_is_refused_on_one_line(self, honest: BoardEntry, changes: dict[str, Any], says: str) -> None:
         with pytest.raises(DataError, match="it: no entry of a board") as refused:
