@@ -378,14 +378,17 @@ class TestRanks:
         assert ranks({"a": np.full(10, 2.0), "b": np.full(10, 1.0), "c": np.full(10, 2.0)}) == {"a": 2, "b": 1, "c": 2}
         assert ranks({"a": np.full(5, 2.0), "b": np.full(5, 1.0)}) == {"a": 1, "b": 1}
 
-    def test_of_equal_entries_few_boards_tell_any_two_apart(self) -> None:
-        """Skewed costs, some of which are twice the limit; 7 % of 100 boards would be 7."""
+    @pytest.mark.parametrize("skewed", [False, True], ids=["normal logarithms", "skewed, some twice the limit"])
+    def test_of_equal_entries_few_boards_tell_any_two_apart(self, skewed: bool) -> None:
+        """Five entries; on at most 7 % of 200 boards."""
         stream, apart = np.random.default_rng(1), 0
-        for _ in range(100):
-            costs = np.minimum(np.exp(stream.normal(0.0, 0.6, (3, 10))), 2.0)
-            costs[costs == 2.0] = 4.0
-            apart += len(set(ranks(dict(enumerate(costs))).values())) > 1  # type: ignore[arg-type]
-        assert apart <= 7
+        for _ in range(200):
+            costs = np.exp(stream.normal(0.0, 0.3, (5, 10)))
+            if skewed:
+                costs = 1.0 + stream.exponential(1.0, (5, 10))
+                costs[costs > 3.0] = 6.0
+            apart += len(set(ranks({str(number): cost for number, cost in enumerate(costs)}).values())) > 1
+        assert apart <= 14
 
     def test_the_same_cost(self) -> None:
         stream = np.random.default_rng(2)
