@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from wrong import (
+    boards,
     commands,
     data,
     experiments,
@@ -39,7 +40,21 @@ from rlhf_env.errors import ConfigError
 from rlhf_env.shown_text import for_terminal
 
 # Each adds its rows when it is imported.
-AREAS = (experiments, settings, plugins, shaping, own_code, judges, grids, data, layouts, lengths, commands, pipelines)
+AREAS = (
+    boards,
+    experiments,
+    settings,
+    plugins,
+    shaping,
+    own_code,
+    judges,
+    grids,
+    data,
+    layouts,
+    lengths,
+    commands,
+    pipelines,
+)
 
 
 def wrong_with(bad: Bad, folder: Path) -> str:

@@ -20,6 +20,7 @@ from rlhf_env import __version__
 from rlhf_env.cli import (
     authoring,
     benchmarks,
+    boards,
     chatting,
     checking,
     collecting,
@@ -38,6 +39,7 @@ from rlhf_env.errors import ConfigError, RlhfEnvError
 GROUPS = (
     authoring,
     benchmarks,
+    boards,
     chatting,
     checking,
     collecting,

@@ -127,6 +127,10 @@ LOGGED: tuple[Logged, ...] = (
     Logged("spent/seconds", "Wall time so far, evaluations left out."),
     Logged("time/collect_share", "Share of this update's time that writing and scoring took; the rest is learning."),
     Logged("time/tokens_per_second", "Tokens written in this update, by the seconds of the whole update."),
+    Logged(
+        "time/processor_seconds",
+        "Processor time of this update, of all threads and of processes that it started and that have ended.",
+    ),
     # ------------------------------------------------------------ learning, of several agents
     Logged("train/lr", "Learning rate of the last step, after its schedule."),
     Logged(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -133,7 +134,7 @@ def train(
 
     with catch_signals(with_launcher=processes.size > 1) as caught:
         while (spent := budget.spent_fraction(spending)) < 1.0:
-            started = time.perf_counter()
+            started, computing = time.perf_counter(), _processor_seconds()
             engine.progress = spent
             before = state()  # what is lost in a rollout that fails, random draws too, is taken back
             try:
@@ -154,7 +155,7 @@ def train(
                     metrics = agent.update(rollout)
                 metrics = {**metrics, **engine.take_measured()}
             # One clock: budgets and schedules go by it.
-            now = time.perf_counter()
+            now, computed = time.perf_counter(), _processor_seconds() - computing
             took, collecting = processes.first_of((now - started, collected - started))
             spending.add(updates=1, seconds=took)
             if on_rollout is not None and shown:
@@ -167,6 +168,7 @@ def train(
                 **{f"spent/{name}": amount for name, amount in spending.as_dict().items() if name != "updates"},
                 "time/collect_share": collecting / took,
                 "time/tokens_per_second": int(rollout.actions.sum()) / took,
+                "time/processor_seconds": computed,
             }
             if evaluate is not None and evaluate_every and spending.updates % evaluate_every == 0:
                 try:
@@ -201,6 +203,12 @@ def train(
             where = f", saved in {run.path}" if run is not None else ""
             raise Interrupted(stopped_by, f"stopped after update {spending.updates}{where}")
     return Training(reason or "budget", rows)
+
+
+def _processor_seconds() -> float:
+    """Of this process on all its threads, and of those that it started and that have ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def _agreed(processes: Processes, stop_when: Callable[[Row], str | None] | None, row: Row) -> str | None:

@@ -35,6 +35,7 @@ from rlhf_env.learning import checkpoints
 from rlhf_env.learning.code_of_runs import as_recorded, led_from, mark_of
 from rlhf_env.learning.data_of_runs import changed_data
 from rlhf_env.learning.folder_lock import hold
+from rlhf_env.learning.provenance import library_sha256, processor_family
 from rlhf_env.learning.recorded_texts import TEXTS_FILE, RecordedTexts
 from rlhf_env.learning.trackers.json_lines import JsonLines, replace_rows, rows_of
 from rlhf_env.learning.tracking import Rewinds, Tracker, load_tracker
@@ -212,6 +213,7 @@ class RunFolder:
             command = [without_secrets(word) for word in sys.argv]
             begun = {"versions": versions(), "config_hash": self.config_hash, "command": command}
             begun["paths_from"] = str(self._paths_from)
+            begun |= {"processor": processor_family(), "library": library_sha256()}
             begun["conversations"] = "own"  # how they are asked where nothing is said; older versions knew "plain" only
             write_whole(record, json.dumps(begun, indent=1))
         if not described.exists():

@@ -212,4 +212,20 @@ MUTANTS = (
         '[str(token) for token in row.get("tokens", ())]',
         "tests/lab/watching/test_texts.py",
     ),
+    Mutant(
+        "BO1",
+        "a board compares many pairs of entries, each as if it were the only one",
+        "rlhf_env/lab/board/costs.py",
+        "1.0 - _ALPHA / len(pairs)",
+        "1.0 - _ALPHA",
+        "tests/lab/board/test_board.py::TestRanks",
+    ),
+    Mutant(
+        "BO2",
+        "an entry of a board costs what was spent at the last evaluation above the level, not at the first",
+        "rlhf_env/lab/board/costs.py",
+        "reached is None and gold >= track.level",
+        "gold >= track.level",
+        "tests/lab/board/test_board.py::TestRanks",
+    ),
 )

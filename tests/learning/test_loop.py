@@ -187,6 +187,7 @@ def test_a_row_says_what_was_rolled_out_learned_and_spent(toy: Any) -> None:
     assert row["spent/generated_tokens"] == sum(int(r.actions.sum()) for r in seen)
     assert row["spent/gradient_steps"] == 2 * row["train/gradient_steps"]
     assert 0.0 < row["time/collect_share"] < 1.0
+    assert 0.0 < row["time/processor_seconds"] < 60.0
     took = row["spent/seconds"] - training.rows[0]["spent/seconds"]
     assert row["time/tokens_per_second"] == pytest.approx(int(rollout.actions.sum()) / took, rel=1e-6)
     drawn = np.concatenate([episode.logprobs for episode in rollout.episodes])

@@ -1,0 +1,146 @@
+"""Make a board of a folder of entries: what `rlhf-env board` does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rlhf_env.errors import ConfigError, DataError, RlhfEnvError, RunFailed
+from rlhf_env.lab.board.again import SeedAgain
+from rlhf_env.lab.board.board_page import write_board
+from rlhf_env.lab.board.checking import faults_of
+from rlhf_env.lab.board.entry import ENTRY_ENDING, BoardEntry, read_entry
+from rlhf_env.lab.board.tracks import load_track
+from rlhf_env.lab.board.verdicts import EntryVerdict, here, judged, ranked
+from rlhf_env.lab.jobs import Backend, Progress
+from rlhf_env.lab.processes import LocalProcesses
+from rlhf_env.lab.scheduling import run_jobs
+from rlhf_env.learning.folder_lock import hold
+from rlhf_env.types import JsonView
+
+
+@dataclass(frozen=True)
+class Board:
+    """What was found: a verdict for each file, and the page."""
+
+    verdicts: Sequence[EntryVerdict]
+    page: Path
+
+    @property
+    def refused(self) -> list[EntryVerdict]:
+        return [verdict for verdict in self.verdicts if verdict.standing == "refused"]
+
+
+def make_board(
+    folder: str | Path,
+    out: str | Path,
+    *,
+    trust: bool = False,
+    only: Sequence[str] = (),
+    jobs: int | Backend = 2,
+    on_jobs: Callable[[Sequence[SeedAgain]], Callable[[Progress], None]] | None = None,
+) -> Board:
+    """Check the entries in `folder` and, with `trust`, run their code again; write the page into `out`.
+
+    What was run again before, of the same file and with the same versions, is read from `out`. `only`: these files, by
+    name of entry. Each entry has processes of its own, so that none meets what another left.
+
+    Raises ConfigError where there is no entry. An entry that is refused is a verdict, and no error.
+    """
+    files = sorted(Path(folder).glob(f"*{ENTRY_ENDING}"))
+    if not files:
+        raise ConfigError(f"{folder}: no *{ENTRY_ENDING} in it (rlhf-env submit makes them)")
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    with hold(out):
+        read = [_read(file) for file in files]
+        read = _named_once(read)
+        if strangers := set(only) - {verdict.name for verdict in read}:
+            raise ConfigError(f"{folder}: no entry {', '.join(sorted(strangers))} in it")
+        read = [verdict for verdict in read if not only or verdict.name in only]
+        sound = [verdict for verdict in read if verdict.entry is not None and not verdict.faults]
+        if trust:
+            _run_again(sound, out, jobs, on_jobs)
+        verdicts = [_judged(verdict, out) if verdict in sound else verdict for verdict in read]
+        verdicts = ranked(verdicts)
+        tracks = {verdict.track: load_track(verdict.track) for verdict in verdicts if verdict.track}
+        return Board(verdicts, write_board(verdicts, tracks, out))
+
+
+def _read(file: Path) -> EntryVerdict:
+    """A verdict on the tables alone: refused, or not run again."""
+    try:
+        if not file.is_file():  # a pipe would be waited for
+            raise DataError("it is no file")
+        entry = read_entry(file)
+        track = load_track(entry.track)
+        faults = faults_of(entry, track)
+    except RlhfEnvError as error:
+        said = getattr(error, "problems", (str(error),))
+        faults = [problem.removeprefix(f"{file}: ") for problem in said]
+        return EntryVerdict(file.name, file.name.removesuffix(ENTRY_ENDING), "", "refused", tuple(faults))
+    about = EntryVerdict(file.name, entry.name, track.name, "not run again", entry=entry)
+    return replace(about, standing="refused", faults=tuple(faults)) if faults else about
+
+
+def _named_once(verdicts: Sequence[EntryVerdict]) -> list[EntryVerdict]:
+    """Of entries of one name, all are refused: nobody can tell which one is meant."""
+    times = Counter((it.track, it.name) for it in verdicts)
+    return [
+        EntryVerdict(it.file, it.name, it.track, "refused", ("another entry of the track has this name",))
+        if it.track and times[it.track, it.name] > 1
+        else it
+        for it in verdicts
+    ]
+
+
+def _run_again(
+    sound: Sequence[EntryVerdict],
+    out: Path,
+    jobs: int | Backend,
+    on_jobs: Callable[[Sequence[SeedAgain]], Callable[[Progress], None]] | None,
+) -> None:
+    work = {verdict.file: _seeds(verdict) for verdict in sound}
+    every = [job for seeds in work.values() for job in seeds]
+    backend = LocalProcesses(max(1, jobs)) if isinstance(jobs, int) else jobs
+    for file in {job.result_file(out) for job in every}:
+        if file.is_file() and json.loads(file.read_text(encoding="utf-8"))["status"] == "failed":
+            file.unlink()  # it may have been the machine
+    tell = (lambda _progress: None) if on_jobs is None else on_jobs(every)
+    for verdict in sound:
+        assert verdict.entry is not None
+        if any(not job.result_file(out).exists() for job in work[verdict.file]):
+            verdict.entry.unpack(out / _place(verdict.entry) / "sources")
+        run_jobs(work[verdict.file], out, jobs=backend, on_progress=tell)
+    if missing := [job.title for job in every if not job.result_file(out).exists()]:
+        raise RunFailed(f"{', '.join(missing)}: not run to its end (see above): the same command resumes it")
+
+
+def _seeds(verdict: EntryVerdict) -> list[SeedAgain]:
+    assert verdict.entry is not None
+    place = _place(verdict.entry)
+    return [SeedAgain(verdict.entry, place, run.seed, run.threads) for run in verdict.entry.runs]
+
+
+def _place(entry: BoardEntry) -> str:
+    """Where an entry is run again with the versions of now."""
+    now = hashlib.sha256(json.dumps(here(), sort_keys=True).encode()).hexdigest()
+    return f"again/{entry.sha256[:16]}-{now[:8]}"
+
+
+def _judged(verdict: EntryVerdict, out: Path) -> EntryVerdict:
+    assert verdict.entry is not None
+    jobs, track = _seeds(verdict), load_track(verdict.track)
+    return judged(verdict.file, verdict.entry, track, _results(jobs, out))
+
+
+def _results(jobs: Sequence[SeedAgain], out: Path) -> dict[int, JsonView] | None:
+    """What running it again gave, by seed; None where a seed was not run again."""
+    files = {job.seed: job.result_file(out) for job in jobs}
+    if not all(file.is_file() for file in files.values()):
+        return None
+    return {seed: json.loads(file.read_text(encoding="utf-8")) for seed, file in files.items()}
