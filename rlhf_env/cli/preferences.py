@@ -98,10 +98,10 @@ def ask_for_judgements(
     import numpy as np
 
     from rlhf_env.feedback.asking.collecting import items_of
-    from rlhf_env.feedback.kinds import kind_names
+    from rlhf_env.feedback.kinds import asked_kind_names
 
-    if kind not in kind_names():
-        raise UnknownName("kind of judgement", kind, kind_names())
+    if kind not in asked_kind_names():
+        raise UnknownName("kind of judgement", kind, asked_kind_names())
     names = tuple(name.strip() for name in criteria.split(",") if name.strip())
     with _open_store(store) as opened:
         settings = {"overlap": overlap, "criterion": criterion, "criteria": names, "repeat": repeat, "seed": seed}
