@@ -126,8 +126,9 @@ def in_words(judgement: Judgement) -> str:
     }
     if isinstance(answer, Mapping):
         return ", ".join(f"{name}: {labels.get((name, said), said)}" for name, said in answer.items())
-    if isinstance(answer, (list, tuple)):
-        return ", ".join(f"response {place}: {said}" for place, said in enumerate(answer, start=1))
+    if isinstance(answer, list) and all(type(place) is int for place in answer):
+        groups = [[str(i) for i, place in enumerate(answer, start=1) if place == rank] for rank in sorted(set(answer))]
+        return f"Best first: response {', then '.join(' = '.join(group) for group in groups)}"
     said = labels.get(("", answer), str(answer)) if isinstance(answer, (bool, int, str)) else str(answer)
     margin = getattr(judgement, "margin", None)
     words = {value: word for word, value, _ in STRENGTHS}

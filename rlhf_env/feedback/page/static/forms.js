@@ -35,10 +35,10 @@ function choice({ inputs: [{ options, steps }] }, item, submit, { said }) {
   return {
     layout: steps ? "steps" : "",
     twice: sides.length > 0,
-    card: (i) => under(i).map((it) => draw(it, { class: "main", "aria-label": about(it) })),
+    card: (i) => under(i).map((it) => draw(it, { class: "main" })),
     actions: [
       ...sides.map((i) =>
-        el("div", { class: "side", role: "group", "aria-label": `Response ${i + 1}` }, ...(strengths ? [el("span", { class: "fine" }, `Response ${i + 1}`)] : []), ...under(i).map((it) => draw(it, { class: "main", "aria-label": about(it) }))),
+        el("div", { class: "side", role: "group", "aria-label": `Response ${i + 1}` }, ...(strengths ? [el("span", { class: "fine" }, `Response ${i + 1}`)] : []), ...under(i).map((it) => draw(it, { class: "main" }))),
       ),
       ...options.filter((it) => it.under === null).map((it) => draw(it, steps ? { class: "score" } : {})),
     ],
