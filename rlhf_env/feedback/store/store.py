@@ -51,7 +51,7 @@ _PROGRESS = f"""SELECT count(*), count(*) FILTER (WHERE votes >= overlap), coale
     FROM (SELECT i.overlap, {_VOTES} AS votes, {_LENT_TO_OTHERS} AS lent, NOT ({_UNVOTED}) AS own, {_FOR_THEM} AS theirs
         FROM items AS i WHERE i.purpose <> 'control'
         UNION ALL SELECT 1, own, 0, own, 1 FROM (SELECT NOT ({_UNVOTED}) AS own FROM items AS i
-            WHERE i.purpose = 'control' AND :who >= 0))"""
+            WHERE i.purpose = 'control' AND :name <> x''))"""
 _WITHDRAW = "UPDATE judgements SET withdrawn = 1, digest = 'withdrawn ' || id WHERE id = ?"
 CONTROL_EVERY = 10
 """One question in so many, at a place drawn for each annotator, is a control question while there are any."""
