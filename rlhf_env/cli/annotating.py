@@ -139,7 +139,7 @@ def show_comments(
     """What annotators wrote beside their judgements, and what they flagged."""
     from itertools import chain
 
-    from rlhf_env.feedback.page.shown import in_words
+    from rlhf_env.feedback.page.shown import verdict_in_words
     from rlhf_env.shown_text import for_terminal
 
     found = 0
@@ -150,7 +150,7 @@ def show_comments(
                 continue
             found += 1
             where = "from a file" if item is None else f"item {item}"
-            said = f"{for_terminal(vote.annotator)}, {where}: {for_terminal(in_words(vote))}"
+            said = f"{for_terminal(vote.annotator)}, {where}: {for_terminal(verdict_in_words(vote))}"
             typer.echo(said + (" [flagged]" if flag else ""))
             typer.echo(f"  prompt: {for_terminal(vote.prompt.text)[:100]}")
             if note:

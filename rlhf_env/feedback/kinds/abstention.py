@@ -17,7 +17,7 @@ from rlhf_env.feedback.kinds.kind import JudgementKind
 from rlhf_env.types import Prompt
 
 Reason = Literal["cannot say", "all bad"]
-REASONS: tuple[Reason, ...] = get_args(Reason)
+ABSTENTION_REASONS: tuple[Reason, ...] = get_args(Reason)
 CANNOT_SAY: Reason = "cannot say"
 
 
@@ -44,7 +44,7 @@ class Abstention:
 
     def __post_init__(self) -> None:
         findings.refuse(
-            findings.one_of("reason", self.reason, REASONS),
+            findings.one_of("reason", self.reason, ABSTENTION_REASONS),
             not self.responses and "responses: an abstention is about one response or more",
             self.reason == "all bad"
             and len(self.responses) == 1

@@ -48,10 +48,10 @@ from annotated_types import Ge, Le
 
 from rlhf_env.errors import ConfigError, LeaseExpired, NotAsked, Problem, RlhfEnvError
 from rlhf_env.feedback import findings
-from rlhf_env.feedback.kinds.abstention import REASONS
+from rlhf_env.feedback.kinds.abstention import ABSTENTION_REASONS
 from rlhf_env.feedback.page.counting import Recount
 from rlhf_env.feedback.page.keys import Keys, is_same
-from rlhf_env.feedback.page.shown import said_in, shown_agreement, shown_item, shown_own, shown_results
+from rlhf_env.feedback.page.shown import earlier_answer, shown_agreement, shown_item, shown_own, shown_results
 from rlhf_env.feedback.store.items import Assignment
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.local_page.server import (
@@ -301,7 +301,7 @@ class _Desk:
         findings.refuse(
             findings.text("note", note, empty_is_fine=True)
             or (len(note) > NOTE_CHARACTERS and f"note: longer than {NOTE_CHARACTERS:,} characters"),
-            given["abstain"] is not None and findings.one_of("abstain", given["abstain"], REASONS),
+            given["abstain"] is not None and findings.one_of("abstain", given["abstain"], ABSTENTION_REASONS),
             given["margin"] is not None and findings.number("margin", given["margin"], zero_is_fine=True),
             *(findings.one_of(name, given[name], (True, False, None)) for name in ("flag", "instead")),
             findings.whole_number("item", given["item"], 1, 2**63 - 1),
@@ -362,7 +362,7 @@ class _Desk:
             if vote is None:
                 raise NotAsked(f"no vote of {annotator} on item {item} stands")
             progress = vars(self._store.progress(annotator))
-            return Json({"item": self._shown(vote.assignment, 0.0), "vote": said_in(vote), "progress": progress})
+            return Json({"item": self._shown(vote.assignment, 0.0), "vote": earlier_answer(vote), "progress": progress})
 
         return await self._in_thread(read)
 

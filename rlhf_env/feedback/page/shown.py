@@ -12,8 +12,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 
-from rlhf_env.envs.tokenizers import conversation_of
-from rlhf_env.envs.tokenizers import said_in as said_in_message
+from rlhf_env.envs.tokenizers import conversation_of, said_in
 from rlhf_env.feedback.asking.agreement import Interval, agreement_of
 from rlhf_env.feedback.asking.controls import control_scores
 from rlhf_env.feedback.asking.tournament import contests, tournament
@@ -86,14 +85,14 @@ def shown_own(vote: OwnVote) -> Shown:
         "number": vote.number,
         "item": vote.assignment.id,
         "prompt": for_page(" ".join(_as_asked(vote.assignment.item.prompt).split())[:200]),
-        "said": for_page(in_words(judgement)),
+        "said": for_page(verdict_in_words(judgement)),
         "note": for_page(getattr(judgement, "note", "")),
         "flag": bool(getattr(judgement, "flag", False)),
         "created": judgement.created,
     }
 
 
-def said_in(vote: OwnVote) -> Shown:
+def earlier_answer(vote: OwnVote) -> Shown:
     """What an earlier judgement said, for its form to be filled in with."""
     judgement = vote.judgement
     kind = kind_of(judgement)
@@ -110,7 +109,7 @@ def said_in(vote: OwnVote) -> Shown:
     }
 
 
-def in_words(judgement: Judgement) -> str:
+def verdict_in_words(judgement: Judgement) -> str:
     """What a judgement says, in the words of the form that it was given by."""
     kind = kind_of(judgement)
     answer = kind.answer_of(judgement)
@@ -244,8 +243,7 @@ def _prompt(prompt: Prompt) -> Shown:
     shown = _text(_as_asked(prompt))
     if spoken := conversation_of(prompt):
         shown["turns"] = [
-            {"role": for_page(str(message["role"])), **_text(without_markers(said_in_message(message)))}
-            for message in spoken
+            {"role": for_page(str(message["role"])), **_text(without_markers(said_in(message)))} for message in spoken
         ]
     return shown
 
