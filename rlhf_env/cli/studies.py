@@ -259,7 +259,7 @@ def laws(
 
     set_threads(threads)
     if listed and names:
-        raise ConfigError("--list shows all laws, and takes no names", "name laws to run them, without --list")
+        raise ConfigError("--list shows all laws, and takes no names: leave out the one or the other")
     if only_plan and (seeds is not None or not names):
         raise ConfigError("--plan is for named laws, and says how many seeds the run has: without --seeds")
     if as_markdown and (names or as_json):
@@ -275,6 +275,7 @@ def laws(
             console.print(law_table(records))
         return
     found = []
+    out.mkdir(parents=True, exist_ok=True)
     for law in [load_law(name) for name in dict.fromkeys(names)]:  # all names are checked before one is run
         if not as_json:
             console.print(f"[bold]{law.name}[/bold]\n{law.claim} ({law.source})\n{law.prediction}", highlight=False)

@@ -89,3 +89,16 @@ def test_a_link_leads_somewhere(page: Path) -> None:
 def test_what_is_ruled_out_by_the_command_itself_is_refused() -> None:
     """The check above would see a command that is not one."""
     assert started("benhc", "FILE.toml").wait(60).status == 2
+
+
+def test_what_is_counted_is_there() -> None:
+    from bad_inputs import BAD
+    from mutants import MUTANTS
+
+    words = " ".join(README.read_text(encoding="utf-8").split())
+    for count, said in (
+        (len(MUTANTS), r"puts more than (\d+) bugs back"),
+        (len(BAD), r"goes through more than (\d+) of"),
+    ):
+        (told,) = re.findall(said, words)
+        assert int(told) < count

@@ -24,9 +24,9 @@ from rich.console import Console
 from rlhf_env.cli.benchmarks import report
 from rlhf_env.envs import chitchat
 from rlhf_env.envs.tokenizers import load_tokenizer
-from rlhf_env.lab import processes
-from rlhf_env.lab.benchmark.cells import run_cell
+from rlhf_env.lab import scheduling
 from rlhf_env.lab.benchmark.reading import read_results
+from rlhf_env.lab.processes import InThisProcess
 from rlhf_env.learning.run_folder import read_metrics
 from rlhf_env.pipeline import base_model
 from rlhf_env.pipeline.base_model import Course, Models, Recipe, Size, make_models
@@ -217,18 +217,12 @@ def test_held_out_conversations_stay_held_out(made: Path, lessons: list[Lesson])
 # ---------------------------------------------------------------- the demo
 
 
-def in_this_process(cells: Sequence[Any], folder: Path, _jobs: int) -> Iterator[Any]:
-    for cell in cells:
-        run_cell(cell, folder)
-        yield processes.Progress(cell, 1.0, "finished")
-
-
 @pytest.fixture(scope="module")
 def demo(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     out = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
         # Workers would have the whole corpus, and time to load it.
-        patch.setattr(processes, "_run_in_processes", in_this_process)
+        patch.setattr(scheduling, "LocalProcesses", lambda _count: InThisProcess())
         ended = run_pipeline(shipped_pipeline("demo"), out, changes=small(made))
         assert (ended.report, ended.waiting) == (out / "report.html", "")
         yield out

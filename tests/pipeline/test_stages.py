@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ from faults.processes import Ended, rlhf_env, warm_up
 
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.feedback.store.store import PreferenceStore
-from rlhf_env.lab import processes
-from rlhf_env.lab.benchmark.cells import run_cell
+from rlhf_env.lab import scheduling
+from rlhf_env.lab.processes import InThisProcess
 from rlhf_env.learning.run_folder import RunFolder
 from rlhf_env.pipeline import responses
 from rlhf_env.pipeline.demo import shipped_pipeline
@@ -345,12 +345,8 @@ def test_prompts_too_long_for_a_benchmark_are_found_before_the_first_stage_runs(
 def test_a_folder_that_was_moved_while_a_benchmark_was_half_done(
     pipeline: MakeFile, small_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def in_this_process(cells: Sequence[Any], folder: Path, _jobs: int) -> Iterator[Any]:
-        for cell in cells:  # workers take seconds to start
-            run_cell(cell, folder)
-            yield processes.Progress(cell, 1.0, "finished")
-
-    monkeypatch.setattr(processes, "_run_in_processes", in_this_process)
+    # Workers take seconds to start.
+    monkeypatch.setattr(scheduling, "LocalProcesses", lambda _count: InThisProcess())
     file = pipeline(text=small_file[: small_file.index('[[stage]]\nname = "answers"')] + BENCH)
     out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
     run_pipeline(file, out)

@@ -108,7 +108,7 @@ def test_a_copy_saves_memory_too_and_the_model_is_left_as_it_was() -> None:
 
 
 def test_a_model_without_such_layers_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recomputation, "_layers", lambda _model: [])
+    monkeypatch.setattr(recomputation, "layers_of", lambda _model: [])
     with pytest.raises(ConfigError, match="gradient_checkpointing: LlamaForCausalLM has no layers that can be comp"):
         tiny_language_model(gradient_checkpointing=True)
 

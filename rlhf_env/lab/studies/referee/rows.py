@@ -191,20 +191,20 @@ def referee(folder: Path, only: str | None = None, tell: Callable[[float, str], 
     wanted = [names[only]] if only in names else [] if only == ours.OURS else list(LIBRARIES)
     require_wheels(folder, wanted)
     worlds, rows, seen = Worlds(), list[RefereeRow](), list[str]()
-    chosen = partial(_chosen, only=None if only in names or only == ours.OURS else only)
+    asked_for = partial(_asked_for, only=None if only in names or only == ours.OURS else only)
     for number, library in enumerate(wanted):
         with importing(library, folder):
             load = partial(of_wheel, library=library, folder=folder)
             entries = entries_of(library, load)
             seen += [entry.name for entry in entries]
-            for entry in chosen(entries):
+            for entry in asked_for(entries):
                 share = entries.index(entry) / len(entries)
                 tell((number + share) / (len(wanted) + 1), entry.full_name)
                 rows.append(worlds.row(entry, partial(_line_of, load=load)))
     own = list(ours.objectives())
     if only in names:
         own = [entry for entry in own if entry.name in {row.ours for row in rows}]
-    for entry in chosen(own):
+    for entry in asked_for(own):
         tell(len(wanted) / (len(wanted) + 1), entry.full_name)
         rows.append(worlds.row(entry, lambda _: ""))
     if not rows:
@@ -221,7 +221,7 @@ def referee(folder: Path, only: str | None = None, tell: Callable[[float, str], 
     return Refereed(releases, rows, time.process_time() - begun)
 
 
-def _chosen(entries: Sequence[LibraryObjective], only: str | None) -> Iterator[LibraryObjective]:
+def _asked_for(entries: Sequence[LibraryObjective], only: str | None) -> Iterator[LibraryObjective]:
     return (entry for entry in entries if only is None or only.lower() in entry.full_name.lower())
 
 

@@ -44,8 +44,8 @@ class Texts:
     @cached_property
     def logprobs(self) -> Tensor:
         """float64[B, T]: log pi of each token, differentiable."""
-        chosen = self.logits.log_softmax(-1).gather(-1, self.tokens[..., None])[..., 0]
-        return chosen.masked_fill(~self.mask, 0.0)
+        drawn = self.logits.log_softmax(-1).gather(-1, self.tokens[..., None])[..., 0]
+        return drawn.masked_fill(~self.mask, 0.0)
 
     @cached_property
     def entropy(self) -> Tensor:
