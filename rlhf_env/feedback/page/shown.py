@@ -27,8 +27,12 @@ from rlhf_env.shown_text import for_page
 from rlhf_env.types import JsonObject, Prompt
 
 TEXT_CHARACTERS = 50_000
-STRENGTHS = (("much better", 3.0, "aj"), ("better", 2.0, "sk"), ("slightly better", 1.0, "dl"))
-"""(words, margin, the keys for the first and the second response). The margins are those of Llama 2, table 27
+STRENGTHS = (
+    ("Much better", "much", 3.0, "aj"),
+    ("Better", "clearly", 2.0, "sk"),
+    ("Slightly better", "slightly", 1.0, "dl"),
+)
+"""(label, adverb, margin, the keys for the first and the second response). The margins are those of Llama 2, table 27
 (2307.09288): what the loss of a reward model asks for beyond being right."""
 
 # As tokenizers write them. "<s>" inside a text is HTML for what is struck out; at its ends it is the model's.
@@ -130,7 +134,7 @@ def verdict_in_words(judgement: Judgement) -> str:
         return f"Best first: response {', then '.join(' = '.join(group) for group in groups)}"
     said = labels.get(("", answer), str(answer)) if isinstance(answer, (bool, int, str)) else str(answer)
     margin = getattr(judgement, "margin", None)
-    words = {value: word for word, value, _ in STRENGTHS}
+    words = {value: adverb for _, adverb, value, _ in STRENGTHS}
     return said if margin is None else f"{said} ({words.get(margin, f'by {margin:g}')})"
 
 
@@ -153,8 +157,8 @@ def _with_strength(one: Input) -> Input:
         if option.under is None or option.under > 1:
             made.append(option)
             continue
-        for word, margin, keys in STRENGTHS:
-            made.append(replace(option, label=word.capitalize(), key=keys[option.under], margin=margin))
+        for label, _, margin, keys in STRENGTHS:
+            made.append(replace(option, label=label, key=keys[option.under], margin=margin))
     return replace(one, options=tuple(made))
 
 

@@ -159,7 +159,7 @@ def test_guidelines_are_shown_to_who_judges_and_a_strength_is_a_margin(
         vote = {"item": item["id"], "ticket": item["ticket"], "answer": "second", "margin": 1.0, "key": "k"}
         assert client.post("/api/vote", json={**vote, "seconds": 1}, headers=headers).status_code == 200
         (listed,) = client.post("/api/own", json={}, headers=headers).json()["votes"]
-        assert listed["said"] == "Response 2 is better (slightly better)"
+        assert listed["said"] == "Response 2 is better (slightly)"
     assert [(it.verdict, it.margin) for it in votes(path)] == [("second", 1.0)]
 
 
