@@ -32,8 +32,8 @@ STRENGTHS = (
     ("Better", "clearly", 2.0, "sk"),
     ("Slightly better", "slightly", 1.0, "dl"),
 )
-"""(label, adverb, margin, the keys for the first and the second response). The margins are those of Llama 2, table 27
-(2307.09288): what the loss of a reward model asks for beyond being right."""
+"""(label, adverb, margin, the keys for the first and the second response). The margins are the larger
+ones of Llama 2 (2307.09288, table 27): what the loss of a reward model asks for beyond being right."""
 
 # As tokenizers write them. "<s>" inside a text is HTML for what is struck out; at its ends it is the model's.
 _MARKERS = re.compile(
