@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # Two processes of tests; a file stays in one, so that what its tests share is made once.
 TWO := -n 2 --dist loadfile
 
-.PHONY: help demo docs test test-wheel test-trackers ray lint mutants resume-matrix faults faults-annotation base-model bench-speed llama-cpp gpu growth long-run compat lock other-libraries same-questions closed-loop real-model judge vllm server-writer models clean vllm server-writer referee brake
+.PHONY: help axe demo docs test test-wheel test-trackers ray lint mutants resume-matrix faults faults-annotation base-model bench-speed llama-cpp gpu growth long-run compat lock other-libraries same-questions closed-loop real-model judge vllm server-writer models clean referee brake
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
@@ -177,6 +177,20 @@ referee: .venv/.referee  ## Other libraries' losses, by their own code, against 
 
 closed-loop: .venv/.ready  ## From votes on the page to blind pairs, by commands alone: 2 tastes x 3 seeds (a quarter of an hour)
 	$(BIN)/python examples/closed_loop/loop.py
+
+# axe-core is under the MPL 2.0: a tool of the tests, which no package of ours holds.
+AXE := build/axe
+AXE_VERSION := 4.14.1
+AXE_SHA256 := e6b0ce02b84d892e2e33e403485e7f3d6c29e2be6df65daf44d89ba564139745
+$(AXE)/axe.min.js:
+	@mkdir -p $(AXE)
+	@cd $(AXE) && npm pack --silent axe-core@$(AXE_VERSION) > /dev/null
+	@echo "$(AXE_SHA256)  $(AXE)/axe-core-$(AXE_VERSION).tgz" | sha256sum --check --quiet
+	@tar -xzf $(AXE)/axe-core-$(AXE_VERSION).tgz -C $(AXE) --strip-components=1 package/axe.min.js package/LICENSE
+	@touch $@
+
+axe: .venv/.ready $(AXE)/axe.min.js  ## The annotation page in a browser before axe, the accessibility checker (needs npm, chromium)
+	$(BIN)/python -m pytest -q -rs tests/feedback/page/test_page_accessibility.py
 
 judge: .venv/.ready  ## A language model on this machine as a judge: llama.cpp's own server, compiled (ten minutes)
 	$(BIN)/python examples/judge/llama_cpp.py build/judge

@@ -105,7 +105,7 @@ class Tab:
         self.until(f"(document.body?.innerText ?? '').includes({json.dumps(text)})")
 
     def press(self, *keys: str) -> None:
-        codes = {"Enter": 13, "Tab": 9, "Backspace": 8}
+        codes = {"Enter": 13, "Tab": 9, "Backspace": 8, "Escape": 27}
         for key in keys:
             named = {"key": key, "windowsVirtualKeyCode": codes.get(key, ord(key[0].upper())), "text": key}
             if key in codes:

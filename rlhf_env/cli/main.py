@@ -18,6 +18,7 @@ import typer
 
 from rlhf_env import __version__
 from rlhf_env.cli import (
+    annotating,
     authoring,
     benchmarks,
     boards,
@@ -37,6 +38,7 @@ from rlhf_env.cli.shared import FEEDBACK, LEARNING, Terminated, app, lab_app, pr
 from rlhf_env.errors import ConfigError, RlhfEnvError
 
 GROUPS = (
+    annotating,
     authoring,
     benchmarks,
     boards,

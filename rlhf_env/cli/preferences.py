@@ -1,62 +1,27 @@
-"""`rlhf-env preferences ...` and `rlhf-env annotate`."""
+"""`rlhf-env preferences ...`: what a store holds, and what is asked about agents and reward models."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from rlhf_env.cli.shared import (
-    FEEDBACK,
     Device,
     StoreFile,
     TrustCode,
     WhichCheckpoint,
-    app,
-    interruptible,
+    open_store,
     preferences_app,
+    progress_line,
     stage_on_stderr,
 )
-from rlhf_env.errors import ConfigError, Problem, UnknownName, under
+from rlhf_env.errors import ConfigError, Problem, under
 from rlhf_env.types import JsonObject
 
 if TYPE_CHECKING:
     from rlhf_env.envs.over_long import OverLongCount
-    from rlhf_env.feedback.store.items import Origin, VoteProgress
-    from rlhf_env.feedback.store.store import PreferenceStore
-
-
-@app.command(rich_help_panel=FEEDBACK)
-def annotate(
-    store: Annotated[Path, typer.Option(help="The preference store, an SQLite file with items to judge.")],
-    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8765,
-    remote: Annotated[
-        bool, typer.Option("--remote", help="Allow a HOST that other machines reach: unencrypted.")
-    ] = False,
-    name: Annotated[list[str] | None, typer.Option(help="A host name by which other machines reach the page.")] = None,
-    lease: Annotated[float, typer.Option(help="Minutes for which an item is kept for whoever sees it.")] = 10.0,
-) -> None:
-    """A local web page on which people judge what a store asks for. Ctrl-C ends it; the same command resumes.
-
-    `preferences ask`, `evaluate` and `verify` make what is to be judged. The second link shows results while judging
-    goes on: not for judges, who see them when everything is judged.
-    """
-    from rlhf_env.feedback.page.server import PageConfig, serve
-
-    config = PageConfig(store=store, host=host, port=port, remote=remote, names=tuple(name or ()), lease=60 * lease)
-    with _open_store(store) as opened:
-        typer.echo(_progress_line(opened.progress()))
-    with interruptible():
-        serve(config, _announce)
-
-
-def _announce(judge: str, results: str) -> None:
-    typer.echo(f"Open {judge}\nThe link is the key: whoever has it may judge.")
-    typer.echo(f"Results, for whoever does not judge: {results}")
 
 
 @preferences_app.command("export")
@@ -74,41 +39,10 @@ def export_preferences(
 
     from rlhf_env.feedback.interchange import Format, without_emails, write_judgements
 
-    with _open_store(store) as opened:
+    with open_store(store) as opened:
         judgements = opened.judgements() if emails else without_emails(opened.judgements())
         count = write_judgements(file, judgements, cast(Format, format))
     typer.echo(f"{count:,} {'rows' if format == 'datasets' else 'records'} are in {file}")
-
-
-@preferences_app.command("ask")
-def ask_for_judgements(
-    store: StoreFile,
-    kind: Annotated[
-        str, typer.Option(help="comparison, rating, ranking, criteria, or a plugin's kind.")
-    ] = "comparison",
-    overlap: Annotated[int, typer.Option(help="How many people judge each.", min=1)] = 1,
-    per_prompt: Annotated[int, typer.Option(help="Items of each prompt, 0 for all there are.", min=0)] = 1,
-    size: Annotated[int, typer.Option(help="Responses in one ranking, or other item of any number.", min=2)] = 4,
-    criterion: Annotated[str, typer.Option(help="What to judge by.")] = "overall",
-    criteria: Annotated[str, typer.Option(help="Of the kind criteria: their names, with commas.")] = "",
-    repeat: Annotated[int, typer.Option(help="1, 2, ... asks the same people again.", min=0)] = 0,
-    seed: Annotated[int, typer.Option(help="Draws the items and the order they are shown in.", min=0)] = 0,
-) -> None:
-    """Make items for annotators out of the responses of a store."""
-    import numpy as np
-
-    from rlhf_env.feedback.asking.collecting import items_of
-    from rlhf_env.feedback.kinds import kind_names
-
-    if kind not in kind_names():
-        raise UnknownName("kind of judgement", kind, kind_names())
-    names = tuple(name.strip() for name in criteria.split(",") if name.strip())
-    with _open_store(store) as opened:
-        settings = {"overlap": overlap, "criterion": criterion, "criteria": names, "repeat": repeat, "seed": seed}
-        rng = np.random.default_rng(seed)
-        items = items_of(opened.responses(), kind, rng, per_prompt=per_prompt or None, size=size, **settings)
-        opened.add_items(items)
-        typer.echo(f"{len(items):,} items asked for; {_progress_line(opened.progress())}")
 
 
 @preferences_app.command("simulate")
@@ -151,7 +85,7 @@ def simulate_annotators(
             part: relative_to(settings.parent, table[part], Annotated[JsonObject, Chooses(kind)])
             for part, kind in kinds.items()
         }
-    with _open_store(store) as opened, naming_lines(settings):
+    with open_store(store) as opened, naming_lines(settings):
         reward: Any = None
         if "gold" in table:
             gold = dict(table["gold"])
@@ -168,7 +102,7 @@ def simulate_annotators(
             judge_items(opened, annotator, np.random.default_rng([seed, place]))
             for place, annotator in enumerate(crowd)
         ]
-        typer.echo(f"{sum(votes):,} votes; {_progress_line(opened.progress())}")
+        typer.echo(f"{sum(votes):,} votes; {progress_line(opened.progress())}")
         for annotator in crowd:
             if isinstance(annotator, ChatModel):
                 typer.echo(f"{for_terminal(annotator.name)}: {annotator.spent()}")
@@ -179,59 +113,15 @@ def show_preferences(store: StoreFile) -> None:
     """What a store holds, and how far annotation has come."""
     from rlhf_env.shown_text import for_terminal
 
-    with _open_store(store) as opened:
+    with open_store(store) as opened:
         counts = opened.counts()
         kept = {"prompts": counts.prompts, "responses": counts.responses, "annotators": counts.annotators}
         for name, count in {**kept, **counts.judgements}.items():
             typer.echo(f"{for_terminal(name):12} {count:8,}")
         typer.echo(f"pairs        {sum(1 for _ in opened.preferences()):8,}")
-        typer.echo(_progress_line(opened.progress()))
+        typer.echo(progress_line(opened.progress()))
         for criterion in opened.criteria():
             typer.echo(f"criterion {for_terminal(criterion.name)}: {for_terminal(criterion.guidelines)}")
-
-
-@preferences_app.command("agreement")
-def show_agreement(
-    store: StoreFile, seed: Annotated[int, typer.Option(help="Seed of the intervals.", min=0)] = 0
-) -> None:
-    """How far annotators agree with each other and with themselves, with 95 % bootstrap intervals."""
-    import numpy as np
-
-    from rlhf_env.feedback.asking.agreement import agreement_of
-    from rlhf_env.shown_text import for_terminal
-
-    with _open_store(store) as opened:
-        agreements = agreement_of(opened.judgements(), np.random.default_rng(seed))
-        origins = opened.origins()
-    for agreement in agreements:
-        typer.echo(
-            f"{agreement.kind} by {for_terminal(agreement.criterion)}: {agreement.judgements:,} judgements of "
-            f"{_annotators(len(agreement.annotators))}, {agreement.units:,} judged by two or more"
-            f"{_who(agreement.annotators, origins)}"
-        )
-        known = {
-            name.replace("_", " "): str(getattr(agreement, name))
-            for name in ("agreement", "alpha", "fleiss", "cohen", "self_consistency", "seconds")
-        }
-        if agreement.units == 0 and set(known.values()) == {"-"}:
-            typer.echo("  agreement is measured where two annotators judge the same: --overlap 2 asks for it")
-            continue
-        for name, value in known.items():
-            typer.echo(f"  {name:17} {value}")
-    if not agreements:
-        typer.echo("no judgements yet")
-
-
-def _annotators(count: int) -> str:
-    return "1 annotator" if count == 1 else f"{count:,} annotators"
-
-
-def _who(annotators: Sequence[str], origins: Mapping[str, Origin]) -> str:
-    """How many of them are known to be no people, or of whom only a file speaks."""
-    words = {"simulated": "simulated", "file": "known from files alone"}
-    counts = {word: sum(origins.get(name) == origin for name in annotators) for origin, word in words.items()}
-    said = ", ".join(f"{count:,} {word}" for word, count in counts.items() if count)
-    return f" ({said})" if said else ""
 
 
 @preferences_app.command("tournament")
@@ -246,7 +136,7 @@ def show_tournament(
     from rlhf_env.feedback.asking.tournament import contests, tournament
     from rlhf_env.shown_text import for_terminal
 
-    with _open_store(store) as opened:
+    with open_store(store) as opened:
         comparisons = contests(opened).get(criterion, [])
     contenders = tournament(comparisons, np.random.default_rng(seed))
     if not contenders:
@@ -317,7 +207,7 @@ def ask_who_is_better(
         opened.add_items(pairs.items)
         typer.echo(
             f"{len(pairs.items):,} pairs on {pairs.prompts:,} prompts asked for, {pairs.same:,} left out that say "
-            f"the same; {_progress_line(opened.progress())}"
+            f"the same; {progress_line(opened.progress())}"
         )
 
 
@@ -362,7 +252,7 @@ def ask_about_a_reward_model(
     from rlhf_env.learning.engine import set_threads
 
     set_threads()
-    with _open_store(store) as opened:
+    with open_store(store) as opened:
         models = [load_scorer(it, device=device) for it in model]
         counts: list[OverLongCount] = []
         with stage_on_stderr("Scoring responses") as tell:
@@ -387,7 +277,7 @@ def ask_about_a_reward_model(
             pairs = [check for check in checks if check.reason == reason]
             surest = f", the first by {pairs[0].log_odds:.2f} log-odds" if pairs else ""
             typer.echo(f"{reason:13} {len(pairs):5,} pairs{surest}")
-        typer.echo(f"{len(set(items)):,} different pairs to verify; {_progress_line(opened.progress())}")
+        typer.echo(f"{len(set(items)):,} different pairs to verify; {progress_line(opened.progress())}")
 
 
 @preferences_app.command("verified")
@@ -402,7 +292,7 @@ def show_verified(store: StoreFile) -> None:
     from rlhf_env.feedback.asking.verification import outcomes
     from rlhf_env.shown_text import for_terminal
 
-    with _open_store(store) as opened:
+    with open_store(store) as opened:
         all_outcomes = outcomes(opened)
     for model, rows in groupby(all_outcomes, lambda outcome: outcome.model):
         typer.echo(f"{for_terminal(model)}\n  {'':13}  pairs  votes  {'annotators agree':20}  expected")
@@ -426,20 +316,3 @@ def rescue_preferences(
         if kept or found.lost[table]:
             typer.echo(f"{table.replace('_', ' '):14} {kept:8,} kept {found.lost[table]:8,} lost")
     typer.echo(f"{out} has what could be read of {store}")
-
-
-@contextmanager
-def _open_store(file: Path) -> Iterator[PreferenceStore]:
-    """A store that is there: reading must not make one."""
-    from rlhf_env.feedback.store.store import PreferenceStore
-
-    if not file.is_file():
-        raise ConfigError(f"preference store {file}: there is no such file (import or responses make one)")
-    with PreferenceStore(file) as store:
-        yield store
-
-
-def _progress_line(progress: VoteProgress) -> str:
-    return (
-        f"{progress.votes:,} of {progress.wanted:,} votes on {progress.items:,} items, {progress.complete:,} complete"
-    )

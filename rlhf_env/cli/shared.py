@@ -18,6 +18,8 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from rlhf_env.feedback.store.items import VoteProgress
+    from rlhf_env.feedback.store.store import PreferenceStore
     from rlhf_env.learning.processes import Processes
 
 
@@ -186,3 +188,21 @@ def make_console() -> Console:
     # A pipe has no width of its own, and 80 columns would cut the table short.
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 110
     return Console(width=width, emoji=False)  # what people write between colons is theirs
+
+
+@contextmanager
+def open_store(file: Path) -> Iterator[PreferenceStore]:
+    """A store that is there: reading must not make one."""
+    from rlhf_env.errors import ConfigError
+    from rlhf_env.feedback.store.store import PreferenceStore
+
+    if not file.is_file():
+        raise ConfigError(f"preference store {file}: there is no such file (import or responses make one)")
+    with PreferenceStore(file) as store:
+        yield store
+
+
+def progress_line(progress: VoteProgress) -> str:
+    return (
+        f"{progress.votes:,} of {progress.wanted:,} votes on {progress.items:,} items, {progress.complete:,} complete"
+    )

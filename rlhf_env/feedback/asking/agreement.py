@@ -158,12 +158,15 @@ def agreement_of(
 
     Two judgements are of one unit when they are of the same prompt and the same responses, in whatever order shown;
     what was said of a unit, each kind says itself (`JudgementKind.opinions`). Where somebody judged a unit more than
-    once, the first judgement counts for the agreement with others, and all for that with himself.
+    once, the first judgement counts for the agreement with others, and all for that with himself. Abstentions say
+    nothing of a unit, and are left out.
     """
     groups: dict[tuple[str, str], list[_Judged]] = defaultdict(list)
     levels: dict[str, MeasurementLevel] = {}
     for judgement in judgements:
         kind = kind_of(judgement)
+        if not kind.is_asked:
+            continue
         levels[kind.name] = kind.level
         for criterion, opinions in kind.opinions_of(judgement).items():
             judged = _Judged(annotator=judgement.annotator, seconds=judgement.seconds, opinions=opinions)

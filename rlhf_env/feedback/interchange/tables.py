@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +116,8 @@ def _own_row(row: Mapping[str, str]) -> JsonObject:
         raise DataError("provenance: must be an object")
     provenance |= {name: row[name] for name in ("annotator", "criterion", "created", "note") if row.get(name)}
     provenance |= {name: parsed(name, row[name]) for name in ("weight", "seconds", "margin") if row.get(name)}
-    count = kind.count if kind.count is not None else len(answer) if isinstance(answer, list) else 0
-    texts = [row.get(f"response_{place}") for place in range(1, count + 1)]
+    many = kind.count if kind.count is not None else len(answer) if isinstance(answer, list) else _filled(row)
+    texts = [row.get(f"response_{place}") for place in range(1, many + 1)]
     return {
         "kind": kind.name,
         "prompt": row.get("prompt"),
@@ -124,6 +125,11 @@ def _own_row(row: Mapping[str, str]) -> JsonObject:
         "answer": answer,
         "provenance": provenance,
     }
+
+
+def _filled(row: Mapping[str, str]) -> int:
+    """How many responses a line has, where neither its kind nor its answer says so."""
+    return next(place for place in count(1) if not row.get(f"response_{place}")) - 1
 
 
 def write_dataset(path: str | Path, preferences: Iterable[Preference]) -> int:

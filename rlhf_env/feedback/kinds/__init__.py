@@ -7,10 +7,12 @@
 | `ranking`    | two or more, put in order    | the C(K, 2) pairs of K responses                         |
 | `criteria`   | one response, by each of     | as ratings, criterion by criterion                       |
 |              | several criteria             |                                                          |
+| `abstention` | "cannot say", "all bad"      | none: the answer to what another kind asked              |
 
 `preferences_of` makes the pairs of judgements of any kind.
 """
 
+from rlhf_env.feedback.kinds.abstention import Abstention
 from rlhf_env.feedback.kinds.comparison import VERDICTS, Comparison, Verdict, verdict_of
 from rlhf_env.feedback.kinds.criteria import CriteriaRating
 from rlhf_env.feedback.kinds.dialects import Answered, Dialect, MessagePart
@@ -18,12 +20,13 @@ from rlhf_env.feedback.kinds.form import ChoiceInput, Form, Option, OrderInput, 
 from rlhf_env.feedback.kinds.kind import HIGHEST, LOWEST, JudgementKind, Lesson, ScoredResponse, lesson_of_pair
 from rlhf_env.feedback.kinds.ranking import Ranking
 from rlhf_env.feedback.kinds.rating import Rating, rating_preferences
-from rlhf_env.feedback.kinds.registry import kind_named, kind_names, kind_of, kinds, preferences_of
+from rlhf_env.feedback.kinds.registry import asked_kind_names, kind_named, kind_names, kind_of, kinds, preferences_of
 
 __all__ = [
     "HIGHEST",
     "LOWEST",
     "VERDICTS",
+    "Abstention",
     "Answered",
     "ChoiceInput",
     "Comparison",
@@ -40,6 +43,7 @@ __all__ = [
     "ScoredResponse",
     "TextInput",
     "Verdict",
+    "asked_kind_names",
     "kind_named",
     "kind_names",
     "kind_of",

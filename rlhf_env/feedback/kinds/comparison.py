@@ -47,6 +47,8 @@ class Comparison:
     """By how much the better one is better, in the annotator's own scale; None where nobody said."""
     note: str = ""
     """What the annotator wrote beside the judgement."""
+    flag: bool = False
+    """The annotator wants whoever asked to look at it."""
 
     def __post_init__(self) -> None:
         decided = self.verdict in ("first", "second")
@@ -58,6 +60,7 @@ class Comparison:
             findings.text("group", self.group, empty_is_fine=True),
             margin_problem(self.margin),
             findings.text("note", self.note, empty_is_fine=True),
+            findings.one_of("flag", self.flag, (True, False)),
         )
 
     @classmethod

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from rlhf_env.feedback import findings
 from rlhf_env.feedback.judgements import Response, judgement_problems
 from rlhf_env.feedback.kinds.dialects import Answered, Dialect, MessagePart, Names
-from rlhf_env.feedback.kinds.form import ChoiceInput, Form
+from rlhf_env.feedback.kinds.form import ChoiceInput, Form, Option
 from rlhf_env.feedback.kinds.kind import HIGHEST, LOWEST, JudgementKind
 from rlhf_env.feedback.kinds.rating import SCALE, Rating
 from rlhf_env.types import Prompt
@@ -30,12 +30,15 @@ class CriteriaRating:
     """How long the judgement took."""
     note: str = ""
     """What the annotator wrote beside the judgement."""
+    flag: bool = False
+    """The annotator wants whoever asked to look at it."""
 
     def __post_init__(self) -> None:
         findings.refuse(
             *_score_problems(self.scores),
             *judgement_problems(self),
             findings.text("note", self.note, empty_is_fine=True),
+            findings.one_of("flag", self.flag, (True, False)),
         )
 
     @property
@@ -78,16 +81,19 @@ def _ratings(judgement: CriteriaRating) -> list[Rating]:
     return judgement.ratings
 
 
+_CANNOT_SAY = Option(value="cannot say", label="cannot say")
+
+
 def _form(guidelines: Mapping[str, str]) -> Form:
     return Form(
         question="How good is this response by each of these?",
         inputs=tuple(
-            ChoiceInput(name=name, label=name, guidelines=text, options=SCALE, steps=True)
+            ChoiceInput(name=name, label=name, guidelines=text, options=(*SCALE, _CANNOT_SAY), steps=True)
             for name, text in guidelines.items()
         ),
         submit="Submit scores",
         shortcuts=(
-            ("1 – 5", "Score the next criterion, very bad to very good"),
+            ("1 – 5", "Score the next criterion, very bad to very good; 6: cannot say"),
             ("Tab, arrows", "Go back and change a score"),
             ("Enter", "Submit the scores"),
         ),

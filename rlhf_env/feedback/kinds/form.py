@@ -30,6 +30,8 @@ class Option:
     """The key that chooses it, where a choice judges at once."""
     under: int | None = None
     """The response (0, 1, ...) that its button stands under; None: the bar at the bottom."""
+    margin: float | None = None
+    """By how much the response is better, where the option says so."""
 
 
 @dataclass(frozen=True, kw_only=True)

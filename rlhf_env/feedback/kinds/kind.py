@@ -21,8 +21,8 @@ from rlhf_env.feedback.kinds.form import Form, OptionValue
 from rlhf_env.types import Prompt
 
 LOWEST, HIGHEST = 1, 5  # the ends of the Likert scale
-CIRCUMSTANCES = ("annotator", "criterion", "weight", "created", "seconds", "group", "margin", "note")
-_LATER = ("group", "margin", "note")  # circumstances that are kept only where they are given
+LATER = ("group", "margin", "note", "flag")  # circumstances that are kept only where they are given
+CIRCUMSTANCES = ("annotator", "criterion", "weight", "created", "seconds", *LATER)
 
 MeasurementLevel = Literal["nominal", "ordinal", "interval"]
 """Whether values are names, an order, or numbers whose differences mean something."""
@@ -118,6 +118,8 @@ class JudgementKind:
     """The answer is a text, which a cell of a table holds as it is; any other answer is JSON there."""
     form: Callable[[Mapping[str, str]], Form]
     """What the annotation page asks, given the guidelines of each criterion that an item names."""
+    is_asked: bool = True
+    """People can be asked for it; otherwise it is only an answer to what they were asked."""
     many_criteria: bool = False
     """An item names several criteria, and the answer is an object with a value for each."""
     pairs: Callable[..., Iterable[Preference]] = _nothing
@@ -147,6 +149,10 @@ class JudgementKind:
         """How many responses it judges; None for any number of two or more."""
         return None if self.responses == ("responses",) else len(self.responses)
 
+    def takes(self, circumstance: str) -> bool:
+        """Whether its judgements have a field for a circumstance such as the note."""
+        return circumstance in self._fields and circumstance not in self.answer
+
     @functools.cached_property
     def _fields(self) -> Mapping[str, inspect.Parameter]:
         return inspect.signature(self.judgement).parameters
@@ -171,9 +177,9 @@ class JudgementKind:
         return {name: getattr(judgement, name) for name in CIRCUMSTANCES if name in self._fields}
 
     def later_of(self, judgement: Judgement) -> dict[str, object]:
-        """Its group (see `Preference.group`), margin and note, where this kind has a field for it and it is given."""
-        given = {name: getattr(judgement, name) for name in _LATER if name in self._fields and name not in self.answer}
-        return {name: value for name, value in given.items() if value not in (None, "")}
+        """Its group (see `Preference.group`), margin, note and flag: those that this kind has, where given."""
+        given = {name: getattr(judgement, name) for name in LATER if self.takes(name)}
+        return {name: value for name, value in given.items() if value not in (None, "") and value is not False}
 
     def __call__(
         self, prompt: Prompt, responses: Sequence[Response], answer: object, **circumstances: object

@@ -39,6 +39,8 @@ class Ranking:
     """How long the judgement took."""
     note: str = ""
     """What the annotator wrote beside the judgement."""
+    flag: bool = False
+    """The annotator wants whoever asked to look at it."""
 
     def __post_init__(self) -> None:
         findings.refuse(
@@ -48,6 +50,7 @@ class Ranking:
             *judgement_problems(self),
             findings.text("criterion", self.criterion),
             findings.text("note", self.note, empty_is_fine=True),
+            findings.one_of("flag", self.flag, (True, False)),
         )
 
     @property

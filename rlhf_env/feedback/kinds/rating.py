@@ -36,6 +36,8 @@ class Rating:
     """How long the judgement took."""
     note: str = ""
     """What the annotator wrote beside the judgement."""
+    flag: bool = False
+    """The annotator wants whoever asked to look at it."""
 
     def __post_init__(self) -> None:
         findings.refuse(
@@ -43,6 +45,7 @@ class Rating:
             *judgement_problems(self),
             findings.text("criterion", self.criterion),
             findings.text("note", self.note, empty_is_fine=True),
+            findings.one_of("flag", self.flag, (True, False)),
         )
 
     @property

@@ -13,14 +13,20 @@ from rlhf_env import plugins
 from rlhf_env.errors import PluginError
 from rlhf_env.feedback import findings
 from rlhf_env.feedback.judgements import Judgement, Preference
+from rlhf_env.feedback.kinds.abstention import ABSTENTION
 from rlhf_env.feedback.kinds.comparison import COMPARISON
 from rlhf_env.feedback.kinds.criteria import CRITERIA
 from rlhf_env.feedback.kinds.kind import JudgementKind, ScoredResponse
 from rlhf_env.feedback.kinds.ranking import RANKING
 from rlhf_env.feedback.kinds.rating import RATING, rating_preferences
 
-_BUILT_IN = {kind.name: kind for kind in (COMPARISON, RATING, RANKING, CRITERIA)}
+_BUILT_IN = {kind.name: kind for kind in (COMPARISON, RATING, RANKING, CRITERIA, ABSTENTION)}
 _BY_CLASS = {kind.judgement: kind for kind in _BUILT_IN.values()}
+
+
+def asked_kind_names() -> list[str]:
+    """The kinds that people can be asked for, the built-in ones first; no plugin is loaded for it."""
+    return [name for name in kind_names() if name not in _BUILT_IN or _BUILT_IN[name].is_asked]
 
 
 def kind_names() -> list[str]:

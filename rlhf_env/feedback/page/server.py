@@ -12,14 +12,18 @@ after a crash.
     GET  /api/session    who is judging, with the session's CSRF token; null before `enter`
     POST /api/enter      {token, annotator}: begin a session, or change the name of one
     POST /api/next       {}: the item that the annotator holds, or one lent to them now
-    POST /api/vote       {item, ticket, answer, key, seconds}: `PreferenceStore.submit`, then as `next`
+    POST /api/vote       {item, ticket, answer, key, seconds, abstain, margin, note, flag, instead}:
+                         `PreferenceStore.submit`, then as `next`
     POST /api/undo       {item}: `PreferenceStore.undo`, then as `next`; null for the latest vote
-    GET  /api/agreement  how far annotators agree
+    POST /api/own        {before}: the annotator's own judgements, the latest first, 50 at a time
+    POST /api/open       {item}: one of them again, the vote with it; it stands until another takes its place
+    GET  /api/agreement  how far annotators agree, once every item has its votes
     POST /api/results    {token}: who writes the better responses, and how often people share a reward model's opinions
 
-Judging is blind, and results could tell who wrote what: whoever still has something to judge must not see them. They
-are for the owner, who has a link of his own with another token, and for annotators once every item has its votes. Who
-opens the owner's link should not be judging.
+Judging is blind. Results could tell who wrote what, and agreement what others say: whoever still has something to judge
+must not see them. They are for the owner, who has a link of his own with another token, and for annotators once every
+item has its votes. How often each annotator knows the answer to control questions is for the owner alone. Who opens the
+owner's link should not be judging.
 
 A vote carries the ticket of the item that was answered. The cookie is the browser's, and another tab may have changed
 who is judging in it: what was put before one person is never taken as the vote of another.
@@ -42,11 +46,12 @@ from typing import Annotated, Any, TypeVar
 
 from annotated_types import Ge, Le
 
-from rlhf_env.errors import LeaseExpired, NotAsked, Problem, RlhfEnvError
+from rlhf_env.errors import ConfigError, LeaseExpired, NotAsked, Problem, RlhfEnvError
 from rlhf_env.feedback import findings
+from rlhf_env.feedback.kinds.abstention import ABSTENTION_REASONS
 from rlhf_env.feedback.page.counting import Recount
 from rlhf_env.feedback.page.keys import Keys, is_same
-from rlhf_env.feedback.page.shown import shown_agreement, shown_item, shown_results
+from rlhf_env.feedback.page.shown import earlier_answer, shown_agreement, shown_item, shown_own, shown_results
 from rlhf_env.feedback.store.items import Assignment
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.local_page.server import (
@@ -65,6 +70,7 @@ from rlhf_env.local_page.server import (
 )
 from rlhf_env.settings import Positive, fault, settings
 from rlhf_env.shown_text import for_page, for_terminal
+from rlhf_env.types import JsonObject
 
 # After the shared server, which says what to install where these are missing.
 from starlette.applications import Starlette  # isort: skip
@@ -84,14 +90,21 @@ _STATIC = {
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
     "/forms.js": ("forms.js", "text/javascript"),
+    "/markdown.js": ("markdown.js", "text/javascript"),
+    "/own.js": ("own.js", "text/javascript"),
     "/server.js": ("server.js", "text/javascript"),
     "/results": ("results.html", "text/html"),
     "/results.js": ("results.js", "text/javascript"),
 }
 _HOST_NAME = re.compile(r"[\w.-]+|\[[0-9a-f:]+\]", re.ASCII | re.IGNORECASE)
 
+_VOTE_FIELDS = ("abstain", "margin", "note", "flag", "instead")
+
 NAME_CHARACTERS = 100
 KEY_CHARACTERS = 200
+NOTE_CHARACTERS = 10_000
+GUIDELINES_BYTES = 200_000
+OWN_AT_A_TIME = 50
 
 
 @settings
@@ -110,6 +123,10 @@ class PageConfig:
     """Host names by which other machines reach the page; requests under any other name are refused."""
     lease: Positive = 600.0
     """Seconds for which an item is kept for whoever sees it."""
+    guidelines: Path | None = None
+    """A Markdown file that the page shows to whoever judges."""
+    strength: bool = False
+    """Ask how much better the preferred response is: the margin of a comparison."""
 
     def problems(self) -> Iterator[Problem]:
         for name in self.names:
@@ -186,6 +203,8 @@ def page(config: PageConfig, keys: Keys, *, port: int, clock: Callable[[], float
             Route("/api/next", desk.next, methods=["POST"]),
             Route("/api/vote", desk.vote, methods=["POST"]),
             Route("/api/undo", desk.undo, methods=["POST"]),
+            Route("/api/own", desk.own, methods=["POST"]),
+            Route("/api/open", desk.reopen, methods=["POST"]),
             Route("/api/agreement", desk.agreement),
             Route("/api/results", desk.results, methods=["POST"]),
         ],
@@ -203,11 +222,28 @@ async def _on_error(request: Request, error: Exception) -> Response:
     )
 
 
+def read_guidelines(file: Path) -> str:
+    """What a Markdown file tells annotators, fit to be shown. Raises ConfigError where it cannot be read."""
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"guidelines {file}: {error.strerror}") from error
+    if len(content) > GUIDELINES_BYTES:
+        raise ConfigError(
+            f"guidelines {file}: longer than {GUIDELINES_BYTES:,} bytes, which nobody reads while judging"
+        )
+    try:
+        return for_page(content.decode("utf-8-sig").replace("\r\n", "\n"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"guidelines {file}: no UTF-8 text: save it as UTF-8") from error
+
+
 class _Desk:
     """The handlers, in front of one store that one thread works with: a vote waits for the disk, the loop does not."""
 
     def __init__(self, config: PageConfig, keys: Keys, clock: Callable[[], float]) -> None:
         self._config = config
+        self._guidelines = None if config.guidelines is None else read_guidelines(config.guidelines)
         self._keys = keys
         self._clock = clock
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
@@ -260,8 +296,14 @@ class _Desk:
 
     async def vote(self, request: Request) -> Response:
         annotator = self._with_csrf(request)
-        given = await body_of(request, "item", "ticket", "answer", "key", "seconds")
+        given = await body_of(request, "item", "ticket", "answer", "key", "seconds", *_VOTE_FIELDS)
+        note = "" if given["note"] is None else given["note"]
         findings.refuse(
+            findings.text("note", note, empty_is_fine=True)
+            or (len(note) > NOTE_CHARACTERS and f"note: longer than {NOTE_CHARACTERS:,} characters"),
+            given["abstain"] is not None and findings.one_of("abstain", given["abstain"], ABSTENTION_REASONS),
+            given["margin"] is not None and findings.number("margin", given["margin"], zero_is_fine=True),
+            *(findings.one_of(name, given[name], (True, False, None)) for name in ("flag", "instead")),
             findings.whole_number("item", given["item"], 1, 2**63 - 1),
             findings.text("ticket", given["ticket"]),
             findings.text("key", given["key"])
@@ -277,6 +319,11 @@ class _Desk:
                 seconds=given["seconds"],
                 ticket=given["ticket"],
                 origin="page",
+                abstain=given["abstain"],
+                margin=given["margin"],
+                note=note.strip(),
+                flag=bool(given["flag"]),
+                instead=bool(given["instead"]),
             )
             return self._what_next(annotator, voted=receipt.item, new=receipt.new)
 
@@ -293,8 +340,35 @@ class _Desk:
 
         return await self._in_thread(undo)
 
+    async def own(self, request: Request) -> Response:
+        annotator = self._with_csrf(request)
+        before = (await body_of(request, "before"))["before"]
+        findings.refuse(before is not None and findings.whole_number("before", before, 1, 2**63 - 1))
+
+        def read() -> Response:
+            votes = self._store.own_votes(annotator, before=before, limit=OWN_AT_A_TIME + 1)
+            shown = [shown_own(vote) for vote in votes[:OWN_AT_A_TIME]]
+            return Json({"votes": shown, "more": len(votes) > OWN_AT_A_TIME})
+
+        return await self._in_thread(read)
+
+    async def reopen(self, request: Request) -> Response:
+        annotator = self._with_csrf(request)
+        item = (await body_of(request, "item"))["item"]
+        findings.refuse(findings.whole_number("item", item, 1, 2**63 - 1))
+
+        def read() -> Response:
+            vote = self._store.own_vote(annotator, item)
+            if vote is None:
+                raise NotAsked(f"no vote of {annotator} on item {item} stands")
+            progress = vars(self._store.progress(annotator))
+            return Json({"item": self._shown(vote.assignment, 0.0), "vote": earlier_answer(vote), "progress": progress})
+
+        return await self._in_thread(read)
+
     async def agreement(self, request: Request) -> Response:
         self._session(request)
+        await self._only_when_complete("how far people agree")
         return Json(await self._agreement())
 
     async def results(self, request: Request) -> Response:
@@ -304,15 +378,19 @@ class _Desk:
                 raise Refused(401, "this link does not open the results: take the one that rlhf-env annotate shows")
         else:
             self._with_csrf(request)
-            progress = await self._in_thread(self._store.progress)
-            if progress.complete < progress.items:
-                raise Refused(
-                    403,
-                    f"Judging is blind: results come when every item has its votes; {progress.left:,} are missing.",
-                )
-        return Json(await self._results())
+            await self._only_when_complete("results")
+        found = await self._results()
+        # How each of them does on questions whose answer is known is for whoever asked.
+        return Json(found if token is not None else {**found, "controls": []})
 
     # ---------------------------------------------------------------- inside
+
+    async def _only_when_complete(self, what: str) -> None:
+        progress = await self._in_thread(self._store.progress)
+        if progress.complete < progress.items:
+            raise Refused(
+                403, f"Judging is blind: {what} come when every item has its votes; {progress.left:,} are missing."
+            )
 
     def _session(self, request: Request) -> tuple[str, str]:
         """The session and who is judging in it."""
@@ -329,11 +407,15 @@ class _Desk:
         return annotator
 
     def _introduction(self, session: str, annotator: str) -> Response:
-        return Json({"annotator": for_page(annotator), "csrf": self._keys.csrf(session)})
+        shown = {"annotator": for_page(annotator), "csrf": self._keys.csrf(session)}
+        return Json({**shown, "guidelines": self._guidelines})
 
     def _what_next(self, annotator: str, back: Assignment | None = None, **more: Any) -> Response:
         """In the store's thread. `back` is the item that an undo returned: the store may hold another one first."""
         lent = back or self._store.next_item(annotator, lease=self._config.lease, origin="page")
-        guidelines = {criterion.name: criterion.guidelines for criterion in self._store.criteria()}
-        item = None if lent is None else shown_item(lent, guidelines, max(0.0, lent.expires - self._clock()))
+        item = None if lent is None else self._shown(lent, max(0.0, lent.expires - self._clock()))
         return Json({**more, "item": item, "progress": vars(self._store.progress(annotator))})
+
+    def _shown(self, assignment: Assignment, remaining: float) -> JsonObject:
+        guidelines = {criterion.name: criterion.guidelines for criterion in self._store.criteria()}
+        return shown_item(assignment, guidelines, remaining, strength=self._config.strength)

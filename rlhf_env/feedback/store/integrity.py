@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.judgements import Response, digest, prompt_digest, response_digest
 from rlhf_env.feedback.kinds import kind_names, kind_of
-from rlhf_env.feedback.kinds.kind import digest_of
+from rlhf_env.feedback.kinds.kind import LATER, digest_of
 from rlhf_env.feedback.store.records import RESPONSE_COLUMNS, read_judgement, read_prompt, read_response
 from rlhf_env.types import Prompt
 
@@ -105,7 +105,7 @@ def _judgement_digests(
             return
         answers, later = [kind_of(judgement).answer_of(judgement)], kind_of(judgement).later_of(judgement)
     else:
-        later = {name: payload.pop(name) for name in ("group", "margin", "note") if name in payload}
+        later = {name: payload.pop(name) for name in LATER if name in payload}
         answers = [payload, *list(payload.values())[:1]]
     *rest, seconds = said
     for answer in answers:

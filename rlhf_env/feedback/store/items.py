@@ -24,7 +24,7 @@ from rlhf_env.feedback.kinds import kind_named, kinds
 from rlhf_env.feedback.store.schema import to_bytes
 from rlhf_env.types import Prompt
 
-Purpose = Literal["collection", "evaluation", "verification"]
+Purpose = Literal["collection", "evaluation", "verification", "control"]
 Origin = Literal["page", "simulated", "file", "unknown"]
 """Where an annotator's votes come from: a person on the page, a simulated annotator, a file, or nobody said."""
 PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
@@ -81,6 +81,7 @@ class Item:
     def __post_init__(self) -> None:
         kind = kind_named(self.kind)
         findings.refuse(
+            not kind.is_asked and f"kind: {self.kind!r} is an answer, and nothing that people are asked for",
             (len(self.responses) < 2 if kind.count is None else len(self.responses) != kind.count)
             and f"responses: {len(self.responses)} do not make an item of kind {self.kind!r}",
             *repetition_problems(self.responses),
@@ -166,8 +167,22 @@ class Receipt:
 
 
 @dataclass(frozen=True)
+class OwnVote:
+    """What somebody said earlier, to be looked at again."""
+
+    number: int
+    """Later votes have larger ones."""
+    assignment: Assignment
+    """What was put before them, lent no longer."""
+    judgement: Judgement
+
+
+@dataclass(frozen=True)
 class VoteProgress:
-    """How far annotation has come, for everybody and for one annotator."""
+    """How far annotation has come, for everybody and for one annotator.
+
+    For an annotator a control question counts as an item that asks for one vote, theirs; without one it counts nowhere.
+    """
 
     items: int
     complete: int
@@ -176,7 +191,7 @@ class VoteProgress:
     wanted: int
     """Votes asked for: the sum of overlaps."""
     own: int
-    """Votes that the annotator gave."""
+    """Votes that the annotator gave, answers to control questions among them."""
     open: int
     """Items that are still open to the annotator."""
 

@@ -29,6 +29,7 @@ from rlhf_env.feedback.judgements import (
     response_digest,
 )
 from rlhf_env.feedback.kinds import Comparison, kind_named, kind_names, kind_of, preferences_of
+from rlhf_env.feedback.kinds.kind import LATER
 from rlhf_env.feedback.store.database import Database
 from rlhf_env.feedback.store.items import Counts, Criterion, Origin
 from rlhf_env.feedback.store.schema import to_bytes
@@ -63,6 +64,9 @@ _ADD_JUDGED = """INSERT INTO judged (judgement, position, response)
 RESPONSE_COLUMNS = "r.text, r.ids, r.prompt_ids, r.finish_reason, r.author_kind, r.author, r.temperature"
 _RESPONSE_OF_TEXT = f"""SELECT {RESPONSE_COLUMNS} FROM responses AS r JOIN prompts AS p ON p.id = r.prompt
     WHERE p.digest = ? AND r.text = CAST(? AS TEXT) ORDER BY r.id LIMIT 1"""
+# Whether a judgement `j` is one of this store, and no answer to a question whose answer was known.
+NO_CONTROL = "(j.item IS NULL OR j.item NOT IN (SELECT item FROM controls))"
+_STANDING = f"j.withdrawn = 0 AND {NO_CONTROL}"
 _JUDGEMENTS = f"""SELECT j.id, p.name, p.text, p.meta, {RESPONSE_COLUMNS},
     j.kind, j.payload, j.criterion, annotators.name, j.weight, j.created, j.seconds, j.item
     FROM judgements AS j
@@ -72,7 +76,11 @@ _JUDGEMENTS = f"""SELECT j.id, p.name, p.text, p.meta, {RESPONSE_COLUMNS},
     JOIN responses AS r ON r.id = judged.response
     WHERE {{condition}} ORDER BY j.id, judged.position"""
 _RESPONSES = f"""SELECT p.name, p.text, p.meta, {RESPONSE_COLUMNS}
-    FROM responses AS r JOIN prompts AS p ON p.id = r.prompt ORDER BY r.id"""
+    FROM responses AS r JOIN prompts AS p ON p.id = r.prompt
+    WHERE r.id NOT IN (SELECT s.response FROM item_responses AS s JOIN controls AS c ON c.item = s.item)
+    OR r.id IN (SELECT s.response FROM item_responses AS s WHERE s.item NOT IN (SELECT item FROM controls))
+    OR r.id IN (SELECT o.response FROM judged AS o JOIN judgements AS j ON j.id = o.judgement WHERE j.item IS NULL)
+    ORDER BY r.id"""
 
 
 class Records(Database):
@@ -138,7 +146,7 @@ class Records(Database):
 
     def judgements(self, *, kind: str | None = None) -> Iterator[Judgement]:
         """Every judgement that stands, of one kind or of all, in the order they were added."""
-        condition = "j.withdrawn = 0" + (" AND j.kind = :kind" if kind else "")
+        condition = _STANDING + (" AND j.kind = :kind" if kind else "")
         return (judgement for _, _, judgement in self._read_judgements(condition, {"kind": kind}))
 
     def comparisons(self) -> Iterator[Comparison]:
@@ -149,14 +157,14 @@ class Records(Database):
 
     def votes(self) -> Iterator[tuple[int | None, Judgement]]:
         """Every judgement that stands, with the id of the item that it was made through; None for one that came in."""
-        return ((item, judgement) for _, item, judgement in self._read_judgements("j.withdrawn = 0", {}))
+        return ((item, judgement) for _, item, judgement in self._read_judgements(_STANDING, {}))
 
     def preferences(self) -> Iterator[Preference]:
         """All judgements as weighted pairs (`preferences_of`): decided comparisons in the order they were added."""
         return preferences_of(self.judgements())
 
     def responses(self) -> Iterator[tuple[Prompt, Response]]:
-        """Every response with its prompt, in the order they were added."""
+        """Every response with its prompt, in the order they were added, but for those of control questions alone."""
         for row in self._db.execute(_RESPONSES):
             yield read_prompt(row), read_response(row[3:])
 
@@ -190,16 +198,20 @@ class Records(Database):
 
     def counts(self) -> Counts:
         """How much there is of everything; withdrawn judgements are not counted."""
-        standing = dict(self._db.execute("SELECT kind, count(*) FROM judgements WHERE withdrawn = 0 GROUP BY kind"))
+        standing = dict(
+            self._db.execute(f"SELECT j.kind, count(*) FROM judgements AS j WHERE {_STANDING} GROUP BY j.kind")
+        )
         judgements: dict[str, int] = {}
         for name in kind_names():
             kind = kind_named(name)
-            judgements[kind.plural] = standing.pop(name, 0)
+            count = standing.pop(name, 0)
+            if count or kind.is_asked:
+                judgements[kind.plural] = count
             if kind.tallies:
                 by_value = dict(
                     self._db.execute(
-                        """SELECT json_extract(payload, '$.' || ?), count(*) FROM judgements
-                        WHERE withdrawn = 0 AND kind = ? GROUP BY 1""",
+                        f"""SELECT json_extract(j.payload, '$.' || ?), count(*) FROM judgements AS j
+                        WHERE {_STANDING} AND j.kind = ? GROUP BY 1""",
                         (kind.answer[0], name),
                     )
                 )
@@ -298,7 +310,7 @@ def read_judgement(
         weight=weight,
         created=created,
         seconds=seconds,
-        **{name: payload[name] for name in ("group", "margin", "note") if name in payload},
+        **{name: payload[name] for name in LATER if name in payload},
     )
 
 

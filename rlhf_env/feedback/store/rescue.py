@@ -24,7 +24,21 @@ from rlhf_env.feedback.store.store import PreferenceStore
 
 # Parents before children. A row of the tables at the end belongs to one of the others, and has no id.
 _TABLES = ("prompts", "responses", "annotators", "criteria", "items", "judgements")
-_PARTS = {"judged": "judgement", "item_responses": "item", "checks": "item", "leases": "item"}
+_PARTS = {
+    "judged": "judgement",
+    "item_responses": "item",
+    "checks": "item",
+    "leases": "item",
+    "controls": "item",
+    "assignees": "item",
+}
+# Of a part, the column that belongs to another table beside its owner's.
+_OTHERS = {
+    "judged": ("response", "responses"),
+    "item_responses": ("response", "responses"),
+    "checks": ("favoured", "responses"),
+    "leases": ("annotator", "annotators"),
+}
 _UNREADABLE = (sqlite3.Error, UnicodeDecodeError)  # SQLite quotes a damaged schema in its messages
 _LARGEST_ID = 2**40
 _AT_A_TIME = 500
@@ -248,17 +262,11 @@ def _drop_what_is_damaged(new: sqlite3.Connection) -> None:
         for table, owner in _PARTS.items():
             parent = f"{owner}s"
             new.execute(f"DELETE FROM {table} WHERE {owner} NOT IN (SELECT id FROM {parent})")
-            new.execute(f"DELETE FROM {table} WHERE {_other(table)} NOT IN (SELECT id FROM {_other_table(table)})")
+            if table in _OTHERS:
+                other, others = _OTHERS[table]
+                new.execute(f"DELETE FROM {table} WHERE {other} NOT IN (SELECT id FROM {others})")
         damaged = set(damaged_rows(new)) | {(table, identity) for table, identity in orphans if table in _TABLES}
         if not damaged:
             return
         for table, identity in damaged:
             new.execute(f"DELETE FROM {table} WHERE id = ?", (identity,))
-
-
-def _other(table: str) -> str:
-    return {"judged": "response", "item_responses": "response", "checks": "favoured", "leases": "annotator"}[table]
-
-
-def _other_table(table: str) -> str:
-    return "annotators" if table == "leases" else "responses"

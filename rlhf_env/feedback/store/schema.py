@@ -99,6 +99,17 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         # Judgements of schema version 1, whose digests may speak of what that version had no column for.
         "CREATE TABLE unverified (judgement INTEGER PRIMARY KEY REFERENCES judgements ON DELETE CASCADE)",
     ),
+    (
+        # Items whose answer is known: what the kind's `answer_of` gives, of the responses in the item's own order.
+        """CREATE TABLE controls (
+            item INTEGER PRIMARY KEY REFERENCES items ON DELETE CASCADE,
+            answer TEXT NOT NULL)""",
+        # An item with rows here is for these people alone; they may not have come yet, so they are names.
+        """CREATE TABLE assignees (
+            item INTEGER NOT NULL REFERENCES items ON DELETE CASCADE,
+            annotator TEXT NOT NULL,
+            PRIMARY KEY (item, annotator)) WITHOUT ROWID""",
+    ),
 )
 
 LEAVE_UNVERIFIED = "INSERT INTO unverified SELECT id FROM judgements"

@@ -8,59 +8,56 @@ authors blind (`rlhf_env.feedback.asking.tournament`), `verification` checks a r
 (`rlhf_env.feedback.asking.verification`).
 
 The nouns are those of `rlhf_env.feedback.judgements` and `rlhf_env.feedback.kinds`. The file is `database.py`, what it
-keeps is `records.py`; here is who judges what next.
+keeps is `records.py`, what it asks is `queue.py`; here is who judges what next.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
 
 from rlhf_env.errors import DataError, LeaseExpired, NotAsked
 from rlhf_env.feedback import findings
-from rlhf_env.feedback.judgements import Judgement, prompt_digest, response_digest
+from rlhf_env.feedback.judgements import Judgement, digest
 from rlhf_env.feedback.kinds import kind_named
+from rlhf_env.feedback.kinds.abstention import ABSTENTION, CANNOT_SAY, Reason
 from rlhf_env.feedback.store.database import damage
 from rlhf_env.feedback.store.integrity import WHOLE_CHECK_BYTES, damaged_rows, page_problem
-from rlhf_env.feedback.store.items import Assignment, Item, Origin, Receipt, VerificationItem, VoteProgress
-from rlhf_env.feedback.store.records import RESPONSE_COLUMNS, Records, read_prompt, read_response
+from rlhf_env.feedback.store.items import Assignment, Item, Origin, OwnVote, Receipt, VoteProgress
+from rlhf_env.feedback.store.queue import Queue
 from rlhf_env.feedback.store.schema import to_bytes
+from rlhf_env.types import JsonObject
 
-_ADD_ITEM = """INSERT INTO items (digest, kind, prompt, criterion, criteria, overlap, seed, repeat, priority, purpose)
-    SELECT ?, ?, prompts.id, CAST(? AS TEXT), ?, ?, ?, ?, ?, ? FROM prompts WHERE prompts.digest = ?
-    ON CONFLICT (digest) DO NOTHING"""
-_ADD_ITEM_RESPONSE = """INSERT INTO item_responses (item, position, response)
-    SELECT items.id, ?, responses.id FROM items, responses WHERE items.digest = ? AND responses.digest = ?
-    ON CONFLICT (item, position) DO NOTHING"""
-_ADD_CHECK = """INSERT INTO checks (item, model, reason, favoured, log_odds)
-    SELECT ?, CAST(? AS TEXT), CAST(? AS TEXT), responses.id, ? FROM responses WHERE responses.digest = ?
-    ON CONFLICT (item, model, reason) DO UPDATE SET favoured = excluded.favoured, log_odds = excluded.log_odds"""
 _LEND = """INSERT INTO leases (item, annotator, expires) VALUES (?, ?, ?)
     ON CONFLICT (item, annotator) DO UPDATE SET expires = excluded.expires"""
-_ITEMS = f"""SELECT i.id, p.name, p.text, p.meta, {RESPONSE_COLUMNS},
-    i.kind, i.criterion, i.criteria, i.overlap, i.seed, i.repeat, i.priority, i.purpose
-    FROM items AS i
-    JOIN prompts AS p ON p.id = i.prompt
-    JOIN item_responses AS shown ON shown.item = i.id
-    JOIN responses AS r ON r.id = shown.response
-    {{condition}} ORDER BY i.id, shown.position"""
 _VOTES = "(SELECT count(*) FROM judgements AS j WHERE j.item = i.id AND j.withdrawn = 0)"
 _LENT_TO_OTHERS = "(SELECT count(*) FROM leases AS l WHERE l.item = i.id AND l.annotator <> :who AND l.expires > :now)"
 _UNVOTED = """NOT EXISTS (SELECT 1 FROM judgements AS j
     WHERE j.item = i.id AND j.annotator = :who AND j.withdrawn = 0)"""
 _OWN_LEASE = "EXISTS (SELECT 1 FROM leases AS l WHERE l.item = i.id AND l.annotator = :who AND l.expires > :now)"
+_FOR_THEM = """(NOT EXISTS (SELECT 1 FROM assignees AS a WHERE a.item = i.id)
+    OR EXISTS (SELECT 1 FROM assignees AS a WHERE a.item = i.id AND a.annotator = CAST(:name AS TEXT)))"""
+_FREE = f"(i.purpose = 'control' OR {_VOTES} + {_LENT_TO_OTHERS} < i.overlap)"
 # The item an annotator holds comes first, so that a reloaded page shows what it showed.
-_NEXT_ITEM = f"""SELECT i.id FROM items AS i WHERE {_UNVOTED} AND {_VOTES} + {_LENT_TO_OTHERS} < i.overlap
-    ORDER BY {_OWN_LEASE} DESC, i.priority DESC, i.id LIMIT 1"""
+_NEXT_ITEM = f"""SELECT i.id FROM items AS i WHERE {_UNVOTED} AND {_FREE} AND {_FOR_THEM}
+    AND (:controls OR i.purpose <> 'control')
+    ORDER BY {_OWN_LEASE} DESC, (i.purpose = 'control') = :due DESC, i.priority DESC, i.id LIMIT 1"""
+_PROGRESS = f"""SELECT count(*), count(*) FILTER (WHERE votes >= overlap), coalesce(sum(votes), 0),
+    coalesce(sum(overlap), 0), coalesce(sum(own), 0),
+    count(*) FILTER (WHERE NOT own AND votes + lent < overlap AND theirs)
+    FROM (SELECT i.overlap, {_VOTES} AS votes, {_LENT_TO_OTHERS} AS lent, NOT ({_UNVOTED}) AS own, {_FOR_THEM} AS theirs
+        FROM items AS i WHERE i.purpose <> 'control'
+        UNION ALL SELECT 1, own, 0, own, 1 FROM (SELECT NOT ({_UNVOTED}) AS own FROM items AS i
+            WHERE i.purpose = 'control' AND :name <> x''))"""
+_WITHDRAW = "UPDATE judgements SET withdrawn = 1, digest = 'withdrawn ' || id WHERE id = ?"
+CONTROL_EVERY = 10
+"""One question in so many, at a place drawn for each annotator, is a control question while there are any."""
 
 
-class PreferenceStore(Records):
+class PreferenceStore(Queue):
     """`with PreferenceStore("preferences.sqlite") as store: store.add(comparisons)`.
 
     Opens or creates the file, and brings an older schema up to date. Raises DataError when the file is something else,
@@ -101,72 +98,21 @@ class PreferenceStore(Records):
         if found:
             raise DataError(damage(self.path, found))
 
-    def add_items(self, items: Iterable[Item]) -> list[int]:
-        """Ask for judgements; the ids, in order. An item that is there already keeps its id and settings."""
-        given = list(items)
-        with self._writing():
-            return [self._add_item(item) for item in given]
-
-    def items(self) -> Iterator[tuple[int, Item]]:
-        """Every item with its id, in the order they were added."""
-        return self._read_items("", {})
-
-    def add_checks(self, checks: Iterable[VerificationItem]) -> list[int]:
-        """Ask people about a reward model's opinions; the items' ids, in order.
-
-        One vote of a person on a pair serves every model and reason that asks about it. The opinion of a model that
-        asks again for the same reason takes the place of its older one.
-        """
-        given = list(checks)
-        with self._writing():
-            return [self._add_check(check) for check in given]
-
-    def checks(self) -> Iterator[tuple[int, VerificationItem]]:
-        """Every check with its item's id, those of one item together."""
-        items = dict(self.items())
-        rows = self._db.execute(
-            f"""SELECT c.item, c.model, c.reason, c.log_odds, {RESPONSE_COLUMNS} FROM checks AS c
-            JOIN responses AS r ON r.id = c.favoured ORDER BY c.item, c.model, c.reason"""
-        ).fetchall()
-        for item, model, reason, log_odds, *favoured in rows:
-            yield (
-                int(item),
-                VerificationItem(
-                    item=items[item],
-                    model=model,
-                    reason=reason,
-                    favoured=read_response(favoured),
-                    log_odds=log_odds,
-                ),
-            )
-
-    def prioritise(self, priorities: Mapping[int, float]) -> None:
-        """Give items (by id) another priority: what an active learner would have judged next."""
-        findings.refuse(
-            *(
-                f"priority of item {item}: {priority!r} is not a finite number"
-                for item, priority in priorities.items()
-                if not math.isfinite(priority)
-            )
-        )
-        with self._writing():
-            self._db.executemany(
-                "UPDATE items SET priority = ? WHERE id = ?",
-                [(float(priority), item) for item, priority in priorities.items()],
-            )
-
     def next_item(self, annotator: str, *, lease: float = 600.0, origin: Origin = "unknown") -> Assignment | None:
         """Lend `annotator` an item they have not judged, for `lease` seconds; None when nothing is left for them now.
 
         What they hold already is lent anew. An item is lent to no more people than it still needs votes, so that every
         item gets exactly as many votes as it asks for; a lease that ran out frees the place. The responses come in an
-        order drawn for this annotator, the same whenever they see it.
+        order drawn for this annotator, the same whenever they see it. Items for named people come to nobody else. One
+        of every `CONTROL_EVERY` items is a control question, and those that are left come last; a simulated annotator
+        gets none.
         """
         findings.refuse(findings.text("annotator", annotator), findings.number("lease", lease))
         with self._writing():
             now = self._clock()
             who = self._annotator(annotator, origin)
-            row = self._db.execute(_NEXT_ITEM, {"who": who, "now": now}).fetchone()
+            asked = {"who": who, "now": now, "name": to_bytes(annotator), "controls": origin != "simulated"}
+            row = self._db.execute(_NEXT_ITEM, {**asked, "due": self._control_is_due(annotator, who)}).fetchone()
             return None if row is None else self._lend(row[0], annotator, who, now + lease)
 
     def submit(
@@ -179,13 +125,22 @@ class PreferenceStore(Records):
         seconds: float | None = None,
         ticket: str | None = None,
         origin: Origin = "unknown",
+        abstain: Reason | None = None,
+        instead: bool = False,
+        margin: float | None = None,
+        note: str = "",
+        flag: bool = False,
     ) -> Receipt:
         """Take a vote. `answer` speaks of the responses in the order they were shown to this annotator:
 
-            comparison   "first", "second", "tie" or "cannot say"
+            comparison   "first", "second", "tie", "both bad" or "cannot say"
             rating       1 to 5
             ranking      the place of each response, (2, 1, 3)
-            criteria     {"helpful": 4, "harmless": 5}, a score for each name asked for
+            criteria     {"helpful": 4, "harmless": 5}: for each name asked for a score, or "cannot say"
+
+        `abstain` says instead of an answer why there is none: the vote is then an abstention. `margin`, `note` and
+        `flag` are kept with the judgement; a kind that has no field for one refuses it. `instead` puts the vote in the
+        place of the annotator's earlier one on this item, which stays in the file as a record.
 
         `key` is made by the client, new for every vote and the same when it tries again. A second vote of one annotator
         on one item, or a second call with one key, changes nothing and returns the vote that stands. A vote after the
@@ -203,31 +158,22 @@ class PreferenceStore(Records):
             assignment = Assignment(item, replace(asked, responses=shown), annotator, 0.0)
             if ticket is not None and ticket != assignment.ticket:
                 raise NotAsked(f"item {item} was not put before {annotator!r} like that: the vote is somebody else's")
+            changed: int | None = None
             if (earlier := self._earlier(item, who, key)) is not None:
-                return Receipt(item, earlier, new=False)
+                changed = self._standing(item, who, key) if instead else None
+                if changed is None:
+                    return Receipt(item, earlier, new=False)
             lent = self._db.execute("SELECT 1 FROM leases WHERE item = ? AND annotator = ?", (item, who)).fetchone()
-            if lent is None:
+            if lent is None and changed is None:
                 raise NotAsked(f"item {item} was never put before {annotator!r}: ask for the next item first")
-            kind = kind_named(asked.kind)
-            if kind.many_criteria:
-                findings.refuse(
-                    (not isinstance(answer, Mapping) or set(answer) != set(asked.criteria))
-                    and f"{kind.answer[0]}: expected one for each of {', '.join(asked.criteria)}"
-                )
-            judgement = kind(
-                asked.prompt,
-                shown,
-                answer,
-                criterion=asked.criterion,
-                annotator=annotator,
-                created=self._now(),
-                seconds=seconds,
-            )
+            made = {"annotator": annotator, "created": self._now(), "seconds": seconds, "note": note, "flag": flag}
+            judgement = _judgement_of(assignment.item, answer, abstain, {**made, "margin": margin})
             (free,) = self._db.execute(
-                f"SELECT {_VOTES} + {_LENT_TO_OTHERS} < i.overlap FROM items AS i WHERE i.id = :item",
-                {"item": item, "who": who, "now": self._clock()},
+                f"SELECT {_FREE} FROM items AS i WHERE i.id = :item", {"item": item, "who": who, "now": self._clock()}
             ).fetchone()
-            if not free:
+            if changed is not None:
+                self._db.execute(_WITHDRAW, (changed,))
+            elif not free:
                 raise LeaseExpired(f"item {item} was lent to {annotator!r} too long ago: others have judged it")
             if not self._add_judgement(judgement, origin, item, key):
                 raise DataError("the same judgement of the same moment is in the store already: send it again")
@@ -254,23 +200,34 @@ class PreferenceStore(Records):
                 again = self._db.execute(held, (who, item, now)).fetchone()
                 return None if again is None else self._lend(again[0], annotator, who, now + lease)
             # The digest goes too: the same vote may be given again.
-            withdraw = "UPDATE judgements SET withdrawn = 1, digest = 'withdrawn ' || id WHERE id = ?"
-            self._db.execute(withdraw, vote[:1])
+            self._db.execute(_WITHDRAW, vote[:1])
             return self._lend(vote[1], annotator, who, now + lease)
+
+    def own_votes(self, annotator: str, *, before: int | None = None, limit: int = 50) -> list[OwnVote]:
+        """What an annotator has said, the latest first; `before` is the number of one, to read on from there."""
+        findings.refuse(findings.text("annotator", annotator))
+        condition = """j.id IN (SELECT id FROM judgements WHERE withdrawn = 0 AND item IS NOT NULL
+            AND annotator = (SELECT id FROM annotators WHERE name = CAST(:name AS TEXT))
+            AND (:before IS NULL OR id < :before) ORDER BY id DESC LIMIT :limit)"""
+        values = {"name": to_bytes(annotator), "before": before, "limit": limit}
+        found = [(number, item, vote) for number, item, vote in self._read_judgements(condition, values) if item]
+        return [OwnVote(number, self._shown(item, annotator, 0.0), vote) for number, item, vote in reversed(found)]
+
+    def own_vote(self, annotator: str, item: int) -> OwnVote | None:
+        """What an annotator has said of an item; None where no vote of theirs on it stands."""
+        findings.refuse(findings.text("annotator", annotator))
+        condition = """j.withdrawn = 0 AND j.item = :item AND annotators.name = CAST(:name AS TEXT)"""
+        for number, _, vote in self._read_judgements(condition, {"item": item, "name": to_bytes(annotator)}):
+            return OwnVote(number, self._shown(item, annotator, 0.0), vote)
+        return None
 
     def progress(self, annotator: str | None = None) -> VoteProgress:
         """How far annotation has come, and how much of it is still open to `annotator`."""
         (who,) = self._db.execute(
             "SELECT max(id) FROM annotators WHERE name = CAST(? AS TEXT)", (to_bytes(annotator or ""),)
         ).fetchone()
-        row = self._db.execute(
-            f"""SELECT count(*), count(*) FILTER (WHERE votes >= overlap), coalesce(sum(votes), 0),
-            coalesce(sum(overlap), 0), coalesce(sum(own), 0),
-            count(*) FILTER (WHERE NOT own AND votes + lent < overlap)
-            FROM (SELECT i.overlap, {_VOTES} AS votes, {_LENT_TO_OTHERS} AS lent, NOT ({_UNVOTED}) AS own
-            FROM items AS i)""",
-            {"who": -1 if who is None else who, "now": self._clock()},
-        ).fetchone()
+        asked = {"who": -1 if who is None else who, "now": self._clock(), "name": to_bytes(annotator or "")}
+        row = self._db.execute(_PROGRESS, asked).fetchone()
         return VoteProgress(*row)
 
     # ---------------------------------------------------------------- inside
@@ -290,57 +247,57 @@ class PreferenceStore(Records):
                 return vote
         return None
 
-    def _add_item(self, item: Item) -> int:
-        prompt, shown = self._keep(item.prompt, item.responses)
-        settings = (
-            json.dumps(list(item.criteria)),
-            item.overlap,
-            item.seed,
-            item.repeat,
-            float(item.priority),
-            item.purpose,
-        )
-        row = (item.digest, item.kind, to_bytes(item.criterion), *settings, prompt)
-        if self._db.execute(_ADD_ITEM, row).rowcount > 0:
-            places = [(place, item.digest, response) for place, response in enumerate(shown)]
-            self._db.executemany(_ADD_ITEM_RESPONSE, places)
-        (identity,) = self._db.execute("SELECT id FROM items WHERE digest = ?", (item.digest,)).fetchone()
-        return int(identity)
+    def _control_is_due(self, annotator: str, who: int) -> bool:
+        """Each `CONTROL_EVERY` items have one control question among them, where nobody can guess."""
+        own, controls = self._db.execute(
+            """SELECT count(*), count(controls.item) FROM judgements AS j LEFT JOIN controls ON controls.item = j.item
+            WHERE j.annotator = ? AND j.withdrawn = 0 AND j.item IS NOT NULL""",
+            (who,),
+        ).fetchone()
+        drawn = int(digest("control", annotator, controls)[:8], 16) % CONTROL_EVERY
+        return bool(own >= controls * CONTROL_EVERY + drawn)
 
-    def _add_check(self, check: VerificationItem) -> int:
-        item = self._add_item(check.item)
-        favoured = response_digest(prompt_digest(check.item.prompt), check.favoured)
-        row = (item, to_bytes(check.model), to_bytes(check.reason), float(check.log_odds), favoured)
-        self._db.execute(_ADD_CHECK, row)
-        return item
+    def _standing(self, item: int, who: int, key: str) -> int | None:
+        """The row of the vote of `who` on `item`; None where there is none, or the key came before."""
+        row = self._db.execute(
+            """SELECT max(id) FROM judgements WHERE item = ? AND annotator = ? AND withdrawn = 0
+            AND NOT EXISTS (SELECT 1 FROM judgements WHERE idempotency_key = CAST(? AS TEXT))""",
+            (item, who, to_bytes(key)),
+        ).fetchone()
+        return None if row[0] is None else int(row[0])
 
     def _lend(self, item: int, annotator: str, who: int, expires: float) -> Assignment:
         self._db.execute(_LEND, (item, who, expires))
+        return self._shown(item, annotator, expires)
+
+    def _shown(self, item: int, annotator: str, expires: float) -> Assignment:
+        """The item with its responses in the order that this annotator sees."""
         asked = self._item(item)
         shown = tuple(asked.responses[place] for place in asked.order_for(annotator))
         return Assignment(item, replace(asked, responses=shown), annotator, expires)
 
-    def _item(self, item: int) -> Item:
-        for _, asked in self._read_items("WHERE i.id = :item", {"item": item}):
-            return asked
-        raise DataError(f"item {item!r}: the store has no such item")
 
-    def _read_items(self, condition: str, values: Mapping[str, object]) -> Iterator[tuple[int, Item]]:
-        for item, rows in groupby(self._db.execute(_ITEMS.format(condition=condition), values), lambda row: row[0]):
-            parts = list(rows)
-            kind, criterion, criteria, overlap, seed, repeat, priority, purpose = parts[0][11:]
-            yield (
-                int(item),
-                Item(
-                    kind=kind,
-                    prompt=read_prompt(parts[0][1:]),
-                    responses=tuple(read_response(row[4:]) for row in parts),
-                    criterion=criterion,
-                    criteria=tuple(json.loads(criteria)),
-                    overlap=overlap,
-                    seed=seed,
-                    repeat=repeat,
-                    priority=priority,
-                    purpose=purpose,
-                ),
-            )
+def _judgement_of(asked: Item, answer: object, abstain: Reason | None, circumstances: JsonObject) -> Judgement:
+    """What somebody says of an item as it was shown. Raises DataError."""
+    kind = kind_named(asked.kind)
+    criterion = asked.criterion
+    if kind.many_criteria and abstain is None:
+        findings.refuse(
+            (not isinstance(answer, Mapping) or set(answer) != set(asked.criteria))
+            and f"{kind.answer[0]}: expected one for each of {', '.join(asked.criteria)}"
+        )
+        assert isinstance(answer, Mapping)
+        answer = {name: score for name, score in answer.items() if score != CANNOT_SAY}
+        abstain = None if answer else CANNOT_SAY
+    if abstain is not None:
+        kind, answer = ABSTENTION, abstain
+        criterion = ", ".join(sorted(asked.criteria)) or criterion
+    given = {name: value for name, value in circumstances.items() if value not in (None, "") and value is not False}
+    findings.refuse(
+        *(
+            f"{name}: a {kind.name} has none"
+            for name in ("margin", "note", "flag")
+            if name in given and not kind.takes(name)
+        )
+    )
+    return kind(asked.prompt, asked.responses, answer, **given, criterion=criterion)

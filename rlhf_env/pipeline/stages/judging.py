@@ -15,7 +15,7 @@ from rlhf_env.errors import DataError, Problem, UnknownName
 from rlhf_env.feedback.asking.annotators import Annotator
 from rlhf_env.feedback.asking.collecting import items_of, judge_items
 from rlhf_env.feedback.asking.pairs import collect_pairs
-from rlhf_env.feedback.kinds import kind_names
+from rlhf_env.feedback.kinds import asked_kind_names
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.learning.configuration import from_table
 from rlhf_env.pipeline.hashing import Hashes
@@ -66,8 +66,8 @@ class JudgeStage:
     def problems(self) -> Iterator[Problem]:
         if self.overlap > self.people:
             yield fault("overlap", f"= {self.overlap} needs as many people, and there are {self.people}")
-        if self.ask not in kind_names():
-            yield Problem(str(UnknownName("kind of judgement", self.ask, kind_names())), ("ask",))
+        if self.ask not in asked_kind_names():
+            yield Problem(str(UnknownName("kind of judgement", self.ask, asked_kind_names())), ("ask",))
 
     @staticmethod
     def table(own: JsonView, defaults: JsonView, links: Links) -> JsonObject:

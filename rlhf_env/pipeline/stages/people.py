@@ -12,7 +12,7 @@ from annotated_types import Ge, Le
 
 from rlhf_env.errors import DataError, Problem, UnknownName
 from rlhf_env.feedback.asking.collecting import items_of
-from rlhf_env.feedback.kinds import kind_names
+from rlhf_env.feedback.kinds import asked_kind_names
 from rlhf_env.feedback.page.keys import Keys
 from rlhf_env.feedback.store.items import Criterion, VoteProgress
 from rlhf_env.feedback.store.store import PreferenceStore
@@ -62,8 +62,8 @@ class AnnotateStage:
     takes_larger_budget: ClassVar[bool] = False
 
     def problems(self) -> Iterator[Problem]:
-        if self.ask not in kind_names():
-            yield Problem(str(UnknownName("kind of judgement", self.ask, kind_names())), ("ask",))
+        if self.ask not in asked_kind_names():
+            yield Problem(str(UnknownName("kind of judgement", self.ask, asked_kind_names())), ("ask",))
 
     @staticmethod
     def table(own: JsonView, defaults: JsonView, links: Links) -> JsonObject:

@@ -229,7 +229,7 @@ def test_the_page_serves_its_form_and_takes_its_vote(acceptance: JudgementKind, 
 
 
 def test_what_is_registered_has_to_be_a_kind_of_that_name(acceptance: JudgementKind) -> None:
-    assert kind_names() == ["comparison", "rating", "ranking", "criteria", "acceptance"]
+    assert kind_names() == ["comparison", "rating", "ranking", "criteria", "abstention", "acceptance"]
     plugins.register_judgement("guess", acceptance)
     with pytest.raises(PluginError, match="judgement 'guess': expected a JudgementKind of that name"):
         kind_named("guess")

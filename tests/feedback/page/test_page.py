@@ -75,12 +75,17 @@ def test_each_kind_from_request_to_judgement(path: Path, enter: Enter, fill: Fil
     ("text", "turn", "shown"),
     [
         ("Hello, you.<|turn|>", "Hello, you.", "Hello, you."),
-        ("Hello, you.<|turn|> Bye.", "Hello, you.", "Hello, you.<|turn|> Bye."),
+        ("Hello, you.<|turn|> Bye.", "Hello, you.", "Hello, you.\n Bye."),
         ("Hello, you.", "3", "Hello, you."),  # a column of somebody's own
-        ("Hello.<|turn|>", None, "Hello.<|turn|>"),
+        ("Hello.<|turn|>", None, "Hello."),
+        ("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n", None, "user\nHi\nassistant\n"),
+        ("<s>[INST] Hi [/INST]", None, " Hi "),
+        ("<｜User｜>Hi<｜Assistant｜>", None, "Hi"),
+        ("a <s>struck</s> b</s></s>", None, "a <s>struck</s> b"),
+        ("<|a b|> 1 <| 2 |> <bosh>", None, "<|a b|> 1 <| 2 |> <bosh>"),
     ],
 )
-def test_a_prompt_is_shown_without_the_mark_that_its_task_closed_it_with(
+def test_the_markers_of_models_are_not_shown(
     path: Path, enter: Enter, fill: Fill, text: str, turn: str | None, shown: str
 ) -> None:
     texts = (Response("a", PERSON), Response("b", PERSON))

@@ -236,6 +236,8 @@ def test_keys_are_compared_in_a_time_that_tells_nothing(
     """S13: hmac.compare_digest decides about both links, a session and its token, and nothing beside it does."""
     fill(path, *pairs(1))
     ann = enter()
+    item = ann.next()["id"]
+    ann.post("vote", item=item, answer="tie", key="k", seconds=1)  # all is judged: agreement is open
     cookie, _, signature = ann.headers["Cookie"].rpartition(".")
     send, own = ann.client.request, {"Origin": OWN}
     compares: dict[str, Callable[[str], httpx.Response]] = {

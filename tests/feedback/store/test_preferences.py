@@ -224,7 +224,7 @@ def test_an_older_file_is_migrated(path: Path) -> None:
         (version,) = store._db.execute("PRAGMA user_version").fetchone()
     with PreferenceStore(path) as store:
         assert store.counts().judgements["comparisons"] == 2
-    assert version == 4
+    assert version == 5
 
 
 def test_a_migration_that_fails_leaves_the_file_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,8 @@
 import * as server from "./server.js";
 import { el, shown } from "./elements.js";
 import { button, controlsOf } from "./forms.js";
+import { isMarkdown, markdown } from "./markdown.js";
+import { ownJudgements } from "./own.js";
 
 const $ = (id) => document.getElementById(id);
 const SETTLE = 400; // ms: the second half of a double click must not judge the next item
@@ -17,14 +19,20 @@ let shownAt = 0;
 let hiddenFor = 0;
 let hiddenSince = 0;
 let expiry = 0;
+let current = null; // what was shown last, to be drawn again
+let formatted = localStorage.getItem("plain text") !== "on";
 
 // ---------------------------------------------------------------- text that others wrote
 
 function written({ text, length = null }) {
-  const nodes = shown(text);
+  const rendered = formatted && isMarkdown(text);
+  const nodes = rendered ? markdown(text) : shown(text);
   if (length !== null) nodes.push(el("span", { class: "unseen" }, ` cut here: ${length.toLocaleString()} characters in all`));
-  return el("div", { class: "text", dir: "auto" }, ...(text ? nodes : [el("span", { class: "unseen" }, "empty")]));
+  return el("div", { class: rendered ? "text md" : "text", dir: "auto" }, ...(text ? nodes : [el("span", { class: "unseen" }, "empty")]));
 }
+
+// A prompt; of a conversation each turn with who says it.
+const asked = (prompt) => (prompt.turns ? prompt.turns.flatMap((turn) => [el("p", { class: "role" }, turn.role), written(turn)]) : [written(prompt)]);
 
 function notice(text, ...more) {
   $("notice").replaceChildren(...(text ? [el("p", {}, text, ...more)] : []));
@@ -64,17 +72,27 @@ function ask(token, problem) {
 function leave() {
   controls = null;
   clearTimeout(expiry);
-  $("who").hidden = $("progress").hidden = document.querySelector("footer").hidden = true;
+  $("who").hidden = $("progress").hidden = document.querySelector("footer").hidden = $("guidelines").hidden = true;
 }
 
-async function begin({ annotator }) {
+async function begin({ annotator, guidelines }) {
   const lost = server.belongsTo(annotator);
+  guide(guidelines);
   $("name").textContent = annotator;
   $("who").hidden = $("progress").hidden = document.querySelector("footer").hidden = false;
   await attempt(
-    () => (server.pending() ? server.deliver(waiting) : server.next(waiting)),
+    () => (server.pending() ? server.deliver(waiting) : history.state?.item ? again(history.state.item) : server.next(waiting)),
     () => (lost === null ? "" : `${annotator} is judging in this browser now. The last vote of ${lost} in this tab was not counted: ${lost} can give it again.`),
   );
+}
+
+// Open for whoever has not seen them, or not like this.
+function guide(text) {
+  $("guidelines").hidden = !text;
+  if (!text) return;
+  $("guidelines").lastElementChild.replaceChildren(...markdown(text));
+  if (localStorage.getItem("guidelines") !== text) $("guidelines").open = true;
+  localStorage.setItem("guidelines", text);
 }
 
 // Another tab has changed who judges in this browser, or has begun a new session: this one follows.
@@ -114,10 +132,15 @@ async function attempt(request, said = () => "") {
   }
 }
 
-function show({ item, progress }) {
+const resume = () => attempt(() => server.next(waiting));
+
+// `vote` is what the item was judged with earlier: it stands until another one is given.
+function show({ item, progress, vote = null }) {
+  current = { item, progress, vote };
   count(progress);
   clearTimeout(expiry);
-  const undo = button("Undo", "u", takeBack, { class: "undo", disabled: !progress.own });
+  const undo = vote ? button("Keep my vote", "Escape", resume, { class: "undo" }) : button("Undo", "u", takeBack, { class: "undo", disabled: !progress.own });
+  history.replaceState(vote ? { item: item.id } : null, "", "/");
   if (item === null) {
     const left = progress.wanted - progress.votes;
     const why = !progress.items
@@ -125,50 +148,160 @@ function show({ item, progress }) {
       : left
         ? `${left} votes are still to come, from others or of items that others hold now.`
         : "Every item has the votes it asks for: the results are open.";
-    const again = button("Look again", "r", () => attempt(() => server.next(waiting)), { class: "main" });
+    const again = button("Look again", "r", resume, { class: "main" });
     $("task").replaceChildren(el("section", { class: "panel done" }, el("h2", {}, "Nothing left for you"), el("p", {}, why)), el("div", { class: "actions" }, undo, again));
     controls = { keys: [["r", "Look again"]], press: (key) => key === "r" && (again.click(), true) };
   } else {
-    controls = controlsOf(item, (answer) => submit(item, answer));
-    const { question, card, layout, actions } = controls;
+    const { nodes: aside, given, toggle } = beside(item, vote);
+    const draft = vote ? null : server.draft(item).form;
+    const keep = (form) => vote || server.keepDraft({ ...server.draft(item), form });
+    controls = controlsOf(item, (said) => submit(item, { ...said, ...given(), instead: vote !== null }), { said: vote, draft, keep });
+    controls.beside = toggle;
+    const { question, card, above, layout, actions } = controls;
     const { guidelines } = item.form;
     const title = el("h2", { tabindex: "-1" }, question);
     const many = item.responses.length > 1;
     $("task").replaceChildren(
       title,
+      vote ? el("p", { class: "purpose" }, "You have judged this. Your vote stands until you give another one.") : "",
       item.purpose in PURPOSES ? el("p", { class: "purpose" }, PURPOSES[item.purpose]) : "",
       guidelines ? el("p", { class: "guidelines" }, guidelines) : "",
-      el("section", { class: "prompt", "aria-label": "Prompt" }, el("h3", {}, "Prompt"), written(item.prompt)),
+      el("section", { class: "prompt", "aria-label": "Prompt" }, el("h3", {}, "Prompt"), ...asked(item.prompt)),
       el(
         "div",
         { class: many ? "responses" : "responses single" },
         ...item.responses.map((response, i) => {
           const label = many ? `Response ${i + 1}` : "Response";
           const below = card(i);
-          return el("article", { class: "panel", "aria-label": label }, el("h3", {}, label), written(response), below.length ? el("div", { class: "choose" }, ...below) : "");
+          return el("article", { class: "panel", "aria-label": label }, el("h3", {}, label), written(response), below.length ? el("div", { class: controls.twice ? "choose twice" : "choose" }, ...below) : "");
         }),
       ),
+      ...above,
+      ...aside,
       el("div", { class: `actions ${layout}`.trim(), role: "group", "aria-label": "Your judgement" }, ...actions, undo),
     );
     title.focus({ preventScroll: true });
     scrollTo(0, 0);
-    expiry = setTimeout(runOut, Math.min(item.lease * 1000, 2 ** 31 - 1));
+    if (!vote) expiry = setTimeout(runOut, Math.min(item.lease * 1000, 2 ** 31 - 1));
   }
-  const keys = [...controls.keys, ["u", "Undo the last vote"]];
+  $("agreement").hidden = item !== null || progress.votes < progress.wanted;
+  if (!$("agreement").hidden) compare();
+  settle();
+}
+
+// Keys count from now on, after a moment.
+function settle() {
+  const comment = controls.beside ? [["c", "Comment"], ["f", "Flag"], ["m", "Formatted or plain text"]] : [];
+  const last = current.vote ? ["Escape", "Keep your vote"] : ["u", "Undo the last vote"];
+  const keys = [...controls.keys, ...comment, ["v", "Your judgements"], ["g", "Guidelines"], last];
   $("shortcuts").replaceChildren(...keys.flatMap(([key, meaning]) => [el("dt", {}, el("kbd", {}, key)), el("dd", {}, meaning)]));
   shownAt = performance.now();
   hiddenFor = 0;
   hiddenSince = document.hidden ? shownAt : 0;
-  compare();
 }
+
+// The comment and the flag, where the kind of judgement has room for them. `given()` is what stands in them.
+function beside(item, vote) {
+  const { comment, flag } = item.form;
+  if (!comment && !flag) return { nodes: [], given: () => ({}), toggle: null };
+  const before = vote ?? server.draft(item);
+  const words = el("textarea", { id: "comment", rows: "2", maxlength: "10000", "aria-keyshortcuts": "c" });
+  const box = el("input", { id: "flag", type: "checkbox", "aria-keyshortcuts": "f" });
+  const given = () => ({ ...(comment ? { note: words.value } : {}), ...(flag ? { flag: box.checked } : {}) });
+  const keep = () => vote || server.keepDraft({ ...server.draft(item), ...given() });
+  words.value = before.note;
+  box.checked = before.flag;
+  words.oninput = box.onchange = keep;
+  const label = el("summary", {}, "Comment or flag ", el("kbd", {}, "c"));
+  const details = el(
+    "details",
+    { class: "beside", open: Boolean(before.note || before.flag) },
+    label,
+    ...(comment ? [el("label", { for: "comment" }, "Comment, kept with your judgement"), words] : []),
+    ...(flag ? [el("label", { class: "flag" }, box, " Flag this for whoever asked ", el("kbd", {}, "f"))] : []),
+  );
+  const texts = [item.prompt, ...(item.prompt.turns ?? []), ...item.responses];
+  const plain = el("button", { type: "button", class: "link", onclick: () => replain(), "aria-keyshortcuts": "m", hidden: !texts.some(({ text }) => isMarkdown(text)) }, formatted ? "Show plain text" : "Show formatted text");
+  return {
+    nodes: [el("div", { class: "reading" }, details, plain)],
+    given,
+    toggle(key) {
+      if (key === "c" && comment) {
+        details.open = true;
+        words.focus();
+      } else if (key === "f" && flag) {
+        details.open = true;
+        box.checked = !box.checked;
+        keep();
+      } else if (key === "m") replain();
+      else return false;
+      return true;
+    },
+  };
+}
+
+// The same item with its texts as they were written, or as Markdown means them.
+function replain() {
+  formatted = !formatted;
+  localStorage.setItem("plain text", formatted ? "off" : "on");
+  const { item } = current;
+  const texts = [...(item.prompt.turns ?? [item.prompt]), ...item.responses];
+  document.querySelectorAll("#task .text").forEach((old, i) => old.replaceWith(written(texts[i])));
+  document.querySelector(".reading > .link").textContent = formatted ? "Show plain text" : "Show formatted text";
+}
+
+// ---------------------------------------------------------------- what was judged before
+
+// One's own vote on an item. It may be gone: taken back in another tab.
+async function again(item) {
+  try {
+    return await server.reopen(item);
+  } catch (error) {
+    if (error.status !== 409) throw error;
+    return server.next(waiting);
+  }
+}
+
+const lookAgain = (item) => {
+  history.pushState({ item }, "", "/");
+  return attempt(() => again(item));
+};
+
+async function listOwn() {
+  if (!settled()) return;
+  try {
+    const { nodes, title } = await ownJudgements(lookAgain, resume);
+    clearTimeout(expiry);
+    controls = { keys: [["Escape", "Back to judging"]], press: (key) => key === "Escape" && (resume(), true) };
+    $("task").replaceChildren(...nodes);
+    notice("");
+    title.focus({ preventScroll: true });
+    scrollTo(0, 0);
+    settle();
+  } catch (error) {
+    notice(error.message ?? String(error));
+  }
+}
+
+// The browser's Back leads to the item judged before this one, whose vote stands.
+addEventListener("popstate", ({ state }) => {
+  if (controls !== null) attempt(() => (state?.item ? again(state.item) : server.next(waiting)));
+});
 
 const settled = () => controls !== null && performance.now() - shownAt > SETTLE;
 
-function submit(item, answer) {
+function submit(item, said) {
   if (!settled()) return;
   const hidden = hiddenFor + (hiddenSince ? performance.now() - hiddenSince : 0);
   const seconds = Math.max(0, performance.now() - shownAt - hidden) / 1000;
-  attempt(() => server.vote(item, answer, seconds, waiting), (said) => (said.new ? "" : "You had judged that one before: the first vote stands."));
+  const sent = async () => {
+    const answer = await server.vote(item, said, seconds, waiting);
+    history.replaceState({ item: item.id }, "", "/");
+    history.pushState(null, "", "/");
+    return answer;
+  };
+  const told = (answer) => (answer.new ? (said.instead ? "Changed: this vote stands now." : "") : "You had judged that one before: the first vote stands.");
+  attempt(sent, told);
 }
 
 function takeBack() {
@@ -228,13 +361,26 @@ async function compare() {
 document.addEventListener("keydown", (event) => {
   const plain = !(event.ctrlKey || event.metaKey || event.altKey || event.repeat || event.isComposing);
   const typing = event.target.matches("input:not([type=radio]), textarea");
-  const own = event.key === "Enter" && event.target.matches("button, summary, a"); // it presses what has the focus
-  if (!plain || typing || own || !$("keys").checked || !settled()) return;
+  const presses = event.key === "Enter" && event.target.matches("button, summary, a"); // what has the focus
+  if (!plain || typing || presses || !$("keys").checked || !settled()) return;
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-  if (key === "u") takeBack();
+  if (current.vote && key === "Escape") resume();
+  else if (key === "u" && !current.vote) takeBack();
   else if (key === "?") $("help").open = !$("help").open;
-  else if (!controls.press(key)) return;
+  else if (!controls.press(key) && !controls.beside?.(key) && !elsewhere(key)) return;
   event.preventDefault();
+});
+
+function elsewhere(key) {
+  if (key === "v") listOwn();
+  else if (key === "g" && !$("guidelines").hidden) $("guidelines").open = !$("guidelines").open;
+  else return false;
+  return true;
+}
+
+// Out of the comment by Escape, to the keys that judge.
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && event.target.matches("#task textarea")) document.querySelector("#task h2").focus({ preventScroll: true });
 });
 
 document.addEventListener("visibilitychange", () => {
@@ -244,6 +390,7 @@ document.addEventListener("visibilitychange", () => {
 
 $("keys").checked = localStorage.getItem("keys") !== "off";
 $("keys").addEventListener("change", () => localStorage.setItem("keys", $("keys").checked ? "on" : "off"));
+$("own").addEventListener("click", listOwn);
 $("switch").addEventListener("click", () => ask(null));
 
 addEventListener("hashchange", () => location.reload()); // a link opened in this tab loads nothing by itself

@@ -87,14 +87,51 @@ function verified(model, rows) {
   );
 }
 
-function show({ progress, contests, verified: checks }) {
+function known(rows) {
+  return el(
+    "section",
+    { class: "panel" },
+    el("h2", {}, "Control questions"),
+    el(
+      "ol",
+      { class: "rows" },
+      ...rows.map((it) => row(it.annotator, "", picture(it.share, 1), ["Right", range(it.share, percent)], ["Answered", it.answered.toLocaleString()], it.undecided ? ["Without an opinion", it.undecided.toLocaleString()] : null)),
+    ),
+    el("p", { class: "fine" }, "How often each annotator gave the answer that is known; a score is right within one step. In brackets: Wilson’s 95 % intervals."),
+  );
+}
+
+function agreed(rows) {
+  return el(
+    "section",
+    { class: "panel" },
+    el("h2", {}, "Agreement"),
+    el(
+      "ol",
+      { class: "rows" },
+      ...rows.map((it) =>
+        row(
+          `${it.kind}, ${it.criterion}`,
+          `${it.judgements.toLocaleString()} judgements by ${it.annotators}, ${it.units.toLocaleString()} judged by two or more`,
+          it.agreement ? picture(it.agreement, 1) : "",
+          ["Said the same", it.agreement ? range(it.agreement, percent) : "judged by one person each"],
+          it.alpha && ["Krippendorff’s α", range(it.alpha, (x) => x.toFixed(2))],
+          it.self_consistency && ["Same again", range(it.self_consistency, percent)],
+          it.seconds && ["Seconds", range(it.seconds, (x) => x.toFixed(1))],
+        ),
+      ),
+    ),
+  );
+}
+
+function show({ progress, contests, verified: checks, agreement, controls }) {
   const { votes, wanted, complete, items } = progress;
   $("progress").hidden = false;
   $("meter").max = Math.max(1, wanted);
   $("meter").value = votes;
   $("counts").textContent = `${votes.toLocaleString()} of ${wanted.toLocaleString()} votes · ${complete.toLocaleString()} of ${items.toLocaleString()} items complete`;
   const models = [...new Set(checks.map((it) => it.model))];
-  const parts = [...contests.map(contest), ...models.map((model) => verified(model, checks.filter((it) => it.model === model)))];
+  const parts = [...contests.map(contest), ...models.map((model) => verified(model, checks.filter((it) => it.model === model))), ...(agreement.length ? [agreed(agreement)] : []), ...(controls.length ? [known(controls)] : [])];
   const nothing = el("section", { class: "panel done" }, el("h2", {}, "No results yet"), el("p", {}, "“rlhf-env preferences evaluate” has authors compared, “rlhf-env preferences verify” a reward model checked."));
   $("results").replaceChildren(...(parts.length ? parts : [nothing]));
 }

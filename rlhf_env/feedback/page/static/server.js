@@ -4,6 +4,7 @@
 const PENDING = "pending vote";
 const HISTORY = "judged items";
 const JUDGE = "who judges in this tab";
+const DRAFT = "not judged yet";
 let csrf = "";
 
 // The server said no: `status` is HTTP's, the message is for people.
@@ -79,8 +80,19 @@ export function forget() {
   sessionStorage.clear();
 }
 
-export async function vote({ id, ticket }, answer, seconds, onWait) {
-  keep(PENDING, { item: id, ticket, answer, seconds, key: crypto.getRandomValues(new Uint32Array(4)).join("-") });
+// What was filled in of an item and is no vote yet: it survives a reload, and a look at something else.
+export const draft = (item) => {
+  const kept = recall(DRAFT);
+  return kept?.ticket === item.ticket ? kept : { ticket: item.ticket, form: null, note: "", flag: false };
+};
+export const keepDraft = (what) => keep(DRAFT, what);
+
+export const own = (before) => send("POST", "/api/own", { before });
+export const reopen = (item) => send("POST", "/api/open", { item });
+
+// `said` is what forms.js submits, with the comment, the flag, and `instead` where it takes the place of an earlier vote.
+export async function vote({ id, ticket }, said, seconds, onWait) {
+  keep(PENDING, { item: id, ticket, ...said, seconds, key: crypto.getRandomValues(new Uint32Array(4)).join("-") });
   return deliver(onWait);
 }
 
@@ -91,6 +103,7 @@ export async function deliver(onWait) {
     const said = await insist("/api/vote", waiting, onWait);
     keep(HISTORY, [...(recall(HISTORY) ?? []), waiting.item].slice(-1000));
     sessionStorage.removeItem(PENDING);
+    if (recall(DRAFT)?.ticket === waiting.ticket) sessionStorage.removeItem(DRAFT);
     return said;
   } catch (error) {
     if (![401, 403].includes(error.status)) sessionStorage.removeItem(PENDING);

@@ -1,0 +1,132 @@
+"""axe, the accessibility checker, finds nothing on the annotation page: each view, on a desk and at 420 pixels.
+
+`make axe` fetches axe-core (4.14, MPL 2.0) into build/ and calls this; without it there is nothing to test with.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("starlette", reason="the extra 'annotate' is not installed")
+pytest.importorskip("uvicorn", reason="the extra 'annotate' is not installed")
+
+from rlhf_env.feedback.judgements import Author, Response
+from rlhf_env.feedback.kinds import Comparison
+from rlhf_env.feedback.page.keys import Keys
+from rlhf_env.feedback.store.items import Criterion, Item
+from rlhf_env.feedback.store.store import PreferenceStore
+from rlhf_env.types import Prompt
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "examples/closed_loop"))
+from browser import CHROMIUM, Tab
+
+AXE = Path(__file__).parents[3] / "build/axe/axe.min.js"
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH"),
+    pytest.mark.skipif(not AXE.is_file(), reason="no axe-core in build/: `make axe` fetches it"),
+]
+
+PERSON = Author("human", "the author's name")
+MARKDOWN = """# Title
+
+Some `code`, **strong**, [words](https://example.org).
+
+```python
+print(1)
+```
+
+- a
+- b
+
+> said
+
+|a|b|
+|-|-|
+|1|2|
+"""
+KEYS = {  # by how a question begins
+    "Which response": ("s",),
+    "How good is this response by “kind”": ("n",),
+    "Put the responses": ("1", "2", "3", "Enter"),
+    "How good is this response by each": ("5", "6", "Enter"),
+}
+WIDTHS = {"desk": 1100, "phone": 420}
+
+
+@pytest.fixture(params=["light", "dark"])
+def tab(request: pytest.FixtureRequest) -> Iterator[Tab]:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        opened = Tab(Path(profile))
+        scheme = {"name": "prefers-color-scheme", "value": request.param}
+        opened.call("Emulation.setEmulatedMedia", features=[scheme])
+        yield opened
+        opened.close()
+
+
+def complaints(tab: Tab, view: str) -> list[str]:
+    """What axe finds wrong with the view, at each width; and what is wider than the window."""
+    tab.value(AXE.read_text(encoding="utf-8") + "; null")
+    found = []
+    for name, width in WIDTHS.items():
+        tab.call("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=False)
+        for one in tab.value("axe.run().then((said) => said.violations)"):
+            found += [f"{view}, {name}: {one['id']}: {it['html'][:200]}" for it in one["nodes"]]
+        if tab.value("document.documentElement.scrollWidth") > width:
+            found.append(f"{view}, {name}: scrolls sideways")
+    return found
+
+
+def test_axe_finds_nothing_wrong(tab: Tab, tmp_path: Path, serving: Any) -> None:
+    path = tmp_path / "prefs.sqlite"
+    guidelines = tmp_path / "guidelines.md"
+    guidelines.write_text(MARKDOWN, encoding="utf-8")
+    texts = [Response(text, PERSON) for text in (MARKDOWN, "b " * 200, "c")]
+    prompt = Prompt("p", "User: hello\nAssistant:", {"messages": [{"role": "user", "content": "hello"}]})
+    with PreferenceStore(path) as store:
+        store.set_criterion(Criterion("kind", "Would you say this to a friend?"))
+        store.add_items(
+            [
+                Item(kind="comparison", prompt=prompt, responses=tuple(texts[:2]), purpose="evaluation"),
+                Item(kind="rating", prompt=prompt, responses=tuple(texts[:1]), criterion="kind"),
+                Item(kind="ranking", prompt=prompt, responses=tuple(texts)),
+                Item(kind="criteria", prompt=prompt, responses=tuple(texts[:1]), criteria=("kind", "true")),
+            ]
+        )
+        store.add_controls([Comparison(Prompt("c", "1 + 1?"), texts[0], texts[2], "second", "known")])
+    keys = Keys.of(path)
+    found = []
+    with serving(path, guidelines=guidelines, strength=True) as address:
+        tab.call("Page.navigate", url=f"{address}/#token={keys.token}")
+        tab.sees("Who is judging?")
+        found += complaints(tab, "name")
+        tab.value("document.getElementById('annotator').focus()")
+        tab.call("Input.insertText", text="Ann")
+        tab.press("Enter")
+        tab.sees("Slightly better")
+        for judged in range(5):  # one of them the control question, wherever it comes
+            tab.settle()
+            question = tab.value("document.querySelector('h2').innerText")
+            tab.value("document.querySelectorAll('details').forEach((it) => (it.open = true))")
+            found += complaints(tab, question)
+            tab.value("document.querySelector('h2').focus()")
+            tab.press(*next(keys for begins, keys in KEYS.items() if question.startswith(begins)))
+            tab.sees(f"{judged + 1} yours")
+        tab.sees("Nothing left for you")
+        tab.settle()
+        found += complaints(tab, "nothing left")
+        tab.press("v")
+        tab.sees("A vote stands until")
+        found += complaints(tab, "own judgements")
+        tab.value("document.querySelector('.own li:last-child button').click()")
+        tab.sees("You have judged this")
+        found += complaints(tab, "judged before")
+        tab.call("Page.navigate", url=f"{address}/results#token={keys.owner}")
+        tab.sees("Control questions")
+        found += complaints(tab, "results")
+    assert not found, "\n".join(found)
