@@ -147,9 +147,9 @@ could be asked).
 | rule | well kept | false stops |
 |---|---|---|"""
     for verdict in others:
-        it = verdict.elsewhere
-        assert it is not None
-        yield f"| {verdict.family} | {_of(it)} | {it.false_stops} of {it.runs} |"
+        if verdict.elsewhere is not None:
+            there = verdict.elsewhere
+            yield f"| {verdict.family} | {_of(there)} | {there.false_stops} of {there.runs} |"
 
 
 def _shown(findings: BrakeFindings) -> list[BrakeVerdict]:
