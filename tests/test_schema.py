@@ -41,7 +41,7 @@ BEYOND = {
         "JSON has no nan and no inf"
     ),
     r"one or more printable characters|is no name for a file|device must be": "what a name is made of",
-    r"needs a tokenizer|at least one limit|is measured by|counts evaluations|must be at most 4 \(max": (
+    r"needs a tokenizer|at least one limit|is measured by|counts evaluations|watches gold|must be at most 4 \(max": (
         "several settings at once"
     ),
     r"and they are ignored|is for hard labels|belongs to the sigmoid|marks answers, and loss_on|leaves no pr": (
