@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from rlhf_env.lab.brake import libraries
 from rlhf_env.lab.brake.asking import BrakeDecision, WayOfAsking, ask
 from rlhf_env.lab.brake.exact import ExactRun
 from rlhf_env.lab.brake.judging import RuleToTry, compare_brakes, pick, tally
-from rlhf_env.lab.brake.page import brake_page
+from rlhf_env.lab.brake.page import brake_in_words, brake_page
 from rlhf_env.lab.brake.records import SavedRun, read_records, read_study
 from rlhf_env.lab.brake.runs import BrakeRun
 from rlhf_env.lab.brake.signals import SIGNALS
@@ -128,6 +129,20 @@ def test_rules_are_told_of_on_the_runs_they_were_not_chosen_on() -> None:
     assert "| KL budget (`max_kl`) |" in page and "The bar" in page
     with pytest.raises(DataError, match="even seeds"):
         compare_brakes(runs[:1], libraries=False)
+
+
+def test_the_held_out_half_has_no_say_in_which_rule_is_named() -> None:
+    """The one named is cheapest where settings are chosen, and the other half says no to it."""
+    runs = [record([0.0, 1.0, 2.0, 0.0], seed, rollout__kl=[0.0, 1.0, 2.0, 9.0]) for seed in range(20)]
+    never, *others = compare_brakes(runs, libraries=False)
+    meets, fails = (replace(never.on_choice, kept_well=kept, labels=8.0) for kept in (10, 0))
+    asking = next(it for it in others if it.asks)
+    silent = [replace(it, on_choice=fails, on_held_out=meets) for it in others if not it.asks]
+    named = replace(asking, on_choice=meets, on_held_out=fails)
+    dear = replace(asking, family="dear", on_choice=replace(meets, labels=64.0), on_held_out=replace(meets, labels=1.0))
+    findings = BrakeFindings(20, 20, 0, [never, *silent, dear, named])
+    assert findings.winner is named
+    assert "the bar is not met there" in brake_in_words(findings)
 
 
 def test_a_record_or_a_study_that_cannot_be_read_is_named(tmp_path: Path) -> None:
