@@ -177,7 +177,7 @@ def _rule_of_an_experiment() -> Iterator[str]:
     yield f"""
 ## In an experiment
 
-`[stopping.brake]` is the rule of the rows "scores", with what 64 texts asked for on 200 of these runs as its defaults:
+`[stopping.brake]` is the rule of the rows "scores"; its defaults are what was chosen for 64 texts:
 
 ```toml
 [evaluation]
