@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -169,3 +170,21 @@ def test_other_peoples_detectors_are_called_on_the_rows() -> None:
     text = {"texts/shown": ["abcabcabcabc"] * 4, "texts/rewards": [1.0] * 4}
     repeats = SavedRun("r", "g", 0, [{**row, **text} for row in calm[:20]], None, np.zeros(20))
     assert libraries.reward_scope_alerts(repeats)[-1] > 0.0
+
+
+def test_what_the_readme_says_of_it_stands_in_its_table() -> None:
+    root = Path(__file__).resolve().parents[3]
+    rows = {
+        cells[1].strip(): cells
+        for line in (root / "docs" / "brake.md").read_text(encoding="utf-8").splitlines()
+        if line.count("|") == 10 and (cells := line.split("|"))
+    }
+    (said,) = re.findall(
+        r"`rlhf-env lab brake` asks.*?has its price", (root / "README.md").read_text("utf-8"), re.DOTALL
+    )
+    signals = [row for row in rows if not row.startswith(("scores", "votes", "never", "rule", "---"))]
+    best = max(signals, key=lambda row: int(rows[row][3].split("%")[0]))
+    told = re.findall(r"(\d+) % \((\d+) to (\d+)\)", " ".join(said.split()))
+    named = ["never stop", best, "scores, 64 a time", "votes against the best so far, 8 a time"]
+    assert [tuple(re.findall(r"\d+", rows[row][3])) for row in named] == told
+    assert f"for {rows[named[-1]][5].strip()} judgements a run" in said.replace("\n", " ")
