@@ -57,7 +57,7 @@ def test_a_flaw_pays_what_it_says_in_standard_deviations() -> None:
 
 
 def test_a_run_of_the_loop_leaves_what_its_owner_saw_and_gold_beside_it() -> None:
-    made = BrakeRun("50 labels", "rloo", 0).made(updates=4)
+    made = BrakeRun("50 labels", 0, "rloo", updates=4).made()
     rows = made["rows"]
     assert [row["update"] for row in rows] == [0, 1, 2, 3, 4]
     assert not any("gold" in key for row in rows for key in row)
