@@ -185,7 +185,8 @@ every = 8
 prompts = 64
 best = "gold"
 
-[evaluation.rewards.gold]   # whatever training does not see: name = a reward, a judge, a server
+[evaluation.rewards]
+upbeat = 1.0   # whatever training does not see: a reward of yours, a judge, a server
 
 [stopping.brake]
 drop = {Brake.drop:g}
