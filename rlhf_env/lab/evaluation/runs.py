@@ -37,6 +37,7 @@ from rlhf_env.learning.data_of_runs import data_among
 from rlhf_env.learning.demonstrations import demonstration_source, demonstrations_of, note_on_template
 from rlhf_env.learning.engine import set_threads
 from rlhf_env.learning.experiment import Experiment
+from rlhf_env.learning.experiment_checks import check_plugins, wants_shards
 from rlhf_env.learning.loop import Row
 from rlhf_env.learning.models import context_before_loading, load_tokenizer_of
 from rlhf_env.learning.processes import Processes, current, join
@@ -56,7 +57,7 @@ from rlhf_env.learning.run_models import has_other_weights, needing_first_model,
 from rlhf_env.learning.sharding import weights_told
 from rlhf_env.learning.sources import EnvSource, Source
 from rlhf_env.learning.spending import Spending
-from rlhf_env.learning.workplace import Workplace, build, check_plugins, wants_shards
+from rlhf_env.learning.workplace import Workplace, build
 from rlhf_env.plugins import host, name_in
 from rlhf_env.policies.language_model import LanguageModel
 from rlhf_env.policies.policy import HasContext, Policy, all_weights
