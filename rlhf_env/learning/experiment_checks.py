@@ -14,16 +14,10 @@ from rlhf_env.envs.task_labels import require_tasks
 from rlhf_env.envs.tasks import load_task
 from rlhf_env.errors import ConfigError, Problem, did_you_mean, under
 from rlhf_env.learning import processes
-from rlhf_env.learning.engine import find_device, require_dtype
+from rlhf_env.learning.devices import find_device, require_dtype
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.launched import asks_for_shards
-from rlhf_env.learning.making_agents import (
-    agent_factory,
-    agent_trains,
-    cannot_shard,
-    imitates,
-    learns_off_policy,
-)
+from rlhf_env.learning.making_agents import agent_factory, agent_trains, cannot_shard, imitates, learns_off_policy
 from rlhf_env.learning.sharding import SHARD
 from rlhf_env.learning.stopping import Brake, MaxKL, Patience, load_stopping_rules
 from rlhf_env.learning.tracking import check_trackers

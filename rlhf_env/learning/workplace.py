@@ -19,29 +19,14 @@ from rlhf_env.envs.tokenizers import keeping_special
 from rlhf_env.errors import ConfigError, Problem, under
 from rlhf_env.learning import processes
 from rlhf_env.learning.agent import Agent, Setup, traits
-from rlhf_env.learning.engine import Engine, Optimization, find_device, free_on
+from rlhf_env.learning.devices import find_device, free_on
+from rlhf_env.learning.engine import Engine, Optimization
 from rlhf_env.learning.experiment import Experiment
-from rlhf_env.learning.experiment_checks import (
-    AHEAD,
-    NO_COPY,
-    check_plugins,
-    wants_shards,
-)
+from rlhf_env.learning.experiment_checks import AHEAD, NO_COPY, check_plugins, wants_shards
 from rlhf_env.learning.loop import Row, Training, train
-from rlhf_env.learning.making_agents import (
-    agent_trains,
-    imitates,
-    learns_off_policy,
-    make_agent,
-)
+from rlhf_env.learning.making_agents import agent_trains, imitates, learns_off_policy, make_agent
 from rlhf_env.learning.memory_need import Load, memory_need, remedies
-from rlhf_env.learning.models import (
-    load_policy,
-    load_tokenizer_of,
-    most_tokens,
-    shares_prefixes,
-    with_vocabulary_of,
-)
+from rlhf_env.learning.models import load_policy, load_tokenizer_of, most_tokens, shares_prefixes, with_vocabulary_of
 from rlhf_env.learning.policy_settings import PolicySettings
 from rlhf_env.learning.processes import Processes
 from rlhf_env.learning.prompt_lengths import require_prompts_fit

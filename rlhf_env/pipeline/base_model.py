@@ -216,7 +216,7 @@ def _judge_alongside(recipe: Recipe, tokenizer: FileTokenizer, work: Path) -> It
 
 
 def _teach_quietly(recipe: Recipe, tokenizer: FileTokenizer, work: Path, threads: int) -> None:
-    from rlhf_env.learning.engine import set_threads
+    from rlhf_env.learning.devices import set_threads
 
     set_threads(threads)
     with suppress(Interrupted):  # Ctrl-C reaches both processes: the other one says so

@@ -227,7 +227,7 @@ MUTANTS = (
     Mutant(
         "DEV",
         "dropout on a GPU is drawn from whatever its generator was at",
-        "rlhf_env/learning/engine.py",
+        "rlhf_env/learning/devices.py",
         "        torch.cuda.default_generators[device.index].manual_seed(seed)\n",
         "",
         "tests/devices/test_agents.py",
