@@ -31,8 +31,9 @@ from rlhf_env.learning.policy_settings import PolicySettings
 from rlhf_env.learning.processes import Processes
 from rlhf_env.learning.prompt_lengths import require_prompts_fit
 from rlhf_env.learning.rollout import Rollout
-from rlhf_env.learning.run_folder import RunFolder, read_metrics
+from rlhf_env.learning.run_folder import RunFolder
 from rlhf_env.learning.run_models import keep_base, model_folder
+from rlhf_env.learning.run_record import read_metrics
 from rlhf_env.learning.sharding import shard, weights_told
 from rlhf_env.learning.sources import EnvSource, Source
 from rlhf_env.learning.spending import Spending

@@ -28,7 +28,8 @@ from rlhf_env.learning.engine import Engine
 from rlhf_env.learning.loop import train
 from rlhf_env.learning.making_agents import make_agent
 from rlhf_env.learning.rollout import demonstrations
-from rlhf_env.learning.run_folder import RunFolder, versions
+from rlhf_env.learning.run_folder import RunFolder
+from rlhf_env.learning.run_record import versions
 from rlhf_env.learning.signals import Interrupted
 from rlhf_env.learning.sources import DataSource
 from rlhf_env.learning.spending import Budget, Spending

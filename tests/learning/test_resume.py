@@ -21,7 +21,7 @@ from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.loop import Row
-from rlhf_env.learning.run_folder import read_metrics
+from rlhf_env.learning.run_record import read_metrics
 from rlhf_env.learning.workplace import Workplace
 
 from .resuming import (

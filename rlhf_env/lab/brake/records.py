@@ -17,7 +17,7 @@ import numpy as np
 
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.learning.loop import Row
-from rlhf_env.learning.run_folder import read_metrics
+from rlhf_env.learning.run_record import read_metrics
 from rlhf_env.types import Float
 
 NOISE = 0.1  # standard deviations of gold: what two evaluations of one policy differ by (192 texts each)

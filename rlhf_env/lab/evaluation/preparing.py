@@ -27,8 +27,8 @@ from rlhf_env.learning.experiment_checks import check_plugins, wants_shards
 from rlhf_env.learning.models import context_before_loading, load_tokenizer_of
 from rlhf_env.learning.processes import current
 from rlhf_env.learning.rollout import Rollout
-from rlhf_env.learning.run_folder import config_hash
 from rlhf_env.learning.run_models import needing_first_model
+from rlhf_env.learning.run_record import config_hash
 from rlhf_env.learning.sources import EnvSource, Source
 from rlhf_env.learning.workplace import Workplace, build
 from rlhf_env.plugins import host, name_in

@@ -30,17 +30,9 @@ from rlhf_env.learning.loop import Row
 from rlhf_env.learning.processes import Processes, join
 from rlhf_env.learning.recorded_texts import RecordedTextsSettings, texts_of_rollout
 from rlhf_env.learning.rollout import Rollout
-from rlhf_env.learning.run_folder import (
-    BEST,
-    RunFolder,
-    as_logged,
-    config_hash,
-    hashes_before,
-    read_metrics,
-    record_of,
-    versions,
-)
+from rlhf_env.learning.run_folder import BEST, RunFolder
 from rlhf_env.learning.run_models import has_other_weights, needing_first_model, require_begun_with
+from rlhf_env.learning.run_record import as_logged, config_hash, hashes_before, read_metrics, record_of, versions
 from rlhf_env.learning.sharding import weights_told
 from rlhf_env.learning.spending import Spending
 from rlhf_env.learning.workplace import Workplace, build

@@ -19,7 +19,8 @@ from rlhf_env.learning.making_agents import imitates
 from rlhf_env.learning.models import context_before_loading, load_tokenizer_of
 from rlhf_env.learning.policy_settings import PolicySettings
 from rlhf_env.learning.prompt_lengths import require_prompts_fit
-from rlhf_env.learning.run_folder import BEST, record_of
+from rlhf_env.learning.run_folder import BEST
+from rlhf_env.learning.run_record import record_of
 from rlhf_env.learning.workplace import OR_OVER_LONG, asks_prompts
 from rlhf_env.pipeline.hashing import Hashes, hash_of
 from rlhf_env.pipeline.stages.stage import Links, Role, Site, StageOrigin, StageOutcome, merged, with_inputs
