@@ -301,7 +301,7 @@ def transfer(
         shipped_findings,
         sizes_to_run,
     )
-    from rlhf_env.learning.engine import set_threads
+    from rlhf_env.learning.devices import set_threads
     from rlhf_env.whole_files import write_whole
 
     if shipped and size:
