@@ -54,10 +54,11 @@ def settings_page(files: Mapping[str, type], entries: Iterable[Entry]) -> str:
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
 
 
-def plugin_page(entry: Entry, logged: Sequence[tuple[str, str]] = ()) -> str:
+def plugin_page(entry: Entry, logged: Sequence[tuple[str, str]] = (), shown: str = "") -> str:
     """A page about one plugin: what its module and its class say, an example, its settings, and what it logs.
 
-    `logged`: keys and meanings of the numbers that are its own.
+    `logged`: keys and meanings of the numbers that are its own. `shown`: a section in Markdown, such as its curve, for
+    the place before the example.
     """
     title = f"# {entry.name}: {_A[entry.kind]}"
     try:
@@ -67,6 +68,8 @@ def plugin_page(entry: Entry, logged: Sequence[tuple[str, str]] = ()) -> str:
     lines = [title, "", in_markdown(told.header or told.about)]
     if told.header and told.about and told.about not in told.header:
         lines += ["", "## What it gives", "", in_markdown(told.about)]
+    if shown:
+        lines += ["", shown]
     lines += ["", "## In a file", "", "```toml", told.example.strip(), "```"]
     if told.settings:
         lines += ["", "## Settings", "", *_table(told.settings)]

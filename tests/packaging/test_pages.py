@@ -26,8 +26,13 @@ def test_the_reference_is_what_they_say() -> None:
     ]  # by itself: it leaves other people's plugins out
     made = json.loads(subprocess.run(words, capture_output=True, text=True, timeout=300, check=True).stdout)
     there = {
-        str(file.relative_to(DOCS / "reference")): file.read_text("utf-8") for file in DOCS.rglob("reference/**/*.md")
+        str(file.relative_to(DOCS / "reference")): file.read_text("utf-8")
+        for file in DOCS.rglob("reference/**/*")
+        if file.is_file()
     }
     assert made.keys() == there.keys(), "python docs/make_pages.py"
     stale = [name for name in made if made[name] != there[name]]
     assert not stale, "python docs/make_pages.py"
+    agents = [name for name in made if name.startswith("agents/") and name.endswith(".md") and "index" not in name]
+    assert [name for name in agents if f"({Path(name).stem}.svg)" not in made[name]] == [], "an agent without a curve"
+    assert sum(len(text) for name, text in made.items() if name.endswith(".svg")) < 300_000
