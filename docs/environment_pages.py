@@ -27,8 +27,11 @@ appends tokens to it, and the text's reward comes when it has ended.
 import gymnasium as gym
 import rlhf_env
 
-env = gym.make("{id}", task={{"name": "echo", "length": 2}}, tokenizer="alphabet:ab=", max_new_tokens=4)
-envs = gym.make_vec("{id}", num_envs=64, vectorization_mode="vector_entry_point")  # natively batched
+text = dict(tokenizer="alphabet:ab=", max_new_tokens=4)
+env = gym.make("{id}", task={{"name": "echo", "length": 2}}, **text)
+envs = gym.make_vec(  # natively batched
+    "{id}", num_envs=64, vectorization_mode="vector_entry_point", task="echo", **text
+)
 ```
 
 The arguments:

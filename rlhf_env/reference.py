@@ -65,9 +65,9 @@ def plugin_page(entry: Entry, logged: Sequence[tuple[str, str]] = (), shown: str
         told = declaration(entry)
     except (MissingExtra, PluginError):
         return f"{title}\n\nNeeds the extra `{entry.needs}`: `pip install 'rlhf-env[{entry.needs}]'`.\n"
-    lines = [title, "", in_markdown(told.header or told.about)]
+    lines = [title, "", _linked(in_markdown(told.header or told.about))]
     if told.header and told.about and told.about not in told.header:
-        lines += ["", "## What it gives", "", in_markdown(told.about)]
+        lines += ["", "## What it gives", "", _linked(in_markdown(told.about))]
     if shown:
         lines += ["", shown]
     lines += ["", "## In a file", "", "```toml", told.example.strip(), "```"]
@@ -84,6 +84,15 @@ def plugin_page(entry: Entry, logged: Sequence[tuple[str, str]] = (), shown: str
     if told.papers:
         lines += ["", "## Papers", "", *(f"- {paper}" for paper in told.papers)]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _linked(text: str) -> str:
+    """Markdown of a page two folders below docs/, in which pages that are named are links."""
+
+    def link(found: re.Match[str]) -> str:
+        return f"[{found[0]}](../../{found[1].replace(chr(92), '')})"  # an escaped `_` is one in the address
+
+    return re.sub(r"(?<![\w/])docs/([\w/\\-]+\.md)", link, text)
 
 
 def in_markdown(text: str) -> str:

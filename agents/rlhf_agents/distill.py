@@ -10,8 +10,10 @@ Two ways, and mixtures of them:
   (2306.13649), which is near the first for a small `beta` and near the second for a large one. A share `on_policy` of
   the texts is the policy's own, so that it learns where its own words lead; the teacher writes the others.
 
-    sequence    -log pi(token)                    forward    KL(teacher || pi)        reverse    KL(pi || teacher)
-    jsd         beta KL(teacher || m) + (1 - beta) KL(pi || m)        m = beta teacher + (1 - beta) pi
+    sequence    -log pi(token)
+    forward     KL(teacher || pi)
+    reverse     KL(pi || teacher)
+    jsd         beta KL(teacher || m) + (1 - beta) KL(pi || m)      m = beta teacher + (1 - beta) pi
     loss        the mean of that over tokens
 
 As in that paper, no gradient passes through the sampling of texts. So "forward" on the teacher's texts has the exact

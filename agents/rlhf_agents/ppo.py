@@ -9,10 +9,11 @@ trick", Huang et al. 2024, arXiv 2403.17031) is a part of the objective and not 
 `missing_end`.
 
     A_t   = delta_t + gamma lam A_{t+1}        delta_t = r_t + gamma V_{t+1} - V_t
-    ratio = pi(y_t | text) / mu(y_t | text)    mu is the policy that wrote the text
-    loss  = mean over tokens of   -min(ratio A_t, clip(ratio, 1 - clip, 1 + clip) A_t)           (2017, eq. 7)
-                                  + value_coefficient (V_t - target_t)^2 / 2                      target_t = A_t + V_t
-                                  - entropy_coefficient H_t                                       before the update
+    ratio = pi(y_t | text) / mu(y_t | text)    mu: the policy that wrote the text
+    loss  = mean over tokens of
+              - min(ratio A_t, clip(ratio, 1 - clip, 1 + clip) A_t)        (2017, eq. 7)
+              + value_coefficient (V_t - target_t)^2 / 2       target_t = A_t + V_t, as before
+              - entropy_coefficient H_t
 
 Texts of another or an older policy are always corrected: the probability ratio is relative to the policy that wrote the
 text, capped at `importance_cap`. On texts that the agent has just written it starts at 1.
