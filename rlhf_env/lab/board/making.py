@@ -15,7 +15,7 @@ from rlhf_env.lab.board.board_page import write_board
 from rlhf_env.lab.board.checking import faults_of
 from rlhf_env.lab.board.entry import ENTRY_ENDING, BoardEntry, read_entry
 from rlhf_env.lab.board.tracks import load_track
-from rlhf_env.lab.board.verdicts import EntryVerdict, here, judged, ranked
+from rlhf_env.lab.board.verdicts import EntryVerdict, few, here, judged, ranked
 from rlhf_env.lab.jobs import Backend, Progress
 from rlhf_env.lab.processes import LocalProcesses
 from rlhf_env.lab.scheduling import run_jobs
@@ -84,12 +84,14 @@ def _read(file: Path) -> EntryVerdict:
         entry = read_entry(file)
         track = load_track(entry.track)
         faults = faults_of(entry, track)
-    except RlhfEnvError as error:
-        said = getattr(error, "problems", (str(error),))
-        faults = [problem.removeprefix(f"{file}: ") for problem in said]
-        return EntryVerdict(file.name, file.name.removesuffix(ENTRY_ENDING), "", "refused", tuple(faults))
+    except Exception as error:  # whatever is in a stranger's file, the others are not held up by it
+        said = [f"it cannot be checked: {type(error).__name__}: {error}"]
+        if isinstance(error, RlhfEnvError):
+            said = list(getattr(error, "problems", (str(error),)))
+        faults = [problem.removeprefix(f"{file}: ").removeprefix(f"{file} is ") for problem in said]
+        return EntryVerdict(file.name, file.name.removesuffix(ENTRY_ENDING), "", "refused", few(faults))
     about = EntryVerdict(file.name, entry.name, track.name, "not run again", entry=entry)
-    return replace(about, standing="refused", faults=tuple(faults)) if faults else about
+    return replace(about, standing="refused", faults=few(faults)) if faults else about
 
 
 def _named_once(verdicts: Sequence[EntryVerdict]) -> list[EntryVerdict]:

@@ -16,7 +16,7 @@ from rlhf_env.learning.run_folder import versions
 from rlhf_env.types import Float, JsonObject, JsonView
 
 EntryStanding = Literal["bit for bit", "same verdict", "not run again", "refused"]
-_SHOWN = 5  # faults of an entry
+_SHOWN = 6  # faults of an entry
 _NOT_OF_BITS = ("time/", "spent/seconds", "histogram/")
 
 
@@ -60,7 +60,7 @@ def judged(file: str, entry: BoardEntry, track: Track, results: Mapping[int, Jso
     ended = [run for run in runs if results[run.seed]["status"] == "finished"]
     faults += [fault for run in ended for fault in _faults_of_seed(run, results[run.seed], exact)]
     if faults:
-        return replace(about, standing="refused", faults=_few(faults))
+        return replace(about, standing="refused", faults=few(faults))
     measured = [cost_of(track, results[run.seed]["rows"]) for run in runs]
     costs = np.array([cost.spent for cost in measured])
     about = replace(about, costs=costs, reached=sum(cost.reached for cost in measured))
@@ -91,7 +91,8 @@ def ranked(verdicts: Sequence[EntryVerdict]) -> list[EntryVerdict]:
     return sorted(found, key=order)
 
 
-def _few(faults: Sequence[str]) -> tuple[str, ...]:
+def few(faults: Sequence[str]) -> tuple[str, ...]:
+    """The first of them, and how many more there are."""
     more = len(faults) - _SHOWN
     return (*faults[:_SHOWN], *([f"and {more} more"] if more > 0 else []))
 
