@@ -79,7 +79,12 @@ def _size(findings: TransferFindings, name: str) -> MeasuredSize:
 def places_table(findings: TransferFindings, task: str) -> Table:
     """A row a setting: its place and its mean score at each size."""
     sizes = [size for size in findings.sizes if task in size.scores]
-    table = Table(title=f"{task}: place, mean score and standard deviation over seeds", title_justify="left")
+    table = Table(
+        title=task,
+        caption="Place: mean ± standard deviation over seeds.",
+        title_justify="left",
+        caption_justify="left",
+    )
     table.add_column("Setting")
     for size in sizes:
         table.add_column(f"{size.name}, {size.parameters}", justify="right")
@@ -104,18 +109,21 @@ def _places(sizes: list[MeasuredSize], task: str) -> Iterator[tuple[str, ...]]:
         yield CONTROL, *(f"{sum(of) / len(of):.2f}" if of else "-" for of in means)
 
 
-def transfer_in_words(findings: TransferFindings) -> str:
-    """What the study says, in a few sentences."""
+def transfer_counts(findings: TransferFindings) -> str:
+    """The verdicts, counted, and the range of the correlations; "" where no two sizes have a complete seed."""
     known = [it.agreement.rho for it in findings.transfers if it.agreement.rho is not None]
     verdicts = [it.agreement.verdict for it in findings.transfers]
-    counted = ", ".join(
-        f"{verdicts.count(word)} {word}" for word in ("transfers", "turns around", "inconclusive") if word in verdicts
-    )
-    said = [
-        f"{len(verdicts)} comparisons of rankings: {counted}; correlations from {min(known):.2f} to {max(known):.2f}."
-        if known
-        else "No two sizes have a complete seed yet."
-    ]
+    words = ("transfers", "turns around", "inconclusive")
+    counted = ", ".join(f"{verdicts.count(word)} {word}" for word in words if word in verdicts)
+    if not known:
+        return ""
+    return f"{len(verdicts)} comparisons of rankings: {counted}; correlations from {min(known):.2f} to {max(known):.2f}"
+
+
+def transfer_in_words(findings: TransferFindings) -> str:
+    """What the study says, in a few sentences."""
+    counts = transfer_counts(findings)
+    said = [f"{counts}." if counts else "No two sizes have a complete seed yet."]
     if findings.missing:
         said.append(f"Missing yet: {'; '.join(findings.missing)}: `rlhf-env lab transfer` goes on from there.")
     return " ".join(said)
