@@ -23,6 +23,10 @@ pays for four times the letter e and nothing else; *alternation* for vowels and 
 Both are computed from the characters, so that a model of letters and one of words can be asked the same. Prompts are
 a letter and a colon: what is told here is of the training's own prompts.
 
+**What was changed after a first look.** The shipped model had 4,000 tokens a run at first, with which ppo, grpo and rloo
+all ended with "Haha." to every prompt of *alternation*: a tie at 0.75. After that one seed its budget was set to 1,600,
+and the seed was run anew.
+
 **Three sizes are three models**, and differ by more than size: *tiny* is random at first and writes letters, another
 one for each seed; *base*, the shipped model, and *smollm2* have read text and write pieces of words; *smollm2* learns
 by adapters, from far fewer tokens.
@@ -31,8 +35,9 @@ by adapters, from far fewer tokens.
 says how much of the number is luck of the seeds. It is no interval of the truth: where settings are close, noise
 alone makes an order, which pulls the measured correlation towards 0, and redrawing pulls it there again. *Expected
 scores*: the correlations that are possible when every expected score lies in its Student interval, all of both sizes
-together with 95 %. In simulations (`tests/lab/studies/test_transfer.py`) it covers the true correlation at least 95
-times in 100 with normal, skewed and heavy-tailed scores, ties included, where the first one falls below half. The
+together with 95 %. In the simulations of
+`tests/lab/studies/test_transfer.py` it covers the true correlation in at least 95 of 100 with normal, skewed and
+heavy-tailed scores, ties included, also where the first one covers fewer than half. The
 verdict goes by it: **transfers** if it lies above 0, **turns around** if below, else **inconclusive**. With two or
 three seeds it reaches from -1 to 1 whatever was measured. Verdicts are not corrected for being several.
 """
