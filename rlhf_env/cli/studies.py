@@ -42,7 +42,7 @@ def exact(
     """
     from rlhf_env.lab.studies.exact.estimators import Batches, estimator_tables, example
     from rlhf_env.lab.studies.exact.losses_page import loss_tables, losses_page
-    from rlhf_env.learning.engine import set_threads
+    from rlhf_env.learning.devices import set_threads
     from rlhf_env.policies import ResponseTree
 
     set_threads()
@@ -75,7 +75,7 @@ def referee_of_libraries(
     from rlhf_env.lab.progress import stage
     from rlhf_env.lab.studies.referee.page import referee_page, referee_tables
     from rlhf_env.lab.studies.referee.rows import referee
-    from rlhf_env.learning.engine import set_threads
+    from rlhf_env.learning.devices import set_threads
 
     set_threads()
     if as_json or as_markdown:
@@ -94,7 +94,7 @@ def exact_agents(
 ) -> None:
     """Train agents on the enumerable task with the real loop: how near do they come to the exact optimum?"""
     from rlhf_env.lab.studies.exact.agents import reach, reached_table
-    from rlhf_env.learning.engine import set_threads
+    from rlhf_env.learning.devices import set_threads
 
     set_threads()
     found = list(reach(seeds))
@@ -124,7 +124,7 @@ def labels(
     from rlhf_env.lab.progress import stage
     from rlhf_env.lab.studies.labels import QUICK, LabelStudy, label_table, run_label_study
     from rlhf_env.lab.studies.labels_figure import write_pictures
-    from rlhf_env.learning.engine import set_threads
+    from rlhf_env.learning.devices import set_threads
 
     set_threads(threads)
     study = QUICK if quick else LabelStudy()
@@ -180,7 +180,7 @@ def overoptimization(
     from rlhf_env.lab.studies.overoptimization.findings import claim_table, conclude_study, save_findings
     from rlhf_env.lab.studies.overoptimization.run import run_study
     from rlhf_env.lab.studies.overoptimization.study import Study
-    from rlhf_env.learning.engine import set_threads
+    from rlhf_env.learning.devices import set_threads
 
     set_threads()
     study = Study.quick() if quick else Study()
@@ -238,7 +238,7 @@ def brake(
 
     from rlhf_env.lab.brake.page import brake_in_words, brake_page, brake_table
     from rlhf_env.lab.brake.study import conclude_brake, saved_runs
-    from rlhf_env.learning.engine import set_threads
+    from rlhf_env.learning.devices import set_threads
 
     set_threads()
     plain = as_json or as_markdown
@@ -301,7 +301,7 @@ def transfer(
         shipped_findings,
         sizes_to_run,
     )
-    from rlhf_env.learning.engine import set_threads
+    from rlhf_env.learning.devices import set_threads
     from rlhf_env.whole_files import write_whole
 
     if shipped and size:
@@ -345,7 +345,7 @@ def regularisation(
     """
     from rlhf_env.lab.progress import stage
     from rlhf_env.lab.studies.regularisation import compare_restraints, restraint_table
-    from rlhf_env.learning.engine import set_threads
+    from rlhf_env.learning.devices import set_threads
 
     set_threads(threads)
     console = make_console()
@@ -383,7 +383,7 @@ def laws(
     from rlhf_env.lab.laws.page import laws_page
     from rlhf_env.lab.laws.records import as_record, compared_with_shipped, load_law, shipped
     from rlhf_env.lab.laws.running import decide, law_in_words, law_table, plan
-    from rlhf_env.learning.engine import set_threads
+    from rlhf_env.learning.devices import set_threads
 
     set_threads(threads)
     if listed and names:
@@ -439,7 +439,7 @@ def hybrid(
     """
     from rlhf_env.lab.progress import stage
     from rlhf_env.lab.studies.hybrid import HybridStudy, hybrid_table, run_hybrid_study
-    from rlhf_env.learning.engine import set_threads
+    from rlhf_env.learning.devices import set_threads
 
     set_threads(threads)
     console = make_console()

@@ -17,7 +17,7 @@ from typing import cast
 
 from rlhf_env.errors import ConfigError
 from rlhf_env.lab.jobs import Crew, Job, Progress, outcome_of
-from rlhf_env.learning.engine import set_threads
+from rlhf_env.learning.devices import set_threads
 from rlhf_env.learning.folder_lock import GUARD_IT, UNGUARDED
 from rlhf_env.learning.loop import Row
 from rlhf_env.learning.signals import Interrupted

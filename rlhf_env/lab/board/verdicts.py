@@ -12,7 +12,7 @@ from rlhf_env.lab.board.costs import cost_of, ranks, same_cost
 from rlhf_env.lab.board.entry import BoardEntry, EntryRun
 from rlhf_env.lab.board.tracks import Track
 from rlhf_env.learning.provenance import library_sha256, processor_family
-from rlhf_env.learning.run_folder import versions
+from rlhf_env.learning.run_record import versions
 from rlhf_env.types import Float, JsonObject, JsonView
 
 EntryStanding = Literal["bit for bit", "same verdict", "not run again", "refused"]

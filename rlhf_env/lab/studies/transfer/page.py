@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from rich.table import Table
 
-from rlhf_env.lab.studies.transfer.sizes import CONTROL, SETTINGS, TASKS
+from rlhf_env.lab.studies.transfer.sizes import CONTROL, RANKED_SETTINGS, TASKS
 from rlhf_env.lab.studies.transfer.study import MeasuredSize, Transfer, TransferFindings
 
 _BEFORE = """# Does a ranking of agents transfer?
@@ -46,7 +46,7 @@ three seeds it reaches from -1 to 1 whatever was measured. Verdicts are not corr
 def transfer_table(findings: TransferFindings) -> Table:
     """A row a task and pair of sizes."""
     table = Table(
-        title=f"Spearman's correlation of the rankings of {len(SETTINGS)} settings",
+        title=f"Spearman's correlation of the rankings of {len(RANKED_SETTINGS)} settings",
         caption="Other seeds: 95 % of what redrawn seeds give. Expected scores: the correlations possible within the "
         "intervals of all expected scores, 95 % together; the verdict goes by it.",
         title_justify="left",
@@ -100,9 +100,9 @@ def places_table(findings: TransferFindings, task: str) -> Table:
 
 def _places(sizes: list[MeasuredSize], task: str) -> Iterator[tuple[str, ...]]:
     """By place at the smallest size; the control last, without one."""
-    order = sorted(SETTINGS, key=lambda agent: sizes[0].places(task)[agent]) if sizes else []
+    order = sorted(RANKED_SETTINGS, key=lambda agent: sizes[0].places(task)[agent]) if sizes else []
     for agent in order:
-        column = list(SETTINGS).index(agent)
+        column = list(RANKED_SETTINGS).index(agent)
         cells = []
         for size in sizes:
             scores = size.table(task)[:, column]

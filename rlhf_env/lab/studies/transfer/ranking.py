@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlhf_env.errors import DataError
+from rlhf_env.feedback.reward_models.ranks import spearman
 from rlhf_env.lab.statistics import student_t, widened_percentiles
 from rlhf_env.types import Float
 
@@ -57,24 +58,13 @@ def average_ranks(scores: Float) -> Float:
     return np.asarray(below + (equal + 1) / 2.0, dtype=np.float64)
 
 
-def spearman(scores: Float, others: Float) -> float:
-    """Pearson's correlation of the average ranks of two float64[A]; not a number where all of one are equal.
-
-    >>> spearman(np.array([1.0, 2.0, 3.0]), np.array([1.0, 3.0, 2.0]))
-    0.5
-    """
-    if np.shape(scores) != np.shape(others) or np.ndim(scores) != 1 or len(scores) < 2:
-        raise DataError(f"a rank correlation is of two equally long lists, got {np.shape(scores)}, {np.shape(others)}")
-    return float((_unit_ranks(scores) * _unit_ranks(others)).sum())
-
-
 def rank_agreement(scores: Float, others: Float, *, stream: np.random.Generator, level: float = 0.95) -> RankAgreement:
     """The correlation of the rankings by `scores` and by `others`, settings in the same columns, seeds each its own."""
     a, b = _checked_scores(scores), _checked_scores(others)
     if a.shape[1] != b.shape[1]:
         raise DataError(f"rankings of the same settings are compared, got {a.shape[1]} and {b.shape[1]}")
     rho = spearman(a.mean(axis=0), b.mean(axis=0))
-    measured = None if math.isnan(rho) else min(1.0, max(-1.0, rho))
+    measured = None if rho is None else min(1.0, max(-1.0, rho))
     seeds = min(len(a), len(b))
     if measured is None or seeds < 2:
         return RankAgreement(measured, None, None)

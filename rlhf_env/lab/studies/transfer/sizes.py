@@ -13,7 +13,7 @@ from rlhf_env.lab.benchmark.grid import Grid
 from rlhf_env.lab.studies.transfer.alternation import alternation
 from rlhf_env.types import JsonObject, JsonView
 
-SETTINGS: Mapping[str, JsonView] = {
+RANKED_SETTINGS: Mapping[str, JsonView] = {
     "ppo": {"group_size": 4},
     "grpo": {"group_size": 4},
     "rloo": {"group_size": 4},
@@ -48,7 +48,7 @@ _BY_PAIRS = ("dpo", "kto")  # they want smaller steps of a pretrained model: exa
 
 
 @dataclass(frozen=True)
-class ModelSize:
+class TransferSize:
     """A model, and what a run of it may spend."""
 
     name: str
@@ -72,7 +72,7 @@ class ModelSize:
         """Settings x tasks x seeds of this model."""
         agents: dict[str, JsonObject] = {
             agent: dict(fixed) if agent == "best_of_n" else {**fixed, "lr": self.lr_of(agent)}
-            for agent, fixed in SETTINGS.items()
+            for agent, fixed in RANKED_SETTINGS.items()
         }
         return Grid(
             name=f"transfer-{self.name}",
@@ -95,10 +95,10 @@ class ModelSize:
         return self.lr_of_pairs if agent in _BY_PAIRS else self.lr
 
 
-SIZES: Mapping[str, ModelSize] = {
+SIZES: Mapping[str, TransferSize] = {
     size.name: size
     for size in (
-        ModelSize(
+        TransferSize(
             name="tiny",
             title="a small random model",
             parameters="0.03 M",
@@ -110,7 +110,7 @@ SIZES: Mapping[str, ModelSize] = {
             asked=128,
             seeds=6,
         ),
-        ModelSize(
+        TransferSize(
             name="base",
             title="the shipped base model",
             parameters="2 M",
@@ -122,7 +122,7 @@ SIZES: Mapping[str, ModelSize] = {
             asked=128,
             seeds=6,
         ),
-        ModelSize(
+        TransferSize(
             name="smollm2",
             title="SmolLM2-135M-Instruct with LoRA",
             parameters="135 M (LoRA of rank 16)",
@@ -142,6 +142,6 @@ HUGE = "smollm2"
 """The size whose model does not come with the library: examples/real_model/fetch.py makes its folder."""
 
 
-def with_model(size: ModelSize, folder: str) -> ModelSize:
+def with_model(size: TransferSize, folder: str) -> TransferSize:
     """The same size with the model in `folder`."""
     return replace(size, policy={**size.policy, "model": folder})

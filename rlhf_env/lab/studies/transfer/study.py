@@ -30,7 +30,7 @@ from rlhf_env.lab.benchmark.results import Results
 from rlhf_env.lab.benchmark.run import run_benchmark
 from rlhf_env.lab.jobs import Backend, Progress
 from rlhf_env.lab.studies.transfer.ranking import RankAgreement, average_ranks, rank_agreement
-from rlhf_env.lab.studies.transfer.sizes import CONTROL, HUGE, SETTINGS, SIZES, TASKS, ModelSize, with_model
+from rlhf_env.lab.studies.transfer.sizes import CONTROL, HUGE, RANKED_SETTINGS, SIZES, TASKS, TransferSize, with_model
 from rlhf_env.types import Float, JsonObject
 
 SHIPPED_RUNS = Path(__file__).parent / "results.json"
@@ -57,16 +57,16 @@ class MeasuredSize:
 
     def table(self, task: str) -> Float:
         """float64[S, A]: seeds and settings."""
-        return np.array([self.scores[task][agent] for agent in SETTINGS], dtype=np.float64).T
+        return np.array([self.scores[task][agent] for agent in RANKED_SETTINGS], dtype=np.float64).T
 
     def places(self, task: str) -> dict[str, float]:
         """By setting, its place in the ranking by mean score, 1 for the best; equal ones share theirs."""
         places = average_ranks(-self.table(task).mean(axis=0))
-        return dict(zip(SETTINGS, places.tolist(), strict=True))
+        return dict(zip(RANKED_SETTINGS, places.tolist(), strict=True))
 
     def seeds(self, task: str) -> int:
         """How many all settings have run."""
-        return len(self.scores[task][next(iter(SETTINGS))]) if task in self.scores else 0
+        return len(self.scores[task][next(iter(RANKED_SETTINGS))]) if task in self.scores else 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,18 +146,20 @@ def run_size(
     run_benchmark(grid, folder, jobs=jobs, on_progress=on_progress, on_warning=lambda _: None)
 
 
-def measured_sizes(folder: Path, sizes: Sequence[ModelSize] = tuple(SIZES.values())) -> list[MeasuredSize]:
+def measured_sizes(folder: Path, sizes: Sequence[TransferSize] = tuple(SIZES.values())) -> list[MeasuredSize]:
     """Of every size of which a seed is complete on a task in `folder`/SIZE."""
     begun = [size for size in sizes if any((folder / size.name / "results").glob("*.json"))]
     measured = [_measured(size, read_results(folder / size.name)) for size in begun]
     return [one for one in measured if one.scores]
 
 
-def _measured(size: ModelSize, results: Results) -> MeasuredSize:
+def _measured(size: TransferSize, results: Results) -> MeasuredSize:
     scores: dict[str, dict[str, list[float]]] = {}
     control: dict[str, list[float]] = {}
     for task in TASKS:
-        of_seed = {agent: {cell.seed: results.score(cell) for cell in results.of(task, agent)} for agent in SETTINGS}
+        of_seed = {
+            agent: {cell.seed: results.score(cell) for cell in results.of(task, agent)} for agent in RANKED_SETTINGS
+        }
         complete = sorted(set.intersection(*(set(seeds) for seeds in of_seed.values())))
         if complete:
             scores[task] = {agent: [_known(seeds[seed]) for seed in complete] for agent, seeds in of_seed.items()}
