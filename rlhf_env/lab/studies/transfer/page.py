@@ -23,9 +23,9 @@ pays for four times the letter e and nothing else; *alternation* for vowels and 
 Both are computed from the characters, so that a model of letters and one of words can be asked the same. Prompts are
 a letter and a colon: what is told here is of the training's own prompts.
 
-**What was changed after a first look.** The shipped model had 4,000 tokens a run at first, with which ppo, grpo and rloo
-all ended with "Haha." to every prompt of *alternation*: a tie at 0.75. After that one seed its budget was set to 1,600,
-and the seed was run anew.
+**What was changed after a first look.** The shipped model had 4,000 tokens a run at first, with which ppo, grpo and
+rloo all ended with "Haha." to every prompt of *alternation*: a tie at 0.75. After that one seed its budget was set to
+1,600, and the seed was run anew.
 
 **Three sizes are three models**, and differ by more than size: *tiny* is random at first and writes letters, another
 one for each seed; *base*, the shipped model, and *smollm2* have read text and write pieces of words; *smollm2* learns
