@@ -324,7 +324,8 @@ def transfer(
         return
     for task in TASKS:
         console.print(places_table(found, task))
-    console.print(transfer_table(found))
+    if found.transfers:
+        console.print(transfer_table(found))
     console.print(transfer_in_words(found), highlight=False)
     if shipped:
         return

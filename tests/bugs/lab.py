@@ -244,4 +244,28 @@ MUTANTS = (
         "if False:",
         "tests/lab/test_processes.py",
     ),
+    Mutant(
+        "TR1",
+        "equal scores of a ranking all have the best of their ranks",
+        "rlhf_env/lab/studies/transfer/ranking.py",
+        "below + (equal + 1) / 2.0",
+        "below + equal",
+        "tests/lab/studies/test_transfer.py",
+    ),
+    Mutant(
+        "TR2",
+        "settings change places when seeds are redrawn",
+        "rlhf_env/lab/studies/transfer/ranking.py",
+        "scores[rows, np.arange(settings)].mean(axis=1)",
+        "scores[rows, stream.permuted(np.arange(settings))].mean(axis=1)",
+        "tests/lab/studies/test_transfer.py",
+    ),
+    Mutant(
+        "TR3",
+        "the interval of expected scores forgets that they are many",
+        "rlhf_env/lab/studies/transfer/ranking.py",
+        "student_t((1.0 + level) / 2.0, seeds - 1) * scores.std(axis=0, ddof=1) / math.sqrt(seeds)",
+        "scores.std(axis=0, ddof=1) / math.sqrt(seeds) + 0.0 * level",
+        "tests/lab/studies/test_transfer.py",
+    ),
 )

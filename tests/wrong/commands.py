@@ -251,7 +251,7 @@ command(
     "lab transfer --model nowhere", "nowhere holds no model: `python examples/real_model/fetch.py` makes the folder"
 )
 command("lab transfer --shipped --size tiny", "--shipped runs nothing: leave out --size")
-command("lab transfer --size tiny --out text", "cannot ")
+command("lab transfer --size tiny --out text", "cannot write in the folder text")
 command("lab transfer --jobs 0", "Invalid value for '--jobs'")
 command("lab laws clip-hihg", "there is no law 'clip-hihg', did you mean 'clip-high'?")
 command("lab laws clip-low nothing", "there is no law 'nothing' (rlhf-env lab laws --list names them)")

@@ -23,6 +23,10 @@ pays for four times the letter e and nothing else; *alternation* for vowels and 
 Both are computed from the characters, so that a model of letters and one of words can be asked the same. Prompts are
 a letter and a colon: what is told here is of the training's own prompts.
 
+**What was changed after a first look.** The shipped model had 4,000 tokens a run at first, with which ppo, grpo and
+rloo all ended with "Haha." to every prompt of *alternation*: a tie at 0.75. After that one seed its budget was set to
+1,600, and the seed was run anew.
+
 **Three sizes are three models**, and differ by more than size: *tiny* is random at first and writes letters, another
 one for each seed; *base*, the shipped model, and *smollm2* have read text and write pieces of words; *smollm2* learns
 by adapters, from far fewer tokens.
@@ -31,8 +35,9 @@ by adapters, from far fewer tokens.
 says how much of the number is luck of the seeds. It is no interval of the truth: where settings are close, noise
 alone makes an order, which pulls the measured correlation towards 0, and redrawing pulls it there again. *Expected
 scores*: the correlations that are possible when every expected score lies in its Student interval, all of both sizes
-together with 95 %. In simulations (`tests/lab/studies/test_transfer.py`) it covers the true correlation at least 95
-times in 100 with normal, skewed and heavy-tailed scores, ties included, where the first one falls below half. The
+together with 95 %. In the simulations of
+`tests/lab/studies/test_transfer.py` it covers the true correlation in at least 95 of 100 with normal, skewed and
+heavy-tailed scores, ties included, also where the first one covers fewer than half. The
 verdict goes by it: **transfers** if it lies above 0, **turns around** if below, else **inconclusive**. With two or
 three seeds it reaches from -1 to 1 whatever was measured. Verdicts are not corrected for being several.
 """
@@ -79,7 +84,12 @@ def _size(findings: TransferFindings, name: str) -> MeasuredSize:
 def places_table(findings: TransferFindings, task: str) -> Table:
     """A row a setting: its place and its mean score at each size."""
     sizes = [size for size in findings.sizes if task in size.scores]
-    table = Table(title=f"{task}: place, mean score and standard deviation over seeds", title_justify="left")
+    table = Table(
+        title=task,
+        caption="Place: mean ± standard deviation over seeds.",
+        title_justify="left",
+        caption_justify="left",
+    )
     table.add_column("Setting")
     for size in sizes:
         table.add_column(f"{size.name}, {size.parameters}", justify="right")
@@ -104,18 +114,21 @@ def _places(sizes: list[MeasuredSize], task: str) -> Iterator[tuple[str, ...]]:
         yield CONTROL, *(f"{sum(of) / len(of):.2f}" if of else "-" for of in means)
 
 
-def transfer_in_words(findings: TransferFindings) -> str:
-    """What the study says, in a few sentences."""
+def transfer_counts(findings: TransferFindings) -> str:
+    """The verdicts, counted, and the range of the correlations; "" where no two sizes have a complete seed."""
     known = [it.agreement.rho for it in findings.transfers if it.agreement.rho is not None]
     verdicts = [it.agreement.verdict for it in findings.transfers]
-    counted = ", ".join(
-        f"{verdicts.count(word)} {word}" for word in ("transfers", "turns around", "inconclusive") if word in verdicts
-    )
-    said = [
-        f"{len(verdicts)} comparisons of rankings: {counted}; correlations from {min(known):.2f} to {max(known):.2f}."
-        if known
-        else "No two sizes have a complete seed yet."
-    ]
+    words = ("transfers", "turns around", "inconclusive")
+    counted = ", ".join(f"{verdicts.count(word)} {word}" for word in words if word in verdicts)
+    if not known:
+        return ""
+    return f"{len(verdicts)} comparisons of rankings: {counted}; correlations from {min(known):.2f} to {max(known):.2f}"
+
+
+def transfer_in_words(findings: TransferFindings) -> str:
+    """What the study says, in a few sentences."""
+    counts = transfer_counts(findings)
+    said = [f"{counts}." if counts else "No two sizes have a complete seed yet."]
     if findings.missing:
         said.append(f"Missing yet: {'; '.join(findings.missing)}: `rlhf-env lab transfer` goes on from there.")
     return " ".join(said)

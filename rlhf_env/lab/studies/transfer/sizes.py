@@ -118,7 +118,7 @@ SIZES: Mapping[str, TransferSize] = {
             lr=3e-4,
             lr_of_pairs=1.2e-4,
             texts=32,
-            tokens=4_000,
+            tokens=1_600,
             asked=128,
             seeds=6,
         ),
