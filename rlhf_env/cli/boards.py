@@ -37,7 +37,8 @@ def submit(
         raise ConfigError(f"--out {file}: a board reads files that are named *{ENTRY_ENDING}")
     entry.save(file)
     reached = sum(run.result.reached for run in entry.runs)
-    said = f"{len(entry.runs)} seeds, gold reached in {reached}; {len(entry.sources)} files of code"
+    files = f"{len(entry.sources)} file{'s'[: len(entry.sources) != 1]} of code"
+    said = f"{len(entry.runs)} seeds, gold reached in {reached}; {files}"
     make_console().print(f"Entry: {file} ({said})", highlight=False, soft_wrap=True, markup=False)
 
 
