@@ -43,6 +43,7 @@ from annotated_types import Ge, Lt
 from torch import Tensor
 
 from rlhf_env.errors import ConfigError, DataError, Problem
+from rlhf_env.learning.advantages import rows_of_groups
 from rlhf_env.learning.agent import Decision, Metrics, Setup, learned_state, load_learned_state
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import (
@@ -50,7 +51,6 @@ from rlhf_env.learning.functional import (
     minibatches,
     over_steps,
     require_beta,
-    rows_of_groups,
     with_reference_logprobs,
 )
 from rlhf_env.learning.losses.declaring import LossSpec, NamedPairLoss, Pairs, load_pair_loss

@@ -42,6 +42,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from rlhf_env.errors import Problem
+from rlhf_env.learning.advantages import group_advantages, groups_without_spread, mean_scaled_advantages
 from rlhf_env.learning.agent import Decision, Metrics, Setup, learned_state, load_learned_state
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.entropy import EntropyBonus, EntropyCourse, with_bonus
@@ -49,10 +50,7 @@ from rlhf_env.learning.functional import (
     Aggregation,
     KLEstimator,
     clipped_policy_loss,
-    group_advantages,
-    groups_without_spread,
     kl_estimate,
-    mean_scaled_advantages,
     minibatches,
     outside_clip,
     over_steps,

@@ -33,6 +33,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from rlhf_env.learning.advantages import rows_of_groups
 from rlhf_env.learning.agent import Decision, Metrics, Setup, learned_state, load_learned_state
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import (
@@ -40,7 +41,6 @@ from rlhf_env.learning.functional import (
     minibatches,
     over_steps,
     require_beta,
-    rows_of_groups,
     unpaired_loss,
     with_reference_logprobs,
 )

@@ -28,15 +28,14 @@ from annotated_types import Ge
 from torch import Tensor
 
 from rlhf_env.errors import ConfigError, Problem
+from rlhf_env.learning.advantages import paid_to_actions, returns_to_go
 from rlhf_env.learning.agent import Decision, Metrics, Setup
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.entropy import EntropyBonus, EntropyCourse, with_bonus
 from rlhf_env.learning.functional import (
     over_steps,
-    paid_to_actions,
     require_exact_sampling,
     require_stated,
-    returns_to_go,
     stated_log_ratio,
     token_weights,
     truncated_importance_weights,

@@ -29,9 +29,10 @@ from torch import Tensor
 
 from rlhf_agents.sft import SFT
 from rlhf_env.errors import DataError, Problem
+from rlhf_env.learning.advantages import groups_without_spread, rows_of_groups
 from rlhf_env.learning.agent import Decision, Metrics, Setup
 from rlhf_env.learning.engine import Optimization
-from rlhf_env.learning.functional import groups_without_spread, minibatches, over_steps, rows_of_groups
+from rlhf_env.learning.functional import minibatches, over_steps
 from rlhf_env.learning.ranges import Choice, Multiple, Ranges
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.settings import AtLeastOne, fault, settings

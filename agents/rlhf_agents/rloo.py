@@ -32,14 +32,13 @@ from annotated_types import Ge
 from torch import Tensor
 
 from rlhf_env.errors import Problem
+from rlhf_env.learning.advantages import groups_without_spread, leave_one_out_advantages
 from rlhf_env.learning.agent import Decision, Metrics, Setup, learned_state, load_learned_state
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.entropy import EntropyBonus, EntropyCourse, with_bonus
 from rlhf_env.learning.functional import (
     clipped_policy_loss,
-    groups_without_spread,
     kl_estimate,
-    leave_one_out_advantages,
     minibatches,
     outside_clip,
     over_steps,

@@ -38,8 +38,9 @@ from torch import Tensor, nn
 
 from rlhf_env.envs.global_generators import lent_generators
 from rlhf_env.errors import DataError, RunFailed
+from rlhf_env.learning.advantages import paid_to_actions
 from rlhf_env.learning.agent import Decision, Metrics, Setup
-from rlhf_env.learning.functional import paid_to_actions, require_exact_sampling, require_stated
+from rlhf_env.learning.functional import require_exact_sampling, require_stated
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.schedules import ScheduleName, multiplier
 from rlhf_env.policies import Policy, ValueHead

@@ -325,10 +325,10 @@ def _check_plugin(kind: str, name: str, settings: Mapping[str, object]) -> None:
 
 def _check_file(file: Path) -> None:
     from rlhf_env.lab.benchmark.grid import REWARD_MODEL, Grid
-    from rlhf_env.lab.evaluation.runs import prepare
+    from rlhf_env.lab.evaluation.preparing import prepare
     from rlhf_env.learning.experiment import EngineSettings, Experiment
+    from rlhf_env.learning.experiment_checks import require_shardable
     from rlhf_env.learning.sharding import SHARD
-    from rlhf_env.learning.workplace import require_shardable
     from rlhf_env.toml_files import naming_lines, read_toml
 
     table = read_toml(file)

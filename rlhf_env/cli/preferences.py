@@ -193,7 +193,7 @@ def ask_who_is_better(
     from rlhf_env.feedback.asking.tournament import blind_pairs
     from rlhf_env.feedback.store.store import PreferenceStore
     from rlhf_env.lab.evaluation.answers import answers_of
-    from rlhf_env.learning.engine import set_threads
+    from rlhf_env.learning.devices import set_threads
 
     set_threads()
     named = [word.rpartition("=")[::2] for word in answers]
@@ -260,7 +260,7 @@ def ask_about_a_reward_model(
 
     from rlhf_env.feedback.asking.verification import REASONS, checks_of, opinions, recorded
     from rlhf_env.feedback.reward_models.loading import load_scorer
-    from rlhf_env.learning.engine import set_threads
+    from rlhf_env.learning.devices import set_threads
 
     set_threads()
     with open_store(store) as opened:

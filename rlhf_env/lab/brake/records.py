@@ -18,7 +18,7 @@ import numpy as np
 
 from rlhf_env.errors import ConfigError, DataError, RunFailed
 from rlhf_env.learning.loop import Row
-from rlhf_env.learning.run_folder import read_metrics
+from rlhf_env.learning.run_record import read_metrics
 from rlhf_env.types import Float, JsonObject
 from rlhf_env.whole_files import write_json
 
