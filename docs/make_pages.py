@@ -88,14 +88,15 @@ def pages() -> Iterator[tuple[str, str]]:
 def _in_a_line(entry: Entry) -> str:
     """The first sentence that it says of itself, for the list of its kind; nothing where its libraries are missing.
 
-    That of an agent's file, which names the paper; that of another's class, as files may hold several.
+    That of the file of an agent or a reward, which may name a paper; that of a task's class, as a file holds several.
     """
     try:
         told = declaration(entry)
     except (MissingExtra, PluginError):
         return ""
-    said = " ".join((told.header if entry.kind == "agent" else told.about).split())
-    return f": {in_markdown(re.split(r'(?<! al)[.:](?: |$)', said)[0])}"
+    said = " ".join((told.about if entry.kind == "task" else told.header or told.about).split())
+    first = re.split(r"(?<! al)(?<! eq)\.(?: |$)", said)[0]  # "et al. 2024", "eq. 7"
+    return f": {in_markdown(first)}"
 
 
 def _agent(entry: Entry, curves: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
