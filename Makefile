@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # Two processes of tests; a file stays in one, so that what its tests share is made once.
 TWO := -n 2 --dist loadfile
 
-.PHONY: help axe demo docs test test-wheel test-trackers ray lint mutants resume-matrix faults faults-annotation base-model bench-speed llama-cpp gpu growth long-run compat lock other-libraries same-questions closed-loop real-model judge vllm server-writer models clean referee brake
+.PHONY: help axe demo docs test test-wheel test-trackers ray lint mutants resume-matrix faults faults-annotation base-model bench-speed llama-cpp gpu growth long-run compat lock other-libraries same-questions closed-loop real-model judge vllm server-writer models clean referee brake transfer
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
@@ -172,6 +172,10 @@ brake: .venv/.demo  ## Which rule stops a run in time, rlwatch's and reward-scop
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[brake]"
 	$(BIN)/rlhf-env lab brake
 
+transfer: .venv/.demo  ## Does a ranking of agents hold at 0.03, 2 and 135 million parameters? (downloads 93 MB; half an hour)
+	$(BIN)/python examples/real_model/fetch.py HuggingFaceTB/SmolLM2-135M-Instruct runs/smollm2
+	$(BIN)/rlhf-env lab transfer --model runs/smollm2
+
 referee: .venv/.referee  ## Other libraries' losses, by their own code, against the exact gradient (downloads 10 MB; minutes)
 	$(BIN)/rlhf-env lab referee
 
@@ -190,7 +194,8 @@ $(AXE)/axe.min.js:
 	@touch $@
 
 axe: .venv/.ready $(AXE)/axe.min.js  ## Pages and reports in a browser before axe, the accessibility checker (needs npm, chromium)
-	$(BIN)/python -m pytest -q -rs tests/feedback/page/test_page_accessibility.py tests/lab/watching/test_accessibility.py
+	$(BIN)/python -m pytest -q -rs tests/feedback/page/test_page_accessibility.py tests/lab/watching/test_accessibility.py \
+		tests/lab/board/test_board_page.py
 
 judge: .venv/.ready  ## A language model on this machine as a judge: llama.cpp's own server, compiled (ten minutes)
 	$(BIN)/python examples/judge/llama_cpp.py build/judge

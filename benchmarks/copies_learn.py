@@ -27,7 +27,7 @@ import numpy as np
 from rlhf_env import Budget, Experiment, run
 from rlhf_env.lab.evaluation.runs import EVALUATION_FILE
 from rlhf_env.lab.statistics import Estimate, mean_of_seeds
-from rlhf_env.learning.run_folder import read_metrics
+from rlhf_env.learning.run_record import read_metrics
 from rlhf_env.policies.low_precision import fallback
 
 

@@ -35,7 +35,8 @@ from rlhf_env.envs.reward_tables import load_rewards
 from rlhf_env.envs.transformers_tokenizer import quiet_transformers
 from rlhf_env.errors import ConfigError
 from rlhf_env.learning.collect import collect
-from rlhf_env.learning.engine import Engine, Optimization, find_device
+from rlhf_env.learning.devices import find_device
+from rlhf_env.learning.engine import Engine, Optimization
 from rlhf_env.lora_settings import Lora
 from rlhf_env.policies import LanguageModel
 from rlhf_env.policies.lora import add_adapter

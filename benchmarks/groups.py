@@ -14,9 +14,9 @@ import side_by_side as bench
 
 from rlhf_env import plugins
 from rlhf_env.envs.reward_tables import load_rewards
+from rlhf_env.learning.advantages import group_advantages, leave_one_out_advantages
 from rlhf_env.learning.collect import collect
 from rlhf_env.learning.engine import Optimization
-from rlhf_env.learning.functional import group_advantages, leave_one_out_advantages
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.lora_settings import Lora
 from rlhf_env.policies.lora import adapter_weights, add_adapter

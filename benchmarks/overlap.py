@@ -32,7 +32,7 @@ import numpy as np
 from rlhf_env import Budget, Experiment, run
 from rlhf_env.lab.evaluation.runs import EVALUATION_FILE
 from rlhf_env.lab.statistics import Estimate, mean_of_seeds
-from rlhf_env.learning.run_folder import read_metrics
+from rlhf_env.learning.run_record import read_metrics
 
 WARM = 2  # updates at the beginning of each run that are not timed: the other process starts, rollouts are not ahead
 

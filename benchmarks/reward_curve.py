@@ -51,7 +51,7 @@ from rlhf_env.feedback.reward_models.model import RewardModel, Text, distinct_te
 from rlhf_env.feedback.reward_models.scorer import pair_log_odds
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.lab.progress import stage
-from rlhf_env.learning.engine import set_threads
+from rlhf_env.learning.devices import set_threads
 from rlhf_env.pipeline.base_model import Models
 from rlhf_env.pipeline.demo import shipped_pipeline
 from rlhf_env.pipeline.plan import read_plan

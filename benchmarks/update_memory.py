@@ -23,7 +23,7 @@ import torch
 
 from rlhf_env.envs.reward_functions import from_function
 from rlhf_env.envs.rewards import RewardMix
-from rlhf_env.learning.functional import group_advantages
+from rlhf_env.learning.advantages import group_advantages
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.types import Score
 

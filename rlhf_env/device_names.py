@@ -1,4 +1,4 @@
-"""How settings and options name a device, without torch. Whether there is one of that name is `learning.engine`'s."""
+"""How settings and options name a device, without torch. Whether there is one of that name is `learning.devices`'s."""
 
 from __future__ import annotations
 

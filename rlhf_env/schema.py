@@ -188,9 +188,9 @@ class _Maker:
                 known = {"enum": [entry.name for entry in self._entries(kind)]}
                 return {"if": {"type": "string"}, "then": known, "else": table, "anyOf": [known, table]}
             if isinstance(mark, EachChooses):
-                return (
-                    self._parts(partial) if mark.kind == "reward" else self._named(cast(PluginKind, mark.kind), partial)
-                )
+                if mark.kind == "reward":
+                    return self._parts(partial)
+                return self._one_or_named(cast(PluginKind, mark.kind), partial, mark.one_by)
             if isinstance(mark, PartOf):
                 return self.of_class(mark.whole, partial=True)
             if isinstance(mark, EachPartOf):
@@ -255,19 +255,42 @@ class _Maker:
         }
         return {"type": "object", "properties": rows, "additionalProperties": named, "minProperties": 1}
 
-    def _named(self, kind: PluginKind, partial: bool) -> Schema:
-        """Of tables whose keys are plugins: [trackers.mlflow], [stopping.max_kl]. A stopping rule may have another key,
-        if its table says which `plugin` it is."""
-        entries = list(self._entries(kind))
-        plugin: Schema = {"enum": [entry.name for entry in entries], "description": f"Which {kind} this is."}
-        may_say = {"plugin": plugin} if kind == "stopping rule" else {}
-        own: Schema = {"type": "object", **_OF_CODE, "properties": {KEY: _CODE}}
+    def _one_or_named(self, kind: PluginKind, partial: bool, one_by: str) -> Schema:
+        """As `_named`; or one plugin under the key `one_by` beside its settings, as in [stopping] rule = "brake"."""
+        named = self._named(kind, partial)
+        if not one_by:
+            return named
+        word = {
+            "enum": [entry.name for entry in self._entries(kind)],
+            "description": f"The {kind}, if it is one alone.",
+        }
+        says_one = {"properties": {one_by: {"type": "string"}}, "required": [one_by]}
+        tables = [
+            {"if": {"properties": {one_by: {"const": name}}}, "then": table}
+            for name, table in self._tables_of(kind, partial, {one_by: word}).items()
+        ]
+        return {"if": says_one, "then": {"properties": {one_by: word}, "allOf": tables}, "else": named}
+
+    def _tables_of(self, kind: PluginKind, partial: bool, may_say: Mapping[str, Schema]) -> dict[str, Schema]:
+        """By plugin: the schema of the table of its settings."""
         tables: dict[str, Schema] = {}
-        for entry in entries:
+        for entry in self._entries(kind):
             try:
                 tables[entry.name] = self._table(settings_of_entry(entry), partial=partial, extra=may_say)
             except (PluginError, MissingExtra):  # what it can be set to is not known here
                 tables[entry.name] = {"type": "object"}
+        return tables
+
+    def _named(self, kind: PluginKind, partial: bool) -> Schema:
+        """Of tables whose keys are plugins: [trackers.mlflow], [stopping.max_kl]. A stopping rule may have another key,
+        if its table says which `plugin` it is."""
+        plugin: Schema = {
+            "enum": [entry.name for entry in self._entries(kind)],
+            "description": f"Which {kind} this is.",
+        }
+        may_say = {"plugin": plugin} if kind == "stopping rule" else {}
+        own: Schema = {"type": "object", **_OF_CODE, "properties": {KEY: _CODE}}
+        tables = self._tables_of(kind, partial, may_say)
         either = {name: {"if": _OF_CODE, "then": own, "else": table} for name, table in tables.items()}
         named: Schema = {"type": "object", "properties": either, "additionalProperties": own}
         if may_say:

@@ -87,9 +87,20 @@ class Chooses:
 
 @dataclass(frozen=True)
 class EachChooses:
-    """Of a table, for its schema: each key chooses a plugin, and its value is a weight or a table of its settings."""
+    """Of a table: each key chooses a plugin, and its value is a weight or a table of its settings.
+
+    Where it is one plugin alone, the table may also name it under the key `one_by` and hold its settings, as `Chooses`.
+    """
 
     kind: str
+    one_by: str = ""
+
+    def spelled_out(self, table: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The table with a key for each plugin."""
+        name = table.get(self.one_by)
+        if not isinstance(name, str):
+            return table
+        return {name: {key: value for key, value in table.items() if key != self.one_by}}
 
 
 @dataclass(frozen=True)

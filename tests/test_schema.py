@@ -41,7 +41,7 @@ BEYOND = {
         "JSON has no nan and no inf"
     ),
     r"one or more printable characters|is no name for a file|device must be": "what a name is made of",
-    r"needs a tokenizer|at least one limit|is measured by|counts evaluations|must be at most 4 \(max": (
+    r"needs a tokenizer|at least one limit|is measured by|counts evaluations|watches gold|must be at most 4 \(max": (
         "several settings at once"
     ),
     r"and they are ignored|is for hard labels|belongs to the sigmoid|marks answers, and loss_on|leaves no pr": (
@@ -203,6 +203,10 @@ def test_the_resolved_file_of_a_run_is_taken(validator: Draft202012Validator) ->
     [
         ("[stopping.max_kl]\nlimit = 2.0", ""),
         ('[stopping.far]\nplugin = "max_kl"\nlimit = 2.0', ""),
+        ('[stopping]\nrule = "max_kl"\nlimit = 2.0', ""),
+        ('[stopping]\nrule = "brake"', ""),
+        ('[stopping]\nrule = "max_kll"', "$.stopping.rule: 'max_kll' is not one of ["),
+        ('[stopping]\nrule = "max_kl"\nlimt = 2.0', "$.stopping: 'limit' is a required property"),
         ("[stopping.max_kl]\nlimit = 0.0", "$.stopping.max_kl.limit: 0.0 is less than or equal to the minimum of 0"),
         ('[stopping.far]\nplugin = "max_kl"\nlimt = 2.0', "$.stopping.far: 'limit' is a required property"),
         ("[stopping.far]\nlimit = 2.0", "$.stopping.far: 'plugin' is a required property"),

@@ -73,6 +73,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "Course": {"updates": 1, "rows": 1, "lr": 1.0},
     "SimulatedAnnotator": {"gold": len},
     "Budget": {"updates": 1},
+    "Track": {"title": "t", "counts": "reward_calls", "level": 1.0, "limit": 1.0, "seeds": [0, 1], "experiment": {}},
     "TestedChange": {"claim": "c", "proxy": "p", "than": "q", "what": "gold", "expected": "better"},
     "PipelineFile": {"stage": [{"name": "base", "kind": "base_model"}]},
     "Responses": {"model": "m"},
@@ -365,7 +366,9 @@ def test_nothing_checks_its_settings_by_hand() -> None:
     """Limits stand beside the field: what else has a `__post_init__` is no settings, and says here what it is."""
     judgement = "a kind of judgement, which is data: a file's line or a vote"
     others = {
-        **dict.fromkeys(("comparison.py", "ranking.py", "rating.py", "criteria.py", "form.py"), judgement),
+        **dict.fromkeys(
+            ("abstention.py", "comparison.py", "ranking.py", "rating.py", "criteria.py", "form.py"), judgement
+        ),
         "judgements.py": judgement,
         "items.py": "rows of the preference store",
         "metric.py": "entries of the table of metrics",

@@ -6,6 +6,9 @@ the environment's `kl` part, so the objective stays the environment's. A rollout
 treated alike: its one part, "preference", is 1 for the chosen answer and 0 for the rejected one, and the weight of that
 part is the pair's.
 
+    h    = log(pi / reference) of the chosen answer - the same of the rejected one
+    loss = mean over pairs of -log sigmoid(beta h)        (eq. 7)
+
 With `labels` "hard" the objective is agreement with *comparisons*. It ignores how much better an answer is, so at a
 given beta the policy may go further from the reference than with an algorithm that sees the reward. With
 "bradley-terry" the difference counts: an annotator of that model prefers answer i to j with probability
@@ -40,6 +43,7 @@ from annotated_types import Ge, Lt
 from torch import Tensor
 
 from rlhf_env.errors import ConfigError, DataError, Problem
+from rlhf_env.learning.advantages import rows_of_groups
 from rlhf_env.learning.agent import Decision, Metrics, Setup, learned_state, load_learned_state
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import (
@@ -47,7 +51,6 @@ from rlhf_env.learning.functional import (
     minibatches,
     over_steps,
     require_beta,
-    rows_of_groups,
     with_reference_logprobs,
 )
 from rlhf_env.learning.losses.declaring import LossSpec, NamedPairLoss, Pairs, load_pair_loss

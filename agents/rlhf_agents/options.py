@@ -51,18 +51,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlhf_env.errors import DataError, Problem
+from rlhf_env.learning.advantages import explained_variance, gae, paid_to_actions
 from rlhf_env.learning.agent import Decision, Metrics, Setup
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.functional import (
     clipped_policy_loss,
     clipped_value_loss,
-    explained_variance,
-    gae,
     kl_estimate,
     minibatches,
     outside_clip,
     over_steps,
-    paid_to_actions,
     require_exact_sampling,
     stated_log_ratio,
     token_weights,

@@ -3,6 +3,9 @@
 The gradient of E[return] is E[(return - b) * grad log pi(answer)] for any baseline b that does not depend on the
 answer. All tokens of a text have its return, which includes the KL penalty. There is one gradient step per rollout.
 
+    gradient = mean over answers of w (return - b) grad log pi(answer)
+    w        = min(pi / mu, importance_cap)        mu: the policy that wrote the answer
+
 Off-policy texts are always corrected: each answer has the weight min(pi / mu, `importance_cap`), where mu is the policy
 that wrote it. On texts that the agent has just written the weight is 1. (The KL penalty in the return of an old text
 stays that of its writer.)
@@ -25,15 +28,14 @@ from annotated_types import Ge
 from torch import Tensor
 
 from rlhf_env.errors import ConfigError, Problem
+from rlhf_env.learning.advantages import paid_to_actions, returns_to_go
 from rlhf_env.learning.agent import Decision, Metrics, Setup
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.entropy import EntropyBonus, EntropyCourse, with_bonus
 from rlhf_env.learning.functional import (
     over_steps,
-    paid_to_actions,
     require_exact_sampling,
     require_stated,
-    returns_to_go,
     stated_log_ratio,
     token_weights,
     truncated_importance_weights,

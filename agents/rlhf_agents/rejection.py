@@ -5,6 +5,8 @@ dropout). The others are thrown away, but counted in the budget. Only ranks matt
 is, and learns nothing *against* a bad one. Imitation does not depend on who wrote a text, so old texts need no
 correction.
 
+    loss = mean of -log pi(token) over the tokens of the answers that were kept
+
 Where it converges: without a `kl` part, the policy concentrates on the best answers it finds, until it writes nothing
 else. With one, answers are ranked by their total return, r - beta * log(pi / reference). At the optimum of the
 objective, pi* ~ reference * exp(r / beta), all returns are equal, so none is kept. But ranks, and therefore gradients,
@@ -27,9 +29,10 @@ from torch import Tensor
 
 from rlhf_agents.sft import SFT
 from rlhf_env.errors import DataError, Problem
+from rlhf_env.learning.advantages import groups_without_spread, rows_of_groups
 from rlhf_env.learning.agent import Decision, Metrics, Setup
 from rlhf_env.learning.engine import Optimization
-from rlhf_env.learning.functional import groups_without_spread, minibatches, over_steps, rows_of_groups
+from rlhf_env.learning.functional import minibatches, over_steps
 from rlhf_env.learning.ranges import Choice, Multiple, Ranges
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.settings import AtLeastOne, fault, settings

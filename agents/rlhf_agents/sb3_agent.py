@@ -16,6 +16,9 @@ instead of float32, so that the first ratio is 1 to the last digits. Minibatch o
 The optimizer refuses a gradient that is not finite. Dropout is off, and `gamma` is 1 by default. As there, advantages
 are normalised in each minibatch, except in a last minibatch of one token.
 
+When: a result is to be compared with their PPO or A2C on equal terms, or a doubt is about this project's own. When not:
+otherwise; `ppo` has the same loss, and reads a text once per pass.
+
 Left out: gSDE, orthogonal initialisation and callbacks, which have no meaning here. To let Stable-Baselines3 own the
 loop too, see `sb3`.
 """
@@ -35,8 +38,9 @@ from torch import Tensor, nn
 
 from rlhf_env.envs.global_generators import lent_generators
 from rlhf_env.errors import DataError, RunFailed
+from rlhf_env.learning.advantages import paid_to_actions
 from rlhf_env.learning.agent import Decision, Metrics, Setup
-from rlhf_env.learning.functional import paid_to_actions, require_exact_sampling, require_stated
+from rlhf_env.learning.functional import require_exact_sampling, require_stated
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.schedules import ScheduleName, multiplier
 from rlhf_env.policies import Policy, ValueHead

@@ -138,7 +138,7 @@ def _language_model(name: str, device: str) -> Fluency:
     import torch
 
     from rlhf_env.envs.tokenizers import load_tokenizer
-    from rlhf_env.learning.engine import find_device, placed
+    from rlhf_env.learning.devices import find_device, placed
     from rlhf_env.learning.run_models import model_folder
     from rlhf_env.policies import LanguageModel
     from rlhf_env.policies.precision import has_float64

@@ -10,8 +10,10 @@ import typer
 
 from rlhf_env.cli.shared import (
     FEEDBACK,
+    AsJson,
     StoreFile,
     app,
+    echo_json,
     interruptible,
     open_store,
     preferences_app,
@@ -162,7 +164,9 @@ def show_comments(
 
 @preferences_app.command("agreement")
 def show_agreement(
-    store: StoreFile, seed: Annotated[int, typer.Option(help="Seed of the intervals.", min=0)] = 0
+    store: StoreFile,
+    seed: Annotated[int, typer.Option(help="Seed of the intervals.", min=0)] = 0,
+    as_json: AsJson = False,
 ) -> None:
     """How far annotators agree with each other and with themselves, with 95 % bootstrap intervals.
 
@@ -178,6 +182,9 @@ def show_agreement(
         agreements = agreement_of(opened.judgements(), np.random.default_rng(seed))
         origins = opened.origins()
         scores = control_scores(opened)
+    if as_json:
+        echo_json({"agreements": agreements, "controls": scores})
+        return
     for agreement in agreements:
         typer.echo(
             f"{agreement.kind} by {for_terminal(agreement.criterion)}: {agreement.judgements:,} judgements of "

@@ -52,7 +52,7 @@ def chat_with(
     A model without a template answers each question by itself. From a pipe, each line is a question.
     """
     from rlhf_env.lab.chat import open_chat
-    from rlhf_env.learning.engine import set_threads
+    from rlhf_env.learning.devices import set_threads
 
     if greedy and temperature is not None:
         raise ConfigError("--greedy takes the likeliest token at any --temperature: give one of them")

@@ -86,7 +86,7 @@ def _write(store: Path, table: JsonObject) -> None:
     from rich.console import Console
 
     from rlhf_env.learning.configuration import from_table
-    from rlhf_env.learning.engine import set_threads
+    from rlhf_env.learning.devices import set_threads
     from rlhf_env.pipeline.responses import Responses, write_responses
 
     set_threads()

@@ -135,7 +135,7 @@ def reward_model_from_votes(
     Prints how often it agrees with people on prompts it has not seen, beside how often they agree with each other.
     Writes the model, its scorecard (JSON and a page) and a record of how it was made to OUT.
     """
-    from rlhf_env.learning.engine import set_threads
+    from rlhf_env.learning.devices import set_threads
     from rlhf_env.pipeline.reward_settings import GivenSettings, spoken_setting, spoken_share
 
     options = dict(locals())
@@ -228,7 +228,7 @@ def scorecard(
     from rlhf_env.feedback.reward_models.card import scorecard_table
     from rlhf_env.feedback.reward_models.scorecard import scorecard_of
     from rlhf_env.lab.report.scorecard_page import write_page
-    from rlhf_env.learning.engine import set_threads
+    from rlhf_env.learning.devices import set_threads
     from rlhf_env.pipeline.reward_settings import spoken_share
 
     set_threads()

@@ -10,6 +10,7 @@ import typer
 
 from rlhf_env.cli.shared import (
     Address,
+    AsJson,
     CpusPerRun,
     GpusPerRun,
     Jobs,
@@ -42,7 +43,7 @@ def exact(
     """
     from rlhf_env.lab.studies.exact.estimators import Batches, estimator_tables, example
     from rlhf_env.lab.studies.exact.losses_page import loss_tables, losses_page
-    from rlhf_env.learning.engine import set_threads
+    from rlhf_env.learning.devices import set_threads
     from rlhf_env.policies import ResponseTree
 
     set_threads()
@@ -75,7 +76,7 @@ def referee_of_libraries(
     from rlhf_env.lab.progress import stage
     from rlhf_env.lab.studies.referee.page import referee_page, referee_tables
     from rlhf_env.lab.studies.referee.rows import referee
-    from rlhf_env.learning.engine import set_threads
+    from rlhf_env.learning.devices import set_threads
 
     set_threads()
     if as_json or as_markdown:
@@ -94,7 +95,7 @@ def exact_agents(
 ) -> None:
     """Train agents on the enumerable task with the real loop: how near do they come to the exact optimum?"""
     from rlhf_env.lab.studies.exact.agents import reach, reached_table
-    from rlhf_env.learning.engine import set_threads
+    from rlhf_env.learning.devices import set_threads
 
     set_threads()
     found = list(reach(seeds))
@@ -124,7 +125,7 @@ def labels(
     from rlhf_env.lab.progress import stage
     from rlhf_env.lab.studies.labels import QUICK, LabelStudy, label_table, run_label_study
     from rlhf_env.lab.studies.labels_figure import write_pictures
-    from rlhf_env.learning.engine import set_threads
+    from rlhf_env.learning.devices import set_threads
 
     set_threads(threads)
     study = QUICK if quick else LabelStudy()
@@ -180,7 +181,7 @@ def overoptimization(
     from rlhf_env.lab.studies.overoptimization.findings import claim_table, conclude_study, save_findings
     from rlhf_env.lab.studies.overoptimization.run import run_study
     from rlhf_env.lab.studies.overoptimization.study import Study
-    from rlhf_env.learning.engine import set_threads
+    from rlhf_env.learning.devices import set_threads
 
     set_threads()
     study = Study.quick() if quick else Study()
@@ -238,7 +239,7 @@ def brake(
 
     from rlhf_env.lab.brake.page import brake_in_words, brake_page, brake_table
     from rlhf_env.lab.brake.study import conclude_brake, saved_runs
-    from rlhf_env.learning.engine import set_threads
+    from rlhf_env.learning.devices import set_threads
 
     set_threads()
     plain = as_json or as_markdown
@@ -263,6 +264,78 @@ def brake(
     console.print(brake_in_words(found), highlight=False)
 
 
+@lab_app.command("transfer")
+def transfer(
+    size: Annotated[
+        list[str] | None,
+        typer.Option("--size", metavar="NAME", help="Run this size: tiny, base, smollm2. Repeatable (default: all)."),
+    ] = None,
+    model: Annotated[
+        Path, typer.Option(help="The folder of SmolLM2-135M-Instruct, as examples/real_model/fetch.py makes it.")
+    ] = Path("smollm2"),
+    out: Annotated[
+        Path, typer.Option(help="Where the runs and transfer.json go. A second call does only what is missing.")
+    ] = Path("runs/transfer"),
+    shipped: Annotated[
+        bool, typer.Option("--shipped", help="From the scores that come with the library; nothing is run.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="All scores and correlations as JSON, for scripts.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="The page docs/transfer.md instead.")] = False,
+    jobs: Jobs = None,
+) -> None:
+    """Does a ranking of agents on a small model hold on a larger one? Spearman's correlation, with intervals.
+
+    Eight settings on two tasks at 0.03, 2 and (LoRA) 135 million parameters, equal tokens within a size. Some minutes
+    of processor time for the small sizes, half an hour for the large one. Every size that is in the folder is counted,
+    whichever this call runs. Leaves transfer.json, .png and .svg.
+    """
+    from rich.console import Console
+
+    from rlhf_env.lab.benchmark.live_table import benchmark_progress
+    from rlhf_env.lab.studies.transfer.figure import save_transfer_picture
+    from rlhf_env.lab.studies.transfer.page import places_table, transfer_in_words, transfer_page, transfer_table
+    from rlhf_env.lab.studies.transfer.sizes import TASKS
+    from rlhf_env.lab.studies.transfer.study import (
+        conclude_transfer,
+        measured_sizes,
+        run_size,
+        shipped_findings,
+        sizes_to_run,
+    )
+    from rlhf_env.learning.devices import set_threads
+    from rlhf_env.whole_files import write_whole
+
+    if shipped and size:
+        raise ConfigError("--shipped runs nothing: leave out --size")
+    set_threads()
+    plain = as_json or as_markdown
+    console = make_console()
+    found = shipped_findings() if shipped else None
+    if found is None:
+        seen = Console(stderr=True, emoji=False) if plain else console
+        with interruptible():
+            for grid, folder in sizes_to_run(size or [], out, model):
+                with benchmark_progress(seen, grid.cells(folder), jobs=jobs or 2) as on_progress:
+                    run_size(grid, folder, jobs=jobs or 2, on_progress=on_progress)
+        found = conclude_transfer(measured_sizes(out))
+        write_whole(out / "transfer.json", found.as_json())
+    if plain:
+        typer.echo(found.as_json() if as_json else transfer_page(found), nl=False)
+        return
+    for task in TASKS:
+        console.print(places_table(found, task))
+    if found.transfers:
+        console.print(transfer_table(found))
+    console.print(transfer_in_words(found), highlight=False)
+    if shipped:
+        return
+    try:
+        save_transfer_picture(found, out)
+    except MissingExtra as missing:  # pictures are an extra; the numbers are not
+        console.print(f"No picture: {missing}", highlight=False, soft_wrap=True)
+    console.print(f"Results: {out}/transfer.json", highlight=False, soft_wrap=True)
+
+
 @lab_app.command("regularisation")
 def regularisation(
     seeds: Annotated[int, typer.Option(help="Seeds for every restraint.", min=1)] = 8,
@@ -273,7 +346,7 @@ def regularisation(
     """
     from rlhf_env.lab.progress import stage
     from rlhf_env.lab.studies.regularisation import compare_restraints, restraint_table
-    from rlhf_env.learning.engine import set_threads
+    from rlhf_env.learning.devices import set_threads
 
     set_threads(threads)
     console = make_console()
@@ -294,7 +367,7 @@ def laws(
     only_plan: Annotated[
         bool, typer.Option("--plan", help="Pilot and power analysis alone: how many seeds the run would have.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+    as_json: AsJson = False,
     as_markdown: Annotated[
         bool, typer.Option("--markdown", help="The page docs/laws.md: the list, and what each law measures.")
     ] = False,
@@ -311,7 +384,7 @@ def laws(
     from rlhf_env.lab.laws.page import laws_page
     from rlhf_env.lab.laws.records import as_record, compared_with_shipped, load_law, shipped
     from rlhf_env.lab.laws.running import decide, law_in_words, law_table, plan
-    from rlhf_env.learning.engine import set_threads
+    from rlhf_env.learning.devices import set_threads
 
     set_threads(threads)
     if listed and names:
@@ -367,7 +440,7 @@ def hybrid(
     """
     from rlhf_env.lab.progress import stage
     from rlhf_env.lab.studies.hybrid import HybridStudy, hybrid_table, run_hybrid_study
-    from rlhf_env.learning.engine import set_threads
+    from rlhf_env.learning.devices import set_threads
 
     set_threads(threads)
     console = make_console()

@@ -89,8 +89,9 @@ def train_one(
     """
     from dataclasses import replace
 
-    from rlhf_env.lab.evaluation.runs import prepare, run
-    from rlhf_env.learning.engine import find_device, set_threads
+    from rlhf_env.lab.evaluation.preparing import prepare
+    from rlhf_env.lab.evaluation.runs import run
+    from rlhf_env.learning.devices import find_device, set_threads
     from rlhf_env.learning.experiment import Experiment
     from rlhf_env.learning.processes import join
     from rlhf_env.toml_files import naming_lines
@@ -245,7 +246,7 @@ def evaluate(
     those of the texts that were drawn, and not what training maximises.
     """
     from rlhf_env.lab.evaluation.against_reference import evaluate_run, evaluation_tables
-    from rlhf_env.learning.engine import set_threads
+    from rlhf_env.learning.devices import set_threads
 
     set_threads(threads)
     drawn = {"top_k": 1 if greedy else top_k, "temperature": temperature, "top_p": top_p}

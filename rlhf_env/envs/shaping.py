@@ -32,7 +32,7 @@ from rlhf_env.errors import ConfigError, Problem, did_you_mean
 from rlhf_env.settings import AtLeastOne, Name, Positive, fault, settings
 from rlhf_env.types import Episode, Float, Int, Score, State
 
-_EPSILON = 1e-6  # beside a group's standard deviation, as in `learning.functional.group_advantages`
+_EPSILON = 1e-6  # beside a group's standard deviation, as in `learning.advantages.group_advantages`
 _NO_SPREAD = 1e-8  # standard deviations below this are rounding
 
 

@@ -32,7 +32,7 @@ from rlhf_env.envs.tokenizers import (
 from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.lab.evaluation.runs import load_run
 from rlhf_env.learning.agent import traits
-from rlhf_env.learning.engine import find_device, placed
+from rlhf_env.learning.devices import find_device, placed
 from rlhf_env.learning.models import load_tokenizer_of, with_vocabulary_of
 from rlhf_env.learning.policy_settings import PolicySettings
 from rlhf_env.learning.run_models import TrainedModel, model_folder

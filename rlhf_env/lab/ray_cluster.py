@@ -43,9 +43,9 @@ from rlhf_env.lab.moved_files import (
     write_contents,
 )
 from rlhf_env.lab.processes import BETWEEN_NEWS
-from rlhf_env.learning.engine import set_threads
+from rlhf_env.learning.devices import set_threads
 from rlhf_env.learning.loop import Row
-from rlhf_env.learning.run_folder import versions
+from rlhf_env.learning.run_record import versions
 from rlhf_env.learning.signals import Interrupted
 
 _GIB = 2**30

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from rlhf_env.errors import ConfigError, Problem, did_you_mean
-from rlhf_env.settings import checked, hints_of, is_setting, problems_between, settings_class_of
+from rlhf_env.settings import EachChooses, checked, hints_of, is_setting, marks_of, problems_between, settings_class_of
 from rlhf_env.types import JsonObject, JsonView
 
 _T = TypeVar("_T")
@@ -57,6 +57,9 @@ def _build(cls: type[Any], table: JsonView, where: str, keys: tuple[str, ...], p
         if key in nested and isinstance(value, Mapping):
             tables.setdefault(key, {}).update(value)
         elif key in fields:
+            for mark in marks_of(fields[key]):
+                if isinstance(mark, EachChooses) and isinstance(value, Mapping):
+                    value = mark.spelled_out(value)
             take(key, value, fields[key])
         elif key in lifted:
             tables.setdefault(lifted[key], {})[key] = value

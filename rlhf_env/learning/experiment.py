@@ -204,8 +204,9 @@ class Experiment:
     how often there is one."""
     min_delta: NonNegative = 0.0
     """By how much the objective of an evaluation must rise for `patience` to begin anew."""
-    stopping: Annotated[JsonObject, EachChooses("stopping rule")] = field(default_factory=dict)
-    """Further rules that may end the run: by name, the settings of each, as in `[stopping.mine]`."""
+    stopping: Annotated[JsonObject, EachChooses("stopping rule", one_by="rule")] = field(default_factory=dict)
+    """Further rules that may end the run: by name, the settings of each, as in `[stopping.brake]`. One alone may
+    also be named by `[stopping] rule = "brake"`, with its settings beside."""
     trackers: Annotated[JsonObject, EachChooses("tracker")] = field(default_factory=dict)
     """Where metrics go beside the run folder: by name, the settings of each, as in `[trackers.mlflow]`. They are not
     part of what the run is: a run resumes with others."""

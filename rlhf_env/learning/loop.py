@@ -18,7 +18,8 @@ from rlhf_env.learning.checkpoints import require_storable
 from rlhf_env.learning.engine import Engine
 from rlhf_env.learning.processes import Processes
 from rlhf_env.learning.rollout import Rollout
-from rlhf_env.learning.run_folder import RunFolder, read_metrics
+from rlhf_env.learning.run_folder import RunFolder
+from rlhf_env.learning.run_record import read_metrics
 from rlhf_env.learning.shards import has_shards, made_whole
 from rlhf_env.learning.signals import Interrupted, catch_signals
 from rlhf_env.learning.sources import WRITER, EnvSource, Source

@@ -16,7 +16,7 @@ from rlhf_env.envs.tokenizers import (
     tokenizer_folder,
 )
 from rlhf_env.errors import ConfigError, DataError, Problem, under
-from rlhf_env.learning.engine import find_device, placed
+from rlhf_env.learning.devices import find_device, placed
 from rlhf_env.learning.policy_settings import PolicySettings
 from rlhf_env.learning.run_models import model_folder
 from rlhf_env.policies.language_model import LanguageModel

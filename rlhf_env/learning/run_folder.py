@@ -12,13 +12,7 @@ resumed. If `not_exact` is empty in all of these, the run ends in the same bits 
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import importlib.metadata
 import json
-import math
-import os
-import platform
 import sys
 import tomllib
 import warnings
@@ -26,9 +20,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
-
-import tomli_w
+from typing import IO
 
 from rlhf_env.errors import ConfigError, DataError, MissingExtra, RlhfEnvError
 from rlhf_env.learning import checkpoints
@@ -37,6 +29,7 @@ from rlhf_env.learning.data_of_runs import changed_data
 from rlhf_env.learning.folder_lock import hold
 from rlhf_env.learning.provenance import library_sha256, processor_family
 from rlhf_env.learning.recorded_texts import TEXTS_FILE, RecordedTexts
+from rlhf_env.learning.run_record import as_logged, config_hash, hashes_before, read_metrics, readable_record, versions
 from rlhf_env.learning.trackers.json_lines import JsonLines, replace_rows, rows_of
 from rlhf_env.learning.tracking import Rewinds, Tracker, load_tracker
 from rlhf_env.own_code import changed
@@ -46,7 +39,6 @@ from rlhf_env.types import JsonObject, JsonView
 from rlhf_env.whole_files import write_whole
 
 BEST = "best"  # of a run's folder: the checkpoint of the best agent
-_DISTRIBUTIONS = ("rlhf-env", "torch", "transformers", "gymnasium", "numpy", "stable-baselines3")
 
 
 class RunFolder:
@@ -143,12 +135,12 @@ class RunFolder:
             if not described.exists():
                 raise DataError(f"{described} is missing, and {newest} is of another experiment than this one")
             self._raised = _refuse_other_experiment(described, self._toml)
-            if self._raised and _read_record(record) is not None:
+            if self._raised and readable_record(record) is not None:
                 self._note_raised(described.read_bytes().decode())
         elif not described.exists() or described.read_bytes() != self._toml.encode():
             # The checkpoint is of this experiment, so the file must have changed since.
             self._without(f"{described} is missing or damaged", "it is written anew", described)
-        if _read_record(record) is None:
+        if readable_record(record) is None:
             self._without(f"{record} is missing or damaged", "how the run was started is no longer known", record)
 
     def _refuse_other_code(self, record: Path) -> None:
@@ -156,7 +148,7 @@ class RunFolder:
         nothing yet, because the code failed, has nothing to be compared with."""
         if not rows_of(self.path / "metrics.jsonl")[0] and checkpoints.latest(self.path / "checkpoints") is None:
             return
-        before = (_read_record(record) or {}).get("code", {} if record.exists() else self._code)
+        before = (readable_record(record) or {}).get("code", {} if record.exists() else self._code)
         others = changed(*(led_from(code, self._paths_from) for code in (before, self._code)))
         self._changed_code = [str(near(Path(file))) for file in others]
         if self._changed_code and not self._allow_changed_code:
@@ -170,7 +162,7 @@ class RunFolder:
 
         Checkpoints until here have the hash of the smaller budget.
         """
-        record = _read_record(self.path / "record.json") or {}
+        record = readable_record(self.path / "record.json") or {}
         record["budget_raised"] = [
             *record.get("budget_raised", []),
             {"config_hash": config_hash(toml_before), "changes": self._raised},
@@ -225,7 +217,7 @@ class RunFolder:
 
     def _note_code(self, record: Path) -> None:
         """Which code the run is trained with, and a mark by which its user is known."""
-        noted = _read_record(record) or {}
+        noted = readable_record(record) or {}
         if self._changed_code:
             noted["code_before"] = [*noted.get("code_before", []), noted.get("code", {})]
         paths_from = str(noted.setdefault("paths_from", str(self._paths_from)))
@@ -233,7 +225,7 @@ class RunFolder:
         write_whole(record, json.dumps(noted, indent=1))
 
     def _note_data(self, record: Path) -> None:
-        noted = _read_record(record) or {}
+        noted = readable_record(record) or {}
         before = noted.get("data", {})
         then, now = (led_from(files, self._paths_from) for files in (before, self._data))
         self._changed_data = [str(near(Path(file))) for file in changed_data(then, now)]
@@ -358,7 +350,7 @@ class RunFolder:
 
         Raises ConfigError if the run was started with another.
         """
-        record = _read_record(self.path / "record.json") or {}
+        record = readable_record(self.path / "record.json") or {}
         before = record.setdefault(what, fingerprint)
         if before != fingerprint:
             raise ConfigError(
@@ -369,7 +361,7 @@ class RunFolder:
 
     def note(self, notes: Sequence[str]) -> None:
         """Record what there is to say about the texts that the run reads, as "notes"; nothing where that is nothing."""
-        record = _read_record(self.path / "record.json") or {}
+        record = readable_record(self.path / "record.json") or {}
         if notes or "notes" in record:
             record["notes"] = list(notes)
             write_whole(self.path / "record.json", json.dumps(record, indent=1))
@@ -395,96 +387,10 @@ class RunFolder:
             said = "what goes by the share of the budget (a learning-rate schedule, a curriculum) goes by the new one"
             self.not_exact.append(f"{', '.join(self._raised)}: {said}")
         self.not_exact += self._said_of_files()
-        record = _read_record(self.path / "record.json") or {}
+        record = readable_record(self.path / "record.json") or {}
         entry = {"update": manifest["step"], "not_exact": self.not_exact, "lost": self.lost}
         record["resumed"] = [*record.get("resumed", []), entry]
         write_whole(self.path / "record.json", json.dumps(record, indent=1))
-
-
-def record_of(run: str | Path) -> JsonObject:
-    """What `record.json` of a run says, empty where it cannot be read: versions, config hash, command, resumptions."""
-    return _read_record(Path(run) / "record.json") or {}
-
-
-def config_hash(experiment_toml: str) -> str:
-    """What a resolved experiment is known by in the files that belong to it."""
-    return hashlib.sha256(experiment_toml.encode()).hexdigest()[:16]
-
-
-def as_logged(row: JsonView) -> JsonObject:
-    """A row of metrics as a file has it: a number that is not finite is None."""
-    return {key: _finite(value) for key, value in row.items()}
-
-
-def read_metrics(folder: str | Path) -> list[JsonObject]:
-    """The rows of `metrics.jsonl`, whole lines only. Raises DataError for a line that is no row."""
-    file = Path(folder) / "metrics.jsonl"
-    rows, unreadable = rows_of(file)
-    if unreadable:
-        raise DataError(f"{file}, line {unreadable[0]}: no row of metrics: the file is damaged")
-    return rows
-
-
-def _read_record(file: Path) -> JsonObject | None:
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) else None
-
-
-def versions() -> dict[str, str]:
-    """What this run was made with."""
-    return dict(_versions())
-
-
-@functools.cache  # of this process: reading them takes longer than a small checkpoint
-def _versions() -> Mapping[str, str]:
-    found = {"python": platform.python_version(), "platform": platform.platform()}
-    for name in _DISTRIBUTIONS:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def hashes_before(run: str | Path) -> list[str]:
-    """What a run's experiment was known by before its budget was raised or its inputs were moved, each time."""
-    record = _read_record(Path(run) / "record.json") or {}
-    return [str(before["config_hash"]) for key in ("budget_raised", "moved") for before in record.get(key, [])]
-
-
-def lead_inputs(run: str | Path, before: str | Path, now: str | Path) -> None:
-    """The run's experiment names what lies in the folder `now` as being in `before`, from where both were moved: name
-    it where it is. Nothing where it names nothing in `before`.
-    """
-    described, record_file = Path(run) / "experiment.toml", Path(run) / "record.json"
-    record, led = _read_record(record_file), led_paths(described, before, now)
-    if record is None or led is None:
-        return
-    known_by = config_hash(described.read_bytes().decode())
-    record["moved"] = [*record.get("moved", []), {"config_hash": known_by, "from": str(before)}]
-    write_whole(record_file, json.dumps(record, indent=1))
-    write_whole(described, led)
-
-
-def led_paths(file: Path, before: str | Path, now: str | Path) -> str | None:
-    """The text of a TOML file with the paths into the folder `before` led into `now`; None where there are none."""
-    try:
-        table = tomllib.loads(file.read_bytes().decode())
-    except (OSError, ValueError):
-        return None  # whoever reads it says so
-    led = _led(table, f"{before}{os.sep}", f"{now}{os.sep}")
-    return None if led == table else tomli_w.dumps(led)
-
-
-def _led(value: Any, before: str, now: str) -> Any:
-    if isinstance(value, dict):
-        return {key: _led(each, before, now) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_led(each, before, now) for each in value]
-    return now + value.removeprefix(before) if isinstance(value, str) and value.startswith(before) else value
 
 
 def _refuse_other_experiment(described: Path, toml: str) -> list[str]:
@@ -516,10 +422,3 @@ def is_raised(key: str, before: object, now: object) -> bool:
 
 def _spoken(settings: Mapping[str, object], key: str) -> str:
     return repr(settings[key]) if key in settings else "not set"
-
-
-def _finite(value: Any) -> Any:
-    """Numbers JSON can hold: a value that is not finite is logged as null."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -38,7 +38,8 @@ from rlhf_env.errors import DataError, DiskRefused, Problem, UnknownName
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.policy_settings import PolicySettings
-from rlhf_env.learning.run_folder import BEST, config_hash, hashes_before, record_of
+from rlhf_env.learning.run_folder import BEST
+from rlhf_env.learning.run_record import config_hash, hashes_before, record_of
 from rlhf_env.learning.tokenizer_files import save_tokenizer
 from rlhf_env.own_code import label_of
 from rlhf_env.policies.language_model import LanguageModel

@@ -14,9 +14,10 @@ from rlhf_env.envs.rewards import KLPart, RewardMix
 from rlhf_env.envs.task_labels import mixture_of, task_label
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.errors import ConfigError, RlhfEnvError, WriterFailed
+from rlhf_env.learning.advantages import groups_without_spread
 from rlhf_env.learning.agent import Agent, Metrics
 from rlhf_env.learning.collect import collect_with
-from rlhf_env.learning.functional import effective_sample_size, groups_without_spread
+from rlhf_env.learning.functional import effective_sample_size
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.spending import Budget, Spending
 from rlhf_env.policies.ahead_writer import AheadWriter

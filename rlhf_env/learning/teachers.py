@@ -9,7 +9,7 @@ import torch
 
 from rlhf_env.envs.tokenizers import AlphabetTokenizer, FileTokenizer, end_ids
 from rlhf_env.errors import ConfigError, DataError, Problem
-from rlhf_env.learning.engine import placed
+from rlhf_env.learning.devices import placed
 from rlhf_env.learning.models import load_tokenizer_of
 from rlhf_env.learning.policy_settings import PolicySettings
 from rlhf_env.learning.run_models import model_folder

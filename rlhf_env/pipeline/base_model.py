@@ -28,7 +28,8 @@ from rlhf_env.learning.engine import Engine
 from rlhf_env.learning.loop import train
 from rlhf_env.learning.making_agents import make_agent
 from rlhf_env.learning.rollout import demonstrations
-from rlhf_env.learning.run_folder import RunFolder, versions
+from rlhf_env.learning.run_folder import RunFolder
+from rlhf_env.learning.run_record import versions
 from rlhf_env.learning.signals import Interrupted
 from rlhf_env.learning.sources import DataSource
 from rlhf_env.learning.spending import Budget, Spending
@@ -216,7 +217,7 @@ def _judge_alongside(recipe: Recipe, tokenizer: FileTokenizer, work: Path) -> It
 
 
 def _teach_quietly(recipe: Recipe, tokenizer: FileTokenizer, work: Path, threads: int) -> None:
-    from rlhf_env.learning.engine import set_threads
+    from rlhf_env.learning.devices import set_threads
 
     set_threads(threads)
     with suppress(Interrupted):  # Ctrl-C reaches both processes: the other one says so

@@ -19,7 +19,7 @@ from rlhf_env.feedback.reward_models.fairness import Groups, PromptAndResponse
 from rlhf_env.feedback.reward_models.losses import ImportanceWeights, reweighted
 from rlhf_env.feedback.reward_models.model import RewardModel
 from rlhf_env.feedback.reward_models.scorer import fit_to_scorer, require_readable
-from rlhf_env.learning.engine import find_device, placed, require_dtype
+from rlhf_env.learning.devices import find_device, placed, require_dtype
 from rlhf_env.learning.run_models import model_folder
 from rlhf_env.pipeline.judged import SelectedJudgements, far_apart, held_out_of, learnable_of, read_judged
 from rlhf_env.pipeline.reward_settings import RewardModelSettings, no_such_file

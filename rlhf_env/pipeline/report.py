@@ -16,7 +16,7 @@ from rlhf_env.errors import DataError, MissingExtra
 from rlhf_env.lab.drawing import MUTED, PALETTE, AgentStyle, Picture, as_inline_svg, mark, panel, short_count, typeset
 from rlhf_env.lab.progress import spoken_time
 from rlhf_env.lab.report import html as page
-from rlhf_env.learning.run_folder import versions
+from rlhf_env.learning.run_record import versions
 from rlhf_env.pipeline.records import Record
 from rlhf_env.shown_text import for_terminal
 from rlhf_env.whole_files import write_whole

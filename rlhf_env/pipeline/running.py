@@ -22,9 +22,9 @@ from rich.console import Console
 
 from rlhf_env.errors import ConfigError, DataError, Problem
 from rlhf_env.lab.jobs import Backend
-from rlhf_env.learning.engine import set_threads
+from rlhf_env.learning.devices import set_threads
 from rlhf_env.learning.folder_lock import hold
-from rlhf_env.learning.run_folder import lead_inputs, led_paths
+from rlhf_env.learning.run_record import lead_inputs, led_paths
 from rlhf_env.pipeline.hashing import Hashes, changed_among
 from rlhf_env.pipeline.plan import Plan, Planned, read_plan
 from rlhf_env.pipeline.records import RECORDS, Record

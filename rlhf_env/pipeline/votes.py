@@ -35,7 +35,7 @@ from rlhf_env.feedback.reward_models.scorecard import clustered_accuracy, make_s
 from rlhf_env.feedback.reward_models.scorer import pair_log_odds
 from rlhf_env.lab.progress import stage
 from rlhf_env.lab.report.scorecard_page import write_page
-from rlhf_env.learning.run_folder import versions
+from rlhf_env.learning.run_record import versions
 from rlhf_env.pipeline.material import WEIGHT_TYPES, Material, prepare_material, sides_of
 from rlhf_env.pipeline.reward_settings import RewardModelSettings
 from rlhf_env.shown_text import for_terminal, near

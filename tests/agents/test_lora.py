@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import rlhf_env
-from rlhf_env.lab.evaluation.runs import prepare
+from rlhf_env.lab.evaluation.preparing import prepare
 from rlhf_env.learning import checkpoints
 from rlhf_env.plain_data import flat
 from rlhf_env.policies.policy import all_weights

@@ -13,8 +13,8 @@ from rlhf_agents.sb3_agent import SB3
 from rlhf_env import plugins
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.errors import ConfigError, DataError, RunFailed
+from rlhf_env.learning.advantages import gae, paid_to_actions
 from rlhf_env.learning.collect import collect
-from rlhf_env.learning.functional import gae, paid_to_actions
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.policies import Sampling, TabularPolicy
 from rlhf_env.testing import check_agent

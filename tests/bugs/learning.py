@@ -16,7 +16,7 @@ MUTANTS = (
     Mutant(
         "N2",
         "the value after the last token is not 0",
-        "rlhf_env/learning/functional.py",
+        "rlhf_env/learning/advantages.py",
         "    next_value = torch.zeros_like(values[:, 0])\n    if truncated",
         "    next_value = values[:, -1].clone()\n    if truncated",
     ),
@@ -76,7 +76,7 @@ MUTANTS = (
     Mutant(
         "N17",
         "a reward that falls due on the environment's words is lost",
-        "rlhf_env/learning/functional.py",
+        "rlhf_env/learning/advantages.py",
         "        pending = pending.masked_fill(actions[:, t], 0.0)\n",
         "        pending = torch.zeros_like(pending)\n",
     ),
@@ -90,14 +90,14 @@ MUTANTS = (
     Mutant(
         "N21",
         "GAE goes on from values of places that are no actions",
-        "rlhf_env/learning/functional.py",
+        "rlhf_env/learning/advantages.py",
         "        next_value = torch.where(acted, values[:, t], next_value)\n",
         "        next_value = values[:, t]\n",
     ),
     Mutant(
         "N23",
         "a text that was cut from outside is taken for ended",
-        "rlhf_env/learning/functional.py",
+        "rlhf_env/learning/advantages.py",
         "        next_value = final_values.masked_fill(~truncated, 0.0).to(values.dtype)\n",
         "        next_value = torch.zeros_like(next_value)\n",
     ),
@@ -119,14 +119,14 @@ MUTANTS = (
     Mutant(
         "N26",
         "the batch's mean instead of the group's",
-        "rlhf_env/learning/functional.py",
+        "rlhf_env/learning/advantages.py",
         "            advantages[rows] = of_group(values)\n",
         "            advantages[rows] = of_group(values) + values.mean() - returns.double().mean()\n",
     ),
     Mutant(
         "N27",
         "equal rewards divided by a rounding error",
-        "rlhf_env/learning/functional.py",
+        "rlhf_env/learning/advantages.py",
         "        if len(values) > 1 and bool(values.min() != values.max()):\n",
         "        if len(values) > 1:\n",
     ),
@@ -148,7 +148,7 @@ MUTANTS = (
     Mutant(
         "N30",
         "a row without a score counts as a reward of 0",
-        "rlhf_env/learning/functional.py",
+        "rlhf_env/learning/advantages.py",
         "        yield (inside if counted is None else inside & counted).nonzero().squeeze(1)\n",
         "        yield inside.nonzero().squeeze(1)\n",
     ),
@@ -163,7 +163,7 @@ MUTANTS = (
     Mutant(
         "N32",
         "the baseline of RLOO includes the response itself",
-        "rlhf_env/learning/functional.py",
+        "rlhf_env/learning/advantages.py",
         "        return (values - values.mean()) * (len(values) / (len(values) - 1))\n",
         "        return values - values.mean()\n",
     ),
@@ -205,7 +205,7 @@ MUTANTS = (
     Mutant(
         "GAE",
         "lambda is forgotten",
-        "rlhf_env/learning/functional.py",
+        "rlhf_env/learning/advantages.py",
         "delta + gamma * lam * next_advantage",
         "delta + gamma * next_advantage",
     ),
@@ -227,7 +227,7 @@ MUTANTS = (
     Mutant(
         "DEV",
         "dropout on a GPU is drawn from whatever its generator was at",
-        "rlhf_env/learning/engine.py",
+        "rlhf_env/learning/devices.py",
         "        torch.cuda.default_generators[device.index].manual_seed(seed)\n",
         "",
         "tests/devices/test_agents.py",

@@ -68,7 +68,7 @@ MUTANTS = (
     Mutant(
         "LOSS",
         "maxrl divides by the mean with the KL penalty in it",
-        "rlhf_env/learning/functional.py",
+        "rlhf_env/learning/advantages.py",
         "            advantages[rows] = (values - values.mean()) / worth.mean()\n",
         "            advantages[rows] = (values - values.mean()) / values.mean()\n",
         HAND,

@@ -21,7 +21,8 @@ from faults.processes import rlhf_env, started, warm_up
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.lab.benchmark import run as benchmark
 from rlhf_env.lab.studies import labels
-from rlhf_env.learning.run_folder import RunFolder, read_metrics
+from rlhf_env.learning.run_folder import RunFolder
+from rlhf_env.learning.run_record import read_metrics
 
 SIGNALS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 GRID = """

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from rlhf_env.learning.engine import Engine, find_device
+from rlhf_env.learning.devices import find_device
+from rlhf_env.learning.engine import Engine
 
 
 class RealDevice:

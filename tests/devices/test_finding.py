@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from rlhf_env.errors import ConfigError
-from rlhf_env.learning.engine import Engine, find_device, placed, require_dtype
+from rlhf_env.learning.devices import find_device, placed, require_dtype
+from rlhf_env.learning.engine import Engine
 from rlhf_env.learning.policy_settings import PolicySettings
 
 

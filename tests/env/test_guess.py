@@ -15,9 +15,9 @@ from rlhf_env.envs.text_env import TextEnv
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.envs.tokenizers import AlphabetTokenizer
 from rlhf_env.envs.toy_tasks import Guess
+from rlhf_env.learning.advantages import gae, paid_to_actions
 from rlhf_env.learning.agent import Decision
 from rlhf_env.learning.collect import collect
-from rlhf_env.learning.functional import gae, paid_to_actions
 from rlhf_env.types import Episode, Observation
 
 WORLD = AlphabetTokenizer("abcdefg?<>!")

@@ -19,9 +19,7 @@ import numpy as np
 import torch
 from faults.catalogue import fault
 from faults.processes import rlhf_env, started
-from faults.resume_matrix import (
-    CUTS,
-)
+from faults.resume_matrix import CUTS
 from faults.trial import CHECKPOINT, MANIFEST, TENSORS, Trial, named
 from faults.trial import prepare as prepare  # `run` calls it before the faults of this module
 
@@ -29,7 +27,7 @@ from rlhf_env import plugins
 from rlhf_env.envs.transformers_tokenizer import quiet_transformers
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.experiment import Experiment
-from rlhf_env.learning.run_folder import read_metrics
+from rlhf_env.learning.run_record import read_metrics
 from rlhf_env.learning.spending import Budget
 
 # ---------------------------------------------------------------- damage

@@ -44,7 +44,8 @@ from rlhf_env.lab.evaluation.evaluator import Evaluator
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.experiment import EnvironmentSettings, EvaluationSettings, Experiment
 from rlhf_env.learning.policy_settings import PolicySettings
-from rlhf_env.learning.run_folder import RunFolder, read_metrics
+from rlhf_env.learning.run_folder import RunFolder
+from rlhf_env.learning.run_record import read_metrics
 from rlhf_env.learning.sources import DataSource, EnvSource, Shuffled
 from rlhf_env.learning.spending import Budget
 from rlhf_env.types import Episode, Float

@@ -20,21 +20,12 @@ from typing import Any
 
 from faults.catalogue import NotHere, fault
 from faults.processes import started
-from faults.resume_matrix import (
-    ANYTHING,
-    CUTS,
-    POINT,
-    UPDATES,
-    Cut,
-    Watch,
-    applicable,
-    cut_and_resume,
-)
+from faults.resume_matrix import ANYTHING, CUTS, POINT, UPDATES, Cut, Watch, applicable, cut_and_resume
 from faults.trial import SAVE_EVERY, TENSORS, Trial, moments, named
 from faults.trial import prepare as prepare  # `run` calls it before the faults of this module
 
 from rlhf_env.learning import checkpoints
-from rlhf_env.learning.run_folder import read_metrics
+from rlhf_env.learning.run_record import read_metrics
 
 # ---------------------------------------------------------------- killed
 

@@ -19,7 +19,7 @@ from rlhf_env.feedback.judgements import Author, Preference, Response
 from rlhf_env.feedback.kinds import Comparison
 from rlhf_env.feedback.offline import load_preferences, pair_episode
 from rlhf_env.feedback.store.store import PreferenceStore
-from rlhf_env.lab.evaluation.runs import prepare
+from rlhf_env.lab.evaluation.preparing import prepare
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.policies.tiny import tiny_language_model
 

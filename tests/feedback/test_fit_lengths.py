@@ -24,7 +24,7 @@ from rlhf_env.feedback.offline import load_fitting, pair_episode
 from rlhf_env.feedback.reward_models.model import RewardModel
 from rlhf_env.feedback.reward_models.scorecard import scorecard_of
 from rlhf_env.feedback.store.store import PreferenceStore
-from rlhf_env.lab.evaluation.runs import prepare
+from rlhf_env.lab.evaluation.preparing import prepare
 from rlhf_env.policies.tiny import tiny_language_model
 from rlhf_env.types import Episode, Prompt
 

@@ -10,7 +10,7 @@ import pytest
 from rlhf_env.errors import ConfigError
 from rlhf_env.feedback.interchange import read_judgements
 from rlhf_env.feedback.store.store import PreferenceStore
-from rlhf_env.lab.evaluation.runs import prepare
+from rlhf_env.lab.evaluation.preparing import prepare
 from rlhf_env.learning.experiment import Experiment
 
 ROWS = [("a=", "b", True), ("b=", "aa", False), ("ab=", "ba", True), ("ba=", "a", False)]

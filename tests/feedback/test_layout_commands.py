@@ -16,7 +16,7 @@ from rlhf_env.errors import ConfigError
 from rlhf_env.feedback.interchange import LAYOUTS
 from rlhf_env.feedback.offline import load_judgements, load_preferences
 from rlhf_env.feedback.store.store import PreferenceStore
-from rlhf_env.lab.evaluation.runs import prepare
+from rlhf_env.lab.evaluation.preparing import prepare
 
 sys.path.insert(0, str(Path(__file__).parent / "interchange"))
 from published_sets import ROWS, comparison, hh, nectar, preference_3, shp

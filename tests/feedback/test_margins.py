@@ -12,7 +12,7 @@ import pytest
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.interchange import read_judgements
 from rlhf_env.feedback.store.store import PreferenceStore
-from rlhf_env.lab.evaluation.runs import prepare
+from rlhf_env.lab.evaluation.preparing import prepare
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": "a=", "chosen": "b", "rejected": "a", "margin": 2.5},

@@ -20,7 +20,7 @@ from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.lab.evaluation.runs import run
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.functional import logprobs_under
-from rlhf_env.learning.run_folder import read_metrics
+from rlhf_env.learning.run_record import read_metrics
 from rlhf_env.learning.workplace import build
 from rlhf_env.types import Episode, Float, Prompt, TokenScorer
 

@@ -16,7 +16,7 @@ from rlhf_env.feedback.interchange import read_jsonl
 from rlhf_env.feedback.reward_models.model import RewardModel
 from rlhf_env.feedback.reward_models.scorecard import scorecard_of
 from rlhf_env.feedback.store.store import PreferenceStore
-from rlhf_env.lab.evaluation.runs import prepare
+from rlhf_env.lab.evaluation.preparing import prepare
 from rlhf_env.policies.tiny import tiny_language_model
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -66,7 +66,7 @@ def lines_named(error: DataError, file: Path) -> list[int]:
 
 
 def test_pairs_are_named_before_a_model_is_loaded(model: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlhf_env.lab.evaluation.runs.build", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("rlhf_env.lab.evaluation.preparing.build", lambda *_: pytest.fail("the model was loaded"))
     with pytest.raises(
         DataError, match="have 84 tokens together, and the policy reads 65: shorten 'yes' or"
     ) as refused:

@@ -14,7 +14,8 @@ from rlhf_env.lab.evaluation.evaluator import Evaluator
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.loop import Row, train
 from rlhf_env.learning.rollout import Rollout, demonstrations, preference_pairs
-from rlhf_env.learning.run_folder import RunFolder, read_metrics
+from rlhf_env.learning.run_folder import RunFolder
+from rlhf_env.learning.run_record import read_metrics
 from rlhf_env.learning.sources import DataSource, Source
 from rlhf_env.learning.workplace import Workplace, build
 from rlhf_env.policies import tiny_language_model

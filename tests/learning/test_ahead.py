@@ -18,7 +18,7 @@ import torch
 import rlhf_env
 from rlhf_env import Experiment, build
 from rlhf_env.errors import ConfigError, WriterFailed
-from rlhf_env.learning.run_folder import read_metrics
+from rlhf_env.learning.run_record import read_metrics
 from rlhf_env.policies import ahead_writer
 from rlhf_env.policies.ahead_writer import AheadWriter, answer_requests
 from rlhf_env.policies.language_model import LanguageModel

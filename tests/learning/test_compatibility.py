@@ -18,7 +18,8 @@ import pytest
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.loop import train
-from rlhf_env.learning.run_folder import RunFolder, read_metrics
+from rlhf_env.learning.run_folder import RunFolder
+from rlhf_env.learning.run_record import read_metrics
 from rlhf_env.learning.workplace import build
 
 KEPT = sorted(Path(__file__).parent.glob("checkpoint_version_*"), key=lambda folder: int(folder.name.split("_")[-1]))

@@ -38,8 +38,9 @@ from rlhf_env.envs.tokenizers import AlphabetTokenizer
 from rlhf_env.feedback.reward_models import fitting
 from rlhf_env.feedback.reward_models.config import RewardModelConfig
 from rlhf_env.feedback.reward_models.model import RewardModel, Text
+from rlhf_env.learning.advantages import gae, group_advantages, leave_one_out_advantages
 from rlhf_env.learning.agent import Setup
-from rlhf_env.learning.functional import gae, group_advantages, leave_one_out_advantages, logprobs_under
+from rlhf_env.learning.functional import logprobs_under
 from rlhf_env.learning.rollout import Rollout, labelled_answers, preference_pairs
 from rlhf_env.policies import LanguageModel, tiny_language_model
 from rlhf_env.testing import make_episode

@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from rlhf_env.cli.main import app
 from rlhf_env.errors import ConfigError
-from rlhf_env.learning import engine, models
-from rlhf_env.learning.engine import LARGE, Engine, Optimization, sensible_threads, set_threads
+from rlhf_env.learning import devices, models
+from rlhf_env.learning.devices import LARGE, sensible_threads, set_threads
+from rlhf_env.learning.engine import Engine, Optimization
 from rlhf_env.learning.models import most_tokens
 from rlhf_env.lora_settings import Lora
 from rlhf_env.policies import tiny_language_model
@@ -142,8 +143,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     before = torch.get_num_threads()
 
     def make(cores: int, load: float) -> None:
-        monkeypatch.setattr(engine.os, "sched_getaffinity", lambda _pid: set(range(cores)), raising=False)
-        monkeypatch.setattr(engine.os, "getloadavg", lambda: (load, 9.0, 9.0))
+        monkeypatch.setattr(devices.os, "sched_getaffinity", lambda _pid: set(range(cores)), raising=False)
+        monkeypatch.setattr(devices.os, "getloadavg", lambda: (load, 9.0, 9.0))
 
     yield make
     torch.set_num_threads(before)

@@ -12,24 +12,26 @@ import torch
 from torch import Tensor
 
 from rlhf_env.errors import ConfigError
-from rlhf_env.learning.functional import (
-    Aggregation,
-    clipped_policy_loss,
-    clipped_value_loss,
+from rlhf_env.learning.advantages import (
     explained_variance,
     gae,
     group_advantages,
     groups_without_spread,
-    kl_estimate,
     leave_one_out_advantages,
+    paid_to_actions,
+    returns_to_go,
+)
+from rlhf_env.learning.functional import (
+    Aggregation,
+    clipped_policy_loss,
+    clipped_value_loss,
+    kl_estimate,
     logprobs_under,
     masked_mean,
     masked_sum,
     minibatches,
     outside_clip,
-    paid_to_actions,
     pair_loss,
-    returns_to_go,
     stated_log_ratio,
     token_weights,
     truncated_importance_weights,

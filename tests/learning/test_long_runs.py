@@ -9,7 +9,8 @@ import numpy as np
 
 from rlhf_env.lab.evaluation.health import VALUE_WARM_UP, WINDOW, Alert, Watch
 from rlhf_env.learning.loop import train
-from rlhf_env.learning.run_folder import RunFolder, read_metrics
+from rlhf_env.learning.run_folder import RunFolder
+from rlhf_env.learning.run_record import read_metrics
 from rlhf_env.learning.spending import Budget
 from rlhf_env.learning.workplace import build
 

@@ -20,7 +20,8 @@ from rlhf_env.learning.collect import collect
 from rlhf_env.learning.engine import Optimization
 from rlhf_env.learning.loop import train
 from rlhf_env.learning.rollout import Rollout
-from rlhf_env.learning.run_folder import RunFolder, read_metrics
+from rlhf_env.learning.run_folder import RunFolder
+from rlhf_env.learning.run_record import read_metrics
 from rlhf_env.learning.schedules import multiplier
 from rlhf_env.learning.signals import Interrupted
 from rlhf_env.learning.spending import Budget

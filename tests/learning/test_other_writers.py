@@ -11,7 +11,7 @@ import pytest
 import rlhf_env
 from rlhf_env import Experiment, build
 from rlhf_env.errors import ConfigError, WriterFailed
-from rlhf_env.learning.run_folder import read_metrics
+from rlhf_env.learning.run_record import read_metrics
 from rlhf_env.policies.vllm_writer import VllmWriter
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -21,7 +21,7 @@ from rlhf_env.errors import ConfigError, DataError
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.loop import Row
-from rlhf_env.learning.run_folder import read_metrics
+from rlhf_env.learning.run_record import read_metrics
 from rlhf_env.learning.workplace import Workplace
 
 from .resuming import (
@@ -247,7 +247,7 @@ def test_ctrl_c_before_a_run_is_under_way_is_status_130(toy: Any, slow: None, tm
         time.sleep(600)
         raise AssertionError("not reached")
 
-    monkeypatch.setattr("rlhf_env.lab.evaluation.runs.build", interrupted)
+    monkeypatch.setattr("rlhf_env.lab.evaluation.preparing.build", interrupted)
     process = command("train", str(file), "--out", str(tmp_path / "run"), errors=errors)
     process.join(600)
     assert (process.exitcode, errors.read_text()) == (130, "rlhf-env: stopped\n")

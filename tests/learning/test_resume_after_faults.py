@@ -16,15 +16,13 @@ from rlhf_env.errors import DataError, RewardError, RunFailed
 from rlhf_env.lab.evaluation.runs import run
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.loop import Row, train
-from rlhf_env.learning.run_folder import RunFolder, read_metrics
+from rlhf_env.learning.run_folder import RunFolder
+from rlhf_env.learning.run_record import read_metrics
 from rlhf_env.learning.workplace import build
 from rlhf_env.testing import make_episode
 from rlhf_env.types import Episode, Float
 
-from .resuming import (
-    assert_same_bits,
-    run_once,
-)
+from .resuming import assert_same_bits, run_once
 
 # ---------------------------------------------------------------- faults of a reward
 

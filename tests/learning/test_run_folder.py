@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from rlhf_env.errors import ConfigError, DataError
-from rlhf_env.learning.run_folder import RunFolder, read_metrics
+from rlhf_env.learning.run_folder import RunFolder
+from rlhf_env.learning.run_record import read_metrics
 
 TOML = 'name = "toy"\nseed = 0\n\n[agent]\nname = "ppo"\nlr = 0.1\n'
 

@@ -12,7 +12,8 @@ import pytest
 from rlhf_env.lab.evaluation.evaluator import Evaluator
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.loop import train
-from rlhf_env.learning.run_folder import RunFolder, read_metrics
+from rlhf_env.learning.run_folder import RunFolder
+from rlhf_env.learning.run_record import read_metrics
 from rlhf_env.learning.workplace import build
 
 from .resuming import UPDATES, Killed, assert_same_bits

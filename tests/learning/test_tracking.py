@@ -18,7 +18,8 @@ from rlhf_env.errors import ConfigError, DiskRefused
 from rlhf_env.lab.evaluation.runs import load_run, run
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.loop import histogram
-from rlhf_env.learning.run_folder import RunFolder, read_metrics
+from rlhf_env.learning.run_folder import RunFolder
+from rlhf_env.learning.run_record import read_metrics
 from rlhf_env.learning.tracking import bin_edges, drawn, histograms, load_tracker, numbers
 from rlhf_env.learning.workplace import build
 

@@ -94,6 +94,8 @@ def _texts() -> Iterator[tuple[Path, str]]:
     for place, folders, names in os.walk(HOUSE):  # Path.walk is from Python 3.12 on
         folders[:] = [name for name in folders if name not in left_behind and (name == ".ci" or name[0] != ".")]
         for name in names:
+            if name == ".git":  # in a work tree of git it is a file, which has the path of the repository
+                continue
             file = Path(place, name)
             try:
                 yield file, file.read_text(encoding="utf-8")

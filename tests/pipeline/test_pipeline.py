@@ -27,7 +27,7 @@ from rlhf_env.envs.tokenizers import load_tokenizer
 from rlhf_env.lab import scheduling
 from rlhf_env.lab.benchmark.reading import read_results
 from rlhf_env.lab.processes import InThisProcess
-from rlhf_env.learning.run_folder import read_metrics
+from rlhf_env.learning.run_record import read_metrics
 from rlhf_env.pipeline import base_model
 from rlhf_env.pipeline.base_model import Course, Models, Recipe, Size, make_models
 from rlhf_env.pipeline.demo import DemoRewardModel, learn_reward_model, shipped_pipeline

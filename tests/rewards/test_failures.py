@@ -16,8 +16,8 @@ from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.envs.tokenizers import AlphabetTokenizer
 from rlhf_env.envs.toy_tasks import Count
 from rlhf_env.errors import ConfigError, RewardError
+from rlhf_env.learning.advantages import leave_one_out_advantages
 from rlhf_env.learning.agent import Decision
-from rlhf_env.learning.functional import leave_one_out_advantages
 from rlhf_env.learning.sources import EnvSource
 from rlhf_env.learning.spending import Spending
 from rlhf_env.testing import make_episode

@@ -20,7 +20,7 @@ from rlhf_env.envs.shaping import RunningMoments, Shaped, Total
 from rlhf_env.envs.tasks import load_task
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.errors import ConfigError
-from rlhf_env.learning.functional import group_advantages
+from rlhf_env.learning.advantages import group_advantages
 from rlhf_env.testing import make_episode
 from rlhf_env.types import Episode, Float, Prompt, Score, TrainerState
 

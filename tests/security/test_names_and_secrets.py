@@ -158,6 +158,8 @@ def test_statements_are_made_of_our_own_constants() -> None:
     for statement in composed:
         names = set(re.findall(r"[({ ]([a-z_]+)(?=[}(.]|:d})", re.sub(r"[A-Z_]{2,}", " ", statement)))
         assert names <= {"table", "owner", "parent", "select", "columns", "values", "join", "page", "version"} | {
+            "other",
+            "others",
             "_other",
             "_other_table",
             "max",

@@ -15,9 +15,9 @@ import torch
 
 from rlhf_env import plugins
 from rlhf_env.errors import ConfigError, ContractError, RlhfEnvError
+from rlhf_env.learning.advantages import group_advantages
 from rlhf_env.learning.agent import Decision, Metrics, Setup
 from rlhf_env.learning.engine import Optimization
-from rlhf_env.learning.functional import group_advantages
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.testing import check_agent
 from rlhf_env.types import Observation

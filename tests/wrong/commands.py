@@ -246,6 +246,13 @@ command("lab brake --seeds 1", "Invalid value for '--seeds'")
 command("lab brake --jobs 0", "Invalid value for '--jobs'")
 command("lab brake --without-libraries --study text", "holds no finished runs of an over-optimisation study")
 command("lab brake --without-libraries --out text", "cannot write in the folder ")
+command("lab transfer --size bass", "--size bass: there is no such size: did you mean 'base'?")
+command(
+    "lab transfer --model nowhere", "nowhere holds no model: `python examples/real_model/fetch.py` makes the folder"
+)
+command("lab transfer --shipped --size tiny", "--shipped runs nothing: leave out --size")
+command("lab transfer --size tiny --out text", "cannot write in the folder text")
+command("lab transfer --jobs 0", "Invalid value for '--jobs'")
 command("lab laws clip-hihg", "there is no law 'clip-hihg', did you mean 'clip-high'?")
 command("lab laws clip-low nothing", "there is no law 'nothing' (rlhf-env lab laws --list names them)")
 command("lab laws --list clip-low", "--list shows all laws, and takes no names")

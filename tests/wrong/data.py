@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlhf_env.lab.evaluation.runs import prepare
+from rlhf_env.lab.evaluation.preparing import prepare
 from wrong.table import BAD, TOY, Bad, database, judgements, link, prompts, responses, store
 
 prompts("nothing there", link("nowhere"), "cannot read a.jsonl: No such file or directory")

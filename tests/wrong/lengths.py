@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rlhf_env.lab.evaluation.runs import prepare
+from rlhf_env.lab.evaluation.preparing import prepare
 from wrong.table import AGENT, BAD, TASK, TEXTS, TOY, command, experiment, experiment_file
 
 for wrong, said in {

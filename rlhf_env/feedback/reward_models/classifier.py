@@ -17,7 +17,7 @@ from rlhf_env.envs.transformers_tokenizer import quiet_transformers, render_chat
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.judgements import Response
 from rlhf_env.feedback.reward_models.model import batches_of_like_length, distinct, padded_ids
-from rlhf_env.learning.engine import find_device, placed
+from rlhf_env.learning.devices import find_device, placed
 from rlhf_env.policies.end_tokens import end_ids_of_model, listed
 from rlhf_env.policies.precision import as_float64
 from rlhf_env.policies.untyped import HFModel

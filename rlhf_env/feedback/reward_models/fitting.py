@@ -28,7 +28,7 @@ from rlhf_env.feedback.reward_models.ensemble import RewardEnsemble
 from rlhf_env.feedback.reward_models.fairness import Counterfactual
 from rlhf_env.feedback.reward_models.model import RewardModel, Text, distinct_texts
 from rlhf_env.feedback.store.split import split_by_prompt
-from rlhf_env.learning.engine import find_device, free_on
+from rlhf_env.learning.devices import find_device, free_on
 from rlhf_env.learning.memory_need import fitting_need
 from rlhf_env.learning.run_models import model_folder
 from rlhf_env.policies.loading import base_and_adapter

@@ -38,7 +38,7 @@ from rlhf_env.errors import ConfigError, DataError, RunFailed
 from rlhf_env.feedback.judgements import Preference, Response
 from rlhf_env.feedback.reward_models.config import Epoch, HeadKind, RewardModelConfig, TrainingRecord
 from rlhf_env.feedback.reward_models.reply_head import LIKELIHOODS, NEURONS, HiddenLayer, likelihoods_of
-from rlhf_env.learning.engine import find_device, placed
+from rlhf_env.learning.devices import find_device, placed
 from rlhf_env.learning.run_models import model_folder
 from rlhf_env.lora_settings import Lora
 from rlhf_env.policies.anatomy import anatomy_of

@@ -18,7 +18,7 @@ from rlhf_env.lab.evaluation.metrics import METRICS, metrics_of
 from rlhf_env.lab.evaluation.runs import evaluation_curve, run
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.loop import Row
-from rlhf_env.learning.run_folder import config_hash, read_metrics
+from rlhf_env.learning.run_record import config_hash, read_metrics
 from rlhf_env.learning.spending import Spending
 from rlhf_env.learning.workplace import build
 from rlhf_env.relative_paths import paths_of

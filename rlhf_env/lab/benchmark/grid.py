@@ -19,7 +19,7 @@ from rlhf_env.lab.benchmark.tuning import FIRST_SEED, Tuning
 from rlhf_env.lab.statistics import least_p, seeds_for_a_verdict
 from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.experiment import Experiment
-from rlhf_env.learning.workplace import check_plugins
+from rlhf_env.learning.experiment_checks import check_plugins
 from rlhf_env.own_code import KEY, label_of
 from rlhf_env.settings import EachPartOf, PartOf, Rows, checked, fault, is_setting, settings
 from rlhf_env.toml_files import naming_lines, narrowed, read_toml

@@ -23,7 +23,7 @@ from pathlib import Path
 from rlhf_env.errors import DataError
 from rlhf_env.lab.evaluation.metric import Metric
 from rlhf_env.lab.evaluation.metrics import METRICS
-from rlhf_env.learning.run_folder import read_metrics
+from rlhf_env.learning.run_record import read_metrics
 from rlhf_env.types import JsonObject, JsonView
 
 FORMAT = 1

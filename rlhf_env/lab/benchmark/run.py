@@ -18,7 +18,7 @@ from rlhf_env.lab.jobs import Backend, Progress
 from rlhf_env.lab.scheduling import backend_of, run_jobs
 from rlhf_env.learning.code_of_runs import as_recorded
 from rlhf_env.learning.folder_lock import hold
-from rlhf_env.learning.run_folder import versions
+from rlhf_env.learning.run_record import versions
 from rlhf_env.own_code import KEY, changed, files_in
 from rlhf_env.whole_files import write_json, write_whole
 

@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rlhf_env.lab.board.entry import BoardEntry
-from rlhf_env.lab.evaluation.runs import prepare, run
-from rlhf_env.learning.engine import set_threads
+from rlhf_env.lab.evaluation.preparing import prepare
+from rlhf_env.lab.evaluation.runs import run
+from rlhf_env.learning.devices import set_threads
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.loop import Row
-from rlhf_env.learning.run_folder import read_metrics
+from rlhf_env.learning.run_record import read_metrics
 from rlhf_env.learning.sharding import weights_told
 from rlhf_env.learning.workplace import build
 from rlhf_env.policies.language_model import LanguageModel

@@ -16,7 +16,7 @@ from rlhf_env.lab.board.tracks import Track
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.code_of_runs import led_from
 from rlhf_env.learning.experiment import Experiment
-from rlhf_env.learning.run_folder import as_logged, read_metrics, record_of
+from rlhf_env.learning.run_record import as_logged, read_metrics, record_of
 from rlhf_env.plain_data import read_file, read_json
 from rlhf_env.runs_on_disk import DESCRIBED, paths_from
 from rlhf_env.shown_text import near

@@ -8,16 +8,14 @@ sees of single texts is drawn. There are no lengths and no words here: detectors
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 
-from rlhf_env.errors import RunFailed
+from rlhf_env.lab.brake.records import RecordedRun
 from rlhf_env.lab.laws.worlds import kl_nats, policy_entropy, softmax, stream
 from rlhf_env.settings import settings
 from rlhf_env.types import Float, JsonObject
-from rlhf_env.whole_files import write_json
 
 _UPDATES, _EVERY, _TEXTS, _JUDGED = 72, 4, 48, 192
 _RESPONSES, _DIMENSIONS, _MEMBERS, _RIDGE, _ANNOTATOR = 2000, 30, 4, 0.1, 0.5
@@ -50,39 +48,14 @@ EXACT_DESIGNS: Mapping[str, ExactDesign] = {
 
 
 @dataclass(frozen=True)
-class ExactRun:
+class ExactRun(RecordedRun):
     """One run: a design and a seed."""
-
-    design: str
-    seed: int
-
-    @property
-    def key(self) -> str:
-        words = self.design.replace(": ", "-").replace(", ", "-").replace(" %", "").replace(" ", "-")
-        return f"{words}--seed-{self.seed}"
 
     @property
     def title(self) -> str:
         return f"{self.design} · seed {self.seed}"
 
-    def result_file(self, folder: Path) -> Path:
-        return folder / "records" / f"{self.key}.json"
-
-    def leaves(self, folder: Path) -> list[Path]:
-        return [self.result_file(folder)]
-
-    def reads(self, _folder: Path) -> list[str | Path]:
-        return []
-
-    def failed(self, _folder: Path, why: str) -> None:
-        raise RunFailed(f"{self.title}: {why}")
-
-    def work(self, folder: Path, _on_update: object) -> None:
-        self.result_file(folder).parent.mkdir(parents=True, exist_ok=True)
-        write_json(self.result_file(folder), {**asdict(self), "way": "tilted", **self.made()})
-
     def made(self) -> JsonObject:
-        """`rows`, and `gold` float64[E, N] of the texts of each evaluation."""
         design = EXACT_DESIGNS[self.design]
         reference, gold, members = _world(self.seed, design)
         proxy = members.mean(axis=0)
@@ -114,7 +87,7 @@ class ExactRun:
                     "eval/distinct_replies": len(set(asked.tolist())) / _JUDGED,
                 }
             rows.append(row)
-        return {"rows": rows, "gold": judged}
+        return {"way": "tilted", "rows": rows, "gold": judged}
 
 
 def _world(seed: int, design: ExactDesign) -> tuple[Float, Float, Float]:

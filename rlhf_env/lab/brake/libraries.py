@@ -1,6 +1,7 @@
 """rlwatch and reward-scope, called by their own code on what a run logged (`pip install "rlhf-env[brake]"`).
 
-rlwatch 0.5.1 takes numbers of a step: entropy, KL, rewards, loss, gradient norm. reward-scope 0.2.2 takes steps of
+rlwatch 0.5.1 takes numbers of a step: entropy, KL, rewards, loss, gradient norm. Without diptest it takes one normal
+distribution of rewards for two clusters, at every step, so it is compared with it. reward-scope 0.2.2 takes steps of
 episodes: each text is one, each token a step, and the reward comes with the last.
 """
 
@@ -17,14 +18,14 @@ from rlhf_env.lab.brake.records import SavedRun
 from rlhf_env.lab.brake.texts import LETTERS
 from rlhf_env.types import Float
 
-_LIBRARIES = ("rlwatch", "reward_scope")
+_LIBRARIES = ("rlwatch", "reward_scope", "diptest")
 TEXTS_A_ROLLOUT = 4  # that reward-scope is shown
 DETECTORS = ("entropy_collapse", "kl_explosion", "reward_hacking", "gradient_norm_spike", "reward_mean_drift")
 SCALES = (0.25, 0.5, 1.0, 1.5, 2.0, 4.0)
 
 
 def installed() -> list[str]:
-    """Which of the two are there."""
+    """Which of them are there."""
     return [name for name in _LIBRARIES if importlib.util.find_spec(name) is not None]
 
 

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from rlhf_env.lab.brake.judging import FALSE_STOPS, WELL_KEPT, BrakeVerdict, Tally
 from rlhf_env.lab.brake.study import BrakeFindings
+from rlhf_env.learning.stopping import Brake
 
 _BEFORE = """# The brake: when to stop
 
@@ -70,24 +71,26 @@ def _share(count: int, of: int, interval: tuple[float, float]) -> str:
 def brake_in_words(findings: BrakeFindings) -> str:
     """What the study says, in a few sentences."""
     winner = findings.winner
-    silent = [verdict for verdict in findings.verdicts if not verdict.asks and verdict.family != "never stop"]
-    best = max(silent, key=lambda it: (it.on_held_out.kept_well, -it.on_held_out.false_stops))
+    best = _best_silent(findings)
     never = findings.verdicts[0].on_held_out
     said = [
         f"Never stopping keeps {_share(never.kept_well, never.runs, never.interval)} of the held-out runs well.",
-        f"The best signal that asks nobody, {best.family}, keeps {_told(best)}"
+        f"The signal that asks nobody and was best where settings are chosen, {best.family}, keeps {_told(best)}"
         + (": the bar is met." if best.on_held_out.holds else ": the bar is not met."),
     ]
     if winner is None:
-        asking = [verdict for verdict in findings.verdicts if verdict.asks]
-        most = max(asking, key=lambda it: it.on_held_out.kept_well)
-        said.append(f"No rule meets the bar. The best that asks, {most.family}, keeps {_told(most)}.")
-    elif winner.asks:
+        most = max((it for it in findings.verdicts if it.asks), key=lambda it: it.on_choice.kept_well)
         said.append(
-            f"Of the rules that meet the bar the cheapest is {winner.family} ({winner.picked_settings}): "
-            f"{_told(winner)}, for {winner.on_held_out.labels:.0f} judgements a run."
+            f"No rule meets the bar where settings are chosen. The best that asks, {most.family}, keeps {_told(most)}."
         )
-    if winner is not None:
+    elif winner.on_choice.labels:
+        said.append(
+            f"Of the rules that meet the bar where settings are chosen, the cheapest is {winner.family} "
+            f"({winner.picked_settings}). On the held-out half it keeps {_told(winner)}, "
+            f"for {winner.on_held_out.labels:.0f} judgements a run: the bar is "
+            + ("met there too." if winner.on_held_out.holds else "not met there.")
+        )
+    if winner is not None and winner.on_held_out.holds:
         certain = winner.on_held_out.interval[0] >= WELL_KEPT and winner.on_held_out.false_interval[1] <= FALSE_STOPS
         said.append(
             "Its intervals lie within the bar."
@@ -95,6 +98,13 @@ def brake_in_words(findings: BrakeFindings) -> str:
             else "Its intervals reach beyond the bar: other runs could say no."
         )
     return " ".join(said)
+
+
+def _best_silent(findings: BrakeFindings) -> BrakeVerdict:
+    """Of those that ask nobody, by the half on which settings are chosen."""
+    silent = [it for it in findings.verdicts if not it.asks and it.family != "never stop"]
+    few = [it for it in silent if it.on_choice.false_stops <= FALSE_STOPS * it.on_choice.runs]
+    return max(few or silent, key=lambda it: (it.on_choice.kept_well, -it.on_choice.false_stops))
 
 
 def _told(verdict: BrakeVerdict) -> str:
@@ -150,17 +160,40 @@ could be asked).
         if verdict.elsewhere is not None:
             there = verdict.elsewhere
             yield f"| {verdict.family} | {_of(there)} | {there.false_stops} of {there.runs} |"
+    yield from _rule_of_an_experiment()
 
 
 def _shown(findings: BrakeFindings) -> list[BrakeVerdict]:
-    """Never stopping, the best that asks nobody, and the best or cheapest that asks."""
-    silent = [it for it in findings.verdicts if not it.asks and it.family != "never stop"]
+    """Never stopping, the best that asks nobody, and of those that ask the cheapest that meets the bar, or the best."""
     asking = [it for it in findings.verdicts if it.asks]
-    best = max(silent, key=lambda it: (it.on_held_out.kept_well, -it.on_held_out.false_stops))
-    other = findings.winner or max(asking, key=lambda it: it.on_held_out.kept_well)
-    if not other.asks:
-        other = max(asking, key=lambda it: it.on_held_out.kept_well)
-    return [findings.verdicts[0], best, other]
+    other = findings.winner
+    if other is None or not other.asks:
+        other = max(asking, key=lambda it: it.on_choice.kept_well)
+    return [findings.verdicts[0], _best_silent(findings), other]
+
+
+def _rule_of_an_experiment() -> Iterator[str]:
+    """How an experiment names it, with the defaults that it comes with."""
+    yield f"""
+## In an experiment
+
+`[stopping.brake]` is the rule of the rows "scores"; its defaults are what was chosen for 64 texts:
+
+```toml
+[evaluation]
+every = 8
+prompts = 64
+best = "gold"
+
+[evaluation.rewards]
+upbeat = 1.0   # whatever training does not see: a reward of yours, a judge, a server
+
+[stopping.brake]
+drop = {Brake.drop:g}
+evaluations = {Brake.evaluations}
+```
+
+Every evaluation costs its prompts' number in judgements; "Judgements" above is what a run came to."""
 
 
 def _of(it: Tally) -> str:

@@ -8,20 +8,60 @@ asked.
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from rlhf_env.errors import ConfigError, DataError
+from rlhf_env.errors import ConfigError, DataError, RunFailed
 from rlhf_env.learning.loop import Row
-from rlhf_env.learning.run_folder import read_metrics
-from rlhf_env.types import Float
+from rlhf_env.learning.run_record import read_metrics
+from rlhf_env.types import Float, JsonObject
+from rlhf_env.whole_files import write_json
 
 NOISE = 0.1  # standard deviations of gold: what two evaluations of one policy differ by (192 texts each)
 ENOUGH = 0.9
+
+
+@dataclass(frozen=True)
+class RecordedRun(ABC):
+    """A run that leaves a record: a job, told by its fields."""
+
+    design: str
+    seed: int
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """Its name in words."""
+
+    @abstractmethod
+    def made(self) -> JsonObject:
+        """Run, and return what is kept: `way`, `rows`, and `gold` float64[E, N] of the texts of each evaluation."""
+
+    @property
+    def key(self) -> str:
+        words = self.title.replace(" · ", "--").replace(": ", "-").replace(", ", "-").replace(" %", "")
+        return words.replace(" ", "-")
+
+    def result_file(self, folder: Path) -> Path:
+        return folder / "records" / f"{self.key}.json"
+
+    def leaves(self, folder: Path) -> list[Path]:
+        return [self.result_file(folder)]
+
+    def reads(self, _folder: Path) -> list[str | Path]:
+        return []
+
+    def failed(self, _folder: Path, why: str) -> None:
+        raise RunFailed(f"{self.title}: {why}")
+
+    def work(self, folder: Path, _on_update: object) -> None:
+        self.result_file(folder).parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.result_file(folder), {**asdict(self), **self.made()})
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,17 +8,15 @@ is asked and for the judgement.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
-from rlhf_env.errors import RunFailed
+from rlhf_env.lab.brake.records import RecordedRun
 from rlhf_env.lab.brake.texts import LETTERS, LONGEST, GoldOfLetters, ProxyDesign, ProxyOfLetters
 from rlhf_env.lab.evaluation.evaluator import Evaluator
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.workplace import build
 from rlhf_env.types import JsonObject
-from rlhf_env.whole_files import write_json
 
 LETTER_UPDATES, LETTER_EVERY, LETTER_TEXTS, LETTER_PROMPTS = 72, 4, 48, ("a", "b", "c", "d")
 SAMPLES = 48  # of each prompt, in an evaluation
@@ -44,41 +42,19 @@ CLIMB_WAYS: Mapping[str, Mapping[str, object]] = {
 
 
 @dataclass(frozen=True)
-class BrakeRun:
-    """One run: a design, a way, a seed."""
+class BrakeRun(RecordedRun):
+    """One run: a design, a seed, a way."""
 
-    design: str
     way: str
-    seed: int
-
-    @property
-    def key(self) -> str:
-        return f"{self.design}--{self.way}--seed-{self.seed}".replace(", ", "-").replace(" %", "").replace(" ", "-")
+    updates: int = LETTER_UPDATES
 
     @property
     def title(self) -> str:
         return f"{self.design} · {self.way} · seed {self.seed}"
 
-    def result_file(self, folder: Path) -> Path:
-        return folder / "records" / f"{self.key}.json"
-
-    def leaves(self, folder: Path) -> list[Path]:
-        return [self.result_file(folder)]
-
-    def reads(self, _folder: Path) -> list[str | Path]:
-        return []
-
-    def failed(self, _folder: Path, why: str) -> None:
-        raise RunFailed(f"{self.title}: {why}")
-
-    def work(self, folder: Path, on_update: object) -> None:
-        self.result_file(folder).parent.mkdir(parents=True, exist_ok=True)
-        write_json(self.result_file(folder), {**asdict(self), **self.made()})
-
-    def made(self, updates: int = LETTER_UPDATES) -> JsonObject:
-        """Train, and return what is kept: `rows`, and `gold` float64[E, N] of the texts of each evaluation."""
+    def made(self) -> JsonObject:
         rewarded = Rewarded(self.design, self.seed)
-        workplace = build(_experiment(self, rewarded, updates))
+        workplace = build(_experiment(self, rewarded))
         rewards: dict[int, list[float]] = {}
         shown: dict[int, list[str]] = {}
         apart: dict[int, float] = {}
@@ -106,7 +82,7 @@ class BrakeRun:
             if update in apart:
                 seen["texts/disagreement"] = apart[update]
             rows.append(seen)
-        return {"rows": rows, "gold": gold}
+        return {"way": self.way, "rows": rows, "gold": gold}
 
 
 class Rewarded:
@@ -141,12 +117,12 @@ def _table(seed: int, agent: Mapping[str, object], updates: int, samples: int = 
     }
 
 
-def _experiment(run: BrakeRun, rewarded: Rewarded, updates: int) -> Experiment:
+def _experiment(run: BrakeRun, rewarded: Rewarded) -> Experiment:
     way = CLIMB_WAYS[run.way]
     agent = way["agent"]
     assert isinstance(agent, Mapping)
     rewards = {"proxy": rewarded.proxy, "kl": way["kl"]}
-    return Experiment.from_table({**_table(run.seed, agent, updates), "rewards": rewards})
+    return Experiment.from_table({**_table(run.seed, agent, run.updates), "rewards": rewards})
 
 
 def _is_seen(key: str) -> bool:
@@ -156,4 +132,4 @@ def _is_seen(key: str) -> bool:
 
 def letter_runs(seeds: int) -> list[BrakeRun]:
     """Seeds outermost, so that a part of them is balanced."""
-    return [BrakeRun(design, way, seed) for seed in range(seeds) for design in LETTER_DESIGNS for way in CLIMB_WAYS]
+    return [BrakeRun(design, seed, way) for seed in range(seeds) for design in LETTER_DESIGNS for way in CLIMB_WAYS]

@@ -35,10 +35,10 @@ class BrakeFindings:
 
     @property
     def winner(self) -> BrakeVerdict | None:
-        """Of the rules that meet the bar on the held-out half, the one of the fewest judgements; of equals, that with
-        more runs well kept."""
-        holding = [verdict for verdict in self.verdicts if verdict.on_held_out.holds]
-        return min(holding, key=lambda it: (it.on_held_out.labels, -it.on_held_out.kept_well), default=None)
+        """Of the rules that meet the bar on the half where settings are chosen, the one of the fewest judgements; of
+        equals, that with more runs well kept. The held-out half has no say in it, and judges it."""
+        holding = [verdict for verdict in self.verdicts if verdict.on_choice.holds]
+        return min(holding, key=lambda it: (it.on_choice.labels, -it.on_choice.kept_well), default=None)
 
     def as_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"

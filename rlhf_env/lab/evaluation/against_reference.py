@@ -42,8 +42,8 @@ from rlhf_env.lab.evaluation.passing import PassAt, compared
 from rlhf_env.lab.evaluation.runs import load_run
 from rlhf_env.lab.statistics import Estimate, by_unit, mean_of_seeds
 from rlhf_env.learning.agent import Decision, Metrics, Setup
+from rlhf_env.learning.experiment_checks import check_success
 from rlhf_env.learning.rollout import Rollout
-from rlhf_env.learning.workplace import check_success
 from rlhf_env.shown_text import for_terminal
 from rlhf_env.text_measures import distinct_n, repetition, self_bleu
 from rlhf_env.types import Episode, Float, JsonObject, JsonView, Observation, ResetOptions, Reward, State, Tokenizer

@@ -16,14 +16,8 @@ from rlhf_env import assets
 from rlhf_env.errors import ConfigError, DataError, DiskRefused, RlhfEnvError
 from rlhf_env.lab.evaluation.model_card import Provenance, is_shipped, model_card
 from rlhf_env.learning.agent import traits
-from rlhf_env.learning.run_folder import read_metrics, record_of
-from rlhf_env.learning.run_models import (
-    Checkpoint,
-    TrainedModel,
-    model_folder,
-    named_for_peft,
-    save_language_model,
-)
+from rlhf_env.learning.run_models import Checkpoint, TrainedModel, model_folder, named_for_peft, save_language_model
+from rlhf_env.learning.run_record import read_metrics, record_of
 from rlhf_env.learning.tokenizer_files import save_tokenizer
 from rlhf_env.learning.workplace import Workplace
 from rlhf_env.policies.language_model import LanguageModel

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_env.learning.loop import Row
-from rlhf_env.learning.run_folder import read_metrics
+from rlhf_env.learning.run_record import read_metrics
 
 WARNINGS_FILE = "warnings.json"
 

@@ -19,7 +19,7 @@ from rlhf_env.lab.report.samples import rich_samples
 from rlhf_env.learning.configuration import from_table
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.policy_settings import PolicySettings
-from rlhf_env.learning.run_folder import versions
+from rlhf_env.learning.run_record import versions
 from rlhf_env.pipeline.hashing import Hashes
 from rlhf_env.pipeline.stages.fitting import show_in
 from rlhf_env.pipeline.stages.stage import Links, Role, Site, StageOrigin, StageOutcome, merged, with_inputs

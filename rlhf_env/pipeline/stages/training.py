@@ -14,12 +14,14 @@ from rlhf_env.errors import ConfigError, Problem, RunFailed, under
 from rlhf_env.lab.evaluation.runs import EVALUATION_FILE, evaluation_curve, run
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.experiment import Experiment
+from rlhf_env.learning.experiment_checks import check_plugins
 from rlhf_env.learning.making_agents import imitates
 from rlhf_env.learning.models import context_before_loading, load_tokenizer_of
 from rlhf_env.learning.policy_settings import PolicySettings
 from rlhf_env.learning.prompt_lengths import require_prompts_fit
-from rlhf_env.learning.run_folder import BEST, record_of
-from rlhf_env.learning.workplace import OR_OVER_LONG, asks_prompts, check_plugins
+from rlhf_env.learning.run_folder import BEST
+from rlhf_env.learning.run_record import record_of
+from rlhf_env.learning.workplace import OR_OVER_LONG, asks_prompts
 from rlhf_env.pipeline.hashing import Hashes, hash_of
 from rlhf_env.pipeline.stages.stage import Links, Role, Site, StageOrigin, StageOutcome, merged, with_inputs
 from rlhf_env.relative_paths import paths_of

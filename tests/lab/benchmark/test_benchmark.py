@@ -31,7 +31,8 @@ from rlhf_env.lab.report.formats import rich_table
 from rlhf_env.lab.report.report import write_report
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.folder_lock import hold
-from rlhf_env.learning.run_folder import RunFolder, read_metrics
+from rlhf_env.learning.run_folder import RunFolder
+from rlhf_env.learning.run_record import read_metrics
 from rlhf_env.learning.workplace import build
 from rlhf_env.whole_files import write_json
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from rlhf_env.lab.brake import libraries
 from rlhf_env.lab.brake.asking import BrakeDecision, WayOfAsking, ask
 from rlhf_env.lab.brake.exact import ExactRun
 from rlhf_env.lab.brake.judging import RuleToTry, compare_brakes, pick, tally
-from rlhf_env.lab.brake.page import brake_page
+from rlhf_env.lab.brake.page import brake_in_words, brake_page
 from rlhf_env.lab.brake.records import SavedRun, read_records, read_study
 from rlhf_env.lab.brake.runs import BrakeRun
 from rlhf_env.lab.brake.signals import SIGNALS
@@ -55,7 +57,7 @@ def test_a_flaw_pays_what_it_says_in_standard_deviations() -> None:
 
 
 def test_a_run_of_the_loop_leaves_what_its_owner_saw_and_gold_beside_it() -> None:
-    made = BrakeRun("50 labels", "rloo", 0).made(updates=4)
+    made = BrakeRun("50 labels", 0, "rloo", updates=4).made()
     rows = made["rows"]
     assert [row["update"] for row in rows] == [0, 1, 2, 3, 4]
     assert not any("gold" in key for row in rows for key in row)
@@ -130,6 +132,20 @@ def test_rules_are_told_of_on_the_runs_they_were_not_chosen_on() -> None:
         compare_brakes(runs[:1], libraries=False)
 
 
+def test_the_held_out_half_has_no_say_in_which_rule_is_named() -> None:
+    """The one named is cheapest where settings are chosen, and the other half says no to it."""
+    runs = [record([0.0, 1.0, 2.0, 0.0], seed, rollout__kl=[0.0, 1.0, 2.0, 9.0]) for seed in range(20)]
+    never, *others = compare_brakes(runs, libraries=False)
+    meets, fails = (replace(never.on_choice, kept_well=kept, labels=8.0) for kept in (10, 0))
+    asking = next(it for it in others if it.asks)
+    silent = [replace(it, on_choice=fails, on_held_out=meets) for it in others if not it.asks]
+    named = replace(asking, on_choice=meets, on_held_out=fails)
+    dear = replace(asking, family="dear", on_choice=replace(meets, labels=64.0), on_held_out=replace(meets, labels=1.0))
+    findings = BrakeFindings(20, 20, 0, [never, *silent, dear, named])
+    assert findings.winner is named
+    assert "the bar is not met there" in brake_in_words(findings)
+
+
 def test_a_record_or_a_study_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps({"rows": []}), encoding="utf-8")
     with pytest.raises(DataError, match=r"a\.json is no record of a run"):
@@ -154,3 +170,21 @@ def test_other_peoples_detectors_are_called_on_the_rows() -> None:
     text = {"texts/shown": ["abcabcabcabc"] * 4, "texts/rewards": [1.0] * 4}
     repeats = SavedRun("r", "g", 0, [{**row, **text} for row in calm[:20]], None, np.zeros(20))
     assert libraries.reward_scope_alerts(repeats)[-1] > 0.0
+
+
+def test_what_the_readme_says_of_it_stands_in_its_table() -> None:
+    root = Path(__file__).resolve().parents[3]
+    rows = {
+        cells[1].strip(): cells
+        for line in (root / "docs" / "brake.md").read_text(encoding="utf-8").splitlines()
+        if line.count("|") == 10 and (cells := line.split("|"))
+    }
+    (said,) = re.findall(
+        r"`rlhf-env lab brake` asks.*?has its price", (root / "README.md").read_text("utf-8"), re.DOTALL
+    )
+    signals = [row for row in rows if not row.startswith(("scores", "votes", "never", "rule", "---"))]
+    best = max(signals, key=lambda row: int(rows[row][3].split("%")[0]))
+    told = re.findall(r"(\d+) % \((\d+) to (\d+)\)", " ".join(said.split()))
+    named = ["never stop", best, "scores, 64 a time", "votes against the best so far, 8 a time"]
+    assert [tuple(re.findall(r"\d+", rows[row][3])) for row in named] == told
+    assert f"for {rows[named[-1]][5].strip()} judgements a run" in said.replace("\n", " ")

@@ -13,7 +13,7 @@ from rlhf_env.lab.benchmark.results import Cell, Results
 from rlhf_env.lab.benchmark.summary import asked_words
 from rlhf_env.lab.evaluation.asked import PromptsAsked
 from rlhf_env.lab.evaluation.evaluator import Evaluator
-from rlhf_env.lab.evaluation.runs import prepare
+from rlhf_env.lab.evaluation.preparing import prepare
 from rlhf_env.lab.statistics import by_unit, student_mean
 
 SIXTY = {"name": "prompts", "prompts": [f"{number:02}" for number in range(60)]}

@@ -15,7 +15,7 @@ from rlhf_env.lab.evaluation import equal_texts
 from rlhf_env.lab.evaluation.equal_texts import kept
 from rlhf_env.lab.evaluation.evaluator import Evaluator
 from rlhf_env.learning.experiment import Experiment
-from rlhf_env.learning.run_folder import read_metrics
+from rlhf_env.learning.run_record import read_metrics
 from rlhf_env.learning.workplace import build
 from rlhf_env.policies.language_model import LanguageModel
 

@@ -15,7 +15,7 @@ from rlhf_env.lab.evaluation.health import RULES, VALUE_WARM_UP, WARNINGS_FILE, 
 from rlhf_env.lab.evaluation.runs import run
 from rlhf_env.learning.agent import Decision
 from rlhf_env.learning.experiment import Experiment
-from rlhf_env.learning.run_folder import read_metrics
+from rlhf_env.learning.run_record import read_metrics
 from rlhf_env.learning.workplace import Workplace, build
 from rlhf_env.types import Observation
 

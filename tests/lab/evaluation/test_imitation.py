@@ -15,7 +15,7 @@ import torch
 import rlhf_env
 from rlhf_env.envs.tokenizers import AlphabetTokenizer
 from rlhf_env.errors import ConfigError
-from rlhf_env.lab.evaluation.runs import prepare
+from rlhf_env.lab.evaluation.preparing import prepare
 from rlhf_env.learning.demonstrations import demonstrations_of
 from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.workplace import build

@@ -16,7 +16,7 @@ from rlhf_env.lab.benchmark.reading import read_results
 from rlhf_env.lab.benchmark.run import run_benchmark
 from rlhf_env.lab.report.report import write_report
 from rlhf_env.learning.experiment import Experiment
-from rlhf_env.learning.run_folder import read_metrics
+from rlhf_env.learning.run_record import read_metrics
 
 # The KL penalty is one of them, and "kl" is none.
 KL = "stay near"

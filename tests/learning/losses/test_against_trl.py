@@ -17,7 +17,8 @@ from trl.rewards import get_soft_overlong_punishment
 from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from rlhf_env.learning.functional import group_advantages, kl_estimate, pair_loss, token_weights, weighted_sum
+from rlhf_env.learning.advantages import group_advantages
+from rlhf_env.learning.functional import kl_estimate, pair_loss, token_weights, weighted_sum
 from rlhf_env.learning.losses.declaring import Pairs, TokenBatch, load_pair_loss, load_token_loss
 from rlhf_env.testing import make_episode
 

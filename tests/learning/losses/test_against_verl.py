@@ -17,7 +17,8 @@ pytest.importorskip("verl.trainer.ppo.core_algos", reason="verl is none of what 
 from verl.trainer.ppo import core_algos as algorithms
 from verl.workers.config import ActorConfig, PolicyLossConfig
 
-from rlhf_env.learning.functional import group_advantages, leave_one_out_advantages, token_weights, weighted_sum, whiten
+from rlhf_env.learning.advantages import group_advantages, leave_one_out_advantages
+from rlhf_env.learning.functional import token_weights, weighted_sum, whiten
 from rlhf_env.learning.losses.declaring import TokenBatch, load_token_loss
 
 ROWS, TOKENS = 6, 7

@@ -15,14 +15,10 @@ from torch import Tensor
 import rlhf_env
 from rlhf_env import plugins
 from rlhf_env.errors import ConfigError, DataError, PluginError
+from rlhf_env.learning.advantages import mean_scaled_advantages
 from rlhf_env.learning.experiment import Experiment
-from rlhf_env.learning.functional import kl_estimate, mean_scaled_advantages, without_overlong
-from rlhf_env.learning.losses.declaring import (
-    Pairs,
-    TokenBatch,
-    load_pair_loss,
-    load_token_loss,
-)
+from rlhf_env.learning.functional import kl_estimate, without_overlong
+from rlhf_env.learning.losses.declaring import Pairs, TokenBatch, load_pair_loss, load_token_loss
 from rlhf_env.learning.rollout import Rollout
 from rlhf_env.learning.workplace import build
 from rlhf_env.testing import make_episode

@@ -22,21 +22,10 @@ from rlhf_env.errors import ConfigError
 from rlhf_env.learning import checkpoints, lifeline
 from rlhf_env.learning.launched import Launched, launched
 from rlhf_env.learning.loop import Row
-from rlhf_env.learning.run_folder import read_metrics
+from rlhf_env.learning.run_record import read_metrics
 from rlhf_env.learning.signals import Interrupted
 
-from .pool import (
-    TOY,
-    Notes,
-    assert_one_line,
-    commands,
-    noted,
-    rank,
-    said_to,
-    several,
-    tensors_of,
-    trained,
-)
+from .pool import TOY, Notes, assert_one_line, commands, noted, rank, said_to, several, tensors_of, trained
 from .test_same_as_one import close
 
 # ---------------------------------------------------------------- stopped, and gone on with in another number

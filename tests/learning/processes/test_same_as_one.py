@@ -14,7 +14,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from faults.resume_matrix import CASES, timeless
 
-from rlhf_env.learning.run_folder import read_metrics
+from rlhf_env.learning.run_record import read_metrics
 
 from .pool import BESIDE, Notes, noted, several, tensors_of, trained
 

@@ -24,7 +24,7 @@ from rlhf_env.learning.experiment import Experiment
 from rlhf_env.learning.launched import asks_for_shards, launched
 from rlhf_env.learning.policy_settings import PolicySettings
 from rlhf_env.learning.processes import current
-from rlhf_env.learning.run_folder import read_metrics
+from rlhf_env.learning.run_record import read_metrics
 from rlhf_env.learning.sharding import shard
 from rlhf_env.learning.shards import has_shards, made_whole, part_of
 from rlhf_env.learning.workplace import build

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from rlhf_env.errors import DataError, DiskRefused
-from rlhf_env.learning.run_folder import RunFolder, read_metrics
+from rlhf_env.learning.run_folder import RunFolder
+from rlhf_env.learning.run_record import read_metrics
 from rlhf_env.learning.trackers.json_lines import JsonLines
 from rlhf_env.learning.tracking import Rewinds, Tracker
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from rlhf_env.errors import ConfigError
-from rlhf_env.learning.run_folder import RunFolder, read_metrics
+from rlhf_env.learning.run_folder import RunFolder
+from rlhf_env.learning.run_record import read_metrics
 from rlhf_env.learning.tracking import load_tracker
 
 pytest.importorskip("mlflow", reason="the extra `mlflow` is not installed")

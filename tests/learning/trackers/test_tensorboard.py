@@ -11,7 +11,8 @@ import pytest
 
 from rlhf_env import plugins
 from rlhf_env.errors import DiskRefused, MissingExtra
-from rlhf_env.learning.run_folder import RunFolder, read_metrics
+from rlhf_env.learning.run_folder import RunFolder
+from rlhf_env.learning.run_record import read_metrics
 from rlhf_env.learning.tracking import Rewinds
 
 reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")

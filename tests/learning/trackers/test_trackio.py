@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from rlhf_env.errors import ConfigError
-from rlhf_env.learning.run_folder import RunFolder, read_metrics
+from rlhf_env.learning.run_folder import RunFolder
+from rlhf_env.learning.run_record import read_metrics
 
 trackio = pytest.importorskip("trackio", reason="the extra `trackio` is not installed")
 

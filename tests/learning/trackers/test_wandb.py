@@ -14,7 +14,8 @@ import tomli_w
 
 from rlhf_env.cli.main import main
 from rlhf_env.errors import ConfigError, MissingExtra
-from rlhf_env.learning.run_folder import RunFolder, read_metrics
+from rlhf_env.learning.run_folder import RunFolder
+from rlhf_env.learning.run_record import read_metrics
 
 ROW = {
     "update": 3,

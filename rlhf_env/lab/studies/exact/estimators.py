@@ -24,15 +24,12 @@ from torch.nn.functional import one_hot
 from rlhf_env.envs.toy_tasks import Enumerable
 from rlhf_env.errors import ConfigError
 from rlhf_env.lab.studies.exact.world import Objective, token_logprobs
+from rlhf_env.learning.advantages import gae, group_advantages, leave_one_out_advantages, returns_to_go
 from rlhf_env.learning.functional import (
     Aggregation,
     KLEstimator,
     clipped_policy_loss,
-    gae,
-    group_advantages,
     kl_estimate,
-    leave_one_out_advantages,
-    returns_to_go,
     token_weights,
     weighted_sum,
     whiten,

@@ -28,7 +28,8 @@ from rlhf_env.lab.studies.exact.estimators import (
     token_scores,
 )
 from rlhf_env.lab.studies.exact.world import Objective, response_logprobs, token_logprobs
-from rlhf_env.learning.functional import group_advantages, mean_scaled_advantages, weighted_sum, whiten
+from rlhf_env.learning.advantages import group_advantages, mean_scaled_advantages
+from rlhf_env.learning.functional import weighted_sum, whiten
 from rlhf_env.learning.losses.declaring import (
     NamedPairLoss,
     NamedTokenLoss,

@@ -16,18 +16,14 @@ from torch import Tensor
 
 from rlhf_env.lab.studies.referee.measuring import Measurable
 from rlhf_env.lab.studies.referee.texts import Texts
-from rlhf_env.learning.functional import (
-    Aggregation,
-    KLEstimator,
-    clipped_policy_loss,
+from rlhf_env.learning.advantages import (
     gae,
     group_advantages,
-    kl_estimate,
     leave_one_out_advantages,
     mean_scaled_advantages,
     returns_to_go,
-    token_weights,
 )
+from rlhf_env.learning.functional import Aggregation, KLEstimator, clipped_policy_loss, kl_estimate, token_weights
 
 Terms = Callable[[Texts, Tensor], Tensor]
 """From texts and advantages [B, T] to the loss of each token [B, T]."""
