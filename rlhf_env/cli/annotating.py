@@ -105,8 +105,9 @@ def ask_for_judgements(
         settings = {"overlap": overlap, "criterion": criterion, "criteria": names, "repeat": repeat, "seed": seed}
         rng = np.random.default_rng(seed)
         items = items_of(opened.responses(), kind, rng, per_prompt=per_prompt or None, size=size, **settings)
-        opened.add_items(items, to=tuple(to or ()))
-        whom = f", of {', '.join(map(for_terminal, to))} alone" if to else ""
+        people = tuple(person.strip() for person in to or ())  # as the page takes a name
+        opened.add_items(items, to=people)
+        whom = f", of {', '.join(map(for_terminal, people))} alone" if people else ""
         typer.echo(f"{len(items):,} items asked for{whom}; {progress_line(opened.progress())}")
 
 

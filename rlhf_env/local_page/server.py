@@ -80,7 +80,8 @@ def serve_page(
     except socket.gaierror as error:
         raise ConfigError(f"host {host}: this machine knows no such address ({error.strerror})") from error
     except OSError as error:
-        raise ConfigError(f"{host} port {port}: {os.strerror(error.errno or 0)}; choose another") from error
+        why = os.strerror(error.errno or 0)
+        raise ConfigError(f"{host} port {port}: {why}; choose another, or 0 for a free one") from error
     with listening:
         port = listening.getsockname()[1]
         settings = uvicorn.Config(

@@ -420,7 +420,7 @@ document.addEventListener("visibilitychange", () => {
 $("keys").checked = localStorage.getItem("keys") !== "off";
 $("keys").addEventListener("change", () => localStorage.setItem("keys", $("keys").checked ? "on" : "off"));
 $("own").addEventListener("click", listOwn);
-$("switch").addEventListener("click", () => ask(null, "", async () => begin(await server.session())));
+$("switch").addEventListener("click", () => ask(null, "", () => server.session().then(begin, (error) => notice(error.message))));
 
 addEventListener("hashchange", () => location.reload()); // a link opened in this tab loads nothing by itself
 const token = new URLSearchParams(location.hash.slice(1)).get("token");
