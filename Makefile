@@ -193,8 +193,9 @@ $(AXE)/axe.min.js:
 	@tar -xzf $(AXE)/axe-core-$(AXE_VERSION).tgz -C $(AXE) --strip-components=1 package/axe.min.js package/LICENSE
 	@touch $@
 
-axe: .venv/.ready $(AXE)/axe.min.js  ## The annotation page in a browser before axe, the accessibility checker (needs npm, chromium)
-	$(BIN)/python -m pytest -q -rs tests/feedback/page/test_page_accessibility.py
+axe: .venv/.ready $(AXE)/axe.min.js  ## Pages and reports in a browser before axe, the accessibility checker (needs npm, chromium)
+	$(BIN)/python -m pytest -q -rs tests/feedback/page/test_page_accessibility.py tests/lab/watching/test_accessibility.py \
+		tests/lab/board/test_board_page.py
 
 judge: .venv/.ready  ## A language model on this machine as a judge: llama.cpp's own server, compiled (ten minutes)
 	$(BIN)/python examples/judge/llama_cpp.py build/judge

@@ -21,7 +21,7 @@ import re
 import sys
 import textwrap
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, Union, cast
 
@@ -140,7 +140,7 @@ def declaration(entry: Entry) -> Declaration:
         origin=entry.origin,
         about=_prose(inspect.getdoc(target) or ""),
         header=header,
-        papers=tuple(dict.fromkeys(paper for text in texts for paper in _papers(text))),
+        papers=tuple(_each_once(paper for text in texts for paper in _papers(text))),
         settings=settings,
         example=_example(entry, target, settings),
     )
@@ -161,9 +161,9 @@ def settings_of_entry(entry: Entry) -> list[Setting]:
 def settings_of(target: Target) -> list[Setting]:
     """The settings that a file can give to a dataclass, a class, a function, or to an agent (its `Config`)."""
     target = getattr(target, "Config", target)
-    hints, meanings = hints_of(target), _meanings(target)
+    hints, said = hints_of(target), meanings(target)
     return [
-        Setting(name, hints.get(name, Hint), default, meanings.get(name, ""))
+        Setting(name, hints.get(name, Hint), default, said.get(name, ""))
         for name, default in _parameters(target)
         if can_be_written(hints.get(name, Hint))
     ]
@@ -206,8 +206,9 @@ def _parameters(target: Target) -> Iterator[tuple[str, object]]:
 
 
 @functools.cache
-def _meanings(target: Target) -> dict[str, str]:
-    """By setting: the string under the field, or its line in "Args:"; none where there is no source to read."""
+def meanings(target: Target) -> dict[str, str]:
+    """By setting, or key of a TypedDict: the string under the field, or its line in "Args:"; none where there is no
+    source to read."""
     found: dict[str, str] = {}
     for owner in reversed(target.__mro__ if isinstance(target, type) else (target,)):
         if owner is not object:
@@ -252,6 +253,15 @@ CITATION = re.compile(
     r"[A-Z][\w'-]+(?: et al\.| (?:and|&) [A-Z][\w'-]+)? (?:\((?:19|20)\d\d\)|(?:19|20)\d\d)"  # who and when
     r'(?:, (?:"[^"]*"(?: \(\d{4}\.\d{5})?|(?:arXiv )?\d{4}\.\d{5}|[A-Z]+ \d+\(\d+\)|[A-Z]{3,}))*'  # where
 )
+
+
+def _each_once(papers: Iterable[str]) -> Iterable[str]:
+    """The first of those that have the same number of arXiv; one without a number by its words."""
+    known: dict[str, str] = {}
+    for paper in papers:
+        number = re.search(r"\d{4}\.\d{5}", paper)
+        known.setdefault(number[0] if number else paper, paper)
+    return known.values()
 
 
 def _papers(text: str) -> list[str]:

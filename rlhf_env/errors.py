@@ -104,6 +104,8 @@ class ContractError(RlhfEnvError, AssertionError):
     """A check of `rlhf_env.testing` failed: a reward, task or agent breaks its contract. `rule` names the rule, and
     `remedy` says how to mend it, where that is known."""
 
+    exit_code = 1
+
     def __init__(self, rule: str, message: str, remedy: str = "") -> None:
         self.rule = rule
         self.remedy = ""

@@ -54,19 +54,22 @@ def settings_page(files: Mapping[str, type], entries: Iterable[Entry]) -> str:
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
 
 
-def plugin_page(entry: Entry, logged: Sequence[tuple[str, str]] = ()) -> str:
+def plugin_page(entry: Entry, logged: Sequence[tuple[str, str]] = (), shown: str = "") -> str:
     """A page about one plugin: what its module and its class say, an example, its settings, and what it logs.
 
-    `logged`: keys and meanings of the numbers that are its own.
+    `logged`: keys and meanings of the numbers that are its own. `shown`: a section in Markdown, such as its curve, for
+    the place before the example.
     """
     title = f"# {entry.name}: {_A[entry.kind]}"
     try:
         told = declaration(entry)
     except (MissingExtra, PluginError):
         return f"{title}\n\nNeeds the extra `{entry.needs}`: `pip install 'rlhf-env[{entry.needs}]'`.\n"
-    lines = [title, "", in_markdown(told.header or told.about)]
+    lines = [title, "", _linked(in_markdown(told.header or told.about))]
     if told.header and told.about and told.about not in told.header:
-        lines += ["", "## What it gives", "", in_markdown(told.about)]
+        lines += ["", "## What it gives", "", _linked(in_markdown(told.about))]
+    if shown:
+        lines += ["", shown]
     lines += ["", "## In a file", "", "```toml", told.example.strip(), "```"]
     if told.settings:
         lines += ["", "## Settings", "", *_table(told.settings)]
@@ -81,6 +84,15 @@ def plugin_page(entry: Entry, logged: Sequence[tuple[str, str]] = ()) -> str:
     if told.papers:
         lines += ["", "## Papers", "", *(f"- {paper}" for paper in told.papers)]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _linked(text: str) -> str:
+    """Markdown of a page two folders below docs/, in which pages that are named are links."""
+
+    def link(found: re.Match[str]) -> str:
+        return f"[{found[0]}](../../{found[1].replace(chr(92), '')})"  # an escaped `_` is one in the address
+
+    return re.sub(r"(?<![\w/])docs/([\w/\\-]+\.md)", link, text)
 
 
 def in_markdown(text: str) -> str:

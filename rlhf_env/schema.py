@@ -18,9 +18,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Union, cast
 
 from rlhf_env.declared import Setting, plain, settings_of, settings_of_entry, wraps
+from rlhf_env.envs.asked_part import Failures
 from rlhf_env.envs.isolation import Limits
 from rlhf_env.envs.reward_tables import Mixing
-from rlhf_env.envs.rewards import Failures
 from rlhf_env.errors import ConfigError, MissingExtra, PluginError
 from rlhf_env.own_code import KEY
 from rlhf_env.plugins import Entry, PluginHost, PluginKind

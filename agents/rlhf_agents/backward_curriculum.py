@@ -16,6 +16,9 @@ is learned when its texts are a success often enough. Prefixes are for rollouts 
 Demonstrations are not imitated (that is sft), and they need not be good beyond what leads to a reward. Texts that are
 begun by them are of other states than the policy's own: until the last stage, the objective is another one.
 
+When: a right answer is hardly ever found by chance, and there are demonstrations. When not: the policy now and then
+succeeds by itself, parts of an answer earn something, or the demonstrations are good enough to imitate (sft).
+
 Left out: stages per prompt, going back to a longer prefix.
 """
 

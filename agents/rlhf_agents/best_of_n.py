@@ -8,6 +8,9 @@ The agent states the policy's log-probability of the answer. That is *not* the p
 it: its distribution favours high rewards, and its KL to the policy is at most log n - (n - 1) / n (Beirami et al. 2024,
 arXiv 2401.01879), which `kl_bound` states. The environment's `kl` part therefore understates the distance.
 
+    answer = the y_i of the highest reward, of y_1 ... y_n ~ pi
+    KL(best of n || pi) <= log n - (n - 1) / n
+
 When: as a strong baseline without training, and to see how much a reward has left to give. When not: a reply must be
 cheap; each costs n.
 

@@ -15,8 +15,8 @@ learned yet, come seldom. Environment and objective stay the same.
 Levels apply to rollouts only. The evaluator resets without options: it measures at the level of the task's own settings
 (`length` of `echo`), whatever level training has reached. Let the last level be that one.
 
-A curriculum helps if an answer earns nothing until nearly all of it is right. If parts of an answer earn a reward, as
-in `echo`, there is a gradient from the first update on, and easy levels can cost more than they gain.
+When: an answer earns nothing until nearly all of it is right, and the task has levels. When not: parts of an answer
+earn a reward, as in `echo`: there is a gradient from the first update on, and easy levels can cost more than they gain.
 
 Left out: going back to an easier level by success, mixing levels within a rollout (a mixture of tasks and
 `task_sampling` do that), levels that are no whole numbers (ALP-GMM's regions of parameters).

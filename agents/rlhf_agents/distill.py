@@ -10,11 +10,20 @@ Two ways, and mixtures of them:
   (2306.13649), which is near the first for a small `beta` and near the second for a large one. A share `on_policy` of
   the texts is the policy's own, so that it learns where its own words lead; the teacher writes the others.
 
+    sequence    -log pi(token)
+    forward     KL(teacher || pi)
+    reverse     KL(pi || teacher)
+    jsd         beta KL(teacher || m) + (1 - beta) KL(pi || m)      m = beta teacher + (1 - beta) pi
+    loss        the mean of that over tokens
+
 As in that paper, no gradient passes through the sampling of texts. So "forward" on the teacher's texts has the exact
 gradient of KL(teacher || policy) of whole texts, and "reverse" on the policy's own texts lacks the part that comes from
 where its tokens lead; the reward `teacher` with an agent of policy gradients has all of it, and more noise.
 
 Every text counts in the budget, whoever wrote it. Rewards play no part but in `best_of`.
+
+When: a larger model, or best-of-n, already writes what a smaller or cheaper one should. When not: the policy is to
+become better than its teacher (an agent of policy gradients), or the teacher's tokenizer is another: that is refused.
 
 Left out: a given set of texts beside the two writers, several teachers, divergences of hidden states.
 """

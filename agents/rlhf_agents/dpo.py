@@ -6,6 +6,9 @@ the environment's `kl` part, so the objective stays the environment's. A rollout
 treated alike: its one part, "preference", is 1 for the chosen answer and 0 for the rejected one, and the weight of that
 part is the pair's.
 
+    h    = log(pi / reference) of the chosen answer - the same of the rejected one
+    loss = mean over pairs of -log sigmoid(beta h)        (eq. 7)
+
 With `labels` "hard" the objective is agreement with *comparisons*. It ignores how much better an answer is, so at a
 given beta the policy may go further from the reference than with an algorithm that sees the reward. With
 "bradley-terry" the difference counts: an annotator of that model prefers answer i to j with probability

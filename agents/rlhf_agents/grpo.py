@@ -3,6 +3,11 @@
 The answers to one prompt are a group. The advantage of an answer, the same for all its tokens, is its return minus the
 group's mean, divided by the group's standard deviation. There is no value model.
 
+    A_i   = (R_i - mean of the group's R) / (standard deviation of the group's R)
+    ratio = pi(y_t | text) / mu(y_t | text)        mu: the policy that wrote the text
+    loss  = mean over answers, of the mean over tokens, of                     (eq. 3)
+              - min(ratio A_i, clip(ratio, 1 - clip, 1 + clip) A_i)
+
 Unlike in the paper, the KL penalty is in the reward, where the environment puts it. `kl_in_loss` moves it to the loss:
 the returns then leave out the `kl` part, and its weight is the beta of the loss term. Of the estimates, "k2" has the
 gradient of KL(policy || reference), and the paper's "k3" that of the other direction, KL(reference || policy) (Shah et

@@ -4,6 +4,10 @@ An answer is desirable or undesirable. Its implicit reward, beta * log(pi / refe
 a reference point. The objective is a utility of it that saturates on both sides: answers far above or far below the
 point have little gradient. `beta` is the weight of the environment's `kl` part.
 
+    r    = log(pi / reference) of the answer        z0: the reference point
+    loss = mean of  desirable_weight   sigmoid(beta (z0 - r))    over desirable answers,
+                    undesirable_weight sigmoid(beta (r - z0))    over the others    (sec. 4.1)
+
 The reference point z0 stands for KL(policy || reference). As in the paper it is estimated from mismatched pairs, the
 prompt of one row with the answer of another, clamped at 0, and has no gradient. It is taken over the rows of a gradient
 step.

@@ -2,10 +2,18 @@
 (Ouyang et al. 2022, arXiv 2203.02155).
 
 An action is a token (the end token, too), and its state is the text before it. The KL penalty is a reward for every
-token, the score is a reward at the last token, and generalised advantage estimation with a learned value function
-assigns credit to the tokens. The value after the end of a text is 0; only after a text that was cut from outside it is
-the value of the last state. A penalty for texts that never end ("EOS trick", Huang et al. 2024, arXiv 2403.17031) is a
-part of the objective and not of the algorithm, hence a reward: `missing_end`.
+token, the score is a reward at the last token, and generalised advantage estimation (Schulman et al. 2016, arXiv
+1506.02438) with a learned value function assigns credit to the tokens. The value after the end of a text is 0; only
+after a text that was cut from outside it is the value of the last state. A penalty for texts that never end ("EOS
+trick", Huang et al. 2024, arXiv 2403.17031) is a part of the objective and not of the algorithm, hence a reward:
+`missing_end`.
+
+    A_t   = delta_t + gamma lam A_{t+1}        delta_t = r_t + gamma V_{t+1} - V_t
+    ratio = pi(y_t | text) / mu(y_t | text)    mu: the policy that wrote the text
+    loss  = mean over tokens of
+              - min(ratio A_t, clip(ratio, 1 - clip, 1 + clip) A_t)        (2017, eq. 7)
+              + value_coefficient (V_t - target_t)^2 / 2       target_t = A_t + V_t, as before
+              - entropy_coefficient H_t
 
 Texts of another or an older policy are always corrected: the probability ratio is relative to the policy that wrote the
 text, capped at `importance_cap`. On texts that the agent has just written it starts at 1.

@@ -1,4 +1,7 @@
-"""Uniformly random tokens, as a control: the reward that a task gives without any skill."""
+"""Uniformly random tokens, as a control: the reward that a task gives without any skill.
+
+When: beside others, to see what a reward pays for nothing. When not: as the level to beat; that is `reference`.
+"""
 
 from __future__ import annotations
 

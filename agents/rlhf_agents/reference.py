@@ -1,4 +1,7 @@
-"""The frozen reference policy, as a control without training: a trained agent must beat its reward."""
+"""The frozen reference policy, as a control without training: a trained agent must beat its reward.
+
+When: in every comparison. When not: by itself; it learns nothing.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,9 @@
 The gradient of E[return] is E[(return - b) * grad log pi(answer)] for any baseline b that does not depend on the
 answer. All tokens of a text have its return, which includes the KL penalty. There is one gradient step per rollout.
 
+    gradient = mean over answers of w (return - b) grad log pi(answer)
+    w        = min(pi / mu, importance_cap)        mu: the policy that wrote the answer
+
 Off-policy texts are always corrected: each answer has the weight min(pi / mu, `importance_cap`), where mu is the policy
 that wrote it. On texts that the agent has just written the weight is 1. (The KL penalty in the return of an old text
 stays that of its writer.)

@@ -5,6 +5,8 @@ dropout). The others are thrown away, but counted in the budget. Only ranks matt
 is, and learns nothing *against* a bad one. Imitation does not depend on who wrote a text, so old texts need no
 correction.
 
+    loss = mean of -log pi(token) over the tokens of the answers that were kept
+
 Where it converges: without a `kl` part, the policy concentrates on the best answers it finds, until it writes nothing
 else. With one, answers are ranked by their total return, r - beta * log(pi / reference). At the optimum of the
 objective, pi* ~ reference * exp(r / beta), all returns are equal, so none is kept. But ranks, and therefore gradients,

@@ -4,6 +4,10 @@ An action is a whole answer. Its advantage is its return (with the KL penalty) m
 answers in its group. That baseline is independent of the answer, so it leaves the policy gradient unbiased. There is no
 value model.
 
+    A_i  = R_i - mean of R_j over the other answers j to the same prompt
+    loss = mean over answers of -min(ratio_i A_i, clip(ratio_i, 1 - clip, 1 + clip) A_i)
+    ratio_i = pi(answer i) / mu(answer i)      mu: the policy that wrote it
+
 The paper makes one gradient step per rollout. If `epochs` or `minibatches` ask for more, the loss is PPO's with the
 probability ratio of an answer in place of a token's. Texts of another or an older policy are always corrected: the
 ratio is relative to the policy that wrote the answer, capped at `importance_cap`. On texts that the agent has just

@@ -16,6 +16,9 @@ instead of float32, so that the first ratio is 1 to the last digits. Minibatch o
 The optimizer refuses a gradient that is not finite. Dropout is off, and `gamma` is 1 by default. As there, advantages
 are normalised in each minibatch, except in a last minibatch of one token.
 
+When: a result is to be compared with their PPO or A2C on equal terms, or a doubt is about this project's own. When not:
+otherwise; `ppo` has the same loss, and reads a text once per pass.
+
 Left out: gSDE, orthogonal initialisation and callbacks, which have no meaning here. To let Stable-Baselines3 own the
 loop too, see `sb3`.
 """

@@ -4,6 +4,8 @@ The loss is the mean of -log pi(token) over the tokens that `rollout.actions` ma
 in pretraining, every token except the first of a text. The mean is over all tokens (not over texts or micro-batches),
 so it is the negative log-likelihood of the data.
 
+    loss = -(1 / N) sum of log pi(token | text before it) over the N marked tokens
+
 Packing (`pack_tokens`) fills a step with as many texts as its tokens allow. They are not put into one row, so none sees
 another: the loss and the gradient are those of the texts by themselves, in every model family.
 

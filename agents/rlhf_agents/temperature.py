@@ -17,6 +17,9 @@ temperature. There are two ways to learn from it:
 
 A PPO clip around 1 shuts out texts whose ratio is far from 1 from the first step on: with "policy", prefer an agent
 without one (`clip = 0`, or reinforce). A controller of the KL penalty's weight sees the writer's KL.
+
+When: a policy settles on one answer before it has tried enough others. When not: its texts vary as it is; hot texts are
+then mostly noise, and an entropy bonus (`entropy_coefficient`) costs no second forward pass. It is no paper's.
 """
 
 from __future__ import annotations

@@ -1,6 +1,9 @@
-"""The learned reward: the score of a model that was fitted to preferences.
+"""The learned reward: the score of a model that was fitted to preferences (Bradley and Terry 1952).
 
-bradley_terry = {weight = 1.0, model = "runs/demo/reward_model"}
+    bradley_terry = {weight = 1.0, model = "runs/demo/reward_model"}
+
+`rlhf-env reward-model` fits one to votes, and `rlhf-env scorecard` says how good it is. The further a policy goes from
+the texts that people judged, the less its score means: docs/guides/over-optimisation.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,10 @@
 """Several learned rewards combined into one that is low where they disagree (Coste et al. 2024, 2310.02743).
 
-ensemble = {weight = 1.0, model = "runs/reward_ensemble", combination = "worst"}
-ensemble = {weight = 1.0, model = ["runs/a", "runs/b"], combination = "uncertainty", penalty = 0.5}
+    ensemble = {weight = 1.0, model = "runs/reward_ensemble", combination = "worst"}
+    ensemble = {weight = 1.0, model = ["runs/a", "runs/b"], combination = "uncertainty", penalty = 0.5}
+
+Members that were fitted to different draws of the votes agree where many votes were, and disagree elsewhere: a text
+that one of them alone likes is worth little.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A penalty for responses whose learned reward changes when they speak of another group of people.
 
-fairness = {weight = 0.5, model = "runs/demo/reward_model"}
-fairness = {weight = 0.5, model = "runs/demo/reward_model", words = [["Anna", "Aisha"], ["Paris", "Tunis"]]}
+    fairness = {weight = 0.5, model = "runs/demo/reward_model"}
+    fairness = {weight = 0.5, model = "runs/demo/reward_model", words = [["Anna", "Aisha"], ["Paris", "Tunis"]]}
 
 It does not repair the reward model; it keeps a policy from exploiting the model's prejudice. A policy may avoid the
 penalty by naming nobody: look at what it writes.

@@ -5,7 +5,7 @@ or broken, an answer that does not come in time, a status of 5xx, 408 or 429; a 
 failures are errors at once: any other status, redirects (which are not followed), and an answer that is not one finite
 number per text. No score is invented: the caller gets the server's scores or a RewardError.
 
-judge = {plugin = "http", url = "https://example.org/score", token_env = "JUDGE_TOKEN"}
+    judge = {plugin = "http", url = "https://example.org/score", token_env = "JUDGE_TOKEN"}
 
 During a rollout, the server scores finished texts while the others are still being written. That needs texts that end
 in different steps: `action_length = 16`, for example, but not whole responses, which all end in the same step.

@@ -6,7 +6,7 @@ Summed over a text, its expectation under the policy is -KL(policy || teacher), 
 E[grad log p] = 0, the policy gradient of this reward is the gradient of that (as in MiniLLM, Gu et al. 2024,
 2306.08543). The agent `distill` has other divergences, of the whole vocabulary at each token.
 
-teacher = {weight = 1.0, teacher = "runs/large"}
+    teacher = {weight = 1.0, teacher = "runs/large"}
 """
 
 from __future__ import annotations

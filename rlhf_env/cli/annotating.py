@@ -10,8 +10,10 @@ import typer
 
 from rlhf_env.cli.shared import (
     FEEDBACK,
+    AsJson,
     StoreFile,
     app,
+    echo_json,
     interruptible,
     open_store,
     preferences_app,
@@ -103,8 +105,9 @@ def ask_for_judgements(
         settings = {"overlap": overlap, "criterion": criterion, "criteria": names, "repeat": repeat, "seed": seed}
         rng = np.random.default_rng(seed)
         items = items_of(opened.responses(), kind, rng, per_prompt=per_prompt or None, size=size, **settings)
-        opened.add_items(items, to=tuple(to or ()))
-        whom = f", of {', '.join(map(for_terminal, to))} alone" if to else ""
+        people = tuple(person.strip() for person in to or ())  # as the page takes a name
+        opened.add_items(items, to=people)
+        whom = f", of {', '.join(map(for_terminal, people))} alone" if people else ""
         typer.echo(f"{len(items):,} items asked for{whom}; {progress_line(opened.progress())}")
 
 
@@ -161,7 +164,9 @@ def show_comments(
 
 @preferences_app.command("agreement")
 def show_agreement(
-    store: StoreFile, seed: Annotated[int, typer.Option(help="Seed of the intervals.", min=0)] = 0
+    store: StoreFile,
+    seed: Annotated[int, typer.Option(help="Seed of the intervals.", min=0)] = 0,
+    as_json: AsJson = False,
 ) -> None:
     """How far annotators agree with each other and with themselves, with 95 % bootstrap intervals.
 
@@ -177,6 +182,9 @@ def show_agreement(
         agreements = agreement_of(opened.judgements(), np.random.default_rng(seed))
         origins = opened.origins()
         scores = control_scores(opened)
+    if as_json:
+        echo_json({"agreements": agreements, "controls": scores})
+        return
     for agreement in agreements:
         typer.echo(
             f"{agreement.kind} by {for_terminal(agreement.criterion)}: {agreement.judgements:,} judgements of "

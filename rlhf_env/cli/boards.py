@@ -37,7 +37,8 @@ def submit(
         raise ConfigError(f"--out {file}: a board reads files that are named *{ENTRY_ENDING}")
     entry.save(file)
     reached = sum(run.result.reached for run in entry.runs)
-    said = f"{len(entry.runs)} seeds, gold reached in {reached}; {len(entry.sources)} files of code"
+    files = f"{len(entry.sources)} file{'s'[: len(entry.sources) != 1]} of code"
+    said = f"{len(entry.runs)} seeds, gold reached in {reached}; {files}"
     make_console().print(f"Entry: {file} ({said})", highlight=False, soft_wrap=True, markup=False)
 
 
@@ -56,6 +57,9 @@ def board(
         list[str] | None, typer.Option(help="Only the entry of this name. May be given several times.")
     ] = None,
     jobs: Jobs = None,
+    minutes: Annotated[
+        float, typer.Option(min=0.1, help="How long an entry may take, by the clock; then it is ended and refused.")
+    ] = 30.0,
     out: Annotated[Path, typer.Option(help="Where the page goes, and what was run again.")] = Path("runs/board"),
     tracks: Annotated[bool, typer.Option("--tracks", help="List the tracks.")] = False,
     track: Annotated[str | None, typer.Option(help="Print an experiment of this track, to begin with.")] = None,
@@ -80,10 +84,10 @@ def board(
         typer.echo(load_track(track).to_begin_with(), nl=False)
         return
     assert folder is not None
-    _board(folder, out, trust, only or [], 2 if jobs is None else jobs)
+    _board(folder, out, trust, only or [], 2 if jobs is None else jobs, minutes)
 
 
-def _board(folder: Path, out: Path, trust: bool, only: list[str], jobs: int) -> None:
+def _board(folder: Path, out: Path, trust: bool, only: list[str], jobs: int, minutes: float) -> None:
     from contextlib import ExitStack
 
     from rlhf_env.lab.board.board_page import board_tables
@@ -99,6 +103,7 @@ def _board(folder: Path, out: Path, trust: bool, only: list[str], jobs: int) -> 
             trust=trust,
             only=only,
             jobs=jobs,
+            minutes=minutes,
             on_jobs=lambda work: stack.enter_context(job_progress(console, work, "seeds")),
         )
     shown = {verdict.track: load_track(verdict.track) for verdict in made.verdicts if verdict.track}

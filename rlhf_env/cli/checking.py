@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from rlhf_env.cli.benchmarks import maker_of_reward_model
-from rlhf_env.cli.shared import LEARNING, PLUGINS, app, make_console
+from rlhf_env.cli.shared import LEARNING, PLUGINS, AsJson, app, make_console
 from rlhf_env.errors import ConfigError, under
 from rlhf_env.types import JsonObject
 
@@ -30,7 +30,7 @@ def plugins(
             "be set to."
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+    as_json: AsJson = False,
     as_markdown: Annotated[
         bool, typer.Option("--markdown", help="All settings of all files and plugins, as one page of Markdown.")
     ] = False,
@@ -80,7 +80,7 @@ def metrics(
     key: Annotated[
         str | None, typer.Argument(help="One of them, such as train/approx_kl; * stands for anything.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+    as_json: AsJson = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="All of them as one page of Markdown.")] = False,
 ) -> None:
     """What every number means that a run logs: in metrics.jsonl, in trackers, on curves."""

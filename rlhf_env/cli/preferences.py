@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from rlhf_env.cli.shared import (
+    AsJson,
     Device,
     StoreFile,
     TrustCode,
     WhichCheckpoint,
+    echo_json,
     open_store,
     preferences_app,
     progress_line,
@@ -109,13 +111,18 @@ def simulate_annotators(
 
 
 @preferences_app.command("show")
-def show_preferences(store: StoreFile) -> None:
+def show_preferences(store: StoreFile, as_json: AsJson = False) -> None:
     """What a store holds, and how far annotation has come."""
     from rlhf_env.shown_text import for_terminal
 
     with open_store(store) as opened:
         counts = opened.counts()
         kept = {"prompts": counts.prompts, "responses": counts.responses, "annotators": counts.annotators}
+        if as_json:
+            pairs, criteria = sum(1 for _ in opened.preferences()), [it.name for it in opened.criteria()]
+            known = {**kept, "judgements": counts.judgements, "pairs": pairs, "criteria": criteria}
+            echo_json({**known, "progress": opened.progress()})
+            return
         for name, count in {**kept, **counts.judgements}.items():
             typer.echo(f"{for_terminal(name):12} {count:8,}")
         typer.echo(f"pairs        {sum(1 for _ in opened.preferences()):8,}")
@@ -129,6 +136,7 @@ def show_tournament(
     store: StoreFile,
     criterion: Annotated[str, typer.Option(help="The criterion that was judged by.")] = "overall",
     seed: Annotated[int, typer.Option(help="Seed of the intervals.", min=0)] = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Who writes the better responses: win rate and Bradley-Terry rating (Elo's scale), with 95 % intervals."""
     import numpy as np
@@ -139,6 +147,9 @@ def show_tournament(
     with open_store(store) as opened:
         comparisons = contests(opened).get(criterion, [])
     contenders = tournament(comparisons, np.random.default_rng(seed))
+    if as_json:
+        echo_json(contenders)
+        return
     if not contenders:
         typer.echo(f"no two authors were compared by {for_terminal(criterion)} yet")
         return

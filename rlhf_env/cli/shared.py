@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import math
 import os
 import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -58,6 +61,7 @@ preferences_app = typer.Typer(
 )
 # Panels of `rlhf-env --help`.
 LEARNING, FEEDBACK, PLUGINS = "Train and compare", "Preferences and reward models", "Plugins"
+AsJson = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
 StoreFile = Annotated[Path, typer.Argument(help="The preference store, an SQLite file.")]
 Jobs = Annotated[int | None, typer.Option(help="Processes to run cells in (default 2).", min=1)]
 _RAY = "Ray"  # the panel of the options for a cluster
@@ -120,6 +124,23 @@ Device = Annotated[
 Threads = Annotated[
     int | None, typer.Option(help="Threads for tensor work in each process (default 1).", min=1, max=1024)
 ]
+
+
+def echo_json(value: object) -> None:
+    """Print it for programs: dataclasses as tables of their fields, and null for what is not known (NaN)."""
+    typer.echo(json.dumps(_as_plain(value), indent=1))
+
+
+def _as_plain(value: object) -> object:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _as_plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_as_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def threads_everywhere(threads: int | None) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from rlhf_env.cli.shared import (
     Address,
+    AsJson,
     CpusPerRun,
     GpusPerRun,
     Jobs,
@@ -366,7 +367,7 @@ def laws(
     only_plan: Annotated[
         bool, typer.Option("--plan", help="Pilot and power analysis alone: how many seeds the run would have.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+    as_json: AsJson = False,
     as_markdown: Annotated[
         bool, typer.Option("--markdown", help="The page docs/laws.md: the list, and what each law measures.")
     ] = False,

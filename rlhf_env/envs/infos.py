@@ -17,17 +17,34 @@ class Info(TypedDict, total=False):
     """Of one text: the prompt when it begins, the masks while it is written, the rest when it has ended."""
 
     prompt: str
+    """What is asked, as text. At `reset`."""
     prompt_id: str
+    """The task's name for that prompt. At `reset`."""
     action_mask: Bool
+    """bool[V]: the tokens that the task allows next. Of tasks with an `action_mask` alone; at `reset`, and at each step
+    while the text is written."""
     text_episode: Episode
+    """The whole text: prompt with its columns, ids, response, turns, log-probabilities. At the end."""
     score: Score
+    """Its parts before weights, their weights, and rewards per token, as agents and evaluations get them; empty of a
+    text that was cut. At the end."""
     finish_reason: FinishReason
+    """"stop" (an end token), "stop_string", "task" (the task has ended it), "length", or "truncated" (cut from
+    outside). At the end."""
     prompt_length: int
+    """Tokens of the prompt. At the end of a text that was scored."""
     response_length: int
+    """Tokens after the prompt, the end token and what the task has said included. At the end of a text that was
+    scored."""
     reward_parts: dict[str, float]
+    """By part, its score before its weight; `sum(weight * part) == reward`. At the end of a text that was scored."""
     reward_weights: dict[str, float]
+    """By part, its weight. At the end of a text that was scored."""
     token_rewards: dict[str, Float]
+    """By part that scores tokens, float64[max_new_tokens]: each token's share before the weight, 0 after the end. At
+    the end of a text that was scored."""
     reward_failures: dict[str, str]
+    """By part that failed on the text, what went wrong. Only where one did."""
 
 
 class VectorInfo(TypedDict, total=False):

@@ -12,6 +12,7 @@ from typing import Annotated, TypeVar, cast
 from annotated_types import MinLen
 
 from rlhf_env import plugins
+from rlhf_env.envs.asked_part import Failures
 from rlhf_env.envs.isolation import Limits, isolated
 from rlhf_env.envs.reward_functions import (
     FunctionReward,
@@ -21,7 +22,7 @@ from rlhf_env.envs.reward_functions import (
     is_function,
     name_of,
 )
-from rlhf_env.envs.rewards import Failures, RewardMix
+from rlhf_env.envs.rewards import RewardMix
 from rlhf_env.envs.shaping import Shaped
 from rlhf_env.envs.task_labels import mixture_of, require_tasks
 from rlhf_env.errors import ConfigError, Problem, did_you_mean, under

@@ -50,7 +50,12 @@ from rlhf_env.types import (
     Tokenizer,
 )
 
-_OWN_OPTIONS = ("group_size", "indices", "prefix", "reset_mask")
+OPTIONS: Mapping[str, str] = {  # of `reset`, beside those of the task, and what they mean
+    "group_size": "G: neighbouring rows that get the same prompt. It must divide the rows. Default: 1.",
+    "indices": "One index of the task per group of rows: which prompts. Without it they come in shuffled epochs.",
+    "prefix": '{"column": NAME, "shares": one per group}: texts begin with that share of the answer in that column.',
+    "reset_mask": "bool[B]: only these rows begin anew, the others go on. Of the vector form.",
+}
 _NO_SCORE = Score(raw={}, weights={})  # of a text that was cut from outside
 
 
@@ -84,13 +89,21 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
     or a seed.
 
     Args:
-        task, reward, tokenizer: objects, names, or tables of plain data (see `load_task`, `load_rewards`,
-            `load_tokenizer`).
+        num_envs: texts side by side (B).
+        task: what is asked: a name ("echo"), a table of plain data, `{"name": "echo", "length": 2}`, or an object.
+        reward: what texts are worth: a name, a table of parts with their weights, or objects; without one, what the
+            task itself scores.
+        tokenizer: "bytes", "alphabet:abc", the folder of a model, or an object.
+        max_new_tokens: the longest response; a text that reaches it has ended, by "length".
+        max_prompt_tokens: the longest prompt; a longer one is refused by name.
         action_length: tokens per step; None is a whole response per step.
+        autoreset_mode: what the vector form does with rows that have ended, as in Gymnasium: "NextStep", "SameStep" or
+            "Disabled" (they rest until `reset`).
         max_episode_steps: cut an unfinished text after so many steps: `truncated`, without a score.
         stop: strings that end a text with the token in which it first holds one of them (`finish_reason`
             "stop_string"). Only what the agent has said in its present turn is looked at, not the prompt. The
             response's ids hold the whole string; its text ends before it.
+        render_mode: "ansi" returns the texts, "rgb_array" pictures of them, "human" prints them.
         provided: what rewards named by string may be lent (`reference`).
     """
 
@@ -386,7 +399,7 @@ class TextVectorEnv(VectorEnv[Observation, Actions, npt.NDArray[np.generic]]):
         return rows
 
     def _set_options(self, options: ResetOptions, some_rows_go_on: bool) -> None:
-        known = (*_OWN_OPTIONS, *option_names(self.task))
+        known = (*OPTIONS, *option_names(self.task))
         unknown = [key for key in options if key not in known]
         if unknown:
             raise ConfigError(*(f"reset option {key!r} is unknown{did_you_mean(str(key), known)}" for key in unknown))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import threading
@@ -23,6 +24,8 @@ from rlhf_env.learning.loop import Row
 from rlhf_env.learning.signals import Interrupted
 
 BETWEEN_NEWS = 0.2  # seconds: what a job tells more often is not sent
+_TO_SAVE = 10.0  # seconds that a worker has to end, where there is a limit
+_LONGEST_WAIT = 3600.0  # seconds: poll(2) takes no day of milliseconds
 
 
 class OnOneMachine:
@@ -72,9 +75,12 @@ class LocalProcesses(OnOneMachine):
     """Up to `at_once` processes. A job whose process died waits for the next call: what killed it here may again."""
 
     at_once: int
+    seconds: float = math.inf
+    """The most that a crew may take for all of its jobs, by the clock: for code that may never end. Then the processes
+    are killed, and the jobs that are left have failed."""
 
     def crew(self, folder: Path, /) -> Crew:
-        return _Processes(folder, self.at_once)
+        return _Processes(folder, self.at_once, self.seconds)
 
 
 @dataclass
@@ -87,8 +93,9 @@ class _Worker:
 class _Processes:
     """Workers that stay, loading torch once each; one that died is replaced when there is a job for another."""
 
-    def __init__(self, folder: Path, count: int) -> None:
-        self._folder, self._count = folder, count
+    def __init__(self, folder: Path, count: int, seconds: float = math.inf) -> None:
+        self._folder, self._count, self._seconds = folder, count, seconds
+        self._end = time.monotonic() + seconds
         self._workers: list[_Worker] = []
         self._heard: deque[Progress] = deque()
 
@@ -96,6 +103,9 @@ class _Processes:
         return len(self._workers) < self._count or any(worker.job is None for worker in self._workers)
 
     def start(self, job: Job, /) -> None:
+        if time.monotonic() >= self._end:
+            self._heard.append(self._too_late(job))
+            return
         worker = next((worker for worker in self._workers if worker.job is None), None)
         if worker is None:
             worker = _start_worker()
@@ -107,7 +117,11 @@ class _Processes:
 
     def news(self) -> Progress:
         while not self._heard:
-            ready = wait([worker.pipe for worker in self._workers if worker.job])
+            left = self._end - time.monotonic()
+            if left <= 0.0:
+                self._kill()
+                break
+            ready = wait([worker.pipe for worker in self._workers if worker.job], min(left, _LONGEST_WAIT))
             for worker in [worker for worker in self._workers if worker.pipe in ready]:
                 self._heard.append(self._news_of(worker))
         return self._heard.popleft()
@@ -129,15 +143,29 @@ class _Processes:
             self._workers.remove(worker)
         return progress
 
+    def _kill(self) -> None:
+        """End those at work, whatever they do: a loop that never ends hears no signal that can be caught."""
+        for worker in [worker for worker in self._workers if worker.job is not None]:
+            worker.process.kill()
+            worker.process.join()
+            self._workers.remove(worker)
+            self._heard.append(self._too_late(cast("Job", worker.job)))
+
+    def _too_late(self, job: Job) -> Progress:
+        return Progress(job, 1.0, "failed", {}, f"it had not ended after {self._seconds:,g} seconds")
+
     def close(self) -> None:
-        """SIGTERM to those at work, on which `train` saves its run; all are waited for."""
+        """SIGTERM to those at work, on which `train` saves its run; all are waited for, or killed if time is short."""
         for worker in self._workers:
             with suppress(OSError):
                 worker.pipe.send(None)
             if worker.job is not None:  # we were interrupted: the worker saves its run and ends
                 worker.process.terminate()
         for worker in self._workers:
-            worker.process.join()
+            worker.process.join(None if self._seconds == math.inf else _TO_SAVE)
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
 
 
 def _start_worker() -> _Worker:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import os
 import socket
 import threading
@@ -76,8 +77,11 @@ def serve_page(
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listening = socket.create_server((host, port), family=family)
+    except socket.gaierror as error:
+        raise ConfigError(f"host {host}: this machine knows no such address ({error.strerror})") from error
     except OSError as error:
-        raise ConfigError(f"{host} port {port}: {os.strerror(error.errno or 0)}; choose another") from error
+        why = os.strerror(error.errno or 0)
+        raise ConfigError(f"{host} port {port}: {why}; choose another, or 0 for a free one") from error
     with listening:
         port = listening.getsockname()[1]
         settings = uvicorn.Config(
@@ -165,10 +169,25 @@ class Patient(H11Protocol):
 
 
 class Json(JSONResponse):
-    """In ASCII: what people and models write may hold half a surrogate pair, which UTF-8 cannot."""
+    """In ASCII: what people and models write may hold half a surrogate pair, which UTF-8 cannot.
+
+    A number that is not finite is null: Python would write NaN, and no browser reads it.
+    """
 
     def render(self, content: Any) -> bytes:
-        return json.dumps(content, separators=(",", ":")).encode("ascii")
+        try:
+            said = json.dumps(content, separators=(",", ":"), allow_nan=False)
+        except ValueError:
+            said = json.dumps(_finite(content), separators=(",", ":"), allow_nan=False)
+        return said.encode("ascii")
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {name: _finite(value) for name, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 class Refused(Exception):

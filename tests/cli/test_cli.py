@@ -309,7 +309,8 @@ def test_check_an_agent_says_what_it_did_not_check(run: Run) -> None:
     *left_out, last = ran.out.splitlines()
     assert last == "ok"
     assert [line.split(":")[1].split(" (")[0] for line in left_out] == [" segments", " tokens", " learns"]
-    refused(run("check", "agent:grpo", "lr=1e-9"), "[learns] expected the mean task reward to be at least 0.5 above")
+    said = "[learns] expected the mean task reward to be at least 0.5 above"
+    refused(run("check", "agent:grpo", "lr=1e-9"), said, status=1)
     refused(run("check", "agent:grop"), "unknown agent 'grop': did you mean 'grpo'?")
     refused(run("check", "agent:grpo", "group_size=1"), "group_size must be at least 2, got 1")
 
@@ -318,7 +319,7 @@ def test_check_says_what_a_plugin_does_wrong(run: Run) -> None:
     plugins.register_reward("late", lambda completions: [0.0] * (len(completions) - 1))
     ran = run("check", "reward:late")
     plugins.host()._entries.pop(("reward", "late"))
-    refused(ran, "[count] expected one float per episode")
+    refused(ran, "[count] expected one float per episode", status=1)
     refused(run("check", "reward:length"), "reward 'length': the setting 'target' is required")
     refused(run("check", "reward:length", "taget=20"), "no setting 'taget': did you mean 'target'?")
     refused(run("check", "reward:length", "target"), "'target' is not of the form KEY=VALUE")

@@ -13,7 +13,8 @@ import pytest
 from gymnasium.utils.env_checker import check_env, data_equivalence
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
-from rlhf_env.envs.rewards import Failures, RewardMix
+from rlhf_env.envs.asked_part import Failures
+from rlhf_env.envs.rewards import RewardMix
 from rlhf_env.envs.text_env import TextEnv
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.types import Episode, Float, Score

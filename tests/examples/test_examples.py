@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -133,6 +134,14 @@ def test_stable_baselines3(run: Run) -> None:
     output = run(*_example("sb3_ppo.py"))
     returns = [float(number) for number in re.findall(r"^after +\d+ steps +return (\S+)", output, re.MULTILINE)]
     assert returns[0] < 0.5 and returns[-1] >= 0.9, "of a best return of 1"
+
+
+def test_agent_curves(run: Run, tmp_path: Path) -> None:
+    command, file = Path(sys.executable).with_name("rlhf-env"), EXAMPLES / "agent_curves.toml"
+    output = run(command, "bench", file, "--only", "words/random/0", "--out", "curves")
+    assert "words" in output
+    result = json.loads((tmp_path / "curves/results/words--random--seed-0.json").read_text(encoding="utf-8"))
+    assert result["evaluation"]["proxy"] < 0.3
 
 
 def test_benchmark(run: Run, tmp_path: Path) -> None:

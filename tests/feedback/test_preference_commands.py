@@ -45,6 +45,10 @@ def test_import_show_export(run: Run, tmp_path: Path) -> None:
     status, said, _ = run("show", "s.sqlite")
     assert status == 0
     assert "comparisons         1" in said
+    told = json.loads(run("show", "s.sqlite", "--json")[1])
+    assert (told["judgements"]["comparisons"], told["pairs"], told["progress"]["votes"]) == (1, 1, 0)
+    told = json.loads(run("agreement", "s.sqlite", "--json")[1])["agreements"][0]
+    assert (told["units"], told["judgements"], told["alpha"]["value"]) == (0, 1, None), "NaN is no JSON"
     assert run("export", "s.sqlite", "out.csv", "--format", "csv")[0] == 0
     assert "zoe@example.org" not in (tmp_path / "out.csv").read_text()
     assert "person 1" in (tmp_path / "out.csv").read_text()

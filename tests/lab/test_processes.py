@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +12,7 @@ from typing import Any, cast
 import pytest
 
 from rlhf_env.errors import ConfigError, DiskRefused, RunFailed
+from rlhf_env.lab import processes
 from rlhf_env.lab.jobs import Job, Progress
 from rlhf_env.lab.processes import LocalProcesses, _Worker
 from rlhf_env.lab.scheduling import run_jobs
@@ -69,3 +71,34 @@ def test_its_first_process_says_so_once(tmp_path: Path) -> None:
     crew._workers.append(_Worker(process, ours, job=cast("Job", object())))  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match="__main__"):
         crew.news()
+
+
+def asleep() -> _Worker:
+    """A worker that reads nothing and ends on no signal but SIGKILL or its default ones."""
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(1e6,), daemon=True)
+    process.start()
+    theirs.close()
+    return _Worker(process, ours)
+
+
+def test_a_job_that_never_ends_is_killed_when_the_time_is_over(tmp_path: Path) -> None:
+    never, waiting = (cast("Job", Raises(RunFailed(name))) for name in ("never", "waiting"))
+    crew = LocalProcesses(1, seconds=0.01).crew(tmp_path)
+    worker = asleep()
+    worker.job = never
+    crew._workers.append(worker)  # type: ignore[attr-defined]
+    told = crew.news()
+    assert (told.job, told.ended, told.why) == (never, "failed", "it had not ended after 0.01 seconds")
+    assert worker.process.exitcode == -9
+    crew.start(waiting)  # and no process begins after that
+    assert crew.news().ended == "failed" and not crew._workers  # type: ignore[attr-defined]
+
+
+def test_a_worker_that_does_not_end_when_told_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_TO_SAVE", 0.01)
+    crew = LocalProcesses(1, seconds=3600.0).crew(tmp_path)
+    worker = asleep()  # idle, as one is whose job left a thread behind
+    crew._workers.append(worker)  # type: ignore[attr-defined]
+    crew.close()
+    assert worker.process.exitcode == -9

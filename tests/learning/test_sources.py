@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from rlhf_rewards.kl import KL
 
-from rlhf_env.envs.rewards import Failures, RewardMix
+from rlhf_env.envs.asked_part import Failures
+from rlhf_env.envs.rewards import RewardMix
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.errors import ConfigError, RewardError
 from rlhf_env.learning.functional import logprobs_under

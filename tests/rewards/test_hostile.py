@@ -17,12 +17,13 @@ import pytest
 import torch
 from rlhf_rewards.kl import KL
 
+from rlhf_env.envs.asked_part import Failures
 from rlhf_env.envs.circuit_breaker import CircuitBreaker, spread_out
 from rlhf_env.envs.contained import is_of_this_package
 from rlhf_env.envs.isolation import Limits, RewardFailed, isolated
 from rlhf_env.envs.mixture import Mixture
 from rlhf_env.envs.reward_tables import TaskReward
-from rlhf_env.envs.rewards import Failures, RewardMix
+from rlhf_env.envs.rewards import RewardMix
 from rlhf_env.envs.tasks import load_task
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.envs.validation_task import Validation

@@ -16,9 +16,10 @@ from rlhf_rewards.length import Length
 
 from rlhf_env import plugins
 from rlhf_env.envs import isolated_process
+from rlhf_env.envs.asked_part import Failures
 from rlhf_env.envs.isolation import Limits, isolated
 from rlhf_env.envs.reward_tables import load_rewards
-from rlhf_env.envs.rewards import Failures, RewardMix
+from rlhf_env.envs.rewards import RewardMix
 from rlhf_env.envs.toy_tasks import Count
 from rlhf_env.errors import ConfigError, RewardError
 from rlhf_env.testing import check_reward, make_episode

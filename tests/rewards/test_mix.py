@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_env.envs.rewards import Failures, RewardMix
+from rlhf_env.envs.asked_part import Failures
+from rlhf_env.envs.rewards import RewardMix
 from rlhf_env.errors import ConfigError, RewardError
 from rlhf_env.testing import make_episode
 from rlhf_env.types import Episode, Prompt, Score

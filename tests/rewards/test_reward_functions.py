@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from rlhf_env.envs.asked_part import Failures
 from rlhf_env.envs.file_task import File
 from rlhf_env.envs.reward_functions import from_function
 from rlhf_env.envs.reward_tables import load_rewards
-from rlhf_env.envs.rewards import Failures, RewardMix
+from rlhf_env.envs.rewards import RewardMix
 from rlhf_env.envs.text_vector_env import TextVectorEnv
 from rlhf_env.envs.tokenizers import AlphabetTokenizer
 from rlhf_env.envs.toy_tasks import Count

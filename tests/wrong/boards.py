@@ -6,8 +6,10 @@ import hashlib
 import json
 from typing import Any
 
+from rlhf_env.lab.board.tracks import load_track
 from wrong.table import TOY, command
 
+_TRACK = load_track("least-tokens")
 _HASH = hashlib.sha256(b"").hexdigest()
 _ENTRY: dict[str, Any] = {
     "format": 1,
@@ -34,6 +36,9 @@ command("board text", "text: no *.entry.json in it")
 command("board --track least-token", "unknown track 'least-token': did you mean 'least-tokens'? Known: least-labels,")
 command("board d --only x", "d: no entry x in it", d_IN_a_DOT_entry_DOT_json="{}")
 command("board d --jobs 0", "Invalid value for '--jobs'", d_IN_a_DOT_entry_DOT_json="{}")
+command("board d --minutes 0", "Invalid value for '--minutes'", d_IN_a_DOT_entry_DOT_json="{}")
+command("board d --minutes nan", "Invalid value for '--minutes'", d_IN_a_DOT_entry_DOT_json="{}")
+command("board d", "a.entry.json: no entry of a board: ", d_IN_a_DOT_entry_DOT_json=json.dumps(_ENTRY)[:200])
 command("board d --out toy.toml", "toy.toml", d_IN_a_DOT_entry_DOT_json="{}")
 command("board d", "a.entry.json: no entry of a board: format is missing, or no int", d_IN_a_DOT_entry_DOT_json="{}")
 command("board d", "a.entry.json: no entry of a board: ", d_IN_a_DOT_entry_DOT_json=b"PK\x03\x04")
@@ -57,6 +62,24 @@ _RUN = {
     "result": {"reached": True, "spent": 1.0, "gold": 1.0},
     "rows": [{"update": 0}],
 }
+entry("no entry of a board: name is missing, or no str", name=["mine"])
+entry("no entry of a board: track is longer than 200 characters", track="x" * 10**6)
+entry("no entry of a board: its experiment is longer than 16,384 characters", experiment="x = 1\n" * 10_000)
+entry("no entry of a board: seed must be from 0 to", runs=[{**_RUN, "seed": 10**4000}])
+entry(
+    "it cannot be checked: RecursionError",
+    runs=[_RUN],
+    experiment="agent" + ".a" * 5000 + " = 1",
+    track_sha256=_TRACK.sha256,
+)
+entry(
+    "its seeds are 0, and the track has 0, 1, 2, 3, 4, 5, 6, 7, 8, 9",
+    "mine.entry.json: evaluation.every is 0, and in the track it is 1",
+    "mine.entry.json: seed 0: it claims 1 tokens, and its rows say 32000",
+    runs=[_RUN],
+    experiment=_TRACK.to_begin_with().replace("every = 1", "every = 0"),
+    track_sha256=_TRACK.sha256,
+)
 entry("unknown track 'x'. Known: least-labels, least-seconds", track="x", runs=[_RUN])
 entry(
     "the source x.py is not what its hash says",

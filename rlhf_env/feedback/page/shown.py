@@ -37,7 +37,13 @@ ones of Llama 2 (2307.09288, table 27): what the loss of a reward model asks for
 
 # As tokenizers write them. "<s>" inside a text is HTML for what is struck out; at its ends it is the model's.
 _MARKERS = re.compile(
-    r"(?:(?:<\|[\w-]{1,40}\|>|<｜[^<>\n]{1,40}｜>|<(?:bos|eos|pad|unk|start_of_turn|end_of_turn)>|\[/?INST\]|<</?SYS>>)\n?)+"
+    r"(?:(?:<\|[\w-]{1,40}\|>|<\|[\w-]{1,40}>|<[\w-]{1,40}\|>|<｜[^<>\n]{1,40}｜>|<(?:bos|eos|pad|unk|start_of_turn|end_of_turn)>"
+    r"|\[/?INST\]|<</?SYS>>|</s>\n?<s>)\n?)+"
+)
+# Where somebody's turn begins, as chat templates write it: ChatML's, Gemma's and Llama 3's, or Zephyr's and Phi's.
+_TURN = re.compile(
+    r"(?:<\|im_start\|>|<start_of_turn>|<\|turn>|<\|start_header_id\|>)([\w-]{1,40})(?:<\|end_header_id\|>)?\n{1,2}"
+    r"|<\|(system|user|assistant|tool|developer)\|>\n?"
 )
 _ENDS = ("<s>", "</s>")
 
@@ -245,15 +251,33 @@ def shown_results(store: PreferenceStore) -> Shown:
 def _prompt(prompt: Prompt) -> Shown:
     """The text; of a conversation its turns, too, each with who says it."""
     shown = _text(_as_asked(prompt))
-    if spoken := conversation_of(prompt):
-        shown["turns"] = [
-            {"role": for_page(str(message["role"])), **_text(without_markers(said_in(message)))} for message in spoken
-        ]
+    if spoken := _turns(prompt):
+        shown["turns"] = [{"role": for_page(role), **_text(said)} for role, said in spoken]
     return shown
+
+
+def _turns(prompt: Prompt) -> list[tuple[str, str]]:
+    """Of a conversation, (who, what they say), also where a chat template has written it down; "" for who is nobody."""
+    if messages := conversation_of(prompt):
+        return [(str(message["role"]), without_markers(said_in(message))) for message in messages]
+    text = prompt.text
+    heads = list(_TURN.finditer(text))
+    if not heads:
+        return []
+    ends = [*(head.start() for head in heads[1:]), len(text)]
+    said = [
+        (head[1] or head[2], without_markers(text[head.end() : end].strip("\n")))
+        for head, end in zip(heads, ends, strict=True)
+    ]
+    before = without_markers(text[: heads[0].start()].strip("\n"))
+    # A last one without words is the model's to write.
+    return [(who, words) for who, words in [("", before), *said] if words.strip()]
 
 
 def _as_asked(prompt: Prompt) -> str:
     """The text without what is for the model: the mark that a task closes a turn with ("Hello.<|turn|>") and others."""
+    if _TURN.search(prompt.text):
+        return "\n".join(f"{who}: {words}" if who else words for who, words in _turns(prompt))
     return without_markers(prompt.text)
 
 

@@ -19,12 +19,13 @@ from rlhf_env.whole_files import write_whole
 if TYPE_CHECKING:
     from rich.table import Table
 
-HEADINGS = ("Rank", "Entry", "Agent", "Spent", "Reached", "Run again")
+HEADINGS = ("Rank", "Entry", "Spent", "95 % interval", "Reached", "Run again", "Agent")
+_NUMBERS = ("Spent", "95 % interval", "Reached")
 _NOTE = (
-    "Spent: geometric mean over seeds until gold is at the level, with its 95 % interval; a seed that does not reach "
-    "it counts with twice the limit. An entry has rank 1 + the number of those that are cheaper outside of the "
-    "interval of the ratio, seed by seed, at 95 % for all pairs of the track together: entries of one rank "
-    "cannot be told apart."
+    "Spent: geometric mean over seeds until gold is at the level; a seed that does not reach it counts with twice the "
+    "limit. An entry has rank 1 + the number of those that are cheaper outside of the interval of the ratio of costs, "
+    "seed by seed, at 95 % for all pairs of the track together: of entries that share a rank, none is shown to be "
+    "cheaper."
 )
 
 
@@ -33,13 +34,15 @@ def write_board(verdicts: Sequence[EntryVerdict], tracks: Mapping[str, Track], o
     page = html.environment("rlhf_env.lab.board").get_template("board.html.jinja")
     file = out / "board.html"
     sections = [
-        (track, [(it, line(it, track)) for it in verdicts if it.track == name])
+        (track, [(it, list(zip(HEADINGS, line(it, track), strict=True))) for it in verdicts if it.track == name])
         for name, track in sorted(tracks.items())
     ]
     made = here()
     rendered = page.render(
         style=Markup(html.style()),
+        lede=in_short(verdicts),
         headings=HEADINGS,
+        numbers=_NUMBERS,
         sections=sections,
         unread=[it for it in verdicts if not it.track],
         note=_NOTE,
@@ -50,33 +53,47 @@ def write_board(verdicts: Sequence[EntryVerdict], tracks: Mapping[str, Track], o
     return file
 
 
+def in_short(verdicts: Sequence[EntryVerdict]) -> str:
+    """How many entries there are, and how they stand."""
+    counts = {
+        "run again and ranked": sum(it.is_ranked for it in verdicts),
+        "not run again (no rank)": sum(it.standing == "not run again" for it in verdicts),
+        "refused": sum(it.standing == "refused" for it in verdicts),
+    }
+    said = ", ".join(f"{count} {words}" for words, count in counts.items() if count)
+    return f"{len(verdicts)} {'entry' if len(verdicts) == 1 else 'entries'}: {said}."
+
+
 def board_tables(verdicts: Sequence[EntryVerdict], tracks: Mapping[str, Track]) -> list[Table]:
-    """A table for each track."""
+    """A table for each track; the last says how to read them."""
     from rich.markup import escape
     from rich.table import Table
 
     found = []
     for name, track in sorted(tracks.items()):
-        table = Table(title=track.title, caption=_NOTE, title_justify="left", caption_justify="left")
+        table = Table(title=track.title, title_justify="left", caption_justify="left")
         for heading in HEADINGS:
-            table.add_column(heading, overflow="fold")
+            table.add_column(heading, overflow="fold", justify="right" if heading in _NUMBERS else "left")
         for verdict in verdicts:
             if verdict.track == name:
                 table.add_row(*(escape(for_terminal(cell)) for cell in line(verdict, track)))
         found.append(table)
+    if found:
+        found[-1].caption = _NOTE
     return found
 
 
 def line(verdict: EntryVerdict, track: Track) -> tuple[str, ...]:
     """The cells of a row, as `HEADINGS` has them."""
     rank = "–" if verdict.rank is None else str(verdict.rank)
-    spent = reached = "–"
+    spent = interval = reached = "–"
     if verdict.costs is not None:
         cost = typical(verdict.costs)
-        spent = _number(cost.value) if cost.low is None else f"{_number(cost.value)} ({_range(cost.low, cost.high)})"
-        spent += f" {track.unit}" + (" (as claimed)" if verdict.standing == "not run again" else "")
+        spent = f"{_number(cost.value)} {track.unit}" + (" claimed" if verdict.standing == "not run again" else "")
+        if cost.low is not None and cost.high is not None:
+            interval = f"{_number(cost.low)} to {_number(cost.high)}"
         reached = f"{verdict.reached} of {len(verdict.costs)}"
-    return rank, verdict.name, _agent(verdict), spent, reached, verdict.standing
+    return rank, verdict.name, spent, interval, reached, verdict.standing, _agent(verdict)
 
 
 def _agent(verdict: EntryVerdict) -> str:
@@ -86,12 +103,7 @@ def _agent(verdict: EntryVerdict) -> str:
         label = verdict.entry.loaded().agent_label
     except RlhfEnvError:
         return "–"
-    count = len(verdict.entry.sources)
-    return f"{label}, own code" if count else label
-
-
-def _range(low: float, high: float | None) -> str:
-    return f"{_number(low)} to {_number(low if high is None else high)}"
+    return f"{label}, own code" if verdict.entry.sources else label
 
 
 def _number(value: float) -> str:

@@ -89,7 +89,7 @@ def _faults_of_run(run: EntryRun, track: Track, experiment: Experiment) -> Itera
         return
     every = experiment.evaluation.every
     for row in rows:
-        if row["update"] % every == 0 and not isinstance(row.get("eval/gold"), (int, float)):
+        if every and row["update"] % every == 0 and not isinstance(row.get("eval/gold"), (int, float)):
             yield f"update {row['update']:g} has no eval/gold"
         if row["update"] and track.counts == "processor_seconds" and not row.get("time/processor_seconds"):
             yield f"update {row['update']:g} has no time/processor_seconds"

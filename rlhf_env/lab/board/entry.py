@@ -29,9 +29,10 @@ from rlhf_env.whole_files import write_whole
 ENTRY_ENDING = ".entry.json"
 _FORMAT = 1
 LARGEST = 2**24  # bytes of an entry
+_LONGEST_EXPERIMENT, _LONGEST_WORD = 2**14, 200  # characters of its TOML; of what is shown
 _MOST_SOURCES, _LARGEST_SOURCE = 64, 2**18  # files; characters of one
 _MOST_RUNS, _MOST_ROWS, _MOST_THREADS = 100, 20_000, 1024
-_LARGEST = 1e300
+_LARGEST, _SEEDS = 1e300, 2**40
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _STEP = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # of a path: not "..", nothing hidden
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -115,9 +116,9 @@ def read_entry_text(content: bytes, where: str) -> BoardEntry:
             raise ValueError(f"format {table['format']}, and this version reads {_FORMAT}")
         return BoardEntry(
             name=entry_name(_typed(table, "name", str)),
-            track=_typed(table, "track", str),
+            track=_word(table, "track"),
             track_sha256=_hash(table, "track_sha256"),
-            experiment=_typed(table, "experiment", str),
+            experiment=_experiment(_typed(table, "experiment", str)),
             sources=dict(_sources(_typed(table, "sources", dict))),
             made_with=_made_with(_typed(table, "made_with", dict)),
             runs=tuple(_runs(_typed(table, "runs", list))),
@@ -141,6 +142,12 @@ def is_source_path(path: str) -> bool:
     return len(path) <= 200 and path.endswith(".py") and all(map(_STEP.fullmatch, path.split("/")))
 
 
+def _experiment(text: str) -> str:
+    if len(text) > _LONGEST_EXPERIMENT:
+        raise ValueError(f"its experiment is longer than {_LONGEST_EXPERIMENT:,} characters")
+    return text
+
+
 def _sources(table: JsonObject) -> Iterator[tuple[str, EntrySource]]:
     if len(table) > _MOST_SOURCES:
         raise ValueError(f"{len(table)} sources, and {_MOST_SOURCES} are the most")
@@ -159,7 +166,7 @@ def _made_with(table: JsonObject) -> JsonObject:
     versions = _typed(table, "versions", dict)
     if not all(isinstance(each, str) for each in versions.values()):
         raise ValueError("made_with: versions must be texts")
-    words = {name: _typed(table, name, str) for name in ("processor", "library")}
+    words = {name: _word(table, name) for name in ("processor", "library")}
     return {"versions": versions, **words}
 
 
@@ -172,11 +179,13 @@ def _runs(listed: list[Any]) -> Iterator[EntryRun]:
             raise ValueError(f"{len(rows):,} rows of a run, and {_MOST_ROWS:,} are the most")
         if not all(isinstance(row, dict) and all(map(_is_number, row.values())) for row in rows):
             raise ValueError("a row of a run holds something else than numbers")
+        if any(len(name) > _LONGEST_WORD for row in rows for name in row):
+            raise ValueError(f"a number of a run has a name longer than {_LONGEST_WORD} characters")
         if not 1 <= (threads := _typed(run, "threads", int)) <= _MOST_THREADS:
             raise ValueError(f"threads must be from 1 to {_MOST_THREADS:,}")
         result = _typed(run, "result", dict)
         yield EntryRun(
-            seed=_typed(run, "seed", int),
+            seed=_seed(run),
             threads=threads,
             initial_weights=_hash(run, "initial_weights"),
             result=Cost(_typed(result, "reached", bool), _typed(result, "spent", float), _typed(result, "gold", float)),
@@ -195,6 +204,20 @@ def _typed(table: Any, name: str, kind: type) -> Any:
         value = float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise ValueError(f"{name} is missing, or no {kind.__name__}")
+    return value
+
+
+def _seed(table: Any) -> int:
+    seed: int = _typed(table, "seed", int)
+    if not 0 <= seed < _SEEDS:
+        raise ValueError(f"seed must be from 0 to {_SEEDS - 1:,}")
+    return seed
+
+
+def _word(table: Any, name: str) -> str:
+    value: str = _typed(table, name, str)
+    if len(value) > _LONGEST_WORD:
+        raise ValueError(f"{name} is longer than {_LONGEST_WORD} characters")
     return value
 
 

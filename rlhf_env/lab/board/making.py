@@ -15,7 +15,7 @@ from rlhf_env.lab.board.board_page import write_board
 from rlhf_env.lab.board.checking import faults_of
 from rlhf_env.lab.board.entry import ENTRY_ENDING, BoardEntry, read_entry
 from rlhf_env.lab.board.tracks import load_track
-from rlhf_env.lab.board.verdicts import EntryVerdict, here, judged, ranked
+from rlhf_env.lab.board.verdicts import EntryVerdict, few, here, judged, ranked
 from rlhf_env.lab.jobs import Backend, Progress
 from rlhf_env.lab.processes import LocalProcesses
 from rlhf_env.lab.scheduling import run_jobs
@@ -42,15 +42,19 @@ def make_board(
     trust: bool = False,
     only: Sequence[str] = (),
     jobs: int | Backend = 2,
+    minutes: float = 30.0,
     on_jobs: Callable[[Sequence[SeedAgain]], Callable[[Progress], None]] | None = None,
 ) -> Board:
     """Check the entries in `folder` and, with `trust`, run their code again; write the page into `out`.
 
     What was run again before, of the same file and with the same versions, is read from `out`. `only`: these files, by
-    name of entry. Each entry has processes of its own, so that none meets what another left.
+    name of entry. Each entry has processes of its own, so that none meets what another left, and `minutes` by the
+    clock; then they are killed. (A backend that is given as `jobs` has limits of its own.)
 
     Raises ConfigError where there is no entry. An entry that is refused is a verdict, and no error.
     """
+    if not minutes > 0.0:
+        raise ConfigError(f"an entry has no time: minutes is {minutes}, and must be above 0")
     files = sorted(Path(folder).glob(f"*{ENTRY_ENDING}"))
     if not files:
         raise ConfigError(f"{folder}: no *{ENTRY_ENDING} in it (rlhf-env submit makes them)")
@@ -64,7 +68,8 @@ def make_board(
         read = [verdict for verdict in read if not only or verdict.name in only]
         sound = [verdict for verdict in read if verdict.entry is not None and not verdict.faults]
         if trust:
-            _run_again(sound, out, jobs, on_jobs)
+            backend = LocalProcesses(max(1, jobs), 60.0 * minutes) if isinstance(jobs, int) else jobs
+            _run_again(sound, out, backend, on_jobs)
         verdicts = [_judged(verdict, out) if verdict in sound else verdict for verdict in read]
         verdicts = ranked(verdicts)
         tracks = {verdict.track: load_track(verdict.track) for verdict in verdicts if verdict.track}
@@ -79,12 +84,14 @@ def _read(file: Path) -> EntryVerdict:
         entry = read_entry(file)
         track = load_track(entry.track)
         faults = faults_of(entry, track)
-    except RlhfEnvError as error:
-        said = getattr(error, "problems", (str(error),))
-        faults = [problem.removeprefix(f"{file}: ") for problem in said]
-        return EntryVerdict(file.name, file.name.removesuffix(ENTRY_ENDING), "", "refused", tuple(faults))
+    except Exception as error:  # whatever is in a stranger's file, the others are not held up by it
+        said = [f"it cannot be checked: {type(error).__name__}: {error}"]
+        if isinstance(error, RlhfEnvError):
+            said = list(getattr(error, "problems", (str(error),)))
+        faults = [problem.removeprefix(f"{file}: ").removeprefix(f"{file} is ") for problem in said]
+        return EntryVerdict(file.name, file.name.removesuffix(ENTRY_ENDING), "", "refused", few(faults))
     about = EntryVerdict(file.name, entry.name, track.name, "not run again", entry=entry)
-    return replace(about, standing="refused", faults=tuple(faults)) if faults else about
+    return replace(about, standing="refused", faults=few(faults)) if faults else about
 
 
 def _named_once(verdicts: Sequence[EntryVerdict]) -> list[EntryVerdict]:
@@ -101,16 +108,21 @@ def _named_once(verdicts: Sequence[EntryVerdict]) -> list[EntryVerdict]:
 def _run_again(
     sound: Sequence[EntryVerdict],
     out: Path,
-    jobs: int | Backend,
+    backend: Backend,
     on_jobs: Callable[[Sequence[SeedAgain]], Callable[[Progress], None]] | None,
 ) -> None:
     work = {verdict.file: _seeds(verdict) for verdict in sound}
     every = [job for seeds in work.values() for job in seeds]
-    backend = LocalProcesses(max(1, jobs)) if isinstance(jobs, int) else jobs
     for file in {job.result_file(out) for job in every}:
-        if file.is_file() and json.loads(file.read_text(encoding="utf-8"))["status"] == "failed":
-            file.unlink()  # it may have been the machine
-    tell = (lambda _progress: None) if on_jobs is None else on_jobs(every)
+        if _result(file).get("status") != "finished":
+            file.unlink(missing_ok=True)  # it may have been the machine
+    show = (lambda _progress: None) if on_jobs is None else on_jobs(every)
+
+    def tell(news: Progress) -> None:
+        if news.gone and news.ended is not None:  # code that ends its process ends no board
+            news.job.failed(out, news.why)
+        show(news)
+
     for verdict in sound:
         assert verdict.entry is not None
         if any(not job.result_file(out).exists() for job in work[verdict.file]):
@@ -141,6 +153,14 @@ def _judged(verdict: EntryVerdict, out: Path) -> EntryVerdict:
 def _results(jobs: Sequence[SeedAgain], out: Path) -> dict[int, JsonView] | None:
     """What running it again gave, by seed; None where a seed was not run again."""
     files = {job.seed: job.result_file(out) for job in jobs}
-    if not all(file.is_file() for file in files.values()):
-        return None
-    return {seed: json.loads(file.read_text(encoding="utf-8")) for seed, file in files.items()}
+    found = {seed: _result(file) for seed, file in files.items()}
+    return found if all(found.values()) else None
+
+
+def _result(file: Path) -> JsonView:
+    """What a file of a seed says; nothing of one that is not there, or damaged."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) and "status" in found else {}

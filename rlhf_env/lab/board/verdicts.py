@@ -16,7 +16,7 @@ from rlhf_env.learning.run_record import versions
 from rlhf_env.types import Float, JsonObject, JsonView
 
 EntryStanding = Literal["bit for bit", "same verdict", "not run again", "refused"]
-_SHOWN = 5  # faults of an entry
+_SHOWN = 6  # faults of an entry
 _NOT_OF_BITS = ("time/", "spent/seconds", "histogram/")
 
 
@@ -56,9 +56,11 @@ def judged(file: str, entry: BoardEntry, track: Track, results: Mapping[int, Jso
         costs = np.array([cost.spent for cost in claimed])
         return replace(about, costs=costs, reached=sum(cost.reached for cost in claimed))
     exact = entry.made_with == here()
-    faults = [fault for run in runs for fault in _faults_of_seed(run, results[run.seed], exact)]
+    faults = list(_failures(results))
+    ended = [run for run in runs if results[run.seed]["status"] == "finished"]
+    faults += [fault for run in ended for fault in _faults_of_seed(run, results[run.seed], exact)]
     if faults:
-        return replace(about, standing="refused", faults=_few(faults))
+        return replace(about, standing="refused", faults=few(faults))
     measured = [cost_of(track, results[run.seed]["rows"]) for run in runs]
     costs = np.array([cost.spent for cost in measured])
     about = replace(about, costs=costs, reached=sum(cost.reached for cost in measured))
@@ -89,16 +91,24 @@ def ranked(verdicts: Sequence[EntryVerdict]) -> list[EntryVerdict]:
     return sorted(found, key=order)
 
 
-def _few(faults: Sequence[str]) -> tuple[str, ...]:
+def few(faults: Sequence[str]) -> tuple[str, ...]:
+    """The first of them, and how many more there are."""
     more = len(faults) - _SHOWN
     return (*faults[:_SHOWN], *([f"and {more} more"] if more > 0 else []))
 
 
+def _failures(results: Mapping[int, JsonView]) -> Iterator[str]:
+    """Seeds that do not run here: a line for each reason."""
+    seeds: dict[str, list[str]] = {}
+    for seed, result in sorted(results.items()):
+        if result["status"] != "finished":
+            seeds.setdefault(str(result.get("why")), []).append(str(seed))
+    for why, these in seeds.items():
+        yield f"seed{'s'[: len(these) > 1]} {', '.join(these)}: it does not run here: {why}"
+
+
 def _faults_of_seed(run: EntryRun, result: JsonView, exact: bool) -> Iterator[str]:
     where = f"seed {run.seed}"
-    if result["status"] != "finished":
-        yield f"{where}: it does not run here: {result.get('why')}"
-        return
     if result["begun_with"] != result["weights_of_track"]:
         yield f"{where}: it begins with other weights than the track's: a budget spent elsewhere"
     rows = result["rows"]

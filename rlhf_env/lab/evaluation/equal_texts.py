@@ -23,8 +23,9 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_env.envs.asked_part import Failures
 from rlhf_env.envs.contained import is_of_this_package
-from rlhf_env.envs.rewards import Failures, RewardMix
+from rlhf_env.envs.rewards import RewardMix
 from rlhf_env.envs.task_labels import TaskWeights
 from rlhf_env.envs.waiting import WaitsOutside
 from rlhf_env.learning.data_of_runs import data_among

@@ -50,12 +50,20 @@ class Line:
     low: Float
     high: Float
     last: float
+    missing_since: int | None = None
+    """The first of the last updates at which this was not a finite number; None where the last one is."""
 
     def as_json(self) -> JsonObject:
         several = not np.array_equal(self.low, self.high)
         ends = {"low": _short(self.low), "high": _short(self.high)} if several else {}
         last = _short(np.array([self.last]))[0]
-        return {"name": self.name, "key": self.key, "x": _short(self.x), "y": _short(self.mean), "last": last, **ends}
+        line = {"name": self.name, "key": self.key, "x": _short(self.x), "y": _short(self.mean), "last": last, **ends}
+        return line if self.missing_since is None else {**line, "missing_since": self.missing_since}
+
+    @property
+    def said(self) -> str:
+        """What to say of it where it is not drawn; "" where there is nothing."""
+        return "" if self.missing_since is None else f"no number since update {self.missing_since:,}"
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,7 @@ class Curves:
 
     def __init__(self) -> None:
         self._points: dict[str, _Points] = {}
+        self._missing: dict[str, int] = {}
         self._update: array[float] = array("d")  # of each row
         self._tokens: array[float] = array("d")
         self.rows = 0
@@ -94,7 +103,10 @@ class Curves:
         number, known = self.rows, self._points
         self.rows += 1
         for key, value in row.items():
-            if (type(value) is float or type(value) is int) and key != "update" and abs(value) < 1e300:
+            if value is None or (type(value) is float and not abs(value) < 1e300):
+                self._missing.setdefault(key, int(row["update"]))
+            elif (type(value) is float or type(value) is int) and key != "update" and abs(value) < 1e300:
+                self._missing.pop(key, None)
                 points = known.get(key)
                 if points is None:
                     points = known[key] = _Points()
@@ -135,13 +147,14 @@ class Curves:
         if not x.size:
             return None
         name = {"rollout": "training", "eval": "evaluation"}.get(key.partition("/")[0], "training")
-        last = float(y[-1])
+        last, missing = float(y[-1]), self._missing.get(key)
         if x.size <= POINTS:
-            return Line(name, key, x.copy(), y.copy(), y.copy(), y.copy(), last)
+            return Line(name, key, x.copy(), y.copy(), y.copy(), y.copy(), last, missing)
         begins = np.linspace(0, x.size, POINTS, endpoint=False).astype(np.int64)
         counts = np.diff(np.append(begins, x.size))
         mean_x, mean_y = (np.add.reduceat(values, begins) / counts for values in (x, y))
-        return Line(name, key, mean_x, mean_y, np.minimum.reduceat(y, begins), np.maximum.reduceat(y, begins), last)
+        lowest, highest = np.minimum.reduceat(y, begins), np.maximum.reduceat(y, begins)
+        return Line(name, key, mean_x, mean_y, lowest, highest, last, missing)
 
 
 def _section(name: str, keys: list[str]) -> SectionName:

@@ -116,8 +116,8 @@ def panel_as_svg(panel: Panel, warned: Sequence[int] = ()) -> Markup:
     def path(xs: Float, ys: Float) -> str:
         return "M" + "L".join(place(float(x), float(y)) for x, y in zip(xs, ys, strict=True))
 
-    said = ", ".join(f"{line.name} {three_digits(line.last)}" for line in panel.lines)
-    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(panel.title)}: {said} at the end">']
+    said = ", ".join(f"{line.name} {line.said or f'{three_digits(line.last)} at the end'}" for line in panel.lines)
+    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(panel.title)}: {said}">']
     for y in _ticks(y0, y1):
         across, down = place(x0, y).split()
         parts.append(f'<path d="M{across} {down}H{_WIDTH - _RIGHT}" stroke="var(--line)"/>')

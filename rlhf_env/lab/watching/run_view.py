@@ -109,7 +109,7 @@ class RunView:
     def evaluation(self) -> Mapping[str, float]:
         """Of a run that has ended, its last evaluation."""
         found = self._ended.get("metrics", {})
-        return {str(key): value for key, value in found.items() if type(value) in (int, float)} if found else {}
+        return {str(key): value for key, value in found.items() if is_number(value)} if found else {}
 
     @property
     def status(self) -> Literal["running", "ended", "stopped", "waiting"]:

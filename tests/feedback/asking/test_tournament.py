@@ -187,5 +187,8 @@ def test_the_command(tmp_path: Path) -> None:
     assert ann.split()[:5] == ["policy", "ann", "at", "1", "8"]
     assert "0.750 [" in ann and "0.250 [" in bob
     assert f"{200 * math.log10(6.5 / 2.5):.0f} [" in ann
+    said = CliRunner().invoke(app, ["preferences", "tournament", str(path), "--json"])
+    found = {row["author"]["name"]: (row["comparisons"], row["win_rate"]["value"]) for row in json.loads(said.output)}
+    assert found == {"ann": (8, 0.75), "bob": (8, 0.25)}
     said = CliRunner().invoke(app, ["preferences", "tournament", str(path), "--criterion", "kind"])
     assert said.output == "no two authors were compared by kind yet\n"

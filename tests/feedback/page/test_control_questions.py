@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rlhf_env.cli import main as cli
 from rlhf_env.errors import DataError
 from rlhf_env.feedback.asking.agreement import agreement_of
 from rlhf_env.feedback.asking.controls import control_scores
@@ -125,6 +126,17 @@ def test_items_for_named_people_come_to_nobody_else(store: PreferenceStore) -> N
     with pytest.raises(DataError, match="to: 1 named, and 2 people are to judge each item"):
         store.add_items([pair(2, overlap=2)], to=["Ann"])
     assert len(list(store.items())) == 2
+
+
+def test_a_name_is_the_one_that_the_page_takes(
+    store: PreferenceStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store.add_response(Prompt("p", "q"), A, B)
+    monkeypatch.setattr("sys.argv", ["rlhf-env", "preferences", "ask", str(tmp_path / "s.sqlite"), "--to", " Ann "])
+    with pytest.raises(SystemExit, match="0"):
+        cli.main()
+    assert "1 items asked for, of Ann alone" in capsys.readouterr().out
+    assert list(store.assignees().values()) == [("Ann",)], "a space that nobody sees would keep it from everybody"
 
 
 KINDS: dict[str, Item] = {

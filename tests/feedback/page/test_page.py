@@ -78,9 +78,11 @@ def test_each_kind_from_request_to_judgement(path: Path, enter: Enter, fill: Fil
         ("Hello, you.<|turn|> Bye.", "Hello, you.", "Hello, you.\n Bye."),
         ("Hello, you.", "3", "Hello, you."),  # a column of somebody's own
         ("Hello.<|turn|>", None, "Hello."),
-        ("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n", None, "user\nHi\nassistant\n"),
+        ("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n", None, "user: Hi"),
         ("<s>[INST] Hi [/INST]", None, " Hi "),
         ("<｜User｜>Hi<｜Assistant｜>", None, "Hi"),
+        ("<s>[INST] Hi [/INST] Ha</s><s>[INST] Ho [/INST]", None, " Hi \n Ha\n Ho "),
+        ("<bos><|turn>user\nHi<turn|>\n<|turn>model\n", None, "user: Hi"),
         ("a <s>struck</s> b</s></s>", None, "a <s>struck</s> b"),
         ("<|a b|> 1 <| 2 |> <bosh>", None, "<|a b|> 1 <| 2 |> <bosh>"),
     ],
@@ -91,6 +93,31 @@ def test_the_markers_of_models_are_not_shown(
     texts = (Response("a", PERSON), Response("b", PERSON))
     fill(path, Item(kind="comparison", prompt=Prompt("p", text, {"turn": turn}), responses=texts))
     assert enter().next()["prompt"]["text"] == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "turns"),
+    [
+        (
+            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi\n\nyou<|im_end|>\n<|im_start|>assistant\n",
+            [("system", "Be brief."), ("user", "Hi\n\nyou")],
+        ),
+        (
+            "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\nHa",
+            [("user", "Hi"), ("assistant", "Ha")],
+        ),
+        ("<bos><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\n", [("user", "Hi")]),
+        ("Be brief.\n<|user|>\nHi</s>\n<|assistant|>\n", [("", "Be brief."), ("user", "Hi")]),
+        ("Hi<|im_end|>", None),
+    ],
+)
+def test_a_conversation_that_a_template_wrote_is_shown_turn_by_turn(
+    path: Path, enter: Enter, fill: Fill, text: str, turns: list[tuple[str, str]] | None
+) -> None:
+    fill(path, Item(kind="rating", prompt=Prompt("p", text), responses=(Response("a", PERSON),)))
+    shown = enter().next()["prompt"].get("turns")
+    assert (shown and [(it["role"], it["text"]) for it in shown]) == turns
 
 
 def test_a_retried_vote_is_one_and_undo_takes_it_back(

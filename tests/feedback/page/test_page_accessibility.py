@@ -1,13 +1,11 @@
 """axe, the accessibility checker, finds nothing on the annotation page: each view, on a desk and at 420 pixels.
 
-`make axe` fetches axe-core (4.14, MPL 2.0) into build/ and calls this; without it there is nothing to test with.
+`make axe` fetches axe-core and calls this: see tests/axe_core.py.
 """
 
 from __future__ import annotations
 
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +21,10 @@ from rlhf_env.feedback.store.items import Criterion, Item
 from rlhf_env.feedback.store.store import PreferenceStore
 from rlhf_env.types import Prompt
 
-sys.path.insert(0, str(Path(__file__).parents[3] / "examples/closed_loop"))
-from browser import CHROMIUM, Tab
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from axe_core import NEEDED, Tab, complaints, opened
 
-AXE = Path(__file__).parents[3] / "build/axe/axe.min.js"
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH"),
-    pytest.mark.skipif(not AXE.is_file(), reason="no axe-core in build/: `make axe` fetches it"),
-]
+pytestmark = NEEDED
 
 PERSON = Author("human", "the author's name")
 MARKDOWN = """# Title
@@ -56,30 +50,7 @@ KEYS = {  # by how a question begins
     "Put the responses": ("1", "2", "3", "Enter"),
     "How good is this response by each": ("5", "6", "Enter"),
 }
-WIDTHS = {"desk": 1100, "phone": 420}
-
-
-@pytest.fixture(params=["light", "dark"])
-def tab(request: pytest.FixtureRequest) -> Iterator[Tab]:
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        opened = Tab(Path(profile))
-        scheme = {"name": "prefers-color-scheme", "value": request.param}
-        opened.call("Emulation.setEmulatedMedia", features=[scheme])
-        yield opened
-        opened.close()
-
-
-def complaints(tab: Tab, view: str) -> list[str]:
-    """What axe finds wrong with the view, at each width; and what is wider than the window."""
-    tab.value(AXE.read_text(encoding="utf-8") + "; null")
-    found = []
-    for name, width in WIDTHS.items():
-        tab.call("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=False)
-        for one in tab.value("axe.run().then((said) => said.violations)"):
-            found += [f"{view}, {name}: {one['id']}: {it['html'][:200]}" for it in one["nodes"]]
-        if tab.value("document.documentElement.scrollWidth") > width:
-            found.append(f"{view}, {name}: scrolls sideways")
-    return found
+tab = pytest.fixture(params=["light", "dark"])(opened)
 
 
 def test_axe_finds_nothing_wrong(tab: Tab, tmp_path: Path, serving: Any) -> None:

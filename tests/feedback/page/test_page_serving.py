@@ -164,6 +164,17 @@ def test_a_port_in_use_is_one_line(path: Path, fill: Fill) -> None:
         server.serve(PageConfig(store=path, port=taken.getsockname()[1]))
 
 
+def test_an_address_that_nobody_has_is_said(path: Path, monkeypatch: pytest.MonkeyPatch, fill: Fill) -> None:
+    fill(path)
+
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "create_server", unknown)
+    with pytest.raises(ConfigError, match=r"host 256\.0\.0\.1: this machine knows no such address \(Name or"):
+        server.serve(PageConfig(store=path, host="256.0.0.1", remote=True))
+
+
 def test_a_store_that_is_not_there_is_not_made(
     path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

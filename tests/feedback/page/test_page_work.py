@@ -109,6 +109,60 @@ def test_a_comment_a_reload_back_and_a_change_by_keyboard(tab: Tab, tmp_path: Pa
     assert votes == [("p0", "tie"), ("p1", "second"), ("p2", None)]
 
 
+IN_SIGHT = """(() => {
+    const {top, bottom} = document.querySelector('#notice p').getBoundingClientRect();
+    return top >= 0 && bottom <= innerHeight;
+})()"""
+
+
+def test_a_vote_that_waits_is_said_in_sight_and_back_leads_to_it(tab: Tab, tmp_path: Path, serving: Any) -> None:
+    path, guidelines = tmp_path / "prefs.sqlite", tmp_path / "g.md"
+    guidelines.write_text("Read *this*.", encoding="utf-8")
+    items = [Item(kind="comparison", prompt=Prompt(f"p{i}", f"question {i}"), responses=(LONG, SHORT)) for i in (0, 1)]
+    with PreferenceStore(path) as store:
+        store.add_items(items)
+    with serving(path, guidelines=guidelines, strength=True) as address:
+        tab.enter(f"{address}/#token={Keys.of(path).token}", "Ann")
+        tab.sees("question 0")
+        tab.settle()
+        tab.press("g")  # open at first sight
+        tab.value("scrollTo(0, 1500)")
+        tab.press("g")
+        assert tab.value("scrollY < 500 && document.activeElement.innerText === 'Guidelines'"), "gone to"
+        tab.press("g")
+        assert tab.value("scrollY") == 1500, "and back to where one read"
+        tab.call("Network.enable")
+        tab.call("Network.setBlockedURLs", urls=["*/api/vote"])
+        tab.press("s")
+        tab.sees("trying again")
+        assert tab.value(IN_SIGHT), "said where one looks, far down in a long text"
+        tab.call("Page.reload")
+        tab.sees("trying again")
+        tab.call("Network.setBlockedURLs", urls=[])
+        tab.sees("question 1")
+        tab.settle()
+        tab.value("document.getElementById('switch').click()")
+        tab.sees("Who is judging?")
+        tab.value("[...document.querySelectorAll('.enter button')].at(-1).click()")  # cancelled
+        tab.sees("question 1")
+        tab.settle()
+        tab.value("history.back()")
+        tab.sees("You have judged this")
+        tab.sees("question 0")
+        assert tab.value(PRESSED) == ["Better s"]
+        mark = "[...document.querySelectorAll('.actions .main')].map((it) => getComputedStyle(it, '::before').content)"
+        assert [it != "none" for it in tab.value(mark)] == [False, True, False, False, False, False], "and seen"
+    with serving(path) as address:  # nobody asks how much better any more
+        tab.call("Page.navigate", url=address)
+        tab.sees("question 1")
+        tab.settle()
+        tab.press("v")
+        tab.sees("A vote stands until")
+        tab.value("document.querySelector('.own button').click()")
+        tab.sees("You have judged this")
+        assert tab.value(PRESSED) in (["Response 1 is better 1"], ["Response 2 is better 2"])
+
+
 MARKDOWN: list[tuple[str, str]] = [
     ("a *b* **c** `d*e*` ~~f~~", "<p>a <em>b</em> <strong>c</strong> <code>d*e*</code> <del>f</del></p>"),
     ("2 * 3 * 4, snake_case_name, **", "<p>2 * 3 * 4, snake_case_name, **</p>"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,8 +15,9 @@ import pytest
 import rlhf_env
 from rlhf_env.errors import ConfigError, DataError, UnknownName
 from rlhf_env.lab.board import making
-from rlhf_env.lab.board.checking import faults_of
-from rlhf_env.lab.board.costs import Cost, cost_of, ranks, same_cost
+from rlhf_env.lab.board.again import SeedAgain
+from rlhf_env.lab.board.checking import faults_of, own_settings_faults
+from rlhf_env.lab.board.costs import Cost, cost_of
 from rlhf_env.lab.board.entry import (
     ENTRY_ENDING,
     LARGEST,
@@ -29,8 +31,10 @@ from rlhf_env.lab.board.making import Board, make_board
 from rlhf_env.lab.board.packing import pack
 from rlhf_env.lab.board.tracks import Track, load_track, track_names
 from rlhf_env.lab.board.verdicts import EntryVerdict, here, judged, ranked
+from rlhf_env.lab.jobs import Progress
 from rlhf_env.lab.processes import InThisProcess
 from rlhf_env.learning.experiment import Experiment
+from rlhf_env.learning.workplace import check_plugins
 
 EMPTY = {"sha256": text_sha256(""), "text": ""}
 HONEST = """\
@@ -181,6 +185,48 @@ class TestFiveEntries:
         assert "\u202e" not in page and "⟨U+202E⟩" in page
 
 
+class TestCutShort:
+    """What is left of a board that was killed, and of a process that was."""
+
+    def test_a_second_call_runs_what_is_missing(
+        self, honest: BoardEntry, boarded: Callable[..., Board], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        work, ran = SeedAgain.work, []
+
+        def killed_in_the_second(job: SeedAgain, folder: Path, on_update: Any) -> Any:
+            ran.append(job.seed)
+            if len(ran) == 2:
+                raise KeyboardInterrupt
+            return work(job, folder, on_update)
+
+        monkeypatch.setattr(SeedAgain, "work", killed_in_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            boarded(honest, trust=True)
+        assert boarded(honest, trust=False).verdicts[0].standing == "not run again"
+        (damaged,) = tmp_path.glob("out/again/*/seed-0.json")
+        damaged.write_bytes(damaged.read_bytes()[:100])
+        assert boarded(honest, trust=True).verdicts[0].standing == "bit for bit"
+        assert ran == [0, 1, 0, 1, 2]
+
+    def test_code_that_ends_its_process_ends_no_board(
+        self, honest: BoardEntry, track: Track, boarded: Callable[..., Board], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The others are ranked. Its process is played here by a crew that says what a crew of processes says."""
+        outcome = making.run_jobs
+
+        def run_jobs(work: Any, folder: Path, *, jobs: Any, on_progress: Any) -> Any:
+            if work[0].entry.name == "honest":
+                return outcome(work, folder, jobs=jobs, on_progress=on_progress)
+            for job in work:
+                on_progress(Progress(job, 0.0, "died", {}, "its process died (exit code 3)", gone=True))
+            return []
+
+        monkeypatch.setattr(making, "run_jobs", run_jobs)
+        best, refused = boarded(honest, with_source(honest, "exits", "import os\nos._exit(3)\n"), trust=True).verdicts
+        assert (best.name, best.rank) == ("honest", 1)
+        assert refused.faults == ("seeds 0, 1, 2: it does not run here: its process died (exit code 3)",)
+
+
 class TestVerdicts:
     """What is said of results, on this machine and on another."""
 
@@ -235,8 +281,11 @@ class TestVerdicts:
     def test_code_that_fails(self, honest: BoardEntry, track: Track) -> None:
         results: dict[int, Any] = {seed: {"status": "failed", "why": "no weights.pt"} for seed in track.seeds}
         verdict = judged("f", honest, track, results)
-        assert verdict.faults[0] == "seed 0: it does not run here: no weights.pt"
-        assert len(verdict.faults) == 3
+        assert verdict.faults == ("seeds 0, 1, 2: it does not run here: no weights.pt",)
+        one = self.results(honest) | {1: {"status": "failed", "why": "it had not ended after 1,800 seconds"}}
+        assert judged("f", honest, track, one).faults == (
+            "seed 1: it does not run here: it had not ended after 1,800 seconds",
+        )
 
 
 class TestTables:
@@ -359,45 +408,7 @@ class TestPacking:
             pack(runs, load_track("least-labels"), "x")
 
 
-class TestRanks:
-    def test_the_cost_is_that_of_the_first_evaluation_at_the_level(self, track: Track) -> None:
-        rows = [
-            {"update": i, "spent/generated_tokens": 10.0 * i, "eval/gold": gold} for i, gold in enumerate([0, 1, 3, 2])
-        ]
-        level = replace(track, level=2.0, limit=100)
-        assert cost_of(level, rows) == Cost(True, 20.0, 3.0)
-        assert cost_of(replace(level, level=4.0), rows) == Cost(False, 200.0, 3.0)
-        assert cost_of(replace(level, limit=15), rows) == Cost(False, 30.0, 3.0)
-
-    def test_equal_entries_share_a_rank_and_a_cheaper_one_is_before_them(self) -> None:
-        stream = np.random.default_rng(0)
-        base = np.exp(stream.normal(8.0, 0.1, (3, 10)))
-        assert ranks({"a": base[0], "b": base[1], "c": base[2] / 2}) == {"a": 2, "b": 2, "c": 1}
-
-    def test_costs_that_are_all_alike(self) -> None:
-        assert ranks({"a": np.full(10, 2.0), "b": np.full(10, 1.0), "c": np.full(10, 2.0)}) == {"a": 2, "b": 1, "c": 2}
-        assert ranks({"a": np.full(5, 2.0), "b": np.full(5, 1.0)}) == {"a": 1, "b": 1}
-
-    @pytest.mark.parametrize("skewed", [False, True], ids=["normal logarithms", "skewed, some twice the limit"])
-    def test_of_equal_entries_few_boards_tell_any_two_apart(self, skewed: bool) -> None:
-        """Five entries; on at most 7 % of 200 boards."""
-        stream, apart = np.random.default_rng(1), 0
-        for _ in range(200):
-            costs = np.exp(stream.normal(0.0, 0.3, (5, 10)))
-            if skewed:
-                costs = 1.0 + stream.exponential(1.0, (5, 10))
-                costs[costs > 3.0] = 6.0
-            apart += len(set(ranks({str(number): cost for number, cost in enumerate(costs)}).values())) > 1
-        assert apart <= 14
-
-    def test_the_same_cost(self) -> None:
-        stream = np.random.default_rng(2)
-        claimed = np.exp(stream.normal(8.0, 0.3, 10))
-        assert same_cost(claimed, claimed)
-        assert same_cost(claimed, claimed * np.exp(stream.normal(0.0, 0.1, 10)))
-        assert not same_cost(claimed, claimed * 1.5)
-        assert not same_cost(claimed, claimed * np.exp(stream.normal(0.5, 0.1, 10)))
-
+class TestOrder:
     def test_the_refused_are_last_and_have_no_rank(self) -> None:
         made = [
             EntryVerdict("r", "r", "t", "refused", ("why",)),
@@ -425,3 +436,23 @@ class TestTracks:
         ]
         with pytest.raises(UnknownName, match="unknown track 'least-token': did you mean 'least-tokens'"):
             load_track("least-token")
+
+    @pytest.mark.parametrize(
+        ("name", "agent"), [("least-tokens", "peeking.py:Peeking"), ("least-labels", "reinforce")], ids=["own", "ours"]
+    )
+    def test_what_the_trial_makes_is_an_experiment_of_the_track(self, name: str, agent: str, tmp_path: Path) -> None:
+        """`examples/board/trial.sh` puts tables of its own in the place of [agent]; the code beside it loads."""
+        here = Path(__file__).parents[3] / "examples/board"
+        for file in here.glob("*.py"):
+            (tmp_path / file.name).write_text(file.read_text("utf-8"))
+        track = load_track(name)
+        without = subprocess.run(
+            ["sed", r"/^\[agent\]$/,/^$/d"], input=track.to_begin_with(), capture_output=True, text=True, check=True
+        ).stdout
+        key = "function" if ":" in agent else "name"
+        tables = f'[agent]\n{key} = "{agent}"\n[stopping.reached]\nfunction = "reached.py:Reached"\nlevel = 0.8\n'
+        (tmp_path / "x.toml").write_text(without + tables)
+        experiment = Experiment.load(tmp_path / "x.toml")
+        check_plugins(experiment)
+        assert track.differences(experiment) == []
+        assert own_settings_faults(experiment) == []

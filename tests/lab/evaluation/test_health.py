@@ -138,7 +138,7 @@ def test_a_reward_that_never_differs(toy: Toy, tmp_path: Path, agent: dict[str, 
     """F26; the KL part still differs, and teaches to stay where one is."""
 
     def bug(workplace: Workplace) -> Any:
-        workplace.env.reward._calls["length"] = lambda episodes: np.full(len(episodes), 0.35)
+        workplace.env.reward._asked["length"].question = lambda episodes: np.full(len(episodes), 0.35)
         return workplace.agent
 
     rewards = {"length": {"target": 3}, "kl": 0.1}

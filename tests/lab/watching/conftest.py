@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import rlhf_env
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from faults.processes import Running, started
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +45,20 @@ def seen(trained: Path, tmp_path: Path) -> Path:
 def text_rows() -> Callable[[Path], list[dict[str, Any]]]:
     """`text_rows(folder)`: what texts.jsonl says, without its first line."""
     return lambda folder: [json.loads(line) for line in (folder / "texts.jsonl").read_text().splitlines()[1:]]
+
+
+@pytest.fixture
+def watching() -> Iterator[Callable[[Path], str]]:
+    """`watching(folder)`: what `rlhf-env watch` serves; the link."""
+    running: list[Running] = []
+
+    def watch(folder: Path) -> str:
+        running.append(started("watch", str(folder), "--port", "0"))
+        while "Open http" not in running[-1].said():
+            time.sleep(0.01)
+        return running[-1].said().split()[1]
+
+    yield watch
+    for one in running:
+        one.kill()
+        one.wait()

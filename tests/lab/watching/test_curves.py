@@ -61,3 +61,15 @@ def test_numbers_that_are_none_leave_a_gap() -> None:
         curves.add({"update": update, "train/loss": value})
     found = line(curves, "train/loss")
     assert found.x.tolist() == [0, 6] and found.mean.tolist() == [1, 2]
+
+
+def test_a_number_that_is_none_any_more_says_since_when() -> None:
+    curves = Curves()
+    for update, value in enumerate([1.0, None, 2.0, None, float("inf"), 1e301]):
+        curves.add({"update": update, "train/loss": value, "train/kl": 1.0})
+    lost, sound = line(curves, "train/loss"), line(curves, "train/kl")
+    assert (lost.missing_since, lost.as_json()["missing_since"]) == (3, 3)
+    assert lost.said == "no number since update 3"
+    assert (sound.missing_since, sound.said, "missing_since" in sound.as_json()) == (None, "", False)
+    curves.add({"update": 6, "train/loss": 0.5})
+    assert line(curves, "train/loss").missing_since is None

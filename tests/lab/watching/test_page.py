@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shutil
 import signal
 import socket
@@ -111,6 +112,11 @@ def test_what_cannot_be_asked_is_said(looker: Looker) -> None:
     said = looker.post("texts", path="/etc/passwd")
     assert (said.status_code, said.json()) == (422, {"problems": ["path: no such field"]})
     assert looker.post("texts", sort="no such", search="a").status_code == 200
+
+
+def test_a_number_that_no_browser_reads_is_null() -> None:
+    said = local_page.Json({"a": [math.nan, {"b": -math.inf}], "c": (1.5, "x\ud800")})
+    assert said.body == b'{"a":[null,{"b":null}],"c":[1.5,"x\\ud800"]}'
 
 
 def test_texts_of_a_cell_of_a_grid(trained: Path, tmp_path: Path) -> None:

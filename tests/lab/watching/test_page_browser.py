@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,10 +12,8 @@ import pytest
 
 pytest.importorskip("starlette", reason="the extra 'annotate' is not installed")
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[3] / "examples/closed_loop"))
 from browser import CHROMIUM, Tab
-from faults.processes import Running, started
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
 
@@ -68,23 +65,6 @@ def tab(tmp_path: Path) -> Iterator[Tab]:
     opened.close()
 
 
-@pytest.fixture
-def watching() -> Iterator[Callable[[Path], str]]:
-    """`watching(folder)`: what `rlhf-env watch` serves; the link."""
-    running: list[Running] = []
-
-    def watch(folder: Path) -> str:
-        running.append(started("watch", str(folder), "--port", "0"))
-        while "Open http" not in running[-1].said():
-            time.sleep(0.01)
-        return running[-1].said().split()[1]
-
-    yield watch
-    for one in running:
-        one.kill()
-        one.wait()
-
-
 def choose(tab: Tab, label: str, value: str) -> None:
     tab.value(
         f"""(() => {{
@@ -109,7 +89,7 @@ def hostile(folder: Path) -> None:
     row |= {"parts": {HOSTILE: 1.5}, "numbers": {"log_ratio": [2.0, -1.0], "part/<i>": [1.0, 0.0]}}
     file.write_text("\n".join([head, *lines, json.dumps(row)]) + "\n")
     with (folder / "metrics.jsonl").open("a") as stream:
-        stream.write(json.dumps({"update": 13, f"rollout/part/{HOSTILE}": 1.0}) + "\n")
+        stream.write(json.dumps({"update": 13, f"rollout/part/{HOSTILE}": 1.0, "rollout/kl": None}) + "\n")
     alert = {"name": HOSTILE, "update": 3, "message": HOSTILE, "remedy": HOSTILE}
     (folder / "warnings.json").write_text(json.dumps([alert]))
     toml = folder / "experiment.toml"
@@ -125,6 +105,7 @@ def test_a_run_by_keyboard_with_hostile_texts(tab: Tab, seen: Path, watching: Ca
     assert tab.value("document.title") == SHOWN
     tab.until(f"{FIRST_TEXT} === {json.dumps(SHOWN + '<b>x</b>')}")
     assert tab.value("document.querySelectorAll('.warning p')[0].innerText") == SHOWN
+    tab.sees("training no number since update 13")
     tab.value("document.querySelector('.texts .tokens').focus()")
     tab.call("Input.dispatchKeyEvent", type="rawKeyDown", key="ArrowRight", windowsVirtualKeyCode=39)
     tab.sees("log-ratio to the reference 2, part <i> 1")

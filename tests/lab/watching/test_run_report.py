@@ -67,6 +67,16 @@ def test_what_others_wrote_stays_text(seen: Path) -> None:
     page = write_run_report(seen).read_text(encoding="utf-8")
     assert "script" not in Tags(page).names and "i" not in Tags(page).names
     assert "\u202e" not in page and "⟨U+202E⟩" in page
+    assert ", update 3</strong>" in page, "and what a warning says of when"
+
+
+def test_a_loss_that_is_no_number_any_more_is_said(seen: Path) -> None:
+    (seen / "evaluation.json").write_text('{"update": 12, "reason": "x", "metrics": {"kl": NaN, "reward": 1}}')
+    with (seen / "metrics.jsonl").open("a") as stream:
+        stream.write(json.dumps({"update": 13, "rollout/reward": None}) + "\n")
+    page = write_run_report(seen).read_text(encoding="utf-8")
+    assert "training: <strong>no number since update 13</strong>" in page
+    assert 'aria-label="Reward, all parts: training no number since update 13, evaluation' in page
 
 
 def test_no_run_no_report(tmp_path: Path) -> None:

@@ -25,7 +25,9 @@ const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 // without scrolling to them.
 function choice({ inputs: [{ options, steps }] }, item, submit, { said }) {
   const say = (it) => submit(it.margin === null ? { answer: it.value } : { answer: it.value, margin: it.margin });
-  const isSaid = (it) => said !== null && said.abstain === null && said.answer === it.value && (said.margin ?? null) === (it.margin ?? null);
+  const alike = said === null || said.abstain !== null ? [] : options.filter((it) => it.value === said.answer);
+  const exact = alike.filter((it) => (it.margin ?? null) === (said.margin ?? null));
+  const isSaid = (it) => (exact.length || alike.length > 1 ? exact : alike).includes(it); // strengths may have been asked for then, and not now
   const draw = (it, attributes, label = it.label) => button(label, it.key, () => say(it), { ...attributes, ...(isSaid(it) ? { "aria-pressed": "true" } : {}) });
   const ends = [options[0], options.at(-1)];
   const under = (i) => options.filter((it) => it.under === i);
@@ -38,7 +40,7 @@ function choice({ inputs: [{ options, steps }] }, item, submit, { said }) {
     card: (i) => under(i).map((it) => draw(it, { class: "main" })),
     actions: [
       ...sides.map((i) =>
-        el("div", { class: "side", role: "group", "aria-label": `Response ${i + 1}` }, ...(strengths ? [el("span", { class: "fine" }, `Response ${i + 1}`)] : []), ...under(i).map((it) => draw(it, { class: "main" }))),
+        el("div", { class: strengths ? "side strengths" : "side", role: "group", "aria-label": `Response ${i + 1}` }, ...(strengths ? [el("span", { class: "fine" }, `Response ${i + 1}`)] : []), ...under(i).map((it) => draw(it, { class: "main" }))),
       ),
       ...options.filter((it) => it.under === null).map((it) => draw(it, steps ? { class: "score" } : {})),
     ],

@@ -20,6 +20,7 @@ let hiddenFor = 0;
 let hiddenSince = 0;
 let expiry = 0;
 let current = null; // what was shown last, to be drawn again
+let readAt = 0; // how far down one was when the guidelines were opened
 let formatted = localStorage.getItem("plain text") !== "on";
 
 // ---------------------------------------------------------------- text that others wrote
@@ -32,7 +33,7 @@ function written({ text, length = null }) {
 }
 
 // A prompt; of a conversation each turn with who says it.
-const asked = (prompt) => (prompt.turns ? prompt.turns.flatMap((turn) => [el("p", { class: "role" }, turn.role), written(turn)]) : [written(prompt)]);
+const asked = (prompt) => (prompt.turns ? prompt.turns.flatMap((turn) => [turn.role ? el("p", { class: "role" }, turn.role) : "", written(turn)]) : [written(prompt)]);
 
 function notice(text, ...more) {
   $("notice").replaceChildren(...(text ? [el("p", {}, text, ...more)] : []));
@@ -42,7 +43,7 @@ const waiting = (why) => notice(why + WAITING);
 
 // ---------------------------------------------------------------- who is judging
 
-function ask(token, problem) {
+function ask(token, problem, back = null) {
   leave();
   const name = el("input", { id: "annotator", autocomplete: "nickname", maxlength: "100", required: true });
   const form = el(
@@ -53,6 +54,7 @@ function ask(token, problem) {
     el("label", { for: "annotator" }, "Your name"),
     name,
     el("button", { class: "main" }, "Start"),
+    back ? button("Cancel", "", back) : "",
   );
   form.onsubmit = async (event) => {
     event.preventDefault();
@@ -81,7 +83,7 @@ async function begin({ annotator, guidelines }) {
   $("name").textContent = annotator;
   $("who").hidden = $("progress").hidden = document.querySelector("footer").hidden = false;
   await attempt(
-    () => (server.pending() ? server.deliver(waiting) : history.state?.item ? again(history.state.item) : server.next(waiting)),
+    () => (server.pending() ? delivered() : history.state?.item ? again(history.state.item) : server.next(waiting)),
     () => (lost === null ? "" : `${annotator} is judging in this browser now. The last vote of ${lost} in this tab was not counted: ${lost} can give it again.`),
   );
 }
@@ -288,6 +290,19 @@ addEventListener("popstate", ({ state }) => {
   if (controls !== null) attempt(() => (state?.item ? again(state.item) : server.next(waiting)));
 });
 
+function leadBackTo(item) {
+  history.replaceState({ item }, "", "/");
+  history.pushState(null, "", "/");
+}
+
+// A vote that had no answer when the page was left or loaded again.
+async function delivered() {
+  const { item } = server.pending();
+  const answer = await server.deliver(waiting);
+  leadBackTo(item);
+  return answer;
+}
+
 const settled = () => controls !== null && performance.now() - shownAt > SETTLE;
 
 function submit(item, said) {
@@ -296,8 +311,7 @@ function submit(item, said) {
   const seconds = Math.max(0, performance.now() - shownAt - hidden) / 1000;
   const sent = async () => {
     const answer = await server.vote(item, said, seconds, waiting);
-    history.replaceState({ item: item.id }, "", "/");
-    history.pushState(null, "", "/");
+    leadBackTo(item.id);
     return answer;
   };
   const told = (answer) => (answer.new ? (said.instead ? "Changed: this vote stands now." : "") : "You had judged that one before: the first vote stands.");
@@ -373,9 +387,24 @@ document.addEventListener("keydown", (event) => {
 
 function elsewhere(key) {
   if (key === "v") listOwn();
-  else if (key === "g" && !$("guidelines").hidden) $("guidelines").open = !$("guidelines").open;
+  else if (key === "g" && !$("guidelines").hidden) turnToGuidelines();
   else return false;
   return true;
+}
+
+// They stand above the item, which may be long: shown, they are gone to, and put away, one is back where one was.
+function turnToGuidelines() {
+  const guidelines = $("guidelines");
+  if (!guidelines.open) {
+    readAt = scrollY;
+    guidelines.open = true;
+    guidelines.scrollIntoView({ block: "nearest" });
+    guidelines.firstElementChild.focus({ preventScroll: true });
+  } else {
+    guidelines.open = false;
+    document.querySelector("#task h2")?.focus({ preventScroll: true });
+    scrollTo(0, readAt);
+  }
 }
 
 // Out of the comment by Escape, to the keys that judge.
@@ -391,7 +420,7 @@ document.addEventListener("visibilitychange", () => {
 $("keys").checked = localStorage.getItem("keys") !== "off";
 $("keys").addEventListener("change", () => localStorage.setItem("keys", $("keys").checked ? "on" : "off"));
 $("own").addEventListener("click", listOwn);
-$("switch").addEventListener("click", () => ask(null));
+$("switch").addEventListener("click", () => ask(null, "", () => server.session().then(begin, (error) => notice(error.message))));
 
 addEventListener("hashchange", () => location.reload()); // a link opened in this tab loads nothing by itself
 const token = new URLSearchParams(location.hash.slice(1)).get("token");

@@ -68,8 +68,9 @@ export class Chart {
     this.panel = panel;
     this.axis = axis;
     const lines = panel.lines;
-    const said = lines.map((line) => `${line.name} ${written(line.last)}`).join(" · ");
-    this.values.replaceChildren(...lines.map((line) => el("span", { class: `of-${line.name}` }, el("span", { class: "swatch", "aria-hidden": "true" }), `${line.name} `, el("b", {}, written(line.last)))));
+    const now = (line) => (line.missing_since === undefined ? written(line.last) : `no number since update ${line.missing_since.toLocaleString("en")}`);
+    const said = lines.map((line) => `${line.name} ${now(line)}`).join(" · ");
+    this.values.replaceChildren(...lines.map((line) => el("span", { class: `of-${line.name}` }, el("span", { class: "swatch", "aria-hidden": "true" }), `${line.name} `, el("b", line.missing_since === undefined ? {} : { class: "lost" }, now(line)))));
     const xs = lines.flatMap((line) => line.x);
     this.x = [Math.min(...xs), Math.max(...xs)];
     if (this.x[0] === this.x[1]) this.x[1] += 1;

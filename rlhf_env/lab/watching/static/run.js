@@ -80,6 +80,7 @@ export class Run {
 
   warn(warnings) {
     this.warnings.replaceChildren(
+      ...(warnings.length ? [el("h2", {}, "Warnings")] : []),
       ...warnings.map((it) =>
         el("div", { class: "panel warning" }, el("h3", {}, ...shown(it.name), it.update === null ? "" : `, update ${it.update}`), el("p", {}, ...shown(it.message)), el("p", { class: "fine" }, ...shown(it.remedy))),
       ),
