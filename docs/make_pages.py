@@ -6,6 +6,7 @@ It writes docs/reference/; tests/packaging/test_pages.py says when that is out o
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +17,11 @@ os.environ["RLHF_ENV_PLUGINS"] = ""  # the built-ins alone
 import typer
 
 from rlhf_env.cli.main import app
+from rlhf_env.declared import declaration
+from rlhf_env.errors import MissingExtra, PluginError
 from rlhf_env.lab.evaluation.explained import said_of
 from rlhf_env.learning.logged import LOGGED
-from rlhf_env.plugins import host, plural
+from rlhf_env.plugins import Entry, host, plural
 from rlhf_env.reference import in_markdown, plugin_page
 
 FOLDER = Path(__file__).parent / "reference"
@@ -32,13 +35,26 @@ def pages() -> Iterator[tuple[str, str]]:
         for entry in entries:
             logged = [(number.key, said_of(number, whose=False)) for number in LOGGED if entry.name in number.of]
             yield f"{plural(kind)}/{entry.name}.md", plugin_page(entry, logged if kind == "agent" else ())
-        names = "\n".join(f"- [{entry.name}]({entry.name}.md)" for entry in entries)
+        names = "\n".join(f"- [{entry.name}]({entry.name}.md): {_in_a_line(entry)}" for entry in entries)
         toc = "\n".join(entry.name for entry in entries)
         yield (
             f"{plural(kind)}/index.md",
             f"# {plural(kind).capitalize()}\n\n{names}\n\n```{{toctree}}\n:hidden:\n\n{toc}\n```\n",
         )
     yield "commands.md", commands_page()
+
+
+def _in_a_line(entry: Entry) -> str:
+    """The first sentence that a plugin says of itself."""
+    try:
+        told = declaration(entry)
+    except (MissingExtra, PluginError):
+        return f"needs the extra `{entry.needs}`"
+    # A module has several tasks; of a reward or an agent it says what a stranger has to know before the formula.
+    paragraph = " ".join(
+        (told.about if entry.kind == "task" else told.header or told.about).partition("\n\n")[0].split()
+    )
+    return in_markdown(re.split(r"(?<=\.) (?=[A-Z])", paragraph)[0])
 
 
 def commands_page() -> str:
