@@ -144,6 +144,8 @@ def _drawn(row: str, task: str, about: Mapping[str, Any], seeds: int) -> Drawn:
         f"The task: {ASKED[task]}. A small random model{inside}; {spent}. {mean}; dashed is the model "
         f"before training; {band}. All are measured on the prompts of training."
     )
+    if name == "best_of_n":
+        caption += " Its KL is what it is at most."
     command = " --only ".join([COMMAND, *dict.fromkeys([f"{task}/{row}", f"{task}/reference"])])
     return Drawn(figure(row, curves, others, words, about["across"]), words, caption, command)
 
