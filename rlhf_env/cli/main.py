@@ -150,7 +150,10 @@ def _with_the_way_on(words: str, error: Exception) -> str:
     parameter, context = getattr(error, "param", None), getattr(error, "ctx", None)
     if words.startswith("Missing") and (meaning := getattr(parameter, "help", None)):
         words = f"{words} {meaning.replace(chr(92) + '[', '[')}"
-    return words if context is None else f"{words} ({context.command_path} --help says more)"
+    if context is None:
+        return words
+    command = context.command_path.removeprefix(context.find_root().command_path)  # however we were started
+    return f"{words} (rlhf-env{command} --help says more)"
 
 
 def _warn(
