@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +19,8 @@ from rlhf_env.cli.shared import (
     open_store,
     preferences_app,
     progress_line,
+    say_next,
+    to_be_judged,
 )
 from rlhf_env.errors import UnknownName
 
@@ -62,12 +65,28 @@ def annotate(
     with open_store(store) as opened:
         typer.echo(progress_line(opened.progress()))
     with interruptible():
-        serve(config, _announce)
+        try:
+            serve(config, _announce)
+        except KeyboardInterrupt:
+            _say_how_far(store)
+            raise
+
+
+def _say_how_far(store: Path) -> None:
+    """When the page ends: whether anything is left to judge, and what the votes are good for."""
+    with open_store(store) as opened:
+        progress = opened.progress()
+    typer.echo(progress_line(progress))
+    if progress.votes:
+        name = shlex.quote(str(store))
+        say_next(f"reward-model {name} --base MODEL --out FOLDER", "learns from these votes; or, of models compared:")
+        say_next(f"preferences tournament {name}", "who writes better")
 
 
 def _announce(judge: str, results: str) -> None:
     typer.echo(f"Open {judge}\nThe link is the key: whoever has it may judge.")
     typer.echo(f"Results, for whoever does not judge: {results}")
+    typer.echo("Ctrl-C ends the page; votes are saved as they are given.")
 
 
 @preferences_app.command("ask")
@@ -109,6 +128,7 @@ def ask_for_judgements(
         opened.add_items(items, to=people)
         whom = f", of {', '.join(map(for_terminal, people))} alone" if people else ""
         typer.echo(f"{len(items):,} items asked for{whom}; {progress_line(opened.progress())}")
+    to_be_judged(store)
 
 
 @preferences_app.command("controls")

@@ -154,7 +154,7 @@ def _show_report(folder: Path, console: Console) -> None:
     from rlhf_env.lab.report.formats import rich_table
     from rlhf_env.lab.report.report import write_report
 
-    console.print(rich_table(read_results(folder)))
+    console.print(rich_table(read_results(folder), console.width))
     try:
         console.print(f"Report: {write_report(folder)}", highlight=False, soft_wrap=True)
     except ConfigError as missing:  # pictures are an extra; the table is not

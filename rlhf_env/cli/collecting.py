@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rlhf_env.cli.shared import Device, StoreFile, interruptible, preferences_app
+from rlhf_env.cli.shared import Device, StoreFile, interruptible, preferences_app, say_next
 from rlhf_env.errors import ConfigError
 from rlhf_env.types import JsonObject
 
@@ -80,6 +81,7 @@ def _read(store: Path, file: Path, human: str) -> None:
         for prompt, response in responses:
             opened.add_response(prompt, response)
     typer.echo(f"{len(responses):,} responses are in {store}")
+    _to_be_asked(store)
 
 
 def _write(store: Path, table: JsonObject) -> None:
@@ -93,6 +95,11 @@ def _write(store: Path, table: JsonObject) -> None:
     wanted = from_table(Responses, table, "preferences responses")
     written = write_responses(store, wanted, console=Console(stderr=True, emoji=False))
     typer.echo(f"{written:,} answers of {wanted.author or wanted.model} were written into {store}")
+    _to_be_asked(store)
+
+
+def _to_be_asked(store: Path) -> None:
+    say_next(f"preferences ask {shlex.quote(str(store))}", "makes pairs of them for people to judge")
 
 
 def _task(prompts: str, held_out: float | None) -> JsonObject:

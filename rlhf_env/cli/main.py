@@ -139,10 +139,18 @@ def main() -> None:
         if say is None:
             raise
         words = say()  # empty if a group was called without a command: its help was shown
-        _complain([words] if words else [], getattr(error, "exit_code", 2))
+        _complain([_with_the_way_on(words, error)] if words else [], getattr(error, "exit_code", 2))
     if status == 130:  # no run was training, which would have saved itself
         _complain(["stopped"], 143 if terminated else 130)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _with_the_way_on(words: str, error: Exception) -> str:
+    """What a command was called wrongly with, then what the missing thing is, and which command explains the rest."""
+    parameter, context = getattr(error, "param", None), getattr(error, "ctx", None)
+    if words.startswith("Missing") and (meaning := getattr(parameter, "help", None)):
+        words = f"{words} {meaning.replace(chr(92) + '[', '[')}"
+    return words if context is None else f"{words} ({context.command_path} --help says more)"
 
 
 def _warn(

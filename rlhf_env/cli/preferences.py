@@ -18,6 +18,7 @@ from rlhf_env.cli.shared import (
     preferences_app,
     progress_line,
     stage_on_stderr,
+    to_be_judged,
 )
 from rlhf_env.errors import ConfigError, Problem, under
 from rlhf_env.types import JsonObject
@@ -220,6 +221,7 @@ def ask_who_is_better(
             f"{len(pairs.items):,} pairs on {pairs.prompts:,} prompts asked for, {pairs.same:,} left out that say "
             f"the same; {progress_line(opened.progress())}"
         )
+    to_be_judged(store)
 
 
 @preferences_app.command("verify")
@@ -289,6 +291,7 @@ def ask_about_a_reward_model(
             surest = f", the first by {pairs[0].log_odds:.2f} log-odds" if pairs else ""
             typer.echo(f"{reason:13} {len(pairs):5,} pairs{surest}")
         typer.echo(f"{len(set(items)):,} different pairs to verify; {progress_line(opened.progress())}")
+    to_be_judged(store)
 
 
 @preferences_app.command("verified")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import math
 import os
@@ -10,7 +11,7 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -27,17 +28,52 @@ if TYPE_CHECKING:
 
 
 class Verbatim(TyperGroup):
-    """Commands whose help shows square brackets: [rewards] is a TOML table, not markup of rich."""
+    """Commands whose help shows square brackets: [rewards] is a TOML table, not markup of rich.
+
+    Paragraphs fill the terminal's width whatever the source's is, and an option that takes no value shows none.
+    """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.help = _verbatim(self.help)
         for command in self.commands.values():
             if isinstance(command, TyperCommand):  # a group has done this for its own commands
-                command.help = _verbatim(command.help)
+                command.help = _flowing(_verbatim(command.help))
                 for parameter in command.params:
                     if isinstance(parameter, (TyperArgument, TyperOption)):
                         parameter.help = _verbatim(parameter.help)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        command = super().get_command(ctx, cmd_name)
+        if command is not None:
+            _show_no_value_of_flags(command.get_params(ctx))
+        return command
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        parameters = super().get_params(ctx)
+        _show_no_value_of_flags(parameters)
+        return parameters
+
+
+def _show_no_value_of_flags(parameters: Iterable[object]) -> None:
+    """Typer writes `<bool>` beside a flag, as if a value had to follow."""
+    for parameter in parameters:
+        if isinstance(parameter, TyperOption) and parameter.is_flag and parameter.metavar is None:
+            parameter.metavar = ""
+
+
+class InOrderOfUse(Verbatim):
+    """The first commands that somebody needs stand first, and not those whose module comes first by name."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        names = super().list_commands(ctx)
+        return sorted(names, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
+
+
+_FIRST = (
+    *("demo", "train", "evaluate", "watch", "bench", "report", "pipeline", "chat", "export"),
+    *("annotate", "preferences"),
+)
 
 
 def _verbatim(text: str | None) -> str | None:
@@ -45,10 +81,16 @@ def _verbatim(text: str | None) -> str | None:
     return None if text is None else re.sub(r"\[(?=[a-z#/@])", r"\\[", text)
 
 
+def _flowing(text: str | None) -> str | None:
+    """Each paragraph as one line; a line of a list or of a command, which begins with "- " or a space, stays one."""
+    return None if text is None else re.sub(r"(?<!\n)\n(?![-\s])", " ", inspect.cleandoc(text))
+
+
 app = typer.Typer(
     name="rlhf-env",
-    cls=Verbatim,
+    cls=InOrderOfUse,
     help="Text generation as a Gymnasium environment, rewards and RLHF agents as plugins, and a laboratory.",
+    epilog="To begin with: rlhf-env demo (minutes, offline). Of any command: rlhf-env COMMAND --help.",
     no_args_is_help=True,
     add_completion=True,
     rich_markup_mode="rich",
@@ -221,6 +263,16 @@ def open_store(file: Path) -> Iterator[PreferenceStore]:
         raise ConfigError(f"preference store {file}: there is no such file (import or responses make one)")
     with PreferenceStore(file) as store:
         yield store
+
+
+def say_next(command: str, what_for: str) -> None:
+    """The step that usually follows, on a line that scripts which read the first one do not see."""
+    typer.echo(f"Next: rlhf-env {command}    # {what_for}", err=True)
+
+
+def to_be_judged(store: Path) -> None:
+    """Where people judge what was just asked for."""
+    say_next(f"annotate --store {shlex.quote(str(store))}", "people judge, on a local page; Ctrl-C ends it")
 
 
 def progress_line(progress: VoteProgress) -> str:

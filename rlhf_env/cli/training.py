@@ -24,7 +24,7 @@ def train_one(
     file: Annotated[Path, typer.Argument(help="The experiment, a TOML file.")],
     agent: Annotated[str | None, typer.Option(help="Another agent than the file's, with its default settings.")] = None,
     seed: Annotated[int | None, typer.Option(help="Another seed than the file's.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder (default: runs/<name>-<agent>-seed<seed>).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder (default: in runs/, by name, agent and seed).")] = None,
     device: Annotated[
         str | None,
         typer.Option(

@@ -193,7 +193,7 @@ def _prompt_of(id_: str, row: Mapping[str, object], renderer: _Renderer, where: 
     if name not in row:
         near = misspelt(list(row), ("prompt", "messages"))
         has = ", ".join(map(repr, row)) or "none"
-        report(f"{where}: {near or f'{_NO_PROMPT}, it has {has}'}")
+        report(f"{where}: {near or f'{_NO_PROMPT}, it has {has}: rename the one that is asked'}")
         return None
     meta = {key: value for key, value in row.items() if key not in ("prompt", "messages")}
     content = row[name]

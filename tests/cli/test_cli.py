@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import subprocess
@@ -366,6 +367,29 @@ def test_a_bad_file_is_one_line_and_status_2(change: tuple[str, str], said: str,
 )
 def test_a_bad_command_is_one_line_and_status_2(arguments: list[str], said: str, run: Run, toy: Path) -> None:
     refused(run(*arguments), said)
+
+
+@pytest.mark.parametrize("words", ["", "train", "annotate", "new", "preferences verify", "lab overoptimization"])
+def test_help_fits_80_columns(words: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is cut, a flag shows no value to be given, and paragraphs fill the lines whatever the source's width."""
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = run(*words.split(), "--help").out
+    lines = [line.rstrip() for line in shown.splitlines()]
+    assert max(map(len, lines)) <= 80
+    assert "…" not in shown
+    assert "<bool>" not in shown
+    prose = [line for line in lines if line[:1] in ("", " ")]
+    # A line that is followed by another one of its paragraph has no room for the next word.
+    for line, following in itertools.pairwise(prose):
+        if line.strip() and following[1:2].strip() and not following.lstrip().startswith("- "):
+            assert len(line) + 1 + len(following.split()[0]) > 79, line
+
+
+def test_the_first_commands_of_somebody_new_stand_first(run: Run) -> None:
+    shown = run("--help").out
+    places = [shown.index(f"│ {name} ") for name in ("demo", "train", "bench", "annotate", "submit", "plugins")]
+    assert places[:3] == sorted(places[:3]) and places[2] < places[4] < places[3] < places[5]
+    assert "To begin with: rlhf-env demo" in shown
 
 
 def test_of_very_many_problems_twenty_are_said(run: Run, monkeypatch: pytest.MonkeyPatch, toy: Path) -> None:

@@ -95,8 +95,10 @@ def test_from_responses_to_agreement(run: Run, tmp_path: Path, episode: Callable
         for i in range(20):
             texts = [episode([5] * words, name=f"p{i}", prompt=[i]) for words in (1, 2 + i)]
             store.add_response(texts[0].prompt, *(Response.from_episode(text, author) for text in texts))
-    assert run("ask", "s.sqlite", "--overlap", "3")[1] == (
-        "20 items asked for; 0 of 60 votes on 20 items, 0 complete\n"
+    assert run("ask", "s.sqlite", "--overlap", "3") == (
+        0,
+        "20 items asked for; 0 of 60 votes on 20 items, 0 complete\n",
+        "Next: rlhf-env annotate --store s.sqlite    # people judge, on a local page; Ctrl-C ends it\n",
     )
     run("ask", "s.sqlite", "--kind", "ranking", "--overlap", "1")
     (tmp_path / "who.toml").write_text(

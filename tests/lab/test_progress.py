@@ -44,7 +44,7 @@ def test_the_table_and_the_time_left_by_hand() -> None:
     clock.now = 10.0
     line = progress.take_in(Progress(ppo[0], 1.0, "finished", score=0.4))
     # Six jobs are left, each expected to take the only duration known, in two processes: 30 s.
-    assert line == "1 of 7 · echo · ppo · seed 0: 0.40 in 10 s · about 30 s left"
+    assert line == "1 of 7 · echo · ppo · seed 0: score 0.40 in 10 s · about 30 s left"
     progress.take_in(Progress(ppo[1], 0.0))
     clock.now = 14.0
     assert progress.take_in(Progress(ppo[1], 1.0, "failed", why="it diverged")).endswith("seed 1: failed: it diverged")
@@ -72,8 +72,21 @@ def test_a_log_has_a_line_for_each_run_that_ends_and_a_terminal_a_table() -> Non
                 tell(Progress(cell, 1.0, ended, why="[bold]why", score=0.5))  # type: ignore[arg-type]
         text = console.file.getvalue()  # type: ignore[attr-defined]
         assert "2 of 2 · echo · [red]ppo · seed 1: failed: [bold]why" in text, "a failure is kept in both"
-        assert ("1 of 2 · echo · [red]ppo · seed 0: 0.50 in" in text) is not terminal
+        assert ("1 of 2 · echo · [red]ppo · seed 0: score 0.50 in" in text) is not terminal
         assert ("Seeds done, mean score" in text) is terminal
+
+
+def test_between_the_ends_of_long_runs_a_log_says_what_is_at_work() -> None:
+    clock, file = Clock(), io.StringIO()
+    (cell,) = cells("ppo", seeds=1)
+    with benchmark_progress(Console(width=100, file=file), [cell], jobs=1, clock=clock) as tell:
+        for now, share in ((0.0, 0.0), (9.0, 0.1), (12.0, 0.2), (13.0, 0.3), (25.0, 0.5)):
+            clock.now = now
+            tell(Progress(cell, share))
+    assert file.getvalue().splitlines() == [
+        "0 of 1 · at work: echo · ppo · seed 0 20% · time left: not known yet",
+        "0 of 1 · at work: echo · ppo · seed 0 50% · time left: not known yet",
+    ]
 
 
 def test_where_no_bar_can_move_there_is_a_line_every_few_seconds() -> None:

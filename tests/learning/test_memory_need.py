@@ -15,7 +15,7 @@ from rlhf_env.feedback.judgements import Author, Preference, Response
 from rlhf_env.feedback.reward_models import fitting
 from rlhf_env.feedback.reward_models.config import RewardModelConfig
 from rlhf_env.feedback.reward_models.fitting import fit_reward_model
-from rlhf_env.learning import workplace
+from rlhf_env.learning import experiment_checks, workplace
 from rlhf_env.learning.engine import Engine, Optimization
 from rlhf_env.learning.memory_need import Load, memory_need, remedies
 from rlhf_env.learning.policy_settings import PolicySettings
@@ -113,7 +113,7 @@ def test_weights_that_no_device_holds_are_refused_before_they_are_loaded(
 ) -> None:
     tiny_language_model(dtype=torch.float32).save_pretrained(tmp_path)
     monkeypatch.setattr(workplace, "find_device", lambda *_: "cuda:0")
-    monkeypatch.setattr(workplace, "require_dtype", lambda *_: None)
+    monkeypatch.setattr(experiment_checks, "require_dtype", lambda *_: None)
     monkeypatch.setattr(workplace, "free_on", lambda _device: 100 * 1024)
     monkeypatch.setattr(workplace, "load_policy", lambda *_, **__: pytest.fail("it is loaded"))
     policy = {"model": str(tmp_path), "tokenizer": "bytes"}

@@ -20,13 +20,16 @@ command(
 )
 command("new agent mine --in text", "Invalid value for '--in'")
 command("schema experimnt", "Invalid value for 'kind'")
-command("train", "Missing argument 'file'.")
+command("train", "Missing argument 'file'. The experiment, a TOML file. (rlhf-env train --help says more)")
 command("train no.toml", "cannot read no.toml: No such file or directory")
-command("train toy.toml --sed 1", "No such option: --sed (Possible options: --seed)")
+command("train toy.toml --sed 1", "No such option: --sed (Possible options: --seed) (rlhf-env train --help says more)")
 command("train toy.toml --seed one", "Invalid value for '--seed'")
 command("train toy.toml --seed 1.5", "Invalid value for '--seed'")
 command("train toy.toml --seed -1", "--seed -1: seed must be from 0 to 1,099,511,627,775, got -1")
 command("train toy.toml --seed 99999999999999999", "--seed 99999999999999999: seed must be from 0 to 1,099,511")
+command(
+    "annotate", "Missing option '--store'. The preference store, an SQLite file with items to judge. (rlhf-env annotate"
+)
 command("shrink rlhf-env/chitchat out", "Missing option '--layers'")
 command("shrink rlhf-env/chitchat out --layers 0", "Invalid value for '--layers'")
 command("shrink rlhf-env/chitchat out --layers 4", "layers: rlhf-env/chitchat has 4, and 4 are no fewer")

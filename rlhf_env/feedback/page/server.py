@@ -182,6 +182,8 @@ def serve(
 
     Raises ConfigError where the address cannot be listened on, and what opening the store raises.
     """
+    if config.guidelines is not None:
+        read_guidelines(config.guidelines)  # a wrong file is said before a port is listened on
     keys = Keys.of(config.store)
 
     def links(port: int) -> None:

@@ -18,20 +18,32 @@ from rlhf_env.lab.jobs import Progress as JobProgress
 from rlhf_env.lab.progress import note_of, spoken_time
 from rlhf_env.lab.scheduling import at_once
 
+LINE_EVERY = 10.0  # seconds, of what is at work, in a log
+
 
 @contextmanager
 def benchmark_progress(
-    console: Console, cells: Sequence[GridCell], *, jobs: int | Backend = 2
+    console: Console,
+    cells: Sequence[GridCell],
+    *,
+    jobs: int | Backend = 2,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Callable[[JobProgress], None]]:
     """A live table, agents x tasks, of a benchmark whose `cells` (and trials) run in `jobs` processes, or on a cluster.
 
-    Where nothing can be redrawn (a pipe, a log) it is a line for each that ends.
+    Where nothing can be redrawn (a pipe, a log) it is a line for each that ends, and between them, every few seconds,
+    one about those at work.
     """
     seen = GridProgress(cells, jobs=at_once(jobs))
+    said = clock()
     live = Live(get_renderable=seen.table, console=console, refresh_per_second=4)
 
     def tell(news: JobProgress) -> None:
+        nonlocal said
         line = seen.take_in(news)
+        if not line and not console.is_terminal and clock() - said >= LINE_EVERY:
+            line = seen.at_work()
+        said = clock() if line else said
         if console.is_terminal and not live.is_started:  # not before: what is prepared first has bars of its own
             live.start()
         if line and (not console.is_terminal or (news.why and news.ended != "finished")):
@@ -82,8 +94,13 @@ class GridProgress:
             return f"{self._count()} · {cell.title}: {news.ended}: {news.why}"
         if not begun_here:
             return ""
-        score = "" if news.score is None else f" {news.score:.2f}"
+        score = "" if news.score is None else f" score {news.score:.2f}"
         return f"{self._count()} · {cell.title}:{score} in {now - since:.0f} s{_on(news)} · {self._time_left()}"
+
+    def at_work(self) -> str:
+        """A line for a log about what has not ended yet."""
+        some = ", ".join(f"{news.job.title} {news.fraction:.0%}{_on(news)}" for _, news in self._at_work.values())
+        return f"{self._count()} · at work: {some} · {self._time_left()}" if some else ""
 
     def table(self) -> RenderableType:
         """Agents x tasks; below it what is at work, and how far everything is."""

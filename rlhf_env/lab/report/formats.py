@@ -10,7 +10,7 @@ from rich.text import Text
 
 from rlhf_env.lab.benchmark.comparison import Conclusions, conclude
 from rlhf_env.lab.benchmark.results import REFERENCE, Results
-from rlhf_env.lab.report.sheets import Sheet, caption, columns, lines, sheets
+from rlhf_env.lab.report.sheets import Sheet, Value, caption, columns, lines, sheets
 from rlhf_env.shown_text import for_terminal
 
 
@@ -74,38 +74,70 @@ def _plain(
     return table
 
 
-def rich_table(results: Results) -> Table:
-    """All measures for a terminal of 110 columns; the range stands below the mean, the verdict below the agent."""
+def rich_table(results: Results, width: int = 110) -> Table:
+    """All measures for a terminal; the range stands below the mean, the verdict below the agent.
+
+    Of `width` columns, that is: measures that would be cut at its edge are left out, and named below the table.
+    """
     notes, verdicts = caption(results), _verdicts(conclude(results))
     if verdicts:
-        notes.append("Better, worse, inconclusive: against the reference.")
-    table = Table(caption=" ".join(notes), caption_justify="left", pad_edge=False, box=None, padding=(0, 1))
+        rivals = sorted({rival for rival, _ in verdicts.values()})
+        against = "the reference" if rivals == [REFERENCE] else " and ".join(rivals)
+        notes.append(f"Better, worse, inconclusive: against {against}; report.html has p-values and intervals.")
     tasks = len(results.tasks) > 1
+    named = (2 * (12 + 2)) if tasks else 16 + 2
+    shown, left_out = _that_fit(results, width - named)
+    if left_out:
+        notes.append(f"Left out, this terminal has {width} columns: {', '.join(left_out)}. report.html has them.")
+    table = Table(caption=" ".join(notes), caption_justify="left", pad_edge=False, box=None, padding=(0, 1))
     if tasks:
         table.add_column("Task", overflow="fold", max_width=12)
     table.add_column("Agent", overflow="fold", min_width=9, max_width=16 if not tasks else 12)
-    for metric in columns(results, "table"):
-        heading = for_terminal(metric.heading or metric.title)
+    for heading in shown.values():
         table.add_column(Text(heading.replace(" ", "\n")), justify="right", no_wrap=True)
     for line in lines(results):
         agent = Text(for_terminal(line.agent), style="dim" if line.control else "bold")
         if (line.task, line.agent) in verdicts:
-            agent.append(f"\n{verdicts[line.task, line.agent]}", style="not bold dim")
+            agent.append(f"\n{verdicts[line.task, line.agent][1]}", style="not bold dim")
         if line.note:
             agent.append(f"\n{line.note}", style="red")
-        cells = [Text(v.mean).append(f"\n{_tight(v.range)}", style="dim") for v in line.values]
+        cells = [Text(v.mean).append(f"\n{_tight(v.range)}", style="dim") for v in map(line.values.__getitem__, shown)]
         table.add_row(*([Text(for_terminal(line.task))] if tasks else []), agent, *cells)
     return table
 
 
-def _verdicts(conclusions: Conclusions) -> dict[tuple[str, str], str]:
-    """By task and agent, the verdict against the reference."""
-    return {
-        (ranking.task, standing.agent): standing.against[REFERENCE].verdict
-        for ranking in conclusions.rankings
-        for standing in ranking.standings
-        if REFERENCE in standing.against
-    }
+def _that_fit(results: Results, width: int) -> tuple[dict[int, str], list[str]]:
+    """The measures that `width` columns have room for, place -> heading, and the headings of the others.
+
+    What nobody measured goes first, then from the right.
+    """
+    rows = lines(results)
+    headings = [for_terminal(metric.heading or metric.title) for metric in columns(results, "table")]
+    measured = [any(line.values[place].mean != Value().mean for line in rows) for place in range(len(headings))]
+
+    def taken(place: int) -> int:
+        cells = [text for line in rows for text in (line.values[place].mean, _tight(line.values[place].range))]
+        return 2 + max(map(len, [*headings[place].split(" "), *cells]))
+
+    kept = list(range(len(headings)))
+    for place in sorted(kept, key=lambda place: (measured[place], -place)):
+        if sum(map(taken, kept)) <= width:
+            break
+        kept.remove(place)
+    gone = [heading for place, heading in enumerate(headings) if place not in kept and measured[place]]
+    return {place: headings[place] for place in kept}, gone
+
+
+def _verdicts(conclusions: Conclusions) -> dict[tuple[str, str], tuple[str, str]]:
+    """By task and agent, whom it was compared with - the reference, or without one the best - and the verdict."""
+    found: dict[tuple[str, str], tuple[str, str]] = {}
+    for ranking in conclusions.rankings:
+        compared = any(REFERENCE in standing.against for standing in ranking.standings)
+        rival = REFERENCE if compared else ranking.rival or ""
+        for standing in ranking.standings:
+            if rival in standing.against:
+                found[ranking.task, standing.agent] = rival, standing.against[rival].verdict
+    return found
 
 
 def _tight(range_: str) -> str:

@@ -104,7 +104,7 @@ class BenchStage:
         if missing := sum(not file.exists() for file in results):
             raise RunFailed(f"stage {site.name!r}: {missing} of {len(results)} cells are not done: call again")
         found = read_results(folder)
-        console.print(rich_table(found))
+        console.print(rich_table(found, console.width))
         console.print(rich_samples(found))
         try:
             console.print(f"Its report: {write_report(folder)}", highlight=False, soft_wrap=True)

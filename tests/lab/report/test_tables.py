@@ -77,6 +77,30 @@ def test_the_terminal_table_fits_110_columns(tmp_path: Path) -> None:
     assert "0.70…0.71" in shown  # and is not cut
 
 
+def test_what_a_narrower_terminal_would_cut_is_left_out_and_named(tmp_path: Path) -> None:
+    results = read_results(write(tmp_path / "demo", [cell(agent, seed) for agent in AGENTS for seed in range(2)]))
+    shown = printed(rich_table(results, 60))
+    assert max(map(len, shown.splitlines())) <= 60
+    words = " ".join(shown.split())
+    assert "Left out, this terminal has 60 columns: " in words
+    named = words.partition("60 columns: ")[2].partition(". report.html has them")[0].split(", ")
+    assert named[-1] == "Seconds"
+    heads = shown.partition("best_of_n")[0].split()
+    assert not {name.split()[-1] for name in named} & set(heads)
+    assert {"Gold", "KL"} <= set(heads)
+
+
+def test_without_a_reference_the_terminal_has_the_verdict_against_the_best(tmp_path: Path) -> None:
+    cells = [
+        cell(agent, seed, evaluation={"gold": level + seed / 100})
+        for agent, level in (("ppo", 0.2), ("grpo", 0.6))
+        for seed in range(6)
+    ]
+    words = " ".join(printed(rich_table(read_results(write(tmp_path / "demo", cells)))).split())
+    assert re.search(r"ppo .*\bworse\b", words)
+    assert "inconclusive: against grpo" in words
+
+
 @pytest.mark.parametrize(
     ("seeds", "said"),
     [

@@ -16,17 +16,20 @@ from rlhf_env.feedback.reward_models.ranks import spearman
 from rlhf_env.lab.benchmark.grid import Grid
 from rlhf_env.lab.benchmark.reading import read_results
 from rlhf_env.lab.studies.transfer.alternation import alternation
-from rlhf_env.lab.studies.transfer.page import transfer_page
+from rlhf_env.lab.studies.transfer.page import transfer_counts, transfer_page
 from rlhf_env.lab.studies.transfer.ranking import average_ranks, rank_agreement
 from rlhf_env.lab.studies.transfer.sizes import CONTROL, RANKED_SETTINGS, SIZES, TASKS
 from rlhf_env.lab.studies.transfer.study import (
+    SHIPPED_RUNS,
     conclude_transfer,
     measured_sizes,
     run_size,
+    shipped_findings,
     sizes_to_run,
 )
 from rlhf_env.types import Float
 
+HOUSE = Path(__file__).resolve().parents[3]
 LADDER = np.arange(8.0)  # expected scores of eight settings, a step apart
 
 
@@ -207,3 +210,24 @@ def test_a_size_that_is_not_there_and_a_model_that_is_not_there_are_named(tmp_pa
         sizes_to_run([], tmp_path, tmp_path / "smollm2")
     grids = sizes_to_run(["tiny", "base"], tmp_path, tmp_path / "smollm2")
     assert [isinstance(grid, Grid) for grid, _ in grids] == [True, True]
+
+
+# ---------------------------------------------------------------- what is shipped
+
+
+def test_the_page_is_made_of_the_shipped_scores_which_give_the_shipped_verdicts() -> None:
+    found = shipped_findings()
+    kept = json.loads(SHIPPED_RUNS.read_text(encoding="utf-8"))["transfers"]
+    assert [it.agreement.verdict for it in found.transfers] == [it["verdict"] for it in kept]
+    assert (HOUSE / "docs" / "transfer.md").read_text(encoding="utf-8") == transfer_page(found)
+
+
+def test_the_readme_tells_the_shipped_verdicts() -> None:
+    words = " ".join((HOUSE / "README.md").read_text(encoding="utf-8").split())
+    assert transfer_counts(shipped_findings()) in words
+
+
+def test_scores_that_are_damaged_are_named(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text('{"format": 9}', encoding="utf-8")
+    with pytest.raises(DataError, match=r"results\.json does not hold scores of this study: format 9"):
+        shipped_findings(tmp_path / "results.json")

@@ -47,7 +47,13 @@ def _paint(findings: TransferFindings, figure: Figure) -> None:
         )
         places = {agent: [size.places(task)[agent] for size in sizes] for agent in RANKED_SETTINGS}
         for agent, style in _STYLES.items():
-            marks = {"marker": style.marker, "markersize": 6, "linewidth": 1.8, "linestyle": style.dash}
+            marks = {
+                "marker": style.marker,
+                "markersize": 6,
+                "linewidth": 1.8,
+                "linestyle": style.dash,
+                "clip_on": False,
+            }
             axes.plot(range(len(sizes)), places[agent], color=style.colour, **marks)
         axes.set_ylim(len(RANKED_SETTINGS) + 0.5, 0.5)
         axes.set_yticks([1, 4, 8], ["1", "4", "8"])
