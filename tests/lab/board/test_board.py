@@ -34,7 +34,7 @@ from rlhf_env.lab.board.verdicts import EntryVerdict, here, judged, ranked
 from rlhf_env.lab.jobs import Progress
 from rlhf_env.lab.processes import InThisProcess
 from rlhf_env.learning.experiment import Experiment
-from rlhf_env.learning.workplace import check_plugins
+from rlhf_env.learning.experiment_checks import check_plugins
 
 EMPTY = {"sha256": text_sha256(""), "text": ""}
 HONEST = """\
