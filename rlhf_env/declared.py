@@ -102,8 +102,11 @@ def code_in(words: str) -> tuple[PluginKind | None, OwnCode] | None:
 
 
 def kind_of_code(target: object) -> PluginKind:
-    """What code of one's own seems to be, by what it has: a function, for example, is a reward."""
-    if hasattr(target, "Config") and hasattr(target, "update"):
+    """What code of one's own seems to be, by what it has: a function, for example, is a reward.
+
+    One of an agent's methods is enough: what it lacks of the others is then said of an agent.
+    """
+    if any(hasattr(target, method) for method in ("act", "update")):
         return "agent"
     return "task" if hasattr(target, "prompt") else "reward"
 

@@ -71,6 +71,11 @@ _OF_ONES_OWN: Mapping[PluginKind, str] = {
     "pair loss": "a function NAME(pairs, **settings) that returns the loss of each pair (docs/losses.md)",
 }
 
+_METHODS: Mapping[PluginKind, Sequence[str]] = {
+    "agent": ("begin", "act", "update", "state_dict", "load_state_dict"),
+    "task": ("size", "prompt"),
+}
+
 # Where a file of settings names such code; not of kinds that most people have no code of.
 _TABLES_OF_ONES_OWN: Mapping[PluginKind, str] = {
     "reward": "[rewards.NAME]",
@@ -187,6 +192,10 @@ def wrong_kind(kind: PluginKind, code: OwnCode, what: object) -> PluginError:
     of_kind = "module" if isinstance(what, ModuleType) else "class"
     is_what = f"the {of_kind} {name}" if isinstance(what, (ModuleType, type)) else _a(type(what).__name__)
     said = f"{code.shown()} is {is_what}, and {_a(kind)} is {_OF_ONES_OWN[kind]}"
+    needed = _METHODS.get(kind, ())
+    lacks = [method for method in needed if not hasattr(what, method)]
+    if lacks and len(lacks) < len(needed):
+        said += f"; what it lacks: {', '.join(lacks)}"
     return PluginError(Problem(said, (own_code.KEY,)))
 
 

@@ -4,6 +4,30 @@ from __future__ import annotations
 
 from wrong.table import AGENT, REWARD, TASK, Content, command, experiment, grid
 
+FORGOT = """\
+from dataclasses import dataclass
+
+
+class Forgot:
+    @dataclass(frozen=True)
+    class Config:
+        pass
+
+    def __init__(self, setup, config):
+        self.policy = setup.policy
+
+    def begin(self):
+        return {}
+
+    def act(self, observation):
+        return self.policy.write(observation, 1)
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+"""
 POLITE = "def polite(completions, strictness: int = 1, **columns):\n    return [1.0 for _ in completions]\n"
 
 
@@ -76,6 +100,11 @@ grid(
 command("check polite.py", 'polite.py is a file: name what is in it, "polite.py:NAME"', polite_DOT_py=POLITE)
 command("check nowhere.py:polite", "cannot read nowhere.py: No such file or directory")
 command("check reward:nowhere.py:polite", "cannot read nowhere.py: No such file or directory")
+command(
+    "check forgot.py:Forgot",
+    "and load_state_dict (rlhf_env.Agent); what it lacks: update",
+    forgot_DOT_py=FORGOT,
+)
 command("check polite.py:polit", "polite.py has no 'polit': did you mean 'polite'?", polite_DOT_py=POLITE)
 command("check polite.py:polite strictnes=2", "no setting 'strictnes': did you mean", polite_DOT_py=POLITE)
 command("check polite.py:polite function=a.py:b", "function=a.py:b: reward:polite.py:polite a", polite_DOT_py=POLITE)
