@@ -163,6 +163,7 @@ def _inside_runs(name: str) -> Path:
 
 def _say_how_it_ended(finished: Run, console: Console) -> None:
     from rich.markup import escape
+    from rich.table import Table
 
     from rlhf_env.lab.evaluation.asked import PromptsAsked
     from rlhf_env.lab.evaluation.likelihood import MEASURES
@@ -182,9 +183,19 @@ def _say_how_it_ended(finished: Run, console: Console) -> None:
     console.print(f"Ended: {finished.reason}. On {asked or 'the prompts of the evaluation'}{said}:")
     own = MEASURES if "answers" in measured else ()  # of an agent that imitates
     metrics = (*own, *metrics_of(evaluation))
+    table = Table.grid(padding=(0, 1))
+    table.add_column(no_wrap=True, min_width=24)
+    table.add_column(no_wrap=True, min_width=10, justify="right")
+    table.add_column(overflow="fold")
     for key, value in sorted(finished.evaluation.metrics.items()):
-        line = f"  {key:24s} {value:10.4f}  {escape(meaning_of(key, metrics))}"
-        console.print(line.rstrip(), highlight=False, no_wrap=True, overflow="ellipsis")
+        row = f"  {key}", f"{value:.4f}", escape(meaning_of(key, metrics))
+        if console.is_terminal:
+            table.add_row(*row)
+        else:  # a line each, for whoever reads them by a program
+            line = f"{row[0]:26s} {row[1]:>10s}  {row[2]}"
+            console.print(line.rstrip(), highlight=False, soft_wrap=True)
+    if table.row_count:
+        console.print(table, highlight=False)
     folder = None if finished.folder is None else near(finished.folder)
     console.print(f"Run folder: {folder}", highlight=False, soft_wrap=True)
     if finished.folder is not None and folder is not None:
