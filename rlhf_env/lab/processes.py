@@ -25,6 +25,7 @@ from rlhf_env.learning.signals import Interrupted
 
 BETWEEN_NEWS = 0.2  # seconds: what a job tells more often is not sent
 _TO_SAVE = 10.0  # seconds that a worker has to end, where there is a limit
+_TO_END = 60.0  # seconds that a process has to end which has said its last
 _LONGEST_WAIT = 3600.0  # seconds: poll(2) takes no day of milliseconds
 
 
@@ -131,7 +132,7 @@ class _Processes:
         try:
             progress = Progress(worker.job, *worker.pipe.recv())
         except (EOFError, OSError):  # at its end, or before it had read what it was sent
-            worker.process.join()
+            self._end_of(worker)
             if worker.process.exitcode == UNGUARDED:
                 raise ConfigError(GUARD_IT) from None
             why = f"its process died (exit code {worker.process.exitcode})"
@@ -139,9 +140,16 @@ class _Processes:
         if progress.ended is not None:
             worker.job = None
         if progress.ended == "died":  # of a full disk, too: it ends after that
-            worker.process.join()
+            self._end_of(worker)
             self._workers.remove(worker)
         return progress
+
+    def _end_of(self, worker: _Worker) -> None:
+        """Wait for a process that is about to end; one that says nothing more and lives on is killed."""
+        worker.process.join(max(0.0, min(self._end - time.monotonic(), _TO_END)))
+        if worker.process.is_alive():
+            worker.process.kill()
+            worker.process.join()
 
     def _kill(self) -> None:
         """End those at work, whatever they do: a loop that never ends hears no signal that can be caught."""

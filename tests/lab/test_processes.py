@@ -73,10 +73,16 @@ def test_its_first_process_says_so_once(tmp_path: Path) -> None:
         crew.news()
 
 
-def asleep() -> _Worker:
+def asleep(seconds: float = 1e6, *held: object) -> None:
+    """What is `held` stays open as long."""
+    time.sleep(seconds)
+
+
+def sleeper(*, with_pipe: bool = True) -> _Worker:
     """A worker that reads nothing and ends on no signal but SIGKILL or its default ones."""
     ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(1e6,), daemon=True)
+    held = (theirs,) if with_pipe else ()
+    process = multiprocessing.get_context("spawn").Process(target=asleep, args=(1e6, *held), daemon=True)
     process.start()
     theirs.close()
     return _Worker(process, ours)
@@ -85,7 +91,7 @@ def asleep() -> _Worker:
 def test_a_job_that_never_ends_is_killed_when_the_time_is_over(tmp_path: Path) -> None:
     never, waiting = (cast("Job", Raises(RunFailed(name))) for name in ("never", "waiting"))
     crew = LocalProcesses(1, seconds=0.01).crew(tmp_path)
-    worker = asleep()
+    worker = sleeper()
     worker.job = never
     crew._workers.append(worker)  # type: ignore[attr-defined]
     told = crew.news()
@@ -95,10 +101,22 @@ def test_a_job_that_never_ends_is_killed_when_the_time_is_over(tmp_path: Path) -
     assert crew.news().ended == "failed" and not crew._workers  # type: ignore[attr-defined]
 
 
+def test_a_worker_that_says_nothing_more_and_lives_on_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job may close its process's pipe: whoever waits for its end waits for ever."""
+    monkeypatch.setattr(processes, "_TO_END", 0.01)
+    crew = LocalProcesses(1).crew(tmp_path)
+    worker = sleeper(with_pipe=False)
+    worker.job = cast("Job", Raises(RunFailed("never")))
+    crew._workers.append(worker)  # type: ignore[attr-defined]
+    assert crew.news().ended == "died" and worker.process.exitcode == -9
+
+
 def test_a_worker_that_does_not_end_when_told_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "_TO_SAVE", 0.01)
     crew = LocalProcesses(1, seconds=3600.0).crew(tmp_path)
-    worker = asleep()  # idle, as one is whose job left a thread behind
+    worker = sleeper()  # idle, as one is whose job left a thread behind
     crew._workers.append(worker)  # type: ignore[attr-defined]
     crew.close()
     assert worker.process.exitcode == -9
