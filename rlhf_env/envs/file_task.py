@@ -192,8 +192,8 @@ def _prompt_of(id_: str, row: Mapping[str, object], renderer: _Renderer, where: 
     name = "prompt" if "prompt" in row else "messages"
     if name not in row:
         near = misspelt(list(row), ("prompt", "messages"))
-        has = ", ".join(map(repr, row)) or "none"
-        report(f"{where}: {near or f'{_NO_PROMPT}, it has {has}: rename the one that is asked'}")
+        has = f"{', '.join(map(repr, row))}: rename the one that is asked" if row else "none"
+        report(f"{where}: {near or f'{_NO_PROMPT}, it has {has}'}")
         return None
     meta = {key: value for key, value in row.items() if key not in ("prompt", "messages")}
     content = row[name]

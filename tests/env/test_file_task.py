@@ -166,7 +166,7 @@ def test_every_bad_line_is_named_with_its_field(tmp_path: Path) -> None:
     wanted = [
         "line 8: not UTF-8: byte 0xe9 at position 16",
         "line 2: not JSON: Unterminated string starting at at position 12",
-        "line 3: no field 'prompt' (or 'messages'), it has 'text', 'answer'",
+        "line 3: no field 'prompt' (or 'messages'), it has 'text', 'answer': rename the one that is asked",
         "line 4, field 'prompt': expected a text, got null",
         "line 5, field 'prompt': expected a text, got int",
         "line 6, field 'prompt': it has no text",

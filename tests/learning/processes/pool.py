@@ -26,7 +26,7 @@ from faults.processes import Ended, Running, started
 from faults.resume_matrix import ADAPTIVE, Novelty, after, experiment_of
 
 from rlhf_env import plugins
-from rlhf_env.envs.rewards import RewardMix
+from rlhf_env.envs.asked_part import AskedPart
 from rlhf_env.lab.evaluation.runs import Run, run
 from rlhf_env.learning import checkpoints
 from rlhf_env.learning.experiment import EngineSettings
@@ -146,7 +146,7 @@ class Notes:
         self.asked: Counter[str] = Counter()
         after(EnvSource, "next", self._learned_from)
         after(DataSource, "next", self._learned_from)
-        after(RewardMix, "_distinct", self._asked)
+        after(AskedPart, "_distinct", self._asked)
 
     def _learned_from(self, rollout: Any, *_: Any) -> None:
         self.texts.append(
@@ -158,8 +158,8 @@ class Notes:
             }
         )
 
-    def _asked(self, answer: Any, _mix: RewardMix, name: str, *_: Any) -> None:
-        self.asked[name] += len(answer[0])
+    def _asked(self, answer: Any, part: AskedPart, *_: Any) -> None:
+        self.asked[part.name] += len(answer[0])
 
     def write(self, folder: Path) -> None:
         noted = {"texts": self.texts, "asked": dict(self.asked)}
