@@ -132,7 +132,7 @@ class _Processes:
         try:
             progress = Progress(worker.job, *worker.pipe.recv())
         except (EOFError, OSError):  # at its end, or before it had read what it was sent
-            self._end_of(worker)
+            self._see_it_end(worker)
             if worker.process.exitcode == UNGUARDED:
                 raise ConfigError(GUARD_IT) from None
             why = f"its process died (exit code {worker.process.exitcode})"
@@ -140,16 +140,13 @@ class _Processes:
         if progress.ended is not None:
             worker.job = None
         if progress.ended == "died":  # of a full disk, too: it ends after that
-            self._end_of(worker)
+            self._see_it_end(worker)
             self._workers.remove(worker)
         return progress
 
-    def _end_of(self, worker: _Worker) -> None:
-        """Wait for a process that is about to end; one that says nothing more and lives on is killed."""
-        worker.process.join(max(0.0, min(self._end - time.monotonic(), _TO_END)))
-        if worker.process.is_alive():
-            worker.process.kill()
-            worker.process.join()
+    def _see_it_end(self, worker: _Worker) -> None:
+        """Wait for a process that has said its last; one that lives on is killed."""
+        _end_within(worker.process, max(0.0, min(self._end - time.monotonic(), _TO_END)))
 
     def _kill(self) -> None:
         """End those at work, whatever they do: a loop that never ends hears no signal that can be caught."""
@@ -170,10 +167,15 @@ class _Processes:
             if worker.job is not None:  # we were interrupted: the worker saves its run and ends
                 worker.process.terminate()
         for worker in self._workers:
-            worker.process.join(None if self._seconds == math.inf else _TO_SAVE)
-            if worker.process.is_alive():
-                worker.process.kill()
-                worker.process.join()
+            _end_within(worker.process, None if self._seconds == math.inf else _TO_SAVE)
+
+
+def _end_within(process: BaseProcess, seconds: float | None) -> None:
+    """Wait for the process to end, and kill it if it has not. None: however long it takes."""
+    process.join(seconds)
+    if process.is_alive():
+        process.kill()
+        process.join()
 
 
 def _start_worker() -> _Worker:

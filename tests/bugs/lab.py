@@ -240,8 +240,8 @@ MUTANTS = (
         "BO4",
         "a process with code of an entry stays when the board has ended, as it does not end when told to",
         "rlhf_env/lab/processes.py",
-        "if worker.process.is_alive():",
-        "if False:",
+        "    if process.is_alive():",
+        "    if False:",
         "tests/lab/test_processes.py",
     ),
     Mutant(
