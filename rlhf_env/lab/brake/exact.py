@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlhf_env.lab.brake.records import RecordedRun
+from rlhf_env.lab.brake.texts import fit_votes
 from rlhf_env.lab.laws.worlds import kl_nats, policy_entropy, softmax, stream
 from rlhf_env.settings import settings
 from rlhf_env.types import Float, JsonObject
 
 _UPDATES, _EVERY, _TEXTS, _JUDGED = 72, 4, 48, 192
-_RESPONSES, _DIMENSIONS, _MEMBERS, _RIDGE, _ANNOTATOR = 2000, 30, 4, 0.1, 0.5
+_RESPONSES, _DIMENSIONS, _MEMBERS, _RIDGE, _STEPS, _ANNOTATOR = 2000, 30, 4, 0.1, 8, 0.5
 
 
 @settings
@@ -108,20 +109,12 @@ def _world(seed: int, design: ExactDesign) -> tuple[Float, Float, Float]:
         features = np.maximum(points @ inner + rng.normal(size=design.size), 0.0) / np.sqrt(_DIMENSIONS)
         rows = rng.integers(design.labels, size=design.labels)
         signs = np.where(says[rows], 1.0, -1.0)[:, None]
-        members.append(features @ _fitted((features[pairs[rows, 0]] - features[pairs[rows, 1]]) * signs))
+        members.append(
+            features @ fit_votes((features[pairs[rows, 0]] - features[pairs[rows, 1]]) * signs, _RIDGE, _STEPS)
+        )
     mean = np.mean(members, axis=0)
     spread = np.sqrt(reference @ (mean - reference @ mean) ** 2)
     return reference, gold, np.array([(scores - reference @ mean) / spread for scores in members])
-
-
-def _fitted(apart: Float) -> Float:
-    """Bradley-Terry with a ridge, by Newton's method."""
-    theta = np.zeros(apart.shape[1])
-    for _ in range(8):
-        lost = 1.0 / (1.0 + np.exp(np.clip(apart @ theta, -50.0, 50.0)))
-        curvature = (apart * (lost * (1.0 - lost))[:, None]).T @ apart + _RIDGE * np.eye(len(theta))
-        theta = theta - np.linalg.solve(curvature, _RIDGE * theta - apart.T @ lost)
-    return theta
 
 
 def _standard(values: Float, weights: Float) -> Float:

@@ -121,16 +121,16 @@ class ProxyOfLetters:
         says ^= rng.random(labels) < self.design.flipped
         features = _features(sample, self.design.sees_turns)
         apart = (features[pairs[:, 0]] - features[pairs[:, 1]]) * np.where(says, 1.0, -1.0)[:, None]
-        return np.array([_bradley_terry(apart[rng.integers(labels, size=labels)]) for _ in range(_MEMBERS)])
+        return np.array([fit_votes(apart[rng.integers(labels, size=labels)]) for _ in range(_MEMBERS)])
 
 
-def _bradley_terry(apart: Float) -> Float:
-    """By Newton's method with a ridge."""
+def fit_votes(apart: Float, ridge: float = _RIDGE, steps: int = 10) -> Float:
+    """float64[F]: Bradley-Terry on float64[N, F], chosen less rejected, with a ridge, by so many steps of Newton's."""
     theta = np.zeros(apart.shape[1])
-    for _ in range(10):
+    for _ in range(steps):
         lost = 1.0 / (1.0 + np.exp(np.clip(apart @ theta, -50.0, 50.0)))
-        curvature = (apart * (lost * (1.0 - lost))[:, None]).T @ apart + _RIDGE * np.eye(len(theta))
-        theta = theta - np.linalg.solve(curvature, _RIDGE * theta - apart.T @ lost)
+        curvature = (apart * (lost * (1.0 - lost))[:, None]).T @ apart + ridge * np.eye(len(theta))
+        theta = theta - np.linalg.solve(curvature, ridge * theta - apart.T @ lost)
     return theta
 
 
