@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import runpy
 import signal
 import sys
 import tempfile
@@ -104,6 +105,20 @@ def started(*arguments: str, before: Callable[[], object] | None = None) -> Runn
             before()
         sys.argv = ["rlhf-env", *arguments]
         cli.main()
+
+    return Running(work)
+
+
+def script(file: Path, *arguments: str, before: Callable[[], object] | None = None) -> Running:
+    """`python FILE ARGUMENTS`, begun; its process draws what a fresh one would, whatever this one has drawn."""
+
+    def work() -> None:
+        if before is not None:
+            before()
+        torch.manual_seed(torch.Generator().initial_seed())
+        sys.argv = [str(file), *arguments]
+        sys.path.insert(0, str(file.parent))
+        runpy.run_path(str(file), run_name="__main__")
 
     return Running(work)
 
