@@ -4,6 +4,8 @@ BIN := .venv/bin
 # Small models gain nothing from a second thread, and lose much when the machine is busy.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
+# Where it is set to 1, each of a hundred short processes would compile our modules again.
+export PYTHONDONTWRITEBYTECODE :=
 
 # Two processes of tests; a file stays in one, so that what its tests share is made once. In the order of the folders: the
 # order by count would begin the files of few, long tests last, and leave one process without work.

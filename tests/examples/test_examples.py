@@ -17,9 +17,10 @@ import gymnasium
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from faults.processes import script, started, warm_up
+from faults.processes import FORKING, script, started, warm_up
 
 import rlhf_env
+from rlhf_env.lab import processes
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPTS = {path.name: path.read_text(encoding="utf-8") for path in sorted(EXAMPLES.glob("*.py"))}
@@ -56,6 +57,7 @@ def run(tmp_path: Path) -> Run:
         def enter() -> None:
             os.environ.update(settings)
             os.chdir(tmp_path)
+            processes.multiprocessing = FORKING  # type: ignore[assignment]
 
         forked = (
             started(*arguments, before=enter) if first == "rlhf-env" else script(Path(first), *arguments, before=enter)

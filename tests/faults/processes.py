@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import multiprocessing
 import os
 import runpy
 import signal
@@ -14,6 +15,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -89,6 +91,12 @@ class Running:
         said = [file.read_text(errors="replace") if file.exists() else "" for file in (self._out, self._err)]
         self._place.cleanup()
         return Ended(status, *said)
+
+
+FORKING = SimpleNamespace(
+    get_context=lambda _how: multiprocessing.get_context("fork"), parent_process=multiprocessing.parent_process
+)
+"""In the place of `rlhf_env.lab.processes.multiprocessing`: workers of a grid that begin as forks, in an instant."""
 
 
 def _forget_the_launch() -> None:
