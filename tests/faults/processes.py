@@ -81,15 +81,15 @@ class Running:
     def wait(self, patience: float = 120.0) -> Ended:
         """How it ended. What is not over after `patience` seconds is killed, and an AssertionError."""
         deadline = time.monotonic() + patience
-        while (ended := os.waitpid(self.pid, os.WNOHANG))[0] == 0:
-            if time.monotonic() > deadline:
-                self.kill()
-                os.waitpid(self.pid, 0)
-                raise AssertionError(f"still running after {patience:.0f} s: {self._err.read_text()}")
-            time.sleep(0.002)
-        status = os.waitstatus_to_exitcode(ended[1])
-        said = [file.read_text(errors="replace") if file.exists() else "" for file in (self._out, self._err)]
-        self._place.cleanup()
+        with self._place:
+            while (ended := os.waitpid(self.pid, os.WNOHANG))[0] == 0:
+                if time.monotonic() > deadline:
+                    self.kill()
+                    os.waitpid(self.pid, 0)
+                    raise AssertionError(f"still running after {patience:.0f} s: {self._err.read_text()}")
+                time.sleep(0.002)
+            status = os.waitstatus_to_exitcode(ended[1])
+            said = [file.read_text(errors="replace") if file.exists() else "" for file in (self._out, self._err)]
         return Ended(status, *said)
 
 
