@@ -46,6 +46,13 @@ class GridView:
     def _folder(self, task: str, agent: str, seed: int) -> Path:
         return self.folder / "cells" / task / agent / f"seed-{seed}"
 
+    def _name(self) -> str:
+        """That of the file, as the report's; of a file that cannot be read, the folder's."""
+        try:
+            return str(read_toml(self.folder / DESCRIBED_GRID).get("name") or self.folder.name)
+        except (ConfigError, OSError):
+            return self.folder.name
+
     def _places(self) -> list[tuple[str, str, int]]:
         """What the file says; of a file that cannot be read, what has left a folder."""
         try:
@@ -62,7 +69,7 @@ class GridView:
         report = self.folder / "report.html"
         agents = sorted({agent for _, agent, _ in places}, key=agent_order)  # as in the report, colours too
         return {
-            "name": for_page(str(about.get("title") or self.folder.name)),
+            "name": for_page(str(about.get("title") or self._name())),
             "folder": for_page(str(self.folder)),
             "tasks": list(dict.fromkeys(task for task, _, _ in places)),
             "agents": agents,
