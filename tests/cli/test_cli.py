@@ -17,6 +17,9 @@ import pytest
 from rich.panel import Panel
 from typer.main import get_command
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from faults.processes import FORKING
+
 import rlhf_env
 from rlhf_env import plugins
 from rlhf_env.cli import main as cli
@@ -222,6 +225,13 @@ seeds = 1
 """
 
 
+@pytest.fixture
+def forking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That workers begin as processes of their own is tested in tests/lab/benchmark."""
+    monkeypatch.setattr("rlhf_env.lab.processes.multiprocessing", FORKING)
+
+
+@pytest.mark.usefixtures("forking")
 def test_bench_makes_a_report_and_report_makes_it_again(run: Run, toy: Path) -> None:
     pytest.importorskip("matplotlib")
     experiment = re.sub(r"^\[(?!experiment)(.*)\]", r"[experiment.\1]", EXPERIMENT, flags=re.MULTILINE)
@@ -240,6 +250,7 @@ def test_bench_makes_a_report_and_report_makes_it_again(run: Run, toy: Path) -> 
     assert ran.out.endswith(again.out), "the same table, under a progress bar"
 
 
+@pytest.mark.usefixtures("forking")
 def test_a_benchmark_of_failures_does_not_end_as_if_it_had_passed(run: Run, toy: Path) -> None:
     pytest.importorskip("matplotlib")
     experiment = re.sub(r"^\[(?!experiment)(.*)\]", r"[experiment.\1]", EXPERIMENT, flags=re.MULTILINE)
@@ -264,6 +275,23 @@ def test_check_a_good_file_and_good_plugins(run: Run, toy: Path) -> None:
     for arguments in (["toy.toml"], ["task:count"], ["reward:repetition"], ["reward:length", "target=20"]):
         assert run("check", *arguments) == Ran(0, "ok\n", "")
     assert not (toy.parent / "runs").exists()
+
+
+def test_check_as_json(run: Run, toy: Path) -> None:
+    """One object for programs, with the status of the plain command; nothing on stderr."""
+    good = {"checked": "reward:length", "ok": True, "problems": [], "notes": []}
+    ran = run("check", "reward:length", "target=20", "--json")
+    assert (ran.status, json.loads(ran.out), ran.err) == (0, good, "")
+    ran = run("check", "agent:grpo", "lr=1e-9", "--json")
+    assert (ran.status, json.loads(ran.out)["ok"], ran.err) == (1, False, "")
+    toy.write_text(EXPERIMENT.replace("num_envs", "num_env").replace("updates = 2", "updates = 0"))
+    ran = run("check", "toy.toml", "--json")
+    told = json.loads(ran.out)
+    assert (ran.status, told["ok"], ran.err) == (2, False, "")
+    assert [problem.split(":")[0] for problem in told["problems"]] == [
+        "toy.toml, line 11, environment",
+        "toy.toml, line 23, budget",
+    ]
 
 
 def test_check_a_model(run: Run) -> None:
@@ -378,6 +406,7 @@ def test_help_fits_80_columns(words: str, run: Run, monkeypatch: pytest.MonkeyPa
     assert max(map(len, lines)) <= 80
     assert "…" not in shown
     assert "<bool>" not in shown
+    assert " range" not in shown and "<int" not in shown, "a type takes few columns: N>=1, 1..1024"
     prose = [line for line in lines if line[:1] in ("", " ")]
     # A line that is followed by another one of its paragraph has no room for the next word.
     for line, following in itertools.pairwise(prose):

@@ -169,7 +169,6 @@ command("check model:tiny", "model 'tiny' is made when it is trained: name a fol
 command("check model:./no a=1", "a=1: a model has no settings here")
 command("check model:r", "r has no checkpoint yet: train further", r_IN_experiment_DOT_toml=TOY)
 command("check families lama", "'lama' is no family of causal language models in transformers (near it: ")
-command("check toy.toml --json", "--json is for model:NAME and families")
 SIMULATED = '[gold]\nname = "length"\ntarget = 3\n[annotator]\nname = "simulated"\n'
 for old, new, told in (
     ('"length"', '["length"]', "line 1: expected a table [gold] with a name"),
