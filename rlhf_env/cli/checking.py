@@ -73,6 +73,8 @@ def plugins(
         typer.echo(f"failed: {for_terminal(conflict)}")
     for failure in known.failures:
         typer.echo(f"failed: {for_terminal(f'{failure.origin}: {failure.error}')}")
+    for misfit in known.misfits():
+        typer.echo(f"note: {for_terminal(f'{misfit.origin}: {misfit.error}')}")
     for origin in known.left_out:
         typer.echo(f"kept out: {origin} (RLHF_ENV_PLUGINS)")
 
@@ -224,6 +226,13 @@ def check_one(
     settings: Annotated[
         list[str] | None, typer.Argument(help="The plugin's settings, as in target=20; of families, which ones.")
     ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A column of the task that a reward reads, as in answer=42 (a text) or level:=3 (a number, or other "
+            "JSON): every prompt of the check has it. May be given several times."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="What was found as JSON, for programs.")] = False,
 ) -> None:
     """Check an experiment file, or test a plugin with generated episodes. It lists problems and changes nothing.
@@ -244,14 +253,17 @@ def check_one(
             raise ConfigError(f"{' '.join(settings)}: a model has no settings here")
         _check_model(name, as_json)
         return
-    if settings and not (kind in _KINDS and name) and not code_in(what) and not what.endswith(".py"):
+    plugin = bool((kind in _KINDS and name) or code_in(what) or what.endswith(".py"))
+    if column and not plugin:
+        raise ConfigError(f"--column {column[0]} is for a reward: a file has the columns of its task")
+    if settings and not plugin:
         raise ConfigError(f"{' '.join(settings)}: settings are for reward:, task: and agent:NAME; a file has its own")
 
     def check(note: Callable[[str], object]) -> None:
         if kind in _KINDS and name:
-            _check_plugin(kind, name, _settings(settings or []), note)
-        elif code_in(what) or what.endswith(".py"):
-            _check_plugin(find(host(), what).kind, what, _settings(settings or []), note)
+            _check_plugin(kind, name, _settings(settings or []), _columns(column or []), note)
+        elif plugin:
+            _check_plugin(find(host(), what).kind, what, _settings(settings or []), _columns(column or []), note)
         else:
             _check_file(Path(what), note)
 
@@ -325,28 +337,52 @@ def _settings(words: Sequence[str]) -> JsonObject:
     return settings
 
 
-def _check_plugin(kind: str, name: str, settings: Mapping[str, object], note: Callable[[str], object]) -> None:
-    from rlhf_env.envs.reward_tables import load_rewards
+def _columns(words: Sequence[str]) -> JsonObject:
+    """`["answer=42", "level:=3"]` as a file would have them: a text, and what is JSON."""
+    columns: dict[str, object] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        name = key.removesuffix(":")
+        if not name or not equals:
+            raise ConfigError(f"--column {word!r} is not of the form NAME=TEXT or NAME:=JSON")
+        if name in columns:
+            raise ConfigError(f"--column {word!r}: {name!r} is set twice")
+        try:
+            columns[name] = value if name == key else json.loads(value)
+        except ValueError as error:
+            raise ConfigError(f"--column {word!r}: what follows := is JSON, and {value!r} is not ({error})") from error
+    return columns
+
+
+def _check_plugin(
+    kind: str,
+    name: str,
+    settings: Mapping[str, object],
+    columns: Mapping[str, object],
+    note: Callable[[str], object],
+) -> None:
     from rlhf_env.envs.tasks import load_task
     from rlhf_env.envs.tokenizers import ByteTokenizer
     from rlhf_env.own_code import KEY, OwnCode, names_code
-    from rlhf_env.testing import check_agent, check_reward, check_task
+    from rlhf_env.testing import check_agent, check_task
+    from rlhf_env.testing.rewards import check_reward_table
 
     own = names_code(name)
     for key in ("plugin" if kind == "reward" else "name", KEY):
         if key in settings:
             raise ConfigError(f"{key}={settings[key]}: {kind}:{name} already names the {kind}")
     table = {KEY if own else "name": name, **settings}
+    if columns and kind != "reward":
+        raise ConfigError(f"--column {next(iter(columns))}: rewards read columns, and this is the {kind} {name}")
     if kind == "agent":
         for left_out in check_agent(table):
             note(f"not checked: {left_out}")
     elif kind == "task":
         check_task(load_task(table), ByteTokenizer())
     elif own:
-        label = OwnCode(name).label
-        check_reward(load_rewards({label: table}, load_task("count")).parts[label])
+        check_reward_table(OwnCode(name).label, table, columns)
     else:
-        check_reward(load_rewards({name: settings}, load_task("count")).parts[name])
+        check_reward_table(name, settings, columns)
 
 
 def _check_file(file: Path, note: Callable[[str], object]) -> None:
