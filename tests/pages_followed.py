@@ -6,10 +6,11 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-from faults.processes import Running, started
+from faults.processes import FORKING, Running, started
+
+from rlhf_env.lab import processes
 
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -34,5 +35,9 @@ def command(line: str, folder: Path) -> Running:
     if program == "python":
         return python((folder / words[0]).read_text(encoding="utf-8"), folder)
     assert program == "rlhf-env", line
-    enter: Callable[[], object] = lambda: os.chdir(folder)  # noqa: E731 - called in the forked process
+
+    def enter() -> None:
+        os.chdir(folder)
+        processes.multiprocessing = FORKING  # type: ignore[assignment]
+
     return started(*words, before=enter)

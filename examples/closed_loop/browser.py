@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,13 @@ class Tab:
             "--remote-debugging-pipe",
             f"--user-data-dir={profile}",
         ]
+        # What it leaves in its temporary folder goes with that one; a short name, as that of a socket has to be.
+        self._scratch = tempfile.mkdtemp(prefix="chromium-")
         self._process = subprocess.Popen(
             [sys.executable, "-c", LAUNCH, str(to_read), str(to_write), str(CHROMIUM), *options],
             pass_fds=(to_read, to_write),
             stderr=subprocess.DEVNULL,
+            env={**os.environ, "TMPDIR": self._scratch},
             start_new_session=True,
         )
         os.close(to_read)
@@ -69,6 +73,7 @@ class Tab:
         self._process.wait()
         os.close(self._read)
         os.close(self._write)
+        shutil.rmtree(self._scratch, ignore_errors=True)
 
     def call(self, method: str, **parameters: Any) -> Any:
         self._number += 1

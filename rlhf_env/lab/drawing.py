@@ -26,6 +26,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 INK, MUTED, LINE, PAPER = "#1d2430", "#5f6875", "#dfe3e8", "#fefefe"
 _PAGE_COLOURS = {INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)", PAPER: "var(--panel)"}
 
+_WHITE = "#ffffff"  # of the ground alone, which a page has of its own
+
 _STYLE: JsonObject = {
     "font.size": 11,
     "svg.fonttype": "none",  # text stays text: selectable, and in the reader's own font
@@ -163,10 +165,13 @@ def as_svg(picture: Picture) -> str:
     return _rendered(picture, "svg").decode()
 
 
-def as_inline_svg(picture: Picture) -> str:
-    """An `<svg>` element for the page: no ids that another figure has too, the page's colours, no fixed size."""
-    svg = _rendered(picture, "svg", inline=True).decode()
-    svg = svg[svg.index("<svg") :]
+def as_inline_svg(picture: Picture, drawn: str | None = None) -> str:
+    """An `<svg>` element for the page: no ids that another figure has too, the page's colours, no fixed size.
+
+    `drawn`: what `as_svg` gives, where it is there already.
+    """
+    svg = drawn or as_svg(picture)
+    svg = svg[svg.index("<svg") :].replace(f"fill: {_WHITE}", "fill: none", 1)  # the ground comes first
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
     opening, rest = svg.split(">", 1)
     opening = re.sub(r'\s(?:width|height|version)="[^"]*"', "", opening)
@@ -181,10 +186,10 @@ def as_png(picture: Picture, dpi: int = 200) -> bytes:
     return _rendered(picture, "png", dpi=dpi)
 
 
-def _rendered(picture: Picture, kind: str, *, dpi: int = 72, inline: bool = False) -> bytes:
+def _rendered(picture: Picture, kind: str, *, dpi: int = 72) -> bytes:
     with _drawing(salt=picture.name) as new_figure:
         size = (picture.width / 72, picture.height / 72)
-        figure = new_figure(figsize=size, facecolor="none" if inline else "white")
+        figure = new_figure(figsize=size, facecolor=_WHITE)
         picture.paint(figure)
         buffer = io.BytesIO()
         # Without a date and a version in the file, the same results give the same bytes.

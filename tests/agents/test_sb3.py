@@ -11,6 +11,7 @@ import pytest
 import torch
 from rlhf_agents.sb3 import LanguageModelPolicy, TextVecEnv
 from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecMonitor
 
@@ -22,6 +23,7 @@ from rlhf_env.types import Bool, Episode, Int, Prompt, ResetOptions
 
 torch.set_num_threads(1)
 
+SILENT = Logger(folder=None, output_formats=[])
 ECHO: dict[str, Any] = {
     "task": {"name": "echo", "length": 2},
     "tokenizer": "alphabet:ab=",
@@ -214,6 +216,7 @@ def test_a_policy_and_a_run_are_saved_and_loaded_as_theirs_are(tmp_path: Path) -
     run = PPO(
         LanguageModelPolicy, env, n_steps=4, batch_size=8, policy_kwargs={"language_model": model()}, device="cpu"
     )
+    run.set_logger(SILENT)
     run.learn(8)
     observation = env.reset()
     tensors, _ = run.policy.obs_to_tensor(observation)
@@ -244,6 +247,7 @@ def test_ppo_learns() -> None:
         policy_kwargs={"language_model": writer},
     )
     before = mean_return(env, learner)
+    learner.set_logger(SILENT)
     learner.learn(10_240)
     assert before < 0.5 * BEST
     assert mean_return(env, learner) >= 0.9 * BEST
@@ -268,6 +272,7 @@ def test_a2c_learns() -> None:
         policy_kwargs={"language_model": model()},
     )
     before = mean_return(env, learner)
+    learner.set_logger(SILENT)
     learner.learn(20_480)
     assert before < 0.5 * BEST
     assert mean_return(env, learner) >= 0.9 * BEST
@@ -302,6 +307,7 @@ def test_maskable_ppo_learns_and_writes_no_forbidden_token() -> None:
         policy_kwargs={"language_model": model(7)},
     )
     before = mean_return(env, learner, masked=True)
+    learner.set_logger(SILENT)
     learner.learn(6_144)
     assert before < 0.6 * ThreeDifferent.best
     assert mean_return(env, learner, masked=True) >= 0.9 * ThreeDifferent.best

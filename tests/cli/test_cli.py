@@ -17,6 +17,9 @@ import pytest
 from rich.panel import Panel
 from typer.main import get_command
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from faults.processes import FORKING
+
 import rlhf_env
 from rlhf_env import plugins
 from rlhf_env.cli import main as cli
@@ -222,6 +225,13 @@ seeds = 1
 """
 
 
+@pytest.fixture
+def forking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That workers begin as processes of their own is tested in tests/lab/benchmark."""
+    monkeypatch.setattr("rlhf_env.lab.processes.multiprocessing", FORKING)
+
+
+@pytest.mark.usefixtures("forking")
 def test_bench_makes_a_report_and_report_makes_it_again(run: Run, toy: Path) -> None:
     pytest.importorskip("matplotlib")
     experiment = re.sub(r"^\[(?!experiment)(.*)\]", r"[experiment.\1]", EXPERIMENT, flags=re.MULTILINE)
@@ -240,6 +250,7 @@ def test_bench_makes_a_report_and_report_makes_it_again(run: Run, toy: Path) -> 
     assert ran.out.endswith(again.out), "the same table, under a progress bar"
 
 
+@pytest.mark.usefixtures("forking")
 def test_a_benchmark_of_failures_does_not_end_as_if_it_had_passed(run: Run, toy: Path) -> None:
     pytest.importorskip("matplotlib")
     experiment = re.sub(r"^\[(?!experiment)(.*)\]", r"[experiment.\1]", EXPERIMENT, flags=re.MULTILINE)

@@ -16,7 +16,11 @@ from pathlib import Path
 import gymnasium
 import pytest
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from faults.processes import FORKING, script, started, warm_up
+
 import rlhf_env
+from rlhf_env.lab import processes
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPTS = {path.name: path.read_text(encoding="utf-8") for path in sorted(EXAMPLES.glob("*.py"))}
@@ -24,29 +28,45 @@ SCRIPTS = {path.name: path.read_text(encoding="utf-8") for path in sorted(EXAMPL
 Run = Callable[..., str]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _imports_are_done() -> None:
+    """Most processes below are forked from this one."""
+    warm_up()
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """Run a command in an empty folder; what it printed."""
+    """Run a script or `rlhf-env` in an empty folder: what it printed. `fresh`: by an interpreter of its own."""
 
-    def run(*command: object) -> str:
+    def run(*command: object, fresh: bool = False) -> str:
         settings = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8", "COLUMNS": "110"}
-        finished = subprocess.run(
-            [str(part) for part in command],
-            check=False,
-            capture_output=True,
-            encoding="utf-8",
-            env=os.environ | settings,
-            cwd=tmp_path,
-            timeout=900,
+        first, *arguments = (str(part) for part in command)
+        if fresh:
+            finished = subprocess.run(
+                [sys.executable, first, *arguments],
+                check=False,
+                capture_output=True,
+                encoding="utf-8",
+                env=os.environ | settings,
+                cwd=tmp_path,
+                timeout=900,
+            )
+            assert finished.returncode == 0, finished.stderr
+            return finished.stdout
+
+        def enter() -> None:
+            os.environ.update(settings)
+            os.chdir(tmp_path)
+            processes.multiprocessing = FORKING  # type: ignore[assignment]
+
+        forked = (
+            started(*arguments, before=enter) if first == "rlhf-env" else script(Path(first), *arguments, before=enter)
         )
-        assert finished.returncode == 0, finished.stderr
-        return finished.stdout
+        ended = forked.wait(900)
+        assert ended.status == 0, ended.stderr
+        return ended.stdout
 
     return run
-
-
-def _example(name: str) -> tuple[str, Path]:
-    return sys.executable, EXAMPLES / name
 
 
 def _rewards(output: str) -> list[float]:
@@ -87,7 +107,7 @@ def test_each_imports_what_anybody_may(name: str) -> None:
 
 def test_hello(run: Run, tmp_path: Path) -> None:
     assert len(SCRIPTS["hello.py"].splitlines()) < 25
-    output = run(*_example("hello.py"))
+    output = run(EXAMPLES / "hello.py", fresh=True)
     assert "The prompt is 'a:'" in output
     (written,) = re.findall(r"^a: -> (.*)  \[stop\]  reward (\S+) = \+1\*task\((\S+)\)$", output, re.MULTILINE)
     text, total, part = written
@@ -98,7 +118,7 @@ def test_hello(run: Run, tmp_path: Path) -> None:
 
 
 def test_custom_reward(run: Run) -> None:
-    output = run(*_example("custom_reward.py"))
+    output = run(EXAMPLES / "custom_reward.py")
     assert "reward 0.667 = +1*laughter(0.667) +1*exclaims(0.000)" in output
     rewards = _rewards(output)
     assert rewards[-1] > rewards[0] + 1.0
@@ -113,12 +133,12 @@ def test_loop_by_hand(run: Run) -> None:
         alias.name for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom) for alias in node.names
     }
     assert imported == {"Rollout", "TextVectorEnv", "finished", "tiny_language_model"}, "by hand"
-    rewards = _rewards(run(*_example("loop_by_hand.py")))
+    rewards = _rewards(run(EXAMPLES / "loop_by_hand.py"))
     assert rewards[0] < 0.3 and rewards[-1] > 0.6  # how far depends on the random weights that transformers draws
 
 
 def test_swap_agents(run: Run) -> None:
-    output = run(*_example("swap_agents.py"))
+    output = run(EXAMPLES / "swap_agents.py")
     table = {line.split()[0]: line.split() for line in output.splitlines()[1:9]}
     assert list(table) == ["ppo", "reinforce", "rloo", "grpo", "dpo", "best_of_n", "reference", "random"]
     objective = {agent: float(cells[1]) for agent, cells in table.items()}
@@ -131,14 +151,13 @@ def test_swap_agents(run: Run) -> None:
 
 def test_stable_baselines3(run: Run) -> None:
     assert len(SCRIPTS["sb3_ppo.py"].splitlines()) < 40
-    output = run(*_example("sb3_ppo.py"))
+    output = run(EXAMPLES / "sb3_ppo.py")
     returns = [float(number) for number in re.findall(r"^after +\d+ steps +return (\S+)", output, re.MULTILINE)]
     assert returns[0] < 0.5 and returns[-1] >= 0.9, "of a best return of 1"
 
 
 def test_agent_curves(run: Run, tmp_path: Path) -> None:
-    command, file = Path(sys.executable).with_name("rlhf-env"), EXAMPLES / "agent_curves.toml"
-    output = run(command, "bench", file, "--only", "words/random/0", "--out", "curves")
+    output = run("rlhf-env", "bench", EXAMPLES / "agent_curves.toml", "--only", "words/random/0", "--out", "curves")
     assert "words" in output
     result = json.loads((tmp_path / "curves/results/words--random--seed-0.json").read_text(encoding="utf-8"))
     assert result["evaluation"]["proxy"] < 0.3
@@ -146,7 +165,7 @@ def test_agent_curves(run: Run, tmp_path: Path) -> None:
 
 def test_benchmark(run: Run, tmp_path: Path) -> None:
     grid = tomllib.loads((EXAMPLES / "quick_benchmark.toml").read_text(encoding="utf-8"))
-    output = run(*_example("benchmark.py"), "results here")
+    output = run(EXAMPLES / "benchmark.py", "results here", fresh=True)
     folder = tmp_path / "results here"
     assert len(list((folder / "results").glob("*.json"))) == len(grid["agents"]) * grid["seeds"] == 6
     for agent in grid["agents"]:
@@ -158,7 +177,7 @@ def test_benchmark(run: Run, tmp_path: Path) -> None:
 
 def test_the_experiment_file(run: Run, tmp_path: Path) -> None:
     assert tomllib.loads((EXAMPLES / "experiment.toml").read_text(encoding="utf-8"))["agent"]["name"] == "grpo"
-    output = run(Path(sys.executable).with_name("rlhf-env"), "train", EXAMPLES / "experiment.toml")
+    output = run("rlhf-env", "train", EXAMPLES / "experiment.toml")
     found = {name: float(value) for name, value in re.findall(r"^  (\S+) +(-?[\d.]+)(?:  |$)", output, re.MULTILINE)}
     assert found["objective"] > 0.3 and found["kl"] > 1.0
     folder = tmp_path / "runs" / "toy-grpo-seed0"
@@ -167,11 +186,11 @@ def test_the_experiment_file(run: Run, tmp_path: Path) -> None:
 
 def test_a_reward_of_ones_own_is_a_function_in_a_file(run: Run, tmp_path: Path) -> None:
     """From any folder, by command: nothing is installed and no script registers it."""
-    folder, command = EXAMPLES / "polite", Path(sys.executable).with_name("rlhf-env")
-    assert run(command, "check", f"{folder / 'polite.py'}:polite").strip() == "ok"
-    assert "wanted: " in run(command, "plugins", f"{folder / 'polite.py'}:polite")
+    folder = EXAMPLES / "polite"
+    assert run("rlhf-env", "check", f"{folder / 'polite.py'}:polite").strip() == "ok"
+    assert "wanted: " in run("rlhf-env", "plugins", f"{folder / 'polite.py'}:polite")
     shutil.copytree(folder, tmp_path / "copy")  # the README's own way of beginning
-    output = run(command, "train", tmp_path / "copy" / "polite.toml")
+    output = run("rlhf-env", "train", tmp_path / "copy" / "polite.toml")
     found = {name: float(value) for name, value in re.findall(r"^  (\S+) +(-?[\d.]+)(?:  |$)", output, re.MULTILINE)}
     assert found["part/polite"] > 0.8
     rows = (tmp_path / "runs" / "polite-grpo-seed0" / "metrics.jsonl").read_text().splitlines()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import multiprocessing
 import os
+import runpy
 import signal
 import sys
 import tempfile
@@ -13,6 +15,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -78,16 +81,22 @@ class Running:
     def wait(self, patience: float = 120.0) -> Ended:
         """How it ended. What is not over after `patience` seconds is killed, and an AssertionError."""
         deadline = time.monotonic() + patience
-        while (ended := os.waitpid(self.pid, os.WNOHANG))[0] == 0:
-            if time.monotonic() > deadline:
-                self.kill()
-                os.waitpid(self.pid, 0)
-                raise AssertionError(f"still running after {patience:.0f} s: {self._err.read_text()}")
-            time.sleep(0.002)
-        status = os.waitstatus_to_exitcode(ended[1])
-        said = [file.read_text(errors="replace") if file.exists() else "" for file in (self._out, self._err)]
-        self._place.cleanup()
+        with self._place:
+            while (ended := os.waitpid(self.pid, os.WNOHANG))[0] == 0:
+                if time.monotonic() > deadline:
+                    self.kill()
+                    os.waitpid(self.pid, 0)
+                    raise AssertionError(f"still running after {patience:.0f} s: {self._err.read_text()}")
+                time.sleep(0.002)
+            status = os.waitstatus_to_exitcode(ended[1])
+            said = [file.read_text(errors="replace") if file.exists() else "" for file in (self._out, self._err)]
         return Ended(status, *said)
+
+
+FORKING = SimpleNamespace(
+    get_context=lambda _how: multiprocessing.get_context("fork"), parent_process=multiprocessing.parent_process
+)
+"""In the place of `rlhf_env.lab.processes.multiprocessing`: workers of a grid that begin as forks, in an instant."""
 
 
 def _forget_the_launch() -> None:
@@ -104,6 +113,20 @@ def started(*arguments: str, before: Callable[[], object] | None = None) -> Runn
             before()
         sys.argv = ["rlhf-env", *arguments]
         cli.main()
+
+    return Running(work)
+
+
+def script(file: Path, *arguments: str, before: Callable[[], object] | None = None) -> Running:
+    """`python FILE ARGUMENTS`, begun; its process draws what a fresh one would, whatever this one has drawn."""
+
+    def work() -> None:
+        if before is not None:
+            before()
+        torch.manual_seed(torch.Generator().initial_seed())
+        sys.argv = [str(file), *arguments]
+        sys.path.insert(0, str(file.parent))
+        runpy.run_path(str(file), run_name="__main__")
 
     return Running(work)
 

@@ -37,6 +37,8 @@ def test_a_line_gives_its_median_its_mark_and_its_distance_and_the_last_of_a_nam
     assert last(prints, "TRL DPO, S, 8 pairs of 32 + 64, cached") == Found("2.92", "", "")
     assert last(prints, "TRL DPO, S, 8 pairs of 32 + 64, live") == Found("2.33", "", "0.25")
     assert last(prints, "generate S: 3") is None  # not a shorter number
+    exact = {"writing, now": Found("1.02", "", ""), "writing, now, without it": Found("0.78", "", "")}
+    assert last(exact, "writing, now") == exact["writing, now"]  # and not what has a longer name
     assert last(prints, "generate M: 32 prompts") is None
 
 

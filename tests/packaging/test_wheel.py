@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from importlib.metadata import distribution
 from pathlib import Path
@@ -27,6 +28,21 @@ def test_three_packages_and_nothing_else_at_the_top() -> None:
     assert top - information == set(PACKAGES) and len(information) == 1
     ours = [name for name in FILES if "/templates/" not in name]  # of `rlhf-env new`, which hold tests for others
     assert not [name for name in ours if "tests/" in name], "tests stay in the source distribution"
+
+
+def test_its_files_are_those_of_the_sources_to_the_byte() -> None:
+    """So whatever a test says of a module or a page holds of the wheel too; what is left to try is the installation."""
+    found = {name: Path(str(distribution("rlhf-env").locate_file(name))) for name in FILES}
+    sources = Path(os.environ["RLHF_ENV_SOURCES"])
+    for home, package in zip((".", "agents", "reward_plugins"), PACKAGES, strict=True):
+        there = {
+            file.relative_to(sources / home).as_posix(): file.read_bytes()
+            for file in (sources / home / package).rglob("*")
+            if file.is_file() and "__pycache__" not in file.parts
+        }
+        ours = {name for name in FILES if name.startswith(f"{package}/") and "__pycache__" not in name}
+        assert len(there) > 10 and ours ^ there.keys() == set()
+        assert [name for name, content in there.items() if found[name].read_bytes() != content] == []
 
 
 def test_every_file_that_is_no_module_came_along() -> None:

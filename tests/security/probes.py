@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,22 +16,31 @@ import rlhf_env
 from rlhf_env.cli import main as cli
 
 PACKAGES = [Path(str(package.__file__)).parent for package in (rlhf_env, rlhf_agents, rlhf_rewards)]
-SOURCES = {file: ast.parse(file.read_bytes()) for package in PACKAGES for file in package.rglob("*.py")}
 
-NODES = [(file, node) for file, tree in SOURCES.items() for node in ast.walk(tree)]
+
+# Read when a test asks, not when the tests are collected: every process that collects would read and keep them all.
+@functools.cache
+def sources() -> dict[Path, ast.Module]:
+    """Every file of the three packages, read."""
+    return {file: ast.parse(file.read_bytes()) for package in PACKAGES for file in package.rglob("*.py")}
+
+
+def nodes() -> Iterator[tuple[Path, ast.AST]]:
+    """(file, node) of the three packages."""
+    return ((file, node) for file, tree in sources().items() for node in ast.walk(tree))
 
 
 @functools.cache
 def calls() -> list[tuple[Path, ast.Call, str]]:
     """(file, call, what is called, as it stands there) of the three packages."""
-    return [(file, node, ast.unparse(node.func)) for file, node in NODES if isinstance(node, ast.Call)]
+    return [(file, node, ast.unparse(node.func)) for file, node in nodes() if isinstance(node, ast.Call)]
 
 
 @functools.cache
 def imports() -> list[tuple[str, str]]:
     """(file, module) of the three packages."""
-    found = [(file.name, node.module or "") for file, node in NODES if isinstance(node, ast.ImportFrom)]
-    return found + [(file.name, it.name) for file, node in NODES if isinstance(node, ast.Import) for it in node.names]
+    found = [(file.name, node.module or "") for file, node in nodes() if isinstance(node, ast.ImportFrom)]
+    return found + [(file.name, it.name) for file, node in nodes() if isinstance(node, ast.Import) for it in node.names]
 
 
 def exit_of(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:

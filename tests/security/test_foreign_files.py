@@ -24,7 +24,7 @@ from rlhf_env.learning import checkpoints
 from rlhf_env.policies.language_model import LanguageModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from security.probes import NODES, calls, exit_of, imports
+from security.probes import calls, exit_of, imports, nodes
 
 
 class Payload:
@@ -147,7 +147,7 @@ def test_every_door_to_transformers_is_shut_to_code_and_pickles() -> None:
         assert "Model" not in name or said.get("use_safetensors") == "True", (file, name)
     named = [
         file.name
-        for file, node in NODES
+        for file, node in nodes()
         if isinstance(node, ast.keyword) and node.arg == "trust_remote_code" and ast.unparse(node.value) != "False"
     ]
     assert not named

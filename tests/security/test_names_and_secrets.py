@@ -33,7 +33,7 @@ from rlhf_env.learning.run_folder import RunFolder
 from rlhf_env.shown_text import for_terminal, without_secrets
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from security.probes import SOURCES, calls, exit_of, imports
+from security.probes import calls, exit_of, imports, sources
 
 # ---------------------------------------------------------------- S9, S19: what is shown and kept
 
@@ -151,7 +151,7 @@ def test_statements_are_made_of_our_own_constants() -> None:
     """S14: nothing that is put into a statement comes from outside; values go by parameters."""
     uses = {file for file, name in imports() if name == "sqlite3"}
     assert uses == {"answer_cache.py", "database.py", "integrity.py", "rescue.py", "store.py"}
-    modules = {file.name: tree for file, tree in SOURCES.items() if file.name in uses}
+    modules = {file.name: tree for file, tree in sources().items() if file.name in uses}
     composed = _outside_sql(modules.pop("rescue.py"))
     assert [outside for module in modules.values() for outside in _outside_sql(module)] == []
     # The rescue goes through all tables: the names that it puts in are those of our own schema, the rest are numbers.
@@ -263,7 +263,7 @@ def test_who_speaks_to_a_network() -> None:
     # Children, and who was started as a process of the run.
     own = {"isolation.py", "isolated_process.py", "ahead_writer.py", "lifeline.py"}
     assert found <= {"web_calls.py", "server.py", "tokenizers.py", "loading.py", "hub.py", "cluster_address.py"} | own
-    page = next(file for file in SOURCES if file.name == "server.py")
+    page = next(file for file in sources() if file.name == "server.py")
     assert not re.search(r"urllib\.request|http\.client|create_connection|\.connect\(\(", page.read_text())
 
 

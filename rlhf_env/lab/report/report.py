@@ -29,6 +29,8 @@ from rlhf_env.whole_files import write_whole
 # Prompts shown at once on the page; the rest unfolds.
 _OPEN_PROMPTS = 6
 
+Drawn = tuple[Picture, str]  # and its SVG
+
 
 def write_report(folder: str | Path) -> Path:
     """Make `report.html`, `table.md`, `table.tex` and `figures/` of the benchmark in `folder`; the page's path.
@@ -39,13 +41,13 @@ def write_report(folder: str | Path) -> Path:
     results = read_results(folder)
     conclusions = conclude(results)
     tables, tasks = sheets(results, conclusions), len(results.tasks) > 1
-    pictures = figures.pictures(results, conclusions)
-    html = _page(results, conclusions, tables, pictures)
-    drawn = results.folder / "figures"
-    drawn.mkdir(exist_ok=True)
-    for picture in pictures:
-        write_whole(drawn / f"{picture.name}.svg", as_svg(picture))
-        write_whole(drawn / f"{picture.name}.png", as_png(picture))
+    drawn = [(picture, as_svg(picture)) for picture in figures.pictures(results, conclusions)]
+    html = _page(results, conclusions, tables, drawn)
+    place = results.folder / "figures"
+    place.mkdir(exist_ok=True)
+    for picture, svg in drawn:
+        write_whole(place / f"{picture.name}.svg", svg)
+        write_whole(place / f"{picture.name}.png", as_png(picture))
     write_whole(results.folder / "statistics.json", json.dumps(asdict(results.comparing), indent=1) + "\n")
     write_whole(results.folder / "table.md", markdown_tables(tables, tasks))
     write_whole(results.folder / "table.tex", latex_tables(tables, tasks))
@@ -53,7 +55,7 @@ def write_report(folder: str | Path) -> Path:
     return results.folder / "report.html"
 
 
-def _page(results: Results, conclusions: Conclusions, tables: Sequence[Sheet], pictures: Sequence[Picture]) -> str:
+def _page(results: Results, conclusions: Conclusions, tables: Sequence[Sheet], drawn: Sequence[Drawn]) -> str:
     template = page.environment().get_template("report.html.jinja")
     return template.render(
         results=results,
@@ -71,7 +73,7 @@ def _page(results: Results, conclusions: Conclusions, tables: Sequence[Sheet], p
         claim=claim(results),
         asked=asked_words(results),
         styles=figures.agent_styles(results.agents),
-        sections=_figures_by_section(results, pictures),
+        sections=_figures_by_section(results, drawn),
         chart_rows=figures.chart_rows(),
         legend=legend(results),
         changes={task: before_and_after(results, task) for task in results.tasks},
@@ -82,11 +84,11 @@ def _page(results: Results, conclusions: Conclusions, tables: Sequence[Sheet], p
     )
 
 
-def _figures_by_section(results: Results, pictures: Sequence[Picture]) -> Mapping[str, list[tuple[str, list[str]]]]:
+def _figures_by_section(results: Results, drawn: Sequence[Drawn]) -> Mapping[str, list[tuple[str, list[str]]]]:
     """By section, each task with its figures as SVG, which enters the page as it is: matplotlib escapes names."""
     by_place: dict[tuple[str, str], list[str]] = {}
-    for picture in pictures:
-        by_place.setdefault((picture.section, picture.task), []).append(as_inline_svg(picture))
+    for picture, svg in drawn:
+        by_place.setdefault((picture.section, picture.task), []).append(as_inline_svg(picture, svg))
     return {
         section: [(task, by_place[section, task]) for task in ("", *results.tasks) if (section, task) in by_place]
         for section in (chart.name for chart in figures.CHARTS)

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
 
+from rlhf_env.lab import drawing
 from rlhf_env.lab.benchmark import comparison
-from rlhf_env.lab.report import figures
+from rlhf_env.lab.report import figures, report
 
 
 @pytest.fixture(autouse=True)
 def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
     """PNG files of few pixels, to be quick."""
-    monkeypatch.setattr(figures, "as_png", partial(figures.as_png, dpi=20))
+    for module in (figures, report):
+        monkeypatch.setattr(module, "as_png", partial(drawing.as_png, dpi=20))
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report without its figures, for tests of what else stands in it: most of its time is drawing."""
+    empty = tuple(replace(chart, draw=lambda _subject: iter(())) for chart in figures.CHARTS)
+    monkeypatch.setattr(figures, "CHARTS", empty)
 
 
 @pytest.fixture

@@ -70,6 +70,7 @@ def test_names_at_line_ends_keep_their_distance_and_stay_inside() -> None:
     assert drawing.spaced([90.0, 95.0, 99.0], gap=14, top=100) == [72.0, 86.0, 100.0]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_before_and_after_are_the_replies_worth_showing(tmp_path: Path) -> None:
     """Five prompts: the best, the middle, the worst; one gold moved most on, one said otherwise in every word."""
 
@@ -261,6 +262,7 @@ def test_payloads_show_as_text(tmp_path: Path) -> None:
     assert "<" not in markdown_table(read_results(folder))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_unseen_characters_are_shown_on_the_page_and_gone_in_the_terminal(tmp_path: Path) -> None:
     nasty = "a\x1b[2J\x1b]0;owned\x07b\u202ec\u200bd\ud800e\x9b31mf\x00g\r\nh"
     cells = [cell("ppo"), cell("reference")]

@@ -56,6 +56,7 @@ def test_rows_are_by_task_and_agent_with_the_controls_last(tmp_path: Path) -> No
     assert [row.control for row in rows[:6]] == [False] * 4 + [True] * 2
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_every_form_of_the_table_holds_the_same_numbers(tmp_path: Path) -> None:
     folder = write(tmp_path / "demo", grid())
     results = read_results(folder)
@@ -116,6 +117,7 @@ def test_few_seeds_claim_nothing(tmp_path: Path, seeds: int, said: str) -> None:
     assert said in markdown_table(results)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_failed_run_is_counted_and_scored_at_the_floor(tmp_path: Path) -> None:
     cells = grid(["ppo", "reference"])
     cells[1].update(
@@ -136,6 +138,7 @@ def test_a_failed_run_is_counted_and_scored_at_the_floor(tmp_path: Path) -> None
     assert "ppo (1 of 3 failed)" in markdown_table(results)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_agent_whose_every_run_failed_still_has_its_row(tmp_path: Path) -> None:
     failed = [cell("dpo", s, status="failed", evaluation=None, spending=None, samples=[], curve=[]) for s in range(2)]
     folder = write(tmp_path / "demo", grid(["ppo"], 2) + failed)
@@ -143,6 +146,7 @@ def test_an_agent_whose_every_run_failed_still_has_its_row(tmp_path: Path) -> No
     assert "(no reply)" in texts_of(write_report(folder).read_text(encoding="utf-8"))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_replies_have_a_table_of_their_own_where_they_were_measured(tmp_path: Path) -> None:
     plain = read_results(write(tmp_path / "plain", grid(["ppo", "reference"], 2)))
     assert "Off form" not in markdown_table(plain)
@@ -175,7 +179,7 @@ def test_comparisons_come_out_the_same_every_time_from_the_seed_in_the_folder(tm
     assert json.loads((first / "statistics.json").read_text(encoding="utf-8")) == {"seed": 1, "rival": "dpo"}
 
 
-@pytest.mark.usefixtures("rough")
+@pytest.mark.usefixtures("rough", "undrawn")
 def test_comparisons_stand_in_every_form_of_the_table(tmp_path: Path) -> None:
     """Offsets of a seed are common to all agents: a difference is the same for every seed, and has no interval."""
     folder = two_tasks(tmp_path / "demo")
