@@ -90,7 +90,9 @@ def by_task(known: dict[str, Any]) -> str:
     lines = [f"| Agent | {' | '.join(headings)} |", "|---|" + "---:|" * len(headings)]
     for row in conclusions.overview.agents:
         found = [column[row.agent] for column in columns]
-        cells = [f"{it.value:.2f} ({it.low:.2f} to {it.high:.2f})" for it in found]
+        # Equal scores have no interval.
+        ranges = ["" if it.low is None else f" ({it.low:.2f} to {it.high:.2f})" for it in found]
+        cells = [f"{it.value:.2f}{ends}" for it, ends in zip(found, ranges, strict=True)]
         lines.append(f"| {row.agent} | {' | '.join(map(typeset, cells))} |")
     return "\n".join(lines)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import runpy
@@ -67,8 +68,6 @@ def _rows(text: str) -> list[dict[str, str]]:
     """The rows of the first table that begins with agents and has a column Proxy."""
     lines = text.splitlines()
     start = next(at for at, line in enumerate(lines) if re.match(r"\| Agent \|.* Proxy \|", line))
-    heads, _, *rows = (
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in lines[start : next(at for at in range(start, len(lines)) if not lines[at].startswith("|"))]
-    )
+    table = itertools.takewhile(lambda line: line.startswith("|"), lines[start:])
+    heads, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table)
     return [dict(zip(heads, row, strict=True)) for row in rows]
